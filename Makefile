@@ -1,0 +1,68 @@
+# `make help` lists the targets. The first `make run` or `make test` builds .venv; later ones start in seconds.
+
+PYTHON ?= python3
+VENV ?= .venv
+# More arguments for pip, such as an index that has the CPU build of torch.
+PIP_ARGS ?=
+# More arguments for `warmlane up`, and for pytest.
+UP_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+RUN_READY := $(VENV)/.ready-run
+TEST_READY := $(VENV)/.ready-test
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint clean
+
+help: ## List the targets and the variables
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=python3.12      the Python that .venv is built with (3.11 or later)"
+	@echo "  PIP_ARGS='...'         more arguments for pip, when .venv is built"
+	@echo "  UP_ARGS='--port 8080'  more arguments for warmlane up"
+	@echo "  PYTEST_ARGS='-k demo'  more arguments for pytest"
+
+run: $(RUN_READY) ## Start Warmlane on this machine (warmlane up)
+	@exec $(BIN)/warmlane up $(UP_ARGS)
+
+test: lint ## Run the linters, the type checker and every test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(TEST_READY) ## Run ruff, mypy and import-linter only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean: ## Remove .venv and every cache; .warmlane with its videos stays
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What the tests need includes what `make run` needs, so one who tests first does not wait again.
+$(TEST_READY): pyproject.toml constraints.txt
+	$(call build_venv)
+	@echo "Installing Warmlane and its test tools into $(VENV); the first time, torch makes this a matter of minutes."
+	$(PIP_INSTALL) -e '.[worker,server,dev]'
+	@touch $(RUN_READY) $@
+
+$(RUN_READY): pyproject.toml constraints.txt
+	$(call build_venv)
+	@echo "Installing Warmlane into $(VENV); the first time, torch makes this a matter of minutes."
+	$(PIP_INSTALL) -e '.[worker,server]'
+	@touch $@
+
+# Stops with the hint that mends it, before anything is downloaded. A .venv whose Python is gone is built anew.
+define build_venv
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "There is no $(PYTHON). Install Python 3.11 or later (Debian, Ubuntu: apt install python3 python3-venv)," \
+			"or name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$$($(PYTHON) --version) is too old: Warmlane needs Python 3.11 or later." \
+			"Install one and name it: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		version=$$($(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_info[:2])'); \
+		echo "$$version lacks the venv module (Debian, Ubuntu: apt install $$version-venv), then try again." >&2; exit 1; }
+	@$(BIN)/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+endef

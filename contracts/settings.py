@@ -1,0 +1,399 @@
+"""`inference_settings.json`, parsed and checked once: the one source of every model, limit and fixed parameter.
+
+`parse_settings` refuses a file with a mistake and names the place (`$.models.anisora.…`); nothing starts with
+half-understood settings. `InferenceSettings.catalog(profile)` is what the processes use.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+SCHEMA: Final = 1
+MediaType = Literal["image/png", "image/jpeg", "image/webp"]  # those whose header `contracts.images` reads
+MODEL_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
+SEED_SPAN: Final = 2**32
+# What no settings file may go below.
+LOWEST: Final[Mapping[str, int]] = {"seed": 0, "cfg": 0, "steps": 1, "width": 1, "height": 1, "num_frames": 1, "fps": 1}
+
+
+class SettingsError(ValueError):
+    """The settings cannot be used. The text names the place of the mistake and what is expected there."""
+
+
+class _Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class TextField(_Strict, frozen=True):
+    """A text of *min_chars* to *max_chars* characters."""
+
+    min_chars: int
+    max_chars: int
+
+
+class NumberField(_Strict, frozen=True):
+    """A number: fixed, or with a default between two limits.
+
+    With *step*, a value v is valid when (v - offset) is a multiple of step, so 4k+1 is step 4, offset 1.
+    """
+
+    fixed: float | None = None
+    default: float | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    step: int | None = None
+    offset: int = 0
+
+    @property
+    def value_when_absent(self) -> float | None:
+        return self.default if self.fixed is None else self.fixed
+
+
+class IntegerField(_Strict, frozen=True):
+    """As `NumberField`, for whole numbers."""
+
+    fixed: int | None = None
+    default: int | None = None
+    minimum: int | None = None
+    maximum: int | None = None
+    step: int | None = None
+    offset: int = 0
+
+    @property
+    def value_when_absent(self) -> int | None:
+        return self.default if self.fixed is None else self.fixed
+
+
+class ImageField(_Strict, frozen=True):
+    """Whether a request may or must carry an image, and how large it may be."""
+
+    presence: Literal["required", "optional", "unsupported"]
+    max_bytes: int = 0
+    max_pixels: int = 0
+    media_types: tuple[MediaType, ...] = ("image/png", "image/jpeg", "image/webp")
+
+
+class GenerationFields(_Strict, frozen=True):
+    """The limits of a model that hold in every profile (FR-004..006 stand here)."""
+
+    prompt: TextField
+    negative_prompt: TextField
+    seed: IntegerField
+    steps: IntegerField
+    cfg: NumberField
+
+
+class GeometryFields(_Strict, frozen=True):
+    """The limits that depend on the size of the checkpoint."""
+
+    width: IntegerField
+    height: IntegerField
+    num_frames: IntegerField
+    fps: IntegerField
+
+
+class VideoGenerationConstraints(_Strict, frozen=True):
+    """Everything a request for one model is checked against (the spec's entity of this name)."""
+
+    prompt: TextField
+    negative_prompt: TextField
+    image: ImageField
+    width: IntegerField
+    height: IntegerField
+    num_frames: IntegerField
+    fps: IntegerField
+    seed: IntegerField
+    steps: IntegerField
+    cfg: NumberField
+
+
+class Timeouts(_Strict, frozen=True):
+    """How long a load, one step and a whole inference may take, in seconds."""
+
+    load_s: float
+    step_s: float
+    total_s: float
+
+
+class Scheduler(_Strict, frozen=True):
+    """The diffusers scheduler class of a checkpoint and its flow shift."""
+
+    kind: str
+    flow_shift: float
+
+
+class RandomWeights(_Strict, frozen=True):
+    """Recipe of a tiny random-weight pipeline: seed, and 1 or 2 transformers (Wan 2.2 has two experts)."""
+
+    seed: int
+    experts: Literal[1, 2] = 1
+
+
+class Checkpoint(_Strict, frozen=True):
+    """What the pipeline host loads: a diffusers folder below the models folder."""
+
+    pipeline: str
+    folder: str
+    dtype: Literal["float32", "bfloat16", "float16"]
+    scheduler: Scheduler
+    offload: Literal["none", "model", "group"] = "none"
+    expected_bytes: int = 0
+    boundary_ratio: float | None = None
+    random_weights: RandomWeights | None = None
+
+
+class ProfileSettings(_Strict, frozen=True):
+    """One size of a model: `tiny` for any machine, `production` for real cards."""
+
+    geometry: GeometryFields
+    image: ImageField
+    timeouts: Timeouts
+    checkpoint: Checkpoint
+
+
+class ModelSettings(_Strict, frozen=True):
+    """One entry of `models`. A third model is a third entry, not code."""
+
+    title: str
+    generation: GenerationFields
+    profiles: dict[str, ProfileSettings]
+    aliases: tuple[str, ...] = ()
+
+
+class Windows(_Strict, frozen=True):
+    """The protocol's times, in seconds (design §4, §6)."""
+
+    wait_limit_s: float
+    lease_s: float
+    lease_renew_s: float
+    heartbeat_s: float
+    health_timeout_s: float
+    reconnect_grace_s: float
+    drain_s: float
+
+
+class ModelEntry(Struct, frozen=True, kw_only=True):
+    """A model as the processes see it, in one profile."""
+
+    name: str
+    title: str
+    aliases: tuple[str, ...]
+    constraints: VideoGenerationConstraints
+    timeouts: Timeouts
+    checkpoint: Checkpoint
+
+
+class Catalog(Struct, frozen=True, kw_only=True):
+    """The settings of one profile."""
+
+    profile: str
+    windows: Windows
+    attempts: int
+    lane_queue_max_msgs: int
+    models: Mapping[str, ModelEntry]
+
+    def resolve(self, name: str) -> ModelEntry | None:
+        """The model called *name*, or one of whose aliases it is; None when there is none."""
+        if name in self.models:
+            return self.models[name]
+        return next((entry for entry in self.models.values() if name in entry.aliases), None)
+
+
+class InferenceSettings(_Strict, frozen=True):
+    """The whole file."""
+
+    schema: Literal[1]
+    windows: Windows
+    attempts: int
+    lane_queue_max_msgs: int
+    models: dict[str, ModelSettings]
+
+    def catalog(self, profile: str) -> Catalog:
+        """The settings of *profile*. Raises SettingsError when a model has no such profile."""
+        models = {}
+        for name, model in self.models.items():
+            chosen = model.profiles.get(profile)
+            if chosen is None:
+                known = ", ".join(sorted(model.profiles))
+                raise SettingsError(f"$.models.{name}.profiles: no profile {profile!r}; it has {known}")
+            models[name] = ModelEntry(
+                name=name,
+                title=model.title,
+                aliases=model.aliases,
+                constraints=VideoGenerationConstraints(
+                    prompt=model.generation.prompt,
+                    negative_prompt=model.generation.negative_prompt,
+                    image=chosen.image,
+                    width=chosen.geometry.width,
+                    height=chosen.geometry.height,
+                    num_frames=chosen.geometry.num_frames,
+                    fps=chosen.geometry.fps,
+                    seed=model.generation.seed,
+                    steps=model.generation.steps,
+                    cfg=model.generation.cfg,
+                ),
+                timeouts=chosen.timeouts,
+                checkpoint=chosen.checkpoint,
+            )
+        return Catalog(
+            profile=profile,
+            windows=self.windows,
+            attempts=self.attempts,
+            lane_queue_max_msgs=self.lane_queue_max_msgs,
+            models=models,
+        )
+
+
+def parse_settings(text: bytes) -> InferenceSettings:
+    """The settings in *text* (JSON). Raises SettingsError naming every mistake that was found, with its place."""
+    try:
+        settings = msgspec.json.decode(text, type=InferenceSettings)
+        json.loads(text, object_pairs_hook=_distinct)
+    except msgspec.ValidationError as error:
+        raise SettingsError(_located(error, text)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SettingsError(str(error)) from error
+    mistakes = list(_mistakes(settings))
+    if mistakes:
+        raise SettingsError("; ".join(mistakes))
+    return settings
+
+
+def load_settings(path: Path | None = None) -> InferenceSettings:
+    """The settings of the file at *path*, or the packaged ones. Raises SettingsError."""
+    if path is None:
+        return parse_settings(resources.files(__package__).joinpath("inference_settings.json").read_bytes())
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        return parse_settings(text)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # an entry that was copied and not renamed would silently replace the first one
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise SettingsError(f"{name!r} stands twice in one object")
+        found[name] = value
+    return found
+
+
+def _located(error: msgspec.ValidationError, text: bytes) -> str:
+    """msgspec writes `[...]` for the key of a table; each entry on its own tells which one it is."""
+    if "`$.models[...]" not in str(error):
+        return str(error)
+    try:
+        document = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # further on the text is not JSON at all
+        return str(error)
+    for name, model in document["models"].items():
+        wrong = _refusal(model, ModelSettings)
+        if wrong is None:
+            continue
+        if "`$.profiles[...]" in wrong:
+            for profile_name, profile in model["profiles"].items():
+                wrong_there = _refusal(profile, ProfileSettings)
+                if wrong_there is not None:
+                    return _within(f"$.models.{name}.profiles.{profile_name}", wrong_there)
+        return _within(f"$.models.{name}", wrong)
+    return str(error)
+
+
+def _refusal(value: Any, kind: type[Struct]) -> str | None:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        return str(error)
+    return None
+
+
+def _within(place: str, message: str) -> str:
+    return message.replace("`$", f"`{place}") if "`$" in message else f"{message} - at `{place}`"
+
+
+def _mistakes(settings: InferenceSettings) -> Iterator[str]:
+    if not settings.models:
+        yield "$.models: name at least one model"
+    if settings.attempts < 1:
+        yield "$.attempts: at least 1"
+    if settings.lane_queue_max_msgs < 1:
+        yield "$.lane_queue_max_msgs: at least 1"
+    for name, value_s in msgspec.structs.asdict(settings.windows).items():
+        if not 0 < value_s < float("inf"):
+            yield f"$.windows.{name}: more than 0 seconds"
+    if settings.windows.lease_renew_s * 2 > settings.windows.lease_s:
+        yield "$.windows.lease_renew_s: at most half of lease_s, so that one lost renewal costs nothing"
+    if settings.windows.heartbeat_s * 2 > settings.windows.health_timeout_s:
+        yield "$.windows.heartbeat_s: at most half of health_timeout_s"
+    taken: dict[str, str] = {name: name for name in settings.models}
+    for name, model in settings.models.items():
+        place = f"$.models.{name}"
+        if not MODEL_NAME.fullmatch(name):
+            yield f"{place}: a model's name is a to z, 0 to 9 and _, at most 32, and starts with a letter"
+        for alias in model.aliases:
+            if taken.setdefault(alias, name) != name:
+                yield f"{place}.aliases: {alias!r} is taken by {taken[alias]}"
+        if not model.profiles:
+            yield f"{place}.profiles: name at least one profile"
+        yield from _field_mistakes(f"{place}.generation", model.generation)
+        for profile_name, profile in model.profiles.items():
+            yield from _profile_mistakes(f"{place}.profiles.{profile_name}", profile)
+
+
+def _profile_mistakes(place: str, profile: ProfileSettings) -> Iterator[str]:
+    yield from _field_mistakes(f"{place}.geometry", profile.geometry)
+    if profile.image.presence != "unsupported" and min(profile.image.max_bytes, profile.image.max_pixels) < 1:
+        yield f"{place}.image: max_bytes and max_pixels are needed where an image is accepted"
+    for name, value_s in msgspec.structs.asdict(profile.timeouts).items():
+        if not 0 < value_s < float("inf"):
+            yield f"{place}.timeouts.{name}: more than 0 seconds"
+    folder = profile.checkpoint.folder
+    if folder != Path(folder).name or folder in {"", ".", ".."}:
+        yield f"{place}.checkpoint.folder: one folder name without a slash, got {folder!r}"
+
+
+def _field_mistakes(place: str, fields: GenerationFields | GeometryFields) -> Iterator[str]:
+    for name in fields.__struct_fields__:
+        field = getattr(fields, name)
+        if isinstance(field, TextField):
+            if not 0 <= field.min_chars <= field.max_chars:
+                yield f"{place}.{name}: 0 <= min_chars <= max_chars"
+        else:
+            yield from _number_mistakes(f"{place}.{name}", field, needs_default=name != "seed")
+            lowest, allowed = field.minimum if field.fixed is None else field.fixed, LOWEST[name]
+            if lowest is not None and lowest < allowed:
+                yield f"{place}.{name}: at least {allowed}, got {lowest}"
+            if name == "seed" and (field.maximum or 0) >= SEED_SPAN:
+                yield f"{place}.seed.maximum: below {SEED_SPAN}"
+
+
+def _number_mistakes(place: str, field: IntegerField | NumberField, *, needs_default: bool) -> Iterator[str]:
+    if field.fixed is not None:
+        if any(value is not None for value in (field.default, field.minimum, field.maximum, field.step)):
+            yield f"{place}: a fixed field has no default, limits or step"
+        return
+    if field.minimum is None or field.maximum is None or field.minimum > field.maximum:
+        yield f"{place}: fixed, or minimum <= maximum"
+        return
+    if field.step is not None and field.step < 1:
+        yield f"{place}.step: at least 1"
+        return
+    if field.default is None:
+        if needs_default:
+            yield f"{place}.default: missing"
+        return
+    if not field.minimum <= field.default <= field.maximum:
+        yield f"{place}.default: {field.default} is outside {field.minimum} to {field.maximum}"
+    elif field.step is not None and (field.default - field.offset) % field.step:
+        yield f"{place}.default: {field.default} is not {field.step} k + {field.offset}"

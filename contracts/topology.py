@@ -1,0 +1,168 @@
+"""Subjects, streams, consumers and buckets, as data (design §3). `ops/provision.py` makes the server match.
+
+Names are stable: operators type them.
+"""
+
+import re
+from typing import Final, Literal
+
+from msgspec import Struct
+
+DEGRADED_MAX_MSGS: Final = 25
+DEGRADED_MAX_AGE_S: Final = 30.0
+DAY_S: Final = 86_400.0
+HOUR_S: Final = 3_600.0
+
+WORK_CONSUMER: Final = "worker"
+TASKS: Final = "tasks"
+LANES: Final = "lanes"
+CONTROL: Final = "control"
+DEADLINES: Final = "DEADLINES"
+DEGRADED: Final = "DEGRADED"
+
+TimerKind = Literal["admit", "lease"]
+TIMER_KINDS: Final[tuple[TimerKind, ...]] = ("admit", "lease")
+
+_SAFE_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+class ConsumerSpec(Struct, frozen=True, kw_only=True):
+    """A durable pull consumer with explicit acks. A finite max_deliver would leave messages behind: there is none."""
+
+    name: str
+    filter_subject: str
+    ack_wait_s: float
+    max_ack_pending: int = 1000
+
+
+class StreamSpec(Struct, frozen=True, kw_only=True):
+    """A file stream."""
+
+    name: str
+    subjects: tuple[str, ...]
+    retention: Literal["workqueue", "limits"] = "workqueue"
+    discard: Literal["new", "old"] = "new"
+    max_msgs: int = -1
+    max_age_s: float = 0.0
+    duplicate_window_s: float = 120.0
+    allow_msg_schedules: bool = False
+    allow_msg_ttl: bool = False
+    consumers: tuple[ConsumerSpec, ...] = ()
+
+
+class BucketSpec(Struct, frozen=True, kw_only=True):
+    """A key-value bucket, which is the stream `KV_<name>`."""
+
+    name: str
+    history: int = 1
+    ttl_s: float = 0.0
+    marker_ttl_s: float = 0.0
+
+
+class Topology(Struct, frozen=True, kw_only=True):
+    """All that the server must hold."""
+
+    streams: tuple[StreamSpec, ...]
+    buckets: tuple[BucketSpec, ...]
+
+
+def topology(models: tuple[str, ...], *, lane_queue_max_msgs: int, keep_s: float) -> Topology:
+    """The streams and buckets for *models*; finished tasks are kept for *keep_s*."""
+    work = ConsumerSpec(name=WORK_CONSUMER, filter_subject="", ack_wait_s=5.0)
+    lanes = tuple(
+        StreamSpec(
+            name=lane_stream(model),
+            subjects=(f"lane.{model}.*",),
+            max_msgs=lane_queue_max_msgs,
+            consumers=(_on(work, f"lane.{model}.*"),),
+        )
+        for model in models
+    )
+    degraded = StreamSpec(
+        name=DEGRADED,
+        subjects=("degraded.*.*",),
+        # FR-017, the server's own limits. Never marker TTL or schedules here: both wedge it (design §10.3, §10.4).
+        max_msgs=DEGRADED_MAX_MSGS,
+        max_age_s=DEGRADED_MAX_AGE_S,
+        duplicate_window_s=30.0,
+        consumers=(_on(work, "degraded.*.*"),),
+    )
+    deadlines = StreamSpec(
+        name=DEADLINES,
+        subjects=("deadline.set.>", "deadline.due.>"),
+        discard="old",
+        max_age_s=DAY_S,
+        allow_msg_schedules=True,
+        allow_msg_ttl=True,
+        consumers=tuple(
+            ConsumerSpec(
+                name=sweep_consumer(kind), filter_subject=f"deadline.due.{kind}.>", ack_wait_s=1.0
+            )
+            for kind in TIMER_KINDS
+        ),
+    )
+    return Topology(
+        streams=(*lanes, degraded, deadlines),
+        buckets=(
+            BucketSpec(name=TASKS, history=16, ttl_s=keep_s),
+            BucketSpec(name=LANES, ttl_s=600.0),
+            BucketSpec(name="slots"),
+            BucketSpec(name="leader", ttl_s=0.0, marker_ttl_s=60.0),
+            BucketSpec(name=CONTROL),
+            BucketSpec(name="fallbacks", history=64),
+            BucketSpec(name="cold_starts", history=64),
+        ),
+    )
+
+
+def _on(consumer: ConsumerSpec, subject: str) -> ConsumerSpec:
+    return ConsumerSpec(name=consumer.name, filter_subject=subject, ack_wait_s=consumer.ack_wait_s)
+
+
+def lane_stream(model: str) -> str:
+    """The work stream of *model*'s lanes."""
+    return f"LANE_{model.upper()}"
+
+
+def work_stream(route: Literal["lane", "degraded"], model: str) -> str:
+    """The stream that carries a task of *model* placed on *route*."""
+    return lane_stream(model) if route == "lane" else DEGRADED
+
+
+def work_subject(route: Literal["lane", "degraded"], model: str, task_id: str) -> str:
+    """The subject on which a task is published."""
+    return f"{route}.{_token(model)}.{_token(task_id)}"
+
+
+def timer_set_subject(kind: TimerKind, task_id: str) -> str:
+    """Where a timer is stored; storing again replaces it."""
+    return f"deadline.set.{kind}.{_token(task_id)}"
+
+
+def timer_due_subject(kind: TimerKind, task_id: str) -> str:
+    """Where a timer arrives when it is due."""
+    return f"deadline.due.{kind}.{_token(task_id)}"
+
+
+def sweep_consumer(kind: TimerKind) -> str:
+    """The consumer of due timers of *kind*, shared by all gateways."""
+    return f"sweep-{kind}"
+
+
+def bucket_subject(bucket: str, key: str) -> str:
+    """The subject of *key* in *bucket*. Raises ValueError for a key that could mean another subject."""
+    for token in key.split("."):
+        _token(token)
+    return f"$KV.{bucket}.{key}"
+
+
+def bucket_stream(bucket: str) -> str:
+    """The stream behind *bucket*."""
+    return f"KV_{bucket}"
+
+
+def _token(text: str) -> str:
+    # a dot, star, angle bracket or blank in an id would change the meaning of the subject
+    if not _SAFE_TOKEN.fullmatch(text):
+        raise ValueError(f"not usable in a subject: {text!r}")
+    return text

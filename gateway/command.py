@@ -1,0 +1,88 @@
+"""`warmlane gateway`."""
+
+import socket
+from pathlib import Path
+from types import FrameType
+
+import click
+import structlog
+import uvicorn
+import uvloop
+
+from contracts.settings import SettingsError, load_settings
+from gateway.app import create_app
+from gateway.services import Services
+from ops.artifacts import StorageFailed
+from ops.nats_link import TransportUnavailable, UnusableServer
+from ops.options import (
+    data_dir_option,
+    host_option,
+    keep_option,
+    nats_url_option,
+    port_option,
+    profile_option,
+    settings_option,
+)
+from ops.provision import NotProvisioned
+from ops.telemetry import configure_logging
+
+log = structlog.get_logger("gateway")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but a signal first wakes the long-polls and event streams, or they would hold the exit up."""
+
+    def __init__(self, config: uvicorn.Config, services: Services) -> None:
+        super().__init__(config)
+        self._services = services
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._services.stop()
+        super().handle_exit(sig, frame)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises click.ClickException when the address is taken or not this machine's."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise click.ClickException(
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another port with --port or WARMLANE_PORT"
+        ) from error
+
+
+@click.command(epilog="Examples:\n\n  warmlane gateway\n\n  warmlane gateway --port 8080 --nats-url nats://127.0.0.1:4222")
+@host_option
+@port_option
+@nats_url_option
+@data_dir_option
+@settings_option
+@profile_option
+@keep_option
+def command(
+    host: str, port: int, nats_url: str, data_dir: Path, settings: Path | None, profile: str, keep_s: float
+) -> None:
+    """Serve the HTTP API. Any number of gateways can run on the same nats-server and artifact store."""
+    configure_logging("gateway")
+
+    async def run() -> None:
+        catalog = load_settings(settings).catalog(profile)
+        listener = listen(host, port)
+        services = Services(catalog=catalog, nats_url=nats_url, artifacts_dir=data_dir / "artifacts", keep_s=keep_s)
+        config = uvicorn.Config(
+            create_app(services),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            loop="none",
+            timeout_graceful_shutdown=5,
+        )
+        async with services.running():
+            log.info("listening", host=host, port=listener.getsockname()[1])
+            await _Server(config, services).serve(sockets=[listener])
+
+    try:
+        uvloop.run(run())
+    except (SettingsError, TransportUnavailable, UnusableServer, NotProvisioned, StorageFailed) as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,545 @@
+"""The API's description: `/openapi.json` and a docs page at `/docs` that needs no internet.
+
+Handlers read and check the request body themselves, so it is described here, from the running catalog: the limits,
+defaults and fixed values in the document are those that `contracts.generation.validate` applies. Litestar describes
+what a handler's signature declares; the `operation_class` of a route adds the rest (headers, examples, raw bodies).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import PackageNotFoundError, version
+from math import ceil
+from typing import Any, Final
+
+import openapi_ui_bundles
+from litestar import MediaType, Request, Router, get
+from litestar.openapi import OpenAPIConfig, ResponseSpec
+from litestar.openapi.plugins import SwaggerRenderPlugin
+from litestar.openapi.spec import (
+    Components,
+    Example,
+    OpenAPIHeader,
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    OpenAPIType,
+    Operation,
+    Parameter,
+    Reference,
+    RequestBody,
+    Schema,
+    Tag,
+)
+from litestar.static_files import create_static_files_router
+from litestar.types import ControllerRouterHandler
+
+from contracts.generation import FIELDS, FieldError
+from contracts.settings import Catalog, ImageField, IntegerField, ModelEntry, NumberField, TextField
+from contracts.tasks import (
+    FailureCode,
+    GenerationParameters,
+    GenerationTask,
+    MemoryReading,
+    Progress,
+    TaskError,
+    TaskStatus,
+    TimelineEntry,
+    VideoFile,
+)
+from gateway.problems import PROBLEM_MEDIA_TYPE, PROBLEMS, TYPE_PREFIX, Problem
+from gateway.views import view
+
+_DOCS_PATH: Final = "/docs"
+_ASSETS_PATH: Final = "/docs/assets"
+_REQUEST_BODY: Final = "GenerationRequest"
+
+_DESCRIPTION: Final = """
+Warmlane turns a prompt, and for some models an image, into a short video.
+
+1. `POST /generate` answers `202` with a task, or with a reason why not.
+2. `GET /tasks/{id}?wait=60` answers when the task has ended; `GET /tasks/{id}/events` streams its changes.
+3. `GET /tasks/{id}/video` is the MP4.
+
+## Errors
+
+Every error is a problem document (RFC 9457, `application/problem+json`). Programs switch on `code`; a `422` lists every
+wrong field at once, in a fixed order.
+
+| status | code | meaning |
+|---|---|---|
+"""
+
+
+def openapi_config(catalog: Catalog) -> OpenAPIConfig:
+    """The document for the models of *catalog*, and the page at `/docs`. `docs_routes` serves the rest of it."""
+    return OpenAPIConfig(
+        title="Warmlane",
+        version=_version(),
+        description=_DESCRIPTION
+        + "".join(f"| {kind.status} | `{code}` | {kind.title} |\n" for code, kind in PROBLEMS.items()),
+        tags=[
+            Tag(name="generation", description="Ask for a video."),
+            Tag(name="tasks", description="Follow, cancel and collect what was asked for."),
+            Tag(name="settings", description="What can be asked for."),
+            Tag(name="operations", description="How the gateway is."),
+        ],
+        use_handler_docstrings=True,
+        operation_id_creator=lambda handler, method, path: handler.handler_name,  # `list_tasks`, `generate`, …
+        components=Components(
+            request_bodies={_REQUEST_BODY: request_body(catalog)},
+            examples={code: _problem_example(code) for code in PROBLEMS},
+        ),
+        # Litestar answers unknown paths below this router itself, so it must not be the root
+        openapi_router=Router(path=_DOCS_PATH, route_handlers=[], include_in_schema=False),
+        render_plugins=[
+            SwaggerRenderPlugin(
+                path="/",
+                js_url=f"{_ASSETS_PATH}/swagger-ui-bundle.js",
+                css_url=f"{_ASSETS_PATH}/swagger-ui.css",
+                standalone_preset_js_url=f"{_ASSETS_PATH}/swagger-ui-standalone-preset.js",
+                favicon=f"<link rel='icon' type='image/png' href='{_ASSETS_PATH}/favicon-32x32.png'>",
+            )
+        ],
+    )
+
+
+def _version() -> str:
+    try:
+        return version("warmlane")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "unreleased"
+
+
+@get("/openapi.json", media_type=MediaType.JSON, include_in_schema=False, sync_to_thread=False)
+def openapi_json(request: Request[Any, Any, Any]) -> dict[str, Any]:
+    """The OpenAPI document."""
+    return request.app.openapi_schema.to_schema()
+
+
+def docs_routes() -> list[ControllerRouterHandler]:
+    """`/openapi.json`, and the files of Swagger UI, which come with a package and not from a CDN."""
+    assets = create_static_files_router(
+        path=_ASSETS_PATH,
+        directories=[openapi_ui_bundles.swagger_ui.static_path],
+        include_in_schema=False,
+    )
+    return [openapi_json, assets]
+
+
+# The request
+
+
+def request_body(catalog: Catalog) -> RequestBody:
+    """The body of `POST /generate`: one schema for each model, so that every limit stands where it applies."""
+    entries = [entry for _, entry in sorted(catalog.models.items())]
+    examples: dict[str, Example | Reference] = {}
+    for entry in entries:
+        examples[entry.name] = Example(summary=f"{entry.title}, as little as possible", value=least_request(entry))
+        examples[f"{entry.name}_full"] = Example(summary=f"{entry.title}, every field", value=full_request(entry))
+    return RequestBody(
+        required=True,
+        description=(
+            "The fields depend on the model. A field that is absent takes its default or fixed value. "
+            "Integers are written without a decimal point: 8 and not 8.0."
+        ),
+        content={
+            "application/json": OpenAPIMediaType(
+                schema=Schema(one_of=[request_schema(entry) for entry in entries]), examples=examples
+            )
+        },
+    )
+
+
+def request_schema(entry: ModelEntry) -> Schema:
+    """The requests for one model. What JSON Schema cannot say (inside of an image, 8 but not 8.0) is in words."""
+    limits = entry.constraints
+    properties: dict[str, Reference | Schema] = {
+        "model": Schema(type=OpenAPIType.STRING, enum=[entry.name, *entry.aliases], description=entry.title),
+        "prompt": _text(limits.prompt, "What the video shows."),
+        "negative_prompt": _text(limits.negative_prompt, "What it should not show."),
+        "image": _image(limits.image),
+        "width": _number(limits.width, "Width of the video in pixels."),
+        "height": _number(limits.height, "Height of the video in pixels."),
+        "num_frames": _number(limits.num_frames, "Number of frames of the video."),
+        "fps": _number(limits.fps, "Frames per second."),
+        "seed": _number(limits.seed, "The same seed gives the same video. Absent: the task names the one chosen."),
+        "steps": _number(limits.steps, "Inference steps."),
+        "cfg": _number(limits.cfg, "Classifier-free guidance scale."),
+    }
+    required = ["model"]
+    if limits.prompt.min_chars:
+        required.append("prompt")
+    if limits.negative_prompt.min_chars:
+        required.append("negative_prompt")
+    if limits.image.presence == "required":
+        required.append("image")
+    if limits.image.presence == "unsupported":
+        del properties["image"]
+    return Schema(
+        title=entry.title,
+        type=OpenAPIType.OBJECT,
+        properties=properties,
+        required=required,
+        additional_properties=False,
+    )
+
+
+# Not white space to Python's str.strip, nor to the regular expressions of ECMA-262
+_VISIBLE: Final = r"[^\s\u001c-\u001f\u0085]"
+
+
+def _text(field: TextField, description: str) -> Schema:
+    # white space around the text does not count towards min_chars
+    pattern = None
+    if field.min_chars == 1:
+        pattern = _VISIBLE
+    elif field.min_chars > 1:
+        pattern = rf"{_VISIBLE}[\s\S]{{{field.min_chars - 2},}}{_VISIBLE}"
+    return Schema(
+        type=OpenAPIType.STRING,
+        min_length=field.min_chars or None,
+        max_length=field.max_chars,
+        pattern=pattern,
+        description=description,
+    )
+
+
+def _number(field: IntegerField | NumberField, description: str) -> Schema:
+    kind = OpenAPIType.INTEGER if isinstance(field, IntegerField) else OpenAPIType.NUMBER
+    if field.fixed is not None:
+        text = f"{description} Fixed: any value but {field.fixed} is refused."
+        return Schema(type=kind, const=field.fixed, default=field.fixed, description=text)
+    schema = Schema(
+        type=kind,
+        minimum=field.minimum,
+        maximum=field.maximum,
+        default=field.default,
+        description=description,
+    )
+    if field.step is not None and field.offset % field.step == 0:
+        schema.multiple_of = field.step
+    elif field.step is not None:
+        # JSON Schema has no "4 k + 1": the values themselves
+        low, high = ceil(field.minimum or 0), field.maximum or 0
+        first = low + (field.offset - low) % field.step
+        schema.enum = list(range(first, int(high) + 1, field.step))
+        schema.description = f"{description} {field.step} k + {field.offset}."
+    return schema
+
+
+def _image(field: ImageField) -> Schema:
+    names = [media_type.removeprefix("image/") for media_type in field.media_types]
+    shortest = min((len(name) for name in names), default=0)
+    return Schema(
+        type=OpenAPIType.STRING,
+        pattern=f"^data:image/({'|'.join(names)});base64,[A-Za-z0-9+/]+={{0,2}}$",
+        max_length=len("data:image/;base64,") + shortest + field.max_bytes // 3 * 4,
+        description=(
+            f"The first frame: a {', '.join(names)} file as a base64 data URI, at most {field.max_bytes} bytes and "
+            f"{field.max_pixels} pixels. The declared type must be that of the file."
+        ),
+    )
+
+
+_EXAMPLE_PROMPT: Final = "A paper boat sails down a rainy street, hand-drawn"
+# one white pixel
+_EXAMPLE_IMAGE: Final = (
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
+)
+
+
+def least_request(entry: ModelEntry) -> dict[str, Any]:
+    """A valid request for *entry* with only the fields that it needs."""
+    required = request_schema(entry).required or ()
+    return {name: value for name, value in full_request(entry).items() if name in required}
+
+
+def full_request(entry: ModelEntry) -> dict[str, Any]:
+    """A valid request for *entry* with every field that it takes, in the order of the fields."""
+    limits = entry.constraints
+    values: dict[str, Any] = {
+        "model": entry.name,
+        "prompt": _example_text(limits.prompt, _EXAMPLE_PROMPT),
+        "negative_prompt": _example_text(limits.negative_prompt, "blurry, text"),
+        "seed": limits.seed.value_when_absent if limits.seed.value_when_absent is not None else limits.seed.minimum,
+    }
+    if limits.image.presence != "unsupported":
+        values["image"] = _EXAMPLE_IMAGE
+    for name in FIELDS:
+        values.setdefault(name, getattr(getattr(limits, name, None), "value_when_absent", None))
+    return {name: values[name] for name in FIELDS if values[name] is not None}
+
+
+def _example_text(field: TextField, text: str) -> str:
+    return text[: field.max_chars].ljust(field.min_chars, "!")
+
+
+# The answers
+
+
+def _at(seconds: float) -> datetime:
+    return datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC) + timedelta(seconds=seconds)
+
+
+_PENDING: Final = GenerationTask(
+    id="019cab2e-5c00-7c3f-9b1a-2f6f0d4d7a55",
+    model="anisora",
+    parameters=GenerationParameters(
+        prompt=_EXAMPLE_PROMPT,
+        negative_prompt="",
+        image=None,
+        width=96,
+        height=64,
+        num_frames=17,
+        fps=16,
+        seed=7,
+        steps=8,
+        cfg=1.0,
+    ),
+    request_sha256="",
+    status=TaskStatus.PENDING,
+    route="lane",
+    epoch=1,
+    created_at=_at(0),
+    queued_at=_at(0),
+    deadline_at=_at(30),
+    timeline=(TimelineEntry(at=_at(0), event="accepted", detail="to lane.anisora"),),
+)
+_CLAIMED: Final = TimelineEntry(at=_at(0.005), event="claim", detail="attempt 1 by anisora-1")
+
+
+def _after_claim(**changes: Any) -> GenerationTask:
+    known = {name: getattr(_PENDING, name) for name in _PENDING.__struct_fields__}
+    return GenerationTask(**known | {"attempt": 1, "worker": "anisora-1", "claimed_at": _at(0.005)} | changes)
+
+
+_DONE: Final = _after_claim(
+    status=TaskStatus.DONE,
+    finished_at=_at(0.6),
+    progress=Progress(step=8, steps=8),
+    video=VideoFile(path="", bytes=18231, sha256="9f86d081" * 8, width=96, height=64, frames=17, fps=16),
+    memory=MemoryReading(rss_bytes=431_000_000, cleanup_s=0.04),
+    timeline=(*_PENDING.timeline, _CLAIMED, TimelineEntry(at=_at(0.6), event="finish")),
+)
+_FAILED: Final = _after_claim(
+    status=TaskStatus.FAILED,
+    attempt=2,
+    finished_at=_at(41),
+    error=TaskError(code=FailureCode.WORKER_LOST, message="2 workers were lost while they ran it"),
+    timeline=(*_PENDING.timeline, _CLAIMED, TimelineEntry(at=_at(41), event="fail", detail="worker_lost")),
+)
+_CANCELLED: Final = _after_claim(
+    status=TaskStatus.FAILED,
+    finished_at=_at(0.3),
+    progress=Progress(step=3, steps=8),
+    error=TaskError(code=FailureCode.CANCELLED, message="cancelled on request"),
+    timeline=(*_PENDING.timeline, _CLAIMED, TimelineEntry(at=_at(0.3), event="fail", detail="cancelled")),
+)
+_EXAMPLE_ETAG: Final = f'"{"9f86d081" * 8}"'
+
+_EXAMPLE_ERRORS: Final = [
+    FieldError(
+        pointer="/num_frames",
+        code="not_a_multiple",
+        message="num_frames: expected 4 k + 1, got 16",
+        expected={"multiple_of": 4, "plus": 1},
+        got=16,
+    ),
+    FieldError(pointer="/steps", code="fixed_value", message="steps: expected 8, got 7", expected=8, got=7),
+]
+_EXAMPLE_EXTRAS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "validation_failed": {"errors": _EXAMPLE_ERRORS},
+    "video_not_ready": {"instance": "/tasks/019cab2e-5c00-7c3f-9b1a-2f6f0d4d7a55"},
+    "no_lane": {"retry_after_s": 10.0},
+    "queue_overloaded": {"limit": "depth", "retry_after_s": 12.5},
+    "storage_unavailable": {"retry_after_s": 5.0},
+    "transport_unavailable": {"outcome": "unknown", "retry_after_s": 5.0},
+}
+
+
+def example_problem(code: str) -> Problem:
+    """The problem document *code* with a detail as a client may meet it."""
+    kind = PROBLEMS[code]
+    return Problem(
+        type=TYPE_PREFIX + code,
+        title=kind.title,
+        status=kind.status,
+        detail=kind.detail,
+        code=code,
+        **_EXAMPLE_EXTRAS.get(code, {}),
+    )
+
+
+class _NamedExample(Example):
+    """Litestar takes the name of an example from its id, and then shows the id, which OpenAPI does not allow."""
+
+    @property
+    def _exclude_fields(self) -> set[str]:
+        return {"id"}
+
+
+def _problem_example(code: str) -> Example:
+    return _NamedExample(id=code, summary=PROBLEMS[code].title, value=example_problem(code))
+
+
+# Any route can be called with a header that cannot be read, and any can fail. Without an entry for 400, Litestar would
+# describe an error document of its own there, which is never sent.
+_ANYWHERE: Final = ("invalid_query", "internal_error")
+
+
+def problem_responses(*codes: str) -> dict[int, ResponseSpec]:
+    """A route's problem documents: one answer for each status, with an example for each code.
+
+    `invalid_query` and `internal_error` are always among them. Raises KeyError for a code that is not in `PROBLEMS`.
+    """
+    by_status: dict[int, list[str]] = {}
+    for code in dict.fromkeys((*codes, *_ANYWHERE)):
+        by_status.setdefault(PROBLEMS[code].status, []).append(code)
+    return {
+        status: ResponseSpec(
+            data_container=Problem,
+            media_type=PROBLEM_MEDIA_TYPE,
+            generate_examples=False,
+            description=" · ".join(f"`{code}`: {PROBLEMS[code].title}." for code in group),
+            examples=[_problem_example(code) for code in group],
+        )
+        for status, group in sorted(by_status.items())
+    }
+
+
+# What Litestar's signatures cannot say: bodies, headers, other media types
+
+
+def _header(description: str) -> OpenAPIHeader:
+    return OpenAPIHeader(schema=Schema(type=OpenAPIType.STRING), description=description)
+
+
+def _parameter(name: str, description: str, example: str) -> Parameter:
+    # the example stands in the text: the docs page would send one that it is given
+    return Parameter(
+        name=name,
+        param_in="header",
+        schema=Schema(type=OpenAPIType.STRING),
+        description=f"{description} For example: `{example}`",
+    )
+
+
+@dataclass
+class _DescribedOperation(Operation):
+    """An operation whose subclass adds what its handler's signature does not show."""
+
+    def _accept(self, *headers: Parameter) -> None:
+        self.parameters = [*(self.parameters or []), *headers]
+
+    def _send(self, status: int, headers: Mapping[str, str]) -> None:
+        response = (self.responses or {}).get(str(status))
+        if isinstance(response, OpenAPIResponse):
+            described: dict[str, OpenAPIHeader | Reference] = {name: _header(text) for name, text in headers.items()}
+            response.headers = {**(response.headers or {}), **described}
+
+    def _show(self, status: int, description: str, examples: Mapping[str, GenerationTask]) -> None:
+        # as structs: in a plain dict Litestar would drop the nulls
+        shown: dict[str, Example | Reference] = {
+            name: Example(summary=name, value=view(task)) for name, task in examples.items()
+        }
+        response = (self.responses or {}).get(str(status))
+        if isinstance(response, OpenAPIResponse):
+            response.description = description
+            for media_type in (response.content or {}).values():
+                media_type.examples = shown
+
+    def _answer(self, status: int, description: str, media_type: str | None = None) -> None:
+        # without a schema: an OpenAPI 3.1 document describes raw bytes by their media type alone
+        content = None if media_type is None else {media_type: OpenAPIMediaType()}
+        response = OpenAPIResponse(description=description, content=content)
+        self.responses = dict(sorted({**(self.responses or {}), str(status): response}.items()))
+
+
+_RETRY_AFTER: Final = {"Retry-After": "Seconds until another try makes sense."}
+
+
+@dataclass
+class GenerateOperation(_DescribedOperation):
+    """`POST /generate`: its body, its headers and those of its answers."""
+
+    def __post_init__(self) -> None:
+        self.request_body = Reference(ref=f"#/components/requestBodies/{_REQUEST_BODY}")
+        self._accept(
+            _parameter(
+                "Idempotency-Key",
+                "Names the request: sending it again gives the same task and not a second one. "
+                "1 to 255 printable ASCII characters.",
+                "order-17",
+            ),
+        )
+        self._show(202, "Accepted: the task, which ends exactly once.", {"pending": _PENDING})
+        self._send(202, {"Location": "The path of the task.", "ETag": "The revision of the task."})
+        self._send(503, _RETRY_AFTER)
+
+
+@dataclass
+class TaskOperation(_DescribedOperation):
+    """`GET /tasks/{id}`: waiting for a change."""
+
+    def __post_init__(self) -> None:
+        self._accept(
+            _parameter("Prefer", "`wait=S` is the same as the query parameter `wait`.", "wait=60"),
+            _parameter(
+                "If-None-Match",
+                "The ETag of a revision: with `wait`, the answer comes at the first change after it.",
+                '"7"',
+            ),
+        )
+        self._show(200, "The task.", {"done": _DONE, "pending": _PENDING, "failed": _FAILED})
+        self._send(200, {"ETag": "The revision of the task.", "Preference-Applied": "The wait that Prefer asked for."})
+        self._answer(304, "Still the revision that If-None-Match names.")
+        self._send(503, _RETRY_AFTER)
+
+
+@dataclass
+class CancelOperation(_DescribedOperation):
+    """`DELETE /tasks/{id}`."""
+
+    def __post_init__(self) -> None:
+        ended = {"cancelled": _CANCELLED, "ended before": _DONE}
+        self._show(200, "The task, which has ended: now, or as it had before.", ended)
+        self._send(503, _RETRY_AFTER)
+
+
+@dataclass
+class EventsOperation(_DescribedOperation):
+    """`GET /tasks/{id}/events`: a stream of server-sent events."""
+
+    def __post_init__(self) -> None:
+        self._accept(_parameter("Last-Event-ID", "The last event seen, which browsers send when they reconnect.", "7"))
+        self._answer(200, "An event `task` for each change, and one for now, until the task ends.", "text/event-stream")
+        self._answer(204, "The task has ended and Last-Event-ID names its last event.")
+
+
+@dataclass
+class VideoOperation(_DescribedOperation):
+    """`GET /tasks/{id}/video`: an MP4, whole or in part."""
+
+    def __post_init__(self) -> None:
+        self._accept(
+            _parameter("Range", "One range of bytes; several, or another unit, give the whole file.", "bytes=0-1023"),
+            _parameter("If-Range", "Honour Range only while the video has this ETag.", _EXAMPLE_ETAG),
+            _parameter("If-None-Match", "Answer 304 when the video has this ETag.", _EXAMPLE_ETAG),
+        )
+        sent = {"ETag": "The SHA-256 of the video.", "Accept-Ranges": "`bytes`"}
+        self._answer(200, "The whole video.", "video/mp4")
+        self._send(200, sent)
+        self._answer(206, "The bytes that Range asked for.", "video/mp4")
+        self._send(206, {**sent, "Content-Range": "Which bytes, of how many."})
+        self._answer(304, "The video still has the ETag that If-None-Match names.")
+        self._send(416, {"Content-Range": "How many bytes the video has."})
+
+
+@dataclass
+class VideoHeadOperation(_DescribedOperation):
+    """`HEAD /tasks/{id}/video`: the headers alone."""
+
+    def __post_init__(self) -> None:
+        self._answer(200, "The video exists.")
+        self._send(200, {"ETag": "The SHA-256 of the video.", "Content-Length": "Its size in bytes."})

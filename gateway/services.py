@@ -1,0 +1,104 @@
+"""Everything that the gateway's handlers use, made once and started with the application."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from contracts.settings import Catalog
+from gateway.admission import Admission
+from gateway.lane_board import LaneBoard
+from gateway.sweeper import Sweeper
+from gateway.task_board import TaskBoard
+from ops.artifacts import Artifacts, StorageFailed, orphans, task_id_of
+from ops.nats_link import NatsLink, TransportUnavailable
+from ops.provision import require_provisioned, wanted
+
+JANITOR_INTERVAL_S: Final = 60.0
+ORPHAN_GRACE_S: Final = 3_600.0
+
+log = structlog.get_logger("gateway")
+
+
+class Services:
+    """The parts of one gateway process. Use `running()` around the application's life."""
+
+    def __init__(self, *, catalog: Catalog, nats_url: str, artifacts_dir: Path, keep_s: float) -> None:
+        self.catalog = catalog
+        self.keep_s = keep_s
+        self.stopping = asyncio.Event()
+        self._nats_url = nats_url
+        self._artifacts_dir = artifacts_dir
+        self.lanes = LaneBoard(health_timeout_s=catalog.windows.health_timeout_s)
+        self.tasks = TaskBoard()
+        self.link: NatsLink
+        self.artifacts: Artifacts
+        self.admission: Admission
+        self.sweeper: Sweeper
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Connects, fills the boards, and sweeps until the block ends.
+
+        Raises TransportUnavailable, UnusableServer, NotProvisioned or StorageFailed when it cannot start.
+        """
+        self.artifacts = Artifacts.in_folder(self._artifacts_dir)
+        self.link = await NatsLink.connect(self._nats_url, name="gateway")
+        try:
+            await require_provisioned(self.link, wanted(self.catalog, keep_s=self.keep_s))
+            await self.link.require_clock()
+            await self.tasks.start(self.link)
+            await self.lanes.start(self.link)
+            self.admission = Admission(
+                link=self.link, artifacts=self.artifacts, tasks=self.tasks, lanes=self.lanes, catalog=self.catalog
+            )
+            self.sweeper = Sweeper(link=self.link, tasks=self.tasks, lanes=self.lanes, catalog=self.catalog)
+            sweeping = asyncio.create_task(self.sweeper.run(self.stopping))
+            cleaning = asyncio.create_task(self._janitor())
+            try:
+                yield
+            finally:
+                self.stop()
+                cleaning.cancel()
+                await asyncio.gather(sweeping, cleaning, return_exceptions=True)
+        finally:
+            await self.link.close()
+
+    def stop(self) -> None:
+        """Wakes every request that waits, so that the server can leave at once."""
+        self.stopping.set()
+        self.tasks.close()
+
+    async def _janitor(self) -> None:
+        # never longer than what is kept, or `--keep 30s` would mean a minute and a half
+        interval_s = min(JANITOR_INTERVAL_S, max(1.0, self.keep_s / 4))
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await self.clean()
+            except (TransportUnavailable, StorageFailed) as error:
+                log.warning("janitor_delayed", error=str(error))
+
+    async def clean(self) -> int:
+        """Removes objects that no record names, and forgets tasks whose record has expired. Returns how many objects.
+
+        Raises TransportUnavailable, StorageFailed.
+        """
+        now = datetime.now(UTC)
+        self.tasks.drop_expired(keep_s=self.keep_s, now=now)
+        stored = await self.artifacts.list()
+        grace_s = min(ORPHAN_GRACE_S, self.keep_s)
+        removed = 0
+        for item in orphans(stored, self.tasks.named_paths(), now=now, grace_s=grace_s):
+            # what is in memory may be behind: the server has the last word before anything is deleted
+            snapshot = await self.tasks.read(task_id_of(item.path))
+            if snapshot is None or item.path not in self.tasks.named_paths_of(snapshot.task.id):
+                await self.artifacts.delete(item.path)
+                removed += 1
+        if removed:
+            log.info("orphans_removed", objects=removed)
+        return removed

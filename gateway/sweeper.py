@@ -1,0 +1,154 @@
+"""Due timers: looks at the record of each, and does what `due.py` says. Any number of gateways share the work."""
+
+import asyncio
+import contextlib
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import structlog
+from msgspec.structs import replace
+from nats.aio.msg import Msg
+
+from contracts import lifecycle
+from contracts.settings import Catalog
+from contracts.tasks import FailureCode, GenerationTask, UnreadableTask, decode_task, encode_task
+from contracts.topology import DEADLINES, TASKS, TIMER_KINDS, TimerKind, sweep_consumer, work_stream, work_subject
+from gateway.due import Fail, Forget, KeepWaiting, RecordAsRefused, Republish, Requeue, SetTimer, due_action
+from gateway.lane_board import LaneBoard
+from gateway.routing import ToLane
+from gateway.task_board import Snapshot, TaskBoard
+from ops.nats_link import NatsLink, StreamFull, TransportUnavailable, WrongRevision, pages
+
+BATCH: Final = 64
+
+log = structlog.get_logger("sweeper")
+
+
+class Sweeper:
+    """The effects of a due timer. A timer of a task that has not ended is acked only after another is stored."""
+
+    def __init__(self, *, link: NatsLink, tasks: TaskBoard, lanes: LaneBoard, catalog: Catalog) -> None:
+        self._link = link
+        self._tasks = tasks
+        self._lanes = lanes
+        self._catalog = catalog
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Handles due timers until *stop* is set."""
+        async with asyncio.TaskGroup() as group:
+            for kind in TIMER_KINDS:
+                group.create_task(self._sweep(kind, stop))
+
+    async def _sweep(self, kind: TimerKind, stop: asyncio.Event) -> None:
+        pull = await self._link.pull(DEADLINES, sweep_consumer(kind))
+        async for messages in pages(pull, BATCH, stop):
+            await asyncio.gather(*(self._on_due(message) for message in messages))
+        await pull.close()
+
+    async def _on_due(self, message: Msg) -> None:
+        task_id = message.subject.rsplit(".", 1)[-1]
+        try:
+            await self.look(task_id, message.data)
+        except (TransportUnavailable, WrongRevision) as error:
+            # not acked: the timer comes again in a second, to this gateway or another
+            log.info("timer_retried", task_id=task_id, error=str(error))
+            return
+        except Exception:
+            log.exception("timer_failed", task_id=task_id)
+            return
+        with contextlib.suppress(Exception):
+            await message.ack()
+
+    async def look(self, task_id: str, payload: bytes | None = None) -> Snapshot | None:
+        """Reads the record of *task_id*, does what is due, and returns the record afterwards.
+
+        *payload* is the timer's content, the task as it was queued. Raises WrongRevision when somebody else moved
+        the record meanwhile, TransportUnavailable when nobody knows; both mean: look again.
+        """
+        now = datetime.now(UTC)
+        snapshot = await self._tasks.read(task_id)
+        task = snapshot.task if snapshot else None
+        lane_ready = task is not None and isinstance(self._lanes.route(task.model, now)[0], ToLane)
+        action = due_action(
+            task,
+            lane_ready=lane_ready,
+            unbroken_s=self._link.unbroken_s(),
+            windows=self._catalog.windows,
+            attempts=self._catalog.attempts,
+            now=now,
+        )
+        if snapshot is None:
+            return await self._record_as_refused(task_id, payload, now) if payload is not None else None
+        match action:
+            case Forget() | RecordAsRefused():
+                return snapshot
+            case SetTimer(kind, at):
+                await self._link.set_timer(kind, task_id, at, encode_task(snapshot.task))
+                return snapshot
+            case Republish(at):
+                return await self._republish(snapshot, at, now)
+            case KeepWaiting():
+                return await self._keep_waiting(snapshot, now)
+            case Requeue():
+                return await self._requeue(snapshot, now)
+            case Fail(code, message):
+                return await self._fail(snapshot, code, message, now)
+
+    async def _record_as_refused(self, task_id: str, payload: bytes, now: datetime) -> Snapshot | None:
+        try:
+            task = decode_task(payload)
+        except UnreadableTask as error:
+            log.warning("unreadable_timer", task_id=task_id, error=str(error))
+            return None
+        refused = lifecycle.fail(
+            task, code=FailureCode.QUEUE_OVERLOADED, message="it was never recorded; submit it again", now=now
+        )
+        revision = await self._link.create(TASKS, task_id, encode_task(refused))
+        return self._tasks.record(refused, revision, now)
+
+    async def _republish(self, snapshot: Snapshot, at: datetime, now: datetime) -> Snapshot:
+        task = snapshot.task
+        try:
+            await self._publish(task)
+        except StreamFull:
+            return await self._fail(snapshot, *_overloaded(task), now)
+        await self._link.set_timer("admit", task.id, at, encode_task(task))
+        return snapshot
+
+    async def _keep_waiting(self, snapshot: Snapshot, now: datetime) -> Snapshot:
+        later = now + timedelta(seconds=self._catalog.windows.wait_limit_s)
+        task = lifecycle.with_event(replace(snapshot.task, deadline_at=later), "still_waiting", now)
+        moved = await self._store(task, snapshot.revision, now)
+        return await self._republish(moved, later, now)
+
+    async def _requeue(self, snapshot: Snapshot, now: datetime) -> Snapshot:
+        _, decision = self._lanes.route(snapshot.task.model, now)
+        task = lifecycle.requeue(
+            snapshot.task, decision=decision, wait_s=self._catalog.windows.wait_limit_s, now=now
+        )
+        moved = await self._store(task, snapshot.revision, now)
+        log.warning("task_requeued", task_id=task.id, lost=snapshot.task.worker, attempt=task.attempt)
+        return await self._republish(moved, task.deadline_at, now)
+
+    async def _fail(self, snapshot: Snapshot, code: FailureCode, message: str, now: datetime) -> Snapshot:
+        failed = lifecycle.fail(snapshot.task, code=code, message=message, now=now)
+        moved = await self._store(failed, snapshot.revision, now)
+        log.warning("task_failed", task_id=failed.id, code=code.value)
+        await self._link.remove_subject(
+            work_stream(failed.route, failed.model), work_subject(failed.route, failed.model, failed.id)
+        )
+        return moved
+
+    async def _store(self, task: GenerationTask, revision: int, now: datetime) -> Snapshot:
+        new_revision = await self._link.update(TASKS, task.id, encode_task(task), revision=revision)
+        return self._tasks.record(task, new_revision, now)
+
+    async def _publish(self, task: GenerationTask) -> None:
+        subject = work_subject(task.route, task.model, task.id)
+        await self._link.publish(subject, encode_task(task), message_id=task.message_id)
+
+
+def _overloaded(task: GenerationTask) -> tuple[FailureCode, str]:
+    if task.attempt:
+        return FailureCode.WORKER_LOST, "its worker was lost and the queue is full; submit it again"
+    return FailureCode.QUEUE_OVERLOADED, "the queue is full; submit it again later"

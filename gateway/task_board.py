@@ -1,0 +1,215 @@
+"""Tasks held in memory by watching KV `tasks`: live ones and the newest finished ones whole, older ones as a row.
+
+Long-polls and event streams wait here, so that none of them costs the server anything.
+"""
+
+import asyncio
+import bisect
+import contextlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+from msgspec import Struct
+
+from contracts.tasks import GenerationTask, TaskStatus, UnreadableTask, decode_task
+from contracts.topology import TASKS
+from ops.nats_link import Entry, NatsLink
+
+FINISHED_MAX: Final = 1_000
+SUBSCRIBER_QUEUE_MAX: Final = 64
+
+log = structlog.get_logger("task_board")
+
+
+class Snapshot(Struct, frozen=True):
+    """A task at one revision of its record."""
+
+    task: GenerationTask
+    revision: int
+
+
+class Row(Struct, frozen=True):
+    """What is remembered of every task, however old. *paths* are the objects that its record names."""
+
+    id: str
+    model: str
+    status: TaskStatus
+    created_at: datetime
+    written_at: datetime
+    revision: int
+    paths: frozenset[str]
+
+
+class TaskBoard:
+    """Every task that has a record. `start` it before use; `close` it to wake all that wait."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Row] = {}
+        self._order: list[tuple[datetime, str]] = []
+        self._live: dict[str, Snapshot] = {}
+        self._finished: OrderedDict[str, Snapshot] = OrderedDict()
+        self._queues: dict[str, set[asyncio.Queue[Snapshot | None]]] = {}
+        self._closed = False
+
+    async def start(self, link: NatsLink) -> None:
+        """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
+        self._link = link
+        synced = await link.watch(TASKS, self.on_entry)
+        await synced.wait()
+
+    def close(self) -> None:
+        """Wakes everybody who waits; nobody waits any more."""
+        self._closed = True
+        for queue in [queue for queues in self._queues.values() for queue in queues]:
+            _offer(queue, None)
+
+    def on_entry(self, entry: Entry) -> None:
+        """A record changed."""
+        if entry.value is None:
+            self._forget(entry.key)
+            return
+        try:
+            task = decode_task(entry.value)
+        except UnreadableTask as error:
+            log.warning("unreadable_record", key=entry.key, revision=entry.revision, error=str(error))
+            return
+        self.record(task, entry.revision, entry.time)
+
+    def record(self, task: GenerationTask, revision: int, written_at: datetime) -> Snapshot:
+        """Takes in a record that was read or written; an older revision than the known one changes nothing."""
+        snapshot = Snapshot(task, revision)
+        known = self._rows.get(task.id)
+        if known is not None and known.revision >= revision:
+            return snapshot
+        if known is None:
+            bisect.insort(self._order, (task.created_at, task.id))
+        self._rows[task.id] = Row(
+            task.id, task.model, task.status, task.created_at, written_at, revision, named_paths(task)
+        )
+        if task.status.is_terminal:
+            self._live.pop(task.id, None)
+            self._finished[task.id] = snapshot
+            if len(self._finished) > FINISHED_MAX:
+                self._finished.popitem(last=False)
+        else:
+            self._live[task.id] = snapshot
+        for queue in self._queues.get(task.id, ()):
+            _offer(queue, snapshot)
+        return snapshot
+
+    async def get(self, task_id: str) -> Snapshot | None:
+        """The task's newest known snapshot; asks the server for one that is not in memory.
+
+        Raises TransportUnavailable.
+        """
+        return self._live.get(task_id) or self._finished.get(task_id) or await self.read(task_id)
+
+    async def read(self, task_id: str) -> Snapshot | None:
+        """The task's snapshot from the server, whatever is in memory. Raises TransportUnavailable."""
+        entry = await self._link.get(TASKS, task_id)
+        if entry is None or entry.value is None:
+            return None
+        try:
+            return self.record(decode_task(entry.value), entry.revision, entry.time)
+        except UnreadableTask as error:
+            log.warning("unreadable_record", key=task_id, revision=entry.revision, error=str(error))
+            return None
+
+    async def changes(self, snapshot: Snapshot, *, idle_s: float) -> AsyncIterator[Snapshot | None]:
+        """The task as it is now, then every change, until it has ended or the board is closed.
+
+        None is yielded after every *idle_s* without a change. A reader that falls far behind misses snapshots in
+        between, never the last one.
+        """
+        with self._subscription(snapshot.task.id) as queue:
+            latest = self._latest(snapshot)
+            yield latest
+            while not (latest.task.status.is_terminal or self._closed):
+                try:
+                    async with asyncio.timeout(idle_s):
+                        following = await queue.get()
+                except TimeoutError:
+                    yield None
+                    continue
+                if following is not None and following.revision > latest.revision:
+                    latest = following
+                    yield latest
+
+    async def wait(self, snapshot: Snapshot, *, seen_revision: int | None, timeout_s: float) -> Snapshot:
+        """The task when it ended, or when its revision is not *seen_revision*, or as it is after *timeout_s*."""
+        with self._subscription(snapshot.task.id) as queue, contextlib.suppress(TimeoutError):
+            snapshot = self._latest(snapshot)
+            async with asyncio.timeout(timeout_s):
+                while not (_is_news(snapshot, seen_revision) or self._closed):
+                    snapshot = await queue.get() or snapshot
+        return snapshot
+
+    def _latest(self, snapshot: Snapshot) -> Snapshot:
+        # between the caller's look and its subscription the task may have moved
+        return self._live.get(snapshot.task.id) or self._finished.get(snapshot.task.id) or snapshot
+
+    def newest(
+        self, *, status: TaskStatus | None, model: str | None, before: tuple[datetime, str] | None
+    ) -> Iterator[str]:
+        """Ids of the tasks that match, newest first, starting after *before*."""
+        end = len(self._order) if before is None else bisect.bisect_left(self._order, before)
+        for position in range(end - 1, -1, -1):
+            row = self._rows[self._order[position][1]]
+            if status in (None, row.status) and model in (None, row.model):
+                yield row.id
+
+    def named_paths(self) -> dict[str, frozenset[str]]:
+        """For every task, the objects of the artifact store that its record names."""
+        return {row.id: row.paths for row in self._rows.values()}
+
+    def named_paths_of(self, task_id: str) -> frozenset[str]:
+        """The objects that the record of *task_id* names; none without a record."""
+        row = self._rows.get(task_id)
+        return frozenset() if row is None else row.paths
+
+    def drop_expired(self, *, keep_s: float, now: datetime) -> None:
+        """Forgets tasks whose record the server has dropped by age; expiry sends no message that would tell."""
+        oldest = now - timedelta(seconds=keep_s)
+        for task_id in [row.id for row in self._rows.values() if row.written_at < oldest]:
+            self._forget(task_id)
+
+    def _forget(self, task_id: str) -> None:
+        row = self._rows.pop(task_id, None)
+        if row is not None:
+            del self._order[bisect.bisect_left(self._order, (row.created_at, row.id))]
+        self._live.pop(task_id, None)
+        self._finished.pop(task_id, None)
+
+    @contextlib.contextmanager
+    def _subscription(self, task_id: str) -> Iterator[asyncio.Queue[Snapshot | None]]:
+        queue: asyncio.Queue[Snapshot | None] = asyncio.Queue(SUBSCRIBER_QUEUE_MAX)
+        self._queues.setdefault(task_id, set()).add(queue)
+        try:
+            yield queue
+        finally:
+            self._queues[task_id].discard(queue)
+            if not self._queues[task_id]:
+                del self._queues[task_id]
+
+
+def named_paths(task: GenerationTask) -> frozenset[str]:
+    """The objects that *task* owns: its image, and its video or the one that is being made."""
+    video = task.video.path if task.video else None
+    if not task.status.is_terminal:
+        video = task.video_path
+    return frozenset(path for path in (task.image_path, video) if path is not None)
+
+
+def _is_news(snapshot: Snapshot, seen_revision: int | None) -> bool:
+    if seen_revision is not None and snapshot.revision != seen_revision:
+        return True
+    return snapshot.task.status.is_terminal
+
+
+def _offer(queue: asyncio.Queue[Snapshot | None], item: Snapshot | None) -> None:
+    if queue.full():
+        queue.get_nowait()
+    queue.put_nowait(item)

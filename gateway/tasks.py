@@ -1,0 +1,296 @@
+"""`/tasks`: look, wait, follow, cancel, download. HTTP only."""
+
+import base64
+import binascii
+import re
+from collections.abc import AsyncIterator, Awaitable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+from litestar import Request, Response, delete, get, head
+from litestar.datastructures import State
+from litestar.params import Parameter
+from litestar.response import ServerSentEvent, ServerSentEventMessage, Stream
+
+from contracts import lifecycle
+from contracts.tasks import FailureCode, GenerationTask, TaskStatus, VideoFile, encode_task
+from contracts.topology import TASKS, work_stream, work_subject
+from gateway.byte_range import RangeNotSatisfiable, content_range, parse_range, range_applies
+from gateway.openapi import problem_responses
+from gateway.problems import ProblemError
+from gateway.services import Services
+from gateway.task_board import Snapshot
+from gateway.views import TaskPage, TaskView, task_page, view
+from ops.artifacts import StorageFailed
+from ops.nats_link import TransportUnavailable, WrongRevision
+
+MAX_WAIT_S: Final = 60.0
+PAGE_MAX: Final = 100
+KEEP_ALIVE_S: Final = 15.0
+
+_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_PREFER_WAIT: Final = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,6})"?\s*(?:[,;]|$)', re.IGNORECASE)
+
+T = TypeVar("T")
+_Request = Request[Any, Any, State]
+_Wait = Annotated[
+    float | None, Parameter(query="wait", ge=0, le=MAX_WAIT_S, description="Answer when the task has ended, or after so many seconds")
+]
+
+
+@get(
+    "/tasks/{task_id:str}",
+    summary="Look at a task, or wait for it",
+    tags=["tasks"],
+    responses=problem_responses("invalid_query", "task_not_found", "transport_unavailable"),
+)
+async def get_task(request: _Request, services: Services, task_id: str, wait: _Wait = None) -> Response[TaskView]:
+    """The task. With `?wait=S` or `Prefer: wait=S` the answer comes when the task has ended, at the latest after S
+    seconds; when `If-None-Match` names a revision, it comes on the next change, or as 304."""
+    snapshot = await _find(services, task_id)
+    headers: dict[str, str] = {}
+    if wait is None:
+        preferred = _PREFER_WAIT.search(request.headers.get("prefer", ""))
+        if preferred is not None:
+            wait = min(float(preferred[1]), MAX_WAIT_S)
+            headers["Preference-Applied"] = f"wait={wait:g}"
+    seen = request.headers.get("if-none-match")
+    seen_revision = _revision(seen)
+    if wait:
+        snapshot = await services.tasks.wait(snapshot, seen_revision=seen_revision, timeout_s=wait)
+        snapshot = await _look_if_overdue(services, snapshot)
+    headers["ETag"] = f'"{snapshot.revision}"'
+    if seen_revision == snapshot.revision:
+        return Response(None, status_code=304, headers=headers)  # type: ignore[arg-type]  # a 304 has no body
+    return Response(view(snapshot.task), headers=headers)
+
+
+@get(
+    "/tasks",
+    summary="List tasks, newest first",
+    tags=["tasks"],
+    responses=problem_responses("invalid_query", "transport_unavailable"),
+)
+async def list_tasks(
+    services: Services,
+    status: TaskStatus | None = None,
+    model: str | None = None,
+    limit: Annotated[int, Parameter(ge=1, le=PAGE_MAX)] = 20,
+    cursor: str | None = None,
+) -> TaskPage:
+    """Tasks, newest first. `next_cursor` leads to the next page; it is null on the last one."""
+    if model is not None:
+        entry = services.catalog.resolve(model)
+        if entry is None:
+            known = ", ".join(sorted(services.catalog.models))
+            raise ProblemError("invalid_query", f"model: no model has this name; there are {known}")
+        model = entry.name
+    found: list[GenerationTask] = []
+    for task_id in services.tasks.newest(status=status, model=model, before=_decode_cursor(cursor)):
+        if len(found) == limit:
+            last = found[-1]
+            return task_page(found, _encode_cursor(last.created_at, last.id))
+        snapshot = await _reachable(services.tasks.get(task_id))
+        if snapshot is not None:  # its record may have expired since
+            found.append(snapshot.task)
+    return task_page(found, None)
+
+
+@get(
+    "/tasks/{task_id:str}/events",
+    summary="Follow a task",
+    tags=["tasks"],
+    media_type="text/event-stream",
+    responses=problem_responses("task_not_found", "transport_unavailable"),
+)
+async def follow_task(request: _Request, services: Services, task_id: str) -> Response[Any]:
+    """Server-sent events: an event `task` with the task's JSON now and at every change, until it has ended.
+
+    The event's id is the revision; a client that comes back with the last one in `Last-Event-ID` gets 204.
+    """
+    snapshot = await _find(services, task_id)
+    if snapshot.task.status.is_terminal and request.headers.get("last-event-id") == str(snapshot.revision):
+        return Response(None, status_code=204)
+    return ServerSentEvent(_events(services, snapshot), headers={"Cache-Control": "no-store"})
+
+
+async def _events(services: Services, snapshot: Snapshot) -> AsyncIterator[ServerSentEventMessage]:
+    async for change in services.tasks.changes(snapshot, idle_s=KEEP_ALIVE_S):
+        if change is None:
+            yield ServerSentEventMessage(comment="still there")
+        else:
+            data = msgspec.json.encode(view(change.task)).decode()
+            yield ServerSentEventMessage(data=data, event="task", id=str(change.revision))
+
+
+@delete(
+    "/tasks/{task_id:str}",
+    status_code=200,
+    summary="Cancel a task",
+    tags=["tasks"],
+    responses=problem_responses("task_not_found", "transport_unavailable"),
+)
+async def cancel_task(services: Services, task_id: str) -> TaskView:
+    """Cancels a task that waits or runs, and answers it. A task that has ended is answered as it is."""
+    await _find(services, task_id)
+    while True:
+        snapshot = await _reachable(services.tasks.read(task_id))
+        if snapshot is None:
+            raise _no_such_task()
+        task = snapshot.task
+        if task.status.is_terminal:
+            return view(task)
+        now = datetime.now(UTC)
+        cancelled = lifecycle.fail(task, code=FailureCode.CANCELLED, message="cancelled on request", now=now)
+        try:
+            revision = await _reachable(
+                services.link.update(TASKS, task_id, encode_task(cancelled), revision=snapshot.revision)
+            )
+        except WrongRevision:
+            continue  # it moved meanwhile: look again
+        services.tasks.record(cancelled, revision, now)
+        if task.status is TaskStatus.PENDING:
+            # the record fences it already; removing the message frees its place in the queue
+            subject = work_subject(task.route, task.model, task.id)
+            await _reachable(services.link.remove_subject(work_stream(task.route, task.model), subject))
+        return view(cancelled)
+
+
+_VIDEO_PROBLEMS: Final = problem_responses(
+    "task_not_found", "video_not_ready", "video_failed", "video_expired", "range_not_satisfiable", "transport_unavailable"
+)
+
+
+@get(
+    "/tasks/{task_id:str}/video",
+    summary="Download the video",
+    tags=["tasks"],
+    media_type="video/mp4",
+    responses=_VIDEO_PROBLEMS,
+)
+async def get_video(request: _Request, services: Services, task_id: str) -> Response[Any]:
+    """The MP4 of a finished task; `Range`, `If-Range` and `If-None-Match` are understood."""
+    video = await _video(services, task_id)
+    headers = _video_headers(video, task_id)
+    if _names(request.headers.get("if-none-match"), headers["ETag"]):
+        return Response(None, status_code=304, headers=headers)
+    wanted = request.headers.get("range") if range_applies(request.headers.get("if-range"), headers["ETag"]) else None
+    try:
+        part = parse_range(wanted, video.bytes)
+    except RangeNotSatisfiable as error:
+        raise ProblemError(
+            "range_not_satisfiable",
+            f"the video has {video.bytes} bytes",
+            headers={"Content-Range": error.content_range},
+        ) from error
+    first, last = part or (0, video.bytes - 1)
+    headers["Content-Length"] = str(last - first + 1)
+    if part is not None:
+        headers["Content-Range"] = content_range(first, last, video.bytes)
+    return Stream(
+        services.artifacts.read(video.path, first, last + 1),
+        status_code=200 if part is None else 206,
+        media_type="video/mp4",
+        headers=headers,
+    )
+
+
+@head("/tasks/{task_id:str}/video", summary="Size and hash of the video", tags=["tasks"], responses=_VIDEO_PROBLEMS)
+async def head_video(services: Services, task_id: str) -> Response[None]:
+    """The headers of the video without its bytes."""
+    video = await _video(services, task_id)
+    return Response(
+        None,
+        media_type="video/mp4",
+        headers={**_video_headers(video, task_id), "Content-Length": str(video.bytes)},
+    )
+
+
+async def _video(services: Services, task_id: str) -> VideoFile:
+    task = (await _find(services, task_id)).task
+    if task.status is TaskStatus.FAILED:
+        code = task.error.code if task.error else "failed"
+        raise ProblemError("video_failed", f"the task failed ({code}); there is no video")
+    if task.video is None:
+        raise ProblemError("video_not_ready", f"the task is {task.status}; GET /tasks/{task_id}?wait=60 waits for it")
+    try:
+        size = await services.artifacts.size(task.video.path)
+    except StorageFailed as error:
+        raise ProblemError("storage_unavailable", "the video cannot be read now; try again") from error
+    if size != task.video.bytes:
+        raise ProblemError("video_expired", "the video is gone from the store; submit the request again")
+    return task.video
+
+
+def _video_headers(video: VideoFile, task_id: str) -> dict[str, str]:
+    return {
+        "ETag": f'"{video.sha256}"',
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, max-age=3600, immutable",
+        "Content-Disposition": f'inline; filename="{task_id}.mp4"',
+    }
+
+
+async def _find(services: Services, task_id: str) -> Snapshot:
+    if not _ID.fullmatch(task_id):
+        raise _no_such_task()
+    snapshot = await _reachable(services.tasks.get(task_id))
+    if snapshot is None:
+        raise _no_such_task()
+    return await _look_if_overdue(services, snapshot)
+
+
+async def _look_if_overdue(services: Services, snapshot: Snapshot) -> Snapshot:
+    """Whoever reads an overdue pending record runs the timer's handler before answering (design §4)."""
+    task = snapshot.task
+    if task.status is not TaskStatus.PENDING or datetime.now(UTC) < task.deadline_at:
+        return snapshot
+    try:
+        looked = await _reachable(services.sweeper.look(task.id))
+    except WrongRevision:
+        looked = await _reachable(services.tasks.read(task.id))
+    if looked is None:
+        raise _no_such_task()
+    return looked
+
+
+async def _reachable(call: Awaitable[T]) -> T:
+    try:
+        return await call
+    except TransportUnavailable as error:
+        raise ProblemError(
+            "transport_unavailable", "the record could not be read or written now; try again", retry_after_s=1.0
+        ) from error
+
+
+def _no_such_task() -> ProblemError:
+    return ProblemError("task_not_found", "no task has this id, or it is older than what is kept")
+
+
+def _revision(etag: str | None) -> int | None:
+    text = (etag or "").strip().removeprefix("W/").strip('"')
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+
+
+def _names(header: str | None, etag: str) -> bool:
+    names = [name.strip().removeprefix("W/") for name in (header or "").split(",")]
+    return etag in names or "*" in names
+
+
+def _encode_cursor(created_at: datetime, task_id: str) -> str:
+    return base64.urlsafe_b64encode(f"{created_at.isoformat()} {task_id}".encode()).decode().rstrip("=")
+
+
+def _decode_cursor(cursor: str | None) -> tuple[datetime, str] | None:
+    if cursor is None:
+        return None
+    try:
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+        moment, _, task_id = text.partition(" ")
+        created_at = datetime.fromisoformat(moment)
+        if created_at.tzinfo is None or not _ID.fullmatch(task_id):
+            raise ValueError
+    except (binascii.Error, ValueError):
+        raise ProblemError("invalid_query", "cursor: use next_cursor of the page before, unchanged") from None
+    return created_at, task_id

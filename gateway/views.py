@@ -1,0 +1,157 @@
+"""What clients see: the public JSON of a task, of a page of tasks and of the settings.
+
+A view leaves out what only the protocol needs (owner, lease, epoch, caller, routing inputs) and where files are stored.
+Every key is always present; null means "not yet" or "does not apply".
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from contracts.settings import Catalog, VideoGenerationConstraints
+from contracts.tasks import (
+    GenerationParameters,
+    GenerationTask,
+    MemoryReading,
+    Progress,
+    TaskError,
+    TaskStatus,
+    TimelineEntry,
+)
+
+
+class VideoView(Struct, frozen=True, kw_only=True):
+    """The finished MP4; `links.video` is where it is."""
+
+    bytes: int
+    sha256: str
+    width: int
+    height: int
+    frames: int
+    fps: int
+
+
+class TaskLinks(Struct, frozen=True, kw_only=True):
+    """Where to go from a task, relative to the gateway. *video* is null until it is done, *cancel* once it ended."""
+
+    self_: str = msgspec.field(name="self")
+    events: str
+    video: str | None
+    cancel: str | None
+
+
+class TaskView(Struct, frozen=True, kw_only=True):
+    """One generation as its caller sees it.
+
+    *route* is the dedicated warm lane or the degraded worker; *worker* is the one that holds or held the task;
+    *attempt* counts the workers that began it; *memory* is the host's reading after cleanup (FR-009).
+    """
+
+    id: str
+    status: TaskStatus
+    model: str
+    route: Literal["lane", "degraded"]
+    worker: str | None
+    attempt: int
+    parameters: GenerationParameters
+    created_at: datetime
+    queued_at: datetime
+    claimed_at: datetime | None
+    finished_at: datetime | None
+    progress: Progress | None
+    error: TaskError | None
+    video: VideoView | None
+    memory: MemoryReading | None
+    timeline: tuple[TimelineEntry, ...]
+    links: TaskLinks
+
+
+class TaskPage(Struct, frozen=True, kw_only=True):
+    """Tasks, newest first; *next_cursor* asks for the page after this one and is null on the last."""
+
+    tasks: tuple[TaskView, ...]
+    next_cursor: str | None
+
+
+class ModelView(Struct, frozen=True, kw_only=True):
+    """A model and what a request for it is checked against."""
+
+    name: str
+    title: str
+    aliases: tuple[str, ...]
+    constraints: VideoGenerationConstraints
+
+
+class SettingsView(Struct, frozen=True, kw_only=True):
+    """What a form needs: the models of the running profile with every limit, default and fixed value.
+
+    *wait_limit_s* is the longest that a request waits for a worker (FR-017, FR-021 c).
+    """
+
+    profile: str
+    wait_limit_s: float
+    models: tuple[ModelView, ...]
+
+
+def task_url(task_id: str) -> str:
+    """The path of a task: `Location` of a 202, and the base of its links."""
+    return f"/tasks/{task_id}"
+
+
+def view(task: GenerationTask) -> TaskView:
+    """*task* as its caller may see it."""
+    url = task_url(task.id)
+    video = task.video
+    return TaskView(
+        id=task.id,
+        status=task.status,
+        model=task.model,
+        route=task.route,
+        worker=task.worker,
+        attempt=task.attempt,
+        parameters=task.parameters,
+        created_at=task.created_at,
+        queued_at=task.queued_at,
+        claimed_at=task.claimed_at,
+        finished_at=task.finished_at,
+        progress=task.progress,
+        error=task.error,
+        video=None
+        if video is None
+        else VideoView(
+            bytes=video.bytes,
+            sha256=video.sha256,
+            width=video.width,
+            height=video.height,
+            frames=video.frames,
+            fps=video.fps,
+        ),
+        memory=task.memory,
+        timeline=task.timeline,
+        links=TaskLinks(
+            self_=url,
+            events=f"{url}/events",
+            video=f"{url}/video" if task.status is TaskStatus.DONE else None,
+            cancel=None if task.status.is_terminal else url,
+        ),
+    )
+
+
+def task_page(tasks: Iterable[GenerationTask], next_cursor: str | None) -> TaskPage:
+    """One page of `GET /tasks`."""
+    return TaskPage(tasks=tuple(view(task) for task in tasks), next_cursor=next_cursor)
+
+
+def settings_view(catalog: Catalog) -> SettingsView:
+    """The body of `GET /settings`, models by name."""
+    return SettingsView(
+        profile=catalog.profile,
+        wait_limit_s=catalog.windows.wait_limit_s,
+        models=tuple(
+            ModelView(name=entry.name, title=entry.title, aliases=entry.aliases, constraints=entry.constraints)
+            for _, entry in sorted(catalog.models.items())
+        ),
+    )

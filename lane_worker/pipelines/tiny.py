@@ -1,0 +1,116 @@
+"""Tiny random-weight Wan pipelines, as diffusers folders: the real classes, real videos, no download.
+
+They show no picture worth looking at; they show that everything around the weights works.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import diffusers
+import msgspec
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from contracts.settings import Checkpoint, RandomWeights
+
+RECIPE: Final = "recipe.json"
+VERSION: Final = 1  # raise it when a change below makes other weights
+TEXT_DIM: Final = 32
+LATENT_CHANNELS: Final = 16
+# an image-to-video transformer also sees the image's latents and a mask of the VAE's four frames per latent
+IMAGE_CHANNELS: Final = LATENT_CHANNELS + 4
+
+
+class _Recipe(msgspec.Struct, frozen=True):
+    version: int
+    pipeline: str
+    weights: RandomWeights
+    boundary_ratio: float | None
+
+
+def ensure_tiny_pipeline(checkpoint: Checkpoint, weights: RandomWeights, folder: Path) -> None:
+    """Make sure that *folder* holds the pipeline of this recipe.
+
+    Appears complete or not at all, whoever else builds it at the same time. A folder of another recipe is replaced.
+    """
+    recipe = msgspec.json.encode(_Recipe(VERSION, checkpoint.pipeline, weights, checkpoint.boundary_ratio))
+    if _recipe_in(folder) == recipe:
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as made:
+        built = Path(made, "new")
+        _build(checkpoint, weights).save_pretrained(built)
+        (built / RECIPE).write_bytes(recipe)
+        if folder.exists() and _recipe_in(folder) != recipe:
+            os.rename(folder, Path(made, "old"))
+        try:
+            os.rename(built, folder)
+        except OSError:
+            if _recipe_in(folder) != recipe:  # else another process was faster, with the same weights
+                raise
+
+
+def _recipe_in(folder: Path) -> bytes | None:
+    try:
+        return (folder / RECIPE).read_bytes()
+    except OSError:
+        return None
+
+
+def _build(checkpoint: Checkpoint, weights: RandomWeights) -> diffusers.DiffusionPipeline:
+    takes_image = checkpoint.pipeline == "WanImageToVideoPipeline"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(weights.seed)
+        transformers = [_transformer(takes_image=takes_image) for _ in range(weights.experts)]
+        pipeline: diffusers.DiffusionPipeline = getattr(diffusers, checkpoint.pipeline)(
+            tokenizer=_tokenizer(),
+            text_encoder=_text_encoder(),
+            vae=_vae(),
+            scheduler=diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+            transformer=transformers[0],
+            transformer_2=transformers[1] if weights.experts == 2 else None,
+            boundary_ratio=checkpoint.boundary_ratio,
+        )
+    return pipeline
+
+
+def _transformer(*, takes_image: bool) -> diffusers.WanTransformer3DModel:
+    return diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=LATENT_CHANNELS + (IMAGE_CHANNELS if takes_image else 0),
+        out_channels=LATENT_CHANNELS,
+        text_dim=TEXT_DIM,
+        freq_dim=64,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=128,
+    )
+
+
+def _vae() -> diffusers.AutoencoderKLWan:
+    return diffusers.AutoencoderKLWan(base_dim=3, z_dim=LATENT_CHANNELS, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+
+
+def _text_encoder() -> UMT5EncoderModel:
+    return UMT5EncoderModel(
+        UMT5Config(vocab_size=259, d_model=TEXT_DIM, d_kv=8, d_ff=37, num_layers=2, num_heads=4, dropout_rate=0.0)
+    )
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    # one token per byte, so any text works; 256 bytes and T5's three special tokens
+    special = ["<pad>", "</s>", "<unk>"]
+    vocabulary = {token: number for number, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+    )

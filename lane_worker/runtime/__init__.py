@@ -1,0 +1,1 @@
+"""What every worker does, whichever models it serves: claim, run, settle, renew, report. Never imports torch."""

@@ -1,0 +1,76 @@
+"""Whether a worker may take a task (design §4, Claim). Pure."""
+
+from datetime import datetime
+
+from msgspec import Struct
+
+from contracts.tasks import GenerationTask, TaskStatus
+
+
+class Take(Struct, frozen=True):
+    """Claim *task*; *revision* 0 means that there is no record yet and the claim makes it."""
+
+    task: GenerationTask
+    revision: int
+
+
+class Mine(Struct, frozen=True):
+    """This process has claimed it already; the answer to its claim was lost."""
+
+    task: GenerationTask
+    revision: int
+
+
+class Expire(Struct, frozen=True):
+    """It waited too long on the degraded queue: end it, never run it (FR-017)."""
+
+    task: GenerationTask
+    revision: int
+
+
+class Drop(Struct, frozen=True):
+    """The message is out of date: ack it and forget it."""
+
+
+class Reread(Struct, frozen=True):
+    """The message is ahead of the record that was read: read again."""
+
+
+ClaimDecision = Take | Mine | Expire | Drop | Reread
+
+
+def claim_decision(
+    queued: GenerationTask,
+    record: GenerationTask | None,
+    *,
+    revision: int,
+    owner: str,
+    now: datetime,
+) -> ClaimDecision:
+    """What to do with the message *queued*, given the *record* of its task at *revision*.
+
+    1. No record (the gateway was slower): the message supplies it.
+    2. The message's epoch is below the record's: Drop. Above it: Reread.
+    3. This process owns the record at this epoch: Mine.
+    4. The record is not pending: Drop.
+    5. On the degraded route and overdue: Expire. A lane takes an overdue task: whoever moves the record first wins.
+    6. Take, with the record's parameters and not the message's.
+    """
+    if record is None:  # 1
+        record, revision = queued, 0
+    if queued.epoch < record.epoch:  # 2
+        return Drop()
+    if queued.epoch > record.epoch:
+        return Reread()
+    if record.status is TaskStatus.PROCESSING and record.owner == owner:  # 3
+        return Mine(record, revision)
+    if record.status is not TaskStatus.PENDING:  # 4
+        return Drop()
+    if is_overdue(record, now):  # 5
+        return Expire(record, revision)
+    return Take(record, revision)  # 6
+
+
+def is_overdue(task: GenerationTask, now: datetime) -> bool:
+    """Whether *task* may no longer start: on the degraded route, past its wait limit."""
+    return task.route == "degraded" and now >= task.deadline_at

@@ -1,0 +1,91 @@
+"""What a worker says about itself, every few seconds and at once on a change or a reconnect (design §6)."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgspec
+import structlog
+
+from contracts.lanes import LaneHeartbeat, LaneState
+from contracts.topology import LANES
+from ops.nats_link import NatsLink, TransportUnavailable
+
+log = structlog.get_logger("heartbeat")
+
+
+class Heartbeat:
+    """The heartbeat of one worker. `run` it; `set` tells a new state; `leave` removes the key."""
+
+    def __init__(
+        self,
+        link: NatsLink,
+        *,
+        model: str,
+        worker: str,
+        slot: str,
+        interval_s: float,
+        health_age_s: Callable[[], float],
+        started_at: datetime,
+    ) -> None:
+        self._link = link
+        self._key = f"{model}.{worker}"
+        self._model, self._worker, self._slot = model, worker, slot
+        self._interval_s = interval_s
+        self._health_age_s = health_age_s
+        self._started_at = started_at
+        self._warm_after_s: float | None = None
+        self._detail = ""
+        self._news = asyncio.Event()
+        self.state = LaneState.STARTING
+        link.on_reconnect(self._news.set)
+
+    def set(self, state: LaneState, detail: str = "") -> None:
+        """The worker is in *state* now; it is told at once."""
+        if state is LaneState.WARM and self._warm_after_s is None:
+            self._warm_after_s = (datetime.now(UTC) - self._started_at).total_seconds()
+        if state is not self.state:
+            log.info("lane_state", state=state.value, detail=detail, warm_after_s=self._warm_after_s)
+        self.state, self._detail = state, detail
+        self._news.set()
+
+    async def run(self) -> None:
+        """Reports until cancelled."""
+        while True:
+            self._news.clear()
+            begun_s = time.monotonic()
+            try:
+                await self._link.put(LANES, self._key, self._value())
+            except TransportUnavailable as error:
+                log.warning("heartbeat_lost", error=str(error))
+                await asyncio.sleep(0.2)
+                continue
+            try:
+                async with asyncio.timeout(max(0.0, begun_s + self._interval_s - time.monotonic())):
+                    await self._news.wait()
+            except TimeoutError:
+                continue
+
+    async def leave(self) -> None:
+        """The lane goes away on purpose: its key is removed."""
+        try:
+            await self._link.delete(LANES, self._key)
+        except TransportUnavailable as error:
+            log.warning("lane_key_left", error=str(error))  # it ages out
+
+    def _value(self) -> bytes:
+        return msgspec.json.encode(
+            LaneHeartbeat(
+                model=self._model,
+                worker=self._worker,
+                state=self.state,
+                health_age_s=round(self._health_age_s(), 3),
+                slot=self._slot,
+                pid=os.getpid(),
+                started_at=self._started_at,
+                warm_after_s=self._warm_after_s,
+                detail=self._detail,
+            )
+        )

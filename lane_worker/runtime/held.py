@@ -1,0 +1,95 @@
+"""The record of the task in hand. Every write is a compare-and-set that is retried until it is decided."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import structlog
+
+from contracts.tasks import GenerationTask, TaskStatus, UnreadableTask, decode_task, encode_task
+from contracts.topology import TASKS
+from ops.nats_link import Entry, NatsLink, TransportUnavailable, WrongRevision
+
+# NATS being away is no reason to drop a result (design §4, Settle): wait for it, without hurry.
+RETRY_WAIT_S: Final = 0.2
+
+log = structlog.get_logger("held")
+
+
+class OwnershipLost(Exception):
+    """The record is not this worker's any more. *record* is what stands there now; None when it expired."""
+
+    def __init__(self, record: GenerationTask | None) -> None:
+        super().__init__("the task was taken back or cancelled")
+        self.record = record
+
+
+class HeldTask:
+    """A claimed task and the revision of its record. One per claim; safe to use from several asyncio tasks."""
+
+    def __init__(self, link: NatsLink, task: GenerationTask, revision: int) -> None:
+        self._link = link
+        self._revision = revision
+        self._lock = asyncio.Lock()
+        self.task = task
+        self._owner, self._epoch = task.owner, task.epoch
+
+    async def update(self, change: Callable[[GenerationTask], GenerationTask]) -> GenerationTask:
+        """Moves the record by *change* and returns the task as stored. Waits for the server as long as it takes.
+
+        Raises OwnershipLost; then nothing of this call was stored.
+        """
+        async with self._lock:
+            while True:
+                changed = change(self.task)
+                encoded = encode_task(changed)
+                try:
+                    self._revision = await self._link.update(TASKS, changed.id, encoded, revision=self._revision)
+                except (WrongRevision, TransportUnavailable):
+                    if await self._refresh(encoded):
+                        return self.task
+                else:
+                    self.task = changed
+                    return changed
+
+    async def check(self) -> None:
+        """Reads the record, unless this worker has settled it. Raises OwnershipLost when it belongs to others."""
+        async with self._lock:
+            if not self.task.status.is_terminal:
+                await self._refresh(None)
+
+    async def store_lease_timer(self, at: datetime) -> None:
+        """Renews the server-side timer of this lease. Raises TransportUnavailable."""
+        await self._link.set_timer("lease", self.task.id, at, encode_task(self.task))
+
+    async def _refresh(self, written: bytes | None) -> bool:
+        """Reads the record; True when it is what *written* says, so that an unanswered write did succeed."""
+        entry = await self._read()
+        if entry is None or entry.value is None:
+            raise OwnershipLost(None)
+        try:
+            record = decode_task(entry.value)
+        except UnreadableTask as error:
+            log.error("unreadable_record", task_id=self.task.id, revision=entry.revision, error=str(error))
+            raise OwnershipLost(None) from error
+        if entry.value == written:
+            self.task, self._revision = record, entry.revision
+            return True
+        if (record.status, record.owner, record.epoch) != (TaskStatus.PROCESSING, self._owner, self._epoch):
+            raise OwnershipLost(record)
+        self.task, self._revision = record, entry.revision
+        return False
+
+    async def _read(self) -> Entry | None:
+        while True:
+            try:
+                return await self._link.get(TASKS, self.task.id)
+            except TransportUnavailable as error:
+                log.warning("record_unreachable", task_id=self.task.id, error=str(error))
+                await asyncio.sleep(RETRY_WAIT_S)
+
+
+def lease_end(lease_s: float) -> datetime:
+    """When a lease that is taken or renewed now ends."""
+    return datetime.now(UTC) + timedelta(seconds=lease_s)

@@ -1,0 +1,110 @@
+"""Keeping a lease: renew it, tell progress, and learn early when the task is not ours any more."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+import structlog
+from nats.aio.subscription import Subscription
+
+from contracts import lifecycle
+from contracts.settings import Windows
+from contracts.tasks import Progress
+from contracts.topology import TASKS
+from lane_worker.runtime.held import HeldTask, OwnershipLost, lease_end
+from ops.nats_link import NatsLink, TransportUnavailable
+
+# A step of a real model takes seconds; the record's history is worth more than a smoother bar.
+PROGRESS_INTERVAL_S: Final = 1.0
+
+log = structlog.get_logger("lease")
+
+
+class LeaseKeeper:
+    """Renews the lease of *held* while its context is open; calls *on_lost* once when the task was taken away."""
+
+    def __init__(self, link: NatsLink, held: HeldTask, *, windows: Windows, on_lost: Callable[[], None]) -> None:
+        self._link = link
+        self._held = held
+        self._windows = windows
+        self._on_lost = on_lost
+        self._wake = asyncio.Event()
+        self._look = False
+        self._progress = held.task.progress or Progress(step=0, steps=held.task.parameters.steps)
+        self._keeper: asyncio.Task[None] | None = None
+        self._hints: Subscription | None = None
+
+    async def __aenter__(self) -> "LeaseKeeper":
+        try:
+            self._hints = await self._link.hints(TASKS, self._held.task.id, self._hint)
+        except Exception as error:
+            # hints only make a cancel quicker; the renewal finds it out as well
+            log.warning("no_hints", task_id=self._held.task.id, error=repr(error))
+        self._keeper = asyncio.create_task(self._keep())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        if self._hints is not None:
+            try:
+                await self._hints.unsubscribe()
+            except Exception as error:
+                log.debug("unsubscribe_failed", error=repr(error))
+
+    def report(self, progress: Progress) -> None:
+        """The inference went on; the record follows within a second or so."""
+        self._progress = progress
+        self._wake.set()
+
+    def renew_now(self) -> None:
+        """Renew at once, as after a reconnect."""
+        self._look = True
+        self._wake.set()
+
+    async def _hint(self) -> None:
+        # our own writes show here too: only a record that we did not expect makes us look
+        self._look = True
+        self._wake.set()
+
+    async def _keep(self) -> None:
+        renewed_s = written_s = time.monotonic()
+        told = self._progress
+        while True:
+            wait_s = max(0.0, renewed_s + self._windows.lease_renew_s - time.monotonic())
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            try:
+                if self._look:
+                    self._look = False
+                    await self._held.check()
+                now_s = time.monotonic()
+                must_renew = now_s - renewed_s >= self._windows.lease_renew_s
+                has_news = self._progress != told and now_s - written_s >= PROGRESS_INTERVAL_S
+                if must_renew:
+                    await self._held.store_lease_timer(lease_end(self._windows.lease_s))
+                    renewed_s = now_s
+                if must_renew or has_news:
+                    told = self._progress
+                    await self._write(told)
+                    written_s = now_s
+            except TransportUnavailable as error:
+                log.warning("lease_not_renewed", task_id=self._held.task.id, error=str(error))
+                await asyncio.sleep(0.2)
+            except OwnershipLost:
+                self._on_lost()
+                return
+
+    async def _write(self, progress: Progress) -> None:
+        await self._held.update(
+            lambda task: lifecycle.renew(
+                task, progress=progress, lease_s=self._windows.lease_s, now=datetime.now(UTC)
+            )
+        )

@@ -1,0 +1,328 @@
+"""claim → run → settle, one task at a time (design §4). Knows neither models nor hosts: `Runner` does the running."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Protocol
+
+import structlog
+from msgspec import Struct
+from nats.aio.msg import Msg
+
+from contracts import lifecycle
+from contracts.settings import Windows
+from contracts.tasks import (
+    FailureCode,
+    GenerationTask,
+    MemoryReading,
+    Progress,
+    UnreadableTask,
+    VideoFile,
+    decode_task,
+    encode_task,
+)
+from contracts.topology import TASKS, WORK_CONSUMER
+from lane_worker.runtime.claim import Drop, Expire, Mine, Reread, Take, claim_decision, is_overdue
+from lane_worker.runtime.held import HeldTask, OwnershipLost, lease_end
+from lane_worker.runtime.host_messages import WrittenVideo
+from lane_worker.runtime.lease import LeaseKeeper
+from ops.artifacts import Artifacts, StorageFailed
+from ops.nats_link import NatsLink, Pull, TransportUnavailable, WrongRevision, ack_sync
+
+REREAD_WAIT_S: Final = 0.05
+IMAGE_WAIT_S: Final = 2.0
+
+log = structlog.get_logger("loop")
+
+
+class Succeeded(Struct, frozen=True):
+    """The video lies at *path*, not yet published."""
+
+    path: Path
+    video: WrittenVideo
+    memory: MemoryReading
+    started_at: datetime
+    finished_at: datetime
+
+
+class Unsuccessful(Struct, frozen=True):
+    """The task fails with *code*."""
+
+    code: FailureCode
+    message: str
+    memory: MemoryReading | None
+
+
+class Stopped(Struct, frozen=True):
+    """Stopped because somebody else moved the record: nothing to settle."""
+
+
+class GaveUp(Struct, frozen=True):
+    """The host is gone, or this worker is leaving: another attempt may succeed."""
+
+    reason: str
+
+
+Result = Succeeded | Unsuccessful | Stopped | GaveUp
+
+
+class Runner(Protocol):
+    """Runs one task. Memory is clean and its log line written when `run` returns, on every path (FR-008, FR-009)."""
+
+    async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[Progress], None]) -> Result:
+        """Runs *task*; *image* is its input image, None where it has none or where it could not be had."""
+        ...
+
+    def stop(self, task_id: str) -> None:
+        """Stops *task_id* within one step; `run` then returns Stopped."""
+        ...
+
+
+class WorkLoop:
+    """Serves one stream. `serve_one` takes at most one task; call it only while the worker can run one."""
+
+    def __init__(
+        self,
+        *,
+        link: NatsLink,
+        artifacts: Artifacts,
+        stream: str,
+        owner: str,
+        worker: str,
+        windows: Windows,
+        runner: Runner,
+        scratch: Path,
+        on_busy: Callable[[bool], None],
+    ) -> None:
+        self._link = link
+        self._artifacts = artifacts
+        self._stream = stream
+        self._owner = owner
+        self._worker = worker
+        self._windows = windows
+        self._runner = runner
+        self._scratch = scratch
+        self._on_busy = on_busy
+        self._pull: Pull | None = None
+        self._keeper: LeaseKeeper | None = None
+        link.on_reconnect(self._reconnected)
+
+    def _reconnected(self) -> None:
+        if self._keeper is not None:
+            self._keeper.renew_now()
+
+    async def serve_one(self, stop: asyncio.Event) -> None:
+        """Waits up to 2 s for a task, and runs it to its end. Returns at once when *stop* is set while waiting."""
+        if self._pull is None:
+            self._pull = await self._link.pull(self._stream, WORK_CONSUMER)
+        fetch = asyncio.ensure_future(self._pull.fetch())
+        stopped = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({fetch, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not fetch.done():
+                return
+            messages = fetch.result()
+        finally:
+            # a message that arrives for a cancelled fetch is delivered again after ack_wait
+            stopped.cancel()
+            fetch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await fetch
+        for message in messages:
+            await self._serve(message)
+
+    async def close(self) -> None:
+        """Takes no more messages."""
+        if self._pull is not None:
+            await self._pull.close()
+
+    async def _serve(self, message: Msg) -> None:
+        try:
+            queued = decode_task(message.data)
+        except UnreadableTask as error:
+            # never deliverable: out of the queue with it, or it holds a place for ever (design §10.10)
+            log.error("unreadable_message", subject=message.subject, error=str(error))
+            with contextlib.suppress(Exception):
+                await message.term()
+            return
+        held = await self._claim(queued, message)
+        if held is None:
+            return
+        self._on_busy(True)
+        try:
+            await self._execute(held)
+        finally:
+            self._on_busy(False)
+
+    async def _claim(self, queued: GenerationTask, message: Msg) -> HeldTask | None:
+        """The task, held by this worker, or None when it is not to be run."""
+        while True:
+            try:
+                # the timer first: from the claim on, somebody looks when this worker falls silent
+                await self._link.set_timer("lease", queued.id, lease_end(self._windows.lease_s), message.data)
+                held = await self._try_claim(queued)
+                await ack_sync(message)
+                return held
+            except WrongRevision:
+                continue  # somebody moved the record between our look and our write: look again
+            except _Ahead:
+                await asyncio.sleep(REREAD_WAIT_S)
+            except TransportUnavailable as error:
+                # whether the claim was stored is unknown; the next look tells (`Mine`)
+                log.warning("claim_interrupted", task_id=queued.id, error=str(error))
+                await asyncio.sleep(REREAD_WAIT_S)
+
+    async def _try_claim(self, queued: GenerationTask) -> HeldTask | None:
+        entry = await self._link.get(TASKS, queued.id)
+        revision = entry.revision if entry is not None else 0
+        try:
+            record = decode_task(entry.value) if entry is not None and entry.value is not None else None
+        except UnreadableTask as error:
+            log.error("unreadable_record", task_id=queued.id, revision=revision, error=str(error))
+            return None
+        decision = claim_decision(queued, record, revision=revision, owner=self._owner, now=datetime.now(UTC))
+        match decision:
+            case Drop():
+                return None
+            case Reread():
+                raise _Ahead
+            case Mine(task, revision):
+                return HeldTask(self._link, task, revision)
+            case Expire(task, revision):
+                await self._expire(task, revision)
+                return None
+            case Take(task, revision):
+                claimed = lifecycle.claim(
+                    task,
+                    owner=self._owner,
+                    worker=self._worker,
+                    lease_s=self._windows.lease_s,
+                    now=datetime.now(UTC),
+                )
+                revision = await self._link.update(TASKS, task.id, encode_task(claimed), revision=revision)
+                if is_overdue(task, datetime.now(UTC)):
+                    await self._expire(claimed, revision)
+                    return None
+                return HeldTask(self._link, claimed, revision)
+
+    async def _expire(self, task: GenerationTask, revision: int) -> None:
+        expired = lifecycle.fail(
+            task,
+            code=FailureCode.QUEUE_OVERLOADED,
+            message=f"no worker took it within {self._windows.wait_limit_s:g} s; submit it again later",
+            now=datetime.now(UTC),
+        )
+        await self._link.update(TASKS, task.id, encode_task(expired), revision=revision)
+
+    async def _execute(self, held: HeldTask) -> None:
+        task_id = held.task.id
+        image: Path | None = None
+        keeper = LeaseKeeper(
+            self._link, held, windows=self._windows, on_lost=lambda: self._runner.stop(task_id)
+        )
+        try:
+            async with keeper:
+                self._keeper = keeper
+                if held.task.image_path is not None:
+                    image = await self._fetch_image(held.task.image_path, held.task)
+                    await held.check()  # it may have been cancelled while the image was awaited
+                result = await self._runner.run(held.task, image, keeper.report)
+                # still inside: the lease must stand until the record is settled
+                await self._settle(held, result)
+        except OwnershipLost as lost:
+            log.info("ownership_lost", task_id=task_id, epoch=held.task.epoch)
+            await self._discard_video(held, lost.record)
+        finally:
+            self._keeper = None
+            if image is not None:
+                image.unlink(missing_ok=True)
+
+    async def _fetch_image(self, stored: str, task: GenerationTask) -> Path | None:
+        """The input image in a file of this worker; None when it does not come within 2 s: the gateway stores it
+        after it has published the task."""
+        content = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(IMAGE_WAIT_S):
+                while content is None:
+                    try:
+                        content = await self._artifacts.get(stored)
+                    except StorageFailed as error:
+                        log.warning("image_unreadable", task_id=task.id, error=str(error))
+                    if content is None:
+                        await asyncio.sleep(REREAD_WAIT_S)
+        if content is None:
+            return None
+        path = self._scratch / f"{task.id}.{task.epoch}.image"
+        await asyncio.to_thread(path.write_bytes, content)
+        return path
+
+    async def _settle(self, held: HeldTask, result: Result) -> None:
+        match result:
+            case Succeeded():
+                await self._publish_video(held, result)
+            case Unsuccessful(code, message, memory):
+                await held.update(
+                    lambda task: lifecycle.fail(
+                        task, code=code, message=message, memory=memory, now=datetime.now(UTC)
+                    )
+                )
+                log.warning("task_failed", task_id=held.task.id, code=code.value, attempt=held.task.attempt)
+            case Stopped():
+                await held.check()
+                # stopped, yet still ours: the notice was wrong or early, so let another attempt run it
+                await self._give_up(held, "stopped without a reason")
+            case GaveUp(reason):
+                await self._give_up(held, reason)
+
+    async def _publish_video(self, held: HeldTask, result: Succeeded) -> None:
+        path, written = held.task.video_path, result.video
+        try:
+            await self._artifacts.put(path, result.path)
+        except StorageFailed as error:
+            log.error("video_not_stored", task_id=held.task.id, error=str(error))
+            message = "the video could not be stored; submit it again"
+            await self._settle(held, Unsuccessful(FailureCode.STORAGE_FAILED, message, result.memory))
+            return
+        finally:
+            result.path.unlink(missing_ok=True)
+        video = VideoFile(
+            path=path,
+            bytes=written.bytes,
+            sha256=written.sha256,
+            width=written.width,
+            height=written.height,
+            frames=written.frames,
+            fps=written.fps,
+        )
+
+        def finish(task: GenerationTask) -> GenerationTask:
+            task = lifecycle.with_event(task, "inference_started", result.started_at)
+            task = lifecycle.with_event(task, "inference_finished", result.finished_at)
+            return lifecycle.finish(task, video=video, memory=result.memory, now=datetime.now(UTC))
+
+        await held.update(finish)
+        log.info("task_done", task_id=held.task.id, attempt=held.task.attempt, bytes=video.bytes)
+
+    async def _give_up(self, held: HeldTask, reason: str) -> None:
+        task = await held.update(lambda task: lifecycle.release_lease(task, reason=reason, now=datetime.now(UTC)))
+        log.warning("lease_released", task_id=task.id, attempt=task.attempt, reason=reason)
+        with contextlib.suppress(TransportUnavailable):  # the old timer comes too, only later
+            await held.store_lease_timer(datetime.now(UTC))
+
+    async def _discard_video(self, held: HeldTask, record: GenerationTask | None) -> None:
+        """Removes what this claim stored, unless the record publishes it."""
+        path = held.task.video_path
+        if record is not None:
+            elsewhere = record.status.is_terminal or record.epoch != held.task.epoch
+            if not elsewhere or (record.video is not None and record.video.path == path):
+                return
+        try:
+            await self._artifacts.delete(path)
+        except StorageFailed as error:
+            log.warning("orphan_left", path=path, error=str(error))  # the janitor finds it
+
+
+class _Ahead(Exception):
+    """The message is ahead of the record that was read."""

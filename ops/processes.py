@@ -1,0 +1,123 @@
+"""Child processes that are started again with backoff when they die, and that die with their parent."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+BACKOFF_FIRST_S: Final = 0.5
+BACKOFF_MAX_S: Final = 15.0
+# A process that lived so long was well: its next death starts the backoff anew.
+HEALTHY_AFTER_S: Final = 30.0
+LOG_MAX_BYTES: Final = 20 * 1024 * 1024
+_PR_SET_PDEATHSIG: Final = 1
+
+log = structlog.get_logger("processes")
+
+
+class Process:
+    """One child of `warmlane up`. `run` keeps it alive until `stop`."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        log_file: Path,
+        on_death: Callable[["Process", int, float], None],
+        env: dict[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.command = list(command)
+        self.log_file = log_file
+        self._on_death = on_death
+        self._env = env
+        self._child: asyncio.subprocess.Process | None = None
+        self._stopping = asyncio.Event()
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._child is None or self._child.returncode is not None else self._child.pid
+
+    async def run(self) -> None:
+        """Starts the command, and starts it again, with growing pauses, whenever it ends, until `stop`."""
+        wait_s = BACKOFF_FIRST_S
+        while not self._stopping.is_set():
+            started_s = time.monotonic()
+            status = await self._run_once()
+            if self._stopping.is_set():
+                return
+            if time.monotonic() - started_s > HEALTHY_AFTER_S:
+                wait_s = BACKOFF_FIRST_S
+            self._on_death(self, status, wait_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._stopping.wait()
+            wait_s = min(BACKOFF_MAX_S, wait_s * 2)
+
+    async def _run_once(self) -> int:
+        _rotate(self.log_file)
+        with self.log_file.open("ab") as output:
+            self._child = await asyncio.create_subprocess_exec(
+                *self.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self._env,
+                # a session of its own: Ctrl-C reaches only `warmlane up`, which then stops its children in order
+                start_new_session=True,
+                preexec_fn=partial(_die_with_parent, os.getpid()) if sys.platform == "linux" else None,
+            )
+            return await self._child.wait()
+
+    async def stop(self, *, within_s: float) -> None:
+        """Asks it to end (SIGTERM), and kills it after *within_s*. It is not started again."""
+        self._stopping.set()
+        if self._child is None or self._child.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._child.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(within_s):
+                await self._child.wait()
+        except TimeoutError:
+            log.warning("killed", name=self.name, after_s=within_s)
+            self.kill()
+            await self._child.wait()
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        self._stopping.set()
+        if self._child is not None and self._child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._child.kill()
+
+
+def warmlane_command(*arguments: str) -> list[str]:
+    """The command line of another `warmlane` process, so that its role and model show in the process list."""
+    script = Path(sys.executable).with_name("warmlane")
+    program = [str(script)] if script.is_file() else [sys.executable, "-m", "ops.cli"]
+    return [*program, *arguments]
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    # the embedded server and the workers must not outlive a killed `warmlane up`
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent_pid:  # it died before the line above
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _rotate(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > LOG_MAX_BYTES:
+            path.replace(path.with_suffix(".old.log"))

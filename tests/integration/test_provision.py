@@ -1,0 +1,52 @@
+"""Provisioning makes the server match, says what it changed, and leaves the operator's own settings alone."""
+
+import pytest
+from click.testing import CliRunner
+
+from contracts.settings import Catalog
+from contracts.topology import DEGRADED
+from ops.nats_link import NatsLink
+from ops.provision import NotProvisioned, command, differences, provision, require_provisioned, wanted
+from tests.conftest import KEEP_S
+from tests.support import NatsServer
+
+
+async def test_a_second_time_there_is_nothing_to_do(link: NatsLink, catalog: Catalog) -> None:
+    assert await provision(link, wanted(catalog, keep_s=KEEP_S)) == []
+
+
+async def test_drift_is_reported_and_mended(link: NatsLink, catalog: Catalog) -> None:
+    want = wanted(catalog, keep_s=KEEP_S)
+    info = await link.js.stream_info(DEGRADED)
+    await link.js.update_stream(info.config.evolve(max_msgs=1_000, description="the operator's own words"))
+    found = await differences(link, want)
+    assert [str(difference) for difference in found] == ["DEGRADED: max_msgs is 1000, should be 25"]
+    await provision(link, want)
+    config = (await link.js.stream_info(DEGRADED)).config
+    assert (config.max_msgs, config.description) == (25, "the operator's own words")
+
+
+async def test_what_is_missing_stops_the_gateway(link: NatsLink, catalog: Catalog) -> None:
+    want = wanted(catalog, keep_s=KEEP_S)
+    await require_provisioned(link, want)
+    await link.js.delete_stream(DEGRADED)
+    with pytest.raises(NotProvisioned, match="DEGRADED.*warmlane provision"):
+        await require_provisioned(link, want)
+
+
+async def test_the_server_holds_what_the_design_says(link: NatsLink) -> None:
+    degraded = (await link.js.stream_info(DEGRADED)).config
+    assert (degraded.max_msgs, degraded.max_age, degraded.discard, degraded.retention) == (25, 30.0, "new", "workqueue")
+    assert not degraded.allow_msg_schedules
+    assert degraded.subject_delete_marker_ttl is None
+    assert (await link.js.stream_info("KV_tasks")).config.allow_direct is False
+    assert (await link.js.consumer_info("LANE_ANISORA", "worker")).config.max_deliver == -1
+
+
+def test_the_command(nats_server: NatsServer) -> None:
+    runner = CliRunner()
+    check = runner.invoke(command, ["--nats-url", nats_server.url, "--check"])
+    assert (check.exit_code, "LANE_ANISORA: missing" in check.output) == (1, True)
+    assert runner.invoke(command, ["--nats-url", nats_server.url]).exit_code == 0
+    again = runner.invoke(command, ["--nats-url", nats_server.url, "--check"])
+    assert (again.exit_code, again.output) == (0, "nothing to do: the server matches\n")

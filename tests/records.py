@@ -1,0 +1,53 @@
+"""Records for tests: one valid task, and the moves that lead to the others."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from msgspec.structs import replace
+
+from contracts import lifecycle
+from contracts.tasks import GenerationParameters, GenerationTask, RoutingDecision, TaskStatus
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+TASK_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
+DECISION = RoutingDecision(at=NOW, forced_degraded=False, lanes=(), outcome="lane")
+
+
+def after(seconds: float) -> datetime:
+    """*seconds* after NOW."""
+    return NOW + timedelta(seconds=seconds)
+
+
+def pending_task(task_id: str = TASK_ID, **changes: Any) -> GenerationTask:
+    """A task that waits on a lane since NOW, overdue after 30 s."""
+    task = GenerationTask(
+        id=task_id,
+        model="anisora",
+        parameters=GenerationParameters(
+            prompt="a red fox",
+            negative_prompt="",
+            image=None,
+            width=96,
+            height=64,
+            num_frames=17,
+            fps=16,
+            seed=7,
+            steps=8,
+            cfg=1.0,
+        ),
+        request_sha256="0" * 64,
+        status=TaskStatus.PENDING,
+        route="lane",
+        epoch=0,
+        created_at=NOW,
+        queued_at=NOW,
+        deadline_at=after(30),
+    )
+    return replace(task, **changes)
+
+
+def processing_task(owner: str = "owner-1", *, lease_s: float = 20, now: datetime = NOW, **changes: Any) -> GenerationTask:
+    """A task that *owner* claimed at *now*."""
+    return replace(
+        lifecycle.claim(pending_task(), owner=owner, worker="anisora-0", lease_s=lease_s, now=now), **changes
+    )

@@ -1,0 +1,67 @@
+"""The timer handler's table, row by row (design §4)."""
+
+from datetime import datetime
+
+import pytest
+from msgspec.structs import replace
+
+from contracts import lifecycle
+from contracts.settings import Catalog
+from contracts.tasks import FailureCode, GenerationTask
+from gateway.due import (
+    DueAction,
+    Fail,
+    Forget,
+    KeepWaiting,
+    RecordAsRefused,
+    Republish,
+    Requeue,
+    SetTimer,
+    due_action,
+)
+from tests.records import NOW, after, pending_task, processing_task
+
+CANCELLED = lifecycle.fail(pending_task(), code=FailureCode.CANCELLED, message="", now=NOW)
+
+
+def decide(
+    task: GenerationTask | None, now: datetime, *, lane_ready: bool = True, unbroken_s: float = 1_000, catalog: Catalog
+) -> DueAction:
+    return due_action(
+        task, lane_ready=lane_ready, unbroken_s=unbroken_s, windows=catalog.windows, attempts=2, now=now
+    )
+
+
+def test_rows_1_and_2_no_record_and_ended(catalog: Catalog) -> None:
+    assert decide(None, NOW, catalog=catalog) == RecordAsRefused()
+    assert decide(CANCELLED, after(1_000), catalog=catalog) == Forget()
+
+
+def test_row_3_overdue(catalog: Catalog) -> None:
+    assert decide(pending_task(), after(30), catalog=catalog) == KeepWaiting()
+    failed = decide(pending_task(), after(30), lane_ready=False, catalog=catalog)
+    assert isinstance(failed, Fail)
+    assert failed.code is FailureCode.QUEUE_OVERLOADED
+
+
+@pytest.mark.parametrize("lane_ready", [True, False])
+def test_row_4_not_overdue(lane_ready: bool, catalog: Catalog) -> None:
+    assert decide(pending_task(), after(29.999), lane_ready=lane_ready, catalog=catalog) == Republish(after(30))
+
+
+def test_row_5_live_lease(catalog: Catalog) -> None:
+    assert decide(processing_task(), after(19.999), catalog=catalog) == SetTimer("lease", after(20))
+
+
+def test_row_6_a_sweeper_that_was_cut_off_does_not_judge(catalog: Catalog) -> None:
+    assert decide(processing_task(), after(25), unbroken_s=9.9, catalog=catalog) == SetTimer("lease", after(35))
+    assert decide(processing_task(), after(25), unbroken_s=10, catalog=catalog) == Requeue()
+
+
+def test_rows_7_and_8_attempts(catalog: Catalog) -> None:
+    lost = processing_task()
+    assert decide(lost, after(20), catalog=catalog) == Requeue()
+    second = replace(lost, attempt=2)
+    failed = decide(second, after(20), catalog=catalog)
+    assert isinstance(failed, Fail)
+    assert failed.code is FailureCode.WORKER_LOST

@@ -1,0 +1,479 @@
+import json
+import math
+import struct
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contracts.generation import (
+    FIELDS,
+    NESTING_MAX,
+    UNKNOWN_FIELDS_MAX,
+    AcceptedRequest,
+    FieldError,
+    InvalidRequest,
+    MalformedBody,
+    parse_body,
+    validate,
+)
+from contracts.images import PNG_MAGIC
+from contracts.settings import Catalog, ImageField, IntegerField, ModelEntry, NumberField, TextField
+from tests.unit.samples import catalog, data_uri, picture
+
+PROFILES = ("tiny", "production")
+MODELS = ("anisora", "phr00t")
+PNG = data_uri(picture("PNG"))
+# not a lone surrogate: it cannot stand in UTF-8
+TEXT = st.characters(exclude_categories=["Cs"])
+
+
+def submit(body: Any, running: Catalog | None = None) -> AcceptedRequest:
+    """As the gateway does it: from bytes."""
+    # Python writes an infinity as no JSON parser reads it; 1e999 is the JSON that gives one
+    text = json.dumps(body).replace("Infinity", "1e999")
+    return validate(parse_body(text.encode()), running or catalog())
+
+
+def errors_of(body: Any, running: Catalog | None = None) -> list[FieldError]:
+    with pytest.raises(InvalidRequest) as refusal:
+        submit(body, running)
+    return refusal.value.errors
+
+
+def pointers(errors: list[FieldError]) -> list[str]:
+    return [error.pointer for error in errors]
+
+
+# Valid and wrong values of each field, drawn from its limits
+
+
+def valid_number(field: IntegerField | NumberField) -> st.SearchStrategy[Any]:
+    if field.fixed is not None:
+        # to a number field 1 and 1.0 are the same
+        return st.sampled_from([field.fixed, int(field.fixed)])
+    low, high = field.minimum, field.maximum
+    assert low is not None
+    assert high is not None
+    if isinstance(field, NumberField):
+        return st.floats(low, high) | st.integers(math.ceil(low), math.floor(high))
+    step = field.step or 1
+    first = low + (field.offset - low) % step
+    return st.integers(0, (int(high) - int(first)) // step).map(lambda k: first + k * step)
+
+
+def valid_text(field: TextField) -> st.SearchStrategy[str]:
+    short = st.text(TEXT, min_size=field.min_chars, max_size=min(field.max_chars, 40))
+    return (short | st.just("x" * field.max_chars)).filter(lambda text: len(text.strip()) >= field.min_chars)
+
+
+def valid_requests(entry: ModelEntry) -> st.SearchStrategy[dict[str, Any]]:
+    limits = entry.constraints
+    values: dict[str, st.SearchStrategy[Any]] = {"model": st.sampled_from([entry.name, *entry.aliases])}
+    for name in FIELDS[1:]:
+        field = getattr(limits, name)
+        if isinstance(field, ImageField):
+            if field.presence != "unsupported":
+                values[name] = st.just(PNG)
+        else:
+            values[name] = valid_text(field) if isinstance(field, TextField) else valid_number(field)
+    required = {"model", "prompt"} | ({"image"} if limits.image.presence == "required" else set())
+    optional = {name: strategy for name, strategy in values.items() if name not in required}
+    return st.fixed_dictionaries({name: values[name] for name in required}, optional=optional)
+
+
+NO_NUMBER: st.SearchStrategy[Any] = st.sampled_from([None, True, False, "8", "", [], [8], {}, {"value": 8}])
+NO_TEXT: st.SearchStrategy[Any] = st.sampled_from([None, True, 7, 1.5, [], ["text"], {}])
+
+
+def wrong_number(field: IntegerField | NumberField) -> st.SearchStrategy[Any]:
+    if field.fixed is not None:
+        others = st.integers() | st.floats(allow_nan=False)
+        outside = others.filter(lambda value: value != field.fixed)
+        wrong_type = st.just(float(field.fixed)) if isinstance(field, IntegerField) else st.nothing()
+        return outside | NO_NUMBER | wrong_type
+    low, high = field.minimum, field.maximum
+    assert low is not None
+    assert high is not None
+    outside = st.integers(max_value=math.ceil(low) - 1) | st.integers(min_value=math.floor(high) + 1)
+    if isinstance(field, NumberField):
+        return outside | st.sampled_from([math.inf, -math.inf]) | NO_NUMBER
+    off_step = st.integers(int(low), int(high)).filter(lambda value: (value - field.offset) % (field.step or 1) != 0)
+    return outside | NO_NUMBER | st.just(float(low)) | (off_step if field.step else st.nothing())
+
+
+def wrong_value(name: str, limits: Any) -> st.SearchStrategy[Any]:
+    field = getattr(limits, name)
+    if isinstance(field, TextField):
+        wrong = [NO_TEXT, st.integers(1, 100_000).map(lambda more: "x" * (field.max_chars + more))]
+        if field.min_chars:
+            wrong.append(st.sampled_from(["", " ", "\n\t ", "\u2003"]))
+        return st.one_of(wrong)
+    if isinstance(field, ImageField):
+        if field.presence == "unsupported":
+            return NO_TEXT | st.just(PNG)
+        return NO_TEXT | st.sampled_from(["", "http://example.org/a.png", data_uri(b"GIF89a"), data_uri(b"")])
+    return wrong_number(field)
+
+
+@st.composite
+def models(draw: st.DrawFn) -> tuple[Catalog, ModelEntry]:
+    running = catalog(draw(st.sampled_from(PROFILES)))
+    return running, running.models[draw(st.sampled_from(MODELS))]
+
+
+# Properties
+
+
+@given(st.data())
+def test_every_request_within_the_constraints_is_accepted(data: st.DataObject) -> None:
+    running, entry = data.draw(models())
+    body = data.draw(valid_requests(entry))
+    accepted = submit(body, running)
+    assert accepted.model == entry.name
+    for name in FIELDS[1:]:
+        if name == "image":
+            assert (accepted.image is None) == (accepted.image_content is None) == ("image" not in body)
+        elif name in body:
+            assert getattr(accepted, name) == body[name]
+        elif isinstance(getattr(entry.constraints, name), TextField):
+            assert getattr(accepted, name) == ""
+        else:
+            assert getattr(accepted, name) == getattr(entry.constraints, name).value_when_absent
+    assert type(accepted.cfg) is float
+
+
+@given(st.data())
+def test_one_wrong_field_is_refused_with_its_pointer_alone(data: st.DataObject) -> None:
+    running, entry = data.draw(models())
+    body = data.draw(valid_requests(entry))
+    name = data.draw(st.sampled_from(FIELDS[1:]))
+    body[name] = data.draw(wrong_value(name, entry.constraints))
+    assert pointers(errors_of(body, running)) == [f"/{name}"]
+
+
+@given(st.data())
+def test_all_wrong_fields_are_listed_at_once_in_a_fixed_order(data: st.DataObject) -> None:
+    running, entry = data.draw(models())
+    body = data.draw(valid_requests(entry))
+    wrong = data.draw(st.sets(st.sampled_from(FIELDS[1:]), min_size=1))
+    unknown = data.draw(st.sets(st.text(TEXT, max_size=9).filter(lambda name: name not in FIELDS), max_size=5))
+    for name in wrong:
+        body[name] = data.draw(wrong_value(name, entry.constraints))
+    for name in unknown:
+        body[name] = data.draw(st.integers())
+    errors = errors_of(body, running)
+    escaped = ["/" + name.replace("~", "~0").replace("/", "~1") for name in sorted(unknown)]
+    assert pointers(errors) == [f"/{name}" for name in FIELDS if name in wrong] + escaped
+
+    shuffled = dict(data.draw(st.permutations(list(body.items()))))
+    assert errors_of(shuffled, running) == errors
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(TEXT, max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(TEXT, max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS) | st.text(TEXT, max_size=12), JSON_VALUES))
+def test_any_object_is_accepted_or_refused_in_valid_json(body: dict[str, Any]) -> None:
+    try:
+        submit(body)
+    except InvalidRequest as refusal:
+        errors = refusal.errors
+    else:
+        return
+    assert errors
+    for error in errors:
+        told = json.loads(msgspec.json.encode(error))
+        assert told["message"]
+        if error.got is not msgspec.UNSET and error.got is not None:
+            assert told["got"] is not None  # msgspec writes an infinity as null
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_any_bytes_are_an_object_or_malformed(body: bytes) -> None:
+    try:
+        parsed = parse_body(body)
+    except MalformedBody:
+        return
+    assert isinstance(parsed, dict)
+
+
+SECRET = "zebra7319"
+
+
+@given(st.data())
+def test_no_error_repeats_a_prompt_or_an_image(data: st.DataObject) -> None:
+    body: dict[str, Any] = {
+        "model": data.draw(st.sampled_from([*MODELS, "none", None])),
+        "prompt": data.draw(st.sampled_from([SECRET * 12_000, [SECRET], {SECRET: 1}, None, ""])),
+        "negative_prompt": data.draw(st.sampled_from([SECRET * 12_000, [SECRET], 7])),
+        "image": data.draw(st.sampled_from([SECRET, f"data:image/png;base64,{SECRET}", [SECRET]])),
+    }
+    errors = errors_of(body, catalog(data.draw(st.sampled_from(PROFILES))))
+    assert SECRET.encode() not in msgspec.json.encode(errors)
+
+
+# The bad inputs of the specification, one by one
+
+
+def least(chosen: str = "anisora", /, **fields: Any) -> dict[str, Any]:
+    return {"model": chosen, "prompt": "a fox", **fields}
+
+
+@pytest.mark.parametrize(("model", "fixed"), [("anisora", 8), ("phr00t", 4)])
+@pytest.mark.parametrize(
+    ("steps", "code", "got"),
+    [
+        pytest.param("7", "fixed_value", 7, id="7"),
+        pytest.param("8.0", "wrong_type", 8.0, id="8.0"),
+        pytest.param("4.0", "wrong_type", 4.0, id="4.0"),
+        pytest.param('"8"', "wrong_type", "8", id="text"),
+        pytest.param("true", "wrong_type", True, id="true"),
+        pytest.param("null", "wrong_type", None, id="null"),
+        pytest.param("1e999", "wrong_type", "number too large", id="1e999"),
+        pytest.param("-8", "fixed_value", -8, id="negative"),
+        pytest.param("8" * 400, "fixed_value", "integer of more than 63 bits", id="400-digits"),
+    ],
+)
+def test_steps_are_fixed(model: str, fixed: int, steps: str, code: str, got: Any) -> None:
+    """FR-004, FR-005, SC-002."""
+    body = parse_body(f'{{"model": "{model}", "prompt": "a fox", "steps": {steps}}}'.encode())
+    with pytest.raises(InvalidRequest) as refusal:
+        validate(body, catalog())
+    [error] = refusal.value.errors
+    assert (error.pointer, error.code, error.expected) == ("/steps", code, fixed)
+    assert error.got == got
+    assert type(error.got) is type(got)
+    assert ("got" in json.loads(msgspec.json.encode(error))) is True
+
+
+@pytest.mark.parametrize("cfg", [1, 1.0])
+def test_phr00t_takes_cfg_1_in_every_spelling(cfg: float) -> None:
+    assert submit(least("phr00t", cfg=cfg)).fingerprint == submit(least("phr00t")).fingerprint
+
+
+@pytest.mark.parametrize("cfg", [1.1, 0, 2, -1.0, 1.0000001])
+def test_phr00t_refuses_any_other_cfg(cfg: float) -> None:
+    """FR-006."""
+    [error] = errors_of(least("phr00t", cfg=cfg))
+    assert (error.pointer, error.code, error.expected, error.got) == ("/cfg", "fixed_value", 1.0, cfg)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_bare_request_takes_the_fixed_and_default_values(model: str) -> None:
+    accepted = submit({"model": model, "prompt": "a fox"})
+    limits = catalog().models[model].constraints
+    assert (accepted.steps, accepted.cfg, accepted.seed) == (limits.steps.fixed, 1.0, None)
+    assert accepted.width == limits.width.default
+    assert accepted.parameters(seed=11).seed == 11
+    assert submit({"model": model, "prompt": "a fox", "seed": 5}).parameters(seed=11).seed == 5
+
+
+@pytest.mark.parametrize("alias", ["phr00t-aio", "rapid-aio"])
+def test_an_alias_is_resolved_before_any_other_check(alias: str) -> None:
+    assert submit(least(alias)).model == "phr00t"
+    assert errors_of(least(alias, steps=8)) == errors_of(least("phr00t", steps=8))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "code"),
+    [
+        ("prompt", "", "length"),
+        ("prompt", " \t\n", "length"),
+        ("prompt", "x" * 100_000, "length"),
+        ("negative_prompt", "x" * 2001, "length"),
+        ("width", 100, "not_a_multiple"),
+        ("width", 16, "out_of_range"),
+        ("height", 272, "out_of_range"),
+        ("num_frames", 16, "not_a_multiple"),
+        ("num_frames", 1, "out_of_range"),
+        ("num_frames", 85, "out_of_range"),
+        ("fps", 0, "out_of_range"),
+        ("seed", -1, "out_of_range"),
+        ("seed", 2**32, "out_of_range"),
+        ("seed", 2**63, "out_of_range"),
+        ("seed", 1.0, "wrong_type"),
+        ("cfg", 0.9, "out_of_range"),
+        ("cfg", 6.1, "out_of_range"),
+        ("cfg", 10**400, "out_of_range"),
+    ],
+)
+def test_limits(field: str, value: Any, code: str) -> None:
+    [error] = errors_of(least(**{field: value}))
+    assert (error.pointer, error.code) == (f"/{field}", code)
+
+
+def test_missing_fields_come_without_got() -> None:
+    told = json.loads(msgspec.json.encode(errors_of({})))
+    assert [(error["pointer"], error["code"]) for error in told] == [("/model", "missing"), ("/prompt", "missing")]
+    assert all("got" not in error for error in told)
+
+
+@pytest.mark.parametrize(("model", "code"), [("sora", "unknown_model"), ("", "unknown_model"), (7, "wrong_type")])
+def test_an_unknown_model_is_told_with_the_names_there_are(model: Any, code: str) -> None:
+    error, *others = errors_of({"model": model, "steps": "8", "stesp": 8, "width": 100})
+    assert (error.pointer, error.code) == ("/model", code)
+    assert code == "wrong_type" or error.expected == ["anisora", "phr00t"]
+    assert pointers(others) == ["/prompt", "/steps", "/stesp"]
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("num_inference_steps", "steps"),
+        ("guidance_scale", "cfg"),
+        ("Prompt", "prompt"),
+        ("step", "steps"),
+        ("heigth", "height"),
+        ("num_frame", "num_frames"),
+    ],
+)
+def test_an_unknown_field_comes_with_a_suggestion(name: str, suggestion: str) -> None:
+    [error] = errors_of(least(**{name: 8}))
+    assert (error.pointer, error.code, error.expected) == (f"/{name}", "unknown_field", suggestion)
+    assert f"did you mean '{suggestion}'?" in error.message
+
+
+def test_a_field_like_no_other_comes_with_the_names_there_are() -> None:
+    [error] = errors_of(least(**{"~q/": 8}))
+    assert (error.pointer, error.expected) == ("/~0q~1", list(FIELDS))
+
+
+def test_a_flood_of_unknown_fields_is_counted_and_not_listed() -> None:
+    errors = errors_of(least(**{f"k{number:05}": 1 for number in range(10_000)}))
+    assert pointers(errors) == [*(f"/k{number:05}" for number in range(UNKNOWN_FIELDS_MAX)), ""]
+    assert errors[-1].message.startswith(f"{10_000 - UNKNOWN_FIELDS_MAX} more")
+
+
+def test_a_long_field_name_is_not_repeated() -> None:
+    [error] = errors_of(least(**{"steps" * 100_000: 1}))
+    assert len(msgspec.json.encode(error)) < 500
+
+
+# Images
+
+
+def png_of(width: int, height: int) -> bytes:
+    return PNG_MAGIC + struct.pack(">I4sII", 13, b"IHDR", width, height)
+
+
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        pytest.param("fox.png", "not a data URI", id="no-uri"),
+        pytest.param(data_uri(b"GIF89a" + b"\0" * 30), "judging by its first bytes", id="wrong-magic"),
+        pytest.param(data_uri(picture("JPEG")), "declared as image/png", id="declared-otherwise"),
+        pytest.param(data_uri(png_of(4097, 4096)), "more than 16777216 pixels", id="header-over-the-limit"),
+        pytest.param(data_uri(png_of(2**31 - 1, 2**31 - 1)), "pixels", id="header-far-over-the-limit"),
+        pytest.param(data_uri(b"\0" * 8388609), "more than 8388608 bytes", id="too-many-bytes"),
+        pytest.param(data_uri(picture("PNG")) + "!", "base64", id="broken-base64"),
+    ],
+)
+def test_refused_images(image: str, told: str) -> None:
+    [error] = errors_of(least(image=image))
+    assert (error.pointer, error.code) == ("/image", "bad_image")
+    assert told in error.message
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_an_accepted_image_travels_by_reference(kind: str) -> None:
+    content = picture(kind, (33, 21))
+    accepted = submit(least(image=data_uri(content, f"image/{kind.lower()}")))
+    assert accepted.image is not None
+    assert (accepted.image.width, accepted.image.height, accepted.image.bytes) == (33, 21, len(content))
+    assert accepted.image_content == content
+
+
+def test_exactly_the_limit_of_pixels_is_accepted() -> None:
+    assert submit(least(image=data_uri(png_of(4096, 4096)))).image is not None
+
+
+def test_image_required_and_unsupported() -> None:
+    production = catalog("production")
+    assert [error.code for error in errors_of(least("anisora"), production)] == ["image_required"]
+    assert submit(least("anisora", image=PNG), production).image is not None
+    assert [error.code for error in errors_of(least("phr00t", image=PNG), production)] == ["image_unsupported"]
+
+
+# Fingerprints
+
+
+@given(st.data())
+def test_equal_requests_have_equal_fingerprints_and_others_have_not(data: st.DataObject) -> None:
+    running, entry = data.draw(models())
+    body = data.draw(valid_requests(entry))
+    accepted = submit(body, running)
+    spelled_out = {
+        **body,
+        "model": entry.name,
+        **{name: getattr(accepted, name) for name in ("steps", "cfg", "width", "negative_prompt")},
+    }
+    assert submit(spelled_out, running).fingerprint == accepted.fingerprint
+    other = {**body, "prompt": ("y" if body["prompt"][:1] != "y" else "z") + body["prompt"][1:]}
+    assert submit(other, running).fingerprint != accepted.fingerprint
+
+
+def test_another_image_is_another_request() -> None:
+    other = data_uri(picture("PNG", (34, 21)))
+    assert submit(least(image=PNG)).fingerprint != submit(least(image=other)).fingerprint
+
+
+# Bodies that are no request at all: 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"{", id="cut"),
+        pytest.param(b"{'model': 'anisora'}", id="single-quotes"),
+        pytest.param(b'{"model": "anisora",}', id="trailing-comma"),
+        pytest.param(b'{"model": "anisora"} {}', id="two-values"),
+        pytest.param(b"[]", id="array"),
+        pytest.param(b'"anisora"', id="text"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b"7", id="number"),
+        pytest.param(b'\xef\xbb\xbf{"model": "anisora"}', id="byte-order-mark"),
+        pytest.param('{"model": "anisora"}'.encode("utf-16"), id="utf-16"),
+        pytest.param(b'{"prompt": "\xff"}', id="bad-utf-8"),
+        pytest.param(b'{"prompt": "\xed\xa0\x80"}', id="surrogate-in-utf-8"),
+        pytest.param(b'{"prompt": "\\ud800"}', id="lone-high-surrogate"),
+        pytest.param(b'{"prompt": "\\udc00 a"}', id="lone-low-surrogate"),
+        pytest.param(b'{"\\ud800": 1}', id="lone-surrogate-in-a-key"),
+        pytest.param(b'{"a": ["\\ud800"]}', id="lone-surrogate-deeper"),
+        pytest.param(b'{"prompt": "a\nb"}', id="raw-control-character"),
+        pytest.param(b'{"cfg": NaN}', id="nan"),
+        pytest.param(b'{"cfg": Infinity}', id="infinity"),
+        pytest.param(b'{"cfg": -Infinity}', id="minus-infinity"),
+        pytest.param(b'{"seed": ' + b"9" * 5000 + b"}", id="5000-digits"),
+        pytest.param(b'{"seed": 1, "seed": 1}', id="duplicate-key"),
+        pytest.param(b'{"seed": 1, "\\u0073eed": 2}', id="duplicate-key-escaped"),
+        pytest.param(b'{"a": {"b": 1, "b": 2}}', id="duplicate-key-deeper"),
+        pytest.param(b'{"a":' + b"[" * NESTING_MAX + b"]" * NESTING_MAX + b"}", id="nested-too-deeply"),
+        pytest.param(b'{"a":' * 100_000 + b"1" + b"}" * 100_000, id="nested-100000-deep"),
+    ],
+)
+def test_malformed_bodies(body: bytes) -> None:
+    with pytest.raises(MalformedBody):
+        parse_body(body)
+
+
+def test_nesting_up_to_the_limit_is_a_wrong_field_and_not_a_malformed_body() -> None:
+    deepest = b'{"a":' + b"[" * (NESTING_MAX - 1) + b"]" * (NESTING_MAX - 1) + b"}"
+    assert list(parse_body(deepest)) == ["a"]
+
+
+def test_a_pair_of_surrogates_is_a_character() -> None:
+    assert parse_body(b'{"prompt": "\\ud83e\\udd8a"}') == {"prompt": "\U0001f98a"}
+
+
+def test_the_message_about_a_malformed_body_repeats_nothing_of_it() -> None:
+    with pytest.raises(MalformedBody) as refusal:
+        parse_body(f'{{"prompt": "{SECRET}'.encode())
+    assert SECRET not in str(refusal.value)

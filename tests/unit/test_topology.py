@@ -1,0 +1,143 @@
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contracts.topology import (
+    DEADLINES,
+    DEGRADED,
+    TASKS,
+    TIMER_KINDS,
+    StreamSpec,
+    TimerKind,
+    Topology,
+    bucket_stream,
+    bucket_subject,
+    sweep_consumer,
+    timer_due_subject,
+    timer_set_subject,
+    topology,
+    work_stream,
+    work_subject,
+)
+
+TASK_ID = "019cab2e-5c00-7c3f-9b1a-2f6f0d4d7a55"
+WANTED = topology(("anisora", "phr00t"), lane_queue_max_msgs=1000, keep_s=604_800)
+
+
+def stream(name: str, wanted: Topology = WANTED) -> StreamSpec:
+    [found] = [spec for spec in wanted.streams if spec.name == name]
+    return found
+
+
+def test_degraded_has_exactly_the_limits_of_the_specification() -> None:
+    """FR-017, SC-008, SC-009: 25 messages, 30 seconds, and the 26th is refused."""
+    spec = stream(DEGRADED)
+    assert (spec.max_msgs, spec.max_age_s, spec.discard, spec.retention) == (25, 30.0, "new", "workqueue")
+    assert spec.duplicate_window_s == 30.0
+    assert spec.subjects == ("degraded.*.*",)
+
+
+def test_degraded_has_nothing_that_wedges_it() -> None:
+    """Marker TTL and discard new wedge a full stream; schedules are forbidden there (design §10.3, §10.4)."""
+    assert not stream(DEGRADED).allow_msg_ttl
+    assert not stream(DEGRADED).allow_msg_schedules
+
+
+def test_a_stream_for_each_model() -> None:
+    assert [spec.name for spec in WANTED.streams] == ["LANE_ANISORA", "LANE_PHR00T", DEGRADED, DEADLINES]
+    lane = stream("LANE_PHR00T")
+    assert lane.subjects == ("lane.phr00t.*",)
+    assert (lane.max_msgs, lane.discard, lane.retention) == (1000, "new", "workqueue")
+    assert lane.max_age_s == 0  # FR-021 c is a timer: a lane's message must not vanish by itself
+    assert stream("LANE_THIRD", topology(("third",), lane_queue_max_msgs=5, keep_s=1)).max_msgs == 5
+
+
+def test_deadlines_holds_timers_and_gives_each_away_once() -> None:
+    spec = stream(DEADLINES)
+    assert spec.subjects == ("deadline.set.>", "deadline.due.>")
+    assert (spec.retention, spec.discard) == ("workqueue", "old")
+    assert spec.allow_msg_schedules
+    assert spec.allow_msg_ttl
+    assert {consumer.name: consumer.filter_subject for consumer in spec.consumers} == {
+        "sweep-admit": "deadline.due.admit.>",
+        "sweep-lease": "deadline.due.lease.>",
+    }
+
+
+def test_every_work_stream_has_the_one_consumer_of_its_workers() -> None:
+    for spec in WANTED.streams:
+        if spec.name != DEADLINES:
+            [consumer] = spec.consumers
+            assert (consumer.name, consumer.filter_subject, consumer.ack_wait_s) == ("worker", spec.subjects[0], 5.0)
+
+
+def test_buckets() -> None:
+    buckets = {bucket.name: bucket for bucket in WANTED.buckets}
+    assert list(buckets) == ["tasks", "lanes", "slots", "leader", "control", "fallbacks", "cold_starts"]
+    assert (buckets[TASKS].history, buckets[TASKS].ttl_s) == (16, 604_800)
+    assert buckets["lanes"].ttl_s == 600
+    assert buckets["leader"].marker_ttl_s == 60
+
+
+@pytest.mark.parametrize("route", ["lane", "degraded"])
+@pytest.mark.parametrize("model", ["anisora", "phr00t"])
+def test_a_task_is_published_where_its_stream_listens(route: Literal["lane", "degraded"], model: str) -> None:
+    subject = work_subject(route, model, TASK_ID)
+    assert subject == f"{route}.{model}.{TASK_ID}"
+    [listening] = [spec.name for spec in WANTED.streams for pattern in spec.subjects if matches(pattern, subject)]
+    assert work_stream(route, model) == listening
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """NATS's own rule, for the patterns used here."""
+    wanted, given_ = pattern.split("."), subject.split(".")
+    if wanted[-1] == ">":
+        wanted = wanted[:-1] + ["*"] * max(1, len(given_) - len(wanted) + 1)
+    return len(wanted) == len(given_) and all(part in ("*", name) for part, name in zip(wanted, given_, strict=True))
+
+
+@pytest.mark.parametrize("kind", TIMER_KINDS)
+def test_timers_are_set_and_due_where_deadlines_and_its_consumers_listen(kind: TimerKind) -> None:
+    assert timer_set_subject(kind, TASK_ID) == f"deadline.set.{kind}.{TASK_ID}"
+    due = timer_due_subject(kind, TASK_ID)
+    listening = [spec.name for spec in stream(DEADLINES).consumers if matches(spec.filter_subject, due)]
+    assert listening == [sweep_consumer(kind)]
+
+
+def test_bucket_names() -> None:
+    assert bucket_subject(TASKS, TASK_ID) == f"$KV.tasks.{TASK_ID}"
+    assert bucket_subject("lanes", "anisora.worker-1") == "$KV.lanes.anisora.worker-1"
+    assert bucket_stream(TASKS) == "KV_tasks"
+
+
+BAD = ["", " ", "a b", "a.b", "*", ">", "a*", "a>", "a\n", "\t", "ä", "$KV", "a/b", "a" * 129, "a\0"]
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_an_id_that_would_mean_another_subject_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not usable in a subject"):
+        work_subject("lane", "anisora", text)
+    with pytest.raises(ValueError, match="not usable in a subject"):
+        work_subject("degraded", text, TASK_ID)
+    with pytest.raises(ValueError, match="not usable in a subject"):
+        timer_set_subject("admit", text)
+    with pytest.raises(ValueError, match="not usable in a subject"):
+        timer_due_subject("lease", text)
+
+
+@pytest.mark.parametrize("key", ["", ".", "a.", ".a", "a..b", "a.*", "a.>", "a b", ">"])
+def test_a_key_that_would_mean_other_keys_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match="not usable in a subject"):
+        bucket_subject(TASKS, key)
+
+
+@given(st.text())
+def test_any_id_gives_a_subject_of_three_parts_or_is_refused(task_id: str) -> None:
+    try:
+        subject = work_subject("lane", "anisora", task_id)
+    except ValueError:
+        return
+    assert len(subject.split(".")) == 3
+    assert not set(subject) & set("*> \t\r\n")
