@@ -15,6 +15,8 @@ from msgspec import Struct
 from contracts.generation import FieldError
 
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
+# How much of a body that was refused for its size is read and thrown away, so that the client sees why.
+DISCARD_MAX_BYTES: Final = 64 * 1024 * 1024
 TYPE_PREFIX: Final = "urn:warmlane:problem:"
 
 _log = structlog.get_logger(__name__)
@@ -195,7 +197,20 @@ def _from_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Res
     detail = PROBLEMS[code].detail
     if code == "invalid_query":
         detail = _what_is_wrong(error)
-    return ProblemError(code, detail, headers=error.headers).response()
+    headers = dict(error.headers or {})
+    if code == "body_too_large" and not _soon_over(request):
+        # otherwise the server would go on reading what the client goes on sending
+        headers["Connection"] = "close"
+    return ProblemError(code, detail, headers=headers).response()
+
+
+def _soon_over(request: Request[Any, Any, Any]) -> bool:
+    """Whether the rest of the body is declared and small enough to be thrown away.
+
+    Hanging up resets the connection, and most clients then never see the answer.
+    """
+    length = request.headers.get("content-length", "")
+    return length.isascii() and length.isdigit() and len(length) < 10 and int(length) <= DISCARD_MAX_BYTES
 
 
 def _what_is_wrong(error: HTTPException) -> str:

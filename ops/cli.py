@@ -1,57 +1,113 @@
-"""`warmlane …`: names the commands, and loads each only when it is called."""
+"""`warmlane …`: names the commands, and loads each only when it is called.
+
+Exit status: 0 as asked, 1 refused or failed, 2 a command line that cannot be used, 130 Ctrl-C.
+"""
 
 import importlib
 import sys
+from importlib import metadata
 from typing import Final
 
 import click
+from msgspec import Struct
 
-# name → where its click command is, and the line that `warmlane --help` shows without importing it
-COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "up": ("ops.stack:command", "Run the whole system on this machine."),
-    "submit": ("ops.submit:command", "Submit a generation and save its video."),
-    "demo": ("ops.demo:command", "Alternate the models and judge the result."),
-    "doctor": ("ops.doctor:command", "Say what this machine has and what is missing."),
-    "provision": ("ops.provision:command", "Make the nats-server hold streams, consumers and buckets."),
-    "gateway": ("gateway.command:command", "Serve the HTTP API."),
-    "lane": ("lane_worker.command:command", "Run one warm lane."),
+ROOMS: Final = ("contracts", "gateway", "lane_worker", "ops")
+INTERRUPTED: Final = 130
+
+
+class Entry(Struct, frozen=True):
+    """Where a command is (`module:attribute`), and the line that `warmlane --help` shows without importing it."""
+
+    place: str
+    text: str
+
+
+COMMANDS: Final[dict[str, Entry]] = {
+    "up": Entry("ops.stack:command", "Run the whole system on this machine."),
+    "submit": Entry("ops.submit:command", "Generate one video and save it."),
+    "demo": Entry("ops.demo:command", "Alternate the models, save every video, judge the result."),
+    "doctor": Entry("ops.doctor:command", "Tell what this machine has, and what to do about the rest."),
+    "provision": Entry("ops.provision:command", "Make the nats-server hold streams, consumers and buckets."),
+    "gateway": Entry("gateway.command:command", "Serve the HTTP API."),
+    "lane": Entry("lane_worker.command:command", "Run one warm lane."),
 }
 
 
-class _LazyGroup(click.Group):
+class LazyGroup(click.Group):
+    """A group whose commands are imported by name: `--help` stays fast, and the gateway's install has no torch."""
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        module, _, attribute = COMMANDS[cmd_name].place.partition(":")
         try:
             command = getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] in ROOMS:
+                raise  # a broken installation of Warmlane itself; the traceback says more
             raise click.ClickException(
                 f"`warmlane {cmd_name}` needs the package {error.name}, which is not installed; "
-                "install warmlane with its extras: pip install 'warmlane[worker,server]'"
+                "pip install 'warmlane[worker,server]' brings everything"
             ) from error
         assert isinstance(command, click.Command)
         command.name = cmd_name
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            raise click.exceptions.NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # from the table: asking each command for its help would import them all
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+            formatter.write_dl([(name, entry.text) for name, entry in COMMANDS.items()])
+
+
+def version() -> str:
+    """The installed version; a checkout that was never installed has none."""
+    try:
+        return metadata.version("warmlane")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        click.echo(f"warmlane {version()}")
+        ctx.exit()
 
 
 @click.group(
-    cls=_LazyGroup,
+    cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Examples:\n\n  warmlane up\n\n  warmlane submit anisora 'a red fox in fresh snow'\n\n  warmlane demo",
+    epilog="Examples:\n\n  warmlane up\n\n  warmlane submit anisora 'a red fox in fresh snow'\n\n  warmlane demo\n\n"
+    "`warmlane COMMAND --help` tells more, also the variables that stand for options, such as WARMLANE_PORT.",
 )
-@click.version_option(package_name="warmlane", prog_name="warmlane")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version."
+)
+def cli() -> None:
+    """Heavy video models on warm lanes, over NATS JetStream."""
+
+
 def main() -> None:
-    """Warm lanes for heavy video models, over NATS JetStream."""
+    """The console script. Ends the process with the exit status above."""
+    try:
+        status = cli.main(prog_name="warmlane", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        status = INTERRUPTED
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

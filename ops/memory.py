@@ -18,21 +18,32 @@ class GpuInfo(Struct, frozen=True, kw_only=True):
     free_bytes: int
 
 
+class DriverUnusable(Exception):
+    """There is an NVIDIA driver, but it does not answer. The text says what it said."""
+
+
 @contextlib.contextmanager
 def _nvml() -> Iterator[bool]:
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:  # no driver, no card
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
         yield False
         return
+    except pynvml.NVMLError as error:
+        raise DriverUnusable(str(error)) from error
     try:
         yield True
+    except pynvml.NVMLError as error:
+        raise DriverUnusable(str(error)) from error
     finally:
         pynvml.nvmlShutdown()
 
 
 def list_gpus() -> list[GpuInfo]:
-    """The NVIDIA cards of this machine in NVML's order; empty without a driver."""
+    """The NVIDIA cards of this machine in NVML's order; empty without a driver.
+
+    Raises DriverUnusable where a driver is loaded and fails (after an update without a restart, say).
+    """
     with _nvml() as usable:
         if not usable:
             return []
@@ -53,13 +64,19 @@ def _info(handle: object) -> GpuInfo:
 
 
 def rss_bytes(pid: int) -> int:
-    """Resident memory of *pid* that its release would show: anonymous and file pages (weights are mapped files).
+    """Resident memory of *pid*: anonymous and file pages, since weights are mapped files (design §7).
 
-    Raises psutil.NoSuchProcess.
+    Where there is no /proc, the resident set as the system counts it. Raises ProcessLookupError when *pid* is gone,
+    also as a zombie.
     """
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
-        return int(psutil.Process(pid).memory_info().rss)
+        try:
+            return int(psutil.Process(pid).memory_info().rss)
+        except psutil.NoSuchProcess as error:
+            raise ProcessLookupError(f"no process {pid}") from error
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    return sum(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile") if name in fields)
+    if "RssAnon" not in fields:  # a zombie holds no memory, and says nothing about it
+        raise ProcessLookupError(f"process {pid} has ended")
+    return sum(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))

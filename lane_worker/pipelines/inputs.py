@@ -61,4 +61,4 @@ def gradient(seed: int, width: int, height: int) -> Image.Image:
     """The image of a request without one: a gradient between two colours, which the seed chooses."""
     first, second = np.random.default_rng(seed).integers(0, 256, size=(2, 3))
     ramp = np.add.outer(np.linspace(0, 0.5, height), np.linspace(0, 0.5, width))[:, :, None]
-    return Image.fromarray((first * (1 - ramp) + second * ramp).round().astype(np.uint8), "RGB")
+    return Image.fromarray((first * (1 - ramp) + second * ramp).round().astype(np.uint8))

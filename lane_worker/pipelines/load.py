@@ -69,6 +69,15 @@ def run_pipeline(
     arguments: dict[str, Any] = {}
     if "image" in inspect.signature(pipeline.__call__).parameters:
         arguments["image"] = image or gradient(parameters.seed, parameters.width, parameters.height)
+    try:
+        return _frames(pipeline, parameters, after_step, arguments)
+    finally:
+        _drop_state(pipeline)
+
+
+def _frames(
+    pipeline: Any, parameters: GenerationParameters, after_step: Callable[..., Any], image: dict[str, Any]
+) -> Frames:
     video = pipeline(
         prompt=parameters.prompt,
         negative_prompt=parameters.negative_prompt or None,
@@ -80,12 +89,19 @@ def run_pipeline(
         generator=torch.Generator("cpu").manual_seed(parameters.seed),
         output_type="pt",
         callback_on_step_end=after_step,
-        **arguments,
+        **image,
     ).frames[0]
     # to bytes where the video is: float frames of a 1280x720 video take 0.9 GB
     pixels = (video * 255).round_().to(torch.uint8).permute(0, 2, 3, 1)
     frames: Frames = pixels.contiguous().cpu().numpy()
     return frames
+
+
+def _drop_state(pipeline: Any) -> None:
+    """Let go of what a run leaves behind in the pipeline; after one that was cut short this can be gigabytes."""
+    pipeline.maybe_free_model_hooks()
+    pipeline.vae.clear_cache()
+    pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
 
 
 def _scheduler(wanted: Scheduler, config: Any) -> Any:

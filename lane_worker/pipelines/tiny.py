@@ -4,7 +4,6 @@ They show no picture worth looking at; they show that everything around the weig
 """
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Final

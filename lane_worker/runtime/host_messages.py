@@ -15,6 +15,16 @@ from contracts.tasks import GenerationParameters, MemoryReading
 
 MAX_MESSAGE_BYTES: Final = 1 << 20
 LENGTH: Final = struct.Struct(">I")
+PID: Final = struct.Struct(">q")
+
+
+class Fork(Struct, frozen=True, tag="fork"):
+    """To the fork server, together with the child's end of the pipe; answered with the child's pid (`PID`)."""
+
+    slot: str
+    lock_dir: str
+    model: str
+    lock_wait_s: float
 
 
 class Load(Struct, frozen=True, tag="load"):
@@ -152,8 +162,9 @@ class BadMessage(ValueError):
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
-_TO_CHILD: Final = msgspec.msgpack.Decoder(ToChild)
-_FROM_CHILD: Final = msgspec.msgpack.Decoder(FromChild)
+_FORK: Final[msgspec.msgpack.Decoder[Fork]] = msgspec.msgpack.Decoder(Fork)
+_TO_CHILD: Final[msgspec.msgpack.Decoder[ToChild]] = msgspec.msgpack.Decoder(ToChild)
+_FROM_CHILD: Final[msgspec.msgpack.Decoder[FromChild]] = msgspec.msgpack.Decoder(FromChild)
 
 
 def frame(message: ToChild | FromChild) -> bytes:
@@ -170,6 +181,19 @@ def body_length(head: bytes) -> int:
     if length > MAX_MESSAGE_BYTES:
         raise BadMessage(f"a message claims {length} bytes")
     return int(length)
+
+
+def encode_fork(request: Fork) -> bytes:
+    """*request* as it travels to the fork server, whole: no length stands before it."""
+    return _ENCODER.encode(request)
+
+
+def decode_fork(body: bytes) -> Fork:
+    """Raises BadMessage."""
+    try:
+        return _FORK.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadMessage(str(error)) from error
 
 
 def decode_to_child(body: bytes) -> ToChild:

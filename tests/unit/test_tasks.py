@@ -21,7 +21,7 @@ from contracts.tasks import (
     keyed_task_id,
     seed_of,
 )
-from tests.unit.samples import task
+from tests.records import pending_task as task
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 IMAGE = ImageReference(sha256="0123456789abcdef" * 4, media_type="image/png", bytes=9, width=3, height=2)
@@ -75,10 +75,10 @@ def test_a_record_of_a_newer_version_is_read() -> None:
         pytest.param(b"null", id="null"),
         pytest.param(encode_task(task())[:-1], id="cut"),
         pytest.param(encode_task(task()) + b"x", id="with-more-behind"),
-        pytest.param(encode_task(task()).replace(b"a fox", b"a \xff"), id="bad-utf-8-in-a-text"),
+        pytest.param(encode_task(task()).replace(b"a red fox", b"a \xff"), id="bad-utf-8-in-a-text"),
         pytest.param(encode_task(task()).replace(b'"anisora"', b'"\xc3("'), id="bad-utf-8-in-the-model"),
         pytest.param(encode_task(task()).replace(b'"pending"', b'"waiting"'), id="unknown-status"),
-        pytest.param(encode_task(task()).replace(b'"epoch":1', b'"epoch":"1"'), id="epoch-as-text"),
+        pytest.param(encode_task(task()).replace(b'"epoch":0', b'"epoch":"0"'), id="epoch-as-text"),
         pytest.param(encode_task(task()).replace(b'"created_at":"2026', b'"created_at":"year'), id="no-time"),
         pytest.param(b'{"x":' + b"[" * 200_000, id="nested-in-an-unknown-field"),
     ],

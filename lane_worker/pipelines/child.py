@@ -1,0 +1,242 @@
+"""The pipeline host: the process that holds a slot's lock and the one pipeline on it, and runs one task at a time.
+
+Its main thread loads and infers. A second thread reads the pipe, so that pings and cancels are answered during an
+inference, and so that the process ends at once when its worker does. The parent's side is `runtime/host.py`.
+"""
+
+import gc
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import diffusers
+import msgspec
+import torch
+import transformers
+from diffusers import WanImageToVideoPipeline, WanPipeline
+
+from contracts.tasks import MemoryReading
+from lane_worker.pipelines.cleanup import clean, forget
+from lane_worker.pipelines.faults import inference_fault, load_fault
+from lane_worker.pipelines.inputs import read_image
+from lane_worker.pipelines.load import load_pipeline, run_pipeline
+from lane_worker.pipelines.video import write_video
+from lane_worker.runtime.host_messages import (
+    LENGTH,
+    BadMessage,
+    Cancel,
+    Cancelled,
+    Exit,
+    Failed,
+    Finished,
+    Fork,
+    FromChild,
+    Generate,
+    Load,
+    Loaded,
+    Ping,
+    Pong,
+    Progress,
+    Ready,
+    SlotBusy,
+    ToChild,
+    body_length,
+    decode_to_child,
+    frame,
+)
+from lane_worker.runtime.slot import SlotHeld, SlotLock
+
+# diffusers imports lazily; these names make the fork server import what every child needs
+PRELOADED = (WanImageToVideoPipeline, WanPipeline)
+_NOT_READ = MemoryReading(rss_bytes=0)
+
+
+def child_main(pipe: socket.socket, request: Fork) -> NoReturn:
+    """Serve the worker at the other end of *pipe* until it says `Exit` or closes it. Never returns."""
+    status = 1
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _be_quiet()
+        _Child(pipe).serve(request)
+        status = 0
+    finally:
+        os._exit(status)  # not a return into the fork server's loop, and no teardown that could hang
+
+
+class TaskCancelled(BaseException):
+    """Raised from the step callback. No Exception, so that no handler in a pipeline takes it for its own."""
+
+
+class _Job:
+    def __init__(self, request: Generate) -> None:
+        self.request = request
+        self.cancelled = threading.Event()
+
+
+class _Child:
+    def __init__(self, pipe: socket.socket) -> None:
+        self._pipe = pipe
+        self._sending = threading.Lock()
+        self._work: queue.SimpleQueue[Load | _Job] = queue.SimpleQueue()
+        self._job: _Job | None = None
+        self._pipeline: Any = None
+        self._step_seconds = 0.0
+
+    def serve(self, request: Fork) -> None:
+        threading.Thread(target=self._read, name="pipe", daemon=True).start()
+        try:
+            lock = SlotLock.acquire(
+                Path(request.lock_dir), request.slot, request.model, wait_s=request.lock_wait_s
+            )
+        except SlotHeld as error:
+            self._send(SlotBusy(error.holder_pid))
+            return
+        # only now may CUDA start
+        if request.slot.startswith("cpu-"):
+            self._device = "cpu"
+            torch.set_num_threads(1)  # two threads on a small shared machine once took 20 times longer
+        else:
+            self._device = "cuda"
+            os.environ["CUDA_VISIBLE_DEVICES"] = request.slot
+        self._lock = lock
+        self._send(Ready(os.getpid(), lock.unfinished))
+        while True:
+            work = self._work.get()
+            if isinstance(work, Load):
+                self._load(work)
+            else:
+                self._generate(work)
+
+    # The reading thread
+
+    def _read(self) -> None:
+        try:
+            with self._pipe.makefile("rb") as stream:
+                while len(head := stream.read(LENGTH.size)) == LENGTH.size:
+                    self._receive(decode_to_child(stream.read(body_length(head))))
+        except (OSError, BadMessage):
+            pass
+        finally:
+            os._exit(1)  # the worker is gone, or speaks another protocol: nobody waits for what runs here
+
+    def _receive(self, message: ToChild) -> None:
+        match message:
+            case Ping(number):
+                self._send(Pong(number))
+            case Cancel(task_id):
+                job = self._job
+                if job is not None and job.request.task_id == task_id:
+                    job.cancelled.set()
+            case Generate():
+                self._job = _Job(message)
+                self._work.put(self._job)
+            case Load():
+                self._work.put(message)
+            case Exit():
+                with self._sending:  # not between an answer and the note that the task is over
+                    os._exit(0)
+
+    def _send(self, message: FromChild) -> None:
+        with self._sending:
+            self._pipe.sendall(frame(message))
+
+    # The main thread
+
+    def _load(self, request: Load) -> None:
+        started_s = time.perf_counter()
+        if self._pipeline is not None:  # FR-001
+            self._send(Failed(None, "inference_failed", "a pipeline is resident; start another host", _NOT_READ))
+            return
+        fault = None
+        try:
+            if self._device == "cuda":
+                _check_allocator()
+            self._pipeline = load_pipeline(request.checkpoint, Path(request.models_dir), device=self._device)
+        except Exception as error:
+            fault = load_fault(error)
+            forget(error)
+        if fault is not None:
+            memory = clean("cpu" if fault.fatal else self._device)
+            self._send(Failed(None, fault.code, fault.message, memory, fault.fatal))
+            return
+        self._step_seconds = request.step_seconds
+        memory = clean(self._device)
+        gc.freeze()  # the pipeline stays; collecting after each task need not walk it
+        self._send(Loaded(request.model, time.perf_counter() - started_s, memory))
+
+    def _generate(self, job: _Job) -> None:
+        request = job.request
+        self._lock.write(request.task_id, request.attempt)
+        if self._device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        end = self._attempt(job)
+        # a broken device would fail again here
+        broken = isinstance(end, Failed) and end.fatal
+        memory = clean("cpu" if broken else self._device)
+        with self._sending:
+            self._pipe.sendall(frame(msgspec.structs.replace(end, memory=memory)))
+            self._lock.write()
+            self._job = None
+
+    def _attempt(self, job: _Job) -> Finished | Cancelled | Failed:
+        """Run *job* to its end, which lacks only the memory reading; everything it made is dropped on return."""
+        task_id = job.request.task_id
+        try:
+            return self._make_video(job)
+        except TaskCancelled as stop:
+            forget(stop)
+            return Cancelled(task_id, _NOT_READ)
+        except Exception as error:
+            fault = inference_fault(error)
+            forget(error)
+            return Failed(task_id, fault.code, fault.message, _NOT_READ, fault.fatal)
+
+    def _make_video(self, job: _Job) -> Finished:
+        request, parameters = job.request, job.request.parameters
+        task_id = request.task_id
+
+        def on_step(step: int) -> None:
+            if job.cancelled.wait(self._step_seconds):
+                raise TaskCancelled
+            self._send(Progress(task_id, step, parameters.steps, time.time()))
+
+        image = None
+        if parameters.image is not None and request.image_path is not None:
+            image = read_image(
+                Path(request.image_path), parameters.image, width=parameters.width, height=parameters.height
+            )
+        self._send(Progress(task_id, 0, parameters.steps, time.time()))
+        started_s = time.perf_counter()
+        frames = run_pipeline(self._pipeline, parameters, image, on_step)
+        inferred_s = time.perf_counter()
+        if job.cancelled.is_set():
+            raise TaskCancelled
+        video = write_video(frames, Path(request.video_path), fps=parameters.fps)
+        return Finished(
+            task_id=task_id,
+            video=video,
+            inference_s=inferred_s - started_s,
+            encode_s=time.perf_counter() - inferred_s,
+            memory=_NOT_READ,
+        )
+
+
+def _be_quiet() -> None:
+    # progress bars and warnings; some of the latter quote the prompt
+    warnings.simplefilter("ignore")
+    for logging in (diffusers.utils.logging, transformers.utils.logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def _check_allocator() -> None:
+    # FR-010, read back from torch: a mistyped variable is ignored silently
+    settings = torch.cuda.memory._snapshot()["allocator_settings"]
+    if settings.get("expandable_segments") is False:
+        raise RuntimeError("expandable_segments is off: remove it from PYTORCH_CUDA_ALLOC_CONF, Warmlane sets it")

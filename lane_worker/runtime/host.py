@@ -1,0 +1,446 @@
+"""The worker's side of the pipeline host: start, deadlines, kill. Never imports torch (design §7).
+
+Whatever the child does (die, hang, talk nonsense, overrun its time), every call here returns within its bound.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from contracts.settings import ModelEntry
+from contracts.tasks import MemoryReading
+from lane_worker.runtime.host_messages import (
+    LENGTH,
+    PID,
+    BadMessage,
+    Cancel,
+    Cancelled,
+    Exit,
+    Failed,
+    Finished,
+    Fork,
+    FromChild,
+    Generate,
+    Load,
+    Loaded,
+    Ping,
+    Pong,
+    Progress,
+    Ready,
+    SlotBusy,
+    ToChild,
+    body_length,
+    decode_from_child,
+    encode_fork,
+    frame,
+)
+
+FORK_SERVER: Final = (sys.executable, "-m", "lane_worker.pipelines.forkserver")
+START_S: Final = 120.0  # importing torch takes 6 s on an idle machine
+LOCK_WAIT_S: Final = 5.0
+PING_S: Final = 1.0
+EXIT_S: Final = 2.0
+DEATH_S: Final = 10.0
+
+
+class HostLost(Exception):
+    """The pipeline host is gone (or was killed for a reason that the text gives). It can be started again."""
+
+
+class SlotTaken(Exception):
+    """Another process holds the slot."""
+
+    def __init__(self, slot: str, holder_pid: int | None) -> None:
+        holder = f"process {holder_pid}" if holder_pid else "another process"
+        super().__init__(f"slot {slot} is held by {holder}: stop that process, or give this lane another slot")
+        self.holder_pid = holder_pid
+
+
+class LoadFailed(Exception):
+    """The model cannot be loaded. The host lives on, empty, unless `failure.fatal`."""
+
+    def __init__(self, failure: Failed) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class Lost(Struct, frozen=True):
+    """The host died during *task_id*, or had to be killed because it broke the protocol. No video was left."""
+
+    task_id: str
+    reason: str
+
+
+class TimedOut(Struct, frozen=True):
+    """*task_id* overran its time. Either it stopped within the grace of one step (*memory* was read after cleanup),
+    or the host was killed (*memory* is None). No video was left. The task's code is `inference_timeout`."""
+
+    task_id: str
+    limit: Literal["step_s", "total_s"]
+    seconds: float
+    memory: MemoryReading | None
+
+
+Outcome = Finished | Cancelled | Failed | TimedOut | Lost
+
+
+class ForkServer:
+    """The process that has torch imported and forks pipeline hosts. One can serve several `Host`s."""
+
+    def __init__(self, command: Sequence[str] = FORK_SERVER) -> None:
+        self._command = command
+        self._process: asyncio.subprocess.Process | None = None
+        self._control: socket.socket | None = None
+        self._turn = asyncio.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """None when it does not run."""
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else None
+
+    async def start(self) -> None:
+        """Start it unless it runs; its imports go on in the background. Raises OSError."""
+        if self.pid is not None:
+            return
+        await self.close()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                str(theirs.fileno()),
+                pass_fds=(theirs.fileno(),),
+                stdin=asyncio.subprocess.DEVNULL,
+                env=_environment(os.environ),
+                start_new_session=True,  # a terminal's Ctrl-C goes to the worker only
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._control = ours
+
+    async def fork(self, request: Fork, pipe: socket.socket) -> int:
+        """The pid of a new pipeline host that has *pipe*. Raises HostLost when the server has died."""
+        async with self._turn:
+            await self.start()
+            assert self._control is not None
+            try:
+                socket.send_fds(self._control, [encode_fork(request)], [pipe.fileno()])
+                answer = await asyncio.get_running_loop().sock_recv(self._control, PID.size)
+                return int(PID.unpack(answer)[0])
+            except (OSError, struct.error) as error:
+                await self.close()
+                raise HostLost("the fork server could not start a pipeline host; see its error output") from error
+            except BaseException:
+                # the answer is still to come, and would be taken for that of the next request
+                await self.close()
+                raise
+
+    async def close(self) -> None:
+        """Kill and reap it. Hosts that it forked live on."""
+        process, self._process = self._process, None
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+class Host:
+    """One pipeline host child on one slot. Not for several concurrent callers, except `cancel` and the properties."""
+
+    def __init__(
+        self,
+        *,
+        slot: str,
+        lock_dir: Path,
+        model: ModelEntry,
+        models_dir: Path,
+        step_seconds: float = 0.0,
+        lock_wait_s: float = LOCK_WAIT_S,
+        fork_server: ForkServer | None = None,
+    ) -> None:
+        """*step_seconds* slows each step down, to imitate a real card. Without *fork_server* it has one of its own."""
+        self._slot = slot
+        self._lock_dir = lock_dir
+        self._model = model
+        self._models_dir = models_dir
+        self._step_seconds = step_seconds
+        self._lock_wait_s = lock_wait_s
+        self._owns_fork_server = fork_server is None
+        self._fork_server = ForkServer() if fork_server is None else fork_server
+        self._child: _Child | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The child's pid; None when it is not running."""
+        return None if self._child is None or self._child.is_gone else self._child.pid
+
+    @property
+    def health_age_s(self) -> float:
+        """Seconds since the child last answered. It grows without end while the child hangs or is gone."""
+        return float("inf") if self._child is None else time.monotonic() - self._child.answered_at_s
+
+    async def start(self) -> Ready:
+        """Start the child and take the slot's lock. Any earlier child of this host is killed first.
+
+        `Ready.unfinished` names the task that the lock's last holder left undone.
+        Raises SlotTaken after *lock_wait_s*, HostLost.
+        """
+        if self._child is not None:
+            await self._child.kill()
+        ours, theirs = socket.socketpair()
+        try:
+            request = Fork(self._slot, str(self._lock_dir), self._model.name, self._lock_wait_s)
+            async with asyncio.timeout(START_S):
+                pid = await self._fork_server.fork(request, theirs)
+        except TimeoutError:
+            ours.close()
+            raise HostLost(f"the pipeline host did not start within {START_S:g} s") from None
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._child = await _Child.connect(pid, ours)
+        answer = await self._answer(self._lock_wait_s + START_S, "did not take its slot")
+        match answer:
+            case Ready():
+                return answer
+            case SlotBusy(holder_pid):
+                await self._child.kill()
+                raise SlotTaken(self._slot, holder_pid)
+        raise await self._nonsense(answer)
+
+    async def load(self) -> Loaded:
+        """Load the model. Raises LoadFailed; HostLost when the child dies, or takes longer than `timeouts.load_s`."""
+        child = self._running()
+        child.send(Load(self._model.name, self._model.checkpoint, str(self._models_dir), self._step_seconds))
+        answer = await self._answer(self._model.timeouts.load_s, "did not load its model")
+        match answer:
+            case Loaded():
+                return answer
+            case Failed():
+                if answer.fatal:
+                    await child.kill()
+                raise LoadFailed(answer)
+        raise await self._nonsense(answer)
+
+    async def generate(self, request: Generate, on_progress: Callable[[Progress], None]) -> Outcome:
+        """Run one inference to its end, whatever that is. *on_progress* is called for step 0 and for every step.
+
+        The limits are `timeouts.step_s` between two signs of progress and `timeouts.total_s` in all; each is followed
+        by a cancel, one `step_s` of grace, and SIGKILL. After `Lost`, a fatal `Failed`, and a `TimedOut` without
+        memory the child is gone (`pid` is None). So it is when this coroutine is cancelled or *on_progress* raises.
+        Raises HostLost only when no child runs at the start.
+        """
+        child = self._running()
+        try:
+            outcome = await self._watch(child, request, on_progress)
+        except BaseException:
+            child.signal(signal.SIGKILL)
+            raise
+        if isinstance(outcome, Lost) or (isinstance(outcome, Failed) and outcome.fatal):
+            await child.kill()
+        if child.is_gone:
+            _remove_video(Path(request.video_path))
+        return outcome
+
+    async def _watch(self, child: "_Child", request: Generate, on_progress: Callable[[Progress], None]) -> Outcome:
+        timeouts = self._model.timeouts
+        child.send(request)
+        total_at_s = time.monotonic() + timeouts.total_s
+        step_at_s = time.monotonic() + timeouts.step_s
+        overrun: TimedOut | None = None
+        while True:
+            try:
+                async with asyncio.timeout(max(0.0, min(total_at_s, step_at_s) - time.monotonic())):
+                    message = await child.next_message()
+            except TimeoutError:
+                if overrun is not None:
+                    await child.kill()
+                    return overrun
+                if total_at_s <= step_at_s:
+                    overrun = TimedOut(request.task_id, "total_s", timeouts.total_s, None)
+                else:
+                    overrun = TimedOut(request.task_id, "step_s", timeouts.step_s, None)
+                child.send(Cancel(request.task_id))
+                total_at_s = step_at_s = time.monotonic() + timeouts.step_s
+                continue
+            except HostLost as error:
+                return Lost(request.task_id, str(error))
+            match message:
+                case Progress(task_id) if task_id == request.task_id:
+                    if overrun is None:
+                        step_at_s = time.monotonic() + timeouts.step_s
+                    on_progress(message)
+                case Cancelled(task_id, memory) if task_id == request.task_id:
+                    if overrun is not None:
+                        return TimedOut(task_id, overrun.limit, overrun.seconds, memory)
+                    return message
+                case (Finished(task_id) | Failed(task_id)) if task_id == request.task_id:
+                    return message
+                case _:
+                    return Lost(request.task_id, str(await self._nonsense(message)))
+
+    def cancel(self, task_id: str) -> None:
+        """Ask the child to stop *task_id* at the next step. `generate` then returns `Cancelled`, or how it ended."""
+        if self._child is not None:
+            self._child.send(Cancel(task_id))
+
+    async def close(self) -> None:
+        """End the child, and the fork server if it is this host's own. Bounded; the child is killed if it must be."""
+        if self._child is not None:
+            self._child.send(Exit())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EXIT_S):
+                    await self._child.gone.wait()
+            await self._child.kill()
+            self._child = None
+        if self._owns_fork_server:
+            await self._fork_server.close()
+
+    def _running(self) -> "_Child":
+        if self._child is None or self._child.is_gone:
+            raise HostLost("no pipeline host runs; start it first")
+        return self._child
+
+    async def _answer(self, limit_s: float, complaint: str) -> FromChild:
+        child = self._running()
+        try:
+            async with asyncio.timeout(limit_s):
+                return await child.next_message()
+        except TimeoutError:
+            await child.kill()
+            raise HostLost(f"the pipeline host {complaint} within {limit_s:g} s and was killed") from None
+        except asyncio.CancelledError:
+            child.signal(signal.SIGKILL)
+            raise
+
+    async def _nonsense(self, message: FromChild) -> HostLost:
+        assert self._child is not None
+        await self._child.kill()
+        return HostLost(f"the pipeline host sent an unexpected {type(message).__name__} and was killed")
+
+
+class _Child:
+    """A running child and our end of its pipe. The pipe's end of file is the proof that it is gone.
+
+    (The kernel closes a dead process's files after it gave its memory back.)
+    """
+
+    def __init__(self, pid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.pid = pid
+        self.gone = asyncio.Event()
+        self.answered_at_s = time.monotonic()
+        self._reader = reader
+        self._writer = writer
+        self._end = "the pipeline host died"
+        self._messages: asyncio.Queue[FromChild | None] = asyncio.Queue()
+        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._ping())]
+
+    @classmethod
+    async def connect(cls, pid: int, pipe: socket.socket) -> "_Child":
+        return cls(pid, *await asyncio.open_connection(sock=pipe))
+
+    @property
+    def is_gone(self) -> bool:
+        return self.gone.is_set()
+
+    def send(self, message: ToChild) -> None:
+        # Not drained: a child that reads nothing must not hold us up. Its deadlines end it, and the buffer with it.
+        if not self._writer.is_closing():
+            self._writer.write(frame(message))
+
+    async def next_message(self) -> FromChild:
+        """Raises HostLost when the child is gone and everything that it had sent was taken."""
+        message = await self._messages.get()
+        if message is None:
+            self._messages.put_nowait(None)
+            raise HostLost(self._end)
+        return message
+
+    def signal(self, number: signal.Signals) -> None:
+        # while the pipe is open the pid is still this child's
+        if not self.is_gone:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    async def kill(self) -> None:
+        """SIGKILL, and wait until it is gone. Raises HostLost when even that does not end it (a driver that hangs)."""
+        self.signal(signal.SIGKILL)
+        try:
+            async with asyncio.timeout(DEATH_S):
+                await self.gone.wait()
+        except TimeoutError:
+            raise HostLost(f"process {self.pid} survives SIGKILL; its slot stays locked until it ends") from None
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                head = await self._reader.readexactly(LENGTH.size)
+                message = decode_from_child(await self._reader.readexactly(body_length(head)))
+                if isinstance(message, Pong):
+                    self.answered_at_s = time.monotonic()
+                else:
+                    self._messages.put_nowait(message)
+        except BadMessage as error:
+            self._end = f"the pipeline host broke the protocol and was killed: {error}"
+            self.signal(signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                while await self._reader.read(65536):
+                    pass
+        except (asyncio.IncompleteReadError, OSError):
+            pass
+        finally:
+            self.gone.set()
+            self._messages.put_nowait(None)
+            self._writer.close()
+            self._tasks[1].cancel()
+
+    async def _ping(self) -> None:
+        for number in itertools.count(1):
+            self.send(Ping(number))
+            await asyncio.sleep(PING_S)
+
+
+def _remove_video(path: Path) -> None:
+    # what an encoder left that was cut off; and a video that was finished but never reported
+    for leftover in (path, path.with_name(path.name + ".part")):
+        with contextlib.suppress(OSError):
+            leftover.unlink(missing_ok=True)
+
+
+def _environment(base: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which torch is imported; some of it is read at the import only."""
+    allocator = base.get("PYTORCH_ALLOC_CONF") or base.get("PYTORCH_CUDA_ALLOC_CONF") or ""
+    if "expandable_segments" not in allocator:  # FR-010
+        allocator = ",".join(filter(None, (allocator, "expandable_segments:True")))
+    return {
+        **base,
+        "PYTORCH_ALLOC_CONF": allocator,
+        "PYTORCH_CUDA_ALLOC_CONF": allocator,
+        # asking for CUDA must not start it: it would not survive the fork
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        # nothing is downloaded, and the libraries say nothing: a warning may quote a prompt
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "DIFFUSERS_VERBOSITY": "error",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }

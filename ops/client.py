@@ -1,0 +1,327 @@
+"""The HTTP API as `warmlane submit` and `warmlane demo` use it.
+
+A submit carries an Idempotency-Key, so it is tried again safely when an answer was lost. Replies are read leniently:
+what a newer gateway adds is ignored.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+import httpx
+import msgspec
+import stamina
+from msgspec import Struct
+
+from contracts.generation import FieldError
+
+CONNECT_TIMEOUT_S: Final = 5.0
+REPLY_TIMEOUT_S: Final = 30.0
+# One long poll; a gateway answers at most 60 s late.
+WAIT_S: Final = 20.0
+# A submit that finds nobody is given up soon: most likely nothing was started.
+SUBMIT_ATTEMPTS: Final = 4
+# A task that was accepted goes on without us: be patient with a gateway that is started again.
+FOLLOW_PATIENCE_S: Final = 60.0
+
+T = TypeVar("T")
+
+
+class Step(Struct, frozen=True):
+    """Inference steps finished, of how many."""
+
+    step: int
+    steps: int
+
+
+class Reason(Struct, frozen=True):
+    """Why a task failed. A string and not `FailureCode`: that list grows."""
+
+    code: str
+    message: str
+
+
+class Video(Struct, frozen=True):
+    """The finished MP4."""
+
+    bytes: int
+    sha256: str
+    width: int
+    height: int
+    frames: int
+    fps: int
+
+
+class Memory(Struct, frozen=True):
+    """The host's memory after cleanup; no CUDA figure where there is no CUDA."""
+
+    rss_bytes: int
+    cuda_allocated_bytes: int | None = None
+
+
+class Event(Struct, frozen=True):
+    """One line of a task's timeline."""
+
+    at: datetime
+    event: str
+
+
+class Parameters(Struct, frozen=True):
+    """The parameters that these commands show."""
+
+    seed: int
+    steps: int
+
+
+class Task(Struct, frozen=True, kw_only=True):
+    """A task as the gateway shows it."""
+
+    id: str
+    status: str
+    model: str
+    route: str
+    parameters: Parameters
+    created_at: datetime
+    queued_at: datetime
+    worker: str | None = None
+    claimed_at: datetime | None = None
+    finished_at: datetime | None = None
+    progress: Step | None = None
+    error: Reason | None = None
+    video: Video | None = None
+    memory: Memory | None = None
+    timeline: tuple[Event, ...] = ()
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status in {"done", "failed"}
+
+    def at(self, event: str) -> datetime | None:
+        """When *event* happened last; None if it is not in the timeline."""
+        return next((entry.at for entry in reversed(self.timeline) if entry.event == event), None)
+
+
+class ImageRules(Struct, frozen=True):
+    """Whether a request may or must carry an image."""
+
+    presence: str
+
+
+class Constraints(Struct, frozen=True):
+    """The constraints that the demo looks at."""
+
+    image: ImageRules
+
+
+class Model(Struct, frozen=True):
+    """A model that the gateway serves."""
+
+    name: str
+    title: str
+    constraints: Constraints
+
+
+class Settings(Struct, frozen=True):
+    """`GET /settings`."""
+
+    profile: str
+    models: tuple[Model, ...]
+
+
+class Problem(Struct, frozen=True, kw_only=True):
+    """A problem document (RFC 9457)."""
+
+    status: int
+    code: str
+    title: str
+    detail: str = ""
+    errors: tuple[FieldError, ...] = ()
+    retry_after_s: float | None = None
+
+
+class Refused(click.ClickException):
+    """The gateway answered with a problem document. As an uncaught error it is shown line by line; exit status 1."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__("\n".join(problem_lines(problem)))
+        self.problem = problem
+
+
+class Unreachable(click.ClickException):
+    """No gateway answers."""
+
+
+class NotWarmlane(click.ClickException):
+    """What answers is not a Warmlane gateway."""
+
+
+class DamagedVideo(click.ClickException):
+    """What was downloaded is not what the task says."""
+
+
+def problem_lines(problem: Problem) -> Iterator[str]:
+    """*problem* for a person: what it is, then one line for each wrong field."""
+    yield f"{problem.title} ({problem.status} {problem.code})"
+    if problem.errors:
+        for error in problem.errors:
+            yield f"  {error.message}"
+    elif problem.detail:
+        yield f"  {problem.detail}"
+    if problem.retry_after_s is not None:
+        yield f"  Try again in {problem.retry_after_s:g} s."
+
+
+class Client:
+    """A connection to one gateway. Close it with `close`, or use it in a `with` block.
+
+    Every call raises Unreachable, NotWarmlane or Refused, which click shows as errors with exit status 1.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        # retries are ours to mention, not to log
+        stamina.instrumentation.set_on_retry_hooks([])
+        try:
+            self._http = httpx.Client(
+                base_url=self.url, timeout=httpx.Timeout(REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+            )
+        except httpx.InvalidURL as error:
+            raise click.BadParameter(f"{url!r} is not a URL: {error}", param_hint="--url") from error
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._http.close()
+
+    def settings(self) -> Settings:
+        """The models that the gateway serves, and its profile."""
+        reply = self._soon(lambda: self._request("GET", "/settings"))
+        return _decode(reply, Settings)
+
+    def is_ready(self) -> bool:
+        """Whether every model that has lanes has a warm one."""
+        try:
+            return self._http.get("/readyz").is_success
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def submit(self, body: Mapping[str, Any], *, idempotency_key: str) -> tuple[Task, str]:
+        """Submits *body*, and again with the same key when the answer was lost. The task and its revision."""
+        reply = self._soon(
+            lambda: self._request("POST", "/generate", json=body, headers={"Idempotency-Key": idempotency_key})
+        )
+        return _decode(reply, Task), reply.headers.get("ETag", "")
+
+    def follow(self, task: Task, revision: str, on_change: Callable[[Task], None]) -> Task:
+        """Waits until *task* has ended, however long that takes, and tells *on_change* each new state."""
+        path = f"/tasks/{task.id}"
+        params = {"wait": f"{WAIT_S:g}"}
+        on_change(task)
+        while not task.has_ended:
+            headers = {"If-None-Match": revision} if revision else {}
+            for attempt in stamina.retry_context(
+                on=_worth_another_try, attempts=None, timeout=FOLLOW_PATIENCE_S, wait_max=2.0, wait_jitter=0.1
+            ):
+                with attempt:
+                    reply = self._request("GET", path, params=params, headers=headers, timeout=WAIT_S + REPLY_TIMEOUT_S)
+            if reply.status_code != httpx.codes.NOT_MODIFIED:
+                task, revision = _decode(reply, Task), reply.headers.get("ETag", "")
+                on_change(task)
+        return task
+
+    def cancel(self, task: Task) -> Task:
+        """Cancels *task*, unless it has ended already; the task as it is then."""
+        return _decode(self._request("DELETE", f"/tasks/{task.id}"), Task)
+
+    def download(self, task: Task, path: Path) -> None:
+        """Saves the video of *task*, which is done, at *path*: whole and checked, or not at all.
+
+        Raises DamagedVideo when its hash is not the one in the task; OSError when it cannot be written.
+        """
+        part = path.with_name(f"{path.name}.part")
+        digest = hashlib.sha256()
+        try:
+            with part.open("wb") as file:
+                for chunk in self._chunks(f"/tasks/{task.id}/video"):
+                    digest.update(chunk)
+                    file.write(chunk)
+            if task.video is None or digest.hexdigest() != task.video.sha256:
+                raise DamagedVideo(f"the video of task {task.id} arrived damaged; download it again from {self.url}")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _chunks(self, path: str) -> Iterator[bytes]:
+        try:
+            with self._http.stream("GET", path) as reply:
+                if not reply.is_success:
+                    reply.read()
+                    raise _refusal(reply)
+                yield from reply.iter_bytes()
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def _soon(self, call: Callable[[], httpx.Response]) -> httpx.Response:
+        for attempt in stamina.retry_context(
+            on=_worth_another_try, attempts=SUBMIT_ATTEMPTS, wait_initial=0.2, wait_max=2.0, wait_jitter=0.1
+        ):
+            with attempt:
+                return call()
+        raise AssertionError("stamina returns or raises")
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            reply = self._http.request(method, path, **options)
+        except httpx.UnsupportedProtocol as error:
+            raise click.BadParameter(f"{self.url!r} does not begin with http://", param_hint="--url") from error
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        if reply.is_success or reply.status_code == httpx.codes.NOT_MODIFIED:
+            return reply
+        raise _refusal(reply)
+
+    def _unreachable(self, error: httpx.HTTPError) -> Unreachable:
+        return Unreachable(
+            f"no gateway answers at {self.url} ({str(error) or type(error).__name__}); "
+            "start one with `warmlane up`, or name another with --url or WARMLANE_URL"
+        )
+
+
+def _worth_another_try(error: Exception) -> bool:
+    return isinstance(error, Unreachable) or (
+        isinstance(error, Refused) and error.problem.code == "transport_unavailable"
+    )
+
+
+def _refusal(reply: httpx.Response) -> click.ClickException:
+    try:
+        return Refused(msgspec.json.decode(reply.content, type=Problem))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return NotWarmlane(
+            f"{reply.request.url} answered {reply.status_code}, and not as a Warmlane gateway does; check --url"
+        )
+
+
+def _decode(reply: httpx.Response, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(reply.content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise NotWarmlane(f"{reply.request.url} did not answer as a Warmlane gateway does ({error})") from error
+
+
+url_option = click.option(
+    "--url",
+    envvar="WARMLANE_URL",
+    default="http://127.0.0.1:8000",
+    show_default=True,
+    show_envvar=True,
+    help="Where the gateway answers.",
+)

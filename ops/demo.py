@@ -1,0 +1,323 @@
+"""`warmlane demo`: alternate the models one request at a time, keep every video, and judge what was seen.
+
+The verdicts and the figures are pure functions of the runs.
+"""
+
+import base64
+import io
+import math
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from msgspec import Struct
+from rich.console import Console
+from rich.table import Table
+
+from ops.client import Client, Model, Refused, Task, url_option
+
+INTERRUPTED: Final = 130
+WARM_UP_S: Final = 60.0
+# SC-001 asks for at least so many requests, SC-005 for this share of switches accepted within this time.
+REQUESTS_ASKED: Final = 20
+ACCEPT_WITHIN_S: Final = 3.0
+ACCEPT_SHARE: Final = 0.95
+PROMPTS: Final = (
+    "a red fox in fresh snow",
+    "a paper boat on a quiet lake",
+    "a lantern in the rain",
+    "cherry petals over a stone bridge",
+    "a lighthouse in a winter storm",
+    "a train through a field of rape",
+    "a cat asleep on a warm roof",
+    "steam above a bowl of noodles",
+    "a kite over a grey beach",
+    "fireflies between old cedars",
+)
+FRAMES_SHOWN: Final = 4
+FRAME_WIDTH: Final = 144
+CAPTION_HEIGHT: Final = 22
+GAP: Final = 8
+
+
+class Run(Struct, frozen=True, kw_only=True):
+    """One request of the demo. Without a *task* it was refused, and *refusal* is the code."""
+
+    number: int
+    model: str
+    accept_s: float
+    task: Task | None = None
+    refusal: str | None = None
+    video: Path | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.task is not None and self.task.status == "done"
+
+    @property
+    def outcome(self) -> str:
+        """`done`, `failed: CODE` or `refused: CODE`."""
+        if self.task is None:
+            return f"refused: {self.refusal}"
+        return f"failed: {self.task.error.code}" if self.task.error else self.task.status
+
+
+class Verdict(Struct, frozen=True):
+    """What the runs say about one success criterion; *shown* is None where they cannot tell."""
+
+    criterion: str
+    text: str
+    shown: bool | None
+
+
+def judge_oom(runs: Sequence[Run]) -> Verdict:
+    """SC-001: of at least 20 alternating requests on dedicated lanes, none fails with CUDA out of memory."""
+    tasks = [run.task for run in runs if run.task is not None]
+    with_cuda = [task for task in tasks if task.memory is not None and task.memory.cuda_allocated_bytes is not None]
+    if not with_cuda:
+        return Verdict("SC-001", "not shown: no CUDA", None)
+    out_of_memory = [task for task in tasks if task.error is not None and task.error.code == "out_of_memory"]
+    counted = f"{len(out_of_memory)} of {len(tasks)} failed with CUDA OOM"
+    if out_of_memory:
+        return Verdict("SC-001", counted, False)
+    if len(tasks) < REQUESTS_ASKED:
+        return Verdict("SC-001", f"not shown: {counted}, but it takes {REQUESTS_ASKED} requests", None)
+    elsewhere = sum(task.route != "lane" for task in tasks)
+    if elsewhere:
+        return Verdict("SC-001", f"not shown: {counted}, but {elsewhere} ran outside the dedicated lanes", None)
+    if len({task.model for task in tasks}) < 2:
+        return Verdict("SC-001", f"not shown: {counted}, but all were for one model", None)
+    return Verdict("SC-001", counted, True)
+
+
+def judge_acceptance(runs: Sequence[Run]) -> Verdict:
+    """SC-005: at least 95 % of the requests that switch the model are accepted within 3 s."""
+    switches = [run for before, run in zip(runs, runs[1:], strict=False) if run.model != before.model]
+    if not switches:
+        return Verdict("SC-005", "not shown: no request switched the model", None)
+    soon = sum(run.task is not None and run.accept_s <= ACCEPT_WITHIN_S for run in switches)
+    share = soon / len(switches)
+    text = f"{soon} of {len(switches)} model switches accepted within {ACCEPT_WITHIN_S:g} s ({share:.1%})"
+    return Verdict("SC-005", text, share >= ACCEPT_SHARE)
+
+
+def judge_memory(runs: Sequence[Run]) -> Verdict:
+    """SC-003, as far as a client can see it: every task that ended carries the memory reading after its cleanup."""
+    tasks = [run.task for run in runs if run.task is not None]
+    if not tasks:
+        return Verdict("SC-003", "not shown: no request was accepted", None)
+    with_reading = sum(task.memory is not None for task in tasks)
+    return Verdict("SC-003", f"{with_reading} of {len(tasks)} tasks carry a memory reading", with_reading == len(tasks))
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest of *values* that at least *percent* of them do not exceed (nearest rank). There must be one."""
+    ranked = sorted(values)
+    return ranked[max(0, math.ceil(percent / 100 * len(ranked)) - 1)]
+
+
+def figures(runs: Sequence[Run]) -> list[str]:
+    """Accept p50 and p99 as the client saw them, and the median from publish to inference start, where known."""
+    lines = []
+    accepted_ms = [run.accept_s * 1000 for run in runs if run.task is not None]
+    if accepted_ms:
+        p50, p99 = percentile(accepted_ms, 50), percentile(accepted_ms, 99)
+        lines.append(f"accept, idle: p50 {p50:.1f} ms, p99 {p99:.1f} ms ({len(accepted_ms)} requests)")
+    started_ms = []
+    for run in runs:
+        started = run.task.at("inference_started") if run.task is not None else None
+        if run.task is not None and started is not None:
+            started_ms.append((started - run.task.queued_at).total_seconds() * 1000)
+    if started_ms:
+        lines.append(f"publish to inference start: p50 {percentile(started_ms, 50):.1f} ms ({len(started_ms)} tasks)")
+    return lines
+
+
+def table_of(runs: Sequence[Run]) -> Table:
+    """One line for each run."""
+    table = Table()
+    table.add_column("#", justify="right")
+    table.add_column("model")
+    table.add_column("lane")
+    for heading in ("accept ms", "wait ms", "total s"):
+        table.add_column(heading, justify="right")
+    table.add_column("outcome", overflow="fold")
+    for run in runs:
+        task = run.task
+        table.add_row(
+            str(run.number),
+            run.model,
+            (task.worker or task.route) if task else "",
+            f"{run.accept_s * 1000:.1f}",
+            _between(task.queued_at, task.claimed_at, 1000, ".1f") if task else "",
+            _between(task.created_at, task.finished_at, 1, ".2f") if task else "",
+            run.outcome,
+        )
+    return table
+
+
+def _between(start: datetime, end: datetime | None, unit: float, form: str) -> str:
+    return "" if end is None else format((end - start).total_seconds() * unit, form)
+
+
+def run_one(client: Client, number: int, body: Mapping[str, Any], out: Path) -> Run:
+    """Submits *body*, waits for its end and saves its video in *out*. Ctrl-C cancels the task and goes on upwards."""
+    model = str(body["model"])
+    begun_s = time.monotonic()
+    try:
+        task, revision = client.submit(body, idempotency_key=str(uuid.uuid4()))
+    except Refused as error:
+        return Run(number=number, model=model, accept_s=time.monotonic() - begun_s, refusal=error.problem.code)
+    accept_s = time.monotonic() - begun_s
+    try:
+        task = client.follow(task, revision, lambda _: None)
+    except KeyboardInterrupt:
+        client.cancel(task)
+        raise
+    video = None
+    if task.video is not None:
+        video = out / f"{number:02}-{model}.mp4"
+        client.download(task, video)
+    return Run(number=number, model=model, accept_s=accept_s, task=task, video=video)
+
+
+def bodies(models: Sequence[Model], count: int) -> Iterator[dict[str, Any]]:
+    """*count* requests that take the models in turn. Raises ImportError where a picture is needed and Pillow absent."""
+    for index in range(count):
+        model = models[index % len(models)]
+        body = {"model": model.name, "prompt": PROMPTS[index // len(models) % len(PROMPTS)]}
+        if model.constraints.image.presence == "required":
+            body["image"] = gradient_uri()
+        yield body
+
+
+def gradient_uri() -> str:
+    """A small picture, for models that demand one. Raises ImportError without Pillow."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def contact_sheet(runs: Sequence[Run], columns: int, path: Path) -> None:
+    """A picture of every run that has a video: a few of its frames and a caption, *columns* runs in a row.
+
+    Every frame of every video is decoded. Raises ImportError without PyAV or Pillow.
+    """
+    import av
+    from PIL import Image, ImageDraw, ImageFont
+
+    def strip(run: Run, video: Path) -> list[Image.Image]:
+        assert run.task is not None
+        assert run.task.video is not None
+        last = run.task.video.frames - 1
+        wanted = {round(last * index / (FRAMES_SHOWN - 1)) for index in range(FRAMES_SHOWN)}
+        with av.open(str(video)) as container:
+            pictures = [frame.to_image() for index, frame in enumerate(container.decode(video=0)) if index in wanted]
+        return [picture.resize((FRAME_WIDTH, picture.height * FRAME_WIDTH // picture.width)) for picture in pictures]
+
+    tiles = [(run, strip(run, run.video)) for run in runs if run.video is not None]
+    frame_height = max(picture.height for _, pictures in tiles for picture in pictures)
+    tile_width, tile_height = FRAMES_SHOWN * FRAME_WIDTH + GAP, frame_height + CAPTION_HEIGHT + GAP
+    rows = math.ceil(len(tiles) / columns)
+    sheet = Image.new("RGB", (columns * tile_width + GAP, rows * tile_height + GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for index, (run, pictures) in enumerate(tiles):
+        left, top = GAP + index % columns * tile_width, GAP + index // columns * tile_height
+        for position, picture in enumerate(pictures):
+            sheet.paste(picture, (left + position * FRAME_WIDTH, top))
+        seed = run.task.parameters.seed if run.task else ""
+        draw.text((left, top + frame_height + 3), f"{run.number}  {run.model}  seed {seed}", fill="black", font=font)
+    sheet.save(path)
+
+
+def report(console: Console, runs: Sequence[Run]) -> None:
+    """Prints the table, the figures and the verdicts."""
+    console.print(table_of(runs))
+    for line in figures(runs):
+        console.print(line, highlight=False)
+    for verdict in (judge_oom(runs), judge_acceptance(runs), judge_memory(runs)):
+        colour = {True: "green", False: "red", None: "yellow"}[verdict.shown]
+        console.print(f"[{colour}]{verdict.criterion}[/]  {verdict.text}", highlight=False)
+    done = sum(run.is_done for run in runs)
+    console.print(f"{done} of {len(runs)} done", highlight=False)
+
+
+def save_sheet(console: Console, runs: Sequence[Run], columns: int, out: Path) -> None:
+    """Makes the contact sheet, or says what it needs."""
+    if not any(run.video for run in runs):
+        return
+    sheet = out / "contact-sheet.png"
+    try:
+        contact_sheet(runs, columns, sheet)
+    except ImportError as error:
+        console.print(f"no contact sheet: {error.name} is not installed; pip install 'warmlane[demo]'", highlight=False)
+        return
+    console.print(f"videos and {sheet.name} are in {out}", highlight=False)
+
+
+def wait_for_lanes(console: Console, client: Client) -> None:
+    """Waits a while for lanes that still warm up. If they do not, the requests will tell why."""
+    deadline_s = time.monotonic() + WARM_UP_S
+    with console.status("waiting for the lanes to warm up"):
+        while not client.is_ready() and time.monotonic() < deadline_s:
+            time.sleep(0.2)
+
+
+@click.command(
+    epilog="Examples:\n\n  warmlane demo\n\n  warmlane demo --requests 6 --out /tmp/six --url http://127.0.0.1:8080"
+)
+@click.option(
+    "--requests",
+    "count",
+    type=click.IntRange(1, 10_000),
+    default=REQUESTS_ASKED,
+    show_default=True,
+    help="How many requests, one after the other.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("warmlane-demo"),
+    show_default=True,
+    help="Folder of the videos and the contact sheet.",
+)
+@url_option
+@click.pass_context
+def command(ctx: click.Context, /, count: int, out: Path, url: str) -> None:
+    """Alternate the models, save every video, and judge what was seen.
+
+    Exit status 1 when not every request ended as done.
+    """
+    console = Console()
+    runs: list[Run] = []
+    interrupted = False
+    with Client(url) as client:
+        models = client.settings().models
+        wait_for_lanes(console, client)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            with console.status("") as status:
+                for number, body in enumerate(bodies(models, count), start=1):
+                    status.update(f"request {number} of {count}: {body['model']}")
+                    runs.append(run_one(client, number, body, out))
+        except KeyboardInterrupt:
+            interrupted = True
+        except ImportError as error:
+            raise click.ClickException(
+                f"a model of this profile needs a picture, and {error.name} is not installed; "
+                "pip install 'warmlane[demo]'"
+            ) from error
+        except OSError as error:
+            raise click.ClickException(f"cannot write to --out {out}: {error}") from error
+    if runs:
+        report(console, runs)
+        save_sheet(console, runs, len(models), out)
+    if interrupted:
+        ctx.exit(INTERRUPTED)
+    ctx.exit(0 if all(run.is_done for run in runs) else 1)

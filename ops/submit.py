@@ -1,0 +1,171 @@
+"""`warmlane submit`: one generation, from the command line to a file."""
+
+import base64
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from contracts.images import BadImage, read_header
+from ops.client import Client, Task, url_option
+
+INTERRUPTED: Final = 130
+
+
+def data_uri(image: Path) -> str:
+    """*image* as a request carries it. Raises click.BadParameter for a file that no gateway would take."""
+    try:
+        content = image.read_bytes()
+        media_type = read_header(content).media_type
+    except (OSError, BadImage) as error:
+        raise click.BadParameter(f"{image}: {error}", param_hint="--image") from error
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def request_body(model: str, prompt: str, image: Path | None, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON of `POST /generate`: only what was given, so that the model's own values stand for the rest."""
+    body = {"model": model, "prompt": prompt, **{name: value for name, value in fields.items() if value is not None}}
+    if image is not None:
+        body["image"] = data_uri(image)
+    return body
+
+
+def output_path(out: Path | None, task: Task) -> Path:
+    """Where the video goes: *out*, or a name made of model and id, in the current folder or in the folder *out*."""
+    name = f"{task.model}-{task.id[-12:]}.mp4"
+    if out is None:
+        return Path(name)
+    return out / name if out.is_dir() else out
+
+
+class Bar:
+    """A progress bar on standard error that follows one task."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[steps]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._row = self._progress.add_task("submitting", total=None, steps="")
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, task: Task) -> None:
+        """Draws the state of *task*."""
+        if task.progress is None:
+            what = "waiting for a worker" if task.status == "pending" else "starting"
+            self._progress.update(self._row, description=what, completed=0, total=None, steps="")
+            return
+        step, steps = task.progress.step, task.progress.steps
+        what = "encoding" if step == steps else f"generating on {task.worker or task.route}"
+        self._progress.update(self._row, description=what, completed=step, total=steps, steps=f"step {step} of {steps}")
+
+
+def generate(client: Client, body: Mapping[str, Any], key: str, out: Path | None) -> int:
+    """Submits *body*, follows the task, saves the video. The exit status.
+
+    Ctrl-C cancels the task. Raises what `Client` raises.
+    """
+    task: Task | None = None
+    try:
+        with Bar() as bar:
+            task, revision = client.submit(body, idempotency_key=key)
+            task = client.follow(task, revision, bar.show)
+        if task.video is None:
+            reason = f"{task.error.code}: {task.error.message}" if task.error else task.status
+            click.echo(f"task {task.id} failed: {reason}", err=True)
+            return 1
+        path = output_path(out, task)
+        client.download(task, path)
+    except KeyboardInterrupt:
+        click.echo(_interrupted(client, task, key), err=True)
+        return INTERRUPTED
+    except OSError as error:
+        raise click.ClickException(f"the video cannot be saved ({error}); choose another place with --out") from error
+    video = task.video
+    click.echo(
+        f"{path}  {video.bytes:,} bytes, {video.width}x{video.height}, {video.frames} frames at {video.fps} fps, "
+        f"seed {task.parameters.seed}"
+    )
+    return 0
+
+
+def _interrupted(client: Client, task: Task | None, key: str) -> str:
+    if task is None:
+        return f"interrupted while submitting: --idempotency-key {key} finds the task, if it was accepted"
+    if task.has_ended:
+        return f"interrupted; the task is {task.status}, and its video stays at {client.url}/tasks/{task.id}/video"
+    try:
+        ended = client.cancel(task)
+    except click.ClickException as error:
+        return f"interrupted, but task {task.id} could not be cancelled: {error.message}"
+    if ended.error is not None and ended.error.code == "cancelled":
+        return f"cancelled task {task.id}"
+    return f"interrupted; task {task.id} had ended already ({ended.status})"
+
+
+@click.command(
+    epilog="Examples:\n\n  warmlane submit anisora 'a red fox in fresh snow'\n\n"
+    "  warmlane submit anisora 'the boat drifts away' --image boat.png --out boat.mp4\n\n"
+    "  warmlane submit phr00t 'a lantern in the rain' --num-frames 33 --seed 7"
+)
+@click.argument("model")
+@click.argument("prompt")
+@click.option(
+    "--image",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A PNG, JPEG or WebP that the video starts from.",
+)
+@click.option("--negative-prompt", help="What should not be seen.")
+@click.option("--width", type=int, help="Pixels, a multiple of 16.")
+@click.option("--height", type=int, help="Pixels, a multiple of 16.")
+@click.option("--num-frames", type=int, help="4k+1, such as 17 or 81.")
+@click.option("--fps", type=int, help="Frames per second.")
+@click.option("--seed", type=int, help="The same seed gives the same video. Without it, one is chosen and shown.")
+@click.option("--steps", type=int, help="Inference steps; fixed for most models, so best left out.")
+@click.option("--cfg", type=float, help="Guidance scale; fixed for some models.")
+@click.option(
+    "--idempotency-key",
+    help="The same key and request lead to the same task, however often they are sent. [default: a new one]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="File of the video, or a folder for it. [default: MODEL-ID.mp4 in the current folder]",
+)
+@url_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    model: str,
+    prompt: str,
+    image: Path | None,
+    idempotency_key: str | None,
+    out: Path | None,
+    url: str,
+    **fields: Any,
+) -> None:
+    """Generate one video and save it.
+
+    MODEL is a name or an alias from GET /settings. Ctrl-C cancels the task.
+    """
+    if out is not None and not out.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {out.parent}", param_hint="--out")
+    body = request_body(model, prompt, image, fields)
+    with Client(url) as client:
+        ctx.exit(generate(client, body, idempotency_key or str(uuid.uuid4()), out))

@@ -1,0 +1,293 @@
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import openapi_spec_validator
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from litestar import Litestar, delete, get, head
+from litestar.testing import TestClient
+from openapi_schema_validator import OAS31Validator
+
+from contracts.generation import FIELDS, InvalidRequest, validate
+from contracts.settings import Catalog, IntegerField, NumberField, TextField
+from gateway.app import create_app
+from gateway.openapi import (
+    CancelOperation,
+    EventsOperation,
+    TaskOperation,
+    VideoHeadOperation,
+    VideoOperation,
+    docs_routes,
+    full_request,
+    least_request,
+    openapi_config,
+    problem_responses,
+    request_body,
+)
+from gateway.problems import PROBLEMS
+from gateway.services import Services
+from gateway.views import TaskView
+from tests.unit.samples import catalog
+
+PROFILES = ("tiny", "production")
+
+
+def document_of(running: Catalog) -> dict[str, Any]:
+    # the services are never started: the document needs the catalog alone
+    services = Services(catalog=running, nats_url="", artifacts_dir=Path(), keep_s=60)
+    with TestClient(create_app(services)) as client:
+        answer = client.get("/openapi.json")
+        assert answer.headers["content-type"] == "application/json"
+        found = answer.json()
+    assert isinstance(found, dict)
+    return found
+
+
+DOCUMENTS = {profile: document_of(catalog(profile)) for profile in PROFILES}
+TINY = DOCUMENTS["tiny"]
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            yield method, path, operation
+
+
+def bodies(node: Any) -> Iterator[dict[str, Any]]:
+    """Every described content of the document: its schema, with its examples."""
+    if isinstance(node, dict):
+        yield from node.get("content", {}).values()
+        for child in node.values():
+            yield from bodies(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from bodies(child)
+
+
+def checker(schema: dict[str, Any], document: dict[str, Any]) -> OAS31Validator:
+    return OAS31Validator({**schema, "components": document["components"]})
+
+
+def request_schema(document: dict[str, Any]) -> dict[str, Any]:
+    content = document["components"]["requestBodies"]["GenerationRequest"]["content"]
+    schema = content["application/json"]["schema"]
+    assert isinstance(schema, dict)
+    return schema
+
+
+CHECKERS = {profile: checker(request_schema(document), document) for profile, document in DOCUMENTS.items()}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS.values(), ids=DOCUMENTS)
+def test_the_document_is_valid(document: dict[str, Any]) -> None:
+    openapi_spec_validator.validate(document)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS.values(), ids=DOCUMENTS)
+def test_every_example_fits_its_schema(document: dict[str, Any]) -> None:
+    checked = 0
+    for body in bodies(document):
+        for example in body.get("examples", {}).values():
+            checker(body["schema"], document).validate(example["value"])
+            checked += 1
+    assert checked > 30
+
+
+def test_every_problem_is_shown_on_a_route_or_as_a_component() -> None:
+    components = TINY["components"]["examples"]
+    assert set(components) == set(PROBLEMS)
+    problem = checker(TINY["components"]["schemas"]["Problem"], TINY)
+    for code, example in components.items():
+        problem.validate(example["value"])
+        assert (example["value"]["code"], example["value"]["status"]) == (code, PROBLEMS[code].status)
+        assert f"`{code}`" in TINY["info"]["description"]
+
+
+def test_errors_are_described_as_problems_and_as_nothing_else() -> None:
+    """Litestar would add its own form of a 400 to every route with a parameter."""
+    for method, path, operation in operations(TINY):
+        for status, answer in operation["responses"].items():
+            if int(status) >= 400 and path not in ("/readyz", "/healthz"):
+                assert list(answer["content"]) == ["application/problem+json"], (method, path, status)
+                for code, example in answer["content"]["application/problem+json"]["examples"].items():
+                    assert (example["value"]["code"], example["value"]["status"]) == (code, int(status))
+
+
+def test_generate_is_described() -> None:
+    operation = TINY["paths"]["/generate"]["post"]
+    assert operation["operationId"] == "generate"
+    assert operation["requestBody"] == {"$ref": "#/components/requestBodies/GenerationRequest"}
+    assert [parameter["name"] for parameter in operation["parameters"]] == ["Idempotency-Key"]
+    assert {"202", "400", "413", "415", "422", "503"} <= set(operation["responses"])
+    assert "Location" in operation["responses"]["202"]["headers"]
+    assert "Retry-After" in operation["responses"]["503"]["headers"]
+    assert operation["responses"]["202"]["content"]["application/json"]["schema"]["$ref"].endswith("/TaskView")
+
+
+def test_the_fixed_values_can_be_seen() -> None:
+    """FR-004, FR-005, FR-006."""
+    anisora, phr00t = (schema["properties"] for schema in request_schema(TINY)["oneOf"])
+    assert (anisora["steps"]["const"], phr00t["steps"]["const"], phr00t["cfg"]["const"]) == (8, 4, 1.0)
+    assert anisora["model"]["enum"] == ["anisora", "anisora-v3.2", "index-anisora"]
+    assert "image" not in phr00t
+    assert anisora["num_frames"]["enum"][:2] == [5, 9]
+    assert anisora["num_frames"]["enum"][-1] == 81
+
+
+def test_both_models_come_with_examples() -> None:
+    examples = TINY["components"]["requestBodies"]["GenerationRequest"]["content"]["application/json"]["examples"]
+    assert list(examples) == ["anisora", "anisora_full", "phr00t", "phr00t_full"]
+    assert set(examples["anisora"]["value"]) == {"model", "prompt"}
+    assert set(examples["anisora_full"]["value"]) == set(FIELDS)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("model", ["anisora", "phr00t"])
+def test_the_examples_are_accepted(profile: str, model: str) -> None:
+    running = catalog(profile)
+    for example in (least_request(running.models[model]), full_request(running.models[model])):
+        assert validate(example, running).model == model
+
+
+def near(field: Any) -> st.SearchStrategy[Any]:
+    """Values in, at and around the limits of *field*."""
+    if isinstance(field, TextField):
+        longest = "x" * field.max_chars
+        return st.sampled_from(["", " ", "\x1c", "\x85", "a", " a\n", longest, longest + "x"])
+    if isinstance(field, IntegerField | NumberField):
+        edges = [edge for edge in (field.fixed, field.default, field.minimum, field.maximum) if edge is not None]
+        step = field.step or 1
+        around = [edge + more for edge in edges for more in (-step, -1, -0.5, 0, 0.5, 1, step)]
+        return st.sampled_from(around).map(lambda value: int(value) if isinstance(field, IntegerField) else value)
+    return st.nothing()
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
+    profile = draw(st.sampled_from(PROFILES))
+    entry = draw(st.sampled_from(list(catalog(profile).models.values())))
+    body = full_request(entry)
+    for name in draw(st.sets(st.sampled_from(FIELDS))):
+        if draw(st.booleans()):
+            body.pop(name, None)
+        else:
+            odd: st.SearchStrategy[Any] = st.sampled_from([None, True, "8", [], {}, "sora", entry.name, *entry.aliases])
+            body[name] = draw(near(getattr(entry.constraints, name, None)) | odd)
+    if draw(st.integers(0, 9)) == 0:
+        body["num_inference_steps"] = 8
+    return profile, body
+
+
+@given(requests())
+def test_the_schema_tells_the_truth(drawn: tuple[str, dict[str, Any]]) -> None:
+    """A request that fits the schema is accepted, and one that does not is refused."""
+    profile, body = drawn
+    try:
+        validate(body, catalog(profile))
+    except InvalidRequest as refusal:
+        refused_for = str(refusal)
+    else:
+        refused_for = ""
+    assert CHECKERS[profile].is_valid(body) == (not refused_for), refused_for
+
+
+@pytest.mark.parametrize("prompt", ["", "ab", " ab", "a b", "abc", " abc ", "abcdef", "  a  "])
+def test_the_schema_tells_the_truth_about_short_texts(prompt: str) -> None:
+    replace = msgspec.structs.replace
+    running = catalog()
+    entry = running.models["phr00t"]
+    limits = replace(entry.constraints, prompt=TextField(min_chars=3, max_chars=5))
+    running = replace(running, models={"phr00t": replace(entry, constraints=limits)})
+    body = {"model": "phr00t", "prompt": prompt}
+    try:
+        validate(body, running)
+    except InvalidRequest:
+        accepted = False
+    else:
+        accepted = True
+    schema = request_body(running).to_schema()["content"]["application/json"]["schema"]
+    assert OAS31Validator(schema).is_valid(body) is accepted
+
+
+def test_a_task_is_described_with_every_key() -> None:
+    schema = TINY["components"]["schemas"]["TaskView"]
+    assert set(schema["required"]) == set(schema["properties"]) == set(TaskView.__struct_fields__)
+    assert "self" in TINY["components"]["schemas"]["TaskLinks"]["properties"]
+
+
+def test_the_docs_page_loads_nothing_from_elsewhere() -> None:
+    services = Services(catalog=catalog(), nats_url="", artifacts_dir=Path(), keep_s=60)
+    with TestClient(create_app(services)) as client:
+        page = client.get("/docs")
+        assert page.headers["content-type"].startswith("text/html")
+        loaded = re.findall(r"""<(?:script|link|img)[^>]*\s(?:src|href)=['"]([^'"]*)""", page.text)
+        assert len(loaded) == 4
+        for url in loaded:
+            assert url.startswith("/docs/assets/")
+            asset = client.get(url)
+            assert asset.status_code == 200
+            assert len(asset.content) > 500
+        assert client.get("/docs/assets/..%2f..%2f__init__.py").status_code == 404
+
+
+# The operation classes, on routes of the smallest kind
+
+
+@get("/task", operation_class=TaskOperation, responses=problem_responses("task_not_found", "transport_unavailable"))
+async def get_task() -> TaskView:
+    raise NotImplementedError
+
+
+@delete("/task", status_code=200, operation_class=CancelOperation, responses=problem_responses("transport_unavailable"))
+async def cancel_task() -> TaskView:
+    raise NotImplementedError
+
+
+@get("/events", operation_class=EventsOperation, responses=problem_responses("task_not_found"))
+async def follow_task() -> bytes:
+    raise NotImplementedError
+
+
+@get("/video", operation_class=VideoOperation, responses=problem_responses("range_not_satisfiable"))
+async def get_video() -> bytes:
+    raise NotImplementedError
+
+
+@head("/video", operation_class=VideoHeadOperation, responses=problem_responses("video_not_ready"))
+async def head_video() -> None:
+    raise NotImplementedError
+
+
+def test_the_operation_classes_add_what_signatures_do_not_show() -> None:
+    app = Litestar(
+        [get_task, cancel_task, follow_task, get_video, head_video, *docs_routes()],
+        openapi_config=openapi_config(catalog()),
+    )
+    with TestClient(app) as client:
+        document = client.get("/openapi.json").json()
+    openapi_spec_validator.validate(document)
+    paths = document["paths"]
+
+    task = paths["/task"]["get"]
+    assert [parameter["name"] for parameter in task["parameters"]] == ["Prefer", "If-None-Match"]
+    assert list(task["responses"]) == ["200", "304", "400", "404", "500", "503"]
+    assert "ETag" in task["responses"]["200"]["headers"]
+    assert "Retry-After" in task["responses"]["503"]["headers"]
+    for shown in (task, paths["/task"]["delete"]):
+        body = shown["responses"]["200"]["content"]["application/json"]
+        assert body["schema"] == {"$ref": "#/components/schemas/TaskView"}
+        for example in body["examples"].values():
+            checker(body["schema"], document).validate(example["value"])
+
+    assert list(paths["/events"]["get"]["responses"]["200"]["content"]) == ["text/event-stream"]
+    video = paths["/video"]["get"]["responses"]
+    for status in ("200", "206"):
+        assert list(video[status]["content"]) == ["video/mp4"]
+        assert "ETag" in video[status]["headers"]
+    assert "Content-Range" in video["206"]["headers"]
+    assert "Content-Range" in video["416"]["headers"]
+    assert "content" not in paths["/video"]["head"]["responses"]["200"]

@@ -1,0 +1,91 @@
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from contracts import lifecycle
+from contracts.tasks import FailureCode, GenerationTask, MemoryReading, TaskStatus, VideoFile
+from gateway.views import settings_view, task_page, view
+from tests.records import NOW, TASK_ID, pending_task, processing_task
+from tests.unit.samples import catalog
+
+VIDEO = VideoFile(path="videos/secret-place.mp4", bytes=9, sha256="cd" * 32, width=96, height=64, frames=17, fps=16)
+DONE = lifecycle.finish(processing_task(), video=VIDEO, memory=MemoryReading(rss_bytes=7), now=NOW)
+FAILED = lifecycle.fail(processing_task(), code=FailureCode.OUT_OF_MEMORY, message="no room", now=NOW)
+
+
+def shown(task: GenerationTask) -> dict[str, Any]:
+    told = json.loads(msgspec.json.encode(view(task)))
+    assert isinstance(told, dict)
+    return told
+
+
+@pytest.mark.parametrize("task", [pending_task(), processing_task(), DONE, FAILED])
+def test_every_key_is_always_there_and_none_of_the_protocol(task: GenerationTask) -> None:
+    assert list(shown(task)) == [
+        "id",
+        "status",
+        "model",
+        "route",
+        "worker",
+        "attempt",
+        "parameters",
+        "created_at",
+        "queued_at",
+        "claimed_at",
+        "finished_at",
+        "progress",
+        "error",
+        "video",
+        "memory",
+        "timeline",
+        "links",
+    ]
+
+
+def test_nothing_internal_is_shown() -> None:
+    task = msgspec.structs.replace(DONE, caller="someone", owner="nonce-1", request_sha256="fingerprint")
+    text = json.dumps(shown(task))
+    for secret in ("someone", "nonce-1", "fingerprint", "secret-place", "lease", "epoch"):
+        assert secret not in text
+
+
+def test_links_follow_the_status() -> None:
+    url = f"/tasks/{TASK_ID}"
+    waiting = {"self": url, "events": f"{url}/events", "video": None, "cancel": url}
+    assert shown(pending_task())["links"] == waiting
+    assert shown(processing_task())["links"] == waiting
+    assert shown(DONE)["links"] == {**waiting, "video": f"{url}/video", "cancel": None}
+    assert shown(FAILED)["links"] == {**waiting, "cancel": None}
+
+
+def test_the_ends_of_a_task() -> None:
+    assert shown(DONE)["video"] == {
+        "bytes": 9,
+        "sha256": "cd" * 32,
+        "width": 96,
+        "height": 64,
+        "frames": 17,
+        "fps": 16,
+    }
+    assert shown(DONE)["memory"]["rss_bytes"] == 7
+    assert shown(FAILED)["error"] == {"code": "out_of_memory", "message": "no room"}
+    assert shown(FAILED)["status"] == TaskStatus.FAILED
+
+
+def test_a_page() -> None:
+    page = task_page([DONE, FAILED], "next")
+    assert [task.id for task in page.tasks] == [DONE.id, FAILED.id]
+    assert page.next_cursor == "next"
+
+
+def test_settings_tell_what_a_form_needs() -> None:
+    told = json.loads(msgspec.json.encode(settings_view(catalog())))
+    assert (told["profile"], told["wait_limit_s"]) == ("tiny", 30)
+    anisora, phr00t = told["models"]
+    assert (anisora["name"], anisora["title"]) == ("anisora", "AniSora V3.2")
+    assert anisora["constraints"]["steps"]["fixed"] == 8
+    assert phr00t["aliases"] == ["phr00t-aio", "rapid-aio"]
+    assert (phr00t["constraints"]["steps"]["fixed"], phr00t["constraints"]["cfg"]["fixed"]) == (4, 1.0)
+    assert phr00t["constraints"]["image"]["presence"] == "unsupported"
