@@ -280,9 +280,7 @@ def _in_limits(name: str, value: float, field: IntegerField | NumberField, error
     return True
 
 
-def _image(
-    name: str, value: Any, field: ImageField, errors: list[FieldError]
-) -> tuple[ImageReference, bytes] | None:
+def _image(name: str, value: Any, field: ImageField, errors: list[FieldError]) -> tuple[ImageReference, bytes] | None:
     if value is UNSET:
         if field.presence == "required":
             errors.append(

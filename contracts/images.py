@@ -94,7 +94,7 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
             continue
         (length,) = struct.unpack(">H", content[position + 2 : position + 4])
         end = position + 2 + length
-        if length < 2 or end > len(content):
+        if end > len(content):
             return
         yield marker, position + 4, end
         position = end

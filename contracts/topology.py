@@ -95,9 +95,7 @@ def topology(models: tuple[str, ...], *, lane_queue_max_msgs: int, keep_s: float
         allow_msg_schedules=True,
         allow_msg_ttl=True,
         consumers=tuple(
-            ConsumerSpec(
-                name=sweep_consumer(kind), filter_subject=f"deadline.due.{kind}.>", ack_wait_s=1.0
-            )
+            ConsumerSpec(name=sweep_consumer(kind), filter_subject=f"deadline.due.{kind}.>", ack_wait_s=1.0)
             for kind in TIMER_KINDS
         ),
     )

@@ -244,8 +244,7 @@ def _image(field: ImageField) -> Schema:
 _EXAMPLE_PROMPT: Final = "A paper boat sails down a rainy street, hand-drawn"
 # one white pixel
 _EXAMPLE_IMAGE: Final = (
-    "data:image/png;base64,"
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
 )
 
 

@@ -5,6 +5,7 @@ The verdicts and the figures are pure functions of the runs.
 
 import base64
 import io
+import itertools
 import math
 import time
 import uuid
@@ -96,7 +97,7 @@ def judge_oom(runs: Sequence[Run]) -> Verdict:
 
 def judge_acceptance(runs: Sequence[Run]) -> Verdict:
     """SC-005: at least 95 % of the requests that switch the model are accepted within 3 s."""
-    switches = [run for before, run in zip(runs, runs[1:], strict=False) if run.model != before.model]
+    switches = [run for before, run in itertools.pairwise(runs) if run.model != before.model]
     if not switches:
         return Verdict("SC-005", "not shown: no request switched the model", None)
     soon = sum(run.task is not None and run.accept_s <= ACCEPT_WITHIN_S for run in switches)

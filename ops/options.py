@@ -117,3 +117,12 @@ keep_option = click.option(
     show_envvar=True,
     help="How long a finished task and its video are kept.",
 )
+step_seconds_option = click.option(
+    "--step-seconds",
+    envvar="WARMLANE_STEP_SECONDS",
+    type=click.FloatRange(0, 3600),
+    default=0.0,
+    show_default=True,
+    show_envvar=True,
+    help="Make every inference step of a tiny pipeline take so long, to imitate a real card.",
+)

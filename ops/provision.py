@@ -20,7 +20,18 @@ from nats.js.api import (
 from nats.js.errors import NotFoundError
 
 from contracts.settings import Catalog, SettingsError, load_settings
-from contracts.topology import BucketSpec, ConsumerSpec, StreamSpec, Topology, bucket_stream, topology
+from contracts.topology import (
+    DEADLINES,
+    LANES,
+    TASKS,
+    BucketSpec,
+    ConsumerSpec,
+    StreamSpec,
+    Topology,
+    bucket_stream,
+    lane_stream,
+    topology,
+)
 from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer
 from ops.options import keep_option, nats_url_option, profile_option, settings_option
 
@@ -75,6 +86,15 @@ async def require_provisioned(link: NatsLink, want: Topology) -> None:
     if missing:
         names = ", ".join(difference.name for difference in missing)
         raise NotProvisioned(f"the server lacks {names}; run `warmlane provision`")
+
+
+async def require_lane(link: NatsLink, model: str) -> None:
+    """Raises NotProvisioned when there is no queue for lanes of *model*, or no bucket for their heartbeats."""
+    for name in (lane_stream(model), bucket_stream(LANES), bucket_stream(TASKS), DEADLINES):
+        try:
+            await link.js.stream_info(name)
+        except NotFoundError as error:
+            raise NotProvisioned(f"the server lacks {name}; run `warmlane provision`") from error
 
 
 _Mend = Callable[[], Awaitable[object]]

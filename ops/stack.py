@@ -29,6 +29,7 @@ from ops.options import (
     port_option,
     profile_option,
     settings_option,
+    step_seconds_option,
 )
 from ops.processes import Process, warmlane_command
 from ops.provision import provision, wanted
@@ -313,14 +314,7 @@ async def _signals() -> AsyncIterator[tuple[asyncio.Event, asyncio.Event]]:
 )
 @settings_option
 @profile_option
-@click.option(
-    "--step-seconds",
-    envvar="WARMLANE_STEP_SECONDS",
-    type=click.FloatRange(0, 3600),
-    default=0.0,
-    show_envvar=True,
-    help="Make every inference step of a tiny pipeline take so long, to imitate a real card.",
-)
+@step_seconds_option
 @keep_option
 def command(
     host: str,

@@ -91,9 +91,7 @@ class _Child:
     def serve(self, request: Fork) -> None:
         threading.Thread(target=self._read, name="pipe", daemon=True).start()
         try:
-            lock = SlotLock.acquire(
-                Path(request.lock_dir), request.slot, request.model, wait_s=request.lock_wait_s
-            )
+            lock = SlotLock.acquire(Path(request.lock_dir), request.slot, request.model, wait_s=request.lock_wait_s)
         except SlotHeld as error:
             self._send(SlotBusy(error.holder_pid))
             return

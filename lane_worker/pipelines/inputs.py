@@ -52,9 +52,7 @@ def _decode(content: bytes, reference: ImageReference) -> Image.Image:
     except Exception as error:
         # whatever a decoder raises on broken bytes (OSError, SyntaxError, ValueError, struct.error, …) means the same
         raise BadInput("the image cannot be decoded; it is cut short or damaged") from error
-    raise BadInput(
-        f"the image is {size[0]} x {size[1]}, not {reference.width} x {reference.height} as its header said"
-    )
+    raise BadInput(f"the image is {size[0]} x {size[1]}, not {reference.width} x {reference.height} as its header said")
 
 
 def gradient(seed: int, width: int, height: int) -> Image.Image:

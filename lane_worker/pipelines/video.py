@@ -51,9 +51,7 @@ def write_video(frames: Frames, path: Path, *, fps: int) -> WrittenVideo:
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-    return WrittenVideo(
-        bytes=size_bytes, sha256=digest.hexdigest(), width=width, height=height, frames=count, fps=fps
-    )
+    return WrittenVideo(bytes=size_bytes, sha256=digest.hexdigest(), width=width, height=height, frames=count, fps=fps)
 
 
 def _encode(frames: Frames, path: Path, *, fps: int) -> None:

@@ -248,13 +248,13 @@ class Host:
         The limits are `timeouts.step_s` between two signs of progress and `timeouts.total_s` in all; each is followed
         by a cancel, one `step_s` of grace, and SIGKILL. After `Lost`, a fatal `Failed`, and a `TimedOut` without
         memory the child is gone (`pid` is None). So it is when this coroutine is cancelled or *on_progress* raises.
-        Raises HostLost only when no child runs at the start.
+        Raises HostLost only when no child runs at the start, or when one survives SIGKILL.
         """
         child = self._running()
         try:
             outcome = await self._watch(child, request, on_progress)
         except BaseException:
-            child.signal(signal.SIGKILL)
+            child.send_signal(signal.SIGKILL)
             raise
         if isinstance(outcome, Lost) or (isinstance(outcome, Failed) and outcome.fatal):
             await child.kill()
@@ -294,7 +294,7 @@ class Host:
                     if overrun is not None:
                         return TimedOut(task_id, overrun.limit, overrun.seconds, memory)
                     return message
-                case (Finished(task_id) | Failed(task_id)) if task_id == request.task_id:
+                case Finished(task_id) | Failed(task_id) if task_id == request.task_id:
                     return message
                 case _:
                     return Lost(request.task_id, str(await self._nonsense(message)))
@@ -330,7 +330,7 @@ class Host:
             await child.kill()
             raise HostLost(f"the pipeline host {complaint} within {limit_s:g} s and was killed") from None
         except asyncio.CancelledError:
-            child.signal(signal.SIGKILL)
+            child.send_signal(signal.SIGKILL)
             raise
 
     async def _nonsense(self, message: FromChild) -> HostLost:
@@ -376,7 +376,7 @@ class _Child:
             raise HostLost(self._end)
         return message
 
-    def signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         # while the pipe is open the pid is still this child's
         if not self.is_gone:
             with contextlib.suppress(ProcessLookupError):
@@ -384,7 +384,7 @@ class _Child:
 
     async def kill(self) -> None:
         """SIGKILL, and wait until it is gone. Raises HostLost when even that does not end it (a driver that hangs)."""
-        self.signal(signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
         try:
             async with asyncio.timeout(DEATH_S):
                 await self.gone.wait()
@@ -402,7 +402,7 @@ class _Child:
                     self._messages.put_nowait(message)
         except BadMessage as error:
             self._end = f"the pipeline host broke the protocol and was killed: {error}"
-            self.signal(signal.SIGKILL)
+            self.send_signal(signal.SIGKILL)
             with contextlib.suppress(OSError):
                 while await self._reader.read(65536):
                     pass

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -44,7 +44,8 @@ class Succeeded(Struct, frozen=True):
     video: WrittenVideo
     memory: MemoryReading
     started_at: datetime
-    finished_at: datetime
+    inference_s: float
+    encode_s: float
 
 
 class Unsuccessful(Struct, frozen=True):
@@ -299,11 +300,19 @@ class WorkLoop:
 
         def finish(task: GenerationTask) -> GenerationTask:
             task = lifecycle.with_event(task, "inference_started", result.started_at)
-            task = lifecycle.with_event(task, "inference_finished", result.finished_at)
+            finished_at = result.started_at + timedelta(seconds=result.inference_s)
+            task = lifecycle.with_event(task, "inference_finished", finished_at, f"{result.inference_s:.3f} s")
             return lifecycle.finish(task, video=video, memory=result.memory, now=datetime.now(UTC))
 
         await held.update(finish)
-        log.info("task_done", task_id=held.task.id, attempt=held.task.attempt, bytes=video.bytes)
+        log.info(
+            "task_done",
+            task_id=held.task.id,
+            attempt=held.task.attempt,
+            bytes=video.bytes,
+            inference_s=round(result.inference_s, 4),
+            encode_s=round(result.encode_s, 4),
+        )
 
     async def _give_up(self, held: HeldTask, reason: str) -> None:
         task = await held.update(lambda task: lifecycle.release_lease(task, reason=reason, now=datetime.now(UTC)))

@@ -15,23 +15,10 @@ EVENT: Final = "memory_after_cleanup"
 log = structlog.get_logger("memory")
 
 
-def log_memory(
-    *, task_id: str, attempt: int, model: str, outcome: str, memory: MemoryReading, slot: str
-) -> None:
-    """The host cleaned up and lives; *memory* is what it holds now."""
-    figures = msgspec.structs.asdict(memory)
-    log.info(EVENT, task_id=task_id, attempt=attempt, model=model, outcome=outcome, slot=slot, **figures)
+def log_memory(*, outcome: str, memory: MemoryReading | None, task_id: str, attempt: int, model: str, slot: str) -> None:
+    """*memory* is what the host holds after its cleanup; None when the host process is gone.
 
-
-def log_process_gone(*, task_id: str, attempt: int, model: str, outcome: str, slot: str) -> None:
-    """The host process is gone, and the system took its memory back with it: nothing was left to clean."""
-    log.info(
-        EVENT,
-        task_id=task_id,
-        attempt=attempt,
-        model=model,
-        outcome=outcome,
-        slot=slot,
-        rss_bytes=0,
-        process_gone=True,
-    )
+    Then the system took its memory back with it, and there was nothing left to clean.
+    """
+    figures = {"rss_bytes": 0, "process_gone": True} if memory is None else msgspec.structs.asdict(memory)
+    log.info(EVENT, task_id=task_id, attempt=attempt, model=model, slot=slot, outcome=outcome, **figures)

@@ -82,6 +82,11 @@ def test_a_lossless_webp_needs_no_more_than_its_5_bytes() -> None:
     assert read_header(content) == ImageHeader("image/webp", 33, 21)
 
 
+def test_fill_bytes_before_a_jpeg_marker_are_skipped() -> None:
+    content = picture("JPEG", SIZE)
+    assert read_header(content[:2] + b"\xff" * 7 + content[2:]) == ImageHeader("image/jpeg", *SIZE)
+
+
 def test_the_header_says_what_it_says_however_large() -> None:
     assert read_header(png_header(2**31 - 1, 2**31 - 1)).width == 2**31 - 1
 

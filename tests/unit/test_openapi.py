@@ -28,6 +28,7 @@ from gateway.openapi import (
     problem_responses,
     request_body,
 )
+from gateway.openapi import request_schema as request_schema_of
 from gateway.problems import PROBLEMS
 from gateway.services import Services
 from gateway.views import TaskView
@@ -211,6 +212,15 @@ def test_the_schema_tells_the_truth_about_short_texts(prompt: str) -> None:
         accepted = True
     schema = request_body(running).to_schema()["content"]["application/json"]["schema"]
     assert OAS31Validator(schema).is_valid(body) is accepted
+
+
+@pytest.mark.parametrize(("minimum", "first"), [(5, 5), (6, 9), (8, 9), (9, 9)])
+def test_the_values_of_4_k_plus_1_begin_within_the_limits(minimum: int, first: int) -> None:
+    replace = msgspec.structs.replace
+    entry = catalog().models["phr00t"]
+    frames = replace(entry.constraints.num_frames, minimum=minimum)
+    schema = request_schema_of(replace(entry, constraints=replace(entry.constraints, num_frames=frames)))
+    assert schema.to_schema()["properties"]["num_frames"]["enum"] == list(range(first, 82, 4))
 
 
 def test_a_task_is_described_with_every_key() -> None:

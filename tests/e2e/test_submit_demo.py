@@ -1,0 +1,146 @@
+"""`warmlane submit` and `warmlane demo` against a running system with tiny pipelines."""
+
+import re
+import signal
+import subprocess
+from pathlib import Path
+from typing import Protocol
+
+import av
+import httpx
+import pytest
+from PIL import Image
+
+from ops.processes import warmlane_command
+from tests.support import clean_environment, eventually_sync
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 150
+
+
+class System(Protocol):
+    """The running system of the session's fixture."""
+
+    url: str
+    data_dir: Path
+
+
+def warmlane(system: System, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*warmlane_command(*arguments), "--url", system.url],
+        cwd=ROOT,
+        env={**clean_environment(), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+
+
+def decoded(path: Path) -> list[tuple[int, int]]:
+    """The size of every frame in the video at *path*."""
+    with av.open(str(path)) as container:
+        return [(frame.width, frame.height) for frame in container.decode(video=0)]
+
+
+def test_submit_saves_a_video_as_asked(system: System, tmp_path: Path) -> None:
+    out = tmp_path / "fox.mp4"
+    size = ["--width", "64", "--height", "48", "--num-frames", "9"]
+    result = warmlane(system, "submit", "phr00t", "a red fox", *size, "--seed", "7", "--out", str(out))
+    assert result.returncode == 0, result.stderr
+    assert decoded(out) == [(64, 48)] * 9
+    assert result.stdout == f"{out}  {out.stat().st_size:,} bytes, 64x48, 9 frames at 16 fps, seed 7\n"
+
+
+def test_submit_with_an_image_depends_on_it(system: System, tmp_path: Path) -> None:
+    videos = []
+    for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+        image, out = tmp_path / f"{name}.png", tmp_path / f"{name}.mp4"
+        Image.new("RGB", (96, 64), colour).save(image)
+        arguments = ["--image", str(image), "--num-frames", "5", "--seed", "1", "--out", str(out)]
+        result = warmlane(system, "submit", "anisora", "it drifts away", *arguments)
+        assert result.returncode == 0, result.stderr
+        assert len(decoded(out)) == 5
+        videos.append(out.read_bytes())
+    assert videos[0] != videos[1]
+
+
+def test_the_same_key_finds_the_same_video(system: System, tmp_path: Path) -> None:
+    arguments = ["submit", "phr00t", "a kite", "--num-frames", "5", "--idempotency-key", "kite-1", "--out"]
+    first = warmlane(system, *arguments, str(tmp_path / "1.mp4"))
+    again = warmlane(system, *arguments, str(tmp_path / "2.mp4"))
+    assert (first.returncode, again.returncode) == (0, 0), first.stderr + again.stderr
+    assert (tmp_path / "1.mp4").read_bytes() == (tmp_path / "2.mp4").read_bytes()
+
+
+def test_wrong_fields_are_told_and_nothing_is_saved(system: System, tmp_path: Path) -> None:
+    out = tmp_path / "no.mp4"
+    result = warmlane(system, "submit", "phr00t", "a fox", "--steps", "5", "--width", "50", "--out", str(out))
+    assert result.returncode == 1
+    assert "422 validation_failed" in result.stderr
+    assert "steps: " in result.stderr
+    assert "width: " in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_cancels_the_task(system: System, tmp_path: Path) -> None:
+    # long enough that it cannot end before the signal comes
+    size = ["--width", "256", "--height", "256", "--num-frames", "81"]
+    key = f"cancel-{tmp_path.name}"
+    command = warmlane_command("submit", "anisora", "a long one", *size, "--idempotency-key", key)
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path), "--url", system.url],
+        cwd=ROOT,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        eventually_sync(lambda: newest_status(system, "a long one") == "processing", within_s=60)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    told = re.search(r"cancelled task (\S+)", errors)
+    assert told is not None, errors
+    task = httpx.get(f"{system.url}/tasks/{told[1]}").json()
+    assert (task["status"], task["error"]["code"]) == ("failed", "cancelled")
+    assert list(tmp_path.iterdir()) == []
+
+
+def newest_status(system: System, prompt: str) -> str | None:
+    """The status of the newest task, if it is the one with *prompt*."""
+    tasks = httpx.get(f"{system.url}/tasks", params={"limit": 1}).json()["tasks"]
+    if not tasks or tasks[0]["parameters"]["prompt"] != prompt:
+        return None
+    return str(tasks[0]["status"])
+
+
+@pytest.mark.timeout(300)
+def test_demo_alternates_saves_and_judges(system: System, tmp_path: Path) -> None:
+    result = warmlane(system, "demo", "--requests", "6", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    videos = sorted(path.name for path in tmp_path.glob("*.mp4"))
+    assert videos == [f"{number:02}-{('anisora', 'phr00t')[(number + 1) % 2]}.mp4" for number in range(1, 7)]
+    assert all(len(decoded(tmp_path / name)) == 17 for name in videos)
+    assert len({(tmp_path / name).read_bytes() for name in videos}) == 6
+    with Image.open(tmp_path / "contact-sheet.png") as sheet:
+        assert sheet.width > 1000
+        colours = sheet.convert("RGB").getcolors(1 << 24)
+        assert colours is not None
+        assert len(colours) > 100
+    assert "6 of 6 done" in result.stdout
+    assert "SC-005  5 of 5 model switches accepted within 3 s (100.0%)" in result.stdout
+    assert "SC-003  6 of 6 tasks carry a memory reading" in result.stdout
+    assert "accept, idle: p50" in result.stdout
+    assert "publish to inference start: p50" in result.stdout
+    if "+cpu" in _torch_version():
+        assert "SC-001  not shown: no CUDA" in result.stdout
+
+
+def _torch_version() -> str:
+    from importlib import metadata
+
+    return metadata.version("torch")

@@ -1,0 +1,242 @@
+"""`warmlane submit` against a server that misbehaves as scripted: answers that are lost, refused, damaged or foreign."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ops.cli import cli
+
+ID: Final = "019c9a4e-0000-7000-8000-0123456789ab"
+VIDEO: Final = b"not really a video"
+PENDING: Final[dict[str, Any]] = {
+    "id": ID,
+    "status": "pending",
+    "model": "anisora",
+    "route": "lane",
+    "parameters": {"seed": 7, "steps": 8, "prompt": "a fox"},
+    "created_at": "2026-02-26T12:00:00Z",
+    "queued_at": "2026-02-26T12:00:00Z",
+    "a_field_of_a_later_version": 1,
+}
+DONE: Final[dict[str, Any]] = {
+    **PENDING,
+    "status": "done",
+    "video": {
+        "bytes": len(VIDEO),
+        "sha256": hashlib.sha256(VIDEO).hexdigest(),
+        "width": 96,
+        "height": 64,
+        "frames": 17,
+        "fps": 16,
+    },
+}
+
+
+class Answer:
+    """One scripted answer; *lost* closes the connection instead."""
+
+    def __init__(self, status: int = 200, body: object = b"", *, etag: str | None = None, lost: bool = False) -> None:
+        self.status = status
+        self.lost = lost
+        self.etag = etag
+        self.content = body if isinstance(body, bytes) else json.dumps(body).encode()
+
+
+def problem(status: int, code: str, **more: object) -> Answer:
+    return Answer(status, {"status": status, "code": code, "title": f"title of {code}", **more})
+
+
+class ScriptedGateway:
+    """Answers request after request from a list, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.script: list[Answer] = []
+        self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
+        gateway = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                gateway.asked.append((self.command, self.path, headers, content))
+                answer = gateway.script.pop(0)
+                if answer.lost:
+                    self.close_connection = True
+                    return
+                self.send_response(answer.status)
+                if answer.etag:
+                    self.send_header("ETag", answer.etag)
+                self.send_header("Content-Length", str(len(answer.content)))
+                self.end_headers()
+                self.wfile.write(answer.content)
+
+            do_GET = do_POST = do_DELETE = answer
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def gateway() -> Iterator[ScriptedGateway]:
+    gateway = ScriptedGateway()
+    yield gateway
+    gateway.close()
+
+
+def submit(gateway: ScriptedGateway, tmp_path: Path, *arguments: str) -> Result:
+    command = ["submit", "anisora", "a fox", "--url", gateway.url, "--out", str(tmp_path / "fox.mp4"), *arguments]
+    result = CliRunner().invoke(cli, command)
+    assert gateway.script == [], "an answer was not asked for"
+    return result
+
+
+def test_only_what_was_given_is_sent(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    gateway.script = [Answer(202, DONE, etag='"5"'), Answer(200, VIDEO)]
+    result = submit(gateway, tmp_path, "--num-frames", "33", "--cfg", "1.5")
+    assert result.exit_code == 0, result.output
+    assert json.loads(gateway.asked[0][3]) == {"model": "anisora", "prompt": "a fox", "num_frames": 33, "cfg": 1.5}
+
+
+def test_the_video_is_saved_and_described(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    gateway.script = [Answer(202, DONE, etag='"5"'), Answer(200, VIDEO)]
+    result = submit(gateway, tmp_path)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "fox.mp4").read_bytes() == VIDEO
+    assert result.stdout == f"{tmp_path / 'fox.mp4'}  18 bytes, 96x64, 17 frames at 16 fps, seed 7\n"
+
+
+@pytest.mark.parametrize(
+    "first", [Answer(lost=True), problem(503, "transport_unavailable", outcome="unknown")], ids=["lost", "unknown"]
+)
+def test_a_submit_whose_outcome_is_unknown_is_sent_again_with_the_same_key(
+    gateway: ScriptedGateway, tmp_path: Path, first: Answer
+) -> None:
+    gateway.script = [first, Answer(202, DONE, etag='"5"'), Answer(200, VIDEO)]
+    result = submit(gateway, tmp_path)
+    assert result.exit_code == 0, result.output
+    (_, _, headers, body), (_, _, headers_again, body_again) = gateway.asked[:2]
+    assert len(headers["idempotency-key"]) >= 32
+    assert headers["idempotency-key"] == headers_again["idempotency-key"]
+    assert body == body_again
+
+
+def test_a_key_of_ones_own_is_used(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    gateway.script = [Answer(202, DONE, etag='"5"'), Answer(200, VIDEO)]
+    submit(gateway, tmp_path, "--idempotency-key", "mine")
+    assert gateway.asked[0][2]["idempotency-key"] == "mine"
+
+
+def test_an_answered_refusal_is_shown_and_not_sent_again(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    gateway.script = [problem(503, "no_lane", detail="No warm lane for anisora.", retry_after_s=5)]
+    result = submit(gateway, tmp_path)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: title of no_lane (503 no_lane)\n  No warm lane for anisora.\n  Try again in 5 s.\n"
+    )
+
+
+def test_every_wrong_field_is_shown(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    errors = [
+        {"pointer": "/steps", "code": "fixed_value", "message": "steps: expected 8, got 7", "expected": 8, "got": 7},
+        {"pointer": "/fps", "code": "out_of_range", "message": "fps: expected 1 to 60, got 0", "got": 0},
+    ]
+    gateway.script = [problem(422, "validation_failed", detail="2 fields are wrong", errors=errors)]
+    result = submit(gateway, tmp_path)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: title of validation_failed (422 validation_failed)\n"
+        "  steps: expected 8, got 7\n  fps: expected 1 to 60, got 0\n"
+    )
+
+
+def test_waiting_names_the_last_revision_and_survives_a_lost_connection(
+    gateway: ScriptedGateway, tmp_path: Path
+) -> None:
+    running = {**PENDING, "status": "processing", "progress": {"step": 3, "steps": 8}}
+    gateway.script = [
+        Answer(202, PENDING, etag='"1"'),
+        Answer(304, etag='"1"'),
+        Answer(200, running, etag='"2"'),
+        Answer(lost=True),
+        problem(503, "transport_unavailable"),
+        Answer(200, DONE, etag='"3"'),
+        Answer(200, VIDEO),
+    ]
+    result = submit(gateway, tmp_path)
+    assert result.exit_code == 0, result.output
+    waits = [(path, headers["if-none-match"]) for _, path, headers, _ in gateway.asked[1:-1]]
+    assert {path for path, _ in waits} == {f"/tasks/{ID}?wait=20"}
+    assert [revision for _, revision in waits] == ['"1"', '"1"', '"2"', '"2"', '"2"']
+
+
+def test_a_failed_task_is_told_with_its_reason(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    failed = {**PENDING, "status": "failed", "error": {"code": "a_later_code", "message": "it broke"}}
+    gateway.script = [Answer(202, PENDING, etag='"1"'), Answer(200, failed, etag='"2"')]
+    result = submit(gateway, tmp_path)
+    assert result.exit_code == 1
+    assert f"task {ID} failed: a_later_code: it broke" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (Answer(200, VIDEO[:-1]), "arrived damaged"),
+        (problem(410, "video_expired", detail="The video is gone."), "The video is gone."),
+    ],
+)
+def test_a_video_is_saved_whole_or_not_at_all(
+    gateway: ScriptedGateway, tmp_path: Path, answer: Answer, text: str
+) -> None:
+    (tmp_path / "fox.mp4").write_bytes(b"an earlier one")
+    gateway.script = [Answer(202, DONE, etag='"5"'), answer]
+    result = submit(gateway, tmp_path)
+    assert result.exit_code == 1
+    assert text in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["fox.mp4"]
+    assert (tmp_path / "fox.mp4").read_bytes() == b"an earlier one"
+
+
+@pytest.mark.parametrize("answer", [Answer(502, b"<html>Bad Gateway"), Answer(202, {"hello": "world"})])
+def test_something_else_than_a_gateway_is_recognised(gateway: ScriptedGateway, tmp_path: Path, answer: Answer) -> None:
+    gateway.script = [answer]
+    result = submit(gateway, tmp_path)
+    assert result.exit_code == 1
+    assert "Warmlane gateway" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--out", "/no/such/folder/fox.mp4"], "there is no folder"),
+        (["--image", __file__], "neither PNG, JPEG nor WebP"),
+        (["--image", "/no/such.png"], "does not exist"),
+        (["--width", "wide"], "not a valid int"),
+        (["--url", "127.0.0.1:8000"], "does not begin with http://"),
+    ],
+)
+def test_what_can_be_refused_here_is_not_sent(
+    gateway: ScriptedGateway, tmp_path: Path, arguments: list[str], text: str
+) -> None:
+    result = submit(gateway, tmp_path, *arguments)
+    assert result.exit_code == 2
+    assert text in result.stderr
+    assert gateway.asked == []

@@ -1,0 +1,143 @@
+"""`warmlane doctor` on this machine, with what it looks at put in every state."""
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ops.cli import cli
+from ops.doctor import GIB, Finding, judge_disk, judge_gpus, judge_nats_version, judge_skew, look
+from ops.memory import GpuInfo
+from ops.nats_link import NatsLink
+from tests.support import NatsServer, free_port
+
+GPU = GpuInfo(uuid="GPU-1", name="H200", total_bytes=139 * GIB, free_bytes=100 * GIB)
+
+
+def doctor(tmp_path: Path, *arguments: str) -> Result:
+    ports = ["--port", str(free_port()), "--nats-port", str(free_port())]
+    return CliRunner(env={"COLUMNS": "300"}).invoke(cli, ["doctor", "--data-dir", str(tmp_path), *ports, *arguments])
+
+
+def findings(tmp_path: Path, *, nats_url: str | None = None, port: int | None = None) -> dict[str, Finding]:
+    found = look(tmp_path, port or free_port(), free_port(), nats_url or f"nats://127.0.0.1:{free_port()}")
+    return {finding.what: finding for finding in found}
+
+
+def test_a_machine_that_runs_the_tests_can_run_up(tmp_path: Path) -> None:
+    result = doctor(tmp_path / "not" / "made" / "yet")
+    assert result.exit_code == 0, result.output
+    for what in ("Python", "nats-server", "GPUs", "torch", "diffusers", "H.264", "disk", "HTTP port", "clock"):
+        assert what in result.output
+    assert "`warmlane up` can run" in result.output
+    assert not (tmp_path / "not").exists(), "doctor made a folder"
+
+
+def test_a_taken_port_is_told_with_what_to_do(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        result = doctor(tmp_path, "--port", str(port))
+    assert result.exit_code == 1
+    assert f"{port} is in use" in result.output
+    assert "WARMLANE_PORT" in result.output
+
+
+@pytest.mark.parametrize(
+    ("program", "found", "advice"),
+    [
+        ("#!/bin/sh\necho nats-server: v2.9.10", "2.9.10", "2.12 or later"),
+        ("#!/bin/sh\nexit 1", "does not tell its version", "2.12 or later"),
+        ("not a program", "does not run", "reinstall"),
+        (None, "none", "not a program"),
+    ],
+    ids=["too-old", "silent", "broken", "absent"],
+)
+def test_an_unusable_nats_server_is_told_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str | None, found: str, advice: str
+) -> None:
+    path = tmp_path / "nats-server"
+    if program is not None:
+        path.write_text(program)
+        path.chmod(0o755)
+    monkeypatch.setenv("WARMLANE_NATS_SERVER", str(path))
+    finding = findings(tmp_path)["nats-server"]
+    assert finding.level == "missing"
+    assert found in finding.found
+    assert advice in finding.advice
+    assert doctor(tmp_path).exit_code == 1
+
+
+def test_the_clock_is_compared_with_a_server_that_runs(tmp_path: Path, nats_server: NatsServer) -> None:
+    finding = findings(tmp_path, nats_url=nats_server.url)["clock"]
+    assert finding.level == "ok"
+    assert "the nats-server's" in finding.found
+
+
+def test_a_running_warmlane_is_left_as_it_is(tmp_path: Path, nats_server: NatsServer) -> None:
+    async def streams() -> list[str]:
+        link = await NatsLink.connect(nats_server.url, name="test")
+        try:
+            return [info.config.name or "" for info in await link.js.streams_info()]
+        finally:
+            await link.close()
+
+    before = asyncio.run(streams())
+    findings(tmp_path, nats_url=nats_server.url)
+    assert asyncio.run(streams()) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ("nats-server: v2.12.0", "ok"),
+        ("nats-server: v2.15.1-RC.1", "ok"),
+        ("nats-server: v3.0.0", "ok"),
+        ("nats-server: v2.11.9", "missing"),
+        ("", "missing"),
+    ],
+)
+def test_versions(text: str, level: str) -> None:
+    assert judge_nats_version(text).level == level
+
+
+@pytest.mark.parametrize(
+    ("gpus", "torch", "level", "text"),
+    [
+        ([], "2.13.0+cpu", "note", "tiny profile"),
+        ([GPU], "2.13.0", "ok", ""),
+        ([GPU], "2.13.0+cpu", "note", "CPU build"),
+        ([GPU], None, "ok", ""),
+    ],
+)
+def test_gpus(gpus: list[GpuInfo], torch: str | None, level: str, text: str) -> None:
+    finding = judge_gpus(gpus, torch)
+    assert finding.level == level
+    assert text in finding.advice
+    if gpus:
+        assert "H200 (100 of 139 GiB free, GPU-1)" in finding.found
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "writable", "level"),
+    [(5 * GIB, True, "ok"), (5 * GIB - 1, True, "note"), (GIB // 2 - 1, True, "missing"), (5 * GIB, False, "missing")],
+)
+def test_disk(free_bytes: int, writable: bool, level: str) -> None:
+    assert judge_disk(Path("/data"), free_bytes, writable).level == level
+
+
+@pytest.mark.parametrize(("skew_s", "level"), [(0.25, "ok"), (-0.25, "ok"), (0.26, "missing"), (-0.26, "missing")])
+def test_skew(skew_s: float, level: str) -> None:
+    finding = judge_skew(skew_s)
+    assert finding.level == level
+    assert ("behind" in finding.found) is (skew_s > 0)
+
+
+def test_every_problem_comes_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARMLANE_NATS_SERVER", os.devnull)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        found = findings(tmp_path, port=listener.getsockname()[1])
+    for finding in found.values():
+        assert (finding.level == "ok") is (finding.advice == ""), finding

@@ -1,0 +1,91 @@
+"""The command line: every command explains itself, nothing heavy is imported early, and statuses are as documented."""
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ops.cli import COMMANDS, INTERRUPTED, cli
+from tests.support import clean_environment
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`warmlane …` in a process of its own."""
+    command = [sys.executable, "-m", "ops.cli", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name: str) -> None:
+    result = CliRunner().invoke(cli, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert "Example" in result.output
+    assert f"warmlane {name}" in result.output
+
+
+def test_help_names_every_command() -> None:
+    result = run("--help")
+    assert result.returncode == 0
+    for name, entry in COMMANDS.items():
+        assert f"  {name} " in result.stdout
+        assert entry.text in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["submit", "--help"]])
+def test_client_commands_import_nothing_heavy(arguments: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "from ops.cli import cli\n"
+        f"cli.main({arguments!r}, standalone_mode=False)\n"
+        "heavy = {'torch', 'diffusers', 'litestar', 'uvicorn', 'nats', 'av'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_an_unknown_command_is_a_usage_error_with_a_suggestion() -> None:
+    result = run("sumbit")
+    assert result.returncode == 2
+    assert "Did you mean 'submit'?" in result.stderr
+
+
+def test_an_error_is_one_line_and_status_1() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    result = run("demo", "--url", f"http://127.0.0.1:{port}")
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"Error: no gateway answers at http://127.0.0.1:{port}")
+    assert "warmlane up" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["demo"], ["submit", "anisora", "a fox", "--idempotency-key", "k1"]])
+def test_ctrl_c_ends_with_130_and_no_traceback(arguments: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(30)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        command = [sys.executable, "-m", "ops.cli", *arguments, "--url", url]
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1)  # it has asked, and now waits for an answer that never comes
+                process.send_signal(signal.SIGINT)
+                _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == INTERRUPTED
+    assert "Traceback" not in errors
+    assert "interrupted" in errors
+    if arguments[0] == "submit":
+        assert "--idempotency-key k1" in errors
