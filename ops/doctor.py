@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Final, Literal
 
 import click
+import nats.errors
 from msgspec import Struct
+from nats.js.errors import NotFoundError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from contracts.topology import DEADLINES
 from ops.memory import DriverUnusable, GpuInfo, list_gpus
 from ops.nats_link import MAX_SKEW_S, MINIMUM_SERVER, NatsLink, TransportUnavailable, UnusableServer
 from ops.nats_server import NoNatsServer, find_nats_server
@@ -215,8 +218,12 @@ async def _clock(nats_url: str) -> Finding:
     except UnusableServer as error:
         return Finding(what="clock", level="missing", found=f"the server at {nats_url} is unusable", advice=str(error))
     try:
+        await link.js.stream_info(DEADLINES)  # its replies carry the server's time
         return judge_skew(await link.clock_skew_s())
-    except (TransportUnavailable, UnusableServer) as error:
+    except NotFoundError:
+        found = f"the server at {nats_url} holds no {DEADLINES}, which would tell its time"
+        return Finding(what="clock", level="note", found=found, advice="run `warmlane provision` once")
+    except (TransportUnavailable, UnusableServer, nats.errors.Error) as error:
         return Finding(what="clock", level="note", found=f"the server at {nats_url} does not tell", advice=str(error))
     finally:
         await link.close()

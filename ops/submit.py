@@ -54,6 +54,7 @@ class Bar:
             TimeElapsedColumn(),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._row = self._progress.add_task("submitting", total=None, steps="")
 

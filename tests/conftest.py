@@ -1,4 +1,4 @@
-"""Fixtures of all tests: a real nats-server each."""
+"""Fixtures of all tests: a real nats-server each, or one whole system for many."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 from contracts.settings import Catalog, load_settings
 from ops.nats_link import NatsLink
 from ops.provision import provision, wanted
-from tests.support import NatsServer
+from tests.support import NatsServer, settings_file
+from tests.system import UpProcess
 
 KEEP_S = 3_600.0
 
@@ -37,3 +38,25 @@ async def link(nats_server: NatsServer, catalog: Catalog) -> AsyncIterator[NatsL
     await provision(link, wanted(catalog, keep_s=KEEP_S))
     yield link
     await link.close()
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
+    """A running system with a warm lane of each model, shared by all tests that break nothing."""
+    up = UpProcess(tmp_path_factory.mktemp("system"))
+    up.start()
+    yield up
+    up.stop()
+
+
+@pytest.fixture(scope="session")
+def slow_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
+    """As `system`, but a step takes a quarter of a second, and a silent worker loses its lease after 2 s."""
+    folder = tmp_path_factory.mktemp("slow")
+    settings = settings_file(
+        folder, lease_s=2.0, lease_renew_s=0.5, reconnect_grace_s=1.0, heartbeat_s=1.0, health_timeout_s=60.0
+    )
+    up = UpProcess(folder, "--settings", str(settings), "--step-seconds", "0.25")
+    up.start()
+    yield up
+    up.stop()

@@ -1,14 +1,16 @@
 """What several tests need: a real nats-server, free ports, and waiting for a condition instead of for a time."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
+from importlib import resources
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ops.nats_server import find_nats_server, nats_conf
 
@@ -80,6 +82,16 @@ class NatsServer:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
             self._process.wait(timeout=20)
+
+
+def settings_file(folder: Path, **windows_s: float) -> Path:
+    """The packaged settings with other windows, in a file."""
+    text = resources.files("contracts").joinpath("inference_settings.json").read_text()
+    settings: dict[str, Any] = json.loads(text)
+    settings["windows"] |= windows_s
+    path = folder / "settings.json"
+    path.write_text(json.dumps(settings))
+    return path
 
 
 def is_running(pid: int) -> bool:

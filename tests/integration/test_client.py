@@ -1,4 +1,4 @@
-"""`warmlane submit` against a server that misbehaves as scripted: answers that are lost, refused, damaged or foreign."""
+"""`warmlane submit` against a server that misbehaves as scripted: lost, refused, damaged and foreign answers."""
 
 import hashlib
 import json
@@ -85,7 +85,7 @@ class ScriptedGateway:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 

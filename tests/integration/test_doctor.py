@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,12 @@ def doctor(tmp_path: Path, *arguments: str) -> Result:
     return CliRunner(env={"COLUMNS": "300"}).invoke(cli, ["doctor", "--data-dir", str(tmp_path), *ports, *arguments])
 
 
-def findings(tmp_path: Path, *, nats_url: str | None = None, port: int | None = None) -> dict[str, Finding]:
-    found = look(tmp_path, port or free_port(), free_port(), nats_url or f"nats://127.0.0.1:{free_port()}")
-    return {finding.what: finding for finding in found}
+def look_around(tmp_path: Path, *, nats_url: str | None = None, port: int | None = None) -> Iterator[Finding]:
+    return look(tmp_path, port or free_port(), free_port(), nats_url or f"nats://127.0.0.1:{free_port()}")
+
+
+def finding(what: str, findings: Iterator[Finding]) -> Finding:
+    return next(found for found in findings if found.what == what)
 
 
 def test_a_machine_that_runs_the_tests_can_run_up(tmp_path: Path) -> None:
@@ -63,30 +67,29 @@ def test_an_unusable_nats_server_is_told_with_what_to_do(
         path.write_text(program)
         path.chmod(0o755)
     monkeypatch.setenv("WARMLANE_NATS_SERVER", str(path))
-    finding = findings(tmp_path)["nats-server"]
-    assert finding.level == "missing"
-    assert found in finding.found
-    assert advice in finding.advice
-    assert doctor(tmp_path).exit_code == 1
+    told = finding("nats-server", look_around(tmp_path))
+    assert told.level == "missing"
+    assert found in told.found
+    assert advice in told.advice
 
 
-def test_the_clock_is_compared_with_a_server_that_runs(tmp_path: Path, nats_server: NatsServer) -> None:
-    finding = findings(tmp_path, nats_url=nats_server.url)["clock"]
-    assert finding.level == "ok"
-    assert "the nats-server's" in finding.found
+def clock(tmp_path: Path, server: NatsServer) -> Finding:
+    return finding("clock", look_around(tmp_path, nats_url=server.url))
 
 
-def test_a_running_warmlane_is_left_as_it_is(tmp_path: Path, nats_server: NatsServer) -> None:
-    async def streams() -> list[str]:
-        link = await NatsLink.connect(nats_server.url, name="test")
-        try:
-            return [info.config.name or "" for info in await link.js.streams_info()]
-        finally:
-            await link.close()
+async def test_the_clock_is_compared_with_a_server_that_runs(
+    tmp_path: Path, nats_server: NatsServer, link: NatsLink
+) -> None:
+    told = await asyncio.to_thread(clock, tmp_path, nats_server)
+    assert told.level == "ok"
+    assert "the nats-server" in told.found
 
-    before = asyncio.run(streams())
-    findings(tmp_path, nats_url=nats_server.url)
-    assert asyncio.run(streams()) == before
+
+def test_a_server_without_streams_is_told_and_left_as_it_is(tmp_path: Path, nats_server: NatsServer) -> None:
+    for _ in range(2):  # the second look sees what the first one left
+        told = clock(tmp_path, nats_server)
+        assert told.level == "note"
+        assert "warmlane provision" in told.advice
 
 
 @pytest.mark.parametrize(
@@ -113,11 +116,11 @@ def test_versions(text: str, level: str) -> None:
     ],
 )
 def test_gpus(gpus: list[GpuInfo], torch: str | None, level: str, text: str) -> None:
-    finding = judge_gpus(gpus, torch)
-    assert finding.level == level
-    assert text in finding.advice
+    told = judge_gpus(gpus, torch)
+    assert told.level == level
+    assert text in told.advice
     if gpus:
-        assert "H200 (100 of 139 GiB free, GPU-1)" in finding.found
+        assert "H200 (100 of 139 GiB free, GPU-1)" in told.found
 
 
 @pytest.mark.parametrize(
@@ -130,14 +133,15 @@ def test_disk(free_bytes: int, writable: bool, level: str) -> None:
 
 @pytest.mark.parametrize(("skew_s", "level"), [(0.25, "ok"), (-0.25, "ok"), (0.26, "missing"), (-0.26, "missing")])
 def test_skew(skew_s: float, level: str) -> None:
-    finding = judge_skew(skew_s)
-    assert finding.level == level
-    assert ("behind" in finding.found) is (skew_s > 0)
+    told = judge_skew(skew_s)
+    assert told.level == level
+    assert ("behind" in told.found) is (skew_s > 0)
 
 
 def test_every_problem_comes_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WARMLANE_NATS_SERVER", os.devnull)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        found = findings(tmp_path, port=listener.getsockname()[1])
-    for finding in found.values():
-        assert (finding.level == "ok") is (finding.advice == ""), finding
+        found = list(look_around(tmp_path, port=listener.getsockname()[1]))
+    assert {told.what for told in found if told.level == "missing"} == {"nats-server", "HTTP port"}
+    for told in found:
+        assert (told.level == "ok") is (told.advice == ""), told

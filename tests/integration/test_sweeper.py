@@ -1,10 +1,8 @@
 """Due timers on a real server, with a real gateway and short windows: whatever stops working, a task ends."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +20,9 @@ from ops.provision import provision, wanted
 from tests.conftest import KEEP_S
 from tests.integration.conftest import GatewayProcess, report_lane
 from tests.records import pending_task
-from tests.support import eventually
+from tests.support import eventually, settings_file
 
 WAIT_S, LEASE_S, HEALTH_S = 1.0, 1.0, 2.0
-
-
-def short_windows(folder: Path) -> Path:
-    """The packaged settings with windows of about a second, in a file."""
-    settings: dict[str, Any] = json.loads(resources.files("contracts").joinpath("inference_settings.json").read_text())
-    settings["windows"] |= {
-        "wait_limit_s": WAIT_S,
-        "lease_s": LEASE_S,
-        "lease_renew_s": 0.3,
-        "heartbeat_s": 0.5,
-        "health_timeout_s": HEALTH_S,
-        "reconnect_grace_s": 0.5,
-    }
-    path = folder / "settings.json"
-    path.write_text(json.dumps(settings))
-    return path
 
 
 class System:
@@ -88,7 +70,15 @@ async def system(tmp_path: Path) -> AsyncIterator[System]:
     """A fresh system; the lane of anisora is reported warm once."""
     gateway = GatewayProcess(tmp_path)
     gateway.nats.start()
-    settings = short_windows(tmp_path)
+    settings = settings_file(
+        tmp_path,
+        wait_limit_s=WAIT_S,
+        lease_s=LEASE_S,
+        lease_renew_s=0.3,
+        heartbeat_s=0.5,
+        health_timeout_s=HEALTH_S,
+        reconnect_grace_s=0.5,
+    )
     link = await NatsLink.connect(gateway.nats.url, name="test")
     await provision(link, wanted(load_settings(settings).catalog("tiny"), keep_s=KEEP_S))
     await asyncio.to_thread(gateway.start, "--settings", str(settings), "--keep", f"{KEEP_S:g}s")

@@ -27,7 +27,7 @@ def run(
     model = model or ("anisora", "phr00t")[number % 2]
     if refused:
         return Run(number=number, model=model, accept_s=accept_s, refusal="no_lane")
-    timeline = ()
+    timeline: tuple[Event, ...] = ()
     if started_ms is not None:
         timeline = (Event(NOW + timedelta(milliseconds=started_ms), "inference_started"),)
     task = Task(

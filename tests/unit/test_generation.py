@@ -165,7 +165,7 @@ def test_all_wrong_fields_are_listed_at_once_in_a_fixed_order(data: st.DataObjec
     running, entry = data.draw(models())
     body = data.draw(valid_requests(entry))
     wrong = data.draw(st.sets(st.sampled_from(FIELDS[1:]), min_size=1))
-    unknown: set[str] = data.draw(st.sets(st.text(TEXT, max_size=9).filter(lambda name: name not in FIELDS), max_size=5))
+    unknown = data.draw(st.sets(st.text(TEXT, max_size=9).filter(lambda name: name not in FIELDS), max_size=5))
     for name in wrong:
         body[name] = data.draw(wrong_value(name, entry.constraints))
     for name in unknown:

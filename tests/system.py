@@ -1,0 +1,109 @@
+"""`warmlane up` as a user runs it: a real server, a real gateway, real lanes with tiny pipelines."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from ops.processes import warmlane_command
+from tests.support import children_of, clean_environment, command_line, eventually_sync, free_port
+
+
+class UpProcess:
+    """One `warmlane up` on free ports, with a data folder of its own."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.data_dir = folder / "data"
+        self.output = folder / "up.log"
+        self.port = free_port()
+        self.nats_port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.nats_url = f"nats://127.0.0.1:{self.nats_port}"
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+        self.http = httpx.Client(base_url=self.url, timeout=90)
+
+    def start(self) -> None:
+        """Starts it; returns when every lane is warm."""
+        arguments = ["--port", str(self.port), "--nats-port", str(self.nats_port), "--data-dir", str(self.data_dir)]
+        with self.output.open("ab") as output:
+            self._process = subprocess.Popen(
+                warmlane_command("up", *arguments, *self._options), stdout=output, stderr=output, env=clean_environment()
+            )
+        eventually_sync(self.is_ready, within_s=120)
+
+    def is_ready(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.output.read_text()
+        try:
+            return self.http.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def find(self, *words: str) -> int:
+        """The one process below `up` whose command line has all *words*."""
+        found = [pid for pid in children_of(self.pid) if all(word in command_line(pid) for word in words)]
+        assert len(found) == 1, [command_line(pid) for pid in children_of(self.pid)]
+        return found[0]
+
+    def host_of(self, lane: str) -> int:
+        """The pipeline host child of *lane*: below the fork server of the lane's process."""
+        server = children_of(self.find("warmlane lane", f"--name {lane}"))
+        (host,) = [pid for pid in server if server and pid in children_of(server[0])]
+        return host
+
+    def submit(self, **fields: Any) -> dict[str, Any]:
+        response = self.http.post("/generate", json={"model": "anisora", "prompt": "a red fox"} | fields)
+        assert response.status_code == 202, response.text
+        task: dict[str, Any] = response.json()
+        return task
+
+    def task(self, task_id: str) -> dict[str, Any]:
+        task: dict[str, Any] = self.http.get(f"/tasks/{task_id}").json()
+        return task
+
+    def ended(self, task_id: str) -> dict[str, Any]:
+        """The task when it has ended."""
+
+        def look() -> dict[str, Any] | None:
+            task: dict[str, Any] = self.http.get(f"/tasks/{task_id}?wait=30").json()
+            return task if task["status"] in ("done", "failed") else None
+
+        task = eventually_sync(look, within_s=120)
+        assert task is not None
+        return task
+
+    def video(self, task_id: str) -> bytes:
+        response = self.http.get(f"/tasks/{task_id}/video")
+        assert response.status_code == 200, response.text
+        return response.content
+
+    def log_lines(self, lane: str) -> list[dict[str, Any]]:
+        """What the lane logged, a dict a line."""
+        text = (self.data_dir / "logs" / f"{lane}.log").read_text()
+        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+    def memory_lines(self, task_id: str) -> list[dict[str, Any]]:
+        """The memory lines of the task, by any lane."""
+        lanes = [path.stem for path in (self.data_dir / "logs").glob("*.log") if path.stem[-1].isdigit()]
+        lines = [line for lane in lanes for line in self.log_lines(lane)]
+        return [line for line in lines if line["event"] == "memory_after_cleanup" and line["task_id"] == task_id]
+
+    def interrupt(self) -> int:
+        """Ctrl-C; the exit status."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        return self._process.wait(timeout=60)
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.interrupt()
+        self.http.close()
