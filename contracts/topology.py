@@ -154,6 +154,11 @@ def bucket_subject(bucket: str, key: str) -> str:
     return f"$KV.{bucket}.{key}"
 
 
+def lane_key(model: str, worker: str) -> str:
+    """The key of a lane in KV `lanes`. Raises ValueError for a name that could mean another key."""
+    return f"{_token(model)}.{_token(worker)}"
+
+
 def bucket_stream(bucket: str) -> str:
     """The stream behind *bucket*."""
     return f"KV_{bucket}"

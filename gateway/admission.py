@@ -4,6 +4,7 @@ No record without a stored timer; no answer without a record; a refusal leaves n
 """
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final
 
 import stamina
@@ -32,14 +33,15 @@ from ops.nats_link import NatsLink, TransportUnavailable, WrongRevision
 
 RETRY_S: Final = 5.0
 # An unknown outcome is retried with the same id, which the server recognises as a duplicate (design §4, Accept 2).
-_RETRY: Final = {
-    "on": TransportUnavailable,
-    "attempts": None,
-    "timeout": RETRY_S,
-    "wait_initial": 0.05,
-    "wait_max": 1.0,
-    "wait_jitter": 0.05,
-}
+_until_answered = partial(
+    stamina.retry_context,
+    on=TransportUnavailable,
+    attempts=None,
+    timeout=RETRY_S,
+    wait_initial=0.05,
+    wait_max=1.0,
+    wait_jitter=0.05,
+)
 
 log = structlog.get_logger("admission")
 
@@ -102,9 +104,7 @@ class Admission:
         task = lifecycle.with_event(task, "accepted", now)
         return await self._accept(task, request)
 
-    async def _identify(
-        self, request: AcceptedRequest, caller: str, key: str | None
-    ) -> tuple[str, Snapshot | None]:
+    async def _identify(self, request: AcceptedRequest, caller: str, key: str | None) -> tuple[str, Snapshot | None]:
         if key is None:
             return str(uuid_utils.compat.uuid7()), None
         n = 0
@@ -134,7 +134,7 @@ class Admission:
     async def _publish(self, task: GenerationTask) -> GenerationTask | Snapshot:
         """The task as it is queued, or its record where an equal request came first."""
         subject = work_subject(task.route, task.model, task.id)
-        async for attempt in stamina.retry_context(**_RETRY):
+        async for attempt in _until_answered():
             with attempt:
                 ack = await self._link.publish(subject, encode_task(task), message_id=task.message_id)
         if not ack.duplicate:
@@ -156,10 +156,10 @@ class Admission:
 
     async def _record(self, task: GenerationTask, request: AcceptedRequest) -> Snapshot:
         encoded = encode_task(task)
-        async for attempt in stamina.retry_context(**_RETRY):
+        async for attempt in _until_answered():
             with attempt:
                 await self._link.set_timer("admit", task.id, task.deadline_at, encoded)
-        async for attempt in stamina.retry_context(**_RETRY):
+        async for attempt in _until_answered():
             with attempt:
                 try:
                     revision = await self._link.create(TASKS, task.id, encoded)

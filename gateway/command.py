@@ -51,7 +51,9 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-@click.command(epilog="Examples:\n\n  warmlane gateway\n\n  warmlane gateway --port 8080 --nats-url nats://127.0.0.1:4222")
+@click.command(
+    epilog="Examples:\n\n  warmlane gateway\n\n  warmlane gateway --port 8080 --nats-url nats://127.0.0.1:4222"
+)
 @host_option
 @port_option
 @nats_url_option

@@ -5,6 +5,8 @@ from typing import Any, Final
 
 from litestar import Request, Response, post
 from litestar.datastructures import State
+from litestar.di import NamedDependency
+from litestar.exceptions import InternalServerException
 
 from contracts.generation import InvalidRequest, MalformedBody, parse_body, validate
 from gateway.admission import KeyReused, NoLane
@@ -41,13 +43,16 @@ _TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
         "transport_unavailable",
     ),
 )
-async def generate(request: Request[Any, Any, State], services: Services) -> Response[TaskView]:
+async def generate(request: Request[Any, Any, State], services: NamedDependency[Services]) -> Response[TaskView]:
     """Checks a request and queues it for a warm lane of its model.
 
     Every wrong field is listed at once, before anything is written. With an `Idempotency-Key`, the same key and body
     always lead to the same task.
     """
-    body = await request.body()  # 413 before anything else is looked at
+    try:
+        body = await request.body()  # 413 before anything else is looked at
+    except InternalServerException as error:  # Litestar's word for a client that hung up; nobody reads the answer
+        raise ProblemError("malformed_body", "the body was cut off") from error
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise ProblemError("unsupported_media_type", "send the request as application/json")

@@ -3,6 +3,8 @@
 from datetime import UTC, datetime
 
 from litestar import Response, get
+from litestar.di import NamedDependency
+from litestar.openapi import ResponseSpec
 from msgspec import Struct
 
 from gateway.services import Services
@@ -31,7 +33,7 @@ class Readiness(Struct, frozen=True, kw_only=True):
 
 
 @get("/settings", summary="Models, limits and fixed parameters", tags=["settings"])
-async def get_settings(services: Services) -> SettingsView:
+async def get_settings(services: NamedDependency[Services]) -> SettingsView:
     """What a form needs: every model with the limits, defaults and fixed values of its fields."""
     return settings_view(services.catalog)
 
@@ -42,8 +44,15 @@ async def healthz() -> Health:
     return Health(status="ok")
 
 
-@get("/readyz", summary="Readiness", tags=["operations"])
-async def readyz(services: Services) -> Response[Readiness]:
+@get(
+    "/readyz",
+    summary="Readiness",
+    tags=["operations"],
+    responses={
+        503: ResponseSpec(Readiness, description="Not yet, or not now: what is missing", generate_examples=False)
+    },
+)
+async def readyz(services: NamedDependency[Services]) -> Response[Readiness]:
     """200 as soon as requests can be accepted, else 503 with what is missing.
 
     A model counts from the moment one of its lanes has reported: one that runs no lanes does not hold the others up.

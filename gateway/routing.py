@@ -26,9 +26,7 @@ class ToDegraded(Struct, frozen=True):
 Route = ToLane | ToDegraded
 
 
-def route(
-    reports: Sequence[LaneReport], *, forced_degraded: bool, health_timeout_s: float, now: datetime
-) -> Route:
+def route(reports: Sequence[LaneReport], *, forced_degraded: bool, health_timeout_s: float, now: datetime) -> Route:
     """FR-020, for the reports of one model.
 
     1. The operator forced it: ToDegraded(manual).

@@ -15,6 +15,7 @@ from gateway.lane_board import LaneBoard
 from gateway.sweeper import Sweeper
 from gateway.task_board import TaskBoard
 from ops.artifacts import Artifacts, StorageFailed, orphans, task_id_of
+from ops.ending import end
 from ops.nats_link import NatsLink, TransportUnavailable
 from ops.provision import require_provisioned, wanted
 
@@ -63,8 +64,7 @@ class Services:
                 yield
             finally:
                 self.stop()
-                cleaning.cancel()
-                await asyncio.gather(sweeping, cleaning, return_exceptions=True)
+                await end(sweeping, cleaning)
         finally:
             await self.link.close()
 

@@ -123,9 +123,7 @@ class Sweeper:
 
     async def _requeue(self, snapshot: Snapshot, now: datetime) -> Snapshot:
         _, decision = self._lanes.route(snapshot.task.model, now)
-        task = lifecycle.requeue(
-            snapshot.task, decision=decision, wait_s=self._catalog.windows.wait_limit_s, now=now
-        )
+        task = lifecycle.requeue(snapshot.task, decision=decision, wait_s=self._catalog.windows.wait_limit_s, now=now)
         moved = await self._store(task, snapshot.revision, now)
         log.warning("task_requeued", task_id=task.id, lost=snapshot.task.worker, attempt=task.attempt)
         return await self._republish(moved, task.deadline_at, now)

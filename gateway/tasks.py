@@ -10,14 +10,22 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 from litestar import Request, Response, delete, get, head
 from litestar.datastructures import State
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import ServerSentEvent, ServerSentEventMessage, Stream
 
 from contracts import lifecycle
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus, VideoFile, encode_task
 from contracts.topology import TASKS, work_stream, work_subject
 from gateway.byte_range import RangeNotSatisfiable, content_range, parse_range, range_applies
-from gateway.openapi import problem_responses
+from gateway.openapi import (
+    CancelOperation,
+    EventsOperation,
+    TaskOperation,
+    VideoHeadOperation,
+    VideoOperation,
+    problem_responses,
+)
 from gateway.problems import ProblemError
 from gateway.services import Services
 from gateway.task_board import Snapshot
@@ -34,8 +42,12 @@ _PREFER_WAIT: Final = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,6})"?\s*(?:[,
 
 T = TypeVar("T")
 _Request = Request[Any, Any, State]
+_Services = NamedDependency[Services]
 _Wait = Annotated[
-    float | None, Parameter(query="wait", ge=0, le=MAX_WAIT_S, description="Answer when the task has ended, or after so many seconds")
+    float | None,
+    QueryParameter(
+        name="wait", ge=0, le=MAX_WAIT_S, description="Answer when the task has ended, or after so many seconds."
+    ),
 ]
 
 
@@ -43,9 +55,12 @@ _Wait = Annotated[
     "/tasks/{task_id:str}",
     summary="Look at a task, or wait for it",
     tags=["tasks"],
+    operation_class=TaskOperation,
     responses=problem_responses("invalid_query", "task_not_found", "transport_unavailable"),
 )
-async def get_task(request: _Request, services: Services, task_id: str, wait: _Wait = None) -> Response[TaskView]:
+async def get_task(
+    request: _Request, services: _Services, task_id: FromPath[str], wait: _Wait = None
+) -> Response[TaskView]:
     """The task. With `?wait=S` or `Prefer: wait=S` the answer comes when the task has ended, at the latest after S
     seconds; when `If-None-Match` names a revision, it comes on the next change, or as 304."""
     snapshot = await _find(services, task_id)
@@ -73,11 +88,11 @@ async def get_task(request: _Request, services: Services, task_id: str, wait: _W
     responses=problem_responses("invalid_query", "transport_unavailable"),
 )
 async def list_tasks(
-    services: Services,
-    status: TaskStatus | None = None,
-    model: str | None = None,
-    limit: Annotated[int, Parameter(ge=1, le=PAGE_MAX)] = 20,
-    cursor: str | None = None,
+    services: _Services,
+    status: FromQuery[TaskStatus | None] = None,
+    model: FromQuery[str | None] = None,
+    limit: Annotated[int, QueryParameter(name="limit", ge=1, le=PAGE_MAX)] = 20,
+    cursor: FromQuery[str | None] = None,
 ) -> TaskPage:
     """Tasks, newest first. `next_cursor` leads to the next page; it is null on the last one."""
     if model is not None:
@@ -102,9 +117,10 @@ async def list_tasks(
     summary="Follow a task",
     tags=["tasks"],
     media_type="text/event-stream",
+    operation_class=EventsOperation,
     responses=problem_responses("task_not_found", "transport_unavailable"),
 )
-async def follow_task(request: _Request, services: Services, task_id: str) -> Response[Any]:
+async def follow_task(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[Any]:
     """Server-sent events: an event `task` with the task's JSON now and at every change, until it has ended.
 
     The event's id is the revision; a client that comes back with the last one in `Last-Event-ID` gets 204.
@@ -129,9 +145,10 @@ async def _events(services: Services, snapshot: Snapshot) -> AsyncIterator[Serve
     status_code=200,
     summary="Cancel a task",
     tags=["tasks"],
+    operation_class=CancelOperation,
     responses=problem_responses("task_not_found", "transport_unavailable"),
 )
-async def cancel_task(services: Services, task_id: str) -> TaskView:
+async def cancel_task(services: _Services, task_id: FromPath[str]) -> TaskView:
     """Cancels a task that waits or runs, and answers it. A task that has ended is answered as it is."""
     await _find(services, task_id)
     while True:
@@ -158,7 +175,13 @@ async def cancel_task(services: Services, task_id: str) -> TaskView:
 
 
 _VIDEO_PROBLEMS: Final = problem_responses(
-    "task_not_found", "video_not_ready", "video_failed", "video_expired", "range_not_satisfiable", "transport_unavailable"
+    "task_not_found",
+    "video_not_ready",
+    "video_failed",
+    "video_expired",
+    "range_not_satisfiable",
+    "storage_unavailable",
+    "transport_unavailable",
 )
 
 
@@ -167,9 +190,10 @@ _VIDEO_PROBLEMS: Final = problem_responses(
     summary="Download the video",
     tags=["tasks"],
     media_type="video/mp4",
+    operation_class=VideoOperation,
     responses=_VIDEO_PROBLEMS,
 )
-async def get_video(request: _Request, services: Services, task_id: str) -> Response[Any]:
+async def get_video(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[Any]:
     """The MP4 of a finished task; `Range`, `If-Range` and `If-None-Match` are understood."""
     video = await _video(services, task_id)
     headers = _video_headers(video, task_id)
@@ -196,8 +220,14 @@ async def get_video(request: _Request, services: Services, task_id: str) -> Resp
     )
 
 
-@head("/tasks/{task_id:str}/video", summary="Size and hash of the video", tags=["tasks"], responses=_VIDEO_PROBLEMS)
-async def head_video(services: Services, task_id: str) -> Response[None]:
+@head(
+    "/tasks/{task_id:str}/video",
+    summary="Size and hash of the video",
+    tags=["tasks"],
+    operation_class=VideoHeadOperation,
+    responses=_VIDEO_PROBLEMS,
+)
+async def head_video(services: _Services, task_id: FromPath[str]) -> Response[None]:
     """The headers of the video without its bytes."""
     video = await _video(services, task_id)
     return Response(

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from contracts.settings import SettingsError, load_settings
-from contracts.topology import LANES, bucket_subject
+from contracts.topology import lane_key
 from lane_worker.runtime.host import HostLost, SlotTaken
 from lane_worker.runtime.slot import lock_path
 from lane_worker.worker import LaneWorker
@@ -53,6 +53,7 @@ def command(
     """Run one warm lane: load a model, keep it, and serve its queue until SIGTERM, which drains."""
     started_at = datetime.now(UTC)
     name = name or f"{model}-{slot}"
+    data_dir = data_dir.absolute()
     configure_logging("lane")
 
     async def run() -> None:
@@ -63,7 +64,7 @@ def command(
             raise click.BadParameter(f"no model is called {model}; there are {known}", param_hint="--model")
         try:
             lock_path(data_dir, slot)
-            bucket_subject(LANES, f"{entry.name}.{name}")
+            lane_key(entry.name, name)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--slot or --name") from error
         stop = asyncio.Event()
@@ -81,7 +82,7 @@ def command(
                 windows=catalog.windows,
                 name=name,
                 slot=slot,
-                data_dir=data_dir.absolute(),
+                data_dir=data_dir,
                 step_seconds=step_seconds,
                 started_at=started_at,
             )

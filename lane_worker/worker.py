@@ -21,6 +21,7 @@ from lane_worker.runtime.host_runner import HostRunner
 from lane_worker.runtime.loop import WorkLoop
 from lane_worker.runtime.memory_line import log_memory
 from ops.artifacts import Artifacts
+from ops.ending import end
 from ops.nats_link import NatsLink
 
 WARMUP_TASK: Final = "warmup"
@@ -100,9 +101,7 @@ class LaneWorker:
                 await self._drain(serving)
             await serving
         finally:
-            for task in (serving, stopped, beating):
-                task.cancel()
-            await asyncio.gather(serving, stopped, beating, return_exceptions=True)
+            await end(serving, stopped, beating)
             await self._loop.close()
             await self._host.close()
             await self._heartbeat.leave()
@@ -153,7 +152,6 @@ class LaneWorker:
             video_path=str(self._scratch / f"{WARMUP_TASK}.mp4"),
         )
         outcome = await self._host.generate(request, lambda _: None)
-        Path(request.video_path).unlink(missing_ok=True)
         if self._host.pid is None or isinstance(outcome, Failed):
             raise HostLost(f"the warm-up generation did not succeed: {outcome}")
         log.info("warm", load_s=round(loaded.seconds, 3), rss_bytes=loaded.memory.rss_bytes)
@@ -177,8 +175,13 @@ class LaneWorker:
         )
 
     def _on_busy(self, busy: bool) -> None:
-        if not self._draining:
-            self._heartbeat.set(LaneState.BUSY if busy else LaneState.WARM)
+        if self._draining:
+            return
+        if busy:
+            self._heartbeat.set(LaneState.BUSY)
+        else:
+            # without its host the lane is not warm: it is about to load again
+            self._heartbeat.set(LaneState.WARM if self._host.pid is not None else LaneState.LOADING)
 
 
 def warmup_parameters(model: ModelEntry) -> GenerationParameters:

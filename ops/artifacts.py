@@ -87,7 +87,7 @@ class Artifacts:
     async def list(self) -> list[StoredObject]:
         """All objects. Raises StorageFailed."""
         try:
-            found = []
+            found: list[StoredObject] = []
             async for page in obstore.list(self._store):
                 found.extend(StoredObject(item["path"], item["size"], item["last_modified"]) for item in page)
             return found
@@ -108,4 +108,6 @@ def orphans(
     An object younger than *grace_s* may belong to a task that is about to be recorded: it stays.
     """
     oldest = now - timedelta(seconds=grace_s)
-    return [item for item in objects if item.modified_at < oldest and item.path not in named.get(task_id_of(item.path), ())]
+    return [
+        item for item in objects if item.modified_at < oldest and item.path not in named.get(task_id_of(item.path), ())
+    ]

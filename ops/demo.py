@@ -257,7 +257,10 @@ def save_sheet(console: Console, runs: Sequence[Run], columns: int, out: Path) -
     try:
         contact_sheet(runs, columns, sheet)
     except ImportError as error:
-        console.print(f"no contact sheet: {error.name} is not installed; pip install 'warmlane[demo]'", highlight=False)
+        console.print(
+            f"no contact sheet: {error.name} is not installed; pip install -e '.[demo]' in the checkout",
+            highlight=False,
+        )
         return
     console.print(f"videos and {sheet.name} are in {out}", highlight=False)
 
@@ -312,7 +315,7 @@ def command(ctx: click.Context, /, count: int, out: Path, url: str) -> None:
         except ImportError as error:
             raise click.ClickException(
                 f"a model of this profile needs a picture, and {error.name} is not installed; "
-                "pip install 'warmlane[demo]'"
+                "pip install -e '.[demo]' in the checkout"
             ) from error
         except OSError as error:
             raise click.ClickException(f"cannot write to --out {out}: {error}") from error

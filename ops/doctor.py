@@ -173,12 +173,15 @@ def _package(package: str) -> Finding:
     if version is not None:
         return Finding(what=package, level="ok", found=version)
     return Finding(
-        what=package, level="missing", found="not installed", advice="lanes need it: pip install 'warmlane[worker]'"
+        what=package,
+        level="missing",
+        found="not installed",
+        advice="lanes need it: pip install -e '.[worker]' in the checkout",
     )
 
 
 def _codec() -> Finding:
-    advice = "videos are written with it: pip install 'warmlane[worker]'"
+    advice = "videos are written with it: pip install -e '.[worker]' in the checkout"
     try:
         import av
         from av.codec import Codec

@@ -61,7 +61,7 @@ class UnusableServer(Exception):
 
 
 class Entry(Struct, frozen=True):
-    """A key's value at one revision; *value* is None where a deletion or expiry marker stands. *time* is the server's."""
+    """A key's value at one revision and the server's time of it; *value* is None where a deletion marker stands."""
 
     key: str
     value: bytes | None
@@ -115,7 +115,7 @@ class NatsLink:
                     pending_size=0,
                     ping_interval=2,
                     max_outstanding_pings=2,
-                    reconnect_time_wait=0.1,
+                    reconnect_time_wait=0.1,  # type: ignore[arg-type]  # seconds, and a fraction works
                     connect_timeout=2,
                     max_reconnect_attempts=-1,
                     inbox_prefix=f"_INBOX_{name}".replace(".", "_").encode(),
@@ -227,7 +227,7 @@ class NatsLink:
 
         Raises WrongRevision when it is not, TransportUnavailable when nobody knows.
         """
-        expected = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE: str(revision)}
+        expected = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
         ack = await self.publish(bucket_subject(bucket, key), value, headers=expected)
         return ack.seq
 
@@ -251,9 +251,7 @@ class NatsLink:
         async def receive(message: Msg) -> None:
             metadata = message.metadata
             value = None if _is_marker(message.headers) else message.data
-            on_change(
-                Entry(message.subject.removeprefix(prefix), value, metadata.sequence.stream, metadata.timestamp)
-            )
+            on_change(Entry(message.subject.removeprefix(prefix), value, metadata.sequence.stream, metadata.timestamp))
             if metadata.num_pending == 0:
                 synced.set()
 
@@ -362,7 +360,7 @@ def _rfc3339(at: datetime) -> str:
 
 
 def _is_marker(headers: dict[str, str] | None) -> bool:
-    return bool(headers) and ("KV-Operation" in headers or "Nats-Marker-Reason" in headers)
+    return headers is not None and ("KV-Operation" in headers or "Nats-Marker-Reason" in headers)
 
 
 @contextlib.contextmanager
@@ -376,8 +374,8 @@ def _translated(what: str) -> Iterator[None]:
             raise StreamFull(what) from error
         if error.err_code == _WRONG_LAST_SEQUENCE:
             raise WrongRevision(what) from error
-        if error.code is not None and error.code >= 500 or error.err_code == 10158:
+        if (error.code is not None and error.code >= 500) or error.err_code == 10158:
             raise TransportUnavailable(f"{what}: {error.description}") from error
         raise
     except (nats.errors.Error, OSError, TimeoutError) as error:
-        raise TransportUnavailable(f"{what}: {error or type(error).__name__}") from error
+        raise TransportUnavailable(f"{what}: {str(error) or type(error).__name__}") from error

@@ -11,7 +11,7 @@ _UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """A time such as `30s`, `10m`, `12h` or `7d`, as seconds."""
 
     name = "duration"
@@ -25,7 +25,7 @@ class Duration(click.ParamType):
         return float(match[1]) * _UNITS_S[match[2]]
 
 
-class Lanes(click.ParamType):
+class Lanes(click.ParamType[dict[str, int]]):
     """Lanes per model, such as `anisora=1,phr00t=1`, as a dict."""
 
     name = "lanes"
@@ -42,7 +42,7 @@ class Lanes(click.ParamType):
         return lanes
 
 
-class LoopbackHost(click.ParamType):
+class LoopbackHost(click.ParamType[str]):
     """An address of this machine's loopback: until there are API keys, nobody else may reach the gateway."""
 
     name = "host"

@@ -36,11 +36,23 @@ from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer
 from ops.options import keep_option, nats_url_option, profile_option, settings_option
 
 # What an operator may have set for reasons of their own, and what the server fills in, is left alone.
-_STREAM_FIELDS: Final = (
-    "subjects retention discard storage max_msgs max_age duplicate_window max_msgs_per_subject "
-    "allow_msg_schedules allow_msg_ttl allow_rollup_hdrs deny_delete allow_direct subject_delete_marker_ttl"
-).split()
-_CONSUMER_FIELDS: Final = "filter_subject ack_policy ack_wait max_deliver max_ack_pending".split()
+_STREAM_FIELDS: Final = [
+    "subjects",
+    "retention",
+    "discard",
+    "storage",
+    "max_msgs",
+    "max_age",
+    "duplicate_window",
+    "max_msgs_per_subject",
+    "allow_msg_schedules",
+    "allow_msg_ttl",
+    "allow_rollup_hdrs",
+    "deny_delete",
+    "allow_direct",
+    "subject_delete_marker_ttl",
+]
+_CONSUMER_FIELDS: Final = ["filter_subject", "ack_policy", "ack_wait", "max_deliver", "max_ack_pending"]
 
 
 class Difference(Struct, frozen=True):
@@ -102,7 +114,8 @@ _Mend = Callable[[], Awaitable[object]]
 
 async def _compare(link: NatsLink, want: Topology) -> AsyncIterator[tuple[Difference, _Mend]]:
     manager = link.js
-    for spec in (*want.streams, *want.buckets):
+    specs: list[StreamSpec | BucketSpec] = [*want.streams, *want.buckets]
+    for spec in specs:
         config = _stream_config(spec)
         name = str(config.name)
         try:

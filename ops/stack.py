@@ -18,6 +18,7 @@ from rich.console import Console
 from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.settings import Catalog, SettingsError, load_settings
 from contracts.topology import LANES
+from ops.ending import end
 from ops.memory import list_gpus
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, UnusableServer
 from ops.nats_server import NoNatsServer, find_nats_server, nats_conf
@@ -111,7 +112,7 @@ class Stack:
     async def _serve(self, stop: asyncio.Event) -> None:
         answering = asyncio.create_task(self._tell_when_answering())
         await stop.wait()
-        answering.cancel()
+        await end(answering)
 
     async def _tell_when_answering(self) -> None:
         while True:
@@ -127,16 +128,15 @@ class Stack:
     async def _drain(self, gateway: Process, lanes: list[Process], hurry: asyncio.Event) -> None:
         self._say("draining: the tasks in hand are finished (Ctrl-C again stops at once)")
         within_s = self._catalog.windows.drain_s + DRAIN_EXTRA_S
-        stopping = asyncio.gather(
-            gateway.stop(within_s=STOP_S), *(lane.stop(within_s=within_s) for lane in lanes)
-        )
-        hurried = asyncio.create_task(hurry.wait())
-        await asyncio.wait({stopping, hurried}, return_when=asyncio.FIRST_COMPLETED)
-        if hurry.is_set():
+
+        async def kill_in_a_hurry() -> None:
+            await hurry.wait()
             for process in (gateway, *lanes):
                 process.kill()
-        hurried.cancel()
-        await stopping
+
+        hurrying = asyncio.create_task(kill_in_a_hurry())
+        await asyncio.gather(gateway.stop(within_s=STOP_S), *(lane.stop(within_s=within_s) for lane in lanes))
+        await end(hurrying)
         self._say("stopped")
 
     def _on_lane(self, entry: Entry) -> None:

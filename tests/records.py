@@ -46,7 +46,9 @@ def pending_task(task_id: str = TASK_ID, **changes: Any) -> GenerationTask:
     return replace(task, **changes)
 
 
-def processing_task(owner: str = "owner-1", *, lease_s: float = 20, now: datetime = NOW, **changes: Any) -> GenerationTask:
+def processing_task(
+    owner: str = "owner-1", *, lease_s: float = 20, now: datetime = NOW, **changes: Any
+) -> GenerationTask:
     """A task that *owner* claimed at *now*."""
     return replace(
         lifecycle.claim(pending_task(), owner=owner, worker="anisora-0", lease_s=lease_s, now=now), **changes

@@ -31,7 +31,10 @@ class UpProcess:
         arguments = ["--port", str(self.port), "--nats-port", str(self.nats_port), "--data-dir", str(self.data_dir)]
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(
-                warmlane_command("up", *arguments, *self._options), stdout=output, stderr=output, env=clean_environment()
+                warmlane_command("up", *arguments, *self._options),
+                stdout=output,
+                stderr=output,
+                env=clean_environment(),
             )
         eventually_sync(self.is_ready, within_s=120)
 

@@ -10,7 +10,7 @@ import msgspec
 import structlog
 
 from contracts.lanes import LaneHeartbeat, LaneState
-from contracts.topology import LANES
+from contracts.topology import LANES, lane_key
 from ops.nats_link import NatsLink, TransportUnavailable
 
 log = structlog.get_logger("heartbeat")
@@ -31,7 +31,7 @@ class Heartbeat:
         started_at: datetime,
     ) -> None:
         self._link = link
-        self._key = f"{model}.{worker}"
+        self._key = lane_key(model, worker)
         self._model, self._worker, self._slot = model, worker, slot
         self._interval_s = interval_s
         self._health_age_s = health_age_s

@@ -340,13 +340,11 @@ class Host:
 
 
 class _Child:
-    """A running child and our end of its pipe. The pipe's end of file is the proof that it is gone.
-
-    (The kernel closes a dead process's files after it gave its memory back.)
-    """
+    """A running child and our end of its pipe. It is `gone` when the process has ended, and its memory with it."""
 
     def __init__(self, pid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.pid = pid
+        self._ended = _process_end(pid)
         self.gone = asyncio.Event()
         self.answered_at_s = time.monotonic()
         self._reader = reader
@@ -377,7 +375,7 @@ class _Child:
         return message
 
     def send_signal(self, number: signal.Signals) -> None:
-        # while the pipe is open the pid is still this child's
+        # until it is gone the pid is this child's
         if not self.is_gone:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
@@ -402,13 +400,12 @@ class _Child:
                     self._messages.put_nowait(message)
         except BadMessage as error:
             self._end = f"the pipeline host broke the protocol and was killed: {error}"
-            self.send_signal(signal.SIGKILL)
-            with contextlib.suppress(OSError):
-                while await self._reader.read(65536):
-                    pass
         except (asyncio.IncompleteReadError, OSError):
-            pass
+            pass  # the usual end of the pipe
         finally:
+            # A child without a pipe is of no use. And its pipe may close before its card does: only its end counts.
+            self.send_signal(signal.SIGKILL)
+            await self._ended
             self.gone.set()
             self._messages.put_nowait(None)
             self._writer.close()
@@ -418,6 +415,26 @@ class _Child:
         for number in itertools.count(1):
             self.send(Ping(number))
             await asyncio.sleep(PING_S)
+
+
+def _process_end(pid: int) -> asyncio.Future[None]:
+    """Done when process *pid* has ended, whoever its parent is."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    try:
+        descriptor = os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        # It has ended already; or this is macOS, or a kernel before 5.3, where the end of the pipe has to do.
+        ended.set_result(None)
+        return ended
+
+    def on_end() -> None:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+        ended.set_result(None)
+
+    loop.add_reader(descriptor, on_end)
+    return ended
 
 
 def _remove_video(path: Path) -> None:

@@ -14,6 +14,7 @@ from contracts.settings import Windows
 from contracts.tasks import Progress
 from contracts.topology import TASKS
 from lane_worker.runtime.held import HeldTask, OwnershipLost, lease_end
+from ops.ending import end
 from ops.nats_link import NatsLink, TransportUnavailable
 
 # A step of a real model takes seconds; the record's history is worth more than a smoother bar.
@@ -46,9 +47,7 @@ class LeaseKeeper:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+        await end(self._keeper)
         if self._hints is not None:
             try:
                 await self._hints.unsubscribe()
@@ -104,7 +103,5 @@ class LeaseKeeper:
 
     async def _write(self, progress: Progress) -> None:
         await self._held.update(
-            lambda task: lifecycle.renew(
-                task, progress=progress, lease_s=self._windows.lease_s, now=datetime.now(UTC)
-            )
+            lambda task: lifecycle.renew(task, progress=progress, lease_s=self._windows.lease_s, now=datetime.now(UTC))
         )

@@ -29,6 +29,7 @@ from lane_worker.runtime.held import HeldTask, OwnershipLost, lease_end
 from lane_worker.runtime.host_messages import WrittenVideo
 from lane_worker.runtime.lease import LeaseKeeper
 from ops.artifacts import Artifacts, StorageFailed
+from ops.ending import end
 from ops.nats_link import NatsLink, Pull, TransportUnavailable, WrongRevision, ack_sync
 
 REREAD_WAIT_S: Final = 0.05
@@ -127,10 +128,7 @@ class WorkLoop:
             messages = fetch.result()
         finally:
             # a message that arrives for a cancelled fetch is delivered again after ack_wait
-            stopped.cancel()
-            fetch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await fetch
+            await end(stopped, fetch)
         for message in messages:
             await self._serve(message)
 
@@ -220,9 +218,7 @@ class WorkLoop:
     async def _execute(self, held: HeldTask) -> None:
         task_id = held.task.id
         image: Path | None = None
-        keeper = LeaseKeeper(
-            self._link, held, windows=self._windows, on_lost=lambda: self._runner.stop(task_id)
-        )
+        keeper = LeaseKeeper(self._link, held, windows=self._windows, on_lost=lambda: self._runner.stop(task_id))
         try:
             async with keeper:
                 self._keeper = keeper
@@ -265,9 +261,7 @@ class WorkLoop:
                 await self._publish_video(held, result)
             case Unsuccessful(code, message, memory):
                 await held.update(
-                    lambda task: lifecycle.fail(
-                        task, code=code, message=message, memory=memory, now=datetime.now(UTC)
-                    )
+                    lambda task: lifecycle.fail(task, code=code, message=message, memory=memory, now=datetime.now(UTC))
                 )
                 log.warning("task_failed", task_id=held.task.id, code=code.value, attempt=held.task.attempt)
             case Stopped():

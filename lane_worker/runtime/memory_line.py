@@ -15,7 +15,9 @@ EVENT: Final = "memory_after_cleanup"
 log = structlog.get_logger("memory")
 
 
-def log_memory(*, outcome: str, memory: MemoryReading | None, task_id: str, attempt: int, model: str, slot: str) -> None:
+def log_memory(
+    *, outcome: str, memory: MemoryReading | None, task_id: str, attempt: int, model: str, slot: str
+) -> None:
     """*memory* is what the host holds after its cleanup; None when the host process is gone.
 
     Then the system took its memory back with it, and there was nothing left to clean.

@@ -23,7 +23,7 @@ from contracts.settings import Catalog, ModelEntry, load_settings
 from contracts.tasks import GenerationParameters, ImageReference
 from lane_worker.runtime.host import ForkServer, Host, HostLost, LoadFailed, Lost, SlotTaken, TimedOut
 from lane_worker.runtime.host_messages import Cancelled, Failed, Finished, Generate, Progress
-from tests.support import eventually, eventually_sync
+from tests.support import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -122,7 +122,9 @@ def parameters(model: str = "phr00t", **changes: Any) -> GenerationParameters:
     return msgspec.structs.replace(small, **changes)
 
 
-def request(folder: Path, wanted: GenerationParameters | None = None, *, task_id: str = "task", **more: Any) -> Generate:
+def request(
+    folder: Path, wanted: GenerationParameters | None = None, *, task_id: str = "task", **more: Any
+) -> Generate:
     return Generate(task_id, 1, wanted or parameters(), str(folder / f"{task_id}.mp4"), **more)
 
 
@@ -134,6 +136,10 @@ async def finished(host: Host, wanted: Generate, on_progress: Callable[[Progress
     outcome = await host.generate(wanted, on_progress)
     assert isinstance(outcome, Finished), outcome
     return outcome
+
+
+def files(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
 
 
 def is_gone(pid: int) -> bool:
@@ -156,7 +162,7 @@ async def test_a_video_is_what_was_asked_for(hosts: dict[str, Host], model: str,
     assert (video.width, video.height, video.frames, video.fps) == (96, 64, 9, 12)
     assert video.bytes == len(content)
     assert video.sha256 == hashlib.sha256(content).hexdigest()
-    assert list(tmp_path.iterdir()) == [path]
+    assert files(tmp_path) == [path]
     assert content.index(b"moov") < content.index(b"mdat")  # playable before it has arrived whole
     with av.open(path) as container:
         stream = container.streams.video[0]
@@ -221,6 +227,18 @@ async def test_a_video_equals_the_one_of_the_pipeline_called_directly(
     ).frames[0]
     direct = write_video(np.stack([np.asarray(image) for image in images]), tmp_path / "direct.mp4", fps=8)
     assert outcome.video.sha256 == direct.sha256
+
+
+async def test_two_workers_may_build_the_same_pipeline_at_once(workshop: Workshop, tmp_path: Path) -> None:
+    shared_dir, workshop.models_dir = workshop.models_dir, tmp_path
+    try:
+        pair = [workshop.host("anisora", slot=slot) for slot in ("cpu-0", "cpu-1")]
+    finally:
+        workshop.models_dir = shared_dir
+    for host in pair:
+        await host.start()
+    await asyncio.gather(*(host.load() for host in pair))
+    assert [path.name for path in files(tmp_path)] == ["tiny-anisora"]
 
 
 async def test_both_experts_of_anisora_take_part(hosts: dict[str, Host], shared: Workshop) -> None:
@@ -345,17 +363,6 @@ async def test_a_second_pipeline_is_refused(hosts: dict[str, Host]) -> None:
         await hosts["phr00t"].load()
 
 
-async def test_nothing_of_a_failed_task_stays_in_memory(hosts: dict[str, Host], tmp_path: Path) -> None:
-    # its frames alone are 100 MB: two of them kept would show far above the allocator's own ups and downs
-    large = parameters(width=512, height=512, num_frames=33, steps=1)
-    readings = []
-    for _ in range(3):
-        outcome = await hosts["phr00t"].generate(request(tmp_path / "missing", large), ignore)
-        assert isinstance(outcome, Failed)
-        readings.append(outcome.memory.rss_bytes)
-    assert readings[-1] - readings[0] < 100 << 20
-
-
 # Cancelling
 
 
@@ -365,7 +372,7 @@ async def test_a_cancel_stops_within_the_step(workshop: Workshop, tmp_path: Path
     outcome = await host.generate(request(tmp_path), lambda progress: host.cancel(progress.task_id))
     assert isinstance(outcome, Cancelled)
     assert outcome.memory.rss_bytes > 0
-    assert list(tmp_path.iterdir()) == []
+    assert files(tmp_path) == []
     assert host.pid == pid
 
 
@@ -485,7 +492,7 @@ async def test_a_dead_host_is_an_outcome_and_starts_again(
     assert isinstance(outcome, Lost)
     assert outcome.task_id == "lost-task"
     assert host.pid is None
-    assert list(tmp_path.iterdir()) == []
+    assert files(tmp_path) == []
     with pytest.raises(HostLost, match="start it first"):
         await host.generate(request(tmp_path), ignore)
 
@@ -527,26 +534,6 @@ async def test_ctrl_c_in_a_terminal_ends_neither_host_nor_fork_server(
     assert not is_gone(shared.fork_server.pid)
 
 
-async def test_a_dead_fork_server_is_replaced(workshop: Workshop, tmp_path: Path) -> None:
-    fork_server = ForkServer()
-    host = workshop.host()
-    host._fork_server = fork_server
-    await host.start()
-    server_pid, host_pid = fork_server.pid, host.pid
-    assert server_pid is not None
-    assert host_pid is not None
-    os.kill(server_pid, signal.SIGKILL)
-    await host.load()  # the host itself lives on
-    await eventually(lambda: asyncio.to_thread(is_gone, server_pid))
-    with pytest.raises(HostLost, match="fork server"):
-        await host.start()
-    await host.start()
-    assert fork_server.pid not in (None, server_pid)
-    assert is_gone(host_pid)
-    await host.close()
-    await fork_server.close()
-
-
 PARENT = """
 import asyncio, json, os, sys
 from pathlib import Path
@@ -572,8 +559,8 @@ asyncio.run(main())
 
 
 async def test_a_killed_worker_leaves_no_process_and_no_lock(workshop: Workshop, tmp_path: Path) -> None:
-    worker = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path)],
+    worker = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-c", PARENT, str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -581,15 +568,13 @@ async def test_a_killed_worker_leaves_no_process_and_no_lock(workshop: Workshop,
     assert worker.stdin is not None
     assert worker.stdout is not None
     worker.stdin.write(msgspec.json.encode(request(tmp_path)) + b"\n")
-    worker.stdin.flush()
-    line = await asyncio.to_thread(worker.stdout.readline)
-    host_pid, server_pid, has_torch, rss_kb = json.loads(line)
+    host_pid, server_pid, has_torch, rss_kb = json.loads(await worker.stdout.readline())
     assert not has_torch
     assert rss_kb < 60 * 1024
 
     worker.kill()
-    _, errors = await asyncio.to_thread(worker.communicate)
-    eventually_sync(lambda: is_gone(host_pid) and is_gone(server_pid))
+    _, errors = await worker.communicate()
+    await eventually(lambda: asyncio.to_thread(lambda: is_gone(host_pid) and is_gone(server_pid)))
     assert errors == b""  # no progress bars, no warnings, no prompt
 
     workshop.lock_dir, lock_dir = tmp_path / "locks", workshop.lock_dir
@@ -635,17 +620,76 @@ async def test_closing_leaves_no_process(workshop: Workshop, tmp_path: Path) -> 
 # Children that misbehave
 
 
-@pytest.fixture
-async def rogue_host(tmp_path: Path) -> AsyncIterator[Callable[[str], Host]]:
-    rogues = ForkServer([sys.executable, "-m", "tests.e2e.rogue_fork_server"])
+@pytest_asyncio.fixture(loop_scope="module")
+async def rogue(tmp_path: Path) -> AsyncIterator[Callable[[str], Host]]:
+    """Makes hosts whose children misbehave as their slot's name says."""
+    server = ForkServer([sys.executable, "-m", "tests.e2e.rogue_fork_server"])
     hosts: list[Host] = []
 
     def make(slot: str) -> Host:
         entry = Workshop.entry("phr00t", step_s=0.3, load_s=0.3)
-        hosts.append(Host(slot=slot, lock_dir=tmp_path, model=entry, models_dir=tmp_path, fork_server=rogues))
+        hosts.append(Host(slot=slot, lock_dir=tmp_path, model=entry, models_dir=tmp_path, fork_server=server))
         return hosts[-1]
 
     yield make
     for host in hosts:
         await host.close()
-    await rogues.close()
+    await server.close()
+
+
+@pytest.mark.parametrize(
+    ("slot", "reason"),
+    [
+        ("cpu-garbage", "broke the protocol"),
+        ("cpu-endless", "claims 4294967295 bytes"),
+        ("cpu-truncated", "the pipeline host died"),
+    ],
+)
+async def test_nonsense_on_the_pipe_ends_the_host(
+    rogue: Callable[[str], Host], slot: str, reason: str, tmp_path: Path
+) -> None:
+    host = rogue(slot)
+    pid = (await host.start()).pid
+    outcome = await host.generate(request(tmp_path), ignore)
+    assert isinstance(outcome, Lost)
+    assert reason in outcome.reason
+    assert is_gone(pid)
+    pid = (await host.start()).pid
+    with pytest.raises(HostLost, match=reason):
+        await host.load()
+    assert is_gone(pid)
+
+
+async def test_a_host_that_says_nothing_is_killed(rogue: Callable[[str], Host], tmp_path: Path) -> None:
+    host = rogue("cpu-silent")
+    pid = (await host.start()).pid
+    assert await host.generate(request(tmp_path), ignore) == TimedOut("task", "step_s", 0.3, None)
+    assert is_gone(pid)
+    pid = (await host.start()).pid
+    with pytest.raises(HostLost, match="did not load its model"):
+        await host.load()
+    assert is_gone(pid)
+
+
+async def test_closing_a_deaf_host_kills_it(rogue: Callable[[str], Host]) -> None:
+    host = rogue("cpu-silent")
+    pid = (await host.start()).pid
+    await host.close()
+    assert is_gone(pid)
+
+
+async def test_a_fork_server_that_dies_is_reported(rogue: Callable[[str], Host]) -> None:
+    with pytest.raises(HostLost, match="the fork server could not start a pipeline host"):
+        await rogue("cpu-refused").start()
+
+
+async def test_a_dead_fork_server_is_replaced(rogue: Callable[[str], Host]) -> None:
+    host = rogue("cpu-silent")
+    first = (await host.start()).pid
+    server = host._fork_server
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    await eventually(lambda: asyncio.sleep(0, server.pid is None))
+    assert host.pid == first  # the host itself lives on
+    assert (await host.start()).pid != first
+    assert is_gone(first)

@@ -33,7 +33,7 @@ def png(width: int = 32, height: int = 32) -> str:
 
 
 async def stored(link: NatsLink) -> tuple[int, ...]:
-    """The last sequence of every stream that a request could touch: equal before and after means nothing was written."""
+    """The last sequence of every stream that a request could touch: equal sums mean that nothing was written."""
     names = [*(lane_stream(model) for model in MODELS), "DEGRADED", DEADLINES, bucket_stream(TASKS)]
     return tuple([(await link.js.stream_info(name)).state.last_seq for name in names])
 
@@ -46,7 +46,9 @@ def problem(response: httpx.Response) -> dict[str, Any]:
     return body
 
 
-async def test_an_accepted_request_is_queued_recorded_and_timed(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:
+async def test_an_accepted_request_is_queued_recorded_and_timed(
+    http: httpx.AsyncClient, gateway_link: NatsLink
+) -> None:
     response = await http.post("/generate", json={"model": "anisora-v3.2", "prompt": "a red fox", "cfg": 1})
     assert response.status_code == 202
     task = response.json()

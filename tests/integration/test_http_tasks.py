@@ -133,9 +133,7 @@ async def test_following_a_task(http: httpx.AsyncClient, gateway: GatewayProcess
     assert again.status_code == 204
 
 
-async def test_cancelling_a_queued_task_takes_its_message_away(
-    http: httpx.AsyncClient, gateway_link: NatsLink
-) -> None:
+async def test_cancelling_a_queued_task_takes_its_message_away(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:
     task = await submitted(http)
     before = (await gateway_link.js.stream_info(lane_stream("anisora"))).state.messages
     answer = await http.delete(f"/tasks/{task['id']}")
@@ -157,7 +155,9 @@ async def test_cancelling_loses_no_race(
 
 
 async def test_listing_pages_newest_first(http: httpx.AsyncClient) -> None:
-    made = [(await submitted(http, model=model))["id"] for model in ("phr00t", "anisora", "phr00t", "phr00t", "anisora")]
+    made = [
+        (await submitted(http, model=model))["id"] for model in ("phr00t", "anisora", "phr00t", "phr00t", "anisora")
+    ]
     found: list[str] = []
     cursor = None
     while len(found) < 4:

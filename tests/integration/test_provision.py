@@ -30,7 +30,7 @@ async def test_what_is_missing_stops_the_gateway(link: NatsLink, catalog: Catalo
     want = wanted(catalog, keep_s=KEEP_S)
     await require_provisioned(link, want)
     await link.js.delete_stream(DEGRADED)
-    with pytest.raises(NotProvisioned, match="DEGRADED.*warmlane provision"):
+    with pytest.raises(NotProvisioned, match=r"DEGRADED.*warmlane provision"):
         await require_provisioned(link, want)
 
 

@@ -216,7 +216,8 @@ async def test_whoever_reads_an_overdue_record_settles_it_first(system: System) 
     await report_lane(system.link, "anisora", LaneState.DRAINING)
 
     async def draining() -> bool:
-        return (await system.http.get("/readyz")).json()["models"]["anisora"]["lanes"] == ["draining"]
+        lanes: list[str] = (await system.http.get("/readyz")).json()["models"]["anisora"]["lanes"]
+        return lanes == ["draining"]
 
     await eventually(draining)
     await system.link.create(TASKS, task.id, encode_task(task))

@@ -27,9 +27,7 @@ CANCELLED = lifecycle.fail(pending_task(), code=FailureCode.CANCELLED, message="
 def decide(
     task: GenerationTask | None, now: datetime, *, lane_ready: bool = True, unbroken_s: float = 1_000, catalog: Catalog
 ) -> DueAction:
-    return due_action(
-        task, lane_ready=lane_ready, unbroken_s=unbroken_s, windows=catalog.windows, attempts=2, now=now
-    )
+    return due_action(task, lane_ready=lane_ready, unbroken_s=unbroken_s, windows=catalog.windows, attempts=2, now=now)
 
 
 def test_rows_1_and_2_no_record_and_ended(catalog: Catalog) -> None:

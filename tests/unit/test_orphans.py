@@ -11,7 +11,13 @@ def stored(path: str, *, age_s: float = 100) -> StoredObject:
 
 
 def test_only_what_no_record_names_and_is_old_enough() -> None:
-    everything = [stored(VIDEO), stored(LOSER), stored(IMAGE), stored("videos/gone.0.mp4"), stored("videos/new.0.mp4", age_s=9)]
+    everything = [
+        stored(VIDEO),
+        stored(LOSER),
+        stored(IMAGE),
+        stored("videos/gone.0.mp4"),
+        stored("videos/new.0.mp4", age_s=9),
+    ]
     named = {TASK_ID: {VIDEO, IMAGE}}
     found = orphans(everything, named, now=NOW, grace_s=10)
     assert [item.path for item in found] == [LOSER, "videos/gone.0.mp4"]

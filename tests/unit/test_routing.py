@@ -20,7 +20,10 @@ def lane(state: LaneState, *, silent_s: float = 0, worker: str = "anisora-0") ->
         pytest.param([lane(LaneState.WARM, silent_s=60)], False, ToLane(), id="2-silent-60s"),
         pytest.param([lane(LaneState.WARM, silent_s=60.001)], False, ToDegraded("capacity"), id="4-silent-too-long"),
         pytest.param(
-            [lane(LaneState.WARM, silent_s=61), lane(LaneState.WARM, worker="anisora-1")], False, ToLane(), id="2-one-of-two"
+            [lane(LaneState.WARM, silent_s=61), lane(LaneState.WARM, worker="anisora-1")],
+            False,
+            ToLane(),
+            id="2-one-of-two",
         ),
         pytest.param(
             [lane(LaneState.QUOTA_DENIED), lane(LaneState.WARM, worker="anisora-1")], False, ToLane(), id="2-before-3"

@@ -1,0 +1,277 @@
+"""What runs inside the pipeline host, called in this process: folders, frames, images, faults, files."""
+
+import errno
+import gc
+import hashlib
+import os
+import resource
+import weakref
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from contracts.settings import Catalog, Checkpoint, RandomWeights
+from contracts.tasks import GenerationParameters, ImageReference
+from lane_worker.pipelines.child import TaskCancelled
+from lane_worker.pipelines.cleanup import clean, forget
+from lane_worker.pipelines.faults import inference_fault, load_fault
+from lane_worker.pipelines.inputs import BadInput, gradient, read_image
+from lane_worker.pipelines.load import CheckpointUnusable, load_pipeline, run_pipeline
+from lane_worker.pipelines.tiny import ensure_tiny_pipeline
+from lane_worker.pipelines.video import Frames, StorageFailed, write_video
+
+
+def noise(count: int = 17, height: int = 64, width: int = 96) -> Frames:
+    return np.random.default_rng(0).integers(0, 256, size=(count, height, width, 3), dtype=np.uint8)
+
+
+# Videos
+
+
+def test_the_same_frames_always_give_the_same_bytes(tmp_path: Path) -> None:
+    # With x264's mbtree on, on a CPU with AVX-512, 2 of 100 encodings came out different.
+    frames = noise()
+    assert len({write_video(frames, tmp_path / "v.mp4", fps=16).sha256 for _ in range(100)}) == 1
+
+
+def test_a_full_disk_is_a_storage_failure_and_leaves_nothing(tmp_path: Path) -> None:
+    # a limit on the size of files stands for the full disk: the write fails in its middle
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, unlimited[1]))
+    try:
+        with pytest.raises(StorageFailed):
+            write_video(noise(), tmp_path / "v.mp4", fps=16)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Tiny pipelines
+
+
+def checkpoint(catalog: Catalog, model: str) -> tuple[Checkpoint, RandomWeights]:
+    found = catalog.models[model].checkpoint
+    assert found.random_weights is not None
+    return found, found.random_weights
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_tiny_pipeline_is_the_same_wherever_it_is_built(catalog: Catalog, tmp_path: Path) -> None:
+    found, weights = checkpoint(catalog, "anisora")
+    torch.manual_seed(1)
+    ensure_tiny_pipeline(found, weights, tmp_path / "a" / "tiny")
+    torch.manual_seed(2)
+    ensure_tiny_pipeline(found, weights, tmp_path / "b" / "tiny")
+    assert digest(tmp_path / "a" / "tiny") == digest(tmp_path / "b" / "tiny")
+    assert os.listdir(tmp_path / "a") == ["tiny"]  # nothing temporary stays
+
+
+def test_a_tiny_pipeline_is_built_once_and_again_for_another_recipe(catalog: Catalog, tmp_path: Path) -> None:
+    found, weights = checkpoint(catalog, "phr00t")
+    folder = tmp_path / "tiny"
+    ensure_tiny_pipeline(found, weights, folder)
+    first, inode = digest(folder), folder.stat().st_ino
+    ensure_tiny_pipeline(found, weights, folder)
+    assert folder.stat().st_ino == inode
+    ensure_tiny_pipeline(found, msgspec.structs.replace(weights, seed=weights.seed + 1), folder)
+    assert digest(folder) != first
+    assert os.listdir(tmp_path) == ["tiny"]
+
+
+def test_a_folder_of_another_class_is_refused(catalog: Catalog, tmp_path: Path) -> None:
+    found, weights = checkpoint(catalog, "phr00t")
+    ensure_tiny_pipeline(found, weights, tmp_path / found.folder)
+    wrong = msgspec.structs.replace(found, pipeline="WanImageToVideoPipeline", random_weights=None)
+    with pytest.raises(CheckpointUnusable, match="holds a WanPipeline; expected is a WanImageToVideoPipeline"):
+        load_pipeline(wrong, tmp_path, device="cpu")
+
+
+# Memory
+
+
+class Weights:
+    """Something whose release a weak reference can see."""
+
+
+def test_a_forgotten_error_pins_nothing() -> None:
+    def fail() -> None:
+        held = Weights()
+        seen.append(weakref.ref(held))
+        raise ValueError
+
+    def wrap() -> None:
+        held = Weights()
+        seen.append(weakref.ref(held))
+        try:
+            fail()
+        except ValueError as error:
+            raise RuntimeError from error
+
+    seen: list[weakref.ref[Weights]] = []
+    kept: list[BaseException] = []
+    try:
+        wrap()
+    except RuntimeError as error:
+        kept.append(error)
+    assert all(reference() is not None for reference in seen)
+    forget(kept[0])
+    assert [reference() for reference in seen] == [None, None]
+
+
+@pytest.mark.parametrize("model", ["anisora", "phr00t"])
+def test_a_run_that_is_cut_short_leaves_no_tensor_in_the_pipeline(catalog: Catalog, model: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    pipeline = load_pipeline(catalog.models[model].checkpoint, tmp_path, device="cpu")
+    steps = catalog.models[model].constraints.steps.fixed
+    assert steps is not None
+    wanted = GenerationParameters(
+        prompt="a cat",
+        negative_prompt="",
+        image=None,
+        width=32,
+        height=32,
+        num_frames=5,
+        fps=8,
+        seed=1,
+        steps=steps,
+        cfg=1.0,
+    )
+
+    def stop_at_two(step: int) -> None:
+        if step == 2:
+            raise TaskCancelled
+
+    def tensor_bytes() -> int:
+        gc.collect()
+        return sum(thing.nbytes for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter))
+
+    run_pipeline(pipeline, wanted, None, lambda _: None)  # what the first run builds for good
+    before = tensor_bytes()
+    try:
+        run_pipeline(pipeline, wanted, None, stop_at_two)
+    except TaskCancelled as stop:
+        forget(stop)
+    assert tensor_bytes() - before < 100  # the number of the step
+    frames = run_pipeline(pipeline, wanted, None, lambda _: None)
+    assert frames.shape == (5, 32, 32, 3)
+    assert tensor_bytes() - before < 100  # the number of the step
+
+
+def test_a_reading_counts_resident_memory() -> None:
+    held = np.ones(50 << 20, dtype=np.uint8)
+    with_it = clean("cpu").rss_bytes
+    del held
+    assert with_it - clean("cpu").rss_bytes > 40 << 20
+
+
+# Images
+
+
+def stored(path: Path, image: Image.Image) -> ImageReference:
+    image.save(path, format="PNG")
+    content = path.read_bytes()
+    return ImageReference(
+        sha256=hashlib.sha256(content).hexdigest(),
+        media_type="image/png",
+        bytes=len(content),
+        width=image.width,
+        height=image.height,
+    )
+
+
+def test_an_image_covers_the_frame_and_keeps_its_centre(tmp_path: Path) -> None:
+    wide = Image.new("RGB", (300, 100), "red")
+    wide.paste("blue", (100, 0, 200, 100))  # the middle third, as large as the frame's shape
+    read = read_image(tmp_path / "i", stored(tmp_path / "i", wide), width=64, height=64)
+    assert (read.mode, read.size) == ("RGB", (64, 64))
+    assert read.getpixel((32, 32)) == (0, 0, 255)
+    assert read.getpixel((4, 60)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "I;16"])
+def test_every_kind_of_png_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    reference = stored(tmp_path / "i", Image.new(mode, (20, 20)))
+    assert read_image(tmp_path / "i", reference, width=32, height=32).mode == "RGB"
+
+
+def test_no_more_is_decoded_than_the_reference_allows(tmp_path: Path) -> None:
+    larger = stored(tmp_path / "i", Image.new("1", (5_000, 5_000)))
+    claimed = msgspec.structs.replace(larger, width=64, height=64)
+    with pytest.raises(BadInput, match="5000 x 5000, not 64 x 64"):
+        read_image(tmp_path / "i", claimed, width=64, height=64)
+    claimed = msgspec.structs.replace(larger, width=50_000, height=50_000)
+    with pytest.raises(BadInput, match="more than 67108864 pixels"):
+        read_image(tmp_path / "i", claimed, width=64, height=64)
+
+
+def test_the_gradient_depends_on_the_seed_only() -> None:
+    assert gradient(1, 48, 32).tobytes() == gradient(1, 48, 32).tobytes()
+    assert gradient(1, 48, 32).tobytes() != gradient(2, 48, 32).tobytes()
+    assert (gradient(1, 48, 32).size, gradient(1, 48, 32).mode) == ((48, 32), "RGB")
+
+
+# Faults
+
+
+def raised_by_torch() -> BaseException:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "fatal"),
+    [
+        pytest.param(raised_by_torch(), "out_of_memory", False, id="torch-on-cpu"),
+        pytest.param(torch.OutOfMemoryError("CUDA out of memory."), "out_of_memory", False, id="torch-on-cuda"),
+        pytest.param(MemoryError(), "out_of_memory", False, id="python"),
+        pytest.param(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "out_of_memory", False, id="cublas-alloc"),
+        pytest.param(RuntimeError("CUDA error: an illegal access"), "inference_failed", True, id="cuda"),
+        pytest.param(torch.AcceleratorError("device-side assert"), "inference_failed", True, id="accelerator"),
+        pytest.param(RuntimeError("cuDNN error: CUDNN_STATUS_X"), "inference_failed", True, id="cudnn"),
+        pytest.param(ValueError("bad shape"), "inference_failed", False, id="other"),
+        pytest.param(OSError(errno.EIO, "Input/output error"), "storage_failed", False, id="disk"),
+        pytest.param(StorageFailed("no space"), "storage_failed", False, id="video"),
+        pytest.param(BadInput("not an image"), "invalid_input", False, id="image"),
+    ],
+)
+def test_faults_of_an_inference(error: BaseException, code: str, fatal: bool) -> None:
+    fault = inference_fault(error)
+    assert (fault.code, fault.fatal) == (code, fatal)
+
+
+def test_the_message_of_an_inference_fault_quotes_nothing() -> None:
+    secret = "what the caller wrote"
+    for error in (
+        ValueError(secret),
+        RuntimeError(f"CUDA error: {secret}"),
+        MemoryError(secret),
+        OSError(5, "I/O", secret),
+    ):
+        assert secret not in inference_fault(error).message
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "fatal"),
+    [
+        (MemoryError(), "out_of_memory", False),
+        (CheckpointUnusable("no folder"), "storage_failed", False),
+        (FileNotFoundError(2, "missing", "config.json"), "storage_failed", False),
+        (KeyError("transformer"), "inference_failed", False),
+        (RuntimeError("CUDA error: no device"), "inference_failed", True),
+    ],
+)
+def test_faults_of_a_load(error: BaseException, code: str, fatal: bool) -> None:
+    fault = load_fault(error)
+    assert (fault.code, fault.fatal) == (code, fatal)
