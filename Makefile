@@ -14,10 +14,10 @@ RUN_READY := $(VENV)/.ready-run
 TEST_READY := $(VENV)/.ready-test
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint clean
+.PHONY: help run test lint numbers clean
 
 help: ## List the targets and the variables
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=python3.12      the Python that .venv is built with (3.11 or later)"
 	@echo "  PIP_ARGS='...'         more arguments for pip, when .venv is built"
@@ -35,6 +35,9 @@ lint: $(TEST_READY) ## Run ruff, mypy and import-linter only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+numbers: $(TEST_READY) ## Measure what the main job costs on this machine (about 2 minutes)
+	$(BIN)/python -m tests.numbers
 
 clean: ## Remove .venv and every cache; .warmlane with its videos stays
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist

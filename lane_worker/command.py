@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+import uvloop
 
 from contracts.settings import SettingsError, load_settings
 from contracts.topology import lane_key
@@ -91,7 +92,7 @@ def command(
             await link.close()
 
     try:
-        asyncio.run(run())
+        uvloop.run(run())
     except (
         SettingsError,
         TransportUnavailable,

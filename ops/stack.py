@@ -19,7 +19,7 @@ from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.settings import Catalog, SettingsError, load_settings
 from contracts.topology import LANES
 from ops.ending import end
-from ops.memory import list_gpus
+from ops.memory import DriverUnusable, list_gpus
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, UnusableServer
 from ops.nats_server import NoNatsServer, find_nats_server, nats_conf
 from ops.options import (
@@ -211,7 +211,10 @@ def place(lanes: Mapping[str, int], profile: str) -> list[tuple[str, str, str]]:
     if profile == "tiny":
         slots = [f"cpu-{index}" for index in range(len(names))]
     else:
-        slots = [gpu.uuid for gpu in list_gpus()]
+        try:
+            slots = [gpu.uuid for gpu in list_gpus()]
+        except DriverUnusable as error:
+            raise click.ClickException(str(error)) from error
         if len(slots) < len(names):
             raise click.ClickException(
                 f"{len(names)} lanes need a card each, and this machine has {len(slots)}; "

@@ -46,7 +46,7 @@ def forget(error: BaseException) -> None:
             continue
         seen.add(id(current))
         pending += [current.__cause__, current.__context__]
-        pass
+        current.__traceback__ = None
 
 
 def _trim_heap() -> None:

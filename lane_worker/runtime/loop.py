@@ -30,7 +30,7 @@ from lane_worker.runtime.host_messages import WrittenVideo
 from lane_worker.runtime.lease import LeaseKeeper
 from ops.artifacts import Artifacts, StorageFailed
 from ops.ending import end
-from ops.nats_link import NatsLink, Pull, TransportUnavailable, WrongRevision, ack_sync
+from ops.nats_link import Entry, NatsLink, Pull, TransportUnavailable, WrongRevision, ack_sync
 
 REREAD_WAIT_S: Final = 0.05
 IMAGE_WAIT_S: Final = 2.0
@@ -147,23 +147,32 @@ class WorkLoop:
                 await message.term()
             return
         held = await self._claim(queued, message)
-        if held is None:
-            return
-        self._on_busy(True)
+        # The record decides from here on, so the run need not wait for the ack (ADR 0006).
+        acked = asyncio.create_task(self._ack(message))
+        if held is not None:
+            self._on_busy(True)
+            try:
+                await self._execute(held)
+            finally:
+                self._on_busy(False)
+        await acked
+
+    async def _ack(self, message: Msg) -> None:
         try:
-            await self._execute(held)
-        finally:
-            self._on_busy(False)
+            await ack_sync(message)
+        except TransportUnavailable as error:
+            log.info("ack_unanswered", subject=message.subject, error=str(error))  # delivered again, and dropped then
 
     async def _claim(self, queued: GenerationTask, message: Msg) -> HeldTask | None:
         """The task, held by this worker, or None when it is not to be run."""
         while True:
             try:
-                # the timer first: from the claim on, somebody looks when this worker falls silent
-                await self._link.set_timer("lease", queued.id, lease_end(self._windows.lease_s), message.data)
-                held = await self._try_claim(queued)
-                await ack_sync(message)
-                return held
+                # the timer before the claim: from then on, somebody looks when this worker falls silent
+                _, entry = await asyncio.gather(
+                    self._link.set_timer("lease", queued.id, lease_end(self._windows.lease_s), message.data),
+                    self._link.get(TASKS, queued.id),
+                )
+                return await self._try_claim(queued, entry)
             except WrongRevision:
                 continue  # somebody moved the record between our look and our write: look again
             except _Ahead:
@@ -173,8 +182,7 @@ class WorkLoop:
                 log.warning("claim_interrupted", task_id=queued.id, error=str(error))
                 await asyncio.sleep(REREAD_WAIT_S)
 
-    async def _try_claim(self, queued: GenerationTask) -> HeldTask | None:
-        entry = await self._link.get(TASKS, queued.id)
+    async def _try_claim(self, queued: GenerationTask, entry: Entry | None) -> HeldTask | None:
         revision = entry.revision if entry is not None else 0
         try:
             record = decode_task(entry.value) if entry is not None and entry.value is not None else None

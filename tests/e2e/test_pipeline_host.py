@@ -1,6 +1,7 @@
 """The pipeline host, both sides: real children, real tiny pipelines, real kills (design §7)."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -573,8 +574,13 @@ async def test_a_killed_worker_leaves_no_process_and_no_lock(workshop: Workshop,
     assert rss_kb < 60 * 1024
 
     worker.kill()
+    try:
+        await eventually(lambda: asyncio.to_thread(lambda: is_gone(host_pid) and is_gone(server_pid)))
+    finally:  # where that failed, nothing else would end them
+        for pid in (host_pid, server_pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     _, errors = await worker.communicate()
-    await eventually(lambda: asyncio.to_thread(lambda: is_gone(host_pid) and is_gone(server_pid)))
     assert errors == b""  # no progress bars, no warnings, no prompt
 
     workshop.lock_dir, lock_dir = tmp_path / "locks", workshop.lock_dir
