@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def measure(up: UpProcess, catalog: Catalog, folder: Path) -> Iterable[tuple[str
         done = up.ended(task["id"])
         ended_s = time.perf_counter()
         parameters = msgjson.decode(json.dumps(done["parameters"]), type=GenerationParameters)
-        direct_s = seconds(lambda parameters=parameters, name=name: direct(pipelines[name], parameters, folder))
+        direct_s = seconds(partial(direct, pipelines[name], parameters, folder))
         if number >= 4:  # the first ones of each fill caches on both sides
             accept_ms.append((accepted_s - begun_s) * 1e3)
             start_ms.append(publish_to_start_ms(done))

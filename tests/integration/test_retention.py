@@ -81,7 +81,7 @@ async def test_files_go_when_the_server_drops_the_record(services: Services, tmp
     # the running janitor of these services comes every second at this keep
 
     async def cleaned() -> bool:
-        return not any([file.exists() for file in files])
+        return not any(file.exists() for file in files)
 
     await eventually(cleaned)
     assert services.tasks.named_paths_of(task.id) == frozenset()
@@ -89,9 +89,7 @@ async def test_files_go_when_the_server_drops_the_record(services: Services, tmp
 
 async def test_the_file_of_a_running_task_stays(services: Services, tmp_path: Path) -> None:
     now = datetime.now(UTC)
-    task = lifecycle.claim(
-        pending_task(created_at=now, queued_at=now), owner="o", worker="w", lease_s=20, now=now
-    )
+    task = lifecycle.claim(pending_task(created_at=now, queued_at=now), owner="o", worker="w", lease_s=20, now=now)
     await services.link.create(TASKS, task.id, encode_task(task))
     video = store(services, tmp_path, task.video_path, age_s=3_600)
     await asyncio.gather(services.clean(), services.clean())

@@ -209,7 +209,8 @@ async def test_a_message_ahead_of_its_record_waits_for_it(link: NatsLink, worker
     await queue(link, newer, record=False)
 
     async def delivered() -> bool:
-        return (await link.js.consumer_info(STREAM, "worker")).num_ack_pending == 1
+        waiting: int | None = (await link.js.consumer_info(STREAM, "worker")).num_ack_pending
+        return waiting == 1
 
     await eventually(delivered)
     assert worker.runner.ran == []
