@@ -111,9 +111,9 @@ async def worker(link: NatsLink, catalog: Catalog, tmp_path: Path) -> AsyncItera
     await worker.close()
 
 
-def fresh_task(**changes: object) -> GenerationTask:
+def fresh_task() -> GenerationTask:
     now = datetime.now(UTC)
-    return pending_task(created_at=now, queued_at=now, deadline_at=now + timedelta(seconds=30), **changes)
+    return pending_task(created_at=now, queued_at=now, deadline_at=now + timedelta(seconds=30))
 
 
 async def queue(link: NatsLink, task: GenerationTask, *, record: bool = True, message_id: str | None = None) -> None:

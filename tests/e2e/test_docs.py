@@ -1,0 +1,147 @@
+"""The README's commands, run as a newcomer pastes them, and its answers compared with the real ones."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import av
+from msgspec import Struct
+
+from contracts.topology import CONTROL, LANES, TASKS, bucket_stream
+from ops.nats_link import NatsLink
+from tests.support import clean_environment, eventually
+from tests.system import UpProcess
+
+README: Final = Path(__file__).parents[2] / "README.md"
+URL: Final = "http://127.0.0.1:8000"
+_BLOCK: Final = re.compile(r"^```(bash|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+class Step(Struct, frozen=True):
+    """A command, and what the README shows as its output; None where it shows none."""
+
+    command: str
+    shown: str | None
+
+
+def steps() -> list[Step]:
+    """Every command of the README in its order. A command goes on while its lines end with a backslash."""
+    found: list[Step] = []
+    for language, body in _BLOCK.findall(README.read_text()):
+        if language == "bash":
+            found.append(Step(body, None))
+            continue
+        for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
+            lines = part.splitlines()
+            length = next(index for index, line in enumerate(lines, 1) if not line.endswith("\\"))
+            found.append(Step("\n".join(lines[:length]), "\n".join(lines[length:])))
+    return found
+
+
+def run_all(commands: list[str], folder: Path, url: str) -> list[str]:
+    """What each command prints, all of them run by one shell, so that variables last. Fails when one fails."""
+    script = ["set -e"]
+    for number, command in enumerate(commands):
+        script.append("{ " + command.replace(URL, url).rstrip() + f"\n}} > {number}.out")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        ["bash", "-c", "\n".join(script)],
+        cwd=folder,
+        env=clean_environment() | {"PATH": path, "WARMLANE_URL": url},
+        check=True,
+        timeout=150,
+    )
+    return [(folder / f"{number}.out").read_text() for number in range(len(commands))]
+
+
+def same_keys(shown: Any, real: Any, place: str = "$") -> None:
+    """Both have the same keys and types, and lists the same number of entries; what is null may be filled in."""
+    if isinstance(shown, dict) and isinstance(real, dict):
+        assert list(shown) == list(real), place
+        for key in shown:
+            same_keys(shown[key], real[key], f"{place}.{key}")
+    elif isinstance(shown, list) and isinstance(real, list):
+        assert len(shown) == len(real), place
+        for index, (one, other) in enumerate(zip(shown, real, strict=True)):
+            same_keys(one, other, f"{place}[{index}]")
+    elif shown is not None and real is not None:
+        assert type(shown) is type(real), place
+
+
+def without_numbers(text: str) -> str:
+    return re.sub(r"\d[\d,.]*", "0", text)
+
+
+def test_the_commands_of_the_readme(system: UpProcess, tmp_path: Path) -> None:
+    wanted = steps()
+    assert len(wanted) > 12
+    outputs = run_all([step.command for step in wanted], tmp_path, system.url)
+    for step, output in zip(wanted, outputs, strict=True):
+        if step.shown is None:
+            continue
+        if step.shown.startswith("{\n") or step.shown.startswith('{"ready'):
+            shown, real = json.loads(step.shown), json.loads(output)
+            same_keys(shown, real)
+            for key in ("status", "code", "title", "detail", "errors"):  # what a reader will rely on
+                assert shown.get(key) == real.get(key), step.command
+        else:
+            # the last line: of events, a fast reader sees more than a slow one
+            assert without_numbers(output).splitlines()[-1:] == without_numbers(step.shown).splitlines()[-1:], step
+    for name in ("fox.mp4", "lantern.mp4"):
+        with av.open(str(tmp_path / name)) as container:
+            assert len(list(container.decode(video=0))) == 17
+
+
+def test_a_key_leads_to_the_id_that_the_readme_shows(system: UpProcess, tmp_path: Path) -> None:
+    """The id follows from caller and key, so the README can promise it."""
+    keyed = [step for step in steps() if "Idempotency-Key" in step.command][:2]
+    assert run_all([step.command for step in keyed], tmp_path, system.url) == [f"{step.shown}\n" for step in keyed]
+
+
+async def test_what_the_nats_commands_of_the_readme_name_is_there(system: UpProcess) -> None:
+    """The `nats` tool is no dependency of the tests: its commands' names are looked up through the JetStream API."""
+    text = README.read_text()
+    task_id = system.ended(system.submit(num_frames=5)["id"])["id"]
+    link = await NatsLink.connect(system.nats_url, name="test")
+    try:
+        for stream in re.findall(r"^nats stream (?:info|subjects) (\S+)", text, re.MULTILINE):
+            assert (await link.js.stream_info(stream)).config.name == stream
+        for stream, consumer in re.findall(r"^nats consumer info (\S+) (\S+)", text, re.MULTILINE):
+            assert (await link.js.consumer_info(stream, consumer)).name == consumer
+        for bucket, key in re.findall(r"^nats kv (?:get|history) (\S+) (\S+)", text, re.MULTILINE):
+            entry = await link.get(bucket, key.replace("ID", task_id))
+            assert entry is not None, (bucket, key)
+            assert entry.value, (bucket, key)
+        assert (await link.js.stream_info(bucket_stream(TASKS))).config.max_msgs_per_subject == 16
+        assert (await link.js.stream_info(bucket_stream(LANES))).config.name
+    finally:
+        await link.close()
+
+
+async def test_the_switch_of_the_readme(system: UpProcess) -> None:
+    """`nats kv put control lanes.anisora …`: off and on again, without a restart."""
+    puts = re.findall(r"^nats kv put (\S+) (\S+) (\S+)", README.read_text(), re.MULTILINE)
+    assert [mode for *_, mode in puts] == ["degraded", "auto"]
+    body = {"model": "anisora", "prompt": "switched", "num_frames": 5}
+    link = await NatsLink.connect(system.nats_url, name="test")
+    try:
+        for (bucket, key, mode), expected in zip(puts, (503, 202), strict=True):
+            assert bucket == CONTROL
+            await link.put(bucket, key, mode.encode())
+
+            async def answered(status: int = expected) -> bool:
+                response = system.http.post("/generate", json=body)
+                if response.status_code == 202:
+                    system.ended(response.json()["id"])
+                else:
+                    assert response.json()["code"] == "no_lane"
+                return response.status_code == status
+
+            await eventually(answered)
+    finally:
+        await link.put(CONTROL, "lanes.anisora", b"auto")
+        await link.close()

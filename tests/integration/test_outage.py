@@ -1,0 +1,123 @@
+"""The server goes away and comes back while a gateway and a worker's heartbeat live on."""
+
+import asyncio
+from datetime import UTC, datetime
+
+import httpx
+import msgspec
+
+from contracts.lanes import LaneHeartbeat, LaneState
+from contracts.topology import LANES, lane_key
+from gateway.lane_board import LaneBoard
+from lane_worker.runtime.heartbeat import Heartbeat
+from ops.ending import end
+from ops.nats_link import NatsLink, TransportUnavailable
+from tests.integration.conftest import GatewayProcess, report_lane
+from tests.integration.test_http_generate import GOOD, problem
+from tests.support import NatsServer, eventually
+
+
+async def test_a_gateway_without_its_server(gateway: GatewayProcess, http: httpx.AsyncClient) -> None:
+    """Refusals say what is unknown, known tasks are still shown, and the same key finds out afterwards."""
+    known = (await http.post("/generate", json=GOOD, headers={"idempotency-key": "before"})).json()
+    gateway.nats.kill()
+    for headers in ({}, {"idempotency-key": "during"}):
+        refused = await http.post("/generate", json=GOOD, headers=headers)
+        body = problem(refused)
+        assert (refused.status_code, body["code"], body["outcome"]) == (503, "transport_unavailable", "unknown")
+        assert int(refused.headers["retry-after"]) >= 1
+    assert (await http.get(f"/tasks/{known['id']}")).json() == known
+    assert (await http.get("/healthz")).status_code == 200
+    assert (await http.get("/readyz")).status_code == 503
+    cancelled = await http.delete(f"/tasks/{known['id']}")
+    assert (cancelled.status_code, problem(cancelled)["code"]) == (503, "transport_unavailable")
+    gateway.nats.start()
+
+    async def accepted() -> httpx.Response | None:
+        response = await http.post("/generate", json=GOOD, headers={"idempotency-key": "during"})
+        return response if response.status_code == 202 else None
+
+    response = await eventually(accepted)
+    assert response is not None
+    again = await http.post("/generate", json=GOOD, headers={"idempotency-key": "during"})
+    assert again.json()["id"] == response.json()["id"]
+    assert (await http.post("/generate", json=GOOD, headers={"idempotency-key": "before"})).json()["id"] == known["id"]
+    assert (await http.delete(f"/tasks/{known['id']}")).json()["status"] == "failed"
+
+
+async def test_lanes_are_seen_again_after_a_restart(link: NatsLink, nats_server: NatsServer) -> None:
+    board = LaneBoard(health_timeout_s=60)
+    await board.start(link)
+    await report_lane(link, "anisora", LaneState.LOADING)
+
+    async def states() -> list[LaneState]:
+        return board.states("anisora", datetime.now(UTC))[0]
+
+    async def loading() -> bool:
+        return await states() == [LaneState.LOADING]
+
+    await eventually(loading)
+    nats_server.kill()
+    nats_server.start()
+
+    async def reported() -> bool:
+        try:
+            await report_lane(link, "anisora", LaneState.WARM)
+        except TransportUnavailable:
+            return False
+        return True
+
+    await eventually(reported)
+
+    async def warm() -> bool:
+        return await states() == [LaneState.WARM]
+
+    await eventually(warm)
+
+
+async def test_a_heartbeat_tells_changes_at_once_comes_back_and_leaves(link: NatsLink, nats_server: NatsServer) -> None:
+    heartbeat = Heartbeat(
+        link,
+        model="anisora",
+        worker="a-0",
+        slot="cpu-0",
+        interval_s=600,  # so that only changes and reconnects are told in this test
+        health_age_s=lambda: 1.5,
+        started_at=datetime.now(UTC),
+    )
+    beating = asyncio.create_task(heartbeat.run())
+    key = lane_key("anisora", "a-0")
+
+    async def told(state: LaneState) -> LaneHeartbeat | None:
+        try:
+            entry = await link.get(LANES, key)
+        except TransportUnavailable:
+            return None
+        value = entry.value if entry is not None else None
+        report = None if value is None else msgspec.json.decode(value, type=LaneHeartbeat)
+        return report if report is not None and report.state is state else None
+
+    assert await eventually(lambda: told(LaneState.STARTING))
+    heartbeat.set(LaneState.WARM)
+    warm = await eventually(lambda: told(LaneState.WARM))
+    assert warm is not None
+    assert warm.health_age_s == 1.5
+    assert warm.warm_after_s is not None
+    before = await link.get(LANES, key)
+    assert before is not None
+    nats_server.kill()
+    nats_server.start()
+
+    async def reconnected() -> bool:
+        try:
+            entry = await link.get(LANES, key)
+        except TransportUnavailable:
+            return False
+        return entry is not None and entry.revision > before.revision
+
+    await eventually(reconnected)
+    await end(beating)
+    await heartbeat.leave()
+    entry = await link.get(LANES, key)
+    assert entry is not None
+    assert entry.value is None

@@ -1,0 +1,171 @@
+"""What the documents name exists: files, tests, commands, options, targets, streams. And what a repository must not hold."""
+
+import ast
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import click
+import pytest
+
+from contracts.settings import load_settings
+from contracts.topology import topology
+from ops.cli import COMMANDS, LazyGroup, cli
+from ops.options import Duration
+
+ROOT: Final = Path(__file__).parents[2]
+README: Final = ROOT / "README.md"
+DOCUMENTS: Final = (README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")))
+TEXT: Final = "\n".join(path.read_text() for path in DOCUMENTS)
+# Paths of the repository in backticks, with or without the name of a test.
+_NAMED: Final = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|json|md|toml)|[\w-]+\.(?:md|toml|txt|conf))(?:::(\w+))?`")
+_LINK: Final = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
+_BLOCK: Final = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_REQUIREMENTS: Final = [f"FR-{n:03}" for n in range(1, 22)] + [f"SC-{n:03}" for n in range(1, 10)]
+
+
+def code_lines() -> list[str]:
+    """Every line that a reader may type: of the blocks and between backticks."""
+    blocks = [line for language, body in _BLOCK.findall(TEXT) if language != "text" for line in body.splitlines()]
+    return [*blocks, *re.findall(r"`([^`\n]+)`", _BLOCK.sub("", TEXT))]
+
+
+def command(name: str) -> click.Command:
+    assert isinstance(cli, LazyGroup)
+    found = cli.get_command(click.Context(cli), name)
+    assert found is not None, f"warmlane has no command {name}"
+    return found
+
+
+@cache
+def tests_in(path: Path) -> frozenset[str]:
+    return frozenset(
+        node.name
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    )
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_file_and_test_that_is_named_exists(document: Path) -> None:
+    for path, test in _NAMED.findall(document.read_text()):
+        assert (ROOT / path).is_file(), f"{document.name} names {path}"
+        assert not test or test in tests_in(ROOT / path), f"{document.name} names {path}::{test}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(document: Path) -> None:
+    for target in _LINK.findall(document.read_text()):
+        assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_every_decision_that_the_code_names_is_written() -> None:
+    written = {path.name[:4] for path in (ROOT / "docs" / "adr").glob("*.md")}
+    for path in tracked_files():
+        if path.suffix in {".py", ".md"}:
+            assert set(re.findall(r"ADR (\d{4})\b", path.read_text())) <= written, path
+
+
+def test_every_requirement_has_one_row() -> None:
+    """FR and SC → where it is → which test shows it; a row without a test says that something is not built."""
+    rows = [line.split(" | ") for line in README.read_text().splitlines() if re.match(r"\| (FR|SC)-\d", line)]
+    assert [row[0].split()[1] for row in rows] == _REQUIREMENTS
+    for row in rows:
+        text = " ".join(row)
+        assert "not built yet" in text or re.search(r"`tests/[^`]+`|the same", row[2]), text
+
+
+def test_every_command_and_option_that_is_named_exists() -> None:
+    named = [match for line in code_lines() for match in re.finditer(r"\bwarmlane ([a-z]+)\b(.*)", line)]
+    assert {match[1] for match in named} == set(COMMANDS)
+    for match in named:
+        known = {option for parameter in command(match[1]).params for option in parameter.opts}
+        assert set(re.findall(r"(?<!\S)--[a-z][a-z-]*", match[2])) <= known, match[0]
+
+
+def test_the_table_of_options_is_that_of_warmlane_up() -> None:
+    shown = re.findall(r"^\| `(--[a-z-]+)` \| `(WARMLANE_[A-Z_]+)` \| (.+?) \|", README.read_text(), re.MULTILINE)
+    options = [parameter for parameter in command("up").params if isinstance(parameter, click.Option)]
+    assert {option: variable for option, variable, _ in shown} == {
+        parameter.opts[0]: parameter.envvar for parameter in options
+    }
+    defaults = {option: default for option, _, default in shown}
+    for parameter in options:
+        if parameter.show_default:
+            expected = parameter.default
+            shown_default = defaults[parameter.opts[0]].strip("`")
+            assert shown_default == str(expected), parameter.opts[0]
+            if isinstance(parameter.type, Duration):
+                assert parameter.type.convert(expected, parameter, None) > 0
+
+
+def test_every_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {match[1] for line in code_lines() if (match := re.match(r"\s*make ([a-z]+)", line))}
+    assert {"run", "test", "lint", "clean", "numbers"} <= named
+    assert named <= targets
+
+
+def test_every_stream_and_bucket_that_is_named_exists() -> None:
+    catalog = load_settings().catalog("tiny")
+    wanted = topology(tuple(catalog.models), lane_queue_max_msgs=1, keep_s=1)
+    streams = {stream.name: {consumer.name for consumer in stream.consumers} for stream in wanted.streams}
+    text = README.read_text()
+    for stream in re.findall(r"^nats stream (?:info|subjects) (\S+)", text, re.MULTILINE):
+        assert stream in streams
+    for stream, consumer in re.findall(r"^nats consumer info (\S+) (\S+)", text, re.MULTILINE):
+        assert consumer in streams[stream]
+    buckets = {bucket.name for bucket in wanted.buckets}
+    named = re.findall(r"^nats kv (?:get|history|ls|watch|put) (\S+)", text, re.MULTILINE)
+    assert set(named) == {"tasks", "lanes", "control"} <= buckets
+    told = re.findall(r"^\| (?:streams?|buckets?) (.+?) \|", text, re.MULTILINE)
+    assert {name for names in told for name in re.findall(r"`(\w+)`", names)} == {*streams, *buckets}
+
+
+# ── the repository ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@cache
+def tracked_files() -> tuple[Path, ...]:
+    """What is, or would be, committed."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return tuple(path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file())
+
+
+def test_no_file_is_large() -> None:
+    assert [path for path in tracked_files() if path.stat().st_size > 1024 * 1024] == []
+
+
+# In two pieces each, or this file would be the first to be found.
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        pytest.param(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X)\b", id="left-undone"),
+        pytest.param(r"(?<![\w.}\])*])/(?:work|home|root|Users|opt|mnt)/" + r"\w", id="path-of-a-machine"),
+        pytest.param(
+            r"py"
+            + r"pi\.org|pytho"
+            + r"nhosted|download\.py"
+            + r"torch|npm"
+            + r"js\.(?:org|com)|/sim"
+            + r"ple\b|index-url[ =]+[a-z]",
+            id="package-index",
+        ),
+        pytest.param("<<<<<" + "<<|>>>>>" + ">>", id="conflict"),
+    ],
+)
+def test_no_file_holds(pattern: str) -> None:
+    found = re.compile(pattern)
+    for path in tracked_files():
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert found.search(line) is None, f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
