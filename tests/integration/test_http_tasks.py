@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from openapi_spec_validator import validate
 
 from contracts import lifecycle
 from contracts.tasks import (
@@ -244,3 +245,23 @@ async def test_settings_liveness_and_readiness(http: httpx.AsyncClient) -> None:
     assert (await http.get("/healthz")).status_code == 200
     ready = await http.get("/readyz")
     assert (ready.status_code, ready.json()["ready"]) == (200, True)
+
+
+async def test_the_document_of_the_running_gateway_is_valid_and_whole(http: httpx.AsyncClient) -> None:
+    document = (await http.get("/openapi.json")).json()
+    validate(document)
+    assert set(document["paths"]) >= {
+        "/generate",
+        "/tasks",
+        "/tasks/{task_id}",
+        "/tasks/{task_id}/events",
+        "/tasks/{task_id}/video",
+        "/settings",
+        "/healthz",
+        "/readyz",
+    }
+    video = document["paths"]["/tasks/{task_id}/video"]
+    assert {"200", "206", "304", "404", "410", "416", "503"} <= set(video["get"]["responses"])
+    assert set(video) >= {"get", "head"}
+    page = await http.get("/docs")
+    assert (page.status_code, "swagger" in page.text.lower()) == (200, True)

@@ -1,4 +1,4 @@
-"""What the documents name exists: files, tests, commands, options, targets, streams. And what a repository must not hold."""
+"""What the documents name exists: files, tests, commands, options, streams. And what no file here may hold."""
 
 import ast
 import re
@@ -13,7 +13,6 @@ import pytest
 from contracts.settings import load_settings
 from contracts.topology import topology
 from ops.cli import COMMANDS, LazyGroup, cli
-from ops.options import Duration
 
 ROOT: Final = Path(__file__).parents[2]
 README: Final = ROOT / "README.md"
@@ -40,7 +39,7 @@ def command(name: str) -> click.Command:
 
 
 @cache
-def tests_in(path: Path) -> frozenset[str]:
+def functions_of(path: Path) -> frozenset[str]:
     return frozenset(
         node.name
         for node in ast.parse(path.read_text()).body
@@ -52,7 +51,7 @@ def tests_in(path: Path) -> frozenset[str]:
 def test_every_file_and_test_that_is_named_exists(document: Path) -> None:
     for path, test in _NAMED.findall(document.read_text()):
         assert (ROOT / path).is_file(), f"{document.name} names {path}"
-        assert not test or test in tests_in(ROOT / path), f"{document.name} names {path}::{test}"
+        assert not test or test in functions_of(ROOT / path), f"{document.name} names {path}::{test}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -94,11 +93,7 @@ def test_the_table_of_options_is_that_of_warmlane_up() -> None:
     defaults = {option: default for option, _, default in shown}
     for parameter in options:
         if parameter.show_default:
-            expected = parameter.default
-            shown_default = defaults[parameter.opts[0]].strip("`")
-            assert shown_default == str(expected), parameter.opts[0]
-            if isinstance(parameter.type, Duration):
-                assert parameter.type.convert(expected, parameter, None) > 0
+            assert defaults[parameter.opts[0]].strip("`") == str(parameter.default), parameter.opts[0]
 
 
 def test_every_target_that_is_named_exists() -> None:
@@ -152,15 +147,8 @@ def test_no_file_is_large() -> None:
     [
         pytest.param(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X)\b", id="left-undone"),
         pytest.param(r"(?<![\w.}\])*])/(?:work|home|root|Users|opt|mnt)/" + r"\w", id="path-of-a-machine"),
-        pytest.param(
-            r"py"
-            + r"pi\.org|pytho"
-            + r"nhosted|download\.py"
-            + r"torch|npm"
-            + r"js\.(?:org|com)|/sim"
-            + r"ple\b|index-url[ =]+[a-z]",
-            id="package-index",
-        ),
+        pytest.param(r"py" + r"pi\.org|pytho" + r"nhosted\.", id="package-index-python"),
+        pytest.param(r"download\.py" + r"torch|npm" + r"js\.(?:org|com)|/sim" + r"ple/", id="package-index-other"),
         pytest.param("<<<<<" + "<<|>>>>>" + ">>", id="conflict"),
     ],
 )
