@@ -29,7 +29,7 @@ class Requeue(Struct, frozen=True):
 
 
 class KeepWaiting(Struct, frozen=True):
-    """Overdue on a lane that still works: wait for another span."""
+    """Overdue on a lane that works or is about to: wait for another span."""
 
 
 class Republish(Struct, frozen=True):
@@ -51,7 +51,7 @@ DueAction = Forget | RecordAsRefused | Fail | Requeue | KeepWaiting | Republish 
 def due_action(
     task: GenerationTask | None,
     *,
-    lane_ready: bool,
+    lane_alive: bool,
     unbroken_s: float,
     windows: Windows,
     attempts: int,
@@ -59,11 +59,12 @@ def due_action(
 ) -> DueAction:
     """The handler's table; the record decides, not the timer's kind.
 
-    *unbroken_s* is for how long this sweeper's connection has stood, *lane_ready* whether a lane takes the model.
+    *unbroken_s* is for how long this sweeper's connection has stood, *lane_alive* whether a lane of the
+    model works or is on its way to it.
 
     1. No record: RecordAsRefused.
     2. Ended: Forget.
-    3. Pending and overdue: KeepWaiting where a lane is ready (ADR 0002), else Fail(queue_overloaded).
+    3. Pending and overdue: KeepWaiting where a lane is alive (ADR 0002), else Fail(queue_overloaded).
     4. Pending, not overdue: Republish.
     5. Processing, lease live: SetTimer at its end.
     6. Processing, lease over, but this sweeper was cut off lately (so the owner may have been too): SetTimer later.
@@ -77,7 +78,7 @@ def due_action(
     if task.status is TaskStatus.PENDING:
         if now < task.deadline_at:  # 4
             return Republish(task.deadline_at)
-        if lane_ready:  # 3
+        if lane_alive:  # 3
             return KeepWaiting()
         return Fail(
             FailureCode.QUEUE_OVERLOADED,

@@ -1,6 +1,7 @@
 """Which lanes there are, held in memory by watching KV `lanes` and KV `control`."""
 
 from datetime import datetime, timedelta
+from typing import Final
 
 import msgspec
 import structlog
@@ -8,8 +9,10 @@ import structlog
 from contracts.lanes import LaneHeartbeat, LaneReport, LaneState
 from contracts.tasks import RoutingDecision
 from contracts.topology import CONTROL, LANES
-from gateway.routing import Route, decision_of, is_ready, route
+from gateway.routing import READY_STATES, Route, decision_of, is_ready, route
 from ops.nats_link import Entry, NatsLink
+
+ALIVE_STATES: Final = READY_STATES | {LaneState.STARTING, LaneState.LOADING}
 
 log = structlog.get_logger("lane_board")
 
@@ -66,6 +69,10 @@ class LaneBoard:
         forced = self._modes.get(model) == "degraded"
         outcome = route(reports, forced_degraded=forced, health_timeout_s=self._health_timeout_s, now=now)
         return outcome, decision_of(outcome, reports, forced_degraded=forced, now=now)
+
+    def is_alive(self, model: str, now: datetime) -> bool:
+        """Whether a lane of *model* was heard of lately and works, or is on its way to it."""
+        return any(state in ALIVE_STATES for state in self.states(model, now)[0])
 
     def states(self, model: str, now: datetime) -> tuple[list[LaneState], bool]:
         """The states of *model*'s lanes that were heard of lately, and whether one of them is ready."""

@@ -15,7 +15,6 @@ from contracts.tasks import FailureCode, GenerationTask, UnreadableTask, decode_
 from contracts.topology import DEADLINES, TASKS, TIMER_KINDS, TimerKind, sweep_consumer, work_stream, work_subject
 from gateway.due import Fail, Forget, KeepWaiting, RecordAsRefused, Republish, Requeue, SetTimer, due_action
 from gateway.lane_board import LaneBoard
-from gateway.routing import ToLane
 from gateway.task_board import Snapshot, TaskBoard
 from ops.nats_link import NatsLink, StreamFull, TransportUnavailable, WrongRevision, pages
 
@@ -68,10 +67,9 @@ class Sweeper:
         now = datetime.now(UTC)
         snapshot = await self._tasks.read(task_id)
         task = snapshot.task if snapshot else None
-        lane_ready = task is not None and isinstance(self._lanes.route(task.model, now)[0], ToLane)
         action = due_action(
             task,
-            lane_ready=lane_ready,
+            lane_alive=task is not None and self._lanes.is_alive(task.model, now),
             unbroken_s=self._link.unbroken_s(),
             windows=self._catalog.windows,
             attempts=self._catalog.attempts,

@@ -24,9 +24,14 @@ from ops.telemetry import configure_logging
     epilog="Examples:\n\n  warmlane lane --model anisora\n\n"
     "  warmlane lane --model phr00t --name phr00t-1 --slot cpu-3 --nats-url nats://127.0.0.1:4222"
 )
-@click.option("--model", envvar="WARMLANE_MODEL", required=True, help="The model that this lane keeps warm.")
 @click.option(
-    "--name", envvar="WARMLANE_NAME", help="Name of the lane, unique and stable. [default: the model and the slot]"
+    "--model", envvar="WARMLANE_MODEL", required=True, show_envvar=True, help="The model that this lane keeps warm."
+)
+@click.option(
+    "--name",
+    envvar="WARMLANE_NAME",
+    show_envvar=True,
+    help="Name of the lane, unique and stable. [default: the model and the slot]",
 )
 @click.option(
     "--slot",

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import shutil
+import time
 import uuid
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ from ops.nats_link import NatsLink
 WARMUP_TASK: Final = "warmup"
 RESTART_FIRST_S: Final = 0.5
 RESTART_MAX_S: Final = 30.0
+SCRATCH_KEPT_S: Final = 3_600.0
 # After the drain's bound, how long the task in hand may take to stop and to give its lease back.
 LEAVE_S: Final = 15.0
 
@@ -52,7 +54,10 @@ class LaneWorker:
         self._model = model
         self._windows = windows
         self._slot = slot
-        self._scratch = data_dir / "scratch" / name
+        self._owner = uuid.uuid4().hex
+        # a folder of this process alone: the one that it replaces may still be finishing its task
+        self._scratch_root = data_dir / "scratch" / slot
+        self._scratch = self._scratch_root / self._owner
         self._host = Host(
             slot=slot,
             lock_dir=data_dir / "locks",
@@ -76,7 +81,7 @@ class LaneWorker:
             link=link,
             artifacts=artifacts,
             stream=lane_stream(model.name),
-            owner=uuid.uuid4().hex,
+            owner=self._owner,
             worker=name,
             windows=windows,
             runner=self._runner,
@@ -90,7 +95,6 @@ class LaneWorker:
 
         Raises SlotTaken when another process holds the card, HostLost when its host does not even start.
         """
-        shutil.rmtree(self._scratch, ignore_errors=True)
         self._scratch.mkdir(parents=True)
         beating = asyncio.create_task(self._heartbeat.run())
         serving = asyncio.create_task(self._serve(stop))
@@ -141,22 +145,31 @@ class LaneWorker:
     async def _warm_up(self) -> None:
         """Starts the host, loads, and runs one small generation. Raises SlotTaken, HostLost, LoadFailed."""
         ready = await self._host.start()
+        self._remove_what_others_left()
         self._account_for(ready)
         if not self._draining:
             self._heartbeat.set(LaneState.LOADING)
         loaded = await self._host.load()
         request = Generate(
             task_id=WARMUP_TASK,
-            attempt=0,
+            attempt=0,  # and therefore not slowed down by --step-seconds
             parameters=warmup_parameters(self._model),
             video_path=str(self._scratch / f"{WARMUP_TASK}.mp4"),
         )
         outcome = await self._host.generate(request, lambda _: None)
         if self._host.pid is None or isinstance(outcome, Failed):
-            raise HostLost(f"the warm-up generation did not succeed: {outcome}")
+            reason = getattr(outcome, "message", None) or getattr(outcome, "reason", type(outcome).__name__)
+            raise HostLost(f"the warm-up generation did not succeed: {reason}")
         log.info("warm", load_s=round(loaded.seconds, 3), rss_bytes=loaded.memory.rss_bytes)
         if not self._draining:
             self._heartbeat.set(LaneState.WARM)
+
+    def _remove_what_others_left(self) -> None:
+        # a predecessor may still be storing its last video: only what is old is nobody's
+        oldest_s = time.time() - SCRATCH_KEPT_S
+        for folder in self._scratch_root.iterdir():
+            if folder != self._scratch and folder.stat().st_mtime < oldest_s:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _account_for(self, ready: Ready) -> None:
         """Writes the memory line that the slot's last holder could not: it died in the middle of a task (FR-009)."""

@@ -235,9 +235,13 @@ class NatsLink:
         """Stores *value*, whatever was there, and returns the new revision."""
         return (await self.publish(bucket_subject(bucket, key), value)).seq
 
-    async def delete(self, bucket: str, key: str) -> None:
-        """Puts a deletion marker at *key*, as `nats kv del` does."""
-        await self.publish(bucket_subject(bucket, key), b"", headers={"KV-Operation": "DEL"})
+    async def delete(self, bucket: str, key: str, *, revision: int) -> None:
+        """Puts a deletion marker at *key*, as `nats kv del` does, if it is still at *revision*.
+
+        Raises WrongRevision, TransportUnavailable.
+        """
+        headers = {"KV-Operation": "DEL", Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
+        await self.publish(bucket_subject(bucket, key), b"", headers=headers)
 
     async def watch(self, bucket: str, on_change: Callable[[Entry], None]) -> asyncio.Event:
         """Calls *on_change* with the last entry of every key, then with every change, across server restarts.
@@ -377,5 +381,7 @@ def _translated(what: str) -> Iterator[None]:
         if (error.code is not None and error.code >= 500) or error.err_code == 10158:
             raise TransportUnavailable(f"{what}: {error.description}") from error
         raise
+    except nats.errors.OutboundBufferLimitError as error:
+        raise TransportUnavailable(f"{what}: not connected to nats-server") from error
     except (nats.errors.Error, OSError, TimeoutError) as error:
         raise TransportUnavailable(f"{what}: {str(error) or type(error).__name__}") from error

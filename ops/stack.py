@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import fcntl
+import os
+import shlex
 import signal
 import socket
 import time
@@ -38,6 +40,7 @@ from ops.telemetry import configure_logging
 
 NATS_HOST: Final = "127.0.0.1"
 STOP_S: Final = 10.0
+DEFAULT_PORT: Final = 8000
 # Beyond the lanes' own bound on a drain, they are killed.
 DRAIN_EXTRA_S: Final = 10.0
 PROMPTS: Final = ("a red fox in fresh snow", "a paper boat on a quiet lake", "a lantern in the rain")
@@ -167,7 +170,8 @@ class Stack:
         self._say(f"ready in {time.monotonic() - self._begun_s:.1f} s; paste one of these, then open the .mp4:")
         for model, prompt in zip(models, PROMPTS * len(models), strict=False):
             self._console.print(curl_lines(self.url, model, prompt), markup=False, highlight=False, soft_wrap=True)
-        self._console.print("or: warmlane demo   ·   Ctrl-C stops everything", highlight=False)
+        program, *rest = warmlane_command("demo", *([] if self._port == DEFAULT_PORT else ["--url", self.url]))
+        self._say(f"or: {shlex.join([os.path.relpath(program), *rest])}   ·   Ctrl-C stops everything")
 
     def _on_death(self, process: Process, status: int, wait_s: float) -> None:
         how = f"signal {-status}" if status < 0 else f"status {status}"
@@ -228,7 +232,7 @@ def curl_lines(url: str, model: str, prompt: str) -> str:
     body = msgspec.json.encode({"model": model, "prompt": prompt}).decode()
     return (
         f"""  id=$(curl -s {url}/generate -H 'Content-Type: application/json' -d '{body}' | cut -d'"' -f4)\n"""
-        f"""  curl -s "{url}/tasks/$id?wait=60" && curl -so {model}.mp4 "{url}/tasks/$id/video" """
+        f"""  curl -s "{url}/tasks/$id?wait=60"; echo; curl -so {model}.mp4 "{url}/tasks/$id/video" """
     ).rstrip()
 
 

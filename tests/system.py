@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,15 @@ class UpProcess:
             return self.http.get("/readyz").status_code == 200
         except httpx.TransportError:
             return False
+
+    def ports_are_free(self) -> bool:
+        """Whether another `warmlane up` could listen on the ports of this one."""
+        for port in (self.port, self.nats_port):
+            try:
+                socket.create_server(("127.0.0.1", port)).close()
+            except OSError:
+                return False
+        return True
 
     @property
     def pid(self) -> int:

@@ -199,8 +199,10 @@ class _Child:
         request, parameters = job.request, job.request.parameters
         task_id = request.task_id
 
+        step_seconds = self._step_seconds if request.attempt else 0.0
+
         def on_step(step: int) -> None:
-            if job.cancelled.wait(self._step_seconds):
+            if job.cancelled.wait(step_seconds):
                 raise TaskCancelled
             self._send(Progress(task_id, step, parameters.steps, time.time()))
 

@@ -24,7 +24,7 @@ def clean(device: str) -> MemoryReading:
         torch.cuda.empty_cache()
         torch.cuda.ipc_collect()
     _trim_heap()
-    cleanup_s = time.perf_counter() - started_s
+    cleanup_s = round(time.perf_counter() - started_s, 4)
     if device != "cuda":
         return MemoryReading(rss_bytes=_rss_bytes(), cleanup_s=cleanup_s)
     return MemoryReading(

@@ -11,7 +11,7 @@ import structlog
 
 from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.topology import LANES, lane_key
-from ops.nats_link import NatsLink, TransportUnavailable
+from ops.nats_link import NatsLink, TransportUnavailable, WrongRevision
 
 log = structlog.get_logger("heartbeat")
 
@@ -69,11 +69,22 @@ class Heartbeat:
                 continue
 
     async def leave(self) -> None:
-        """The lane goes away on purpose: its key is removed."""
+        """The lane goes away on purpose: its key is removed, unless its successor has it already."""
         try:
-            await self._link.delete(LANES, self._key)
+            entry = await self._link.get(LANES, self._key)
+            if entry is not None and entry.value is not None and self._is_mine(entry.value):
+                await self._link.delete(LANES, self._key, revision=entry.revision)
+        except WrongRevision:
+            return  # the successor spoke just now
         except TransportUnavailable as error:
             log.warning("lane_key_left", error=str(error))  # it ages out
+
+    def _is_mine(self, value: bytes) -> bool:
+        try:
+            told = msgspec.json.decode(value, type=LaneHeartbeat)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return True
+        return (told.pid, told.started_at) == (os.getpid(), self._started_at)
 
     def _value(self) -> bytes:
         return msgspec.json.encode(

@@ -82,11 +82,14 @@ class HeldTask:
         return False
 
     async def _read(self) -> Entry | None:
+        told = False
         while True:
             try:
                 return await self._link.get(TASKS, self.task.id)
             except TransportUnavailable as error:
-                log.warning("record_unreachable", task_id=self.task.id, error=str(error))
+                if not told:  # once for an outage
+                    log.warning("record_unreachable", task_id=self.task.id, error=str(error))
+                    told = True
                 await asyncio.sleep(RETRY_WAIT_S)
 
 

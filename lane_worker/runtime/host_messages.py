@@ -37,7 +37,10 @@ class Load(Struct, frozen=True, tag="load"):
 
 
 class Generate(Struct, frozen=True, tag="generate"):
-    """Run one inference and write an MP4 to *video_path*; answered by `Progress`…, then one of the four ends."""
+    """Run one inference and write an MP4 to *video_path*; answered by `Progress`…, then one of the four ends.
+
+    *attempt* 0 is a warm-up: `Load.step_seconds` does not slow it down.
+    """
 
     task_id: str
     attempt: int

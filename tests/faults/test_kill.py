@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,21 @@ def test_a_host_that_dies_twice_fails_the_task(up: UpProcess) -> None:
     eventually_sync(up.is_ready, within_s=60)
     again = up.submit(model="phr00t", num_frames=5)
     assert up.ended(again["id"])["status"] == "done"
+
+
+def test_kill_9_of_up_in_mid_run_and_a_restart(tmp_path: Path) -> None:
+    """The old lane still drains while the new one starts: neither takes the other's files, slot or heartbeat."""
+    up = UpProcess(tmp_path, "--lanes", "phr00t=1", "--step-seconds", "1")
+    up.start()
+    tasks = [up.submit(model="phr00t", num_frames=5) for _ in range(2)]
+    running(up, tasks[0]["id"])
+    os.kill(up.pid, signal.SIGKILL)
+    eventually_sync(up.ports_are_free, within_s=60)
+    up.start()
+    ended = [up.ended(task["id"]) for task in tasks]
+    assert [task["status"] for task in ended] == ["done", "done"], ended
+    assert all(len(up.memory_lines(task["id"])) >= 1 for task in tasks)
+    up.stop()
 
 
 def test_cancelling_a_running_task_stops_it_within_a_step(up: UpProcess) -> None:

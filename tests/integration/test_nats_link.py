@@ -24,8 +24,10 @@ async def test_compare_and_set(link: NatsLink) -> None:
 
 async def test_a_deleted_key_has_no_value(link: NatsLink) -> None:
     assert await link.get(TASKS, "a") is None
-    await link.put(TASKS, "a", b"1")
-    await link.delete(TASKS, "a")
+    revision = await link.put(TASKS, "a", b"1")
+    with pytest.raises(WrongRevision):
+        await link.delete(TASKS, "a", revision=revision + 1)
+    await link.delete(TASKS, "a", revision=revision)
     entry = await link.get(TASKS, "a")
     assert entry is not None
     assert entry.value is None

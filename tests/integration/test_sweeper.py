@@ -153,6 +153,33 @@ async def test_an_overdue_task_waits_on_while_its_lane_works(system: System) -> 
     assert len(await _messages(system.link, task["id"])) == 1
 
 
+async def test_an_overdue_task_waits_on_while_its_lane_starts_again(system: System) -> None:
+    """A restart with a real checkpoint takes longer than the wait limit: what was accepted is still served."""
+    task = await system.submit()
+    first_deadline = (await system.record(task["id"]))[0].deadline_at
+
+    async def extended() -> bool:
+        await report_lane(system.link, "anisora", LaneState.LOADING)
+        return (await system.record(task["id"]))[0].deadline_at > first_deadline
+
+    await eventually(extended)
+
+
+async def test_a_full_lane_queue_is_503_and_leaves_nothing_behind(system: System) -> None:
+    """FR-018 for lanes: the server's own limit refuses, and says which limit it was."""
+    stream = lane_stream("anisora")
+    info = await system.link.js.stream_info(stream)
+    await system.link.js.update_stream(info.config.evolve(max_msgs=2))
+    for _ in range(2):
+        await system.submit()
+    records = (await system.link.js.stream_info("KV_tasks")).state.messages
+    refused = await system.http.post("/generate", json={"model": "anisora", "prompt": "x"})
+    body = refused.json()
+    assert (refused.status_code, body["code"], body["limit"]) == (503, "queue_overloaded", "depth")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert (await system.link.js.stream_info("KV_tasks")).state.messages == records
+
+
 async def test_an_overdue_task_of_a_silent_lane_ends_queue_overloaded(system: System) -> None:
     """FR-021: the lane says nothing more; after its health window the task ends, and its message is gone."""
     task = await system.submit()

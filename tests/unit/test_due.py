@@ -25,9 +25,9 @@ CANCELLED = lifecycle.fail(pending_task(), code=FailureCode.CANCELLED, message="
 
 
 def decide(
-    task: GenerationTask | None, now: datetime, *, lane_ready: bool = True, unbroken_s: float = 1_000, catalog: Catalog
+    task: GenerationTask | None, now: datetime, *, lane_alive: bool = True, unbroken_s: float = 1_000, catalog: Catalog
 ) -> DueAction:
-    return due_action(task, lane_ready=lane_ready, unbroken_s=unbroken_s, windows=catalog.windows, attempts=2, now=now)
+    return due_action(task, lane_alive=lane_alive, unbroken_s=unbroken_s, windows=catalog.windows, attempts=2, now=now)
 
 
 def test_rows_1_and_2_no_record_and_ended(catalog: Catalog) -> None:
@@ -37,14 +37,14 @@ def test_rows_1_and_2_no_record_and_ended(catalog: Catalog) -> None:
 
 def test_row_3_overdue(catalog: Catalog) -> None:
     assert decide(pending_task(), after(30), catalog=catalog) == KeepWaiting()
-    failed = decide(pending_task(), after(30), lane_ready=False, catalog=catalog)
+    failed = decide(pending_task(), after(30), lane_alive=False, catalog=catalog)
     assert isinstance(failed, Fail)
     assert failed.code is FailureCode.QUEUE_OVERLOADED
 
 
-@pytest.mark.parametrize("lane_ready", [True, False])
-def test_row_4_not_overdue(lane_ready: bool, catalog: Catalog) -> None:
-    assert decide(pending_task(), after(29.999), lane_ready=lane_ready, catalog=catalog) == Republish(after(30))
+@pytest.mark.parametrize("lane_alive", [True, False])
+def test_row_4_not_overdue(lane_alive: bool, catalog: Catalog) -> None:
+    assert decide(pending_task(), after(29.999), lane_alive=lane_alive, catalog=catalog) == Republish(after(30))
 
 
 def test_row_5_live_lease(catalog: Catalog) -> None:
