@@ -74,9 +74,18 @@ class UpProcess:
         return host
 
     def submit(self, **fields: Any) -> dict[str, Any]:
-        response = self.http.post("/generate", json={"model": "anisora", "prompt": "a red fox"} | fields)
-        assert response.status_code == 202, response.text
-        task: dict[str, Any] = response.json()
+        """The accepted task. A lane that is about to be warm again is waited for, as a client would."""
+
+        def accepted() -> dict[str, Any] | None:
+            response = self.http.post("/generate", json={"model": "anisora", "prompt": "a red fox"} | fields)
+            if response.status_code == 503 and response.json()["code"] == "no_lane":
+                return None
+            assert response.status_code == 202, response.text
+            task: dict[str, Any] = response.json()
+            return task
+
+        task = eventually_sync(accepted, within_s=60)
+        assert task is not None
         return task
 
     def task(self, task_id: str) -> dict[str, Any]:

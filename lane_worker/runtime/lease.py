@@ -38,11 +38,7 @@ class LeaseKeeper:
         self._hints: Subscription | None = None
 
     async def __aenter__(self) -> "LeaseKeeper":
-        try:
-            self._hints = await self._link.hints(TASKS, self._held.task.id, self._hint)
-        except Exception as error:
-            # hints only make a cancel quicker; the renewal finds it out as well
-            log.warning("no_hints", task_id=self._held.task.id, error=repr(error))
+        # no await here: what the caller does inside, starting the inference, comes before any of the keeping
         self._keeper = asyncio.create_task(self._keep())
         return self
 
@@ -70,6 +66,11 @@ class LeaseKeeper:
         self._wake.set()
 
     async def _keep(self) -> None:
+        try:
+            self._hints = await self._link.hints(TASKS, self._held.task.id, self._hint)
+        except Exception as error:
+            # hints only make a cancel quicker; the renewal finds it out as well
+            log.warning("no_hints", task_id=self._held.task.id, error=repr(error))
         renewed_s = written_s = time.monotonic()
         told = self._progress
         while True:

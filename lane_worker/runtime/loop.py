@@ -123,13 +123,12 @@ class WorkLoop:
         stopped = asyncio.ensure_future(stop.wait())
         try:
             await asyncio.wait({fetch, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if not fetch.done():
-                return
-            messages = fetch.result()
         finally:
-            # a message that arrives for a cancelled fetch is delivered again after ack_wait
-            await end(stopped, fetch)
-        for message in messages:
+            stopped.cancel()
+            if not fetch.done():
+                # a message that arrives for a cancelled fetch is delivered again after ack_wait
+                await end(fetch)
+        for message in [] if fetch.cancelled() else fetch.result():
             await self._serve(message)
 
     async def close(self) -> None:

@@ -90,7 +90,6 @@ def test_one_lane_to_a_slot(system: UpProcess) -> None:
         (["up", "--profile", "huge"], "no profile 'huge'"),
         (["lane", "--model", "anisora", "--slot", "../x"], "not a slot"),
         (["lane", "--model", "anisora", "--name", "a.b"], "not usable in a subject"),
-        (["gateway", "--nats-url", "nats://127.0.0.1:1"], "no nats-server answers"),
     ],
 )
 def test_what_cannot_be_is_said(arguments: list[str], expected: str, tmp_path: Path) -> None:
