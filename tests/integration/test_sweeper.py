@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from contracts import lifecycle
 from contracts.lanes import LaneState
-from contracts.settings import load_settings
+from contracts.settings import Catalog, load_settings
 from contracts.tasks import GenerationTask, TaskStatus, decode_task, encode_task
 from contracts.topology import TASKS, lane_stream, work_subject
 from ops.nats_link import NatsLink
@@ -211,6 +211,26 @@ async def test_a_requeue_that_was_cut_short_is_completed(system: System) -> None
     cut_short = lifecycle.requeue(current, decision=current.decision, wait_s=60, now=datetime.now(UTC))
     await system.link.update(TASKS, task["id"], encode_task(cut_short), revision=revision)
     await system.link.set_timer("lease", task["id"], datetime.now(UTC), encode_task(cut_short))
+
+    async def published() -> bool:
+        return any(message.epoch == 1 for message in await _messages(system.link, task["id"]))
+
+    await eventually(published)
+
+
+async def test_a_timer_that_could_not_be_served_comes_again(system: System, catalog: Catalog) -> None:
+    """Acked only when another is stored: here the queue is missing for a while, and the requeue still arrives."""
+    task = await system.submit()
+    stream = lane_stream("anisora")
+    await system.claim(task["id"])
+    await system.link.js.delete_stream(stream)
+    await system.becomes(task["id"], TaskStatus.PENDING, epoch=1)
+
+    async def refused() -> bool:
+        return "timer_retried" in system.gateway.log()
+
+    await eventually(refused)
+    await provision(system.link, wanted(catalog, keep_s=KEEP_S))
 
     async def published() -> bool:
         return any(message.epoch == 1 for message in await _messages(system.link, task["id"]))

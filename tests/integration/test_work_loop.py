@@ -89,10 +89,15 @@ class Worker:
             windows=windows,
             runner=self.runner,
             scratch=self.folder,
-            on_busy=lambda _: None,
+            on_busy=self._on_busy,
         )
+        self.idle = asyncio.Event()
         self._stop = asyncio.Event()
         self._task = asyncio.create_task(self._serve())
+
+    def _on_busy(self, busy: bool) -> None:
+        if not busy:
+            self.idle.set()
 
     async def _serve(self) -> None:
         while not self._stop.is_set():
@@ -266,6 +271,8 @@ async def test_a_cancelled_task_is_stopped_and_nothing_of_it_stays(link: NatsLin
     await cancel(link, task.id)
     async with asyncio.timeout(10):
         await worker.runner.stopped.wait()
+    await worker.idle.wait()
+    assert list(worker.folder.iterdir()) == []
     cancelled, _ = await recorded(link, task.id)
     assert cancelled.error is not None
     assert cancelled.error.code is FailureCode.CANCELLED
@@ -294,11 +301,9 @@ async def test_a_worker_that_lost_its_task_publishes_nothing(link: NatsLink, wor
             await link.update(TASKS, task.id, encode_task(taken), revision=revision)
             break
     worker.runner.may_end.set()
-
-    async def gone() -> bool:
-        return list(worker.folder.iterdir()) == [] and not (worker.artifacts / task.video_path).exists()
-
-    await eventually(gone)
+    await worker.idle.wait()
+    assert list(worker.folder.iterdir()) == []
+    assert not (worker.artifacts / task.video_path).exists()
     current, _ = await recorded(link, task.id)
     assert (current.status, current.epoch, current.video) == (TaskStatus.PENDING, 1, None)
 
