@@ -113,7 +113,7 @@ async def _messages(link: NatsLink, task_id: str) -> list[GenerationTask]:
     stream = lane_stream("anisora")
     state = (await link.js.stream_info(stream)).state
     found = []
-    for sequence in range(state.first_seq, state.last_seq + 1):
+    for sequence in range(max(1, state.first_seq), state.last_seq + 1):
         stored = await link.stored_message(stream, sequence)
         if stored is not None and stored.subject == work_subject("lane", "anisora", task_id):
             found.append(decode_task(stored.data or b""))
