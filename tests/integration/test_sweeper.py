@@ -227,12 +227,14 @@ async def test_a_timer_that_could_not_be_served_comes_again(system: System, cata
     await system.becomes(task["id"], TaskStatus.PENDING, epoch=1)
 
     async def refused() -> bool:
+        await report_lane(system.link, "anisora", LaneState.WARM)
         return "timer_retried" in system.gateway.log()
 
     await eventually(refused)
     await provision(system.link, wanted(catalog, keep_s=KEEP_S))
 
     async def published() -> bool:
+        await report_lane(system.link, "anisora", LaneState.WARM)
         return any(message.epoch == 1 for message in await _messages(system.link, task["id"]))
 
     await eventually(published)
