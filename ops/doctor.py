@@ -26,7 +26,7 @@ from contracts.topology import DEADLINES
 from ops.memory import DriverUnusable, GpuInfo, list_gpus
 from ops.nats_link import MAX_SKEW_S, MINIMUM_SERVER, NatsLink, TransportUnavailable, UnusableServer
 from ops.nats_server import NoNatsServer, find_nats_server
-from ops.options import data_dir_option, port_option
+from ops.options import data_dir_option, nats_port_option, port_option
 
 HOST: Final = "127.0.0.1"
 GIB: Final = 1024**3
@@ -248,15 +248,7 @@ def table_of(findings: Sequence[Finding]) -> Table:
 )
 @data_dir_option
 @port_option
-@click.option(
-    "--nats-port",
-    envvar="WARMLANE_NATS_PORT",
-    type=click.IntRange(1, 65_535),
-    default=4222,
-    show_default=True,
-    show_envvar=True,
-    help="Port of the embedded nats-server.",
-)
+@nats_port_option
 @click.option(
     "--nats-url",
     envvar="WARMLANE_NATS_URL",

@@ -75,6 +75,15 @@ port_option = click.option(
     show_envvar=True,
     help="Port of the HTTP API.",
 )
+nats_port_option = click.option(
+    "--nats-port",
+    envvar="WARMLANE_NATS_PORT",
+    type=click.IntRange(1, 65_535),
+    default=4222,
+    show_default=True,
+    show_envvar=True,
+    help="Port of the embedded nats-server.",
+)
 nats_url_option = click.option(
     "--nats-url",
     envvar="WARMLANE_NATS_URL",

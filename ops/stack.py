@@ -29,6 +29,7 @@ from ops.options import (
     data_dir_option,
     host_option,
     keep_option,
+    nats_port_option,
     port_option,
     profile_option,
     settings_option,
@@ -302,15 +303,7 @@ async def _signals() -> AsyncIterator[tuple[asyncio.Event, asyncio.Event]]:
 )
 @host_option
 @port_option
-@click.option(
-    "--nats-port",
-    envvar="WARMLANE_NATS_PORT",
-    type=click.IntRange(1, 65_535),
-    default=4222,
-    show_default=True,
-    show_envvar=True,
-    help="Port of the embedded nats-server.",
-)
+@nats_port_option
 @data_dir_option
 @click.option(
     "--lanes",
