@@ -82,6 +82,8 @@ class Services:
                 await self.clean()
             except (TransportUnavailable, StorageFailed) as error:
                 log.warning("janitor_delayed", error=str(error))
+            except Exception:
+                log.exception("janitor_failed")  # the next round may succeed
 
     async def clean(self) -> int:
         """Removes objects that no record names, and forgets tasks whose record has expired. Returns how many objects.

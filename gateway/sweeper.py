@@ -16,7 +16,7 @@ from contracts.topology import DEADLINES, TASKS, TIMER_KINDS, TimerKind, sweep_c
 from gateway.due import Fail, Forget, KeepWaiting, RecordAsRefused, Republish, Requeue, SetTimer, due_action
 from gateway.lane_board import LaneBoard
 from gateway.task_board import Snapshot, TaskBoard
-from ops.nats_link import NatsLink, StreamFull, TransportUnavailable, WrongRevision, pages
+from ops.nats_link import NatsLink, Pull, StreamFull, TransportUnavailable, WrongRevision, pages
 
 BATCH: Final = 64
 
@@ -39,10 +39,19 @@ class Sweeper:
                 group.create_task(self._sweep(kind, stop))
 
     async def _sweep(self, kind: TimerKind, stop: asyncio.Event) -> None:
-        pull = await self._link.pull(DEADLINES, sweep_consumer(kind))
+        pull = await self._pull(kind)
         async for messages in pages(pull, BATCH, stop):
             await asyncio.gather(*(self._on_due(message) for message in messages))
         await pull.close()
+
+    async def _pull(self, kind: TimerKind) -> Pull:
+        while True:
+            try:
+                return await self._link.pull(DEADLINES, sweep_consumer(kind))
+            except TransportUnavailable as error:
+                # without a sweeper no timer is ever served: this one does not give up
+                log.warning("sweeper_waits", kind=kind, error=str(error))
+                await asyncio.sleep(0.5)
 
     async def _on_due(self, message: Msg) -> None:
         task_id = message.subject.rsplit(".", 1)[-1]

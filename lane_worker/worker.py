@@ -100,7 +100,9 @@ class LaneWorker:
         serving = asyncio.create_task(self._serve(stop))
         stopped = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({serving, stopped, beating}, return_when=asyncio.FIRST_COMPLETED)
+            if beating.done():
+                await beating  # a lane that cannot be heard of must not look warm: fail, and be started again
             if not serving.done():
                 await self._drain(serving)
             await serving

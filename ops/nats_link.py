@@ -191,7 +191,7 @@ class NatsLink:
     async def pull(self, stream: str, consumer: str) -> "Pull":
         """A handle on a durable pull consumer that provisioning has made."""
         with _translated(stream):
-            return Pull(await self.js.pull_subscribe_bind(consumer, stream))
+            return Pull(await self.js.pull_subscribe_bind(consumer, stream), f"{stream}/{consumer}")
 
     async def set_timer(self, kind: TimerKind, task_id: str, at: datetime, payload: bytes) -> None:
         """Stores a server-side timer; one of the same kind and task is replaced. Raises TransportUnavailable."""
@@ -315,8 +315,9 @@ class NatsLink:
 class Pull:
     """A durable pull consumer."""
 
-    def __init__(self, subscription: JetStreamContext.PullSubscription) -> None:
+    def __init__(self, subscription: JetStreamContext.PullSubscription, name: str) -> None:
         self._subscription = subscription
+        self._name = name
 
     async def fetch(self, batch: int = 1) -> list[Msg]:
         """Up to *batch* messages; an empty list when none came within 2 s or the server is away."""
@@ -325,7 +326,8 @@ class Pull:
         except TimeoutError:
             return []
         except (nats.errors.Error, OSError) as error:
-            log.debug("fetch_failed", error=repr(error))
+            if not isinstance(error, nats.errors.OutboundBufferLimitError):  # not connected: that was said already
+                log.warning("fetch_failed", consumer=self._name, error=repr(error))
             await asyncio.sleep(0.1)
             return []
 

@@ -67,6 +67,13 @@ class LeaseKeeper:
 
     async def _keep(self) -> None:
         try:
+            await self._renew_until_lost()
+        except Exception:
+            # the lease runs out, and the sweeper gives the task to another attempt
+            log.exception("lease_keeper_failed", task_id=self._held.task.id)
+
+    async def _renew_until_lost(self) -> None:
+        try:
             self._hints = await self._link.hints(TASKS, self._held.task.id, self._hint)
         except Exception as error:
             # hints only make a cancel quicker; the renewal finds it out as well
