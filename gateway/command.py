@@ -1,8 +1,12 @@
 """`warmlane gateway`."""
 
+import asyncio
+import contextlib
+import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
+from typing import Final
 
 import click
 import structlog
@@ -26,19 +30,36 @@ from ops.options import (
 from ops.provision import NotProvisioned
 from ops.telemetry import configure_logging
 
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
 log = structlog.get_logger("gateway")
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, but a signal first wakes the long-polls and event streams, or they would hold the exit up."""
+    """uvicorn with signals of our own.
+
+    A signal first wakes the long-polls and event streams, or they would hold the exit up. And it ends the serving, not
+    the process: uvicorn's handling raises the signal again, and what comes after `serve` would never run.
+    """
 
     def __init__(self, config: uvicorn.Config, services: Services) -> None:
         super().__init__(config)
         self._services = services
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._leave, number)
+        try:
+            yield
+        finally:
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def _leave(self, number: int) -> None:
         self._services.stop()
-        super().handle_exit(sig, frame)
+        self.handle_exit(number, None)
 
 
 def listen(host: str, port: int) -> socket.socket:

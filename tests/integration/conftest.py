@@ -56,7 +56,7 @@ class GatewayProcess:
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(timeout=20)
+            assert self._process.wait(timeout=20) == 0, self.log()
 
 
 async def report_lane(link: NatsLink, model: str, state: LaneState, *, worker: str | None = None) -> None:

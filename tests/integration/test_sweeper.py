@@ -274,6 +274,20 @@ async def test_whoever_reads_an_overdue_record_settles_it_first(system: System) 
     assert (answer["status"], answer["error"]["code"]) == ("failed", "queue_overloaded")
 
 
+async def test_a_gateway_that_leaves_answers_those_who_wait(system: System) -> None:
+    """SIGTERM: long-polls and event streams are answered and closed, and the process ends by itself with status 0."""
+    task = await system.submit()
+    waiting = asyncio.create_task(system.http.get(f"/tasks/{task['id']}?wait=60"))
+    async with system.http.stream("GET", f"/tasks/{task['id']}/events") as stream:
+        lines = stream.aiter_lines()
+        assert (await anext(lines)).startswith("id: ")  # it is being served, and the long-poll came before it
+        await asyncio.to_thread(system.gateway.stop)
+        rest = [line async for line in lines]
+    assert "event: task" in rest
+    answer = await waiting
+    assert (answer.status_code, answer.json()["status"]) == (200, "pending")
+
+
 async def test_an_unreadable_timer_is_dropped(system: System) -> None:
     await system.link.set_timer("admit", "garbage", datetime.now(UTC), b"\xff")
 
