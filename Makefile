@@ -7,6 +7,9 @@ PIP_ARGS ?=
 # More arguments for `warmlane up`, and for pytest.
 UP_ARGS ?=
 PYTEST_ARGS ?=
+# More arguments for tests/overload.py and tests/swap.py; --help lists them.
+OVERLOAD_ARGS ?=
+SWAP_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
@@ -14,10 +17,10 @@ RUN_READY := $(VENV)/.ready-run
 TEST_READY := $(VENV)/.ready-test
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint numbers clean
+.PHONY: help run test lint numbers overload swap windows starts lanes clean
 
 help: ## List the targets and the variables
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=python3.12      the Python that .venv is built with (3.11 or later)"
 	@echo "  PIP_ARGS='...'         more arguments for pip, when .venv is built"
@@ -28,7 +31,7 @@ run: $(RUN_READY) ## Start Warmlane on this machine (warmlane up)
 	@exec $(BIN)/warmlane up $(UP_ARGS)
 
 test: lint ## Run the linters, the type checker and every test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(TEST_READY) ## Run ruff, mypy and import-linter only
 	$(BIN)/ruff check .
@@ -38,6 +41,21 @@ lint: $(TEST_READY) ## Run ruff, mypy and import-linter only
 
 numbers: $(TEST_READY) ## Measure what the main job costs on this machine (about 2 minutes)
 	$(BIN)/python -m tests.numbers
+
+overload: $(TEST_READY) ## Send ten times what the degraded worker can do, and judge its limits (about 4 minutes)
+	$(BIN)/python -m tests.overload $(OVERLOAD_ARGS)
+
+swap: $(TEST_READY) ## Swap two pipelines of several hundred MB 200 times, each release proven (about 12 minutes)
+	$(BIN)/python -m tests.swap $(SWAP_ARGS)
+
+windows: $(TEST_READY) ## Wait out the real 30 s and 60 s of a silent lane (about 2 minutes)
+	$(BIN)/python -m pytest tests/integration/real_windows.py
+
+starts: $(TEST_READY) ## Start a lane 20 times, and judge the cold starts (about 2 minutes)
+	$(BIN)/python -m tests.cold_starts --count 20
+
+lanes: $(TEST_READY) ## Let 100 lanes report, and tell what that costs a gateway (about 1 minute)
+	$(BIN)/python -m tests.many_lanes
 
 clean: ## Remove .venv and every cache; .warmlane with its videos stays
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Literal
 
 from msgspec import Struct
 
@@ -48,12 +49,71 @@ class LaneReport(Struct, frozen=True, kw_only=True):
     healthy_at: datetime
 
 
+FallbackCause = Literal["manual", "quota", "capacity"]
+
+
+class FallbackEpisode(Struct, frozen=True, kw_only=True):
+    """A span in which requests for *model* went to the degraded worker (KV `fallbacks`).
+
+    The newest one is the value at the model's name; those before are the history of the key `<model>.past`.
+
+    *until* is None while it lasts. *served* counts the requests that were sent there meanwhile, by all gateways;
+    *served_by* splits it by gateway process, so that each can tell whether its own last count was stored.
+    """
+
+    model: str
+    cause: FallbackCause
+    since: datetime
+    until: datetime | None = None
+    served: int = 0
+    served_by: dict[str, int] = {}
+
+
+class ColdStart(Struct, frozen=True, kw_only=True):
+    """A lane that became warm: the value at *model* in KV `cold_starts`, one revision for each start (SC-006).
+
+    *seconds* is from the start of its process to `warm`; None for one that gave up before, for the reason in *detail*.
+    """
+
+    model: str
+    worker: str
+    started_at: datetime
+    ended_at: datetime
+    seconds: float | None
+    detail: str = ""
+
+
+class SlotState(StrEnum):
+    """What a slot is doing. In `quarantined` nothing is loaded until an operator lifts it."""
+
+    EMPTY = "empty"
+    LOADING = "loading"
+    RESIDENT = "resident"
+    RELEASING = "releasing"
+    QUARANTINED = "quarantined"
+
+
 class VideoPipelineSlot(Struct, frozen=True, kw_only=True):
-    """What is resident on one card (KV `slots`, for display; the lock of design §7 is what guards it)."""
+    """What is resident on one card: the value at the slot's name in KV `slots` (the spec's entity of this name).
+
+    For display, except that nobody loads on a slot that reads `quarantined`. The lock of design §7 is what keeps two
+    pipelines off a card.
+    """
 
     slot: str
     worker: str
     pid: int
     model: str | None
-    state: str
+    state: SlotState
+    since: datetime
+    detail: str = ""
+
+
+class Leadership(Struct, frozen=True, kw_only=True):
+    """The value at key `degraded` of KV `leader`: who serves the degraded queue. It expires when not refreshed."""
+
+    worker: str
+    owner: str
+    slot: str
+    pid: int
     since: datetime

@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from msgspec.structs import replace
 
@@ -13,6 +13,7 @@ from contracts.tasks import (
     MemoryReading,
     Progress,
     RoutingDecision,
+    SwapReceipt,
     TaskError,
     TaskStatus,
     TimelineEntry,
@@ -93,13 +94,41 @@ def release_lease(task: GenerationTask, *, reason: str, now: datetime) -> Genera
     return with_event(replace(task, lease_expires_at=now), "lease_released", now, reason)
 
 
-def requeue(task: GenerationTask, *, decision: RoutingDecision, wait_s: float, now: datetime) -> GenerationTask:
-    """processing → pending at the next epoch: the worker was lost and attempts are left."""
+def requeue(
+    task: GenerationTask, *, route: Literal["lane", "degraded"], decision: RoutingDecision, wait_s: float, now: datetime
+) -> GenerationTask:
+    """processing → pending at the next epoch, on *route*: the worker was lost and attempts are left."""
+    detail = f"{task.worker} was lost in attempt {task.attempt}"
+    return _place(task, TaskEvent.REQUEUE, detail, route=route, decision=decision, wait_s=wait_s, now=now)
+
+
+def reroute(task: GenerationTask, *, decision: RoutingDecision, wait_s: float, now: datetime) -> GenerationTask:
+    """pending on a lane → pending on the degraded queue at the next epoch (FR-021 c).
+
+    Raises IllegalTransition when the task is not pending, or is on the degraded queue already.
+    """
+    if task.route == "degraded":
+        raise IllegalTransition(f"task {task.id} is on the degraded queue already")
+    detail = "no lane took it in time"
+    return _place(task, TaskEvent.REROUTE, detail, route="degraded", decision=decision, wait_s=wait_s, now=now)
+
+
+def _place(
+    task: GenerationTask,
+    event: TaskEvent,
+    detail: str,
+    *,
+    route: Literal["lane", "degraded"],
+    decision: RoutingDecision,
+    wait_s: float,
+    now: datetime,
+) -> GenerationTask:
     return _move(
         task,
-        TaskEvent.REQUEUE,
+        event,
         now,
-        f"{task.worker} was lost in attempt {task.attempt}",
+        detail,
+        route=route,
         epoch=task.epoch + 1,
         owner=None,
         decision=decision,
@@ -110,8 +139,15 @@ def requeue(task: GenerationTask, *, decision: RoutingDecision, wait_s: float, n
     )
 
 
-def finish(task: GenerationTask, *, video: VideoFile, memory: MemoryReading | None, now: datetime) -> GenerationTask:
-    """processing → done. The stored record is what publishes *video*."""
+def finish(
+    task: GenerationTask,
+    *,
+    video: VideoFile,
+    memory: MemoryReading | None,
+    now: datetime,
+    swap: SwapReceipt | None = None,
+) -> GenerationTask:
+    """processing → done. The stored record is what publishes *video*; *swap* is what made room for its model."""
     return _move(
         task,
         TaskEvent.FINISH,
@@ -119,6 +155,7 @@ def finish(task: GenerationTask, *, video: VideoFile, memory: MemoryReading | No
         "",
         video=video,
         memory=memory,
+        swap=swap,
         finished_at=now,
         lease_expires_at=None,
         progress=Progress(step=task.parameters.steps, steps=task.parameters.steps),
@@ -126,7 +163,13 @@ def finish(task: GenerationTask, *, video: VideoFile, memory: MemoryReading | No
 
 
 def fail(
-    task: GenerationTask, *, code: FailureCode, message: str, now: datetime, memory: MemoryReading | None = None
+    task: GenerationTask,
+    *,
+    code: FailureCode,
+    message: str,
+    now: datetime,
+    memory: MemoryReading | None = None,
+    swap: SwapReceipt | None = None,
 ) -> GenerationTask:
     """pending or processing → failed, with *code*."""
     return _move(
@@ -136,6 +179,25 @@ def fail(
         code.value,
         error=TaskError(code=code, message=message),
         memory=memory,
+        swap=swap,
         finished_at=now,
         lease_expires_at=None,
     )
+
+
+def withdraw(task: GenerationTask, *, now: datetime) -> GenerationTask:
+    """pending → failed: every caller hung up while it was held, and none was given its id.
+
+    Raises IllegalTransition when it is not pending, or when a client was given the id.
+    """
+    if task.promised or task.status is not TaskStatus.PENDING:
+        raise IllegalTransition(f"task {task.id} is {task.status}, promised: {task.promised}; it cannot be withdrawn")
+    failed = fail(task, code=FailureCode.CANCELLED, message="the caller hung up before it was accepted", now=now)
+    return replace(failed, withdrawn=True)
+
+
+def promise(task: GenerationTask) -> GenerationTask:
+    """A client is about to be given the id. The status does not change. Raises IllegalTransition once it has ended."""
+    if task.status.is_terminal:
+        raise IllegalTransition(f"task {task.id} is {task.status}: it cannot be promised")
+    return replace(task, promised=True)

@@ -14,6 +14,8 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Struct
 
+from contracts.topology import DEGRADED_MAX_AGE_S
+
 SCHEMA: Final = 1
 MediaType = Literal["image/png", "image/jpeg", "image/webp"]  # those whose header `contracts.images` reads
 MODEL_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -164,12 +166,17 @@ class ModelSettings(_Strict, frozen=True):
     generation: GenerationFields
     profiles: dict[str, ProfileSettings]
     aliases: tuple[str, ...] = ()
+    lanes: int = 1
 
 
 class Windows(_Strict, frozen=True):
-    """The protocol's times, in seconds (design §4, §6)."""
+    """The protocol's times, in seconds (design §4, §6).
+
+    On the degraded queue the wait ends *degraded_margin_s* before the limit: timers come late, by up to 0.25 s.
+    """
 
     wait_limit_s: float
+    degraded_margin_s: float
     lease_s: float
     lease_renew_s: float
     heartbeat_s: float
@@ -177,13 +184,30 @@ class Windows(_Strict, frozen=True):
     reconnect_grace_s: float
     drain_s: float
 
+    def wait_s(self, route: Literal["lane", "degraded"]) -> float:
+        """For how long a task may wait on *route*."""
+        return self.wait_limit_s - (self.degraded_margin_s if route == "degraded" else 0.0)
+
+
+class Warmth(_Strict, frozen=True):
+    """When a lane gives up a warm pipeline by itself (design §6). 0 means never.
+
+    *recycle_after_tasks*: load it anew after so many tasks. *recycle_residue_bytes*: load it anew when what tasks leave
+    behind has grown by so much. *evict_idle_s*: unload it after so many seconds without a task.
+    """
+
+    recycle_after_tasks: int
+    recycle_residue_bytes: int
+    evict_idle_s: float
+
 
 class ModelEntry(Struct, frozen=True, kw_only=True):
-    """A model as the processes see it, in one profile."""
+    """A model as the processes see it, in one profile. *lanes* is how many of it are wanted."""
 
     name: str
     title: str
     aliases: tuple[str, ...]
+    lanes: int
     constraints: VideoGenerationConstraints
     timeouts: Timeouts
     checkpoint: Checkpoint
@@ -194,6 +218,7 @@ class Catalog(Struct, frozen=True, kw_only=True):
 
     profile: str
     windows: Windows
+    warmth: Warmth
     attempts: int
     lane_queue_max_msgs: int
     models: Mapping[str, ModelEntry]
@@ -210,6 +235,7 @@ class InferenceSettings(_Strict, frozen=True):
 
     schema: Literal[1]
     windows: Windows
+    warmth: Warmth
     attempts: int
     lane_queue_max_msgs: int
     models: dict[str, ModelSettings]
@@ -226,6 +252,7 @@ class InferenceSettings(_Strict, frozen=True):
                 name=name,
                 title=model.title,
                 aliases=model.aliases,
+                lanes=model.lanes,
                 constraints=VideoGenerationConstraints(
                     prompt=model.generation.prompt,
                     negative_prompt=model.generation.negative_prompt,
@@ -244,6 +271,7 @@ class InferenceSettings(_Strict, frozen=True):
         return Catalog(
             profile=profile,
             windows=self.windows,
+            warmth=self.warmth,
             attempts=self.attempts,
             lane_queue_max_msgs=self.lane_queue_max_msgs,
             models=models,
@@ -332,6 +360,13 @@ def _mistakes(settings: InferenceSettings) -> Iterator[str]:
     for name, value_s in msgspec.structs.asdict(settings.windows).items():
         if not 0 < value_s < float("inf"):
             yield f"$.windows.{name}: more than 0 seconds"
+    for name, limit in msgspec.structs.asdict(settings.warmth).items():
+        if not 0 <= limit < float("inf"):
+            yield f"$.warmth.{name}: 0 (never) or more"
+    if settings.windows.wait_limit_s > DEGRADED_MAX_AGE_S:
+        yield f"$.windows.wait_limit_s: at most {DEGRADED_MAX_AGE_S:g}, when the degraded queue drops its messages"
+    if settings.windows.degraded_margin_s >= settings.windows.wait_limit_s:
+        yield "$.windows.degraded_margin_s: less than wait_limit_s"
     if settings.windows.lease_renew_s * 2 > settings.windows.lease_s:
         yield "$.windows.lease_renew_s: at most half of lease_s, so that one lost renewal costs nothing"
     if settings.windows.heartbeat_s * 2 > settings.windows.health_timeout_s:
@@ -341,6 +376,8 @@ def _mistakes(settings: InferenceSettings) -> Iterator[str]:
         place = f"$.models.{name}"
         if not MODEL_NAME.fullmatch(name):
             yield f"{place}: a model's name is a to z, 0 to 9 and _, at most 32, and starts with a letter"
+        if model.lanes < 1:
+            yield f"{place}.lanes: at least 1"
         for alias in model.aliases:
             if taken.setdefault(alias, name) != name:
                 yield f"{place}.aliases: {alias!r} is taken by {taken[alias]}"

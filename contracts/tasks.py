@@ -99,6 +99,35 @@ class MemoryReading(Struct, frozen=True, kw_only=True):
     cleanup_s: float = 0.0
 
 
+class SwapReceipt(Struct, frozen=True, kw_only=True):
+    """Proof that the slot was empty before *loaded_model* was loaded (FR-001..003, design §7).
+
+    *how*: `nothing_resident` (the host held no pipeline), `unloaded` (it gave its pipeline back), `killed` (it had to
+    be killed, for *reason*). *alive* names the components that the host could not let go of. The byte figures are the
+    *probe*'s: device memory in use (`nvml`), resident memory of the host's processes (`rss`); None where it had none.
+    Released means: two samples in a row with *after_bytes* ≤ *base_bytes* + *tolerance_bytes* and *free_bytes* ≥
+    *needed_bytes*. All times are seconds.
+    """
+
+    slot: str
+    released_model: str | None
+    loaded_model: str
+    how: Literal["nothing_resident", "unloaded", "killed"]
+    probe: Literal["nvml", "rss", "none"]
+    reason: str = ""
+    alive: tuple[str, ...] = ()
+    base_bytes: int | None = None
+    before_bytes: int | None = None
+    after_bytes: int | None = None
+    tolerance_bytes: int | None = None
+    free_bytes: int | None = None
+    needed_bytes: int = 0
+    samples: int = 0
+    release_s: float = 0.0
+    verify_s: float = 0.0
+    load_s: float = 0.0
+
+
 class LaneInput(Struct, frozen=True, kw_only=True):
     """One lane as the routing decision saw it."""
 
@@ -108,12 +137,20 @@ class LaneInput(Struct, frozen=True, kw_only=True):
 
 
 class RoutingDecision(Struct, frozen=True, kw_only=True):
-    """The inputs and the outcome of a routing decision, kept so that it can be derived again."""
+    """The inputs and the outcome of a routing decision, kept so that it can be derived again.
+
+    *lanes_passed*: the lanes had not taken the task, because their queue was full or within the wait limit. A lane
+    was lost after *health_timeout_s* of silence, judged as of *judged_at*: None means *at*; another moment is that at
+    which a gateway was cut off that decided soon after.
+    """
 
     at: datetime
     forced_degraded: bool
     lanes: tuple[LaneInput, ...]
     outcome: str
+    lanes_passed: bool = False
+    health_timeout_s: float = 60.0
+    judged_at: datetime | None = None
 
 
 class TimelineEntry(Struct, frozen=True, kw_only=True):
@@ -129,7 +166,8 @@ class GenerationTask(Struct, frozen=True, kw_only=True):
 
     *epoch* grows by one with every new placement; *attempt* counts claims; *owner* is the nonce of the worker
     process that holds it; *deadline_at* is the end of the wait for a worker; *lease_expires_at* is when a silent
-    owner loses it.
+    owner loses it. *promised*: a client was given the id, so that only its cancel may take the task back, and not a
+    connection that closes. *withdrawn*: every caller had hung up before any of them was given it.
     """
 
     id: str
@@ -154,6 +192,9 @@ class GenerationTask(Struct, frozen=True, kw_only=True):
     error: TaskError | None = None
     video: VideoFile | None = None
     memory: MemoryReading | None = None
+    swap: SwapReceipt | None = None
+    promised: bool = True
+    withdrawn: bool = False
     traceparent: str | None = None
     timeline: tuple[TimelineEntry, ...] = ()
 
@@ -161,6 +202,13 @@ class GenerationTask(Struct, frozen=True, kw_only=True):
     def message_id(self) -> str:
         """The duplicate key of this placement's queue message (`Nats-Msg-Id`)."""
         return f"{self.id}.{self.epoch}"
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether it ended before anything ran and its caller was told to try again: its key may be used again."""
+        if self.error is None or self.attempt:
+            return False
+        return self.withdrawn or self.error.code in (FailureCode.QUEUE_OVERLOADED, FailureCode.STORAGE_FAILED)
 
     @property
     def image_path(self) -> str | None:

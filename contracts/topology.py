@@ -16,9 +16,18 @@ HOUR_S: Final = 3_600.0
 WORK_CONSUMER: Final = "worker"
 TASKS: Final = "tasks"
 LANES: Final = "lanes"
+LANES_TTL_S: Final = 600.0
 CONTROL: Final = "control"
+SLOTS: Final = "slots"
+LEADER: Final = "leader"
+LEADER_KEY: Final = "degraded"
+LEADER_TTL_S: Final = 3.0
+LEADER_REFRESH_S: Final = 1.0
+FALLBACKS: Final = "fallbacks"
+COLD_STARTS: Final = "cold_starts"
 DEADLINES: Final = "DEADLINES"
 DEGRADED: Final = "DEGRADED"
+WAITING_SUBJECTS: Final = "waiting.*"
 
 TimerKind = Literal["admit", "lease"]
 TIMER_KINDS: Final[tuple[TimerKind, ...]] = ("admit", "lease")
@@ -103,12 +112,13 @@ def topology(models: tuple[str, ...], *, lane_queue_max_msgs: int, keep_s: float
         streams=(*lanes, degraded, deadlines),
         buckets=(
             BucketSpec(name=TASKS, history=16, ttl_s=keep_s),
-            BucketSpec(name=LANES, ttl_s=600.0),
-            BucketSpec(name="slots"),
-            BucketSpec(name="leader", ttl_s=0.0, marker_ttl_s=60.0),
-            BucketSpec(name=CONTROL),
-            BucketSpec(name="fallbacks", history=64),
-            BucketSpec(name="cold_starts", history=64),
+            BucketSpec(name=LANES, ttl_s=LANES_TTL_S),
+            BucketSpec(name=SLOTS),
+            BucketSpec(name=LEADER, marker_ttl_s=60.0),
+            # so that the last usable value is known where the newest one is not
+            BucketSpec(name=CONTROL, history=16),
+            BucketSpec(name=FALLBACKS, history=64),
+            BucketSpec(name=COLD_STARTS, history=64),
         ),
     )
 
@@ -140,6 +150,21 @@ def timer_set_subject(kind: TimerKind, task_id: str) -> str:
 def timer_due_subject(kind: TimerKind, task_id: str) -> str:
     """Where a timer arrives when it is due."""
     return f"deadline.due.{kind}.{_token(task_id)}"
+
+
+def control_key(model: str) -> str:
+    """The key of the operator's switch of *model* in KV `control`."""
+    return f"lanes.{_token(model)}"
+
+
+def demand_subject(model: str) -> str:
+    """Where a gateway tells evicted lanes of *model* that a request came. Not stored."""
+    return f"demand.{_token(model)}"
+
+
+def waiting_subject(task_id: str) -> str:
+    """Where gateways ask each other whether a caller is held for a task (ADR 0011)."""
+    return f"waiting.{_token(task_id)}"
 
 
 def sweep_consumer(kind: TimerKind) -> str:

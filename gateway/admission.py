@@ -4,10 +4,8 @@ No record without a stored timer; no answer without a record; a refusal leaves n
 """
 
 from datetime import UTC, datetime, timedelta
-from functools import partial
-from typing import Final
+from typing import Literal
 
-import stamina
 import structlog
 import uuid_utils.compat
 
@@ -25,34 +23,28 @@ from contracts.tasks import (
     seed_of,
 )
 from contracts.topology import TASKS, work_stream, work_subject
+from gateway.estimate import Estimates
+from gateway.fallbacks import Fallbacks
+from gateway.hold import Holds, UntilGone
 from gateway.lane_board import LaneBoard
-from gateway.routing import FallbackCause, ToDegraded
+from gateway.leftovers import remove_leftovers
+from gateway.retries import until_answered
 from gateway.task_board import Snapshot, TaskBoard
 from ops.artifacts import Artifacts, StorageFailed
-from ops.nats_link import NatsLink, TransportUnavailable, WrongRevision
-
-RETRY_S: Final = 5.0
-# An unknown outcome is retried with the same id, which the server recognises as a duplicate (design §4, Accept 2).
-_until_answered = partial(
-    stamina.retry_context,
-    on=TransportUnavailable,
-    attempts=None,
-    timeout=RETRY_S,
-    wait_initial=0.05,
-    wait_max=1.0,
-    wait_jitter=0.05,
-)
+from ops.nats_link import NatsLink, StreamFull, TransportUnavailable, WrongRevision
 
 log = structlog.get_logger("admission")
 
 
-class NoLane(Exception):
-    """No warm lane takes the model, and there is no degraded worker."""
+class Overloaded(Exception):
+    """A limit of the degraded queue was hit. `depth`: it is full, and nothing was written. `wait`: no worker took the
+    task *task_id* in time; it has ended, and never ran."""
 
-    def __init__(self, model: str, cause: FallbackCause) -> None:
-        super().__init__(f"no warm lane serves {model} ({cause})")
-        self.model = model
-        self.cause = cause
+    def __init__(self, limit: Literal["depth", "wait"], *, retry_after_s: float, task_id: str | None = None) -> None:
+        super().__init__(limit)
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+        self.task_id = task_id
 
 
 class KeyReused(Exception):
@@ -63,46 +55,108 @@ class Admission:
     """Turns an accepted request into a task."""
 
     def __init__(
-        self, *, link: NatsLink, artifacts: Artifacts, tasks: TaskBoard, lanes: LaneBoard, catalog: Catalog
+        self,
+        *,
+        link: NatsLink,
+        artifacts: Artifacts,
+        tasks: TaskBoard,
+        lanes: LaneBoard,
+        fallbacks: Fallbacks,
+        holds: Holds,
+        estimates: Estimates,
+        catalog: Catalog,
     ) -> None:
         self._link = link
         self._artifacts = artifacts
         self._tasks = tasks
         self._lanes = lanes
+        self._fallbacks = fallbacks
+        self._holds = holds
+        self._estimates = estimates
         self._catalog = catalog
 
-    async def submit(
-        self, request: AcceptedRequest, *, caller: str, key: str | None, traceparent: str | None
+    async def accept(
+        self,
+        request: AcceptedRequest,
+        *,
+        caller: str,
+        key: str | None,
+        traceparent: str | None,
+        until_gone: UntilGone | None,
     ) -> Snapshot:
-        """The recorded task of *request*; the same one again for the same *caller* and *key*.
+        """The task of *request*, which its caller may be told; the same one again for the same *caller* and *key*.
 
-        Raises KeyReused, NoLane, StreamFull (nothing was written), StorageFailed (it will not run), and
-        TransportUnavailable (it may or may not run: the same key finds out).
+        On a lane it comes at once. On the degraded queue it comes when a worker has claimed it; *until_gone* returns
+        when the caller hangs up meanwhile. Without *until_gone* it comes at once there too.
+        Raises KeyReused, Overloaded, CallerGone, StorageFailed (it will not run), and TransportUnavailable (it may or
+        may not run: the same key finds out).
         """
+        while True:
+            snapshot = await self._submit(
+                request, caller=caller, key=key, traceparent=traceparent, promised=until_gone is None
+            )
+            if until_gone is None:
+                snapshot = await self._holds.promise(snapshot)
+            else:
+                snapshot = await self._holds.hold(snapshot, is_shared=key is not None, until_gone=until_gone)
+            if _is_overloaded(snapshot.task) and not snapshot.task.promised:
+                raise self._overloaded("wait", snapshot.task)
+            if not snapshot.task.withdrawn:
+                return snapshot
+            # the other callers of this key had hung up just before this one came
+
+    async def _submit(
+        self, request: AcceptedRequest, *, caller: str, key: str | None, traceparent: str | None, promised: bool
+    ) -> Snapshot:
         task_id, known = await self._identify(request, caller, key)
         if known is not None:
             return known
         now = datetime.now(UTC)
-        outcome, decision = self._lanes.route(request.model, now)
-        if isinstance(outcome, ToDegraded):
-            raise NoLane(request.model, outcome.cause)
-        task = GenerationTask(
-            id=task_id,
-            model=request.model,
-            caller=caller,
-            parameters=request.parameters(seed_of(task_id, SEED_SPAN)),
-            request_sha256=request.fingerprint,
-            status=TaskStatus.PENDING,
-            route="lane",
-            epoch=0,
-            decision=decision,
-            created_at=now,
-            queued_at=now,
-            deadline_at=now + timedelta(seconds=self._catalog.windows.wait_limit_s),
-            traceparent=traceparent,
-        )
-        task = lifecycle.with_event(task, "accepted", now)
-        return await self._accept(task, request)
+
+        def placed(*, lanes_passed: bool) -> GenerationTask:
+            route, decision = self._lanes.route(request.model, now, lanes_passed=lanes_passed)
+            task = GenerationTask(
+                id=task_id,
+                model=request.model,
+                caller=caller,
+                parameters=request.parameters(seed_of(task_id, SEED_SPAN)),
+                request_sha256=request.fingerprint,
+                status=TaskStatus.PENDING,
+                route=route,
+                epoch=0,
+                decision=decision,
+                created_at=now,
+                queued_at=now,
+                deadline_at=now + timedelta(seconds=self._catalog.windows.wait_s(route)),
+                promised=promised or route == "lane",
+                traceparent=traceparent,
+            )
+            detail = f"to {route}.{request.model}{', the queue of its lane is full' if lanes_passed else ''}"
+            return lifecycle.with_event(task, "accepted", now, detail)
+
+        task = placed(lanes_passed=False)
+        while True:
+            try:
+                found = await self._publish(task)
+                break
+            except StreamFull as full:
+                if task.route == "degraded":
+                    await self._count(task, served=0)
+                    raise self._overloaded("depth", task) from full
+                task = placed(lanes_passed=True)
+        if _task_of(found).created_at == task.created_at:  # and not an equal request's, which came first
+            await self._count(task, served=1)
+        snapshot = await self._record_published(found, request)
+        if snapshot.task.was_refused:
+            # it ended before we could record it; an image that came after that has nobody to remove it
+            await remove_leftovers(snapshot.task, link=self._link, artifacts=self._artifacts)
+        if _is_overloaded(snapshot.task):
+            raise self._overloaded("wait", snapshot.task)
+        return snapshot
+
+    async def _count(self, task: GenerationTask, *, served: int) -> None:
+        if task.route == "degraded" and task.decision is not None:
+            await self._fallbacks.sent(task.model, task.decision, served=served)
 
     async def _identify(self, request: AcceptedRequest, caller: str, key: str | None) -> tuple[str, Snapshot | None]:
         if key is None:
@@ -113,13 +167,12 @@ class Admission:
             known = await self._tasks.get(task_id)
             if known is None:
                 return task_id, None
-            if not _was_refused(known.task):
+            if not known.task.was_refused:
                 return task_id, _same_request(known, request)
             # a refused key may try again, under another id: the server still remembers the first one as a duplicate
             n += 1
 
-    async def _accept(self, task: GenerationTask, request: AcceptedRequest) -> Snapshot:
-        found = await self._publish(task)
+    async def _record_published(self, found: GenerationTask | Snapshot, request: AcceptedRequest) -> Snapshot:
         if isinstance(found, Snapshot):
             return _same_request(found, request)
         if found.request_sha256 != request.fingerprint:
@@ -128,13 +181,13 @@ class Admission:
             try:
                 await self._artifacts.put(found.image_path, request.image_content)
             except StorageFailed as error:
-                return await self._withdraw(found, error)
+                return await self._refuse(found, error)
         return await self._record(found, request)
 
     async def _publish(self, task: GenerationTask) -> GenerationTask | Snapshot:
         """The task as it is queued, or its record where an equal request came first."""
         subject = work_subject(task.route, task.model, task.id)
-        async for attempt in _until_answered():
+        async for attempt in until_answered():
             with attempt:
                 ack = await self._link.publish(subject, encode_task(task), message_id=task.message_id)
         if not ack.duplicate:
@@ -156,10 +209,10 @@ class Admission:
 
     async def _record(self, task: GenerationTask, request: AcceptedRequest) -> Snapshot:
         encoded = encode_task(task)
-        async for attempt in _until_answered():
+        async for attempt in until_answered():
             with attempt:
                 await self._link.set_timer("admit", task.id, task.deadline_at, encoded)
-        async for attempt in _until_answered():
+        async for attempt in until_answered():
             with attempt:
                 try:
                     revision = await self._link.create(TASKS, task.id, encoded)
@@ -171,7 +224,7 @@ class Admission:
             raise TransportUnavailable("the record exists but cannot be read")
         return _same_request(known, request)
 
-    async def _withdraw(self, task: GenerationTask, error: StorageFailed) -> Snapshot:
+    async def _refuse(self, task: GenerationTask, error: StorageFailed) -> Snapshot:
         """The image could not be stored: a terminal record fences the message off, then both answers are honest."""
         log.error("image_not_stored", task_id=task.id, error=str(error))
         failed = lifecycle.fail(
@@ -183,18 +236,20 @@ class Admission:
             known = await self._tasks.read(task.id)
             if known is not None:
                 return known
-        await self._link.remove_subject(
-            work_stream(task.route, task.model), work_subject(task.route, task.model, task.id)
-        )
+        await remove_leftovers(failed, link=self._link, artifacts=self._artifacts)
         raise error
 
+    def _overloaded(self, limit: Literal["depth", "wait"], task: GenerationTask) -> Overloaded:
+        retry_after_s = self._estimates.retry_after_s(task.model, datetime.now(UTC))
+        return Overloaded(limit, retry_after_s=retry_after_s, task_id=None if limit == "depth" else task.id)
 
-def _was_refused(task: GenerationTask) -> bool:
-    return (
-        task.error is not None
-        and task.attempt == 0
-        and task.error.code in (FailureCode.QUEUE_OVERLOADED, FailureCode.STORAGE_FAILED)
-    )
+
+def _task_of(found: GenerationTask | Snapshot) -> GenerationTask:
+    return found.task if isinstance(found, Snapshot) else found
+
+
+def _is_overloaded(task: GenerationTask) -> bool:
+    return task.was_refused and task.error is not None and task.error.code is FailureCode.QUEUE_OVERLOADED
 
 
 def _same_request(known: Snapshot, request: AcceptedRequest) -> Snapshot:

@@ -5,7 +5,7 @@ from typing import Final
 from litestar import Litestar
 from litestar.di import Provide
 
-from gateway import generate, meta, tasks
+from gateway import admin, generate, meta, tasks
 from gateway.openapi import docs_routes, openapi_config
 from gateway.problems import problem_handlers
 from gateway.services import Services
@@ -28,6 +28,13 @@ def create_app(services: Services) -> Litestar:
             meta.get_settings,
             meta.healthz,
             meta.readyz,
+            admin.get_lanes,
+            admin.get_mode,
+            admin.put_mode,
+            admin.get_queues,
+            admin.get_fallbacks,
+            admin.get_cold_starts,
+            admin.explain_task,
             *docs_routes(),
         ],
         dependencies={"services": Provide(lambda: services, sync_to_thread=False)},

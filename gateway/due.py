@@ -28,8 +28,8 @@ class Requeue(Struct, frozen=True):
     """The owner is gone and attempts are left: back to the queue at the next epoch."""
 
 
-class KeepWaiting(Struct, frozen=True):
-    """Overdue on a lane that works or is about to: wait for another span."""
+class Reroute(Struct, frozen=True):
+    """No lane took it in time: to the degraded queue, at the next epoch (FR-021 c)."""
 
 
 class Republish(Struct, frozen=True):
@@ -45,13 +45,12 @@ class SetTimer(Struct, frozen=True):
     at: datetime
 
 
-DueAction = Forget | RecordAsRefused | Fail | Requeue | KeepWaiting | Republish | SetTimer
+DueAction = Forget | RecordAsRefused | Fail | Requeue | Reroute | Republish | SetTimer
 
 
 def due_action(
     task: GenerationTask | None,
     *,
-    lane_alive: bool,
     unbroken_s: float,
     windows: Windows,
     attempts: int,
@@ -59,12 +58,11 @@ def due_action(
 ) -> DueAction:
     """The handler's table; the record decides, not the timer's kind.
 
-    *unbroken_s* is for how long this sweeper's connection has stood, *lane_alive* whether a lane of the
-    model works or is on its way to it.
+    *unbroken_s* is for how long this sweeper's connection has stood.
 
     1. No record: RecordAsRefused.
     2. Ended: Forget.
-    3. Pending and overdue: KeepWaiting where a lane is alive (ADR 0002), else Fail(queue_overloaded).
+    3. Pending and overdue: on a lane Reroute (ADR 0007), on the degraded queue Fail(queue_overloaded).
     4. Pending, not overdue: Republish.
     5. Processing, lease live: SetTimer at its end.
     6. Processing, lease over, but this sweeper was cut off lately (so the owner may have been too): SetTimer later.
@@ -78,8 +76,8 @@ def due_action(
     if task.status is TaskStatus.PENDING:
         if now < task.deadline_at:  # 4
             return Republish(task.deadline_at)
-        if lane_alive:  # 3
-            return KeepWaiting()
+        if task.route == "lane":  # 3
+            return Reroute()
         return Fail(
             FailureCode.QUEUE_OVERLOADED,
             f"no worker took it within {windows.wait_limit_s:g} s; submit it again later",

@@ -1,6 +1,8 @@
 """`POST /generate`: parse, check, submit, reply. HTTP only."""
 
 import re
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 from litestar import Request, Response, post
@@ -9,18 +11,22 @@ from litestar.di import NamedDependency
 from litestar.exceptions import InternalServerException
 
 from contracts.generation import InvalidRequest, MalformedBody, parse_body, validate
-from gateway.admission import KeyReused, NoLane
+from contracts.topology import DEGRADED_MAX_MSGS
+from gateway.admission import KeyReused, Overloaded
+from gateway.hold import CallerGone
 from gateway.openapi import GenerateOperation, problem_responses
 from gateway.problems import ProblemError
 from gateway.services import Services
-from gateway.views import TaskView, view
+from gateway.views import TaskView, task_url, view
 from ops.artifacts import StorageFailed
-from ops.nats_link import StreamFull, TransportUnavailable
+from ops.nats_link import TransportUnavailable
 
 ANONYMOUS: Final = "anonymous"
 RETRY_SOON_S: Final = 5.0
 
+_Request = Request[Any, Any, State]
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+_RESPOND_ASYNC: Final = re.compile(r"(?:^|,)\s*respond-async\s*(?:$|[,;])", re.IGNORECASE)
 _TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -37,17 +43,21 @@ _TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
         "unsupported_media_type",
         "validation_failed",
         "idempotency_key_reused",
-        "no_lane",
         "queue_overloaded",
         "storage_unavailable",
         "transport_unavailable",
     ),
 )
-async def generate(request: Request[Any, Any, State], services: NamedDependency[Services]) -> Response[TaskView]:
-    """Checks a request and queues it for a warm lane of its model.
+async def generate(request: _Request, services: NamedDependency[Services]) -> Response[TaskView]:
+    """Checks a request and queues it: for a warm lane of its model, or for the degraded worker where there is none.
+
+    A warm lane gives an answer at once. On the degraded worker the answer comes when it takes the request, which can
+    take 30 s, or as `503` when it does not: give your client a time-out of 35 s or more. A client that hangs up before
+    gives up its place. With `Prefer: respond-async` the answer is `202` at once, and a task that is not taken in time
+    ends as `failed` with the code `queue_overloaded`.
 
     Every wrong field is listed at once, before anything is written. With an `Idempotency-Key`, the same key and body
-    always lead to the same task.
+    lead to the same task, also to one that is still held; after a `503 queue_overloaded` the same key makes a new task.
     """
     try:
         body = await request.body()  # 413 before anything else is looked at
@@ -67,22 +77,33 @@ async def generate(request: Request[Any, Any, State], services: NamedDependency[
         count = len(error.errors)
         detail = f"{count} field{'s are' if count > 1 else ' is'} wrong; see errors"
         raise ProblemError("validation_failed", detail, errors=error.errors) from error
+    responds_async = any(_RESPOND_ASYNC.search(value) for value in request.headers.getall("prefer", []))
     try:
-        snapshot = await services.admission.submit(
-            accepted, caller=ANONYMOUS, key=key, traceparent=_traceparent(request.headers.get("traceparent"))
+        snapshot = await services.admission.accept(
+            accepted,
+            caller=ANONYMOUS,
+            key=key,
+            traceparent=_traceparent(request.headers.get("traceparent")),
+            until_gone=None if responds_async else partial(_until_gone, request),
         )
     except KeyReused as error:
         raise ProblemError(
             "idempotency_key_reused", "this Idempotency-Key came with another body before; use a new key"
         ) from error
-    except NoLane as error:
-        raise _again("no_lane", f"{error}; GET /readyz tells when one is warm") from error
-    except StreamFull as error:
-        raise _again(
+    except Overloaded as error:
+        reasons = {
+            "depth": f"{DEGRADED_MAX_MSGS} requests are waiting already",
+            "wait": f"no worker took the request within {services.catalog.windows.wait_limit_s:g} s; it will not run",
+        }
+        raise ProblemError(
             "queue_overloaded",
-            f"{services.catalog.lane_queue_max_msgs} tasks of this model are waiting already",
-            limit="depth",
+            f"{reasons[error.limit]}; try again after the time in Retry-After",
+            limit=error.limit,
+            retry_after_s=error.retry_after_s,
+            instance=None if error.task_id is None else task_url(error.task_id),
         ) from error
+    except CallerGone as error:  # nobody reads the answer
+        raise ProblemError("malformed_body", "the caller hung up") from error
     except StorageFailed as error:
         raise _again("storage_unavailable", "the image could not be stored; the request will not run") from error
     except TransportUnavailable as error:
@@ -90,8 +111,17 @@ async def generate(request: Request[Any, Any, State], services: NamedDependency[
         raise _again(
             "transport_unavailable", f"the queue did not answer; {hint} to try again", outcome="unknown"
         ) from error
-    task = view(snapshot.task)
-    return Response(task, headers={"Location": task.links.self_, "ETag": f'"{snapshot.revision}"'})
+    task = view(snapshot.task, services.estimates.place(snapshot.task, datetime.now(UTC)))
+    headers = {"Location": task.links.self_, "ETag": f'"{snapshot.revision}"'}
+    if responds_async:
+        headers["Preference-Applied"] = "respond-async"
+    return Response(task, headers=headers)
+
+
+async def _until_gone(request: _Request) -> None:
+    # the body has been read: what is still received is that the client hung up
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _again(code: str, detail: str, **extra: Any) -> ProblemError:

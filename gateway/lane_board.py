@@ -1,82 +1,239 @@
-"""Which lanes there are, held in memory by watching KV `lanes` and KV `control`."""
+"""Which workers there are, and what the operator wants, held in memory by watching KV `lanes`, `control`, `leader` and
+`slots`."""
 
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, Literal, TypeVar
 
 import msgspec
 import structlog
+from msgspec import Struct
 
-from contracts.lanes import LaneHeartbeat, LaneReport, LaneState
-from contracts.tasks import RoutingDecision
-from contracts.topology import CONTROL, LANES
-from gateway.routing import READY_STATES, Route, decision_of, is_ready, route
+from contracts.lanes import FallbackCause, LaneHeartbeat, LaneReport, LaneState, Leadership, VideoPipelineSlot
+from contracts.tasks import LaneInput, RoutingDecision
+from contracts.topology import CONTROL, LANES, LANES_TTL_S, LEADER, LEADER_KEY, LEADER_TTL_S, SLOTS
+from gateway.routing import Route, ToDegraded, ToLane, decision_of, input_of, is_ready, judged_at, route
 from ops.nats_link import Entry, NatsLink
 
-ALIVE_STATES: Final = READY_STATES | {LaneState.STARTING, LaneState.LOADING}
+TaskRoute = Literal["lane", "degraded"]
+LaneMode = Literal["auto", "degraded"]
+MODES: Final[tuple[LaneMode, ...]] = ("auto", "degraded")
+T = TypeVar("T")
+SHOWN_CHARS: Final = 64
 
 log = structlog.get_logger("lane_board")
+
+
+class Lane(Struct, frozen=True):
+    """What a lane last said, and since when it says so, as far as this gateway heard.
+
+    *kept* is what a decision keeps of it: made once for each heartbeat, and not for each of a hundred lanes on each
+    request.
+    """
+
+    report: LaneReport
+    kept: LaneInput
+    heartbeat: LaneHeartbeat
+    since: datetime
+
+
+class Mode(Struct, frozen=True):
+    """The operator's switch of a model, and when it was set; None if it never was."""
+
+    mode: LaneMode = "auto"
+    since: datetime | None = None
+
+
+class IgnoredControl(Struct, frozen=True):
+    """An entry of KV `control` that is no switch of a lane, or none that can be understood."""
+
+    key: str
+    value: str
+    at: datetime
 
 
 class LaneBoard:
     """The lanes as this gateway knows them. `start` it before use."""
 
-    def __init__(self, *, health_timeout_s: float) -> None:
+    def __init__(self, *, health_timeout_s: float, grace_s: float) -> None:
         self._health_timeout_s = health_timeout_s
-        self._lanes: dict[str, LaneReport] = {}
-        self._modes: dict[str, str] = {}
+        self._grace_s = grace_s
+        self._link: NatsLink | None = None
+        self._lanes: dict[str, dict[str, Lane]] = {}
+        self._modes: dict[str, Mode] = {}
+        self._control_revision = 0
+        self._ignored: dict[str, IgnoredControl] = {}
+        self._leadership: Leadership | None = None
+        self._leader_seen_at: datetime | None = None
+        self._slots: dict[str, VideoPipelineSlot] = {}
 
     async def start(self, link: NatsLink) -> None:
-        """Watches both buckets; returns once what is there now has been seen. Raises TransportUnavailable."""
-        for synced in [await link.watch(LANES, self.on_lane), await link.watch(CONTROL, self.on_control)]:
-            await synced.wait()
+        """Watches its buckets; returns once what is there now has been seen. Raises TransportUnavailable."""
+        self._link = link
+        for bucket, callback in ((LANES, self.on_lane), (LEADER, self.on_leader), (SLOTS, self.on_slot)):
+            await (await link.watch(bucket, callback)).wait()
+        # the newest value may be one that is ignored: the last usable one before it stands
+        await (await link.watch(CONTROL, self.on_control, history=True)).wait()
 
     def on_lane(self, entry: Entry) -> None:
         """A heartbeat arrived, or a lane left."""
+        model = entry.key.partition(".")[0]
+        lanes = self._lanes.setdefault(model, {})
         if entry.value is None:
-            self._lanes.pop(entry.key, None)
+            lanes.pop(entry.key, None)
             return
         try:
             heartbeat = msgspec.json.decode(entry.value, type=LaneHeartbeat)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             log.warning("unreadable_heartbeat", key=entry.key, error=str(error))
             return
-        before = self._lanes.get(entry.key)
-        self._lanes[entry.key] = LaneReport(
-            model=heartbeat.model,
+        before = lanes.get(entry.key)
+        is_new = before is None or before.report.state is not heartbeat.state
+        report = LaneReport(
+            model=model,
             worker=heartbeat.worker,
             state=heartbeat.state,
             healthy_at=entry.time - timedelta(seconds=heartbeat.health_age_s),
         )
-        if before is None or before.state is not heartbeat.state:
-            log.info("lane_state", model=heartbeat.model, worker=heartbeat.worker, state=heartbeat.state.value)
+        since = entry.time if before is None or is_new else before.since
+        lanes[entry.key] = Lane(report, input_of(report), heartbeat, since)
+        if is_new:
+            log.info("lane_state", model=model, worker=heartbeat.worker, state=heartbeat.state.value)
 
     def on_control(self, entry: Entry) -> None:
         """The operator's switch `lanes.<model>` changed. Anything but `auto` and `degraded` is ignored, and said."""
+        if entry.revision <= self._control_revision:
+            return  # known already
+        self._control_revision = entry.revision
         prefix, _, model = entry.key.partition(".")
-        mode = "auto" if entry.value is None else entry.value.decode(errors="replace").strip()
-        if prefix != "lanes" or mode not in {"auto", "degraded"}:
+        value = "auto" if entry.value is None else entry.value.decode(errors="replace").strip()
+        mode = next((mode for mode in MODES if mode == value), None)
+        if prefix == "lanes" and mode is not None:
+            self._modes[model] = Mode(mode, entry.time)
+            self._ignored.pop(entry.key, None)
+            log.info("lane_mode", model=model, mode=mode)
+        elif entry.value is None:
+            self._ignored.pop(entry.key, None)
+        else:
+            self._ignored[entry.key] = IgnoredControl(entry.key, value[:SHOWN_CHARS], entry.time)
             log.warning("control_ignored", key=entry.key, expected="lanes.<model> = auto or degraded")
+
+    def on_leader(self, entry: Entry) -> None:
+        """The leader of the degraded queue took, kept or lost its place."""
+        if entry.key != LEADER_KEY:
             return
-        self._modes[model] = mode
+        self._leader_seen_at = None if entry.value is None else entry.time
+        self._leadership = None if entry.value is None else _decoded(entry, Leadership)
+
+    def on_slot(self, entry: Entry) -> None:
+        """Something else is resident on a slot, or the slot is gone."""
+        slot = None if entry.value is None else _decoded(entry, VideoPipelineSlot)
+        if slot is None:
+            self._slots.pop(entry.key, None)
+        else:
+            self._slots[entry.key] = slot
+
+    def drop_expired(self, now: datetime) -> None:
+        """Forgets lanes whose key the server has dropped by age; expiry sends no message that would tell."""
+        oldest = now - timedelta(seconds=LANES_TTL_S)
+        for lanes in self._lanes.values():
+            for key in [key for key, lane in lanes.items() if _heard_at(lane) < oldest]:
+                del lanes[key]
+
+    def degraded_worker_alive(self, now: datetime) -> bool:
+        """Whether a worker serves the degraded queue."""
+        # a marker tells when the key expires; the age is for one that came and went while the watch was cut off
+        return self._leader_seen_at is not None and now - self._leader_seen_at < timedelta(seconds=2 * LEADER_TTL_S)
+
+    def leader(self, now: datetime) -> Leadership | None:
+        """Who serves the degraded queue; None if nobody does."""
+        return self._leadership if self.degraded_worker_alive(now) else None
+
+    def slots(self) -> list[VideoPipelineSlot]:
+        """What is resident on which slot, by name."""
+        return [slot for _, slot in sorted(self._slots.items())]
+
+    def lanes(self, model: str) -> list[Lane]:
+        """The lanes of *model*, by name."""
+        return [lane for _, lane in sorted(self._lanes.get(model, {}).items())]
+
+    def mode(self, model: str) -> Mode:
+        """The operator's switch of *model*."""
+        return self._modes.get(model, Mode())
+
+    def ignored_control(self) -> list[IgnoredControl]:
+        """What stands in KV `control` and is ignored, by key."""
+        return [ignored for _, ignored in sorted(self._ignored.items())]
+
+    def judged_at(self, now: datetime) -> datetime:
+        """The moment as of which the silence of lanes is judged: *now*, or the cut from which this gateway recovers."""
+        if self._link is None:
+            return now
+        return judged_at(now, cut_at=self._link.cut_at, unbroken_s=self._link.unbroken_s(), grace_s=self._grace_s)
 
     def reports(self, model: str) -> list[LaneReport]:
         """What the lanes of *model* last said."""
-        return [report for report in self._lanes.values() if report.model == model]
+        return [lane.report for lane in self._lanes.get(model, {}).values()]
 
-    def route(self, model: str, now: datetime) -> tuple[Route, RoutingDecision]:
-        """Where a request for *model* goes at *now*, and the inputs of that decision."""
+    def outcome(self, model: str, now: datetime) -> Route:
+        """What routing says of a request for *model* at *now*."""
+        return route(
+            self.reports(model),
+            forced_degraded=self.mode(model).mode == "degraded",
+            health_timeout_s=self._health_timeout_s,
+            now=self.judged_at(now),
+        )
+
+    def cause(self, model: str, now: datetime) -> FallbackCause | None:
+        """Why a request for *model* would go to the degraded worker at *now*; None if it would go to a lane."""
+        outcome = self.outcome(model, now)
+        return outcome.cause if isinstance(outcome, ToDegraded) else None
+
+    def route(self, model: str, now: datetime, *, lanes_passed: bool = False) -> tuple[TaskRoute, RoutingDecision]:
+        """Where a request for *model* goes at *now*, and the inputs of that decision.
+
+        *lanes_passed*: the lanes had their turn and did not take it.
+        """
         reports = self.reports(model)
-        forced = self._modes.get(model) == "degraded"
-        outcome = route(reports, forced_degraded=forced, health_timeout_s=self._health_timeout_s, now=now)
-        return outcome, decision_of(outcome, reports, forced_degraded=forced, now=now)
-
-    def is_alive(self, model: str, now: datetime) -> bool:
-        """Whether a lane of *model* was heard of lately and works, or is on its way to it."""
-        return any(state in ALIVE_STATES for state in self.states(model, now)[0])
+        forced = self.mode(model).mode == "degraded"
+        judged = self.judged_at(now)
+        outcome = route(
+            reports,
+            forced_degraded=forced,
+            health_timeout_s=self._health_timeout_s,
+            now=judged,
+            lanes_passed=lanes_passed,
+        )
+        decision = decision_of(
+            outcome,
+            [lane.kept for lane in self._lanes.get(model, {}).values()],
+            forced_degraded=forced,
+            health_timeout_s=self._health_timeout_s,
+            judged_at=judged,
+            now=now,
+            lanes_passed=lanes_passed,
+        )
+        return "lane" if isinstance(outcome, ToLane) else "degraded", decision
 
     def states(self, model: str, now: datetime) -> tuple[list[LaneState], bool]:
         """The states of *model*'s lanes that were heard of lately, and whether one of them is ready."""
-        oldest = now - timedelta(seconds=self._health_timeout_s)
+        judged = self.judged_at(now)
+        oldest = judged - timedelta(seconds=self._health_timeout_s)
         recent = [report for report in self.reports(model) if report.healthy_at >= oldest]
-        ready = any(is_ready(report, health_timeout_s=self._health_timeout_s, now=now) for report in recent)
+        ready = any(is_ready(report, health_timeout_s=self._health_timeout_s, now=judged) for report in recent)
         return [report.state for report in recent], ready
+
+    def has_evicted(self, model: str) -> bool:
+        """Whether a lane of *model* gave its pipeline up and would load it on demand."""
+        return any(lane.report.state is LaneState.EVICTED for lane in self._lanes.get(model, {}).values())
+
+
+def _heard_at(lane: Lane) -> datetime:
+    return lane.report.healthy_at + timedelta(seconds=lane.heartbeat.health_age_s)
+
+
+def _decoded(entry: Entry, kind: type[T]) -> T | None:
+    try:
+        return msgspec.json.decode(entry.value or b"", type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        log.warning("unreadable_entry", key=entry.key, error=str(error))
+        return None

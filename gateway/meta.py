@@ -18,17 +18,26 @@ class Health(Struct, frozen=True, kw_only=True):
 
 
 class ModelReadiness(Struct, frozen=True, kw_only=True):
-    """Whether a request for the model would be accepted now, and what its lanes are doing."""
+    """Whether somebody would take a request for the model now.
+
+    *warm*: one of its lanes is, so that it is taken at once. Otherwise the degraded worker takes it in its turn.
+    *lanes* is what its lanes are doing.
+    """
 
     ready: bool
+    warm: bool
     lanes: list[str]
 
 
 class Readiness(Struct, frozen=True, kw_only=True):
-    """Whether requests can be accepted: the queue answers, and every model with lanes has one that is warm."""
+    """Whether requests can be accepted: the queue answers, and there is somebody for every model.
+
+    *degraded_worker*: one serves the queue of the models that have no warm lane.
+    """
 
     ready: bool
     nats: bool
+    degraded_worker: bool
     models: dict[str, ModelReadiness]
 
 
@@ -53,18 +62,15 @@ async def healthz() -> Health:
     },
 )
 async def readyz(services: NamedDependency[Services]) -> Response[Readiness]:
-    """200 as soon as requests can be accepted, else 503 with what is missing.
-
-    A model counts from the moment one of its lanes has reported: one that runs no lanes does not hold the others up.
-    """
+    """200 when requests for every model can be accepted, else 503 with what is missing."""
     now = datetime.now(UTC)
+    degraded_worker = services.lanes.degraded_worker_alive(now)
     models = {}
-    expected = []
     for model in services.catalog.models:
-        states, ready = services.lanes.states(model, now)
-        models[model] = ModelReadiness(ready=ready, lanes=[state.value for state in states])
-        if states:
-            expected.append(ready)
-    ready = services.link.is_connected and any(expected) and all(expected)
-    body = Readiness(ready=ready, nats=services.link.is_connected, models=models)
+        states, warm = services.lanes.states(model, now)
+        lanes = [state.value for state in states]
+        models[model] = ModelReadiness(ready=warm or degraded_worker, warm=warm, lanes=lanes)
+    nats = services.link.is_connected
+    ready = nats and all(model.ready for model in models.values())
+    body = Readiness(ready=ready, nats=nats, degraded_worker=degraded_worker, models=models)
     return Response(body, status_code=200 if ready else 503)

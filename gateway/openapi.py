@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from math import ceil
 from typing import Any, Final
 
+import msgspec
 import openapi_ui_bundles
 from litestar import MediaType, Request, Router, get
 from litestar.openapi import OpenAPIConfig, ResponseSpec
@@ -41,11 +42,13 @@ from contracts.tasks import (
     GenerationTask,
     MemoryReading,
     Progress,
+    SwapReceipt,
     TaskError,
     TaskStatus,
     TimelineEntry,
     VideoFile,
 )
+from gateway.estimate import QueuePlace
 from gateway.problems import PROBLEM_MEDIA_TYPE, PROBLEMS, TYPE_PREFIX, Problem
 from gateway.views import view
 
@@ -53,12 +56,22 @@ _DOCS_PATH: Final = "/docs"
 _ASSETS_PATH: Final = "/docs/assets"
 _REQUEST_BODY: Final = "GenerationRequest"
 
+# A held request is answered within the wait limit; the answer still has to reach its client.
+CLIENT_MARGIN_S: Final = 5.0
 _DESCRIPTION: Final = """
 Warmlane turns a prompt, and for some models an image, into a short video.
 
 1. `POST /generate` answers `202` with a task, or with a reason why not.
-2. `GET /tasks/{id}?wait=60` answers when the task has ended; `GET /tasks/{id}/events` streams its changes.
-3. `GET /tasks/{id}/video` is the MP4.
+2. `GET /tasks/{{id}}?wait=60` answers when the task has ended; `GET /tasks/{{id}}/events` streams its changes.
+3. `GET /tasks/{{id}}/video` is the MP4.
+
+## Waiting
+
+A model with a warm lane is answered at once. A model without one shares one worker with all others, which holds one
+model at a time; 25 requests may wait for it. `POST /generate` is then answered when the worker takes the request, or
+with `503` after at most {wait_limit_s:g} s: give your client a read time-out of {client_limit_s:g} s or more. With
+`Prefer: respond-async` the answer is `202` at once, and a task that nobody took in time ends as `failed` with
+`queue_overloaded`. As long as a task is pending, `queue` says where it stands and how long it will probably wait.
 
 ## Errors
 
@@ -75,13 +88,13 @@ def openapi_config(catalog: Catalog) -> OpenAPIConfig:
     return OpenAPIConfig(
         title="Warmlane",
         version=_version(),
-        description=_DESCRIPTION
-        + "".join(f"| {kind.status} | `{code}` | {kind.title} |\n" for code, kind in PROBLEMS.items()),
+        description=_description(catalog.windows.wait_limit_s),
         tags=[
             Tag(name="generation", description="Ask for a video."),
             Tag(name="tasks", description="Follow, cancel and collect what was asked for."),
             Tag(name="settings", description="What can be asked for."),
             Tag(name="operations", description="How the gateway is."),
+            Tag(name="admin", description="What operators look at, and the switch of a model's lanes."),
         ],
         use_handler_docstrings=True,
         operation_id_creator=lambda handler, method, path: handler.handler_name,  # `list_tasks`, `generate`, …
@@ -101,6 +114,11 @@ def openapi_config(catalog: Catalog) -> OpenAPIConfig:
             )
         ],
     )
+
+
+def _description(wait_limit_s: float) -> str:
+    text = _DESCRIPTION.format(wait_limit_s=wait_limit_s, client_limit_s=wait_limit_s + CLIENT_MARGIN_S)
+    return text + "".join(f"| {kind.status} | `{code}` | {kind.title} |\n" for code, kind in PROBLEMS.items())
 
 
 def _version() -> str:
@@ -335,6 +353,35 @@ _CANCELLED: Final = _after_claim(
     error=TaskError(code=FailureCode.CANCELLED, message="cancelled on request"),
     timeline=(*_PENDING.timeline, _CLAIMED, TimelineEntry(at=_at(0.3), event="fail", detail="cancelled")),
 )
+_SWAPPED: Final = msgspec.structs.replace(
+    _DONE,
+    route="degraded",
+    worker="degraded-0",
+    finished_at=_at(1.4),
+    swap=SwapReceipt(
+        slot="cpu-2",
+        released_model="phr00t",
+        loaded_model="anisora",
+        how="unloaded",
+        probe="rss",
+        base_bytes=402_000_000,
+        before_bytes=1_077_000_000,
+        after_bytes=411_000_000,
+        tolerance_bytes=128_000_000,
+        free_bytes=12_000_000_000,
+        needed_bytes=837_000_000,
+        samples=2,
+        release_s=0.11,
+        verify_s=0.1,
+        load_s=0.42,
+    ),
+    timeline=(
+        TimelineEntry(at=_at(0), event="accepted", detail="to degraded.anisora"),
+        TimelineEntry(at=_at(0.005), event="claim", detail="attempt 1 by degraded-0"),
+        TimelineEntry(at=_at(1.4), event="finish"),
+    ),
+)
+_EXAMPLE_PLACE: Final = QueuePlace(position=3, expected_wait_s=4.2)
 _EXAMPLE_ETAG: Final = f'"{"9f86d081" * 8}"'
 
 _EXAMPLE_ERRORS: Final = [
@@ -350,7 +397,6 @@ _EXAMPLE_ERRORS: Final = [
 _EXAMPLE_EXTRAS: Final[Mapping[str, Mapping[str, Any]]] = {
     "validation_failed": {"errors": _EXAMPLE_ERRORS},
     "video_not_ready": {"instance": "/tasks/019cab2e-5c00-7c3f-9b1a-2f6f0d4d7a55"},
-    "no_lane": {"retry_after_s": 10.0},
     "queue_overloaded": {"limit": "depth", "retry_after_s": 12.5},
     "storage_unavailable": {"retry_after_s": 5.0},
     "transport_unavailable": {"outcome": "unknown", "retry_after_s": 5.0},
@@ -440,7 +486,8 @@ class _DescribedOperation(Operation):
     def _show(self, status: int, description: str, examples: Mapping[str, GenerationTask]) -> None:
         # as structs: in a plain dict Litestar would drop the nulls
         shown: dict[str, Example | Reference] = {
-            name: Example(summary=name, value=view(task)) for name, task in examples.items()
+            name: Example(summary=name, value=view(task, _EXAMPLE_PLACE if task.status is TaskStatus.PENDING else None))
+            for name, task in examples.items()
         }
         response = (self.responses or {}).get(str(status))
         if isinstance(response, OpenAPIResponse):
@@ -471,9 +518,58 @@ class GenerateOperation(_DescribedOperation):
                 "1 to 255 printable ASCII characters.",
                 "order-17",
             ),
+            _parameter(
+                "Prefer",
+                "`respond-async` answers `202` at once, and a task that is not taken in time then ends as `failed` "
+                "with the code `queue_overloaded`. Without it the answer waits for the degraded worker, up to 30 s, "
+                "where the model has no warm lane: use a time-out of 35 s or more.",
+                "respond-async",
+            ),
         )
         self._show(202, "Accepted: the task, which ends exactly once.", {"pending": _PENDING})
-        self._send(202, {"Location": "The path of the task.", "ETag": "The revision of the task."})
+        self._send(
+            202,
+            {
+                "Location": "The path of the task.",
+                "ETag": "The revision of the task.",
+                "Preference-Applied": "`respond-async`, if Prefer asked for it.",
+            },
+        )
+        self._send(
+            503,
+            {
+                "Retry-After": "Seconds until another try makes sense; with `queue_overloaded` from measured service "
+                "times."
+            },
+        )
+        refused = (self.responses or {}).get("503")
+        if isinstance(refused, OpenAPIResponse):
+            refused.description += (
+                " With `queue_overloaded`, `limit` says which limit of the degraded queue was hit: `depth`, it was "
+                "full (told at once), or `wait`, no worker took the request within 30 s. Neither will run."
+            )
+
+
+@dataclass
+class ModeOperation(_DescribedOperation):
+    """`PUT /admin/lanes/{model}/mode`: its body, which the handler checks itself."""
+
+    def __post_init__(self) -> None:
+        mode = Schema(
+            type=OpenAPIType.STRING,
+            enum=["auto", "degraded"],
+            description="`auto` lets routing decide; `degraded` sends nothing new to the model's lanes.",
+        )
+        schema = Schema(
+            type=OpenAPIType.OBJECT, properties={"mode": mode}, required=["mode"], additional_properties=False
+        )
+        examples: dict[str, Example | Reference] = {
+            "degraded": Example(summary="Keep new requests off the lanes", value={"mode": "degraded"}),
+            "auto": Example(summary="Let routing decide again", value={"mode": "auto"}),
+        }
+        self.request_body = RequestBody(
+            required=True, content={"application/json": OpenAPIMediaType(schema=schema, examples=examples)}
+        )
         self._send(503, _RETRY_AFTER)
 
 
@@ -490,7 +586,9 @@ class TaskOperation(_DescribedOperation):
                 '"7"',
             ),
         )
-        self._show(200, "The task.", {"done": _DONE, "pending": _PENDING, "failed": _FAILED})
+        self._show(
+            200, "The task.", {"done": _DONE, "done, after a swap": _SWAPPED, "pending": _PENDING, "failed": _FAILED}
+        )
         self._send(200, {"ETag": "The revision of the task.", "Preference-Applied": "The wait that Prefer asked for."})
         self._answer(304, "Still the revision that If-None-Match names.")
         self._send(503, _RETRY_AFTER)

@@ -42,6 +42,9 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "wait: expected a number of seconds from 0 to 60.",
     ),
     "not_found": ProblemKind(404, "There is nothing at this path", "See /docs for the paths that exist."),
+    "model_not_found": ProblemKind(
+        404, "No model has this name", "There are anisora and phr00t. GET /settings lists them with their aliases."
+    ),
     "task_not_found": ProblemKind(
         404,
         "No task has this id",
@@ -85,12 +88,9 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     "internal_error": ProblemKind(
         500, "The gateway failed", "The cause is in the gateway's log. Try again; tell the operator if it persists."
     ),
-    "no_lane": ProblemKind(
-        503, "No lane can take this model now", "No warm lane for this model. Try again when /readyz says it is warm."
-    ),
     "queue_overloaded": ProblemKind(
         503,
-        "All workers are busy and the queue is full",
+        "The workers have more to do than they can begin in time",
         "25 requests are waiting already. Try again after the time in Retry-After.",
     ),
     "storage_unavailable": ProblemKind(
@@ -110,7 +110,8 @@ class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An error (RFC 9457). Programs switch on *code*; *errors* lists every wrong field in a fixed order.
 
     *outcome* is "unknown" where a retry might meet a request that was accepted after all; *limit* says which limit of
-    the queue was hit; *instance* is the task in question.
+    the queue was hit: `depth`, it is full, or `wait`, no worker took the request in time; *instance* is the task in
+    question.
     """
 
     type: str

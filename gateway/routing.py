@@ -1,20 +1,36 @@
 """Where a request goes. Pure: no clock, no I/O, no logging."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Final, Literal
+from typing import Final
 
 from msgspec import Struct
 
-from contracts.lanes import LaneReport, LaneState
+from contracts.lanes import FallbackCause, LaneReport, LaneState
 from contracts.tasks import LaneInput, RoutingDecision
 
-FallbackCause = Literal["manual", "quota", "capacity"]
 READY_STATES: Final = frozenset({LaneState.WARM, LaneState.BUSY})
+
+# What an operator is told of the rules of `route`.
+RULES: Final[Mapping[int, str]] = {
+    1: "the operator switched the model to degraded",
+    2: "a lane is warm or busy, and was heard of in time",
+    3: "no lane is ready, and the provider denied one for its quota",
+    4: "no lane is ready, or the lanes had their turn and did not take it",
+}
+_RULE_OF: Final[Mapping[FallbackCause, int]] = {"manual": 1, "quota": 3, "capacity": 4}
 
 
 class ToLane(Struct, frozen=True):
     """A dedicated warm lane takes it."""
+
+    @property
+    def rule(self) -> int:
+        """The rule of `route` that fired."""
+        return 2
+
+    def __str__(self) -> str:
+        return "lane"
 
 
 class ToDegraded(Struct, frozen=True):
@@ -22,23 +38,42 @@ class ToDegraded(Struct, frozen=True):
 
     cause: FallbackCause
 
+    @property
+    def rule(self) -> int:
+        """The rule of `route` that fired."""
+        return _RULE_OF[self.cause]
+
+    def __str__(self) -> str:
+        return f"degraded: {self.cause}"
+
 
 Route = ToLane | ToDegraded
+OUTCOMES: Final[tuple[Route, ...]] = (ToLane(), ToDegraded("manual"), ToDegraded("quota"), ToDegraded("capacity"))
 
 
-def route(reports: Sequence[LaneReport], *, forced_degraded: bool, health_timeout_s: float, now: datetime) -> Route:
-    """FR-020, for the reports of one model.
+def route(
+    reports: Sequence[LaneReport],
+    *,
+    forced_degraded: bool,
+    health_timeout_s: float,
+    now: datetime,
+    lanes_passed: bool = False,
+) -> Route:
+    """FR-020, for the reports of one model. *now* is the moment as of which silence is judged (`judged_at`).
+
+    *lanes_passed*: the lanes had their turn, and their queue was full, or none took the task in time (FR-021 c).
 
     1. The operator forced it: ToDegraded(manual).
-    2. Some lane is warm or busy, and was healthy within *health_timeout_s* (FR-021 b): ToLane.
-    3. The provider denied a lane (FR-021 a): ToDegraded(quota).
+    2. Some lane is warm or busy, and was healthy within *health_timeout_s* (FR-021 b): ToLane, unless *lanes_passed*.
+    3. None is, and the provider denied a lane for its quota (FR-021 a): ToDegraded(quota).
     4. Otherwise: ToDegraded(capacity).
     """
     if forced_degraded:  # 1
         return ToDegraded("manual")
-    if any(is_ready(report, health_timeout_s=health_timeout_s, now=now) for report in reports):  # 2
+    ready = any(is_ready(report, health_timeout_s=health_timeout_s, now=now) for report in reports)
+    if ready and not lanes_passed:  # 2
         return ToLane()
-    if any(report.state is LaneState.QUOTA_DENIED for report in reports):  # 3
+    if not ready and any(report.state is LaneState.QUOTA_DENIED for report in reports):  # 3
         return ToDegraded("quota")
     return ToDegraded("capacity")  # 4
 
@@ -48,16 +83,55 @@ def is_ready(report: LaneReport, *, health_timeout_s: float, now: datetime) -> b
     return report.state in READY_STATES and report.healthy_at >= now - timedelta(seconds=health_timeout_s)
 
 
+def judged_at(now: datetime, *, cut_at: datetime | None, unbroken_s: float, grace_s: float) -> datetime:
+    """The moment as of which the silence of lanes is judged (design §6).
+
+    A gateway that was cut off at *cut_at* heard nobody meanwhile. Until its connection has stood for *grace_s* again,
+    lanes that were ready at the cut count as ready; what it hears of them since then counts as always.
+    """
+    return now if cut_at is None or unbroken_s >= grace_s else min(cut_at, now)
+
+
+def input_of(report: LaneReport) -> LaneInput:
+    """*report* as a decision keeps it."""
+    return LaneInput(worker=report.worker, state=report.state.value, healthy_at=report.healthy_at)
+
+
 def decision_of(
-    outcome: Route, reports: Sequence[LaneReport], *, forced_degraded: bool, now: datetime
+    outcome: Route,
+    lanes: Sequence[LaneInput],
+    *,
+    forced_degraded: bool,
+    health_timeout_s: float,
+    judged_at: datetime,
+    now: datetime,
+    lanes_passed: bool = False,
 ) -> RoutingDecision:
     """The inputs and the outcome as they are kept on the task (design §5)."""
     return RoutingDecision(
         at=now,
         forced_degraded=forced_degraded,
-        lanes=tuple(
-            LaneInput(worker=report.worker, state=report.state.value, healthy_at=report.healthy_at)
-            for report in reports
-        ),
-        outcome="lane" if isinstance(outcome, ToLane) else f"degraded: {outcome.cause}",
+        lanes=tuple(lanes),
+        outcome=str(outcome),
+        lanes_passed=lanes_passed,
+        health_timeout_s=health_timeout_s,
+        judged_at=None if judged_at == now else judged_at,
+    )
+
+
+def derive(decision: RoutingDecision, *, lanes_passed: bool) -> Route:
+    """`route` for the inputs that *decision* kept. With its own *lanes_passed* the outcome is the same again.
+
+    Raises ValueError for a state that this version does not know.
+    """
+    reports = [
+        LaneReport(model="", worker=lane.worker, state=LaneState(lane.state), healthy_at=lane.healthy_at)
+        for lane in decision.lanes
+    ]
+    return route(
+        reports,
+        forced_degraded=decision.forced_degraded,
+        health_timeout_s=decision.health_timeout_s,
+        now=decision.judged_at or decision.at,
+        lanes_passed=lanes_passed,
     )

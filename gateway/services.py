@@ -11,6 +11,10 @@ import structlog
 
 from contracts.settings import Catalog
 from gateway.admission import Admission
+from gateway.cold_starts import ColdStarts
+from gateway.estimate import Estimates
+from gateway.fallbacks import Fallbacks
+from gateway.hold import Holds
 from gateway.lane_board import LaneBoard
 from gateway.sweeper import Sweeper
 from gateway.task_board import TaskBoard
@@ -21,6 +25,8 @@ from ops.provision import require_provisioned, wanted
 
 JANITOR_INTERVAL_S: Final = 60.0
 ORPHAN_GRACE_S: Final = 3_600.0
+# How long a gateway that leaves tries to add its last counts to the fallback episodes.
+LAST_COUNTS_S: Final = 2.0
 
 log = structlog.get_logger("gateway")
 
@@ -34,8 +40,13 @@ class Services:
         self.stopping = asyncio.Event()
         self._nats_url = nats_url
         self._artifacts_dir = artifacts_dir
-        self.lanes = LaneBoard(health_timeout_s=catalog.windows.health_timeout_s)
+        self.lanes = LaneBoard(
+            health_timeout_s=catalog.windows.health_timeout_s, grace_s=catalog.windows.reconnect_grace_s
+        )
+        self.fallbacks = Fallbacks(lanes=self.lanes, models=catalog.models)
+        self.cold_starts = ColdStarts()
         self.tasks = TaskBoard()
+        self.estimates = Estimates(queues=self.tasks.work_queues, lanes=self.lanes, catalog=catalog)
         self.link: NatsLink
         self.artifacts: Artifacts
         self.admission: Admission
@@ -54,17 +65,46 @@ class Services:
             await self.link.require_clock()
             await self.tasks.start(self.link)
             await self.lanes.start(self.link)
-            self.admission = Admission(
-                link=self.link, artifacts=self.artifacts, tasks=self.tasks, lanes=self.lanes, catalog=self.catalog
+            await self.fallbacks.start(self.link)
+            await self.cold_starts.start(self.link)
+            self.sweeper = Sweeper(
+                link=self.link,
+                artifacts=self.artifacts,
+                tasks=self.tasks,
+                lanes=self.lanes,
+                fallbacks=self.fallbacks,
+                catalog=self.catalog,
             )
-            self.sweeper = Sweeper(link=self.link, tasks=self.tasks, lanes=self.lanes, catalog=self.catalog)
+            holds = Holds(
+                link=self.link,
+                artifacts=self.artifacts,
+                tasks=self.tasks,
+                sweeper=self.sweeper,
+                stopping=self.stopping,
+            )
+            await holds.start()
+            self.admission = Admission(
+                link=self.link,
+                artifacts=self.artifacts,
+                tasks=self.tasks,
+                lanes=self.lanes,
+                fallbacks=self.fallbacks,
+                holds=holds,
+                estimates=self.estimates,
+                catalog=self.catalog,
+            )
             sweeping = asyncio.create_task(self.sweeper.run(self.stopping))
             cleaning = asyncio.create_task(self._janitor())
+            all_counted = asyncio.Event()
+            counting = asyncio.create_task(self.fallbacks.run(all_counted))
             try:
                 yield
             finally:
                 self.stop()
                 await end(sweeping, cleaning)
+                all_counted.set()
+                await asyncio.wait({counting}, timeout=LAST_COUNTS_S)
+                await end(counting)
         finally:
             await self.link.close()
 
@@ -86,12 +126,13 @@ class Services:
                 log.exception("janitor_failed")  # the next round may succeed
 
     async def clean(self) -> int:
-        """Removes objects that no record names, and forgets tasks whose record has expired. Returns how many objects.
+        """Removes objects that no record names, and forgets tasks and lanes that expired. Returns how many objects.
 
         Raises TransportUnavailable, StorageFailed.
         """
         now = datetime.now(UTC)
         self.tasks.drop_expired(keep_s=self.keep_s, now=now)
+        self.lanes.drop_expired(now)
         stored = await self.artifacts.list()
         grace_s = min(ORPHAN_GRACE_S, self.keep_s)
         removed = 0

@@ -2,20 +2,22 @@
 
 import asyncio
 import contextlib
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final
 
 import structlog
-from msgspec.structs import replace
 from nats.aio.msg import Msg
 
 from contracts import lifecycle
 from contracts.settings import Catalog
 from contracts.tasks import FailureCode, GenerationTask, UnreadableTask, decode_task, encode_task
-from contracts.topology import DEADLINES, TASKS, TIMER_KINDS, TimerKind, sweep_consumer, work_stream, work_subject
-from gateway.due import Fail, Forget, KeepWaiting, RecordAsRefused, Republish, Requeue, SetTimer, due_action
+from contracts.topology import DEADLINES, TASKS, TIMER_KINDS, TimerKind, sweep_consumer, work_subject
+from gateway.due import Fail, Forget, RecordAsRefused, Republish, Requeue, Reroute, SetTimer, due_action
+from gateway.fallbacks import Fallbacks
 from gateway.lane_board import LaneBoard
+from gateway.leftovers import remove_leftovers
 from gateway.task_board import Snapshot, TaskBoard
+from ops.artifacts import Artifacts
 from ops.nats_link import NatsLink, Pull, StreamFull, TransportUnavailable, WrongRevision, pages
 
 BATCH: Final = 64
@@ -26,10 +28,21 @@ log = structlog.get_logger("sweeper")
 class Sweeper:
     """The effects of a due timer. A timer of a task that has not ended is acked only after another is stored."""
 
-    def __init__(self, *, link: NatsLink, tasks: TaskBoard, lanes: LaneBoard, catalog: Catalog) -> None:
+    def __init__(
+        self,
+        *,
+        link: NatsLink,
+        artifacts: Artifacts,
+        tasks: TaskBoard,
+        lanes: LaneBoard,
+        fallbacks: Fallbacks,
+        catalog: Catalog,
+    ) -> None:
         self._link = link
+        self._artifacts = artifacts
         self._tasks = tasks
         self._lanes = lanes
+        self._fallbacks = fallbacks
         self._catalog = catalog
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -75,10 +88,8 @@ class Sweeper:
         """
         now = datetime.now(UTC)
         snapshot = await self._tasks.read(task_id)
-        task = snapshot.task if snapshot else None
         action = due_action(
-            task,
-            lane_alive=task is not None and self._lanes.is_alive(task.model, now),
+            snapshot.task if snapshot else None,
             unbroken_s=self._link.unbroken_s(),
             windows=self._catalog.windows,
             attempts=self._catalog.attempts,
@@ -94,8 +105,8 @@ class Sweeper:
                 return snapshot
             case Republish(at):
                 return await self._republish(snapshot, at, now)
-            case KeepWaiting():
-                return await self._keep_waiting(snapshot, now)
+            case Reroute():
+                return await self._reroute(snapshot, now)
             case Requeue():
                 return await self._requeue(snapshot, now)
             case Fail(code, message):
@@ -111,6 +122,7 @@ class Sweeper:
             task, code=FailureCode.QUEUE_OVERLOADED, message="it was never recorded; submit it again", now=now
         )
         revision = await self._link.create(TASKS, task_id, encode_task(refused))
+        await remove_leftovers(refused, link=self._link, artifacts=self._artifacts)
         return self._tasks.record(refused, revision, now)
 
     async def _republish(self, snapshot: Snapshot, at: datetime, now: datetime) -> Snapshot:
@@ -122,26 +134,36 @@ class Sweeper:
         await self._link.set_timer("admit", task.id, at, encode_task(task))
         return snapshot
 
-    async def _keep_waiting(self, snapshot: Snapshot, now: datetime) -> Snapshot:
-        later = now + timedelta(seconds=self._catalog.windows.wait_limit_s)
-        task = lifecycle.with_event(replace(snapshot.task, deadline_at=later), "still_waiting", now)
+    async def _reroute(self, snapshot: Snapshot, now: datetime) -> Snapshot:
+        _, decision = self._lanes.route(snapshot.task.model, now, lanes_passed=True)
+        wait_s = self._catalog.windows.wait_s("degraded")
+        task = lifecycle.reroute(snapshot.task, decision=decision, wait_s=wait_s, now=now)
         moved = await self._store(task, snapshot.revision, now)
-        return await self._republish(moved, later, now)
+        log.warning("task_rerouted", task_id=task.id, decision=decision.outcome)
+        moved = await self._place_again(moved, now)
+        await remove_leftovers(snapshot.task, link=self._link, artifacts=self._artifacts)
+        return moved
 
     async def _requeue(self, snapshot: Snapshot, now: datetime) -> Snapshot:
-        _, decision = self._lanes.route(snapshot.task.model, now)
-        task = lifecycle.requeue(snapshot.task, decision=decision, wait_s=self._catalog.windows.wait_limit_s, now=now)
+        route, decision = self._lanes.route(snapshot.task.model, now)
+        wait_s = self._catalog.windows.wait_s(route)
+        task = lifecycle.requeue(snapshot.task, route=route, decision=decision, wait_s=wait_s, now=now)
         moved = await self._store(task, snapshot.revision, now)
         log.warning("task_requeued", task_id=task.id, lost=snapshot.task.worker, attempt=task.attempt)
-        return await self._republish(moved, task.deadline_at, now)
+        return await self._place_again(moved, now)
+
+    async def _place_again(self, moved: Snapshot, now: datetime) -> Snapshot:
+        placed = await self._republish(moved, moved.task.deadline_at, now)
+        task = placed.task
+        if task.route == "degraded" and task.decision is not None:
+            await self._fallbacks.sent(task.model, task.decision, served=0 if task.status.is_terminal else 1)
+        return placed
 
     async def _fail(self, snapshot: Snapshot, code: FailureCode, message: str, now: datetime) -> Snapshot:
         failed = lifecycle.fail(snapshot.task, code=code, message=message, now=now)
         moved = await self._store(failed, snapshot.revision, now)
         log.warning("task_failed", task_id=failed.id, code=code.value)
-        await self._link.remove_subject(
-            work_stream(failed.route, failed.model), work_subject(failed.route, failed.model, failed.id)
-        )
+        await remove_leftovers(failed, link=self._link, artifacts=self._artifacts)
         return moved
 
     async def _store(self, task: GenerationTask, revision: int, now: datetime) -> Snapshot:

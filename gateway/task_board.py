@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from contracts.tasks import GenerationTask, TaskStatus, UnreadableTask, decode_task
 from contracts.topology import TASKS
+from gateway.work_queues import WorkQueues
 from ops.nats_link import Entry, NatsLink
 
 FINISHED_MAX: Final = 1_000
@@ -44,9 +45,13 @@ class Row(Struct, frozen=True):
 
 
 class TaskBoard:
-    """Every task that has a record. `start` it before use; `close` it to wake all that wait."""
+    """Every task that has a record. `start` it before use; `close` it to wake all that wait.
+
+    *work_queues* says who waits and runs on each work queue.
+    """
 
     def __init__(self) -> None:
+        self.work_queues = WorkQueues()
         self._rows: dict[str, Row] = {}
         self._order: list[tuple[datetime, str]] = []
         self._live: dict[str, Snapshot] = {}
@@ -96,6 +101,7 @@ class TaskBoard:
                 self._finished.popitem(last=False)
         else:
             self._live[task.id] = snapshot
+        self.work_queues.take_in(task)
         for queue in self._queues.get(task.id, ()):
             _offer(queue, snapshot)
         return snapshot
@@ -182,6 +188,7 @@ class TaskBoard:
             del self._order[bisect.bisect_left(self._order, (row.created_at, row.id))]
         self._live.pop(task_id, None)
         self._finished.pop(task_id, None)
+        self.work_queues.forget(task_id)
 
     @contextlib.contextmanager
     def _subscription(self, task_id: str) -> Iterator[asyncio.Queue[Snapshot | None]]:
@@ -196,7 +203,9 @@ class TaskBoard:
 
 
 def named_paths(task: GenerationTask) -> frozenset[str]:
-    """The objects that *task* owns: its image, and its video or the one that is being made."""
+    """The objects that *task* owns: its image, and its video or the one that is being made; none if it was refused."""
+    if task.was_refused:
+        return frozenset()
     video = task.video.path if task.video else None
     if not task.status.is_terminal:
         video = task.video_path

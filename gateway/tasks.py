@@ -16,8 +16,9 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage, Stream
 
 from contracts import lifecycle
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus, VideoFile, encode_task
-from contracts.topology import TASKS, work_stream, work_subject
+from contracts.topology import TASKS
 from gateway.byte_range import RangeNotSatisfiable, content_range, parse_range, range_applies
+from gateway.leftovers import remove_leftovers
 from gateway.openapi import (
     CancelOperation,
     EventsOperation,
@@ -29,7 +30,7 @@ from gateway.openapi import (
 from gateway.problems import ProblemError
 from gateway.services import Services
 from gateway.task_board import Snapshot
-from gateway.views import TaskPage, TaskView, task_page, view
+from gateway.views import TaskPage, TaskView, view
 from ops.artifacts import StorageFailed
 from ops.nats_link import TransportUnavailable, WrongRevision
 
@@ -63,7 +64,7 @@ async def get_task(
 ) -> Response[TaskView]:
     """The task. With `?wait=S` or `Prefer: wait=S` the answer comes when the task has ended, at the latest after S
     seconds; when `If-None-Match` names a revision, it comes on the next change, or as 304."""
-    snapshot = await _find(services, task_id)
+    snapshot = await find(services, task_id)
     headers: dict[str, str] = {}
     if wait is None:
         preferred = _PREFER_WAIT.search(request.headers.get("prefer", ""))
@@ -78,7 +79,7 @@ async def get_task(
     headers["ETag"] = f'"{snapshot.revision}"'
     if seen_revision == snapshot.revision:
         return Response(None, status_code=304, headers=headers)  # type: ignore[arg-type]  # a 304 has no body
-    return Response(view(snapshot.task), headers=headers)
+    return Response(_shown(services, snapshot.task), headers=headers)
 
 
 @get(
@@ -105,11 +106,15 @@ async def list_tasks(
     for task_id in services.tasks.newest(status=status, model=model, before=_decode_cursor(cursor)):
         if len(found) == limit:
             last = found[-1]
-            return task_page(found, _encode_cursor(last.created_at, last.id))
-        snapshot = await _reachable(services.tasks.get(task_id))
+            return _page(services, found, _encode_cursor(last.created_at, last.id))
+        snapshot = await reachable(services.tasks.get(task_id))
         if snapshot is not None:  # its record may have expired since
             found.append(snapshot.task)
-    return task_page(found, None)
+    return _page(services, found, None)
+
+
+def _page(services: Services, tasks: list[GenerationTask], next_cursor: str | None) -> TaskPage:
+    return TaskPage(tasks=tuple(_shown(services, task) for task in tasks), next_cursor=next_cursor)
 
 
 @get(
@@ -125,7 +130,7 @@ async def follow_task(request: _Request, services: _Services, task_id: FromPath[
 
     The event's id is the revision; a client that comes back with the last one in `Last-Event-ID` gets 204.
     """
-    snapshot = await _find(services, task_id)
+    snapshot = await find(services, task_id)
     if snapshot.task.status.is_terminal and request.headers.get("last-event-id") == str(snapshot.revision):
         return Response(None, status_code=204)
     return ServerSentEvent(_events(services, snapshot), headers={"Cache-Control": "no-store"})
@@ -136,7 +141,7 @@ async def _events(services: Services, snapshot: Snapshot) -> AsyncIterator[Serve
         if change is None:
             yield ServerSentEventMessage(comment="still there")
         else:
-            data = msgspec.json.encode(view(change.task)).decode()
+            data = msgspec.json.encode(_shown(services, change.task)).decode()
             yield ServerSentEventMessage(data=data, event="task", id=str(change.revision))
 
 
@@ -150,28 +155,26 @@ async def _events(services: Services, snapshot: Snapshot) -> AsyncIterator[Serve
 )
 async def cancel_task(services: _Services, task_id: FromPath[str]) -> TaskView:
     """Cancels a task that waits or runs, and answers it. A task that has ended is answered as it is."""
-    await _find(services, task_id)
+    await find(services, task_id)
     while True:
-        snapshot = await _reachable(services.tasks.read(task_id))
+        snapshot = await reachable(services.tasks.read(task_id))
         if snapshot is None:
             raise _no_such_task()
         task = snapshot.task
         if task.status.is_terminal:
-            return view(task)
+            return _shown(services, task)
         now = datetime.now(UTC)
         cancelled = lifecycle.fail(task, code=FailureCode.CANCELLED, message="cancelled on request", now=now)
         try:
-            revision = await _reachable(
+            revision = await reachable(
                 services.link.update(TASKS, task_id, encode_task(cancelled), revision=snapshot.revision)
             )
         except WrongRevision:
             continue  # it moved meanwhile: look again
         services.tasks.record(cancelled, revision, now)
         if task.status is TaskStatus.PENDING:
-            # the record fences it already; removing the message frees its place in the queue
-            subject = work_subject(task.route, task.model, task.id)
-            await _reachable(services.link.remove_subject(work_stream(task.route, task.model), subject))
-        return view(cancelled)
+            await remove_leftovers(cancelled, link=services.link, artifacts=services.artifacts)
+        return _shown(services, cancelled)
 
 
 _VIDEO_PROBLEMS: Final = problem_responses(
@@ -238,7 +241,7 @@ async def head_video(services: _Services, task_id: FromPath[str]) -> Response[No
 
 
 async def _video(services: Services, task_id: str) -> VideoFile:
-    task = (await _find(services, task_id)).task
+    task = (await find(services, task_id)).task
     if task.status is TaskStatus.FAILED:
         code = task.error.code if task.error else "failed"
         raise ProblemError("video_failed", f"the task failed ({code}); there is no video")
@@ -262,10 +265,11 @@ def _video_headers(video: VideoFile, task_id: str) -> dict[str, str]:
     }
 
 
-async def _find(services: Services, task_id: str) -> Snapshot:
+async def find(services: Services, task_id: str) -> Snapshot:
+    """The task, after what was due has been done. Raises ProblemError: task_not_found, transport_unavailable."""
     if not _ID.fullmatch(task_id):
         raise _no_such_task()
-    snapshot = await _reachable(services.tasks.get(task_id))
+    snapshot = await reachable(services.tasks.get(task_id))
     if snapshot is None:
         raise _no_such_task()
     return await _look_if_overdue(services, snapshot)
@@ -277,21 +281,26 @@ async def _look_if_overdue(services: Services, snapshot: Snapshot) -> Snapshot:
     if task.status is not TaskStatus.PENDING or datetime.now(UTC) < task.deadline_at:
         return snapshot
     try:
-        looked = await _reachable(services.sweeper.look(task.id))
+        looked = await reachable(services.sweeper.look(task.id))
     except WrongRevision:
-        looked = await _reachable(services.tasks.read(task.id))
+        looked = await reachable(services.tasks.read(task.id))
     if looked is None:
         raise _no_such_task()
     return looked
 
 
-async def _reachable(call: Awaitable[T]) -> T:
+async def reachable(call: Awaitable[T]) -> T:
+    """What *call* returns; TransportUnavailable becomes the problem `transport_unavailable`."""
     try:
         return await call
     except TransportUnavailable as error:
         raise ProblemError(
             "transport_unavailable", "the record could not be read or written now; try again", retry_after_s=1.0
         ) from error
+
+
+def _shown(services: Services, task: GenerationTask) -> TaskView:
+    return view(task, services.estimates.place(task, datetime.now(UTC)))
 
 
 def _no_such_task() -> ProblemError:

@@ -4,7 +4,6 @@ A view leaves out what only the protocol needs (owner, lease, epoch, caller, rou
 Every key is always present; null means "not yet" or "does not apply".
 """
 
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
 
@@ -17,10 +16,12 @@ from contracts.tasks import (
     GenerationTask,
     MemoryReading,
     Progress,
+    SwapReceipt,
     TaskError,
     TaskStatus,
     TimelineEntry,
 )
+from gateway.estimate import QueuePlace
 
 
 class VideoView(Struct, frozen=True, kw_only=True):
@@ -46,8 +47,11 @@ class TaskLinks(Struct, frozen=True, kw_only=True):
 class TaskView(Struct, frozen=True, kw_only=True):
     """One generation as its caller sees it.
 
-    *route* is the dedicated warm lane or the degraded worker; *worker* is the one that holds or held the task;
-    *attempt* counts the workers that began it; *memory* is the host's reading after cleanup (FR-009).
+    *route* is the dedicated warm lane or the degraded worker, where all models take turns on one card; *worker* is the
+    one that holds or held the task; *attempt* counts the workers that began it. *queue* is where it stands, as long as
+    it is pending; a task that moves up there is not a change that waiting clients or event streams are told of. *swap*,
+    on a task that ended on the degraded worker, is the proof that the card was empty before the model was loaded; null
+    if the model was there already. *memory* is the host's reading after cleanup (FR-009).
     """
 
     id: str
@@ -61,9 +65,11 @@ class TaskView(Struct, frozen=True, kw_only=True):
     queued_at: datetime
     claimed_at: datetime | None
     finished_at: datetime | None
+    queue: QueuePlace | None
     progress: Progress | None
     error: TaskError | None
     video: VideoView | None
+    swap: SwapReceipt | None
     memory: MemoryReading | None
     timeline: tuple[TimelineEntry, ...]
     links: TaskLinks
@@ -101,8 +107,8 @@ def task_url(task_id: str) -> str:
     return f"/tasks/{task_id}"
 
 
-def view(task: GenerationTask) -> TaskView:
-    """*task* as its caller may see it."""
+def view(task: GenerationTask, place: QueuePlace | None) -> TaskView:
+    """*task*, which stands in its queue at *place* (`Estimates.place`), as its caller may see it."""
     url = task_url(task.id)
     video = task.video
     return TaskView(
@@ -117,6 +123,7 @@ def view(task: GenerationTask) -> TaskView:
         queued_at=task.queued_at,
         claimed_at=task.claimed_at,
         finished_at=task.finished_at,
+        queue=place,
         progress=task.progress,
         error=task.error,
         video=None
@@ -129,6 +136,7 @@ def view(task: GenerationTask) -> TaskView:
             frames=video.frames,
             fps=video.fps,
         ),
+        swap=task.swap,
         memory=task.memory,
         timeline=task.timeline,
         links=TaskLinks(
@@ -138,11 +146,6 @@ def view(task: GenerationTask) -> TaskView:
             cancel=None if task.status.is_terminal else url,
         ),
     )
-
-
-def task_page(tasks: Iterable[GenerationTask], next_cursor: str | None) -> TaskPage:
-    """One page of `GET /tasks`."""
-    return TaskPage(tasks=tuple(view(task) for task in tasks), next_cursor=next_cursor)
 
 
 def settings_view(catalog: Catalog) -> SettingsView:

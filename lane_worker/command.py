@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -10,14 +9,24 @@ import uvloop
 
 from contracts.settings import SettingsError, load_settings
 from contracts.topology import lane_key
+from lane_worker.runtime.cold_start import process_started_at
 from lane_worker.runtime.host import HostLost, SlotTaken
 from lane_worker.runtime.slot import lock_path
 from lane_worker.worker import LaneWorker
 from ops.artifacts import Artifacts, StorageFailed
 from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer
-from ops.options import data_dir_option, nats_url_option, profile_option, settings_option, step_seconds_option
+from ops.options import (
+    data_dir_option,
+    name_option,
+    nats_url_option,
+    profile_option,
+    settings_option,
+    slot_option,
+    step_seconds_option,
+)
 from ops.provision import NotProvisioned, require_lane
 from ops.telemetry import configure_logging
+from ops.tracing import tracing
 
 
 @click.command(
@@ -27,20 +36,8 @@ from ops.telemetry import configure_logging
 @click.option(
     "--model", envvar="WARMLANE_MODEL", required=True, show_envvar=True, help="The model that this lane keeps warm."
 )
-@click.option(
-    "--name",
-    envvar="WARMLANE_NAME",
-    show_envvar=True,
-    help="Name of the lane, unique and stable. [default: the model and the slot]",
-)
-@click.option(
-    "--slot",
-    envvar="WARMLANE_SLOT",
-    default="cpu-0",
-    show_default=True,
-    show_envvar=True,
-    help="Where it runs: the UUID of a GPU, or cpu-N. One process at a time holds a slot.",
-)
+@name_option("Name of the lane, unique and stable. [default: the model and the slot]")
+@slot_option
 @nats_url_option
 @data_dir_option
 @settings_option
@@ -57,7 +54,7 @@ def command(
     step_seconds: float,
 ) -> None:
     """Run one warm lane: load a model, keep it, and serve its queue until SIGTERM, which drains."""
-    started_at = datetime.now(UTC)
+    started_at = process_started_at()
     name = name or f"{model}-{slot}"
     data_dir = data_dir.absolute()
     configure_logging("lane")
@@ -86,6 +83,7 @@ def command(
                 artifacts=artifacts,
                 model=entry,
                 windows=catalog.windows,
+                warmth=catalog.warmth,
                 name=name,
                 slot=slot,
                 data_dir=data_dir,
@@ -97,7 +95,8 @@ def command(
             await link.close()
 
     try:
-        uvloop.run(run())
+        with tracing("lane"):
+            uvloop.run(run())
     except (
         SettingsError,
         TransportUnavailable,

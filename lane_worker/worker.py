@@ -2,35 +2,53 @@
 
 import asyncio
 import contextlib
-import shutil
 import time
 import uuid
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import structlog
+from nats.aio.msg import Msg
 
 from contracts.lanes import LaneState
-from contracts.settings import IntegerField, ModelEntry, Windows
+from contracts.settings import IntegerField, ModelEntry, Warmth, Windows
 from contracts.tasks import GenerationParameters, MemoryReading
-from contracts.topology import lane_stream
+from contracts.topology import demand_subject, lane_stream
+from lane_worker.runtime.cold_start import ColdStartLog
 from lane_worker.runtime.heartbeat import Heartbeat
-from lane_worker.runtime.host import Host, HostLost, LoadFailed
-from lane_worker.runtime.host_messages import Failed, Generate, Ready
+from lane_worker.runtime.host import PING_S, Host, HostLost, LoadFailed, SlotTaken
+from lane_worker.runtime.host_messages import Finished, Generate
 from lane_worker.runtime.host_runner import HostRunner
+from lane_worker.runtime.lanes_beside import lane_reports
+from lane_worker.runtime.leaving import drain
 from lane_worker.runtime.loop import WorkLoop
-from lane_worker.runtime.memory_line import log_memory
+from lane_worker.runtime.residence import Quarantined, Residence
+from lane_worker.runtime.scratch import Scratch
+from lane_worker.runtime.slot_display import SlotDisplay
+from lane_worker.runtime.warmth import (
+    Evict,
+    Others,
+    Recycle,
+    Stay,
+    Step,
+    Wear,
+    next_step,
+    others_of,
+    residue_bytes,
+    worn_out,
+)
 from ops.artifacts import Artifacts
 from ops.ending import end
-from ops.nats_link import NatsLink
+from ops.memory import probe_for
+from ops.nats_link import NatsLink, TransportUnavailable
 
 WARMUP_TASK: Final = "warmup"
 RESTART_FIRST_S: Final = 0.5
 RESTART_MAX_S: Final = 30.0
-SCRATCH_KEPT_S: Final = 3_600.0
-# After the drain's bound, how long the task in hand may take to stop and to give its lease back.
-LEAVE_S: Final = 15.0
+TOLD_S: Final = 2.0
+# A host that missed this many seconds of pings is given no task; one that misses `health_timeout_s` is killed.
+SILENT_S: Final = 3 * PING_S
 
 log = structlog.get_logger("lane")
 
@@ -45,25 +63,31 @@ class LaneWorker:
         artifacts: Artifacts,
         model: ModelEntry,
         windows: Windows,
+        warmth: Warmth,
         name: str,
         slot: str,
         data_dir: Path,
         step_seconds: float,
         started_at: datetime,
     ) -> None:
+        """*started_at* is when the process began, from which its cold start is counted."""
+        self._link = link
         self._model = model
         self._windows = windows
-        self._slot = slot
-        self._owner = uuid.uuid4().hex
-        # a folder of this process alone: the one that it replaces may still be finishing its task
-        self._scratch_root = data_dir / "scratch" / slot
-        self._scratch = self._scratch_root / self._owner
+        self._warmth = warmth
+        self._name = name
+        owner = uuid.uuid4().hex
+        self._scratch = Scratch(data_dir, slot=slot, owner=owner)
         self._host = Host(
+            slot=slot, lock_dir=data_dir / "locks", models_dir=data_dir / "models", step_seconds=step_seconds
+        )
+        self._display = SlotDisplay(link, slot=slot, worker=name)
+        self._residence = Residence(
+            host=self._host,
             slot=slot,
-            lock_dir=data_dir / "locks",
-            model=model,
-            models_dir=data_dir / "models",
-            step_seconds=step_seconds,
+            models={model.name: model},
+            probe=probe_for(slot),
+            on_state=self._display.show,
         )
         self._heartbeat = Heartbeat(
             link,
@@ -74,129 +98,280 @@ class LaneWorker:
             health_age_s=lambda: self._host.health_age_s if self._host.pid is not None else 0.0,
             started_at=started_at,
         )
-        self._runner = HostRunner(
-            host=self._host, slot=slot, scratch=self._scratch, idle_memory=MemoryReading(rss_bytes=0)
-        )
+        self._starts = ColdStartLog(link, model=model.name, worker=name, started_at=started_at)
+        self._runner = HostRunner(residence=self._residence, slot=slot, scratch=self._scratch.folder)
         self._loop = WorkLoop(
             link=link,
             artifacts=artifacts,
             stream=lane_stream(model.name),
-            owner=self._owner,
+            owner=owner,
             worker=name,
             windows=windows,
             runner=self._runner,
-            scratch=self._scratch,
+            scratch=self._scratch.folder,
             on_busy=self._on_busy,
         )
         self._draining = False
+        self._demand = asyncio.Event()
+        self._renew_because: str | None = None
+        self._loaded: MemoryReading | None = None  # what the host held after the load that is counted from
+        self._clean: MemoryReading | None = None  # and after the generation that warmed it up
+        self._tasks = 0
+        self._idle_since_s = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until *stop*; then finishes the task in hand within `windows.drain_s`, releases and leaves.
 
-        Raises SlotTaken when another process holds the card, HostLost when its host does not even start.
+        Raises SlotTaken when another process holds the card, HostLost when its host does not even start,
+        TransportUnavailable when the server is away at the start.
         """
-        self._scratch.mkdir(parents=True)
+        self._scratch.make()
+        await self._display.start()
         beating = asyncio.create_task(self._heartbeat.run())
+        displaying = asyncio.create_task(self._display.run())
+        recording = asyncio.create_task(self._starts.run())
+        watching = asyncio.create_task(self._watch_host())
         serving = asyncio.create_task(self._serve(stop))
         stopped = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait({serving, stopped, beating}, return_when=asyncio.FIRST_COMPLETED)
-            if beating.done():
-                await beating  # a lane that cannot be heard of must not look warm: fail, and be started again
+            keeping = (beating, displaying, recording, watching)
+            await asyncio.wait({serving, stopped, *keeping}, return_when=asyncio.FIRST_COMPLETED)
+            for keeper in keeping:
+                if keeper.done():
+                    await keeper  # a lane that cannot be heard of must not look warm: fail, and be started again
             if not serving.done():
-                await self._drain(serving)
+                self._show(LaneState.DRAINING)
+                self._draining = True
+                await drain(serving, drain_s=self._windows.drain_s, leave=self._runner.leave)
             await serving
+        except SlotTaken as error:
+            self._starts.failed(str(error))
+            raise
         finally:
-            await end(serving, stopped, beating)
+            await end(serving, stopped, beating, watching)
             await self._loop.close()
-            await self._host.close()
+            await self._residence.close()
+            await self._display.leave()
+            await self._starts.leave()
+            await end(displaying, recording)
             await self._heartbeat.leave()
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch.remove()
             log.info("lane_left")
 
-    async def _drain(self, serving: asyncio.Task[None]) -> None:
-        self._draining = True
-        self._heartbeat.set(LaneState.DRAINING)
-        done, _ = await asyncio.wait({serving}, timeout=self._windows.drain_s)
-        if not done:
-            log.warning("drain_too_long", after_s=self._windows.drain_s)
-            self._runner.leave("the worker is leaving")
-            done, _ = await asyncio.wait({serving}, timeout=LEAVE_S)
-        if not done:
-            # the lease runs out, and the sweeper gives the task to another worker
-            log.error("drain_abandoned", after_s=self._windows.drain_s + LEAVE_S)
-            serving.cancel()
-
     async def _serve(self, stop: asyncio.Event) -> None:
+        if self._warmth.evict_idle_s:
+            await self._link.client.subscribe(demand_subject(self._model.name), cb=self._on_demand)
         wait_s = RESTART_FIRST_S
         while not stop.is_set():
+            if self._residence.quarantined or self._display.quarantine is not None:
+                self._starts.failed("the slot is quarantined")
+                self._show(LaneState.UNHEALTHY, "the slot is quarantined")
+                await self._until_lifted(stop)
+                continue
             try:
                 await self._warm_up()
+                wait_s = RESTART_FIRST_S
+                await self._stay_warm(stop)
+            except Quarantined:
+                continue
             except (HostLost, LoadFailed) as error:
                 log.error("not_warm", error=str(error), again_in_s=wait_s)
-                self._heartbeat.set(LaneState.UNHEALTHY, str(error))
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait_s):
-                        await stop.wait()
+                self._starts.failed(str(error))
+                self._show(LaneState.UNHEALTHY, str(error))
+                await _pause(stop, wait_s)
                 wait_s = min(RESTART_MAX_S, wait_s * 2)
-                continue
-            wait_s = RESTART_FIRST_S
-            while self._host.pid is not None and not stop.is_set():
-                await self._loop.serve_one(stop)
+
+    async def _until_lifted(self, stop: asyncio.Event) -> None:
+        usable = asyncio.create_task(self._display.usable())
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({usable, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if usable.done():
+                await usable
+                self._residence.lift()
+        finally:
+            await end(usable, stopped)
 
     async def _warm_up(self) -> None:
-        """Starts the host, loads, and runs one small generation. Raises SlotTaken, HostLost, LoadFailed."""
-        ready = await self._host.start()
-        self._remove_what_others_left()
-        self._account_for(ready)
-        if not self._draining:
-            self._heartbeat.set(LaneState.LOADING)
-        loaded = await self._host.load()
+        """Starts the host, loads, and runs one small generation.
+
+        Raises SlotTaken, HostLost, LoadFailed, Quarantined.
+        """
+        if self._host.pid is None:
+            self._display.take()
+            ready = await self._residence.open()
+            self._scratch.remove_what_others_left()
+            self._runner.account_for(ready)
+        renew_because, self._renew_because = self._renew_because, None
+        self._show(LaneState.LOADING, renew_because or "")
+        if renew_because is None:
+            await self._residence.ready(self._model.name)
+        else:
+            await self._residence.renew(self._model.name, renew_because)
         request = Generate(
             task_id=WARMUP_TASK,
             attempt=0,  # and therefore not slowed down by --step-seconds
             parameters=warmup_parameters(self._model),
-            video_path=str(self._scratch / f"{WARMUP_TASK}.mp4"),
+            video_path=str(self._scratch.folder / f"{WARMUP_TASK}.mp4"),
         )
         outcome = await self._host.generate(request, lambda _: None)
-        if self._host.pid is None or isinstance(outcome, Failed):
+        if not isinstance(outcome, Finished):
+            await self._host.kill()
             reason = getattr(outcome, "message", None) or getattr(outcome, "reason", type(outcome).__name__)
             raise HostLost(f"the warm-up generation did not succeed: {reason}")
-        log.info("warm", load_s=round(loaded.seconds, 3), rss_bytes=loaded.memory.rss_bytes)
+        swap, memory = self._residence.last_swap, self._residence.memory
+        if swap is not None and memory is not None:
+            log.info("warm", load_s=round(swap.load_s, 3), rss_bytes=memory.rss_bytes)
+        self._loaded, self._clean, self._tasks = memory, outcome.memory, 0
+        self._idle_since_s = time.monotonic()
+        self._show(LaneState.WARM)
         if not self._draining:
-            self._heartbeat.set(LaneState.WARM)
+            self._starts.warm()
 
-    def _remove_what_others_left(self) -> None:
-        # a predecessor may still be storing its last video: only what is old is nobody's
-        oldest_s = time.time() - SCRATCH_KEPT_S
-        for folder in self._scratch_root.iterdir():
-            if folder != self._scratch and folder.stat().st_mtime < oldest_s:
-                shutil.rmtree(folder, ignore_errors=True)
+    async def _stay_warm(self, stop: asyncio.Event) -> None:
+        """Serves until the pipeline is gone, or is to be loaded anew. Raises Quarantined, HostLost."""
+        while self._is_loaded() and not stop.is_set():
+            if self._host.health_age_s > SILENT_S:
+                # A host that hangs runs nothing: what it would claim, another worker can take.
+                await _pause(stop, PING_S)
+                continue
+            served = await self._loop.serve_one(stop)
+            if not self._is_loaded() or stop.is_set():
+                return
+            match await self._next_step(queue_is_empty=not served):
+                case Recycle(reason):
+                    if await self._may_recycle():
+                        self._renew_because = f"recycled: {reason}"
+                        return
+                case Evict():
+                    if await self._evict(stop):
+                        return
+                case Stay():
+                    pass
 
-    def _account_for(self, ready: Ready) -> None:
-        """Writes the memory line that the slot's last holder could not: it died in the middle of a task (FR-009)."""
-        note = ready.unfinished
-        if note is None or note.task_id in (None, WARMUP_TASK):
-            return
-        if (note.task_id, note.attempt) == self._runner.accounted:
-            return
-        log_memory(
-            outcome="worker_lost",
-            memory=None,
-            task_id=str(note.task_id),
-            attempt=note.attempt,
-            model=note.model,
-            slot=self._slot,
+    async def _next_step(self, *, queue_is_empty: bool) -> Step:
+        if self._residence.memory is not self._loaded:  # it was loaded anew in between, by a task that needed that
+            self._loaded = self._clean = self._residence.memory
+            self._tasks = 0
+        wear = Wear(self._tasks, residue_bytes(self._clean, self._runner.memory) if self._tasks else 0)
+        others = Others.NONE
+        if worn_out(self._warmth, wear) is not None:
+            try:
+                others = await self._others()
+            except TransportUnavailable:
+                return Stay()
+        idle_s = time.monotonic() - self._idle_since_s
+        return next_step(self._warmth, wear, idle_s=idle_s, queue_is_empty=queue_is_empty, others=others)
+
+    async def _others(self) -> Others:
+        """The other lanes of the model as the server has them now. Raises TransportUnavailable."""
+        return others_of(
+            await lane_reports(self._link, self._model.name),
+            self._name,
+            health_timeout_s=self._windows.health_timeout_s,
+            now=datetime.now(UTC),
         )
 
+    async def _may_recycle(self) -> bool:
+        """Takes the lane out of service, and looks whether the other lane that was warm still is.
+
+        Two lanes that are worn out together both say so before either looks, so never do both leave.
+        """
+        try:
+            before = await self._others()
+            if not await self._announce(LaneState.LOADING, "about to be recycled"):
+                return False
+            if before is Others.WARM and await self._others() is not Others.WARM:
+                self._show(LaneState.WARM)
+                return False
+        except TransportUnavailable:
+            self._show(LaneState.WARM)
+            return False
+        return True
+
+    async def _evict(self, stop: asyncio.Event) -> bool:
+        """Unloads, and waits until a request asks for the model; whether it is to be loaded again.
+
+        Raises Quarantined, HostLost.
+        """
+        self._demand.clear()
+        if not await self._announce(LaneState.EVICTED, "no task for a while"):
+            return False
+        # what was sent here before that was known still finds the pipeline
+        if await self._loop.serve_one(stop) or self._demand.is_set() or stop.is_set():
+            self._show(LaneState.WARM)
+            return False
+        await self._residence.evict()
+        demanded = asyncio.create_task(self._demand.wait())
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({demanded, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await end(demanded, stopped)
+        if not stop.is_set():
+            self._starts.demanded()
+        return True
+
+    async def _announce(self, state: LaneState, detail: str) -> bool:
+        """Whether the server knows of *state*; it is WARM again where that cannot be told."""
+        self._show(state, detail)
+        try:
+            async with asyncio.timeout(TOLD_S):
+                await self._heartbeat.told()
+        except TimeoutError:
+            self._show(LaneState.WARM)
+            return False
+        return not self._draining
+
+    async def _on_demand(self, _: Msg) -> None:
+        self._demand.set()
+
+    async def _watch_host(self) -> None:
+        """Kills a host with a model that has not answered for `health_timeout_s`; `_serve` starts another one."""
+        limit_s = self._windows.health_timeout_s
+        while True:
+            silent_s = self._silent_s()
+            if silent_s < limit_s:
+                await asyncio.sleep(min(limit_s - silent_s, self._windows.heartbeat_s))
+                continue
+            # It may be this process that was stopped: then the host's answers are still to be read.
+            await asyncio.sleep(2 * PING_S)
+            silent_s = self._silent_s()
+            if silent_s >= limit_s:
+                log.error("host_hangs", silent_s=round(silent_s, 1))
+                self._show(LaneState.UNHEALTHY, f"the pipeline host did not answer for {silent_s:.0f} s")
+                try:
+                    await self._host.kill()
+                except HostLost as error:
+                    log.error("host_not_killed", error=str(error))
+
+    def _silent_s(self) -> float:
+        return self._host.health_age_s if self._is_loaded() else 0.0
+
+    def _is_loaded(self) -> bool:
+        return self._residence.resident is not None
+
     def _on_busy(self, busy: bool) -> None:
-        if self._draining:
-            return
+        if not busy:
+            self._tasks += 1
+            self._idle_since_s = time.monotonic()
         if busy:
-            self._heartbeat.set(LaneState.BUSY)
+            self._show(LaneState.BUSY)
         else:
-            # without its host the lane is not warm: it is about to load again
-            self._heartbeat.set(LaneState.WARM if self._host.pid is not None else LaneState.LOADING)
+            # without its model the lane is not warm: it is about to load again
+            self._show(LaneState.WARM if self._is_loaded() else LaneState.LOADING)
+
+    def _show(self, state: LaneState, detail: str = "") -> None:
+        """The lane is in *state* now. One that leaves is `draining`, whatever else it does meanwhile."""
+        if not self._draining:
+            self._heartbeat.set(state, detail)
+
+
+async def _pause(stop: asyncio.Event, seconds: float) -> None:
+    """Waits *seconds*, or until *stop* is set."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await stop.wait()
 
 
 def warmup_parameters(model: ModelEntry) -> GenerationParameters:

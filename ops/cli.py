@@ -11,7 +11,7 @@ from typing import Final
 import click
 from msgspec import Struct
 
-ROOMS: Final = ("contracts", "gateway", "lane_worker", "ops")
+ROOMS: Final = ("contracts", "degraded_worker", "gateway", "lane_worker", "ops")
 INTERRUPTED: Final = 130
 
 
@@ -29,7 +29,12 @@ COMMANDS: Final[dict[str, Entry]] = {
     "doctor": Entry("ops.doctor:command", "Tell what this machine has, and what to do about the rest."),
     "provision": Entry("ops.provision:command", "Make the nats-server hold streams, consumers and buckets."),
     "gateway": Entry("gateway.command:command", "Serve the HTTP API."),
+    "supervisor": Entry("ops.supervisor:command", "Keep the wanted lanes running on this machine."),
     "lane": Entry("lane_worker.command:command", "Run one warm lane."),
+    "degraded": Entry("degraded_worker.command:command", "Run a degraded worker: every model on one slot, in turn."),
+    "status": Entry("ops.status:command", "Show lanes, queues, fallbacks, and where requests go."),
+    "lane-mode": Entry("ops.lane_mode:command", "Keep new requests off a model's lanes, or let routing decide."),
+    "slots": Entry("ops.slots:command", "Show what is resident on which slot; lift a quarantine."),
 }
 
 

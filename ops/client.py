@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from urllib.parse import quote
 
 import click
 import httpx
@@ -20,8 +21,12 @@ from contracts.generation import FieldError
 
 CONNECT_TIMEOUT_S: Final = 5.0
 REPLY_TIMEOUT_S: Final = 30.0
+# A submit may be held for 30 s, until a worker takes it or nobody did.
+HELD_REPLY_TIMEOUT_S: Final = 45.0
 # One long poll; a gateway answers at most 60 s late.
 WAIT_S: Final = 20.0
+# A task that moves up in its queue is no change that ends a long poll.
+QUEUED_WAIT_S: Final = 1.0
 # A submit that finds nobody is given up soon: most likely nothing was started.
 SUBMIT_ATTEMPTS: Final = 4
 # A task that was accepted goes on without us: be patient with a gateway that is started again.
@@ -62,6 +67,41 @@ class Memory(Struct, frozen=True):
     cuda_allocated_bytes: int | None = None
 
 
+class Place(Struct, frozen=True):
+    """Where a task stands in its queue: 1 is next. No expected wait before anything was measured."""
+
+    position: int
+    expected_wait_s: float | None = None
+
+
+class Swap(Struct, frozen=True, kw_only=True):
+    """The swap receipt as it is shown; `contracts.tasks.SwapReceipt` says what its figures mean."""
+
+    loaded_model: str
+    how: str
+    probe: str
+    released_model: str | None = None
+    reason: str = ""
+    alive: tuple[str, ...] = ()
+    base_bytes: int | None = None
+    before_bytes: int | None = None
+    after_bytes: int | None = None
+    tolerance_bytes: int | None = None
+    free_bytes: int | None = None
+    needed_bytes: int = 0
+    samples: int = 0
+    release_s: float = 0.0
+    verify_s: float = 0.0
+    load_s: float = 0.0
+
+    @property
+    def allowed_bytes(self) -> int | None:
+        """How much may be in use after the release; None where nothing could be measured."""
+        if self.base_bytes is None or self.tolerance_bytes is None:
+            return None
+        return self.base_bytes + self.tolerance_bytes
+
+
 class Event(Struct, frozen=True):
     """One line of a task's timeline."""
 
@@ -86,6 +126,7 @@ class Task(Struct, frozen=True, kw_only=True):
     parameters: Parameters
     created_at: datetime
     queued_at: datetime
+    attempt: int = 0
     worker: str | None = None
     claimed_at: datetime | None = None
     finished_at: datetime | None = None
@@ -93,6 +134,8 @@ class Task(Struct, frozen=True, kw_only=True):
     error: Reason | None = None
     video: Video | None = None
     memory: Memory | None = None
+    queue: Place | None = None
+    swap: Swap | None = None
     timeline: tuple[Event, ...] = ()
 
     @property
@@ -131,6 +174,28 @@ class Settings(Struct, frozen=True):
     models: tuple[Model, ...]
 
 
+class ModelReadiness(Struct, frozen=True):
+    """Whether a lane of the model is warm, and what its lanes are doing."""
+
+    warm: bool
+    lanes: tuple[str, ...]
+
+
+class Readiness(Struct, frozen=True):
+    """`GET /readyz`."""
+
+    degraded_worker: bool
+    models: dict[str, ModelReadiness]
+
+
+class LaneMode(Struct, frozen=True):
+    """The operator's switch of a model, `auto` or `degraded`."""
+
+    model: str
+    mode: str
+    since: datetime | None = None
+
+
 class Problem(Struct, frozen=True, kw_only=True):
     """A problem document (RFC 9457)."""
 
@@ -143,11 +208,15 @@ class Problem(Struct, frozen=True, kw_only=True):
 
 
 class Refused(click.ClickException):
-    """The gateway answered with a problem document. As an uncaught error it is shown line by line; exit status 1."""
+    """The gateway answered with a problem document. As an uncaught error it is shown line by line; exit status 1.
+
+    *retry_after_s* is when another try makes sense, where the gateway could tell.
+    """
 
     def __init__(self, problem: Problem) -> None:
         super().__init__("\n".join(problem_lines(problem)))
         self.problem = problem
+        self.retry_after_s = problem.retry_after_s
 
 
 class Unreachable(click.ClickException):
@@ -206,36 +275,59 @@ class Client:
         reply = self._soon(lambda: self._request("GET", "/settings"))
         return _decode(reply, Settings)
 
-    def is_ready(self) -> bool:
-        """Whether every model that has lanes has a warm one."""
+    def readiness(self) -> Readiness:
+        """Which workers there are. Not yet ready is an answer, and not an error."""
         try:
-            return self._http.get("/readyz").is_success
+            return _decode(self._http.get("/readyz"), Readiness)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
-    def submit(self, body: Mapping[str, Any], *, idempotency_key: str) -> tuple[Task, str]:
-        """Submits *body*, and again with the same key when the answer was lost. The task and its revision."""
-        reply = self._soon(
-            lambda: self._request("POST", "/generate", json=body, headers={"Idempotency-Key": idempotency_key})
-        )
+    def get(self, path: str, kind: type[T]) -> T:
+        """What the gateway answers at *path*, as *kind*."""
+        return _decode(self._request("GET", path), kind)
+
+    def lane_mode(self, model: str) -> LaneMode:
+        """The switch of *model*, a name or an alias."""
+        return self.get(_mode_path(model), LaneMode)
+
+    def set_lane_mode(self, model: str, mode: str) -> LaneMode:
+        """Sets the switch of *model* to `auto` or `degraded`."""
+        return _decode(self._request("PUT", _mode_path(model), json={"mode": mode}), LaneMode)
+
+    def submit(self, body: Mapping[str, Any], *, idempotency_key: str, hold: bool = True) -> tuple[Task, str]:
+        """Submits *body*, and again with the same key when the answer was lost. The task and its revision.
+
+        Where no lane is free this may take 30 s, until a worker took it. Without *hold* the answer comes at once, and
+        what nobody took in time ends as failed with `queue_overloaded`.
+        """
+        headers = {"Idempotency-Key": idempotency_key} | ({} if hold else {"Prefer": "respond-async"})
+        timeout = httpx.Timeout(HELD_REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        reply = self._soon(lambda: self._request("POST", "/generate", json=body, headers=headers, timeout=timeout))
         return _decode(reply, Task), reply.headers.get("ETag", "")
 
     def follow(self, task: Task, revision: str, on_change: Callable[[Task], None]) -> Task:
-        """Waits until *task* has ended, however long that takes, and tells *on_change* each new state."""
+        """Waits until *task* has ended, however long that takes, and tells *on_change* each new state and place."""
         path = f"/tasks/{task.id}"
-        params = {"wait": f"{WAIT_S:g}"}
         on_change(task)
         while not task.has_ended:
             headers = {"If-None-Match": revision} if revision else {}
-            for attempt in stamina.retry_context(
-                on=_worth_another_try, attempts=None, timeout=FOLLOW_PATIENCE_S, wait_max=2.0, wait_jitter=0.1
-            ):
-                with attempt:
-                    reply = self._request("GET", path, params=params, headers=headers, timeout=WAIT_S + REPLY_TIMEOUT_S)
-            if reply.status_code != httpx.codes.NOT_MODIFIED:
-                task, revision = _decode(reply, Task), reply.headers.get("ETag", "")
-                on_change(task)
+            reply = self._patiently(path, headers, wait_s=QUEUED_WAIT_S if task.queue else WAIT_S)
+            if reply.status_code == httpx.codes.NOT_MODIFIED:
+                if task.queue is None:
+                    continue
+                reply = self._patiently(path, {}, wait_s=0)
+            task, revision = _decode(reply, Task), reply.headers.get("ETag", "")
+            on_change(task)
         return task
+
+    def _patiently(self, path: str, headers: Mapping[str, str], *, wait_s: float) -> httpx.Response:
+        params = {"wait": f"{wait_s:g}"}
+        for attempt in stamina.retry_context(
+            on=_worth_another_try, attempts=None, timeout=FOLLOW_PATIENCE_S, wait_max=2.0, wait_jitter=0.1
+        ):
+            with attempt:
+                return self._request("GET", path, params=params, headers=headers, timeout=wait_s + REPLY_TIMEOUT_S)
+        raise AssertionError("stamina returns or raises")
 
     def cancel(self, task: Task) -> Task:
         """Cancels *task*, unless it has ended already; the task as it is then."""
@@ -295,6 +387,10 @@ class Client:
         )
 
 
+def _mode_path(model: str) -> str:
+    return f"/admin/lanes/{quote(model, safe='')}/mode"
+
+
 def _worth_another_try(error: Exception) -> bool:
     return isinstance(error, Unreachable) or (
         isinstance(error, Refused) and error.problem.code == "transport_unavailable"
@@ -303,11 +399,15 @@ def _worth_another_try(error: Exception) -> bool:
 
 def _refusal(reply: httpx.Response) -> click.ClickException:
     try:
-        return Refused(msgspec.json.decode(reply.content, type=Problem))
+        problem = msgspec.json.decode(reply.content, type=Problem)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return NotWarmlane(
             f"{reply.request.url} answered {reply.status_code}, and not as a Warmlane gateway does; check --url"
         )
+    header = reply.headers.get("Retry-After", "")
+    if problem.retry_after_s is None and header.isascii() and header.isdigit():
+        problem = msgspec.structs.replace(problem, retry_after_s=float(header))
+    return Refused(problem)
 
 
 def _decode(reply: httpx.Response, kind: type[T]) -> T:

@@ -9,7 +9,7 @@ import itertools
 import math
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,8 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
-from ops.client import Client, Model, Refused, Task, url_option
+from ops.client import Client, Model, Readiness, Refused, Swap, Task, url_option
+from ops.fallback_story import tell
 
 INTERRUPTED: Final = 130
 WARM_UP_S: Final = 60.0
@@ -96,14 +97,62 @@ def judge_oom(runs: Sequence[Run]) -> Verdict:
 
 
 def judge_acceptance(runs: Sequence[Run]) -> Verdict:
-    """SC-005: at least 95 % of the requests that switch the model are accepted within 3 s."""
-    switches = [run for before, run in itertools.pairwise(runs) if run.model != before.model]
+    """SC-005: with warm lanes, at least 95 % of the requests that switch the model are accepted within 3 s."""
+    switches = [run for _, run in model_switches(runs)]
     if not switches:
         return Verdict("SC-005", "not shown: no request switched the model", None)
+    elsewhere = sum(run.task is not None and run.task.route != "lane" for run in runs)
+    if elsewhere:
+        return Verdict("SC-005", f"not shown: {elsewhere} of {len(runs)} found no warm lane", None)
     soon = sum(run.task is not None and run.accept_s <= ACCEPT_WITHIN_S for run in switches)
     share = soon / len(switches)
     text = f"{soon} of {len(switches)} model switches accepted within {ACCEPT_WITHIN_S:g} s ({share:.1%})"
     return Verdict("SC-005", text, share >= ACCEPT_SHARE)
+
+
+def model_switches(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Every run that asks for another model than the one before it, after that one."""
+    return [(before, run) for before, run in itertools.pairwise(runs) if run.model != before.model]
+
+
+def judge_release(runs: Sequence[Run]) -> Verdict:
+    """FR-002: on the degraded worker, every switch carries the proof that the model before was gone first."""
+    switches = model_switches(runs)
+    if not switches:
+        return Verdict("FR-002", "not shown: no request switched the model", None)
+    doubts = [(run.number, doubt_of_release(before, run)) for before, run in switches]
+    first = next(((number, doubt) for number, doubt in doubts if doubt is not None), None)
+    proven = sum(doubt is None for _, doubt in doubts)
+    text = f"{proven} of {len(switches)} model switches proved the release before the load"
+    return Verdict("FR-002", text if first is None else f"{text}; request {first[0]}: {first[1]}", first is None)
+
+
+def doubt_of_release(before: Run, run: Run) -> str | None:
+    """What is missing in the proof that *run* carries of its release; None when nothing is.
+
+    1. There is a receipt, and it is for the model of the run.
+    2. `nothing_resident` is no release where the run before left its pipeline with the same worker.
+    3. `unloaded` with a component still alive is no release.
+    4. Without a probe only a kill is a release.
+    5. With a probe: at least two samples, no more in use than allowed, and room for the next pipeline.
+    """
+    swap = run.task.swap if run.task is not None else None
+    if run.task is None or swap is None or swap.loaded_model != run.model:  # 1
+        return "no receipt"
+    if swap.how == "nothing_resident":  # 2
+        is_same_worker = before.task is not None and before.task.worker == run.task.worker
+        return f"{before.model} was resident and was not released" if before.is_done and is_same_worker else None
+    if swap.how != "killed" and swap.alive:  # 3
+        return f"{', '.join(swap.alive)} stayed alive"
+    if swap.probe == "none":  # 4
+        return None if swap.how == "killed" else "nothing was measured, and the host was not killed"
+    if swap.samples < 2 or swap.after_bytes is None or swap.allowed_bytes is None or swap.free_bytes is None:  # 5
+        return "figures are missing"
+    if swap.after_bytes > swap.allowed_bytes:
+        return f"{swap.after_bytes - swap.allowed_bytes:,} bytes too many in use"
+    if swap.free_bytes < swap.needed_bytes:
+        return f"{swap.needed_bytes - swap.free_bytes:,} bytes too few free"
+    return None
 
 
 def judge_memory(runs: Sequence[Run]) -> Verdict:
@@ -135,6 +184,10 @@ def figures(runs: Sequence[Run]) -> list[str]:
             started_ms.append((started - run.task.queued_at).total_seconds() * 1000)
     if started_ms:
         lines.append(f"publish to inference start: p50 {percentile(started_ms, 50):.1f} ms ({len(started_ms)} tasks)")
+    swaps = [run.task.swap for run in runs if run.task is not None and run.task.swap is not None]
+    if swaps:
+        total_s = percentile([swap.release_s + swap.verify_s + swap.load_s for swap in swaps], 50)
+        lines.append(f"release, verify and load: p50 {total_s:.2f} s ({len(swaps)} swaps)")
     return lines
 
 
@@ -143,7 +196,7 @@ def table_of(runs: Sequence[Run]) -> Table:
     table = Table()
     table.add_column("#", justify="right")
     table.add_column("model")
-    table.add_column("lane")
+    table.add_column("worker")
     for heading in ("accept ms", "wait ms", "total s"):
         table.add_column(heading, justify="right")
     table.add_column("outcome", overflow="fold")
@@ -161,12 +214,68 @@ def table_of(runs: Sequence[Run]) -> Table:
     return table
 
 
+def receipts_of(runs: Sequence[Run]) -> Table:
+    """The swap receipt of each run that has one, narrow enough for a terminal of 80 columns."""
+    table = Table(title="What was proven before each load (memory in MB)", box=None, padding=(0, 1, 0, 0))
+    table.add_column("#", justify="right")
+    table.add_column("from → to")
+    table.add_column("how", overflow="fold")
+    # what tiny pipelines weigh does not show in the memory: for them this is the proof
+    table.add_column("alive", overflow="fold")
+    for heading in ("before", "after", "limit", "n"):
+        table.add_column(heading, justify="right")
+    table.add_column("seconds*", justify="right")
+    for run in runs:
+        swap = run.task.swap if run.task else None
+        if swap is not None:
+            table.add_row(
+                str(run.number),
+                f"{swap.released_model or 'nothing'} → {swap.loaded_model}",
+                _how(swap),
+                ", ".join(swap.alive) or "none",
+                _megabytes(swap.before_bytes),
+                _megabytes(swap.after_bytes),
+                _megabytes(swap.allowed_bytes),
+                str(swap.samples),
+                " ".join(f"{value_s:.2f}" for value_s in (swap.release_s, swap.verify_s, swap.load_s)),
+            )
+    table.caption = "n samples; * release, proof, load"
+    return table
+
+
+def _how(swap: Swap) -> str:
+    how = swap.how.replace("_", " ")
+    return f"{how}: {swap.reason}" if swap.reason else how
+
+
+def _megabytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / 1e6:,.0f}"
+
+
 def _between(start: datetime, end: datetime | None, unit: float, form: str) -> str:
     return "" if end is None else format((end - start).total_seconds() * unit, form)
 
 
-def run_one(client: Client, number: int, body: Mapping[str, Any], out: Path) -> Run:
-    """Submits *body*, waits for its end and saves its video in *out*. Ctrl-C cancels the task and goes on upwards."""
+class OnALane(click.ClickException):
+    """A lane got what was meant for the degraded worker."""
+
+    def __init__(self, model: str, models: Sequence[Model]) -> None:
+        none = ",".join(f"{other.name}=0" for other in models)
+        switches = "\n".join(f"  nats kv put control lanes.{other.name} degraded" for other in models)
+        super().__init__(
+            f"the request for {model} went to a warm lane. Start a system without lanes:\n"
+            f"  warmlane up --lanes {none}\n"
+            f"or keep this one and send the models to the degraded worker (`auto` undoes it):\n{switches}"
+        )
+
+
+def run_one(
+    client: Client, number: int, body: Mapping[str, Any], out: Path, on_change: Callable[[Task], None] = lambda _: None
+) -> Run:
+    """Submits *body*, waits for its end and saves its video in *out*; *on_change* sees every state of the task.
+
+    Ctrl-C, or OnALane out of *on_change*, cancels the task and goes on upwards.
+    """
     model = str(body["model"])
     begun_s = time.monotonic()
     try:
@@ -175,8 +284,8 @@ def run_one(client: Client, number: int, body: Mapping[str, Any], out: Path) -> 
         return Run(number=number, model=model, accept_s=time.monotonic() - begun_s, refusal=error.problem.code)
     accept_s = time.monotonic() - begun_s
     try:
-        task = client.follow(task, revision, lambda _: None)
-    except KeyboardInterrupt:
+        task = client.follow(task, revision, on_change)
+    except (KeyboardInterrupt, OnALane):
         client.cancel(task)
         raise
     video = None
@@ -237,12 +346,15 @@ def contact_sheet(runs: Sequence[Run], columns: int, path: Path) -> None:
     sheet.save(path)
 
 
-def report(console: Console, runs: Sequence[Run]) -> None:
-    """Prints the table, the figures and the verdicts."""
+def report(console: Console, runs: Sequence[Run], *, degraded: bool) -> None:
+    """Prints the tables, the figures and the verdicts: on the degraded worker those about the release."""
     console.print(table_of(runs))
+    if degraded:
+        console.print(receipts_of(runs))
     for line in figures(runs):
         console.print(line, highlight=False)
-    for verdict in (judge_oom(runs), judge_acceptance(runs), judge_memory(runs)):
+    judges = (judge_release, judge_memory) if degraded else (judge_oom, judge_acceptance, judge_memory)
+    for verdict in (judge(runs) for judge in judges):
         colour = {True: "green", False: "red", None: "yellow"}[verdict.shown]
         console.print(f"[{colour}]{verdict.criterion}[/]  {verdict.text}", highlight=False)
     done = sum(run.is_done for run in runs)
@@ -265,16 +377,26 @@ def save_sheet(console: Console, runs: Sequence[Run], columns: int, out: Path) -
     console.print(f"videos and {sheet.name} are in {out}", highlight=False)
 
 
-def wait_for_lanes(console: Console, client: Client) -> None:
-    """Waits a while for lanes that still warm up. If they do not, the requests will tell why."""
+def are_there(readiness: Readiness, *, degraded: bool) -> bool:
+    """Whether the workers are there that the requests are meant for: a warm lane each, or the degraded worker."""
+    with_lanes = [model for model in readiness.models.values() if model.lanes]
+    if degraded or not with_lanes:
+        return readiness.degraded_worker
+    return all(model.warm for model in with_lanes)
+
+
+def wait_for_workers(console: Console, client: Client, *, degraded: bool) -> None:
+    """Waits a while for workers that still start. If they do not, the requests will tell why."""
     deadline_s = time.monotonic() + WARM_UP_S
-    with console.status("waiting for the lanes to warm up"):
-        while not client.is_ready() and time.monotonic() < deadline_s:
+    with console.status("waiting for the degraded worker" if degraded else "waiting for the lanes to warm up"):
+        while not are_there(client.readiness(), degraded=degraded) and time.monotonic() < deadline_s:
             time.sleep(0.2)
 
 
 @click.command(
-    epilog="Examples:\n\n  warmlane demo\n\n  warmlane demo --requests 6 --out /tmp/six --url http://127.0.0.1:8080"
+    epilog="Examples:\n\n  warmlane demo\n\n  warmlane demo --requests 6 --out /tmp/six --url http://127.0.0.1:8080\n\n"
+    "  warmlane demo --degraded   (beside `warmlane up --lanes anisora=0,phr00t=0`)\n\n"
+    "  warmlane demo --fallback   (beside `warmlane up`, as its user)"
 )
 @click.option(
     "--requests",
@@ -291,25 +413,49 @@ def wait_for_lanes(console: Console, client: Client) -> None:
     show_default=True,
     help="Folder of the videos and the contact sheet.",
 )
+@click.option(
+    "--degraded",
+    is_flag=True,
+    help="Make the degraded worker swap for each request, and show what it proves each time.",
+)
+@click.option(
+    "--fallback",
+    is_flag=True,
+    help="Instead: kill a lane with a request in hand, and tell how its requests degrade and come back.",
+)
 @url_option
 @click.pass_context
-def command(ctx: click.Context, /, count: int, out: Path, url: str) -> None:
+def command(ctx: click.Context, /, count: int, out: Path, degraded: bool, fallback: bool, url: str) -> None:
     """Alternate the models, save every video, and judge what was seen.
 
-    Exit status 1 when not every request ended as done.
+    Exit status 1 when not every request ended as done or, with --degraded, when a release was not proven; with
+    --fallback, when a request failed or the lane did not come back.
     """
     console = Console()
+    if fallback:
+        with Client(url) as client:
+            wait_for_workers(console, client, degraded=False)
+            wait_for_workers(console, client, degraded=True)
+            try:
+                ctx.exit(0 if tell(console, client, client.settings().models[0].name) else 1)
+            except KeyboardInterrupt:
+                ctx.exit(INTERRUPTED)
     runs: list[Run] = []
     interrupted = False
     with Client(url) as client:
         models = client.settings().models
-        wait_for_lanes(console, client)
+
+        def look(task: Task) -> None:
+            if degraded and task.route == "lane":
+                raise OnALane(task.model, models)
+
+        wait_for_workers(console, client, degraded=degraded)
         try:
             out.mkdir(parents=True, exist_ok=True)
             with console.status("") as status:
                 for number, body in enumerate(bodies(models, count), start=1):
                     status.update(f"request {number} of {count}: {body['model']}")
-                    runs.append(run_one(client, number, body, out))
+                    runs.append(run_one(client, number, body, out, look))
         except KeyboardInterrupt:
             interrupted = True
         except ImportError as error:
@@ -320,8 +466,9 @@ def command(ctx: click.Context, /, count: int, out: Path, url: str) -> None:
         except OSError as error:
             raise click.ClickException(f"cannot write to --out {out}: {error}") from error
     if runs:
-        report(console, runs)
+        report(console, runs, degraded=degraded)
         save_sheet(console, runs, len(models), out)
     if interrupted:
         ctx.exit(INTERRUPTED)
-    ctx.exit(0 if all(run.is_done for run in runs) else 1)
+    is_proven = not degraded or judge_release(runs).shown is not False
+    ctx.exit(0 if is_proven and all(run.is_done for run in runs) else 1)

@@ -68,7 +68,8 @@ def judge_gpus(gpus: Sequence[GpuInfo], torch_version: str | None) -> Finding:
             what="GPUs",
             level="note",
             found="none",
-            advice="the tiny profile runs on the CPU; the production profile needs an NVIDIA card for each lane",
+            advice="the tiny profile runs on the CPU; the production profile needs an NVIDIA card for the degraded "
+            "worker, and one for each lane: lanes that find none are denied",
         )
     found = ", ".join(
         f"{gpu.name} ({gpu.free_bytes / GIB:.0f} of {gpu.total_bytes / GIB:.0f} GiB free, {gpu.uuid})" for gpu in gpus
@@ -176,7 +177,7 @@ def _package(package: str) -> Finding:
         what=package,
         level="missing",
         found="not installed",
-        advice="lanes need it: pip install -e '.[worker]' in the checkout",
+        advice="workers need it: pip install -e '.[worker]' in the checkout",
     )
 
 

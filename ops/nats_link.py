@@ -69,6 +69,15 @@ class Entry(Struct, frozen=True):
     time: datetime
 
 
+class Depth(Struct, frozen=True):
+    """What a stream holds and may hold, as the server counts: 0 is no limit. *oldest_at* is None when it is empty."""
+
+    messages: int
+    max_msgs: int
+    max_age_s: float
+    oldest_at: datetime | None
+
+
 class NatsLink:
     """A connection of one process. Make it with `NatsLink.connect`; close it with `close`."""
 
@@ -76,6 +85,7 @@ class NatsLink:
         self.client = client
         self.js: JetStreamContext = client.jetstream(timeout=REPLY_TIMEOUT_S)
         self._connected_since_s: float | None = time.monotonic()
+        self._cut_at: datetime | None = None
         self._closing = False
         self._on_reconnect: list[Callable[[], None]] = []
 
@@ -95,6 +105,7 @@ class NatsLink:
         async def on_lost() -> None:
             if link and not link[0]._closing:
                 link[0]._connected_since_s = None
+                link[0]._cut_at = datetime.now(UTC)
                 log.warning("nats_disconnected")
 
         async def on_back() -> None:
@@ -154,6 +165,11 @@ class NatsLink:
         since_s = self._connected_since_s
         return 0.0 if since_s is None or not self.client.is_connected else time.monotonic() - since_s
 
+    @property
+    def cut_at(self) -> datetime | None:
+        """When the connection broke last; None if it never did."""
+        return self._cut_at
+
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """*callback* is called after every reconnect."""
         self._on_reconnect.append(callback)
@@ -187,6 +203,21 @@ class NatsLink:
         """Removes all messages of *stream* on *subject*. Raises TransportUnavailable."""
         with _translated(stream), contextlib.suppress(nats.js.errors.NotFoundError):
             await self.js.purge_stream(stream, subject=subject)
+
+    async def depth(self, stream: str) -> Depth:
+        """How full *stream* is. Raises TransportUnavailable."""
+        with _translated(stream):
+            reply = await self.client.request(f"$JS.API.STREAM.INFO.{stream}", timeout=REPLY_TIMEOUT_S)
+        told = json.loads(reply.data)
+        if "state" not in told:
+            raise TransportUnavailable(f"{stream}: {told.get('error', {}).get('description', 'no such stream')}")
+        state, config = told["state"], told["config"]
+        return Depth(
+            messages=state["messages"],
+            max_msgs=max(0, config["max_msgs"]),
+            max_age_s=config["max_age"] / 1e9,
+            oldest_at=parse_time(state["first_ts"]) if state["messages"] else None,
+        )
 
     async def pull(self, stream: str, consumer: str) -> "Pull":
         """A handle on a durable pull consumer that provisioning has made."""
@@ -222,12 +253,15 @@ class NatsLink:
         """Stores the first revision of *key* and returns it. Raises WrongRevision when there is one already."""
         return await self.update(bucket, key, value, revision=0)
 
-    async def update(self, bucket: str, key: str, value: bytes, *, revision: int) -> int:
+    async def update(self, bucket: str, key: str, value: bytes, *, revision: int, ttl_s: float | None = None) -> int:
         """Compare-and-set: stores *value* if *key* is still at *revision*, and returns the new revision.
 
+        With *ttl_s* (whole seconds) the entry expires unless it is stored again; a marker then stands in its place.
         Raises WrongRevision when it is not, TransportUnavailable when nobody knows.
         """
         expected = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
+        if ttl_s is not None:
+            expected["Nats-TTL"] = f"{ttl_s:g}s"
         ack = await self.publish(bucket_subject(bucket, key), value, headers=expected)
         return ack.seq
 
@@ -243,9 +277,10 @@ class NatsLink:
         headers = {"KV-Operation": "DEL", Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
         await self.publish(bucket_subject(bucket, key), b"", headers=headers)
 
-    async def watch(self, bucket: str, on_change: Callable[[Entry], None]) -> asyncio.Event:
+    async def watch(self, bucket: str, on_change: Callable[[Entry], None], *, history: bool = False) -> asyncio.Event:
         """Calls *on_change* with the last entry of every key, then with every change, across server restarts.
 
+        With *history* it begins with every entry that the bucket still holds, in their order.
         The event that is returned is set once the entries of the start have been seen.
         """
         # kv.watch of nats-py takes 14 to 17 s to resume after a restart; an ordered consumer takes 1.5 s (design §10.6)
@@ -266,7 +301,7 @@ class NatsLink:
                 cb=receive,
                 ordered_consumer=True,
                 idle_heartbeat=0.5,
-                deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
+                deliver_policy=DeliverPolicy.ALL if history else DeliverPolicy.LAST_PER_SUBJECT,
                 config=ConsumerConfig(inactive_threshold=30),
             )
             info = await subscription.consumer_info()
@@ -281,6 +316,32 @@ class NatsLink:
             await on_hint()
 
         return await self.client.subscribe(bucket_subject(bucket, key), cb=receive)
+
+    # ── questions among processes ────────────────────────────────────────────────────────────────────────────────
+
+    async def tell(self, subject: str) -> None:
+        """Says *subject* to whoever listens now. Nobody learns whether it arrived."""
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await self.client.publish(subject)
+
+    async def answer(self, subjects: str, knows: Callable[[str], bool]) -> None:
+        """From now on, says yes to a question on *subjects* when *knows* does; otherwise it says nothing."""
+
+        async def receive(question: Msg) -> None:
+            if knows(question.subject):
+                await question.respond(b"yes")
+
+        with _translated(subjects):
+            await self.client.subscribe(subjects, cb=receive)
+
+    async def ask(self, subject: str, *, timeout_s: float) -> bool:
+        """Whether some process says yes within *timeout_s*. Raises TransportUnavailable when nobody could be asked."""
+        with _translated(subject):
+            try:
+                await self.client.request(subject, timeout=timeout_s)
+            except (TimeoutError, nats.errors.NoRespondersError):
+                return False
+        return True
 
     # ── the server's clock ───────────────────────────────────────────────────────────────────────────────────────
 

@@ -2,10 +2,12 @@
 
 import ipaddress
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import click
+from msgspec import Struct
 
 _UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
@@ -135,3 +137,58 @@ step_seconds_option = click.option(
     show_envvar=True,
     help="Make every inference step of a tiny pipeline take so long, to imitate a real card.",
 )
+lanes_option = click.option(
+    "--lanes",
+    envvar="WARMLANE_LANES",
+    type=Lanes(),
+    show_envvar=True,
+    help="Warm lanes per model, as in anisora=1,phr00t=1; a model with 0, or not named, is left to the degraded "
+    "worker. [default: as many as the settings want]",
+)
+gpus_option = click.option(
+    "--gpus",
+    envvar="WARMLANE_GPUS",
+    type=click.IntRange(1, 64),
+    show_envvar=True,
+    help="Use so many cards (CPU slots with tiny pipelines) at most. The first one set aside is the degraded worker's; "
+    "lanes that find none are denied. [default: all cards; a CPU slot for each worker]",
+)
+quota_option = click.option(
+    "--quota",
+    envvar="WARMLANE_QUOTA",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    show_envvar=True,
+    help='The most lanes per model, as in {"max_lanes": {"anisora": 1}} (JSON); may be edited at any time.',
+)
+slot_option = click.option(
+    "--slot",
+    envvar="WARMLANE_SLOT",
+    default="cpu-0",
+    show_default=True,
+    show_envvar=True,
+    help="Where it runs: the UUID of a GPU, or cpu-N. One process at a time holds a slot.",
+)
+
+
+class Shared(Struct, frozen=True):
+    """What every process of one deployment is told alike."""
+
+    nats_url: str
+    data_dir: Path
+    profile: str
+    settings: Path | None
+
+    def arguments(self) -> list[str]:
+        """The same, for the command line of another process."""
+        arguments = ["--nats-url", self.nats_url, "--data-dir", str(self.data_dir), "--profile", self.profile]
+        return arguments if self.settings is None else [*arguments, "--settings", str(self.settings)]
+
+
+def slowed(step_seconds: float) -> list[str]:
+    """`--step-seconds` for the command line of a worker, if there is anything to say."""
+    return ["--step-seconds", f"{step_seconds:g}"] if step_seconds else []
+
+
+def name_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--name`, with a help text of the command's own, which tells the default."""
+    return click.option("--name", envvar="WARMLANE_NAME", show_envvar=True, help=text)

@@ -3,15 +3,17 @@
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+import click
 import structlog
 
 BACKOFF_FIRST_S: Final = 0.5
@@ -25,7 +27,7 @@ log = structlog.get_logger("processes")
 
 
 class Process:
-    """One child of `warmlane up`. `run` keeps it alive until `stop`."""
+    """One child process. `run` keeps it alive until `stop`."""
 
     def __init__(
         self,
@@ -77,6 +79,8 @@ class Process:
                 start_new_session=True,
                 preexec_fn=partial(_die_with_parent, os.getpid()) if sys.platform == "linux" else None,
             )
+            if self._stopping.is_set():  # while it was being started
+                self.send(signal.SIGTERM)
             return await self._child.wait()
 
     async def stop(self, *, within_s: float) -> None:
@@ -84,8 +88,7 @@ class Process:
         self._stopping.set()
         if self._child is None or self._child.returncode is not None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            self._child.send_signal(signal.SIGTERM)
+        self.send(signal.SIGTERM)
         try:
             async with asyncio.timeout(within_s):
                 await self._child.wait()
@@ -97,9 +100,13 @@ class Process:
     def kill(self) -> None:
         """Ends it at once."""
         self._stopping.set()
+        self.send(signal.SIGKILL)
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends it a signal, if it runs."""
         if self._child is not None and self._child.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                self._child.kill()
+                self._child.send_signal(number)
 
 
 def warmlane_command(*arguments: str) -> list[str]:
@@ -110,10 +117,54 @@ def warmlane_command(*arguments: str) -> list[str]:
 
 
 def _die_with_parent(parent_pid: int) -> None:
-    # the embedded server and the workers must not outlive a killed `warmlane up`
+    # the embedded server and the workers must not outlive a killed `warmlane up`, nor lanes their supervisor
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent_pid:  # it died before the line above
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def only_one(data_dir: Path, command: str) -> Iterator[None]:
+    """Holds the lock of `warmlane` *command* in the data folder.
+
+    Raises click.ClickException when another process has it, or the folder cannot be used.
+    """
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        lock = (data_dir / f"{command}.lock").open("a")
+    except OSError as error:
+        raise click.ClickException(f"cannot use --data-dir {data_dir}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise click.ClickException(
+                f"another `warmlane {command}` uses {data_dir}; stop it, or choose another folder with --data-dir"
+            ) from error
+        yield
+
+
+@contextlib.contextmanager
+def asked_to_end() -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
+    """Two events: the first Ctrl-C or SIGTERM sets one, the second, or a SIGQUIT, sets both."""
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    def on_quit() -> None:
+        stop.set()
+        hurry.set()
+
+    loop = asyncio.get_running_loop()
+    handlers = {signal.SIGINT: on_signal, signal.SIGTERM: on_signal, signal.SIGQUIT: on_quit}
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield stop, hurry
+    finally:
+        for number in handlers:
+            loop.remove_signal_handler(number)
 
 
 def _rotate(path: Path) -> None:

@@ -22,7 +22,10 @@ from nats.js.errors import NotFoundError
 from contracts.settings import Catalog, SettingsError, load_settings
 from contracts.topology import (
     DEADLINES,
+    DEGRADED,
     LANES,
+    LEADER,
+    SLOTS,
     TASKS,
     BucketSpec,
     ConsumerSpec,
@@ -101,8 +104,17 @@ async def require_provisioned(link: NatsLink, want: Topology) -> None:
 
 
 async def require_lane(link: NatsLink, model: str) -> None:
-    """Raises NotProvisioned when there is no queue for lanes of *model*, or no bucket for their heartbeats."""
-    for name in (lane_stream(model), bucket_stream(LANES), bucket_stream(TASKS), DEADLINES):
+    """Raises NotProvisioned when there is no queue for lanes of *model*, or no bucket for what they tell."""
+    await _require(link, lane_stream(model), bucket_stream(LANES))
+
+
+async def require_degraded(link: NatsLink) -> None:
+    """Raises NotProvisioned when the degraded queue is missing, or the bucket of its leader."""
+    await _require(link, DEGRADED, bucket_stream(LEADER))
+
+
+async def _require(link: NatsLink, *streams: str) -> None:
+    for name in (*streams, bucket_stream(SLOTS), bucket_stream(TASKS), DEADLINES):
         try:
             await link.js.stream_info(name)
         except NotFoundError as error:

@@ -2,13 +2,12 @@
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import shlex
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -16,34 +15,49 @@ from typing import Final
 import click
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 
-from contracts.lanes import LaneHeartbeat, LaneState
+from contracts.lanes import LaneHeartbeat, LaneState, Leadership
 from contracts.settings import Catalog, SettingsError, load_settings
-from contracts.topology import LANES
+from contracts.topology import LANES, LEADER
 from ops.ending import end
-from ops.memory import DriverUnusable, list_gpus
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, UnusableServer
 from ops.nats_server import NoNatsServer, find_nats_server, nats_conf
 from ops.options import (
-    Lanes,
+    Shared,
     data_dir_option,
+    gpus_option,
     host_option,
     keep_option,
+    lanes_option,
     nats_port_option,
     port_option,
     profile_option,
+    quota_option,
     settings_option,
+    slowed,
     step_seconds_option,
 )
-from ops.processes import Process, warmlane_command
+from ops.placement import slots, wanted_lanes
+from ops.processes import Process, asked_to_end, only_one, warmlane_command
 from ops.provision import provision, wanted
+from ops.quota import POLL_S, Quota, QuotaError
+from ops.supervisor import DRAIN_EXTRA_S
 from ops.telemetry import configure_logging
 
 NATS_HOST: Final = "127.0.0.1"
 STOP_S: Final = 10.0
 DEFAULT_PORT: Final = 8000
-# Beyond the lanes' own bound on a drain, they are killed.
-DRAIN_EXTRA_S: Final = 10.0
+# The supervisor kills lanes that do not drain; it needs so much longer for that.
+SUPERVISOR_EXTRA_S: Final = 5.0
+# The degraded worker starts when the lanes have their libraries imported, and a standby when it leads, or after so
+# long: on a machine with few cores, all at once would hold up the lanes by seconds.
+TURN_S: Final = 15.0
+DENIED: Final = frozenset({LaneState.QUOTA_DENIED, LaneState.CAPACITY_DENIED})
+BEFORE_WARM: Final = frozenset({LaneState.STARTING, LaneState.LOADING})
+# What can be warm is warm, when every lane is in one of these.
+SETTLED: Final = DENIED | {LaneState.WARM, LaneState.CRASH_LOOPING}
+COLOURS: Final = {LaneState.WARM: "green", LaneState.CRASH_LOOPING: "red"}
 PROMPTS: Final = ("a red fox in fresh snow", "a paper boat on a quiet lake", "a lantern in the rain")
 
 
@@ -60,6 +74,9 @@ class Stack:
         nats_port: int,
         data_dir: Path,
         lanes: Mapping[str, int],
+        gpus: int | None,
+        quota_file: Path | None,
+        standbys: int,
         settings: Path | None,
         keep_s: float,
         step_seconds: float,
@@ -70,11 +87,20 @@ class Stack:
         self._nats_port = nats_port
         self._data_dir = data_dir
         self._lanes = lanes
-        self._settings = settings
+        self._gpus = gpus
+        self._quota_file = quota_file
+        self._quota = Quota(quota_file, catalog.models)
+        self._standbys = standbys
+        self._shared = Shared(self._nats_url, data_dir, catalog.profile, settings)
         self._keep_s = keep_s
         self._step_seconds = step_seconds
-        self._warm: dict[str, LaneState] = {}
+        self._states: dict[str, LaneState] = {}
+        self._told: dict[str, tuple[LaneState, bool]] = {}
+        self._leader: str | None = None
+        self._lanes_imported = asyncio.Event()
+        self._led = asyncio.Event()
         self._told_curl = False
+        self._draining = False
         self._begun_s = time.monotonic()
         self._begun_at = datetime.now(UTC)
 
@@ -84,6 +110,10 @@ class Stack:
         return f"http://{host}:{self._port}"
 
     @property
+    def _wanted_count(self) -> int:
+        return sum(self._lanes.values())
+
+    @property
     def _nats_url(self) -> str:
         return f"nats://{NATS_HOST}:{self._nats_port}"
 
@@ -91,9 +121,11 @@ class Stack:
         """Starts everything and keeps it running until *stop*, then drains; *hurry* kills what still drains."""
         server = self._process("nats-server", self._nats_command())
         gateway = self._process("gateway", warmlane_command("gateway", *self._gateway_arguments()))
-        lanes = [
-            self._process(name, warmlane_command("lane", *self._lane_arguments(model, name, slot)))
-            for model, name, slot in place(self._lanes, self._catalog.profile)
+        supervisor = self._process("supervisor", warmlane_command("supervisor", *self._supervisor_arguments()))
+        slot = slots(self._catalog.profile, lanes=self._wanted_count, gpus=self._gpus).degraded
+        degraded = [
+            self._process(name, warmlane_command("degraded", *self._degraded_arguments(name, slot)))
+            for name in (f"degraded-{number}" for number in range(1 + self._standbys))
         ]
         async with asyncio.TaskGroup() as group:
             group.create_task(server.run())
@@ -101,17 +133,34 @@ class Stack:
                 link = await NatsLink.connect(self._nats_url, name="up")
                 try:
                     await provision(link, wanted(self._catalog, keep_s=self._keep_s))
-                    for process in (gateway, *lanes):
-                        group.create_task(process.run())
+                    group.create_task(gateway.run())
+                    if self._wanted_count:
+                        group.create_task(supervisor.run())
                     await link.watch(LANES, self._on_lane)
+                    await link.watch(LEADER, self._on_leader)
+                    in_turn = group.create_task(self._start_in_turn(group, degraded))
+                    polling = group.create_task(self._poll_quota())
                     await self._serve(stop)
-                    await self._drain(gateway, lanes, hurry)
+                    await end(in_turn, polling)
+                    await self._drain(gateway, supervisor, degraded, hurry)
                 finally:
                     await link.close()
             finally:
-                for process in (gateway, *lanes):
+                for process in (gateway, *degraded):
                     process.kill()
+                supervisor.send(signal.SIGQUIT)
+                await supervisor.stop(within_s=STOP_S)
                 await server.stop(within_s=STOP_S)
+
+    async def _start_in_turn(self, group: asyncio.TaskGroup, degraded: list[Process]) -> None:
+        first, *standbys = degraded
+        if self._wanted_count:
+            await _wait(self._lanes_imported)
+        group.create_task(first.run())
+        if standbys:
+            await _wait(self._led)
+        for standby in standbys:
+            group.create_task(standby.run())
 
     async def _serve(self, stop: asyncio.Event) -> None:
         answering = asyncio.create_task(self._tell_when_answering())
@@ -126,20 +175,37 @@ class Stack:
                 break
             await asyncio.sleep(0.05)
         self._say(f"[bold]{self.url}[/]  ·  docs {self.url}/docs  ·  logs {self._data_dir / 'logs'}")
-        if not any(self._lanes.values()):
-            self._say("no lanes were asked for: every request gets 503 no_lane")
+        if not self._wanted_count:
+            self._say("no lanes were asked for: the degraded worker serves every request")
 
-    async def _drain(self, gateway: Process, lanes: list[Process], hurry: asyncio.Event) -> None:
+    async def _poll_quota(self) -> None:
+        # the supervisor obeys the file; this tells a mistake in it where the operator looks
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                self._quota.poll()
+            except QuotaError as error:
+                self._say(f"[red]the quota stays as it was[/]: {escape(str(error))}")
+
+    async def _drain(
+        self, gateway: Process, supervisor: Process, degraded: list[Process], hurry: asyncio.Event
+    ) -> None:
+        self._draining = True
         self._say("draining: the tasks in hand are finished (Ctrl-C again stops at once)")
         within_s = self._catalog.windows.drain_s + DRAIN_EXTRA_S
 
         async def kill_in_a_hurry() -> None:
             await hurry.wait()
-            for process in (gateway, *lanes):
+            for process in (gateway, *degraded):
                 process.kill()
+            supervisor.send(signal.SIGQUIT)
 
         hurrying = asyncio.create_task(kill_in_a_hurry())
-        await asyncio.gather(gateway.stop(within_s=STOP_S), *(lane.stop(within_s=within_s) for lane in lanes))
+        await asyncio.gather(
+            gateway.stop(within_s=STOP_S),
+            supervisor.stop(within_s=within_s + SUPERVISOR_EXTRA_S),
+            *(worker.stop(within_s=within_s) for worker in degraded),
+        )
         await end(hurrying)
         self._say("stopped")
 
@@ -154,20 +220,66 @@ class Stack:
             return  # what an earlier run left in the bucket
         # busy lanes are warm ones: only what changes for a caller is told
         state = LaneState.WARM if lane.state is LaneState.BUSY else lane.state
-        if self._warm.get(lane.worker) is state:
+        self._states[lane.worker] = state
+        if not (self._told.get(lane.worker) == (LaneState.CRASH_LOOPING, True) and state in BEFORE_WARM):
+            self._tell_lane(lane, state)
+        states = list(self._states.values())
+        if len(states) - states.count(LaneState.STARTING) >= self._wanted_count:
+            self._lanes_imported.set()
+        self._tell_when_ready()
+
+    def _tell_lane(self, lane: LaneHeartbeat, state: LaneState) -> None:
+        news = (state, bool(lane.detail))
+        if self._told.get(lane.worker) == news:
             return
-        self._warm[lane.worker] = state
-        colour = "green" if state is LaneState.WARM else "yellow"
-        after = f" after {lane.warm_after_s:.1f} s" if state is LaneState.WARM and lane.warm_after_s else ""
-        detail = f": {lane.detail}" if lane.detail else ""
-        self._say(f"lane {lane.worker} is [{colour}]{state.value}[/]{after}{detail}")
-        wanted_lanes = sum(self._lanes.values())
-        if not self._told_curl and list(self._warm.values()).count(LaneState.WARM) == wanted_lanes:
-            self._told_curl = True
+        self._told[lane.worker] = news
+        detail, log_file = escape(lane.detail), self._log_file(lane.worker)
+        if state is LaneState.STARTING and detail:
+            self._say(f"[red]{lane.worker}[/] {detail}. Why: {log_file}")
+            return
+        text = f"lane {lane.worker} is [{COLOURS.get(state, 'yellow')}]{state.value}[/]"
+        if state is LaneState.WARM and lane.warm_after_s:
+            text += f" after {lane.warm_after_s:.1f} s"
+        if detail:
+            text += f": {detail}"
+        if state is LaneState.CRASH_LOOPING:
+            text += f". Why: {log_file}"
+        if state in DENIED and self._lanes.get(lane.model) == 1:
+            text += "; its requests go to the degraded worker"
+        self._say(text)
+
+    def _tell_when_ready(self) -> None:
+        states = list(self._states.values())
+        if len(states) < self._wanted_count or any(state not in SETTLED for state in states):
+            return
+        all_warm = bool(states) and all(state is LaneState.WARM for state in states)
+        if all_warm or self._leader is not None:
             self._tell_curl()
 
+    def _on_leader(self, entry: Entry) -> None:
+        if self._draining:
+            return
+        if entry.value is None:
+            if self._leader is not None:
+                self._leader = None
+                self._say("[yellow]no degraded worker leads[/]: what has no lane waits")
+            return
+        try:
+            leadership = msgspec.json.decode(entry.value, type=Leadership)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return
+        if leadership.since < self._begun_at or self._leader == leadership.owner:
+            return  # of an earlier run; or a refresh
+        self._leader = leadership.owner
+        self._led.set()
+        self._say(f"degraded worker {leadership.worker} [green]leads[/]")
+        self._tell_when_ready()
+
     def _tell_curl(self) -> None:
-        models = [model for model, count in self._lanes.items() if count]
+        if self._told_curl:
+            return
+        self._told_curl = True
+        models = [model for model, count in self._lanes.items() if count] or list(self._catalog.models)
         self._say(f"ready in {time.monotonic() - self._begun_s:.1f} s; paste one of these, then open the .mp4:")
         for model, prompt in zip(models, PROMPTS * len(models), strict=False):
             self._console.print(curl_lines(self.url, model, prompt), markup=False, highlight=False, soft_wrap=True)
@@ -182,7 +294,10 @@ class Stack:
         self._console.print(text, highlight=False, soft_wrap=True)
 
     def _process(self, name: str, command: list[str]) -> Process:
-        return Process(name, command, log_file=self._data_dir / "logs" / f"{name}.log", on_death=self._on_death)
+        return Process(name, command, log_file=self._log_file(name), on_death=self._on_death)
+
+    def _log_file(self, name: str) -> Path:
+        return self._data_dir / "logs" / f"{name}.log"
 
     def _nats_command(self) -> list[str]:
         store = self._data_dir / "nats"
@@ -192,40 +307,25 @@ class Stack:
 
     def _gateway_arguments(self) -> Iterator[str]:
         yield from ("--host", self._host, "--port", str(self._port), "--keep", f"{self._keep_s:g}s")
-        yield from self._shared_arguments()
+        yield from self._shared.arguments()
 
-    def _lane_arguments(self, model: str, name: str, slot: str) -> Iterator[str]:
-        yield from ("--model", model, "--name", name, "--slot", slot)
-        if self._step_seconds:
-            yield from ("--step-seconds", f"{self._step_seconds:g}")
-        yield from self._shared_arguments()
+    def _supervisor_arguments(self) -> Iterator[str]:
+        yield from ("--lanes", ",".join(f"{model}={count}" for model, count in self._lanes.items()))
+        if self._gpus is not None:
+            yield from ("--gpus", str(self._gpus))
+        if self._quota_file is not None:
+            yield from ("--quota", str(self._quota_file))
+        yield from (*slowed(self._step_seconds), *self._shared.arguments())
 
-    def _shared_arguments(self) -> Iterator[str]:
-        yield from ("--nats-url", self._nats_url, "--data-dir", str(self._data_dir))
-        yield from ("--profile", self._catalog.profile)
-        if self._settings is not None:
-            yield from ("--settings", str(self._settings))
+    def _degraded_arguments(self, name: str, slot: str) -> Iterator[str]:
+        yield from ("--name", name, "--slot", slot)
+        yield from (*slowed(self._step_seconds), *self._shared.arguments())
 
 
-def place(lanes: Mapping[str, int], profile: str) -> list[tuple[str, str, str]]:
-    """Model, worker name and slot of every lane: tiny pipelines on CPU slots, real ones on a card each.
-
-    Raises click.ClickException when there are fewer cards than lanes.
-    """
-    names = [(model, f"{model}-{number}") for model, count in lanes.items() for number in range(count)]
-    if profile == "tiny":
-        slots = [f"cpu-{index}" for index in range(len(names))]
-    else:
-        try:
-            slots = [gpu.uuid for gpu in list_gpus()]
-        except DriverUnusable as error:
-            raise click.ClickException(str(error)) from error
-        if len(slots) < len(names):
-            raise click.ClickException(
-                f"{len(names)} lanes need a card each, and this machine has {len(slots)}; "
-                "ask for fewer with --lanes, or use --profile tiny"
-            )
-    return [(model, name, slot) for (model, name), slot in zip(names, slots, strict=False)]
+async def _wait(turn: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(TURN_S):
+            await turn.wait()
 
 
 def curl_lines(url: str, model: str, prompt: str) -> str:
@@ -250,67 +350,27 @@ def require_free(host: str, port: int, option: str) -> None:
         ) from error
 
 
-@contextlib.contextmanager
-def only_one(data_dir: Path) -> Iterator[None]:
-    """Holds the data folder's lock. Raises click.ClickException when another `warmlane up` has it."""
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        lock = (data_dir / "up.lock").open("a")
-    except OSError as error:
-        raise click.ClickException(f"cannot use --data-dir {data_dir}: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise click.ClickException(
-                f"another `warmlane up` uses {data_dir}; stop it, or choose another folder with --data-dir"
-            ) from error
-        yield
-
-
-def _checked_lanes(lanes: Mapping[str, int] | None, catalog: Catalog) -> dict[str, int]:
-    if lanes is None:
-        return dict.fromkeys(catalog.models, 1)
-    unknown = [model for model in lanes if model not in catalog.models]
-    if unknown:
-        raise click.ClickException(
-            f"--lanes: no model is called {', '.join(unknown)}; there are {', '.join(catalog.models)}"
-        )
-    return dict(lanes)
-
-
-@contextlib.asynccontextmanager
-async def _signals() -> AsyncIterator[tuple[asyncio.Event, asyncio.Event]]:
-    """Two events: the first Ctrl-C or SIGTERM, and the second."""
-    stop, hurry = asyncio.Event(), asyncio.Event()
-
-    def on_signal() -> None:
-        (hurry if stop.is_set() else stop).set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
-    try:
-        yield stop, hurry
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-
-
 @click.command(
     epilog="Examples:\n\n  warmlane up\n\n  warmlane up --port 8080 --nats-port 4333 --lanes anisora=2,phr00t=1\n\n"
+    "  warmlane up --lanes anisora=0,phr00t=0 --standbys 1   (degraded mode only)\n\n"
+    "  warmlane up --gpus 2   (two slots: one lane is denied, and the degraded worker serves its requests)\n\n"
     "  warmlane up --step-seconds 1   (tiny pipelines as slow as a real card)"
 )
 @host_option
 @port_option
 @nats_port_option
 @data_dir_option
+@lanes_option
+@gpus_option
+@quota_option
 @click.option(
-    "--lanes",
-    envvar="WARMLANE_LANES",
-    type=Lanes(),
+    "--standbys",
+    envvar="WARMLANE_STANDBYS",
+    type=click.IntRange(0, 8),
+    default=0,
+    show_default=True,
     show_envvar=True,
-    help="Warm lanes per model, as in anisora=1,phr00t=1. [default: one of each]",
+    help="Hot standbys of the degraded worker: one takes over when it dies.",
 )
 @settings_option
 @profile_option
@@ -322,12 +382,15 @@ def command(
     nats_port: int,
     data_dir: Path,
     lanes: dict[str, int] | None,
+    gpus: int | None,
+    quota: Path | None,
+    standbys: int,
     settings: Path | None,
     profile: str,
     step_seconds: float,
     keep_s: float,
 ) -> None:
-    """Run the whole system on this machine: nats-server, gateway, and warm lanes, on loopback.
+    """Run the whole system on this machine: nats-server, gateway, warm lanes and degraded worker, on loopback.
 
     It goes on until Ctrl-C, which drains: tasks in hand are finished, nothing is left running.
     """
@@ -335,29 +398,34 @@ def command(
     console = Console()
     try:
         catalog = load_settings(settings).catalog(profile)
-        wanted_lanes = _checked_lanes(lanes, catalog)
         find_nats_server()
     except (SettingsError, NoNatsServer) as error:
         raise click.ClickException(str(error)) from error
     data_dir = data_dir.absolute()
-    with only_one(data_dir):
+    with only_one(data_dir, "up"):
         require_free(host, port, "--port")
         require_free(NATS_HOST, nats_port, "--nats-port")
-        stack = Stack(
-            console=console,
-            catalog=catalog,
-            host=host,
-            port=port,
-            nats_port=nats_port,
-            data_dir=data_dir,
-            lanes=wanted_lanes,
-            settings=settings.absolute() if settings else None,
-            keep_s=keep_s,
-            step_seconds=step_seconds,
-        )
+        try:
+            stack = Stack(
+                console=console,
+                catalog=catalog,
+                host=host,
+                port=port,
+                nats_port=nats_port,
+                data_dir=data_dir,
+                lanes=wanted_lanes(lanes, catalog),
+                gpus=gpus,
+                quota_file=quota.absolute() if quota else None,
+                standbys=standbys,
+                settings=settings.absolute() if settings else None,
+                keep_s=keep_s,
+                step_seconds=step_seconds,
+            )
+        except QuotaError as error:
+            raise click.ClickException(str(error)) from error
 
         async def run() -> None:
-            async with _signals() as (stop, hurry):
+            with asked_to_end() as (stop, hurry):
                 await stack.run(stop, hurry)
 
         try:

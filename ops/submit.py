@@ -42,6 +42,24 @@ def output_path(out: Path | None, task: Task) -> Path:
     return out / name if out.is_dir() else out
 
 
+def waiting_line(task: Task) -> str:
+    """What is told of a task that waits: its place in the queue, and how long that will probably take."""
+    if task.queue is None:
+        return "waiting for a worker"
+    place = f"waiting in place {task.queue.position}"
+    expected_s = task.queue.expected_wait_s
+    return place if expected_s is None else f"{place}, about {expected_s:.0f} s"
+
+
+def failure_text(task: Task, key: str) -> str:
+    """Why *task* has no video, and what to do next where that is known."""
+    reason = f"{task.error.code}: {task.error.message}" if task.error else task.status
+    told = f"task {task.id} failed: {reason}"
+    if task.error is not None and task.error.code == "queue_overloaded":
+        told += f"\nNothing ran. Try again in a while; --idempotency-key {key} may be used again."
+    return told
+
+
 class Bar:
     """A progress bar on standard error that follows one task."""
 
@@ -67,8 +85,8 @@ class Bar:
 
     def show(self, task: Task) -> None:
         """Draws the state of *task*."""
-        if task.progress is None:
-            what = "waiting for a worker" if task.status == "pending" else "starting"
+        if task.progress is None or task.progress.step == 0:
+            what = waiting_line(task) if task.status == "pending" else f"starting on {task.worker or task.route}"
             self._progress.update(self._row, description=what, completed=0, total=None, steps="")
             return
         step, steps = task.progress.step, task.progress.steps
@@ -84,11 +102,11 @@ def generate(client: Client, body: Mapping[str, Any], key: str, out: Path | None
     task: Task | None = None
     try:
         with Bar() as bar:
-            task, revision = client.submit(body, idempotency_key=key)
+            # not held: the task shows its place in the queue, and Ctrl-C can cancel it by its id
+            task, revision = client.submit(body, idempotency_key=key, hold=False)
             task = client.follow(task, revision, bar.show)
         if task.video is None:
-            reason = f"{task.error.code}: {task.error.message}" if task.error else task.status
-            click.echo(f"task {task.id} failed: {reason}", err=True)
+            click.echo(failure_text(task, key), err=True)
             return 1
         path = output_path(out, task)
         client.download(task, path)

@@ -60,3 +60,9 @@ def slow_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]
     up.start()
     yield up
     up.stop()
+
+
+@pytest.fixture(scope="session")
+def heavy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `tests.heavy` puts its pipelines: 1.5 GB, made once."""
+    return tmp_path_factory.mktemp("heavy")

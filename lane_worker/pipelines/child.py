@@ -4,7 +4,7 @@ Its main thread loads and infers. A second thread reads the pipe, so that pings 
 inference, and so that the process ends at once when its worker does. The parent's side is `runtime/host.py`.
 """
 
-import gc
+import contextlib
 import os
 import queue
 import signal
@@ -22,7 +22,7 @@ import transformers
 from diffusers import WanImageToVideoPipeline, WanPipeline
 
 from contracts.tasks import MemoryReading
-from lane_worker.pipelines.cleanup import clean, forget
+from lane_worker.pipelines.cleanup import Watched, clean, forget, release
 from lane_worker.pipelines.faults import inference_fault, load_fault
 from lane_worker.pipelines.inputs import read_image
 from lane_worker.pipelines.load import load_pipeline, run_pipeline
@@ -46,6 +46,8 @@ from lane_worker.runtime.host_messages import (
     Ready,
     SlotBusy,
     ToChild,
+    Unload,
+    Unloaded,
     body_length,
     decode_to_child,
     frame,
@@ -83,17 +85,24 @@ class _Child:
     def __init__(self, pipe: socket.socket) -> None:
         self._pipe = pipe
         self._sending = threading.Lock()
-        self._work: queue.SimpleQueue[Load | _Job] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Load | Unload | _Job] = queue.SimpleQueue()
         self._job: _Job | None = None
         self._pipeline: Any = None
+        self._model: str | None = None
         self._step_seconds = 0.0
 
     def serve(self, request: Fork) -> None:
         threading.Thread(target=self._read, name="pipe", daemon=True).start()
         try:
-            lock = SlotLock.acquire(Path(request.lock_dir), request.slot, request.model, wait_s=request.lock_wait_s)
+            lock = SlotLock.acquire(
+                Path(request.lock_dir),
+                request.slot,
+                role=request.role,
+                term=request.term,
+                wait_s=request.lock_wait_s,
+            )
         except SlotHeld as error:
-            self._send(SlotBusy(error.holder_pid))
+            self._send(SlotBusy(error.holder))
             return
         # only now may CUDA start
         if request.slot.startswith("cpu-"):
@@ -103,13 +112,16 @@ class _Child:
             self._device = "cuda"
             os.environ["CUDA_VISIBLE_DEVICES"] = request.slot
         self._lock = lock
+        _warm_up(self._device)
         self._send(Ready(os.getpid(), lock.unfinished))
         while True:
-            work = self._work.get()
-            if isinstance(work, Load):
-                self._load(work)
-            else:
-                self._generate(work)
+            match self._work.get():
+                case Load() as request_to_load:
+                    self._load(request_to_load)
+                case Unload():
+                    self._unload()
+                case _Job() as job:
+                    self._generate(job)
 
     # The reading thread
 
@@ -134,7 +146,7 @@ class _Child:
             case Generate():
                 self._job = _Job(message)
                 self._work.put(self._job)
-            case Load():
+            case Load() | Unload():
                 self._work.put(message)
             case Exit():
                 with self._sending:  # not between an answer and the note that the task is over
@@ -149,7 +161,7 @@ class _Child:
     def _load(self, request: Load) -> None:
         started_s = time.perf_counter()
         if self._pipeline is not None:  # FR-001
-            self._send(Failed(None, "inference_failed", "a pipeline is resident; start another host", _NOT_READ))
+            self._send(Failed(None, "inference_failed", "a pipeline is resident; unload it first", _NOT_READ))
             return
         fault = None
         try:
@@ -164,13 +176,26 @@ class _Child:
             self._send(Failed(None, fault.code, fault.message, memory, fault.fatal))
             return
         self._step_seconds = request.step_seconds
+        self._model = request.model
+        self._lock.write(model=self._model)
         memory = clean(self._device)
-        gc.freeze()  # the pipeline stays; collecting after each task need not walk it
         self._send(Loaded(request.model, time.perf_counter() - started_s, memory))
+
+    def _unload(self) -> None:
+        started_s = time.perf_counter()
+        watched = None
+        if self._pipeline is not None:
+            watched = Watched(self._pipeline)
+            self._pipeline.remove_all_hooks()
+        self._pipeline = self._model = None
+        memory = release(self._device)
+        alive = () if watched is None else watched.still_alive()
+        self._lock.write()
+        self._send(Unloaded(alive, memory.cuda_allocated_bytes, time.perf_counter() - started_s, memory))
 
     def _generate(self, job: _Job) -> None:
         request = job.request
-        self._lock.write(request.task_id, request.attempt)
+        self._lock.write(model=self._model, task_id=request.task_id, attempt=request.attempt)
         if self._device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         end = self._attempt(job)
@@ -179,7 +204,7 @@ class _Child:
         memory = clean("cpu" if broken else self._device)
         with self._sending:
             self._pipe.sendall(frame(msgspec.structs.replace(end, memory=memory)))
-            self._lock.write()
+            self._lock.write(model=self._model)
             self._job = None
 
     def _attempt(self, job: _Job) -> Finished | Cancelled | Failed:
@@ -233,6 +258,15 @@ def _be_quiet() -> None:
     for logging in (diffusers.utils.logging, transformers.utils.logging):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+
+
+def _warm_up(device: str) -> None:
+    """Have what every pipeline needs (a CUDA context, kernels), so that it does not look like a part of the first."""
+    # a device that is broken or full says so at the load, where somebody asks
+    with contextlib.suppress(Exception), torch.inference_mode():
+        torch.ones(64, 64, device=device) @ torch.ones(64, 64, device=device)
+        torch.conv3d(torch.ones(1, 4, 4, 8, 8, device=device), torch.ones(4, 4, 3, 3, 3, device=device))
+        release(device)
 
 
 def _check_allocator() -> None:

@@ -1,11 +1,18 @@
-"""What happens after every inference and failed load (FR-008), and the memory reading that proves it (FR-009)."""
+"""What happens after every inference and failed load (FR-008), and the memory reading that proves it (FR-009).
+
+And what happens between two models: a pipeline is `Watched`, dropped, and its memory released (FR-002).
+"""
 
 import ctypes
 import gc
 import time
+import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from contracts.tasks import MemoryReading
 
@@ -34,6 +41,40 @@ def clean(device: str) -> MemoryReading:
         cuda_peak_allocated_bytes=torch.cuda.max_memory_allocated(),
         cleanup_s=cleanup_s,
     )
+
+
+def release(device: str) -> MemoryReading:
+    """As `clean`, for a pipeline that was dropped: it leaves nothing to a next one, not even what a next run reuses."""
+    gc.collect()  # a second round, in `clean`, takes what finalizers of this one let go of
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch._C._cuda_clearCublasWorkspaces()  # before the cache is emptied: they lie in it
+        torch.accelerator.empty_host_cache()  # pinned memory of offloaded weights
+    return clean(device)
+
+
+class Watched:
+    """The components of a pipeline, by weak references: they tell what outlived it, and keep nothing alive."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self._gone: list[tuple[str, Callable[[], bool]]] = []
+        for name, component in pipeline.components.items():
+            self._watch(name, component)
+            if isinstance(component, torch.nn.Module):
+                # and their memory: one kept tensor, or a view of it, pins it without the module
+                for tensor in (*component.parameters(), *component.buffers()):
+                    self._gone.append((name, StorageWeakRef(tensor.untyped_storage()).expired))
+
+    def _watch(self, name: str, component: Any) -> None:
+        try:
+            reference = weakref.ref(component)
+        except TypeError:  # a number or None
+            return
+        self._gone.append((name, lambda: reference() is None))
+
+    def still_alive(self) -> tuple[str, ...]:
+        """The names of the components that are not gone, or not whole."""
+        return tuple(dict.fromkeys(name for name, is_gone in self._gone if not is_gone()))
 
 
 def forget(error: BaseException) -> None:

@@ -39,6 +39,8 @@ class Heartbeat:
         self._warm_after_s: float | None = None
         self._detail = ""
         self._news = asyncio.Event()
+        self._changes = self._told_changes = 0
+        self._told = asyncio.Event()
         self.state = LaneState.STARTING
         link.on_reconnect(self._news.set)
 
@@ -49,19 +51,29 @@ class Heartbeat:
         if state is not self.state:
             log.info("lane_state", state=state.value, detail=detail, warm_after_s=self._warm_after_s)
         self.state, self._detail = state, detail
+        self._changes += 1
         self._news.set()
+
+    async def told(self) -> None:
+        """Returns once everybody can know the state that was set last. `run` must be running."""
+        while self._told_changes != self._changes:
+            self._told.clear()
+            await self._told.wait()
 
     async def run(self) -> None:
         """Reports until cancelled."""
         while True:
             self._news.clear()
             begun_s = time.monotonic()
+            changes = self._changes
             try:
                 await self._link.put(LANES, self._key, self._value())
             except TransportUnavailable as error:
                 log.warning("heartbeat_lost", error=str(error))
                 await asyncio.sleep(0.2)
                 continue
+            self._told_changes = changes
+            self._told.set()
             try:
                 async with asyncio.timeout(max(0.0, begun_s + self._interval_s - time.monotonic())):
                     await self._news.wait()

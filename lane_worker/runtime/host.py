@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
+import structlog
 from msgspec import Struct
 
-from contracts.settings import ModelEntry
+from contracts.settings import ModelEntry, Timeouts
 from contracts.tasks import MemoryReading
 from lane_worker.runtime.host_messages import (
     LENGTH,
@@ -38,33 +39,45 @@ from lane_worker.runtime.host_messages import (
     Pong,
     Progress,
     Ready,
+    Role,
     SlotBusy,
+    SlotNote,
     ToChild,
+    Unload,
+    Unloaded,
     body_length,
     decode_from_child,
     encode_fork,
     frame,
 )
+from lane_worker.runtime.slot import lock_path, may_take_over, process_start, read_note
 
 FORK_SERVER: Final = (sys.executable, "-m", "lane_worker.pipelines.forkserver")
 START_S: Final = 120.0  # importing torch takes 6 s on an idle machine
 LOCK_WAIT_S: Final = 5.0
+UNLOAD_S: Final = 30.0  # to drop 60 GB takes seconds; a child that takes longer is killed, which is quicker
 PING_S: Final = 1.0
 EXIT_S: Final = 2.0
 DEATH_S: Final = 10.0
+
+log = structlog.get_logger("host")
 
 
 class HostLost(Exception):
     """The pipeline host is gone (or was killed for a reason that the text gives). It can be started again."""
 
 
+class LoadTimedOut(HostLost):
+    """The load took longer than the model's `timeouts.load_s`, and the host was killed."""
+
+
 class SlotTaken(Exception):
     """Another process holds the slot."""
 
-    def __init__(self, slot: str, holder_pid: int | None) -> None:
-        holder = f"process {holder_pid}" if holder_pid else "another process"
-        super().__init__(f"slot {slot} is held by {holder}: stop that process, or give this lane another slot")
-        self.holder_pid = holder_pid
+    def __init__(self, slot: str, holder: SlotNote | None) -> None:
+        who = "another process" if holder is None else f"process {holder.pid}"
+        super().__init__(f"slot {slot} is held by {who}: stop that process, or give this worker another slot")
+        self.holder = holder
 
 
 class LoadFailed(Exception):
@@ -170,8 +183,8 @@ class Host:
         *,
         slot: str,
         lock_dir: Path,
-        model: ModelEntry,
         models_dir: Path,
+        role: Role = "lane",
         step_seconds: float = 0.0,
         lock_wait_s: float = LOCK_WAIT_S,
         fork_server: ForkServer | None = None,
@@ -179,13 +192,16 @@ class Host:
         """*step_seconds* slows each step down, to imitate a real card. Without *fork_server* it has one of its own."""
         self._slot = slot
         self._lock_dir = lock_dir
-        self._model = model
+        self._role = role
         self._models_dir = models_dir
         self._step_seconds = step_seconds
         self._lock_wait_s = lock_wait_s
         self._owns_fork_server = fork_server is None
         self._fork_server = ForkServer() if fork_server is None else fork_server
         self._child: _Child | None = None
+        self._timeouts: Timeouts | None = None
+        self._watched: str | None = None
+        self._cancelled_at_s: dict[str, float] = {}
 
     @property
     def pid(self) -> int | None:
@@ -197,17 +213,21 @@ class Host:
         """Seconds since the child last answered. It grows without end while the child hangs or is gone."""
         return float("inf") if self._child is None else time.monotonic() - self._child.answered_at_s
 
-    async def start(self) -> Ready:
+    async def start(self, *, term: int = 0) -> Ready:
         """Start the child and take the slot's lock. Any earlier child of this host is killed first.
 
-        `Ready.unfinished` names the task that the lock's last holder left undone.
-        Raises SlotTaken after *lock_wait_s*, HostLost.
+        So is the child of a degraded worker's earlier leadership than *term*, which may hold the slot for ever: its
+        worker was stopped or cut off (design §7). `Ready.unfinished` names the task that the lock's last holder left
+        undone. Raises SlotTaken after *lock_wait_s*, HostLost.
         """
-        if self._child is not None:
-            await self._child.kill()
+        await self.kill()
+        self._timeouts = None
+        holder = read_note(lock_path(self._lock_dir, self._slot))
+        if holder is not None and may_take_over(holder, term=term):
+            _kill_process(holder)
         ours, theirs = socket.socketpair()
         try:
-            request = Fork(self._slot, str(self._lock_dir), self._model.name, self._lock_wait_s)
+            request = Fork(self._slot, str(self._lock_dir), self._lock_wait_s, self._role, term)
             async with asyncio.timeout(START_S):
                 pid = await self._fork_server.fork(request, theirs)
         except TimeoutError:
@@ -223,18 +243,19 @@ class Host:
         match answer:
             case Ready():
                 return answer
-            case SlotBusy(holder_pid):
+            case SlotBusy():
                 await self._child.kill()
-                raise SlotTaken(self._slot, holder_pid)
+                raise SlotTaken(self._slot, answer.holder)
         raise await self._nonsense(answer)
 
-    async def load(self) -> Loaded:
-        """Load the model. Raises LoadFailed; HostLost when the child dies, or takes longer than `timeouts.load_s`."""
+    async def load(self, model: ModelEntry) -> Loaded:
+        """Load *model*; nothing may be resident. Raises LoadFailed, LoadTimedOut, HostLost."""
         child = self._running()
-        child.send(Load(self._model.name, self._model.checkpoint, str(self._models_dir), self._step_seconds))
-        answer = await self._answer(self._model.timeouts.load_s, "did not load its model")
+        child.send(Load(model.name, model.checkpoint, str(self._models_dir), self._step_seconds))
+        answer = await self._answer(model.timeouts.load_s, "did not load its model", LoadTimedOut)
         match answer:
             case Loaded():
+                self._timeouts = model.timeouts
                 return answer
             case Failed():
                 if answer.fatal:
@@ -242,17 +263,38 @@ class Host:
                 raise LoadFailed(answer)
         raise await self._nonsense(answer)
 
+    async def unload(self) -> Unloaded:
+        """Drop the pipeline; the child lives on, empty but for what `Unloaded.alive` names. Raises HostLost.
+
+        That the memory is free is for a probe to say, not for the child.
+        """
+        child = self._running()
+        child.send(Unload())
+        answer = await self._answer(UNLOAD_S, "did not unload its model")
+        if isinstance(answer, Unloaded):
+            self._timeouts = None
+            return answer
+        raise await self._nonsense(answer)
+
+    async def kill(self) -> None:
+        """SIGKILL the child, if there is one, and wait for its end. Raises HostLost when it survives even that."""
+        if self._child is not None:
+            await self._child.kill()
+
     async def generate(self, request: Generate, on_progress: Callable[[Progress], None]) -> Outcome:
         """Run one inference to its end, whatever that is. *on_progress* is called for step 0 and for every step.
 
         The limits are `timeouts.step_s` between two signs of progress and `timeouts.total_s` in all; each is followed
-        by a cancel, one `step_s` of grace, and SIGKILL. After `Lost`, a fatal `Failed`, and a `TimedOut` without
-        memory the child is gone (`pid` is None). So it is when this coroutine is cancelled or *on_progress* raises.
-        Raises HostLost only when no child runs at the start, or when one survives SIGKILL.
+        by a cancel, one `step_s` of grace, and SIGKILL. After a `cancel` the child has the same grace. After `Lost`, a
+        fatal `Failed`, and a `TimedOut` without memory the child is gone (`pid` is None). So it is when this coroutine
+        is cancelled or *on_progress* raises.
+        Raises HostLost only when no child with a model runs at the start, or when one survives SIGKILL.
         """
-        child = self._running()
+        child, timeouts = self._running(), self._timeouts
+        if timeouts is None:
+            raise HostLost("no model is loaded; load it first")
         try:
-            outcome = await self._watch(child, request, on_progress)
+            outcome = await self._watch(child, timeouts, request, on_progress)
         except BaseException:
             child.send_signal(signal.SIGKILL)
             raise
@@ -262,20 +304,30 @@ class Host:
             _remove_video(Path(request.video_path))
         return outcome
 
-    async def _watch(self, child: "_Child", request: Generate, on_progress: Callable[[Progress], None]) -> Outcome:
-        timeouts = self._model.timeouts
+    async def _watch(
+        self, child: "_Child", timeouts: Timeouts, request: Generate, on_progress: Callable[[Progress], None]
+    ) -> Outcome:
+        self._watched = request.task_id
+        self._cancelled_at_s.clear()
         child.send(request)
         total_at_s = time.monotonic() + timeouts.total_s
         step_at_s = time.monotonic() + timeouts.step_s
         overrun: TimedOut | None = None
         while True:
+            cancelled_at_s = self._cancelled_at_s.get(request.task_id)
+            until_s = min(total_at_s, step_at_s) if cancelled_at_s is None else cancelled_at_s + timeouts.step_s
             try:
-                async with asyncio.timeout(max(0.0, min(total_at_s, step_at_s) - time.monotonic())):
+                async with asyncio.timeout(max(0.0, until_s - time.monotonic())):
                     message = await child.next_message()
             except TimeoutError:
                 if overrun is not None:
                     await child.kill()
                     return overrun
+                if cancelled_at_s is not None:
+                    await child.kill()
+                    return Lost(request.task_id, f"it ignored its cancel for {timeouts.step_s:g} s and was killed")
+                if request.task_id in self._cancelled_at_s:
+                    continue  # while we waited: its grace is not over
                 if total_at_s <= step_at_s:
                     overrun = TimedOut(request.task_id, "total_s", timeouts.total_s, None)
                 else:
@@ -303,6 +355,8 @@ class Host:
         """Ask the child to stop *task_id* at the next step. `generate` then returns `Cancelled`, or how it ended."""
         if self._child is not None:
             self._child.send(Cancel(task_id))
+        if task_id == self._watched:
+            self._cancelled_at_s.setdefault(task_id, time.monotonic())
 
     async def close(self) -> None:
         """End the child, and the fork server if it is this host's own. Bounded; the child is killed if it must be."""
@@ -321,14 +375,14 @@ class Host:
             raise HostLost("no pipeline host runs; start it first")
         return self._child
 
-    async def _answer(self, limit_s: float, complaint: str) -> FromChild:
+    async def _answer(self, limit_s: float, complaint: str, overrun: type[HostLost] = HostLost) -> FromChild:
         child = self._running()
         try:
             async with asyncio.timeout(limit_s):
                 return await child.next_message()
         except TimeoutError:
             await child.kill()
-            raise HostLost(f"the pipeline host {complaint} within {limit_s:g} s and was killed") from None
+            raise overrun(f"the pipeline host {complaint} within {limit_s:g} s and was killed") from None
         except asyncio.CancelledError:
             child.send_signal(signal.SIGKILL)
             raise
@@ -435,6 +489,23 @@ def _process_end(pid: int) -> asyncio.Future[None]:
 
     loop.add_reader(descriptor, on_end)
     return ended
+
+
+def _kill_process(noted: SlotNote) -> None:
+    """SIGKILL the process of a slot's note, unless it has ended: its pid may be another process's now."""
+    try:
+        descriptor = os.pidfd_open(noted.pid)
+    except (AttributeError, OSError):  # it has ended; or this system cannot tell processes of one pid apart
+        return
+    try:
+        # looked up after the descriptor was opened, so that it is of the very process that is killed
+        if noted.started is not None and process_start(noted.pid) == noted.started:
+            log.warning("pipeline_host_put_aside", pid=noted.pid, term=noted.term)
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(descriptor)
 
 
 def _remove_video(path: Path) -> None:

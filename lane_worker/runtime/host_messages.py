@@ -16,15 +16,20 @@ from contracts.tasks import GenerationParameters, MemoryReading
 MAX_MESSAGE_BYTES: Final = 1 << 20
 LENGTH: Final = struct.Struct(">I")
 PID: Final = struct.Struct(">q")
+Role = Literal["lane", "degraded"]
 
 
 class Fork(Struct, frozen=True, tag="fork"):
-    """To the fork server, together with the child's end of the pipe; answered with the child's pid (`PID`)."""
+    """To the fork server, together with the child's end of the pipe; answered with the child's pid (`PID`).
+
+    *role* and *term* go into the slot's note: they decide who may put this child aside (`slot.may_take_over`).
+    """
 
     slot: str
     lock_dir: str
-    model: str
     lock_wait_s: float
+    role: Role
+    term: int
 
 
 class Load(Struct, frozen=True, tag="load"):
@@ -34,6 +39,10 @@ class Load(Struct, frozen=True, tag="load"):
     checkpoint: Checkpoint
     models_dir: str
     step_seconds: float = 0.0
+
+
+class Unload(Struct, frozen=True, tag="unload"):
+    """Drop the pipeline and give its memory back; answered by `Unloaded`, also where nothing is resident."""
 
 
 class Generate(Struct, frozen=True, tag="generate"):
@@ -65,7 +74,7 @@ class Exit(Struct, frozen=True, tag="exit"):
     """Leave, with exit status 0."""
 
 
-ToChild = Load | Generate | Cancel | Ping | Exit
+ToChild = Load | Unload | Generate | Cancel | Ping | Exit
 
 
 class Ready(Struct, frozen=True, tag="ready"):
@@ -78,13 +87,25 @@ class Ready(Struct, frozen=True, tag="ready"):
 class SlotBusy(Struct, frozen=True, tag="slot_busy"):
     """The slot's lock stayed with another process; the child leaves."""
 
-    holder_pid: int | None
+    holder: "SlotNote | None"
 
 
 class Loaded(Struct, frozen=True, tag="loaded"):
     """The model is resident."""
 
     model: str
+    seconds: float
+    memory: MemoryReading
+
+
+class Unloaded(Struct, frozen=True, tag="unloaded"):
+    """Nothing is resident any more, as far as the child can tell: *alive* names the components it could not let go of.
+
+    *allocated_bytes* is what torch's CUDA allocator still counts as in use; None without a card.
+    """
+
+    alive: tuple[str, ...]
+    allocated_bytes: int | None
     seconds: float
     memory: MemoryReading
 
@@ -145,17 +166,22 @@ class Pong(Struct, frozen=True, tag="pong"):
     number: int
 
 
-FromChild = Ready | SlotBusy | Loaded | Progress | Finished | Cancelled | Failed | Pong
+FromChild = Ready | SlotBusy | Loaded | Unloaded | Progress | Finished | Cancelled | Failed | Pong
 
 
 class SlotNote(Struct, frozen=True):
-    """Content of a slot's lock file: who holds the slot, and which task it runs.
+    """Content of a slot's lock file: who holds the slot, what is resident, and which task runs.
 
-    The next holder finds a task here that was never finished with, and writes its memory line (FR-008, FR-009).
+    *pid* and *started* (clock ticks since boot; None where the system does not tell) name one process for ever.
+    *term* is the leadership that the process was started under, 0 in a lane. The next holder finds a task here that
+    was never finished with, and writes its memory line (FR-008, FR-009).
     """
 
     pid: int
-    model: str
+    started: int | None
+    role: Role
+    term: int
+    model: str | None = None
     task_id: str | None = None
     attempt: int = 0
 

@@ -1,46 +1,125 @@
-"""Runs tasks in a pipeline host, and writes the memory line on every path. Shared by both kinds of worker."""
+"""Runs tasks in a slot's pipeline host, and writes the memory line on every path. Shared by both kinds of worker."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
-from contracts.tasks import FailureCode, GenerationTask, MemoryReading, Progress
+import structlog
+
+from contracts.tasks import FailureCode, GenerationTask, MemoryReading, Progress, SwapReceipt
 from lane_worker.runtime import host_messages as messages
-from lane_worker.runtime.host import Host, HostLost, Lost, Outcome, TimedOut
+from lane_worker.runtime.host import HostLost, LoadFailed, LoadTimedOut, Lost, Outcome, TimedOut
 from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful
 from lane_worker.runtime.memory_line import log_memory
+from lane_worker.runtime.residence import Quarantined, Residence
+
+# What a client is told when its model does not load: the details name folders, and are for the log.
+LOAD_FAILURES: Final = {
+    "out_of_memory": "there was not enough memory to load the model; submit it again later",
+    "storage_failed": "the model could not be read; the operator has to look at the worker's log",
+}
+
+log = structlog.get_logger("runner")
 
 
 class HostRunner:
-    """A `Runner` over one host. The host may be gone after `run`: its `pid` tells."""
+    """A `Runner` over one residence. What is resident after `run`, its `resident` tells."""
 
-    def __init__(self, *, host: Host, slot: str, scratch: Path, idle_memory: MemoryReading) -> None:
-        """*idle_memory* is the reading after the load: what a task that never reached the host leaves."""
-        self._host = host
+    def __init__(self, *, residence: Residence, slot: str, scratch: Path) -> None:
+        self.memory: MemoryReading | None = None
+        """What the host held after the cleanup of its last task; None when it was gone then."""
+        self._residence = residence
         self._slot = slot
         self._scratch = scratch
-        self._running: str | None = None
-        self._idle = idle_memory
+        self._task_id: str | None = None
+        self._stopped = False
         self._leaving: str | None = None
-        self.accounted: tuple[str, int] | None = None
-        """Task and attempt of the last memory line, so that the note of a dead host is not accounted for twice."""
+        self._accounted: tuple[str, int] | None = None
 
     def stop(self, task_id: str) -> None:
-        """Stops *task_id* within one step; what does not run is left alone."""
-        if self._running == task_id:
-            self._host.cancel(task_id)
+        """Stops *task_id* within one step, or when the swap that it waits for is finished; others are left alone."""
+        if self._task_id == task_id:
+            self._stopped = True
+            self._residence.host.cancel(task_id)
 
     def leave(self, reason: str) -> None:
         """Stops whatever runs, so that another worker can run it: `run` then returns GaveUp."""
         self._leaving = reason
-        if self._running is not None:
-            self._host.cancel(self._running)
+        if self._task_id is not None:
+            self.stop(self._task_id)
 
     async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[Progress], None]) -> Result:
-        """Runs *task* and returns how it ended; memory is clean and the memory line written by then."""
+        """Runs *task*, in the second place in a fresh host if the first one runs out of memory.
+
+        Memory is clean and the memory line written on return, one for each place.
+        """
         if task.parameters.image is not None and image is None:
-            self._account(task, "storage_failed", self._idle)
-            return Unsuccessful(FailureCode.STORAGE_FAILED, "the input image is missing; submit it again", self._idle)
+            message = "the input image is missing; submit it again"
+            return self._failed(task, FailureCode.STORAGE_FAILED, message, self._residence.memory)
+        self._task_id, self._stopped = task.id, False
+        try:
+            result = await self._attempt(self._residence.ready(task.model), task, image, on_progress)
+            if isinstance(result, Unsuccessful) and result.code is FailureCode.OUT_OF_MEMORY and not self._stopped:
+                log.warning("out_of_memory_so_once_more", task_id=task.id, attempt=task.attempt)
+                renewed = self._residence.renew(task.model, "it ran out of memory")
+                result = await self._attempt(renewed, task, image, on_progress)
+            return result
+        finally:
+            self._task_id = None
+
+    def account_for(self, ready: messages.Ready) -> None:
+        """Writes the memory line that the slot's last holder could not: it died in the middle of a task (FR-009)."""
+        note = ready.unfinished
+        if note is None or note.task_id is None or not note.attempt:  # attempt 0 was a warm-up
+            return
+        if (note.task_id, note.attempt) == self._accounted:
+            return
+        log_memory(
+            outcome="worker_lost",
+            memory=None,
+            task_id=note.task_id,
+            attempt=note.attempt,
+            model=note.model or "",
+            slot=self._slot,
+        )
+
+    async def _attempt(
+        self,
+        loading: Awaitable[SwapReceipt | None],
+        task: GenerationTask,
+        image: Path | None,
+        on_progress: Callable[[Progress], None],
+    ) -> Result:
+        try:
+            swap = await loading
+        except Quarantined as error:
+            self._account(task, "quarantined", None)
+            return GaveUp(str(error))
+        except LoadTimedOut:
+            message = "the model took too long to load; submit it again later"
+            return self._failed(task, FailureCode.INFERENCE_TIMEOUT, message, None, self._residence.last_swap)
+        except HostLost as error:
+            self._account(task, "host_lost", None)
+            return GaveUp(str(error))
+        except LoadFailed as error:
+            failure = error.failure
+            log.error("load_failed", task_id=task.id, model=task.model, code=failure.code, error=failure.message)
+            message = LOAD_FAILURES.get(failure.code, "the model could not be loaded; submit it again later")
+            memory = None if failure.fatal else failure.memory
+            return self._failed(task, FailureCode(failure.code), message, memory, self._residence.last_swap)
+        if self._stopped:
+            self._account(task, "cancelled", self._residence.memory)
+            return self._stopped_result()
+        return await self._infer(task, image, on_progress, swap)
+
+    async def _infer(
+        self,
+        task: GenerationTask,
+        image: Path | None,
+        on_progress: Callable[[Progress], None],
+        swap: SwapReceipt | None,
+    ) -> Result:
         started_at = datetime.now(UTC)
 
         def report(progress: messages.Progress) -> None:
@@ -57,16 +136,20 @@ class HostRunner:
             video_path=str(video_path),
             image_path=None if image is None else str(image),
         )
-        self._running = task.id
         try:
-            outcome = await self._host.generate(request, report)
+            outcome = await self._residence.host.generate(request, report)
         except HostLost as error:
             outcome = Lost(task.id, str(error))
-        finally:
-            self._running = None
-        return self._result(task, outcome, video_path, started_at)
+        return self._result(task, outcome, video_path, started_at, swap)
 
-    def _result(self, task: GenerationTask, outcome: Outcome, video_path: Path, started_at: datetime) -> Result:
+    def _result(
+        self,
+        task: GenerationTask,
+        outcome: Outcome,
+        video_path: Path,
+        started_at: datetime,
+        swap: SwapReceipt | None,
+    ) -> Result:
         match outcome:
             case messages.Finished():
                 self._account(task, "done", outcome.memory)
@@ -77,24 +160,39 @@ class HostRunner:
                     started_at=started_at,
                     inference_s=outcome.inference_s,
                     encode_s=outcome.encode_s,
+                    swap=swap,
                 )
             case messages.Cancelled():
                 self._account(task, "cancelled", outcome.memory)
-                return Stopped() if self._leaving is None else GaveUp(self._leaving)
+                return self._stopped_result()
             case messages.Failed():
-                self._account(task, outcome.code, None if outcome.fatal else outcome.memory)
-                return Unsuccessful(FailureCode(outcome.code), outcome.message, outcome.memory)
+                memory = None if outcome.fatal else outcome.memory
+                return self._failed(task, FailureCode(outcome.code), outcome.message, memory, swap)
             case TimedOut():
-                self._account(task, "inference_timeout", outcome.memory)
                 what = "one step" if outcome.limit == "step_s" else "the inference"
                 message = f"{what} took longer than {outcome.seconds:g} s and was stopped"
-                return Unsuccessful(FailureCode.INFERENCE_TIMEOUT, message, outcome.memory)
+                return self._failed(task, FailureCode.INFERENCE_TIMEOUT, message, outcome.memory, swap)
             case Lost():
                 self._account(task, "host_lost", None)
                 return GaveUp(outcome.reason)
 
+    def _stopped_result(self) -> Stopped | GaveUp:
+        return Stopped() if self._leaving is None else GaveUp(self._leaving)
+
+    def _failed(
+        self,
+        task: GenerationTask,
+        code: FailureCode,
+        message: str,
+        memory: MemoryReading | None,
+        swap: SwapReceipt | None = None,
+    ) -> Unsuccessful:
+        self._account(task, code.value, memory)
+        return Unsuccessful(code, message, memory, swap)
+
     def _account(self, task: GenerationTask, outcome: str, memory: MemoryReading | None) -> None:
-        self.accounted = (task.id, task.attempt)
+        self._accounted = (task.id, task.attempt)
+        self.memory = memory
         log_memory(
             outcome=outcome, memory=memory, task_id=task.id, attempt=task.attempt, model=task.model, slot=self._slot
         )

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 import structlog
 from msgspec import Struct
 from nats.aio.msg import Msg
+from opentelemetry.trace import Span
 
 from contracts import lifecycle
 from contracts.settings import Windows
@@ -18,6 +19,7 @@ from contracts.tasks import (
     GenerationTask,
     MemoryReading,
     Progress,
+    SwapReceipt,
     UnreadableTask,
     VideoFile,
     decode_task,
@@ -31,6 +33,7 @@ from lane_worker.runtime.lease import LeaseKeeper
 from ops.artifacts import Artifacts, StorageFailed
 from ops.ending import end
 from ops.nats_link import Entry, NatsLink, Pull, TransportUnavailable, WrongRevision, ack_sync
+from ops.tracing import span
 
 REREAD_WAIT_S: Final = 0.05
 IMAGE_WAIT_S: Final = 2.0
@@ -47,6 +50,7 @@ class Succeeded(Struct, frozen=True):
     started_at: datetime
     inference_s: float
     encode_s: float
+    swap: SwapReceipt | None = None
 
 
 class Unsuccessful(Struct, frozen=True):
@@ -55,6 +59,7 @@ class Unsuccessful(Struct, frozen=True):
     code: FailureCode
     message: str
     memory: MemoryReading | None
+    swap: SwapReceipt | None = None
 
 
 class Stopped(Struct, frozen=True):
@@ -115,8 +120,9 @@ class WorkLoop:
         if self._keeper is not None:
             self._keeper.renew_now()
 
-    async def serve_one(self, stop: asyncio.Event) -> None:
-        """Waits up to 2 s for a task, and runs it to its end. Returns at once when *stop* is set while waiting."""
+    async def serve_one(self, stop: asyncio.Event) -> bool:
+        """Waits up to 2 s for a task, and runs it to its end; whether one came. Returns at once when *stop* is set
+        while waiting."""
         if self._pull is None:
             self._pull = await self._link.pull(self._stream, WORK_CONSUMER)
         fetch = asyncio.ensure_future(self._pull.fetch())
@@ -128,8 +134,10 @@ class WorkLoop:
             if not fetch.done():
                 # a message that arrives for a cancelled fetch is delivered again after ack_wait
                 await end(fetch)
-        for message in [] if fetch.cancelled() else fetch.result():
+        messages = [] if fetch.cancelled() else fetch.result()
+        for message in messages:
             await self._serve(message)
+        return bool(messages)
 
     async def close(self) -> None:
         """Takes no more messages."""
@@ -151,7 +159,8 @@ class WorkLoop:
         if held is not None:
             self._on_busy(True)
             try:
-                await self._execute(held)
+                with _task_span(held.task):
+                    await self._execute(held)
             finally:
                 self._on_busy(False)
         await acked
@@ -221,6 +230,14 @@ class WorkLoop:
             now=datetime.now(UTC),
         )
         await self._link.update(TASKS, task.id, encode_task(expired), revision=revision)
+        if task.image_path is not None:  # a refused request leaves nothing behind
+            await self._delete(task.image_path)
+
+    async def _delete(self, path: str) -> None:
+        try:
+            await self._artifacts.delete(path)
+        except StorageFailed as error:
+            log.warning("orphan_left", path=path, error=str(error))  # the janitor finds it
 
     async def _execute(self, held: HeldTask) -> None:
         task_id = held.task.id
@@ -266,9 +283,11 @@ class WorkLoop:
         match result:
             case Succeeded():
                 await self._publish_video(held, result)
-            case Unsuccessful(code, message, memory):
+            case Unsuccessful(code, message, memory, swap):
                 await held.update(
-                    lambda task: lifecycle.fail(task, code=code, message=message, memory=memory, now=datetime.now(UTC))
+                    lambda task: lifecycle.fail(
+                        task, code=code, message=message, memory=memory, swap=swap, now=datetime.now(UTC)
+                    )
                 )
                 log.warning("task_failed", task_id=held.task.id, code=code.value, attempt=held.task.attempt)
             case Stopped():
@@ -285,7 +304,7 @@ class WorkLoop:
         except StorageFailed as error:
             log.error("video_not_stored", task_id=held.task.id, error=str(error))
             message = "the video could not be stored; submit it again"
-            await self._settle(held, Unsuccessful(FailureCode.STORAGE_FAILED, message, result.memory))
+            await self._settle(held, Unsuccessful(FailureCode.STORAGE_FAILED, message, result.memory, result.swap))
             return
         finally:
             result.path.unlink(missing_ok=True)
@@ -303,7 +322,7 @@ class WorkLoop:
             task = lifecycle.with_event(task, "inference_started", result.started_at)
             finished_at = result.started_at + timedelta(seconds=result.inference_s)
             task = lifecycle.with_event(task, "inference_finished", finished_at, f"{result.inference_s:.3f} s")
-            return lifecycle.finish(task, video=video, memory=result.memory, now=datetime.now(UTC))
+            return lifecycle.finish(task, video=video, memory=result.memory, swap=result.swap, now=datetime.now(UTC))
 
         await held.update(finish)
         log.info(
@@ -328,10 +347,15 @@ class WorkLoop:
             elsewhere = record.status.is_terminal or record.epoch != held.task.epoch
             if not elsewhere or (record.video is not None and record.video.path == path):
                 return
-        try:
-            await self._artifacts.delete(path)
-        except StorageFailed as error:
-            log.warning("orphan_left", path=path, error=str(error))  # the janitor finds it
+        await self._delete(path)
+
+
+def _task_span(task: GenerationTask) -> contextlib.AbstractContextManager[Span]:
+    return span(
+        "task",
+        {"task.id": task.id, "model": task.model, "route": task.route, "attempt": task.attempt},
+        traceparent=task.traceparent,
+    )
 
 
 class _Ahead(Exception):

@@ -1,7 +1,8 @@
 """The lock of a slot (a GPU, or `cpu-N`): what keeps two pipelines off one card (design §7).
 
 The pipeline host child takes it before CUDA starts and holds it until it exits, however it exits. Nothing else, not
-even NATS, decides who may use the card. The file's content, a `SlotNote`, says who holds it and which task it runs.
+even NATS, decides who may use the card. The file's content, a `SlotNote`, says who holds it, for which leadership,
+and which task it runs.
 """
 
 import fcntl
@@ -13,7 +14,7 @@ from typing import Final, Self
 
 import msgspec
 
-from lane_worker.runtime.host_messages import SlotNote
+from lane_worker.runtime.host_messages import Role, SlotNote
 
 SLOT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 RETRY_S: Final = 0.05
@@ -23,9 +24,9 @@ _ENCODER: Final = msgspec.json.Encoder()
 class SlotHeld(Exception):
     """Another process holds the slot, and went on holding it while this one waited."""
 
-    def __init__(self, slot: str, holder_pid: int | None) -> None:
-        super().__init__(f"slot {slot} is held by process {holder_pid or '(unknown)'}")
-        self.holder_pid = holder_pid
+    def __init__(self, slot: str, holder: SlotNote | None) -> None:
+        super().__init__(f"slot {slot} is held by process {'(unknown)' if holder is None else holder.pid}")
+        self.holder = holder
 
 
 def lock_path(lock_dir: Path, slot: str) -> Path:
@@ -44,6 +45,24 @@ def read_note(path: Path) -> SlotNote | None:
     return _parse(content)
 
 
+def may_take_over(holder: SlotNote, *, term: int) -> bool:
+    """Whether the leader of *term* may kill the pipeline host *holder* to get its slot (design §7). Pure.
+
+    Only a degraded worker's, and only one of an earlier leadership: its worker leads no more, and may be stopped or
+    cut off, so that nobody else ends it. A lane's never.
+    """
+    return holder.role == "degraded" and holder.term < term
+
+
+def process_start(pid: int) -> int | None:
+    """When *pid* began, in clock ticks since boot: a pid alone may be another process's by now. None if unknown."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(stat.rpartition(")")[2].split()[19])  # field 22; the name before the bracket may hold blanks
+
+
 class SlotLock:
     """A held slot, until the process ends.
 
@@ -51,15 +70,15 @@ class SlotLock:
     The file stays, since a removed one could be locked a second time.
     """
 
-    def __init__(self, descriptor: int, path: Path, model: str, unfinished: SlotNote | None) -> None:
+    def __init__(self, descriptor: int, *, role: Role, term: int, unfinished: SlotNote | None) -> None:
         self._descriptor = descriptor
-        self._path = path
-        self._model = model
+        self._role, self._term = role, term
+        self._started = process_start(os.getpid())
         self.unfinished = unfinished
         """The note of a holder that ended in the middle of a task; its memory line is still to be written (FR-009)."""
 
     @classmethod
-    def acquire(cls, lock_dir: Path, slot: str, model: str, *, wait_s: float) -> Self:
+    def acquire(cls, lock_dir: Path, slot: str, *, role: Role, term: int, wait_s: float) -> Self:
         """Take the lock of *slot*, trying for *wait_s* seconds (this blocks). Raises SlotHeld, OSError, ValueError."""
         path = lock_path(lock_dir, slot)
         lock_dir.mkdir(parents=True, exist_ok=True)
@@ -69,17 +88,25 @@ class SlotLock:
             if descriptor is not None:
                 break
             if time.monotonic() >= deadline_s:
-                note = read_note(path)
-                raise SlotHeld(slot, None if note is None else note.pid)
+                raise SlotHeld(slot, read_note(path))
             time.sleep(RETRY_S)
         last = _parse(os.pread(descriptor, 65536, 0))
-        lock = cls(descriptor, path, model, last if last is not None and last.task_id is not None else None)
+        unfinished = last if last is not None and last.task_id is not None else None
+        lock = cls(descriptor, role=role, term=term, unfinished=unfinished)
         lock.write()
         return lock
 
-    def write(self, task_id: str | None = None, attempt: int = 0) -> None:
-        """Note that *task_id* runs now; without one, that none does."""
-        note = SlotNote(pid=os.getpid(), model=self._model, task_id=task_id, attempt=attempt)
+    def write(self, *, model: str | None = None, task_id: str | None = None, attempt: int = 0) -> None:
+        """Note what is resident now and which task runs; what is left out, is not."""
+        note = SlotNote(
+            pid=os.getpid(),
+            started=self._started,
+            role=self._role,
+            term=self._term,
+            model=model,
+            task_id=task_id,
+            attempt=attempt,
+        )
         line = _ENCODER.encode(note) + b"\n"
         # One write, and readers stop at the newline: whoever is killed in between leaves the old note or the new one.
         os.pwrite(self._descriptor, line, 0)

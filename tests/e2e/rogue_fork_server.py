@@ -1,4 +1,7 @@
-"""A fork server whose children misbehave, as the slot's name says. Run as `rogue_fork_server.py FD`."""
+"""A fork server whose children misbehave, as the slot's name says, once they have "loaded". They know no torch.
+
+Run as `python -m tests.e2e.rogue_fork_server FD`. For children that run real pipelines see `tests/rogue_host.py`.
+"""
 
 import os
 import signal
@@ -6,7 +9,18 @@ import socket
 import sys
 import time
 
-from lane_worker.runtime.host_messages import LENGTH, PID, Ready, decode_fork, frame
+from contracts.tasks import MemoryReading
+from lane_worker.runtime.host_messages import (
+    LENGTH,
+    PID,
+    Loaded,
+    Ping,
+    Ready,
+    body_length,
+    decode_fork,
+    decode_to_child,
+    frame,
+)
 
 SPOKEN = {
     "cpu-garbage": b"\x00\x00\x00\x04\xc1\xc1\xc1\xc1",
@@ -32,7 +46,9 @@ def main() -> None:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             pipe = socket.socket(fileno=descriptors[0])
             pipe.sendall(frame(Ready(os.getpid())))
-            pipe.recv(65536)
+            _await_order(pipe)
+            pipe.sendall(frame(Loaded("phr00t", 0.0, MemoryReading(rss_bytes=1))))
+            _await_order(pipe)
             pipe.sendall(SPOKEN[slot])
             if slot == "cpu-truncated":
                 os._exit(0)
@@ -40,6 +56,13 @@ def main() -> None:
                 time.sleep(1)  # deaf to Exit and to the end of the pipe
         os.close(descriptors[0])
         control.sendall(PID.pack(pid))
+
+
+def _await_order(pipe: socket.socket) -> None:
+    while True:
+        head = pipe.recv(LENGTH.size, socket.MSG_WAITALL)
+        if not isinstance(decode_to_child(pipe.recv(body_length(head), socket.MSG_WAITALL)), Ping):
+            return
 
 
 main()

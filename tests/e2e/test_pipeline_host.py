@@ -22,8 +22,9 @@ from PIL import Image
 
 from contracts.settings import Catalog, ModelEntry, load_settings
 from contracts.tasks import GenerationParameters, ImageReference
-from lane_worker.runtime.host import ForkServer, Host, HostLost, LoadFailed, Lost, SlotTaken, TimedOut
+from lane_worker.runtime.host import ForkServer, Host, HostLost, LoadFailed, LoadTimedOut, Lost, SlotTaken, TimedOut
 from lane_worker.runtime.host_messages import Cancelled, Failed, Finished, Generate, Progress
+from lane_worker.runtime.slot import lock_path, read_note
 from tests.support import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -43,15 +44,11 @@ class Workshop:
         self.lock_dir = folder / "locks"
         self._hosts: list[Host] = []
 
-    def host(self, model: str = "phr00t", *, slot: str = "cpu-0", **timeouts: float) -> Host:
+    def host(self, *, slot: str = "cpu-0", step_seconds: float = 0.0) -> Host:
         """A new host on *slot*, not yet started."""
-        return self.host_of(self.entry(model, **timeouts), slot=slot)
-
-    def host_of(self, entry: ModelEntry, *, slot: str = "cpu-0", step_seconds: float = 0.0) -> Host:
         host = Host(
             slot=slot,
             lock_dir=self.lock_dir,
-            model=entry,
             models_dir=self.models_dir,
             step_seconds=step_seconds,
             fork_server=self.fork_server,
@@ -62,9 +59,9 @@ class Workshop:
 
     async def slow_host(self, model: str = "phr00t", *, step_seconds: float = FOREVER_S, **timeouts: float) -> Host:
         """A loaded host on cpu-0, each step of which takes *step_seconds*."""
-        host = self.host_of(self.entry(model, **timeouts), step_seconds=step_seconds)
+        host = self.host(step_seconds=step_seconds)
         await host.start()
-        await host.load()
+        await host.load(self.entry(model, **timeouts))
         return host
 
     @staticmethod
@@ -98,9 +95,9 @@ async def hosts(tmp_path_factory: pytest.TempPathFactory, shared: Workshop) -> A
     lasting.fork_server, lasting.models_dir = shared.fork_server, shared.models_dir
     loaded = {}
     for number, model in enumerate(MODELS):
-        loaded[model] = lasting.host(model, slot=f"cpu-{number}")
+        loaded[model] = lasting.host(slot=f"cpu-{number}")
         await loaded[model].start()
-        await loaded[model].load()
+        await loaded[model].load(CATALOG.models[model])
     yield loaded
     await lasting.close_hosts()
 
@@ -186,9 +183,9 @@ async def test_the_seed_decides_the_bytes_in_every_process(
 ) -> None:
     first = await finished(hosts[model], request(tmp_path, parameters(model)))
     other_seed = await finished(hosts[model], request(tmp_path, parameters(model, seed=8)))
-    another = workshop.host(model, slot="cpu-9")
+    another = workshop.host(slot="cpu-9")
     await another.start()
-    await another.load()
+    await another.load(CATALOG.models[model])
     again = await finished(another, request(tmp_path, parameters(model)))
     assert first.video.sha256 == again.video.sha256
     assert first.video.sha256 != other_seed.video.sha256
@@ -233,12 +230,12 @@ async def test_a_video_equals_the_one_of_the_pipeline_called_directly(
 async def test_two_workers_may_build_the_same_pipeline_at_once(workshop: Workshop, tmp_path: Path) -> None:
     shared_dir, workshop.models_dir = workshop.models_dir, tmp_path
     try:
-        pair = [workshop.host("anisora", slot=slot) for slot in ("cpu-0", "cpu-1")]
+        pair = [workshop.host(slot=slot) for slot in ("cpu-0", "cpu-1")]
     finally:
         workshop.models_dir = shared_dir
     for host in pair:
         await host.start()
-    await asyncio.gather(*(host.load() for host in pair))
+    await asyncio.gather(*(host.load(CATALOG.models["anisora"]) for host in pair))
     assert [path.name for path in files(tmp_path)] == ["tiny-anisora"]
 
 
@@ -351,17 +348,38 @@ async def test_a_video_that_cannot_be_written_is_a_storage_failure(hosts: dict[s
 async def test_a_missing_checkpoint_says_where_it_belongs(workshop: Workshop) -> None:
     entry = workshop.entry("phr00t")
     absent = msgspec.structs.replace(entry.checkpoint, random_weights=None, folder="nowhere")
-    host = workshop.host_of(msgspec.structs.replace(entry, checkpoint=absent))
+    host = workshop.host()
     await host.start()
     with pytest.raises(LoadFailed, match=r"no diffusers folder at .*nowhere: put") as failure:
-        await host.load()
+        await host.load(msgspec.structs.replace(entry, checkpoint=absent))
     assert failure.value.failure.code == "storage_failed"
     assert host.pid is not None
 
 
 async def test_a_second_pipeline_is_refused(hosts: dict[str, Host]) -> None:
     with pytest.raises(LoadFailed, match="a pipeline is resident"):
-        await hosts["phr00t"].load()
+        await hosts["phr00t"].load(CATALOG.models["anisora"])
+
+
+async def test_an_unloaded_host_loads_again(workshop: Workshop, tmp_path: Path) -> None:
+    host = workshop.host()
+    await host.start()
+    pid = host.pid
+    assert (await host.unload()).alive == ()  # nothing was there
+    for model in (*MODELS, *MODELS):
+        loaded = await host.load(CATALOG.models[model])
+        note = read_note(lock_path(workshop.lock_dir, "cpu-0"))
+        assert note is not None
+        assert (loaded.model, note.model) == (model, model)
+        await finished(host, request(tmp_path, parameters(model)))
+        unloaded = await host.unload()
+        assert (unloaded.alive, unloaded.allocated_bytes) == ((), None)
+        note = read_note(lock_path(workshop.lock_dir, "cpu-0"))
+        assert note is not None
+        assert (note.pid, note.model) == (pid, None)
+        with pytest.raises(HostLost, match="no model is loaded"):
+            await host.generate(request(tmp_path), ignore)
+    assert host.pid == pid
 
 
 # Cancelling
@@ -449,14 +467,14 @@ async def test_a_host_that_hangs_is_killed_and_seen_hanging(workshop: Workshop, 
     assert max(ages) > 2.5  # no answer came while it was stopped
 
     assert (await host.start()).unfinished is not None
-    await host.load()
+    await host.load(CATALOG.models["phr00t"])
 
 
 async def test_a_load_that_overruns_is_killed(workshop: Workshop) -> None:
-    host = workshop.host("anisora", load_s=0.001)
+    host = workshop.host()
     await host.start()
-    with pytest.raises(HostLost, match=r"did not load its model within 0\.001 s"):
-        await host.load()
+    with pytest.raises(LoadTimedOut, match=r"did not load its model within 0\.001 s"):
+        await host.load(workshop.entry("anisora", load_s=0.001))
     assert host.pid is None
 
 
@@ -503,7 +521,7 @@ async def test_a_dead_host_is_an_outcome_and_starts_again(
     assert ready.unfinished is not None
     assert (ready.unfinished.pid, ready.unfinished.task_id) == (first, "lost-task")
     assert (ready.unfinished.model, ready.unfinished.attempt) == ("phr00t", 1)
-    await successor.load()
+    await successor.load(CATALOG.models["phr00t"])
     await finished(successor, request(tmp_path))
     await successor.close()
 
@@ -546,9 +564,9 @@ from lane_worker.runtime.host_messages import Generate
 async def main():
     folder = Path(sys.argv[1])
     model = load_settings().catalog("tiny").models["phr00t"]
-    host = Host(slot="cpu-0", lock_dir=folder / "locks", model=model, models_dir=folder / "models", step_seconds=600)
+    host = Host(slot="cpu-0", lock_dir=folder / "locks", models_dir=folder / "models", step_seconds=600)
     await host.start()
-    await host.load()
+    await host.load(model)
     request = msgspec.json.decode(sys.stdin.readline(), type=Generate)
     rss = [line for line in open("/proc/self/status") if line.startswith("VmRSS")][0].split()[1]
     def report(progress):
@@ -596,13 +614,14 @@ async def test_a_killed_worker_leaves_no_process_and_no_lock(workshop: Workshop,
 
 
 async def test_a_slot_serves_one_host_at_a_time(workshop: Workshop) -> None:
-    holder, rival = workshop.host(), workshop.host("anisora")
+    holder, rival = workshop.host(), workshop.host()
     await holder.start()
     with pytest.raises(SlotTaken, match="cpu-0") as refusal:
-        await rival.start()
-    assert refusal.value.holder_pid == holder.pid
+        await rival.start(term=99)  # a leader of whatever term puts no lane aside
+    assert refusal.value.holder is not None
+    assert refusal.value.holder.pid == holder.pid
     assert rival.pid is None
-    await holder.load()
+    await holder.load(CATALOG.models["phr00t"])
 
     await holder.close()
     assert holder.pid is None
@@ -625,6 +644,8 @@ async def test_closing_leaves_no_process(workshop: Workshop, tmp_path: Path) -> 
 
 # Children that misbehave
 
+HASTY = Workshop.entry("phr00t", step_s=0.3, load_s=0.3)
+
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def rogue(tmp_path: Path) -> AsyncIterator[Callable[[str], Host]]:
@@ -633,8 +654,7 @@ async def rogue(tmp_path: Path) -> AsyncIterator[Callable[[str], Host]]:
     hosts: list[Host] = []
 
     def make(slot: str) -> Host:
-        entry = Workshop.entry("phr00t", step_s=0.3, load_s=0.3)
-        hosts.append(Host(slot=slot, lock_dir=tmp_path, model=entry, models_dir=tmp_path, fork_server=server))
+        hosts.append(Host(slot=slot, lock_dir=tmp_path, models_dir=tmp_path, fork_server=server))
         return hosts[-1]
 
     yield make
@@ -656,24 +676,28 @@ async def test_nonsense_on_the_pipe_ends_the_host(
 ) -> None:
     host = rogue(slot)
     pid = (await host.start()).pid
+    await host.load(HASTY)
     outcome = await host.generate(request(tmp_path), ignore)
     assert isinstance(outcome, Lost)
     assert reason in outcome.reason
     assert is_gone(pid)
     pid = (await host.start()).pid
+    await host.load(HASTY)
     with pytest.raises(HostLost, match=reason):
-        await host.load()
+        await host.unload()
     assert is_gone(pid)
 
 
 async def test_a_host_that_says_nothing_is_killed(rogue: Callable[[str], Host], tmp_path: Path) -> None:
     host = rogue("cpu-silent")
     pid = (await host.start()).pid
+    await host.load(HASTY)
     assert await host.generate(request(tmp_path), ignore) == TimedOut("task", "step_s", 0.3, None)
     assert is_gone(pid)
     pid = (await host.start()).pid
-    with pytest.raises(HostLost, match="did not load its model"):
-        await host.load()
+    await host.load(HASTY)
+    with pytest.raises(LoadTimedOut, match="did not load its model"):
+        await host.load(HASTY)
     assert is_gone(pid)
 
 

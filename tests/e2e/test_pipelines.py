@@ -16,7 +16,7 @@ from PIL import Image
 from contracts.settings import Catalog, Checkpoint, RandomWeights
 from contracts.tasks import GenerationParameters, ImageReference
 from lane_worker.pipelines.child import TaskCancelled
-from lane_worker.pipelines.cleanup import clean, forget
+from lane_worker.pipelines.cleanup import Watched, clean, forget, release
 from lane_worker.pipelines.faults import inference_fault, load_fault
 from lane_worker.pipelines.inputs import BadInput, gradient, read_image
 from lane_worker.pipelines.load import CheckpointUnusable, load_pipeline, run_pipeline
@@ -97,6 +97,31 @@ def test_a_folder_of_another_class_is_refused(catalog: Catalog, tmp_path: Path) 
 
 
 # Memory
+
+
+@pytest.mark.parametrize("model", ["anisora", "phr00t"])
+def test_a_pipeline_that_was_dropped_is_gone(catalog: Catalog, model: str, tmp_path: Path) -> None:
+    pipeline = load_pipeline(catalog.models[model].checkpoint, tmp_path, device="cpu")
+    run_pipeline(pipeline, small(steps=catalog.models[model].constraints.steps.fixed or 0), None, lambda _: None)
+    watched = Watched(pipeline)
+    whole = set(watched.still_alive())
+    assert {"transformer", "text_encoder", "vae", "tokenizer", "scheduler"} <= whole
+    assert ("transformer_2" in whole) == (model == "anisora")
+    del pipeline
+    release("cpu")
+    assert watched.still_alive() == ()
+
+
+def test_one_view_of_one_weight_is_still_alive(catalog: Catalog, tmp_path: Path) -> None:
+    """It has no name of the pipeline's, and pins the weight all the same."""
+    pipeline = load_pipeline(catalog.models["phr00t"].checkpoint, tmp_path, device="cpu")
+    watched = Watched(pipeline)
+    kept = pipeline.vae.decoder.conv_out.weight.detach()[:1]
+    del pipeline
+    release("cpu")
+    assert watched.still_alive() == ("vae",)
+    del kept
+    assert watched.still_alive() == ()
 
 
 class Weights:

@@ -3,6 +3,7 @@
 import re
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from ops.processes import warmlane_command
 from tests.support import clean_environment, eventually_sync
+from tests.system import UpProcess
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 150
@@ -138,6 +140,43 @@ def test_demo_alternates_saves_and_judges(system: System, tmp_path: Path) -> Non
     assert "publish to inference start: p50" in result.stdout
     if "+cpu" in _torch_version():
         assert "SC-001  not shown: no CUDA" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def degraded_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
+    """A running system without lanes."""
+    up = UpProcess(tmp_path_factory.mktemp("degraded"), "--lanes", "anisora=0,phr00t=0")
+    up.start()
+    yield up
+    up.stop()
+
+
+@pytest.mark.timeout(300)
+def test_demo_degraded_shows_what_was_proven_before_each_load(degraded_only: UpProcess, tmp_path: Path) -> None:
+    """FR-001..003, as far as a client can see it."""
+    result = warmlane(degraded_only, "demo", "--degraded", "--requests", "6", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "6 of 6 done" in result.stdout
+    assert "FR-002  5 of 5 model switches proved the release before the load" in result.stdout
+    assert "SC-003  6 of 6 tasks carry a memory reading" in result.stdout
+    assert "SC-001" not in result.stdout  # it is about warm lanes
+    rows = [" ".join(line.replace("│", " ").split()) for line in result.stdout.splitlines()]
+    switches = [row for row in rows if re.match(r"\d anisora → phr00t|\d phr00t → anisora", row)]
+    assert [row[0] for row in switches] == ["2", "3", "4", "5", "6"]
+    assert len(list(tmp_path.glob("*.mp4"))) == 6
+
+
+def test_submit_without_a_lane(degraded_only: UpProcess, tmp_path: Path) -> None:
+    out = tmp_path / "fox.mp4"
+    result = warmlane(degraded_only, "submit", "phr00t", "a red fox", "--num-frames", "5", "--out", str(out))
+    assert result.returncode == 0, result.stderr
+    assert len(decoded(out)) == 5
+
+
+def test_demo_degraded_beside_lanes_says_what_to_start(system: System, tmp_path: Path) -> None:
+    result = warmlane(system, "demo", "--degraded", "--out", str(tmp_path))
+    assert result.returncode == 1
+    assert "warmlane up --lanes anisora=0,phr00t=0" in result.stderr
 
 
 def _torch_version() -> str:

@@ -5,6 +5,8 @@ import os
 import signal
 import socket
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def phr00t_only(tmp_path: Path) -> UpProcess:
-    """One lane: the other model is not served."""
+    """One lane: the other model is served by the degraded worker."""
     up = UpProcess(tmp_path, "--lanes", "phr00t=1", "--step-seconds", "0.2")
     up.start()
     return up
@@ -30,21 +32,21 @@ def phr00t_only(tmp_path: Path) -> UpProcess:
 
 def test_ctrl_c_finishes_the_task_in_hand_and_leaves_nothing(phr00t_only: UpProcess) -> None:
     up = phr00t_only
-    refused = up.http.post("/generate", json={"model": "anisora", "prompt": "x"})
-    assert (refused.status_code, refused.json()["code"]) == (503, "no_lane")
-    task = up.submit(model="phr00t")
-    eventually_sync(lambda: up.task(task["id"])["status"] == "processing")
+    tasks = [up.submit(model="phr00t"), up.submit(model="anisora", num_frames=5)]
+    eventually_sync(lambda: all(up.task(task["id"])["status"] == "processing" for task in tasks), within_s=60)
+    assert [up.task(task["id"])["worker"] for task in tasks] == ["phr00t-0", "degraded-0"]
     below = children_of(up.pid)
-    assert len(below) >= 5  # server, gateway, lane, fork server, host
+    assert len(below) >= 9  # server, gateway, supervisor, two workers, each with a fork server and a host
     assert up.interrupt() == 0
     assert [pid for pid in below if is_running(pid)] == []
     for path in (up.data_dir / "locks").iterdir():
         with path.open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises when somebody still holds it
     up.start()  # the same folder and ports again: what was accepted before is still known
-    done = up.ended(task["id"])
-    assert (done["status"], done["attempt"]) == ("done", 1)
-    assert up.video(task["id"])
+    for task in tasks:
+        done = up.ended(task["id"])
+        assert (done["status"], done["attempt"]) == ("done", 1)
+        assert up.video(task["id"])
     up.stop()
 
 
@@ -54,6 +56,72 @@ def test_kill_9_of_up_takes_everything_with_it(tmp_path: Path) -> None:
     below = children_of(up.pid)
     os.kill(up.pid, signal.SIGKILL)
     eventually_sync(lambda: not any(is_running(pid) for pid in below), within_s=60)
+
+
+def test_a_supervisor_that_is_killed_takes_its_lanes_along_and_comes_back(phr00t_only: UpProcess) -> None:
+    """Its lanes drain: the task in hand is finished. `up` starts it again, and it starts the lane again."""
+    up = phr00t_only
+    task = up.submit(model="phr00t")
+    eventually_sync(lambda: up.task(task["id"])["status"] == "processing")
+    supervisor = up.find("warmlane supervisor")
+    lanes = children_of(supervisor)
+    assert len(lanes) >= 3  # the lane, its fork server, its host
+    os.kill(supervisor, signal.SIGKILL)
+    eventually_sync(lambda: not any(is_running(pid) for pid in lanes), within_s=60)
+    done = up.ended(task["id"])
+    assert (done["status"], done["attempt"]) == ("done", 1)
+    eventually_sync(up.is_ready, within_s=60)
+    assert up.find("--name phr00t-0") not in lanes
+    said = up.output.read_text()
+    assert "supervisor ended (signal 9)" in said
+    up.stop()
+
+
+def test_lanes_that_are_denied_and_given_under_load(tmp_path: Path) -> None:
+    """Two slots for three workers: one lane at most. Which one is the quota's choice, and no request fails for it."""
+    quota = tmp_path / "quota.json"
+    quota.write_text('{"max_lanes": {"phr00t": 1}}')
+    up = UpProcess(tmp_path, "--gpus", "2", "--quota", str(quota), warm=["anisora"])
+    up.start()
+    eventually_sync(lambda: "ready in" in up.output.read_text(), within_s=60)
+    said = up.output.read_text()
+    denied = (
+        "lane phr00t-0 is capacity_denied: the only slot for lanes is taken; its requests go to the degraded worker"
+    )
+    assert denied in said
+    assert said.index(denied) < said.index("ready in") < said.index("-so anisora.mp4") < said.index("-so phr00t.mp4")
+    assert said.index("degraded-0 leads") < said.index("ready in")
+    stop, ended = threading.Event(), list[tuple[str, str, str]]()
+
+    def load(model: str) -> None:
+        while not stop.is_set():
+            task = up.ended(up.submit(model=model, num_frames=5)["id"])
+            ended.append((model, task["status"], task["worker"]))
+
+    def served_by(model: str, worker: str, *, since: int = 0) -> bool:
+        return any(task[0] == model and task[2] == worker for task in ended[since:])
+
+    with ThreadPoolExecutor(2) as pool:
+        loads = [pool.submit(load, model) for model in ("anisora", "phr00t")]
+        try:
+            eventually_sync(
+                lambda: served_by("anisora", "anisora-0") and served_by("phr00t", "degraded-0"), within_s=60
+            )
+            quota.write_text('{"max_lanes": {"anisora": 0')
+            eventually_sync(lambda: "the quota stays as it was" in up.output.read_text())
+            quota.write_text('{"max_lanes": {"anisora": 0}}')
+            eventually_sync(lambda: served_by("phr00t", "phr00t-0"), within_s=60)
+            assert "lane anisora-0 is quota_denied: the quota file allows 0 of anisora" in up.output.read_text()
+            since = len(ended)
+            quota.write_text('{"max_lanes": {"phr00t": 0}}')
+            eventually_sync(lambda: served_by("anisora", "anisora-0", since=since), within_s=60)
+            assert "lane phr00t-0 is quota_denied: the quota file allows 0 of phr00t" in up.output.read_text()
+        finally:
+            stop.set()
+    for each in loads:
+        each.result()
+    assert {task[1] for task in ended} == {"done"}
+    up.stop()
 
 
 def test_a_taken_port_is_said(tmp_path: Path) -> None:
@@ -86,10 +154,15 @@ def test_one_lane_to_a_slot(system: UpProcess) -> None:
         (["up", "--host", "0.0.0.0"], "not a loopback address"),
         (["up", "--lanes", "sora=1"], "no model is called sora"),
         (["up", "--lanes", "anisora"], "MODEL=COUNT"),
+        (["up", "--gpus", "0"], "0 is not in the range"),
+        (["up", "--quota", "pyproject.toml"], "the quota file"),
+        (["up", "--standbys", "many"], "not a valid integer"),
         (["up", "--keep", "soon"], "not a time such as"),
         (["up", "--profile", "huge"], "no profile 'huge'"),
         (["lane", "--model", "anisora", "--slot", "../x"], "not a slot"),
         (["lane", "--model", "anisora", "--name", "a.b"], "not usable in a subject"),
+        (["degraded", "--slot", "../x"], "not a slot"),
+        (["degraded", "--slot", "cpu.0 "], "not a slot"),
     ],
 )
 def test_what_cannot_be_is_said(arguments: list[str], expected: str, tmp_path: Path) -> None:

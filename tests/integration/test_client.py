@@ -8,10 +8,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from ops.cli import cli
+from ops.client import Place, Task
+from ops.submit import waiting_line
 
 ID: Final = "019c9a4e-0000-7000-8000-0123456789ab"
 VIDEO: Final = b"not really a video"
@@ -46,6 +49,7 @@ class Answer:
         self.status = status
         self.lost = lost
         self.etag = etag
+        self.retry_after: str | None = None
         self.content = body if isinstance(body, bytes) else json.dumps(body).encode()
 
 
@@ -75,6 +79,8 @@ class ScriptedGateway:
                 self.send_response(answer.status)
                 if answer.etag:
                     self.send_header("ETag", answer.etag)
+                if answer.retry_after:
+                    self.send_header("Retry-After", answer.retry_after)
                 self.send_header("Content-Length", str(len(answer.content)))
                 self.end_headers()
                 self.wfile.write(answer.content)
@@ -145,13 +151,27 @@ def test_a_key_of_ones_own_is_used(gateway: ScriptedGateway, tmp_path: Path) -> 
     assert gateway.asked[0][2]["idempotency-key"] == "mine"
 
 
+def test_a_submit_is_not_held(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    """So that a task that waits has an id, a place in the queue, and a way to be cancelled."""
+    gateway.script = [Answer(202, DONE, etag='"5"'), Answer(200, VIDEO)]
+    submit(gateway, tmp_path)
+    assert gateway.asked[0][2]["prefer"] == "respond-async"
+
+
 def test_an_answered_refusal_is_shown_and_not_sent_again(gateway: ScriptedGateway, tmp_path: Path) -> None:
-    gateway.script = [problem(503, "no_lane", detail="No warm lane for anisora.", retry_after_s=5)]
+    gateway.script = [problem(503, "queue_overloaded", detail="25 requests wait already.", retry_after_s=12.5)]
     result = submit(gateway, tmp_path)
     assert result.exit_code == 1
     assert result.stderr == (
-        "Error: title of no_lane (503 no_lane)\n  No warm lane for anisora.\n  Try again in 5 s.\n"
+        "Error: title of queue_overloaded (503 queue_overloaded)\n  25 requests wait already.\n  Try again in 12.5 s.\n"
     )
+
+
+def test_the_header_tells_too_when_to_try_again(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    refusal = problem(503, "queue_overloaded")
+    refusal.retry_after = "12"
+    gateway.script = [refusal]
+    assert "Try again in 12 s." in submit(gateway, tmp_path).stderr
 
 
 def test_every_wrong_field_is_shown(gateway: ScriptedGateway, tmp_path: Path) -> None:
@@ -186,6 +206,50 @@ def test_waiting_names_the_last_revision_and_survives_a_lost_connection(
     waits = [(path, headers["if-none-match"]) for _, path, headers, _ in gateway.asked[1:-1]]
     assert {path for path, _ in waits} == {f"/tasks/{ID}?wait=20"}
     assert [revision for _, revision in waits] == ['"1"', '"1"', '"2"', '"2"', '"2"']
+
+
+def test_a_place_in_the_queue_is_asked_for_anew(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    """While it waits the revision stays the same, so the long poll alone would never tell."""
+
+    def in_place(position: int) -> dict[str, Any]:
+        return {**PENDING, "queue": {"position": position, "expected_wait_s": None}}
+
+    gateway.script = [
+        Answer(202, in_place(2), etag='"1"'),
+        Answer(304, etag='"1"'),
+        Answer(200, in_place(1), etag='"1"'),
+        Answer(200, DONE, etag='"3"'),
+        Answer(200, VIDEO),
+    ]
+    result = submit(gateway, tmp_path)
+    assert result.exit_code == 0, result.output
+    asked = [(path, headers.get("if-none-match")) for _, path, headers, _ in gateway.asked[1:-1]]
+    assert asked == [(f"/tasks/{ID}?wait=1", '"1"'), (f"/tasks/{ID}?wait=0", None), (f"/tasks/{ID}?wait=1", '"1"')]
+
+
+@pytest.mark.parametrize(
+    ("queue", "line"),
+    [
+        (None, "waiting for a worker"),
+        (Place(3, 12.4), "waiting in place 3, about 12 s"),
+        (Place(1), "waiting in place 1"),
+    ],
+)
+def test_what_is_told_of_a_task_that_waits(queue: Place | None, line: str) -> None:
+    task = msgspec.convert(PENDING, Task)
+    assert waiting_line(msgspec.structs.replace(task, queue=queue)) == line
+
+
+def test_a_task_that_nobody_took_says_what_to_do_next(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    error = {"code": "queue_overloaded", "message": "no worker took it within 30 s"}
+    failed = {**PENDING, "status": "failed", "error": error}
+    gateway.script = [Answer(202, PENDING, etag='"1"'), Answer(200, failed, etag='"2"')]
+    result = submit(gateway, tmp_path, "--idempotency-key", "mine")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"task {ID} failed: queue_overloaded: no worker took it within 30 s\n"
+        "Nothing ran. Try again in a while; --idempotency-key mine may be used again.\n"
+    )
 
 
 def test_a_failed_task_is_told_with_its_reason(gateway: ScriptedGateway, tmp_path: Path) -> None:

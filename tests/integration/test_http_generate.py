@@ -14,14 +14,12 @@ import pytest
 from PIL import Image
 
 from contracts.generation import validate
-from contracts.lanes import LaneState
 from contracts.settings import Catalog
 from contracts.tasks import encode_task, keyed_task_id
 from contracts.topology import DEADLINES, TASKS, bucket_stream, lane_stream, work_subject
 from ops.nats_link import NatsLink
-from tests.integration.conftest import MODELS, GatewayProcess, report_lane
+from tests.integration.conftest import MODELS, GatewayProcess
 from tests.records import pending_task
-from tests.support import eventually
 
 GOOD = {"model": "anisora", "prompt": "a red fox"}
 
@@ -197,17 +195,8 @@ async def test_an_image_is_stored_before_the_answer(http: httpx.AsyncClient, gat
     assert path.stat().st_size == image["bytes"]
 
 
-async def test_no_lane_is_503_and_leaves_nothing_behind(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:
-    await report_lane(gateway_link, "phr00t", LaneState.LOADING)
-
-    async def gone() -> bool:
-        return not (await http.get("/readyz")).json()["models"]["phr00t"]["ready"]
-
-    await eventually(gone)
-    before = await stored(gateway_link)
-    response = await http.post("/generate", json={"model": "phr00t", "prompt": "x"})
-    assert (response.status_code, problem(response)["code"]) == (503, "no_lane")
-    assert int(response.headers["retry-after"]) >= 1
-    assert await stored(gateway_link) == before
-    other = await http.post("/generate", json=GOOD)
-    assert other.status_code == 202
+@pytest.mark.parametrize(("prefer", "applied"), [("respond-async", True), ("wait=5", False)])
+async def test_a_warm_lane_answers_at_once_in_any_case(prefer: str, applied: bool, http: httpx.AsyncClient) -> None:
+    response = await http.post("/generate", json=GOOD, headers={"prefer": prefer})
+    assert (response.status_code, response.json()["route"]) == (202, "lane")
+    assert response.headers.get("preference-applied") == ("respond-async" if applied else None)

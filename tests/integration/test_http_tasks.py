@@ -3,27 +3,34 @@
 import asyncio
 import hashlib
 import json
-from datetime import UTC, datetime
+import uuid
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from openapi_spec_validator import validate
 
 from contracts import lifecycle
+from contracts.lanes import LaneState, Leadership
 from contracts.tasks import (
     FailureCode,
     GenerationTask,
     MemoryReading,
     Progress,
+    SwapReceipt,
     VideoFile,
     decode_task,
     encode_task,
 )
-from contracts.topology import TASKS, lane_stream
+from contracts.topology import LEADER, LEADER_KEY, TASKS, lane_stream
 from ops.nats_link import NatsLink
-from tests.integration.conftest import GatewayProcess
+from tests.integration.conftest import GatewayProcess, report_lane
 from tests.integration.test_http_generate import problem
+from tests.records import pending_task
+from tests.support import eventually
 
 UNKNOWN = "01890a5d-ac96-774b-bcce-b302099a8057"
 CONTENT = bytes(range(256)) * 40
@@ -172,6 +179,90 @@ async def test_listing_pages_newest_first(http: httpx.AsyncClient) -> None:
     assert found[:3] == [made[3], made[2], made[0]]
 
 
+def degraded_task(queued_at: datetime, **changes: Any) -> GenerationTask:
+    """A task on the degraded queue. It has no message: no worker is there that could take it."""
+    return pending_task(
+        str(uuid.uuid4()),
+        route="degraded",
+        created_at=queued_at,
+        queued_at=queued_at,
+        deadline_at=queued_at + timedelta(seconds=29.5),
+        **changes,
+    )
+
+
+async def test_a_queued_task_shows_its_place_everywhere(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:
+    first = await submitted(http)
+    task = await submitted(http)
+    place = {"position": first["queue"]["position"] + 1, "expected_wait_s": task["queue"]["expected_wait_s"]}
+    assert task["queue"] == place
+    url = f"/tasks/{task['id']}"
+    assert (await http.get(url)).json()["queue"]["position"] == place["position"]
+    assert (await http.get(f"{url}?wait=0.05")).json()["queue"]["position"] == place["position"]
+    listed = (await http.get("/tasks", params={"limit": "1"})).json()["tasks"][0]
+    assert (listed["id"], listed["queue"]["position"]) == (task["id"], place["position"])
+    async with http.stream("GET", f"{url}/events") as stream:
+        data = [json.loads(line[6:]) async for line in _until_data(stream)]
+    assert data[0]["queue"]["position"] == place["position"]
+    cancelled = (await http.delete(f"/tasks/{first['id']}")).json()
+    assert cancelled["queue"] is None
+    assert (await http.get(url)).json()["queue"]["position"] == place["position"] - 1
+    await claimed(gateway_link, task["id"])
+    running = (await http.get(f"{url}?wait=10", headers={"if-none-match": '"0"'})).json()
+    assert (running["status"], running["queue"]) == ("processing", None)
+
+
+async def _until_data(stream: httpx.Response) -> AsyncIterator[str]:
+    """The first event's data line, and no more."""
+    async for line in stream.aiter_lines():
+        if line.startswith("data: "):
+            yield line
+            return
+
+
+async def test_the_expected_wait_comes_from_measured_service_times(
+    http: httpx.AsyncClient, gateway_link: NatsLink
+) -> None:
+    """One that took 10 s, one that runs for 4 s already, and two that wait."""
+    now = datetime.now(UTC)
+
+    def claim(task: GenerationTask, at: datetime) -> GenerationTask:
+        return lifecycle.claim(task, owner="hand", worker="degraded-0", lease_s=600, now=at)
+
+    ran = claim(degraded_task(now - timedelta(seconds=20)), now - timedelta(seconds=18))
+    ran = lifecycle.fail(ran, code=FailureCode.INFERENCE_FAILED, message="", now=now - timedelta(seconds=8))
+    running = claim(degraded_task(now - timedelta(seconds=6)), now - timedelta(seconds=4))
+    queue = [
+        degraded_task(now - timedelta(seconds=age_s), model=model) for age_s, model in ((3, "phr00t"), (2, "anisora"))
+    ]
+    for task in (ran, running, *queue):
+        await gateway_link.create(TASKS, task.id, encode_task(task))
+
+    async def shown() -> dict[str, dict[str, Any]] | None:
+        tasks = {task["id"]: task for task in (await http.get("/tasks", params={"limit": "100"})).json()["tasks"]}
+        return tasks if queue[-1].id in tasks else None
+
+    tasks = await eventually(shown)
+    assert tasks is not None
+    first, second = (tasks[task.id]["queue"] for task in queue)
+    assert (first["position"], second["position"]) == (1, 2)
+    assert 0 <= first["expected_wait_s"] <= 6
+    assert second["expected_wait_s"] - first["expected_wait_s"] == pytest.approx(10, abs=0.11)
+    assert tasks[running.id]["queue"] is None
+
+
+async def test_the_swap_receipt_is_shown(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:
+    now = datetime.now(UTC)
+    receipt = SwapReceipt(
+        slot="cpu-2", released_model="phr00t", loaded_model="anisora", how="killed", probe="none", reason="no probe"
+    )
+    task = lifecycle.claim(degraded_task(now), owner="hand", worker="degraded-0", lease_s=600, now=now)
+    task = lifecycle.fail(task, code=FailureCode.INFERENCE_FAILED, message="it broke", swap=receipt, now=now)
+    await gateway_link.create(TASKS, task.id, encode_task(task))
+    answer = (await http.get(f"/tasks/{task.id}")).json()
+    assert answer["swap"] == json.loads(msgspec.json.encode(receipt))
+
+
 @pytest.mark.parametrize("query", ["cursor=x", "limit=0", "limit=101", "status=lost", "model=sora"])
 async def test_a_listing_that_cannot_be(query: str, http: httpx.AsyncClient) -> None:
     response = await http.get(f"/tasks?{query}")
@@ -245,6 +336,42 @@ async def test_settings_liveness_and_readiness(http: httpx.AsyncClient) -> None:
     assert (await http.get("/healthz")).status_code == 200
     ready = await http.get("/readyz")
     assert (ready.status_code, ready.json()["ready"]) == (200, True)
+
+
+async def test_a_model_is_ready_on_a_lane_or_on_the_degraded_worker(
+    http: httpx.AsyncClient, gateway_link: NatsLink
+) -> None:
+    async def readiness() -> dict[str, Any]:
+        response = await http.get("/readyz")
+        answer: dict[str, Any] = response.json()
+        assert response.status_code == (200 if answer["ready"] else 503)
+        return answer
+
+    async def becomes(degraded_worker: bool, **warm: bool) -> dict[str, Any]:
+        async def look() -> dict[str, Any] | None:
+            answer = await readiness()
+            models = {name: model["warm"] for name, model in answer["models"].items()}
+            return answer if (answer["degraded_worker"], models) == (degraded_worker, warm) else None
+
+        found = await eventually(look)
+        assert found is not None
+        return found
+
+    def ready(answer: dict[str, Any]) -> dict[str, bool]:
+        return {name: model["ready"] for name, model in answer["models"].items()}
+
+    lanes_only = await becomes(False, anisora=True, phr00t=True)
+    assert (lanes_only["ready"], ready(lanes_only)) == (True, {"anisora": True, "phr00t": True})
+    await report_lane(gateway_link, "phr00t", LaneState.LOADING)
+    without = await becomes(False, anisora=True, phr00t=False)
+    assert (without["ready"], ready(without)) == (False, {"anisora": True, "phr00t": False})
+    assert without["models"]["phr00t"]["lanes"] == ["loading"]
+    leader = Leadership(worker="degraded-0", owner="nonce", slot="cpu-2", pid=1, since=datetime.now(UTC))
+    revision = await gateway_link.update(LEADER, LEADER_KEY, msgspec.json.encode(leader), revision=0, ttl_s=600)
+    both = await becomes(True, anisora=True, phr00t=False)
+    assert (both["ready"], ready(both)) == (True, {"anisora": True, "phr00t": True})
+    await gateway_link.delete(LEADER, LEADER_KEY, revision=revision)
+    await becomes(False, anisora=True, phr00t=False)
 
 
 async def test_the_document_of_the_running_gateway_is_valid_and_whole(http: httpx.AsyncClient) -> None:

@@ -46,7 +46,7 @@ async def test_a_gateway_without_its_server(gateway: GatewayProcess, http: httpx
 
 
 async def test_lanes_are_seen_again_after_a_restart(link: NatsLink, nats_server: NatsServer) -> None:
-    board = LaneBoard(health_timeout_s=60)
+    board = LaneBoard(health_timeout_s=60, grace_s=10)
     await board.start(link)
     await report_lane(link, "anisora", LaneState.LOADING)
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from contracts import lifecycle
 from contracts.settings import Catalog
@@ -17,6 +20,7 @@ from contracts.tasks import (
     ImageReference,
     MemoryReading,
     Progress,
+    SwapReceipt,
     TaskStatus,
     decode_task,
     encode_task,
@@ -33,6 +37,7 @@ from tests.support import NatsServer, eventually
 STREAM = lane_stream("anisora")
 CONTENT = b"a finished video"
 MEMORY = MemoryReading(rss_bytes=1)
+RECEIPT = SwapReceipt(slot="cpu-0", released_model="phr00t", loaded_model="anisora", how="unloaded", probe="rss")
 
 
 class SteeredRunner:
@@ -64,7 +69,13 @@ class SteeredRunner:
         path.write_bytes(CONTENT)
         video = WrittenVideo(bytes=len(CONTENT), sha256="0" * 64, width=96, height=64, frames=17, fps=16)
         return Succeeded(
-            path=path, video=video, memory=MEMORY, started_at=datetime.now(UTC), inference_s=0.1, encode_s=0.1
+            path=path,
+            video=video,
+            memory=MEMORY,
+            started_at=datetime.now(UTC),
+            inference_s=0.1,
+            encode_s=0.1,
+            swap=RECEIPT,
         )
 
     def stop(self, task_id: str) -> None:
@@ -165,7 +176,7 @@ async def test_done_means_published(link: NatsLink, worker: Worker) -> None:
     done = await becomes(link, task.id, TaskStatus.DONE)
     assert done.video is not None
     assert (worker.artifacts / done.video.path).read_bytes() == CONTENT
-    assert (done.memory, done.lease_expires_at) == (MEMORY, None)
+    assert (done.memory, done.swap, done.lease_expires_at) == (MEMORY, RECEIPT, None)
     assert list(worker.folder.iterdir()) == []
 
 
@@ -296,7 +307,7 @@ async def test_a_worker_that_lost_its_task_publishes_nothing(link: NatsLink, wor
     worker.runner.stop = lambda task_id: None  # type: ignore[method-assign]  # it hears the notice too late
     for _ in range(20):
         current, revision = await recorded(link, task.id)
-        taken = lifecycle.requeue(current, decision=DECISION, wait_s=60, now=datetime.now(UTC))
+        taken = lifecycle.requeue(current, route="lane", decision=DECISION, wait_s=60, now=datetime.now(UTC))
         with contextlib.suppress(WrongRevision):
             await link.update(TASKS, task.id, encode_task(taken), revision=revision)
             break
@@ -311,7 +322,11 @@ async def test_a_worker_that_lost_its_task_publishes_nothing(link: NatsLink, wor
 @pytest.mark.parametrize(
     ("result", "status", "code"),
     [
-        (Unsuccessful(FailureCode.OUT_OF_MEMORY, "full", MEMORY), TaskStatus.FAILED, FailureCode.OUT_OF_MEMORY),
+        (
+            Unsuccessful(FailureCode.OUT_OF_MEMORY, "full", MEMORY, RECEIPT),
+            TaskStatus.FAILED,
+            FailureCode.OUT_OF_MEMORY,
+        ),
         (Unsuccessful(FailureCode.INFERENCE_TIMEOUT, "slow", None), TaskStatus.FAILED, FailureCode.INFERENCE_TIMEOUT),
     ],
 )
@@ -325,6 +340,8 @@ async def test_a_failure_is_settled(
     failed = await becomes(link, task.id, status)
     assert failed.error is not None
     assert failed.error.code is code
+    assert isinstance(result, Unsuccessful)
+    assert (failed.memory, failed.swap) == (result.memory, result.swap)
 
 
 async def test_giving_up_ends_the_lease_at_once(link: NatsLink, worker: Worker) -> None:
@@ -351,7 +368,7 @@ async def test_a_video_that_cannot_be_stored(link: NatsLink, worker: Worker) -> 
     await queue(link, task)
     failed = await becomes(link, task.id, TaskStatus.FAILED)
     assert failed.error is not None
-    assert (failed.error.code, failed.memory) == (FailureCode.STORAGE_FAILED, MEMORY)
+    assert (failed.error.code, failed.memory, failed.swap) == (FailureCode.STORAGE_FAILED, MEMORY, RECEIPT)
     assert list(worker.folder.iterdir()) == []
 
 
@@ -370,6 +387,44 @@ async def test_the_image_may_come_after_the_message(link: NatsLink, worker: Work
     assert worker.runner.image.read_bytes() == b"png"
     worker.runner.may_end.set()
     await becomes(link, task.id, TaskStatus.DONE)
+
+
+async def test_a_refused_task_leaves_no_image_behind(link: NatsLink, worker: Worker) -> None:
+    """It waited too long on the degraded queue: it is not run, and what came with it is gone (invariant 6)."""
+    image = ImageReference(sha256="ab" * 32, media_type="image/png", bytes=3, width=1, height=1)
+    task = fresh_task()
+    task = replace(
+        task, route="degraded", deadline_at=datetime.now(UTC), parameters=replace(task.parameters, image=image)
+    )
+    assert task.image_path is not None
+    await Artifacts.in_folder(worker.artifacts).put(task.image_path, b"png")
+    await queue(link, task)
+    failed = await becomes(link, task.id, TaskStatus.FAILED)
+    assert failed.error is not None
+    assert failed.error.code is FailureCode.QUEUE_OVERLOADED
+    await eventually(lambda: asyncio.sleep(0, not (worker.artifacts / str(task.image_path)).exists()))
+    assert worker.runner.ran == []
+
+
+async def test_the_work_is_a_span_of_the_tasks_trace(
+    link: NatsLink, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr("ops.tracing._tracer", provider.get_tracer("test"))
+    trace_id, parent_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    task = replace(fresh_task(), traceparent=f"00-{trace_id}-{parent_id}-01")
+    worker.runner.may_end.set()
+    await queue(link, task)
+    await worker.idle.wait()
+    (span,) = spans.get_finished_spans()
+    assert span.parent is not None
+    assert (f"{span.context.trace_id:032x}", f"{span.parent.span_id:016x}") == (trace_id, parent_id)
+    assert (span.name, dict(span.attributes or {})) == (
+        "task",
+        {"task.id": task.id, "model": "anisora", "route": "lane", "attempt": 1},
+    )
 
 
 async def test_a_result_outlives_the_server(link: NatsLink, worker: Worker, nats_server: NatsServer) -> None:

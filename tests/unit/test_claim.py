@@ -5,7 +5,7 @@ from msgspec.structs import replace
 from contracts import lifecycle
 from contracts.tasks import FailureCode, GenerationTask
 from lane_worker.runtime.claim import ClaimDecision, Drop, Expire, Mine, Reread, Take, claim_decision
-from tests.records import NOW, after, pending_task, processing_task
+from tests.records import DECISION, NOW, after, pending_task, processing_task
 
 QUEUED = pending_task()
 
@@ -23,6 +23,14 @@ def test_2_epochs() -> None:
     assert decide(replace(QUEUED, epoch=1), QUEUED) == Reread()
 
 
+def test_2_a_lane_drops_a_task_that_was_rerouted() -> None:
+    rerouted = lifecycle.reroute(QUEUED, decision=DECISION, wait_s=29.5, now=after(30))
+    assert decide(QUEUED, rerouted, seconds=31) == Drop()
+    assert decide(rerouted, rerouted, seconds=31) == Take(rerouted, 5)
+    # the degraded worker has the new message before the record that it read shows the move
+    assert decide(rerouted, QUEUED, seconds=31) == Reread()
+
+
 def test_3_a_claim_whose_answer_was_lost() -> None:
     mine = processing_task("owner-1")
     assert decide(QUEUED, mine) == Mine(mine, 5)
@@ -32,6 +40,8 @@ def test_4_taken_or_ended() -> None:
     assert decide(QUEUED, processing_task("owner-2")) == Drop()
     ended = lifecycle.fail(QUEUED, code=FailureCode.CANCELLED, message="", now=NOW)
     assert decide(QUEUED, ended) == Drop()
+    withdrawn = lifecycle.withdraw(replace(QUEUED, promised=False), now=NOW)
+    assert decide(QUEUED, withdrawn) == Drop()
 
 
 def test_5_overdue_on_the_degraded_route_only() -> None:

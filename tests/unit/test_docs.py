@@ -77,7 +77,7 @@ def test_every_requirement_has_one_row() -> None:
 
 
 def test_every_command_and_option_that_is_named_exists() -> None:
-    named = [match for line in code_lines() for match in re.finditer(r"\bwarmlane ([a-z]+)\b(.*)", line)]
+    named = [match for line in code_lines() for match in re.finditer(r"\bwarmlane ([a-z]+(?:-[a-z]+)*)\b(.*)", line)]
     assert {match[1] for match in named} == set(COMMANDS)
     for match in named:
         known = {option for parameter in command(match[1]).params for option in parameter.opts}
@@ -113,8 +113,8 @@ def test_every_stream_and_bucket_that_is_named_exists() -> None:
     for stream, consumer in re.findall(r"^nats consumer info (\S+) (\S+)", text, re.MULTILINE):
         assert consumer in streams[stream]
     buckets = {bucket.name for bucket in wanted.buckets}
-    named = re.findall(r"^nats kv (?:get|history|ls|watch|put) (\S+)", text, re.MULTILINE)
-    assert set(named) == {"tasks", "lanes", "control"} <= buckets
+    named = re.findall(r"^nats kv (?:get|history|ls|watch|put|del) (\S+)", text, re.MULTILINE)
+    assert set(named) == {"tasks", "lanes", "control", "leader", "slots", "cold_starts"} <= buckets
     told = re.findall(r"^\| (?:streams?|buckets?) (.+?) \|", text, re.MULTILINE)
     assert {name for names in told for name in re.findall(r"`(\w+)`", names)} == {*streams, *buckets}
 

@@ -12,10 +12,10 @@ from gateway.due import (
     DueAction,
     Fail,
     Forget,
-    KeepWaiting,
     RecordAsRefused,
     Republish,
     Requeue,
+    Reroute,
     SetTimer,
     due_action,
 )
@@ -24,10 +24,8 @@ from tests.records import NOW, after, pending_task, processing_task
 CANCELLED = lifecycle.fail(pending_task(), code=FailureCode.CANCELLED, message="", now=NOW)
 
 
-def decide(
-    task: GenerationTask | None, now: datetime, *, lane_alive: bool = True, unbroken_s: float = 1_000, catalog: Catalog
-) -> DueAction:
-    return due_action(task, lane_alive=lane_alive, unbroken_s=unbroken_s, windows=catalog.windows, attempts=2, now=now)
+def decide(task: GenerationTask | None, now: datetime, *, unbroken_s: float = 1_000, catalog: Catalog) -> DueAction:
+    return due_action(task, unbroken_s=unbroken_s, windows=catalog.windows, attempts=2, now=now)
 
 
 def test_rows_1_and_2_no_record_and_ended(catalog: Catalog) -> None:
@@ -36,15 +34,16 @@ def test_rows_1_and_2_no_record_and_ended(catalog: Catalog) -> None:
 
 
 def test_row_3_overdue(catalog: Catalog) -> None:
-    assert decide(pending_task(), after(30), catalog=catalog) == KeepWaiting()
-    failed = decide(pending_task(), after(30), lane_alive=False, catalog=catalog)
+    """FR-021 c: the degraded queue comes before a refusal; on it, overdue is final."""
+    assert decide(pending_task(), after(30), catalog=catalog) == Reroute()
+    failed = decide(pending_task(route="degraded"), after(30), catalog=catalog)
     assert isinstance(failed, Fail)
     assert failed.code is FailureCode.QUEUE_OVERLOADED
 
 
-@pytest.mark.parametrize("lane_alive", [True, False])
-def test_row_4_not_overdue(lane_alive: bool, catalog: Catalog) -> None:
-    assert decide(pending_task(), after(29.999), lane_alive=lane_alive, catalog=catalog) == Republish(after(30))
+@pytest.mark.parametrize("route", ["lane", "degraded"])
+def test_row_4_not_overdue(route: str, catalog: Catalog) -> None:
+    assert decide(pending_task(route=route), after(29.999), catalog=catalog) == Republish(after(30))
 
 
 def test_row_5_live_lease(catalog: Catalog) -> None:

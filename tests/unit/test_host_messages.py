@@ -17,6 +17,7 @@ CHECKPOINT = Checkpoint(
     scheduler=Scheduler(kind="UniPC", flow_shift=3.0),
     random_weights=RandomWeights(seed=1),
 )
+NOTE = m.SlotNote(8, 77, "degraded", 5, "anisora", "t", 1)
 PARAMETERS = GenerationParameters(
     prompt="é",
     negative_prompt="",
@@ -46,18 +47,31 @@ TO_CHILD: list[tuple[m.ToChild, bytes]] = [
         b"\xa4seed\xce\xff\xff\xff\xff\xa5steps\x04\xa3cfg\xcb?\xf0\x00\x00\x00\x00\x00\x00\xaavideo_path"
         b"\xa6/v.mp4\xaaimage_path\xa2/i",
     ),
+    (m.Unload(), b"\x00\x00\x00\r\x81\xa4type\xa6unload"),
     (m.Cancel("t"), b"\x00\x00\x00\x17\x82\xa4type\xa6cancel\xa7task_id\xa1t"),
     (m.Ping(7), b"\x00\x00\x00\x13\x82\xa4type\xa4ping\xa6number\x07"),
     (m.Exit(), b"\x00\x00\x00\x0b\x81\xa4type\xa4exit"),
 ]
 FROM_CHILD: list[tuple[m.FromChild, bytes]] = [
     (
-        m.Ready(9, m.SlotNote(8, "anisora", "t", 1)),
-        b"\x00\x00\x00C\x83\xa4type\xa5ready\xa3pid\t\xaaunfinished\x84\xa3pid\x08\xa5model\xa7anisora"
-        b"\xa7task_id\xa1t\xa7attempt\x01",
+        m.Ready(9, NOTE),
+        b"\x00\x00\x00`\x83\xa4type\xa5ready\xa3pid\t\xaaunfinished\x87\xa3pid\x08\xa7startedM\xa4role"
+        b"\xa8degraded\xa4term\x05\xa5model\xa7anisora\xa7task_id\xa1t\xa7attempt\x01",
     ),
     (m.Ready(9), b"\x00\x00\x00\x1d\x83\xa4type\xa5ready\xa3pid\t\xaaunfinished\xc0"),
-    (m.SlotBusy(None), b"\x00\x00\x00\x1c\x82\xa4type\xa9slot_busy\xaaholder_pid\xc0"),
+    (m.SlotBusy(None), b"\x00\x00\x00\x18\x82\xa4type\xa9slot_busy\xa6holder\xc0"),
+    (
+        m.SlotBusy(NOTE),
+        b"\x00\x00\x00[\x82\xa4type\xa9slot_busy\xa6holder\x87\xa3pid\x08\xa7startedM\xa4role\xa8degraded"
+        b"\xa4term\x05\xa5model\xa7anisora\xa7task_id\xa1t\xa7attempt\x01",
+    ),
+    (
+        m.Unloaded(("vae",), 7, 0.25, MEMORY),
+        b"\x00\x00\x00\xa8\x85\xa4type\xa8unloaded\xa5alive\x91\xa3vae\xafallocated_bytes\x07\xa7seconds"
+        b"\xcb?\xd0\x00\x00\x00\x00\x00\x00\xa6memory\x85\xa9rss_bytes\x01\xb4cuda_allocated_bytes\xc0"
+        b"\xb3cuda_reserved_bytes\xc0\xb9cuda_peak_allocated_bytes\xc0\xa9cleanup_s\xcb?\xe0\x00\x00\x00"
+        b"\x00\x00\x00",
+    ),
     (
         m.Loaded("anisora", 1.5, MEMORY),
         b"\x00\x00\x00\x98\x84\xa4type\xa6loaded\xa5model\xa7anisora\xa7seconds\xcb?\xf8\x00\x00\x00\x00"
@@ -92,8 +106,8 @@ FROM_CHILD: list[tuple[m.FromChild, bytes]] = [
     (m.Pong(7), b"\x00\x00\x00\x13\x82\xa4type\xa4pong\xa6number\x07"),
 ]
 FORK = (
-    b"\x85\xa4type\xa4fork\xa4slot\xa5cpu-0\xa8lock_dir\xa6/locks\xa5model\xa7anisora\xablock_wait_s"
-    b"\xcb@\x14\x00\x00\x00\x00\x00\x00"
+    b"\x86\xa4type\xa4fork\xa4slot\xa5cpu-0\xa8lock_dir\xa6/locks\xablock_wait_s"
+    b"\xcb@\x14\x00\x00\x00\x00\x00\x00\xa4role\xa8degraded\xa4term\x03"
 )
 
 
@@ -120,7 +134,7 @@ def test_the_parent_reads_what_the_child_wrote(message: m.FromChild, pinned: byt
 
 
 def test_the_request_to_the_fork_server() -> None:
-    request = m.Fork("cpu-0", "/locks", "anisora", 5.0)
+    request = m.Fork("cpu-0", "/locks", 5.0, "degraded", 3)
     assert m.encode_fork(request) == FORK
     assert m.decode_fork(FORK) == request
 

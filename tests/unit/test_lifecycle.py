@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from contracts import lifecycle
 from contracts.lifecycle import TRANSITIONS, IllegalTransition, TaskEvent
@@ -26,7 +27,8 @@ MEMORY = MemoryReading(rss_bytes=400_000_000)
 
 MOVES: dict[TaskEvent, Callable[[GenerationTask], GenerationTask]] = {
     TaskEvent.CLAIM: lambda it: lifecycle.claim(it, owner="nonce", worker="anisora-1", lease_s=20, now=LATER),
-    TaskEvent.REQUEUE: lambda it: lifecycle.requeue(it, decision=DECISION, wait_s=30, now=LATER),
+    TaskEvent.REQUEUE: lambda it: lifecycle.requeue(it, route="lane", decision=DECISION, wait_s=30, now=LATER),
+    TaskEvent.REROUTE: lambda it: lifecycle.reroute(it, decision=DECISION, wait_s=29.5, now=LATER),
     TaskEvent.FINISH: lambda it: lifecycle.finish(it, video=VIDEO, memory=MEMORY, now=LATER),
     TaskEvent.FAIL: lambda it: lifecycle.fail(it, code=FailureCode.OUT_OF_MEMORY, message="no room", now=LATER),
 }
@@ -140,6 +142,43 @@ def test_a_requeue_is_a_new_placement_without_an_owner() -> None:
     assert after.video_path != before.video_path
 
 
+def test_a_reroute_is_a_new_placement_on_the_degraded_queue() -> None:
+    """FR-021 c."""
+    before = pending_task()
+    after = MOVES[TaskEvent.REROUTE](before)
+    assert changes(before, after) == {
+        "route": "degraded",
+        "epoch": 1,
+        "decision": DECISION,
+        "queued_at": LATER,
+        "deadline_at": LATER + timedelta(seconds=29.5),
+    }
+    assert after.message_id != before.message_id
+    with pytest.raises(IllegalTransition, match="already"):
+        MOVES[TaskEvent.REROUTE](after)
+
+
+def test_only_a_task_that_waits_and_was_promised_to_nobody_is_withdrawn() -> None:
+    """Invariants 1 and 6: a client that was given the id finds the task; nobody else does."""
+    before = pending_task(promised=False)
+    after = lifecycle.withdraw(before, now=LATER)
+    assert (after.status, after.withdrawn, after.was_refused) == (TaskStatus.FAILED, True, True)
+    assert after.error is not None
+    assert after.error.code is FailureCode.CANCELLED
+    with pytest.raises(IllegalTransition):
+        lifecycle.withdraw(lifecycle.promise(before), now=LATER)
+    for status in (TaskStatus.PROCESSING, TaskStatus.DONE, TaskStatus.FAILED):
+        with pytest.raises(IllegalTransition):
+            lifecycle.withdraw(replace(in_status(status), promised=False), now=LATER)
+
+
+def test_a_promise_changes_nothing_else_and_comes_before_the_end() -> None:
+    before = pending_task(promised=False)
+    assert changes(before, lifecycle.promise(before)) == {"promised": True}
+    with pytest.raises(IllegalTransition):
+        lifecycle.promise(in_status(TaskStatus.FAILED))
+
+
 def test_the_end_of_a_task() -> None:
     before = in_status(TaskStatus.PROCESSING)
     assert changes(before, MOVES[TaskEvent.FINISH](before)) == {
@@ -166,7 +205,7 @@ def test_the_timeline_keeps_its_first_line_and_the_latest() -> None:
 @given(st.lists(st.sampled_from(list(MOVES))))
 def test_any_history_ends_at_most_once(events: list[TaskEvent]) -> None:
     it = pending_task()
-    claims = requeues = 0
+    claims = placements = 0
     for event in events:
         before = it
         try:
@@ -175,11 +214,11 @@ def test_any_history_ends_at_most_once(events: list[TaskEvent]) -> None:
             continue
         assert not before.status.is_terminal
         claims += event is TaskEvent.CLAIM
-        requeues += event is TaskEvent.REQUEUE
+        placements += event in (TaskEvent.REQUEUE, TaskEvent.REROUTE)
         assert (it.owner is not None) >= (it.status is TaskStatus.PROCESSING)
         assert (it.lease_expires_at is not None) == (it.status is TaskStatus.PROCESSING)
         assert (it.video is not None) == (it.status is TaskStatus.DONE)
         assert (it.error is not None) == (it.status is TaskStatus.FAILED)
         assert (it.finished_at is not None) == it.status.is_terminal
-    assert (it.attempt, it.epoch) == (claims, requeues)
+    assert (it.attempt, it.epoch) == (claims, placements)
     assert len(it.timeline) <= TIMELINE_MAX

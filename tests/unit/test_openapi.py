@@ -113,7 +113,12 @@ def test_generate_is_described() -> None:
     operation = TINY["paths"]["/generate"]["post"]
     assert operation["operationId"] == "generate"
     assert operation["requestBody"] == {"$ref": "#/components/requestBodies/GenerationRequest"}
-    assert [parameter["name"] for parameter in operation["parameters"]] == ["Idempotency-Key"]
+    assert [parameter["name"] for parameter in operation["parameters"]] == ["Idempotency-Key", "Prefer"]
+    for words in ("30 s", "35 s", "Prefer: respond-async"):
+        assert words in operation["description"]
+    for words in ("`limit`", "`depth`", "`wait`"):
+        assert words in operation["responses"]["503"]["description"]
+    assert "Preference-Applied" in operation["responses"]["202"]["headers"]
     assert {"202", "400", "413", "415", "422", "503"} <= set(operation["responses"])
     assert "Location" in operation["responses"]["202"]["headers"]
     assert "Retry-After" in operation["responses"]["503"]["headers"]
@@ -218,6 +223,55 @@ def test_a_task_is_described_with_every_key() -> None:
     schema = TINY["components"]["schemas"]["TaskView"]
     assert set(schema["required"]) == set(schema["properties"]) == set(TaskView.__struct_fields__)
     assert "self" in TINY["components"]["schemas"]["TaskLinks"]["properties"]
+
+
+def test_the_wait_for_a_worker_is_described() -> None:
+    for words in ("30 s", "35 s", "Prefer: respond-async", "`queue_overloaded`", "25 requests"):
+        assert words in TINY["info"]["description"]
+    place = TINY["components"]["schemas"]["QueuePlace"]
+    assert set(place["properties"]) == {"position", "expected_wait_s"}
+    examples = TINY["paths"]["/tasks/{task_id}"]["get"]["responses"]["200"]["content"]["application/json"]["examples"]
+    assert examples["pending"]["value"]["queue"] == {"position": 3, "expected_wait_s": 4.2}
+    swapped = examples["done, after a swap"]["value"]
+    assert (swapped["route"], swapped["swap"]["how"], swapped["queue"]) == ("degraded", "unloaded", None)
+
+
+ADMIN = {
+    ("get", "/admin/lanes"): {"200", "400", "500"},
+    ("get", "/admin/lanes/{model}/mode"): {"200", "400", "404", "500"},
+    ("put", "/admin/lanes/{model}/mode"): {"200", "400", "404", "415", "422", "500", "503"},
+    ("get", "/admin/queue"): {"200", "400", "500", "503"},
+    ("get", "/admin/fallbacks"): {"200", "400", "500"},
+    ("get", "/admin/cold_starts"): {"200", "400", "500"},
+    ("get", "/admin/tasks/{task_id}/explain"): {"200", "400", "404", "500", "503"},
+}
+
+
+def test_what_operators_can_ask_is_described() -> None:
+    described = {
+        (method, path): set(operation["responses"])
+        for method, path, operation in operations(TINY)
+        if path.startswith("/admin/")
+    }
+    assert described == ADMIN
+    for method, path in ADMIN:
+        operation = TINY["paths"][path][method]
+        assert operation["tags"] == ["admin"]
+        assert operation["summary"]
+        assert "$ref" in operation["responses"]["200"]["content"]["application/json"]["schema"]
+
+
+def test_the_switch_is_described() -> None:
+    body = TINY["paths"]["/admin/lanes/{model}/mode"]["put"]["requestBody"]["content"]["application/json"]
+    accepted = checker(body["schema"], TINY)
+    assert [accepted.is_valid({"mode": mode}) for mode in ("auto", "degraded", "off", None)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert not accepted.is_valid({})
+    assert not accepted.is_valid({"mode": "auto", "for": "ever"})
 
 
 def test_the_docs_page_loads_nothing_from_elsewhere() -> None:

@@ -93,7 +93,7 @@ def test_headers_and_the_time_to_come_back(client: TestClient[Litestar]) -> None
 
 @pytest.mark.parametrize(("retry_after_s", "header"), [(0.0, "1"), (0.2, "1"), (1.0, "1"), (29.01, "30")])
 def test_retry_after_is_whole_seconds_and_never_now(retry_after_s: float, header: str) -> None:
-    assert ProblemError("no_lane", "none", retry_after_s=retry_after_s).headers == {"Retry-After": header}
+    assert ProblemError("queue_overloaded", "", retry_after_s=retry_after_s).headers == {"Retry-After": header}
 
 
 def test_wrong_fields_are_listed() -> None:

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from lane_worker.runtime.host_messages import SlotNote
-from lane_worker.runtime.slot import SlotHeld, SlotLock, lock_path, read_note
+from lane_worker.runtime.slot import SlotHeld, SlotLock, lock_path, may_take_over, process_start, read_note
 
 SLOT = "cpu-0"
 HOLDER = """
 import sys
 from pathlib import Path
 from lane_worker.runtime.slot import SlotLock
-lock = SlotLock.acquire(Path(sys.argv[1]), "cpu-0", "anisora", wait_s=0)
+lock = SlotLock.acquire(Path(sys.argv[1]), "cpu-0", role="degraded", term=7, wait_s=0)
 if len(sys.argv) > 2:
-    lock.write(sys.argv[2], 1)
+    lock.write(model="anisora", task_id=sys.argv[2], attempt=1)
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -46,22 +46,24 @@ def idle_holder(tmp_path: Path) -> Iterator[Holder]:
 
 
 def acquire(lock_dir: Path, wait_s: float = 0) -> SlotLock:
-    return SlotLock.acquire(lock_dir, SLOT, "phr00t", wait_s=wait_s)
+    return SlotLock.acquire(lock_dir, SLOT, role="lane", term=0, wait_s=wait_s)
+
+
+def own_note(model: str | None = None) -> SlotNote:
+    return SlotNote(os.getpid(), process_start(os.getpid()), "lane", 0, model)
 
 
 def test_a_free_slot_is_taken_and_says_by_whom(tmp_path: Path) -> None:
     lock = acquire(tmp_path / "not-there-yet")
     assert lock.unfinished is None
-    assert read_note(tmp_path / "not-there-yet" / "cpu-0.lock") == SlotNote(pid=os.getpid(), model="phr00t")
+    assert read_note(tmp_path / "not-there-yet" / "cpu-0.lock") == own_note()
 
 
 def test_a_held_slot_is_refused_naming_the_holder(tmp_path: Path, idle_holder: Holder) -> None:
     with pytest.raises(SlotHeld) as refusal:
         acquire(tmp_path)
-    assert refusal.value.holder_pid == idle_holder.process.pid
-    note = read_note(lock_path(tmp_path, SLOT))
-    assert note is not None
-    assert note.model == "anisora"
+    pid = idle_holder.process.pid
+    assert refusal.value.holder == SlotNote(pid, process_start(pid), "degraded", 7)
 
 
 def test_a_slot_is_free_when_its_holder_was_killed(tmp_path: Path, idle_holder: Holder) -> None:
@@ -80,21 +82,23 @@ def test_waiting_ends_when_the_holder_does(tmp_path: Path, idle_holder: Holder) 
 
 def test_the_next_holder_learns_what_was_left_undone(tmp_path: Path) -> None:
     holder = Holder(tmp_path, "task-1")
+    pid = holder.process.pid
+    started = process_start(pid)
     holder.kill()
-    assert acquire(tmp_path).unfinished == SlotNote(holder.process.pid, "anisora", "task-1", 1)
+    assert acquire(tmp_path).unfinished == SlotNote(pid, started, "degraded", 7, "anisora", "task-1", 1)
 
 
 def test_a_finished_task_is_not_left_undone(tmp_path: Path) -> None:
     lock = acquire(tmp_path)
-    lock.write("a-task-with-a-long-name", 2)
-    lock.write()
-    assert read_note(lock_path(tmp_path, SLOT)) == SlotNote(os.getpid(), "phr00t")
+    lock.write(model="phr00t", task_id="a-task-with-a-long-name", attempt=2)
+    lock.write(model="phr00t")
+    assert read_note(lock_path(tmp_path, SLOT)) == own_note("phr00t")
 
 
 def test_a_note_cut_short_by_a_kill_is_read_up_to_its_end(tmp_path: Path) -> None:
     path = lock_path(tmp_path, SLOT)
-    path.write_bytes(b'{"pid":1,"model":"anisora","task_id":"t"}\n,"attempt":1}\n')
-    assert acquire(tmp_path).unfinished == SlotNote(1, "anisora", "t")
+    path.write_bytes(b'{"pid":1,"started":2,"role":"lane","term":0,"model":"anisora","task_id":"t"}\n,"attempt":1}\n')
+    assert acquire(tmp_path).unfinished == SlotNote(1, 2, "lane", 0, "anisora", "t")
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b'{"pid":', b"[]"])
@@ -112,3 +116,28 @@ def test_a_slot_name_cannot_leave_the_folder(tmp_path: Path, slot: str) -> None:
 @pytest.mark.parametrize("slot", ["cpu-12", "GPU-5f0c3c0e-0b4d-7f8e-9d0a-111111111111", "MIG-41b36db5-df92-5926"])
 def test_the_names_that_exist_are_slots(tmp_path: Path, slot: str) -> None:
     assert lock_path(tmp_path, slot).parent == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("holder", "term", "expected"),
+    [
+        pytest.param(SlotNote(1, 1, "degraded", 6), 7, True, id="earlier-leadership"),
+        pytest.param(SlotNote(1, 1, "degraded", 7), 7, False, id="same-leadership"),
+        pytest.param(SlotNote(1, 1, "degraded", 8), 7, False, id="later-leadership"),
+        pytest.param(SlotNote(1, 1, "lane", 0), 7, False, id="lane"),
+        pytest.param(SlotNote(1, 1, "degraded", 0), 0, False, id="by-a-lane"),
+    ],
+)
+def test_only_an_earlier_leadership_is_put_aside(holder: SlotNote, term: int, expected: bool) -> None:
+    assert may_take_over(holder, term=term) is expected
+
+
+def test_a_pid_and_its_start_name_one_process() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as first:
+        own = process_start(os.getpid())
+        assert own is not None
+        started = process_start(first.pid)
+        assert started is not None
+        assert started > own
+        first.kill()
+    assert process_start(first.pid) is None

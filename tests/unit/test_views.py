@@ -5,8 +5,9 @@ import msgspec
 import pytest
 
 from contracts import lifecycle
-from contracts.tasks import FailureCode, GenerationTask, MemoryReading, TaskStatus, VideoFile
-from gateway.views import settings_view, task_page, view
+from contracts.tasks import FailureCode, GenerationTask, MemoryReading, SwapReceipt, TaskStatus, VideoFile
+from gateway.estimate import QueuePlace
+from gateway.views import settings_view, view
 from tests.records import NOW, TASK_ID, pending_task, processing_task
 from tests.unit.samples import catalog
 
@@ -15,8 +16,8 @@ DONE = lifecycle.finish(processing_task(), video=VIDEO, memory=MemoryReading(rss
 FAILED = lifecycle.fail(processing_task(), code=FailureCode.OUT_OF_MEMORY, message="no room", now=NOW)
 
 
-def shown(task: GenerationTask) -> dict[str, Any]:
-    told = json.loads(msgspec.json.encode(view(task)))
+def shown(task: GenerationTask, place: QueuePlace | None = None) -> dict[str, Any]:
+    told = json.loads(msgspec.json.encode(view(task, place)))
     assert isinstance(told, dict)
     return told
 
@@ -35,9 +36,11 @@ def test_every_key_is_always_there_and_none_of_the_protocol(task: GenerationTask
         "queued_at",
         "claimed_at",
         "finished_at",
+        "queue",
         "progress",
         "error",
         "video",
+        "swap",
         "memory",
         "timeline",
         "links",
@@ -74,10 +77,20 @@ def test_the_ends_of_a_task() -> None:
     assert shown(FAILED)["status"] == TaskStatus.FAILED
 
 
-def test_a_page() -> None:
-    page = task_page([DONE, FAILED], "next")
-    assert [task.id for task in page.tasks] == [DONE.id, FAILED.id]
-    assert page.next_cursor == "next"
+@pytest.mark.parametrize("wait_s", [4.2, None])
+def test_a_queued_task_shows_its_place(wait_s: float | None) -> None:
+    place = QueuePlace(position=3, expected_wait_s=wait_s)
+    assert shown(pending_task(), place)["queue"] == {"position": 3, "expected_wait_s": wait_s}
+    assert shown(processing_task())["queue"] is None
+
+
+def test_the_swap_receipt_is_public_as_it_is() -> None:
+    receipt = SwapReceipt(
+        slot="cpu-2", released_model="phr00t", loaded_model="anisora", how="unloaded", probe="rss", samples=2
+    )
+    swapped = lifecycle.finish(processing_task(), video=VIDEO, memory=MemoryReading(rss_bytes=7), swap=receipt, now=NOW)
+    assert shown(swapped)["swap"] == json.loads(msgspec.json.encode(receipt))
+    assert shown(DONE)["swap"] is None
 
 
 def test_settings_tell_what_a_form_needs() -> None:

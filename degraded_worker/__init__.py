@@ -1,0 +1,1 @@
+"""The degraded worker: every model on one card, one at a time."""

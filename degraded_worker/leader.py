@@ -1,0 +1,173 @@
+"""Who serves the degraded queue: one worker, by a key that expires (KV `leader`, design §3, §10.9).
+
+The key says who may fetch. It does not guard a card: the lock of the slot does (design §7), and the *term* is what a
+new leader shows it to put a stopped one's pipeline host aside.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+import structlog
+from msgspec import Struct
+from msgspec.structs import replace
+
+from contracts.lanes import Leadership
+from contracts.topology import LEADER, LEADER_KEY, LEADER_REFRESH_S, LEADER_TTL_S
+from ops.nats_link import Entry, NatsLink, TransportUnavailable, WrongRevision
+
+# Safety net of the standbys, should a watch be deaf: they look for themselves so often.
+POLL_S: Final = LEADER_TTL_S
+RETRY_S: Final = 0.2
+
+log = structlog.get_logger("leader")
+
+
+class Standing(Struct, frozen=True, kw_only=True):
+    """A leadership that this process took. *term* is the revision at which it did, and grows with every new leader.
+
+    The key was stored at *revision*, at *sent_s* (monotonic seconds) or later.
+    """
+
+    term: int
+    revision: int
+    sent_s: float
+
+
+def leads(standing: Standing | None, *, now_s: float) -> bool:
+    """Whether the key is surely still ours: it was stored less than its time to live ago. Pure.
+
+    Counted from when the refresh was sent, so that we stop believing it before the server does. A process that was
+    stopped, or cut off, finds out here and not from the server.
+    """
+    return standing is not None and now_s < standing.sent_s + LEADER_TTL_S
+
+
+def vacancy(entry: Entry | None, *, owner: str) -> int | None:
+    """The revision over which *owner* may take the key; None while somebody else has it. Pure.
+
+    1. There is no entry: 0, as for a create.
+    2. A marker stands, since it expired or was given back: over the marker (a create fails there, design §10.7).
+    3. It is *owner*'s own, from a take whose answer was lost: over that one.
+    """
+    if entry is None:  # 1
+        return 0
+    if entry.value is None or _owner(entry.value) == owner:  # 2, 3
+        return entry.revision
+    return None
+
+
+class Leader:
+    """The candidacy of one worker process. In turn: `campaign`, then `hold` while it leads, then `resign`."""
+
+    def __init__(self, link: NatsLink, *, worker: str, owner: str, slot: str) -> None:
+        """*owner* is the nonce of this process; *worker* and *slot* are told to whoever looks."""
+        self._link = link
+        self._worker, self._owner, self._slot = worker, owner, slot
+        self._standing: Standing | None = None
+        self._value = b""
+        self._vacant = asyncio.Event()
+        link.on_reconnect(self._vacant.set)
+
+    @property
+    def term(self) -> int:
+        """The term of the last leadership; 0 before the first."""
+        return 0 if self._standing is None else self._standing.term
+
+    def is_leader(self, now_s: float) -> bool:
+        """Whether this process leads at *now_s* (monotonic). Ask before every fetch."""
+        return leads(self._standing, now_s=now_s)
+
+    async def start(self) -> None:
+        """Watches the key, so that a standby learns at once when it goes. Raises TransportUnavailable."""
+        await self._link.watch(LEADER, self._on_change)
+
+    def _on_change(self, entry: Entry) -> None:
+        if entry.key == LEADER_KEY and entry.value is None:
+            self._vacant.set()
+
+    async def campaign(self) -> int:
+        """Waits until this process leads, for as long as it takes, and returns the term."""
+        while True:
+            self._vacant.clear()
+            try:
+                if await self._take():
+                    return self.term
+            except WrongRevision:
+                pass  # another standby was faster
+            except TransportUnavailable as error:
+                log.info("leader_unknown", error=str(error))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._vacant.wait()
+
+    async def _take(self) -> bool:
+        revision = vacancy(await self._link.get(LEADER, LEADER_KEY), owner=self._owner)
+        if revision is None:
+            return False
+        leadership = Leadership(
+            worker=self._worker, owner=self._owner, slot=self._slot, pid=os.getpid(), since=datetime.now(UTC)
+        )
+        self._value = msgspec.json.encode(leadership)
+        sent_s = time.monotonic()
+        term = await self._store(revision)
+        self._standing = Standing(term=term, revision=term, sent_s=sent_s)
+        log.info("leads", worker=self._worker, slot=self._slot, term=term)
+        return True
+
+    async def hold(self) -> None:
+        """Refreshes the key every LEADER_REFRESH_S; returns when this process leads no more."""
+        while (standing := self._standing) is not None and leads(standing, now_s=time.monotonic()):
+            await asyncio.sleep(max(0.0, standing.sent_s + LEADER_REFRESH_S - time.monotonic()))
+            try:
+                sent_s = time.monotonic()
+                revision = await self._store(standing.revision)
+                self._standing = replace(standing, revision=revision, sent_s=sent_s)
+            except WrongRevision:
+                await self._look_again(standing)
+            except TransportUnavailable as error:
+                log.warning("leader_not_refreshed", error=str(error))
+                await asyncio.sleep(RETRY_S)
+
+    async def _look_again(self, standing: Standing) -> None:
+        """Our revision is not the last one: a refresh of ours whose answer was lost, or the end of the leadership."""
+        try:
+            entry = await self._link.get(LEADER, LEADER_KEY)
+        except TransportUnavailable:
+            return  # tried again by the next refresh
+        if entry is not None and entry.value is not None and _owner(entry.value) == self._owner:
+            self._standing = replace(standing, revision=entry.revision)
+        else:
+            self._standing = None
+
+    async def resign(self) -> None:
+        """Gives the key back, if it is still ours: a standby takes it at once. Never raises; it expires anyway."""
+        log.info("leads_no_more", worker=self._worker)
+        self._standing = None
+        try:
+            entry = await self._link.get(LEADER, LEADER_KEY)
+            if entry is not None and entry.value is not None and _owner(entry.value) == self._owner:
+                await self._link.delete(LEADER, LEADER_KEY, revision=entry.revision)
+        except WrongRevision:
+            return  # it expired just now, and has another owner
+        except TransportUnavailable as error:
+            log.info("not_resigned", error=str(error))
+
+    async def _store(self, revision: int) -> int:
+        # An answer that stays away longer than this is not worth waiting for: the next refresh finds out.
+        try:
+            async with asyncio.timeout(LEADER_REFRESH_S):
+                return await self._link.update(LEADER, LEADER_KEY, self._value, revision=revision, ttl_s=LEADER_TTL_S)
+        except TimeoutError:
+            raise TransportUnavailable(f"no answer within {LEADER_REFRESH_S:g} s") from None
+
+
+def _owner(value: bytes) -> str | None:
+    try:
+        return msgspec.json.decode(value, type=Leadership).owner
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,188 @@
+"""The degraded worker: every model on one slot, one at a time, for what has no lane (FR-001..003, FR-016)."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from contracts.settings import ModelEntry, Windows
+from contracts.topology import DEGRADED
+from degraded_worker.leader import Leader
+from lane_worker.runtime.host import ForkServer, Host, HostLost, SlotTaken
+from lane_worker.runtime.host_runner import HostRunner
+from lane_worker.runtime.leaving import drain
+from lane_worker.runtime.loop import WorkLoop
+from lane_worker.runtime.residence import Quarantined, Residence
+from lane_worker.runtime.scratch import Scratch
+from lane_worker.runtime.slot_display import SlotDisplay
+from ops.artifacts import Artifacts
+from ops.ending import end
+from ops.memory import probe_for
+from ops.nats_link import NatsLink, TransportUnavailable
+
+RETRY_FIRST_S: Final = 0.5
+RETRY_MAX_S: Final = 30.0
+
+log = structlog.get_logger("degraded")
+
+
+class DegradedWorker:
+    """One process: a candidate for the leadership, and while it leads, the one consumer of the degraded queue.
+
+    In this order: leader, then the slot's lock, then the first fetch; and back: the task in hand is finished, the
+    pipeline is unloaded and the slot unlocked, then the leadership is given back.
+    """
+
+    def __init__(
+        self,
+        *,
+        link: NatsLink,
+        artifacts: Artifacts,
+        models: Mapping[str, ModelEntry],
+        windows: Windows,
+        name: str,
+        slot: str,
+        data_dir: Path,
+        step_seconds: float,
+    ) -> None:
+        self._windows = windows
+        self._name, self._slot = name, slot
+        owner = uuid.uuid4().hex
+        self._scratch = Scratch(data_dir, slot=slot, owner=owner)
+        self._fork_server = ForkServer()
+        self._host = Host(
+            slot=slot,
+            role="degraded",
+            lock_dir=data_dir / "locks",
+            models_dir=data_dir / "models",
+            step_seconds=step_seconds,
+            fork_server=self._fork_server,
+        )
+        self._display = SlotDisplay(link, slot=slot, worker=name)
+        self._residence = Residence(
+            host=self._host, slot=slot, models=models, probe=probe_for(slot), on_state=self._display.show
+        )
+        self._runner = HostRunner(residence=self._residence, slot=slot, scratch=self._scratch.folder)
+        self._loop = WorkLoop(
+            link=link,
+            artifacts=artifacts,
+            stream=DEGRADED,
+            owner=owner,
+            worker=name,
+            windows=windows,
+            runner=self._runner,
+            scratch=self._scratch.folder,
+            on_busy=lambda _: None,
+        )
+        self._leader = Leader(link, worker=name, owner=owner, slot=slot)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serves whenever it leads, until *stop*; then finishes the task in hand within `windows.drain_s` and leaves.
+
+        Raises TransportUnavailable when the server is away at the start.
+        """
+        self._scratch.make()
+        await self._display.start()
+        await self._leader.start()
+        displaying = asyncio.create_task(self._display.run())
+        serving = asyncio.create_task(self._serve(stop))
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({serving, stopped, displaying}, return_when=asyncio.FIRST_COMPLETED)
+            if displaying.done():
+                await displaying  # a quarantine would not be stored: fail, and be started again
+            if not serving.done():
+                await drain(serving, drain_s=self._windows.drain_s, leave=self._runner.leave)
+            await serving
+            await self._display.leave()
+        finally:
+            await end(serving, stopped, displaying)
+            await self._loop.close()
+            await self._fork_server.close()
+            self._scratch.remove()
+            log.info("degraded_worker_left", worker=self._name)
+
+    async def _serve(self, stop: asyncio.Event) -> None:
+        wait_s = RETRY_FIRST_S
+        while not stop.is_set():
+            try:
+                if await _unless(stop, self._candidate()):
+                    await self._lead(stop)
+                wait_s = RETRY_FIRST_S
+            except (SlotTaken, HostLost, TransportUnavailable) as error:
+                # another slot's standby may do better
+                log.error("cannot_serve", slot=self._slot, error=str(error), again_in_s=wait_s)
+                await _unless(stop, asyncio.sleep(wait_s))
+                wait_s = min(RETRY_MAX_S, wait_s * 2)
+
+    async def _candidate(self) -> None:
+        """Returns when this worker leads. While its slot is quarantined it does not compete."""
+        await self._display.usable()
+        self._residence.lift()
+        await self._rehearse()
+        log.info("stands_by", worker=self._name, slot=self._slot)
+        await self._leader.campaign()
+
+    async def _rehearse(self) -> None:
+        """Forks a host that holds neither slot nor pipeline, and ends it: from here on, taking over is a matter of a
+        fork. Until the fork server has its imports, a standby would lead for seconds without serving. Raises HostLost.
+        """
+        host = Host(
+            slot="cpu-0",
+            lock_dir=self._scratch.folder,
+            models_dir=self._scratch.folder,
+            fork_server=self._fork_server,
+        )
+        try:
+            await host.start()
+        finally:
+            await host.close()
+
+    async def _lead(self, stop: asyncio.Event) -> None:
+        leave = asyncio.Event()
+        holding = asyncio.create_task(self._leader.hold())
+        stopped = asyncio.create_task(stop.wait())
+        for task in (holding, stopped):
+            task.add_done_callback(lambda _: leave.set())
+        try:
+            # its last leader may have quarantined the slot while this worker stood by
+            if await self._display.look() is None:
+                await self._serve_as_leader(leave)
+            if holding.done():
+                await holding
+        except Quarantined as error:
+            log.error("quarantined", slot=self._slot, error=str(error))
+        finally:
+            # the leadership last: a standby that took it earlier would kill the pipeline host that is leaving
+            await self._residence.close()
+            if self._residence.quarantined:
+                await _unless(stop, self._display.settled())
+            await end(holding, stopped)
+            await self._leader.resign()
+
+    async def _serve_as_leader(self, leave: asyncio.Event) -> None:
+        self._display.take()
+        while not leave.is_set() and not self._residence.quarantined and self._leader.is_leader(time.monotonic()):
+            if self._host.pid is None:
+                ready = await self._residence.open(term=self._leader.term)
+                self._scratch.remove_what_others_left()
+                self._runner.account_for(ready)
+                log.info("serves", worker=self._name, slot=self._slot, term=self._leader.term)
+            await self._loop.serve_one(leave)
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Whether *work* came to its end before *stop* was set; what did not is cancelled."""
+    working = asyncio.create_task(work)
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            await working
+        return working.done()
+    finally:
+        await end(working, stopped)

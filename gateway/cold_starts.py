@@ -1,0 +1,58 @@
+"""How long lanes take to become warm (KV `cold_starts`), and SC-006's share of them."""
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+import structlog
+
+from contracts.lanes import ColdStart
+from contracts.topology import COLD_STARTS
+from ops.nats_link import Entry, NatsLink
+
+# SC-006: within ten minutes.
+TARGET_S: Final = 600.0
+STARTS_MAX: Final = 64
+
+log = structlog.get_logger("cold_starts")
+
+
+def share_within(starts: Iterable[ColdStart], target_s: float) -> float | None:
+    """The share of *starts* that reached `warm` within *target_s*, 0 to 1; None when there were none.
+
+    A start that gave up counts as one that did not.
+    """
+    seconds = [start.seconds for start in starts]
+    if not seconds:
+        return None
+    return sum(taken_s is not None and taken_s <= target_s for taken_s in seconds) / len(seconds)
+
+
+class ColdStarts:
+    """The newest cold starts of every model, 64 each. `start` it before use."""
+
+    def __init__(self) -> None:
+        self._starts: dict[str, deque[ColdStart]] = {}
+        self._revision = 0
+
+    async def start(self, link: NatsLink) -> None:
+        """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
+        await (await link.watch(COLD_STARTS, self.on_entry, history=True)).wait()
+
+    def on_entry(self, entry: Entry) -> None:
+        """A lane became warm, or gave up."""
+        if entry.value is None or entry.revision <= self._revision:
+            return
+        self._revision = entry.revision
+        try:
+            start = msgspec.json.decode(entry.value, type=ColdStart)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            log.warning("unreadable_cold_start", key=entry.key, error=str(error))
+            return
+        self._starts.setdefault(start.model, deque(maxlen=STARTS_MAX)).append(start)
+
+    def newest_first(self) -> list[ColdStart]:
+        """Every known start, of all models."""
+        every = [start for starts in self._starts.values() for start in starts]
+        return sorted(every, key=lambda start: start.ended_at, reverse=True)

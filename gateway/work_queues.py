@@ -1,0 +1,94 @@
+"""Who waits and who runs on each work queue, and how long tasks took there. In memory; the task board feeds it."""
+
+import bisect
+import statistics
+from collections import deque
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Final, Literal
+
+from contracts.tasks import GenerationTask, TaskStatus
+from contracts.topology import work_stream
+
+SAMPLES_MAX: Final = 20
+
+
+class WorkQueue:
+    """One queue: that of a model's lanes, or the degraded one for all models. Only `WorkQueues` changes it."""
+
+    def __init__(self) -> None:
+        self._waiting: list[GenerationTask] = []
+        self._running: dict[str, GenerationTask] = {}
+
+    @property
+    def waiting(self) -> Sequence[GenerationTask]:
+        """The tasks that wait, the next one first."""
+        return self._waiting
+
+    @property
+    def running(self) -> Collection[GenerationTask]:
+        """The tasks that a worker holds."""
+        return self._running.values()
+
+    def ahead_of(self, task: GenerationTask) -> int:
+        """How many tasks go before *task*, which waits. Costs a binary search."""
+        return bisect.bisect_left(self._waiting, _turn(task), key=_turn)
+
+    def add(self, task: GenerationTask) -> None:
+        if task.status is TaskStatus.PENDING:
+            bisect.insort(self._waiting, task, key=_turn)
+        else:
+            self._running[task.id] = task
+
+    def remove(self, task: GenerationTask) -> None:
+        if task.status is TaskStatus.PENDING:
+            del self._waiting[self.ahead_of(task)]
+        else:
+            del self._running[task.id]
+
+
+class WorkQueues:
+    """Every queue, and the newest service times: from claim to end, with the swap where there was one."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, WorkQueue] = {}
+        self._live: dict[str, GenerationTask] = {}
+        self._service_s: dict[tuple[str, str], deque[float]] = {}
+        self._median_s: dict[tuple[str, str], float] = {}
+
+    def of(self, route: Literal["lane", "degraded"], model: str) -> WorkQueue:
+        """The queue that carries tasks of *model* on *route*."""
+        return self._queues.setdefault(work_stream(route, model), WorkQueue())
+
+    def take_in(self, task: GenerationTask) -> None:
+        """The record of *task* is new, or changed."""
+        self.forget(task.id)
+        if not task.status.is_terminal:
+            self._live[task.id] = task
+            self.of(task.route, task.model).add(task)
+        # only a task that ended while it was claimed has an owner then: what ended in the queue was not served
+        elif task.owner is not None and task.claimed_at is not None and task.finished_at is not None:
+            samples = self._service_s.setdefault((task.route, task.model), deque(maxlen=SAMPLES_MAX))
+            samples.append(max(0.0, (task.finished_at - task.claimed_at).total_seconds()))
+            self._median_s[task.route, task.model] = statistics.median(samples)
+
+    def forget(self, task_id: str) -> None:
+        """The task is gone; one that was unknown is fine."""
+        task = self._live.pop(task_id, None)
+        if task is not None:
+            self.of(task.route, task.model).remove(task)
+
+    def service_s(self, route: Literal["lane", "degraded"], model: str) -> float | None:
+        """The median service time of *model* on *route*; None when nothing was measured.
+
+        On the degraded queue a model without a sample takes the median of all: they share one worker.
+        """
+        measured_s = self._median_s.get((route, model))
+        if measured_s is not None or route == "lane":
+            return measured_s
+        samples = [sample for (served, _), each in self._service_s.items() if served == route for sample in each]
+        return statistics.median(samples) if samples else None
+
+
+def _turn(task: GenerationTask) -> tuple[datetime, str]:
+    return task.queued_at, task.id

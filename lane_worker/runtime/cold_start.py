@@ -1,0 +1,107 @@
+"""Telling KV `cold_starts` how long a lane took to become warm, or that it did not (SC-006, design §6)."""
+
+import asyncio
+import contextlib
+import os
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import msgspec
+import psutil
+import structlog
+
+from contracts.lanes import ColdStart
+from contracts.topology import COLD_STARTS
+from lane_worker.runtime.slot import process_start
+from ops.nats_link import NatsLink, TransportUnavailable
+
+RETRY_S: Final = 0.5
+LEAVE_S: Final = 3.0
+EVICTED: Final = "warmed up again after an eviction"
+
+log = structlog.get_logger("cold_start")
+
+
+def process_started_at() -> datetime:
+    """When this process began, before it had imported anything; to a hundredth of a second where /proc tells."""
+    now = datetime.now(UTC)
+    ticks = process_start(os.getpid())
+    if ticks is None:
+        return datetime.fromtimestamp(psutil.Process().create_time(), UTC)
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return now - timedelta(seconds=age_s)
+
+
+class ColdStartLog:
+    """The cold starts of one worker, in the order in which they are told. Keep `run` running: it stores them."""
+
+    def __init__(self, link: NatsLink, *, model: str, worker: str, started_at: datetime) -> None:
+        self._link = link
+        self._model, self._worker = model, worker
+        self._begun_at: datetime | None = started_at
+        self._detail = ""
+        self._failure: str | None = None
+        self._untold: list[ColdStart] = []
+        self._news = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._settled.set()
+
+    def demanded(self) -> None:
+        """An evicted lane was asked to become warm again: that is timed from now on, as a start of its own."""
+        self._begun_at, self._detail, self._failure = datetime.now(UTC), EVICTED, None
+
+    def warm(self) -> None:
+        """The lane is warm. Tells how long the start took; a lane that was warm before has nothing to tell."""
+        if self._begun_at is not None:
+            self._tell(self._begun_at, is_warm=True, detail=self._detail)
+            self._begun_at = None
+
+    def failed(self, reason: str) -> None:
+        """The lane could not become warm, for *reason*. It may yet; if it leaves before, the start gave up."""
+        self._failure = reason
+
+    async def run(self) -> None:
+        """Stores what there is to tell, and tries until it is stored. Runs until cancelled."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            while self._untold:
+                try:
+                    await self._link.put(COLD_STARTS, self._model, msgspec.json.encode(self._untold[0]))
+                except TransportUnavailable as error:
+                    log.warning("cold_start_not_stored", error=str(error))
+                    await asyncio.sleep(RETRY_S)
+                    continue
+                except Exception:  # a figure that the server refuses is no reason to stop a lane
+                    log.exception("cold_start_dropped")
+                del self._untold[0]
+            self._settled.set()
+
+    async def leave(self) -> None:
+        """The lane leaves: a start that failed gave up. What is not stored yet gets some seconds more.
+
+        `run` must still be running.
+        """
+        if self._begun_at is not None and self._failure is not None:
+            self._tell(self._begun_at, is_warm=False, detail=self._failure)
+            self._begun_at = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                await self._settled.wait()
+
+    def _tell(self, begun_at: datetime, *, is_warm: bool, detail: str) -> None:
+        ended_at = datetime.now(UTC)
+        self._untold.append(
+            ColdStart(
+                model=self._model,
+                worker=self._worker,
+                started_at=begun_at,
+                ended_at=ended_at,
+                seconds=round((ended_at - begun_at).total_seconds(), 3) if is_warm else None,
+                detail=detail,
+            )
+        )
+        log.info("cold_start", **msgspec.structs.asdict(self._untold[-1]))
+        self._settled.clear()
+        self._news.set()

@@ -1,0 +1,42 @@
+"""The other lanes of a model, asked of the server when they matter: a watch would cost every lane all heartbeats."""
+
+from datetime import timedelta
+
+import msgspec
+import nats.errors
+import structlog
+
+from contracts.lanes import LaneHeartbeat, LaneReport
+from contracts.topology import LANES, bucket_stream, bucket_subject
+from ops.nats_link import Entry, NatsLink, TransportUnavailable
+
+log = structlog.get_logger("lanes_beside")
+
+
+async def lane_reports(link: NatsLink, model: str) -> list[LaneReport]:
+    """The last report of each lane of *model*; one that cannot be read is left out. Raises TransportUnavailable."""
+    prefix = f"{bucket_subject(LANES, model)}."
+    try:
+        info = await link.js.stream_info(bucket_stream(LANES), subjects_filter=f"{prefix}*")
+    except (nats.errors.Error, OSError, TimeoutError) as error:
+        raise TransportUnavailable(f"{LANES}: {error!r}") from error
+    entries = [
+        await link.get(LANES, f"{model}.{subject.removeprefix(prefix)}") for subject in info.state.subjects or ()
+    ]
+    return [report for report in map(_report, entries) if report is not None]
+
+
+def _report(entry: Entry | None) -> LaneReport | None:
+    if entry is None or entry.value is None:
+        return None
+    try:
+        told = msgspec.json.decode(entry.value, type=LaneHeartbeat)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        log.warning("unreadable_heartbeat", key=entry.key, error=str(error))
+        return None
+    return LaneReport(
+        model=told.model,
+        worker=told.worker,
+        state=told.state,
+        healthy_at=entry.time - timedelta(seconds=told.health_age_s),
+    )

@@ -1,0 +1,374 @@
+"""The one pipeline of a slot: `ready(model)` makes room, proves it, and loads (FR-001..003, design §7).
+
+Both kinds of worker use it. They ask for the outcome and never look at the state first.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+import structlog
+from msgspec.structs import replace
+from opentelemetry.trace import Span
+
+from contracts.lanes import SlotState
+from contracts.settings import ModelEntry
+from contracts.tasks import MemoryReading, SwapReceipt
+from lane_worker.runtime.host import Host, HostLost, LoadFailed, SlotTaken
+from lane_worker.runtime.host_messages import Failed, Ready
+from lane_worker.runtime.release import Released, Sample, StillHeld, Verdict, judge, tolerance_bytes
+from ops.memory import MemoryProbe, Reading
+from ops.tracing import span
+
+AFTER_KILL_S: Final = 30.0
+READ_S: Final = 2.0
+NO_PROBE: Final = "nothing here can measure memory, so the host is killed between models"
+DIED: Final = "the host had ended before"
+
+log = structlog.get_logger("residence")
+
+
+class Quarantined(Exception):
+    """The slot's memory was not given back, even by a killed host. Nothing loads until `Residence.lift`."""
+
+    def __init__(self, receipt: SwapReceipt, detail: str) -> None:
+        super().__init__(detail)
+        self.receipt = receipt
+        self.detail = detail
+
+
+class Residence:
+    """What is resident on one slot. Not for several concurrent callers, except the properties and `lift`.
+
+    *on_state* is told every change at once: the state, the model that it is about, and a detail for people.
+    Without a *probe* the host is killed between models, and no release can be verified.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: Host,
+        slot: str,
+        models: Mapping[str, ModelEntry],
+        probe: MemoryProbe | None,
+        on_state: Callable[[SlotState, str | None, str], None],
+        after_kill_s: float = AFTER_KILL_S,
+    ) -> None:
+        self.host = host
+        self.last_swap: SwapReceipt | None = None
+        """The receipt of the last swap, as far as it came; None where the last call did not come to one."""
+        self.memory: MemoryReading | None = None
+        """What the host held when it had loaded last."""
+        self._slot = slot
+        self._models = models
+        self._probe = probe
+        self._show = on_state
+        self._after_kill_s = after_kill_s
+        self._term = 0
+        self._is_open = False  # whether the slot is, or was last, ours to speak of
+        self._model: str | None = None
+        self._quarantine: Quarantined | None = None
+        self._used = False  # whether this host was ever told to load
+        self._proven = True  # whether the slot is known to be empty, but for this host and what it loads
+        self._base_bytes: int | None = None  # in use when the child was warm and empty
+        self._floor_bytes: int | None = None  # and before there was that child
+
+    @property
+    def resident(self) -> str | None:
+        """The model that is loaded; None when none is, or its host is gone."""
+        return None if self.host.pid is None else self._model
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether nothing may be loaded until `lift`."""
+        return self._quarantine is not None
+
+    def lift(self) -> None:
+        """An operator says that the slot is usable: what is in use there now is nobody's leftover."""
+        if self._quarantine is not None:
+            log.info("quarantine_lifted", slot=self._slot)
+            self._quarantine, self._proven = None, True
+            self._show(SlotState.EMPTY, None, "")
+
+    async def open(self, *, term: int = 0) -> Ready:
+        """Starts the host, under leadership *term*; it holds the slot's lock then, and nothing is resident.
+
+        Call it first, and after `close`; a host that dies in between is started again by `ready`, or by this.
+        Raises SlotTaken, HostLost, Quarantined.
+        """
+        self._refuse_in_quarantine()
+        self._term = term
+        return await self._start()
+
+    async def ready(self, model: str) -> SwapReceipt | None:
+        """Makes *model* resident, and returns the receipt; None where it was resident already.
+
+        Whatever was resident is released and proven gone before anything is loaded. Raises Quarantined where that
+        fails, LoadFailed, LoadTimedOut, HostLost (also where another process has taken the slot). Then nothing is
+        resident, and the next call tries again, unless the slot is quarantined.
+        """
+        self._refuse_in_quarantine()
+        if self.resident == model:
+            return None
+        return await self._swap(model, kill_because="")
+
+    async def renew(self, model: str, reason: str) -> SwapReceipt:
+        """As `ready`, but in a fresh host: the present one is killed, for *reason*, and its memory proven free."""
+        self._refuse_in_quarantine()
+        return await self._swap(model, kill_because=reason)
+
+    async def evict(self) -> None:
+        """Releases what is resident and proves it gone. The host stays, empty, and keeps the slot, unless the proof
+        needed its end.
+
+        Raises Quarantined, HostLost.
+        """
+        self._refuse_in_quarantine()
+        receipt = SwapReceipt(
+            slot=self._slot,
+            released_model=self._model,
+            loaded_model="",
+            how="nothing_resident",
+            probe="none" if self._probe is None else self._probe.name,
+        )
+        receipt = await self._verify(await self._release(receipt, ""))
+        log.info("evicted", proven=self._proven, **msgspec.structs.asdict(receipt))
+        if not self._proven:
+            raise self._enter_quarantine(receipt)
+        self._show(SlotState.EMPTY, None, "")
+
+    async def close(self) -> None:
+        """Ends the host, which unloads and unlocks. Bounded."""
+        self._model = None
+        await self.host.close()
+        # From here on others may use the slot: what is in use then is no leftover of ours.
+        self._proven = True
+        if self._is_open and not self.quarantined:
+            self._show(SlotState.EMPTY, None, "")
+        self._is_open = False
+
+    # The swap
+
+    async def _swap(self, model: str, *, kill_because: str) -> SwapReceipt:
+        self.last_swap = None
+        entry = self._models.get(model)
+        if entry is None:
+            text = f"this worker's settings have no model {model}"
+            raise LoadFailed(Failed(None, "inference_failed", text, MemoryReading(rss_bytes=0)))
+        receipt = self.last_swap = SwapReceipt(
+            slot=self._slot,
+            released_model=self._model,
+            loaded_model=model,
+            how="nothing_resident",
+            probe="none" if self._probe is None else self._probe.name,
+            needed_bytes=entry.checkpoint.expected_bytes,
+        )
+        outcome = "failed"
+        try:
+            with span("swap.release") as current:
+                receipt = self.last_swap = await self._release(receipt, kill_because)
+                _describe(current, receipt)
+            with span("swap.verify") as current:
+                receipt = self.last_swap = await self._verify(receipt)
+                _describe(current, receipt)
+                if not self._proven:
+                    raise self._enter_quarantine(receipt)
+            with span("load") as current:
+                receipt = self.last_swap = await self._load(receipt, entry)
+                _describe(current, receipt)
+            outcome = "loaded"
+        except BaseException as error:
+            outcome = type(error).__name__
+            if not self.quarantined:
+                self._show(SlotState.EMPTY, None, str(error))
+            raise
+        finally:
+            report = log.info if outcome == "loaded" else log.warning
+            report("swap", outcome=outcome, **msgspec.structs.asdict(receipt))
+        return receipt
+
+    async def _release(self, receipt: SwapReceipt, kill_because: str) -> SwapReceipt:
+        """§7, step 2: the host gives back what it has, or is killed."""
+        begun_s = time.monotonic()
+        if self._model is not None:
+            self._show(SlotState.RELEASING, self._model, kill_because)
+        self._model = None
+        before = await self._read() if self.host.pid is not None else None
+        if self.host.pid is None and self._proven:
+            await self._restart()
+        elif self.host.pid is None:
+            receipt = replace(receipt, how="killed", reason=DIED)
+        elif kill_because:
+            receipt = await self._kill(receipt, kill_because)
+        elif not self._used:
+            pass
+        elif self._probe is None:
+            receipt = await self._kill(receipt, NO_PROBE)
+        else:
+            receipt = await self._unload(receipt)
+        return replace(
+            receipt,
+            before_bytes=None if before is None else before.used_bytes,
+            release_s=_since(begun_s),
+        )
+
+    async def _unload(self, receipt: SwapReceipt) -> SwapReceipt:
+        try:
+            unloaded = await self.host.unload()
+        except HostLost as error:
+            return replace(receipt, how="killed", reason=str(error))
+        log.info("unloaded", alive=unloaded.alive, allocated_bytes=unloaded.allocated_bytes)
+        if not unloaded.alive:
+            return replace(receipt, how="unloaded")
+        receipt = replace(receipt, alive=unloaded.alive)
+        return await self._kill(receipt, f"still alive after the release: {', '.join(unloaded.alive)}")
+
+    async def _kill(self, receipt: SwapReceipt, reason: str) -> SwapReceipt:
+        # one that survives SIGKILL is found out by the probe, and by the next start
+        with contextlib.suppress(HostLost):
+            await self.host.kill()
+        return replace(receipt, how="killed", reason=reason)
+
+    async def _verify(self, receipt: SwapReceipt) -> SwapReceipt:
+        """§7, steps 3 and 4: proof, if need be after a kill. `_proven` is the result."""
+        begun_s = time.monotonic()
+        if self._probe is None:
+            self._proven = True
+            return receipt
+        self._proven = False
+        if self.host.pid is not None:
+            verdict, receipt = await self._poll(receipt, self._probe, self._base_bytes, self._probe.deadline_s)
+            self._proven = isinstance(verdict, Released)
+            if not self._proven:
+                receipt = await self._kill(receipt, f"{_words(verdict)} after {self._probe.deadline_s:g} s")
+        if not self._proven:
+            verdict, receipt = await self._poll(receipt, self._probe, self._floor_bytes, self._after_kill_s)
+            self._proven = isinstance(verdict, Released)
+            if not self._proven:
+                after = f"{_words(verdict)} {self._after_kill_s:g} s after the host had ended"
+                receipt = replace(receipt, reason=f"{receipt.reason}; {after}")
+        return replace(receipt, verify_s=_since(begun_s))
+
+    async def _poll(
+        self, receipt: SwapReceipt, probe: MemoryProbe, base_bytes: int | None, deadline_s: float
+    ) -> tuple[Verdict, SwapReceipt]:
+        held_bytes = (receipt.before_bytes or 0) - (base_bytes or 0)
+        allowed_bytes = tolerance_bytes(held_bytes, probe.absolute_bytes)
+        samples: list[Sample] = []
+        while True:
+            samples.append(await self._sample())
+            verdict = judge(
+                samples, base_bytes=base_bytes, tolerance_bytes=allowed_bytes, needed_bytes=receipt.needed_bytes
+            )
+            if isinstance(verdict, Released) or samples[-1].at_s - samples[0].at_s >= deadline_s:
+                break
+            await asyncio.sleep(probe.poll_s)
+        return verdict, replace(
+            receipt,
+            base_bytes=base_bytes,
+            tolerance_bytes=allowed_bytes,
+            after_bytes=samples[-1].used_bytes,
+            free_bytes=samples[-1].free_bytes,
+            samples=receipt.samples + len(samples),
+        )
+
+    def _enter_quarantine(self, receipt: SwapReceipt) -> Quarantined:
+        detail = f"{receipt.reason}; end what holds the memory of {self._slot}, then lift the quarantine"
+        self._quarantine = Quarantined(receipt, detail)
+        self._show(SlotState.QUARANTINED, None, detail)
+        return self._quarantine
+
+    def _refuse_in_quarantine(self) -> None:
+        if self._quarantine is not None:
+            raise Quarantined(self._quarantine.receipt, self._quarantine.detail)
+
+    async def _load(self, receipt: SwapReceipt, entry: ModelEntry) -> SwapReceipt:
+        begun_s = time.monotonic()
+        if self.host.pid is None:
+            await self._restart()
+        self._show(SlotState.LOADING, entry.name, "")
+        self._used, self._proven = True, False
+        loaded = await self.host.load(entry)
+        self._model, self.memory = entry.name, loaded.memory
+        self._show(SlotState.RESIDENT, entry.name, "")
+        return replace(receipt, load_s=_since(begun_s))
+
+    # The host and its memory
+
+    async def _start(self) -> Ready:
+        """A fresh host, empty. The base is raised here only, and only where the last release was proven."""
+        self._model, self._used = None, False
+        with contextlib.suppress(HostLost):  # the start below finds it out, and says so
+            await self.host.kill()
+        floor = await self._read()
+        ready = await self.host.start(term=self._term)
+        self._is_open = True
+        base_bytes = await self._settled_bytes()
+        floor_bytes = None if floor is None else floor.used_bytes
+        if not self._proven:
+            base_bytes = _lower(base_bytes, self._base_bytes)
+            floor_bytes = _lower(floor_bytes, self._floor_bytes)
+        self._base_bytes = base_bytes
+        # before our host had the lock, the memory of the slot's last holder may still have been on its way out
+        self._floor_bytes = floor_bytes if base_bytes is None else _lower(floor_bytes, base_bytes)
+        self._show(SlotState.EMPTY, None, "")
+        return ready
+
+    async def _restart(self) -> None:
+        try:
+            await self._start()
+        except SlotTaken as error:
+            raise HostLost(str(error)) from error
+
+    async def _settled_bytes(self) -> int | None:
+        """What is in use once that has stopped falling: the slot's last holder may have ended a moment ago."""
+        last = await self._read()
+        if self._probe is None or last is None:
+            return None
+        deadline_s = time.monotonic() + self._probe.deadline_s
+        while True:
+            await asyncio.sleep(self._probe.poll_s)
+            reading = await self._read()
+            if reading is None:
+                return None
+            fell_bytes = last.used_bytes - reading.used_bytes
+            if fell_bytes <= self._probe.absolute_bytes or time.monotonic() >= deadline_s:
+                return min(last.used_bytes, reading.used_bytes)
+            last = reading
+
+    async def _sample(self) -> Sample:
+        reading = await self._read()
+        if reading is None:
+            return Sample(time.monotonic(), None, None)
+        return Sample(time.monotonic(), reading.used_bytes, reading.free_bytes)
+
+    async def _read(self) -> Reading | None:
+        if self._probe is None:
+            return None
+        try:
+            async with asyncio.timeout(READ_S):
+                return await asyncio.to_thread(self._probe.read, self.host.pid)
+        except TimeoutError:  # a driver that hangs
+            return None
+
+
+def _since(begun_s: float) -> float:
+    return round(time.monotonic() - begun_s, 4)
+
+
+def _lower(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else min(one, other)
+
+
+def _words(verdict: Verdict) -> str:
+    if isinstance(verdict, StillHeld):
+        return f"{verdict.bytes} bytes more were in use, or fewer free, than allowed"
+    return "the memory could not be read"
+
+
+def _describe(current: Span, receipt: SwapReceipt) -> None:
+    figures = msgspec.structs.asdict(receipt)
+    current.set_attributes({f"swap.{name}": value for name, value in figures.items() if value is not None})

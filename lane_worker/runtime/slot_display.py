@@ -1,0 +1,172 @@
+"""What a worker shows of its slot in KV `slots`, and the quarantine that is kept there (design §3, §7, ADR 0010).
+
+For display, but for one thing: nobody opens a slot whose entry reads `quarantined`. An operator lifts that, with
+`warmlane slots lift SLOT` or `nats kv del slots SLOT`. Shared by both kinds of worker.
+"""
+
+import asyncio
+import contextlib
+import os
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+import structlog
+
+from contracts.lanes import SlotState, VideoPipelineSlot
+from contracts.topology import SLOTS
+from ops.nats_link import Entry, NatsLink, TransportUnavailable, WrongRevision
+
+RETRY_S: Final = 0.2
+# Safety net, should the watch be deaf: whoever waits for a lift looks for themselves so often.
+POLL_S: Final = 5.0
+LEAVE_S: Final = 3.0
+
+log = structlog.get_logger("slot_display")
+
+
+class SlotDisplay:
+    """The entry of one slot, as one worker writes it. `start` it and keep `run` running."""
+
+    def __init__(self, link: NatsLink, *, slot: str, worker: str) -> None:
+        self._link = link
+        self._slot, self._worker = slot, worker
+        self._wanted: VideoPipelineSlot | None = None
+        self._told: VideoPipelineSlot | None = None
+        self._revision: int | None = None
+        self._seen = 0
+        self.quarantine: VideoPipelineSlot | None = None
+        """The entry that keeps everybody off the slot, ours or another worker's, as far as it is known here."""
+        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
+
+    async def start(self) -> None:
+        """Watches the entry; returns once it is known. Raises TransportUnavailable."""
+        synced = await self._link.watch(SLOTS, self._on_entry)
+        await synced.wait()
+
+    def take(self) -> None:
+        """This worker opens the slot now: what it shows from here on replaces what another worker showed.
+
+        Until its next `take`, it stays silent once another worker has written the entry.
+        """
+        self._revision = None
+
+    def show(self, state: SlotState, model: str | None, detail: str = "") -> None:
+        """The slot is in *state* now. The last call wins, except that only a lift ends `quarantined`."""
+        if self.quarantine is not None:
+            return
+        self._wanted = VideoPipelineSlot(
+            slot=self._slot,
+            worker=self._worker,
+            pid=os.getpid(),
+            model=model,
+            state=state,
+            since=datetime.now(UTC),
+            detail=detail,
+        )
+        if state is SlotState.QUARANTINED:
+            self.quarantine = self._wanted
+        self._news.set()
+
+    async def run(self) -> None:
+        """Stores what is shown, and tries until it is stored. Runs until cancelled."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            while (wanted := self._wanted) is not None and wanted is not self._told:
+                try:
+                    await self._store(wanted)
+                except WrongRevision:
+                    continue  # somebody wrote in between: look again
+                except TransportUnavailable as error:
+                    log.warning("slot_not_shown", slot=self._slot, state=wanted.state.value, error=str(error))
+                    await asyncio.sleep(RETRY_S)
+                    continue
+                self._told = wanted
+                self._changed.set()
+
+    async def settled(self) -> None:
+        """Returns once what was shown last is stored, or is not ours to store any more: then `quarantine` is true."""
+        while self._wanted is not self._told:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def leave(self) -> None:
+        """The last state gets some seconds to be stored. `run` must still be running."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                await self.settled()
+
+    async def look(self) -> VideoPipelineSlot | None:
+        """`quarantine`, asked of the server itself. Look before the slot is opened. Raises TransportUnavailable."""
+        self._see(await self._link.get(SLOTS, self._slot))
+        return self.quarantine
+
+    async def usable(self) -> None:
+        """Returns when the slot is not quarantined, as the server itself tells; waits for the lift if it is."""
+        said = False
+        while True:
+            self._changed.clear()
+            with contextlib.suppress(TransportUnavailable):
+                if await self.look() is None:
+                    return
+            if self.quarantine is not None and not said:
+                said = True
+                advice = f"find out what holds its memory, then `warmlane slots lift {self._slot}`"
+                log.error("slot_quarantined", slot=self._slot, why=self.quarantine.detail, advice=advice)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S if said else RETRY_S):
+                    await self._changed.wait()
+
+    async def _store(self, wanted: VideoPipelineSlot) -> None:
+        entry = await self._link.get(SLOTS, self._slot)
+        there = read_slot(entry)
+        if there is not None:
+            is_anothers = (there.worker, there.pid) != (self._worker, os.getpid())
+            if is_anothers and (self._revision is not None or there.since > wanted.since):
+                # It opened the slot after us. What we have to say is about a card that was ours before: even a
+                # quarantine, since it is the other's pipeline that our probe saw.
+                log.warning("slot_is_anothers", slot=self._slot, state=wanted.state.value, worker=there.worker)
+                self._told = wanted
+                self._know(there)
+                return
+            if there.state is SlotState.QUARANTINED and wanted.state is not SlotState.QUARANTINED:
+                log.warning("slot_stays_quarantined", slot=self._slot, state=wanted.state.value)
+                self._know(there)
+                return
+        revision = 0 if entry is None else entry.revision
+        self._revision = await self._link.update(SLOTS, self._slot, msgspec.json.encode(wanted), revision=revision)
+        self._seen = max(self._seen, self._revision)
+
+    def _on_entry(self, entry: Entry) -> None:
+        if entry.key == self._slot:
+            self._see(entry)
+
+    def _see(self, entry: Entry | None) -> None:
+        """The entry as the server had it; what is older than what was seen or written tells nothing."""
+        revision = 0 if entry is None else entry.revision
+        if revision <= self._seen and entry is not None:
+            return
+        if self._wanted is not self._told and self._wanted is self.quarantine:
+            return  # ours is not stored yet, so nobody can have lifted it
+        self._seen = max(self._seen, revision)
+        self._know(read_slot(entry))
+
+    def _know(self, there: VideoPipelineSlot | None) -> None:
+        before = self.quarantine
+        self.quarantine = there if there is not None and there.state is SlotState.QUARANTINED else None
+        if before is not None and self.quarantine is None:
+            log.info("slot_not_quarantined", slot=self._slot)
+        self._changed.set()
+
+
+def read_slot(entry: Entry | None) -> VideoPipelineSlot | None:
+    """What *entry* of KV `slots` says; None where there is none, or a marker, or nothing that can be read."""
+    if entry is None or entry.value is None:
+        return None
+    try:
+        return msgspec.json.decode(entry.value, type=VideoPipelineSlot)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        log.warning("slot_unreadable", slot=entry.key, error=str(error))
+        return None

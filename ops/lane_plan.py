@@ -1,0 +1,151 @@
+"""What the supervisor does about each wanted lane, and what it says. Pure: no clock, no I/O, no logging (design §6)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from contracts.lanes import LaneState
+
+# So many processes of a lane, one after another, that ended before one was warm, within so long (a production model
+# takes minutes to load): the lane crash-loops.
+CRASHES: Final = 3
+CRASH_WINDOW_S: Final = 3_600.0
+
+DenialKind = Literal["quota", "capacity"]
+
+
+class Want(Struct, frozen=True):
+    """A lane that there should be."""
+
+    model: str
+    name: str
+
+
+class Denial(Struct, frozen=True):
+    """The provider's refusal, which stands until *retry_at_s*."""
+
+    kind: DenialKind
+    text: str
+    retry_at_s: float
+
+
+class Seen(Struct, frozen=True):
+    """A wanted lane now. *granted* has a slot, be its process up or between two starts; *stopping* still has it."""
+
+    phase: Literal["absent", "granted", "stopping"] = "absent"
+    warm: bool = False
+    denial: Denial | None = None
+
+
+class Keep(Struct, frozen=True):
+    """Leave it as it is."""
+
+
+class Start(Struct, frozen=True):
+    """Ask the provider for it."""
+
+
+class Stop(Struct, frozen=True):
+    """Drain it: the quota does not allow it any more."""
+
+
+class Deny(Struct, frozen=True):
+    """It cannot be had, for the reason in *text*."""
+
+    kind: DenialKind
+    text: str
+
+
+Verdict = Keep | Start | Stop | Deny
+
+
+def in_turn(lanes: Mapping[str, int]) -> list[Want]:
+    """The lanes wanted of each model, in the order in which they get slots: the first of every model comes first."""
+    numbered = ((number, model) for model, count in lanes.items() for number in range(count))
+    return [Want(model, f"{model}-{number}") for number, model in sorted(numbered, key=lambda lane: lane[0])]
+
+
+def plan(
+    wanted: Sequence[Want], lanes: Mapping[str, Seen], quota: Mapping[str, int], *, now_s: float
+) -> dict[str, Verdict]:
+    """The verdict on every lane of *wanted*, by name and in its order. *quota* limits models; others are not limited.
+
+    1. Beyond the quota of its model, a lane that has a slot is stopped, and one that has none is denied (`quota`).
+       Within it are the warm lanes first, then those that have a slot, then by number.
+    2. A lane that has a slot, or is leaving one, is let be.
+    3. One that the provider denied stays so until its time to try again.
+    4. Any other is started.
+    """
+    within = _within_quota(wanted, lanes, quota)
+    return {want.name: _verdict(want, lanes[want.name], want in within, quota, now_s) for want in wanted}
+
+
+def _verdict(want: Want, seen: Seen, within: bool, quota: Mapping[str, int], now_s: float) -> Verdict:
+    if not within:  # 1
+        if seen.phase == "absent":
+            return Deny("quota", f"the quota file allows {quota[want.model]} of {want.model}")
+        return Stop() if seen.phase == "granted" else Keep()
+    if seen.phase != "absent":  # 2
+        return Keep()
+    if seen.denial is not None and now_s < seen.denial.retry_at_s:  # 3
+        return Deny(seen.denial.kind, seen.denial.text)
+    return Start()  # 4
+
+
+def _within_quota(wanted: Sequence[Want], lanes: Mapping[str, Seen], quota: Mapping[str, int]) -> set[Want]:
+    def rank(want: Want) -> tuple[bool, bool]:
+        seen = lanes[want.name]
+        return not seen.warm, seen.phase != "granted"
+
+    found: set[Want] = set()
+    for model in {want.model for want in wanted}:
+        of_model = sorted((want for want in wanted if want.model == model), key=rank)
+        found.update(of_model[: quota.get(model, len(of_model))])
+    return found
+
+
+class Death(Struct, frozen=True):
+    """The process of a lane ended. *how* is its signal or status, with its last error if it told one."""
+
+    how: str
+    again_at_s: float
+
+
+class Silence(Struct, frozen=True):
+    """A lane with a slot whose process has not spoken yet, or ended: the supervisor speaks in its place.
+
+    *crashes* are the times of the ends that came before it was warm, since it was warm last.
+    """
+
+    crashes: tuple[float, ...] = ()
+    last: Death | None = None
+
+
+class Told(Struct, frozen=True):
+    """What the supervisor says of a lane."""
+
+    state: LaneState
+    detail: str = ""
+
+
+def after_death(silence: Silence, death: Death, *, was_warm: bool, now_s: float) -> Silence:
+    """The lane's process ended at *now_s*. Having been warm clears its record."""
+    if was_warm:
+        return Silence(last=death)
+    recent = tuple(at_s for at_s in silence.crashes if now_s - at_s <= CRASH_WINDOW_S)
+    return Silence(crashes=(*recent, now_s), last=death)
+
+
+def told_of(about: Deny | Silence, *, now_s: float) -> Told:
+    """What is said of a lane that does not speak for itself: a denial and a crash loop are different facts."""
+    if isinstance(about, Deny):
+        return Told(LaneState.QUOTA_DENIED if about.kind == "quota" else LaneState.CAPACITY_DENIED, about.text)
+    if about.last is None:
+        return Told(LaneState.STARTING)
+    left_s = about.last.again_at_s - now_s
+    again = f"again in {left_s:.1f} s" if left_s > 0 else "trying again"
+    if len(about.crashes) < CRASHES:
+        return Told(LaneState.STARTING, f"ended ({about.last.how}); {again}")
+    text = f"{len(about.crashes)} times in a row it ended before it was warm; the last: {about.last.how}; {again}"
+    return Told(LaneState.CRASH_LOOPING, text)

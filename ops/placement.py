@@ -1,0 +1,54 @@
+"""Which slots of this machine the workers get: cards, or places on the CPU."""
+
+from collections.abc import Mapping
+
+import click
+from msgspec import Struct
+
+from contracts.settings import Catalog
+from ops.memory import DriverUnusable, list_gpus
+
+
+class Slots(Struct, frozen=True):
+    """The degraded worker's slot, for which its standbys wait too, and those of lanes, in the order of use."""
+
+    degraded: str
+    lanes: tuple[str, ...]
+
+
+def slots(profile: str, *, lanes: int, gpus: int | None) -> Slots:
+    """Tiny pipelines run on CPU slots, real ones on a card each; the degraded worker's is set aside first.
+
+    *gpus* caps their number; otherwise there are all cards of this machine, or CPU slots for *lanes* and the degraded
+    worker. Raises click.ClickException when there is no card at all.
+    """
+    if profile == "tiny":
+        count = lanes + 1 if gpus is None else gpus
+        *first, last = (f"cpu-{number}" for number in range(count))
+        return Slots(last, tuple(first))
+    first_card, *others = _cards()[:gpus]
+    return Slots(first_card, tuple(others))
+
+
+def _cards() -> list[str]:
+    try:
+        cards = [gpu.uuid for gpu in list_gpus()]
+    except DriverUnusable as error:
+        raise click.ClickException(str(error)) from error
+    if not cards:
+        raise click.ClickException(
+            "this machine has no NVIDIA card, and the degraded worker alone needs one; --profile tiny runs anywhere"
+        )
+    return cards
+
+
+def wanted_lanes(asked: Mapping[str, int] | None, catalog: Catalog) -> dict[str, int]:
+    """Lanes per model: what `--lanes` *asked* for, else the settings' own. Raises click.ClickException."""
+    if asked is None:
+        return {name: model.lanes for name, model in catalog.models.items()}
+    unknown = [model for model in asked if model not in catalog.models]
+    if unknown:
+        raise click.ClickException(
+            f"--lanes: no model is called {', '.join(unknown)}; there are {', '.join(catalog.models)}"
+        )
+    return dict(asked)

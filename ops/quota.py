@@ -1,0 +1,67 @@
+"""The operator's quota file, which stands for a provider's quota: `{"max_lanes": {"anisora": 1}}`."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+# How often the file is looked at while it may change.
+POLL_S: Final = 0.5
+
+
+class QuotaError(Exception):
+    """The quota file cannot be used. The text names it and the mistake."""
+
+
+class _File(Struct, frozen=True, forbid_unknown_fields=True):
+    max_lanes: dict[str, Annotated[int, Meta(ge=0)]]
+
+
+class Quota:
+    """The most lanes that each model may have; a model that the file does not name has no limit.
+
+    Without a file there are no limits. Reads the file, and raises QuotaError when it cannot be used.
+    """
+
+    def __init__(self, path: Path | None, models: Collection[str]) -> None:
+        self._path = path
+        self._models = models
+        self._seen = self._signature()
+        self.max_lanes: Mapping[str, int] = {} if path is None else self._read(path)
+
+    def poll(self) -> bool:
+        """Reads the file again if it changed, and tells whether the limits changed.
+
+        Raises QuotaError, once for each bad edit; the last good limits stay.
+        """
+        signature = self._signature()
+        if self._path is None or signature == self._seen:
+            return False
+        self._seen = signature
+        before, self.max_lanes = self.max_lanes, self._read(self._path)
+        return before != self.max_lanes
+
+    def _signature(self) -> tuple[int, int, int] | None:
+        try:
+            status = self._path.stat() if self._path is not None else None
+        except OSError:
+            return None
+        return None if status is None else (status.st_ino, status.st_size, status.st_mtime_ns)
+
+    def _read(self, path: Path) -> Mapping[str, int]:
+        try:
+            max_lanes = msgspec.json.decode(path.read_bytes(), type=_File).max_lanes
+        except OSError as error:
+            raise QuotaError(f"cannot read the quota file {path}: {error.strerror}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise QuotaError(
+                f'the quota file {path} has a mistake: {error}; it should read like {{"max_lanes": {{"anisora": 1}}}}'
+            ) from error
+        unknown = sorted(set(max_lanes) - set(self._models))
+        if unknown:
+            raise QuotaError(
+                f"the quota file {path} names {', '.join(unknown)}; there are {', '.join(sorted(self._models))}"
+            )
+        return max_lanes

@@ -1,0 +1,339 @@
+"""`warmlane supervisor`: keeps the wanted lanes, and says which cannot be had, and why (FR-011, design §6)."""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+import structlog
+
+from contracts.lanes import LaneHeartbeat, LaneState
+from contracts.settings import SettingsError, Windows, load_settings
+from contracts.topology import LANES, lane_key
+from ops.ending import end
+from ops.lane_plan import (
+    Death,
+    Denial,
+    Deny,
+    Seen,
+    Silence,
+    Start,
+    Stop,
+    Told,
+    Want,
+    after_death,
+    in_turn,
+    plan,
+    told_of,
+)
+from ops.lane_providers import Denied, Lane, LaneProvider, ProcessProvider
+from ops.nats_link import Entry, NatsLink, TransportUnavailable, UnusableServer, WrongRevision
+from ops.options import (
+    Shared,
+    data_dir_option,
+    gpus_option,
+    lanes_option,
+    nats_url_option,
+    profile_option,
+    quota_option,
+    settings_option,
+    slowed,
+    step_seconds_option,
+)
+from ops.placement import slots, wanted_lanes
+from ops.processes import asked_to_end, only_one
+from ops.provision import NotProvisioned, require_lane
+from ops.quota import POLL_S, Quota, QuotaError
+from ops.telemetry import configure_logging
+
+# A denied lane is asked for again when a slot becomes free or the quota changes, and so often.
+DENIAL_RETRY_S: Final = 5.0
+# While the server is away, what is to be said is tried so often.
+RETRY_S: Final = 0.2
+# Beyond the lanes' own bound on a drain, they are killed.
+DRAIN_EXTRA_S: Final = 10.0
+WAS_WARM: Final = frozenset({LaneState.WARM, LaneState.BUSY})
+
+log = structlog.get_logger("supervisor")
+
+
+class Supervised:
+    """One wanted lane, as its supervisor knows it."""
+
+    def __init__(self, want: Want) -> None:
+        self.want = want
+        self.key = lane_key(want.model, want.name)
+        self.granted: Lane | None = None
+        self.stopping = False
+        self.denial: Denial | None = None
+        self.denied: Deny | None = None
+        self.silence = Silence()
+        self.was_warm = False
+        """Whether the process in hand has been warm."""
+        self._spoken: int | None = None
+        self._said: Told | None = None
+        self._since = datetime.now(UTC)
+
+    def seen(self) -> Seen:
+        """As `plan` takes it."""
+        if self.granted is None:
+            return Seen(denial=self.denial)
+        return Seen("stopping" if self.stopping else "granted", warm=self.was_warm)
+
+    def hear(self, heartbeat: LaneHeartbeat | None) -> bool:
+        """What stands at its key now. True when that is from a process which is gone."""
+        self._spoken = None if heartbeat is None else heartbeat.pid
+        if self.speaks_for_itself:
+            self.was_warm |= heartbeat is not None and heartbeat.state in WAS_WARM
+            return False
+        return heartbeat is not None and heartbeat.pid != os.getpid()
+
+    @property
+    def speaks_for_itself(self) -> bool:
+        """Whether its process is there, and has written its key."""
+        return self.granted is not None and self.granted.pid is not None and self.granted.pid == self._spoken
+
+    def told(self, now_s: float) -> Told | None:
+        """What the supervisor has to say of it; None when its own process tells, or is about to leave."""
+        if self.granted is None:
+            return None if self.denied is None else told_of(self.denied, now_s=now_s)
+        return None if self.stopping or self.speaks_for_itself else told_of(self.silence, now_s=now_s)
+
+    def heartbeat(self, told: Told) -> LaneHeartbeat:
+        """*told* as it is stored. `started_at` is since when its state stands."""
+        if self._said is None or self._said.state is not told.state:
+            self._since = datetime.now(UTC)
+            log.info("lane_told", lane=self.want.name, state=told.state.value, detail=told.detail)
+        self._said = told
+        return LaneHeartbeat(
+            model=self.want.model,
+            worker=self.want.name,
+            state=told.state,
+            health_age_s=0.0,
+            slot="" if self.granted is None else self.granted.slot,
+            pid=os.getpid(),
+            started_at=self._since,
+            detail=told.detail,
+        )
+
+    def leaves_it_to_its_process(self) -> None:
+        """Nothing is said of it now: the next thing is news again."""
+        self._said = None
+
+
+class Supervisor:
+    """Starts, stops and denies as `plan` says, and speaks for lanes that do not speak for themselves."""
+
+    def __init__(
+        self, link: NatsLink, provider: LaneProvider, wanted: Sequence[Want], quota: Quota, windows: Windows
+    ) -> None:
+        self._link = link
+        self._provider = provider
+        self._wanted = wanted
+        self._quota = quota
+        self._windows = windows
+        self._lanes = {want.name: Supervised(want) for want in wanted}
+        self._by_key = {lane.key: lane for lane in self._lanes.values()}
+        self._news = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
+        """Keeps the lanes until *stop*; then drains them all, or kills them on *hurry*, and takes back what it said.
+
+        Raises TransportUnavailable when the server is away at the start.
+        """
+        self._link.on_reconnect(self._news.set)
+        await (await self._link.watch(LANES, self._on_entry)).wait()
+        async with asyncio.TaskGroup() as group:
+            polling = group.create_task(self._poll_quota())
+            stopped = group.create_task(stop.wait())
+            stopped.add_done_callback(lambda _: self._news.set())
+            while not stop.is_set():
+                self._news.clear()
+                await self._act(group)
+                wait_s = self._windows.heartbeat_s if await self._tell() else RETRY_S
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        await self._news.wait()
+            await end(polling)
+            await self._leave(hurry)
+
+    async def _act(self, group: asyncio.TaskGroup) -> None:
+        seen = {name: lane.seen() for name, lane in self._lanes.items()}
+        for name, verdict in plan(self._wanted, seen, self._quota.max_lanes, now_s=time.monotonic()).items():
+            lane = self._lanes[name]
+            lane.denied = verdict if isinstance(verdict, Deny) else None
+            if isinstance(verdict, Start):
+                await self._start(lane)
+            elif isinstance(verdict, Stop):
+                log.info("lane_surplus", lane=name)
+                lane.stopping = True
+                group.create_task(self._stop(lane))
+
+    async def _start(self, lane: Supervised) -> None:
+        try:
+            lane.granted = await self._provider.start(lane.want, partial(self._on_death, lane))
+        except Denied as denied:
+            lane.denial = Denial(denied.kind, str(denied), time.monotonic() + DENIAL_RETRY_S)
+            lane.denied = Deny(denied.kind, str(denied))
+            return
+        lane.denial, lane.silence, lane.was_warm = None, Silence(), False
+        log.info("lane_granted", lane=lane.want.name, slot=lane.granted.slot)
+
+    async def _stop(self, lane: Supervised) -> None:
+        assert lane.granted is not None
+        await lane.granted.stop(within_s=self._windows.drain_s + DRAIN_EXTRA_S)
+        lane.granted, lane.stopping = None, False
+        self._ask_again()
+
+    def _ask_again(self) -> None:
+        for lane in self._lanes.values():
+            lane.denial = None
+        self._news.set()
+
+    def _on_death(self, lane: Supervised, death: Death) -> None:
+        log.warning("lane_ended", lane=lane.want.name, how=death.how)
+        lane.silence = after_death(lane.silence, death, was_warm=lane.was_warm, now_s=time.monotonic())
+        lane.was_warm = False
+        self._news.set()
+
+    def _on_entry(self, entry: Entry) -> None:
+        lane = self._by_key.get(entry.key)
+        if lane is not None and lane.hear(_read(entry)):
+            self._news.set()
+
+    async def _poll_quota(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                changed = self._quota.poll()
+            except QuotaError as error:
+                log.error("quota_ignored", error=str(error), max_lanes=dict(self._quota.max_lanes))
+                continue
+            if changed:
+                log.info("quota_changed", max_lanes=dict(self._quota.max_lanes))
+                self._ask_again()
+
+    async def _tell(self) -> bool:
+        """Says what there is to say; false when the server was away."""
+        for lane in self._lanes.values():
+            if lane.told(time.monotonic()) is None:
+                lane.leaves_it_to_its_process()
+                continue
+            try:
+                await self._say(lane)
+            except TransportUnavailable as error:
+                log.warning("not_told", lane=lane.want.name, error=str(error))
+                return False
+        return True
+
+    async def _say(self, lane: Supervised) -> None:
+        """Stores it, unless the lane's own process has spoken: its newer word is never overwritten."""
+        while True:
+            entry = await self._link.get(LANES, lane.key)
+            lane.hear(None if entry is None else _read(entry))
+            told = lane.told(time.monotonic())
+            if told is None:
+                return
+            value = msgspec.json.encode(lane.heartbeat(told))
+            with contextlib.suppress(WrongRevision):
+                await self._link.update(LANES, lane.key, value, revision=0 if entry is None else entry.revision)
+                return
+
+    async def _leave(self, hurry: asyncio.Event) -> None:
+        granted = [lane.granted for lane in self._lanes.values() if lane.granted is not None]
+
+        async def kill() -> None:
+            await hurry.wait()
+            for lane in granted:
+                lane.kill()
+
+        killing = asyncio.create_task(kill())
+        within_s = self._windows.drain_s + DRAIN_EXTRA_S
+        await asyncio.gather(*(lane.stop(within_s=within_s) for lane in granted))
+        await end(killing)
+        with contextlib.suppress(TransportUnavailable):  # what was said ages out
+            for key in self._by_key:
+                await self._take_back(key)
+
+    async def _take_back(self, key: str) -> None:
+        entry = await self._link.get(LANES, key)
+        heartbeat = None if entry is None else _read(entry)
+        if entry is not None and heartbeat is not None and heartbeat.pid == os.getpid():
+            with contextlib.suppress(WrongRevision):
+                await self._link.delete(LANES, key, revision=entry.revision)
+
+
+def _read(entry: Entry) -> LaneHeartbeat | None:
+    try:
+        return None if entry.value is None else msgspec.json.decode(entry.value, type=LaneHeartbeat)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+@click.command(
+    epilog="Examples:\n\n  warmlane supervisor --gpus 3\n\n"
+    "  warmlane supervisor --lanes anisora=2,phr00t=1 --quota quota.json"
+)
+@nats_url_option
+@data_dir_option
+@settings_option
+@profile_option
+@lanes_option
+@gpus_option
+@quota_option
+@step_seconds_option
+def command(
+    nats_url: str,
+    data_dir: Path,
+    settings: Path | None,
+    profile: str,
+    lanes: dict[str, int] | None,
+    gpus: int | None,
+    quota: Path | None,
+    step_seconds: float,
+) -> None:
+    """Keep the wanted lanes running on this machine until SIGTERM, which drains them; a second one kills them.
+
+    A lane that dies is started again, with backoff. One that cannot be had is reported as quota_denied or
+    capacity_denied, one that dies again and again as crash_looping. Lanes end with their supervisor.
+    """
+    configure_logging("supervisor")
+    data_dir = data_dir.absolute()
+    try:
+        catalog = load_settings(settings).catalog(profile)
+        limits = Quota(quota, catalog.models)
+    except (SettingsError, QuotaError) as error:
+        raise click.ClickException(str(error)) from error
+    wanted = in_turn(wanted_lanes(lanes, catalog))
+    places = slots(profile, lanes=len(wanted), gpus=gpus)
+    shared = Shared(nats_url, data_dir, profile, settings.absolute() if settings else None)
+
+    async def run() -> None:
+        with asked_to_end() as (stop, hurry):
+            link = await NatsLink.connect(nats_url, name="supervisor")
+            try:
+                for model in {want.model for want in wanted}:
+                    await require_lane(link, model)
+                async with asyncio.TaskGroup() as group:
+                    provider = ProcessProvider(
+                        places.lanes,
+                        arguments=[*slowed(step_seconds), *shared.arguments()],
+                        logs=data_dir / "logs",
+                        group=group,
+                    )
+                    await Supervisor(link, provider, wanted, limits, catalog.windows).run(stop, hurry)
+            finally:
+                await link.close()
+
+    with only_one(data_dir, "supervisor"):
+        try:
+            asyncio.run(run())
+        except* (TransportUnavailable, UnusableServer, NotProvisioned) as group:
+            raise click.ClickException(str(group.exceptions[0])) from group

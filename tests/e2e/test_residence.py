@@ -1,0 +1,732 @@
+"""One slot, one pipeline, and proof in between: real children, real pipelines, real memory (FR-001..003, design §7)."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pynvml
+import pytest
+import pytest_asyncio
+import structlog
+from msgspec.structs import replace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from contracts.lanes import SlotState
+from contracts.settings import Catalog, ModelEntry, load_settings
+from contracts.tasks import FailureCode, GenerationTask, SwapReceipt
+from lane_worker.runtime.host import ForkServer, Host, HostLost, LoadFailed, LoadTimedOut, SlotTaken
+from lane_worker.runtime.host_messages import Finished, Generate, SlotNote
+from lane_worker.runtime.host_runner import HostRunner
+from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful
+from lane_worker.runtime.residence import Quarantined, Residence
+from lane_worker.runtime.slot import lock_path, process_start
+from ops.memory import MemoryProbe, NvmlProbe, RssProbe
+from tests import rogue_host
+from tests.fake_nvml import GIB, UUID, FakeNvml, fake_nvml
+from tests.heavy import heavy_models, parameters_of
+from tests.records import pending_task
+from tests.support import eventually, is_running
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+CATALOG: Catalog = load_settings().catalog("tiny")
+SLOT = "cpu-0"
+PROMPT = "a lighthouse"
+MB = 1_000_000
+
+
+class Slot:
+    """A residence on a slot of the yard, and everything that it showed."""
+
+    def __init__(self, residence: Residence, folder: Path) -> None:
+        self.residence = residence
+        self.host = residence.host
+        self.folder = folder
+        self.runner = HostRunner(residence=residence, slot=SLOT, scratch=folder)
+
+    async def ready(self, model: str) -> SwapReceipt:
+        receipt = await self.residence.ready(model)
+        assert receipt is not None
+        return receipt
+
+    async def generate(self, entry: ModelEntry, prompt: str = PROMPT) -> None:
+        request = Generate("task", 1, parameters_of(entry, prompt), str(self.folder / "video.mp4"))
+        outcome = await self.host.generate(request, lambda _: None)
+        assert isinstance(outcome, Finished), outcome
+
+    async def run(self, model: str, prompt: str = PROMPT) -> Result:
+        return await self.runner.run(task_of(model, prompt), None, lambda _: None)
+
+
+def task_of(model: str, prompt: str = PROMPT) -> GenerationTask:
+    now = datetime.now(UTC)
+    parameters = parameters_of(CATALOG.models[model], prompt)
+    task = pending_task(created_at=now, queued_at=now, deadline_at=now + timedelta(seconds=30))
+    return replace(task, model=model, parameters=parameters, attempt=1)
+
+
+class Yard:
+    """What the tests share: fork servers, good and rogue, and a cache of tiny pipelines."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.good = ForkServer()
+        self.rogue = ForkServer(rogue_host.COMMAND)
+        self._open: list[Residence] = []
+
+    def slot(
+        self,
+        folder: Path,
+        *,
+        probe: MemoryProbe | None,
+        slot: str = SLOT,
+        models: dict[str, ModelEntry] | None = None,
+        models_dir: Path | None = None,
+        rogue: bool = False,
+        role: Any = "degraded",
+        on_state: Callable[[SlotState, str | None, str], None] = lambda *_: None,
+    ) -> Slot:
+        """A residence with the lock folder *folder*; not opened yet."""
+        host = Host(
+            slot=slot,
+            lock_dir=folder,
+            models_dir=models_dir or self.folder,
+            role=role,
+            lock_wait_s=0.3,
+            fork_server=self.rogue if rogue else self.good,
+        )
+        residence = Residence(
+            host=host,
+            slot=slot,
+            models=models or dict(CATALOG.models),
+            probe=probe,
+            on_state=on_state,
+            after_kill_s=0.5,
+        )
+        self._open.append(residence)
+        return Slot(residence, folder)
+
+    async def close_slots(self) -> None:
+        while self._open:
+            await self._open.pop().close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Yard]:
+    yard = Yard(tmp_path_factory.mktemp("models"))
+    await yard.good.start()
+    await yard.rogue.start()
+    yield yard
+    await yard.good.close()
+    await yard.rogue.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def yard(shared: Yard) -> AsyncIterator[Yard]:
+    yield shared
+    await shared.close_slots()
+
+
+@pytest.fixture
+def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
+    with fake_nvml(tmp_path, monkeypatch) as card:
+        yield card
+
+
+def rss() -> RssProbe:
+    """The probe of a CPU slot; it gives up sooner."""
+    probe = RssProbe()
+    probe.deadline_s = 0.5
+    return probe
+
+
+def nvml() -> NvmlProbe:
+    """The probe of a card that looks more often, and gives up sooner."""
+    probe = NvmlProbe(UUID)
+    probe.poll_s, probe.deadline_s = 0.02, 0.3
+    return probe
+
+
+def figures(receipt: SwapReceipt) -> tuple[int, int, int, int]:
+    """base, before, after, tolerance"""
+    assert receipt.base_bytes is not None
+    assert receipt.before_bytes is not None
+    assert receipt.after_bytes is not None
+    assert receipt.tolerance_bytes is not None
+    return receipt.base_bytes, receipt.before_bytes, receipt.after_bytes, receipt.tolerance_bytes
+
+
+# Proof by resident memory
+
+
+async def test_two_heavy_pipelines_take_turns(yard: Yard, heavy_folder: Path, tmp_path: Path) -> None:
+    """SC-009 on a CPU: each release is seen in resident memory, and one process does it all."""
+    models = heavy_models(CATALOG, heavy_folder)
+    shown: list[tuple[SlotState, str | None]] = []
+    slot = yard.slot(
+        tmp_path,
+        probe=RssProbe(),
+        models=models,
+        models_dir=heavy_folder,
+        on_state=lambda state, model, _: shown.append((state, model)),
+    )
+    await slot.residence.open()
+    pid = slot.host.pid
+    first = await slot.ready("anisora")
+    assert (first.how, first.released_model, first.loaded_model) == ("nothing_resident", None, "anisora")
+    assert (first.probe, first.needed_bytes) == ("rss", models["anisora"].checkpoint.expected_bytes)
+    assert first.samples >= 2
+    await slot.generate(models["anisora"])
+    resident = "anisora"
+    for following in ("phr00t", "anisora", "phr00t"):
+        receipt = await slot.ready(following)
+        assert (receipt.how, receipt.alive, receipt.reason) == ("unloaded", (), "")
+        assert (receipt.released_model, receipt.loaded_model) == (resident, following)
+        base, before, after, tolerance = figures(receipt)
+        assert before - base > 500 * MB
+        assert after <= base + tolerance
+        assert tolerance == 128 * MB
+        assert receipt.samples >= 2
+        assert receipt.free_bytes is not None
+        assert receipt.free_bytes >= receipt.needed_bytes > 500 * MB
+        await slot.generate(models[following])
+        resident = following
+    assert slot.host.pid == pid
+    assert slot.residence.resident == "phr00t"
+    assert await slot.residence.ready("phr00t") is None
+    assert shown[:3] == [
+        (SlotState.EMPTY, None),
+        (SlotState.LOADING, "anisora"),
+        (SlotState.RESIDENT, "anisora"),
+    ]
+    assert shown[3:6] == [
+        (SlotState.RELEASING, "anisora"),
+        (SlotState.LOADING, "phr00t"),
+        (SlotState.RESIDENT, "phr00t"),
+    ]
+
+
+async def test_a_swap_is_three_spans(yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr("ops.tracing._tracer", provider.get_tracer("test"))
+    slot = yard.slot(tmp_path, probe=rss())
+    await slot.residence.open()
+    await slot.ready("anisora")
+    spans.clear()
+    receipt = await slot.ready("phr00t")
+    finished = spans.get_finished_spans()
+    assert [span.name for span in finished] == ["swap.release", "swap.verify", "load"]
+    attributes = dict(finished[-1].attributes or {})
+    assert attributes["swap.how"] == "unloaded"
+    assert attributes["swap.after_bytes"] == receipt.after_bytes
+    assert attributes["swap.load_s"] == receipt.load_s
+
+
+async def test_a_leak_is_seen_and_the_host_is_killed_for_it(yard: Yard, tmp_path: Path) -> None:
+    slot = yard.slot(tmp_path, probe=rss(), rogue=True)
+    await slot.residence.open()
+    await slot.ready("anisora")
+    pid = slot.host.pid
+    await slot.generate(CATALOG.models["anisora"], "leak 200 MB")
+    receipt = await slot.ready("phr00t")
+    assert receipt.how == "killed"
+    assert "more were in use" in receipt.reason
+    assert receipt.alive == ()
+    assert receipt.after_bytes == 0  # what a process that is gone holds
+    assert receipt.samples >= 4
+    assert slot.host.pid != pid
+    await slot.generate(CATALOG.models["phr00t"])
+    assert (await slot.ready("anisora")).how == "unloaded"  # the base is that of the fresh host
+
+
+@pytest.mark.parametrize(
+    ("misdeed", "alive"), [("leak tensor", ("transformer",)), ("keep component", ("text_encoder",))]
+)
+async def test_what_the_host_cannot_let_go_of_is_named(
+    yard: Yard, tmp_path: Path, misdeed: str, alive: tuple[str, ...]
+) -> None:
+    """Tiny pipelines are invisible in resident memory: weak references are the proof."""
+    slot = yard.slot(tmp_path, probe=rss(), rogue=True)
+    await slot.residence.open()
+    await slot.ready("phr00t")
+    pid = slot.host.pid
+    await slot.generate(CATALOG.models["phr00t"], misdeed)
+    receipt = await slot.ready("anisora")
+    assert (receipt.how, receipt.alive) == ("killed", alive)
+    assert alive[0] in receipt.reason
+    assert slot.host.pid != pid
+    await slot.generate(CATALOG.models["anisora"])
+
+
+# Proof by the card
+
+
+async def test_a_card_whose_figure_falls_is_released(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
+    slot = yard.slot(tmp_path, probe=nvml())
+    await slot.residence.open()
+    await slot.ready("anisora")
+    card.set(used_bytes=61 * GIB, fall_bytes=10 * GIB, least_bytes=GIB)
+    receipt = await slot.ready("phr00t")
+    assert (receipt.how, receipt.probe) == ("unloaded", "nvml")
+    assert figures(receipt) == (GIB, 61 * GIB, GIB, 3 * GIB)  # 5 % of 60 GiB
+    assert receipt.samples == 7
+
+
+async def test_a_card_that_stays_full_is_quarantined(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
+    shown: list[tuple[SlotState, str]] = []
+    slot = yard.slot(tmp_path, probe=nvml(), on_state=lambda state, _, detail: shown.append((state, detail)))
+    await slot.residence.open()
+    await slot.ready("anisora")
+    card.set(used_bytes=61 * GIB)
+    with pytest.raises(Quarantined, match="lift the quarantine") as refusal:
+        await slot.residence.ready("phr00t")
+    receipt = refusal.value.receipt
+    assert (receipt.how, receipt.after_bytes, receipt.load_s) == ("killed", 61 * GIB, 0.0)
+    assert slot.residence.quarantined
+    assert slot.residence.resident is None
+    assert slot.host.pid is None
+    assert shown[-1] == (SlotState.QUARANTINED, refusal.value.detail)
+
+    card.set(used_bytes=GIB)  # even so: nothing loads until an operator has said so
+    for refused in (slot.residence.ready("phr00t"), slot.residence.renew("phr00t", "")):
+        with pytest.raises(Quarantined):
+            await refused
+    with pytest.raises(Quarantined):
+        await slot.residence.open()
+    assert slot.host.pid is None
+
+    slot.residence.lift()
+    assert shown[-1] == (SlotState.EMPTY, "")
+    assert (await slot.ready("phr00t")).how == "nothing_resident"
+    await slot.generate(CATALOG.models["phr00t"])
+
+
+async def test_a_lift_takes_the_card_as_it_is(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
+    """What another program holds there for good is no leftover of ours."""
+    slot = yard.slot(tmp_path, probe=nvml())
+    await slot.residence.open()
+    await slot.ready("anisora")
+    card.set(used_bytes=21 * GIB)
+    with pytest.raises(Quarantined):
+        await slot.residence.ready("phr00t")
+    slot.residence.lift()
+    assert (await slot.ready("phr00t")).base_bytes == 21 * GIB
+
+
+async def test_an_error_of_the_card_is_no_release(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
+    slot = yard.slot(tmp_path, probe=nvml())
+    await slot.residence.open()
+    await slot.ready("anisora")
+    card.set(read_error=pynvml.NVML_ERROR_GPU_IS_LOST)
+    with pytest.raises(Quarantined, match="could not be read") as refusal:
+        await slot.residence.ready("phr00t")
+    assert (refusal.value.receipt.how, refusal.value.receipt.after_bytes) == ("killed", None)
+    assert slot.host.pid is None
+
+
+async def test_a_card_that_answers_again_after_the_kill_is_released(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
+    probe = nvml()
+    slot = yard.slot(tmp_path, probe=probe)
+    await slot.residence.open()
+    await slot.ready("anisora")
+    pid = slot.host.pid
+    card.set(used_bytes=61 * GIB)
+    swap = asyncio.create_task(slot.residence.ready("phr00t"))
+    await eventually(lambda: asyncio.to_thread(lambda: pid is not None and not is_running(pid)))
+    card.set(used_bytes=GIB)
+    receipt = await swap
+    assert receipt is not None
+    assert receipt.how == "killed"
+    assert "more were in use" in receipt.reason
+    assert slot.residence.resident == "phr00t"
+
+
+async def test_nothing_is_loaded_where_it_does_not_fit(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
+    """Also at the start: somebody else's memory is missing to the pipeline all the same."""
+    entry = CATALOG.models["phr00t"]
+    large = replace(entry, checkpoint=replace(entry.checkpoint, expected_bytes=70 * GIB))
+    slot = yard.slot(tmp_path, probe=nvml(), models={"phr00t": large})
+    card.set(used_bytes=20 * GIB)
+    await slot.residence.open()
+    with pytest.raises(Quarantined) as refusal:
+        await slot.residence.ready("phr00t")
+    receipt = refusal.value.receipt
+    assert (receipt.released_model, receipt.free_bytes, receipt.needed_bytes) == (None, 60 * GIB, 70 * GIB)
+
+
+async def test_memory_on_its_way_out_does_not_count_as_empty(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
+    """The slot's last holder was killed a moment ago: its lock is free before its memory is."""
+    slot = yard.slot(tmp_path, probe=nvml())
+    card.set(used_bytes=61 * GIB, fall_bytes=6 * GIB, least_bytes=GIB)
+    await slot.residence.open()
+    assert (await slot.ready("phr00t")).base_bytes == GIB
+
+
+async def test_a_restart_does_not_raise_the_base(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
+    """A host that died leaves its memory unproven: a fresh one may not take it for the empty card."""
+    slot = yard.slot(tmp_path, probe=nvml())
+    await slot.residence.open()
+    await slot.ready("anisora")
+    card.set(used_bytes=61 * GIB)
+    await killed(slot.host)
+    await slot.residence.open()
+    with pytest.raises(Quarantined) as refusal:
+        await slot.residence.ready("anisora")
+    assert refusal.value.receipt.base_bytes == GIB
+
+
+# Without a probe
+
+
+async def test_without_a_probe_the_host_is_killed_between_models(yard: Yard, tmp_path: Path) -> None:
+    slot = yard.slot(tmp_path, probe=None)
+    await slot.residence.open()
+    first = await slot.ready("anisora")
+    assert (first.how, first.probe, first.samples) == ("nothing_resident", "none", 0)
+    for following in ("phr00t", "anisora"):
+        pid = slot.host.pid
+        receipt = await slot.ready(following)
+        assert (receipt.how, receipt.probe, receipt.samples) == ("killed", "none", 0)
+        assert "nothing here can measure memory" in receipt.reason
+        assert receipt.base_bytes is None
+        assert slot.host.pid != pid
+        await slot.generate(CATALOG.models[following])
+
+
+# Hosts that die, loads that fail
+
+
+async def killed(host: Host) -> None:
+    assert host.pid is not None
+    os.kill(host.pid, signal.SIGKILL)
+    await eventually(lambda: asyncio.sleep(0, host.pid is None))
+
+
+async def test_a_host_that_died_is_started_again(yard: Yard, tmp_path: Path) -> None:
+    slot = yard.slot(tmp_path, probe=rss())
+    await slot.residence.open()
+    await slot.ready("anisora")
+    await killed(slot.host)
+    assert slot.residence.resident is None
+    receipt = await slot.ready("anisora")
+    assert (receipt.how, receipt.released_model, receipt.after_bytes) == ("killed", "anisora", 0)
+    assert receipt.reason == "the host had ended before"
+    await slot.generate(CATALOG.models["anisora"])
+
+
+async def test_the_memory_of_a_host_that_died_is_proven_free_first(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
+    slot = yard.slot(tmp_path, probe=nvml())
+    await slot.residence.open()
+    await slot.ready("anisora")
+    card.set(used_bytes=61 * GIB)
+    await killed(slot.host)
+    with pytest.raises(Quarantined):
+        await slot.residence.ready("anisora")
+    assert slot.host.pid is None
+
+
+async def test_renew_runs_in_a_fresh_host(yard: Yard, tmp_path: Path) -> None:
+    slot = yard.slot(tmp_path, probe=rss())
+    await slot.residence.open()
+    await slot.ready("anisora")
+    pid = slot.host.pid
+    receipt = await slot.residence.renew("anisora", "it ran out of memory")
+    assert (receipt.how, receipt.reason) == ("killed", "it ran out of memory")
+    assert slot.residence.resident == "anisora"
+    assert slot.host.pid != pid
+
+
+def changed(model: str, folder: str | None = None, **timeouts: float) -> dict[str, ModelEntry]:
+    """All models; *model* has other timeouts, or its checkpoint in another folder, whose name may be a misdeed."""
+    entry = CATALOG.models[model]
+    entry = replace(entry, timeouts=replace(entry.timeouts, **timeouts))
+    if folder is not None:
+        entry = replace(entry, checkpoint=replace(entry.checkpoint, folder=folder))
+    return {**CATALOG.models, model: entry}
+
+
+async def test_after_a_failed_load_another_model_loads(yard: Yard, tmp_path: Path) -> None:
+    slot = yard.slot(tmp_path, probe=rss(), rogue=True, models=changed("phr00t", "oom-in-load"))
+    await slot.residence.open()
+    await slot.ready("anisora")
+    with pytest.raises(LoadFailed) as failure:
+        await slot.residence.ready("phr00t")
+    assert failure.value.failure.code == "out_of_memory"
+    assert slot.residence.resident is None
+    receipt = await slot.ready("anisora")
+    assert (receipt.how, receipt.released_model) == ("unloaded", None)  # what the failed load left is released, too
+    await slot.generate(CATALOG.models["anisora"])
+
+
+async def test_a_model_that_is_not_in_the_settings_does_not_load(yard: Yard, tmp_path: Path) -> None:
+    slot = yard.slot(tmp_path, probe=rss())
+    await slot.residence.open()
+    await slot.ready("anisora")
+    with pytest.raises(LoadFailed, match="no model wan"):
+        await slot.residence.ready("wan")
+    assert slot.residence.last_swap is None
+    assert slot.residence.resident == "anisora"
+
+
+async def test_a_load_that_hangs_ends_the_host(yard: Yard, tmp_path: Path) -> None:
+    models = changed("phr00t", "hang-in-load", load_s=0.3)
+    slot = yard.slot(tmp_path, probe=rss(), rogue=True, models=models)
+    await slot.residence.open()
+    with pytest.raises(LoadTimedOut):
+        await slot.residence.ready("phr00t")
+    assert slot.host.pid is None
+    await slot.ready("anisora")
+
+
+async def test_a_caller_that_goes_away_in_mid_swap_leaves_nothing(yard: Yard, tmp_path: Path) -> None:
+    loading = asyncio.Event()
+
+    def on_state(state: SlotState, _model: str | None, _detail: str) -> None:
+        if state is SlotState.LOADING:
+            loading.set()
+
+    slot = yard.slot(tmp_path, probe=rss(), rogue=True, models=changed("phr00t", "hang-in-load"), on_state=on_state)
+    await slot.residence.open()
+    swap = asyncio.create_task(slot.residence.ready("phr00t"))
+    await loading.wait()
+    swap.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await swap
+    assert slot.residence.resident is None
+    receipt = await slot.ready("anisora")
+    assert receipt.how == "killed"
+    await slot.generate(CATALOG.models["anisora"])
+
+
+# One slot, several leaders
+
+
+async def test_a_new_leader_puts_the_host_of_a_stopped_one_aside(yard: Yard, tmp_path: Path) -> None:
+    old, new = (yard.slot(tmp_path, probe=rss()) for _ in range(2))
+    await old.residence.open(term=4)
+    await old.ready("anisora")
+    pid = old.host.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)  # as its worker: it would hold the card for ever
+
+    await new.residence.open(term=9)
+    assert not is_running(pid)
+    await new.ready("phr00t")
+    await eventually(lambda: asyncio.sleep(0, old.host.pid is None))
+    assert old.residence.resident is None
+    with pytest.raises(HostLost, match="is held by process"):  # it does not put the new one's aside in turn
+        await old.residence.ready("anisora")
+    assert new.residence.resident == "phr00t"
+    await new.generate(CATALOG.models["phr00t"])
+
+
+@pytest.mark.parametrize(("role", "term"), [("degraded", 9), ("degraded", 10), ("lane", 0)])
+async def test_nobody_else_is_put_aside(yard: Yard, tmp_path: Path, role: str, term: int) -> None:
+    shown: list[SlotState] = []
+    holder = yard.slot(tmp_path, probe=rss(), role=role)
+    rival = yard.slot(tmp_path, probe=rss(), on_state=lambda state, *_: shown.append(state))
+    await holder.residence.open(term=term)
+    with pytest.raises(SlotTaken):
+        await rival.residence.open(term=9)
+    await rival.residence.close()
+    assert shown == []  # the slot is not its to speak of
+    await holder.ready("phr00t")
+
+
+async def test_a_process_that_got_the_pid_of_a_dead_host_is_left_alone(yard: Yard, tmp_path: Path) -> None:
+    slot = yard.slot(tmp_path, probe=rss())
+    bystander = await asyncio.create_subprocess_exec(sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE)
+    started = process_start(bystander.pid)
+    assert started is not None
+    note = SlotNote(bystander.pid, started - 1, "degraded", 1)
+    lock_path(tmp_path, SLOT).write_bytes(msgspec.json.encode(note) + b"\n")
+    await slot.residence.open(term=2)
+    assert is_running(bystander.pid)
+    bystander.kill()
+    await bystander.wait()
+
+
+# Tasks
+
+
+@pytest.fixture
+def lines() -> Iterator[list[tuple[Any, bool]]]:
+    """The memory lines so far: the outcome, and whether the process was gone."""
+    found: list[tuple[Any, bool]] = []
+    with structlog.testing.capture_logs([lambda _, __, event: _memory_line(event, found)]):
+        yield found
+
+
+def _memory_line(event: Any, found: list[tuple[Any, bool]]) -> Any:
+    if event["event"] == "memory_after_cleanup":
+        assert event["rss_bytes"] > 0 or event["process_gone"]
+        found.append((event["outcome"], "process_gone" in event))
+    return event
+
+
+async def test_a_task_brings_its_receipt(yard: Yard, tmp_path: Path, lines: list[Any]) -> None:
+    slot = yard.slot(tmp_path, probe=rss())
+    await slot.residence.open()
+    first, second = await slot.run("phr00t"), await slot.run("phr00t")
+    assert isinstance(first, Succeeded)
+    assert first.swap is not None
+    assert first.swap.loaded_model == "phr00t"
+    assert isinstance(second, Succeeded)
+    assert second.swap is None  # it was resident
+    assert lines == [("done", False), ("done", False)]
+
+
+@pytest.mark.parametrize("where", ["text encoder", "step 3", "vae"])
+async def test_out_of_memory_is_tried_once_more_in_a_fresh_host(
+    yard: Yard, tmp_path: Path, where: str, lines: list[Any]
+) -> None:
+    slot = yard.slot(tmp_path, probe=rss(), rogue=True)
+    await slot.residence.open()
+    await slot.run("phr00t")
+    pid = slot.host.pid
+    result = await slot.run("phr00t", f"oom in {where} in a used host")
+    assert isinstance(result, Succeeded), result
+    assert result.swap is not None
+    assert (result.swap.how, result.swap.reason) == ("killed", "it ran out of memory")
+    assert slot.host.pid != pid
+    assert lines == [("done", False), ("out_of_memory", False), ("done", False)]
+
+    hopeless = await slot.run("phr00t", f"oom in {where}")
+    assert isinstance(hopeless, Unsuccessful)
+    assert hopeless.code is FailureCode.OUT_OF_MEMORY
+    assert lines[3:] == [("out_of_memory", False)] * 2
+    assert isinstance(await slot.run("phr00t"), Succeeded)
+
+
+async def test_out_of_memory_in_a_load_is_tried_once_more(yard: Yard, tmp_path: Path, lines: list[Any]) -> None:
+    slot = yard.slot(tmp_path, probe=rss(), rogue=True, models=changed("phr00t", "oom-in-load-in-a-used-host"))
+    await slot.residence.open()
+    await slot.run("anisora")
+    result = await slot.run("phr00t")
+    assert isinstance(result, Succeeded), result
+    assert lines == [("done", False), ("out_of_memory", False), ("done", False)]
+
+
+async def test_a_model_that_never_fits(yard: Yard, tmp_path: Path, lines: list[Any]) -> None:
+    slot = yard.slot(tmp_path, probe=rss(), rogue=True, models=changed("phr00t", "oom-in-load"))
+    await slot.residence.open()
+    result = await slot.run("phr00t")
+    assert isinstance(result, Unsuccessful)
+    assert (result.code, result.swap and result.swap.how) == (FailureCode.OUT_OF_MEMORY, "killed")
+    assert lines == [("out_of_memory", False)] * 2
+    assert isinstance(await slot.run("anisora"), Succeeded)
+
+
+@pytest.mark.parametrize("misdeed", ["segfault", "garbage"])
+async def test_a_host_that_dies_gives_the_task_to_another_attempt(
+    yard: Yard, tmp_path: Path, misdeed: str, lines: list[Any]
+) -> None:
+    slot = yard.slot(tmp_path, probe=rss(), rogue=True)
+    await slot.residence.open()
+    assert isinstance(await slot.run("phr00t", misdeed), GaveUp)
+    assert lines == [("host_lost", True)]
+    assert isinstance(await slot.run("anisora"), Succeeded)
+
+
+async def test_a_broken_device_ends_the_host_but_not_the_next_task(
+    yard: Yard, tmp_path: Path, lines: list[Any]
+) -> None:
+    slot = yard.slot(tmp_path, probe=rss(), rogue=True)
+    await slot.residence.open()
+    result = await slot.run("phr00t", "cuda error")
+    assert isinstance(result, Unsuccessful)
+    assert result.code is FailureCode.INFERENCE_FAILED
+    assert slot.host.pid is None
+    after = await slot.run("phr00t")
+    assert isinstance(after, Succeeded)
+    assert after.swap is not None
+    assert after.swap.how == "killed"
+    assert lines == [("inference_failed", True), ("done", False)]
+
+
+async def test_a_host_that_hangs_is_killed_within_its_limits(yard: Yard, tmp_path: Path, lines: list[Any]) -> None:
+    slot = yard.slot(tmp_path, probe=rss(), rogue=True, models=changed("phr00t", step_s=0.5))
+    await slot.residence.open()
+    result = await slot.run("phr00t", "ignore SIGTERM")
+    assert isinstance(result, Unsuccessful)
+    assert result.code is FailureCode.INFERENCE_TIMEOUT
+    assert lines == [("inference_timeout", True)]
+    assert slot.host.pid is None
+
+
+async def test_a_host_that_ignores_its_cancel_is_killed_after_one_step(
+    yard: Yard, tmp_path: Path, lines: list[Any]
+) -> None:
+    slot = yard.slot(tmp_path, probe=rss(), rogue=True, models=changed("phr00t", step_s=0.5))
+    await slot.residence.open()
+    task = task_of("phr00t", "ignore cancel")
+    result = await slot.runner.run(task, None, lambda _: slot.runner.stop(task.id))
+    assert isinstance(result, GaveUp)
+    assert "ignored its cancel" in result.reason
+    assert lines == [("host_lost", True)]
+    assert slot.host.pid is None
+
+
+async def test_a_load_that_takes_too_long_is_the_tasks_end(yard: Yard, tmp_path: Path, lines: list[Any]) -> None:
+    models = changed("phr00t", "hang-in-load", load_s=0.3)
+    slot = yard.slot(tmp_path, probe=rss(), rogue=True, models=models)
+    await slot.residence.open()
+    result = await slot.run("phr00t")
+    assert isinstance(result, Unsuccessful)
+    assert result.code is FailureCode.INFERENCE_TIMEOUT
+    assert lines == [("inference_timeout", True)]
+
+
+async def test_a_missing_checkpoint_is_named_in_the_log_only(yard: Yard, tmp_path: Path, lines: list[Any]) -> None:
+    entry = CATALOG.models["phr00t"]
+    absent = replace(entry, checkpoint=replace(entry.checkpoint, random_weights=None, folder="nowhere"))
+    slot = yard.slot(tmp_path, probe=rss(), models={"phr00t": absent})
+    await slot.residence.open()
+    result = await slot.run("phr00t")
+    assert isinstance(result, Unsuccessful)
+    assert result.code is FailureCode.STORAGE_FAILED
+    assert "nowhere" not in result.message
+    assert lines == [("storage_failed", False)]
+
+
+async def test_a_quarantine_gives_the_task_to_another_attempt(
+    yard: Yard, card: FakeNvml, tmp_path: Path, lines: list[Any]
+) -> None:
+    slot = yard.slot(tmp_path, probe=nvml())
+    await slot.residence.open()
+    await slot.ready("anisora")
+    card.set(used_bytes=61 * GIB)
+    assert isinstance(await slot.run("phr00t"), GaveUp)
+    assert isinstance(await slot.run("phr00t"), GaveUp)
+    assert lines == [("quarantined", True)] * 2
+
+
+@pytest.mark.parametrize(("leaving", "expected"), [(False, Stopped()), (True, GaveUp("the worker is leaving"))])
+async def test_a_stop_in_mid_swap_lets_the_swap_end_and_runs_nothing(
+    yard: Yard, tmp_path: Path, lines: list[Any], leaving: bool, expected: Result
+) -> None:
+    def on_state(state: SlotState, model: str | None, _detail: str) -> None:
+        if (state, model) == (SlotState.LOADING, "phr00t"):
+            slot.runner.stop("another task")  # nobody's: no effect
+            if leaving:
+                slot.runner.leave("the worker is leaving")
+            else:
+                slot.runner.stop(task_of("phr00t").id)
+
+    slot = yard.slot(tmp_path, probe=rss(), on_state=on_state)
+    await slot.residence.open()
+    await slot.ready("anisora")
+    assert await slot.run("phr00t") == expected
+    assert slot.residence.resident == "phr00t"
+    assert lines == [("cancelled", False)]
+    assert list(tmp_path.glob("*.mp4*")) == []

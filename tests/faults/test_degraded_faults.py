@@ -1,0 +1,167 @@
+"""Faults of the degraded worker's hosts and cards, one by one; `docs/faults.md` says what becomes of each (issue 3)."""
+
+import re
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import pynvml
+import pytest
+import pytest_asyncio
+from msgspec import Struct
+
+from contracts.lanes import SlotState
+from contracts.tasks import GenerationTask, SwapReceipt, TaskStatus
+from tests.fake_nvml import GIB
+from tests.faults.stage import ProbeName, Stage, staged
+
+DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "faults.md"
+NEXT_MODEL: Final = "anisora"
+"""It is resident when a fault begins, and it is what runs afterwards."""
+
+
+class Row(Struct, frozen=True):
+    """A row of the document."""
+
+    fault: str
+    task: str
+    retried: str
+    slot: str
+
+
+class Fault(Struct, frozen=True, kw_only=True):
+    """How it is planted, and what the log then says: the outcome of each try, and why a swap killed the host."""
+
+    outcomes: tuple[str, ...]
+    killed_because: str = ""
+    model: str = "phr00t"
+    prompt: str = ""
+    cancel: bool = False
+    probe: ProbeName = "rss"
+    figures: Mapping[str, int] = {}
+
+
+OUT_OF_MEMORY_TWICE: Final = ("out_of_memory", "out_of_memory")
+FAULTS: Final = {
+    "leaks one tensor": Fault(prompt="leak tensor", outcomes=("done",), killed_because="alive.*: transformer$"),
+    "keeps a component": Fault(prompt="keep component", outcomes=("done",), killed_because="alive.*: text_encoder$"),
+    "leaks 200 MB": Fault(prompt="leak 200 MB", outcomes=("done",), killed_because="^[0-9]+ bytes more were in use"),
+    "ignores a cancel": Fault(model="impatient", prompt="ignore cancel", cancel=True, outcomes=("host_lost",)),
+    "hangs and ignores SIGTERM": Fault(model="impatient", prompt="ignore SIGTERM", outcomes=("inference_timeout",)),
+    "segfaults in the inference": Fault(prompt="segfault", outcomes=("host_lost", "host_lost")),
+    "answers garbage on the pipe": Fault(prompt="garbage", outcomes=("host_lost", "host_lost")),
+    "hangs in the load": Fault(model="hangs", outcomes=("inference_timeout",)),
+    "out of memory in the load": Fault(model="too_large", outcomes=OUT_OF_MEMORY_TWICE),
+    "out of memory in the load, once": Fault(model="too_large_once", outcomes=("out_of_memory", "done")),
+    "out of memory in the text encoder": Fault(prompt="oom in text encoder", outcomes=OUT_OF_MEMORY_TWICE),
+    "out of memory in step 3": Fault(prompt="oom in step 3", outcomes=OUT_OF_MEMORY_TWICE),
+    "out of memory in the VAE decode": Fault(prompt="oom in vae", outcomes=OUT_OF_MEMORY_TWICE),
+    "out of memory once": Fault(prompt="oom in step 3 in a used host", outcomes=("out_of_memory", "done")),
+    "a CUDA error": Fault(prompt="cuda error", outcomes=("inference_failed",)),
+    "NVML is missing": Fault(probe="missing", outcomes=("done",), killed_because="nothing here can measure memory"),
+    "NVML shows a figure that falls": Fault(
+        probe="nvml",
+        figures={"used_bytes": 61 * GIB, "fall_bytes": 20 * GIB, "least_bytes": GIB},
+        outcomes=("done",),
+    ),
+    "NVML shows a figure that is stuck": Fault(
+        probe="nvml",
+        figures={"used_bytes": 61 * GIB},
+        outcomes=("quarantined",),
+        killed_because="bytes more were in use.*after the host had ended$",
+    ),
+    "NVML raises": Fault(
+        probe="nvml",
+        figures={"used_bytes": GIB, "read_error": pynvml.NVML_ERROR_GPU_IS_LOST},
+        outcomes=("quarantined",),
+        killed_because="could not be read.*after the host had ended$",
+    ),
+    "NVML raises from the start": Fault(
+        probe="failing",
+        figures={"init_error": pynvml.NVML_ERROR_UNKNOWN},
+        outcomes=("quarantined",),
+        killed_because="could not be read.*after the host had ended$",
+    ),
+}
+
+
+def rows() -> list[Row]:
+    """The table of the document."""
+    lines = re.findall(r"^\| (.+) \|$", DOCUMENT.read_text(), re.MULTILINE)
+    return [Row(*(cell.replace("`", "") for cell in line.split(" | "))) for line in lines[1:]]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    async with staged(tmp_path_factory.mktemp("faults")) as stage:
+        yield stage
+
+
+def test_every_fault_has_one_row() -> None:
+    assert [row.fault for row in rows()] == list(FAULTS)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row.fault)
+async def test_fault(stage: Stage, row: Row) -> None:
+    fault = FAULTS[row.fault]
+    await stage.serve(fault.probe)
+    stage.card.set(**({"used_bytes": GIB} | dict(fault.figures)))
+    task_id = await stage.submit(fault.model, fault.prompt or "a lighthouse")
+    if fault.cancel:
+        await stage.cancel(task_id)
+    if row.slot == "quarantined":
+        await stage.slot_becomes(SlotState.QUARANTINED)
+        refused = await run_next(stage)
+        assert (outcome_of(refused), refused.attempt) == ("queue_overloaded", 0)
+    task = await stage.ended(task_id)
+    cleanups = stage.cleanups(task_id)
+    assert tuple(outcome for _, outcome in cleanups) == fault.outcomes
+    if row.slot == "quarantined":
+        slot, reason = "quarantined", stage.last_swap["reason"]
+        stage.card.set(used_bytes=GIB)
+        await stage.lift()
+        after = await run_next(stage)
+    else:
+        await stage.slot_becomes(SlotState(row.slot.replace(",", " ").split()[0]))
+        after = await run_next(stage)
+        slot, reason = slot_before(after.swap), stage.last_swap["reason"]
+    assert Row(row.fault, outcome_of(task), retried(task, [attempt for attempt, _ in cleanups]), slot) == row
+    assert re.search(fault.killed_because or "^$", reason)
+    assert (after.status, after.attempt, stage.cleanups(after.id)) == (TaskStatus.DONE, 1, [(1, "done")])
+    await stage.slot_becomes(SlotState.RESIDENT)
+
+
+async def run_next(stage: Stage) -> GenerationTask:
+    return await stage.ended(await stage.submit(NEXT_MODEL))
+
+
+def outcome_of(task: GenerationTask) -> str:
+    return str(task.status) if task.error is None else str(task.error.code)
+
+
+def retried(task: GenerationTask, attempts: list[int]) -> str:
+    """As the document calls it; *attempts* has an entry for each try."""
+    match attempts:
+        case [1]:
+            return "queued again" if task.epoch else "no"
+        case [1, 1]:
+            return "in a fresh host"
+        case [1, 2]:
+            return "as a second attempt"
+    raise AssertionError(attempts)
+
+
+def slot_before(swap: SwapReceipt | None) -> str:
+    """In which state the swap to the next model found the slot, as the document calls it."""
+    assert swap is not None
+    match (swap.released_model, swap.how):
+        case (None, "nothing_resident"):
+            return "empty, new host"
+        case (None, "unloaded"):
+            return "empty"
+        case (_, "unloaded"):
+            return "resident"
+        case (_, "killed"):
+            return "resident until its host is killed"
+    raise AssertionError(swap)

@@ -1,0 +1,162 @@
+"""The leader of the degraded queue dies, or is stopped, in the middle of a task; its standby takes over (SC-009)."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lane_worker.runtime.slot import lock_path, read_note
+from tests.support import children_of, eventually_sync, is_running, settings_file
+from tests.system import UpProcess
+
+SLOT = "cpu-0"
+WORKERS = ("degraded-0", "degraded-1")
+SAMPLE_S = 0.02
+
+
+class Card:
+    """Looks again and again who holds the slot with a model, and whether anybody who did before still lives."""
+
+    def __init__(self, up: UpProcess) -> None:
+        self.lock = lock_path(up.data_dir / "locks", SLOT)
+        self.held_by: list[int] = []
+        self.broken: list[str] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._ended.wait(SAMPLE_S):
+            note = read_note(self.lock)
+            if note is None or note.model is None:
+                continue
+            if note.pid not in self.held_by:
+                self.held_by.append(note.pid)
+            # an earlier one had to be gone before this one got the lock, so it makes no difference when we look
+            others = [pid for pid in self.held_by if pid != note.pid and is_running(pid)]
+            if others:
+                self.broken.append(f"{note.pid} holds {note.model} while {others} live")
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        assert self.broken == []
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
+    """Degraded only, with a standby. A silent worker loses its lease after 2 s."""
+    folder = tmp_path_factory.mktemp("failover")
+    settings = settings_file(folder, lease_s=2.0, lease_renew_s=0.5, reconnect_grace_s=1.0)
+    options = ("--lanes", "anisora=0,phr00t=0", "--standbys", "1", "--step-seconds", "0.25")
+    up = UpProcess(folder, *options, "--settings", str(settings))
+    up.start()
+    yield up
+    up.stop()
+
+
+@pytest.fixture
+def up(pair: UpProcess) -> Iterator[UpProcess]:
+    """The pair when one leads and the other stands by, watched for a second pipeline on the card."""
+    eventually_sync(lambda: {role(pair, name) for name in WORKERS} == {"leads", "stands by"}, within_s=60)
+    card = Card(pair)
+    yield pair
+    card.close()
+
+
+def role(up: UpProcess, name: str) -> str:
+    """What *name* said last of its own part."""
+    try:
+        lines = up.log_lines(name)
+    except FileNotFoundError:
+        return ""
+    said = {"serves": "leads", "stands_by": "stands by", "leads_no_more": "ends"}
+    return next((said[line["event"]] for line in reversed(lines) if line["event"] in said), "")
+
+
+def leader_and_standby(up: UpProcess) -> tuple[str, str]:
+    first, second = WORKERS
+    return (first, second) if role(up, first) == "leads" else (second, first)
+
+
+def process_of(up: UpProcess, name: str) -> int:
+    return up.find("warmlane degraded", f"--name {name}")
+
+
+def running_task(up: UpProcess) -> dict[str, Any]:
+    """A task that the leader runs; it takes 2 s."""
+    task = up.submit(model="anisora", num_frames=5)
+
+    def look() -> dict[str, Any] | None:
+        now = up.task(task["id"])
+        assert now["status"] != "done", "too fast to be killed in mid-run"
+        return now if now["status"] == "processing" and now["progress"]["step"] else None
+
+    found = eventually_sync(look, within_s=60)
+    assert found is not None
+    return found
+
+
+def test_kill_9_of_the_leader(up: UpProcess) -> None:
+    leader, standby = leader_and_standby(up)
+    task = running_task(up)
+    assert task["worker"] == leader
+    host = up.host_of(leader)
+    os.kill(process_of(up, leader), signal.SIGKILL)
+    done = up.ended(task["id"])
+    assert (done["status"], done["attempt"], done["worker"]) == ("done", 2, standby), done
+    assert not is_running(host)
+    lines = {line["attempt"]: line["outcome"] for line in up.memory_lines(task["id"])}
+    # the next holder of the slot accounts for the attempt that nobody else could
+    assert lines == {1: "worker_lost", 2: "done"}
+    eventually_sync(lambda: f"degraded worker {standby} leads" in up.output.read_text())
+
+
+def test_sigstop_of_the_leader(up: UpProcess) -> None:
+    """Its child would hold the card for ever: the standby ends it. When it wakes it changes nothing, and stands by."""
+    leader, standby = leader_and_standby(up)
+    task = running_task(up)
+    host, process = up.host_of(leader), process_of(up, leader)
+    os.kill(process, signal.SIGSTOP)
+    try:
+        done = up.ended(task["id"])
+        assert (done["status"], done["attempt"], done["worker"]) == ("done", 2, standby), done
+        assert not is_running(host)
+        assert is_running(process)
+    finally:
+        os.kill(process, signal.SIGCONT)
+    eventually_sync(lambda: role(up, leader) == "stands by", within_s=60)
+    assert role(up, standby) == "leads"
+    assert up.task(task["id"]) == done
+    after = up.ended(up.submit(model="phr00t", num_frames=5)["id"])
+    assert (after["status"], after["worker"]) == ("done", standby)
+    # it stands by in earnest
+    os.kill(process_of(up, standby), signal.SIGKILL)
+    again = up.ended(up.submit(model="phr00t", num_frames=5)["id"])
+    assert (again["status"], again["worker"]) == ("done", leader)
+
+
+def test_kill_9_of_the_server(up: UpProcess) -> None:
+    """Work in hand is kept, and somebody leads afterwards."""
+    task = running_task(up)
+    os.kill(up.find("nats-server"), signal.SIGKILL)
+    eventually_sync(up.is_ready, within_s=60)
+    assert up.ended(task["id"])["status"] == "done"
+    assert up.ended(up.submit(model="phr00t", num_frames=5)["id"])["status"] == "done"
+
+
+def test_what_up_says(up: UpProcess) -> None:
+    said = up.output.read_text()
+    assert "no lanes were asked for" in said
+    assert "degraded worker degraded-0 leads" in said
+    for model in ("anisora", "phr00t"):
+        assert f"-so {model}.mp4" in said
+
+
+def test_ctrl_c_leaves_nothing(up: UpProcess) -> None:
+    below = children_of(up.pid)
+    assert up.interrupt() == 0
+    assert [pid for pid in below if is_running(pid)] == []

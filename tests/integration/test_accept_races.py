@@ -1,0 +1,119 @@
+"""What others may do between two steps of an acceptance: here, while its image is being stored."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from contracts import lifecycle
+from contracts.generation import AcceptedRequest, validate
+from contracts.settings import Catalog
+from contracts.tasks import GenerationTask, TaskStatus, decode_task, encode_task, keyed_task_id
+from contracts.topology import DEGRADED, TASKS
+from gateway.admission import Overloaded
+from gateway.services import Services
+from gateway.task_board import Snapshot
+from ops.nats_link import NatsLink
+from tests.conftest import KEEP_S
+from tests.support import NatsServer, eventually
+from tests.unit.samples import data_uri, picture
+
+FIRST, SECOND = (keyed_task_id("someone", "key", n) for n in range(2))
+
+
+@pytest.fixture
+async def services(
+    nats_server: NatsServer, link: NatsLink, catalog: Catalog, tmp_path: Path
+) -> AsyncIterator[Services]:
+    """The parts of a gateway. No lane was ever heard of."""
+    services = Services(catalog=catalog, nats_url=nats_server.url, artifacts_dir=tmp_path / "artifacts", keep_s=KEEP_S)
+    async with services.running():
+        yield services
+
+
+@pytest.fixture
+def request_(catalog: Catalog) -> AcceptedRequest:
+    return validate({"model": "anisora", "prompt": "x", "image": data_uri(picture("PNG"))}, catalog)
+
+
+def meanwhile(services: Services, record: Callable[[GenerationTask], GenerationTask | None]) -> None:
+    """After the publish and before timer and record of the next request, somebody else records *record* of its task;
+    None: a sweeper meets its timer."""
+    put = services.artifacts.put
+
+    async def put_late(path: str, content: bytes | Path) -> None:
+        services.artifacts.put = put  # type: ignore[method-assign]
+        message = await services.link.js.get_last_msg(DEGRADED, "degraded.anisora.*")
+        payload = message.data or b""
+        recorded = record(decode_task(payload))
+        if recorded is None:
+            await services.sweeper.look(FIRST, payload)
+        else:
+            await services.link.create(TASKS, FIRST, encode_task(recorded))
+        await put(path, content)
+
+    services.artifacts.put = put_late  # type: ignore[method-assign]  # only the moment is chosen
+
+
+async def never() -> None:
+    await asyncio.Event().wait()
+
+
+def accept(services: Services, request: AcceptedRequest, *, held: bool = True) -> asyncio.Task[Snapshot]:
+    until_gone = never if held else None
+    return asyncio.create_task(
+        services.admission.accept(request, caller="someone", key="key", traceparent=None, until_gone=until_gone)
+    )
+
+
+def claimed(task: GenerationTask) -> GenerationTask:
+    return lifecycle.claim(task, owner="nonce", worker="by-hand", lease_s=60, now=datetime.now(UTC))
+
+
+def images(tmp_path: Path) -> list[str]:
+    return [path.name.split(".")[0] for path in (tmp_path / "artifacts").rglob("*.*")]
+
+
+@pytest.mark.parametrize("held", [True, False])
+async def test_a_sweeper_was_first(held: bool, services: Services, request_: AcceptedRequest, tmp_path: Path) -> None:
+    """The record says refused, so the answer does, and nothing stays behind (design §4, Timers: absent)."""
+    meanwhile(services, lambda _: None)
+    with pytest.raises(Overloaded) as raised:
+        await accept(services, request_, held=held)
+    assert (raised.value.limit, raised.value.task_id) == ("wait", FIRST)
+    assert images(tmp_path) == []
+    assert (await services.link.js.stream_info(DEGRADED)).state.messages == 0
+
+
+async def test_a_worker_was_first(services: Services, request_: AcceptedRequest) -> None:
+    meanwhile(services, claimed)
+    snapshot = await accept(services, request_)
+    assert (snapshot.task.id, snapshot.task.status) == (FIRST, TaskStatus.PROCESSING)
+
+
+async def test_all_others_with_the_key_hung_up(services: Services, request_: AcceptedRequest, tmp_path: Path) -> None:
+    """Its task was taken back under its feet: it gets the next one of its key, and the image of the first goes."""
+    meanwhile(services, lambda task: lifecycle.withdraw(task, now=datetime.now(UTC)))
+    accepting = accept(services, request_)
+
+    async def recorded() -> Snapshot | None:
+        return await services.tasks.read(SECOND)
+
+    second = await eventually(recorded)
+    assert second is not None
+    assert images(tmp_path) == [SECOND]
+    await services.link.update(TASKS, SECOND, encode_task(claimed(second.task)), revision=second.revision)
+    assert (await accepting).task.id == SECOND
+
+
+async def test_an_equal_request_is_held_already(services: Services, request_: AcceptedRequest) -> None:
+    """`Prefer: respond-async` joins it: the task is promised before its id is told."""
+    meanwhile(services, lambda task: replace(task, promised=False))
+    snapshot = await accept(services, request_, held=False)
+    assert (snapshot.task.id, snapshot.task.status) == (FIRST, TaskStatus.PENDING)
+    recorded = await services.tasks.read(FIRST)
+    assert recorded is not None
+    assert recorded.task.promised

@@ -1,0 +1,149 @@
+"""`warmlane submit` and `warmlane demo` where no lane takes the request: a real gateway, and workers played by hand."""
+
+import asyncio
+import os
+import re
+import signal
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from contracts import lifecycle
+from contracts.lanes import LaneState, Leadership
+from contracts.tasks import FailureCode, TaskStatus, encode_task
+from contracts.topology import DEGRADED, LEADER, LEADER_KEY, TASKS
+from ops.cli import cli
+from ops.client import Client, Task
+from ops.processes import warmlane_command
+from tests.integration.conftest import System
+from tests.support import clean_environment, eventually
+
+
+@pytest.fixture
+async def leader(bare_system: System) -> AsyncIterator[None]:
+    """A degraded worker seems to serve."""
+    leader = Leadership(worker="degraded-0", owner="nonce", slot="cpu-0", pid=1, since=datetime.now(UTC))
+    await bare_system.link.put(LEADER, LEADER_KEY, msgspec.json.encode(leader))
+    yield
+    entry = await bare_system.link.get(LEADER, LEADER_KEY)
+    assert entry is not None
+    await bare_system.link.delete(LEADER, LEADER_KEY, revision=entry.revision)
+
+
+async def warmlane(system: System, *arguments: str) -> Result:
+    command = [*arguments, "--url", system.gateway.url]
+    return await asyncio.to_thread(CliRunner().invoke, cli, command)
+
+
+async def fail(system: System, task_id: str) -> None:
+    """Ends a task that was claimed by hand."""
+    task, revision = await system.record(task_id)
+    failed = lifecycle.fail(task, code=FailureCode.INFERENCE_FAILED, message="by hand", now=datetime.now(UTC))
+    await system.link.update(TASKS, task_id, encode_task(failed), revision=revision)
+
+
+async def test_a_task_is_followed_up_the_queue(bare_system: System) -> None:
+    """Its record does not change while it moves up, and still its place is told."""
+    ahead = await bare_system.submit()
+    seen: list[Task] = []
+
+    def follow() -> Task:
+        with Client(bare_system.gateway.url) as client:
+            body = {"model": "phr00t", "prompt": "a lantern"}
+            task, revision = client.submit(body, idempotency_key="follow", hold=False)
+            return client.follow(task, revision, seen.append)
+
+    async def in_place(position: int) -> bool:
+        return any(task.queue is not None and task.queue.position == position for task in seen)
+
+    following = asyncio.create_task(asyncio.to_thread(follow))
+    await eventually(lambda: in_place(2))
+    await bare_system.claim(ahead["id"])
+    await eventually(lambda: in_place(1))
+    await fail(bare_system, ahead["id"])  # from now on a service time is known
+
+    async def with_a_time() -> bool:
+        return any(task.queue is not None and task.queue.expected_wait_s is not None for task in seen)
+
+    await eventually(with_a_time)
+    await bare_system.claim(seen[0].id)
+    await fail(bare_system, seen[0].id)
+    ended = await following
+    assert (ended.status, ended.queue, ended.route) == ("failed", None, "degraded")
+
+
+async def test_a_held_submit_is_answered_when_a_worker_takes_it(bare_system: System) -> None:
+    def submit() -> Task:
+        with Client(bare_system.gateway.url) as client:
+            return client.submit({"model": "anisora", "prompt": "x"}, idempotency_key="held")[0]
+
+    submitting = asyncio.create_task(asyncio.to_thread(submit))
+
+    async def queued() -> str | None:
+        tasks = (await bare_system.http.get("/tasks", params={"limit": "1", "status": "pending"})).json()["tasks"]
+        return str(tasks[0]["id"]) if tasks and await bare_system.depth() == 1 else None
+
+    task_id = await eventually(queued)
+    assert task_id is not None
+    await bare_system.claim(task_id)
+    task = await submitting
+    assert (task.id, task.status, task.worker) == (task_id, "processing", "by-hand")
+    await fail(bare_system, task_id)
+
+
+async def test_a_refused_submit_says_when_to_try_again(bare_system: System, tmp_path: Path) -> None:
+    await bare_system.fill()
+    result = await warmlane(bare_system, "submit", "anisora", "a fox", "--out", str(tmp_path))
+    assert result.exit_code == 1
+    assert "(503 queue_overloaded)" in result.stderr
+    told = re.search(r"Try again in ([\d.]+) s\.", result.stderr)
+    assert told is not None, result.stderr
+    assert 1 <= float(told[1]) <= 30
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_task_that_waits_shows_its_place_and_ctrl_c_cancels_it(bare_system: System, tmp_path: Path) -> None:
+    terminal, its_end = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *warmlane_command("submit", "anisora", "a fox", "--out", str(tmp_path), "--url", bare_system.gateway.url),
+        env={**clean_environment(), "TERM": "xterm", "COLUMNS": "150"},
+        stderr=its_end,
+    )
+    os.close(its_end)
+    shown = ""
+    try:
+        async with asyncio.timeout(60):
+            while not re.search(r"waiting in place \d", shown):
+                shown += (await asyncio.to_thread(os.read, terminal, 4096)).decode()
+            process.send_signal(signal.SIGINT)
+            while not (told := re.search(r"cancelled task (\S+)", shown)):
+                shown += (await asyncio.to_thread(os.read, terminal, 4096)).decode()
+            assert await process.wait() == 130
+    finally:
+        if process.returncode is None:
+            process.kill()
+        os.close(terminal)
+    cancelled = await bare_system.becomes(told[1], TaskStatus.FAILED, epoch=0)
+    assert cancelled.error is not None
+    assert cancelled.error.code is FailureCode.CANCELLED
+    assert await bare_system.depth() == 0
+
+
+@pytest.mark.usefixtures("leader")
+async def test_the_demo_of_the_degraded_worker_leaves_the_lanes_alone(bare_system: System, tmp_path: Path) -> None:
+    await bare_system.lane_is(LaneState.WARM)
+    try:
+        result = await warmlane(bare_system, "demo", "--degraded", "--out", str(tmp_path))
+    finally:
+        await bare_system.lane_is(LaneState.DRAINING)
+    assert result.exit_code == 1
+    assert "the request for anisora went to a warm lane" in result.stderr
+    assert "warmlane up --lanes anisora=0,phr00t=0" in result.stderr
+    assert "nats kv put control lanes.anisora degraded" in result.stderr
+    newest = (await bare_system.http.get("/tasks", params={"limit": "1"})).json()["tasks"][0]
+    assert (newest["route"], newest["error"]["code"]) == ("lane", "cancelled")
+    assert await bare_system.depth(DEGRADED) == 0

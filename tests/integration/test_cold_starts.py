@@ -1,0 +1,87 @@
+"""What a lane tells of its own start (SC-006): real processes, and a server that goes away at the wrong time."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import pytest
+
+from contracts.lanes import ColdStart
+from contracts.settings import Catalog
+from gateway.cold_starts import ColdStarts
+from lane_worker.runtime.cold_start import ColdStartLog, process_started_at
+from lane_worker.runtime.host import SlotTaken
+from lane_worker.runtime.slot import SlotLock
+from ops.ending import end
+from ops.nats_link import NatsLink
+from tests.cold_starts import cold_starts
+from tests.lanes import Lane
+from tests.support import NatsServer, eventually
+
+
+async def known_starts(link: NatsLink) -> list[ColdStart]:
+    """The newest first."""
+    known = ColdStarts()
+    await known.start(link)
+    return known.newest_first()
+
+
+async def test_starts_in_a_row_are_all_warm_and_each_is_told(tmp_path: Path) -> None:
+    """The seconds are the process's: its imports count."""
+    told = await cold_starts(3, tmp_path)
+    assert [start.detail for start in told] == ["", "", ""]
+    assert len({start.started_at for start in told}) == 3
+    for start in told:
+        assert start.seconds is not None
+        assert start.seconds == pytest.approx((start.ended_at - start.started_at).total_seconds(), abs=0.01)
+
+
+def test_the_start_of_a_process_is_before_its_imports() -> None:
+    code = (
+        "import time; time.sleep(0.5); from lane_worker.runtime.cold_start import process_started_at;"
+        "from datetime import UTC, datetime; print((datetime.now(UTC) - process_started_at()).total_seconds())"
+    )
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert float(output) > 0.5
+    whole_seconds = datetime.fromtimestamp(psutil.Process(os.getpid()).create_time(), UTC)
+    assert abs((process_started_at() - whole_seconds).total_seconds()) < 2  # what else the system says
+
+
+async def test_a_lane_that_does_not_get_its_slot_says_so(link: NatsLink, catalog: Catalog, tmp_path: Path) -> None:
+    lock = SlotLock.acquire(tmp_path / "locks", "cpu-0", role="lane", term=0, wait_s=0)
+    lane = Lane(link, catalog, tmp_path)
+    lane.start()
+    with pytest.raises(SlotTaken):
+        await lane.ended()
+    (start,) = await known_starts(link)
+    assert start.seconds is None
+    assert f"held by process {os.getpid()}" in start.detail
+    assert lock.unfinished is None
+
+
+async def test_what_a_start_tells_waits_for_the_server(link: NatsLink, nats_server: NatsServer) -> None:
+    """A lane that failed at first is told once, by how it ended; so is one that gives up."""
+    starts = ColdStartLog(link, model="phr00t", worker="phr00t-0", started_at=datetime.now(UTC))
+    await asyncio.to_thread(nats_server.kill)
+    running = asyncio.create_task(starts.run())
+    starts.failed("the model could not be read")
+    starts.warm()
+    starts.failed("a host that died later is no start")
+    starts.warm()
+    starts.demanded()
+    starts.failed("no memory")
+    await asyncio.to_thread(nats_server.start)
+
+    async def connected() -> bool:
+        return link.is_connected
+
+    await eventually(connected)
+    await starts.leave()
+    await end(running)
+    gave_up, warm = await known_starts(link)
+    assert (warm.seconds is not None, warm.detail) == (True, "")
+    assert (gave_up.seconds, gave_up.detail) == (None, "no memory")

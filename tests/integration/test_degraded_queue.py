@@ -1,0 +1,140 @@
+"""What the degraded queue takes and what it refuses, by the server's own limit (FR-014, FR-016..018)."""
+
+import asyncio
+from collections import Counter
+
+import httpx
+import pytest
+
+from contracts.lanes import LaneState
+from contracts.tasks import TaskStatus
+from contracts.topology import CONTROL, DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, TASKS, bucket_stream, lane_stream
+from tests.integration.conftest import System
+from tests.support import eventually
+from tests.unit.samples import data_uri, picture
+
+IMAGE = data_uri(picture("PNG"))
+
+
+@pytest.fixture
+def system(bare_system: System) -> System:
+    return bare_system
+
+
+async def written(system: System) -> tuple[object, ...]:
+    """All that a request could write."""
+    streams = [DEGRADED, DEADLINES, bucket_stream(TASKS), lane_stream("anisora")]
+    states = [(await system.link.js.stream_info(name)).state for name in streams]
+    return *(state.last_seq for state in states), sorted(system.gateway.artifacts.rglob("*"))
+
+
+def limit(response: httpx.Response) -> str:
+    body = response.json()
+    assert (response.status_code, body["code"]) == (503, "queue_overloaded")
+    assert int(response.headers["retry-after"]) >= 1
+    return str(body["limit"])
+
+
+async def test_25_wait_and_the_26th_is_refused(system: System) -> None:
+    """SC-008, and invariant 6: a refusal leaves nothing behind, and its key may be used again."""
+    tasks = [await system.submit() for _ in range(DEGRADED_MAX_MSGS)]
+    assert {(task["route"], task["status"]) for task in tasks} == {("degraded", "pending")}
+    before = await written(system)
+    for headers in ({}, {"prefer": "respond-async"}, {"idempotency-key": "the-26th"}):
+        assert limit(await system.post(image=IMAGE, **headers)) == "depth"
+    assert await written(system) == before
+    assert await system.depth() == DEGRADED_MAX_MSGS
+    await system.claim(tasks[0]["id"])
+    assert (await system.submit(image=IMAGE, **{"idempotency-key": "the-26th"}))["status"] == "pending"
+
+
+async def test_of_a_burst_of_60_exactly_25_are_held(system: System) -> None:
+    posts = [asyncio.create_task(system.post("phr00t")) for _ in range(60)]
+
+    async def refused() -> bool:
+        return sum(post.done() for post in posts) == 60 - DEGRADED_MAX_MSGS
+
+    await eventually(refused)
+    assert Counter(limit(post.result()) for post in posts if post.done()) == {"depth": 60 - DEGRADED_MAX_MSGS}
+    assert await system.depth() == DEGRADED_MAX_MSGS
+    held = [post for post in posts if not post.done()]
+    for post in held:
+        post.cancel()  # its connection is closed
+    await asyncio.gather(*held, return_exceptions=True)
+
+    async def free() -> bool:
+        return await system.depth() == 0
+
+    await eventually(free)
+
+
+async def test_a_full_lane_queue_leads_to_the_degraded_one(system: System) -> None:
+    """Rule 4 of routing: what the lane's own queue refuses is placed there, and the decision says so."""
+    await system.lane_is(LaneState.WARM)
+    stream = lane_stream("anisora")
+    config = (await system.link.js.stream_info(stream)).config
+    await system.link.js.update_stream(config.evolve(max_msgs=1))
+    try:
+        assert (await system.submit())["route"] == "lane"
+        task = await system.submit()
+        assert task["route"] == "degraded"
+        record, _ = await system.record(task["id"])
+        assert record.decision is not None
+        assert (record.decision.outcome, record.decision.lanes_passed) == ("degraded: capacity", True)
+        assert await system.messages("lane", task["id"]) == []
+        assert [message.epoch for message in await system.messages("degraded", task["id"])] == [0]
+        await system.fill()
+        assert limit(await system.post()) == "depth"
+    finally:
+        await system.link.js.update_stream(config)
+        await system.link.js.purge_stream(stream)
+
+
+async def test_the_operators_switch_sends_everything_to_the_degraded_queue(system: System) -> None:
+    await system.lane_is(LaneState.WARM)
+    await system.link.put(CONTROL, "lanes.anisora", b"degraded")
+    try:
+
+        async def switched() -> bool:
+            return bool((await system.submit())["route"] == "degraded")
+
+        await eventually(switched)
+        record, _ = await system.record((await system.submit())["id"])
+        assert record.decision is not None
+        assert (record.decision.outcome, record.decision.forced_degraded) == ("degraded: manual", True)
+    finally:
+        await system.link.put(CONTROL, "lanes.anisora", b"auto")
+        await system.lane_is(LaneState.DRAINING)
+
+
+async def test_a_held_request_is_answered_when_a_worker_has_claimed_it(system: System) -> None:
+    post = asyncio.create_task(system.post("phr00t", image=None, **{"idempotency-key": "claimed"}))
+    task_id = await system.only_task()
+    record, _ = await system.record(task_id)
+    assert (record.status, record.route, record.promised) == (TaskStatus.PENDING, "degraded", False)
+    assert (record.deadline_at - record.queued_at).total_seconds() == 29.5
+    assert not post.done()
+    await system.claim(task_id)
+    answer = await post
+    assert (answer.status_code, answer.json()["id"], answer.json()["status"]) == (202, task_id, "processing")
+    assert answer.headers["location"] == f"/tasks/{task_id}"
+    assert "preference-applied" not in answer.headers
+    again = await system.post("phr00t", **{"idempotency-key": "claimed"})
+    assert (again.status_code, again.json()["id"]) == (202, task_id)
+
+
+async def test_respond_async_is_answered_at_once(system: System) -> None:
+    answer = await system.post(**{"prefer": "wait=3, Respond-Async"})
+    assert (answer.status_code, answer.json()["status"]) == (202, "pending")
+    assert answer.headers["preference-applied"] == "respond-async"
+    record, _ = await system.record(answer.json()["id"])
+    assert record.promised
+
+
+async def test_a_held_request_whose_task_is_cancelled_is_answered_with_it(system: System) -> None:
+    post = asyncio.create_task(system.post())
+    task_id = await system.only_task()
+    assert (await system.http.delete(f"/tasks/{task_id}")).status_code == 200
+    answer = await post
+    assert (answer.status_code, answer.json()["error"]["code"]) == (202, "cancelled")
+    assert await system.depth() == 0

@@ -1,0 +1,245 @@
+"""Degraded workers with tiny pipelines, in processes of their own, on a real server."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import pytest
+
+from contracts.lanes import SlotState, VideoPipelineSlot
+from contracts.settings import Catalog, load_settings
+from contracts.tasks import TaskStatus
+from contracts.topology import SLOTS
+from degraded_worker.worker import DegradedWorker
+from lane_worker.runtime.residence import Residence
+from lane_worker.runtime.slot import lock_path, read_note
+from ops.artifacts import Artifacts
+from ops.memory import Reading
+from ops.nats_link import NatsLink
+from ops.provision import provision, wanted
+from ops.slots import lift
+from tests.conftest import KEEP_S
+from tests.degraded import DegradedProcess, becomes, leader_of, leads, place, shown, task_of
+from tests.records import NOW
+from tests.support import NatsServer, eventually, is_running
+
+SLOT = "cpu-0"
+MODELS = ("anisora", "phr00t")
+
+
+class Pair:
+    """A server, and two degraded workers for one slot."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "nats").mkdir()
+        self.nats = NatsServer(folder / "nats")
+        self.nats.start()
+        asyncio.run(self._provision())
+        self.first = self.worker("first")
+        self.second = self.worker("second")
+
+    async def _provision(self) -> None:
+        link = await NatsLink.connect(self.nats.url, name="test")
+        await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
+        await link.close()
+
+    def worker(self, name: str) -> DegradedProcess:
+        return DegradedProcess(self.nats.url, self.folder, name, SLOT, "--step-seconds", "0.05")
+
+    async def roles(self, link: NatsLink) -> tuple[DegradedProcess, DegradedProcess]:
+        """The leader, and the standby."""
+        leadership = await eventually(lambda: leader_of(link), within_s=60)
+        assert leadership is not None
+        return (self.first, self.second) if leadership.worker == "first" else (self.second, self.first)
+
+    def stop(self) -> None:
+        for worker in (self.first, self.second):
+            worker.kill()
+        self.nats.stop()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    pair = Pair(tmp_path_factory.mktemp("pair"))
+    yield pair
+    pair.stop()
+
+
+@pytest.fixture
+async def pair_link(pair: Pair) -> AsyncIterator[NatsLink]:
+    link = await NatsLink.connect(pair.nats.url, name="test")
+    yield link
+    await link.close()
+
+
+async def test_models_alternate_on_one_slot_with_a_receipt_each(pair: Pair, pair_link: NatsLink) -> None:
+    leader, standby = await pair.roles(pair_link)
+    tasks = [await place(pair_link, task_of(MODELS[number % 2], number)) for number in range(6)]
+    done = [await becomes(pair_link, task, TaskStatus.DONE, TaskStatus.FAILED) for task in tasks]
+    assert [task.status for task in done] == ["done"] * 6, done
+    assert {task.worker for task in done} == {leader.name}
+    receipts = [task.swap for task in done]
+    assert all(receipt is not None for receipt in receipts)
+    released = [receipt.released_model for receipt in receipts if receipt is not None]
+    assert released == [None, *(MODELS[number % 2] for number in range(5))]
+    assert {receipt.how for receipt in receipts[1:] if receipt is not None} == {"unloaded"}
+    for task in done:
+        assert task.video is not None
+        assert (pair.folder / "artifacts" / task.video.path).stat().st_size == task.video.bytes
+    now = await shown(pair_link, SLOT)
+    assert now is not None
+    assert (now.worker, now.pid, now.model, now.state) == (leader.name, leader.pid, "phr00t", SlotState.RESIDENT)
+    assert standby.hosts == []
+    again = await becomes(pair_link, await place(pair_link, task_of("phr00t", 6)), TaskStatus.DONE)
+    assert again.swap is None, "what is resident is not loaded again"
+    memory = leader.log_lines("memory_after_cleanup")
+    assert [line["task_id"] for line in memory][-7:] == [task.id for task in [*done, again]]
+
+
+async def test_sigterm_finishes_the_task_in_hand_and_hands_over(pair: Pair, pair_link: NatsLink) -> None:
+    leader, standby = await pair.roles(pair_link)
+    task = await place(pair_link, task_of("anisora", 10))
+    await becomes(pair_link, task, TaskStatus.PROCESSING)
+    leader.signal(signal.SIGTERM)
+    done = await becomes(pair_link, task, TaskStatus.DONE)
+    assert (done.attempt, done.worker) == (1, leader.name)
+    assert leader.stop() == 0
+    await leads(pair_link, standby.name, within_s=5)
+    after = await becomes(pair_link, await place(pair_link, task_of("anisora", 11)), TaskStatus.DONE)
+    assert after.worker == standby.name
+    # what was given back needs no putting aside
+    assert standby.log_lines("pipeline_host_put_aside") == []
+    if leader is pair.first:
+        pair.first = pair.worker("first")
+    else:
+        pair.second = pair.worker("second")
+
+
+async def test_a_stopped_leader_loses_the_slot_and_changes_nothing_when_it_wakes(
+    pair: Pair, pair_link: NatsLink
+) -> None:
+    """Its child keeps the card whatever KV says: the new leader ends that child before it loads (design §7)."""
+    await eventually(lambda: asyncio.sleep(0, len(pair.first.hosts) + len(pair.second.hosts) == 1), within_s=60)
+    leader, standby = await pair.roles(pair_link)
+    await eventually(lambda: asyncio.sleep(0, bool(standby.log_lines("stands_by"))), within_s=60)
+    await becomes(pair_link, await place(pair_link, task_of("phr00t", 20)), TaskStatus.DONE)
+    await becomes(pair_link, await place(pair_link, task_of("anisora", 21)), TaskStatus.DONE)
+    (host,) = leader.hosts
+    leader.signal(signal.SIGSTOP)
+    try:
+        task = await place(pair_link, task_of("phr00t", 22))
+        done = await becomes(pair_link, task, TaskStatus.DONE)
+        assert done.worker == standby.name
+        assert not is_running(host)
+        note = read_note(lock_path(pair.folder / "locks", SLOT))
+        assert note is not None
+        assert [note.pid] == standby.hosts
+        before = await shown(pair_link, SLOT)
+    finally:
+        leader.signal(signal.SIGCONT)
+    await eventually(lambda: asyncio.sleep(0, bool(leader.log_lines("leads_no_more"))))
+    last = await becomes(pair_link, await place(pair_link, task_of("phr00t", 23)), TaskStatus.DONE)
+    assert (last.worker, last.swap) == (standby.name, None)
+    assert await shown(pair_link, SLOT) == before
+    assert leader.hosts == []
+
+
+async def test_a_quarantined_slot_is_not_opened_until_an_operator_lifts_it(
+    link: NatsLink, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """Also by a worker that was not there when it was quarantined."""
+    quarantined = VideoPipelineSlot(
+        slot="cpu-5",
+        worker="degraded-0",
+        pid=1,
+        model=None,
+        state=SlotState.QUARANTINED,
+        since=NOW,
+        detail="3 GiB are still held",
+    )
+    await link.put(SLOTS, "cpu-5", msgspec.json.encode(quarantined))
+    worker = DegradedProcess(nats_server.url, tmp_path, "degraded-0", "cpu-5")
+    try:
+        await eventually(lambda: asyncio.sleep(0, bool(worker.log_lines("slot_quarantined"))))
+        assert await leader_of(link) is None
+        assert await shown(link, "cpu-5") == quarantined
+        await lift(link, "cpu-5", now=NOW)
+        await leads(link, "degraded-0", within_s=10)
+        done = await becomes(link, await place(link, task_of("anisora", 1)), TaskStatus.DONE, TaskStatus.FAILED)
+        assert done.status is TaskStatus.DONE
+        assert worker.stop() == 0
+        now = await shown(link, "cpu-5")
+        assert now is not None
+        assert now.state is SlotState.EMPTY
+    finally:
+        worker.kill()
+
+
+class StuckCard:
+    """A card that never gives memory back: what only a broken driver does."""
+
+    name: Literal["nvml", "rss"] = "nvml"
+
+    def __init__(self) -> None:
+        self.absolute_bytes = 1
+        self.poll_s = 0.01
+        self.deadline_s = 0.05
+        self.used_bytes = 0
+
+    def read(self, pid: int | None) -> Reading | None:
+        return Reading(used_bytes=self.used_bytes, free_bytes=1 << 40)
+
+
+async def test_a_card_that_keeps_its_memory_is_quarantined_and_left(
+    link: NatsLink, nats_server: NatsServer, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by the standby, which takes over the leadership but not the slot."""
+    card = StuckCard()
+    monkeypatch.setattr("degraded_worker.worker.probe_for", lambda _: card)
+    monkeypatch.setattr("degraded_worker.worker.Residence", partial(Residence, after_kill_s=0.2))
+    worker = DegradedWorker(
+        link=link,
+        artifacts=Artifacts.in_folder(tmp_path / "artifacts"),
+        models=catalog.models,
+        windows=catalog.windows,
+        name="degraded-0",
+        slot="cpu-5",
+        data_dir=tmp_path,
+        step_seconds=0.0,
+    )
+    stop = asyncio.Event()
+    running = asyncio.create_task(worker.run(stop))
+    await leads(link, "degraded-0")
+    standby = DegradedProcess(nats_server.url, tmp_path, "degraded-1", "cpu-5")
+    try:
+        await place(link, task_of("anisora", 1))
+        await eventually(partial(is_shown_as, link, SlotState.RESIDENT))
+        await eventually(lambda: asyncio.sleep(0, bool(standby.log_lines("stands_by"))), within_s=60)
+        card.used_bytes = 1 << 30
+        await place(link, task_of("phr00t", 2))
+        quarantined = await eventually(partial(is_shown_as, link, SlotState.QUARANTINED))
+        assert quarantined is not None
+        assert quarantined.worker == "degraded-0"
+        await eventually(lambda: asyncio.sleep(0, bool(standby.log_lines("slot_quarantined"))))
+        assert standby.log_lines("serves") == []
+        assert await shown(link, "cpu-5") == quarantined
+        card.used_bytes = 0
+        # by deletion, as `nats kv del slots cpu-5`; by the command: test_slots.py
+        await link.publish(f"$KV.{SLOTS}.cpu-5", b"", headers={"KV-Operation": "DEL"})
+        done = await becomes(link, await place(link, task_of("phr00t", 3)), TaskStatus.DONE, TaskStatus.FAILED)
+        assert done.status is TaskStatus.DONE
+    finally:
+        stop.set()
+        standby.kill()
+    await asyncio.wait_for(running, 60)
+
+
+async def is_shown_as(link: NatsLink, state: SlotState) -> VideoPipelineSlot | None:
+    """The entry of cpu-5, if it reads *state*."""
+    now = await shown(link, "cpu-5")
+    return now if now is not None and now.state is state else None

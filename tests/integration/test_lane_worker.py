@@ -1,0 +1,108 @@
+"""A lane in this process, with a real pipeline host, on a real server: what it says of itself and of its slot."""
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from contracts.lanes import LaneState, SlotState, VideoPipelineSlot
+from contracts.settings import Catalog
+from contracts.tasks import TaskStatus
+from contracts.topology import SLOTS
+from lane_worker.runtime.slot_display import read_slot
+from lane_worker.worker import SILENT_S
+from ops.nats_link import FETCH_TIMEOUT_S, NatsLink
+from tests.degraded import becomes, place, task_of
+from tests.lanes import Lane, StateLog
+from tests.support import is_running
+
+SLOT = "cpu-0"
+HEALTH_TIMEOUT_S = 9.0
+
+
+@pytest.fixture
+async def lane(link: NatsLink, catalog: Catalog, tmp_path: Path) -> AsyncIterator[Lane]:
+    windows = replace(catalog.windows, heartbeat_s=0.2, health_timeout_s=HEALTH_TIMEOUT_S)
+    lane = Lane(link, replace(catalog, windows=windows), tmp_path)
+    yield lane
+    await lane.leave()
+
+
+async def shown(link: NatsLink) -> VideoPipelineSlot | None:
+    return read_slot(await link.get(SLOTS, SLOT))
+
+
+async def test_a_warm_lane_shows_what_is_resident_and_an_empty_slot_when_it_left(link: NatsLink, lane: Lane) -> None:
+    lane.start()
+    await lane.becomes(LaneState.WARM)
+    slot = await shown(link)
+    assert slot is not None
+    assert (slot.model, slot.state, slot.worker) == ("phr00t", SlotState.RESIDENT, "phr00t-0")
+    await lane.leave()
+    slot = await shown(link)
+    assert slot is not None
+    assert (slot.model, slot.state) == (None, SlotState.EMPTY)
+
+
+async def test_a_lane_stays_off_a_quarantined_slot_until_it_is_lifted(link: NatsLink, lane: Lane) -> None:
+    quarantined = VideoPipelineSlot(
+        slot=SLOT,
+        worker="another",
+        pid=1,
+        model=None,
+        state=SlotState.QUARANTINED,
+        since=datetime.now(UTC),
+        detail="still held",
+    )
+    revision = await link.put(SLOTS, SLOT, msgspec.json.encode(quarantined))
+    lane.start()
+    heartbeat = await lane.becomes(LaneState.UNHEALTHY)
+    assert "quarantined" in heartbeat.detail
+    assert await shown(link) == quarantined
+    await link.delete(SLOTS, SLOT, revision=revision)
+    await lane.becomes(LaneState.WARM)
+
+
+async def test_a_host_that_hangs_while_nobody_asks_for_it_is_replaced(link: NatsLink, lane: Lane) -> None:
+    """FR-021 b: up to the limit only the health age grows, and nothing is claimed; then the lane is unhealthy."""
+    states = StateLog()
+    await states.start(link)
+    lane.start()
+    await lane.becomes(LaneState.WARM)
+    host = lane.host
+    os.kill(host, signal.SIGSTOP)
+    # the last look into the queue that began before the silence was noticed has ended
+    await lane.becomes(LaneState.WARM, when=lambda told: told.health_age_s > SILENT_S + FETCH_TIMEOUT_S + 1)
+    task = await place(link, replace(task_of("phr00t", 1), route="lane"))
+    heartbeat = await lane.becomes(LaneState.UNHEALTHY)
+    assert "did not answer" in heartbeat.detail
+    done = await becomes(link, task, TaskStatus.DONE, TaskStatus.FAILED)
+    assert (done.status, done.attempt) == (TaskStatus.DONE, 1)
+    await lane.becomes(LaneState.WARM)
+    assert lane.host != host
+    assert not is_running(host)
+    assert states.states(lane.name)[:6] == [
+        LaneState.STARTING,
+        LaneState.LOADING,
+        LaneState.WARM,
+        LaneState.UNHEALTHY,
+        LaneState.LOADING,
+        LaneState.WARM,
+    ]
+
+
+async def test_a_host_that_answers_again_in_time_is_left_alone(link: NatsLink, lane: Lane) -> None:
+    lane.start()
+    await lane.becomes(LaneState.WARM)
+    host = lane.host
+    os.kill(host, signal.SIGSTOP)
+    await lane.becomes(LaneState.WARM, when=lambda told: told.health_age_s > HEALTH_TIMEOUT_S / 2)
+    os.kill(host, signal.SIGCONT)
+    await lane.becomes(LaneState.WARM, when=lambda told: told.health_age_s < 2)
+    done = await becomes(link, await place(link, replace(task_of("phr00t", 1), route="lane")), TaskStatus.DONE)
+    assert (done.attempt, lane.host) == (1, host)

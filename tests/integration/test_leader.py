@@ -1,0 +1,221 @@
+"""Leadership by a key that expires, on a real server: taken once, handed over, never stolen back (design §10.9)."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from contracts.lanes import Leadership
+from contracts.topology import LEADER, LEADER_KEY, LEADER_REFRESH_S, LEADER_TTL_S
+from degraded_worker.leader import Leader, Standing, leads, vacancy
+from ops.ending import end
+from ops.nats_link import Entry, NatsLink
+from tests.support import NatsServer, clean_environment, eventually
+
+ROOT = Path(__file__).parents[2]
+STANDING = Standing(term=7, revision=9, sent_s=100.0)
+
+
+def entry(owner: str | None, revision: int = 5) -> Entry:
+    value = Leadership(worker="w", owner=owner or "", slot="cpu-0", pid=1, since=datetime.now(UTC))
+    return Entry(LEADER_KEY, msgspec.json.encode(value) if owner else None, revision, datetime.now(UTC))
+
+
+@pytest.mark.parametrize(
+    ("standing", "now_s", "expected"),
+    [
+        pytest.param(None, 100.0, False, id="never-took-it"),
+        pytest.param(STANDING, 100.0, True, id="just-stored"),
+        pytest.param(STANDING, 100.0 + LEADER_TTL_S - 0.01, True, id="within-its-time"),
+        pytest.param(STANDING, 100.0 + LEADER_TTL_S, False, id="it-may-have-expired"),
+    ],
+)
+def test_leads(standing: Standing | None, now_s: float, expected: bool) -> None:
+    assert leads(standing, now_s=now_s) is expected
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        pytest.param(None, 0, id="1-nothing-there"),
+        pytest.param(entry(None), 5, id="2-a-marker"),
+        pytest.param(entry("me"), 5, id="3-mine-from-a-lost-answer"),
+        pytest.param(entry("other"), None, id="somebody-else"),
+        pytest.param(Entry(LEADER_KEY, b"\xff", 5, datetime.now(UTC)), None, id="unreadable"),
+    ],
+)
+def test_vacancy(found: Entry | None, expected: int | None) -> None:
+    assert vacancy(found, owner="me") == expected
+
+
+@pytest.fixture
+async def candidates(link: NatsLink, nats_server: NatsServer) -> AsyncIterator[list[Leader]]:
+    """Three candidates with a connection each."""
+    links = [await NatsLink.connect(nats_server.url, name=f"c{number}") for number in range(3)]
+    leaders = [
+        Leader(own, worker=f"w{number}", owner=f"nonce-{number}", slot="cpu-0") for number, own in enumerate(links)
+    ]
+    for leader in leaders:
+        await leader.start()
+    yield leaders
+    for own in links:
+        await own.close()
+
+
+async def leadership(link: NatsLink) -> Leadership | None:
+    found = await link.get(LEADER, LEADER_KEY)
+    return None if found is None or found.value is None else msgspec.json.decode(found.value, type=Leadership)
+
+
+async def test_one_of_many_leads_and_a_resignation_hands_over_at_once(link: NatsLink, candidates: list[Leader]) -> None:
+    campaigns = {asyncio.create_task(leader.campaign()): leader for leader in candidates}
+    terms = []
+    while campaigns:
+        done, _ = await asyncio.wait(campaigns, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+        assert len(done) == 1, "one takes it, and no second"
+        elected = done.pop()
+        leader = campaigns.pop(elected)
+        assert [it.is_leader(time.monotonic()) for it in candidates].count(True) == 1
+        shown = await leadership(link)
+        assert shown is not None
+        assert candidates[int(shown.worker[1:])] is leader
+        terms.append(elected.result())
+        await leader.resign()
+        assert not leader.is_leader(time.monotonic())
+        shown = await leadership(link)
+        assert shown is None or candidates[int(shown.worker[1:])] is not leader, "given back, not left to expire"
+    assert terms == sorted(set(terms)), "terms grow: the lock of the slot relies on it"
+
+
+async def test_a_leader_that_refreshes_keeps_the_key_beyond_its_time(link: NatsLink, candidates: list[Leader]) -> None:
+    leader, standby, _ = candidates
+    await leader.campaign()
+    holding = asyncio.create_task(leader.hold())
+    waiting = asyncio.create_task(standby.campaign())
+    taken = await link.get(LEADER, LEADER_KEY)
+    assert taken is not None
+    revisions = LEADER_TTL_S / LEADER_REFRESH_S + 2
+
+    async def refreshed() -> bool:
+        now = await link.get(LEADER, LEADER_KEY)
+        assert now is not None
+        assert now.value is not None
+        return now.revision >= taken.revision + revisions
+
+    await eventually(refreshed)
+    assert not holding.done()
+    assert not waiting.done()
+    # an operator may take it away, with any write
+    await link.put(LEADER, LEADER_KEY, b"nobody")
+    await asyncio.wait_for(holding, 5)
+    assert not leader.is_leader(time.monotonic())
+    await end(waiting)
+
+
+async def test_a_refresh_whose_answer_was_lost_is_no_loss(link: NatsLink, candidates: list[Leader]) -> None:
+    leader = candidates[0]
+    term = await leader.campaign()
+    stored = await link.get(LEADER, LEADER_KEY)
+    assert stored is not None
+    assert stored.value is not None
+    # the same write once more, as the server has it when only its answer was lost
+    lost = await link.update(LEADER, LEADER_KEY, stored.value, revision=stored.revision, ttl_s=LEADER_TTL_S)
+    holding = asyncio.create_task(leader.hold())
+
+    async def refreshed() -> bool:
+        now = await link.get(LEADER, LEADER_KEY)
+        return now is not None and now.revision > lost
+
+    await eventually(refreshed)
+    assert not holding.done()
+    assert leader.is_leader(time.monotonic())
+    assert leader.term == term
+    await end(holding)
+
+
+async def test_a_leader_that_is_cut_off_stops_leading_by_its_own_clock(
+    nats_server: NatsServer, candidates: list[Leader]
+) -> None:
+    """And when the server comes back, somebody leads again: a restart loses no standby."""
+    leader = candidates[0]
+    term = await leader.campaign()
+    holding = asyncio.create_task(leader.hold())
+    waiting = asyncio.create_task(candidates[1].campaign())
+    nats_server.kill()
+    await asyncio.wait_for(holding, LEADER_TTL_S * 3)
+    assert not leader.is_leader(time.monotonic())
+    assert not waiting.done()
+    nats_server.start()
+    assert await asyncio.wait_for(waiting, 20) > term
+
+
+class Candidate:
+    """A candidate process, and what it has said."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.candidate", url, name],
+            cwd=ROOT,
+            env=clean_environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self._lines = self._process.stdout
+
+    def __enter__(self) -> "Candidate":
+        assert self._lines.readline() == "stands by\n"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._lines.close()
+
+    async def says(self) -> str:
+        return (await asyncio.wait_for(asyncio.to_thread(self._lines.readline), 20)).strip()
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+
+@pytest.fixture
+def candidate(nats_server: NatsServer) -> Iterator[Callable[[str], Candidate]]:
+    with ExitStack() as stack:
+        yield lambda name: stack.enter_context(Candidate(nats_server.url, name))
+
+
+async def test_kill_9_and_a_resumed_leader_steals_nothing(
+    link: NatsLink, candidate: Callable[[str], Candidate]
+) -> None:
+    """SIGSTOP, takeover, SIGCONT: a blind refresh would take the key back; this one finds out and stands by."""
+    leader = candidate("first")
+    term = int((await leader.says()).removeprefix("leads "))
+    standby = candidate("second")
+    leader.signal(signal.SIGSTOP)
+    next_term = int((await standby.says()).removeprefix("leads "))
+    assert next_term > term
+    leader.signal(signal.SIGCONT)
+    assert await leader.says() == "lost"
+    before = await link.get(LEADER, LEADER_KEY)
+    assert before is not None
+
+    async def refreshed_twice() -> bool:
+        now = await link.get(LEADER, LEADER_KEY)
+        return now is not None and now.revision >= before.revision + 2
+
+    await eventually(refreshed_twice)
+    shown = await leadership(link)
+    assert shown is not None
+    assert shown.worker == "second"
+    # it stands by in earnest: it leads again when its successor is killed
+    standby.signal(signal.SIGKILL)
+    assert int((await leader.says()).removeprefix("leads ")) > next_term

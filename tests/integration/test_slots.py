@@ -1,0 +1,197 @@
+"""KV `slots` on a real server: what workers show, and a quarantine that only a lift ends (ADR 0010)."""
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+
+from contracts.lanes import SlotState, VideoPipelineSlot
+from contracts.topology import SLOTS
+from lane_worker.runtime.slot_display import SlotDisplay, read_slot
+from ops.ending import end
+from ops.nats_link import NatsLink
+from ops.processes import warmlane_command
+from tests.support import NatsServer, clean_environment, eventually
+
+SLOT = "cpu-7"
+
+
+class Shown(SlotDisplay):
+    """A display with its task, as a worker runs it."""
+
+    def __init__(self, link: NatsLink, worker: str) -> None:
+        super().__init__(link, slot=SLOT, worker=worker)
+        self.running: asyncio.Task[None] | None = None
+
+
+@pytest.fixture
+async def display(link: NatsLink) -> AsyncIterator[Callable[[str], "asyncio.Future[Shown]"]]:
+    """Makes the display of a worker, which runs until the test ends."""
+    async with AsyncExitStack() as stack:
+
+        async def make(worker: str) -> Shown:
+            shown = Shown(link, worker)
+            await shown.start()
+            shown.running = asyncio.create_task(shown.run())
+            stack.push_async_callback(end, shown.running)
+            return shown
+
+        yield lambda worker: asyncio.ensure_future(make(worker))
+
+
+async def entry(link: NatsLink) -> VideoPipelineSlot | None:
+    return read_slot(await link.get(SLOTS, SLOT))
+
+
+async def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(
+        subprocess.run,
+        warmlane_command(*arguments),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=clean_environment() | {"COLUMNS": "200"},
+        check=False,
+    )
+
+
+async def test_the_latest_state_wins_and_is_written_once(
+    link: NatsLink, display: Callable[[str], "asyncio.Future[Shown]"]
+) -> None:
+    shown = await display("degraded-0")
+    shown.take()
+    for state in (SlotState.EMPTY, SlotState.LOADING, SlotState.RESIDENT):
+        shown.show(state, "anisora", "first")
+    await shown.settled()
+    now = await entry(link)
+    assert now is not None
+    assert (now.slot, now.worker, now.model, now.state, now.detail) == (
+        SLOT,
+        "degraded-0",
+        "anisora",
+        SlotState.RESIDENT,
+        "first",
+    )
+    stored = await link.get(SLOTS, SLOT)
+    assert stored is not None
+    shown.show(SlotState.RELEASING, "anisora")
+    await shown.settled()
+    again = await link.get(SLOTS, SLOT)
+    assert again is not None
+    assert again.revision == stored.revision + 1
+
+
+async def test_a_quarantine_reaches_the_server_however_long_it_is_away(
+    link: NatsLink, nats_server: NatsServer, display: Callable[[str], "asyncio.Future[Shown]"]
+) -> None:
+    shown = await display("degraded-0")
+    nats_server.kill()
+    await eventually(lambda: asyncio.sleep(0, not link.is_connected))
+    shown.take()
+    shown.show(SlotState.QUARANTINED, None, "3 GiB are still held")
+    shown.show(SlotState.EMPTY, None)  # the host was ended: that lifts nothing
+    assert shown.quarantine is not None
+    settled = asyncio.create_task(shown.settled())
+    usable = asyncio.create_task(shown.usable())
+    nats_server.start()
+    await asyncio.wait_for(settled, 20)
+    now = await entry(link)
+    assert now is not None
+    assert (now.state, now.detail) == (SlotState.QUARANTINED, "3 GiB are still held")
+    assert not usable.done()
+    await end(usable)
+
+
+@pytest.mark.parametrize("how", ["command", "kv del"])
+async def test_a_quarantine_stands_until_an_operator_lifts_it(
+    how: str, link: NatsLink, nats_server: NatsServer, display: Callable[[str], "asyncio.Future[Shown]"]
+) -> None:
+    """Nobody's display overwrites it, everybody stays away, and all hear of the lift."""
+    first, second = await display("degraded-0"), await display("degraded-1")
+    first.take()
+    first.show(SlotState.QUARANTINED, None, "3 GiB are still held")
+    await first.settled()
+    unaware = SlotDisplay(link, slot=SLOT, worker="degraded-2")  # it asked a moment too early
+    running = asyncio.create_task(unaware.run())
+    unaware.take()
+    unaware.show(SlotState.LOADING, "anisora")
+    await unaware.settled()
+    await end(running)
+    assert unaware.quarantine is not None
+    restarted = await display("degraded-0")
+    waiting = [asyncio.create_task(it.usable()) for it in (first, second, restarted)]
+    await eventually(lambda: asyncio.sleep(0, all(it.quarantine is not None for it in (first, second, restarted))))
+    now = await entry(link)
+    assert now is not None
+    assert now.state is SlotState.QUARANTINED
+    assert not any(task.done() for task in waiting)
+    if how == "command":
+        listed = await command("slots", "--nats-url", nats_server.url)
+        assert "quarantined" in listed.stdout
+        assert "3 GiB are still held" in listed.stdout
+        lifted = await command("slots", "lift", SLOT, "--nats-url", nats_server.url)
+        assert lifted.returncode == 0, lifted.stderr
+        assert "3 GiB are still held" in lifted.stdout
+    else:
+        # as `nats kv del slots cpu-7`
+        await link.publish(f"$KV.{SLOTS}.{SLOT}", b"", headers={"KV-Operation": "DEL"})
+    await asyncio.wait_for(asyncio.gather(*waiting), 10)
+    second.take()
+    second.show(SlotState.LOADING, "anisora")
+    await second.settled()
+    now = await entry(link)
+    assert now is not None
+    assert (now.worker, now.state) == ("degraded-1", SlotState.LOADING)
+
+
+async def test_one_that_lost_the_slot_changes_nothing(
+    link: NatsLink, display: Callable[[str], "asyncio.Future[Shown]"]
+) -> None:
+    """A resumed ex-leader's host is gone and its probe sees the other's pipeline: its verdict is about nothing."""
+    old, new = await display("degraded-0"), await display("degraded-1")
+    old.take()
+    old.show(SlotState.RESIDENT, "anisora")
+    await old.settled()
+    new.take()
+    new.show(SlotState.RESIDENT, "phr00t")
+    await new.settled()
+    for state in (SlotState.EMPTY, SlotState.QUARANTINED, SlotState.EMPTY):
+        old.show(state, None, "too late")
+        await old.settled()
+    now = await entry(link)
+    assert now is not None
+    assert (now.worker, now.state) == ("degraded-1", SlotState.RESIDENT)
+    assert old.quarantine is None
+    await asyncio.wait_for(old.usable(), 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "expected"),
+    [
+        (["slots", "lift", "cpu-9"], 1, "no worker has shown a slot cpu-9"),
+        (["slots", "lift", SLOT], 1, f"slot {SLOT} is resident, not quarantined"),
+        (["slots", "lift", "a slot"], 2, "not usable in a subject"),
+        (["slots", "drop"], 2, "No such command 'drop'"),
+    ],
+)
+async def test_what_cannot_be_lifted_is_said(
+    arguments: list[str], status: int, expected: str, link: NatsLink, nats_server: NatsServer
+) -> None:
+    resident = VideoPipelineSlot(
+        slot=SLOT, worker="degraded-0", pid=1, model="anisora", state=SlotState.RESIDENT, since=datetime.now(UTC)
+    )
+    await link.put(SLOTS, SLOT, msgspec.json.encode(resident))
+    result = await command(arguments[0], "--nats-url", nats_server.url, *arguments[1:])
+    assert (result.returncode, expected in result.stderr) == (status, True), result.stderr
+    assert "Traceback" not in result.stderr
+    now = await entry(link)
+    assert now == resident
+
+
+async def test_no_slots_yet(link: NatsLink, nats_server: NatsServer) -> None:
+    result = await command("slots", "--nats-url", nats_server.url)
+    assert (result.returncode, result.stdout) == (0, "no worker has shown a slot yet\n")

@@ -1,0 +1,413 @@
+"""The supervisor on a real server: what it says of lanes that are denied, that die and that cannot start.
+
+With `warmlane supervisor` and real lanes, beside a real gateway; where the order of two writes matters, with a provider
+that is played by hand.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from contracts.lanes import LaneHeartbeat, LaneState
+from contracts.settings import Catalog
+from contracts.tasks import TaskStatus
+from contracts.topology import LANES
+from ops.lane_plan import Death, Want
+from ops.lane_providers import Denied, Lane
+from ops.nats_link import Entry, NatsLink
+from ops.processes import Process, warmlane_command
+from ops.quota import Quota
+from ops.supervisor import Supervisor
+from tests.integration.conftest import System, report_lane
+from tests.support import children_of, clean_environment, command_line, eventually, is_running
+
+
+class Lanes:
+    """What is told of lanes, in the order in which the server has it."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, LaneHeartbeat | None]] = []
+
+    def on_entry(self, entry: Entry) -> None:
+        value = None if entry.value is None else msgspec.json.decode(entry.value, type=LaneHeartbeat)
+        self.told.append((entry.key.partition(".")[2], value))
+
+    def last(self, name: str) -> LaneHeartbeat | None:
+        return next((value for key, value in reversed(self.told) if key == name), None)
+
+    def states(self, name: str) -> list[tuple[LaneState, int]]:
+        """State and process of everything that was told, without repetitions."""
+        told = [(value.state, value.pid) for key, value in self.told if key == name and value is not None]
+        return [now for before, now in zip([None, *told], told, strict=False) if now != before]
+
+    async def becomes(self, name: str, state: LaneState) -> LaneHeartbeat:
+        async def look() -> LaneHeartbeat | None:
+            last = self.last(name)
+            return last if last is not None and last.state is state else None
+
+        try:
+            found = await eventually(look, within_s=60)
+        except AssertionError:
+            raise AssertionError(f"{name} is never {state}: {self.told[-10:]}") from None
+        assert found is not None
+        return found
+
+    async def are_gone(self, *names: str) -> None:
+        await eventually(lambda: asyncio.sleep(0, all(self.last(name) is None for name in names)))
+
+
+class Rig:
+    """`warmlane supervisor` on the server of a gateway."""
+
+    def __init__(self, system: System, lanes: Lanes, data_dir: Path, process: subprocess.Popen[bytes]) -> None:
+        self.system, self.lanes, self.data_dir, self.process = system, lanes, data_dir, process
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        lines = (self.data_dir / "supervisor.log").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def lane_pids(self) -> list[int]:
+        return [pid for pid in children_of(self.process.pid) if "warmlane lane" in command_line(pid)]
+
+    async def route_of(self, model: str) -> str:
+        """Where the gateway sends a request now."""
+        task = await self.system.submit(model)
+        decision = (await self.system.record(task["id"]))[0].decision
+        assert decision is not None
+        await self.system.http.delete(f"/tasks/{task['id']}")
+        return decision.outcome
+
+    async def routes(self, model: str, outcome: str) -> None:
+        """Returns when the gateway sends requests there: it hears of lanes as we do, at its own moment."""
+
+        async def look() -> bool:
+            return await self.route_of(model) == outcome
+
+        await eventually(look)
+
+
+def _popen(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdout=log, stderr=log, env=clean_environment())
+
+
+@asynccontextmanager
+async def supervised(system: System, data_dir: Path, *options: str) -> AsyncIterator[Rig]:
+    """The supervisor runs; at the end it is asked to leave, and must leave nothing."""
+    lanes = Lanes()
+    link = await NatsLink.connect(system.gateway.nats.url, name="looker")
+    await (await link.watch(LANES, lanes.on_entry)).wait()
+    data_dir.mkdir(exist_ok=True)
+    command = warmlane_command(
+        "supervisor", "--nats-url", system.gateway.nats.url, "--data-dir", str(data_dir), *options
+    )
+    with (data_dir / "supervisor.log").open("ab") as log:
+        process = await asyncio.to_thread(_popen, command, log)
+    rig = Rig(system, lanes, data_dir, process)
+    try:
+        yield rig
+        below = children_of(process.pid)
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, 30) == 0, (data_dir / "supervisor.log").read_text()
+        assert [pid for pid in below if is_running(pid)] == []
+        await lanes.are_gone("anisora-0", "phr00t-0")
+    finally:
+        process.send_signal(signal.SIGQUIT)
+        await asyncio.to_thread(process.wait, 30)
+        await link.close()
+
+
+async def test_the_only_slot_is_the_degraded_workers(bare_system: System, tmp_path: Path) -> None:
+    """N = 1: both lanes are denied, also where an earlier run left a lane that looks warm."""
+    await report_lane(bare_system.link, "anisora", LaneState.WARM)
+    async with supervised(bare_system, tmp_path / "data", "--gpus", "1") as rig:
+        for model in ("anisora", "phr00t"):
+            denied = await rig.lanes.becomes(f"{model}-0", LaneState.CAPACITY_DENIED)
+            assert (denied.detail, denied.slot) == ("the only slot is the degraded worker's", "")
+            await rig.routes(model, "degraded: capacity")
+        assert rig.lane_pids() == []
+
+
+async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(bare_system: System, tmp_path: Path) -> None:
+    quota = tmp_path / "quota.json"
+    quota.write_text('{"max_lanes": {"phr00t": 0}}')
+    data_dir = bare_system.gateway.data_dir
+    options = ("--lanes", "phr00t=1", "--quota", str(quota), "--step-seconds", "0.3")
+    async with supervised(bare_system, data_dir, *options) as rig:
+        denied = await rig.lanes.becomes("phr00t-0", LaneState.QUOTA_DENIED)
+        assert denied.detail == "the quota file allows 0 of phr00t"
+        await rig.routes("phr00t", "degraded: quota")
+
+        quota.write_text('{"max_lanes": {"phr00t": "many"}}')
+        await eventually(lambda: asyncio.sleep(0, [line for line in rig.log if line["event"] == "quota_ignored"]))
+        assert rig.lanes.states("phr00t-0")[-1][0] is LaneState.QUOTA_DENIED
+
+        quota.write_text('{"max_lanes": {"phr00t": 1}}')
+        await rig.lanes.becomes("phr00t-0", LaneState.WARM)
+        await rig.routes("phr00t", "lane")
+
+        (killed,) = rig.lane_pids()
+        os.kill(killed, signal.SIGKILL)
+        # what the supervisor says comes between the last word of the old process and the first one of the new
+        said = await rig.lanes.becomes("phr00t-0", LaneState.STARTING)
+        assert said.pid == rig.process.pid
+        assert said.detail.startswith("ended (signal 9, SIGKILL); again in 0.")
+        await rig.routes("phr00t", "degraded: capacity")
+        new = await rig.lanes.becomes("phr00t-0", LaneState.WARM)
+        assert new.pid not in (killed, rig.process.pid)
+        speakers = [pid for _, pid in rig.lanes.states("phr00t-0")]
+        assert list(dict.fromkeys(speakers[speakers.index(killed) :])) == [killed, rig.process.pid, new.pid]
+        assert speakers[-1] == new.pid
+        await rig.routes("phr00t", "lane")
+
+        task = await bare_system.submit("phr00t")
+        await bare_system.becomes(task["id"], TaskStatus.PROCESSING, epoch=0)
+        quota.write_text('{"max_lanes": {"phr00t": 0}}')
+        await rig.lanes.becomes("phr00t-0", LaneState.QUOTA_DENIED)
+        assert (LaneState.DRAINING, new.pid) in rig.lanes.states("phr00t-0")
+        record, _ = await bare_system.record(task["id"])
+        assert (record.status.value, record.attempt) == ("done", 1)
+        assert rig.lane_pids() == []
+
+
+async def test_a_lane_that_cannot_start_is_no_denial(bare_system: System, tmp_path: Path) -> None:
+    """N = 2: one lane crash-loops, with its last error; the other has no slot. Both facts stand side by side."""
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    (data_dir / "artifacts").write_text("no folder")
+    async with supervised(bare_system, data_dir, "--gpus", "2") as rig:
+        looping = await rig.lanes.becomes("anisora-0", LaneState.CRASH_LOOPING)
+        assert looping.slot == "cpu-0"
+        assert "3 times in a row it ended before it was warm; the last: status 1: " in looping.detail
+        assert str(data_dir / "artifacts") in looping.detail
+        assert "; again in " in looping.detail
+        denied = await rig.lanes.becomes("phr00t-0", LaneState.CAPACITY_DENIED)
+        assert denied.detail == "the only slot for lanes is taken"
+        (data_dir / "artifacts").unlink()  # repaired: it comes by itself
+        await rig.lanes.becomes("anisora-0", LaneState.WARM)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--lanes", "sora=1"], "no model is called sora"),
+        (["--gpus", "0"], "0 is not in the range"),
+        (["--quota", "{folder}/none.json"], "does not exist"),
+        (["--quota", "{folder}/bad.json"], "names sora; there are anisora, phr00t"),
+    ],
+)
+def test_what_cannot_be_is_said(options: list[str], expected: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text('{"max_lanes": {"sora": 1}}')
+    arguments = [option.format(folder=tmp_path) for option in options]
+    command = warmlane_command("supervisor", "--data-dir", str(tmp_path / "data"), *arguments)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=clean_environment(), check=False)
+    assert result.returncode in (1, 2)
+    assert expected in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+async def test_one_supervisor_to_a_folder(bare_system: System, tmp_path: Path) -> None:
+    async with supervised(bare_system, tmp_path / "data", "--gpus", "1") as rig:
+        await rig.lanes.becomes("anisora-0", LaneState.CAPACITY_DENIED)
+        command = warmlane_command("supervisor", "--data-dir", str(rig.data_dir))
+        second = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
+        assert second.returncode == 1
+        assert "another `warmlane supervisor` uses" in second.stderr
+
+
+class HandLane:
+    """A lane whose process is played by hand."""
+
+    slot = "by-hand"
+
+    def __init__(self, on_death: Callable[[Death], None]) -> None:
+        self.pid: int | None = None
+        self.drained = asyncio.Event()
+        self.drained.set()
+        self._on_death = on_death
+
+    def dies(self) -> None:
+        self.pid = None
+        self._on_death(Death("signal 9, SIGKILL", 0.0))
+
+    async def stop(self, *, within_s: float) -> None:
+        await self.drained.wait()
+        self.pid = None
+
+    def kill(self) -> None:
+        self.drained.set()
+
+
+class HandProvider:
+    """Grants every lane but those that it *denies*."""
+
+    def __init__(self) -> None:
+        self.lanes: dict[str, HandLane] = {}
+        self.denies: dict[str, Denied] = {}
+        self.drains = False
+        self.asked = 0
+
+    async def start(self, want: Want, on_death: Callable[[Death], None]) -> Lane:
+        self.asked += 1
+        if want.name in self.denies:
+            raise self.denies[want.name]
+        self.lanes[want.name] = HandLane(on_death)
+        return self.lanes[want.name]
+
+
+@asynccontextmanager
+async def by_hand(
+    link: NatsLink,
+    catalog: Catalog,
+    provider: HandProvider,
+    *,
+    quota: Quota | None = None,
+    heartbeat_s: float = 3_600.0,  # what is told is told because something happened
+) -> AsyncIterator[Lanes]:
+    lanes = Lanes()
+    await (await link.watch(LANES, lanes.on_entry)).wait()
+    wanted = [Want("anisora", "anisora-0"), Want("phr00t", "phr00t-0")]
+    windows = replace(catalog.windows, heartbeat_s=heartbeat_s)
+    supervisor = Supervisor(link, provider, wanted, quota or Quota(None, catalog.models), windows)
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(supervisor.run(stop, hurry))
+    try:
+        yield lanes
+    finally:
+        stop.set()
+        await asyncio.wait([running], timeout=None if not provider.drains else 0.1)
+        assert running.done() is not provider.drains  # it waits for a lane that drains, until it is told to hurry
+        hurry.set()
+        await running
+
+
+def spoken(pid: int, state: LaneState) -> bytes:
+    """A heartbeat of anisora-0."""
+    return msgspec.json.encode(
+        LaneHeartbeat(
+            model="anisora",
+            worker="anisora-0",
+            state=state,
+            health_age_s=0,
+            slot="by-hand",
+            pid=pid,
+            started_at=datetime.now(UTC),
+        )
+    )
+
+
+async def test_the_last_word_of_a_dead_lane_does_not_stand(link: NatsLink, catalog: Catalog) -> None:
+    """A `warm` that was on its way when the lane died is taken back; the word of its successor is not."""
+    provider = HandProvider()
+    async with by_hand(link, catalog, provider) as lanes:
+        await lanes.becomes("anisora-0", LaneState.STARTING)
+        lane = provider.lanes["anisora-0"]
+        lane.pid = 100
+        await link.put(LANES, "anisora.anisora-0", spoken(100, LaneState.WARM))
+        await lanes.becomes("anisora-0", LaneState.WARM)
+        lane.dies()
+        said = await lanes.becomes("anisora-0", LaneState.STARTING)
+        assert (said.pid, said.slot) == (os.getpid(), "by-hand")
+        await link.put(LANES, "anisora.anisora-0", spoken(100, LaneState.BUSY))
+        await lanes.becomes("anisora-0", LaneState.BUSY)
+        await lanes.becomes("anisora-0", LaneState.STARTING)
+
+        lane.pid = 101
+        await link.put(LANES, "anisora.anisora-0", spoken(101, LaneState.WARM))
+        provider.lanes["phr00t-0"].dies()  # the supervisor goes through all lanes
+        await eventually(lambda: asyncio.sleep(0, "ended" in getattr(lanes.last("phr00t-0"), "detail", "")))
+        assert lanes.states("anisora-0")[-1] == (LaneState.WARM, 101)
+    last = lanes.last("anisora-0")
+    assert last is not None
+    assert last.pid == 101  # not the supervisor's to remove
+    assert lanes.last("phr00t-0") is None
+
+
+async def test_a_word_of_the_successor_that_comes_in_between_wins(link: NatsLink, catalog: Catalog) -> None:
+    """The new process speaks when the supervisor has read the word of the dead one: compare-and-set refuses."""
+    provider = HandProvider()
+    async with by_hand(link, catalog, provider) as lanes:
+        await lanes.becomes("anisora-0", LaneState.STARTING)
+        lane = provider.lanes["anisora-0"]
+        lane.pid = 100
+        await link.put(LANES, "anisora.anisora-0", spoken(100, LaneState.WARM))
+        await lanes.becomes("anisora-0", LaneState.WARM)
+        update = link.update
+
+        async def overtaken(bucket: str, key: str, value: bytes, *, revision: int, ttl_s: float | None = None) -> int:
+            lane.pid, link.update = 101, update  # type: ignore[method-assign]
+            await link.put(LANES, key, spoken(101, LaneState.WARM))
+            return await update(bucket, key, value, revision=revision, ttl_s=ttl_s)
+
+        link.update = overtaken  # type: ignore[method-assign]
+        lane.dies()
+        await eventually(lambda: asyncio.sleep(0, lanes.states("anisora-0")[-1] == (LaneState.WARM, 101)))
+        provider.lanes["phr00t-0"].dies()
+        await eventually(lambda: asyncio.sleep(0, "ended" in getattr(lanes.last("phr00t-0"), "detail", "")))
+        assert lanes.states("anisora-0")[-2:] == [(LaneState.WARM, 100), (LaneState.WARM, 101)]
+
+
+async def test_a_denial_of_the_provider_is_told_and_asked_about_again(
+    link: NatsLink, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A provider's own quota is told as one. The lane is asked for again at once when the quota file changes."""
+    file = tmp_path / "quota.json"
+    file.write_text('{"max_lanes": {}}')
+    provider = HandProvider()
+    provider.denies["anisora-0"] = Denied("quota", "your 2 cards are in use")
+    monkeypatch.setattr("ops.supervisor.DENIAL_RETRY_S", 3_600.0)
+    async with by_hand(link, catalog, provider, quota=Quota(file, catalog.models)) as lanes:
+        assert (await lanes.becomes("anisora-0", LaneState.QUOTA_DENIED)).detail == "your 2 cards are in use"
+        provider.denies["anisora-0"] = Denied("capacity", "none left")
+        file.write_text('{"max_lanes": {"anisora": 2}}')
+        await lanes.becomes("anisora-0", LaneState.CAPACITY_DENIED)
+        drained, asked = provider.lanes["phr00t-0"].drained, provider.asked
+        drained.clear()
+        file.write_text('{"max_lanes": {"phr00t": 0}}')
+        await eventually(lambda: asyncio.sleep(0, provider.asked > asked))
+        del provider.denies["anisora-0"]
+        drained.set()  # and a slot is given back
+        await lanes.becomes("phr00t-0", LaneState.QUOTA_DENIED)
+        await lanes.becomes("anisora-0", LaneState.STARTING)
+
+
+async def test_a_denied_lane_is_told_of_and_asked_for_again_and_again(
+    link: NatsLink, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = HandProvider()
+    provider.denies["anisora-0"] = Denied("capacity", "none left")
+    monkeypatch.setattr("ops.supervisor.DENIAL_RETRY_S", 0.3)
+    async with by_hand(link, catalog, provider, heartbeat_s=0.1) as lanes:
+        await eventually(lambda: asyncio.sleep(0, provider.asked > 2 and len(lanes.told) > 4))
+        assert lanes.states("anisora-0") == [(LaneState.CAPACITY_DENIED, os.getpid())]
+        del provider.denies["anisora-0"]
+        await lanes.becomes("anisora-0", LaneState.STARTING)
+
+
+async def test_a_lane_that_drains_is_waited_for_but_not_in_a_hurry(link: NatsLink, catalog: Catalog) -> None:
+    provider = HandProvider()
+    async with by_hand(link, catalog, provider) as lanes:
+        await lanes.becomes("anisora-0", LaneState.STARTING)
+        provider.drains = True
+        provider.lanes["anisora-0"].drained.clear()
+
+
+async def test_a_process_that_is_stopped_while_it_is_being_started(tmp_path: Path) -> None:
+    process = Process("sleeper", ["sleep", "600"], log_file=tmp_path / "log", on_death=lambda *_: None)
+    running = asyncio.create_task(process.run())
+    await asyncio.sleep(0)  # it is forked, and nobody has its handle yet
+    assert process.pid is None
+    await process.stop(within_s=5)
+    async with asyncio.timeout(10):
+        await running

@@ -1,0 +1,109 @@
+"""A third model is an entry in a settings file: no line of code knows it."""
+
+import asyncio
+import json
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx
+import pytest
+
+from contracts.settings import load_settings
+from ops.nats_link import NatsLink
+from ops.processes import warmlane_command
+from ops.provision import provision, wanted
+from tests.conftest import KEEP_S
+from tests.integration.conftest import GatewayProcess, System
+from tests.support import clean_environment, eventually, settings_file
+
+MODEL = "lantern"
+
+
+def with_a_third_model(folder: Path) -> Path:
+    """The packaged settings and one more model: phr00t under another name, with limits of its own."""
+    path = settings_file(folder)
+    settings: dict[str, Any] = json.loads(path.read_text())
+    entry = json.loads(json.dumps(settings["models"]["phr00t"]))
+    entry |= {"title": "Lantern", "aliases": ["lantern-1"], "lanes": 1}
+    entry["generation"]["steps"] = {"fixed": 3}
+    entry["profiles"]["tiny"]["checkpoint"]["folder"] = "tiny-lantern"
+    settings["models"][MODEL] = entry
+    path.write_text(json.dumps(settings))
+    return path
+
+
+def start_lane(gateway: GatewayProcess, settings: Path) -> subprocess.Popen[bytes]:
+    """`warmlane lane` of the third model."""
+    shared = ["--nats-url", gateway.nats.url, "--data-dir", str(gateway.data_dir), "--settings", str(settings)]
+    with (gateway.folder / "lane.log").open("ab") as log:
+        command = warmlane_command("lane", "--model", MODEL, *shared)
+        return subprocess.Popen(command, stdout=log, stderr=log, env=clean_environment())
+
+
+@pytest.fixture
+async def system(tmp_path: Path) -> AsyncIterator[System]:
+    """A gateway of three models, and one real lane, of the third."""
+    path = with_a_third_model(tmp_path)
+    gateway = GatewayProcess(tmp_path)
+    gateway.nats.start()
+    link = await NatsLink.connect(gateway.nats.url, name="test")
+    await provision(link, wanted(load_settings(path).catalog("tiny"), keep_s=KEEP_S))
+    await asyncio.to_thread(gateway.start, "--settings", str(path), "--keep", f"{KEEP_S:g}s")
+    lane = start_lane(gateway, path)
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=40) as http:
+        yield System(gateway, link, http)
+    lane.terminate()
+    assert await asyncio.to_thread(lane.wait, 60) == 0, (tmp_path / "lane.log").read_text()
+    await link.close()
+    gateway.stop()
+    gateway.nats.stop()
+
+
+async def test_a_third_model_has_its_stream_its_lane_and_its_limits(system: System) -> None:
+    http = system.http
+
+    # where its requests go before its lane is warm, and what operators see of it
+    model = (await http.get("/admin/lanes")).json()["models"][-1]
+    assert (model["model"], model["wanted"]) == (MODEL, 1)
+    queues = [queue["stream"] for queue in (await http.get("/admin/queue")).json()["queues"]]
+    assert queues == ["LANE_ANISORA", "LANE_PHR00T", "LANE_LANTERN", "DEGRADED"]
+    assert (await system.link.js.stream_info("LANE_LANTERN")).config.subjects == ["lane.lantern.*"]
+    assert (await http.get("/admin/lanes/lantern-1/mode")).json()["mode"] == "auto"
+
+    # its limits: in the settings, in the description of the API, and applied
+    shown = {each["name"]: each for each in (await http.get("/settings")).json()["models"]}
+    assert shown[MODEL]["constraints"]["steps"]["fixed"] == 3
+    document = (await http.get("/openapi.json")).json()
+    content = document["components"]["requestBodies"]["GenerationRequest"]["content"]["application/json"]
+    described = {schema["properties"]["model"]["enum"][0]: schema for schema in content["schema"]["oneOf"]}
+    assert described[MODEL]["properties"]["steps"]["const"] == 3
+    assert MODEL in content["examples"]
+    refused = await http.post("/generate", json={"model": MODEL, "prompt": "x", "steps": 4, "image": "x"})
+    assert refused.status_code == 422
+    assert [error["pointer"] for error in refused.json()["errors"]] == ["/image", "/steps"]
+
+    async def warm() -> bool:
+        return bool((await http.get("/readyz")).json()["models"][MODEL]["warm"])
+
+    await eventually(warm, within_s=90)
+    fields = {"width": 32, "height": 32, "num_frames": 5}
+    response = await http.post("/generate", json={"model": "lantern-1", "prompt": "a lantern"} | fields)
+    assert response.status_code == 202, response.text
+    task = response.json()
+    assert (task["model"], task["route"], task["parameters"]["steps"]) == (MODEL, "lane", 3)
+
+    async def ended() -> dict[str, Any] | None:
+        now: dict[str, Any] = (await http.get(f"/tasks/{task['id']}?wait=30")).json()
+        return now if now["status"] in ("done", "failed") else None
+
+    done = await eventually(ended, within_s=60)
+    assert done is not None
+    assert done["status"] == "done", done["error"]
+    file = system.gateway.folder / "lantern.mp4"
+    file.write_bytes((await http.get(f"/tasks/{task['id']}/video")).content)
+    with av.open(str(file)) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 5
+    assert (await http.get(f"/admin/tasks/{task['id']}/explain")).json()["agrees"] is True

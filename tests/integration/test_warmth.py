@@ -1,0 +1,154 @@
+"""When a lane gives up its warm pipeline, and when it does not: lanes of this process, with real pipeline hosts."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from contracts.lanes import LaneState, SlotState
+from contracts.settings import Catalog, Warmth
+from contracts.tasks import GenerationTask, TaskStatus
+from contracts.topology import demand_subject
+from gateway.cold_starts import ColdStarts
+from lane_worker.runtime.cold_start import EVICTED
+from ops.nats_link import NatsLink
+from tests.degraded import becomes, place, shown, task_of
+from tests.lanes import Lane, SharedForkServer, StateLog
+from tests.support import eventually, is_running
+
+NEVER = Warmth(recycle_after_tasks=0, recycle_residue_bytes=0, evict_idle_s=0)
+
+
+class Lanes:
+    """Up to two lanes of one model, that start with the warmth that is asked for."""
+
+    def __init__(self, link: NatsLink, catalog: Catalog, folder: Path, forks: SharedForkServer) -> None:
+        self.link = link
+        self._catalog, self._folder, self._forks = catalog, folder, forks
+        self._lanes: list[Lane] = []
+        self._tasks = 0
+
+    async def start(self, warmth: Warmth, *, count: int = 1) -> list[Lane]:
+        windows = replace(self._catalog.windows, heartbeat_s=0.5)
+        catalog = replace(self._catalog, windows=windows, warmth=warmth)
+        self._lanes = [
+            Lane(self.link, catalog, self._folder, number=number, fork_server=self._forks) for number in range(count)
+        ]
+        for lane in self._lanes:
+            lane.start()
+        for lane in self._lanes:
+            await lane.becomes(LaneState.WARM)
+        return self._lanes
+
+    async def run(self, prompt: str = "a red fox") -> GenerationTask:
+        """A task that was done."""
+        return await becomes(self.link, await self.place(prompt), TaskStatus.DONE)
+
+    async def place(self, prompt: str = "a red fox") -> GenerationTask:
+        self._tasks += 1
+        task = task_of("phr00t", self._tasks)
+        return await place(self.link, replace(task, route="lane", parameters=replace(task.parameters, prompt=prompt)))
+
+    async def leave(self) -> None:
+        for lane in self._lanes:
+            await lane.leave()
+
+
+@pytest.fixture
+async def lanes(link: NatsLink, catalog: Catalog, tmp_path: Path) -> AsyncIterator[Lanes]:
+    forks = SharedForkServer()
+    lanes = Lanes(link, catalog, tmp_path, forks)
+    yield lanes
+    await lanes.leave()
+    await forks.close_at_last()
+
+
+async def test_the_pipeline_stays_until_it_is_worn_out_then_it_is_loaded_in_a_fresh_host(lanes: Lanes) -> None:
+    """FR-019, by tasks and by what they leave in memory. A lane that is alone does it when nothing waits."""
+    states = StateLog()
+    await states.start(lanes.link)
+    (lane,) = await lanes.start(replace(NEVER, recycle_after_tasks=3, recycle_residue_bytes=150_000_000))
+    first = lane.host
+    tasks = [await lanes.run() for _ in range(2)]
+    assert lane.host == first
+    assert [task.swap for task in tasks] == [None, None]
+
+    waiting = [await lanes.place() for _ in range(3)]  # the third task of the pipeline is not its last: others wait
+    tasks = [await becomes(lanes.link, task, TaskStatus.DONE) for task in waiting]
+    assert [task.swap for task in tasks] == [None, None, None]
+    heartbeat = await lane.becomes(LaneState.LOADING)
+    assert "recycled" in heartbeat.detail
+    await lane.becomes(LaneState.WARM)
+    second = lane.host
+    assert second != first
+    assert not is_running(first)
+
+    await lanes.run("leak 200 MB")
+    heartbeat = await lane.becomes(LaneState.LOADING, when=lambda told: "MB behind" in told.detail)
+    await lane.becomes(LaneState.WARM)
+    assert lane.host != second
+    assert (await lanes.run()).swap is None
+    assert LaneState.UNHEALTHY not in states.states(lane.name)
+    starts = ColdStarts()
+    await starts.start(lanes.link)
+    (start,) = starts.newest_first()  # a recycle is not one
+    assert start.seconds is not None
+
+
+async def test_two_lanes_that_are_worn_out_together_are_never_both_away(lanes: Lanes) -> None:
+    both = await lanes.start(replace(NEVER, recycle_after_tasks=5), count=2)
+    hosts = {lane.name: lane.host for lane in both}
+    states = StateLog()
+    await states.start(lanes.link)
+    tasks = [await lanes.place() for _ in range(10)]
+    for task in tasks:
+        assert (await becomes(lanes.link, task, TaskStatus.DONE)).attempt == 1
+
+    async def both_recycled() -> bool:
+        if all(lane.host != hosts[lane.name] for lane in both):
+            return True
+        await lanes.run()
+        return False
+
+    await eventually(both_recycled, within_s=60)
+    for lane in both:
+        await lane.becomes(LaneState.WARM)
+    away = [sum(told.detail.startswith("recycled") for told in moment.values()) for moment in states.seen]
+    assert max(away) == 1
+
+
+async def test_an_idle_lane_unloads_and_is_warm_again_on_demand(lanes: Lanes) -> None:
+    """Its process, its host and its slot stay; what takes the time is timed as a start of its own."""
+    starts = ColdStarts()
+    await starts.start(lanes.link)
+    (lane,) = await lanes.start(replace(NEVER, evict_idle_s=1))
+    host = lane.host
+    heartbeat = await lane.becomes(LaneState.EVICTED)
+
+    async def empty() -> bool:
+        slot = await shown(lanes.link, lane.slot)
+        return slot is not None and (slot.state, slot.model) == (SlotState.EMPTY, None)
+
+    await eventually(empty)
+    assert lane.host == host
+    await lanes.link.client.publish(demand_subject("phr00t"), b"")
+    warm = await lane.becomes(LaneState.WARM)
+    assert (warm.pid, warm.started_at) == (heartbeat.pid, heartbeat.started_at)
+    assert (await lanes.run()).attempt == 1
+
+    async def both() -> bool:
+        return len(starts.newest_first()) >= 2
+
+    await eventually(both)
+    first, second = starts.newest_first()[::-1][:2]
+    assert (first.detail, second.detail) == ("", EVICTED)
+    assert second.seconds is not None
+    assert second.started_at > first.ended_at
+
+
+async def test_a_task_that_was_sent_before_the_eviction_was_known_is_run(lanes: Lanes) -> None:
+    """Without a load, and without a demand: the gateway that sent it took the lane for warm."""
+    (lane,) = await lanes.start(replace(NEVER, evict_idle_s=0.5))
+    await lane.becomes(LaneState.EVICTED)
+    assert (await lanes.run()).swap is None

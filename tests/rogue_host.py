@@ -1,0 +1,127 @@
+"""A fork server whose children run real pipelines, and misbehave as the prompt says (`python -m tests.rogue_host FD`).
+
+Each child is the product's own, with a few functions replaced by ones that look for a misdeed's name in the prompt, or,
+since a load has no prompt, in the name of the checkpoint's folder. One misdeed a prompt; whatever else stands in it is
+ignored. "in a used host" after a misdeed limits it to a process that has run before: a fresh one behaves.
+"""
+
+import ctypes
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from PIL import Image
+
+from contracts.settings import Checkpoint
+from contracts.tasks import GenerationParameters
+from lane_worker.pipelines import child, forkserver
+from lane_worker.pipelines.child import TaskCancelled
+from lane_worker.pipelines.load import load_pipeline, run_pipeline
+from lane_worker.pipelines.video import Frames
+from lane_worker.runtime import host_messages
+from lane_worker.runtime.host_messages import FromChild, Progress
+
+COMMAND: Final = (sys.executable, "-m", "tests.rogue_host")
+IN_A_USED_HOST: Final = "in a used host"
+OUT_OF_MEMORY: Final = "CUDA out of memory. Tried to allocate 20.00 GiB."
+LEAK_BYTES: Final = 200_000_000
+GARBAGE: Final = b"\x00\x00\x00\x04\xc1\xc1\xc1\xc1"
+
+_kept: list[object] = []
+_loads = 0
+_runs = 0
+_talks_garbage = False
+
+
+def main() -> None:
+    """Replaces what the children use, and serves."""
+    for name, replacement in (("load_pipeline", _load), ("run_pipeline", _run), ("frame", _frame)):
+        assert hasattr(child, name)
+        setattr(child, name, replacement)
+    forkserver.main()
+
+
+def _load(checkpoint: Checkpoint, models_dir: Path, *, device: str) -> Any:
+    global _loads
+    _loads += 1
+    misdeed = _misdeed(checkpoint.folder.replace("-", " "), used=_loads > 1)
+    if "hang in load" in misdeed:
+        _hang()
+    pipeline = load_pipeline(checkpoint, models_dir, device=device)
+    if "oom in load" in misdeed:
+        raise torch.OutOfMemoryError(OUT_OF_MEMORY)
+    return pipeline
+
+
+def _run(
+    pipeline: Any, parameters: GenerationParameters, image: Image.Image | None, on_step: Callable[[int], None]
+) -> Frames:
+    global _runs, _talks_garbage
+    _runs += 1
+    misdeed = _misdeed(parameters.prompt, used=_runs > 1)
+    if "leak 200 MB" in misdeed:
+        _kept.append(bytearray(b"\x01") * LEAK_BYTES)
+    elif "leak tensor" in misdeed:
+        _kept.append(next(pipeline.transformer.parameters()).detach())  # its memory, under no name of the pipeline's
+    elif "keep component" in misdeed:
+        _kept.append(pipeline.text_encoder)
+    elif "segfault" in misdeed:
+        ctypes.string_at(0)
+    elif "ignore SIGTERM" in misdeed:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _hang()
+    elif "garbage" in misdeed:
+        _talks_garbage = True
+    elif "oom in text encoder" in misdeed:
+        _fail_in(pipeline.text_encoder)
+    elif "oom in vae" in misdeed:
+        _fail_in(pipeline.vae.decoder)
+
+    def step(number: int) -> None:
+        if "ignore cancel" in misdeed:
+            _ignore_cancel(on_step, number)
+        else:
+            on_step(number)
+        if "oom in step 3" in misdeed and number == 3:
+            raise torch.OutOfMemoryError(OUT_OF_MEMORY)
+        if "cuda error" in misdeed:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    return run_pipeline(pipeline, parameters, image, step)
+
+
+def _misdeed(text: str, *, used: bool) -> str:
+    return "" if IN_A_USED_HOST in text and not used else text
+
+
+def _frame(message: FromChild) -> bytes:
+    return GARBAGE if _talks_garbage and isinstance(message, Progress) else host_messages.frame(message)
+
+
+def _ignore_cancel(on_step: Callable[[int], None], number: int) -> None:
+    try:
+        while True:  # until somebody cancels it
+            on_step(number)
+            time.sleep(0.05)  # the misdeed itself: it goes on working, at a leisurely pace
+    except TaskCancelled:
+        _hang()
+
+
+def _fail_in(module: torch.nn.Module) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError(OUT_OF_MEMORY)
+
+    module.register_forward_pre_hook(fail)
+
+
+def _hang() -> None:
+    while True:
+        time.sleep(1)  # the misdeed itself: it never comes back
+
+
+if __name__ == "__main__":
+    main()
