@@ -240,7 +240,7 @@ class LaneWorker:
                 return
             match await self._next_step(queue_is_empty=not served):
                 case Recycle(reason):
-                    if await self._may_recycle():
+                    if await self._may_recycle(queue_is_empty=not served):
                         self._renew_because = f"recycled: {reason}"
                         return
                 case Evict():
@@ -272,22 +272,17 @@ class LaneWorker:
             now=datetime.now(UTC),
         )
 
-    async def _may_recycle(self) -> bool:
-        """Takes the lane out of service, and looks whether the other lane that was warm still is.
+    async def _may_recycle(self, *, queue_is_empty: bool) -> bool:
+        """Takes the lane out of service, then decides again; it is back in service where that says otherwise.
 
         Two lanes that are worn out together both say so before either looks, so never do both leave.
         """
-        try:
-            before = await self._others()
-            if not await self._announce(LaneState.LOADING, "about to be recycled"):
-                return False
-            if before is Others.WARM and await self._others() is not Others.WARM:
-                self._show(LaneState.WARM)
-                return False
-        except TransportUnavailable:
-            self._show(LaneState.WARM)
+        if not await self._announce(LaneState.LOADING, "about to be recycled"):
             return False
-        return True
+        if isinstance(await self._next_step(queue_is_empty=queue_is_empty), Recycle):
+            return True
+        self._show(LaneState.WARM)
+        return False
 
     async def _evict(self, stop: asyncio.Event) -> bool:
         """Unloads, and waits until a request asks for the model; whether it is to be loaded again.

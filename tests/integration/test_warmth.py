@@ -12,6 +12,8 @@ from contracts.tasks import GenerationTask, TaskStatus
 from contracts.topology import demand_subject
 from gateway.cold_starts import ColdStarts
 from lane_worker.runtime.cold_start import EVICTED
+from lane_worker.runtime.warmth import READY, Others
+from lane_worker.worker import LaneWorker
 from ops.nats_link import NatsLink
 from tests.degraded import becomes, place, shown, task_of
 from tests.lanes import Lane, SharedForkServer, StateLog
@@ -96,24 +98,50 @@ async def test_the_pipeline_stays_until_it_is_worn_out_then_it_is_loaded_in_a_fr
     assert start.seconds is not None
 
 
-async def test_two_lanes_that_are_worn_out_together_are_never_both_away(lanes: Lanes) -> None:
-    both = await lanes.start(replace(NEVER, recycle_after_tasks=5), count=2)
-    hosts = {lane.name: lane.host for lane in both}
+async def test_two_lanes_that_are_worn_out_together_are_never_both_away(
+    lanes: Lanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though each has seen the other one warm; and one of them looks again only when the other one has decided."""
     states = StateLog()
     await states.start(lanes.link)
-    tasks = [await lanes.place() for _ in range(10)]
-    for task in tasks:
-        assert (await becomes(lanes.link, task, TaskStatus.DONE)).attempt == 1
+    looks = {"phr00t-0": 0, "phr00t-1": 0}
+    look = LaneWorker._others
+
+    async def both_have_looked() -> bool:
+        return min(looks.values()) > 0
+
+    async def the_other_has_decided() -> bool:
+        told = states.seen[-1]["phr00t-0"]
+        left_service = states.states("phr00t-0").count(LaneState.LOADING) > 1  # once it was loaded at the start
+        return told.detail.startswith("recycled") or (left_service and told.state in READY)
+
+    async def slow_look(worker: LaneWorker) -> Others:
+        looks[worker._name] += 1
+        if looks[worker._name] == 1:
+            seen = await look(worker)
+            await eventually(both_have_looked)
+            return seen
+        if looks["phr00t-1"] == 2 and worker._name == "phr00t-1":
+            await eventually(the_other_has_decided)
+        return await look(worker)
+
+    monkeypatch.setattr(LaneWorker, "_others", slow_look)
+    both = await lanes.start(replace(NEVER, recycle_after_tasks=5), count=2)
+    hosts = {lane.name: lane.host for lane in both}
+    for _ in range(2):
+        tasks = [await lanes.place() for _ in range(5)]
+        for task in tasks:
+            assert (await becomes(lanes.link, task, TaskStatus.DONE)).attempt == 1
 
     async def both_recycled() -> bool:
+        for lane in both:
+            await lane.becomes(LaneState.WARM)  # a lane that serves alone would be worn out twice over
         if all(lane.host != hosts[lane.name] for lane in both):
             return True
         await lanes.run()
         return False
 
     await eventually(both_recycled, within_s=60)
-    for lane in both:
-        await lane.becomes(LaneState.WARM)
     away = [sum(told.detail.startswith("recycled") for told in moment.values()) for moment in states.seen]
     assert max(away) == 1
 
