@@ -22,7 +22,7 @@ from contracts.tasks import (
     keyed_task_id,
     seed_of,
 )
-from contracts.topology import TASKS, work_stream, work_subject
+from contracts.topology import DEGRADED_MAX_AGE_S, TASKS, work_stream, work_subject
 from gateway.estimate import Estimates
 from gateway.fallbacks import Fallbacks
 from gateway.hold import Holds, UntilGone
@@ -189,7 +189,15 @@ class Admission:
         subject = work_subject(task.route, task.model, task.id)
         async for attempt in until_answered():
             with attempt:
-                ack = await self._link.publish(subject, encode_task(task), message_id=task.message_id)
+                try:
+                    ack = await self._link.publish(subject, encode_task(task), message_id=task.message_id)
+                except StreamFull as full:
+                    age = datetime.now(UTC) - task.created_at
+                    if attempt.num > 1 and age >= timedelta(seconds=DEGRADED_MAX_AGE_S):
+                        # this process was stopped for so long that the server has forgotten an earlier try, which may
+                        # have been stored, and even have run
+                        raise TransportUnavailable("the queue is full, and an earlier try was not answered") from full
+                    raise
         if not ack.duplicate:
             return task
         known = await self._tasks.read(task.id)

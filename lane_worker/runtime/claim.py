@@ -50,25 +50,30 @@ def claim_decision(
     """What to do with the message *queued*, given the *record* of its task at *revision*.
 
     1. No record (the gateway was slower): the message supplies it.
-    2. The message's epoch is below the record's: Drop. Above it: Reread.
-    3. This process owns the record at this epoch: Mine.
-    4. The record is not pending: Drop.
+    2. The message's epoch is below the record's: Drop. Above it: Reread. It is for another model, as when two bodies
+       came with one Idempotency-Key at once: Drop, for the record's own message is in another queue.
+    3. This process owns the record at this epoch, and its lease stands: Mine.
+    4. The record is not pending: Drop. So too one whose lease this process gave back: the sweeper decides what follows.
     5. On the degraded route and overdue: Expire. A lane takes an overdue task: whoever moves the record first wins.
     6. Take, with the record's parameters and not the message's.
     """
     if record is None:  # 1
         record, revision = queued, 0
-    if queued.epoch < record.epoch:  # 2
+    if queued.epoch < record.epoch or queued.model != record.model:  # 2
         return Drop()
     if queued.epoch > record.epoch:
         return Reread()
-    if record.status is TaskStatus.PROCESSING and record.owner == owner:  # 3
+    if record.status is TaskStatus.PROCESSING and record.owner == owner and _lease_stands(record, now):  # 3
         return Mine(record, revision)
     if record.status is not TaskStatus.PENDING:  # 4
         return Drop()
     if is_overdue(record, now):  # 5
         return Expire(record, revision)
     return Take(record, revision)  # 6
+
+
+def _lease_stands(task: GenerationTask, now: datetime) -> bool:
+    return task.lease_expires_at is not None and now < task.lease_expires_at
 
 
 def is_overdue(task: GenerationTask, now: datetime) -> bool:

@@ -1,0 +1,80 @@
+"""A run of the model that a seed determines. As test_protocol.py, but without hypothesis, which costs more than the
+model itself: for long searches, and for bugs that were planted."""
+
+import random
+from collections.abc import Callable
+from typing import Final
+
+from contracts.lanes import LaneState
+from tests.model.world import GATEWAYS, MODELS, WORKERS, World
+
+LANE_STATES: Final = (LaneState.WARM, LaneState.WARM, LaneState.DRAINING, LaneState.QUOTA_DENIED, None)
+RUNS: Final = (("done", 0.5), ("done", 7.0), ("done", 45.0), ("failed", 0.2), ("gave up", 1.0))
+SKEWS_S: Final = (0.0, 0.2, -0.2)
+PROCESSES: Final = (*GATEWAYS, *WORKERS)
+SECONDS: Final = (0.2, 1.1, 6.0, 12.0, 29.6, 31.0)
+KEYS: Final = (None, None, "k", "l")
+
+
+def drive(
+    seed: int, *, actions: int = 40, is_tracing: bool = False, on_world: Callable[[World], None] | None = None
+) -> World:
+    """Runs the model as *seed* says, and returns what became of it. Raises Violation.
+
+    *on_world* is given the world before anything happens in it.
+    """
+    world = World(skews_s=SKEWS_S if seed % 2 else (), is_tracing=is_tracing)
+    if on_world is not None:
+        on_world(world)
+    try:
+        _drive(world, random.Random(seed), actions)
+    finally:
+        world.close()
+    return world
+
+
+def _drive(world: World, draw: random.Random, actions: int) -> None:
+    random.seed(0)  # the jitter of retries
+    # loud: any choice; else no effect is lost, and only the order is drawn
+    loud, crowded, has_lanes = draw.random() < 0.6, draw.random() < 0.6, draw.random() < 0.5
+    models = MODELS[:1] if crowded else MODELS
+    world.default_run = draw.choice(RUNS[:3] if crowded else RUNS[:1])
+    if not has_lanes:
+        for model in MODELS:
+            world.lane_says(model, 0, None)
+
+    def choices() -> bytes:
+        count = draw.randrange(24)
+        return bytes(draw.randrange(256) if loud else draw.randrange(180) for _ in range(count))
+
+    def post() -> None:
+        for _ in range(draw.randrange(1, 4) if crowded else 1):
+            world.post(
+                draw.choice(GATEWAYS),
+                draw.choice(models),
+                is_async=draw.random() < 0.3,
+                key=draw.choice(KEYS),
+                image=draw.random() < 0.05,
+            )
+
+    menu: list[tuple[int, Callable[[], object]]] = [
+        (12, post),
+        (24, lambda: world.steps(choices())),
+        (3, lambda: world.hang_up(draw.randrange(8))),
+        (2, lambda: world.cancel(draw.choice(GATEWAYS), draw.randrange(8))),
+        (2, lambda: world.read(draw.choice(GATEWAYS), draw.randrange(8))),
+        (4, lambda: world.pass_time(draw.choice(SECONDS))),
+        (5, lambda: world.live(draw.choice(SECONDS))),
+        (2, lambda: world.lane_says(draw.choice(MODELS), draw.randrange(2), draw.choice(LANE_STATES))),
+        (3, lambda: world.runs.append(draw.choice(RUNS))),
+        (3, lambda: world.crash(draw.choice(PROCESSES))),
+        (2, lambda: world.stop(draw.choice(PROCESSES))),
+        (1, lambda: world.replace(draw.choice(PROCESSES))),
+        (2, lambda: world.go_on(draw.choice(list(world.hosts)))),
+        (2, lambda: world.cut(draw.choice(PROCESSES))),
+        (2, lambda: world.mend(draw.choice(list(world.hosts)))),
+    ]
+    weights = [weight for weight, _ in menu]
+    for _ in range(actions):
+        draw.choices(menu, weights)[0][1]()
+    world.finish()

@@ -1,0 +1,236 @@
+"""The invariants of design §4, checked on every write to the simulated server and on every answer to a client.
+
+`Ledger` sees what happens; it raises `Violation` at the step that breaks one. Invariant 5 is about hosts and cards,
+which the model has none of.
+"""
+
+from collections import defaultdict
+from collections.abc import Set
+from typing import Final
+
+from contracts.lifecycle import TRANSITIONS
+from contracts.tasks import FailureCode, GenerationTask, TaskStatus, decode_task
+from contracts.topology import (
+    DEADLINES,
+    DEGRADED,
+    TASKS,
+    TIMER_KINDS,
+    bucket_stream,
+    lane_stream,
+    timer_due_subject,
+    timer_set_subject,
+    work_stream,
+)
+from tests.model.jetstream import JetStream, Stored, moment
+from tests.model.model_loop import Host
+
+_PREFIX: Final = f"$KV.{TASKS}."
+_MOVES: Final = {(before, after) for (before, _), after in TRANSITIONS.items()} | {
+    (TaskStatus.PENDING, TaskStatus.PENDING),  # promised
+    (TaskStatus.PROCESSING, TaskStatus.PROCESSING),  # renewed, or released
+}
+# The message of a worker that died with it is delivered again after 5 s, and what was published late a second later.
+REDELIVERED_S: Final = 7.0
+# The place of a refused task is free so soon.
+FREE_S: Final = 1.0
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+class Ledger:
+    """What happened to every task."""
+
+    def __init__(self, server: JetStream, *, degraded_max: int, attempts: int, wait_limit_s: float) -> None:
+        self._server = server
+        self._degraded_max, self._attempts, self._wait_limit_s = degraded_max, attempts, wait_limit_s
+        self.records: dict[str, GenerationTask] = {}
+        # what ran: (task, epoch) -> owners
+        self.runs: dict[tuple[str, int], list[str]] = defaultdict(list)
+        self.told: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
+        self.keyed: dict[str, set[str]] = defaultdict(set)
+        # when the server stored the claim of (task, epoch)
+        self._claimed_s: dict[tuple[str, int], float] = {}
+        self._deadlines = server.stream(DEADLINES)
+        self._degraded = server.stream(DEGRADED)
+
+    # ── while it happens ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def on_record(self, stored: Stored, host: Host | None, owner: str | None, stream: str | None) -> None:
+        """A record was written, by *host*; *owner* and *stream* are set where that is a worker."""
+        task = decode_task(stored.data)
+        task_id = stored.subject.removeprefix(_PREFIX)
+        before = self.records.get(task_id)
+        self.records[task_id] = task
+        who = host.name if host is not None else "nobody"
+        if task_id in self.refused and (before is None or not before.was_refused or task != before):
+            raise Violation(f"6: {task_id} was refused ({self.refused[task_id]}), and is recorded by {who}")
+        if before is not None:
+            if before.status.is_terminal:
+                raise Violation(f"1: {task_id} had ended as {_end(before)}, and {who} moved it to {_end(task)}")
+            if (before.status, task.status) not in _MOVES:
+                raise Violation(f"1: {task_id} went from {before.status} to {task.status}, by {who}")
+            if task.epoch < before.epoch:
+                raise Violation(f"3: {task_id} fell back from epoch {before.epoch} to {task.epoch}, by {who}")
+            self._check_owner(before, task, owner, who)
+        is_claim = task.status is TaskStatus.PROCESSING and (before is None or before.status is TaskStatus.PENDING)
+        if owner is not None and is_claim:
+            self._claimed_s[task_id, task.epoch] = stored.stored_s
+            # at epoch 0, two gateways that heard different things of the lanes may both have queued a keyed request
+            places = {work_stream(task.route, task.model)}
+            places |= {DEGRADED, lane_stream(task.model)} if task.epoch == 0 else set()
+            if stream not in places:
+                raise Violation(f"3: {who} claimed {task_id}, which is queued on {places}")
+        if task.attempt > self._attempts:
+            raise Violation(f"1: {task_id} is in attempt {task.attempt}, of {self._attempts}")
+        if task.withdrawn and task_id in self.told:
+            raise Violation(f"1: {task_id} was withdrawn by {who}, but a client had been given it")
+        self.check_timer(task_id)
+
+    def _check_owner(self, before: GenerationTask, task: GenerationTask, owner: str | None, who: str) -> None:
+        held = before.status is TaskStatus.PROCESSING
+        if held and task.status is TaskStatus.PROCESSING and (task.owner, task.epoch) != (before.owner, before.epoch):
+            raise Violation(f"3: {task.id} was {before.owner}'s at epoch {before.epoch}, and {who} took it")
+        if owner is None:
+            return
+        if held and before.owner != owner:
+            raise Violation(f"3: {who} changed {task.id}, which is {before.owner}'s")
+        if not held and task.status is TaskStatus.PROCESSING and task.epoch != before.epoch:
+            raise Violation(f"3: {who} claimed {task.id} at epoch {task.epoch}, which is at {before.epoch}")
+
+    def check_timer(self, task_id: str) -> None:
+        """Somebody will look at every task that has not ended (design §4, Timers)."""
+        task = self.records.get(task_id)
+        if task is None or task.status.is_terminal:
+            return
+        for kind in TIMER_KINDS:
+            for subject in (timer_set_subject(kind, task_id), timer_due_subject(kind, task_id)):
+                if self._deadlines.last_on(subject) is not None:
+                    return
+        raise Violation(f"1: {task_id} is {task.status}, and no timer of it is left")
+
+    def on_timer_gone(self, stored: Stored) -> None:
+        self.check_timer(stored.subject.rsplit(".", 1)[-1])
+
+    def on_queued(self, _: Stored) -> None:
+        if len(self._degraded.messages) > self._degraded_max:
+            raise Violation(f"4: {len(self._degraded.messages)} messages in {DEGRADED}")
+
+    def on_run(self, task: GenerationTask, owner: str) -> None:
+        """*owner* begins to run *task*."""
+        runs = self.runs[task.id, task.epoch]
+        runs.append(owner)
+        if len(runs) > 1:
+            raise Violation(f"3: {task.id} runs at epoch {task.epoch} in {runs}")
+        if task.id in self.refused:
+            raise Violation(f"6: {task.id} was refused ({self.refused[task.id]}), and runs")
+        record = self.records.get(task.id)
+        if record is None or task.attempt < 1:
+            raise Violation(f"3: {task.id} runs, and nobody claimed it")
+        waited_s = (moment(self._claimed_s[task.id, task.epoch]) - task.queued_at).total_seconds()
+        if task.route == "degraded" and waited_s > self._wait_limit_s:
+            raise Violation(f"4: {task.id} runs, and was claimed {waited_s:.3f} s after it was queued")
+
+    def on_told(self, task: GenerationTask, how: str) -> None:
+        """A client was given the id of *task*."""
+        self.told[task.id] = how
+        if task.id not in self.records:
+            raise Violation(f"1: a client was given {task.id}, which has no record")
+        if task.id in self.refused:
+            raise Violation(f"6: {task.id} was refused ({self.refused[task.id]}), and then answered {how}")
+
+    def on_refused(self, task_id: str, why: str, *, is_shared: bool) -> None:
+        """A client was told that *task_id* will not run. *is_shared*: equal requests use the same id."""
+        if why == "depth" and is_shared:
+            return  # an equal request may have brought it in
+        self.refused[task_id] = why
+        if any(run_id == task_id for run_id, _ in self.runs):
+            raise Violation(f"6: {task_id} is refused ({why}), and has run")
+        record = self.records.get(task_id)
+        if why == "depth" and record is not None:
+            raise Violation(f"6: {task_id} is refused (depth), and is recorded as {_end(record)}")
+        if why == "wait" and (record is None or not record.was_refused):
+            raise Violation(f"6: {task_id} is refused (wait), and its record is {record and _end(record)}")
+        if why == "depth" and (left := self._left_of(task_id)):
+            raise Violation(f"6: {task_id} is refused (depth), and left {left}")
+
+    def _left_of(self, task_id: str, *streams: str) -> list[str]:
+        return [
+            stored.subject
+            for name in streams or self._server.streams
+            for stored in self._server.streams[name].messages.values()
+            if stored.subject.rsplit(".", 1)[-1] == task_id
+        ]
+
+    def check_sound(self, now_s: float, sound_from_s: float, idle: Set[str]) -> None:
+        """What holds where servers, sweepers and workers live and nothing goes wrong, since *sound_from_s*.
+
+        Nothing waits longer than the limit on the degraded queue, or longer than a redelivery for a worker that is
+        *idle*; what has ended takes no place.
+        """
+        now, sound_from = moment(now_s), moment(sound_from_s)
+        for task in self.records.values():
+            stream = work_stream(task.route, task.model)
+            if task.status is TaskStatus.PENDING:
+                waited_s = (now - max(task.queued_at, sound_from)).total_seconds()
+                if task.route == "degraded" and (now - task.queued_at).total_seconds() > self._wait_limit_s:
+                    raise Violation(f"4: {task.id} still waits for {DEGRADED}, since {task.queued_at}")
+                if waited_s > REDELIVERED_S and stream in idle:
+                    raise Violation(f"7: {task.id} waits for {waited_s:.1f} s, and a worker of {stream} is idle")
+            elif task.was_refused and task.finished_at is not None and task.finished_at > sound_from:
+                ended_s = (now - task.finished_at).total_seconds()
+                if ended_s > FREE_S and (left := self._left_of(task.id, stream)):
+                    raise Violation(f"6: {task.id} ended {ended_s:.1f} s ago, and left {left} in {stream}")
+
+    # ── when all is over ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def is_over(self) -> bool:
+        """Whether nothing is left to be done."""
+        streams = (stream for name, stream in self._server.streams.items() if not name.startswith("KV_"))
+        return all(task.status.is_terminal for task in self.records.values()) and not any(
+            stream.messages for stream in streams
+        )
+
+    def at_end(self, files: dict[str, bytes]) -> None:
+        """Everything was mended, and time went on."""
+        for name, stream in self._server.streams.items():
+            if not name.startswith("KV_") and stream.messages:
+                subjects = [stored.subject for stored in stream.messages.values()]
+                raise Violation(f"1: {name} still holds {subjects}")
+        stored = self._server.stream(bucket_stream(TASKS)).last_of_each()
+        for task in [decode_task(entry.data) for entry in stored]:
+            if not task.status.is_terminal:
+                raise Violation(f"1: {task.id} is {task.status} for ever")
+            if task.status is TaskStatus.DONE:
+                content = files.get(task.video.path) if task.video is not None else None
+                if task.video is None or content is None or content.decode() != task.video.sha256:
+                    raise Violation(f"2: the video of {task.id} is {content!r}, its record says {task.video}")
+            owners = [owner for (run_id, _), runs in self.runs.items() if run_id == task.id for owner in runs]
+            if task.was_refused and owners:
+                raise Violation(f"6: {task.id} ended as {_end(task)}, and had run in {owners}")
+            if task.withdrawn and task.id in self.told:
+                raise Violation(f"1: {task.id} was withdrawn, and a client had been given it")
+        for task_id in self.told:
+            if task_id not in self.records:
+                raise Violation(f"1: {task_id} was given to a client, and has no record")
+        published = {task.video.path for task in self.records.values() if task.video is not None}
+        videos = {path for path in files if path.startswith("videos/")}
+        if len(published) != len({task.id for task in self.records.values() if task.video is not None}):
+            raise Violation(f"2: two tasks publish one video: {published}")
+        if not published <= videos:
+            raise Violation(f"2: {published - videos} are published, and gone")
+        for key, ids in self.keyed.items():
+            accepted = [task_id for task_id in ids if task_id in self.records and not self.records[task_id].was_refused]
+            if len(accepted) > 1:
+                raise Violation(f"1: the key {key} was accepted as {accepted}")
+
+
+def _end(task: GenerationTask) -> str:
+    error = task.error.code if task.error is not None else ""
+    return f"{task.status}{'/' if error else ''}{error} at epoch {task.epoch}, attempt {task.attempt}"
+
+
+def is_overloaded(task: GenerationTask) -> bool:
+    return task.error is not None and task.error.code is FailureCode.QUEUE_OVERLOADED

@@ -1,0 +1,124 @@
+"""The model as a state machine of hypothesis: it chooses what clients do, what goes wrong and what happens next, and
+makes a failure small."""
+
+import random
+import sys
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from contracts.lanes import LaneState
+from tests.model.drive import LANE_STATES, PROCESSES, RUNS, SECONDS, SKEWS_S
+from tests.model.world import GATEWAYS, MODELS, World
+
+_gateways = st.sampled_from(GATEWAYS)
+_models = st.sampled_from(MODELS)
+_processes = st.sampled_from(PROCESSES)
+_indexes = st.integers(0, 7)
+_seconds = st.sampled_from(SECONDS)
+_runs = st.sampled_from(RUNS)
+
+
+class Protocol(RuleBasedStateMachine):
+    """Every invariant is checked at every step, and those of the end when everything was mended."""
+
+    total_steps = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world: World | None = None
+
+    @property
+    def it(self) -> World:
+        assert self.world is not None
+        return self.world
+
+    @initialize(lanes=st.booleans(), skewed=st.booleans(), run=_runs)
+    def start(self, lanes: bool, skewed: bool, run: tuple[str, float]) -> None:
+        random.seed(0)  # the jitter of retries
+        self.world = World(skews_s=SKEWS_S if skewed else ())
+        self.world.default_run = run
+        if not lanes:
+            for model in MODELS:
+                self.world.lane_says(model, 0, None)
+
+    # several of a kind are there for weight: most of what happens are requests, and steps between them
+
+    @rule(gateway=_gateways, model=_models, is_async=st.booleans(), count=st.integers(1, 3))
+    def post(self, gateway: str, model: str, is_async: bool, count: int) -> None:
+        for _ in range(count):
+            self.it.post(gateway, model, is_async=is_async)
+
+    @rule(gateway=_gateways, model=_models, key=st.sampled_from("kl"), image=st.booleans(), is_async=st.booleans())
+    def post_with_a_key(self, gateway: str, model: str, key: str, image: bool, is_async: bool) -> None:
+        self.it.post(gateway, model, is_async=is_async, key=key, image=image)
+
+    @rule(choices=st.binary(max_size=24))
+    def steps(self, choices: bytes) -> None:
+        self.it.steps(choices)
+
+    @rule(choices=st.binary(min_size=8, max_size=40))
+    def more_steps(self, choices: bytes) -> None:
+        self.it.steps(choices)
+
+    @rule(index=_indexes)
+    def hang_up(self, index: int) -> None:
+        self.it.hang_up(index)
+
+    @rule(gateway=_gateways, index=_indexes)
+    def cancel(self, gateway: str, index: int) -> None:
+        self.it.cancel(gateway, index)
+
+    @rule(gateway=_gateways, index=_indexes)
+    def read(self, gateway: str, index: int) -> None:
+        self.it.read(gateway, index)
+
+    @rule(seconds=_seconds)
+    def pass_time(self, seconds: float) -> None:
+        self.it.pass_time(seconds)
+
+    @rule(seconds=_seconds)
+    def live(self, seconds: float) -> None:
+        self.it.live(seconds)
+
+    @rule(model=_models, number=st.integers(0, 1), state=st.sampled_from(LANE_STATES))
+    def lane_says(self, model: str, number: int, state: LaneState | None) -> None:
+        self.it.lane_says(model, number, state)
+
+    @rule(run=_runs)
+    def run_ends(self, run: tuple[str, float]) -> None:
+        self.it.runs.append(run)
+
+    @rule(name=_processes)
+    def crash(self, name: str) -> None:
+        self.it.crash(name)
+
+    @rule(name=_processes, is_replaced=st.booleans())
+    def stop(self, name: str, is_replaced: bool) -> None:
+        self.it.stop(name)
+        if is_replaced:
+            self.it.replace(name)
+
+    @rule(index=_indexes)
+    def go_on(self, index: int) -> None:
+        names = list(self.it.hosts)
+        self.it.go_on(names[index % len(names)])
+
+    @rule(name=_processes)
+    def cut(self, name: str) -> None:
+        self.it.cut(name)
+
+    @rule(index=_indexes)
+    def mend(self, index: int) -> None:
+        names = list(self.it.hosts)
+        self.it.mend(names[index % len(names)])
+
+    def teardown(self) -> None:
+        if self.world is None:
+            return
+        try:
+            if sys.exc_info()[0] is None:  # else an invariant is broken already
+                self.world.finish()
+        finally:
+            Protocol.total_steps += self.world.network.steps
+            self.world.close()

@@ -1,0 +1,662 @@
+"""What lies between a process and the simulated server: calls that are under way, and a client that makes them.
+
+`SimulatedClient` stands where nats-py's client stands, so that the product's own `NatsLink` runs on top of it. Every
+call, answer and delivery is an `Operation` in `Network.under_way`; whoever drives the network decides which of them
+takes effect next, whose answer is lost, and when time passes.
+"""
+
+import contextlib
+import itertools
+import json
+import math
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from types import SimpleNamespace
+from typing import Any, Final
+from uuid import UUID
+
+import nats.errors
+from nats.js.api import ConsumerConfig, PubAck, RawStreamMsg, StreamConfig
+from nats.js.errors import APIError
+
+from ops.nats_link import FETCH_TIMEOUT_S
+from tests.model.jetstream import NO_MESSAGE, Consumer, JetStream, Refused, Stored, matcher, moment
+from tests.model.model_loop import HOST, Host, ModelLoop
+
+REPLY_TIMEOUT_S: Final = 2.0
+# How long after its caller gave up a request may still be stored: it stood in a buffer.
+LATE_S: Final = 3.0
+TICKS_A_SECOND: Final = 1 << 20
+
+Effect = Callable[[], Any]
+
+
+class Operation:
+    """Something that is under way between a process and the server.
+
+    Of those of one process with the same *lane* only the first can happen: a connection keeps their order.
+    *future* is None where nobody waits for the answer. *is_push*: it goes to the process, and not to the server.
+    """
+
+    __slots__ = ("can_happen", "effect", "future", "host", "is_push", "lane", "loses_quietly", "sent_s", "what")
+
+    def __init__(
+        self,
+        what: str,
+        effect: Effect,
+        *,
+        host: Host | None,
+        lane: str,
+        future: Any = None,
+        sent_s: float,
+        is_push: bool = False,
+        loses_quietly: bool = False,
+        can_happen: Callable[[], bool] | None = None,
+    ) -> None:
+        self.what, self.effect, self.host, self.lane, self.future = what, effect, host, lane, future
+        self.sent_s, self.is_push, self.loses_quietly, self.can_happen = sent_s, is_push, loses_quietly, can_happen
+
+
+class Network:
+    """The server, the clock, and everything that is under way."""
+
+    def __init__(self) -> None:
+        self.loop = ModelLoop()
+        self.server = JetStream()
+        self.under_way: list[Operation] = []
+        self.clients: list[SimulatedClient] = []
+        self.steps = 0
+        self.on_new_id: Callable[[str], None] = lambda _: None
+        self._ids = itertools.count(1)
+        # who an effect is of, while it happens
+        self.acting: Host | None = None
+
+    # ── the clock ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def now_s(self) -> float:
+        return self.loop.clock_s
+
+    def now(self) -> datetime:
+        """The time on the clock of the process that asks."""
+        host = HOST.get()
+        return moment(self.loop.clock_s + (host.skew_s if host is not None else 0.0))
+
+    def next_event_s(self) -> float | None:
+        """When something happens by itself that has not happened yet."""
+        now_s = self.loop.clock_s
+        moments = [self.loop.next_timer_s(), self.server.next_event_s(now_s)]
+        for operation in self.under_way:
+            if operation.future is not None and operation.can_happen is None:
+                moments.append(operation.sent_s + REPLY_TIMEOUT_S)
+            elif operation.future is None and not operation.is_push:
+                moments.append(operation.sent_s + LATE_S)
+        return min((at_s for at_s in moments if at_s is not None and at_s > now_s), default=None)
+
+    def pass_time(self, to_s: float) -> None:
+        """The clock shows *to_s*; what was due by then has happened."""
+        with self.loop.running():
+            self.loop.clock_s = max(self.loop.clock_s, on_a_tick(to_s))
+            now_s = self.loop.clock_s
+            self.server.pass_time(now_s)
+            for operation in list(self.under_way):
+                if operation.future is not None and operation.can_happen is None:
+                    if operation.sent_s + REPLY_TIMEOUT_S <= now_s:
+                        self.give_up(operation)
+                elif operation.future is None and not operation.is_push and operation.sent_s + LATE_S <= now_s:
+                    self.under_way.remove(operation)
+            self.loop.fire_timers()
+            self.loop.run_ready()
+
+    def new_id(self) -> UUID:
+        """What a process takes for a random one."""
+        made = UUID(int=next(self._ids) | 7 << 76 | 2 << 62)
+        self.on_new_id(str(made))
+        return made
+
+    # ── what is under way ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def call(self, what: str, effect: Effect, *, lane: str, can_happen: Callable[[], bool] | None = None) -> Any:
+        """What *effect* returns, when it has happened and the answer has come."""
+        future = self.loop.create_future()
+        operation = Operation(
+            what,
+            effect,
+            host=HOST.get(),
+            lane=lane,
+            future=future,
+            sent_s=self.now_s,
+            can_happen=can_happen,
+        )
+        self.under_way.append(operation)
+        try:
+            return await future
+        finally:
+            if can_happen is not None and operation in self.under_way:
+                self.under_way.remove(operation)  # a fetch that was cancelled takes nothing
+
+    def send(self, what: str, effect: Effect, *, lane: str) -> None:
+        """*effect* happens some time, or never."""
+        self.under_way.append(Operation(what, effect, host=HOST.get(), lane=lane, sent_s=self.now_s))
+
+    def push(self, what: str, host: Host | None, effect: Effect, *, lane: str, loses_quietly: bool) -> None:
+        """Brings something to *host*."""
+        self.under_way.append(
+            Operation(
+                what,
+                effect,
+                host=host,
+                lane=lane,
+                sent_s=self.now_s,
+                is_push=True,
+                loses_quietly=loses_quietly,
+            )
+        )
+
+    def waits_for_messages(self, host: Host) -> bool:
+        """Whether a fetch of *host* is under way."""
+        return any(operation.host is host and operation.can_happen is not None for operation in self.under_way)
+
+    def possible(self) -> list[Operation]:
+        """What may happen next, the oldest first."""
+        found: list[Operation] = []
+        seen: set[tuple[int, str]] = set()
+        for operation in self.under_way:
+            key = (id(operation.host), operation.lane)
+            if key in seen:
+                continue
+            if operation.can_happen is not None and not operation.can_happen():
+                continue
+            seen.add(key)
+            found.append(operation)
+        return found
+
+    def happen(self, operation: Operation, *, answered: bool = True) -> None:
+        """*operation* takes effect; if not *answered*, its caller does not learn what became of it."""
+        self.under_way.remove(operation)
+        self.steps += 1
+        with self.loop.running():
+            self.acting = operation.host
+            try:
+                result = operation.effect()
+            except Refused as refused:
+                self.acting = None
+                if answered and operation.future is not None and not operation.future.done():
+                    operation.future.set_exception(_api_error(refused))
+                elif operation.future is not None:
+                    self._fail(operation)
+            except nats.errors.Error as error:
+                self.acting = None
+                if operation.future is not None and not operation.future.done():
+                    operation.future.set_exception(error)
+            else:
+                self.acting = None
+                if operation.can_happen is not None and not answered:
+                    self.under_way.append(operation)  # delivered to nobody: it comes again after ack_wait
+                elif operation.future is not None:
+                    if not answered:
+                        self._fail(operation)
+                    elif not operation.future.done():
+                        operation.future.set_result(result)
+            self.loop.run_ready()
+
+    def happen_unheard(self, operation: Operation) -> None:
+        """*operation* takes effect at once; its answer is under way, and comes later."""
+        future = operation.future
+        if future is None or operation.can_happen is not None:
+            self.happen(operation)
+            return
+        self.under_way.remove(operation)
+        self.steps += 1
+        outcome: Callable[[], None]
+        self.acting = operation.host
+        with self.loop.running():
+            try:
+                result = operation.effect()
+            except Refused as refused:
+                error: Exception = _api_error(refused)
+                outcome = lambda: future.done() or future.set_exception(error)  # noqa: E731
+            except nats.errors.Error as failed:
+                error = failed
+                outcome = lambda: future.done() or future.set_exception(error)  # noqa: E731
+            else:
+                outcome = lambda: future.done() or future.set_result(result)  # noqa: E731
+            finally:
+                self.acting = None
+        answer = Operation(
+            f"answer to {operation.what}",
+            outcome,
+            host=operation.host,
+            lane=f"answer {id(operation)}",
+            future=None,
+            sent_s=self.now_s,
+            is_push=True,
+            loses_quietly=True,
+        )
+        self.under_way.append(answer)
+        # an answer that never comes is a time-out
+        self.loop.call_later(REPLY_TIMEOUT_S, self._time_out, operation, answer, context=_context_of(operation.host))
+
+    def _time_out(self, operation: Operation, answer: Operation) -> None:
+        if answer in self.under_way:
+            self.under_way.remove(answer)
+        self._fail(operation)
+
+    def lose(self, operation: Operation) -> None:
+        """*operation* never happens."""
+        if operation.is_push and not operation.loses_quietly:
+            return
+        if operation.can_happen is not None:
+            return
+        self.under_way.remove(operation)
+        self.steps += 1
+        with self.loop.running():
+            self._fail(operation)
+            self.loop.run_ready()
+
+    def give_up(self, operation: Operation) -> None:
+        """Its caller is told that nobody knows; it may happen later all the same."""
+        if operation.future is None or operation.can_happen is not None:
+            return
+        self.steps += 1
+        with self.loop.running():
+            self._fail(operation)
+            operation.future = None
+            operation.sent_s = self.now_s
+            self.loop.run_ready()
+
+    def _fail(self, operation: Operation) -> None:
+        future = operation.future
+        if future is not None and not future.done():
+            future.set_exception(operation_failure(operation))
+
+    # ── calmly ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def settle(self) -> None:
+        """Everything that is under way happens, in order, and is answered."""
+        with self.loop.running():
+            self.loop.run_ready()
+        for _ in range(100_000):
+            possible = self.possible()
+            if not possible:
+                return
+            self.happen(possible[0])
+        raise AssertionError("there is no end to what happens at one moment")
+
+    def run_until_complete(self, coroutine: Any) -> Any:
+        """Runs *coroutine* on a network where nothing goes wrong."""
+        with self.loop.running():
+            task = self.loop.create_task(coroutine)
+        while True:
+            self.settle()
+            if task.done():
+                return task.result()
+            at_s = self.next_event_s()
+            assert at_s is not None, "it waits for ever"
+            self.pass_time(at_s)
+
+    # ── what the server does for clients ─────────────────────────────────────────────────────────────────────────
+
+    def core_publish(self, subject: str, payload: bytes = b"") -> None:
+        """Tells subscribers of *subject*, whether or not a stream takes it."""
+        for client in self.clients:
+            for matches, callback in client.subscriptions:
+                if matches(subject):
+                    client.deliver(f"hint {subject}", callback, SimpleNamespace(subject=subject, data=payload), None)
+
+
+def on_a_tick(at_s: float) -> float:
+    """The first tick of the clock at or after *at_s*. Ticks are about 1 µs, and differences between them are exact: who
+    waits until a moment does not find himself a rounding error before it."""
+    return math.ceil(at_s * TICKS_A_SECOND) / TICKS_A_SECOND
+
+
+def _context_of(host: Host | None) -> Any:
+    return None if host is None else host.context.copy()
+
+
+def operation_failure(operation: Operation) -> Exception:
+    """What the caller of a call sees that was not answered."""
+    return StoreAway(operation.what) if operation.lane.startswith("store ") else nats.errors.TimeoutError()
+
+
+class StoreAway(OSError):
+    """The artifact store did not answer."""
+
+
+def _api_error(refused: Refused) -> APIError:
+    try:
+        APIError.from_error(
+            {"code": refused.code, "err_code": refused.err_code, "description": refused.description},
+        )
+    except APIError as error:
+        return error
+    raise AssertionError("from_error raises")
+
+
+_NETWORK: list[Network] = []
+
+
+def current() -> Network:
+    """The network of this run."""
+    return _NETWORK[-1]
+
+
+def use(network: Network) -> None:
+    """From now on *network* is the one that clients find."""
+    _NETWORK[:] = [network]
+
+
+class Delivered:
+    """A message as nats-py hands it over."""
+
+    def __init__(self, client: "SimulatedClient", stored: Stored, consumer: Consumer | None, pending: int) -> None:
+        self._client, self._stored, self._consumer = client, stored, consumer
+        self.subject, self.data, self.headers = stored.subject, stored.data, stored.headers or None
+        self._pending = pending
+
+    @property
+    def metadata(self) -> Any:
+        return SimpleNamespace(
+            sequence=SimpleNamespace(stream=self._stored.seq),
+            timestamp=moment(self._stored.stored_s),
+            num_pending=self._pending,
+        )
+
+    async def ack(self) -> None:
+        self._client.require_connection()
+        self._client.network.send(f"ack {self.subject}", self._ack, lane=f"ack {self.subject}")
+
+    async def term(self) -> None:
+        await self.ack()
+
+    async def nak(self) -> None:
+        self._client.require_connection()
+        self._client.network.send(f"nak {self.subject}", self._nak, lane=f"ack {self.subject}")
+
+    async def ack_sync(self, timeout: float = 1.0) -> None:
+        await self._client.call(f"ack {self.subject}", self._ack, lane=f"ack {self.subject}")
+
+    def _ack(self) -> None:
+        assert self._consumer is not None
+        self._consumer.ack(self._stored.seq)
+
+    def _nak(self) -> None:
+        assert self._consumer is not None
+        self._consumer.nak(self._stored.seq, self._client.network.now_s)
+
+
+class Subscription:
+    """A subscription, with as much of nats-py's as is used."""
+
+    def __init__(self, close: Callable[[], None], count: int) -> None:
+        self._close, self._count = close, count
+
+    async def unsubscribe(self, limit: int = 0) -> None:
+        self._close()
+
+    async def consumer_info(self) -> Any:
+        return SimpleNamespace(num_pending=self._count, delivered=SimpleNamespace(consumer_seq=0))
+
+
+class PullSubscription:
+    """A bound pull consumer. A fetch waits for as long as it takes, as the product's loop of fetches does."""
+
+    def __init__(self, client: "SimulatedClient", consumer: Consumer, name: str) -> None:
+        self._client, self._consumer, self._name = client, consumer, name
+
+    async def fetch(self, batch: int = 1, timeout: float | None = 5, heartbeat: float | None = None) -> list[Delivered]:
+        network = self._client.network
+
+        def take() -> list[Delivered]:
+            found = self._consumer.fetch(batch, network.now_s)
+            return [Delivered(self._client, stored, self._consumer, 0) for stored in found]
+
+        def can_happen() -> bool:
+            return self._client.is_connected and self._asks() and self._consumer.has_messages(network.now_s)
+
+        messages: list[Delivered] = await network.call(
+            f"fetch {self._name}", take, lane=f"fetch {self._name} {id(self)}", can_happen=can_happen
+        )
+        return messages
+
+    def _asks(self) -> bool:
+        # the last request of a process that was stopped is over after a while
+        host = self._client.host
+        return host is None or not host.stopped or self._client.network.now_s <= host.stopped_s + FETCH_TIMEOUT_S
+
+    async def unsubscribe(self, limit: int = 0) -> None:
+        pass
+
+
+class SimulatedClient:
+    """nats-py's `Client`, and its JetStream context, for the simulated server."""
+
+    def __init__(self) -> None:
+        self.network = current()
+        self.host = HOST.get()
+        self.is_connected = False
+        self.connected_server_version = SimpleNamespace(major=2, minor=15)
+        self.subscriptions: list[tuple[Callable[[str], bool], Callable[[Any], Awaitable[None]]]] = []
+        self._watches: list[tuple[Any, Callable[[Stored], None]]] = []
+        self._on_lost: Callable[[], Awaitable[None]]
+        self._on_back: Callable[[], Awaitable[None]]
+
+    async def connect(self, _: Any, **options: Any) -> None:
+        self._on_lost, self._on_back = options["disconnected_cb"], options["reconnected_cb"]
+        self.is_connected = True
+        self.network.clients.append(self)
+
+    async def close(self) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """The connection is over, for good."""
+        self.is_connected = False
+        if self in self.network.clients:
+            self.network.clients.remove(self)
+        for stream, callback in self._watches:
+            stream.on_stored.remove(callback)
+        self._watches.clear()
+
+    def cut(self) -> None:
+        """The connection breaks: nobody learns what becomes of the calls that are under way."""
+        if not self.is_connected:
+            return
+        self.is_connected = False
+        for operation in list(self.network.under_way):
+            if operation.host is self.host and not operation.lane.startswith("store "):
+                self.network.give_up(operation)
+        self._start(self._on_lost())
+
+    def mend(self) -> None:
+        """The connection stands again."""
+        if not self.is_connected:
+            self.is_connected = True
+            self._start(self._on_back())
+
+    def _start(self, coroutine: Any) -> None:
+        with self.network.loop.running():
+            self.network.loop.create_task(coroutine, context=_context_of(self.host))
+            self.network.loop.run_ready()
+
+    def require_connection(self) -> None:
+        """What `pending_size=0` means: nothing is kept for later."""
+        if not self.is_connected:
+            raise nats.errors.OutboundBufferLimitError
+
+    async def call(self, what: str, effect: Effect, *, lane: str) -> Any:
+        self.require_connection()
+        return await self.network.call(what, effect, lane=lane)
+
+    def deliver(
+        self,
+        what: str,
+        callback: Callable[[Any], Awaitable[None]],
+        message: Any,
+        lane: str | None,
+        still: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Brings *message* to *callback*; in order within *lane*, and otherwise perhaps never."""
+
+        def receive() -> None:
+            if still():
+                self.network.loop.create_task(callback(message), context=_context_of(self.host))
+
+        self.network.push(what, self.host, receive, lane=lane or f"hint {id(message)}", loses_quietly=lane is None)
+
+    # ── core ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def jetstream(self, **_: Any) -> "SimulatedClient":
+        return self
+
+    async def request(self, subject: str, payload: bytes = b"", timeout: float = 0.5, **_: Any) -> Any:
+        name = subject.rpartition("STREAM.INFO.")[2]
+        if name != subject:
+            return await self.call(f"info {name}", lambda: self._info(name), lane="info")
+        # a question among processes: who answers does so at once, or the asker's time is over
+        return await self.call(f"ask {subject}", lambda: self._ask(subject), lane=f"ask {subject}")
+
+    def _info(self, name: str) -> Any:
+        stream = self.network.server.stream(name)
+        first = next(iter(stream.messages.values()), None)
+        state = {
+            "messages": len(stream.messages),
+            "first_ts": moment(first.stored_s).isoformat().replace("+00:00", "Z") if first else "",
+        }
+        config = {"max_msgs": stream.config.max_msgs or -1, "max_age": int((stream.config.max_age or 0) * 1e9)}
+        now = moment(self.network.now_s).isoformat().replace("+00:00", "Z")
+        return SimpleNamespace(data=json.dumps({"state": state, "config": config, "ts": now}).encode())
+
+    def _ask(self, subject: str) -> Any:
+        said: list[bytes] = []
+
+        async def respond(answer: bytes) -> None:
+            said.append(answer)
+
+        question = SimpleNamespace(subject=subject, data=b"", respond=respond)
+        for client in self.network.clients:
+            if client.host is not None and (client.host.stopped or not client.host.alive or not client.is_connected):
+                continue
+            for matches, callback in client.subscriptions:
+                if matches(subject):
+                    with contextlib.suppress(StopIteration):
+                        callback(question).__await__().send(None)  # it waits for nothing
+        if not said:
+            raise nats.errors.NoRespondersError
+        return SimpleNamespace(data=said[0])
+
+    async def publish_core(self, subject: str) -> None:
+        self.require_connection()
+        self.network.send(f"tell {subject}", lambda: self.network.core_publish(subject), lane=f"tell {subject}")
+
+    async def subscribe(self, subject: str, **options: Any) -> Any:
+        if options.get("stream") is not None:
+            return await self._watch(subject, **options)
+        self.require_connection()
+        entry = (matcher([subject]), options["cb"])
+        self.subscriptions.append(entry)
+        return Subscription(lambda: self.subscriptions.remove(entry), 0)
+
+    # ── JetStream ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def publish(
+        self, subject: str, payload: bytes = b"", timeout: float | None = None, headers: Any = None, **_: Any
+    ) -> Any:
+        if timeout is None:
+            return await self.publish_core(subject)
+
+        def store() -> PubAck:
+            self.network.core_publish(subject, payload)
+            stream, seq, is_known = self.network.server.publish(subject, payload, headers or {}, self.network.now_s)
+            return PubAck(stream=stream, seq=seq, duplicate=is_known or None)
+
+        return await self.call(f"publish {subject}", store, lane=f"publish {subject}")
+
+    async def get_msg(self, stream: str, seq: int) -> RawStreamMsg:
+        def read() -> RawStreamMsg:
+            return _raw(self.network.server.stream(stream).messages.get(seq))
+
+        message: RawStreamMsg = await self.call(f"read {stream} {seq}", read, lane=f"read {stream} {seq}")
+        return message
+
+    async def get_last_msg(self, stream: str, subject: str) -> RawStreamMsg:
+        def read() -> RawStreamMsg:
+            return _raw(self.network.server.stream(stream).last_on(subject))
+
+        message: RawStreamMsg = await self.call(f"read {subject}", read, lane=f"read {subject}")
+        return message
+
+    async def delete_msg(self, stream: str, seq: int) -> bool:
+        def delete() -> bool:
+            if seq not in self.network.server.stream(stream).messages:
+                raise Refused(400, 10043, "message not found")
+            self.network.server.stream(stream).remove(seq)
+            return True
+
+        return bool(await self.call(f"delete {stream} {seq}", delete, lane=f"delete {stream}"))
+
+    async def purge_stream(self, stream: str, subject: str | None = None) -> bool:
+        def purge() -> bool:
+            self.network.server.stream(stream).purge(subject)
+            return True
+
+        return bool(await self.call(f"purge {stream} {subject}", purge, lane=f"delete {stream}"))
+
+    async def pull_subscribe_bind(self, consumer: str, stream: str) -> PullSubscription:
+        self.require_connection()
+        return PullSubscription(self, self.network.server.consumer(stream, consumer), f"{stream}/{consumer}")
+
+    async def _watch(self, subject: str, *, stream: str, cb: Any, deliver_policy: Any, **_: Any) -> Subscription:
+        def start() -> Subscription:
+            watched = self.network.server.stream(stream)
+            is_open = [True]
+            lane = f"watch {stream}"
+            present = list(watched.messages.values()) if deliver_policy == "all" else watched.last_of_each()
+            for position, stored in enumerate(present):
+                message = Delivered(self, stored, None, len(present) - position - 1)
+                self.deliver(lane, cb, message, lane, lambda: is_open[0])
+
+            def on_stored(stored: Stored) -> None:
+                self.deliver(lane, cb, Delivered(self, stored, None, 0), lane, lambda: is_open[0])
+
+            watched.on_stored.append(on_stored)
+            self._watches.append((watched, on_stored))
+
+            def close() -> None:
+                is_open[0] = False
+                self._watches.remove((watched, on_stored))
+                watched.on_stored.remove(on_stored)
+
+            return Subscription(close, len(present))
+
+        subscription: Subscription = await self.call(f"watch {stream}", start, lane=f"start watch {stream}")
+        return subscription
+
+    # ── provisioning ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def stream_info(self, name: str, **_: Any) -> Any:
+        config = await self.call(f"info {name}", lambda: self.network.server.stream(name).config, lane="info")
+        return SimpleNamespace(config=config)
+
+    async def consumer_info(self, stream: str, name: str, **_: Any) -> Any:
+        found = await self.call(f"info {name}", lambda: self.network.server.consumer(stream, name).config, lane="info")
+        return SimpleNamespace(config=found)
+
+    async def add_stream(self, config: StreamConfig) -> None:
+        await self.call(f"add {config.name}", lambda: self.network.server.add_stream(config), lane="add")
+
+    async def add_consumer(self, stream: str, config: ConsumerConfig) -> None:
+        await self.call(f"add {stream}", lambda: self.network.server.add_consumer(stream, config), lane="add")
+
+
+def _raw(stored: Stored | None) -> RawStreamMsg:
+    if stored is None:
+        raise Refused(404, NO_MESSAGE, "no message found")
+    return RawStreamMsg(
+        subject=stored.subject,
+        seq=stored.seq,
+        data=stored.data,
+        headers=stored.headers or None,
+        time=moment(stored.stored_s),
+    )

@@ -1,0 +1,103 @@
+"""The product's view of the time and of nats-py, while the model runs it."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, tzinfo
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import stamina.instrumentation
+
+import gateway.admission
+import gateway.fallbacks
+import gateway.hold
+import gateway.lane_board
+import gateway.leftovers
+import gateway.sweeper
+import gateway.task_board
+import gateway.tasks
+import lane_worker.runtime.held
+import lane_worker.runtime.lease
+import lane_worker.runtime.loop
+import ops.nats_link
+from tests.model.model_loop import HOST
+from tests.model.network import SimulatedClient, current
+
+_WITH_DATETIME: tuple[Any, ...] = (
+    gateway.admission,
+    gateway.fallbacks,
+    gateway.hold,
+    gateway.sweeper,
+    gateway.tasks,
+    lane_worker.runtime.held,
+    lane_worker.runtime.lease,
+    lane_worker.runtime.loop,
+    ops.nats_link,
+)
+_WITH_LOG: tuple[Any, ...] = (
+    gateway.admission,
+    gateway.fallbacks,
+    gateway.hold,
+    gateway.lane_board,
+    gateway.leftovers,
+    gateway.sweeper,
+    gateway.task_board,
+    lane_worker.runtime.held,
+    lane_worker.runtime.lease,
+    lane_worker.runtime.loop,
+    ops.nats_link,
+)
+
+
+class ModelDatetime(datetime):
+    """`datetime`, whose `now` is that of the model."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Any:
+        return current().now()
+
+
+def _monotonic() -> float:
+    return current().now_s
+
+
+# What the product reported as an exception that it did not expect.
+ERRORS: list[str] = []
+
+
+class SilentLogger:
+    """Says nothing, and remembers unexpected exceptions."""
+
+    def __getattr__(self, _: str) -> Callable[..., None]:
+        return _nothing
+
+    def exception(self, event: str, **fields: Any) -> None:
+        host = HOST.get()
+        ERRORS.append(f"{host.name if host else ''} {event} {fields}: {sys.exc_info()[1]!r}")
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+@contextmanager
+def simulated_product() -> Iterator[None]:
+    """The product's own code runs on the simulated network and its clock."""
+    clock = SimpleNamespace(monotonic=_monotonic)
+    ids = SimpleNamespace(compat=SimpleNamespace(uuid7=lambda: current().new_id()))
+    with ExitStack() as stack:
+        for module in _WITH_DATETIME:
+            stack.enter_context(patch.object(module, "datetime", ModelDatetime))
+        for module in _WITH_LOG:
+            stack.enter_context(patch.object(module, "log", SilentLogger()))
+        stack.enter_context(patch.object(ops.nats_link, "Client", SimulatedClient))
+        stack.enter_context(patch.object(ops.nats_link, "time", clock))
+        stack.enter_context(patch.object(lane_worker.runtime.lease, "time", clock))
+        stack.enter_context(patch("tenacity.time", clock))
+        hooks = stamina.instrumentation.get_on_retry_hooks()
+        stamina.instrumentation.set_on_retry_hooks([])
+        stack.callback(stamina.instrumentation.set_on_retry_hooks, hooks)
+        stack.enter_context(patch.object(gateway.admission, "uuid_utils", ids))
+        yield

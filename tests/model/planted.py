@@ -1,0 +1,275 @@
+"""Bugs of the kind that this protocol invites, each planted in the product's own code."""
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import Any, Final, cast
+from unittest.mock import patch
+
+from msgspec.structs import replace
+
+import gateway.due
+import gateway.sweeper
+import lane_worker.runtime.claim
+import lane_worker.runtime.loop
+from contracts import lifecycle
+from contracts.tasks import GenerationTask, encode_task
+from contracts.topology import TASKS
+from gateway.admission import Admission
+from gateway.hold import Holds
+from gateway.sweeper import Sweeper
+from lane_worker.runtime.claim import Mine, claim_decision
+from lane_worker.runtime.held import HeldTask
+from lane_worker.runtime.loop import WorkLoop
+from ops.nats_link import NatsLink, StreamFull, TransportUnavailable
+
+
+def ack_before_claim() -> AbstractContextManager[Any]:
+    """The message is acked when it comes, and not when the record says who holds it."""
+    claim = WorkLoop._claim
+
+    async def acked_first(self: WorkLoop, queued: GenerationTask, message: Any) -> HeldTask | None:
+        await self._ack(message)
+        return await claim(self, queued, message)
+
+    return patch.object(WorkLoop, "_claim", acked_first)
+
+
+def epoch_not_compared() -> AbstractContextManager[Any]:
+    """A worker takes whatever is pending, whichever placement its message is of."""
+
+    def careless(queued: GenerationTask, record: GenerationTask | None, **rest: Any) -> Any:
+        if record is not None:
+            queued = replace(queued, epoch=record.epoch)
+        return claim_decision(queued, record, **rest)
+
+    return patch.object(lane_worker.runtime.loop, "claim_decision", careless)
+
+
+class _BlindLink:
+    """A link whose compare-and-set does not compare."""
+
+    def __init__(self, link: NatsLink) -> None:
+        self._link = link
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._link, name)
+
+    async def update(self, bucket: str, key: str, value: bytes, *, revision: int) -> int:
+        return await self._link.put(bucket, key, value)
+
+
+def claim_without_compare_and_set() -> AbstractContextManager[Any]:
+    """The claim overwrites the record."""
+    claim = WorkLoop._try_claim
+
+    async def blind(self: WorkLoop, queued: GenerationTask, entry: Any) -> HeldTask | None:
+        link = self._link
+        self._link = cast(NatsLink, _BlindLink(link))
+        try:
+            held = await claim(self, queued, entry)
+        finally:
+            self._link = link
+        if held is not None:
+            held._link = link
+        return held
+
+    return patch.object(WorkLoop, "_try_claim", blind)
+
+
+def settle_without_compare_and_set() -> AbstractContextManager[Any]:
+    """A worker writes its result whatever the record says by now."""
+
+    async def put(self: HeldTask, change: Callable[[GenerationTask], GenerationTask]) -> GenerationTask:
+        self.task = change(self.task)
+        with contextlib.suppress(TransportUnavailable):
+            await self._link.put(TASKS, self.task.id, encode_task(self.task))
+        return self.task
+
+    return patch.object(HeldTask, "update", put)
+
+
+def timer_acked_first() -> AbstractContextManager[Any]:
+    """A due timer is acked before another is stored."""
+    handle = Sweeper._on_due
+
+    async def acked_first(self: Sweeper, message: Any) -> None:
+        with contextlib.suppress(Exception):
+            await message.ack()
+        await handle(self, message)
+
+    return patch.object(Sweeper, "_on_due", acked_first)
+
+
+def record_before_timer() -> AbstractContextManager[Any]:
+    """The record is made before there is a timer that ends it."""
+    record = Admission._record
+
+    async def recorded_first(self: Admission, task: GenerationTask, request: Any) -> Any:
+        with contextlib.suppress(Exception):
+            await self._link.create(TASKS, task.id, encode_task(task))
+        return await record(self, task, request)
+
+    return patch.object(Admission, "_record", recorded_first)
+
+
+def no_timer_after_a_requeue() -> AbstractContextManager[Any]:
+    """The sweeper publishes a lost task again, and forgets the timer."""
+
+    async def forgetful(self: Sweeper, snapshot: Any, at: datetime, now: datetime) -> Any:
+        try:
+            await self._publish(snapshot.task)
+        except StreamFull:
+            return await self._fail(snapshot, *gateway.sweeper._overloaded(snapshot.task), now)
+        return snapshot
+
+    return patch.object(Sweeper, "_republish", forgetful)
+
+
+def same_epoch_after_a_requeue() -> AbstractContextManager[Any]:
+    """A lost task is queued again at the epoch of the worker that lost it."""
+    requeue = lifecycle.requeue
+
+    def stuck(task: GenerationTask, **rest: Any) -> GenerationTask:
+        return replace(requeue(task, **rest), epoch=task.epoch)
+
+    return patch.object(lifecycle, "requeue", stuck)
+
+
+def attempts_not_counted() -> AbstractContextManager[Any]:
+    """The sweeper queues a lost task again and again."""
+    decide = gateway.due.due_action
+    return patch.object(gateway.sweeper, "due_action", lambda task, **rest: decide(task, **rest | {"attempts": 99}))
+
+
+def age_not_checked() -> AbstractContextManager[Any]:
+    """A worker takes what it finds in the degraded queue, however old."""
+    never: Callable[..., bool] = lambda *_: False  # noqa: E731
+    stack = contextlib.ExitStack()
+    stack.enter_context(patch.object(lane_worker.runtime.loop, "is_overdue", never))
+    stack.enter_context(patch.object(lane_worker.runtime.claim, "is_overdue", never))
+    return stack
+
+
+def age_not_checked_again() -> AbstractContextManager[Any]:
+    """A worker checks the age before its claim, and not whether the claim was stored in time."""
+    return patch.object(lane_worker.runtime.loop, "is_overdue", lambda *_: False)
+
+
+def promise_forgotten() -> AbstractContextManager[Any]:
+    """A client is given the id, and the record does not say so: who hangs up later takes the task back."""
+
+    async def unmoved(_: Holds, snapshot: Any) -> Any:
+        return snapshot
+
+    return patch.object(Holds, "promise", unmoved)
+
+
+def message_of_the_refused_stays() -> AbstractContextManager[Any]:
+    """What ended in the queue keeps its place there."""
+
+    async def nothing(*_: Any, **__: Any) -> None:
+        pass
+
+    stack = contextlib.ExitStack()
+    for module in ("gateway.sweeper", "gateway.hold", "gateway.admission"):
+        stack.enter_context(patch(f"{module}.remove_leftovers", nothing))
+    return stack
+
+
+def loser_deletes_the_video() -> AbstractContextManager[Any]:
+    """A worker whose result was not taken removes the file, also when the record publishes it."""
+
+    async def careless(self: WorkLoop, held: HeldTask, _: GenerationTask | None) -> None:
+        await self._delete(held.task.video_path)
+
+    return patch.object(WorkLoop, "_discard_video", careless)
+
+
+def one_file_for_all_epochs() -> AbstractContextManager[Any]:
+    """A late loser overwrites the video of the winner."""
+    return patch.object(GenerationTask, "video_path", property(lambda task: f"videos/{task.id}.mp4"))
+
+
+def full_is_refused_and_recorded() -> AbstractContextManager[Any]:
+    """A full queue is answered with a refusal, and a record is made all the same."""
+    publish = Admission._publish
+
+    async def careless(self: Admission, task: GenerationTask) -> Any:
+        try:
+            return await publish(self, task)
+        except StreamFull:
+            if task.route == "degraded":
+                with contextlib.suppress(Exception):
+                    await self._link.set_timer("admit", task.id, task.deadline_at, encode_task(task))
+                    await self._link.create(TASKS, task.id, encode_task(task))
+            raise
+
+    return patch.object(Admission, "_publish", careless)
+
+
+# ── what the model found, put back as it was ─────────────────────────────────────────────────────────────────────────
+
+
+def given_back_and_taken_again() -> AbstractContextManager[Any]:
+    """A worker that gave a task up runs it again when its message comes again."""
+
+    def before(queued: GenerationTask, record: GenerationTask | None, **rest: Any) -> Any:
+        if record is not None and record.epoch == queued.epoch and record.owner == rest["owner"]:
+            return Mine(record, rest["revision"])
+        return claim_decision(queued, record, **rest)
+
+    return patch.object(lane_worker.runtime.loop, "claim_decision", before)
+
+
+def renewed_after_it_was_given_back() -> AbstractContextManager[Any]:
+    """The keeper of a lease renews it while the worker gives it back."""
+
+    give_up = WorkLoop._give_up
+
+    async def unstopped(self: WorkLoop, held: HeldTask, reason: str) -> None:
+        keeper, self._keeper = self._keeper, None
+        try:
+            await give_up(self, held, reason)
+        finally:
+            self._keeper = keeper
+
+    return patch.object(WorkLoop, "_give_up", unstopped)
+
+
+def another_model() -> AbstractContextManager[Any]:
+    """A lane takes the record of another model, whose request came with the same key."""
+
+    def before(queued: GenerationTask, record: GenerationTask | None, **rest: Any) -> Any:
+        if record is not None:
+            queued = replace(queued, model=record.model)
+        return claim_decision(queued, record, **rest)
+
+    return patch.object(lane_worker.runtime.loop, "claim_decision", before)
+
+
+def forgotten_by_the_server() -> AbstractContextManager[Any]:
+    """`queue_overloaded` although an earlier try was stored, so long ago that the server does not know it any more."""
+    return patch("gateway.admission.DEGRADED_MAX_AGE_S", 1e9)
+
+
+Plant = Callable[[], AbstractContextManager[Any]]
+# the bug, the invariant that it breaks, and the first seed that shows it
+PLANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
+    (ack_before_claim, "7", 61),
+    (epoch_not_compared, "3", 103),
+    (claim_without_compare_and_set, "3", 6),
+    (settle_without_compare_and_set, "1", 41),
+    (timer_acked_first, "1", 0),
+    (record_before_timer, "1", 0),
+    (no_timer_after_a_requeue, "1", 9),
+    (same_epoch_after_a_requeue, "3", 15),
+    (attempts_not_counted, "1", 37),
+    (age_not_checked, "4", 29),
+    (promise_forgotten, "1", 14),
+    (message_of_the_refused_stays, "6", 30),
+    (loser_deletes_the_video, "2", 76),
+    (one_file_for_all_epochs, "2", 356),
+    (full_is_refused_and_recorded, "6", 7),
+)

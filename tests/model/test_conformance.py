@@ -1,0 +1,329 @@
+"""The simulated server and the real one do the same: every scenario runs on both, through the product's `NatsLink`.
+
+The scenarios of one server run side by side, each on streams and keys of its own, so that they wait together.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import pytest
+from msgspec.structs import replace
+from nats.js.errors import APIError, NotFoundError
+
+from contracts.topology import (
+    DEADLINES,
+    DEGRADED,
+    TASKS,
+    WORK_CONSUMER,
+    StreamSpec,
+    Topology,
+    lane_stream,
+    sweep_consumer,
+    topology,
+    work_subject,
+)
+from ops.nats_link import NatsLink, StreamFull, WrongRevision, ack_sync
+from ops.provision import provision
+from tests.model.network import Network, use
+from tests.model.patches import simulated_product
+from tests.support import NatsServer
+
+MAX_MSGS: Final = 3
+MAX_AGE_S: Final = 1.0
+ACK_WAIT_S: Final = 1.0
+WINDOW_S: Final = 1.5
+# What the real server may take over an expiry, a timer or a redelivery, when this machine is busy.
+LATE_S: Final = 1.5
+
+
+class Broker:
+    """A server behind a link, and its clock."""
+
+    def __init__(self, link: NatsLink, network: Network | None) -> None:
+        self.link = link
+        self._network = network
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) if self._network is None else self._network.now()
+
+    async def advance(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def until(self, look: Callable[[], Awaitable[Any]]) -> Any:
+        """The first true value of *look*."""
+        for _ in range(2_000):
+            value = await look()
+            if value:
+                return value
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"never: {look}")
+
+    async def publish(self, name: str, task_id: str, *, message_id: str | None = None) -> Any:
+        subject = work_subject("lane", name, task_id)
+        return await self.link.publish(subject, task_id.encode(), message_id=message_id)
+
+    async def messages(self, stream: str) -> int:
+        return (await self.link.depth(stream)).messages
+
+    async def refusal(self, call: Awaitable[object]) -> int | None:
+        """The server's own code for refusing *call*."""
+        with pytest.raises((StreamFull, WrongRevision)) as caught:
+            await call
+        cause = caught.value.__cause__
+        assert isinstance(cause, APIError)
+        return cause.err_code
+
+
+async def limits(broker: Broker) -> None:
+    """A full stream refuses with 10077, exactly, and a place is free at once when a message goes."""
+    acks = [await broker.publish("limits", f"t{n}", message_id=f"t{n}.0") for n in range(MAX_MSGS)]
+    assert await broker.refusal(broker.publish("limits", "t9", message_id="t9.0")) == 10077
+    assert (await broker.publish("limits", "t0", message_id="t0.0")).duplicate, "known ids come before the limit"
+    await broker.link.remove_message(lane_stream("limits"), acks[1].seq)
+    await broker.link.remove_message(lane_stream("limits"), acks[1].seq)
+    assert await broker.link.stored_message(lane_stream("limits"), acks[1].seq) is None
+    # what was refused is not remembered
+    assert not (await broker.publish("limits", "t9", message_id="t9.0")).duplicate
+    assert await broker.messages(lane_stream("limits")) == MAX_MSGS
+
+
+async def duplicates(broker: Broker) -> None:
+    """An id is known for the window, whatever became of its message."""
+    link, stream = broker.link, lane_stream("duplicates")
+    first = await broker.publish("duplicates", "gone", message_id="gone.0")
+    assert not first.duplicate
+    again = await broker.publish("duplicates", "gone", message_id="gone.0")
+    assert (again.duplicate, again.seq) == (True, first.seq)
+    await link.remove_subject(stream, work_subject("lane", "duplicates", "gone"))
+    deleted = await broker.publish("duplicates", "deleted", message_id="deleted.0")
+    await link.remove_message(stream, deleted.seq)
+    acked = await broker.publish("duplicates", "acked", message_id="acked.0")
+    pull = await link.pull(stream, WORK_CONSUMER)
+    [message] = await broker.until(pull.fetch)
+    await ack_sync(message)
+    for known in ("gone", "deleted", "acked"):
+        assert (await broker.publish("duplicates", known, message_id=f"{known}.0")).duplicate, known
+    assert await broker.messages(stream) == 0
+    assert not (await broker.publish("duplicates", "gone", message_id="gone.1")).duplicate
+    await broker.advance(WINDOW_S + LATE_S)
+    late = await broker.publish("duplicates", "acked", message_id="acked.0")
+    assert not late.duplicate
+    assert late.seq > acked.seq
+
+
+async def expiry(broker: Broker) -> None:
+    """A message goes at its age also while a worker holds it, and its ack succeeds all the same (design §10.2)."""
+    link = broker.link
+    ack = await link.publish(work_subject("degraded", "any", "t"), b"t", message_id="t.0")
+    await link.publish(work_subject("degraded", "any", "u"), b"u", message_id="u.0")
+    pull = await link.pull(DEGRADED, WORK_CONSUMER)
+    [held] = await broker.until(pull.fetch)
+    assert held.data == b"t"
+    await broker.until(lambda: _is(broker.messages(DEGRADED), 0))
+    assert await link.stored_message(DEGRADED, ack.seq) is None
+    await ack_sync(held)
+    await link.publish(work_subject("degraded", "any", "v"), b"v")
+    [later] = await broker.until(pull.fetch)
+    assert later.data == b"v", "neither comes again"
+    await later.nak()
+    [nacked] = await broker.until(pull.fetch)
+    assert nacked.data == b"v"
+    await ack_sync(nacked)
+
+
+async def compare_and_set(broker: Broker) -> None:
+    """One key moves by its revision only; a deletion marker is one too."""
+    link = broker.link
+    first = await link.create(TASKS, "cas", b"1")
+    assert await broker.refusal(link.create(TASKS, "cas", b"x")) == 10071
+    second = await link.update(TASKS, "cas", b"2", revision=first)
+    assert second > first
+    assert await broker.refusal(link.update(TASKS, "cas", b"x", revision=first)) == 10071
+    assert await broker.refusal(link.update(TASKS, "cas", b"x", revision=second + 1_000)) == 10071
+    entry = await link.get(TASKS, "cas")
+    assert entry is not None
+    assert (entry.value, entry.revision) == (b"2", second)
+    await link.delete(TASKS, "cas", revision=second)
+    marker = await link.get(TASKS, "cas")
+    assert marker is not None
+    assert marker.value is None
+    assert await broker.refusal(link.create(TASKS, "cas", b"x")) == 10071
+    assert await link.update(TASKS, "cas", b"3", revision=marker.revision) > marker.revision
+    assert await link.get(TASKS, "never") is None
+
+
+async def compare_and_set_again(broker: Broker) -> None:
+    """A compare-and-set that is sent again is refused, also with its Nats-Msg-Id: the revision is looked at first."""
+    headers = {"Nats-Expected-Last-Subject-Sequence": "0"}
+    call = ("$KV.tasks.twice", b"1")
+    await broker.link.publish(*call, message_id="twice", headers=headers)
+    assert await broker.refusal(broker.link.publish(*call, message_id="twice", headers=headers)) == 10071
+
+
+async def history(broker: Broker) -> None:
+    """A bucket keeps the newest revisions of a key, and a watch begins with the last of each key."""
+    revision = 0
+    for number in range(20):
+        revision = await broker.link.update(TASKS, "history", str(number).encode(), revision=revision)
+    seen: dict[str, bytes | None] = {}
+    synced = await broker.link.watch(TASKS, lambda entry: seen.__setitem__(entry.key, entry.value))
+    await synced.wait()
+    assert seen["history"] == b"19"
+    await broker.link.update(TASKS, "history", b"20", revision=revision)
+    await broker.until(lambda: _is(_now(seen["history"]), b"20"))
+    state = await broker.link.js.stream_info("KV_tasks")
+    assert state.config.max_msgs_per_subject == 16
+
+
+async def timers(broker: Broker) -> None:
+    """A timer fires once, at its target, with its payload; the next of its kind and task replaces it."""
+    link, now = broker.link, broker.now()
+    await link.set_timer("admit", "replaced", now + timedelta(seconds=0.3), b"old")
+    await link.set_timer("admit", "replaced", now + timedelta(seconds=0.9), b"new")
+    await link.set_timer("admit", "overdue", now - timedelta(seconds=5), b"overdue")
+    await link.set_timer("lease", "other", now + timedelta(seconds=0.3), b"other")
+    due: list[tuple[str, bytes, datetime]] = []
+    pulls = [await link.pull(DEADLINES, sweep_consumer(kind)) for kind in ("admit", "lease")]
+
+    async def drain(pull: Any) -> None:
+        while True:
+            for message in await pull.fetch(16):
+                due.append((message.subject, message.data, broker.now()))
+                await ack_sync(message)
+
+    draining = [asyncio.ensure_future(drain(pull)) for pull in pulls]
+    await broker.advance(0.9 + LATE_S)
+    for task in draining:
+        task.cancel()
+    assert sorted((subject, data) for subject, data, _ in due) == [
+        ("deadline.due.admit.overdue", b"overdue"),
+        ("deadline.due.admit.replaced", b"new"),
+        ("deadline.due.lease.other", b"other"),
+    ]
+    at = {data: fired - now for _, data, fired in due}
+    assert at[b"new"] >= timedelta(seconds=0.9)
+    assert at[b"overdue"] < at[b"new"]
+    with pytest.raises(NotFoundError):
+        await link.js.get_last_msg(DEADLINES, "deadline.set.admit.replaced")
+    assert await broker.messages(DEADLINES) == 0
+
+
+async def redelivery(broker: Broker) -> None:
+    """What is not acked comes again after ack_wait, until it is; a message is with one worker at a time."""
+    link, stream = broker.link, lane_stream("redelivery")
+    for name in ("acked", "silent", "bad"):
+        await broker.publish("redelivery", name)
+    pull, other = await link.pull(stream, WORK_CONSUMER), await link.pull(stream, WORK_CONSUMER)
+    [acked] = await broker.until(pull.fetch)
+    [silent] = await broker.until(other.fetch)
+    [bad] = await broker.until(pull.fetch)
+    assert [acked.data, silent.data, bad.data] == [b"acked", b"silent", b"bad"]
+    delivered = broker.now()
+    await ack_sync(acked)
+    await bad.term()
+    [again] = await broker.until(other.fetch)
+    assert again.data == b"silent"
+    # not at once, and not at some later time: the upper bound is wide for a busy machine
+    assert timedelta(seconds=ACK_WAIT_S / 2) < broker.now() - delivered < timedelta(seconds=20 * ACK_WAIT_S)
+    await ack_sync(silent)  # of the first delivery: it counts
+    await broker.advance(ACK_WAIT_S + LATE_S)
+    await broker.publish("redelivery", "next")
+    [following] = await broker.until(pull.fetch)
+    assert following.data == b"next"
+    await ack_sync(following)
+    assert await broker.messages(stream) == 0
+
+
+async def removal(broker: Broker) -> None:
+    """Purging a subject takes a message away that was not delivered yet, and one that was."""
+    link, stream = broker.link, lane_stream("removal")
+    for name in ("one", "two", "three"):
+        await broker.publish("removal", name)
+    pull = await link.pull(stream, WORK_CONSUMER)
+    [one] = await broker.until(pull.fetch)
+    await link.remove_subject(stream, work_subject("lane", "removal", "one"))
+    await link.remove_subject(stream, work_subject("lane", "removal", "two"))
+    [three] = await broker.until(pull.fetch)
+    assert (one.data, three.data) == (b"one", b"three")
+    await ack_sync(one)
+    await broker.advance(ACK_WAIT_S / 2)
+    await ack_sync(three)
+    assert await broker.messages(stream) == 0
+
+
+Scenario = Callable[[Broker], Awaitable[None]]
+SCENARIOS: Final[tuple[Scenario, ...]] = (
+    limits,
+    duplicates,
+    expiry,
+    compare_and_set,
+    compare_and_set_again,
+    history,
+    timers,
+    redelivery,
+    removal,
+)
+
+
+async def _is(value: Awaitable[Any], expected: Any) -> bool:
+    return bool(await value == expected)
+
+
+async def _now(value: Any) -> Any:
+    return value
+
+
+def short(spec: StreamSpec) -> StreamSpec:
+    """*spec* with windows that a test can wait for."""
+    consumers = spec.consumers
+    if spec.name != DEADLINES:
+        consumers = tuple(replace(consumer, ack_wait_s=ACK_WAIT_S) for consumer in consumers)
+    if spec.name == DEGRADED:
+        return replace(spec, max_age_s=MAX_AGE_S, duplicate_window_s=MAX_AGE_S, consumers=consumers)
+    if spec.name == lane_stream("limits"):
+        return replace(spec, max_msgs=MAX_MSGS, consumers=consumers)
+    if spec.name == lane_stream("duplicates"):
+        return replace(spec, duplicate_window_s=WINDOW_S, consumers=consumers)
+    return replace(spec, consumers=consumers)
+
+
+def wanted() -> Topology:
+    names = tuple(scenario.__name__ for scenario in SCENARIOS)
+    full = topology(names, lane_queue_max_msgs=1_000, keep_s=3_600.0)
+    return replace(full, streams=tuple(short(spec) for spec in full.streams))
+
+
+async def run_all(url: str, network: Network | None) -> dict[str, BaseException | None]:
+    """What came of each scenario."""
+    link = await NatsLink.connect(url, name="conformance")
+    await provision(link, wanted())
+    assert await provision(link, wanted()) == []
+    broker = Broker(link, network)
+    results = await asyncio.gather(*(scenario(broker) for scenario in SCENARIOS), return_exceptions=True)
+    await link.close()
+    return {scenario.__name__: result for scenario, result in zip(SCENARIOS, results, strict=True)}
+
+
+@pytest.fixture(scope="module", params=["simulated", "real"])
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What came of the scenarios on one of the servers."""
+    if request.param == "simulated":
+        network = Network()
+        use(network)
+        with simulated_product():
+            return network.run_until_complete(run_all("nats://simulated", network))
+    server = NatsServer(tmp_path_factory.mktemp("nats"))
+    server.start()
+    try:
+        return asyncio.run(run_all(server.url, None))
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_the_server_does(outcomes: dict[str, BaseException | None], scenario: Scenario) -> None:
+    error = outcomes[scenario.__name__]
+    if error is not None:
+        raise error

@@ -1,0 +1,148 @@
+"""What the model found in the product, as short as it could be made: each story breaks an invariant with the code as it
+was before, and none with the code as it is."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Final
+
+import pytest
+
+from contracts.tasks import TaskStatus
+from tests.model.invariants import Violation
+from tests.model.network import Operation
+from tests.model.patches import simulated_product
+from tests.model.planted import (
+    age_not_checked_again,
+    another_model,
+    forgotten_by_the_server,
+    given_back_and_taken_again,
+    renewed_after_it_was_given_back,
+)
+from tests.model.world import GATEWAYS, MODELS, World
+
+
+def settle(world: World, *, but: str = "nothing") -> Operation | None:
+    """All that is under way happens, in order, until nothing is left or only what begins with *but*, the first of which
+    is returned."""
+    while True:
+        held = None
+        for operation in world.network.possible():
+            if not operation.what.startswith(but):
+                world.network.happen(operation)
+                world.check()
+                break
+            held = held or operation
+        else:
+            return held
+
+
+def no_lanes(world: World) -> None:
+    for model in MODELS:
+        world.lane_says(model, 0, None)
+    settle(world)
+
+
+def stop_sweepers(world: World) -> None:
+    for gateway in GATEWAYS:
+        world.stop(gateway)
+
+
+def claimed_without_ack(world: World, *, run_s: float) -> None:
+    """A lane has claimed a task that it will give up; its ack is lost, and no sweeper lives."""
+    world.stop("anisora-1")  # so that the message comes again to the same worker
+    world.runs.append(("gave up", run_s))
+    world.post("gateway-0", "anisora", is_async=True)
+    ack = settle(world, but="ack lane.")
+    assert ack is not None
+    world.network.lose(ack)
+    settle(world)
+    stop_sweepers(world)
+
+
+def a_task_that_was_given_up_comes_again(world: World) -> None:
+    """The message is delivered again before a sweeper has looked at the lease that was given back."""
+    claimed_without_ack(world, run_s=1.0)
+    world.live(8.0)
+
+
+def a_lease_is_renewed_while_it_is_given_back(world: World) -> None:
+    """The pipeline gives up in the moment in which the lease is renewed."""
+    claimed_without_ack(world, run_s=world.catalog.windows.lease_renew_s)
+    world.live(12.0)
+
+
+def two_bodies_with_one_key(world: World) -> None:
+    """Both are queued, each for its model, before either is recorded; the recorded one is not claimed at once."""
+    for worker in ("anisora-0", "anisora-1", "phr00t-0"):
+        world.stop(worker)
+    world.post("gateway-0", "anisora", is_async=True, key="k")
+    world.post("gateway-0", "phr00t", is_async=True, key="k")
+    settle(world)
+    world.go_on("phr00t-0")
+    settle(world)
+
+
+def a_gateway_stops_for_longer_than_the_server_remembers(world: World) -> None:
+    """Its publish is stored and unanswered; the task runs; when it tries again, the queue is full."""
+    no_lanes(world)
+    world.post("gateway-0", "anisora", is_async=True)
+    publish = next(operation for operation in world.network.possible() if operation.what.startswith("publish degraded"))
+    world.network.happen(publish, answered=False)
+    world.stop("gateway-0")
+    world.live(40.0)
+    world.stop("degraded-0")
+    for _ in range(3):
+        world.post("gateway-1", "anisora", is_async=True)
+    settle(world)
+    world.go_on("gateway-0")
+    settle(world)
+    assert world.calls[0].outcome == "503 unknown"
+
+
+def a_claim_is_stored_too_late(world: World) -> None:
+    """Sent in time and stored after the limit, its answer lost: the worker finds its own claim."""
+    no_lanes(world)
+    world.stop("degraded-0")
+    world.post("gateway-0", "anisora", is_async=True)
+    settle(world)
+    stop_sweepers(world)
+    world.pass_time(29.3)
+    world.go_on("degraded-0")
+    claim = settle(world, but="publish $KV.tasks")
+    assert claim is not None
+    world.pass_time(1.0)
+    world.network.happen(claim, answered=False)
+    world.live(1.0)
+    [task] = world.ledger.records.values()
+    assert (task.status, dict(world.ledger.runs)) == (TaskStatus.FAILED, {})
+
+
+Story = Callable[[World], None]
+FOUND: Final[tuple[tuple[Story, Callable[[], AbstractContextManager[Any]], str], ...]] = (
+    (a_task_that_was_given_up_comes_again, given_back_and_taken_again, "3"),
+    (a_lease_is_renewed_while_it_is_given_back, renewed_after_it_was_given_back, "3"),
+    (two_bodies_with_one_key, another_model, "3"),
+    (a_gateway_stops_for_longer_than_the_server_remembers, forgotten_by_the_server, "6"),
+    (a_claim_is_stored_too_late, age_not_checked_again, "4"),
+)
+
+
+def tell(story: Story) -> None:
+    world = World()
+    try:
+        story(world)
+        world.finish()
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("story", [story for story, _, _ in FOUND], ids=lambda story: story.__name__)
+def test_no_invariant_is_broken(story: Story) -> None:
+    with simulated_product():
+        tell(story)
+
+
+@pytest.mark.parametrize(("story", "before", "invariant"), FOUND, ids=[story.__name__ for story, _, _ in FOUND])
+def test_the_code_before_broke_one(story: Story, before: Callable[[], Any], invariant: str) -> None:
+    with simulated_product(), before(), pytest.raises(Violation, match=f"^{invariant}:"):
+        tell(story)

@@ -1,0 +1,34 @@
+"""The protocol of design §4, searched: the product's own code on a simulated server, where around every effect another
+process may come between, a process may die, or an answer may be lost. `make model` searches for longer."""
+
+from typing import Final
+
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.model.drive import drive
+from tests.model.machine import Protocol
+from tests.model.patches import simulated_product
+
+# The same ones each time: about 8 s of computing together.
+EXAMPLES: Final = 40
+SEEDS: Final = 80
+
+
+def test_hypothesis_breaks_no_invariant() -> None:
+    profile = settings(
+        deadline=None,  # a step takes as long as the machine is busy
+        max_examples=EXAMPLES,
+        stateful_step_count=40,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    with simulated_product():
+        run_state_machine_as_test(Protocol, settings=profile)
+
+
+def test_random_runs_break_no_invariant() -> None:
+    with simulated_product():
+        for seed in range(SEEDS):
+            drive(seed)
