@@ -69,13 +69,24 @@ class BucketSpec(Struct, frozen=True, kw_only=True):
 
 
 class Topology(Struct, frozen=True, kw_only=True):
-    """All that the server must hold."""
+    """All that the server must hold.
+
+    *replicas* is how many servers of a cluster hold each stream and bucket; None leaves that to the server.
+    """
 
     streams: tuple[StreamSpec, ...]
     buckets: tuple[BucketSpec, ...]
+    replicas: int | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The streams, those behind the buckets among them."""
+        return (*(stream.name for stream in self.streams), *(bucket_stream(bucket.name) for bucket in self.buckets))
 
 
-def topology(models: tuple[str, ...], *, lane_queue_max_msgs: int, keep_s: float) -> Topology:
+def topology(
+    models: tuple[str, ...], *, lane_queue_max_msgs: int, keep_s: float, replicas: int | None = None
+) -> Topology:
     """The streams and buckets for *models*; finished tasks are kept for *keep_s*."""
     work = ConsumerSpec(name=WORK_CONSUMER, filter_subject="", ack_wait_s=5.0)
     lanes = tuple(
@@ -120,6 +131,7 @@ def topology(models: tuple[str, ...], *, lane_queue_max_msgs: int, keep_s: float
             BucketSpec(name=FALLBACKS, history=64),
             BucketSpec(name=COLD_STARTS, history=64),
         ),
+        replicas=replicas,
     )
 
 

@@ -28,6 +28,8 @@ COMMANDS: Final[dict[str, Entry]] = {
     "demo": Entry("ops.demo:command", "Alternate the models, save every video, judge the result."),
     "doctor": Entry("ops.doctor:command", "Tell what this machine has, and what to do about the rest."),
     "provision": Entry("ops.provision:command", "Make the nats-server hold streams, consumers and buckets."),
+    "backup": Entry("ops.backup:backup_command", "Save every stream and bucket into a folder."),
+    "restore": Entry("ops.backup:restore_command", "Bring back what `warmlane backup` saved."),
     "gateway": Entry("gateway.command:command", "Serve the HTTP API."),
     "supervisor": Entry("ops.supervisor:command", "Keep the wanted lanes running on this machine."),
     "lane": Entry("lane_worker.command:command", "Run one warm lane."),

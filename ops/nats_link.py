@@ -36,9 +36,18 @@ MAX_SKEW_S: Final = 0.25
 REPLY_TIMEOUT_S: Final = 2.0
 # A fetch in flight when the server restarts hangs until its own time-out (design §10.6).
 FETCH_TIMEOUT_S: Final = 2.0
+PING_INTERVAL_S: Final = 2
+MAX_OUTSTANDING_PINGS: Final = 2
+# A server that falls silent, without a word of TCP, is noticed so late at most.
+SILENCE_NOTICED_S: Final = PING_INTERVAL_S * (MAX_OUTSTANDING_PINGS + 1.0)
+# A watch sees changes again so long after a reconnect (design §10.6).
+WATCH_RESUMES_S: Final = 2.0
 
 _STREAM_FULL: Final = 10077
 _WRONG_LAST_SEQUENCE: Final = 10071
+# In a cluster, another write of the same key is being replicated. Soon it is decided which of the two won.
+_UNDECIDED: Final = 10164
+UNDECIDED_WAIT_S: Final = 0.01
 _NO_MESSAGE: Final = 10037
 
 log = structlog.get_logger("nats")
@@ -86,12 +95,14 @@ class NatsLink:
         self.js: JetStreamContext = client.jetstream(timeout=REPLY_TIMEOUT_S)
         self._connected_since_s: float | None = time.monotonic()
         self._cut_at: datetime | None = None
+        self._cut_since_s: float | None = None
         self._closing = False
         self._on_reconnect: list[Callable[[], None]] = []
 
     @classmethod
     async def connect(cls, url: str, *, name: str, wait_s: float = 10.0) -> Self:
-        """Connects to *url*, trying for *wait_s* seconds.
+        """Connects to *url*, trying for *wait_s* seconds. Of several, separated by commas, any one, and another
+        when that dies.
 
         Raises TransportUnavailable when nobody answers, UnusableServer for one that is too old (before 2.12).
         """
@@ -106,6 +117,7 @@ class NatsLink:
             if link and not link[0]._closing:
                 link[0]._connected_since_s = None
                 link[0]._cut_at = datetime.now(UTC)
+                link[0]._cut_since_s = time.monotonic()
                 log.warning("nats_disconnected")
 
         async def on_back() -> None:
@@ -120,12 +132,12 @@ class NatsLink:
             async with asyncio.timeout(wait_s):
                 # tries again and again by itself, also the first time
                 await client.connect(
-                    url,
+                    url.split(","),
                     name=name,
                     # never buffer while disconnected: a publish that timed out must not be stored later (design §10.5)
                     pending_size=0,
-                    ping_interval=2,
-                    max_outstanding_pings=2,
+                    ping_interval=PING_INTERVAL_S,
+                    max_outstanding_pings=MAX_OUTSTANDING_PINGS,
                     reconnect_time_wait=0.1,  # type: ignore[arg-type]  # seconds, and a fraction works
                     connect_timeout=2,
                     max_reconnect_attempts=-1,
@@ -165,6 +177,15 @@ class NatsLink:
         since_s = self._connected_since_s
         return 0.0 if since_s is None or not self.client.is_connected else time.monotonic() - since_s
 
+    def news_age_s(self) -> float:
+        """How old, at most, what the watches told last is, in seconds; 0 while they tell every change at once.
+
+        It counts the time that a break may have gone unnoticed, and that watches need to resume afterwards.
+        """
+        if self._cut_since_s is None or self.unbroken_s() >= WATCH_RESUMES_S:
+            return 0.0
+        return time.monotonic() - self._cut_since_s + SILENCE_NOTICED_S
+
     @property
     def cut_at(self) -> datetime | None:
         """When the connection broke last; None if it never did."""
@@ -183,12 +204,19 @@ class NatsLink:
         all_headers = dict(headers or {})
         if message_id is not None:
             all_headers[Header.MSG_ID] = message_id
-        with _translated(subject):
-            return await self.js.publish(subject, payload, timeout=REPLY_TIMEOUT_S, headers=all_headers or None)
+        until_s = time.monotonic() + REPLY_TIMEOUT_S
+        while True:
+            with translated(subject):
+                try:
+                    return await self.js.publish(subject, payload, timeout=REPLY_TIMEOUT_S, headers=all_headers or None)
+                except nats.js.errors.BadRequestError as error:
+                    if error.err_code != _UNDECIDED or time.monotonic() > until_s:
+                        raise
+            await asyncio.sleep(UNDECIDED_WAIT_S)
 
     async def stored_message(self, stream: str, sequence: int) -> RawStreamMsg | None:
         """The message at *sequence*, or None when it is gone. Raises TransportUnavailable."""
-        with _translated(stream):
+        with translated(stream):
             try:
                 return await self.js.get_msg(stream, seq=sequence)
             except nats.js.errors.NotFoundError:
@@ -196,17 +224,17 @@ class NatsLink:
 
     async def remove_message(self, stream: str, sequence: int) -> None:
         """Removes a queued message; one that is gone already is fine. Raises TransportUnavailable."""
-        with _translated(stream), contextlib.suppress(nats.js.errors.NotFoundError, nats.js.errors.BadRequestError):
+        with translated(stream), contextlib.suppress(nats.js.errors.NotFoundError, nats.js.errors.BadRequestError):
             await self.js.delete_msg(stream, sequence)
 
     async def remove_subject(self, stream: str, subject: str) -> None:
         """Removes all messages of *stream* on *subject*. Raises TransportUnavailable."""
-        with _translated(stream), contextlib.suppress(nats.js.errors.NotFoundError):
+        with translated(stream), contextlib.suppress(nats.js.errors.NotFoundError):
             await self.js.purge_stream(stream, subject=subject)
 
     async def depth(self, stream: str) -> Depth:
         """How full *stream* is. Raises TransportUnavailable."""
-        with _translated(stream):
+        with translated(stream):
             reply = await self.client.request(f"$JS.API.STREAM.INFO.{stream}", timeout=REPLY_TIMEOUT_S)
         told = json.loads(reply.data)
         if "state" not in told:
@@ -221,7 +249,7 @@ class NatsLink:
 
     async def pull(self, stream: str, consumer: str) -> "Pull":
         """A handle on a durable pull consumer that provisioning has made."""
-        with _translated(stream):
+        with translated(stream):
             return Pull(await self.js.pull_subscribe_bind(consumer, stream), f"{stream}/{consumer}")
 
     async def set_timer(self, kind: TimerKind, task_id: str, at: datetime, payload: bytes) -> None:
@@ -239,7 +267,7 @@ class NatsLink:
 
     async def get(self, bucket: str, key: str) -> Entry | None:
         """The entry at *key*, from the bucket's leader; None when there is none. Raises TransportUnavailable."""
-        with _translated(bucket):
+        with translated(bucket):
             try:
                 stored = await self.js.get_last_msg(bucket_stream(bucket), bucket_subject(bucket, key))
             except nats.js.errors.NotFoundError as error:
@@ -294,7 +322,7 @@ class NatsLink:
             if metadata.num_pending == 0:
                 synced.set()
 
-        with _translated(bucket):
+        with translated(bucket):
             subscription = await self.js.subscribe(
                 f"{prefix}>",
                 stream=bucket_stream(bucket),
@@ -331,12 +359,12 @@ class NatsLink:
             if knows(question.subject):
                 await question.respond(b"yes")
 
-        with _translated(subjects):
+        with translated(subjects):
             await self.client.subscribe(subjects, cb=receive)
 
     async def ask(self, subject: str, *, timeout_s: float) -> bool:
         """Whether some process says yes within *timeout_s*. Raises TransportUnavailable when nobody could be asked."""
-        with _translated(subject):
+        with translated(subject):
             try:
                 await self.client.request(subject, timeout=timeout_s)
             except (TimeoutError, nats.errors.NoRespondersError):
@@ -350,7 +378,7 @@ class NatsLink:
         best: tuple[float, float] | None = None
         for _ in range(5):
             sent = datetime.now(UTC)
-            with _translated("clock"):
+            with translated("clock"):
                 reply = await self.client.request("$JS.API.STREAM.INFO.DEADLINES", timeout=REPLY_TIMEOUT_S)
             received = datetime.now(UTC)
             stamp = json.loads(reply.data).get("ts")
@@ -379,18 +407,23 @@ class Pull:
     def __init__(self, subscription: JetStreamContext.PullSubscription, name: str) -> None:
         self._subscription = subscription
         self._name = name
+        self._told = False
 
     async def fetch(self, batch: int = 1) -> list[Msg]:
         """Up to *batch* messages; an empty list when none came within 2 s or the server is away."""
         try:
-            return await self._subscription.fetch(batch, timeout=FETCH_TIMEOUT_S)
+            messages = await self._subscription.fetch(batch, timeout=FETCH_TIMEOUT_S)
         except TimeoutError:
-            return []
+            messages = []
         except (nats.errors.Error, OSError) as error:
-            if not isinstance(error, nats.errors.OutboundBufferLimitError):  # not connected: that was said already
+            # not connected: that was said already. A cluster that elects a leader says no for seconds: once is enough
+            if not isinstance(error, nats.errors.OutboundBufferLimitError) and not self._told:
                 log.warning("fetch_failed", consumer=self._name, error=repr(error))
+                self._told = True
             await asyncio.sleep(0.1)
             return []
+        self._told = False
+        return messages
 
     async def close(self) -> None:
         """No more messages; one that was on its way is delivered to another consumer after ack_wait."""
@@ -403,7 +436,7 @@ async def ack_sync(message: Msg) -> None:
 
     An ack proves nothing about the task (design §10.2); the record does.
     """
-    with _translated(message.subject):
+    with translated(message.subject):
         await message.ack_sync(timeout=REPLY_TIMEOUT_S)
 
 
@@ -431,7 +464,8 @@ def _is_marker(headers: dict[str, str] | None) -> bool:
 
 
 @contextlib.contextmanager
-def _translated(what: str) -> Iterator[None]:
+def translated(what: str) -> Iterator[None]:
+    """Errors of nats-py about *what* as those of this file; a refusal that none of them means stays as it is."""
     try:
         yield
     except nats.js.errors.NotFoundError:
@@ -441,7 +475,7 @@ def _translated(what: str) -> Iterator[None]:
             raise StreamFull(what) from error
         if error.err_code == _WRONG_LAST_SEQUENCE:
             raise WrongRevision(what) from error
-        if (error.code is not None and error.code >= 500) or error.err_code == 10158:
+        if (error.code is not None and error.code >= 500) or error.err_code in (10158, _UNDECIDED):
             raise TransportUnavailable(f"{what}: {error.description}") from error
         raise
     except nats.errors.OutboundBufferLimitError as error:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import click
 from msgspec import Struct
@@ -59,6 +60,23 @@ class LoopbackHost(click.ParamType[str]):
         self.fail(f"{value!r} is not a loopback address; without API keys only 127.0.0.1 or ::1 is served", param, ctx)
 
 
+class NatsUrls(click.ParamType[str]):
+    """One nats-server, or several of a cluster separated by commas as the NATS CLI takes them."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        for url in str(value).split(","):
+            try:
+                parts = urlsplit(url if "://" in url else f"nats://{url}")
+                usable = parts.scheme in {"nats", "tls", "ws", "wss"} and parts.hostname and parts.port != 0
+            except ValueError:
+                usable = False
+            if not usable:
+                self.fail(f"{url!r} is not the address of a server, as in nats://127.0.0.1:4222", param, ctx)
+        return str(value)
+
+
 host_option = click.option(
     "--host",
     envvar="WARMLANE_HOST",
@@ -89,10 +107,11 @@ nats_port_option = click.option(
 nats_url_option = click.option(
     "--nats-url",
     envvar="WARMLANE_NATS_URL",
+    type=NatsUrls(),
     default="nats://127.0.0.1:4222",
     show_default=True,
     show_envvar=True,
-    help="Where the nats-server listens.",
+    help="Where the nats-server listens; the servers of a cluster separated by commas.",
 )
 settings_option = click.option(
     "--settings",
@@ -136,6 +155,13 @@ step_seconds_option = click.option(
     show_default=True,
     show_envvar=True,
     help="Make every inference step of a tiny pipeline take so long, to imitate a real card.",
+)
+replicas_option = click.option(
+    "--replicas",
+    envvar="WARMLANE_REPLICAS",
+    type=click.IntRange(1, 5),
+    show_envvar=True,
+    help="How many servers of a cluster keep each stream and bucket. [default: 1 for new ones; others stay]",
 )
 lanes_option = click.option(
     "--lanes",

@@ -1,12 +1,14 @@
 """Makes the server hold what `contracts/topology.py` says, and reports where it differs."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import click
+import nats.js.errors
 from msgspec import Struct
 from nats.js.api import (
     AckPolicy,
@@ -35,8 +37,8 @@ from contracts.topology import (
     lane_stream,
     topology,
 )
-from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer
-from ops.options import keep_option, nats_url_option, profile_option, settings_option
+from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer, translated
+from ops.options import keep_option, nats_url_option, profile_option, replicas_option, settings_option
 
 # What an operator may have set for reasons of their own, and what the server fills in, is left alone.
 _STREAM_FIELDS: Final = [
@@ -55,6 +57,9 @@ _STREAM_FIELDS: Final = [
     "allow_direct",
     "subject_delete_marker_ttl",
 ]
+_NOT_A_CLUSTER: Final = 10074
+# A cluster that has just started, or lost its leader, elects one within so long.
+ELECTION_S: Final = 15.0
 _CONSUMER_FIELDS: Final = ["filter_subject", "ack_policy", "ack_wait", "max_deliver", "max_ack_pending"]
 
 
@@ -72,27 +77,49 @@ class Difference(Struct, frozen=True):
         return f"{self.name}: {self.field} is {self.have!r}, should be {self.want!r}"
 
 
+class Refused(Exception):
+    """The server cannot hold what is wanted. The text is the server's."""
+
+
 class NotProvisioned(Exception):
     """The server lacks streams or buckets, or they differ. The text says what to run."""
 
 
-def wanted(catalog: Catalog, *, keep_s: float) -> Topology:
-    """The topology for *catalog*, with finished tasks kept for *keep_s*."""
-    return topology(tuple(catalog.models), lane_queue_max_msgs=catalog.lane_queue_max_msgs, keep_s=keep_s)
+def wanted(catalog: Catalog, *, keep_s: float, replicas: int | None = None) -> Topology:
+    """The topology for *catalog*, with finished tasks kept for *keep_s*, on *replicas* servers each."""
+    return topology(
+        tuple(catalog.models), lane_queue_max_msgs=catalog.lane_queue_max_msgs, keep_s=keep_s, replicas=replicas
+    )
 
 
 async def differences(link: NatsLink, want: Topology) -> list[Difference]:
-    """What the server lacks or has otherwise. Changes nothing."""
+    """What the server lacks or has otherwise. Changes nothing. Raises TransportUnavailable."""
     return [difference async for difference, _ in _compare(link, want)]
 
 
 async def provision(link: NatsLink, want: Topology) -> list[Difference]:
-    """Makes the server match *want* and returns what was changed. Safe to run again, and by several at once."""
+    """Makes the server match *want* and returns what was changed. Safe to run again, and by several at once.
+
+    Raises Refused when the server will not have it so, TransportUnavailable when it does not answer.
+    """
     changed = []
     async for difference, mend in _compare(link, want):
-        await mend()
+        await _mend(difference, mend)
         changed.append(difference)
     return changed
+
+
+async def _mend(difference: Difference, mend: "_Mend") -> None:
+    try:
+        with translated(difference.name):
+            try:
+                await mend()
+            except nats.js.errors.ServerError as error:
+                if error.err_code == _NOT_A_CLUSTER:
+                    raise Refused(f"{difference.name}: {error.description}") from error
+                raise
+    except nats.js.errors.APIError as error:
+        raise Refused(f"{difference.name}: {error.description}") from error
 
 
 async def require_provisioned(link: NatsLink, want: Topology) -> None:
@@ -116,7 +143,8 @@ async def require_degraded(link: NatsLink) -> None:
 async def _require(link: NatsLink, *streams: str) -> None:
     for name in (*streams, bucket_stream(SLOTS), bucket_stream(TASKS), DEADLINES):
         try:
-            await link.js.stream_info(name)
+            with translated(name):
+                await link.js.stream_info(name)
         except NotFoundError as error:
             raise NotProvisioned(f"the server lacks {name}; run `warmlane provision`") from error
 
@@ -128,23 +156,26 @@ async def _compare(link: NatsLink, want: Topology) -> AsyncIterator[tuple[Differ
     manager = link.js
     specs: list[StreamSpec | BucketSpec] = [*want.streams, *want.buckets]
     for spec in specs:
-        config = _stream_config(spec)
+        config = _stream_config(spec).evolve(num_replicas=want.replicas)
+        # what nobody asks for is the operator's own, as is their placement
+        fields = _STREAM_FIELDS if want.replicas is None else [*_STREAM_FIELDS, "num_replicas"]
         name = str(config.name)
         try:
-            have = (await manager.stream_info(name)).config
+            with translated(name):
+                have = (await manager.stream_info(name)).config
         except NotFoundError:
             yield Difference(name, "", None, None), partial(manager.add_stream, config)
         else:
-            # an operator's own settings (replicas, placement) stay
-            mended = have.evolve(**{field: getattr(config, field) for field in _STREAM_FIELDS})
-            for difference in _differing(name, _STREAM_FIELDS, have, config):
+            mended = have.evolve(**{field: getattr(config, field) for field in fields})
+            for difference in _differing(name, fields, have, config):
                 yield difference, partial(manager.update_stream, mended)
         for consumer in spec.consumers if isinstance(spec, StreamSpec) else ():
             wanted_consumer = _consumer_config(consumer)
             label = f"{name}/{consumer.name}"
             mend = partial(manager.add_consumer, name, wanted_consumer)
             try:
-                present = (await manager.consumer_info(name, consumer.name)).config
+                with translated(label):
+                    present = (await manager.consumer_info(name, consumer.name)).config
             except NotFoundError:
                 yield Difference(label, "", None, None), mend
             else:
@@ -208,29 +239,44 @@ def _consumer_config(spec: ConsumerSpec) -> ConsumerConfig:
     )
 
 
+async def _patiently(call: Callable[[], Awaitable[list[Difference]]]) -> list[Difference]:
+    until_s = time.monotonic() + ELECTION_S
+    while True:
+        try:
+            return await call()
+        except TransportUnavailable as error:
+            if time.monotonic() > until_s:
+                raise TransportUnavailable(f"{error}; a cluster needs most of its servers") from error
+            await asyncio.sleep(0.2)
+
+
 @click.command(
-    epilog="Examples:\n\n  warmlane provision\n\n  warmlane provision --check --nats-url nats://127.0.0.1:4222"
+    epilog="Examples:\n\n  warmlane provision\n\n  warmlane provision --check --nats-url nats://127.0.0.1:4222\n\n"
+    "  warmlane provision --replicas 3 --nats-url nats://127.0.0.1:4222,nats://127.0.0.1:4223"
 )
 @nats_url_option
 @settings_option
 @profile_option
 @keep_option
+@replicas_option
 @click.option("--check", is_flag=True, help="Change nothing; exit 1 when the server differs.")
-def command(nats_url: str, settings: Path | None, profile: str, keep_s: float, check: bool) -> None:
+def command(
+    nats_url: str, settings: Path | None, profile: str, keep_s: float, replicas: int | None, check: bool
+) -> None:
     """Make the nats-server hold Warmlane's streams, consumers and buckets."""
 
     async def run() -> list[Difference]:
         catalog = load_settings(settings).catalog(profile)
         link = await NatsLink.connect(nats_url, name="provision")
         try:
-            want = wanted(catalog, keep_s=keep_s)
-            return await (differences if check else provision)(link, want)
+            want = wanted(catalog, keep_s=keep_s, replicas=replicas)
+            return await _patiently(partial(differences if check else provision, link, want))
         finally:
             await link.close()
 
     try:
         found = asyncio.run(run())
-    except (SettingsError, TransportUnavailable, UnusableServer) as error:
+    except (SettingsError, TransportUnavailable, UnusableServer, Refused) as error:
         raise click.ClickException(str(error)) from error
     for difference in found:
         click.echo(f"{'differs' if check else 'mended '}  {difference}")

@@ -1,0 +1,370 @@
+"""A backup that is taken while tasks go on, and what comes back from it on a server that lost everything."""
+
+import asyncio
+import contextlib
+import shutil
+import threading
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+import httpx
+import pytest
+from click.testing import CliRunner
+from msgspec.structs import replace
+
+from contracts import lifecycle
+from contracts.lanes import LaneState
+from contracts.settings import Catalog, load_settings
+from contracts.tasks import FailureCode, GenerationTask, TaskStatus, decode_task, encode_task
+from contracts.topology import DEADLINES, TASKS, work_subject
+from ops.backup import (
+    BackupError,
+    Manifest,
+    backup,
+    backup_command,
+    restore,
+    restore_command,
+    restore_order,
+    snapshot_order,
+)
+from ops.nats_link import Entry, NatsLink
+from ops.provision import differences, provision, wanted
+from tests.conftest import KEEP_S
+from tests.integration.conftest import GatewayProcess, System
+from tests.lanes import Lane, SharedForkServer
+from tests.records import after, pending_task, processing_task
+from tests.support import NatsServer, eventually, settings_file
+
+S2_MAGIC: Final = b"\xff\x06\x00\x00S2sTwO"
+SMALL: Final = {"model": "phr00t", "prompt": "x", "num_frames": 5, "width": 32, "height": 32}
+
+
+def wipe(server: NatsServer) -> None:
+    """kill -9, and the disk is gone too: the same address with an empty store."""
+    server.kill()
+    shutil.rmtree(server._folder)
+    server._folder.mkdir()
+    server.start()
+
+
+async def save(link: NatsLink, catalog: Catalog, folder: Path) -> Manifest:
+    return await backup(link, wanted(catalog, keep_s=KEEP_S), folder, lambda *_: None)
+
+
+async def bring_back(link: NatsLink, folder: Path) -> int:
+    """Restores, and says for how many tasks a timer was stored."""
+    return (await restore(link, folder, lambda *_: None, replicas=None))[1]
+
+
+@contextlib.asynccontextmanager
+async def connected(server: NatsServer) -> AsyncIterator[NatsLink]:
+    link = await NatsLink.connect(server.url, name="after")
+    yield link
+    await link.close()
+
+
+async def history(link: NatsLink) -> dict[str, list[Entry]]:
+    """Every revision of every record that the bucket holds."""
+    seen: dict[str, list[Entry]] = defaultdict(list)
+    await (await link.watch(TASKS, lambda entry: seen[entry.key].append(entry), history=True)).wait()
+    return seen
+
+
+def states(entries: list[Entry]) -> list[TaskStatus]:
+    return [decode_task(entry.value or b"").status for entry in entries]
+
+
+# ── a disaster ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+async def fork_server() -> AsyncIterator[SharedForkServer]:
+    server = SharedForkServer()
+    yield server
+    await server.close_at_last()
+
+
+async def test_every_task_ends_once_after_the_server_lost_its_disk(
+    tmp_path: Path, fork_server: SharedForkServer
+) -> None:
+    """Saved while clients submit: done records come back byte for byte, and what had not ended ends, once."""
+    settings = settings_file(tmp_path, wait_limit_s=6, lease_s=2, lease_renew_s=0.5, reconnect_grace_s=0.5)
+    catalog = load_settings(settings).catalog("tiny")
+    gateway = GatewayProcess(tmp_path)
+    gateway.nats.start()
+    link = await NatsLink.connect(gateway.nats.url, name="test")
+    await provision(link, wanted(catalog, keep_s=KEEP_S))
+    gateway.start("--settings", str(settings))
+    lane = Lane(link, catalog, tmp_path, fork_server=fork_server)
+    lane.start()
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=40) as http:
+        system = System(gateway, link, http)
+
+        async def submit() -> str:
+            response = await http.post("/generate", json=SMALL)
+            assert response.status_code == 202, response.text
+            return str(response.json()["id"])
+
+        await lane.becomes(LaneState.WARM)
+        await system.lane_is(LaneState.WARM, model="phr00t")
+        finished = [await submit() for _ in range(3)]
+        for task_id in finished:
+            await system.becomes(task_id, TaskStatus.DONE, epoch=0)
+        await lane.leave()
+        await system.lane_is(LaneState.WARM, model="phr00t")  # nobody takes what comes now
+        waiting = [await submit() for _ in range(5)]
+        running = [await submit() for _ in range(2)]
+        for task_id in running:
+            await system.claim(task_id, lease_s=5)
+        held = (await system.submit("anisora"))["id"]  # no lane: the degraded queue
+        before = {task_id: await link.get(TASKS, task_id) for task_id in finished}
+
+        meanwhile: list[str] = []
+        saved = asyncio.Event()
+
+        async def go_on() -> None:
+            while not saved.is_set():
+                meanwhile.append(await submit())
+
+        client = asyncio.create_task(go_on())
+
+        async def begun() -> bool:
+            return len(meanwhile) > 2
+
+        await eventually(begun)
+        await save(link, catalog, tmp_path / "backup")
+        saved.set()
+        await client
+        gateway.stop()
+        await link.close()
+        wipe(gateway.nats)
+
+        told = await asyncio.to_thread(
+            CliRunner().invoke, restore_command, [str(tmp_path / "backup"), "--nats-url", gateway.nats.url]
+        )
+        assert told.exit_code == 0, told.output
+        assert "tasks had not ended and go on" in told.output
+        system.link = link = await NatsLink.connect(gateway.nats.url, name="test")
+        assert await differences(link, wanted(catalog, keep_s=KEEP_S)) == []
+        assert {task_id: await link.get(TASKS, task_id) for task_id in finished} == before
+        came_back = {
+            task_id: decode_task(entries[-1].value or b"") for task_id, entries in (await history(link)).items()
+        }
+        assert {came_back[task_id].status for task_id in running} == {TaskStatus.PROCESSING}
+        assert {came_back[task_id].status for task_id in [*waiting, held]} == {TaskStatus.PENDING}
+
+        lane = Lane(link, catalog, tmp_path, fork_server=fork_server)
+        lane.start()
+        for task_id in waiting:
+            await system.becomes(task_id, TaskStatus.DONE, epoch=0)
+        gateway.start("--settings", str(settings))
+
+        async def all_ended() -> bool:
+            return all(states(entries)[-1].is_terminal for entries in (await history(link)).values())
+
+        await eventually(all_ended, within_s=90)
+        await lane.leave()
+    gateway.stop()
+    seen = await history(link)
+    assert {*finished, *waiting, *running, held} <= set(seen)
+    for task_id, entries in seen.items():
+        ended = [status for status in states(entries) if status.is_terminal]
+        assert (len(ended), states(entries)[-1]) == (1, ended[0]), task_id
+    for task_id in running:
+        task = decode_task(seen[task_id][-1].value or b"")
+        assert (task.status, task.epoch, task.attempt) == (TaskStatus.DONE, 1, 2)
+    overdue = decode_task(seen[held][-1].value or b"").error
+    assert overdue is not None
+    assert overdue.code is FailureCode.QUEUE_OVERLOADED
+    await link.close()
+    gateway.nats.stop()
+
+
+# ── what lies between two snapshots ──────────────────────────────────────────────────────────────────────────────────
+
+
+def cancelled_task(task_id: str) -> GenerationTask:
+    return lifecycle.fail(pending_task(task_id), code=FailureCode.CANCELLED, message="cancelled", now=after(1))
+
+
+async def place(link: NatsLink, task: GenerationTask) -> None:
+    await link.publish(work_subject("lane", task.model, task.id), encode_task(task), message_id=task.message_id)
+    await link.set_timer("admit", task.id, task.deadline_at, encode_task(task))
+    await link.create(TASKS, task.id, encode_task(task))
+
+
+async def test_a_record_that_outruns_its_snapshot_comes_back(
+    nats_server: NatsServer, link: NatsLink, catalog: Catalog, tmp_path: Path
+) -> None:
+    """A record with more moves during the snapshot than the bucket's history is long is missing from the snapshot."""
+    for number in range(40):  # 12 MB before it: more than the server sends ahead of its client
+        await link.put(TASKS, f"filler-{number}", bytes([number]) + random_bytes(300_000))
+    task = processing_task(lease_s=20)
+    await place(link, pending_task(task.id))
+    entry = await link.get(TASKS, task.id)
+    assert entry is not None
+    before = await link.update(TASKS, task.id, encode_task(task), revision=entry.revision)
+    moved = threading.Event()
+
+    async def move_on() -> None:
+        other = await NatsLink.connect(nats_server.url, name="mover")
+        revision = before
+        for number in range(30):
+            revision = await other.update(
+                TASKS, task.id, encode_task(replace(task, traceparent=f"{number}")), revision=revision
+            )
+        await other.close()
+
+    def on_bytes(name: str, _: int, __: int) -> None:
+        if name == "KV_tasks" and not moved.is_set():
+            moved.set()
+            mover = threading.Thread(target=lambda: asyncio.run(move_on()))
+            mover.start()
+            mover.join()  # the backup stands still meanwhile, and with it the server
+
+    await backup(link, wanted(catalog, keep_s=KEEP_S), tmp_path / "backup", on_bytes)
+    assert moved.is_set()
+    wipe(nats_server)
+    async with connected(nats_server) as link:
+        assert await bring_back(link, tmp_path / "backup") == 1
+        entry = await link.get(TASKS, task.id)
+    assert entry is not None
+    assert entry.value == encode_task(task)
+
+
+async def test_every_task_that_has_not_ended_gets_a_timer(
+    nats_server: NatsServer, link: NatsLink, catalog: Catalog, tmp_path: Path
+) -> None:
+    """Also one whose timer had done its work when its turn came to be saved."""
+    for task in (pending_task("waits"), pending_task("ended")):
+        await place(link, task)
+    running = replace(processing_task(), id="runs")
+    await link.create(TASKS, running.id, encode_task(running))
+    ended = await link.get(TASKS, "ended")
+    assert ended is not None
+    cancelled = cancelled_task("ended")
+    await link.update(TASKS, "ended", encode_task(cancelled), revision=ended.revision)
+    await link.js.purge_stream(DEADLINES)
+    await save(link, catalog, tmp_path / "backup")
+    wipe(nats_server)
+    async with connected(nats_server) as link:
+        assert await bring_back(link, tmp_path / "backup") == 2
+        for kind, task_id in (("admit", "waits"), ("lease", "runs")):
+            due = await timer_fired(link, kind, task_id)
+            assert due.id == task_id
+        assert await timer_subjects(link) == {"deadline.due.admit.waits", "deadline.due.lease.runs"}
+
+
+async def timer_subjects(link: NatsLink) -> set[str]:
+    info = await link.js.stream_info(DEADLINES, subjects_filter=">")
+    return set(info.state.subjects or {})
+
+
+async def timer_fired(link: NatsLink, kind: str, task_id: str) -> GenerationTask:
+    """What the timer carries, once it is due."""
+
+    async def due() -> bool:
+        return f"deadline.due.{kind}.{task_id}" in await timer_subjects(link)
+
+    await eventually(due)
+    stored = await link.js.get_last_msg(DEADLINES, f"deadline.due.{kind}.{task_id}")
+    return decode_task(stored.data or b"")
+
+
+def test_the_order(catalog: Catalog) -> None:
+    names = snapshot_order(wanted(catalog, keep_s=KEEP_S))
+    assert sorted(names) == sorted(set(names)) == sorted(wanted(catalog, keep_s=KEEP_S).names)
+    queues = {names.index(name) for name in ("LANE_ANISORA", "LANE_PHR00T", "DEGRADED")}
+    assert max(queues) < names.index("KV_tasks") < names.index("DEADLINES")
+    back = restore_order(names)
+    assert sorted(back) == sorted(names)
+    assert back[-1] == "DEADLINES"
+    assert back.index("KV_tasks") < min(back.index(name) for name in ("LANE_ANISORA", "LANE_PHR00T", "DEGRADED"))
+
+
+# ── files ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def random_bytes(size: int) -> bytes:
+    with Path("/dev/urandom").open("rb") as source:
+        return source.read(size)
+
+
+async def test_the_layout_is_that_of_the_nats_cli(link: NatsLink, catalog: Catalog, tmp_path: Path) -> None:
+    """One folder for each stream with `backup.json`, a restore request, and the server's archive."""
+    want = wanted(catalog, keep_s=KEEP_S)
+    manifest = await save(link, catalog, tmp_path / "backup")
+    assert [stream.name for stream in manifest.streams] == snapshot_order(want)
+    for stream in manifest.streams:
+        folder = tmp_path / "backup" / stream.name
+        assert sorted(path.name for path in folder.iterdir()) == ["backup.json", "stream.arc.s2"]
+        meta = (folder / "backup.json").read_text()
+        assert f'"name": "{stream.name}"' in meta
+        assert '"state"' in meta
+        assert (folder / "stream.arc.s2").read_bytes().startswith(S2_MAGIC)
+    assert not (tmp_path / "backup.part").exists()
+
+
+async def test_what_is_refused_leaves_nothing_behind(
+    nats_server: NatsServer, link: NatsLink, catalog: Catalog, tmp_path: Path
+) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine").touch()
+    with pytest.raises(BackupError, match="not empty"):
+        await save(link, catalog, full)
+    assert [path.name for path in full.iterdir()] == ["mine"]
+    (tmp_path / "cut.part").mkdir()
+    with pytest.raises(BackupError, match=r"cut\.part is there"):
+        await save(link, catalog, tmp_path / "cut")
+
+    folder = tmp_path / "backup"
+    await save(link, catalog, folder)
+    with pytest.raises(BackupError, match=r"the server holds .*DEGRADED.* already"):
+        await bring_back(link, folder)
+    await link.js.delete_stream("DEGRADED")
+    told = await asyncio.to_thread(
+        CliRunner().invoke, backup_command, [str(tmp_path / "second"), "--nats-url", nats_server.url]
+    )
+    assert (told.exit_code, "DEGRADED: stream not found" in told.output) == (1, True)
+    assert not (tmp_path / "second").exists()
+    assert not (tmp_path / "second.part").exists()
+
+    wipe(nats_server)
+    async with connected(nats_server) as link:
+        archive = folder / "DEADLINES" / "stream.arc.s2"
+        whole = archive.read_bytes()
+        archive.write_bytes(whole[:-1])
+        with pytest.raises(BackupError, match="SHA-256"):
+            await bring_back(link, folder)
+        archive.unlink()
+        with pytest.raises(BackupError, match="No such file"):
+            await bring_back(link, folder)
+        archive.write_bytes(whole)
+        with pytest.raises(BackupError, match=r"has no manifest\.json"):
+            await bring_back(link, folder / "DEADLINES")
+        with pytest.raises(BackupError, match="replicas > 1 not supported"):
+            await restore(link, folder, lambda *_: None, replicas=3)
+        assert (await link.js.account_info()).streams == 0
+        assert await bring_back(link, folder) == 0
+        assert await differences(link, wanted(catalog, keep_s=KEEP_S)) == []
+
+
+async def test_a_restore_that_breaks_off_removes_what_it_brought(
+    nats_server: NatsServer, link: NatsLink, catalog: Catalog, tmp_path: Path
+) -> None:
+    await save(link, catalog, tmp_path / "backup")
+    wipe(nats_server)
+
+    def break_off(name: str, _: int, __: int) -> None:
+        if name == DEADLINES:
+            raise KeyboardInterrupt
+
+    async with connected(nats_server) as link:
+        with pytest.raises(KeyboardInterrupt):
+            await restore(link, tmp_path / "backup", break_off, replicas=None)
+        assert (await link.js.account_info()).streams == 0
+        assert await bring_back(link, tmp_path / "backup") == 0
+    nats_server.kill()  # a stop would wait for the rest of what broke off
