@@ -149,6 +149,14 @@ class Stage:
         await eventually(lambda: asyncio.sleep(0, bool(self.cleanups(task_id)) or not task.attempt))
         return task
 
+    async def waiting(self) -> int:
+        """How many places of the degraded queue are taken, as the server counts them."""
+        return await self._system.depth()
+
+    def events(self, task_id: str) -> list[str]:
+        """What the worker logged of the task, in this order."""
+        return [line["event"] for line in self._lines if line.get("task_id") == task_id]
+
     @property
     def last_swap(self) -> dict[str, Any]:
         """The receipt of the last swap, as it stands in the log."""

@@ -1,0 +1,39 @@
+"""`make chaos` for a minute, and the proof that its checker can fail.
+
+Every other planted bug is the business of `make chaos-plants`: each takes the start of a whole system.
+"""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.chaos import catch, chaos
+from tests.faults.planted import PLANTED
+
+QUIET = Console(quiet=True)
+# The store is full first, while all lanes serve; then server, gateway, supervisor, lane, host and leader have a turn.
+SEED = 33
+FAULTS = 9
+
+
+@pytest.mark.timeout(480)
+async def test_a_minute_of_chaos(tmp_path: Path) -> None:
+    history, summary = await chaos(tmp_path, seed=SEED, seconds=60, rate=8, count=FAULTS, console=QUIET)
+    assert summary.violations == []
+    assert (summary.lost, summary.doubled) == (0, 0)
+    assert summary.faults + summary.skipped == FAULTS
+    # or the run has proven nothing
+    assert summary.tasks > 100
+    assert {"done", "storage_failed", "cancelled"} <= set(summary.ends), summary.ends
+    assert min(len(history.queues), len(history.hosts), len(history.calls)) > 100
+
+
+@pytest.mark.timeout(240)
+async def test_a_planted_bug_is_caught(tmp_path: Path) -> None:
+    caught = await catch("slot-without-proof", tmp_path, QUIET)
+    assert caught.said is not None, caught.violations
+
+
+def test_a_bug_is_planted_for_every_invariant() -> None:
+    assert {plant.rule for plant in PLANTED.values()} == {1, 2, 3, 4, 5, 6}

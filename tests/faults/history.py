@@ -1,0 +1,337 @@
+"""What was observed of a run: plain data (`History`), and those who write it down.
+
+Nothing here asks the product what it did. Calls are noted by the clients; records, queues and leaders by a link of the
+watcher's own; slots by the kernel (`/proc`); videos by reading the store at the end.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import av
+import msgspec
+import nats.errors
+import nats.js.errors
+from msgspec import Struct
+
+from contracts.lanes import Leadership
+from contracts.tasks import GenerationTask, UnreadableTask, decode_task
+from contracts.topology import LEADER, TASKS, bucket_stream
+from ops.nats_link import Entry, NatsLink, parse_time
+from tests.support import is_running
+
+POLL_S: Final = 0.1
+QUEUE_SAMPLE_S: Final = 0.25
+HOST_SAMPLE_S: Final = 0.4
+
+CallKind = Literal["submit", "cancel", "poll"]
+FaultKind = Literal[
+    "kill-gateway",
+    "stop-gateway",
+    "restart-gateway",
+    "kill-lane",
+    "stop-lane",
+    "kill-host",
+    "stop-host",
+    "kill-leader",
+    "stop-leader",
+    "restart-leader",
+    "kill-supervisor",
+    "stop-supervisor",
+    "kill-nats",
+    "stop-nats",
+    "restart-nats",
+    "store-full",
+    "store-unwritable",
+]
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """What the invariants are judged by. *late_s* is how late a timer may be served before it counts as lost."""
+
+    wait_limit_s: float
+    attempts: int
+    depth: int
+    late_s: float
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """One HTTP call of a client, and its answer.
+
+    *request* numbers what a client wants; retries with the same *key* share it. *status* is None where no answer came:
+    *sent* tells whether anybody may have read the call. *task_id* is what the answer named, if it named a task.
+    """
+
+    request: int
+    kind: CallKind
+    gateway: str
+    sent_at: datetime
+    ended_at: datetime
+    key: str | None = None
+    sent: bool = True
+    status: int | None = None
+    code: str = ""
+    limit: str = ""
+    task_id: str = ""
+    task_status: str = ""
+
+
+class Revision(Struct, frozen=True, kw_only=True):
+    """A record as it was stored: the stream sequence and the server's time of it."""
+
+    sequence: int
+    at: datetime
+    task: GenerationTask
+
+
+class QueueSample(Struct, frozen=True, kw_only=True):
+    """What a work stream held at *at*, by the server's clock: how many messages, and of which tasks."""
+
+    at: datetime
+    stream: str
+    messages: int
+    task_ids: tuple[str, ...]
+
+
+class HostProcess(Struct, frozen=True, kw_only=True):
+    """A pipeline host: the slot whose lock file it has open (None: no slot's), and the models whose weights it maps."""
+
+    pid: int
+    started: int
+    slot: str | None
+    models: tuple[str, ...]
+
+
+class HostSample(Struct, frozen=True, kw_only=True):
+    """Every pipeline host at *at*, and who the kernel says holds each slot's lock."""
+
+    at: datetime
+    holders: dict[str, int]
+    hosts: tuple[HostProcess, ...]
+
+
+class Term(Struct, frozen=True, kw_only=True):
+    """The leader as of *at*, the server's time; None when the key had expired or was given back."""
+
+    at: datetime
+    worker: str | None
+    pid: int | None
+
+
+class Fault(Struct, frozen=True, kw_only=True):
+    """What was done to whom, from *at* to *until* (for a kill: until it was started again, as far as we did it).
+
+    *workers* are the workers that were killed with it: they could not tidy up.
+    """
+
+    kind: FaultKind
+    target: str
+    at: datetime
+    until: datetime
+    workers: tuple[str, ...] = ()
+
+
+class Artifact(Struct, frozen=True, kw_only=True):
+    """A file of the store. *frames* is how many a decoder got out of it; 0 when it does not play."""
+
+    path: str
+    bytes: int
+    sha256: str
+    frames: int
+
+
+class History(Struct, frozen=True, kw_only=True):
+    """All that was observed. *gaps* tells what the watcher missed, in words: with one, nothing is proven."""
+
+    seed: int
+    limits: Limits
+    calls: tuple[Call, ...] = ()
+    revisions: tuple[Revision, ...] = ()
+    queues: tuple[QueueSample, ...] = ()
+    hosts: tuple[HostSample, ...] = ()
+    terms: tuple[Term, ...] = ()
+    faults: tuple[Fault, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+    gaps: tuple[str, ...] = ()
+
+
+class Watcher:
+    """Reads every revision of every record, and samples the work streams, on a link of its own.
+
+    It asks for one stream sequence after the other, so it misses nothing while it or the server is away, unless more
+    than 16 revisions of one task are stored before it comes back (the bucket's history): then a sequence is gone, and
+    `gaps` says so. So it does when the server has fewer messages than before.
+    """
+
+    def __init__(self, link: NatsLink, streams: Sequence[str]) -> None:
+        self._link = link
+        self._streams = streams
+        self._next = 1
+        self.revisions: list[Revision] = []
+        self.latest: dict[str, GenerationTask] = {}
+        self.queues: list[QueueSample] = []
+        self.terms: list[Term] = []
+        self.leader: Leadership | None = None
+        self.gaps: list[str] = []
+
+    async def run(self) -> None:
+        """Watches until cancelled."""
+        await self._link.watch(LEADER, self._on_leader)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._read_for_ever())
+            group.create_task(self._sample_for_ever())
+
+    async def catch_up(self) -> None:
+        """Reads up to the last revision there is."""
+        info = await self._stream_info(bucket_stream(TASKS))
+        last = int(info["state"]["last_seq"])
+        if last < self._next - 1:
+            self.gaps.append(f"the server went back from revision {self._next - 1} to {last}")
+        while self._next <= last:
+            await self._read(self._next)
+            self._next += 1
+
+    def all_ended(self) -> bool:
+        return all(task.status.is_terminal for task in self.latest.values())
+
+    async def sample(self) -> None:
+        """One look at every work stream."""
+        for stream in self._streams:
+            info = await self._stream_info(stream)
+            subjects: dict[str, int] = info["state"].get("subjects") or {}
+            self.queues.append(
+                QueueSample(
+                    at=parse_time(info["ts"]),
+                    stream=stream,
+                    messages=info["state"]["messages"],
+                    task_ids=tuple(subject.rsplit(".", 1)[-1] for subject in subjects),
+                )
+            )
+
+    async def _read_for_ever(self) -> None:
+        while True:
+            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError, ValueError):
+                await self.catch_up()
+            await asyncio.sleep(POLL_S)
+
+    async def _sample_for_ever(self) -> None:
+        while True:
+            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError, ValueError):
+                await self.sample()
+            await asyncio.sleep(QUEUE_SAMPLE_S)
+
+    async def _read(self, sequence: int) -> None:
+        try:
+            stored = await self._link.js.get_msg(bucket_stream(TASKS), seq=sequence)
+        except nats.js.errors.NotFoundError:
+            self.gaps.append(f"revision {sequence} was gone before it was read")
+            return
+        assert stored.time is not None
+        try:
+            task = decode_task(stored.data or b"")
+        except UnreadableTask as error:
+            self.gaps.append(f"revision {sequence} cannot be read: {error}")
+            return
+        self.revisions.append(Revision(sequence=sequence, at=stored.time, task=task))
+        self.latest[task.id] = task
+
+    async def _stream_info(self, stream: str) -> dict[str, Any]:
+        request = json.dumps({"subjects_filter": ">"}) if stream in self._streams else ""
+        reply = await self._link.client.request(f"$JS.API.STREAM.INFO.{stream}", request.encode(), timeout=2)
+        told: dict[str, Any] = json.loads(reply.data)
+        if "state" not in told:
+            raise ValueError(f"{stream}: {told.get('error')}")
+        return told
+
+    def _on_leader(self, entry: Entry) -> None:
+        value = None if entry.value is None else msgspec.json.decode(entry.value, type=Leadership)
+        owners = [None if leader is None else leader.owner for leader in (self.leader, value)]
+        if owners[0] != owners[1]:
+            worker, pid = (None, None) if value is None else (value.worker, value.pid)
+            self.terms.append(Term(at=entry.time, worker=worker, pid=pid))
+        self.leader = value
+
+
+class HostWatcher:
+    """Looks at every pipeline host of one data folder, through /proc."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._locks = f"{data_dir}/locks/"
+        self._models = f"{data_dir}/models/"
+        self.samples: list[HostSample] = []
+
+    async def run(self) -> None:
+        """Samples until cancelled."""
+        while True:
+            self.samples.append(await asyncio.to_thread(self.look))
+            await asyncio.sleep(HOST_SAMPLE_S)
+
+    def look(self) -> HostSample:
+        """The hosts now. A host that ends meanwhile may be left out."""
+        hosts = tuple(host for pid in _host_pids() if (host := self._host(pid)) is not None)
+        return HostSample(at=datetime.now(UTC), holders=self._holders(), hosts=hosts)
+
+    def _host(self, pid: int) -> HostProcess | None:
+        try:
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+            slot = next(self._locks_open(pid), None)
+        except OSError:
+            return None
+        models = {line.split(self._models, 1)[1].split("/", 1)[0] for line in maps.splitlines() if self._models in line}
+        if not models and slot is None:  # a fork server, or a host of somebody else
+            return None
+        return HostProcess(pid=pid, started=started, slot=slot, models=tuple(sorted(models)))
+
+    def _locks_open(self, pid: int) -> Iterator[str]:
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                place = os.readlink(entry.path)
+                if place.startswith(self._locks):
+                    yield Path(place).stem
+
+    def _holders(self) -> dict[str, int]:
+        slots = {path.stat().st_ino: path.stem for path in Path(self._locks).glob("*.lock")}
+        holders = {}
+        for line in Path("/proc/locks").read_text().splitlines():
+            words = line.split()
+            if words[1] == "FLOCK" and (slot := slots.get(int(words[5].rsplit(":", 1)[1]))) is not None:
+                holders[slot] = int(words[4])
+        return holders
+
+
+def _host_pids() -> Iterator[int]:
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                command = Path(entry.path, "cmdline").read_bytes()
+                if b"forkserver" in command and is_running(int(entry.name)):
+                    yield int(entry.name)
+
+
+def read_store(folder: Path) -> tuple[Artifact, ...]:
+    """Every object of the store in *folder*. Videos are decoded, whole."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            content = path.read_bytes()
+            name = str(path.relative_to(folder))
+            frames = frames_of(path) if name.startswith("videos/") else 0
+            sha256 = hashlib.sha256(content).hexdigest()
+            found.append(Artifact(path=name, bytes=len(content), sha256=sha256, frames=frames))
+    return tuple(found)
+
+
+def frames_of(path: Path) -> int:
+    """How many frames a decoder gets out of the video; 0 when it is none."""
+    try:
+        with av.open(str(path)) as container:
+            return sum(1 for _ in container.decode(video=0))
+    except (av.FFmpegError, IndexError):
+        return 0

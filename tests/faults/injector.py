@@ -1,0 +1,167 @@
+"""Faults: which, when and to whom, from a seed (`plan`, pure), and doing them (`Injector`)."""
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Final, get_args
+
+from msgspec import Struct
+
+from tests.faults.fleet import GATEWAYS, LANES, SLOTS, Fleet, Member, send
+from tests.faults.history import Fault, FaultKind, HostWatcher, Watcher
+
+ALL_KINDS: Final[tuple[FaultKind, ...]] = get_args(FaultKind)
+# No fault before this, and none that begins so shortly before the end.
+QUIET_S: Final = 2.0
+# For how long a target that is not there just now is waited for.
+AWAITED_S: Final = 10.0
+# How long it lasts, in seconds: for a kill, the time until we start it again. Workers are stopped past their lease.
+LASTS_S: Final[dict[FaultKind, tuple[float, float]]] = {
+    "kill-gateway": (0.2, 3.0),
+    "stop-gateway": (1.0, 5.0),
+    "restart-gateway": (0.0, 0.5),
+    "kill-lane": (0.0, 0.0),
+    "stop-lane": (3.5, 6.0),
+    "kill-host": (0.0, 0.0),
+    "stop-host": (1.0, 5.0),
+    "kill-leader": (0.2, 4.0),
+    "stop-leader": (3.5, 6.0),
+    "restart-leader": (0.0, 0.5),
+    "kill-supervisor": (0.2, 2.0),
+    "stop-supervisor": (1.0, 5.0),
+    "kill-nats": (0.2, 3.0),
+    "stop-nats": (0.5, 4.0),
+    "restart-nats": (0.0, 0.5),
+    "store-full": (1.5, 3.0),
+    "store-unwritable": (1.5, 3.0),
+}
+
+
+class Planned(Struct, frozen=True, kw_only=True):
+    """A fault to come: *pick*, from 0 to 1, chooses among the targets that are there by then."""
+
+    at_s: float
+    kind: FaultKind
+    for_s: float
+    pick: float
+
+
+def plan(seed: int, *, seconds: float, count: int, kinds: Sequence[FaultKind] = ALL_KINDS) -> list[Planned]:
+    """*count* faults over *seconds*, every kind as often as any other, give or take one; the same for the same seed."""
+    dice = random.Random(f"faults {seed}")
+    deck: list[FaultKind] = []
+    planned = []
+    gap_s = max(0.0, seconds - 2 * QUIET_S) / max(1, count)
+    for number in range(count):
+        if not deck:
+            deck = list(kinds)
+            dice.shuffle(deck)
+        kind = deck.pop()
+        at_s = QUIET_S + gap_s * (number + dice.random())
+        planned.append(Planned(at_s=at_s, kind=kind, for_s=dice.uniform(*LASTS_S[kind]), pick=dice.random()))
+    return planned
+
+
+class Injector:
+    """Does what was planned, and notes what was really done."""
+
+    def __init__(self, fleet: Fleet, watcher: Watcher, hosts: HostWatcher) -> None:
+        self._fleet = fleet
+        self._watcher = watcher
+        self._hosts = hosts
+        self.faults: list[Fault] = []
+        self.skipped: list[Planned] = []
+
+    async def run(self, planned: Sequence[Planned]) -> None:
+        """Does all of it; returns when the last one is undone."""
+        begun_s = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for fault in planned:
+                await asyncio.sleep(max(0.0, begun_s + fault.at_s - time.monotonic()))
+                group.create_task(self._do(fault))
+
+    async def _do(self, planned: Planned) -> None:
+        what, _, whom = planned.kind.partition("-")
+        match whom:
+            case "full" | "unwritable":
+                await self._break_store(planned)
+            case "lane":
+                model = LANES[int(planned.pick * len(LANES))]
+                await self._worker(planned, f"{model}-0", lambda: self._newest(model))
+            case "host":
+                slot = SLOTS[int(planned.pick * len(SLOTS))]
+                await self._worker(planned, slot, lambda: self._hosts.look().holders.get(slot))
+            case "gateway":
+                await self._member(planned, what, self._fleet.members[GATEWAYS[int(planned.pick * len(GATEWAYS))]])
+            case "leader":
+                leader = self._watcher.leader
+                await self._member(planned, what, None if leader is None else self._fleet.members[leader.worker])
+            case _:
+                await self._member(planned, what, self._fleet.members[whom])
+
+    def _newest(self, model: str) -> int | None:
+        pids = self._fleet.lane_pids(model)
+        return pids[-1] if pids else None
+
+    async def _worker(self, planned: Planned, target: str, find: Callable[[], int | None]) -> None:
+        deadline_s = time.monotonic() + AWAITED_S
+        while (pid := await asyncio.to_thread(find)) is None:
+            if time.monotonic() > deadline_s:
+                self.skipped.append(planned)
+                return
+            await asyncio.sleep(0.1)
+        at = datetime.now(UTC)
+        if planned.kind.startswith("kill"):
+            send(pid, signal.SIGKILL)
+        else:
+            send(pid, signal.SIGSTOP)
+            try:
+                await asyncio.sleep(planned.for_s)
+            finally:
+                send(pid, signal.SIGCONT)
+        self._note(planned, target, at, workers=(target,) if planned.kind == "kill-lane" else ())
+
+    async def _member(self, planned: Planned, what: str, member: Member | None) -> None:
+        pid = None if member is None else member.pid
+        if member is None or pid is None:  # another fault has it down just now
+            self.skipped.append(planned)
+            return
+        at = datetime.now(UTC)
+        match what:
+            case "kill":
+                member.kill()
+                await asyncio.sleep(planned.for_s)
+                member.start()
+            case "restart":
+                member.ask_to_end()
+                send(pid, signal.SIGCONT)
+                await member.ended(within_s=30)
+                await asyncio.sleep(planned.for_s)
+                member.start()
+            case _:
+                send(pid, signal.SIGSTOP)
+                try:
+                    await asyncio.sleep(planned.for_s)
+                finally:
+                    send(pid, signal.SIGCONT)
+        self._note(planned, member.name, at, workers=(member.name,) if planned.kind == "kill-leader" else ())
+
+    async def _break_store(self, planned: Planned) -> None:
+        store = self._fleet.store
+        at = datetime.now(UTC)
+        if planned.kind == "store-full":
+            begin, undo = store.fill, store.empty
+        else:
+            begin, undo = store.deny, store.allow
+        await asyncio.to_thread(begin)
+        try:
+            await asyncio.sleep(planned.for_s)
+        finally:
+            await asyncio.to_thread(undo)
+        self._note(planned, "store", at)
+
+    def _note(self, planned: Planned, target: str, at: datetime, *, workers: tuple[str, ...] = ()) -> None:
+        self.faults.append(Fault(kind=planned.kind, target=target, at=at, until=datetime.now(UTC), workers=workers))

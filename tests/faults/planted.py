@@ -1,0 +1,230 @@
+"""`warmlane` with a bug planted: `python -m tests.faults.planted PLANT ROLE …`, for one process and all that it starts.
+
+Each replaces one rule of the protocol (design §4, §7) by what somebody might have written in its place. The checker has
+to find every one of them; `PLANTED` says with which seed and faults it did, and which invariant caught it.
+"""
+
+import os
+import signal
+import sys
+import zlib
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec import Struct
+from nats.aio.msg import Msg
+
+from contracts.tasks import GenerationTask, encode_task
+from contracts.topology import work_subject
+from ops import cli, lane_providers
+from ops.nats_link import NatsLink, StreamFull, ack_sync
+from tests.faults.fleet import planted_command
+from tests.faults.history import FaultKind
+
+FORK_SERVER: Final = "forkserver"
+# One claim in so many dies between its ack and its compare-and-set.
+DIES_ONCE_IN: Final = 5
+
+
+class Plant(Struct, frozen=True, kw_only=True):
+    """A bug, the run that shows it, and the invariant of design §4 that it breaks."""
+
+    bug: str
+    plant: Callable[[], None]
+    rule: int
+    seed: int
+    seconds: float
+    faults: tuple[FaultKind, ...] = ()
+    lasts_s: float | None = None
+    """How long each fault lasts, where not as long as the seed says."""
+    tasks_per_s: float = 8.0
+    lanes_off: bool = False
+    """Whether an operator sends every request to the degraded worker."""
+
+
+def ack_before_cas() -> None:
+    """The message is acked before the claim is stored; now and then the worker dies in between."""
+    from lane_worker.runtime.loop import WorkLoop
+
+    serve = WorkLoop._serve
+
+    async def acked_first(self: WorkLoop, message: Msg) -> None:
+        await ack_sync(message)
+        if zlib.crc32(message.subject.encode()) % DIES_ONCE_IN == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        await serve(self, message)
+
+    _replace(WorkLoop, "_serve", acked_first)
+
+
+def video_before_cas() -> None:
+    """A video counts as published once it is stored: a worker that lost its task does not take it back."""
+    from lane_worker.runtime.loop import WorkLoop
+
+    async def keep(self: WorkLoop, held: object, record: object) -> None:
+        """Leaves it where it is."""
+
+    _replace(WorkLoop, "_discard_video", keep)
+
+
+def no_epoch_check() -> None:
+    """A worker whose write was refused looks up the newest revision, and writes over it, whoever owns it by then."""
+    from lane_worker.runtime.held import HeldTask, OwnershipLost
+
+    async def adopt(self: HeldTask, written: bytes | None) -> bool:
+        entry = await self._read()
+        if entry is None or entry.value is None:
+            raise OwnershipLost(None)
+        self._revision = entry.revision
+        return entry.value == written
+
+    _replace(HeldTask, "_refresh", adopt)
+
+
+def lost_timer() -> None:
+    """No timer watches over a task that waits."""
+    _lose_timer("admit")
+
+
+def lost_lease_timer() -> None:
+    """No timer watches over a task that runs."""
+    _lose_timer("lease")
+
+
+def _lose_timer(lost: str) -> None:
+    set_timer = NatsLink.set_timer
+
+    async def lossy(self: NatsLink, kind: Any, *arguments: Any) -> None:
+        if kind != lost:
+            await set_timer(self, kind, *arguments)
+
+    _replace(NatsLink, "set_timer", lossy)
+
+
+def slot_without_proof() -> None:
+    """What was released is taken to be gone."""
+    from contracts.tasks import SwapReceipt
+    from lane_worker.runtime.residence import Residence
+
+    async def believe(self: Residence, receipt: SwapReceipt) -> SwapReceipt:
+        self._proven = True
+        return receipt
+
+    _replace(Residence, "_verify", believe)
+
+
+def slot_without_lock() -> None:
+    """The lock file of a slot is opened, and not locked."""
+    from lane_worker.runtime import slot
+
+    def open_only(path: Path) -> int:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    _replace(slot, "_try_lock", open_only)
+
+
+def refused_and_run() -> None:
+    """What the degraded queue refuses is queued for the lane all the same; its caller is answered 503."""
+    from gateway.admission import Admission
+
+    publish = Admission._publish
+
+    async def sneak(self: Admission, task: GenerationTask) -> Any:
+        try:
+            return await publish(self, task)
+        except StreamFull:
+            await self._link.publish(work_subject("lane", task.model, task.id), encode_task(task))
+            raise
+
+    _replace(Admission, "_publish", sneak)
+
+
+PLANTED: Final[dict[str, Plant]] = {
+    "ack-before-cas": Plant(
+        bug="the message is acked before the claim's compare-and-set", plant=ack_before_cas, rule=1, seed=1, seconds=6
+    ),
+    "lost-lease-timer": Plant(
+        bug="the timer of a running task is not stored",
+        plant=lost_lease_timer,
+        rule=1,
+        seed=1,
+        seconds=12,
+        faults=("kill-leader", "kill-leader"),
+        lanes_off=True,
+    ),
+    "video-before-cas": Plant(
+        bug="a stored video counts as published, whoever wins the compare-and-set",
+        plant=video_before_cas,
+        rule=2,
+        seed=1,
+        seconds=10,
+        faults=("stop-lane",),
+    ),
+    "no-epoch-check": Plant(
+        bug="a worker writes over whatever revision is there",
+        plant=no_epoch_check,
+        rule=3,
+        seed=1,
+        seconds=10,
+        faults=("stop-lane",),
+    ),
+    "lost-timer": Plant(
+        bug="the timer of a waiting task is not stored",
+        plant=lost_timer,
+        rule=4,
+        seed=1,
+        seconds=8,
+        faults=("stop-host",),
+        lasts_s=14,
+        lanes_off=True,
+    ),
+    "slot-without-proof": Plant(
+        bug="the next pipeline is loaded before the last one is proven gone",
+        plant=slot_without_proof,
+        rule=5,
+        seed=1,
+        seconds=4,
+    ),
+    "slot-without-lock": Plant(
+        bug="a slot is used without its lock", plant=slot_without_lock, rule=5, seed=1, seconds=3
+    ),
+    "refused-and-run": Plant(
+        bug="a refused request is queued all the same",
+        plant=refused_and_run,
+        rule=6,
+        seed=1,
+        seconds=6,
+        tasks_per_s=20,
+        lanes_off=True,
+    ),
+}
+
+
+def main() -> None:
+    """Plants the bug here, sees to it that what is started from here has it as well, and runs the command."""
+    name, role, *rest = sys.argv[1:]
+    PLANTED[name].plant()
+    _replace(lane_providers, "warmlane_command", lambda *arguments: [*planted_command(name), *arguments])
+    if role == FORK_SERVER:
+        from lane_worker.pipelines import forkserver
+
+        sys.argv = [FORK_SERVER, *rest]
+        forkserver.main()
+        return
+    if role in ("lane", "degraded"):
+        from lane_worker.runtime.host import ForkServer
+
+        ForkServer.__init__.__defaults__ = ((*planted_command(name), FORK_SERVER),)
+    sys.argv = ["warmlane", role, *rest]
+    cli.main()
+
+
+def _replace(place: object, name: str, replacement: Any) -> None:
+    original = getattr(place, name)  # AttributeError where the product has moved on: then the plant has to follow
+    setattr(place, name, wraps(original)(replacement))
+
+
+if __name__ == "__main__":
+    main()
