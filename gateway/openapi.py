@@ -503,6 +503,10 @@ class _DescribedOperation(Operation):
 
 
 _RETRY_AFTER: Final = {"Retry-After": "Seconds until another try makes sense."}
+_AGE: Final = {
+    "Age": "Only while the gateway is cut off from the queue: how old, at most, what it answers from memory is, in "
+    "seconds."
+}
 
 
 @dataclass
@@ -589,8 +593,20 @@ class TaskOperation(_DescribedOperation):
         self._show(
             200, "The task.", {"done": _DONE, "done, after a swap": _SWAPPED, "pending": _PENDING, "failed": _FAILED}
         )
-        self._send(200, {"ETag": "The revision of the task.", "Preference-Applied": "The wait that Prefer asked for."})
+        self._send(
+            200,
+            {"ETag": "The revision of the task.", "Preference-Applied": "The wait that Prefer asked for.", **_AGE},
+        )
         self._answer(304, "Still the revision that If-None-Match names.")
+        self._send(503, _RETRY_AFTER)
+
+
+@dataclass
+class TasksOperation(_DescribedOperation):
+    """`GET /tasks`: a page."""
+
+    def __post_init__(self) -> None:
+        self._send(200, _AGE)
         self._send(503, _RETRY_AFTER)
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from gateway.openapi import (
     CancelOperation,
     EventsOperation,
     TaskOperation,
+    TasksOperation,
     VideoHeadOperation,
     VideoOperation,
     problem_responses,
@@ -63,7 +65,9 @@ async def get_task(
     request: _Request, services: _Services, task_id: FromPath[str], wait: _Wait = None
 ) -> Response[TaskView]:
     """The task. With `?wait=S` or `Prefer: wait=S` the answer comes when the task has ended, at the latest after S
-    seconds; when `If-None-Match` names a revision, it comes on the next change, or as 304."""
+    seconds; when `If-None-Match` names a revision, it comes on the next change, or as 304.
+
+    While the gateway is cut off from the queue it answers what it knew last, and `Age` says how old that is at most."""
     snapshot = await find(services, task_id)
     headers: dict[str, str] = {}
     if wait is None:
@@ -77,6 +81,8 @@ async def get_task(
         snapshot = await services.tasks.wait(snapshot, seen_revision=seen_revision, timeout_s=wait)
         snapshot = await _look_if_overdue(services, snapshot)
     headers["ETag"] = f'"{snapshot.revision}"'
+    if not snapshot.task.status.is_terminal:
+        headers |= _age(services)
     if seen_revision == snapshot.revision:
         return Response(None, status_code=304, headers=headers)  # type: ignore[arg-type]  # a 304 has no body
     return Response(_shown(services, snapshot.task), headers=headers)
@@ -86,6 +92,7 @@ async def get_task(
     "/tasks",
     summary="List tasks, newest first",
     tags=["tasks"],
+    operation_class=TasksOperation,
     responses=problem_responses("invalid_query", "transport_unavailable"),
 )
 async def list_tasks(
@@ -94,7 +101,7 @@ async def list_tasks(
     model: FromQuery[str | None] = None,
     limit: Annotated[int, QueryParameter(name="limit", ge=1, le=PAGE_MAX)] = 20,
     cursor: FromQuery[str | None] = None,
-) -> TaskPage:
+) -> Response[TaskPage]:
     """Tasks, newest first. `next_cursor` leads to the next page; it is null on the last one."""
     if model is not None:
         entry = services.catalog.resolve(model)
@@ -113,8 +120,15 @@ async def list_tasks(
     return _page(services, found, None)
 
 
-def _page(services: Services, tasks: list[GenerationTask], next_cursor: str | None) -> TaskPage:
-    return TaskPage(tasks=tuple(_shown(services, task) for task in tasks), next_cursor=next_cursor)
+def _page(services: Services, tasks: list[GenerationTask], next_cursor: str | None) -> Response[TaskPage]:
+    page = TaskPage(tasks=tuple(_shown(services, task) for task in tasks), next_cursor=next_cursor)
+    return Response(page, headers=_age(services))
+
+
+def _age(services: Services) -> dict[str, str]:
+    """What says how old an answer from memory is, while nothing newer can be had (RFC 9111)."""
+    age_s = services.link.news_age_s()
+    return {"Age": str(math.ceil(age_s))} if age_s else {}
 
 
 @get(
@@ -266,7 +280,10 @@ def _video_headers(video: VideoFile, task_id: str) -> dict[str, str]:
 
 
 async def find(services: Services, task_id: str) -> Snapshot:
-    """The task, after what was due has been done. Raises ProblemError: task_not_found, transport_unavailable."""
+    """The task, after what was due has been done where the server can be reached.
+
+    Raises ProblemError: task_not_found, and transport_unavailable where nothing is known of it.
+    """
     if not _ID.fullmatch(task_id):
         raise _no_such_task()
     snapshot = await reachable(services.tasks.get(task_id))
@@ -276,14 +293,22 @@ async def find(services: Services, task_id: str) -> Snapshot:
 
 
 async def _look_if_overdue(services: Services, snapshot: Snapshot) -> Snapshot:
-    """Whoever reads an overdue pending record runs the timer's handler before answering (design §4)."""
+    """Whoever reads an overdue pending record runs the timer's handler before answering (design §4).
+
+    While the server is away it stays as it is: the first timer after the return ends it.
+    """
     task = snapshot.task
     if task.status is not TaskStatus.PENDING or datetime.now(UTC) < task.deadline_at:
         return snapshot
     try:
-        looked = await reachable(services.sweeper.look(task.id))
-    except WrongRevision:
-        looked = await reachable(services.tasks.read(task.id))
+        try:
+            looked = await services.sweeper.look(task.id)
+        except WrongRevision:
+            looked = await services.tasks.read(task.id)
+    except TransportUnavailable as error:
+        if services.link.news_age_s():  # which the answer says
+            return snapshot
+        raise _unreachable() from error
     if looked is None:
         raise _no_such_task()
     return looked
@@ -294,9 +319,12 @@ async def reachable(call: Awaitable[T]) -> T:
     try:
         return await call
     except TransportUnavailable as error:
-        raise ProblemError(
-            "transport_unavailable", "the record could not be read or written now; try again", retry_after_s=1.0
-        ) from error
+        raise _unreachable() from error
+
+
+def _unreachable() -> ProblemError:
+    detail = "the record could not be read or written now; try again"
+    return ProblemError("transport_unavailable", detail, retry_after_s=1.0)
 
 
 def _shown(services: Services, task: GenerationTask) -> TaskView:

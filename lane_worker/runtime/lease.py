@@ -43,12 +43,16 @@ class LeaseKeeper:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await end(self._keeper)
+        await self.stop()
         if self._hints is not None:
             try:
                 await self._hints.unsubscribe()
             except Exception as error:
                 log.debug("unsubscribe_failed", error=repr(error))
+
+    async def stop(self) -> None:
+        """Renews no more. A renewal that is under way may still be stored, and loses to whoever writes next."""
+        await end(self._keeper)
 
     def report(self, progress: Progress) -> None:
         """The inference went on; the record follows within a second or so."""
@@ -79,7 +83,7 @@ class LeaseKeeper:
             # hints only make a cancel quicker; the renewal finds it out as well
             log.warning("no_hints", task_id=self._held.task.id, error=repr(error))
         renewed_s = written_s = time.monotonic()
-        told = self._progress
+        told, is_away = self._progress, False
         while True:
             wait_s = max(0.0, renewed_s + self._windows.lease_renew_s - time.monotonic())
             try:
@@ -102,12 +106,17 @@ class LeaseKeeper:
                     told = self._progress
                     await self._write(told)
                     written_s = now_s
+                is_away = False
             except TransportUnavailable as error:
-                log.warning("lease_not_renewed", task_id=self._held.task.id, error=str(error))
+                if not is_away:  # once for an outage
+                    log.warning("lease_not_renewed", task_id=self._held.task.id, error=str(error))
+                is_away = True
                 await asyncio.sleep(0.2)
             except OwnershipLost:
                 self._on_lost()
                 return
+            except lifecycle.IllegalTransition:
+                return  # it was settled while this write waited for its turn
 
     async def _write(self, progress: Progress) -> None:
         await self._held.update(

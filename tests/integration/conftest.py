@@ -1,6 +1,7 @@
 """A real gateway process on a real nats-server, and lanes that are reported warm."""
 
 import asyncio
+import contextlib
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
@@ -109,7 +110,7 @@ class System:
         assert entry.value is not None
         return decode_task(entry.value), entry.revision
 
-    async def becomes(self, task_id: str, status: TaskStatus, *, epoch: int) -> GenerationTask:
+    async def becomes(self, task_id: str, status: TaskStatus, *, epoch: int, within_s: float = 20.0) -> GenerationTask:
         async def look() -> GenerationTask | None:
             entry = await self.link.get(TASKS, task_id)
             if entry is None or entry.value is None:
@@ -117,7 +118,7 @@ class System:
             task = decode_task(entry.value)
             return task if (task.status, task.epoch) == (status, epoch) else None
 
-        found = await eventually(look)
+        found = await eventually(look, within_s=within_s)
         assert found is not None
         return found
 
@@ -175,6 +176,22 @@ class System:
             return lanes == [state.value]
 
         await eventually(known)
+
+
+@contextlib.asynccontextmanager
+async def fresh_system(folder: Path, settings: Path) -> AsyncIterator[System]:
+    """A system of its own, with *settings*."""
+    gateway = GatewayProcess(folder)
+    async with contextlib.AsyncExitStack() as leave:
+        leave.callback(gateway.nats.stop)
+        gateway.nats.start()
+        link = await NatsLink.connect(gateway.nats.url, name="test")
+        leave.push_async_callback(link.close)
+        await provision(link, wanted(load_settings(settings).catalog("tiny"), keep_s=KEEP_S))
+        leave.callback(gateway.stop)
+        await asyncio.to_thread(gateway.start, "--settings", str(settings), "--keep", f"{KEEP_S:g}s")
+        http = await leave.enter_async_context(httpx.AsyncClient(base_url=gateway.url, timeout=30))
+        yield System(gateway, link, http)
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,16 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import structlog
+from msgspec import structs
 
 from contracts.lanes import LaneState
+from contracts.settings import Catalog
 from contracts.tasks import GenerationTask, TaskStatus, decode_task
 from contracts.topology import LANES, TASKS
 from ops.nats_link import Entry
 from tests.integration.conftest import System, report_lane
+from tests.integration.outage import server_away
 from tests.support import eventually
 
 HEALTH_TIMEOUT = timedelta(seconds=60)
@@ -61,3 +65,10 @@ async def test_a_task_waits_30_s_for_its_lane_and_29_5_s_for_the_degraded_worker
     assert failed.error is not None
     assert failed.error.code == "queue_overloaded"
     assert ended_at - rerouted_at <= WAIT_LIMIT
+
+
+@pytest.mark.timeout(240)
+async def test_the_server_is_away_for_60_s(bare_system: System, catalog: Catalog) -> None:
+    """Longer than a lease and than every wait limit; what it took afterwards is in the log."""
+    returned = await server_away(bare_system, catalog.windows, away_s=60)
+    structlog.get_logger("windows").info("server_back", **structs.asdict(returned))

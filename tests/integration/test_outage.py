@@ -2,19 +2,22 @@
 
 import asyncio
 from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx
 import msgspec
 
 from contracts.lanes import LaneHeartbeat, LaneState
+from contracts.settings import load_settings
 from contracts.topology import LANES, lane_key
 from gateway.lane_board import LaneBoard
 from lane_worker.runtime.heartbeat import Heartbeat
 from ops.ending import end
 from ops.nats_link import NatsLink, TransportUnavailable
-from tests.integration.conftest import GatewayProcess, report_lane
+from tests.integration.conftest import GatewayProcess, fresh_system, report_lane
+from tests.integration.outage import server_away
 from tests.integration.test_http_generate import GOOD, problem
-from tests.support import NatsServer, eventually
+from tests.support import NatsServer, eventually, settings_file
 
 
 async def test_a_gateway_without_its_server(gateway: GatewayProcess, http: httpx.AsyncClient) -> None:
@@ -43,6 +46,14 @@ async def test_a_gateway_without_its_server(gateway: GatewayProcess, http: httpx
     assert again.json()["id"] == response.json()["id"]
     assert (await http.post("/generate", json=GOOD, headers={"idempotency-key": "before"})).json()["id"] == known["id"]
     assert (await http.delete(f"/tasks/{known['id']}")).json()["status"] == "failed"
+
+
+async def test_everything_outlives_a_server_that_is_away_for_longer_than_every_limit(tmp_path: Path) -> None:
+    """Running work settles, what waited ends by the first timer, and clients are told how old their answers are."""
+    windows = {"wait_limit_s": 2.0, "degraded_margin_s": 0.5, "lease_s": 1.0, "lease_renew_s": 0.3}
+    settings = settings_file(tmp_path, **windows, reconnect_grace_s=1.0)
+    async with fresh_system(tmp_path, settings) as system:
+        await server_away(system, load_settings(settings).catalog("tiny").windows, away_s=4.0)
 
 
 async def test_lanes_are_seen_again_after_a_restart(link: NatsLink, nats_server: NatsServer) -> None:

@@ -5,21 +5,19 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import httpx
 import pytest
 from msgspec.structs import replace
 from nats.js.errors import NotFoundError
 
 from contracts import lifecycle
 from contracts.lanes import LaneState
-from contracts.settings import Catalog, load_settings
+from contracts.settings import Catalog
 from contracts.tasks import GenerationTask, ImageReference, TaskStatus, encode_task
 from contracts.topology import DEADLINES, DEGRADED_MAX_MSGS, TASKS, lane_stream, work_subject
 from ops.artifacts import Artifacts
-from ops.nats_link import NatsLink
 from ops.provision import provision, wanted
 from tests.conftest import KEEP_S
-from tests.integration.conftest import GatewayProcess, System, report_lane
+from tests.integration.conftest import GatewayProcess, System, fresh_system, report_lane
 from tests.records import pending_task
 from tests.support import eventually, settings_file
 from tests.unit.samples import data_uri, picture
@@ -31,8 +29,6 @@ IMAGE = data_uri(picture("PNG"))
 @pytest.fixture
 async def system(tmp_path: Path) -> AsyncIterator[System]:
     """A fresh system; the lane of anisora is reported warm once."""
-    gateway = GatewayProcess(tmp_path)
-    gateway.nats.start()
     settings = settings_file(
         tmp_path,
         wait_limit_s=WAIT_S,
@@ -43,20 +39,9 @@ async def system(tmp_path: Path) -> AsyncIterator[System]:
         health_timeout_s=60.0,
         reconnect_grace_s=0.5,
     )
-    link = await NatsLink.connect(gateway.nats.url, name="test")
-    await provision(link, wanted(load_settings(settings).catalog("tiny"), keep_s=KEEP_S))
-    await asyncio.to_thread(gateway.start, "--settings", str(settings), "--keep", f"{KEEP_S:g}s")
-    await report_lane(link, "anisora", LaneState.WARM)
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as http:
-
-        async def ready() -> bool:
-            return bool((await http.get("/readyz")).json()["models"]["anisora"]["warm"])
-
-        await eventually(ready)
-        yield System(gateway, link, http)
-    await link.close()
-    gateway.stop()
-    gateway.nats.stop()
+    async with fresh_system(tmp_path, settings) as system:
+        await system.lane_is(LaneState.WARM)
+        yield system
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,118 +11,41 @@ from msgspec.structs import replace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from structlog.testing import capture_logs
 
 from contracts import lifecycle
-from contracts.settings import Catalog
+from contracts.settings import Catalog, Windows
 from contracts.tasks import (
     FailureCode,
     GenerationTask,
     ImageReference,
-    MemoryReading,
     Progress,
-    SwapReceipt,
     TaskStatus,
     decode_task,
     encode_task,
 )
 from contracts.topology import DEADLINES, TASKS, lane_stream, work_subject
-from lane_worker.runtime.host_messages import WrittenVideo
-from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful, WorkLoop
+from lane_worker.runtime.held import HeldTask
+from lane_worker.runtime.lease import LeaseKeeper
+from lane_worker.runtime.loop import GaveUp, Result, Unsuccessful
 from ops.artifacts import Artifacts
-from ops.ending import end
 from ops.nats_link import NatsLink, TransportUnavailable, WrongRevision
+from tests.lanes import CutWire
 from tests.records import DECISION, pending_task
+from tests.steered import CONTENT, MEMORY, RECEIPT, Worker
 from tests.support import NatsServer, eventually
 
 STREAM = lane_stream("anisora")
-CONTENT = b"a finished video"
-MEMORY = MemoryReading(rss_bytes=1)
-RECEIPT = SwapReceipt(slot="cpu-0", released_model="phr00t", loaded_model="anisora", how="unloaded", probe="rss")
-
-
-class SteeredRunner:
-    """A runner whose end the test decides. It does what a runner must: write the file, obey `stop`."""
-
-    def __init__(self, scratch: Path) -> None:
-        self._scratch = scratch
-        self.ran: list[GenerationTask] = []
-        self.image: Path | None = None
-        self.started = asyncio.Event()
-        self.may_end = asyncio.Event()
-        self.stopped = asyncio.Event()
-        self.result: Result | None = None
-        self.report: Callable[[Progress], None] = lambda _: None
-
-    async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[Progress], None]) -> Result:
-        self.ran.append(task)
-        self.image = image
-        self.report = on_progress
-        self.started.set()
-        waits = [asyncio.ensure_future(self.may_end.wait()), asyncio.ensure_future(self.stopped.wait())]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        await end(*waits)
-        if self.stopped.is_set():
-            return Stopped()
-        if self.result is not None:
-            return self.result
-        path = self._scratch / "video.mp4"
-        path.write_bytes(CONTENT)
-        video = WrittenVideo(bytes=len(CONTENT), sha256="0" * 64, width=96, height=64, frames=17, fps=16)
-        return Succeeded(
-            path=path,
-            video=video,
-            memory=MEMORY,
-            started_at=datetime.now(UTC),
-            inference_s=0.1,
-            encode_s=0.1,
-            swap=RECEIPT,
-        )
-
-    def stop(self, task_id: str) -> None:
-        self.stopped.set()
-
-
-class Worker:
-    """A work loop that serves in the background, its runner, and its artifact store."""
-
-    def __init__(self, link: NatsLink, catalog: Catalog, folder: Path, owner: str) -> None:
-        self.folder = folder / owner
-        self.folder.mkdir()
-        self.artifacts = folder / "artifacts"
-        self.runner = SteeredRunner(self.folder)
-        windows = replace(catalog.windows, lease_s=2.0, lease_renew_s=0.2)
-        self.loop = WorkLoop(
-            link=link,
-            artifacts=Artifacts.in_folder(self.artifacts),
-            stream=STREAM,
-            owner=owner,
-            worker=f"worker-{owner}",
-            windows=windows,
-            runner=self.runner,
-            scratch=self.folder,
-            on_busy=self._on_busy,
-        )
-        self.idle = asyncio.Event()
-        self._stop = asyncio.Event()
-        self._task = asyncio.create_task(self._serve())
-
-    def _on_busy(self, busy: bool) -> None:
-        if not busy:
-            self.idle.set()
-
-    async def _serve(self) -> None:
-        while not self._stop.is_set():
-            await self.loop.serve_one(self._stop)
-
-    async def close(self) -> None:
-        self._stop.set()
-        await end(self._task)
-        await self.loop.close()
 
 
 @pytest.fixture
-async def worker(link: NatsLink, catalog: Catalog, tmp_path: Path) -> AsyncIterator[Worker]:
-    worker = Worker(link, catalog, tmp_path, "one")
+def windows(catalog: Catalog) -> Windows:
+    return replace(catalog.windows, lease_s=2.0, lease_renew_s=0.2)
+
+
+@pytest.fixture
+async def worker(link: NatsLink, windows: Windows, tmp_path: Path) -> AsyncIterator[Worker]:
+    worker = Worker(link, windows, tmp_path, "one")
     yield worker
     await worker.close()
 
@@ -190,10 +113,10 @@ async def test_the_message_makes_the_record_where_the_gateway_was_slower(link: N
 
 
 async def test_two_workers_and_a_message_that_comes_twice(
-    link: NatsLink, worker: Worker, catalog: Catalog, tmp_path: Path
+    link: NatsLink, worker: Worker, windows: Windows, tmp_path: Path
 ) -> None:
     """Invariant 3: one of them runs it."""
-    other = Worker(link, catalog, tmp_path, "two")
+    other = Worker(link, windows, tmp_path, "two")
     task = fresh_task()
     await link.create(TASKS, task.id, encode_task(task))
     await asyncio.gather(*(queue(link, task, record=False, message_id=f"copy-{n}") for n in range(6)))
@@ -450,3 +373,37 @@ async def test_a_result_outlives_the_server(link: NatsLink, worker: Worker, nats
 
     await eventually(done)
     assert (worker.artifacts / task.video_path).read_bytes() == CONTENT
+
+
+async def test_a_renewal_that_waits_for_the_settling_ends_quietly(
+    link: NatsLink, nats_server: NatsServer, windows: Windows
+) -> None:
+    """As while a slow server holds up both: then nothing is left to renew, and nothing went wrong."""
+    claimed = lifecycle.claim(fresh_task(), owner="one", worker="w", lease_s=2, now=datetime.now(UTC))
+    revision = await link.create(TASKS, claimed.id, encode_task(claimed))
+    wire = CutWire(nats_server.port)
+    slow = await NatsLink.connect(await wire.start(), name="slow")
+    held = HeldTask(slow, claimed, revision)
+    keeper = LeaseKeeper(slow, held, windows=windows, on_lost=lambda: pytest.fail("it is not lost"))
+    with capture_logs() as logs:
+        async with keeper:
+            await eventually(lambda: _at_revision(link, claimed.id, revision + 1))  # it renews
+            wire.cut()
+            settling = asyncio.create_task(
+                held.update(
+                    lambda task: lifecycle.fail(
+                        task, code=FailureCode.INFERENCE_FAILED, message="x", now=datetime.now(UTC)
+                    )
+                )
+            )
+            await asyncio.sleep(2 * windows.lease_renew_s)  # a renewal is due, and waits too
+            wire.mend()
+            assert (await settling).status is TaskStatus.FAILED
+            await asyncio.sleep(2 * windows.lease_renew_s)
+    assert [entry for entry in logs if entry["log_level"] == "error"] == []
+    await slow.close()
+    await wire.close()
+
+
+async def _at_revision(link: NatsLink, task_id: str, revision: int) -> bool:
+    return (await recorded(link, task_id))[1] >= revision

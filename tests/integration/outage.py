@@ -1,0 +1,118 @@
+"""The server goes away for longer than every limit, while work runs, waits, and is asked for.
+
+`test_outage.py` plays it with short windows, `make windows` with the packaged ones and 60 s.
+"""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+from msgspec import Struct
+
+from contracts.lanes import LaneState
+from contracts.settings import Windows
+from contracts.tasks import TaskStatus
+from tests.integration.conftest import System, report_lane
+from tests.steered import CONTENT, Worker
+from tests.support import eventually
+
+
+class Returned(Struct, frozen=True):
+    """How long after the server's return each of them was moved, in seconds."""
+
+    settled_s: float
+    ended_s: float
+    rerouted_s: float
+
+
+async def server_away(system: System, windows: Windows, *, away_s: float) -> Returned:
+    """Kills the server for *away_s*, and checks all that is promised of that time and of the time after it."""
+    await system.lane_is(LaneState.WARM)
+    worker = Worker(system.link, windows, system.gateway.data_dir, "steered")
+    try:
+        running = (await system.submit())["id"]
+        await worker.runner.started.wait()
+        await system.lane_is(LaneState.WARM, model="phr00t")
+        for_a_lane = (await system.submit("phr00t"))["id"]  # which no lane takes
+        await system.lane_is(LaneState.DRAINING)
+        degraded = (await system.submit())["id"]
+        await system.becomes(running, TaskStatus.PROCESSING, epoch=0)
+        ids = (running, for_a_lane, degraded)
+        before = {task_id: (await system.http.get(f"/tasks/{task_id}")).json() for task_id in ids}
+
+        await asyncio.to_thread(system.gateway.nats.kill)
+        away = asyncio.create_task(asyncio.sleep(away_s))
+        first = [await _known(system, task_id, before[task_id]["status"]) for task_id in ids]
+        await _refused(system)
+        worker.runner.may_end.set()  # the result has to wait for the server
+        await away
+        last = [await _known(system, task_id, before[task_id]["status"]) for task_id in ids]
+        assert min(last) > max(first)
+        assert not worker.runner.stopped.is_set()
+        await asyncio.to_thread(system.gateway.nats.start)
+
+        back = datetime.now(UTC)
+        await eventually(partial(_is_connected, system))
+        done = await system.becomes(running, TaskStatus.DONE, epoch=0)
+        assert (done.attempt, len(worker.runner.ran)) == (1, 1)
+        answer = await system.http.get(f"/tasks/{running}")
+        assert answer.json()["status"] == "done" or "age" in answer.headers
+        assert (await system.http.get(f"/tasks/{running}?wait=20")).json()["status"] == "done"
+        video = await system.http.get(f"/tasks/{running}/video")
+        assert video.content == CONTENT
+        ended = await system.becomes(degraded, TaskStatus.FAILED, epoch=0)
+        assert ended.was_refused
+        rerouted = await system.becomes(for_a_lane, TaskStatus.PENDING, epoch=1)
+        assert rerouted.route == "degraded"
+        await _bounds_hold(system, windows)
+        moments = (done.finished_at, ended.finished_at, rerouted.queued_at)
+        return Returned(*((moment - back).total_seconds() for moment in moments if moment is not None))
+    finally:
+        await worker.close()
+
+
+async def _is_connected(system: System) -> bool:
+    return system.link.is_connected
+
+
+async def _refused(system: System) -> None:
+    """A submission is refused in time, and told when to try again."""
+    refused = await system.post()
+    body = refused.json()
+    assert (refused.status_code, body["code"], body["outcome"]) == (503, "transport_unavailable", "unknown")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert (await system.http.get("/readyz")).json()["nats"] is False
+
+
+async def _known(system: System, task_id: str, status: str) -> int:
+    """A task is answered as it was, whether one waits for news or not; how old that is at most, in seconds."""
+    polled = await system.http.get(f"/tasks/{task_id}")
+    assert (polled.status_code, polled.json()["status"]) == (200, status)
+    waited = await system.http.get(f"/tasks/{task_id}?wait=0.2")
+    assert waited.json() == polled.json()
+    listed = await system.http.get("/tasks")
+    assert task_id in [task["id"] for task in listed.json()["tasks"]]
+    ages_s = [int(answer.headers["age"]) for answer in (polled, waited, listed)]
+    assert ages_s == sorted(ages_s)
+    return ages_s[0]
+
+
+async def _bounds_hold(system: System, windows: Windows) -> None:
+    """What is sent now is answered, and ends in its time; and no answer is old any more."""
+
+    async def accepted() -> str | None:
+        answer = await system.post(prefer="respond-async")
+        return answer.json()["id"] if answer.status_code == 202 else None
+
+    await report_lane(system.link, "anisora", LaneState.DRAINING)
+    task_id = await eventually(accepted)
+    assert task_id is not None
+
+    async def is_fresh() -> bool:
+        return "age" not in (await system.http.get(f"/tasks/{task_id}")).headers
+
+    await eventually(is_fresh)
+    refused = await system.becomes(task_id, TaskStatus.FAILED, epoch=0, within_s=windows.wait_limit_s + 20)
+    assert refused.finished_at is not None
+    assert refused.was_refused
+    assert refused.finished_at - refused.queued_at <= timedelta(seconds=windows.wait_limit_s)
