@@ -7,9 +7,11 @@ PIP_ARGS ?=
 # More arguments for `warmlane up`, and for pytest.
 UP_ARGS ?=
 PYTEST_ARGS ?=
-# More arguments for tests/overload.py and tests/swap.py; --help lists them.
+# More arguments for tests/overload.py, tests/swap.py and tests/failover.py; --help lists them.
+FAILOVER_ARGS ?=
 OVERLOAD_ARGS ?=
 SWAP_ARGS ?=
+CHAOS_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
@@ -17,10 +19,10 @@ RUN_READY := $(VENV)/.ready-run
 TEST_READY := $(VENV)/.ready-test
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint numbers overload swap windows starts lanes clean
+.PHONY: help run test lint numbers overload swap windows starts lanes failover chaos chaos-plants cluster model clean
 
 help: ## List the targets and the variables
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=python3.12      the Python that .venv is built with (3.11 or later)"
 	@echo "  PIP_ARGS='...'         more arguments for pip, when .venv is built"
@@ -56,6 +58,21 @@ starts: $(TEST_READY) ## Start a lane 20 times, and judge the cold starts (about
 
 lanes: $(TEST_READY) ## Let 100 lanes report, and tell what that costs a gateway (about 1 minute)
 	$(BIN)/python -m tests.many_lanes
+
+failover: $(TEST_READY) ## Lose lanes under steady load in three ways, and judge what that cost (about 3 minutes)
+	$(BIN)/python -m tests.failover $(FAILOVER_ARGS)
+
+chaos: $(TEST_READY) ## Kill, stop and restart every process under load; prove that nothing is lost (about 6 minutes)
+	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+
+chaos-plants: $(TEST_READY) ## Plant bugs, each of which the checker of `make chaos` must find (about 6 minutes)
+	$(BIN)/python -m tests.chaos --plants
+
+cluster: $(TEST_READY) ## Kill one of three nats-servers after the other under load, and judge what is lost (about 3 minutes)
+	$(BIN)/python -m tests.cluster
+
+model: $(TEST_READY) ## Search the protocol's interleavings for a broken invariant (about 2 minutes)
+	$(BIN)/python -m tests.model
 
 clean: ## Remove .venv and every cache; .warmlane with its videos stays
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -22,11 +22,22 @@ class LaneState(StrEnum):
     CRASH_LOOPING = "crash_looping"
 
 
+# Why a lane that drains is to go. None: for a reason that is nobody's denial, as at the end of the deployment.
+LeavingFor = Literal["quota"]
+
+
+class InHand(Struct, frozen=True, kw_only=True):
+    """A claimed task, and the *owner* under which its record knows the process that holds it."""
+
+    task_id: str
+    owner: str
+
+
 class LaneHeartbeat(Struct, frozen=True, kw_only=True):
     """The value at key `<model>.<worker>` of KV `lanes`, written every few seconds and at once on a change.
 
     *health_age_s* is how long ago the host child last answered; it stays frozen out of time when the child hangs,
-    so the reader can apply the 60 s rule exactly.
+    so the reader can apply the 60 s rule exactly. *in_hand* is the task that a busy lane runs.
     """
 
     model: str
@@ -38,6 +49,8 @@ class LaneHeartbeat(Struct, frozen=True, kw_only=True):
     started_at: datetime
     warm_after_s: float | None = None
     detail: str = ""
+    leaving_for: LeavingFor | None = None
+    in_hand: InHand | None = None
 
 
 class LaneReport(Struct, frozen=True, kw_only=True):
@@ -47,6 +60,7 @@ class LaneReport(Struct, frozen=True, kw_only=True):
     worker: str
     state: LaneState
     healthy_at: datetime
+    leaving_for: LeavingFor | None = None
 
 
 FallbackCause = Literal["manual", "quota", "capacity"]
@@ -73,6 +87,8 @@ class ColdStart(Struct, frozen=True, kw_only=True):
     """A lane that became warm: the value at *model* in KV `cold_starts`, one revision for each start (SC-006).
 
     *seconds* is from the start of its process to `warm`; None for one that gave up before, for the reason in *detail*.
+    The lane writes it. Where its process ended and could not, its supervisor does; one that was killed and has no
+    supervisor leaves no entry.
     """
 
     model: str

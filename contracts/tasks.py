@@ -129,11 +129,12 @@ class SwapReceipt(Struct, frozen=True, kw_only=True):
 
 
 class LaneInput(Struct, frozen=True, kw_only=True):
-    """One lane as the routing decision saw it."""
+    """One lane as the routing decision saw it; *leaving_for* is the denial because of which it was leaving, if any."""
 
     worker: str
     state: str
     healthy_at: datetime
+    leaving_for: Literal["quota"] | None = None
 
 
 class RoutingDecision(Struct, frozen=True, kw_only=True):

@@ -1,19 +1,14 @@
 """`warmlane degraded`."""
 
-import asyncio
-import signal
 from pathlib import Path
 
 import click
-import uvloop
 
-from contracts.settings import SettingsError, load_settings
+from contracts.settings import load_settings
 from contracts.topology import bucket_subject
 from degraded_worker.worker import DegradedWorker
+from lane_worker.runtime.process import connected, run_to_end
 from lane_worker.runtime.slot import lock_path
-from ops.artifacts import Artifacts, StorageFailed
-from ops.memory import DriverUnusable
-from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer
 from ops.options import (
     data_dir_option,
     name_option,
@@ -23,9 +18,8 @@ from ops.options import (
     slot_option,
     step_seconds_option,
 )
-from ops.provision import NotProvisioned, require_degraded
+from ops.provision import require_degraded
 from ops.telemetry import configure_logging
-from ops.tracing import tracing
 
 
 @click.command(
@@ -63,17 +57,10 @@ def command(
             bucket_subject("slots", slot)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--slot") from error
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        artifacts = Artifacts.in_folder(data_dir / "artifacts")
-        link = await NatsLink.connect(nats_url, name=f"degraded-{name}")
-        try:
-            await require_degraded(link)
-            await link.require_clock()
+        async with connected(nats_url, name=f"degraded-{name}", data_dir=data_dir, require=require_degraded) as here:
             worker = DegradedWorker(
-                link=link,
-                artifacts=artifacts,
+                link=here.link,
+                artifacts=here.artifacts,
                 models=catalog.models,
                 windows=catalog.windows,
                 name=name,
@@ -81,19 +68,6 @@ def command(
                 data_dir=data_dir,
                 step_seconds=step_seconds,
             )
-            await worker.run(stop)
-        finally:
-            await link.close()
+            await worker.run(here.stop)
 
-    try:
-        with tracing("degraded"):
-            uvloop.run(run())
-    except (
-        SettingsError,
-        TransportUnavailable,
-        UnusableServer,
-        NotProvisioned,
-        StorageFailed,
-        DriverUnusable,
-    ) as error:
-        raise click.ClickException(str(error)) from error
+    run_to_end("degraded", run())

@@ -93,6 +93,7 @@ class LaneBoard:
             worker=heartbeat.worker,
             state=heartbeat.state,
             healthy_at=entry.time - timedelta(seconds=heartbeat.health_age_s),
+            leaving_for=heartbeat.leaving_for,
         )
         since = entry.time if before is None or is_new else before.since
         lanes[entry.key] = Lane(report, input_of(report), heartbeat, since)

@@ -15,7 +15,7 @@ READY_STATES: Final = frozenset({LaneState.WARM, LaneState.BUSY})
 RULES: Final[Mapping[int, str]] = {
     1: "the operator switched the model to degraded",
     2: "a lane is warm or busy, and was heard of in time",
-    3: "no lane is ready, and the provider denied one for its quota",
+    3: "no lane is ready, and the provider denied one for its quota, or had it leave for that",
     4: "no lane is ready, or the lanes had their turn and did not take it",
 }
 _RULE_OF: Final[Mapping[FallbackCause, int]] = {"manual": 1, "quota": 3, "capacity": 4}
@@ -65,7 +65,8 @@ def route(
 
     1. The operator forced it: ToDegraded(manual).
     2. Some lane is warm or busy, and was healthy within *health_timeout_s* (FR-021 b): ToLane, unless *lanes_passed*.
-    3. None is, and the provider denied a lane for its quota (FR-021 a): ToDegraded(quota).
+    3. None is, and the provider denied a lane for its quota, or has it leave for that (FR-021 a), as was said within
+       *health_timeout_s*: ToDegraded(quota).
     4. Otherwise: ToDegraded(capacity).
     """
     if forced_degraded:  # 1
@@ -73,14 +74,24 @@ def route(
     ready = any(is_ready(report, health_timeout_s=health_timeout_s, now=now) for report in reports)
     if ready and not lanes_passed:  # 2
         return ToLane()
-    if not ready and any(report.state is LaneState.QUOTA_DENIED for report in reports):  # 3
+    if not ready and any(is_denied(report, health_timeout_s=health_timeout_s, now=now) for report in reports):  # 3
         return ToDegraded("quota")
     return ToDegraded("capacity")  # 4
 
 
 def is_ready(report: LaneReport, *, health_timeout_s: float, now: datetime) -> bool:
     """Whether the lane of *report* takes requests: warm or busy, and heard of within *health_timeout_s*."""
-    return report.state in READY_STATES and report.healthy_at >= now - timedelta(seconds=health_timeout_s)
+    return report.state in READY_STATES and _is_heard(report, health_timeout_s, now)
+
+
+def is_denied(report: LaneReport, *, health_timeout_s: float, now: datetime) -> bool:
+    """Whether the provider's quota keeps the lane of *report* away, as was said within *health_timeout_s*."""
+    says_so = report.state is LaneState.QUOTA_DENIED or report.leaving_for == "quota"
+    return says_so and _is_heard(report, health_timeout_s, now)
+
+
+def _is_heard(report: LaneReport, health_timeout_s: float, now: datetime) -> bool:
+    return report.healthy_at >= now - timedelta(seconds=health_timeout_s)
 
 
 def judged_at(now: datetime, *, cut_at: datetime | None, unbroken_s: float, grace_s: float) -> datetime:
@@ -94,7 +105,12 @@ def judged_at(now: datetime, *, cut_at: datetime | None, unbroken_s: float, grac
 
 def input_of(report: LaneReport) -> LaneInput:
     """*report* as a decision keeps it."""
-    return LaneInput(worker=report.worker, state=report.state.value, healthy_at=report.healthy_at)
+    return LaneInput(
+        worker=report.worker,
+        state=report.state.value,
+        healthy_at=report.healthy_at,
+        leaving_for=report.leaving_for,
+    )
 
 
 def decision_of(
@@ -125,7 +141,13 @@ def derive(decision: RoutingDecision, *, lanes_passed: bool) -> Route:
     Raises ValueError for a state that this version does not know.
     """
     reports = [
-        LaneReport(model="", worker=lane.worker, state=LaneState(lane.state), healthy_at=lane.healthy_at)
+        LaneReport(
+            model="",
+            worker=lane.worker,
+            state=LaneState(lane.state),
+            healthy_at=lane.healthy_at,
+            leaving_for=lane.leaving_for,
+        )
         for lane in decision.lanes
     ]
     return route(

@@ -1,20 +1,16 @@
 """`warmlane lane`."""
 
-import asyncio
-import signal
+from functools import partial
 from pathlib import Path
 
 import click
-import uvloop
 
-from contracts.settings import SettingsError, load_settings
+from contracts.settings import load_settings
 from contracts.topology import lane_key
 from lane_worker.runtime.cold_start import process_started_at
-from lane_worker.runtime.host import HostLost, SlotTaken
+from lane_worker.runtime.process import connected, run_to_end
 from lane_worker.runtime.slot import lock_path
 from lane_worker.worker import LaneWorker
-from ops.artifacts import Artifacts, StorageFailed
-from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer
 from ops.options import (
     data_dir_option,
     name_option,
@@ -24,9 +20,8 @@ from ops.options import (
     slot_option,
     step_seconds_option,
 )
-from ops.provision import NotProvisioned, require_lane
+from ops.provision import require_lane
 from ops.telemetry import configure_logging
-from ops.tracing import tracing
 
 
 @click.command(
@@ -70,17 +65,11 @@ def command(
             lane_key(entry.name, name)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--slot or --name") from error
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        artifacts = Artifacts.in_folder(data_dir / "artifacts")
-        link = await NatsLink.connect(nats_url, name=f"lane-{name}")
-        try:
-            await require_lane(link, entry.name)
-            await link.require_clock()
+        require = partial(require_lane, model=entry.name)
+        async with connected(nats_url, name=f"lane-{name}", data_dir=data_dir, require=require) as here:
             worker = LaneWorker(
-                link=link,
-                artifacts=artifacts,
+                link=here.link,
+                artifacts=here.artifacts,
                 model=entry,
                 windows=catalog.windows,
                 warmth=catalog.warmth,
@@ -90,20 +79,6 @@ def command(
                 step_seconds=step_seconds,
                 started_at=started_at,
             )
-            await worker.run(stop)
-        finally:
-            await link.close()
+            await worker.run(here.stop, for_quota=here.for_quota)
 
-    try:
-        with tracing("lane"):
-            uvloop.run(run())
-    except (
-        SettingsError,
-        TransportUnavailable,
-        UnusableServer,
-        NotProvisioned,
-        StorageFailed,
-        SlotTaken,
-        HostLost,
-    ) as error:
-        raise click.ClickException(str(error)) from error
+    run_to_end("lane", run())

@@ -40,6 +40,7 @@ from lane_worker.runtime.warmth import (
 )
 from ops.artifacts import Artifacts
 from ops.ending import end
+from ops.lane_plan import crash_loops, failed_again
 from ops.memory import probe_for
 from ops.nats_link import NatsLink, TransportUnavailable
 
@@ -97,6 +98,7 @@ class LaneWorker:
             interval_s=windows.heartbeat_s,
             health_age_s=lambda: self._host.health_age_s if self._host.pid is not None else 0.0,
             started_at=started_at,
+            in_hand=lambda: self._loop.in_hand,
         )
         self._starts = ColdStartLog(link, model=model.name, worker=name, started_at=started_at)
         self._runner = HostRunner(residence=self._residence, slot=slot, scratch=self._scratch.folder)
@@ -112,6 +114,7 @@ class LaneWorker:
             on_busy=self._on_busy,
         )
         self._draining = False
+        self._failures: tuple[float, ...] = ()  # when loads failed, since the last one that did not
         self._demand = asyncio.Event()
         self._renew_because: str | None = None
         self._loaded: MemoryReading | None = None  # what the host held after the load that is counted from
@@ -119,9 +122,10 @@ class LaneWorker:
         self._tasks = 0
         self._idle_since_s = 0.0
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(self, stop: asyncio.Event, *, for_quota: asyncio.Event | None = None) -> None:
         """Serves until *stop*; then finishes the task in hand within `windows.drain_s`, releases and leaves.
 
+        Where *for_quota* is set by then, it says from its next word on that it leaves for a quota.
         Raises SlotTaken when another process holds the card, HostLost when its host does not even start,
         TransportUnavailable when the server is away at the start.
         """
@@ -139,9 +143,9 @@ class LaneWorker:
             for keeper in keeping:
                 if keeper.done():
                     await keeper  # a lane that cannot be heard of must not look warm: fail, and be started again
+            if stop.is_set():
+                self._drains(for_quota is not None and for_quota.is_set())
             if not serving.done():
-                self._show(LaneState.DRAINING)
-                self._draining = True
                 await drain(serving, drain_s=self._windows.drain_s, leave=self._runner.leave)
             await serving
         except SlotTaken as error:
@@ -170,14 +174,15 @@ class LaneWorker:
                 continue
             try:
                 await self._warm_up()
-                wait_s = RESTART_FIRST_S
+                wait_s, self._failures = RESTART_FIRST_S, ()
                 await self._stay_warm(stop)
             except Quarantined:
                 continue
             except (HostLost, LoadFailed) as error:
                 log.error("not_warm", error=str(error), again_in_s=wait_s)
                 self._starts.failed(str(error))
-                self._show(LaneState.UNHEALTHY, str(error))
+                self._failures = failed_again(self._failures, now_s=time.monotonic())
+                self._show_failure(str(error), again_in_s=wait_s)
                 await _pause(stop, wait_s)
                 wait_s = min(RESTART_MAX_S, wait_s * 2)
 
@@ -203,7 +208,8 @@ class LaneWorker:
             self._scratch.remove_what_others_left()
             self._runner.account_for(ready)
         renew_because, self._renew_because = self._renew_because, None
-        self._show(LaneState.LOADING, renew_because or "")
+        if not crash_loops(self._failures):  # one that does goes on being told, until a load succeeds
+            self._show(LaneState.LOADING, renew_because or "")
         if renew_because is None:
             await self._residence.ready(self._model.name)
         else:
@@ -355,6 +361,20 @@ class LaneWorker:
         else:
             # without its model the lane is not warm: it is about to load again
             self._show(LaneState.WARM if self._is_loaded() else LaneState.LOADING)
+
+    def _show_failure(self, error: str, *, again_in_s: float) -> None:
+        if crash_loops(self._failures):
+            again = f"the last: {error}; tried again after {again_in_s:g} s"
+            self._show(LaneState.CRASH_LOOPING, f"{len(self._failures)} times in a row it could not load; {again}")
+        else:
+            self._show(LaneState.UNHEALTHY, error)
+
+    def _drains(self, for_quota: bool) -> None:
+        if for_quota:
+            self._heartbeat.set(LaneState.DRAINING, "the quota does not allow it any more", leaving_for="quota")
+        else:
+            self._heartbeat.set(LaneState.DRAINING)
+        self._draining = True
 
     def _show(self, state: LaneState, detail: str = "") -> None:
         """The lane is in *state* now. One that leaves is `draining`, whatever else it does meanwhile."""

@@ -1,14 +1,16 @@
-"""What the supervisor does about each wanted lane, and what it says. Pure: no clock, no I/O, no logging (design §6)."""
+"""What the supervisor does about each wanted lane, and what it says; when a lane crash-loops, which a lane may find out
+of itself. Pure: no clock, no I/O, no logging (design §6)."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Final, Literal
 
 from msgspec import Struct
 
 from contracts.lanes import LaneState
 
-# So many processes of a lane, one after another, that ended before one was warm, within so long (a production model
-# takes minutes to load): the lane crash-loops.
+# So many starts of a lane, one after another, that came to nothing, within so long (a production model takes minutes
+# to load): the lane crash-loops. A start is that of its process to its supervisor, that of its model to the lane.
 CRASHES: Final = 3
 CRASH_WINDOW_S: Final = 3_600.0
 
@@ -106,9 +108,14 @@ def _within_quota(wanted: Sequence[Want], lanes: Mapping[str, Seen], quota: Mapp
 
 
 class Death(Struct, frozen=True):
-    """The process of a lane ended. *how* is its signal or status, with its last error if it told one."""
+    """The process *pid* of a lane ended, and has been reaped: it writes nothing any more.
+
+    *how* is its signal or status, with its last error if it told one.
+    """
 
     how: str
+    pid: int
+    began_at: datetime
     again_at_s: float
 
 
@@ -122,6 +129,16 @@ class Silence(Struct, frozen=True):
     last: Death | None = None
 
 
+def failed_again(failures: Sequence[float], *, now_s: float) -> tuple[float, ...]:
+    """*failures*, the times of starts in a row that came to nothing, with one more at *now_s*; without the old ones."""
+    return (*(at_s for at_s in failures if now_s - at_s <= CRASH_WINDOW_S), now_s)
+
+
+def crash_loops(failures: Sequence[float]) -> bool:
+    """Whether a lane whose last starts are *failures* crash-loops."""
+    return len(failures) >= CRASHES
+
+
 class Told(Struct, frozen=True):
     """What the supervisor says of a lane."""
 
@@ -133,8 +150,7 @@ def after_death(silence: Silence, death: Death, *, was_warm: bool, now_s: float)
     """The lane's process ended at *now_s*. Having been warm clears its record."""
     if was_warm:
         return Silence(last=death)
-    recent = tuple(at_s for at_s in silence.crashes if now_s - at_s <= CRASH_WINDOW_S)
-    return Silence(crashes=(*recent, now_s), last=death)
+    return Silence(crashes=failed_again(silence.crashes, now_s=now_s), last=death)
 
 
 def told_of(about: Deny | Silence, *, now_s: float) -> Told:
@@ -145,7 +161,7 @@ def told_of(about: Deny | Silence, *, now_s: float) -> Told:
         return Told(LaneState.STARTING)
     left_s = about.last.again_at_s - now_s
     again = f"again in {left_s:.1f} s" if left_s > 0 else "trying again"
-    if len(about.crashes) < CRASHES:
+    if not crash_loops(about.crashes):
         return Told(LaneState.STARTING, f"ended ({about.last.how}); {again}")
     text = f"{len(about.crashes)} times in a row it ended before it was warm; the last: {about.last.how}; {again}"
     return Told(LaneState.CRASH_LOOPING, text)

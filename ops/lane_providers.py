@@ -10,8 +10,9 @@ from typing import Final, Protocol
 import msgspec
 from msgspec import Struct
 
+from contracts.lanes import LeavingFor
 from ops.lane_plan import Death, DenialKind, Want
-from ops.processes import Process, warmlane_command
+from ops.processes import LEAVE_FOR_QUOTA, Process, warmlane_command
 
 # Enough of a log for the last thing that a process said.
 LOG_TAIL_BYTES: Final = 16 * 1024
@@ -39,8 +40,8 @@ class Lane(Protocol):
         """Its process, as its heartbeat names it; None between two starts."""
         ...
 
-    async def stop(self, *, within_s: float) -> None:
-        """Drains it, ends it after *within_s* at the latest, and gives its slot back."""
+    async def stop(self, *, within_s: float, leaving_for: LeavingFor | None = None) -> None:
+        """Drains it, which tells what it is *leaving_for*; ends it *within_s* at the latest; gives its slot back."""
         ...
 
     def kill(self) -> None:
@@ -78,7 +79,8 @@ class ProcessProvider:
             raise Denied("capacity", taken if count else "the only slot is the degraded worker's")
 
         def on_end(process: Process, status: int, wait_s: float) -> None:
-            on_death(Death(how_it_ended(status, process.log_file), time.monotonic() + wait_s))
+            how = how_it_ended(status, process.log_file)
+            on_death(Death(how, process.last_pid, process.last_began_at, again_at_s=time.monotonic() + wait_s))
 
         command = warmlane_command("lane", "--model", want.model, "--name", want.name, "--slot", slot, *self._arguments)
         process = Process(want.name, command, log_file=self._logs / f"{want.name}.log", on_death=on_end)
@@ -100,8 +102,9 @@ class _ProcessLane:
     def pid(self) -> int | None:
         return self._process.pid
 
-    async def stop(self, *, within_s: float) -> None:
-        await self._process.stop(within_s=within_s)
+    async def stop(self, *, within_s: float, leaving_for: LeavingFor | None = None) -> None:
+        by = LEAVE_FOR_QUOTA if leaving_for == "quota" else signal.SIGTERM
+        await self._process.stop(within_s=within_s, by=by)
         self._free(self.slot)
 
     def kill(self) -> None:

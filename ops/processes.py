@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,8 @@ BACKOFF_MAX_S: Final = 15.0
 # A process that lived so long was well: its next death starts the backoff anew.
 HEALTHY_AFTER_S: Final = 30.0
 LOG_MAX_BYTES: Final = 20 * 1024 * 1024
+# To a lane: leave, as for SIGTERM, and say that it is for a quota.
+LEAVE_FOR_QUOTA: Final = signal.SIGUSR1
 _PR_SET_PDEATHSIG: Final = 1
 
 log = structlog.get_logger("processes")
@@ -43,6 +46,9 @@ class Process:
         self.log_file = log_file
         self._on_death = on_death
         self._env = env
+        self.last_pid = 0
+        """The process in hand, or the last one, and when it was started."""
+        self.last_began_at = datetime.fromtimestamp(0, UTC)
         self._child: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
 
@@ -68,6 +74,7 @@ class Process:
 
     async def _run_once(self) -> int:
         _rotate(self.log_file)
+        self.last_began_at = datetime.now(UTC)
         with self.log_file.open("ab") as output:
             self._child = await asyncio.create_subprocess_exec(
                 *self.command,
@@ -79,16 +86,17 @@ class Process:
                 start_new_session=True,
                 preexec_fn=partial(_die_with_parent, os.getpid()) if sys.platform == "linux" else None,
             )
+            self.last_pid = self._child.pid
             if self._stopping.is_set():  # while it was being started
                 self.send(signal.SIGTERM)
             return await self._child.wait()
 
-    async def stop(self, *, within_s: float) -> None:
-        """Asks it to end (SIGTERM), and kills it after *within_s*. It is not started again."""
+    async def stop(self, *, within_s: float, by: signal.Signals = signal.SIGTERM) -> None:
+        """Asks it to end, with the signal *by*, and kills it after *within_s*. It is not started again."""
         self._stopping.set()
         if self._child is None or self._child.returncode is not None:
             return
-        self.send(signal.SIGTERM)
+        self.send(by)
         try:
             async with asyncio.timeout(within_s):
                 await self._child.wait()

@@ -14,9 +14,10 @@ import click
 import msgspec
 import structlog
 
-from contracts.lanes import LaneHeartbeat, LaneState
+from contracts.lanes import ColdStart, InHand, LaneHeartbeat, LaneState
 from contracts.settings import SettingsError, Windows, load_settings
 from contracts.topology import LANES, lane_key
+from ops.after_death import LostStarts, give_back
 from ops.ending import end
 from ops.lane_plan import (
     Death,
@@ -77,7 +78,9 @@ class Supervised:
         self.silence = Silence()
         self.was_warm = False
         """Whether the process in hand has been warm."""
-        self._spoken: int | None = None
+        self.orphan: tuple[InHand, Death] | None = None
+        """What the process that ended last had in hand, until it was given back."""
+        self._heard: LaneHeartbeat | None = None
         self._said: Told | None = None
         self._since = datetime.now(UTC)
 
@@ -89,16 +92,30 @@ class Supervised:
 
     def hear(self, heartbeat: LaneHeartbeat | None) -> bool:
         """What stands at its key now. True when that is from a process which is gone."""
-        self._spoken = None if heartbeat is None else heartbeat.pid
+        self._heard = heartbeat
         if self.speaks_for_itself:
             self.was_warm |= heartbeat is not None and heartbeat.state in WAS_WARM
             return False
+        self._find_orphan()
         return heartbeat is not None and heartbeat.pid != os.getpid()
+
+    def died(self, death: Death, *, now_s: float) -> None:
+        """Its process ended by itself."""
+        self.silence = after_death(self.silence, death, was_warm=self.was_warm, now_s=now_s)
+        self.was_warm = False
+        self._find_orphan()
+
+    def _find_orphan(self) -> None:
+        # only of a process that was reaped: another one that is no child of ours may live, and drain
+        last = self.silence.last
+        if last is not None and self._heard is not None and self._heard.pid == last.pid and self._heard.in_hand:
+            self.orphan = self._heard.in_hand, last
 
     @property
     def speaks_for_itself(self) -> bool:
         """Whether its process is there, and has written its key."""
-        return self.granted is not None and self.granted.pid is not None and self.granted.pid == self._spoken
+        spoken = None if self._heard is None else self._heard.pid
+        return self.granted is not None and self.granted.pid is not None and self.granted.pid == spoken
 
     def told(self, now_s: float) -> Told | None:
         """What the supervisor has to say of it; None when its own process tells, or is about to leave."""
@@ -141,6 +158,7 @@ class Supervisor:
         self._windows = windows
         self._lanes = {want.name: Supervised(want) for want in wanted}
         self._by_key = {lane.key: lane for lane in self._lanes.values()}
+        self._lost_starts = LostStarts(link)
         self._news = asyncio.Event()
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
@@ -149,6 +167,7 @@ class Supervisor:
         Raises TransportUnavailable when the server is away at the start.
         """
         self._link.on_reconnect(self._news.set)
+        await self._lost_starts.start()
         await (await self._link.watch(LANES, self._on_entry)).wait()
         async with asyncio.TaskGroup() as group:
             polling = group.create_task(self._poll_quota())
@@ -188,7 +207,7 @@ class Supervisor:
 
     async def _stop(self, lane: Supervised) -> None:
         assert lane.granted is not None
-        await lane.granted.stop(within_s=self._windows.drain_s + DRAIN_EXTRA_S)
+        await lane.granted.stop(within_s=self._windows.drain_s + DRAIN_EXTRA_S, leaving_for="quota")
         lane.granted, lane.stopping = None, False
         self._ask_again()
 
@@ -199,8 +218,18 @@ class Supervisor:
 
     def _on_death(self, lane: Supervised, death: Death) -> None:
         log.warning("lane_ended", lane=lane.want.name, how=death.how)
-        lane.silence = after_death(lane.silence, death, was_warm=lane.was_warm, now_s=time.monotonic())
-        lane.was_warm = False
+        if not lane.was_warm:
+            self._lost_starts.lost(
+                ColdStart(
+                    model=lane.want.model,
+                    worker=lane.want.name,
+                    started_at=death.began_at,
+                    ended_at=datetime.now(UTC),
+                    seconds=None,
+                    detail=death.how,
+                )
+            )
+        lane.died(death, now_s=time.monotonic())
         self._news.set()
 
     def _on_entry(self, entry: Entry) -> None:
@@ -221,17 +250,25 @@ class Supervisor:
                 self._ask_again()
 
     async def _tell(self) -> bool:
-        """Says what there is to say; false when the server was away."""
+        """Says what there is to say, and does what dead lanes left undone; false when that is to be tried again."""
+        try:
+            for lane in self._lanes.values():
+                if lane.told(time.monotonic()) is None:
+                    lane.leaves_it_to_its_process()
+                else:
+                    await self._say(lane)
+            return await self._clear_up()
+        except TransportUnavailable as error:
+            log.warning("not_told", error=str(error))
+            return False
+
+    async def _clear_up(self) -> bool:
         for lane in self._lanes.values():
-            if lane.told(time.monotonic()) is None:
-                lane.leaves_it_to_its_process()
-                continue
-            try:
-                await self._say(lane)
-            except TransportUnavailable as error:
-                log.warning("not_told", lane=lane.want.name, error=str(error))
-                return False
-        return True
+            if lane.orphan is not None:
+                in_hand, death = lane.orphan
+                await give_back(self._link, in_hand, how=death.how)
+                lane.orphan = None
+        return await self._lost_starts.tell()
 
     async def _say(self, lane: Supervised) -> None:
         """Stores it, unless the lane's own process has spoken: its newer word is never overwritten."""
@@ -259,13 +296,17 @@ class Supervisor:
         await asyncio.gather(*(lane.stop(within_s=within_s) for lane in granted))
         await end(killing)
         with contextlib.suppress(TransportUnavailable):  # what was said ages out
+            await self._clear_up()
             for key in self._by_key:
                 await self._take_back(key)
 
     async def _take_back(self, key: str) -> None:
         entry = await self._link.get(LANES, key)
         heartbeat = None if entry is None else _read(entry)
-        if entry is not None and heartbeat is not None and heartbeat.pid == os.getpid():
+        if entry is None or heartbeat is None:
+            return
+        # a lane that left for the quota left its last word for us to replace
+        if heartbeat.pid == os.getpid() or heartbeat.leaving_for is not None:
             with contextlib.suppress(WrongRevision):
                 await self._link.delete(LANES, key, revision=entry.revision)
 

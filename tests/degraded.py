@@ -1,11 +1,7 @@
 """Real degraded workers on a real nats-server, without a gateway: tests place the tasks themselves."""
 
-import json
-import signal
-import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -16,50 +12,16 @@ from contracts.tasks import GenerationTask, TaskStatus, decode_task, encode_task
 from contracts.topology import LEADER, LEADER_KEY, SLOTS, TASKS, work_subject
 from lane_worker.runtime.slot_display import read_slot
 from ops.nats_link import NatsLink
-from ops.processes import warmlane_command
 from tests.records import pending_task
-from tests.support import children_of, clean_environment, eventually
+from tests.support import eventually
+from tests.workers import WorkerProcess
 
 
-class DegradedProcess:
+class DegradedProcess(WorkerProcess):
     """`warmlane degraded`. Several may have the same slot: one leads."""
 
     def __init__(self, nats_url: str, data_dir: Path, name: str, slot: str, *options: str, **environment: str) -> None:
-        self.name = name
-        self.log_file = data_dir / f"{name}.log"
-        arguments = ["--name", name, "--slot", slot, "--nats-url", nats_url, "--data-dir", str(data_dir), *options]
-        with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                warmlane_command("degraded", *arguments), stdout=log, stderr=log, env=clean_environment() | environment
-            )
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def hosts(self) -> list[int]:
-        """The pipeline host children: what its fork server has forked."""
-        return [host for server in children_of(self.pid) for host in children_of(server)]
-
-    def log_lines(self, event: str) -> list[dict[str, Any]]:
-        """What it logged as *event*."""
-        lines = (json.loads(line) for line in self.log_file.read_text().splitlines() if line.startswith("{"))
-        return [line for line in lines if line["event"] == event]
-
-    def signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
-
-    def stop(self) -> int:
-        """SIGTERM; the exit status."""
-        if self._process.poll() is None:
-            self._process.terminate()
-        return self._process.wait(timeout=60)
-
-    def kill(self) -> None:
-        """kill -9, also of one that is stopped."""
-        self._process.kill()
-        self._process.wait(timeout=60)
+        super().__init__("degraded", nats_url, data_dir, *options, name=name, slot=slot, **environment)
 
 
 async def leader_of(link: NatsLink) -> Leadership | None:

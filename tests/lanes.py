@@ -2,14 +2,10 @@
 
 import asyncio
 import contextlib
-import json
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -23,8 +19,8 @@ from lane_worker.runtime.slot import lock_path, read_note
 from lane_worker.worker import LaneWorker
 from ops.artifacts import Artifacts
 from ops.nats_link import Entry, NatsLink
-from ops.processes import warmlane_command
-from tests.support import children_of, clean_environment, eventually
+from tests.support import eventually
+from tests.workers import WorkerProcess
 
 
 class SharedForkServer(ForkServer):
@@ -137,50 +133,12 @@ class StateLog:
         self.seen.append(dict(self._now))
 
 
-class LaneProcess:
+class LaneProcess(WorkerProcess):
     """`warmlane lane`."""
 
     def __init__(self, nats_url: str, data_dir: Path, *options: str, model: str = "phr00t", number: int = 0) -> None:
-        self.name = f"{model}-{number}"
-        self.log_file = data_dir / f"{self.name}.log"
-        arguments = ["--model", model, "--name", self.name, "--slot", f"cpu-{number + 1}"]
-        arguments += ["--nats-url", nats_url, "--data-dir", str(data_dir)]
-        with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                warmlane_command("lane", *arguments, *options), stdout=log, stderr=log, env=clean_environment()
-            )
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
-    @property
-    def hosts(self) -> list[int]:
-        """The pipeline host children: what its fork server has forked."""
-        return [host for server in children_of(self.pid) for host in children_of(server)]
-
-    def log_lines(self, event: str) -> list[dict[str, Any]]:
-        """What it logged as *event*."""
-        lines = (json.loads(line) for line in self.log_file.read_text().splitlines() if line.startswith("{"))
-        return [line for line in lines if line["event"] == event]
-
-    def signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
-
-    def stop(self) -> int:
-        """SIGTERM; the exit status."""
-        if self._process.poll() is None:
-            self._process.terminate()
-        return self._process.wait(timeout=60)
-
-    def kill(self) -> None:
-        """kill -9, also of one that is stopped."""
-        self._process.kill()
-        self._process.wait(timeout=60)
+        name, slot = f"{model}-{number}", f"cpu-{number + 1}"
+        super().__init__("lane", nats_url, data_dir, "--model", model, *options, name=name, slot=slot)
 
 
 class CutWire:

@@ -10,10 +10,10 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 import httpx
@@ -210,10 +210,13 @@ class Observer:
                 life.queued_at = stored.time
 
 
-async def post(client: httpx.AsyncClient, model: str, number: int) -> Answer:
-    """One request, as a client that holds the line makes it."""
+async def post(
+    client: httpx.AsyncClient, model: str, number: int, *, headers: Mapping[str, str] | None = None, **fields: Any
+) -> Answer:
+    """One request, as a client that holds the line makes it, unless *headers* say otherwise."""
     begun_s = time.perf_counter()
-    response = await client.post("/generate", json={"model": model, "prompt": f"request {number}"})
+    body = {"model": model, "prompt": f"request {number}"} | fields
+    response = await client.post("/generate", json=body, headers=headers)
     took_s = time.perf_counter() - begun_s
     body = response.json()
     return Answer(

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import msgspec
 import structlog
 
-from contracts.lanes import LaneHeartbeat, LaneState
+from contracts.lanes import InHand, LaneHeartbeat, LaneState, LeavingFor
 from contracts.topology import LANES, lane_key
 from ops.nats_link import NatsLink, TransportUnavailable, WrongRevision
 
@@ -17,7 +17,7 @@ log = structlog.get_logger("heartbeat")
 
 
 class Heartbeat:
-    """The heartbeat of one worker. `run` it; `set` tells a new state; `leave` removes the key."""
+    """The heartbeat of one worker. `run` it; `set` tells a new state; `leave` says the last word."""
 
     def __init__(
         self,
@@ -29,28 +29,31 @@ class Heartbeat:
         interval_s: float,
         health_age_s: Callable[[], float],
         started_at: datetime,
+        in_hand: Callable[[], InHand | None] = lambda: None,
     ) -> None:
         self._link = link
         self._key = lane_key(model, worker)
         self._model, self._worker, self._slot = model, worker, slot
         self._interval_s = interval_s
         self._health_age_s = health_age_s
+        self._in_hand = in_hand
         self._started_at = started_at
         self._warm_after_s: float | None = None
         self._detail = ""
+        self._leaving_for: LeavingFor | None = None
         self._news = asyncio.Event()
         self._changes = self._told_changes = 0
         self._told = asyncio.Event()
         self.state = LaneState.STARTING
         link.on_reconnect(self._news.set)
 
-    def set(self, state: LaneState, detail: str = "") -> None:
+    def set(self, state: LaneState, detail: str = "", *, leaving_for: LeavingFor | None = None) -> None:
         """The worker is in *state* now; it is told at once."""
         if state is LaneState.WARM and self._warm_after_s is None:
             self._warm_after_s = (datetime.now(UTC) - self._started_at).total_seconds()
         if state is not self.state:
             log.info("lane_state", state=state.value, detail=detail, warm_after_s=self._warm_after_s)
-        self.state, self._detail = state, detail
+        self.state, self._detail, self._leaving_for = state, detail, leaving_for
         self._changes += 1
         self._news.set()
 
@@ -81,11 +84,18 @@ class Heartbeat:
                 continue
 
     async def leave(self) -> None:
-        """The lane goes away on purpose: its key is removed, unless its successor has it already."""
+        """The lane goes away on purpose: its key is removed, unless its successor has it already.
+
+        Where it leaves for a denial, that stays to be read until its supervisor says so, or it ages out.
+        """
         try:
             entry = await self._link.get(LANES, self._key)
-            if entry is not None and entry.value is not None and self._is_mine(entry.value):
+            if entry is None or entry.value is None or not self._is_mine(entry.value):
+                return
+            if self._leaving_for is None:
                 await self._link.delete(LANES, self._key, revision=entry.revision)
+            else:
+                await self._link.update(LANES, self._key, self._value(), revision=entry.revision)
         except WrongRevision:
             return  # the successor spoke just now
         except TransportUnavailable as error:
@@ -110,5 +120,7 @@ class Heartbeat:
                 started_at=self._started_at,
                 warm_after_s=self._warm_after_s,
                 detail=self._detail,
+                leaving_for=self._leaving_for,
+                in_hand=self._in_hand(),
             )
         )

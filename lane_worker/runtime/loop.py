@@ -13,6 +13,7 @@ from nats.aio.msg import Msg
 from opentelemetry.trace import Span
 
 from contracts import lifecycle
+from contracts.lanes import InHand
 from contracts.settings import Windows
 from contracts.tasks import (
     FailureCode,
@@ -114,6 +115,8 @@ class WorkLoop:
         self._on_busy = on_busy
         self._pull: Pull | None = None
         self._keeper: LeaseKeeper | None = None
+        self.in_hand: InHand | None = None
+        """The task that runs now."""
         link.on_reconnect(self._reconnected)
 
     def _reconnected(self) -> None:
@@ -157,11 +160,13 @@ class WorkLoop:
         # The record decides from here on, so the run need not wait for the ack (ADR 0006).
         acked = asyncio.create_task(self._ack(message))
         if held is not None:
+            self.in_hand = InHand(task_id=held.task.id, owner=self._owner)
             self._on_busy(True)
             try:
                 with _task_span(held.task):
                     await self._execute(held)
             finally:
+                self.in_hand = None
                 self._on_busy(False)
         await acked
 
@@ -204,6 +209,9 @@ class WorkLoop:
             case Reread():
                 raise _Ahead
             case Mine(task, revision):
+                if entry is not None and is_overdue(task, entry.time):  # the claim itself was stored too late
+                    await self._expire(task, revision)
+                    return None
                 return HeldTask(self._link, task, revision)
             case Expire(task, revision):
                 await self._expire(task, revision)
@@ -335,6 +343,8 @@ class WorkLoop:
         )
 
     async def _give_up(self, held: HeldTask, reason: str) -> None:
+        if self._keeper is not None:
+            await self._keeper.stop()  # or it would renew what is given back
         task = await held.update(lambda task: lifecycle.release_lease(task, reason=reason, now=datetime.now(UTC)))
         log.warning("lease_released", task_id=task.id, attempt=task.attempt, reason=reason)
         with contextlib.suppress(TransportUnavailable):  # the old timer comes too, only later

@@ -1,10 +1,12 @@
-"""`make overload` and `make swap`, shortened: everything that they judge, except how long things take."""
+"""`make overload`, `make swap` and `make failover`, shortened: all that they judge, except how long things take."""
 
 import asyncio
 from pathlib import Path
 
 from rich.console import Console
 
+from tests.failover import UNSEEN, fail_over, settings_for
+from tests.failover import judge as judge_failover
 from tests.overload import judge as judge_overload
 from tests.overload import overload
 from tests.support import settings_file
@@ -31,9 +33,24 @@ def test_ten_times_what_the_worker_can_do(tmp_path: Path) -> None:
     assert [verdict.what for verdict in missed if "p99" not in verdict.what] == [], missed
 
 
+def test_a_lane_that_dies_while_nobody_looks(tmp_path: Path) -> None:
+    """FR-021 b, and back: only its silence tells, and no request fails for it."""
+    window_s = 4.0
+    up = UpProcess(tmp_path, "--settings", str(settings_for(tmp_path, window_s, lease_s=2.0, lease_renew_s=0.5)))
+    try:
+        up.start()
+        seen = asyncio.run(fail_over(up, [UNSEEN], rate=1, window_s=window_s, after=10))
+    finally:
+        up.stop()
+    figures = {figure.what.split(",")[0]: figure for figure in judge_failover(seen)}
+    for timed in ("until routing moves", "from warm until routing is back"):
+        assert figures.pop(timed).measured is not None
+    assert [(figure.what, figure.note) for figure in figures.values() if not figure.is_met] == []
+
+
 async def test_heavy_pipelines_are_released_each_time(heavy_folder: Path) -> None:
     """FR-002."""
-    alternations = await alternate(heavy_folder, count=6, leak=False, console=QUIET)
+    alternations = await alternate(heavy_folder, count=4, leak=False, console=QUIET)
     assert [verdict.passed for verdict in judge_swaps(alternations)[:2]] == [True, True]
 
 

@@ -48,6 +48,22 @@ async def test_25_wait_and_the_26th_is_refused(system: System) -> None:
     assert (await system.submit(image=IMAGE, **{"idempotency-key": "the-26th"}))["status"] == "pending"
 
 
+@pytest.mark.parametrize("state", [LaneState.STARTING, LaneState.LOADING, LaneState.EVICTED])
+async def test_a_cold_lane_is_not_waited_for_and_the_limit_holds(state: LaneState, system: System) -> None:
+    """Nothing is loaded, after a deploy, a scale-up or an eviction: the same answers each time (FR-020, FR-017)."""
+    await system.lane_is(state)
+    try:
+        tasks = [await system.submit() for _ in range(2)]
+        records = [(await system.record(task["id"]))[0] for task in tasks]
+        assert [record.decision and record.decision.outcome for record in records] == ["degraded: capacity"] * 2
+        assert await system.depth(lane_stream("anisora")) == 0
+        await system.fill()
+        assert limit(await system.post()) == "depth"
+        assert await system.depth() == DEGRADED_MAX_MSGS
+    finally:
+        await system.lane_is(LaneState.DRAINING)
+
+
 async def test_of_a_burst_of_60_exactly_25_are_held(system: System) -> None:
     posts = [asyncio.create_task(system.post("phr00t")) for _ in range(60)]
 

@@ -70,6 +70,14 @@ BAD_BODIES = {
     "steps null": (GOOD | {"steps": None}, [("/steps", "wrong_type")]),
     "phr00t cfg": ({"model": "phr00t", "prompt": "x", "cfg": 1.5}, [("/cfg", "fixed_value")]),
     "unknown model": (GOOD | {"model": "sora"}, [("/model", "unknown_model")]),
+    "unknown alias, with the fixed fields": (
+        {"model": "rapid-aio-2", "prompt": "x", "steps": 4, "cfg": 1.0},
+        [("/model", "unknown_model")],
+    ),
+    "unknown alias, with wrong ones": (
+        {"model": "anisora-v4", "prompt": "x", "steps": 4, "cfg": 9},
+        [("/model", "unknown_model")],
+    ),
     "no prompt": ({"model": "anisora"}, [("/prompt", "missing")]),
     "empty prompt": (GOOD | {"prompt": ""}, [("/prompt", "length")]),
     "huge prompt": (GOOD | {"prompt": "x" * 100_000}, [("/prompt", "length")]),

@@ -9,13 +9,16 @@ from pathlib import Path
 import msgspec
 import pytest
 from msgspec.structs import replace
+from structlog.testing import capture_logs
 
 from contracts.lanes import LaneState, SlotState, VideoPipelineSlot
 from contracts.settings import Catalog
 from contracts.tasks import TaskStatus
 from contracts.topology import SLOTS
+from gateway.cold_starts import ColdStarts
 from lane_worker.runtime.slot_display import read_slot
 from lane_worker.worker import SILENT_S
+from ops.lane_plan import CRASHES
 from ops.nats_link import FETCH_TIMEOUT_S, NatsLink
 from tests.degraded import becomes, place, task_of
 from tests.lanes import Lane, StateLog
@@ -66,6 +69,37 @@ async def test_a_lane_stays_off_a_quarantined_slot_until_it_is_lifted(link: Nats
     assert await shown(link) == quarantined
     await link.delete(SLOTS, SLOT, revision=revision)
     await lane.becomes(LaneState.WARM)
+
+
+async def test_a_lane_that_cannot_load_crash_loops_until_it_can(
+    link: NatsLink, lane: Lane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a lane whose process ends again and again; once it was warm, that counts from the beginning."""
+    monkeypatch.setattr("lane_worker.worker.RESTART_FIRST_S", 0.05)
+    models = tmp_path / "models"
+    models.write_text("no folder")
+    before = ["loading", "unhealthy"] * (CRASHES - 1) + ["loading", "crash_looping"]
+    with capture_logs() as lines:
+        lane.start()
+        looping = await lane.becomes(LaneState.CRASH_LOOPING, when=lambda told: told.detail.startswith("5 times"))
+        assert f"{CRASHES + 2} times in a row it could not load; the last: " in looping.detail
+        assert str(models) in looping.detail
+        assert looping.detail.endswith("; tried again after 0.8 s")  # 0.05 s, and twice as long after each failure
+        models.unlink()
+        await lane.becomes(LaneState.WARM)
+        models.rename(tmp_path / "away")
+        models.write_text("no folder")
+        os.kill(lane.host, signal.SIGKILL)
+        again = await lane.becomes(LaneState.CRASH_LOOPING)
+        assert "3 times in a row" in again.detail or "4 times in a row" in again.detail
+        models.unlink()
+        await lane.becomes(LaneState.WARM)
+    states = [line["state"] for line in lines if line["event"] == "lane_state"]
+    assert states == [*before, "warm", *before, "warm"]
+    known = ColdStarts()
+    await known.start(link)
+    (start,) = known.newest_first()  # one process, one start, however many loads it took
+    assert start.seconds is not None
 
 
 async def test_a_host_that_hangs_while_nobody_asks_for_it_is_replaced(link: NatsLink, lane: Lane) -> None:

@@ -19,10 +19,12 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from contracts.lanes import LaneHeartbeat, LaneState
+from contracts.lanes import ColdStart, InHand, LaneHeartbeat, LaneState, LeavingFor
 from contracts.settings import Catalog
-from contracts.tasks import TaskStatus
-from contracts.topology import LANES
+from contracts.tasks import GenerationTask, TaskStatus, decode_task, encode_task
+from contracts.topology import COLD_STARTS, LANES, TASKS
+from gateway.cold_starts import ColdStarts
+from gateway.lane_board import LaneBoard
 from ops.lane_plan import Death, Want
 from ops.lane_providers import Denied, Lane
 from ops.nats_link import Entry, NatsLink
@@ -30,6 +32,7 @@ from ops.processes import Process, warmlane_command
 from ops.quota import Quota
 from ops.supervisor import Supervisor
 from tests.integration.conftest import System, report_lane
+from tests.records import TASK_ID, processing_task
 from tests.support import children_of, clean_environment, command_line, eventually, is_running
 
 
@@ -38,8 +41,10 @@ class Lanes:
 
     def __init__(self) -> None:
         self.told: list[tuple[str, LaneHeartbeat | None]] = []
+        self.entries: list[Entry] = []
 
     def on_entry(self, entry: Entry) -> None:
+        self.entries.append(entry)
         value = None if entry.value is None else msgspec.json.decode(entry.value, type=LaneHeartbeat)
         self.told.append((entry.key.partition(".")[2], value))
 
@@ -62,6 +67,30 @@ class Lanes:
             raise AssertionError(f"{name} is never {state}: {self.told[-10:]}") from None
         assert found is not None
         return found
+
+    async def hears(self, name: str, state: LaneState, pid: int) -> None:
+        """Returns when *pid* has told *state*, which may have been overwritten by then."""
+        await eventually(lambda: asyncio.sleep(0, (state, pid) in self.states(name)))
+
+    async def holds(self, name: str, task_id: str) -> None:
+        """Returns when the lane tells that it runs *task_id*."""
+
+        async def look() -> bool:
+            last = self.last(name)
+            return last is not None and last.in_hand is not None and last.in_hand.task_id == task_id
+
+        await eventually(look)
+
+    def causes(self, model: str, *, since: int) -> list[str | None]:
+        """What routing said after each entry from number *since* on, without repetitions: None is a lane."""
+        board = LaneBoard(health_timeout_s=60, grace_s=10)
+        causes: list[str | None] = []
+        for number, entry in enumerate(self.entries):
+            board.on_lane(entry)
+            cause = board.cause(model, entry.time)
+            if number >= since and [cause] != causes[-1:]:
+                causes.append(cause)
+        return causes
 
     async def are_gone(self, *names: str) -> None:
         await eventually(lambda: asyncio.sleep(0, all(self.last(name) is None for name in names)))
@@ -96,6 +125,13 @@ class Rig:
             return await self.route_of(model) == outcome
 
         await eventually(look)
+
+
+async def starts_of(link: NatsLink, name: str) -> list[ColdStart]:
+    """The cold starts of one lane, the oldest first."""
+    known = ColdStarts()
+    await known.start(link)
+    return [start for start in known.newest_first()[::-1] if start.worker == name]
 
 
 def _popen(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -157,24 +193,37 @@ async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(bare_syste
         await rig.lanes.becomes("phr00t-0", LaneState.WARM)
         await rig.routes("phr00t", "lane")
 
+        in_hand = (await bare_system.submit("phr00t"))["id"]
+        await rig.lanes.holds("phr00t-0", in_hand)
         (killed,) = rig.lane_pids()
         os.kill(killed, signal.SIGKILL)
+        # nobody waits for the end of its lease
+        requeued = await bare_system.becomes(in_hand, TaskStatus.PENDING, epoch=1)
+        assert [(line.event, line.detail) for line in requeued.timeline[-2:]] == [
+            ("lease_released", "the process of phr00t-0 ended: signal 9, SIGKILL"),
+            ("requeue", "phr00t-0 was lost in attempt 1"),
+        ]
+        await bare_system.http.delete(f"/tasks/{in_hand}")
         # what the supervisor says comes between the last word of the old process and the first one of the new
-        said = await rig.lanes.becomes("phr00t-0", LaneState.STARTING)
-        assert said.pid == rig.process.pid
-        assert said.detail.startswith("ended (signal 9, SIGKILL); again in 0.")
-        await rig.routes("phr00t", "degraded: capacity")
         new = await rig.lanes.becomes("phr00t-0", LaneState.WARM)
         assert new.pid not in (killed, rig.process.pid)
         speakers = [pid for _, pid in rig.lanes.states("phr00t-0")]
         assert list(dict.fromkeys(speakers[speakers.index(killed) :])) == [killed, rig.process.pid, new.pid]
         assert speakers[-1] == new.pid
+        said = next(told for key, told in rig.lanes.told[::-1] if told is not None and told.pid == rig.process.pid)
+        assert said.detail.startswith("ended (signal 9, SIGKILL); ")
         await rig.routes("phr00t", "lane")
 
         task = await bare_system.submit("phr00t")
         await bare_system.becomes(task["id"], TaskStatus.PROCESSING, epoch=0)
+        served = len(rig.lanes.entries)
         quota.write_text('{"max_lanes": {"phr00t": 0}}')
+        draining = await rig.lanes.becomes("phr00t-0", LaneState.DRAINING)
+        assert (draining.pid, draining.leaving_for) == (new.pid, "quota")
+        await rig.routes("phr00t", "degraded: quota")
         await rig.lanes.becomes("phr00t-0", LaneState.QUOTA_DENIED)
+        # at no moment in between was it anything else, the one of its process's end included
+        assert [cause for cause in rig.lanes.causes("phr00t", since=served) if cause] == ["quota"]
         assert (LaneState.DRAINING, new.pid) in rig.lanes.states("phr00t-0")
         record, _ = await bare_system.record(task["id"])
         assert (record.status.value, record.attempt) == ("done", 1)
@@ -196,6 +245,16 @@ async def test_a_lane_that_cannot_start_is_no_denial(bare_system: System, tmp_pa
         assert denied.detail == "the only slot for lanes is taken"
         (data_dir / "artifacts").unlink()  # repaired: it comes by itself
         await rig.lanes.becomes("anisora-0", LaneState.WARM)
+        deaths = [line for line in rig.log if line["event"] == "lane_ended"]
+
+        async def told() -> list[ColdStart] | None:
+            starts = await starts_of(bare_system.link, "anisora-0")
+            return starts if len(starts) > len(deaths) else None
+
+        starts = await eventually(told)
+        assert starts is not None
+        assert [start.seconds is None for start in starts] == [*(True for _ in deaths), False]
+        assert str(data_dir / "artifacts") in starts[0].detail
 
 
 @pytest.mark.parametrize(
@@ -233,15 +292,19 @@ class HandLane:
 
     def __init__(self, on_death: Callable[[Death], None]) -> None:
         self.pid: int | None = None
+        self.began_at = datetime.now(UTC)
+        self.leaving_for: LeavingFor | None = None
         self.drained = asyncio.Event()
         self.drained.set()
         self._on_death = on_death
 
-    def dies(self) -> None:
-        self.pid = None
-        self._on_death(Death("signal 9, SIGKILL", 0.0))
+    def dies(self, how: str = "signal 9, SIGKILL") -> None:
+        pid, self.pid = self.pid, None
+        self._on_death(Death(how, pid or 0, self.began_at, again_at_s=0.0))
+        self.began_at = datetime.now(UTC)
 
-    async def stop(self, *, within_s: float) -> None:
+    async def stop(self, *, within_s: float, leaving_for: LeavingFor | None = None) -> None:
+        self.leaving_for = leaving_for
         await self.drained.wait()
         self.pid = None
 
@@ -292,7 +355,7 @@ async def by_hand(
         await running
 
 
-def spoken(pid: int, state: LaneState) -> bytes:
+def spoken(pid: int, state: LaneState, *, in_hand: InHand | None = None) -> bytes:
     """A heartbeat of anisora-0."""
     return msgspec.json.encode(
         LaneHeartbeat(
@@ -303,6 +366,7 @@ def spoken(pid: int, state: LaneState) -> bytes:
             slot="by-hand",
             pid=pid,
             started_at=datetime.now(UTC),
+            in_hand=in_hand,
         )
     )
 
@@ -320,7 +384,7 @@ async def test_the_last_word_of_a_dead_lane_does_not_stand(link: NatsLink, catal
         said = await lanes.becomes("anisora-0", LaneState.STARTING)
         assert (said.pid, said.slot) == (os.getpid(), "by-hand")
         await link.put(LANES, "anisora.anisora-0", spoken(100, LaneState.BUSY))
-        await lanes.becomes("anisora-0", LaneState.BUSY)
+        await lanes.hears("anisora-0", LaneState.BUSY, 100)
         await lanes.becomes("anisora-0", LaneState.STARTING)
 
         lane.pid = 101
@@ -331,7 +395,7 @@ async def test_the_last_word_of_a_dead_lane_does_not_stand(link: NatsLink, catal
     last = lanes.last("anisora-0")
     assert last is not None
     assert last.pid == 101  # not the supervisor's to remove
-    assert lanes.last("phr00t-0") is None
+    await lanes.are_gone("phr00t-0")
 
 
 async def test_a_word_of_the_successor_that_comes_in_between_wins(link: NatsLink, catalog: Catalog) -> None:
@@ -356,6 +420,101 @@ async def test_a_word_of_the_successor_that_comes_in_between_wins(link: NatsLink
         provider.lanes["phr00t-0"].dies()
         await eventually(lambda: asyncio.sleep(0, "ended" in getattr(lanes.last("phr00t-0"), "detail", "")))
         assert lanes.states("anisora-0")[-2:] == [(LaneState.WARM, 100), (LaneState.WARM, 101)]
+
+
+async def test_a_start_that_ends_with_its_process_is_told_once(link: NatsLink, catalog: Catalog) -> None:
+    """SC-006: not where the lane told it itself, nor where it had been warm."""
+    provider = HandProvider()
+    async with by_hand(link, catalog, provider) as lanes:
+        await lanes.becomes("anisora-0", LaneState.STARTING)
+        lane = provider.lanes["anisora-0"]
+        lane.dies("killed while it loaded")
+        own = ColdStart(
+            model="anisora",
+            worker="anisora-0",
+            started_at=lane.began_at,
+            ended_at=datetime.now(UTC),
+            seconds=None,
+            detail="the slot is taken, it said",
+        )
+        await link.put(COLD_STARTS, "anisora", msgspec.json.encode(own))
+        lane.dies("status 1: the slot is taken")
+        lane.pid = 100
+        await link.put(LANES, "anisora.anisora-0", spoken(100, LaneState.WARM))
+        await lanes.becomes("anisora-0", LaneState.WARM)
+        lane.dies("killed when it was warm")
+        lane.dies("killed again")
+
+        async def told() -> list[str] | None:
+            details = [start.detail for start in await starts_of(link, "anisora-0")]
+            return details if details[-1:] == ["killed again"] else None
+
+        await eventually(told)
+    # by the moments at which they ended
+    assert await told() == ["killed while it loaded", "the slot is taken, it said", "killed again"]
+
+
+@pytest.mark.parametrize("heard", ["before", "after"])
+async def test_the_task_of_a_dead_lane_is_given_back(link: NatsLink, catalog: Catalog, heard: str) -> None:
+    """Whether its last word came before the news of its death or after it. A process that is no child of ours, as one
+    of an earlier supervisor that drains, keeps its task."""
+    task = processing_task(now=datetime.now(UTC), lease_s=3_600)
+    await link.create(TASKS, TASK_ID, encode_task(task))
+    in_hand = InHand(task_id=TASK_ID, owner="owner-1")
+    provider = HandProvider()
+    async with by_hand(link, catalog, provider) as lanes:
+        await lanes.becomes("anisora-0", LaneState.STARTING)
+        lane = provider.lanes["anisora-0"]
+        lane.pid = 200
+        await link.put(LANES, "anisora.anisora-0", spoken(100, LaneState.BUSY, in_hand=in_hand))
+        await lanes.hears("anisora-0", LaneState.BUSY, 100)
+        lane.dies()
+        await lanes.becomes("anisora-0", LaneState.STARTING)
+        provider.lanes["phr00t-0"].dies()  # the supervisor has gone through all lanes
+        await eventually(lambda: asyncio.sleep(0, "ended" in getattr(lanes.last("phr00t-0"), "detail", "")))
+        assert await record_of(link) == task
+
+        lane.pid = 100
+        word = spoken(100, LaneState.BUSY, in_hand=in_hand)
+        if heard == "before":
+            await link.put(LANES, "anisora.anisora-0", word)
+            await lanes.becomes("anisora-0", LaneState.BUSY)
+        lane.dies()
+        if heard == "after":
+            await link.put(LANES, "anisora.anisora-0", word)
+
+        async def given_back() -> bool:
+            return (await record_of(link)).timeline[-1].event == "lease_released"
+
+        await eventually(given_back)
+
+
+async def record_of(link: NatsLink) -> GenerationTask:
+    entry = await link.get(TASKS, TASK_ID)
+    assert entry is not None
+    assert entry.value is not None
+    return decode_task(entry.value)
+
+
+async def test_a_lane_that_leaves_for_the_quota_is_told_why_and_its_last_word_is_taken_back(
+    link: NatsLink, catalog: Catalog, tmp_path: Path
+) -> None:
+    """Also by a supervisor that leaves before the lane has; a lane that leaves with its supervisor is told nothing."""
+    file = tmp_path / "quota.json"
+    file.write_text('{"max_lanes": {}}')
+    provider = HandProvider()
+    async with by_hand(link, catalog, provider, quota=Quota(file, catalog.models)) as lanes:
+        await lanes.becomes("anisora-0", LaneState.STARTING)
+        lane = provider.lanes["anisora-0"]
+        lane.drained.clear()
+        file.write_text('{"max_lanes": {"anisora": 0}}')
+        await eventually(lambda: asyncio.sleep(0, lane.leaving_for == "quota"))
+        word = msgspec.json.decode(spoken(100, LaneState.DRAINING), type=LaneHeartbeat)
+        await link.put(LANES, "anisora.anisora-0", msgspec.json.encode(replace(word, leaving_for="quota")))
+        await lanes.becomes("anisora-0", LaneState.DRAINING)
+        provider.drains = True  # and it is killed at the end
+    await lanes.are_gone("anisora-0", "phr00t-0")
+    assert provider.lanes["phr00t-0"].leaving_for is None
 
 
 async def test_a_denial_of_the_provider_is_told_and_asked_about_again(

@@ -1,23 +1,29 @@
 """When a lane gives up its warm pipeline, and when it does not: lanes of this process, with real pipeline hosts."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from contracts.lanes import LaneState, SlotState
-from contracts.settings import Catalog, Warmth
+from contracts.settings import Catalog, Warmth, load_settings
 from contracts.tasks import GenerationTask, TaskStatus
 from contracts.topology import demand_subject
+from degraded_worker import worker as degraded_module
+from degraded_worker.worker import DegradedWorker
 from gateway.cold_starts import ColdStarts
 from lane_worker.runtime.cold_start import EVICTED
 from lane_worker.runtime.warmth import READY, Others
 from lane_worker.worker import LaneWorker
+from ops.artifacts import Artifacts
 from ops.nats_link import NatsLink
-from tests.degraded import becomes, place, shown, task_of
+from tests.degraded import becomes, leads, place, shown, task_of
+from tests.integration.conftest import System, fresh_system
 from tests.lanes import Lane, SharedForkServer, StateLog
-from tests.support import eventually, is_running
+from tests.support import eventually, is_running, settings_file
 
 NEVER = Warmth(recycle_after_tasks=0, recycle_residue_bytes=0, evict_idle_s=0)
 
@@ -64,6 +70,16 @@ async def lanes(link: NatsLink, catalog: Catalog, tmp_path: Path) -> AsyncIterat
     yield lanes
     await lanes.leave()
     await forks.close_at_last()
+
+
+async def unloaded(link: NatsLink, lane: Lane) -> None:
+    """Returns when its slot is empty: until then it takes what was sent before the eviction was known."""
+
+    async def empty() -> bool:
+        slot = await shown(link, lane.slot)
+        return slot is not None and (slot.state, slot.model) == (SlotState.EMPTY, None)
+
+    await eventually(empty)
 
 
 async def test_the_pipeline_stays_until_it_is_worn_out_then_it_is_loaded_in_a_fresh_host(lanes: Lanes) -> None:
@@ -154,11 +170,7 @@ async def test_an_idle_lane_unloads_and_is_warm_again_on_demand(lanes: Lanes) ->
     host = lane.host
     heartbeat = await lane.becomes(LaneState.EVICTED)
 
-    async def empty() -> bool:
-        slot = await shown(lanes.link, lane.slot)
-        return slot is not None and (slot.state, slot.model) == (SlotState.EMPTY, None)
-
-    await eventually(empty)
+    await unloaded(lanes.link, lane)
     assert lane.host == host
     await lanes.link.client.publish(demand_subject("phr00t"), b"")
     warm = await lane.becomes(LaneState.WARM)
@@ -180,3 +192,89 @@ async def test_a_task_that_was_sent_before_the_eviction_was_known_is_run(lanes: 
     (lane,) = await lanes.start(replace(NEVER, evict_idle_s=0.5))
     await lane.becomes(LaneState.EVICTED)
     assert (await lanes.run()).swap is None
+
+
+# ── with a gateway ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Served(System):
+    """A system whose gateway has real workers."""
+
+    async def run(self, model: str) -> GenerationTask:
+        """A request for *model*, held until it was taken; the task, when it is done."""
+        answer = await self.post(model)
+        assert answer.status_code == 202, answer.text
+
+        async def done() -> GenerationTask | None:
+            task, _ = await self.record(answer.json()["id"])
+            return task if task.status.is_terminal else None
+
+        task = await eventually(done, within_s=60)
+        assert task is not None
+        assert task.status is TaskStatus.DONE, task
+        return task
+
+
+@asynccontextmanager
+async def degraded_worker(
+    link: NatsLink, catalog: Catalog, folder: Path, forks: SharedForkServer
+) -> AsyncIterator[str]:
+    """It leads, in this process; its name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(degraded_module, "ForkServer", lambda: forks)
+        worker = DegradedWorker(
+            link=link,
+            artifacts=Artifacts.in_folder(folder / "artifacts"),
+            models=catalog.models,
+            windows=catalog.windows,
+            name="degraded-0",
+            slot="cpu-9",
+            data_dir=folder,
+            step_seconds=0.0,
+        )
+    stop = asyncio.Event()
+    running = asyncio.create_task(worker.run(stop))
+    await leads(link, "degraded-0")
+    yield "degraded-0"
+    stop.set()
+    await running
+
+
+async def test_a_request_for_an_evicted_lane_is_served_elsewhere_and_the_next_one_is_served_warm(
+    tmp_path: Path,
+) -> None:
+    """From end to end: the gateway sees that the only lane has unloaded, and asks for it as it sends the request on."""
+    settings = settings_file(tmp_path)
+    catalog = load_settings(settings).catalog("tiny")
+    forks = SharedForkServer()
+    async with fresh_system(tmp_path, settings) as alone:
+        system, folder = Served(alone.gateway, alone.link, alone.http), alone.gateway.data_dir
+        lanes = Lanes(system.link, catalog, folder, forks)
+        async with degraded_worker(system.link, catalog, folder, forks) as degraded:
+            (lane,) = await lanes.start(replace(NEVER, evict_idle_s=1))
+            await lane.becomes(LaneState.EVICTED)
+            await unloaded(system.link, lane)
+
+            async def known() -> bool:
+                lanes: list[str] = (await system.http.get("/readyz")).json()["models"]["phr00t"]["lanes"]
+                return lanes == ["evicted"]
+
+            await eventually(known)
+            states = StateLog()
+            await states.start(system.link)
+            first = await system.run("phr00t")
+            assert (first.worker, first.route, first.attempt) == (degraded, "degraded", 1)
+            assert first.decision is not None
+            assert (first.decision.outcome, first.decision.lanes[0].state) == ("degraded: capacity", "evicted")
+            await lane.becomes(LaneState.WARM)  # nobody else asks for it
+
+            async def warm() -> GenerationTask | None:
+                task = await system.run("phr00t")
+                return task if task.worker == lane.name else None
+
+            second = await eventually(warm)  # on a slow machine it may have unloaded once more
+            assert second is not None
+            assert (second.route, second.attempt, second.epoch, second.swap) == ("lane", 1, 0, None)
+            assert states.states(lane.name)[:3] == [LaneState.EVICTED, LaneState.LOADING, LaneState.WARM]
+        await lanes.leave()
+        await forks.close_at_last()

@@ -76,6 +76,15 @@ def test_every_requirement_has_one_row() -> None:
         assert "not built yet" in text or re.search(r"`tests/[^`]+`|the same", row[2]), text
 
 
+def test_every_edge_case_of_the_specification_has_one_row_and_a_test_by_name() -> None:
+    """Its six, and the three ways in which a lane is unavailable."""
+    rows = re.findall(r"^\| ([1-9]|\([a-c]\)) .+ \| (.+) \|$", README.read_text(), re.MULTILINE)
+    assert [name for name, _ in rows] == [*"123456", "(a)", "(b)", "(c)"]
+    for name, shown in rows:
+        named = shown.split(", ")
+        assert all(_NAMED.fullmatch(each) and "::test_" in each for each in named), (name, named)
+
+
 def test_every_command_and_option_that_is_named_exists() -> None:
     named = [match for line in code_lines() for match in re.finditer(r"\bwarmlane ([a-z]+(?:-[a-z]+)*)\b(.*)", line)]
     assert {match[1] for match in named} == set(COMMANDS)

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from contracts.lanes import LaneHeartbeat, LaneState
+from contracts.lanes import LaneHeartbeat, LaneState, LeavingFor
 from contracts.topology import LEADER_KEY
 from gateway.lane_board import LaneBoard
 from ops.nats_link import Entry
@@ -44,10 +44,22 @@ def board_with(*entries: Entry) -> LaneBoard:
 
 
 def heartbeat(
-    at: datetime, *, health_age_s: float = 0, state: LaneState = LaneState.WARM, worker: str = "a-0"
+    at: datetime,
+    *,
+    health_age_s: float = 0,
+    state: LaneState = LaneState.WARM,
+    worker: str = "a-0",
+    leaving_for: LeavingFor | None = None,
 ) -> Entry:
     said = LaneHeartbeat(
-        model="anisora", worker=worker, state=state, health_age_s=health_age_s, slot="cpu-0", pid=1, started_at=NOW
+        model="anisora",
+        worker=worker,
+        state=state,
+        health_age_s=health_age_s,
+        slot="cpu-0",
+        pid=1,
+        started_at=NOW,
+        leaving_for=leaving_for,
     )
     return Entry(f"anisora.{worker}", msgspec.json.encode(said), 1, at)
 
@@ -68,6 +80,25 @@ def test_the_60_s_rule_counts_from_the_servers_time_and_the_hosts_age(
     board = board_with(heartbeat(after(-heard_s), health_age_s=health_age_s))
     assert str(board.outcome("anisora", NOW)) == expected
     assert board.route("anisora", NOW)[1].outcome == expected
+
+
+@pytest.mark.parametrize(("heard_s", "expected"), [(60.0, "degraded: quota"), (60.001, "degraded: capacity")])
+@pytest.mark.parametrize(("state", "leaving_for"), [(LaneState.QUOTA_DENIED, None), (LaneState.DRAINING, "quota")])
+def test_a_denial_counts_as_long_as_somebody_repeats_it(
+    state: LaneState, leaving_for: LeavingFor | None, heard_s: float, expected: str
+) -> None:
+    """FR-021 a: its supervisor does so every few seconds; when that is gone, nobody knows."""
+    board = board_with(heartbeat(after(-heard_s), state=state, leaving_for=leaving_for))
+    assert str(board.outcome("anisora", NOW)) == expected
+    assert board.route("anisora", NOW)[1].outcome == expected
+
+
+def test_a_heartbeat_of_before_has_the_fields_that_came_later() -> None:
+    entry = heartbeat(NOW, state=LaneState.DRAINING)
+    told = msgspec.json.decode(entry.value or b"")
+    del told["leaving_for"], told["in_hand"]
+    board = board_with(Entry(entry.key, msgspec.json.encode(told), 1, NOW))
+    assert str(board.outcome("anisora", NOW)) == "degraded: capacity"
 
 
 def test_a_lane_that_left_is_forgotten_and_others_stay() -> None:

@@ -3,14 +3,21 @@
 import msgspec
 import pytest
 
-from contracts.lanes import LaneReport, LaneState
+from contracts.lanes import LaneReport, LaneState, LeavingFor
 from contracts.tasks import RoutingDecision
 from gateway.routing import OUTCOMES, RULES, Route, ToDegraded, ToLane, decision_of, derive, input_of, judged_at, route
 from tests.records import NOW, after
 
 
-def lane(state: LaneState, *, silent_s: float = 0, worker: str = "anisora-0") -> LaneReport:
-    return LaneReport(model="anisora", worker=worker, state=state, healthy_at=after(-silent_s))
+def lane(
+    state: LaneState, *, silent_s: float = 0, worker: str = "anisora-0", leaving_for: LeavingFor | None = None
+) -> LaneReport:
+    healthy_at = after(-silent_s)
+    return LaneReport(model="anisora", worker=worker, state=state, healthy_at=healthy_at, leaving_for=leaving_for)
+
+
+def leaving(*, silent_s: float = 0) -> LaneReport:
+    return lane(LaneState.DRAINING, silent_s=silent_s, leaving_for="quota")
 
 
 @pytest.mark.parametrize(
@@ -31,6 +38,14 @@ def lane(state: LaneState, *, silent_s: float = 0, worker: str = "anisora-0") ->
             [lane(LaneState.QUOTA_DENIED), lane(LaneState.WARM, worker="anisora-1")], False, ToLane(), id="2-before-3"
         ),
         pytest.param([lane(LaneState.QUOTA_DENIED)], False, ToDegraded("quota"), id="3-quota"),
+        pytest.param([lane(LaneState.QUOTA_DENIED, silent_s=60)], False, ToDegraded("quota"), id="3-said-60-s-ago"),
+        pytest.param(
+            [lane(LaneState.QUOTA_DENIED, silent_s=60.001)], False, ToDegraded("capacity"), id="4-a-denial-of-old"
+        ),
+        pytest.param([leaving()], False, ToDegraded("quota"), id="3-leaves-for-the-quota"),
+        pytest.param([leaving(silent_s=60.001)], False, ToDegraded("capacity"), id="4-left-for-it-long-ago"),
+        pytest.param([leaving(), lane(LaneState.WARM, worker="anisora-1")], False, ToLane(), id="2-another-one-leaves"),
+        pytest.param([lane(LaneState.DRAINING)], False, ToDegraded("capacity"), id="4-leaves-for-no-denial"),
         pytest.param([], False, ToDegraded("capacity"), id="4-no-lane"),
     ],
 )
@@ -109,10 +124,13 @@ def test_a_cut_does_not_make_lanes_silent(silent_before_cut_s: float, expected: 
 @pytest.mark.parametrize("judged_s", [0, -30])
 @pytest.mark.parametrize("forced", [False, True])
 @pytest.mark.parametrize(("silent_s", "lanes_passed"), [(61, False), (0, False), (0, True), (61, True), (90, False)])
+@pytest.mark.parametrize(
+    "other", [lane(LaneState.QUOTA_DENIED), lane(LaneState.QUOTA_DENIED, silent_s=90), leaving(), leaving(silent_s=90)]
+)
 def test_the_stored_decision_derives_the_same_answer(
-    silent_s: float, lanes_passed: bool, forced: bool, judged_s: float
+    other: LaneReport, silent_s: float, lanes_passed: bool, forced: bool, judged_s: float
 ) -> None:
-    reports = [lane(LaneState.WARM, silent_s=silent_s), lane(LaneState.QUOTA_DENIED, worker="anisora-1")]
+    reports = [lane(LaneState.WARM, silent_s=silent_s, worker="anisora-1"), other]
     judged = after(judged_s)
     outcome = route(reports, forced_degraded=forced, health_timeout_s=50, now=judged, lanes_passed=lanes_passed)
     decision = decision_of(

@@ -26,6 +26,7 @@ from ops.lane_plan import (
 )
 from ops.lane_providers import how_it_ended, last_error
 from ops.quota import Quota, QuotaError
+from tests.records import NOW
 
 NOW_S = 1_000.0
 A0, A1 = Want("anisora", "anisora-0"), Want("anisora", "anisora-1")
@@ -73,7 +74,11 @@ def test_every_model_gets_its_first_lane_before_any_gets_a_second() -> None:
 
 
 def silence(crashes: int, *, how: str = "status 1: no", again_in_s: float = 2.0) -> Silence:
-    return Silence(tuple(NOW_S - number for number in range(crashes)), Death(how, NOW_S + again_in_s))
+    return Silence(tuple(NOW_S - number for number in range(crashes)), death(how, again_in_s=again_in_s))
+
+
+def death(how: str = "signal 6, SIGABRT", *, again_in_s: float = 0) -> Death:
+    return Death(how, 7, NOW, again_at_s=NOW_S + again_in_s)
 
 
 @pytest.mark.parametrize(
@@ -105,18 +110,18 @@ def test_what_is_told(about: Deny | Silence, expected: Told) -> None:
 
 
 def test_crashes_count_until_the_lane_was_warm() -> None:
-    death, now = Death("signal 6, SIGABRT", 0), Silence()
+    now = Silence()
     for number in range(CRASHES):
-        now = after_death(now, death, was_warm=False, now_s=NOW_S + number)
+        now = after_death(now, death(), was_warm=False, now_s=NOW_S + number)
     assert told_of(now, now_s=NOW_S).state is LaneState.CRASH_LOOPING
-    now = after_death(now, death, was_warm=True, now_s=NOW_S)
-    assert now == Silence(last=death)
+    now = after_death(now, death(), was_warm=True, now_s=NOW_S)
+    assert now == Silence(last=death())
 
 
 def test_crashes_of_long_ago_do_not_count() -> None:
-    death, now = Death("signal 6, SIGABRT", 0), Silence()
+    now = Silence()
     for number in range(CRASHES):
-        now = after_death(now, death, was_warm=False, now_s=number * (CRASH_WINDOW_S / 2 + 1))
+        now = after_death(now, death(), was_warm=False, now_s=number * (CRASH_WINDOW_S / 2 + 1))
     assert len(now.crashes) == CRASHES - 1
 
 

@@ -1,0 +1,73 @@
+"""A worker's process, from its start to its end. Shared by both kinds of worker."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import uvloop
+from msgspec import Struct
+
+from contracts.settings import SettingsError
+from lane_worker.runtime.host import HostLost, SlotTaken
+from ops.artifacts import Artifacts, StorageFailed
+from ops.memory import DriverUnusable
+from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer
+from ops.processes import LEAVE_FOR_QUOTA
+from ops.provision import NotProvisioned
+from ops.tracing import tracing
+
+
+class Surroundings(Struct, frozen=True):
+    """What a worker stands in. SIGTERM and SIGINT set *stop*; LEAVE_FOR_QUOTA sets *for_quota*, and *stop* after it."""
+
+    link: NatsLink
+    artifacts: Artifacts
+    stop: asyncio.Event
+    for_quota: asyncio.Event
+
+
+@asynccontextmanager
+async def connected(
+    nats_url: str, *, name: str, data_dir: Path, require: Callable[[NatsLink], Awaitable[None]]
+) -> AsyncIterator[Surroundings]:
+    """Signals are listened to, and the server is there: provisioned, as *require* finds, and with the right time."""
+    stop, for_quota = asyncio.Event(), asyncio.Event()
+
+    def leave_for_quota() -> None:
+        for_quota.set()
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(LEAVE_FOR_QUOTA, leave_for_quota)
+    artifacts = Artifacts.in_folder(data_dir / "artifacts")
+    link = await NatsLink.connect(nats_url, name=name)
+    try:
+        await require(link)
+        await link.require_clock()
+        yield Surroundings(link, artifacts, stop, for_quota)
+    finally:
+        await link.close()
+
+
+def run_to_end(role: str, work: Coroutine[Any, Any, None]) -> None:
+    """Runs *work*. Raises click.ClickException for what ended it, where a user can put that right."""
+    try:
+        with tracing(role):
+            uvloop.run(work)
+    except (
+        SettingsError,
+        TransportUnavailable,
+        UnusableServer,
+        NotProvisioned,
+        StorageFailed,
+        DriverUnusable,
+        SlotTaken,
+        HostLost,
+    ) as error:
+        raise click.ClickException(str(error)) from error
