@@ -97,7 +97,8 @@ class DegradedWorker:
                 await displaying  # a quarantine would not be stored: fail, and be started again
             if not serving.done():
                 await drain(serving, drain_s=self._windows.drain_s, leave=self._runner.leave)
-            await serving
+            if not serving.cancelled():
+                await serving
             await self._display.leave()
         finally:
             await end(serving, stopped, displaying)

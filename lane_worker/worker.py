@@ -123,7 +123,8 @@ class LaneWorker:
         self._idle_since_s = 0.0
 
     async def run(self, stop: asyncio.Event, *, for_quota: asyncio.Event | None = None) -> None:
-        """Serves until *stop*; then finishes the task in hand within `windows.drain_s`, releases and leaves.
+        """Serves until *stop*; then finishes the task in hand within `windows.drain_s`, releases and leaves. A load that
+        is under way then is given up.
 
         Where *for_quota* is set by then, it says from its next word on that it leaves for a quota.
         Raises SlotTaken when another process holds the card, HostLost when its host does not even start,
@@ -145,9 +146,12 @@ class LaneWorker:
                     await keeper  # a lane that cannot be heard of must not look warm: fail, and be started again
             if stop.is_set():
                 self._drains(for_quota is not None and for_quota.is_set())
-            if not serving.done():
+            if self._loop.in_hand is not None or self._is_loaded():
                 await drain(serving, drain_s=self._windows.drain_s, leave=self._runner.leave)
-            await serving
+            else:
+                await end(serving)
+            if not serving.cancelled():
+                await serving
         except SlotTaken as error:
             self._starts.failed(str(error))
             raise

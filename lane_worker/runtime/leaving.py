@@ -6,6 +6,8 @@ from typing import Final
 
 import structlog
 
+from ops.ending import end
+
 # After the drain's bound, how long the task in hand may take to stop and to give its lease back.
 LEAVE_S: Final = 15.0
 
@@ -13,7 +15,10 @@ log = structlog.get_logger("leaving")
 
 
 async def drain(serving: asyncio.Task[None], *, drain_s: float, leave: Callable[[str], None]) -> None:
-    """Waits *drain_s* for *serving* to end by itself, then calls *leave* to stop its task, then cancels it."""
+    """Waits *drain_s* for *serving* to end by itself, then calls *leave* to stop its task, then cancels it.
+
+    *serving* is over when this returns.
+    """
     done, _ = await asyncio.wait({serving}, timeout=drain_s)
     if not done:
         log.warning("drain_too_long", after_s=drain_s)
@@ -22,4 +27,4 @@ async def drain(serving: asyncio.Task[None], *, drain_s: float, leave: Callable[
     if not done:
         # the lease runs out, and the sweeper gives the task to another worker
         log.error("drain_abandoned", after_s=drain_s + LEAVE_S)
-        serving.cancel()
+        await end(serving)

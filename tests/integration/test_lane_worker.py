@@ -21,8 +21,8 @@ from lane_worker.worker import SILENT_S
 from ops.lane_plan import CRASHES
 from ops.nats_link import FETCH_TIMEOUT_S, NatsLink
 from tests.degraded import becomes, place, task_of
-from tests.lanes import Lane, StateLog
-from tests.support import is_running
+from tests.lanes import Lane, SharedForkServer, StateLog
+from tests.support import children_of, is_running
 
 SLOT = "cpu-0"
 HEALTH_TIMEOUT_S = 9.0
@@ -50,6 +50,24 @@ async def test_a_warm_lane_shows_what_is_resident_and_an_empty_slot_when_it_left
     slot = await shown(link)
     assert slot is not None
     assert (slot.model, slot.state) == (None, SlotState.EMPTY)
+
+
+async def test_a_lane_that_is_to_leave_gives_up_its_load(link: NatsLink, catalog: Catalog, tmp_path: Path) -> None:
+    """At once: nothing is in hand, and a production model loads for minutes. This one would load for ever."""
+    model = catalog.models["phr00t"]
+    hanging = replace(model, checkpoint=replace(model.checkpoint, folder="hang-in-load"))
+    models = {**catalog.models, "phr00t": hanging}
+    before, forks = children_of(os.getpid()), SharedForkServer()
+    windows = replace(catalog.windows, drain_s=5.0)
+    lane = Lane(link, replace(catalog, models=models, windows=windows), tmp_path, fork_server=forks)
+    with capture_logs() as logs:
+        lane.start()
+        await lane.becomes(LaneState.LOADING)
+        await lane.leave()
+        await lane.ended()
+    await forks.close_at_last()
+    assert {entry["event"] for entry in logs} & {"drain_too_long", "not_warm"} == set()
+    assert children_of(os.getpid()) == before
 
 
 async def test_a_lane_stays_off_a_quarantined_slot_until_it_is_lifted(link: NatsLink, lane: Lane) -> None:
