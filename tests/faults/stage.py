@@ -149,9 +149,13 @@ class Stage:
         await eventually(lambda: asyncio.sleep(0, bool(self.cleanups(task_id)) or not task.attempt))
         return task
 
-    async def waiting(self) -> int:
-        """How many places of the degraded queue are taken, as the server counts them."""
-        return await self._system.depth()
+    async def no_place_is_taken(self) -> None:
+        """Returns when the degraded queue is empty, long before the server would drop what is in it for its age."""
+
+        async def look() -> bool:
+            return await self._system.depth() == 0
+
+        await eventually(look, within_s=2)
 
     def events(self, task_id: str) -> list[str]:
         """What the worker logged of the task, in this order."""
