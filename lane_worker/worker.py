@@ -123,10 +123,10 @@ class LaneWorker:
         self._idle_since_s = 0.0
 
     async def run(self, stop: asyncio.Event, *, for_quota: asyncio.Event | None = None) -> None:
-        """Serves until *stop*; then finishes the task in hand within `windows.drain_s`, releases and leaves. A load that
-        is under way then is given up.
+        """Serves until *stop*; then finishes the task in hand within `windows.drain_s`, releases and leaves.
 
-        Where *for_quota* is set by then, it says from its next word on that it leaves for a quota.
+        A load that is under way then is given up. Where *for_quota* is set by then, it says from its next word on that
+        it leaves for a quota.
         Raises SlotTaken when another process holds the card, HostLost when its host does not even start,
         TransportUnavailable when the server is away at the start.
         """

@@ -25,7 +25,7 @@ def test_ten_times_what_the_worker_can_do(tmp_path: Path) -> None:
     up = UpProcess(tmp_path, *options)
     try:
         up.start()
-        seen = asyncio.run(overload(up, times=10, seconds=12, console=QUIET))
+        seen = asyncio.run(overload(up, times=10, seconds=9, console=QUIET))
     finally:
         up.stop()
     assert {answer.limit for answer in seen.answers} == {"", "depth", "wait"}
@@ -55,5 +55,5 @@ async def test_heavy_pipelines_are_released_each_time(heavy_folder: Path) -> Non
 
 
 async def test_a_planted_leak_fails_the_same_check(heavy_folder: Path) -> None:
-    alternations = await alternate(heavy_folder, count=3, leak=True, console=QUIET)
+    alternations = await alternate(heavy_folder, count=3, leak=True, console=QUIET, beside_bare=False)
     assert [verdict.passed for verdict in judge_swaps(alternations)[:2]] == [False, False]

@@ -30,7 +30,7 @@ from ops.lane_providers import Denied, Lane
 from ops.nats_link import Entry, NatsLink
 from ops.processes import Process, warmlane_command
 from ops.quota import Quota
-from ops.supervisor import Supervisor
+from ops.supervisor import Supervised, Supervisor
 from tests.integration.conftest import System, report_lane
 from tests.records import TASK_ID, processing_task
 from tests.support import children_of, clean_environment, command_line, eventually, is_running
@@ -487,6 +487,20 @@ async def test_the_task_of_a_dead_lane_is_given_back(link: NatsLink, catalog: Ca
             return (await record_of(link)).timeline[-1].event == "lease_released"
 
         await eventually(given_back)
+
+
+def test_the_task_of_a_dead_lane_is_known_though_its_successor_speaks_first() -> None:
+    """As when the supervisor could not reach the server meanwhile: nobody can read the last word of the dead one."""
+    hand, lane = HandLane(lambda _: None), Supervised(Want("anisora", "anisora-0"))
+    in_hand, death = InHand(task_id=TASK_ID, owner="owner-1"), Death("signal 9", 100, datetime.now(UTC), again_at_s=0.0)
+    lane.granted, hand.pid = hand, 100
+    lane.hear(msgspec.json.decode(spoken(100, LaneState.BUSY, in_hand=in_hand), type=LaneHeartbeat))
+    assert lane.orphan is None
+    hand.pid = None
+    lane.died(death, now_s=0.0)
+    hand.pid = 101
+    lane.hear(msgspec.json.decode(spoken(101, LaneState.WARM), type=LaneHeartbeat))
+    assert lane.orphan == (in_hand, death)
 
 
 async def record_of(link: NatsLink) -> GenerationTask:
