@@ -83,7 +83,7 @@ def test_lanes_that_are_denied_and_given_under_load(tmp_path: Path) -> None:
     quota.write_text('{"max_lanes": {"phr00t": 1}}')
     up = UpProcess(tmp_path, "--gpus", "2", "--quota", str(quota), warm=["anisora"])
     up.start()
-    eventually_sync(lambda: "ready in" in up.output.read_text(), within_s=60)
+    eventually_sync(lambda: "-so phr00t.mp4" in up.output.read_text(), within_s=60)
     said = up.output.read_text()
     denied = (
         "lane phr00t-0 is capacity_denied: the only slot for lanes is taken; its requests go to the degraded worker"
