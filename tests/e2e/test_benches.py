@@ -50,10 +50,5 @@ def test_a_lane_that_dies_while_nobody_looks(tmp_path: Path) -> None:
 
 async def test_heavy_pipelines_are_released_each_time(heavy_folder: Path) -> None:
     """FR-002."""
-    alternations = await alternate(heavy_folder, count=4, leak=False, console=QUIET)
+    alternations = await alternate(heavy_folder, count=3, leak=False, console=QUIET)
     assert [verdict.passed for verdict in judge_swaps(alternations)[:2]] == [True, True]
-
-
-async def test_a_planted_leak_fails_the_same_check(heavy_folder: Path) -> None:
-    alternations = await alternate(heavy_folder, count=3, leak=True, console=QUIET, beside_bare=False)
-    assert [verdict.passed for verdict in judge_swaps(alternations)[:2]] == [False, False]

@@ -169,7 +169,7 @@ async def test_a_quarantined_slot_is_not_opened_until_an_operator_lifts_it(
         assert await leader_of(link) is None
         assert await shown(link, "cpu-5") == quarantined
         await lift(link, "cpu-5", now=NOW)
-        await leads(link, "degraded-0", within_s=10)
+        await leads(link, "degraded-0", within_s=30)
         done = await becomes(link, await place(link, task_of("anisora", 1)), TaskStatus.DONE, TaskStatus.FAILED)
         assert done.status is TaskStatus.DONE
         assert worker.stop() == 0

@@ -206,9 +206,10 @@ async def test_a_queued_task_shows_its_place_everywhere(http: httpx.AsyncClient,
     assert data[0]["queue"]["position"] == place["position"]
     cancelled = (await http.delete(f"/tasks/{first['id']}")).json()
     assert cancelled["queue"] is None
-    assert (await http.get(url)).json()["queue"]["position"] == place["position"] - 1
+    waiting = await http.get(url)
+    assert waiting.json()["queue"]["position"] == place["position"] - 1
     await claimed(gateway_link, task["id"])
-    running = (await http.get(f"{url}?wait=10", headers={"if-none-match": '"0"'})).json()
+    running = (await http.get(f"{url}?wait=10", headers={"if-none-match": waiting.headers["etag"]})).json()
     assert (running["status"], running["queue"]) == ("processing", None)
 
 
