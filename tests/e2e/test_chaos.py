@@ -1,6 +1,6 @@
 """`make chaos` for a minute.
 
-That its checker can fail is shown by `tests/unit/test_checker.py` on histories, and by `make chaos-plants` on whole systems.
+That its checker can fail is shown by `tests/unit/test_checker.py` on histories and by `make chaos-plants` on systems.
 """
 
 from pathlib import Path
