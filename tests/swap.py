@@ -78,10 +78,8 @@ def judge(alternations: Sequence[Alternation]) -> list[Verdict]:
     ]
 
 
-async def alternate(
-    folder: Path, *, count: int, leak: bool, console: Console, beside_bare: bool = True
-) -> list[Alternation]:
-    """*count* swaps, each followed by a generation, in turns with the bare script; without it, its times are NaN."""
+async def alternate(folder: Path, *, count: int, leak: bool, console: Console) -> list[Alternation]:
+    """*count* swaps, each followed by a generation, in turns with the bare script."""
     console.print("building two pipelines of several hundred MB")
     models = await asyncio.to_thread(heavy_models, load_settings().catalog("tiny"), folder)
     fork_server = ForkServer(rogue_host.COMMAND if leak else FORK_SERVER)
@@ -101,8 +99,7 @@ async def alternate(
         await swap_and_run(residence, host, models, next(names), folder, prompt)
         for name in track(list(itertools.islice(names, count)), description="swapping", console=console):
             receipt, ours_s = await swap_and_run(residence, host, models, name, folder, prompt)
-            bare_s = await run_bare(bare, name) if beside_bare else math.nan
-            alternations.append(Alternation(receipt=receipt, ours_s=ours_s, bare_s=bare_s))
+            alternations.append(Alternation(receipt=receipt, ours_s=ours_s, bare_s=await run_bare(bare, name)))
     finally:
         bare.kill()
         await bare.wait()
