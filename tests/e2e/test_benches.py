@@ -2,15 +2,17 @@
 
 import asyncio
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
+from contracts.tasks import SwapReceipt
 from tests.failover import UNSEEN, fail_over, settings_for
 from tests.failover import judge as judge_failover
 from tests.overload import judge as judge_overload
 from tests.overload import overload
 from tests.support import settings_file
-from tests.swap import alternate
+from tests.swap import Alternation, alternate
 from tests.swap import judge as judge_swaps
 from tests.system import UpProcess
 
@@ -52,3 +54,31 @@ async def test_heavy_pipelines_are_released_each_time(heavy_folder: Path) -> Non
     """FR-002."""
     alternations = await alternate(heavy_folder, count=3, leak=False, console=QUIET)
     assert [verdict.passed for verdict in judge_swaps(alternations)[:2]] == [True, True]
+
+
+def test_the_judge_of_swaps_sees_a_leak() -> None:
+    """On receipts as a leak of 200 MB leaves them: `make swap SWAP_ARGS=--leak` plants a real one."""
+
+    def alternation(after_bytes: int, how: Literal["unloaded", "killed"] = "unloaded") -> Alternation:
+        receipt = SwapReceipt(
+            slot="cpu-0",
+            released_model="anisora",
+            loaded_model="phr00t",
+            how=how,
+            probe="rss",
+            base_bytes=400_000_000,
+            before_bytes=1_200_000_000,
+            after_bytes=after_bytes,
+            tolerance_bytes=128_000_000,
+            free_bytes=16_000_000_000,
+            samples=2,
+        )
+        return Alternation(receipt=receipt, ours_s=1.0, bare_s=1.0)
+
+    def judged(alternations: list[Alternation]) -> list[bool]:
+        return [verdict.passed for verdict in judge_swaps(alternations)]
+
+    assert judged([alternation(400_000_000)] * 40) == [True, True, True]
+    assert judged([alternation(400_000_000, "killed")] * 40) == [False, False, True]
+    grows = [alternation(400_000_000 + number * 2_000_000) for number in range(40)]
+    assert judged(grows) == [True, False, True]
