@@ -42,6 +42,7 @@ async def server_away(system: System, windows: Windows, *, away_s: float) -> Ret
 
         await asyncio.to_thread(system.gateway.nats.kill)
         away = asyncio.create_task(asyncio.sleep(away_s))
+        await eventually(partial(_is_cut_off, system))
         first = [await _known(system, task_id, before[task_id]["status"]) for task_id in ids]
         await _refused(system)
         worker.runner.may_end.set()  # the result has to wait for the server
@@ -71,6 +72,10 @@ async def server_away(system: System, windows: Windows, *, away_s: float) -> Ret
         await worker.close()
 
 
+async def _is_cut_off(system: System) -> bool:
+    return (await system.http.get("/readyz")).json()["nats"] is False
+
+
 async def _is_connected(system: System) -> bool:
     return system.link.is_connected
 
@@ -81,7 +86,6 @@ async def _refused(system: System) -> None:
     body = refused.json()
     assert (refused.status_code, body["code"], body["outcome"]) == (503, "transport_unavailable", "unknown")
     assert int(refused.headers["retry-after"]) >= 1
-    assert (await system.http.get("/readyz")).json()["nats"] is False
 
 
 async def _known(system: System, task_id: str, status: str) -> int:
