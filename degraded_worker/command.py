@@ -9,10 +9,11 @@ from contracts.topology import bucket_subject
 from degraded_worker.worker import DegradedWorker
 from lane_worker.runtime.process import connected, run_to_end
 from lane_worker.runtime.slot import lock_path
+from ops.nats_access import NatsAccess
 from ops.options import (
     data_dir_option,
     name_option,
-    nats_url_option,
+    nats_options,
     profile_option,
     settings_option,
     slot_option,
@@ -28,7 +29,7 @@ from ops.telemetry import configure_logging
 )
 @slot_option
 @name_option("Name of the worker, unique and stable. [default: degraded and the slot]")
-@nats_url_option
+@nats_options("degraded")
 @data_dir_option
 @settings_option
 @profile_option
@@ -36,7 +37,7 @@ from ops.telemetry import configure_logging
 def command(
     slot: str,
     name: str | None,
-    nats_url: str,
+    nats: NatsAccess,
     data_dir: Path,
     settings: Path | None,
     profile: str,
@@ -57,7 +58,7 @@ def command(
             bucket_subject("slots", slot)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--slot") from error
-        async with connected(nats_url, name=f"degraded-{name}", data_dir=data_dir, require=require_degraded) as here:
+        async with connected(nats, name=f"degraded-{name}", data_dir=data_dir, require=require_degraded) as here:
             worker = DegradedWorker(
                 link=here.link,
                 artifacts=here.artifacts,

@@ -17,12 +17,13 @@ from contracts.settings import SettingsError, load_settings
 from gateway.app import create_app
 from gateway.services import Services
 from ops.artifacts import StorageFailed
+from ops.nats_access import NatsAccess
 from ops.nats_link import TransportUnavailable, UnusableServer
 from ops.options import (
     data_dir_option,
     host_option,
     keep_option,
-    nats_url_option,
+    nats_options,
     port_option,
     profile_option,
     settings_option,
@@ -77,13 +78,13 @@ def listen(host: str, port: int) -> socket.socket:
 )
 @host_option
 @port_option
-@nats_url_option
+@nats_options("gateway")
 @data_dir_option
 @settings_option
 @profile_option
 @keep_option
 def command(
-    host: str, port: int, nats_url: str, data_dir: Path, settings: Path | None, profile: str, keep_s: float
+    host: str, port: int, nats: NatsAccess, data_dir: Path, settings: Path | None, profile: str, keep_s: float
 ) -> None:
     """Serve the HTTP API. Any number of gateways can run on the same nats-server and artifact store."""
     configure_logging("gateway")
@@ -91,7 +92,7 @@ def command(
     async def run() -> None:
         catalog = load_settings(settings).catalog(profile)
         listener = listen(host, port)
-        services = Services(catalog=catalog, nats_url=nats_url, artifacts_dir=data_dir / "artifacts", keep_s=keep_s)
+        services = Services(catalog=catalog, nats=nats, artifacts_dir=data_dir / "artifacts", keep_s=keep_s)
         config = uvicorn.Config(
             create_app(services),
             log_config=None,

@@ -20,6 +20,7 @@ from gateway.sweeper import Sweeper
 from gateway.task_board import TaskBoard
 from ops.artifacts import Artifacts, StorageFailed, orphans, task_id_of
 from ops.ending import end
+from ops.nats_access import NatsAccess
 from ops.nats_link import NatsLink, TransportUnavailable
 from ops.provision import require_provisioned, wanted
 
@@ -34,11 +35,11 @@ log = structlog.get_logger("gateway")
 class Services:
     """The parts of one gateway process. Use `running()` around the application's life."""
 
-    def __init__(self, *, catalog: Catalog, nats_url: str, artifacts_dir: Path, keep_s: float) -> None:
+    def __init__(self, *, catalog: Catalog, nats: NatsAccess | str, artifacts_dir: Path, keep_s: float) -> None:
         self.catalog = catalog
         self.keep_s = keep_s
         self.stopping = asyncio.Event()
-        self._nats_url = nats_url
+        self._nats = nats
         self._artifacts_dir = artifacts_dir
         self.lanes = LaneBoard(
             health_timeout_s=catalog.windows.health_timeout_s, grace_s=catalog.windows.reconnect_grace_s
@@ -59,7 +60,7 @@ class Services:
         Raises TransportUnavailable, UnusableServer, NotProvisioned or StorageFailed when it cannot start.
         """
         self.artifacts = Artifacts.in_folder(self._artifacts_dir)
-        self.link = await NatsLink.connect(self._nats_url, name="gateway")
+        self.link = await NatsLink.connect(self._nats, name="gateway")
         try:
             await require_provisioned(self.link, wanted(self.catalog, keep_s=self.keep_s))
             await self.link.require_clock()

@@ -11,10 +11,11 @@ from lane_worker.runtime.cold_start import process_started_at
 from lane_worker.runtime.process import connected, run_to_end
 from lane_worker.runtime.slot import lock_path
 from lane_worker.worker import LaneWorker
+from ops.nats_access import NatsAccess
 from ops.options import (
     data_dir_option,
     name_option,
-    nats_url_option,
+    nats_options,
     profile_option,
     settings_option,
     slot_option,
@@ -33,7 +34,7 @@ from ops.telemetry import configure_logging
 )
 @name_option("Name of the lane, unique and stable. [default: the model and the slot]")
 @slot_option
-@nats_url_option
+@nats_options("lane")
 @data_dir_option
 @settings_option
 @profile_option
@@ -42,7 +43,7 @@ def command(
     model: str,
     name: str | None,
     slot: str,
-    nats_url: str,
+    nats: NatsAccess,
     data_dir: Path,
     settings: Path | None,
     profile: str,
@@ -66,7 +67,7 @@ def command(
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--slot or --name") from error
         require = partial(require_lane, model=entry.name)
-        async with connected(nats_url, name=f"lane-{name}", data_dir=data_dir, require=require) as here:
+        async with connected(nats, name=f"lane-{name}", data_dir=data_dir, require=require) as here:
             worker = LaneWorker(
                 link=here.link,
                 artifacts=here.artifacts,

@@ -46,8 +46,9 @@ from rich.progress import Progress
 from contracts.settings import SettingsError, load_settings
 from contracts.tasks import TaskStatus, UnreadableTask, decode_task
 from contracts.topology import DEADLINES, TASKS, TimerKind, Topology, bucket_stream
+from ops.nats_access import NatsAccess
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, UnusableServer, translated
-from ops.options import nats_url_option, profile_option, replicas_option, settings_option
+from ops.options import nats_options, profile_option, replicas_option, settings_option
 from ops.provision import wanted
 
 MANIFEST: Final = "manifest.json"
@@ -365,9 +366,9 @@ def _write(path: Path, content: bytes) -> None:
 # ── commands ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _run(nats_url: str, text: str, work: Callable[[NatsLink, OnBytes], Awaitable[T]]) -> T:
+def _run(nats: NatsAccess, text: str, work: Callable[[NatsLink, OnBytes], Awaitable[T]]) -> T:
     async def run() -> T:
-        link = await NatsLink.connect(nats_url, name="backup")
+        link = await NatsLink.connect(nats, name="backup")
         try:
             with Progress(console=Console(stderr=True), transient=True) as progress:
                 bar = progress.add_task(text)
@@ -396,10 +397,10 @@ def _size(manifest: Manifest) -> str:
     "  warmlane backup /srv/backups/today --nats-url nats://127.0.0.1:4222"
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@nats_url_option
+@nats_options("admin")
 @settings_option
 @profile_option
-def backup_command(folder: Path, nats_url: str, settings: Path | None, profile: str) -> None:
+def backup_command(folder: Path, nats: NatsAccess, settings: Path | None, profile: str) -> None:
     """Save every stream and bucket into DIR, while tasks go on.
 
     DIR must be new or empty. Videos are not in it: copy the artifact store afterwards.
@@ -410,7 +411,7 @@ def backup_command(folder: Path, nats_url: str, settings: Path | None, profile: 
         return await backup(link, want, folder.absolute(), on_bytes)
 
     begun_s = time.monotonic()
-    manifest = _run(nats_url, "saving", work)
+    manifest = _run(nats, "saving", work)
     click.echo(f"saved {_size(manifest)} in {time.monotonic() - begun_s:.1f} s: {folder}")
 
 
@@ -419,16 +420,16 @@ def backup_command(folder: Path, nats_url: str, settings: Path | None, profile: 
     "  warmlane restore backups/monday --replicas 3 --nats-url nats://127.0.0.1:4222,nats://127.0.0.1:4223"
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@nats_url_option
+@nats_options("admin")
 @replicas_option
-def restore_command(folder: Path, nats_url: str, replicas: int | None) -> None:
+def restore_command(folder: Path, nats: NatsAccess, replicas: int | None) -> None:
     """Bring back what `warmlane backup` saved in DIR.
 
     The server must hold none of it; start gateways and workers afterwards.
     """
     begun_s = time.monotonic()
     manifest, unended = _run(
-        nats_url, "restoring", lambda link, on_bytes: restore(link, folder.absolute(), on_bytes, replicas=replicas)
+        nats, "restoring", lambda link, on_bytes: restore(link, folder.absolute(), on_bytes, replicas=replicas)
     )
     click.echo(
         f"restored {_size(manifest)}, as of {manifest.begun_at:%Y-%m-%d %H:%M:%S} UTC, in "

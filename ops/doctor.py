@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final, Literal
 
 import click
-import nats.errors
 from msgspec import Struct
 from nats.js.errors import NotFoundError
 from rich.console import Console
@@ -24,6 +23,7 @@ from rich.table import Table
 
 from contracts.topology import DEADLINES
 from ops.memory import DriverUnusable, GpuInfo, list_gpus
+from ops.nats_access import NatsAccess, access
 from ops.nats_link import MAX_SKEW_S, MINIMUM_SERVER, NatsLink, TransportUnavailable, UnusableServer
 from ops.nats_server import NoNatsServer, find_nats_server
 from ops.options import data_dir_option, nats_port_option, port_option
@@ -104,7 +104,7 @@ def judge_skew(skew_s: float) -> Finding:
     return Finding(what="clock", level="missing", found=found, advice=advice)
 
 
-def look(data_dir: Path, port: int, nats_port: int, nats_url: str) -> Iterator[Finding]:
+def look(data_dir: Path, port: int, nats_port: int, server: NatsAccess) -> Iterator[Finding]:
     """Everything there is to tell, in a fixed order. Changes nothing."""
     yield _system()
     yield _python()
@@ -126,7 +126,7 @@ def look(data_dir: Path, port: int, nats_port: int, nats_url: str) -> Iterator[F
     yield judge_disk(folder, shutil.disk_usage(folder).free, os.access(folder, os.W_OK))
     yield _port("HTTP port", port, "--port", "WARMLANE_PORT")
     yield _port("NATS port", nats_port, "--nats-port", "WARMLANE_NATS_PORT")
-    yield asyncio.run(_clock(nats_url))
+    yield asyncio.run(_clock(server))
 
 
 def _system() -> Finding:
@@ -213,22 +213,26 @@ def _port(what: str, port: int, option: str, variable: str) -> Finding:
         return Finding(what=what, level="missing", found=f"{port}: {error.strerror}", advice=advice)
 
 
-async def _clock(nats_url: str) -> Finding:
+async def _clock(server: NatsAccess) -> Finding:
     try:
-        link = await NatsLink.connect(nats_url, name="doctor", wait_s=CONNECT_WAIT_S)
+        link = await NatsLink.connect(server, name="doctor", wait_s=CONNECT_WAIT_S)
     except TransportUnavailable:
-        found = f"nothing to compare with: no nats-server runs at {nats_url}"
+        found = f"nothing to compare with: no nats-server runs at {server.urls}"
         return Finding(what="clock", level="ok", found=found)
     except UnusableServer as error:
-        return Finding(what="clock", level="missing", found=f"the server at {nats_url} is unusable", advice=str(error))
+        return Finding(
+            what="clock", level="missing", found=f"the server at {server.urls} is unusable", advice=str(error)
+        )
     try:
         await link.js.stream_info(DEADLINES)  # its replies carry the server's time
         return judge_skew(await link.clock_skew_s())
     except NotFoundError:
-        found = f"the server at {nats_url} holds no {DEADLINES}, which would tell its time"
+        found = f"the server at {server.urls} holds no {DEADLINES}, which would tell its time"
         return Finding(what="clock", level="note", found=found, advice="run `warmlane provision` once")
     except (TransportUnavailable, UnusableServer, nats.errors.Error) as error:
-        return Finding(what="clock", level="note", found=f"the server at {nats_url} does not tell", advice=str(error))
+        return Finding(
+            what="clock", level="note", found=f"the server at {server.urls} does not tell", advice=str(error)
+        )
     finally:
         await link.close()
 
@@ -262,7 +266,8 @@ def command(ctx: click.Context, /, data_dir: Path, port: int, nats_port: int, na
 
     Exit status 0 when `warmlane up` can run with these options, else 1. Nothing is changed.
     """
-    findings = list(look(data_dir, port, nats_port, nats_url or f"nats://{HOST}:{nats_port}"))
+    server = access("operator", nats_url or f"nats://{HOST}:{nats_port}", data_dir=data_dir)
+    findings = list(look(data_dir, port, nats_port, server))
     Console().print(table_of(findings))
     missing = [finding.what for finding in findings if finding.level == "missing"]
     if missing:

@@ -1,6 +1,7 @@
 """Where lanes come from: a provider starts them, or says why it does not (design §6)."""
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +13,7 @@ from msgspec import Struct
 
 from contracts.lanes import LeavingFor
 from ops.lane_plan import Death, DenialKind, Want
+from ops.nats_access import environment_for
 from ops.processes import LEAVE_FOR_QUOTA, Process, warmlane_command
 
 # Enough of a log for the last thing that a process said.
@@ -83,7 +85,13 @@ class ProcessProvider:
             on_death(Death(how, process.last_pid, process.last_began_at, again_at_s=time.monotonic() + wait_s))
 
         command = warmlane_command("lane", "--model", want.model, "--name", want.name, "--slot", slot, *self._arguments)
-        process = Process(want.name, command, log_file=self._logs / f"{want.name}.log", on_death=on_end)
+        process = Process(
+            want.name,
+            command,
+            log_file=self._logs / f"{want.name}.log",
+            on_death=on_end,
+            env=environment_for("lane", os.environ),
+        )
         self._slots[slot] = lane = _ProcessLane(slot, process, self._free)
         self._group.create_task(process.run())
         return lane

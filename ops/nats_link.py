@@ -7,6 +7,7 @@ Every call ends within its time-out. A refusal and an unknown outcome are differ
 import asyncio
 import contextlib
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,6 @@ import nats.errors
 import nats.js.errors
 import structlog
 from msgspec import Struct
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.api import ConsumerConfig, DeliverPolicy, Header, PubAck, RawStreamMsg
@@ -30,6 +30,8 @@ from contracts.topology import (
     timer_due_subject,
     timer_set_subject,
 )
+from ops.nats_access import NatsAccess, inbox_prefix
+from ops.nats_client import Client, Denial, Denied, denial_in, is_unauthorised
 
 MINIMUM_SERVER: Final = (2, 12)
 MAX_SKEW_S: Final = 0.25
@@ -42,6 +44,8 @@ MAX_OUTSTANDING_PINGS: Final = 2
 SILENCE_NOTICED_S: Final = PING_INTERVAL_S * (MAX_OUTSTANDING_PINGS + 1.0)
 # A watch sees changes again so long after a reconnect (design §10.6).
 WATCH_RESUMES_S: Final = 2.0
+# A denial that comes again and again, as of a fetch, is logged so often.
+DENIAL_TOLD_EVERY_S: Final = 60.0
 
 _STREAM_FULL: Final = 10077
 _WRONG_LAST_SEQUENCE: Final = 10071
@@ -65,8 +69,12 @@ class WrongRevision(Exception):
     """Somebody else moved the key first; nothing was stored."""
 
 
+class NotAllowed(TransportUnavailable):
+    """The server denied the call to this user: nothing was stored. It stays so until `nats.conf` is changed."""
+
+
 class UnusableServer(Exception):
-    """The server is too old, or its clock is off. The text says what to do."""
+    """The server is too old, its clock is off, or it does not know this user. The text says what to do."""
 
 
 class Entry(Struct, frozen=True):
@@ -100,17 +108,43 @@ class NatsLink:
         self._on_reconnect: list[Callable[[], None]] = []
 
     @classmethod
-    async def connect(cls, url: str, *, name: str, wait_s: float = 10.0) -> Self:
-        """Connects to *url*, trying for *wait_s* seconds. Of several, separated by commas, any one, and another
-        when that dies.
+    async def connect(cls, server: NatsAccess | str, *, name: str, wait_s: float = 10.0) -> Self:
+        """Connects to *server*, trying for *wait_s* seconds. Of several addresses any one, and another when that dies.
 
-        Raises TransportUnavailable when nobody answers, UnusableServer for one that is too old (before 2.12).
+        Raises TransportUnavailable when nobody answers, UnusableServer for one that is too old (before 2.12), that
+        does not know the user, or whose certificate is not trusted.
         """
+        access = server if isinstance(server, NatsAccess) else NatsAccess.at(server)
+        try:
+            tls = access.tls()
+        except OSError as error:
+            raise UnusableServer(f"{access.ca} holds no certificates (PEM): {error}") from error
+        client = Client()
         link: list[Self] = []
+        refusals: list[Exception] = []
+        denials_told_s: dict[str, float] = {}
+
+        def on_denial(denial: Denial) -> None:
+            client.deny(denial)
+            now_s = time.monotonic()
+            if now_s >= denials_told_s.get(denial.kind, now_s):
+                denials_told_s[denial.kind] = now_s + DENIAL_TOLD_EVERY_S
+                log.error(
+                    "nats_denied",
+                    user=access.user,
+                    operation=denial.operation,
+                    subject=denial.subject,
+                    advice="its permissions stand in nats.conf; give it another user, or grant it this there",
+                )
 
         async def on_error(error: Exception) -> None:
-            # A denied publish, pull or ack looks like a time-out to its caller; only this callback tells.
-            if not isinstance(error, (ConnectionError, nats.errors.UnexpectedEOF, nats.errors.StaleConnectionError)):
+            denial = denial_in(error)
+            if denial is not None:
+                on_denial(denial)
+            elif is_unauthorised(error) or isinstance(error, ssl.SSLError):
+                refusals.append(error)
+            # A lost connection is told by the other callbacks.
+            elif not isinstance(error, (ConnectionError, nats.errors.UnexpectedEOF, nats.errors.StaleConnectionError)):
                 log.warning("nats_error", error=repr(error))
 
         async def on_lost() -> None:
@@ -127,13 +161,15 @@ class NatsLink:
                 for callback in link[0]._on_reconnect:
                     callback()
 
-        client = Client()
         try:
             async with asyncio.timeout(wait_s):
                 # tries again and again by itself, also the first time
                 await client.connect(
-                    url.split(","),
+                    access.urls.split(","),
                     name=name,
+                    user=access.user,
+                    password=access.password,
+                    tls=tls,
                     # never buffer while disconnected: a publish that timed out must not be stored later (design §10.5)
                     pending_size=0,
                     ping_interval=PING_INTERVAL_S,
@@ -141,7 +177,7 @@ class NatsLink:
                     reconnect_time_wait=0.1,  # type: ignore[arg-type]  # seconds, and a fraction works
                     connect_timeout=2,
                     max_reconnect_attempts=-1,
-                    inbox_prefix=f"_INBOX_{name}".replace(".", "_").encode(),
+                    inbox_prefix=inbox_prefix(access.user or name).encode(),
                     error_cb=on_error,
                     disconnected_cb=on_lost,
                     reconnected_cb=on_back,
@@ -149,8 +185,11 @@ class NatsLink:
         except (OSError, nats.errors.Error, TimeoutError) as error:
             with contextlib.suppress(Exception):
                 await client.close()
+            if refusals:
+                raise _refused(access, refusals[-1]) from error
             raise TransportUnavailable(
-                f"no nats-server answers at {url}; start one with `warmlane up`, or give its address with --nats-url"
+                f"no nats-server answers at {access.urls}; start one with `warmlane up`, or give its address with "
+                "--nats-url"
             ) from error
         version = client.connected_server_version
         if (version.major, version.minor) < MINIMUM_SERVER:
@@ -448,6 +487,22 @@ async def pages(pull: Pull, batch: int, stop: asyncio.Event) -> AsyncIterator[li
             yield messages
 
 
+def _refused(access: NatsAccess, error: Exception) -> UnusableServer:
+    if isinstance(error, ssl.SSLError):
+        return UnusableServer(
+            f"the certificate of the nats-server at {access.urls} is not trusted ({error}); name the file of its "
+            "authority with --nats-ca"
+        )
+    if access.user is None:
+        return UnusableServer(
+            f"the nats-server at {access.urls} wants a user and a password: set WARMLANE_NATS_<ROLE>_PASSWORD, or, "
+            "on the machine of `warmlane up`, name its --data-dir"
+        )
+    return UnusableServer(
+        f"the nats-server at {access.urls} does not know the user {access.user}, or not with this password"
+    )
+
+
 def parse_time(text: str) -> datetime:
     """A server timestamp (RFC 3339 with up to nanoseconds) as an aware datetime."""
     whole, _, fraction = text.removesuffix("Z").partition(".")
@@ -470,6 +525,8 @@ def translated(what: str) -> Iterator[None]:
         yield
     except nats.js.errors.NotFoundError:
         raise
+    except Denied as error:
+        raise NotAllowed(f"{what}: {error}") from error
     except nats.js.errors.APIError as error:
         if error.err_code == _STREAM_FULL:
             raise StreamFull(what) from error

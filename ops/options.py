@@ -1,8 +1,10 @@
 """Command-line options that several commands share, each with its environment variable, and their units."""
 
 import ipaddress
+import os
 import re
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -10,6 +12,9 @@ from urllib.parse import urlsplit
 import click
 from msgspec import Struct
 
+from ops.nats_access import NatsAccess, Role, access
+
+DEFAULT_DATA_DIR: Final = Path(".warmlane")
 _UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
@@ -104,7 +109,7 @@ nats_port_option = click.option(
     show_envvar=True,
     help="Port of the embedded nats-server.",
 )
-nats_url_option = click.option(
+_nats_url_option = click.option(
     "--nats-url",
     envvar="WARMLANE_NATS_URL",
     type=NatsUrls(),
@@ -112,6 +117,13 @@ nats_url_option = click.option(
     show_default=True,
     show_envvar=True,
     help="Where the nats-server listens; the servers of a cluster separated by commas.",
+)
+_nats_ca_option = click.option(
+    "--nats-ca",
+    envvar="WARMLANE_NATS_CA",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    show_envvar=True,
+    help="Certificates (PEM) that a nats-server at tls:// is checked against. [default: those of the system]",
 )
 settings_option = click.option(
     "--settings",
@@ -132,7 +144,7 @@ data_dir_option = click.option(
     "--data-dir",
     envvar="WARMLANE_DATA_DIR",
     type=click.Path(path_type=Path, file_okay=False),
-    default=Path(".warmlane"),
+    default=DEFAULT_DATA_DIR,
     show_default=True,
     show_envvar=True,
     help="Folder of videos, streams, tiny models, locks and logs.",
@@ -199,14 +211,14 @@ slot_option = click.option(
 class Shared(Struct, frozen=True):
     """What every process of one deployment is told alike."""
 
-    nats_url: str
+    nats: NatsAccess
     data_dir: Path
     profile: str
     settings: Path | None
 
     def arguments(self) -> list[str]:
         """The same, for the command line of another process."""
-        arguments = ["--nats-url", self.nats_url, "--data-dir", str(self.data_dir), "--profile", self.profile]
+        arguments = [*self.nats.arguments(), "--data-dir", str(self.data_dir), "--profile", self.profile]
         return arguments if self.settings is None else [*arguments, "--settings", str(self.settings)]
 
 
@@ -218,3 +230,26 @@ def slowed(step_seconds: float) -> list[str]:
 def name_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--name`, with a help text of the command's own, which tells the default."""
     return click.option("--name", envvar="WARMLANE_NAME", show_envvar=True, help=text)
+
+
+def nats_access(role: Role, urls: str, *, data_dir: Path | None = None, ca: Path | None = None) -> NatsAccess:
+    """How *role* speaks to the server at *urls*, for a command that may have no option for the data folder."""
+    folder = data_dir or Path(os.environ.get("WARMLANE_DATA_DIR") or DEFAULT_DATA_DIR)
+    return access(role, urls, data_dir=folder, ca=ca)
+
+
+def nats_options(role: Role) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--nats-url` and `--nats-ca`; the command is given *nats*, which is how *role* speaks to that server."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @_nats_url_option
+        @_nats_ca_option
+        @wraps(function)
+        def command(*args: Any, nats_url: str, nats_ca: Path | None, **options: Any) -> Any:
+            return function(
+                *args, nats=nats_access(role, nats_url, data_dir=options.get("data_dir"), ca=nats_ca), **options
+            )
+
+        return command
+
+    return decorate

@@ -37,8 +37,9 @@ from contracts.topology import (
     lane_stream,
     topology,
 )
+from ops.nats_access import NatsAccess
 from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer, translated
-from ops.options import keep_option, nats_url_option, profile_option, replicas_option, settings_option
+from ops.options import keep_option, nats_options, profile_option, replicas_option, settings_option
 
 # What an operator may have set for reasons of their own, and what the server fills in, is left alone.
 _STREAM_FIELDS: Final = [
@@ -254,20 +255,20 @@ async def _patiently(call: Callable[[], Awaitable[list[Difference]]]) -> list[Di
     epilog="Examples:\n\n  warmlane provision\n\n  warmlane provision --check --nats-url nats://127.0.0.1:4222\n\n"
     "  warmlane provision --replicas 3 --nats-url nats://127.0.0.1:4222,nats://127.0.0.1:4223"
 )
-@nats_url_option
+@nats_options("admin")
 @settings_option
 @profile_option
 @keep_option
 @replicas_option
 @click.option("--check", is_flag=True, help="Change nothing; exit 1 when the server differs.")
 def command(
-    nats_url: str, settings: Path | None, profile: str, keep_s: float, replicas: int | None, check: bool
+    nats: NatsAccess, settings: Path | None, profile: str, keep_s: float, replicas: int | None, check: bool
 ) -> None:
     """Make the nats-server hold Warmlane's streams, consumers and buckets."""
 
     async def run() -> list[Difference]:
         catalog = load_settings(settings).catalog(profile)
-        link = await NatsLink.connect(nats_url, name="provision")
+        link = await NatsLink.connect(nats, name="provision")
         try:
             want = wanted(catalog, keep_s=keep_s, replicas=replicas)
             return await _patiently(partial(differences if check else provision, link, want))

@@ -14,8 +14,9 @@ from rich.table import Table
 
 from contracts.lanes import SlotState, VideoPipelineSlot
 from contracts.topology import SLOTS
+from ops.nats_access import NatsAccess
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, UnusableServer, WrongRevision
-from ops.options import nats_url_option
+from ops.options import nats_access, nats_options
 
 T = TypeVar("T")
 
@@ -84,9 +85,9 @@ def _read(entry: Entry) -> VideoPipelineSlot | None:
         return None
 
 
-def _with_link(nats_url: str, work: Callable[[NatsLink], Awaitable[T]]) -> T:
+def _with_link(nats: NatsAccess, work: Callable[[NatsLink], Awaitable[T]]) -> T:
     async def run() -> T:
-        link = await NatsLink.connect(nats_url, name="slots")
+        link = await NatsLink.connect(nats, name="slots")
         try:
             return await work(link)
         finally:
@@ -103,17 +104,17 @@ def _with_link(nats_url: str, work: Callable[[NatsLink], Awaitable[T]]) -> T:
     epilog="Examples:\n\n  warmlane slots\n\n  warmlane slots lift cpu-2\n\n"
     "  nats kv del slots cpu-2   (lifts it as well)",
 )
-@nats_url_option
+@nats_options("admin")
 @click.pass_context
-def command(ctx: click.Context, /, nats_url: str) -> None:
+def command(ctx: click.Context, /, nats: NatsAccess) -> None:
     """Show every slot: who holds it, which model is resident, and in which state.
 
     A slot whose memory could not be shown to be free is quarantined: nothing is loaded on it until it is lifted.
     """
-    ctx.obj = nats_url
+    ctx.obj = nats
     if ctx.invoked_subcommand is not None:
         return
-    slots = _with_link(nats_url, read_slots)
+    slots = _with_link(nats, read_slots)
     if slots:
         Console().print(table_of(slots))
     else:
@@ -128,13 +129,14 @@ def command(ctx: click.Context, /, nats_url: str) -> None:
 @click.argument("slot")
 @click.option("--nats-url", help="Where the nats-server listens, as for `warmlane slots`.")
 @click.pass_obj
-def lift_command(group_nats_url: str, /, slot: str, nats_url: str | None) -> None:
+def lift_command(group: NatsAccess, /, slot: str, nats_url: str | None) -> None:
     """Lift the quarantine of SLOT, so that its worker loads on it again.
 
     Find out first what holds the card's memory (`nvidia-smi`), and end it: else the next release is not proven either.
     """
+    nats = group if nats_url is None else nats_access("admin", nats_url, ca=group.ca)
     try:
-        was = _with_link(nats_url or group_nats_url, lambda link: lift(link, slot, now=datetime.now(UTC)))
+        was = _with_link(nats, lambda link: lift(link, slot, now=datetime.now(UTC)))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="SLOT") from error
     click.echo(f"lifted: slot {slot} was quarantined since {was.since:%Y-%m-%d %H:%M:%S} UTC ({was.detail})")

@@ -21,6 +21,7 @@ from contracts.lanes import LaneHeartbeat, LaneState, Leadership
 from contracts.settings import Catalog, SettingsError, load_settings
 from contracts.topology import LANES, LEADER
 from ops.ending import end
+from ops.nats_access import NatsAccess, environment_for, make_users, password_variable
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, UnusableServer
 from ops.nats_server import NoNatsServer, find_nats_server, nats_conf
 from ops.options import (
@@ -91,7 +92,9 @@ class Stack:
         self._quota_file = quota_file
         self._quota = Quota(quota_file, catalog.models)
         self._standbys = standbys
-        self._shared = Shared(self._nats_url, data_dir, catalog.profile, settings)
+        self._users = make_users(data_dir, self._nats_url)
+        self._nats = NatsAccess(urls=self._nats_url, user="admin", password=self._users[password_variable("admin")])
+        self._shared = Shared(self._nats, data_dir, catalog.profile, settings)
         self._keep_s = keep_s
         self._step_seconds = step_seconds
         self._states: dict[str, LaneState] = {}
@@ -119,7 +122,7 @@ class Stack:
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         """Starts everything and keeps it running until *stop*, then drains; *hurry* kills what still drains."""
-        server = self._process("nats-server", self._nats_command())
+        server = self._process("nats-server", self._nats_command(), secrets=self._users)
         gateway = self._process("gateway", warmlane_command("gateway", *self._gateway_arguments()))
         supervisor = self._process("supervisor", warmlane_command("supervisor", *self._supervisor_arguments()))
         slot = slots(self._catalog.profile, lanes=self._wanted_count, gpus=self._gpus).degraded
@@ -130,7 +133,7 @@ class Stack:
         async with asyncio.TaskGroup() as group:
             group.create_task(server.run())
             try:
-                link = await NatsLink.connect(self._nats_url, name="up")
+                link = await NatsLink.connect(self._nats, name="up")
                 try:
                     await provision(link, wanted(self._catalog, keep_s=self._keep_s))
                     group.create_task(gateway.run())
@@ -293,8 +296,10 @@ class Stack:
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)
 
-    def _process(self, name: str, command: list[str]) -> Process:
-        return Process(name, command, log_file=self._log_file(name), on_death=self._on_death)
+    def _process(self, name: str, command: list[str], *, secrets: Mapping[str, str] | None = None) -> Process:
+        # each takes its password from its own file: what the environment holds is another server's
+        environment = environment_for(None, os.environ) | dict(secrets or {})
+        return Process(name, command, log_file=self._log_file(name), on_death=self._on_death, env=environment)
 
     def _log_file(self, name: str) -> Path:
         return self._data_dir / "logs" / f"{name}.log"

@@ -35,13 +35,14 @@ from ops.lane_plan import (
     told_of,
 )
 from ops.lane_providers import Denied, Lane, LaneProvider, ProcessProvider
+from ops.nats_access import NatsAccess
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, UnusableServer, WrongRevision
 from ops.options import (
     Shared,
     data_dir_option,
     gpus_option,
     lanes_option,
-    nats_url_option,
+    nats_options,
     profile_option,
     quota_option,
     settings_option,
@@ -322,7 +323,7 @@ def _read(entry: Entry) -> LaneHeartbeat | None:
     epilog="Examples:\n\n  warmlane supervisor --gpus 3\n\n"
     "  warmlane supervisor --lanes anisora=2,phr00t=1 --quota quota.json"
 )
-@nats_url_option
+@nats_options("supervisor")
 @data_dir_option
 @settings_option
 @profile_option
@@ -331,7 +332,7 @@ def _read(entry: Entry) -> LaneHeartbeat | None:
 @quota_option
 @step_seconds_option
 def command(
-    nats_url: str,
+    nats: NatsAccess,
     data_dir: Path,
     settings: Path | None,
     profile: str,
@@ -354,11 +355,11 @@ def command(
         raise click.ClickException(str(error)) from error
     wanted = in_turn(wanted_lanes(lanes, catalog))
     places = slots(profile, lanes=len(wanted), gpus=gpus)
-    shared = Shared(nats_url, data_dir, profile, settings.absolute() if settings else None)
+    shared = Shared(nats, data_dir, profile, settings.absolute() if settings else None)
 
     async def run() -> None:
         with asked_to_end() as (stop, hurry):
-            link = await NatsLink.connect(nats_url, name="supervisor")
+            link = await NatsLink.connect(nats, name="supervisor")
             try:
                 for model in {want.model for want in wanted}:
                     await require_lane(link, model)

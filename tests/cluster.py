@@ -33,7 +33,7 @@ from ops.provision import Refused, provision, wanted
 from tests.conftest import KEEP_S
 from tests.degraded import DegradedProcess, leads
 from tests.lanes import LaneProcess, heartbeat_of
-from tests.support import clean_environment, eventually, eventually_sync, free_port
+from tests.support import as_admin, clean_environment, eventually, eventually_sync, free_port
 
 CONFIG: Final = Path(__file__).parents[1] / "ops" / "cluster" / "node.conf"
 NODES: Final = ("n1", "n2", "n3")
@@ -54,10 +54,12 @@ class Node:
     """One nats-server of the cluster, as `ops/cluster/` configures it."""
 
     def __init__(self, name: str, *, port: int, cluster_ports: dict[str, int], folder: Path) -> None:
-        self.name, self.url = name, f"nats://127.0.0.1:{port}"
+        self.name, self.address = name, f"nats://127.0.0.1:{port}"
+        self.url = as_admin(self.address)
         self.monitor = f"http://127.0.0.1:{free_port()}"
         self._log = folder / f"{name}.log"
         self._environment = clean_environment() | {
+            "WARMLANE_NATS_NODE_PASSWORD": "pw-node",
             "WARMLANE_NATS_NAME": name,
             "WARMLANE_NATS_LISTEN": f"127.0.0.1:{port}",
             "WARMLANE_NATS_MONITOR": self.monitor.removeprefix("http://"),
@@ -87,7 +89,14 @@ class Node:
         return {}
 
     def has_caught_up(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.last_words()
         return self.monitored("healthz").get("status") == "ok"
+
+    def last_words(self) -> str:
+        """The end of its log, and how it is."""
+        tail = "\n".join(self._log.read_text().splitlines()[-15:])
+        return f"{self.name}: {self.monitored('healthz') or 'does not answer'}\n{tail}"
 
 
 class Cluster:
@@ -96,7 +105,8 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         ports = {name: free_port() for name in NODES}
         self.nodes = {name: Node(name, port=free_port(), cluster_ports=ports, folder=folder) for name in NODES}
-        self.url = ",".join(node.url for node in self.nodes.values())
+        self.address = ",".join(node.address for node in self.nodes.values())
+        self.url = as_admin(self.address)
 
     def start(self) -> None:
         """Starts all three; returns when each has caught up with the others."""
@@ -105,7 +115,11 @@ class Cluster:
         self.wait_until_whole()
 
     def wait_until_whole(self) -> None:
-        eventually_sync(self.is_whole, within_s=60)
+        try:
+            eventually_sync(self.is_whole, within_s=60)
+        except AssertionError:
+            told = "\n".join(node.last_words() for node in self.nodes.values())
+            raise AssertionError(f"the cluster is not whole after 60 s\n{told}") from None
 
     def is_whole(self) -> bool:
         return all(node.has_caught_up() for node in self.nodes.values())
@@ -332,9 +346,9 @@ class Seen(Struct, frozen=True, kw_only=True):
 @contextlib.contextmanager
 def workers(cluster: Cluster, folder: Path) -> Iterator[Gateway]:
     """A gateway, a lane of anisora, and a degraded worker, which serves phr00t: real processes."""
-    gateway = Gateway(cluster.url, folder)
-    lane = LaneProcess(cluster.url, folder, model="anisora")
-    degraded = DegradedProcess(cluster.url, folder, "degraded-0", "cpu-0")
+    gateway = Gateway(cluster.address, folder)
+    lane = LaneProcess(cluster.address, folder, model="anisora")
+    degraded = DegradedProcess(cluster.address, folder, "degraded-0", "cpu-0")
     try:
         gateway.wait_until_answering()
         yield gateway

@@ -39,7 +39,7 @@ async def cold_starts(
         known = ColdStarts()
         await known.start(link)
         for number in range(count):
-            lane = LaneProcess(server.url, folder, model=model)
+            lane = LaneProcess(server.address, folder, model=model)
 
             async def told(count: int = number + 1) -> bool:
                 return len(known.newest_first()) == count

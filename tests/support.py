@@ -1,26 +1,45 @@
 """What several tests need: a real nats-server, free ports, and waiting for a condition instead of for a time."""
 
 import asyncio
+import contextlib
+import itertools
 import json
 import os
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
+from ops.nats_access import ROLES, password_variable
 from ops.nats_server import find_nats_server, nats_conf
 
 T = TypeVar("T")
 
 
+# Below the range from which the system takes the ports of outgoing connections, of which tests make thousands: one of
+# those could take a port between our look and the server's start. Each pytest process has a part of it for itself.
+PORTS: Final = range(20_000, 32_000)
+PORTS_PER_PROCESS: Final = 1_500
+_next_ports: dict[int, Iterator[int]] = {}
+
+
 def free_port() -> int:
-    """A port of the loopback that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port of the loopback that nothing listens on, and that this process was not given before."""
+    pid = os.getpid()
+    if pid not in _next_ports:
+        number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        first = PORTS.start + number * PORTS_PER_PROCESS % len(PORTS)
+        mine = range(first, first + PORTS_PER_PROCESS)
+        start = pid % len(mine)  # a child of a test has the same part, and begins elsewhere
+        _next_ports[pid] = itertools.cycle([*mine[start:], *mine[:start]])
+    for port in itertools.islice(_next_ports[pid], PORTS_PER_PROCESS):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError(f"none of {PORTS_PER_PROCESS} ports is free")
 
 
 async def eventually(look: Callable[[], Awaitable[T]], *, within_s: float = 20.0) -> T:
@@ -53,7 +72,10 @@ class NatsServer:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.port = free_port()
-        self.url = f"nats://127.0.0.1:{self.port}"
+        self.address = f"nats://127.0.0.1:{self.port}"
+        """For processes, which find the password of their role in `clean_environment`."""
+        self.url = as_admin(self.address)
+        """For tests."""
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -61,7 +83,9 @@ class NatsServer:
         command = [str(find_nats_server()), "-c", str(nats_conf()), "-a", "127.0.0.1", "-p", str(self.port)]
         log = (self._folder / "nats.log").open("ab")
         with log:
-            self._process = subprocess.Popen([*command, "-sd", str(self._folder)], stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                [*command, "-sd", str(self._folder)], stdout=log, stderr=log, env=clean_environment()
+            )
         eventually_sync(self._answers)
 
     def _answers(self) -> bool:
@@ -129,5 +153,12 @@ def command_line(pid: int) -> str:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment of a process under test: none of the machine's own WARMLANE_ settings."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("WARMLANE_")}
+    """The environment of a process under test: none of the machine's own WARMLANE_ settings, and the passwords of the
+    servers under test."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WARMLANE_")}
+    return clean | {password_variable(role): f"pw-{role}" for role in ROLES}
+
+
+def as_admin(urls: str) -> str:
+    """*urls* of servers under test, with the user that may do everything."""
+    return ",".join(url.replace("://", "://admin:pw-admin@", 1) for url in urls.split(","))

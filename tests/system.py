@@ -24,7 +24,6 @@ class UpProcess:
         self.port = free_port()
         self.nats_port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.nats_url = f"nats://127.0.0.1:{self.nats_port}"
         self._options = options
         lanes = options[options.index("--lanes") + 1] if "--lanes" in options else "anisora=1,phr00t=1"
         asked = [model for model, count in (lane.split("=") for lane in lanes.split(",")) if count != "0"]
@@ -52,6 +51,12 @@ class UpProcess:
         except httpx.TransportError:
             return False
         return bool(ready["ready"]) and all(ready["models"][model]["warm"] for model in self._models)
+
+    @property
+    def nats_url(self) -> str:
+        """As the operator's own: the password is in the file that `warmlane up` made."""
+        context = json.loads((self.data_dir / "nats-auth" / "admin.json").read_text())
+        return f"nats://admin:{context['password']}@127.0.0.1:{self.nats_port}"
 
     def ports_are_free(self) -> bool:
         """Whether another `warmlane up` could listen on the ports of this one."""

@@ -521,7 +521,8 @@ def _environment(base: Mapping[str, str]) -> dict[str, str]:
     if "expandable_segments" not in allocator:  # FR-010
         allocator = ",".join(filter(None, (allocator, "expandable_segments:True")))
     return {
-        **base,
+        # whoever takes over the process that decodes what clients send must not find a password there
+        **environment_for(None, base),
         "PYTORCH_ALLOC_CONF": allocator,
         "PYTORCH_CUDA_ALLOC_CONF": allocator,
         # asking for CUDA must not start it: it would not survive the fork

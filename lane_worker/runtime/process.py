@@ -15,6 +15,7 @@ from contracts.settings import SettingsError
 from lane_worker.runtime.host import HostLost, SlotTaken
 from ops.artifacts import Artifacts, StorageFailed
 from ops.memory import DriverUnusable
+from ops.nats_access import NatsAccess
 from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer
 from ops.processes import LEAVE_FOR_QUOTA
 from ops.provision import NotProvisioned
@@ -32,7 +33,7 @@ class Surroundings(Struct, frozen=True):
 
 @asynccontextmanager
 async def connected(
-    nats_url: str, *, name: str, data_dir: Path, require: Callable[[NatsLink], Awaitable[None]]
+    nats: NatsAccess, *, name: str, data_dir: Path, require: Callable[[NatsLink], Awaitable[None]]
 ) -> AsyncIterator[Surroundings]:
     """Signals are listened to, and the server is there: provisioned, as *require* finds, and with the right time."""
     stop, for_quota = asyncio.Event(), asyncio.Event()
@@ -46,7 +47,7 @@ async def connected(
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(LEAVE_FOR_QUOTA, leave_for_quota)
     artifacts = Artifacts.in_folder(data_dir / "artifacts")
-    link = await NatsLink.connect(nats_url, name=name)
+    link = await NatsLink.connect(nats, name=name)
     try:
         await require(link)
         await link.require_clock()

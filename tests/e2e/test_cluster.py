@@ -118,7 +118,7 @@ async def test_kill_9_of_the_leader_under_load(
     cluster: Cluster, cluster_link: NatsLink, fork_server: SharedForkServer, tmp_path: Path, nats_server: NatsServer
 ) -> None:
     """Nothing accepted is lost or done twice, watches go on, and a backup of it comes back on a single server."""
-    gateway = Gateway(cluster.url, tmp_path)
+    gateway = Gateway(cluster.address, tmp_path)
     link = await NatsLink.connect(cluster.url, name="lane")
     lane = Lane(link, load_settings().catalog("tiny"), tmp_path, fork_server=fork_server)
     seen: dict[str, int] = {}

@@ -23,7 +23,7 @@ from ops.nats_link import NatsLink
 from ops.nats_server import find_nats_server, nats_conf
 from ops.processes import warmlane_command
 from ops.provision import provision, wanted
-from tests.support import clean_environment, command_line, eventually, free_port, is_running
+from tests.support import as_admin, clean_environment, command_line, eventually, free_port, is_running
 
 LANES: Final = ("anisora", "phr00t")
 # A model that wants no lane: its requests are the steady load of the degraded worker.
@@ -213,7 +213,8 @@ class Fleet:
         self.catalog: Catalog = load_settings(self.settings).catalog("tiny")
         self.store = Store(self.data_dir / "artifacts")
         nats_port = free_port()
-        self.nats_url = f"nats://127.0.0.1:{nats_port}"
+        self._nats_address = f"nats://127.0.0.1:{nats_port}"
+        self.nats_url = as_admin(self._nats_address)
         self.urls = {name: f"http://127.0.0.1:{free_port()}" for name in GATEWAYS}
         self.streams = (*(lane_stream(model) for model in self.catalog.models), DEGRADED)
         self.nats = self._member("nats", self._nats_command(nats_port))
@@ -294,7 +295,7 @@ class Fleet:
                             yield told
 
     def _add(self, name: str, *arguments: str) -> None:
-        shared = ["--nats-url", self.nats_url, "--data-dir", str(self.data_dir), "--settings", str(self.settings)]
+        shared = ["--nats-url", self._nats_address, "--data-dir", str(self.data_dir), "--settings", str(self.settings)]
         prefix = warmlane_command() if self._plant is None else planted_command(self._plant)
         self.members[name] = self._member(name, [*prefix, *arguments, *shared])
 
@@ -306,7 +307,7 @@ class Fleet:
         return [str(find_nats_server()), "-c", str(nats_conf()), "-a", "127.0.0.1", "-p", str(port), "-sd", store]
 
     async def _nats_answers(self) -> bool:
-        port = int(self.nats_url.rsplit(":", 1)[1])
+        port = int(self._nats_address.rsplit(":", 1)[1])
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
             return connection.recv(4) == b"INFO"
         return False

@@ -30,7 +30,7 @@ def card() -> str:
 @pytest.fixture
 def worker(card: str, nats_server: NatsServer, link: NatsLink, tmp_path: Path) -> Iterator[DegradedProcess]:
     """A degraded worker on the card, with real hosts and the product's own limits."""
-    process = DegradedProcess(nats_server.url, tmp_path, "degraded-0", card)
+    process = DegradedProcess(nats_server.address, tmp_path, "degraded-0", card)
     yield process
     process.stop()
 

@@ -45,7 +45,15 @@ class GatewayProcess:
 
     def start(self, *options: str) -> None:
         """Starts the server on the first call, and a gateway that answers when this returns."""
-        arguments = ["gateway", "--port", str(self.port), "--nats-url", self.nats.url, "--data-dir", str(self.data_dir)]
+        arguments = [
+            "gateway",
+            "--port",
+            str(self.port),
+            "--nats-url",
+            self.nats.address,
+            "--data-dir",
+            str(self.data_dir),
+        ]
         with (self.folder / "gateway.log").open("ab") as log:
             command = warmlane_command(*arguments, *options)
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=clean_environment())

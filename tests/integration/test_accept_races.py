@@ -29,7 +29,7 @@ async def services(
     nats_server: NatsServer, link: NatsLink, catalog: Catalog, tmp_path: Path
 ) -> AsyncIterator[Services]:
     """The parts of a gateway. No lane was ever heard of."""
-    services = Services(catalog=catalog, nats_url=nats_server.url, artifacts_dir=tmp_path / "artifacts", keep_s=KEEP_S)
+    services = Services(catalog=catalog, nats=nats_server.url, artifacts_dir=tmp_path / "artifacts", keep_s=KEEP_S)
     async with services.running():
         yield services
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from ops.cli import cli
 from ops.doctor import GIB, Finding, judge_disk, judge_gpus, judge_nats_version, judge_skew, look
 from ops.memory import GpuInfo
+from ops.nats_access import NatsAccess
 from ops.nats_link import NatsLink
 from tests.support import NatsServer, free_port
 
@@ -24,7 +25,9 @@ def doctor(tmp_path: Path, *arguments: str) -> Result:
 
 
 def look_around(tmp_path: Path, *, nats_url: str | None = None, port: int | None = None) -> Iterator[Finding]:
-    return look(tmp_path, port or free_port(), free_port(), nats_url or f"nats://127.0.0.1:{free_port()}")
+    return look(
+        tmp_path, port or free_port(), free_port(), NatsAccess.at(nats_url or f"nats://127.0.0.1:{free_port()}")
+    )
 
 
 def finding(what: str, findings: Iterator[Finding]) -> Finding:

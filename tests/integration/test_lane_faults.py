@@ -64,7 +64,7 @@ class Scene:
         self._wire_url, self._options = wire_url, options
         self._folder = system.gateway.data_dir
         self.lane = self._start_lane()
-        self.degraded = DegradedProcess(system.gateway.nats.url, self._folder, DEGRADED, "cpu-0", *options)
+        self.degraded = DegradedProcess(system.gateway.nats.address, self._folder, DEGRADED, "cpu-0", *options)
 
     def _start_lane(self) -> LaneProcess:
         return LaneProcess(self._wire_url, self._folder, *self._options, "--step-seconds", "0.4", model=MODEL)

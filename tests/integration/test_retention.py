@@ -30,7 +30,7 @@ async def services(nats_server: NatsServer, catalog: Catalog, tmp_path: Path) ->
     link = await NatsLink.connect(nats_server.url, name="test")
     await provision(link, wanted(catalog, keep_s=KEEP_S))
     await link.close()
-    services = Services(catalog=catalog, nats_url=nats_server.url, artifacts_dir=tmp_path / "artifacts", keep_s=KEEP_S)
+    services = Services(catalog=catalog, nats=nats_server.url, artifacts_dir=tmp_path / "artifacts", keep_s=KEEP_S)
     async with services.running():
         yield services
 

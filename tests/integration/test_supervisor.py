@@ -146,7 +146,7 @@ async def supervised(system: System, data_dir: Path, *options: str) -> AsyncIter
     await (await link.watch(LANES, lanes.on_entry)).wait()
     data_dir.mkdir(exist_ok=True)
     command = warmlane_command(
-        "supervisor", "--nats-url", system.gateway.nats.url, "--data-dir", str(data_dir), *options
+        "supervisor", "--nats-url", system.gateway.nats.address, "--data-dir", str(data_dir), *options
     )
     with (data_dir / "supervisor.log").open("ab") as log:
         process = await asyncio.to_thread(_popen, command, log)
@@ -442,6 +442,8 @@ async def test_a_start_that_ends_with_its_process_is_told_once(link: NatsLink, c
         lane.pid = 100
         await link.put(LANES, "anisora.anisora-0", spoken(100, LaneState.WARM))
         await lanes.becomes("anisora-0", LaneState.WARM)
+        provider.lanes["phr00t-0"].dies()  # the supervisor goes through all lanes: it has heard that too
+        await eventually(lambda: asyncio.sleep(0, "ended" in getattr(lanes.last("phr00t-0"), "detail", "")))
         lane.dies("killed when it was warm")
         lane.dies("killed again")
 

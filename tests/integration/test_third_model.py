@@ -37,7 +37,7 @@ def with_a_third_model(folder: Path) -> Path:
 
 def start_lane(gateway: GatewayProcess, settings: Path) -> subprocess.Popen[bytes]:
     """`warmlane lane` of the third model."""
-    shared = ["--nats-url", gateway.nats.url, "--data-dir", str(gateway.data_dir), "--settings", str(settings)]
+    shared = ["--nats-url", gateway.nats.address, "--data-dir", str(gateway.data_dir), "--settings", str(settings)]
     with (gateway.folder / "lane.log").open("ab") as log:
         command = warmlane_command("lane", "--model", MODEL, *shared)
         return subprocess.Popen(command, stdout=log, stderr=log, env=clean_environment())

@@ -84,7 +84,7 @@ async def test_a_swap_is_in_the_trace_of_the_request(
 ) -> None:
     """`swap.release`, `swap.verify` and `load`, with what the receipt on the task says, below the client's span."""
     worker = DegradedProcess(
-        nats_server.url, tmp_path, "degraded-0", "cpu-0", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url
+        nats_server.address, tmp_path, "degraded-0", "cpu-0", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url
     )
     try:
         first = await place(link, task_of("anisora", 1))

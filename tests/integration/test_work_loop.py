@@ -33,7 +33,7 @@ from ops.nats_link import NatsLink, TransportUnavailable, WrongRevision
 from tests.lanes import CutWire
 from tests.records import DECISION, pending_task
 from tests.steered import CONTENT, MEMORY, RECEIPT, Worker
-from tests.support import NatsServer, eventually
+from tests.support import NatsServer, as_admin, eventually
 
 STREAM = lane_stream("anisora")
 
@@ -382,7 +382,7 @@ async def test_a_renewal_that_waits_for_the_settling_ends_quietly(
     claimed = lifecycle.claim(fresh_task(), owner="one", worker="w", lease_s=2, now=datetime.now(UTC))
     revision = await link.create(TASKS, claimed.id, encode_task(claimed))
     wire = CutWire(nats_server.port)
-    slow = await NatsLink.connect(await wire.start(), name="slow")
+    slow = await NatsLink.connect(as_admin(await wire.start()), name="slow")
     held = HeldTask(slow, claimed, revision)
     keeper = LeaseKeeper(slow, held, windows=windows, on_lost=lambda: pytest.fail("it is not lost"))
     with capture_logs() as logs:

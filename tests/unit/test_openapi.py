@@ -30,7 +30,7 @@ PROFILES = ("tiny", "production")
 
 def document_of(running: Catalog) -> dict[str, Any]:
     # the services are never started: the document needs the catalog alone
-    services = Services(catalog=running, nats_url="", artifacts_dir=Path(), keep_s=60)
+    services = Services(catalog=running, nats="", artifacts_dir=Path(), keep_s=60)
     with TestClient(create_app(services)) as client:
         answer = client.get("/openapi.json")
         assert answer.headers["content-type"] == "application/json"
@@ -275,7 +275,7 @@ def test_the_switch_is_described() -> None:
 
 
 def test_the_docs_page_loads_nothing_from_elsewhere() -> None:
-    services = Services(catalog=catalog(), nats_url="", artifacts_dir=Path(), keep_s=60)
+    services = Services(catalog=catalog(), nats="", artifacts_dir=Path(), keep_s=60)
     with TestClient(create_app(services)) as client:
         page = client.get("/docs")
         assert page.headers["content-type"].startswith("text/html")
