@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import click
+import nats.errors
 from msgspec import Struct
 from nats.js.errors import NotFoundError
 from rich.console import Console

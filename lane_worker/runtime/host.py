@@ -51,6 +51,7 @@ from lane_worker.runtime.host_messages import (
     frame,
 )
 from lane_worker.runtime.slot import lock_path, may_take_over, process_start, read_note
+from ops.nats_access import environment_for
 
 FORK_SERVER: Final = (sys.executable, "-m", "lane_worker.pipelines.forkserver")
 START_S: Final = 120.0  # importing torch takes 6 s on an idle machine
