@@ -27,6 +27,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "submit": Entry("ops.submit:command", "Generate one video and save it."),
     "demo": Entry("ops.demo:command", "Alternate the models, save every video, judge the result."),
     "doctor": Entry("ops.doctor:command", "Tell what this machine has, and what to do about the rest."),
+    "nats-server": Entry("ops.nats_server:command", "Run the nats-server of `warmlane up` by itself."),
     "provision": Entry("ops.provision:command", "Make the nats-server hold streams, consumers and buckets."),
     "backup": Entry("ops.backup:backup_command", "Save every stream and bucket into a folder."),
     "restore": Entry("ops.backup:restore_command", "Bring back what `warmlane backup` saved."),

@@ -51,6 +51,11 @@ class Client(nats.aio.client.Client):
         super().__init__()
         self._asking: dict[str, set[asyncio.Timeout]] = {}
 
+    @property
+    def speaks_tls(self) -> bool:
+        """Whether the server that was reached last wants TLS, which is then spoken."""
+        return bool(self._server_info.get("tls_required"))
+
     def deny(self, denial: Denial) -> None:
         """Ends the requests that wait on the denied subject."""
         now_s = asyncio.get_running_loop().time()

@@ -120,6 +120,7 @@ class NatsLink:
         except OSError as error:
             raise UnusableServer(f"{access.ca} holds no certificates (PEM): {error}") from error
         client = Client()
+        patience = asyncio.timeout(wait_s)
         link: list[Self] = []
         refusals: list[Exception] = []
         denials_told_s: dict[str, float] = {}
@@ -141,8 +142,10 @@ class NatsLink:
             denial = denial_in(error)
             if denial is not None:
                 on_denial(denial)
-            elif is_unauthorised(error) or isinstance(error, ssl.SSLError):
+            elif is_unauthorised(error) or isinstance(error, (ssl.SSLError, nats.errors.SecureConnRequiredError)):
                 refusals.append(error)
+                if not link:
+                    patience.reschedule(asyncio.get_running_loop().time())  # another try is refused as well
             # A lost connection is told by the other callbacks.
             elif not isinstance(error, (ConnectionError, nats.errors.UnexpectedEOF, nats.errors.StaleConnectionError)):
                 log.warning("nats_error", error=repr(error))
@@ -161,14 +164,21 @@ class NatsLink:
                 for callback in link[0]._on_reconnect:
                     callback()
 
+        def password() -> str:
+            # asked for when it is about to be sent: not in the clear, also not to a server that was put in the place
+            # of ours while we were cut off
+            if tls is not None and not client.speaks_tls:
+                raise nats.errors.SecureConnRequiredError
+            return access.password or ""
+
         try:
-            async with asyncio.timeout(wait_s):
+            async with patience:
                 # tries again and again by itself, also the first time
                 await client.connect(
                     access.urls.split(","),
                     name=name,
                     user=access.user,
-                    password=access.password,
+                    password=password,
                     tls=tls,
                     # never buffer while disconnected: a publish that timed out must not be stored later (design §10.5)
                     pending_size=0,
@@ -182,6 +192,9 @@ class NatsLink:
                     disconnected_cb=on_lost,
                     reconnected_cb=on_back,
                 )
+            if tls is not None and not client.speaks_tls:
+                refusals.append(nats.errors.SecureConnRequiredError())
+                raise refusals[-1]
         except (OSError, nats.errors.Error, TimeoutError) as error:
             with contextlib.suppress(Exception):
                 await client.close()
@@ -492,6 +505,10 @@ def _refused(access: NatsAccess, error: Exception) -> UnusableServer:
         return UnusableServer(
             f"the certificate of the nats-server at {access.urls} is not trusted ({error}); name the file of its "
             "authority with --nats-ca"
+        )
+    if isinstance(error, nats.errors.SecureConnRequiredError):
+        return UnusableServer(
+            f"the nats-server at {access.urls} offers no TLS; start it with --tls, or leave tls:// and --nats-ca out"
         )
     if access.user is None:
         return UnusableServer(

@@ -5,6 +5,14 @@ import shutil
 import sys
 from importlib import resources
 from pathlib import Path
+from typing import Final
+
+import click
+
+from ops.nats_access import environment_for, make_users
+from ops.options import data_dir_option, nats_port_option
+
+NATS_HOST: Final = "127.0.0.1"
 
 
 class NoNatsServer(Exception):
@@ -36,3 +44,33 @@ def nats_conf() -> Path:
     package = Path(str(resources.files("ops")))
     beside = package.parent / "nats.conf"
     return beside if beside.is_file() else package / "nats.conf"
+
+
+def embedded_url(port: int) -> str:
+    """Where the embedded server listens."""
+    return f"nats://{NATS_HOST}:{port}"
+
+
+def embedded_command(data_dir: Path, port: int) -> list[str]:
+    """The command line of the embedded server, whose store is below *data_dir*. Raises NoNatsServer, OSError."""
+    store = data_dir / "nats"
+    store.mkdir(parents=True, exist_ok=True)
+    program = str(find_nats_server())
+    return [program, "-c", str(nats_conf()), "-a", NATS_HOST, "-p", str(port), "-sd", str(store)]
+
+
+@click.command(epilog="Examples:\n\n  warmlane nats-server\n\n  warmlane nats-server --data-dir /srv/warmlane &")
+@data_dir_option
+@nats_port_option
+def command(data_dir: Path, nats_port: int) -> None:
+    """Run the nats-server of `warmlane up` by itself: the same store, the same users, nothing else.
+
+    For what has to be done while nothing else runs, such as `warmlane restore`.
+    """
+    data_dir = data_dir.absolute()
+    try:
+        arguments = embedded_command(data_dir, nats_port)
+        users = make_users(data_dir, embedded_url(nats_port))
+    except (NoNatsServer, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    os.execve(arguments[0], arguments, environment_for(None, os.environ) | users)  # noqa: S606  # our own program

@@ -23,7 +23,7 @@ from contracts.topology import LANES, LEADER
 from ops.ending import end
 from ops.nats_access import NatsAccess, environment_for, make_users, password_variable
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, UnusableServer
-from ops.nats_server import NoNatsServer, find_nats_server, nats_conf
+from ops.nats_server import NATS_HOST, NoNatsServer, embedded_command, embedded_url, find_nats_server
 from ops.options import (
     Shared,
     data_dir_option,
@@ -46,7 +46,6 @@ from ops.quota import POLL_S, Quota, QuotaError
 from ops.supervisor import DRAIN_EXTRA_S
 from ops.telemetry import configure_logging
 
-NATS_HOST: Final = "127.0.0.1"
 STOP_S: Final = 10.0
 DEFAULT_PORT: Final = 8000
 # The supervisor kills lanes that do not drain; it needs so much longer for that.
@@ -92,8 +91,9 @@ class Stack:
         self._quota_file = quota_file
         self._quota = Quota(quota_file, catalog.models)
         self._standbys = standbys
-        self._users = make_users(data_dir, self._nats_url)
-        self._nats = NatsAccess(urls=self._nats_url, user="admin", password=self._users[password_variable("admin")])
+        url = embedded_url(nats_port)
+        self._users = make_users(data_dir, url)
+        self._nats = NatsAccess(urls=url, user="admin", password=self._users[password_variable("admin")])
         self._shared = Shared(self._nats, data_dir, catalog.profile, settings)
         self._keep_s = keep_s
         self._step_seconds = step_seconds
@@ -116,13 +116,9 @@ class Stack:
     def _wanted_count(self) -> int:
         return sum(self._lanes.values())
 
-    @property
-    def _nats_url(self) -> str:
-        return f"nats://{NATS_HOST}:{self._nats_port}"
-
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         """Starts everything and keeps it running until *stop*, then drains; *hurry* kills what still drains."""
-        server = self._process("nats-server", self._nats_command(), secrets=self._users)
+        server = self._process("nats-server", embedded_command(self._data_dir, self._nats_port), secrets=self._users)
         gateway = self._process("gateway", warmlane_command("gateway", *self._gateway_arguments()))
         supervisor = self._process("supervisor", warmlane_command("supervisor", *self._supervisor_arguments()))
         slot = slots(self._catalog.profile, lanes=self._wanted_count, gpus=self._gpus).degraded
@@ -303,12 +299,6 @@ class Stack:
 
     def _log_file(self, name: str) -> Path:
         return self._data_dir / "logs" / f"{name}.log"
-
-    def _nats_command(self) -> list[str]:
-        store = self._data_dir / "nats"
-        store.mkdir(parents=True, exist_ok=True)
-        arguments = ["-c", str(nats_conf()), "-a", NATS_HOST, "-p", str(self._nats_port), "-sd", str(store)]
-        return [str(find_nats_server()), *arguments]
 
     def _gateway_arguments(self) -> Iterator[str]:
         yield from ("--host", self._host, "--port", str(self._port), "--keep", f"{self._keep_s:g}s")

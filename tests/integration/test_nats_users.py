@@ -1,0 +1,338 @@
+"""Every role on a real server with `nats.conf`: its own work, and nothing else (design §10.8)."""
+
+import asyncio
+import json
+import ssl
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import nats.errors
+import pytest
+import trustme
+from structlog.testing import capture_logs
+
+from contracts.settings import Catalog, load_settings
+from contracts.topology import TASKS
+from ops.nats_access import ROLES, NatsAccess, Role, access, environment_for, make_users, password_variable
+from ops.nats_client import Denied
+from ops.nats_link import NatsLink, NotAllowed, UnusableServer
+from ops.nats_server import find_nats_server, nats_conf
+from ops.processes import warmlane_command
+from ops.provision import provision, wanted
+from tests.conftest import KEEP_S
+from tests.support import NatsServer, clean_environment, eventually, eventually_sync, free_port
+
+A: Role = "admin"
+WANT = wanted(load_settings().catalog("tiny"), keep_s=KEEP_S)
+BUCKETS = [bucket.name for bucket in WANT.buckets]
+
+# Who may publish there: `admin` everywhere, and nobody but these.
+PUBLISHERS: dict[str, set[Role]] = {
+    "lane.anisora.t1": {"gateway"},
+    "degraded.anisora.t1": {"gateway"},
+    "deadline.set.admit.t1": {"gateway"},
+    "deadline.set.lease.t1": {"gateway", "lane", "degraded", "supervisor"},
+    "deadline.due.lease.t1": set(),
+    "demand.anisora": {"gateway"},
+    "waiting.t1": {"gateway"},
+    "$KV.tasks.t1": {"gateway", "lane", "degraded", "supervisor"},
+    "$KV.lanes.anisora.x": {"lane", "supervisor"},
+    "$KV.slots.cpu-0": {"lane", "degraded"},
+    "$KV.leader.degraded": {"degraded"},
+    "$KV.control.lanes.anisora": {"gateway"},
+    "$KV.fallbacks.anisora": {"gateway"},
+    "$KV.cold_starts.anisora": {"lane", "supervisor"},
+    "$KV.keys.k1": set(),
+    # the server's own: reading, taking, removing, changing
+    "$JS.API.STREAM.INFO.DEGRADED": set(ROLES),
+    "$JS.API.STREAM.NAMES": {"operator"},
+    "$JS.API.STREAM.MSG.GET.KV_tasks": {"operator", "gateway", "lane", "degraded", "supervisor"},
+    "$JS.API.STREAM.MSG.GET.KV_keys": {"gateway"},
+    "$JS.API.STREAM.MSG.GET.DEGRADED": {"operator", "gateway"},
+    "$JS.API.CONSUMER.CREATE.KV_tasks": {"operator", "gateway"},
+    "$JS.API.CONSUMER.CREATE.KV_keys": {"gateway"},
+    "$JS.API.CONSUMER.CREATE.DEGRADED": set(),
+    "$JS.API.CONSUMER.MSG.NEXT.DEGRADED.worker": {"degraded"},
+    "$JS.API.CONSUMER.MSG.NEXT.LANE_ANISORA.worker": {"lane"},
+    "$JS.API.CONSUMER.MSG.NEXT.DEADLINES.sweep-lease": {"gateway"},
+    "$JS.ACK.DEGRADED.worker.1.1.1.1.0": {"degraded"},
+    "$JS.ACK.LANE_ANISORA.worker.1.1.1.1.0": {"lane"},
+    "$JS.ACK.DEADLINES.sweep-lease.1.1.1.1.0": {"gateway"},
+    "$JS.API.STREAM.MSG.DELETE.DEGRADED": {"gateway"},
+    "$JS.API.STREAM.PURGE.LANE_ANISORA": {"gateway"},
+    **{f"$JS.API.STREAM.PURGE.KV_{bucket}": set() for bucket in BUCKETS},
+    **{f"$JS.API.STREAM.MSG.DELETE.KV_{bucket}": set() for bucket in BUCKETS},
+    "$JS.API.STREAM.PURGE.DEADLINES": set(),
+    "$JS.API.STREAM.CREATE.MINE": set(),
+    "$JS.API.STREAM.UPDATE.DEGRADED": set(),
+    "$JS.API.STREAM.DELETE.DEGRADED": set(),
+    "$JS.API.STREAM.SNAPSHOT.KV_tasks": set(),
+    "$JS.API.CONSUMER.DELETE.DEGRADED.worker": set(),
+    "_INBOX_gateway.x": {"gateway"},
+    "_INBOX_lane.x": set(),
+    "anything.else": set(),
+}
+# Who may listen there.
+LISTENERS: dict[str, set[Role]] = {
+    "$KV.tasks.t1": {"operator", "lane", "degraded"},
+    "$KV.keys.>": set(),
+    "lane.>": {"operator"},
+    "demand.anisora": {"operator", "lane"},
+    "waiting.*": {"operator", "gateway"},
+    "_INBOX_gateway.>": {"gateway"},
+    "_INBOX_lane.>": {"lane"},
+    "_INBOX_operator.>": {"operator"},
+    "_INBOX.>": {"operator"},
+    ">": set(),
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """A provisioned server."""
+    server = NatsServer(tmp_path_factory.mktemp("nats"))
+    server.start()
+
+    async def prepare() -> None:
+        link = await NatsLink.connect(server.url, name="test")
+        await provision(link, WANT)
+        await link.close()
+
+    asyncio.run(prepare())
+    yield server
+    server.stop()
+
+
+async def as_role(server: NatsServer, role: Role) -> NatsLink:
+    return await NatsLink.connect(
+        NatsAccess(urls=server.address, user=role, password=f"pw-{role}"), name=f"test-{role}"
+    )
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_what_a_role_may_publish_and_hear(server: NatsServer, role: Role) -> None:
+    link = await as_role(server, role)
+
+    async def may_publish(subject: str) -> bool:
+        # long enough to be no time-out where it is denied; what is allowed need not be answered
+        try:
+            await link.client.request(subject, b"", timeout=0.2 if role in PUBLISHERS[subject] | {A} else 20)
+        except Denied:
+            return False
+        except (TimeoutError, nats.errors.NoRespondersError):
+            return True
+        return True
+
+    def expected(rights: dict[str, set[Role]]) -> list[str]:
+        return [subject for subject, roles in rights.items() if role in roles | {A}]
+
+    try:
+        with capture_logs() as lines:
+            assert [subject for subject in PUBLISHERS if await may_publish(subject)] == expected(PUBLISHERS)
+            for subject in LISTENERS:
+                await link.client.subscribe(subject)
+            if role != A:  # the last one is everybody else's to be denied
+                await eventually(lambda: asyncio.sleep(0, lines[-1]["subject"] == ">"))
+        denied = [line for line in lines if line["event"] == "nats_denied"]
+        heard = [line["subject"] for line in denied if line["operation"] == "subscription"]
+        assert [subject for subject in LISTENERS if subject.lower() not in heard] == expected(LISTENERS)
+        assert all((line["user"], line["log_level"]) == (role, "error") for line in denied)
+        assert role == A or denied
+    finally:
+        await link.close()
+
+
+async def test_a_denied_call_says_so_at_once_and_stores_nothing(server: NatsServer) -> None:
+    """Not as a time-out: that would be told as `TransportUnavailable` alone, and without a word in the log."""
+    link = await as_role(server, "supervisor")
+    try:
+        with capture_logs() as lines:
+            with pytest.raises(NotAllowed, match=r"denies this user to publish to \$KV\.leader\.degraded"):
+                await link.put("leader", "degraded", b"mine")
+            with pytest.raises(NotAllowed):
+                await link.put("leader", "degraded", b"mine")
+        told = [line for line in lines if line["event"] == "nats_denied"]
+        assert len(told) == 1  # the same denial again is not news
+        assert (told[0]["user"], told[0]["operation"], told[0]["subject"]) == (
+            "supervisor",
+            "publish",
+            "$kv.leader.degraded",
+        )
+        assert "nats.conf" in told[0]["advice"]
+        await link.put(TASKS, "allowed", b"x")  # and the connection goes on
+        assert await link.get(TASKS, "allowed") is not None
+    finally:
+        await link.close()
+
+
+async def test_a_denied_fetch_is_told(server: NatsServer) -> None:
+    link = await as_role(server, "lane")
+    try:
+        pull = await link.pull("DEGRADED", "worker")
+        with capture_logs() as lines:
+            assert await pull.fetch() == []
+        assert [line["event"] for line in lines] == ["nats_denied"]
+    finally:
+        await link.close()
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "expected"),
+    [
+        (None, None, "wants a user and a password: set WARMLANE_NATS_<ROLE>_PASSWORD"),
+        ("gateway", "wrong", "does not know the user gateway, or not with this password"),
+        ("nobody", "pw-admin", "does not know the user nobody"),
+    ],
+)
+async def test_nobody_gets_in_without_a_password(
+    server: NatsServer, user: str | None, password: str | None, expected: str
+) -> None:
+    with pytest.raises(UnusableServer, match=expected) as refused:
+        await NatsLink.connect(NatsAccess(urls=server.address, user=user, password=password), name="x")
+    assert password is None or password not in str(refused.value)
+
+
+def test_without_passwords_the_server_does_not_start(tmp_path: Path) -> None:
+    environment = environment_for(None, clean_environment())
+    command = [str(find_nats_server()), "-c", str(nats_conf()), "-p", str(free_port()), "-sd", str(tmp_path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    assert result.returncode != 0
+    assert "WARMLANE_NATS_ADMIN_PASSWORD" in result.stderr
+
+
+def test_every_bucket_and_role_stands_in_the_configuration() -> None:
+    """A bucket that is new has to be given to those who read it, and denied to be purged."""
+    text = nats_conf().read_text()
+    for bucket in BUCKETS:
+        assert f"CONSUMER.CREATE.KV_{bucket}.>" in text
+        assert f"STREAM.PURGE.KV_{bucket}" in text
+    for role in get_args(Role):
+        assert f"user: {role}, password: ${password_variable(role)}" in text
+
+
+# ── where a password comes from ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_embedded_servers_users_are_made_once_and_are_their_owners_alone(tmp_path: Path) -> None:
+    url = "nats://127.0.0.1:4222"
+    made = make_users(tmp_path, url)
+    assert make_users(tmp_path, url) == made
+    assert len(set(made.values())) == len(ROLES)
+    assert all(len(password) > 40 and password[0].isalpha() for password in made.values())
+    folder = tmp_path / "nats-auth"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {file.name for file in folder.iterdir()} == {f"{role}.json" for role in ROLES}
+    for role in ROLES:
+        file = folder / f"{role}.json"
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        context = json.loads(file.read_text())  # as the NATS CLI takes it: nats --context FILE
+        assert context["url"] == url
+        assert (context["user"], context["password"]) == (role, made[password_variable(role)])
+        assert context["inbox_prefix"] == f"_INBOX_{role}"
+    moved = make_users(tmp_path, "nats://127.0.0.1:4333")
+    assert moved == made
+    assert json.loads((folder / "lane.json").read_text())["url"] == "nats://127.0.0.1:4333"
+
+
+def test_the_address_then_the_environment_then_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "nats://127.0.0.1:4222"
+    nobody = access("lane", url, data_dir=tmp_path)
+    assert (nobody.user, nobody.password) == (None, None)
+    made = make_users(tmp_path, url)
+    kept = access("lane", url, data_dir=tmp_path)
+    assert (kept.user, kept.password) == ("lane", made["WARMLANE_NATS_LANE_PASSWORD"])
+    elsewhere = access("lane", "nats://127.0.0.1:4333", data_dir=tmp_path)
+    assert elsewhere.user is None  # not the server that these are for
+    monkeypatch.setenv("WARMLANE_NATS_LANE_PASSWORD", "given")
+    assert access("lane", url, data_dir=tmp_path).password == "given"
+    assert access("gateway", url, data_dir=tmp_path).password == made["WARMLANE_NATS_GATEWAY_PASSWORD"]
+    named = access("lane", "nats://me:s%40cret@h1:4222,nats://h2:4222", data_dir=tmp_path)
+    assert (named.urls, named.user, named.password) == ("nats://h1:4222,nats://h2:4222", "me", "s@cret")
+    assert "s@cret" not in repr(named)
+    assert named.arguments() == ["--nats-url", "nats://h1:4222,nats://h2:4222"]
+
+
+def test_a_process_is_not_given_the_passwords_of_others() -> None:
+    mine = environment_for("lane", clean_environment())
+    assert [name for name in mine if name.endswith("_PASSWORD")] == ["WARMLANE_NATS_LANE_PASSWORD"]
+    assert not [name for name in environment_for(None, clean_environment()) if name.endswith("_PASSWORD")]
+
+
+# ── TLS ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_tls_by_a_setting(tmp_path: Path, catalog: Catalog) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    (tmp_path / "nats").mkdir()
+    server = NatsServer(
+        tmp_path / "nats", "--tls", "--tlscert", str(tmp_path / "cert.pem"), "--tlskey", str(tmp_path / "key.pem")
+    )
+    server.start()
+    urls = server.address.replace("nats://", "tls://")
+    try:
+        secure = NatsAccess(urls=urls, user="admin", password="pw-admin", ca=tmp_path / "ca.pem")
+        link = await NatsLink.connect(secure, name="test")
+        await provision(link, wanted(catalog, keep_s=KEEP_S))
+        transport = link.client._transport
+        assert transport is not None
+        assert isinstance(transport._io_writer.get_extra_info("ssl_object"), ssl.SSLObject)  # type: ignore[attr-defined]
+        await link.close()
+        untrusting = NatsAccess(urls=urls, user="admin", password="pw-admin")
+        with pytest.raises(UnusableServer, match=r"is not trusted .*--nats-ca"):
+            await NatsLink.connect(untrusting, name="test")
+        (tmp_path / "none.pem").write_text("no certificate")
+        wrong = NatsAccess(urls=urls, ca=tmp_path / "none.pem")
+        with pytest.raises(UnusableServer, match="holds no certificates"):
+            await NatsLink.connect(wrong, name="test")
+    finally:
+        server.stop()
+
+
+async def test_a_tls_address_is_never_spoken_to_without_tls(server: NatsServer, tmp_path: Path) -> None:
+    """The password is not sent in the clear to a server that offers no TLS, and nothing else either."""
+    tls = NatsAccess(urls=server.address.replace("nats://", "tls://"), user="admin", password="pw-admin")
+    with pytest.raises(UnusableServer, match="offers no TLS"):
+        await NatsLink.connect(tls, name="test")
+    (tmp_path / "open.conf").write_text("jetstream: {}")
+    anybodys = NatsServer(tmp_path, "-c", str(tmp_path / "open.conf"))  # the last -c counts
+    anybodys.start()
+    try:
+        with pytest.raises(UnusableServer, match="offers no TLS"):
+            await NatsLink.connect(NatsAccess(urls=anybodys.address.replace("nats://", "tls://")), name="test")
+    finally:
+        anybodys.stop()
+
+
+# ── `warmlane nats-server` ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_embedded_server_by_itself(tmp_path: Path) -> None:
+    """On the store and with the users of `warmlane up`, as for a restore."""
+    port = free_port()
+    command = warmlane_command("nats-server", "--nats-port", str(port), "--data-dir", str(tmp_path))
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=clean_environment(), stdout=log, stderr=log)
+    url = f"nats://127.0.0.1:{port}"
+
+    async def use() -> None:
+        link = await NatsLink.connect(access("admin", url, data_dir=tmp_path), name="test")
+        await provision(link, WANT)
+        await link.put(TASKS, "kept", b"x")
+        await link.close()
+
+    try:
+        eventually_sync(lambda: access("admin", url, data_dir=tmp_path).user == "admin")
+        asyncio.run(use())
+        assert (tmp_path / "nats" / "jetstream").is_dir()
+        shown = Path(f"/proc/{process.pid}/cmdline").read_bytes().decode()
+        assert make_users(tmp_path, url)["WARMLANE_NATS_ADMIN_PASSWORD"] not in shown
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
