@@ -64,7 +64,9 @@ class Node:
             "WARMLANE_NATS_LISTEN": f"127.0.0.1:{port}",
             "WARMLANE_NATS_MONITOR": self.monitor.removeprefix("http://"),
             "WARMLANE_NATS_CLUSTER_LISTEN": f"127.0.0.1:{cluster_ports[name]}",
-            "WARMLANE_NATS_ROUTES": json.dumps([f"nats://node:pw-node@127.0.0.1:{at}" for at in cluster_ports.values()]),
+            "WARMLANE_NATS_ROUTES": json.dumps(
+                [f"nats://node:pw-node@127.0.0.1:{at}" for at in cluster_ports.values()]
+            ),
             "WARMLANE_NATS_STORE": json.dumps(str(folder / name)),
         }
         self._process: subprocess.Popen[bytes] | None = None

@@ -159,6 +159,12 @@ def clean_environment() -> dict[str, str]:
     return clean | {password_variable(role): f"pw-{role}" for role in ROLES}
 
 
+def require_no_denial(log: str) -> None:
+    """What a role may do on the server is enough for what it did."""
+    denied = [line for line in log.splitlines() if '"nats_denied"' in line]
+    assert not denied, denied
+
+
 def as_admin(urls: str) -> str:
     """*urls* of servers under test, with the user that may do everything."""
     return ",".join(url.replace("://", "://admin:pw-admin@", 1) for url in urls.split(","))

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from ops.processes import warmlane_command
-from tests.support import children_of, clean_environment, command_line, eventually_sync, free_port
+from tests.support import children_of, clean_environment, command_line, eventually_sync, free_port, require_no_denial
 
 
 class UpProcess:
@@ -133,3 +133,5 @@ class UpProcess:
         if self._process is not None and self._process.poll() is None:
             self.interrupt()
         self.http.close()
+        for log in (self.data_dir / "logs").glob("*.log"):
+            require_no_denial(log.read_text())

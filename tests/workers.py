@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.processes import warmlane_command
-from tests.support import children_of, clean_environment
+from tests.support import children_of, clean_environment, require_no_denial
 
 
 class WorkerProcess:
@@ -49,7 +49,9 @@ class WorkerProcess:
         """SIGTERM; the exit status."""
         if self.is_running:
             self._process.terminate()
-        return self._process.wait(timeout=60)
+        status = self._process.wait(timeout=60)
+        require_no_denial(self.log_file.read_text())
+        return status
 
     def kill(self) -> None:
         """kill -9, also of one that is stopped."""

@@ -21,7 +21,14 @@ from ops.nats_link import NatsLink
 from ops.processes import warmlane_command
 from ops.provision import provision, wanted
 from tests.conftest import KEEP_S
-from tests.support import NatsServer, clean_environment, eventually, eventually_sync, free_port
+from tests.support import (
+    NatsServer,
+    clean_environment,
+    eventually,
+    eventually_sync,
+    free_port,
+    require_no_denial,
+)
 
 MODELS = ("anisora", "phr00t")
 
@@ -79,6 +86,7 @@ class GatewayProcess:
         if self._process is not None:
             self._process.terminate()
             assert self._process.wait(timeout=20) == 0, self.log()
+            require_no_denial(self.log())
 
 
 async def report_lane(link: NatsLink, model: str, state: LaneState, *, worker: str | None = None) -> None:
