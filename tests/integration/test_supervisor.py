@@ -31,9 +31,9 @@ from ops.nats_link import Entry, NatsLink
 from ops.processes import Process, warmlane_command
 from ops.quota import Quota
 from ops.supervisor import Supervised, Supervisor
-from tests.integration.conftest import System, report_lane
+from tests.integration.conftest import System, fresh_system, report_lane
 from tests.records import TASK_ID, processing_task
-from tests.support import children_of, clean_environment, command_line, eventually, is_running
+from tests.support import children_of, clean_environment, command_line, eventually, is_running, settings_file
 
 
 class Lanes:
@@ -175,12 +175,19 @@ async def test_the_only_slot_is_the_degraded_workers(bare_system: System, tmp_pa
         assert rig.lane_pids() == []
 
 
-async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(bare_system: System, tmp_path: Path) -> None:
+@pytest.fixture
+async def quick_system(tmp_path: Path) -> AsyncIterator[System]:
+    """A gateway that judges leases 1 s after it has connected, and not 10 s: a lane is warm sooner than that."""
+    async with fresh_system(tmp_path, settings_file(tmp_path, reconnect_grace_s=1.0)) as system:
+        yield system
+
+
+async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(quick_system: System, tmp_path: Path) -> None:
     quota = tmp_path / "quota.json"
     quota.write_text('{"max_lanes": {"phr00t": 0}}')
-    data_dir = bare_system.gateway.data_dir
+    data_dir = quick_system.gateway.data_dir
     options = ("--lanes", "phr00t=1", "--quota", str(quota), "--step-seconds", "0.3")
-    async with supervised(bare_system, data_dir, *options) as rig:
+    async with supervised(quick_system, data_dir, *options) as rig:
         denied = await rig.lanes.becomes("phr00t-0", LaneState.QUOTA_DENIED)
         assert denied.detail == "the quota file allows 0 of phr00t"
         await rig.routes("phr00t", "degraded: quota")
@@ -193,17 +200,17 @@ async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(bare_syste
         await rig.lanes.becomes("phr00t-0", LaneState.WARM)
         await rig.routes("phr00t", "lane")
 
-        in_hand = (await bare_system.submit("phr00t"))["id"]
+        in_hand = (await quick_system.submit("phr00t"))["id"]
         await rig.lanes.holds("phr00t-0", in_hand)
         (killed,) = rig.lane_pids()
         os.kill(killed, signal.SIGKILL)
         # nobody waits for the end of its lease
-        requeued = await bare_system.becomes(in_hand, TaskStatus.PENDING, epoch=1)
+        requeued = await quick_system.becomes(in_hand, TaskStatus.PENDING, epoch=1)
         assert [(line.event, line.detail) for line in requeued.timeline[-2:]] == [
             ("lease_released", "the process of phr00t-0 ended: signal 9, SIGKILL"),
             ("requeue", "phr00t-0 was lost in attempt 1"),
         ]
-        await bare_system.http.delete(f"/tasks/{in_hand}")
+        await quick_system.http.delete(f"/tasks/{in_hand}")
         # what the supervisor says comes between the last word of the old process and the first one of the new
         new = await rig.lanes.becomes("phr00t-0", LaneState.WARM)
         assert new.pid not in (killed, rig.process.pid)
@@ -214,8 +221,8 @@ async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(bare_syste
         assert said.detail.startswith("ended (signal 9, SIGKILL); ")
         await rig.routes("phr00t", "lane")
 
-        task = await bare_system.submit("phr00t")
-        await bare_system.becomes(task["id"], TaskStatus.PROCESSING, epoch=0)
+        task = await quick_system.submit("phr00t")
+        await quick_system.becomes(task["id"], TaskStatus.PROCESSING, epoch=0)
         served = len(rig.lanes.entries)
         quota.write_text('{"max_lanes": {"phr00t": 0}}')
         draining = await rig.lanes.becomes("phr00t-0", LaneState.DRAINING)
@@ -225,7 +232,7 @@ async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(bare_syste
         # at no moment in between was it anything else, the one of its process's end included
         assert [cause for cause in rig.lanes.causes("phr00t", since=served) if cause] == ["quota"]
         assert (LaneState.DRAINING, new.pid) in rig.lanes.states("phr00t-0")
-        record, _ = await bare_system.record(task["id"])
+        record, _ = await quick_system.record(task["id"])
         assert (record.status.value, record.attempt) == ("done", 1)
         assert rig.lane_pids() == []
 
