@@ -13,7 +13,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from litestar.connection import ASGIConnection
 from litestar.exceptions import HTTPException
-from litestar.handlers import BaseRouteHandler
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.types import Guard
 from msgspec import Struct
 
@@ -91,6 +91,8 @@ def guard(keys: KeyBoard, limits: RateLimits, *, max_body_bytes: int) -> Guard:
         declared = connection.headers.get("content-length", "")
         if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_body_bytes:
             raise HTTPException(status_code=413)
+        if isinstance(handler, HTTPRouteHandler) and handler.http_methods == {"OPTIONS"}:
+            return  # Litestar answers those itself, with the methods of the path
         wanted: Needs = handler.opt.get(_NEEDS, Needs())
         if not wanted.needs_key:
             return

@@ -104,8 +104,8 @@ def command(
     tls_key: Path | None,
 ) -> None:
     """Serve the HTTP API. Any number of gateways can run on the same nats-server and artifact store."""
-    configure_logging("gateway")
     tls = tls_of(tls_cert, tls_key)
+    configure_logging("gateway")
 
     async def run() -> None:
         catalog = load_settings(settings).catalog(profile)

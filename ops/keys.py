@@ -153,7 +153,8 @@ def shown(key: ApiKey) -> dict[str, Any]:
 def table_of(keys: Iterable[ApiKey]) -> Table:
     """The keys, a row each."""
     table = Table(show_header=True)
-    for heading in ("id", "caller", "scopes", "rate", "created (UTC)", "revoked (UTC)"):
+    table.add_column("id", no_wrap=True)  # to be copied
+    for heading in ("caller", "scopes", "rate", "created (UTC)", "revoked (UTC)"):
         table.add_column(heading, overflow="fold")
     for key in keys:
         rate = "no limit" if key.rate_per_s is None else f"{key.rate_per_s:g}/s in {key.burst_s} s"

@@ -435,9 +435,9 @@ def command(
 
     It goes on until Ctrl-C, which drains: tasks in hand are finished, nothing is left running.
     """
+    tls = tls_of(tls_cert, tls_key)
     configure_logging("up", level="warning")
     console = Console()
-    tls = tls_of(tls_cert, tls_key)
     try:
         catalog = load_settings(settings).catalog(profile)
         find_nats_server()

@@ -72,7 +72,7 @@ def _require(path: Path, option: str, marker: str) -> None:
     except OSError as error:
         raise click.ClickException(f"{option} {path} cannot be read: {error.strerror}") from error
     if marker not in text:
-        what = "a certificate" if marker.startswith("CERT") else "a private key"
+        what = "certificate" if marker.startswith("CERT") else "private key"
         raise click.ClickException(f"{option} {path} holds no {what} in PEM, which begins with -----BEGIN")
 
 
