@@ -1,4 +1,4 @@
-"""`warmlane up`: the whole system on one machine, on loopback."""
+"""`warmlane up`: the whole system on one machine, on loopback unless `--host` says otherwise."""
 
 import asyncio
 import contextlib
