@@ -25,6 +25,7 @@ LEADER_TTL_S: Final = 3.0
 LEADER_REFRESH_S: Final = 1.0
 FALLBACKS: Final = "fallbacks"
 COLD_STARTS: Final = "cold_starts"
+KEYS: Final = "keys"
 DEADLINES: Final = "DEADLINES"
 DEGRADED: Final = "DEGRADED"
 WAITING_SUBJECTS: Final = "waiting.*"
@@ -130,6 +131,8 @@ def topology(
             BucketSpec(name=CONTROL, history=16),
             BucketSpec(name=FALLBACKS, history=64),
             BucketSpec(name=COLD_STARTS, history=64),
+            # no ttl: a key counts until it is revoked, and a revoked one must not be forgotten
+            BucketSpec(name=KEYS, history=4),
         ),
         replicas=replicas,
     )

@@ -1,7 +1,7 @@
 """`/admin`: what operators look at, and the switch of a model's lanes. HTTP only."""
 
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from litestar import Request, get, put
 from litestar.datastructures import State
@@ -11,6 +11,7 @@ from litestar.params import FromPath
 from contracts.generation import FieldError, MalformedBody, parse_body
 from contracts.settings import ModelEntry
 from contracts.topology import CONTROL, control_key, work_stream
+from gateway.access import Turn, needs
 from gateway.admin_views import (
     ColdStartsView,
     ExplainView,
@@ -29,18 +30,27 @@ from gateway.admin_views import (
     queue_view,
     running_view,
 )
+from gateway.generate import read_body
+from gateway.key_board import Caller
 from gateway.lane_board import MODES, LaneMode
-from gateway.openapi import ModeOperation, problem_responses
+from gateway.openapi import KeyedOperation, ModeOperation, problem_responses
 from gateway.problems import ProblemError
 from gateway.services import Services
 from gateway.tasks import find, reachable
 
-_Request = Request[Any, Any, State]
+_Request = Request[Caller, Turn, State]
 _Services = NamedDependency[Services]
 _TAGS: Final = ["admin"]
 
 
-@get("/admin/lanes", summary="Lanes, slots, and where requests go", tags=_TAGS, responses=problem_responses())
+@get(
+    "/admin/lanes",
+    summary="Lanes, slots, and where requests go",
+    tags=_TAGS,
+    operation_class=KeyedOperation,
+    responses=problem_responses(),
+    **needs("admin"),
+)
 async def get_lanes(services: _Services) -> LanesView:
     """Every lane with its state, every model with its switch and what routing would say of a request now, and what is
     resident on which slot."""
@@ -58,7 +68,9 @@ async def get_lanes(services: _Services) -> LanesView:
     "/admin/lanes/{model:str}/mode",
     summary="The switch of a model's lanes",
     tags=_TAGS,
+    operation_class=KeyedOperation,
     responses=problem_responses("model_not_found"),
+    **needs("admin"),
 )
 async def get_mode(services: _Services, model: FromPath[str]) -> ModeView:
     """`auto`, or `degraded` when an operator keeps new requests off the lanes."""
@@ -72,19 +84,27 @@ async def get_mode(services: _Services, model: FromPath[str]) -> ModeView:
     tags=_TAGS,
     operation_class=ModeOperation,
     responses=problem_responses(
-        "malformed_body", "model_not_found", "unsupported_media_type", "validation_failed", "transport_unavailable"
+        "malformed_body",
+        "model_not_found",
+        "body_too_large",
+        "unsupported_media_type",
+        "validation_failed",
+        "transport_unavailable",
     ),
+    **needs("admin", counts_late=True),
 )
 async def put_mode(request: _Request, services: _Services, model: FromPath[str]) -> ModeView:
     """Sets the switch, which every gateway obeys within a second; tasks that are queued already stay where they are.
 
     It is the same as the key `lanes.MODEL` of the bucket `control`.
     """
+    body = await read_body(request)
     name = _entry(services, model).name
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise ProblemError("unsupported_media_type", "send the switch as application/json")
-    mode = _mode(await request.body())
+    mode = _mode(body)
+    request.auth.take()
     key = control_key(name)
     await reachable(services.link.put(CONTROL, key, mode.encode()))
     stored = await reachable(services.link.get(CONTROL, key))
@@ -97,7 +117,9 @@ async def put_mode(request: _Request, services: _Services, model: FromPath[str])
     "/admin/queue",
     summary="Queues, and who serves them",
     tags=_TAGS,
+    operation_class=KeyedOperation,
     responses=problem_responses("transport_unavailable"),
+    **needs("admin"),
 )
 async def get_queues(services: _Services) -> QueuesView:
     """The depth of every work queue as the server counts it, what runs, and what the measured service times say."""
@@ -108,14 +130,28 @@ async def get_queues(services: _Services) -> QueuesView:
     return QueuesView(leader=leader_view(services.lanes.leader(now)), queues=tuple(queues))
 
 
-@get("/admin/fallbacks", summary="Fallback episodes", tags=_TAGS, responses=problem_responses())
+@get(
+    "/admin/fallbacks",
+    summary="Fallback episodes",
+    tags=_TAGS,
+    operation_class=KeyedOperation,
+    responses=problem_responses(),
+    **needs("admin"),
+)
 async def get_fallbacks(services: _Services) -> FallbacksView:
     """When requests for a model went to the degraded worker, why, and how many."""
     every = [episode for model in services.catalog.models for episode in services.fallbacks.episodes(model)]
     return fallbacks_view(every)
 
 
-@get("/admin/cold_starts", summary="Cold starts of lanes", tags=_TAGS, responses=problem_responses())
+@get(
+    "/admin/cold_starts",
+    summary="Cold starts of lanes",
+    tags=_TAGS,
+    operation_class=KeyedOperation,
+    responses=problem_responses(),
+    **needs("admin"),
+)
 async def get_cold_starts(services: _Services) -> ColdStartsView:
     """How long lanes took from the start of their process to `warm`, and the share that took ten minutes at most."""
     return cold_starts_view(services.cold_starts.newest_first())
@@ -125,12 +161,14 @@ async def get_cold_starts(services: _Services) -> ColdStartsView:
     "/admin/tasks/{task_id:str}/explain",
     summary="Why a task went where it went",
     tags=_TAGS,
+    operation_class=KeyedOperation,
     responses=problem_responses("task_not_found", "transport_unavailable"),
+    **needs("admin"),
 )
-async def explain_task(services: _Services, task_id: FromPath[str]) -> ExplainView:
+async def explain_task(services: _Services, caller: NamedDependency[Caller], task_id: FromPath[str]) -> ExplainView:
     """The stored inputs of the routing decision, the rule that fired, the answer worked out again from the same inputs,
     and what routing would say now."""
-    task = (await find(services, task_id)).task
+    task = (await find(services, caller, task_id)).task
     return explain_view(task, services.lanes.outcome(task.model, datetime.now(UTC)))
 
 

@@ -1,21 +1,48 @@
 """The Litestar application: routes and error documents."""
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
-from litestar import Litestar
+from litestar import Litestar, Request
+from litestar.config.cors import CORSConfig
 from litestar.di import Provide
 
-from gateway import admin, generate, meta, tasks
+from gateway import access, admin, generate, meta, tasks
+from gateway.key_board import Caller
 from gateway.openapi import docs_routes, openapi_config
 from gateway.problems import problem_handlers
 from gateway.services import Services
 
 # An 8 MiB image as base64, and the rest of the request.
 MAX_BODY_BYTES: Final = 12 * 1024 * 1024
+# What a page of another origin may send, and may see of an answer.
+CORS_REQUEST_HEADERS: Final = [
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-None-Match",
+    "If-Range",
+    "Last-Event-ID",
+    "Prefer",
+    "Range",
+    "Traceparent",
+]
+CORS_ANSWER_HEADERS: Final = [
+    "Age",
+    "Content-Range",
+    "ETag",
+    "Location",
+    "Preference-Applied",
+    "Retry-After",
+    "WWW-Authenticate",
+]
 
 
-def create_app(services: Services) -> Litestar:
-    """The gateway's ASGI application around *services*, which the caller starts and stops."""
+def create_app(services: Services, *, cors_origins: Sequence[str] = ()) -> Litestar:
+    """The gateway's ASGI application around *services*, which the caller starts and stops.
+
+    Pages of *cors_origins*, and no others, may call it from a browser.
+    """
     return Litestar(
         route_handlers=[
             generate.generate,
@@ -37,10 +64,29 @@ def create_app(services: Services) -> Litestar:
             admin.explain_task,
             *docs_routes(),
         ],
-        dependencies={"services": Provide(lambda: services, sync_to_thread=False)},
+        dependencies={
+            "services": Provide(lambda: services, sync_to_thread=False),
+            "caller": Provide(_caller, sync_to_thread=False),
+        },
+        guards=[access.guard(services.keys, access.RateLimits(), max_body_bytes=MAX_BODY_BYTES)],
+        cors_config=_cors(cors_origins) if cors_origins else None,
         exception_handlers=problem_handlers(),
         openapi_config=openapi_config(services.catalog),
         request_max_body_size=MAX_BODY_BYTES,
         # requests are logged by nobody: a prompt must not end in a log
         logging_config=None,
+    )
+
+
+def _caller(request: Request[Caller, Any, Any]) -> Caller:
+    return request.user  # whom the guard let in
+
+
+def _cors(origins: Sequence[str]) -> CORSConfig:
+    # no credentials: a key travels in a header that the page sets, never in a cookie that the browser adds by itself
+    return CORSConfig(
+        allow_origins=list(origins),
+        allow_methods=["GET", "HEAD", "POST", "PUT", "DELETE"],
+        allow_headers=CORS_REQUEST_HEADERS,
+        expose_headers=CORS_ANSWER_HEADERS,
     )

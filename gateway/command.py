@@ -20,6 +20,8 @@ from ops.artifacts import StorageFailed
 from ops.nats_access import NatsAccess
 from ops.nats_link import TransportUnavailable, UnusableServer
 from ops.options import (
+    Host,
+    cors_origins_option,
     data_dir_option,
     host_option,
     keep_option,
@@ -27,9 +29,12 @@ from ops.options import (
     port_option,
     profile_option,
     settings_option,
+    tls_cert_option,
+    tls_key_option,
 )
-from ops.provision import NotProvisioned
+from ops.provision import NoKeys, NotProvisioned
 from ops.telemetry import configure_logging
+from ops.tls import tls_of
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -74,7 +79,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 @click.command(
-    epilog="Examples:\n\n  warmlane gateway\n\n  warmlane gateway --port 8080 --nats-url nats://127.0.0.1:4222"
+    epilog="Examples:\n\n  warmlane gateway\n\n  warmlane gateway --port 8080 --nats-url nats://127.0.0.1:4222\n\n"
+    "  warmlane gateway --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem   (after `warmlane keys add`)"
 )
 @host_option
 @port_option
@@ -83,30 +89,50 @@ def listen(host: str, port: int) -> socket.socket:
 @settings_option
 @profile_option
 @keep_option
+@cors_origins_option
+@tls_cert_option
+@tls_key_option
 def command(
-    host: str, port: int, nats: NatsAccess, data_dir: Path, settings: Path | None, profile: str, keep_s: float
+    host: Host,
+    port: int,
+    nats: NatsAccess,
+    data_dir: Path,
+    settings: Path | None,
+    profile: str,
+    keep_s: float,
+    cors_origins: tuple[str, ...],
+    tls_cert: Path | None,
+    tls_key: Path | None,
 ) -> None:
     """Serve the HTTP API. Any number of gateways can run on the same nats-server and artifact store."""
+    tls = tls_of(tls_cert, tls_key)
     configure_logging("gateway")
 
     async def run() -> None:
         catalog = load_settings(settings).catalog(profile)
-        listener = listen(host, port)
-        services = Services(catalog=catalog, nats=nats, artifacts_dir=data_dir / "artifacts", keep_s=keep_s)
+        listener = listen(host.address, port)
+        services = Services(
+            catalog=catalog,
+            nats=nats,
+            artifacts_dir=data_dir / "artifacts",
+            keep_s=keep_s,
+            opens_without_keys=host.is_loopback,
+        )
         config = uvicorn.Config(
-            create_app(services),
+            create_app(services, cors_origins=cors_origins),
             log_config=None,
             access_log=False,
             server_header=False,
             lifespan="off",
             loop="none",
             timeout_graceful_shutdown=5,
+            ssl_context_factory=None if tls is None else lambda *_: tls.context,
         )
         async with services.running():
-            log.info("listening", host=host, port=listener.getsockname()[1])
+            log.info("listening", host=host.name, tls=tls is not None, port=listener.getsockname()[1])
             await _Server(config, services).serve(sockets=[listener])
 
     try:
         uvloop.run(run())
-    except (SettingsError, TransportUnavailable, UnusableServer, NotProvisioned, StorageFailed) as error:
+    except (SettingsError, TransportUnavailable, UnusableServer, NotProvisioned, NoKeys, StorageFailed) as error:
         raise click.ClickException(str(error)) from error

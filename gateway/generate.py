@@ -12,8 +12,10 @@ from litestar.exceptions import InternalServerException
 
 from contracts.generation import InvalidRequest, MalformedBody, parse_body, validate
 from contracts.topology import DEGRADED_MAX_MSGS
+from gateway.access import Turn, needs
 from gateway.admission import KeyReused, Overloaded
 from gateway.hold import CallerGone
+from gateway.key_board import Caller
 from gateway.openapi import GenerateOperation, problem_responses
 from gateway.problems import ProblemError
 from gateway.services import Services
@@ -21,10 +23,9 @@ from gateway.views import TaskView, task_url, view
 from ops.artifacts import StorageFailed
 from ops.nats_link import TransportUnavailable
 
-ANONYMOUS: Final = "anonymous"
 RETRY_SOON_S: Final = 5.0
 
-_Request = Request[Any, Any, State]
+_Request = Request[Caller, Turn, State]
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _RESPOND_ASYNC: Final = re.compile(r"(?:^|,)\s*respond-async\s*(?:$|[,;])", re.IGNORECASE)
 _TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -47,6 +48,7 @@ _TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
         "storage_unavailable",
         "transport_unavailable",
     ),
+    **needs("submit", counts_late=True),
 )
 async def generate(request: _Request, services: NamedDependency[Services]) -> Response[TaskView]:
     """Checks a request and queues it: for a warm lane of its model, or for the degraded worker where there is none.
@@ -59,10 +61,7 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
     Every wrong field is listed at once, before anything is written. With an `Idempotency-Key`, the same key and body
     lead to the same task, also to one that is still held; after a `503 queue_overloaded` the same key makes a new task.
     """
-    try:
-        body = await request.body()  # 413 before anything else is looked at
-    except InternalServerException as error:  # Litestar's word for a client that hung up; nobody reads the answer
-        raise ProblemError("malformed_body", "the body was cut off") from error
+    body = await read_body(request)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise ProblemError("unsupported_media_type", "send the request as application/json")
@@ -77,11 +76,12 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
         count = len(error.errors)
         detail = f"{count} field{'s are' if count > 1 else ' is'} wrong; see errors"
         raise ProblemError("validation_failed", detail, errors=error.errors) from error
+    request.auth.take()
     responds_async = any(_RESPOND_ASYNC.search(value) for value in request.headers.getall("prefer", []))
     try:
         snapshot = await services.admission.accept(
             accepted,
-            caller=ANONYMOUS,
+            caller=request.user.name,
             key=key,
             traceparent=_traceparent(request.headers.get("traceparent")),
             until_gone=None if responds_async else partial(_until_gone, request),
@@ -116,6 +116,14 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
     if responds_async:
         headers["Preference-Applied"] = "respond-async"
     return Response(task, headers=headers)
+
+
+async def read_body(request: Request[Any, Any, Any]) -> bytes:
+    """The whole body. Too large a one ends here as 413, before anything else of the request but its key is judged."""
+    try:
+        return await request.body()
+    except InternalServerException as error:  # Litestar's word for a client that hung up; nobody reads the answer
+        raise ProblemError("malformed_body", "the body was cut off") from error
 
 
 async def _until_gone(request: _Request) -> None:

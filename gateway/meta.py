@@ -7,6 +7,8 @@ from litestar.di import NamedDependency
 from litestar.openapi import ResponseSpec
 from msgspec import Struct
 
+from gateway.access import needs, needs_nothing
+from gateway.openapi import KeyedOperation, problem_responses
 from gateway.services import Services
 from gateway.views import SettingsView, settings_view
 
@@ -41,13 +43,20 @@ class Readiness(Struct, frozen=True, kw_only=True):
     models: dict[str, ModelReadiness]
 
 
-@get("/settings", summary="Models, limits and fixed parameters", tags=["settings"])
+@get(
+    "/settings",
+    summary="Models, limits and fixed parameters",
+    tags=["settings"],
+    operation_class=KeyedOperation,
+    responses=problem_responses(is_scoped=False),
+    **needs(None),
+)
 async def get_settings(services: NamedDependency[Services]) -> SettingsView:
     """What a form needs: every model with the limits, defaults and fixed values of its fields."""
     return settings_view(services.catalog)
 
 
-@get("/healthz", summary="Liveness", tags=["operations"])
+@get("/healthz", summary="Liveness", tags=["operations"], opt=needs_nothing())
 async def healthz() -> Health:
     """200 while the process can answer."""
     return Health(status="ok")
@@ -57,6 +66,7 @@ async def healthz() -> Health:
     "/readyz",
     summary="Readiness",
     tags=["operations"],
+    opt=needs_nothing(),
     responses={
         503: ResponseSpec(Readiness, description="Not yet, or not now: what is missing", generate_examples=False)
     },

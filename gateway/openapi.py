@@ -29,6 +29,7 @@ from litestar.openapi.spec import (
     Reference,
     RequestBody,
     Schema,
+    SecurityScheme,
     Tag,
 )
 from litestar.static_files import create_static_files_router
@@ -48,6 +49,7 @@ from contracts.tasks import (
     TimelineEntry,
     VideoFile,
 )
+from gateway.access import SECURITY_SCHEME, needs_nothing
 from gateway.estimate import QueuePlace
 from gateway.problems import PROBLEM_MEDIA_TYPE, PROBLEMS, TYPE_PREFIX, Problem
 from gateway.views import view
@@ -72,6 +74,13 @@ model at a time; 25 requests may wait for it. `POST /generate` is then answered 
 with `503` after at most {wait_limit_s:g} s: give your client a read time-out of {client_limit_s:g} s or more. With
 `Prefer: respond-async` the answer is `202` at once, and a task that nobody took in time ends as `failed` with
 `queue_overloaded`. As long as a task is pending, `queue` says where it stands and how long it will probably wait.
+
+## Keys
+
+Send `Authorization: Bearer KEY`. A key has scopes: `submit` (generate, cancel), `read` (tasks and videos), `admin`
+(all of it, and `/admin`). A task is seen by keys of the same caller, and by `admin`. A key that asks too often is
+answered `429` with `Retry-After`. A request that is wrong in several ways is refused for the first of 413, 401, 403,
+415, 400, 422, 429, 503.
 
 ## Errors
 
@@ -101,9 +110,10 @@ def openapi_config(catalog: Catalog) -> OpenAPIConfig:
         components=Components(
             request_bodies={_REQUEST_BODY: request_body(catalog)},
             examples={code: _problem_example(code) for code in PROBLEMS},
+            security_schemes={SECURITY_SCHEME: _security_scheme()},
         ),
         # Litestar answers unknown paths below this router itself, so it must not be the root
-        openapi_router=Router(path=_DOCS_PATH, route_handlers=[], include_in_schema=False),
+        openapi_router=Router(path=_DOCS_PATH, route_handlers=[], include_in_schema=False, opt=needs_nothing()),
         render_plugins=[
             SwaggerRenderPlugin(
                 path="/",
@@ -113,6 +123,18 @@ def openapi_config(catalog: Catalog) -> OpenAPIConfig:
                 favicon=f"<link rel='icon' type='image/png' href='{_ASSETS_PATH}/favicon-32x32.png'>",
             )
         ],
+    )
+
+
+def _security_scheme() -> SecurityScheme:
+    return SecurityScheme(
+        type="http",
+        scheme="bearer",
+        bearer_format="wl_ID_SECRET",
+        description=(
+            "An API key, made with `warmlane keys add`. What an operation lists is the scope that it needs; `admin` "
+            "stands for all of them. On the loopback, no key is needed until the first one is made."
+        ),
     )
 
 
@@ -128,7 +150,13 @@ def _version() -> str:
         return "unreleased"
 
 
-@get("/openapi.json", media_type=MediaType.JSON, include_in_schema=False, sync_to_thread=False)
+@get(
+    "/openapi.json",
+    media_type=MediaType.JSON,
+    include_in_schema=False,
+    sync_to_thread=False,
+    opt=needs_nothing(),
+)
 def openapi_json(request: Request[Any, Any, Any]) -> dict[str, Any]:
     """The OpenAPI document."""
     return request.app.openapi_schema.to_schema()
@@ -140,6 +168,7 @@ def docs_routes() -> list[ControllerRouterHandler]:
         path=_ASSETS_PATH,
         directories=[openapi_ui_bundles.swagger_ui.static_path],
         include_in_schema=False,
+        opt=needs_nothing(),
     )
     return [openapi_json, assets]
 
@@ -400,6 +429,7 @@ _EXAMPLE_EXTRAS: Final[Mapping[str, Mapping[str, Any]]] = {
     "queue_overloaded": {"limit": "depth", "retry_after_s": 12.5},
     "storage_unavailable": {"retry_after_s": 5.0},
     "transport_unavailable": {"outcome": "unknown", "retry_after_s": 5.0},
+    "rate_limited": {"retry_after_s": 0.4},
 }
 
 
@@ -430,16 +460,18 @@ def _problem_example(code: str) -> Example:
 
 # Any route can be called with a header that cannot be read, and any can fail. Without an entry for 400, Litestar would
 # describe an error document of its own there, which is never sent.
-_ANYWHERE: Final = ("invalid_query", "internal_error")
+_ANYWHERE: Final = ("invalid_query", "unauthorized", "rate_limited", "internal_error")
 
 
-def problem_responses(*codes: str) -> dict[int, ResponseSpec]:
+def problem_responses(*codes: str, is_scoped: bool = True) -> dict[int, ResponseSpec]:
     """A route's problem documents: one answer for each status, with an example for each code.
 
-    `invalid_query` and `internal_error` are always among them. Raises KeyError for a code that is not in `PROBLEMS`.
+    What any route that needs a key can answer is always among them, `forbidden` only where it *is_scoped*.
+    Raises KeyError for a code that is not in `PROBLEMS`.
     """
     by_status: dict[int, list[str]] = {}
-    for code in dict.fromkeys((*codes, *_ANYWHERE)):
+    anywhere = (*_ANYWHERE, "forbidden") if is_scoped else _ANYWHERE
+    for code in dict.fromkeys((*codes, *anywhere)):
         by_status.setdefault(PROBLEMS[code].status, []).append(code)
     return {
         status: ResponseSpec(
@@ -472,7 +504,12 @@ def _parameter(name: str, description: str, example: str) -> Parameter:
 
 @dataclass
 class _DescribedOperation(Operation):
-    """An operation whose subclass adds what its handler's signature does not show."""
+    """An operation, of a route that needs a key, whose subclass adds what its handler's signature does not show."""
+
+    def to_schema(self) -> dict[str, Any]:
+        self._send(401, {"WWW-Authenticate": "`Bearer`, and what is wrong with the key."})
+        self._send(429, _RETRY_AFTER)
+        return super().to_schema()
 
     def _accept(self, *headers: Parameter) -> None:
         self.parameters = [*(self.parameters or []), *headers]
@@ -507,6 +544,11 @@ _AGE: Final = {
     "Age": "Only while the gateway is cut off from the queue: how old, at most, what it answers from memory is, in "
     "seconds."
 }
+
+
+@dataclass
+class KeyedOperation(_DescribedOperation):
+    """An operation that needs a key; its handler's signature shows the rest."""
 
 
 @dataclass

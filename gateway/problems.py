@@ -41,6 +41,16 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "A query parameter or a header cannot be used",
         "wait: expected a number of seconds from 0 to 60.",
     ),
+    "unauthorized": ProblemKind(
+        401,
+        "The request carries no valid API key",
+        "Send the header Authorization: Bearer KEY. An operator makes a key with `warmlane keys add`.",
+    ),
+    "forbidden": ProblemKind(
+        403,
+        "The API key does not allow this",
+        "This needs a key with the scope submit; yours has read.",
+    ),
     "not_found": ProblemKind(404, "There is nothing at this path", "See /docs for the paths that exist."),
     "model_not_found": ProblemKind(
         404, "No model has this name", "There are anisora and phr00t. GET /settings lists them with their aliases."
@@ -84,6 +94,11 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         422,
         "The Idempotency-Key was used for another request",
         "Use a new key for a new request; the same key is for sending the same request again.",
+    ),
+    "rate_limited": ProblemKind(
+        429,
+        "The API key made too many requests",
+        "It may make 500 requests in any 10 s. Try again after the time in Retry-After.",
     ),
     "internal_error": ProblemKind(
         500, "The gateway failed", "The cause is in the gateway's log. Try again; tell the operator if it persists."

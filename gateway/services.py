@@ -15,6 +15,7 @@ from gateway.cold_starts import ColdStarts
 from gateway.estimate import Estimates
 from gateway.fallbacks import Fallbacks
 from gateway.hold import Holds
+from gateway.key_board import KeyBoard
 from gateway.lane_board import LaneBoard
 from gateway.sweeper import Sweeper
 from gateway.task_board import TaskBoard
@@ -35,12 +36,21 @@ log = structlog.get_logger("gateway")
 class Services:
     """The parts of one gateway process. Use `running()` around the application's life."""
 
-    def __init__(self, *, catalog: Catalog, nats: NatsAccess | str, artifacts_dir: Path, keep_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        nats: NatsAccess | str,
+        artifacts_dir: Path,
+        keep_s: float,
+        opens_without_keys: bool = True,
+    ) -> None:
         self.catalog = catalog
         self.keep_s = keep_s
         self.stopping = asyncio.Event()
         self._nats = nats
         self._artifacts_dir = artifacts_dir
+        self.keys = KeyBoard(opens_without_keys=opens_without_keys)
         self.lanes = LaneBoard(
             health_timeout_s=catalog.windows.health_timeout_s, grace_s=catalog.windows.reconnect_grace_s
         )
@@ -57,13 +67,14 @@ class Services:
     async def running(self) -> AsyncIterator[None]:
         """Connects, fills the boards, and sweeps until the block ends.
 
-        Raises TransportUnavailable, UnusableServer, NotProvisioned or StorageFailed when it cannot start.
+        Raises TransportUnavailable, UnusableServer, NotProvisioned, NoKeys or StorageFailed when it cannot start.
         """
         self.artifacts = Artifacts.in_folder(self._artifacts_dir)
         self.link = await NatsLink.connect(self._nats, name="gateway")
         try:
             await require_provisioned(self.link, wanted(self.catalog, keep_s=self.keep_s))
             await self.link.require_clock()
+            await self.keys.start(self.link)
             await self.tasks.start(self.link)
             await self.lanes.start(self.link)
             await self.fallbacks.start(self.link)

@@ -36,6 +36,7 @@ class Row(Struct, frozen=True):
     """What is remembered of every task, however old. *paths* are the objects that its record names."""
 
     id: str
+    caller: str
     model: str
     status: TaskStatus
     created_at: datetime
@@ -92,7 +93,14 @@ class TaskBoard:
         if known is None:
             bisect.insort(self._order, (task.created_at, task.id))
         self._rows[task.id] = Row(
-            task.id, task.model, task.status, task.created_at, written_at, revision, named_paths(task)
+            id=task.id,
+            caller=task.caller,
+            model=task.model,
+            status=task.status,
+            created_at=task.created_at,
+            written_at=written_at,
+            revision=revision,
+            paths=named_paths(task),
         )
         if task.status.is_terminal:
             self._live.pop(task.id, None)
@@ -158,13 +166,18 @@ class TaskBoard:
         return self._live.get(snapshot.task.id) or self._finished.get(snapshot.task.id) or snapshot
 
     def newest(
-        self, *, status: TaskStatus | None, model: str | None, before: tuple[datetime, str] | None
+        self,
+        *,
+        status: TaskStatus | None,
+        model: str | None,
+        caller: str | None,
+        before: tuple[datetime, str] | None,
     ) -> Iterator[str]:
         """Ids of the tasks that match, newest first, starting after *before*."""
         end = len(self._order) if before is None else bisect.bisect_left(self._order, before)
         for position in range(end - 1, -1, -1):
             row = self._rows[self._order[position][1]]
-            if status in (None, row.status) and model in (None, row.model):
+            if status in (None, row.status) and model in (None, row.model) and caller in (None, row.caller):
                 yield row.id
 
     def named_paths(self) -> dict[str, frozenset[str]]:

@@ -18,7 +18,9 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage, Stream
 from contracts import lifecycle
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus, VideoFile, encode_task
 from contracts.topology import TASKS
+from gateway.access import Turn, needs, unauthorized
 from gateway.byte_range import RangeNotSatisfiable, content_range, parse_range, range_applies
+from gateway.key_board import Caller
 from gateway.leftovers import remove_leftovers
 from gateway.openapi import (
     CancelOperation,
@@ -44,8 +46,9 @@ _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _PREFER_WAIT: Final = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,6})"?\s*(?:[,;]|$)', re.IGNORECASE)
 
 T = TypeVar("T")
-_Request = Request[Any, Any, State]
+_Request = Request[Caller, Turn, State]
 _Services = NamedDependency[Services]
+_Caller = NamedDependency[Caller]
 _Wait = Annotated[
     float | None,
     QueryParameter(
@@ -60,6 +63,7 @@ _Wait = Annotated[
     tags=["tasks"],
     operation_class=TaskOperation,
     responses=problem_responses("invalid_query", "task_not_found", "transport_unavailable"),
+    **needs("read"),
 )
 async def get_task(
     request: _Request, services: _Services, task_id: FromPath[str], wait: _Wait = None
@@ -68,7 +72,7 @@ async def get_task(
     seconds; when `If-None-Match` names a revision, it comes on the next change, or as 304.
 
     While the gateway is cut off from the queue it answers what it knew last, and `Age` says how old that is at most."""
-    snapshot = await find(services, task_id)
+    snapshot = await find(services, request.user, task_id)
     headers: dict[str, str] = {}
     if wait is None:
         preferred = _PREFER_WAIT.search(request.headers.get("prefer", ""))
@@ -79,6 +83,8 @@ async def get_task(
     seen_revision = _revision(seen)
     if wait:
         snapshot = await services.tasks.wait(snapshot, seen_revision=seen_revision, timeout_s=wait)
+        if not services.keys.still_counts(request.user):
+            raise unauthorized(request)
         snapshot = await _look_if_overdue(services, snapshot)
     headers["ETag"] = f'"{snapshot.revision}"'
     if not snapshot.task.status.is_terminal:
@@ -94,15 +100,18 @@ async def get_task(
     tags=["tasks"],
     operation_class=TasksOperation,
     responses=problem_responses("invalid_query", "transport_unavailable"),
+    **needs("read"),
 )
 async def list_tasks(
     services: _Services,
+    caller: _Caller,
     status: FromQuery[TaskStatus | None] = None,
     model: FromQuery[str | None] = None,
     limit: Annotated[int, QueryParameter(name="limit", ge=1, le=PAGE_MAX)] = 20,
     cursor: FromQuery[str | None] = None,
 ) -> Response[TaskPage]:
-    """Tasks, newest first. `next_cursor` leads to the next page; it is null on the last one."""
+    """The tasks of the key's caller (every task for `admin`), newest first. `next_cursor` leads to the next page; it is
+    null on the last one."""
     if model is not None:
         entry = services.catalog.resolve(model)
         if entry is None:
@@ -110,7 +119,8 @@ async def list_tasks(
             raise ProblemError("invalid_query", f"model: no model has this name; there are {known}")
         model = entry.name
     found: list[GenerationTask] = []
-    for task_id in services.tasks.newest(status=status, model=model, before=_decode_cursor(cursor)):
+    before = _decode_cursor(cursor)
+    for task_id in services.tasks.newest(status=status, model=model, caller=caller.sees_only, before=before):
         if len(found) == limit:
             last = found[-1]
             return _page(services, found, _encode_cursor(last.created_at, last.id))
@@ -138,20 +148,23 @@ def _age(services: Services) -> dict[str, str]:
     media_type="text/event-stream",
     operation_class=EventsOperation,
     responses=problem_responses("task_not_found", "transport_unavailable"),
+    **needs("read"),
 )
 async def follow_task(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[Any]:
     """Server-sent events: an event `task` with the task's JSON now and at every change, until it has ended.
 
     The event's id is the revision; a client that comes back with the last one in `Last-Event-ID` gets 204.
     """
-    snapshot = await find(services, task_id)
+    snapshot = await find(services, request.user, task_id)
     if snapshot.task.status.is_terminal and request.headers.get("last-event-id") == str(snapshot.revision):
         return Response(None, status_code=204)
-    return ServerSentEvent(_events(services, snapshot), headers={"Cache-Control": "no-store"})
+    return ServerSentEvent(_events(services, request.user, snapshot), headers={"Cache-Control": "no-store"})
 
 
-async def _events(services: Services, snapshot: Snapshot) -> AsyncIterator[ServerSentEventMessage]:
+async def _events(services: Services, caller: Caller, snapshot: Snapshot) -> AsyncIterator[ServerSentEventMessage]:
     async for change in services.tasks.changes(snapshot, idle_s=KEEP_ALIVE_S):
+        if not services.keys.still_counts(caller):
+            return  # its key was revoked: not a word more
         if change is None:
             yield ServerSentEventMessage(comment="still there")
         else:
@@ -166,10 +179,11 @@ async def _events(services: Services, snapshot: Snapshot) -> AsyncIterator[Serve
     tags=["tasks"],
     operation_class=CancelOperation,
     responses=problem_responses("task_not_found", "transport_unavailable"),
+    **needs("submit"),
 )
-async def cancel_task(services: _Services, task_id: FromPath[str]) -> TaskView:
+async def cancel_task(services: _Services, caller: _Caller, task_id: FromPath[str]) -> TaskView:
     """Cancels a task that waits or runs, and answers it. A task that has ended is answered as it is."""
-    await find(services, task_id)
+    await find(services, caller, task_id)
     while True:
         snapshot = await reachable(services.tasks.read(task_id))
         if snapshot is None:
@@ -209,10 +223,11 @@ _VIDEO_PROBLEMS: Final = problem_responses(
     media_type="video/mp4",
     operation_class=VideoOperation,
     responses=_VIDEO_PROBLEMS,
+    **needs("read"),
 )
 async def get_video(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[Any]:
     """The MP4 of a finished task; `Range`, `If-Range` and `If-None-Match` are understood."""
-    video = await _video(services, task_id)
+    video = await _video(services, request.user, task_id)
     headers = _video_headers(video, task_id)
     if _names(request.headers.get("if-none-match"), headers["ETag"]):
         return Response(b"", status_code=304, headers=headers)
@@ -243,10 +258,11 @@ async def get_video(request: _Request, services: _Services, task_id: FromPath[st
     tags=["tasks"],
     operation_class=VideoHeadOperation,
     responses=_VIDEO_PROBLEMS,
+    **needs("read"),
 )
-async def head_video(services: _Services, task_id: FromPath[str]) -> Response[None]:
+async def head_video(services: _Services, caller: _Caller, task_id: FromPath[str]) -> Response[None]:
     """The headers of the video without its bytes."""
-    video = await _video(services, task_id)
+    video = await _video(services, caller, task_id)
     return Response(
         b"",  # type: ignore[arg-type]  # Litestar wants None declared, and cannot render None as this media type
         media_type="video/mp4",
@@ -254,8 +270,8 @@ async def head_video(services: _Services, task_id: FromPath[str]) -> Response[No
     )
 
 
-async def _video(services: Services, task_id: str) -> VideoFile:
-    task = (await find(services, task_id)).task
+async def _video(services: Services, caller: Caller, task_id: str) -> VideoFile:
+    task = (await find(services, caller, task_id)).task
     if task.status is TaskStatus.FAILED:
         code = task.error.code if task.error else "failed"
         raise ProblemError("video_failed", f"the task failed ({code}); there is no video")
@@ -279,15 +295,16 @@ def _video_headers(video: VideoFile, task_id: str) -> dict[str, str]:
     }
 
 
-async def find(services: Services, task_id: str) -> Snapshot:
+async def find(services: Services, caller: Caller, task_id: str) -> Snapshot:
     """The task, after what was due has been done where the server can be reached.
 
-    Raises ProblemError: task_not_found, and transport_unavailable where nothing is known of it.
+    Raises ProblemError: task_not_found, also for a task that *caller* may not see, for which nothing is done then; and
+    transport_unavailable where nothing is known of it.
     """
     if not _ID.fullmatch(task_id):
         raise _no_such_task()
     snapshot = await reachable(services.tasks.get(task_id))
-    if snapshot is None:
+    if snapshot is None or not caller.sees(snapshot.task):
         raise _no_such_task()
     return await _look_if_overdue(services, snapshot)
 

@@ -4,7 +4,9 @@ A submit carries an Idempotency-Key, so it is tried again safely when an answer 
 what a newer gateway adds is ignored.
 """
 
+import functools
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +20,8 @@ import stamina
 from msgspec import Struct
 
 from contracts.generation import FieldError
+from contracts.keys import Presented, parse_presented
+from ops.tls import trusting
 
 CONNECT_TIMEOUT_S: Final = 5.0
 REPLY_TIMEOUT_S: Final = 30.0
@@ -31,6 +35,16 @@ QUEUED_WAIT_S: Final = 1.0
 SUBMIT_ATTEMPTS: Final = 4
 # A task that was accepted goes on without us: be patient with a gateway that is started again.
 FOLLOW_PATIENCE_S: Final = 60.0
+# A key that asked too often is told when its next turn is: that is waited for, unless it is further off than this.
+TURN_PATIENCE_S: Final = 60.0
+TURN_ATTEMPTS: Final = 20
+KEY_VARIABLE: Final = "WARMLANE_API_KEY"
+# What to do about a refusal, where the gateway cannot know it.
+HINTS: Final = {
+    "unauthorized": f"Set {KEY_VARIABLE}, or name a file that holds the key with --api-key-file. "
+    "Where the nats-server is, `warmlane keys add` makes one.",
+    "forbidden": "Use another key. Where the nats-server is, `warmlane keys add` makes one with the missing scope.",
+}
 
 T = TypeVar("T")
 
@@ -239,6 +253,8 @@ def problem_lines(problem: Problem) -> Iterator[str]:
             yield f"  {error.message}"
     elif problem.detail:
         yield f"  {problem.detail}"
+    if problem.code in HINTS:
+        yield f"  {HINTS[problem.code]}"
     if problem.retry_after_s is not None:
         yield f"  Try again in {problem.retry_after_s:g} s."
 
@@ -249,13 +265,20 @@ class Client:
     Every call raises Unreachable, NotWarmlane or Refused, which click shows as errors with exit status 1.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, key: Presented | None = None, ca: Path | None = None) -> None:
+        """Shows *key* with every request; with *ca*, trusts the certificates of that authority alone.
+
+        Raises click.BadParameter for what is no URL, click.ClickException for a *ca* that cannot be used.
+        """
         self.url = url.rstrip("/")
         # retries are ours to mention, not to log
         stamina.instrumentation.set_on_retry_hooks([])
         try:
             self._http = httpx.Client(
-                base_url=self.url, timeout=httpx.Timeout(REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+                base_url=self.url,
+                timeout=httpx.Timeout(REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+                headers=None if key is None else {"Authorization": f"Bearer {key.text}"},
+                verify=True if ca is None else trusting(ca),
             )
         except httpx.InvalidURL as error:
             raise click.BadParameter(f"{url!r} is not a URL: {error}", param_hint="--url") from error
@@ -338,6 +361,9 @@ class Client:
 
         Raises DamagedVideo when its hash is not the one in the task; OSError when it cannot be written.
         """
+        self._in_turn(lambda: self._download(task, path))
+
+    def _download(self, task: Task, path: Path) -> None:
         part = path.with_name(f"{path.name}.part")
         digest = hashlib.sha256()
         try:
@@ -370,6 +396,16 @@ class Client:
         raise AssertionError("stamina returns or raises")
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return self._in_turn(lambda: self._request_once(method, path, **options))
+
+    def _in_turn(self, call: Callable[[], T]) -> T:
+        # a request that came too often was not looked at: to send it again, when told to, is safe
+        for attempt in stamina.retry_context(on=_until_turn, attempts=TURN_ATTEMPTS, timeout=None):
+            with attempt:
+                return call()
+        raise AssertionError("stamina returns or raises")
+
+    def _request_once(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             reply = self._http.request(method, path, **options)
         except httpx.UnsupportedProtocol as error:
@@ -381,6 +417,11 @@ class Client:
         raise _refusal(reply)
 
     def _unreachable(self, error: httpx.HTTPError) -> Unreachable:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return Unreachable(
+                f"the certificate of {self.url} is not one to trust ({error}); "
+                "name the file of its authority with --ca or WARMLANE_CA"
+            )
         return Unreachable(
             f"no gateway answers at {self.url} ({str(error) or type(error).__name__}); "
             "start one with `warmlane up`, or name another with --url or WARMLANE_URL"
@@ -395,6 +436,13 @@ def _worth_another_try(error: Exception) -> bool:
     return isinstance(error, Unreachable) or (
         isinstance(error, Refused) and error.problem.code == "transport_unavailable"
     )
+
+
+def _until_turn(error: Exception) -> bool | float:
+    if not isinstance(error, Refused) or error.problem.code != "rate_limited":
+        return False
+    wait_s = error.retry_after_s or 1.0
+    return wait_s if wait_s <= TURN_PATIENCE_S else False
 
 
 def _refusal(reply: httpx.Response) -> click.ClickException:
@@ -425,3 +473,61 @@ url_option = click.option(
     show_envvar=True,
     help="Where the gateway answers.",
 )
+
+
+class Gateway(Struct, frozen=True):
+    """Which gateway a command talks to, and as whom."""
+
+    url: str
+    key: Presented | None = None
+    ca: Path | None = None
+
+    def client(self) -> Client:
+        """A connection to it. Raises what `Client` raises."""
+        return Client(self.url, key=self.key, ca=self.ca)
+
+
+def presented_key(file: Path | None) -> Presented | None:
+    """The key in *file*, else the one in WARMLANE_API_KEY, if any.
+
+    Raises click.ClickException, which does not repeat it, for what has not the form of a key.
+    """
+    try:
+        text = os.environ.get(KEY_VARIABLE, "") if file is None else file.read_text(errors="replace")
+    except OSError as error:
+        raise click.ClickException(f"--api-key-file {file} cannot be read: {error.strerror}") from error
+    if file is None and not text.strip():
+        return None
+    presented = parse_presented(text.strip())
+    if presented is None:
+        raise click.ClickException(
+            f"{KEY_VARIABLE if file is None else file} does not hold an API key as `warmlane keys add` prints it, "
+            "which begins with wl_"
+        )
+    return presented
+
+
+def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--url`, `--api-key-file` and `--ca`; the command gets them as *gateway*, a `Gateway`."""
+
+    @url_option
+    @click.option(
+        "--api-key-file",
+        envvar="WARMLANE_API_KEY_FILE",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        show_envvar=True,
+        # never as an option: every user of a machine sees the arguments of its processes
+        help=f"File with the API key. [default: what {KEY_VARIABLE} holds]",
+    )
+    @click.option(
+        "--ca",
+        envvar="WARMLANE_CA",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        show_envvar=True,
+        help="PEM file of the authority to trust, where the gateway's certificate is a private one.",
+    )
+    @functools.wraps(command)
+    def with_gateway(*arguments: Any, url: str, api_key_file: Path | None, ca: Path | None, **options: Any) -> Any:
+        return command(*arguments, gateway=Gateway(url, presented_key(api_key_file), ca), **options)
+
+    return with_gateway

@@ -19,7 +19,7 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
-from ops.client import Client, Model, Readiness, Refused, Swap, Task, url_option
+from ops.client import Client, Gateway, Model, Readiness, Refused, Swap, Task, gateway_options
 from ops.fallback_story import tell
 
 INTERRUPTED: Final = 130
@@ -423,9 +423,9 @@ def wait_for_workers(console: Console, client: Client, *, degraded: bool) -> Non
     is_flag=True,
     help="Instead: kill a lane with a request in hand, and tell how its requests degrade and come back.",
 )
-@url_option
+@gateway_options
 @click.pass_context
-def command(ctx: click.Context, /, count: int, out: Path, degraded: bool, fallback: bool, url: str) -> None:
+def command(ctx: click.Context, /, count: int, out: Path, degraded: bool, fallback: bool, gateway: Gateway) -> None:
     """Alternate the models, save every video, and judge what was seen.
 
     Exit status 1 when not every request ended as done or, with --degraded, when a release was not proven; with
@@ -433,7 +433,7 @@ def command(ctx: click.Context, /, count: int, out: Path, degraded: bool, fallba
     """
     console = Console()
     if fallback:
-        with Client(url) as client:
+        with gateway.client() as client:
             wait_for_workers(console, client, degraded=False)
             wait_for_workers(console, client, degraded=True)
             try:
@@ -442,7 +442,7 @@ def command(ctx: click.Context, /, count: int, out: Path, degraded: bool, fallba
                 ctx.exit(INTERRUPTED)
     runs: list[Run] = []
     interrupted = False
-    with Client(url) as client:
+    with gateway.client() as client:
         models = client.settings().models
 
         def look(task: Task) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from ops.client import Client, url_option
+from ops.client import Gateway, gateway_options
 
 
 @click.command(
@@ -18,14 +18,14 @@ from ops.client import Client, url_option
 )
 @click.argument("model")
 @click.argument("mode", type=click.Choice(["auto", "degraded"]), required=False)
-@url_option
-def command(model: str, mode: Literal["auto", "degraded"] | None, url: str) -> None:
+@gateway_options
+def command(model: str, mode: Literal["auto", "degraded"] | None, gateway: Gateway) -> None:
     """Show or set the switch of a model's lanes.
 
     With `degraded`, new requests for MODEL go to the degraded worker, whatever its lanes do; with `auto`, routing
     decides. Every gateway obeys within a second. Tasks that are queued already stay where they are.
     """
-    with Client(url) as client:
+    with gateway.client() as client:
         known = client.lane_mode(model) if mode is None else client.set_lane_mode(model, mode)
     since = "" if known.since is None else f" since {known.since:%Y-%m-%d %H:%M:%S} UTC"
     click.echo(f"{known.model} is {known.mode}{since}")

@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import re
+import socket
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -50,19 +51,75 @@ class Lanes(click.ParamType[dict[str, int]]):
         return lanes
 
 
-class LoopbackHost(click.ParamType[str]):
-    """An address of this machine's loopback: until there are API keys, nobody else may reach the gateway."""
+class Host(Struct, frozen=True):
+    """Where to listen: *name* as it was given, and the one *address* that it stands for."""
+
+    name: str
+    address: str
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return ipaddress.ip_address(self.address).is_loopback
+
+    @property
+    def near(self) -> str:
+        """Where a program on this machine reaches it: for all addresses of the machine (0.0.0.0, ::) the loopback."""
+        address = ipaddress.ip_address(self.address)
+        if address.is_unspecified:
+            return "127.0.0.1" if address.version == 4 else "::1"
+        return self.name
+
+    def url(self, scheme: str, port: int) -> str:
+        """The URL to call from this machine."""
+        return f"{scheme}://{f'[{self.near}]' if ':' in self.near else self.near}:{port}"
+
+    @classmethod
+    def of(cls, name: str) -> "Host":
+        """Raises ValueError for what is neither an address nor a name that stands for one."""
+        name = "127.0.0.1" if name == "localhost" else name
+        try:
+            return cls(name, str(ipaddress.ip_address(name)))
+        except ValueError:
+            pass
+        try:
+            found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM) if name else []
+        except (OSError, UnicodeError) as error:
+            raise ValueError(f"{name!r} is neither an address nor a name that is known here ({error})") from error
+        if not found:
+            raise ValueError("an empty host is no address; 0.0.0.0 stands for all of this machine's")
+        # listened on is the address that was judged, whatever the name stands for a moment later
+        return cls(name, str(found[0][4][0]))
+
+
+class HostType(click.ParamType[Host]):
+    """An address to listen on, or a name that stands for one."""
 
     name = "host"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        host = "127.0.0.1" if value == "localhost" else str(value)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Host:
+        if isinstance(value, Host):
+            return value
         try:
-            if ipaddress.ip_address(host).is_loopback:
-                return host
+            return Host.of(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Origin(click.ParamType[str]):
+    """A web origin: scheme, host and port, as browsers send it in the header `Origin`."""
+
+    name = "origin"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            parts = urlsplit(str(value))
+            usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
         except ValueError:
-            pass
-        self.fail(f"{value!r} is not a loopback address; without API keys only 127.0.0.1 or ::1 is served", param, ctx)
+            usable = False
+        if not usable or str(value) != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc or "*" in parts.netloc:
+            self.fail(f"{value!r} is not an origin such as https://app.example.org, without a path", param, ctx)
+        return str(value).lower()
 
 
 class NatsUrls(click.ParamType[str]):
@@ -85,11 +142,11 @@ class NatsUrls(click.ParamType[str]):
 host_option = click.option(
     "--host",
     envvar="WARMLANE_HOST",
-    type=LoopbackHost(),
+    type=HostType(),
     default="127.0.0.1",
     show_default=True,
     show_envvar=True,
-    help="Address to listen on: loopback only, until there are API keys.",
+    help="Address to listen on, or a name for it. Any but the loopback needs an API key first: `warmlane keys add`.",
 )
 port_option = click.option(
     "--port",
@@ -99,6 +156,30 @@ port_option = click.option(
     show_default=True,
     show_envvar=True,
     help="Port of the HTTP API.",
+)
+cors_origins_option = click.option(
+    "--cors-origin",
+    "cors_origins",
+    envvar="WARMLANE_CORS_ORIGINS",
+    type=Origin(),
+    multiple=True,
+    show_envvar=True,
+    help="Let pages of this origin, as in https://app.example.org, call the API from a browser. May be repeated; "
+    "the variable separates several by blanks. [default: none]",
+)
+tls_cert_option = click.option(
+    "--tls-cert",
+    envvar="WARMLANE_TLS_CERT",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    show_envvar=True,
+    help="Speak HTTPS, with the certificate (and those between it and its authority) in this PEM file.",
+)
+tls_key_option = click.option(
+    "--tls-key",
+    envvar="WARMLANE_TLS_KEY",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    show_envvar=True,
+    help="The private key of --tls-cert, in PEM and without a passphrase.",
 )
 nats_port_option = click.option(
     "--nats-port",

@@ -86,6 +86,17 @@ class NotProvisioned(Exception):
     """The server lacks streams or buckets, or they differ. The text says what to run."""
 
 
+class NoKeys(Exception):
+    """Others than this machine could call the gateway, and there is no API key to tell them apart by."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no API key is in force, and without one only this machine may be served. Start `warmlane up` (or "
+            "`warmlane gateway`) without --host, run `warmlane keys add CALLER --scope submit --scope read`, end the "
+            "first, and start again with --host"
+        )
+
+
 def wanted(catalog: Catalog, *, keep_s: float, replicas: int | None = None) -> Topology:
     """The topology for *catalog*, with finished tasks kept for *keep_s*, on *replicas* servers each."""
     return topology(

@@ -1,4 +1,4 @@
-"""`warmlane up`: the whole system on one machine, on loopback."""
+"""`warmlane up`: the whole system on one machine, on loopback unless `--host` says otherwise."""
 
 import asyncio
 import contextlib
@@ -21,11 +21,14 @@ from contracts.lanes import LaneHeartbeat, LaneState, Leadership
 from contracts.settings import Catalog, SettingsError, load_settings
 from contracts.topology import LANES, LEADER
 from ops.ending import end
+from ops.keys import read_keys
 from ops.nats_access import NatsAccess, environment_for, make_users, password_variable
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, UnusableServer
 from ops.nats_server import NATS_HOST, NoNatsServer, embedded_command, embedded_url, find_nats_server
 from ops.options import (
+    Host,
     Shared,
+    cors_origins_option,
     data_dir_option,
     gpus_option,
     host_option,
@@ -38,16 +41,19 @@ from ops.options import (
     settings_option,
     slowed,
     step_seconds_option,
+    tls_cert_option,
+    tls_key_option,
 )
 from ops.placement import slots, wanted_lanes
 from ops.processes import Process, asked_to_end, only_one, warmlane_command
-from ops.provision import provision, wanted
+from ops.provision import NoKeys, NotProvisioned, provision, wanted
 from ops.quota import POLL_S, Quota, QuotaError
 from ops.supervisor import DRAIN_EXTRA_S
 from ops.telemetry import configure_logging
+from ops.tls import Tls, tls_of
 
 STOP_S: Final = 10.0
-DEFAULT_PORT: Final = 8000
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
 # The supervisor kills lanes that do not drain; it needs so much longer for that.
 SUPERVISOR_EXTRA_S: Final = 5.0
 # The degraded worker starts when the lanes have their libraries imported, and a standby when it leads, or after so
@@ -69,8 +75,10 @@ class Stack:
         *,
         console: Console,
         catalog: Catalog,
-        host: str,
+        host: Host,
         port: int,
+        tls: Tls | None,
+        cors_origins: tuple[str, ...],
         nats_port: int,
         data_dir: Path,
         lanes: Mapping[str, int],
@@ -84,6 +92,8 @@ class Stack:
         self._console = console
         self._catalog = catalog
         self._host, self._port = host, port
+        self._tls, self._cors_origins = tls, cors_origins
+        self._needs_key = True
         self._nats_port = nats_port
         self._data_dir = data_dir
         self._lanes = lanes
@@ -109,8 +119,7 @@ class Stack:
 
     @property
     def url(self) -> str:
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._port}"
+        return self._host.url("http" if self._tls is None else "https", self._port)
 
     @property
     def _wanted_count(self) -> int:
@@ -132,6 +141,7 @@ class Stack:
                 link = await NatsLink.connect(self._nats, name="up")
                 try:
                     await provision(link, wanted(self._catalog, keep_s=self._keep_s))
+                    await self._judge_access(link)
                     group.create_task(gateway.run())
                     if self._wanted_count:
                         group.create_task(supervisor.run())
@@ -151,6 +161,18 @@ class Stack:
                 await supervisor.stop(within_s=STOP_S)
                 await server.stop(within_s=STOP_S)
 
+    async def _judge_access(self, link: NatsLink) -> None:
+        keys = await read_keys(link)
+        if not keys.in_force and not self._host.is_loopback:
+            raise NoKeys
+        self._needs_key = keys.was_one_made
+        if not self._needs_key:
+            self._say(
+                "open: everybody on this machine may do everything, until `warmlane keys add` makes the first key"
+            )
+        elif not keys.in_force:
+            self._say("[yellow]every API key is revoked[/], so nobody may call; `warmlane keys add` makes a new one")
+
     async def _start_in_turn(self, group: asyncio.TaskGroup, degraded: list[Process]) -> None:
         first, *standbys = degraded
         if self._wanted_count:
@@ -169,7 +191,7 @@ class Stack:
     async def _tell_when_answering(self) -> None:
         while True:
             with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection(self._host, self._port)
+                _, writer = await asyncio.open_connection(self._host.near, self._port)
                 writer.close()
                 break
             await asyncio.sleep(0.05)
@@ -281,8 +303,13 @@ class Stack:
         models = [model for model, count in self._lanes.items() if count] or list(self._catalog.models)
         self._say(f"ready in {time.monotonic() - self._begun_s:.1f} s; paste one of these, then open the .mp4:")
         for model, prompt in zip(models, PROMPTS * len(models), strict=False):
-            self._console.print(curl_lines(self.url, model, prompt), markup=False, highlight=False, soft_wrap=True)
-        program, *rest = warmlane_command("demo", *([] if self._port == DEFAULT_PORT else ["--url", self.url]))
+            self._console.print(
+                curl_lines(self.url, model, prompt, needs_key=self._needs_key),
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        program, *rest = warmlane_command("demo", *([] if self.url == DEFAULT_URL else ["--url", self.url]))
         self._say(f"or: {shlex.join([os.path.relpath(program), *rest])}   ·   Ctrl-C stops everything")
 
     def _on_death(self, process: Process, status: int, wait_s: float) -> None:
@@ -301,7 +328,11 @@ class Stack:
         return self._data_dir / "logs" / f"{name}.log"
 
     def _gateway_arguments(self) -> Iterator[str]:
-        yield from ("--host", self._host, "--port", str(self._port), "--keep", f"{self._keep_s:g}s")
+        yield from ("--host", self._host.address, "--port", str(self._port), "--keep", f"{self._keep_s:g}s")
+        for origin in self._cors_origins:
+            yield from ("--cors-origin", origin)
+        if self._tls is not None:
+            yield from self._tls.arguments()
         yield from self._shared.arguments()
 
     def _supervisor_arguments(self) -> Iterator[str]:
@@ -323,12 +354,13 @@ async def _wait(turn: asyncio.Event) -> None:
             await turn.wait()
 
 
-def curl_lines(url: str, model: str, prompt: str) -> str:
-    """Two lines for a shell: submit, then wait and download."""
+def curl_lines(url: str, model: str, prompt: str, *, needs_key: bool = False) -> str:
+    """Two lines for a shell: submit, then wait and download; with *needs_key* they send what is in WARMLANE_API_KEY."""
+    key = ' -H "Authorization: Bearer $WARMLANE_API_KEY"' if needs_key else ""
     body = msgspec.json.encode({"model": model, "prompt": prompt}).decode()
     return (
-        f"""  id=$(curl -s {url}/generate -H 'Content-Type: application/json' -d '{body}' | cut -d'"' -f4)\n"""
-        f"""  curl -s "{url}/tasks/$id?wait=60"; echo; curl -so {model}.mp4 "{url}/tasks/$id/video" """
+        f"""  id=$(curl -s{key} {url}/generate -H 'Content-Type: application/json' -d '{body}' | cut -d'"' -f4)\n"""
+        f"""  curl -s{key} "{url}/tasks/$id?wait=60"; echo; curl -s{key} -o {model}.mp4 "{url}/tasks/$id/video" """
     ).rstrip()
 
 
@@ -349,6 +381,7 @@ def require_free(host: str, port: int, option: str) -> None:
     epilog="Examples:\n\n  warmlane up\n\n  warmlane up --port 8080 --nats-port 4333 --lanes anisora=2,phr00t=1\n\n"
     "  warmlane up --lanes anisora=0,phr00t=0 --standbys 1   (degraded mode only)\n\n"
     "  warmlane up --gpus 2   (two slots: one lane is denied, and the degraded worker serves its requests)\n\n"
+    "  warmlane up --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem   (after `warmlane keys add`)\n\n"
     "  warmlane up --step-seconds 1   (tiny pipelines as slow as a real card)"
 )
 @host_option
@@ -371,8 +404,11 @@ def require_free(host: str, port: int, option: str) -> None:
 @profile_option
 @step_seconds_option
 @keep_option
+@cors_origins_option
+@tls_cert_option
+@tls_key_option
 def command(
-    host: str,
+    host: Host,
     port: int,
     nats_port: int,
     data_dir: Path,
@@ -384,11 +420,17 @@ def command(
     profile: str,
     step_seconds: float,
     keep_s: float,
+    cors_origins: tuple[str, ...],
+    tls_cert: Path | None,
+    tls_key: Path | None,
 ) -> None:
     """Run the whole system on this machine: nats-server, gateway, warm lanes and degraded worker, on loopback.
 
+    On another --host it starts when there is an API key.
+
     It goes on until Ctrl-C, which drains: tasks in hand are finished, nothing is left running.
     """
+    tls = tls_of(tls_cert, tls_key)
     configure_logging("up", level="warning")
     console = Console()
     try:
@@ -398,7 +440,7 @@ def command(
         raise click.ClickException(str(error)) from error
     data_dir = data_dir.absolute()
     with only_one(data_dir, "up"):
-        require_free(host, port, "--port")
+        require_free(host.address, port, "--port")
         require_free(NATS_HOST, nats_port, "--nats-port")
         try:
             stack = Stack(
@@ -406,6 +448,8 @@ def command(
                 catalog=catalog,
                 host=host,
                 port=port,
+                tls=tls,
+                cors_origins=cors_origins,
                 nats_port=nats_port,
                 data_dir=data_dir,
                 lanes=wanted_lanes(lanes, catalog),
@@ -425,5 +469,5 @@ def command(
 
         try:
             asyncio.run(run())
-        except* (TransportUnavailable, UnusableServer) as group:
+        except* (TransportUnavailable, UnusableServer, NotProvisioned, NoKeys) as group:
             raise click.ClickException(str(group.exceptions[0])) from group

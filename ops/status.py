@@ -16,7 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ops.client import Client, Unreachable, url_option
+from ops.client import Client, Gateway, Unreachable, gateway_options
 
 REFRESH_S: Final = 1.0
 EPISODES_SHOWN: Final = 5
@@ -359,12 +359,12 @@ def follow(client: Client, console: Console) -> None:
 )
 @click.option("--watch", is_flag=True, help="Go on, drawn anew every second, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print what the gateway answers, once, as one JSON object.")
-@url_option
-def command(watch: bool, as_json: bool, url: str) -> None:
+@gateway_options
+def command(watch: bool, as_json: bool, gateway: Gateway) -> None:
     """Show lanes, queues, slots, fallbacks and cold starts, and where a request would go now."""
     if watch and as_json:
         raise click.UsageError("--json prints once; leave out --watch")
-    with Client(url) as client:
+    with gateway.client() as client:
         if as_json:
             told: dict[str, Any] = {name: client.get(path, dict[str, Any]) for name, path in PATHS.items()}
             click.echo(json.dumps(told))

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from contracts.images import BadImage, read_header
-from ops.client import Client, Task, url_option
+from ops.client import Client, Gateway, Task, gateway_options
 
 INTERRUPTED: Final = 130
 
@@ -166,7 +166,7 @@ def _interrupted(client: Client, task: Task | None, key: str) -> str:
     type=click.Path(path_type=Path),
     help="File of the video, or a folder for it. [default: MODEL-ID.mp4 in the current folder]",
 )
-@url_option
+@gateway_options
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -176,7 +176,7 @@ def command(
     image: Path | None,
     idempotency_key: str | None,
     out: Path | None,
-    url: str,
+    gateway: Gateway,
     **fields: Any,
 ) -> None:
     """Generate one video and save it.
@@ -186,5 +186,5 @@ def command(
     if out is not None and not out.absolute().parent.is_dir():
         raise click.BadParameter(f"there is no folder {out.parent}", param_hint="--out")
     body = request_body(model, prompt, image, fields)
-    with Client(url) as client:
+    with gateway.client() as client:
         ctx.exit(generate(client, body, idempotency_key or str(uuid.uuid4()), out))

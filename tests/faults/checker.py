@@ -13,10 +13,10 @@ from typing import Final
 
 from msgspec import Struct
 
+from contracts.keys import ANONYMOUS
 from contracts.lifecycle import TRANSITIONS
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus, keyed_task_id
 from contracts.topology import DEGRADED, work_stream
-from gateway.generate import ANONYMOUS
 from ops.artifacts import task_id_of
 from tests.faults.history import Artifact, Call, Fault, History, HostProcess, Revision
 from tests.overload import is_proven

@@ -167,6 +167,28 @@ def test_an_answered_refusal_is_shown_and_not_sent_again(gateway: ScriptedGatewa
     )
 
 
+def test_a_key_that_asked_too_often_waits_for_its_turn(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    """At every step, and as long as it is told to."""
+    limited = problem(429, "rate_limited", retry_after_s=0.01)
+    gateway.script = [
+        *[limited] * 5,  # more often than a lost answer would be asked for again
+        Answer(202, PENDING, etag='"1"'),
+        limited,
+        Answer(200, DONE, etag='"3"'),
+        limited,
+        Answer(200, VIDEO),
+    ]
+    result = submit(gateway, tmp_path)
+    assert result.exit_code == 0, result.output
+    assert len({headers["idempotency-key"] for method, _, headers, _ in gateway.asked if method == "POST"}) == 1
+
+
+def test_a_turn_that_is_far_off_is_told_and_not_waited_for(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    gateway.script = [problem(429, "rate_limited", retry_after_s=3_000)]
+    result = submit(gateway, tmp_path)
+    assert (result.exit_code, "Try again in 3000 s." in result.stderr) == (1, True)
+
+
 def test_the_header_tells_too_when_to_try_again(gateway: ScriptedGateway, tmp_path: Path) -> None:
     refusal = problem(503, "queue_overloaded")
     refusal.retry_after = "12"

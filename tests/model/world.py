@@ -25,6 +25,7 @@ from gateway.admission import Admission, KeyReused, Overloaded
 from gateway.estimate import Estimates
 from gateway.fallbacks import Fallbacks
 from gateway.hold import CallerGone, Holds
+from gateway.key_board import ANYBODY
 from gateway.lane_board import LaneBoard
 from gateway.problems import ProblemError
 from gateway.services import Services
@@ -249,14 +250,14 @@ class GatewayHost(ModelHost):
 
     async def cancel(self, task_id: str) -> None:
         try:
-            await cancel_task.fn(services=self.services, task_id=task_id)
+            await cancel_task.fn(services=self.services, caller=ANYBODY, task_id=task_id)
         except ProblemError as problem:
             if problem.problem.code != "transport_unavailable" and task_id in self.world.ledger.told:
                 raise Violation(f"1: {task_id} was given to a client: {problem}") from problem
 
     async def read(self, task_id: str) -> None:
         try:
-            snapshot = await find(self.services, task_id)
+            snapshot = await find(self.services, ANYBODY, task_id)
         except ProblemError as problem:
             if problem.problem.code != "transport_unavailable" and task_id in self.world.ledger.told:
                 raise Violation(f"1: {task_id} was given to a client: {problem}") from problem

@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from contracts import lifecycle
+from contracts.keys import ANONYMOUS
 from contracts.tasks import (
     FailureCode,
     GenerationTask,
@@ -16,7 +17,6 @@ from contracts.tasks import (
     keyed_task_id,
 )
 from contracts.topology import DEGRADED
-from gateway.generate import ANONYMOUS
 from tests.faults.checker import Violation, check
 from tests.faults.history import (
     Artifact,

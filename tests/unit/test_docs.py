@@ -89,8 +89,14 @@ def test_every_command_and_option_that_is_named_exists() -> None:
     named = [match for line in code_lines() for match in re.finditer(r"\bwarmlane ([a-z]+(?:-[a-z]+)*)\b(.*)", line)]
     assert {match[1] for match in named} == set(COMMANDS)
     for match in named:
-        known = {option for parameter in command(match[1]).params for option in parameter.opts}
+        known = options_of(command(match[1]))
         assert set(re.findall(r"(?<!\S)--[a-z][a-z-]*", match[2])) <= known, match[0]
+
+
+def options_of(found: click.Command) -> set[str]:
+    """The options of a command, and of those below it."""
+    below = found.commands.values() if isinstance(found, click.Group) else ()
+    return {option for each in (found, *below) for parameter in each.params for option in parameter.opts}
 
 
 def test_the_table_of_options_is_that_of_warmlane_up() -> None:

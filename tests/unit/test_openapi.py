@@ -109,6 +109,37 @@ def test_errors_are_described_as_problems_and_as_nothing_else() -> None:
                     assert (example["value"]["code"], example["value"]["status"]) == (code, int(status))
 
 
+# The scope that each operation needs: one of a key, any key (""), or none at all (None).
+NEEDS = {
+    ("post", "/generate"): "submit",
+    ("get", "/tasks"): "read",
+    ("get", "/tasks/{task_id}"): "read",
+    ("delete", "/tasks/{task_id}"): "submit",
+    ("get", "/tasks/{task_id}/events"): "read",
+    ("get", "/tasks/{task_id}/video"): "read",
+    ("head", "/tasks/{task_id}/video"): "read",
+    ("get", "/settings"): "",
+    ("get", "/healthz"): None,
+    ("get", "/readyz"): None,
+}
+
+
+def test_every_operation_says_which_key_it_needs() -> None:
+    assert TINY["components"]["securitySchemes"]["apiKey"]["scheme"] == "bearer"
+    for method, path, operation in operations(TINY):
+        scope = "admin" if path.startswith("/admin/") else NEEDS[method, path]
+        told = operation.get("security")
+        answers = operation["responses"]
+        if scope is None:
+            assert told is None
+            assert not {"401", "403", "429"} & set(answers)
+            continue
+        assert told == [{"apiKey": [scope] if scope else []}], (method, path)
+        assert "WWW-Authenticate" in answers["401"]["headers"], (method, path)
+        assert "Retry-After" in answers["429"]["headers"], (method, path)
+        assert ("403" in answers) is bool(scope), (method, path)
+
+
 def test_generate_is_described() -> None:
     operation = TINY["paths"]["/generate"]["post"]
     assert operation["operationId"] == "generate"
@@ -236,14 +267,16 @@ def test_the_wait_for_a_worker_is_described() -> None:
     assert (swapped["route"], swapped["swap"]["how"], swapped["queue"]) == ("degraded", "unloaded", None)
 
 
+# What any route that needs a key and a scope may answer.
+KEYED = {"400", "401", "403", "429", "500"}
 ADMIN = {
-    ("get", "/admin/lanes"): {"200", "400", "500"},
-    ("get", "/admin/lanes/{model}/mode"): {"200", "400", "404", "500"},
-    ("put", "/admin/lanes/{model}/mode"): {"200", "400", "404", "415", "422", "500", "503"},
-    ("get", "/admin/queue"): {"200", "400", "500", "503"},
-    ("get", "/admin/fallbacks"): {"200", "400", "500"},
-    ("get", "/admin/cold_starts"): {"200", "400", "500"},
-    ("get", "/admin/tasks/{task_id}/explain"): {"200", "400", "404", "500", "503"},
+    ("get", "/admin/lanes"): {"200"},
+    ("get", "/admin/lanes/{model}/mode"): {"200", "404"},
+    ("put", "/admin/lanes/{model}/mode"): {"200", "404", "413", "415", "422", "503"},
+    ("get", "/admin/queue"): {"200", "503"},
+    ("get", "/admin/fallbacks"): {"200"},
+    ("get", "/admin/cold_starts"): {"200"},
+    ("get", "/admin/tasks/{task_id}/explain"): {"200", "404", "503"},
 }
 
 
@@ -253,7 +286,7 @@ def test_what_operators_can_ask_is_described() -> None:
         for method, path, operation in operations(TINY)
         if path.startswith("/admin/")
     }
-    assert described == ADMIN
+    assert described == {operation: own | KEYED for operation, own in ADMIN.items()}
     for method, path in ADMIN:
         operation = TINY["paths"][path][method]
         assert operation["tags"] == ["admin"]
@@ -294,7 +327,7 @@ def test_the_operations_say_what_signatures_do_not_show() -> None:
 
     task = paths["/tasks/{task_id}"]["get"]
     assert {"Prefer", "If-None-Match", "wait"} <= {parameter["name"] for parameter in task["parameters"]}
-    assert list(task["responses"]) == ["200", "304", "400", "404", "500", "503"]
+    assert set(task["responses"]) == {"200", "304", "404", "503"} | KEYED
     assert "ETag" in task["responses"]["200"]["headers"]
     assert "Retry-After" in task["responses"]["503"]["headers"]
     for shown in (task, paths["/tasks/{task_id}"]["delete"]):

@@ -75,7 +75,7 @@ def test_every_work_stream_has_the_one_consumer_of_its_workers() -> None:
 
 def test_buckets() -> None:
     buckets = {bucket.name: bucket for bucket in WANTED.buckets}
-    assert list(buckets) == ["tasks", "lanes", "slots", "leader", "control", "fallbacks", "cold_starts"]
+    assert list(buckets) == ["tasks", "lanes", "slots", "leader", "control", "fallbacks", "cold_starts", "keys"]
     assert (buckets[TASKS].history, buckets[TASKS].ttl_s) == (16, 604_800)
     assert buckets["lanes"].ttl_s == 600
     assert buckets["leader"].marker_ttl_s == 60

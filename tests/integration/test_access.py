@@ -1,0 +1,612 @@
+"""API keys on real gateways: what they open until when, whose tasks they show, in which order requests are refused."""
+
+import asyncio
+import contextlib
+import json
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+from click.testing import CliRunner
+
+from contracts.keys import Presented, Scope
+from contracts.lanes import LaneState
+from contracts.settings import load_settings
+from contracts.tasks import TaskStatus
+from contracts.topology import KEYS
+from ops.cli import cli
+from ops.keys import add, read_keys, revoke
+from ops.nats_link import NatsLink
+from ops.processes import warmlane_command
+from ops.provision import provision, wanted
+from tests.conftest import KEEP_S
+from tests.integration.conftest import GatewayProcess, System, report_lane
+from tests.support import NatsServer, clean_environment, eventually, eventually_sync, free_port
+
+BODY = {"model": "anisora", "prompt": "a red fox"}
+BODY_MAX = 12 * 1024 * 1024
+ASYNC = {"prefer": "respond-async"}
+KEEP = ("--keep", f"{KEEP_S:g}s")
+
+
+def by(presented: Presented) -> dict[str, str]:
+    return {"authorization": f"Bearer {presented.text}"}
+
+
+def run(*arguments: str, key: Presented | None = None) -> subprocess.CompletedProcess[str]:
+    """`warmlane …`, with the key in its environment."""
+    environment = clean_environment() | ({} if key is None else {"WARMLANE_API_KEY": key.text})
+    return subprocess.run(
+        warmlane_command(*arguments), env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+async def make(link: NatsLink, caller: str, *scopes: Scope, rate_per_s: float | None = None) -> Presented:
+    return await add(link, caller, scopes, rate_per_s=rate_per_s, burst_s=3_600, now=datetime.now(UTC))
+
+
+class TlsGateway(GatewayProcess):
+    """A gateway that speaks HTTPS, with a certificate of an authority of its own."""
+
+    def __init__(self, folder: Path, *, beside: GatewayProcess) -> None:
+        super().__init__(folder, beside=beside)
+        self.url = f"https://127.0.0.1:{self.port}"
+        authority = trustme.CA()
+        self.ca, self.cert, self.key = folder / "ca.pem", folder / "cert.pem", folder / "key.pem"
+        authority.cert_pem.write_to_path(self.ca)
+        issued = authority.issue_cert("127.0.0.1")
+        issued.private_key_pem.write_to_path(self.key)
+        for blob in issued.cert_chain_pems:
+            blob.write_to_path(self.cert, append=True)
+
+    @property
+    def options(self) -> list[str]:
+        return ["--tls-cert", str(self.cert), "--tls-key", str(self.key)]
+
+    def trust(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=self.ca)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log()
+        try:
+            return httpx.get(f"{self.url}/healthz", verify=self.trust()).status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+class Keyed:
+    """Two gateways on one server: one on the loopback, one that speaks HTTPS on every address of this machine."""
+
+    def __init__(self, gateway: GatewayProcess, tls: TlsGateway, keys: dict[str, Presented]) -> None:
+        self.gateway, self.tls, self.keys = gateway, tls, keys
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
+    """Keys of several callers, and lanes that were reported warm."""
+    first = GatewayProcess(tmp_path_factory.mktemp("gateway"))
+    second = TlsGateway(tmp_path_factory.mktemp("tls"), beside=first)
+    first.nats.start()
+
+    async def prepare() -> dict[str, Presented]:
+        link = await NatsLink.connect(first.nats.url, name="test")
+        await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
+        for model in ("anisora", "phr00t"):
+            await report_lane(link, model, LaneState.WARM)
+        keys = {
+            "alice": await make(link, "alice", "submit", "read"),
+            "alice-reads": await make(link, "alice", "read"),
+            "bob": await make(link, "bob", "submit", "read"),
+            "operator": await make(link, "operator", "admin"),
+        }
+        await link.close()
+        return keys
+
+    keys = asyncio.run(prepare())
+    with contextlib.ExitStack() as leave:
+        leave.callback(first.nats.stop)
+        for gateway, options in ((first, []), (second, ["--host", "0.0.0.0", *second.options])):
+            gateway.start(*KEEP, *options)
+            leave.callback(gateway.stop)
+        yield Keyed(first, second, keys)
+
+
+@pytest.fixture
+async def system(keyed: Keyed) -> AsyncIterator[System]:
+    """Lanes that are warm now, and a client without a key."""
+    link = await NatsLink.connect(keyed.gateway.nats.url, name="test")
+    for model in ("anisora", "phr00t"):
+        await report_lane(link, model, LaneState.WARM)
+    async with httpx.AsyncClient(base_url=keyed.gateway.url, timeout=30) as http:
+        yield System(keyed.gateway, link, http)
+    await link.close()
+
+
+async def submit(system: System, key: Presented, **headers: str) -> str:
+    answer = await system.http.post("/generate", json=BODY, headers=by(key) | ASYNC | headers)
+    assert answer.status_code == 202, answer.text
+    task_id: str = answer.json()["id"]
+    return task_id
+
+
+# ── whose tasks ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_caller_sees_its_own_tasks_and_no_others(system: System, keyed: Keyed) -> None:
+    alice, bob, operator = (by(keyed.keys[name]) for name in ("alice", "bob", "operator"))
+    task_id = await submit(system, keyed.keys["alice"])
+    assert (await system.record(task_id))[0].caller == "alice"
+    calls = [
+        ("GET", f"/tasks/{task_id}"),
+        ("GET", f"/tasks/{task_id}?wait=30"),
+        ("GET", f"/tasks/{task_id}/events"),
+        ("GET", f"/tasks/{task_id}/video"),
+        ("HEAD", f"/tasks/{task_id}/video"),
+        ("DELETE", f"/tasks/{task_id}"),
+    ]
+    unknown = await system.http.get("/tasks/019cab2e-5c00-7c3f-9b1a-2f6f0d4d7a55", headers=bob)
+    for method, path in calls:
+        answer = await system.http.request(method, path, headers=bob)
+        assert answer.status_code == 404, (method, path)
+        if method != "HEAD":
+            # as if there were none: not even another word
+            assert answer.json() == unknown.json(), (method, path)
+    # a second key of the same caller finds it, and so does an operator
+    for headers in (by(keyed.keys["alice-reads"]), operator):
+        assert (await system.http.get(f"/tasks/{task_id}", headers=headers)).json()["status"] == "pending"
+    assert (await system.http.delete(f"/tasks/{task_id}", headers=alice)).json()["error"]["code"] == "cancelled"
+    assert (await system.http.get(f"/admin/tasks/{task_id}/explain", headers=operator)).status_code == 200
+
+
+async def test_lists_and_cursors_show_what_the_caller_may_see(system: System, keyed: Keyed) -> None:
+    owner = {}
+    for name in ("bob", "alice", "bob", "alice", "bob"):
+        owner[await submit(system, keyed.keys[name])] = name
+
+    async def listed(name: str, **query: str) -> tuple[list[str], str | None]:
+        answer = await system.http.get("/tasks", params=query, headers=by(keyed.keys[name]))
+        assert answer.status_code == 200, answer.text
+        page = answer.json()
+        return [task["id"] for task in page["tasks"] if task["id"] in owner], page["next_cursor"]
+
+    newest_first = list(reversed(owner))
+    for name in ("alice", "bob"):
+        mine = [task_id for task_id in newest_first if owner[task_id] == name]
+        assert (await listed(name))[0] == mine
+        assert (await listed(name, status="pending", model="anisora"))[0] == mine
+    assert (await listed("alice-reads"))[0] == (await listed("alice"))[0]
+    assert (await listed("operator"))[0] == newest_first
+    # a cursor is a place in time and no permission
+    _, cursor = await listed("operator", limit="1")
+    assert cursor is not None
+    assert (await listed("alice", cursor=cursor))[0] == [
+        task_id for task_id in newest_first if owner[task_id] == "alice"
+    ]
+    first, cursor = await listed("bob", limit="1")
+    assert cursor is not None
+    rest, _ = await listed("bob", cursor=cursor)
+    assert first + rest == [task_id for task_id in newest_first if owner[task_id] == "bob"]
+
+
+async def test_an_idempotency_key_belongs_to_its_caller(system: System, keyed: Keyed) -> None:
+    same = {"idempotency-key": "order-17"}
+    alices = await submit(system, keyed.keys["alice"], **same)
+    assert await submit(system, keyed.keys["alice"], **same) == alices
+    assert await submit(system, keyed.keys["bob"], **same) != alices
+
+
+# ── in which order ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def worn_out(system: System, url: str, caller: str, *scopes: Scope) -> dict[str, str]:
+    """The headers of a key that has made all the requests that it may make."""
+    presented = await make(system.link, caller, *scopes, rate_per_s=1 / 3_600)
+
+    async def is_worn_out() -> bool:
+        return (await system.http.get(f"{url}/settings", headers=by(presented))).status_code == 429
+
+    await eventually(is_worn_out)
+    return by(presented)
+
+
+async def test_the_order_of_refusals(system: System, keyed: Keyed) -> None:
+    """Each request is wrong in all the ways that follow, too."""
+    await system.link.put("control", "lanes.anisora", b"degraded")
+    try:
+        limited = await worn_out(system, keyed.gateway.url, "alice", "submit")
+        unlimited, reads = by(keyed.keys["alice"]), by(keyed.keys["alice-reads"])
+        await system.fill()
+        text, declared_json = {"content-type": "text/plain"}, {"content-type": "application/json"}
+        cut, wrong = b'{"model":', json.dumps(BODY | {"steps": 1}).encode()
+        refusals: list[tuple[dict[str, str], bytes, int]] = [
+            (text, b"x" * (BODY_MAX + 1), 413),
+            (text, cut, 401),
+            (reads | text, cut, 403),
+            (limited | text, cut, 415),
+            (limited | declared_json, cut, 400),
+            (limited | declared_json, wrong, 422),
+            (limited | declared_json, json.dumps(BODY).encode(), 429),
+            (unlimited | declared_json, json.dumps(BODY).encode(), 503),
+        ]
+        for headers, body, status in refusals:
+            answer = await system.http.post("/generate", content=body, headers=headers)
+            assert answer.status_code == status, answer.text
+            assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["limit"] == "depth"
+    finally:
+        await system.link.put("control", "lanes.anisora", b"auto")
+
+
+async def test_the_order_of_refusals_of_the_switch(system: System, keyed: Keyed) -> None:
+    limited = await worn_out(system, keyed.gateway.url, "operator", "admin")
+    submits = by(keyed.keys["alice"])
+    text, declared_json = {"content-type": "text/plain"}, {"content-type": "application/json"}
+    refusals: list[tuple[dict[str, str], bytes, int]] = [
+        (text, b"x" * (BODY_MAX + 1), 413),
+        (text, b"{", 401),
+        (submits | text, b"{", 403),
+        (limited | text, b"{", 415),
+        (limited | declared_json, b"{", 400),
+        (limited | declared_json, b"{}", 422),
+        (limited | declared_json, b'{"mode": "auto"}', 429),
+    ]
+    for headers, body, status in refusals:
+        answer = await system.http.put("/admin/lanes/anisora/mode", content=body, headers=headers)
+        assert answer.status_code == status, answer.text
+
+
+def exchange(port: int, head: bytes, body: bytes = b"") -> bytes:
+    """What the gateway answers to these bytes, until it hangs up or has sent one whole answer."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(head + body)
+        with contextlib.suppress(ConnectionError):
+            while b"\r\n\r\n" not in answer:
+                answer += connection.recv(65_536) or b"\r\n\r\n"
+    return answer.lower()
+
+
+@pytest.mark.parametrize("target", ["POST /generate", "PUT /admin/lanes/anisora/mode"])
+def test_without_a_key_no_body_is_waited_for(keyed: Keyed, target: str) -> None:
+    """Not one byte of it was sent, and here is the answer. Where nobody said how much will come, it hangs up."""
+    head = f"{target} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
+    declared = exchange(keyed.gateway.port, head + b"Content-Length: 1000\r\n\r\n")
+    assert declared.startswith(b"http/1.1 401")
+    assert b"connection: close" not in declared
+    endless = exchange(keyed.gateway.port, head + b"Transfer-Encoding: chunked\r\n\r\n")
+    assert endless.startswith(b"http/1.1 401")
+    assert b"connection: close" in endless
+    forbidden = exchange(
+        keyed.gateway.port,
+        head + f"Authorization: Bearer {keyed.keys['alice-reads'].text}\r\nContent-Length: 1000\r\n\r\n".encode(),
+    )
+    assert forbidden.startswith(b"http/1.1 403")
+
+
+@pytest.mark.parametrize("target", ["POST /generate", "PUT /admin/lanes/anisora/mode"])
+def test_a_body_of_undeclared_size_is_measured_after_the_key_and_before_the_rest(keyed: Keyed, target: str) -> None:
+    head = f"{target} HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n".encode()
+    head += f"Authorization: Bearer {keyed.keys['operator'].text}\r\n\r\n".encode()
+    chunk = b"x" * (BODY_MAX + 1)
+    answer = exchange(keyed.gateway.port, head, f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
+    assert answer.startswith(b"http/1.1 413")
+    assert b"connection: close" in answer
+
+
+async def test_a_key_that_asks_too_often_is_told_when_to_come_back(system: System, keyed: Keyed) -> None:
+    limited = await worn_out(system, keyed.gateway.url, "alice", "read")
+    answer = await system.http.get("/tasks", headers=limited)
+    assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
+    assert 0 < int(answer.headers["retry-after"]) <= 3_600
+    # each gateway counts for itself, and each key by itself
+    async with httpx.AsyncClient(base_url=keyed.tls.url, verify=keyed.tls.trust()) as http:
+        assert (await http.get("/tasks", headers=limited)).status_code == 200
+        assert (await http.get("/tasks", headers=limited)).status_code == 429
+    assert (await system.http.get("/tasks", headers=by(keyed.keys["alice"]))).status_code == 200
+
+
+# ── since when, until when ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def every_gateway_answers(keyed: Keyed, key: Presented, status: int) -> None:
+    for gateway in (keyed.gateway, keyed.tls):
+        async with httpx.AsyncClient(base_url=gateway.url, verify=keyed.tls.trust()) as http:
+
+            async def answers(http: httpx.AsyncClient = http) -> bool:
+                return (await http.get("/settings", headers=by(key))).status_code == status
+
+            await eventually(answers)
+
+
+async def test_a_key_counts_on_every_gateway_until_it_is_revoked(system: System, keyed: Keyed) -> None:
+    presented = await make(system.link, "carol", "submit", "read")
+    await every_gateway_answers(keyed, presented, 200)
+    task_id = await submit(system, presented)
+    events: list[str] = []
+
+    async def follow() -> None:
+        async with system.http.stream("GET", f"/tasks/{task_id}/events", headers=by(presented)) as stream:
+            async for line in stream.aiter_lines():
+                events.append(line)
+
+    following = asyncio.create_task(follow())
+    waiting = asyncio.create_task(system.http.get(f"/tasks/{task_id}?wait=30", headers=by(presented)))
+
+    async def both_are_answered() -> bool:
+        return bool(events)
+
+    await eventually(both_are_answered)
+    await revoke(system.link, presented.id, now=datetime.now(UTC))
+    await every_gateway_answers(keyed, presented, 401)
+    # who was let in before learns nothing more
+    claimed = await system.claim(task_id)
+    assert claimed.status is TaskStatus.PROCESSING
+    await asyncio.wait_for(following, 20)
+    assert "processing" not in "".join(events)
+    answer = await system.http.delete(f"/tasks/{task_id}", headers=by(keyed.keys["operator"]))
+    assert answer.status_code == 200
+    assert (await asyncio.wait_for(waiting, 40)).status_code == 401
+
+
+async def test_a_record_that_cannot_be_read_is_said_and_ignored(system: System, keyed: Keyed) -> None:
+    await system.link.put(KEYS, "0123456789ab", b'{"id": "\xff"}')
+
+    async def said() -> bool:
+        return "unreadable_key" in keyed.gateway.log()
+
+    await eventually(said)
+    await every_gateway_answers(keyed, Presented("0123456789ab", "0" * 64), 401)
+    await every_gateway_answers(keyed, keyed.keys["alice"], 200)
+    listed = await asyncio.to_thread(run, "keys", "list", "--nats-url", system.gateway.nats.url)
+    assert "0123456789ab cannot be read" in listed.stderr
+    refused = await asyncio.to_thread(run, "keys", "revoke", "0123456789ab", "--nats-url", system.gateway.nats.url)
+    assert (refused.returncode, "nats kv del keys 0123456789ab" in refused.stderr) == (1, True)
+
+
+def test_no_secret_is_in_a_log(keyed: Keyed) -> None:
+    for gateway in (keyed.gateway, keyed.tls):
+        with httpx.Client(base_url=gateway.url, verify=keyed.tls.trust()) as http:
+            for presented in (*keyed.keys.values(), Presented("ab" * 6, "cd" * 32)):
+                http.get("/tasks", headers=by(presented))
+                http.post("/generate", json=BODY | {"steps": 1}, headers=by(presented))
+        log = gateway.log()
+        assert '"closed"' in log
+        assert not [presented.id for presented in keyed.keys.values() if presented.secret in log]
+        assert "cd" * 32 not in log
+
+
+async def test_the_last_known_keys_stay_in_force_while_the_server_is_away(tmp_path: Path) -> None:
+    """From the first key on, for good: also after the last one was revoked, and after a restart."""
+    gateway = GatewayProcess(tmp_path)
+    with contextlib.ExitStack() as leave:
+        leave.callback(gateway.nats.stop)
+        gateway.nats.start()
+        link = await NatsLink.connect(gateway.nats.url, name="test")
+        await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
+        nats = ("--nats-url", gateway.nats.url)
+
+        # no key was ever made: a gateway for others does not start, one on the loopback is open
+        refused = await asyncio.to_thread(
+            run, "gateway", "--host", "0.0.0.0", "--port", str(free_port()), "--data-dir", str(tmp_path), *nats
+        )
+        assert refused.returncode == 1
+        assert "warmlane keys add" in refused.stderr
+        await asyncio.to_thread(gateway.start, *KEEP)
+        leave.callback(gateway.stop)
+        assert '"open"' in gateway.log()
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as http:
+            answer = await http.post("/generate", json=BODY, headers=ASYNC)
+            assert answer.status_code == 202
+            before = f"/tasks/{answer.json()['id']}"
+            assert (await http.get(before)).status_code == 200
+
+            made = await asyncio.to_thread(run, "keys", "add", "alice", "--scope", "read", *nats)
+            assert made.returncode == 0, made.stderr
+            key = {"authorization": f"Bearer {made.stdout.strip()}"}
+
+            async def answers(headers: dict[str, str], status: int, path: str = "/settings") -> None:
+                async def look() -> bool:
+                    return (await http.get(path, headers=headers)).status_code == status
+
+                await eventually(look)
+
+            await answers({}, 401)
+            await answers(key, 200)
+            await answers(key, 404, before)
+
+            gateway.nats.kill()
+
+            async def notices() -> bool:
+                return "nats_disconnected" in gateway.log()
+
+            await eventually(notices)
+            assert (await http.get("/settings", headers=key)).status_code == 200
+            assert (await http.get("/settings")).status_code == 401
+            gateway.nats.start()
+
+            key_id = made.stdout.split("_")[1]
+            revoked = await asyncio.to_thread(run, "keys", "revoke", key_id, *nats)
+            assert revoked.returncode == 0, revoked.stderr
+            assert "no key is in force now" in revoked.stderr
+            await answers(key, 401)
+            await answers({}, 401)
+        await asyncio.to_thread(gateway.stop)
+        await asyncio.to_thread(gateway.start, *KEEP)
+        async with httpx.AsyncClient(base_url=gateway.url) as http:
+            assert (await http.get("/settings")).status_code == 401
+        await link.close()
+
+
+# ── by which command ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_commands(system: System, keyed: Keyed) -> None:
+    nats = ("--nats-url", system.gateway.nats.url)
+    made = await asyncio.to_thread(
+        run, "keys", "add", "dora@example.org", "--scope", "read", "--scope", "submit", "--rate", "10", *nats
+    )
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.count("\n") == 1
+    _, key_id, secret = made.stdout.strip().split("_")
+    assert secret not in made.stderr
+    await every_gateway_answers(keyed, Presented(key_id, secret), 200)
+    stored = next(key for key in (await read_keys(system.link)).keys if key.id == key_id)
+    assert (stored.scopes, stored.rate_per_s) == (("submit", "read"), 10)
+
+    listed = await asyncio.to_thread(run, "keys", "list", "--json", *nats)
+    found = next(key for key in json.loads(listed.stdout) if key["id"] == key_id)
+    assert (found["caller"], found["revoked_at"]) == ("dora@example.org", None)
+    table = await asyncio.to_thread(run, "keys", "list", *nats)
+    for told in (listed.stdout, table.stdout):
+        assert key_id in told
+        assert secret not in told
+        assert stored.secret_sha256 not in told
+
+    # of a key that leaked, its text may be all that is known
+    revoked = await asyncio.to_thread(run, "keys", "revoke", made.stdout.strip(), *nats)
+    assert (revoked.returncode, revoked.stdout) == (0, f"revoked: key {key_id} of dora@example.org\n")
+    await every_gateway_answers(keyed, Presented(key_id, secret), 401)
+    again = await asyncio.to_thread(run, "keys", "revoke", key_id, *nats)
+    assert (again.returncode, "was revoked already" in again.stdout) == (0, True)
+    unknown = await asyncio.to_thread(run, "keys", "revoke", "ffffffffffff", *nats)
+    assert (unknown.returncode, "warmlane keys list" in unknown.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["two words", "--scope", "read"], "1 to 64 letters"),
+        (["anonymous", "--scope", "read"], "not anonymous"),
+        (["alice"], "--scope"),
+        (["alice", "--scope", "write"], "'submit', 'read', 'admin'"),
+        (["alice", "--scope", "read", "--rate", "0.01"], "--burst 100"),
+        (["alice", "--scope", "read", "--rate", "50000"], "shorter --burst"),
+    ],
+)
+def test_what_keys_add_refuses(arguments: list[str], told: str) -> None:
+    result = CliRunner().invoke(cli, ["keys", "add", *arguments, "--nats-url", "nats://127.0.0.1:1"])
+    assert result.exit_code == 2
+    assert told in " ".join(result.stderr.split())
+
+
+def asked(keyed: Keyed, *arguments: str, key: str | None, tls: bool = False, **more: str) -> tuple[int, str]:
+    """A client command in this process: its status, and what it says."""
+    environment: dict[str, str | None] = {"WARMLANE_API_KEY": None if key is None else keyed.keys[key].text}
+    url = keyed.tls.url if tls else keyed.gateway.url
+    result = CliRunner().invoke(cli, [*arguments, "--url", url], env=environment | more)
+    return result.exit_code, result.stdout + result.stderr
+
+
+def test_client_commands_show_their_key_and_say_what_is_missing(keyed: Keyed, tmp_path: Path) -> None:
+    status, told = asked(keyed, "status", key=None)
+    assert (status, "401 unauthorized" in told, "Set WARMLANE_API_KEY" in told) == (1, True, True)
+    status, told = asked(keyed, "status", key="alice")
+    assert (status, "403 forbidden" in told, "the scope admin" in told) == (1, True, True)
+    assert asked(keyed, "status", key="operator")[0] == 0
+    assert asked(keyed, "lane-mode", "anisora", key="operator")[1].startswith("anisora is auto")
+    file = tmp_path / "key"
+    file.write_text(keyed.keys["operator"].text + "\n")
+    assert asked(keyed, "status", "--api-key-file", str(file), key="alice")[0] == 0
+    file.write_text("wl_not-a-key")
+    status, told = asked(keyed, "status", "--api-key-file", str(file), key=None)
+    assert (status, "does not hold an API key" in told, "not-a-key" in told) == (1, True, False)
+
+
+def test_client_commands_trust_the_authority_that_they_are_given(keyed: Keyed) -> None:
+    status, told = asked(keyed, "status", key="operator", tls=True)
+    assert (status, "--ca or WARMLANE_CA" in told) == (1, True), told
+    assert asked(keyed, "status", "--ca", str(keyed.tls.ca), key="operator", tls=True)[0] == 0
+    assert asked(keyed, "status", key="operator", tls=True, WARMLANE_CA=str(keyed.tls.ca))[0] == 0
+    status, told = asked(keyed, "status", "--ca", str(keyed.tls.key), key="operator", tls=True)
+    assert (status, "holds no certificate" in told) == (1, True)
+
+
+def test_https_is_served_and_plain_http_is_not(keyed: Keyed) -> None:
+    with httpx.Client(verify=keyed.tls.trust()) as http:
+        assert http.get(f"{keyed.tls.url}/healthz").json() == {"status": "ok"}
+    with pytest.raises(httpx.TransportError):
+        httpx.get(keyed.tls.url.replace("https", "http") + "/healthz")
+
+
+def test_up_for_others_needs_a_key_first_and_then_speaks_https(keyed: Keyed, tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    port, nats_port = free_port(), free_port()
+    options = ["up", "--host", "0.0.0.0", "--port", str(port), "--nats-port", str(nats_port)]
+    options += ["--data-dir", str(data_dir), "--lanes", "anisora=0,phr00t=0", *keyed.tls.options]
+    refused = run(*options)
+    assert refused.returncode == 1
+    assert "warmlane keys add" in refused.stderr
+    assert "without --host" in refused.stderr
+    for number in (port, nats_port):
+        socket.create_server(("127.0.0.1", number)).close()  # nothing is left running
+
+    server = NatsServer(data_dir / "nats")
+    server.start()
+
+    async def prepare() -> Presented:
+        link = await NatsLink.connect(server.url, name="test")
+        presented = await make(link, "alice", "read")
+        await link.close()
+        return presented
+
+    presented = asyncio.run(prepare())
+    server.stop()
+    output = tmp_path / "up.log"
+    with output.open("wb") as log:
+        up = subprocess.Popen(warmlane_command(*options), stdout=log, stderr=log, env=clean_environment())
+    try:
+        url = f"https://127.0.0.1:{port}"
+
+        def is_told() -> bool:
+            assert up.poll() is None, output.read_text()
+            return url in output.read_text()
+
+        eventually_sync(is_told)
+        with httpx.Client(base_url=url, verify=keyed.tls.trust()) as http:
+            assert http.get("/tasks").status_code == 401
+            assert http.get("/tasks", headers=by(presented)).status_code == 200
+    finally:
+        up.send_signal(signal.SIGINT)
+        assert up.wait(timeout=60) == 0, output.read_text()
+
+
+# ── certificates that cannot be used ─────────────────────────────────────────────────────────────────────────────────
+
+
+def tls_error(*arguments: str) -> tuple[int, str]:
+    """What `warmlane gateway` says of these files before it does anything else."""
+    result = CliRunner().invoke(cli, ["gateway", "--nats-url", "nats://127.0.0.1:1", *arguments])
+    return result.exit_code, " ".join(result.stderr.split())
+
+
+def test_files_that_make_no_tls(tmp_path: Path) -> None:
+    first, second = (trustme.CA().issue_cert("127.0.0.1") for _ in range(2))
+    cert, key, other = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "other.pem"
+    first.cert_chain_pems[0].write_to_path(cert)
+    first.private_key_pem.write_to_path(key)
+    second.private_key_pem.write_to_path(other)
+    assert tls_error("--tls-cert", str(cert))[0] == 2
+    assert "--tls-key is missing" in tls_error("--tls-cert", str(cert))[1]
+    assert "--tls-cert is missing" in tls_error("--tls-key", str(key))[1]
+    status, told = tls_error("--tls-cert", str(cert), "--tls-key", str(other))
+    assert (status, f"{other} is not the key of the certificate in --tls-cert {cert}" in told) == (1, True)
+    assert "holds no certificate" in tls_error("--tls-cert", str(key), "--tls-key", str(key))[1]
+    assert "holds no private key" in tls_error("--tls-cert", str(cert), "--tls-key", str(cert))[1]
+    cut = tmp_path / "cut.pem"
+    cut.write_text(cert.read_text()[:200])
+    status, told = tls_error("--tls-cert", str(cut), "--tls-key", str(key))
+    assert (status, str(cut) in told) == (1, True)
+    if shutil.which("openssl"):
+        locked = tmp_path / "locked.pem"
+        command = ["openssl", "pkey", "-in", str(key), "-aes256", "-passout", "pass:x", "-out", str(locked)]
+        subprocess.run(command, check=True, capture_output=True)
+        assert "has a passphrase" in tls_error("--tls-cert", str(cert), "--tls-key", str(locked))[1]
