@@ -17,14 +17,14 @@ from tests.support import children_of, clean_environment, command_line, eventual
 class UpProcess:
     """One `warmlane up` on free ports, with a data folder of its own."""
 
-    def __init__(self, folder: Path, *options: str, warm: Sequence[str] | None = None) -> None:
+    def __init__(self, folder: Path, *options: str, warm: Sequence[str] | None = None, **environment: str) -> None:
         """*warm* names the models that get a warm lane, where `--lanes` does not tell."""
         self.data_dir = folder / "data"
         self.output = folder / "up.log"
         self.port = free_port()
         self.nats_port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._options = options
+        self._options, self._environment = options, environment
         lanes = options[options.index("--lanes") + 1] if "--lanes" in options else "anisora=1,phr00t=1"
         asked = [model for model, count in (lane.split("=") for lane in lanes.split(",")) if count != "0"]
         self._models = asked if warm is None else warm
@@ -39,7 +39,7 @@ class UpProcess:
                 warmlane_command("up", *arguments, *self._options),
                 stdout=output,
                 stderr=output,
-                env=clean_environment(),
+                env=clean_environment() | self._environment,
             )
         eventually_sync(self.is_ready, within_s=120)
 

@@ -1,0 +1,141 @@
+"""Prompts, images, API keys and passwords stay where they belong: canaries of each go in, and are looked for afterwards
+in everything that an operator, a collector or a stranger gets to see."""
+
+import base64
+import io
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ops.nats_access import ROLES
+from ops.processes import warmlane_command
+from tests.integration.test_tracing import Collector
+from tests.support import children_of, clean_environment, command_line, eventually_sync
+from tests.system import UpProcess
+
+PROMPT = "canaryprompt"
+NEGATIVE = "canarynegative"
+IMAGE = "canaryimage"
+GUESSED = "ab" * 32  # a secret that is no key's
+
+
+class RawCollector(Collector):
+    """Keeps what it is sent as it comes, too."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        super().__init__()
+
+    def receive(self, path: str, body: bytes) -> None:
+        self.bodies.append(body)
+        super().receive(path, body)
+
+
+def picture() -> str:
+    """A PNG with the canary in its metadata, as a data URI."""
+    told = PngInfo()
+    told.add_text("Comment", IMAGE)
+    file = io.BytesIO()
+    Image.new("RGB", (96, 64), (7, 77, 177)).save(file, "PNG", pnginfo=told)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def add_key(up: UpProcess, *scopes: str) -> str:
+    options = [part for scope in scopes for part in ("--scope", scope)]
+    environment = clean_environment() | {
+        "WARMLANE_DATA_DIR": str(up.data_dir),
+        "WARMLANE_NATS_URL": f"nats://127.0.0.1:{up.nats_port}",
+    }
+    # its password is the one that `warmlane up` made, in the data folder
+    environment = {name: value for name, value in environment.items() if not name.endswith("_PASSWORD")}
+    command = warmlane_command("keys", "add", "canary-caller", *options)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def wrong_requests(http: httpx.Client, image: str) -> list[httpx.Response]:
+    """Refusals of every kind, each of a request that is full of canaries."""
+    full = {"model": "anisora", "prompt": PROMPT, "negative_prompt": NEGATIVE, "image": image}
+    bodies: list[dict[str, Any]] = [
+        full | {"steps": 7},
+        full | {"prompt": PROMPT * 1_000},
+        full | {"prompt": [PROMPT]},
+        full | {"negative_prompt": {"text": NEGATIVE}},
+        full | {"image": image[:-3]},
+        full | {"image": image.replace("image/png", "image/jpeg")},
+        full | {"image": PROMPT},
+        full | {"steps": PROMPT * 10, "width": {"a": PROMPT}},
+        full | {"text": PROMPT},
+    ]
+    answers = [http.post("/generate", json=body) for body in bodies]
+    answers.append(http.post("/generate", json=full, headers={"Content-Type": "text/plain"}))
+    answers.append(http.post("/generate", json=full, headers={"Idempotency-Key": "two words"}))
+    text = json.dumps(full)
+    for content in (text[:-1], text + PROMPT, text.encode() + b"\xff", text.replace('"model"', '"prompt"')):
+        answers.append(http.post("/generate", content=content, headers={"Content-Type": "application/json"}))
+    answers.append(http.get("/admin/lanes"))
+    for secret in (GUESSED, PROMPT):
+        bad = {"Authorization": f"Bearer wl_0123456789ab_{secret}"}
+        answers.append(http.post("/generate", json=full, headers=bad))
+    return answers
+
+
+def test_nothing_that_is_secret_is_told(tmp_path: Path) -> None:
+    collector = RawCollector()
+    up = UpProcess(
+        tmp_path, "--lanes", "anisora=1,phr00t=0", "--step-seconds", "0.1", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url
+    )
+    image = picture()
+    try:
+        up.start()
+        key = add_key(up, "submit", "read")
+        secret = key.rsplit("_", 1)[1]
+        up.http.headers["Authorization"] = f"Bearer {key}"
+
+        def closed() -> bool:
+            return httpx.get(f"{up.url}/tasks").status_code == 401
+
+        eventually_sync(closed)
+        # videos by a lane and by the degraded worker; one cancelled; one whose host is killed; one that is no picture
+        done = [
+            up.submit(prompt=PROMPT, negative_prompt=NEGATIVE, image=image),
+            up.submit(model="phr00t", prompt=PROMPT, negative_prompt=NEGATIVE),
+        ]
+        assert [up.ended(task["id"])["status"] for task in done] == ["done", "done"]
+        assert PROMPT in up.http.get(f"/tasks/{done[0]['id']}").text  # its caller is told
+        cancelled = up.submit(prompt=PROMPT)
+        up.http.delete(f"/tasks/{cancelled['id']}")
+        scheme, _, payload = image.partition(",")
+        damaged = f"{scheme},{payload[: len(payload) // 2 // 4 * 4]}"
+        broken = up.submit(prompt=PROMPT, image=damaged)
+        assert up.ended(broken["id"])["error"]["code"] == "invalid_input"
+        killed = up.submit(prompt=PROMPT)
+        eventually_sync(lambda: up.task(killed["id"])["status"] == "processing")
+        os.kill(up.host_of("anisora-0"), 9)
+        up.ended(killed["id"])
+        refusals = wrong_requests(up.http, image)
+        assert {answer.status_code for answer in refusals} == {400, 401, 403, 415, 422}
+        shown = [command_line(pid) for pid in (up.pid, *children_of(up.pid))]
+        hosts = [Path(f"/proc/{up.host_of(worker)}/environ").read_bytes() for worker in ("anisora-0", "degraded-0")]
+    finally:
+        up.stop()
+        collector.close()
+    passwords = [json.loads((up.data_dir / "nats-auth" / f"{role}.json").read_text())["password"] for role in ROLES]
+    places = {
+        "error bodies": "\n".join(f"{answer.headers}\n{answer.text}" for answer in refusals),
+        "logs": "\n".join(path.read_text() for path in sorted((up.data_dir / "logs").iterdir())),
+        "terminal": up.output.read_text(),
+        "traces": b"\n".join(collector.bodies).decode(errors="replace"),
+        "command lines": "\n".join(shown),
+    }
+    assert done[0]["id"] in places["logs"]  # what is looked through is the right thing
+    assert done[0]["id"] in places["traces"]
+    for canary in (PROMPT, NEGATIVE, IMAGE, payload[:60], payload[40:100], secret, GUESSED, *passwords):
+        assert [place for place, text in places.items() if canary in text] == [], canary
+    # whoever takes over the process that decodes pictures finds no password in its environment
+    assert not [host for host in hosts if any(password.encode() in host for password in passwords)]
