@@ -5,8 +5,10 @@ request is refused is 413, 401, 403, 415, 400, 422, 429, 503: the first three of
 nobody without a key makes the gateway read a body; one of undeclared size that turns out too large is 413 after that.
 """
 
+import ipaddress
 import time
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from limits import RateLimitItemPerSecond
 from limits.storage import MemoryStorage
@@ -99,6 +101,8 @@ def guard(keys: KeyBoard, limits: RateLimits, *, max_body_bytes: int) -> Guard:
         caller = keys.caller(connection.headers.getall("authorization", []))
         if caller is None:
             raise unauthorized(connection)
+        if caller.key is None and not names_loopback(connection.headers.get("host", "")):
+            raise ProblemError("foreign_host", "call it as 127.0.0.1 or localhost, or have an API key made")
         turn = limits.turn(caller.key)
         if wanted.scope is not None and not caller.may(wanted.scope):
             raise _forbidden(connection, caller, wanted.scope)
@@ -107,6 +111,16 @@ def guard(keys: KeyBoard, limits: RateLimits, *, max_body_bytes: int) -> Guard:
         connection.scope["user"], connection.scope["auth"] = caller, turn
 
     return admit
+
+
+def names_loopback(host: str) -> bool:
+    """Whether the header `Host` names the loopback. A web page whose own name was made to lead to 127.0.0.1 sends that
+    name (DNS rebinding), and its browser would take the answers for the page's. Pure."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def unauthorized(connection: ASGIConnection[Any, Any, Any, Any]) -> ProblemError:

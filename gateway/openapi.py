@@ -460,7 +460,7 @@ def _problem_example(code: str) -> Example:
 
 # Any route can be called with a header that cannot be read, and any can fail. Without an entry for 400, Litestar would
 # describe an error document of its own there, which is never sent.
-_ANYWHERE: Final = ("invalid_query", "unauthorized", "rate_limited", "internal_error")
+_ANYWHERE: Final = ("invalid_query", "unauthorized", "foreign_host", "rate_limited", "internal_error")
 
 
 def problem_responses(*codes: str, is_scoped: bool = True) -> dict[int, ResponseSpec]:

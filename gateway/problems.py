@@ -51,6 +51,11 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "The API key does not allow this",
         "This needs a key with the scope submit; yours has read.",
     ),
+    "foreign_host": ProblemKind(
+        403,
+        "Without API keys the gateway answers to this machine's own names only",
+        "Call it as 127.0.0.1 or localhost, or have an API key made.",
+    ),
     "not_found": ProblemKind(404, "There is nothing at this path", "See /docs for the paths that exist."),
     "model_not_found": ProblemKind(
         404, "No model has this name", "There are anisora and phr00t. GET /settings lists them with their aliases."

@@ -409,6 +409,11 @@ async def test_the_last_known_keys_stay_in_force_while_the_server_is_away(tmp_pa
             before = f"/tasks/{answer.json()['id']}"
             assert (await http.get(before)).status_code == 200
 
+            # a page whose own name leads here cannot use it, though its browser is on this machine
+            rebound = await http.post("/generate", json=BODY, headers=ASYNC | {"host": "attacker.example:8000"})
+            assert (rebound.status_code, rebound.json()["code"]) == (403, "foreign_host")
+            assert (await http.get("/healthz", headers={"host": "attacker.example"})).status_code == 200
+
             made = await asyncio.to_thread(run, "keys", "add", "alice", "--scope", "read", *nats)
             assert made.returncode == 0, made.stderr
             key = {"authorization": f"Bearer {made.stdout.strip()}"}

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from contracts.keys import ApiKey, Presented, Scope, encode_key, sha256_of
-from gateway.access import RateLimits, guard
+from gateway.access import RateLimits, guard, names_loopback
 from gateway.app import create_app
 from gateway.key_board import ANYBODY, Caller, KeyBoard
 from gateway.problems import ProblemError, problem_handlers
@@ -222,6 +222,27 @@ def test_a_route_that_says_nothing_needs_admin() -> None:
         assert client.get("/forgotten").status_code == 401
         assert client.get("/forgotten", headers=BY_READER).status_code == 403
         assert client.get("/forgotten", headers=BY_ADMIN).text == "seen"
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1:8000", True),
+        ("127.9.9.9", True),
+        ("localhost:8000", True),
+        ("LOCALHOST", True),
+        ("[::1]:8000", True),
+        ("attacker.example:8000", False),
+        ("localhost.attacker.example", False),
+        ("127.0.0.1.attacker.example", False),
+        ("10.0.0.1:8000", False),
+        ("", False),
+        ("[", False),
+        ("me@attacker.example", False),
+    ],
+)
+def test_which_names_are_this_machines(host: str, expected: bool) -> None:
+    assert names_loopback(host) is expected
 
 
 def test_the_methods_of_a_path_are_told_to_anybody(client: TestClient[Litestar]) -> None:
