@@ -129,6 +129,10 @@ def command(
             ssl_context_factory=None if tls is None else lambda *_: tls.context,
         )
         async with services.running():
+            if tls is None and not host.is_loopback:
+                log.warning(
+                    "no_tls", risk="keys and videos can be read on their way", advice="--tls-cert and --tls-key"
+                )
             log.info("listening", host=host.name, tls=tls is not None, port=listener.getsockname()[1])
             await _Server(config, services).serve(sockets=[listener])
 

@@ -165,6 +165,10 @@ class Stack:
         keys = await read_keys(link)
         if not keys.in_force and not self._host.is_loopback:
             raise NoKeys
+        if self._tls is None and not self._host.is_loopback:
+            self._say(
+                "[yellow]no TLS[/]: keys and videos can be read on their way; --tls-cert and --tls-key prevent it"
+            )
         self._needs_key = keys.was_one_made
         if not self._needs_key:
             self._say(

@@ -27,6 +27,7 @@ from ops.keys import add, read_keys, revoke
 from ops.nats_link import NatsLink
 from ops.processes import warmlane_command
 from ops.provision import provision, wanted
+from ops.tls import tls_of
 from tests.conftest import KEEP_S
 from tests.integration.conftest import GatewayProcess, System, report_lane
 from tests.support import NatsServer, clean_environment, eventually, eventually_sync, free_port
@@ -599,6 +600,9 @@ def test_files_that_make_no_tls(tmp_path: Path) -> None:
     first.cert_chain_pems[0].write_to_path(cert)
     first.private_key_pem.write_to_path(key)
     second.private_key_pem.write_to_path(other)
+    usable = tls_of(cert, key)
+    assert usable is not None
+    assert usable.context.minimum_version is ssl.TLSVersion.TLSv1_2
     assert tls_error("--tls-cert", str(cert))[0] == 2
     assert "--tls-key is missing" in tls_error("--tls-cert", str(cert))[1]
     assert "--tls-cert is missing" in tls_error("--tls-key", str(key))[1]
