@@ -19,7 +19,7 @@ RUN_READY := $(VENV)/.ready-run
 TEST_READY := $(VENV)/.ready-test
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint numbers overload swap windows starts lanes failover chaos chaos-plants cluster model clean
+.PHONY: help run test lint numbers overload swap windows starts lanes failover chaos chaos-plants cluster model audit clean
 
 help: ## List the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,10 @@ cluster: $(TEST_READY) ## Kill one of three nats-servers after the other under l
 
 model: $(TEST_READY) ## Search the protocol's interleavings for a broken invariant (about 2 minutes)
 	$(BIN)/python -m tests.model
+
+audit: $(TEST_READY) ## Look the pinned packages up in the database of known holes (needs the internet)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet pip-audit==2.10.1 $(PIP_ARGS)
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 clean: ## Remove .venv and every cache; .warmlane with its videos stays
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
