@@ -151,7 +151,6 @@ def test_one_lane_to_a_slot(system: UpProcess) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["up", "--host", "0.0.0.0"], "not a loopback address"),
         (["up", "--lanes", "sora=1"], "no model is called sora"),
         (["up", "--lanes", "anisora"], "MODEL=COUNT"),
         (["up", "--gpus", "0"], "0 is not in the range"),
