@@ -1,4 +1,7 @@
-"""`make overload`, `make swap` and `make failover`, shortened: all that they judge, except how long things take."""
+"""`make overload` and `make failover`, shortened: all that they judge, except how long things take.
+
+`make swap` is in `test_residence.py`, which makes the heavy pipelines anyway.
+"""
 
 import asyncio
 from pathlib import Path
@@ -12,7 +15,7 @@ from tests.failover import judge as judge_failover
 from tests.overload import judge as judge_overload
 from tests.overload import overload
 from tests.support import settings_file
-from tests.swap import Alternation, alternate
+from tests.swap import Alternation
 from tests.swap import judge as judge_swaps
 from tests.system import UpProcess
 
@@ -48,12 +51,6 @@ def test_a_lane_that_dies_while_nobody_looks(tmp_path: Path) -> None:
     for timed in ("until routing moves", "from warm until routing is back"):
         assert figures.pop(timed).measured is not None
     assert [(figure.what, figure.note) for figure in figures.values() if not figure.is_met] == []
-
-
-async def test_heavy_pipelines_are_released_each_time(heavy_folder: Path) -> None:
-    """FR-002."""
-    alternations = await alternate(heavy_folder, count=3, leak=False, console=QUIET)
-    assert [verdict.passed for verdict in judge_swaps(alternations)[:2]] == [True, True]
 
 
 def test_the_judge_of_swaps_sees_a_leak() -> None:

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from rich.console import Console
 
 from contracts.lanes import SlotState
 from contracts.settings import Catalog, ModelEntry, load_settings
@@ -34,6 +35,7 @@ from tests.fake_nvml import GIB, UUID, FakeNvml, fake_nvml
 from tests.heavy import heavy_models, parameters_of
 from tests.records import pending_task
 from tests.support import eventually, is_running
+from tests.swap import alternate, judge
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -165,6 +167,12 @@ def figures(receipt: SwapReceipt) -> tuple[int, int, int, int]:
 
 
 # Proof by resident memory
+
+
+async def test_heavy_pipelines_are_released_each_time(heavy_folder: Path) -> None:
+    """FR-002: `make swap`, shortened."""
+    alternations = await alternate(heavy_folder, count=3, leak=False, console=Console(quiet=True))
+    assert [verdict.passed for verdict in judge(alternations)[:2]] == [True, True]
 
 
 async def test_two_heavy_pipelines_take_turns(yard: Yard, heavy_folder: Path, tmp_path: Path) -> None:
