@@ -15,6 +15,7 @@ import uvloop
 
 from contracts.settings import SettingsError, load_settings
 from gateway.app import create_app
+from gateway.connections import CONNECTIONS_MAX, Connections, Limits, connections_max, http_config, raise_fd_limit
 from gateway.services import Services
 from ops.artifacts import StorageFailed
 from ops.nats_link import TransportUnavailable, UnusableServer
@@ -92,15 +93,8 @@ def command(
         catalog = load_settings(settings).catalog(profile)
         listener = listen(host, port)
         services = Services(catalog=catalog, nats_url=nats_url, artifacts_dir=data_dir / "artifacts", keep_s=keep_s)
-        config = uvicorn.Config(
-            create_app(services),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            loop="none",
-            timeout_graceful_shutdown=5,
-        )
+        connections = Connections(Limits(connections_max=connections_max(CONNECTIONS_MAX, raise_fd_limit())))
+        config = http_config(create_app(services), connections)
         async with services.running():
             log.info("listening", host=host, port=listener.getsockname()[1])
             await _Server(config, services).serve(sockets=[listener])

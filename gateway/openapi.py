@@ -628,6 +628,8 @@ class EventsOperation(_DescribedOperation):
         self._accept(_parameter("Last-Event-ID", "The last event seen, which browsers send when they reconnect.", "7"))
         self._answer(200, "An event `task` for each change, and one for now, until the task ends.", "text/event-stream")
         self._answer(204, "The task has ended and Last-Event-ID names its last event.")
+        self._send(429, _RETRY_AFTER)
+        self._send(503, _RETRY_AFTER)
 
 
 @dataclass

@@ -41,6 +41,9 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "A query parameter or a header cannot be used",
         "wait: expected a number of seconds from 0 to 60.",
     ),
+    "malformed_request": ProblemKind(
+        400, "The bytes are no HTTP request", "This is no HTTP/1.1 request. The connection is closed."
+    ),
     "not_found": ProblemKind(404, "There is nothing at this path", "See /docs for the paths that exist."),
     "model_not_found": ProblemKind(
         404, "No model has this name", "There are anisora and phr00t. GET /settings lists them with their aliases."
@@ -62,6 +65,11 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     ),
     "method_not_allowed": ProblemKind(
         405, "The path exists, but not for this method", "The header Allow lists the methods of this path."
+    ),
+    "request_timeout": ProblemKind(
+        408,
+        "The request came too slowly",
+        "The request head was not complete within 10 s. The connection is closed; send the request again.",
     ),
     "video_expired": ProblemKind(
         410, "The video was removed", "Videos are kept for a limited time. Send the request again, with the same seed."
@@ -85,6 +93,14 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "The Idempotency-Key was used for another request",
         "Use a new key for a new request; the same key is for sending the same request again.",
     ),
+    "too_many_streams": ProblemKind(
+        429,
+        "Too many event streams are open",
+        "Close streams of tasks that have ended, or wait with GET /tasks/{id}?wait=60.",
+    ),
+    "headers_too_large": ProblemKind(
+        431, "The request head is too large", "The request head has more than 65536 bytes. The connection is closed."
+    ),
     "internal_error": ProblemKind(
         500, "The gateway failed", "The cause is in the gateway's log. Try again; tell the operator if it persists."
     ),
@@ -92,6 +108,11 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         503,
         "The workers have more to do than they can begin in time",
         "25 requests are waiting already. Try again after the time in Retry-After.",
+    ),
+    "too_many_connections": ProblemKind(
+        503,
+        "The gateway has too many connections",
+        "Try again after the time in Retry-After, and keep fewer connections open.",
     ),
     "storage_unavailable": ProblemKind(
         503,

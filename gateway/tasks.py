@@ -13,12 +13,13 @@ from litestar import Request, Response, delete, get, head
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
-from litestar.response import ServerSentEvent, ServerSentEventMessage, Stream
+from litestar.response import ServerSentEventMessage, Stream
 
 from contracts import lifecycle
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus, VideoFile, encode_task
 from contracts.topology import TASKS
 from gateway.byte_range import RangeNotSatisfiable, content_range, parse_range, range_applies
+from gateway.generate import ANONYMOUS
 from gateway.leftovers import remove_leftovers
 from gateway.openapi import (
     CancelOperation,
@@ -31,6 +32,7 @@ from gateway.openapi import (
 )
 from gateway.problems import ProblemError
 from gateway.services import Services
+from gateway.streams import RETRY_AFTER_S, CountedEvents, TooManyStreams
 from gateway.task_board import Snapshot
 from gateway.views import TaskPage, TaskView, view
 from ops.artifacts import StorageFailed
@@ -137,7 +139,7 @@ def _age(services: Services) -> dict[str, str]:
     tags=["tasks"],
     media_type="text/event-stream",
     operation_class=EventsOperation,
-    responses=problem_responses("task_not_found", "transport_unavailable"),
+    responses=problem_responses("task_not_found", "too_many_streams", "transport_unavailable"),
 )
 async def follow_task(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[Any]:
     """Server-sent events: an event `task` with the task's JSON now and at every change, until it has ended.
@@ -147,7 +149,12 @@ async def follow_task(request: _Request, services: _Services, task_id: FromPath[
     snapshot = await find(services, task_id)
     if snapshot.task.status.is_terminal and request.headers.get("last-event-id") == str(snapshot.revision):
         return Response(None, status_code=204)
-    return ServerSentEvent(_events(services, snapshot), headers={"Cache-Control": "no-store"})
+    try:
+        place = services.streams.take(ANONYMOUS)
+    except TooManyStreams as error:
+        detail = f"{error}; close those of tasks that have ended, or wait with GET /tasks/{{id}}?wait=60"
+        raise ProblemError("too_many_streams", detail, retry_after_s=RETRY_AFTER_S) from error
+    return CountedEvents(_events(services, snapshot), place=place, headers={"Cache-Control": "no-store"})
 
 
 async def _events(services: Services, snapshot: Snapshot) -> AsyncIterator[ServerSentEventMessage]:
