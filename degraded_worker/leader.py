@@ -16,8 +16,9 @@ import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 
-from contracts.lanes import Leadership
+from contracts.lanes import Leadership, decode_leadership
 from contracts.topology import LEADER, LEADER_KEY, LEADER_REFRESH_S, LEADER_TTL_S
+from contracts.wire import Unreadable
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, WrongRevision
 
 # Safety net of the standbys, should a watch be deaf: they look for themselves so often.
@@ -168,6 +169,6 @@ class Leader:
 
 def _owner(value: bytes) -> str | None:
     try:
-        return msgspec.json.decode(value, type=Leadership).owner
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return decode_leadership(value).owner
+    except Unreadable:
         return None
