@@ -54,10 +54,11 @@ def vacancy(entry: Entry | None, *, owner: str) -> int | None:
     1. There is no entry: 0, as for a create.
     2. A marker stands, since it expired or was given back: over the marker (a create fails there, design §10.7).
     3. It is *owner*'s own, from a take whose answer was lost: over that one.
+    4. It cannot be read: over that one, since nobody of ours holds it, and it may never expire.
     """
     if entry is None:  # 1
         return 0
-    if entry.value is None or _owner(entry.value) == owner:  # 2, 3
+    if entry.value is None or _owner(entry.value) in (owner, None):  # 2, 3, 4
         return entry.revision
     return None
 
