@@ -233,4 +233,4 @@ async def test_poisoned_buckets(
         assert SECRET not in process.log()
         assert "Traceback" not in process.log()
     told = unreadable_lines(gateway)[count:]
-    assert len(told) == len({(line["where"], line["revision"]) for line in told})  # once each
+    assert len(told) == len({(line["kind"], line["where"], line["revision"]) for line in told})  # once each
