@@ -64,7 +64,11 @@ def _reason(error: Exception) -> str:
         return f"not valid UTF-8: {error.reason}"
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    text = str(error)
+    return without_content(str(error))
+
+
+def without_content(text: str) -> str:
+    """A message of msgspec, short, and without the value that it repeats where that is none of several."""
     quotes = _QUOTES_CONTENT.match(text)
     if quotes is not None:
         text = "Invalid enum value" + (quotes["place"] or "")

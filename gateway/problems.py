@@ -13,6 +13,7 @@ from litestar.types import ExceptionHandlersMap
 from msgspec import Struct
 
 from contracts.generation import FieldError
+from contracts.wire import without_content
 
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 # How much of a body that was refused for its size is read and thrown away, so that the client sees why.
@@ -238,7 +239,11 @@ def _soon_over(request: Request[Any, Any, Any]) -> bool:
 def _what_is_wrong(error: HTTPException) -> str:
     """The parameters that Litestar refused, with its reasons, which repeat no value."""
     if isinstance(error, ValidationException) and isinstance(error.extra, list):
-        found = [f"{entry.get('key', 'request')}: {entry['message']}" for entry in error.extra if "message" in entry]
+        found = [
+            f"{entry.get('key', 'request')}: {without_content(entry['message'])}"
+            for entry in error.extra
+            if "message" in entry
+        ]
         if found:
             return "; ".join(found)
     return error.detail

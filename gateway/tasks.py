@@ -22,6 +22,7 @@ from gateway.byte_range import RangeNotSatisfiable, content_range, parse_range, 
 from gateway.generate import ANONYMOUS
 from gateway.leftovers import remove_leftovers
 from gateway.openapi import (
+    MAX_WAIT_S,
     CancelOperation,
     EventsOperation,
     TaskOperation,
@@ -38,7 +39,6 @@ from gateway.views import TaskPage, TaskView, view
 from ops.artifacts import StorageFailed
 from ops.nats_link import TransportUnavailable, WrongRevision
 
-MAX_WAIT_S: Final = 60.0
 PAGE_MAX: Final = 100
 KEEP_ALIVE_S: Final = 15.0
 
