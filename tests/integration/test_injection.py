@@ -1,5 +1,6 @@
 """Ids, models, keys and headers that try to mean something else: refused, NATS is not touched, no header splits."""
 
+import asyncio
 import json
 import urllib.parse
 
@@ -10,6 +11,7 @@ from contracts.topology import CONTROL, DEADLINES, DEGRADED, FALLBACKS, TASKS, b
 from ops.nats_link import NatsLink
 from tests.integration.conftest import MODELS, GatewayProcess
 from tests.loopback import Talk
+from tests.unit.samples import data_uri
 
 NAMES = {
     "crlf": "x\r\nSet-Cookie: a=b",
@@ -163,6 +165,29 @@ async def test_no_header_leads_an_answer_elsewhere(header: bytes, gateway: Gatew
     assert headers["location"] == f"/tasks/{json.loads(answer)['id']}"  # a path, wherever the client thinks it is
     assert b"evil" not in answer
     assert "evil" not in str(headers)
+
+
+@pytest.mark.parametrize(
+    "form", ["http://127.0.0.1:{}/x.png", "//127.0.0.1:{}/x", "data:image/png,http://127.0.0.1:{}/"]
+)
+async def test_no_url_is_ever_fetched(form: str, http: httpx.AsyncClient) -> None:
+    """Neither is one inside an SVG. Somebody listens, and hears nothing."""
+    heard = 0
+
+    async def hear(reader: object, writer: asyncio.StreamWriter) -> None:
+        nonlocal heard
+        heard += 1
+        writer.close()
+
+    listener = await asyncio.start_server(hear, "127.0.0.1", 0)
+    url = form.format(listener.sockets[0].getsockname()[1])
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg"><image href="{url}"/></svg>'.encode()
+    for image in (url, data_uri(svg, "image/svg+xml"), data_uri(svg, "image/png")):
+        answer = await http.post("/generate", json={"model": "anisora", "prompt": "x", "image": image})
+        assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "bad_image")
+        assert (await http.get("/healthz")).status_code == 200  # whatever it had begun would be under way
+    listener.close()
+    assert heard == 0
 
 
 async def test_a_prompt_with_line_ends_splits_no_event(http: httpx.AsyncClient) -> None:
