@@ -7,8 +7,9 @@ PIP_ARGS ?=
 # More arguments for `warmlane up`, and for pytest.
 UP_ARGS ?=
 PYTEST_ARGS ?=
-# More arguments for tests/overload.py, tests/swap.py and tests/failover.py; --help lists them.
+# More arguments for tests/fuzz.py, tests/overload.py, tests/swap.py and tests/failover.py; --help lists them.
 FAILOVER_ARGS ?=
+FUZZ_ARGS ?=
 OVERLOAD_ARGS ?=
 SWAP_ARGS ?=
 CHAOS_ARGS ?=
@@ -19,7 +20,7 @@ RUN_READY := $(VENV)/.ready-run
 TEST_READY := $(VENV)/.ready-test
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint numbers overload swap windows starts lanes failover chaos chaos-plants cluster model audit clean
+.PHONY: help run test lint fuzz numbers overload swap windows starts lanes failover chaos chaos-plants cluster model audit clean
 
 help: ## List the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +41,9 @@ lint: $(TEST_READY) ## Run ruff, mypy and import-linter only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fuzz: $(TEST_READY) ## Send 3,000 generated requests to a gateway, and hold it to its OpenAPI document (about 1 minute)
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 numbers: $(TEST_READY) ## Measure what the main job costs on this machine (about 2 minutes)
 	$(BIN)/python -m tests.numbers

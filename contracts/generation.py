@@ -16,6 +16,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from contracts.images import BadImage, parse_data_uri, read_header
 from contracts.settings import (
+    SEED_SPAN,
     Catalog,
     ImageField,
     IntegerField,
@@ -204,6 +205,34 @@ def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
         fingerprint=hashlib.sha256(fingerprint).hexdigest(),
         **values,
     )
+
+
+def parameter_errors(parameters: GenerationParameters, entry: ModelEntry) -> list[FieldError]:
+    """What is wrong with *parameters* of a queued task, by the limits of its model; nothing with those that `validate`
+    made.
+
+    A worker asks before it runs a task: who can write to the queue can write any number.
+    """
+    errors: list[FieldError] = []
+    limits = entry.constraints
+    for name in FIELDS[1:]:
+        if name not in ("image", "seed"):
+            _FIELD_CHECKS[name](name, getattr(parameters, name), limits, errors)
+    if not 0 <= parameters.seed < SEED_SPAN:  # one that was derived may lie beyond the limits of one that is asked for
+        errors.append(_error("seed", "out_of_range", {"minimum": 0, "maximum": SEED_SPAN - 1}, parameters.seed))
+    image = parameters.image
+    if image is None:
+        if limits.image.presence == "required":
+            errors.append(_missing("image", "data URI"))
+    elif (
+        limits.image.presence == "unsupported"
+        or image.media_type not in limits.image.media_types
+        or not 0 < image.bytes <= limits.image.max_bytes
+        or min(image.width, image.height) < 1
+        or image.width * image.height > limits.image.max_pixels
+    ):
+        errors.append(FieldError(pointer="/image", code="bad_image", message="image: not within the model's limits"))
+    return errors
 
 
 def _model(body: Mapping[str, Any], catalog: Catalog, errors: list[FieldError]) -> ModelEntry | None:

@@ -1,10 +1,12 @@
 """What a lane worker says about itself, and what occupies a card."""
 
-from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Final, Literal
 
-from msgspec import Struct
+import msgspec
+from msgspec import Meta, Struct
+
+from contracts.wire import Moment, decode
 
 
 class LaneState(StrEnum):
@@ -43,10 +45,10 @@ class LaneHeartbeat(Struct, frozen=True, kw_only=True):
     model: str
     worker: str
     state: LaneState
-    health_age_s: float
+    health_age_s: Annotated[float, Meta(ge=-1e9, le=1e9)]
     slot: str
     pid: int
-    started_at: datetime
+    started_at: Moment
     warm_after_s: float | None = None
     detail: str = ""
     leaving_for: LeavingFor | None = None
@@ -59,7 +61,7 @@ class LaneReport(Struct, frozen=True, kw_only=True):
     model: str
     worker: str
     state: LaneState
-    healthy_at: datetime
+    healthy_at: Moment
     leaving_for: LeavingFor | None = None
 
 
@@ -77,8 +79,8 @@ class FallbackEpisode(Struct, frozen=True, kw_only=True):
 
     model: str
     cause: FallbackCause
-    since: datetime
-    until: datetime | None = None
+    since: Moment
+    until: Moment | None = None
     served: int = 0
     served_by: dict[str, int] = {}
 
@@ -93,8 +95,8 @@ class ColdStart(Struct, frozen=True, kw_only=True):
 
     model: str
     worker: str
-    started_at: datetime
-    ended_at: datetime
+    started_at: Moment
+    ended_at: Moment
     seconds: float | None
     detail: str = ""
 
@@ -121,7 +123,7 @@ class VideoPipelineSlot(Struct, frozen=True, kw_only=True):
     pid: int
     model: str | None
     state: SlotState
-    since: datetime
+    since: Moment
     detail: str = ""
 
 
@@ -132,4 +134,36 @@ class Leadership(Struct, frozen=True, kw_only=True):
     owner: str
     slot: str
     pid: int
-    since: datetime
+    since: Moment
+
+
+_HEARTBEATS: Final = msgspec.json.Decoder(LaneHeartbeat)
+_EPISODES: Final = msgspec.json.Decoder(FallbackEpisode)
+_COLD_STARTS: Final = msgspec.json.Decoder(ColdStart)
+_SLOTS: Final = msgspec.json.Decoder(VideoPipelineSlot)
+_LEADERSHIPS: Final = msgspec.json.Decoder(Leadership)
+
+
+def decode_heartbeat(data: bytes) -> LaneHeartbeat:
+    """The heartbeat in *data*. Raises Unreadable."""
+    return decode(data, _HEARTBEATS)
+
+
+def decode_episode(data: bytes) -> FallbackEpisode:
+    """The fallback episode in *data*. Raises Unreadable."""
+    return decode(data, _EPISODES)
+
+
+def decode_cold_start(data: bytes) -> ColdStart:
+    """The cold start in *data*. Raises Unreadable."""
+    return decode(data, _COLD_STARTS)
+
+
+def decode_slot(data: bytes) -> VideoPipelineSlot:
+    """The slot in *data*. Raises Unreadable."""
+    return decode(data, _SLOTS)
+
+
+def decode_leadership(data: bytes) -> Leadership:
+    """The leadership in *data*. Raises Unreadable."""
+    return decode(data, _LEADERSHIPS)

@@ -1,13 +1,14 @@
 """`GenerationTask`: the record that says everything about where a task is. Queues only carry it to a worker."""
 
 import hashlib
-from datetime import datetime
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 from uuid import UUID
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
+
+from contracts.wire import RECORD_MAX_BYTES, Counted, Moment, Token, Unreadable, check_age, decode
 
 TIMELINE_MAX: Final = 24
 
@@ -41,7 +42,7 @@ class FailureCode(StrEnum):
 class ImageReference(Struct, frozen=True, kw_only=True):
     """An input image, which travels through the artifact store and not through the queue."""
 
-    sha256: str
+    sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     media_type: str
     bytes: int
     width: int
@@ -82,7 +83,7 @@ class VideoFile(Struct, frozen=True, kw_only=True):
 
     path: str
     bytes: int
-    sha256: str
+    sha256: Annotated[str, Meta(pattern=r"\A[ !#-~]{0,128}\Z")]
     width: int
     height: int
     frames: int
@@ -133,7 +134,7 @@ class LaneInput(Struct, frozen=True, kw_only=True):
 
     worker: str
     state: str
-    healthy_at: datetime
+    healthy_at: Moment
     leaving_for: Literal["quota"] | None = None
 
 
@@ -145,19 +146,19 @@ class RoutingDecision(Struct, frozen=True, kw_only=True):
     which a gateway was cut off that decided soon after.
     """
 
-    at: datetime
+    at: Moment
     forced_degraded: bool
     lanes: tuple[LaneInput, ...]
     outcome: str
     lanes_passed: bool = False
-    health_timeout_s: float = 60.0
-    judged_at: datetime | None = None
+    health_timeout_s: Annotated[float, Meta(ge=0, le=1e6)] = 60.0
+    judged_at: Moment | None = None
 
 
 class TimelineEntry(Struct, frozen=True, kw_only=True):
     """One line of a task's short history."""
 
-    at: datetime
+    at: Moment
     event: str
     detail: str = ""
 
@@ -171,24 +172,24 @@ class GenerationTask(Struct, frozen=True, kw_only=True):
     connection that closes. *withdrawn*: every caller had hung up before any of them was given it.
     """
 
-    id: str
-    model: str
+    id: Token
+    model: Token
     parameters: GenerationParameters
     request_sha256: str
     status: TaskStatus
     route: Literal["lane", "degraded"]
-    epoch: int
-    created_at: datetime
-    queued_at: datetime
-    deadline_at: datetime
+    epoch: Counted
+    created_at: Moment
+    queued_at: Moment
+    deadline_at: Moment
     caller: str = "anonymous"
-    attempt: int = 0
+    attempt: Counted = 0
     owner: str | None = None
     worker: str | None = None
     decision: RoutingDecision | None = None
-    claimed_at: datetime | None = None
-    lease_expires_at: datetime | None = None
-    finished_at: datetime | None = None
+    claimed_at: Moment | None = None
+    lease_expires_at: Moment | None = None
+    finished_at: Moment | None = None
     progress: Progress | None = None
     error: TaskError | None = None
     video: VideoFile | None = None
@@ -227,7 +228,7 @@ _ENCODER: Final = msgspec.json.Encoder()
 _DECODER: Final = msgspec.json.Decoder(GenerationTask)
 
 
-class UnreadableTask(ValueError):
+class UnreadableTask(Unreadable):
     """The bytes are not a GenerationTask."""
 
 
@@ -237,13 +238,31 @@ def encode_task(task: GenerationTask) -> bytes:
 
 
 def decode_task(data: bytes) -> GenerationTask:
-    """The task in *data*. Unknown fields are ignored. Raises UnreadableTask on anything else."""
+    """The task in *data*. Unknown fields are ignored. Raises UnreadableTask on anything else.
+
+    Its names can be used in subjects and its paths in the artifact store: both stay within it.
+    """
     try:
-        return _DECODER.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        # msgspec raises UnicodeDecodeError, not DecodeError, on bad UTF-8 inside a string (design §10.11), and
-        # RecursionError on deep nesting, even inside a field that it skips
-        raise UnreadableTask(str(error)) from error
+        task = decode(data, _DECODER, max_bytes=RECORD_MAX_BYTES)
+        if task.decision is not None:
+            check_age(task.decision)
+    except Unreadable as error:
+        raise UnreadableTask(str(error)) from None
+    if task.video is not None and not _is_video_path(task.video.path, task.id):
+        raise UnreadableTask("a path that is not one of the task's videos - at `$.video.path`")
+    return task
+
+
+def decode_task_of(task_id: str, data: bytes) -> GenerationTask:
+    """As `decode_task`, of the task *task_id*. Raises UnreadableTask also for another's."""
+    task = decode_task(data)
+    if task.id != task_id:
+        raise UnreadableTask("it is another task's - at `$.id`")
+    return task
+
+
+def _is_video_path(path: str, task_id: str) -> bool:
+    return path.startswith(f"videos/{task_id}.") and "/" not in path.removeprefix("videos/") and ".." not in path
 
 
 def keyed_task_id(caller: str, key: str, n: int = 0) -> str:

@@ -204,8 +204,13 @@ def bucket_stream(bucket: str) -> str:
     return f"KV_{bucket}"
 
 
+def is_token(text: str) -> bool:
+    """Whether *text* can stand in a subject or a key, and means nothing but itself there."""
+    return _SAFE_TOKEN.fullmatch(text) is not None
+
+
 def _token(text: str) -> str:
     # a dot, star, angle bracket or blank in an id would change the meaning of the subject
-    if not _SAFE_TOKEN.fullmatch(text):
-        raise ValueError(f"not usable in a subject: {text!r}")
+    if not is_token(text):
+        raise ValueError(f"not usable in a subject: {text[:128]!r}")
     return text

@@ -16,8 +16,9 @@ import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 
-from contracts.lanes import Leadership
+from contracts.lanes import Leadership, decode_leadership
 from contracts.topology import LEADER, LEADER_KEY, LEADER_REFRESH_S, LEADER_TTL_S
+from contracts.wire import Unreadable
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, WrongRevision
 
 # Safety net of the standbys, should a watch be deaf: they look for themselves so often.
@@ -53,10 +54,11 @@ def vacancy(entry: Entry | None, *, owner: str) -> int | None:
     1. There is no entry: 0, as for a create.
     2. A marker stands, since it expired or was given back: over the marker (a create fails there, design §10.7).
     3. It is *owner*'s own, from a take whose answer was lost: over that one.
+    4. It cannot be read: over that one, since nobody of ours holds it, and it may never expire.
     """
     if entry is None:  # 1
         return 0
-    if entry.value is None or _owner(entry.value) == owner:  # 2, 3
+    if entry.value is None or _owner(entry.value) in (owner, None):  # 2, 3, 4
         return entry.revision
     return None
 
@@ -168,6 +170,6 @@ class Leader:
 
 def _owner(value: bytes) -> str | None:
     try:
-        return msgspec.json.decode(value, type=Leadership).owner
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return decode_leadership(value).owner
+    except Unreadable:
         return None

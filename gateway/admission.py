@@ -17,7 +17,7 @@ from contracts.tasks import (
     GenerationTask,
     TaskStatus,
     UnreadableTask,
-    decode_task,
+    decode_task_of,
     encode_task,
     keyed_task_id,
     seed_of,
@@ -206,7 +206,7 @@ class Admission:
             stored = await self._link.stored_message(work_stream(task.route, task.model), ack.seq)
             if stored is not None and stored.data:
                 try:
-                    return decode_task(stored.data)
+                    return decode_task_of(task.id, stored.data)
                 except UnreadableTask as error:
                     raise TransportUnavailable(f"the queued message cannot be read: {error}") from error
             # claimed and gone from the queue since we looked: a claim writes the record before it acks

@@ -4,12 +4,13 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
-import msgspec
 import structlog
 
-from contracts.lanes import ColdStart
+from contracts.lanes import ColdStart, decode_cold_start
 from contracts.topology import COLD_STARTS
+from contracts.wire import Unreadable
 from ops.nats_link import Entry, NatsLink
+from ops.unreadable import unreadables
 
 # SC-006: within ten minutes.
 TARGET_S: Final = 600.0
@@ -46,9 +47,9 @@ class ColdStarts:
             return
         self._revision = entry.revision
         try:
-            start = msgspec.json.decode(entry.value, type=ColdStart)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            log.warning("unreadable_cold_start", key=entry.key, error=str(error))
+            start = decode_cold_start(entry.value)
+        except Unreadable as error:
+            unreadables.tell("cold_start", entry.key, error, revision=entry.revision)
             return
         self._starts.setdefault(start.model, deque(maxlen=STARTS_MAX)).append(start)
 

@@ -15,6 +15,7 @@ import uvloop
 
 from contracts.settings import SettingsError, load_settings
 from gateway.app import create_app
+from gateway.connections import CONNECTIONS_MAX, Connections, Limits, connections_max, http_config, raise_fd_limit
 from gateway.services import Services
 from ops.artifacts import StorageFailed
 from ops.nats_access import NatsAccess
@@ -118,16 +119,9 @@ def command(
             keep_s=keep_s,
             opens_without_keys=host.is_loopback,
         )
-        config = uvicorn.Config(
-            create_app(services, cors_origins=cors_origins),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            loop="none",
-            timeout_graceful_shutdown=5,
-            ssl_context_factory=None if tls is None else lambda *_: tls.context,
-        )
+        connections = Connections(Limits(connections_max=connections_max(CONNECTIONS_MAX, raise_fd_limit())))
+        app = create_app(services, cors_origins=cors_origins)
+        config = http_config(app, connections, tls=None if tls is None else tls.context)
         async with services.running():
             if tls is None and not host.is_loopback:
                 log.warning(

@@ -19,12 +19,14 @@ import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 
-from contracts.lanes import FallbackCause, FallbackEpisode
+from contracts.lanes import FallbackCause, FallbackEpisode, decode_episode
 from contracts.tasks import RoutingDecision
 from contracts.topology import FALLBACKS, demand_subject
+from contracts.wire import Unreadable
 from gateway.lane_board import LaneBoard
 from gateway.routing import ToDegraded, derive
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, WrongRevision
+from ops.unreadable import unreadables
 
 TICK_S: Final = 1.0
 DEMAND_EVERY_S: Final = 1.0
@@ -285,7 +287,7 @@ def _decoded(entry: Entry) -> FallbackEpisode | None:
     if entry.value is None:
         return None
     try:
-        return msgspec.json.decode(entry.value, type=FallbackEpisode)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        log.warning("unreadable_episode", key=entry.key, error=str(error))
+        return decode_episode(entry.value)
+    except Unreadable as error:
+        unreadables.tell("fallback_episode", entry.key, error, revision=entry.revision)
         return None

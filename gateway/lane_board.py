@@ -1,18 +1,30 @@
 """Which workers there are, and what the operator wants, held in memory by watching KV `lanes`, `control`, `leader` and
 `slots`."""
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final, Literal, TypeVar
 
-import msgspec
 import structlog
 from msgspec import Struct
 
-from contracts.lanes import FallbackCause, LaneHeartbeat, LaneReport, LaneState, Leadership, VideoPipelineSlot
+from contracts.lanes import (
+    FallbackCause,
+    LaneHeartbeat,
+    LaneReport,
+    LaneState,
+    Leadership,
+    VideoPipelineSlot,
+    decode_heartbeat,
+    decode_leadership,
+    decode_slot,
+)
 from contracts.tasks import LaneInput, RoutingDecision
 from contracts.topology import CONTROL, LANES, LANES_TTL_S, LEADER, LEADER_KEY, LEADER_TTL_S, SLOTS
+from contracts.wire import Unreadable
 from gateway.routing import Route, ToDegraded, ToLane, decision_of, input_of, is_ready, judged_at, route
 from ops.nats_link import Entry, NatsLink
+from ops.unreadable import Kind, unreadables
 
 TaskRoute = Literal["lane", "degraded"]
 LaneMode = Literal["auto", "degraded"]
@@ -82,9 +94,9 @@ class LaneBoard:
             lanes.pop(entry.key, None)
             return
         try:
-            heartbeat = msgspec.json.decode(entry.value, type=LaneHeartbeat)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            log.warning("unreadable_heartbeat", key=entry.key, error=str(error))
+            heartbeat = decode_heartbeat(entry.value)
+        except Unreadable as error:
+            unreadables.tell("heartbeat", entry.key, error, revision=entry.revision)
             return
         before = lanes.get(entry.key)
         is_new = before is None or before.report.state is not heartbeat.state
@@ -123,11 +135,11 @@ class LaneBoard:
         if entry.key != LEADER_KEY:
             return
         self._leader_seen_at = None if entry.value is None else entry.time
-        self._leadership = None if entry.value is None else _decoded(entry, Leadership)
+        self._leadership = _decoded(entry, "leadership", decode_leadership)
 
     def on_slot(self, entry: Entry) -> None:
         """Something else is resident on a slot, or the slot is gone."""
-        slot = None if entry.value is None else _decoded(entry, VideoPipelineSlot)
+        slot = _decoded(entry, "slot", decode_slot)
         if slot is None:
             self._slots.pop(entry.key, None)
         else:
@@ -232,9 +244,11 @@ def _heard_at(lane: Lane) -> datetime:
     return lane.report.healthy_at + timedelta(seconds=lane.heartbeat.health_age_s)
 
 
-def _decoded(entry: Entry, kind: type[T]) -> T | None:
+def _decoded(entry: Entry, kind: Kind, decode: Callable[[bytes], T]) -> T | None:
+    if entry.value is None:
+        return None
     try:
-        return msgspec.json.decode(entry.value or b"", type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        log.warning("unreadable_entry", key=entry.key, error=str(error))
+        return decode(entry.value)
+    except Unreadable as error:
+        unreadables.tell(kind, entry.key, error, revision=entry.revision)
         return None

@@ -57,6 +57,8 @@ from gateway.views import view
 _DOCS_PATH: Final = "/docs"
 _ASSETS_PATH: Final = "/docs/assets"
 _REQUEST_BODY: Final = "GenerationRequest"
+_MODEL_QUERY: Final = "model"
+MAX_WAIT_S: Final = 60.0
 
 # A held request is answered within the wait limit; the answer still has to reach its client.
 CLIENT_MARGIN_S: Final = 5.0
@@ -108,6 +110,7 @@ def openapi_config(catalog: Catalog) -> OpenAPIConfig:
         use_handler_docstrings=True,
         operation_id_creator=lambda handler, method, path: handler.handler_name,  # `list_tasks`, `generate`, …
         components=Components(
+            parameters={_MODEL_QUERY: model_query(catalog)},
             request_bodies={_REQUEST_BODY: request_body(catalog)},
             examples={code: _problem_example(code) for code in PROBLEMS},
             security_schemes={SECURITY_SCHEME: _security_scheme()},
@@ -135,6 +138,17 @@ def _security_scheme() -> SecurityScheme:
             "An API key, made with `warmlane keys add`. What an operation lists is the scope that it needs; `admin` "
             "stands for all of them. On the loopback, no key is needed until the first one is made."
         ),
+    )
+
+
+def model_query(catalog: Catalog) -> Parameter:
+    """The query parameter `model`: every name that a model of *catalog* goes by."""
+    names = [name for entry in catalog.models.values() for name in (entry.name, *entry.aliases)]
+    return Parameter(
+        name="model",
+        param_in="query",
+        schema=Schema(type=OpenAPIType.STRING, enum=names),
+        description="Only tasks of this model, by its name or an alias.",
     )
 
 
@@ -492,12 +506,12 @@ def _header(description: str) -> OpenAPIHeader:
     return OpenAPIHeader(schema=Schema(type=OpenAPIType.STRING), description=description)
 
 
-def _parameter(name: str, description: str, example: str) -> Parameter:
+def _parameter(name: str, description: str, example: str, *, pattern: str | None = None) -> Parameter:
     # the example stands in the text: the docs page would send one that it is given
     return Parameter(
         name=name,
         param_in="header",
-        schema=Schema(type=OpenAPIType.STRING),
+        schema=Schema(type=OpenAPIType.STRING, pattern=pattern),
         description=f"{description} For example: `{example}`",
     )
 
@@ -513,6 +527,12 @@ class _DescribedOperation(Operation):
 
     def _accept(self, *headers: Parameter) -> None:
         self.parameters = [*(self.parameters or []), *headers]
+
+    def _constrain(self, name: str, schema: Schema) -> None:
+        """Litestar loses the limits of a parameter that may be absent."""
+        for parameter in self.parameters or []:
+            if isinstance(parameter, Parameter) and parameter.name == name:
+                parameter.schema = schema
 
     def _send(self, status: int, headers: Mapping[str, str]) -> None:
         response = (self.responses or {}).get(str(status))
@@ -563,6 +583,7 @@ class GenerateOperation(_DescribedOperation):
                 "Names the request: sending it again gives the same task and not a second one. "
                 "1 to 255 printable ASCII characters.",
                 "order-17",
+                pattern="^[!-~]{1,255}$",
             ),
             _parameter(
                 "Prefer",
@@ -624,6 +645,7 @@ class TaskOperation(_DescribedOperation):
     """`GET /tasks/{id}`: waiting for a change."""
 
     def __post_init__(self) -> None:
+        self._constrain("wait", Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=MAX_WAIT_S))
         self._accept(
             _parameter("Prefer", "`wait=S` is the same as the query parameter `wait`.", "wait=60"),
             _parameter(
@@ -648,6 +670,11 @@ class TasksOperation(_DescribedOperation):
     """`GET /tasks`: a page."""
 
     def __post_init__(self) -> None:
+        # which names there are, the running catalog knows
+        known = Reference(ref=f"#/components/parameters/{_MODEL_QUERY}")
+        self.parameters = [
+            known if isinstance(each, Parameter) and each.name == "model" else each for each in self.parameters or []
+        ]
         self._send(200, _AGE)
         self._send(503, _RETRY_AFTER)
 
@@ -670,6 +697,8 @@ class EventsOperation(_DescribedOperation):
         self._accept(_parameter("Last-Event-ID", "The last event seen, which browsers send when they reconnect.", "7"))
         self._answer(200, "An event `task` for each change, and one for now, until the task ends.", "text/event-stream")
         self._answer(204, "The task has ended and Last-Event-ID names its last event.")
+        self._send(429, _RETRY_AFTER)
+        self._send(503, _RETRY_AFTER)
 
 
 @dataclass

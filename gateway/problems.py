@@ -13,6 +13,7 @@ from litestar.types import ExceptionHandlersMap
 from msgspec import Struct
 
 from contracts.generation import FieldError
+from contracts.wire import without_content
 
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 # How much of a body that was refused for its size is read and thrown away, so that the client sees why.
@@ -56,6 +57,9 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "Without API keys the gateway answers to this machine's own names only",
         "Call it as 127.0.0.1 or localhost, or have an API key made.",
     ),
+    "malformed_request": ProblemKind(
+        400, "The bytes are no HTTP request", "This is no HTTP/1.1 request. The connection is closed."
+    ),
     "not_found": ProblemKind(404, "There is nothing at this path", "See /docs for the paths that exist."),
     "model_not_found": ProblemKind(
         404, "No model has this name", "There are anisora and phr00t. GET /settings lists them with their aliases."
@@ -77,6 +81,11 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     ),
     "method_not_allowed": ProblemKind(
         405, "The path exists, but not for this method", "The header Allow lists the methods of this path."
+    ),
+    "request_timeout": ProblemKind(
+        408,
+        "The request came too slowly",
+        "The request head was not complete within 10 s. The connection is closed; send the request again.",
     ),
     "video_expired": ProblemKind(
         410, "The video was removed", "Videos are kept for a limited time. Send the request again, with the same seed."
@@ -105,6 +114,14 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "The API key made too many requests",
         "It may make 500 requests in any 10 s. Try again after the time in Retry-After.",
     ),
+    "too_many_streams": ProblemKind(
+        429,
+        "Too many event streams are open",
+        "Close streams of tasks that have ended, or wait with GET /tasks/{id}?wait=60.",
+    ),
+    "headers_too_large": ProblemKind(
+        431, "The request head is too large", "The request head has more than 65536 bytes. The connection is closed."
+    ),
     "internal_error": ProblemKind(
         500, "The gateway failed", "The cause is in the gateway's log. Try again; tell the operator if it persists."
     ),
@@ -112,6 +129,11 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         503,
         "The workers have more to do than they can begin in time",
         "25 requests are waiting already. Try again after the time in Retry-After.",
+    ),
+    "too_many_connections": ProblemKind(
+        503,
+        "The gateway has too many connections",
+        "Try again after the time in Retry-After, and keep fewer connections open.",
     ),
     "storage_unavailable": ProblemKind(
         503,
@@ -237,7 +259,11 @@ def _soon_over(request: Request[Any, Any, Any]) -> bool:
 def _what_is_wrong(error: HTTPException) -> str:
     """The parameters that Litestar refused, with its reasons, which repeat no value."""
     if isinstance(error, ValidationException) and isinstance(error.extra, list):
-        found = [f"{entry.get('key', 'request')}: {entry['message']}" for entry in error.extra if "message" in entry]
+        found = [
+            f"{entry.get('key', 'request')}: {without_content(entry['message'])}"
+            for entry in error.extra
+            if "message" in entry
+        ]
         if found:
             return "; ".join(found)
     return error.detail

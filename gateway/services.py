@@ -17,6 +17,7 @@ from gateway.fallbacks import Fallbacks
 from gateway.hold import Holds
 from gateway.key_board import KeyBoard
 from gateway.lane_board import LaneBoard
+from gateway.streams import Streams
 from gateway.sweeper import Sweeper
 from gateway.task_board import TaskBoard
 from ops.artifacts import Artifacts, StorageFailed, orphans, task_id_of
@@ -57,6 +58,7 @@ class Services:
         self.fallbacks = Fallbacks(lanes=self.lanes, models=catalog.models)
         self.cold_starts = ColdStarts()
         self.tasks = TaskBoard()
+        self.streams = Streams()
         self.estimates = Estimates(queues=self.tasks.work_queues, lanes=self.lanes, catalog=catalog)
         self.link: NatsLink
         self.artifacts: Artifacts

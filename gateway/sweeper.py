@@ -10,8 +10,8 @@ from nats.aio.msg import Msg
 
 from contracts import lifecycle
 from contracts.settings import Catalog
-from contracts.tasks import FailureCode, GenerationTask, UnreadableTask, decode_task, encode_task
-from contracts.topology import DEADLINES, TASKS, TIMER_KINDS, TimerKind, sweep_consumer, work_subject
+from contracts.tasks import FailureCode, GenerationTask, UnreadableTask, decode_task_of, encode_task
+from contracts.topology import DEADLINES, TASKS, TIMER_KINDS, TimerKind, is_token, sweep_consumer, work_subject
 from gateway.due import Fail, Forget, RecordAsRefused, Republish, Requeue, Reroute, SetTimer, due_action
 from gateway.fallbacks import Fallbacks
 from gateway.lane_board import LaneBoard
@@ -19,6 +19,7 @@ from gateway.leftovers import remove_leftovers
 from gateway.task_board import Snapshot, TaskBoard
 from ops.artifacts import Artifacts
 from ops.nats_link import NatsLink, Pull, StreamFull, TransportUnavailable, WrongRevision, pages
+from ops.unreadable import unreadables
 
 BATCH: Final = 64
 
@@ -69,7 +70,14 @@ class Sweeper:
     async def _on_due(self, message: Msg) -> None:
         task_id = message.subject.rsplit(".", 1)[-1]
         try:
+            if not is_token(task_id):
+                raise UnreadableTask("its subject names no task")
             await self.look(task_id, message.data)
+        except UnreadableTask as error:
+            unreadables.tell("timer", message.subject, error)
+            with contextlib.suppress(Exception):
+                await message.term()
+            return
         except (TransportUnavailable, WrongRevision) as error:
             # not acked: the timer comes again in a second, to this gateway or another
             log.info("timer_retried", task_id=task_id, error=str(error))
@@ -84,7 +92,8 @@ class Sweeper:
         """Reads the record of *task_id*, does what is due, and returns the record afterwards.
 
         *payload* is the timer's content, the task as it was queued. Raises WrongRevision when somebody else moved
-        the record meanwhile, TransportUnavailable when nobody knows; both mean: look again.
+        the record meanwhile, TransportUnavailable when nobody knows; both mean: look again. Raises UnreadableTask when
+        there is no record, and nothing in *payload* of which one could be made.
         """
         now = datetime.now(UTC)
         snapshot = await self._tasks.read(task_id)
@@ -113,15 +122,18 @@ class Sweeper:
                 return await self._fail(snapshot, code, message, now)
 
     async def _record_as_refused(self, task_id: str, payload: bytes, now: datetime) -> Snapshot | None:
-        try:
-            task = decode_task(payload)
-        except UnreadableTask as error:
-            log.warning("unreadable_timer", task_id=task_id, error=str(error))
-            return None
+        task = decode_task_of(task_id, payload)
+        if task.status.is_terminal:
+            raise UnreadableTask("a task that has ended, and has no record - at `$.status`")
         refused = lifecycle.fail(
             task, code=FailureCode.QUEUE_OVERLOADED, message="it was never recorded; submit it again", now=now
         )
-        revision = await self._link.create(TASKS, task_id, encode_task(refused))
+        try:
+            revision = await self._link.create(TASKS, task_id, encode_task(refused))
+        except WrongRevision:
+            if await self._tasks.read(task_id) is None:
+                raise UnreadableTask("the record of its task cannot be read") from None
+            raise
         await remove_leftovers(refused, link=self._link, artifacts=self._artifacts)
         return self._tasks.record(refused, revision, now)
 

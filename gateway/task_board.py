@@ -11,18 +11,16 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta
 from typing import Final
 
-import structlog
 from msgspec import Struct
 
-from contracts.tasks import GenerationTask, TaskStatus, UnreadableTask, decode_task
+from contracts.tasks import GenerationTask, TaskStatus, UnreadableTask, decode_task_of
 from contracts.topology import TASKS
 from gateway.work_queues import WorkQueues
 from ops.nats_link import Entry, NatsLink
+from ops.unreadable import unreadables
 
 FINISHED_MAX: Final = 1_000
 SUBSCRIBER_QUEUE_MAX: Final = 64
-
-log = structlog.get_logger("task_board")
 
 
 class Snapshot(Struct, frozen=True):
@@ -78,9 +76,9 @@ class TaskBoard:
             self._forget(entry.key)
             return
         try:
-            task = decode_task(entry.value)
+            task = decode_task_of(entry.key, entry.value)
         except UnreadableTask as error:
-            log.warning("unreadable_record", key=entry.key, revision=entry.revision, error=str(error))
+            unreadables.tell("record", entry.key, error, revision=entry.revision)
             return
         self.record(task, entry.revision, entry.time)
 
@@ -122,14 +120,17 @@ class TaskBoard:
         return self._live.get(task_id) or self._finished.get(task_id) or await self.read(task_id)
 
     async def read(self, task_id: str) -> Snapshot | None:
-        """The task's snapshot from the server, whatever is in memory. Raises TransportUnavailable."""
+        """The task's snapshot from the server, whatever is in memory; None where no record is, or none to be read.
+
+        Raises TransportUnavailable.
+        """
         entry = await self._link.get(TASKS, task_id)
         if entry is None or entry.value is None:
             return None
         try:
-            return self.record(decode_task(entry.value), entry.revision, entry.time)
+            return self.record(decode_task_of(task_id, entry.value), entry.revision, entry.time)
         except UnreadableTask as error:
-            log.warning("unreadable_record", key=task_id, revision=entry.revision, error=str(error))
+            unreadables.tell("record", task_id, error, revision=entry.revision)
             return None
 
     async def changes(self, snapshot: Snapshot, *, idle_s: float) -> AsyncIterator[Snapshot | None]:

@@ -13,7 +13,7 @@ from litestar import Request, Response, delete, get, head
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
-from litestar.response import ServerSentEvent, ServerSentEventMessage, Stream
+from litestar.response import ServerSentEventMessage, Stream
 
 from contracts import lifecycle
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus, VideoFile, encode_task
@@ -23,6 +23,7 @@ from gateway.byte_range import RangeNotSatisfiable, content_range, parse_range, 
 from gateway.key_board import Caller
 from gateway.leftovers import remove_leftovers
 from gateway.openapi import (
+    MAX_WAIT_S,
     CancelOperation,
     EventsOperation,
     TaskOperation,
@@ -33,12 +34,12 @@ from gateway.openapi import (
 )
 from gateway.problems import ProblemError
 from gateway.services import Services
+from gateway.streams import RETRY_AFTER_S, CountedEvents, TooManyStreams
 from gateway.task_board import Snapshot
 from gateway.views import TaskPage, TaskView, view
 from ops.artifacts import StorageFailed
 from ops.nats_link import TransportUnavailable, WrongRevision
 
-MAX_WAIT_S: Final = 60.0
 PAGE_MAX: Final = 100
 KEEP_ALIVE_S: Final = 15.0
 
@@ -147,7 +148,7 @@ def _age(services: Services) -> dict[str, str]:
     tags=["tasks"],
     media_type="text/event-stream",
     operation_class=EventsOperation,
-    responses=problem_responses("task_not_found", "transport_unavailable"),
+    responses=problem_responses("task_not_found", "too_many_streams", "transport_unavailable"),
     **needs("read"),
 )
 async def follow_task(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[Any]:
@@ -158,7 +159,13 @@ async def follow_task(request: _Request, services: _Services, task_id: FromPath[
     snapshot = await find(services, request.user, task_id)
     if snapshot.task.status.is_terminal and request.headers.get("last-event-id") == str(snapshot.revision):
         return Response(None, status_code=204)
-    return ServerSentEvent(_events(services, request.user, snapshot), headers={"Cache-Control": "no-store"})
+    try:
+        place = services.streams.take(request.user.name)
+    except TooManyStreams as error:
+        detail = f"{error}; close those of tasks that have ended, or wait with GET /tasks/{{id}}?wait=60"
+        raise ProblemError("too_many_streams", detail, retry_after_s=RETRY_AFTER_S) from error
+    events = _events(services, request.user, snapshot)
+    return CountedEvents(events, place=place, headers={"Cache-Control": "no-store"})
 
 
 async def _events(services: Services, caller: Caller, snapshot: Snapshot) -> AsyncIterator[ServerSentEventMessage]:

@@ -11,10 +11,12 @@ import msgspec
 import structlog
 
 from contracts import lifecycle
-from contracts.lanes import ColdStart, InHand
-from contracts.tasks import TaskStatus, UnreadableTask, decode_task, encode_task
+from contracts.lanes import ColdStart, InHand, decode_cold_start
+from contracts.tasks import TaskStatus, UnreadableTask, decode_task_of, encode_task
 from contracts.topology import COLD_STARTS, TASKS
+from contracts.wire import Unreadable
 from ops.nats_link import Entry, NatsLink, WrongRevision
+from ops.unreadable import unreadables
 
 KNOWN_MAX: Final = 256
 
@@ -59,9 +61,9 @@ class LostStarts:
         self._revisions[entry.key] = entry.revision
         try:
             if entry.value is not None:
-                self._known.append(msgspec.json.decode(entry.value, type=ColdStart))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            log.warning("unreadable_cold_start", key=entry.key, error=str(error))
+                self._known.append(decode_cold_start(entry.value))
+        except Unreadable as error:
+            unreadables.tell("cold_start", entry.key, error, revision=entry.revision)
 
 
 def is_same_start(one: ColdStart, other: ColdStart) -> bool:
@@ -78,7 +80,7 @@ async def give_back(link: NatsLink, held: InHand, *, how: str) -> None:
     while True:
         entry = await link.get(TASKS, held.task_id)
         try:
-            task = None if entry is None or entry.value is None else decode_task(entry.value)
+            task = None if entry is None or entry.value is None else decode_task_of(held.task_id, entry.value)
         except UnreadableTask:
             return
         if entry is None or task is None or (task.status, task.owner) != (TaskStatus.PROCESSING, held.owner):

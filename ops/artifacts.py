@@ -3,6 +3,7 @@
 Writes are atomic: a reader sees the whole object or none. `orphans` is the janitor's decision, pure.
 """
 
+import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Set
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore
 
 CHUNK_BYTES: Final = 1 << 20
+_PATH: Final = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/)?[A-Za-z0-9_-][A-Za-z0-9_.-]*", re.ASCII)
 
 
 class StorageFailed(Exception):
@@ -45,6 +47,7 @@ class Artifacts:
 
     async def put(self, path: str, content: bytes | Path) -> None:
         """Stores *content*, replacing what was there. Raises StorageFailed."""
+        _require_path(path)
         try:
             await obstore.put_async(self._store, path, content)
         except (OSError, BaseError) as error:
@@ -52,6 +55,7 @@ class Artifacts:
 
     async def size(self, path: str) -> int | None:
         """The size of the object in bytes, or None when there is none. Raises StorageFailed."""
+        _require_path(path)
         try:
             return (await obstore.head_async(self._store, path))["size"]
         except FileNotFoundError:
@@ -61,6 +65,7 @@ class Artifacts:
 
     async def get(self, path: str) -> bytes | None:
         """The whole object, or None when there is none. Raises StorageFailed."""
+        _require_path(path)
         try:
             return bytes(await (await obstore.get_async(self._store, path)).bytes_async())
         except FileNotFoundError:
@@ -69,7 +74,8 @@ class Artifacts:
             raise StorageFailed(str(error)) from error
 
     async def read(self, path: str, start: int, end: int) -> AsyncIterator[bytes]:
-        """The bytes from *start* up to, not including, *end*, in chunks."""
+        """The bytes from *start* up to, not including, *end*, in chunks. Raises StorageFailed for no path of ours."""
+        _require_path(path)
         while start < end:
             upto = min(start + CHUNK_BYTES, end)
             yield bytes(await obstore.get_range_async(self._store, path, start=start, end=upto))
@@ -77,6 +83,7 @@ class Artifacts:
 
     async def delete(self, path: str) -> None:
         """Removes the object; one that is gone already is fine. Raises StorageFailed."""
+        _require_path(path)
         try:
             await obstore.delete_async(self._store, path)
         except FileNotFoundError:
@@ -95,6 +102,12 @@ class Artifacts:
             raise StorageFailed(str(error)) from error
 
 
+def _require_path(path: str) -> None:
+    # none of ours begins with a dot or a slash, or has more than one folder: whatever a record names stays in the store
+    if not _PATH.fullmatch(path):
+        raise StorageFailed("not a path of the artifact store")
+
+
 def task_id_of(path: str) -> str:
     """The id of the task that an object belongs to: its file name up to the first dot."""
     return path.rsplit("/", 1)[-1].split(".", 1)[0]
@@ -105,9 +118,14 @@ def orphans(
 ) -> list[StoredObject]:
     """The objects that no record names. *named* holds, for each task with a record, the paths that it names.
 
-    An object younger than *grace_s* may belong to a task that is about to be recorded: it stays.
+    An object younger than *grace_s* may belong to a task that is about to be recorded: it stays. So does one with a
+    name that is none of ours.
     """
     oldest = now - timedelta(seconds=grace_s)
     return [
-        item for item in objects if item.modified_at < oldest and item.path not in named.get(task_id_of(item.path), ())
+        item
+        for item in objects
+        if item.modified_at < oldest
+        and item.path not in named.get(task_id_of(item.path), ())
+        and _PATH.fullmatch(item.path)
     ]

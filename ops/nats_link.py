@@ -9,6 +9,7 @@ import contextlib
 import json
 import ssl
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Final, Self
@@ -32,6 +33,7 @@ from contracts.topology import (
 )
 from ops.nats_access import NatsAccess, inbox_prefix
 from ops.nats_client import Client, Denial, Denied, denial_in, is_unauthorised
+from ops.unreadable import unreadables
 
 MINIMUM_SERVER: Final = (2, 12)
 MAX_SKEW_S: Final = 0.25
@@ -370,7 +372,15 @@ class NatsLink:
         async def receive(message: Msg) -> None:
             metadata = message.metadata
             value = None if _is_marker(message.headers) else message.data
-            on_change(Entry(message.subject.removeprefix(prefix), value, metadata.sequence.stream, metadata.timestamp))
+            key, revision = message.subject.removeprefix(prefix), metadata.sequence.stream
+            try:
+                on_change(Entry(key, value, revision, metadata.timestamp))
+            except Exception as error:
+                # whatever an entry makes its reader do, the others are read; and nobody waits for ever at the start
+                # (the text of the error may repeat what stands in the entry: only its place is told)
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                reason = f"{type(error).__name__} in {place.name}, line {place.lineno}"
+                unreadables.tell("entry", f"{bucket}.{key}", reason, revision=revision)
             if metadata.num_pending == 0:
                 synced.set()
 

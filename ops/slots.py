@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from contracts.lanes import SlotState, VideoPipelineSlot
+from contracts.lanes import SlotState, VideoPipelineSlot, decode_slot
 from contracts.topology import SLOTS
+from contracts.wire import Unreadable
 from ops.nats_access import NatsAccess
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, UnusableServer, WrongRevision
 from ops.options import nats_access, nats_options
@@ -80,8 +81,8 @@ def _read(entry: Entry) -> VideoPipelineSlot | None:
     if entry.value is None:
         return None
     try:
-        return msgspec.json.decode(entry.value, type=VideoPipelineSlot)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return decode_slot(entry.value)
+    except Unreadable:
         return None
 
 

@@ -17,9 +17,10 @@ import msgspec
 from rich.console import Console
 from rich.markup import escape
 
-from contracts.lanes import LaneHeartbeat, LaneState, Leadership
+from contracts.lanes import LaneHeartbeat, LaneState, decode_heartbeat, decode_leadership
 from contracts.settings import Catalog, SettingsError, load_settings
 from contracts.topology import LANES, LEADER
+from contracts.wire import Unreadable
 from ops.ending import end
 from ops.keys import read_keys
 from ops.nats_access import NatsAccess, environment_for, make_users, password_variable
@@ -238,8 +239,8 @@ class Stack:
         if entry.value is None:
             return
         try:
-            lane = msgspec.json.decode(entry.value, type=LaneHeartbeat)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            lane = decode_heartbeat(entry.value)
+        except Unreadable:
             return
         if lane.started_at < self._begun_at:
             return  # what an earlier run left in the bucket
@@ -290,8 +291,8 @@ class Stack:
                 self._say("[yellow]no degraded worker leads[/]: what has no lane waits")
             return
         try:
-            leadership = msgspec.json.decode(entry.value, type=Leadership)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            leadership = decode_leadership(entry.value)
+        except Unreadable:
             return
         if leadership.since < self._begun_at or self._leader == leadership.owner:
             return  # of an earlier run; or a refresh

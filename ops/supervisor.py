@@ -14,9 +14,10 @@ import click
 import msgspec
 import structlog
 
-from contracts.lanes import ColdStart, InHand, LaneHeartbeat, LaneState
+from contracts.lanes import ColdStart, InHand, LaneHeartbeat, LaneState, decode_heartbeat
 from contracts.settings import SettingsError, Windows, load_settings
 from contracts.topology import LANES, lane_key
+from contracts.wire import Unreadable
 from ops.after_death import LostStarts, give_back
 from ops.ending import end
 from ops.lane_plan import (
@@ -314,8 +315,8 @@ class Supervisor:
 
 def _read(entry: Entry) -> LaneHeartbeat | None:
     try:
-        return None if entry.value is None else msgspec.json.decode(entry.value, type=LaneHeartbeat)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None if entry.value is None else decode_heartbeat(entry.value)
+    except Unreadable:
         return None
 
 

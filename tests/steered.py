@@ -63,9 +63,11 @@ class SteeredRunner:
 
 
 class Worker:
-    """A work loop of anisora's lane that serves in the background, its runner, and its artifact store."""
+    """A work loop of anisora's lane, or of *stream*, that serves in the background, its runner and artifact store."""
 
-    def __init__(self, link: NatsLink, windows: Windows, folder: Path, owner: str) -> None:
+    def __init__(
+        self, link: NatsLink, windows: Windows, folder: Path, owner: str, *, stream: str = lane_stream("anisora")
+    ) -> None:
         self.folder = folder / owner
         self.folder.mkdir()
         self.artifacts = folder / "artifacts"
@@ -73,7 +75,7 @@ class Worker:
         self.loop = WorkLoop(
             link=link,
             artifacts=Artifacts.in_folder(self.artifacts),
-            stream=lane_stream("anisora"),
+            stream=stream,
             owner=owner,
             worker=f"worker-{owner}",
             windows=windows,

@@ -46,13 +46,19 @@ def _decode(content: bytes, reference: ImageReference) -> Image.Image:
                 size = image.size
                 if size == (reference.width, reference.height):
                     image.load()
-                    return ImageOps.exif_transpose(image).convert("RGB")
+                    return _as_rgb(ImageOps.exif_transpose(image))
     except MemoryError:
         raise
     except Exception as error:
         # whatever a decoder raises on broken bytes (OSError, SyntaxError, ValueError, struct.error, …) means the same
         raise BadInput("the image cannot be decoded; it is cut short or damaged") from error
     raise BadInput(f"the image is {size[0]} x {size[1]}, not {reference.width} x {reference.height} as its header said")
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would make white of all but the darkest
+        image = Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def gradient(seed: int, width: int, height: int) -> Image.Image:

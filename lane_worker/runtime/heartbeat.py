@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 import msgspec
 import structlog
 
-from contracts.lanes import InHand, LaneHeartbeat, LaneState, LeavingFor
+from contracts.lanes import InHand, LaneHeartbeat, LaneState, LeavingFor, decode_heartbeat
 from contracts.topology import LANES, lane_key
+from contracts.wire import Unreadable
 from ops.nats_link import NatsLink, TransportUnavailable, WrongRevision
 
 log = structlog.get_logger("heartbeat")
@@ -103,8 +104,8 @@ class Heartbeat:
 
     def _is_mine(self, value: bytes) -> bool:
         try:
-            told = msgspec.json.decode(value, type=LaneHeartbeat)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            told = decode_heartbeat(value)
+        except Unreadable:
             return True
         return (told.pid, told.started_at) == (os.getpid(), self._started_at)
 

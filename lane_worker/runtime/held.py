@@ -7,9 +7,10 @@ from typing import Final
 
 import structlog
 
-from contracts.tasks import GenerationTask, TaskStatus, UnreadableTask, decode_task, encode_task
+from contracts.tasks import GenerationTask, TaskStatus, UnreadableTask, decode_task_of, encode_task
 from contracts.topology import TASKS
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, WrongRevision
+from ops.unreadable import unreadables
 
 # NATS being away is no reason to drop a result (design §4, Settle): wait for it, without hurry.
 RETRY_WAIT_S: Final = 0.2
@@ -69,9 +70,9 @@ class HeldTask:
         if entry is None or entry.value is None:
             raise OwnershipLost(None)
         try:
-            record = decode_task(entry.value)
+            record = decode_task_of(self.task.id, entry.value)
         except UnreadableTask as error:
-            log.error("unreadable_record", task_id=self.task.id, revision=entry.revision, error=str(error))
+            unreadables.tell("record", self.task.id, error, revision=entry.revision)
             raise OwnershipLost(None) from error
         if entry.value == written:
             self.task, self._revision = record, entry.revision

@@ -54,6 +54,9 @@ class HostRunner:
 
         Memory is clean and the memory line written on return, one for each place.
         """
+        objection = self._residence.objection(task)
+        if objection is not None:
+            return self._failed(task, FailureCode.INVALID_INPUT, objection, self._residence.memory)
         if task.parameters.image is not None and image is None:
             message = "the input image is missing; submit it again"
             return self._failed(task, FailureCode.STORAGE_FAILED, message, self._residence.memory)

@@ -2,13 +2,14 @@
 
 from datetime import timedelta
 
-import msgspec
 import nats.errors
 import structlog
 
-from contracts.lanes import LaneHeartbeat, LaneReport
+from contracts.lanes import LaneReport, decode_heartbeat
 from contracts.topology import LANES, bucket_stream, bucket_subject
+from contracts.wire import Unreadable
 from ops.nats_link import Entry, NatsLink, TransportUnavailable
+from ops.unreadable import unreadables
 
 log = structlog.get_logger("lanes_beside")
 
@@ -30,9 +31,9 @@ def _report(entry: Entry | None) -> LaneReport | None:
     if entry is None or entry.value is None:
         return None
     try:
-        told = msgspec.json.decode(entry.value, type=LaneHeartbeat)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        log.warning("unreadable_heartbeat", key=entry.key, error=str(error))
+        told = decode_heartbeat(entry.value)
+    except Unreadable as error:
+        unreadables.tell("heartbeat", entry.key, error, revision=entry.revision)
         return None
     return LaneReport(
         model=told.model,

@@ -24,9 +24,10 @@ from contracts.tasks import (
     UnreadableTask,
     VideoFile,
     decode_task,
+    decode_task_of,
     encode_task,
 )
-from contracts.topology import TASKS, WORK_CONSUMER
+from contracts.topology import TASKS, WORK_CONSUMER, work_subject
 from lane_worker.runtime.claim import Drop, Expire, Mine, Reread, Take, claim_decision, is_overdue
 from lane_worker.runtime.held import HeldTask, OwnershipLost, lease_end
 from lane_worker.runtime.host_messages import WrittenVideo
@@ -35,9 +36,12 @@ from ops.artifacts import Artifacts, StorageFailed
 from ops.ending import end
 from ops.nats_link import Entry, NatsLink, Pull, TransportUnavailable, WrongRevision, ack_sync
 from ops.tracing import span
+from ops.unreadable import unreadables
 
 REREAD_WAIT_S: Final = 0.05
 IMAGE_WAIT_S: Final = 2.0
+# A record is moved before its message is sent. What stays ahead of it for 5 s was sent by nobody of ours.
+AHEAD_MAX_LOOKS: Final = 100
 
 log = structlog.get_logger("loop")
 
@@ -149,14 +153,14 @@ class WorkLoop:
 
     async def _serve(self, message: Msg) -> None:
         try:
-            queued = decode_task(message.data)
+            queued = _queued(message)
+            held = await self._claim(queued, message)
         except UnreadableTask as error:
             # never deliverable: out of the queue with it, or it holds a place for ever (design §10.10)
-            log.error("unreadable_message", subject=message.subject, error=str(error))
+            unreadables.tell("task", message.subject, error)
             with contextlib.suppress(Exception):
                 await message.term()
             return
-        held = await self._claim(queued, message)
         # The record decides from here on, so the run need not wait for the ack (ADR 0006).
         acked = asyncio.create_task(self._ack(message))
         if held is not None:
@@ -177,7 +181,11 @@ class WorkLoop:
             log.info("ack_unanswered", subject=message.subject, error=str(error))  # delivered again, and dropped then
 
     async def _claim(self, queued: GenerationTask, message: Msg) -> HeldTask | None:
-        """The task, held by this worker, or None when it is not to be run."""
+        """The task, held by this worker, or None when it is not to be run.
+
+        Raises UnreadableTask for a message that no record catches up with.
+        """
+        looks_ahead = 0
         while True:
             try:
                 # the timer before the claim: from then on, somebody looks when this worker falls silent
@@ -189,6 +197,9 @@ class WorkLoop:
             except WrongRevision:
                 continue  # somebody moved the record between our look and our write: look again
             except _Ahead:
+                looks_ahead += 1
+                if looks_ahead == AHEAD_MAX_LOOKS:
+                    raise UnreadableTask("its epoch stays ahead of the record's - at `$.epoch`") from None
                 await asyncio.sleep(REREAD_WAIT_S)
             except TransportUnavailable as error:
                 # whether the claim was stored is unknown; the next look tells (`Mine`)
@@ -198,9 +209,10 @@ class WorkLoop:
     async def _try_claim(self, queued: GenerationTask, entry: Entry | None) -> HeldTask | None:
         revision = entry.revision if entry is not None else 0
         try:
-            record = decode_task(entry.value) if entry is not None and entry.value is not None else None
+            value = None if entry is None else entry.value
+            record = None if value is None else decode_task_of(queued.id, value)
         except UnreadableTask as error:
-            log.error("unreadable_record", task_id=queued.id, revision=revision, error=str(error))
+            unreadables.tell("record", queued.id, error, revision=revision)
             return None
         decision = claim_decision(queued, record, revision=revision, owner=self._owner, now=datetime.now(UTC))
         match decision:
@@ -358,6 +370,14 @@ class WorkLoop:
             if not elsewhere or (record.video is not None and record.video.path == path):
                 return
         await self._delete(path)
+
+
+def _queued(message: Msg) -> GenerationTask:
+    """The task that *message* carries. Raises UnreadableTask, also where it came on another task's subject."""
+    task = decode_task(message.data)
+    if message.subject != work_subject(task.route, task.model, task.id):
+        raise UnreadableTask("it is not the task of its subject")
+    return task
 
 
 def _task_span(task: GenerationTask) -> contextlib.AbstractContextManager[Span]:

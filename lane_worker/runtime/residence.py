@@ -14,9 +14,10 @@ import structlog
 from msgspec.structs import replace
 from opentelemetry.trace import Span
 
+from contracts.generation import parameter_errors
 from contracts.lanes import SlotState
 from contracts.settings import ModelEntry
-from contracts.tasks import MemoryReading, SwapReceipt
+from contracts.tasks import GenerationTask, MemoryReading, SwapReceipt
 from lane_worker.runtime.host import Host, HostLost, LoadFailed, SlotTaken
 from lane_worker.runtime.host_messages import Failed, Ready
 from lane_worker.runtime.release import Released, Sample, StillHeld, Verdict, judge, tolerance_bytes
@@ -119,6 +120,12 @@ class Residence:
         """As `ready`, but in a fresh host: the present one is killed, for *reason*, and its memory proven free."""
         self._refuse_in_quarantine()
         return await self._swap(model, kill_because=reason)
+
+    def objection(self, task: GenerationTask) -> str | None:
+        """Why *task* cannot be run, by the limits of its model; None if it can, or if the load will tell."""
+        entry = self._models.get(task.model)
+        errors = [] if entry is None else parameter_errors(task.parameters, entry)
+        return "; ".join(error.message for error in errors) or None
 
     async def evict(self) -> None:
         """Releases what is resident and proves it gone. The host stays, empty, and keeps the slot, unless the proof

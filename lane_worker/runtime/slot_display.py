@@ -13,9 +13,11 @@ from typing import Final
 import msgspec
 import structlog
 
-from contracts.lanes import SlotState, VideoPipelineSlot
+from contracts.lanes import SlotState, VideoPipelineSlot, decode_slot
 from contracts.topology import SLOTS
+from contracts.wire import Unreadable
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, WrongRevision
+from ops.unreadable import unreadables
 
 RETRY_S: Final = 0.2
 # Safety net, should the watch be deaf: whoever waits for a lift looks for themselves so often.
@@ -166,7 +168,7 @@ def read_slot(entry: Entry | None) -> VideoPipelineSlot | None:
     if entry is None or entry.value is None:
         return None
     try:
-        return msgspec.json.decode(entry.value, type=VideoPipelineSlot)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        log.warning("slot_unreadable", slot=entry.key, error=str(error))
+        return decode_slot(entry.value)
+    except Unreadable as error:
+        unreadables.tell("slot", entry.key, error, revision=entry.revision)
         return None

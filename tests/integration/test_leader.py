@@ -49,7 +49,7 @@ def test_leads(standing: Standing | None, now_s: float, expected: bool) -> None:
         pytest.param(entry(None), 5, id="2-a-marker"),
         pytest.param(entry("me"), 5, id="3-mine-from-a-lost-answer"),
         pytest.param(entry("other"), None, id="somebody-else"),
-        pytest.param(Entry(LEADER_KEY, b"\xff", 5, datetime.now(UTC)), None, id="unreadable"),
+        pytest.param(Entry(LEADER_KEY, b"\xff", 5, datetime.now(UTC)), 5, id="4-unreadable"),
     ],
 )
 def test_vacancy(found: Entry | None, expected: int | None) -> None:

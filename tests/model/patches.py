@@ -43,9 +43,19 @@ _WITH_LOG: tuple[Any, ...] = (
     gateway.lane_board,
     gateway.leftovers,
     gateway.sweeper,
-    gateway.task_board,
     lane_worker.runtime.held,
     lane_worker.runtime.lease,
+    lane_worker.runtime.loop,
+    ops.nats_link,
+)
+
+
+_WITH_UNREADABLES: tuple[Any, ...] = (
+    gateway.fallbacks,
+    gateway.lane_board,
+    gateway.sweeper,
+    gateway.task_board,
+    lane_worker.runtime.held,
     lane_worker.runtime.loop,
     ops.nats_link,
 )
@@ -78,6 +88,14 @@ class SilentLogger:
         ERRORS.append(f"{host.name if host else ''} {event} {fields}: {sys.exc_info()[1]!r}")
 
 
+class _Unreadables:
+    """In the model nobody writes what cannot be read: an entry that is not taken is a mistake of its reader."""
+
+    def tell(self, kind: str, where: str, error: Exception | str, *, revision: int = 0) -> None:
+        host = HOST.get()
+        ERRORS.append(f"{host.name if host else ''} unreadable {kind} {where}: {error}")
+
+
 def _nothing(*_: Any, **__: Any) -> None:
     pass
 
@@ -92,6 +110,8 @@ def simulated_product() -> Iterator[None]:
             stack.enter_context(patch.object(module, "datetime", ModelDatetime))
         for module in _WITH_LOG:
             stack.enter_context(patch.object(module, "log", SilentLogger()))
+        for module in _WITH_UNREADABLES:
+            stack.enter_context(patch.object(module, "unreadables", _Unreadables()))
         stack.enter_context(patch.object(ops.nats_link, "Client", SimulatedClient))
         stack.enter_context(patch.object(ops.nats_link, "time", clock))
         stack.enter_context(patch.object(lane_worker.runtime.lease, "time", clock))

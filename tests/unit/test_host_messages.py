@@ -21,7 +21,7 @@ NOTE = m.SlotNote(8, 77, "degraded", 5, "anisora", "t", 1)
 PARAMETERS = GenerationParameters(
     prompt="é",
     negative_prompt="",
-    image=ImageReference(sha256="ab", media_type="image/png", bytes=2, width=3, height=4),
+    image=ImageReference(sha256="ab" * 32, media_type="image/png", bytes=2, width=3, height=4),
     width=32,
     height=16,
     num_frames=5,
@@ -41,8 +41,11 @@ TO_CHILD: list[tuple[m.ToChild, bytes]] = [
     ),
     (
         m.Generate("t", 1, PARAMETERS, "/v.mp4", "/i"),
-        b"\x00\x00\x00\xe3\x86\xa4type\xa8generate\xa7task_id\xa1t\xa7attempt\x01\xaaparameters\x8a\xa6pr"
-        b"ompt\xa2\xc3\xa9\xafnegative_prompt\xa0\xa5image\x85\xa6sha256\xa2ab\xaamedia_type\xa9image/png"
+        b"\x00\x00\x01\x22\x86\xa4type\xa8generate\xa7task_id\xa1t\xa7attempt\x01\xaaparameters\x8a\xa6pr"
+        b"ompt\xa2\xc3\xa9\xafnegative_prompt\xa0\xa5image\x85\xa6sha256\xd9@"
+        + b"ab"
+        * 32
+        + b"\xaamedia_type\xa9image/png"
         b"\xa5bytes\x02\xa5width\x03\xa6height\x04\xa5width \xa6height\x10\xaanum_frames\x05\xa3fps\x08"
         b"\xa4seed\xce\xff\xff\xff\xff\xa5steps\x04\xa3cfg\xcb?\xf0\x00\x00\x00\x00\x00\x00\xaavideo_path"
         b"\xa6/v.mp4\xaaimage_path\xa2/i",

@@ -1,0 +1,75 @@
+"""Bytes that others wrote, decoded within bounds, and what their types demand beyond being of a type.
+
+Whoever may write to the server can write anything. What is decoded here has a bounded size, moments with a time zone in
+this age, and names that stay one token of a subject or a path. What has not is `Unreadable`; nothing else is raised.
+"""
+
+import re
+from datetime import datetime
+from typing import Annotated, Final, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+# A record of today has a few kB. The bound leaves room for a record to grow and still fit into a message (1 MB).
+RECORD_MAX_BYTES: Final = 512 * 1024
+ENTRY_MAX_BYTES: Final = 64 * 1024
+FIRST_YEAR: Final = 2000
+LAST_YEAR: Final = 2199
+REASON_MAX_CHARS: Final = 200
+
+Moment = Annotated[datetime, Meta(tz=True)]
+"""A moment with a time zone: one without cannot be compared with ours."""
+
+Token = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,128}\Z")]
+"""A name that is one token of a subject, and one part of a path."""
+
+Counted = Annotated[int, Meta(ge=0, le=1_000_000)]
+"""A number that only grows by one at a time."""
+
+T = TypeVar("T", bound=Struct)
+
+
+class Unreadable(ValueError):
+    """The bytes are not what they should be. The text says why, without any of their content."""
+
+
+def decode(data: bytes, decoder: msgspec.json.Decoder[T], *, max_bytes: int = ENTRY_MAX_BYTES) -> T:
+    """What *data* holds; fields that this version does not know are ignored. Raises Unreadable, and nothing else."""
+    if len(data) > max_bytes:
+        raise Unreadable(f"{len(data)} bytes, more than {max_bytes}")
+    try:
+        found = decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # msgspec raises UnicodeDecodeError, not DecodeError, on bad UTF-8 inside a string (design §10.11), and
+        # RecursionError on deep nesting, even inside a field that it skips
+        raise Unreadable(_reason(error)) from None  # its own text and traceback would show the content
+    check_age(found)
+    return found
+
+
+def check_age(found: Struct) -> None:
+    """Raises Unreadable where a field of *found* is a moment so far off that our arithmetic would overflow."""
+    for name in found.__struct_fields__:
+        value = getattr(found, name)
+        if isinstance(value, datetime) and not FIRST_YEAR <= value.year <= LAST_YEAR:
+            raise Unreadable(f"a moment outside the years {FIRST_YEAR} to {LAST_YEAR} - at `$.{name}`")
+
+
+_QUOTES_CONTENT: Final = re.compile(r"Invalid enum value .*?(?P<place> - at `\$[^`]*`)?\Z", re.DOTALL)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"not valid UTF-8: {error.reason}"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return without_content(str(error))
+
+
+def without_content(text: str) -> str:
+    """A message of msgspec, short, and without the value that it repeats where that is none of several."""
+    quotes = _QUOTES_CONTENT.match(text)
+    if quotes is not None:
+        text = "Invalid enum value" + (quotes["place"] or "")
+    return text[:REASON_MAX_CHARS]

@@ -1,0 +1,19 @@
+"""A short run of `make fuzz`: 300 cases, with a seed that stays."""
+
+from pathlib import Path
+
+from tests.fuzz import fuzz, system
+
+
+def test_the_gateway_keeps_to_its_description(tmp_path: Path) -> None:
+    with system(tmp_path) as (gateway, ids):
+        report = fuzz(gateway.url, ids, cases=300, seed=20261124)
+        assert "Traceback" not in gateway.log()
+    print(report.table())
+    assert list(report.found.values()) == []
+    assert report.cases >= 300
+    statuses = {status for tally in report.tallies.values() for status in tally.statuses}
+    assert max(statuses) < 500
+    # it is no run against closed doors
+    assert {200, 202, 400, 404, 422} <= statuses
+    assert len(report.tallies) == 17

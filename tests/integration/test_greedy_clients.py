@@ -1,0 +1,110 @@
+"""1,000 event streams and 1,000 idle connections at once, against a real gateway process."""
+
+import asyncio
+import json
+
+import httpx
+import psutil
+
+from gateway.connections import HEAD_MAX_BYTES, raise_fd_limit
+from gateway.streams import PER_CALLER_MAX
+from tests.integration.conftest import GatewayProcess
+from tests.loopback import Talk
+from tests.support import eventually
+
+STREAMS = 1_000
+IDLE = 1_000
+# Generous: what is measured is 30 to 60 kB for a stream, and a few kB for an idle connection.
+STREAM_MAX_BYTES = 250_000
+IDLE_MAX_BYTES = 50_000
+
+
+def resident_bytes(pid: int) -> int:
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+def connections_of(pid: int) -> int:
+    """Those of clients: the one to nats-server is not among them."""
+    process = psutil.Process(pid)
+    (port,) = [listening.laddr.port for listening in process.net_connections() if listening.status == "LISTEN"]
+    return sum(each.laddr.port == port and each.status == "ESTABLISHED" for each in process.net_connections())
+
+
+async def follow(port: int, task_id: str) -> tuple[Talk, int]:
+    talk = await Talk.to(port)
+    await talk.say(f"GET /tasks/{task_id}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    head = await talk.reader.readuntil(b"\r\n\r\n")
+    return talk, int(head.split()[1])
+
+
+async def test_a_thousand_streams_and_a_thousand_idle_connections(
+    http: httpx.AsyncClient, gateway: GatewayProcess
+) -> None:
+    raise_fd_limit(STREAMS + IDLE)
+    task = (await http.post("/generate", json={"model": "anisora", "prompt": "x"})).json()
+    before_bytes = resident_bytes(gateway.pid)
+
+    idle = await asyncio.gather(*(Talk.to(gateway.port) for _ in range(IDLE)))
+
+    async def all_there() -> bool:
+        return connections_of(gateway.pid) >= IDLE
+
+    await eventually(all_there)
+    with_idle_bytes = resident_bytes(gateway.pid)
+
+    followed = await asyncio.gather(*(follow(gateway.port, task["id"]) for _ in range(STREAMS)))
+    with_streams_bytes = resident_bytes(gateway.pid)
+    statuses = [status for _, status in followed]
+    assert (statuses.count(200), statuses.count(429)) == (PER_CALLER_MAX, STREAMS - PER_CALLER_MAX)
+    refused = next(talk for talk, status in followed if status == 429)
+    assert json.loads(await refused.reader.readuntil(b'"retry_after_s":5.0}'))["code"] == "too_many_streams"
+
+    # others are served meanwhile
+    answer = await http.get(f"/tasks/{task['id']}/events")
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
+    assert (await http.get("/healthz")).status_code == 200
+    assert (await http.post("/generate", json={"model": "phr00t", "prompt": "x"})).status_code == 202
+
+    # every open stream hears of the change, and ends by itself
+    assert (await http.delete(f"/tasks/{task['id']}")).json()["status"] == "failed"
+    ends = await asyncio.gather(*(talk.reader.readuntil(b"0\r\n\r\n") for talk, status in followed if status == 200))
+    assert all(b'"status":"failed"' in end for end in ends)
+
+    per_idle_bytes = (with_idle_bytes - before_bytes) // IDLE
+    per_stream_bytes = (with_streams_bytes - with_idle_bytes) // PER_CALLER_MAX
+    print(f"{per_idle_bytes} bytes for an idle connection, {per_stream_bytes} bytes for an open stream")
+    assert per_idle_bytes < IDLE_MAX_BYTES
+    assert per_stream_bytes < STREAM_MAX_BYTES
+
+    for talk in (*idle, *(talk for talk, _ in followed)):
+        await talk.close()
+
+    async def all_gone() -> bool:
+        return connections_of(gateway.pid) <= 1  # that of `http`
+
+    await eventually(all_gone)
+
+
+async def test_a_stream_whose_client_goes_is_counted_down(http: httpx.AsyncClient, gateway: GatewayProcess) -> None:
+    task = (await http.post("/generate", json={"model": "anisora", "prompt": "x"})).json()
+    for _ in range(2):  # the second round finds the places of the first one free
+        followed = await asyncio.gather(*(follow(gateway.port, task["id"]) for _ in range(PER_CALLER_MAX)))
+        assert {status for _, status in followed} == {200}
+        for talk, _ in followed:
+            talk.writer.transport.abort()
+
+        async def all_gone() -> bool:
+            talk, status = await follow(gateway.port, task["id"])
+            await talk.close()
+            return status == 200 and connections_of(gateway.pid) <= 2
+
+        await eventually(all_gone)
+
+
+async def test_a_head_that_is_too_large_for_a_real_gateway(gateway: GatewayProcess) -> None:
+    talk = await Talk.to(gateway.port)
+    await talk.say(b"GET /healthz HTTP/1.1\r\nHost: x\r\na: " + b"b" * HEAD_MAX_BYTES)
+    answer = await talk.answer()
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "headers_too_large"
+    await talk.close()

@@ -1,0 +1,236 @@
+"""Poisoned messages and entries on a real server: counted, told once without their content, and survived."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import pytest
+from structlog.testing import capture_logs
+
+from contracts.lanes import LaneState
+from contracts.settings import Catalog
+from contracts.tasks import GenerationTask, TaskStatus, decode_task, encode_task
+from contracts.topology import (
+    COLD_STARTS,
+    CONTROL,
+    DEADLINES,
+    DEGRADED,
+    FALLBACKS,
+    LANES,
+    LEADER,
+    LEADER_KEY,
+    SLOTS,
+    TASKS,
+    lane_stream,
+    work_subject,
+)
+from degraded_worker.leader import Leader
+from lane_worker.runtime import loop
+from ops.nats_link import NatsLink
+from tests.integration.conftest import GatewayProcess, report_lane
+from tests.records import pending_task
+from tests.steered import Worker
+from tests.support import eventually
+
+Route = Literal["lane", "degraded"]
+SECRET = "zebra7319"
+LARGE = 1_000_000  # nats-server takes messages of up to 1 MiB
+
+
+def fresh(task_id: str, route: Route = "lane", **changes: Any) -> GenerationTask:
+    now = datetime.now(UTC)
+    deadline = now + timedelta(seconds=30)
+    return pending_task(task_id, created_at=now, queued_at=now, deadline_at=deadline, route=route, **changes)
+
+
+def spoilt(task: GenerationTask, **changes: Any) -> bytes:
+    return json.dumps(json.loads(encode_task(task)) | changes).encode()
+
+
+def poisons(route: Route) -> dict[str, bytes]:
+    task = fresh("poison", route)
+    parameters = json.loads(encode_task(task))["parameters"]
+    return {
+        "empty": b"",
+        "garbage": b"\0\xff\xfe" * 99,
+        "bad-utf-8": encode_task(task).replace(b"a red fox", b"a \xff fox"),
+        "large-field": spoilt(task, parameters=parameters | {"prompt": SECRET * (LARGE // len(SECRET) - 200)}),
+        "unknown-status": spoilt(task, status=SECRET),
+        "missing-field": json.dumps({"id": task.id, "note": SECRET}).encode(),
+        "path-as-id": spoilt(task, id="../../x"),
+        "wildcard-as-model": spoilt(task, model="*"),
+        "another-id": encode_task(fresh("somebody-else", route)),
+        "another-model": encode_task(fresh("poison", route, model="phr00t")),
+        "huge-epoch": spoilt(task, epoch=10**30),
+        "far-future": spoilt(task, deadline_at="9999-12-31T23:59:59Z"),
+    }
+
+
+@pytest.fixture(params=["lane", "degraded"])
+def route(request: pytest.FixtureRequest) -> Route:
+    chosen: Route = request.param
+    return chosen
+
+
+@pytest.fixture
+async def worker(route: Route, link: NatsLink, catalog: Catalog, tmp_path: Path) -> AsyncIterator[Worker]:
+    stream = lane_stream("anisora") if route == "lane" else DEGRADED
+    worker = Worker(link, catalog.windows, tmp_path, "one", stream=stream)
+    worker.runner.may_end.set()
+    yield worker
+    await worker.close()
+
+
+async def done(link: NatsLink, task_id: str) -> None:
+    async def look() -> bool:
+        entry = await link.get(TASKS, task_id)
+        return entry is not None and decode_task(entry.value or b"").status is TaskStatus.DONE
+
+    await eventually(look)
+
+
+async def test_a_poisoned_queue(route: Route, link: NatsLink, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "AHEAD_MAX_LOOKS", 2)
+    known = fresh("known", route)
+    await link.create(TASKS, known.id, encode_task(known))
+    subject = work_subject(route, "anisora", "poison")
+    every = poisons(route)
+    with capture_logs() as lines:
+        for poison in every.values():
+            await link.publish(subject, poison)
+        # ahead of its record for ever
+        ahead = work_subject(route, "anisora", known.id)
+        await link.publish(ahead, encode_task(fresh(known.id, route, epoch=7)))
+        good = fresh("good", route)
+        newer = spoilt(good, added_later={"deep": [SECRET]})  # a field that this version does not know
+        await link.publish(work_subject(route, "anisora", good.id), newer)
+        await done(link, good.id)
+    assert [task.id for task in worker.runner.ran] == [good.id]
+    told = [line for line in lines if line["event"] == "unreadable"]
+    assert [line["where"] for line in told] == [subject] * len(every) + [ahead]
+    assert {line["kind"] for line in told} == {"task"}
+    assert SECRET not in str(lines)
+    assert await link.get(TASKS, "poison") is None
+
+    async def is_empty() -> bool:
+        return (await link.js.stream_info(lane_stream("anisora") if route == "lane" else DEGRADED)).state.messages == 0
+
+    await eventually(is_empty)
+
+
+async def test_a_poisoned_leader_key_keeps_nobody_out(link: NatsLink) -> None:
+    await link.put(LEADER, LEADER_KEY, b"\0\xff")  # without a time to live: it would stand for ever
+    leader = Leader(link, worker="w", owner="o", slot="cpu-0")
+    await asyncio.wait_for(leader.campaign(), 20)
+
+
+def unreadable_lines(gateway: GatewayProcess) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in gateway.log().splitlines() if line.startswith("{")]
+    return [line for line in lines if line["event"] == "unreadable"]
+
+
+async def test_poisoned_timers(http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink) -> None:
+    ended = json.loads(encode_task(fresh("ended"))) | {"status": "done"}
+    await gateway_link.put(TASKS, "with-a-bad-record", b"\0\xff")
+    timers = {
+        "deadline.due.admit.empty": b"",
+        "deadline.due.admit.garbage": b"\0\xff" * 99,
+        "deadline.due.lease.bad-utf-8": encode_task(fresh("bad-utf-8")).replace(b"a red fox", b"a \xff fox"),
+        "deadline.due.admit.large": spoilt(fresh("large"), model=SECRET * (LARGE // len(SECRET) - 200)),
+        "deadline.due.admit.one-id": encode_task(fresh("another-id")),
+        "deadline.due.admit.ended": json.dumps(ended).encode(),
+        "deadline.due.lease.with-a-bad-record": encode_task(fresh("with-a-bad-record")),
+        "deadline.due.admit.a.b.c$d": encode_task(fresh("d")),
+        "deadline.due.admit.\N{SNOWMAN}": b"{}",
+    }
+    before = len([line for line in unreadable_lines(gateway) if line["kind"] == "timer"])
+    for subject, body in timers.items():
+        await gateway_link.publish(subject, body)
+    good = fresh("01890a5d-ac96-774b-bcce-b302099a80ff")
+    await gateway_link.publish(f"deadline.due.admit.{good.id}", encode_task(good))
+
+    async def all_told() -> bool:
+        return len([line for line in unreadable_lines(gateway) if line["kind"] == "timer"]) == before + len(timers)
+
+    await eventually(all_told)
+
+    async def refused() -> bool:
+        return (await http.get(f"/tasks/{good.id}")).status_code == 200
+
+    await eventually(refused)
+    for kind in ("admit", "lease"):  # none comes again
+
+        async def nothing_waits(kind: str = kind) -> bool:
+            consumer = await gateway_link.js.consumer_info(DEADLINES, f"sweep-{kind}")
+            return (consumer.num_pending, consumer.num_ack_pending) == (0, 0)
+
+        await eventually(nothing_waits)
+    told = unreadable_lines(gateway)
+    assert {line["where"] for line in told if line["kind"] == "timer"} >= set(timers)
+    assert [line["count"] for line in told] == list(range(1, len(told) + 1))
+    assert SECRET not in gateway.log()
+    for key in ("ended", "one-id", "another-id", "large"):
+        assert await gateway_link.get(TASKS, key) is None
+
+
+KEYS = {
+    TASKS: ("poison", "a.b.c", "x" * 200, "\N{SNOWMAN}", "$x", "a=b/c"),
+    LANES: ("anisora.poison", "poison", "a.b.c", "\N{SNOWMAN}"),
+    SLOTS: ("poison", "a.b.c"),
+    LEADER: (LEADER_KEY, "poison"),
+    CONTROL: ("lanes.phr00t", "poison", "lanes.a.b", "lanes.\N{SNOWMAN}"),
+    FALLBACKS: ("phr00t", "phr00t.past", "poison", "a.b.c"),
+    COLD_STARTS: ("phr00t", "poison"),
+}
+VALUES = {
+    "garbage": b"\0\xff" * 99,
+    "bad-utf-8": b'{"model":"\xff"}',
+    "array": b"[]",
+    "large": json.dumps({"detail": SECRET * (LARGE // len(SECRET))}).encode(),
+    "deep": b'{"x":' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+    "unknown": json.dumps({"status": SECRET, "state": SECRET, "mode": SECRET}).encode(),
+}
+
+
+async def test_poisoned_buckets(
+    http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink, tmp_path: Path
+) -> None:
+    """Also a gateway that starts then finds its way through them."""
+    count = len(unreadable_lines(gateway))
+    for bucket, keys in KEYS.items():
+        for key in keys:
+            for value in VALUES.values():
+                # past `NatsLink.put`, which would refuse some of the keys
+                await gateway_link.publish(f"$KV.{bucket}.{key}", value)
+    await gateway_link.publish(f"$KV.{LANES}.anisora.poison", b"", headers={"KV-Operation": "DEL"})
+    # switches are ignored and told apart; the other keys of `leader` say nothing
+    others = {key for bucket, keys in KEYS.items() if bucket not in (CONTROL, LEADER) for key in keys} | {LEADER_KEY}
+
+    async def all_told() -> bool:  # each key at least once: a value may be replaced before it is sent to the watch
+        return {line["where"] for line in unreadable_lines(gateway)[count:]} >= {key[:200] for key in others}
+
+    await eventually(all_told)
+    second = GatewayProcess(tmp_path, beside=gateway)
+    await asyncio.to_thread(second.start)
+    try:
+        async with httpx.AsyncClient(base_url=second.url, timeout=30) as other:
+            for client in (http, other):
+                await report_lane(gateway_link, "anisora", LaneState.WARM)
+                for path in ("lanes", "queue", "fallbacks", "cold_starts"):
+                    answer = await client.get(f"/admin/{path}")
+                    assert answer.status_code == 200
+                    assert len(answer.content) < 100_000
+                assert (await client.get("/tasks")).status_code == 200
+                task = await client.post("/generate", json={"model": "anisora", "prompt": "x"})
+                assert (task.status_code, task.json()["route"]) == (202, "lane")
+    finally:
+        await asyncio.to_thread(second.stop)
+    for process in (gateway, second):
+        assert SECRET not in process.log()
+        assert "Traceback" not in process.log()
+    told = unreadable_lines(gateway)[count:]
+    assert len(told) == len({(line["kind"], line["where"], line["revision"]) for line in told})  # once each
