@@ -32,7 +32,7 @@ def connections_of(pid: int) -> int:
 
 async def follow(port: int, task_id: str) -> tuple[Talk, int]:
     talk = await Talk.to(port)
-    await talk.say(f"GET /tasks/{task_id}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    await talk.say(f"GET /tasks/{task_id}/events HTTP/1.1\r\nHost: [::1]\r\n\r\n".encode())
     head = await talk.reader.readuntil(b"\r\n\r\n")
     return talk, int(head.split()[1])
 
@@ -103,7 +103,7 @@ async def test_a_stream_whose_client_goes_is_counted_down(http: httpx.AsyncClien
 
 async def test_a_head_that_is_too_large_for_a_real_gateway(gateway: GatewayProcess) -> None:
     talk = await Talk.to(gateway.port)
-    await talk.say(b"GET /healthz HTTP/1.1\r\nHost: x\r\na: " + b"b" * HEAD_MAX_BYTES)
+    await talk.say(b"GET /healthz HTTP/1.1\r\nHost: [::1]\r\na: " + b"b" * HEAD_MAX_BYTES)
     answer = await talk.answer()
     assert answer.startswith(b"HTTP/1.1 431 ")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "headers_too_large"

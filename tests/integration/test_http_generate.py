@@ -140,7 +140,8 @@ async def test_a_body_that_is_no_request(
 
 def test_a_body_without_a_declared_length_is_not_read_on(gateway: GatewayProcess) -> None:
     """The gateway hangs up on a client that goes on sending."""
-    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST /generate HTTP/1.1\r\nHost: [::1]\r\n"
+    head += b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunk = b"100000\r\n" + b"x" * (1 << 20) + b"\r\n"
     sent_bytes = 0
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
