@@ -291,3 +291,18 @@ def test_base64_costs_no_more_than_it_holds() -> None:
     body = base64.b64encode(b"x" * (field.max_bytes + 1)).decode()
     with pytest.raises(InvalidRequest, match=f"more than {field.max_bytes} bytes"):
         validate({"model": "anisora", "prompt": "x", "image": f"data:image/png;base64,{body}"}, catalog())
+
+
+def test_more_pixels_than_the_child_decodes(tmp_path: Path) -> None:
+    """Between our limit and that at which Pillow itself would stop."""
+    content = png(10_000, 10_000, b"\0" * 1_000)
+    (tmp_path / "image").write_bytes(content)
+    reference = ImageReference(
+        sha256=hashlib.sha256(content).hexdigest(),
+        media_type="image/png",
+        bytes=len(content),
+        width=10_000,
+        height=10_000,
+    )
+    with pytest.raises(BadInput, match=f"more than {MAX_PIXELS} pixels"):
+        read_image(tmp_path / "image", reference, width=64, height=32)
