@@ -27,7 +27,7 @@ from contracts.tasks import (
     decode_task_of,
     encode_task,
 )
-from contracts.topology import TASKS, WORK_CONSUMER, work_subject
+from contracts.topology import TASKS, WORK_CONSUMER
 from lane_worker.runtime.claim import Drop, Expire, Mine, Reread, Take, claim_decision, is_overdue
 from lane_worker.runtime.held import HeldTask, OwnershipLost, lease_end
 from lane_worker.runtime.host_messages import WrittenVideo
@@ -375,7 +375,8 @@ class WorkLoop:
 def _queued(message: Msg) -> GenerationTask:
     """The task that *message* carries. Raises UnreadableTask, also where it came on another task's subject."""
     task = decode_task(message.data)
-    if message.subject != work_subject(task.route, task.model, task.id):
+    # whichever queue it came on: what is run there, and as what, is of the subject
+    if message.subject.partition(".")[2] != f"{task.model}.{task.id}":
         raise UnreadableTask("it is not the task of its subject")
     return task
 
