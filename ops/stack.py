@@ -369,7 +369,7 @@ def curl_lines(url: str, model: str, prompt: str, *, needs_key: bool = False) ->
     body = msgspec.json.encode({"model": model, "prompt": prompt}).decode()
     return (
         f"""  id=$(curl -s{key} {url}/generate -H 'Content-Type: application/json' -d '{body}' | cut -d'"' -f4)\n"""
-        f"""  curl -s{key} "{url}/tasks/$id?wait=60"; echo; curl -s{key} -o {model}.mp4 "{url}/tasks/$id/video" """
+        f"""  curl -s{key} "{url}/tasks/$id?wait=60"; echo; curl -so {model}.mp4{key} "{url}/tasks/$id/video" """
     ).rstrip()
 
 
