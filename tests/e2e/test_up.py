@@ -85,6 +85,7 @@ def test_lanes_that_are_denied_and_given_under_load(tmp_path: Path) -> None:
     up.start()
     eventually_sync(lambda: "-so phr00t.mp4" in up.output.read_text(), within_s=60)
     said = up.output.read_text()
+    assert "open: everybody on this machine" in said
     denied = (
         "lane phr00t-0 is capacity_denied: the only slot for lanes is taken; its requests go to the degraded worker"
     )
@@ -151,6 +152,9 @@ def test_one_lane_to_a_slot(system: UpProcess) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["up", "--host", "no such host"], "neither an address nor a name"),
+        (["up", "--cors-origin", "*"], "is not an origin"),
+        (["up", "--tls-cert", "pyproject.toml"], "--tls-key is missing"),
         (["up", "--lanes", "sora=1"], "no model is called sora"),
         (["up", "--lanes", "anisora"], "MODEL=COUNT"),
         (["up", "--gpus", "0"], "0 is not in the range"),

@@ -577,6 +577,7 @@ def test_up_for_others_needs_a_key_first_and_then_speaks_https(keyed: Keyed, tmp
             return url in output.read_text()
 
         eventually_sync(is_told)
+        assert "open:" not in output.read_text()
         with httpx.Client(base_url=url, verify=keyed.tls.trust()) as http:
             assert http.get("/tasks").status_code == 401
             assert http.get("/tasks", headers=by(presented)).status_code == 200
