@@ -1,5 +1,6 @@
 """`warmlane up` as a user runs it: a real server, a real gateway, real lanes with tiny pipelines."""
 
+import atexit
 import json
 import signal
 import socket
@@ -41,6 +42,7 @@ class UpProcess:
                 stderr=output,
                 env=clean_environment() | self._environment,
             )
+        atexit.register(self._process.kill)  # of a test that fails, nothing goes on; all that it started ends with it
         eventually_sync(self.is_ready, within_s=120)
 
     def is_ready(self) -> bool:
