@@ -46,8 +46,8 @@ MAX_OUTSTANDING_PINGS: Final = 2
 SILENCE_NOTICED_S: Final = PING_INTERVAL_S * (MAX_OUTSTANDING_PINGS + 1.0)
 # A watch sees changes again so long after a reconnect (design §10.6).
 WATCH_RESUMES_S: Final = 2.0
-# A denial that comes again and again, as of a fetch, is logged so often.
-DENIAL_TOLD_EVERY_S: Final = 60.0
+# A denial that comes again and again, as of a fetch, is logged so often; a refusal to come back likewise.
+REFUSAL_TOLD_EVERY_S: Final = 60.0
 
 _STREAM_FULL: Final = 10077
 _WRONG_LAST_SEQUENCE: Final = 10071
@@ -125,13 +125,18 @@ class NatsLink:
         patience = asyncio.timeout(wait_s)
         link: list[Self] = []
         refusals: list[Exception] = []
-        denials_told_s: dict[str, float] = {}
+        told_until_s: dict[str, float] = {}
+
+        def is_news(kind: str) -> bool:
+            now_s = time.monotonic()
+            if now_s < told_until_s.get(kind, now_s):
+                return False
+            told_until_s[kind] = now_s + REFUSAL_TOLD_EVERY_S
+            return True
 
         def on_denial(denial: Denial) -> None:
             client.deny(denial)
-            now_s = time.monotonic()
-            if now_s >= denials_told_s.get(denial.kind, now_s):
-                denials_told_s[denial.kind] = now_s + DENIAL_TOLD_EVERY_S
+            if is_news(denial.kind):
                 log.error(
                     "nats_denied",
                     user=access.user,
@@ -145,9 +150,11 @@ class NatsLink:
             if denial is not None:
                 on_denial(denial)
             elif is_unauthorised(error) or isinstance(error, (ssl.SSLError, nats.errors.SecureConnRequiredError)):
-                refusals.append(error)
                 if not link:
+                    refusals.append(error)
                     patience.reschedule(asyncio.get_running_loop().time())  # another try is refused as well
+                elif is_news("refused"):
+                    log.error("nats_refused", error=str(_refused(access, error)))
             # A lost connection is told by the other callbacks.
             elif not isinstance(error, (ConnectionError, nats.errors.UnexpectedEOF, nats.errors.StaleConnectionError)):
                 log.warning("nats_error", error=repr(error))

@@ -70,7 +70,7 @@ class NatsServer:
     """A real nats-server on a free port, with a folder of its own."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self._folder, self._options = folder, options
+        self._folder, self.options = folder, options
         self.port = free_port()
         self.address = f"nats://127.0.0.1:{self.port}"
         """For processes, which find the password of their role in `clean_environment`."""
@@ -84,7 +84,7 @@ class NatsServer:
         log = (self._folder / "nats.log").open("ab")
         with log:
             self._process = subprocess.Popen(
-                [*command, "-sd", str(self._folder), *self._options], stdout=log, stderr=log, env=clean_environment()
+                [*command, "-sd", str(self._folder), *self.options], stdout=log, stderr=log, env=clean_environment()
             )
         eventually_sync(self._answers)
 

@@ -42,7 +42,12 @@ class Caller:
     @classmethod
     async def post(cls, port: int, *, key: str | None = None, image: str | None = None) -> "Caller":
         body = json.dumps({"model": "anisora", "prompt": "x"} | ({} if image is None else {"image": image})).encode()
-        head = ["POST /generate HTTP/1.1", "Host: [::1]", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+        head = [
+            "POST /generate HTTP/1.1",
+            "Host: [::1]",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+        ]
         if key is not None:
             head.append(f"Idempotency-Key: {key}")
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -195,6 +195,26 @@ async def test_nobody_gets_in_without_a_password(
     assert password is None or password not in str(refused.value)
 
 
+async def test_a_password_that_counts_no_more_is_said(tmp_path: Path) -> None:
+    """The server comes back with other passwords: the process goes on trying, and says once why it cannot."""
+    server = NatsServer(tmp_path)
+    server.start()
+    link = await as_role(server, "lane")
+    (tmp_path / "other.conf").write_text("jetstream: {}\nauthorization: {user: lane, password: another}")
+    try:
+        with capture_logs() as lines:
+            server.stop()
+            server.options = ("-c", str(tmp_path / "other.conf"))  # the last -c counts
+            server.start()
+            await eventually(lambda: asyncio.sleep(0, [line for line in lines if line["event"] == "nats_refused"]))
+        (told,) = [line for line in lines if line["event"] == "nats_refused"]
+        assert "does not know the user lane, or not with this password" in told["error"]
+        assert "pw-lane" not in str(lines)
+    finally:
+        await link.close()
+        server.stop()
+
+
 def test_without_passwords_the_server_does_not_start(tmp_path: Path) -> None:
     environment = environment_for(None, clean_environment())
     command = [str(find_nats_server()), "-c", str(nats_conf()), "-p", str(free_port()), "-sd", str(tmp_path)]
