@@ -1,19 +1,25 @@
 """The main job, as a newcomer does it: POST, wait, download, watch (SC-001, SC-002, SC-003, SC-005)."""
 
+import asyncio
 import base64
 import hashlib
 import io
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import av
 import pytest
 from msgspec import json as msgjson
+from msgspec.structs import replace
 from PIL import Image
 
 from contracts.settings import Catalog
-from contracts.tasks import GenerationParameters
+from contracts.tasks import GenerationParameters, encode_task
+from contracts.topology import work_subject
+from ops.nats_link import NatsLink
+from tests.records import pending_task
 from tests.support import eventually_sync
 from tests.system import UpProcess
 
@@ -150,3 +156,28 @@ def test_twenty_alternating_requests(system: UpProcess) -> None:
     assert [task["status"] for task in ended] == ["done"] * 20
     assert {task["worker"] for task in ended} == {"anisora-0", "phr00t-0"}
     assert all(len(system.memory_lines(task["id"])) == 1 for task in ended)
+
+
+def test_a_forged_task_ends_as_invalid_input_and_the_next_one_runs(system: UpProcess) -> None:
+    """Nothing is run that the gateway would not have accepted."""
+    now = datetime.now(UTC)
+    task = pending_task(
+        "01890a5d-ac96-774b-bcce-b302099a8f00",
+        created_at=now,
+        queued_at=now,
+        deadline_at=now + timedelta(seconds=30),
+    )
+    forged = replace(task, parameters=replace(task.parameters, num_frames=1_000_000_001, width=1 << 20))
+
+    async def publish() -> None:
+        link = await NatsLink.connect(system.nats_url, name="test")
+        await link.publish(work_subject("lane", "anisora", task.id), b"\0\xff")
+        await link.publish(work_subject("lane", "anisora", task.id), encode_task(forged))
+        await link.close()
+
+    asyncio.run(publish())
+    good = system.ended(system.submit()["id"])
+    ended = system.ended(task.id)
+    assert (good["status"], good["attempt"]) == ("done", 1)
+    assert (ended["status"], ended["error"]["code"]) == ("failed", "invalid_input")
+    assert "num_frames" in ended["error"]["message"]
