@@ -18,7 +18,7 @@ from contracts.settings import Catalog, load_settings
 from contracts.topology import TASKS
 from ops.nats_access import ROLES, NatsAccess, Role, access, environment_for, make_users, password_variable
 from ops.nats_client import Denied
-from ops.nats_link import NatsLink, NotAllowed, UnusableServer
+from ops.nats_link import NatsLink, NotAllowed, TransportUnavailable, UnusableServer
 from ops.nats_server import find_nats_server, nats_conf
 from ops.processes import warmlane_command
 from ops.provision import provision, wanted
@@ -328,6 +328,30 @@ async def test_a_tls_address_is_never_spoken_to_without_tls(server: NatsServer, 
             await NatsLink.connect(NatsAccess(urls=anybodys.address.replace("nats://", "tls://")), name="test")
     finally:
         anybodys.stop()
+
+
+async def test_no_password_is_said_to_who_does_not_speak_tls() -> None:
+    """Somebody listens in the server's place, and asks for a user in the clear."""
+    heard = bytearray()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"x","version":"2.15.1","auth_required":true,"max_payload":1000000}\r\n')
+        while content := await reader.read(4096):
+            heard.extend(content)
+        writer.close()
+
+    impostor = await asyncio.start_server(listen, "127.0.0.1", 0)
+    port = impostor.sockets[0].getsockname()[1]
+    tls = NatsAccess(urls=f"tls://127.0.0.1:{port}", user="admin", password="pw-admin")
+    with pytest.raises(UnusableServer, match="offers no TLS"):
+        await NatsLink.connect(tls, name="test")
+    with pytest.raises(TransportUnavailable):  # in the clear it is said, so that is what is looked for
+        await NatsLink.connect(
+            NatsAccess(urls=f"nats://127.0.0.1:{port}", user="admin", password="pw-open"), name="test", wait_s=0.5
+        )
+    impostor.close()
+    assert b"pw-open" in heard
+    assert b"pw-admin" not in heard
 
 
 # ── `warmlane nats-server` ───────────────────────────────────────────────────────────────────────────────────────────

@@ -203,6 +203,8 @@ async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(quick_syst
         in_hand = (await quick_system.submit("phr00t"))["id"]
         await rig.lanes.holds("phr00t-0", in_hand)
         (killed,) = rig.lane_pids()
+        told = Path(f"/proc/{killed}/environ").read_bytes()  # its own password, and not the supervisor's
+        assert (b"pw-lane" in told, b"pw-supervisor" in told, b"pw-admin" in told) == (True, False, False)
         os.kill(killed, signal.SIGKILL)
         # nobody waits for the end of its lease
         requeued = await quick_system.becomes(in_hand, TaskStatus.PENDING, epoch=1)

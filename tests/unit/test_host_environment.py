@@ -1,8 +1,9 @@
-"""FR-010: the environment in which torch is imported carries the allocator's setting, under both of its names."""
+"""The environment in which torch is imported: the allocator's setting (FR-010), and no password."""
 
 import pytest
 
 from lane_worker.runtime.host import _environment
+from ops.nats_access import ROLES, password_variable
 
 NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
@@ -21,3 +22,8 @@ def test_the_allocator_is_configured(before: dict[str, str], expected: str) -> N
     assert [made[name] for name in NAMES] == [expected, expected]
     assert made["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
     assert made["PATH"] == "/bin"
+
+
+def test_no_password_is_handed_to_the_process_that_decodes_what_clients_send() -> None:
+    passwords = {password_variable(role): "secret" for role in ROLES}
+    assert "secret" not in _environment(passwords | {"PATH": "/bin"}).values()
