@@ -397,7 +397,7 @@ def _size(manifest: Manifest) -> str:
     "  warmlane backup /srv/backups/today --nats-url nats://127.0.0.1:4222"
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@nats_options("admin")
+@nats_options("admin", asks_for_folder=True)
 @settings_option
 @profile_option
 def backup_command(folder: Path, nats: NatsAccess, settings: Path | None, profile: str) -> None:
@@ -420,7 +420,7 @@ def backup_command(folder: Path, nats: NatsAccess, settings: Path | None, profil
     "  warmlane restore backups/monday --replicas 3 --nats-url nats://127.0.0.1:4222,nats://127.0.0.1:4223"
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@nats_options("admin")
+@nats_options("admin", asks_for_folder=True)
 @replicas_option
 def restore_command(folder: Path, nats: NatsAccess, replicas: int | None) -> None:
     """Bring back what `warmlane backup` saved in DIR.

@@ -1,9 +1,8 @@
 """`warmlane keys`: who may call the HTTP API. Every gateway watches the bucket `keys`, and obeys within a second."""
 
-import asyncio
 import json
 import secrets
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
@@ -34,7 +33,8 @@ from contracts.keys import (
 )
 from contracts.topology import KEYS, bucket_stream
 from ops.nats_access import NatsAccess
-from ops.nats_link import Entry, NatsLink, TransportUnavailable, UnusableServer, WrongRevision, translated
+from ops.nats_call import on_nats
+from ops.nats_link import Entry, NatsLink, WrongRevision, translated
 from ops.options import nats_options
 from ops.provision import NotProvisioned
 
@@ -173,20 +173,6 @@ async def _require_bucket(link: NatsLink) -> None:
         raise NotProvisioned("the server lacks the bucket keys; run `warmlane provision`") from error
 
 
-def _with_link(nats: NatsAccess, work: Callable[[NatsLink], Awaitable[T]]) -> T:
-    async def run() -> T:
-        link = await NatsLink.connect(nats, name="keys")
-        try:
-            return await work(link)
-        finally:
-            await link.close()
-
-    try:
-        return asyncio.run(run())
-    except (TransportUnavailable, UnusableServer, NotProvisioned, NoSuchKey) as error:
-        raise click.ClickException(str(error)) from error
-
-
 @click.group(
     epilog="Examples:\n\n  warmlane keys add alice --scope submit --scope read\n\n  warmlane keys list\n\n"
     "  warmlane keys revoke 0f6a3c9d21be"
@@ -235,7 +221,7 @@ def _caller(_: click.Context, __: click.Parameter, value: str) -> str:
     show_default=True,
     help="Seconds over which they are counted: so long a pause can be made up for at once.",
 )
-@nats_options("admin")
+@nats_options("admin", asks_for_folder=True)
 def add_command(caller: str, scopes: tuple[Scope, ...], rate_per_s: float, burst_s: int, nats: NatsAccess) -> None:
     """Make a key for CALLER and print it, this once: alone on standard output.
 
@@ -255,7 +241,7 @@ def add_command(caller: str, scopes: tuple[Scope, ...], rate_per_s: float, burst
     def make(link: NatsLink) -> Awaitable[Presented]:
         return add(link, caller, scopes, rate_per_s=rate_per_s or None, burst_s=burst_s, now=datetime.now(UTC))
 
-    presented = _with_link(nats, make)
+    presented = on_nats(nats, make, name="keys", told=(NotProvisioned, NoSuchKey))
     click.echo(
         f"key {presented.id} for {caller} ({', '.join(scopes)}) counts from now on. "
         "Keep what follows: it is stored nowhere and cannot be shown again.",
@@ -267,10 +253,10 @@ def add_command(caller: str, scopes: tuple[Scope, ...], rate_per_s: float, burst
 
 @command.command(name="list", epilog="Examples:\n\n  warmlane keys list\n\n  warmlane keys list --json")
 @click.option("--json", "as_json", is_flag=True, help="Print an array of objects.")
-@nats_options("admin")
+@nats_options("admin", asks_for_folder=True)
 def list_command(as_json: bool, nats: NatsAccess) -> None:
     """Show every key, revoked ones too; never a secret."""
-    stored = _with_link(nats, read_keys)
+    stored = on_nats(nats, read_keys, name="keys", told=(NotProvisioned, NoSuchKey))
     if as_json:
         click.echo(json.dumps([shown(key) for key in stored.keys]))
     elif stored.keys:
@@ -285,7 +271,7 @@ def list_command(as_json: bool, nats: NatsAccess) -> None:
 
 @command.command(name="revoke", epilog="Examples:\n\n  warmlane keys revoke 0f6a3c9d21be")
 @click.argument("key_id", metavar="ID")
-@nats_options("admin")
+@nats_options("admin", asks_for_folder=True)
 def revoke_command(key_id: str, nats: NatsAccess) -> None:
     """End a key: within a second no gateway lets it in. It stays on record.
 
@@ -298,7 +284,7 @@ def revoke_command(key_id: str, nats: NatsAccess) -> None:
     async def end(link: NatsLink) -> tuple[ApiKey, Stored]:
         return await revoke(link, key_id, now=datetime.now(UTC)), await read_keys(link)
 
-    was, stored = _with_link(nats, end)
+    was, stored = on_nats(nats, end, name="keys", told=(NotProvisioned, NoSuchKey))
     if was.revoked_at is not None:
         click.echo(f"key {was.id} of {was.caller} was revoked already, at {was.revoked_at:%Y-%m-%d %H:%M:%S} UTC")
     else:

@@ -319,18 +319,34 @@ def nats_access(role: Role, urls: str, *, data_dir: Path | None = None, ca: Path
     return access(role, urls, data_dir=folder, ca=ca)
 
 
-def nats_options(role: Role) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`--nats-url` and `--nats-ca`; the command is given *nats*, which is how *role* speaks to that server."""
+_auth_dir_option = click.option(
+    "--data-dir",
+    "auth_dir",
+    envvar="WARMLANE_DATA_DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_DATA_DIR,
+    show_default=True,
+    show_envvar=True,
+    help="Data folder of `warmlane up`, which holds the passwords of its nats-server.",
+)
+
+
+def nats_options(role: Role, *, asks_for_folder: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--nats-url` and `--nats-ca`; the command is given *nats*, which is how *role* speaks to that server.
+
+    *asks_for_folder* adds `--data-dir`, for a command that needs the data folder for nothing but the password.
+    """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @_nats_url_option
         @_nats_ca_option
         @wraps(function)
-        def command(*args: Any, nats_url: str, nats_ca: Path | None, **options: Any) -> Any:
-            return function(
-                *args, nats=nats_access(role, nats_url, data_dir=options.get("data_dir"), ca=nats_ca), **options
-            )
+        def command(
+            *args: Any, nats_url: str, nats_ca: Path | None, auth_dir: Path | None = None, **options: Any
+        ) -> Any:
+            folder = auth_dir or options.get("data_dir")
+            return function(*args, nats=nats_access(role, nats_url, data_dir=folder, ca=nats_ca), **options)
 
-        return command
+        return _auth_dir_option(command) if asks_for_folder else command
 
     return decorate

@@ -266,7 +266,7 @@ async def _patiently(call: Callable[[], Awaitable[list[Difference]]]) -> list[Di
     epilog="Examples:\n\n  warmlane provision\n\n  warmlane provision --check --nats-url nats://127.0.0.1:4222\n\n"
     "  warmlane provision --replicas 3 --nats-url nats://127.0.0.1:4222,nats://127.0.0.1:4223"
 )
-@nats_options("admin")
+@nats_options("admin", asks_for_folder=True)
 @settings_option
 @profile_option
 @keep_option

@@ -1,7 +1,6 @@
 """`warmlane slots`: what is resident on which card, and lifting a quarantine."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
@@ -16,7 +15,8 @@ from contracts.lanes import SlotState, VideoPipelineSlot, decode_slot
 from contracts.topology import SLOTS
 from contracts.wire import Unreadable
 from ops.nats_access import NatsAccess
-from ops.nats_link import Entry, NatsLink, TransportUnavailable, UnusableServer, WrongRevision
+from ops.nats_call import on_nats
+from ops.nats_link import Entry, NatsLink, WrongRevision
 from ops.options import nats_access, nats_options
 
 T = TypeVar("T")
@@ -86,26 +86,12 @@ def _read(entry: Entry) -> VideoPipelineSlot | None:
         return None
 
 
-def _with_link(nats: NatsAccess, work: Callable[[NatsLink], Awaitable[T]]) -> T:
-    async def run() -> T:
-        link = await NatsLink.connect(nats, name="slots")
-        try:
-            return await work(link)
-        finally:
-            await link.close()
-
-    try:
-        return asyncio.run(run())
-    except (TransportUnavailable, UnusableServer, NotQuarantined) as error:
-        raise click.ClickException(str(error)) from error
-
-
 @click.group(
     invoke_without_command=True,
     epilog="Examples:\n\n  warmlane slots\n\n  warmlane slots lift cpu-2\n\n"
     "  nats kv del slots cpu-2   (lifts it as well)",
 )
-@nats_options("admin")
+@nats_options("admin", asks_for_folder=True)
 @click.pass_context
 def command(ctx: click.Context, /, nats: NatsAccess) -> None:
     """Show every slot: who holds it, which model is resident, and in which state.
@@ -115,7 +101,7 @@ def command(ctx: click.Context, /, nats: NatsAccess) -> None:
     ctx.obj = nats
     if ctx.invoked_subcommand is not None:
         return
-    slots = _with_link(nats, read_slots)
+    slots = on_nats(nats, read_slots, name="slots", told=(NotQuarantined,))
     if slots:
         Console().print(table_of(slots))
     else:
@@ -137,7 +123,7 @@ def lift_command(group: NatsAccess, /, slot: str, nats_url: str | None) -> None:
     """
     nats = group if nats_url is None else nats_access("admin", nats_url, ca=group.ca)
     try:
-        was = _with_link(nats, lambda link: lift(link, slot, now=datetime.now(UTC)))
+        was = on_nats(nats, lambda link: lift(link, slot, now=datetime.now(UTC)), name="slots", told=(NotQuarantined,))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="SLOT") from error
     click.echo(f"lifted: slot {slot} was quarantined since {was.since:%Y-%m-%d %H:%M:%S} UTC ({was.detail})")

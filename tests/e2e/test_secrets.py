@@ -13,7 +13,7 @@ import httpx
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ops.nats_access import ROLES
+from ops.nats_access import ROLES, environment_for
 from ops.processes import warmlane_command
 from tests.integration.test_tracing import Collector
 from tests.support import children_of, clean_environment, command_line, eventually_sync
@@ -48,12 +48,9 @@ def picture() -> str:
 
 def add_key(up: UpProcess, *scopes: str) -> str:
     options = [part for scope in scopes for part in ("--scope", scope)]
-    environment = clean_environment() | {
-        "WARMLANE_DATA_DIR": str(up.data_dir),
-        "WARMLANE_NATS_URL": f"nats://127.0.0.1:{up.nats_port}",
-    }
     # its password is the one that `warmlane up` made, in the data folder
-    environment = {name: value for name, value in environment.items() if not name.endswith("_PASSWORD")}
+    options += ["--data-dir", str(up.data_dir), "--nats-url", f"nats://127.0.0.1:{up.nats_port}"]
+    environment = environment_for(None, clean_environment())
     command = warmlane_command("keys", "add", "canary-caller", *options)
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 

@@ -374,6 +374,16 @@ def test_the_embedded_server_by_itself(tmp_path: Path) -> None:
     try:
         eventually_sync(lambda: access("admin", url, data_dir=tmp_path).user == "admin")
         asyncio.run(use())
+        # a command that needs nothing else of the folder finds its password there, too
+        told = subprocess.run(
+            warmlane_command("keys", "list", "--nats-url", url, "--data-dir", str(tmp_path)),
+            env=environment_for(None, clean_environment()),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (told.returncode, "no API key yet" in told.stdout) == (0, True), told.stderr
         assert (tmp_path / "nats" / "jetstream").is_dir()
         shown = Path(f"/proc/{process.pid}/cmdline").read_bytes().decode()
         assert make_users(tmp_path, url)["WARMLANE_NATS_ADMIN_PASSWORD"] not in shown
