@@ -1,0 +1,309 @@
+"""The services of compose.yaml, profile cpu, as processes of this machine: their own commands and environments.
+
+Only what a container engine would do is done here: names of hosts, ports and mounted folders get local ones.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+
+from contracts.lanes import LaneState, Leadership, decode_heartbeat
+from contracts.topology import LANES
+from ops.healthcheck import complaint
+from ops.nats_access import ROLES, password_variable
+from ops.nats_link import NatsLink
+from ops.nats_server import find_nats_server
+from ops.options import Duration
+from ops.processes import warmlane_command
+from tests.compose import ROOT, dockerfile, image_environment, is_ours, services, understood
+from tests.degraded import leader_of
+from tests.integration.test_tracing import Collector
+from tests.support import as_admin, eventually, eventually_sync, free_port, require_no_denial
+
+SECRETS: Final = {password_variable(role): f"pw-{role}" for role in ROLES} | {"WARMLANE_GRAFANA_PASSWORD": "pw-grafana"}
+# Of the loopback, and another one than nats.conf has: that the command line moves it is a part of what is shown.
+NATS_HOST: Final = "127.0.0.2"
+# The workers' health check and the metrics that are sent come with `--metrics-port`; until then they are not looked at.
+METRICS_ARE_THERE: Final = "--metrics-port" in understood(["lane", "--metrics-port", "9464"])
+
+
+class Metrics(Collector):
+    """Keeps which services sent metrics, too."""
+
+    def __init__(self) -> None:
+        self.measured: set[str] = set()
+        super().__init__()
+
+    def receive(self, path: str, body: bytes) -> None:
+        if path != "/v1/metrics":
+            super().receive(path, body)
+            return
+        for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
+            self.measured |= {
+                pair.value.string_value for pair in resource.resource.attributes if pair.key == "service.name"
+            }
+
+
+class Composed:
+    """The engine's part, on this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._services = services(SECRETS)
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._ports: dict[tuple[str, str], str] = {}
+        self.collector = Metrics()
+        self.nats_port, self.monitor_port = free_port(), free_port()
+        self.quota = folder / "quota" / "quota.json"
+        self.quota.parent.mkdir()
+        (folder / "home").mkdir()
+
+    def port(self, name: str, inside: str) -> str:
+        """The local port in the place of *inside*, which each container has to itself."""
+        return self._ports.setdefault((name, inside), str(free_port()))
+
+    def here(self, name: str, text: str) -> str:
+        """*text* of the service *name* with everything that is of containers replaced by what is here."""
+        table = {
+            "nats://nats:4222": f"nats://{NATS_HOST}:{self.nats_port}",
+            "http://otel-collector:4318": self.collector.url,
+            "http://gateway:8000": f"http://127.0.0.1:{self.port('gateway', '8000')}",
+            "/etc/warmlane/quota": str(self.quota.parent),
+        }
+        for mount in self._services[name].get("volumes", []):
+            if mount["type"] == "bind":
+                table.setdefault(mount["target"], str(ROOT / mount["source"]))
+        # the volumes `work` and `artifacts` are one folder: the second lies in the first
+        table["/data"] = str(self._folder / ("nats" if name == "nats" else "data"))
+        for inside, outside in table.items():
+            text = re.sub(rf"{re.escape(inside)}(?![\w.-])", outside, text)
+        return re.sub(r"\b(8000|9464)\b", lambda match: self.port(name, match[1]), text)
+
+    def environment(self, name: str) -> dict[str, str]:
+        """What its container would have: of the image, of the service, and nothing of this machine."""
+        each = self._services[name]
+        path = dockerfile(each)
+        image = image_environment(path) if path is not None else {}
+        told = {variable: self.here(name, value) for variable, value in each["environment"].items()}
+        return image | told | {"PATH": os.environ["PATH"], "HOME": str(self._folder / "home")}
+
+    def command(self, name: str, *instead: str) -> list[str]:
+        """Its command line, or with *instead* the one of `docker compose run SERVICE …`."""
+        each = self._services[name]
+        assert is_ours(each)
+        return warmlane_command(*(self.here(name, word) for word in (instead or understood(each["command"]))))
+
+    def run(self, name: str, *instead: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Runs it to its end, with *more* in its environment, as `docker compose run --env` adds it."""
+        command, environment = self.command(name, *instead), self.environment(name) | more
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+    def start(self, name: str) -> None:
+        """Starts it, and leaves it running until `stop`."""
+        self._start(name, self.command(name))
+
+    def start_nats(self) -> None:
+        """The same for nats-server, whose image is not ours."""
+        program, *options = self._services["nats"]["command"]
+        local = {"0.0.0.0": NATS_HOST, "4222": str(self.nats_port), "8222": str(self.monitor_port)}
+        assert set(local) < set(options)
+        command = [str(find_nats_server()), *(local.get(word, self.here("nats", word)) for word in options)]
+        assert program == "nats-server"
+        self._start("nats", command)
+
+    def _start(self, name: str, command: list[str]) -> None:
+        with (self._folder / f"{name}.log").open("wb") as log:
+            self._running[name] = subprocess.Popen(
+                command, stdout=log, stderr=log, env=self.environment(name), cwd=self._folder
+            )
+
+    def log(self, name: str) -> str:
+        return (self._folder / f"{name}.log").read_text()
+
+    def require_running(self) -> None:
+        for name, process in self._running.items():
+            assert process.poll() is None, self.log(name)
+
+    def is_healthy(self, name: str) -> bool:
+        """What its own health check says."""
+        self.require_running()
+        test = self._services[name]["healthcheck"]["test"]
+        if name == "nats":
+            return complaint(test[-1].replace("127.0.0.1:8222", f"{NATS_HOST}:{self.monitor_port}")) is None
+        assert test[:2] == ["CMD", "python"]
+        command = [sys.executable, *(self.here(name, word) for word in test[2:])]
+        return subprocess.run(command, cwd=ROOT, env=self.environment(name), check=False).returncode == 0
+
+    def stop(self, *names: str) -> None:
+        """As `docker compose stop`: SIGTERM, and no longer than the grace period. All must end well."""
+        for name in names:
+            self._running[name].send_signal(signal.SIGTERM)
+        for name in names:
+            grace_s = Duration().convert(self._services[name]["stop_grace_period"], None, None)
+            assert isinstance(grace_s, float)
+            assert self._running.pop(name).wait(timeout=grace_s) == 0, self.log(name)
+            require_no_denial(self.log(name))
+
+    def close(self) -> None:
+        for process in self._running.values():
+            process.kill()
+            process.wait(timeout=20)
+        self.collector.close()
+
+    @property
+    def nats_url(self) -> str:
+        return as_admin(f"nats://{NATS_HOST}:{self.nats_port}")
+
+
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
+    """nats-server is there and holds what is needed: as far as every profile goes before its first worker."""
+    composed = Composed(tmp_path_factory.mktemp("compose"))
+    try:
+        composed.start_nats()
+        eventually_sync(lambda: composed.is_healthy("nats"))
+        provisioned = composed.run("provision")
+        assert provisioned.returncode == 0, provisioned.stderr
+        assert "LANE_ANISORA" in provisioned.stdout
+        yield composed
+        composed.stop("nats")
+    finally:
+        composed.close()
+
+
+CONNECTED: Final = services(SECRETS)["degraded"]["healthcheck"]["test"][-1]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "pattern", "is_well"),
+    [
+        (200, "", None, True),
+        (503, "", None, False),
+        (200, "# TYPE warmlane_nats_connected gauge\nwarmlane_nats_connected 1.0\n", CONNECTED, True),
+        (200, 'warmlane_nats_connected{otel_scope_name="warmlane"} 1\n', CONNECTED, True),
+        (200, "warmlane_nats_connected 0.0\n", CONNECTED, False),
+        (200, "# warmlane_nats_connected 1.0\n", CONNECTED, False),
+        (200, "", CONNECTED, False),
+    ],
+)
+def test_what_a_health_check_takes_for_healthy(status: int, body: str, pattern: str | None, is_well: bool) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Says nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        url = f"http://127.0.0.1:{server.server_port}/"
+        answering = threading.Thread(target=server.handle_request)
+        answering.start()
+        assert (complaint(url, pattern) is None) is is_well
+        answering.join()
+    assert "refused" in str(complaint(url, pattern))
+
+
+async def test_a_supervisor_in_the_place_of_the_lanes_obeys_the_mounted_quota(composed: Composed) -> None:
+    """Its own command; a quota of nothing keeps it from starting what the next test starts."""
+    composed.quota.write_text(json.dumps({"max_lanes": {"anisora": 0, "phr00t": 0}}))
+    composed.start("supervisor")
+    link = await NatsLink.connect(composed.nats_url, name="test")
+    try:
+        for model in ("anisora", "phr00t"):
+
+            async def is_denied(key: str = f"{model}.{model}-0") -> bool:
+                composed.require_running()
+                entry = await link.get(LANES, key)
+                told = None if entry is None or entry.value is None else decode_heartbeat(entry.value)
+                return told is not None and told.state is LaneState.QUOTA_DENIED
+
+            await eventually(is_denied)
+    finally:
+        await link.close()
+    if METRICS_ARE_THERE:
+        assert composed.is_healthy("supervisor")
+    composed.stop("supervisor")
+
+
+async def leader_at(url: str) -> Leadership | None:
+    link = await NatsLink.connect(url, name="test")
+    try:
+        return await leader_of(link)
+    finally:
+        await link.close()
+
+
+def test_the_services_of_the_profile_cpu_serve(composed: Composed) -> None:
+    # until there is a key the gateway ends, and says what to do; the engine starts it again
+    refused = composed.run("gateway")
+    assert refused.returncode == 1
+    assert "warmlane keys add" in refused.stderr
+    added = composed.run("admin", "keys", "add", "operator", "--scope", "admin")
+    assert added.returncode == 0, added.stderr
+    workers = ("lane-anisora", "lane-phr00t", "degraded")
+    for name in ("gateway", *workers):
+        composed.start(name)
+
+    key = added.stdout.strip()
+    headers = {"authorization": f"Bearer {key}"}
+    url = f"http://127.0.0.1:{composed.port('gateway', '8000')}"
+    with httpx.Client(base_url=url, headers=headers, timeout=70) as http:
+
+        def readiness() -> dict[str, Any] | None:
+            composed.require_running()
+            with contextlib.suppress(httpx.TransportError):
+                told: dict[str, Any] = http.get("/readyz").json()
+                return (
+                    told if told["degraded_worker"] and all(each["warm"] for each in told["models"].values()) else None
+                )
+            return None
+
+        ready = eventually_sync(readiness, within_s=120)
+        assert ready is not None
+        assert ready["ready"] is True
+        assert set(ready["models"]) == {"anisora", "phr00t"}
+        assert http.get("/tasks", headers={"authorization": ""}).status_code == 401
+        body = {"model": "anisora", "prompt": "a red fox", "num_frames": 5}
+        accepted = http.post("/generate", json=body)
+        assert accepted.status_code == 202, accepted.text
+        ended = http.get(f"/tasks/{accepted.json()['id']}?wait=60").json()
+        assert (ended["status"], ended["route"], ended["worker"]) == ("done", "lane", "anisora-0")
+        assert http.get(ended["links"]["video"]).content[4:8] == b"ftyp"
+
+    composed.start("degraded-standby")
+    eventually_sync(lambda: '"stands_by"' in composed.log("degraded-standby"), within_s=60)
+    leader = asyncio.run(leader_at(composed.nats_url))
+    assert leader is not None
+    assert (leader.worker, leader.slot) == ("degraded-0", "cpu-2")
+    assert '"serves"' not in composed.log("degraded-standby")
+
+    status = composed.run("admin", "status", "--json", WARMLANE_API_KEY=key)
+    assert status.returncode == 0, status.stderr
+    assert composed.is_healthy("gateway")
+    if METRICS_ARE_THERE:
+        for name in (*workers, "degraded-standby"):
+            assert composed.is_healthy(name), name
+    composed.stop("degraded-standby", *workers)
+    composed.stop("gateway")
+    # what they were told to send to the collector came there; the last of it when they left
+    assert "warmlane-lane" in composed.collector.services
+    if METRICS_ARE_THERE:
+        assert composed.collector.measured == {
+            f"warmlane-{role}" for role in ("gateway", "lane", "degraded", "supervisor")
+        }
