@@ -92,6 +92,8 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
             "idempotency_key_reused", "this Idempotency-Key came with another body before; use a new key"
         ) from error
     except Overloaded as error:
+        if error.task_id is not None:
+            current_span().set_attribute("task.id", error.task_id)
         reasons = {
             "depth": f"{DEGRADED_MAX_MSGS} requests are waiting already",
             "wait": f"no worker took the request within {services.catalog.windows.wait_limit_s:g} s; it will not run",

@@ -237,7 +237,7 @@ def _known(_: Request[Any, Any, Any], error: ProblemError) -> Response[bytes]:
 
 def _answer(error: ProblemError) -> Response[bytes]:
     metrics.requests_refused.add(error.problem.code)
-    current_span().set_attribute("error.type", error.problem.code)
+    current_span().set_attribute("problem.code", error.problem.code)
     return error.response()
 
 

@@ -6,6 +6,7 @@ was over before anybody knew that it mattered, is `record`ed afterwards with its
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ CONSUMER: Final = SpanKind.CONSUMER
 TRACEPARENT: Final = "traceparent"
 
 _tracer = trace.get_tracer("warmlane")
+_task_id: ContextVar[str | None] = ContextVar("task_id", default=None)
 _propagator = TraceContextTextMapPropagator()
 
 
@@ -32,26 +34,25 @@ def span(
     *,
     traceparent: str | None = None,
     kind: SpanKind = SpanKind.INTERNAL,
-    begun_at: datetime | None = None,
     unless: tuple[type[Exception], ...] = (),
 ) -> Iterator[Span]:
     """A span around the block, below the current one or, where it is given, below *traceparent* (W3C).
 
     An exception that leaves the block marks it as failed, by its class alone: its text may quote a request. Those of
-    *unless* do not, being no failure.
+    *unless* do not, being no failure: somebody else was faster.
     """
     with _tracer.start_as_current_span(
         name,
         context=_context(traceparent),
         kind=kind,
-        attributes=attributes,
-        start_time=None if begun_at is None else _ns(begun_at),
+        attributes=_of(attributes),
         record_exception=False,
         set_status_on_exception=False,
     ) as current:
         try:
             yield current
-        except unless:
+        except unless as error:
+            current.set_attribute("came_to_nothing", type(error).__name__)
             raise
         except Exception as error:
             failed(current, type(error).__name__)
@@ -69,12 +70,22 @@ def record(
     error: str | None = None,
 ) -> None:
     """A span of what happened from *begun_at* to *ended_at*; *error* says why it failed, if it did."""
-    past = _tracer.start_span(name, context=_context(traceparent), attributes=attributes, start_time=_ns(begun_at))
+    past = _tracer.start_span(name, context=_context(traceparent), attributes=_of(attributes), start_time=_ns(begun_at))
     for event, at, details in events:
         past.add_event(event, details, timestamp=_ns(at))
     if error is not None:
         failed(past, error)
     past.end(end_time=max(_ns(begun_at), _ns(ended_at)))
+
+
+@contextlib.contextmanager
+def working_on(task: GenerationTask) -> Iterator[None]:
+    """Every span of the block is of *task*, also those of code that knows no tasks."""
+    token = _task_id.set(task.id)
+    try:
+        yield
+    finally:
+        _task_id.reset(token)
 
 
 def current_span() -> Span:
@@ -110,6 +121,11 @@ def of_message(task: GenerationTask, operation: str, stream: str) -> dict[str, A
         "messaging.message.id": task.message_id,
         **of_task(task),
     }
+
+
+def _of(attributes: Attributes | None) -> Attributes | None:
+    task_id = _task_id.get()
+    return attributes if task_id is None else {"task.id": task_id, **(attributes or {})}
 
 
 def _context(traceparent: str | None) -> Context | None:

@@ -1,6 +1,7 @@
 """An OTLP/HTTP endpoint, as a collector has it, that keeps what it is sent."""
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,6 +51,8 @@ class Collector:
         self.services: set[str] = set()
         self.spans: list[SeenSpan] = []
         self._series: dict[tuple[str, str, str, Labels], float] = {}
+        self._exports: Counter[tuple[str, str]] = Counter()
+        self._changes: list[tuple[datetime, str, Labels, float, float]] = []
         self._turn = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -85,6 +88,33 @@ class Collector:
     def value(self, name: str, **labels: str) -> float:
         """All of `series` added up; 0 where there is none."""
         return sum(self.series(name, **labels).values())
+
+    def counted(self, name: str, **labels: str) -> float:
+        """How much the counter *name* with *labels* grew in all, by all processes, also those that were started again.
+
+        A histogram's value is how many it counted.
+        """
+        with self._turn:
+            return sum(
+                after - before if after >= before else after  # one that fell began anew
+                for _, metric, own, before, after in self._changes
+                if metric == name and labels.items() <= dict(own).items()
+            )
+
+    def exports(self) -> dict[tuple[str, str], int]:
+        """How often each process, by its service and instance, has sent its metrics."""
+        with self._turn:
+            return dict(self._exports)
+
+    def changes(self, name: str, since: datetime, until: datetime, **labels: str) -> list[tuple[float, float]]:
+        """Every change of a series of the metric *name* with *labels* that came between *since* and *until*: the values
+        before and after. One that was not there before was 0."""
+        with self._turn:
+            return [
+                (before, after)
+                for at, metric, own, before, after in self._changes
+                if metric == name and since <= at <= until and labels.items() <= dict(own).items()
+            ]
 
     def metrics(self) -> dict[str, set[str]]:
         """The name of every metric that came, and the names of its labels."""
@@ -125,14 +155,21 @@ class Collector:
         for resource in request.resource_metrics:
             about = values(resource.resource.attributes)
             service, instance = about["service.name"], about["service.instance.id"]
+            self._exports[service, instance] += 1
             for scope in resource.scope_metrics:
                 for metric in scope.metrics:
                     # a series that is not told any more is over: gauges are told whole each time
                     if metric.HasField("gauge"):
-                        for key in [key for key in self._series if key[:3] == (service, instance, metric.name)]:
-                            del self._series[key]
+                        gone = [key for key in self._series if key[:3] == (service, instance, metric.name)]
+                        before = {key[3]: self._series.pop(key) for key in gone}
+                    else:
+                        before = {}
                     for labels, value in _points(metric):
-                        self._series[service, instance, metric.name, labels] = value
+                        key = (service, instance, metric.name, labels)
+                        last = before.get(labels, self._series.get(key, 0.0))
+                        if value != last:
+                            self._changes.append((datetime.now(UTC), metric.name, labels, last, value))
+                        self._series[key] = value
 
 
 def values(pairs: Iterable[Any]) -> dict[str, Any]:

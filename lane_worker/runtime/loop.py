@@ -35,7 +35,7 @@ from ops import metrics
 from ops.artifacts import Artifacts, StorageFailed
 from ops.ending import end
 from ops.nats_link import Entry, NatsLink, Pull, TransportUnavailable, WrongRevision, ack_sync
-from ops.tracing import CONSUMER, TRACEPARENT, current_span, failed, of_message, of_task, record, span
+from ops.tracing import CONSUMER, TRACEPARENT, current_span, failed, of_message, of_task, record, span, working_on
 from ops.unreadable import unreadables
 
 REREAD_WAIT_S: Final = 0.05
@@ -184,9 +184,10 @@ class WorkLoop:
             "worker": self._worker,
             "attempt": task.attempt,
         }
+        # both beside what follows and not below it: a worker that is killed then never sends that
         record("queue.wait", task.queued_at, delivered_at, of_task(task), traceparent=sender)
-        with span("process", attributes, traceparent=sender, kind=CONSUMER, begun_at=delivered_at):
-            record("claim", delivered_at, datetime.now(UTC), of_task(task))
+        record("claim", delivered_at, datetime.now(UTC), of_task(task), traceparent=sender)
+        with working_on(task), span("process", attributes, traceparent=sender, kind=CONSUMER):
             yield
 
     async def _ack(self, message: Msg) -> None:
@@ -265,7 +266,9 @@ class WorkLoop:
             message=f"no worker took it within {self._windows.wait_limit_s:g} s; submit it again later",
             now=datetime.now(UTC),
         )
-        with span("expire", of_task(task, worker=self._worker), traceparent=task.traceparent) as current:
+        with span(
+            "expire", of_task(task, worker=self._worker), traceparent=task.traceparent, unless=(WrongRevision,)
+        ) as current:
             await self._link.update(TASKS, task.id, encode_task(expired), revision=revision)
             failed(current, FailureCode.QUEUE_OVERLOADED.value)
         metrics.task_ended(expired)

@@ -160,7 +160,7 @@ def test_a_taken_metrics_port_is_said(nats_server: NatsServer, tmp_path: Path) -
         eventually_sync(lambda: not worker.is_running)
         assert worker.stop() == 1
         told = worker.log_file.read_text()
-        assert f"cannot serve metrics on 127.0.0.1:{taken} (Address already in use)" in told
+        assert f"cannot serve metrics on 127.0.0.1:{nats_server.port} (Address already in use)" in told
         assert "--metrics-port" in told
     finally:
         worker.kill()
