@@ -22,7 +22,7 @@ from lane_worker.runtime.slot_display import SlotDisplay
 from ops.artifacts import Artifacts
 from ops.ending import end
 from ops.memory import probe_for
-from ops.metrics import begin_tasks
+from ops.metrics import begin_tasks, memory_cleanups
 from ops.nats_link import NatsLink, TransportUnavailable
 
 RETRY_FIRST_S: Final = 0.5
@@ -89,6 +89,8 @@ class DegradedWorker:
         """
         self._scratch.make()
         begin_tasks(self._models, "degraded")
+        for model in self._models:
+            memory_cleanups.begin(model, "done")
         await self._display.start()
         await self._leader.start()
         displaying = asyncio.create_task(self._display.run())

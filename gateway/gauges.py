@@ -11,6 +11,7 @@ from contracts.lanes import FallbackCause, FallbackEpisode, LaneState
 from contracts.tasks import TaskStatus
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, lane_stream
 from gateway.cold_starts import TARGET_S, share_within
+from gateway.problems import PROBLEMS
 from gateway.work_queues import WorkQueue
 from ops import metrics
 from ops.metrics import Observed, Readings, Source
@@ -58,6 +59,8 @@ def begin(models: Mapping[str, object]) -> None:
         metrics.tasks_requeued.begin(model)
     for route in ("lane", "degraded"):
         metrics.begin_tasks(models, route)
+    for code in PROBLEMS:
+        metrics.requests_refused.begin(code)
 
 
 class _Looks:

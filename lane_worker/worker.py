@@ -42,7 +42,7 @@ from ops.artifacts import Artifacts
 from ops.ending import end
 from ops.lane_plan import crash_loops, failed_again
 from ops.memory import probe_for
-from ops.metrics import begin_tasks
+from ops.metrics import begin_tasks, memory_cleanups
 from ops.nats_link import NatsLink, TransportUnavailable
 from ops.tracing import span
 
@@ -134,6 +134,7 @@ class LaneWorker:
         """
         self._scratch.make()
         begin_tasks([self._model.name], "lane")
+        memory_cleanups.begin(self._model.name, "done")
         await self._display.start()
         beating = asyncio.create_task(self._heartbeat.run())
         displaying = asyncio.create_task(self._display.run())

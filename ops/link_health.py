@@ -10,6 +10,7 @@ import structlog
 from ops.ending import end
 from ops.metrics import clock_skew, nats_connected, observing
 from ops.nats_link import MAX_SKEW_S, NatsLink, TransportUnavailable, UnusableServer
+from ops.unreadable import begin
 
 LOOK_EVERY_S: Final = 60.0
 # After a try that failed: soon again, and not in the middle of an outage.
@@ -25,6 +26,7 @@ async def telling_of(link: NatsLink) -> AsyncIterator[None]:
     At the start a clock that is off is refused (`NatsLink.require_clock`). One that drifts away later is said, and not
     acted upon: the tasks in hand are worth more than a timer that comes a second late.
     """
+    begin()
     looking = asyncio.create_task(_look(link))
     try:
         with observing(

@@ -22,6 +22,7 @@ from opentelemetry import metrics, trace
 FLUSH_S: Final = 2.0
 # What the SDK says of a collector that is away, it says at every try.
 SILENT_S: Final = 60.0
+EXPORT_INTERVAL_S: Final = 15.0
 PROTOCOL: Final = "http/protobuf"
 
 log = structlog.get_logger("telemetry")
@@ -127,7 +128,9 @@ def _measure(role: str, instance: str, *, sends: bool, serves: bool) -> Callable
     if sends:
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
-        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+        # the SDK's own default, a minute, is longer than many a fallback
+        interval_ms = float(os.environ.get("OTEL_METRIC_EXPORT_INTERVAL") or EXPORT_INTERVAL_S * 1e3)
+        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter(), export_interval_millis=interval_ms))
     if serves:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
 

@@ -1,7 +1,7 @@
 """What cannot be read is counted, told once and passed over: one bad message does not stop what serves good ones."""
 
 from collections import OrderedDict
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import structlog
 
@@ -47,3 +47,9 @@ class Unreadables:
 
 
 unreadables = Unreadables()
+
+
+def begin() -> None:
+    """The metric stands at 0 for every kind, so that the first one shows."""
+    for kind in get_args(Kind):
+        unreadable.begin(kind)
