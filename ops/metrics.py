@@ -177,6 +177,9 @@ requests_overloaded = Counter(
     "warmlane.requests.overloaded", "model limit", "Answers 503 queue_overloaded, by the limit that was hit"
 )
 requests_refused = Counter("warmlane.requests.refused", "code", "Problem documents that were answered")
+parameters_reported = Counter(
+    "warmlane.parameters.reported", "model field", "Wrong fixed values that were replaced (enforcement: report)"
+)
 fallback_activations = Counter("warmlane.fallback.activations", "model cause", "Fallback episodes that began")
 fallback_time = Counter("warmlane.fallback.time", "model cause", "Time in fallback episodes that ended", unit="s")
 fallback_requests = Counter(

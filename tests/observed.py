@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from itertools import product
-from typing import Final
+from typing import Final, get_args
 
 from msgspec import Struct
 
 from contracts.lanes import LaneState, SlotState
 from contracts.tasks import FailureCode
+from ops.metrics import CATALOGUE
+from ops.unreadable import Kind
 
 
 class Metric(Struct, frozen=True):
@@ -18,52 +20,9 @@ class Metric(Struct, frozen=True):
     labels: tuple[str, ...]
 
 
-def _table(text: str) -> dict[str, Metric]:
-    rows = [line.split() for line in text.splitlines() if line.strip()]
-    return {name: Metric(name, kind, tuple(labels)) for kind, name, *labels in rows}
-
-
-METRICS: Final = _table(
-    """
-    gauge     warmlane_lanes                            model state
-    gauge     warmlane_lanes_wanted                     model
-    gauge     warmlane_lanes_ready                      model
-    gauge     warmlane_lane_silence_seconds             model worker
-    counter   warmlane_cold_starts_total                model outcome
-    histogram warmlane_cold_start_duration_seconds      model
-    gauge     warmlane_cold_starts_within_target_ratio  model
-    gauge     warmlane_fallback_active                  model cause
-    gauge     warmlane_fallback_running_seconds         model cause
-    gauge     warmlane_queue_depth                      queue
-    gauge     warmlane_queue_limit                      queue
-    gauge     warmlane_queue_oldest_age_seconds         queue
-    gauge     warmlane_tasks_live                       model status
-    gauge     warmlane_degraded_worker_alive
-    gauge     warmlane_slot_state                       slot state model
-    counter   warmlane_requests_accepted_total          model route
-    counter   warmlane_requests_overloaded_total        model limit
-    counter   warmlane_requests_refused_total           code
-    counter   warmlane_parameters_reported_total        model field
-    counter   warmlane_fallback_activations_total       model cause
-    counter   warmlane_fallback_time_seconds_total      model cause
-    counter   warmlane_fallback_requests_total          model cause
-    counter   warmlane_tasks_finished_total             model route outcome
-    histogram warmlane_task_duration_seconds            model route outcome
-    counter   warmlane_tasks_rerouted_total             model
-    counter   warmlane_tasks_requeued_total             model
-    counter   warmlane_queue_timeouts_total             model route
-    histogram warmlane_queue_wait_seconds               model route
-    histogram warmlane_inference_duration_seconds       model
-    histogram warmlane_swap_duration_seconds            model part
-    counter   warmlane_releases_total                   slot outcome
-    gauge     warmlane_memory_after_cleanup_bytes       slot model kind
-    counter   warmlane_memory_cleanups_total            model outcome
-    counter   warmlane_lane_deaths_total                model
-    counter   warmlane_unreadable_total                 kind
-    gauge     warmlane_clock_skew_seconds
-    gauge     warmlane_nats_connected
-    """
-)
+METRICS: Final = {
+    metric.prometheus_name: Metric(metric.prometheus_name, metric.kind, metric.labels) for metric in CATALOGUE.values()
+}
 
 # What every gateway tells alike, because it watches the same buckets: max or min over gateways, never a sum.
 ALIKE: Final = frozenset(list(METRICS)[: list(METRICS).index("warmlane_requests_accepted_total")])
@@ -93,7 +52,7 @@ VALUES: Final[dict[str, tuple[str, ...]]] = {
     "warmlane_releases_total outcome": ("nothing_resident", "unloaded", "killed", "escalated", "quarantined"),
     "warmlane_memory_cleanups_total outcome": (*_OUTCOMES, "host_lost", "quarantined"),
     "warmlane_memory_after_cleanup_bytes kind": ("rss", "cuda_allocated", "cuda_reserved", "cuda_peak_allocated"),
-    "warmlane_unreadable_total kind": ("task", "lane"),
+    "warmlane_unreadable_total kind": get_args(Kind),
 }
 
 

@@ -23,22 +23,10 @@ RULES: Final = [
 ]
 ALERTS: Final = [rule for rule in RULES if "alert" in rule]
 RECORDED: Final = {rule["record"]: rule for rule in RULES if "record" in rule}
-# Of ops/runbook.md, as GitHub makes anchors of headings.
+# The headings of ops/runbook.md, as GitHub makes anchors of them.
 RUNBOOK: Final = frozenset(
-    {
-        "what-is-waiting",
-        "who-is-warm",
-        "a-tasks-timeline",
-        "force-and-lift-the-fallback",
-        "pause",
-        "drain",
-        "a-poisoned-message",
-        "requeue-a-failed-task",
-        "lift-a-quarantine",
-        "back-up-and-restore",
-        "upgrade",
-        "roll-back",
-    }
+    heading.lower().replace("'", "").replace(" ", "-")
+    for heading in re.findall(r"^## (.+)$", (OPS / "runbook.md").read_text(encoding="utf-8"), re.MULTILINE)
 )
 
 # A function or an aggregation up to its parenthesis, its end, or a series with its matchers.
