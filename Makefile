@@ -20,7 +20,7 @@ RUN_READY := $(VENV)/.ready-run
 TEST_READY := $(VENV)/.ready-test
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fuzz numbers overload swap windows starts lanes failover chaos chaos-plants cluster model audit clean
+.PHONY: help run test lint fuzz numbers overload swap windows starts lanes failover chaos chaos-plants cluster observe model audit clean
 
 help: ## List the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ chaos-plants: $(TEST_READY) ## Plant bugs, each of which the checker of `make ch
 
 cluster: $(TEST_READY) ## Kill one of three nats-servers after the other under load, and judge what is lost (about 3 minutes)
 	$(BIN)/python -m tests.cluster
+
+observe: $(TEST_READY) ## Cause everything that an operator must be able to see, and print what was seen (about 90 seconds)
+	$(BIN)/python -m tests.observe
 
 model: $(TEST_READY) ## Search the protocol's interleavings for a broken invariant (about 2 minutes)
 	$(BIN)/python -m tests.model

@@ -13,8 +13,8 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-Scope = Literal["submit", "read", "admin"]
-SCOPES: Final[tuple[Scope, ...]] = ("submit", "read", "admin")
+Scope = Literal["submit", "read", "metrics", "admin"]
+SCOPES: Final[tuple[Scope, ...]] = ("submit", "read", "metrics", "admin")
 # Who asks where no key was ever made. No key may carry this name.
 ANONYMOUS: Final = "anonymous"
 DEFAULT_RATE_PER_S: Final = 50.0

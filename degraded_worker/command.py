@@ -9,9 +9,11 @@ from contracts.topology import bucket_subject
 from degraded_worker.worker import DegradedWorker
 from lane_worker.runtime.process import connected, run_to_end
 from lane_worker.runtime.slot import lock_path
+from ops.logs import configure_logging
 from ops.nats_access import NatsAccess
 from ops.options import (
     data_dir_option,
+    metrics_options,
     name_option,
     nats_options,
     profile_option,
@@ -20,7 +22,7 @@ from ops.options import (
     step_seconds_option,
 )
 from ops.provision import require_degraded
-from ops.telemetry import configure_logging
+from ops.telemetry import Listen
 
 
 @click.command(
@@ -34,6 +36,7 @@ from ops.telemetry import configure_logging
 @settings_option
 @profile_option
 @step_seconds_option
+@metrics_options
 def command(
     slot: str,
     name: str | None,
@@ -42,6 +45,7 @@ def command(
     settings: Path | None,
     profile: str,
     step_seconds: float,
+    listen: Listen | None,
 ) -> None:
     """Run a degraded worker: every model on one slot, one at a time, until SIGTERM, which drains.
 
@@ -71,4 +75,4 @@ def command(
             )
             await worker.run(here.stop)
 
-    run_to_end("degraded", run())
+    run_to_end("degraded", run(), instance=name, listen=listen)

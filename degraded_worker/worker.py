@@ -22,6 +22,7 @@ from lane_worker.runtime.slot_display import SlotDisplay
 from ops.artifacts import Artifacts
 from ops.ending import end
 from ops.memory import probe_for
+from ops.metrics import begin_tasks, memory_cleanups
 from ops.nats_link import NatsLink, TransportUnavailable
 
 RETRY_FIRST_S: Final = 0.5
@@ -49,6 +50,7 @@ class DegradedWorker:
         data_dir: Path,
         step_seconds: float,
     ) -> None:
+        self._models = tuple(models)
         self._windows = windows
         self._name, self._slot = name, slot
         owner = uuid.uuid4().hex
@@ -86,6 +88,9 @@ class DegradedWorker:
         Raises TransportUnavailable when the server is away at the start.
         """
         self._scratch.make()
+        begin_tasks(self._models, "degraded")
+        for model in self._models:
+            memory_cleanups.begin(model, "done")
         await self._display.start()
         await self._leader.start()
         displaying = asyncio.create_task(self._display.run())

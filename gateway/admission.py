@@ -8,6 +8,7 @@ from typing import Literal
 
 import structlog
 import uuid_utils.compat
+from msgspec.structs import replace
 
 from contracts import lifecycle
 from contracts.generation import AcceptedRequest
@@ -25,13 +26,15 @@ from contracts.tasks import (
 from contracts.topology import DEGRADED_MAX_AGE_S, TASKS, work_stream, work_subject
 from gateway.estimate import Estimates
 from gateway.fallbacks import Fallbacks
-from gateway.hold import Holds, UntilGone
+from gateway.hold import Holds, UntilGone, is_held
 from gateway.lane_board import LaneBoard
 from gateway.leftovers import remove_leftovers
 from gateway.retries import until_answered
 from gateway.task_board import Snapshot, TaskBoard
+from ops import metrics
 from ops.artifacts import Artifacts, StorageFailed
 from ops.nats_link import NatsLink, StreamFull, TransportUnavailable, WrongRevision
+from ops.tracing import PRODUCER, TRACEPARENT, of_message, of_task, span, traceparent_of
 
 log = structlog.get_logger("admission")
 
@@ -97,8 +100,9 @@ class Admission:
             )
             if until_gone is None:
                 snapshot = await self._holds.promise(snapshot)
-            else:
-                snapshot = await self._holds.hold(snapshot, is_shared=key is not None, until_gone=until_gone)
+            elif is_held(snapshot.task):
+                with span("hold", of_task(snapshot.task)):
+                    snapshot = await self._holds.hold(snapshot, is_shared=key is not None, until_gone=until_gone)
             if _is_overloaded(snapshot.task) and not snapshot.task.promised:
                 raise self._overloaded("wait", snapshot.task)
             if not snapshot.task.withdrawn:
@@ -114,7 +118,9 @@ class Admission:
         now = datetime.now(UTC)
 
         def placed(*, lanes_passed: bool) -> GenerationTask:
-            route, decision = self._lanes.route(request.model, now, lanes_passed=lanes_passed)
+            with span("route", {"task.id": task_id, "model": request.model}) as current:
+                route, decision = self._lanes.route(request.model, now, lanes_passed=lanes_passed)
+                current.set_attribute("route.outcome", decision.outcome)
             task = GenerationTask(
                 id=task_id,
                 model=request.model,
@@ -146,7 +152,9 @@ class Admission:
                 task = placed(lanes_passed=True)
         if _task_of(found).created_at == task.created_at:  # and not an equal request's, which came first
             await self._count(task, served=1)
-        snapshot = await self._record_published(found, request)
+            metrics.requests_accepted.add(task.model, task.route)
+        with span("record", of_task(_task_of(found))):
+            snapshot = await self._record_published(found, request)
         if snapshot.task.was_refused:
             # it ended before we could record it; an image that came after that has nobody to remove it
             await remove_leftovers(snapshot.task, link=self._link, artifacts=self._artifacts)
@@ -187,10 +195,20 @@ class Admission:
     async def _publish(self, task: GenerationTask) -> GenerationTask | Snapshot:
         """The task as it is queued, or its record where an equal request came first."""
         subject = work_subject(task.route, task.model, task.id)
+        message = of_message(task, "send", work_stream(task.route, task.model))
+        with span("publish", message, kind=PRODUCER) as current:
+            # whoever works on the task goes on below this span; without an exporter here, below the caller's
+            task = replace(task, traceparent=traceparent_of(current) or task.traceparent)
+            return await self._published(task, subject)
+
+    async def _published(self, task: GenerationTask, subject: str) -> GenerationTask | Snapshot:
+        headers = None if task.traceparent is None else {TRACEPARENT: task.traceparent}
         async for attempt in until_answered():
             with attempt:
                 try:
-                    ack = await self._link.publish(subject, encode_task(task), message_id=task.message_id)
+                    ack = await self._link.publish(
+                        subject, encode_task(task), message_id=task.message_id, headers=headers
+                    )
                 except StreamFull as full:
                     age = datetime.now(UTC) - task.created_at
                     if attempt.num > 1 and age >= timedelta(seconds=DEGRADED_MAX_AGE_S):
@@ -244,11 +262,15 @@ class Admission:
             known = await self._tasks.read(task.id)
             if known is not None:
                 return known
+        else:
+            metrics.task_ended(failed)
         await remove_leftovers(failed, link=self._link, artifacts=self._artifacts)
         raise error
 
     def _overloaded(self, limit: Literal["depth", "wait"], task: GenerationTask) -> Overloaded:
+        """To be raised, and counted by that."""
         retry_after_s = self._estimates.retry_after_s(task.model, datetime.now(UTC))
+        metrics.requests_overloaded.add(task.model, limit)
         return Overloaded(limit, retry_after_s=retry_after_s, task_id=None if limit == "depth" else task.id)
 
 

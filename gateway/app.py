@@ -6,9 +6,11 @@ from typing import Any, Final
 from litestar import Litestar, Request
 from litestar.config.cors import CORSConfig
 from litestar.di import Provide
+from litestar.types import ControllerRouterHandler
 
 from gateway import access, admin, generate, meta, tasks
 from gateway.key_board import Caller
+from gateway.observed_http import http_plugin
 from gateway.openapi import docs_routes, openapi_config
 from gateway.problems import problem_handlers
 from gateway.services import Services
@@ -38,32 +40,35 @@ CORS_ANSWER_HEADERS: Final = [
 ]
 
 
-def create_app(services: Services, *, cors_origins: Sequence[str] = ()) -> Litestar:
+def create_app(services: Services, *, cors_origins: Sequence[str] = (), observes_http: bool = False) -> Litestar:
     """The gateway's ASGI application around *services*, which the caller starts and stops.
 
-    Pages of *cors_origins*, and no others, may call it from a browser.
+    Pages of *cors_origins*, and no others, may call it from a browser. *observes_http*: every request is a span, and is
+    timed; without an exporter that would only cost.
     """
+    routes: list[ControllerRouterHandler] = [
+        generate.generate,
+        tasks.list_tasks,
+        tasks.get_task,
+        tasks.follow_task,
+        tasks.cancel_task,
+        tasks.get_video,
+        tasks.head_video,
+        meta.get_settings,
+        meta.healthz,
+        meta.readyz,
+        meta.get_metrics,
+        admin.get_lanes,
+        admin.get_mode,
+        admin.put_mode,
+        admin.get_queues,
+        admin.get_fallbacks,
+        admin.get_cold_starts,
+        admin.explain_task,
+    ]
     return Litestar(
-        route_handlers=[
-            generate.generate,
-            tasks.list_tasks,
-            tasks.get_task,
-            tasks.follow_task,
-            tasks.cancel_task,
-            tasks.get_video,
-            tasks.head_video,
-            meta.get_settings,
-            meta.healthz,
-            meta.readyz,
-            admin.get_lanes,
-            admin.get_mode,
-            admin.put_mode,
-            admin.get_queues,
-            admin.get_fallbacks,
-            admin.get_cold_starts,
-            admin.explain_task,
-            *docs_routes(),
-        ],
+        route_handlers=[*routes, *docs_routes()],
+        plugins=[http_plugin(routes)] if observes_http else [],
         dependencies={
             "services": Provide(lambda: services, sync_to_thread=False),
             "caller": Provide(_caller, sync_to_thread=False),

@@ -9,6 +9,7 @@ import structlog
 from contracts.lanes import ColdStart, decode_cold_start
 from contracts.topology import COLD_STARTS
 from contracts.wire import Unreadable
+from ops import metrics
 from ops.nats_link import Entry, NatsLink
 from ops.unreadable import unreadables
 
@@ -36,10 +37,12 @@ class ColdStarts:
     def __init__(self) -> None:
         self._starts: dict[str, deque[ColdStart]] = {}
         self._revision = 0
+        self._is_live = False  # whether what comes has happened just now, and is not from before this gateway
 
     async def start(self, link: NatsLink) -> None:
         """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
         await (await link.watch(COLD_STARTS, self.on_entry, history=True)).wait()
+        self._is_live = True
 
     def on_entry(self, entry: Entry) -> None:
         """A lane became warm, or gave up."""
@@ -52,6 +55,10 @@ class ColdStarts:
             unreadables.tell("cold_start", entry.key, error, revision=entry.revision)
             return
         self._starts.setdefault(start.model, deque(maxlen=STARTS_MAX)).append(start)
+        if self._is_live:
+            metrics.cold_starts.add(start.model, "gave_up" if start.seconds is None else "warm")
+            if start.seconds is not None:
+                metrics.cold_start_duration.record(start.seconds, start.model)
 
     def newest_first(self) -> list[ColdStart]:
         """Every known start, of all models."""

@@ -18,6 +18,7 @@ from gateway.app import create_app
 from gateway.connections import CONNECTIONS_MAX, Connections, Limits, connections_max, http_config, raise_fd_limit
 from gateway.services import Services
 from ops.artifacts import StorageFailed
+from ops.logs import configure_logging
 from ops.nats_access import NatsAccess
 from ops.nats_link import TransportUnavailable, UnusableServer
 from ops.options import (
@@ -34,7 +35,7 @@ from ops.options import (
     tls_key_option,
 )
 from ops.provision import NoKeys, NotProvisioned
-from ops.telemetry import configure_logging
+from ops.telemetry import exporting, gateway_instance, has_endpoint
 from ops.tls import tls_of
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -120,7 +121,8 @@ def command(
             opens_without_keys=host.is_loopback,
         )
         connections = Connections(Limits(connections_max=connections_max(CONNECTIONS_MAX, raise_fd_limit())))
-        app = create_app(services, cors_origins=cors_origins)
+        observes_http = has_endpoint("traces") or has_endpoint("metrics")
+        app = create_app(services, cors_origins=cors_origins, observes_http=observes_http)
         config = http_config(app, connections, tls=None if tls is None else tls.context)
         async with services.running():
             if tls is None and not host.is_loopback:
@@ -131,6 +133,7 @@ def command(
             await _Server(config, services).serve(sockets=[listener])
 
     try:
-        uvloop.run(run())
+        with exporting("gateway", instance=gateway_instance(port), serves_metrics=True):
+            uvloop.run(run())
     except (SettingsError, TransportUnavailable, UnusableServer, NotProvisioned, NoKeys, StorageFailed) as error:
         raise click.ClickException(str(error)) from error

@@ -25,6 +25,7 @@ from contracts.topology import FALLBACKS, demand_subject
 from contracts.wire import Unreadable
 from gateway.lane_board import LaneBoard
 from gateway.routing import ToDegraded, derive
+from ops import metrics
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, WrongRevision
 from ops.unreadable import unreadables
 
@@ -176,6 +177,7 @@ class Fallbacks:
         if not isinstance(plain, ToDegraded):
             return
         self._sent[model] = noted(self._sent.get(model, ()), plain.cause, served, decision.at)
+        metrics.fallback_requests.add(model, plain.cause)
         # a lane that the operator keeps out of service would load for nothing
         if plain.cause != "manual" and self._lanes.has_evicted(model):
             await self._demand(model, decision.at)
@@ -229,7 +231,7 @@ class Fallbacks:
             self._unsure[model] = attempt
             raise
         self._settle(model, attempt)
-        _log(known.episode, written)
+        _tell(known.episode, written)
         return True
 
     async def _keep(self, key: str, ended: FallbackEpisode) -> None:
@@ -276,10 +278,13 @@ def _minus(now: tuple[Sent, ...], before: tuple[Sent, ...], left: tuple[Sent, ..
     return (replace(now[0], served=more), *now[1:]) if more else now[1:]
 
 
-def _log(before: FallbackEpisode | None, written: FallbackEpisode) -> None:
+def _tell(before: FallbackEpisode | None, written: FallbackEpisode) -> None:
     if before is None or not is_same(before, written):
+        metrics.fallback_activations.add(written.model, written.cause)
         log.warning("fallback_began", model=written.model, cause=written.cause)
     elif before.until is None and written.until is not None:
+        lasted_s = (written.until - written.since).total_seconds()
+        metrics.fallback_time.add(written.model, written.cause, by=max(0.0, lasted_s))
         log.info("fallback_ended", model=written.model, cause=written.cause, served=written.served)
 
 

@@ -22,6 +22,7 @@ from gateway.services import Services
 from gateway.views import TaskView, task_url, view
 from ops.artifacts import StorageFailed
 from ops.nats_link import TransportUnavailable
+from ops.tracing import current_span, of_task, traceparent_of
 
 RETRY_SOON_S: Final = 5.0
 
@@ -83,7 +84,7 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
             accepted,
             caller=request.user.name,
             key=key,
-            traceparent=_traceparent(request.headers.get("traceparent")),
+            traceparent=traceparent_of(current_span()) or _traceparent(request.headers.get("traceparent")),
             until_gone=None if responds_async else partial(_until_gone, request),
         )
     except KeyReused as error:
@@ -91,6 +92,8 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
             "idempotency_key_reused", "this Idempotency-Key came with another body before; use a new key"
         ) from error
     except Overloaded as error:
+        if error.task_id is not None:
+            current_span().set_attribute("task.id", error.task_id)
         reasons = {
             "depth": f"{DEGRADED_MAX_MSGS} requests are waiting already",
             "wait": f"no worker took the request within {services.catalog.windows.wait_limit_s:g} s; it will not run",
@@ -111,6 +114,7 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
         raise _again(
             "transport_unavailable", f"the queue did not answer; {hint} to try again", outcome="unknown"
         ) from error
+    current_span().set_attributes(of_task(snapshot.task))
     task = view(snapshot.task, services.estimates.place(snapshot.task, datetime.now(UTC)))
     headers = {"Location": task.links.self_, "ETag": f'"{snapshot.revision}"'}
     if responds_async:

@@ -20,6 +20,7 @@ from gateway.leftovers import remove_leftovers
 from gateway.retries import until_answered
 from gateway.sweeper import Sweeper
 from gateway.task_board import Snapshot, TaskBoard
+from ops import metrics
 from ops.artifacts import Artifacts
 from ops.ending import end
 from ops.nats_link import NatsLink, TransportUnavailable, WrongRevision
@@ -150,6 +151,8 @@ class Holds:
             except WrongRevision:
                 snapshot = _present(await self._tasks.read(moved.id))
                 continue
+            if moved.status.is_terminal:
+                metrics.task_ended(moved)
             return self._tasks.record(moved, revision, datetime.now(UTC))
         return snapshot
 

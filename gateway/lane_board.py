@@ -235,6 +235,13 @@ class LaneBoard:
         ready = any(is_ready(report, health_timeout_s=self._health_timeout_s, now=judged) for report in recent)
         return [report.state for report in recent], ready
 
+    def ready_count(self, model: str, now: datetime) -> int:
+        """How many lanes of *model* take requests at *now*."""
+        judged = self.judged_at(now)
+        return sum(
+            is_ready(report, health_timeout_s=self._health_timeout_s, now=judged) for report in self.reports(model)
+        )
+
     def has_evicted(self, model: str) -> bool:
         """Whether a lane of *model* gave its pipeline up and would load it on demand."""
         return any(lane.report.state is LaneState.EVICTED for lane in self._lanes.get(model, {}).values())

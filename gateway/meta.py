@@ -1,8 +1,10 @@
 """What a client or an operator asks of the gateway itself: settings, liveness, readiness."""
 
+import asyncio
 from datetime import UTC, datetime
+from typing import Final
 
-from litestar import Response, get
+from litestar import MediaType, Response, get
 from litestar.di import NamedDependency
 from litestar.openapi import ResponseSpec
 from msgspec import Struct
@@ -11,6 +13,7 @@ from gateway.access import needs, needs_nothing
 from gateway.openapi import KeyedOperation, problem_responses
 from gateway.services import Services
 from gateway.views import SettingsView, settings_view
+from ops.telemetry import metrics_text
 
 
 class Health(Struct, frozen=True, kw_only=True):
@@ -84,3 +87,21 @@ async def readyz(services: NamedDependency[Services]) -> Response[Readiness]:
     ready = nats and all(model.ready for model in models.values())
     body = Readiness(ready=ready, nats=nats, degraded_worker=degraded_worker, models=models)
     return Response(body, status_code=200 if ready else 503)
+
+
+PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@get(
+    "/metrics",
+    summary="Metrics",
+    tags=["operations"],
+    operation_class=KeyedOperation,
+    responses=problem_responses(),
+    media_type=MediaType.TEXT,
+    **needs("metrics"),
+)
+async def get_metrics() -> Response[str]:
+    """Everything that this gateway measures, in Prometheus' text format; docs/observability.md explains each."""
+    text = await asyncio.to_thread(metrics_text)  # which asks this loop for what only it may look at
+    return Response(text.decode(), headers={"Content-Type": PROMETHEUS})

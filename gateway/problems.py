@@ -14,6 +14,8 @@ from msgspec import Struct
 
 from contracts.generation import FieldError
 from contracts.wire import without_content
+from ops import metrics
+from ops.tracing import current_span
 
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 # How much of a body that was refused for its size is read and thrown away, so that the client sees why.
@@ -230,6 +232,12 @@ def problem_handlers() -> ExceptionHandlersMap:
 
 
 def _known(_: Request[Any, Any, Any], error: ProblemError) -> Response[bytes]:
+    return _answer(error)
+
+
+def _answer(error: ProblemError) -> Response[bytes]:
+    metrics.requests_refused.add(error.problem.code)
+    current_span().set_attribute("problem.code", error.problem.code)
     return error.response()
 
 
@@ -244,7 +252,7 @@ def _from_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Res
     if code == "body_too_large" and not _soon_over(request):
         # otherwise the server would go on reading what the client goes on sending
         headers["Connection"] = "close"
-    return ProblemError(code, detail, headers=headers).response()
+    return _answer(ProblemError(code, detail, headers=headers))
 
 
 def _soon_over(request: Request[Any, Any, Any]) -> bool:
@@ -273,4 +281,4 @@ def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[b
     # as text: a renderer that is given the exception may print local variables, and prompts and keys are among them
     told = "".join(traceback.format_exception(error))
     _log.error("unexpected error", method=request.method, path=request.url.path, exception=told)
-    return ProblemError("internal_error", PROBLEMS["internal_error"].detail).response()
+    return _answer(ProblemError("internal_error", PROBLEMS["internal_error"].detail))

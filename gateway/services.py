@@ -14,6 +14,7 @@ from gateway.admission import Admission
 from gateway.cold_starts import ColdStarts
 from gateway.estimate import Estimates
 from gateway.fallbacks import Fallbacks
+from gateway.gauges import begin, gauges
 from gateway.hold import Holds
 from gateway.key_board import KeyBoard
 from gateway.lane_board import LaneBoard
@@ -22,6 +23,8 @@ from gateway.sweeper import Sweeper
 from gateway.task_board import TaskBoard
 from ops.artifacts import Artifacts, StorageFailed, orphans, task_id_of
 from ops.ending import end
+from ops.link_health import telling_of
+from ops.metrics import observing
 from ops.nats_access import NatsAccess
 from ops.nats_link import NatsLink, TransportUnavailable
 from ops.provision import require_provisioned, wanted
@@ -111,8 +114,11 @@ class Services:
             cleaning = asyncio.create_task(self._janitor())
             all_counted = asyncio.Event()
             counting = asyncio.create_task(self.fallbacks.run(all_counted))
+            begin(self.catalog.models)
             try:
-                yield
+                async with telling_of(self.link):
+                    with observing(gauges(self)):
+                        yield
             finally:
                 self.stop()
                 await end(sweeping, cleaning)

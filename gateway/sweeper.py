@@ -7,18 +7,30 @@ from typing import Final
 
 import structlog
 from nats.aio.msg import Msg
+from opentelemetry.trace import Span
 
 from contracts import lifecycle
 from contracts.settings import Catalog
 from contracts.tasks import FailureCode, GenerationTask, UnreadableTask, decode_task_of, encode_task
-from contracts.topology import DEADLINES, TASKS, TIMER_KINDS, TimerKind, is_token, sweep_consumer, work_subject
+from contracts.topology import (
+    DEADLINES,
+    TASKS,
+    TIMER_KINDS,
+    TimerKind,
+    is_token,
+    sweep_consumer,
+    work_stream,
+    work_subject,
+)
 from gateway.due import Fail, Forget, RecordAsRefused, Republish, Requeue, Reroute, SetTimer, due_action
 from gateway.fallbacks import Fallbacks
 from gateway.lane_board import LaneBoard
 from gateway.leftovers import remove_leftovers
 from gateway.task_board import Snapshot, TaskBoard
+from ops import metrics
 from ops.artifacts import Artifacts
 from ops.nats_link import NatsLink, Pull, StreamFull, TransportUnavailable, WrongRevision, pages
+from ops.tracing import PRODUCER, TRACEPARENT, current_span, failed, of_message, of_task, span, traceparent_of
 from ops.unreadable import unreadables
 
 BATCH: Final = 64
@@ -115,11 +127,14 @@ class Sweeper:
             case Republish(at):
                 return await self._republish(snapshot, at, now)
             case Reroute():
-                return await self._reroute(snapshot, now)
+                with _span("reroute", snapshot.task):
+                    return await self._reroute(snapshot, now)
             case Requeue():
-                return await self._requeue(snapshot, now)
+                with _span("requeue", snapshot.task):
+                    return await self._requeue(snapshot, now)
             case Fail(code, message):
-                return await self._fail(snapshot, code, message, now)
+                with _span("expire", snapshot.task):
+                    return await self._fail(snapshot, code, message, now)
 
     async def _record_as_refused(self, task_id: str, payload: bytes, now: datetime) -> Snapshot | None:
         task = decode_task_of(task_id, payload)
@@ -134,6 +149,7 @@ class Sweeper:
             if await self._tasks.read(task_id) is None:
                 raise UnreadableTask("the record of its task cannot be read") from None
             raise
+        metrics.task_ended(refused)
         await remove_leftovers(refused, link=self._link, artifacts=self._artifacts)
         return self._tasks.record(refused, revision, now)
 
@@ -151,6 +167,7 @@ class Sweeper:
         wait_s = self._catalog.windows.wait_s("degraded")
         task = lifecycle.reroute(snapshot.task, decision=decision, wait_s=wait_s, now=now)
         moved = await self._store(task, snapshot.revision, now)
+        metrics.tasks_rerouted.add(task.model)
         log.warning("task_rerouted", task_id=task.id, decision=decision.outcome)
         moved = await self._place_again(moved, now)
         await remove_leftovers(snapshot.task, link=self._link, artifacts=self._artifacts)
@@ -161,6 +178,7 @@ class Sweeper:
         wait_s = self._catalog.windows.wait_s(route)
         task = lifecycle.requeue(snapshot.task, route=route, decision=decision, wait_s=wait_s, now=now)
         moved = await self._store(task, snapshot.revision, now)
+        metrics.tasks_requeued.add(task.model)
         log.warning("task_requeued", task_id=task.id, lost=snapshot.task.worker, attempt=task.attempt)
         return await self._place_again(moved, now)
 
@@ -172,10 +190,12 @@ class Sweeper:
         return placed
 
     async def _fail(self, snapshot: Snapshot, code: FailureCode, message: str, now: datetime) -> Snapshot:
-        failed = lifecycle.fail(snapshot.task, code=code, message=message, now=now)
-        moved = await self._store(failed, snapshot.revision, now)
-        log.warning("task_failed", task_id=failed.id, code=code.value)
-        await remove_leftovers(failed, link=self._link, artifacts=self._artifacts)
+        ended = lifecycle.fail(snapshot.task, code=code, message=message, now=now)
+        moved = await self._store(ended, snapshot.revision, now)
+        metrics.task_ended(ended)
+        failed(current_span(), code.value)
+        log.warning("task_failed", task_id=ended.id, code=code.value)
+        await remove_leftovers(ended, link=self._link, artifacts=self._artifacts)
         return moved
 
     async def _store(self, task: GenerationTask, revision: int, now: datetime) -> Snapshot:
@@ -184,7 +204,21 @@ class Sweeper:
 
     async def _publish(self, task: GenerationTask) -> None:
         subject = work_subject(task.route, task.model, task.id)
-        await self._link.publish(subject, encode_task(task), message_id=task.message_id)
+        message = of_message(task, "send", work_stream(task.route, task.model))
+        with span("publish", message, traceparent=_continued(task), kind=PRODUCER) as current:
+            traceparent = traceparent_of(current) or task.traceparent
+            headers = None if traceparent is None else {TRACEPARENT: traceparent}
+            await self._link.publish(subject, encode_task(task), message_id=task.message_id, headers=headers)
+
+
+def _span(name: str, task: GenerationTask) -> contextlib.AbstractContextManager[Span]:
+    # another gateway may be faster: that is no failure of this one
+    return span(name, of_task(task, worker=task.worker or ""), traceparent=task.traceparent, unless=(WrongRevision,))
+
+
+def _continued(task: GenerationTask) -> str | None:
+    """Where *task*'s trace goes on: below what is done to it now, or where it was accepted."""
+    return traceparent_of(current_span()) or task.traceparent
 
 
 def _overloaded(task: GenerationTask) -> tuple[FailureCode, str]:

@@ -37,6 +37,7 @@ from gateway.services import Services
 from gateway.streams import RETRY_AFTER_S, CountedEvents, TooManyStreams
 from gateway.task_board import Snapshot
 from gateway.views import TaskPage, TaskView, view
+from ops import metrics
 from ops.artifacts import StorageFailed
 from ops.nats_link import TransportUnavailable, WrongRevision
 
@@ -207,6 +208,7 @@ async def cancel_task(services: _Services, caller: _Caller, task_id: FromPath[st
         except WrongRevision:
             continue  # it moved meanwhile: look again
         services.tasks.record(cancelled, revision, now)
+        metrics.task_ended(cancelled)
         if task.status is TaskStatus.PENDING:
             await remove_leftovers(cancelled, link=services.link, artifacts=services.artifacts)
         return _shown(services, cancelled)

@@ -11,9 +11,11 @@ from lane_worker.runtime.cold_start import process_started_at
 from lane_worker.runtime.process import connected, run_to_end
 from lane_worker.runtime.slot import lock_path
 from lane_worker.worker import LaneWorker
+from ops.logs import configure_logging
 from ops.nats_access import NatsAccess
 from ops.options import (
     data_dir_option,
+    metrics_options,
     name_option,
     nats_options,
     profile_option,
@@ -22,7 +24,7 @@ from ops.options import (
     step_seconds_option,
 )
 from ops.provision import require_lane
-from ops.telemetry import configure_logging
+from ops.telemetry import Listen
 
 
 @click.command(
@@ -39,6 +41,7 @@ from ops.telemetry import configure_logging
 @settings_option
 @profile_option
 @step_seconds_option
+@metrics_options
 def command(
     model: str,
     name: str | None,
@@ -48,6 +51,7 @@ def command(
     settings: Path | None,
     profile: str,
     step_seconds: float,
+    listen: Listen | None,
 ) -> None:
     """Run one warm lane: load a model, keep it, and serve its queue until SIGTERM, which drains."""
     started_at = process_started_at()
@@ -82,4 +86,4 @@ def command(
             )
             await worker.run(here.stop, for_quota=here.for_quota)
 
-    run_to_end("lane", run())
+    run_to_end("lane", run(), instance=name, listen=listen)

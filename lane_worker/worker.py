@@ -42,7 +42,9 @@ from ops.artifacts import Artifacts
 from ops.ending import end
 from ops.lane_plan import crash_loops, failed_again
 from ops.memory import probe_for
+from ops.metrics import begin_tasks, memory_cleanups
 from ops.nats_link import NatsLink, TransportUnavailable
+from ops.tracing import span
 
 WARMUP_TASK: Final = "warmup"
 RESTART_FIRST_S: Final = 0.5
@@ -131,6 +133,8 @@ class LaneWorker:
         TransportUnavailable when the server is away at the start.
         """
         self._scratch.make()
+        begin_tasks([self._model.name], "lane")
+        memory_cleanups.begin(self._model.name, "done")
         await self._display.start()
         beating = asyncio.create_task(self._heartbeat.run())
         displaying = asyncio.create_task(self._display.run())
@@ -177,7 +181,8 @@ class LaneWorker:
                 await self._until_lifted(stop)
                 continue
             try:
-                await self._warm_up()
+                with span("cold_start", {"model": self._model.name, "worker": self._name}):
+                    await self._warm_up()
                 wait_s, self._failures = RESTART_FIRST_S, ()
                 await self._stay_warm(stop)
             except Quarantined:

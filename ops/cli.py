@@ -25,6 +25,7 @@ class Entry(Struct, frozen=True):
 COMMANDS: Final[dict[str, Entry]] = {
     "up": Entry("ops.stack:command", "Run the whole system on this machine."),
     "submit": Entry("ops.submit:command", "Generate one video and save it."),
+    "resubmit": Entry("ops.resubmit:command", "Submit the request of a failed task again."),
     "demo": Entry("ops.demo:command", "Alternate the models, save every video, judge the result."),
     "doctor": Entry("ops.doctor:command", "Tell what this machine has, and what to do about the rest."),
     "nats-server": Entry("ops.nats_server:command", "Run the nats-server of `warmlane up` by itself."),

@@ -194,7 +194,8 @@ def _caller(_: click.Context, __: click.Parameter, value: str) -> str:
 @command.command(
     name="add",
     epilog="Examples:\n\n  key=$(warmlane keys add alice --scope submit --scope read)\n\n"
-    "  warmlane keys add dashboard --scope read --rate 2\n\n  warmlane keys add operator --scope admin --rate 0",
+    "  warmlane keys add dashboard --scope read --rate 2\n\n"
+    "  warmlane keys add prometheus --scope metrics\n\n  warmlane keys add operator --scope admin --rate 0",
 )
 @click.argument("caller", callback=_caller)
 @click.option(
@@ -203,7 +204,8 @@ def _caller(_: click.Context, __: click.Parameter, value: str) -> str:
     type=click.Choice(SCOPES),
     multiple=True,
     required=True,
-    help="What it may do: submit (generate, cancel), read (tasks, videos), admin (everything). May be repeated.",
+    help="What it may do: submit (generate, cancel), read (tasks, videos), metrics (GET /metrics alone, for a "
+    "Prometheus), admin (everything). May be repeated.",
 )
 @click.option(
     "--rate",

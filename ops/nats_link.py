@@ -105,6 +105,8 @@ class NatsLink:
         self.js: JetStreamContext = client.jetstream(timeout=REPLY_TIMEOUT_S)
         self._connected_since_s: float | None = time.monotonic()
         self._cut_at: datetime | None = None
+        self.skew_s: float | None = None
+        """The server's clock less this one's as it was measured last, in seconds; None before."""
         self._cut_since_s: float | None = None
         self._closing = False
         self._on_reconnect: list[Callable[[], None]] = []
@@ -458,6 +460,7 @@ class NatsLink:
             best = sample if best is None else min(best, sample)
         if best is None:
             raise UnusableServer("the server's clock could not be read")
+        self.skew_s = best[1]
         return best[1]
 
     async def require_clock(self) -> None:

@@ -14,6 +14,7 @@ import click
 from msgspec import Struct
 
 from ops.nats_access import NatsAccess, Role, access
+from ops.telemetry import Listen
 
 DEFAULT_DATA_DIR: Final = Path(".warmlane")
 _UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
@@ -279,6 +280,22 @@ quota_option = click.option(
     show_envvar=True,
     help='The most lanes per model, as in {"max_lanes": {"anisora": 1}} (JSON); may be edited at any time.',
 )
+_metrics_port_option = click.option(
+    "--metrics-port",
+    envvar="WARMLANE_METRICS_PORT",
+    type=click.IntRange(1, 65_535),
+    show_envvar=True,
+    help="Serve /metrics for a Prometheus on this port. [default: it is not served]",
+)
+_metrics_host_option = click.option(
+    "--metrics-host",
+    envvar="WARMLANE_METRICS_HOST",
+    type=HostType(),
+    default="127.0.0.1",
+    show_default=True,
+    show_envvar=True,
+    help="Address on which /metrics is served, to whoever asks.",
+)
 slot_option = click.option(
     "--slot",
     envvar="WARMLANE_SLOT",
@@ -287,6 +304,19 @@ slot_option = click.option(
     show_envvar=True,
     help="Where it runs: the UUID of a GPU, or cpu-N. One process at a time holds a slot.",
 )
+
+
+def metrics_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--metrics-port` and `--metrics-host`; the command is given *listen*, which is None without a port."""
+
+    @_metrics_port_option
+    @_metrics_host_option
+    @wraps(function)
+    def command(*args: Any, metrics_port: int | None, metrics_host: Host, **options: Any) -> Any:
+        listen = None if metrics_port is None else Listen(metrics_host.address, metrics_port)
+        return function(*args, listen=listen, **options)
+
+    return command
 
 
 class Shared(Struct, frozen=True):

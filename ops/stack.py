@@ -23,6 +23,7 @@ from contracts.topology import LANES, LEADER
 from contracts.wire import Unreadable
 from ops.ending import end
 from ops.keys import read_keys
+from ops.logs import configure_logging
 from ops.nats_access import NatsAccess, environment_for, make_users, password_variable
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, UnusableServer
 from ops.nats_server import NATS_HOST, NoNatsServer, embedded_command, embedded_url, find_nats_server
@@ -50,7 +51,6 @@ from ops.processes import Process, asked_to_end, only_one, warmlane_command
 from ops.provision import NoKeys, NotProvisioned, provision, wanted
 from ops.quota import POLL_S, Quota, QuotaError
 from ops.supervisor import DRAIN_EXTRA_S
-from ops.telemetry import configure_logging
 from ops.tls import Tls, tls_of
 
 STOP_S: Final = 10.0

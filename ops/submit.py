@@ -51,10 +51,14 @@ def waiting_line(task: Task) -> str:
     return place if expected_s is None else f"{place}, about {expected_s:.0f} s"
 
 
+def reason_of(task: Task) -> str:
+    """Why *task* has no video."""
+    return f"{task.error.code}: {task.error.message}" if task.error else task.status
+
+
 def failure_text(task: Task, key: str) -> str:
     """Why *task* has no video, and what to do next where that is known."""
-    reason = f"{task.error.code}: {task.error.message}" if task.error else task.status
-    told = f"task {task.id} failed: {reason}"
+    told = f"task {task.id} failed: {reason_of(task)}"
     if task.error is not None and task.error.code == "queue_overloaded":
         told += f"\nNothing ran. Try again in a while; --idempotency-key {key} may be used again."
     return told

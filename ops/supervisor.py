@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -36,6 +37,9 @@ from ops.lane_plan import (
     told_of,
 )
 from ops.lane_providers import Denied, Lane, LaneProvider, ProcessProvider
+from ops.link_health import telling_of
+from ops.logs import configure_logging
+from ops.metrics import lane_deaths
 from ops.nats_access import NatsAccess
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, UnusableServer, WrongRevision
 from ops.options import (
@@ -43,6 +47,7 @@ from ops.options import (
     data_dir_option,
     gpus_option,
     lanes_option,
+    metrics_options,
     nats_options,
     profile_option,
     quota_option,
@@ -54,7 +59,7 @@ from ops.placement import slots, wanted_lanes
 from ops.processes import asked_to_end, only_one
 from ops.provision import NotProvisioned, require_lane
 from ops.quota import POLL_S, Quota, QuotaError
-from ops.telemetry import configure_logging
+from ops.telemetry import Listen, exporting
 
 # A denied lane is asked for again when a slot becomes free or the quota changes, and so often.
 DENIAL_RETRY_S: Final = 5.0
@@ -220,6 +225,7 @@ class Supervisor:
 
     def _on_death(self, lane: Supervised, death: Death) -> None:
         log.warning("lane_ended", lane=lane.want.name, how=death.how)
+        lane_deaths.add(lane.want.model)
         if not lane.was_warm:
             self._lost_starts.lost(
                 ColdStart(
@@ -332,6 +338,7 @@ def _read(entry: Entry) -> LaneHeartbeat | None:
 @gpus_option
 @quota_option
 @step_seconds_option
+@metrics_options
 def command(
     nats: NatsAccess,
     data_dir: Path,
@@ -341,6 +348,7 @@ def command(
     gpus: int | None,
     quota: Path | None,
     step_seconds: float,
+    listen: Listen | None,
 ) -> None:
     """Keep the wanted lanes running on this machine until SIGTERM, which drains them; a second one kills them.
 
@@ -371,12 +379,16 @@ def command(
                         logs=data_dir / "logs",
                         group=group,
                     )
-                    await Supervisor(link, provider, wanted, limits, catalog.windows).run(stop, hurry)
+                    for model in {want.model for want in wanted}:
+                        lane_deaths.begin(model)
+                    async with telling_of(link):
+                        await Supervisor(link, provider, wanted, limits, catalog.windows).run(stop, hurry)
             finally:
                 await link.close()
 
     with only_one(data_dir, "supervisor"):
         try:
-            asyncio.run(run())
+            with exporting("supervisor", instance=socket.gethostname(), listen=listen):
+                asyncio.run(run())
         except* (TransportUnavailable, UnusableServer, NotProvisioned) as group:
             raise click.ClickException(str(group.exceptions[0])) from group

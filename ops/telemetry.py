@@ -1,39 +1,183 @@
-"""Structured logs: one JSON line an event on standard error. Never a prompt, an image or a key."""
+"""Where traces and metrics go: by OTLP where the standard variables name an endpoint, and to `/metrics`.
 
+Without an endpoint nothing is sent and nothing of the exporters is imported; a process that serves no `/metrics` then
+measures nothing either. A collector that is away costs nobody but itself: sending is another thread's work.
+"""
+
+import contextlib
 import logging
-import sys
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
+import click
 import structlog
+from msgspec import Struct
+from opentelemetry import metrics, trace
+
+# A collector that does not answer must not hold up a process that leaves; by itself the SDK tries for 10 s.
+FLUSH_S: Final = 2.0
+# What the SDK says of a collector that is away, it says at every try.
+SILENT_S: Final = 60.0
+EXPORT_INTERVAL_S: Final = 15.0
+PROTOCOL: Final = "http/protobuf"
+
+log = structlog.get_logger("telemetry")
 
 
-def configure_logging(role: str, *, level: str = "info") -> None:
-    """Every log line of this process becomes one JSON object with time, level, role and event."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    structlog.contextvars.bind_contextvars(role=role)
-    # libraries log through the standard library: warnings and worse, in the same form
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            processor=structlog.processors.JSONRenderer(),
-            foreign_pre_chain=[
-                structlog.contextvars.merge_contextvars,
-                structlog.stdlib.add_log_level,
-                structlog.stdlib.add_logger_name,
-                structlog.processors.TimeStamper(fmt="iso", utc=True),
-            ],
+class Listen(Struct, frozen=True):
+    """Where a worker serves `/metrics`."""
+
+    host: str
+    port: int
+
+
+def has_endpoint(signal: str) -> bool:
+    """Whether the environment names an OTLP endpoint for *signal*, `traces` or `metrics`."""
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    names = ("OTEL_EXPORTER_OTLP_ENDPOINT", f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT")
+    return any(os.environ.get(name) for name in names) and os.environ.get(f"OTEL_{signal.upper()}_EXPORTER") != "none"
+
+
+@contextlib.contextmanager
+def exporting(
+    role: str, *, instance: str, serves_metrics: bool = False, listen: Listen | None = None
+) -> Iterator[None]:
+    """Sends this process's spans and metrics as `warmlane-<role>` while the block runs, and what is left within
+    FLUSH_S of its end.
+
+    *instance* tells it from others of the role, and stays the same when it is started again. *serves_metrics*: the
+    process answers `/metrics` itself (`metrics_text`); *listen*: it is answered there.
+    Raises click.ClickException where *listen* cannot be listened on.
+    """
+    traces, figures = has_endpoint("traces"), has_endpoint("metrics")
+    with contextlib.ExitStack() as stack:
+        if listen is not None:
+            stack.callback(_serve(listen))
+        if traces or figures:
+            _say_less()
+            _require_protocol()
+        ends = []
+        if traces:
+            ends.append(_send_traces(role, instance))
+        if figures or serves_metrics or listen is not None:
+            ends.append(_measure(role, instance, sends=figures, serves=serves_metrics or listen is not None))
+        try:
+            yield
+        finally:
+            flushing = [threading.Thread(target=end, daemon=True) for end in ends]
+            for thread in flushing:
+                thread.start()
+            until_s = time.monotonic() + FLUSH_S
+            for thread in flushing:
+                thread.join(max(0.0, until_s - time.monotonic()))
+
+
+def metrics_text() -> bytes:
+    """What `/metrics` answers, in Prometheus' text format. It waits for the event loop: call it from another thread."""
+    import prometheus_client
+
+    return prometheus_client.generate_latest()
+
+
+def gateway_instance(port: int) -> str:
+    """The name of a gateway among others: by its machine and port."""
+    return f"{socket.gethostname()}:{port}"
+
+
+def _serve(listen: Listen) -> Callable[[], None]:
+    import prometheus_client
+
+    try:
+        server, thread = prometheus_client.start_http_server(listen.port, listen.host)
+    except OSError as error:
+        raise click.ClickException(
+            f"cannot serve metrics on {listen.host}:{listen.port} ({error.strerror}); choose another port with "
+            "--metrics-port or WARMLANE_METRICS_PORT"
+        ) from error
+    log.info("metrics_served", host=listen.host, port=server.server_port)
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join(FLUSH_S)
+
+    return stop
+
+
+def _send_traces(role: str, instance: str) -> Callable[[], None]:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider(resource=_resource(role, instance), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+    return provider.shutdown
+
+
+def _measure(role: str, instance: str, *, sends: bool, serves: bool) -> Callable[[], None]:
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+
+    readers: list[MetricReader] = []
+    if sends:
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+
+        # the SDK's own default, a minute, is longer than many a fallback
+        interval_ms = float(os.environ.get("OTEL_METRIC_EXPORT_INTERVAL") or EXPORT_INTERVAL_S * 1e3)
+        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter(), export_interval_millis=interval_ms))
+    if serves:
+        from opentelemetry.exporter.prometheus import PrometheusMetricReader
+
+        readers.append(PrometheusMetricReader(scope_info_enabled=False))
+    provider = MeterProvider(readers, resource=_resource(role, instance), shutdown_on_exit=False)
+    metrics.set_meter_provider(provider)
+    return provider.shutdown
+
+
+def _resource(role: str, instance: str) -> Any:
+    from opentelemetry.sdk.resources import Resource
+
+    return Resource.create({"service.name": f"warmlane-{role}", "service.instance.id": instance})
+
+
+def _require_protocol() -> None:
+    asked = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", PROTOCOL)
+    if asked != PROTOCOL:
+        log.warning(
+            "otlp_protocol_ignored",
+            asked=asked,
+            advice=f"Warmlane speaks OTLP as {PROTOCOL}, by default on port 4318 of a collector",
         )
-    )
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(logging.WARNING)
+
+
+class _Seldom(logging.Filter):
+    """Lets a record of each logger pass, then no other one of it for SILENT_S."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last_s: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now_s = time.monotonic()
+        if now_s - self._last_s.get(record.name, -SILENT_S) < SILENT_S:
+            return False
+        self._last_s[record.name] = now_s
+        record.exc_info = record.exc_text = None  # pages of frames of the exporter's, for a connection refused
+        return True
+
+
+def _say_less() -> None:
+    seldom = _Seldom()
+    for name in (
+        "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+        "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+        "opentelemetry.sdk._shared_internal",
+        "opentelemetry.sdk.metrics._internal.export",
+    ):
+        logging.getLogger(name).addFilter(seldom)

@@ -1,21 +1,17 @@
 """What cannot be read is counted, told once and passed over: one bad message does not stop what serves good ones."""
 
 from collections import OrderedDict
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import structlog
-from opentelemetry import metrics
+
+from ops.metrics import unreadable
 
 Kind = Literal["task", "timer", "record", "heartbeat", "slot", "leadership", "fallback_episode", "cold_start", "entry"]
 KNOWN_MAX: Final = 1_024
 WHERE_MAX_CHARS: Final = 200
 
 log = structlog.get_logger("unreadable")
-
-# does nothing until somebody configures an exporter
-_counter = metrics.get_meter("warmlane").create_counter(
-    "warmlane.unreadable", description="Messages and entries that could not be read, by kind"
-)
 
 
 class Unreadables:
@@ -39,7 +35,7 @@ class Unreadables:
         if len(self._known) > KNOWN_MAX:
             self._known.popitem(last=False)
         self.count += 1
-        _counter.add(1, {"kind": kind})
+        unreadable.add(kind)
         log.error(
             "unreadable",
             kind=kind,
@@ -51,3 +47,9 @@ class Unreadables:
 
 
 unreadables = Unreadables()
+
+
+def begin() -> None:
+    """The metric stands at 0 for every kind, so that the first one shows."""
+    for kind in get_args(Kind):
+        unreadable.begin(kind)

@@ -8,6 +8,7 @@ import pytest
 from contracts.settings import Catalog, load_settings
 from ops.nats_link import NatsLink
 from ops.provision import provision, wanted
+from tests.measured import Measured
 from tests.support import NatsServer, settings_file
 from tests.system import UpProcess
 
@@ -38,6 +39,12 @@ async def link(nats_server: NatsServer, catalog: Catalog) -> AsyncIterator[NatsL
     await provision(link, wanted(catalog, keep_s=KEEP_S))
     yield link
     await link.close()
+
+
+@pytest.fixture(scope="session")
+def measured() -> Measured:
+    """The metrics of this process."""
+    return Measured()
 
 
 @pytest.fixture(scope="session")

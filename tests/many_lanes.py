@@ -21,9 +21,9 @@ from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from gateway.lane_board import LaneBoard
 from ops.ending import end
+from ops.logs import configure_logging
 from ops.nats_link import NatsLink
 from ops.provision import provision, wanted
-from ops.telemetry import configure_logging
 from tests.conftest import KEEP_S
 from tests.integration.conftest import GatewayProcess, report_lane
 from tests.support import eventually

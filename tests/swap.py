@@ -25,8 +25,8 @@ from contracts.tasks import SwapReceipt
 from lane_worker.runtime.host import FORK_SERVER, ForkServer, Host
 from lane_worker.runtime.host_messages import Finished, Generate
 from lane_worker.runtime.residence import Residence
+from ops.logs import configure_logging
 from ops.memory import probe_for
-from ops.telemetry import configure_logging
 from tests import rogue_host
 from tests.heavy import heavy_models, parameters_of
 from tests.overload import is_proven

@@ -131,13 +131,14 @@ class ForkServer:
         await self.close()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
+        environment = _environment(os.environ)
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
-                env=_environment(os.environ),
+                env=environment,
                 start_new_session=True,  # a terminal's Ctrl-C goes to the worker only
             )
         except BaseException:
@@ -146,6 +147,7 @@ class ForkServer:
         finally:
             theirs.close()
         self._control = ours
+        log.info("fork_server_started", pid=self._process.pid, allocator=environment["PYTORCH_ALLOC_CONF"])
 
     async def fork(self, request: Fork, pipe: socket.socket) -> int:
         """The pid of a new pipeline host that has *pipe*. Raises HostLost when the server has died."""

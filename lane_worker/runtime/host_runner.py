@@ -10,6 +10,7 @@ import structlog
 from contracts.tasks import FailureCode, GenerationTask, MemoryReading, Progress, SwapReceipt
 from lane_worker.runtime import host_messages as messages
 from lane_worker.runtime.host import HostLost, LoadFailed, LoadTimedOut, Lost, Outcome, TimedOut
+from lane_worker.runtime.inference_spans import record_inference
 from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful
 from lane_worker.runtime.memory_line import log_memory
 from lane_worker.runtime.residence import Quarantined, Residence
@@ -124,11 +125,14 @@ class HostRunner:
         swap: SwapReceipt | None,
     ) -> Result:
         started_at = datetime.now(UTC)
+        steps: list[messages.Progress] = []
 
         def report(progress: messages.Progress) -> None:
             nonlocal started_at
             if progress.step == 0:
                 started_at = datetime.fromtimestamp(progress.at_s, UTC)
+            else:
+                steps.append(progress)
             on_progress(Progress(step=progress.step, steps=progress.steps))
 
         video_path = self._scratch / f"{task.id}.{task.epoch}.mp4"
@@ -139,10 +143,12 @@ class HostRunner:
             video_path=str(video_path),
             image_path=None if image is None else str(image),
         )
+        pid = self._residence.host.pid or 0
         try:
             outcome = await self._residence.host.generate(request, report)
         except HostLost as error:
             outcome = Lost(task.id, str(error))
+        record_inference(task, outcome, started_at, steps, host_pid=pid)
         return self._result(task, outcome, video_path, started_at, swap)
 
     def _result(

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Protocol
@@ -10,7 +10,6 @@ from typing import Final, Protocol
 import structlog
 from msgspec import Struct
 from nats.aio.msg import Msg
-from opentelemetry.trace import Span
 
 from contracts import lifecycle
 from contracts.lanes import InHand
@@ -32,10 +31,11 @@ from lane_worker.runtime.claim import Drop, Expire, Mine, Reread, Take, claim_de
 from lane_worker.runtime.held import HeldTask, OwnershipLost, lease_end
 from lane_worker.runtime.host_messages import WrittenVideo
 from lane_worker.runtime.lease import LeaseKeeper
+from ops import metrics
 from ops.artifacts import Artifacts, StorageFailed
 from ops.ending import end
 from ops.nats_link import Entry, NatsLink, Pull, TransportUnavailable, WrongRevision, ack_sync
-from ops.tracing import span
+from ops.tracing import CONSUMER, TRACEPARENT, current_span, failed, of_message, of_task, record, span, working_on
 from ops.unreadable import unreadables
 
 REREAD_WAIT_S: Final = 0.05
@@ -152,6 +152,7 @@ class WorkLoop:
             await self._pull.close()
 
     async def _serve(self, message: Msg) -> None:
+        delivered_at = datetime.now(UTC)
         try:
             queued = _queued(message)
             held = await self._claim(queued, message)
@@ -167,12 +168,27 @@ class WorkLoop:
             self.in_hand = InHand(task_id=held.task.id, owner=self._owner)
             self._on_busy(True)
             try:
-                with _task_span(held.task):
+                with self._task_span(held.task, message, delivered_at):
                     await self._execute(held)
             finally:
                 self.in_hand = None
                 self._on_busy(False)
         await acked
+
+    @contextlib.contextmanager
+    def _task_span(self, task: GenerationTask, message: Msg, delivered_at: datetime) -> Iterator[None]:
+        """Everything that this worker does for *task*, in the trace of what sent *message*."""
+        sender = (message.headers or {}).get(TRACEPARENT) or task.traceparent
+        attributes = of_message(task, "process", self._stream) | {
+            "messaging.consumer.group.name": WORK_CONSUMER,
+            "worker": self._worker,
+            "attempt": task.attempt,
+        }
+        # both beside what follows and not below it: a worker that is killed then never sends that
+        record("queue.wait", task.queued_at, delivered_at, of_task(task), traceparent=sender)
+        record("claim", delivered_at, datetime.now(UTC), of_task(task), traceparent=sender)
+        with working_on(task), span("process", attributes, traceparent=sender, kind=CONSUMER):
+            yield
 
     async def _ack(self, message: Msg) -> None:
         try:
@@ -237,6 +253,7 @@ class WorkLoop:
                     now=datetime.now(UTC),
                 )
                 revision = await self._link.update(TASKS, task.id, encode_task(claimed), revision=revision)
+                metrics.task_claimed(claimed)
                 if is_overdue(task, datetime.now(UTC)):
                     await self._expire(claimed, revision)
                     return None
@@ -249,7 +266,12 @@ class WorkLoop:
             message=f"no worker took it within {self._windows.wait_limit_s:g} s; submit it again later",
             now=datetime.now(UTC),
         )
-        await self._link.update(TASKS, task.id, encode_task(expired), revision=revision)
+        with span(
+            "expire", of_task(task, worker=self._worker), traceparent=task.traceparent, unless=(WrongRevision,)
+        ) as current:
+            await self._link.update(TASKS, task.id, encode_task(expired), revision=revision)
+            failed(current, FailureCode.QUEUE_OVERLOADED.value)
+        metrics.task_ended(expired)
         if task.image_path is not None:  # a refused request leaves nothing behind
             await self._delete(task.image_path)
 
@@ -273,6 +295,7 @@ class WorkLoop:
                 # still inside: the lease must stand until the record is settled
                 await self._settle(held, result)
         except OwnershipLost as lost:
+            current_span().set_attribute("task.outcome", "taken_back")
             log.info("ownership_lost", task_id=task_id, epoch=held.task.epoch)
             await self._discard_video(held, lost.record)
         finally:
@@ -304,11 +327,14 @@ class WorkLoop:
             case Succeeded():
                 await self._publish_video(held, result)
             case Unsuccessful(code, message, memory, swap):
-                await held.update(
-                    lambda task: lifecycle.fail(
-                        task, code=code, message=message, memory=memory, swap=swap, now=datetime.now(UTC)
+                with span("settle", of_task(held.task), unless=(OwnershipLost,)):
+                    ended = await held.update(
+                        lambda task: lifecycle.fail(
+                            task, code=code, message=message, memory=memory, swap=swap, now=datetime.now(UTC)
+                        )
                     )
-                )
+                metrics.task_ended(ended)
+                failed(current_span(), code.value)
                 log.warning("task_failed", task_id=held.task.id, code=code.value, attempt=held.task.attempt)
             case Stopped():
                 await held.check()
@@ -320,7 +346,8 @@ class WorkLoop:
     async def _publish_video(self, held: HeldTask, result: Succeeded) -> None:
         path, written = held.task.video_path, result.video
         try:
-            await self._artifacts.put(path, result.path)
+            with span("store", of_task(held.task, path=path, bytes=written.bytes)):
+                await self._artifacts.put(path, result.path)
         except StorageFailed as error:
             log.error("video_not_stored", task_id=held.task.id, error=str(error))
             message = "the video could not be stored; submit it again"
@@ -344,7 +371,10 @@ class WorkLoop:
             task = lifecycle.with_event(task, "inference_finished", finished_at, f"{result.inference_s:.3f} s")
             return lifecycle.finish(task, video=video, memory=result.memory, swap=result.swap, now=datetime.now(UTC))
 
-        await held.update(finish)
+        with span("settle", of_task(held.task), unless=(OwnershipLost,)):
+            ended = await held.update(finish)
+        metrics.task_ended(ended)
+        metrics.inference_duration.record(result.inference_s, ended.model)
         log.info(
             "task_done",
             task_id=held.task.id,
@@ -358,6 +388,7 @@ class WorkLoop:
         if self._keeper is not None:
             await self._keeper.stop()  # or it would renew what is given back
         task = await held.update(lambda task: lifecycle.release_lease(task, reason=reason, now=datetime.now(UTC)))
+        failed(current_span(), "gave_up", reason)
         log.warning("lease_released", task_id=task.id, attempt=task.attempt, reason=reason)
         with contextlib.suppress(TransportUnavailable):  # the old timer comes too, only later
             await held.store_lease_timer(datetime.now(UTC))
@@ -379,14 +410,6 @@ def _queued(message: Msg) -> GenerationTask:
     if message.subject.partition(".")[2] != f"{task.model}.{task.id}":
         raise UnreadableTask("it is not the task of its subject")
     return task
-
-
-def _task_span(task: GenerationTask) -> contextlib.AbstractContextManager[Span]:
-    return span(
-        "task",
-        {"task.id": task.id, "model": task.model, "route": task.route, "attempt": task.attempt},
-        traceparent=task.traceparent,
-    )
 
 
 class _Ahead(Exception):

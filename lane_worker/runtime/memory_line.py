@@ -9,6 +9,7 @@ import msgspec
 import structlog
 
 from contracts.tasks import MemoryReading
+from ops.metrics import memory_read
 
 EVENT: Final = "memory_after_cleanup"
 
@@ -23,4 +24,5 @@ def log_memory(
     Then the system took its memory back with it, and there was nothing left to clean.
     """
     figures = {"rss_bytes": 0, "process_gone": True} if memory is None else msgspec.structs.asdict(memory)
+    memory_read(memory, slot=slot, model=model, outcome=outcome)
     log.info(EVENT, task_id=task_id, attempt=attempt, model=model, slot=slot, outcome=outcome, **figures)

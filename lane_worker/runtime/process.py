@@ -14,12 +14,13 @@ from msgspec import Struct
 from contracts.settings import SettingsError
 from lane_worker.runtime.host import HostLost, SlotTaken
 from ops.artifacts import Artifacts, StorageFailed
+from ops.link_health import telling_of
 from ops.memory import DriverUnusable
 from ops.nats_access import NatsAccess
 from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer
 from ops.processes import LEAVE_FOR_QUOTA
 from ops.provision import NotProvisioned
-from ops.tracing import tracing
+from ops.telemetry import Listen, exporting
 
 
 class Surroundings(Struct, frozen=True):
@@ -51,15 +52,19 @@ async def connected(
     try:
         await require(link)
         await link.require_clock()
-        yield Surroundings(link, artifacts, stop, for_quota)
+        async with telling_of(link):
+            yield Surroundings(link, artifacts, stop, for_quota)
     finally:
         await link.close()
 
 
-def run_to_end(role: str, work: Coroutine[Any, Any, None]) -> None:
-    """Runs *work*. Raises click.ClickException for what ended it, where a user can put that right."""
+def run_to_end(role: str, work: Coroutine[Any, Any, None], *, instance: str, listen: Listen | None) -> None:
+    """Runs *work*, whose spans and metrics go out under the name *instance*, and to `/metrics` where *listen* says.
+
+    Raises click.ClickException for what ended it, where a user can put that right.
+    """
     try:
-        with tracing(role):
+        with exporting(role, instance=instance, listen=listen):
             uvloop.run(work)
     except (
         SettingsError,

@@ -21,11 +21,14 @@ from contracts.tasks import GenerationTask, MemoryReading, SwapReceipt
 from lane_worker.runtime.host import Host, HostLost, LoadFailed, SlotTaken
 from lane_worker.runtime.host_messages import Failed, Ready
 from lane_worker.runtime.release import Released, Sample, StillHeld, Verdict, judge, tolerance_bytes
+from ops import metrics
 from ops.memory import MemoryProbe, Reading
 from ops.tracing import span
 
 AFTER_KILL_S: Final = 30.0
 READ_S: Final = 2.0
+# Of the metric `releases`: those of a receipt, and two more.
+RELEASE_OUTCOMES: Final = ("nothing_resident", "unloaded", "killed", "escalated", "quarantined")
 NO_PROBE: Final = "nothing here can measure memory, so the host is killed between models"
 DIED: Final = "the host had ended before"
 
@@ -76,6 +79,10 @@ class Residence:
         self._proven = True  # whether the slot is known to be empty, but for this host and what it loads
         self._base_bytes: int | None = None  # in use when the child was warm and empty
         self._floor_bytes: int | None = None  # and before there was that child
+
+        self._escalated = False  # whether the last release needed force that nobody had asked for
+        for outcome in RELEASE_OUTCOMES:
+            metrics.releases.begin(slot, outcome)
 
     @property
     def resident(self) -> str | None:
@@ -141,7 +148,10 @@ class Residence:
             how="nothing_resident",
             probe="none" if self._probe is None else self._probe.name,
         )
-        receipt = await self._verify(await self._release(receipt, ""))
+        with span("evict", {"model": self._model or ""}) as current:
+            receipt = await self._verify(await self._release(receipt, ""))
+            _describe(current, receipt)
+        self._count_release(receipt)
         log.info("evicted", proven=self._proven, **msgspec.structs.asdict(receipt))
         if not self._proven:
             raise self._enter_quarantine(receipt)
@@ -181,11 +191,15 @@ class Residence:
             with span("swap.verify") as current:
                 receipt = self.last_swap = await self._verify(receipt)
                 _describe(current, receipt)
+                self._count_release(receipt)
                 if not self._proven:
                     raise self._enter_quarantine(receipt)
             with span("load") as current:
                 receipt = self.last_swap = await self._load(receipt, entry)
                 _describe(current, receipt)
+            metrics.swap_duration.record(receipt.release_s, model, "release")
+            metrics.swap_duration.record(receipt.verify_s, model, "verify")
+            metrics.swap_duration.record(receipt.load_s, model, "load")
             outcome = "loaded"
         except BaseException as error:
             outcome = type(error).__name__
@@ -200,6 +214,7 @@ class Residence:
     async def _release(self, receipt: SwapReceipt, kill_because: str) -> SwapReceipt:
         """§7, step 2: the host gives back what it has, or is killed."""
         begun_s = time.monotonic()
+        self._escalated = False
         if self._model is not None:
             self._show(SlotState.RELEASING, self._model, kill_because)
         self._model = None
@@ -226,11 +241,12 @@ class Residence:
         try:
             unloaded = await self.host.unload()
         except HostLost as error:
+            self._escalated = True
             return replace(receipt, how="killed", reason=str(error))
         log.info("unloaded", alive=unloaded.alive, allocated_bytes=unloaded.allocated_bytes)
         if not unloaded.alive:
             return replace(receipt, how="unloaded")
-        receipt = replace(receipt, alive=unloaded.alive)
+        receipt, self._escalated = replace(receipt, alive=unloaded.alive), True
         return await self._kill(receipt, f"still alive after the release: {', '.join(unloaded.alive)}")
 
     async def _kill(self, receipt: SwapReceipt, reason: str) -> SwapReceipt:
@@ -250,6 +266,7 @@ class Residence:
             verdict, receipt = await self._poll(receipt, self._probe, self._base_bytes, self._probe.deadline_s)
             self._proven = isinstance(verdict, Released)
             if not self._proven:
+                self._escalated = True
                 receipt = await self._kill(receipt, f"{_words(verdict)} after {self._probe.deadline_s:g} s")
         if not self._proven:
             verdict, receipt = await self._poll(receipt, self._probe, self._floor_bytes, self._after_kill_s)
@@ -281,6 +298,10 @@ class Residence:
             free_bytes=samples[-1].free_bytes,
             samples=receipt.samples + len(samples),
         )
+
+    def _count_release(self, receipt: SwapReceipt) -> None:
+        outcome = "quarantined" if not self._proven else "escalated" if self._escalated else receipt.how
+        metrics.releases.add(self._slot, outcome)
 
     def _enter_quarantine(self, receipt: SwapReceipt) -> Quarantined:
         detail = f"{receipt.reason}; end what holds the memory of {self._slot}, then lift the quarantine"

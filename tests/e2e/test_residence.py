@@ -33,6 +33,7 @@ from ops.memory import MemoryProbe, NvmlProbe, RssProbe
 from tests import rogue_host
 from tests.fake_nvml import GIB, UUID, FakeNvml, fake_nvml
 from tests.heavy import heavy_models, parameters_of
+from tests.measured import Measured
 from tests.records import pending_task
 from tests.support import eventually, is_running
 from tests.swap import alternate, judge
@@ -240,7 +241,12 @@ async def test_a_swap_is_three_spans(yard: Yard, tmp_path: Path, monkeypatch: py
     assert attributes["swap.load_s"] == receipt.load_s
 
 
-async def test_a_leak_is_seen_and_the_host_is_killed_for_it(yard: Yard, tmp_path: Path) -> None:
+def released(measured: Measured, outcome: str) -> float:
+    return measured.value("warmlane.releases", outcome=outcome)
+
+
+async def test_a_leak_is_seen_and_the_host_is_killed_for_it(yard: Yard, tmp_path: Path, measured: Measured) -> None:
+    before = {outcome: released(measured, outcome) for outcome in ("escalated", "unloaded")}
     slot = yard.slot(tmp_path, probe=rss(), rogue=True)
     await slot.residence.open()
     await slot.ready("anisora")
@@ -254,7 +260,11 @@ async def test_a_leak_is_seen_and_the_host_is_killed_for_it(yard: Yard, tmp_path
     assert receipt.samples >= 4
     assert slot.host.pid != pid
     await slot.generate(CATALOG.models["phr00t"])
+    assert released(measured, "escalated") == before["escalated"] + 1
+    assert released(measured, "unloaded") == before["unloaded"]
     assert (await slot.ready("anisora")).how == "unloaded"  # the base is that of the fresh host
+    assert released(measured, "escalated") == before["escalated"] + 1
+    assert released(measured, "unloaded") == before["unloaded"] + 1
 
 
 @pytest.mark.parametrize(
@@ -290,7 +300,10 @@ async def test_a_card_whose_figure_falls_is_released(yard: Yard, card: FakeNvml,
     assert receipt.samples == 7
 
 
-async def test_a_card_that_stays_full_is_quarantined(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
+async def test_a_card_that_stays_full_is_quarantined(
+    yard: Yard, card: FakeNvml, tmp_path: Path, measured: Measured
+) -> None:
+    before = released(measured, "quarantined")
     shown: list[tuple[SlotState, str]] = []
     slot = yard.slot(tmp_path, probe=nvml(), on_state=lambda state, _, detail: shown.append((state, detail)))
     await slot.residence.open()
@@ -304,6 +317,7 @@ async def test_a_card_that_stays_full_is_quarantined(yard: Yard, card: FakeNvml,
     assert slot.residence.resident is None
     assert slot.host.pid is None
     assert shown[-1] == (SlotState.QUARANTINED, refusal.value.detail)
+    assert released(measured, "quarantined") == before + 1
 
     card.set(used_bytes=GIB)  # even so: nothing loads until an operator has said so
     for refused in (slot.residence.ready("phr00t"), slot.residence.renew("phr00t", "")):

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ops.nats_access import ROLES, environment_for
 from ops.processes import warmlane_command
-from tests.integration.test_tracing import Collector
+from tests.collector import Collector
 from tests.support import children_of, clean_environment, command_line, eventually_sync
 from tests.system import UpProcess
 

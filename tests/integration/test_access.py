@@ -493,7 +493,7 @@ async def test_the_commands(system: System, keyed: Keyed) -> None:
         (["two words", "--scope", "read"], "1 to 64 letters"),
         (["anonymous", "--scope", "read"], "not anonymous"),
         (["alice"], "--scope"),
-        (["alice", "--scope", "write"], "'submit', 'read', 'admin'"),
+        (["alice", "--scope", "write"], "'submit', 'read', 'metrics', 'admin'"),
         (["alice", "--scope", "read", "--rate", "0.01"], "--burst 100"),
         (["alice", "--scope", "read", "--rate", "50000"], "shorter --burst"),
     ],

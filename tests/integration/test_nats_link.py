@@ -1,13 +1,27 @@
 """The traps of design §10 that `ops/nats_link.py` closes, against a real server."""
 
 import asyncio
+import contextlib
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from contracts.topology import DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, TASKS, sweep_consumer, work_subject
-from ops.nats_link import Entry, NatsLink, StreamFull, TransportUnavailable, WrongRevision, ack_sync
-from tests.support import NatsServer, eventually, free_port
+from ops.link_health import telling_of
+from ops.nats_link import (
+    MAX_SKEW_S,
+    Entry,
+    NatsLink,
+    StreamFull,
+    TransportUnavailable,
+    UnusableServer,
+    WrongRevision,
+    ack_sync,
+)
+from tests.measured import Measured
+from tests.support import NatsServer, as_admin, eventually, free_port
 
 
 async def test_compare_and_set(link: NatsLink) -> None:
@@ -149,3 +163,65 @@ async def test_clocks_of_one_machine_agree(link: NatsLink) -> None:
 async def test_nobody_there_is_a_clear_error() -> None:
     with pytest.raises(TransportUnavailable, match="warmlane up"):
         await NatsLink.connect(f"nats://127.0.0.1:{free_port()}", name="test", wait_s=0.2)
+
+
+class ServerAhead:
+    """A relay to a server, behind which its clock reads *ahead_s* more: every time that it tells is moved."""
+
+    STAMP = re.compile(rb'"ts":"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)')
+
+    def __init__(self, server: NatsServer, *, ahead_s: int) -> None:
+        self._server, self._ahead = server, timedelta(seconds=ahead_s)
+        self.url = ""
+
+    async def __aenter__(self) -> "ServerAhead":
+        self._listener = await asyncio.start_server(self._relay, "127.0.0.1", 0)
+        port = self._listener.sockets[0].getsockname()[1]
+        self.url = as_admin(f"nats://127.0.0.1:{port}")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._listener.close()
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_server, to_server = await asyncio.open_connection("127.0.0.1", self._server.port)
+        with contextlib.suppress(OSError):
+            await asyncio.gather(self._copy(reader, to_server), self._copy(from_server, writer))
+
+    async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(65_536):
+            target.write(self.STAMP.sub(self._moved, data))
+            await target.drain()
+        target.close()
+
+    def _moved(self, match: re.Match[bytes]) -> bytes:
+        moved = datetime.fromisoformat(match[1].decode()) + self._ahead
+        return b'"ts":"' + moved.isoformat(timespec="seconds").encode()
+
+
+async def test_a_clock_that_drifts_away_is_told(link: NatsLink, nats_server: NatsServer, measured: Measured) -> None:
+    """At the start it would be refused; later it shows in the metric and in the log."""
+    async with telling_of(link):
+        await eventually(lambda: _is_known(link))
+        assert abs(await _told(measured, "warmlane.clock.skew")) < MAX_SKEW_S
+    async with ServerAhead(nats_server, ahead_s=3) as ahead:
+        skewed = await NatsLink.connect(ahead.url, name="test")
+        with capture_logs() as logged:
+            async with telling_of(skewed):
+                await eventually(lambda: _is_known(skewed))
+                assert await _told(measured, "warmlane.clock.skew") > 3 - MAX_SKEW_S
+                assert await _told(measured, "warmlane.nats.connected") == 1
+        assert [line["limit_s"] for line in logged if line["event"] == "clock_skewed"] == [MAX_SKEW_S]
+        with pytest.raises(UnusableServer, match="behind the nats-server"):
+            await skewed.require_clock()
+        await skewed.close()
+    assert await _told(measured, "warmlane.nats.connected") == 0  # whom nobody tells of is not there
+
+
+async def _told(measured: Measured, name: str) -> float:
+    # the figure is asked for in this very loop: only another thread may wait for that
+    return await asyncio.to_thread(measured.value, name)
+
+
+async def _is_known(link: NatsLink) -> bool:
+    return link.skew_s is not None

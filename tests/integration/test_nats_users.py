@@ -70,7 +70,10 @@ PUBLISHERS: dict[str, set[Role]] = {
     "$JS.API.STREAM.UPDATE.DEGRADED": set(),
     "$JS.API.STREAM.DELETE.DEGRADED": set(),
     "$JS.API.STREAM.SNAPSHOT.KV_tasks": set(),
+    "$JS.API.STREAM.RESTORE.MINE": set(),
     "$JS.API.CONSUMER.DELETE.DEGRADED.worker": set(),
+    "$JS.API.CONSUMER.DELETE.KV_lanes.mine": set(),  # the NATS CLI asks for it after `nats kv ls`, and does without
+    "$JS.API.CONSUMER.PAUSE.DEGRADED.worker": set(),
     "_INBOX_gateway.x": {"gateway"},
     "_INBOX_lane.x": set(),
     "anything.else": set(),

@@ -1,75 +1,25 @@
-"""Spans as an OTLP/HTTP collector receives them from a real degraded worker (design §11)."""
+"""Spans and metrics as an OTLP/HTTP collector receives them from real workers, and what is not sent (design §11).
+
+The traces of whole tasks, through every process, are in `tests/e2e/test_observe.py`.
+"""
 
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
+import httpx
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from contracts.tasks import TaskStatus
 from ops.nats_link import NatsLink
+from tests.collector import Collector
 from tests.degraded import DegradedProcess, becomes, place, task_of
-from tests.support import NatsServer, clean_environment
+from tests.support import NatsServer, clean_environment, eventually_sync, free_port
 
 ROOT = Path(__file__).parents[2]
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT_ID = "00f067aa0ba902b7"
-
-
-class Collector:
-    """An OTLP/HTTP endpoint that keeps what it is sent."""
-
-    def __init__(self) -> None:
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                collector.receive(self.path, body)
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Says nothing."""
-
-        self.paths: set[str] = set()
-        self.services: set[str] = set()
-        self.spans: list[dict[str, Any]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-
-    def receive(self, path: str, body: bytes) -> None:
-        self.paths.add(path)
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            self.services |= {
-                pair.value.string_value for pair in resource.resource.attributes if pair.key == "service.name"
-            }
-            for scope in resource.scope_spans:
-                self.spans += [
-                    {
-                        "name": span.name,
-                        "trace": span.trace_id.hex(),
-                        "id": span.span_id.hex(),
-                        "parent": span.parent_span_id.hex(),
-                        "attributes": {
-                            pair.key: getattr(pair.value, str(pair.value.WhichOneof("value")))
-                            for pair in span.attributes
-                        },
-                    }
-                    for span in scope.spans
-                ]
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
 
 @pytest.fixture
@@ -82,58 +32,135 @@ def collector() -> Iterator[Collector]:
 async def test_a_swap_is_in_the_trace_of_the_request(
     collector: Collector, link: NatsLink, nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    """`swap.release`, `swap.verify` and `load`, with what the receipt on the task says, below the client's span."""
+    """The receipt's figures, below the span of whoever asked; and `/metrics` of the worker says the same in sum."""
+    port = free_port()
     worker = DegradedProcess(
-        nats_server.address, tmp_path, "degraded-0", "cpu-0", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url
+        nats_server.address,
+        tmp_path,
+        "degraded-0",
+        "cpu-0",
+        "--metrics-port",
+        str(port),
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
     )
     try:
         first = await place(link, task_of("anisora", 1))
         second = await place(link, task_of("phr00t", 2, traceparent=f"00-{TRACE_ID}-{PARENT_ID}-01"))
         await becomes(link, first, TaskStatus.DONE)
         done = await becomes(link, second, TaskStatus.DONE)
+        async with httpx.AsyncClient() as http:
+            text = (await http.get(f"http://127.0.0.1:{port}/metrics")).text
         assert worker.stop() == 0  # what is still to be sent is sent then
     finally:
         worker.kill()
-    assert (collector.paths, collector.services) == ({"/v1/traces"}, {"warmlane-degraded"})
-    spans = {span["name"]: span for span in collector.spans if span["trace"] == TRACE_ID}
-    assert {"swap.release", "swap.verify", "load"} <= set(spans)
-    assert PARENT_ID in {span["parent"] for span in spans.values()}
-    ids = {span["id"] for span in spans.values()} | {PARENT_ID}
-    assert all(span["parent"] in ids for span in spans.values()), "one tree"
+    assert collector.services == {"warmlane-degraded"}
+    assert collector.paths == {"/v1/traces", "/v1/metrics"}
+    spans = {span.name: span for span in collector.trace(TRACE_ID)}
+    assert {span.parent_id for span in spans.values() if span.name in ("process", "queue.wait")} == {PARENT_ID}
+    inside = {name for name, span in spans.items() if span.parent_id == spans["process"].span_id}
+    assert inside >= {"claim", "swap.release", "swap.verify", "load", "inference", "cleanup", "store", "settle"}
     receipt = done.swap
     assert receipt is not None
-    figures = spans["load"]["attributes"]
+    figures = spans["load"].attributes
     assert (figures["swap.how"], figures["swap.released_model"]) == ("unloaded", "anisora")
     assert figures["swap.after_bytes"] == receipt.after_bytes
     assert figures["swap.load_s"] == pytest.approx(receipt.load_s)
     assert figures["swap.samples"] == receipt.samples
     assert "red fox" not in str(collector.spans), "never a prompt"
+    assert 'warmlane_tasks_finished_total{model="phr00t",outcome="done",route="degraded"} 1.0' in text
+    assert 'warmlane_tasks_finished_total{model="phr00t",outcome="worker_lost",route="degraded"} 0.0' in text
+    assert 'warmlane_releases_total{outcome="unloaded",slot="cpu-0"} 1.0' in text
+    assert "warmlane_nats_connected 1.0" in text
 
 
 PROGRAM = """
 import sys
-from ops.tracing import span, tracing
+from ops.metrics import unreadable
+from ops.telemetry import exporting
+from ops.tracing import span
 
-with tracing("test"), span("swap.release", {"model": "anisora"}):
-    pass
-print(*sorted({"opentelemetry.sdk", "opentelemetry.exporter", "requests"} & set(sys.modules)))
+with exporting("test", instance="test"), span("swap.release", {"model": "anisora"}):
+    unreadable.add("task")
+print(*sorted({"opentelemetry.sdk", "opentelemetry.exporter", "requests", "prometheus_client"} & set(sys.modules)))
 """
 
 
-def test_without_an_endpoint_nothing_is_imported_and_nothing_sent(collector: Collector) -> None:
-    environment = {name: value for name, value in clean_environment().items() if not name.startswith("OTEL_")}
-    imported = {}
-    for endpoint in ({}, {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}):
-        result = subprocess.run(
-            [sys.executable, "-c", PROGRAM],
-            cwd=ROOT,
-            env=environment | endpoint,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        imported[bool(endpoint)] = result.stdout.split()
-        assert bool(collector.spans) is bool(endpoint)
-    assert imported[False] == []
-    assert "opentelemetry.sdk" in imported[True]
+def run_program(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in clean_environment().items() if not name.startswith("OTEL_")}
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        pytest.param({}, id="no-endpoint"),
+        pytest.param({"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}, id="disabled"),
+    ],
+)
+def test_without_an_endpoint_nothing_is_imported_and_nothing_said(environment: dict[str, str]) -> None:
+    result = run_program(PROGRAM, **environment)
+    assert (result.stdout.split(), result.stderr) == ([], "")
+
+
+def test_with_an_endpoint_both_are_sent_at_the_end(collector: Collector) -> None:
+    result = run_program(PROGRAM, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+    assert "opentelemetry.sdk" in result.stdout.split()
+    assert [span.name for span in collector.spans] == ["swap.release"]
+    assert collector.value("warmlane.unreadable", kind="task") == 1
+
+
+def test_one_signal_alone(collector: Collector) -> None:
+    run_program(PROGRAM, OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=f"{collector.url}/v1/metrics")
+    assert collector.paths == {"/v1/metrics"}
+
+
+LOGGING = """
+from ops.logs import configure_logging
+from ops.telemetry import exporting
+from ops.tracing import record, span
+import structlog
+
+configure_logging("test")
+with exporting("test", instance="test"):
+    for number in range(3):
+        with span("settle"):
+            structlog.get_logger().info("inside", number=number)
+    structlog.get_logger().info("outside")
+"""
+
+
+def test_a_collector_that_is_away_is_said_once_and_costs_nothing_else() -> None:
+    """The spans are lost, the log lines have their trace all the same, and the process ends as it would."""
+    lines = run_program(
+        LOGGING, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}", OTEL_BSP_SCHEDULE_DELAY="1"
+    ).stderr.splitlines()
+    inside = [line for line in lines if '"event": "inside"' in line]
+    assert len(inside) == 3
+    assert all('"trace_id": "' in line and '"span_id": "' in line for line in inside)
+    assert not any("trace_id" in line for line in lines if "outside" in line)
+    complaints = [line for line in lines if "opentelemetry" in line]
+    loggers = [line.split('"logger": "')[1].split('"')[0] for line in complaints]
+    assert len(loggers) == len(set(loggers)), "each logger speaks once"
+    assert "Traceback" not in "".join(complaints)
+
+
+def test_a_taken_metrics_port_is_said(nats_server: NatsServer, tmp_path: Path) -> None:
+    worker = DegradedProcess(
+        nats_server.address, tmp_path, "degraded-0", "cpu-0", "--metrics-port", str(nats_server.port)
+    )
+    try:
+        eventually_sync(lambda: not worker.is_running)
+        assert worker.stop() == 1
+        told = worker.log_file.read_text()
+        assert f"cannot serve metrics on 127.0.0.1:{nats_server.port} (Address already in use)" in told
+        assert "--metrics-port" in told
+    finally:
+        worker.kill()

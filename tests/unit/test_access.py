@@ -48,7 +48,8 @@ def key(number: int, *scopes: Scope, caller: str = "alice", **more: Any) -> tupl
 SUBMIT, BY_SUBMITTER = key(1, "submit")
 READ, BY_READER = key(2, "read")
 ADMIN, BY_ADMIN = key(3, "admin", caller="operator")
-BY = {"submit": BY_SUBMITTER, "read": BY_READER, "admin": BY_ADMIN}
+METRICS, BY_PROMETHEUS = key(4, "metrics", caller="prometheus")
+BY = {"submit": BY_SUBMITTER, "read": BY_READER, "metrics": BY_PROMETHEUS, "admin": BY_ADMIN}
 
 
 def entry(stored: ApiKey, value: bytes | None = None, *, revision: int = 1) -> Entry:
@@ -166,7 +167,7 @@ def application(*stored: ApiKey, cors_origins: tuple[str, ...] = ()) -> Litestar
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient[Litestar]]:
-    with TestClient(application(SUBMIT, READ, ADMIN), raise_server_exceptions=False) as client:
+    with TestClient(application(SUBMIT, READ, METRICS, ADMIN), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -190,7 +191,7 @@ def test_what_a_route_needs(client: TestClient[Litestar], method: str, path: str
     if not scope:
         assert client.request(method, url, headers=BY_READER).status_code == 200
         return
-    for name in {"submit", "read"} - {scope}:
+    for name in {"submit", "read", "metrics"} - {scope}:
         answer = client.request(method, url, headers=BY[name])
         assert answer.status_code == 403
         assert f'scope="{scope}"' in answer.headers["www-authenticate"]

@@ -121,6 +121,7 @@ NEEDS = {
     ("get", "/settings"): "",
     ("get", "/healthz"): None,
     ("get", "/readyz"): None,
+    ("get", "/metrics"): "metrics",
 }
 
 

@@ -1,0 +1,145 @@
+"""What a gateway tells of lanes, queues, slots and fallbacks when somebody looks at its metrics (FR-013, FR-015).
+
+Everything is read from the boards, in memory: looking costs no call to NATS.
+"""
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from contracts.lanes import FallbackCause, FallbackEpisode, LaneState
+from contracts.tasks import TaskStatus
+from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, lane_stream
+from gateway.cold_starts import TARGET_S, share_within
+from gateway.problems import PROBLEMS
+from gateway.work_queues import WorkQueue
+from ops import metrics
+from ops.metrics import Observed, Readings, Source
+
+if TYPE_CHECKING:
+    from gateway.services import Services
+
+CAUSES: Final[tuple[FallbackCause, ...]] = ("manual", "quota", "capacity")
+
+
+def gauges(services: "Services") -> Mapping[Observed, Source]:
+    """The sources of every figure that all gateways tell alike."""
+    looks = _Looks(services)
+    return {
+        metrics.lanes: looks.lanes,
+        metrics.lanes_wanted: looks.lanes_wanted,
+        metrics.lanes_ready: looks.lanes_ready,
+        metrics.lane_silence: looks.lane_silence,
+        metrics.cold_starts_within_target: looks.cold_starts_within_target,
+        metrics.fallback_active: looks.fallback_active,
+        metrics.fallback_running: looks.fallback_running,
+        metrics.queue_depth: looks.queue_depth,
+        metrics.queue_limit: looks.queue_limit,
+        metrics.queue_oldest_age: looks.queue_oldest_age,
+        metrics.tasks_live: looks.tasks_live,
+        metrics.degraded_worker_alive: looks.degraded_worker_alive,
+        metrics.slot_state: looks.slot_state,
+    }
+
+
+def begin(models: Mapping[str, object]) -> None:
+    """What a gateway counts stands at 0 from its start, so that the first event shows."""
+    for model in models:
+        for route in ("lane", "degraded"):
+            metrics.requests_accepted.begin(model, route)
+        for limit in ("depth", "wait"):
+            metrics.requests_overloaded.begin(model, limit)
+        for cause in CAUSES:
+            metrics.fallback_activations.begin(model, cause)
+            metrics.fallback_time.begin(model, cause)
+            metrics.fallback_requests.begin(model, cause)
+        for outcome in ("warm", "gave_up"):
+            metrics.cold_starts.begin(model, outcome)
+        metrics.tasks_rerouted.begin(model)
+        metrics.tasks_requeued.begin(model)
+    for route in ("lane", "degraded"):
+        metrics.begin_tasks(models, route)
+    for code in PROBLEMS:
+        metrics.requests_refused.begin(code)
+
+
+class _Looks:
+    def __init__(self, services: "Services") -> None:
+        self._services = services
+        self._models = services.catalog.models
+
+    def lanes(self) -> Readings:
+        now = datetime.now(UTC)
+        for model in self._models:
+            states, _ = self._services.lanes.states(model, now)
+            for state in LaneState:
+                yield states.count(state), (model, state.value)
+
+    def lanes_wanted(self) -> Readings:
+        return [(entry.lanes, (model,)) for model, entry in self._models.items()]
+
+    def lanes_ready(self) -> Readings:
+        now = datetime.now(UTC)
+        return [(self._services.lanes.ready_count(model, now), (model,)) for model in self._models]
+
+    def lane_silence(self) -> Readings:
+        now = datetime.now(UTC)
+        for model in self._models:
+            for report in self._services.lanes.reports(model):
+                yield max(0.0, (now - report.healthy_at).total_seconds()), (model, report.worker)
+
+    def cold_starts_within_target(self) -> Readings:
+        every = self._services.cold_starts.newest_first()
+        for model in self._models:
+            share = share_within([start for start in every if start.model == model], TARGET_S)
+            if share is not None:
+                yield share, (model,)
+
+    def fallback_active(self) -> Readings:
+        for model, cause, episode in self._fallbacks():
+            yield 0.0 if episode is None else 1.0, (model, cause)
+
+    def fallback_running(self) -> Readings:
+        now = datetime.now(UTC)
+        for model, cause, episode in self._fallbacks():
+            lasted_s = 0.0 if episode is None else max(0.0, (now - episode.since).total_seconds())
+            yield lasted_s, (model, cause)
+
+    def _fallbacks(self) -> Iterator[tuple[str, FallbackCause, FallbackEpisode | None]]:
+        for model in self._models:
+            newest = self._services.fallbacks.episodes(model)[-1:]
+            for cause in CAUSES:
+                running = [episode for episode in newest if episode.until is None and episode.cause == cause]
+                yield model, cause, running[0] if running else None
+
+    def queue_depth(self) -> Readings:
+        return [(len(queue.waiting), (name,)) for name, queue in self._queues()]
+
+    def queue_limit(self) -> Readings:
+        limit = self._services.catalog.lane_queue_max_msgs
+        for name, _ in self._queues():
+            yield DEGRADED_MAX_MSGS if name == DEGRADED else limit, (name,)
+
+    def queue_oldest_age(self) -> Readings:
+        now = datetime.now(UTC)
+        for name, queue in self._queues():
+            ages_s = [(now - task.queued_at).total_seconds() for task in queue.waiting[:1]]
+            yield max(0.0, *ages_s) if ages_s else 0.0, (name,)
+
+    def _queues(self) -> Iterator[tuple[str, WorkQueue]]:
+        queues = self._services.tasks.work_queues
+        for model in self._models:
+            yield lane_stream(model), queues.of("lane", model)
+        yield DEGRADED, queues.of("degraded", "")
+
+    def tasks_live(self) -> Readings:
+        live = [task for _, queue in self._queues() for task in (*queue.waiting, *queue.running)]
+        for model in self._models:
+            for status in (TaskStatus.PENDING, TaskStatus.PROCESSING):
+                yield sum(task.model == model and task.status is status for task in live), (model, status.value)
+
+    def degraded_worker_alive(self) -> Readings:
+        return [(1.0 if self._services.lanes.degraded_worker_alive(datetime.now(UTC)) else 0.0, ())]
+
+    def slot_state(self) -> Readings:
+        return [(1.0, (slot.slot, slot.state.value, slot.model or "")) for slot in self._services.lanes.slots()]

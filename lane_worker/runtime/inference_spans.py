@@ -1,0 +1,63 @@
+"""The spans of what the pipeline host did: it reports its times over the pipe, and its worker records them.
+
+So the process that holds the card needs no exporter, and one that is killed loses no span (design §11).
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from contracts.tasks import GenerationTask, MemoryReading
+from lane_worker.runtime import host_messages as messages
+from lane_worker.runtime.host import Lost, Outcome, TimedOut
+from ops.tracing import of_task, record
+
+
+def record_inference(
+    task: GenerationTask,
+    outcome: Outcome,
+    started_at: datetime,
+    steps: Sequence[messages.Progress],
+    *,
+    host_pid: int,
+) -> None:
+    """`inference` with an event for each of *steps*, `encode` and `cleanup`, below the current span.
+
+    *outcome* has come just now.
+    """
+    now = datetime.now(UTC)
+    inferred_at = now
+    if isinstance(outcome, messages.Finished):
+        inferred_at = started_at + timedelta(seconds=outcome.inference_s)
+    attributes = of_task(task, **{"process.pid": host_pid, "steps": task.parameters.steps})
+    events = [("step", datetime.fromtimestamp(step.at_s, UTC), {"step": step.step}) for step in steps]
+    record("inference", started_at, inferred_at, attributes, events=events, error=_error(outcome))
+    if isinstance(outcome, messages.Finished):
+        encoded_at = inferred_at + timedelta(seconds=outcome.encode_s)
+        video = {"bytes": outcome.video.bytes, "frames": outcome.video.frames}
+        record("encode", inferred_at, encoded_at, of_task(task, **video))
+    memory = None if isinstance(outcome, Lost) else outcome.memory
+    if memory is not None:
+        begun_at = now - timedelta(seconds=memory.cleanup_s)
+        record("cleanup", begun_at, now, of_task(task, **_figures(memory)))
+
+
+def _error(outcome: Outcome) -> str | None:
+    match outcome:
+        case messages.Failed(code=code):
+            return code
+        case TimedOut():
+            return "inference_timeout"
+        case Lost():
+            return "host_lost"
+        case _:  # a task that was cancelled did not fail
+            return None
+
+
+def _figures(memory: MemoryReading) -> dict[str, int]:
+    figures = {
+        "memory.rss_bytes": memory.rss_bytes,
+        "memory.cuda_allocated_bytes": memory.cuda_allocated_bytes,
+        "memory.cuda_reserved_bytes": memory.cuda_reserved_bytes,
+        "memory.cuda_peak_allocated_bytes": memory.cuda_peak_allocated_bytes,
+    }
+    return {name: figure for name, figure in figures.items() if figure is not None}

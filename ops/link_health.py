@@ -1,0 +1,52 @@
+"""What a process tells of its connection to nats-server: whether it stands, and how far the clocks are apart."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Final
+
+import structlog
+
+from ops.ending import end
+from ops.metrics import clock_skew, nats_connected, observing
+from ops.nats_link import MAX_SKEW_S, NatsLink, TransportUnavailable, UnusableServer
+from ops.unreadable import begin
+
+LOOK_EVERY_S: Final = 60.0
+# After a try that failed: soon again, and not in the middle of an outage.
+RETRY_S: Final = 5.0
+
+log = structlog.get_logger("nats")
+
+
+@contextlib.asynccontextmanager
+async def telling_of(link: NatsLink) -> AsyncIterator[None]:
+    """Measures the clocks every LOOK_EVERY_S while the block runs, and tells both in the metrics.
+
+    At the start a clock that is off is refused (`NatsLink.require_clock`). One that drifts away later is said, and not
+    acted upon: the tasks in hand are worth more than a timer that comes a second late.
+    """
+    begin()
+    looking = asyncio.create_task(_look(link))
+    try:
+        with observing(
+            {
+                nats_connected: lambda: [(1.0 if link.is_connected else 0.0, ())],
+                clock_skew: lambda: [] if link.skew_s is None else [(link.skew_s, ())],
+            }
+        ):
+            yield
+    finally:
+        await end(looking)
+
+
+async def _look(link: NatsLink) -> None:
+    while True:
+        try:
+            skew_s = await link.clock_skew_s()
+        except (TransportUnavailable, UnusableServer):
+            await asyncio.sleep(RETRY_S)
+            continue
+        if abs(skew_s) > MAX_SKEW_S:
+            log.warning("clock_skewed", skew_s=round(skew_s, 3), limit_s=MAX_SKEW_S, advice="synchronise both with NTP")
+        await asyncio.sleep(LOOK_EVERY_S)

@@ -1,0 +1,265 @@
+"""`make observe` as a test: every line of the table in docs/observability.md is caused and seen, and the traces of
+what was done are looked at span by span (design §11)."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from ops.metrics import CATALOGUE
+from tests.collector import SeenSpan
+from tests.observe import DOCS, Row, Stage, rows
+
+DOC = DOCS.read_text(encoding="utf-8")
+MUSTS = rows(DOC)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """The system after all steps."""
+    stage = Stage(tmp_path_factory.mktemp("observe"))
+    try:
+        asyncio.run(stage.play(lambda _: None))
+        yield stage
+    finally:
+        stage.close()
+
+
+@pytest.mark.parametrize("row", MUSTS, ids=lambda row: f"{row.cause}: {row.signal.replace('`', '')}")
+def test_a_signal_shows_its_cause(stage: Stage, row: Row) -> None:
+    assert stage.seen_at_last(row)
+
+
+@pytest.fixture(scope="module")
+def told(stage: Stage) -> dict[str, Any]:
+    """What the gateway answers at `/metrics`, by the name of each family."""
+    answer = stage.up.http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return {family.name: family for family in text_string_to_metric_families(answer.text)}
+
+
+# ── metrics ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_metric_is_told_with_its_labels_and_no_other(stage: Stage) -> None:
+    seen = stage.collector.metrics()
+    assert {
+        name: set(metric.labels) for name, metric in CATALOGUE.items() if name != "warmlane.parameters.reported"
+    } == {name: labels for name, labels in seen.items() if name.startswith("warmlane.")}
+    assert seen["http.server.request.duration"] >= {"http.request.method", "http.route", "http.response.status_code"}
+
+
+def test_a_route_is_named_by_its_template(stage: Stage) -> None:
+    routes = {dict(labels)["http.route"] for labels in stage.collector.series("http.server.request.duration")}
+    assert {"/generate", "/tasks/{task_id}", "/admin/lanes/{model}/mode"} <= routes
+    assert not {"/readyz", "/metrics"} & routes
+    names = {
+        span.name for span in stage.collector.spans if span.service == "warmlane-gateway" and span.kind == "server"
+    }
+    assert names == {f"{method} {route}" for method, route in ROUTES}
+
+
+ROUTES = {
+    ("POST", "/generate"),
+    ("GET", "/tasks/{task_id}"),
+    ("DELETE", "/tasks/{task_id}"),
+    ("PUT", "/admin/lanes/{model}/mode"),
+}
+
+
+def test_the_gateways_own_page_says_what_the_collector_was_told(stage: Stage, told: dict[str, Any]) -> None:
+    (ready,) = (sample for sample in told["warmlane_lanes_ready"].samples if sample.labels["model"] == "anisora")
+    assert ready.value == 1
+    overloaded = {
+        sample.labels["limit"]: sample.value
+        for sample in told["warmlane_requests_overloaded"].samples
+        if sample.name.endswith("_total") and sample.labels["model"] == "anisora"
+    }
+    assert overloaded == {
+        limit: stage.collector.value("warmlane.requests.overloaded", model="anisora", limit=limit)
+        for limit in ("depth", "wait")
+    }
+    refused = {
+        sample.labels["code"]: sample.value
+        for sample in told["warmlane_requests_refused"].samples
+        if sample.name.endswith("_total")
+    }
+    assert refused["validation_failed"] == 1
+    assert refused["queue_overloaded"] == sum(overloaded.values())
+    assert "process_resident_memory_bytes" in told
+
+
+def test_what_was_counted_once_adds_up(stage: Stage) -> None:
+    """Every task that was accepted ended once, by whoever ended it; every generation has its memory line."""
+    accepted = stage.collector.counted("warmlane.requests.accepted")
+    assert (
+        stage.collector.counted("warmlane.tasks.finished")
+        == accepted
+        == stage.collector.counted("warmlane.task.duration")
+    )
+    lines = [line for line in stage.lines() if line["event"] == "memory_after_cleanup"]
+    # the last words of a process that is killed are in its log, and in nobody's metrics
+    counted = stage.collector.counted("warmlane.memory.cleanups")
+    assert len(lines) - 1 <= counted <= len(lines)
+
+
+def test_the_clocks_of_one_machine_agree(stage: Stage) -> None:
+    skews = stage.collector.series("warmlane.clock.skew")
+    assert skews
+    assert all(abs(skew_s) < 1 for skew_s in skews.values())
+    assert stage.collector.value("warmlane.nats.connected") == 4  # gateway, supervisor, lane, degraded worker
+
+
+# ── traces ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def trace_of(stage: Stage, task: str) -> list[str]:
+    """The trace of a task as paths from its root, each with who was there and what failed, sorted."""
+    task_id = next(step.tasks[task] for step in stage.steps.values() if task in step.tasks)
+    (root,) = [
+        span
+        for span in stage.collector.spans
+        if span.name == "POST /generate" and span.attributes.get("task.id") == task_id
+    ]
+    spans = {span.span_id: span for span in stage.collector.trace(root.trace_id)}
+    assert all(span.attributes["task.id"] == task_id for span in spans.values())
+
+    def path(span: SeenSpan) -> str:
+        failure = f" !{span.error}" if span.error else ""
+        if span is root:
+            return span.name + failure
+        return f"{path(spans[span.parent_id])} > {span.name}{failure}"
+
+    return sorted(
+        f"{path(span)} ({span.service.removeprefix('warmlane-')})"
+        for span in spans.values()
+        if "came_to_nothing" not in span.attributes
+    )
+
+
+def below(parent: str, service: str, *names: str) -> list[str]:
+    return [f"{parent} > {name} ({service})" for name in names]
+
+
+ROOT = "POST /generate"
+PUBLISHED = f"{ROOT} > publish"
+WAITED = ("queue.wait", "claim")
+INFERRED = ("inference", "cleanup")
+FINISHED = (*INFERRED, "encode", "store", "settle")
+SWAPPED = ("swap.release", "swap.verify", "load")
+
+
+def accepted(*more: str, error: str = "") -> list[str]:
+    root = ROOT + error
+    return [f"{root} (gateway)", *below(root, "gateway", "route", "publish", "record", *more)]
+
+
+def served(published: str, service: str, *inside: str, error: str = "") -> list[str]:
+    return [
+        *below(published, service, *WAITED, f"process{error}"),
+        *below(f"{published} > process{error}", service, *inside),
+    ]
+
+
+DIED = " !gave_up: the pipeline host died"
+LOST = "inference !host_lost"
+TRACES = {
+    "lane": [*accepted(), *served(PUBLISHED, "lane", *FINISHED)],
+    "degraded": [*accepted(), *served(PUBLISHED, "degraded", *SWAPPED, *FINISHED)],
+    "swapped": [*accepted(), *served(PUBLISHED, "degraded", *SWAPPED, *FINISHED)],
+    # FR-021 c: nobody claimed it at first; the degraded worker had its model already
+    "rerouted": [
+        *accepted(),
+        *below(PUBLISHED, "gateway", "reroute", "reroute > publish"),
+        *served(f"{PUBLISHED} > reroute > publish", "degraded", *FINISHED),
+    ],
+    "cancelled": [*accepted(), *served(PUBLISHED, "lane", *INFERRED)],
+    "requeued": [
+        *accepted(),
+        *below(PUBLISHED, "gateway", "requeue", "requeue > publish"),
+        *served(f"{PUBLISHED} > requeue > publish", "degraded", *FINISHED),
+    ],
+    # two attempts, and the host of each is killed
+    "failed": [
+        *accepted(),
+        *served(PUBLISHED, "degraded", LOST, error=DIED),
+        *below(PUBLISHED, "gateway", "requeue", "requeue > publish", "expire !worker_lost"),
+        *served(f"{PUBLISHED} > requeue > publish", "degraded", *SWAPPED, LOST, error=DIED),
+    ],
+}
+
+
+@pytest.mark.parametrize("task", TRACES)
+def test_a_task_is_one_trace(stage: Stage, task: str) -> None:
+    """From `POST /generate` to its end, through NATS, the worker and what its pipeline host reported."""
+    found = trace_of(stage, task)
+    perhaps = [f"{ROOT} > hold (gateway)"]  # unless the worker was faster than the answer
+    if task == "requeued":  # a worker that is killed takes with it what it has not sent
+        perhaps += below(PUBLISHED, "lane", *WAITED)
+    assert [line for line in found if line not in perhaps] == sorted(TRACES[task])
+
+
+def test_a_request_that_waited_too_long_is_one_failed_trace(stage: Stage) -> None:
+    root = f"{ROOT} !error"
+    ended = f"{root} > publish > expire !queue_overloaded"
+    found = [line for line in trace_of(stage, "overloaded") if not line.startswith(ended)]
+    assert found == sorted([*accepted("hold", error=" !error")])
+    # whoever was first: a sweeper, the held request itself, or the worker that took it too late
+    assert len(trace_of(stage, "overloaded")) == len(found) + 1
+
+
+def spans_of(stage: Stage, task: str, name: str) -> list[SeenSpan]:
+    task_id = next(step.tasks[task] for step in stage.steps.values() if task in step.tasks)
+    return [span for span in stage.collector.spans if span.name == name and span.attributes.get("task.id") == task_id]
+
+
+def test_what_the_spans_of_a_lane_task_say(stage: Stage) -> None:
+    (sent,), (received,) = spans_of(stage, "lane", "publish"), spans_of(stage, "lane", "process")
+    for span, kind, operation in ((sent, "producer", "send"), (received, "consumer", "process")):
+        assert span.kind == kind
+        said = span.attributes
+        assert said["messaging.system"] == "nats"
+        assert said["messaging.operation.type"] == operation
+        assert said["messaging.destination.name"] == "LANE_ANISORA"
+        assert said["messaging.message.id"] == f"{said['task.id']}.0"
+    assert received.attributes["messaging.consumer.group.name"] == "worker"
+    assert (received.attributes["worker"], received.attributes["attempt"]) == ("anisora-0", 1)
+    (inference,) = spans_of(stage, "lane", "inference")
+    assert inference.events == ("step",) * inference.attributes["steps"]
+    assert inference.attributes["process.pid"] not in {stage.up.find("--name anisora-0"), 0}
+    (cleanup,) = spans_of(stage, "lane", "cleanup")
+    assert cleanup.attributes["memory.rss_bytes"] > 0
+    (encode,) = spans_of(stage, "lane", "encode")
+    assert sent.begun_at <= received.begun_at <= inference.begun_at
+    assert inference.ended_at <= encode.begun_at <= encode.ended_at <= cleanup.ended_at <= received.ended_at
+
+
+def test_the_receipt_of_a_swap_is_on_its_spans(stage: Stage) -> None:
+    receipt = stage.up.task(stage.steps["manual fallback"].tasks["swapped"])["swap"]
+    (load,) = spans_of(stage, "swapped", "load")
+    said = {name.removeprefix("swap."): value for name, value in load.attributes.items() if name.startswith("swap.")}
+    for name in ("how", "released_model", "loaded_model", "probe", "before_bytes", "after_bytes", "tolerance_bytes"):
+        assert said[name] == receipt[name], name
+    assert said["samples"] == receipt["samples"] >= 2
+
+
+def test_a_refusal_by_depth_names_what_was_full(stage: Stage) -> None:
+    full = [span for span in stage.collector.spans if span.name == "publish" and span.error == "StreamFull"]
+    assert len(full) == stage.collector.value("warmlane.requests.overloaded", limit="depth")
+    roots = {span.span_id: span for span in stage.collector.spans if span.name == ROOT}
+    for span in full:
+        root = roots[span.parent_id]
+        assert (root.error, root.attributes["problem.code"]) == ("error", "queue_overloaded")
+        assert root.attributes["http.response.status_code"] == 503
+
+
+def test_log_lines_lead_to_their_trace(stage: Stage) -> None:
+    (inference,) = spans_of(stage, "lane", "inference")
+    lines = [line for line in stage.lines() if line.get("trace_id") == inference.trace_id]
+    assert {line["event"] for line in lines} >= {"memory_after_cleanup", "task_done"}
+
+
+def test_nothing_of_a_request_is_told(stage: Stage) -> None:
+    assert "red fox" not in str(stage.collector.spans)
