@@ -9,10 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import click
 import yaml
-
-from ops.cli import LazyGroup, cli
 
 ROOT: Final = Path(__file__).parents[1]
 FILE: Final = ROOT / "compose.yaml"
@@ -72,16 +69,6 @@ def dockerfile(service: Service) -> Path | None:
 def is_ours(service: Service) -> bool:
     """Whether it runs a command of `warmlane`, which is what the images of ours are made for."""
     return dockerfile(service) in {IMAGES / "gateway.Dockerfile", IMAGES / "worker.Dockerfile"}
-
-
-def understood(command: list[str]) -> list[str]:
-    """*command* without `--metrics-port PORT` where the command has no such option yet."""
-    assert isinstance(cli, LazyGroup)
-    found = cli.get_command(click.Context(cli), command[0])
-    if found is None or any("--metrics-port" in parameter.opts for parameter in found.params):
-        return command
-    at = command.index("--metrics-port") if "--metrics-port" in command else len(command)
-    return [*command[:at], *command[at + 2 :]]
 
 
 def base_images(path: Path) -> list[str]:

@@ -19,7 +19,6 @@ from typing import Any, Final
 
 import httpx
 import pytest
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from contracts.lanes import LaneState, Leadership, decode_heartbeat
 from contracts.topology import LANES
@@ -29,33 +28,14 @@ from ops.nats_link import NatsLink
 from ops.nats_server import find_nats_server
 from ops.options import Duration
 from ops.processes import warmlane_command
-from tests.compose import ROOT, dockerfile, image_environment, is_ours, services, understood
+from tests.collector import Collector
+from tests.compose import ROOT, dockerfile, image_environment, is_ours, services
 from tests.degraded import leader_of
-from tests.integration.test_tracing import Collector
 from tests.support import as_admin, eventually, eventually_sync, free_port, require_no_denial
 
 SECRETS: Final = {password_variable(role): f"pw-{role}" for role in ROLES} | {"WARMLANE_GRAFANA_PASSWORD": "pw-grafana"}
 # Of the loopback, and another one than nats.conf has: that the command line moves it is a part of what is shown.
 NATS_HOST: Final = "127.0.0.2"
-# The workers' health check and the metrics that are sent come with `--metrics-port`; until then they are not looked at.
-METRICS_ARE_THERE: Final = "--metrics-port" in understood(["lane", "--metrics-port", "9464"])
-
-
-class Metrics(Collector):
-    """Keeps which services sent metrics, too."""
-
-    def __init__(self) -> None:
-        self.measured: set[str] = set()
-        super().__init__()
-
-    def receive(self, path: str, body: bytes) -> None:
-        if path != "/v1/metrics":
-            super().receive(path, body)
-            return
-        for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
-            self.measured |= {
-                pair.value.string_value for pair in resource.resource.attributes if pair.key == "service.name"
-            }
 
 
 class Composed:
@@ -66,7 +46,7 @@ class Composed:
         self._services = services(SECRETS)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._ports: dict[tuple[str, str], str] = {}
-        self.collector = Metrics()
+        self.collector = Collector()
         self.nats_port, self.monitor_port = free_port(), free_port()
         self.quota = folder / "quota" / "quota.json"
         self.quota.parent.mkdir()
@@ -105,7 +85,7 @@ class Composed:
         """Its command line, or with *instead* the one of `docker compose run SERVICE …`."""
         each = self._services[name]
         assert is_ours(each)
-        return warmlane_command(*(self.here(name, word) for word in (instead or understood(each["command"]))))
+        return warmlane_command(*(self.here(name, word) for word in (instead or each["command"])))
 
     def run(self, name: str, *instead: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Runs it to its end, with *more* in its environment, as `docker compose run --env` adds it."""
@@ -236,8 +216,7 @@ async def test_a_supervisor_in_the_place_of_the_lanes_obeys_the_mounted_quota(co
             await eventually(is_denied)
     finally:
         await link.close()
-    if METRICS_ARE_THERE:
-        assert composed.is_healthy("supervisor")
+    assert composed.is_healthy("supervisor")
     composed.stop("supervisor")
 
 
@@ -296,14 +275,11 @@ def test_the_services_of_the_profile_cpu_serve(composed: Composed) -> None:
     status = composed.run("admin", "status", "--json", WARMLANE_API_KEY=key)
     assert status.returncode == 0, status.stderr
     assert composed.is_healthy("gateway")
-    if METRICS_ARE_THERE:
-        for name in (*workers, "degraded-standby"):
-            assert composed.is_healthy(name), name
+    for name in (*workers, "degraded-standby"):
+        assert composed.is_healthy(name), name
     composed.stop("degraded-standby", *workers)
     composed.stop("gateway")
     # what they were told to send to the collector came there; the last of it when they left
-    assert "warmlane-lane" in composed.collector.services
-    if METRICS_ARE_THERE:
-        assert composed.collector.measured == {
-            f"warmlane-{role}" for role in ("gateway", "lane", "degraded", "supervisor")
-        }
+    names = {f"warmlane-{role}" for role in ("gateway", "lane", "degraded", "supervisor")}
+    assert {service for service, _ in composed.collector.exports()} == names
+    assert {span.service for span in composed.collector.spans} >= {"warmlane-gateway", "warmlane-lane"}

@@ -42,7 +42,6 @@ from tests.compose import (
     interpolated,
     is_ours,
     services,
-    understood,
 )
 
 BIN: Final = Path(sys.executable).parent
@@ -53,8 +52,6 @@ CARDS: Final = {f"WARMLANE_{name}_GPU": f"GPU-{name.lower()}-0f1e" for name in (
 ONE_SHOT: Final = {"provision", "admin"}
 # An image with nothing in it that could ask.
 WITHOUT_A_PROBE: Final = {"otel-collector"}
-# Made elsewhere, until they are merged.
-TO_COME: Final = {"./ops/alerts", "./ops/dashboards"}
 DOCKERFILES: Final = sorted(IMAGES.glob("*.Dockerfile"))
 ALLOCATOR: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NVML_BASED_CUDA_CHECK")
 
@@ -220,7 +217,7 @@ def test_what_is_of_the_checkout_can_only_be_read_and_is_there(name: str) -> Non
         if mount["type"] == "bind":
             assert mount["read_only"] is True
             assert mount["bind"] == {"create_host_path": False}, "a folder of root's in the place of a forgotten file"
-            if mount["source"] != "./models" and mount["source"] not in TO_COME:
+            if mount["source"] != "./models":
                 assert (ROOT / mount["source"]).exists(), mount["source"]
 
 
@@ -421,11 +418,11 @@ def test_what_has_no_card_is_tiny_and_what_has_one_is_production() -> None:
 
 
 def command_of(each: Service) -> tuple[click.Command, list[str]]:
-    name = each["command"][0]
+    name, *arguments = each["command"]
     assert isinstance(cli, LazyGroup)
     found = cli.get_command(click.Context(cli), name)
     assert found is not None
-    return found, understood(each["command"])[1:]
+    return found, arguments
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if name != "admin"])
