@@ -91,9 +91,9 @@ class NoKeys(Exception):
 
     def __init__(self) -> None:
         super().__init__(
-            "no API key is in force, and without one only this machine may be served. Start `warmlane up` (or "
-            "`warmlane gateway`) without --host, run `warmlane keys add CALLER --scope submit --scope read`, end the "
-            "first, and start again with --host"
+            "no API key is in force, and without one only this machine may be served. Make one with "
+            "`warmlane keys add CALLER --scope submit --scope read` while the nats-server runs (`warmlane up` without "
+            "--host runs one; in compose: `docker compose run --rm admin keys add ...`), then start this again"
         )
 
 
