@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,9 +13,10 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 
+from contracts.generation import validate
 from contracts.lanes import LaneState
 from contracts.settings import load_settings
-from contracts.tasks import ReplacedParameter, decode_task, encode_task
+from contracts.tasks import ReplacedParameter, decode_task, encode_task, keyed_task_id
 from contracts.topology import TASKS, work_stream, work_subject
 from ops.nats_link import NatsLink
 from ops.provision import provision, wanted
@@ -33,6 +35,7 @@ class Pair(Struct):
     """The same server behind two gateways: *report* replaces, *reject* refuses."""
 
     reporting: GatewayProcess
+    settings: Path
     report: httpx.AsyncClient
     reject: httpx.AsyncClient
     link: NatsLink
@@ -77,7 +80,7 @@ async def pair(gateways: tuple[GatewayProcess, GatewayProcess]) -> AsyncIterator
             await leave.enter_async_context(httpx.AsyncClient(base_url=gateway.url, timeout=40))
             for gateway in (reporting, rejecting)
         ]
-        yield Pair(reporting, report, reject, link)
+        yield Pair(reporting, reporting.folder / "settings.json", report, reject, link)
 
 
 def body(model: str, **fields: Any) -> dict[str, Any]:
@@ -155,6 +158,24 @@ async def test_one_key_one_task_whatever_the_switch(pair: Pair) -> None:
     # back again: the body alone decides, as SC-002 has it; the task stays
     assert problem(await post(pair.reject, "wrong", steps=20))["code"] == "validation_failed"
     assert (await pair.reject.get(f"/tasks/{task_id}")).json()["warnings"][0]["got"] == 20
+
+
+async def test_what_another_gateway_has_queued_is_not_counted_again(pair: Pair) -> None:
+    """It published and counted, and died before it recorded."""
+    sent = body("anisora", steps=20)
+    accepted = validate(sent, load_settings(pair.settings).catalog("tiny"))
+    queued = pending_task(
+        keyed_task_id("anonymous", "half-done"),
+        parameters=accepted.parameters(seed=7),
+        request_sha256=accepted.fingerprint,
+        replaced=accepted.replaced,
+    )
+    subject = work_subject("lane", "anisora", queued.id)
+    await pair.link.publish(subject, encode_task(queued), message_id=queued.message_id)
+    told = pair.told()
+    answer = await pair.report.post("/generate", json=sent, headers={"idempotency-key": "half-done"})
+    assert (answer.json()["id"], answer.json()["warnings"][0]["got"]) == (queued.id, 20)
+    assert pair.told() == told
 
 
 async def test_clients_can_see_the_switch(pair: Pair) -> None:

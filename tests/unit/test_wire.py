@@ -273,7 +273,7 @@ def test_a_task_with_a_warning_and_versions_that_know_of_none() -> None:
 
 
 # Never one more: what an older version wrote has to be readable, so a field that is added has a default.
-REQUIRED = {
+REQUIRED: dict[Decode, str] = {
     decode_task: "id model parameters request_sha256 status route epoch created_at queued_at deadline_at",
     decode_heartbeat: "model worker state health_age_s slot pid started_at",
     decode_episode: "model cause since",
