@@ -25,7 +25,7 @@ from contracts.settings import (
     TextField,
     VideoGenerationConstraints,
 )
-from contracts.tasks import GenerationParameters, ImageReference
+from contracts.tasks import GenerationParameters, ImageReference, ReplacedParameter
 
 # What people coming from other video APIs write, where spelling alone does not lead to the right field.
 SYNONYMS: Final[Mapping[str, str]] = {
@@ -66,6 +66,8 @@ NESTING_MAX: Final = 16
 UNKNOWN_FIELDS_MAX: Final = 32
 # How much of a caller's text an error repeats.
 SHOWN_CHARS_MAX: Final = 64
+# The code of a well-typed number that is not the fixed one.
+FIXED_VALUE: Final = "fixed_value"
 
 
 class FieldError(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -94,6 +96,7 @@ class AcceptedRequest(Struct, frozen=True, kw_only=True):
     """A request that passed every check; the seed is None where the caller left it to us.
 
     *fingerprint* is equal for equal requests: it decides whether an Idempotency-Key is used again for the same thing.
+    *replaced* lists the fixed values that stand in the place of others, in the order of the fields.
     """
 
     model: str
@@ -109,6 +112,7 @@ class AcceptedRequest(Struct, frozen=True, kw_only=True):
     steps: int
     cfg: float
     fingerprint: str
+    replaced: tuple[ReplacedParameter, ...] = ()
 
     def parameters(self, seed: int) -> GenerationParameters:
         """The parameters of the task; *seed* is used where the request named none."""
@@ -180,7 +184,13 @@ def _refuse_constant(name: str) -> Never:
 def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
     """The request in *body*, complete and within the constraints of its model (FR-004..007, SC-002).
 
-    Raises InvalidRequest with every error. An alias is resolved before any other check.
+    Raises InvalidRequest with every error. An alias is resolved before any other check. Where the model's enforcement
+    is `report`, a number other than the fixed one is no error: the fixed one is used, and `replaced` says so. What is
+    no number of the field's type is an error there too.
+
+    The fingerprint is that of the request as accepted, so a default that is spelled out makes no other request; but
+    what was replaced counts as it was sent. So a valid body has one fingerprint whatever the enforcement, and bodies
+    that ask for different values never share one.
     """
     errors: list[FieldError] = []
     entry = _model(body, catalog, errors)
@@ -193,18 +203,33 @@ def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
     for name in FIELDS[1:]:
         values[name] = _FIELD_CHECKS[name](name, body.get(name, UNSET), entry.constraints, errors)
     errors.extend(_unknown_fields(body))
+    replaced: list[ReplacedParameter] = []
+    if entry.enforcement == "report":
+        wrong = [error for error in errors if error.code == FIXED_VALUE]
+        errors = [error for error in errors if error.code != FIXED_VALUE]
+        for error in wrong:
+            name = error.pointer.removeprefix("/")
+            values[name] = getattr(entry.constraints, name).fixed
+            replaced.append(ReplacedParameter(field=name, used=values[name], got=error.got))
     if errors:
         raise InvalidRequest(errors)
     image: tuple[ImageReference, bytes] | None = values.pop("image")
     reference, content = image or (None, None)
-    fingerprint = msgspec.json.encode([entry.name, values, reference])
+    sent = [[each.field, _same_for_equal(body[each.field])] for each in replaced]
+    fingerprint = msgspec.json.encode([entry.name, values, reference, *([sent] if sent else [])])
     return AcceptedRequest(
         model=entry.name,
         image=reference,
         image_content=content,
         fingerprint=hashlib.sha256(fingerprint).hexdigest(),
+        replaced=tuple(replaced),
         **values,
     )
+
+
+def _same_for_equal(value: Any) -> str:
+    """The same text for 2 and 2.0; exact, however large (what `_shown` repeats of a number is not)."""
+    return repr(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def parameter_errors(parameters: GenerationParameters, entry: ModelEntry) -> list[FieldError]:
@@ -296,7 +321,7 @@ def _in_limits(name: str, value: float, field: IntegerField | NumberField, error
     if field.fixed is not None:
         if value == field.fixed:
             return True
-        errors.append(_error(name, "fixed_value", field.fixed, value))
+        errors.append(_error(name, FIXED_VALUE, field.fixed, value))
         return False
     # parse_settings guarantees limits where a field is not fixed
     if not (field.minimum or 0) <= value <= (field.maximum or 0):

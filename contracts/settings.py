@@ -20,6 +20,8 @@ SCHEMA: Final = 1
 MediaType = Literal["image/png", "image/jpeg", "image/webp"]  # those whose header `contracts.images` reads
 MODEL_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
 SEED_SPAN: Final = 2**32
+# What becomes of a request with another value for a fixed field: a 422, or the fixed value and a warning.
+Enforcement = Literal["reject", "report"]
 # What no settings file may go below.
 LOWEST: Final[Mapping[str, int]] = {"seed": 0, "cfg": 0, "steps": 1, "width": 1, "height": 1, "num_frames": 1, "fps": 1}
 
@@ -160,13 +162,17 @@ class ProfileSettings(_Strict, frozen=True):
 
 
 class ModelSettings(_Strict, frozen=True):
-    """One entry of `models`. A third model is a third entry, not code."""
+    """One entry of `models`. A third model is a third entry, not code.
+
+    *enforcement* is the switch of docs/rollback.md.
+    """
 
     title: str
     generation: GenerationFields
     profiles: dict[str, ProfileSettings]
     aliases: tuple[str, ...] = ()
     lanes: int = 1
+    enforcement: Enforcement = "reject"
 
 
 class Windows(_Strict, frozen=True):
@@ -202,7 +208,10 @@ class Warmth(_Strict, frozen=True):
 
 
 class ModelEntry(Struct, frozen=True, kw_only=True):
-    """A model as the processes see it, in one profile. *lanes* is how many of it are wanted."""
+    """A model as the processes see it, in one profile. *lanes* is how many of it are wanted.
+
+    *enforcement* `report`: a request with a wrong fixed value is accepted with the fixed one (`generation.validate`).
+    """
 
     name: str
     title: str
@@ -211,6 +220,7 @@ class ModelEntry(Struct, frozen=True, kw_only=True):
     constraints: VideoGenerationConstraints
     timeouts: Timeouts
     checkpoint: Checkpoint
+    enforcement: Enforcement = "reject"
 
 
 class Catalog(Struct, frozen=True, kw_only=True):
@@ -267,6 +277,7 @@ class InferenceSettings(_Strict, frozen=True):
                 ),
                 timeouts=chosen.timeouts,
                 checkpoint=chosen.checkpoint,
+                enforcement=model.enforcement,
             )
         return Catalog(
             profile=profile,

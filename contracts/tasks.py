@@ -64,6 +64,17 @@ class GenerationParameters(Struct, frozen=True, kw_only=True):
     cfg: float
 
 
+class ReplacedParameter(Struct, frozen=True, kw_only=True):
+    """A fixed parameter for which the request named another value, under the enforcement `report`.
+
+    *used* is the fixed value; *got* is the request's number, or words for one that is too large to repeat.
+    """
+
+    field: Token
+    used: int | float
+    got: int | float | str
+
+
 class Progress(Struct, frozen=True, kw_only=True):
     """Inference steps finished, of how many."""
 
@@ -169,7 +180,9 @@ class GenerationTask(Struct, frozen=True, kw_only=True):
     *epoch* grows by one with every new placement; *attempt* counts claims; *owner* is the nonce of the worker
     process that holds it; *deadline_at* is the end of the wait for a worker; *lease_expires_at* is when a silent
     owner loses it. *promised*: a client was given the id, so that only its cancel may take the task back, and not a
-    connection that closes. *withdrawn*: every caller had hung up before any of them was given it.
+    connection that closes. *withdrawn*: every caller had hung up before any of them was given it. *replaced*: what
+    the request asked for and did not get. It is stored so that whoever asks later, after an answer was lost or with the
+    same Idempotency-Key, is told as well.
     """
 
     id: Token
@@ -197,6 +210,7 @@ class GenerationTask(Struct, frozen=True, kw_only=True):
     swap: SwapReceipt | None = None
     promised: bool = True
     withdrawn: bool = False
+    replaced: tuple[ReplacedParameter, ...] = ()
     traceparent: str | None = None
     timeline: tuple[TimelineEntry, ...] = ()
 

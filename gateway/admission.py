@@ -135,6 +135,7 @@ class Admission:
                 queued_at=now,
                 deadline_at=now + timedelta(seconds=self._catalog.windows.wait_s(route)),
                 promised=promised or route == "lane",
+                replaced=request.replaced,
                 traceparent=traceparent,
             )
             detail = f"to {route}.{request.model}{', the queue of its lane is full' if lanes_passed else ''}"
@@ -150,7 +151,8 @@ class Admission:
                     await self._count(task, served=0)
                     raise self._overloaded("depth", task) from full
                 task = placed(lanes_passed=True)
-        if _task_of(found).created_at == task.created_at:  # and not an equal request's, which came first
+        is_ours = _task_of(found).created_at == task.created_at  # and not an equal request's, which came first
+        if is_ours:
             await self._count(task, served=1)
             metrics.requests_accepted.add(task.model, task.route)
         with span("record", of_task(_task_of(found))):
@@ -160,6 +162,8 @@ class Admission:
             await remove_leftovers(snapshot.task, link=self._link, artifacts=self._artifacts)
         if _is_overloaded(snapshot.task):
             raise self._overloaded("wait", snapshot.task)
+        if is_ours:
+            report_replaced(task)
         return snapshot
 
     async def _count(self, task: GenerationTask, *, served: int) -> None:
@@ -280,6 +284,15 @@ def _task_of(found: GenerationTask | Snapshot) -> GenerationTask:
 
 def _is_overloaded(task: GenerationTask) -> bool:
     return task.was_refused and task.error is not None and task.error.code is FailureCode.QUEUE_OVERLOADED
+
+
+def report_replaced(task: GenerationTask) -> None:
+    """Counts and tells what was replaced in *task*: numbers alone, and whose request it was."""
+    for each in task.replaced:
+        metrics.parameters_reported.add(task.model, each.field)
+    if task.replaced:
+        fields = {each.field: {"got": each.got, "used": each.used} for each in task.replaced}
+        log.info("parameters_reported", task_id=task.id, caller=task.caller, model=task.model, fields=fields)
 
 
 def _same_request(known: Snapshot, request: AcceptedRequest) -> Snapshot:

@@ -129,6 +129,9 @@ def command(
                 log.warning(
                     "no_tls", risk="keys and videos can be read on their way", advice="--tls-cert and --tls-key"
                 )
+            reporting = [name for name, entry in catalog.models.items() if entry.enforcement == "report"]
+            if reporting:
+                log.warning("fixed_values_not_enforced", models=reporting, advice="docs/rollback.md: back to reject")
             log.info("listening", host=host.name, tls=tls is not None, port=listener.getsockname()[1])
             await _Server(config, services).serve(sockets=[listener])
 

@@ -7,7 +7,10 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from contracts.lanes import FallbackCause, FallbackEpisode, LaneState
+from contracts.settings import ModelEntry
 from contracts.tasks import TaskStatus
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, lane_stream
 from gateway.cold_starts import TARGET_S, share_within
@@ -42,9 +45,9 @@ def gauges(services: "Services") -> Mapping[Observed, Source]:
     }
 
 
-def begin(models: Mapping[str, object]) -> None:
+def begin(models: Mapping[str, ModelEntry]) -> None:
     """What a gateway counts stands at 0 from its start, so that the first event shows."""
-    for model in models:
+    for model, entry in models.items():
         for route in ("lane", "degraded"):
             metrics.requests_accepted.begin(model, route)
         for limit in ("depth", "wait"):
@@ -55,6 +58,9 @@ def begin(models: Mapping[str, object]) -> None:
             metrics.fallback_requests.begin(model, cause)
         for outcome in ("warm", "gave_up"):
             metrics.cold_starts.begin(model, outcome)
+        for field, limits in msgspec.structs.asdict(entry.constraints).items():
+            if getattr(limits, "fixed", None) is not None:
+                metrics.parameters_reported.begin(model, field)
         metrics.tasks_rerouted.begin(model)
         metrics.tasks_requeued.begin(model)
     for route in ("lane", "degraded"):

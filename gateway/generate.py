@@ -59,8 +59,12 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
     gives up its place. With `Prefer: respond-async` the answer is `202` at once, and a task that is not taken in time
     ends as `failed` with the code `queue_overloaded`.
 
-    Every wrong field is listed at once, before anything is written. With an `Idempotency-Key`, the same key and body
-    lead to the same task, also to one that is still held; after a `503 queue_overloaded` the same key makes a new task.
+    Every wrong field is listed at once, before anything is written. Where `GET /settings` tells the `enforcement`
+    `report` for a model, another number for a fixed parameter is not wrong: the fixed one is used, and `warnings` says
+    so.
+
+    With an `Idempotency-Key`, the same key and body lead to the same task, also to one that is still held; after a `503
+    queue_overloaded` the same key makes a new task.
     """
     body = await read_body(request)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -8,6 +8,7 @@ what a handler's signature declares; the `operation_class` of a route adds the r
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from math import ceil
 from typing import Any, Final
@@ -36,13 +37,14 @@ from litestar.static_files import create_static_files_router
 from litestar.types import ControllerRouterHandler
 
 from contracts.generation import FIELDS, FieldError
-from contracts.settings import Catalog, ImageField, IntegerField, ModelEntry, NumberField, TextField
+from contracts.settings import Catalog, Enforcement, ImageField, IntegerField, ModelEntry, NumberField, TextField
 from contracts.tasks import (
     FailureCode,
     GenerationParameters,
     GenerationTask,
     MemoryReading,
     Progress,
+    ReplacedParameter,
     SwapReceipt,
     TaskError,
     TaskStatus,
@@ -214,18 +216,19 @@ def request_body(catalog: Catalog) -> RequestBody:
 def request_schema(entry: ModelEntry) -> Schema:
     """The requests for one model. What JSON Schema cannot say (inside of an image, 8 but not 8.0) is in words."""
     limits = entry.constraints
+    number = partial(_number, enforcement=entry.enforcement)
     properties: dict[str, Reference | Schema] = {
         "model": Schema(type=OpenAPIType.STRING, enum=[entry.name, *entry.aliases], description=entry.title),
         "prompt": _text(limits.prompt, "What the video shows."),
         "negative_prompt": _text(limits.negative_prompt, "What it should not show."),
         "image": _image(limits.image),
-        "width": _number(limits.width, "Width of the video in pixels."),
-        "height": _number(limits.height, "Height of the video in pixels."),
-        "num_frames": _number(limits.num_frames, "Number of frames of the video."),
-        "fps": _number(limits.fps, "Frames per second."),
-        "seed": _number(limits.seed, "The same seed gives the same video. Absent: the task names the one chosen."),
-        "steps": _number(limits.steps, "Inference steps."),
-        "cfg": _number(limits.cfg, "Classifier-free guidance scale."),
+        "width": number(limits.width, "Width of the video in pixels."),
+        "height": number(limits.height, "Height of the video in pixels."),
+        "num_frames": number(limits.num_frames, "Number of frames of the video."),
+        "fps": number(limits.fps, "Frames per second."),
+        "seed": number(limits.seed, "The same seed gives the same video. Absent: the task names the one chosen."),
+        "steps": number(limits.steps, "Inference steps."),
+        "cfg": number(limits.cfg, "Classifier-free guidance scale."),
     }
     required = ["model"]
     if limits.prompt.min_chars:
@@ -265,8 +268,11 @@ def _text(field: TextField, description: str) -> Schema:
     )
 
 
-def _number(field: IntegerField | NumberField, description: str) -> Schema:
+def _number(field: IntegerField | NumberField, description: str, *, enforcement: Enforcement) -> Schema:
     kind = OpenAPIType.INTEGER if isinstance(field, IntegerField) else OpenAPIType.NUMBER
+    if field.fixed is not None and enforcement == "report":
+        text = f"{description} Fixed: {field.fixed} is used in the place of any other value, and `warnings` says so."
+        return Schema(type=kind, default=field.fixed, description=text)
     if field.fixed is not None:
         text = f"{description} Fixed: any value but {field.fixed} is refused."
         return Schema(type=kind, const=field.fixed, default=field.fixed, description=text)
@@ -366,6 +372,7 @@ _PENDING: Final = GenerationTask(
     deadline_at=_at(30),
     timeline=(TimelineEntry(at=_at(0), event="accepted", detail="to lane.anisora"),),
 )
+_REPLACED: Final = msgspec.structs.replace(_PENDING, replaced=(ReplacedParameter(field="steps", used=8, got=20),))
 _CLAIMED: Final = TimelineEntry(at=_at(0.005), event="claim", detail="attempt 1 by anisora-1")
 
 
@@ -593,7 +600,8 @@ class GenerateOperation(_DescribedOperation):
                 "respond-async",
             ),
         )
-        self._show(202, "Accepted: the task, which ends exactly once.", {"pending": _PENDING})
+        accepted = {"pending": _PENDING, "pending, with a warning": _REPLACED}
+        self._show(202, "Accepted: the task, which ends exactly once.", accepted)
         self._send(
             202,
             {

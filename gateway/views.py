@@ -10,12 +10,13 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from contracts.settings import Catalog, VideoGenerationConstraints
+from contracts.settings import Catalog, Enforcement, VideoGenerationConstraints
 from contracts.tasks import (
     GenerationParameters,
     GenerationTask,
     MemoryReading,
     Progress,
+    ReplacedParameter,
     SwapReceipt,
     TaskError,
     TaskStatus,
@@ -35,6 +36,20 @@ class VideoView(Struct, frozen=True, kw_only=True):
     fps: int
 
 
+class ParameterWarning(Struct, frozen=True, kw_only=True):
+    """A parameter that the request named and did not get, in the form of an entry of `errors` in a `422`.
+
+    *code* is `fixed_value_replaced`. *expected* is the value that was used; *got* is the one that was sent, or words
+    for a number too large to repeat.
+    """
+
+    pointer: str
+    code: str
+    message: str
+    expected: float
+    got: float | str
+
+
 class TaskLinks(Struct, frozen=True, kw_only=True):
     """Where to go from a task, relative to the gateway. *video* is null until it is done, *cancel* once it ended."""
 
@@ -48,7 +63,8 @@ class TaskView(Struct, frozen=True, kw_only=True):
     """One generation as its caller sees it.
 
     *route* is the dedicated warm lane or the degraded worker, where all models take turns on one card; *worker* is the
-    one that holds or held the task; *attempt* counts the workers that began it. *queue* is where it stands, as long as
+    one that holds or held the task; *attempt* counts the workers that began it. *warnings* lists the parameters that
+    the request named otherwise, where the enforcement of its model was `report`. *queue* is where it stands, as long as
     it is pending; a task that moves up there is not a change that waiting clients or event streams are told of. *swap*,
     on a task that ended on the degraded worker, is the proof that the card was empty before the model was loaded; null
     if the model was there already. *memory* is the host's reading after cleanup (FR-009).
@@ -61,6 +77,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
     worker: str | None
     attempt: int
     parameters: GenerationParameters
+    warnings: tuple[ParameterWarning, ...]
     created_at: datetime
     queued_at: datetime
     claimed_at: datetime | None
@@ -83,11 +100,16 @@ class TaskPage(Struct, frozen=True, kw_only=True):
 
 
 class ModelView(Struct, frozen=True, kw_only=True):
-    """A model and what a request for it is checked against."""
+    """A model and what a request for it is checked against.
+
+    *enforcement* says what becomes of a number other than a fixed one: `reject`, a `422`, or `report`, the fixed one is
+    used and the task says so in `warnings`.
+    """
 
     name: str
     title: str
     aliases: tuple[str, ...]
+    enforcement: Enforcement
     constraints: VideoGenerationConstraints
 
 
@@ -119,6 +141,7 @@ def view(task: GenerationTask, place: QueuePlace | None) -> TaskView:
         worker=task.worker,
         attempt=task.attempt,
         parameters=task.parameters,
+        warnings=tuple(_warning(each) for each in task.replaced),
         created_at=task.created_at,
         queued_at=task.queued_at,
         claimed_at=task.claimed_at,
@@ -148,13 +171,29 @@ def view(task: GenerationTask, place: QueuePlace | None) -> TaskView:
     )
 
 
+def _warning(replaced: ReplacedParameter) -> ParameterWarning:
+    return ParameterWarning(
+        pointer=f"/{replaced.field}",
+        code="fixed_value_replaced",
+        message=f"{replaced.field}: expected {replaced.used}, got {replaced.got}; {replaced.used} was used",
+        expected=replaced.used,
+        got=replaced.got,
+    )
+
+
 def settings_view(catalog: Catalog) -> SettingsView:
     """The body of `GET /settings`, models by name."""
     return SettingsView(
         profile=catalog.profile,
         wait_limit_s=catalog.windows.wait_limit_s,
         models=tuple(
-            ModelView(name=entry.name, title=entry.title, aliases=entry.aliases, constraints=entry.constraints)
+            ModelView(
+                name=entry.name,
+                title=entry.title,
+                aliases=entry.aliases,
+                enforcement=entry.enforcement,
+                constraints=entry.constraints,
+            )
             for _, entry in sorted(catalog.models.items())
         ),
     )

@@ -37,6 +37,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "lane": Entry("lane_worker.command:command", "Run one warm lane."),
     "degraded": Entry("degraded_worker.command:command", "Run a degraded worker: every model on one slot, in turn."),
     "status": Entry("ops.status:command", "Show lanes, queues, fallbacks, and where requests go."),
+    "capacity": Entry("ops.capacity_report:command", "Tell what dedicated lanes carry, and what they cost."),
     "lane-mode": Entry("ops.lane_mode:command", "Keep new requests off a model's lanes, or let routing decide."),
     "keys": Entry("ops.keys:command", "Make, list and revoke API keys."),
     "slots": Entry("ops.slots:command", "Show what is resident on which slot; lift a quarantine."),

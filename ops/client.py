@@ -130,6 +130,12 @@ class Parameters(Struct, frozen=True):
     steps: int
 
 
+class Notice(Struct, frozen=True):
+    """What the gateway did otherwise than it was asked to."""
+
+    message: str
+
+
 class Task(Struct, frozen=True, kw_only=True):
     """A task as the gateway shows it."""
 
@@ -150,6 +156,7 @@ class Task(Struct, frozen=True, kw_only=True):
     memory: Memory | None = None
     queue: Place | None = None
     swap: Swap | None = None
+    warnings: tuple[Notice, ...] = ()
     timeline: tuple[Event, ...] = ()
 
     @property

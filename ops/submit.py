@@ -87,6 +87,11 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def warn(self, task: Task) -> None:
+        """Prints what the gateway did otherwise than it was asked to, a line each, above the bar."""
+        for warning in task.warnings:
+            self._progress.console.print(f"warning: {warning.message}", markup=False, highlight=False, soft_wrap=True)
+
     def show(self, task: Task) -> None:
         """Draws the state of *task*."""
         if task.progress is None or task.progress.step == 0:
@@ -108,6 +113,7 @@ def generate(client: Client, body: Mapping[str, Any], key: str, out: Path | None
         with Bar() as bar:
             # not held: the task shows its place in the queue, and Ctrl-C can cancel it by its id
             task, revision = client.submit(body, idempotency_key=key, hold=False)
+            bar.warn(task)
             task = client.follow(task, revision, bar.show)
         if task.video is None:
             click.echo(failure_text(task, key), err=True)

@@ -48,6 +48,7 @@ from ops.provision import provision, wanted
 from tests.conftest import KEEP_S
 from tests.integration.conftest import MODELS, GatewayProcess, report_lane
 from tests.records import pending_task
+from tests.support import reporting_file
 from tests.unit.samples import data_uri, picture
 
 AnyCase = Case[Any]
@@ -308,7 +309,10 @@ async def _keep_warm(url: str, stop: threading.Event) -> None:
 
 @contextlib.contextmanager
 def system(folder: Path) -> Iterator[tuple[GatewayProcess, Ids]]:
-    """A gateway to be fuzzed: both models have a lane that is warm, and there is a task of every kind."""
+    """A gateway to be fuzzed: both models have a lane that is warm, and there is a task of every kind.
+
+    One model refuses wrong fixed values, the other replaces them.
+    """
     gateway = GatewayProcess(folder)
     stop = threading.Event()
     with contextlib.ExitStack() as leave:
@@ -316,7 +320,7 @@ def system(folder: Path) -> Iterator[tuple[GatewayProcess, Ids]]:
         gateway.nats.start()
         ids = asyncio.run(_prepare(gateway))
         leave.callback(gateway.stop)
-        gateway.start("--keep", f"{KEEP_S:g}s")
+        gateway.start("--keep", f"{KEEP_S:g}s", "--settings", str(reporting_file(folder, "anisora")))
         warming = threading.Thread(target=lambda: asyncio.run(_keep_warm(gateway.nats.url, stop)))
         warming.start()
         leave.callback(warming.join)

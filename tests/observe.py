@@ -91,6 +91,7 @@ def settings_for(folder: Path) -> Path:
         resources.files("contracts").joinpath("inference_settings.json").read_text(encoding="utf-8")
     )
     settings["windows"] |= WINDOWS
+    settings["models"]["phr00t"]["enforcement"] = "report"
     for model in settings["models"].values():
         geometry = model["profiles"]["tiny"]["geometry"]
         geometry["num_frames"] |= {"default": 1, "minimum": 1}
@@ -232,8 +233,16 @@ class Stage:
 
     async def refused_request(self) -> None:
         async with self.step("refused request"):
-            answer = await self._post("phr00t", steps=99)
+            answer = await self._post("anisora", steps=99)
             assert answer.status_code == 422, answer.text
+
+    async def replaced_value(self) -> None:
+        """docs/rollback.md: a wrong fixed value is replaced, and said."""
+        async with self.step("replaced value") as step:
+            answer = await self._post("phr00t", steps=99)
+            assert answer.status_code == 202, answer.text
+            step.tasks["replaced"] = str(answer.json()["id"])
+            await self._ends(step.tasks["replaced"], "done")
 
     async def unreadable_message(self) -> None:
         async with self.step("unreadable message"):
@@ -250,6 +259,7 @@ class Stage:
         cancelled_task,
         failed_task,
         refused_request,
+        replaced_value,
         unreadable_message,
         overload,
         rerouted_task,

@@ -118,6 +118,16 @@ def settings_file(folder: Path, **windows_s: float) -> Path:
     return path
 
 
+def reporting_file(folder: Path, *models: str) -> Path:
+    """The packaged settings with the enforcement `report` for *models*, in a file."""
+    path = settings_file(folder)
+    settings = json.loads(path.read_text())
+    for model in models:
+        settings["models"][model]["enforcement"] = "report"
+    path.write_text(json.dumps(settings))
+    return path
+
+
 def is_running(pid: int) -> bool:
     """Whether *pid* is a process that is not a zombie."""
     try:

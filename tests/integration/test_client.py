@@ -130,6 +130,18 @@ def test_the_video_is_saved_and_described(gateway: ScriptedGateway, tmp_path: Pa
     assert result.stdout == f"{tmp_path / 'fox.mp4'}  18 bytes, 96x64, 17 frames at 16 fps, seed 7\n"
 
 
+def test_a_warning_is_told_and_the_video_saved(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    told = (
+        "steps: expected 8, got 20; 8 was used [sic], and that is told in one line, however long it is for a terminal"
+    )
+    warned = DONE | {"warnings": [{"pointer": "/steps", "code": "a_later_one", "message": told}]}
+    gateway.script = [Answer(202, warned, etag='"5"'), Answer(200, VIDEO)]
+    result = submit(gateway, tmp_path, "--steps", "20")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == f"warning: {told}\n"
+    assert result.stdout.startswith(str(tmp_path / "fox.mp4"))
+
+
 @pytest.mark.parametrize(
     "first", [Answer(lost=True), problem(503, "transport_unavailable", outcome="unknown")], ids=["lost", "unknown"]
 )

@@ -9,6 +9,7 @@ def test_the_gateway_keeps_to_its_description(tmp_path: Path) -> None:
     with system(tmp_path) as (gateway, ids):
         report = fuzz(gateway.url, ids, cases=300, seed=20261124)
         assert "Traceback" not in gateway.log()
+        assert '"parameters_reported"' in gateway.log()
     print(report.table())
     assert list(report.found.values()) == []
     assert report.cases >= 300

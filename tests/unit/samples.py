@@ -4,13 +4,16 @@ import base64
 import io
 from typing import Any
 
+from msgspec.structs import replace
 from PIL import Image
 
-from contracts.settings import Catalog, load_settings
+from contracts.settings import Catalog, Enforcement, load_settings
 
 
-def catalog(profile: str = "tiny") -> Catalog:
-    return load_settings().catalog(profile)
+def catalog(profile: str = "tiny", *, enforcement: Enforcement = "reject") -> Catalog:
+    running = load_settings().catalog(profile)
+    models = {name: replace(entry, enforcement=enforcement) for name, entry in running.models.items()}
+    return replace(running, models=models)
 
 
 def picture(kind: str, size: tuple[int, int] = (33, 21), *, mode: str = "RGB", **options: Any) -> bytes:

@@ -16,7 +16,12 @@ from ops.cli import COMMANDS, LazyGroup, cli
 
 ROOT: Final = Path(__file__).parents[2]
 README: Final = ROOT / "README.md"
-DOCUMENTS: Final = (README, ROOT / "CHANGELOG.md", ROOT / "ops" / "runbook.md", *sorted((ROOT / "docs").rglob("*.md")))
+DOCUMENTS: Final = (
+    README,
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "ops").glob("*.md")),
+)
 TEXT: Final = "\n".join(path.read_text() for path in DOCUMENTS)
 # Paths of the repository in backticks, with or without the name of a test.
 _NAMED: Final = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|json|md|toml)|[\w-]+\.(?:md|toml|txt|conf))(?:::(\w+))?`")

@@ -17,6 +17,7 @@ from contracts.generation import (
     FieldError,
     InvalidRequest,
     MalformedBody,
+    parameter_errors,
     parse_body,
     validate,
 )
@@ -428,6 +429,89 @@ def test_equal_requests_have_equal_fingerprints_and_others_have_not(data: st.Dat
 def test_another_image_is_another_request() -> None:
     other = data_uri(picture("PNG", (34, 21)))
     assert submit(least(image=PNG)).fingerprint != submit(least(image=other)).fingerprint
+
+
+# Enforcement `report` (docs/rollback.md)
+
+
+@given(st.data())
+def test_report_takes_back_the_errors_of_fixed_values_and_nothing_else(data: st.DataObject) -> None:
+    running, entry = data.draw(models())
+    reporting = catalog(running.profile, enforcement="report")
+    body = data.draw(valid_requests(entry))
+    for name in data.draw(st.sets(st.sampled_from([*FIELDS[1:], "steps", "cfg"]))):
+        body[name] = data.draw(wrong_value(name, entry.constraints))
+    if data.draw(st.booleans()):
+        body["stesp"] = 8
+    try:
+        strict = submit(body, running)
+    except InvalidRequest as refusal:
+        fixed = [error for error in refusal.errors if error.code == "fixed_value"]
+        others = [error for error in refusal.errors if error.code != "fixed_value"]
+    else:
+        assert submit(body, reporting) == strict  # the fingerprint too, and nothing was replaced
+        return
+    if others:
+        assert errors_of(body, reporting) == others
+        return
+    accepted = submit(body, reporting)
+    assert [(each.field, each.used, each.got) for each in accepted.replaced] == [
+        (error.pointer[1:], error.expected, error.got) for error in fixed
+    ]
+    as_it_runs = {name: value for name, value in body.items() if f"/{name}" not in pointers(fixed)}
+    assert accepted.parameters(seed=1) == submit(as_it_runs, running).parameters(seed=1)
+    assert parameter_errors(accepted.parameters(seed=1), reporting.models[entry.name]) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "sent", "told"),
+    [
+        ("anisora", {"steps": 20}, [("steps", 8, 20)]),
+        ("anisora", {"steps": -8, "cfg": 2.5}, [("steps", 8, -8)]),  # cfg is free here
+        ("phr00t", {"steps": 8}, [("steps", 4, 8)]),
+        ("phr00t", {"cfg": 7, "steps": 0}, [("steps", 4, 0), ("cfg", 1.0, 7)]),
+        ("phr00t", {"cfg": 1, "steps": 4}, []),
+        ("phr00t", {"steps": 10**400}, [("steps", 4, "integer of more than 63 bits")]),
+        ("phr00t", {"cfg": math.inf}, [("cfg", 1.0, "number too large")]),  # 1e999
+    ],
+)
+def test_what_report_replaces(model: str, sent: dict[str, Any], told: list[tuple[str, float, Any]]) -> None:
+    """FR-004..006 hold for what runs."""
+    accepted = submit(least(model, **sent), catalog(enforcement="report"))
+    assert [(each.field, each.used, each.got) for each in accepted.replaced] == told
+    assert accepted.steps == {"anisora": 8, "phr00t": 4}[model]
+    assert model == "anisora" or accepted.cfg == 1.0
+
+
+@pytest.mark.parametrize("steps", ["8", 8.0, True, None, [8], {}])
+def test_report_takes_no_other_type(steps: Any) -> None:
+    [error] = errors_of(least(steps=steps), catalog(enforcement="report"))
+    assert (error.pointer, error.code) == ("/steps", "wrong_type")
+
+
+def test_the_switch_of_one_model_is_not_that_of_another() -> None:
+    mixed = catalog()
+    entry = msgspec.structs.replace(mixed.models["anisora"], enforcement="report")
+    mixed = msgspec.structs.replace(mixed, models={**mixed.models, "anisora": entry})
+    assert submit(least("index-anisora", steps=20), mixed).steps == 8
+    assert [error.code for error in errors_of(least("phr00t", steps=20), mixed)] == ["fixed_value"]
+
+
+def test_a_worker_takes_no_wrong_fixed_value_whatever_the_enforcement() -> None:
+    reporting = catalog(enforcement="report")
+    parameters = msgspec.structs.replace(submit(least()).parameters(seed=1), steps=20)
+    assert [error.code for error in parameter_errors(parameters, reporting.models["anisora"])] == ["fixed_value"]
+
+
+def test_bodies_that_ask_for_different_values_have_different_fingerprints() -> None:
+    """An Idempotency-Key never leads to a task that says nothing of what this request asked for."""
+    reporting = catalog(enforcement="report")
+    values = [1.0, 2, 3, 2.5, -2, 2**63, 10**300, 10**300 + 1, math.inf]
+    prints = [submit(least("phr00t", cfg=value), reporting).fingerprint for value in values]
+    assert len(set(prints)) == len(values)
+    assert prints[0] == submit(least("phr00t")).fingerprint
+    assert submit(least("phr00t", cfg=2.0), reporting).fingerprint == prints[1]
+    assert submit(least("phr00t", steps=2), reporting).fingerprint not in prints
 
 
 # Bodies that are no request at all: 400

@@ -71,10 +71,15 @@ def request_schema(document: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-CHECKERS = {profile: checker(request_schema(document), document) for profile, document in DOCUMENTS.items()}
+REPORTING = document_of(catalog(enforcement="report"))
+CATALOGS = {profile: catalog(profile) for profile in PROFILES} | {"reporting": catalog(enforcement="report")}
+CHECKERS = {
+    name: checker(request_schema(document), document)
+    for name, document in (DOCUMENTS | {"reporting": REPORTING}).items()
+}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS.values(), ids=DOCUMENTS)
+@pytest.mark.parametrize("document", [*DOCUMENTS.values(), REPORTING], ids=[*DOCUMENTS, "reporting"])
 def test_the_document_is_valid(document: dict[str, Any]) -> None:
     openapi_spec_validator.validate(document)
 
@@ -167,6 +172,17 @@ def test_the_fixed_values_can_be_seen() -> None:
     assert anisora["num_frames"]["enum"][-1] == 81
 
 
+def test_where_fixed_values_are_not_enforced_the_document_says_so() -> None:
+    anisora, phr00t = (schema["properties"] for schema in request_schema(REPORTING)["oneOf"])
+    for field, fixed in ((anisora["steps"], 8), (phr00t["steps"], 4), (phr00t["cfg"], 1.0)):
+        assert "const" not in field
+        assert field["default"] == fixed
+        assert "`warnings`" in field["description"]
+    examples = REPORTING["paths"]["/generate"]["post"]["responses"]["202"]["content"]["application/json"]["examples"]
+    [warning] = examples["pending, with a warning"]["value"]["warnings"]
+    assert (warning["pointer"], warning["expected"], warning["got"]) == ("/steps", 8, 20)
+
+
 def test_both_models_come_with_examples() -> None:
     examples = TINY["components"]["requestBodies"]["GenerationRequest"]["content"]["application/json"]["examples"]
     assert list(examples) == ["anisora", "anisora_full", "phr00t", "phr00t_full"]
@@ -197,8 +213,8 @@ def near(field: Any) -> st.SearchStrategy[Any]:
 
 @st.composite
 def requests(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
-    profile = draw(st.sampled_from(PROFILES))
-    entry = draw(st.sampled_from(list(catalog(profile).models.values())))
+    profile = draw(st.sampled_from(sorted(CATALOGS)))
+    entry = draw(st.sampled_from(list(CATALOGS[profile].models.values())))
     body = full_request(entry)
     for name in draw(st.sets(st.sampled_from(FIELDS))):
         if draw(st.booleans()):
@@ -216,7 +232,7 @@ def test_the_schema_tells_the_truth(drawn: tuple[str, dict[str, Any]]) -> None:
     """A request that fits the schema is accepted, and one that does not is refused."""
     profile, body = drawn
     try:
-        validate(body, catalog(profile))
+        validate(body, CATALOGS[profile])
     except InvalidRequest as refusal:
         refused_for = str(refusal)
     else:

@@ -44,6 +44,16 @@ def test_the_packaged_file_holds_the_fixed_parameters() -> None:
         assert models["phr00t"].constraints.cfg.fixed == 1.0
 
 
+def test_fixed_values_are_enforced_unless_the_settings_say_otherwise() -> None:
+    """FR-007; the other word is for docs/rollback.md."""
+    for place in json.loads(PACKAGED)["models"].values():
+        assert place["enforcement"] == "reject"
+    reporting = parse_settings(changed("models/phr00t/enforcement", "report")).catalog("tiny").models
+    assert (reporting["anisora"].enforcement, reporting["phr00t"].enforcement) == ("reject", "report")
+    silent = parse_settings(changed("models/phr00t/enforcement", REMOVE)).catalog("tiny").models
+    assert silent["phr00t"].enforcement == "reject"
+
+
 def test_the_packaged_file_keeps_to_the_protocol() -> None:
     windows = load_settings().windows
     assert windows.wait_limit_s == 30  # FR-017, FR-021 c
@@ -80,6 +90,7 @@ TINY = "models/phr00t/profiles/tiny"
         pytest.param("models/phr00t", 4, "$.models.phr00t", id="model-as-number"),
         pytest.param("models/phr00t/titel", "x", "`titel` - at `$.models.phr00t`", id="unknown-key-of-a-model"),
         pytest.param("models/phr00t/title", REMOVE, "`title` - at `$.models.phr00t`", id="missing-key-of-a-model"),
+        pytest.param("models/phr00t/enforcement", "warn", "$.models.phr00t.enforcement", id="unknown-enforcement"),
         pytest.param("models/phr00t/profiles", 7, "$.models.phr00t.profiles", id="profiles-as-number"),
         pytest.param("models/phr00t/aliases", [7], "$.models.phr00t.aliases", id="alias-as-number"),
         pytest.param(

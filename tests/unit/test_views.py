@@ -5,7 +5,15 @@ import msgspec
 import pytest
 
 from contracts import lifecycle
-from contracts.tasks import FailureCode, GenerationTask, MemoryReading, SwapReceipt, TaskStatus, VideoFile
+from contracts.tasks import (
+    FailureCode,
+    GenerationTask,
+    MemoryReading,
+    ReplacedParameter,
+    SwapReceipt,
+    TaskStatus,
+    VideoFile,
+)
 from gateway.estimate import QueuePlace
 from gateway.views import settings_view, view
 from tests.records import NOW, TASK_ID, pending_task, processing_task
@@ -32,6 +40,7 @@ def test_every_key_is_always_there_and_none_of_the_protocol(task: GenerationTask
         "worker",
         "attempt",
         "parameters",
+        "warnings",
         "created_at",
         "queued_at",
         "claimed_at",
@@ -44,6 +53,29 @@ def test_every_key_is_always_there_and_none_of_the_protocol(task: GenerationTask
         "memory",
         "timeline",
         "links",
+    ]
+
+
+def test_what_was_replaced_is_shown_as_warnings_like_the_errors_of_a_422() -> None:
+    replaced = (
+        ReplacedParameter(field="steps", used=8, got=20),
+        ReplacedParameter(field="cfg", used=1.0, got="number too large"),
+    )
+    assert shown(msgspec.structs.replace(DONE, replaced=replaced))["warnings"] == [
+        {
+            "pointer": "/steps",
+            "code": "fixed_value_replaced",
+            "message": "steps: expected 8, got 20; 8 was used",
+            "expected": 8,
+            "got": 20,
+        },
+        {
+            "pointer": "/cfg",
+            "code": "fixed_value_replaced",
+            "message": "cfg: expected 1.0, got number too large; 1.0 was used",
+            "expected": 1.0,
+            "got": "number too large",
+        },
     ]
 
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from contracts.lanes import (
@@ -26,7 +27,14 @@ from contracts.lanes import (
     decode_leadership,
     decode_slot,
 )
-from contracts.tasks import UnreadableTask, decode_task, decode_task_of, encode_task
+from contracts.tasks import (
+    GenerationTask,
+    ReplacedParameter,
+    UnreadableTask,
+    decode_task,
+    decode_task_of,
+    encode_task,
+)
 from contracts.wire import ENTRY_MAX_BYTES, RECORD_MAX_BYTES, Unreadable
 from ops.unreadable import KNOWN_MAX, Unreadables
 from tests.records import NOW, TASK_ID, pending_task
@@ -247,6 +255,38 @@ def test_what_is_remembered_of_them_is_bounded() -> None:
         for number in range(2 * KNOWN_MAX):
             unreadables.tell("record", f"key-{number}", "x", revision=1)
     assert len(unreadables._known) == KNOWN_MAX
+
+
+def test_a_task_with_a_warning_and_versions_that_know_of_none() -> None:
+    """docs/rollback.md, of a deploy that is taken back: an older version drops the warning, and keeps the rest."""
+    warned = replace(pending_task(), replaced=(ReplacedParameter(field="steps", used=8, got=20),))
+    assert decode_task(encode_task(warned)) == warned
+    known = [
+        (field.name, field.type) if field.required else (field.name, field.type, field.default)
+        for field in msgspec.structs.fields(GenerationTask)
+        if field.name != "replaced"
+    ]
+    older = msgspec.defstruct("GenerationTask", known, frozen=True, kw_only=True)
+    written_back = msgspec.json.encode(msgspec.json.decode(encode_task(warned), type=older))
+    assert b"replaced" not in written_back
+    assert decode_task(written_back) == pending_task()
+
+
+# Never one more: what an older version wrote has to be readable, so a field that is added has a default.
+REQUIRED: dict[Decode, str] = {
+    decode_task: "id model parameters request_sha256 status route epoch created_at queued_at deadline_at",
+    decode_heartbeat: "model worker state health_age_s slot pid started_at",
+    decode_episode: "model cause since",
+    decode_cold_start: "model worker started_at ended_at seconds",
+    decode_slot: "slot worker pid model state since",
+    decode_leadership: "worker owner slot pid since",
+}
+
+
+@EVERY
+def test_what_an_older_version_wrote_is_read(decode: Decode) -> None:
+    named = REQUIRED[decode].split()
+    assert decode(json.dumps({name: good(decode)[name] for name in named}).encode()) is not None
 
 
 def test_moments_of_other_zones_are_fine() -> None:
