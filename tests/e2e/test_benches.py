@@ -44,7 +44,7 @@ def test_a_lane_that_dies_while_nobody_looks(tmp_path: Path) -> None:
     up = UpProcess(tmp_path, "--settings", str(settings_for(tmp_path, window_s, lease_s=2.0, lease_renew_s=0.5)))
     try:
         up.start()
-        seen = asyncio.run(fail_over(up, [UNSEEN], rate=1, window_s=window_s, after=10))
+        seen = asyncio.run(fail_over(up, [UNSEEN], rate=2, window_s=window_s, after=10))
     finally:
         up.stop()
     figures = {figure.what.split(",")[0]: figure for figure in judge_failover(seen)}

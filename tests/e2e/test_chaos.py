@@ -18,8 +18,8 @@ FAULTS = 9
 
 
 @pytest.mark.timeout(480)
-async def test_a_minute_of_chaos(tmp_path: Path) -> None:
-    history, summary = await chaos(tmp_path, seed=SEED, seconds=60, rate=8, count=FAULTS, console=QUIET)
+async def test_three_quarters_of_a_minute_of_chaos(tmp_path: Path) -> None:
+    history, summary = await chaos(tmp_path, seed=SEED, seconds=45, rate=8, count=FAULTS, console=QUIET)
     assert summary.violations == []
     assert (summary.lost, summary.doubled) == (0, 0)
     assert summary.faults + summary.skipped == FAULTS

@@ -560,8 +560,10 @@ import msgspec
 from contracts.settings import load_settings
 from lane_worker.runtime.host import Host
 from lane_worker.runtime.host_messages import Generate
+from ops.logs import configure_logging
 
 async def main():
+    configure_logging("test", level="error")  # what is printed is read below
     folder = Path(sys.argv[1])
     model = load_settings().catalog("tiny").models["phr00t"]
     host = Host(slot="cpu-0", lock_dir=folder / "locks", models_dir=folder / "models", step_seconds=600)

@@ -341,13 +341,11 @@ async def test_the_work_is_a_span_of_the_tasks_trace(
     worker.runner.may_end.set()
     await queue(link, task)
     await worker.idle.wait()
-    (span,) = spans.get_finished_spans()
+    (span,) = (span for span in spans.get_finished_spans() if span.name == "process")
     assert span.parent is not None
     assert (f"{span.context.trace_id:032x}", f"{span.parent.span_id:016x}") == (trace_id, parent_id)
-    assert (span.name, dict(span.attributes or {})) == (
-        "task",
-        {"task.id": task.id, "model": "anisora", "route": "lane", "attempt": 1},
-    )
+    said = dict(span.attributes or {})
+    assert {"task.id": task.id, "model": "anisora", "route": "lane", "attempt": 1}.items() <= said.items()
 
 
 async def test_a_result_outlives_the_server(link: NatsLink, worker: Worker, nats_server: NatsServer) -> None:
