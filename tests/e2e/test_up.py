@@ -30,7 +30,8 @@ def phr00t_only(tmp_path: Path) -> UpProcess:
     return up
 
 
-def test_ctrl_c_finishes_the_task_in_hand_and_leaves_nothing(phr00t_only: UpProcess) -> None:
+def test_ctrl_c_finishes_the_task_in_hand_and_kill_9_takes_everything_with_it(phr00t_only: UpProcess) -> None:
+    """Neither leaves a process behind."""
     up = phr00t_only
     tasks = [up.submit(model="phr00t"), up.submit(model="anisora", num_frames=5)]
     eventually_sync(lambda: all(up.task(task["id"])["status"] == "processing" for task in tasks), within_s=60)
@@ -47,15 +48,10 @@ def test_ctrl_c_finishes_the_task_in_hand_and_leaves_nothing(phr00t_only: UpProc
         done = up.ended(task["id"])
         assert (done["status"], done["attempt"]) == ("done", 1)
         assert up.video(task["id"])
-    up.stop()
-
-
-def test_kill_9_of_up_takes_everything_with_it(tmp_path: Path) -> None:
-    up = UpProcess(tmp_path, "--lanes", "phr00t=1")
-    up.start()
     below = children_of(up.pid)
     os.kill(up.pid, signal.SIGKILL)
     eventually_sync(lambda: not any(is_running(pid) for pid in below), within_s=60)
+    up.stop()
 
 
 def test_a_supervisor_that_is_killed_takes_its_lanes_along_and_comes_back(phr00t_only: UpProcess) -> None:
