@@ -172,7 +172,7 @@ def figures(receipt: SwapReceipt) -> tuple[int, int, int, int]:
 
 async def test_heavy_pipelines_are_released_each_time(heavy_folder: Path) -> None:
     """FR-002: `make swap`, shortened."""
-    alternations = await alternate(heavy_folder, count=2, leak=False, console=Console(quiet=True))
+    alternations = await alternate(heavy_folder, count=3, leak=False, console=Console(quiet=True))
     assert [verdict.passed for verdict in judge(alternations)[:2]] == [True, True]
 
 
