@@ -89,7 +89,8 @@ def guard(keys: KeyBoard, limits: RateLimits, *, max_body_bytes: int) -> Guard:
     Litestar calls it before it reads the body and before it looks at parameters.
     """
 
-    def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    # async, though it waits for nothing: Litestar would run a plain function in a thread, for each request
+    async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
         declared = connection.headers.get("content-length", "")
         if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_body_bytes:
             raise HTTPException(status_code=413)
