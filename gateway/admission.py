@@ -9,6 +9,7 @@ from typing import Literal
 import structlog
 import uuid_utils.compat
 from msgspec.structs import replace
+from nats.js.api import PubAck
 
 from contracts import lifecycle
 from contracts.generation import AcceptedRequest
@@ -207,19 +208,22 @@ class Admission:
 
     async def _published(self, task: GenerationTask, subject: str) -> GenerationTask | Snapshot:
         headers = None if task.traceparent is None else {TRACEPARENT: task.traceparent}
-        async for attempt in until_answered():
-            with attempt:
-                try:
-                    ack = await self._link.publish(
-                        subject, encode_task(task), message_id=task.message_id, headers=headers
-                    )
-                except StreamFull as full:
-                    age = datetime.now(UTC) - task.created_at
-                    if attempt.num > 1 and age >= timedelta(seconds=DEGRADED_MAX_AGE_S):
-                        # this process was stopped for so long that the server has forgotten an earlier try, which may
-                        # have been stored, and even have run
-                        raise TransportUnavailable("the queue is full, and an earlier try was not answered") from full
-                    raise
+        encoded, tries = encode_task(task), 0
+
+        async def send() -> PubAck:
+            nonlocal tries
+            tries += 1
+            try:
+                return await self._link.publish(subject, encoded, message_id=task.message_id, headers=headers)
+            except StreamFull as full:
+                age = datetime.now(UTC) - task.created_at
+                if tries > 1 and age >= timedelta(seconds=DEGRADED_MAX_AGE_S):
+                    # this process was stopped for so long that the server has forgotten an earlier try, which may
+                    # have been stored, and even have run
+                    raise TransportUnavailable("the queue is full, and an earlier try was not answered") from full
+                raise
+
+        ack = await until_answered(send)
         if not ack.duplicate:
             return task
         known = await self._tasks.read(task.id)
@@ -239,17 +243,17 @@ class Admission:
 
     async def _record(self, task: GenerationTask, request: AcceptedRequest) -> Snapshot:
         encoded = encode_task(task)
-        async for attempt in until_answered():
-            with attempt:
-                await self._link.set_timer("admit", task.id, task.deadline_at, encoded)
-        async for attempt in until_answered():
-            with attempt:
-                try:
-                    revision = await self._link.create(TASKS, task.id, encoded)
-                    return self._tasks.record(task, revision, datetime.now(UTC))
-                except WrongRevision:
-                    # a worker was faster, an equal request was, or our own create had succeeded unseen
-                    known = await self._tasks.read(task.id)
+        await until_answered(lambda: self._link.set_timer("admit", task.id, task.deadline_at, encoded))
+
+        async def create() -> Snapshot | None:
+            try:
+                revision = await self._link.create(TASKS, task.id, encoded)
+            except WrongRevision:
+                # a worker was faster, an equal request was, or our own create had succeeded unseen
+                return await self._tasks.read(task.id)
+            return self._tasks.record(task, revision, datetime.now(UTC))
+
+        known = await until_answered(create)
         if known is None:
             raise TransportUnavailable("the record exists but cannot be read")
         return _same_request(known, request)

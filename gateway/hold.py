@@ -126,20 +126,22 @@ class Holds:
     async def _leave(self, snapshot: Snapshot, *, is_shared: bool) -> None:
         """Withdraws the task unless somebody else waits for it."""
         task_id = snapshot.task.id
+
+        async def withdraw() -> Snapshot | None:
+            # we are asked too
+            if is_shared and await self._link.ask(waiting_subject(task_id), timeout_s=ASK_S):
+                return None
+            return await self._move_held(snapshot, partial(lifecycle.withdraw, now=datetime.now(UTC)))
+
         try:
-            async for attempt in until_answered():
-                with attempt:
-                    # we are asked too
-                    if is_shared and await self._link.ask(waiting_subject(task_id), timeout_s=ASK_S):
-                        log.info("still_awaited", task_id=task_id)
-                        return
-                    withdraw = partial(lifecycle.withdraw, now=datetime.now(UTC))
-                    snapshot = await self._move_held(snapshot, withdraw)
+            left = await until_answered(withdraw)
         except TransportUnavailable as error:
             log.warning("not_withdrawn", task_id=task_id, error=str(error))  # the wait limit ends it
             return
-        if snapshot.task.withdrawn:
-            await remove_leftovers(snapshot.task, link=self._link, artifacts=self._artifacts)
+        if left is None:
+            log.info("still_awaited", task_id=task_id)
+        elif left.task.withdrawn:
+            await remove_leftovers(left.task, link=self._link, artifacts=self._artifacts)
             log.info("task_withdrawn", task_id=task_id)
 
     async def _move_held(self, snapshot: Snapshot, move: Callable[[GenerationTask], GenerationTask]) -> Snapshot:

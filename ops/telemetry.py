@@ -18,6 +18,8 @@ import structlog
 from msgspec import Struct
 from opentelemetry import metrics, trace
 
+from ops.tracing import switch_on
+
 # A collector that does not answer must not hold up a process that leaves; by itself the SDK tries for 10 s.
 FLUSH_S: Final = 2.0
 # What the SDK says of a collector that is away, it says at every try.
@@ -117,6 +119,7 @@ def _send_traces(role: str, instance: str) -> Callable[[], None]:
     provider = TracerProvider(resource=_resource(role, instance), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
+    switch_on()
     return provider.shutdown
 
 

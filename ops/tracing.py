@@ -23,8 +23,15 @@ CONSUMER: Final = SpanKind.CONSUMER
 TRACEPARENT: Final = "traceparent"
 
 _tracer = trace.get_tracer("warmlane")
+_is_on = False
 _task_id: ContextVar[str | None] = ContextVar("task_id", default=None)
 _propagator = TraceContextTextMapPropagator()
+
+
+def switch_on() -> None:
+    """There is somebody from now on to whom spans are sent."""
+    global _is_on
+    _is_on = True
 
 
 @contextlib.contextmanager
@@ -41,6 +48,9 @@ def span(
     An exception that leaves the block marks it as failed, by its class alone: its text may quote a request. Those of
     *unless* do not, being no failure: somebody else was faster.
     """
+    if traceparent is None and not _is_on and not trace.get_current_span().get_span_context().is_valid:
+        yield trace.INVALID_SPAN  # nobody records it, and it has nothing to hand on
+        return
     with _tracer.start_as_current_span(
         name,
         context=_context(traceparent),

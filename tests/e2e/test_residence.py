@@ -228,6 +228,7 @@ async def test_a_swap_is_three_spans(yard: Yard, tmp_path: Path, monkeypatch: py
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     monkeypatch.setattr("ops.tracing._tracer", provider.get_tracer("test"))
+    monkeypatch.setattr("ops.tracing._is_on", True)
     slot = yard.slot(tmp_path, probe=rss())
     await slot.residence.open()
     await slot.ready("anisora")

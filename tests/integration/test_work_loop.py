@@ -336,6 +336,7 @@ async def test_the_work_is_a_span_of_the_tasks_trace(
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     monkeypatch.setattr("ops.tracing._tracer", provider.get_tracer("test"))
+    monkeypatch.setattr("ops.tracing._is_on", True)
     trace_id, parent_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     task = replace(fresh_task(), traceparent=f"00-{trace_id}-{parent_id}-01")
     worker.runner.may_end.set()

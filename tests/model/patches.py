@@ -15,6 +15,7 @@ import gateway.fallbacks
 import gateway.hold
 import gateway.lane_board
 import gateway.leftovers
+import gateway.retries
 import gateway.sweeper
 import gateway.task_board
 import gateway.tasks
@@ -115,6 +116,7 @@ def simulated_product() -> Iterator[None]:
         stack.enter_context(patch.object(ops.nats_link, "Client", SimulatedClient))
         stack.enter_context(patch.object(ops.nats_link, "time", clock))
         stack.enter_context(patch.object(lane_worker.runtime.lease, "time", clock))
+        stack.enter_context(patch.object(gateway.retries, "time", clock))
         stack.enter_context(patch("tenacity.time", clock))
         hooks = stamina.instrumentation.get_on_retry_hooks()
         stamina.instrumentation.set_on_retry_hooks([])
