@@ -1,75 +1,104 @@
 """accept: `POST /generate`, from the request to an answer behind which the task is stored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
 from msgspec import Struct
 
-from contracts.topology import TASKS
-from ops.bench.load import LoadFailed, connect, request
+from contracts.topology import (
+    DEADLINES,
+    TASKS,
+    bucket_stream,
+    bucket_subject,
+    lane_stream,
+    timer_set_subject,
+    work_subject,
+)
+from ops.bench.load import LoadFailed, connect
+from ops.bench.names import BARE, WARMLANE
 from ops.bench.procs import Cores
 from ops.bench.report import Absent, Part
 from ops.bench.rounds import Values, empty_folder, one_round, rotated
-from ops.bench.stacks import Stack, contenders, warmlane
+from ops.bench.stacks import MODEL, Contender, Given, Stack
 
 TITLE: Final = "Accept"
 ACCEPTED: Final = 202
 
 
 class Sample(Struct, frozen=True, kw_only=True):
-    """A task as a gateway keeps it: its id, its *record* in the server, and the *view* that a client sees."""
+    """A task that was accepted: its id, and its *record* in the server."""
 
     id: str
     record: bytes
-    view: bytes
 
 
 async def submitted(stack: Stack) -> Sample:
-    """A task that *stack*, a gateway, has accepted. Raises LoadFailed."""
+    """A task that *stack*, a gateway or the limit, has accepted. Raises LoadFailed."""
     line = await connect(stack.address)
     try:
         answer = await line.ask(stack.post())
         if answer.status != ACCEPTED:
             raise LoadFailed(f"a task is not accepted: status {answer.status}, {answer.body.decode(errors='replace')}")
         task_id: str = msgspec.json.decode(answer.body)["id"]
-        view = await line.ask(request("GET", f"/tasks/{task_id}", stack.address))
     finally:
         line.close()
     entry = None if stack.link is None else await stack.link.get(TASKS, task_id)
     if entry is None or entry.value is None:
         raise LoadFailed(f"the task {task_id} was accepted, and has no record")
-    return Sample(id=task_id, record=entry.value, view=view.body)
+    return Sample(id=task_id, record=entry.value)
 
 
-async def measure(cores: Cores, *, rounds: int, seconds: float, say: Callable[[str], None], peers: bool = True) -> Part:
-    """Every contender in every round, each time on an empty store. Without *peers* only Warmlane and the limit.
+async def stored(stack: Stack, sample: Sample) -> tuple[tuple[str, int], ...]:
+    """What the server keeps of a task: stream and size of each message, in the order in which they were stored."""
+    link = stack.link
+    assert link is not None
+    where = (
+        (lane_stream(MODEL), work_subject("lane", MODEL, sample.id)),
+        (DEADLINES, timer_set_subject("admit", sample.id)),
+        (bucket_stream(TASKS), bucket_subject(TASKS, sample.id)),
+    )
+    found = [(stream, await link.js.get_last_msg(stream, subject)) for stream, subject in where]
+    found.sort(key=lambda each: each[1].time or datetime.min.replace(tzinfo=UTC))
+    return tuple((stream, len(message.data or b"")) for stream, message in found)
 
-    Raises LoadFailed, NotStarted.
+
+async def measure(
+    every: Sequence[Contender], cores: Cores, *, rounds: int, seconds: float, say: Callable[[str], None]
+) -> Part:
+    """Each of *every*, Warmlane and the limit among them, in every round, each time on an empty store.
+
+    Raises LoadFailed, NotStarted; LoadFailed also when the limit does not store what Warmlane stores.
     """
-    with empty_folder() as folder:
-        async with warmlane(folder, cores) as stack:
-            sample = await submitted(stack)
-    every = [each for each in contenders(sample.record) if peers or each.absent is None]
-    every = every if peers else every[:2]
     present = [each for each in every if each.absent is None]
     values = Values()
+    record = b""
+    writes: dict[str, tuple[tuple[str, int], ...]] = {}
     for number in range(rounds):
-        for contender in rotated(present, number):
+        for contender in rotated(present, number):  # in the first round, Warmlane comes first
             say(f"accept, round {number + 1} of {rounds}: {contender.name}")
             with empty_folder() as folder:
-                async with contender.start(folder, cores, False) as stack:
-                    values.add(
-                        contender.name,
-                        await one_round(stack, stack.post(), what=contender.name, expected=ACCEPTED, seconds=seconds),
+                async with contender.start(Given(folder=folder, cores=cores, record=record)) as stack:
+                    figures = await one_round(
+                        stack, stack.post(), what=contender.name, expected=ACCEPTED, seconds=seconds
                     )
+                    values.add(contender.name, figures)
+                    if contender.name in (WARMLANE, BARE):
+                        sample = await submitted(stack)
+                        record = record or sample.record
+                        writes[contender.name] = await stored(stack, sample)
+    if writes[WARMLANE] != writes[BARE]:
+        raise LoadFailed(f"the limit does not store what Warmlane stores: {writes}")
+    shown = ", ".join(f"{size:,} bytes in `{stream}`" for stream, size in writes[BARE])
     return Part(
         name="accept",
         title=TITLE,
         series=values.series(),
         absent=tuple(Absent(each.name, each.absent) for each in every if each.absent is not None),
         notes=(
-            "`POST /generate` with the same body. Stored when the answer is sent:",
+            "`POST /generate` with the same body. No worker runs. Stored when the answer is sent:",
             *(f"{each.name}: {each.durability}." for each in present),
+            f"Looked up in both servers, Warmlane and the limit store the same, in this order: {shown}.",
         ),
     )

@@ -22,6 +22,7 @@ from ops.bench.load import LoadFailed
 from ops.bench.procs import Cores, NotStarted, apart, usable_cores
 from ops.bench.report import Part, Results, is_plotted, judge_all, markdown, plot
 from ops.bench.rounds import CONNECTIONS
+from ops.bench.stacks import contenders
 from ops.logs import configure_logging
 from ops.nats_link import TransportUnavailable
 from ops.nats_server import NoNatsServer, find_nats_server
@@ -49,12 +50,13 @@ async def measure(
 ) -> tuple[Part, ...]:
     """Each of *parts*, in the order of the report. Raises LoadFailed, NotStarted."""
     found: list[Part] = []
+    every = contenders()
     if "accept" in parts:
-        found.append(await accept.measure(cores, rounds=rounds, seconds=seconds, say=say))
+        found.append(await accept.measure(every, cores, rounds=rounds, seconds=seconds, say=say))
     if "poll" in parts:
-        found += await poll.measure(cores, rounds=rounds, seconds=seconds, say=say)
+        found += await poll.measure(every, cores, rounds=rounds, seconds=seconds, say=say)
     if "dispatch" in parts:
-        found.append(await dispatch.measure(cores, rounds=rounds, tasks=tasks, say=say))
+        found.append(await dispatch.measure(every, cores, rounds=rounds, tasks=tasks, say=say))
     return tuple(found)
 
 

@@ -3,18 +3,18 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 import msgspec
 
 from ops.bench.load import LoadFailed, connect, percentile, request
-from ops.bench.names import WARMLANE
+from ops.bench.names import BARE, WARMLANE
 from ops.bench.procs import Cores
 from ops.bench.report import Absent, Part
 from ops.bench.rounds import Values, empty_folder, rotated
-from ops.bench.stacks import SMALL_BODY, Stack, contenders, started_file
+from ops.bench.stacks import SMALL_BODY, Contender, Given, Stack, started_file
 
 # Idle between two tasks: that is what is measured.
 REST_S: Final = 0.02
@@ -22,9 +22,11 @@ BEGUN_S: Final = 60.0
 WARM_UP: Final = 3
 
 
-async def measure(cores: Cores, *, rounds: int, tasks: int, say: Callable[[str], None]) -> Part:
+async def measure(
+    contenders: Sequence[Contender], cores: Cores, *, rounds: int, tasks: int, say: Callable[[str], None]
+) -> Part:
     """*tasks* of each contender in each round, one at a time. Raises LoadFailed, NotStarted."""
-    every = contenders()
+    every = [each for each in contenders if each.name != BARE]  # which has no worker
     present = [each for each in every if each.absent is None]
     values = Values()
     pooled: dict[str, list[float]] = {each.name: [] for each in present}
@@ -33,7 +35,9 @@ async def measure(cores: Cores, *, rounds: int, tasks: int, say: Callable[[str],
         for contender in present:
             say(f"dispatch: starting {contender.name}")
             folder = leave.enter_context(empty_folder())
-            stacks[contender.name] = await leave.enter_async_context(contender.start(folder, cores, True))
+            stacks[contender.name] = await leave.enter_async_context(
+                contender.start(Given(folder=folder, cores=cores, works=True))
+            )
         for name, stack in stacks.items():
             await _delays_ms(name, stack, WARM_UP)
         for number in range(rounds):
@@ -44,16 +48,15 @@ async def measure(cores: Cores, *, rounds: int, tasks: int, say: Callable[[str],
                 values.add(contender.name, {"p50_ms": percentile(found, 50)})
         for name, stack in stacks.items():
             stack.require_running()
-            peak_bytes = sum(each.usage().peak_bytes for each in stack.served)
-            values.add(name, {"all_p99_ms": percentile(pooled[name], 99), "peak_mb": peak_bytes / 1e6})
+            values.add(name, {"all_p99_ms": percentile(pooled[name], 99)})
     return Part(
         name="dispatch",
         title="Dispatch",
         series=values.series(),
         absent=tuple(Absent(each.name, each.absent) for each in every if each.absent is not None),
         notes=(
-            f"{rounds} rounds of {tasks} tasks, one at a time, {REST_S * 1e3:g} ms after the one before has ended; "
-            "service and worker on one core. One clock: that of the machine.",
+            f"{rounds * tasks} tasks in rounds of {tasks}, one at a time, {REST_S * 1e3:g} ms after the one before has "
+            "ended; service and worker on one core. One clock: that of the machine.",
             "Warmlane: from `queued_at` to the event `inference_started`, on a real lane with a tiny pipeline, which "
             "claims the task in its record and hands it to the process of the pipeline before it starts. The peers: "
             "from just before the publish to the first line of the task's function, in the worker's own process "

@@ -14,6 +14,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 import httptools
@@ -230,7 +231,7 @@ async def paced(
     def send() -> None:
         while waiting and free:
             line, meant_s = free.popleft(), waiting.popleft()
-            line.start(data, lambda outcome, line=line, meant_s=meant_s: done(line, meant_s, outcome))
+            line.start(data, partial(done, line, meant_s))
 
     def done(line: Connection, meant_s: float, outcome: Answer | ConnectionError) -> None:
         nonlocal left

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final
@@ -15,11 +15,11 @@ from contracts.tasks import GenerationTask, VideoFile, decode_task, encode_task
 from contracts.topology import TASKS
 from ops.bench.accept import Sample, submitted
 from ops.bench.load import Address, Answer, Connection, LoadFailed, connect, percentile, request
-from ops.bench.names import BARE_JSON, FINISHED, LIVE, LONG_POLLS, STREAMS
+from ops.bench.names import BARE, BARE_JSON, FINISHED, LIVE, LONG_POLLS, STREAMS, WARMLANE
 from ops.bench.procs import Cores
 from ops.bench.report import Part
 from ops.bench.rounds import Values, empty_folder, one_round, rotated
-from ops.bench.stacks import Stack, bare, warmlane
+from ops.bench.stacks import Contender, Given, Stack
 from ops.keys import add
 from ops.nats_link import NatsLink
 
@@ -31,17 +31,27 @@ LEASE_S: Final = 3_600.0
 
 
 async def measure(
-    cores: Cores, *, rounds: int, seconds: float, say: Callable[[str], None], waiters: int = 1_000
+    every: Sequence[Contender],
+    cores: Cores,
+    *,
+    rounds: int,
+    seconds: float,
+    say: Callable[[str], None],
+    waiters: int = 1_000,
 ) -> tuple[Part, ...]:
-    """Polling, and then *waiters* long-polls and as many streams. Raises LoadFailed, NotStarted."""
+    """Polling, of the gateway and the limit in *every*, and then *waiters* long-polls and as many streams.
+
+    Raises LoadFailed, NotStarted.
+    """
+    start = {each.name: each.start for each in every}
     with empty_folder() as folder, empty_folder() as bare_folder:
-        async with warmlane(folder, cores) as stack:
+        async with start[WARMLANE](Given(folder=folder, cores=cores)) as stack:
             assert stack.link is not None
             live, finished = await submitted(stack), await submitted(stack)
             await _end(stack.link, await _take(stack.link, finished))
             await _take(stack.link, live)
             await _until_shown(stack.address, {live.id: "processing", finished.id: "done"})
-            async with bare(bare_folder, cores, live.record) as limit:
+            async with start[BARE](Given(folder=bare_folder, cores=cores, record=live.record)) as limit:
                 polled = await _poll(stack, limit, live, finished, rounds=rounds, seconds=seconds, say=say)
             if not waiters:
                 return (polled,)

@@ -155,6 +155,7 @@ class Server:
         for child in children:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
+        psutil.wait_procs(children, timeout=STOP_S)
 
 
 def _peak_bytes(process: psutil.Process) -> int:

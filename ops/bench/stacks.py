@@ -62,45 +62,56 @@ class Stack(Struct, frozen=True, kw_only=True):
             process.require_running()
 
 
+class Given(Struct, frozen=True, kw_only=True):
+    """What a contender is started with: an empty *folder*, the cores, whether workers run as well, and the *record*
+    whose bytes the bare limit is to store."""
+
+    folder: Path
+    cores: Cores
+    works: bool = False
+    record: bytes = b""
+
+
 class Contender(Struct, frozen=True, kw_only=True):
     """Something to measure. *durability* says what is stored, and how, when its answer is sent.
 
-    *absent* is why it cannot run here; None when it can. *start* takes an empty folder, the cores, and whether workers
-    are to run as well.
+    *absent* is why it cannot run here; None when it can.
     """
 
     name: str
     durability: str
     absent: str | None
-    start: Callable[[Path, Cores, bool], AbstractAsyncContextManager[Stack]]
+    start: Callable[[Given], AbstractAsyncContextManager[Stack]]
 
 
-def contenders(record: bytes | None = None) -> tuple[Contender, ...]:
-    """All of them, Warmlane first; the bare limit only with the *record* that it is to store."""
+def contenders() -> tuple[Contender, ...]:
+    """All of them: Warmlane, the bare limit, the peers."""
     nats = "JetStream file streams, synced to disk every 2 minutes (nats-server's default)"
     redis = "Redis append-only file, synced to disk every second (`appendonly yes`, `appendfsync everysec`)"
-    limit = Contender(
-        name=BARE,
-        durability=f"message, timer and record, each acked: {nats}",
-        absent=None,
-        start=lambda folder, cores, works: bare(folder, cores, record or b""),
-    )
     return (
         Contender(
-            name=WARMLANE, durability=f"message, timer and record, each acked: {nats}", absent=None, start=warmlane
+            name=WARMLANE,
+            durability=f"message, timer and record, each acked: {nats}",
+            absent=None,
+            start=lambda given: warmlane(given.folder, given.cores, works=given.works),
         ),
-        *([] if record is None else [limit]),
+        Contender(
+            name=BARE,
+            durability=f"message, timer and record, each acked: {nats}",
+            absent=None,
+            start=lambda given: bare(given.folder, given.cores, given.record),
+        ),
         Contender(
             name=CELERY,
             durability=f"the message alone: {redis}; tasks acked late, no result backend",
             absent=_lacks("celery", "redis", "fastapi") or _lacks_redis(),
-            start=celery,
+            start=lambda given: celery(given.folder, given.cores, works=given.works),
         ),
         Contender(
             name=TASKIQ,
             durability=f"the message alone, acked: {nats}; no result backend",
             absent=_lacks("taskiq", "taskiq_nats", "fastapi"),
-            start=taskiq,
+            start=lambda given: taskiq(given.folder, given.cores, works=given.works),
         ),
     )
 
@@ -119,7 +130,7 @@ def _lacks_redis() -> str | None:
 
 
 @contextlib.asynccontextmanager
-async def warmlane(folder: Path, cores: Cores, works: bool = False) -> AsyncIterator[Stack]:
+async def warmlane(folder: Path, cores: Cores, *, works: bool = False) -> AsyncIterator[Stack]:
     """One gateway, and a lane that is warm: a real one where it *works*, otherwise one that only says so."""
     settings = _settings(folder)
     port = free_port()
@@ -166,7 +177,7 @@ async def bare(folder: Path, cores: Cores, record: bytes) -> AsyncIterator[Stack
 
 
 @contextlib.asynccontextmanager
-async def celery(folder: Path, cores: Cores, works: bool) -> AsyncIterator[Stack]:
+async def celery(folder: Path, cores: Cores, *, works: bool = False) -> AsyncIterator[Stack]:
     """The service with Redis, and a worker where it *works*."""
     redis_port, port = free_port(), free_port()
     broker = server(
@@ -193,7 +204,7 @@ async def celery(folder: Path, cores: Cores, works: bool) -> AsyncIterator[Stack
 
 
 @contextlib.asynccontextmanager
-async def taskiq(folder: Path, cores: Cores, works: bool) -> AsyncIterator[Stack]:
+async def taskiq(folder: Path, cores: Cores, *, works: bool = False) -> AsyncIterator[Stack]:
     """The service with nats-server, and a worker where it *works*."""
     port = free_port()
     with nats(folder, cores) as broker:
