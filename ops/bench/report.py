@@ -41,6 +41,11 @@ FIGURES: Final[Mapping[str, Figure]] = {
 }
 
 
+OTHERS: Final = "others_percent"
+# What the kernel does for the load alone can take so much.
+QUIET_PERCENT: Final = 25.0
+
+
 class Series(Struct, frozen=True, kw_only=True):
     """The values of one figure of one contender, one for each round in their order."""
 
@@ -202,7 +207,18 @@ AIMS: Final[tuple[Aim, ...]] = (
     ),
 )
 # What is known of why an aim is missed. Shown only beside one that is.
-REASONS: Final[Mapping[str, str]] = {}
+REASONS: Final[Mapping[str, str]] = {
+    "accept_limit": "of the gateway's CPU time, a fifth goes into the retries around its three writes though none is "
+    "retried, a twelfth into spans though nobody exports them; the guard runs in another thread (py-spy)",
+    "accept_peer": "a peer's answer follows one write; Warmlane's follows three, each acked before the next: record "
+    "and timer are what lets a task end exactly once, and what a peer leaves out",
+    "accept_p99": "the same as of the throughput: a request costs more CPU time, and waits for those before it",
+    "poll_live": "each request is let in by a guard, which Litestar runs in another thread, for it is no coroutine "
+    "(py-spy: a seventh of the CPU time), and its connection is bounded",
+    "dispatch_p50": "two thirds of it pass from the publish to the moment of the claim, the rest with the write of the "
+    "claim and the hop to the pipeline's process: round trips that follow each other (ADR 0006)",
+    "dispatch_p99": "the same round trips, each of which may have to wait for a core that is taken",
+}
 UNKNOWN: Final = "not looked into yet"
 
 
@@ -247,6 +263,20 @@ def wins(part: Part) -> Iterator[str]:
                 yield f"{part.name}, {figure.title}: {peer} wins, {shown[0]} against {shown[1]}."
 
 
+def noise(results: Results) -> str:
+    """What else ran on the machine meanwhile, as a sentence with what that means; empty when it was not measured."""
+    values = [value for part in results.parts for each in part.series if each.figure == OTHERS for value in each.values]
+    if not values:
+        return ""
+    told = (
+        f"Everything else on this machine took {statistics.median(values):.0f} % of it "
+        f"({min(values):.0f} to {max(values):.0f} %) while throughputs were measured."
+    )
+    if max(values) < QUIET_PERCENT:
+        return told
+    return f"{told} It is shared: compare ratios and CPU seconds, and no timing with one of another run."
+
+
 def markdown(results: Results) -> str:
     """The whole report."""
     lines = [
@@ -257,7 +287,8 @@ def markdown(results: Results) -> str:
         "",
         "## What was asked for",
         "",
-        "A ratio is the median of the rounds' ratios: what is compared ran in turns, minutes apart at most.",
+        "A ratio is the median of the rounds' ratios: what is compared ran in turns, minutes apart at most. "
+        f"{noise(results)}".rstrip(),
         "",
         "| | measured | asked for | | why |",
         "|---|---|---|---|---|",

@@ -137,6 +137,13 @@ def test_a_peer_that_was_not_run_is_told_with_the_reason() -> None:
     assert f"- {CELERY} was not run: there is no redis-server" in text
 
 
+@pytest.mark.parametrize(("taken", "is_shared"), [((3.0, 8.0), False), ((3.0, 60.0), True)])
+def test_a_shared_machine_is_told(taken: tuple[float, ...], is_shared: bool) -> None:
+    text = report(part("accept", (WARMLANE, "others_percent", taken)))
+    assert f"({taken[0]:.0f} to {taken[1]:.0f} %)" in text
+    assert ("It is shared" in text) == is_shared
+
+
 def test_a_table_has_medians_and_ranges() -> None:
     assert f"| {WARMLANE} | 90 (80 to 100) | 20.00 (20.00 to 20.00) |" in report(ACCEPT)
 
