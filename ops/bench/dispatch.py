@@ -39,11 +39,11 @@ async def measure(
                 contender.start(Given(folder=folder, cores=cores, works=True))
             )
         for name, stack in stacks.items():
-            await _delays_ms(name, stack, WARM_UP)
+            await delays_ms(name, stack, WARM_UP)
         for number in range(rounds):
             for contender in rotated(present, number):
                 say(f"dispatch, round {number + 1} of {rounds}: {contender.name}")
-                found = await _delays_ms(contender.name, stacks[contender.name], tasks)
+                found = await delays_ms(contender.name, stacks[contender.name], tasks)
                 pooled[contender.name] += found
                 values.add(contender.name, {"p50_ms": percentile(found, 50)})
         for name, stack in stacks.items():
@@ -65,7 +65,8 @@ async def measure(
     )
 
 
-async def _delays_ms(name: str, stack: Stack, tasks: int) -> list[float]:
+async def delays_ms(name: str, stack: Stack, tasks: int) -> list[float]:
+    """From the publish to the start of each of *tasks*, in milliseconds. Raises LoadFailed, NotStarted."""
     line = await connect(stack.address)
     try:
         found = []
@@ -77,7 +78,7 @@ async def _delays_ms(name: str, stack: Stack, tasks: int) -> list[float]:
             if name == WARMLANE:
                 task_id = msgspec.json.decode(answer.body)["id"]
                 ended = await line.ask(request("GET", f"/tasks/{task_id}?wait=60", stack.address))
-                found.append(_delay_ms(msgspec.json.decode(ended.body)))
+                found.append(delay_ms(msgspec.json.decode(ended.body)))
             else:
                 found.append(await _next_ms(name, stack, known))
             await asyncio.sleep(REST_S)
@@ -86,7 +87,8 @@ async def _delays_ms(name: str, stack: Stack, tasks: int) -> list[float]:
     return found
 
 
-def _delay_ms(task: dict[str, Any]) -> float:
+def delay_ms(task: dict[str, Any]) -> float:
+    """From just before the publish of a finished *task* to its first step. Raises LoadFailed for one that failed."""
     if task["status"] != "done":
         raise LoadFailed(f"a task ended as {task['status']}: {task['error']}")
     at = {entry["event"]: datetime.fromisoformat(entry["at"]) for entry in task["timeline"]}

@@ -348,7 +348,7 @@ def plot(part: Part, path: Path) -> None:
             "the plots need the package matplotlib; pip install -c constraints.txt -e '.[bench]' brings it"
         ) from error
     shown = [name for name in PLOTTED if any(series.figure == name for series in part.series)]
-    names: Sequence[str] = sorted(part.contenders, key=_place, reverse=True)
+    names: Sequence[str] = sorted(part.contenders, key=_place)[::-1]
     with matplotlib.rc_context({"svg.hashsalt": "warmlane", "svg.fonttype": "none", "font.size": 8}):
         canvas = Canvas(figsize=(2.6 * len(shown) + 1.4, 0.42 * len(names) + 1.0), layout="constrained")
         every = canvas.subplots(1, len(shown), sharey=True, squeeze=False)[0]

@@ -8,6 +8,7 @@ import pytest
 from msgspec import structs
 
 from ops.bench import accept, poll
+from ops.bench.dispatch import delays_ms
 from ops.bench.names import BARE, BARE_JSON, CELERY, FINISHED, LIVE, LONG_POLLS, STREAMS, TASKIQ, WARMLANE
 from ops.bench.procs import Cores, apart, usable_cores
 from ops.bench.rounds import empty_folder
@@ -72,11 +73,9 @@ async def test_a_peer_runs_what_it_accepts(name: str) -> None:
     contender = next(each for each in contenders() if each.name == name)
     if contender.absent is not None:
         pytest.skip(contender.absent)
-    from ops.bench.dispatch import _delays_ms
-
     with empty_folder() as folder:
         given = Given(folder=folder, cores=apart(usable_cores()), works=True)
         async with contender.start(given) as stack:
-            delays_ms = await _delays_ms(name, stack, 2)
-    assert len(delays_ms) == 2
-    assert min(delays_ms) > 0
+            found_ms = await delays_ms(name, stack, 2)
+    assert len(found_ms) == 2
+    assert min(found_ms) > 0

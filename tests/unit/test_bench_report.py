@@ -8,6 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from ops.bench.command import command
+from ops.bench.dispatch import delay_ms
+from ops.bench.load import LoadFailed
 from ops.bench.names import BARE, BARE_JSON, CELERY, LIVE, TASKIQ, WARMLANE
 from ops.bench.report import (
     AIMS,
@@ -158,6 +160,17 @@ def test_the_same_part_is_the_same_plot(tmp_path: Path) -> None:
 
 def report(*parts: Part) -> str:
     return markdown(Results(facts={"when": "now"}, parts=parts))
+
+
+def test_a_dispatch_counts_from_the_publish_to_the_first_step() -> None:
+    timeline = [
+        {"event": event, "at": f"2026-01-01T00:00:00.{at_ms:03}Z"}
+        for event, at_ms in (("accepted", 0), ("claim", 4), ("inference_started", 6), ("finish", 90))
+    ]
+    task = {"status": "done", "queued_at": "2026-01-01T00:00:00.000Z", "timeline": timeline, "error": None}
+    assert delay_ms(task) == pytest.approx(6.0)
+    with pytest.raises(LoadFailed, match="a task ended as failed: out of memory"):
+        delay_ms(task | {"status": "failed", "error": "out of memory"})
 
 
 def test_the_committed_report_is_that_of_the_committed_values() -> None:
