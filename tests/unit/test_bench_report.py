@@ -115,6 +115,11 @@ def test_a_ratio_is_that_of_the_rounds() -> None:
     assert ratio(of, "per_s", WARMLANE, BARE) == pytest.approx(0.9)
 
 
+def test_what_the_limit_itself_could_reach_stands_beside_the_verdicts() -> None:
+    assert "the bare limit for that of the best durable peer | 2.50 | | for comparison |" in report(ACCEPT)
+    assert "best durable peer | 2.50" not in report(part("accept", (BARE, "per_s", (100.0,))))
+
+
 def test_a_peer_that_wins_is_told() -> None:
     of = part(
         "accept",
