@@ -7,20 +7,22 @@ PIP_ARGS ?=
 # More arguments for `warmlane up`, and for pytest.
 UP_ARGS ?=
 PYTEST_ARGS ?=
-# More arguments for tests/fuzz.py, tests/overload.py, tests/swap.py and tests/failover.py; --help lists them.
+# More arguments for ops/bench, tests/fuzz.py, tests/overload.py, tests/swap.py and tests/failover.py; --help lists them.
 FAILOVER_ARGS ?=
 FUZZ_ARGS ?=
 OVERLOAD_ARGS ?=
 SWAP_ARGS ?=
 CHAOS_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 RUN_READY := $(VENV)/.ready-run
 TEST_READY := $(VENV)/.ready-test
+BENCH_READY := $(VENV)/.ready-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fuzz numbers overload swap windows starts lanes failover chaos chaos-plants cluster observe model audit clean
+.PHONY: help run test lint fuzz numbers overload swap windows starts lanes failover chaos chaos-plants cluster observe bench model audit clean
 
 help: ## List the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +80,9 @@ cluster: $(TEST_READY) ## Kill one of three nats-servers after the other under l
 observe: $(TEST_READY) ## Cause everything that an operator must be able to see, and print what was seen (about 90 seconds)
 	$(BIN)/python -m tests.observe
 
+bench: $(BENCH_READY) ## Measure accept, poll and dispatch beside a bare limit and others, and write docs/benchmarks (about 8 minutes)
+	$(BIN)/python -m ops.bench $(BENCH_ARGS)
+
 model: $(TEST_READY) ## Search the protocol's interleavings for a broken invariant (about 2 minutes)
 	$(BIN)/python -m tests.model
 
@@ -95,6 +100,13 @@ $(TEST_READY): pyproject.toml constraints.txt
 	@echo "Installing Warmlane and its test tools into $(VENV); the first time, torch makes this a matter of minutes."
 	$(PIP_INSTALL) -e '.[worker,server,dev]'
 	@touch $(RUN_READY) $@
+
+# Beside what is there already, of a test or a run: neither has to be built anew.
+$(BENCH_READY): pyproject.toml constraints.txt
+	$(call build_venv)
+	@echo "Installing Warmlane and what it is measured against into $(VENV); the first time, torch makes this a matter of minutes."
+	$(PIP_INSTALL) -e '.[worker,server,bench]'
+	@touch $@
 
 $(RUN_READY): pyproject.toml constraints.txt
 	$(call build_venv)

@@ -84,7 +84,7 @@ class Process:
                 env=self._env,
                 # a session of its own: Ctrl-C reaches only `warmlane up`, which then stops its children in order
                 start_new_session=True,
-                preexec_fn=partial(_die_with_parent, os.getpid()) if sys.platform == "linux" else None,
+                preexec_fn=partial(die_with_parent, os.getpid()) if sys.platform == "linux" else None,
             )
             self.last_pid = self._child.pid
             if self._stopping.is_set():  # while it was being started
@@ -124,7 +124,8 @@ def warmlane_command(*arguments: str) -> list[str]:
     return [*program, *arguments]
 
 
-def _die_with_parent(parent_pid: int) -> None:
+def die_with_parent(parent_pid: int) -> None:
+    """For the child between fork and exec: SIGTERM reaches it when the thread of *parent_pid* that forked it ends."""
     # the embedded server and the workers must not outlive a killed `warmlane up`, nor lanes their supervisor
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent_pid:  # it died before the line above

@@ -1,0 +1,14 @@
+"""What the contenders are called, in figures and in the report."""
+
+from typing import Final
+
+WARMLANE: Final = "Warmlane"
+BARE: Final = "bare Litestar + nats-py"
+CELERY: Final = "FastAPI + Celery + Redis"
+TASKIQ: Final = "FastAPI + taskiq-nats"
+PEERS: Final = (CELERY, TASKIQ)
+LIVE: Final = "Warmlane, live task"
+FINISHED: Final = "Warmlane, finished task"
+BARE_JSON: Final = "bare Litestar JSON handler"
+LONG_POLLS: Final = "long-polls"
+STREAMS: Final = "event streams"

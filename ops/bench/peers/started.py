@@ -1,0 +1,11 @@
+"""How a peer's worker tells when a task began: a line in the file that `BENCH_STARTED` names."""
+
+import os
+import time
+
+
+def tell_started(published_ns: int) -> None:
+    """The task that was about to be published at *published_ns* runs since just now; both are `time.time_ns`."""
+    started_ns = time.time_ns()
+    with open(os.environ["BENCH_STARTED"], "a") as file:
+        file.write(f"{published_ns} {started_ns}\n")
