@@ -120,7 +120,7 @@ def _lacks(*modules: str) -> str | None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if not missing:
         return None
-    return f"{', '.join(missing)} is not installed; pip install -c constraints.txt -e '.[bench]' brings it"
+    return f"not installed: {', '.join(missing)}; pip install -c constraints.txt -e '.[bench]' brings it"
 
 
 def _lacks_redis() -> str | None:

@@ -87,7 +87,7 @@ def test_a_peer_that_cannot_run_says_what_to_install(monkeypatch: pytest.MonkeyP
     absent = {each.name: each.absent for each in contenders() if each.absent is not None}
     assert set(absent) == {CELERY, TASKIQ}
     assert "redis-server" in absent[CELERY]
-    assert "taskiq is not installed; pip install" in absent[TASKIQ]
+    assert "not installed: taskiq; pip install" in absent[TASKIQ]
 
 
 def test_one_core_is_enough() -> None:
