@@ -36,7 +36,7 @@ run: $(RUN_READY) ## Start Warmlane on this machine (warmlane up)
 	@exec $(BIN)/warmlane up $(UP_ARGS)
 
 test: lint ## Run the linters, the type checker and every test
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(TEST_READY) ## Run ruff, mypy and import-linter only
 	$(BIN)/ruff check .

@@ -15,14 +15,6 @@ from tests.system import UpProcess
 KEEP_S = 3_600.0
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests go to the same process: those of a file, and all those of `e2e` that use the one running `system`."""
-    for item in items:
-        shares_system = item.path.parent.name == "e2e" and "system" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("system" if shares_system else item.nodeid.partition("::")[0]))
-
-
 @pytest.fixture
 def catalog() -> Catalog:
     """The packaged settings, tiny profile."""
