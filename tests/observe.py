@@ -27,21 +27,11 @@ from contracts.topology import DEGRADED_MAX_MSGS, work_subject
 from ops.metrics import CATALOGUE
 from ops.nats_link import NatsLink
 from tests.collector import Collector
+from tests.faults.fleet import WINDOWS
 from tests.support import eventually, eventually_sync
 from tests.system import UpProcess
 
 DOCS: Final = Path(__file__).parents[1] / "docs" / "observability.md"
-WAIT_LIMIT_S: Final = 6.0
-WINDOWS: Final = {
-    "wait_limit_s": WAIT_LIMIT_S,
-    "degraded_margin_s": 0.5,
-    "lease_s": 3.0,
-    "lease_renew_s": 1.0,
-    "heartbeat_s": 1.0,
-    "health_timeout_s": 6.0,
-    "reconnect_grace_s": 1.0,
-    "drain_s": 20.0,
-}
 EXPORTS: Final = {"OTEL_METRIC_EXPORT_INTERVAL": "250", "OTEL_BSP_SCHEDULE_DELAY": "100"}
 STEP_SECONDS: Final = "0.1"
 NO_QUOTA: Final = '{"max_lanes": {}}'

@@ -5,7 +5,8 @@ FROM python:3.11.14-slim-bookworm AS build
 
 # More arguments for pip, as the Makefile's: an index of your own, for one.
 ARG PIP_ARGS=""
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_CACHE_DIR=/pip-cache
 WORKDIR /build
 RUN python -m venv /venv
 
@@ -15,12 +16,12 @@ RUN python -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 print(*project['dependencies'], sep='\n')" > requirements.txt
 # hadolint ignore=SC2086  # several words
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/pip-cache \
     /venv/bin/pip install --constraint constraints.txt ${PIP_ARGS} --requirement requirements.txt
 
 COPY . .
 # hadolint ignore=SC2086
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/pip-cache \
     /venv/bin/pip install --no-deps ${PIP_ARGS} .
 
 FROM python:3.11.14-slim-bookworm

@@ -10,7 +10,8 @@
 FROM python:3.11.14-slim-bookworm AS build
 
 ARG PIP_ARGS=""
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_CACHE_DIR=/pip-cache
 WORKDIR /build
 RUN python -m venv /venv
 
@@ -20,12 +21,12 @@ RUN python -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 print(*project['dependencies'], *project['optional-dependencies']['worker'], sep='\n')" > requirements.txt
 # hadolint ignore=SC2086  # several words
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/pip-cache \
     /venv/bin/pip install --constraint constraints.txt ${PIP_ARGS} --requirement requirements.txt
 
 COPY . .
 # hadolint ignore=SC2086
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/pip-cache \
     /venv/bin/pip install --no-deps ${PIP_ARGS} .
 
 FROM python:3.11.14-slim-bookworm

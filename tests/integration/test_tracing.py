@@ -20,6 +20,8 @@ from tests.support import NatsServer, clean_environment, eventually_sync, free_p
 ROOT = Path(__file__).parents[2]
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT_ID = "00f067aa0ba902b7"
+# Exports while a task runs, and not only at the end.
+OFTEN = {"OTEL_METRIC_EXPORT_INTERVAL": "50", "OTEL_BSP_SCHEDULE_DELAY": "10"}
 
 
 @pytest.fixture
@@ -150,6 +152,21 @@ def test_a_collector_that_is_away_is_said_once_and_costs_nothing_else() -> None:
     loggers = [line.split('"logger": "')[1].split('"')[0] for line in complaints]
     assert len(loggers) == len(set(loggers)), "each logger speaks once"
     assert "Traceback" not in "".join(complaints)
+
+
+async def test_a_collector_that_is_away_costs_no_task(link: NatsLink, nats_server: NatsServer, tmp_path: Path) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    worker = DegradedProcess(
+        nats_server.address, tmp_path, "degraded-0", "cpu-0", OTEL_EXPORTER_OTLP_ENDPOINT=nowhere, **OFTEN
+    )
+    try:
+        for number, model in enumerate(("anisora", "phr00t"), start=1):
+            task = await place(link, task_of(model, number))
+            assert (await becomes(link, task, TaskStatus.DONE)).attempt == 1
+        assert worker.stop() == 0
+        assert "opentelemetry" in worker.log_file.read_text(), "it was tried, and said"
+    finally:
+        worker.kill()
 
 
 def test_a_taken_metrics_port_is_said(nats_server: NatsServer, tmp_path: Path) -> None:
