@@ -239,6 +239,7 @@ class Stage:
             link = await NatsLink.connect(self.up.nats_url, name="observe")
             await link.publish(work_subject("lane", "anisora", "nobody"), b"no task")
             await link.close()
+            await self._eventually(lambda: self.collector.value("warmlane.unreadable", kind="task") > 0)
 
     STEPS: Final = (
         start,
@@ -376,7 +377,7 @@ class Stage:
         return self._is_in(step, datetime.fromisoformat(timestamp))
 
     def _is_in(self, step: Step, at: datetime) -> bool:
-        return step.begun_at <= at <= step.ended_at
+        return step.begun_at <= at <= step.told_at  # the next one begins after that
 
 
 def parse_series(text: str) -> tuple[str, dict[str, str]]:
