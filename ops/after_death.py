@@ -29,7 +29,8 @@ class LostStarts:
     def __init__(self, link: NatsLink) -> None:
         self._link = link
         self._known: deque[ColdStart] = deque(maxlen=KNOWN_MAX)
-        self._revisions: dict[str, int] = {}
+        self._seen: dict[str, int] = {}
+        self._stored: dict[str, int] = {}
         self._untold: list[ColdStart] = []
 
     async def start(self) -> None:
@@ -45,20 +46,22 @@ class LostStarts:
         while self._untold:
             start = self._untold[0]
             if not any(is_same_start(start, known) for known in self._known):
-                known = self._revisions.get(start.model, 0)
+                seen = self._seen.get(start.model, 0)
+                expected = min(seen, self._stored.get(start.model, seen))
                 try:
-                    await self._link.update(COLD_STARTS, start.model, msgspec.json.encode(start), revision=known)
+                    await self._link.update(COLD_STARTS, start.model, msgspec.json.encode(start), revision=expected)
                 except WrongRevision:
-                    # the watch has not brought everything yet, which may be this very entry; or it was removed
+                    # the watch has not brought everything yet, which may be this very entry; or it was removed. What
+                    # the watch has seen is never lowered: it may bring the entry while the read is on its way
                     last = await self._link.get(COLD_STARTS, start.model)
-                    self._revisions[start.model] = min(known, 0 if last is None else last.revision)
+                    self._stored[start.model] = 0 if last is None else last.revision
                     return False
                 log.info("cold_start", **msgspec.structs.asdict(start))
             del self._untold[0]
         return True
 
     def _on_entry(self, entry: Entry) -> None:
-        self._revisions[entry.key] = entry.revision
+        self._seen[entry.key] = entry.revision
         try:
             if entry.value is not None:
                 self._known.append(decode_cold_start(entry.value))

@@ -12,7 +12,7 @@ from contracts.tasks import FailureCode, GenerationTask, Progress, TaskStatus, d
 from contracts.topology import COLD_STARTS, DEADLINES, TASKS, bucket_stream, timer_due_subject
 from gateway.cold_starts import ColdStarts
 from ops.after_death import LostStarts, give_back, is_same_start
-from ops.nats_link import NatsLink, TransportUnavailable
+from ops.nats_link import Entry, NatsLink, TransportUnavailable
 from tests.records import DECISION, NOW, TASK_ID, after, processing_task
 from tests.support import eventually
 
@@ -51,6 +51,10 @@ async def stored(link: NatsLink) -> list[str]:
     return [start.detail for start in known.newest_first()][::-1]
 
 
+async def is_stored(link: NatsLink, detail: str) -> bool:
+    return detail in await stored(link)
+
+
 async def all_told(starts: LostStarts) -> None:
     await eventually(starts.tell)
 
@@ -65,6 +69,32 @@ async def test_a_lost_start_is_stored_unless_the_lane_told_it_itself(link: NatsL
     await all_told(starts)
     # in the order in which they ended: the first of them is known by the word of its own lane
     assert await stored(link) == ["its own", "beside", "life 1", "life 2"]
+
+
+async def test_an_entry_that_the_watch_brings_during_the_read_is_not_forgotten(
+    link: NatsLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it was: an older revision replaced the one that the watch had brought, and `tell` failed for ever."""
+    starts = LostStarts(link)
+    await starts.start()
+    update, get = link.update, link.get
+
+    async def overtaken(bucket: str, key: str, value: bytes, **options: Any) -> int:
+        monkeypatch.setattr(link, "update", update)
+        await link.put(COLD_STARTS, "anisora", msgspec.json.encode(start(-9, -1, detail="before")))
+        return await update(bucket, key, value, **options)
+
+    async def slow(bucket: str, key: str) -> Entry | None:
+        last = await get(bucket, key)
+        # a watch begun later has brought it, so that the one of `starts` has too
+        await eventually(lambda: is_stored(link, "before"))
+        return last
+
+    monkeypatch.setattr(link, "update", overtaken)
+    monkeypatch.setattr(link, "get", slow)
+    starts.lost(start(detail="lost"))
+    await all_told(starts)
+    assert await stored(link) == ["before", "lost"]
 
 
 async def test_a_word_of_the_lane_that_comes_in_between_wins(link: NatsLink, monkeypatch: pytest.MonkeyPatch) -> None:
