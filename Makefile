@@ -22,7 +22,7 @@ TEST_READY := $(VENV)/.ready-test
 BENCH_READY := $(VENV)/.ready-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fuzz numbers overload swap windows starts lanes failover chaos chaos-plants cluster observe bench model audit clean
+.PHONY: help run test lint fuzz numbers overload swap windows starts lanes failover chaos chaos-plants cluster observe bench bench-all model audit clean
 
 help: ## List the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ observe: $(TEST_READY) ## Cause everything that an operator must be able to see,
 
 bench: $(BENCH_READY) ## Measure accept, poll and dispatch beside a bare limit and others, and write docs/benchmarks (about 8 minutes)
 	$(BIN)/python -m ops.bench $(BENCH_ARGS)
+
+bench-all: $(BENCH_READY) ## Measure what `make bench` does and everything else, and write docs/benchmarks (about 1 hour)
+	$(BIN)/python -m ops.bench --all $(BENCH_ARGS)
 
 model: $(TEST_READY) ## Search the protocol's interleavings for a broken invariant (about 2 minutes)
 	$(BIN)/python -m tests.model

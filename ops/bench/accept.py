@@ -19,7 +19,7 @@ from contracts.topology import (
 from ops.bench.load import LoadFailed, connect
 from ops.bench.names import BARE, WARMLANE
 from ops.bench.procs import Cores
-from ops.bench.report import Absent, Part
+from ops.bench.results import Absent, Part
 from ops.bench.rounds import Values, empty_folder, one_round, rotated
 from ops.bench.stacks import MODEL, Contender, Given, Stack
 

@@ -16,18 +16,22 @@ import click
 import msgspec
 import psutil
 import uvloop
+from msgspec import structs
 
 from ops.bench import accept, dispatch, poll
 from ops.bench.load import LoadFailed
 from ops.bench.procs import Cores, NotStarted, apart, usable_cores
-from ops.bench.report import Part, Results, is_plotted, judge_all, markdown, plot
+from ops.bench.report import is_plotted, judge_all, markdown, plot
+from ops.bench.results import Part, Results
 from ops.bench.rounds import CONNECTIONS
 from ops.bench.stacks import contenders
 from ops.logs import configure_logging
 from ops.nats_link import TransportUnavailable
 from ops.nats_server import NoNatsServer, find_nats_server
 
-PARTS: Final = ("accept", "poll", "dispatch")
+# What `make bench` measures, and what `make bench-all` measures as well.
+QUICK: Final = ("accept", "poll", "dispatch")
+LONG: Final = ()
 PACKAGES: Final = (
     "litestar",
     "nats-py",
@@ -59,7 +63,8 @@ async def measure(
         found += await poll.measure(every, cores, rounds=rounds, seconds=seconds, say=say)
     if "dispatch" in parts:
         found.append(await dispatch.measure(every, cores, rounds=rounds, tasks=tasks, say=say))
-    return tuple(found)
+    when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    return tuple(structs.replace(part, when=when) for part in found)
 
 
 def facts(cores: Cores, *, rounds: int, seconds: float) -> dict[str, str]:
@@ -68,7 +73,6 @@ def facts(cores: Cores, *, rounds: int, seconds: float) -> dict[str, str]:
     versions = ", ".join(f"{name} {installed[name]}" for name in PACKAGES if name in installed)
     brokers = [_version(str(find_nats_server())), *([_version("redis-server")] if shutil.which("redis-server") else [])]
     return {
-        "when": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "machine": f"{_cpu()}, {psutil.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB of memory",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "packages": versions,
@@ -97,7 +101,8 @@ def write(results: Results, folder: Path) -> None:
     epilog="Examples:\n\n  make bench\n\n  python -m ops.bench accept --rounds 3 --out /tmp/bench\n\n"
     "  python -m ops.bench --again   (the report anew, from the values that it was made of)"
 )
-@click.argument("parts", nargs=-1, type=click.Choice(PARTS))
+@click.argument("parts", nargs=-1, type=click.Choice([*QUICK, *LONG]))
+@click.option("--all", "is_all", is_flag=True, help="Measure every part (make bench-all; up to 90 minutes).")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="How often each is measured.")
 @click.option(
     "--seconds", type=click.FloatRange(0.1, SECONDS_MAX), default=4.0, show_default=True, help="For each figure."
@@ -113,17 +118,28 @@ def write(results: Results, folder: Path) -> None:
 @click.option("--again", is_flag=True, help="Measure nothing: write the report from results.json in the folder.")
 @click.option("--strict", is_flag=True, help="Exit with 1 when a number that is asked for is not met.")
 def command(
-    parts: tuple[str, ...], rounds: int, seconds: float, tasks: int, out: Path, again: bool, strict: bool
+    parts: tuple[str, ...],
+    is_all: bool,
+    rounds: int,
+    seconds: float,
+    tasks: int,
+    out: Path,
+    again: bool,
+    strict: bool,
 ) -> None:
-    """Measure accept, poll and dispatch (all PARTS when none is named) and write a report with verdicts and plots.
+    """Measure PARTS (accept, poll and dispatch when none is named) and write a report with verdicts and plots.
 
-    Every contender is started on this machine, on loopback ports and in folders that are removed afterwards.
+    Every contender is started on this machine, on loopback ports and in folders that are removed afterwards. Parts that
+    are not measured stay in the report as they are, if they were measured on this machine with the same versions.
     """
     try:
         if again:
             results = msgspec.json.decode((out / "results.json").read_bytes(), type=Results)
         else:
-            results = _measured(parts or PARTS, rounds=rounds, seconds=seconds, tasks=tasks)
+            chosen = (*QUICK, *LONG) if is_all else parts or QUICK
+            results = _measured(chosen, rounds=rounds, seconds=seconds, tasks=tasks)
+            if (out / "results.json").exists():
+                results = msgspec.json.decode((out / "results.json").read_bytes(), type=Results).replaced_by(results)
         write(results, out)
     except OSError as error:
         raise click.ClickException(f"{error}; choose another folder with --out") from error

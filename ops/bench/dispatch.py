@@ -12,7 +12,7 @@ import msgspec
 from ops.bench.load import LoadFailed, connect, percentile, request
 from ops.bench.names import BARE, WARMLANE
 from ops.bench.procs import Cores
-from ops.bench.report import Absent, Part
+from ops.bench.results import Absent, Part
 from ops.bench.rounds import Values, empty_folder, rotated
 from ops.bench.stacks import SMALL_BODY, Contender, Given, Stack, started_file
 

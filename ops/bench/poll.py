@@ -17,7 +17,7 @@ from ops.bench.accept import Sample, submitted
 from ops.bench.load import Address, Answer, Connection, LoadFailed, connect, percentile, request
 from ops.bench.names import BARE, BARE_JSON, FINISHED, LIVE, LONG_POLLS, STREAMS, WARMLANE
 from ops.bench.procs import Cores
-from ops.bench.report import Part
+from ops.bench.results import Part
 from ops.bench.rounds import Values, empty_folder, one_round, rotated
 from ops.bench.stacks import Contender, Given, Stack
 from ops.keys import add

@@ -1,118 +1,16 @@
 """The report: medians, ranges, ratios, verdicts, Markdown and plots, from what was measured. Pure, but for `plot`."""
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import click
 from msgspec import Struct
 
+from ops.bench.aims import AIMS, REASONS, UNKNOWN, Aim, over_best_peer, ratio
 from ops.bench.names import BARE, BARE_JSON, LIVE, PEERS, WARMLANE
-
-
-class Figure(Struct, frozen=True, kw_only=True):
-    """How a figure is shown. *better* is the direction in which it wins; None for what only describes."""
-
-    title: str
-    digits: int
-    better: Callable[[float, float], bool] | None = None
-
-
-def _more(ours: float, theirs: float) -> bool:
-    return ours > theirs
-
-
-def _less(ours: float, theirs: float) -> bool:
-    return ours < theirs
-
-
-FIGURES: Final[Mapping[str, Figure]] = {
-    "open": Figure(title="open at once", digits=0),
-    "per_s": Figure(title="requests/s", digits=0, better=_more),
-    "p50_ms": Figure(title="p50, ms", digits=2, better=_less),
-    "p99_ms": Figure(title="p99, ms", digits=2, better=_less),
-    "all_p99_ms": Figure(title="p99 of all rounds, ms", digits=2, better=_less),
-    "cpu_s": Figure(title="CPU s per 1,000, service", digits=2, better=_less),
-    "broker_cpu_s": Figure(title="CPU s per 1,000, broker", digits=2, better=_less),
-    "busy_percent": Figure(title="service's core busy, %", digits=0),
-    "peak_mb": Figure(title="peak RSS, MB", digits=0, better=_less),
-    "others_percent": Figure(title="all else on the machine, %", digits=0),
-}
-
-
-OTHERS: Final = "others_percent"
-# What the kernel does for the load alone can take so much.
-QUIET_PERCENT: Final = 25.0
-
-
-class Series(Struct, frozen=True, kw_only=True):
-    """The values of one figure of one contender, one for each round in their order."""
-
-    contender: str
-    figure: str
-    values: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
-
-    @property
-    def text(self) -> str:
-        """The median, and the range where there is one."""
-        digits = FIGURES[self.figure].digits
-        shown = f"{self.median:,.{digits}f}"
-        if len(self.values) == 1:
-            return shown
-        return f"{shown} ({min(self.values):,.{digits}f} to {max(self.values):,.{digits}f})"
-
-
-class Absent(Struct, frozen=True):
-    """A contender that was not run, and why."""
-
-    contender: str
-    reason: str
-
-
-class Part(Struct, frozen=True, kw_only=True):
-    """What was measured in one part: accept, poll, waiters or dispatch."""
-
-    name: str
-    title: str
-    series: tuple[Series, ...]
-    absent: tuple[Absent, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def find(self, contender: str, figure: str) -> Series | None:
-        """That figure of that contender; None where it was not measured."""
-        return next((each for each in self.series if (each.contender, each.figure) == (contender, figure)), None)
-
-    @property
-    def contenders(self) -> tuple[str, ...]:
-        """Who was measured, as in the order of the first round."""
-        return tuple(dict.fromkeys(each.contender for each in self.series))
-
-
-class Results(Struct, frozen=True, kw_only=True):
-    """One run. *facts* says on what machine, with which versions and how it was made, by a name each."""
-
-    facts: dict[str, str]
-    parts: tuple[Part, ...]
-
-    def part(self, name: str) -> Part | None:
-        return next((each for each in self.parts if each.name == name), None)
-
-
-class Aim(Struct, frozen=True, kw_only=True):
-    """A number that is asked for. *measure* gives what was measured of it; None when that cannot be told."""
-
-    name: str
-    what: str
-    part: str
-    measure: Callable[[Part], float | None]
-    bound: float
-    at_least: bool
-    unit: str = ""
+from ops.bench.results import FIGURES, OTHERS, QUIET_PERCENT, Part, Results
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
@@ -126,103 +24,6 @@ class Verdict(Struct, frozen=True, kw_only=True):
     @property
     def is_met(self) -> bool:
         return self.outcome == "met"
-
-
-def ratio(part: Part, figure: str, over: str, under: str) -> float | None:
-    """The median of what *over* measured for each that *under* measured in the same round; None if one is missing."""
-    upper, lower = part.find(over, figure), part.find(under, figure)
-    if upper is None or lower is None:
-        return None
-    return statistics.median(a / b for a, b in zip(upper.values, lower.values, strict=True))
-
-
-def over_best_peer(part: Part, who: str = WARMLANE) -> float | None:
-    """The throughput of *who* for that of the peer that has most of it; None when no peer was run."""
-    found = [series for peer in PEERS if (series := part.find(peer, "per_s")) is not None]
-    if not found:
-        return None
-    return ratio(part, "per_s", who, max(found, key=lambda series: series.median).contender)
-
-
-def median_of(contender: str, figure: str) -> Callable[[Part], float | None]:
-    """The median of that figure."""
-
-    def measure(part: Part) -> float | None:
-        series = part.find(contender, figure)
-        return None if series is None else series.median
-
-    return measure
-
-
-AIMS: Final[tuple[Aim, ...]] = (
-    Aim(
-        name="accept_limit",
-        what="accept: throughput for that of the bare limit",
-        part="accept",
-        measure=lambda part: ratio(part, "per_s", WARMLANE, BARE),
-        bound=0.80,
-        at_least=True,
-    ),
-    Aim(
-        name="accept_peer",
-        what="accept: throughput for that of the best durable peer",
-        part="accept",
-        measure=over_best_peer,
-        bound=2.0,
-        at_least=True,
-    ),
-    Aim(
-        name="accept_p99",
-        what="accept: p99 at half load for that of the bare limit",
-        part="accept",
-        measure=lambda part: ratio(part, "p99_ms", WARMLANE, BARE),
-        bound=2.0,
-        at_least=False,
-    ),
-    Aim(
-        name="poll_live",
-        what="poll of a live task: throughput for that of a bare JSON handler",
-        part="poll",
-        measure=lambda part: ratio(part, "per_s", LIVE, BARE_JSON),
-        bound=0.70,
-        at_least=True,
-    ),
-    Aim(
-        name="dispatch_p50",
-        what="dispatch: p50",
-        part="dispatch",
-        measure=median_of(WARMLANE, "p50_ms"),
-        bound=3.0,
-        at_least=False,
-        unit=" ms",
-    ),
-    Aim(
-        name="dispatch_p99",
-        what="dispatch: p99",
-        part="dispatch",
-        measure=median_of(WARMLANE, "all_p99_ms"),
-        bound=15.0,
-        at_least=False,
-        unit=" ms",
-    ),
-)
-# What is known of why an aim is missed, from profiles (py-spy) on 2 cores. Shown only beside one that is.
-REASONS: Final[Mapping[str, str]] = {
-    "accept_limit": "of the gateway's CPU time, a fifth goes into the retries around its three writes though none is "
-    "retried, a twelfth into spans though nobody exports them, a seventh into the collection of cycles, which walks "
-    "every task in memory",
-    "accept_peer": "a peer's answer follows one write; Warmlane's follows three, each acked before the next: record "
-    "and timer are what lets a task end exactly once, and what a peer leaves out",
-    "accept_p99": "Python's collection of cycles walks every task in memory, and holds up everything for 50 to 70 ms "
-    "when there are some thousands; with it switched off, p99 was 2.7 ms",
-    "poll_live": "290 µs of CPU time a request against 133: the guard takes 62 (Litestar runs it in another thread, as "
-    "it is no coroutine), the answer's headers and JSON 30 more, dependencies and the view as much, bounded "
-    "connections most of the rest",
-    "dispatch_p50": "two thirds of it pass from the publish to the moment of the claim, the rest with the write of the "
-    "claim and the hop to the pipeline's process: round trips that follow each other (ADR 0006)",
-    "dispatch_p99": "the same round trips, each of which may have to wait for a core that is taken",
-}
-UNKNOWN: Final = "not looked into yet"
 
 
 def judge(aim: Aim, part: Part | None) -> Verdict:
@@ -290,8 +91,8 @@ def markdown(results: Results) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench`, which measures everything again on your machine; do not edit. The values of every "
-        "round are in `docs/benchmarks/results.json`.",
+        "Written by `make bench` (accept, poll, dispatch) and `make bench-all` (the rest too), which measure all this "
+        "again on your machine; do not edit. The values of every round are in `docs/benchmarks/results.json`.",
         "",
         "## What was asked for",
         "",
@@ -316,6 +117,7 @@ def markdown(results: Results) -> str:
         lines += [f"![{part.title}]({part.name}.svg)", ""] if is_plotted(part) else []
         lines += [f"- {each.contender} was not run: {each.reason}" for each in part.absent]
         lines += [f"- {note}" for note in part.notes]
+        lines += [f"- Measured {part.when}."] if part.when else []
     lines += ["", "## How", "", "| | |", "|---|---|", *(f"| {name} | {fact} |" for name, fact in results.facts.items())]
     return "\n".join([*lines, ""])
 

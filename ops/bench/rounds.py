@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from ops.bench.load import closed, paced, percentile, require_expected
 from ops.bench.procs import Watch
-from ops.bench.report import Series
+from ops.bench.results import Series
 from ops.bench.stacks import Stack
 
 CONNECTIONS: Final = 32
@@ -38,7 +38,7 @@ class Values:
 
 
 async def one_round(stack: Stack, data: bytes, *, what: str, expected: int, seconds: float) -> dict[str, float]:
-    """The figures of `ops.bench.report.FIGURES` for the request *data*.
+    """The figures of `ops.bench.results.FIGURES` for the request *data*.
 
     Throughput and CPU come from *seconds* with 32 connections that ask all the time; latencies from *seconds* at half
     of that throughput, counted from the moment at which each request was due. Raises LoadFailed, NotStarted.

@@ -7,26 +7,13 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from ops.bench.aims import AIMS, REASONS, UNKNOWN, Aim, ratio
 from ops.bench.command import command
 from ops.bench.dispatch import delay_ms
 from ops.bench.load import LoadFailed
 from ops.bench.names import BARE, BARE_JSON, CELERY, LIVE, TASKIQ, WARMLANE
-from ops.bench.report import (
-    AIMS,
-    REASONS,
-    UNKNOWN,
-    Absent,
-    Aim,
-    Part,
-    Results,
-    Series,
-    judge,
-    judge_all,
-    markdown,
-    plot,
-    ratio,
-    wins,
-)
+from ops.bench.report import judge, judge_all, markdown, plot, wins
+from ops.bench.results import Absent, Part, Results, Series
 
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks"
 
@@ -184,6 +171,14 @@ def test_the_committed_report_is_that_of_the_committed_values() -> None:
     verdicts = judge_all(results)
     assert [each.aim.name for each in verdicts if each.outcome.startswith("not judged")] == []
     assert [each.aim.name for each in verdicts if each.reason == UNKNOWN] == []
+
+
+def test_a_part_that_is_measured_again_replaces_itself_alone() -> None:
+    before = Results(facts={"machine": "this"}, parts=(ACCEPT, DISPATCH))
+    again = part("accept", (WARMLANE, "per_s", (1.0,)))
+    both = before.replaced_by(Results(facts={"machine": "this"}, parts=(POLL, again)))
+    assert both.parts == (again, POLL, DISPATCH)
+    assert before.replaced_by(Results(facts={"machine": "another"}, parts=(POLL,))).parts == (POLL,)
 
 
 def test_the_report_can_be_written_again_and_says_what_is_missed(tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""What is measured, as it is kept in `results.json`. Pure."""
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from msgspec import Struct
+
+
+class Figure(Struct, frozen=True, kw_only=True):
+    """How a figure is shown. *better* is the direction in which it wins; None for what only describes."""
+
+    title: str
+    digits: int
+    better: Callable[[float, float], bool] | None = None
+
+
+def _more(ours: float, theirs: float) -> bool:
+    return ours > theirs
+
+
+def _less(ours: float, theirs: float) -> bool:
+    return ours < theirs
+
+
+FIGURES: Final[Mapping[str, Figure]] = {
+    "open": Figure(title="open at once", digits=0),
+    "per_s": Figure(title="requests/s", digits=0, better=_more),
+    "p50_ms": Figure(title="p50, ms", digits=2, better=_less),
+    "p99_ms": Figure(title="p99, ms", digits=2, better=_less),
+    "all_p99_ms": Figure(title="p99 of all rounds, ms", digits=2, better=_less),
+    "cpu_s": Figure(title="CPU s per 1,000, service", digits=2, better=_less),
+    "broker_cpu_s": Figure(title="CPU s per 1,000, broker", digits=2, better=_less),
+    "busy_percent": Figure(title="service's core busy, %", digits=0),
+    "peak_mb": Figure(title="peak RSS, MB", digits=0, better=_less),
+    "others_percent": Figure(title="all else on the machine, %", digits=0),
+}
+
+
+OTHERS: Final = "others_percent"
+# What the kernel does for the load alone can take so much.
+QUIET_PERCENT: Final = 25.0
+
+
+# Of the parts, in the report.
+ORDER: Final = ("accept", "poll", "waiters", "dispatch", "overhead", "swap", "overload", "growth", "tasks", "lanes")
+
+
+class Series(Struct, frozen=True, kw_only=True):
+    """The values of one figure of one contender, one for each round in their order."""
+
+    contender: str
+    figure: str
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def text(self) -> str:
+        """The median, and the range where there is one."""
+        digits = FIGURES[self.figure].digits
+        shown = f"{self.median:,.{digits}f}"
+        if len(self.values) == 1:
+            return shown
+        return f"{shown} ({min(self.values):,.{digits}f} to {max(self.values):,.{digits}f})"
+
+
+class Absent(Struct, frozen=True):
+    """A contender that was not run, and why."""
+
+    contender: str
+    reason: str
+
+
+class Part(Struct, frozen=True, kw_only=True):
+    """What was measured in one part, such as accept, in turns and in one run. *when* it was."""
+
+    name: str
+    title: str
+    when: str = ""
+    series: tuple[Series, ...]
+    absent: tuple[Absent, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def find(self, contender: str, figure: str) -> Series | None:
+        """That figure of that contender; None where it was not measured."""
+        return next((each for each in self.series if (each.contender, each.figure) == (contender, figure)), None)
+
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        """Who was measured, as in the order of the first round."""
+        return tuple(dict.fromkeys(each.contender for each in self.series))
+
+
+class Results(Struct, frozen=True, kw_only=True):
+    """What the report is made of. *facts* says on what machine, with which versions and how, by a name each."""
+
+    facts: dict[str, str]
+    parts: tuple[Part, ...]
+
+    def part(self, name: str) -> Part | None:
+        return next((each for each in self.parts if each.name == name), None)
+
+    def replaced_by(self, newer: "Results") -> "Results":
+        """*newer*, and the parts of these results that it has not. Those of another machine or version are gone."""
+        if self.facts != newer.facts:
+            return newer
+        told = {part.name: part for part in (*self.parts, *newer.parts)}
+        return Results(facts=newer.facts, parts=tuple(told[name] for name in _ordered(told)))
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
