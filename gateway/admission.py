@@ -9,7 +9,6 @@ from typing import Literal
 import structlog
 import uuid_utils.compat
 from msgspec.structs import replace
-from nats.js.api import PubAck
 
 from contracts import lifecycle
 from contracts.generation import AcceptedRequest
@@ -34,6 +33,7 @@ from gateway.retries import until_answered
 from gateway.task_board import Snapshot, TaskBoard
 from ops import metrics
 from ops.artifacts import Artifacts, StorageFailed
+from ops.nats_client import Ack
 from ops.nats_link import NatsLink, StreamFull, TransportUnavailable, WrongRevision
 from ops.tracing import PRODUCER, TRACEPARENT, of_message, of_task, span, traceparent_of
 
@@ -210,7 +210,7 @@ class Admission:
         headers = None if task.traceparent is None else {TRACEPARENT: task.traceparent}
         encoded, tries = encode_task(task), 0
 
-        async def send() -> PubAck:
+        async def send() -> Ack:
             nonlocal tries
             tries += 1
             try:

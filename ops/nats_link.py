@@ -21,7 +21,7 @@ import structlog
 from msgspec import Struct
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.js.api import ConsumerConfig, DeliverPolicy, Header, PubAck, RawStreamMsg
+from nats.js.api import ConsumerConfig, DeliverPolicy, Header, RawStreamMsg
 from nats.js.client import JetStreamContext
 
 from contracts.topology import (
@@ -32,7 +32,7 @@ from contracts.topology import (
     timer_set_subject,
 )
 from ops.nats_access import NatsAccess, inbox_prefix
-from ops.nats_client import Client, Denial, Denied, denial_in, is_unauthorised
+from ops.nats_client import Ack, Client, Denial, Denied, denial_in, is_unauthorised
 from ops.unreadable import unreadables
 
 MINIMUM_SERVER: Final = (2, 12)
@@ -195,7 +195,7 @@ class NatsLink:
                     pending_size=0,
                     ping_interval=PING_INTERVAL_S,
                     max_outstanding_pings=MAX_OUTSTANDING_PINGS,
-                    reconnect_time_wait=0.1,  # type: ignore[arg-type]  # seconds, and a fraction works
+                    reconnect_time_wait=0.1,  # seconds, and a fraction works
                     connect_timeout=2,
                     max_reconnect_attempts=-1,
                     inbox_prefix=inbox_prefix(access.user or name).encode(),
@@ -262,16 +262,16 @@ class NatsLink:
 
     async def publish(
         self, subject: str, payload: bytes, *, message_id: str | None = None, headers: dict[str, str] | None = None
-    ) -> PubAck:
+    ) -> Ack:
         """Stores a message and returns the server's ack. Raises StreamFull, WrongRevision, TransportUnavailable."""
         all_headers = dict(headers or {})
         if message_id is not None:
-            all_headers[Header.MSG_ID] = message_id
+            all_headers[Header.MSG_ID.value] = message_id
         until_s = time.monotonic() + REPLY_TIMEOUT_S
         while True:
             with translated(subject):
                 try:
-                    return await self.js.publish(subject, payload, timeout=REPLY_TIMEOUT_S, headers=all_headers or None)
+                    return await self.client.store(subject, payload, all_headers, timeout_s=REPLY_TIMEOUT_S)
                 except nats.js.errors.BadRequestError as error:
                     if error.err_code != _UNDECIDED or time.monotonic() > until_s:
                         raise

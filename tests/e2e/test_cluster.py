@@ -77,7 +77,7 @@ async def test_limits_and_races_are_decided_as_on_one_server(cluster: Cluster, c
         publishing = (links[n % 3].publish(f"degraded.anisora.t{n}", b"x", message_id=f"t{n}.0") for n in range(100))
         results = await asyncio.gather(*publishing, return_exceptions=True)
         kinds = Counter(type(result).__name__ for result in results)
-        assert kinds == {"PubAck": DEGRADED_MAX_MSGS, StreamFull.__name__: 100 - DEGRADED_MAX_MSGS}
+        assert kinds == {"Ack": DEGRADED_MAX_MSGS, StreamFull.__name__: 100 - DEGRADED_MAX_MSGS}
         assert (await cluster_link.js.stream_info(DEGRADED)).state.messages == DEGRADED_MAX_MSGS
         await cluster_link.js.purge_stream(DEGRADED)
 

@@ -61,8 +61,8 @@ async def test_the_same_message_is_stored_once(link: NatsLink) -> None:
     subject = work_subject("lane", "anisora", "t")
     first = await link.publish(subject, b"first", message_id="t.0")
     again = await link.publish(subject, b"again", message_id="t.0")
-    assert (first.duplicate, again.duplicate, again.seq) == (None, True, first.seq)
-    stored = await link.stored_message(first.stream, again.seq)
+    assert (first.duplicate, again.duplicate, again.seq) == (False, True, first.seq)
+    stored = await link.stored_message("LANE_ANISORA", again.seq)
     assert stored is not None
     assert stored.data == b"first"
 

@@ -16,9 +16,10 @@ from typing import Any, Final
 from uuid import UUID
 
 import nats.errors
-from nats.js.api import ConsumerConfig, PubAck, RawStreamMsg, StreamConfig
+from nats.js.api import ConsumerConfig, RawStreamMsg, StreamConfig
 from nats.js.errors import APIError
 
+from ops.nats_client import Ack
 from ops.nats_link import FETCH_TIMEOUT_S
 from tests.model.jetstream import NO_MESSAGE, Consumer, JetStream, Refused, Stored, matcher, moment
 from tests.model.model_loop import HOST, Host, ModelLoop
@@ -546,7 +547,7 @@ class SimulatedClient:
             raise nats.errors.NoRespondersError
         return SimpleNamespace(data=said[0])
 
-    async def publish_core(self, subject: str) -> None:
+    async def publish(self, subject: str) -> None:
         self.require_connection()
         self.network.send(f"tell {subject}", lambda: self.network.core_publish(subject), lane=f"tell {subject}")
 
@@ -560,18 +561,14 @@ class SimulatedClient:
 
     # ── JetStream ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def publish(
-        self, subject: str, payload: bytes = b"", timeout: float | None = None, headers: Any = None, **_: Any
-    ) -> Any:
-        if timeout is None:
-            return await self.publish_core(subject)
-
-        def store() -> PubAck:
+    async def store(self, subject: str, payload: bytes, headers: dict[str, str], *, timeout_s: float) -> Ack:
+        def keep() -> Ack:
             self.network.core_publish(subject, payload)
-            stream, seq, is_known = self.network.server.publish(subject, payload, headers or {}, self.network.now_s)
-            return PubAck(stream=stream, seq=seq, duplicate=is_known or None)
+            _, seq, is_known = self.network.server.publish(subject, payload, headers, self.network.now_s)
+            return Ack(seq, is_known)
 
-        return await self.call(f"publish {subject}", store, lane=f"publish {subject}")
+        ack: Ack = await self.call(f"publish {subject}", keep, lane=f"publish {subject}")
+        return ack
 
     async def get_msg(self, stream: str, seq: int) -> RawStreamMsg:
         def read() -> RawStreamMsg:
