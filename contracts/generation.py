@@ -137,11 +137,13 @@ def parse_body(body: bytes) -> dict[str, Any]:
     are closed here.
     """
     try:
-        parsed = json.loads(body.decode(), object_pairs_hook=_distinct, parse_constant=_refuse_constant)
+        text = body.decode()
+        parsed = _decode(text)
         if _nested_too_deeply(parsed):
             raise MalformedBody("nested too deeply")
-        # a lone surrogate anywhere cannot be encoded; the result itself is not needed
-        json.dumps(parsed, ensure_ascii=False).encode()
+        if "\\u" in text:
+            # a lone surrogate, which only an escape can bring, cannot be encoded; the result itself is not needed
+            json.dumps(parsed, ensure_ascii=False).encode()
     except MalformedBody:
         raise
     except UnicodeDecodeError as error:
@@ -179,6 +181,9 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> Never:
     raise MalformedBody(f"{name} is not JSON")
+
+
+_decode: Final = json.JSONDecoder(object_pairs_hook=_distinct, parse_constant=_refuse_constant).decode
 
 
 def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:

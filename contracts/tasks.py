@@ -39,7 +39,7 @@ class FailureCode(StrEnum):
     STORAGE_FAILED = "storage_failed"
 
 
-class ImageReference(Struct, frozen=True, kw_only=True):
+class ImageReference(Struct, frozen=True, kw_only=True, gc=False):
     """An input image, which travels through the artifact store and not through the queue."""
 
     sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
@@ -49,7 +49,7 @@ class ImageReference(Struct, frozen=True, kw_only=True):
     height: int
 
 
-class GenerationParameters(Struct, frozen=True, kw_only=True):
+class GenerationParameters(Struct, frozen=True, kw_only=True, gc=False):
     """The parameters as accepted: every default filled in, the seed that will be used."""
 
     prompt: str
@@ -64,7 +64,7 @@ class GenerationParameters(Struct, frozen=True, kw_only=True):
     cfg: float
 
 
-class ReplacedParameter(Struct, frozen=True, kw_only=True):
+class ReplacedParameter(Struct, frozen=True, kw_only=True, gc=False):
     """A fixed parameter for which the request named another value, under the enforcement `report`.
 
     *used* is the fixed value; *got* is the request's number, or words for one that is too large to repeat.
@@ -75,21 +75,21 @@ class ReplacedParameter(Struct, frozen=True, kw_only=True):
     got: int | float | str
 
 
-class Progress(Struct, frozen=True, kw_only=True):
+class Progress(Struct, frozen=True, kw_only=True, gc=False):
     """Inference steps finished, of how many."""
 
     step: int
     steps: int
 
 
-class TaskError(Struct, frozen=True, kw_only=True):
+class TaskError(Struct, frozen=True, kw_only=True, gc=False):
     """Why a task failed, for a program and for a person."""
 
     code: FailureCode
     message: str
 
 
-class VideoFile(Struct, frozen=True, kw_only=True):
+class VideoFile(Struct, frozen=True, kw_only=True, gc=False):
     """A finished MP4 in the artifact store."""
 
     path: str
@@ -101,7 +101,7 @@ class VideoFile(Struct, frozen=True, kw_only=True):
     fps: int
 
 
-class MemoryReading(Struct, frozen=True, kw_only=True):
+class MemoryReading(Struct, frozen=True, kw_only=True, gc=False):
     """Memory of the host child after cleanup (FR-009), in bytes. CUDA figures are None without a card."""
 
     rss_bytes: int
@@ -111,7 +111,7 @@ class MemoryReading(Struct, frozen=True, kw_only=True):
     cleanup_s: float = 0.0
 
 
-class SwapReceipt(Struct, frozen=True, kw_only=True):
+class SwapReceipt(Struct, frozen=True, kw_only=True, gc=False):
     """Proof that the slot was empty before *loaded_model* was loaded (FR-001..003, design §7).
 
     *how*: `nothing_resident` (the host held no pipeline), `unloaded` (it gave its pipeline back), `killed` (it had to
@@ -140,7 +140,7 @@ class SwapReceipt(Struct, frozen=True, kw_only=True):
     load_s: float = 0.0
 
 
-class LaneInput(Struct, frozen=True, kw_only=True):
+class LaneInput(Struct, frozen=True, kw_only=True, gc=False):
     """One lane as the routing decision saw it; *leaving_for* is the denial because of which it was leaving, if any."""
 
     worker: str
@@ -149,7 +149,7 @@ class LaneInput(Struct, frozen=True, kw_only=True):
     leaving_for: Literal["quota"] | None = None
 
 
-class RoutingDecision(Struct, frozen=True, kw_only=True):
+class RoutingDecision(Struct, frozen=True, kw_only=True, gc=False):
     """The inputs and the outcome of a routing decision, kept so that it can be derived again.
 
     *lanes_passed*: the lanes had not taken the task, because their queue was full or within the wait limit. A lane
@@ -166,7 +166,7 @@ class RoutingDecision(Struct, frozen=True, kw_only=True):
     judged_at: Moment | None = None
 
 
-class TimelineEntry(Struct, frozen=True, kw_only=True):
+class TimelineEntry(Struct, frozen=True, kw_only=True, gc=False):
     """One line of a task's short history."""
 
     at: Moment
@@ -174,7 +174,7 @@ class TimelineEntry(Struct, frozen=True, kw_only=True):
     detail: str = ""
 
 
-class GenerationTask(Struct, frozen=True, kw_only=True):
+class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     """One generation, from acceptance to its single end. Moved by compare-and-set only (design §4).
 
     *epoch* grows by one with every new placement; *attempt* counts claims; *owner* is the nonce of the worker

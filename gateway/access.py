@@ -7,6 +7,8 @@ nobody without a key makes the gateway read a body; one of undeclared size that 
 
 import ipaddress
 import time
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -15,11 +17,12 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from litestar.connection import ASGIConnection
 from litestar.exceptions import HTTPException
-from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
-from litestar.types import Guard
+from litestar.handlers import HTTPRouteHandler
+from litestar.types import ASGIApp, Receive, Scope, Send
 from msgspec import Struct
 
-from contracts.keys import ApiKey, Scope
+from contracts.keys import ApiKey
+from contracts.keys import Scope as KeyScope
 from gateway.key_board import Caller, KeyBoard
 from gateway.problems import ProblemError
 
@@ -33,11 +36,11 @@ class Needs(Struct, frozen=True):
     has looked at the body."""
 
     needs_key: bool = True
-    scope: Scope | None = "admin"
+    scope: KeyScope | None = "admin"
     counts_late: bool = False
 
 
-def needs(scope: Scope | None, *, counts_late: bool = False) -> dict[str, Any]:
+def needs(scope: KeyScope | None, *, counts_late: bool = False) -> dict[str, Any]:
     """For the decorator of a route that needs a key with *scope*, or any key: `@get("/tasks", **needs("read"))`."""
     roles = [] if scope is None else [scope]
     return {"opt": {_NEEDS: Needs(True, scope, counts_late)}, "security": [{SECURITY_SCHEME: roles}]}
@@ -46,6 +49,10 @@ def needs(scope: Scope | None, *, counts_late: bool = False) -> dict[str, Any]:
 def needs_nothing() -> dict[str, Any]:
     """`opt` of a route that anybody may call: probes, and the page where a key can be entered."""
     return {_NEEDS: Needs(needs_key=False)}
+
+
+# Of a route that says nothing.
+_MOST: Final = Needs()
 
 
 class Turn(Struct, frozen=True):
@@ -83,37 +90,54 @@ class RateLimits:
         return Turn(key, max(0.001, free_at_s - time.time()))
 
 
-def guard(keys: KeyBoard, limits: RateLimits, *, max_body_bytes: int) -> Guard:
-    """Litestar's guard of every route: it leaves the caller in `request.user` and their turn in `request.auth`.
+def access_control(keys: KeyBoard, limits: RateLimits, *, max_body_bytes: int) -> Callable[[ASGIApp], ASGIApp]:
+    """The middleware of every route: it leaves the caller in `request.user` and their turn in `request.auth`.
 
-    Litestar calls it before it reads the body and before it looks at parameters.
+    It is called with the route already found, before anybody reads the body or looks at parameters.
     """
 
-    # async, though it waits for nothing: Litestar would run a plain function in a thread, for each request
-    async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-        declared = connection.headers.get("content-length", "")
-        if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_body_bytes:
-            raise HTTPException(status_code=413)
-        if isinstance(handler, HTTPRouteHandler) and handler.http_methods == {"OPTIONS"}:
-            return  # Litestar answers those itself, with the methods of the path
-        wanted: Needs = handler.opt.get(_NEEDS, Needs())
-        if not wanted.needs_key:
-            return
-        caller = keys.caller(connection.headers.getall("authorization", []))
-        if caller is None:
-            raise unauthorized(connection)
-        if caller.key is None and not names_loopback(connection.headers.get("host", "")):
-            raise ProblemError("foreign_host", "call it as 127.0.0.1 or localhost, or have an API key made")
-        turn = limits.turn(caller.key)
-        if wanted.scope is not None and not caller.may(wanted.scope):
-            raise _forbidden(connection, caller, wanted.scope)
-        if not wanted.counts_late:
-            turn.take()
-        connection.scope["user"], connection.scope["auth"] = caller, turn
+    def around(app: ASGIApp) -> ASGIApp:
+        async def admit(scope: Scope, receive: Receive, send: Send) -> None:
+            handler: HTTPRouteHandler = scope["route_handler"]  # type: ignore[assignment]  # there are no others
+            if _is_too_large(_header(scope, b"content-length"), max_body_bytes):
+                raise HTTPException(status_code=413)
+            if handler.http_methods != {"OPTIONS"}:  # Litestar answers those itself, with the methods of the path
+                _admit(scope, handler.opt.get(_NEEDS, _MOST), keys, limits)
+            await app(scope, receive, send)
 
-    return admit
+        return admit
+
+    return around
 
 
+def _admit(scope: Scope, wanted: Needs, keys: KeyBoard, limits: RateLimits) -> None:
+    """Raises what the request is refused with."""
+    if not wanted.needs_key:
+        return
+    sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+    caller = keys.caller(sent)
+    if caller is None:
+        raise unauthorized(ASGIConnection(scope))
+    if caller.key is None and not names_loopback(_header(scope, b"host").decode("latin-1")):
+        raise ProblemError("foreign_host", "call it as 127.0.0.1 or localhost, or have an API key made")
+    turn = limits.turn(caller.key)
+    if wanted.scope is not None and not caller.may(wanted.scope):
+        raise _forbidden(ASGIConnection(scope), caller, wanted.scope)
+    if not wanted.counts_late:
+        turn.take()
+    scope["user"], scope["auth"] = caller, turn
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes:
+    # of several the first one, as Litestar has it; but without making all of them text for each request
+    return next((value for name, value in scope["headers"] if name == wanted), b"")
+
+
+def _is_too_large(declared: bytes, max_body_bytes: int) -> bool:
+    return declared.isdigit() and int(declared[:20]) > max_body_bytes
+
+
+@lru_cache(maxsize=64)
 def names_loopback(host: str) -> bool:
     """Whether the header `Host` names the loopback. A web page whose own name was made to lead to 127.0.0.1 sends that
     name (DNS rebinding), and its browser would take the answers for the page's. Pure."""
@@ -139,7 +163,7 @@ def unauthorized(connection: ASGIConnection[Any, Any, Any, Any]) -> ProblemError
     )
 
 
-def _forbidden(connection: ASGIConnection[Any, Any, Any, Any], caller: Caller, scope: Scope) -> ProblemError:
+def _forbidden(connection: ASGIConnection[Any, Any, Any, Any], caller: Caller, scope: KeyScope) -> ProblemError:
     return ProblemError(
         "forbidden",
         f"this needs a key with the scope {scope}; this one has {' and '.join(caller.scopes)}",

@@ -78,7 +78,7 @@ def create_app(services: Services, *, cors_origins: Sequence[str] = (), observes
             "services": Provide(lambda: services, sync_to_thread=False),
             "caller": Provide(_caller, sync_to_thread=False),
         },
-        guards=[access.guard(services.keys, access.RateLimits(), max_body_bytes=MAX_BODY_BYTES)],
+        middleware=[access.access_control(services.keys, access.RateLimits(), max_body_bytes=MAX_BODY_BYTES)],
         cors_config=_cors(cors_origins) if cors_origins else None,
         exception_handlers=problem_handlers(),
         openapi_config=openapi_config(services.catalog),

@@ -14,6 +14,7 @@ from contracts.generation import InvalidRequest, MalformedBody, parse_body, vali
 from contracts.topology import DEGRADED_MAX_MSGS
 from gateway.access import Turn, needs
 from gateway.admission import KeyReused, Overloaded
+from gateway.answers import JsonAnswer
 from gateway.hold import CallerGone
 from gateway.key_board import Caller
 from gateway.openapi import GenerateOperation, problem_responses
@@ -120,10 +121,10 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
         ) from error
     current_span().set_attributes(of_task(snapshot.task))
     task = view(snapshot.task, services.estimates.place(snapshot.task, datetime.now(UTC)))
-    headers = {"Location": task.links.self_, "ETag": f'"{snapshot.revision}"'}
+    headers = {"location": task.links.self_, "etag": f'"{snapshot.revision}"'}
     if responds_async:
-        headers["Preference-Applied"] = "respond-async"
-    return Response(task, headers=headers)
+        headers["preference-applied"] = "respond-async"
+    return JsonAnswer(task, headers=headers, status_code=202)
 
 
 async def read_body(request: Request[Any, Any, Any]) -> bytes:

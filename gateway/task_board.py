@@ -23,14 +23,14 @@ FINISHED_MAX: Final = 1_000
 SUBSCRIBER_QUEUE_MAX: Final = 64
 
 
-class Snapshot(Struct, frozen=True):
+class Snapshot(Struct, frozen=True, gc=False):
     """A task at one revision of its record."""
 
     task: GenerationTask
     revision: int
 
 
-class Row(Struct, frozen=True):
+class Row(Struct, frozen=True, gc=False):
     """What is remembered of every task, however old. *paths* are the objects that its record names."""
 
     id: str
@@ -40,7 +40,7 @@ class Row(Struct, frozen=True):
     created_at: datetime
     written_at: datetime
     revision: int
-    paths: frozenset[str]
+    paths: tuple[str, ...]
 
 
 class TaskBoard:
@@ -75,6 +75,9 @@ class TaskBoard:
         if entry.value is None:
             self._forget(entry.key)
             return
+        known = self._rows.get(entry.key)
+        if known is not None and known.revision >= entry.revision:
+            return  # most often: this gateway wrote it
         try:
             task = decode_task_of(entry.key, entry.value)
         except UnreadableTask as error:
@@ -181,14 +184,14 @@ class TaskBoard:
             if status in (None, row.status) and model in (None, row.model) and caller in (None, row.caller):
                 yield row.id
 
-    def named_paths(self) -> dict[str, frozenset[str]]:
+    def named_paths(self) -> dict[str, tuple[str, ...]]:
         """For every task, the objects of the artifact store that its record names."""
         return {row.id: row.paths for row in self._rows.values()}
 
-    def named_paths_of(self, task_id: str) -> frozenset[str]:
+    def named_paths_of(self, task_id: str) -> tuple[str, ...]:
         """The objects that the record of *task_id* names; none without a record."""
         row = self._rows.get(task_id)
-        return frozenset() if row is None else row.paths
+        return () if row is None else row.paths
 
     def drop_expired(self, *, keep_s: float, now: datetime) -> None:
         """Forgets tasks whose record the server has dropped by age; expiry sends no message that would tell."""
@@ -216,14 +219,14 @@ class TaskBoard:
                 del self._queues[task_id]
 
 
-def named_paths(task: GenerationTask) -> frozenset[str]:
+def named_paths(task: GenerationTask) -> tuple[str, ...]:
     """The objects that *task* owns: its image, and its video or the one that is being made; none if it was refused."""
     if task.was_refused:
-        return frozenset()
+        return ()
     video = task.video.path if task.video else None
     if not task.status.is_terminal:
         video = task.video_path
-    return frozenset(path for path in (task.image_path, video) if path is not None)
+    return tuple([path for path in (task.image_path, video) if path is not None])
 
 
 def _is_news(snapshot: Snapshot, seen_revision: int | None) -> bool:

@@ -19,6 +19,7 @@ from contracts import lifecycle
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus, VideoFile, encode_task
 from contracts.topology import TASKS
 from gateway.access import Turn, needs, unauthorized
+from gateway.answers import JsonAnswer
 from gateway.byte_range import RangeNotSatisfiable, content_range, parse_range, range_applies
 from gateway.key_board import Caller
 from gateway.leftovers import remove_leftovers
@@ -80,7 +81,7 @@ async def get_task(
         preferred = _PREFER_WAIT.search(request.headers.get("prefer", ""))
         if preferred is not None:
             wait = min(float(preferred[1]), MAX_WAIT_S)
-            headers["Preference-Applied"] = f"wait={wait:g}"
+            headers["preference-applied"] = f"wait={wait:g}"
     seen = request.headers.get("if-none-match")
     seen_revision = _revision(seen)
     if wait:
@@ -88,12 +89,12 @@ async def get_task(
         if not services.keys.still_counts(request.user):
             raise unauthorized(request)
         snapshot = await _look_if_overdue(services, snapshot)
-    headers["ETag"] = f'"{snapshot.revision}"'
+    headers["etag"] = f'"{snapshot.revision}"'
     if not snapshot.task.status.is_terminal:
         headers |= _age(services)
     if seen_revision == snapshot.revision:
         return Response(None, status_code=304, headers=headers)  # type: ignore[arg-type]  # a 304 has no body
-    return Response(_shown(services, snapshot.task), headers=headers)
+    return JsonAnswer(_shown(services, snapshot.task), headers=headers)
 
 
 @get(
@@ -140,7 +141,7 @@ def _page(services: Services, tasks: list[GenerationTask], next_cursor: str | No
 def _age(services: Services) -> dict[str, str]:
     """What says how old an answer from memory is, while nothing newer can be had (RFC 9111)."""
     age_s = services.link.news_age_s()
-    return {"Age": str(math.ceil(age_s))} if age_s else {}
+    return {"age": str(math.ceil(age_s))} if age_s else {}
 
 
 @get(

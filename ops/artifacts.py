@@ -4,7 +4,7 @@ Writes are atomic: a reader sees the whole object or none. `orphans` is the jani
 """
 
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping, Set
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -114,7 +114,7 @@ def task_id_of(path: str) -> str:
 
 
 def orphans(
-    objects: Iterable[StoredObject], named: Mapping[str, Set[str]], *, now: datetime, grace_s: float
+    objects: Iterable[StoredObject], named: Mapping[str, Collection[str]], *, now: datetime, grace_s: float
 ) -> list[StoredObject]:
     """The objects that no record names. *named* holds, for each task with a record, the paths that it names.
 

@@ -62,11 +62,20 @@ class Counter:
 
     def __init__(self, name: str, labels: str, description: str, *, unit: str = "") -> None:
         self.metric = _enter(name, "counter", unit, labels, description)
-        self._instrument = _meter.create_counter(name, unit, description)
+        # counted here, and asked for when somebody looks: a tenth of what the API's own counter costs a request
+        self._counts: dict[tuple[str, ...], float] = {}
+        _meter.create_observable_counter(name, [self._observe], unit, description)
 
     def add(self, *values: str, by: float = 1) -> None:
         """Counts *by* more for the labels' *values*, in the order of `metric.labels`. ValueError for a wrong number."""
-        self._instrument.add(by, dict(zip(self.metric.labels, values, strict=True)))
+        if len(values) != len(self.metric.labels):
+            raise ValueError(f"{self.metric.name} has the labels {self.metric.labels}, not {len(values)}")
+        self._counts[values] = self._counts.get(values, 0) + by
+
+    def _observe(self, _: CallbackOptions) -> Iterator[Observation]:
+        # a copy, which is made at once: the exporter asks from a thread of its own
+        for values, count in self._counts.copy().items():
+            yield Observation(count, dict(zip(self.metric.labels, values, strict=True)))
 
     def begin(self, *values: str) -> None:
         """Shows 0 from now on. A series that begins with its first event hides that event from `increase()`."""

@@ -34,7 +34,6 @@ def switch_on() -> None:
     _is_on = True
 
 
-@contextlib.contextmanager
 def span(
     name: str,
     attributes: Attributes | None = None,
@@ -42,15 +41,29 @@ def span(
     traceparent: str | None = None,
     kind: SpanKind = SpanKind.INTERNAL,
     unless: tuple[type[Exception], ...] = (),
-) -> Iterator[Span]:
+) -> contextlib.AbstractContextManager[Span]:
     """A span around the block, below the current one or, where it is given, below *traceparent* (W3C).
 
     An exception that leaves the block marks it as failed, by its class alone: its text may quote a request. Those of
     *unless* do not, being no failure: somebody else was faster.
     """
     if traceparent is None and not _is_on and not trace.get_current_span().get_span_context().is_valid:
-        yield trace.INVALID_SPAN  # nobody records it, and it has nothing to hand on
-        return
+        return _NO_SPAN  # nobody records it, and it has nothing to hand on
+    return _span(name, attributes, traceparent=traceparent, kind=kind, unless=unless)
+
+
+_NO_SPAN: Final = contextlib.nullcontext[Span](trace.INVALID_SPAN)
+
+
+@contextlib.contextmanager
+def _span(
+    name: str,
+    attributes: Attributes | None,
+    *,
+    traceparent: str | None,
+    kind: SpanKind,
+    unless: tuple[type[Exception], ...],
+) -> Iterator[Span]:
     with _tracer.start_as_current_span(
         name,
         context=_context(traceparent),
@@ -105,6 +118,8 @@ def current_span() -> Span:
 
 def traceparent_of(span: Span) -> str | None:
     """The W3C `traceparent` by which another process continues below *span*; None where nothing is traced."""
+    if not span.get_span_context().is_valid:
+        return None
     carrier: dict[str, str] = {}
     _propagator.inject(carrier, context=trace.set_span_in_context(span))
     return carrier.get(TRACEPARENT)

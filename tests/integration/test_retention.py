@@ -84,7 +84,7 @@ async def test_files_go_when_the_server_drops_the_record(services: Services, tmp
         return not any(file.exists() for file in files)
 
     await eventually(cleaned)
-    assert services.tasks.named_paths_of(task.id) == frozenset()
+    assert services.tasks.named_paths_of(task.id) == ()
 
 
 async def test_the_file_of_a_running_task_stays(services: Services, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Who is let in, where, and how often: the gateway's guard without a server behind it."""
+"""Who is let in, where, and how often: the gateway's access control without a server behind it."""
 
 import asyncio
 import socket
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from contracts.keys import ApiKey, Presented, Scope, encode_key, sha256_of
-from gateway.access import RateLimits, guard, names_loopback
+from gateway.access import RateLimits, access_control, names_loopback
 from gateway.app import create_app
 from gateway.key_board import ANYBODY, Caller, KeyBoard
 from gateway.problems import ProblemError, problem_handlers
@@ -215,7 +215,7 @@ def test_a_route_that_says_nothing_needs_admin() -> None:
 
     app = Litestar(
         [forgotten],
-        guards=[guard(board(READ, ADMIN), RateLimits(), max_body_bytes=1)],
+        middleware=[access_control(board(READ, ADMIN), RateLimits(), max_body_bytes=1)],
         exception_handlers=problem_handlers(),
         openapi_config=None,
     )

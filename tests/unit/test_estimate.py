@@ -321,4 +321,4 @@ def test_a_refused_task_names_no_image() -> None:
     assert task.image_path in board.named_paths_of(task.id)
     refused = lifecycle.fail(task, code=FailureCode.QUEUE_OVERLOADED, message="", now=after(30))
     board.on_entry(entry(refused, 2))
-    assert board.named_paths_of(task.id) == frozenset()
+    assert board.named_paths_of(task.id) == ()
