@@ -64,11 +64,10 @@ class _Answer(Struct, frozen=True):
 
 
 class _Asked(Struct, eq=False):
-    """A message whose answer is waited for."""
+    """A message whose answer, and the answer's header lines, are waited for."""
 
     subject: str
-    answer: asyncio.Future[bytes]
-    expiry: asyncio.TimerHandle
+    answer: asyncio.Future[tuple[bytes, bytes]]
 
     def fail(self, error: Exception) -> None:
         if not self.answer.done():
@@ -86,8 +85,7 @@ class Client(nats.aio.client.Client):
 
     def __init__(self) -> None:
         super().__init__()
-        self._asking: dict[str, set[asyncio.Timeout]] = {}
-        # Of `store`: answers come to one subscription, whose subjects end in the number of the message.
+        # Answers come to one subscription, on subjects that end in the number of what was asked.
         self._asked: dict[bytes, _Asked] = {}
         self._count = 0
         self._answers_sid = 0
@@ -100,13 +98,9 @@ class Client(nats.aio.client.Client):
 
     def deny(self, denial: Denial) -> None:
         """Ends the requests that wait on the denied subject."""
-        now_s = asyncio.get_running_loop().time()
-        for waiting in self._asking.get(denial.subject, ()):
-            if not waiting.expired():
-                waiting.reschedule(now_s)
         for asked in self._asked.values():
             if asked.subject.lower() == denial.subject:
-                asked.fail(_denied(asked.subject))
+                asked.fail(Denied(f"the server denies this user to publish to {asked.subject}"))
 
     async def connect(self, *given: Any, **options: Any) -> None:
         """As nats-py's."""
@@ -115,29 +109,51 @@ class Client(nats.aio.client.Client):
         self._answers_sid = (await self.subscribe(f"{self._answers_to}.*"))._id
 
     async def store(self, subject: str, payload: bytes, headers: Mapping[str, str], *, timeout_s: float) -> Ack:
-        """Publishes *payload* to the stream of *subject*, and returns once it is stored.
+        """Publishes *payload* to the stream of *subject*, and returns once it is stored, as `JetStreamContext.publish`.
 
-        As nats-py's `JetStreamContext.publish`, without what that does for each message and Warmlane does not need: its
-        random inbox, task, queue and flush of each message. A name or value of *headers* has no line end.
-
-        Raises Denied, TimeoutError when there is no answer within *timeout_s*, NoStreamResponseError, APIError,
-        OutboundBufferLimitError while there is no connection, other errors of nats-py.
+        Raises NoStreamResponseError, APIError, and what `request` does.
         """
-        loop = asyncio.get_running_loop()
-        self._count += 1
-        token = b"%x" % self._count
-        self._send(subject, f"{self._answers_to}.{self._count:x}", payload, headers)
-        answer: asyncio.Future[bytes] = loop.create_future()
-        asked = _Asked(subject, answer, loop.call_later(timeout_s, _expire, answer))
-        self._asked[token] = asked
         try:
-            told = _decode_answer(await answer)
-        finally:
-            asked.expiry.cancel()
-            del self._asked[token]
+            data, _ = await self._ask(subject, payload, headers, timeout_s)
+        except nats.errors.NoRespondersError:
+            raise nats.js.errors.NoStreamResponseError from None
+        told = _decode_answer(data)
         if told.error is not None:
             raise nats.js.errors.APIError.from_error(told.error)
         return Ack(told.seq, told.duplicate)
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        timeout: float = 0.5,
+        old_style: bool = False,
+        headers: dict[str, Any] | None = None,
+    ) -> Msg:
+        """As nats-py's. Raises Denied as soon as the server denies it."""
+        data, lines = await self._ask(subject, payload, headers or {}, timeout)
+        return Msg(self, subject, data=data, headers=await self._process_headers(lines))
+
+    async def _ask(
+        self, subject: str, payload: bytes, headers: Mapping[str, str], timeout_s: float
+    ) -> tuple[bytes, bytes]:
+        """The answer to *payload*, and its header lines.
+
+        As nats-py does it, but without a random inbox, a task, a queue and two futures for each message.
+        Raises Denied, NoRespondersError, TimeoutError when there is no answer within *timeout_s*,
+        OutboundBufferLimitError while there is no connection, and other errors of nats-py.
+        """
+        loop = asyncio.get_running_loop()
+        self._count += 1
+        number = b"%x" % self._count
+        self._send(subject, f"{self._answers_to}.{self._count:x}", payload, headers)
+        self._asked[number] = asked = _Asked(subject, loop.create_future())
+        expiry = loop.call_later(timeout_s, _expire, asked)
+        try:
+            return await asked.answer
+        finally:
+            expiry.cancel()
+            del self._asked[number]
 
     def _send(self, subject: str, reply: str, payload: bytes, headers: Mapping[str, str]) -> None:
         if not subject or _WHITE.search(subject):
@@ -148,12 +164,15 @@ class Client(nats.aio.client.Client):
             raise nats.errors.OutboundBufferLimitError  # it is never buffered (design §10.5)
         if len(payload) > self._max_payload:
             raise nats.errors.MaxPayloadError
-        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
-            raise nats.errors.BadHeaderError("a header with a line end")
-        head = f"NATS/1.0\r\n{lines}\r\n".encode()
-        control = f"HPUB {subject} {reply} {len(head)} {len(head) + len(payload)}\r\n".encode()
-        command = b"".join((control, head, payload, b"\r\n"))
+        if headers:
+            lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+            if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
+                raise nats.errors.BadHeaderError("a header with a line end")
+            head = f"NATS/1.0\r\n{lines}\r\n".encode()
+            control = f"HPUB {subject} {reply} {len(head)} {len(head) + len(payload)}\r\n".encode()
+            command = b"".join((control, head, payload, b"\r\n"))
+        else:
+            command = b"".join((f"PUB {subject} {reply} {len(payload)}\r\n".encode(), payload, b"\r\n"))
         self._pending.append(command)
         self._pending_data_size += len(command)
         if self._flush_queue.empty():
@@ -167,39 +186,10 @@ class Client(nats.aio.client.Client):
         if asked is None or asked.answer.done():
             pass  # too late
         elif headers and headers.startswith(_NO_RESPONDERS):
-            asked.fail(nats.js.errors.NoStreamResponseError())
+            asked.fail(nats.errors.NoRespondersError())
         else:
-            asked.answer.set_result(data)
-
-    async def request(
-        self,
-        subject: str,
-        payload: bytes = b"",
-        timeout: float = 0.5,
-        old_style: bool = False,
-        headers: dict[str, Any] | None = None,
-    ) -> Msg:
-        """As nats-py's. Raises Denied as soon as the server denies it."""
-        waiting = asyncio.timeout(None)
-        same = self._asking.setdefault(subject.lower(), set())
-        try:
-            async with waiting:
-                same.add(waiting)
-                return await super().request(subject, payload, timeout, old_style, headers)
-        except TimeoutError:
-            if waiting.expired():
-                raise _denied(subject) from None
-            raise
-        finally:
-            same.discard(waiting)
-            if not same:
-                self._asking.pop(subject.lower(), None)
+            asked.answer.set_result((data, headers))
 
 
-def _expire(answer: asyncio.Future[bytes]) -> None:
-    if not answer.done():
-        answer.set_exception(nats.errors.TimeoutError())
-
-
-def _denied(subject: str) -> Denied:
-    return Denied(f"the server denies this user to publish to {subject}")
+def _expire(asked: _Asked) -> None:
+    asked.fail(nats.errors.TimeoutError())

@@ -201,26 +201,30 @@ class WorkLoop:
 
         Raises UnreadableTask for a message that no record catches up with.
         """
-        looks_ahead = 0
+        looks_ahead, has_timer = 0, False
         while True:
             try:
-                # the timer before the claim: from then on, somebody looks when this worker falls silent
-                _, entry = await asyncio.gather(
-                    self._link.set_timer("lease", queued.id, lease_end(self._windows.lease_s), message.data),
-                    self._link.get(TASKS, queued.id),
-                )
+                if has_timer:
+                    entry = await self._link.get(TASKS, queued.id)
+                else:
+                    # the timer before the claim: from then on, somebody looks when this worker falls silent
+                    _, entry = await asyncio.gather(
+                        self._link.set_timer("lease", queued.id, lease_end(self._windows.lease_s), message.data),
+                        self._link.get(TASKS, queued.id),
+                    )
+                    has_timer = True
                 return await self._try_claim(queued, entry)
             except WrongRevision:
-                continue  # somebody moved the record between our look and our write: look again
+                continue  # somebody moved the record between our look and our write: look again, under the same timer
             except _Ahead:
                 looks_ahead += 1
                 if looks_ahead == AHEAD_MAX_LOOKS:
                     raise UnreadableTask("its epoch stays ahead of the record's - at `$.epoch`") from None
-                await asyncio.sleep(REREAD_WAIT_S)
             except TransportUnavailable as error:
                 # whether the claim was stored is unknown; the next look tells (`Mine`)
                 log.warning("claim_interrupted", task_id=queued.id, error=str(error))
-                await asyncio.sleep(REREAD_WAIT_S)
+            has_timer = False  # time passes now
+            await asyncio.sleep(REREAD_WAIT_S)
 
     async def _try_claim(self, queued: GenerationTask, entry: Entry | None) -> HeldTask | None:
         revision = entry.revision if entry is not None else 0
