@@ -43,7 +43,19 @@ QUIET_PERCENT: Final = 25.0
 
 
 # Of the parts, in the report.
-ORDER: Final = ("accept", "poll", "waiters", "dispatch", "overhead", "swap", "overload", "growth", "tasks", "lanes")
+ORDER: Final = (
+    "accept",
+    "poll",
+    "waiters",
+    "dispatch",
+    "servers",
+    "overhead",
+    "swap",
+    "overload",
+    "growth",
+    "tasks",
+    "lanes",
+)
 
 
 class Series(Struct, frozen=True, kw_only=True):

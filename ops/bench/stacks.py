@@ -21,7 +21,7 @@ from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.settings import load_settings
 from contracts.topology import LANES
 from ops.bench.load import Address, request
-from ops.bench.names import BARE, CELERY, TASKIQ, WARMLANE
+from ops.bench.names import BARE, CELERY, TASKIQ, UVICORN, WARMLANE
 from ops.bench.procs import HOST, Cores, Server, free_port, listens, server
 from ops.nats_access import ROLES, Role, password_variable
 from ops.nats_link import NatsLink
@@ -104,19 +104,20 @@ def contenders() -> tuple[Contender, ...]:
         Contender(
             name=CELERY,
             durability=f"the message alone: {redis}; tasks acked late, no result backend",
-            absent=_lacks("celery", "redis", "fastapi") or _lacks_redis(),
+            absent=lacks("celery", "redis", "fastapi") or _lacks_redis(),
             start=lambda given: celery(given.folder, given.cores, works=given.works),
         ),
         Contender(
             name=TASKIQ,
             durability=f"the message alone, acked: {nats}; no result backend",
-            absent=_lacks("taskiq", "taskiq_nats", "fastapi"),
+            absent=lacks("taskiq", "taskiq_nats", "fastapi"),
             start=lambda given: taskiq(given.folder, given.cores, works=given.works),
         ),
     )
 
 
-def _lacks(*modules: str) -> str | None:
+def lacks(*modules: str) -> str | None:
+    """Why something cannot be measured here, where one of *modules* is not installed; None when they all are."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if not missing:
         return None
@@ -164,14 +165,15 @@ async def warmlane(folder: Path, cores: Cores, *, works: bool = False) -> AsyncI
 
 
 @contextlib.asynccontextmanager
-async def bare(folder: Path, cores: Cores, record: bytes) -> AsyncIterator[Stack]:
-    """The limit, on a server that was provisioned as Warmlane's is."""
+async def bare(folder: Path, cores: Cores, record: bytes, *, server: str = UVICORN) -> AsyncIterator[Stack]:
+    """The limit, on a nats-server that was provisioned as Warmlane's is, and behind that *server*."""
     (folder / "record.json").write_bytes(record)
     port = free_port()
     with nats(folder, cores) as broker:
         async with linked(broker.url) as link:
             await provision(link, wanted(load_settings(_settings(folder)).catalog("tiny"), keep_s=KEEP_S))
             given = {"BENCH_NATS_URL": broker.url_of("gateway"), "BENCH_RECORD": str(folder / "record.json")}
+            given["BENCH_SERVER"] = server
             with _service("bare", folder, cores, port, given) as served:
                 yield _stack(folder, port, (served,), broker, link)
 

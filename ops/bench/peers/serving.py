@@ -31,4 +31,21 @@ def config_of(app: Any, port: int, *, lifespan: bool = True) -> uvicorn.Config:
 
 def serve(app: Any) -> None:
     """Serves *app* on the port in `BENCH_PORT` until SIGTERM, on the gateway's event loop."""
+    if os.environ.get("BENCH_SERVER") == "granian":
+        from granian.constants import HTTPModes, Interfaces, Loops
+        from granian.server import Server
+
+        # one worker, which is a process of its own; it loads the application by this process's own means
+        Server(
+            "ops.bench.peers.bare",
+            address=HOST,
+            port=int(os.environ["BENCH_PORT"]),
+            interface=Interfaces.ASGI,
+            workers=1,
+            loop=Loops.uvloop,
+            http=HTTPModes.http1,
+            websockets=False,
+            log_enabled=False,
+        ).serve(target_loader=lambda *_: app)
+        return
     uvloop.run(uvicorn.Server(config_of(app, int(os.environ["BENCH_PORT"]))).serve())
