@@ -21,6 +21,7 @@ from msgspec import Struct
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from gateway.one_write import OneWrite
 from gateway.problems import PROBLEM_MEDIA_TYPE, ProblemError
 
 HEAD_S: Final = 10.0
@@ -188,7 +189,7 @@ class BoundedProtocol(HttpToolsProtocol):
     # What the transport tells
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(transport)
+        super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]  # what uvicorn uses of one
         now_s = self.loop.time()
         self._waits.head_s = now_s
         if not self._all.admit(self):
