@@ -139,7 +139,7 @@ def parse_body(body: bytes) -> dict[str, Any]:
     try:
         text = body.decode()
         parsed = _decode(text)
-        if _nested_too_deeply(parsed):
+        if text.count("{") + text.count("[") > NESTING_MAX and _nested_too_deeply(parsed):
             raise MalformedBody("nested too deeply")
         if "\\u" in text:
             # a lone surrogate, which only an escape can bring, cannot be encoded; the result itself is not needed

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import structlog
-import uuid_utils.compat
+import uuid_utils
 from msgspec.structs import replace
 
 from contracts import lifecycle
@@ -173,7 +173,7 @@ class Admission:
 
     async def _identify(self, request: AcceptedRequest, caller: str, key: str | None) -> tuple[str, Snapshot | None]:
         if key is None:
-            return str(uuid_utils.compat.uuid7()), None
+            return str(uuid_utils.uuid7()), None
         n = 0
         while True:
             task_id = keyed_task_id(caller, key, n)
@@ -203,7 +203,9 @@ class Admission:
         message = of_message(task, "send", work_stream(task.route, task.model))
         with span("publish", message, kind=PRODUCER) as current:
             # whoever works on the task goes on below this span; without an exporter here, below the caller's
-            task = replace(task, traceparent=traceparent_of(current) or task.traceparent)
+            traceparent = traceparent_of(current)
+            if traceparent is not None:
+                task = replace(task, traceparent=traceparent)
             return await self._published(task, subject)
 
     async def _published(self, task: GenerationTask, subject: str) -> GenerationTask | Snapshot:

@@ -105,7 +105,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 def simulated_product() -> Iterator[None]:
     """The product's own code runs on the simulated network and its clock."""
     clock = SimpleNamespace(monotonic=_monotonic)
-    ids = SimpleNamespace(compat=SimpleNamespace(uuid7=lambda: current().new_id()))
+    ids = SimpleNamespace(uuid7=lambda: current().new_id())
     with ExitStack() as stack:
         for module in _WITH_DATETIME:
             stack.enter_context(patch.object(module, "datetime", ModelDatetime))

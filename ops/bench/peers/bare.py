@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 import nats
-import uuid_utils.compat
+import uuid_utils
 from litestar import Litestar, Request, Response, get, post, put
 from litestar.exceptions import NotFoundException
 from litestar.params import FromPath
@@ -76,7 +76,7 @@ class Bare:
     async def accept(self, body: bytes) -> Accepted:
         """Message, timer, record."""
         request = msgspec.json.decode(body, type=Body)
-        task_id = str(uuid_utils.compat.uuid7())
+        task_id = str(uuid_utils.uuid7())
         stored = self._record.replace(self._id, task_id.encode())
         deadline_at = datetime.now(UTC) + self._wait
         await self._js.publish(
