@@ -55,11 +55,21 @@ class Ack(Struct, frozen=True):
     duplicate: bool = False
 
 
+class Stored(Struct, frozen=True):
+    """A message of a stream. *hdrs* are its header lines, *time* is the server's, as RFC 3339."""
+
+    seq: int
+    time: str
+    data: bytes = b""
+    hdrs: bytes = b""
+
+
 class _Answer(Struct, frozen=True):
-    """What JetStream answers to a message: an ack, or an error."""
+    """What JetStream answers: to a message an ack, to a question for one that message; or an error."""
 
     seq: int = 0
     duplicate: bool = False
+    message: Stored | None = None
     error: dict[str, Any] | None = None
 
 
@@ -117,10 +127,17 @@ class Client(nats.aio.client.Client):
             data, _ = await self._ask(subject, payload, headers, timeout_s)
         except nats.errors.NoRespondersError:
             raise nats.js.errors.NoStreamResponseError from None
-        told = _decode_answer(data)
-        if told.error is not None:
-            raise nats.js.errors.APIError.from_error(told.error)
+        told = _decoded(data)
         return Ack(told.seq, told.duplicate)
+
+    async def last_on(self, stream: str, subject: str, *, timeout_s: float) -> Stored | None:
+        """The newest message on *subject*, as the stream's leader has it; as `JetStreamContext.get_last_msg`.
+
+        Raises NotFoundError without the message or the stream, APIError, and what `request` does.
+        """
+        question = msgspec.json.encode({"last_by_subj": subject})
+        data, _ = await self._ask(f"$JS.API.STREAM.MSG.GET.{stream}", question, {}, timeout_s)
+        return _decoded(data).message
 
     async def request(
         self,
@@ -189,6 +206,13 @@ class Client(nats.aio.client.Client):
             asked.fail(nats.errors.NoRespondersError())
         else:
             asked.answer.set_result((data, headers))
+
+
+def _decoded(data: bytes) -> _Answer:
+    told = _decode_answer(data)
+    if told.error is not None:
+        raise nats.js.errors.APIError.from_error(told.error)
+    return told
 
 
 def _expire(asked: _Asked) -> None:

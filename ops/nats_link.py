@@ -332,13 +332,17 @@ class NatsLink:
         """The entry at *key*, from the bucket's leader; None when there is none. Raises TransportUnavailable."""
         with translated(bucket):
             try:
-                stored = await self.js.get_last_msg(bucket_stream(bucket), bucket_subject(bucket, key))
+                stored = await self.client.last_on(
+                    bucket_stream(bucket), bucket_subject(bucket, key), timeout_s=REPLY_TIMEOUT_S
+                )
             except nats.js.errors.NotFoundError as error:
                 if error.err_code == _NO_MESSAGE:
                     return None
                 raise
-        value = None if _is_marker(stored.headers) else stored.data or b""
-        return Entry(key, value, stored.seq or 0, stored.time or datetime.fromtimestamp(0, UTC))
+        if stored is None:
+            return None
+        is_marker = b"\r\nKV-Operation:" in stored.hdrs or b"\r\nNats-Marker-Reason:" in stored.hdrs
+        return Entry(key, None if is_marker else stored.data, stored.seq, parse_time(stored.time))
 
     async def create(self, bucket: str, key: str, value: bytes) -> int:
         """Stores the first revision of *key* and returns it. Raises WrongRevision when there is one already."""

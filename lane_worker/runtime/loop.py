@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Protocol
@@ -42,6 +42,10 @@ REREAD_WAIT_S: Final = 0.05
 IMAGE_WAIT_S: Final = 2.0
 # A record is moved before its message is sent. What stays ahead of it for 5 s was sent by nobody of ours.
 AHEAD_MAX_LOOKS: Final = 100
+
+# The gateway makes the record of a message about a millisecond after it. A worker that has just got it comes first, and
+# does not look for a record before it makes one.
+FRESH_S: Final = 0.05
 
 log = structlog.get_logger("loop")
 
@@ -201,18 +205,17 @@ class WorkLoop:
 
         Raises UnreadableTask for a message that no record catches up with.
         """
-        looks_ahead, has_timer = 0, False
+        looks_ahead, has_timer, is_fresh = 0, False, _is_fresh(message, queued)
         while True:
             try:
-                if has_timer:
-                    entry = await self._link.get(TASKS, queued.id)
-                else:
+                needed: list[Awaitable[Entry | None]] = []
+                if not is_fresh:
+                    needed.append(self._link.get(TASKS, queued.id))
+                if not has_timer:
                     # the timer before the claim: from then on, somebody looks when this worker falls silent
-                    _, entry = await asyncio.gather(
-                        self._link.set_timer("lease", queued.id, lease_end(self._windows.lease_s), message.data),
-                        self._link.get(TASKS, queued.id),
-                    )
-                    has_timer = True
+                    needed.append(self._set_lease_timer(queued, message))
+                entry = (await asyncio.gather(*needed))[0]
+                has_timer, is_fresh = True, False
                 return await self._try_claim(queued, entry)
             except WrongRevision:
                 continue  # somebody moved the record between our look and our write: look again, under the same timer
@@ -225,6 +228,9 @@ class WorkLoop:
                 log.warning("claim_interrupted", task_id=queued.id, error=str(error))
             has_timer = False  # time passes now
             await asyncio.sleep(REREAD_WAIT_S)
+
+    async def _set_lease_timer(self, queued: GenerationTask, message: Msg) -> None:
+        await self._link.set_timer("lease", queued.id, lease_end(self._windows.lease_s), message.data)
 
     async def _try_claim(self, queued: GenerationTask, entry: Entry | None) -> HeldTask | None:
         revision = entry.revision if entry is not None else 0
@@ -405,6 +411,12 @@ class WorkLoop:
             if not elsewhere or (record.video is not None and record.video.path == path):
                 return
         await self._delete(path)
+
+
+def _is_fresh(message: Msg, queued: GenerationTask) -> bool:
+    """Whether no record is to be expected yet. A guess, also where the clocks differ: a claim finds out."""
+    age_s = (datetime.now(UTC) - message.metadata.timestamp).total_seconds()
+    return queued.epoch == 0 and age_s < FRESH_S
 
 
 def _queued(message: Msg) -> GenerationTask:

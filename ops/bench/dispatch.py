@@ -56,7 +56,8 @@ async def measure(
         absent=tuple(Absent(each.name, each.absent) for each in every if each.absent is not None),
         notes=(
             f"{rounds * tasks} tasks in rounds of {tasks}, one at a time, {REST_S * 1e3:g} ms after the one before has "
-            "ended; service and worker on one core. One clock: that of the machine.",
+            "ended; the worker is not on the core of the service, as it would not be elsewhere. One clock: that of the "
+            "machine.",
             "Warmlane: from `queued_at` to the event `inference_started`, on a real lane with a tiny pipeline, which "
             "claims the task in its record and hands it to the process of the pipeline before it starts. The peers: "
             "from just before the publish to the first line of the task's function, in the worker's own process "

@@ -151,7 +151,7 @@ async def warmlane(folder: Path, cores: Cores, *, works: bool = False) -> AsyncI
                 "lane",
                 warmlane_command("lane", "--model", MODEL, "--name", LANE, "--slot", "cpu-0", *shared),
                 folder=folder,
-                cores=cores.served,
+                cores=cores.rest,
                 is_ready=lambda: _answers(port, lambda ready: bool(ready["models"][MODEL]["warm"])),
                 env=environment(),
             )
@@ -321,7 +321,7 @@ def _worker(
         "worker",
         [program, *command[1:]],
         folder=folder,
-        cores=cores.served,
+        cores=cores.rest,
         is_ready=lambda: True,
         env=environment(BENCH_STARTED=str(started), **given),
     )

@@ -20,6 +20,7 @@ from nats.js.api import ConsumerConfig, RawStreamMsg, StreamConfig
 from nats.js.errors import APIError
 
 from ops.nats_client import Ack
+from ops.nats_client import Stored as ServerStored
 from ops.nats_link import FETCH_TIMEOUT_S
 from tests.model.jetstream import NO_MESSAGE, Consumer, JetStream, Refused, Stored, matcher, moment
 from tests.model.model_loop import HOST, Host, ModelLoop
@@ -583,6 +584,17 @@ class SimulatedClient:
 
         message: RawStreamMsg = await self.call(f"read {subject}", read, lane=f"read {subject}")
         return message
+
+    async def last_on(self, stream: str, subject: str, *, timeout_s: float) -> ServerStored:
+        message = await self.get_last_msg(stream, subject)
+        lines = "".join(f"{name}: {value}\r\n" for name, value in (message.headers or {}).items())
+        at = message.time or moment(0)
+        return ServerStored(
+            seq=message.seq or 0,
+            time=at.isoformat().replace("+00:00", "Z"),
+            data=message.data or b"",
+            hdrs=f"NATS/1.0\r\n{lines}\r\n".encode() if lines else b"",
+        )
 
     async def delete_msg(self, stream: str, seq: int) -> bool:
         def delete() -> bool:
