@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ops.bench.names import BARE, BARE_JSON, LIVE, PEERS, WARMLANE
+from ops.bench.names import BARE, BARE_JSON, BARE_SWAP, DIRECT, LIVE, PEERS, WARMLANE
 from ops.bench.results import Part
 
 
@@ -98,6 +98,22 @@ AIMS: Final[tuple[Aim, ...]] = (
         bound=15.0,
         at_least=False,
         unit=" ms",
+    ),
+    Aim(
+        name="overhead",
+        what="overhead: submit to done for the tiny pipeline called directly",
+        part="overhead",
+        measure=lambda part: ratio(part, "p50_ms", WARMLANE, DIRECT),
+        bound=1.10,
+        at_least=False,
+    ),
+    Aim(
+        name="swap",
+        what="swap: degraded alternation for a bare script that releases, loads and runs",
+        part="swap",
+        measure=lambda part: ratio(part, "p50_ms", WARMLANE, BARE_SWAP),
+        bound=1.15,
+        at_least=False,
     ),
 )
 # What is known of why an aim is missed, from profiles (py-spy) on 2 cores. Shown only beside one that is.
