@@ -18,10 +18,11 @@ from msgspec import Struct
 from ops.processes import die_with_parent
 
 HOST: Final = "127.0.0.1"
-START_S: Final = 60.0
+# Importing torch takes the most of it, on a core that others may want too.
+START_S: Final = 180.0
 STOP_S: Final = 10.0
-# Of a script: to import torch, on a core that others want too, takes the most of it.
-ANSWER_S: Final = 120.0
+# Of a script, whose first answer comes after such an import.
+ANSWER_S: Final = 180.0
 
 
 class NotStarted(Exception):
