@@ -71,5 +71,5 @@ def slow_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]
 
 @pytest.fixture(scope="session")
 def heavy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where `tests.heavy` puts its pipelines: 1.5 GB, made once."""
+    """Where `ops.bench.peers.heavy` puts its pipelines: 1.5 GB, made once."""
     return tmp_path_factory.mktemp("heavy")

@@ -15,20 +15,22 @@ from pathlib import Path
 from typing import Final
 
 import click
+import msgspec
 from msgspec import Struct
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from contracts.settings import ModelEntry, load_settings
+from contracts.settings import ModelEntry
 from contracts.tasks import SwapReceipt
 from lane_worker.runtime.host import FORK_SERVER, ForkServer, Host
 from lane_worker.runtime.host_messages import Finished, Generate
 from lane_worker.runtime.residence import Residence
+from ops.bench.jobs import Job, Made
+from ops.bench.peers.heavy import heavy_models, make_heavy, parameters_of
 from ops.logs import configure_logging
 from ops.memory import probe_for
 from tests import rogue_host
-from tests.heavy import heavy_models, parameters_of
 from tests.overload import is_proven
 
 SLOT: Final = "cpu-0"
@@ -81,12 +83,13 @@ def judge(alternations: Sequence[Alternation]) -> list[Verdict]:
 async def alternate(folder: Path, *, count: int, leak: bool, console: Console) -> list[Alternation]:
     """*count* swaps, each followed by a generation, in turns with the bare script."""
     console.print("building two pipelines of several hundred MB")
-    models = await asyncio.to_thread(heavy_models, load_settings().catalog("tiny"), folder)
+    models = await asyncio.to_thread(heavy_models, folder)
     fork_server = ForkServer(rogue_host.COMMAND if leak else FORK_SERVER)
     host = Host(slot=SLOT, lock_dir=folder / "locks", models_dir=folder, fork_server=fork_server)
     residence = Residence(host=host, slot=SLOT, models=models, probe=probe_for(SLOT), on_state=lambda *_: None)
     bare = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.bare_swap", str(folder), str(folder / "bare.mp4")),
+        *(sys.executable, "-m", "ops.bench.peers.direct"),
+        *(str(make_heavy(folder)), str(folder), str(folder / "bare.mp4")),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
@@ -99,7 +102,7 @@ async def alternate(folder: Path, *, count: int, leak: bool, console: Console) -
         await swap_and_run(residence, host, models, next(names), folder, prompt)
         for name in track(list(itertools.islice(names, count)), description="swapping", console=console):
             receipt, ours_s = await swap_and_run(residence, host, models, name, folder, prompt)
-            alternations.append(Alternation(receipt=receipt, ours_s=ours_s, bare_s=await run_bare(bare, name)))
+            alternations.append(Alternation(receipt=receipt, ours_s=ours_s, bare_s=await run_bare(bare, models[name])))
     finally:
         bare.kill()
         await bare.wait()
@@ -123,13 +126,13 @@ async def swap_and_run(
     return receipt, time.perf_counter() - begun_s
 
 
-async def run_bare(bare: asyncio.subprocess.Process, name: str) -> float:
+async def run_bare(bare: asyncio.subprocess.Process, model: ModelEntry) -> float:
     """What the bare script takes for the same."""
     assert bare.stdin is not None
     assert bare.stdout is not None
-    bare.stdin.write(f"{name}\n".encode())
+    bare.stdin.write(msgspec.json.encode(Job(model.name, parameters_of(model))) + b"\n")
     await bare.stdin.drain()
-    return float(await bare.stdout.readline())
+    return msgspec.json.decode(await bare.stdout.readline(), type=Made).seconds
 
 
 def report(console: Console, alternations: Sequence[Alternation], verdicts: Sequence[Verdict]) -> None:

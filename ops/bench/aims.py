@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ops.bench.names import BARE, BARE_JSON, LIVE, PEERS, WARMLANE
+from ops.bench.names import BARE, BARE_JSON, BARE_SWAP, DIRECT, LIVE, PEERS, WARMLANE
 from ops.bench.results import Part
 
 
@@ -99,6 +99,22 @@ AIMS: Final[tuple[Aim, ...]] = (
         at_least=False,
         unit=" ms",
     ),
+    Aim(
+        name="overhead",
+        what="overhead: submit to done for the tiny pipeline called directly",
+        part="overhead",
+        measure=lambda part: ratio(part, "p50_ms", WARMLANE, DIRECT),
+        bound=1.10,
+        at_least=False,
+    ),
+    Aim(
+        name="swap",
+        what="swap: degraded alternation for a bare script that releases, loads and runs",
+        part="swap",
+        measure=lambda part: ratio(part, "p50_ms", WARMLANE, BARE_SWAP),
+        bound=1.15,
+        at_least=False,
+    ),
 )
 # What is known of why an aim is missed, from profiles (py-spy) on 2 cores. Shown only beside one that is.
 REASONS: Final[Mapping[str, str]] = {
@@ -115,5 +131,10 @@ REASONS: Final[Mapping[str, str]] = {
     "dispatch_p50": "two thirds of it pass from the publish to the moment of the claim, the rest with the write of the "
     "claim and the hop to the pipeline's process: round trips that follow each other (ADR 0006)",
     "dispatch_p99": "the same round trips, each of which may have to wait for a core that is taken",
+    "overhead": "what is added is the same for a video of minutes: the round trips to the first step, some 10 ms of "
+    "cleaning up (half of it the collection of cycles, half giving memory back, which the next run has to fault in "
+    "again), the store and the record; next: what is loaded put out of the collector's sight until it is released",
+    "swap": "nearly all of it is what the script does too; added are the proof, 0.1 s between two samples of resident "
+    "memory, and the round trips of accept, claim and settle; next: take a sample while the host answers",
 }
 UNKNOWN: Final = "not looked into yet"

@@ -18,7 +18,7 @@ import psutil
 import uvloop
 from msgspec import structs
 
-from ops.bench import accept, dispatch, poll, servers
+from ops.bench import accept, dispatch, overhead, poll, servers, swap
 from ops.bench.load import LoadFailed
 from ops.bench.procs import Cores, NotStarted, apart, usable_cores
 from ops.bench.report import is_plotted, judge_all, markdown, plot
@@ -31,7 +31,11 @@ from ops.nats_server import NoNatsServer, find_nats_server
 
 # What `make bench` measures, and what `make bench-all` measures as well.
 QUICK: Final = ("accept", "poll", "dispatch")
-LONG: Final = ("servers",)
+LONG: Final = (
+    "servers",
+    "overhead",
+    "swap",
+)
 PACKAGES: Final = (
     "litestar",
     "nats-py",
@@ -66,6 +70,10 @@ async def measure(
         found.append(await dispatch.measure(every, cores, rounds=rounds, tasks=tasks, say=say))
     if "servers" in parts:
         found.append(await servers.measure(every, cores, rounds=rounds, seconds=seconds, say=say))
+    if "overhead" in parts:
+        found.append(await overhead.measure(cores, rounds=rounds, say=say))
+    if "swap" in parts:
+        found.append(await swap.measure(cores, rounds=rounds, say=say))
     when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     return tuple(structs.replace(part, when=when) for part in found)
 

@@ -1,5 +1,6 @@
 """Servers under measurement: started on free loopback ports, pinned to cores, watched, and always ended."""
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -17,8 +18,11 @@ from msgspec import Struct
 from ops.processes import die_with_parent
 
 HOST: Final = "127.0.0.1"
-START_S: Final = 60.0
+# Importing torch takes the most of it, on a core that others may want too.
+START_S: Final = 180.0
 STOP_S: Final = 10.0
+# Of a script, whose first answer comes after such an import.
+ANSWER_S: Final = 180.0
 
 
 class NotStarted(Exception):
@@ -177,16 +181,7 @@ def server(
 ) -> Iterator[Server]:
     """Runs *command* on *cores* while the block lasts, from when *is_ready*. Raises NotStarted."""
     log = folder / f"{name}.log"
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=dict(env) if env is not None else None,
-            preexec_fn=partial(_settle, cores, os.getpid()) if sys.platform == "linux" else None,
-        )
-    started = Server(name, process, log)
+    started = Server(name, _run(command, log, cores, env), log)
     try:
         until_s = time.monotonic() + START_S
         while not is_ready():
@@ -197,6 +192,72 @@ def server(
         yield started
     finally:
         started.stop()
+
+
+class Script(Server):
+    """A process that answers lines on its output to lines on its input."""
+
+    async def ask(self, line: bytes) -> bytes:
+        """The line that answers *line*. Raises NotStarted when it ends, or has not answered after ANSWER_S."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                answer = await asyncio.to_thread(self._ask, line)
+        except TimeoutError as error:
+            raise NotStarted(f"{self.name} did not answer within {ANSWER_S:g} s: {self.log[-2000:]}") from error
+        if not answer.endswith(b"\n"):
+            self._process.wait()
+            self.require_running()
+        return answer
+
+    def _ask(self, line: bytes) -> bytes:
+        given, told = self._process.stdin, self._process.stdout
+        assert given is not None
+        assert told is not None
+        try:
+            given.write(line + b"\n")
+            given.flush()
+        except BrokenPipeError:
+            return b""
+        return told.readline()
+
+    def stop(self) -> None:
+        super().stop()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):  # what it did not take any more
+                    pipe.close()
+
+
+@contextlib.contextmanager
+def script(
+    name: str,
+    command: Sequence[str],
+    *,
+    folder: Path,
+    cores: frozenset[int],
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Script]:
+    """Runs *command* on *cores* while the block lasts. It may be asked at once."""
+    log = folder / f"{name}.log"
+    started = Script(name, _run(command, log, cores, env, pipes=True), log)
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+def _run(
+    command: Sequence[str], log: Path, cores: frozenset[int], env: Mapping[str, str] | None, *, pipes: bool = False
+) -> "subprocess.Popen[bytes]":
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if pipes else output,
+            stderr=output,
+            env=dict(env) if env is not None else None,
+            preexec_fn=partial(_settle, cores, os.getpid()) if sys.platform == "linux" else None,
+        )
 
 
 def _settle(cores: frozenset[int], parent_pid: int) -> None:

@@ -9,7 +9,7 @@ import click
 from msgspec import Struct
 
 from ops.bench.aims import AIMS, REASONS, UNKNOWN, Aim, over_best_peer, ratio
-from ops.bench.names import BARE, BARE_JSON, LIVE, PEERS, WARMLANE
+from ops.bench.names import BARE, BARE_JSON, FRESH, LIVE, PEERS, WARMLANE
 from ops.bench.results import FIGURES, OTHERS, QUIET_PERCENT, Part, Results
 
 
@@ -58,6 +58,10 @@ def beside(results: Results) -> Iterator[tuple[str, float, str]]:
         if value is not None:
             why = "what the throughputs would be if each service had a core for itself and no broker made it wait"
             yield f"{name}: CPU time of {limit} for that of {ours}", value, why
+    swap = results.part("swap")
+    slower = None if swap is None else ratio(swap, "p50_ms", FRESH, WARMLANE)
+    if slower is not None:
+        yield "swap: a new process for each task for degraded alternation", slower, "what always starting anew costs"
 
 
 def wins(part: Part) -> Iterator[str]:
@@ -142,7 +146,7 @@ def is_plotted(part: Part) -> bool:
     return len(part.contenders) > 1 and any(series.figure in PLOTTED for series in part.series)
 
 
-PLOTTED: Final = ("per_s", "p50_ms", "p99_ms", "all_p99_ms", "cpu_s")
+PLOTTED: Final = ("per_s", "p50_ms", "p99_ms", "all_p99_ms", "cpu_ms", "cpu_s")
 
 
 def plot(part: Part, path: Path) -> None:

@@ -29,6 +29,8 @@ FIGURES: Final[Mapping[str, Figure]] = {
     "p50_ms": Figure(title="p50, ms", digits=2, better=_less),
     "p99_ms": Figure(title="p99, ms", digits=2, better=_less),
     "all_p99_ms": Figure(title="p99 of all rounds, ms", digits=2, better=_less),
+    "over_ms": Figure(title="more than called directly, ms", digits=0),
+    "cpu_ms": Figure(title="CPU ms per task", digits=0, better=_less),
     "cpu_s": Figure(title="CPU s per 1,000, service", digits=2, better=_less),
     "broker_cpu_s": Figure(title="CPU s per 1,000, broker", digits=2, better=_less),
     "busy_percent": Figure(title="service's core busy, %", digits=0),

@@ -34,7 +34,7 @@ async def measure(
         for name in names:
             say(f"servers: starting {name}")
             folder = leave.enter_context(empty_folder())
-            stacks[name] = await leave.enter_async_context(bare(folder, cores, record, server=name))
+            stacks[name] = await leave.enter_async_context(bare(folder, cores, record, behind=name))
         for stack in stacks.values():
             await _put(stack)
         for number in range(rounds):

@@ -22,7 +22,7 @@ from contracts.settings import load_settings
 from contracts.topology import LANES
 from ops.bench.load import Address, request
 from ops.bench.names import BARE, CELERY, TASKIQ, UVICORN, WARMLANE
-from ops.bench.procs import HOST, Cores, Server, free_port, listens, server
+from ops.bench.procs import HOST, Cores, Script, Server, free_port, listens, script, server
 from ops.nats_access import ROLES, Role, password_variable
 from ops.nats_link import NatsLink
 from ops.nats_server import find_nats_server, nats_conf
@@ -139,14 +139,7 @@ async def warmlane(folder: Path, cores: Cores, *, works: bool = False) -> AsyncI
         async with linked(broker.url) as link:
             await provision(link, wanted(load_settings(settings).catalog("tiny"), keep_s=KEEP_S))
             shared = ["--nats-url", broker.address, "--data-dir", str(folder), "--settings", str(settings)]
-            gateway = server(
-                "gateway",
-                warmlane_command("gateway", "--port", str(port), "--keep", f"{KEEP_S:g}s", *shared),
-                folder=folder,
-                cores=cores.served,
-                is_ready=lambda: _answers(port, lambda _: True),
-                env=environment(),
-            )
+            gateway = _gateway(folder, cores, port, shared, is_ready=lambda: _answers(port, lambda _: True))
             lane = server(
                 "lane",
                 warmlane_command("lane", "--model", MODEL, "--name", LANE, "--slot", "cpu-0", *shared),
@@ -165,15 +158,40 @@ async def warmlane(folder: Path, cores: Cores, *, works: bool = False) -> AsyncI
 
 
 @contextlib.asynccontextmanager
-async def bare(folder: Path, cores: Cores, record: bytes, *, server: str = UVICORN) -> AsyncIterator[Stack]:
-    """The limit, on a nats-server that was provisioned as Warmlane's is, and behind that *server*."""
+async def degraded(folder: Path, cores: Cores, *, settings: Path, models_dir: Path) -> AsyncIterator[Stack]:
+    """One gateway and one degraded worker, which leads and swaps the checkpoints of *models_dir*; no lane."""
+    port = free_port()
+    (folder / "models").symlink_to(models_dir, target_is_directory=True)
+    with nats(folder, cores) as broker:
+        async with linked(broker.url) as link:
+            await provision(link, wanted(load_settings(settings).catalog("tiny"), keep_s=KEEP_S))
+            shared = ["--nats-url", broker.address, "--data-dir", str(folder), "--settings", str(settings)]
+            # the worker first, for the gateway to have somebody to wait for
+            worker = server(
+                "degraded",
+                warmlane_command("degraded", "--slot", "cpu-0", *shared),
+                folder=folder,
+                cores=cores.served,
+                is_ready=lambda: True,
+                env=environment(),
+            )
+            gateway = _gateway(
+                folder, cores, port, shared, is_ready=lambda: _answers(port, lambda ready: bool(ready["ready"]))
+            )
+            with worker as swaps, gateway as served:
+                yield _stack(folder, port, (served, swaps), broker, link)
+
+
+@contextlib.asynccontextmanager
+async def bare(folder: Path, cores: Cores, record: bytes, *, behind: str = UVICORN) -> AsyncIterator[Stack]:
+    """The limit, on a nats-server that was provisioned as Warmlane's is, and behind that ASGI server."""
     (folder / "record.json").write_bytes(record)
     port = free_port()
     with nats(folder, cores) as broker:
         async with linked(broker.url) as link:
             await provision(link, wanted(load_settings(_settings(folder)).catalog("tiny"), keep_s=KEEP_S))
             given = {"BENCH_NATS_URL": broker.url_of("gateway"), "BENCH_RECORD": str(folder / "record.json")}
-            given["BENCH_SERVER"] = server
+            given["BENCH_SERVER"] = behind
             with _service("bare", folder, cores, port, given) as served:
                 yield _stack(folder, port, (served,), broker, link)
 
@@ -298,6 +316,19 @@ def _stack(folder: Path, port: int, served: tuple[Server, ...], broker: Broker, 
     return Stack(address=(HOST, port), served=served, brokers=(broker.process,), folder=folder, link=link)
 
 
+def _gateway(
+    folder: Path, cores: Cores, port: int, shared: list[str], *, is_ready: Callable[[], bool]
+) -> contextlib.AbstractContextManager[Server]:
+    return server(
+        "gateway",
+        warmlane_command("gateway", "--port", str(port), "--keep", f"{KEEP_S:g}s", *shared),
+        folder=folder,
+        cores=cores.served,
+        is_ready=is_ready,
+        env=environment(),
+    )
+
+
 def _service(
     module: str, folder: Path, cores: Cores, port: int, given: Mapping[str, str]
 ) -> contextlib.AbstractContextManager[Server]:
@@ -308,6 +339,21 @@ def _service(
         cores=cores.served,
         is_ready=lambda: listens(port),
         env=environment(BENCH_PORT=str(port), **given),
+    )
+
+
+def direct(
+    name: str, folder: Path, cores: Cores, *, settings: Path, models_dir: Path
+) -> contextlib.AbstractContextManager[Script]:
+    """The script `ops.bench.peers.direct`, where the service under measurement runs."""
+    command = [sys.executable, "-m", "ops.bench.peers.direct"]
+    video = folder / f"{name}.mp4"
+    return script(
+        name,
+        [*command, str(settings), str(models_dir), str(video)],
+        folder=folder,
+        cores=cores.served,
+        env=environment(HF_HUB_OFFLINE="1"),
     )
 
 

@@ -29,10 +29,10 @@ from lane_worker.runtime.host_runner import HostRunner
 from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful
 from lane_worker.runtime.residence import Quarantined, Residence
 from lane_worker.runtime.slot import lock_path, process_start
+from ops.bench.peers.heavy import heavy_models, parameters_of
 from ops.memory import MemoryProbe, NvmlProbe, RssProbe
 from tests import rogue_host
 from tests.fake_nvml import GIB, UUID, FakeNvml, fake_nvml
-from tests.heavy import heavy_models, parameters_of
 from tests.measured import Measured
 from tests.records import pending_task
 from tests.support import eventually, is_running
@@ -178,7 +178,7 @@ async def test_heavy_pipelines_are_released_each_time(heavy_folder: Path) -> Non
 
 async def test_two_heavy_pipelines_take_turns(yard: Yard, heavy_folder: Path, tmp_path: Path) -> None:
     """SC-009 on a CPU: each release is seen in resident memory, and one process does it all."""
-    models = heavy_models(CATALOG, heavy_folder)
+    models = heavy_models(heavy_folder)
     shown: list[tuple[SlotState, str | None]] = []
     slot = yard.slot(
         tmp_path,

@@ -3,16 +3,34 @@
 import contextlib
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from msgspec import structs
 
-from ops.bench import accept, poll
+from ops.bench import accept, overhead, poll, swap
 from ops.bench.dispatch import delays_ms
-from ops.bench.names import BARE, BARE_JSON, CELERY, FINISHED, LIVE, LONG_POLLS, STREAMS, TASKIQ, WARMLANE
-from ops.bench.procs import Cores, apart, usable_cores
+from ops.bench.load import LoadFailed
+from ops.bench.names import (
+    BARE,
+    BARE_JSON,
+    BARE_SWAP,
+    CELERY,
+    DIRECT,
+    FINISHED,
+    FRESH,
+    LIVE,
+    LONG_POLLS,
+    STREAMS,
+    TASKIQ,
+    WARMLANE,
+)
+from ops.bench.procs import Cores, Script, apart, usable_cores
+from ops.bench.results import OTHERS
 from ops.bench.rounds import empty_folder
-from ops.bench.stacks import Contender, Given, Stack, contenders
+from ops.bench.stacks import Contender, Given, Stack, contenders, degraded, direct
+from ops.bench.turns import scripted, through
+from tests.support import settings_file
 
 SECONDS = 0.1
 FIGURES = {"per_s", "p50_ms", "p99_ms", "cpu_s", "busy_percent", "peak_mb", "others_percent"}
@@ -66,6 +84,36 @@ async def judge_figures(every: list[Contender], cores: Cores) -> None:
         (LONG_POLLS, (5,)),
         (STREAMS, (5,)),
     }
+
+
+async def test_overhead_and_swap_can_be_measured(tmp_path: Path) -> None:
+    """With tiny pipelines, and on one service: the degraded worker keeps a pipeline as well, as long as nobody asks
+    for the other one."""
+    cores = apart(usable_cores())
+    settings = settings_file(tmp_path)
+    models_dir, folder = tmp_path / "models", tmp_path / "service"
+    models_dir.mkdir()
+    folder.mkdir()
+
+    async with degraded(folder, cores, settings=settings, models_dir=models_dir) as stack:
+        with direct("script", folder, cores, settings=settings, models_dir=models_dir) as script:
+
+            def start(_: str) -> contextlib.AbstractContextManager[Script]:
+                return contextlib.nullcontext(script)  # a new process would cost six CPU seconds for its imports
+
+            over = await overhead.compare(stack, script, rounds=1, tasks=2, say=told)
+            swapped = await swap.compare(stack, script, start, rounds=1, swaps=2, fresh_swaps=1, say=told)
+            task = (await through(stack, swap.body_of("phr00t"))).task
+            other = structs.replace(task, parameters=structs.replace(task.parameters, seed=8))
+            with pytest.raises(LoadFailed, match="made another video"):
+                await scripted(script, other)
+    figures = {"p50_ms", "cpu_ms", "peak_mb"}
+    for part, script_name in ((over, DIRECT), (swapped, BARE_SWAP)):
+        assert {each.figure for each in part.series if each.contender == script_name} == figures | {OTHERS}
+        assert {each.figure for each in part.series if each.contender == WARMLANE} == figures | {OTHERS, "over_ms"}
+        assert all(each.median > 0 for each in part.series if each.figure in figures)
+    assert {each.figure for each in swapped.series if each.contender == FRESH} == figures
+    assert not any("nan" in note for note in (*over.notes, *swapped.notes))
 
 
 @pytest.mark.parametrize("name", [CELERY, TASKIQ])

@@ -11,7 +11,7 @@ from ops.bench.aims import AIMS, REASONS, UNKNOWN, Aim, ratio
 from ops.bench.command import command
 from ops.bench.dispatch import delay_ms
 from ops.bench.load import LoadFailed
-from ops.bench.names import BARE, BARE_JSON, CELERY, LIVE, TASKIQ, WARMLANE
+from ops.bench.names import BARE, BARE_JSON, BARE_SWAP, CELERY, DIRECT, FRESH, LIVE, TASKIQ, WARMLANE
 from ops.bench.report import judge, judge_all, markdown, plot, wins
 from ops.bench.results import Absent, Part, Results, Series
 
@@ -38,6 +38,13 @@ ACCEPT = part(
 )
 POLL = part("poll", (LIVE, "per_s", (70.0,)), (BARE_JSON, "per_s", (100.0,)))
 DISPATCH = part("dispatch", (WARMLANE, "p50_ms", (2.0, 3.0, 9.0)), (WARMLANE, "all_p99_ms", (15.0,)))
+OVERHEAD = part("overhead", (WARMLANE, "p50_ms", (390.0, 440.0, 1320.0)), (DIRECT, "p50_ms", (300.0, 400.0, 1200.0)))
+SWAP = part(
+    "swap",
+    (WARMLANE, "p50_ms", (1150.0,)),
+    (BARE_SWAP, "p50_ms", (1000.0,)),
+    (FRESH, "p50_ms", (9200.0,)),
+)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +56,8 @@ DISPATCH = part("dispatch", (WARMLANE, "p50_ms", (2.0, 3.0, 9.0)), (WARMLANE, "a
         ("poll_live", POLL, 0.7),
         ("dispatch_p50", DISPATCH, 3.0),
         ("dispatch_p99", DISPATCH, 15.0),
+        ("overhead", OVERHEAD, 1.1),
+        ("swap", SWAP, 1.15),
     ],
 )
 def test_an_aim_that_is_met(name: str, of: Part, measured: float) -> None:
@@ -70,6 +79,16 @@ def test_an_aim_that_is_met(name: str, of: Part, measured: float) -> None:
         ("poll_live", part("poll", (LIVE, "per_s", (69.999,)), (BARE_JSON, "per_s", (100.0,))), "missed by 0.00143 %"),
         ("dispatch_p50", part("dispatch", (WARMLANE, "p50_ms", (3.3,))), "missed by 10 %"),
         ("dispatch_p99", part("dispatch", (WARMLANE, "all_p99_ms", (45.0,))), "missed by 200 %"),
+        (
+            "overhead",
+            part("overhead", (WARMLANE, "p50_ms", (484.0,)), (DIRECT, "p50_ms", (400.0,))),
+            "missed by 10 %",
+        ),
+        (
+            "swap",
+            part("swap", (WARMLANE, "p50_ms", (2300.0,)), (BARE_SWAP, "p50_ms", (1000.0,))),
+            "missed by 100 %",
+        ),
     ],
 )
 def test_an_aim_that_is_missed_stays_in_the_report(name: str, of: Part, outcome: str) -> None:
@@ -88,6 +107,8 @@ def test_an_aim_that_is_missed_stays_in_the_report(name: str, of: Part, outcome:
         ("accept_limit", part("accept", (WARMLANE, "per_s", (float("nan"),)), (BARE, "per_s", (100.0,)))),
         ("accept_limit", None),
         ("dispatch_p50", part("dispatch", (CELERY, "p50_ms", (1.0,)))),
+        ("overhead", part("overhead", (WARMLANE, "p50_ms", (1.0,)))),
+        ("swap", part("swap", (WARMLANE, "p50_ms", (1.0,)), (FRESH, "p50_ms", (1.0,)))),
     ],
 )
 def test_what_was_not_measured_is_not_met(name: str, of: Part | None) -> None:
@@ -105,6 +126,10 @@ def test_a_ratio_is_that_of_the_rounds() -> None:
 def test_what_the_limit_itself_could_reach_stands_beside_the_verdicts() -> None:
     assert "the bare limit for that of the best durable peer | 2.50 | | for comparison |" in report(ACCEPT)
     assert "best durable peer | 2.50" not in report(part("accept", (BARE, "per_s", (100.0,))))
+
+
+def test_what_starting_anew_costs_stands_beside_the_verdicts() -> None:
+    assert "a new process for each task for degraded alternation | 8.00 | | for comparison |" in report(SWAP)
 
 
 def test_a_peer_that_wins_is_told() -> None:
