@@ -134,7 +134,7 @@ class Services:
         self.tasks.close()
 
     async def _janitor(self) -> None:
-        # never longer than what is kept, or `--keep 30s` would mean a minute and a half
+        # never longer than what is kept, or `--keep 40s` would mean a minute and a half
         interval_s = min(JANITOR_INTERVAL_S, max(1.0, self.keep_s / 4))
         while True:
             await asyncio.sleep(interval_s)
