@@ -91,6 +91,7 @@ class Services:
                 lanes=self.lanes,
                 fallbacks=self.fallbacks,
                 catalog=self.catalog,
+                keep_s=self.keep_s,
             )
             holds = Holds(
                 link=self.link,

@@ -3,8 +3,9 @@
 import asyncio
 import os
 import time
+import uuid
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 
 from contracts import lifecycle
 from contracts.settings import Catalog
-from contracts.tasks import GenerationTask, ImageReference, VideoFile, encode_task
+from contracts.tasks import GenerationTask, ImageReference, TaskStatus, VideoFile, encode_task
 from contracts.topology import TASKS
 from gateway.services import Services
 from ops.nats_link import NatsLink
@@ -85,6 +86,22 @@ async def test_files_go_when_the_server_drops_the_record(services: Services, tmp
 
     await eventually(cleaned)
     assert services.tasks.named_paths_of(task.id) == frozenset()
+
+
+async def test_a_timer_that_is_later_than_the_record_lasts_brings_nothing_back(services: Services) -> None:
+    """A sweeper that is behind finds the timers of tasks that ended, and expired: they must not end once more."""
+    now = datetime.now(UTC)
+
+    async def comes_due(queued_at: datetime) -> TaskStatus | None:
+        """The status of the record that the timer of a task queued at that time leaves, where there is none before."""
+        task = pending_task(str(uuid.uuid4()), created_at=queued_at, queued_at=queued_at)
+        snapshot = await services.sweeper.look(task.id, encode_task(task))
+        assert (await services.link.get(TASKS, task.id) is None) == (snapshot is None)
+        return None if snapshot is None else snapshot.task.status
+
+    assert await comes_due(now - timedelta(seconds=KEEP_S)) is None
+    # this one cannot have expired: it was never recorded, and whoever waits for it is told
+    assert await comes_due(now - timedelta(seconds=KEEP_S / 2)) is TaskStatus.FAILED
 
 
 async def test_the_file_of_a_running_task_stays(services: Services, tmp_path: Path) -> None:
