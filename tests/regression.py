@@ -287,6 +287,8 @@ def report(console: Console, seen: Seen, figures: Sequence[Figure]) -> None:
         console.print(f"{name}: {told or 'none'}", highlight=False)
     ends = ", ".join(f"{number} {end}" for end, number in seen.ends.items())
     console.print(f"accepted tasks: {ends or 'none'}; {seen.seconds:.0f} s in all", highlight=False)
+    if set(seen.ends) - {"done"}:
+        console.print("not every task became a video: this machine was too slow for the pace; see --rate")
 
 
 @click.command(
