@@ -1,6 +1,7 @@
 """Retention: videos, input images and orphans go with their record, and nothing else goes."""
 
 import asyncio
+import itertools
 import os
 import time
 import uuid
@@ -16,6 +17,7 @@ from contracts.settings import Catalog
 from contracts.tasks import GenerationTask, ImageReference, TaskStatus, VideoFile, encode_task
 from contracts.topology import TASKS
 from gateway.services import Services
+from gateway.task_board import Snapshot
 from ops.nats_link import NatsLink
 from ops.provision import provision, wanted
 from tests.records import pending_task
@@ -66,6 +68,25 @@ async def test_orphans_go_and_what_a_record_names_stays(services: Services, tmp_
     fresh = store(services, tmp_path, f"images/{GONE}.abcd", age_s=0)
     await services.clean()
     assert [file.exists() for file in (video, image, loser, orphan, fresh)] == [True, True, False, False, True]
+
+
+async def test_orphans_do_not_go_one_by_one(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway that is busy answers each look late: what is looked up one by one grows faster than it goes."""
+    read, reads, together = services.tasks.read, itertools.count(1), asyncio.Event()
+
+    async def read_together(task_id: str) -> Snapshot | None:
+        if next(reads) == 3:  # these services' own janitor may look as well, at one of them
+            together.set()
+        await together.wait()
+        return await read(task_id)
+
+    monkeypatch.setattr(services.tasks, "read", read_together)
+    files = [store(services, tmp_path, f"videos/{uuid.uuid4()}.0.mp4", age_s=100) for _ in range(3)]
+    async with asyncio.timeout(20):
+        await services.clean()
+    assert not any(file.exists() for file in files)
 
 
 async def test_files_go_when_the_server_drops_the_record(services: Services, tmp_path: Path) -> None:
