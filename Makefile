@@ -7,12 +7,15 @@ PIP_ARGS ?=
 # More arguments for `warmlane up`, and for pytest.
 UP_ARGS ?=
 PYTEST_ARGS ?=
-# More arguments for ops/bench, tests/fuzz.py, tests/overload.py, tests/swap.py and tests/failover.py; --help lists them.
+# More arguments for ops/bench and for tests/fuzz.py, overload.py, swap.py, failover.py, regression.py and soak.py; --help
+# lists them.
 FAILOVER_ARGS ?=
 FUZZ_ARGS ?=
 OVERLOAD_ARGS ?=
 SWAP_ARGS ?=
 CHAOS_ARGS ?=
+REGRESSION_ARGS ?=
+SOAK_ARGS ?=
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -22,7 +25,7 @@ TEST_READY := $(VENV)/.ready-test
 BENCH_READY := $(VENV)/.ready-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fuzz numbers overload swap windows starts lanes failover chaos chaos-plants cluster observe bench bench-all model audit clean
+.PHONY: help run test lint fuzz numbers overload swap windows starts lanes failover chaos chaos-plants cluster observe regression soak bench bench-all model audit clean
 
 help: ## List the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +82,12 @@ cluster: $(TEST_READY) ## Kill one of three nats-servers after the other under l
 
 observe: $(TEST_READY) ## Cause everything that an operator must be able to see, and print what was seen (about 90 seconds)
 	$(BIN)/python -m tests.observe
+
+regression: $(TEST_READY) ## Send 200 valid requests, and compare with the last committed result (about 2 minutes)
+	$(BIN)/python -m tests.regression $(REGRESSION_ARGS)
+
+soak: $(BENCH_READY) ## Submit 100,000 times with pipelines that do nothing, and judge what grew (10 to 20 minutes)
+	$(BIN)/python -m tests.soak $(SOAK_ARGS)
 
 bench: $(BENCH_READY) ## Measure accept, poll and dispatch beside a bare limit and others, and write docs/benchmarks (about 8 minutes)
 	$(BIN)/python -m ops.bench $(BENCH_ARGS)

@@ -31,6 +31,7 @@ from ops.options import (
     nats_options,
     port_option,
     profile_option,
+    require_kept_long_enough,
     settings_option,
     tls_cert_option,
     tls_key_option,
@@ -127,6 +128,7 @@ def command(
 
     async def run() -> None:
         catalog = load_settings(settings).catalog(profile)
+        require_kept_long_enough(keep_s, catalog.windows)
         listener = listen(host.address, port)
         services = Services(
             catalog=catalog,

@@ -34,6 +34,8 @@ from ops.tracing import PRODUCER, TRACEPARENT, current_span, failed, of_message,
 from ops.unreadable import unreadables
 
 BATCH: Final = 64
+# For two clocks that differ a little.
+EXPIRY_MARGIN_S: Final = 1.0
 
 log = structlog.get_logger("sweeper")
 
@@ -50,13 +52,16 @@ class Sweeper:
         lanes: LaneBoard,
         fallbacks: Fallbacks,
         catalog: Catalog,
+        keep_s: float,
     ) -> None:
+        """*keep_s* is how long the server keeps a record after its last change."""
         self._link = link
         self._artifacts = artifacts
         self._tasks = tasks
         self._lanes = lanes
         self._fallbacks = fallbacks
         self._catalog = catalog
+        self._keep_s = keep_s
 
     async def run(self, stop: asyncio.Event) -> None:
         """Handles due timers until *stop* is set."""
@@ -137,9 +142,14 @@ class Sweeper:
                     return await self._fail(snapshot, code, message, now)
 
     async def _record_as_refused(self, task_id: str, payload: bytes, now: datetime) -> Snapshot | None:
+        """The new record; None where one may have been there, and expired: a timer can be as late as that."""
         task = decode_task_of(task_id, payload)
         if task.status.is_terminal:
             raise UnreadableTask("a task that has ended, and has no record - at `$.status`")
+        if (now - task.queued_at).total_seconds() >= self._keep_s - EXPIRY_MARGIN_S:
+            # There was a record, most likely, and the server has dropped it by age: what had ended as `done` must not
+            # come back as refused. A record that was never written would be gone by now as well.
+            return None
         refused = lifecycle.fail(
             task, code=FailureCode.QUEUE_OVERLOADED, message="it was never recorded; submit it again", now=now
         )

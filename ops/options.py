@@ -13,10 +13,13 @@ from urllib.parse import urlsplit
 import click
 from msgspec import Struct
 
+from contracts.settings import Windows
 from ops.nats_access import NatsAccess, Role, access
 from ops.telemetry import Listen
 
 DEFAULT_DATA_DIR: Final = Path(".warmlane")
+# Timers come late: by a second when a server is busy, by more when it was away.
+KEEP_MARGIN_S: Final = 10.0
 _UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
@@ -239,7 +242,7 @@ keep_option = click.option(
     default="7d",
     show_default=True,
     show_envvar=True,
-    help="How long a finished task and its video are kept.",
+    help="How long a finished task and its video are kept; never less than a task may wait, and 10 s more.",
 )
 step_seconds_option = click.option(
     "--step-seconds",
@@ -331,6 +334,20 @@ class Shared(Struct, frozen=True):
         """The same, for the command line of another process."""
         arguments = [*self.nats.arguments(), "--data-dir", str(self.data_dir), "--profile", self.profile]
         return arguments if self.settings is None else [*arguments, "--settings", str(self.settings)]
+
+
+def require_kept_long_enough(keep_s: float, windows: Windows) -> None:
+    """Raises click.BadParameter when records would expire before the timers of their tasks are due.
+
+    A timer that finds no record takes the task for one that was never recorded: what had ended as `done`, and was
+    forgotten, would come back as refused. And what waits would be forgotten while it waits.
+    """
+    least_s = max(windows.wait_limit_s, windows.lease_s) + KEEP_MARGIN_S
+    if keep_s < least_s:
+        raise click.BadParameter(
+            f"{keep_s:g}s is less than the {least_s:g}s for which a task may have a timer; keep tasks longer",
+            param_hint="--keep",
+        )
 
 
 def slowed(step_seconds: float) -> list[str]:

@@ -39,7 +39,14 @@ from contracts.topology import (
 )
 from ops.nats_access import NatsAccess
 from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer, translated
-from ops.options import keep_option, nats_options, profile_option, replicas_option, settings_option
+from ops.options import (
+    keep_option,
+    nats_options,
+    profile_option,
+    replicas_option,
+    require_kept_long_enough,
+    settings_option,
+)
 
 # What an operator may have set for reasons of their own, and what the server fills in, is left alone.
 _STREAM_FIELDS: Final = [
@@ -279,6 +286,7 @@ def command(
 
     async def run() -> list[Difference]:
         catalog = load_settings(settings).catalog(profile)
+        require_kept_long_enough(keep_s, catalog.windows)
         link = await NatsLink.connect(nats, name="provision")
         try:
             want = wanted(catalog, keep_s=keep_s, replicas=replicas)

@@ -40,6 +40,7 @@ from ops.options import (
     port_option,
     profile_option,
     quota_option,
+    require_kept_long_enough,
     settings_option,
     slowed,
     step_seconds_option,
@@ -443,6 +444,7 @@ def command(
         find_nats_server()
     except (SettingsError, NoNatsServer) as error:
         raise click.ClickException(str(error)) from error
+    require_kept_long_enough(keep_s, catalog.windows)
     data_dir = data_dir.absolute()
     with only_one(data_dir, "up"):
         require_free(host.address, port, "--port")

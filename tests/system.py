@@ -18,6 +18,9 @@ from tests.support import children_of, clean_environment, command_line, eventual
 class UpProcess:
     """One `warmlane up` on free ports, with a data folder of its own."""
 
+    program = staticmethod(warmlane_command)
+    """What gives the command line of `warmlane`."""
+
     def __init__(self, folder: Path, *options: str, warm: Sequence[str] | None = None, **environment: str) -> None:
         """*warm* names the models that get a warm lane, where `--lanes` does not tell."""
         self.data_dir = folder / "data"
@@ -37,7 +40,7 @@ class UpProcess:
         arguments = ["--port", str(self.port), "--nats-port", str(self.nats_port), "--data-dir", str(self.data_dir)]
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(
-                warmlane_command("up", *arguments, *self._options),
+                self.program("up", *arguments, *self._options),
                 stdout=output,
                 stderr=output,
                 env=clean_environment() | self._environment,

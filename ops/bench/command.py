@@ -1,7 +1,6 @@
 """`python -m ops.bench`: measures, and writes the report."""
 
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -14,12 +13,12 @@ from typing import Final
 
 import click
 import msgspec
-import psutil
 import uvloop
 from msgspec import structs
 
 from ops.bench import accept, dispatch, overhead, poll, servers, swap
 from ops.bench.load import LoadFailed
+from ops.bench.machine import machine, system
 from ops.bench.procs import Cores, NotStarted, apart, usable_cores
 from ops.bench.report import is_plotted, judge_all, markdown, plot
 from ops.bench.results import Part, Results
@@ -84,8 +83,8 @@ def facts(cores: Cores, *, rounds: int, seconds: float) -> dict[str, str]:
     versions = ", ".join(f"{name} {installed[name]}" for name in PACKAGES if name in installed)
     brokers = [_version(str(find_nats_server())), *([_version("redis-server")] if shutil.which("redis-server") else [])]
     return {
-        "machine": f"{_cpu()}, {psutil.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB of memory",
-        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "machine": machine(),
+        "system": system(),
         "packages": versions,
         "brokers": "; ".join(brokers),
         "cores": str(cores),
@@ -187,12 +186,3 @@ def _installed() -> list[metadata.Distribution]:
 def _version(program: str) -> str:
     told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout.strip()
     return told.partition(" sha=")[0]
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return name or platform.processor() or platform.machine()

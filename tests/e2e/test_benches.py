@@ -1,9 +1,12 @@
-"""`make overload` and `make failover`, shortened: all that they judge, except how long things take.
+"""`make overload`, `make failover`, `make regression` and `make soak`, shortened: all that they judge, except how long
+things take and what grows.
 
 `make swap` is in `test_residence.py`, which makes the heavy pipelines anyway.
 """
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +17,10 @@ from tests.failover import UNSEEN, fail_over, settings_for
 from tests.failover import judge as judge_failover
 from tests.overload import judge as judge_overload
 from tests.overload import overload
+from tests.regression import judge as judge_regression
+from tests.regression import result_of, send
+from tests.soak import KEEP_S, NoopSystem, soak
+from tests.soak_report import judge as judge_soak
 from tests.support import settings_file
 from tests.swap import Alternation
 from tests.swap import judge as judge_swaps
@@ -51,6 +58,37 @@ def test_a_lane_that_dies_while_nobody_looks(tmp_path: Path) -> None:
     for timed in ("until routing moves", "from warm until routing is back"):
         assert figures.pop(timed).measured is not None
     assert [(figure.what, figure.note) for figure in figures.values() if not figure.is_met] == []
+
+
+def test_a_soak_and_a_regression(tmp_path: Path) -> None:
+    """SC-004, on a system whose pipelines do nothing: all is accepted, until its server is stopped."""
+    up = NoopSystem(tmp_path, "--keep", f"{KEEP_S:g}s")
+    try:
+        up.start()
+        soaked = asyncio.run(soak(up, count=200, seconds=None, clients=8, keep_s=KEEP_S, console=QUIET))
+        well = asyncio.run(send(up.url, count=10, rate=10, console=QUIET))
+        server = up.find("nats-server")
+        os.kill(server, signal.SIGSTOP)
+        try:
+            stopped = asyncio.run(send(up.url, count=4, rate=10, console=QUIET))
+        finally:
+            os.kill(server, signal.SIGCONT)
+    finally:
+        up.stop()
+    assert (soaked.accepted, soaked.ends, soaked.refused) == (200, {"done": 200}, {})
+    assert soaked.asked == {"long polls": 20, "event streams": 14, "videos": 4}
+    assert [line.what for line in judge_soak(soaked)[:3] if not line.is_met] == []
+    last = soaked.samples[-1].values
+    assert last["messages KV_tasks"] >= 200
+    assert last["objects artifacts"] == 200
+    assert min(last[f"rss {name}"] for name in ("gateway", "nats-server", "supervisor", "phr00t-0's host")) > 1e6
+
+    baseline = result_of(well, rate=10)
+    assert well.ends == {"done": 10}
+    assert [figure.what for figure in judge_regression(well, baseline)[1:] if not figure.is_met] == []
+    assert stopped.answers == {("submit", 503): 4}
+    missed = {figure.what for figure in judge_regression(stopped, baseline)[1:] if not figure.is_met}
+    assert missed == {"accepted", "of the submits answered with 5xx"}
 
 
 def test_the_judge_of_swaps_sees_a_leak() -> None:

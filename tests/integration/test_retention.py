@@ -1,10 +1,12 @@
 """Retention: videos, input images and orphans go with their record, and nothing else goes."""
 
 import asyncio
+import itertools
 import os
 import time
+import uuid
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,10 @@ from msgspec.structs import replace
 
 from contracts import lifecycle
 from contracts.settings import Catalog
-from contracts.tasks import GenerationTask, ImageReference, VideoFile, encode_task
+from contracts.tasks import GenerationTask, ImageReference, TaskStatus, VideoFile, encode_task
 from contracts.topology import TASKS
 from gateway.services import Services
+from gateway.task_board import Snapshot
 from ops.nats_link import NatsLink
 from ops.provision import provision, wanted
 from tests.records import pending_task
@@ -67,6 +70,25 @@ async def test_orphans_go_and_what_a_record_names_stays(services: Services, tmp_
     assert [file.exists() for file in (video, image, loser, orphan, fresh)] == [True, True, False, False, True]
 
 
+async def test_orphans_do_not_go_one_by_one(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway that is busy answers each look late: what is looked up one by one grows faster than it goes."""
+    read, reads, together = services.tasks.read, itertools.count(1), asyncio.Event()
+
+    async def read_together(task_id: str) -> Snapshot | None:
+        if next(reads) == 3:  # these services' own janitor may look as well, at one of them
+            together.set()
+        await together.wait()
+        return await read(task_id)
+
+    monkeypatch.setattr(services.tasks, "read", read_together)
+    files = [store(services, tmp_path, f"videos/{uuid.uuid4()}.0.mp4", age_s=100) for _ in range(3)]
+    async with asyncio.timeout(20):
+        await services.clean()
+    assert not any(file.exists() for file in files)
+
+
 async def test_files_go_when_the_server_drops_the_record(services: Services, tmp_path: Path) -> None:
     """The bucket's own age limit is what ends a record; the janitor follows it."""
     task = done_task()
@@ -85,6 +107,22 @@ async def test_files_go_when_the_server_drops_the_record(services: Services, tmp
 
     await eventually(cleaned)
     assert services.tasks.named_paths_of(task.id) == ()
+
+
+async def test_a_timer_that_is_later_than_the_record_lasts_brings_nothing_back(services: Services) -> None:
+    """A sweeper that is behind finds the timers of tasks that ended, and expired: they must not end once more."""
+    now = datetime.now(UTC)
+
+    async def comes_due(queued_at: datetime) -> TaskStatus | None:
+        """The status of the record that the timer of a task queued at that time leaves, where there is none before."""
+        task = pending_task(str(uuid.uuid4()), created_at=queued_at, queued_at=queued_at)
+        snapshot = await services.sweeper.look(task.id, encode_task(task))
+        assert (await services.link.get(TASKS, task.id) is None) == (snapshot is None)
+        return None if snapshot is None else snapshot.task.status
+
+    assert await comes_due(now - timedelta(seconds=KEEP_S)) is None
+    # this one cannot have expired: it was never recorded, and whoever waits for it is told
+    assert await comes_due(now - timedelta(seconds=KEEP_S / 2)) is TaskStatus.FAILED
 
 
 async def test_the_file_of_a_running_task_stays(services: Services, tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ from tests.model.network import Network, Operation, StoreAway, use
 from tests.model.patches import ERRORS
 
 MODELS: Final = ("anisora", "phr00t")
+# Nothing expires within a run.
+KEEP_S: Final = 604_800.0
 DEGRADED_MAX: Final = 3
 LANE_MAX: Final = 3
 GATEWAYS: Final = ("gateway-0", "gateway-1")
@@ -171,7 +173,13 @@ class GatewayHost(ModelHost):
         await lanes.start(link)
         await fallbacks.start(link)
         sweeper = Sweeper(
-            link=link, artifacts=artifacts, tasks=tasks, lanes=lanes, fallbacks=fallbacks, catalog=catalog
+            link=link,
+            artifacts=artifacts,
+            tasks=tasks,
+            lanes=lanes,
+            fallbacks=fallbacks,
+            catalog=catalog,
+            keep_s=KEEP_S,
         )
         holds = Holds(link=link, artifacts=artifacts, tasks=tasks, sweeper=sweeper, stopping=stopping)
         await holds.start()

@@ -14,6 +14,7 @@ from ops.cli import COMMANDS, INTERRUPTED, cli
 from tests.support import clean_environment
 
 ROOT = Path(__file__).parents[2]
+NOWHERE = "nats://127.0.0.1:1"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -90,3 +91,16 @@ def test_ctrl_c_ends_with_130_and_no_traceback(arguments: list[str]) -> None:
     assert "interrupted" in errors
     if arguments[0] == "submit":
         assert "--idempotency-key k1" in errors
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["up"], ["gateway", "--nats-url", NOWHERE], ["provision", "--nats-url", NOWHERE]],
+    ids=lambda it: it[0],
+)
+def test_tasks_are_not_forgotten_before_their_timers_are_due(arguments: list[str], tmp_path: Path) -> None:
+    """A timer without a record is of a task that was never recorded: it would come back as refused."""
+    result = CliRunner().invoke(cli, [*arguments, "--data-dir", str(tmp_path / "data"), "--keep", "39s"])
+    assert result.exit_code == 2
+    assert "39s is less than the 40s for which a task may have a timer" in result.output
+    assert not (tmp_path / "data").exists()
