@@ -21,7 +21,7 @@ async def measure(cores: Cores, *, rounds: int, say: Callable[[str], None], task
         say(f"overhead: starting {WARMLANE}")
         async with warmlane(folder, cores, works=True) as stack:
             with direct(
-                "direct", folder, cores, settings=folder / "settings.json", models_dir=folder / "models"
+                "direct", folder, cores.rest, settings=folder / "settings.json", models_dir=folder / "models"
             ) as script:
                 return await compare(stack, script, rounds=rounds, tasks=tasks, say=say)
 
@@ -62,8 +62,8 @@ def notes(ours: list[Through], theirs: list[Scripted], rounds: int, tasks: int) 
     return (
         f"{rounds * tasks} videos of each in rounds of {tasks}, one at a time, in turns, {REST_S * 1e3:g} ms after the "
         f"one before: the settings' default size ({used.width}x{used.height}, {used.num_frames} frames, {used.steps} "
-        "steps), one seed. All had the same bytes. Service, worker, pipeline host and script share one core and use "
-        "one thread; both pipelines are warm.",
+        "steps), one seed. All had the same bytes. Worker, pipeline host, script and load share one core and use "
+        "one thread each; the service has another core. Both pipelines are warm.",
         f"{WARMLANE}: from just before `POST /generate` to the answer of `GET /tasks/ID?wait=60` that says done, which "
         f"is behind the stored video. {DIRECT}: from a line on its input, with the same parameters, to a line on its "
         "output, behind the written video.",

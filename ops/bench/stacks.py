@@ -343,16 +343,16 @@ def _service(
 
 
 def direct(
-    name: str, folder: Path, cores: Cores, *, settings: Path, models_dir: Path
+    name: str, folder: Path, cores: frozenset[int], *, settings: Path, models_dir: Path
 ) -> contextlib.AbstractContextManager[Script]:
-    """The script `ops.bench.peers.direct`, where the service under measurement runs."""
+    """The script `ops.bench.peers.direct` on *cores*: those of the worker that it is compared with."""
     command = [sys.executable, "-m", "ops.bench.peers.direct"]
     video = folder / f"{name}.mp4"
     return script(
         name,
         [*command, str(settings), str(models_dir), str(video)],
         folder=folder,
-        cores=cores.served,
+        cores=cores,
         env=environment(HF_HUB_OFFLINE="1"),
     )
 

@@ -56,7 +56,7 @@ async def measure(cores: Cores, *, rounds: int, say: Callable[[str], None]) -> P
         async with degraded(folder, cores, settings=settings, models_dir=models_dir) as stack:
 
             def start(name: str) -> contextlib.AbstractContextManager[Script]:
-                return direct(name, folder, cores, settings=settings, models_dir=models_dir)
+                return direct(name, folder, cores.served, settings=settings, models_dir=models_dir)
 
             with start("bare_swap") as script:
                 return await compare(stack, script, start, rounds=rounds, swaps=SWAPS, fresh_swaps=FRESH_SWAPS, say=say)

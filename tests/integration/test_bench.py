@@ -96,7 +96,7 @@ async def test_overhead_and_swap_can_be_measured(tmp_path: Path) -> None:
     folder.mkdir()
 
     async with degraded(folder, cores, settings=settings, models_dir=models_dir) as stack:
-        with direct("script", folder, cores, settings=settings, models_dir=models_dir) as script:
+        with direct("script", folder, cores.rest, settings=settings, models_dir=models_dir) as script:
 
             def start(_: str) -> contextlib.AbstractContextManager[Script]:
                 return contextlib.nullcontext(script)  # a new process would cost six CPU seconds for its imports
