@@ -63,7 +63,8 @@ CPU: Final = "cpu "
 
 class Seen(Struct, frozen=True, kw_only=True):
     """All that was observed. *ends* counts the accepted tasks by how they ended; *refused* the 503s by their code;
-    *asked* what clients asked for besides; *processes* how many were seen of each kind."""
+    *asked* what clients asked for besides, *asked_again* what they asked for once more on a new connection; *processes*
+    how many were seen of each kind."""
 
     samples: tuple[Sample, ...]
     accepted: int
@@ -72,6 +73,7 @@ class Seen(Struct, frozen=True, kw_only=True):
     moved_after_end: int
     refused: Mapping[str, int]
     asked: Mapping[str, int]
+    asked_again: int = 0
     seconds: float
     keep_s: float
     processes: Mapping[str, int]
@@ -179,6 +181,7 @@ def told(seen: Seen) -> Iterator[str]:
     yield f"a task was kept for {seen.keep_s:g} s after its end"
     yield f"they ended: {counted(seen.ends)}; refused and sent again: {counted(seen.refused)}"
     yield f"clients also asked for: {counted(seen.asked)}"
+    yield f"answers that were asked for again, as the connection had been closed: {seen.asked_again:,}"
     hosts = {name: count - 1 for name, count in seen.processes.items() if name.endswith(HOST)}
     yield f"pipeline hosts that were replaced by fresh ones (`recycle_after_tasks`): {counted(hosts)}"
     used_s = {name: cpu_per_1000(seen, name) for name in seen.processes if not name.endswith(HOST)}
