@@ -40,6 +40,12 @@ class Scripted(Struct, frozen=True):
     seconds: float
 
 
+class _Seen(Struct, frozen=True):
+    """Of what a client is told about its task."""
+
+    status: TaskStatus
+
+
 async def through(stack: Stack, body: bytes) -> Through:
     """Submits *body* and waits by a long-poll, on a connection that is open already. Raises LoadFailed for a task that
     does not end as done."""
@@ -51,13 +57,15 @@ async def through(stack: Stack, body: bytes) -> Through:
         if answer.status != ACCEPTED:
             raise LoadFailed(f"a task is not accepted: status {answer.status}, {answer.body.decode(errors='replace')}")
         task_id: str = msgspec.json.decode(answer.body)["id"]
-        ended = await line.ask(request("GET", f"/tasks/{task_id}?wait=60", stack.address))
+        status = TaskStatus.PENDING
+        while not status.is_terminal:  # a wait of 60 s can end before the task, on a machine that is taken
+            ended = await line.ask(request("GET", f"/tasks/{task_id}?wait=60", stack.address))
+            status = msgspec.json.decode(ended.body, type=_Seen).status
         seconds = time.perf_counter() - begun_s
     finally:
         line.close()
-    status = msgspec.json.decode(ended.body).get("status")
     entry = await stack.link.get(TASKS, task_id)
-    if status != TaskStatus.DONE or entry is None or entry.value is None:
+    if status is not TaskStatus.DONE or entry is None or entry.value is None:
         raise LoadFailed(f"the task {task_id} is not done: {ended.body.decode(errors='replace')}")
     return Through(decode_task_of(task_id, entry.value), seconds)
 
