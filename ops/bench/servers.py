@@ -53,7 +53,7 @@ async def measure(
         absent=(Absent(GRANIAN, missing),) if missing else (),
         notes=(
             "The bare limit's own application, with uvloop and one worker on either server. See "
-            "[ADR 0018](../adr/0018-uvicorn-and-not-granian.md).",
+            "[ADR 0019](../adr/0019-uvicorn-and-not-granian.md).",
         ),
     )
 
