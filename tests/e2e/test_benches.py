@@ -14,7 +14,7 @@ from tests.failover import UNSEEN, fail_over, settings_for
 from tests.failover import judge as judge_failover
 from tests.overload import judge as judge_overload
 from tests.overload import overload
-from tests.support import settings_file
+from tests.support import settings_file, shared_forks
 from tests.swap import Alternation
 from tests.swap import judge as judge_swaps
 from tests.system import UpProcess
@@ -27,7 +27,7 @@ def test_ten_times_what_the_worker_can_do(tmp_path: Path) -> None:
     """SC-007, SC-008, SC-009."""
     settings = settings_file(tmp_path, wait_limit_s=WAIT_LIMIT_S)
     options = ("--lanes", "anisora=0,phr00t=0", "--step-seconds", "0.05", "--settings", str(settings))
-    up = UpProcess(tmp_path, *options)
+    up = UpProcess(tmp_path, *options, **shared_forks())
     try:
         up.start()
         seen = asyncio.run(overload(up, times=10, seconds=9, console=QUIET))
@@ -41,7 +41,8 @@ def test_ten_times_what_the_worker_can_do(tmp_path: Path) -> None:
 def test_a_lane_that_dies_while_nobody_looks(tmp_path: Path) -> None:
     """FR-021 b, and back: only its silence tells, and no request fails for it."""
     window_s = 4.0
-    up = UpProcess(tmp_path, "--settings", str(settings_for(tmp_path, window_s, lease_s=2.0, lease_renew_s=0.5)))
+    settings = settings_for(tmp_path, window_s, lease_s=2.0, lease_renew_s=0.5)
+    up = UpProcess(tmp_path, "--settings", str(settings), **shared_forks())
     try:
         up.start()
         seen = asyncio.run(fail_over(up, [UNSEEN], rate=2, window_s=window_s, after=10))

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ops.processes import warmlane_command
-from tests.support import clean_environment, eventually_sync
+from tests.support import clean_environment, eventually_sync, shared_forks
 from tests.system import UpProcess
 
 ROOT = Path(__file__).parents[2]
@@ -145,7 +145,7 @@ def test_demo_alternates_saves_and_judges(system: System, tmp_path: Path) -> Non
 @pytest.fixture(scope="module")
 def degraded_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
     """A running system without lanes."""
-    up = UpProcess(tmp_path_factory.mktemp("degraded"), "--lanes", "anisora=0,phr00t=0")
+    up = UpProcess(tmp_path_factory.mktemp("degraded"), "--lanes", "anisora=0,phr00t=0", **shared_forks())
     up.start()
     yield up
     up.stop()

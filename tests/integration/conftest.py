@@ -230,11 +230,17 @@ def bare_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayPr
 
 @pytest.fixture
 async def bare_system(bare_gateway: GatewayProcess) -> AsyncIterator[System]:
-    """`bare_gateway` with nothing in its queues."""
+    """`bare_gateway` with nothing in its queues, and with no task that would come back to them.
+
+    A lane task that no lane takes goes to the degraded queue after 30 s, in the middle of whichever test is then.
+    """
     link = await NatsLink.connect(bare_gateway.nats.url, name="test")
     await link.js.purge_stream(DEGRADED)
     async with httpx.AsyncClient(base_url=bare_gateway.url, timeout=40) as http:
         yield System(bare_gateway, link, http)
+        while pending := (await http.get("/tasks", params={"status": "pending", "limit": 100})).json()["tasks"]:
+            for task in pending:
+                await http.delete(f"/tasks/{task['id']}")
     await link.close()
 
 

@@ -37,6 +37,8 @@ from tests.lanes import Lane, SharedForkServer
 from tests.records import after, pending_task, processing_task
 from tests.support import NatsServer, eventually, settings_file
 
+pytestmark = pytest.mark.usefixtures("rogue_forks")
+
 S2_MAGIC: Final = b"\xff\x06\x00\x00S2sTwO"
 SMALL: Final = {"model": "phr00t", "prompt": "x", "num_frames": 5, "width": 32, "height": 32}
 

@@ -22,7 +22,9 @@ from tests.conftest import KEEP_S
 from tests.degraded import DegradedProcess, leads
 from tests.integration.conftest import GatewayProcess, System
 from tests.lanes import CutWire, LaneProcess, heartbeat_of
-from tests.support import eventually, is_running, settings_file
+from tests.support import eventually, is_running, settings_file, shared_forks
+
+pytestmark = pytest.mark.usefixtures("forks")
 
 MODEL = "phr00t"
 STREAM = lane_stream(MODEL)
@@ -64,10 +66,12 @@ class Scene:
         self._wire_url, self._options = wire_url, options
         self._folder = system.gateway.data_dir
         self.lane = self._start_lane()
-        self.degraded = DegradedProcess(system.gateway.nats.address, self._folder, DEGRADED, "cpu-0", *options)
+        address = system.gateway.nats.address
+        self.degraded = DegradedProcess(address, self._folder, DEGRADED, "cpu-0", *options, **shared_forks())
 
     def _start_lane(self) -> LaneProcess:
-        return LaneProcess(self._wire_url, self._folder, *self._options, "--step-seconds", "0.4", model=MODEL)
+        options = (*self._options, "--step-seconds", "0.4")
+        return LaneProcess(self._wire_url, self._folder, *options, model=MODEL, environment=shared_forks())
 
     async def ready(self) -> None:
         """The lane is warm and idle, as the gateway knows it too; nothing waits."""

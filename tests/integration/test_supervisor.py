@@ -33,7 +33,18 @@ from ops.quota import Quota
 from ops.supervisor import Supervised, Supervisor
 from tests.integration.conftest import System, fresh_system, report_lane
 from tests.records import TASK_ID, processing_task
-from tests.support import children_of, clean_environment, command_line, eventually, is_running, settings_file
+from tests.support import (
+    below,
+    children_of,
+    clean_environment,
+    command_line,
+    eventually,
+    is_running,
+    settings_file,
+    shared_forks,
+)
+
+pytestmark = pytest.mark.usefixtures("forks")
 
 
 class Lanes:
@@ -135,7 +146,7 @@ async def starts_of(link: NatsLink, name: str) -> list[ColdStart]:
 
 
 def _popen(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, stdout=log, stderr=log, env=clean_environment())
+    return subprocess.Popen(command, stdout=log, stderr=log, env=clean_environment() | shared_forks())
 
 
 @asynccontextmanager
@@ -153,10 +164,10 @@ async def supervised(system: System, data_dir: Path, *options: str) -> AsyncIter
     rig = Rig(system, lanes, data_dir, process)
     try:
         yield rig
-        below = children_of(process.pid)
+        started = below(process.pid, data_dir / "logs")
         process.terminate()
         assert await asyncio.to_thread(process.wait, 30) == 0, (data_dir / "supervisor.log").read_text()
-        assert [pid for pid in below if is_running(pid)] == []
+        assert [pid for pid in started if is_running(pid)] == []
         await lanes.are_gone("anisora-0", "phr00t-0")
     finally:
         process.send_signal(signal.SIGQUIT)

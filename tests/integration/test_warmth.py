@@ -25,6 +25,8 @@ from tests.integration.conftest import System, fresh_system
 from tests.lanes import Lane, SharedForkServer, StateLog
 from tests.support import eventually, is_running, settings_file
 
+pytestmark = pytest.mark.usefixtures("rogue_forks")
+
 NEVER = Warmth(recycle_after_tasks=0, recycle_residue_bytes=0, evict_idle_s=0)
 
 
