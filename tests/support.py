@@ -30,6 +30,8 @@ T = TypeVar("T")
 # those could take a port between our look and the server's start. Each pytest process has a part of it for itself.
 PORTS: Final = range(20_000, 32_000)
 PORTS_PER_PROCESS: Final = 1_500
+# By then something is broken. On a machine that others keep busy, starting a gateway once took 25 s.
+BOUND_S: Final = 60.0
 # as `tests.rogue_host.COMMAND`, without its import of torch
 ROGUE_HOST: Final = (sys.executable, "-m", "tests.rogue_host")
 _next_ports: dict[int, Iterator[int]] = {}
@@ -50,7 +52,7 @@ def free_port() -> int:
     raise AssertionError(f"none of {PORTS_PER_PROCESS} ports is free")
 
 
-async def eventually(look: Callable[[], Awaitable[T]], *, within_s: float = 20.0) -> T:
+async def eventually(look: Callable[[], Awaitable[T]], *, within_s: float = BOUND_S) -> T:
     """The first true value of *look*; fails when there is none *within_s*. A bound, not a pause."""
     deadline_s = time.monotonic() + within_s
     while True:
@@ -62,7 +64,7 @@ async def eventually(look: Callable[[], Awaitable[T]], *, within_s: float = 20.0
         await asyncio.sleep(0.02)
 
 
-def eventually_sync(look: Callable[[], T], *, within_s: float = 20.0) -> T:
+def eventually_sync(look: Callable[[], T], *, within_s: float = BOUND_S) -> T:
     """As `eventually`, for tests without an event loop."""
     deadline_s = time.monotonic() + within_s
     while True:
@@ -113,7 +115,7 @@ class NatsServer:
     def _end(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
-            self._process.wait(timeout=20)
+            self._process.wait(timeout=BOUND_S)
 
 
 def settings_file(folder: Path, **windows_s: float) -> Path:

@@ -227,7 +227,7 @@ async def staged(folder: Path) -> AsyncIterator[Stage]:
             fake_nvml(folder, patch) as card,
             structlog.testing.capture_logs() as lines,
         ):
-            async with httpx.AsyncClient(base_url=gateway.url, timeout=40) as http:
+            async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
                 stage = Stage(System(gateway, link, http), catalog, folder, card, lines)
                 yield stage
                 await stage.leave()

@@ -101,7 +101,7 @@ async def test_every_task_ends_once_after_the_server_lost_its_disk(
     gateway.start("--settings", str(settings))
     lane = Lane(link, catalog, tmp_path, fork_server=fork_server)
     lane.start()
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=40) as http:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
         system = System(gateway, link, http)
 
         async def submit() -> str:

@@ -166,12 +166,12 @@ async def supervised(system: System, data_dir: Path, *options: str) -> AsyncIter
         yield rig
         started = below(process.pid, data_dir / "logs")
         process.terminate()
-        assert await asyncio.to_thread(process.wait, 30) == 0, (data_dir / "supervisor.log").read_text()
+        assert await asyncio.to_thread(process.wait, 60) == 0, (data_dir / "supervisor.log").read_text()
         assert [pid for pid in started if is_running(pid)] == []
         await lanes.are_gone("anisora-0", "phr00t-0")
     finally:
         process.send_signal(signal.SIGQUIT)
-        await asyncio.to_thread(process.wait, 30)
+        await asyncio.to_thread(process.wait, 60)
         await link.close()
 
 
@@ -603,6 +603,6 @@ async def test_a_process_that_is_stopped_while_it_is_being_started(tmp_path: Pat
     running = asyncio.create_task(process.run())
     await asyncio.sleep(0)  # it is forked, and nobody has its handle yet
     assert process.pid is None
-    await process.stop(within_s=5)
-    async with asyncio.timeout(10):
+    await process.stop(within_s=60)
+    async with asyncio.timeout(60):
         await running

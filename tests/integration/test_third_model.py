@@ -55,7 +55,7 @@ async def system(tmp_path: Path) -> AsyncIterator[System]:
     await provision(link, wanted(load_settings(path).catalog("tiny"), keep_s=KEEP_S))
     await asyncio.to_thread(gateway.start, "--settings", str(path), "--keep", f"{KEEP_S:g}s")
     lane = start_lane(gateway, path)
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=40) as http:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
         yield System(gateway, link, http)
     lane.terminate()
     assert await asyncio.to_thread(lane.wait, 60) == 0, (tmp_path / "lane.log").read_text()
