@@ -47,10 +47,12 @@ async def link(nats_server: NatsServer, catalog: Catalog) -> AsyncIterator[NatsL
     await link.close()
 
 
-@pytest.fixture(scope="session")
-def forks() -> None:
-    """`shared_forks`, before the first test that awaits something: the import must not hold up its event loop."""
-    shared_forks()
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`shared_forks` runs before the test awaits something: the import must not hold up its event loop. Workers in this
+    process use it too."""
+    for name, value in shared_forks().items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")
