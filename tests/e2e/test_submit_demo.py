@@ -26,8 +26,6 @@ class System(Protocol):
     url: str
     data_dir: Path
 
-    def is_ready(self) -> bool: ...
-
 
 def warmlane(system: System, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -124,7 +122,12 @@ def newest_status(system: System, prompt: str) -> str | None:
 
 @pytest.mark.timeout(300)
 def test_demo_alternates_saves_and_judges(system: System, tmp_path: Path) -> None:
-    eventually_sync(system.is_ready)  # the lane whose task was cancelled may be loading anew
+
+    def all_idle() -> bool:
+        models = httpx.get(f"{system.url}/readyz").json()["models"]
+        return all(model["lanes"] == ["warm"] for model in models.values())
+
+    eventually_sync(all_idle)  # a lane whose task was cancelled is busy until it stops, and may have to load anew
     result = warmlane(system, "demo", "--requests", "6", "--out", str(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
     videos = sorted(path.name for path in tmp_path.glob("*.mp4"))
