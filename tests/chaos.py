@@ -10,7 +10,7 @@ import logging
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final, get_args
@@ -93,9 +93,13 @@ async def chaos(
     plant: str | None = None,
     lasts_s: float | None = None,
     lanes_off: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> tuple[History, Summary]:
-    """One run, as `--help` tells. Faults last *lasts_s*. *lanes_off*: an operator keeps requests off the lanes."""
-    fleet = Fleet(folder, plant=plant)
+    """One run, as `--help` tells. Faults last *lasts_s*. *lanes_off*: an operator keeps requests off the lanes.
+
+    *environment* is added to that of every process.
+    """
+    fleet = Fleet(folder, plant=plant, environment=environment)
     try:
         await fleet.start()
         link = await NatsLink.connect(fleet.nats_url, name="chaos-watcher")

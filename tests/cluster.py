@@ -81,7 +81,7 @@ class Node:
         """kill -9."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(timeout=20)
+            self._process.wait(timeout=60)
 
     def monitored(self, path: str) -> dict[str, Any]:
         """What it says at *path*; nothing when it does not answer."""
@@ -163,7 +163,7 @@ async def stream_leader(link: NatsLink, stream: str) -> str:
             return None if cluster is None else cluster.leader
         return None
 
-    return str(await eventually(look, within_s=30))
+    return str(await eventually(look))
 
 
 async def provision_three(link: NatsLink) -> None:
@@ -204,7 +204,7 @@ class Gateway:
 
     def stop(self) -> None:
         self._process.terminate()
-        self._process.wait(timeout=20)
+        self._process.wait(timeout=60)
 
 
 # ── load ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,5 +1,6 @@
 """Fixtures of all tests: a real nats-server each, or one whole system for many."""
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -9,10 +10,15 @@ from contracts.settings import Catalog, load_settings
 from ops.nats_link import NatsLink
 from ops.provision import provision, wanted
 from tests.measured import Measured
-from tests.support import NatsServer, settings_file
+from tests.support import ROGUE_HOST, NatsServer, fork_server_at, settings_file, shared_forks
 from tests.system import UpProcess
 
 KEEP_S = 3_600.0
+
+# A shell that starts the tests in the background has Ctrl-C ignored in all of their processes, also in those that a
+# test interrupts. What is caught here is the default again in a new process.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
@@ -41,6 +47,20 @@ async def link(nats_server: NatsServer, catalog: Catalog) -> AsyncIterator[NatsL
     await link.close()
 
 
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`shared_forks` runs before the test awaits something: the import must not hold up its event loop. Workers in this
+    process use it too."""
+    for name, value in shared_forks().items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def rogue_forks() -> None:
+    """As `forks`, for hosts that misbehave when told to."""
+    fork_server_at(ROGUE_HOST)
+
+
 @pytest.fixture(scope="session")
 def measured() -> Measured:
     """The metrics of this process."""
@@ -50,7 +70,7 @@ def measured() -> Measured:
 @pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
     """A running system with a warm lane of each model, shared by all tests that break nothing."""
-    up = UpProcess(tmp_path_factory.mktemp("system"))
+    up = UpProcess(tmp_path_factory.mktemp("system"), **shared_forks())
     up.start()
     yield up
     up.stop()
@@ -63,7 +83,7 @@ def slow_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]
     settings = settings_file(
         folder, lease_s=2.0, lease_renew_s=0.5, reconnect_grace_s=1.0, heartbeat_s=1.0, health_timeout_s=60.0
     )
-    up = UpProcess(folder, "--settings", str(settings), "--step-seconds", "0.25")
+    up = UpProcess(folder, "--settings", str(settings), "--step-seconds", "0.25", **shared_forks())
     up.start()
     yield up
     up.stop()

@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from lane_worker.runtime.slot import lock_path, read_note
 from lane_worker.worker import LaneWorker
 from ops.artifacts import Artifacts
 from ops.nats_link import Entry, NatsLink
-from tests.support import eventually
+from tests.support import ROGUE_HOST, eventually, fork_server_at
 from tests.workers import WorkerProcess
 
 
@@ -27,7 +26,7 @@ class SharedForkServer(ForkServer):
     """One for several lanes of a test, which spares an import of torch each. Its hosts misbehave when told to."""
 
     def __init__(self) -> None:
-        super().__init__((sys.executable, "-m", "tests.rogue_host"))
+        super().__init__(ROGUE_HOST, shared=fork_server_at(ROGUE_HOST))
 
     async def close(self) -> None:
         """Not when one lane leaves."""
@@ -136,9 +135,19 @@ class StateLog:
 class LaneProcess(WorkerProcess):
     """`warmlane lane`."""
 
-    def __init__(self, nats_url: str, data_dir: Path, *options: str, model: str = "phr00t", number: int = 0) -> None:
+    def __init__(
+        self,
+        nats_url: str,
+        data_dir: Path,
+        *options: str,
+        model: str = "phr00t",
+        number: int = 0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         name, slot = f"{model}-{number}", f"cpu-{number + 1}"
-        super().__init__("lane", nats_url, data_dir, "--model", model, *options, name=name, slot=slot)
+        super().__init__(
+            "lane", nats_url, data_dir, "--model", model, *options, name=name, slot=slot, **(environment or {})
+        )
 
 
 class CutWire:

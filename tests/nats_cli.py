@@ -51,7 +51,7 @@ class Watch:
     async def next(self) -> Entry:
         """The next entry, be it one that was there already or a change."""
         while True:
-            message = await self._messages.next_msg(timeout=20)
+            message = await self._messages.next_msg(timeout=60)
             if (message.headers or {}).get("Status") is None:  # else a sign of life, or flow control
                 return _entry_of(self._stream.removeprefix("KV_"), message)
 

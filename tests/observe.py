@@ -314,7 +314,7 @@ class Stage:
             ready = (await self._client.get("/readyz")).json()
             return state in ready["models"][model]["lanes"]
 
-        await eventually(said, within_s=30)
+        await eventually(said)
 
     async def _warm(self, model: str) -> None:
         await eventually(lambda: self._is_warm(model), within_s=60)
@@ -332,7 +332,7 @@ class Stage:
         async def looked() -> Any:
             return look()
 
-        await eventually(looked, within_s=30)
+        await eventually(looked)
 
     # What is seen of it
 

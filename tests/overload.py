@@ -230,8 +230,13 @@ async def post(
     )
 
 
-async def overload(up: UpProcess, *, times: float, seconds: float, console: Console) -> Seen:
-    """Measures what the worker can do, then sends *times* as much for *seconds*, and waits until all has ended."""
+async def overload(
+    up: UpProcess, *, times: float, seconds: float, console: Console, at_least_per_s: float = 0.0
+) -> Seen:
+    """Measures what the worker can do, then sends *times* as much for *seconds*, and waits until all has ended.
+
+    *at_least_per_s* fills the queue also where the worker is slow.
+    """
     link = await NatsLink.connect(up.nats_url, name="observer")
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     try:
@@ -242,7 +247,7 @@ async def overload(up: UpProcess, *, times: float, seconds: float, console: Cons
             await observer.watch()
             known = len(observer.lives())
             sampling = asyncio.create_task(observer.sample())
-            rate = times / service_s
+            rate = max(times / service_s, at_least_per_s)
             console.print(
                 f"a task takes {service_s:.2f} s, so {1 / service_s:.2f} a second fit; sending {rate:.2f} a second",
                 highlight=False,

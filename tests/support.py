@@ -1,19 +1,25 @@
 """What several tests need: a real nats-server, free ports, and waiting for a condition instead of for a time."""
 
 import asyncio
+import atexit
 import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from lane_worker.runtime.host import FORK_SERVER, host_environment
 from ops.nats_access import ROLES, password_variable
 from ops.nats_server import find_nats_server, nats_conf
 
@@ -24,6 +30,10 @@ T = TypeVar("T")
 # those could take a port between our look and the server's start. Each pytest process has a part of it for itself.
 PORTS: Final = range(20_000, 32_000)
 PORTS_PER_PROCESS: Final = 1_500
+# By then something is broken. On a machine that others keep busy, starting a gateway once took 25 s.
+BOUND_S: Final = 60.0
+# as `tests.rogue_host.COMMAND`, without its import of torch
+ROGUE_HOST: Final = (sys.executable, "-m", "tests.rogue_host")
 _next_ports: dict[int, Iterator[int]] = {}
 
 
@@ -42,7 +52,7 @@ def free_port() -> int:
     raise AssertionError(f"none of {PORTS_PER_PROCESS} ports is free")
 
 
-async def eventually(look: Callable[[], Awaitable[T]], *, within_s: float = 20.0) -> T:
+async def eventually(look: Callable[[], Awaitable[T]], *, within_s: float = BOUND_S) -> T:
     """The first true value of *look*; fails when there is none *within_s*. A bound, not a pause."""
     deadline_s = time.monotonic() + within_s
     while True:
@@ -54,7 +64,7 @@ async def eventually(look: Callable[[], Awaitable[T]], *, within_s: float = 20.0
         await asyncio.sleep(0.02)
 
 
-def eventually_sync(look: Callable[[], T], *, within_s: float = 20.0) -> T:
+def eventually_sync(look: Callable[[], T], *, within_s: float = BOUND_S) -> T:
     """As `eventually`, for tests without an event loop."""
     deadline_s = time.monotonic() + within_s
     while True:
@@ -105,7 +115,7 @@ class NatsServer:
     def _end(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
-            self._process.wait(timeout=20)
+            self._process.wait(timeout=BOUND_S)
 
 
 def settings_file(folder: Path, **windows_s: float) -> Path:
@@ -167,6 +177,51 @@ def clean_environment() -> dict[str, str]:
     servers under test."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WARMLANE_")}
     return clean | {password_variable(role): f"pw-{role}" for role in ROLES}
+
+
+def shared_forks() -> dict[str, str]:
+    """The variable that gives the workers of this pytest process one fork server: torch is imported once for all.
+
+    Not for what shows how a worker is started, and what that costs.
+    """
+    return {"WARMLANE_FORK_SERVER": fork_server_at(FORK_SERVER)}
+
+
+@cache
+def fork_server_at(command: tuple[str, ...]) -> str:
+    """The socket of a shared fork server that *command* starts; it ends with this process."""
+    folder = tempfile.mkdtemp(prefix="warmlane-forks-")
+    path = Path(folder) / "forks"
+    with Path(folder, "log").open("wb") as log:
+        process = subprocess.Popen([*command, str(path)], stdout=log, stderr=log, env=host_environment(os.environ))
+
+    def end() -> None:
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder)
+
+    atexit.register(end)
+
+    def answers() -> bool:
+        assert process.poll() is None, Path(folder, "log").read_text()
+        return path.exists()
+
+    eventually_sync(answers, within_s=120)
+    return str(path)
+
+
+def fork_servers_of(log: Path) -> list[int]:
+    """The fork servers that the worker with this *log* has had, the last one last. A shared one's are not below it."""
+    lines = (json.loads(line) for line in log.read_text().splitlines() if line.startswith("{"))
+    return [line["pid"] for line in lines if line["event"] == "fork_server_started"]
+
+
+def below(pid: int, logs: Path) -> list[int]:
+    """The processes below *pid*, and the fork servers and hosts of the workers with a log in the folder *logs*."""
+    found = {*children_of(pid)}
+    for server in [server for log in logs.glob("*.log") for server in fork_servers_of(log) if is_running(server)]:
+        found |= {server, *children_of(server)}
+    return sorted(found)
 
 
 def require_no_denial(log: str) -> None:

@@ -12,7 +12,16 @@ from typing import Any
 import httpx
 
 from ops.processes import warmlane_command
-from tests.support import children_of, clean_environment, command_line, eventually_sync, free_port, require_no_denial
+from tests.support import (
+    below,
+    children_of,
+    clean_environment,
+    command_line,
+    eventually_sync,
+    fork_servers_of,
+    free_port,
+    require_no_denial,
+)
 
 
 class UpProcess:
@@ -73,6 +82,10 @@ class UpProcess:
         return True
 
     @property
+    def logs(self) -> Path:
+        return self.data_dir / "logs"
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
@@ -85,9 +98,14 @@ class UpProcess:
 
     def host_of(self, worker: str) -> int:
         """The pipeline host child of *worker*: below the fork server of its process."""
-        server = children_of(self.find(f"--name {worker}"))
-        (host,) = [pid for pid in server if server and pid in children_of(server[0])]
+        self.find(f"--name {worker}")
+        server = fork_servers_of(self.logs / f"{worker}.log")[-1]
+        (host,) = children_of(server)
         return host
+
+    def below(self) -> list[int]:
+        """Every process that it started, or that was forked for it."""
+        return below(self.pid, self.logs)
 
     def submit(self, **fields: Any) -> dict[str, Any]:
         """The accepted task: at once on a warm lane, and when the degraded worker takes it otherwise."""
@@ -118,12 +136,12 @@ class UpProcess:
 
     def log_lines(self, worker: str) -> list[dict[str, Any]]:
         """What the worker logged, a dict a line."""
-        text = (self.data_dir / "logs" / f"{worker}.log").read_text()
+        text = (self.logs / f"{worker}.log").read_text()
         return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
     def memory_lines(self, task_id: str) -> list[dict[str, Any]]:
         """The memory lines of the task, by any worker, the first one first."""
-        workers = [path.stem for path in (self.data_dir / "logs").glob("*.log") if path.stem[-1].isdigit()]
+        workers = [path.stem for path in self.logs.glob("*.log") if path.stem[-1].isdigit()]
         lines = [line for worker in workers for line in self.log_lines(worker)]
         found = [line for line in lines if line["event"] == "memory_after_cleanup" and line["task_id"] == task_id]
         return sorted(found, key=lambda line: str(line["timestamp"]))
@@ -138,5 +156,5 @@ class UpProcess:
         if self._process is not None and self._process.poll() is None:
             self.interrupt()
         self.http.close()
-        for log in (self.data_dir / "logs").glob("*.log"):
+        for log in self.logs.glob("*.log"):
             require_no_denial(log.read_text())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.processes import warmlane_command
-from tests.support import children_of, clean_environment, require_no_denial
+from tests.support import children_of, clean_environment, fork_servers_of, require_no_denial
 
 
 class WorkerProcess:
@@ -35,7 +35,7 @@ class WorkerProcess:
     @property
     def hosts(self) -> list[int]:
         """The pipeline host children: what its fork server has forked."""
-        return [host for server in children_of(self.pid) for host in children_of(server)]
+        return [host for server in fork_servers_of(self.log_file) for host in children_of(server)]
 
     def log_lines(self, event: str) -> list[dict[str, Any]]:
         """What it logged as *event*."""

@@ -1,5 +1,8 @@
 """The fork server of a worker: `python -m lane_worker.pipelines.forkserver FD`, started by `runtime/host.py`.
 
+With the path of a Unix socket in place of FD it is the one that the workers of a machine share (`warmlane fork-server`,
+ADR 0018): it forks a fork server for each worker that connects, and that one serves the worker as if it were its own.
+
 It imports torch and diffusers once and forks a pipeline host for each request that comes over the socket FD, in
 milliseconds instead of the seconds those imports take. It holds no pipeline and no card itself, runs no tensor
 operation before it forks, and ends with its worker.
@@ -8,12 +11,14 @@ operation before it forks, and ends with its worker.
 child, swallow a failing import, block the worker's event loop while it starts, or need a second helper process.
 """
 
+import contextlib
 import faulthandler
 import gc
 import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Final
 
 from lane_worker.runtime.host_messages import PID, decode_fork
@@ -24,15 +29,26 @@ REQUEST_MAX_BYTES: Final = 65536
 def main() -> None:
     # Ctrl-C in a terminal reaches every process of the group; the worker decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    control = socket.socket(fileno=int(sys.argv[1]))
+    place = sys.argv[1]
+    control = socket.socket(fileno=int(place)) if place.isdecimal() else None
     faulthandler.enable()
     gc.disable()  # what imports make stays: looking through it again and again costs a sixth of their time
-    from lane_worker.pipelines.child import child_main  # takes seconds, so Ctrl-C is ignored before
+    from lane_worker.pipelines import child  # noqa: F401  # takes seconds, so Ctrl-C is ignored before
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
     gc.collect()
     gc.freeze()
     gc.enable()
+    if control is None:
+        control = _next_worker(Path(place))
+        _adopt(control)
+    _serve(control)
+
+
+def _serve(control: socket.socket) -> None:
+    """Forks a pipeline host for each request of the worker at the other end, until that is gone."""
+    from lane_worker.pipelines.child import child_main
+
     while True:
         body, descriptors, _, _ = socket.recv_fds(control, REQUEST_MAX_BYTES, 1)
         if not body:  # the worker is gone
@@ -45,6 +61,33 @@ def main() -> None:
             child_main(socket.socket(fileno=descriptors[0]), request)
         os.close(descriptors[0])
         control.sendall(PID.pack(pid))
+
+
+def _next_worker(path: Path) -> socket.socket:
+    """Listens on *path* for ever. Returns only in forks of this process: in each with the connection of a worker."""
+    listener = socket.socket(socket.AF_UNIX)
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)
+    os.umask(0o077)  # workers of this user alone may connect
+    listener.bind(str(part))
+    listener.listen()
+    part.replace(path)  # it appears when it answers at once: a worker that finds none starts a server of its own
+    while True:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):  # no process to be had: the worker sees its connection close
+            if os.fork() == 0:
+                listener.close()
+                return connection.dup()  # `with` closes the one that was accepted
+
+
+def _adopt(control: socket.socket) -> None:
+    """Makes this fork the fork server of the worker at the other end of *control*: it prints where the worker does."""
+    _, descriptors, _, _ = socket.recv_fds(control, 1, 2)
+    for number, descriptor in enumerate(descriptors, start=1):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.setsid()
+    control.sendall(PID.pack(os.getpid()))
 
 
 if __name__ == "__main__":

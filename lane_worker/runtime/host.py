@@ -54,6 +54,8 @@ from lane_worker.runtime.slot import lock_path, may_take_over, process_start, re
 from ops.nats_access import environment_for
 
 FORK_SERVER: Final = (sys.executable, "-m", "lane_worker.pipelines.forkserver")
+SHARED_FORK_SERVER: Final = "WARMLANE_FORK_SERVER"
+SHARED_ANSWERS_S: Final = 5.0
 START_S: Final = 120.0  # importing torch takes 6 s on an idle machine
 LOCK_WAIT_S: Final = 5.0
 UNLOAD_S: Final = 30.0  # to drop 60 GB takes seconds; a child that takes longer is killed, which is quicker
@@ -110,11 +112,16 @@ Outcome = Finished | Cancelled | Failed | TimedOut | Lost
 
 
 class ForkServer:
-    """The process that has torch imported and forks pipeline hosts. One can serve several `Host`s."""
+    """The process that has torch imported and forks pipeline hosts. One can serve several `Host`s.
 
-    def __init__(self, command: Sequence[str] = FORK_SERVER) -> None:
+    It is a fork of the one that answers on the socket *shared*, or else a child of this process, made by *command*.
+    WARMLANE_FORK_SERVER names the socket for workers (ADR 0018).
+    """
+
+    def __init__(self, command: Sequence[str] = FORK_SERVER, *, shared: str | None = None) -> None:
         self._command = command
-        self._process: asyncio.subprocess.Process | None = None
+        self._shared = os.environ.get(SHARED_FORK_SERVER) if command is FORK_SERVER and shared is None else shared
+        self._process: asyncio.subprocess.Process | _Adopted | None = None
         self._control: socket.socket | None = None
         self._turn = asyncio.Lock()
 
@@ -129,9 +136,11 @@ class ForkServer:
         if self.pid is not None:
             return
         await self.close()
+        if self._shared and await self._start_shared(self._shared):
+            return
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        environment = _environment(os.environ)
+        environment = host_environment(os.environ)
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -148,6 +157,27 @@ class ForkServer:
             theirs.close()
         self._control = ours
         log.info("fork_server_started", pid=self._process.pid, allocator=environment["PYTORCH_ALLOC_CONF"])
+
+    async def _start_shared(self, path: str) -> bool:
+        """Whether the shared fork server at *path* forked one for this worker. What is wrong with it is logged."""
+        control = socket.socket(socket.AF_UNIX)
+        control.setblocking(False)
+        try:
+            async with asyncio.timeout(SHARED_ANSWERS_S):
+                await asyncio.get_running_loop().sock_connect(control, path)
+                socket.send_fds(control, [b"\0"], [1, 2])
+                answer = await asyncio.get_running_loop().sock_recv(control, PID.size)
+                self._process = _Adopted(PID.unpack(answer)[0])
+        except (OSError, struct.error, AttributeError) as error:  # AttributeError: a system without pidfd_open
+            control.close()
+            log.warning("no_shared_fork_server", path=path, error=str(error), hint="start `warmlane fork-server` first")
+            return False
+        except BaseException:
+            control.close()
+            raise
+        self._control = control
+        log.info("fork_server_started", pid=self._process.pid, shared=path)
+        return True
 
     async def fork(self, request: Fork, pipe: socket.socket) -> int:
         """The pid of a new pipeline host that has *pipe*. Raises HostLost when the server has died."""
@@ -176,6 +206,28 @@ class ForkServer:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+class _Adopted:
+    """A fork server that is no child of ours, used like one. Raises OSError when it has ended."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._descriptor = os.pidfd_open(pid)
+        self._ended = _process_end(pid)
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs. What it ended with only its parent is told."""
+        return 0 if self._ended.done() else None
+
+    def kill(self) -> None:
+        """Raises ProcessLookupError when it has ended."""
+        signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+
+    async def wait(self) -> None:
+        await asyncio.shield(self._ended)
+        os.close(self._descriptor)
 
 
 class Host:
@@ -518,7 +570,7 @@ def _remove_video(path: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _environment(base: Mapping[str, str]) -> dict[str, str]:
+def host_environment(base: Mapping[str, str]) -> dict[str, str]:
     """The environment in which torch is imported; some of it is read at the import only."""
     allocator = base.get("PYTORCH_ALLOC_CONF") or base.get("PYTORCH_CUDA_ALLOC_CONF") or ""
     if "expandable_segments" not in allocator:  # FR-010

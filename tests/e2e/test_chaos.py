@@ -10,6 +10,7 @@ from rich.console import Console
 
 from tests.chaos import chaos
 from tests.faults.planted import PLANTED
+from tests.support import shared_forks
 
 QUIET = Console(quiet=True)
 # The store is full first, while all lanes serve; then server, gateway, supervisor, lane, host and leader have a turn.
@@ -19,7 +20,9 @@ FAULTS = 9
 
 @pytest.mark.timeout(480)
 async def test_three_quarters_of_a_minute_of_chaos(tmp_path: Path) -> None:
-    history, summary = await chaos(tmp_path, seed=SEED, seconds=45, rate=8, count=FAULTS, console=QUIET)
+    history, summary = await chaos(
+        tmp_path, seed=SEED, seconds=45, rate=8, count=FAULTS, console=QUIET, environment=shared_forks()
+    )
     assert summary.violations == []
     assert (summary.lost, summary.doubled) == (0, 0)
     assert summary.faults + summary.skipped == FAULTS

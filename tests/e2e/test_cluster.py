@@ -21,6 +21,8 @@ from tests.conftest import KEEP_S
 from tests.lanes import Lane, SharedForkServer
 from tests.support import NatsServer, eventually, free_port
 
+pytestmark = pytest.mark.usefixtures("rogue_forks")
+
 WANT = wanted(load_settings().catalog("tiny"), keep_s=KEEP_S)
 
 

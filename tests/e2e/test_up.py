@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ops.processes import warmlane_command
-from tests.support import children_of, clean_environment, eventually_sync, free_port, is_running
+from tests.support import children_of, clean_environment, eventually_sync, free_port, is_running, shared_forks
 from tests.system import UpProcess
 
 
@@ -36,7 +36,7 @@ def test_ctrl_c_finishes_the_task_in_hand_and_kill_9_takes_everything_with_it(ph
     tasks = [up.submit(model="phr00t"), up.submit(model="anisora", num_frames=5)]
     eventually_sync(lambda: all(up.task(task["id"])["status"] == "processing" for task in tasks), within_s=60)
     assert [up.task(task["id"])["worker"] for task in tasks] == ["phr00t-0", "degraded-0"]
-    below = children_of(up.pid)
+    below = up.below()
     assert len(below) >= 9  # server, gateway, supervisor, two workers, each with a fork server and a host
     assert up.interrupt() == 0
     assert [pid for pid in below if is_running(pid)] == []
@@ -48,7 +48,7 @@ def test_ctrl_c_finishes_the_task_in_hand_and_kill_9_takes_everything_with_it(ph
         done = up.ended(task["id"])
         assert (done["status"], done["attempt"]) == ("done", 1)
         assert up.video(task["id"])
-    below = children_of(up.pid)
+    below = up.below()
     os.kill(up.pid, signal.SIGKILL)
     eventually_sync(lambda: not any(is_running(pid) for pid in below), within_s=60)
     up.stop()
@@ -77,7 +77,7 @@ def test_lanes_that_are_denied_and_given_under_load(tmp_path: Path) -> None:
     """Two slots for three workers: one lane at most. Which one is the quota's choice, and no request fails for it."""
     quota = tmp_path / "quota.json"
     quota.write_text('{"max_lanes": {"phr00t": 1}}')
-    up = UpProcess(tmp_path, "--gpus", "2", "--quota", str(quota), warm=["anisora"])
+    up = UpProcess(tmp_path, "--gpus", "2", "--quota", str(quota), warm=["anisora"], **shared_forks())
     up.start()
     eventually_sync(lambda: "-so phr00t.mp4" in up.output.read_text(), within_s=60)
     said = up.output.read_text()

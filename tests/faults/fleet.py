@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -80,8 +80,9 @@ def small_settings(folder: Path) -> Path:
 class Member:
     """One process that is started again whenever it ends by itself, until it is held down or stopped."""
 
-    def __init__(self, name: str, command: list[str], log_file: Path) -> None:
+    def __init__(self, name: str, command: list[str], log_file: Path, environment: Mapping[str, str]) -> None:
         self.name = name
+        self._environment = environment
         self._command = command
         self._log_file = log_file
         self._process: subprocess.Popen[bytes] | None = None
@@ -99,7 +100,11 @@ class Member:
         if self.pid is None:
             with self._log_file.open("ab") as log:
                 self._process = subprocess.Popen(
-                    self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=clean_environment()
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=clean_environment() | dict(self._environment),
                 )
 
     def look(self, now_s: float) -> None:
@@ -202,8 +207,9 @@ class Store:
 class Fleet:
     """nats-server, two gateways, the supervisor with a lane of two models, a degraded worker and its standby."""
 
-    def __init__(self, folder: Path, *, plant: str | None = None) -> None:
-        """With *plant*, every Warmlane process has that bug of `tests.faults.planted`."""
+    def __init__(self, folder: Path, *, plant: str | None = None, environment: Mapping[str, str] | None = None) -> None:
+        """With *plant*, every Warmlane process has that bug of `tests.faults.planted`, and *environment* besides."""
+        self._environment = environment or {}
         self.data_dir = folder / "data"
         (self.data_dir / "nats").mkdir(parents=True)
         self._logs = self.data_dir / "logs"
@@ -300,7 +306,7 @@ class Fleet:
         self.members[name] = self._member(name, [*prefix, *arguments, *shared])
 
     def _member(self, name: str, command: list[str]) -> Member:
-        return Member(name, command, self._logs / f"{name}.log")
+        return Member(name, command, self._logs / f"{name}.log", self._environment)
 
     def _nats_command(self, port: int) -> list[str]:
         store = str(self.data_dir / "nats")

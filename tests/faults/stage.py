@@ -31,12 +31,11 @@ from ops.memory import MemoryProbe, RssProbe, probe_for
 from ops.nats_link import NatsLink
 from ops.provision import provision, wanted
 from ops.slots import lift
-from tests import rogue_host
 from tests.conftest import KEEP_S
 from tests.degraded import leads, shown
 from tests.fake_nvml import GIB, UUID, FakeNvml, fake_nvml
 from tests.integration.conftest import GatewayProcess, System
-from tests.support import eventually, is_running, settings_file
+from tests.support import ROGUE_HOST, eventually, fork_server_at, is_running, settings_file
 
 # How the memory of the slot is read: resident memory, a card, a card without NVML, one whose NVML fails from the start.
 ProbeName = Literal["rss", "nvml", "missing", "failing"]
@@ -48,7 +47,7 @@ class CountingForkServer(ForkServer):
     """Knows every host that it forked, however that was stopped, and whether it still runs."""
 
     def __init__(self) -> None:
-        super().__init__(rogue_host.COMMAND)
+        super().__init__(ROGUE_HOST, shared=fork_server_at(ROGUE_HOST))
         self._forked: list[int] = []
 
     async def fork(self, request: Fork, pipe: Any) -> int:
@@ -228,7 +227,7 @@ async def staged(folder: Path) -> AsyncIterator[Stage]:
             fake_nvml(folder, patch) as card,
             structlog.testing.capture_logs() as lines,
         ):
-            async with httpx.AsyncClient(base_url=gateway.url, timeout=40) as http:
+            async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
                 stage = Stage(System(gateway, link, http), catalog, folder, card, lines)
                 yield stage
                 await stage.leave()

@@ -15,6 +15,8 @@ from contracts.tasks import GenerationTask, SwapReceipt, TaskStatus
 from tests.fake_nvml import GIB
 from tests.faults.stage import ProbeName, Stage, staged
 
+pytestmark = pytest.mark.usefixtures("rogue_forks")
+
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "faults.md"
 NEXT_MODEL: Final = "anisora"
 """It is resident when a fault begins, and it is what runs afterwards."""

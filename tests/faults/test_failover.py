@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lane_worker.runtime.slot import lock_path, read_note
-from tests.support import children_of, eventually_sync, is_running, settings_file
+from tests.support import eventually_sync, is_running, settings_file, shared_forks
 from tests.system import UpProcess
 
 SLOT = "cpu-0"
@@ -52,7 +52,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
     folder = tmp_path_factory.mktemp("failover")
     settings = settings_file(folder, lease_s=2.0, lease_renew_s=0.5, reconnect_grace_s=1.0)
     options = ("--lanes", "anisora=0,phr00t=0", "--standbys", "1", "--step-seconds", "0.25")
-    up = UpProcess(folder, *options, "--settings", str(settings))
+    up = UpProcess(folder, *options, "--settings", str(settings), **shared_forks())
     up.start()
     yield up
     up.stop()
@@ -157,6 +157,6 @@ def test_what_up_says(up: UpProcess) -> None:
 
 
 def test_ctrl_c_leaves_nothing(up: UpProcess) -> None:
-    below = children_of(up.pid)
+    below = up.below()
     assert up.interrupt() == 0
     assert [pid for pid in below if is_running(pid)] == []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ops.processes import warmlane_command
-from tests.support import clean_environment, eventually_sync, is_running
+from tests.support import clean_environment, eventually_sync, is_running, shared_forks
 from tests.system import UpProcess
 
 
@@ -83,7 +83,7 @@ def test_a_host_that_dies_twice_fails_the_task(up: UpProcess) -> None:
 
 def test_kill_9_of_up_in_mid_run_and_a_restart(tmp_path: Path) -> None:
     """The old lane still drains while the new one starts: neither takes the other's files, slot or heartbeat."""
-    up = UpProcess(tmp_path, "--lanes", "phr00t=1", "--step-seconds", "1")
+    up = UpProcess(tmp_path, "--lanes", "phr00t=1", "--step-seconds", "1", **shared_forks())
     up.start()
     tasks = [up.submit(model="phr00t", num_frames=5) for _ in range(2)]
     running(up, tasks[0]["id"])

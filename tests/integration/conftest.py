@@ -22,6 +22,7 @@ from ops.processes import warmlane_command
 from ops.provision import provision, wanted
 from tests.conftest import KEEP_S
 from tests.support import (
+    BOUND_S,
     NatsServer,
     clean_environment,
     eventually,
@@ -85,7 +86,7 @@ class GatewayProcess:
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            assert self._process.wait(timeout=20) == 0, self.log()
+            assert self._process.wait(timeout=BOUND_S) == 0, self.log()
             require_no_denial(self.log())
 
 
@@ -126,7 +127,9 @@ class System:
         assert entry.value is not None
         return decode_task(entry.value), entry.revision
 
-    async def becomes(self, task_id: str, status: TaskStatus, *, epoch: int, within_s: float = 20.0) -> GenerationTask:
+    async def becomes(
+        self, task_id: str, status: TaskStatus, *, epoch: int, within_s: float = BOUND_S
+    ) -> GenerationTask:
         async def look() -> GenerationTask | None:
             entry = await self.link.get(TASKS, task_id)
             if entry is None or entry.value is None:
@@ -206,7 +209,7 @@ async def fresh_system(folder: Path, settings: Path) -> AsyncIterator[System]:
         await provision(link, wanted(load_settings(settings).catalog("tiny"), keep_s=KEEP_S))
         leave.callback(gateway.stop)
         await asyncio.to_thread(gateway.start, "--settings", str(settings), "--keep", f"{KEEP_S:g}s")
-        http = await leave.enter_async_context(httpx.AsyncClient(base_url=gateway.url, timeout=30))
+        http = await leave.enter_async_context(httpx.AsyncClient(base_url=gateway.url, timeout=BOUND_S))
         yield System(gateway, link, http)
 
 
@@ -230,11 +233,17 @@ def bare_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayPr
 
 @pytest.fixture
 async def bare_system(bare_gateway: GatewayProcess) -> AsyncIterator[System]:
-    """`bare_gateway` with nothing in its queues."""
+    """`bare_gateway` with nothing in its queues, and with no task that would come back to them.
+
+    A lane task that no lane takes goes to the degraded queue after 30 s, in the middle of whichever test is then.
+    """
     link = await NatsLink.connect(bare_gateway.nats.url, name="test")
     await link.js.purge_stream(DEGRADED)
-    async with httpx.AsyncClient(base_url=bare_gateway.url, timeout=40) as http:
+    async with httpx.AsyncClient(base_url=bare_gateway.url, timeout=BOUND_S) as http:
         yield System(bare_gateway, link, http)
+        while pending := (await http.get("/tasks", params={"status": "pending", "limit": 100})).json()["tasks"]:
+            for task in pending:
+                await http.delete(f"/tasks/{task['id']}")
     await link.close()
 
 
@@ -265,7 +274,7 @@ async def http(gateway: GatewayProcess) -> AsyncIterator[httpx.AsyncClient]:
     for model in MODELS:
         await report_lane(link, model, LaneState.WARM)
     await link.close()
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=BOUND_S) as client:
         yield client
 
 

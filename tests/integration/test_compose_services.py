@@ -141,7 +141,7 @@ class Composed:
     def close(self) -> None:
         for process in self._running.values():
             process.kill()
-            process.wait(timeout=20)
+            process.wait(timeout=60)
         self.collector.close()
 
     @property

@@ -104,6 +104,7 @@ async def test_a_full_lane_queue_leads_to_the_degraded_one(system: System) -> No
     finally:
         await system.link.js.update_stream(config)
         await system.link.js.purge_stream(stream)
+        await system.lane_is(LaneState.DRAINING)
 
 
 async def test_the_operators_switch_sends_everything_to_the_degraded_queue(system: System) -> None:

@@ -25,7 +25,9 @@ from ops.slots import lift
 from tests.conftest import KEEP_S
 from tests.degraded import DegradedProcess, becomes, leader_of, leads, place, shown, task_of
 from tests.records import NOW
-from tests.support import NatsServer, eventually, is_running
+from tests.support import NatsServer, eventually, is_running, shared_forks
+
+pytestmark = pytest.mark.usefixtures("forks")
 
 SLOT = "cpu-0"
 MODELS = ("anisora", "phr00t")
@@ -49,7 +51,7 @@ class Pair:
         await link.close()
 
     def worker(self, name: str) -> DegradedProcess:
-        return DegradedProcess(self.nats.address, self.folder, name, SLOT, "--step-seconds", "0.05")
+        return DegradedProcess(self.nats.address, self.folder, name, SLOT, "--step-seconds", "0.05", **shared_forks())
 
     async def roles(self, link: NatsLink) -> tuple[DegradedProcess, DegradedProcess]:
         """The leader, and the standby."""
@@ -109,7 +111,7 @@ async def test_sigterm_finishes_the_task_in_hand_and_hands_over(pair: Pair, pair
     done = await becomes(pair_link, task, TaskStatus.DONE)
     assert (done.attempt, done.worker) == (1, leader.name)
     assert leader.stop() == 0
-    await leads(pair_link, standby.name, within_s=5)
+    await leads(pair_link, standby.name)
     after = await becomes(pair_link, await place(pair_link, task_of("anisora", 11)), TaskStatus.DONE)
     assert after.worker == standby.name
     # what was given back needs no putting aside
@@ -163,13 +165,13 @@ async def test_a_quarantined_slot_is_not_opened_until_an_operator_lifts_it(
         detail="3 GiB are still held",
     )
     await link.put(SLOTS, "cpu-5", msgspec.json.encode(quarantined))
-    worker = DegradedProcess(nats_server.address, tmp_path, "degraded-0", "cpu-5")
+    worker = DegradedProcess(nats_server.address, tmp_path, "degraded-0", "cpu-5", **shared_forks())
     try:
         await eventually(lambda: asyncio.sleep(0, bool(worker.log_lines("slot_quarantined"))))
         assert await leader_of(link) is None
         assert await shown(link, "cpu-5") == quarantined
         await lift(link, "cpu-5", now=NOW)
-        await leads(link, "degraded-0", within_s=30)
+        await leads(link, "degraded-0")
         done = await becomes(link, await place(link, task_of("anisora", 1)), TaskStatus.DONE, TaskStatus.FAILED)
         assert done.status is TaskStatus.DONE
         assert worker.stop() == 0
@@ -215,7 +217,7 @@ async def test_a_card_that_keeps_its_memory_is_quarantined_and_left(
     stop = asyncio.Event()
     running = asyncio.create_task(worker.run(stop))
     await leads(link, "degraded-0")
-    standby = DegradedProcess(nats_server.address, tmp_path, "degraded-1", "cpu-5")
+    standby = DegradedProcess(nats_server.address, tmp_path, "degraded-1", "cpu-5", **shared_forks())
     try:
         await place(link, task_of("anisora", 1))
         await eventually(partial(is_shown_as, link, SlotState.RESIDENT))

@@ -32,7 +32,7 @@ async def system(tmp_path: Path) -> AsyncIterator[System]:
     link = await NatsLink.connect(gateway.nats.url, name="test")
     await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
     await asyncio.to_thread(gateway.start, "--keep", f"{KEEP_S:g}s")
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
         yield System(gateway, link, http)
     await link.close()
     gateway.stop()
@@ -46,7 +46,7 @@ async def second(system: System, tmp_path: Path) -> AsyncIterator[System]:
     folder.mkdir()
     gateway = GatewayProcess(folder, beside=system.gateway)
     await asyncio.to_thread(gateway.start, "--keep", f"{KEEP_S:g}s")
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
         yield System(gateway, system.link, http)
     gateway.stop()
 

@@ -144,7 +144,7 @@ def test_a_body_without_a_declared_length_is_not_read_on(gateway: GatewayProcess
     head += b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunk = b"100000\r\n" + b"x" * (1 << 20) + b"\r\n"
     sent_bytes = 0
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=60) as connection:
         connection.sendall(head)
         with contextlib.suppress(ConnectionError):
             while sent_bytes < 200 << 20:

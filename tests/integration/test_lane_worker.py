@@ -24,6 +24,8 @@ from tests.degraded import becomes, place, task_of
 from tests.lanes import Lane, SharedForkServer, StateLog
 from tests.support import children_of, is_running
 
+pytestmark = pytest.mark.usefixtures("forks", "rogue_forks")
+
 SLOT = "cpu-0"
 HEALTH_TIMEOUT_S = 9.0
 

@@ -221,7 +221,7 @@ async def test_a_password_that_counts_no_more_is_said(tmp_path: Path) -> None:
 def test_without_passwords_the_server_does_not_start(tmp_path: Path) -> None:
     environment = environment_for(None, clean_environment())
     command = [str(find_nats_server()), "-c", str(nats_conf()), "-p", str(free_port()), "-sd", str(tmp_path)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode != 0
     assert "WARMLANE_NATS_ADMIN_PASSWORD" in result.stderr
 
@@ -392,4 +392,4 @@ def test_the_embedded_server_by_itself(tmp_path: Path) -> None:
         assert make_users(tmp_path, url)["WARMLANE_NATS_ADMIN_PASSWORD"] not in shown
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=60)

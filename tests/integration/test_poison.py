@@ -217,7 +217,7 @@ async def test_poisoned_buckets(
     second = GatewayProcess(tmp_path, beside=gateway)
     await asyncio.to_thread(second.start)
     try:
-        async with httpx.AsyncClient(base_url=second.url, timeout=30) as other:
+        async with httpx.AsyncClient(base_url=second.url, timeout=60) as other:
             for client in (http, other):
                 await report_lane(gateway_link, "anisora", LaneState.WARM)
                 for path in ("lanes", "queue", "fallbacks", "cold_starts"):

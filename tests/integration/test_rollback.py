@@ -77,7 +77,7 @@ async def pair(gateways: tuple[GatewayProcess, GatewayProcess]) -> AsyncIterator
         for model in MODELS:
             await report_lane(link, model, LaneState.WARM)
         report, reject = [
-            await leave.enter_async_context(httpx.AsyncClient(base_url=gateway.url, timeout=40))
+            await leave.enter_async_context(httpx.AsyncClient(base_url=gateway.url, timeout=60))
             for gateway in (reporting, rejecting)
         ]
         yield Pair(reporting, reporting.folder / "settings.json", report, reject, link)

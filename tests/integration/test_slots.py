@@ -98,7 +98,7 @@ async def test_a_quarantine_reaches_the_server_however_long_it_is_away(
     settled = asyncio.create_task(shown.settled())
     usable = asyncio.create_task(shown.usable())
     nats_server.start()
-    await asyncio.wait_for(settled, 20)
+    await asyncio.wait_for(settled, 60)
     now = await entry(link)
     assert now is not None
     assert (now.state, now.detail) == (SlotState.QUARANTINED, "3 GiB are still held")

@@ -33,7 +33,18 @@ from ops.quota import Quota
 from ops.supervisor import Supervised, Supervisor
 from tests.integration.conftest import System, fresh_system, report_lane
 from tests.records import TASK_ID, processing_task
-from tests.support import children_of, clean_environment, command_line, eventually, is_running, settings_file
+from tests.support import (
+    below,
+    children_of,
+    clean_environment,
+    command_line,
+    eventually,
+    is_running,
+    settings_file,
+    shared_forks,
+)
+
+pytestmark = pytest.mark.usefixtures("forks")
 
 
 class Lanes:
@@ -135,7 +146,7 @@ async def starts_of(link: NatsLink, name: str) -> list[ColdStart]:
 
 
 def _popen(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, stdout=log, stderr=log, env=clean_environment())
+    return subprocess.Popen(command, stdout=log, stderr=log, env=clean_environment() | shared_forks())
 
 
 @asynccontextmanager
@@ -153,14 +164,14 @@ async def supervised(system: System, data_dir: Path, *options: str) -> AsyncIter
     rig = Rig(system, lanes, data_dir, process)
     try:
         yield rig
-        below = children_of(process.pid)
+        started = below(process.pid, data_dir / "logs")
         process.terminate()
-        assert await asyncio.to_thread(process.wait, 30) == 0, (data_dir / "supervisor.log").read_text()
-        assert [pid for pid in below if is_running(pid)] == []
+        assert await asyncio.to_thread(process.wait, 60) == 0, (data_dir / "supervisor.log").read_text()
+        assert [pid for pid in started if is_running(pid)] == []
         await lanes.are_gone("anisora-0", "phr00t-0")
     finally:
         process.send_signal(signal.SIGQUIT)
-        await asyncio.to_thread(process.wait, 30)
+        await asyncio.to_thread(process.wait, 60)
         await link.close()
 
 
@@ -592,6 +603,6 @@ async def test_a_process_that_is_stopped_while_it_is_being_started(tmp_path: Pat
     running = asyncio.create_task(process.run())
     await asyncio.sleep(0)  # it is forked, and nobody has its handle yet
     assert process.pid is None
-    await process.stop(within_s=5)
-    async with asyncio.timeout(10):
+    await process.stop(within_s=60)
+    async with asyncio.timeout(60):
         await running

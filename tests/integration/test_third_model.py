@@ -17,7 +17,9 @@ from ops.processes import warmlane_command
 from ops.provision import provision, wanted
 from tests.conftest import KEEP_S
 from tests.integration.conftest import GatewayProcess, System
-from tests.support import clean_environment, eventually, settings_file
+from tests.support import clean_environment, eventually, settings_file, shared_forks
+
+pytestmark = pytest.mark.usefixtures("forks")
 
 MODEL = "lantern"
 
@@ -40,7 +42,7 @@ def start_lane(gateway: GatewayProcess, settings: Path) -> subprocess.Popen[byte
     shared = ["--nats-url", gateway.nats.address, "--data-dir", str(gateway.data_dir), "--settings", str(settings)]
     with (gateway.folder / "lane.log").open("ab") as log:
         command = warmlane_command("lane", "--model", MODEL, *shared)
-        return subprocess.Popen(command, stdout=log, stderr=log, env=clean_environment())
+        return subprocess.Popen(command, stdout=log, stderr=log, env=clean_environment() | shared_forks())
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ async def system(tmp_path: Path) -> AsyncIterator[System]:
     await provision(link, wanted(load_settings(path).catalog("tiny"), keep_s=KEEP_S))
     await asyncio.to_thread(gateway.start, "--settings", str(path), "--keep", f"{KEEP_S:g}s")
     lane = start_lane(gateway, path)
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=40) as http:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
         yield System(gateway, link, http)
     lane.terminate()
     assert await asyncio.to_thread(lane.wait, 60) == 0, (tmp_path / "lane.log").read_text()

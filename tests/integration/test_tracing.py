@@ -15,7 +15,9 @@ from contracts.tasks import TaskStatus
 from ops.nats_link import NatsLink
 from tests.collector import Collector
 from tests.degraded import DegradedProcess, becomes, place, task_of
-from tests.support import NatsServer, clean_environment, eventually_sync, free_port
+from tests.support import NatsServer, clean_environment, eventually_sync, free_port, shared_forks
+
+pytestmark = pytest.mark.usefixtures("forks")
 
 ROOT = Path(__file__).parents[2]
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -44,6 +46,7 @@ async def test_a_swap_is_in_the_trace_of_the_request(
         "--metrics-port",
         str(port),
         OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+        **shared_forks(),
     )
     try:
         first = await place(link, task_of("anisora", 1))
@@ -157,7 +160,13 @@ def test_a_collector_that_is_away_is_said_once_and_costs_nothing_else() -> None:
 async def test_a_collector_that_is_away_costs_no_task(link: NatsLink, nats_server: NatsServer, tmp_path: Path) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
     worker = DegradedProcess(
-        nats_server.address, tmp_path, "degraded-0", "cpu-0", OTEL_EXPORTER_OTLP_ENDPOINT=nowhere, **OFTEN
+        nats_server.address,
+        tmp_path,
+        "degraded-0",
+        "cpu-0",
+        OTEL_EXPORTER_OTLP_ENDPOINT=nowhere,
+        **OFTEN,
+        **shared_forks(),
     )
     try:
         for number, model in enumerate(("anisora", "phr00t"), start=1):

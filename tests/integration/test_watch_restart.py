@@ -28,7 +28,7 @@ async def system(tmp_path: Path) -> AsyncIterator[System]:
     link = await NatsLink.connect(gateway.nats.url, name="test")
     await provision(link, wanted(load_settings(settings).catalog("tiny"), keep_s=KEEP_S))
     await asyncio.to_thread(gateway.start, "--settings", str(settings), "--keep", f"{KEEP_S:g}s")
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
         yield System(gateway, link, http)
     await link.close()
     gateway.stop()

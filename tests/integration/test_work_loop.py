@@ -203,7 +203,7 @@ async def test_a_cancelled_task_is_stopped_and_nothing_of_it_stays(link: NatsLin
     await queue(link, task)
     await worker.runner.started.wait()
     await cancel(link, task.id)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await worker.runner.stopped.wait()
     await worker.idle.wait()
     assert list(worker.folder.iterdir()) == []

@@ -136,7 +136,7 @@ async def test_a_body_that_does_not_end_is_told_piece_by_piece() -> None:
     async with serving(event) as address:
         line = await connect(address, on_part)
         line.start(post(address), lambda _: None)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await came.wait()
         line.close()
     assert parts == [b"event"]

@@ -83,7 +83,7 @@ def test_ctrl_c_ends_with_130_and_no_traceback(arguments: list[str]) -> None:
             with connection:
                 connection.recv(1)  # it has asked, and now waits for an answer that never comes
                 process.send_signal(signal.SIGINT)
-                _, errors = process.communicate(timeout=30)
+                _, errors = process.communicate(timeout=60)
         finally:
             process.kill()
     assert process.returncode == INTERRUPTED

@@ -18,7 +18,7 @@ import yaml
 
 from contracts.settings import load_settings
 from contracts.topology import lane_key
-from lane_worker.runtime.host import _environment
+from lane_worker.runtime.host import host_environment
 from lane_worker.runtime.leaving import LEAVE_S
 from lane_worker.runtime.slot import lock_path
 from ops.cli import COMMANDS, LazyGroup, cli
@@ -375,7 +375,7 @@ def cards(each: Service) -> list[str]:
 
 def test_the_allocator_is_set_in_every_image_and_service_with_a_card() -> None:
     """FR-010: in the image, in the service, and by the pipeline host, alike."""
-    expected = {name: _environment({})[name] for name in ALLOCATOR}
+    expected = {name: host_environment({})[name] for name in ALLOCATOR}
     with_a_card = {name for name, each in ALL.items() if cards(each)}
     assert with_a_card == {name for name in OURS if name.endswith("-gpu")} - {"gateway-gpu"}
     for name in with_a_card:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lane_worker.runtime.host import _environment
+from lane_worker.runtime.host import host_environment
 from ops.nats_access import ROLES, password_variable
 
 NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -18,7 +18,7 @@ NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
     ],
 )
 def test_the_allocator_is_configured(before: dict[str, str], expected: str) -> None:
-    made = _environment(before | {"PATH": "/bin"})
+    made = host_environment(before | {"PATH": "/bin"})
     assert [made[name] for name in NAMES] == [expected, expected]
     assert made["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
     assert made["PATH"] == "/bin"
@@ -26,4 +26,4 @@ def test_the_allocator_is_configured(before: dict[str, str], expected: str) -> N
 
 def test_no_password_is_handed_to_the_process_that_decodes_what_clients_send() -> None:
     passwords = {password_variable(role): "secret" for role in ROLES}
-    assert "secret" not in _environment(passwords | {"PATH": "/bin"}).values()
+    assert "secret" not in host_environment(passwords | {"PATH": "/bin"}).values()

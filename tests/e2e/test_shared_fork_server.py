@@ -1,0 +1,134 @@
+"""One import of torch for all the workers of a machine, and nothing else in common (ADR 0018)."""
+
+import asyncio
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lane_worker.runtime.host import ForkServer, Host
+from tests.support import clean_environment, eventually, is_running
+
+LIGHT = (sys.executable, "-m", "tests.e2e.light_fork_server")
+OWN = (sys.executable, "-m", "tests.e2e.rogue_fork_server")
+
+
+class Shared:
+    """A running shared fork server, and workers that use it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.socket = folder / "forks"
+        self.process = subprocess.Popen([*LIGHT, str(self.socket)], env=clean_environment())
+        self._folder = folder
+        self.hosts: list[Host] = []
+        self.servers: list[ForkServer] = []
+
+    def worker(self, slot: str) -> tuple[ForkServer, Host]:
+        """Its fork server, and its host. Without the shared server it has one of its own, whose hosts say nothing."""
+        server = ForkServer(OWN, shared=str(self.socket))
+        host = Host(slot=slot, lock_dir=self._folder, models_dir=self._folder, fork_server=server)
+        self.servers.append(server)
+        self.hosts.append(host)
+        return server, host
+
+    def has_forked(self, server: ForkServer) -> bool:
+        return server.pid is not None and psutil.Process(server.pid).ppid() == self.process.pid
+
+
+@pytest.fixture
+async def shared(tmp_path: Path) -> AsyncIterator[Shared]:
+    shared = Shared(tmp_path)
+    await eventually(lambda: asyncio.sleep(0, shared.socket.exists()))
+    yield shared
+    for host in shared.hosts:
+        await host.close()
+    for server in shared.servers:
+        await server.close()
+    shared.process.kill()
+    shared.process.wait()
+
+
+def gone(pid: int) -> Callable[[], "asyncio.Future[bool]"]:
+    return lambda: asyncio.ensure_future(asyncio.sleep(0, not is_running(pid)))
+
+
+async def test_every_worker_has_a_fork_server_and_a_host_of_its_own(
+    shared: Shared, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One that dies is replaced, and no other worker notices. What a host prints goes where its worker prints."""
+    (first, one), (second, other) = shared.worker("cpu-1"), shared.worker("cpu-2")
+    pids = [(await host.start()).pid for host in (one, other)]
+    assert shared.has_forked(first)
+    assert shared.has_forked(second)
+    assert first.pid is not None
+    assert second.pid not in (None, first.pid)
+    assert os.getsid(first.pid) == first.pid
+    assert [psutil.Process(pid).ppid() for pid in pids] == [first.pid, second.pid]
+    assert sorted(capfd.readouterr().err.splitlines()[-2:]) == ["a host for cpu-1", "a host for cpu-2"]
+
+    os.kill(first.pid, signal.SIGKILL)
+    await eventually(lambda: asyncio.sleep(0, first.pid is None))
+    assert (one.pid, other.pid) == tuple(pids)
+    assert (await one.start()).pid != pids[0]
+    assert shared.has_forked(first)
+    assert other.pid == pids[1]
+
+
+async def test_a_shared_fork_server_that_dies_takes_nobody_along(shared: Shared) -> None:
+    server, host = shared.worker("cpu-1")
+    pid = (await host.start()).pid
+    shared.process.kill()
+    shared.process.wait()
+    assert host.pid == pid
+    assert (await host.start()).pid != pid  # the fork of the dead one still forks
+    late, silent = shared.worker("cpu-silent")
+    await silent.start()
+    assert server.pid is not None
+    assert late.pid is not None
+    assert psutil.Process(late.pid).ppid() == os.getpid()  # its own: nobody answered
+
+
+async def test_a_worker_that_is_gone_leaves_neither_fork_server_nor_host(shared: Shared) -> None:
+    code = (
+        "import asyncio, sys; from pathlib import Path; from lane_worker.runtime.host import Host\n"
+        "async def main():\n"
+        "    folder = Path(sys.argv[1])\n"
+        "    host = Host(slot='cpu-1', lock_dir=folder, models_dir=folder)\n"
+        "    await host.start()\n"
+        "    print('started', host.pid, host._fork_server.pid, flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main())"
+    )
+    worker = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-c", code, str(shared.socket.parent)],
+        stdout=subprocess.PIPE,
+        env=clean_environment() | {"WARMLANE_FORK_SERVER": str(shared.socket)},
+    )
+    assert worker.stdout is not None
+    told = b""
+    while not told.startswith(b"started"):  # log lines go first
+        told = await worker.stdout.readline()
+    host, server = map(int, told.split()[1:])
+    assert psutil.Process(server).ppid() == shared.process.pid
+    worker.kill()
+    await worker.wait()
+    for pid in (host, server):
+        await eventually(gone(pid))
+
+
+async def test_only_its_user_may_connect(shared: Shared) -> None:
+    assert stat.S_IMODE(shared.socket.stat().st_mode) == 0o700
+
+
+async def test_a_connection_that_says_nothing_holds_nobody_up(shared: Shared) -> None:
+    _, writer = await asyncio.open_unix_connection(shared.socket)
+    server, host = shared.worker("cpu-1")
+    await host.start()
+    assert shared.has_forked(server)
+    writer.close()
