@@ -36,6 +36,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "supervisor": Entry("ops.supervisor:command", "Keep the wanted lanes running on this machine."),
     "lane": Entry("lane_worker.command:command", "Run one warm lane."),
     "degraded": Entry("degraded_worker.command:command", "Run a degraded worker: every model on one slot, in turn."),
+    "models": Entry("lane_worker.models:command", "Prepare published checkpoints; verify and list them."),
     "status": Entry("ops.status:command", "Show lanes, queues, fallbacks, and where requests go."),
     "capacity": Entry("ops.capacity_report:command", "Tell what dedicated lanes carry, and what they cost."),
     "lane-mode": Entry("ops.lane_mode:command", "Keep new requests off a model's lanes, or let routing decide."),
