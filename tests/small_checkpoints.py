@@ -20,7 +20,7 @@ from lane_worker.checkpoints.layouts import Component, Layout, published_layouts
 from lane_worker.pipelines.prepare import plan, prepare
 from lane_worker.pipelines.tiny import ensure_tiny_pipeline
 
-SHARD_BYTES: Final = 20_000  # of a transformer of 60 kB and more
+SHARD_BYTES: Final = 30_000  # of a transformer of 52 kB and more
 SMALL: Final[dict[str, dict[str, Any]]] = {
     "transformer": {
         "num_attention_heads": 2,

@@ -267,7 +267,7 @@ def test_shards_are_bf16_but_for_what_is_loaded_in_float32(anisora: Path, tmp_pa
     transformer = load_all(tmp_path / "made" / "transformer")
     assert {value.dtype for key, value in transformer.items() if not plain(key)} == {torch.float32}
     shards = sorted((tmp_path / "made" / "transformer").glob("*.safetensors"))
-    assert len(shards) > 2
+    assert len(shards) >= 2
     assert all(path.stat().st_size < 2 * SHARD_BYTES for path in shards)
 
 
@@ -500,6 +500,8 @@ def test_a_killed_run_is_taken_up(phr00t: Path, tmp_path: Path) -> None:
     assert not target.exists()
     # as if it had been in the middle of the third
     (part / f"{shards[2]}.part").write_bytes(b"half of it")
+    (part / "vae" / "of-another-version.safetensors").parent.mkdir(exist_ok=True)
+    (part / "vae" / "of-another-version.safetensors").write_bytes(b"")
     first, second = ((part / path).stat() for path in shards[:2])
     rotten = (part / shards[1]).read_bytes()
     (part / shards[1]).write_bytes(rotten[:-1] + bytes([rotten[-1] ^ 1]))
