@@ -37,6 +37,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "lane": Entry("lane_worker.command:command", "Run one warm lane."),
     "degraded": Entry("degraded_worker.command:command", "Run a degraded worker: every model on one slot, in turn."),
     "fork-server": Entry("lane_worker.fork_server:command", "Import torch once for all the workers of this machine."),
+    "models": Entry("lane_worker.models:command", "Prepare published checkpoints; verify and list them."),
     "status": Entry("ops.status:command", "Show lanes, queues, fallbacks, and where requests go."),
     "capacity": Entry("ops.capacity_report:command", "Tell what dedicated lanes carry, and what they cost."),
     "lane-mode": Entry("ops.lane_mode:command", "Keep new requests off a model's lanes, or let routing decide."),

@@ -1,0 +1,97 @@
+"""What lies on the disk: the tensors that published files name in their headers. Reads no tensor, needs no torch."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+from safetensors import SafetensorError, safe_open
+
+INDEX: Final = ".safetensors.index.json"
+# What ComfyUI writes into the metadata of a file whose weights are packed with scales.
+QUANTIZED: Final = "_quantization_metadata"
+
+Shape = tuple[int, ...]
+
+
+class CheckpointRefused(Exception):
+    """These files cannot be prepared, or this folder cannot be used. One line: what is wrong, where, what to do."""
+
+
+class Tensor(Struct, frozen=True):
+    """A tensor of a published file, by its header: *dtype* as safetensors writes it (`BF16`, `F8_E4M3`)."""
+
+    name: str
+    dtype: str
+    shape: Shape
+    file: str
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, by name. Raises CheckpointRefused for a truncated or foreign file."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) == b"GGUF":
+                raise CheckpointRefused(
+                    f"{path} is a GGUF file, packed for llama.cpp; take the safetensors file instead"
+                )
+        with safe_open(path, framework="numpy") as opened:
+            if QUANTIZED in (opened.metadata() or {}):
+                raise CheckpointRefused(
+                    f"{path} holds weights packed with scales (its metadata has {QUANTIZED}), which a conversion would "
+                    "lose; take the build in bf16, fp16 or plain fp8"
+                )
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (no dict)
+            return {
+                name: Tensor(name, part.get_dtype(), tuple(part.get_shape()), str(path))
+                for name, part in slices.items()
+            }
+    except SafetensorError as error:
+        raise CheckpointRefused(
+            f"{path} is truncated or no safetensors file ({error}); compare its size with the published one, and "
+            "download it again"
+        ) from error
+    except OSError as error:
+        raise CheckpointRefused(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def read_sharded(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder with one safetensors file, or several and an index. Raises CheckpointRefused."""
+    if not folder.is_dir():
+        raise CheckpointRefused(f"{folder} is missing; give --from the folder that holds the published files")
+    indexes = sorted(folder.glob(f"*{INDEX}"))
+    if len(indexes) == 1:
+        return _read_indexed(indexes[0])
+    files = sorted(folder.glob("*.safetensors"))
+    if indexes or len(files) != 1:
+        found = f"{len(files)} safetensors files and {len(indexes)} indexes"
+        raise CheckpointRefused(
+            f"{folder} holds {found}; expected are one *{INDEX} and the files it names, or one file: download the rest"
+        )
+    return read_safetensors(files[0])
+
+
+def _read_indexed(index: Path) -> dict[str, Tensor]:
+    try:
+        places: Mapping[str, str] = json.loads(index.read_bytes())["weight_map"]
+        files = sorted({str(name) for name in places.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointRefused(f"{index} cannot be read ({error!r}); download it again") from error
+    if any(Path(name).name != name for name in files):
+        raise CheckpointRefused(f"{index} names files outside its folder; it is not the published one")
+    missing = [name for name in files if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointRefused(f"{index.parent} lacks {some(missing)}, which {index.name} names; download the rest")
+    found: dict[str, Tensor] = {}
+    for name in files:
+        found.update(read_safetensors(index.parent / name))
+    lost = sorted(name for name, file in places.items() if name not in found or Path(found[name].file).name != file)
+    if lost:
+        raise CheckpointRefused(f"{index.parent}: {some(lost)} not where {index.name} says; download the files again")
+    return found
+
+
+def some(names: list[str], count: int = 5) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -1,0 +1,144 @@
+"""What is published of each model, and the diffusers folder that it becomes. Data; pure.
+
+AniSora V3.2 has the layout of Wan 2.2 I2V-A14B: two folders of safetensors (the experts), torch files for UMT5 and VAE.
+Phr00t's files are all-in-one: one safetensors file with one transformer, UMT5 and VAE, each under a prefix.
+"""
+
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any, Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from lane_worker.checkpoints.keys import KeyTable, key_table
+
+TOKENIZER_FOLDER: Final = (
+    "google/umt5-xxl"  # below the published folder, as in t5_tokenizer of the Wan authors' configs
+)
+# Modules that diffusers keeps in float32 whatever dtype it is asked for; `tests/e2e/test_prepare.py` compares.
+WAN_FLOAT32: Final = ("rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
+
+
+class Component(Struct, frozen=True, kw_only=True):
+    """One part of a pipeline.
+
+    *source* is a prefix of the keys of an all-in-one file, else a file or folder below the published folder. Parameters
+    are written as *dtype*; those below a module named in *float32* keep it where the source is wider than bfloat16.
+    """
+
+    name: str
+    library: Literal["diffusers", "transformers"]
+    kind: str
+    config: dict[str, Any]
+    table: KeyTable
+    source: str
+    dtype: Literal["BF16", "F32"]
+    float32: tuple[str, ...] = ()
+
+
+class Layout(Struct, frozen=True, kw_only=True):
+    """A published form of *model* and what becomes of it."""
+
+    model: str
+    variant: str
+    title: str
+    pipeline: str
+    form: Literal["files", "all-in-one"]
+    components: tuple[Component, ...]
+    scheduler: dict[str, Any]
+    index: dict[str, Any]
+
+    @property
+    def transformer(self) -> Component:
+        """The first of the components, which tells one base model from another."""
+        return self.components[0]
+
+
+def _data(name: str) -> dict[str, Any]:
+    text = resources.files(__package__).joinpath("data", f"{name}.json").read_bytes()
+    return msgspec.json.decode(text, type=dict[str, Any])
+
+
+def _transformer(config: str, source: str, *, name: str = "transformer", vace: bool = False) -> Component:
+    return Component(
+        name=name,
+        library="diffusers",
+        kind="WanVACETransformer3DModel" if vace else "WanTransformer3DModel",
+        config=_data(config),
+        table=key_table("wan_transformer", *(["wan_vace"] if vace else [])),
+        source=source,
+        dtype="BF16",
+        float32=WAN_FLOAT32,
+    )
+
+
+def _text_encoder(table: str, source: str) -> Component:
+    return Component(
+        name="text_encoder",
+        library="transformers",
+        kind="UMT5EncoderModel",
+        config=_data("text_encoder"),
+        table=key_table(table),
+        source=source,
+        dtype="BF16",
+    )
+
+
+def _vae(source: str) -> Component:
+    return Component(
+        name="vae",
+        library="diffusers",
+        kind="AutoencoderKLWan",
+        config=_data("vae"),
+        table=key_table("wan_vae"),
+        source=source,
+        dtype="F32",  # as it is loaded: it loses detail below float32, and is small
+    )
+
+
+def _anisora() -> Layout:
+    return Layout(
+        model="anisora",
+        variant="v3.2",
+        title="AniSora V3.2 (Wan 2.2 I2V-A14B, two experts)",
+        pipeline="WanImageToVideoPipeline",
+        form="files",
+        components=(
+            _transformer("transformer_i2v", "high_noise_model"),
+            _transformer("transformer_i2v", "low_noise_model", name="transformer_2"),
+            _text_encoder("umt5_wan", "models_t5_umt5-xxl-enc-bf16.pth"),
+            _vae("Wan2.1_VAE.pth"),
+        ),
+        scheduler=_data("scheduler"),
+        index={"boundary_ratio": 0.9, "expand_timesteps": False, "image_encoder": None, "image_processor": None},
+    )
+
+
+def _phr00t(variant: str, title: str, pipeline: str, config: str, index: dict[str, Any]) -> Layout:
+    return Layout(
+        model="phr00t",
+        variant=variant,
+        title=f"Phr00t Rapid AIO, {title}",
+        pipeline=pipeline,
+        form="all-in-one",
+        components=(
+            _transformer(config, "model.diffusion_model.", vace=variant == "mega"),
+            _text_encoder("umt5_comfy", "text_encoders.umt5xxl.transformer."),
+            _vae("vae."),
+        ),
+        scheduler=_data("scheduler"),
+        index={"boundary_ratio": None, "transformer_2": None, **index},
+    )
+
+
+def published_layouts() -> tuple[Layout, ...]:
+    """Every published form that can be prepared. Which one a model needs is said by the pipeline of its settings."""
+    plain: Mapping[str, Any] = {"expand_timesteps": False}
+    image = {**plain, "image_encoder": None, "image_processor": None}
+    return (
+        _anisora(),
+        _phr00t("t2v", "text-to-video build", "WanPipeline", "transformer_t2v", {**plain}),
+        _phr00t("i2v", "image-to-video build", "WanImageToVideoPipeline", "transformer_i2v", image),
+        _phr00t("mega", "MEGA (VACE) build", "WanVACEPipeline", "transformer_vace", {}),
+    )

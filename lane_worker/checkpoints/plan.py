@@ -1,0 +1,225 @@
+"""From the tensors that were found to the shards that will be written, or to a refusal. Pure: no file is touched."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from msgspec import Struct
+
+from lane_worker.checkpoints.found import CheckpointRefused, Shape, Tensor, some
+from lane_worker.checkpoints.keys import keys_beside
+from lane_worker.checkpoints.layouts import Component, Layout
+
+# One shard is held in memory while it is written, so this bounds memory, and what is done again after an interruption.
+SHARD_BYTES: Final = 2_500_000_000
+WIDTH_BYTES: Final = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+# How a key beside a weight ends where that weight is stored divided by a scale, in the conventions of ComfyUI.
+SCALES: Final = ("scaled_fp8", ".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".comfy_quant")
+PATCH: Final = "patch_embedding.weight"
+VACE_PATCH: Final = "vace_patch_embedding.weight"
+# What only transformers of other models have; to name them is worth more than a list of unexpected keys.
+MARKS: Final = {
+    "img_emb.proj.1.weight": "an image-to-video transformer of Wan 2.1 (it has a CLIP embedder)",
+    "motion_encoder.dec.direction.weight": "a transformer of Wan Animate",
+    "casual_audio_encoder.weights": "a transformer of Wan S2V",
+    VACE_PATCH: "a VACE transformer (MEGA build)",
+}
+# (width, input channels) of a transformer
+BASES: Final = {
+    (5120, 16): "a 14B text-to-video transformer",
+    (5120, 36): "a 14B image-to-video transformer of Wan 2.2",
+    (3072, 48): "the transformer of Wan 2.2 TI2V-5B",
+    (1536, 16): "the 1.3B text-to-video transformer of Wan 2.1",
+}
+
+
+class Move(Struct, frozen=True):
+    """One tensor that becomes *parameter*, written as *dtype*."""
+
+    tensor: Tensor
+    parameter: str
+    dtype: str
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.tensor.shape) * WIDTH_BYTES[self.dtype]
+
+
+class Shard(Struct, frozen=True):
+    """One file to write, at *path* below the folder."""
+
+    path: str
+    moves: tuple[Move, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(move.size_bytes for move in self.moves)
+
+
+def split_all_in_one(layout: Layout, tensors: Mapping[str, Tensor], where: str) -> dict[str, dict[str, Tensor]]:
+    """The tensors of an all-in-one file, by component and by the name behind its prefix.
+
+    Raises CheckpointRefused where a component is missing altogether, or a key belongs to none.
+    """
+    refuse_scaled(tensors, where)
+    parts: dict[str, dict[str, Tensor]] = {component.name: {} for component in layout.components}
+    strays = []
+    for key, tensor in tensors.items():
+        if key in keys_beside():
+            continue
+        owner = next((each for each in layout.components if key.startswith(each.source)), None)
+        if owner is None:
+            strays.append(key)
+        else:
+            parts[owner.name][key.removeprefix(owner.source)] = tensor
+    absent = [component.source for component in layout.components if not parts[component.name]]
+    if absent:
+        raise CheckpointRefused(
+            f"{where} is no all-in-one file: it has no keys {', '.join(f'{prefix}*' for prefix in absent)}; take the "
+            f"published single file of {layout.title}"
+        )
+    if strays:
+        raise CheckpointRefused(
+            f"{where} has keys that belong to no component of {layout.title}: {some(strays)}; take the published file"
+        )
+    return parts
+
+
+def refuse_scaled(keys: Iterable[str], where: str) -> None:
+    """Raises CheckpointRefused, naming the keys, where weights have scales, which a conversion would lose."""
+    scaled = [key for key in keys if key.endswith(SCALES)]
+    if scaled:
+        raise CheckpointRefused(
+            f"{where} holds scaled fp8 weights ({some(scaled)}); without their scales they are other weights, so it is "
+            "refused: take the build in bf16, fp16 or plain fp8"
+        )
+
+
+def matched(
+    layout: Layout, component: Component, tensors: Mapping[str, Tensor], expected: Mapping[str, Shape], where: str
+) -> tuple[Move, ...]:
+    """Where each parameter of *component* comes from, in the order of *expected* (its parameters and their shapes).
+
+    1. Weights with scales are refused by name.
+    2. A transformer of another base model is refused by what it is.
+    3. Every parameter has a source, every tensor a parameter, of the same shape.
+    4. Every tensor is of a floating-point type that can be written without loss of range.
+    Raises CheckpointRefused.
+    """
+    refuse_scaled(tensors, where)  # 1
+    if component.library == "diffusers" and PATCH in expected:
+        _refuse_other_base(layout, tensors, expected, where)  # 2
+    sources = {parameter: component.table.source(parameter) for parameter in expected}
+    untold = [parameter for parameter, source in sources.items() if source is None]
+    if untold:
+        raise CheckpointRefused(f"no published key is known for {some(untold)} of {component.kind}; report this")
+    missing = [source for source in sources.values() if source is not None and source not in tensors]
+    if missing:  # 3
+        raise CheckpointRefused(
+            f"{where} lacks {len(missing)} of {len(sources)} tensors of {component.name}: {some(missing)}; download it "
+            "again, or take the published file"
+        )
+    strays = sorted(set(tensors) - set(sources.values()))
+    if strays:
+        raise CheckpointRefused(
+            f"{where} has tensors that {component.kind} does not have: {some(strays)}; it is another model than "
+            f"{layout.title}"
+        )
+    moves = [Move(tensors[str(source)], name, "") for name, source in sources.items()]
+    misshapen = [
+        f"{move.tensor.name} is {_shape(move.tensor.shape)} instead of {_shape(expected[move.parameter])}"
+        for move in moves
+        if move.tensor.shape != tuple(expected[move.parameter])
+    ]
+    if misshapen:
+        raise CheckpointRefused(f"{where}: {some(misshapen, 3)}; it is another model than {layout.title}")
+    odd = [f"{move.tensor.name} ({move.tensor.dtype})" for move in moves if move.tensor.dtype not in WIDTH_BYTES]
+    if odd:  # 4
+        raise CheckpointRefused(
+            f"{where} holds packed or integer weights: {some(odd)}; take the build in bf16, fp16 or plain fp8"
+        )
+    return tuple(Move(move.tensor, move.parameter, _written_as(component, move)) for move in moves)
+
+
+def _refuse_other_base(
+    layout: Layout, tensors: Mapping[str, Tensor], expected: Mapping[str, Shape], where: str
+) -> None:
+    marks = [text for key, text in MARKS.items() if key in tensors and layout.transformer.table.target(key) is None]
+    patch = tensors.get(PATCH)
+    if marks:
+        found = marks[0]
+    elif VACE_PATCH in expected and VACE_PATCH not in tensors:
+        found = "a transformer without VACE"
+    elif patch is None or patch.shape[:2] == tuple(expected[PATCH])[:2]:
+        return
+    else:
+        width, channels = patch.shape[:2] if len(patch.shape) >= 2 else (0, 0)
+        found = BASES.get((width, channels), f"a transformer of width {width} with {channels} input channels")
+    raise CheckpointRefused(
+        f"{where} is the wrong base model: it holds {found}, and {layout.title} is needed for {layout.pipeline}; take "
+        "that file, or name the other pipeline in checkpoint.pipeline of the settings"
+    )
+
+
+def _written_as(component: Component, move: Move) -> str:
+    # bf16 and fp8 hold nothing that bf16 would not
+    narrow = move.tensor.dtype in {"BF16", "F8_E4M3", "F8_E5M2"}
+    keeps = any(part in component.float32 for part in move.parameter.split("."))
+    return "F32" if component.dtype == "F32" or (keeps and not narrow) else "BF16"
+
+
+def shards_of(component: Component, moves: Iterable[Move], *, limit_bytes: int) -> tuple[Shard, ...]:
+    """*moves* in files of at most *limit_bytes* each (a tensor above that has a file of its own), named as
+    diffusers and transformers look for them."""
+    groups: list[list[Move]] = [[]]
+    size_bytes = 0
+    for move in moves:
+        if groups[-1] and size_bytes + move.size_bytes > limit_bytes:
+            groups.append([])
+            size_bytes = 0
+        groups[-1].append(move)
+        size_bytes += move.size_bytes
+    stem = weights_stem(component)
+    if len(groups) == 1:
+        return (Shard(f"{component.name}/{stem}.safetensors", tuple(groups[0])),)
+    return tuple(
+        Shard(f"{component.name}/{stem}-{number:05}-of-{len(groups):05}.safetensors", tuple(group))
+        for number, group in enumerate(groups, start=1)
+    )
+
+
+def weights_stem(component: Component) -> str:
+    """How the files with the weights of *component* begin."""
+    return "diffusion_pytorch_model" if component.library == "diffusers" else "model"
+
+
+def index_of(shards: Iterable[Shard]) -> bytes:
+    """The index beside several shards of one component."""
+    places = {move.parameter: shard.path.rpartition("/")[2] for shard in shards for move in shard.moves}
+    total_bytes = sum(shard.size_bytes for shard in shards)
+    return json.dumps(
+        {"metadata": {"total_size": total_bytes}, "weight_map": places}, indent=2, sort_keys=True
+    ).encode()
+
+
+def model_index(layout: Layout, *, tokenizer: str, diffusers_version: str) -> bytes:
+    """`model_index.json`, by which `DiffusionPipeline.from_pretrained` finds class and components."""
+    index = {
+        name: [None, None] if value is None and name != "boundary_ratio" else value
+        for name, value in layout.index.items()
+    }
+    parts = {component.name: [component.library, component.kind] for component in layout.components}
+    whole = {
+        "_class_name": layout.pipeline,
+        "_diffusers_version": diffusers_version,
+        **index,
+        **parts,
+        "scheduler": ["diffusers", layout.scheduler["_class_name"]],
+        "tokenizer": ["transformers", tokenizer],
+    }
+    return json.dumps(whole, indent=2, sort_keys=True).encode()
+
+
+def _shape(shape: Shape) -> str:
+    return "x".join(map(str, shape)) or "a scalar"

@@ -1,0 +1,482 @@
+"""From published files to a diffusers folder: reads tensors, writes shards. `lane_worker.checkpoints` decides.
+
+Beside the target a work folder `NAME.part` keeps every finished shard with its SHA-256, so that a run that was cut off
+is taken up where it was; the rename to the target is the last act. Memory holds one shard at a time.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import diffusers
+import msgspec
+import safetensors.torch
+import torch
+import transformers
+from msgspec import Struct
+from safetensors import safe_open
+
+from lane_worker.checkpoints.folder import (
+    FORMAT,
+    MANIFEST,
+    PART,
+    Manifest,
+    PreparedFile,
+    SourceFile,
+    content_faults,
+    quick_faults,
+    read_manifest,
+    sha256_of,
+)
+from lane_worker.checkpoints.found import (
+    CheckpointRefused,
+    Shape,
+    Tensor,
+    read_safetensors,
+    read_sharded,
+    some,
+)
+from lane_worker.checkpoints.layouts import TOKENIZER_FOLDER, Component, Layout
+from lane_worker.checkpoints.plan import (
+    SHARD_BYTES,
+    Shard,
+    index_of,
+    matched,
+    model_index,
+    shards_of,
+    split_all_in_one,
+    weights_stem,
+)
+
+STATE: Final = "progress.json"
+LOCK: Final = "lock"
+TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "spiece.model",
+    "added_tokens.json",
+)
+DTYPES: Final = {"BF16": torch.bfloat16, "F32": torch.float32}
+NAMES: Final = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
+# Configurations, the tokenizer, indexes and the manifest: 20 MB and something to spare.
+SMALL_FILES_BYTES: Final = 64_000_000
+# torch's old format cannot be mapped; the published files that may have it are smaller.
+LEGACY_BYTES: Final = 2_000_000_000
+
+
+class Progress(Protocol):
+    """Told what is done, of how much, and with which file."""
+
+    def __call__(self, done_bytes: int, total_bytes: int, file: str) -> None: ...
+
+
+class _Finished(Struct, frozen=True):
+    """The state of a work folder: from what it is made, and which files are finished."""
+
+    origin: str
+    source: str
+    files: tuple[PreparedFile, ...] = ()
+
+
+class Plan(Struct, frozen=True):
+    """Everything that will be written, before anything is."""
+
+    layout: Layout
+    source: Path
+    sources: tuple[Path, ...]
+    shards: tuple[tuple[Shard, ...], ...]
+    tokenizer: Path
+    tokenizer_class: str
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(shard.size_bytes for shards in self.shards for shard in shards)
+
+    def origin(self) -> str:
+        """Tells one set of published files, and one way of writing them, from another."""
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.sources]
+        told = msgspec.json.encode((self.layout.model, self.layout.variant, stats, self.shards))
+        return hashlib.sha256(told).hexdigest()
+
+
+def parameters_of(component: Component) -> dict[str, Shape]:
+    """The parameters of the real class with this configuration, and their shapes. Takes no memory for them."""
+    with torch.device("meta"):
+        if component.library == "diffusers":
+            model = getattr(diffusers, component.kind).from_config(component.config)
+        else:
+            config = transformers.AutoConfig.for_model(**component.config)
+            model = getattr(transformers, component.kind)(config)
+    # under its second name a tied parameter is not stored
+    tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
+
+
+# ── planning ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def plan(layout: Layout, source: Path, *, tokenizer: Path | None = None, shard_bytes: int = SHARD_BYTES) -> Plan:
+    """What `prepare` will write. Reads the headers of the published files only, and writes nothing.
+
+    Raises CheckpointRefused.
+    """
+    if not source.exists():
+        raise CheckpointRefused(f"{source} is not there; give --from what was downloaded")
+    found = _all_in_one(layout, source) if layout.form == "all-in-one" else _files(layout, source)
+    shards = tuple(
+        shards_of(
+            component, matched(layout, component, tensors, parameters_of(component), where), limit_bytes=shard_bytes
+        )
+        for component, tensors, where in found
+    )
+    files = sorted({move.tensor.file for each in shards for shard in each for move in shard.moves})
+    folder = _tokenizer_folder(source, tokenizer)
+    return Plan(layout, source, tuple(map(Path, files)), shards, folder, _tokenizer_class(layout, folder))
+
+
+def _all_in_one(layout: Layout, source: Path) -> list[tuple[Component, Mapping[str, Tensor], str]]:
+    file = source
+    if source.is_dir():
+        files = sorted(source.glob("*.safetensors"))
+        if len(files) != 1:
+            raise CheckpointRefused(
+                f"{source} holds {len(files)} safetensors files; give --from the one file of {layout.title}"
+            )
+        file = files[0]
+    parts = split_all_in_one(layout, read_safetensors(file), str(file))
+    return [(component, parts[component.name], str(file)) for component in layout.components]
+
+
+def _files(layout: Layout, source: Path) -> list[tuple[Component, Mapping[str, Tensor], str]]:
+    if not source.is_dir():
+        raise CheckpointRefused(f"{source} is a file; give --from the folder that holds all of {layout.title}")
+    absent = [each.source for each in layout.components if not (source / each.source).exists()]
+    if absent:
+        raise CheckpointRefused(f"{source} lacks {', '.join(absent)} of {layout.title}; download the rest")
+    found: list[tuple[Component, Mapping[str, Tensor], str]] = []
+    for component in layout.components:
+        path = source / component.source
+        tensors = _headers_of_torch(path) if path.suffix == ".pth" else read_sharded(path)
+        found.append((component, tensors, str(path)))
+    return found
+
+
+def _headers_of_torch(path: Path) -> dict[str, Tensor]:
+    # a type that cannot be written goes by torch's name of it, and is refused by that
+    return {
+        name: Tensor(name, NAMES.get(value.dtype, str(value.dtype)), tuple(value.shape), str(path))
+        for name, value in _read_torch(path).items()
+    }
+
+
+def _read_torch(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file of torch's, mapped and not read. Runs no code of the file's."""
+    mapped = zipfile.is_zipfile(path)
+    if not mapped and path.stat().st_size > LEGACY_BYTES:
+        raise CheckpointRefused(f"{path} is truncated, or in torch's format of before 1.6; download it again")
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise CheckpointRefused(
+            f"{path} is truncated, or holds more than tensors ({_first_line(error)}); compare its size with the "
+            "published one, and download it again"
+        ) from error
+    if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):
+        raise CheckpointRefused(f"{path} is no plain set of named tensors; take the published file")
+    return values
+
+
+def _tokenizer_folder(source: Path, given: Path | None) -> Path:
+    base = source if source.is_dir() else source.parent
+    folder = given or base / TOKENIZER_FOLDER
+    if not (folder / "tokenizer_config.json").is_file() or not any(
+        (folder / name).is_file() for name in ("tokenizer.json", "spiece.model")
+    ):
+        raise CheckpointRefused(
+            f"{folder} holds no tokenizer (tokenizer_config.json, and tokenizer.json or spiece.model); give "
+            f"--tokenizer the folder {TOKENIZER_FOLDER} that the Wan authors publish beside their models"
+        )
+    return folder
+
+
+def _tokenizer_class(layout: Layout, folder: Path) -> str:
+    vocabulary = next(each.config["vocab_size"] for each in layout.components if each.name == "text_encoder")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        size = len(tokenizer)
+    except Exception as error:  # of many kinds, by what is wrong with the files
+        raise CheckpointRefused(
+            f"{folder} holds a tokenizer that does not load ({_first_line(error)}); download {TOKENIZER_FOLDER} again"
+        ) from error
+    if size > vocabulary:
+        raise CheckpointRefused(
+            f"{folder} has {size} tokens and the text encoder {vocabulary}: it belongs to another model; give "
+            f"--tokenizer {TOKENIZER_FOLDER}"
+        )
+    return type(tokenizer).__name__
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def free_bytes_at(folder: Path) -> int:
+    """The free space of the disk that *folder* is or will be on."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def prepare(
+    planned: Plan,
+    target: Path,
+    *,
+    now: datetime,
+    on_progress: Progress,
+    restart: bool = False,
+    free_bytes: Callable[[Path], int] = free_bytes_at,
+) -> Manifest:
+    """Writes *planned* to *target*, which appears when all of it is written.
+
+    A work folder of the same files is taken up; *restart* throws away whatever there is. Raises CheckpointRefused, and
+    OSError, after which a second run goes on.
+    """
+    if target.exists():
+        raise CheckpointRefused(f"{target} exists, and is no prepared folder; name another, or move it away")
+    part = target.with_name(target.name + PART)
+    origin = planned.origin()
+    with _held(part, origin, planned, restart=restart, free_bytes=free_bytes) as state:
+        files = _small_files(planned, part)
+        files += _shards(planned, part, state, on_progress)
+        stats = [(path, path.stat().st_size) for path in planned.sources]
+        base = planned.source if planned.source.is_dir() else planned.source.parent
+        manifest = Manifest(
+            format=FORMAT,
+            model=planned.layout.model,
+            variant=planned.layout.variant,
+            pipeline=planned.layout.pipeline,
+            prepared_at=now,
+            sources=tuple(SourceFile(str(path.relative_to(base)), size_bytes) for path, size_bytes in stats),
+            files=tuple(sorted(files, key=lambda file: file.path)),
+        )
+        _write(part / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
+        _remove_strays(part, manifest)
+        (part / STATE).unlink()
+        (part / LOCK).unlink()
+        os.rename(part, target)
+        _sync_folder(target.parent)
+    return manifest
+
+
+@contextlib.contextmanager
+def _held(
+    part: Path, origin: str, planned: Plan, *, restart: bool, free_bytes: Callable[[Path], int]
+) -> Iterator[_Finished]:
+    """The work folder, held against a second process, and its state. Nothing is made where it is refused."""
+    if not part.exists():
+        _require_space(part, planned.size_bytes + SMALL_FILES_BYTES, free_bytes)
+        part.mkdir(parents=True)
+    with (part / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointRefused(f"another process is writing {part}; wait for it") from error
+        state = None if restart else _read_state(part)
+        if state is not None and state.origin != origin:
+            raise CheckpointRefused(
+                f"{part} was begun from other files ({state.source}); give the same --from, or --restart to begin anew"
+            )
+        if state is None:
+            state = _Finished(origin, str(planned.source))
+            _write(part / STATE, msgspec.json.encode(state))
+        finished_bytes = sum(file.bytes for file in state.files)
+        _require_space(part, planned.size_bytes - finished_bytes + SMALL_FILES_BYTES, free_bytes)
+        yield state
+
+
+def _require_space(part: Path, needed_bytes: int, free_bytes: Callable[[Path], int]) -> None:
+    free = free_bytes(part)
+    if free < needed_bytes:
+        raise CheckpointRefused(
+            f"{part.parent} has {free / 1e9:,.1f} GB free and {needed_bytes / 1e9:,.1f} GB are needed; make room, or "
+            "name another --to"
+        )
+
+
+def _read_state(part: Path) -> _Finished | None:
+    try:
+        return msgspec.json.decode((part / STATE).read_bytes(), type=_Finished)
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _small_files(planned: Plan, part: Path) -> list[PreparedFile]:
+    """Everything but the weights; written anew in each run."""
+    layout, files = planned.layout, {}
+    for component, shards in zip(layout.components, planned.shards, strict=True):
+        files[f"{component.name}/config.json"] = _json(component.config)
+        if len(shards) > 1:
+            files[f"{component.name}/{weights_stem(component)}.safetensors.index.json"] = index_of(shards)
+    files["scheduler/scheduler_config.json"] = _json(layout.scheduler)
+    files["model_index.json"] = model_index(
+        layout, tokenizer=planned.tokenizer_class, diffusers_version=metadata.version("diffusers")
+    )
+    for name in TOKENIZER_FILES:
+        if (planned.tokenizer / name).is_file():
+            files[f"tokenizer/{name}"] = (planned.tokenizer / name).read_bytes()
+    for path, content in files.items():
+        (part / path).parent.mkdir(parents=True, exist_ok=True)
+        _write(part / path, content)
+    return [PreparedFile(path, len(text), hashlib.sha256(text).hexdigest()) for path, text in files.items()]
+
+
+def _shards(planned: Plan, part: Path, state: _Finished, on_progress: Progress) -> list[PreparedFile]:
+    kept = {file.path: file for file in state.files}
+    finished: list[PreparedFile] = []
+    done_bytes = 0
+    for shards in planned.shards:
+        for shard in shards:
+            on_progress(done_bytes, planned.size_bytes, shard.path)
+            file = kept.get(shard.path)
+            if file is None or not _is_whole(part, file):
+                file = _write_shard(part, shard)
+            finished.append(file)
+            state = msgspec.structs.replace(
+                state, files=tuple({**kept, **{each.path: each for each in finished}}.values())
+            )
+            _write(part / STATE, msgspec.json.encode(state))
+            done_bytes += shard.size_bytes
+            on_progress(done_bytes, planned.size_bytes, shard.path)
+    return finished
+
+
+def _is_whole(part: Path, file: PreparedFile) -> bool:
+    path = part / file.path
+    return path.is_file() and path.stat().st_size == file.bytes and sha256_of(path) == file.sha256
+
+
+def _write_shard(part: Path, shard: Shard) -> PreparedFile:
+    path = part / shard.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arriving = path.with_name(path.name + PART)
+    safetensors.torch.save_file(_values(shard), arriving, metadata={"format": "pt"})
+    file = PreparedFile(shard.path, arriving.stat().st_size, sha256_of(arriving))
+    _sync(arriving)
+    os.replace(arriving, path)
+    _sync_folder(path.parent)
+    return file
+
+
+def _values(shard: Shard) -> dict[str, torch.Tensor]:
+    """The tensors of one shard, read and converted one after the other."""
+    values: dict[str, torch.Tensor] = {}
+    with contextlib.ExitStack() as opened:
+        files: dict[str, Callable[[str], torch.Tensor]] = {}
+        for move in shard.moves:
+            path = move.tensor.file
+            if path not in files:
+                files[path] = _reader(Path(path), opened)
+            # a copy in any case: neither the mapping nor a larger storage is held on to
+            values[move.parameter] = files[path](move.tensor.name).to(DTYPES[move.dtype], copy=True).contiguous()
+    return values
+
+
+def _reader(path: Path, opened: contextlib.ExitStack) -> Callable[[str], torch.Tensor]:
+    if path.suffix == ".pth":
+        return _read_torch(path).__getitem__
+    # read, not mapped: the pages of a mapping would count as memory of this process until it is closed
+    file = opened.enter_context(safe_open(path, framework="pt", device="cpu", backend="pread"))
+    read: Callable[[str], torch.Tensor] = file.get_tensor
+    return read
+
+
+def _remove_strays(part: Path, manifest: Manifest) -> None:
+    """What a run left that was killed in the middle of a file."""
+    wanted = {file.path for file in manifest.files} | {MANIFEST, STATE, LOCK}
+    for path in part.rglob("*"):
+        if path.is_file() and str(path.relative_to(part)) not in wanted:
+            path.unlink()
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(content))
+
+
+def _write(path: Path, content: bytes) -> None:
+    """All of it, or the file of before."""
+    arriving = path.with_name(path.name + PART)
+    with arriving.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(arriving, path)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ── verifying ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def verify(folder: Path, layouts: tuple[Layout, ...], on_bytes: Callable[[int], None]) -> tuple[Manifest, list[str]]:
+    """Everything that is wrong with a prepared folder: files against the manifest, then keys and shapes against the
+    configurations of this version. Raises CheckpointRefused where it is none.
+    """
+    manifest = read_manifest(folder)
+    faults = [*quick_faults(folder, manifest), *content_faults(folder, manifest, on_bytes)]
+    layout = next((each for each in layouts if (each.model, each.variant) == (manifest.model, manifest.variant)), None)
+    if layout is None:
+        return manifest, [*faults, f"this version of Warmlane knows no {manifest.model} {manifest.variant}"]
+    for component in layout.components:
+        faults += _component_faults(folder, component)
+    return manifest, faults
+
+
+def _component_faults(folder: Path, component: Component) -> Iterator[str]:
+    name = component.name
+    try:
+        config = msgspec.json.decode((folder / name / "config.json").read_bytes())
+        tensors = read_sharded(folder / name)
+    except (CheckpointRefused, OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        yield f"{name}: {error}"
+        return
+    if config != component.config:
+        yield f"{name}/config.json differs from that of this version of Warmlane"
+    expected = parameters_of(component)
+    missing, strays = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing:
+        yield f"{name} lacks {some(missing)}"
+    if strays:
+        yield f"{name} has tensors that {component.kind} does not have: {some(strays)}"
+    misshapen = [key for key in expected.keys() & tensors.keys() if expected[key] != tensors[key].shape]
+    if misshapen:
+        yield f"{name} has tensors of another shape: {some(sorted(misshapen))}"

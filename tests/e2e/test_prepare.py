@@ -1,0 +1,699 @@
+"""`warmlane models`: from small files of the published layouts to folders that a lane loads, and every refusal."""
+
+import fcntl
+import inspect
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import msgspec
+import numpy as np
+import pytest
+import torch
+import transformers
+from click.testing import CliRunner, Result
+from diffusers.loaders.single_file_utils import (
+    convert_wan_transformer_to_diffusers,
+    convert_wan_vae_to_diffusers,
+)
+from safetensors.torch import load_file, save_file
+
+from contracts.tasks import GenerationParameters
+from lane_worker.checkpoints.folder import MANIFEST, Manifest, read_manifest
+from lane_worker.checkpoints.found import CheckpointRefused
+from lane_worker.checkpoints.layouts import WAN_FLOAT32, Layout, published_layouts
+from lane_worker.models import command
+from lane_worker.pipelines.load import load_pipeline, run_pipeline
+from lane_worker.pipelines.prepare import free_bytes_at, parameters_of, plan, prepare, verify
+from tests.small_checkpoints import (
+    SHARD_BYTES,
+    SMALL_LAYOUTS,
+    checkpoint,
+    layout,
+    original,
+    published,
+    tokenizer,
+    write_all_in_one,
+    write_files,
+)
+from tests.support import clean_environment
+
+ROOT = Path(__file__).parents[2]
+NOW = datetime(2026, 11, 24, tzinfo=UTC)
+ANISORA, PHR00T = layout("anisora", "v3.2"), layout("phr00t", "t2v")
+
+
+def silent(done_bytes: int, total_bytes: int, file: str) -> None:
+    """Nobody watches."""
+
+
+def prepared(wanted: Layout, source: Path, target: Path, *, shard_bytes: int = 10**9, **options: Any) -> Manifest:
+    planned = plan(wanted, source, shard_bytes=shard_bytes)
+    return prepare(planned, target, now=NOW, on_progress=silent, **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the pipeline host: two threads on a small shared machine are slower by far."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tokenizer(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def anisora(tmp_path_factory: pytest.TempPathFactory, tokens: Path) -> Path:
+    """The folder `published`, in float32; beside it `original`, the pipeline that it was made from."""
+    folder = tmp_path_factory.mktemp("anisora")
+    pipeline = original(ANISORA, tokens)
+    pipeline.save_pretrained(folder / "original")
+    write_files(ANISORA, published(ANISORA, pipeline), folder / "published")
+    shutil.copytree(tokens, folder / "published" / "google" / "umt5-xxl")
+    return folder / "published"
+
+
+@pytest.fixture(scope="module")
+def phr00t(tmp_path_factory: pytest.TempPathFactory, tokens: Path) -> Path:
+    """The folder `published` with `aio.safetensors`, in bf16 as it is loaded; beside it `original`."""
+    folder = tmp_path_factory.mktemp("phr00t")
+    original(PHR00T, tokens).save_pretrained(folder / "original")
+    pipeline = load_pipeline(checkpoint(PHR00T, "original"), folder, device="cpu")
+    (folder / "published").mkdir()
+    write_all_in_one(PHR00T, published(PHR00T, pipeline), folder / "published" / "aio.safetensors")
+    shutil.copytree(tokens, folder / "published" / "google" / "umt5-xxl")
+    return folder / "published"
+
+
+def frames(wanted: Layout, folder: Path) -> Any:
+    pipeline = load_pipeline(checkpoint(wanted, folder.name), folder.parent, device="cpu")
+    parameters = GenerationParameters(
+        prompt="a red fox",
+        negative_prompt="",
+        image=None,
+        width=32,
+        height=32,
+        num_frames=5,
+        fps=16,
+        seed=11,
+        steps=4,
+        cfg=1.0,
+    )
+    return run_pipeline(pipeline, parameters, None, lambda _: None)
+
+
+# ── the tables ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("wanted", published_layouts(), ids=lambda wanted: f"{wanted.model}-{wanted.variant}")
+def test_every_parameter_of_the_production_models_has_one_source(wanted: Layout) -> None:
+    """And it is the one that diffusers' own conversion knows."""
+    conversions = {
+        "WanTransformer3DModel": convert_wan_transformer_to_diffusers,
+        "WanVACETransformer3DModel": convert_wan_transformer_to_diffusers,
+        "AutoencoderKLWan": convert_wan_vae_to_diffusers,
+    }
+    # as many as the classes of the Wan authors have
+    counts = {"WanTransformer3DModel": 1095, "UMT5EncoderModel": 242, "AutoencoderKLWan": 194}
+    for component in wanted.components:
+        if component.name == "transformer_2":
+            continue  # as the first
+        expected = parameters_of(component)
+        assert len(expected) == counts.get(component.kind, len(expected))
+        sources = {name: component.table.source(name) for name in expected}
+        assert len({*sources.values(), None}) == len(expected) + 1
+        assert {component.table.target(str(source)) for source in sources.values()} == set(expected)
+        if component.kind in conversions:
+            found = {str(source): torch.empty(expected[name], device="meta") for name, source in sources.items()}
+            converted = conversions[component.kind](dict(found))
+            assert {name: tuple(value.shape) for name, value in converted.items()} == expected
+            one_by_one = {
+                source: next(iter(conversions[component.kind]({source: value}))) for source, value in found.items()
+            }
+            assert one_by_one == {str(source): name for name, source in sources.items()}
+
+
+def test_what_is_kept_in_float32_is_what_diffusers_keeps() -> None:
+    for kind in (diffusers.WanTransformer3DModel, diffusers.WanVACETransformer3DModel):
+        assert tuple(kind._keep_in_fp32_modules) == WAN_FLOAT32
+
+
+@pytest.mark.parametrize("wanted", published_layouts(), ids=lambda wanted: f"{wanted.model}-{wanted.variant}")
+def test_the_configurations_name_what_the_classes_know(wanted: Layout) -> None:
+    """A misspelt name would be dropped without a word, and the default taken."""
+    configs = [(each.library, each.kind, each.config) for each in wanted.components]
+    for library, kind, config in [*configs, ("diffusers", "UniPCMultistepScheduler", wanted.scheduler)]:
+        if library == "diffusers":
+            known = {"_class_name", *inspect.signature(getattr(diffusers, kind).__init__).parameters}
+            assert config["_class_name"] == kind
+        else:
+            known = {*transformers.UMT5Config().to_dict()}
+        assert config.keys() <= known
+
+
+def test_the_vae_is_that_of_wan_2_1() -> None:
+    vae = published_layouts()[0].components[-1].config
+    defaults = inspect.signature(diffusers.AutoencoderKLWan.__init__).parameters
+    assert {key: defaults[key].default for key in vae if key != "_class_name"} == {
+        key: value for key, value in vae.items() if key != "_class_name"
+    }
+
+
+def test_the_text_encoder_of_the_wan_authors_says_the_same(anisora: Path) -> None:
+    """No function of diffusers converts it, so its forward pass is written here from their description."""
+    component = ANISORA.components[2]
+    weights = torch.load(anisora / component.source, weights_only=True)
+    ids = torch.tensor([[5, 9, 200, 1]])
+    encoder = transformers.UMT5EncoderModel.from_pretrained(anisora.parent / "original" / "text_encoder")
+    buckets = (
+        encoder.encoder.block[0]
+        .layer[0]
+        .SelfAttention._relative_position_bucket(torch.arange(4)[None, :] - torch.arange(4)[:, None])
+    )
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return weights[name] * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+    x = weights["token_embedding.weight"][ids[0]]
+    for block in ("blocks.0.", "blocks.1."):
+        y = norm(x, f"{block}norm1.weight")
+        q, k, v = ((y @ weights[f"{block}attn.{each}.weight"].T).view(4, 4, 8).transpose(0, 1) for each in "qkv")
+        bias = weights[f"{block}pos_embedding.embedding.weight"][buckets].permute(2, 0, 1)
+        heads = torch.softmax(q @ k.transpose(1, 2) + bias, dim=-1) @ v
+        x = x + heads.transpose(0, 1).reshape(4, 32) @ weights[f"{block}attn.o.weight"].T
+        y = norm(x, f"{block}norm2.weight")
+        gate = torch.nn.functional.gelu(y @ weights[f"{block}ffn.gate.0.weight"].T, approximate="tanh")
+        x = x + (y @ weights[f"{block}ffn.fc1.weight"].T * gate) @ weights[f"{block}ffn.fc2.weight"].T
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(ids).last_hidden_state[0], norm(x, "norm.weight"))
+
+
+# ── the conversions ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_prepared_all_in_one_file_makes_the_same_frames(phr00t: Path, tmp_path: Path) -> None:
+    manifest = prepared(PHR00T, phr00t / "aio.safetensors", tmp_path / "phr00t-aio", shard_bytes=SHARD_BYTES)
+    assert np.array_equal(frames(PHR00T, tmp_path / "phr00t-aio"), frames(PHR00T, phr00t.parent / "original"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["phr00t-aio"]
+    assert (manifest.model, manifest.variant, manifest.pipeline) == ("phr00t", "t2v", "WanPipeline")
+    assert [source.path for source in manifest.sources] == ["aio.safetensors"]
+    index = json.loads((tmp_path / "phr00t-aio" / "model_index.json").read_bytes())
+    made = json.loads((phr00t.parent / "original" / "model_index.json").read_bytes())
+    assert index == made
+
+
+def test_a_prepared_folder_of_two_experts_makes_the_same_frames(anisora: Path, tmp_path: Path) -> None:
+    prepared(ANISORA, anisora, tmp_path / "anisora-v3.2")
+    assert np.array_equal(frames(ANISORA, tmp_path / "anisora-v3.2"), frames(ANISORA, anisora.parent / "original"))
+    index = json.loads((tmp_path / "anisora-v3.2" / "model_index.json").read_bytes())
+    assert index == json.loads((anisora.parent / "original" / "model_index.json").read_bytes())
+    # the experts are not the same, and not exchanged: high noise first
+    key = "blocks.0.attn1.to_q.weight"
+    files = [load_all(tmp_path / "anisora-v3.2" / name)[key] for name in ("transformer", "transformer_2")]
+    high, low = (
+        load_all(anisora / name)["blocks.0.self_attn.q.weight"].to(torch.bfloat16)
+        for name in ("high_noise_model", "low_noise_model")
+    )
+    assert torch.equal(files[0], high)
+    assert torch.equal(files[1], low)
+    assert not torch.equal(high, low)
+
+
+def load_all(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        found.update(load_file(path))
+    return found
+
+
+@pytest.mark.parametrize("variant", ["i2v", "mega"])
+def test_the_other_builds_become_their_own_pipelines(variant: str, tokens: Path, tmp_path: Path) -> None:
+    wanted = layout("phr00t", variant)
+    pipeline = original(wanted, tokens)
+    write_all_in_one(wanted, published(wanted, pipeline), tmp_path / "aio.safetensors")
+    planned = plan(wanted, tmp_path / "aio.safetensors", tokenizer=tokens)
+    prepare(planned, tmp_path / "made", now=NOW, on_progress=silent)
+    loaded = load_pipeline(checkpoint(wanted, "made"), tmp_path, device="cpu")
+    assert type(loaded).__name__ == wanted.pipeline
+    for name, value in pipeline.transformer.state_dict().items():
+        there = loaded.transformer.state_dict()[name]
+        assert torch.equal(there, value.to(there.dtype))
+
+
+def test_shards_are_bf16_but_for_what_is_loaded_in_float32(anisora: Path, tmp_path: Path) -> None:
+    prepared(ANISORA, anisora, tmp_path / "made", shard_bytes=SHARD_BYTES)
+    dtypes = {
+        part: {str(value.dtype) for key, value in load_all(tmp_path / "made" / part).items() if plain(key)}
+        for part in ("transformer", "transformer_2", "text_encoder", "vae")
+    }
+    assert dtypes == {
+        "transformer": {"torch.bfloat16"},
+        "transformer_2": {"torch.bfloat16"},
+        "text_encoder": {"torch.bfloat16"},
+        "vae": {"torch.float32"},
+    }
+    transformer = load_all(tmp_path / "made" / "transformer")
+    assert {value.dtype for key, value in transformer.items() if not plain(key)} == {torch.float32}
+    shards = sorted((tmp_path / "made" / "transformer").glob("*.safetensors"))
+    assert len(shards) >= 2
+    assert all(path.stat().st_size < 2 * SHARD_BYTES for path in shards)
+
+
+def plain(key: str) -> bool:
+    return not set(key.split(".")) & set(WAN_FLOAT32)
+
+
+def test_plain_fp8_is_taken_exactly(phr00t: Path, tmp_path: Path) -> None:
+    def to_fp8(tensors: dict[str, torch.Tensor]) -> None:
+        for key, value in tensors.items():
+            if key.startswith("model.") and value.ndim == 2:
+                tensors[key] = value.to(torch.float8_e4m3fn)
+
+    source = changed(phr00t, tmp_path, to_fp8)
+    prepared(PHR00T, source, tmp_path / "made")
+    packed = load_file(source)["model.diffusion_model.blocks.1.ffn.0.weight"]
+    assert packed.dtype == torch.float8_e4m3fn
+    written = load_all(tmp_path / "made" / "transformer")["blocks.1.ffn.net.0.proj.weight"]
+    assert written.dtype == torch.bfloat16
+    assert torch.equal(written.float(), packed.float())
+
+
+# ── refusals ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+Change = Callable[[dict[str, torch.Tensor]], None]
+DIT, T5, VAE = (component.source for component in PHR00T.components)
+
+
+def changed(phr00t: Path, tmp_path: Path, change: Change) -> Path:
+    """A copy of the all-in-one file with other tensors."""
+    tensors = load_file(phr00t / "aio.safetensors")
+    change(tensors)
+    folder = tmp_path / "published"
+    shutil.copytree(phr00t, folder)
+    save_file(tensors, folder / "aio.safetensors")
+    return folder / "aio.safetensors"
+
+
+def add(key: str, value: torch.Tensor) -> Change:
+    return lambda tensors: tensors.update({key: value})
+
+
+def drop(*prefixes: str) -> Change:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for key in [key for key in tensors if key.startswith(prefixes)]:
+            del tensors[key]
+
+    return change
+
+
+ONE = torch.ones(1)
+Q = f"{DIT}blocks.0.self_attn.q"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        pytest.param(add(f"{Q}.scale_weight", ONE), rf"scaled fp8 .*{Q}\.scale_weight", id="scale_weight"),
+        pytest.param(add(f"{DIT}scaled_fp8", ONE), rf"scaled fp8 .*{DIT}scaled_fp8", id="scaled_fp8"),
+        pytest.param(add(f"{Q}.weight_scale", ONE), r"scaled fp8 .*\.weight_scale", id="weight_scale"),
+        pytest.param(add(f"{Q}.comfy_quant", ONE), r"scaled fp8 .*\.comfy_quant", id="comfy_quant"),
+        pytest.param(add(f"{T5}scaled_fp8", ONE), rf"scaled fp8 .*{T5}scaled_fp8", id="scaled-text-encoder"),
+        pytest.param(
+            add(f"{Q}.weight", torch.ones(24, 24, dtype=torch.int8)), r"integer .*q\.weight \(I8\)", id="int8"
+        ),
+        pytest.param(
+            add(f"{DIT}patch_embedding.weight", torch.ones(24, 36, 1, 2, 2)),
+            "wrong base model: it holds a transformer of width 24 with 36 input channels",
+            id="image-to-video",
+        ),
+        pytest.param(
+            add(f"{DIT}patch_embedding.weight", torch.ones(3072, 48, 1, 2, 2)),
+            "wrong base model: it holds the transformer of Wan 2.2 TI2V-5B",
+            id="5b",
+        ),
+        pytest.param(add(f"{DIT}img_emb.proj.1.weight", ONE), "wrong base model: .* of Wan 2.1", id="wan-2.1-i2v"),
+        pytest.param(add(f"{DIT}vace_patch_embedding.weight", ONE), "wrong base model: .*MEGA", id="mega"),
+        pytest.param(
+            drop(f"{DIT}blocks.1.ffn"), r"lacks 4 of \d+ tensors of transformer: blocks\.1\.ffn", id="missing"
+        ),
+        pytest.param(drop(f"{T5}shared"), r"lacks 1 of \d+ tensors of text_encoder: shared\.weight", id="missing-t5"),
+        pytest.param(drop(VAE), r"no all-in-one file: it has no keys vae\.\*", id="no-vae"),
+        pytest.param(add(f"{DIT}blocks.2.modulation", ONE), r"does not have: blocks\.2\.modulation", id="a-block-more"),
+        pytest.param(add("lora.up", ONE), r"belong to no component of .*: lora\.up", id="stray"),
+        pytest.param(
+            add(f"{Q}.weight", torch.ones(24, 25)),
+            "q.weight is 24x25 instead of 24x24; it is another model",
+            id="shape",
+        ),
+    ],
+)
+def test_an_all_in_one_file_is_refused(change: Change, told: str, phr00t: Path, tmp_path: Path) -> None:
+    source = changed(phr00t, tmp_path, change)
+    with pytest.raises(CheckpointRefused, match=told) as caught:
+        plan(PHR00T, source)
+    assert "\n" not in str(caught.value)
+    assert str(source) in str(caught.value)
+
+
+def test_a_file_without_vace_is_no_mega_build(phr00t: Path) -> None:
+    with pytest.raises(CheckpointRefused, match="wrong base model: it holds a transformer without VACE"):
+        plan(layout("phr00t", "mega"), phr00t)
+
+
+def test_weights_that_are_packed_by_their_metadata_are_refused(phr00t: Path, tmp_path: Path) -> None:
+    source = changed(phr00t, tmp_path, drop())
+    save_file(load_file(source), source, metadata={"_quantization_metadata": "{}"})
+    with pytest.raises(CheckpointRefused, match="packed with scales"):
+        plan(PHR00T, source)
+
+
+@pytest.mark.parametrize("kept", [0, 7, 5_000, -1])
+def test_a_truncated_all_in_one_file_is_refused(kept: int, phr00t: Path, tmp_path: Path) -> None:
+    source = changed(phr00t, tmp_path, drop())
+    whole = source.read_bytes()
+    source.write_bytes(whole[:kept])
+    with pytest.raises(CheckpointRefused, match="is truncated or no safetensors file"):
+        plan(PHR00T, source)
+    source.write_bytes(b"GGUF" + whole)
+    with pytest.raises(CheckpointRefused, match="is a GGUF file"):
+        plan(PHR00T, source)
+
+
+EXPERT = "low_noise_model"
+SHARD = f"{EXPERT}/diffusion_pytorch_model-00002-of-00002.safetensors"
+INDEX = f"{EXPERT}/diffusion_pytorch_model.safetensors.index.json"
+
+
+def truncate(name: str, size_bytes: int) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / name, size_bytes)
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+
+
+def write(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def save(name: str, content: Any) -> Callable[[Path], None]:
+    return lambda folder: torch.save(content, folder / name)
+
+
+def move_key(folder: Path) -> None:
+    index = json.loads((folder / INDEX).read_bytes())
+    index["weight_map"]["blocks.0.nothing"] = index["weight_map"]["head.head.weight"]
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+class Code:
+    """What runs when it is unpickled, where that is allowed."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, ("ran",))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        pytest.param(truncate(SHARD, 9_000), f"{SHARD} is truncated or no safetensors file", id="shard-truncated"),
+        pytest.param(remove(SHARD), f"lacks {Path(SHARD).name}, which", id="shard-missing"),
+        pytest.param(remove(INDEX), "holds 2 safetensors files and 0 indexes", id="index-missing"),
+        pytest.param(write(INDEX, b"{"), "cannot be read", id="index-broken"),
+        pytest.param(
+            write(INDEX, b'{"weight_map": {"a": "../../x.safetensors"}}'),
+            "names files outside its folder",
+            id="outside",
+        ),
+        pytest.param(move_key, r"blocks\.0\.nothing not where", id="key-missing-in-shard"),
+        pytest.param(remove(EXPERT), "lacks low_noise_model of AniSora", id="expert-missing"),
+        pytest.param(remove("Wan2.1_VAE.pth"), r"lacks Wan2\.1_VAE\.pth of AniSora", id="vae-missing"),
+        pytest.param(
+            truncate("Wan2.1_VAE.pth", 50_000), r"Wan2\.1_VAE\.pth is truncated, or holds", id="vae-truncated"
+        ),
+        pytest.param(save("Wan2.1_VAE.pth", [1]), "is no plain set of named tensors", id="vae-no-tensors"),
+        pytest.param(save("Wan2.1_VAE.pth", {}), r"lacks 194 of 194 tensors of vae", id="vae-empty"),
+        pytest.param(save("Wan2.1_VAE.pth", {"a": Code()}), "is truncated, or holds more than tensors", id="code"),
+        pytest.param(
+            remove("google"), r"holds no tokenizer .*give --tokenizer the folder google/umt5-xxl", id="tokens"
+        ),
+        pytest.param(
+            write("google/umt5-xxl/tokenizer.json", b"{}"), "holds a tokenizer that does not load", id="tokens-broken"
+        ),
+    ],
+)
+def test_published_files_are_refused(
+    change: Callable[[Path], object], told: str, anisora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(anisora, tmp_path / "published")
+    change(tmp_path / "published")
+    with pytest.raises(CheckpointRefused, match=told) as caught:
+        plan(ANISORA, tmp_path / "published")
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["published"]  # no code of a file has run
+
+
+def test_torch_s_old_format_is_read_too(anisora: Path, tmp_path: Path) -> None:
+    shutil.copytree(anisora, tmp_path / "published")
+    file = tmp_path / "published" / "Wan2.1_VAE.pth"
+    torch.save(torch.load(file, weights_only=True), file, _use_new_zipfile_serialization=False)
+    assert len(plan(ANISORA, tmp_path / "published").shards) == 4
+
+
+def test_a_tokenizer_of_another_model_is_refused(phr00t: Path, tmp_path: Path) -> None:
+    tokens = transformers.AutoTokenizer.from_pretrained(phr00t / "google" / "umt5-xxl")
+    tokens.add_tokens(["one more"])
+    tokens.save_pretrained(tmp_path / "tokens")
+    with pytest.raises(CheckpointRefused, match="has 260 tokens and the text encoder 259"):
+        plan(PHR00T, phr00t, tokenizer=tmp_path / "tokens")
+
+
+def test_a_full_disk_is_told_before_anything_is_written(phr00t: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointRefused, match=r"has 0\.1 GB free and 0\.1 GB are needed; make room"):
+        prepared(PHR00T, phr00t, tmp_path / "deep" / "made", free_bytes=lambda _: 64_000_000)
+    assert list(tmp_path.iterdir()) == []
+    assert free_bytes_at(tmp_path / "deep" / "made") > 0  # of a folder that is not there yet
+
+
+# ── interruptions ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_killed_run_is_taken_up(phr00t: Path, tmp_path: Path) -> None:
+    source, target, part = phr00t / "aio.safetensors", tmp_path / "made", tmp_path / "made.part"
+    shards = [shard.path for each in plan(PHR00T, source, shard_bytes=SHARD_BYTES).shards for shard in each]
+    program = [sys.executable, "-m", "tests.small_checkpoints", str(source), str(target), shards[2]]
+    killed = subprocess.run(program, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not target.exists()
+    # as if it had been in the middle of the third
+    (part / f"{shards[2]}.part").write_bytes(b"half of it")
+    (part / "vae" / "of-another-version.safetensors").parent.mkdir(exist_ok=True)
+    (part / "vae" / "of-another-version.safetensors").write_bytes(b"")
+    first, second = ((part / path).stat() for path in shards[:2])
+    rotten = (part / shards[1]).read_bytes()
+    (part / shards[1]).write_bytes(rotten[:-1] + bytes([rotten[-1] ^ 1]))
+
+    begun = []
+    planned = plan(PHR00T, source, shard_bytes=SHARD_BYTES)
+    manifest = prepare(planned, target, now=NOW, on_progress=lambda _done, _total, file: begun.append(file))
+    assert set(begun) == set(shards)
+    assert (target / shards[0]).stat().st_ino == first.st_ino  # kept
+    assert (target / shards[1]).stat().st_ino != second.st_ino  # it was rotten, and is written anew
+    assert (target / shards[1]).read_bytes() == rotten
+    assert sorted(tmp_path.iterdir()) == [target]
+    assert {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()} == {
+        *(file.path for file in manifest.files),
+        MANIFEST,
+    }
+    assert verify(target, SMALL_LAYOUTS, lambda _: None) == (manifest, [])
+
+
+class Stopped(Exception):
+    """In the middle."""
+
+
+def stopped(source: Path, target: Path) -> None:
+    def on_progress(done_bytes: int, total_bytes: int, file: str) -> None:
+        if done_bytes:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        prepare(plan(PHR00T, source), target, now=NOW, on_progress=on_progress)
+
+
+def test_a_work_folder_of_other_files_is_left_alone(phr00t: Path, tmp_path: Path) -> None:
+    target, part = tmp_path / "made", tmp_path / "made.part"
+    stopped(phr00t, target)
+    before = {path: path.read_bytes() for path in part.rglob("*") if path.is_file()}
+    other = changed(phr00t, tmp_path, add(f"{DIT}head.head.bias", torch.zeros(64)))
+    with pytest.raises(CheckpointRefused, match=r"was begun from other files \(.*--restart to begin anew"):
+        prepared(PHR00T, other, target)
+    assert {path: path.read_bytes() for path in part.rglob("*") if path.is_file()} == before
+    prepared(PHR00T, other, target, restart=True)
+    assert torch.equal(load_all(target / "transformer")["proj_out.bias"], torch.zeros(64, dtype=torch.bfloat16))
+
+
+def test_two_processes_do_not_write_the_same_folder(phr00t: Path, tmp_path: Path) -> None:
+    stopped(phr00t, tmp_path / "made")
+    with (tmp_path / "made.part" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(CheckpointRefused, match="another process is writing"):
+            prepared(PHR00T, phr00t, tmp_path / "made")
+    prepared(PHR00T, phr00t, tmp_path / "made")
+
+
+# ── the command ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def run(*arguments: str | Path, layouts: tuple[Layout, ...] | None = SMALL_LAYOUTS) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments], obj=layouts)
+
+
+def test_the_command_prepares_verifies_and_lists(phr00t: Path, tmp_path: Path) -> None:
+    target = tmp_path / "models" / "phr00t-aio"
+    prepares = ("prepare", "phr00t", "--from", phr00t / "aio.safetensors", "--to", target)
+    first = run(*prepares)
+    assert first.exit_code == 0, first.output
+    assert f"prepared: {target} holds Phr00t Rapid AIO, text-to-video build" in first.output
+    assert "a lane looks for it" not in first.output
+    stamp = (target / MANIFEST).stat().st_mtime_ns
+    second = run(*prepares)
+    assert second.exit_code == 0
+    assert f"{target} is prepared already" in second.output
+    assert (target / MANIFEST).stat().st_mtime_ns == stamp
+    assert run("verify", target).exit_code == 0
+
+    stopped(phr00t, tmp_path / "models" / "half")
+    (tmp_path / "models" / "foreign").mkdir()
+    shown = run("list", "--data-dir", tmp_path).output
+    assert "whole" in shown
+    assert "half.part" in shown
+    assert "foreign" in shown
+
+    elsewhere = run("prepare", "rapid-aio", "--from", phr00t, "--to", tmp_path / "mine")
+    assert "a lane looks for it as phr00t-aio" in elsewhere.output
+
+
+def test_a_finished_folder_of_something_else_is_left_alone(phr00t: Path, anisora: Path, tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    prepared(PHR00T, phr00t, target)
+    refused = run("prepare", "anisora", "--from", anisora, "--to", target)
+    assert refused.exit_code == 1
+    assert "holds phr00t t2v, not anisora v3.2" in refused.output
+    other = changed(phr00t, tmp_path, add("text_encoders.spiece_model", torch.zeros(999, dtype=torch.uint8)))
+    refused = run("prepare", "phr00t", "--from", other, "--to", target)
+    assert refused.exit_code == 1
+    assert "was prepared from other files" in refused.output
+    gone = run("prepare", "phr00t", "--from", tmp_path / "thrown-away.safetensors", "--to", target)
+    assert gone.exit_code == 0, gone.output
+    (tmp_path / "mine").mkdir()
+    refused = run("prepare", "phr00t", "--from", phr00t, "--to", tmp_path / "mine")
+    assert refused.exit_code == 1
+    assert "has no manifest.json" in refused.output
+
+
+def test_the_production_layouts_refuse_a_small_file_in_one_line(phr00t: Path, tmp_path: Path) -> None:
+    refused = run("prepare", "phr00t", "--from", phr00t, "--to", tmp_path / "made", layouts=None)
+    assert refused.exit_code == 1
+    assert refused.output.startswith("Error: ")
+    assert "wrong base model: it holds a transformer of width 24 with 16 input channels" in refused.output
+    assert refused.output.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_command_lines_are_refused(phr00t: Path, tmp_path: Path) -> None:
+    assert run("prepare", "sora", "--from", phr00t, "--to", tmp_path / "made").exit_code == 2
+    absent = run("prepare", "phr00t", "--from", tmp_path / "nothing", "--to", tmp_path / "made")
+    assert absent.exit_code == 1
+    assert "is not there" in absent.output
+    single = run("prepare", "anisora", "--from", phr00t / "aio.safetensors", "--to", tmp_path / "made")
+    assert "is a file; give --from the folder" in single.output
+    shutil.copytree(phr00t, tmp_path / "two")
+    shutil.copy(phr00t / "aio.safetensors", tmp_path / "two" / "b.safetensors")
+    two = run("prepare", "phr00t", "--from", tmp_path / "two", "--to", tmp_path / "made")
+    assert "holds 2 safetensors files; give --from the one file" in two.output
+    assert run("verify", tmp_path).exit_code == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["two"]
+
+
+def test_a_pipeline_that_no_build_has_is_refused(phr00t: Path, tmp_path: Path) -> None:
+    settings = json.loads((ROOT / "contracts" / "inference_settings.json").read_bytes())
+    settings["models"]["phr00t"]["profiles"]["production"]["checkpoint"]["pipeline"] = "WanVideoToVideoPipeline"
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    options = ("--from", phr00t, "--to", tmp_path / "made", "--settings", tmp_path / "settings.json")
+    refused = run("prepare", "phr00t", *options)
+    assert refused.exit_code == 1
+    assert "no published form is known (known: WanPipeline, WanImageToVideoPipeline, WanVACEPipeline)" in refused.output
+
+
+# ── verify ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_verify_tells_every_fault(phr00t: Path, tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    prepared(PHR00T, phr00t, target)
+    (target / "tokenizer" / "tokenizer_config.json").unlink()
+    (target / "extra.txt").write_text("not ours")
+    with (target / "model_index.json").open("a") as file:
+        file.write("\n")
+    vae = target / "vae" / "diffusion_pytorch_model.safetensors"
+    whole = vae.read_bytes()
+    vae.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    manifest, faults = verify(target, SMALL_LAYOUTS, lambda _: None)
+    size_bytes = next(file.bytes for file in manifest.files if file.path == "model_index.json")
+    assert faults == [
+        f"model_index.json has {size_bytes + 1:,} bytes instead of {size_bytes:,}",
+        "tokenizer/tokenizer_config.json is missing",
+        "extra.txt is not in the manifest",
+        "model_index.json is not what was written (its SHA-256 differs)",
+        "vae/diffusion_pytorch_model.safetensors is not what was written (its SHA-256 differs)",
+    ]
+    told = run("verify", target)
+    assert told.exit_code == 1
+    assert "is not whole (5 faults)" in told.output
+
+
+def test_verify_holds_keys_and_shapes_to_the_model(phr00t: Path, tmp_path: Path) -> None:
+    """A manifest can be right about files that are wrong."""
+    target = tmp_path / "made"
+    prepared(PHR00T, phr00t, target)
+    tensors = load_file(target / "vae" / "diffusion_pytorch_model.safetensors")
+    del tensors["quant_conv.bias"]
+    tensors["odd"] = torch.zeros(1)
+    tensors["post_quant_conv.bias"] = ONE
+    save_file(tensors, target / "vae" / "diffusion_pytorch_model.safetensors")
+    config = json.loads((target / "text_encoder" / "config.json").read_bytes())
+    (target / "text_encoder" / "config.json").write_text(json.dumps({**config, "d_kv": 9}))
+    _, faults = verify(target, SMALL_LAYOUTS, lambda _: None)
+    assert faults[-4:] == [
+        "text_encoder/config.json differs from that of this version of Warmlane",
+        "vae lacks quant_conv.bias",
+        "vae has tensors that AutoencoderKLWan does not have: odd",
+        "vae has tensors of another shape: post_quant_conv.bias",
+    ]
+
+
+def test_a_manifest_of_another_version_is_refused(phr00t: Path, tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    manifest = prepared(PHR00T, phr00t, target)
+    (target / MANIFEST).write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, variant="v99")))
+    assert verify(target, SMALL_LAYOUTS, lambda _: None)[1] == ["this version of Warmlane knows no phr00t v99"]
+    (target / MANIFEST).write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, format=2)))
+    with pytest.raises(CheckpointRefused, match="has format 2"):
+        read_manifest(target)
+    (target / MANIFEST).write_text("{")
+    with pytest.raises(CheckpointRefused, match="cannot be read"):
+        read_manifest(target)

@@ -1,0 +1,191 @@
+"""Key tables, recognition of published files, and the plan of shards: pure, without torch."""
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+
+import msgspec
+import pytest
+
+from contracts.settings import load_settings
+from lane_worker.checkpoints.found import CheckpointRefused, Tensor, some
+from lane_worker.checkpoints.keys import KeyTable, key_table, keys_beside
+from lane_worker.checkpoints.layouts import Component, published_layouts
+from lane_worker.checkpoints.plan import index_of, matched, model_index, refuse_scaled, shards_of, split_all_in_one
+
+ANISORA, T2V, I2V, MEGA = published_layouts()
+TRANSFORMER = msgspec.structs.replace(
+    T2V.transformer,
+    table=KeyTable(
+        {
+            "patch_embedding.weight": "patch_embedding.weight",
+            "blocks.{n}.ffn.0.weight": "blocks.{n}.ffn.net.0.proj.weight",
+            "blocks.{n}.modulation": "blocks.{n}.scale_shift_table",
+        }
+    ),
+)
+EXPECTED = {
+    "patch_embedding.weight": (5120, 16, 1, 2, 2),
+    "blocks.0.ffn.net.0.proj.weight": (8, 4),
+    "blocks.11.scale_shift_table": (1, 6, 4),
+}
+FOUND = {
+    "patch_embedding.weight": ("BF16", (5120, 16, 1, 2, 2)),
+    "blocks.0.ffn.0.weight": ("F32", (8, 4)),
+    "blocks.11.modulation": ("F32", (1, 6, 4)),
+}
+
+
+def tensors(found: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Tensor]:
+    return {name: Tensor(name, dtype, shape, "aio.safetensors") for name, (dtype, shape) in found.items()}
+
+
+def match(changes: Mapping[str, tuple[str, tuple[int, ...]]], *, component: Component = TRANSFORMER) -> list[str]:
+    moves = matched(T2V, component, tensors({**FOUND, **changes}), EXPECTED, "aio.safetensors")
+    return [f"{move.tensor.name} -> {move.parameter} {move.dtype}" for move in moves]
+
+
+def test_a_pattern_stands_for_every_block_in_both_directions() -> None:
+    table = key_table("wan_transformer", "wan_vace")
+    pairs = {
+        "blocks.39.cross_attn.norm_k.weight": "blocks.39.attn2.norm_k.weight",
+        "blocks.7.norm3.bias": "blocks.7.norm2.bias",
+        "vace_blocks.3.after_proj.bias": "vace_blocks.3.proj_out.bias",
+        "head.modulation": "scale_shift_table",
+    }
+    for source, target in pairs.items():
+        assert (table.target(source), table.source(target)) == (target, source)
+    assert key_table("umt5_wan").target("blocks.23.ffn.fc1.weight") == (
+        "encoder.block.23.layer.1.DenseReluDense.wi_1.weight"
+    )
+    assert table.target("blocks.0.norm2.weight") is None
+    assert table.target("blocks.x.modulation") is None
+    assert len(key_table("wan_vae").targets) == 194
+
+
+def test_every_table_says_where_it_was_read() -> None:
+    for file in resources.files("lane_worker.checkpoints").joinpath("data").iterdir():
+        if file.name.endswith(".txt"):
+            head = [line for line in file.read_text().splitlines() if line.startswith("#")]
+            assert any("https://" in line for line in head), file.name
+    assert all(key.startswith("text_encoders.") for key in keys_beside())
+    with pytest.raises(ValueError, match="stands twice"):
+        key_table("wan_vae", "wan_vae")
+    with pytest.raises(ValueError, match="is not KEY -> PARAMETER"):
+        key_table("beside")
+
+
+@pytest.mark.parametrize("model", ["anisora", "phr00t"])
+def test_the_production_profile_has_a_published_form(model: str) -> None:
+    checkpoint = load_settings().catalog("production").models[model].checkpoint
+    (found,) = (each for each in published_layouts() if (each.model, each.pipeline) == (model, checkpoint.pipeline))
+    assert found.index["boundary_ratio"] == checkpoint.boundary_ratio
+    assert found.scheduler["_class_name"] == checkpoint.scheduler.kind
+
+
+def test_what_diffusers_keeps_in_float32_is_written_so_where_the_source_has_it() -> None:
+    assert match({}) == [
+        "patch_embedding.weight -> patch_embedding.weight BF16",
+        "blocks.0.ffn.0.weight -> blocks.0.ffn.net.0.proj.weight BF16",
+        "blocks.11.modulation -> blocks.11.scale_shift_table F32",
+    ]
+    assert match({"blocks.11.modulation": ("BF16", (1, 6, 4))})[-1].endswith("scale_shift_table BF16")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        pytest.param({"blocks.0.ffn.0.scale_weight": ("F32", ())}, "scaled fp8", id="1-scale"),
+        pytest.param({"patch_embedding.weight": ("BF16", (5120, 36, 1, 2, 2))}, "of Wan 2.2, and", id="2-i2v"),
+        pytest.param({"patch_embedding.weight": ("BF16", (1536, 16, 1, 2, 2))}, "the 1.3B", id="2-small"),
+        pytest.param({"patch_embedding.weight": ("BF16", ())}, "width 0 with 0 input channels", id="2-no-shape"),
+        pytest.param({"img_emb.proj.1.weight": ("BF16", (1,))}, "CLIP embedder", id="2-clip"),
+        pytest.param({"vace_patch_embedding.weight": ("BF16", (1,))}, "VACE", id="2-vace"),
+        pytest.param({"blocks.1.modulation": ("BF16", (1, 6, 4))}, "does not have: blocks.1.modulation", id="3-stray"),
+        pytest.param({"blocks.0.ffn.0.weight": ("BF16", (4, 8))}, "is 4x8 instead of 8x4", id="3-shape"),
+        pytest.param({"blocks.0.ffn.0.weight": ("I8", (8, 4))}, r"blocks.0.ffn.0.weight \(I8\)", id="4-int8"),
+        pytest.param({"blocks.0.ffn.0.weight": ("F64", (8, 4))}, r"blocks.0.ffn.0.weight \(F64\)", id="4-double"),
+    ],
+)
+def test_a_component_is_refused(changes: Mapping[str, tuple[str, tuple[int, ...]]], told: str) -> None:
+    with pytest.raises(CheckpointRefused, match=told):
+        match(changes)
+
+
+def test_a_tensor_that_is_missing_is_named() -> None:
+    found = tensors(FOUND)
+    del found["blocks.11.modulation"]
+    with pytest.raises(
+        CheckpointRefused, match=r"lacks 1 of 3 tensors of transformer: blocks\.11\.modulation; download"
+    ):
+        matched(T2V, TRANSFORMER, found, EXPECTED, "aio.safetensors")
+
+
+def test_a_parameter_that_no_table_knows_is_no_guess() -> None:
+    bare = msgspec.structs.replace(TRANSFORMER, table=KeyTable({"a": "patch_embedding.weight"}))
+    with pytest.raises(CheckpointRefused, match=r"no published key is known for blocks\.0\.ffn"):
+        match({}, component=bare)
+
+
+def test_the_keys_that_are_named_are_some() -> None:
+    scaled = [f"blocks.{n}.q.scale_weight" for n in range(9)]
+    with pytest.raises(CheckpointRefused, match=r"blocks\.4\.q\.scale_weight and 4 more\)"):
+        refuse_scaled(scaled, "aio.safetensors")
+    refuse_scaled(["head.weight", "blocks.0.scale_shift_table"], "aio.safetensors")
+    assert some(["a", "b"]) == "a, b"
+
+
+def test_an_all_in_one_file_is_split_by_its_prefixes() -> None:
+    found = {
+        "model.diffusion_model.head.modulation": ("BF16", (1,)),
+        "text_encoders.umt5xxl.transformer.shared.weight": ("BF16", (1,)),
+        "vae.conv1.bias": ("BF16", (1,)),
+        "text_encoders.spiece_model": ("U8", (1,)),
+    }
+    parts = split_all_in_one(T2V, tensors(found), "aio.safetensors")
+    assert {name: [*part] for name, part in parts.items()} == {
+        "transformer": ["head.modulation"],
+        "text_encoder": ["shared.weight"],
+        "vae": ["conv1.bias"],
+    }
+    with pytest.raises(CheckpointRefused, match=r"belong to no component of .*: lora"):
+        split_all_in_one(T2V, tensors({**found, "lora": ("BF16", (1,))}), "aio.safetensors")
+    del found["vae.conv1.bias"]
+    with pytest.raises(CheckpointRefused, match=r"it has no keys vae\.\*"):
+        split_all_in_one(T2V, tensors(found), "aio.safetensors")
+
+
+def test_shards_are_as_small_as_was_said_and_named_as_loaders_look_for_them() -> None:
+    moves = matched(T2V, TRANSFORMER, tensors(FOUND), EXPECTED, "aio.safetensors")
+    assert [move.size_bytes for move in moves] == [655_360, 64, 96]
+    one = shards_of(TRANSFORMER, moves, limit_bytes=10**9)
+    assert [shard.path for shard in one] == ["transformer/diffusion_pytorch_model.safetensors"]
+    shards = shards_of(TRANSFORMER, moves, limit_bytes=160)
+    assert [(shard.path, shard.size_bytes) for shard in shards] == [
+        ("transformer/diffusion_pytorch_model-00001-of-00002.safetensors", 655_360),
+        ("transformer/diffusion_pytorch_model-00002-of-00002.safetensors", 160),
+    ]
+    assert [len(shard.moves) for shard in shards_of(TRANSFORMER, moves, limit_bytes=159)] == [1, 1, 1]
+    assert json.loads(index_of(shards)) == {
+        "metadata": {"total_size": 655_520},
+        "weight_map": {
+            "patch_embedding.weight": "diffusion_pytorch_model-00001-of-00002.safetensors",
+            "blocks.0.ffn.net.0.proj.weight": "diffusion_pytorch_model-00002-of-00002.safetensors",
+            "blocks.11.scale_shift_table": "diffusion_pytorch_model-00002-of-00002.safetensors",
+        },
+    }
+    encoder = T2V.components[1]
+    assert shards_of(encoder, moves, limit_bytes=10**9)[0].path == "text_encoder/model.safetensors"
+
+
+def test_a_pipeline_without_a_component_says_so() -> None:
+    index = json.loads(model_index(T2V, tokenizer="T5Tokenizer", diffusers_version="1"))
+    assert index["transformer_2"] == [None, None]
+    assert index["boundary_ratio"] is None
+    assert index["tokenizer"] == ["transformers", "T5Tokenizer"]
+    assert {each.pipeline for each in (T2V, I2V, MEGA)} == {
+        "WanPipeline",
+        "WanImageToVideoPipeline",
+        "WanVACEPipeline",
+    }
+    assert json.loads(model_index(ANISORA, tokenizer="T", diffusers_version="1"))["boundary_ratio"] == 0.9
