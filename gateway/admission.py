@@ -23,7 +23,7 @@ from contracts.tasks import (
     keyed_task_id,
     seed_of,
 )
-from contracts.topology import DEGRADED_MAX_AGE_S, TASKS, work_stream, work_subject
+from contracts.topology import DEGRADED_MAX_AGE_S, DEGRADED_MAX_MSGS, TASKS, work_stream, work_subject
 from gateway.estimate import Estimates
 from gateway.fallbacks import Fallbacks
 from gateway.hold import Holds, UntilGone, is_held
@@ -144,6 +144,9 @@ class Admission:
 
         task = placed(lanes_passed=False)
         while True:
+            if key is None and task.route == "degraded" and self._is_known_full(task.model):
+                await self._count(task, served=0)
+                raise self._overloaded("depth", task)
             try:
                 found = await self._publish(task)
                 break
@@ -166,6 +169,16 @@ class Admission:
         if is_ours:
             report_replaced(task)
         return snapshot
+
+    def _is_known_full(self, model: str) -> bool:
+        """Whether the server would say that the degraded queue is full, as far as is known here; it decides otherwise.
+
+        What is refused by that costs the server nothing, which is busy then. A place that has just become free is
+        noticed when the record of its task arrives, milliseconds later. Not for a request with a key, which may be
+        queued already: the server knows its message before it counts.
+        """
+        waiting = self._tasks.work_queues.of("degraded", model).waiting
+        return len(waiting) >= DEGRADED_MAX_MSGS and not self._link.news_age_s()
 
     async def _count(self, task: GenerationTask, *, served: int) -> None:
         if task.route == "degraded" and task.decision is not None:

@@ -5,6 +5,7 @@ from collections import Counter
 
 import httpx
 import pytest
+from nats.aio.msg import Msg
 
 from contracts.lanes import LaneState
 from contracts.tasks import TaskStatus
@@ -46,6 +47,28 @@ async def test_25_wait_and_the_26th_is_refused(system: System) -> None:
     assert await system.depth() == DEGRADED_MAX_MSGS
     await system.claim(tasks[0]["id"])
     assert (await system.submit(image=IMAGE, **{"idempotency-key": "the-26th"}))["status"] == "pending"
+
+
+async def test_a_queue_that_is_known_to_be_full_is_not_asked(system: System) -> None:
+    """Refusals are what a busy server gets most of. One with a key is asked for: it may be queued already."""
+    for _ in range(DEGRADED_MAX_MSGS):
+        await system.submit()
+    asked: list[str] = []
+
+    async def on_message(message: Msg) -> None:
+        asked.append(message.subject)
+
+    await system.link.client.subscribe("degraded.>", cb=on_message)
+    await system.link.client.flush()
+    assert limit(await system.post()) == "depth"
+    assert limit(await system.post(**{"idempotency-key": "asked"})) == "depth"
+    await system.link.client.flush()
+
+    async def was_asked() -> bool:
+        return bool(asked)
+
+    await eventually(was_asked)
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("state", [LaneState.STARTING, LaneState.LOADING, LaneState.EVICTED])
