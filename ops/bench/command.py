@@ -18,7 +18,7 @@ import psutil
 import uvloop
 from msgspec import structs
 
-from ops.bench import accept, dispatch, poll
+from ops.bench import accept, dispatch, growth, overload, poll
 from ops.bench.load import LoadFailed
 from ops.bench.procs import Cores, NotStarted, apart, usable_cores
 from ops.bench.report import is_plotted, judge_all, markdown, plot
@@ -31,7 +31,7 @@ from ops.nats_server import NoNatsServer, find_nats_server
 
 # What `make bench` measures, and what `make bench-all` measures as well.
 QUICK: Final = ("accept", "poll", "dispatch")
-LONG: Final = ()
+LONG: Final = ("overload", "growth")
 PACKAGES: Final = (
     "litestar",
     "nats-py",
@@ -63,6 +63,10 @@ async def measure(
         found += await poll.measure(every, cores, rounds=rounds, seconds=seconds, say=say)
     if "dispatch" in parts:
         found.append(await dispatch.measure(every, cores, rounds=rounds, tasks=tasks, say=say))
+    if "overload" in parts:
+        found += await overload.measure(every, cores, rounds=rounds, seconds=seconds, say=say)
+    if "growth" in parts:
+        found += await growth.measure(every, cores, rounds=rounds, seconds=seconds, tasks=tasks, say=say)
     when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     return tuple(structs.replace(part, when=when) for part in found)
 
