@@ -156,7 +156,9 @@ class Services:
         stored = await self.artifacts.list()
         grace_s = min(ORPHAN_GRACE_S, self.keep_s)
         removed = 0
-        for item in orphans(stored, self.tasks.named_paths(), now=now, grace_s=grace_s):
+        # in a thread: with 100,000 objects, requests would wait for 0.1 s and more
+        found = await asyncio.to_thread(orphans, stored, self.tasks.named_paths_of, now=now, grace_s=grace_s)
+        for item in found:
             # what is in memory may be behind: the server has the last word before anything is deleted
             snapshot = await self.tasks.read(task_id_of(item.path))
             if snapshot is None or item.path not in self.tasks.named_paths_of(snapshot.task.id):
