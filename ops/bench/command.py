@@ -145,6 +145,8 @@ def command(
             if (out / "results.json").exists():
                 results = msgspec.json.decode((out / "results.json").read_bytes(), type=Results).replaced_by(results)
         write(results, out)
+    except ConnectionError as error:
+        raise click.ClickException(f"a service under measurement: {error}; measure again") from error
     except OSError as error:
         raise click.ClickException(f"{error}; choose another folder with --out") from error
     except (LoadFailed, NotStarted, NoNatsServer, TransportUnavailable, msgspec.DecodeError) as error:

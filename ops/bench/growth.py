@@ -18,7 +18,7 @@ from contracts.tasks import GenerationTask, decode_task, encode_task
 from contracts.topology import DEADLINES, TASKS, bucket_stream, bucket_subject, lane_stream
 from ops.bench.accept import Sample
 from ops.bench.dispatch import WARM_UP, delays_ms
-from ops.bench.load import Connection, LoadFailed, connect, percentile, request
+from ops.bench.load import LoadFailed, connect, percentile, request
 from ops.bench.names import ACCEPT, DISPATCH, FEW, MANY, POLL_LIVE, POLL_NEW, POLL_OLD, SOME, WARMLANE, finished, lanes
 from ops.bench.poll import end, take, until_shown
 from ops.bench.procs import Cores
@@ -26,7 +26,7 @@ from ops.bench.results import Part
 from ops.bench.rounds import Values, empty_folder, one_round, rotated
 from ops.bench.stacks import BODY, Contender, Given, Stack, say_warm
 from ops.ending import end as ended
-from ops.nats_link import NatsLink
+from ops.nats_link import NatsLink, TransportUnavailable
 
 TASKS_LEVELS: Final = (FEW, SOME, MANY)
 LANES_LEVELS: Final = (1, 10, 100)
@@ -35,12 +35,14 @@ MODEL: Final = "anisora"
 BODY_OF_IT: Final = msgspec.json.encode(msgspec.json.decode(BODY) | {"model": MODEL})
 HEARTBEAT_S: Final = 5.0
 # Of `--seconds` and of `--tasks`, for there is much to measure in turns.
-SHARE: Final = 0.5
+SHARE: Final = 0.4
 # So many writes of records are on their way at once: a server is not to be overrun.
-WRITTEN_AT_ONCE: Final = 256
+WRITTEN_AT_ONCE: Final = 32
+TRIES: Final = 5
 READ_S: Final = 120.0
 READS: Final = 50
 PAGE: Final = 100
+REMOVED: Final = {"KV-Operation": "DEL"}
 # So long, what the server was asked takes to be counted at most.
 SETTLE_S: Final = 0.1
 WHATS: Final = (ACCEPT, POLL_LIVE, POLL_NEW, POLL_OLD, DISPATCH)
@@ -197,8 +199,7 @@ async def fill(stack: Stack, count: int) -> str:
     """
     link = stack.link
     assert link is not None
-    line = await connect(stack.address)
-    sample = (await _listed(line, stack, "done", 1))[0]
+    sample = (await _listed(stack, "done", 1))[0]
     entry = await link.get(TASKS, sample)
     if entry is None or entry.value is None:
         raise LoadFailed(f"the task {sample} has no record")
@@ -207,8 +208,7 @@ async def fill(stack: Stack, count: int) -> str:
     for begin in range(0, count, WRITTEN_AT_ONCE):
         some = range(begin, min(count, begin + WRITTEN_AT_ONCE))
         await asyncio.gather(*(_copy(stack, link, task, ids[number], number) for number in some))
-    await _until(partial(_is_newest, line, stack, ids[-1]), "the gateway has not read all finished tasks")
-    line.close()
+    await _until(partial(_is_newest, stack, ids[-1]), "the gateway has not read all finished tasks")
     return ids[0]
 
 
@@ -217,15 +217,28 @@ async def _copy(stack: Stack, link: NatsLink, task: GenerationTask, task_id: str
     copied = replace(task, id=task_id, created_at=task.created_at + timedelta(microseconds=number + 1))
     copied = replace(copied, video=replace(task.video, path=copied.video_path))
     (stack.folder / "artifacts" / copied.video_path).touch()
-    await link.create(TASKS, task_id, encode_task(copied))
+    await _surely(partial(link.put, TASKS, task_id, encode_task(copied)))
 
 
-async def _is_newest(line: Connection, stack: Stack, task_id: str) -> bool:
-    return await _listed(line, stack, "done", 1) == [task_id]
+async def _surely(call: Callable[[], Awaitable[object]]) -> None:
+    """*call*, again while a busy server does not answer: twice is as good as once. Raises LoadFailed."""
+    for _ in range(TRIES):
+        try:
+            await call()
+            return
+        except TransportUnavailable as error:
+            told = str(error)
+    raise LoadFailed(f"the nats-server does not answer {TRIES} times: {told}")
 
 
-async def _listed(line: Connection, stack: Stack, status: str, limit: int) -> list[str]:
+async def _is_newest(stack: Stack, task_id: str) -> bool:
+    return await _listed(stack, "done", 1) == [task_id]
+
+
+async def _listed(stack: Stack, status: str, limit: int) -> list[str]:
+    line = await connect(stack.address)  # one that is kept is closed by the gateway when nothing is asked for a while
     answer = await line.ask(request("GET", f"/tasks?status={status}&limit={limit}", stack.address))
+    line.close()
     return [task["id"] for task in msgspec.json.decode(answer.body)["tasks"]]
 
 
@@ -238,12 +251,12 @@ async def _until(holds: Callable[[], Awaitable[bool]], otherwise: str) -> None:
 
 
 async def reads_per_poll(grown: Grown, task_id: str) -> float:
-    """How many records the server is asked for, by anybody, for each poll of *task_id*."""
+    """How often the server is asked for the record of *task_id*, by anybody, for each poll of it."""
     asked = 0
 
-    async def count(_: Msg) -> None:
+    async def count(question: Msg) -> None:
         nonlocal asked
-        asked += 1
+        asked += task_id.encode() in question.data
 
     subscription = await grown.link.client.subscribe(f"$JS.API.STREAM.MSG.GET.{bucket_stream(TASKS)}", cb=count)
     await grown.link.client.flush()
@@ -307,15 +320,13 @@ async def _rounds(
 async def _remove_accepted(grown: Grown) -> None:
     """Everything of the tasks that nobody takes, before their 30 s are over: record, message and timer."""
     link = grown.link
-    line = await connect(grown.stack.address)
-    await link.js.purge_stream(DEADLINES)
-    await link.js.purge_stream(lane_stream(MODEL))
-    while ids := await _listed(line, grown.stack, "pending", PAGE):
-        marker = {"KV-Operation": "DEL"}
-        await asyncio.gather(*(link.publish(bucket_subject(TASKS, each), b"", headers=marker) for each in ids))
-        await _until(partial(_is_none_of, line, grown.stack, ids), "the gateway has not read what was removed")
-    line.close()
+    for stream in (DEADLINES, lane_stream(MODEL)):
+        await _surely(partial(link.remove_subject, stream, ">"))
+    while ids := await _listed(grown.stack, "pending", PAGE):
+        marked = (partial(link.publish, bucket_subject(TASKS, each), b"", headers=REMOVED) for each in ids)
+        await asyncio.gather(*(_surely(each) for each in marked))
+        await _until(partial(_is_none_of, grown.stack, ids), "the gateway has not read what was removed")
 
 
-async def _is_none_of(line: Connection, stack: Stack, ids: Sequence[str]) -> bool:
-    return not set(ids) & set(await _listed(line, stack, "pending", PAGE))
+async def _is_none_of(stack: Stack, ids: Sequence[str]) -> bool:
+    return not set(ids) & set(await _listed(stack, "pending", PAGE))

@@ -46,7 +46,7 @@ Start = Callable[[float], contextlib.AbstractAsyncContextManager[Stack]]
 class Level(Struct, frozen=True, kw_only=True):
     """What became of the requests of *seconds*: *answers* of those that came by themselves, *again* of those that were
     refused before and were sent again, each with whether that was when they were told or after half of that time; and
-    the tasks that ended meanwhile."""
+    the tasks that count: of a full queue those that ended meanwhile, otherwise those of *answers*."""
 
     seconds: float
     answers: Sequence[Answer]
@@ -157,7 +157,7 @@ async def capacity_per_s(offered: Offered, tasks: int) -> float:
     return (tasks - 1) / (moments[-1] - moments[0]).total_seconds()
 
 
-async def one_level(offered: Offered, *, rate_per_s: float, seconds: float, is_full: bool) -> Level:
+async def one_level(offered: Offered, *, rate_per_s: float, seconds: float, is_full: bool, seed: int = 0) -> Level:
     """*rate_per_s* requests a second at random moments, to an empty queue or, where it *is_full*, to a full one.
 
     It returns when all has ended, so that the next level finds an idle worker.
@@ -180,11 +180,14 @@ async def one_level(offered: Offered, *, rate_per_s: float, seconds: float, is_f
     if waiting:
         await _until_full(offered)
     begun, until_s = datetime.now(UTC), time.perf_counter() + seconds
-    answers = await send(moments(rate_per_s, seconds), arrive)
+    answers = await send(moments(rate_per_s, seconds, seed=seed), arrive)
     sent_again = await asyncio.gather(*again)
     await asyncio.gather(*waiting)
     await offered.records.until_all_ended()
-    ended = offered.records.ended_within(begun, seconds)
+    if is_full:
+        ended = offered.records.ended_within(begun, seconds)
+    else:  # what is on its way at the end is no more than what comes
+        ended = [offered.records.tasks[each.task_id] for each in answers if each.status == 202]
     return Level(seconds=seconds, answers=answers, again=sent_again, ended=ended)
 
 
@@ -263,11 +266,17 @@ async def _levels(
         for times in rotated(TIMES, number):
             say(f"overload, round {number + 1} of {rounds}: {times:g} times {capacity:.2f} a second")
             watch = Watch((gateway,), offered.stack.brokers)
-            level = await one_level(offered, rate_per_s=times * capacity, seconds=watched_s, is_full=times > 1)
-            used = watch.end()
+            whole = Watch(offered.stack.served, offered.stack.brokers)
+            level = await one_level(
+                offered, rate_per_s=times * capacity, seconds=watched_s, is_full=times > 1, seed=number
+            )
+            used, others_percent = watch.end(), whole.end().others_percent
             thousands = (len(level.answers) + len(level.again)) / 1_000
             found = figures_of(level) | {"peak_mb": used.peak_bytes / 1e6}
-            values.add(at_times(times), found | {"cpu_s": used.served_s / max(thousands, 0.001)})
+            values.add(
+                at_times(times),
+                found | {"cpu_s": used.served_s / max(thousands, 0.001), "others_percent": others_percent},
+            )
             offered.stack.require_running()
     return Part(
         name="overload",
@@ -279,10 +288,11 @@ async def _levels(
             f"when {calibration} tasks waited for it, and what the multiples are of.",
             f"Requests come at random moments for {watched_s:g} s, each as a client that holds the line. Above the "
             f"capacity the queue is filled with {DEGRADED_MAX_MSGS} requests before that: it would take seconds to "
-            "get there by itself, and nobody is refused before. Goodput counts the tasks that ended with a video in "
-            "this time, and were taken within 30 s. A full queue was "
-            f"{DEGRADED_MAX_MSGS / capacity_of(values):.0f} s of work. Within 30 s of that nearly all refusals are for "
-            "its length; beyond, requests are also refused because they have waited for 30 s (make overload).",
+            "get there by itself, and nobody is refused before. Done in time are tasks that ended with a video and "
+            "were taken within 30 s: of a full queue those that ended in this time, otherwise those that came in it. "
+            f"A full queue was {DEGRADED_MAX_MSGS / capacity_of(values):.0f} s of work. Up to 30 s of that, nearly all "
+            "refusals are for its length; beyond, requests are also refused when they have waited for 30 s (make "
+            "overload).",
             "Refusals are timed from the moment at which their request was due, by a client in Python that shares its "
             "core with the nats-server. CPU time is the gateway's, for each 1,000 requests, the held ones included.",
             f"About every {AGAIN_EVERY_S:g} s one that was refused is sent again, in turn after the seconds that it "

@@ -17,7 +17,7 @@ from msgspec import Struct
 from ops.processes import die_with_parent
 
 HOST: Final = "127.0.0.1"
-START_S: Final = 60.0
+START_S: Final = 180.0
 STOP_S: Final = 10.0
 
 
