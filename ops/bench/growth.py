@@ -49,12 +49,16 @@ WHATS: Final = (ACCEPT, POLL_LIVE, POLL_NEW, POLL_OLD, DISPATCH)
 
 
 class Grown(Struct, kw_only=True):
-    """A stack with what is polled there. *old* is a task that is not held in memory; None where all are."""
+    """A stack with what is polled there. *old* is a task that is not held in memory; None where all are.
+
+    *shown* is the task whose record is told of in the report.
+    """
 
     stack: Stack
     level: int
     live: Sample
     finished: Sample
+    shown: str
     old: str | None = None
 
     @property
@@ -162,14 +166,14 @@ async def _grown(stack: Stack, level: int, *, records: int) -> Grown:
     await end(link, await take(link, done))
     await take(link, live)
     await until_shown(stack.address, {live.id: "processing", done.id: "done"})
-    grown = Grown(stack=stack, level=level, live=live, finished=done, old=first)
+    grown = Grown(stack=stack, level=level, live=live, finished=done, shown=first or live.id, old=first)
     if first is not None and not await reads_per_poll(grown, first):
         grown.old = None
     return grown
 
 
 async def _record_bytes(grown: Grown) -> int:
-    entry = await grown.link.get(TASKS, grown.live.id)
+    entry = await grown.link.get(TASKS, grown.shown)
     return 0 if entry is None or entry.value is None else len(entry.value)
 
 

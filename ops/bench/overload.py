@@ -94,14 +94,17 @@ def _is_expected(answer: Answer) -> bool:
 
 
 class Records:
-    """Every task of the server as its record stands. *link* is watched from `watch` on."""
+    """Every task that comes after `watch`, as its record stands."""
 
     def __init__(self, link: NatsLink) -> None:
         self._link = link
+        self._before: set[str] = set()
         self.tasks: dict[str, GenerationTask] = {}
 
     async def watch(self) -> None:
         await (await self._link.watch(TASKS, self._on_record)).wait()
+        self._before = set(self.tasks)
+        self.tasks.clear()
 
     def ended_within(self, since: datetime, seconds: float) -> list[GenerationTask]:
         """The tasks that ended within *seconds* after *since*."""
@@ -118,7 +121,7 @@ class Records:
             await asyncio.sleep(0.02)
 
     def _on_record(self, entry: Entry) -> None:
-        if entry.value is not None:
+        if entry.value is not None and entry.key not in self._before:
             self.tasks[entry.key] = decode_task(entry.value)
 
 
