@@ -21,6 +21,8 @@ from ops.unreadable import unreadables
 
 FINISHED_MAX: Final = 1_000
 SUBSCRIBER_QUEUE_MAX: Final = 64
+# Of 100,000 tasks of which none matches, a look at all takes some 0.1 s.
+LOOKED_AT_ONCE: Final = 1_000
 
 
 class Snapshot(Struct, frozen=True, gc=False):
@@ -169,24 +171,29 @@ class TaskBoard:
         # between the caller's look and its subscription the task may have moved
         return self._live.get(snapshot.task.id) or self._finished.get(snapshot.task.id) or snapshot
 
-    def newest(
+    async def newest(
         self,
         *,
         status: TaskStatus | None,
         model: str | None,
         caller: str | None,
         before: tuple[datetime, str] | None,
-    ) -> Iterator[str]:
-        """Ids of the tasks that match, newest first, starting after *before*."""
-        end = len(self._order) if before is None else bisect.bisect_left(self._order, before)
-        for position in range(end - 1, -1, -1):
-            row = self._rows[self._order[position][1]]
-            if status in (None, row.status) and model in (None, row.model) and caller in (None, row.caller):
-                yield row.id
+    ) -> AsyncIterator[str]:
+        """Ids of the tasks that match, newest first, starting after *before*.
 
-    def named_paths(self) -> dict[str, tuple[str, ...]]:
-        """For every task, the objects of the artifact store that its record names."""
-        return {row.id: row.paths for row in self._rows.values()}
+        However many there are to look at, others run in between; a task that is forgotten meanwhile may be left out.
+        """
+        end = len(self._order) if before is None else bisect.bisect_left(self._order, before)
+        while end:
+            some = self._order[max(0, end - LOOKED_AT_ONCE) : end]
+            for _, task_id in reversed(some):
+                row = self._rows.get(task_id)
+                if row is None:
+                    continue
+                if status in (None, row.status) and model in (None, row.model) and caller in (None, row.caller):
+                    yield task_id
+            await asyncio.sleep(0)
+            end = bisect.bisect_left(self._order, some[0])
 
     def named_paths_of(self, task_id: str) -> tuple[str, ...]:
         """The objects that the record of *task_id* names; none without a record."""

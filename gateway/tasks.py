@@ -123,7 +123,7 @@ async def list_tasks(
         model = entry.name
     found: list[GenerationTask] = []
     before = _decode_cursor(cursor)
-    for task_id in services.tasks.newest(status=status, model=model, caller=caller.sees_only, before=before):
+    async for task_id in services.tasks.newest(status=status, model=model, caller=caller.sees_only, before=before):
         if len(found) == limit:
             last = found[-1]
             return _page(services, found, _encode_cursor(last.created_at, last.id))

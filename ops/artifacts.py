@@ -4,7 +4,7 @@ Writes are atomic: a reader sees the whole object or none. `orphans` is the jani
 """
 
 import re
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -114,9 +114,9 @@ def task_id_of(path: str) -> str:
 
 
 def orphans(
-    objects: Iterable[StoredObject], named: Mapping[str, Collection[str]], *, now: datetime, grace_s: float
+    objects: Iterable[StoredObject], named: Callable[[str], Collection[str]], *, now: datetime, grace_s: float
 ) -> list[StoredObject]:
-    """The objects that no record names. *named* holds, for each task with a record, the paths that it names.
+    """The objects that no record names. *named* tells the paths that the record of a task names; none without one.
 
     An object younger than *grace_s* may belong to a task that is about to be recorded: it stays. So does one with a
     name that is none of ours.
@@ -125,7 +125,5 @@ def orphans(
     return [
         item
         for item in objects
-        if item.modified_at < oldest
-        and item.path not in named.get(task_id_of(item.path), ())
-        and _PATH.fullmatch(item.path)
+        if item.modified_at < oldest and item.path not in named(task_id_of(item.path)) and _PATH.fullmatch(item.path)
     ]

@@ -30,9 +30,9 @@ from contracts.lanes import LaneHeartbeat
 from contracts.tasks import GenerationTask, RoutingDecision, TaskStatus, decode_task
 from contracts.topology import LANES, TASKS
 from gateway.routing import READY_STATES, ToLane
+from ops.bench.arrivals import CLIENT_TIMEOUT_S, Answer, post
 from ops.demo import percentile
 from ops.nats_link import Entry, NatsLink
-from tests.overload import CLIENT_TIMEOUT_S, Answer, post
 from tests.support import eventually, settings_file
 from tests.system import UpProcess
 

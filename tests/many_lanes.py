@@ -6,7 +6,6 @@ case for a routing decision, since a decision keeps its inputs.
 
 import argparse
 import asyncio
-import itertools
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -17,30 +16,21 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from gateway.lane_board import LaneBoard
+from ops.bench.growth import HEARTBEAT_S, beat
 from ops.ending import end
 from ops.logs import configure_logging
 from ops.nats_link import NatsLink
 from ops.provision import provision, wanted
 from tests.conftest import KEEP_S
-from tests.integration.conftest import GatewayProcess, report_lane
+from tests.integration.conftest import GatewayProcess
 from tests.support import eventually
 
 LANES: Final = 100
-HEARTBEAT_S: Final = 5.0
 DECISIONS: Final = 5_000
 CPU_PERCENT_MAX: Final = 5.0
 DECISION_US_MAX: Final = 50.0
-
-
-async def beat(link: NatsLink, lanes: int) -> None:
-    """Heartbeats of *lanes* lanes, evenly spread, until cancelled."""
-    for number in itertools.count():
-        await report_lane(link, "anisora", LaneState.WARM, worker=f"anisora-{number % lanes}")
-        if number >= lanes:
-            await asyncio.sleep(HEARTBEAT_S / lanes)
 
 
 async def board_of(link: NatsLink, lanes: int) -> LaneBoard:
@@ -84,7 +74,7 @@ async def measure(folder: Path, *, lanes: int, over_s: float, decisions: int) ->
     try:
         await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
         await asyncio.to_thread(gateway.start)
-        beating = asyncio.create_task(beat(link, lanes))
+        beating = asyncio.create_task(beat(link, "anisora", range(lanes)))
         try:
             board = await board_of(link, lanes)
             return await cpu_percent(gateway.pid, over_s), decision_us(board, decisions)

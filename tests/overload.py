@@ -6,14 +6,13 @@ Every figure comes from outside: answers from a client, depth and timestamps fro
 import asyncio
 import contextlib
 import itertools
-import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 import httpx
@@ -24,6 +23,7 @@ from rich.table import Table
 
 from contracts.tasks import GenerationTask, SwapReceipt, TaskStatus, decode_task
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, TASKS, work_subject
+from ops.bench.arrivals import Answer, client_of, moments, post, send
 from ops.demo import percentile
 from ops.nats_link import Entry, NatsLink
 from tests.support import eventually
@@ -34,19 +34,6 @@ WAIT_LIMIT_S: Final = 30.0
 REFUSED_P99_MS: Final = 50.0
 HELD_MAX_S: Final = 30.5
 CALIBRATION: Final = 6
-CLIENT_TIMEOUT_S: Final = 60.0
-
-
-class Answer(Struct, frozen=True, kw_only=True):
-    """One POST: when it was sent, how long the answer took, and what it said."""
-
-    sent_s: float
-    took_s: float
-    status: int
-    code: str = ""
-    limit: str = ""
-    retry_after_s: float = 0.0
-    task_id: str = ""
 
 
 class Life(Struct, kw_only=True):
@@ -210,26 +197,6 @@ class Observer:
                 life.queued_at = stored.time
 
 
-async def post(
-    client: httpx.AsyncClient, model: str, number: int, *, headers: Mapping[str, str] | None = None, **fields: Any
-) -> Answer:
-    """One request, as a client that holds the line makes it, unless *headers* say otherwise."""
-    begun_s = time.perf_counter()
-    body = {"model": model, "prompt": f"request {number}"} | fields
-    response = await client.post("/generate", json=body, headers=headers)
-    took_s = time.perf_counter() - begun_s
-    body = response.json()
-    return Answer(
-        sent_s=begun_s,
-        took_s=took_s,
-        status=response.status_code,
-        code=body.get("code", ""),
-        limit=body.get("limit", "") if body.get("code") == "queue_overloaded" else "",
-        retry_after_s=float(response.headers.get("retry-after", 0)),
-        task_id=body.get("id", ""),
-    )
-
-
 async def overload(
     up: UpProcess, *, times: float, seconds: float, console: Console, at_least_per_s: float = 0.0
 ) -> Seen:
@@ -238,9 +205,8 @@ async def overload(
     *at_least_per_s* fills the queue also where the worker is slow.
     """
     link = await NatsLink.connect(up.nats_url, name="observer")
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     try:
-        async with httpx.AsyncClient(base_url=up.url, timeout=CLIENT_TIMEOUT_S, limits=limits) as client:
+        async with client_of(up.url) as client:
             models = sorted(model["name"] for model in (await client.get("/settings")).json()["models"])
             service_s = await calibrate(client, models)
             observer = Observer(link)
@@ -252,7 +218,7 @@ async def overload(
                 f"a task takes {service_s:.2f} s, so {1 / service_s:.2f} a second fit; sending {rate:.2f} a second",
                 highlight=False,
             )
-            answers = await send(client, models, rate=rate, seconds=seconds, console=console)
+            answers = await send_in_turn(client, models, rate=rate, seconds=seconds, console=console)
 
             async def ended() -> bool:
                 return observer.all_ended()
@@ -286,24 +252,17 @@ async def calibrate(client: httpx.AsyncClient, models: Sequence[str]) -> float:
     return sum(took_s) / len(took_s)
 
 
-async def send(
+async def send_in_turn(
     client: httpx.AsyncClient, models: Sequence[str], *, rate: float, seconds: float, console: Console
 ) -> list[Answer]:
-    """Requests at random moments, *rate* a second on average, whatever becomes of those before."""
-    dice = random.Random(25)  # the same moments in every run
-    begun_s = time.monotonic()
-    at_s = 0.0
-    posts: list[asyncio.Task[Answer]] = []
+    """Requests at random moments, *rate* a second on average, models in turn, whatever becomes of those before."""
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("sending", total=seconds)
-        for number, model in enumerate(itertools.cycle(models)):
-            at_s += dice.expovariate(rate)
-            if at_s > seconds:
-                break
-            await asyncio.sleep(max(0.0, begun_s + at_s - time.monotonic()))
-            posts.append(asyncio.create_task(post(client, model, number)))
-            progress.update(bar, completed=at_s)
-    return await asyncio.gather(*posts)
+        return await send(
+            moments(rate, seconds),
+            lambda number, due_s: post(client, models[number % len(models)], number, due_s=due_s),
+            on_sent=lambda at_s: progress.update(bar, completed=at_s),
+        )
 
 
 def report(console: Console, seen: Seen, verdicts: Sequence[Verdict]) -> None:

@@ -28,9 +28,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from contracts.settings import Catalog, IntegerField, ModelEntry, load_settings
+from ops.bench.arrivals import CLIENT_TIMEOUT_S
 from ops.bench.machine import machine, system
 from tests.failover import Figure
-from tests.overload import CLIENT_TIMEOUT_S
 from tests.system import UpProcess
 
 REQUESTS: Final = 200

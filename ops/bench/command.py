@@ -16,7 +16,7 @@ import msgspec
 import uvloop
 from msgspec import structs
 
-from ops.bench import accept, dispatch, overhead, poll, servers, swap
+from ops.bench import accept, dispatch, growth, overhead, overload, poll, servers, swap
 from ops.bench.load import LoadFailed
 from ops.bench.machine import machine, system
 from ops.bench.procs import Cores, NotStarted, apart, usable_cores
@@ -30,11 +30,7 @@ from ops.nats_server import NoNatsServer, find_nats_server
 
 # What `make bench` measures, and what `make bench-all` measures as well.
 QUICK: Final = ("accept", "poll", "dispatch")
-LONG: Final = (
-    "servers",
-    "overhead",
-    "swap",
-)
+LONG: Final = ("servers", "overhead", "swap", "overload", "growth")
 PACKAGES: Final = (
     "litestar",
     "nats-py",
@@ -73,6 +69,10 @@ async def measure(
         found.append(await overhead.measure(cores, rounds=rounds, say=say))
     if "swap" in parts:
         found.append(await swap.measure(cores, rounds=rounds, say=say))
+    if "overload" in parts:
+        found += await overload.measure(every, cores, rounds=rounds, seconds=seconds, say=say)
+    if "growth" in parts:
+        found += await growth.measure(every, cores, rounds=rounds, seconds=seconds, tasks=tasks, say=say)
     when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     return tuple(structs.replace(part, when=when) for part in found)
 
@@ -151,6 +151,8 @@ def command(
             if (out / "results.json").exists():
                 results = msgspec.json.decode((out / "results.json").read_bytes(), type=Results).replaced_by(results)
         write(results, out)
+    except ConnectionError as error:
+        raise click.ClickException(f"a service under measurement: {error}; measure again") from error
     except OSError as error:
         raise click.ClickException(f"{error}; choose another folder with --out") from error
     except (LoadFailed, NotStarted, NoNatsServer, TransportUnavailable, msgspec.DecodeError) as error:

@@ -17,3 +17,33 @@ STREAMS: Final = "event streams"
 DIRECT: Final = "the pipeline, called directly"
 BARE_SWAP: Final = "bare script that swaps"
 FRESH: Final = "a new process for each task"
+CAPACITY: Final = "the worker alone, never idle"
+REFUSAL: Final = "Warmlane, refusal"
+NO_OP: Final = "bare Litestar, constant 503"
+TOLD: Final = "after Retry-After"
+TOO_EARLY: Final = "after half of it"
+# What is done beside finished tasks, how many of them there are, and of how few the oldest is not in memory.
+FEW: Final = 10
+SOME: Final = 1_000
+MANY: Final = 100_000
+ACCEPT: Final = "accept"
+POLL_LIVE: Final = "poll, live"
+POLL_NEW: Final = "poll, just finished"
+POLL_OLD: Final = "poll, old"
+DISPATCH: Final = "dispatch"
+GROWING: Final = ((ACCEPT, FEW), (POLL_LIVE, FEW), (POLL_NEW, FEW), (POLL_OLD, SOME), (DISPATCH, FEW))
+
+
+def at_times(times: float) -> str:
+    """Load that is *times* what the worker can do."""
+    return f"{times:g} times the capacity"
+
+
+def finished(what: str, tasks: int) -> str:
+    """*what* was done while *tasks* finished tasks had a record."""
+    return f"{what}, {tasks:,} finished"
+
+
+def lanes(what: str, count: int) -> str:
+    """*what* was done while *count* lanes of the model reported."""
+    return f"{what}, {count:,} {'lane' if count == 1 else 'lanes'}"

@@ -48,9 +48,9 @@ async def measure(
         async with start[WARMLANE](Given(folder=folder, cores=cores)) as stack:
             assert stack.link is not None
             live, finished = await submitted(stack), await submitted(stack)
-            await _end(stack.link, await _take(stack.link, finished))
-            await _take(stack.link, live)
-            await _until_shown(stack.address, {live.id: "processing", finished.id: "done"})
+            await end(stack.link, await take(stack.link, finished))
+            await take(stack.link, live)
+            await until_shown(stack.address, {live.id: "processing", finished.id: "done"})
             async with start[BARE](Given(folder=bare_folder, cores=cores, record=live.record)) as limit:
                 polled = await _poll(stack, limit, live, finished, rounds=rounds, seconds=seconds, say=say)
             if not waiters:
@@ -70,10 +70,10 @@ async def _poll(
     say: Callable[[str], None],
 ) -> Part:
     line = await connect(limit.address)
-    shown = await _view(stack.address, live.id)
+    shown = await view_of(stack.address, live.id)
     await line.ask(request("PUT", f"/tasks/{live.id}", limit.address, shown, content_type="application/json"))
     line.close()
-    if await _view(limit.address, live.id) != shown:
+    if await view_of(limit.address, live.id) != shown:
         raise LoadFailed("the bare handler does not answer the bytes that the gateway answers")
     polled = ((LIVE, stack, live.id), (FINISHED, stack, finished.id), (BARE_JSON, limit, live.id))
     values = Values()
@@ -132,7 +132,7 @@ async def _wait(stack: Stack, live: Sample, waiters: int) -> Part:
         begun_cpu_s, ended = gateway.usage().cpu_s, []
         for number, (task, revision) in enumerate(tasks):
             ended.append(time.perf_counter())
-            await _end(link, (task, revision))
+            await end(link, (task, revision))
             await asyncio.sleep(max(0.0, ended[0] + (number + 1) / END_PER_S - time.perf_counter()))
         every = [*polls, *streams]
         await _until(lambda: all(waiter.told_s is not None for waiter in every), "waiters were not told of the end")
@@ -189,17 +189,17 @@ async def _until_let_in(address: Address, key: str, task_id: str) -> None:
     line.close()
 
 
-async def _until_shown(address: Address, statuses: dict[str, str]) -> None:
+async def until_shown(address: Address, statuses: dict[str, str]) -> None:
     """The gateway has read what was written: it shows each task with its status."""
     until_s = time.perf_counter() + TOLD_S
     for task_id, status in statuses.items():
-        while f'"status":"{status}"'.encode() not in (view := await _view(address, task_id)):
+        while f'"status":"{status}"'.encode() not in (view := await view_of(address, task_id)):
             if time.perf_counter() > until_s:
                 raise LoadFailed(f"no task is shown as {status} within {TOLD_S:g} s: {view.decode(errors='replace')}")
             await asyncio.sleep(0.01)
 
 
-async def _view(address: Address, task_id: str) -> bytes:
+async def view_of(address: Address, task_id: str) -> bytes:
     line = await connect(address)
     answer = await line.ask(request("GET", f"/tasks/{task_id}", address))
     line.close()
@@ -208,26 +208,26 @@ async def _view(address: Address, task_id: str) -> bytes:
 
 async def _many(link: NatsLink, sample: Sample, count: int) -> list[tuple[GenerationTask, int]]:
     """*count* live tasks and their revisions, written as a worker would have left them."""
-    task = await _task_of(link, sample.id)
+    task = await task_of(link, sample.id)
     tasks = [replace(task[0], id=f"{sample.id[:-12]}{number:012x}") for number in range(count)]
     return [(each, await link.create(TASKS, each.id, encode_task(each))) for each in tasks]
 
 
-async def _task_of(link: NatsLink, task_id: str) -> tuple[GenerationTask, int]:
+async def task_of(link: NatsLink, task_id: str) -> tuple[GenerationTask, int]:
     entry = await link.get(TASKS, task_id)
     if entry is None or entry.value is None:
         raise LoadFailed(f"the task {task_id} has no record")
     return decode_task(entry.value), entry.revision
 
 
-async def _take(link: NatsLink, sample: Sample) -> tuple[GenerationTask, int]:
+async def take(link: NatsLink, sample: Sample) -> tuple[GenerationTask, int]:
     """The task as a worker takes it, for an hour."""
-    task, revision = await _task_of(link, sample.id)
+    task, revision = await task_of(link, sample.id)
     taken = lifecycle.claim(task, owner="bench", worker="bench-0", lease_s=LEASE_S, now=datetime.now(UTC))
     return taken, await link.update(TASKS, task.id, encode_task(taken), revision=revision)
 
 
-async def _end(link: NatsLink, taken: tuple[GenerationTask, int]) -> None:
+async def end(link: NatsLink, taken: tuple[GenerationTask, int]) -> None:
     task, revision = taken
     video = VideoFile(path=task.video_path, sha256="0" * 64, bytes=1, width=96, height=64, frames=17, fps=16)
     done = lifecycle.finish(task, video=video, memory=None, now=datetime.now(UTC))

@@ -9,7 +9,19 @@ import click
 from msgspec import Struct
 
 from ops.bench.aims import AIMS, REASONS, UNKNOWN, Aim, over_best_peer, ratio
-from ops.bench.names import BARE, BARE_JSON, FRESH, LIVE, PEERS, WARMLANE
+from ops.bench.names import (
+    BARE,
+    BARE_JSON,
+    FRESH,
+    GROWING,
+    LIVE,
+    MANY,
+    NO_OP,
+    PEERS,
+    REFUSAL,
+    WARMLANE,
+    finished,
+)
 from ops.bench.results import FIGURES, OTHERS, QUIET_PERCENT, Part, Results
 
 
@@ -62,6 +74,15 @@ def beside(results: Results) -> Iterator[tuple[str, float, str]]:
     slower = None if swap is None else ratio(swap, "p50_ms", FRESH, WARMLANE)
     if slower is not None:
         yield "swap: a new process for each task for degraded alternation", slower, "what always starting anew costs"
+    refused, grown = results.part("refusals"), results.part("tasks")
+    value = None if refused is None else ratio(refused, "cpu_s", NO_OP, REFUSAL)
+    if value is not None:
+        yield "overload: CPU time of a no-op handler for that of a refusal", value, "as above"
+    for what, few in GROWING:
+        value = None if grown is None else ratio(grown, "cpu_s", finished(what, few), finished(what, MANY))
+        if value is not None:
+            shown = f"growth: CPU time of {what} with {few:,} finished tasks for that with {MANY:,}"
+            yield shown, value, "which other work on the machine disturbs less than it does a throughput"
 
 
 def wins(part: Part) -> Iterator[str]:
@@ -146,7 +167,7 @@ def is_plotted(part: Part) -> bool:
     return len(part.contenders) > 1 and any(series.figure in PLOTTED for series in part.series)
 
 
-PLOTTED: Final = ("per_s", "p50_ms", "p99_ms", "all_p99_ms", "cpu_ms", "cpu_s")
+PLOTTED: Final = ("goodput", "refused_p99_ms", "per_s", "p50_ms", "p99_ms", "all_p99_ms", "cpu_ms", "cpu_s")
 
 
 def plot(part: Part, path: Path) -> None:

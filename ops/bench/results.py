@@ -25,6 +25,14 @@ def _less(ours: float, theirs: float) -> bool:
 
 FIGURES: Final[Mapping[str, Figure]] = {
     "open": Figure(title="open at once", digits=0),
+    "goodput": Figure(title="done in time, tasks/s", digits=2),
+    "refused_percent": Figure(title="refused, %", digits=0),
+    "refused_p50_ms": Figure(title="refusal p50, ms", digits=1),
+    "refused_p99_ms": Figure(title="refusal p99, ms", digits=1),
+    "retry_after_s": Figure(title="Retry-After, s", digits=0),
+    "again_percent": Figure(title="sent again then: accepted, %", digits=0),
+    "again_s": Figure(title="answered after, s", digits=1),
+    "early_percent": Figure(title="after half of it: accepted, %", digits=0),
     "per_s": Figure(title="requests/s", digits=0, better=_more),
     "p50_ms": Figure(title="p50, ms", digits=2, better=_less),
     "p99_ms": Figure(title="p99, ms", digits=2, better=_less),
@@ -35,6 +43,7 @@ FIGURES: Final[Mapping[str, Figure]] = {
     "broker_cpu_s": Figure(title="CPU s per 1,000, broker", digits=2, better=_less),
     "busy_percent": Figure(title="service's core busy, %", digits=0),
     "peak_mb": Figure(title="peak RSS, MB", digits=0, better=_less),
+    "kv_reads": Figure(title="reads of KV for each", digits=2),
     "others_percent": Figure(title="all else on the machine, %", digits=0),
 }
 
@@ -54,7 +63,8 @@ ORDER: Final = (
     "overhead",
     "swap",
     "overload",
-    "growth",
+    "refusals",
+    "again",
     "tasks",
     "lanes",
 )

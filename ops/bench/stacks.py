@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from importlib import resources
@@ -16,6 +16,7 @@ from typing import Any, Final
 import httpx
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.settings import load_settings
@@ -133,53 +134,66 @@ def _lacks_redis() -> str | None:
 @contextlib.asynccontextmanager
 async def warmlane(folder: Path, cores: Cores, *, works: bool = False) -> AsyncIterator[Stack]:
     """One gateway, and a lane that is warm: a real one where it *works*, otherwise one that only says so."""
-    settings = _settings(folder)
-    port = free_port()
-    with nats(folder, cores) as broker:
-        async with linked(broker.url) as link:
-            await provision(link, wanted(load_settings(settings).catalog("tiny"), keep_s=KEEP_S))
-            shared = ["--nats-url", broker.address, "--data-dir", str(folder), "--settings", str(settings)]
-            gateway = _gateway(folder, cores, port, shared, is_ready=lambda: _answers(port, lambda _: True))
-            lane = server(
-                "lane",
-                warmlane_command("lane", "--model", MODEL, "--name", LANE, "--slot", "cpu-0", *shared),
-                folder=folder,
-                cores=cores.rest,
-                is_ready=lambda: _answers(port, lambda ready: bool(ready["models"][MODEL]["warm"])),
-                env=environment(),
-            )
-            with gateway as served:
-                if works:
-                    with lane as worker:
-                        yield _stack(folder, port, (served, worker), broker, link)
-                else:
-                    await say_warm(link)
-                    yield _stack(folder, port, (served,), broker, link)
+    async with _gateway(folder, cores) as (stack, worker):
+        assert stack.link is not None
+        if not works:
+            await say_warm(stack.link)
+            yield stack
+            return
+        lane = ("lane", "--model", MODEL, "--name", LANE, "--slot", "cpu-0")
+        with worker(lane, lambda ready: bool(ready["models"][MODEL]["warm"])) as served:
+            yield replace(stack, served=(*stack.served, served))
 
 
 @contextlib.asynccontextmanager
-async def degraded(folder: Path, cores: Cores, *, settings: Path, models_dir: Path) -> AsyncIterator[Stack]:
-    """One gateway and one degraded worker, which leads and swaps the checkpoints of *models_dir*; no lane."""
+async def degraded(
+    folder: Path,
+    cores: Cores,
+    *,
+    step_seconds: float = 0.0,
+    settings: Path | None = None,
+    models_dir: Path | None = None,
+) -> AsyncIterator[Stack]:
+    """One gateway without lanes, and the degraded worker, whose inference steps take *step_seconds* longer.
+
+    It has the checkpoints of *models_dir*; without that, tiny ones of its own.
+    """
+    if models_dir is not None:
+        (folder / "models").symlink_to(models_dir, target_is_directory=True)
+    async with _gateway(folder, cores, settings) as (stack, worker):
+        command = ("degraded", "--slot", "cpu-0", "--step-seconds", f"{step_seconds:g}")
+        with worker(command, lambda ready: bool(ready["degraded_worker"])) as served:
+            yield replace(stack, served=(*stack.served, served))
+
+
+_Worker = Callable[[Sequence[str], Callable[[dict[str, Any]], bool]], contextlib.AbstractContextManager[Server]]
+
+
+@contextlib.asynccontextmanager
+async def _gateway(folder: Path, cores: Cores, settings: Path | None = None) -> AsyncIterator[tuple[Stack, _Worker]]:
+    """A gateway, and what starts a worker of it: by the words of its command, ready when `/readyz` says so."""
+    settings = settings or _settings(folder)
     port = free_port()
-    (folder / "models").symlink_to(models_dir, target_is_directory=True)
     with nats(folder, cores) as broker:
         async with linked(broker.url) as link:
             await provision(link, wanted(load_settings(settings).catalog("tiny"), keep_s=KEEP_S))
             shared = ["--nats-url", broker.address, "--data-dir", str(folder), "--settings", str(settings)]
-            # the worker first, for the gateway to have somebody to wait for
-            worker = server(
-                "degraded",
-                warmlane_command("degraded", "--slot", "cpu-0", *shared),
-                folder=folder,
-                cores=cores.served,
-                is_ready=lambda: True,
-                env=environment(),
-            )
-            gateway = _gateway(
-                folder, cores, port, shared, is_ready=lambda: _answers(port, lambda ready: bool(ready["ready"]))
-            )
-            with worker as swaps, gateway as served:
-                yield _stack(folder, port, (served, swaps), broker, link)
+
+            def process(
+                command: Sequence[str], holds: Callable[[dict[str, Any]], bool]
+            ) -> contextlib.AbstractContextManager[Server]:
+                return server(
+                    command[0],
+                    warmlane_command(*command, *shared),
+                    folder=folder,
+                    cores=cores.served if command[0] == "gateway" else cores.rest,
+                    is_ready=lambda: _answers(port, holds),
+                    env=environment(),
+                )
+
+            gateway = ("gateway", "--port", str(port), "--keep", f"{KEEP_S:g}s")
+            with process(gateway, lambda _: True) as served:
+                yield _stack(folder, port, (served,), broker, link), process
 
 
 @contextlib.asynccontextmanager
@@ -280,18 +294,18 @@ async def linked(url: str) -> AsyncIterator[NatsLink]:
         await link.close()
 
 
-async def say_warm(link: NatsLink) -> None:
+async def say_warm(link: NatsLink, model: str = MODEL, worker: str = LANE) -> None:
     """A heartbeat, as the lane would send it; it counts for the minute in which no other comes."""
     heartbeat = LaneHeartbeat(
-        model=MODEL,
-        worker=LANE,
+        model=model,
+        worker=worker,
         state=LaneState.WARM,
         health_age_s=0.0,
         slot="cpu-0",
         pid=os.getpid(),
         started_at=datetime.now(UTC),
     )
-    await link.put(LANES, f"{MODEL}.{LANE}", msgspec.json.encode(heartbeat))
+    await link.put(LANES, f"{model}.{worker}", msgspec.json.encode(heartbeat))
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -314,19 +328,6 @@ def _settings(folder: Path) -> Path:
 
 def _stack(folder: Path, port: int, served: tuple[Server, ...], broker: Broker, link: NatsLink | None) -> Stack:
     return Stack(address=(HOST, port), served=served, brokers=(broker.process,), folder=folder, link=link)
-
-
-def _gateway(
-    folder: Path, cores: Cores, port: int, shared: list[str], *, is_ready: Callable[[], bool]
-) -> contextlib.AbstractContextManager[Server]:
-    return server(
-        "gateway",
-        warmlane_command("gateway", "--port", str(port), "--keep", f"{KEEP_S:g}s", *shared),
-        folder=folder,
-        cores=cores.served,
-        is_ready=is_ready,
-        env=environment(),
-    )
 
 
 def _service(

@@ -8,22 +8,31 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from ops.bench import accept, overhead, poll, swap
+from ops.bench import accept, growth, overhead, overload, poll, swap
 from ops.bench.dispatch import delays_ms
 from ops.bench.load import LoadFailed
 from ops.bench.names import (
+    ACCEPT,
     BARE,
     BARE_JSON,
     BARE_SWAP,
     CELERY,
     DIRECT,
+    DISPATCH,
     FINISHED,
     FRESH,
+    GROWING,
     LIVE,
     LONG_POLLS,
+    NO_OP,
+    POLL_LIVE,
+    POLL_NEW,
+    POLL_OLD,
+    REFUSAL,
     STREAMS,
     TASKIQ,
     WARMLANE,
+    finished,
 )
 from ops.bench.procs import Cores, Script, apart, usable_cores
 from ops.bench.results import OTHERS
@@ -114,6 +123,56 @@ async def test_overhead_and_swap_can_be_measured(tmp_path: Path) -> None:
         assert all(each.median > 0 for each in part.series if each.figure in figures)
     assert {each.figure for each in swapped.series if each.contender == FRESH} == figures
     assert not any("nan" in note for note in (*over.notes, *swapped.notes))
+
+
+async def test_overload_and_growth_can_be_measured() -> None:
+    """One gateway with one degraded worker is all that both need here: it serves whatever has no lane."""
+    cores = apart(usable_cores())
+    async with contextlib.AsyncExitStack() as leave:
+        folder = leave.enter_context(empty_folder())
+        stack = await leave.enter_async_context(degraded(folder, cores, step_seconds=0.05))
+        start = {each.name: each for each in shared(leave)}
+        same = structs.replace(start[WARMLANE], start=lambda _: contextlib.nullcontext(stack))
+        await judge_growth([same], cores)
+        await judge_overload(stack, start[BARE], cores)
+
+
+async def judge_growth(every: list[Contender], cores: Cores) -> None:
+    """On the second level, the oldest of 1,001 finished tasks is not in memory any more; on the first, all are."""
+    tasks, lanes = await growth.measure(
+        every, cores, rounds=1, seconds=2 * SECONDS, tasks=1, say=told, tasks_levels=(2, 1_000), lanes_levels=(1,)
+    )
+    assert set(tasks.contenders) == {finished(what, count) for what, _ in GROWING for count in (2, 1_000)} - {
+        finished(POLL_OLD, 2)
+    }
+    reads = {each.contender: each.median for each in tasks.series if each.figure == "kv_reads"}
+    assert reads == {
+        finished(POLL_LIVE, 2): 0,
+        finished(POLL_LIVE, 1_000): 0,
+        finished(POLL_NEW, 2): 1,  # here the other level's 1,000 came to the same gateway after it
+        finished(POLL_NEW, 1_000): 0,
+        finished(POLL_OLD, 1_000): 1,
+    }
+    assert set(lanes.contenders) >= {f"{what}, 1 lane" for what in (ACCEPT, POLL_LIVE, POLL_NEW, DISPATCH)}
+
+
+async def judge_overload(stack: Stack, bare: Contender, cores: Cores) -> None:
+    def start(_: float) -> contextlib.AbstractAsyncContextManager[Stack]:
+        return contextlib.nullcontext(stack)
+
+    async with overload.offered_by(start, 0.0) as offered:
+        capacity = await overload.capacity_per_s(offered, 2)
+        assert capacity > 0
+        level = await overload.one_level(offered, rate_per_s=20 * capacity, seconds=1.0, is_full=True)
+        found = overload.figures_of(level)
+        assert 0 < found["refused_percent"] <= 100
+        assert 0 < found["refused_p50_ms"] <= found["refused_p99_ms"]
+        first, second = await overload.refused_once(offered, "told")
+        assert (first.status, first.limit, second.status) == (503, "depth", 202)
+        assert first.retry_after_s >= 1
+        refusals = await overload.refusals_of([bare], cores, offered, rounds=1, seconds=SECONDS, say=told)
+    assert refusals.contenders == (REFUSAL, NO_OP)
+    assert all(each.median > 0 for each in refusals.series if each.figure == "per_s")
 
 
 @pytest.mark.parametrize("name", [CELERY, TASKIQ])

@@ -11,7 +11,21 @@ from ops.bench.aims import AIMS, REASONS, UNKNOWN, Aim, ratio
 from ops.bench.command import command
 from ops.bench.dispatch import delay_ms
 from ops.bench.load import LoadFailed
-from ops.bench.names import BARE, BARE_JSON, BARE_SWAP, CELERY, DIRECT, FRESH, LIVE, TASKIQ, WARMLANE
+from ops.bench.names import (
+    BARE,
+    BARE_JSON,
+    BARE_SWAP,
+    CELERY,
+    DIRECT,
+    FRESH,
+    LIVE,
+    NO_OP,
+    REFUSAL,
+    TASKIQ,
+    WARMLANE,
+    at_times,
+    finished,
+)
 from ops.bench.report import judge, judge_all, markdown, plot, wins
 from ops.bench.results import Absent, Part, Results, Series
 
@@ -45,6 +59,18 @@ SWAP = part(
     (BARE_SWAP, "p50_ms", (1000.0,)),
     (FRESH, "p50_ms", (9200.0,)),
 )
+REFUSALS = part("refusals", (REFUSAL, "per_s", (50.0, 60.0, 10.0)), (NO_OP, "per_s", (100.0, 100.0, 100.0)))
+OVERLOAD = part(
+    "overload", (at_times(10), "refused_p99_ms", (19.0, 20.0, 99.0)), (at_times(5), "refused_p99_ms", (30.0,))
+)
+
+
+def grown(what: str, few: int, figure: str, at_few: float, at_many: float) -> Part:
+    return part(
+        "tasks",
+        (finished(what, few), figure, (at_few,) * 3),
+        (finished(what, 100_000), figure, (at_many, 1.0, at_many)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,6 +84,13 @@ SWAP = part(
         ("dispatch_p99", DISPATCH, 15.0),
         ("overhead", OVERHEAD, 1.1),
         ("swap", SWAP, 1.15),
+        ("refusals", REFUSALS, 0.5),
+        ("refusal_p99", OVERLOAD, 20.0),
+        ("growth_accept", grown("accept", 10, "per_s", 100.0, 90.0), 0.9),
+        ("growth_poll_live", grown("poll, live", 10, "per_s", 100.0, 99.0), 0.99),
+        ("growth_poll_just_finished", grown("poll, just finished", 10, "per_s", 100.0, 120.0), 1.2),
+        ("growth_poll_old", grown("poll, old", 1_000, "per_s", 100.0, 90.0), 0.9),
+        ("growth_dispatch", grown("dispatch", 10, "p50_ms", 4.5, 5.0), 0.9),
     ],
 )
 def test_an_aim_that_is_met(name: str, of: Part, measured: float) -> None:
@@ -89,6 +122,12 @@ def test_an_aim_that_is_met(name: str, of: Part, measured: float) -> None:
             part("swap", (WARMLANE, "p50_ms", (2300.0,)), (BARE_SWAP, "p50_ms", (1000.0,))),
             "missed by 100 %",
         ),
+        ("refusals", part("refusals", (REFUSAL, "per_s", (25.0,)), (NO_OP, "per_s", (100.0,))), "missed by 50 %"),
+        ("refusal_p99", part("overload", (at_times(10), "refused_p99_ms", (30.0,))), "missed by 50 %"),
+        ("growth_accept", grown("accept", 10, "per_s", 100.0, 45.0), "missed by 50 %"),
+        ("growth_poll_live", grown("poll, live", 10, "per_s", 100.0, 45.0), "missed by 50 %"),
+        ("growth_poll_old", grown("poll, old", 1_000, "per_s", 100.0, 45.0), "missed by 50 %"),
+        ("growth_dispatch", grown("dispatch", 10, "p50_ms", 4.5, 10.0), "missed by 50 %"),
     ],
 )
 def test_an_aim_that_is_missed_stays_in_the_report(name: str, of: Part, outcome: str) -> None:
@@ -109,6 +148,8 @@ def test_an_aim_that_is_missed_stays_in_the_report(name: str, of: Part, outcome:
         ("dispatch_p50", part("dispatch", (CELERY, "p50_ms", (1.0,)))),
         ("overhead", part("overhead", (WARMLANE, "p50_ms", (1.0,)))),
         ("swap", part("swap", (WARMLANE, "p50_ms", (1.0,)), (FRESH, "p50_ms", (1.0,)))),
+        ("refusal_p99", part("overload", (at_times(5), "refused_p99_ms", (1.0,)))),
+        ("growth_poll_old", part("tasks", (finished("poll, old", 100_000), "per_s", (1.0,)))),
     ],
 )
 def test_what_was_not_measured_is_not_met(name: str, of: Part | None) -> None:
@@ -130,6 +171,11 @@ def test_what_the_limit_itself_could_reach_stands_beside_the_verdicts() -> None:
 
 def test_what_starting_anew_costs_stands_beside_the_verdicts() -> None:
     assert "a new process for each task for degraded alternation | 8.00 | | for comparison |" in report(SWAP)
+
+
+def test_the_cpu_time_that_growth_costs_stands_beside_the_verdicts() -> None:
+    text = report(grown("accept", 10, "cpu_s", 2.0, 4.0))
+    assert "growth: CPU time of accept with 10 finished tasks for that with 100,000 | 0.50 | | for comparison |" in text
 
 
 def test_a_peer_that_wins_is_told() -> None:

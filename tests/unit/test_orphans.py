@@ -19,7 +19,7 @@ def test_only_what_no_record_names_and_is_old_enough() -> None:
         stored("videos/new.0.mp4", age_s=9),
     ]
     named = {TASK_ID: {VIDEO, IMAGE}}
-    found = orphans(everything, named, now=NOW, grace_s=10)
+    found = orphans(everything, lambda task_id: named.get(task_id, set()), now=NOW, grace_s=10)
     assert [item.path for item in found] == [LOSER, "videos/gone.0.mp4"]
 
 

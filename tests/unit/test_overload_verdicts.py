@@ -7,7 +7,8 @@ from msgspec.structs import replace
 
 from contracts import lifecycle
 from contracts.tasks import FailureCode, SwapReceipt
-from tests.overload import Answer, Life, Seen, judge
+from ops.bench.arrivals import Answer
+from tests.overload import Life, Seen, judge
 from tests.records import NOW, pending_task
 
 SWAP = SwapReceipt(

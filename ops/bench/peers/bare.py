@@ -4,7 +4,7 @@
 same subjects with the same headers as the gateway, in the same order, each after the ack of the one before. It checks
 nothing, knows no callers, routes nowhere, keeps no task in memory, and retries nothing.
 
-`GET /tasks/{id}` answers JSON that was put there before.
+`GET /tasks/{id}` answers JSON that was put there before. `POST /refuse` does nothing, and says so with a constant 503.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import nats
@@ -29,6 +29,8 @@ from contracts.topology import TASKS, bucket_subject, timer_due_subject, timer_s
 from ops.bench.peers.serving import serve
 from ops.nats_access import inbox_prefix
 from ops.nats_link import MAX_OUTSTANDING_PINGS, PING_INTERVAL_S, REPLY_TIMEOUT_S
+
+REFUSED: Final = {"code": "queue_overloaded", "detail": "25 requests are waiting already", "limit": "depth"}
 
 
 class Body(Struct):
@@ -119,8 +121,12 @@ class Bare:
         async def put_task(request: Request[Any, Any, Any], task_id: FromPath[str]) -> None:
             self._known[task_id] = msgspec.json.decode(await request.body())
 
+        @post("/refuse", status_code=503)
+        async def refuse() -> dict[str, str]:
+            return REFUSED
+
         return Litestar(
-            [generate, get_task, put_task], lifespan=[self.connected], openapi_config=None, logging_config=None
+            [generate, get_task, put_task, refuse], lifespan=[self.connected], openapi_config=None, logging_config=None
         )
 
 
