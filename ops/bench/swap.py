@@ -137,7 +137,8 @@ def notes(ours: list[Through], theirs: list[Scripted], rounds: int, swaps: int) 
         f"{rounds * swaps} videos of {WARMLANE} and of the script in rounds of {swaps}, one at a time, in turns, each "
         f"of the other model than the one before, so that each pays a swap; the queue is empty before each. Then "
         "the new processes. All made the same videos, byte for byte. Pipelines run on one core with one thread, "
-        "beside the load; the service has another core. Weights come out of the page cache: what is compared is not the disk.",
+        "beside the load; the service has another core. Weights come out of the page cache: what is compared is not "
+        "the disk.",
         f"{WARMLANE}: from just before `POST /generate` to the answer that says done, through gateway, degraded queue "
         "and worker; every release was proven. The script drops its pipeline, collects, gives memory back, loads, "
         "runs, writes the video, and proves nothing. A new process imports, loads, runs and writes; its time counts "
