@@ -18,7 +18,7 @@ from gateway.answers import JsonAnswer
 from gateway.hold import CallerGone
 from gateway.key_board import Caller
 from gateway.openapi import GenerateOperation, problem_responses
-from gateway.problems import ProblemError
+from gateway.problems import ProblemError, answer_of
 from gateway.services import Services
 from gateway.views import TaskView, task_url, view
 from ops.artifacts import StorageFailed
@@ -103,13 +103,14 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
             "depth": f"{DEGRADED_MAX_MSGS} requests are waiting already",
             "wait": f"no worker took the request within {services.catalog.windows.wait_limit_s:g} s; it will not run",
         }
-        raise ProblemError(
+        refusal = ProblemError(
             "queue_overloaded",
             f"{reasons[error.limit]}; try again after the time in Retry-After",
             limit=error.limit,
             retry_after_s=error.retry_after_s,
             instance=None if error.task_id is None else task_url(error.task_id),
-        ) from error
+        )
+        return answer_of(refusal)  # type: ignore[return-value]  # what a busy gateway answers most often
     except CallerGone as error:  # nobody reads the answer
         raise ProblemError("malformed_body", "the caller hung up") from error
     except StorageFailed as error:

@@ -45,7 +45,8 @@ class Cores(Struct, frozen=True):
 
         if not self.are_apart:
             return f"everything shares core {named(self.served)}: this machine has no other"
-        return f"the service runs on core {named(self.served)}; broker, store and load generator on {named(self.rest)}"
+        rest = named(self.rest)
+        return f"the service runs on core {named(self.served)}; broker, store, workers and load generator on {rest}"
 
 
 def apart(available: Iterable[int]) -> Cores:
