@@ -1,5 +1,6 @@
 """The leader of the degraded queue dies, or is stopped, in the middle of a task; its standby takes over (SC-009)."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -86,6 +87,16 @@ def process_of(up: UpProcess, name: str) -> int:
     return up.find("warmlane degraded", f"--name {name}")
 
 
+@contextlib.contextmanager
+def nobody_restarts(up: UpProcess) -> Iterator[None]:
+    """A worker that is killed in the block stays away: it would be back in a second, and might lead again."""
+    os.kill(up.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(up.pid, signal.SIGCONT)
+
+
 def running_task(up: UpProcess) -> dict[str, Any]:
     """A task that the leader runs; it takes 2 s."""
     task = up.submit(model="anisora", num_frames=5)
@@ -105,8 +116,9 @@ def test_kill_9_of_the_leader(up: UpProcess) -> None:
     task = running_task(up)
     assert task["worker"] == leader
     host = up.host_of(leader)
-    os.kill(process_of(up, leader), signal.SIGKILL)
-    done = up.ended(task["id"])
+    with nobody_restarts(up):
+        os.kill(process_of(up, leader), signal.SIGKILL)
+        done = up.ended(task["id"])
     assert (done["status"], done["attempt"], done["worker"]) == ("done", 2, standby), done
     assert not is_running(host)
     lines = {line["attempt"]: line["outcome"] for line in up.memory_lines(task["id"])}
@@ -134,8 +146,9 @@ def test_sigstop_of_the_leader(up: UpProcess) -> None:
     after = up.ended(up.submit(model="phr00t", num_frames=5)["id"])
     assert (after["status"], after["worker"]) == ("done", standby)
     # it stands by in earnest
-    os.kill(process_of(up, standby), signal.SIGKILL)
-    again = up.ended(up.submit(model="phr00t", num_frames=5)["id"])
+    with nobody_restarts(up):
+        os.kill(process_of(up, standby), signal.SIGKILL)
+        again = up.ended(up.submit(model="phr00t", num_frames=5)["id"])
     assert (again["status"], again["worker"]) == ("done", leader)
 
 
