@@ -169,31 +169,28 @@ AIMS: Final[tuple[Aim, ...]] = (
 )
 # What is known of why an aim is missed, from profiles (py-spy) on 2 cores. Shown only beside one that is.
 REASONS: Final[Mapping[str, str]] = {
-    "accept_limit": "of the gateway's CPU time, a fifth goes into the retries around its three writes though none is "
-    "retried, a twelfth into spans though nobody exports them, a seventh into the collection of cycles, which walks "
-    "every task in memory",
+    "accept_limit": "on top of the limit's work: validation and fingerprint, the routing decision, the guard, the "
+    "gateway's own writes that come back by its watch, and the bounds of connections; next: docs/benchmarks/notes.md",
     "accept_peer": "a peer's answer follows one write; Warmlane's follows three, each acked before the next: record "
     "and timer are what lets a task end exactly once, and what a peer leaves out",
-    "accept_p99": "Python's collection of cycles walks every task in memory, and holds up everything for 50 to 70 ms "
-    "when there are some thousands; with it switched off, p99 was 2.7 ms",
-    "poll_live": "290 µs of CPU time a request against 133: the guard takes 62 (Litestar runs it in another thread, as "
-    "it is no coroutine), the answer's headers and JSON 30 more, dependencies and the view as much, bounded "
-    "connections most of the rest",
-    "dispatch_p50": "two thirds of it pass from the publish to the moment of the claim, the rest with the write of the "
-    "claim and the hop to the pipeline's process: round trips that follow each other (ADR 0006)",
+    "accept_p99": "it was 21 while Python's collector walked every live task, which it does no more; what is left has "
+    "not been taken apart. Next: what else runs in the loop for milliseconds (the watch's bursts, the younger "
+    "collections, the log)",
+    "poll_live": "on top of the bare handler's work: the guard, the view of the task, its place in the queue, ETag",
+    "dispatch_p50": "four round trips that follow each other: message, lease timer, claim (each acked by the "
+    "nats-server), and the hop to the pipeline's process; 2.9 to 3.3 ms were seen on the same machine in other runs "
+    "(notes.md), and Celery, which claims nothing, took as long in this one. Next: a look at the fetch of nats-py",
     "dispatch_p99": "the same round trips, each of which may have to wait for a core that is taken",
-    "overhead": "what is added is the same for a video of minutes: the round trips to the first step, some 10 ms of "
-    "cleaning up (half of it the collection of cycles, half giving memory back, which the next run has to fault in "
-    "again), the store and the record; next: what is loaded put out of the collector's sight until it is released",
+    "overhead": "what is added is the same for a video of minutes. Two thirds of it is in the inference itself, which "
+    "shares its core with worker, nats-server and client here and faults in again what the cleanup after the task "
+    "before gave back (FR-008); the rest is cleaning up, the store and the record. Next: what is loaded put out of the "
+    "collector's sight until it is released",
     "swap": "nearly all of it is what the script does too; added are the proof, 0.1 s between two samples of resident "
     "memory, and the round trips of accept, claim and settle; next: take a sample while the host answers",
-    "refusals": "0.64 ms of CPU time against 0.13: Litestar's exception handler, which makes the answer, takes a "
-    "sixth, asking the nats-server, whose word alone counts, an eighth, three counters of OpenTelemetry an eighth, the "
-    "guard a tenth, `Retry-After` and the episode's count a twelfth each. Next: counters that are plain numbers until "
-    "somebody looks; no question to the server for the moment after it said no, while its 25 still wait",
-    "growth_dispatch": "the rounds differ more from each other than the levels do (see the ranges). On the way of a "
-    "dispatch, only the collection of cycles looks at finished tasks: it walks a row of each",
-    "refusal_p99": "client, nats-server, gateway and inference share two cores with whatever else runs here: see the "
-    "p99 of the no-op handler below, in the same minutes",
+    "refusals": "0.49 ms of CPU time against 0.20: a refusal is checked, counted in the fallback's episode, and told "
+    "when to come back by the times of the 25 that wait; the no-op handler reads no body. Next: `Retry-After` once a "
+    "tenth of a second and not for each",
+    "growth_dispatch": "the rounds differ more from each other than the levels do (see the ranges)",
+    "refusal_p99": "client, nats-server and inference share a core here",
 }
 UNKNOWN: Final = "not looked into yet"
