@@ -3,8 +3,9 @@
 No record without a stored timer; no answer without a record; a refusal leaves nothing behind.
 """
 
+import time
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Final, Literal
 
 import structlog
 import uuid_utils
@@ -36,6 +37,9 @@ from ops.artifacts import Artifacts, StorageFailed
 from ops.nats_client import Ack
 from ops.nats_link import NatsLink, StreamFull, TransportUnavailable, WrongRevision
 from ops.tracing import PRODUCER, TRACEPARENT, of_message, of_task, span, traceparent_of
+
+# For so long a refusal by the server is taken for its next one, while as many tasks wait as it takes.
+FULL_FOR_S: Final = 0.1
 
 log = structlog.get_logger("admission")
 
@@ -78,6 +82,8 @@ class Admission:
         self._holds = holds
         self._estimates = estimates
         self._catalog = catalog
+        self._refused_s = -FULL_FOR_S
+        """When the server said last that the degraded queue is full."""
 
     async def accept(
         self,
@@ -144,7 +150,16 @@ class Admission:
 
         task = placed(lanes_passed=False)
         while True:
-            if key is None and task.route == "degraded" and self._is_known_full(task.model):
+            # not for a request with a key, which may be queued already: the server knows its message before it counts
+            if (
+                key is None
+                and task.route == "degraded"
+                and is_known_full(
+                    waiting=len(self._tasks.work_queues.of("degraded", task.model).waiting),
+                    refused_ago_s=time.monotonic() - self._refused_s,
+                    news_age_s=self._link.news_age_s(),
+                )
+            ):
                 await self._count(task, served=0)
                 raise self._overloaded("depth", task)
             try:
@@ -152,6 +167,7 @@ class Admission:
                 break
             except StreamFull as full:
                 if task.route == "degraded":
+                    self._refused_s = time.monotonic()
                     await self._count(task, served=0)
                     raise self._overloaded("depth", task) from full
                 task = placed(lanes_passed=True)
@@ -169,16 +185,6 @@ class Admission:
         if is_ours:
             report_replaced(task)
         return snapshot
-
-    def _is_known_full(self, model: str) -> bool:
-        """Whether the server would say that the degraded queue is full, as far as is known here; it decides otherwise.
-
-        What is refused by that costs the server nothing, which is busy then. A place that has just become free is
-        noticed when the record of its task arrives, milliseconds later. Not for a request with a key, which may be
-        queued already: the server knows its message before it counts.
-        """
-        waiting = self._tasks.work_queues.of("degraded", model).waiting
-        return len(waiting) >= DEGRADED_MAX_MSGS and not self._link.news_age_s()
 
     async def _count(self, task: GenerationTask, *, served: int) -> None:
         if task.route == "degraded" and task.decision is not None:
@@ -295,6 +301,15 @@ class Admission:
         retry_after_s = self._estimates.retry_after_s(task.model, datetime.now(UTC))
         metrics.requests_overloaded.add(task.model, limit)
         return Overloaded(limit, retry_after_s=retry_after_s, task_id=None if limit == "depth" else task.id)
+
+
+def is_known_full(*, waiting: int, refused_ago_s: float, news_age_s: float) -> bool:
+    """Whether the server, if it was asked again so soon, would say once more that the degraded queue is full. Pure.
+
+    It said so *refused_ago_s* ago, and since then none of the *waiting* tasks was seen to leave; a place that becomes
+    free is noticed when the record of its task arrives. What is refused by that costs a busy server nothing.
+    """
+    return refused_ago_s < FULL_FOR_S and waiting >= DEGRADED_MAX_MSGS and not news_age_s
 
 
 def _task_of(found: GenerationTask | Snapshot) -> GenerationTask:

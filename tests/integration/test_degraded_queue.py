@@ -5,11 +5,11 @@ from collections import Counter
 
 import httpx
 import pytest
-from nats.aio.msg import Msg
 
 from contracts.lanes import LaneState
 from contracts.tasks import TaskStatus
 from contracts.topology import CONTROL, DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, TASKS, bucket_stream, lane_stream
+from gateway.admission import FULL_FOR_S, is_known_full
 from tests.integration.conftest import System
 from tests.support import eventually
 from tests.unit.samples import data_uri, picture
@@ -49,26 +49,20 @@ async def test_25_wait_and_the_26th_is_refused(system: System) -> None:
     assert (await system.submit(image=IMAGE, **{"idempotency-key": "the-26th"}))["status"] == "pending"
 
 
-async def test_a_queue_that_is_known_to_be_full_is_not_asked(system: System) -> None:
-    """Refusals are what a busy server gets most of. One with a key is asked for: it may be queued already."""
-    for _ in range(DEGRADED_MAX_MSGS):
-        await system.submit()
-    asked: list[str] = []
-
-    async def on_message(message: Msg) -> None:
-        asked.append(message.subject)
-
-    await system.link.client.subscribe("degraded.>", cb=on_message)
-    await system.link.client.flush()
-    assert limit(await system.post()) == "depth"
-    assert limit(await system.post(**{"idempotency-key": "asked"})) == "depth"
-    await system.link.client.flush()
-
-    async def was_asked() -> bool:
-        return bool(asked)
-
-    await eventually(was_asked)
-    assert len(asked) == 1
+@pytest.mark.parametrize(
+    ("waiting", "refused_ago_s", "news_age_s", "expected"),
+    [
+        (DEGRADED_MAX_MSGS, FULL_FOR_S / 2, 0.0, True),
+        (DEGRADED_MAX_MSGS, FULL_FOR_S, 0.0, False),  # an operator may have emptied the queue, whose records stay
+        (DEGRADED_MAX_MSGS - 1, FULL_FOR_S / 2, 0.0, False),
+        (DEGRADED_MAX_MSGS, FULL_FOR_S / 2, 0.5, False),  # cut off: how many wait is not known
+    ],
+)
+def test_a_queue_that_was_full_just_now_is_not_asked(
+    waiting: int, refused_ago_s: float, news_age_s: float, expected: bool
+) -> None:
+    """Refusals are what a busy server gets most of."""
+    assert is_known_full(waiting=waiting, refused_ago_s=refused_ago_s, news_age_s=news_age_s) is expected
 
 
 @pytest.mark.parametrize("state", [LaneState.STARTING, LaneState.LOADING, LaneState.EVICTED])

@@ -117,6 +117,7 @@ def simulated_product() -> Iterator[None]:
         stack.enter_context(patch.object(ops.nats_link, "time", clock))
         stack.enter_context(patch.object(lane_worker.runtime.lease, "time", clock))
         stack.enter_context(patch.object(gateway.retries, "time", clock))
+        stack.enter_context(patch.object(gateway.admission, "time", clock))
         stack.enter_context(patch("tenacity.time", clock))
         hooks = stamina.instrumentation.get_on_retry_hooks()
         stamina.instrumentation.set_on_retry_hooks([])
