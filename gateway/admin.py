@@ -30,7 +30,7 @@ from gateway.admin_views import (
     queue_view,
     running_view,
 )
-from gateway.generate import read_body
+from gateway.body import read_body
 from gateway.key_board import Caller
 from gateway.lane_board import MODES, LaneMode
 from gateway.openapi import KeyedOperation, ModeOperation, problem_responses

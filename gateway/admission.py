@@ -17,6 +17,7 @@ from contracts.settings import SEED_SPAN, Catalog
 from contracts.tasks import (
     FailureCode,
     GenerationTask,
+    RoutingDecision,
     TaskStatus,
     UnreadableTask,
     decode_task_of,
@@ -28,7 +29,7 @@ from contracts.topology import DEGRADED_MAX_AGE_S, DEGRADED_MAX_MSGS, TASKS, wor
 from gateway.estimate import Estimates
 from gateway.fallbacks import Fallbacks
 from gateway.hold import Holds, UntilGone, is_held
-from gateway.lane_board import LaneBoard
+from gateway.lane_board import LaneBoard, TaskRoute
 from gateway.leftovers import remove_leftovers
 from gateway.retries import until_answered
 from gateway.task_board import Snapshot, TaskBoard
@@ -111,7 +112,7 @@ class Admission:
                 with span("hold", of_task(snapshot.task)):
                     snapshot = await self._holds.hold(snapshot, is_shared=key is not None, until_gone=until_gone)
             if _is_overloaded(snapshot.task) and not snapshot.task.promised:
-                raise self._overloaded("wait", snapshot.task)
+                raise self._overloaded("wait", snapshot.task.model, snapshot.task.id)
             if not snapshot.task.withdrawn:
                 return snapshot
             # the other callers of this key had hung up just before this one came
@@ -124,10 +125,7 @@ class Admission:
             return known
         now = datetime.now(UTC)
 
-        def placed(*, lanes_passed: bool) -> GenerationTask:
-            with span("route", {"task.id": task_id, "model": request.model}) as current:
-                route, decision = self._lanes.route(request.model, now, lanes_passed=lanes_passed)
-                current.set_attribute("route.outcome", decision.outcome)
+        def placed(route: TaskRoute, decision: RoutingDecision) -> GenerationTask:
             task = GenerationTask(
                 id=task_id,
                 model=request.model,
@@ -148,32 +146,27 @@ class Admission:
             detail = f"to {route}.{request.model}{', the queue of its lane is full' if lanes_passed else ''}"
             return lifecycle.with_event(task, "accepted", now, detail)
 
-        task = placed(lanes_passed=False)
+        lanes_passed = False
         while True:
+            with span("route", {"task.id": task_id, "model": request.model}) as current:
+                route, decision = self._lanes.route(request.model, now, lanes_passed=lanes_passed)
+                current.set_attribute("route.outcome", decision.outcome)
             # not for a request with a key, which may be queued already: the server knows its message before it counts
-            if (
-                key is None
-                and task.route == "degraded"
-                and is_known_full(
-                    waiting=len(self._tasks.work_queues.of("degraded", task.model).waiting),
-                    refused_ago_s=time.monotonic() - self._refused_s,
-                    news_age_s=self._link.news_age_s(),
-                )
-            ):
-                await self._count(task, served=0)
-                raise self._overloaded("depth", task)
+            if key is None and route == "degraded" and self._is_known_full(request.model):
+                raise await self._full(request.model, decision)
+            task = placed(route, decision)
             try:
                 found = await self._publish(task)
                 break
             except StreamFull as full:
-                if task.route == "degraded":
+                if route == "degraded":
                     self._refused_s = time.monotonic()
-                    await self._count(task, served=0)
-                    raise self._overloaded("depth", task) from full
-                task = placed(lanes_passed=True)
+                    raise await self._full(request.model, decision) from full
+                lanes_passed = True
         is_ours = _task_of(found).created_at == task.created_at  # and not an equal request's, which came first
         if is_ours:
-            await self._count(task, served=1)
+            if route == "degraded":
+                await self._fallbacks.sent(task.model, decision, served=1)
             metrics.requests_accepted.add(task.model, task.route)
         with span("record", of_task(_task_of(found))):
             snapshot = await self._record_published(found, request)
@@ -181,14 +174,22 @@ class Admission:
             # it ended before we could record it; an image that came after that has nobody to remove it
             await remove_leftovers(snapshot.task, link=self._link, artifacts=self._artifacts)
         if _is_overloaded(snapshot.task):
-            raise self._overloaded("wait", snapshot.task)
+            raise self._overloaded("wait", snapshot.task.model, snapshot.task.id)
         if is_ours:
             report_replaced(task)
         return snapshot
 
-    async def _count(self, task: GenerationTask, *, served: int) -> None:
-        if task.route == "degraded" and task.decision is not None:
-            await self._fallbacks.sent(task.model, task.decision, served=served)
+    def _is_known_full(self, model: str) -> bool:
+        return is_known_full(
+            waiting=len(self._tasks.work_queues.of("degraded", model).waiting),
+            refused_ago_s=time.monotonic() - self._refused_s,
+            news_age_s=self._link.news_age_s(),
+        )
+
+    async def _full(self, model: str, decision: RoutingDecision) -> Overloaded:
+        """The refusal of a request for *model* that *decision* sends to the full degraded queue; to be raised."""
+        await self._fallbacks.sent(model, decision, served=0)
+        return self._overloaded("depth", model)
 
     async def _identify(self, request: AcceptedRequest, caller: str, key: str | None) -> tuple[str, Snapshot | None]:
         if key is None:
@@ -296,11 +297,11 @@ class Admission:
         await remove_leftovers(failed, link=self._link, artifacts=self._artifacts)
         raise error
 
-    def _overloaded(self, limit: Literal["depth", "wait"], task: GenerationTask) -> Overloaded:
+    def _overloaded(self, limit: Literal["depth", "wait"], model: str, task_id: str | None = None) -> Overloaded:
         """To be raised, and counted by that."""
-        retry_after_s = self._estimates.retry_after_s(task.model, datetime.now(UTC))
-        metrics.requests_overloaded.add(task.model, limit)
-        return Overloaded(limit, retry_after_s=retry_after_s, task_id=None if limit == "depth" else task.id)
+        retry_after_s = self._estimates.retry_after_s(model, datetime.now(UTC))
+        metrics.requests_overloaded.add(model, limit)
+        return Overloaded(limit, retry_after_s=retry_after_s, task_id=task_id)
 
 
 def is_known_full(*, waiting: int, refused_ago_s: float, news_age_s: float) -> bool:

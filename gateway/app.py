@@ -10,13 +10,12 @@ from litestar.plugins import PluginProtocol
 from litestar.types import ControllerRouterHandler
 
 from gateway import access, admin, generate, meta, tasks
+from gateway.body import MAX_BODY_BYTES
 from gateway.key_board import Caller
 from gateway.openapi import docs_routes, openapi_config
 from gateway.problems import problem_handlers
 from gateway.services import Services
 
-# An 8 MiB image as base64, and the rest of the request.
-MAX_BODY_BYTES: Final = 12 * 1024 * 1024
 # What a page of another origin may send, and may see of an answer.
 CORS_REQUEST_HEADERS: Final = [
     "Authorization",

@@ -18,6 +18,8 @@ from gateway.work_queues import WorkQueue, WorkQueues
 
 RETRY_UNMEASURED_S: Final = 5.0
 RETRY_MIN_S: Final = 1.0
+# For so long one answer is given to everybody: it is in whole seconds, and a busy gateway is asked thousands of times.
+RETRY_KEPT_S: Final = 0.1
 
 
 class QueuePlace(Struct, frozen=True, kw_only=True):
@@ -76,6 +78,7 @@ class Estimates:
         self._queues = queues
         self._lanes = lanes
         self._windows = catalog.windows
+        self._told: dict[str, tuple[datetime, float]] = {}
 
     def place(self, task: GenerationTask, now: datetime) -> QueuePlace | None:
         """Where *task* stands in its queue; None unless it waits."""
@@ -86,7 +89,17 @@ class Estimates:
         return QueuePlace(position=ahead + 1, expected_wait_s=None if wait_s is None else round(wait_s, 1))
 
     def retry_after_s(self, model: str, now: datetime) -> float:
-        """`Retry-After` of a request that the degraded queue refused, in seconds; 5 when nothing was measured there."""
+        """`Retry-After` of a request that the degraded queue refused, in seconds; 5 when nothing was measured there.
+
+        Worked out ten times a second at most.
+        """
+        at, told_s = self._told.get(model, (now, 0.0))
+        if not 0 < _seconds(now - at) < RETRY_KEPT_S:
+            told_s = self._retry_after_s(model, now)
+            self._told[model] = now, told_s
+        return told_s
+
+    def _retry_after_s(self, model: str, now: datetime) -> float:
         if self._queues.service_s("degraded", model) is None:
             return RETRY_UNMEASURED_S
         queue = self._queues.of("degraded", model)

@@ -8,13 +8,13 @@ from typing import Any, Final
 from litestar import Request, Response, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency
-from litestar.exceptions import InternalServerException
 
 from contracts.generation import InvalidRequest, MalformedBody, parse_body, validate
 from contracts.topology import DEGRADED_MAX_MSGS
 from gateway.access import Turn, needs
 from gateway.admission import KeyReused, Overloaded
 from gateway.answers import JsonAnswer
+from gateway.body import read_body
 from gateway.hold import CallerGone
 from gateway.key_board import Caller
 from gateway.openapi import GenerateOperation, problem_responses
@@ -126,14 +126,6 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
     if responds_async:
         headers["preference-applied"] = "respond-async"
     return JsonAnswer(task, headers=headers, status_code=202)
-
-
-async def read_body(request: Request[Any, Any, Any]) -> bytes:
-    """The whole body. Too large a one ends here as 413, before anything else of the request but its key is judged."""
-    try:
-        return await request.body()
-    except InternalServerException as error:  # Litestar's word for a client that hung up; nobody reads the answer
-        raise ProblemError("malformed_body", "the body was cut off") from error
 
 
 async def _until_gone(request: _Request) -> None:

@@ -1,0 +1,31 @@
+"""The body of a request: read once, whole, and never more of it than may be sent."""
+
+from typing import Any, Final
+
+from litestar import Request
+from litestar.exceptions import HTTPException
+
+from gateway.problems import ProblemError
+
+# An 8 MiB image as base64, and the rest of the request.
+MAX_BODY_BYTES: Final = 12 * 1024 * 1024
+
+
+async def read_body(request: Request[Any, Any, Any]) -> bytes:
+    """All of it. One that is too large ends here as 413, before anything else of the request but its key is judged.
+
+    As `Request.body`, but without a generator and Litestar's view of the headers, a tenth of a refusal's CPU time. A
+    length that was declared has been judged before (`access_control`). Raises HTTPException (413), ProblemError.
+    """
+    chunks: list[bytes] = []
+    size_bytes = 0
+    while True:
+        event: Any = await request.receive()
+        if event["type"] == "http.disconnect":  # nobody reads the answer
+            raise ProblemError("malformed_body", "the body was cut off")
+        chunks.append(event["body"])
+        size_bytes += len(event["body"])
+        if size_bytes > MAX_BODY_BYTES:
+            raise HTTPException(status_code=413)
+        if not event.get("more_body", False):
+            return b"".join(chunks)
