@@ -22,7 +22,7 @@ import transformers
 from diffusers import WanImageToVideoPipeline, WanPipeline
 
 from contracts.tasks import MemoryReading
-from lane_worker.pipelines.cleanup import Watched, clean, forget, release
+from lane_worker.pipelines.cleanup import HEAP_KEPT_BYTES, Watched, clean, forget, release
 from lane_worker.pipelines.faults import inference_fault, load_fault
 from lane_worker.pipelines.inputs import read_image
 from lane_worker.pipelines.load import load_pipeline, run_pipeline
@@ -201,7 +201,7 @@ class _Child:
         end = self._attempt(job)
         # a broken device would fail again here
         broken = isinstance(end, Failed) and end.fatal
-        memory = clean("cpu" if broken else self._device)
+        memory = clean("cpu" if broken else self._device, heap_kept_bytes=HEAP_KEPT_BYTES)
         with self._sending:
             self._pipe.sendall(frame(msgspec.structs.replace(end, memory=memory)))
             self._lock.write(model=self._model)

@@ -16,7 +16,7 @@ from PIL import Image
 from contracts.settings import Catalog, Checkpoint, RandomWeights
 from contracts.tasks import GenerationParameters, ImageReference
 from lane_worker.pipelines.child import TaskCancelled
-from lane_worker.pipelines.cleanup import Watched, clean, forget, release
+from lane_worker.pipelines.cleanup import HEAP_KEPT_BYTES, Watched, clean, forget, release
 from lane_worker.pipelines.faults import inference_fault, load_fault
 from lane_worker.pipelines.inputs import BadInput, gradient, read_image
 from lane_worker.pipelines.load import CheckpointUnusable, load_pipeline, run_pipeline
@@ -190,6 +190,26 @@ def test_a_decoder_that_fails_keeps_no_features(catalog: Catalog, tmp_path: Path
     with pytest.raises(RuntimeError):
         run_pipeline(pipeline, small(steps=4), None, lambda _: None)
     assert set(pipeline.vae._feat_map) == {None}
+
+
+def test_a_heap_of_some_size_is_kept_for_the_next_run_and_a_larger_one_goes_back() -> None:
+    def left_by(blocks: int, *, kept_bytes: int) -> tuple[int, int]:
+        """Resident memory with *blocks* of 100 kB, and after they were dropped; the last one pins the heap's end."""
+        made = [b"\1" * 100_000 for _ in range(blocks)]
+        pin = b"\2" * 100_000
+        with_them = clean("cpu").rss_bytes
+        made.clear()
+        without = clean("cpu", heap_kept_bytes=kept_bytes).rss_bytes
+        assert len(pin) == 100_000
+        return with_them, without
+
+    few, many = HEAP_KEPT_BYTES // 4 // 100_000, HEAP_KEPT_BYTES * 2 // 100_000
+    with_few, kept = left_by(few, kept_bytes=1 << 40)
+    assert with_few - kept < HEAP_KEPT_BYTES // 16
+    with_few, gone = left_by(few, kept_bytes=0)
+    assert with_few - gone > HEAP_KEPT_BYTES // 8
+    with_many, gone = left_by(many, kept_bytes=HEAP_KEPT_BYTES)
+    assert with_many - gone > HEAP_KEPT_BYTES
 
 
 def test_a_reading_counts_resident_memory() -> None:
