@@ -25,6 +25,7 @@ from ops.capacity import (
     without_lanes,
 )
 from ops.options import Duration, lanes_option, settings_option
+from ops.plots import plot_into
 
 # Examples to begin with. None of them was measured: the real models were never run here.
 ASSUMED_ARRIVALS_PER_H: Final = {"anisora": 6.0, "phr00t": 12.0}
@@ -280,23 +281,13 @@ def plot(case: Case, path: Path) -> None:
     The same case gives the same bytes of SVG. Raises click.ClickException where matplotlib is not installed, OSError
     where the file cannot be written.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise click.ClickException(
-            "--plot needs the package matplotlib, which is not installed; "
-            "pip install -c constraints.txt -e '.[plot]' in the checkout brings it"
-        ) from error
     arrivals_per_h = sum(demand.arrivals_per_h for demand in case.demands)
     rates = [arrivals_per_h * factor for factor in PLOTTED]
     cases: Sequence[tuple[str, tuple[Demand, ...]]] = (
         ("dedicated lanes", case.demands),
         ("degraded worker alone", without_lanes(case.demands)),
     )
-    # text stays text, and names of parts do not change from one run to the next
-    with matplotlib.rc_context({"svg.hashsalt": "warmlane", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    with plot_into(path, extra="plot", size_in=(7.2, 3.2), font_size=9) as figure:
         cost_axes, refused_axes = figure.subplots(1, 2)
         for name, demands in cases:
             found = [deployment(scaled(demands, factor), case.terms) for factor in PLOTTED]
@@ -313,8 +304,6 @@ def plot(case: Case, path: Path) -> None:
         cost_axes.yaxis.set_major_formatter("{x:g}")
         refused_axes.set_ylim(0, 100)
         refused_axes.legend(frameon=False)
-        is_svg = path.suffix == ".svg"
-        figure.savefig(path, dpi=150, metadata={"Date": None} if is_svg else {"Software": None})
 
 
 @click.command(

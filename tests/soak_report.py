@@ -7,13 +7,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-import click
 import msgspec
 from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
 from ops.bench.machine import machine, system
+from ops.plots import plot_into
 from tests.soak_samples import HOST, Sample, as_columns, thinned
 
 GATEWAY_GROWTH: Final = 0.20
@@ -269,16 +269,8 @@ def plot(samples: Sequence[Sample], path: Path) -> None:
 
     Raises click.ClickException where matplotlib is not installed, OSError where the file cannot be written.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure as Canvas
-    except ModuleNotFoundError as error:
-        raise click.ClickException(
-            "the plot needs the package matplotlib; pip install -c constraints.txt -e '.[bench]' brings it"
-        ) from error
     panels = (("rss", "resident memory, MB", MB), ("files", "open files", 1), ("messages", "messages", 1))
-    with matplotlib.rc_context({"svg.hashsalt": "warmlane", "svg.fonttype": "none", "font.size": 7}):
-        canvas = Canvas(figsize=(8, 7.5), layout="constrained")
+    with plot_into(path, extra="bench", size_in=(8, 7.5), font_size=7) as canvas:
         for axes, (kind, title, scale) in zip(canvas.subplots(3, 1, sharex=True), panels, strict=True):
             names = sorted({name for each in samples for name in each.values if name.startswith(f"{kind} ")})
             for name in names:
@@ -291,4 +283,3 @@ def plot(samples: Sequence[Sample], path: Path) -> None:
             axes.grid(visible=True, linewidth=0.3)
             axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         axes.set_xlabel("seconds")
-        canvas.savefig(path, metadata={"Date": None})

@@ -25,6 +25,8 @@ from ops.bench.names import (
 )
 from ops.bench.results import Part
 
+Measure = Callable[[Part], float | None]
+
 
 class Aim(Struct, frozen=True, kw_only=True):
     """A number that is asked for. *measure* gives what was measured of it; None when that cannot be told."""
@@ -32,7 +34,7 @@ class Aim(Struct, frozen=True, kw_only=True):
     name: str
     what: str
     part: str
-    measure: Callable[[Part], float | None]
+    measure: Measure
     bound: float
     at_least: bool
     unit: str = ""
@@ -54,7 +56,7 @@ def over_best_peer(part: Part, who: str = WARMLANE) -> float | None:
     return ratio(part, "per_s", who, max(found, key=lambda series: series.median).contender)
 
 
-def median_of(contender: str, figure: str) -> Callable[[Part], float | None]:
+def median_of(contender: str, figure: str) -> Measure:
     """The median of that figure."""
 
     def measure(part: Part) -> float | None:
@@ -71,98 +73,77 @@ def _kept(part: Part, *, what: str, few: int) -> float | None:
     return ratio(part, "per_s", finished(what, MANY), finished(what, few))
 
 
-AIMS: Final[tuple[Aim, ...]] = (
-    Aim(
-        name="accept_limit",
-        what="accept: throughput for that of the bare limit",
-        part="accept",
-        measure=lambda part: ratio(part, "per_s", WARMLANE, BARE),
-        bound=0.80,
-        at_least=True,
+def at_least(name: str, what: str, part: str, measure: Measure, bound: float) -> Aim:
+    """An aim that is met from *bound* on."""
+    return Aim(name=name, what=what, part=part, measure=measure, bound=bound, at_least=True)
+
+
+def at_most(name: str, what: str, part: str, measure: Measure, bound: float, unit: str = "") -> Aim:
+    """An aim that is met up to *bound*."""
+    return Aim(name=name, what=what, part=part, measure=measure, bound=bound, at_least=False, unit=unit)
+
+
+def _ratio(figure: str, over: str, under: str) -> Measure:
+    return partial(ratio, figure=figure, over=over, under=under)
+
+
+AIMS: Final = (
+    at_least(
+        "accept_limit", "accept: throughput for that of the bare limit", "accept", _ratio("per_s", WARMLANE, BARE), 0.80
     ),
-    Aim(
-        name="accept_peer",
-        what="accept: throughput for that of the best durable peer",
-        part="accept",
-        measure=over_best_peer,
-        bound=2.0,
-        at_least=True,
+    at_least("accept_peer", "accept: throughput for that of the best durable peer", "accept", over_best_peer, 2.0),
+    at_most(
+        "accept_p99",
+        "accept: p99 at half load for that of the bare limit",
+        "accept",
+        _ratio("p99_ms", WARMLANE, BARE),
+        2.0,
     ),
-    Aim(
-        name="accept_p99",
-        what="accept: p99 at half load for that of the bare limit",
-        part="accept",
-        measure=lambda part: ratio(part, "p99_ms", WARMLANE, BARE),
-        bound=2.0,
-        at_least=False,
+    at_least(
+        "poll_live",
+        "poll of a live task: throughput for that of a bare JSON handler",
+        "poll",
+        _ratio("per_s", LIVE, BARE_JSON),
+        0.70,
     ),
-    Aim(
-        name="poll_live",
-        what="poll of a live task: throughput for that of a bare JSON handler",
-        part="poll",
-        measure=lambda part: ratio(part, "per_s", LIVE, BARE_JSON),
-        bound=0.70,
-        at_least=True,
+    at_most("dispatch_p50", "dispatch: p50", "dispatch", median_of(WARMLANE, "p50_ms"), 3.0, " ms"),
+    at_most("dispatch_p99", "dispatch: p99", "dispatch", median_of(WARMLANE, "all_p99_ms"), 15.0, " ms"),
+    at_most(
+        "overhead",
+        "overhead: submit to done for the tiny pipeline called directly",
+        "overhead",
+        _ratio("p50_ms", WARMLANE, DIRECT),
+        1.10,
     ),
-    Aim(
-        name="dispatch_p50",
-        what="dispatch: p50",
-        part="dispatch",
-        measure=median_of(WARMLANE, "p50_ms"),
-        bound=3.0,
-        at_least=False,
-        unit=" ms",
+    at_most(
+        "swap",
+        "swap: degraded alternation for a bare script that releases, loads and runs",
+        "swap",
+        _ratio("p50_ms", WARMLANE, BARE_SWAP),
+        1.15,
     ),
-    Aim(
-        name="dispatch_p99",
-        what="dispatch: p99",
-        part="dispatch",
-        measure=median_of(WARMLANE, "all_p99_ms"),
-        bound=15.0,
-        at_least=False,
-        unit=" ms",
+    at_least(
+        "refusals",
+        "overload: refusals a second for those of a no-op handler",
+        "refusals",
+        _ratio("per_s", REFUSAL, NO_OP),
+        0.5,
     ),
-    Aim(
-        name="overhead",
-        what="overhead: submit to done for the tiny pipeline called directly",
-        part="overhead",
-        measure=lambda part: ratio(part, "p50_ms", WARMLANE, DIRECT),
-        bound=1.10,
-        at_least=False,
-    ),
-    Aim(
-        name="swap",
-        what="swap: degraded alternation for a bare script that releases, loads and runs",
-        part="swap",
-        measure=lambda part: ratio(part, "p50_ms", WARMLANE, BARE_SWAP),
-        bound=1.15,
-        at_least=False,
-    ),
-    Aim(
-        name="refusals",
-        what="overload: refusals a second for those of a no-op handler",
-        part="refusals",
-        measure=lambda part: ratio(part, "per_s", REFUSAL, NO_OP),
-        bound=0.5,
-        at_least=True,
-    ),
-    Aim(
-        name="refusal_p99",
-        what="overload: p99 of a refusal at 10 times the capacity",
-        part="overload",
-        measure=median_of(at_times(10), "refused_p99_ms"),
-        bound=20.0,
-        at_least=False,
-        unit=" ms",
+    at_most(
+        "refusal_p99",
+        "overload: p99 of a refusal at 10 times the capacity",
+        "overload",
+        median_of(at_times(10), "refused_p99_ms"),
+        20.0,
+        " ms",
     ),
     *(
-        Aim(
-            name=f"growth_{what.replace(', ', '_').replace(' ', '_')}",
-            what=f"growth: {what} with {MANY:,} finished tasks for that with {few:,}",
-            part="tasks",
-            measure=partial(_kept, what=what, few=few),
-            bound=0.90,
-            at_least=True,
+        at_least(
+            f"growth_{what.replace(', ', '_').replace(' ', '_')}",
+            f"growth: {what} with {MANY:,} finished tasks for that with {few:,}",
+            "tasks",
+            partial(_kept, what=what, few=few),
+            0.90,
         )
         for what, few in GROWING
     ),

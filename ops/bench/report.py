@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-import click
 from msgspec import Struct
 
 from ops.bench.aims import AIMS, REASONS, UNKNOWN, Aim, over_best_peer, ratio
@@ -23,6 +22,7 @@ from ops.bench.names import (
     finished,
 )
 from ops.bench.results import FIGURES, OTHERS, QUIET_PERCENT, Part, Results
+from ops.plots import plot_into
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
@@ -175,17 +175,10 @@ def plot(part: Part, path: Path) -> None:
 
     Raises click.ClickException where matplotlib is not installed, OSError where the file cannot be written.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure as Canvas
-    except ModuleNotFoundError as error:
-        raise click.ClickException(
-            "the plots need the package matplotlib; pip install -c constraints.txt -e '.[bench]' brings it"
-        ) from error
     shown = [name for name in PLOTTED if any(series.figure == name for series in part.series)]
     names: Sequence[str] = sorted(part.contenders, key=_place)[::-1]
-    with matplotlib.rc_context({"svg.hashsalt": "warmlane", "svg.fonttype": "none", "font.size": 8}):
-        canvas = Canvas(figsize=(2.6 * len(shown) + 1.4, 0.42 * len(names) + 1.0), layout="constrained")
+    size_in = (2.6 * len(shown) + 1.4, 0.42 * len(names) + 1.0)
+    with plot_into(path, extra="bench", size_in=size_in, font_size=8) as canvas:
         every = canvas.subplots(1, len(shown), sharey=True, squeeze=False)[0]
         for axes, figure in zip(every, shown, strict=True):
             for place, name in enumerate(names):
@@ -197,4 +190,3 @@ def plot(part: Part, path: Path) -> None:
             axes.set_title(FIGURES[figure].title)
             axes.set_yticks(range(len(names)), names)
             axes.grid(visible=True, axis="x", linewidth=0.3)
-        canvas.savefig(path, metadata={"Date": None})

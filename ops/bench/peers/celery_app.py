@@ -9,8 +9,8 @@ import time
 
 from celery import Celery
 from fastapi import FastAPI
-from pydantic import BaseModel
 
+from ops.bench.peers.bodies import Accepted, Body
 from ops.bench.peers.serving import PATH, serve
 from ops.bench.peers.started import tell_started
 
@@ -22,21 +22,6 @@ celery.conf.update(
     broker_connection_retry_on_startup=True,
 )
 app = FastAPI(openapi_url=None)
-
-
-class Body(BaseModel):
-    """What a client sends."""
-
-    model: str
-    prompt: str
-    seed: int
-
-
-class Accepted(BaseModel):
-    """What it is told."""
-
-    id: str
-    status: str
 
 
 @celery.task(name="generate")

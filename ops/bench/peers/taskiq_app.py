@@ -9,28 +9,13 @@ import time
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
-from pydantic import BaseModel
 from taskiq_nats import PullBasedJetStreamBroker
 
+from ops.bench.peers.bodies import Accepted, Body
 from ops.bench.peers.serving import PATH, serve
 from ops.bench.peers.started import tell_started
 
 broker = PullBasedJetStreamBroker(os.environ.get("BENCH_NATS_URL", ""), queue="generate")
-
-
-class Body(BaseModel):
-    """What a client sends."""
-
-    model: str
-    prompt: str
-    seed: int
-
-
-class Accepted(BaseModel):
-    """What it is told."""
-
-    id: str
-    status: str
 
 
 @broker.task(task_name="generate")
