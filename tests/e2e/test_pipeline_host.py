@@ -350,7 +350,8 @@ async def test_a_missing_checkpoint_says_where_it_belongs(workshop: Workshop) ->
     absent = msgspec.structs.replace(entry.checkpoint, random_weights=None, folder="nowhere")
     host = workshop.host()
     await host.start()
-    with pytest.raises(LoadFailed, match=r"no diffusers folder at .*nowhere: put") as failure:
+    command = r"`warmlane models prepare phr00t --from PATH --to .*/nowhere`"
+    with pytest.raises(LoadFailed, match=rf"no diffusers folder at .*nowhere: make it .* {command}") as failure:
         await host.load(msgspec.structs.replace(entry, checkpoint=absent))
     assert failure.value.failure.code == "storage_failed"
     assert host.pid is not None
