@@ -195,7 +195,7 @@ def test_tiles_are_for_what_is_larger_than_one(catalog: Catalog, models_dir: Pat
     tiled = load_pipeline(options(catalog, "phr00t", vae_tiling=True), models_dir, device="cpu")
     pair = [frames(each, width=width, steps=1) for each in (whole, tiled)]
     assert pair[0].shape == pair[1].shape == (5, 32, width, 3)
-    assert np.array_equal(*pair) is same
+    assert np.array_equal(pair[0], pair[1]) is same
 
 
 # ── attention ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -246,7 +246,7 @@ def test_every_scheduler_of_the_settings_runs_with_its_shift(
         pair.append(frames(pipeline, steps=4))
         # its state is dropped, and it draws nothing past the seed
         assert np.array_equal(frames(pipeline, steps=4), pair[-1])
-    assert not np.array_equal(*pair)
+    assert not np.array_equal(pair[0], pair[1])
 
 
 def test_a_scheduler_takes_the_flow_for_a_flow_whatever_the_folders_was(catalog: Catalog, tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_the_boundary_decides_which_expert_runs(catalog: Catalog, models_dir: Pa
         pipeline = load_pipeline(options(catalog, "anisora"), models_dir, device="cpu")
         pipeline.register_to_config(boundary_ratio=boundary)
         pair.append(frames(pipeline))
-    assert not np.array_equal(*pair)
+    assert not np.array_equal(pair[0], pair[1])
 
 
 @pytest.mark.parametrize(("model", "boundary"), [("phr00t", 0.9), ("anisora", None)])
