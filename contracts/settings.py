@@ -20,6 +20,7 @@ SCHEMA: Final = 1
 MediaType = Literal["image/png", "image/jpeg", "image/webp"]  # those whose header `contracts.images` reads
 MODEL_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
 SEED_SPAN: Final = 2**32
+PROMPT_SUFFIX_MAX_CHARS: Final = 500
 # What becomes of a request with another value for a fixed field: a 422, or the fixed value and a warning.
 Enforcement = Literal["reject", "report"]
 # What no settings file may go below.
@@ -125,10 +126,43 @@ class Timeouts(_Strict, frozen=True):
     total_s: float
 
 
+# Those of diffusers that take a flow shift, predict a flow as Wan does, and add no noise of their own: SASolver and
+# FlowMatchLCM draw it past the seed, so that the same request would give another video each time.
+SchedulerKind = Literal[
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+]
+
+# Those of diffusers that run on a CUDA card without downloading code (`*_hub` does).
+AttentionBackend = Literal[
+    "native",
+    "_native_cudnn",
+    "_native_efficient",
+    "_native_flash",
+    "_native_math",
+    "flex",
+    "flash",
+    "flash_varlen",
+    "_flash_3",
+    "_flash_varlen_3",
+    "sage",
+    "sage_varlen",
+    "_sage_qk_int8_pv_fp8_cuda",
+    "_sage_qk_int8_pv_fp8_cuda_sm90",
+    "_sage_qk_int8_pv_fp16_cuda",
+    "_sage_qk_int8_pv_fp16_triton",
+    "xformers",
+]
+
+
 class Scheduler(_Strict, frozen=True):
     """The diffusers scheduler class of a checkpoint and its flow shift."""
 
-    kind: str
+    kind: SchedulerKind
     flow_shift: float
 
 
@@ -139,15 +173,41 @@ class RandomWeights(_Strict, frozen=True):
     experts: Literal[1, 2] = 1
 
 
+class GroupOffload(_Strict, frozen=True):
+    """How `offload: group` moves the weights of transformers and text encoder to the card and away.
+
+    *level* `leaf`: layer by layer. `block`: the transformers by *blocks* of their blocks at a time, the rest by layer.
+    *stream*: the next group is copied while one computes. Then *pinned* host memory holds all that is moved, or else a
+    group at a time; *record_stream* spares a synchronisation for each group and holds memory a little longer.
+    """
+
+    level: Literal["leaf", "block"] = "leaf"
+    blocks: int = 1
+    stream: bool = True
+    record_stream: bool = False
+    pinned: bool = True
+
+
 class Checkpoint(_Strict, frozen=True):
-    """What the pipeline host loads: a diffusers folder below the models folder."""
+    """What the pipeline host loads, a diffusers folder below the models folder, and how (docs/checkpoint-options.md).
+
+    *expected_bytes*: all weights as loaded, where the folder is not there to be counted. *activation_bytes*: what an
+    inference needs beside them. *layerwise_casting*: in which type the transformers' layers are kept between two uses.
+    *prompt_suffix* follows each prompt, after a blank; no client sees it.
+    """
 
     pipeline: str
     folder: str
     dtype: Literal["float32", "bfloat16", "float16"]
     scheduler: Scheduler
     offload: Literal["none", "model", "group"] = "none"
+    group_offload: GroupOffload | None = None
+    layerwise_casting: Literal["float8_e4m3fn"] | None = None
+    vae_tiling: bool = False
+    attention_backend: AttentionBackend = "native"
+    prompt_suffix: str = ""
     expected_bytes: int = 0
+    activation_bytes: int = 0
     boundary_ratio: float | None = None
     random_weights: RandomWeights | None = None
 
@@ -406,9 +466,32 @@ def _profile_mistakes(place: str, profile: ProfileSettings) -> Iterator[str]:
     for name, value_s in msgspec.structs.asdict(profile.timeouts).items():
         if not 0 < value_s < float("inf"):
             yield f"{place}.timeouts.{name}: more than 0 seconds"
-    folder = profile.checkpoint.folder
+    yield from _checkpoint_mistakes(f"{place}.checkpoint", profile.checkpoint)
+
+
+def _checkpoint_mistakes(place: str, checkpoint: Checkpoint) -> Iterator[str]:
+    folder, suffix, group = checkpoint.folder, checkpoint.prompt_suffix, checkpoint.group_offload
     if folder != Path(folder).name or folder in {"", ".", ".."}:
-        yield f"{place}.checkpoint.folder: one folder name without a slash, got {folder!r}"
+        yield f"{place}.folder: one folder name without a slash, got {folder!r}"
+    if not 0 < checkpoint.scheduler.flow_shift < float("inf"):
+        yield f"{place}.scheduler.flow_shift: more than 0"
+    if checkpoint.boundary_ratio is not None and not 0 < checkpoint.boundary_ratio < 1:
+        yield f"{place}.boundary_ratio: between 0 and 1, got {checkpoint.boundary_ratio:g}"
+    for name in ("expected_bytes", "activation_bytes"):
+        if getattr(checkpoint, name) < 0:
+            yield f"{place}.{name}: 0 or more"
+    if len(suffix) > PROMPT_SUFFIX_MAX_CHARS or suffix != suffix.strip():
+        yield f"{place}.prompt_suffix: at most {PROMPT_SUFFIX_MAX_CHARS} characters, without blanks around them"
+    if group is None:
+        return
+    if checkpoint.offload != "group":
+        yield f'{place}.group_offload: only with "offload": "group"'
+    if group.blocks < 1:
+        yield f"{place}.group_offload.blocks: at least 1"
+    if group.blocks > 1 and (group.level == "leaf" or group.stream):
+        yield f"{place}.group_offload.blocks: 1, unless level is block and stream is off"
+    if group.record_stream and not group.stream:
+        yield f"{place}.group_offload.record_stream: only with stream"
 
 
 def _field_mistakes(place: str, fields: GenerationFields | GeometryFields) -> Iterator[str]:

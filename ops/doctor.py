@@ -22,12 +22,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from contracts.fit import gb, need, never_fits
+from contracts.settings import ModelEntry, SettingsError, load_settings
 from contracts.topology import DEADLINES
 from ops.memory import DriverUnusable, GpuInfo, list_gpus
 from ops.nats_access import NatsAccess, access
 from ops.nats_link import MAX_SKEW_S, MINIMUM_SERVER, NatsLink, TransportUnavailable, UnusableServer
 from ops.nats_server import NoNatsServer, find_nats_server
-from ops.options import data_dir_option, nats_port_option, port_option
+from ops.options import data_dir_option, nats_port_option, port_option, profile_option, settings_option
+from ops.weights import WeightsUnreadable, missing_folder, weights_of
 
 HOST: Final = "127.0.0.1"
 GIB: Final = 1024**3
@@ -79,6 +82,25 @@ def judge_gpus(gpus: Sequence[GpuInfo], torch_version: str | None) -> Finding:
         advice = "the installed torch is the CPU build; install the default one to use them"
         return Finding(what="GPUs", level="note", found=found, advice=advice)
     return Finding(what="GPUs", level="ok", found=found)
+
+
+def judge_model(entry: ModelEntry, models_dir: Path, gpus: Sequence[GpuInfo]) -> Finding:
+    """A model that is loaded from a prepared folder: whether the largest card can serve it, when it is empty."""
+    what, folder = f"model {entry.name}", models_dir / entry.checkpoint.folder
+    try:
+        components = weights_of(folder)
+    except WeightsUnreadable as error:
+        advice = f"prepare it again, or see what `warmlane models verify {folder}` says"
+        return Finding(what=what, level="note", found=str(error), advice=advice)
+    if components is None:
+        return Finding(what=what, level="note", found="not prepared", advice=missing_folder(entry.name, folder))
+    wanted = need(components, entry.checkpoint, on_card=True)
+    found = f"needs {gb(wanted.card_bytes)} on a card and {gb(wanted.host_bytes)} on its host: {wanted.parts}"
+    card = max(gpus, key=lambda gpu: gpu.total_bytes, default=None)
+    if card is None:
+        return Finding(what=what, level="note", found=found, advice="there is no card here")
+    why = never_fits(wanted, components, entry.checkpoint, room_bytes=card.total_bytes, free_bytes=card.free_bytes)
+    return Finding(what=what, level="ok" if why is None else "note", found=found, advice=why or "")
 
 
 def judge_disk(folder: Path, free_bytes: int, writable: bool) -> Finding:
@@ -238,6 +260,21 @@ async def _clock(server: NatsAccess) -> Finding:
         await link.close()
 
 
+def _models(models_dir: Path, settings: Path | None, profile: str) -> Iterator[Finding]:
+    try:
+        entries = load_settings(settings).catalog(profile).models.values()
+    except SettingsError as error:
+        yield Finding(what="settings", level="missing", found=str(error), advice="correct the file, or --profile")
+        return
+    try:
+        gpus = list_gpus()
+    except DriverUnusable:  # which is told above
+        gpus = []
+    for entry in entries:
+        if entry.checkpoint.random_weights is None:
+            yield judge_model(entry, models_dir.absolute(), gpus)
+
+
 def table_of(findings: Sequence[Finding]) -> Table:
     """The report."""
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[red]missing[/]"}
@@ -251,10 +288,13 @@ def table_of(findings: Sequence[Finding]) -> Table:
 
 @click.command(
     epilog="Examples:\n\n  warmlane doctor\n\n  warmlane doctor --port 8080 --nats-port 4333 --data-dir /srv/warmlane"
+    "\n\n  warmlane doctor --profile production"
 )
 @data_dir_option
 @port_option
 @nats_port_option
+@settings_option
+@profile_option
 @click.option(
     "--nats-url",
     envvar="WARMLANE_NATS_URL",
@@ -262,13 +302,22 @@ def table_of(findings: Sequence[Finding]) -> Table:
     help="A running nats-server to compare clocks with. [default: the one at --nats-port]",
 )
 @click.pass_context
-def command(ctx: click.Context, /, data_dir: Path, port: int, nats_port: int, nats_url: str | None) -> None:
+def command(
+    ctx: click.Context,
+    /,
+    data_dir: Path,
+    port: int,
+    nats_port: int,
+    settings: Path | None,
+    profile: str,
+    nats_url: str | None,
+) -> None:
     """Tell what this machine has, and what to do about the rest.
 
     Exit status 0 when `warmlane up` can run with these options, else 1. Nothing is changed.
     """
     server = access("operator", nats_url or f"nats://{HOST}:{nats_port}", data_dir=data_dir)
-    findings = list(look(data_dir, port, nats_port, server))
+    findings = [*look(data_dir, port, nats_port, server), *_models(data_dir / "models", settings, profile)]
     Console().print(table_of(findings))
     missing = [finding.what for finding in findings if finding.level == "missing"]
     if missing:

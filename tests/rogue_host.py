@@ -45,13 +45,13 @@ def main() -> None:
     forkserver.main()
 
 
-def _load(checkpoint: Checkpoint, models_dir: Path, *, device: str) -> Any:
+def _load(checkpoint: Checkpoint, models_dir: Path, *, device: str, model: str) -> Any:
     global _loads
     _loads += 1
     misdeed = _misdeed(checkpoint.folder.replace("-", " "), used=_loads > 1)
     if "hang in load" in misdeed:
         _hang()
-    pipeline = load_pipeline(checkpoint, models_dir, device=device)
+    pipeline = load_pipeline(checkpoint, models_dir, device=device, model=model)
     if "oom in load" in misdeed:
         raise torch.OutOfMemoryError(OUT_OF_MEMORY)
     return pipeline

@@ -25,7 +25,7 @@ from contracts.tasks import MemoryReading
 from lane_worker.pipelines.cleanup import HEAP_KEPT_BYTES, Watched, clean, forget, release
 from lane_worker.pipelines.faults import inference_fault, load_fault
 from lane_worker.pipelines.inputs import read_image
-from lane_worker.pipelines.load import load_pipeline, run_pipeline
+from lane_worker.pipelines.load import load_pipeline, run_pipeline, with_suffix
 from lane_worker.pipelines.video import write_video
 from lane_worker.runtime.host_messages import (
     LENGTH,
@@ -90,6 +90,7 @@ class _Child:
         self._pipeline: Any = None
         self._model: str | None = None
         self._step_seconds = 0.0
+        self._prompt_suffix = ""
 
     def serve(self, request: Fork) -> None:
         threading.Thread(target=self._read, name="pipe", daemon=True).start()
@@ -167,7 +168,9 @@ class _Child:
         try:
             if self._device == "cuda":
                 _check_allocator()
-            self._pipeline = load_pipeline(request.checkpoint, Path(request.models_dir), device=self._device)
+            self._pipeline = load_pipeline(
+                request.checkpoint, Path(request.models_dir), device=self._device, model=request.model
+            )
         except Exception as error:
             fault = load_fault(error)
             forget(error)
@@ -176,6 +179,7 @@ class _Child:
             self._send(Failed(None, fault.code, fault.message, memory, fault.fatal))
             return
         self._step_seconds = request.step_seconds
+        self._prompt_suffix = request.checkpoint.prompt_suffix
         self._model = request.model
         self._lock.write(model=self._model)
         memory = clean(self._device)
@@ -238,7 +242,7 @@ class _Child:
             )
         self._send(Progress(task_id, 0, parameters.steps, time.time()))
         started_s = time.perf_counter()
-        frames = run_pipeline(self._pipeline, parameters, image, on_step)
+        frames = run_pipeline(self._pipeline, with_suffix(parameters, self._prompt_suffix), image, on_step)
         inferred_s = time.perf_counter()
         if job.cancelled.is_set():
             raise TaskCancelled

@@ -6,32 +6,43 @@ from pathlib import Path
 from typing import Any, Final
 
 import diffusers
+import msgspec
 import torch
+from diffusers.hooks import apply_group_offloading
 from PIL import Image
 
-from contracts.settings import Checkpoint, Scheduler
+from contracts.fit import KEPT_ON_CARD
+from contracts.settings import Checkpoint, GroupOffload, Scheduler
 from contracts.tasks import GenerationParameters
 from lane_worker.pipelines.inputs import gradient
 from lane_worker.pipelines.tiny import ensure_tiny_pipeline
 from lane_worker.pipelines.video import Frames
+from ops.weights import MODEL_INDEX, missing_folder
 
-DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: Final = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+}
+TRANSFORMERS: Final = ("transformer", "transformer_2")
 
 
 class CheckpointUnusable(Exception):
     """The checkpoint's folder is missing or holds something else. The text says what to do."""
 
 
-def load_pipeline(checkpoint: Checkpoint, models_dir: Path, *, device: str) -> Any:
+def load_pipeline(checkpoint: Checkpoint, models_dir: Path, *, device: str, model: str = "MODEL") -> Any:
     """The pipeline of *checkpoint*, ready to be called. Nothing is downloaded; tiny weights are made if absent.
 
-    Raises CheckpointUnusable, OSError, and whatever diffusers and torch raise.
+    *model* is the name that the settings give it. Raises CheckpointUnusable, OSError, and whatever diffusers and torch
+    raise.
     """
     folder = models_dir / checkpoint.folder
     if checkpoint.random_weights is not None:
         ensure_tiny_pipeline(checkpoint, checkpoint.random_weights, folder)
-    elif not (folder / "model_index.json").is_file():
-        raise CheckpointUnusable(f"no diffusers folder at {folder}: put the converted checkpoint of this model there")
+    elif not (folder / MODEL_INDEX).is_file():
+        raise CheckpointUnusable(missing_folder(model, folder))
     pipeline = diffusers.DiffusionPipeline.from_pretrained(
         folder,
         local_files_only=True,
@@ -43,14 +54,78 @@ def load_pipeline(checkpoint: Checkpoint, models_dir: Path, *, device: str) -> A
     pipeline.scheduler = _scheduler(checkpoint.scheduler, pipeline.scheduler.config)
     if checkpoint.boundary_ratio is not None:
         pipeline.register_to_config(boundary_ratio=checkpoint.boundary_ratio)
+    _check_experts(pipeline, folder)
     pipeline.set_progress_bar_config(disable=True)
-    if device == "cpu" or checkpoint.offload == "none":
+    for transformer in _transformers(pipeline):
+        _prepare(transformer, checkpoint)
+    if checkpoint.vae_tiling:
+        pipeline.vae.enable_tiling()
+    _place(pipeline, checkpoint, torch.device(device))
+    return pipeline
+
+
+def with_suffix(parameters: GenerationParameters, suffix: str) -> GenerationParameters:
+    """*parameters* as the pipeline gets them: the prompt with what the operator adds to each."""
+    return msgspec.structs.replace(parameters, prompt=f"{parameters.prompt} {suffix}") if suffix else parameters
+
+
+def _transformers(pipeline: Any) -> list[Any]:
+    return [each for name in TRANSFORMERS if (each := getattr(pipeline, name, None)) is not None]
+
+
+def _check_experts(pipeline: Any, folder: Path) -> None:
+    """One transformer and no boundary, or two with one: else a step would find none, or one would never be used."""
+    experts, boundary_ratio = len(_transformers(pipeline)), pipeline.config.get("boundary_ratio")
+    if (experts == 2) != (boundary_ratio is not None):
+        raise CheckpointUnusable(
+            f"{folder} holds {experts} transformers and the boundary is {boundary_ratio}: set "
+            "checkpoint.boundary_ratio where there are two, and leave it out where there is one"
+        )
+
+
+def _prepare(transformer: Any, checkpoint: Checkpoint) -> None:
+    # Always: a backend that is set becomes that of the whole process, also of the next model's transformers.
+    try:
+        transformer.set_attention_backend(checkpoint.attention_backend)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointUnusable(f"checkpoint.attention_backend {checkpoint.attention_backend}: {error}") from error
+    if checkpoint.layerwise_casting is not None:
+        transformer.enable_layerwise_casting(
+            storage_dtype=DTYPES[checkpoint.layerwise_casting], compute_dtype=DTYPES[checkpoint.dtype]
+        )
+
+
+def _place(pipeline: Any, checkpoint: Checkpoint, device: torch.device) -> None:
+    """Hooks of offloading come after those of casting: a layer is fetched first and cast then."""
+    if checkpoint.offload == "none":
         pipeline.to(device)
     elif checkpoint.offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     else:
-        pipeline.enable_group_offload(torch.device(device), offload_type="leaf_level", use_stream=True)
-    return pipeline
+        _offload_groups(pipeline, checkpoint.group_offload or GroupOffload(), device)
+
+
+def _offload_groups(pipeline: Any, group: GroupOffload, device: torch.device) -> None:
+    # There are no streams on a CPU.
+    streams = {
+        "use_stream": True,
+        "record_stream": group.record_stream,
+        "low_cpu_mem_usage": not group.pinned,
+    }
+    for name, component in pipeline.components.items():
+        if name == KEPT_ON_CARD:
+            # It is called by `encode` and `decode`, past the hook that learns the order of its layers: with a stream
+            # diffusers would note every call of every layer for as long as the pipeline lives. And it is small.
+            component.to(device)
+        elif isinstance(component, torch.nn.Module):
+            blocks = group.level == "block" and name in TRANSFORMERS
+            apply_group_offloading(
+                component,
+                onload_device=device,
+                offload_type="block_level" if blocks else "leaf_level",
+                num_blocks_per_group=group.blocks if blocks else None,
+                **(streams if group.stream and device.type != "cpu" else {}),
+            )
 
 
 def run_pipeline(
@@ -105,9 +180,9 @@ def _drop_state(pipeline: Any) -> None:
 
 
 def _scheduler(wanted: Scheduler, config: Any) -> Any:
-    kind = getattr(diffusers, wanted.kind, None)
-    if kind is None:
-        raise CheckpointUnusable(f"diffusers has no scheduler {wanted.kind}: correct checkpoint.scheduler.kind")
-    # the flow-matching schedulers call it shift, the others flow_shift
-    name = "flow_shift" if "flow_shift" in inspect.signature(kind).parameters else "shift"
-    return kind.from_config(config, **{name: wanted.flow_shift})
+    kind = getattr(diffusers, wanted.kind)
+    if "flow_shift" not in inspect.signature(kind).parameters:  # one that is made for flows, and calls it shift
+        return kind.from_config(config, shift=wanted.flow_shift)
+    # whatever the folder's own scheduler was: without these it would take the flow for noise
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    return kind.from_config(config, flow_shift=wanted.flow_shift, **flow)

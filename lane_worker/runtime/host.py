@@ -264,6 +264,11 @@ class Host:
         return None if self._child is None or self._child.is_gone else self._child.pid
 
     @property
+    def models_dir(self) -> Path:
+        """Where the folders of the checkpoints are."""
+        return self._models_dir
+
+    @property
     def health_age_s(self) -> float:
         """Seconds since the child last answered. It grows without end while the child hangs or is gone."""
         return float("inf") if self._child is None else time.monotonic() - self._child.answered_at_s

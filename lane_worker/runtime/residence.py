@@ -18,11 +18,12 @@ from contracts.generation import parameter_errors
 from contracts.lanes import SlotState
 from contracts.settings import ModelEntry
 from contracts.tasks import GenerationTask, MemoryReading, SwapReceipt
+from lane_worker.runtime.fit import Demand, Refusal
 from lane_worker.runtime.host import Host, HostLost, LoadFailed, SlotTaken
 from lane_worker.runtime.host_messages import Failed, Ready
 from lane_worker.runtime.release import Released, Sample, StillHeld, Verdict, judge, tolerance_bytes
 from ops import metrics
-from ops.memory import MemoryProbe, Reading
+from ops.memory import MemoryProbe, Reading, rss_bytes
 from ops.tracing import span
 
 AFTER_KILL_S: Final = 30.0
@@ -105,18 +106,28 @@ class Residence:
         """Starts the host, under leadership *term*; it holds the slot's lock then, and nothing is resident.
 
         Call it first, and after `close`; a host that dies in between is started again by `ready`, or by this.
-        Raises SlotTaken, HostLost, Quarantined.
+        A model that this slot cannot serve with the options of its checkpoint is told at once: in the log, and as the
+        slot's detail. Raises SlotTaken, HostLost, Quarantined.
         """
         self._refuse_in_quarantine()
         self._term = term
-        return await self._start()
+        ready = await self._start()
+        reading = await self._read()
+        refusals = [(await self._demand(entry)).refusal(reading) for entry in self._models.values()]
+        told = [refusal.message for refusal in refusals if refusal is not None]
+        for message in told:
+            log.error("cannot_be_served", slot=self._slot, error=message)
+        if told:
+            self._show(SlotState.EMPTY, None, "; ".join(told))
+        return ready
 
     async def ready(self, model: str) -> SwapReceipt | None:
         """Makes *model* resident, and returns the receipt; None where it was resident already.
 
         Whatever was resident is released and proven gone before anything is loaded. Raises Quarantined where that
         fails, LoadFailed, LoadTimedOut, HostLost (also where another process has taken the slot). Then nothing is
-        resident, and the next call tries again, unless the slot is quarantined.
+        resident, and the next call tries again, unless the slot is quarantined. Only what the slot can never serve
+        (LoadFailed) leaves everything as it was.
         """
         self._refuse_in_quarantine()
         if self.resident == model:
@@ -175,13 +186,15 @@ class Residence:
         if entry is None:
             text = f"this worker's settings have no model {model}"
             raise LoadFailed(Failed(None, "inference_failed", text, MemoryReading(rss_bytes=0)))
+        demand = await self._demand(entry)
+        self._refuse(demand.refusal(await self._read()))
         receipt = self.last_swap = SwapReceipt(
             slot=self._slot,
             released_model=self._model,
             loaded_model=model,
             how="nothing_resident",
             probe="none" if self._probe is None else self._probe.name,
-            needed_bytes=entry.checkpoint.expected_bytes,
+            needed_bytes=demand.need.slot_bytes,
         )
         outcome = "failed"
         try:
@@ -195,6 +208,7 @@ class Residence:
                 if not self._proven:
                     raise self._enter_quarantine(receipt)
             with span("load") as current:
+                self._refuse(demand.host_refusal())
                 receipt = self.last_swap = await self._load(receipt, entry)
                 _describe(current, receipt)
             metrics.swap_duration.record(receipt.release_s, model, "release")
@@ -210,6 +224,19 @@ class Residence:
             report = log.info if outcome == "loaded" else log.warning
             report("swap", outcome=outcome, **msgspec.structs.asdict(receipt))
         return receipt
+
+    async def _demand(self, entry: ModelEntry) -> Demand:
+        return await asyncio.to_thread(Demand.of, entry, self.host.models_dir, slot=self._slot)
+
+    def _refuse(self, refusal: Refusal | None) -> None:
+        if refusal is None:
+            return
+        held_bytes = 0
+        if self.host.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                held_bytes = rss_bytes(self.host.pid)
+        memory, is_gone = MemoryReading(rss_bytes=held_bytes), held_bytes == 0
+        raise LoadFailed(Failed(None, refusal.code, refusal.message, memory, is_gone))
 
     async def _release(self, receipt: SwapReceipt, kill_because: str) -> SwapReceipt:
         """§7, step 2: the host gives back what it has, or is killed."""
@@ -304,7 +331,11 @@ class Residence:
         metrics.releases.add(self._slot, outcome)
 
     def _enter_quarantine(self, receipt: SwapReceipt) -> Quarantined:
-        detail = f"{receipt.reason}; end what holds the memory of {self._slot}, then lift the quarantine"
+        free = "an unknown number" if receipt.free_bytes is None else f"{receipt.free_bytes:,}"
+        detail = (
+            f"{receipt.reason}; {receipt.needed_bytes:,} bytes are needed and {free} are free; "
+            f"end what holds the memory of {self._slot}, then lift the quarantine"
+        )
         self._quarantine = Quarantined(receipt, detail)
         self._show(SlotState.QUARANTINED, None, detail)
         return self._quarantine

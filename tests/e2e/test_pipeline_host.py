@@ -350,10 +350,26 @@ async def test_a_missing_checkpoint_says_where_it_belongs(workshop: Workshop) ->
     absent = msgspec.structs.replace(entry.checkpoint, random_weights=None, folder="nowhere")
     host = workshop.host()
     await host.start()
-    with pytest.raises(LoadFailed, match=r"no diffusers folder at .*nowhere: put") as failure:
+    command = r"`warmlane models prepare phr00t --from PATH --to .*/nowhere`"
+    with pytest.raises(LoadFailed, match=rf"no diffusers folder at .*nowhere: make it .* {command}") as failure:
         await host.load(msgspec.structs.replace(entry, checkpoint=absent))
     assert failure.value.failure.code == "storage_failed"
     assert host.pid is not None
+
+
+async def test_the_operators_suffix_follows_the_prompt(
+    workshop: Workshop, hosts: dict[str, Host], tmp_path: Path
+) -> None:
+    suffix = "There is no text in the video."
+    entry = workshop.entry("phr00t")
+    host = workshop.host(slot="cpu-2")
+    await host.start()
+    checkpoint = msgspec.structs.replace(entry.checkpoint, prompt_suffix=suffix)
+    await host.load(msgspec.structs.replace(entry, checkpoint=checkpoint))
+    given = await finished(host, request(tmp_path))
+    written = await finished(hosts["phr00t"], request(tmp_path, parameters(prompt=f"{PROMPT} {suffix}")))
+    without = await finished(hosts["phr00t"], request(tmp_path))
+    assert given.video.sha256 == written.video.sha256 != without.video.sha256
 
 
 async def test_a_second_pipeline_is_refused(hosts: dict[str, Host]) -> None:

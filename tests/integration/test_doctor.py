@@ -2,15 +2,18 @@
 
 import asyncio
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+from contracts.settings import load_settings
 from ops.cli import cli
-from ops.doctor import GIB, Finding, judge_disk, judge_gpus, judge_nats_version, judge_skew, look
+from ops.doctor import GIB, Finding, judge_disk, judge_gpus, judge_model, judge_nats_version, judge_skew, look
 from ops.memory import GpuInfo
 from ops.nats_access import NatsAccess
 from ops.nats_link import NatsLink
@@ -41,6 +44,44 @@ def test_a_machine_that_runs_the_tests_can_run_up(tmp_path: Path) -> None:
         assert what in result.output
     assert "`warmlane up` can run" in result.output
     assert not (tmp_path / "not").exists(), "doctor made a folder"
+
+
+def test_a_model_that_is_not_prepared_is_told_with_the_command(tmp_path: Path) -> None:
+    result = doctor(tmp_path, "--profile", "production")
+    assert result.exit_code == 0, result.output
+    for model, folder in (("anisora", "anisora-v3.2"), ("phr00t", "phr00t-aio")):
+        told = " ".join(re.sub(r"[│┃]", " ", result.output).split())
+        assert f"model {model}" in told
+        assert f"warmlane models prepare {model} --from PATH --to" in told
+        assert folder in told
+
+
+def test_a_profile_that_is_not_there_is_told(tmp_path: Path) -> None:
+    result = doctor(tmp_path, "--profile", "huge")
+    assert result.exit_code == 1
+    assert "no profile 'huge'" in result.output
+
+
+@pytest.mark.parametrize(
+    ("gpus", "level", "advice"),
+    [
+        ([], "note", "no card here"),
+        ([GPU], "ok", ""),
+        ([msgspec.structs.replace(GPU, total_bytes=GIB, free_bytes=1)], "note", "1,073,741,824 in all and 1 free"),
+    ],
+)
+def test_a_prepared_model_is_held_to_the_largest_card(
+    tmp_path: Path, gpus: list[GpuInfo], level: str, advice: str
+) -> None:
+    header = b'{"shared.weight": {"dtype": "BF16", "shape": [10, 10], "data_offsets": [0, 200]}}'
+    folder = tmp_path / "phr00t-aio"
+    (folder / "text_encoder").mkdir(parents=True)
+    (folder / "text_encoder" / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    (folder / "model_index.json").write_text('{"text_encoder": ["transformers", "UMT5EncoderModel"]}')
+    found = judge_model(load_settings().catalog("production").models["phr00t"], tmp_path, gpus)
+    assert (found.what, found.level) == ("model phr00t", level)
+    assert "all weights 0.00 GB (text_encoder 0.00 GB), activations 6.00 GB" in found.found
+    assert advice in found.advice
 
 
 def test_a_taken_port_is_told_with_what_to_do(tmp_path: Path) -> None:

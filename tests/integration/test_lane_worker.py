@@ -91,6 +91,20 @@ async def test_a_lane_stays_off_a_quarantined_slot_until_it_is_lifted(link: Nats
     await lane.becomes(LaneState.WARM)
 
 
+async def test_a_lane_that_can_never_serve_its_model_says_why(link: NatsLink, catalog: Catalog, tmp_path: Path) -> None:
+    model = catalog.models["phr00t"]
+    large = replace(model, checkpoint=replace(model.checkpoint, activation_bytes=1 << 60))
+    lane = Lane(link, replace(catalog, models={**catalog.models, "phr00t": large}), tmp_path)
+    lane.start()
+    told = await lane.becomes(LaneState.UNHEALTHY)
+    assert told.detail.startswith(f"phr00t does not fit: with offload none it needs {1 << 60:,} bytes on the host")
+    slot = await shown(link)
+    assert slot is not None
+    assert (slot.state, slot.detail) == (SlotState.EMPTY, told.detail)
+    await lane.leave()
+    assert not (tmp_path / "models").exists(), "it was refused before anything was loaded"
+
+
 async def test_a_lane_that_cannot_load_crash_loops_until_it_can(
     link: NatsLink, lane: Lane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ CHECKPOINT = Checkpoint(
     pipeline="WanPipeline",
     folder="tiny",
     dtype="float32",
-    scheduler=Scheduler(kind="UniPC", flow_shift=3.0),
+    scheduler=Scheduler(kind="UniPCMultistepScheduler", flow_shift=3.0),
     random_weights=RandomWeights(seed=1),
 )
 NOTE = m.SlotNote(8, 77, "degraded", 5, "anisora", "t", 1)
@@ -33,10 +33,11 @@ PARAMETERS = GenerationParameters(
 TO_CHILD: list[tuple[m.ToChild, bytes]] = [
     (
         m.Load("anisora", CHECKPOINT, "/models", 0.5),
-        b"\x00\x00\x00\xf3\x85\xa4type\xa4load\xa5model\xa7anisora\xaacheckpoint\x88\xa8pipeline\xabWanPi"
-        b"peline\xa6folder\xa4tiny\xa5dtype\xa7float32\xa9scheduler\x82\xa4kind\xa5UniPC\xaaflow_shift"
-        b"\xcb@\x08\x00\x00\x00\x00\x00\x00\xa7offload\xa4none\xaeexpected_bytes\x00\xaeboundary_ratio"
-        b"\xc0\xaerandom_weights\x82\xa4seed\x01\xa7experts\x01\xaamodels_dir\xa7/models\xacstep_seconds"
+        b"\x00\x00\x01m\x85\xa4type\xa4load\xa5model\xa7anisora\xaacheckpoint\x8e\xa8pipeline\xabWanPi"
+        b"peline\xa6folder\xa4tiny\xa5dtype\xa7float32\xa9scheduler\x82\xa4kind\xb7UniPCMultistepScheduler"
+        b"\xaaflow_shift\xcb@\x08\x00\x00\x00\x00\x00\x00\xa7offload\xa4none\xadgroup_offload\xc0"
+        b"\xb1layerwise_casting\xc0\xaavae_tiling\xc2\xb1attention_backend\xa6native\xadprompt_suffix\xa0"
+        b"\xaeexpected_bytes\x00\xb0activation_bytes\x00\xaeboundary_ratio\xc0\xaerandom_weights\x82\xa4seed\x01\xa7experts\x01\xaamodels_dir\xa7/models\xacstep_seconds"
         b"\xcb?\xe0\x00\x00\x00\x00\x00\x00",
     ),
     (

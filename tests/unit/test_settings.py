@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from contracts.generation import InvalidRequest, validate
-from contracts.settings import SettingsError, load_settings, parse_settings
+from contracts.settings import GroupOffload, SettingsError, load_settings, parse_settings
 
 PACKAGED = resources.files("contracts").joinpath("inference_settings.json").read_bytes()
 REMOVE = object()
@@ -77,6 +77,7 @@ def test_an_unknown_profile_is_refused_with_those_there_are() -> None:
 
 
 TINY = "models/phr00t/profiles/tiny"
+CHECKPOINT = "$.models.phr00t.profiles.tiny.checkpoint"
 
 
 @pytest.mark.parametrize(
@@ -213,6 +214,38 @@ TINY = "models/phr00t/profiles/tiny"
         pytest.param(
             f"{TINY}/timeouts/step_s", 0, "$.models.phr00t.profiles.tiny.timeouts.step_s", id="no-time-for-a-step"
         ),
+        pytest.param(
+            f"{TINY}/checkpoint/offload", "disk", "$.models.phr00t.profiles.tiny.checkpoint.offload", id="offload"
+        ),
+        *(
+            pytest.param(f"{TINY}/checkpoint/{path}", value, f"{CHECKPOINT}.{place}", id=f"checkpoint-{number}")
+            for number, (path, value, place) in enumerate(
+                [
+                    ("scheduler/kind", "AutoencoderKLWan", "scheduler.kind"),
+                    ("scheduler/flow_shift", 0, "scheduler.flow_shift: more than 0"),
+                    ("boundary_ratio", 1, "boundary_ratio: between 0 and 1, got 1"),
+                    ("boundary_ratio", 0.0, "boundary_ratio: between 0 and 1, got 0"),
+                    ("layerwise_casting", "int8", "layerwise_casting"),
+                    ("vae_tiling", "yes", "vae_tiling"),
+                    ("attention_backend", "fast", "attention_backend"),
+                    ("attention_backend", "flash_hub", "attention_backend"),
+                    ("prompt_suffix", "x" * 501, "prompt_suffix: at most 500 characters"),
+                    ("prompt_suffix", " x", "prompt_suffix: at most 500 characters, without blanks"),
+                    ("expected_bytes", -1, "expected_bytes: 0 or more"),
+                    ("activation_bytes", -1, "activation_bytes: 0 or more"),
+                    ("group_offload", {}, 'group_offload: only with "offload": "group"'),
+                    ("group_offload", {"level": "module"}, "group_offload.level"),
+                    ("group_offload", {"blocks": 0}, "group_offload.blocks: at least 1"),
+                    ("group_offload", {"blocks": 2}, "group_offload.blocks: 1, unless"),
+                    ("group_offload", {"level": "block", "blocks": 2}, "group_offload.blocks: 1, unless"),
+                    (
+                        "group_offload",
+                        {"stream": False, "record_stream": True},
+                        "group_offload.record_stream: only with stream",
+                    ),
+                ]
+            )
+        ),
         *(
             pytest.param(
                 f"{TINY}/checkpoint/folder",
@@ -226,6 +259,14 @@ TINY = "models/phr00t/profiles/tiny"
 )
 def test_a_mistake_is_refused_with_its_place(path: str, value: Any, place: str) -> None:
     assert place in refusal(changed(path, value))
+
+
+def test_blocks_at_a_time_are_for_group_offloading_without_a_stream() -> None:
+    document = json.loads(PACKAGED)
+    wanted = {"level": "block", "blocks": 4, "stream": False}
+    document["models"]["phr00t"]["profiles"]["tiny"]["checkpoint"] |= {"offload": "group", "group_offload": wanted}
+    found = parse_settings(json.dumps(document).encode()).catalog("tiny").models["phr00t"].checkpoint
+    assert found.group_offload == GroupOffload(level="block", blocks=4, stream=False)
 
 
 @pytest.mark.parametrize("name", ["Anisora", "ani.sora", "ani sora", "", "*", "2d", "ani-sora", "a" * 33])
