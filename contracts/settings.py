@@ -26,6 +26,15 @@ Enforcement = Literal["reject", "report"]
 LOWEST: Final[Mapping[str, int]] = {"seed": 0, "cfg": 0, "steps": 1, "width": 1, "height": 1, "num_frames": 1, "fps": 1}
 
 
+Presence = Literal["required", "optional", "unsupported"]
+# Which presence of an image a pipeline class of diffusers can serve. Of a class that is not here nothing is known.
+PRESENCES: Final[Mapping[str, tuple[Presence, ...]]] = {
+    "WanPipeline": ("unsupported",),
+    "WanImageToVideoPipeline": ("required",),
+    "WanVACEPipeline": ("required", "optional", "unsupported"),
+}
+
+
 class SettingsError(ValueError):
     """The settings cannot be used. The text names the place of the mistake and what is expected there."""
 
@@ -77,7 +86,7 @@ class IntegerField(_Strict, frozen=True):
 class ImageField(_Strict, frozen=True):
     """Whether a request may or must carry an image, and how large it may be."""
 
-    presence: Literal["required", "optional", "unsupported"]
+    presence: Presence
     max_bytes: int = 0
     max_pixels: int = 0
     media_types: tuple[MediaType, ...] = ("image/png", "image/jpeg", "image/webp")
@@ -403,12 +412,23 @@ def _profile_mistakes(place: str, profile: ProfileSettings) -> Iterator[str]:
     yield from _field_mistakes(f"{place}.geometry", profile.geometry)
     if profile.image.presence != "unsupported" and min(profile.image.max_bytes, profile.image.max_pixels) < 1:
         yield f"{place}.image: max_bytes and max_pixels are needed where an image is accepted"
+    yield from _presence_mistakes(f"{place}.image.presence", profile.image.presence, profile.checkpoint)
     for name, value_s in msgspec.structs.asdict(profile.timeouts).items():
         if not 0 < value_s < float("inf"):
             yield f"{place}.timeouts.{name}: more than 0 seconds"
     folder = profile.checkpoint.folder
     if folder != Path(folder).name or folder in {"", ".", ".."}:
         yield f"{place}.checkpoint.folder: one folder name without a slash, got {folder!r}"
+
+
+def _presence_mistakes(place: str, presence: Presence, checkpoint: Checkpoint) -> Iterator[str]:
+    """A request that was accepted and cannot be run, or an image that nobody sent, are ruled out here."""
+    served = PRESENCES.get(checkpoint.pipeline)
+    if served is None or presence in served:
+        return
+    if "unsupported" not in served and checkpoint.random_weights is not None:
+        return  # a lane makes an image for random weights, where no picture is worth looking at (ADR 0022)
+    yield f"{place}: {' or '.join(served)} with checkpoint.pipeline {checkpoint.pipeline}, got {presence}"
 
 
 def _field_mistakes(place: str, fields: GenerationFields | GeometryFields) -> Iterator[str]:
