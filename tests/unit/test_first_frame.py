@@ -38,6 +38,7 @@ def test_a_size_that_the_authors_would_choose_shows_the_whole_image(width: int, 
 @given(SIDES, SIDES, FRAME_SIDES, FRAME_SIDES)
 @example(300, 1, 32, 128)
 @example(1, 300, 128, 32)
+@example(47, 300, 48, 32)  # 47 - 48 / (48 / 47) is less than nought
 def test_any_image_fills_any_frame(width: int, height: int, frame_width: int, frame_height: int) -> None:
     frame = fitted(Image.new("RGB", (width, height), (10, 200, 90)), frame_width, frame_height)
     assert frame.size == (frame_width, frame_height)
