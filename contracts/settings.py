@@ -27,6 +27,15 @@ Enforcement = Literal["reject", "report"]
 LOWEST: Final[Mapping[str, int]] = {"seed": 0, "cfg": 0, "steps": 1, "width": 1, "height": 1, "num_frames": 1, "fps": 1}
 
 
+Presence = Literal["required", "optional", "unsupported"]
+# Which presence of an image a pipeline class of diffusers can serve. Of a class that is not here nothing is known.
+PRESENCES: Final[Mapping[str, tuple[Presence, ...]]] = {
+    "WanPipeline": ("unsupported",),
+    "WanImageToVideoPipeline": ("required",),
+    "WanVACEPipeline": ("required", "optional", "unsupported"),
+}
+
+
 class SettingsError(ValueError):
     """The settings cannot be used. The text names the place of the mistake and what is expected there."""
 
@@ -78,7 +87,7 @@ class IntegerField(_Strict, frozen=True):
 class ImageField(_Strict, frozen=True):
     """Whether a request may or must carry an image, and how large it may be."""
 
-    presence: Literal["required", "optional", "unsupported"]
+    presence: Presence
     max_bytes: int = 0
     max_pixels: int = 0
     media_types: tuple[MediaType, ...] = ("image/png", "image/jpeg", "image/webp")
@@ -463,6 +472,7 @@ def _profile_mistakes(place: str, profile: ProfileSettings) -> Iterator[str]:
     yield from _field_mistakes(f"{place}.geometry", profile.geometry)
     if profile.image.presence != "unsupported" and min(profile.image.max_bytes, profile.image.max_pixels) < 1:
         yield f"{place}.image: max_bytes and max_pixels are needed where an image is accepted"
+    yield from _presence_mistakes(f"{place}.image.presence", profile.image.presence, profile.checkpoint)
     for name, value_s in msgspec.structs.asdict(profile.timeouts).items():
         if not 0 < value_s < float("inf"):
             yield f"{place}.timeouts.{name}: more than 0 seconds"
@@ -492,6 +502,16 @@ def _checkpoint_mistakes(place: str, checkpoint: Checkpoint) -> Iterator[str]:
         yield f"{place}.group_offload.blocks: 1, unless level is block and stream is off"
     if group.record_stream and not group.stream:
         yield f"{place}.group_offload.record_stream: only with stream"
+
+
+def _presence_mistakes(place: str, presence: Presence, checkpoint: Checkpoint) -> Iterator[str]:
+    """A request that was accepted and cannot be run, or an image that nobody sent, are ruled out here."""
+    served = PRESENCES.get(checkpoint.pipeline)
+    if served is None or presence in served:
+        return
+    if "unsupported" not in served and checkpoint.random_weights is not None:
+        return  # a lane makes an image for random weights, where no picture is worth looking at (ADR 0022)
+    yield f"{place}: {' or '.join(served)} with checkpoint.pipeline {checkpoint.pipeline}, got {presence}"
 
 
 def _field_mistakes(place: str, fields: GenerationFields | GeometryFields) -> Iterator[str]:

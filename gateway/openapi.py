@@ -54,7 +54,7 @@ from contracts.tasks import (
 from gateway.access import SECURITY_SCHEME, needs_nothing
 from gateway.estimate import QueuePlace
 from gateway.problems import PROBLEM_MEDIA_TYPE, PROBLEMS, TYPE_PREFIX, Problem
-from gateway.views import view
+from gateway.views import MODES, view
 
 _DOCS_PATH: Final = "/docs"
 _ASSETS_PATH: Final = "/docs/assets"
@@ -220,7 +220,7 @@ def request_schema(entry: ModelEntry) -> Schema:
     properties: dict[str, Reference | Schema] = {
         "model": Schema(type=OpenAPIType.STRING, enum=[entry.name, *entry.aliases], description=entry.title),
         "prompt": _text(limits.prompt, "What the video shows."),
-        "negative_prompt": _text(limits.negative_prompt, "What it should not show."),
+        "negative_prompt": _text(limits.negative_prompt, _negative_prompt(limits.cfg)),
         "image": _image(limits.image),
         "width": number(limits.width, "Width of the video in pixels."),
         "height": number(limits.height, "Height of the video in pixels."),
@@ -241,11 +241,19 @@ def request_schema(entry: ModelEntry) -> Schema:
         del properties["image"]
     return Schema(
         title=entry.title,
+        description=f"{' or '.join(MODES[limits.image.presence])}.",
         type=OpenAPIType.OBJECT,
         properties=properties,
         required=required,
         additional_properties=False,
     )
+
+
+def _negative_prompt(cfg: NumberField) -> str:
+    # the pipelines take no second, unguided step at a scale of 1, and then do not read it
+    highest = cfg.maximum if cfg.fixed is None else cfg.fixed
+    when = "Has no effect at cfg 1." if (highest or 0) > 1 else f"Has no effect on this model, whose cfg is {highest}."
+    return f"What it should not show. {when}"
 
 
 # Not white space to Python's str.strip, nor to the regular expressions of ECMA-262
@@ -302,8 +310,9 @@ def _image(field: ImageField) -> Schema:
         pattern=f"^data:image/({'|'.join(names)});base64,[A-Za-z0-9+/]+={{0,2}}$",
         max_length=len("data:image/;base64,") + shortest + field.max_bytes // 3 * 4,
         description=(
-            f"The first frame: a {', '.join(names)} file as a base64 data URI, at most {field.max_bytes} bytes and "
-            f"{field.max_pixels} pixels. The declared type must be that of the file."
+            f"The first frame, {field.presence}: a {', '.join(names)} file as a base64 data URI, at most "
+            f"{field.max_bytes} bytes and {field.max_pixels} pixels. The declared type must be that of the file. "
+            "The image is scaled to cover width and height, and cropped at its centre."
         ),
     )
 

@@ -4,13 +4,14 @@ A view leaves out what only the protocol needs (owner, lease, epoch, caller, rou
 Every key is always present; null means "not yet" or "does not apply".
 """
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 from msgspec import Struct
 
-from contracts.settings import Catalog, Enforcement, VideoGenerationConstraints
+from contracts.settings import Catalog, Enforcement, Presence, VideoGenerationConstraints
 from contracts.tasks import (
     GenerationParameters,
     GenerationTask,
@@ -99,17 +100,28 @@ class TaskPage(Struct, frozen=True, kw_only=True):
     next_cursor: str | None
 
 
+# As model hubs and libraries call what a model does.
+Mode = Literal["text-to-video", "image-to-video"]
+MODES: Final[Mapping[Presence, tuple[Mode, ...]]] = {
+    "unsupported": ("text-to-video",),
+    "optional": ("text-to-video", "image-to-video"),
+    "required": ("image-to-video",),
+}
+
+
 class ModelView(Struct, frozen=True, kw_only=True):
     """A model and what a request for it is checked against.
 
     *enforcement* says what becomes of a number other than a fixed one: `reject`, a `422`, or `report`, the fixed one is
-    used and the task says so in `warnings`.
+    used and the task says so in `warnings`. *modes* says what the model makes a video from, in this profile: a prompt,
+    a prompt and an image, or either; `constraints.image` has the limits of the image.
     """
 
     name: str
     title: str
     aliases: tuple[str, ...]
     enforcement: Enforcement
+    modes: tuple[Mode, ...]
     constraints: VideoGenerationConstraints
 
 
@@ -192,6 +204,7 @@ def settings_view(catalog: Catalog) -> SettingsView:
                 title=entry.title,
                 aliases=entry.aliases,
                 enforcement=entry.enforcement,
+                modes=MODES[entry.constraints.image.presence],
                 constraints=entry.constraints,
             )
             for _, entry in sorted(catalog.models.items())

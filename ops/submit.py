@@ -157,7 +157,8 @@ def _interrupted(client: Client, task: Task | None, key: str) -> str:
 @click.option(
     "--image",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A PNG, JPEG or WebP that the video starts from.",
+    help="A PNG, JPEG or WebP that the video starts from. The production profile's anisora needs one; for other models "
+    "and profiles, `constraints.image` in GET /settings says whether it is required, optional or unsupported.",
 )
 @click.option("--negative-prompt", help="What should not be seen.")
 @click.option("--width", type=int, help="Pixels, a multiple of 16.")

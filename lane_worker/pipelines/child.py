@@ -19,13 +19,13 @@ import diffusers
 import msgspec
 import torch
 import transformers
-from diffusers import WanImageToVideoPipeline, WanPipeline
+from diffusers import WanImageToVideoPipeline, WanPipeline, WanVACEPipeline
 
 from contracts.tasks import MemoryReading
 from lane_worker.pipelines.cleanup import HEAP_KEPT_BYTES, Watched, clean, forget, release
 from lane_worker.pipelines.faults import inference_fault, load_fault
-from lane_worker.pipelines.inputs import read_image
-from lane_worker.pipelines.load import load_pipeline, run_pipeline, with_suffix
+from lane_worker.pipelines.inputs import BadInput, read_image
+from lane_worker.pipelines.load import load_pipeline, needs_image, run_pipeline, with_suffix
 from lane_worker.pipelines.video import write_video
 from lane_worker.runtime.host_messages import (
     LENGTH,
@@ -55,7 +55,7 @@ from lane_worker.runtime.host_messages import (
 from lane_worker.runtime.slot import SlotHeld, SlotLock
 
 # diffusers imports lazily; these names make the fork server import what every child needs
-PRELOADED = (WanImageToVideoPipeline, WanPipeline)
+PRELOADED = (WanImageToVideoPipeline, WanPipeline, WanVACEPipeline)
 _NOT_READ = MemoryReading(rss_bytes=0)
 
 
@@ -89,6 +89,7 @@ class _Child:
         self._job: _Job | None = None
         self._pipeline: Any = None
         self._model: str | None = None
+        self._invents_images = False
         self._step_seconds = 0.0
         self._prompt_suffix = ""
 
@@ -181,6 +182,7 @@ class _Child:
         self._step_seconds = request.step_seconds
         self._prompt_suffix = request.checkpoint.prompt_suffix
         self._model = request.model
+        self._invents_images = request.checkpoint.random_weights is not None
         self._lock.write(model=self._model)
         memory = clean(self._device)
         self._send(Loaded(request.model, time.perf_counter() - started_s, memory))
@@ -240,6 +242,9 @@ class _Child:
             image = read_image(
                 Path(request.image_path), parameters.image, width=parameters.width, height=parameters.height
             )
+        elif not self._invents_images and needs_image(self._pipeline):
+            # the gateway asks for one; a task that came another way is not given a picture of our making
+            raise BadInput("this model turns an image into a video; send the request again with an image")
         self._send(Progress(task_id, 0, parameters.steps, time.time()))
         started_s = time.perf_counter()
         frames = run_pipeline(self._pipeline, with_suffix(parameters, self._prompt_suffix), image, on_step)

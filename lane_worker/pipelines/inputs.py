@@ -13,6 +13,8 @@ from contracts.tasks import ImageReference
 
 # Above any limit of the settings: what stands between a forged reference and the memory of the child.
 MAX_PIXELS: Final = 1 << 26
+# Wan's VAE packs 8 x 8 pixels, its transformers 2 x 2 of those: the authors round sizes down to such steps.
+GRID_PIXELS: Final = 16
 FORMATS: Final = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 
 
@@ -21,15 +23,31 @@ class BadInput(Exception):
 
 
 def read_image(path: Path, reference: ImageReference, *, width: int, height: int) -> Image.Image:
-    """The image at *path*, as RGB, scaled to cover *width* x *height* and cropped at its centre.
+    """The image at *path*, as RGB, turned as its EXIF says, and fitted to *width* x *height* (`fitted`).
 
     Raises BadInput when it is not what *reference* says, or cannot be decoded; OSError when it cannot be read.
     """
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != reference.sha256:
         raise BadInput("the stored image is not the one that was sent; send the request again")
-    image = _decode(content, reference)
-    return ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
+    return fitted(_decode(content, reference), width, height)
+
+
+def fitted(image: Image.Image, width: int, height: int) -> Image.Image:
+    """*image* as the first frame of a video of *width* x *height*, as its authors do it (ADR 0022): scaled with a
+    bicubic filter until it covers the frame, and cropped at its centre.
+
+    Where less than a grid step would stick out in both directions, nothing is cropped: this is a size that the authors
+    would choose for the image, and they let it be stretched by what they rounded away.
+    """
+    across, down = width / image.width, height / image.height
+    scale = max(across, down)
+    if scale * image.width < width + GRID_PIXELS and scale * image.height < height + GRID_PIXELS:
+        return image.resize((width, height), Image.Resampling.BICUBIC)
+    # the crop comes first, since an image of one row, scaled to cover a frame, would be far larger than the frame
+    left, top = max(0.0, (image.width - width / scale) / 2), max(0.0, (image.height - height / scale) / 2)
+    box = (left, top, image.width - left, image.height - top)
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
 
 
 def _decode(content: bytes, reference: ImageReference) -> Image.Image:
@@ -62,7 +80,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def gradient(seed: int, width: int, height: int) -> Image.Image:
-    """The image of a request without one: a gradient between two colours, which the seed chooses."""
+    """The image of a request without one, for random weights: a gradient between two colours of the seed's choice."""
     first, second = np.random.default_rng(seed).integers(0, 256, size=(2, 3))
     ramp = np.add.outer(np.linspace(0, 0.5, height), np.linspace(0, 0.5, width))[:, :, None]
     return Image.fromarray((first * (1 - ramp) + second * ramp).round().astype(np.uint8))

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import diffusers
 import msgspec
+import numpy as np
 import torch
 from diffusers.hooks import apply_group_offloading
 from PIL import Image
@@ -14,7 +15,7 @@ from PIL import Image
 from contracts.fit import KEPT_ON_CARD
 from contracts.settings import Checkpoint, GroupOffload, Scheduler
 from contracts.tasks import GenerationParameters
-from lane_worker.pipelines.inputs import gradient
+from lane_worker.pipelines.inputs import BadInput, gradient
 from lane_worker.pipelines.tiny import ensure_tiny_pipeline
 from lane_worker.pipelines.video import Frames
 from ops.weights import MODEL_INDEX, missing_folder
@@ -133,25 +134,53 @@ def run_pipeline(
 ) -> Frames:
     """One inference. *on_step* is called with the number of finished steps; what it raises ends the inference.
 
-    An image-to-video pipeline without *image* gets a gradient made from the seed. The same parameters give the
-    same frames in every process on the same kind of device.
+    *image* is the first frame, in the size of the video. An image-to-video pipeline without one gets a gradient made
+    from the seed: see `needs_image` for when that will not do. The same parameters and image give the same frames in
+    every process on the same kind of device. Raises BadInput for an image that the pipeline cannot take.
     """
 
     def after_step(_pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         on_step(index + 1)
         return tensors
 
-    arguments: dict[str, Any] = {}
-    if "image" in inspect.signature(pipeline.__call__).parameters:
-        arguments["image"] = image or gradient(parameters.seed, parameters.width, parameters.height)
     try:
-        return _frames(pipeline, parameters, after_step, arguments)
+        return _frames(pipeline, parameters, after_step, _conditions(pipeline, parameters, image))
     finally:
         _drop_state(pipeline)
 
 
+def needs_image(pipeline: Any) -> bool:
+    """Whether *pipeline* turns an image into a video, and does nothing without one."""
+    return "image" in inspect.signature(pipeline.__call__).parameters
+
+
+def _conditions(pipeline: Any, parameters: GenerationParameters, image: Image.Image | None) -> dict[str, Any]:
+    """What *pipeline* is given for *image*, by the form of its class."""
+    if needs_image(pipeline):
+        return {"image": image or gradient(parameters.seed, parameters.width, parameters.height)}
+    if image is None:
+        return {}
+    if {"video", "mask"} <= inspect.signature(pipeline.__call__).parameters.keys():
+        return _first_frame(image, parameters.num_frames)
+    raise BadInput("this model takes text only; send the request again without its image")
+
+
+def _first_frame(image: Image.Image, num_frames: int) -> dict[str, torch.Tensor]:
+    """*image* as VACE takes a first frame: a video of grey behind it, and a mask that leaves all but it to be made.
+
+    Values are 0 to 1, from which diffusers makes -1 to 1: so the grey is the authors' 127.5, nought to the VAE, as
+    every frame is of a request without an image. A list of 8-bit pictures could not say that (ADR 0022).
+    """
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 255
+    video = torch.full((1, num_frames, *pixels.shape), 0.5)
+    video[0, 0] = pixels
+    mask = torch.ones(1, num_frames, 1, image.height, image.width)
+    mask[0, 0] = 0
+    return {"video": video, "mask": mask}
+
+
 def _frames(
-    pipeline: Any, parameters: GenerationParameters, after_step: Callable[..., Any], image: dict[str, Any]
+    pipeline: Any, parameters: GenerationParameters, after_step: Callable[..., Any], conditions: dict[str, Any]
 ) -> Frames:
     video = pipeline(
         prompt=parameters.prompt,
@@ -164,7 +193,7 @@ def _frames(
         generator=torch.Generator("cpu").manual_seed(parameters.seed),
         output_type="pt",
         callback_on_step_end=after_step,
-        **image,
+        **conditions,
     ).frames[0]
     # to bytes where the video is: float frames of a 1280x720 video take 0.9 GB
     pixels = (video * 255).round_().to(torch.uint8).permute(0, 2, 3, 1)

@@ -22,6 +22,8 @@ TEXT_DIM: Final = 32
 LATENT_CHANNELS: Final = 16
 # an image-to-video transformer also sees the image's latents and a mask of the VAE's four frames per latent
 IMAGE_CHANNELS: Final = LATENT_CHANNELS + 4
+# VACE sees two videos' latents, what is kept and what is to be made, and a mask of 8 x 8 pixels per latent
+VACE_CHANNELS: Final = 2 * LATENT_CHANNELS + 8 * 8
 
 
 class _Recipe(msgspec.Struct, frozen=True):
@@ -61,10 +63,9 @@ def _recipe_in(folder: Path) -> bytes | None:
 
 
 def _build(checkpoint: Checkpoint, weights: RandomWeights) -> diffusers.DiffusionPipeline:
-    takes_image = checkpoint.pipeline == "WanImageToVideoPipeline"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(weights.seed)
-        transformers = [_transformer(takes_image=takes_image) for _ in range(weights.experts)]
+        transformers = [_transformer(checkpoint.pipeline) for _ in range(weights.experts)]
         pipeline: diffusers.DiffusionPipeline = getattr(diffusers, checkpoint.pipeline)(
             tokenizer=_tokenizer(),
             text_encoder=_text_encoder(),
@@ -77,19 +78,24 @@ def _build(checkpoint: Checkpoint, weights: RandomWeights) -> diffusers.Diffusio
     return pipeline
 
 
-def _transformer(*, takes_image: bool) -> diffusers.WanTransformer3DModel:
-    return diffusers.WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=LATENT_CHANNELS + (IMAGE_CHANNELS if takes_image else 0),
-        out_channels=LATENT_CHANNELS,
-        text_dim=TEXT_DIM,
-        freq_dim=64,
-        ffn_dim=32,
-        num_layers=2,
-        rope_max_seq_len=128,
-    )
+def _transformer(pipeline: str) -> diffusers.WanTransformer3DModel | diffusers.WanVACETransformer3DModel:
+    shape = {
+        "patch_size": (1, 2, 2),
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "out_channels": LATENT_CHANNELS,
+        "text_dim": TEXT_DIM,
+        "freq_dim": 64,
+        "ffn_dim": 32,
+        "num_layers": 2,
+        "rope_max_seq_len": 128,
+    }
+    if pipeline == "WanVACEPipeline":
+        return diffusers.WanVACETransformer3DModel(
+            **shape, in_channels=LATENT_CHANNELS, vace_layers=[0, 1], vace_in_channels=VACE_CHANNELS
+        )
+    image_channels = IMAGE_CHANNELS if pipeline == "WanImageToVideoPipeline" else 0
+    return diffusers.WanTransformer3DModel(**shape, in_channels=LATENT_CHANNELS + image_channels)
 
 
 def _vae() -> diffusers.AutoencoderKLWan:

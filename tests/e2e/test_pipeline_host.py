@@ -287,6 +287,51 @@ async def test_an_image_of_any_shape_decides_the_video(hosts: dict[str, Host], k
     assert len(shas) == 2
 
 
+async def test_an_image_is_made_up_for_random_weights_only(workshop: Workshop, tmp_path: Path) -> None:
+    """A task that came past the gateway without the image that its model needs; the host stays as it was."""
+    host = workshop.host(slot="cpu-7")
+    await host.start()
+    entry = CATALOG.models["anisora"]
+    await host.load(entry)
+    await finished(host, request(tmp_path, parameters("anisora")))
+    await host.unload()
+    # the same folder, as if it held a converted checkpoint
+    await host.load(
+        msgspec.structs.replace(entry, checkpoint=msgspec.structs.replace(entry.checkpoint, random_weights=None))
+    )
+    outcome = await host.generate(request(tmp_path, parameters("anisora"), task_id="without"), ignore)
+    assert isinstance(outcome, Failed)
+    assert (outcome.code, outcome.fatal) == ("invalid_input", False)
+    assert "with an image" in outcome.message
+    assert not (tmp_path / "without.mp4").exists()
+    given = image_file(tmp_path, "i", encoded(tmp_path, "png", (64, 64)), size=(64, 64))
+    wanted = parameters("anisora", image=given.pop("image"))
+    await finished(host, request(tmp_path, wanted, task_id="with", **given))
+
+
+async def test_a_mega_build_makes_the_same_frames_in_every_process(workshop: Workshop, tmp_path: Path) -> None:
+    """`WanVACEPipeline`, with and without an image: two children, and another video for another image or seed."""
+    tiny = CATALOG.models["phr00t"]
+    mega = msgspec.structs.replace(tiny.checkpoint, pipeline="WanVACEPipeline", folder="tiny-mega")
+    made = []
+    for number in range(2):
+        host = workshop.host(slot=f"cpu-{number + 5}")
+        await host.start()
+        await host.load(msgspec.structs.replace(tiny, checkpoint=mega))
+        videos = []
+        for seed, image in ((7, None), (7, 1), (7, 2), (8, 1)):
+            given: dict[str, Any] = {"image": None}
+            if image is not None:
+                noise = np.random.default_rng(image).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(tmp_path / "noise.png")
+                given = image_file(tmp_path, "i", (tmp_path / "noise.png").read_bytes(), size=(48, 32))
+            wanted = parameters("phr00t", image=given.pop("image"), seed=seed)
+            videos.append((await finished(host, request(tmp_path, wanted, **given))).video.sha256)
+        made.append(videos)
+    assert made[0] == made[1]
+    assert len(set(made[0])) == 4
+
+
 @pytest.mark.parametrize("fault", ["cut short", "other size", "other type", "other content", "too large"])
 async def test_a_bad_image_ends_the_task_and_nothing_else(hosts: dict[str, Host], fault: str, tmp_path: Path) -> None:
     content = encoded(tmp_path, "png", (64, 64))

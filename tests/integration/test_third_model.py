@@ -1,6 +1,8 @@
-"""A third model is an entry in a settings file: no line of code knows it."""
+"""A third model is an entry in a settings file: no line of code knows it. This one takes text or an image."""
 
 import asyncio
+import base64
+import io
 import json
 import subprocess
 from collections.abc import AsyncIterator
@@ -9,7 +11,9 @@ from typing import Any
 
 import av
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from contracts.settings import load_settings
 from ops.nats_link import NatsLink
@@ -25,16 +29,32 @@ MODEL = "lantern"
 
 
 def with_a_third_model(folder: Path) -> Path:
-    """The packaged settings and one more model: phr00t under another name, with limits of its own."""
+    """The packaged settings and one more model: phr00t under another name, of the class of its MEGA builds, with limits
+    of its own."""
     path = settings_file(folder)
     settings: dict[str, Any] = json.loads(path.read_text())
     entry = json.loads(json.dumps(settings["models"]["phr00t"]))
     entry |= {"title": "Lantern", "aliases": ["lantern-1"], "lanes": 1}
     entry["generation"]["steps"] = {"fixed": 3}
-    entry["profiles"]["tiny"]["checkpoint"]["folder"] = "tiny-lantern"
+    tiny = entry["profiles"]["tiny"]
+    tiny["checkpoint"] |= {"folder": "tiny-lantern", "pipeline": "WanVACEPipeline"}
+    tiny["image"] = {
+        "presence": "optional",
+        "max_bytes": 1_000_000,
+        "max_pixels": 1_000_000,
+        "media_types": ["image/png"],
+    }
     settings["models"][MODEL] = entry
     path.write_text(json.dumps(settings))
     return path
+
+
+def image(*, seed: int) -> str:
+    """A data URI of noise. Plain colours are all the same to the tiny VAE, which divides by what a frame holds."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def start_lane(gateway: GatewayProcess, settings: Path) -> subprocess.Popen[bytes]:
@@ -78,6 +98,7 @@ async def test_a_third_model_has_its_stream_its_lane_and_its_limits(system: Syst
     # its limits: in the settings, in the description of the API, and applied
     shown = {each["name"]: each for each in (await http.get("/settings")).json()["models"]}
     assert shown[MODEL]["constraints"]["steps"]["fixed"] == 3
+    assert shown[MODEL]["modes"] == ["text-to-video", "image-to-video"]
     document = (await http.get("/openapi.json")).json()
     content = document["components"]["requestBodies"]["GenerationRequest"]["content"]["application/json"]
     described = {schema["properties"]["model"]["enum"][0]: schema for schema in content["schema"]["oneOf"]}
@@ -92,20 +113,25 @@ async def test_a_third_model_has_its_stream_its_lane_and_its_limits(system: Syst
 
     await eventually(warm, within_s=90)
     fields = {"width": 32, "height": 32, "num_frames": 5}
-    response = await http.post("/generate", json={"model": "lantern-1", "prompt": "a lantern"} | fields)
-    assert response.status_code == 202, response.text
-    task = response.json()
-    assert (task["model"], task["route"], task["parameters"]["steps"]) == (MODEL, "lane", 3)
+    body = {"model": "lantern-1", "prompt": "a lantern", "seed": 1, **fields}
+    videos = []
+    for more in ({}, {"image": image(seed=1)}, {"image": image(seed=2)}):
+        response = await http.post("/generate", json=body | more)
+        assert response.status_code == 202, response.text
+        task = response.json()
+        assert (task["model"], task["route"], task["parameters"]["steps"]) == (MODEL, "lane", 3)
 
-    async def ended() -> dict[str, Any] | None:
-        now: dict[str, Any] = (await http.get(f"/tasks/{task['id']}?wait=30")).json()
-        return now if now["status"] in ("done", "failed") else None
+        async def ended(url: str = f"/tasks/{task['id']}?wait=30") -> dict[str, Any] | None:
+            now: dict[str, Any] = (await http.get(url)).json()
+            return now if now["status"] in ("done", "failed") else None
 
-    done = await eventually(ended, within_s=60)
-    assert done is not None
-    assert done["status"] == "done", done["error"]
-    file = system.gateway.folder / "lantern.mp4"
-    file.write_bytes((await http.get(f"/tasks/{task['id']}/video")).content)
-    with av.open(str(file)) as video:
-        assert sum(1 for _ in video.decode(video=0)) == 5
+        done = await eventually(ended, within_s=60)
+        assert done is not None
+        assert done["status"] == "done", done["error"]
+        file = system.gateway.folder / "lantern.mp4"
+        file.write_bytes((await http.get(f"/tasks/{task['id']}/video")).content)
+        with av.open(str(file)) as video:
+            assert sum(1 for _ in video.decode(video=0)) == 5
+        videos.append(done["video"]["sha256"])
+    assert len(set(videos)) == 3
     assert (await http.get(f"/admin/tasks/{task['id']}/explain")).json()["agrees"] is True

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from contracts.settings import load_settings
 from ops.cli import COMMANDS, INTERRUPTED, cli
 from tests.support import clean_environment
 
@@ -31,6 +32,13 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
     assert result.exit_code == 0, result.output
     assert "Example" in result.output
     assert f"warmlane {name}" in result.output
+
+
+def test_help_of_submit_says_which_models_need_an_image() -> None:
+    production = load_settings().catalog("production").models
+    needing = [name for name, entry in production.items() if entry.constraints.image.presence == "required"]
+    told = " ".join(CliRunner().invoke(cli, ["submit", "--help"]).output.split())
+    assert f"The production profile's {' and '.join(needing)} need" in told
 
 
 def test_help_names_every_command() -> None:

@@ -134,3 +134,16 @@ def test_settings_tell_what_a_form_needs() -> None:
     assert phr00t["aliases"] == ["phr00t-aio", "rapid-aio"]
     assert (phr00t["constraints"]["steps"]["fixed"], phr00t["constraints"]["cfg"]["fixed"]) == (4, 1.0)
     assert phr00t["constraints"]["image"]["presence"] == "unsupported"
+
+
+def test_settings_tell_what_a_model_makes_a_video_from() -> None:
+    told = json.loads(msgspec.json.encode(settings_view(catalog("production"))))
+    anisora, phr00t = told["models"]
+    assert anisora["constraints"]["image"] == {
+        "presence": "required",
+        "max_bytes": 8_388_608,
+        "max_pixels": 33_554_432,
+        "media_types": ["image/png", "image/jpeg", "image/webp"],
+    }
+    assert (anisora["modes"], phr00t["modes"]) == (["image-to-video"], ["text-to-video"])
+    assert settings_view(catalog()).models[0].modes == ("text-to-video", "image-to-video")

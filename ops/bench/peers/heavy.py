@@ -36,7 +36,7 @@ def make_heavy(models_dir: Path) -> Path:
         folder = models_dir / f"heavy-{name}"
         _build(entry.checkpoint, LAYERS[name], folder)
         tiny = text["models"][name]["profiles"]["tiny"]
-        experts = tiny["checkpoint"].pop("random_weights")["experts"]
+        experts = tiny["checkpoint"]["random_weights"]["experts"]  # stays: the folder has the recipe of the tiny one
         tiny["checkpoint"] |= {"folder": folder.name, "expected_bytes": experts * LAYERS[name] * LAYER_BYTES}
         tiny["timeouts"] = TIMEOUTS
     settings.write_text(json.dumps(text))
