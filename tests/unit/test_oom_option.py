@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,23 +24,24 @@ FULL = Failed(None, "out_of_memory", "full", MemoryReading(rss_bytes=1), snapsho
 class Scripted(ForkServer):
     """Forks no pipeline host: at the other end of the pipe stand *answers*, and a process that there is to kill."""
 
-    def __init__(self, *answers: FromChild) -> None:
+    def __init__(self, *answers: FromChild, stays: bool = True) -> None:
         super().__init__(shared="")
         self.request: Fork | None = None
-        self._answers = answers
+        self._answers, self._stays = answers, stays
         self._pipe: socket.socket | None = None
 
     async def fork(self, request: Fork, pipe: socket.socket) -> int:
-        self.request, self._pipe = request, pipe.dup()
+        self.request, self._pipe = request, pipe.dup() if self._stays else None
         for answer in self._answers:
             pipe.sendall(frame(answer))
-        process = await asyncio.create_subprocess_exec("sleep", "600")
-        return process.pid
+        self._process = await asyncio.to_thread(subprocess.Popen, ["sleep", "600"])
+        return self._process.pid
 
     def hang_up(self) -> None:
-        """The host is gone."""
-        assert self._pipe is not None
-        self._pipe.close()
+        """The pipe closes, for which the process is killed."""
+        if self._pipe is not None:
+            self._pipe.close()
+        self._process.wait()
 
 
 @pytest.mark.parametrize(("kept", "arguments"), [(0, []), (3, ["--oom-snapshots", "3"])])
@@ -65,7 +67,7 @@ async def test_a_host_is_told(tmp_path: Path) -> None:
         oom_snapshots=3,
     )
     await host.start()
-    forks.hang_up()
+    await asyncio.to_thread(forks.hang_up)
     await host.close()
     assert forks.request is not None
     assert (forks.request.oom_dir, forks.request.oom_snapshots) == (str(tmp_path / "oom"), 3)
@@ -77,7 +79,7 @@ async def test_the_worker_tells_where_the_snapshot_is(tmp_path: Path) -> None:
     await host.start()
     with structlog.testing.capture_logs() as logs, pytest.raises(LoadFailed):
         await host.load(MODEL)
-    forks.hang_up()
+    await asyncio.to_thread(forks.hang_up)
     await host.close()
     (line,) = (line for line in logs if line["event"] == "oom_snapshot")
     assert (line["of"], line["path"]) == ("phr00t", FULL.snapshot)
@@ -86,7 +88,9 @@ async def test_the_worker_tells_where_the_snapshot_is(tmp_path: Path) -> None:
 async def test_a_host_that_found_another_allocator_does_not_serve(tmp_path: Path) -> None:
     """FR-010: the worker ends with this, and does not try again."""
     refusal = Failed(None, "inference_failed", "expandable segments are off", MemoryReading(rss_bytes=0), fatal=True)
-    host = Host(slot="cpu-0", lock_dir=tmp_path, models_dir=tmp_path, fork_server=Scripted(refusal))
+    forks = Scripted(refusal, stays=False)
+    host = Host(slot="cpu-0", lock_dir=tmp_path, models_dir=tmp_path, fork_server=forks)
     with pytest.raises(AllocatorMisconfigured, match="expandable segments are off"):
         await host.start()
     assert host.pid is None
+    forks.hang_up()
