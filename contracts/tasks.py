@@ -102,13 +102,25 @@ class VideoFile(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class MemoryReading(Struct, frozen=True, kw_only=True, gc=False):
-    """Memory of the host child after cleanup (FR-009), in bytes. CUDA figures are None without a card."""
+    """Memory of the host child after cleanup (FR-009), in bytes. What a machine does not tell is None.
+
+    The peaks, and *cuda_alloc_retries* (allocations that were tried once more after the cache was given up) and
+    *cuda_ooms* (those that failed), are of the load or inference alone that the cleanup followed. *cuda_…* is torch's
+    word for its own process; *device_…* is NVML's for the whole card, read by the worker, None on a CPU.
+    """
 
     rss_bytes: int
     cuda_allocated_bytes: int | None = None
     cuda_reserved_bytes: int | None = None
     cuda_peak_allocated_bytes: int | None = None
     cleanup_s: float = 0.0
+    rss_peak_bytes: int | None = None
+    cuda_peak_reserved_bytes: int | None = None
+    cuda_inactive_split_bytes: int | None = None
+    cuda_alloc_retries: int | None = None
+    cuda_ooms: int | None = None
+    device_used_bytes: int | None = None
+    device_free_bytes: int | None = None
 
 
 class SwapReceipt(Struct, frozen=True, kw_only=True, gc=False):

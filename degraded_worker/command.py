@@ -16,6 +16,7 @@ from ops.options import (
     metrics_options,
     name_option,
     nats_options,
+    oom_snapshots_option,
     profile_option,
     settings_option,
     slot_option,
@@ -36,6 +37,7 @@ from ops.telemetry import Listen
 @settings_option
 @profile_option
 @step_seconds_option
+@oom_snapshots_option
 @metrics_options
 def command(
     slot: str,
@@ -45,6 +47,7 @@ def command(
     settings: Path | None,
     profile: str,
     step_seconds: float,
+    oom_snapshots: int,
     listen: Listen | None,
 ) -> None:
     """Run a degraded worker: every model on one slot, one at a time, until SIGTERM, which drains.
@@ -72,6 +75,7 @@ def command(
                 slot=slot,
                 data_dir=data_dir,
                 step_seconds=step_seconds,
+                oom_snapshots=oom_snapshots,
             )
             await worker.run(here.stop)
 

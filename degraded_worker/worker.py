@@ -12,7 +12,7 @@ import structlog
 from contracts.settings import ModelEntry, Windows
 from contracts.topology import DEGRADED
 from degraded_worker.leader import Leader
-from lane_worker.runtime.host import ForkServer, Host, HostLost, SlotTaken
+from lane_worker.runtime.host import OOM_FOLDER, ForkServer, Host, HostLost, SlotTaken
 from lane_worker.runtime.host_runner import HostRunner
 from lane_worker.runtime.leaving import drain
 from lane_worker.runtime.loop import WorkLoop
@@ -49,6 +49,7 @@ class DegradedWorker:
         slot: str,
         data_dir: Path,
         step_seconds: float,
+        oom_snapshots: int = 0,
     ) -> None:
         self._models = tuple(models)
         self._windows = windows
@@ -63,6 +64,8 @@ class DegradedWorker:
             models_dir=data_dir / "models",
             step_seconds=step_seconds,
             fork_server=self._fork_server,
+            oom_dir=data_dir / OOM_FOLDER,
+            oom_snapshots=oom_snapshots,
         )
         self._display = SlotDisplay(link, slot=slot, worker=name)
         self._residence = Residence(
@@ -176,7 +179,7 @@ class DegradedWorker:
             if self._host.pid is None:
                 ready = await self._residence.open(term=self._leader.term)
                 self._scratch.remove_what_others_left()
-                self._runner.account_for(ready)
+                await self._runner.account_for(ready)
                 log.info("serves", worker=self._name, slot=self._slot, term=self._leader.term)
             await self._loop.serve_one(leave)
 

@@ -18,6 +18,7 @@ from ops.options import (
     metrics_options,
     name_option,
     nats_options,
+    oom_snapshots_option,
     profile_option,
     settings_option,
     slot_option,
@@ -41,6 +42,7 @@ from ops.telemetry import Listen
 @settings_option
 @profile_option
 @step_seconds_option
+@oom_snapshots_option
 @metrics_options
 def command(
     model: str,
@@ -51,6 +53,7 @@ def command(
     settings: Path | None,
     profile: str,
     step_seconds: float,
+    oom_snapshots: int,
     listen: Listen | None,
 ) -> None:
     """Run one warm lane: load a model, keep it, and serve its queue until SIGTERM, which drains."""
@@ -82,6 +85,7 @@ def command(
                 slot=slot,
                 data_dir=data_dir,
                 step_seconds=step_seconds,
+                oom_snapshots=oom_snapshots,
                 started_at=started_at,
             )
             await worker.run(here.stop, for_quota=here.for_quota)

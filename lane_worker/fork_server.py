@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from lane_worker.runtime.allocator import AllocatorMisconfigured
 from lane_worker.runtime.host import FORK_SERVER, SHARED_FORK_SERVER, host_environment
 
 
@@ -23,7 +24,9 @@ def command(socket: Path) -> None:
     socket = socket.absolute()
     if not socket.parent.is_dir():
         raise click.BadParameter(f"there is no folder {socket.parent}; make it first", param_hint="SOCKET")
+    try:
+        environment = host_environment(os.environ)
+    except AllocatorMisconfigured as error:
+        raise click.ClickException(str(error)) from error
     socket.unlink(missing_ok=True)  # of an earlier run, whose forks go on
-    os.execve(  # noqa: S606  # no shell is the point
-        FORK_SERVER[0], [*FORK_SERVER, str(socket)], host_environment(os.environ)
-    )
+    os.execve(FORK_SERVER[0], [*FORK_SERVER, str(socket)], environment)  # noqa: S606  # no shell is the point

@@ -17,7 +17,7 @@ from contracts.tasks import GenerationParameters, MemoryReading
 from contracts.topology import demand_subject, lane_stream
 from lane_worker.runtime.cold_start import ColdStartLog
 from lane_worker.runtime.heartbeat import Heartbeat
-from lane_worker.runtime.host import PING_S, Host, HostLost, LoadFailed, SlotTaken
+from lane_worker.runtime.host import OOM_FOLDER, PING_S, Host, HostLost, LoadFailed, SlotTaken
 from lane_worker.runtime.host_messages import Finished, Generate
 from lane_worker.runtime.host_runner import HostRunner
 from lane_worker.runtime.lanes_beside import lane_reports
@@ -72,6 +72,7 @@ class LaneWorker:
         data_dir: Path,
         step_seconds: float,
         started_at: datetime,
+        oom_snapshots: int = 0,
     ) -> None:
         """*started_at* is when the process began, from which its cold start is counted."""
         self._link = link
@@ -82,7 +83,12 @@ class LaneWorker:
         owner = uuid.uuid4().hex
         self._scratch = Scratch(data_dir, slot=slot, owner=owner)
         self._host = Host(
-            slot=slot, lock_dir=data_dir / "locks", models_dir=data_dir / "models", step_seconds=step_seconds
+            slot=slot,
+            lock_dir=data_dir / "locks",
+            models_dir=data_dir / "models",
+            step_seconds=step_seconds,
+            oom_dir=data_dir / OOM_FOLDER,
+            oom_snapshots=oom_snapshots,
         )
         self._display = SlotDisplay(link, slot=slot, worker=name)
         self._residence = Residence(
@@ -215,7 +221,7 @@ class LaneWorker:
             self._display.take()
             ready = await self._residence.open()
             self._scratch.remove_what_others_left()
-            self._runner.account_for(ready)
+            await self._runner.account_for(ready)
         renew_because, self._renew_because = self._renew_because, None
         if not crash_loops(self._failures):  # one that does goes on being told, until a load succeeds
             self._show(LaneState.LOADING, renew_because or "")

@@ -25,7 +25,7 @@ from rich.table import Table
 from contracts.fit import gb, need, never_fits
 from contracts.settings import ModelEntry, SettingsError, load_settings
 from contracts.topology import DEADLINES
-from ops.memory import DriverUnusable, GpuInfo, list_gpus
+from ops.memory import DriverUnusable, GpuInfo, list_gpus, undivided_gpus
 from ops.nats_access import NatsAccess, access
 from ops.nats_link import MAX_SKEW_S, MINIMUM_SERVER, NatsLink, TransportUnavailable, UnusableServer
 from ops.nats_server import NoNatsServer, find_nats_server
@@ -65,8 +65,18 @@ def judge_nats_version(text: str) -> Finding:
     return Finding(what="nats-server", level=level, found=match[0].lstrip("v"), advice="" if new_enough else advice)
 
 
-def judge_gpus(gpus: Sequence[GpuInfo], torch_version: str | None) -> Finding:
-    """The cards, and whether the torch that is installed can use them."""
+def judge_gpus(gpus: Sequence[GpuInfo], torch_version: str | None, undivided: Sequence[str] = ()) -> Finding:
+    """The cards, who holds their memory, and whether the torch that is installed can use them.
+
+    Those of *undivided* are in MIG mode without an instance: nothing can use them.
+    """
+    if undivided:
+        found = "; ".join([*map(_gpu, gpus), *(f"{uuid} is in MIG mode and has no instance" for uuid in undivided)])
+        advice = (
+            "make instances (`nvidia-smi mig -lgip` lists the kinds, `nvidia-smi mig -cgi KIND -C` makes one), or turn "
+            "MIG off (`nvidia-smi -mig 0`); one instance is a slot"
+        )
+        return Finding(what="GPUs", level="note", found=found, advice=advice)
     if not gpus:
         return Finding(
             what="GPUs",
@@ -75,13 +85,16 @@ def judge_gpus(gpus: Sequence[GpuInfo], torch_version: str | None) -> Finding:
             advice="the tiny profile runs on the CPU; the production profile needs an NVIDIA card for the degraded "
             "worker, and one for each lane: lanes that find none are denied",
         )
-    found = ", ".join(
-        f"{gpu.name} ({gpu.free_bytes / GIB:.0f} of {gpu.total_bytes / GIB:.0f} GiB free, {gpu.uuid})" for gpu in gpus
-    )
+    found = "; ".join(map(_gpu, gpus))
     if torch_version is not None and "+cpu" in torch_version:
         advice = "the installed torch is the CPU build; install the default one to use them"
         return Finding(what="GPUs", level="note", found=found, advice=advice)
     return Finding(what="GPUs", level="ok", found=found)
+
+
+def _gpu(gpu: GpuInfo) -> str:
+    what = f"{gpu.name} ({gpu.free_bytes / GIB:.0f} of {gpu.total_bytes / GIB:.0f} GiB free, {gpu.uuid})"
+    return ", ".join([what, *map(str, gpu.holders)])
 
 
 def judge_model(entry: ModelEntry, models_dir: Path, gpus: Sequence[GpuInfo]) -> Finding:
@@ -134,7 +147,7 @@ def look(data_dir: Path, port: int, nats_port: int, server: NatsAccess) -> Itera
     yield _nats_server()
     torch_version = _version("torch")
     try:
-        yield judge_gpus(list_gpus(), torch_version)
+        yield judge_gpus(list_gpus(), torch_version, undivided_gpus())
     except DriverUnusable as error:
         yield Finding(
             what="GPUs",

@@ -1,9 +1,12 @@
 """Memory probes: the only file that talks to NVML."""
 
 import contextlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
 import psutil
 import pynvml
@@ -12,17 +15,42 @@ from msgspec import Struct
 
 GIB: Final = 1 << 30
 MB: Final = 1_000_000
+# A driver that wakes a card up takes seconds; one that hangs never answers.
+ANSWER_S: Final = 20.0
+
+T = TypeVar("T")
 
 log = structlog.get_logger("memory_probe")
 
 
+class Holder(Struct, frozen=True, kw_only=True):
+    """A process with a CUDA context on a card, by the driver's word. For people: no verdict is based on it.
+
+    *used_bytes* is None where the driver does not tell. In a container *pid* may be a number of the host's, and *name*
+    (never the command line, which may hold a secret) is None where no process here has it.
+    """
+
+    pid: int
+    used_bytes: int | None
+    name: str | None = None
+
+    def __str__(self) -> str:
+        name = "" if self.name is None else f" ({self.name})"
+        held = "an unknown amount" if self.used_bytes is None else f"{self.used_bytes / GIB:.2f} GiB"
+        return f"process {self.pid}{name} holds {held}"
+
+
 class GpuInfo(Struct, frozen=True, kw_only=True):
-    """One card, addressed by UUID: NVML ignores CUDA_VISIBLE_DEVICES, so an index would mislead."""
+    """One card, addressed by UUID: NVML ignores CUDA_VISIBLE_DEVICES, so an index would mislead.
+
+    Or one MIG instance of a card that is split up: CUDA takes its UUID (`MIG-…`) as it takes a card's.
+    """
 
     uuid: str
     name: str
     total_bytes: int
     free_bytes: int
+    holders: tuple[Holder, ...] = ()
 
 
 class DriverUnusable(Exception):
@@ -43,18 +71,56 @@ def _nvml() -> Iterator[bool]:
     except pynvml.NVMLError as error:
         raise DriverUnusable(str(error)) from error
     finally:
-        pynvml.nvmlShutdown()
+        with contextlib.suppress(pynvml.NVMLError):  # a card that is lost is told by the reading
+            pynvml.nvmlShutdown()
 
 
 def list_gpus() -> list[GpuInfo]:
     """The NVIDIA cards of this machine in NVML's order; empty without a driver.
 
-    Raises DriverUnusable where a driver is loaded and fails (after an update without a restart, say).
+    A card in MIG mode stands there as its instances. Raises DriverUnusable where a driver is loaded and fails (after an
+    update without a restart, say), or does not answer within ANSWER_S.
     """
+    return _within(ANSWER_S, _list_gpus)
+
+
+def undivided_gpus() -> list[str]:
+    """The UUIDs of cards that nothing can use: they are in MIG mode and have no instance. Raises DriverUnusable."""
+    return _within(ANSWER_S, _undivided_gpus)
+
+
+def _list_gpus() -> list[GpuInfo]:
     with _nvml() as usable:
-        if not usable:
-            return []
-        return [_info(pynvml.nvmlDeviceGetHandleByIndex(index)) for index in range(pynvml.nvmlDeviceGetCount())]
+        return [_info(handle) for _, handles in _cards(usable) for handle in handles]
+
+
+def _undivided_gpus() -> list[str]:
+    with _nvml() as usable:
+        return [str(pynvml.nvmlDeviceGetUUID(card)) for card, handles in _cards(usable) if not handles]
+
+
+def _cards(usable: bool) -> Iterator[tuple[object, list[object]]]:
+    """Each card, and what CUDA can use of it: the card itself, or its MIG instances."""
+    for index in range(pynvml.nvmlDeviceGetCount() if usable else 0):
+        card = pynvml.nvmlDeviceGetHandleByIndex(index)
+        yield card, _mig_instances(card) if _is_divided(card) else [card]
+
+
+def _is_divided(card: object) -> bool:
+    try:
+        current, _pending = pynvml.nvmlDeviceGetMigMode(card)
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
+        return False  # a card, or a driver, without MIG
+    return bool(current == pynvml.NVML_DEVICE_MIG_ENABLE)
+
+
+def _mig_instances(card: object) -> list[object]:
+    found: list[object] = []
+    for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(card)):
+        # a place where none was made; the instances that there are need not be the first ones
+        with contextlib.suppress(pynvml.NVMLError_NotFound):
+            found.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(card, index))
+    return found
 
 
 def _info(handle: object) -> GpuInfo:
@@ -64,6 +130,7 @@ def _info(handle: object) -> GpuInfo:
         name=str(pynvml.nvmlDeviceGetName(handle)),
         total_bytes=int(memory.total),
         free_bytes=int(memory.free),
+        holders=_holders(handle),
     )
 
 
@@ -78,6 +145,43 @@ def _device_memory(handle: object) -> Any:
         # A driver that knows the first version only. For no other error: the first version counts what the driver
         # reserves as used, and figures of both must never be compared.
         return pynvml.nvmlDeviceGetMemoryInfo(handle)
+
+
+def _holders(handle: object) -> tuple[Holder, ...]:
+    """The processes on the card, the one that holds most first. None where the driver does not tell: old or busy."""
+    try:
+        # by its number: the name without one answers an old driver with an exception that is no NVMLError
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle)
+    except pynvml.NVMLError as error:
+        log.info("processes_unknown", error=str(error))
+        return ()
+    holders = [Holder(pid=each.pid, used_bytes=each.usedGpuMemory, name=_name_of(each.pid)) for each in processes]
+    return tuple(sorted(holders, key=lambda holder: -(holder.used_bytes or 0)))
+
+
+def _name_of(pid: int) -> str | None:
+    try:
+        return str(psutil.Process(pid).name())
+    except (psutil.Error, OSError, ValueError):  # ValueError: no number of a process here
+        return None
+
+
+def _within(limit_s: float, ask: Callable[[], T]) -> T:
+    """What *ask* returns or raises. Raises DriverUnusable after *limit_s*, and leaves its thread to the driver."""
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    # a daemon: one that the driver never lets go of must not keep this process from ending
+    threading.Thread(target=run, name="nvml", daemon=True).start()
+    try:
+        return answer.result(timeout=limit_s)
+    except FutureTimeout:
+        raise DriverUnusable(f"it did not answer within {limit_s:g} s") from None
 
 
 class Reading(Struct, frozen=True):
@@ -105,9 +209,13 @@ class MemoryProbe(Protocol):
         """What is in use while *pid* is the pipeline host; None where it cannot be read. Never raises. May block."""
         ...
 
+    def holders(self) -> tuple[Holder, ...]:
+        """Who uses the slot, for people to read; empty where that is not known. Never raises. May block."""
+        ...
+
 
 class NvmlProbe:
-    """The memory of a whole card. What others hold there counts: it is missing to the next pipeline all the same."""
+    """The memory of a whole card, or MIG instance. What others hold there counts: the next pipeline misses it, too."""
 
     name: Final = "nvml"
 
@@ -121,10 +229,7 @@ class NvmlProbe:
 
     def read(self, pid: int | None) -> Reading | None:
         try:
-            if self._handle is None:
-                pynvml.nvmlInit()  # and kept: an idle card would be woken up for every look
-                self._handle = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
-            memory = _device_memory(self._handle)
+            memory = _device_memory(self._device())
         except pynvml.NVMLError as error:
             log.warning("memory_unreadable", gpu=self._uuid, error=str(error))
             self._handle = None
@@ -132,6 +237,21 @@ class NvmlProbe:
                 pynvml.nvmlShutdown()
             return None
         return Reading(used_bytes=int(memory.used), free_bytes=int(memory.free))
+
+    def holders(self) -> tuple[Holder, ...]:
+        try:
+            return _holders(self._device())
+        except pynvml.NVMLError:  # `read` tells it, and asks anew
+            return ()
+
+    def _device(self) -> object:
+        if self._handle is None:
+            pynvml.nvmlInit()  # and kept: an idle card would be woken up for every look
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
+        elif self._uuid.startswith("MIG-"):
+            # the handle of an instance that was removed may be that of another one now
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
+        return self._handle
 
 
 class RssProbe:
@@ -151,6 +271,9 @@ class RssProbe:
             log.warning("memory_unreadable", pid=pid, error=repr(error))
             return None
 
+    def holders(self) -> tuple[Holder, ...]:
+        return ()  # what counts here is the pipeline host and the processes below it
+
 
 def probe_for(slot: str) -> MemoryProbe | None:
     """The probe of *slot*; None where there is none: no NVML on this machine, or a system without /proc.
@@ -160,10 +283,14 @@ def probe_for(slot: str) -> MemoryProbe | None:
     if slot.startswith("cpu-"):
         return RssProbe() if Path("/proc/self/status").exists() else None
     try:
-        with _nvml() as is_there:
-            return NvmlProbe(slot) if is_there else None
+        return NvmlProbe(slot) if _within(ANSWER_S, _has_nvml) else None
     except DriverUnusable:
         return NvmlProbe(slot)
+
+
+def _has_nvml() -> bool:
+    with _nvml() as is_there:
+        return is_there
 
 
 def _tree_bytes(pid: int) -> int:

@@ -208,6 +208,9 @@ releases = Counter("warmlane.releases", "slot outcome", "How slots were made emp
 memory_after_cleanup = Gauge(
     "warmlane.memory.after_cleanup", "slot model kind", "What the pipeline host held after its last task", unit="By"
 )
+allocator_events = Counter(
+    "warmlane.memory.allocator_events", "slot model event", "Allocations on the card that were retried, or failed"
+)
 memory_cleanups = Counter("warmlane.memory.cleanups", "model outcome", "Memory lines (FR-009, SC-003)")
 lane_deaths = Counter("warmlane.lane.deaths", "model", "Lane processes that ended by themselves")
 unreadable = Counter("warmlane.unreadable", "kind", "Messages and entries that could not be read")
@@ -238,19 +241,26 @@ def task_claimed(task: GenerationTask) -> None:
         queue_wait.record((task.claimed_at - task.queued_at).total_seconds(), task.model, task.route)
 
 
-def memory_read(memory: MemoryReading | None, *, slot: str, model: str, outcome: str) -> None:
-    """A memory line was written. Without a reading the process that held the memory is gone, and all of it with it."""
+def memory_read(held: MemoryReading, *, slot: str, model: str, outcome: str) -> None:
+    """A memory line was written, with *held*: 0 where the process that held the memory is gone."""
     memory_cleanups.add(model, outcome)
-    held = MemoryReading(rss_bytes=0) if memory is None else memory
     memory_after_cleanup.set(held.rss_bytes, slot, model, "rss")
-    cuda = {
+    figures = {
+        "rss_peak": held.rss_peak_bytes,
         "cuda_allocated": held.cuda_allocated_bytes,
         "cuda_reserved": held.cuda_reserved_bytes,
         "cuda_peak_allocated": held.cuda_peak_allocated_bytes,
+        "cuda_peak_reserved": held.cuda_peak_reserved_bytes,
+        "cuda_inactive_split": held.cuda_inactive_split_bytes,
+        "device_used": held.device_used_bytes,
+        "device_free": held.device_free_bytes,
     }
-    for kind, figure in cuda.items():
+    for kind, figure in figures.items():
         if figure is not None:
             memory_after_cleanup.set(figure, slot, model, kind)
+    for event, count in (("retry", held.cuda_alloc_retries), ("oom", held.cuda_ooms)):
+        if count is not None:
+            allocator_events.add(slot, model, event, by=count)
 
 
 def begin_tasks(models: Iterable[str], route: str) -> None:

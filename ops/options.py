@@ -253,6 +253,16 @@ step_seconds_option = click.option(
     show_envvar=True,
     help="Make every inference step of a tiny pipeline take so long, to imitate a real card.",
 )
+oom_snapshots_option = click.option(
+    "--oom-snapshots",
+    envvar="WARMLANE_OOM_SNAPSHOTS",
+    type=click.IntRange(0, 100),
+    default=0,
+    show_default=True,
+    show_envvar=True,
+    help="When a card runs out of memory, write what lay on it to the folder oom of the data folder, for torch's "
+    "memory viewer. The newest so many files are kept; 0 writes none.",
+)
 replicas_option = click.option(
     "--replicas",
     envvar="WARMLANE_REPLICAS",
@@ -353,6 +363,11 @@ def require_kept_long_enough(keep_s: float, windows: Windows) -> None:
 def slowed(step_seconds: float) -> list[str]:
     """`--step-seconds` for the command line of a worker, if there is anything to say."""
     return ["--step-seconds", f"{step_seconds:g}"] if step_seconds else []
+
+
+def snapshotting(oom_snapshots: int) -> list[str]:
+    """`--oom-snapshots` for the command line of a worker or a supervisor, if there is anything to say."""
+    return ["--oom-snapshots", str(oom_snapshots)] if oom_snapshots else []
 
 
 def name_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

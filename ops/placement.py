@@ -6,7 +6,7 @@ import click
 from msgspec import Struct
 
 from contracts.settings import Catalog
-from ops.memory import DriverUnusable, list_gpus
+from ops.memory import DriverUnusable, list_gpus, undivided_gpus
 
 
 class Slots(Struct, frozen=True):
@@ -33,8 +33,13 @@ def slots(profile: str, *, lanes: int, gpus: int | None) -> Slots:
 def _cards() -> list[str]:
     try:
         cards = [gpu.uuid for gpu in list_gpus()]
+        undivided = [] if cards else undivided_gpus()
     except DriverUnusable as error:
         raise click.ClickException(str(error)) from error
+    if undivided:
+        raise click.ClickException(
+            f"{', '.join(undivided)}: in MIG mode, without an instance to use; `warmlane doctor` says what to do"
+        )
     if not cards:
         raise click.ClickException(
             "this machine has no NVIDIA card, and the degraded worker alone needs one; --profile tiny runs anywhere"

@@ -37,12 +37,14 @@ from ops.options import (
     keep_option,
     lanes_option,
     nats_port_option,
+    oom_snapshots_option,
     port_option,
     profile_option,
     quota_option,
     require_kept_long_enough,
     settings_option,
     slowed,
+    snapshotting,
     step_seconds_option,
     tls_cert_option,
     tls_key_option,
@@ -90,6 +92,7 @@ class Stack:
         settings: Path | None,
         keep_s: float,
         step_seconds: float,
+        oom_snapshots: int,
     ) -> None:
         self._console = console
         self._catalog = catalog
@@ -109,6 +112,7 @@ class Stack:
         self._shared = Shared(self._nats, data_dir, catalog.profile, settings)
         self._keep_s = keep_s
         self._step_seconds = step_seconds
+        self._oom_snapshots = oom_snapshots
         self._states: dict[str, LaneState] = {}
         self._told: dict[str, tuple[LaneState, bool]] = {}
         self._leader: str | None = None
@@ -347,11 +351,11 @@ class Stack:
             yield from ("--gpus", str(self._gpus))
         if self._quota_file is not None:
             yield from ("--quota", str(self._quota_file))
-        yield from (*slowed(self._step_seconds), *self._shared.arguments())
+        yield from (*slowed(self._step_seconds), *snapshotting(self._oom_snapshots), *self._shared.arguments())
 
     def _degraded_arguments(self, name: str, slot: str) -> Iterator[str]:
         yield from ("--name", name, "--slot", slot)
-        yield from (*slowed(self._step_seconds), *self._shared.arguments())
+        yield from (*slowed(self._step_seconds), *snapshotting(self._oom_snapshots), *self._shared.arguments())
 
 
 async def _wait(turn: asyncio.Event) -> None:
@@ -409,6 +413,7 @@ def require_free(host: str, port: int, option: str) -> None:
 @settings_option
 @profile_option
 @step_seconds_option
+@oom_snapshots_option
 @keep_option
 @cors_origins_option
 @tls_cert_option
@@ -425,6 +430,7 @@ def command(
     settings: Path | None,
     profile: str,
     step_seconds: float,
+    oom_snapshots: int,
     keep_s: float,
     cors_origins: tuple[str, ...],
     tls_cert: Path | None,
@@ -466,6 +472,7 @@ def command(
                 settings=settings.absolute() if settings else None,
                 keep_s=keep_s,
                 step_seconds=step_seconds,
+                oom_snapshots=oom_snapshots,
             )
         except QuotaError as error:
             raise click.ClickException(str(error)) from error

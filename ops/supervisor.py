@@ -49,10 +49,12 @@ from ops.options import (
     lanes_option,
     metrics_options,
     nats_options,
+    oom_snapshots_option,
     profile_option,
     quota_option,
     settings_option,
     slowed,
+    snapshotting,
     step_seconds_option,
 )
 from ops.placement import slots, wanted_lanes
@@ -338,6 +340,7 @@ def _read(entry: Entry) -> LaneHeartbeat | None:
 @gpus_option
 @quota_option
 @step_seconds_option
+@oom_snapshots_option
 @metrics_options
 def command(
     nats: NatsAccess,
@@ -348,6 +351,7 @@ def command(
     gpus: int | None,
     quota: Path | None,
     step_seconds: float,
+    oom_snapshots: int,
     listen: Listen | None,
 ) -> None:
     """Keep the wanted lanes running on this machine until SIGTERM, which drains them; a second one kills them.
@@ -375,7 +379,7 @@ def command(
                 async with asyncio.TaskGroup() as group:
                     provider = ProcessProvider(
                         places.lanes,
-                        arguments=[*slowed(step_seconds), *shared.arguments()],
+                        arguments=[*slowed(step_seconds), *snapshotting(oom_snapshots), *shared.arguments()],
                         logs=data_dir / "logs",
                         group=group,
                     )

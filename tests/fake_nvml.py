@@ -3,7 +3,7 @@
 import ctypes
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -17,35 +17,43 @@ GIB: Final = 1 << 30
 
 
 class FakeNvml:
-    """The card's figures. What is set holds from the next call of the library on."""
+    """The figures of the cards, GPU-fake-1 and so on. What is set holds from the next call of the library on."""
 
     def __init__(self, figures: Path) -> None:
         self._figures = figures
         self.set(used_bytes=GIB)
 
-    def set(self, **figures: int) -> None:
+    def set(self, devices: Mapping[str, Mapping[str, int]] | None = None, /, **figures: int) -> None:
         """Any of: used_bytes, free to fall by fall_bytes with every read down to least_bytes; reserved_bytes,
-        total_bytes; and init_error, read_error, v2_error, codes of NVML."""
+        total_bytes; processes, process_0, process_0_bytes and so on; init_error, read_error, v2_error, mig_error,
+        processes_error, codes of NVML; hangs, while which the driver does not answer; cards; mig, 1 for a card in MIG
+        mode, and instances, the set of its instances as bits (MIG-fake-1-0, the first one of the first card, is 1).
+
+        *devices*: those of one device, by its UUID, in the place of those for all.
+        """
         lines = [f"{name} {value}\n" for name, value in ({"total_bytes": 80 * GIB} | figures).items()]
+        for uuid, its in (devices or {}).items():
+            lines += [f"{uuid}.{name} {value}\n" for name, value in its.items()]
         part = self._figures.with_suffix(".part")
         part.write_text("".join(lines))
         part.rename(self._figures)  # never read half-written
 
 
-def compile_fake_nvml(folder: Path) -> Path:
-    """The compiled library. Skips the test where there is no C compiler."""
+def compile_fake_nvml(folder: Path, *, old: bool = False) -> Path:
+    """The compiled library, of an *old* driver without what came later. Skips the test where there is no C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("no C compiler (cc, gcc or clang): the fake NVML cannot be built")
     library = folder / "libnvidia-ml.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, SOURCE], check=True)
+    flags = ["-shared", "-fPIC", "-Wall", "-Werror", *(["-DWITHOUT_NEW"] if old else [])]
+    subprocess.run([compiler, *flags, "-o", library, SOURCE], check=True)
     return library
 
 
 @contextmanager
-def fake_nvml(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
-    """While the block runs, pynvml in this process talks to the fake library."""
-    library = compile_fake_nvml(folder)
+def fake_nvml(folder: Path, monkeypatch: pytest.MonkeyPatch, *, old: bool = False) -> Iterator[FakeNvml]:
+    """While the block runs, pynvml in this process talks to the fake library, which is that of an *old* driver."""
+    library = compile_fake_nvml(folder, old=old)
     monkeypatch.setenv("FAKE_NVML", str(folder / "nvml"))
     cards = FakeNvml(folder / "nvml")
     with monkeypatch.context() as patch:

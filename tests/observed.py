@@ -51,7 +51,11 @@ VALUES: Final[dict[str, tuple[str, ...]]] = {
     "warmlane_cold_starts_total outcome": ("warm", "gave_up"),
     "warmlane_releases_total outcome": ("nothing_resident", "unloaded", "killed", "escalated", "quarantined"),
     "warmlane_memory_cleanups_total outcome": (*_OUTCOMES, "host_lost", "quarantined"),
-    "warmlane_memory_after_cleanup_bytes kind": ("rss", "cuda_allocated", "cuda_reserved", "cuda_peak_allocated"),
+    "warmlane_memory_after_cleanup_bytes kind": (
+        *("rss", "rss_peak", "cuda_allocated", "cuda_reserved", "cuda_peak_allocated", "cuda_peak_reserved"),
+        *("cuda_inactive_split", "device_used", "device_free"),
+    ),
+    "event": ("retry", "oom"),
     "warmlane_unreadable_total kind": get_args(Kind),
 }
 

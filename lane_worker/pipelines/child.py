@@ -22,11 +22,14 @@ import transformers
 from diffusers import WanImageToVideoPipeline, WanPipeline, WanVACEPipeline
 
 from contracts.tasks import MemoryReading
-from lane_worker.pipelines.cleanup import HEAP_KEPT_BYTES, Watched, clean, forget, release
-from lane_worker.pipelines.faults import inference_fault, load_fault
+from lane_worker.pipelines.allocation import check_allocator
+from lane_worker.pipelines.cleanup import HEAP_KEPT_BYTES, Watched, begin, clean, forget, release
+from lane_worker.pipelines.faults import Fault, inference_fault, load_fault
 from lane_worker.pipelines.inputs import BadInput, read_image
 from lane_worker.pipelines.load import load_pipeline, needs_image, run_pipeline, with_suffix
+from lane_worker.pipelines.oom_snapshots import OomSnapshots
 from lane_worker.pipelines.video import write_video
+from lane_worker.runtime.allocator import AllocatorMisconfigured
 from lane_worker.runtime.host_messages import (
     LENGTH,
     BadMessage,
@@ -92,6 +95,7 @@ class _Child:
         self._invents_images = False
         self._step_seconds = 0.0
         self._prompt_suffix = ""
+        self._snapshots = OomSnapshots(Path(), kept=0)
 
     def serve(self, request: Fork) -> None:
         threading.Thread(target=self._read, name="pipe", daemon=True).start()
@@ -115,6 +119,13 @@ class _Child:
             os.environ["CUDA_VISIBLE_DEVICES"] = request.slot
         self._lock = lock
         _warm_up(self._device)
+        objection = _objection(self._device)
+        if objection is not None:
+            self._send(Failed(None, "inference_failed", objection, _NOT_READ, fatal=True))
+            return
+        if self._device == "cuda":
+            self._snapshots = OomSnapshots(Path(request.oom_dir), kept=request.oom_snapshots)
+            self._snapshots.record()
         self._send(Ready(os.getpid(), lock.unfinished))
         while True:
             match self._work.get():
@@ -165,19 +176,20 @@ class _Child:
         if self._pipeline is not None:  # FR-001
             self._send(Failed(None, "inference_failed", "a pipeline is resident; unload it first", _NOT_READ))
             return
-        fault = None
+        fault, snapshot = None, ""
         try:
-            if self._device == "cuda":
-                _check_allocator()
+            begin(self._device)
+            check_allocator(self._device)
             self._pipeline = load_pipeline(
                 request.checkpoint, Path(request.models_dir), device=self._device, model=request.model
             )
         except Exception as error:
             fault = load_fault(error)
+            snapshot = self._snapshot(fault, request.model)
             forget(error)
         if fault is not None:
             memory = clean("cpu" if fault.fatal else self._device)
-            self._send(Failed(None, fault.code, fault.message, memory, fault.fatal))
+            self._send(Failed(None, fault.code, fault.message, memory, fault.fatal, snapshot))
             return
         self._step_seconds = request.step_seconds
         self._prompt_suffix = request.checkpoint.prompt_suffix
@@ -202,8 +214,7 @@ class _Child:
     def _generate(self, job: _Job) -> None:
         request = job.request
         self._lock.write(model=self._model, task_id=request.task_id, attempt=request.attempt)
-        if self._device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        begin(self._device)
         end = self._attempt(job)
         # a broken device would fail again here
         broken = isinstance(end, Failed) and end.fatal
@@ -223,8 +234,12 @@ class _Child:
             return Cancelled(task_id, _NOT_READ)
         except Exception as error:
             fault = inference_fault(error)
+            snapshot = self._snapshot(fault, self._model or "")
             forget(error)
-            return Failed(task_id, fault.code, fault.message, _NOT_READ, fault.fatal)
+            return Failed(task_id, fault.code, fault.message, _NOT_READ, fault.fatal, snapshot)
+
+    def _snapshot(self, fault: Fault, model: str) -> str:
+        return self._snapshots.dump(model) if fault.code == "out_of_memory" and not fault.fatal else ""
 
     def _make_video(self, job: _Job) -> Finished:
         request, parameters = job.request, job.request.parameters
@@ -278,8 +293,11 @@ def _warm_up(device: str) -> None:
         release(device)
 
 
-def _check_allocator() -> None:
-    # FR-010, read back from torch: a mistyped variable is ignored silently
-    settings = torch.cuda.memory._snapshot()["allocator_settings"]
-    if settings.get("expandable_segments") is False:
-        raise RuntimeError("expandable_segments is off: remove it from PYTORCH_CUDA_ALLOC_CONF, Warmlane sets it")
+def _objection(device: str) -> str | None:
+    try:
+        check_allocator(device)
+    except AllocatorMisconfigured as error:
+        return str(error)
+    except Exception:  # a device that is broken; it is asked again at the load, where somebody hears of it
+        return None
+    return None

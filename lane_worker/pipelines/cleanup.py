@@ -9,7 +9,7 @@ import gc
 import math
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,19 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from contracts.tasks import MemoryReading
 
 _STATUS = Path("/proc/self/status")
+CUDA_FIGURES: Final = {
+    "cuda_allocated_bytes": "allocated_bytes.all.current",
+    "cuda_reserved_bytes": "reserved_bytes.all.current",
+    "cuda_peak_allocated_bytes": "allocated_bytes.all.peak",
+    "cuda_peak_reserved_bytes": "reserved_bytes.all.peak",
+    "cuda_inactive_split_bytes": "inactive_split_bytes.all.current",
+    "cuda_alloc_retries": "num_alloc_retries",
+    "cuda_ooms": "num_ooms",
+}
+"""Fields of a `MemoryReading`, and what `torch.cuda.memory_stats` calls them."""
+
+_HELD: Final = ("RssAnon", "RssFile")
+_peak_is_of_now = False
 
 # What may stay free in the heap between two tasks of a warm pipeline. The next one takes it at once, and to fault it in
 # again costs a tiny pipeline a tenth of its time (docs/benchmarks/notes.md); whatever is larger goes back.
@@ -58,15 +71,32 @@ def clean(device: str, *, heap_kept_bytes: int = 0) -> MemoryReading:
         torch.cuda.ipc_collect()
     _trim_heap(heap_kept_bytes)
     cleanup_s = round(time.perf_counter() - started_s, 4)
-    if device != "cuda":
-        return MemoryReading(rss_bytes=_rss_bytes(), cleanup_s=cleanup_s)
+    rss_bytes, peak_bytes = _rss()
+    figures = cuda_figures(torch.cuda.memory_stats()) if device == "cuda" else {}
     return MemoryReading(
-        rss_bytes=_rss_bytes(),
-        cuda_allocated_bytes=torch.cuda.memory_allocated(),
-        cuda_reserved_bytes=torch.cuda.memory_reserved(),
-        cuda_peak_allocated_bytes=torch.cuda.max_memory_allocated(),
+        rss_bytes=rss_bytes,
+        rss_peak_bytes=max(rss_bytes, peak_bytes) if _peak_is_of_now else None,
         cleanup_s=cleanup_s,
+        **figures,
     )
+
+
+def begin(device: str) -> None:
+    """The peaks and counts of the next reading are of what comes now: call it before a load and an inference."""
+    global _peak_is_of_now
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident set, and nothing else
+        _peak_is_of_now = True
+    except OSError:  # no /proc, or one that may not be written
+        _peak_is_of_now = False
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_accumulated_memory_stats()
+
+
+def cuda_figures(stats: Mapping[str, int]) -> dict[str, int | None]:
+    """The CUDA figures of a reading out of `torch.cuda.memory_stats()`, None for one that it lacks. Pure."""
+    return {name: stats.get(key) for name, key in CUDA_FIGURES.items()}
 
 
 def release(device: str) -> MemoryReading:
@@ -133,11 +163,12 @@ def _free_in_heap_bytes(libc: ctypes.CDLL) -> float:
     return int(mallinfo2().fordblks)
 
 
-def _rss_bytes() -> int:
-    """Anonymous and file-backed resident memory: weights are mapped from files. 0 where the system has no /proc."""
+def _rss() -> tuple[int, int]:
+    """Anonymous and file-backed resident memory, since weights are mapped from files; and its peak. 0 without /proc."""
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:
-        return 0
+        return 0, 0
     fields = dict(line.split(":", 1) for line in lines)
-    return sum(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
+    now, peak = (sum(int(fields[name].split()[0]) * 1024 for name in names) for names in (_HELD, ("VmHWM",)))
+    return now, peak

@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from lane_worker.runtime.allocator import AllocatorMisconfigured, require
 from lane_worker.runtime.host_messages import PID, decode_fork
 
 REQUEST_MAX_BYTES: Final = 65536
@@ -29,6 +30,10 @@ REQUEST_MAX_BYTES: Final = 65536
 def main() -> None:
     # Ctrl-C in a terminal reaches every process of the group; the worker decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        require(os.environ)
+    except AllocatorMisconfigured as error:  # torch reads it once, at its import: later is too late (FR-010)
+        sys.exit(f"the fork server does not start: {error}")
     place = sys.argv[1]
     control = socket.socket(fileno=int(place)) if place.isdecimal() else None
     faulthandler.enable()

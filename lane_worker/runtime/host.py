@@ -21,6 +21,8 @@ from msgspec import Struct
 
 from contracts.settings import ModelEntry, Timeouts
 from contracts.tasks import MemoryReading
+from lane_worker.runtime import allocator
+from lane_worker.runtime.allocator import AllocatorMisconfigured
 from lane_worker.runtime.host_messages import (
     LENGTH,
     PID,
@@ -62,6 +64,7 @@ UNLOAD_S: Final = 30.0  # to drop 60 GB takes seconds; a child that takes longer
 PING_S: Final = 1.0
 EXIT_S: Final = 2.0
 DEATH_S: Final = 10.0
+OOM_FOLDER: Final = "oom"  # of the data folder
 
 log = structlog.get_logger("host")
 
@@ -132,7 +135,7 @@ class ForkServer:
         return process.pid if process is not None and process.returncode is None else None
 
     async def start(self) -> None:
-        """Start it unless it runs; its imports go on in the background. Raises OSError."""
+        """Start it unless it runs; its imports go on in the background. Raises OSError, AllocatorMisconfigured."""
         if self.pid is not None:
             return
         await self.close()
@@ -156,7 +159,7 @@ class ForkServer:
         finally:
             theirs.close()
         self._control = ours
-        log.info("fork_server_started", pid=self._process.pid, allocator=environment["PYTORCH_ALLOC_CONF"])
+        log.info("fork_server_started", pid=self._process.pid, allocator=environment[allocator.NAMES[0]])
 
     async def _start_shared(self, path: str) -> bool:
         """Whether the shared fork server at *path* forked one for this worker. What is wrong with it is logged."""
@@ -180,7 +183,8 @@ class ForkServer:
         return True
 
     async def fork(self, request: Fork, pipe: socket.socket) -> int:
-        """The pid of a new pipeline host that has *pipe*. Raises HostLost when the server has died."""
+        """The pid of a new pipeline host that has *pipe*. Raises HostLost when the server has died,
+        AllocatorMisconfigured where it must not even start."""
         async with self._turn:
             await self.start()
             assert self._control is not None
@@ -243,14 +247,20 @@ class Host:
         step_seconds: float = 0.0,
         lock_wait_s: float = LOCK_WAIT_S,
         fork_server: ForkServer | None = None,
+        oom_dir: Path | None = None,
+        oom_snapshots: int = 0,
     ) -> None:
-        """*step_seconds* slows each step down, to imitate a real card. Without *fork_server* it has one of its own."""
+        """*step_seconds* slows each step down, to imitate a real card. Without *fork_server* it has one of its own.
+
+        When a card runs out of memory, a snapshot goes into *oom_dir*; the newest *oom_snapshots* are kept there.
+        """
         self._slot = slot
         self._lock_dir = lock_dir
         self._role = role
         self._models_dir = models_dir
         self._step_seconds = step_seconds
         self._lock_wait_s = lock_wait_s
+        self._oom = ("", 0) if oom_dir is None else (str(oom_dir), oom_snapshots)
         self._owns_fork_server = fork_server is None
         self._fork_server = ForkServer() if fork_server is None else fork_server
         self._child: _Child | None = None
@@ -278,7 +288,8 @@ class Host:
 
         So is the child of a degraded worker's earlier leadership than *term*, which may hold the slot for ever: its
         worker was stopped or cut off (design §7). `Ready.unfinished` names the task that the lock's last holder left
-        undone. Raises SlotTaken after *lock_wait_s*, HostLost.
+        undone. Raises SlotTaken after *lock_wait_s*, HostLost, and AllocatorMisconfigured, after which no other start
+        will do better.
         """
         await self.kill()
         self._timeouts = None
@@ -287,7 +298,7 @@ class Host:
             _kill_process(holder)
         ours, theirs = socket.socketpair()
         try:
-            request = Fork(self._slot, str(self._lock_dir), self._lock_wait_s, self._role, term)
+            request = Fork(self._slot, str(self._lock_dir), self._lock_wait_s, self._role, term, *self._oom)
             async with asyncio.timeout(START_S):
                 pid = await self._fork_server.fork(request, theirs)
         except TimeoutError:
@@ -306,6 +317,9 @@ class Host:
             case SlotBusy():
                 await self._child.kill()
                 raise SlotTaken(self._slot, answer.holder)
+            case Failed():
+                await self._child.kill()
+                raise AllocatorMisconfigured(answer.message)
         raise await self._nonsense(answer)
 
     async def load(self, model: ModelEntry) -> Loaded:
@@ -318,6 +332,7 @@ class Host:
                 self._timeouts = model.timeouts
                 return answer
             case Failed():
+                _tell_snapshot(answer, model.name)
                 if answer.fatal:
                     await child.kill()
                 raise LoadFailed(answer)
@@ -358,6 +373,8 @@ class Host:
         except BaseException:
             child.send_signal(signal.SIGKILL)
             raise
+        if isinstance(outcome, Failed):
+            _tell_snapshot(outcome, request.task_id)
         if isinstance(outcome, Lost) or (isinstance(outcome, Failed) and outcome.fatal):
             await child.kill()
         if child.is_gone:
@@ -568,6 +585,11 @@ def _kill_process(noted: SlotNote) -> None:
         os.close(descriptor)
 
 
+def _tell_snapshot(failure: Failed, what: str) -> None:
+    if failure.snapshot:
+        log.warning("oom_snapshot", of=what, path=failure.snapshot, hint="docs/gpu-memory.md says how to read it")
+
+
 def _remove_video(path: Path) -> None:
     # what an encoder left that was cut off; and a video that was finished but never reported
     for leftover in (path, path.with_name(path.name + ".part")):
@@ -576,17 +598,14 @@ def _remove_video(path: Path) -> None:
 
 
 def host_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """The environment in which torch is imported; some of it is read at the import only."""
-    allocator = base.get("PYTORCH_ALLOC_CONF") or base.get("PYTORCH_CUDA_ALLOC_CONF") or ""
-    if "expandable_segments" not in allocator:  # FR-010
-        allocator = ",".join(filter(None, (allocator, "expandable_segments:True")))
+    """The environment in which torch is imported; some of it is read at the import only.
+
+    Raises AllocatorMisconfigured where *base* asks for another allocator (FR-010).
+    """
     return {
         # whoever takes over the process that decodes what clients send must not find a password there
         **environment_for(None, base),
-        "PYTORCH_ALLOC_CONF": allocator,
-        "PYTORCH_CUDA_ALLOC_CONF": allocator,
-        # asking for CUDA must not start it: it would not survive the fork
-        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        **allocator.environment(base),
         # nothing is downloaded, and the libraries say nothing: a warning may quote a prompt
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -23,6 +23,7 @@ class Fork(Struct, frozen=True, tag="fork"):
     """To the fork server, together with the child's end of the pipe; answered with the child's pid (`PID`).
 
     *role* and *term* go into the slot's note: they decide who may put this child aside (`slot.may_take_over`).
+    *oom_snapshots* is how many snapshots of memory are kept in *oom_dir* after it ran out; with 0 none is made.
     """
 
     slot: str
@@ -30,6 +31,8 @@ class Fork(Struct, frozen=True, tag="fork"):
     lock_wait_s: float
     role: Role
     term: int
+    oom_dir: str = ""
+    oom_snapshots: int = 0
 
 
 class Load(Struct, frozen=True, tag="load"):
@@ -150,7 +153,8 @@ class Cancelled(Struct, frozen=True, tag="cancelled"):
 class Failed(Struct, frozen=True, tag="failed"):
     """A load (*task_id* None) or an inference failed; memory is cleaned where that was possible.
 
-    *fatal*: the process cannot be trusted any more (a CUDA error), the parent kills it.
+    *fatal*: the process cannot be trusted any more (a CUDA error), the parent kills it. *snapshot* is the file that was
+    written because memory ran out, if any. In the place of `Ready` it says why the child does not serve.
     """
 
     task_id: str | None
@@ -158,6 +162,7 @@ class Failed(Struct, frozen=True, tag="failed"):
     message: str
     memory: MemoryReading
     fatal: bool = False
+    snapshot: str = ""
 
 
 class Pong(Struct, frozen=True, tag="pong"):

@@ -12,7 +12,7 @@ from lane_worker.runtime import host_messages as messages
 from lane_worker.runtime.host import HostLost, LoadFailed, LoadTimedOut, Lost, Outcome, TimedOut
 from lane_worker.runtime.inference_spans import record_inference
 from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful
-from lane_worker.runtime.memory_line import log_memory
+from lane_worker.runtime.memory_line import log_memory, with_device
 from lane_worker.runtime.residence import Quarantined, Residence
 
 # What a client is told when its model does not load: the details name folders, and are for the log.
@@ -57,10 +57,10 @@ class HostRunner:
         """
         objection = self._residence.objection(task)
         if objection is not None:
-            return self._failed(task, FailureCode.INVALID_INPUT, objection, self._residence.memory)
+            return await self._failed(task, FailureCode.INVALID_INPUT, objection, self._residence.memory)
         if task.parameters.image is not None and image is None:
             message = "the input image is missing; submit it again"
-            return self._failed(task, FailureCode.STORAGE_FAILED, message, self._residence.memory)
+            return await self._failed(task, FailureCode.STORAGE_FAILED, message, self._residence.memory)
         self._task_id, self._stopped = task.id, False
         try:
             result = await self._attempt(self._residence.ready(task.model), task, image, on_progress)
@@ -72,7 +72,7 @@ class HostRunner:
         finally:
             self._task_id = None
 
-    def account_for(self, ready: messages.Ready) -> None:
+    async def account_for(self, ready: messages.Ready) -> None:
         """Writes the memory line that the slot's last holder could not: it died in the middle of a task (FR-009)."""
         note = ready.unfinished
         if note is None or note.task_id is None or not note.attempt:  # attempt 0 was a warm-up
@@ -86,6 +86,7 @@ class HostRunner:
             attempt=note.attempt,
             model=note.model or "",
             slot=self._slot,
+            device=await self._residence.device(),
         )
 
     async def _attempt(
@@ -98,22 +99,22 @@ class HostRunner:
         try:
             swap = await loading
         except Quarantined as error:
-            self._account(task, "quarantined", None)
+            await self._account(task, "quarantined", None)
             return GaveUp(str(error))
         except LoadTimedOut:
             message = "the model took too long to load; submit it again later"
-            return self._failed(task, FailureCode.INFERENCE_TIMEOUT, message, None, self._residence.last_swap)
+            return await self._failed(task, FailureCode.INFERENCE_TIMEOUT, message, None, self._residence.last_swap)
         except HostLost as error:
-            self._account(task, "host_lost", None)
+            await self._account(task, "host_lost", None)
             return GaveUp(str(error))
         except LoadFailed as error:
             failure = error.failure
             log.error("load_failed", task_id=task.id, model=task.model, code=failure.code, error=failure.message)
             message = LOAD_FAILURES.get(failure.code, "the model could not be loaded; submit it again later")
             memory = None if failure.fatal else failure.memory
-            return self._failed(task, FailureCode(failure.code), message, memory, self._residence.last_swap)
+            return await self._failed(task, FailureCode(failure.code), message, memory, self._residence.last_swap)
         if self._stopped:
-            self._account(task, "cancelled", self._residence.memory)
+            await self._account(task, "cancelled", self._residence.memory)
             return self._stopped_result()
         return await self._infer(task, image, on_progress, swap)
 
@@ -149,9 +150,9 @@ class HostRunner:
         except HostLost as error:
             outcome = Lost(task.id, str(error))
         record_inference(task, outcome, started_at, steps, host_pid=pid)
-        return self._result(task, outcome, video_path, started_at, swap)
+        return await self._result(task, outcome, video_path, started_at, swap)
 
-    def _result(
+    async def _result(
         self,
         task: GenerationTask,
         outcome: Outcome,
@@ -161,34 +162,34 @@ class HostRunner:
     ) -> Result:
         match outcome:
             case messages.Finished():
-                self._account(task, "done", outcome.memory)
+                memory = await self._account(task, "done", outcome.memory)
                 return Succeeded(
                     path=video_path,
                     video=outcome.video,
-                    memory=outcome.memory,
+                    memory=memory or outcome.memory,
                     started_at=started_at,
                     inference_s=outcome.inference_s,
                     encode_s=outcome.encode_s,
                     swap=swap,
                 )
             case messages.Cancelled():
-                self._account(task, "cancelled", outcome.memory)
+                await self._account(task, "cancelled", outcome.memory)
                 return self._stopped_result()
             case messages.Failed():
                 memory = None if outcome.fatal else outcome.memory
-                return self._failed(task, FailureCode(outcome.code), outcome.message, memory, swap)
+                return await self._failed(task, FailureCode(outcome.code), outcome.message, memory, swap)
             case TimedOut():
                 what = "one step" if outcome.limit == "step_s" else "the inference"
                 message = f"{what} took longer than {outcome.seconds:g} s and was stopped"
-                return self._failed(task, FailureCode.INFERENCE_TIMEOUT, message, outcome.memory, swap)
+                return await self._failed(task, FailureCode.INFERENCE_TIMEOUT, message, outcome.memory, swap)
             case Lost():
-                self._account(task, "host_lost", None)
+                await self._account(task, "host_lost", None)
                 return GaveUp(outcome.reason)
 
     def _stopped_result(self) -> Stopped | GaveUp:
         return Stopped() if self._leaving is None else GaveUp(self._leaving)
 
-    def _failed(
+    async def _failed(
         self,
         task: GenerationTask,
         code: FailureCode,
@@ -196,12 +197,24 @@ class HostRunner:
         memory: MemoryReading | None,
         swap: SwapReceipt | None = None,
     ) -> Unsuccessful:
-        self._account(task, code.value, memory)
+        memory = await self._account(task, code.value, memory)
         return Unsuccessful(code, message, memory, swap)
 
-    def _account(self, task: GenerationTask, outcome: str, memory: MemoryReading | None) -> None:
-        self._accounted = (task.id, task.attempt)
-        self.memory = memory
-        log_memory(
-            outcome=outcome, memory=memory, task_id=task.id, attempt=task.attempt, model=task.model, slot=self._slot
-        )
+    async def _account(self, task: GenerationTask, outcome: str, memory: MemoryReading | None) -> MemoryReading | None:
+        """Writes the line. *memory* with what is in use on the card, which the host of one process does not know."""
+        device = None
+        try:
+            device = await self._residence.device()
+        finally:  # SC-003: also for a task that is cancelled meanwhile
+            self._accounted = (task.id, task.attempt)
+            self.memory = None if memory is None else with_device(memory, device)
+            log_memory(
+                outcome=outcome,
+                memory=memory,
+                task_id=task.id,
+                attempt=task.attempt,
+                model=task.model,
+                slot=self._slot,
+                device=device,
+            )
+        return self.memory

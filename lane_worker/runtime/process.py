@@ -12,6 +12,7 @@ import uvloop
 from msgspec import Struct
 
 from contracts.settings import SettingsError
+from lane_worker.runtime.allocator import AllocatorMisconfigured
 from lane_worker.runtime.host import HostLost, SlotTaken
 from ops.artifacts import Artifacts, StorageFailed
 from ops.link_health import telling_of
@@ -73,6 +74,7 @@ def run_to_end(role: str, work: Coroutine[Any, Any, None], *, instance: str, lis
         NotProvisioned,
         StorageFailed,
         DriverUnusable,
+        AllocatorMisconfigured,
         SlotTaken,
         HostLost,
     ) as error:

@@ -21,26 +21,32 @@ from contracts.tasks import GenerationTask, MemoryReading, SwapReceipt
 from lane_worker.runtime.fit import Demand, Refusal
 from lane_worker.runtime.host import Host, HostLost, LoadFailed, SlotTaken
 from lane_worker.runtime.host_messages import Failed, Ready
+from lane_worker.runtime.patience import PatientProbe
 from lane_worker.runtime.release import Released, Sample, StillHeld, Verdict, judge, tolerance_bytes
 from ops import metrics
-from ops.memory import MemoryProbe, Reading, rss_bytes
+from ops.memory import Holder, MemoryProbe, Reading, rss_bytes
 from ops.tracing import span
 
 AFTER_KILL_S: Final = 30.0
-READ_S: Final = 2.0
 # Of the metric `releases`: those of a receipt, and two more.
 RELEASE_OUTCOMES: Final = ("nothing_resident", "unloaded", "killed", "escalated", "quarantined")
 NO_PROBE: Final = "nothing here can measure memory, so the host is killed between models"
 DIED: Final = "the host had ended before"
+_ADVICE: Final = "end what holds the memory of {slot}, then lift the quarantine"
+# How many of the processes on a card a quarantine names; those that hold most come first.
+HOLDERS_TOLD: Final = 5
 
 log = structlog.get_logger("residence")
 
 
 class Quarantined(Exception):
-    """The slot's memory was not given back, even by a killed host. Nothing loads until `Residence.lift`."""
+    """The slot's memory was not given back, even by a killed host. Nothing loads until `Residence.lift`.
+
+    *detail* is for operators; the text, which a client may come to read, names no process of the machine.
+    """
 
     def __init__(self, receipt: SwapReceipt, detail: str) -> None:
-        super().__init__(detail)
+        super().__init__(f"{receipt.reason}; {_ADVICE.format(slot=receipt.slot)}")
         self.receipt = receipt
         self.detail = detail
 
@@ -70,6 +76,7 @@ class Residence:
         self._slot = slot
         self._models = models
         self._probe = probe
+        self._patient = None if probe is None else PatientProbe(probe)
         self._show = on_state
         self._after_kill_s = after_kill_s
         self._term = 0
@@ -145,6 +152,10 @@ class Residence:
         errors = [] if entry is None else parameter_errors(task.parameters, entry)
         return "; ".join(error.message for error in errors) or None
 
+    async def device(self) -> Reading | None:
+        """What is in use on the card now and what is free, for the memory line. None on a CPU, or if unknown."""
+        return await self._read() if self._probe is not None and self._probe.name == "nvml" else None
+
     async def evict(self) -> None:
         """Releases what is resident and proves it gone. The host stays, empty, and keeps the slot, unless the proof
         needed its end.
@@ -163,9 +174,10 @@ class Residence:
             receipt = await self._verify(await self._release(receipt, ""))
             _describe(current, receipt)
         self._count_release(receipt)
-        log.info("evicted", proven=self._proven, **msgspec.structs.asdict(receipt))
+        holders = await self._holders()
+        log.info("evicted", proven=self._proven, holders=_by_name(holders), **msgspec.structs.asdict(receipt))
         if not self._proven:
-            raise self._enter_quarantine(receipt)
+            raise self._enter_quarantine(receipt, holders)
         self._show(SlotState.EMPTY, None, "")
 
     async def close(self) -> None:
@@ -197,6 +209,7 @@ class Residence:
             needed_bytes=demand.need.slot_bytes,
         )
         outcome = "failed"
+        holders: tuple[Holder, ...] = ()
         try:
             with span("swap.release") as current:
                 receipt = self.last_swap = await self._release(receipt, kill_because)
@@ -205,8 +218,9 @@ class Residence:
                 receipt = self.last_swap = await self._verify(receipt)
                 _describe(current, receipt)
                 self._count_release(receipt)
+                holders = await self._holders()  # told, and no part of the proof
                 if not self._proven:
-                    raise self._enter_quarantine(receipt)
+                    raise self._enter_quarantine(receipt, holders)
             with span("load") as current:
                 self._refuse(demand.host_refusal())
                 receipt = self.last_swap = await self._load(receipt, entry)
@@ -222,7 +236,7 @@ class Residence:
             raise
         finally:
             report = log.info if outcome == "loaded" else log.warning
-            report("swap", outcome=outcome, **msgspec.structs.asdict(receipt))
+            report("swap", outcome=outcome, holders=_by_name(holders), **msgspec.structs.asdict(receipt))
         return receipt
 
     async def _demand(self, entry: ModelEntry) -> Demand:
@@ -330,11 +344,12 @@ class Residence:
         outcome = "quarantined" if not self._proven else "escalated" if self._escalated else receipt.how
         metrics.releases.add(self._slot, outcome)
 
-    def _enter_quarantine(self, receipt: SwapReceipt) -> Quarantined:
+    def _enter_quarantine(self, receipt: SwapReceipt, holders: tuple[Holder, ...]) -> Quarantined:
         free = "an unknown number" if receipt.free_bytes is None else f"{receipt.free_bytes:,}"
+        there = "".join(f"; {holder}" for holder in holders[:HOLDERS_TOLD])
         detail = (
-            f"{receipt.reason}; {receipt.needed_bytes:,} bytes are needed and {free} are free; "
-            f"end what holds the memory of {self._slot}, then lift the quarantine"
+            f"{receipt.reason}; {receipt.needed_bytes:,} bytes are needed and {free} are free{there}; "
+            f"{_ADVICE.format(slot=self._slot)}"
         )
         self._quarantine = Quarantined(receipt, detail)
         self._show(SlotState.QUARANTINED, None, detail)
@@ -405,13 +420,10 @@ class Residence:
         return Sample(time.monotonic(), reading.used_bytes, reading.free_bytes)
 
     async def _read(self) -> Reading | None:
-        if self._probe is None:
-            return None
-        try:
-            async with asyncio.timeout(READ_S):
-                return await asyncio.to_thread(self._probe.read, self.host.pid)
-        except TimeoutError:  # a driver that hangs
-            return None
+        return None if self._patient is None else await self._patient.read(self.host.pid)
+
+    async def _holders(self) -> tuple[Holder, ...]:
+        return () if self._patient is None else await self._patient.holders()
 
 
 def _since(begun_s: float) -> float:
@@ -420,6 +432,10 @@ def _since(begun_s: float) -> float:
 
 def _lower(one: int | None, other: int | None) -> int | None:
     return None if one is None or other is None else min(one, other)
+
+
+def _by_name(holders: tuple[Holder, ...]) -> list[str]:
+    return [str(holder) for holder in holders]
 
 
 def _words(verdict: Verdict) -> str:

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +29,7 @@ from lane_worker.runtime.host import ForkServer, Host, HostLost, LoadFailed, Loa
 from lane_worker.runtime.host_messages import Finished, Generate, SlotNote
 from lane_worker.runtime.host_runner import HostRunner
 from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful
+from lane_worker.runtime.patience import PatientProbe
 from lane_worker.runtime.residence import Quarantined, Residence
 from lane_worker.runtime.slot import lock_path, process_start
 from ops.bench.peers.heavy import heavy_models, parameters_of
@@ -335,6 +337,52 @@ async def test_a_card_that_stays_full_is_quarantined(
     assert shown[-1] == (SlotState.EMPTY, "")
     assert (await slot.ready("phr00t")).how == "nothing_resident"
     await slot.generate(CATALOG.models["phr00t"])
+
+
+async def test_a_quarantine_names_who_is_on_the_card(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
+    """And is not talked out of it by them: to the driver they hold nothing."""
+    slot = yard.slot(tmp_path, probe=nvml())
+    await slot.residence.open()
+    await slot.ready("anisora")
+    there = {f"process_{n}": 4_000_000_000 + n for n in range(7)} | {f"process_{n}_bytes": n for n in range(6)}
+    card.set(used_bytes=61 * GIB, processes=7, **there)
+    with structlog.testing.capture_logs() as logs, pytest.raises(Quarantined) as refusal:
+        await slot.residence.ready("phr00t")
+    assert "process 4000000005 holds 0.00 GiB; process 4000000004 holds" in refusal.value.detail
+    assert refusal.value.detail.count("holds 0.00 GiB") == 5
+    assert "process" not in str(refusal.value)  # what a client may come to read
+    (line,) = (line for line in logs if line["event"] == "swap")
+    assert len(line["holders"]) == 7
+    assert line["holders"][-1] == "process 4000000006 holds an unknown amount"
+
+
+async def test_who_is_on_the_card_is_no_part_of_the_proof(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
+    slot = yard.slot(tmp_path, probe=nvml())
+    await slot.residence.open()
+    await slot.ready("anisora")
+    card.set(used_bytes=GIB, processes=1, process_0=4_000_000_000, process_0_bytes=60 * GIB)
+    assert (await slot.ready("phr00t")).how == "unloaded"
+
+
+async def test_a_driver_that_hangs_is_no_release(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
+    probe = nvml()
+    slot = yard.slot(tmp_path, probe=probe)
+    slot.residence._patient = PatientProbe(probe, answer_s=0.1)
+    await slot.residence.open()
+    await slot.ready("anisora")
+    card.set(hangs=1)
+    try:
+        with pytest.raises(Quarantined, match="could not be read") as refusal:
+            await slot.residence.ready("phr00t")
+        asked = [thread for thread in threading.enumerate() if thread.name == "memory-probe"]
+        assert len(asked) == 1
+    finally:
+        card.set(used_bytes=GIB)
+    assert (refusal.value.receipt.how, refusal.value.receipt.after_bytes) == ("killed", None)
+    for thread in asked:
+        thread.join()
+    slot.residence.lift()
+    assert (await slot.ready("phr00t")).how == "nothing_resident"
 
 
 async def test_a_lift_takes_the_card_as_it_is(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
@@ -771,6 +819,55 @@ async def test_a_missing_checkpoint_is_named_in_the_log_only(yard: Yard, tmp_pat
     assert result.code is FailureCode.STORAGE_FAILED
     assert "nowhere" not in result.message
     assert lines == [("storage_failed", False)]
+
+
+async def test_the_memory_line_tells_the_card(yard: Yard, card: FakeNvml, tmp_path: Path, measured: Measured) -> None:
+    """As the worker reads it, also when the host is gone; and so does the task's record."""
+    slot = yard.slot(tmp_path, probe=nvml(), rogue=True)
+    await slot.residence.open()
+    await slot.ready("phr00t")
+    card.set(used_bytes=2 * GIB, reserved_bytes=GIB)
+    with structlog.testing.capture_logs() as logs:
+        done = await slot.run("phr00t")
+        assert isinstance(await slot.run("phr00t", "segfault"), GaveUp)
+    assert isinstance(done, Succeeded)
+    assert (done.memory.device_used_bytes, done.memory.device_free_bytes) == (2 * GIB, 77 * GIB)
+    assert done.memory.cuda_allocated_bytes is None  # the host ran on the CPU
+    assert slot.runner.memory is None
+    first, second = (line for line in logs if line["event"] == "memory_after_cleanup")
+    assert (first["device_used_bytes"], first["device_free_bytes"]) == (2 * GIB, 77 * GIB)
+    assert first["rss_peak_bytes"] >= first["rss_bytes"]
+    assert (second["process_gone"], second["rss_bytes"], second["device_used_bytes"]) == (True, 0, 2 * GIB)
+    assert "cuda_allocated_bytes" not in second
+    told = {"slot": SLOT, "model": "phr00t"}
+    assert measured.value("warmlane.memory.after_cleanup", kind="device_free", **told) == 77 * GIB
+
+
+async def test_on_a_cpu_the_memory_line_tells_no_card(yard: Yard, tmp_path: Path) -> None:
+    slot = yard.slot(tmp_path, probe=rss())
+    await slot.residence.open()
+    done = await slot.run("phr00t")
+    assert isinstance(done, Succeeded)
+    assert done.memory.device_used_bytes is None
+    assert done.memory.rss_bytes > 0
+
+
+async def test_a_task_that_is_cut_off_while_the_card_is_asked_has_its_line(
+    yard: Yard, card: FakeNvml, tmp_path: Path, lines: list[Any]
+) -> None:
+    """SC-003: the line is written, without the card's figures."""
+    slot = yard.slot(tmp_path, probe=nvml())
+    await slot.residence.open()
+    await slot.ready("phr00t")
+    running = asyncio.create_task(slot.runner.run(task_of("phr00t"), None, lambda _: card.set(hangs=1)))
+    try:
+        await eventually(lambda: asyncio.sleep(0, any(t.name == "memory-probe" for t in threading.enumerate())))
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    finally:
+        card.set(used_bytes=GIB)
+    assert lines == [("done", False)]
 
 
 async def test_a_quarantine_gives_the_task_to_another_attempt(

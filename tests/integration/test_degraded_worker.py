@@ -18,7 +18,7 @@ from degraded_worker.worker import DegradedWorker
 from lane_worker.runtime.residence import Residence
 from lane_worker.runtime.slot import lock_path, read_note
 from ops.artifacts import Artifacts
-from ops.memory import Reading
+from ops.memory import Holder, Reading
 from ops.nats_link import NatsLink
 from ops.provision import provision, wanted
 from ops.slots import lift
@@ -196,6 +196,9 @@ class StuckCard:
     def read(self, pid: int | None) -> Reading | None:
         return Reading(used_bytes=self.used_bytes, free_bytes=1 << 40)
 
+    def holders(self) -> tuple[Holder, ...]:
+        return (Holder(pid=4711, used_bytes=1 << 30, name="trainer"),)
+
 
 async def test_a_card_that_keeps_its_memory_is_quarantined_and_left(
     link: NatsLink, nats_server: NatsServer, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -227,6 +230,7 @@ async def test_a_card_that_keeps_its_memory_is_quarantined_and_left(
         quarantined = await eventually(partial(is_shown_as, link, SlotState.QUARANTINED))
         assert quarantined is not None
         assert quarantined.worker == "degraded-0"
+        assert "process 4711 (trainer) holds 1.00 GiB" in quarantined.detail
         await eventually(lambda: asyncio.sleep(0, bool(standby.log_lines("slot_quarantined"))))
         assert standby.log_lines("serves") == []
         assert await shown(link, "cpu-5") == quarantined

@@ -10,11 +10,12 @@ from pathlib import Path
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
+from msgspec.structs import replace
 
 from contracts.settings import load_settings
 from ops.cli import cli
 from ops.doctor import GIB, Finding, judge_disk, judge_gpus, judge_model, judge_nats_version, judge_skew, look
-from ops.memory import GpuInfo
+from ops.memory import GpuInfo, Holder
 from ops.nats_access import NatsAccess
 from ops.nats_link import NatsLink
 from tests.support import NatsServer, free_port
@@ -165,6 +166,19 @@ def test_gpus(gpus: list[GpuInfo], torch: str | None, level: str, text: str) -> 
     assert text in told.advice
     if gpus:
         assert "H200 (100 of 139 GiB free, GPU-1)" in told.found
+
+
+def test_who_holds_a_card_is_told() -> None:
+    holders = (Holder(pid=7, used_bytes=3 * GIB, name="trainer"), Holder(pid=8, used_bytes=None))
+    told = judge_gpus([replace(GPU, holders=holders)], None)
+    assert "GPU-1), process 7 (trainer) holds 3.00 GiB, process 8 holds an unknown amount" in told.found
+
+
+def test_a_card_in_mig_mode_without_an_instance_is_told() -> None:
+    told = judge_gpus([GPU], "2.13.0", ["GPU-2"])
+    assert (told.level, "GPU-2 is in MIG mode and has no instance" in told.found) == ("note", True)
+    assert "H200" in told.found
+    assert "nvidia-smi mig -cgi" in told.advice
 
 
 @pytest.mark.parametrize(

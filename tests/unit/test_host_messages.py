@@ -10,6 +10,13 @@ from contracts.tasks import GenerationParameters, ImageReference, MemoryReading
 from lane_worker.runtime import host_messages as m
 
 MEMORY = MemoryReading(rss_bytes=1, cleanup_s=0.5)
+# the reading as it stands in every message that carries one
+READING = (
+    b"\x8c\xa9rss_bytes\x01\xb4cuda_allocated_bytes\xc0\xb3cuda_reserved_bytes\xc0\xb9cuda_peak_allocated_bytes\xc0"
+    b"\xa9cleanup_s\xcb?\xe0\x00\x00\x00\x00\x00\x00\xaerss_peak_bytes\xc0\xb8cuda_peak_reserved_bytes\xc0"
+    b"\xb9cuda_inactive_split_bytes\xc0\xb2cuda_alloc_retries\xc0\xa9cuda_ooms\xc0\xb1device_used_bytes\xc0"
+    b"\xb1device_free_bytes\xc0"
+)
 CHECKPOINT = Checkpoint(
     pipeline="WanPipeline",
     folder="tiny",
@@ -71,16 +78,13 @@ FROM_CHILD: list[tuple[m.FromChild, bytes]] = [
     ),
     (
         m.Unloaded(("vae",), 7, 0.25, MEMORY),
-        b"\x00\x00\x00\xa8\x85\xa4type\xa8unloaded\xa5alive\x91\xa3vae\xafallocated_bytes\x07\xa7seconds"
-        b"\xcb?\xd0\x00\x00\x00\x00\x00\x00\xa6memory\x85\xa9rss_bytes\x01\xb4cuda_allocated_bytes\xc0"
-        b"\xb3cuda_reserved_bytes\xc0\xb9cuda_peak_allocated_bytes\xc0\xa9cleanup_s\xcb?\xe0\x00\x00\x00"
-        b"\x00\x00\x00",
+        b"\x00\x00\x01\x32\x85\xa4type\xa8unloaded\xa5alive\x91\xa3vae\xafallocated_bytes\x07\xa7seconds"
+        b"\xcb?\xd0\x00\x00\x00\x00\x00\x00\xa6memory" + READING,
     ),
     (
         m.Loaded("anisora", 1.5, MEMORY),
-        b"\x00\x00\x00\x98\x84\xa4type\xa6loaded\xa5model\xa7anisora\xa7seconds\xcb?\xf8\x00\x00\x00\x00"
-        b"\x00\x00\xa6memory\x85\xa9rss_bytes\x01\xb4cuda_allocated_bytes\xc0\xb3cuda_reserved_bytes\xc0"
-        b"\xb9cuda_peak_allocated_bytes\xc0\xa9cleanup_s\xcb?\xe0\x00\x00\x00\x00\x00\x00",
+        b"\x00\x00\x01\x22\x84\xa4type\xa6loaded\xa5model\xa7anisora\xa7seconds\xcb?\xf8\x00\x00\x00\x00"
+        b"\x00\x00\xa6memory" + READING,
     ),
     (
         m.Progress("t", 0, 8, 1700000000.25),
@@ -89,29 +93,25 @@ FROM_CHILD: list[tuple[m.FromChild, bytes]] = [
     ),
     (
         m.Finished("t", m.WrittenVideo(5, "cd", 32, 16, 5, 8), 1.5, 0.5, MEMORY),
-        b"\x00\x00\x00\xe0\x86\xa4type\xa8finished\xa7task_id\xa1t\xa5video\x86\xa5bytes\x05\xa6sha256"
+        b"\x00\x00\x01\x6a\x86\xa4type\xa8finished\xa7task_id\xa1t\xa5video\x86\xa5bytes\x05\xa6sha256"
         b"\xa2cd\xa5width \xa6height\x10\xa6frames\x05\xa3fps\x08\xabinference_s\xcb?\xf8\x00\x00\x00\x00"
-        b"\x00\x00\xa8encode_s\xcb?\xe0\x00\x00\x00\x00\x00\x00\xa6memory\x85\xa9rss_bytes\x01\xb4cuda_al"
-        b"located_bytes\xc0\xb3cuda_reserved_bytes\xc0\xb9cuda_peak_allocated_bytes\xc0\xa9cleanup_s\xcb?"
-        b"\xe0\x00\x00\x00\x00\x00\x00",
+        b"\x00\x00\xa8encode_s\xcb?\xe0\x00\x00\x00\x00\x00\x00\xa6memory" + READING,
     ),
     (
         m.Cancelled("t", MEMORY),
-        b"\x00\x00\x00\x86\x83\xa4type\xa9cancelled\xa7task_id\xa1t\xa6memory\x85\xa9rss_bytes\x01\xb4cud"
-        b"a_allocated_bytes\xc0\xb3cuda_reserved_bytes\xc0\xb9cuda_peak_allocated_bytes\xc0\xa9cleanup_s"
-        b"\xcb?\xe0\x00\x00\x00\x00\x00\x00",
+        b"\x00\x00\x01\x10\x83\xa4type\xa9cancelled\xa7task_id\xa1t\xa6memory" + READING,
     ),
     (
-        m.Failed(None, "out_of_memory", "no", MEMORY, True),
-        b"\x00\x00\x00\xa7\x86\xa4type\xa6failed\xa7task_id\xc0\xa4code\xadout_of_memory\xa7message\xa2no"
-        b"\xa6memory\x85\xa9rss_bytes\x01\xb4cuda_allocated_bytes\xc0\xb3cuda_reserved_bytes\xc0\xb9cuda_"
-        b"peak_allocated_bytes\xc0\xa9cleanup_s\xcb?\xe0\x00\x00\x00\x00\x00\x00\xa5fatal\xc3",
+        m.Failed(None, "out_of_memory", "no", MEMORY, True, "/oom/x"),
+        b"\x00\x00\x01\x41\x87\xa4type\xa6failed\xa7task_id\xc0\xa4code\xadout_of_memory\xa7message\xa2no"
+        b"\xa6memory" + READING + b"\xa5fatal\xc3\xa8snapshot\xa6/oom/x",
     ),
     (m.Pong(7), b"\x00\x00\x00\x13\x82\xa4type\xa4pong\xa6number\x07"),
 ]
 FORK = (
-    b"\x86\xa4type\xa4fork\xa4slot\xa5cpu-0\xa8lock_dir\xa6/locks\xablock_wait_s"
+    b"\x88\xa4type\xa4fork\xa4slot\xa5cpu-0\xa8lock_dir\xa6/locks\xablock_wait_s"
     b"\xcb@\x14\x00\x00\x00\x00\x00\x00\xa4role\xa8degraded\xa4term\x03"
+    b"\xa7oom_dir\xa4/oom\xadoom_snapshots\x02"
 )
 
 
@@ -138,7 +138,7 @@ def test_the_parent_reads_what_the_child_wrote(message: m.FromChild, pinned: byt
 
 
 def test_the_request_to_the_fork_server() -> None:
-    request = m.Fork("cpu-0", "/locks", 5.0, "degraded", 3)
+    request = m.Fork("cpu-0", "/locks", 5.0, "degraded", 3, "/oom", 2)
     assert m.encode_fork(request) == FORK
     assert m.decode_fork(FORK) == request
 
