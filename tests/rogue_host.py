@@ -20,7 +20,7 @@ from contracts.settings import Checkpoint
 from contracts.tasks import GenerationParameters
 from lane_worker.pipelines import child, forkserver
 from lane_worker.pipelines.child import TaskCancelled
-from lane_worker.pipelines.load import load_pipeline, run_pipeline
+from lane_worker.pipelines.load import LoadTimes, load_pipeline, run_pipeline
 from lane_worker.pipelines.video import Frames
 from lane_worker.runtime import host_messages
 from lane_worker.runtime.host_messages import FromChild, Progress
@@ -45,13 +45,13 @@ def main() -> None:
     forkserver.main()
 
 
-def _load(checkpoint: Checkpoint, models_dir: Path, *, device: str) -> Any:
+def _load(checkpoint: Checkpoint, models_dir: Path, *, device: str, times: LoadTimes) -> Any:
     global _loads
     _loads += 1
     misdeed = _misdeed(checkpoint.folder.replace("-", " "), used=_loads > 1)
     if "hang in load" in misdeed:
         _hang()
-    pipeline = load_pipeline(checkpoint, models_dir, device=device)
+    pipeline = load_pipeline(checkpoint, models_dir, device=device, times=times)
     if "oom in load" in misdeed:
         raise torch.OutOfMemoryError(OUT_OF_MEMORY)
     return pipeline

@@ -25,7 +25,7 @@ from contracts.tasks import MemoryReading
 from lane_worker.pipelines.cleanup import Watched, clean, forget, release
 from lane_worker.pipelines.faults import inference_fault, load_fault
 from lane_worker.pipelines.inputs import read_image
-from lane_worker.pipelines.load import load_pipeline, run_pipeline
+from lane_worker.pipelines.load import LoadTimes, load_pipeline, run_pipeline
 from lane_worker.pipelines.video import write_video
 from lane_worker.runtime.host_messages import (
     LENGTH,
@@ -163,11 +163,13 @@ class _Child:
         if self._pipeline is not None:  # FR-001
             self._send(Failed(None, "inference_failed", "a pipeline is resident; unload it first", _NOT_READ))
             return
-        fault = None
+        fault, times = None, LoadTimes()
         try:
             if self._device == "cuda":
                 _check_allocator()
-            self._pipeline = load_pipeline(request.checkpoint, Path(request.models_dir), device=self._device)
+            self._pipeline = load_pipeline(
+                request.checkpoint, Path(request.models_dir), device=self._device, times=times
+            )
         except Exception as error:
             fault = load_fault(error)
             forget(error)
@@ -179,7 +181,8 @@ class _Child:
         self._model = request.model
         self._lock.write(model=self._model)
         memory = clean(self._device)
-        self._send(Loaded(request.model, time.perf_counter() - started_s, memory))
+        seconds = time.perf_counter() - started_s
+        self._send(Loaded(request.model, seconds, memory, times.read_s, times.copy_s))
 
     def _unload(self) -> None:
         started_s = time.perf_counter()

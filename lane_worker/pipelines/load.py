@@ -1,6 +1,7 @@
 """From a diffusers folder to a pipeline on its device, and from a pipeline and parameters to frames."""
 
 import inspect
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -22,34 +23,48 @@ class CheckpointUnusable(Exception):
     """The checkpoint's folder is missing or holds something else. The text says what to do."""
 
 
-def load_pipeline(checkpoint: Checkpoint, models_dir: Path, *, device: str) -> Any:
+class LoadTimes:
+    """What the parts of a load took, in seconds, as in `SwapReceipt`; None until a load has come that far."""
+
+    read_s: float | None = None
+    copy_s: float | None = None
+
+
+def load_pipeline(checkpoint: Checkpoint, models_dir: Path, *, device: str, times: LoadTimes | None = None) -> Any:
     """The pipeline of *checkpoint*, ready to be called. Nothing is downloaded; tiny weights are made if absent.
 
-    Raises CheckpointUnusable, OSError, and whatever diffusers and torch raise.
+    *times* is filled in. Raises CheckpointUnusable, OSError, and whatever diffusers and torch raise.
     """
+    times = times or LoadTimes()
     folder = models_dir / checkpoint.folder
     if checkpoint.random_weights is not None:
         ensure_tiny_pipeline(checkpoint, checkpoint.random_weights, folder)
     elif not (folder / "model_index.json").is_file():
         raise CheckpointUnusable(f"no diffusers folder at {folder}: put the converted checkpoint of this model there")
+    begun_s = time.perf_counter()
     pipeline = diffusers.DiffusionPipeline.from_pretrained(
         folder,
         local_files_only=True,
         # the VAE of Wan loses detail below float32, and is small
         dtype={"default": DTYPES[checkpoint.dtype], "vae": torch.float32},
     )
+    times.read_s = round(time.perf_counter() - begun_s, 4)
     if type(pipeline).__name__ != checkpoint.pipeline:
         raise CheckpointUnusable(f"{folder} holds a {type(pipeline).__name__}; expected is a {checkpoint.pipeline}")
     pipeline.scheduler = _scheduler(checkpoint.scheduler, pipeline.scheduler.config)
     if checkpoint.boundary_ratio is not None:
         pipeline.register_to_config(boundary_ratio=checkpoint.boundary_ratio)
     pipeline.set_progress_bar_config(disable=True)
+    copying_s = time.perf_counter()
     if device == "cpu" or checkpoint.offload == "none":
         pipeline.to(device)
     elif checkpoint.offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     else:
         pipeline.enable_group_offload(torch.device(device), offload_type="leaf_level", use_stream=True)
+    if device != "cpu":
+        torch.cuda.synchronize()
+    times.copy_s = 0.0 if device == "cpu" else round(time.perf_counter() - copying_s, 4)
     return pipeline
 
 

@@ -20,6 +20,7 @@ from contracts.settings import ModelEntry
 from contracts.tasks import GenerationTask, MemoryReading, SwapReceipt
 from lane_worker.runtime.host import Host, HostLost, LoadFailed, SlotTaken
 from lane_worker.runtime.host_messages import Failed, Ready
+from lane_worker.runtime.read_ahead import ReadAhead
 from lane_worker.runtime.release import Released, Sample, StillHeld, Verdict, judge, tolerance_bytes
 from ops import metrics
 from ops.memory import MemoryProbe, Reading
@@ -60,6 +61,7 @@ class Residence:
         probe: MemoryProbe | None,
         on_state: Callable[[SlotState, str | None, str], None],
         after_kill_s: float = AFTER_KILL_S,
+        read_ahead: ReadAhead | None = None,
     ) -> None:
         self.host = host
         self.last_swap: SwapReceipt | None = None
@@ -71,6 +73,7 @@ class Residence:
         self._probe = probe
         self._show = on_state
         self._after_kill_s = after_kill_s
+        self._ahead = ReadAhead() if read_ahead is None else read_ahead
         self._term = 0
         self._is_open = False  # whether the slot is, or was last, ours to speak of
         self._model: str | None = None
@@ -159,6 +162,7 @@ class Residence:
 
     async def close(self) -> None:
         """Ends the host, which unloads and unlocks. Bounded."""
+        self._ahead.stop()
         self._model = None
         await self.host.close()
         # From here on others may use the slot: what is in use then is no leftover of ours.
@@ -184,6 +188,7 @@ class Residence:
             needed_bytes=entry.checkpoint.expected_bytes,
         )
         outcome = "failed"
+        self._ahead.begin(self.host.folder_of(entry))
         try:
             with span("swap.release") as current:
                 receipt = self.last_swap = await self._release(receipt, kill_because)
@@ -200,9 +205,13 @@ class Residence:
             metrics.swap_duration.record(receipt.release_s, model, "release")
             metrics.swap_duration.record(receipt.verify_s, model, "verify")
             metrics.swap_duration.record(receipt.load_s, model, "load")
+            for part, seconds in (("read", receipt.read_s), ("copy", receipt.copy_s)):
+                if seconds is not None:
+                    metrics.swap_duration.record(seconds, model, part)
             outcome = "loaded"
         except BaseException as error:
             outcome = type(error).__name__
+            self._ahead.stop()
             if not self.quarantined:
                 self._show(SlotState.EMPTY, None, str(error))
             raise
@@ -322,7 +331,7 @@ class Residence:
         loaded = await self.host.load(entry)
         self._model, self.memory = entry.name, loaded.memory
         self._show(SlotState.RESIDENT, entry.name, "")
-        return replace(receipt, load_s=_since(begun_s))
+        return replace(receipt, load_s=_since(begun_s), read_s=loaded.read_s, copy_s=loaded.copy_s)
 
     # The host and its memory
 

@@ -240,6 +240,10 @@ async def test_a_swap_is_three_spans(yard: Yard, tmp_path: Path, monkeypatch: py
     assert attributes["swap.how"] == "unloaded"
     assert attributes["swap.after_bytes"] == receipt.after_bytes
     assert attributes["swap.load_s"] == receipt.load_s
+    assert (attributes["swap.read_s"], attributes["swap.copy_s"]) == (receipt.read_s, receipt.copy_s)
+    assert receipt.read_s is not None
+    assert 0 < receipt.read_s <= receipt.load_s
+    assert (receipt.copy_s, receipt.first_step_s) == (0, None), "no card, and nothing has run yet"
 
 
 def released(measured: Measured, outcome: str) -> float:
@@ -604,6 +608,8 @@ async def test_a_task_brings_its_receipt(yard: Yard, tmp_path: Path, lines: list
     assert isinstance(first, Succeeded)
     assert first.swap is not None
     assert first.swap.loaded_model == "phr00t"
+    assert first.swap.first_step_s is not None
+    assert 0 < first.swap.first_step_s <= first.inference_s
     assert isinstance(second, Succeeded)
     assert second.swap is None  # it was resident
     assert lines == [("done", False), ("done", False)]

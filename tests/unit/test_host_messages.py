@@ -76,10 +76,11 @@ FROM_CHILD: list[tuple[m.FromChild, bytes]] = [
         b"\x00\x00\x00",
     ),
     (
-        m.Loaded("anisora", 1.5, MEMORY),
-        b"\x00\x00\x00\x98\x84\xa4type\xa6loaded\xa5model\xa7anisora\xa7seconds\xcb?\xf8\x00\x00\x00\x00"
+        m.Loaded("anisora", 1.5, MEMORY, 1.25, 0.0),
+        b"\x00\x00\x00\xb8\x86\xa4type\xa6loaded\xa5model\xa7anisora\xa7seconds\xcb?\xf8\x00\x00\x00\x00"
         b"\x00\x00\xa6memory\x85\xa9rss_bytes\x01\xb4cuda_allocated_bytes\xc0\xb3cuda_reserved_bytes\xc0"
-        b"\xb9cuda_peak_allocated_bytes\xc0\xa9cleanup_s\xcb?\xe0\x00\x00\x00\x00\x00\x00",
+        b"\xb9cuda_peak_allocated_bytes\xc0\xa9cleanup_s\xcb?\xe0\x00\x00\x00\x00\x00\x00\xa6read_s"
+        b"\xcb?\xf4\x00\x00\x00\x00\x00\x00\xa6copy_s\xcb\x00\x00\x00\x00\x00\x00\x00\x00",
     ),
     (
         m.Progress("t", 0, 8, 1700000000.25),
