@@ -159,7 +159,7 @@ class HostRunner:
     def _with_first_step(
         self, swap: SwapReceipt, task: GenerationTask, started_at: datetime, first: messages.Progress
     ) -> SwapReceipt:
-        """*swap* with the last of its parts. Weights are read as they are touched, so it belongs to what a swap costs."""
+        """*swap* with the last of its parts: weights are read as they are touched, so a swap costs it too."""
         first_step_s = max(0.0, round(first.at_s - started_at.timestamp(), 4))
         metrics.swap_duration.record(first_step_s, task.model, "first_step")
         log.info("first_step", task_id=task.id, model=task.model, slot=self._slot, first_step_s=first_step_s)

@@ -17,7 +17,7 @@ WEIGHTS: Final = "*.safetensors"
 
 
 class ReadAhead:
-    """Reads one folder's weights ahead at a time, in a thread of its own. It is a hint: nothing here raises or waits."""
+    """Reads one folder's weights ahead at a time, in a thread of its own. A hint: nothing here raises or waits."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
