@@ -7,8 +7,8 @@ PIP_ARGS ?=
 # More arguments for `warmlane up`, and for pytest.
 UP_ARGS ?=
 PYTEST_ARGS ?=
-# More arguments for ops/bench and for tests/fuzz.py, overload.py, swap.py, swap_parts.py, gpu, failover.py, regression.py and soak.py; --help
-# lists them.
+# More arguments for ops/bench and for tests/fuzz.py, overload.py, swap.py, swap_parts.py, failover.py, regression.py and
+# soak.py; --help lists them. GPU_ARGS are more arguments for pytest.
 FAILOVER_ARGS ?=
 FUZZ_ARGS ?=
 OVERLOAD_ARGS ?=

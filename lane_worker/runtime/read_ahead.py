@@ -11,8 +11,8 @@ from typing import Final
 
 from ops.memory import available_bytes
 
-# The kernel reads no more of one request than its read-ahead allows, whatever was asked: so in pieces.
-PIECE_BYTES: Final = 4 << 20
+# The kernel cuts each request to what a disk takes at once, which is at least about this: so in pieces.
+PIECE_BYTES: Final = 1 << 20
 WEIGHTS: Final = "*.safetensors"
 
 

@@ -61,7 +61,6 @@ class Residence:
         probe: MemoryProbe | None,
         on_state: Callable[[SlotState, str | None, str], None],
         after_kill_s: float = AFTER_KILL_S,
-        read_ahead: ReadAhead | None = None,
     ) -> None:
         self.host = host
         self.last_swap: SwapReceipt | None = None
@@ -73,7 +72,8 @@ class Residence:
         self._probe = probe
         self._show = on_state
         self._after_kill_s = after_kill_s
-        self._ahead = ReadAhead() if read_ahead is None else read_ahead
+        self.read_ahead = ReadAhead()
+        """Of the weights that are wanted next (ADR 0023)."""
         self._term = 0
         self._is_open = False  # whether the slot is, or was last, ours to speak of
         self._model: str | None = None
@@ -162,7 +162,7 @@ class Residence:
 
     async def close(self) -> None:
         """Ends the host, which unloads and unlocks. Bounded."""
-        self._ahead.stop()
+        self.read_ahead.stop()
         self._model = None
         await self.host.close()
         # From here on others may use the slot: what is in use then is no leftover of ours.
@@ -188,7 +188,7 @@ class Residence:
             needed_bytes=entry.checkpoint.expected_bytes,
         )
         outcome = "failed"
-        self._ahead.begin(self.host.folder_of(entry))
+        self.read_ahead.begin(self.host.folder_of(entry))
         try:
             with span("swap.release") as current:
                 receipt = self.last_swap = await self._release(receipt, kill_because)
@@ -211,7 +211,7 @@ class Residence:
             outcome = "loaded"
         except BaseException as error:
             outcome = type(error).__name__
-            self._ahead.stop()
+            self.read_ahead.stop()
             if not self.quarantined:
                 self._show(SlotState.EMPTY, None, str(error))
             raise

@@ -1,6 +1,7 @@
 """One slot, one pipeline, and proof in between: real children, real pipelines, real memory (FR-001..003, design §7)."""
 
 import asyncio
+import io
 import os
 import signal
 import sys
@@ -31,7 +32,7 @@ from lane_worker.runtime.residence import Quarantined, Residence
 from lane_worker.runtime.slot import lock_path, process_start
 from ops.bench.peers.heavy import heavy_models, parameters_of
 from ops.memory import MemoryProbe, NvmlProbe, RssProbe
-from tests import rogue_host
+from tests import rogue_host, swap_parts
 from tests.fake_nvml import GIB, UUID, FakeNvml, fake_nvml
 from tests.measured import Measured
 from tests.records import pending_task
@@ -174,6 +175,30 @@ async def test_heavy_pipelines_are_released_each_time(heavy_folder: Path) -> Non
     """FR-002: `make swap`, shortened."""
     alternations = await alternate(heavy_folder, count=3, leak=False, console=Console(quiet=True))
     assert [verdict.passed for verdict in judge(alternations)[:2]] == [True, True]
+
+
+async def test_a_swap_is_measured_by_part(yard: Yard) -> None:
+    """`make swap-parts`, with tiny pipelines: every part of every swap, and a limit beside what has one."""
+    models = {name: CATALOG.models[name] for name in ("anisora", "phr00t")}
+    warmed = yard.slot(yard.folder / "locks", probe=rss())  # which makes the pipelines, if nobody has yet
+    await warmed.residence.open()
+    for name in models:
+        await warmed.ready(name)
+    await warmed.residence.close()
+    found = await swap_parts.swaps(models, yard.folder, yard.good, slot=SLOT, count=1)
+    assert {cache: len(receipts) for cache, receipts in found.items()} == dict.fromkeys(swap_parts.CACHES, 1)
+    for (receipt,) in found.values():
+        assert receipt.how == "unloaded"
+        assert receipt.read_s
+        assert receipt.first_step_s
+    limits = swap_parts.limits_of(yard.folder / models["phr00t"].checkpoint.folder, slot=SLOT)
+    assert min(limits.cold_read, limits.warm_read) > 0
+    lines = swap_parts.beside_limits(found, limits, weights_bytes=1, poll_s=0.1)
+    told = Console(record=True, width=200, file=io.StringIO())
+    for table in swap_parts.tables(found, lines):
+        told.print(table)
+    text = told.export_text()
+    assert all(part in text for part in ("release", "proof", "read", "copy", "first step", "no card"))
 
 
 async def test_two_heavy_pipelines_take_turns(yard: Yard, heavy_folder: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def on_cpu() -> Where:
         slot="cpu-0",
         device=f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
         shape=NARROW,
-        layers={"anisora": 5, "phr00t": 11},
+        layers={"anisora": 4, "phr00t": 8},
         swaps=3,
         leak="leak 200 MB",
         context_max_bytes=2 * GIB,
