@@ -28,6 +28,7 @@ from lane_worker.runtime.host import ForkServer, Host, HostLost, LoadFailed, Loa
 from lane_worker.runtime.host_messages import Finished, Generate, SlotNote
 from lane_worker.runtime.host_runner import HostRunner
 from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful
+from lane_worker.runtime.read_ahead import ReadAhead
 from lane_worker.runtime.residence import Quarantined, Residence
 from lane_worker.runtime.slot import lock_path, process_start
 from ops.bench.peers.heavy import heavy_models, parameters_of
@@ -269,6 +270,36 @@ async def test_a_swap_is_three_spans(yard: Yard, tmp_path: Path, monkeypatch: py
     assert receipt.read_s is not None
     assert 0 < receipt.read_s <= receipt.load_s
     assert (receipt.copy_s, receipt.first_step_s) == (0, None), "no card, and nothing has run yet"
+
+
+class Told(ReadAhead):
+    """Reads nothing ahead, and knows what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Path | None] = []
+
+    def begin(self, folder: Path) -> None:
+        self.calls.append(folder)
+
+    def stop(self) -> None:
+        self.calls.append(None)
+
+
+async def test_what_is_wanted_is_read_ahead_until_a_swap_fails(yard: Yard, tmp_path: Path) -> None:
+    """ADR 0023."""
+    models = dict(CATALOG.models) | changed("phr00t", "oom-in-load")
+    slot = yard.slot(tmp_path, probe=rss(), rogue=True, models=models)
+    told = slot.residence.read_ahead = Told()
+    await slot.residence.open()
+    await slot.ready("anisora")
+    wanted = yard.folder / models["anisora"].checkpoint.folder
+    assert told.calls == [wanted]
+    assert await slot.residence.ready("anisora") is None
+    assert told.calls == [wanted], "it is resident"
+    with pytest.raises(LoadFailed):
+        await slot.ready("phr00t")
+    assert told.calls == [wanted, yard.folder / "oom-in-load", None]
 
 
 def released(measured: Measured, outcome: str) -> float:
