@@ -53,8 +53,9 @@ class Numbers:
             self._cards.add(device)
 
     def write(self, path: Path) -> None:
-        """The page, with what was measured now."""
-        path.write_text(page(self._figures, has_card=bool(self._cards)), encoding="utf-8")
+        """The page, with what was measured now. Where that is nothing, the page stays as it is."""
+        if self._figures:
+            path.write_text(page(self._figures, has_card=bool(self._cards)), encoding="utf-8")
 
 
 def page(figures: Mapping[str, Iterable[Figure]], *, has_card: bool) -> str:

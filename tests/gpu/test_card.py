@@ -28,7 +28,7 @@ from ops.memory import Reading
 from ops.nats_link import NatsLink
 from tests.degraded import DegradedProcess, becomes, leads, place, task_of
 from tests.gpu.filler import PIECE_BYTES, CardTooFull, fill
-from tests.gpu.numbers import Numbers, page
+from tests.gpu.numbers import Numbers
 from tests.gpu.scene import MODELS, Scene, filler_command
 from tests.lanes import heartbeat_of
 from tests.overload import is_proven
@@ -328,6 +328,14 @@ async def test_the_filler_leaves_what_it_is_told_to() -> None:
         fill(lambda: free, take, leave_bytes=free + 1)
 
 
-async def test_the_page_says_whether_there_was_a_card() -> None:
-    assert "No card was available" in page({}, has_card=False)
-    assert "No card was available" not in page({}, has_card=True)
+async def test_the_page_says_whether_there_was_a_card(tmp_path: Path) -> None:
+    for is_card in (False, True):
+        numbers = Numbers()
+        written = tmp_path / f"{is_card}.md"
+        numbers.write(written)
+        assert not written.exists(), "a run in which all was skipped overwrites nothing"
+        numbers.add("H100", "context", "500 MB", is_card=is_card)
+        numbers.write(written)
+        text = written.read_text()
+        assert ("No card was available" in text) is not is_card
+        assert "## H100\n\n| what | measured |\n|---|---|\n| context | 500 MB |\n" in text
