@@ -7,12 +7,13 @@ PIP_ARGS ?=
 # More arguments for `warmlane up`, and for pytest.
 UP_ARGS ?=
 PYTEST_ARGS ?=
-# More arguments for ops/bench and for tests/fuzz.py, overload.py, swap.py, failover.py, regression.py and soak.py; --help
-# lists them.
+# More arguments for ops/bench and for tests/fuzz.py, overload.py, swap.py, swap_parts.py, failover.py, regression.py and
+# soak.py; --help lists them. GPU_ARGS are more arguments for pytest.
 FAILOVER_ARGS ?=
 FUZZ_ARGS ?=
 OVERLOAD_ARGS ?=
 SWAP_ARGS ?=
+GPU_ARGS ?=
 CHAOS_ARGS ?=
 REGRESSION_ARGS ?=
 SOAK_ARGS ?=
@@ -25,7 +26,7 @@ TEST_READY := $(VENV)/.ready-test
 BENCH_READY := $(VENV)/.ready-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fuzz numbers overload swap windows starts lanes failover chaos chaos-plants cluster observe regression soak bench bench-all model audit clean
+.PHONY: help run test lint fuzz numbers overload swap windows starts lanes swap-parts gpu-test failover chaos chaos-plants cluster observe regression soak bench bench-all model audit clean
 
 help: ## List the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +59,12 @@ overload: $(TEST_READY) ## Send ten times what the degraded worker can do, and j
 
 swap: $(TEST_READY) ## Swap two pipelines of several hundred MB 200 times, each release proven (about 12 minutes)
 	$(BIN)/python -m tests.swap $(SWAP_ARGS)
+
+swap-parts: $(TEST_READY) ## Tell where a swap's time goes, part by part, beside what disk and bus allow (about 3 minutes)
+	$(BIN)/python -m tests.swap_parts $(SWAP_ARGS)
+
+gpu-test: $(TEST_READY) ## Prove on a card that only one pipeline is ever on it; skipped without one (about 10 minutes)
+	$(BIN)/python -m pytest tests/gpu -m gpu -rs $(GPU_ARGS)
 
 windows: $(TEST_READY) ## Wait out the real 30 s and 60 s of a silent lane (about 2 minutes)
 	$(BIN)/python -m pytest tests/integration/real_windows.py

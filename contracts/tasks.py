@@ -130,7 +130,10 @@ class SwapReceipt(Struct, frozen=True, kw_only=True, gc=False):
     be killed, for *reason*). *alive* names the components that the host could not let go of. The byte figures are the
     *probe*'s: device memory in use (`nvml`), resident memory of the host's processes (`rss`); None where it had none.
     Released means: two samples in a row with *after_bytes* ≤ *base_bytes* + *tolerance_bytes* and *free_bytes* ≥
-    *needed_bytes*. All times are seconds.
+    *needed_bytes*. All times are seconds. *read_s* (files to host tensors) and *copy_s* (host to device, 0 on a CPU)
+    are inside *load_s*; weights are mapped files, so that what is not in the page cache yet is read by whoever touches
+    it first, the copy or the first step. *first_step_s* comes after the swap: the first step of the task that needed
+    it, and whatever the pipeline does before that. None: not measured, or the record is of a version that did not.
     """
 
     slot: str
@@ -150,6 +153,9 @@ class SwapReceipt(Struct, frozen=True, kw_only=True, gc=False):
     release_s: float = 0.0
     verify_s: float = 0.0
     load_s: float = 0.0
+    read_s: float | None = None
+    copy_s: float | None = None
+    first_step_s: float | None = None
 
 
 class LaneInput(Struct, frozen=True, kw_only=True, gc=False):

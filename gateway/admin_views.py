@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from contracts.lanes import ColdStart, FallbackEpisode, LaneState, Leadership, VideoPipelineSlot
 from contracts.settings import ModelEntry
-from contracts.tasks import GenerationTask, RoutingDecision, TaskStatus
+from contracts.tasks import GenerationTask, RoutingDecision, SwapReceipt, TaskStatus
 from gateway.cold_starts import TARGET_S, share_within
 from gateway.lane_board import IgnoredControl, Lane, LaneBoard, LaneMode, Mode
 from gateway.routing import OUTCOMES, RULES, Route, derive
@@ -147,7 +147,8 @@ class ExplainView(Struct, frozen=True, kw_only=True):
     *decision* is what was stored with it: the inputs of the newest routing decision, and its outcome. *fired* is the
     rule of that outcome; *derived* is what the rules say of the stored inputs, worked out again; *agrees*: both are
     equal. *now* is what routing would say of a new request for the model. The first three are null for a task that
-    was recorded without a decision.
+    was recorded without a decision. *swap* says what its model's load took, by part, and what proved the room for it;
+    null where the model was resident.
     """
 
     id: str
@@ -159,6 +160,7 @@ class ExplainView(Struct, frozen=True, kw_only=True):
     derived: RouteView | None
     agrees: bool | None
     now: RouteView
+    swap: SwapReceipt | None
 
 
 def route_view(outcome: Route) -> RouteView:
@@ -283,6 +285,7 @@ def explain_view(task: GenerationTask, now: Route) -> ExplainView:
         derived=None if derived is None else route_view(derived),
         agrees=None if decision is None or derived is None else decision.outcome == str(derived),
         now=route_view(now),
+        swap=task.swap,
     )
 
 

@@ -433,6 +433,9 @@ _SWAPPED: Final = msgspec.structs.replace(
         release_s=0.11,
         verify_s=0.1,
         load_s=0.42,
+        read_s=0.4,
+        copy_s=0.0,
+        first_step_s=0.11,
     ),
     timeline=(
         TimelineEntry(at=_at(0), event="accepted", detail="to degraded.anisora"),

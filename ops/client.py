@@ -107,6 +107,9 @@ class Swap(Struct, frozen=True, kw_only=True):
     release_s: float = 0.0
     verify_s: float = 0.0
     load_s: float = 0.0
+    read_s: float | None = None
+    copy_s: float | None = None
+    first_step_s: float | None = None
 
     @property
     def allowed_bytes(self) -> int | None:

@@ -202,7 +202,10 @@ queue_timeouts = Counter("warmlane.queue.timeouts", "model route", "Tasks that n
 queue_wait = Histogram("warmlane.queue.wait", "model route", "From queued to claimed", bounds_s=_SHORT_S)
 inference_duration = Histogram("warmlane.inference.duration", "model", "Inference alone", bounds_s=_LONG_S)
 swap_duration = Histogram(
-    "warmlane.swap.duration", "model part", "Parts of a swap: release, verify, load", bounds_s=_LONG_S
+    "warmlane.swap.duration",
+    "model part",
+    "Parts of a swap: release, verify, load; of the load read and copy; and the first_step after it",
+    bounds_s=_LONG_S,
 )
 releases = Counter("warmlane.releases", "slot outcome", "How slots were made empty before a load")
 memory_after_cleanup = Gauge(

@@ -26,7 +26,7 @@ from lane_worker.pipelines.allocation import check_allocator
 from lane_worker.pipelines.cleanup import HEAP_KEPT_BYTES, Watched, begin, clean, forget, release
 from lane_worker.pipelines.faults import Fault, inference_fault, load_fault
 from lane_worker.pipelines.inputs import BadInput, read_image
-from lane_worker.pipelines.load import load_pipeline, needs_image, run_pipeline, with_suffix
+from lane_worker.pipelines.load import LoadTimes, load_pipeline, needs_image, run_pipeline, with_suffix
 from lane_worker.pipelines.oom_snapshots import OomSnapshots
 from lane_worker.pipelines.video import write_video
 from lane_worker.runtime.allocator import AllocatorMisconfigured
@@ -176,12 +176,12 @@ class _Child:
         if self._pipeline is not None:  # FR-001
             self._send(Failed(None, "inference_failed", "a pipeline is resident; unload it first", _NOT_READ))
             return
-        fault, snapshot = None, ""
+        fault, snapshot, times = None, "", LoadTimes()
         try:
             begin(self._device)
             check_allocator(self._device)
             self._pipeline = load_pipeline(
-                request.checkpoint, Path(request.models_dir), device=self._device, model=request.model
+                request.checkpoint, Path(request.models_dir), device=self._device, model=request.model, times=times
             )
         except Exception as error:
             fault = load_fault(error)
@@ -197,7 +197,8 @@ class _Child:
         self._invents_images = request.checkpoint.random_weights is not None
         self._lock.write(model=self._model)
         memory = clean(self._device)
-        self._send(Loaded(request.model, time.perf_counter() - started_s, memory))
+        seconds = time.perf_counter() - started_s
+        self._send(Loaded(request.model, seconds, memory, times.read_s, times.copy_s))
 
     def _unload(self) -> None:
         started_s = time.perf_counter()

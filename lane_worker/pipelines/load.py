@@ -1,6 +1,7 @@
 """From a diffusers folder to a pipeline on its device, and from a pipeline and parameters to frames."""
 
 import inspect
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -33,23 +34,35 @@ class CheckpointUnusable(Exception):
     """The checkpoint's folder is missing or holds something else. The text says what to do."""
 
 
-def load_pipeline(checkpoint: Checkpoint, models_dir: Path, *, device: str, model: str = "MODEL") -> Any:
+class LoadTimes:
+    """What the parts of a load took, in seconds, as in `SwapReceipt`; None until a load has come that far."""
+
+    read_s: float | None = None
+    copy_s: float | None = None
+
+
+def load_pipeline(
+    checkpoint: Checkpoint, models_dir: Path, *, device: str, model: str = "MODEL", times: LoadTimes | None = None
+) -> Any:
     """The pipeline of *checkpoint*, ready to be called. Nothing is downloaded; tiny weights are made if absent.
 
-    *model* is the name that the settings give it. Raises CheckpointUnusable, OSError, and whatever diffusers and torch
-    raise.
+    *model* is the name that the settings give it; *times* is filled in. Raises CheckpointUnusable, OSError, and
+    whatever diffusers and torch raise.
     """
+    times = times or LoadTimes()
     folder = models_dir / checkpoint.folder
     if checkpoint.random_weights is not None:
         ensure_tiny_pipeline(checkpoint, checkpoint.random_weights, folder)
     elif not (folder / MODEL_INDEX).is_file():
         raise CheckpointUnusable(missing_folder(model, folder))
+    begun_s = time.perf_counter()
     pipeline = diffusers.DiffusionPipeline.from_pretrained(
         folder,
         local_files_only=True,
         # the VAE of Wan loses detail below float32, and is small
         dtype={"default": DTYPES[checkpoint.dtype], "vae": torch.float32},
     )
+    times.read_s = round(time.perf_counter() - begun_s, 4)
     if type(pipeline).__name__ != checkpoint.pipeline:
         raise CheckpointUnusable(f"{folder} holds a {type(pipeline).__name__}; expected is a {checkpoint.pipeline}")
     pipeline.scheduler = _scheduler(checkpoint.scheduler, pipeline.scheduler.config)
@@ -61,7 +74,11 @@ def load_pipeline(checkpoint: Checkpoint, models_dir: Path, *, device: str, mode
         _prepare(transformer, checkpoint)
     if checkpoint.vae_tiling:
         pipeline.vae.enable_tiling()
+    copying_s = time.perf_counter()
     _place(pipeline, checkpoint, torch.device(device))
+    if device != "cpu":
+        torch.cuda.synchronize()
+    times.copy_s = 0.0 if device == "cpu" else round(time.perf_counter() - copying_s, 4)
     return pipeline
 
 

@@ -283,6 +283,10 @@ class Host:
         """Seconds since the child last answered. It grows without end while the child hangs or is gone."""
         return float("inf") if self._child is None else time.monotonic() - self._child.answered_at_s
 
+    def folder_of(self, model: ModelEntry) -> Path:
+        """Where `load` finds the weights of *model*."""
+        return self._models_dir / model.checkpoint.folder
+
     async def start(self, *, term: int = 0) -> Ready:
         """Start the child and take the slot's lock. Any earlier child of this host is killed first.
 

@@ -94,11 +94,13 @@ class SlotBusy(Struct, frozen=True, tag="slot_busy"):
 
 
 class Loaded(Struct, frozen=True, tag="loaded"):
-    """The model is resident."""
+    """The model is resident. *read_s* and *copy_s* are parts of *seconds* (`SwapReceipt`)."""
 
     model: str
     seconds: float
     memory: MemoryReading
+    read_s: float | None = None
+    copy_s: float | None = None
 
 
 class Unloaded(Struct, frozen=True, tag="unloaded"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+from msgspec.structs import replace
 
 from contracts.tasks import FailureCode, GenerationTask, MemoryReading, Progress, SwapReceipt
 from lane_worker.runtime import host_messages as messages
@@ -14,6 +15,7 @@ from lane_worker.runtime.inference_spans import record_inference
 from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful
 from lane_worker.runtime.memory_line import log_memory, with_device
 from lane_worker.runtime.residence import Quarantined, Residence
+from ops import metrics
 
 # What a client is told when its model does not load: the details name folders, and are for the log.
 LOAD_FAILURES: Final = {
@@ -129,10 +131,12 @@ class HostRunner:
         steps: list[messages.Progress] = []
 
         def report(progress: messages.Progress) -> None:
-            nonlocal started_at
+            nonlocal started_at, swap
             if progress.step == 0:
                 started_at = datetime.fromtimestamp(progress.at_s, UTC)
             else:
+                if swap is not None and not steps:
+                    swap = self._with_first_step(swap, task, started_at, progress)
                 steps.append(progress)
             on_progress(Progress(step=progress.step, steps=progress.steps))
 
@@ -149,8 +153,18 @@ class HostRunner:
             outcome = await self._residence.host.generate(request, report)
         except HostLost as error:
             outcome = Lost(task.id, str(error))
-        record_inference(task, outcome, started_at, steps, host_pid=pid)
+        first_step_s = None if swap is None else swap.first_step_s
+        record_inference(task, outcome, started_at, steps, host_pid=pid, first_step_s=first_step_s)
         return await self._result(task, outcome, video_path, started_at, swap)
+
+    def _with_first_step(
+        self, swap: SwapReceipt, task: GenerationTask, started_at: datetime, first: messages.Progress
+    ) -> SwapReceipt:
+        """*swap* with the last of its parts: weights are read as they are touched, so a swap costs it too."""
+        first_step_s = max(0.0, round(first.at_s - started_at.timestamp(), 4))
+        metrics.swap_duration.record(first_step_s, task.model, "first_step")
+        log.info("first_step", task_id=task.id, model=task.model, slot=self._slot, first_step_s=first_step_s)
+        return replace(swap, first_step_s=first_step_s)
 
     async def _result(
         self,

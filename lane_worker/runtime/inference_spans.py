@@ -19,16 +19,19 @@ def record_inference(
     steps: Sequence[messages.Progress],
     *,
     host_pid: int,
+    first_step_s: float | None = None,
 ) -> None:
     """`inference` with an event for each of *steps*, `encode` and `cleanup`, below the current span.
 
-    *outcome* has come just now.
+    *outcome* has come just now. *first_step_s* is given where a swap came before.
     """
     now = datetime.now(UTC)
     inferred_at = now
     if isinstance(outcome, messages.Finished):
         inferred_at = started_at + timedelta(seconds=outcome.inference_s)
     attributes = of_task(task, **{"process.pid": host_pid, "steps": task.parameters.steps})
+    if first_step_s is not None:
+        attributes["swap.first_step_s"] = first_step_s
     events = [("step", datetime.fromtimestamp(step.at_s, UTC), {"step": step.step}) for step in steps]
     record("inference", started_at, inferred_at, attributes, events=events, error=_error(outcome))
     if isinstance(outcome, messages.Finished):

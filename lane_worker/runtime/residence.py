@@ -22,6 +22,7 @@ from lane_worker.runtime.fit import Demand, Refusal
 from lane_worker.runtime.host import Host, HostLost, LoadFailed, SlotTaken
 from lane_worker.runtime.host_messages import Failed, Ready
 from lane_worker.runtime.patience import PatientProbe
+from lane_worker.runtime.read_ahead import ReadAhead
 from lane_worker.runtime.release import Released, Sample, StillHeld, Verdict, judge, tolerance_bytes
 from ops import metrics
 from ops.memory import Holder, MemoryProbe, Reading, rss_bytes
@@ -79,6 +80,8 @@ class Residence:
         self._patient = None if probe is None else PatientProbe(probe)
         self._show = on_state
         self._after_kill_s = after_kill_s
+        self.read_ahead = ReadAhead()
+        """Of the weights that are wanted next (ADR 0023)."""
         self._term = 0
         self._is_open = False  # whether the slot is, or was last, ours to speak of
         self._model: str | None = None
@@ -182,6 +185,7 @@ class Residence:
 
     async def close(self) -> None:
         """Ends the host, which unloads and unlocks. Bounded."""
+        self.read_ahead.stop()
         self._model = None
         await self.host.close()
         # From here on others may use the slot: what is in use then is no leftover of ours.
@@ -210,6 +214,7 @@ class Residence:
         )
         outcome = "failed"
         holders: tuple[Holder, ...] = ()
+        self.read_ahead.begin(self.host.folder_of(entry))
         try:
             with span("swap.release") as current:
                 receipt = self.last_swap = await self._release(receipt, kill_because)
@@ -228,9 +233,13 @@ class Residence:
             metrics.swap_duration.record(receipt.release_s, model, "release")
             metrics.swap_duration.record(receipt.verify_s, model, "verify")
             metrics.swap_duration.record(receipt.load_s, model, "load")
+            for part, seconds in (("read", receipt.read_s), ("copy", receipt.copy_s)):
+                if seconds is not None:
+                    metrics.swap_duration.record(seconds, model, part)
             outcome = "loaded"
         except BaseException as error:
             outcome = type(error).__name__
+            self.read_ahead.stop()
             if not self.quarantined:
                 self._show(SlotState.EMPTY, None, str(error))
             raise
@@ -368,7 +377,7 @@ class Residence:
         loaded = await self.host.load(entry)
         self._model, self.memory = entry.name, loaded.memory
         self._show(SlotState.RESIDENT, entry.name, "")
-        return replace(receipt, load_s=_since(begun_s))
+        return replace(receipt, load_s=_since(begun_s), read_s=loaded.read_s, copy_s=loaded.copy_s)
 
     # The host and its memory
 

@@ -8,10 +8,12 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import msgspec
 import numpy as np
 import pytest
 import torch
+from diffusers.models import modeling_utils
 from PIL import Image
 
 from contracts.settings import Catalog, Checkpoint, RandomWeights
@@ -23,10 +25,33 @@ from lane_worker.pipelines.inputs import BadInput, fitted, gradient, read_image
 from lane_worker.pipelines.load import CheckpointUnusable, load_pipeline, run_pipeline
 from lane_worker.pipelines.tiny import ensure_tiny_pipeline
 from lane_worker.pipelines.video import Frames, StorageFailed, write_video
+from tests import load_variants
 
 
 def noise(count: int = 17, height: int = 64, width: int = 96) -> Frames:
     return np.random.default_rng(0).integers(0, 256, size=(count, height, width, 3), dtype=np.uint8)
+
+
+# Other ways to load, which `make swap-parts` compares
+
+
+def test_every_way_to_load_gives_the_same_weights(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure_tiny_pipeline(*checkpoint(catalog, "phr00t"), tmp_path / "tiny")
+    folder = tmp_path / "shards"
+    plain = diffusers.WanTransformer3DModel.from_pretrained(tmp_path / "tiny" / "transformer", local_files_only=True)
+    plain.save_pretrained(folder, max_shard_size=30_000)
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    wanted = load_variants.load(load_variants.VARIANTS[0], folder, "cpu").state_dict()
+    for name in load_variants.VARIANTS[1:]:
+        monkeypatch.setattr(modeling_utils, load_variants.PARALLEL, name.startswith("parallel"))
+        loaded = load_variants.load(name, folder, "cpu")
+        is_plain = isinstance(loaded, dict)  # as it is in the files
+        found, expected = (loaded, plain.state_dict()) if is_plain else (loaded.state_dict(), wanted)
+        assert found.keys() == expected.keys(), name
+        assert all(torch.equal(found[key], expected[key]) for key in expected), name
+        load_variants.copy(loaded, "cpu")
 
 
 # Videos

@@ -1,6 +1,7 @@
 """One slot, one pipeline, and proof in between: real children, real pipelines, real memory (FR-001..003, design §7)."""
 
 import asyncio
+import io
 import os
 import re
 import signal
@@ -30,11 +31,12 @@ from lane_worker.runtime.host_messages import Finished, Generate, SlotNote
 from lane_worker.runtime.host_runner import HostRunner
 from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful
 from lane_worker.runtime.patience import PatientProbe
+from lane_worker.runtime.read_ahead import ReadAhead
 from lane_worker.runtime.residence import Quarantined, Residence
 from lane_worker.runtime.slot import lock_path, process_start
 from ops.bench.peers.heavy import heavy_models, parameters_of
 from ops.memory import MemoryProbe, NvmlProbe, RssProbe
-from tests import rogue_host
+from tests import rogue_host, swap_parts
 from tests.fake_nvml import GIB, UUID, FakeNvml, fake_nvml
 from tests.measured import Measured
 from tests.records import pending_task
@@ -179,6 +181,30 @@ async def test_heavy_pipelines_are_released_each_time(heavy_folder: Path) -> Non
     assert [verdict.passed for verdict in judge(alternations)[:2]] == [True, True]
 
 
+async def test_a_swap_is_measured_by_part(yard: Yard) -> None:
+    """`make swap-parts`, with tiny pipelines: every part of every swap, and a limit beside what has one."""
+    models = {name: CATALOG.models[name] for name in ("anisora", "phr00t")}
+    warmed = yard.slot(yard.folder / "locks", probe=rss())  # which makes the pipelines, if nobody has yet
+    await warmed.residence.open()
+    for name in models:
+        await warmed.ready(name)
+    await warmed.residence.close()
+    found = await swap_parts.swaps(models, yard.folder, yard.good, slot=SLOT, count=1)
+    assert {cache: len(receipts) for cache, receipts in found.items()} == dict.fromkeys(swap_parts.CACHES, 1)
+    for (receipt,) in found.values():
+        assert receipt.how == "unloaded"
+        assert receipt.read_s
+        assert receipt.first_step_s
+    limits = swap_parts.limits_of(yard.folder / models["phr00t"].checkpoint.folder, slot=SLOT)
+    assert min(limits.cold_read, limits.warm_read) > 0
+    lines = swap_parts.beside_limits(found, limits, weights_bytes=1, poll_s=0.1)
+    told = Console(record=True, width=200, file=io.StringIO())
+    for table in swap_parts.tables(found, lines):
+        told.print(table)
+    text = told.export_text()
+    assert all(part in text for part in ("release", "proof", "read", "copy", "first step", "no card"))
+
+
 async def test_two_heavy_pipelines_take_turns(yard: Yard, heavy_folder: Path, tmp_path: Path) -> None:
     """SC-009 on a CPU: each release is seen in resident memory, and one process does it all."""
     models = heavy_models(heavy_folder)
@@ -245,6 +271,40 @@ async def test_a_swap_is_three_spans(yard: Yard, tmp_path: Path, monkeypatch: py
     assert attributes["swap.how"] == "unloaded"
     assert attributes["swap.after_bytes"] == receipt.after_bytes
     assert attributes["swap.load_s"] == receipt.load_s
+    assert (attributes["swap.read_s"], attributes["swap.copy_s"]) == (receipt.read_s, receipt.copy_s)
+    assert receipt.read_s is not None
+    assert 0 < receipt.read_s <= receipt.load_s
+    assert (receipt.copy_s, receipt.first_step_s) == (0, None), "no card, and nothing has run yet"
+
+
+class Told(ReadAhead):
+    """Reads nothing ahead, and knows what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Path | None] = []
+
+    def begin(self, folder: Path) -> None:
+        self.calls.append(folder)
+
+    def stop(self) -> None:
+        self.calls.append(None)
+
+
+async def test_what_is_wanted_is_read_ahead_until_a_swap_fails(yard: Yard, tmp_path: Path) -> None:
+    """ADR 0023."""
+    models = dict(CATALOG.models) | changed("phr00t", "oom-in-load")
+    slot = yard.slot(tmp_path, probe=rss(), rogue=True, models=models)
+    told = slot.residence.read_ahead = Told()
+    await slot.residence.open()
+    await slot.ready("anisora")
+    wanted = yard.folder / models["anisora"].checkpoint.folder
+    assert told.calls == [wanted]
+    assert await slot.residence.ready("anisora") is None
+    assert told.calls == [wanted], "it is resident"
+    with pytest.raises(LoadFailed):
+        await slot.ready("phr00t")
+    assert told.calls == [wanted, yard.folder / "oom-in-load", None]
 
 
 def released(measured: Measured, outcome: str) -> float:
@@ -703,6 +763,8 @@ async def test_a_task_brings_its_receipt(yard: Yard, tmp_path: Path, lines: list
     assert isinstance(first, Succeeded)
     assert first.swap is not None
     assert first.swap.loaded_model == "phr00t"
+    assert first.swap.first_step_s is not None
+    assert 0 < first.swap.first_step_s <= first.inference_s
     assert isinstance(second, Succeeded)
     assert second.swap is None  # it was resident
     assert lines == [("done", False), ("done", False)]

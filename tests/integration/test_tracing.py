@@ -71,10 +71,19 @@ async def test_a_swap_is_in_the_trace_of_the_request(
     assert figures["swap.after_bytes"] == receipt.after_bytes
     assert figures["swap.load_s"] == pytest.approx(receipt.load_s)
     assert figures["swap.samples"] == receipt.samples
+    assert figures["swap.read_s"] == pytest.approx(receipt.read_s)
+    assert figures["swap.copy_s"] == receipt.copy_s == 0
+    assert spans["inference"].attributes["swap.first_step_s"] == pytest.approx(receipt.first_step_s)
+    (told,) = (line for line in worker.log_lines("swap") if line["loaded_model"] == "phr00t")
+    assert (told["read_s"], told["copy_s"]) == (receipt.read_s, 0)
+    (step,) = (line for line in worker.log_lines("first_step") if line["task_id"] == done.id)
+    assert step["first_step_s"] == receipt.first_step_s
     assert "red fox" not in str(collector.spans), "never a prompt"
     assert 'warmlane_tasks_finished_total{model="phr00t",outcome="done",route="degraded"} 1.0' in text
     assert 'warmlane_tasks_finished_total{model="phr00t",outcome="worker_lost",route="degraded"} 0.0' in text
     assert 'warmlane_releases_total{outcome="unloaded",slot="cpu-0"} 1.0' in text
+    for part in ("release", "verify", "load", "read", "copy", "first_step"):
+        assert f'warmlane_swap_duration_seconds_count{{model="phr00t",part="{part}"}} 1.0' in text
     assert "warmlane_nats_connected 1.0" in text
 
 

@@ -117,8 +117,8 @@ def test_the_table_of_options_is_that_of_warmlane_up() -> None:
 
 
 def test_every_target_that_is_named_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {match[1] for line in code_lines() if (match := re.match(r"\s*make ([a-z]+)", line))}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {match[1] for line in code_lines() if (match := re.match(r"\s*make ([a-z-]+)", line))}
     assert {"run", "test", "lint", "clean", "numbers"} <= named
     assert named <= targets
 

@@ -82,9 +82,10 @@ FROM_CHILD: list[tuple[m.FromChild, bytes]] = [
         b"\xcb?\xd0\x00\x00\x00\x00\x00\x00\xa6memory" + READING,
     ),
     (
-        m.Loaded("anisora", 1.5, MEMORY),
-        b"\x00\x00\x01\x22\x84\xa4type\xa6loaded\xa5model\xa7anisora\xa7seconds\xcb?\xf8\x00\x00\x00\x00"
-        b"\x00\x00\xa6memory" + READING,
+        m.Loaded("anisora", 1.5, MEMORY, 1.25, 0.0),
+        b"\x00\x00\x01\x42\x86\xa4type\xa6loaded\xa5model\xa7anisora\xa7seconds\xcb?\xf8\x00\x00\x00\x00"
+        b"\x00\x00\xa6memory" + READING + b"\xa6read_s\xcb?\xf4\x00\x00\x00\x00\x00\x00\xa6copy_s"
+        b"\xcb\x00\x00\x00\x00\x00\x00\x00\x00",
     ),
     (
         m.Progress("t", 0, 8, 1700000000.25),

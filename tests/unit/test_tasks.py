@@ -16,6 +16,7 @@ from contracts.tasks import (
     FailureCode,
     GenerationTask,
     ImageReference,
+    SwapReceipt,
     TaskStatus,
     UnreadableTask,
     decode_task,
@@ -71,6 +72,17 @@ def test_a_record_comes_back_as_it_was_stored(record: GenerationTask) -> None:
     if record.video is not None:
         record = replace(record, video=replace(record.video, path=record.video_path))
     assert decode_task(encode_task(record)) == record
+
+
+def test_a_receipt_without_parts_of_the_load_is_read() -> None:
+    """Older versions did not measure them: unknown, not nothing."""
+    receipt = SwapReceipt(
+        slot="cpu-0", released_model=None, loaded_model="phr00t", how="unloaded", probe="rss", load_s=0.5, read_s=0.25
+    )
+    record = json.loads(encode_task(replace(task(), swap=receipt)))
+    for part in ("read_s", "copy_s", "first_step_s"):
+        del record["swap"][part]
+    assert decode_task(json.dumps(record).encode()).swap == replace(receipt, read_s=None)
 
 
 def test_a_record_of_a_newer_version_is_read() -> None:

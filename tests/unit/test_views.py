@@ -14,7 +14,9 @@ from contracts.tasks import (
     TaskStatus,
     VideoFile,
 )
+from gateway.admin_views import explain_view
 from gateway.estimate import QueuePlace
+from gateway.routing import ToDegraded
 from gateway.views import settings_view, view
 from tests.records import NOW, TASK_ID, pending_task, processing_task
 from tests.unit.samples import catalog
@@ -123,6 +125,8 @@ def test_the_swap_receipt_is_public_as_it_is() -> None:
     swapped = lifecycle.finish(processing_task(), video=VIDEO, memory=MemoryReading(rss_bytes=7), swap=receipt, now=NOW)
     assert shown(swapped)["swap"] == json.loads(msgspec.json.encode(receipt))
     assert shown(DONE)["swap"] is None
+    assert explain_view(swapped, ToDegraded("capacity")).swap == receipt
+    assert explain_view(DONE, ToDegraded("capacity")).swap is None
 
 
 def test_settings_tell_what_a_form_needs() -> None:

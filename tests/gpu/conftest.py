@@ -1,0 +1,46 @@
+"""The scenes, each made once, and the numbers that they leave."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from lane_worker.runtime.host import ForkServer
+from tests.gpu.numbers import Numbers
+from tests.gpu.scene import Scene, Where, build, on_card, on_cpu
+from tests.support import ROGUE_HOST, fork_server_at
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write", metavar="FILE", help="Write what was measured to FILE (docs/gpu.md).")
+
+
+@pytest.fixture(scope="session")
+def numbers(request: pytest.FixtureRequest) -> Iterator[Numbers]:
+    """Written when all has run, if somebody wants it."""
+    numbers = Numbers()
+    yield numbers
+    # a run of the whole suite does not know the option
+    written = request.config.getoption("--write", default=None)
+    if written is not None and not request.session.testsfailed:
+        numbers.write(Path(written))
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("card", marks=pytest.mark.gpu)])
+def where(request: pytest.FixtureRequest) -> Where:
+    """Both; the card's is skipped, with the reason, where there is none."""
+    return on_cpu() if request.param == "cpu" else on_card()
+
+
+@pytest.fixture(scope="module")
+def scene(where: Where, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """The pipelines of the place."""
+    return build(where, tmp_path_factory.mktemp(f"models-{where.kind}"))
+
+
+@pytest.fixture
+async def rogues(rogue_forks: None) -> AsyncIterator[ForkServer]:
+    """Hosts of it behave, unless a prompt tells them otherwise."""
+    server = ForkServer(ROGUE_HOST, shared=fork_server_at(ROGUE_HOST))
+    yield server
+    await server.close()
