@@ -10,10 +10,10 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 import diffusers
 import msgspec
-import safetensors.torch
 import torch
 import transformers
 from click.testing import CliRunner
@@ -154,16 +154,16 @@ def write_files(wanted: Layout, parts: dict[str, dict[str, torch.Tensor]], folde
 def killed(source: str, target: str, dies_in: str) -> None:
     """Prepares Phr00t's text-to-video build, and is killed when half of the file *dies_in* is on the disk."""
 
-    def save_half(values: dict[str, torch.Tensor], path: Path, **options: Any) -> None:
-        save_file(values, path, **options)
+    def save_half(values: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        save_file(values, path, metadata)
         if str(path).endswith(f"{dies_in}.part"):
             path.with_name(".tmpA1b2C3").touch()  # safetensors writes such a one first
             os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    safetensors.torch.save_file = save_half
     planned = plan(layout("phr00t", "t2v"), Path(source), shard_bytes=SHARD_BYTES)
-    prepare(planned, Path(target), now=datetime.now(UTC), on_progress=lambda *_: None)
+    with mock.patch("safetensors.torch.save_file", save_half):
+        prepare(planned, Path(target), now=datetime.now(UTC), on_progress=lambda *_: None)
 
 
 def full(source: str, folder: str, size_bytes: str) -> None:
@@ -182,8 +182,8 @@ def full(source: str, folder: str, size_bytes: str) -> None:
         return {"code": result.exit_code, "output": result.output, "files": files}
 
     usage = shutil.disk_usage(folder)
-    shutil.disk_usage = lambda _: usage  # what the check sees: there was room then
-    runs = [run(size_bytes), run("100m", "-o", "remount")]
+    with mock.patch("shutil.disk_usage", return_value=usage):  # what the check sees: there was room then
+        runs = [run(size_bytes), run("100m", "-o", "remount")]
     print(json.dumps(runs))
 
 
