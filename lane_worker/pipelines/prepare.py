@@ -402,7 +402,8 @@ def _locked(part: Path, planned: Plan, *, restart: bool, free_bytes: Callable[[P
 
 def _begun_from_others(part: Path, state: _Finished) -> CheckpointRefused:
     return CheckpointRefused(
-        f"{part} was begun from other files ({state.source}); give the same --from, or --restart to begin anew"
+        f"{part} was begun from other files ({state.source}) or by another version of Warmlane; give the same --from, "
+        "or --restart to begin anew"
     )
 
 

@@ -715,6 +715,8 @@ def test_a_work_folder_of_other_files_is_left_alone(phr00t: Path, tmp_path: Path
     other = changed(phr00t, tmp_path, add(f"{DIT}head.head.bias", torch.zeros(64)))
     with pytest.raises(CheckpointRefused, match=r"was begun from other files \(.*--restart to begin anew"):
         prepared(PHR00T, other, target)
+    with pytest.raises(CheckpointRefused, match="or by another version of Warmlane"):  # whose shards are others
+        prepared(PHR00T, phr00t, target, shard_bytes=SHARD_BYTES)
     assert {path: path.read_bytes() for path in part.rglob("*") if path.is_file()} == before
     prepared(PHR00T, other, target, restart=True)
     assert torch.equal(load_all(target / "transformer")["proj_out.bias"], torch.zeros(64, dtype=torch.bfloat16))
