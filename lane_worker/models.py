@@ -4,6 +4,7 @@ Only `prepare` and `verify` need torch, and load it when they are called.
 """
 
 import importlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -66,6 +67,15 @@ def _row(folder: Path) -> tuple[str, ...]:
     return (folder.name, manifest.model, manifest.variant, f"{manifest.size_bytes / 1e9:.1f}", when, state)
 
 
+class _Sha256(click.ParamType[str]):
+    name = "hex"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", value):
+            self.fail(f"{value!r} is no SHA-256, which has 64 hexadecimal digits", param, ctx)
+        return str(value).lower()
+
+
 def _pipelines() -> Any:
     """`lane_worker.pipelines.prepare`, by name: everything else here works without torch."""
     try:
@@ -102,8 +112,8 @@ def _bar() -> Progress:
 
 
 @click.group(
-    epilog="Examples:\n\n  warmlane models prepare anisora --from Index-anisora-V3.2 --to models/anisora-v3.2\n\n"
-    "  warmlane models verify models/anisora-v3.2\n\n  warmlane models list"
+    epilog="Examples:\n\n  warmlane models prepare anisora --from Index-anisora/V3.2 --base Wan2.2-I2V-A14B "
+    "--to models/anisora-v3.2\n\n  warmlane models verify models/anisora-v3.2\n\n  warmlane models list"
 )
 def command() -> None:
     """Prepare published checkpoints for the production profile, once and offline; verify and list them."""
@@ -111,9 +121,9 @@ def command() -> None:
 
 @command.command(
     name="prepare",
-    epilog="Examples:\n\n  warmlane models prepare anisora --from Index-anisora-V3.2 --to models/anisora-v3.2\n\n"
-    "  warmlane models prepare phr00t --from wan2.2-t2v-rapid-aio.safetensors --tokenizer google/umt5-xxl "
-    "--to models/phr00t-aio",
+    epilog="Examples:\n\n  warmlane models prepare anisora --from Index-anisora/V3.2 --base Wan2.2-I2V-A14B "
+    "--to models/anisora-v3.2\n\n  warmlane models prepare phr00t --from wan2.2-t2v-rapid-aio-v10.safetensors "
+    "--tokenizer Wan2.2-I2V-A14B/google/umt5-xxl --to models/phr00t-aio",
 )
 @click.argument("model")
 @click.option(
@@ -131,9 +141,20 @@ def command() -> None:
     help="The folder to make. Until it is whole, the work stands beside it, in DIR.part.",
 )
 @click.option(
+    "--base",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of Wan2.2-I2V-A14B as the Wan authors publish it: text encoder, VAE and tokenizer are taken from "
+    "there where --from lacks them. It is read and never changed.",
+)
+@click.option(
     "--tokenizer",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder with the tokenizer google/umt5-xxl. [default: google/umt5-xxl beside or in --from]",
+    help="Folder with the tokenizer google/umt5-xxl. [default: google/umt5-xxl beside or in --from, or in --base]",
+)
+@click.option(
+    "--sha256",
+    type=_Sha256(),
+    help="What the one file of --from must have, as its page says; another file is refused before any work.",
 )
 @click.option("--restart", is_flag=True, help="Throw away what an earlier run left in DIR.part.")
 @settings_option
@@ -143,7 +164,9 @@ def prepare_command(
     model: str,
     source: Path,
     target: Path,
+    base: Path | None,
     tokenizer: Path | None,
+    sha256: str | None,
     restart: bool,
     settings: Path | None,
 ) -> None:
@@ -152,16 +175,19 @@ def prepare_command(
     Keys and shapes are checked before anything is written. A run that was cut off is taken up by the same command.
     """
     source, target = source.absolute(), target.absolute()
+    base, tokenizer = base and base.absolute(), tokenizer and tokenizer.absolute()
     part = target.with_name(target.name + PART)
     with _told(part):
         entry = load_settings(settings).catalog(PROFILE).resolve(model)
         if entry is None:
             raise click.BadParameter(f"no model is called {model}", param_hint="MODEL")
         layout = layout_of(ctx.obj or published_layouts(), entry.name, entry.checkpoint.pipeline)
-        if target.exists() and _is_prepared(target, layout, source):
+        if sha256 is not None and layout.form != "all-in-one":
+            raise click.BadParameter(f"{layout.title} is of several files", param_hint="--sha256")
+        if target.exists() and _is_prepared(target, layout, source, base, sha256):
             return
         pipelines = _pipelines()
-        planned = pipelines.plan(layout, source, tokenizer=tokenizer and tokenizer.absolute())
+        planned = pipelines.plan(layout, source, base=base, tokenizer=tokenizer)
         with _bar() as bar:
             task = bar.add_task("")
 
@@ -169,14 +195,14 @@ def prepare_command(
                 bar.update(task, description=file, completed=done_bytes, total=total_bytes)
 
             manifest = pipelines.prepare(
-                planned, target, now=datetime.now(UTC), on_progress=on_progress, restart=restart
+                planned, target, now=datetime.now(UTC), on_progress=on_progress, sha256=sha256, restart=restart
             )
     click.echo(f"prepared: {target} holds {layout.title}, {_size(manifest)}")
     if target.name != entry.checkpoint.folder:
         click.echo(f"a lane looks for it as {entry.checkpoint.folder} in the models folder (models, below --data-dir)")
 
 
-def _is_prepared(target: Path, layout: Layout, source: Path) -> bool:
+def _is_prepared(target: Path, layout: Layout, source: Path, base: Path | None, sha256: str | None) -> bool:
     """Whether there is nothing to do. Raises CheckpointRefused where *target* is something else."""
     manifest = read_manifest(target)
     if (manifest.model, manifest.variant) != (layout.model, layout.variant):
@@ -184,10 +210,11 @@ def _is_prepared(target: Path, layout: Layout, source: Path) -> bool:
             f"{target} holds {manifest.model} {manifest.variant}, not {layout.model} {layout.variant}; name "
             "another --to"
         )
-    base = source if source.is_dir() else source.parent
+    folders = [source if source.is_dir() else source.parent, *([] if base is None else [base])]
     for file in manifest.sources:
-        path = base / file.path if source.exists() else None
-        if path is not None and (not path.is_file() or path.stat().st_size != file.bytes):
+        sizes = [(folder / file.path).stat().st_size for folder in folders if (folder / file.path).is_file()]
+        others = sha256 not in {None, file.sha256}
+        if others or (source.exists() and file.bytes not in sizes):
             raise CheckpointRefused(
                 f"{target} was prepared from other files ({file.path}, {file.bytes:,} bytes); name another --to, or "
                 "move it away first"

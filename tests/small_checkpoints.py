@@ -1,22 +1,27 @@
 """Small files of exactly the published layouts: the same keys, fewer blocks, smaller widths. Run as a program, this
-prepares one of them, and kills itself on the way if it is asked to."""
+prepares one of them, and meets with an accident."""
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 import diffusers
 import msgspec
 import torch
 import transformers
+from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from contracts.settings import Checkpoint, Scheduler, load_settings
 from lane_worker.checkpoints.layouts import Component, Layout, published_layouts
+from lane_worker.models import command
 from lane_worker.pipelines.prepare import plan, prepare
 from lane_worker.pipelines.tiny import ensure_tiny_pipeline
 
@@ -146,18 +151,42 @@ def write_files(wanted: Layout, parts: dict[str, dict[str, torch.Tensor]], folde
         (path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def main(source: str, target: str, dies_at: str) -> None:
-    """Prepares Phr00t's text-to-video build, and is killed when the file *dies_at* is begun."""
+def killed(source: str, target: str, dies_in: str) -> None:
+    """Prepares Phr00t's text-to-video build, and is killed when half of the file *dies_in* is on the disk."""
 
-    torch.set_num_threads(1)
-
-    def on_progress(done_bytes: int, total_bytes: int, file: str) -> None:
-        if file == dies_at:
+    def save_half(values: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        save_file(values, path, metadata)
+        if str(path).endswith(f"{dies_in}.part"):
+            path.with_name(".tmpA1b2C3").touch()  # safetensors writes such a one first
+            os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
     planned = plan(layout("phr00t", "t2v"), Path(source), shard_bytes=SHARD_BYTES)
-    prepare(planned, Path(target), now=datetime.now(UTC), on_progress=on_progress)
+    with mock.patch("safetensors.torch.save_file", save_half):
+        prepare(planned, Path(target), now=datetime.now(UTC), on_progress=lambda *_: None)
+
+
+def full(source: str, folder: str, size_bytes: str) -> None:
+    """The command on a disk of *size_bytes*, mounted at *folder*, that others fill after the check; then on a larger.
+
+    Prints exit code, output and files of both runs. Mounts, so it wants a mount namespace of its own.
+    """
+
+    def run(size: str, *options: str) -> dict[str, Any]:
+        subprocess.run(["mount", "-t", "tmpfs", *options, "-o", f"size={size}", "tmpfs", folder], check=True)
+        arguments = ["prepare", "phr00t", "--from", source, "--to", f"{folder}/made"]
+        result = CliRunner().invoke(command, arguments, obj=SMALL_LAYOUTS)
+        files = {
+            str(path.relative_to(folder)): path.stat().st_ino for path in Path(folder).rglob("*") if path.is_file()
+        }
+        return {"code": result.exit_code, "output": result.output, "files": files}
+
+    usage = shutil.disk_usage(folder)
+    with mock.patch("shutil.disk_usage", return_value=usage):  # what the check sees: there was room then
+        runs = [run(size_bytes), run("100m", "-o", "remount")]
+    print(json.dumps(runs))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    torch.set_num_threads(1)
+    {"killed": killed, "full": full}[sys.argv[1]](*sys.argv[2:])

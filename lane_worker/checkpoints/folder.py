@@ -13,7 +13,7 @@ from lane_worker.checkpoints.found import CheckpointRefused
 
 MANIFEST: Final = "manifest.json"
 PART: Final = ".part"
-FORMAT: Final = 1
+FORMAT: Final = 2
 CHUNK_BYTES: Final = 8 * 1024 * 1024
 
 OnBytes = Callable[[int], None]
@@ -28,10 +28,15 @@ class PreparedFile(Struct, frozen=True):
 
 
 class SourceFile(Struct, frozen=True):
-    """A published file that was read, at *path* below what --from named."""
+    """A published file that was read, at *path* below what --from or --base named."""
 
     path: str
     bytes: int
+    sha256: str
+
+
+class _AnyManifest(Struct, frozen=True):
+    format: int
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
@@ -53,15 +58,19 @@ class Manifest(Struct, frozen=True, kw_only=True):
 def read_manifest(folder: Path) -> Manifest:
     """Raises CheckpointRefused where *folder* was not made by `warmlane models prepare`, or by another version."""
     try:
-        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+        text = (folder / MANIFEST).read_bytes()
+        found = msgspec.json.decode(text, type=_AnyManifest).format
+        manifest = None if found != FORMAT else msgspec.json.decode(text, type=Manifest)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointRefused(
             f"{folder} has no {MANIFEST}: `warmlane models prepare` did not make it, or did not finish"
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
         raise CheckpointRefused(f"{folder / MANIFEST} cannot be read ({error}); prepare the folder again") from error
-    if manifest.format != FORMAT:
-        raise CheckpointRefused(f"{folder} has format {manifest.format}; this version of Warmlane reads {FORMAT}")
+    if manifest is None:
+        raise CheckpointRefused(
+            f"{folder} has format {found}, and this version of Warmlane reads {FORMAT}; prepare the folder again"
+        )
     return manifest
 
 

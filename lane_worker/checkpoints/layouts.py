@@ -1,6 +1,7 @@
 """What is published of each model, and the diffusers folder that it becomes. Data; pure.
 
 AniSora V3.2 has the layout of Wan 2.2 I2V-A14B: two folders of safetensors (the experts), torch files for UMT5 and VAE.
+It publishes the experts alone; the rest is Wan's, unchanged.
 Phr00t's files are all-in-one: one safetensors file with one transformer, UMT5 and VAE, each under a prefix.
 """
 
@@ -16,7 +17,7 @@ from lane_worker.checkpoints.keys import KeyTable, key_table
 TOKENIZER_FOLDER: Final = (
     "google/umt5-xxl"  # below the published folder, as in t5_tokenizer of the Wan authors' configs
 )
-# Modules that diffusers keeps in float32 whatever dtype it is asked for; `tests/e2e/test_prepare.py` compares.
+# Modules that diffusers keeps in float32 whatever dtype it is asked for (ADR 0021); a test compares.
 WAN_FLOAT32: Final = ("rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
 
 
@@ -25,6 +26,7 @@ class Component(Struct, frozen=True, kw_only=True):
 
     *source* is a prefix of the keys of an all-in-one file, else a file or folder below the published folder. Parameters
     are written as *dtype*; those below a module named in *float32* keep it where the source is wider than bfloat16.
+    A *shared* component is that of the base model, and may be taken from its folder.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Component(Struct, frozen=True, kw_only=True):
     source: str
     dtype: Literal["BF16", "F32"]
     float32: tuple[str, ...] = ()
+    shared: bool = False
 
 
 class Layout(Struct, frozen=True, kw_only=True):
@@ -82,6 +85,7 @@ def _text_encoder(table: str, source: str) -> Component:
         table=key_table(table),
         source=source,
         dtype="BF16",
+        shared=True,
     )
 
 
@@ -93,7 +97,8 @@ def _vae(source: str) -> Component:
         config=_data("vae"),
         table=key_table("wan_vae"),
         source=source,
-        dtype="F32",  # as it is loaded: it loses detail below float32, and is small
+        dtype="F32",  # as it is published and loaded: ADR 0021
+        shared=True,
     )
 
 

@@ -2,6 +2,9 @@
 
 Beside the target a work folder `NAME.part` keeps every finished shard with its SHA-256, so that a run that was cut off
 is taken up where it was; the rename to the target is the last act. Memory holds one shard at a time.
+
+The published files are read twice: once through for their SHA-256, which says what the folder was made from, and once
+by tensors, which lie in another order than the shards want them.
 """
 
 import contextlib
@@ -9,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +27,7 @@ import safetensors.torch
 import torch
 import transformers
 from msgspec import Struct
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from lane_worker.checkpoints.folder import (
     FORMAT,
@@ -78,6 +82,8 @@ NAMES: Final = {
 SMALL_FILES_BYTES: Final = 64_000_000
 # torch's old format cannot be mapped; the published files that may have it are smaller.
 LEGACY_BYTES: Final = 2_000_000_000
+# How safetensors tells a failure of the disk.
+_OS_ERROR: Final = re.compile(r"\(os error (\d+)\)")
 
 
 class Progress(Protocol):
@@ -86,11 +92,29 @@ class Progress(Protocol):
     def __call__(self, done_bytes: int, total_bytes: int, file: str) -> None: ...
 
 
-class _Finished(Struct, frozen=True):
-    """The state of a work folder: from what it is made, and which files are finished."""
+class _Stamp(Struct, frozen=True):
+    """A file that has the same stamp was not written to in between."""
 
-    origin: str
+    inode: int
+    bytes: int
+    modified_ns: int
+    changed_ns: int
+
+
+class _Source(Struct, frozen=True):
+    """A published file whose SHA-256 is known, and when that was so."""
+
+    name: str
+    stamp: _Stamp
+    sha256: str
+
+
+class _Finished(Struct, frozen=True):
+    """The state of a work folder: from what and how it is made, and which files are finished."""
+
     source: str
+    way: str
+    sources: tuple[_Source, ...] = ()
     files: tuple[PreparedFile, ...] = ()
 
 
@@ -99,7 +123,7 @@ class Plan(Struct, frozen=True):
 
     layout: Layout
     source: Path
-    sources: tuple[Path, ...]
+    sources: dict[str, Path]
     shards: tuple[tuple[Shard, ...], ...]
     tokenizer: Path
     tokenizer_class: str
@@ -108,10 +132,22 @@ class Plan(Struct, frozen=True):
     def size_bytes(self) -> int:
         return sum(shard.size_bytes for shards in self.shards for shard in shards)
 
-    def origin(self) -> str:
-        """Tells one set of published files, and one way of writing them, from another."""
-        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.sources]
-        told = msgspec.json.encode((self.layout.model, self.layout.variant, stats, self.shards))
+    @property
+    def source_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.sources.values())
+
+    def way(self) -> str:
+        """Tells one way of making shards of published files from another. Knows their names and tensors, not values."""
+        names = {str(path): name for name, path in self.sources.items()}
+        shards = [
+            (
+                shard.path,
+                [(move.parameter, move.dtype, names[move.tensor.file], move.tensor.name) for move in shard.moves],
+            )
+            for shards in self.shards
+            for shard in shards
+        ]
+        told = msgspec.json.encode((self.layout.model, self.layout.variant, shards))
         return hashlib.sha256(told).hexdigest()
 
 
@@ -131,14 +167,23 @@ def parameters_of(component: Component) -> dict[str, Shape]:
 # ── planning ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def plan(layout: Layout, source: Path, *, tokenizer: Path | None = None, shard_bytes: int = SHARD_BYTES) -> Plan:
+def plan(
+    layout: Layout,
+    source: Path,
+    *,
+    base: Path | None = None,
+    tokenizer: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Plan:
     """What `prepare` will write. Reads the headers of the published files only, and writes nothing.
 
-    Raises CheckpointRefused.
+    *base* is the folder of the base model, for what *source* does not hold. Raises CheckpointRefused.
     """
-    if not source.exists():
-        raise CheckpointRefused(f"{source} is not there; give --from what was downloaded")
-    found = _all_in_one(layout, source) if layout.form == "all-in-one" else _files(layout, source)
+    for given, option in ((source, "--from"), (base, "--base")):
+        if given is not None and not given.exists():
+            raise CheckpointRefused(f"{given} is not there; give {option} what was downloaded")
+    root = source if layout.form == "all-in-one" else _root(layout, source)
+    found = _all_in_one(layout, source) if layout.form == "all-in-one" else _files(layout, root, base)
     shards = tuple(
         shards_of(
             component, matched(layout, component, tensors, parameters_of(component), where), limit_bytes=shard_bytes
@@ -146,14 +191,21 @@ def plan(layout: Layout, source: Path, *, tokenizer: Path | None = None, shard_b
         for component, tensors, where in found
     )
     files = sorted({move.tensor.file for each in shards for shard in each for move in shard.moves})
-    folder = _tokenizer_folder(source, tokenizer)
-    return Plan(layout, source, tuple(map(Path, files)), shards, folder, _tokenizer_class(layout, folder))
+    sources = {_name_of(Path(file), source, base): Path(file) for file in files}
+    folder = _tokenizer_folder([root if root.is_dir() else root.parent, *([base] if base else [])], tokenizer)
+    return Plan(layout, source, sources, shards, folder, _tokenizer_class(layout, folder))
+
+
+def _name_of(file: Path, source: Path, base: Path | None) -> str:
+    folders = [source if source.is_dir() else source.parent, *([] if base is None else [base])]
+    return str(next(file.relative_to(folder) for folder in folders if file.is_relative_to(folder)))
 
 
 def _all_in_one(layout: Layout, source: Path) -> list[tuple[Component, Mapping[str, Tensor], str]]:
     file = source
     if source.is_dir():
-        files = sorted(source.glob("*.safetensors"))
+        # each version has a folder of its own
+        files = sorted(source.glob("*.safetensors")) or sorted(source.glob("*/*.safetensors"))
         if len(files) != 1:
             raise CheckpointRefused(
                 f"{source} holds {len(files)} safetensors files; give --from the one file of {layout.title}"
@@ -163,18 +215,39 @@ def _all_in_one(layout: Layout, source: Path) -> list[tuple[Component, Mapping[s
     return [(component, parts[component.name], str(file)) for component in layout.components]
 
 
-def _files(layout: Layout, source: Path) -> list[tuple[Component, Mapping[str, Tensor], str]]:
-    if not source.is_dir():
-        raise CheckpointRefused(f"{source} is a file; give --from the folder that holds all of {layout.title}")
-    absent = [each.source for each in layout.components if not (source / each.source).exists()]
+def _files(layout: Layout, root: Path, base: Path | None) -> list[tuple[Component, Mapping[str, Tensor], str]]:
+    found_places = [(each.source, _place(each, root, base)) for each in layout.components]
+    places = {name: place for name, place in found_places if place is not None}
+    absent = [name for name, place in found_places if place is None]
     if absent:
-        raise CheckpointRefused(f"{source} lacks {', '.join(absent)} of {layout.title}; download the rest")
+        shared = {each.source for each in layout.components if each.shared}
+        rest = "give --base the folder of Wan2.2-I2V-A14B, as the Wan authors publish it" if shared & {*absent} else ""
+        more = " and ".join(filter(None, ["download the rest" if {*absent} - shared else "", rest]))
+        raise CheckpointRefused(f"{root} lacks {', '.join(absent)} of {layout.title}; {more}")
     found: list[tuple[Component, Mapping[str, Tensor], str]] = []
     for component in layout.components:
-        path = source / component.source
+        path = places[component.source]
         tensors = _headers_of_torch(path) if path.suffix == ".pth" else read_sharded(path)
         found.append((component, tensors, str(path)))
     return found
+
+
+def _root(layout: Layout, source: Path) -> Path:
+    """*source*, or the one folder in it that holds the transformer: a whole download has one for each version."""
+    if not source.is_dir():
+        raise CheckpointRefused(f"{source} is a file; give --from the folder that holds all of {layout.title}")
+    name = layout.transformer.source
+    inside = [] if (source / name).exists() else [path.parent for path in sorted(source.glob(f"*/{name}"))]
+    if len(inside) > 1:
+        raise CheckpointRefused(
+            f"{source} holds {', '.join(path.name for path in inside)}; give --from the one of {layout.title}"
+        )
+    return inside[0] if inside else source
+
+
+def _place(component: Component, root: Path, base: Path | None) -> Path | None:
+    folders = [root, base] if component.shared and base is not None else [root]
+    return next((folder / component.source for folder in folders if (folder / component.source).exists()), None)
 
 
 def _headers_of_torch(path: Path) -> dict[str, Tensor]:
@@ -202,17 +275,17 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
     return values
 
 
-def _tokenizer_folder(source: Path, given: Path | None) -> Path:
-    base = source if source.is_dir() else source.parent
-    folder = given or base / TOKENIZER_FOLDER
-    if not (folder / "tokenizer_config.json").is_file() or not any(
-        (folder / name).is_file() for name in ("tokenizer.json", "spiece.model")
-    ):
-        raise CheckpointRefused(
-            f"{folder} holds no tokenizer (tokenizer_config.json, and tokenizer.json or spiece.model); give "
-            f"--tokenizer the folder {TOKENIZER_FOLDER} that the Wan authors publish beside their models"
-        )
-    return folder
+def _tokenizer_folder(around: list[Path], given: Path | None) -> Path:
+    folders = [folder / TOKENIZER_FOLDER for folder in around] if given is None else [given]
+    for folder in folders:
+        if (folder / "tokenizer_config.json").is_file() and any(
+            (folder / name).is_file() for name in ("tokenizer.json", "spiece.model")
+        ):
+            return folder
+    raise CheckpointRefused(
+        f"{' or '.join(map(str, folders))} holds no tokenizer (tokenizer_config.json, and tokenizer.json or "
+        f"spiece.model); give --tokenizer the folder {TOKENIZER_FOLDER} that the Wan authors publish with their models"
+    )
 
 
 def _tokenizer_class(layout: Layout, folder: Path) -> str:
@@ -252,30 +325,35 @@ def prepare(
     *,
     now: datetime,
     on_progress: Progress,
+    sha256: str | None = None,
     restart: bool = False,
     free_bytes: Callable[[Path], int] = free_bytes_at,
 ) -> Manifest:
     """Writes *planned* to *target*, which appears when all of it is written.
 
-    A work folder of the same files is taken up; *restart* throws away whatever there is. Raises CheckpointRefused, and
-    OSError, after which a second run goes on.
+    The published files are first read through for their SHA-256; with *sha256*, which is of the only one, another is
+    refused then. A work folder of the same files is taken up; *restart* throws away whatever there is. Progress is in
+    bytes of published files read through, and of shards written. Raises CheckpointRefused, and OSError, after which a
+    second run goes on.
     """
     if target.exists():
         raise CheckpointRefused(f"{target} exists, and is no prepared folder; name another, or move it away")
     part = target.with_name(target.name + PART)
-    origin = planned.origin()
-    with _held(part, origin, planned, restart=restart, free_bytes=free_bytes) as state:
+    with _held(part, planned, restart=restart, free_bytes=free_bytes) as state:
+        state = _identified(planned, part, state, on_progress, sha256)
         files = _small_files(planned, part)
         files += _shards(planned, part, state, on_progress)
-        stats = [(path, path.stat().st_size) for path in planned.sources]
-        base = planned.source if planned.source.is_dir() else planned.source.parent
+        _require_unchanged(planned, state)
         manifest = Manifest(
             format=FORMAT,
             model=planned.layout.model,
             variant=planned.layout.variant,
             pipeline=planned.layout.pipeline,
             prepared_at=now,
-            sources=tuple(SourceFile(str(path.relative_to(base)), size_bytes) for path, size_bytes in stats),
+            sources=tuple(
+                SourceFile(each.name, each.stamp.bytes, each.sha256)
+                for each in sorted(state.sources, key=lambda each: each.name)
+            ),
             files=tuple(sorted(files, key=lambda file: file.path)),
         )
         _write(part / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
@@ -288,29 +366,98 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _held(
-    part: Path, origin: str, planned: Plan, *, restart: bool, free_bytes: Callable[[Path], int]
-) -> Iterator[_Finished]:
+def _held(part: Path, planned: Plan, *, restart: bool, free_bytes: Callable[[Path], int]) -> Iterator[_Finished]:
     """The work folder, held against a second process, and its state. Nothing is made where it is refused."""
-    if not part.exists():
-        _require_space(part, planned.size_bytes + SMALL_FILES_BYTES, free_bytes)
-        part.mkdir(parents=True)
+    if part.exists():
+        with _locked(part, planned, restart=restart, free_bytes=free_bytes) as state:
+            yield state
+        return
+    _require_space(part, planned.size_bytes + SMALL_FILES_BYTES, free_bytes)
+    part.mkdir(parents=True)
+    try:
+        with _locked(part, planned, restart=restart, free_bytes=free_bytes) as state:
+            yield state
+    except CheckpointRefused:
+        shutil.rmtree(part)
+        raise
+
+
+@contextlib.contextmanager
+def _locked(part: Path, planned: Plan, *, restart: bool, free_bytes: Callable[[Path], int]) -> Iterator[_Finished]:
     with (part / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise CheckpointRefused(f"another process is writing {part}; wait for it") from error
-        state = None if restart else _read_state(part)
-        if state is not None and state.origin != origin:
-            raise CheckpointRefused(
-                f"{part} was begun from other files ({state.source}); give the same --from, or --restart to begin anew"
-            )
+        state, way = None if restart else _read_state(part), planned.way()
+        if state is not None and state.way != way:
+            raise _begun_from_others(part, state)
         if state is None:
-            state = _Finished(origin, str(planned.source))
+            state = _Finished(str(planned.source), way)
             _write(part / STATE, msgspec.json.encode(state))
         finished_bytes = sum(file.bytes for file in state.files)
         _require_space(part, planned.size_bytes - finished_bytes + SMALL_FILES_BYTES, free_bytes)
         yield state
+
+
+def _begun_from_others(part: Path, state: _Finished) -> CheckpointRefused:
+    return CheckpointRefused(
+        f"{part} was begun from other files ({state.source}) or by another version of Warmlane; give the same --from, "
+        "or --restart to begin anew"
+    )
+
+
+def _identified(planned: Plan, part: Path, state: _Finished, on_progress: Progress, sha256: str | None) -> _Finished:
+    """*state* with the SHA-256 of every published file. One that a run before has read, and that nobody wrote to since,
+    is not read again."""
+    total_bytes = planned.source_bytes + planned.size_bytes
+    done_bytes = 0
+    for name, path in planned.sources.items():
+        known = next((each for each in state.sources if each.name == name), None)
+        stamp = _stamp(path)
+        if known is None or known.stamp != stamp:
+            found = _Source(name, stamp, _read_through(path, done_bytes, total_bytes, on_progress))
+            _require_unchanged_file(path, stamp)
+            if known is not None and known.sha256 != found.sha256:
+                raise _begun_from_others(part, state)
+        else:
+            found = known
+        if sha256 is not None and found.sha256 != sha256:
+            raise CheckpointRefused(
+                f"{path} has the SHA-256 {found.sha256} and not {sha256}: it is another file than the one that was "
+                "meant; download that one"
+            )
+        if found != known:
+            others = tuple(each for each in state.sources if each.name != name)
+            state = msgspec.structs.replace(state, sources=(*others, found))
+            _write(part / STATE, msgspec.json.encode(state))
+        done_bytes += stamp.bytes
+        on_progress(done_bytes, total_bytes, name)
+    return state
+
+
+def _read_through(path: Path, done_bytes: int, total_bytes: int, on_progress: Progress) -> str:
+    def on_bytes(read_bytes: int) -> None:
+        nonlocal done_bytes
+        done_bytes += read_bytes
+        on_progress(done_bytes, total_bytes, f"SHA-256 of {path.name}")
+
+    return sha256_of(path, on_bytes)
+
+
+def _require_unchanged(planned: Plan, state: _Finished) -> None:
+    for each in state.sources:
+        _require_unchanged_file(planned.sources[each.name], each.stamp)
+
+
+def _require_unchanged_file(path: Path, stamp: _Stamp) -> None:
+    if _stamp(path) != stamp:
+        raise CheckpointRefused(f"{path} was written to while it was read; run this again when it is complete")
+
+
+def _stamp(path: Path) -> _Stamp:
+    stat = path.stat()
+    return _Stamp(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def _require_space(part: Path, needed_bytes: int, free_bytes: Callable[[Path], int]) -> None:
@@ -352,10 +499,11 @@ def _small_files(planned: Plan, part: Path) -> list[PreparedFile]:
 def _shards(planned: Plan, part: Path, state: _Finished, on_progress: Progress) -> list[PreparedFile]:
     kept = {file.path: file for file in state.files}
     finished: list[PreparedFile] = []
-    done_bytes = 0
+    done_bytes = planned.source_bytes
+    total_bytes = done_bytes + planned.size_bytes
     for shards in planned.shards:
         for shard in shards:
-            on_progress(done_bytes, planned.size_bytes, shard.path)
+            on_progress(done_bytes, total_bytes, shard.path)
             file = kept.get(shard.path)
             if file is None or not _is_whole(part, file):
                 file = _write_shard(part, shard)
@@ -365,7 +513,7 @@ def _shards(planned: Plan, part: Path, state: _Finished, on_progress: Progress) 
             )
             _write(part / STATE, msgspec.json.encode(state))
             done_bytes += shard.size_bytes
-            on_progress(done_bytes, planned.size_bytes, shard.path)
+            on_progress(done_bytes, total_bytes, shard.path)
     return finished
 
 
@@ -378,12 +526,28 @@ def _write_shard(part: Path, shard: Shard) -> PreparedFile:
     path = part / shard.path
     path.parent.mkdir(parents=True, exist_ok=True)
     arriving = path.with_name(path.name + PART)
-    safetensors.torch.save_file(_values(shard), arriving, metadata={"format": "pt"})
+    values = _values(shard)
+    with _disk_errors(arriving):
+        safetensors.torch.save_file(values, arriving, metadata={"format": "pt"})
+    # it was a temporary file of safetensors, which nobody but its owner may read
+    shutil.copymode(part / STATE, arriving)
     file = PreparedFile(shard.path, arriving.stat().st_size, sha256_of(arriving))
     _sync(arriving)
     os.replace(arriving, path)
     _sync_folder(path.parent)
     return file
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """A failure of the disk at *path*, of which safetensors makes an error of its own, as what it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        told = _OS_ERROR.search(str(error))
+        if told is None:
+            raise
+        raise OSError(int(told[1]), os.strerror(int(told[1])), str(path)) from error
 
 
 def _values(shard: Shard) -> dict[str, torch.Tensor]:
@@ -395,8 +559,10 @@ def _values(shard: Shard) -> dict[str, torch.Tensor]:
             path = move.tensor.file
             if path not in files:
                 files[path] = _reader(Path(path), opened)
+            with _disk_errors(Path(path)):
+                value = files[path](move.tensor.name)
             # a copy in any case: neither the mapping nor a larger storage is held on to
-            values[move.parameter] = files[path](move.tensor.name).to(DTYPES[move.dtype], copy=True).contiguous()
+            values[move.parameter] = value.to(DTYPES[move.dtype], copy=True).contiguous()
     return values
 
 

@@ -1,11 +1,13 @@
 """`warmlane models`: from small files of the published layouts to folders that a lane loads, and every refusal."""
 
 import fcntl
+import hashlib
 import inspect
 import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,12 +29,12 @@ from diffusers.loaders.single_file_utils import (
 from safetensors.torch import load_file, save_file
 
 from contracts.tasks import GenerationParameters
-from lane_worker.checkpoints.folder import MANIFEST, Manifest, read_manifest
+from lane_worker.checkpoints.folder import MANIFEST, Manifest, SourceFile, read_manifest
 from lane_worker.checkpoints.found import CheckpointRefused
 from lane_worker.checkpoints.layouts import WAN_FLOAT32, Layout, published_layouts
 from lane_worker.models import command
 from lane_worker.pipelines.load import load_pipeline, run_pipeline
-from lane_worker.pipelines.prepare import free_bytes_at, parameters_of, plan, prepare, verify
+from lane_worker.pipelines.prepare import Progress, free_bytes_at, parameters_of, plan, prepare, verify
 from tests.small_checkpoints import (
     SHARD_BYTES,
     SMALL_LAYOUTS,
@@ -55,9 +57,22 @@ def silent(done_bytes: int, total_bytes: int, file: str) -> None:
     """Nobody watches."""
 
 
-def prepared(wanted: Layout, source: Path, target: Path, *, shard_bytes: int = 10**9, **options: Any) -> Manifest:
-    planned = plan(wanted, source, shard_bytes=shard_bytes)
-    return prepare(planned, target, now=NOW, on_progress=silent, **options)
+def prepared(
+    wanted: Layout,
+    source: Path,
+    target: Path,
+    *,
+    base: Path | None = None,
+    shard_bytes: int = 10**9,
+    on_progress: Progress = silent,
+    **options: Any,
+) -> Manifest:
+    planned = plan(wanted, source, base=base, shard_bytes=shard_bytes)
+    return prepare(planned, target, now=NOW, on_progress=on_progress, **options)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -208,7 +223,8 @@ def test_a_prepared_all_in_one_file_makes_the_same_frames(phr00t: Path, tmp_path
     assert np.array_equal(frames(PHR00T, tmp_path / "phr00t-aio"), frames(PHR00T, phr00t.parent / "original"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["phr00t-aio"]
     assert (manifest.model, manifest.variant, manifest.pipeline) == ("phr00t", "t2v", "WanPipeline")
-    assert [source.path for source in manifest.sources] == ["aio.safetensors"]
+    aio = phr00t / "aio.safetensors"
+    assert manifest.sources == (SourceFile("aio.safetensors", aio.stat().st_size, sha256(aio)),)
     index = json.loads((tmp_path / "phr00t-aio" / "model_index.json").read_bytes())
     made = json.loads((phr00t.parent / "original" / "model_index.json").read_bytes())
     assert index == made
@@ -269,6 +285,79 @@ def test_shards_are_bf16_but_for_what_is_loaded_in_float32(anisora: Path, tmp_pa
     shards = sorted((tmp_path / "made" / "transformer").glob("*.safetensors"))
     assert len(shards) >= 2
     assert all(path.stat().st_size < 2 * SHARD_BYTES for path in shards)
+
+
+def test_shards_may_be_read_by_whoever_may_read_the_rest(phr00t: Path, tmp_path: Path) -> None:
+    """safetensors makes files that nobody but their owner may read; a lane may run as another user."""
+    prepared(PHR00T, phr00t, tmp_path / "made")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "made").rglob("*") if path.is_file()}
+    (tmp_path / "plain").touch()
+    assert modes == dict.fromkeys(modes, stat.S_IMODE((tmp_path / "plain").stat().st_mode))
+
+
+# What AniSora publishes, and what the Wan authors do.
+WHOLE = ("high_noise_model", "low_noise_model")
+SHARED = ("models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth", "google")
+
+
+@pytest.fixture
+def as_downloaded(anisora: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """The folders Index-anisora, with one file for each expert of V3.2, and Wan2.2-I2V-A14B, with everything."""
+    downloads = tmp_path / "downloads"
+    for name in WHOLE:
+        (downloads / "Index-anisora" / "V3.2" / name).mkdir(parents=True)
+        expert = downloads / "Index-anisora" / "V3.2" / name / "diffusion_pytorch_model.safetensors"
+        save_file(load_all(anisora / name), expert)
+    shutil.copytree(anisora, downloads / "Wan2.2-I2V-A14B")
+    return downloads / "Index-anisora", downloads / "Wan2.2-I2V-A14B"
+
+
+def test_the_experts_of_anisora_are_joined_with_the_rest_of_wan(
+    as_downloaded: tuple[Path, Path], anisora: Path, tmp_path: Path
+) -> None:
+    """From a whole download or from the folder V3.2, and the same as from one folder with everything."""
+    source, base = as_downloaded
+    in_one = prepared(ANISORA, anisora, tmp_path / "in-one", shard_bytes=SHARD_BYTES)
+    joined = prepared(ANISORA, source, tmp_path / "joined", base=base, shard_bytes=SHARD_BYTES)
+    assert joined.files == in_one.files
+    experts = {f"V3.2/{name}/diffusion_pytorch_model.safetensors": source for name in WHOLE}
+    assert joined.sources == tuple(
+        SourceFile(name, (folder / name).stat().st_size, sha256(folder / name))
+        for name, folder in sorted({**experts, SHARED[0]: base, SHARED[1]: base}.items())
+    )
+    planned = plan(ANISORA, source / "V3.2", base=base)
+    assert planned.sources.keys() == {*(name.removeprefix("V3.2/") for name in experts), *SHARED[:2]}
+    # a second run finds nothing to do
+    again = run("prepare", "anisora", "--from", source, "--base", base, "--to", tmp_path / "joined")
+    assert again.exit_code == 0, again.output
+    assert "is prepared already" in again.output
+    # an extra folder around everything
+    (tmp_path / "around").mkdir()
+    shutil.copytree(anisora, tmp_path / "around" / "V3.2")
+    assert len(plan(ANISORA, tmp_path / "around").sources) == 6
+
+
+def test_a_base_gives_what_is_shared_and_no_expert(as_downloaded: tuple[Path, Path], tmp_path: Path) -> None:
+    source, base = as_downloaded
+    with pytest.raises(
+        CheckpointRefused, match=rf"lacks {SHARED[0]}, {SHARED[1]} of AniSora .*; give --base the folder"
+    ):
+        plan(ANISORA, source)
+    with pytest.raises(CheckpointRefused, match="is not there; give --base what was downloaded"):
+        plan(ANISORA, source, base=tmp_path / "nothing")
+    shutil.copytree(source / "V3.2", source / "V3.3")
+    with pytest.raises(CheckpointRefused, match=r"holds V3\.2, V3\.3; give --from the one of AniSora V3\.2"):
+        plan(ANISORA, source, base=base)
+    shutil.rmtree(source / "V3.2" / "low_noise_model")
+    with pytest.raises(CheckpointRefused, match=r"V3\.2 lacks low_noise_model of AniSora [^;]*; download the rest$"):
+        plan(ANISORA, source / "V3.2", base=base)
+
+
+def test_an_all_in_one_file_may_lie_in_the_folder_of_its_version(phr00t: Path, tokens: Path, tmp_path: Path) -> None:
+    (tmp_path / "download" / "v10").mkdir(parents=True)
+    shutil.copy(phr00t / "aio.safetensors", tmp_path / "download" / "v10" / "aio.safetensors")
+    planned = plan(PHR00T, tmp_path / "download", tokenizer=tokens)
+    assert planned.sources == {"v10/aio.safetensors": tmp_path / "download" / "v10" / "aio.safetensors"}
 
 
 def plain(key: str) -> bool:
@@ -439,7 +528,7 @@ class Code:
         ),
         pytest.param(move_key, r"blocks\.0\.nothing not where", id="key-missing-in-shard"),
         pytest.param(remove(EXPERT), "lacks low_noise_model of AniSora", id="expert-missing"),
-        pytest.param(remove("Wan2.1_VAE.pth"), r"lacks Wan2\.1_VAE\.pth of AniSora", id="vae-missing"),
+        pytest.param(remove("Wan2.1_VAE.pth"), r"lacks Wan2\.1_VAE\.pth of AniSora .*; give --base", id="vae-missing"),
         pytest.param(
             truncate("Wan2.1_VAE.pth", 50_000), r"Wan2\.1_VAE\.pth is truncated, or holds", id="vae-truncated"
         ),
@@ -491,15 +580,39 @@ def test_a_full_disk_is_told_before_anything_is_written(phr00t: Path, tmp_path: 
 # ── interruptions ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_killed_run_is_taken_up(phr00t: Path, tmp_path: Path) -> None:
+def accident(*arguments: str | Path, under: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """A run of its own, with one of the accidents of tests/small_checkpoints.py."""
+    program = [*under, sys.executable, "-m", "tests.small_checkpoints", *map(str, arguments)]
+    return subprocess.run(program, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False)
+
+
+def test_a_disk_that_fills_up_is_told_and_the_work_goes_on_when_there_is_room(phr00t: Path, tmp_path: Path) -> None:
+    alone = ("unshare", "--mount", "--propagation", "private")
+    if subprocess.run([*alone, "mount", "-t", "tmpfs", "tmpfs", tmp_path], capture_output=True, check=False).returncode:
+        pytest.skip("no file system may be mounted here")
+    done = accident("full", phr00t, tmp_path, "400k", under=alone)
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout)
+    vae = f"{tmp_path}/made.part/vae/diffusion_pytorch_model.safetensors.part"
+    assert (first["code"], first["output"].strip()) == (
+        1,
+        f"Error: {vae}: No space left on device; what is finished is kept in {tmp_path}/made.part: "
+        "run the same command again",
+    )
+    assert not any(path.startswith(("made/", "made.part/vae/diffusion")) for path in first["files"])
+    assert second["code"] == 0, second["output"]
+    kept = "transformer/diffusion_pytorch_model.safetensors"
+    assert second["files"][f"made/{kept}"] == first["files"][f"made.part/{kept}"]
+
+
+def test_a_run_that_is_killed_within_a_write_is_taken_up(phr00t: Path, tmp_path: Path) -> None:
     source, target, part = phr00t / "aio.safetensors", tmp_path / "made", tmp_path / "made.part"
     shards = [shard.path for each in plan(PHR00T, source, shard_bytes=SHARD_BYTES).shards for shard in each]
-    program = [sys.executable, "-m", "tests.small_checkpoints", str(source), str(target), shards[2]]
-    killed = subprocess.run(program, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False)
+    killed = accident("killed", source, target, shards[2])
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not target.exists()
-    # as if it had been in the middle of the third
-    (part / f"{shards[2]}.part").write_bytes(b"half of it")
+    assert sorted(tmp_path.iterdir()) == [part]
+    assert (part / f"{shards[2]}.part").is_file()  # a half of it
+    assert not (part / shards[2]).exists()
     (part / "vae" / "of-another-version.safetensors").parent.mkdir(exist_ok=True)
     (part / "vae" / "of-another-version.safetensors").write_bytes(b"")
     first, second = ((part / path).stat() for path in shards[:2])
@@ -509,7 +622,8 @@ def test_a_killed_run_is_taken_up(phr00t: Path, tmp_path: Path) -> None:
     begun = []
     planned = plan(PHR00T, source, shard_bytes=SHARD_BYTES)
     manifest = prepare(planned, target, now=NOW, on_progress=lambda _done, _total, file: begun.append(file))
-    assert set(begun) == set(shards)
+    assert begun[0] == "aio.safetensors"  # known already, and not read through again
+    assert set(begun[1:]) == set(shards)
     assert (target / shards[0]).stat().st_ino == first.st_ino  # kept
     assert (target / shards[1]).stat().st_ino != second.st_ino  # it was rotten, and is written anew
     assert (target / shards[1]).read_bytes() == rotten
@@ -525,13 +639,73 @@ class Stopped(Exception):
     """In the middle."""
 
 
-def stopped(source: Path, target: Path) -> None:
+def stopped(source: Path, target: Path) -> list[str]:
+    """A run that ends after its first shard, and what it told."""
+    planned = plan(PHR00T, source)
+    told: list[str] = []
+
     def on_progress(done_bytes: int, total_bytes: int, file: str) -> None:
-        if done_bytes:
+        told.append(file)
+        assert total_bytes == planned.source_bytes + planned.size_bytes
+        if done_bytes > planned.source_bytes:
             raise Stopped
 
     with pytest.raises(Stopped):
-        prepare(plan(PHR00T, source), target, now=NOW, on_progress=on_progress)
+        prepare(planned, target, now=NOW, on_progress=on_progress)
+    return told
+
+
+def test_a_source_that_changed_between_two_runs_is_noticed(phr00t: Path, tmp_path: Path) -> None:
+    """Even one of the same size and time. A copy of the same content elsewhere is the same, and is read for that."""
+    source = changed(phr00t, tmp_path, drop())
+    stopped(source, tmp_path / "made")
+    shutil.move(source.parent, tmp_path / "moved")
+    source = tmp_path / "moved" / "aio.safetensors"
+    os.utime(source, ns=(0, 0))
+    seen = stopped(source, tmp_path / "made")
+    assert "SHA-256 of aio.safetensors" in seen
+    before, whole = source.stat(), source.read_bytes()
+    with source.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([whole[-1] ^ 1]))
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (source.stat().st_size, source.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    with pytest.raises(CheckpointRefused, match="was begun from other files"):
+        prepared(PHR00T, source, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("during", ["SHA-256 of", "vae/"])
+def test_a_source_that_is_written_to_meanwhile_is_refused(during: str, phr00t: Path, tmp_path: Path) -> None:
+    """A download that is not complete yet, for example."""
+    source = changed(phr00t, tmp_path, drop())
+
+    def on_progress(done_bytes: int, total_bytes: int, file: str) -> None:
+        if file.startswith(during):
+            with source.open("r+b") as opened:
+                opened.seek(-1, os.SEEK_END)
+                opened.write(b"x")
+
+    with pytest.raises(CheckpointRefused, match=r"aio\.safetensors was written to while it was read"):
+        prepared(PHR00T, source, tmp_path / "made", on_progress=on_progress)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["published"]
+
+
+def test_another_file_than_the_pinned_one_is_refused(phr00t: Path, anisora: Path, tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    prepares = ("prepare", "phr00t", "--from", phr00t, "--to", target, "--sha256")
+    refused = run(*prepares, "0" * 64)
+    assert refused.exit_code == 1
+    assert f"has the SHA-256 {sha256(phr00t / 'aio.safetensors')} and not {'0' * 64}" in refused.output
+    assert list(tmp_path.iterdir()) == []
+    assert run(*prepares, sha256(phr00t / "aio.safetensors").upper()).exit_code == 0
+    refused = run(*prepares, "0" * 64)
+    assert refused.exit_code == 1
+    assert "was prepared from other files" in refused.output
+    assert "is no SHA-256, which has 64" in run(*prepares, "abc").output
+    several = run("prepare", "anisora", "--from", anisora, "--to", tmp_path / "other", "--sha256", "0" * 64)
+    assert several.exit_code == 2
+    assert "is of several files" in several.output
 
 
 def test_a_work_folder_of_other_files_is_left_alone(phr00t: Path, tmp_path: Path) -> None:
@@ -541,6 +715,8 @@ def test_a_work_folder_of_other_files_is_left_alone(phr00t: Path, tmp_path: Path
     other = changed(phr00t, tmp_path, add(f"{DIT}head.head.bias", torch.zeros(64)))
     with pytest.raises(CheckpointRefused, match=r"was begun from other files \(.*--restart to begin anew"):
         prepared(PHR00T, other, target)
+    with pytest.raises(CheckpointRefused, match="or by another version of Warmlane"):  # whose shards are others
+        prepared(PHR00T, phr00t, target, shard_bytes=SHARD_BYTES)
     assert {path: path.read_bytes() for path in part.rglob("*") if path.is_file()} == before
     prepared(PHR00T, other, target, restart=True)
     assert torch.equal(load_all(target / "transformer")["proj_out.bias"], torch.zeros(64, dtype=torch.bfloat16))
@@ -691,8 +867,8 @@ def test_a_manifest_of_another_version_is_refused(phr00t: Path, tmp_path: Path) 
     manifest = prepared(PHR00T, phr00t, target)
     (target / MANIFEST).write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, variant="v99")))
     assert verify(target, SMALL_LAYOUTS, lambda _: None)[1] == ["this version of Warmlane knows no phr00t v99"]
-    (target / MANIFEST).write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, format=2)))
-    with pytest.raises(CheckpointRefused, match="has format 2"):
+    (target / MANIFEST).write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, format=3)))
+    with pytest.raises(CheckpointRefused, match="has format 3"):
         read_manifest(target)
     (target / MANIFEST).write_text("{")
     with pytest.raises(CheckpointRefused, match="cannot be read"):

@@ -1,8 +1,10 @@
 """Key tables, recognition of published files, and the plan of shards: pure, without torch."""
 
 import json
+import re
 from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -67,12 +69,24 @@ def test_every_table_says_where_it_was_read() -> None:
     for file in resources.files("lane_worker.checkpoints").joinpath("data").iterdir():
         if file.name.endswith(".txt"):
             head = [line for line in file.read_text().splitlines() if line.startswith("#")]
-            assert any("https://" in line for line in head), file.name
+            links = re.findall(r"https://\S+", "\n".join(head))
+            # of a commit each: a branch would be another text tomorrow
+            assert links, file.name
+            assert all(re.search(r"/blob/[0-9a-f]{40}/", link) for link in links), links
     assert all(key.startswith("text_encoders.") for key in keys_beside())
     with pytest.raises(ValueError, match="stands twice"):
         key_table("wan_vae", "wan_vae")
     with pytest.raises(ValueError, match="is not KEY -> PARAMETER"):
         key_table("beside")
+
+
+def test_every_refusal_that_is_documented_names_its_test() -> None:
+    """`tests/unit/test_docs.py` sees to it that these exist."""
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    table = text.split("## What is refused, and why")[1].split("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 10
+    assert all(re.search(r"`tests/(e2e/test_prepare|unit/test_checkpoints)\.py::test_\w+`", row) for row in rows)
 
 
 @pytest.mark.parametrize("model", ["anisora", "phr00t"])
@@ -100,6 +114,8 @@ def test_what_diffusers_keeps_in_float32_is_written_so_where_the_source_has_it()
         pytest.param({"patch_embedding.weight": ("BF16", (1536, 16, 1, 2, 2))}, "the 1.3B", id="2-small"),
         pytest.param({"patch_embedding.weight": ("BF16", ())}, "width 0 with 0 input channels", id="2-no-shape"),
         pytest.param({"img_emb.proj.1.weight": ("BF16", (1,))}, "CLIP embedder", id="2-clip"),
+        pytest.param({"motion_encoder.dec.direction.weight": ("BF16", (1,))}, "Wan Animate", id="2-animate"),
+        pytest.param({"casual_audio_encoder.weights": ("BF16", (1,))}, "Wan S2V", id="2-s2v"),
         pytest.param({"vace_patch_embedding.weight": ("BF16", (1,))}, "VACE", id="2-vace"),
         pytest.param({"blocks.1.modulation": ("BF16", (1, 6, 4))}, "does not have: blocks.1.modulation", id="3-stray"),
         pytest.param({"blocks.0.ffn.0.weight": ("BF16", (4, 8))}, "is 4x8 instead of 8x4", id="3-shape"),

@@ -34,14 +34,14 @@ class Scripted(ForkServer):
         self.request, self._pipe = request, pipe.dup() if self._stays else None
         for answer in self._answers:
             pipe.sendall(frame(answer))
-        self._process = await asyncio.to_thread(subprocess.Popen, ["sleep", "600"])
-        return self._process.pid
+        self._stand_in = await asyncio.to_thread(subprocess.Popen[bytes], ["sleep", "600"])
+        return self._stand_in.pid
 
     def hang_up(self) -> None:
         """The pipe closes, for which the process is killed."""
         if self._pipe is not None:
             self._pipe.close()
-        self._process.wait()
+        self._stand_in.wait()
 
 
 @pytest.mark.parametrize(("kept", "arguments"), [(0, []), (3, ["--oom-snapshots", "3"])])
