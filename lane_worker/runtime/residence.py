@@ -174,7 +174,7 @@ class Residence:
             probe="none" if self._probe is None else self._probe.name,
         )
         with span("evict", {"model": self._model or ""}) as current:
-            receipt = await self._verify(await self._release(receipt, ""))
+            receipt = await self._verify(await self._release(receipt, "", await self._read()))
             _describe(current, receipt)
         self._count_release(receipt)
         holders = await self._holders()
@@ -203,7 +203,8 @@ class Residence:
             text = f"this worker's settings have no model {model}"
             raise LoadFailed(Failed(None, "inference_failed", text, MemoryReading(rss_bytes=0)))
         demand = await self._demand(entry)
-        self._refuse(demand.refusal(await self._read()))
+        reading = await self._read()
+        self._refuse(demand.refusal(reading))
         receipt = self.last_swap = SwapReceipt(
             slot=self._slot,
             released_model=self._model,
@@ -217,7 +218,7 @@ class Residence:
         self.read_ahead.begin(self.host.folder_of(entry))
         try:
             with span("swap.release") as current:
-                receipt = self.last_swap = await self._release(receipt, kill_because)
+                receipt = self.last_swap = await self._release(receipt, kill_because, reading)
                 _describe(current, receipt)
             with span("swap.verify") as current:
                 receipt = self.last_swap = await self._verify(receipt)
@@ -261,14 +262,14 @@ class Residence:
         memory, is_gone = MemoryReading(rss_bytes=held_bytes), held_bytes == 0
         raise LoadFailed(Failed(None, refusal.code, refusal.message, memory, is_gone))
 
-    async def _release(self, receipt: SwapReceipt, kill_because: str) -> SwapReceipt:
-        """§7, step 2: the host gives back what it has, or is killed."""
+    async def _release(self, receipt: SwapReceipt, kill_because: str, reading: Reading | None) -> SwapReceipt:
+        """§7, step 2: the host gives back what it has, or is killed. *reading* was taken before."""
         begun_s = time.monotonic()
         self._escalated = False
         if self._model is not None:
             self._show(SlotState.RELEASING, self._model, kill_because)
         self._model = None
-        before = await self._read() if self.host.pid is not None else None
+        before = reading if self.host.pid is not None else None
         if self.host.pid is None and self._proven:
             await self._restart()
         elif self.host.pid is None:
