@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from lane_worker.runtime.host import ForkServer, Host
+from ops.fork_socket import importing
 from tests.support import clean_environment, eventually, is_running
 
 LIGHT = (sys.executable, "-m", "tests.e2e.light_fork_server")
@@ -22,9 +23,9 @@ OWN = (sys.executable, "-m", "tests.e2e.rogue_fork_server")
 class Shared:
     """A running shared fork server, and workers that use it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **environment: str) -> None:
         self.socket = folder / "forks"
-        self.process = subprocess.Popen([*LIGHT, str(self.socket)], env=clean_environment())
+        self.process = subprocess.Popen([*LIGHT, str(self.socket)], env=clean_environment() | environment)
         self._folder = folder
         self.hosts: list[Host] = []
         self.servers: list[ForkServer] = []
@@ -37,6 +38,14 @@ class Shared:
         self.hosts.append(host)
         return server, host
 
+    async def end(self) -> None:
+        for host in self.hosts:
+            await host.close()
+        for server in self.servers:
+            await server.close()
+        self.process.kill()
+        self.process.wait()
+
     def has_forked(self, server: ForkServer) -> bool:
         return server.pid is not None and psutil.Process(server.pid).ppid() == self.process.pid
 
@@ -46,12 +55,17 @@ async def shared(tmp_path: Path) -> AsyncIterator[Shared]:
     shared = Shared(tmp_path)
     await eventually(lambda: asyncio.sleep(0, shared.socket.exists()))
     yield shared
-    for host in shared.hosts:
-        await host.close()
-    for server in shared.servers:
-        await server.close()
-    shared.process.kill()
-    shared.process.wait()
+    await shared.end()
+
+
+def umask_of(pid: int | None) -> str:
+    return next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("Umask:"))
+
+
+def connections_to(path: Path) -> int:
+    """The sockets with the name of one that still imports: the one that listens, and those that wait for an answer."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return sum(line.endswith(f" {importing(path)}") for line in lines)
 
 
 def gone(pid: int) -> Callable[[], "asyncio.Future[bool]"]:
@@ -123,7 +137,34 @@ async def test_a_worker_that_is_gone_leaves_neither_fork_server_nor_host(shared:
 
 
 async def test_only_its_user_may_connect(shared: Shared) -> None:
+    """And what its forks write is as readable as what other processes write."""
     assert stat.S_IMODE(shared.socket.stat().st_mode) == 0o700
+    server, host = shared.worker("cpu-1")
+    await host.start()
+    assert umask_of(server.pid) == umask_of(os.getpid())
+
+
+async def test_a_worker_waits_for_one_that_still_imports(tmp_path: Path) -> None:
+    """And has one of its own when that dies meanwhile."""
+    folder = tmp_path / "starting"
+    folder.mkdir()
+    for dies in (False, True):
+        go_on = folder / f"go-on-{dies}"
+        starting = Shared(folder, WARMLANE_TEST_IMPORTS_UNTIL=str(go_on))
+        await eventually(lambda starting=starting: asyncio.sleep(0, importing(starting.socket).exists()))
+        server, host = starting.worker(f"cpu-{dies}")
+        ready = asyncio.create_task(host.start())
+        # it holds a connection, to which nobody has said anything
+        await eventually(lambda starting=starting: asyncio.sleep(0, connections_to(starting.socket) > 1))
+        assert not starting.socket.exists()
+        assert not ready.done()
+        if dies:
+            starting.process.kill()
+        else:
+            go_on.touch()
+        await ready
+        assert starting.has_forked(server) is not dies
+        await starting.end()
 
 
 async def test_a_connection_that_says_nothing_holds_nobody_up(shared: Shared) -> None:
