@@ -5,10 +5,8 @@ console script does, with arguments, environment and output files of its own. Wh
 whatever shows how a process starts or what it costs, start the real script.
 """
 
-import atexit
 import json
 import os
-import shutil
 import signal
 import socket
 import struct
@@ -19,6 +17,8 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, Final
+
+from tests.support import clean_environment, server_at
 
 PRELOADED: Final = ("gateway.command", "lane_worker.command", "degraded_worker.command", "ops.keys", "ops.stack")
 NUMBER: Final = struct.Struct("i")
@@ -104,24 +104,8 @@ def run(
 
 @cache
 def server() -> str:
-    """The socket of the process that forks; it ends with this one."""
-    folder = tempfile.mkdtemp(prefix="warmlane-cli-")
-    path = Path(folder) / "socket"
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(path))
-    listener.listen()
-    with listener:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.warm_cli", str(listener.fileno())], pass_fds=[listener.fileno()]
-        )
-
-    def end() -> None:
-        process.kill()
-        process.wait()
-        shutil.rmtree(folder)
-
-    atexit.register(end)
-    return str(path)
+    """The socket of the process that forks."""
+    return server_at((sys.executable, "-m", "tests.warm_cli"), clean_environment())
 
 
 def _next_command(listener: socket.socket) -> list[str]:
@@ -160,9 +144,13 @@ def main() -> None:
 
     from ops import cli
 
-    listener = socket.socket(fileno=int(sys.argv[1]))
     for name in PRELOADED:
         importlib.import_module(name)
+    path = Path(sys.argv[1])
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{path}.part")
+    listener.listen()
+    Path(f"{path}.part").replace(path)  # it appears when it answers
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps those in between
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C of a terminal reaches this process too, which is not asked
     arguments = _next_command(listener)

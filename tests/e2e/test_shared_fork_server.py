@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -62,10 +63,13 @@ def umask_of(pid: int | None) -> str:
     return next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("Umask:"))
 
 
-def connections_to(path: Path) -> int:
-    """The sockets with the name of one that still imports: the one that listens, and those that wait for an answer."""
-    lines = Path("/proc/net/unix").read_text().splitlines()
-    return sum(line.endswith(f" {importing(path)}") for line in lines)
+async def soon(look: Callable[[], bool]) -> bool:
+    return look()
+
+
+def several_connections_to(path: Path) -> bool:
+    """Whether, beside the socket that listens at *path*, there is one that waits for an answer."""
+    return sum(line.endswith(f" {path}") for line in Path("/proc/net/unix").read_text().splitlines()) > 1
 
 
 def gone(pid: int) -> Callable[[], "asyncio.Future[bool]"]:
@@ -151,11 +155,12 @@ async def test_a_worker_waits_for_one_that_still_imports(tmp_path: Path) -> None
     for dies in (False, True):
         go_on = folder / f"go-on-{dies}"
         starting = Shared(folder, WARMLANE_TEST_IMPORTS_UNTIL=str(go_on))
-        await eventually(lambda starting=starting: asyncio.sleep(0, importing(starting.socket).exists()))
+        name = importing(starting.socket)
+        await eventually(partial(soon, name.exists))
         server, host = starting.worker(f"cpu-{dies}")
         ready = asyncio.create_task(host.start())
         # it holds a connection, to which nobody has said anything
-        await eventually(lambda starting=starting: asyncio.sleep(0, connections_to(starting.socket) > 1))
+        await eventually(partial(soon, partial(several_connections_to, name)))
         assert not starting.socket.exists()
         assert not ready.done()
         if dies:
