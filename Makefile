@@ -41,11 +41,11 @@ help: ## List the targets and the variables
 run: $(RUN_READY) ## Start Warmlane on this machine (warmlane up)
 	@exec $(BIN)/warmlane up $(UP_ARGS)
 
-# What takes a minute and needs one core only runs beside the tests. It is shown at once when it fails, and at the end.
+# What takes a minute and needs one core only runs beside the tests. What it says is shown when it fails: at once, and at the end.
 test: style ## Run the linters, the type checker and every test
 	@$(MAKE) --no-print-directory types > $(TYPES_LOG) 2>&1 || { cat $(TYPES_LOG); false; } & types=$$!; \
 	$(PYTEST); tests=$$?; \
-	wait $$types; types=$$?; cat $(TYPES_LOG); test $$tests -eq 0 && test $$types -eq 0
+	wait $$types && grep -E '^(Success|Contracts):' $(TYPES_LOG) || { cat $(TYPES_LOG); exit 1; }; exit $$tests
 
 lint: style types ## Run ruff, mypy and import-linter only
 
