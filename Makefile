@@ -24,9 +24,12 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constr
 RUN_READY := $(VENV)/.ready-run
 TEST_READY := $(VENV)/.ready-test
 BENCH_READY := $(VENV)/.ready-bench
+TYPES_LOG := $(VENV)/types.log
+# Four processes keep two cores busy: a test mostly waits for processes that it started. A file's tests share a process.
+PYTEST = $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fuzz numbers overload swap windows starts lanes swap-parts gpu-test failover chaos chaos-plants cluster observe regression soak bench bench-all model audit clean
+.PHONY: help run test lint style types fuzz numbers overload swap windows starts lanes swap-parts gpu-test failover chaos chaos-plants cluster observe regression soak bench bench-all model audit clean
 
 help: ## List the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,12 +42,19 @@ help: ## List the targets and the variables
 run: $(RUN_READY) ## Start Warmlane on this machine (warmlane up)
 	@exec $(BIN)/warmlane up $(UP_ARGS)
 
-test: lint ## Run the linters, the type checker and every test
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+# What takes a minute and needs one core only runs beside the tests. What it says is shown when it fails: at once, and at the end.
+test: style ## Run the linters, the type checker and every test
+	@$(MAKE) --no-print-directory types > $(TYPES_LOG) 2>&1 || { cat $(TYPES_LOG); false; } & types=$$!; \
+	$(PYTEST); tests=$$?; \
+	wait $$types && grep -E '^(Success|Contracts):' $(TYPES_LOG) || { cat $(TYPES_LOG); exit 1; }; exit $$tests
 
-lint: $(TEST_READY) ## Run ruff, mypy and import-linter only
+lint: style types ## Run ruff, mypy and import-linter only
+
+style: $(TEST_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(TEST_READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -22,6 +22,7 @@ from contracts.settings import Catalog, SettingsError, load_settings
 from contracts.topology import LANES, LEADER
 from contracts.wire import Unreadable
 from ops.ending import end
+from ops.fork_socket import SHARED_FORK_SERVER, can_listen, importing, remove
 from ops.keys import read_keys
 from ops.logs import configure_logging
 from ops.nats_access import NatsAccess, environment_for, make_users, password_variable
@@ -65,6 +66,8 @@ SUPERVISOR_EXTRA_S: Final = 5.0
 TURN_S: Final = 15.0
 DENIED: Final = frozenset({LaneState.QUOTA_DENIED, LaneState.CAPACITY_DENIED})
 BEFORE_WARM: Final = frozenset({LaneState.STARTING, LaneState.LOADING})
+# As long may the shared fork server take until workers can connect to it: a few tenths of a second on an idle machine.
+FORKS_LISTEN_S: Final = 5.0
 # What can be warm is warm, when every lane is in one of these.
 SETTLED: Final = DENIED | {LaneState.WARM, LaneState.CRASH_LOOPING}
 COLOURS: Final = {LaneState.WARM: "green", LaneState.CRASH_LOOPING: "red"}
@@ -113,6 +116,10 @@ class Stack:
         self._keep_s = keep_s
         self._step_seconds = step_seconds
         self._oom_snapshots = oom_snapshots
+        self._forks = data_dir / "forks"
+        self._shares_forks = (
+            SHARED_FORK_SERVER not in os.environ and hasattr(os, "pidfd_open") and can_listen(self._forks)
+        )
         self._states: dict[str, LaneState] = {}
         self._told: dict[str, tuple[LaneState, bool]] = {}
         self._leader: str | None = None
@@ -134,6 +141,7 @@ class Stack:
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         """Starts everything and keeps it running until *stop*, then drains; *hurry* kills what still drains."""
         server = self._process("nats-server", embedded_command(self._data_dir, self._nats_port), secrets=self._users)
+        forks = self._process("fork-server", warmlane_command("fork-server", str(self._forks)))
         gateway = self._process("gateway", warmlane_command("gateway", *self._gateway_arguments()))
         supervisor = self._process("supervisor", warmlane_command("supervisor", *self._supervisor_arguments()))
         slot = slots(self._catalog.profile, lanes=self._wanted_count, gpus=self._gpus).degraded
@@ -143,12 +151,16 @@ class Stack:
         ]
         async with asyncio.TaskGroup() as group:
             group.create_task(server.run())
+            if self._shares_forks:
+                remove(self._forks)  # of an earlier run that was killed
+                group.create_task(forks.run())
             try:
                 link = await NatsLink.connect(self._nats, name="up")
                 try:
                     await provision(link, wanted(self._catalog, keep_s=self._keep_s))
                     await self._judge_access(link)
                     group.create_task(gateway.run())
+                    await self._forks_listen()
                     if self._wanted_count:
                         group.create_task(supervisor.run())
                     await link.watch(LANES, self._on_lane)
@@ -161,11 +173,24 @@ class Stack:
                 finally:
                     await link.close()
             finally:
-                for process in (gateway, *degraded):
+                for process in (gateway, *degraded, forks):
                     process.kill()
                 supervisor.send(signal.SIGQUIT)
                 await supervisor.stop(within_s=STOP_S)
                 await server.stop(within_s=STOP_S)
+                if self._shares_forks:
+                    remove(self._forks)
+
+    async def _forks_listen(self) -> None:
+        # a worker that finds nobody there imports torch itself, which is what the shared server is to spare it
+        if not self._shares_forks:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FORKS_LISTEN_S):
+                while True:
+                    if self._forks.exists() or importing(self._forks).exists():
+                        return
+                    await asyncio.sleep(0.02)
 
     async def _judge_access(self, link: NatsLink) -> None:
         keys = await read_keys(link)
@@ -332,6 +357,8 @@ class Stack:
     def _process(self, name: str, command: list[str], *, secrets: Mapping[str, str] | None = None) -> Process:
         # each takes its password from its own file: what the environment holds is another server's
         environment = environment_for(None, os.environ) | dict(secrets or {})
+        if self._shares_forks:
+            environment[SHARED_FORK_SERVER] = str(self._forks)
         return Process(name, command, log_file=self._log_file(name), on_death=self._on_death, env=environment)
 
     def _log_file(self, name: str) -> Path:

@@ -1,5 +1,6 @@
 """Fixtures of all tests: a real nats-server each, or one whole system for many."""
 
+import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -10,7 +11,15 @@ from contracts.settings import Catalog, load_settings
 from ops.nats_link import NatsLink
 from ops.provision import provision, wanted
 from tests.measured import Measured
-from tests.support import ROGUE_HOST, NatsServer, fork_server_at, settings_file, shared_forks
+from tests.support import (
+    ROGUE_HOST,
+    SHARED_FOLDER,
+    NatsServer,
+    fork_server_at,
+    settings_file,
+    shared_folder,
+    shared_forks,
+)
 from tests.system import UpProcess
 
 KEEP_S = 3_600.0
@@ -19,6 +28,12 @@ KEEP_S = 3_600.0
 # test interrupts. What is caught here is the default again in a new process.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The processes of pytest-xdist share what is started once for all tests; it ends with the one that starts them."""
+    if not hasattr(config, "workerinput"):
+        os.environ[SHARED_FOLDER] = str(shared_folder())
 
 
 @pytest.fixture

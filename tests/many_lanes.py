@@ -68,7 +68,7 @@ async def cpu_percent(pid: int, over_s: float) -> float:
 
 async def measure(folder: Path, *, lanes: int, over_s: float, decisions: int) -> tuple[float, float]:
     """CPU of a gateway in percent of a core, and the time of a decision in microseconds."""
-    gateway = GatewayProcess(folder)
+    gateway = GatewayProcess(folder, forked=False)
     gateway.nats.start()
     link = await NatsLink.connect(gateway.nats.url, name="many-lanes")
     try:

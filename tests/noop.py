@@ -5,6 +5,7 @@ loaded, no step computes anything, and the video is a file that was encoded once
 started from here.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Final
 from unittest.mock import MagicMock
 
 from ops import cli, lane_providers, stack
+from ops.fork_socket import SHARED_FORK_SERVER
 from ops.processes import warmlane_command
 
 FORK_SERVER: Final = "forkserver"
@@ -38,6 +40,7 @@ def main() -> None:
         from lane_worker.runtime.host import ForkServer
 
         ForkServer.__init__.__defaults__ = (noop_command(FORK_SERVER),)
+    os.environ[SHARED_FORK_SERVER] = ""  # there is no import to share
     sys.argv = ["warmlane", role, *rest]
     cli.main()
 

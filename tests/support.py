@@ -3,6 +3,8 @@
 import asyncio
 import atexit
 import contextlib
+import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -13,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -34,6 +36,8 @@ PORTS_PER_PROCESS: Final = 1_500
 BOUND_S: Final = 60.0
 # as `tests.rogue_host.COMMAND`, without its import of torch
 ROGUE_HOST: Final = (sys.executable, "-m", "tests.rogue_host")
+# The variable by which the processes of pytest-xdist know the `shared_folder`.
+SHARED_FOLDER: Final = "TESTS_SHARED_FOLDER"
 _next_ports: dict[int, Iterator[int]] = {}
 
 
@@ -180,7 +184,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def shared_forks() -> dict[str, str]:
-    """The variable that gives the workers of this pytest process one fork server: torch is imported once for all.
+    """The variable that gives the workers of all tests one fork server: torch is imported once for all.
 
     Not for what shows how a worker is started, and what that costs.
     """
@@ -189,25 +193,52 @@ def shared_forks() -> dict[str, str]:
 
 @cache
 def fork_server_at(command: tuple[str, ...]) -> str:
-    """The socket of a shared fork server that *command* starts; it ends with this process."""
-    folder = tempfile.mkdtemp(prefix="warmlane-forks-")
-    path = Path(folder) / "forks"
-    with Path(folder, "log").open("wb") as log:
-        process = subprocess.Popen([*command, str(path)], stdout=log, stderr=log, env=host_environment(os.environ))
+    """The socket of a shared fork server that *command* starts; it ends with the tests."""
+    return server_at(command, host_environment(os.environ))
+
+
+def server_at(command: tuple[str, ...], environment: Mapping[str, str]) -> str:
+    """The socket of the process that *command* starts: one for all pytest processes of a run (see `shared_folder`).
+
+    It is there when this returns. The event loop of the caller, if there is one, is held up until then.
+    """
+    folder = shared_folder()
+    path = folder / hashlib.sha256(repr(command).encode()).hexdigest()[:12]
+    with path.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            return str(path)
+        log = path.with_suffix(".log")
+        with log.open("wb") as output:
+            process = subprocess.Popen([*command, str(path)], stdout=output, stderr=output, env=environment)
+        path.with_suffix(".pid").write_text(str(process.pid))
+
+        def answers() -> bool:
+            assert process.poll() is None, log.read_text()
+            return path.exists()
+
+        eventually_sync(answers, within_s=120)
+    return str(path)
+
+
+@cache
+def shared_folder() -> Path:
+    """Where the processes of `server_at` have their sockets. That of the pytest that started this one, or a new one,
+    which ends with this process, and they with it."""
+    given = os.environ.get(SHARED_FOLDER)
+    if given:
+        return Path(given)
+    folder = Path(tempfile.mkdtemp(prefix="warmlane-tests-"))
 
     def end() -> None:
-        process.kill()
-        process.wait()
-        shutil.rmtree(folder)
+        for file in folder.glob("*.pid"):
+            pid = int(file.read_text())
+            if str(folder) in command_line(pid):  # and it is still the one
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(end)
-
-    def answers() -> bool:
-        assert process.poll() is None, Path(folder, "log").read_text()
-        return path.exists()
-
-    eventually_sync(answers, within_s=120)
-    return str(path)
+    return folder
 
 
 def fork_servers_of(log: Path) -> list[int]:

@@ -1,13 +1,12 @@
-"""A worker as a user starts one: `warmlane lane` or `warmlane degraded`."""
+"""A worker with the command line that a user starts one with: `warmlane lane` or `warmlane degraded`."""
 
 import json
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
-from ops.processes import warmlane_command
 from tests.support import children_of, clean_environment, fork_servers_of, require_no_denial
+from tests.warm_cli import Forked
 
 
 class WorkerProcess:
@@ -20,9 +19,7 @@ class WorkerProcess:
         self.log_file = data_dir / f"{name}.log"
         arguments = ["--name", name, "--slot", slot, "--nats-url", nats_url, "--data-dir", str(data_dir), *options]
         with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                warmlane_command(role, *arguments), stdout=log, stderr=log, env=clean_environment() | environment
-            )
+            self._process = Forked(role, *arguments, stdout=log, stderr=log, env=clean_environment() | environment)
 
     @property
     def pid(self) -> int:

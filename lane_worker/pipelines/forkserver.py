@@ -23,6 +23,7 @@ from typing import Final
 
 from lane_worker.runtime.allocator import AllocatorMisconfigured, require
 from lane_worker.runtime.host_messages import PID, decode_fork
+from ops.fork_socket import importing, listen
 
 REQUEST_MAX_BYTES: Final = 65536
 
@@ -36,6 +37,7 @@ def main() -> None:
         sys.exit(f"the fork server does not start: {error}")
     place = sys.argv[1]
     control = socket.socket(fileno=int(place)) if place.isdecimal() else None
+    listener = listen(Path(place)) if control is None else None
     faulthandler.enable()
     gc.disable()  # what imports make stays: looking through it again and again costs a sixth of their time
     from lane_worker.pipelines import child  # noqa: F401  # takes seconds, so Ctrl-C is ignored before
@@ -44,9 +46,11 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
-    if control is None:
-        control = _next_worker(Path(place))
+    if listener is not None:
+        importing(Path(place)).replace(place)
+        control = _next_worker(listener)
         _adopt(control)
+    assert control is not None
     _serve(control)
 
 
@@ -68,15 +72,8 @@ def _serve(control: socket.socket) -> None:
         control.sendall(PID.pack(pid))
 
 
-def _next_worker(path: Path) -> socket.socket:
-    """Listens on *path* for ever. Returns only in forks of this process: in each with the connection of a worker."""
-    listener = socket.socket(socket.AF_UNIX)
-    part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)
-    os.umask(0o077)  # workers of this user alone may connect
-    listener.bind(str(part))
-    listener.listen()
-    part.replace(path)  # it appears when it answers at once: a worker that finds none starts a server of its own
+def _next_worker(listener: socket.socket) -> socket.socket:
+    """Listens for ever. Returns only in forks of this process: in each with the connection of a worker."""
     while True:
         connection, _ = listener.accept()
         with connection, contextlib.suppress(OSError):  # no process to be had: the worker sees its connection close

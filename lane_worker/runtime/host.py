@@ -53,11 +53,13 @@ from lane_worker.runtime.host_messages import (
     frame,
 )
 from lane_worker.runtime.slot import lock_path, may_take_over, process_start, read_note
+from ops.fork_socket import SHARED_FORK_SERVER, importing
 from ops.nats_access import environment_for
 
 FORK_SERVER: Final = (sys.executable, "-m", "lane_worker.pipelines.forkserver")
-SHARED_FORK_SERVER: Final = "WARMLANE_FORK_SERVER"
 SHARED_ANSWERS_S: Final = 5.0
+# As long may a shared fork server import torch that all of a machine's workers wait for; then each tries it itself.
+SHARED_IMPORTS_S: Final = 60.0
 START_S: Final = 120.0  # importing torch takes 6 s on an idle machine
 LOCK_WAIT_S: Final = 5.0
 UNLOAD_S: Final = 30.0  # to drop 60 GB takes seconds; a child that takes longer is killed, which is quicker
@@ -162,12 +164,15 @@ class ForkServer:
         log.info("fork_server_started", pid=self._process.pid, allocator=environment[allocator.NAMES[0]])
 
     async def _start_shared(self, path: str) -> bool:
-        """Whether the shared fork server at *path* forked one for this worker. What is wrong with it is logged."""
+        """Whether the shared fork server at *path* forked one for this worker. What is wrong with it is logged.
+
+        One that still imports torch is waited for: that is sooner there than a second import beside it would be.
+        """
         control = socket.socket(socket.AF_UNIX)
         control.setblocking(False)
         try:
-            async with asyncio.timeout(SHARED_ANSWERS_S):
-                await asyncio.get_running_loop().sock_connect(control, path)
+            answers_s = await _connect(control, Path(path))
+            async with asyncio.timeout(answers_s):
                 socket.send_fds(control, [b"\0"], [1, 2])
                 answer = await asyncio.get_running_loop().sock_recv(control, PID.size)
                 self._process = _Adopted(PID.unpack(answer)[0])
@@ -210,6 +215,20 @@ class ForkServer:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+async def _connect(control: socket.socket, path: Path) -> float:
+    """Connects to the shared fork server at *path*; the seconds within which it has to answer. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(SHARED_ANSWERS_S):
+        with contextlib.suppress(FileNotFoundError):
+            await loop.sock_connect(control, str(path))
+            return SHARED_ANSWERS_S
+        with contextlib.suppress(FileNotFoundError):
+            await loop.sock_connect(control, str(importing(path)))
+            return SHARED_IMPORTS_S
+        await loop.sock_connect(control, str(path))  # between the two looks it was ready
+        return SHARED_ANSWERS_S
 
 
 class _Adopted:

@@ -3,9 +3,12 @@
 All but the hosts is the product's own. What a host is told goes to its error output, until its worker is gone.
 """
 
+import importlib.abc
+import importlib.machinery
 import os
 import socket
 import sys
+import time
 import types
 from typing import NoReturn
 
@@ -22,7 +25,18 @@ def child_main(pipe: socket.socket, request: Fork) -> NoReturn:
     os._exit(0)
 
 
-child = types.ModuleType("lane_worker.pipelines.child")
-child.__dict__["child_main"] = child_main
-sys.modules[child.__name__] = child
+class Child(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """The import of the hosts' code, which takes as long as the test wants."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(name, self) if name == "lane_worker.pipelines.child" else None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__dict__["child_main"] = child_main
+        until = os.environ.get("WARMLANE_TEST_IMPORTS_UNTIL")
+        while until and not os.path.exists(until):
+            time.sleep(0.02)
+
+
+sys.meta_path.insert(0, Child())
 forkserver.main()

@@ -7,12 +7,14 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
 from lane_worker.runtime.host import ForkServer, Host
+from ops.fork_socket import importing
 from tests.support import clean_environment, eventually, is_running
 
 LIGHT = (sys.executable, "-m", "tests.e2e.light_fork_server")
@@ -22,9 +24,9 @@ OWN = (sys.executable, "-m", "tests.e2e.rogue_fork_server")
 class Shared:
     """A running shared fork server, and workers that use it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **environment: str) -> None:
         self.socket = folder / "forks"
-        self.process = subprocess.Popen([*LIGHT, str(self.socket)], env=clean_environment())
+        self.process = subprocess.Popen([*LIGHT, str(self.socket)], env=clean_environment() | environment)
         self._folder = folder
         self.hosts: list[Host] = []
         self.servers: list[ForkServer] = []
@@ -37,6 +39,14 @@ class Shared:
         self.hosts.append(host)
         return server, host
 
+    async def end(self) -> None:
+        for host in self.hosts:
+            await host.close()
+        for server in self.servers:
+            await server.close()
+        self.process.kill()
+        self.process.wait()
+
     def has_forked(self, server: ForkServer) -> bool:
         return server.pid is not None and psutil.Process(server.pid).ppid() == self.process.pid
 
@@ -46,12 +56,20 @@ async def shared(tmp_path: Path) -> AsyncIterator[Shared]:
     shared = Shared(tmp_path)
     await eventually(lambda: asyncio.sleep(0, shared.socket.exists()))
     yield shared
-    for host in shared.hosts:
-        await host.close()
-    for server in shared.servers:
-        await server.close()
-    shared.process.kill()
-    shared.process.wait()
+    await shared.end()
+
+
+def umask_of(pid: int | None) -> str:
+    return next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("Umask:"))
+
+
+async def soon(look: Callable[[], bool]) -> bool:
+    return look()
+
+
+def several_connections_to(path: Path) -> bool:
+    """Whether, beside the socket that listens at *path*, there is one that waits for an answer."""
+    return sum(line.endswith(f" {path}") for line in Path("/proc/net/unix").read_text().splitlines()) > 1
 
 
 def gone(pid: int) -> Callable[[], "asyncio.Future[bool]"]:
@@ -123,7 +141,35 @@ async def test_a_worker_that_is_gone_leaves_neither_fork_server_nor_host(shared:
 
 
 async def test_only_its_user_may_connect(shared: Shared) -> None:
+    """And what its forks write is as readable as what other processes write."""
     assert stat.S_IMODE(shared.socket.stat().st_mode) == 0o700
+    server, host = shared.worker("cpu-1")
+    await host.start()
+    assert umask_of(server.pid) == umask_of(os.getpid())
+
+
+async def test_a_worker_waits_for_one_that_still_imports(tmp_path: Path) -> None:
+    """And has one of its own when that dies meanwhile."""
+    folder = tmp_path / "starting"
+    folder.mkdir()
+    for dies in (False, True):
+        go_on = folder / f"go-on-{dies}"
+        starting = Shared(folder, WARMLANE_TEST_IMPORTS_UNTIL=str(go_on))
+        name = importing(starting.socket)
+        await eventually(partial(soon, name.exists))
+        server, host = starting.worker(f"cpu-{dies}")
+        ready = asyncio.create_task(host.start())
+        # it holds a connection, to which nobody has said anything
+        await eventually(partial(soon, partial(several_connections_to, name)))
+        assert not starting.socket.exists()
+        assert not ready.done()
+        if dies:
+            starting.process.kill()
+        else:
+            go_on.touch()
+        await ready
+        assert starting.has_forked(server) is not dies
+        await starting.end()
 
 
 async def test_a_connection_that_says_nothing_holds_nobody_up(shared: Shared) -> None:

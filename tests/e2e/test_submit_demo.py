@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ops.processes import warmlane_command
+from tests import warm_cli
 from tests.support import clean_environment, eventually_sync, shared_forks
 from tests.system import UpProcess
 
@@ -28,14 +29,13 @@ class System(Protocol):
 
 
 def warmlane(system: System, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*warmlane_command(*arguments), "--url", system.url],
+    return warm_cli.run(
+        *arguments,
+        "--url",
+        system.url,
         cwd=ROOT,
         env={**clean_environment(), "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
         timeout=LIMIT_S,
-        check=False,
     )
 
 

@@ -9,17 +9,25 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ops.processes import warmlane_command
-from tests.support import children_of, clean_environment, eventually_sync, free_port, is_running, shared_forks
+from tests import warm_cli
+from tests.support import (
+    children_of,
+    clean_environment,
+    eventually_sync,
+    fork_servers_of,
+    free_port,
+    is_running,
+    shared_forks,
+)
 from tests.system import UpProcess
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        warmlane_command(*arguments), capture_output=True, text=True, timeout=60, env=clean_environment(), check=False
-    )
+    return warm_cli.run(*arguments, env=clean_environment())
 
 
 @pytest.fixture
@@ -37,9 +45,11 @@ def test_ctrl_c_finishes_the_task_in_hand_and_kill_9_takes_everything_with_it(ph
     eventually_sync(lambda: all(up.task(task["id"])["status"] == "processing" for task in tasks), within_s=60)
     assert [up.task(task["id"])["worker"] for task in tasks] == ["phr00t-0", "degraded-0"]
     below = up.below()
-    assert len(below) >= 9  # server, gateway, supervisor, two workers, each with a fork server and a host
+    # server, gateway, supervisor, shared fork server, two workers, each with a fork server and a host
+    assert len(below) >= 10
     assert up.interrupt() == 0
     assert [pid for pid in below if is_running(pid)] == []
+    assert not list(up.data_dir.glob("forks*"))
     for path in (up.data_dir / "locks").iterdir():
         with path.open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises when somebody still holds it
@@ -55,13 +65,24 @@ def test_ctrl_c_finishes_the_task_in_hand_and_kill_9_takes_everything_with_it(ph
 
 
 def test_a_supervisor_that_is_killed_takes_its_lanes_along_and_comes_back(phr00t_only: UpProcess) -> None:
-    """Its lanes drain: the task in hand is finished. `up` starts it again, and it starts the lane again."""
+    """Its lanes drain: the task in hand is finished. `up` starts it again, and it starts the lane again.
+
+    The fork server that all workers share dies before: of their processes none goes with it, and a lane that is started
+    while nobody answers there has a fork server of its own.
+    """
     up = phr00t_only
+    forks = str(up.data_dir / "forks")
+    for worker in ("phr00t-0", "degraded-0"):
+        assert [line["shared"] for line in up.log_lines(worker) if line["event"] == "fork_server_started"] == [forks]
+    servers = [fork_servers_of(up.logs / f"{worker}.log")[-1] for worker in ("phr00t-0", "degraded-0")]
+    (shared,) = {psutil.Process(server).ppid() for server in servers}
+    assert psutil.Process(shared).ppid() == up.pid
     task = up.submit(model="phr00t")
     eventually_sync(lambda: up.task(task["id"])["status"] == "processing")
     supervisor = up.find("warmlane supervisor")
-    lanes = children_of(supervisor)
-    assert len(lanes) >= 3  # the lane, its fork server, its host
+    lanes = [*children_of(supervisor), servers[0], up.host_of("phr00t-0")]
+    os.kill(shared, signal.SIGKILL)
+    assert all(is_running(pid) for pid in lanes)
     os.kill(supervisor, signal.SIGKILL)
     eventually_sync(lambda: not any(is_running(pid) for pid in lanes), within_s=60)
     done = up.ended(task["id"])
@@ -70,6 +91,9 @@ def test_a_supervisor_that_is_killed_takes_its_lanes_along_and_comes_back(phr00t
     assert up.find("--name phr00t-0") not in lanes
     said = up.output.read_text()
     assert "supervisor ended (signal 9)" in said
+    assert "fork-server ended (signal 9); again in" in said
+    eventually_sync(Path(forks).is_socket)  # and is there again for the next worker
+    assert all(is_running(pid) for pid in (servers[1], up.host_of("degraded-0")))
     up.stop()
 
 

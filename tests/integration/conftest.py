@@ -30,6 +30,7 @@ from tests.support import (
     free_port,
     require_no_denial,
 )
+from tests.warm_cli import Forked
 
 MODELS = ("anisora", "phr00t")
 
@@ -40,8 +41,10 @@ class GatewayProcess:
     With *beside* it shares server and artifact store with another one.
     """
 
-    def __init__(self, folder: Path, *, beside: "GatewayProcess | None" = None) -> None:
+    def __init__(self, folder: Path, *, beside: "GatewayProcess | None" = None, forked: bool = True) -> None:
+        """*forked* it is a `warm_cli.Forked`, or else started as the script is."""
         self.folder = folder
+        self._forked = forked
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         if beside is None:
@@ -49,7 +52,7 @@ class GatewayProcess:
         self.data_dir: Path = folder if beside is None else beside.data_dir
         self.artifacts = self.data_dir / "artifacts"
         self.nats: NatsServer = NatsServer(folder / "nats") if beside is None else beside.nats
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
 
     def start(self, *options: str) -> None:
         """Starts the server on the first call, and a gateway that answers when this returns."""
@@ -63,8 +66,12 @@ class GatewayProcess:
             str(self.data_dir),
         ]
         with (self.folder / "gateway.log").open("ab") as log:
-            command = warmlane_command(*arguments, *options)
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=clean_environment())
+            environment = clean_environment()
+            if self._forked:
+                self._process = Forked(*arguments, *options, stdout=log, stderr=log, env=environment)
+            else:
+                command = warmlane_command(*arguments, *options)
+                self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         eventually_sync(self._answers)
 
     def _answers(self) -> bool:

@@ -28,6 +28,7 @@ from ops.nats_link import NatsLink
 from ops.processes import warmlane_command
 from ops.provision import provision, wanted
 from ops.tls import tls_of
+from tests import warm_cli
 from tests.conftest import KEEP_S
 from tests.integration.conftest import GatewayProcess, System, report_lane
 from tests.support import NatsServer, clean_environment, eventually, eventually_sync, free_port
@@ -45,9 +46,7 @@ def by(presented: Presented) -> dict[str, str]:
 def run(*arguments: str, key: Presented | None = None) -> subprocess.CompletedProcess[str]:
     """`warmlane …`, with the key in its environment."""
     environment = clean_environment() | ({} if key is None else {"WARMLANE_API_KEY": key.text})
-    return subprocess.run(
-        warmlane_command(*arguments), env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    return warm_cli.run(*arguments, env=environment)
 
 
 async def make(link: NatsLink, caller: str, *scopes: Scope, rate_per_s: float | None = None) -> Presented:

@@ -10,7 +10,7 @@ import pytest
 
 from contracts.lanes import LaneState
 from contracts.topology import CONTROL, control_key
-from ops.processes import warmlane_command
+from tests import warm_cli
 from tests.conftest import KEEP_S
 from tests.integration.conftest import GatewayProcess, System
 from tests.support import clean_environment, eventually
@@ -53,14 +53,7 @@ async def every_gateway_says(system: System, second: GatewayProcess, mode: str, 
 
 def lane_mode(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`warmlane lane-mode …`."""
-    return subprocess.run(
-        warmlane_command("lane-mode", *arguments, "--url", url),
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return warm_cli.run("lane-mode", *arguments, "--url", url, env=clean_environment())
 
 
 async def test_a_switch_set_on_one_gateway_is_obeyed_by_all(system: System, second_gateway: GatewayProcess) -> None:

@@ -1,0 +1,52 @@
+"""Names of the socket on which a shared fork server answers (ADR 0018): its workers and `warmlane up` agree on them."""
+
+import socket
+from pathlib import Path
+from typing import Final
+
+SHARED_FORK_SERVER: Final = "WARMLANE_FORK_SERVER"
+"""The variable that gives a worker the socket. Empty, it has none: its worker imports torch itself."""
+
+
+def importing(path: Path) -> Path:
+    """What the socket *path* is called until torch is imported: one may connect, and is answered after that."""
+    return path.with_name(f"{path.name}.part")
+
+
+def listen(path: Path) -> socket.socket:
+    """A socket that listens, under the name of `importing`; what was left there is removed.
+
+    Raises OSError where there can be none: some file systems have no sockets, and the path of one has 100 bytes or so.
+    """
+    remove(path)
+    return _listen(importing(path))
+
+
+def can_listen(path: Path) -> bool:
+    """Whether there can be a socket at *path*; what is there stays."""
+    trial = path.with_name(f"{path.name}.test")
+    try:
+        trial.unlink(missing_ok=True)
+        _listen(trial).close()
+        trial.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def remove(path: Path) -> None:
+    """Removes what a fork server left that was killed."""
+    for name in (path, importing(path)):
+        name.unlink(missing_ok=True)
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(str(path))
+        path.chmod(0o700)  # workers of this user alone may connect
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
