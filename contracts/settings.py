@@ -202,7 +202,8 @@ class Checkpoint(_Strict, frozen=True):
 
     *expected_bytes*: all weights as loaded, where the folder is not there to be counted. *activation_bytes*: what an
     inference needs beside them. *layerwise_casting*: in which type the transformers' layers are kept between two uses.
-    *prompt_suffix* follows each prompt, after a blank; no client sees it.
+    *prompt_suffix* follows each prompt, after a blank; no client sees it. *device_map*: with `offload: none`, each
+    tensor goes to the card as it is read, not all of them when all were read.
     """
 
     pipeline: str
@@ -211,6 +212,7 @@ class Checkpoint(_Strict, frozen=True):
     scheduler: Scheduler
     offload: Literal["none", "model", "group"] = "none"
     group_offload: GroupOffload | None = None
+    device_map: bool = False
     layerwise_casting: Literal["float8_e4m3fn"] | None = None
     vae_tiling: bool = False
     attention_backend: AttentionBackend = "native"
@@ -492,6 +494,9 @@ def _checkpoint_mistakes(place: str, checkpoint: Checkpoint) -> Iterator[str]:
             yield f"{place}.{name}: 0 or more"
     if len(suffix) > PROMPT_SUFFIX_MAX_CHARS or suffix != suffix.strip():
         yield f"{place}.prompt_suffix: at most {PROMPT_SUFFIX_MAX_CHARS} characters, without blanks around them"
+    if checkpoint.device_map and (checkpoint.offload != "none" or checkpoint.layerwise_casting is not None):
+        # casting is done on the host: the card would hold all weights before they are cast
+        yield f'{place}.device_map: only with "offload": "none", and without layerwise_casting'
     if group is None:
         return
     if checkpoint.offload != "group":

@@ -61,6 +61,7 @@ def load_pipeline(
         local_files_only=True,
         # the VAE of Wan loses detail below float32, and is small
         dtype={"default": DTYPES[checkpoint.dtype], "vae": torch.float32},
+        device_map=device if checkpoint.device_map else None,
     )
     times.read_s = round(time.perf_counter() - begun_s, 4)
     if type(pipeline).__name__ != checkpoint.pipeline:
@@ -78,7 +79,8 @@ def load_pipeline(
     _place(pipeline, checkpoint, torch.device(device))
     if device != "cpu":
         torch.cuda.synchronize()
-    times.copy_s = 0.0 if device == "cpu" else round(time.perf_counter() - copying_s, 4)
+    if device == "cpu" or not checkpoint.device_map:  # else it was copied while it was read
+        times.copy_s = 0.0 if device == "cpu" else round(time.perf_counter() - copying_s, 4)
     return pipeline
 
 
@@ -116,7 +118,7 @@ def _prepare(transformer: Any, checkpoint: Checkpoint) -> None:
 def _place(pipeline: Any, checkpoint: Checkpoint, device: torch.device) -> None:
     """Hooks of offloading come after those of casting: a layer is fetched first and cast then."""
     if checkpoint.offload == "none":
-        pipeline.to(device)
+        pipeline.to(device)  # with a device map it is there
     elif checkpoint.offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     else:

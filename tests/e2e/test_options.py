@@ -136,6 +136,7 @@ def test_the_packaged_figures_are_those_of_the_published_shapes() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
+        {"device_map": True},
         {"offload": "model"},
         {"offload": "group"},
         BLOCKS,
@@ -143,7 +144,7 @@ def test_the_packaged_figures_are_those_of_the_published_shapes() -> None:
         {"offload": "model", **CAST},
         {"offload": "group", **CAST},
     ],
-    ids=["model", "leaf", "block", "float8", "model-float8", "leaf-float8"],
+    ids=["device-map", "model", "leaf", "block", "float8", "model-float8", "leaf-float8"],
 )
 def test_hooks_change_no_frame_and_leave_nothing_alive(
     catalog: Catalog, models_dir: Path, model: str, changes: dict[str, Any]

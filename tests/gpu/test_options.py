@@ -23,6 +23,7 @@ CAST = {"layerwise_casting": "float8_e4m3fn"}
 BLOCK = GroupOffload(level="block")
 OPTIONS: list[dict[str, Any]] = [
     {},
+    {"device_map": True},
     {"vae_tiling": True},
     {"attention_backend": "_native_flash"},
     CAST,
@@ -101,6 +102,7 @@ def _plain() -> dict[str, Any]:
     return {
         "offload": "none",
         "group_offload": None,
+        "device_map": False,
         "layerwise_casting": None,
         "vae_tiling": False,
         "attention_backend": "native",

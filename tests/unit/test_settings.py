@@ -233,6 +233,7 @@ CHECKPOINT = "$.models.phr00t.profiles.tiny.checkpoint"
                     ("attention_backend", "flash_hub", "attention_backend"),
                     ("prompt_suffix", "x" * 501, "prompt_suffix: at most 500 characters"),
                     ("prompt_suffix", " x", "prompt_suffix: at most 500 characters, without blanks"),
+                    ("device_map", 1, "device_map"),
                     ("expected_bytes", -1, "expected_bytes: 0 or more"),
                     ("activation_bytes", -1, "activation_bytes: 0 or more"),
                     ("group_offload", {}, 'group_offload: only with "offload": "group"'),
@@ -261,6 +262,13 @@ CHECKPOINT = "$.models.phr00t.profiles.tiny.checkpoint"
 )
 def test_a_mistake_is_refused_with_its_place(path: str, value: Any, place: str) -> None:
     assert place in refusal(changed(path, value))
+
+
+@pytest.mark.parametrize("other", [{"offload": "model"}, {"layerwise_casting": "float8_e4m3fn"}])
+def test_a_device_map_is_for_weights_that_stay_on_the_card_as_they_are(other: dict[str, Any]) -> None:
+    document = json.loads(PACKAGED)
+    document["models"]["phr00t"]["profiles"]["tiny"]["checkpoint"] |= {"device_map": True} | other
+    assert refusal(json.dumps(document).encode()).startswith(f"{CHECKPOINT}.device_map: only with")
 
 
 def test_blocks_at_a_time_are_for_group_offloading_without_a_stream() -> None:
