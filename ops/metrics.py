@@ -262,8 +262,8 @@ def memory_read(held: MemoryReading, *, slot: str, model: str, outcome: str) -> 
         if figure is not None:
             memory_after_cleanup.set(figure, slot, model, kind)
     for event, count in (("retry", held.cuda_alloc_retries), ("oom", held.cuda_ooms)):
-        if count is not None:
-            allocator_events.add(slot, model, event, by=count)
+        # of a CPU as well: a series that stands at 0 is there when the first one comes
+        allocator_events.add(slot, model, event, by=count or 0)
 
 
 def begin_tasks(models: Iterable[str], route: str) -> None:

@@ -47,7 +47,11 @@ def main() -> None:
 
 def serve_hosts(arguments: list[str]) -> None:
     """A fork server whose children do nothing, and do all else as ever: locks, pipes, cleanup, memory readings."""
-    for library in ("diffusers", "transformers"):  # without a pipeline, nobody misses what takes seconds to import
+    for library in (
+        "diffusers",
+        "diffusers.hooks",
+        "transformers",
+    ):  # without a pipeline, nobody misses what takes seconds to import
         sys.modules[library] = MagicMock()
 
     import numpy as np

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lane_worker.runtime.host import ForkServer, Host
+from lane_worker.runtime.host import ForkServer, Host, host_environment
 from ops.fork_socket import importing
 from tests.support import clean_environment, eventually, is_running
 
@@ -26,7 +26,9 @@ class Shared:
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.socket = folder / "forks"
-        self.process = subprocess.Popen([*LIGHT, str(self.socket)], env=clean_environment() | environment)
+        self.process = subprocess.Popen(
+            [*LIGHT, str(self.socket)], env=host_environment(clean_environment() | environment)
+        )
         self._folder = folder
         self.hosts: list[Host] = []
         self.servers: list[ForkServer] = []
