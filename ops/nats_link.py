@@ -11,7 +11,7 @@ import ssl
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final, Self
 
 import nats
@@ -545,10 +545,14 @@ def _refused(access: NatsAccess, error: Exception) -> UnusableServer:
 
 
 def parse_time(text: str) -> datetime:
-    """A server timestamp (RFC 3339 with up to nanoseconds) as an aware datetime."""
+    """A server timestamp (RFC 3339 with up to nanoseconds) as an aware datetime.
+
+    Rounded as nats-py rounds that of a message: what was read and what a watch told of it are equal.
+    """
     whole, _, fraction = text.removesuffix("Z").partition(".")
-    moment = datetime.fromisoformat(whole).replace(tzinfo=UTC)
-    return moment + timedelta(microseconds=int(fraction[:6].ljust(6, "0")) if fraction else 0)
+    seconds = int(datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp())
+    nanoseconds = seconds * 1_000_000_000 + int(fraction.ljust(9, "0"))
+    return datetime.fromtimestamp(nanoseconds / 1e9, UTC)
 
 
 def _rfc3339(at: datetime) -> str:
