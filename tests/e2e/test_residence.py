@@ -175,6 +175,7 @@ def figures(receipt: SwapReceipt) -> tuple[int, int, int, int]:
 # Proof by resident memory
 
 
+@pytest.mark.timeout(600)  # a bound, on a machine that is busy with other tests
 async def test_heavy_pipelines_are_released_each_time(heavy_folder: Path) -> None:
     """FR-002: `make swap`, shortened."""
     alternations = await alternate(heavy_folder, count=3, leak=False, console=Console(quiet=True))
@@ -231,12 +232,12 @@ async def test_two_heavy_pipelines_take_turns(yard: Yard, heavy_folder: Path, tm
         assert (receipt.how, receipt.alive, receipt.reason) == ("unloaded", (), "")
         assert (receipt.released_model, receipt.loaded_model) == (resident, following)
         base, before, after, tolerance = figures(receipt)
-        assert before - base > 500 * MB
+        assert before - base > 300 * MB
         assert after <= base + tolerance
         assert tolerance == 128 * MB
         assert receipt.samples >= 2
         assert receipt.free_bytes is not None
-        assert receipt.free_bytes >= receipt.needed_bytes > 500 * MB
+        assert receipt.free_bytes >= receipt.needed_bytes > 300 * MB
         await slot.generate(models[following])
         resident = following
     assert slot.host.pid == pid

@@ -1,6 +1,7 @@
 """A lane in this process, with a real pipeline host, on a real server: what it says of itself and of its slot."""
 
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -91,6 +92,10 @@ async def test_a_lane_stays_off_a_quarantined_slot_until_it_is_lifted(link: Nats
     await lane.becomes(LaneState.WARM)
 
 
+def without_numbers(text: str) -> str:
+    return re.sub(r"\d[\d,.]*", "0", text)
+
+
 async def test_a_lane_that_can_never_serve_its_model_says_why(link: NatsLink, catalog: Catalog, tmp_path: Path) -> None:
     model = catalog.models["phr00t"]
     large = replace(model, checkpoint=replace(model.checkpoint, activation_bytes=1 << 60))
@@ -100,7 +105,8 @@ async def test_a_lane_that_can_never_serve_its_model_says_why(link: NatsLink, ca
     assert told.detail.startswith(f"phr00t does not fit: with offload none it needs {1 << 60:,} bytes on the host")
     slot = await shown(link)
     assert slot is not None
-    assert (slot.state, slot.detail) == (SlotState.EMPTY, told.detail)
+    # each is told with what was free at its moment
+    assert (slot.state, without_numbers(slot.detail)) == (SlotState.EMPTY, without_numbers(told.detail))
     await lane.leave()
     assert not (tmp_path / "models").exists(), "it was refused before anything was loaded"
 
