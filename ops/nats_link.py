@@ -549,7 +549,7 @@ def parse_time(text: str) -> datetime:
 
     Rounded as nats-py rounds that of a message: what was read and what a watch told of it are equal.
     """
-    whole, _, fraction = text.removesuffix("Z").partition(".")
+    whole, _, fraction = text.removesuffix("Z").removesuffix("+00:00").partition(".")
     seconds = int(datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp())
     nanoseconds = seconds * 1_000_000_000 + int(fraction.ljust(9, "0"))
     return datetime.fromtimestamp(nanoseconds / 1e9, UTC)
