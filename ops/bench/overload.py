@@ -347,8 +347,8 @@ async def refusals_of(
         series=values.series(),
         notes=(
             "The same gateway without its worker, with 25 requests in the queue; the no-op handler is a Litestar route "
-            "that answers `503` with a constant JSON body. Both get the same body. The gateway checks and routes it. Ten "
-            "times a second it asks the nats-server, and works `Retry-After` out from the 25.",
+            "that answers `503` with a constant JSON body. Both get the same body. The gateway checks and routes it. "
+            "Ten times a second it asks the nats-server, and works `Retry-After` out from the 25.",
         ),
     )
 
