@@ -98,13 +98,17 @@ def facts(cores: Cores, *, rounds: int, seconds: float) -> dict[str, str]:
 
 
 def write(results: Results, folder: Path) -> None:
-    """The report, its plots, and the values of every round. Raises OSError."""
+    """The report, its plots, and the values of every round. Raises OSError.
+
+    Each plot is an SVG, which is committed, and a PNG, which git ignores: the repository holds no binaries.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
     (folder / "README.md").write_text(markdown(results))
     for part in results.parts:
         if is_plotted(part):
-            plot(part, folder / f"{part.name}.svg")
+            for kind in ("svg", "png"):
+                plot(part, folder / f"{part.name}.{kind}")
 
 
 @click.command(

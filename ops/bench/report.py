@@ -171,7 +171,7 @@ PLOTTED: Final = ("goodput", "refused_p99_ms", "per_s", "p50_ms", "p99_ms", "all
 
 
 def plot(part: Part, path: Path) -> None:
-    """Draws the medians and ranges of *part* into *path* (.svg); the same part gives the same bytes.
+    """Draws the medians and ranges of *part* into *path* (.svg or .png); the same part gives the same bytes.
 
     Raises click.ClickException where matplotlib is not installed, OSError where the file cannot be written.
     """

@@ -214,10 +214,11 @@ def test_a_table_has_medians_and_ranges() -> None:
 
 
 def test_the_same_part_is_the_same_plot(tmp_path: Path) -> None:
-    for name in ("a.svg", "b.svg"):
+    for name in ("a.svg", "b.svg", "a.png"):
         plot(ACCEPT, tmp_path / name)
     drawn = (tmp_path / "a.svg").read_text()
     assert drawn == (tmp_path / "b.svg").read_text()
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert all(name in drawn for name in (WARMLANE, BARE, CELERY, TASKIQ))
 
 
