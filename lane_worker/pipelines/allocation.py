@@ -10,7 +10,8 @@ from lane_worker.runtime.allocator import NAMES, WANTED, AllocatorMisconfigured
 
 
 def check_allocator(device: str) -> None:
-    """FR-010, read back from torch, which ignores a name that it does not know, and takes what it is told later on.
+    """FR-010, read back from torch. Its CPU build ignores a name that it does not know, its CUDA build refuses it, and
+    both take what they are told later on.
 
     Raises AllocatorMisconfigured. On a CPU it is asked for the text alone that it took.
     """
@@ -18,7 +19,9 @@ def check_allocator(device: str) -> None:
         taken = str(torch._C._accelerator_getAllocatorSettings())
     except ValueError as error:  # the text is parsed when it is asked for first
         setting = f"{NAMES[0]}={os.environ.get(NAMES[0])}"
-        raise AllocatorMisconfigured(f"torch does not understand {setting}: {error}") from error
+        raise AllocatorMisconfigured(
+            f"torch does not understand {setting}: {str(error).rstrip('.')}. Warmlane needs {WANTED} there"
+        ) from error
     if WANTED not in taken.replace(" ", ""):
         raise AllocatorMisconfigured(f"torch runs with the allocator setting {taken!r}, without {WANTED}")
     if device == "cuda":
