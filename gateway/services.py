@@ -153,7 +153,7 @@ class Services:
         Raises TransportUnavailable, StorageFailed.
         """
         now = datetime.now(UTC)
-        self.tasks.drop_expired(keep_s=self.keep_s, now=now)
+        await self.tasks.drop_expired(keep_s=self.keep_s, now=now)
         self.lanes.drop_expired(now)
         stored = await self.artifacts.list()
         grace_s = min(ORPHAN_GRACE_S, self.keep_s)

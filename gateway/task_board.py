@@ -4,7 +4,6 @@ Long-polls and event streams wait here, so that none of them costs the server an
 """
 
 import asyncio
-import bisect
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
@@ -15,14 +14,16 @@ from msgspec import Struct
 
 from contracts.tasks import GenerationTask, TaskStatus, UnreadableTask, decode_task_of
 from contracts.topology import TASKS
+from gateway.task_index import Place, Row, TaskIndex
 from gateway.work_queues import WorkQueues
 from ops.nats_link import Entry, NatsLink
 from ops.unreadable import unreadables
 
 FINISHED_MAX: Final = 1_000
 SUBSCRIBER_QUEUE_MAX: Final = 64
-# Of 100,000 tasks of which none matches, a look at all takes some 0.1 s.
-LOOKED_AT_ONCE: Final = 1_000
+# To forget one takes some 10 µs; all of a day at once would hold up every request.
+FORGOTTEN_AT_ONCE: Final = 200
+FORGOTTEN_MAX: Final = 100_000
 
 
 class Snapshot(Struct, frozen=True, gc=False):
@@ -30,19 +31,6 @@ class Snapshot(Struct, frozen=True, gc=False):
 
     task: GenerationTask
     revision: int
-
-
-class Row(Struct, frozen=True, gc=False):
-    """What is remembered of every task, however old. *paths* are the objects that its record names."""
-
-    id: str
-    caller: str
-    model: str
-    status: TaskStatus
-    created_at: datetime
-    written_at: datetime
-    revision: int
-    paths: tuple[str, ...]
 
 
 class TaskBoard:
@@ -53,8 +41,7 @@ class TaskBoard:
 
     def __init__(self) -> None:
         self.work_queues = WorkQueues()
-        self._rows: dict[str, Row] = {}
-        self._order: list[tuple[datetime, str]] = []
+        self._index = TaskIndex()
         self._live: dict[str, Snapshot] = {}
         self._finished: OrderedDict[str, Snapshot] = OrderedDict()
         self._queues: dict[str, set[asyncio.Queue[Snapshot | None]]] = {}
@@ -77,7 +64,7 @@ class TaskBoard:
         if entry.value is None:
             self._forget(entry.key)
             return
-        known = self._rows.get(entry.key)
+        known = self._index.get(entry.key)
         if known is not None and known.revision >= entry.revision:
             return  # most often: this gateway wrote it
         try:
@@ -90,20 +77,20 @@ class TaskBoard:
     def record(self, task: GenerationTask, revision: int, written_at: datetime) -> Snapshot:
         """Takes in a record that was read or written; an older revision than the known one changes nothing."""
         snapshot = Snapshot(task, revision)
-        known = self._rows.get(task.id)
+        known = self._index.get(task.id)
         if known is not None and known.revision >= revision:
             return snapshot
-        if known is None:
-            bisect.insort(self._order, (task.created_at, task.id))
-        self._rows[task.id] = Row(
-            id=task.id,
-            caller=task.caller,
-            model=task.model,
-            status=task.status,
-            created_at=task.created_at,
-            written_at=written_at,
-            revision=revision,
-            paths=named_paths(task),
+        self._index.put(
+            Row(
+                id=task.id,
+                caller=task.caller,
+                model=task.model,
+                status=task.status,
+                created_at=task.created_at,
+                written_at=written_at,
+                revision=revision,
+                paths=named_paths(task),
+            )
         )
         if task.status.is_terminal:
             self._live.pop(task.id, None)
@@ -171,45 +158,33 @@ class TaskBoard:
         # between the caller's look and its subscription the task may have moved
         return self._live.get(snapshot.task.id) or self._finished.get(snapshot.task.id) or snapshot
 
-    async def newest(
-        self,
-        *,
-        status: TaskStatus | None,
-        model: str | None,
-        caller: str | None,
-        before: tuple[datetime, str] | None,
-    ) -> AsyncIterator[str]:
-        """Ids of the tasks that match, newest first, starting after *before*.
-
-        However many there are to look at, others run in between; a task that is forgotten meanwhile may be left out.
-        """
-        end = len(self._order) if before is None else bisect.bisect_left(self._order, before)
-        while end:
-            some = self._order[max(0, end - LOOKED_AT_ONCE) : end]
-            for _, task_id in reversed(some):
-                row = self._rows.get(task_id)
-                if row is None:
-                    continue
-                if status in (None, row.status) and model in (None, row.model) and caller in (None, row.caller):
-                    yield task_id
-            await asyncio.sleep(0)
-            end = bisect.bisect_left(self._order, some[0])
+    def newest(
+        self, *, status: TaskStatus | None, model: str | None, caller: str | None, before: Place | None, limit: int
+    ) -> list[Place]:
+        """At most *limit* tasks that match, newest first, starting after *before*, each as its place in the listing."""
+        return self._index.newest(status=status, model=model, caller=caller, before=before, limit=limit)
 
     def named_paths_of(self, task_id: str) -> tuple[str, ...]:
         """The objects that the record of *task_id* names; none without a record."""
-        row = self._rows.get(task_id)
+        row = self._index.get(task_id)
         return () if row is None else row.paths
 
-    def drop_expired(self, *, keep_s: float, now: datetime) -> None:
-        """Forgets tasks whose record the server has dropped by age; expiry sends no message that would tell."""
+    async def drop_expired(self, *, keep_s: float, now: datetime) -> None:
+        """Forgets tasks whose record the server has dropped by age; expiry sends no message that would tell.
+
+        Others run in between. Of more than FORGOTTEN_MAX the rest is left for the next call.
+        """
         oldest = now - timedelta(seconds=keep_s)
-        for task_id in [row.id for row in self._rows.values() if row.written_at < oldest]:
-            self._forget(task_id)
+        expired = self._index.written_before(oldest, limit=FORGOTTEN_MAX)
+        for first in range(0, len(expired), FORGOTTEN_AT_ONCE):
+            for task_id in expired[first : first + FORGOTTEN_AT_ONCE]:
+                row = self._index.get(task_id)
+                if row is not None and row.written_at < oldest:  # not written anew meanwhile
+                    self._forget(task_id)
+            await asyncio.sleep(0)
 
     def _forget(self, task_id: str) -> None:
-        row = self._rows.pop(task_id, None)
-        if row is not None:
-            del self._order[bisect.bisect_left(self._order, (row.created_at, row.id))]
+        self._index.pop(task_id)
         self._live.pop(task_id, None)
         self._finished.pop(task_id, None)
         self.work_queues.forget(task_id)

@@ -123,14 +123,19 @@ async def list_tasks(
         model = entry.name
     found: list[GenerationTask] = []
     before = _decode_cursor(cursor)
-    async for task_id in services.tasks.newest(status=status, model=model, caller=caller.sees_only, before=before):
-        if len(found) == limit:
-            last = found[-1]
-            return _page(services, found, _encode_cursor(last.created_at, last.id))
-        snapshot = await reachable(services.tasks.get(task_id))
-        if snapshot is not None:  # its record may have expired since
-            found.append(snapshot.task)
-    return _page(services, found, None)
+    while True:
+        wanted = limit + 1 - len(found)  # one more tells whether there is another page
+        places = services.tasks.newest(status=status, model=model, caller=caller.sees_only, before=before, limit=wanted)
+        for place in places:
+            snapshot = await reachable(services.tasks.get(place[1]))
+            if snapshot is not None:  # its record may have expired since
+                found.append(snapshot.task)
+        if len(found) > limit:
+            last = found[limit - 1]
+            return _page(services, found[:limit], _encode_cursor(last.created_at, last.id))
+        if len(places) < wanted:
+            return _page(services, found, None)
+        before = places[-1]
 
 
 def _page(services: Services, tasks: list[GenerationTask], next_cursor: str | None) -> Response[TaskPage]:

@@ -1,0 +1,107 @@
+"""What a gateway remembers of every task, however old: found by id, listed newest first, forgotten oldest first.
+
+Each costs what it yields and not what there is: a million tasks of others make no listing slower. In memory, pure.
+"""
+
+from datetime import datetime
+from heapq import merge
+from itertools import islice
+from typing import Any, Final
+
+from msgspec import Struct
+from sortedcontainers import SortedList
+
+from contracts.tasks import TaskStatus
+
+Place = tuple[datetime, str]
+"""Where a task stands in a listing: when it was made, and its id."""
+
+_EVERYBODY: Final = None
+_Shelves = dict[tuple[TaskStatus, str], Any]  # SortedLists of places, of one caller: as many as statuses and models
+
+
+class Row(Struct, frozen=True, gc=False):
+    """What is remembered of a task. *paths* are the objects that its record names."""
+
+    id: str
+    caller: str
+    model: str
+    status: TaskStatus
+    created_at: datetime
+    written_at: datetime
+    revision: int
+    paths: tuple[str, ...]
+
+
+class TaskIndex:
+    """The rows. Every row stands on two shelves, its caller's and everybody's, each of one status and one model."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Row] = {}  # in the order in which they were written last
+        self._shelves: dict[str | None, _Shelves] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def get(self, task_id: str) -> Row | None:
+        """The row of *task_id*, if there is one."""
+        return self._rows.get(task_id)
+
+    def put(self, row: Row) -> None:
+        """Takes in *row*, in the place of an earlier one of its id, which may have been made at another time."""
+        known = self._rows.pop(row.id, None)
+        self._rows[row.id] = row
+        if known is None:
+            self._shelve(row)
+        elif _stands(known) != _stands(row):
+            self._unshelve(known)
+            self._shelve(row)
+
+    def pop(self, task_id: str) -> Row | None:
+        """Forgets *task_id*; its row, if there was one."""
+        row = self._rows.pop(task_id, None)
+        if row is not None:
+            self._unshelve(row)
+        return row
+
+    def newest(
+        self, *, status: TaskStatus | None, model: str | None, caller: str | None, before: Place | None, limit: int
+    ) -> list[Place]:
+        """The places of at most *limit* tasks that match, newest first, starting after *before*. None matches all."""
+        runs = [
+            shelf.irange(None, before, inclusive=(True, False), reverse=True)
+            for (of_status, of_model), shelf in self._shelves.get(caller, {}).items()
+            if status in (None, of_status) and model in (None, of_model)
+        ]
+        return list(islice(merge(*runs, reverse=True), limit))
+
+    def written_before(self, moment: datetime, *, limit: int) -> list[str]:
+        """The ids of at most *limit* tasks that were last written before *moment*, the oldest first.
+
+        Rows come in the order of their writes but for the difference of two clocks, by which one may be found later.
+        """
+        found: list[str] = []
+        for row in self._rows.values():
+            if row.written_at >= moment or len(found) == limit:
+                break
+            found.append(row.id)
+        return found
+
+    def _shelve(self, row: Row) -> None:
+        for caller in (_EVERYBODY, row.caller):
+            shelves = self._shelves.setdefault(caller, {})
+            shelves.setdefault((row.status, row.model), SortedList()).add((row.created_at, row.id))
+
+    def _unshelve(self, row: Row) -> None:
+        for caller in (_EVERYBODY, row.caller):
+            shelves = self._shelves[caller]
+            shelf = shelves[row.status, row.model]
+            shelf.remove((row.created_at, row.id))
+            if not shelf:
+                del shelves[row.status, row.model]
+            if not shelves:  # callers come and go
+                del self._shelves[caller]
+
+
+def _stands(row: Row) -> tuple[str, TaskStatus, str, datetime]:
+    return row.caller, row.status, row.model, row.created_at
