@@ -157,6 +157,11 @@ def work_subject(route: Literal["lane", "degraded"], model: str, task_id: str) -
     return f"{route}.{_token(model)}.{_token(task_id)}"
 
 
+def is_work_subject(subject: str) -> bool:
+    """Whether a message on *subject* goes to a work queue, which has a limit of ours."""
+    return subject.startswith(("lane.", "degraded."))
+
+
 def timer_set_subject(kind: TimerKind, task_id: str) -> str:
     """Where a timer is stored; storing again replaces it."""
     return f"deadline.set.{kind}.{_token(task_id)}"

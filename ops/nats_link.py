@@ -7,6 +7,7 @@ Every call ends within its time-out. A refusal and an unknown outcome are differ
 import asyncio
 import contextlib
 import json
+import re
 import ssl
 import time
 import traceback
@@ -28,6 +29,7 @@ from contracts.topology import (
     TimerKind,
     bucket_stream,
     bucket_subject,
+    is_work_subject,
     timer_due_subject,
     timer_set_subject,
 )
@@ -49,7 +51,9 @@ WATCH_RESUMES_S: Final = 2.0
 # A denial that comes again and again, as of a fetch, is logged so often; a refusal to come back likewise.
 REFUSAL_TOLD_EVERY_S: Final = 60.0
 
+# Whatever the store said: one of its limits, or what the file system said to it.
 _STREAM_FULL: Final = 10077
+_AT_A_LIMIT: Final = re.compile("maximum (?:messages|bytes)")
 _WRONG_LAST_SEQUENCE: Final = 10071
 # In a cluster, another write of the same key is being replicated. Soon it is decided which of the two won.
 _UNDECIDED: Final = 10164
@@ -64,7 +68,7 @@ class TransportUnavailable(Exception):
 
 
 class StreamFull(Exception):
-    """The stream is at its limit; nothing was stored."""
+    """The work queue is at its limit; nothing was stored. Of a bucket or a timer that is TransportUnavailable."""
 
 
 class WrongRevision(Exception):
@@ -263,13 +267,17 @@ class NatsLink:
     async def publish(
         self, subject: str, payload: bytes, *, message_id: str | None = None, headers: dict[str, str] | None = None
     ) -> Ack:
-        """Stores a message and returns the server's ack. Raises StreamFull, WrongRevision, TransportUnavailable."""
+        """Stores a message and returns the server's ack. Raises StreamFull, WrongRevision, TransportUnavailable.
+
+        StreamFull only for a work queue. Whatever else the server will not store is TransportUnavailable: nobody who
+        writes a record or a timer can do better than to try again.
+        """
         all_headers = dict(headers or {})
         if message_id is not None:
             all_headers[Header.MSG_ID.value] = message_id
         until_s = time.monotonic() + REPLY_TIMEOUT_S
         while True:
-            with translated(subject):
+            with _stored(subject):
                 try:
                     return await self.client.store(subject, payload, all_headers, timeout_s=REPLY_TIMEOUT_S)
                 except nats.js.errors.BadRequestError as error:
@@ -564,6 +572,22 @@ def _is_marker(headers: dict[str, str] | None) -> bool:
 
 
 @contextlib.contextmanager
+def _stored(subject: str) -> Iterator[None]:
+    """`translated`, of a message for *subject* that is to be stored."""
+    try:
+        with translated(subject):
+            yield
+    except StreamFull as full:
+        if is_work_subject(subject):
+            raise
+        raise TransportUnavailable(
+            f"{subject}: its stream is at a limit that Warmlane did not set; `warmlane provision --check` names it"
+        ) from full
+    except nats.js.errors.APIError as error:
+        raise TransportUnavailable(f"{subject}: {error.description}") from error
+
+
+@contextlib.contextmanager
 def translated(what: str) -> Iterator[None]:
     """Errors of nats-py about *what* as those of this file; a refusal that none of them means stays as it is."""
     try:
@@ -573,7 +597,7 @@ def translated(what: str) -> Iterator[None]:
     except Denied as error:
         raise NotAllowed(f"{what}: {error}") from error
     except nats.js.errors.APIError as error:
-        if error.err_code == _STREAM_FULL:
+        if error.err_code == _STREAM_FULL and _AT_A_LIMIT.match(error.description or ""):
             raise StreamFull(what) from error
         if error.err_code == _WRONG_LAST_SEQUENCE:
             raise WrongRevision(what) from error

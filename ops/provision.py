@@ -65,6 +65,8 @@ _STREAM_FIELDS: Final = [
     "allow_direct",
     "subject_delete_marker_ttl",
 ]
+# Whatever limits one of these loses records or timers; of a work queue the operator may want less than we do.
+_RECORD_FIELDS: Final = [*_STREAM_FIELDS, "max_bytes", "max_msg_size"]
 _NOT_A_CLUSTER: Final = 10074
 # A cluster that has just started, or lost its leader, elects one within so long.
 ELECTION_S: Final = 15.0
@@ -174,10 +176,12 @@ _Mend = Callable[[], Awaitable[object]]
 async def _compare(link: NatsLink, want: Topology) -> AsyncIterator[tuple[Difference, _Mend]]:
     manager = link.js
     specs: list[StreamSpec | BucketSpec] = [*want.streams, *want.buckets]
+    work_queues = {spec.name for spec in want.streams if spec.name != DEADLINES}
     for spec in specs:
         config = _stream_config(spec).evolve(num_replicas=want.replicas)
+        fields = _STREAM_FIELDS if spec.name in work_queues else _RECORD_FIELDS
         # what nobody asks for is the operator's own, as is their placement
-        fields = _STREAM_FIELDS if want.replicas is None else [*_STREAM_FIELDS, "num_replicas"]
+        fields = fields if want.replicas is None else [*fields, "num_replicas"]
         name = str(config.name)
         try:
             with translated(name):
@@ -218,6 +222,8 @@ def _stream_config(spec: StreamSpec | BucketSpec) -> StreamConfig:
             discard=DiscardPolicy.NEW,
             storage=StorageType.FILE,
             max_msgs=-1,
+            max_bytes=-1,
+            max_msg_size=-1,
             max_msgs_per_subject=spec.history,
             max_age=spec.ttl_s,
             duplicate_window=min(120.0, spec.ttl_s) if spec.ttl_s else 120.0,
@@ -235,6 +241,8 @@ def _stream_config(spec: StreamSpec | BucketSpec) -> StreamConfig:
         discard=DiscardPolicy(spec.discard),
         storage=StorageType.FILE,
         max_msgs=spec.max_msgs,
+        max_bytes=-1,
+        max_msg_size=-1,
         max_msgs_per_subject=-1,
         max_age=spec.max_age_s,
         duplicate_window=spec.duplicate_window_s,

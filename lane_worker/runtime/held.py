@@ -41,15 +41,23 @@ class HeldTask:
 
         Raises OwnershipLost; then nothing of this call was stored.
         """
+        told = False
         async with self._lock:
             while True:
                 changed = change(self.task)
                 encoded = encode_task(changed)
                 try:
                     self._revision = await self._link.update(TASKS, changed.id, encoded, revision=self._revision)
-                except (WrongRevision, TransportUnavailable):
+                except WrongRevision:
                     if await self._refresh(encoded):
                         return self.task
+                except TransportUnavailable as error:
+                    if not told:  # once for an outage, or for a bucket that takes nothing
+                        log.warning("record_not_stored", task_id=changed.id, error=str(error))
+                        told = True
+                    if await self._refresh(encoded):
+                        return self.task
+                    await asyncio.sleep(RETRY_WAIT_S)
                 else:
                     self.task = changed
                     return changed

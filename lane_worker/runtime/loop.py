@@ -39,6 +39,8 @@ from ops.tracing import CONSUMER, TRACEPARENT, current_span, failed, of_message,
 from ops.unreadable import unreadables
 
 REREAD_WAIT_S: Final = 0.05
+# The longest pause between two tries to claim while the server is away, or takes no record.
+UNANSWERED_MAX_S: Final = 1.0
 IMAGE_WAIT_S: Final = 2.0
 # A record is moved before its message is sent. What stays ahead of it for 5 s was sent by nobody of ours.
 AHEAD_MAX_LOOKS: Final = 100
@@ -206,7 +208,9 @@ class WorkLoop:
         Raises UnreadableTask for a message that no record catches up with.
         """
         looks_ahead, has_timer, is_fresh = 0, False, _is_fresh(message, queued)
+        unanswered = 0
         while True:
+            pause_s = REREAD_WAIT_S
             try:
                 needed: list[Awaitable[Entry | None]] = []
                 if not is_fresh:
@@ -225,9 +229,12 @@ class WorkLoop:
                     raise UnreadableTask("its epoch stays ahead of the record's - at `$.epoch`") from None
             except TransportUnavailable as error:
                 # whether the claim was stored is unknown; the next look tells (`Mine`)
-                log.warning("claim_interrupted", task_id=queued.id, error=str(error))
+                if not unanswered:  # once for an outage
+                    log.warning("claim_interrupted", task_id=queued.id, error=str(error))
+                pause_s = min(UNANSWERED_MAX_S, REREAD_WAIT_S * 2 ** min(unanswered, 10))
+                unanswered += 1
             has_timer = False  # time passes now
-            await asyncio.sleep(REREAD_WAIT_S)
+            await asyncio.sleep(pause_s)
 
     async def _set_lease_timer(self, queued: GenerationTask, message: Msg) -> None:
         await self._link.set_timer("lease", queued.id, lease_end(self._windows.lease_s), message.data)

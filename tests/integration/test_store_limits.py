@@ -1,0 +1,86 @@
+"""A bucket or a stream of timers that takes nothing more, on a real server: said as it is, and nothing is dropped."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+from structlog.testing import capture_logs
+
+from contracts.settings import Catalog
+from contracts.tasks import TaskStatus, decode_task, encode_task
+from contracts.topology import DEADLINES, TASKS, bucket_stream, lane_stream, work_subject
+from ops.nats_link import NatsLink, TransportUnavailable
+from ops.provision import differences, provision, wanted
+from tests.conftest import KEEP_S
+from tests.integration.conftest import GatewayProcess
+from tests.integration.test_http_generate import GOOD, problem
+from tests.records import pending_task
+from tests.steered import Worker
+from tests.support import eventually
+
+
+async def limit(link: NatsLink, stream: str, **limits: int) -> None:
+    """As an operator does who wants to bound what a stream may hold."""
+    config = (await link.js.stream_info(stream)).config
+    await link.js.update_stream(config.evolve(**limits))
+
+
+async def test_a_full_bucket_is_no_error_of_the_gateway(
+    http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink, catalog: Catalog
+) -> None:
+    """`POST` and `DELETE` say that the outcome is unknown, the same key finds out, and provisioning names the limit."""
+    known = (await http.post("/generate", json=GOOD)).json()
+    await limit(gateway_link, bucket_stream(TASKS), max_bytes=1)
+    refused = await http.post("/generate", json=GOOD, headers={"idempotency-key": "full"})
+    body = problem(refused)
+    assert (refused.status_code, body["code"], body["outcome"]) == (503, "transport_unavailable", "unknown")
+    cancelled = await http.delete(f"/tasks/{known['id']}")
+    assert (cancelled.status_code, problem(cancelled)["code"]) == (503, "transport_unavailable")
+    want = wanted(catalog, keep_s=KEEP_S)
+    assert [str(each) for each in await differences(gateway_link, want)] == [
+        "KV_tasks: max_bytes is 1, should be -1",
+    ]
+    await provision(gateway_link, want)
+    again = await http.post("/generate", json=GOOD, headers={"idempotency-key": "full"})
+    assert (again.status_code, again.json()["status"]) == (202, "pending")
+    assert (await http.delete(f"/tasks/{known['id']}")).json()["status"] == "failed"
+    assert "unexpected error" not in gateway.log()
+
+
+async def test_limits_of_timers_are_told(link: NatsLink, catalog: Catalog) -> None:
+    """A bound on messages or bytes removes timers without a word, one on their size refuses them."""
+    await limit(link, DEADLINES, max_bytes=100_000, max_msgs=100, max_msg_size=1)
+    task = pending_task()
+    with pytest.raises(TransportUnavailable):
+        await link.set_timer("admit", task.id, datetime.now(UTC), encode_task(task))
+    told = {f"{each.name}: {each.field}" for each in await differences(link, wanted(catalog, keep_s=KEEP_S))}
+    assert told == {f"{DEADLINES}: {field}" for field in ("max_bytes", "max_msgs", "max_msg_size")}
+
+
+async def test_a_finished_result_waits_for_a_bucket_that_takes_it(
+    link: NatsLink, catalog: Catalog, tmp_path: Path
+) -> None:
+    worker = Worker(link, catalog.windows, tmp_path, "one")
+    now = datetime.now(UTC)
+    task = pending_task(created_at=now, queued_at=now, deadline_at=now + timedelta(seconds=30))
+    await link.create(TASKS, task.id, encode_task(task))
+    await link.publish(work_subject("lane", task.model, task.id), encode_task(task))
+    await worker.runner.started.wait()
+    await limit(link, bucket_stream(TASKS), max_bytes=1)
+    with capture_logs() as lines:
+        worker.runner.may_end.set()
+
+        async def tried() -> bool:
+            return any(line["event"] == "record_not_stored" for line in lines)
+
+        await eventually(tried)
+    await provision(link, wanted(catalog, keep_s=KEEP_S))
+
+    async def done() -> bool:
+        entry = await link.get(TASKS, task.id)
+        return decode_task((entry and entry.value) or b"").status is TaskStatus.DONE
+
+    await eventually(done)
+    assert (await link.depth(lane_stream("anisora"))).messages == 0
+    await worker.close()
