@@ -1,6 +1,7 @@
 """Requests: from the bytes of a body to accepted parameters, or to every error at once in a fixed order.
 
 Pure. The order of the errors is: the fields of `GenerationRequest` as declared, then unknown fields by name.
+What width, height and frames are together is judged where the last of them stands, if each by itself is right.
 No error repeats a prompt or an image.
 """
 
@@ -14,6 +15,7 @@ from typing import Any, Final, Never
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from contracts.geometry import Size, most_frames
 from contracts.images import BadImage, parse_data_uri, read_header
 from contracts.settings import (
     SEED_SPAN,
@@ -66,6 +68,8 @@ NESTING_MAX: Final = 16
 UNKNOWN_FIELDS_MAX: Final = 32
 # How much of a caller's text an error repeats.
 SHOWN_CHARS_MAX: Final = 64
+# Behind which field the size of the video as a whole is judged.
+LAST_OF_SIZE: Final = "num_frames"
 # The code of a well-typed number that is not the fixed one.
 FIXED_VALUE: Final = "fixed_value"
 
@@ -207,6 +211,8 @@ def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
     values: dict[str, Any] = {}
     for name in FIELDS[1:]:
         values[name] = _FIELD_CHECKS[name](name, body.get(name, UNSET), entry.constraints, errors)
+        if name == LAST_OF_SIZE:
+            errors.extend(_size_errors(values, entry))
     errors.extend(_unknown_fields(body))
     replaced: list[ReplacedParameter] = []
     if entry.enforcement == "report":
@@ -244,10 +250,13 @@ def parameter_errors(parameters: GenerationParameters, entry: ModelEntry) -> lis
     A worker asks before it runs a task: who can write to the queue can write any number.
     """
     errors: list[FieldError] = []
+    values: dict[str, Any] = {}
     limits = entry.constraints
     for name in FIELDS[1:]:
         if name not in ("image", "seed"):
-            _FIELD_CHECKS[name](name, getattr(parameters, name), limits, errors)
+            values[name] = _FIELD_CHECKS[name](name, getattr(parameters, name), limits, errors)
+        if name == LAST_OF_SIZE:
+            errors.extend(_size_errors(values, entry))
     if not 0 <= parameters.seed < SEED_SPAN:  # one that was derived may lie beyond the limits of one that is asked for
         errors.append(_error("seed", "out_of_range", {"minimum": 0, "maximum": SEED_SPAN - 1}, parameters.seed))
     image = parameters.image
@@ -263,6 +272,33 @@ def parameter_errors(parameters: GenerationParameters, entry: ModelEntry) -> lis
     ):
         errors.append(FieldError(pointer="/image", code="bad_image", message="image: not within the model's limits"))
     return errors
+
+
+def _size_errors(values: Mapping[str, int | None], entry: ModelEntry) -> Iterator[FieldError]:
+    """More pixels in all frames than the model's memory is counted for. Nothing where a field is wrong by itself."""
+    limits = entry.constraints
+    sides: list[int | None] = []
+    for name in ("width", "height", "num_frames"):
+        instead = getattr(limits, name).fixed if entry.enforcement == "report" else None
+        sides.append(instead if values[name] is None else values[name])
+    width, height, num_frames = sides
+    if width is None or height is None or num_frames is None:
+        return
+    size = Size(width, height, num_frames)
+    if size.volume <= limits.max_volume:
+        return
+    fewer = most_frames(limits, area=size.area)
+    frames = "" if fewer is None else f"at most {fewer} frames of {width} x {height}, or "
+    yield FieldError(
+        pointer=f"/{LAST_OF_SIZE}",
+        code="too_large",
+        message=(
+            f"width x height x num_frames: expected at most {limits.max_volume}, got {size} = {size.volume}; "
+            f"send {frames}a smaller width or height"
+        ),
+        expected={"maximum": limits.max_volume},
+        got=size.volume,
+    )
 
 
 def _model(body: Mapping[str, Any], catalog: Catalog, errors: list[FieldError]) -> ModelEntry | None:

@@ -5,6 +5,7 @@ half-understood settings. `InferenceSettings.catalog(profile)` is what the proce
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
@@ -104,16 +105,24 @@ class GenerationFields(_Strict, frozen=True):
 
 
 class GeometryFields(_Strict, frozen=True):
-    """The limits that depend on the size of the checkpoint."""
+    """The limits that depend on the size of the checkpoint.
+
+    *max_volume*: the most pixels that all frames may have together, width x height x num_frames, on which the memory of
+    an inference follows (ADR 0025). Absent, the three fields' own limits are the only ones.
+    """
 
     width: IntegerField
     height: IntegerField
     num_frames: IntegerField
     fps: IntegerField
+    max_volume: int | None = None
 
 
 class VideoGenerationConstraints(_Strict, frozen=True):
-    """Everything a request for one model is checked against (the spec's entity of this name)."""
+    """Everything a request for one model is checked against (the spec's entity of this name).
+
+    *max_volume*: the most that width x height x num_frames may be.
+    """
 
     prompt: TextField
     negative_prompt: TextField
@@ -121,6 +130,7 @@ class VideoGenerationConstraints(_Strict, frozen=True):
     width: IntegerField
     height: IntegerField
     num_frames: IntegerField
+    max_volume: int
     fps: IntegerField
     seed: IntegerField
     steps: IntegerField
@@ -341,6 +351,7 @@ class InferenceSettings(_Strict, frozen=True):
                     width=chosen.geometry.width,
                     height=chosen.geometry.height,
                     num_frames=chosen.geometry.num_frames,
+                    max_volume=_max_volume(chosen.geometry),
                     fps=chosen.geometry.fps,
                     seed=model.generation.seed,
                     steps=model.generation.steps,
@@ -472,6 +483,7 @@ def _mistakes(settings: InferenceSettings) -> Iterator[str]:
 
 def _profile_mistakes(place: str, profile: ProfileSettings) -> Iterator[str]:
     yield from _field_mistakes(f"{place}.geometry", profile.geometry)
+    yield from _volume_mistakes(f"{place}.geometry", profile.geometry)
     if profile.image.presence != "unsupported" and min(profile.image.max_bytes, profile.image.max_pixels) < 1:
         yield f"{place}.image: max_bytes and max_pixels are needed where an image is accepted"
     yield from _presence_mistakes(f"{place}.image.presence", profile.image.presence, profile.checkpoint)
@@ -519,9 +531,28 @@ def _presence_mistakes(place: str, presence: Presence, checkpoint: Checkpoint) -
     yield f"{place}: {' or '.join(served)} with checkpoint.pipeline {checkpoint.pipeline}, got {presence}"
 
 
+def _max_volume(geometry: GeometryFields) -> int:
+    """The limit as it is set, or what the fields' own limits admit."""
+    return geometry.max_volume if geometry.max_volume is not None else _volume(geometry, "maximum")
+
+
+def _volume(geometry: GeometryFields, which: Literal["default", "maximum"]) -> int:
+    sides = (geometry.width, geometry.height, geometry.num_frames)
+    return math.prod((getattr(side, which) if side.fixed is None else side.fixed) or 0 for side in sides)
+
+
+def _volume_mistakes(place: str, geometry: GeometryFields) -> Iterator[str]:
+    """A request that names no size must be one that is accepted."""
+    least = _volume(geometry, "default")
+    if geometry.max_volume is not None and geometry.max_volume < least:
+        yield f"{place}.max_volume: at least {least}, the default size's width x height x num_frames"
+
+
 def _field_mistakes(place: str, fields: GenerationFields | GeometryFields) -> Iterator[str]:
     for name in fields.__struct_fields__:
         field = getattr(fields, name)
+        if name == "max_volume":
+            continue  # no field of a request
         if isinstance(field, TextField):
             if not 0 <= field.min_chars <= field.max_chars:
                 yield f"{place}.{name}: 0 <= min_chars <= max_chars"

@@ -214,7 +214,7 @@ def request_body(catalog: Catalog) -> RequestBody:
 
 
 def request_schema(entry: ModelEntry) -> Schema:
-    """The requests for one model. What JSON Schema cannot say (inside of an image, 8 but not 8.0) is in words."""
+    """The requests for one model. What JSON Schema cannot say (a product, 8 but not 8.0) is in words."""
     limits = entry.constraints
     number = partial(_number, enforcement=entry.enforcement)
     properties: dict[str, Reference | Schema] = {
@@ -241,7 +241,10 @@ def request_schema(entry: ModelEntry) -> Schema:
         del properties["image"]
     return Schema(
         title=entry.title,
-        description=f"{' or '.join(MODES[limits.image.presence])}.",
+        description=(
+            f"{' or '.join(MODES[limits.image.presence])}. width x height x num_frames is at most "
+            f"{limits.max_volume}; more is refused as `too_large`."
+        ),
         type=OpenAPIType.OBJECT,
         properties=properties,
         required=required,

@@ -82,12 +82,16 @@ def test_wrong_fields_are_told_and_nothing_is_saved(system: System, tmp_path: Pa
     assert "422 validation_failed" in result.stderr
     assert "steps: " in result.stderr
     assert "width: " in result.stderr
+    size = ("--width", "256", "--height", "256", "--num-frames", "81")  # each within its own limit
+    result = warmlane(system, "submit", "phr00t", "a fox", *size, "--out", str(out))
+    assert result.returncode == 1
+    assert "send at most 77 frames of 256 x 256, or a smaller width or height" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_cancels_the_task(system: System, tmp_path: Path) -> None:
     # long enough that it cannot end before the signal comes
-    size = ["--width", "256", "--height", "256", "--num-frames", "81"]
+    size = ["--width", "256", "--height", "256", "--num-frames", "77"]
     key = f"cancel-{tmp_path.name}"
     command = warmlane_command("submit", "anisora", "a long one", *size, "--idempotency-key", key)
     process = subprocess.Popen(

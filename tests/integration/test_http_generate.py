@@ -83,6 +83,10 @@ BAD_BODIES = {
     "huge prompt": (GOOD | {"prompt": "x" * 100_000}, [("/prompt", "length")]),
     "odd size": (GOOD | {"width": 100}, [("/width", "not_a_multiple")]),
     "odd frames": (GOOD | {"num_frames": 16}, [("/num_frames", "not_a_multiple")]),
+    "each side at its limit": (
+        GOOD | {"width": 256, "height": 256, "num_frames": 81},
+        [("/num_frames", "too_large")],
+    ),
     "seed": (GOOD | {"seed": 2**32}, [("/seed", "out_of_range")]),
     "unknown field": (GOOD | {"num_inference_steps": 8}, [("/num_inference_steps", "unknown_field")]),
     "image of nothing": (

@@ -1,7 +1,7 @@
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -21,13 +21,24 @@ from contracts.generation import (
     parse_body,
     validate,
 )
+from contracts.geometry import most_frames
 from contracts.images import PNG_MAGIC
-from contracts.settings import Catalog, ImageField, IntegerField, ModelEntry, NumberField, TextField
+from contracts.settings import (
+    Catalog,
+    ImageField,
+    IntegerField,
+    ModelEntry,
+    NumberField,
+    TextField,
+    VideoGenerationConstraints,
+)
 from tests.unit.samples import catalog, data_uri, picture
 
 PROFILES = ("tiny", "production")
 MODELS = ("anisora", "phr00t")
 PNG = data_uri(picture("PNG"))
+# of which any width and height are allowed
+SMALL_FRAMES = 17
 # not a lone surrogate: it cannot stand in UTF-8
 TEXT = st.characters(exclude_categories=["Cs"])
 
@@ -88,7 +99,15 @@ def valid_requests(entry: ModelEntry) -> st.SearchStrategy[dict[str, Any]]:
             values[name] = valid_text(field) if isinstance(field, TextField) else valid_number(field)
     required = {"model", "prompt"} | ({"image"} if limits.image.presence == "required" else set())
     optional = {name: strategy for name, strategy in values.items() if name not in required}
-    return st.fixed_dictionaries({name: values[name] for name in required}, optional=optional)
+    drawn = st.fixed_dictionaries({name: values[name] for name in required}, optional=optional)
+    return drawn.map(lambda body: body if within(body, limits) else body | {"num_frames": SMALL_FRAMES})
+
+
+def within(body: Mapping[str, Any], limits: VideoGenerationConstraints) -> bool:
+    """Whether the size as a whole is: that has tests of its own."""
+    sides = ("width", "height", "num_frames")
+    volume = math.prod(int(body.get(name, getattr(limits, name).default)) for name in sides)
+    return volume <= limits.max_volume
 
 
 NO_NUMBER: st.SearchStrategy[Any] = st.sampled_from([None, True, False, "8", "", [], [8], {}, {"value": 8}])
@@ -314,6 +333,62 @@ def test_an_alias_is_resolved_before_any_other_check(alias: str) -> None:
 def test_limits(field: str, value: Any, code: str) -> None:
     [error] = errors_of(least(**{field: value}))
     assert (error.pointer, error.code) == (f"/{field}", code)
+
+
+# The size as a whole
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("model", MODELS)
+def test_each_side_within_its_limit_can_be_too_large_together(profile: str, model: str) -> None:
+    running = catalog(profile)
+    limits = running.models[model].constraints
+    sides = {name: getattr(limits, name).maximum for name in ("width", "height", "num_frames")}
+    image = {"image": PNG} if limits.image.presence == "required" else {}
+    [error] = errors_of(least(model, **sides, **image), running)
+    assert (error.pointer, error.code) == ("/num_frames", "too_large")
+    assert (error.expected, error.got) == ({"maximum": limits.max_volume}, math.prod(sides.values()))
+    area = sides["width"] * sides["height"]
+    fewer = most_frames(limits, area=area)
+    assert fewer is not None
+    frame = f"{sides['width']} x {sides['height']}"
+    assert error.message == (
+        f"width x height x num_frames: expected at most {limits.max_volume}, got {frame} x {sides['num_frames']} = "
+        f"{error.got}; send at most {fewer} frames of {frame}, or a smaller width or height"
+    )
+    assert submit(least(model, **sides | {"num_frames": fewer}, **image), running).num_frames == fewer  # as it says
+
+
+def test_what_is_absent_counts_with_its_default() -> None:
+    production = catalog("production")
+    [error] = errors_of(least("phr00t", width=1280, height=720), production)
+    assert (error.code, error.got) == ("too_large", 1280 * 720 * 81)
+
+
+def test_a_side_that_is_wrong_by_itself_is_told_alone_and_the_whole_in_its_place() -> None:
+    large = {"width": 256, "height": 256, "num_frames": 81}
+    assert [error.code for error in errors_of(least(**large | {"width": 257}))] == ["out_of_range"]
+    errors = errors_of(least(**large, fps=0, negative_prompt=7, zoom=1))
+    assert pointers(errors) == ["/negative_prompt", "/num_frames", "/fps", "/zoom"]
+
+
+def test_where_no_frames_fit_only_smaller_sides_are_advised() -> None:
+    running = catalog()
+    entry = running.models["phr00t"]
+    tight = msgspec.structs.replace(entry.constraints, max_volume=96 * 64 * 17)
+    running = msgspec.structs.replace(running, models={"phr00t": msgspec.structs.replace(entry, constraints=tight)})
+    [error] = errors_of(least("phr00t", width=256, height=256), running)
+    assert error.message.endswith("; send a smaller width or height")
+
+
+def test_a_fixed_side_counts_where_it_is_put_in_the_place_of_another() -> None:
+    running = catalog(enforcement="report")
+    entry = running.models["phr00t"]
+    fixed = msgspec.structs.replace(entry.constraints, num_frames=IntegerField(fixed=81))
+    running = msgspec.structs.replace(running, models={"phr00t": msgspec.structs.replace(entry, constraints=fixed)})
+    [error] = errors_of(least("phr00t", width=256, height=256, num_frames=5), running)
+    assert (error.code, error.got) == ("too_large", 256 * 256 * 81)
+    assert submit(least("phr00t", num_frames=5), running).num_frames == 81
 
 
 def test_missing_fields_come_without_got() -> None:

@@ -43,6 +43,7 @@ def test_what_was_accepted_is_run(profile: str, seed: int) -> None:
         {"width": 2**40},
         {"height": -64},
         {"height": 65},
+        {"width": 256, "height": 256, "num_frames": 81},
         {"fps": 0},
         {"steps": 10_000},
         {"cfg": 1e300},

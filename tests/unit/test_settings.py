@@ -211,6 +211,12 @@ CHECKPOINT = "$.models.phr00t.profiles.tiny.checkpoint"
             id="default-off-step",
         ),
         pytest.param(
+            f"{TINY}/geometry/max_volume",
+            104447,
+            "$.models.phr00t.profiles.tiny.geometry.max_volume: at least 104448, the default size's",
+            id="default-size-too-large",
+        ),
+        pytest.param(
             f"{TINY}/image/presence", "optional", "$.models.phr00t.profiles.tiny.image", id="image-without-limits"
         ),
         pytest.param(
@@ -262,6 +268,11 @@ CHECKPOINT = "$.models.phr00t.profiles.tiny.checkpoint"
 )
 def test_a_mistake_is_refused_with_its_place(path: str, value: Any, place: str) -> None:
     assert place in refusal(changed(path, value))
+
+
+def test_without_a_limit_of_the_size_that_of_each_side_is_told() -> None:
+    entry = parse_settings(changed(f"{TINY}/geometry/max_volume", REMOVE)).catalog("tiny").models["phr00t"]
+    assert entry.constraints.max_volume == 256 * 256 * 81
 
 
 @pytest.mark.parametrize("other", [{"offload": "model"}, {"layerwise_casting": "float8_e4m3fn"}])

@@ -138,6 +138,7 @@ def test_settings_tell_what_a_form_needs() -> None:
     assert phr00t["aliases"] == ["phr00t-aio", "rapid-aio"]
     assert (phr00t["constraints"]["steps"]["fixed"], phr00t["constraints"]["cfg"]["fixed"]) == (4, 1.0)
     assert phr00t["constraints"]["image"]["presence"] == "unsupported"
+    assert phr00t["constraints"]["max_volume"] == catalog().models["phr00t"].constraints.max_volume
 
 
 def test_settings_tell_what_a_model_makes_a_video_from() -> None:
