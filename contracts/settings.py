@@ -155,6 +155,8 @@ SchedulerKind = Literal[
     "FlowMatchEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler",
 ]
+# The one that can place its steps by `"sigmas": "beta"`.
+BETA_KIND: Final = "FlowMatchEulerDiscreteScheduler"
 
 # Those of diffusers that run on a CUDA card without downloading code (`*_hub` does).
 AttentionBackend = Literal[
@@ -179,10 +181,15 @@ AttentionBackend = Literal[
 
 
 class Scheduler(_Strict, frozen=True):
-    """The diffusers scheduler class of a checkpoint and its flow shift."""
+    """The diffusers scheduler class of a checkpoint and its flow shift.
+
+    *sigmas*: where its steps lie before the shift; `even` as diffusers has them, `beta` as ComfyUI's scheduler of that
+    name has them (ADR 0028).
+    """
 
     kind: SchedulerKind
     flow_shift: float
+    sigmas: Literal["even", "beta"] = "even"
 
 
 class RandomWeights(_Strict, frozen=True):
@@ -499,6 +506,8 @@ def _checkpoint_mistakes(place: str, checkpoint: Checkpoint) -> Iterator[str]:
         yield f"{place}.folder: one folder name without a slash, got {folder!r}"
     if not 0 < checkpoint.scheduler.flow_shift < float("inf"):
         yield f"{place}.scheduler.flow_shift: more than 0"
+    if checkpoint.scheduler.sigmas == "beta" and checkpoint.scheduler.kind != BETA_KIND:
+        yield f"{place}.scheduler.sigmas: beta only with {BETA_KIND}"
     if checkpoint.boundary_ratio is not None and not 0 < checkpoint.boundary_ratio < 1:
         yield f"{place}.boundary_ratio: between 0 and 1, got {checkpoint.boundary_ratio:g}"
     for name in ("expected_bytes", "activation_bytes"):

@@ -98,7 +98,7 @@ def original(wanted: Layout, tokenizer_folder: Path) -> Any:
             parts[component.name] = transformers.UMT5EncoderModel(transformers.AutoConfig.for_model(**component.config))
     return getattr(diffusers, wanted.pipeline)(
         tokenizer=transformers.AutoTokenizer.from_pretrained(tokenizer_folder),
-        scheduler=diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+        scheduler=getattr(diffusers, wanted.scheduler["_class_name"]).from_config(wanted.scheduler),
         boundary_ratio=wanted.index["boundary_ratio"],
         **{"transformer_2": None, **parts},
     )

@@ -132,7 +132,7 @@ def _phr00t(variant: str, title: str, pipeline: str, config: str, index: dict[st
             _text_encoder("umt5_comfy", "text_encoders.umt5xxl.transformer."),
             _vae("vae."),
         ),
-        scheduler=_data("scheduler"),
+        scheduler=_data("scheduler_euler"),
         index={"boundary_ratio": None, "transformer_2": None, **index},
     )
 

@@ -17,6 +17,7 @@ from contracts.fit import KEPT_ON_CARD
 from contracts.settings import Checkpoint, GroupOffload, Scheduler
 from contracts.tasks import GenerationParameters
 from lane_worker.pipelines.inputs import BadInput, gradient
+from lane_worker.pipelines.sigmas import BetaSigmasEuler
 from lane_worker.pipelines.tiny import ensure_tiny_pipeline
 from lane_worker.pipelines.video import Frames
 from ops.weights import MODEL_INDEX, missing_folder
@@ -28,6 +29,14 @@ DTYPES: Final = {
     "float8_e4m3fn": torch.float8_e4m3fn,
 }
 TRANSFORMERS: Final = ("transformer", "transformer_2")
+# Options of diffusers' schedulers that place the steps otherwise than the settings say, or draw noise past the seed.
+OWN_SIGMAS: Final = (
+    "use_beta_sigmas",
+    "use_exponential_sigmas",
+    "use_karras_sigmas",
+    "use_dynamic_shifting",
+    "stochastic_sampling",
+)
 
 
 class CheckpointUnusable(Exception):
@@ -177,9 +186,13 @@ def _conditions(pipeline: Any, parameters: GenerationParameters, image: Image.Im
     """What *pipeline* is given for *image*, by the form of its class."""
     if needs_image(pipeline):
         return {"image": image or gradient(parameters.seed, parameters.width, parameters.height)}
+    is_vace = {"video", "mask"} <= inspect.signature(pipeline.__call__).parameters.keys()
+    if is_vace and image is None:
+        # "T2V=Strength 0, I2V=Strength 1" in the workflow of Phr00t's MEGA builds (ADR 0028): text alone counts
+        return {"conditioning_scale": 0.0}
     if image is None:
         return {}
-    if {"video", "mask"} <= inspect.signature(pipeline.__call__).parameters.keys():
+    if is_vace:
         return _first_frame(image, parameters.num_frames)
     raise BadInput("this model takes text only; send the request again without its image")
 
@@ -228,9 +241,11 @@ def _drop_state(pipeline: Any) -> None:
 
 
 def _scheduler(wanted: Scheduler, config: Any) -> Any:
-    kind = getattr(diffusers, wanted.kind)
-    if "flow_shift" not in inspect.signature(kind).parameters:  # one that is made for flows, and calls it shift
-        return kind.from_config(config, shift=wanted.flow_shift)
-    # whatever the folder's own scheduler was: without these it would take the flow for noise
-    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    kind = BetaSigmasEuler if wanted.sigmas == "beta" else getattr(diffusers, wanted.kind)
+    known = inspect.signature(kind).parameters
+    # whatever the folder's own scheduler was: without these the next would take the flow for noise, or keep its sigmas
+    flow: dict[str, Any] = {name: False for name in OWN_SIGMAS if name in known}
+    if "flow_shift" not in known:  # one that is made for flows, and calls it shift
+        return kind.from_config(config, shift=wanted.flow_shift, **flow)
+    flow |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
     return kind.from_config(config, flow_shift=wanted.flow_shift, **flow)

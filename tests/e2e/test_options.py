@@ -1,11 +1,14 @@
 """The options of a checkpoint, with real pipelines on a CPU; what needs a card is in tests/gpu/test_options.py."""
 
+import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import diffusers
+import mpmath
 import msgspec
 import numpy as np
 import pytest
@@ -29,12 +32,14 @@ from lane_worker.checkpoints.layouts import published_layouts
 from lane_worker.pipelines.cleanup import Watched, release
 from lane_worker.pipelines.load import CheckpointUnusable, load_pipeline, run_pipeline, with_suffix
 from lane_worker.pipelines.prepare import parameters_of
+from lane_worker.pipelines.sigmas import beta_levels
 from lane_worker.pipelines.video import Frames
 from lane_worker.runtime.fit import PACKAGES
 from ops.weights import weights_of
 
 MODELS = ("anisora", "phr00t")
 CAST = {"layerwise_casting": "float8_e4m3fn"}
+BETA = Scheduler(kind="FlowMatchEulerDiscreteScheduler", flow_shift=8.0, sigmas="beta")
 BLOCKS = {"offload": "group", "group_offload": GroupOffload(level="block", blocks=2, stream=False)}
 
 
@@ -256,13 +261,54 @@ def test_every_scheduler_of_the_settings_runs_with_its_shift(
 
 
 def test_a_scheduler_takes_the_flow_for_a_flow_whatever_the_folders_was(catalog: Catalog, tmp_path: Path) -> None:
-    checkpoint = options(catalog, "phr00t")
+    unipc = Scheduler(kind="UniPCMultistepScheduler", flow_shift=3.0)
+    checkpoint = options(catalog, "phr00t", scheduler=unipc)
     expected = load_pipeline(checkpoint, tmp_path, device="cpu")
-    other = options(catalog, "phr00t", random_weights=None, folder="other")
+    other = options(catalog, "phr00t", scheduler=unipc, random_weights=None, folder="other")
     saved = load_pipeline(checkpoint, tmp_path, device="cpu")
     saved.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
     saved.save_pretrained(tmp_path / "other")
     assert np.array_equal(frames(load_pipeline(other, tmp_path, device="cpu")), frames(expected))
+
+
+def test_the_steps_of_phr00t_lie_where_its_authors_workflow_puts_them(catalog: Catalog, models_dir: Path) -> None:
+    """In the tiny profile too, whatever the folder's own scheduler would have done."""
+    production = load_settings().catalog("production").models["phr00t"].checkpoint
+    tiny = options(catalog, "phr00t")
+    assert tiny.scheduler == production.scheduler == BETA
+    load_pipeline(tiny, models_dir, device="cpu")
+    config = json.loads((models_dir / tiny.folder / "scheduler" / "scheduler_config.json").read_bytes())
+    own = {"_class_name": BETA.kind, "use_karras_sigmas": True, "stochastic_sampling": True, "shift": 1.0}
+    shutil.copytree(models_dir / tiny.folder, models_dir / "other")
+    (models_dir / "other" / "scheduler" / "scheduler_config.json").write_text(json.dumps(config | own))
+    for folder in (tiny.folder, "other"):
+        weights = tiny.random_weights if folder == tiny.folder else None
+        pipeline = load_pipeline(
+            options(catalog, "phr00t", folder=folder, random_weights=weights), models_dir, device="cpu"
+        )
+        first = frames(pipeline, steps=4)
+        pipeline.scheduler.set_timesteps(4)
+        assert [round(float(sigma), 4) for sigma in pipeline.scheduler.sigmas] == [1.0, 0.974, 0.8893, 0.6324, 0.0]
+        assert np.array_equal(frames(pipeline, steps=4), first)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 9, 50])
+def test_the_levels_are_those_of_comfyui(steps: int) -> None:
+    """`beta_scheduler` of the ComfyUI that `beta_levels` names, with mpmath in the place of scipy."""
+
+    def quantile(wanted: float) -> float:
+        if wanted == 1:
+            return 1.0
+        return float(
+            mpmath.findroot(
+                lambda x: mpmath.betainc(0.6, 0.6, 0, x, regularized=True) - wanted,
+                (1e-9, 1 - 1e-9),
+                solver="anderson",
+            )
+        )
+
+    expected = [(round(quantile(1 - step / steps) * 999) + 1) / 1000 for step in range(steps)]
+    assert beta_levels(steps).tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_boundary_decides_which_expert_runs(catalog: Catalog, models_dir: Path) -> None:

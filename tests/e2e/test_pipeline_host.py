@@ -200,6 +200,7 @@ async def test_a_video_equals_the_one_of_the_pipeline_called_directly(
     import torch
 
     from lane_worker.pipelines.inputs import gradient
+    from lane_worker.pipelines.sigmas import BetaSigmasEuler
     from lane_worker.pipelines.video import write_video
 
     wanted = parameters(model)
@@ -208,9 +209,12 @@ async def test_a_video_equals_the_one_of_the_pipeline_called_directly(
     torch.set_num_threads(1)
     checkpoint = CATALOG.models[model].checkpoint
     pipeline = diffusers.DiffusionPipeline.from_pretrained(shared.models_dir / checkpoint.folder)
-    pipeline.scheduler = diffusers.UniPCMultistepScheduler.from_config(
-        pipeline.scheduler.config, flow_shift=checkpoint.scheduler.flow_shift
-    )
+    if checkpoint.scheduler.sigmas == "beta":
+        pipeline.scheduler = BetaSigmasEuler(shift=checkpoint.scheduler.flow_shift)
+    else:
+        pipeline.scheduler = diffusers.UniPCMultistepScheduler.from_config(
+            pipeline.scheduler.config, flow_shift=checkpoint.scheduler.flow_shift
+        )
     image = {"image": gradient(7, 48, 32)} if model == "anisora" else {}
     images = pipeline(
         prompt=PROMPT,

@@ -169,7 +169,7 @@ def test_what_is_kept_in_float32_is_what_diffusers_keeps() -> None:
 def test_the_configurations_name_what_the_classes_know(wanted: Layout) -> None:
     """A misspelt name would be dropped without a word, and the default taken."""
     configs = [(each.library, each.kind, each.config) for each in wanted.components]
-    for library, kind, config in [*configs, ("diffusers", "UniPCMultistepScheduler", wanted.scheduler)]:
+    for library, kind, config in [*configs, ("diffusers", wanted.scheduler["_class_name"], wanted.scheduler)]:
         if library == "diffusers":
             known = {"_class_name", *inspect.signature(getattr(diffusers, kind).__init__).parameters}
             assert config["_class_name"] == kind

@@ -40,9 +40,9 @@ PARAMETERS = GenerationParameters(
 TO_CHILD: list[tuple[m.ToChild, bytes]] = [
     (
         m.Load("anisora", CHECKPOINT, "/models", 0.5),
-        b"\x00\x00\x01y\x85\xa4type\xa4load\xa5model\xa7anisora\xaacheckpoint\x8f\xa8pipeline\xabWanPi"
-        b"peline\xa6folder\xa4tiny\xa5dtype\xa7float32\xa9scheduler\x82\xa4kind\xb7UniPCMultistepScheduler"
-        b"\xaaflow_shift\xcb@\x08\x00\x00\x00\x00\x00\x00\xa7offload\xa4none\xadgroup_offload\xc0"
+        b"\x00\x00\x01\x85\x85\xa4type\xa4load\xa5model\xa7anisora\xaacheckpoint\x8f\xa8pipeline\xabWanPi"
+        b"peline\xa6folder\xa4tiny\xa5dtype\xa7float32\xa9scheduler\x83\xa4kind\xb7UniPCMultistepScheduler"
+        b"\xaaflow_shift\xcb@\x08\x00\x00\x00\x00\x00\x00\xa6sigmas\xa4even\xa7offload\xa4none\xadgroup_offload\xc0"
         b"\xaadevice_map\xc2\xb1layerwise_casting\xc0\xaavae_tiling\xc2\xb1attention_backend\xa6native\xadprompt_suffix\xa0"
         b"\xaeexpected_bytes\x00\xb0activation_bytes\x00\xaeboundary_ratio\xc0\xaerandom_weights\x82\xa4seed\x01\xa7experts\x01\xaamodels_dir\xa7/models\xacstep_seconds"
         b"\xcb?\xe0\x00\x00\x00\x00\x00\x00",

@@ -231,6 +231,12 @@ CHECKPOINT = "$.models.phr00t.profiles.tiny.checkpoint"
                 [
                     ("scheduler/kind", "AutoencoderKLWan", "scheduler.kind"),
                     ("scheduler/flow_shift", 0, "scheduler.flow_shift: more than 0"),
+                    ("scheduler/sigmas", "karras", "scheduler.sigmas"),
+                    (
+                        "scheduler",
+                        {"kind": "UniPCMultistepScheduler", "flow_shift": 3, "sigmas": "beta"},
+                        "scheduler.sigmas: beta only with FlowMatchEulerDiscreteScheduler",
+                    ),
                     ("boundary_ratio", 1, "boundary_ratio: between 0 and 1, got 1"),
                     ("boundary_ratio", 0.0, "boundary_ratio: between 0 and 1, got 0"),
                     ("layerwise_casting", "int8", "layerwise_casting"),
