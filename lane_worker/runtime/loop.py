@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,7 +42,9 @@ from ops.unreadable import unreadables
 REREAD_WAIT_S: Final = 0.05
 # The longest pause between two tries to claim while the server is away, or takes no record.
 UNANSWERED_MAX_S: Final = 1.0
-IMAGE_WAIT_S: Final = 2.0
+# Between two looks for an input image that has not come yet; from the first to the last of them doubled.
+IMAGE_LOOK_FIRST_S: Final = 0.05
+IMAGE_LOOK_LAST_S: Final = 0.5
 # A record is moved before its message is sent. What stays ahead of it for 5 s was sent by nobody of ours.
 AHEAD_MAX_LOOKS: Final = 100
 
@@ -306,8 +309,7 @@ class WorkLoop:
             async with keeper:
                 self._keeper = keeper
                 if held.task.image_path is not None:
-                    image = await self._fetch_image(held.task.image_path, held.task)
-                    await held.check()  # it may have been cancelled while the image was awaited
+                    image = await self._fetch_image(held.task.image_path, held)
                 result = await self._runner.run(held.task, image, keeper.report)
                 # still inside: the lease must stand until the record is settled
                 await self._settle(held, result)
@@ -320,22 +322,30 @@ class WorkLoop:
             if image is not None:
                 image.unlink(missing_ok=True)
 
-    async def _fetch_image(self, stored: str, task: GenerationTask) -> Path | None:
-        """The input image in a file of this worker; None when it does not come within 2 s: the gateway stores it
-        after it has published the task."""
-        content = None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(IMAGE_WAIT_S):
-                while content is None:
-                    try:
-                        content = await self._artifacts.get(stored)
-                    except StorageFailed as error:
-                        log.warning("image_unreadable", task_id=task.id, error=str(error))
-                    if content is None:
-                        await asyncio.sleep(REREAD_WAIT_S)
-        if content is None:
-            return None
-        path = self._scratch / f"{task.id}.{task.epoch}.image"
+    async def _fetch_image(self, stored: str, held: HeldTask) -> Path | None:
+        """The input image in a file of this worker; None when it does not come within `wait_limit_s`.
+
+        The gateway stores it after it has published the task, however long its store takes: it is awaited under the
+        lease. Raises OwnershipLost when the task ends meanwhile: it was cancelled, or the image could not be stored.
+        """
+        until_s = time.monotonic() + self._windows.wait_limit_s
+        look_s, told = IMAGE_LOOK_FIRST_S, False
+        while True:
+            content = None
+            try:
+                content = await self._artifacts.get(stored)
+            except StorageFailed as error:
+                if not told:  # once for an outage
+                    log.warning("image_unreadable", task_id=held.task.id, error=str(error))
+                told = True
+            await held.check()  # it may have been cancelled meanwhile
+            if content is not None:
+                break
+            if time.monotonic() >= until_s:
+                return None
+            await asyncio.sleep(look_s)
+            look_s = min(2 * look_s, IMAGE_LOOK_LAST_S)
+        path = self._scratch / f"{held.task.id}.{held.task.epoch}.image"
         await asyncio.to_thread(path.write_bytes, content)
         return path
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from contracts import lifecycle
 from contracts.generation import AcceptedRequest, validate
 from contracts.settings import Catalog
-from contracts.tasks import GenerationTask, TaskStatus, decode_task, encode_task, keyed_task_id
+from contracts.tasks import FailureCode, GenerationTask, TaskStatus, decode_task, encode_task, keyed_task_id
 from contracts.topology import DEGRADED, TASKS
 from gateway.admission import Overloaded
 from gateway.services import Services
@@ -92,6 +92,33 @@ async def test_a_worker_was_first(services: Services, request_: AcceptedRequest)
     meanwhile(services, claimed)
     snapshot = await accept(services, request_)
     assert (snapshot.task.id, snapshot.task.status) == (FIRST, TaskStatus.PROCESSING)
+
+
+async def test_a_worker_was_first_and_the_image_cannot_be_stored(
+    services: Services, request_: AcceptedRequest, tmp_path: Path
+) -> None:
+    """The worker waits for the image: it is told at once that there is none."""
+    (tmp_path / "artifacts" / "images").write_text("a file where the folder should be")
+    meanwhile(services, claimed)
+    snapshot = await accept(services, request_)
+    assert snapshot.task.error is not None
+    assert (snapshot.task.id, snapshot.task.error.code) == (FIRST, FailureCode.STORAGE_FAILED)
+    recorded = await services.tasks.read(FIRST)
+    assert recorded == snapshot
+
+
+async def test_the_same_key_brings_the_image_that_its_first_gateway_did_not_store(
+    services: Services, request_: AcceptedRequest, tmp_path: Path
+) -> None:
+    """That gateway died between its publish and the image, and a worker has claimed the task and waits."""
+    await accept(services, request_, held=False)
+    first = await services.tasks.read(FIRST)
+    assert first is not None
+    assert first.task.image_path is not None
+    await services.link.update(TASKS, FIRST, encode_task(claimed(first.task)), revision=first.revision)
+    (tmp_path / "artifacts" / first.task.image_path).unlink()
+    assert (await accept(services, request_)).task.id == FIRST
+    assert images(tmp_path) == [FIRST]
 
 
 async def test_all_others_with_the_key_hung_up(services: Services, request_: AcceptedRequest, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from tests.steered import CONTENT, MEMORY, RECEIPT, Worker
 from tests.support import NatsServer, as_admin, eventually
 
 STREAM = lane_stream("anisora")
+OTHER_ID = "01890a5d-ac96-774b-bcce-b302099a8058"
 
 
 @pytest.fixture
@@ -295,14 +296,29 @@ async def test_a_video_that_cannot_be_stored(link: NatsLink, worker: Worker) -> 
     assert list(worker.folder.iterdir()) == []
 
 
-async def test_the_image_may_come_after_the_message(link: NatsLink, worker: Worker) -> None:
-    """The gateway publishes first and stores then: the worker waits a little (design §4)."""
+def task_with_image() -> GenerationTask:
     image = ImageReference(sha256="ab" * 32, media_type="image/png", bytes=3, width=1, height=1)
     task = fresh_task()
-    task = replace(task, parameters=replace(task.parameters, image=image))
+    return replace(task, parameters=replace(task.parameters, image=image))
+
+
+async def test_the_image_may_come_long_after_the_message(
+    link: NatsLink, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway publishes first and stores then, and a store may be slow: the worker waits under its lease."""
+    looks, get = 0, Artifacts.get
+
+    async def counted(artifacts: Artifacts, path: str) -> bytes | None:
+        nonlocal looks
+        looks += 1
+        return await get(artifacts, path)
+
+    monkeypatch.setattr(Artifacts, "get", counted)
+    task = task_with_image()
     assert task.image_path is not None
     await queue(link, task)
-    await becomes(link, task.id, TaskStatus.PROCESSING)
+    await eventually(lambda: asyncio.sleep(0, looks >= 9))  # 2.7 s; it once gave up after 2
+    assert (await becomes(link, task.id, TaskStatus.PROCESSING)).lease_expires_at is not None
     assert not worker.runner.started.is_set()
     await Artifacts.in_folder(worker.artifacts).put(task.image_path, b"png")
     await worker.runner.started.wait()
@@ -312,13 +328,37 @@ async def test_the_image_may_come_after_the_message(link: NatsLink, worker: Work
     await becomes(link, task.id, TaskStatus.DONE)
 
 
+async def test_who_waits_for_an_image_learns_that_the_task_has_ended(link: NatsLink, worker: Worker) -> None:
+    waits_for_ever, task = task_with_image(), replace(fresh_task(), id=OTHER_ID)
+    await queue(link, waits_for_ever)
+    await becomes(link, waits_for_ever.id, TaskStatus.PROCESSING)
+
+    async def end_it() -> int | None:
+        held, revision = await recorded(link, waits_for_ever.id)
+        ended = lifecycle.fail(held, code=FailureCode.STORAGE_FAILED, message="no image", now=datetime.now(UTC))
+        with contextlib.suppress(WrongRevision):  # the lease was renewed meanwhile
+            return await link.update(TASKS, held.id, encode_task(ended), revision=revision)
+        return None
+
+    await eventually(end_it)
+    await queue(link, task)
+    await worker.runner.started.wait()
+    assert [each.id for each in worker.runner.ran] == [task.id]
+
+
+async def test_an_image_that_never_comes(link: NatsLink, windows: Windows, tmp_path: Path) -> None:
+    worker = Worker(link, replace(windows, wait_limit_s=0.1), tmp_path, "impatient")
+    worker.runner.may_end.set()
+    task = task_with_image()
+    await queue(link, task)
+    await worker.runner.started.wait()  # a real runner ends it as `storage_failed`
+    assert worker.runner.image is None
+    await worker.close()
+
+
 async def test_a_refused_task_leaves_no_image_behind(link: NatsLink, worker: Worker) -> None:
     """It waited too long on the degraded queue: it is not run, and what came with it is gone (invariant 6)."""
-    image = ImageReference(sha256="ab" * 32, media_type="image/png", bytes=3, width=1, height=1)
-    task = fresh_task()
-    task = replace(
-        task, route="degraded", deadline_at=datetime.now(UTC), parameters=replace(task.parameters, image=image)
-    )
+    task = replace(task_with_image(), route="degraded", deadline_at=datetime.now(UTC))
     assert task.image_path is not None
     await Artifacts.in_folder(worker.artifacts).put(task.image_path, b"png")
     await queue(link, task)

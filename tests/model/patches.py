@@ -116,6 +116,7 @@ def simulated_product() -> Iterator[None]:
         stack.enter_context(patch.object(ops.nats_link, "Client", SimulatedClient))
         stack.enter_context(patch.object(ops.nats_link, "time", clock))
         stack.enter_context(patch.object(lane_worker.runtime.lease, "time", clock))
+        stack.enter_context(patch.object(lane_worker.runtime.loop, "time", clock))
         stack.enter_context(patch.object(gateway.retries, "time", clock))
         stack.enter_context(patch.object(gateway.admission, "time", clock))
         stack.enter_context(patch("tenacity.time", clock))

@@ -94,6 +94,12 @@ class ModelArtifacts:
         content: bytes | None = await self._call("get", path, lambda: self._files.get(path))
         return content
 
+    async def size(self, path: str) -> int | None:
+        size: int | None = await self._call(
+            "size", path, lambda: len(self._files[path]) if path in self._files else None
+        )
+        return size
+
     async def delete(self, path: str) -> None:
         await self._call("delete", path, lambda: self._files.pop(path, None))
 
