@@ -30,6 +30,7 @@ from ops.nats_access import NatsAccess, access
 from ops.nats_link import MAX_SKEW_S, MINIMUM_SERVER, NatsLink, TransportUnavailable, UnusableServer
 from ops.nats_server import NoNatsServer, find_nats_server
 from ops.options import data_dir_option, nats_port_option, port_option, profile_option, settings_option
+from ops.store_lock import StoreHolder, store_holder
 from ops.weights import WeightsUnreadable, missing_folder, weights_of
 
 HOST: Final = "127.0.0.1"
@@ -39,6 +40,7 @@ DISK_NEEDED_BYTES: Final = GIB // 2
 DISK_ADVISED_BYTES: Final = 5 * GIB
 OLDEST_PYTHON: Final = (3, 11)
 CONNECT_WAIT_S: Final = 2.0
+RUNNING: Final = "data folder"
 VERSION_TIMEOUT_S: Final = 10.0
 
 Level = Literal["ok", "note", "missing"]
@@ -160,9 +162,19 @@ def look(data_dir: Path, port: int, nats_port: int, server: NatsAccess) -> Itera
     yield _codec()
     folder = _nearest(data_dir)
     yield judge_disk(folder, shutil.disk_usage(folder).free, os.access(folder, os.W_OK))
-    yield _port("HTTP port", port, "--port", "WARMLANE_PORT")
-    yield _port("NATS port", nats_port, "--nats-port", "WARMLANE_NATS_PORT")
+    holder = store_holder(data_dir)
+    if holder is not None:
+        yield _running(holder)
+    if holder is None or port != holder.port:
+        yield _port("HTTP port", port, "--port", "WARMLANE_PORT")
+    if holder is None or nats_port != holder.nats_port:
+        yield _port("NATS port", nats_port, "--nats-port", "WARMLANE_NATS_PORT")
     yield asyncio.run(_clock(server))
+
+
+def _running(holder: StoreHolder) -> Finding:
+    """Not `missing`: it is what the folder is for. It says who is to be stopped before another one starts."""
+    return Finding(what=RUNNING, level="ok", found=f"{holder} runs on this folder")
 
 
 def _system() -> Finding:
@@ -327,7 +339,7 @@ def command(
 ) -> None:
     """Tell what this machine has, and what to do about the rest.
 
-    Exit status 0 when `warmlane up` can run with these options, else 1. Nothing is changed.
+    Exit status 0 when `warmlane up` can run with these options, or does run on this folder, else 1. Nothing is changed.
     """
     server = access("operator", nats_url or f"nats://{HOST}:{nats_port}", data_dir=data_dir)
     findings = [*look(data_dir, port, nats_port, server), *_models(data_dir / "models", settings, profile)]
@@ -336,4 +348,5 @@ def command(
     if missing:
         click.echo(f"`warmlane up` cannot run yet: see {', '.join(missing)}")
         ctx.exit(1)
-    click.echo("`warmlane up` can run")
+    running = next((finding.found for finding in findings if finding.what == RUNNING), None)
+    click.echo("`warmlane up` can run" if running is None else f"running: {running}")

@@ -40,12 +40,15 @@ class Process:
         log_file: Path,
         on_death: Callable[["Process", int, float], None],
         env: dict[str, str] | None = None,
+        inherits: Sequence[int] = (),
     ) -> None:
+        """*inherits* are open files that it gets as they are, such as a lock that it is to hold."""
         self.name = name
         self.command = list(command)
         self.log_file = log_file
         self._on_death = on_death
         self._env = env
+        self._inherits = tuple(inherits)
         self.last_pid = 0
         """The process in hand, or the last one, and when it was started."""
         self.last_began_at = datetime.fromtimestamp(0, UTC)
@@ -82,6 +85,7 @@ class Process:
                 stdout=output,
                 stderr=output,
                 env=self._env,
+                pass_fds=self._inherits,
                 # a session of its own: Ctrl-C reaches only `warmlane up`, which then stops its children in order
                 start_new_session=True,
                 preexec_fn=partial(die_with_parent, os.getpid()) if sys.platform == "linux" else None,

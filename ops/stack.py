@@ -7,7 +7,7 @@ import shlex
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -54,6 +54,7 @@ from ops.placement import slots, wanted_lanes
 from ops.processes import Process, asked_to_end, only_one, warmlane_command
 from ops.provision import NoKeys, NotProvisioned, provision, wanted
 from ops.quota import POLL_S, Quota, QuotaError
+from ops.store_lock import holding_store
 from ops.supervisor import DRAIN_EXTRA_S
 from ops.tls import Tls, tls_of
 
@@ -96,7 +97,9 @@ class Stack:
         keep_s: float,
         step_seconds: float,
         oom_snapshots: int,
+        store_lock: int,
     ) -> None:
+        """*store_lock* is the descriptor of `holding_store`."""
         self._console = console
         self._catalog = catalog
         self._host, self._port = host, port
@@ -116,6 +119,7 @@ class Stack:
         self._keep_s = keep_s
         self._step_seconds = step_seconds
         self._oom_snapshots = oom_snapshots
+        self._store_lock = store_lock
         self._forks = data_dir / "forks"
         self._shares_forks = (
             SHARED_FORK_SERVER not in os.environ and hasattr(os, "pidfd_open") and can_listen(self._forks)
@@ -140,7 +144,8 @@ class Stack:
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         """Starts everything and keeps it running until *stop*, then drains; *hurry* kills what still drains."""
-        server = self._process("nats-server", embedded_command(self._data_dir, self._nats_port), secrets=self._users)
+        on_store = embedded_command(self._data_dir, self._nats_port)
+        server = self._process("nats-server", on_store, secrets=self._users, inherits=[self._store_lock])
         forks = self._process("fork-server", warmlane_command("fork-server", str(self._forks)))
         gateway = self._process("gateway", warmlane_command("gateway", *self._gateway_arguments()))
         supervisor = self._process("supervisor", warmlane_command("supervisor", *self._supervisor_arguments()))
@@ -354,12 +359,15 @@ class Stack:
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)
 
-    def _process(self, name: str, command: list[str], *, secrets: Mapping[str, str] | None = None) -> Process:
+    def _process(
+        self, name: str, command: list[str], *, secrets: Mapping[str, str] | None = None, inherits: Sequence[int] = ()
+    ) -> Process:
         # each takes its password from its own file: what the environment holds is another server's
         environment = environment_for(None, os.environ) | dict(secrets or {})
         if self._shares_forks:
             environment[SHARED_FORK_SERVER] = str(self._forks)
-        return Process(name, command, log_file=self._log_file(name), on_death=self._on_death, env=environment)
+        log_file = self._log_file(name)
+        return Process(name, command, log_file=log_file, on_death=self._on_death, env=environment, inherits=inherits)
 
     def _log_file(self, name: str) -> Path:
         return self._data_dir / "logs" / f"{name}.log"
@@ -479,7 +487,7 @@ def command(
         raise click.ClickException(str(error)) from error
     require_kept_long_enough(keep_s, catalog.windows)
     data_dir = data_dir.absolute()
-    with only_one(data_dir, "up"):
+    with only_one(data_dir, "up"), holding_store(data_dir, "up", nats_port=nats_port, port=port) as store_lock:
         require_free(host.address, port, "--port")
         require_free(NATS_HOST, nats_port, "--nats-port")
         try:
@@ -500,6 +508,7 @@ def command(
                 keep_s=keep_s,
                 step_seconds=step_seconds,
                 oom_snapshots=oom_snapshots,
+                store_lock=store_lock,
             )
         except QuotaError as error:
             raise click.ClickException(str(error)) from error

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ops.nats_access import environment_for
 from ops.processes import warmlane_command
 from tests import warm_cli
 from tests.support import (
@@ -159,6 +160,14 @@ def test_one_up_to_a_folder(system: UpProcess) -> None:
     result = run("up", "--port", str(free_port()), "--nats-port", str(free_port()), "--data-dir", str(system.data_dir))
     assert result.returncode == 1
     assert "another `warmlane up` uses" in result.stderr
+    # its store is as much in use, on whatever port
+    result = run("nats-server", "--nats-port", str(free_port()), "--data-dir", str(system.data_dir))
+    assert (result.returncode, f"is in use by `warmlane up` (pid {system.pid}" in result.stderr) == (1, True)
+    ports = ["--port", str(system.port), "--nats-port", str(system.nats_port)]
+    # with the password of its folder, and not with that of the servers under test
+    environment = environment_for(None, clean_environment())
+    result = warm_cli.run("doctor", "--data-dir", str(system.data_dir), *ports, env=environment)
+    assert (result.returncode, f"running: `warmlane up` (pid {system.pid}" in result.stdout) == (0, True), result.stdout
 
 
 def test_one_lane_to_a_slot(system: UpProcess) -> None:

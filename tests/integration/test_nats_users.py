@@ -388,6 +388,12 @@ def test_the_embedded_server_by_itself(tmp_path: Path) -> None:
         )
         assert (told.returncode, "no API key yet" in told.stdout) == (0, True), told.stderr
         assert (tmp_path / "nats" / "jetstream").is_dir()
+        second = warmlane_command("nats-server", "--nats-port", str(free_port()), "--data-dir", str(tmp_path))
+        refused = subprocess.run(
+            second, env=clean_environment(), capture_output=True, text=True, timeout=60, check=False
+        )
+        assert refused.returncode == 1
+        assert f"is in use by `warmlane nats-server` (pid {process.pid}, NATS port {port})" in refused.stderr
         shown = Path(f"/proc/{process.pid}/cmdline").read_bytes().decode()
         assert make_users(tmp_path, url)["WARMLANE_NATS_ADMIN_PASSWORD"] not in shown
     finally:
