@@ -80,7 +80,7 @@ class DegradedWorker:
             worker=name,
             windows=windows,
             runner=self._runner,
-            scratch=self._scratch.folder,
+            scratch=self._scratch,
             on_busy=lambda _: None,
         )
         self._leader = Leader(link, worker=name, owner=owner, slot=slot)
@@ -90,7 +90,7 @@ class DegradedWorker:
 
         Raises TransportUnavailable when the server is away at the start.
         """
-        self._scratch.make()
+        self._scratch.ensure()
         begin_tasks(self._models, "degraded")
         for model in self._models:
             memory_cleanups.begin(model, "done")

@@ -118,7 +118,7 @@ class LaneWorker:
             worker=name,
             windows=windows,
             runner=self._runner,
-            scratch=self._scratch.folder,
+            scratch=self._scratch,
             on_busy=self._on_busy,
         )
         self._draining = False
@@ -138,7 +138,7 @@ class LaneWorker:
         Raises SlotTaken when another process holds the card, HostLost when its host does not even start,
         TransportUnavailable when the server is away at the start.
         """
-        self._scratch.make()
+        self._scratch.ensure()
         begin_tasks([self._model.name], "lane")
         memory_cleanups.begin(self._model.name, "done")
         await self._display.start()

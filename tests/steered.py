@@ -11,6 +11,7 @@ from contracts.tasks import GenerationTask, MemoryReading, Progress, SwapReceipt
 from contracts.topology import lane_stream
 from lane_worker.runtime.host_messages import WrittenVideo
 from lane_worker.runtime.loop import Result, Stopped, Succeeded, WorkLoop
+from lane_worker.runtime.scratch import Scratch
 from ops.artifacts import Artifacts
 from ops.ending import end
 from ops.nats_link import NatsLink
@@ -68,8 +69,8 @@ class Worker:
     def __init__(
         self, link: NatsLink, windows: Windows, folder: Path, owner: str, *, stream: str = lane_stream("anisora")
     ) -> None:
-        self.folder = folder / owner
-        self.folder.mkdir()
+        scratch = Scratch(folder, slot="cpu-0", owner=owner)
+        self.folder = scratch.folder
         self.artifacts = folder / "artifacts"
         self.runner = SteeredRunner(self.folder)
         self.loop = WorkLoop(
@@ -80,7 +81,7 @@ class Worker:
             worker=f"worker-{owner}",
             windows=windows,
             runner=self.runner,
-            scratch=self.folder,
+            scratch=scratch,
             on_busy=self._on_busy,
         )
         self.idle = asyncio.Event()

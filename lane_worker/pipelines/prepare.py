@@ -373,13 +373,13 @@ def _held(part: Path, planned: Plan, *, restart: bool, free_bytes: Callable[[Pat
             yield state
         return
     _require_space(part, planned.size_bytes + SMALL_FILES_BYTES, free_bytes)
-    part.mkdir(parents=True)
-    try:
-        with _locked(part, planned, restart=restart, free_bytes=free_bytes) as state:
+    part.mkdir(parents=True, exist_ok=True)
+    with _locked(part, planned, restart=restart, free_bytes=free_bytes) as state:
+        try:
             yield state
-    except CheckpointRefused:
-        shutil.rmtree(part)
-        raise
+        except CheckpointRefused:
+            shutil.rmtree(part)  # while it is held: one that another process holds is that process's
+            raise
 
 
 @contextlib.contextmanager

@@ -32,8 +32,22 @@ class StorageFailed(Exception):
 def write_video(frames: Frames, path: Path, *, fps: int) -> WrittenVideo:
     """Encode *frames* to *path*, which appears complete or not at all (it is written beside it as `.part`).
 
-    Width and height must be even. Raises StorageFailed when the disk is at fault.
+    Width and height must be even. Its folder is made where it is missing. Raises StorageFailed when the disk is at
+    fault.
     """
+    try:
+        try:
+            return _write(frames, path, fps=fps)
+        except FileNotFoundError:  # somebody tidied up: what an hour of inference made is not lost for a folder
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return _write(frames, path, fps=fps)
+    except OSError as error:  # the disk errors of PyAV are OSErrors too
+        # PyAV's error text holds the path, which says nothing to a client
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        raise StorageFailed(f"the video could not be written: {reason}") from error
+
+
+def _write(frames: Frames, path: Path, *, fps: int) -> WrittenVideo:
     count, height, width, _ = frames.shape
     part = path.with_name(path.name + ".part")
     try:
@@ -44,10 +58,6 @@ def write_video(frames: Frames, path: Path, *, fps: int) -> WrittenVideo:
                 digest.update(block)
         size_bytes = part.stat().st_size
         part.rename(path)
-    except OSError as error:  # the disk errors of PyAV are OSErrors too
-        # PyAV's error text holds the path, which says nothing to a client
-        reason = os.strerror(error.errno) if error.errno else type(error).__name__
-        raise StorageFailed(f"the video could not be written: {reason}") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)

@@ -118,6 +118,9 @@ class HostRunner:
         if self._stopped:
             await self._account(task, "cancelled", self._residence.memory)
             return self._stopped_result()
+        if image is not None and not image.exists():  # a swap takes minutes, in which somebody may tidy up
+            await self._account(task, "gave_up", self._residence.memory)
+            return GaveUp("the input image was removed before it was read")
         return await self._infer(task, image, on_progress, swap)
 
     async def _infer(

@@ -32,6 +32,7 @@ from lane_worker.runtime.claim import Drop, Expire, Mine, Reread, Take, claim_de
 from lane_worker.runtime.held import HeldTask, OwnershipLost, lease_end
 from lane_worker.runtime.host_messages import WrittenVideo
 from lane_worker.runtime.lease import LeaseKeeper
+from lane_worker.runtime.scratch import Scratch
 from ops import metrics
 from ops.artifacts import Artifacts, StorageFailed
 from ops.ending import end
@@ -114,7 +115,7 @@ class WorkLoop:
         worker: str,
         windows: Windows,
         runner: Runner,
-        scratch: Path,
+        scratch: Scratch,
         on_busy: Callable[[bool], None],
     ) -> None:
         self._link = link
@@ -308,6 +309,7 @@ class WorkLoop:
         try:
             async with keeper:
                 self._keeper = keeper
+                self._make_room(task_id)
                 if held.task.image_path is not None:
                     image = await self._fetch_image(held.task.image_path, held)
                 result = await self._runner.run(held.task, image, keeper.report)
@@ -322,11 +324,19 @@ class WorkLoop:
             if image is not None:
                 image.unlink(missing_ok=True)
 
+    def _make_room(self, task_id: str) -> None:
+        """The scratch folder is there: whoever tidies up a machine may have removed it since the last task."""
+        try:
+            self._scratch.ensure()
+        except OSError as error:  # then the image cannot be kept, or the video not be written, and that ends the task
+            log.error("no_scratch_folder", task_id=task_id, error=str(error))
+
     async def _fetch_image(self, stored: str, held: HeldTask) -> Path | None:
         """The input image in a file of this worker; None when it does not come within `wait_limit_s`.
 
         The gateway stores it after it has published the task, however long its store takes: it is awaited under the
         lease. Raises OwnershipLost when the task ends meanwhile: it was cancelled, or the image could not be stored.
+        None also where there is no room for it here.
         """
         until_s = time.monotonic() + self._windows.wait_limit_s
         look_s, told = IMAGE_LOOK_FIRST_S, False
@@ -345,8 +355,13 @@ class WorkLoop:
                 return None
             await asyncio.sleep(look_s)
             look_s = min(2 * look_s, IMAGE_LOOK_LAST_S)
-        path = self._scratch / f"{held.task.id}.{held.task.epoch}.image"
-        await asyncio.to_thread(path.write_bytes, content)
+        self._make_room(held.task.id)  # it may have been awaited for long
+        path = self._scratch.folder / f"{held.task.id}.{held.task.epoch}.image"
+        try:
+            await asyncio.to_thread(path.write_bytes, content)
+        except OSError as error:
+            log.error("image_not_kept", task_id=held.task.id, error=str(error))
+            return None
         return path
 
     async def _settle(self, held: HeldTask, result: Result) -> None:
@@ -377,6 +392,9 @@ class WorkLoop:
                 await self._artifacts.put(path, result.path)
         except StorageFailed as error:
             log.error("video_not_stored", task_id=held.task.id, error=str(error))
+            if not result.path.exists():  # no fault of the store's: the next attempt makes it again
+                await self._give_up(held, "the video was removed before it was stored")
+                return
             message = "the video could not be stored; submit it again"
             await self._settle(held, Unsuccessful(FailureCode.STORAGE_FAILED, message, result.memory, result.swap))
             return

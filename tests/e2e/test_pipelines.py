@@ -63,6 +63,11 @@ def test_the_same_frames_always_give_the_same_bytes(tmp_path: Path) -> None:
     assert len({write_video(frames, tmp_path / "v.mp4", fps=16).sha256 for _ in range(100)}) == 1
 
 
+def test_a_folder_that_was_removed_is_made_again_for_the_video(tmp_path: Path) -> None:
+    video = write_video(noise(), tmp_path / "scratch" / "v.mp4", fps=16)
+    assert (tmp_path / "scratch" / "v.mp4").stat().st_size == video.bytes
+
+
 def test_a_full_disk_is_a_storage_failure_and_leaves_nothing(tmp_path: Path) -> None:
     # a limit on the size of files stands for the full disk: the write fails in its middle
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,5 +1,6 @@
 """`warmlane models`: from small files of the published layouts to folders that a lane loads, and every refusal."""
 
+import contextlib
 import fcntl
 import hashlib
 import inspect
@@ -729,6 +730,23 @@ def test_two_processes_do_not_write_the_same_folder(phr00t: Path, tmp_path: Path
         with pytest.raises(CheckpointRefused, match="another process is writing"):
             prepared(PHR00T, phr00t, tmp_path / "made")
     prepared(PHR00T, phr00t, tmp_path / "made")
+
+
+def test_a_process_that_came_second_does_not_take_the_firsts_work_away(phr00t: Path, tmp_path: Path) -> None:
+    """Both saw that there was no work folder; one was faster."""
+    begun = tmp_path / "made.part" / "model-00001-of-00002.safetensors"
+    with contextlib.ExitStack() as held:
+
+        def is_overtaken(_: Path) -> int:
+            begun.parent.mkdir()
+            begun.write_bytes(b"hours of work")
+            lock = held.enter_context((begun.parent / "lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return 1 << 40
+
+        with pytest.raises(CheckpointRefused, match="another process is writing"):
+            prepared(PHR00T, phr00t, tmp_path / "made", free_bytes=is_overtaken)
+    assert begun.read_bytes() == b"hours of work"
 
 
 # ── the command ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -49,6 +49,7 @@ FaultKind = Literal[
     "restart-nats",
     "store-full",
     "store-unwritable",
+    "scratch-gone",
 ]
 
 

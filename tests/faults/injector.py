@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ LASTS_S: Final[dict[FaultKind, tuple[float, float]]] = {
     "restart-nats": (0.0, 0.5),
     "store-full": (1.5, 3.0),
     "store-unwritable": (1.5, 3.0),
+    "scratch-gone": (0.0, 0.0),
 }
 
 
@@ -88,6 +90,8 @@ class Injector:
         match whom:
             case "full" | "unwritable":
                 await self._break_store(planned)
+            case "gone":
+                await self._remove_scratch(planned)
             case "lane":
                 model = LANES[int(planned.pick * len(LANES))]
                 await self._worker(planned, f"{model}-0", lambda: self._newest(model))
@@ -162,6 +166,11 @@ class Injector:
         finally:
             await asyncio.to_thread(undo)
         self._note(planned, "store", at)
+
+    async def _remove_scratch(self, planned: Planned) -> None:
+        at = datetime.now(UTC)
+        await asyncio.to_thread(shutil.rmtree, self._fleet.data_dir / "scratch", ignore_errors=True)
+        self._note(planned, "scratch", at)
 
     def _note(self, planned: Planned, target: str, at: datetime, *, workers: tuple[str, ...] = ()) -> None:
         self.faults.append(Fault(kind=planned.kind, target=target, at=at, until=datetime.now(UTC), workers=workers))

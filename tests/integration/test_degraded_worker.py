@@ -1,6 +1,8 @@
 """Degraded workers with tiny pipelines, in processes of their own, on a real server."""
 
 import asyncio
+import os
+import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
@@ -16,6 +18,7 @@ from contracts.tasks import TaskStatus
 from contracts.topology import SLOTS
 from degraded_worker.worker import DegradedWorker
 from lane_worker.runtime.residence import Residence
+from lane_worker.runtime.scratch import LOCK, Scratch
 from lane_worker.runtime.slot import lock_path, read_note
 from ops.artifacts import Artifacts
 from ops.memory import Holder, Reading
@@ -104,7 +107,10 @@ async def test_models_alternate_on_one_slot_with_a_receipt_each(pair: Pair, pair
 
 
 async def test_sigterm_finishes_the_task_in_hand_and_hands_over(pair: Pair, pair_link: NatsLink) -> None:
+    """The standby's folder is still there then, however long it stood by, and whatever its leader found dead."""
     leader, standby = await pair.roles(pair_link)
+    await eventually(lambda: asyncio.sleep(0, bool(standby.log_lines("stands_by"))), within_s=60)
+    await opens_a_new_host_among_old_folders(pair, leader)
     task = await place(pair_link, task_of("anisora", 10))
     await becomes(pair_link, task, TaskStatus.PROCESSING)
     leader.signal(signal.SIGTERM)
@@ -120,6 +126,22 @@ async def test_sigterm_finishes_the_task_in_hand_and_hands_over(pair: Pair, pair
         pair.first = pair.worker("first")
     else:
         pair.second = pair.worker("second")
+
+
+async def opens_a_new_host_among_old_folders(pair: Pair, leader: DegradedProcess) -> None:
+    """Returns when the folder of a dead worker is gone; those of the living are as old as that."""
+    folders = list((pair.folder / "scratch" / SLOT).iterdir())
+    assert len(folders) == 2
+    dead = Scratch(pair.folder, slot=SLOT, owner="dead")
+    dead.folder.mkdir()
+    (dead.folder / LOCK).touch()
+    for folder in (*folders, dead.folder):
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (0, 0))
+    (host,) = leader.hosts
+    os.kill(host, signal.SIGKILL)
+    await eventually(lambda: asyncio.sleep(0, not dead.folder.exists()), within_s=60)
+    assert all(folder.exists() for folder in folders)
 
 
 async def test_a_stopped_leader_loses_the_slot_and_changes_nothing_when_it_wakes(
@@ -147,6 +169,9 @@ async def test_a_stopped_leader_loses_the_slot_and_changes_nothing_when_it_wakes
     await eventually(lambda: asyncio.sleep(0, bool(leader.log_lines("leads_no_more"))))
     last = await becomes(pair_link, await place(pair_link, task_of("phr00t", 23)), TaskStatus.DONE)
     assert (last.worker, last.swap) == (standby.name, None)
+    shutil.rmtree(pair.folder / "scratch")  # as one who tidies up, and does not know whose it is
+    last = await becomes(pair_link, await place(pair_link, task_of("phr00t", 24)), TaskStatus.DONE, TaskStatus.FAILED)
+    assert (last.status, last.error) == (TaskStatus.DONE, None)
     assert await shown(pair_link, SLOT) == before
     assert leader.hosts == []
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,8 +27,10 @@ from contracts.tasks import (
 )
 from contracts.topology import DEADLINES, TASKS, lane_stream, work_subject
 from lane_worker.runtime.held import HeldTask
+from lane_worker.runtime.host_messages import WrittenVideo
 from lane_worker.runtime.lease import LeaseKeeper
-from lane_worker.runtime.loop import GaveUp, Result, Unsuccessful
+from lane_worker.runtime.loop import GaveUp, Result, Succeeded, Unsuccessful
+from lane_worker.runtime.scratch import LOCK
 from ops.artifacts import Artifacts
 from ops.nats_link import NatsLink, TransportUnavailable, WrongRevision
 from tests.lanes import CutWire
@@ -37,6 +40,14 @@ from tests.support import NatsServer, as_admin, eventually
 
 STREAM = lane_stream("anisora")
 OTHER_ID = "01890a5d-ac96-774b-bcce-b302099a8058"
+VIDEO_GONE = Succeeded(
+    path=Path("/nowhere/video.mp4"),
+    video=WrittenVideo(bytes=1, sha256="0" * 64, width=96, height=64, frames=17, fps=16),
+    memory=MEMORY,
+    started_at=datetime(2026, 1, 1, tzinfo=UTC),
+    inference_s=0.1,
+    encode_s=0.1,
+)
 
 
 @pytest.fixture
@@ -101,7 +112,7 @@ async def test_done_means_published(link: NatsLink, worker: Worker) -> None:
     assert done.video is not None
     assert (worker.artifacts / done.video.path).read_bytes() == CONTENT
     assert (done.memory, done.swap, done.lease_expires_at) == (MEMORY, RECEIPT, None)
-    assert list(worker.folder.iterdir()) == []
+    assert [path.name for path in worker.folder.iterdir()] == [LOCK]
 
 
 async def test_the_message_makes_the_record_where_the_gateway_was_slower(link: NatsLink, worker: Worker) -> None:
@@ -207,7 +218,7 @@ async def test_a_cancelled_task_is_stopped_and_nothing_of_it_stays(link: NatsLin
     async with asyncio.timeout(60):
         await worker.runner.stopped.wait()
     await worker.idle.wait()
-    assert list(worker.folder.iterdir()) == []
+    assert [path.name for path in worker.folder.iterdir()] == [LOCK]
     cancelled, _ = await recorded(link, task.id)
     assert cancelled.error is not None
     assert cancelled.error.code is FailureCode.CANCELLED
@@ -237,7 +248,7 @@ async def test_a_worker_that_lost_its_task_publishes_nothing(link: NatsLink, wor
             break
     worker.runner.may_end.set()
     await worker.idle.wait()
-    assert list(worker.folder.iterdir()) == []
+    assert [path.name for path in worker.folder.iterdir()] == [LOCK]
     assert not (worker.artifacts / task.video_path).exists()
     current, _ = await recorded(link, task.id)
     assert (current.status, current.epoch, current.video) == (TaskStatus.PENDING, 1, None)
@@ -268,9 +279,25 @@ async def test_a_failure_is_settled(
     assert (failed.memory, failed.swap) == (result.memory, result.swap)
 
 
-async def test_giving_up_ends_the_lease_at_once(link: NatsLink, worker: Worker) -> None:
+async def test_a_folder_that_is_removed_between_two_tasks_costs_nothing(link: NatsLink, worker: Worker) -> None:
+    worker.runner.may_end.set()
+    for number in range(2):
+        task = replace(fresh_task(), id=f"{number:08d}-ac96-774b-bcce-b302099a8057")
+        await queue(link, task)
+        await becomes(link, task.id, TaskStatus.DONE)
+        shutil.rmtree(worker.folder)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        pytest.param(GaveUp("the host died"), id="host-died"),
+        pytest.param(VIDEO_GONE, id="video-removed"),  # by one who tidies up: the store is not at fault
+    ],
+)
+async def test_giving_up_ends_the_lease_at_once(result: Result, link: NatsLink, worker: Worker) -> None:
     """The sweeper requeues: the worker only says that it cannot go on (ADR 0004)."""
-    worker.runner.result = GaveUp("the host died")
+    worker.runner.result = result
     worker.runner.may_end.set()
     task = fresh_task()
     await queue(link, task)
@@ -293,7 +320,7 @@ async def test_a_video_that_cannot_be_stored(link: NatsLink, worker: Worker) -> 
     failed = await becomes(link, task.id, TaskStatus.FAILED)
     assert failed.error is not None
     assert (failed.error.code, failed.memory, failed.swap) == (FailureCode.STORAGE_FAILED, MEMORY, RECEIPT)
-    assert list(worker.folder.iterdir()) == []
+    assert [path.name for path in worker.folder.iterdir()] == [LOCK]
 
 
 def task_with_image() -> GenerationTask:

@@ -34,6 +34,7 @@ from gateway.task_board import TaskBoard
 from gateway.tasks import cancel_task, find
 from lane_worker.runtime.host_messages import WrittenVideo
 from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful, WorkLoop
+from lane_worker.runtime.scratch import Scratch
 from ops.artifacts import Artifacts, StorageFailed
 from ops.nats_link import NatsLink, TransportUnavailable
 from ops.provision import _consumer_config, _stream_config, wanted
@@ -109,6 +110,16 @@ class _Scratch:
 
     def __init__(self, content: bytes = b"") -> None:
         self.content = content
+
+    @property
+    def folder(self) -> "_Scratch":
+        return self
+
+    def ensure(self) -> None:
+        pass
+
+    def exists(self) -> bool:
+        return True
 
     def __truediv__(self, _: str) -> "_Scratch":
         return _Scratch()
@@ -301,7 +312,7 @@ class WorkerHost(ModelHost):
             worker=self.name,
             windows=self.world.catalog.windows,
             runner=self,
-            scratch=cast(Path, _Scratch()),
+            scratch=cast(Scratch, _Scratch()),
             on_busy=lambda _: None,
         )
         never = asyncio.Event()
