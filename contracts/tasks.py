@@ -128,25 +128,34 @@ class SwapReceipt(Struct, frozen=True, kw_only=True, gc=False):
 
     *how*: `nothing_resident` (the host held no pipeline), `unloaded` (it gave its pipeline back), `killed` (it had to
     be killed, for *reason*). *alive* names the components that the host could not let go of. The byte figures are the
-    *probe*'s: device memory in use (`nvml`), resident memory of the host's processes (`rss`); None where it had none.
-    Released means: two samples in a row with *after_bytes* ≤ *base_bytes* + *tolerance_bytes* and *free_bytes* ≥
-    *needed_bytes*. All times are seconds. *read_s* (files to host tensors) and *copy_s* (host to device, 0 on a CPU)
-    are inside *load_s*; weights are mapped files, so that what is not in the page cache yet is read by whoever touches
-    it first, the copy or the first step. *first_step_s* comes after the swap: the first step of the task that needed
-    it, and whatever the pipeline does before that. None: not measured, or the record is of a version that did not.
+    *probe*'s: device memory in use (`nvml`), the system's where host and card share one memory (`unified`), resident
+    memory of the host's processes (`rss`); None where it had none. *own_…* is the driver's word for the host's process
+    alone, None where it does not tell processes apart.
+    Released means: two samples in a row with *free_bytes* ≥ *needed_bytes*, and by *proof*: *after_bytes* ≤
+    *base_bytes* + *tolerance_bytes* (`base`); *own_bytes* ≤ *own_base_bytes* + *tolerance_bytes* (`own_figure`);
+    the host had ended, or was never told to load (`no_pipeline`): what is in use beyond the base is another's then.
+    Empty: nothing was proven, or the record is of a version that knew `base` alone.
+
+    All times are seconds. *read_s* (files to host tensors) and *copy_s* (host to device, 0 on a CPU) are inside
+    *load_s*; weights are mapped files, so that what is not in the page cache yet is read by whoever touches it first,
+    the copy or the first step. *first_step_s* comes after the swap: the first step of the task that needed it, and
+    whatever the pipeline does before that. None: not measured, or the record is of a version that did not.
     """
 
     slot: str
     released_model: str | None
     loaded_model: str
     how: Literal["nothing_resident", "unloaded", "killed"]
-    probe: Literal["nvml", "rss", "none"]
+    probe: Literal["nvml", "unified", "rss", "none"]
+    proof: Literal["", "base", "own_figure", "no_pipeline"] = ""
     reason: str = ""
     alive: tuple[str, ...] = ()
     base_bytes: int | None = None
     before_bytes: int | None = None
     after_bytes: int | None = None
     tolerance_bytes: int | None = None
+    own_base_bytes: int | None = None
+    own_bytes: int | None = None
     free_bytes: int | None = None
     needed_bytes: int = 0
     samples: int = 0

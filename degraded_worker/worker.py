@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import structlog
 
+from contracts.lanes import SlotState
 from contracts.settings import ModelEntry, Windows
 from contracts.topology import DEGRADED
 from degraded_worker.leader import Leader
@@ -69,7 +70,12 @@ class DegradedWorker:
         )
         self._display = SlotDisplay(link, slot=slot, worker=name)
         self._residence = Residence(
-            host=self._host, slot=slot, models=models, probe=probe_for(slot), on_state=self._display.show
+            host=self._host,
+            slot=slot,
+            models=models,
+            probe=probe_for(slot),
+            on_state=self._display.show,
+            on_wait=lambda detail: self._display.show(SlotState.EMPTY, None, detail),
         )
         self._runner = HostRunner(residence=self._residence, slot=slot, scratch=self._scratch.folder)
         self._loop = WorkLoop(

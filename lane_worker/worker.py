@@ -97,6 +97,7 @@ class LaneWorker:
             models={model.name: model},
             probe=probe_for(slot),
             on_state=self._display.show,
+            on_wait=self._on_wait,
         )
         self._heartbeat = Heartbeat(
             link,
@@ -366,6 +367,10 @@ class LaneWorker:
 
     def _is_loaded(self) -> bool:
         return self._residence.resident is not None
+
+    def _on_wait(self, detail: str) -> None:
+        if not crash_loops(self._failures):
+            self._show(LaneState.STARTING, detail)
 
     def _on_busy(self, busy: bool) -> None:
         if not busy:

@@ -94,6 +94,7 @@ class Swap(Struct, frozen=True, kw_only=True):
     loaded_model: str
     how: str
     probe: str
+    proof: str = ""
     released_model: str | None = None
     reason: str = ""
     alive: tuple[str, ...] = ()
@@ -101,6 +102,8 @@ class Swap(Struct, frozen=True, kw_only=True):
     before_bytes: int | None = None
     after_bytes: int | None = None
     tolerance_bytes: int | None = None
+    own_base_bytes: int | None = None
+    own_bytes: int | None = None
     free_bytes: int | None = None
     needed_bytes: int = 0
     samples: int = 0
@@ -117,6 +120,17 @@ class Swap(Struct, frozen=True, kw_only=True):
         if self.base_bytes is None or self.tolerance_bytes is None:
             return None
         return self.base_bytes + self.tolerance_bytes
+
+    @property
+    def excess_bytes(self) -> int | None:
+        """How much more was in use than the proof of the release allows; None where nothing could be measured."""
+        if self.proof == "no_pipeline":
+            return 0
+        if self.proof == "own_figure" and self.own_bytes is not None and self.tolerance_bytes is not None:
+            return self.own_bytes - (self.own_base_bytes or 0) - self.tolerance_bytes
+        if self.after_bytes is None or self.allowed_bytes is None:
+            return None
+        return self.after_bytes - self.allowed_bytes
 
 
 class Event(Struct, frozen=True):

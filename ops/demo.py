@@ -134,7 +134,7 @@ def doubt_of_release(before: Run, run: Run) -> str | None:
     2. `nothing_resident` is no release where the run before left its pipeline with the same worker.
     3. `unloaded` with a component still alive is no release.
     4. Without a probe only a kill is a release.
-    5. With a probe: at least two samples, no more in use than allowed, and room for the next pipeline.
+    5. With a probe: at least two samples, no more in use than its proof allows, and room for the next pipeline.
     """
     swap = run.task.swap if run.task is not None else None
     if run.task is None or swap is None or swap.loaded_model != run.model:  # 1
@@ -146,10 +146,10 @@ def doubt_of_release(before: Run, run: Run) -> str | None:
         return f"{', '.join(swap.alive)} stayed alive"
     if swap.probe == "none":  # 4
         return None if swap.how == "killed" else "nothing was measured, and the host was not killed"
-    if swap.samples < 2 or swap.after_bytes is None or swap.allowed_bytes is None or swap.free_bytes is None:  # 5
+    if swap.samples < 2 or swap.excess_bytes is None or swap.free_bytes is None:  # 5
         return "figures are missing"
-    if swap.after_bytes > swap.allowed_bytes:
-        return f"{swap.after_bytes - swap.allowed_bytes:,} bytes too many in use"
+    if swap.excess_bytes > 0:
+        return f"{swap.excess_bytes:,} bytes too many in use"
     if swap.free_bytes < swap.needed_bytes:
         return f"{swap.needed_bytes - swap.free_bytes:,} bytes too few free"
     return None

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
@@ -24,7 +24,7 @@ log = structlog.get_logger("memory_probe")
 
 
 class Holder(Struct, frozen=True, kw_only=True):
-    """A process with a CUDA context on a card, by the driver's word. For people: no verdict is based on it.
+    """A process with a CUDA context on a card, by the driver's word. For people: verdicts know `Reading.by_pid` alone.
 
     *used_bytes* is None where the driver does not tell. In a container *pid* may be a number of the host's, and *name*
     (never the command line, which may hold a secret) is None where no process here has it.
@@ -54,7 +54,30 @@ class GpuInfo(Struct, frozen=True, kw_only=True):
 
 
 class DriverUnusable(Exception):
-    """There is an NVIDIA driver, but it does not answer. The text says what it said."""
+    """There is an NVIDIA driver, but it does not answer. The text says what it said, and what to do."""
+
+
+# What the driver's errors ask for, after their own words. Those that are left out are over by themselves, or unknown.
+_ADVICE: Final = {
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "load the kernel module (`modprobe nvidia`), or restart the machine",
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the driver was updated under the loaded kernel module: restart the "
+    "machine; where the module was loaded anew already, restart the worker",
+    pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH: "the driver is of another version than its library: reinstall it",
+    pynvml.NVML_ERROR_GPU_IS_LOST: "the card has fallen off its bus: restart the machine, and look for Xid in `dmesg`",
+    pynvml.NVML_ERROR_RESET_REQUIRED: "reset the card (`nvidia-smi --gpu-reset`), or restart the machine",
+    pynvml.NVML_ERROR_INSUFFICIENT_POWER: "connect the card's power cables",
+    pynvml.NVML_ERROR_IRQ_ISSUE: "the kernel has an interrupt issue with the card: look at `dmesg`",
+    pynvml.NVML_ERROR_NO_PERMISSION: "let this user read /dev/nvidia*",
+    pynvml.NVML_ERROR_NOT_FOUND: "no such card is here: `nvidia-smi -L` lists them",
+    pynvml.NVML_ERROR_NOT_SUPPORTED: "the driver tells no memory of this card or instance",
+    pynvml.NVML_ERROR_UNKNOWN: "look for Xid and NVRM in `dmesg`; a restart of the machine helps where it stays",
+}
+
+
+def in_words(error: pynvml.NVMLError) -> str:
+    """What the driver said, and what to do about it where that is known."""
+    advice = _ADVICE.get(error.value)
+    return str(error) if advice is None else f"{error}: {advice}"
 
 
 @contextlib.contextmanager
@@ -65,11 +88,11 @@ def _nvml() -> Iterator[bool]:
         yield False
         return
     except pynvml.NVMLError as error:
-        raise DriverUnusable(str(error)) from error
+        raise DriverUnusable(in_words(error)) from error
     try:
         yield True
     except pynvml.NVMLError as error:
-        raise DriverUnusable(str(error)) from error
+        raise DriverUnusable(in_words(error)) from error
     finally:
         with contextlib.suppress(pynvml.NVMLError):  # a card that is lost is told by the reading
             pynvml.nvmlShutdown()
@@ -147,14 +170,23 @@ def _device_memory(handle: object) -> Any:
         return pynvml.nvmlDeviceGetMemoryInfo(handle)
 
 
-def _holders(handle: object) -> tuple[Holder, ...]:
-    """The processes on the card, the one that holds most first. None where the driver does not tell: old or busy."""
+def _processes(handle: object) -> list[Any]:
+    """The processes on the card. None where the driver does not tell: old or busy."""
     try:
         # by its number: the name without one answers an old driver with an exception that is no NVMLError
-        processes = pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle)
+        return list(pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle))
     except pynvml.NVMLError as error:
-        log.info("processes_unknown", error=str(error))
-        return ()
+        log.debug("processes_unknown", error=str(error))
+        return []
+
+
+def _by_pid(handle: object) -> dict[int, int]:
+    return {each.pid: each.usedGpuMemory for each in _processes(handle) if each.usedGpuMemory is not None}
+
+
+def _holders(handle: object) -> tuple[Holder, ...]:
+    """The processes on the card, the one that holds most first."""
+    processes = _processes(handle)
     holders = [Holder(pid=each.pid, used_bytes=each.usedGpuMemory, name=_name_of(each.pid)) for each in processes]
     return tuple(sorted(holders, key=lambda holder: -(holder.used_bytes or 0)))
 
@@ -185,10 +217,14 @@ def _within(limit_s: float, ask: Callable[[], T]) -> T:
 
 
 class Reading(Struct, frozen=True):
-    """One look at a slot's memory: in use, and free for a pipeline to come."""
+    """One look at a slot's memory: in use, and free for a pipeline to come.
+
+    *by_pid* is what the driver says of each process there; empty where it does not tell them apart.
+    """
 
     used_bytes: int
     free_bytes: int
+    by_pid: Mapping[int, int] = {}
 
 
 class MemoryProbe(Protocol):
@@ -199,11 +235,13 @@ class MemoryProbe(Protocol):
     """
 
     @property
-    def name(self) -> Literal["nvml", "rss"]: ...
+    def name(self) -> Literal["nvml", "unified", "rss"]: ...
 
     absolute_bytes: int
     poll_s: float
     deadline_s: float
+    trouble: str
+    """Why the last `read` is missing, and what to do; empty where it is not."""
 
     def read(self, pid: int | None) -> Reading | None:
         """What is in use while *pid* is the pipeline host; None where it cannot be read. Never raises. May block."""
@@ -224,19 +262,23 @@ class NvmlProbe:
         self.absolute_bytes = GIB
         self.poll_s = 0.25
         self.deadline_s = 10.0
+        self.trouble = ""
         self._uuid = uuid
         self._handle: object | None = None
 
     def read(self, pid: int | None) -> Reading | None:
         try:
-            memory = _device_memory(self._device())
+            device = self._device()
+            memory, by_pid = _device_memory(device), _by_pid(device)
         except pynvml.NVMLError as error:
-            log.warning("memory_unreadable", gpu=self._uuid, error=str(error))
+            self.trouble = in_words(error)
+            log.warning("memory_unreadable", gpu=self._uuid, error=self.trouble)
             self._handle = None
             with contextlib.suppress(pynvml.NVMLError):
                 pynvml.nvmlShutdown()
             return None
-        return Reading(used_bytes=int(memory.used), free_bytes=int(memory.free))
+        self.trouble = ""
+        return Reading(used_bytes=int(memory.used), free_bytes=int(memory.free), by_pid=by_pid)
 
     def holders(self) -> tuple[Holder, ...]:
         try:
@@ -263,12 +305,15 @@ class RssProbe:
         self.absolute_bytes = 128 * MB
         self.poll_s = 0.1
         self.deadline_s = 5.0
+        self.trouble = ""
 
     def read(self, pid: int | None) -> Reading | None:
+        self.trouble = ""
         try:
             return Reading(used_bytes=0 if pid is None else _tree_bytes(pid), free_bytes=available_bytes())
         except (OSError, ValueError, KeyError, psutil.Error) as error:  # ValueError, KeyError: another kernel's wording
-            log.warning("memory_unreadable", pid=pid, error=repr(error))
+            self.trouble = repr(error)
+            log.warning("memory_unreadable", pid=pid, error=self.trouble)
             return None
 
     def holders(self) -> tuple[Holder, ...]:

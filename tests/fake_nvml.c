@@ -16,7 +16,7 @@ typedef struct { unsigned int pid; unsigned long long used; unsigned int gpu_ins
 typedef struct { char uuid[32]; long long reads, begun_at; } device;
 
 static device cards[CARDS], instances[CARDS][INSTANCES];
-static int users;
+static int users, inits;
 
 static long long look_up(const char *name, long long otherwise) {
     const char *path = getenv("FAKE_NVML");
@@ -70,6 +70,7 @@ int nvmlInitWithFlags(unsigned int flags) {
     int error = (int)look_up("init_error", SUCCESS);
     (void)flags;
     hang();
+    if (inits++ < look_up("first_fail", 0)) return (int)look_up("first_error", 999);
     if (!error) users++;
     return error;
 }

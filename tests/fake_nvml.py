@@ -26,8 +26,9 @@ class FakeNvml:
     def set(self, devices: Mapping[str, Mapping[str, int]] | None = None, /, **figures: int) -> None:
         """Any of: used_bytes, free to fall by fall_bytes with every read down to least_bytes; reserved_bytes,
         total_bytes; processes, process_0, process_0_bytes and so on; init_error, read_error, v2_error, mig_error,
-        processes_error, codes of NVML; hangs, while which the driver does not answer; cards; mig, 1 for a card in MIG
-        mode, and instances, the set of its instances as bits (MIG-fake-1-0, the first one of the first card, is 1).
+        processes_error, codes of NVML; first_fail, how many first calls fail, with first_error; hangs, while which the
+        driver does not answer; cards; mig, 1 for a card in MIG mode, and instances, the set of its instances as bits
+        (MIG-fake-1-0, the first one of the first card, is 1).
 
         *devices*: those of one device, by its UUID, in the place of those for all.
         """

@@ -70,10 +70,15 @@ class Verdict(Struct, frozen=True):
 
 def is_proven(swap: SwapReceipt) -> bool:
     """Whether the figures of *swap* satisfy the rule of a release."""
-    if swap.after_bytes is None or swap.base_bytes is None or swap.tolerance_bytes is None or swap.free_bytes is None:
+    if swap.free_bytes is None or swap.free_bytes < swap.needed_bytes or swap.samples < 2:
         return False
-    fits = swap.after_bytes <= swap.base_bytes + swap.tolerance_bytes and swap.free_bytes >= swap.needed_bytes
-    return fits and swap.samples >= 2
+    if swap.proof == "no_pipeline":
+        return swap.how in {"killed", "nothing_resident"}
+    own = (swap.own_base_bytes, swap.own_bytes)
+    base_bytes, after_bytes = own if swap.proof == "own_figure" else (swap.base_bytes, swap.after_bytes)
+    if base_bytes is None or after_bytes is None or swap.tolerance_bytes is None:
+        return False
+    return after_bytes <= base_bytes + swap.tolerance_bytes
 
 
 def judge(seen: Seen, *, wait_limit_s: float = WAIT_LIMIT_S) -> list[Verdict]:

@@ -25,10 +25,14 @@ class PatientProbe:
         self._probe = probe
         self._answer_s = answer_s
         self._pending: asyncio.Future[None] | None = None
+        self.trouble = ""
+        """Why the last reading is missing, in the driver's words; empty where it is not."""
 
     async def read(self, pid: int | None) -> Reading | None:
         """As `MemoryProbe.read`; None also where there is no answer within the time."""
-        return await self._ask(lambda: self._probe.read(pid), None)
+        late: tuple[Reading | None, str] = None, f"the driver did not answer within {self._answer_s:g} s"
+        reading, self.trouble = await self._ask(lambda: (self._probe.read(pid), self._probe.trouble), late)
+        return reading
 
     async def holders(self) -> tuple[Holder, ...]:
         """As `MemoryProbe.holders`; empty also where there is no answer within the time."""

@@ -1,23 +1,32 @@
-"""Whether a card was given back (design §7, FR-001..003). Pure: no clock, no I/O, no logging."""
+"""Whether a card was given back (design §7, FR-001..003, ADR 0027). Pure: no clock, no I/O, no logging."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 from msgspec import Struct
 
 TOLERANCE_PERCENT: Final = 5
 
+Proof = Literal["base", "own_figure", "no_pipeline"]
+"""How a release was concluded, as `contracts.tasks.SwapReceipt` explains it."""
+
 
 class Sample(Struct, frozen=True):
-    """One look at the memory; *at_s* is monotonic. None is a figure that could not be read, never 0."""
+    """One look at the memory; *at_s* is monotonic. None is a figure that could not be read, never 0.
+
+    *own_bytes* is what the driver says of our host's process alone, where it says so.
+    """
 
     at_s: float
     used_bytes: int | None
     free_bytes: int | None
+    own_bytes: int | None = None
 
 
 class Released(Struct, frozen=True):
-    """Proven: the next pipeline may be loaded."""
+    """Proven, by *proof*: the next pipeline may be loaded."""
+
+    proof: Proof
 
 
 class StillHeld(Struct, frozen=True):
@@ -38,23 +47,46 @@ def tolerance_bytes(held_bytes: int, absolute_bytes: int) -> int:
     return max(absolute_bytes, held_bytes * TOLERANCE_PERCENT // 100)
 
 
-def judge(samples: Sequence[Sample], *, base_bytes: int | None, tolerance_bytes: int, needed_bytes: int) -> Verdict:
+def judge(
+    samples: Sequence[Sample],
+    *,
+    base_bytes: int | None,
+    own_base_bytes: int | None,
+    tolerance_bytes: int,
+    needed_bytes: int,
+    no_pipeline: bool,
+) -> Verdict:
     """What the last two of *samples* prove. Earlier ones prove nothing: what was free then may be taken now.
 
-    1. There are fewer than two, a figure of the last two is missing, or there is no base: Unmeasurable.
-    2. In one of them more than *base_bytes* + *tolerance_bytes* is in use, or less than *needed_bytes* is free:
-       StillHeld, by the larger excess.
-    3. Otherwise: Released.
+    *base_bytes* and *own_base_bytes* are what the card and our process held when the host was empty. *no_pipeline*
+    says that no process of ours can hold one: the host has ended, by the kernel's word, or was never told to load.
+
+    1. There are fewer than two, or in one of the last two what is in use or free is missing: Unmeasurable.
+    2. In one of them less than *needed_bytes* is free: StillHeld. Whoever holds the rest, there is no room.
+    3. In both the driver tells our own process's figure. It is the proof, whatever others take or give back:
+       *own_figure* where it is within *own_base_bytes* + *tolerance_bytes*, else StillHeld.
+    4. There is a base, and both are within *base_bytes* + *tolerance_bytes*: Released by the *base*.
+    5. *no_pipeline*: so is this; what else is in use is another's, and the room was proven by rule 2.
+    6. Otherwise StillHeld; without a base Unmeasurable.
     """
-    if len(samples) < 2 or base_bytes is None:  # 1
+    last_two = samples[-2:]
+    used = [sample.used_bytes for sample in last_two if sample.used_bytes is not None]
+    free = [sample.free_bytes for sample in last_two if sample.free_bytes is not None]
+    if len(used) < 2 or len(free) < 2:  # 1
         return Unmeasurable()
-    excess_bytes = 0
-    for sample in samples[-2:]:
-        if sample.used_bytes is None or sample.free_bytes is None:
-            return Unmeasurable()
-        excess_bytes = max(
-            excess_bytes,
-            sample.used_bytes - base_bytes - tolerance_bytes,
-            needed_bytes - sample.free_bytes,
-        )
-    return StillHeld(excess_bytes) if excess_bytes > 0 else Released()  # 2, 3
+    own = [sample.own_bytes for sample in last_two if sample.own_bytes is not None]
+    by_own_figure = len(own) == 2 and own_base_bytes is not None
+    if by_own_figure:
+        excess_bytes = max(own) - (own_base_bytes or 0) - tolerance_bytes
+    else:
+        excess_bytes = 0 if base_bytes is None else max(used) - base_bytes - tolerance_bytes
+    shortage_bytes = needed_bytes - min(free)
+    if shortage_bytes > 0:  # 2
+        return StillHeld(max(shortage_bytes, excess_bytes))
+    if by_own_figure:  # 3
+        return StillHeld(excess_bytes) if excess_bytes > 0 else Released("own_figure")
+    if base_bytes is not None and excess_bytes <= 0:  # 4
+        return Released("base")
+    if no_pipeline:  # 5
+        return Released("no_pipeline")
+    return Unmeasurable() if base_bytes is None else StillHeld(excess_bytes)  # 6

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, NoReturn
 
 import msgspec
 import structlog
@@ -23,14 +23,16 @@ from lane_worker.runtime.host import Host, HostLost, LoadFailed, SlotTaken
 from lane_worker.runtime.host_messages import Failed, Ready
 from lane_worker.runtime.patience import PatientProbe
 from lane_worker.runtime.read_ahead import ReadAhead
-from lane_worker.runtime.release import Released, Sample, StillHeld, Verdict, judge, tolerance_bytes
+from lane_worker.runtime.release import Released, Sample, StillHeld, Unmeasurable, Verdict, judge, tolerance_bytes
 from ops import metrics
 from ops.memory import Holder, MemoryProbe, Reading, rss_bytes
 from ops.tracing import span
 
 AFTER_KILL_S: Final = 30.0
-# Of the metric `releases`: those of a receipt, and two more.
-RELEASE_OUTCOMES: Final = ("nothing_resident", "unloaded", "killed", "escalated", "quarantined")
+# A driver without persistence mode takes seconds to wake each card up. The next try asks again.
+FIRST_ANSWER_S: Final = 30.0
+# Of the metric `releases`: those of a receipt, and three more.
+RELEASE_OUTCOMES: Final = ("nothing_resident", "unloaded", "killed", "escalated", "unreadable", "quarantined")
 NO_PROBE: Final = "nothing here can measure memory, so the host is killed between models"
 DIED: Final = "the host had ended before"
 _ADVICE: Final = "end what holds the memory of {slot}, then lift the quarantine"
@@ -52,10 +54,18 @@ class Quarantined(Exception):
         self.detail = detail
 
 
+class MemoryUnreadable(HostLost):
+    """The slot's memory cannot be read, so nothing is loaded, and no host runs. The text says what the driver said.
+
+    Nothing is known to be held there: it is no quarantine, and the next call asks again (ADR 0027).
+    """
+
+
 class Residence:
     """What is resident on one slot. Not for several concurrent callers, except the properties and `lift`.
 
-    *on_state* is told every change at once: the state, the model that it is about, and a detail for people.
+    *on_state* is told every change at once: the state, the model that it is about, and a detail for people. *on_wait*
+    is told why nothing goes on yet, while the driver has not answered for the first time.
     Without a *probe* the host is killed between models, and no release can be verified.
     """
 
@@ -67,7 +77,9 @@ class Residence:
         models: Mapping[str, ModelEntry],
         probe: MemoryProbe | None,
         on_state: Callable[[SlotState, str | None, str], None],
+        on_wait: Callable[[str], None] = lambda _: None,
         after_kill_s: float = AFTER_KILL_S,
+        first_answer_s: float = FIRST_ANSWER_S,
     ) -> None:
         self.host = host
         self.last_swap: SwapReceipt | None = None
@@ -79,7 +91,9 @@ class Residence:
         self._probe = probe
         self._patient = None if probe is None else PatientProbe(probe)
         self._show = on_state
+        self._on_wait = on_wait
         self._after_kill_s = after_kill_s
+        self._first_answer_s = first_answer_s
         self.read_ahead = ReadAhead()
         """Of the weights that are wanted next (ADR 0023)."""
         self._term = 0
@@ -90,6 +104,9 @@ class Residence:
         self._proven = True  # whether the slot is known to be empty, but for this host and what it loads
         self._base_bytes: int | None = None  # in use when the child was warm and empty
         self._floor_bytes: int | None = None  # and before there was that child
+        self._pid: int | None = None  # of this host, or of the one that has ended
+        self._own_base_bytes: int | None = None  # of this by that child, where the driver tells processes apart
+        self._verdict: Verdict = Unmeasurable()  # of the last release
 
         self._escalated = False  # whether the last release needed force that nobody had asked for
         for outcome in RELEASE_OUTCOMES:
@@ -117,7 +134,7 @@ class Residence:
 
         Call it first, and after `close`; a host that dies in between is started again by `ready`, or by this.
         A model that this slot cannot serve with the options of its checkpoint is told at once: in the log, and as the
-        slot's detail. Raises SlotTaken, HostLost, Quarantined.
+        slot's detail. Raises SlotTaken, HostLost, MemoryUnreadable, Quarantined.
         """
         self._refuse_in_quarantine()
         self._term = term
@@ -135,9 +152,9 @@ class Residence:
         """Makes *model* resident, and returns the receipt; None where it was resident already.
 
         Whatever was resident is released and proven gone before anything is loaded. Raises Quarantined where that
-        fails, LoadFailed, LoadTimedOut, HostLost (also where another process has taken the slot). Then nothing is
-        resident, and the next call tries again, unless the slot is quarantined. Only what the slot can never serve
-        (LoadFailed) leaves everything as it was.
+        fails, MemoryUnreadable, LoadFailed, LoadTimedOut, HostLost (also where another process has taken the slot).
+        Then nothing is resident, and the next call tries again, unless the slot is quarantined. Only what the slot can
+        never serve (LoadFailed) leaves everything as it was.
         """
         self._refuse_in_quarantine()
         if self.resident == model:
@@ -157,13 +174,13 @@ class Residence:
 
     async def device(self) -> Reading | None:
         """What is in use on the card now and what is free, for the memory line. None on a CPU, or if unknown."""
-        return await self._read() if self._probe is not None and self._probe.name == "nvml" else None
+        return await self._read() if self._probe is not None and self._probe.name != "rss" else None
 
     async def evict(self) -> None:
         """Releases what is resident and proves it gone. The host stays, empty, and keeps the slot, unless the proof
         needed its end.
 
-        Raises Quarantined, HostLost.
+        Raises Quarantined, MemoryUnreadable, HostLost.
         """
         self._refuse_in_quarantine()
         receipt = SwapReceipt(
@@ -180,7 +197,7 @@ class Residence:
         holders = await self._holders()
         log.info("evicted", proven=self._proven, holders=_by_name(holders), **msgspec.structs.asdict(receipt))
         if not self._proven:
-            raise self._enter_quarantine(receipt, holders)
+            self._not_proven(receipt, holders)
         self._show(SlotState.EMPTY, None, "")
 
     async def close(self) -> None:
@@ -226,7 +243,7 @@ class Residence:
                 self._count_release(receipt)
                 holders = await self._holders()  # told, and no part of the proof
                 if not self._proven:
-                    raise self._enter_quarantine(receipt, holders)
+                    self._not_proven(receipt, holders)
             with span("load") as current:
                 self._refuse(demand.host_refusal())
                 receipt = self.last_swap = await self._load(receipt, entry)
@@ -307,52 +324,81 @@ class Residence:
         return replace(receipt, how="killed", reason=reason)
 
     async def _verify(self, receipt: SwapReceipt) -> SwapReceipt:
-        """§7, steps 3 and 4: proof, if need be after a kill. `_proven` is the result."""
+        """§7, steps 3 and 4: proof, if need be after a kill. `_proven` is the result, `_verdict` says why."""
         begun_s = time.monotonic()
         if self._probe is None:
             self._proven = True
             return receipt
         self._proven = False
         if self.host.pid is not None:
-            verdict, receipt = await self._poll(receipt, self._probe, self._base_bytes, self._probe.deadline_s)
-            self._proven = isinstance(verdict, Released)
+            receipt = await self._poll(
+                receipt, self._probe, self._base_bytes, self._own_base_bytes, self._probe.deadline_s
+            )
             if not self._proven:
                 self._escalated = True
-                receipt = await self._kill(receipt, f"{_words(verdict)} after {self._probe.deadline_s:g} s")
+                receipt = await self._kill(receipt, f"{self._words()} after {self._probe.deadline_s:g} s")
+            elif receipt.proof == "no_pipeline":
+                self._base_bytes = receipt.after_bytes
         if not self._proven:
-            verdict, receipt = await self._poll(receipt, self._probe, self._floor_bytes, self._after_kill_s)
-            self._proven = isinstance(verdict, Released)
+            own_base_bytes = None if self._own_base_bytes is None else 0
+            receipt = await self._poll(receipt, self._probe, self._floor_bytes, own_base_bytes, self._after_kill_s)
             if not self._proven:
-                after = f"{_words(verdict)} {self._after_kill_s:g} s after the host had ended"
+                after = f"{self._words()} {self._after_kill_s:g} s after the host had ended"
                 receipt = replace(receipt, reason=f"{receipt.reason}; {after}")
         return replace(receipt, verify_s=_since(begun_s))
 
     async def _poll(
-        self, receipt: SwapReceipt, probe: MemoryProbe, base_bytes: int | None, deadline_s: float
-    ) -> tuple[Verdict, SwapReceipt]:
+        self,
+        receipt: SwapReceipt,
+        probe: MemoryProbe,
+        base_bytes: int | None,
+        own_base_bytes: int | None,
+        deadline_s: float,
+    ) -> SwapReceipt:
         held_bytes = (receipt.before_bytes or 0) - (base_bytes or 0)
         allowed_bytes = tolerance_bytes(held_bytes, probe.absolute_bytes)
         samples: list[Sample] = []
         while True:
             samples.append(await self._sample())
-            verdict = judge(
-                samples, base_bytes=base_bytes, tolerance_bytes=allowed_bytes, needed_bytes=receipt.needed_bytes
+            self._verdict = judge(
+                samples,
+                base_bytes=base_bytes,
+                own_base_bytes=own_base_bytes,
+                tolerance_bytes=allowed_bytes,
+                needed_bytes=receipt.needed_bytes,
+                no_pipeline=self.host.pid is None or not self._used,
             )
-            if isinstance(verdict, Released) or samples[-1].at_s - samples[0].at_s >= deadline_s:
+            self._proven = isinstance(self._verdict, Released)
+            if self._proven or samples[-1].at_s - samples[0].at_s >= deadline_s:
                 break
             await asyncio.sleep(probe.poll_s)
-        return verdict, replace(
+        return replace(
             receipt,
+            probe=probe.name,
+            proof=self._verdict.proof if isinstance(self._verdict, Released) else "",
             base_bytes=base_bytes,
+            own_base_bytes=own_base_bytes,
             tolerance_bytes=allowed_bytes,
             after_bytes=samples[-1].used_bytes,
+            own_bytes=samples[-1].own_bytes,
             free_bytes=samples[-1].free_bytes,
             samples=receipt.samples + len(samples),
         )
 
     def _count_release(self, receipt: SwapReceipt) -> None:
-        outcome = "quarantined" if not self._proven else "escalated" if self._escalated else receipt.how
+        if self._proven:
+            outcome: str = "escalated" if self._escalated else receipt.how
+        else:
+            outcome = "unreadable" if isinstance(self._verdict, Unmeasurable) else "quarantined"
         metrics.releases.add(self._slot, outcome)
+
+    def _not_proven(self, receipt: SwapReceipt, holders: tuple[Holder, ...]) -> NoReturn:
+        if isinstance(self._verdict, Unmeasurable):
+            raise self._unreadable()
+        raise self._enter_quarantine(receipt, holders)
+
+    def _unreadable(self) -> MemoryUnreadable:
+        return MemoryUnreadable(f"{self._words()}, so nothing is loaded on {self._slot}")
 
     def _enter_quarantine(self, receipt: SwapReceipt, holders: tuple[Holder, ...]) -> Quarantined:
         free = "an unknown number" if receipt.free_bytes is None else f"{receipt.free_bytes:,}"
@@ -387,19 +433,37 @@ class Residence:
         self._model, self._used = None, False
         with contextlib.suppress(HostLost):  # the start below finds it out, and says so
             await self.host.kill()
-        floor = await self._read()
+        floor = await self._answered()
         ready = await self.host.start(term=self._term)
-        self._is_open = True
-        base_bytes = await self._settled_bytes()
+        self._is_open, self._pid = True, self.host.pid
+        base = await self._settled()
+        self._own_base_bytes = _own_figure(self._pid, floor, base)
+        base_bytes = None if base is None else base.used_bytes
         floor_bytes = None if floor is None else floor.used_bytes
         if not self._proven:
             base_bytes = _lower(base_bytes, self._base_bytes)
             floor_bytes = _lower(floor_bytes, self._floor_bytes)
         self._base_bytes = base_bytes
         # before our host had the lock, the memory of the slot's last holder may still have been on its way out
-        self._floor_bytes = floor_bytes if base_bytes is None else _lower(floor_bytes, base_bytes)
+        self._floor_bytes = _lower(floor_bytes, base_bytes)
         self._show(SlotState.EMPTY, None, "")
         return ready
+
+    async def _answered(self) -> Reading | None:
+        """What is in use before there is a host, once the driver answers. Raises MemoryUnreadable."""
+        if self._probe is None:
+            return None
+        self._verdict = Unmeasurable()
+        begun_s, told = time.monotonic(), False
+        while (reading := await self._read()) is None:
+            if time.monotonic() - begun_s >= self._first_answer_s:
+                raise self._unreadable()
+            if not told:
+                log.warning("memory_not_read_yet", slot=self._slot, error=self._words())
+                self._on_wait(f"{self._words()}; it is asked for {self._first_answer_s:g} s")
+                told = True
+            await asyncio.sleep(self._probe.poll_s)
+        return reading
 
     async def _restart(self) -> None:
         try:
@@ -407,8 +471,8 @@ class Residence:
         except SlotTaken as error:
             raise HostLost(str(error)) from error
 
-    async def _settled_bytes(self) -> int | None:
-        """What is in use once that has stopped falling: the slot's last holder may have ended a moment ago."""
+    async def _settled(self) -> Reading | None:
+        """The memory once it has stopped falling: the slot's last holder may have ended a moment ago."""
         last = await self._read()
         if self._probe is None or last is None:
             return None
@@ -420,14 +484,15 @@ class Residence:
                 return None
             fell_bytes = last.used_bytes - reading.used_bytes
             if fell_bytes <= self._probe.absolute_bytes or time.monotonic() >= deadline_s:
-                return min(last.used_bytes, reading.used_bytes)
+                return min(last, reading, key=lambda each: each.used_bytes)
             last = reading
 
     async def _sample(self) -> Sample:
         reading = await self._read()
         if reading is None:
             return Sample(time.monotonic(), None, None)
-        return Sample(time.monotonic(), reading.used_bytes, reading.free_bytes)
+        own_bytes = None if self._own_base_bytes is None else reading.by_pid.get(self._pid or 0)
+        return Sample(time.monotonic(), reading.used_bytes, reading.free_bytes, own_bytes)
 
     async def _read(self) -> Reading | None:
         return None if self._patient is None else await self._patient.read(self.host.pid)
@@ -435,23 +500,35 @@ class Residence:
     async def _holders(self) -> tuple[Holder, ...]:
         return () if self._patient is None else await self._patient.holders()
 
+    def _words(self) -> str:
+        if isinstance(self._verdict, StillHeld):
+            return f"{self._verdict.bytes} bytes more were in use, or fewer free, than allowed"
+        trouble = "" if self._patient is None else self._patient.trouble
+        return f"the memory could not be read ({trouble})" if trouble else "the memory could not be read"
+
 
 def _since(begun_s: float) -> float:
     return round(time.monotonic() - begun_s, 4)
 
 
 def _lower(one: int | None, other: int | None) -> int | None:
-    return None if one is None or other is None else min(one, other)
+    """The lower one of those that are known."""
+    return min((each for each in (one, other) if each is not None), default=None)
+
+
+def _own_figure(pid: int | None, before: Reading | None, after: Reading | None) -> int | None:
+    """What the driver says that host *pid* holds, by the readings before and after its start.
+
+    In a container the driver may know it by another number, and another process by this one, so the figure is believed
+    only where it came with the host.
+    """
+    if pid is None or before is None or after is None or pid in before.by_pid:
+        return None
+    return after.by_pid.get(pid)
 
 
 def _by_name(holders: tuple[Holder, ...]) -> list[str]:
     return [str(holder) for holder in holders]
-
-
-def _words(verdict: Verdict) -> str:
-    if isinstance(verdict, StillHeld):
-        return f"{verdict.bytes} bytes more were in use, or fewer free, than allowed"
-    return "the memory could not be read"
 
 
 def _describe(current: Span, receipt: SwapReceipt) -> None:

@@ -27,12 +27,12 @@ from contracts.lanes import SlotState
 from contracts.settings import Catalog, ModelEntry, load_settings
 from contracts.tasks import FailureCode, GenerationTask, SwapReceipt
 from lane_worker.runtime.host import ForkServer, Host, HostLost, LoadFailed, LoadTimedOut, SlotTaken
-from lane_worker.runtime.host_messages import Finished, Generate, SlotNote
+from lane_worker.runtime.host_messages import Finished, Generate, Ready, SlotNote
 from lane_worker.runtime.host_runner import HostRunner
 from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful
 from lane_worker.runtime.patience import PatientProbe
 from lane_worker.runtime.read_ahead import ReadAhead
-from lane_worker.runtime.residence import Quarantined, Residence
+from lane_worker.runtime.residence import MemoryUnreadable, Quarantined, Residence
 from lane_worker.runtime.slot import lock_path, process_start
 from ops.bench.peers.heavy import heavy_models, parameters_of
 from ops.memory import MemoryProbe, NvmlProbe, RssProbe
@@ -47,6 +47,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CATALOG: Catalog = load_settings().catalog("tiny")
 SLOT = "cpu-0"
+FULL = 80 * GIB  # all that the fake card has
 PROMPT = "a lighthouse"
 MB = 1_000_000
 
@@ -375,11 +376,11 @@ async def test_a_card_that_stays_full_is_quarantined(
     slot = yard.slot(tmp_path, probe=nvml(), on_state=lambda state, _, detail: shown.append((state, detail)))
     await slot.residence.open()
     await slot.ready("anisora")
-    card.set(used_bytes=61 * GIB)
+    card.set(used_bytes=FULL)
     with pytest.raises(Quarantined, match="lift the quarantine") as refusal:
         await slot.residence.ready("phr00t")
     receipt = refusal.value.receipt
-    assert (receipt.how, receipt.after_bytes, receipt.load_s) == ("killed", 61 * GIB, 0.0)
+    assert (receipt.how, receipt.after_bytes, receipt.load_s) == ("killed", FULL, 0.0)
     assert slot.residence.quarantined
     assert slot.residence.resident is None
     assert slot.host.pid is None
@@ -406,7 +407,7 @@ async def test_a_quarantine_names_who_is_on_the_card(yard: Yard, card: FakeNvml,
     await slot.residence.open()
     await slot.ready("anisora")
     there = {f"process_{n}": 4_000_000_000 + n for n in range(7)} | {f"process_{n}_bytes": n for n in range(6)}
-    card.set(used_bytes=61 * GIB, processes=7, **there)
+    card.set(used_bytes=FULL, processes=7, **there)
     with structlog.testing.capture_logs() as logs, pytest.raises(Quarantined) as refusal:
         await slot.residence.ready("phr00t")
     assert "process 4000000005 holds 0.00 GiB; process 4000000004 holds" in refusal.value.detail
@@ -433,17 +434,16 @@ async def test_a_driver_that_hangs_is_no_release(yard: Yard, card: FakeNvml, tmp
     await slot.ready("anisora")
     card.set(hangs=1)
     try:
-        with pytest.raises(Quarantined, match="could not be read") as refusal:
+        with pytest.raises(MemoryUnreadable, match=r"did not answer within 0\.1 s"):
             await slot.residence.ready("phr00t")
         asked = [thread for thread in threading.enumerate() if thread.name == "memory-probe"]
         assert len(asked) == 1
     finally:
         card.set(used_bytes=GIB)
-    assert (refusal.value.receipt.how, refusal.value.receipt.after_bytes) == ("killed", None)
+    assert (slot.residence.quarantined, slot.host.pid) == (False, None)
     for thread in asked:
         thread.join()
-    slot.residence.lift()
-    assert (await slot.ready("phr00t")).how == "nothing_resident"
+    assert (await slot.ready("phr00t")).proof == "base"  # it is asked again, by itself
 
 
 async def test_a_lift_takes_the_card_as_it_is(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
@@ -451,22 +451,145 @@ async def test_a_lift_takes_the_card_as_it_is(yard: Yard, card: FakeNvml, tmp_pa
     slot = yard.slot(tmp_path, probe=nvml())
     await slot.residence.open()
     await slot.ready("anisora")
-    card.set(used_bytes=21 * GIB)
+    card.set(used_bytes=FULL)
     with pytest.raises(Quarantined):
         await slot.residence.ready("phr00t")
+    card.set(used_bytes=21 * GIB)
     slot.residence.lift()
     assert (await slot.ready("phr00t")).base_bytes == 21 * GIB
 
 
-async def test_an_error_of_the_card_is_no_release(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
+async def test_a_driver_that_wakes_up_slowly_is_waited_for(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
+    """Without persistence mode. What was not read before the host started, no later release could be compared with."""
+    told: list[str] = []
+
+    def on_wait(text: str) -> None:
+        told.append(text)
+        card.set(used_bytes=GIB)
+
+    probe = nvml()
+    slot = yard.slot(tmp_path, probe=probe)
+    slot.residence._patient, slot.residence._on_wait = PatientProbe(probe, answer_s=0.1), on_wait
+    card.set(hangs=1)
+    await slot.residence.open()
+    assert told == ["the memory could not be read (the driver did not answer within 0.1 s); it is asked for 30 s"]
+    await slot.ready("anisora")
+    await killed(slot.host)
+    assert ((await slot.ready("anisora")).how, slot.residence.quarantined) == ("killed", False)
+
+
+async def test_a_driver_that_fails_at_first_is_asked_again(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
+    slot = yard.slot(tmp_path, probe=nvml())
+    card.set(used_bytes=GIB, first_fail=3, first_error=pynvml.NVML_ERROR_UNKNOWN)
+    await slot.residence.open()
+    assert (await slot.ready("anisora")).base_bytes == GIB
+
+
+async def test_a_driver_that_never_answers_starts_no_host_and_is_no_quarantine(
+    yard: Yard, card: FakeNvml, tmp_path: Path
+) -> None:
+    slot = yard.slot(tmp_path, probe=nvml())
+    slot.residence._first_answer_s = 0.05
+    card.set(init_error=pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
+    with pytest.raises(MemoryUnreadable, match="restart the machine"):
+        await slot.residence.open()
+    assert (slot.host.pid, slot.residence.quarantined) == (None, False)
+    card.set(used_bytes=GIB)
+    await slot.residence.open()
+
+
+# Others on the card (ADR 0027)
+
+
+def shows_hosts(slot: Slot, card: FakeNvml, *, own_bytes: int, **figures: int) -> None:
+    """From the start of its host on, the driver names that, with *own_bytes*, and shows *figures*."""
+    start = slot.host.start
+
+    async def started(*, term: int = 0) -> Ready:
+        ready = await start(term=term)
+        card.set(processes=1, process_0=ready.pid, process_0_bytes=own_bytes, **figures)
+        return ready
+
+    slot.host.start = started  # type: ignore[method-assign]
+
+
+async def test_another_s_growth_is_not_blamed_on_a_host_that_the_driver_names(
+    yard: Yard, card: FakeNvml, tmp_path: Path
+) -> None:
+    slot = yard.slot(tmp_path, probe=nvml())
+    shows_hosts(slot, card, own_bytes=GIB, used_bytes=2 * GIB)
+    await slot.residence.open()
+    await slot.ready("anisora")
+    pid = slot.host.pid or 0
+    card.set(used_bytes=62 * GIB, processes=1, process_0=pid, process_0_bytes=GIB)
+    receipt = await slot.ready("phr00t")
+    assert (receipt.how, receipt.proof, slot.host.pid) == ("unloaded", "own_figure", pid)
+    assert (receipt.base_bytes, receipt.after_bytes) == (2 * GIB, 62 * GIB)
+    assert (receipt.own_base_bytes, receipt.own_bytes) == (GIB, GIB)
+
+
+async def test_what_another_gives_back_does_not_hide_what_the_host_keeps(
+    yard: Yard, card: FakeNvml, tmp_path: Path
+) -> None:
+    """And when the host is killed, the driver's word that it still holds something counts more than the kernel's."""
+    slot = yard.slot(tmp_path, probe=nvml())
+    card.set(used_bytes=40 * GIB)
+    shows_hosts(slot, card, own_bytes=GIB, used_bytes=41 * GIB)
+    await slot.residence.open()
+    await slot.ready("anisora")
+    card.set(used_bytes=21 * GIB, processes=1, process_0=slot.host.pid or 0, process_0_bytes=20 * GIB)
+    with pytest.raises(Quarantined) as refusal:
+        await slot.residence.ready("phr00t")
+    receipt = refusal.value.receipt
+    assert (receipt.how, receipt.base_bytes, receipt.own_base_bytes) == ("killed", 40 * GIB, 0)
+    assert (receipt.own_bytes, receipt.free_bytes, receipt.proof) == (20 * GIB, 59 * GIB, "")
+
+
+async def test_another_s_growth_costs_the_host_but_not_the_slot_where_nobody_is_named(
+    yard: Yard, card: FakeNvml, tmp_path: Path
+) -> None:
+    """In a container or a MIG instance. What has ended holds nothing, and there is room."""
+    slot = yard.slot(tmp_path, probe=nvml())
+    await slot.residence.open()
+    await slot.ready("anisora")
+    pid = slot.host.pid
+    card.set(used_bytes=6 * GIB)
+    receipt = await slot.ready("phr00t")
+    assert (receipt.how, receipt.proof, receipt.free_bytes) == ("killed", "no_pipeline", 74 * GIB)
+    assert slot.host.pid not in {None, pid}
+    receipt = await slot.ready("anisora")  # the base was read again
+    assert (receipt.how, receipt.proof, receipt.base_bytes) == ("unloaded", "base", 6 * GIB)
+
+
+async def test_another_s_growth_before_the_first_load_is_no_leftover(
+    yard: Yard, card: FakeNvml, tmp_path: Path
+) -> None:
+    slot = yard.slot(tmp_path, probe=nvml())
+    await slot.residence.open()
+    pid = slot.host.pid
+    card.set(used_bytes=20 * GIB)
+    receipt = await slot.ready("anisora")
+    assert (receipt.how, receipt.proof, slot.host.pid) == ("nothing_resident", "no_pipeline", pid)
+    assert (await slot.ready("phr00t")).base_bytes == 20 * GIB
+
+
+async def test_an_error_of_the_card_is_no_release(
+    yard: Yard, card: FakeNvml, tmp_path: Path, measured: Measured
+) -> None:
+    before = released(measured, "unreadable")
     slot = yard.slot(tmp_path, probe=nvml())
     await slot.residence.open()
     await slot.ready("anisora")
     card.set(read_error=pynvml.NVML_ERROR_GPU_IS_LOST)
-    with pytest.raises(Quarantined, match="could not be read") as refusal:
+    with pytest.raises(MemoryUnreadable, match="fallen off its bus"):
         await slot.residence.ready("phr00t")
-    assert (refusal.value.receipt.how, refusal.value.receipt.after_bytes) == ("killed", None)
-    assert slot.host.pid is None
+    assert slot.residence.last_swap is not None
+    assert (slot.residence.last_swap.how, slot.residence.last_swap.after_bytes) == ("killed", None)
+    assert (slot.residence.quarantined, slot.host.pid) == (False, None)
+    assert released(measured, "unreadable") == before + 1
+    with pytest.raises(MemoryUnreadable):
+        await slot.residence.ready("phr00t")
+    assert slot.residence.resident is None
 
 
 async def test_a_card_that_answers_again_after_the_kill_is_released(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
@@ -475,7 +598,7 @@ async def test_a_card_that_answers_again_after_the_kill_is_released(yard: Yard, 
     await slot.residence.open()
     await slot.ready("anisora")
     pid = slot.host.pid
-    card.set(used_bytes=61 * GIB)
+    card.set(used_bytes=FULL)
     swap = asyncio.create_task(slot.residence.ready("phr00t"))
     await eventually(lambda: asyncio.to_thread(lambda: pid is not None and not is_running(pid)))
     card.set(used_bytes=GIB)
@@ -560,7 +683,7 @@ async def test_a_restart_does_not_raise_the_base(yard: Yard, card: FakeNvml, tmp
     slot = yard.slot(tmp_path, probe=nvml())
     await slot.residence.open()
     await slot.ready("anisora")
-    card.set(used_bytes=61 * GIB)
+    card.set(used_bytes=FULL)
     await killed(slot.host)
     await slot.residence.open()
     with pytest.raises(Quarantined) as refusal:
@@ -611,7 +734,7 @@ async def test_the_memory_of_a_host_that_died_is_proven_free_first(yard: Yard, c
     slot = yard.slot(tmp_path, probe=nvml())
     await slot.residence.open()
     await slot.ready("anisora")
-    card.set(used_bytes=61 * GIB)
+    card.set(used_bytes=FULL)
     await killed(slot.host)
     with pytest.raises(Quarantined):
         await slot.residence.ready("anisora")
@@ -939,7 +1062,7 @@ async def test_a_quarantine_gives_the_task_to_another_attempt(
     slot = yard.slot(tmp_path, probe=nvml())
     await slot.residence.open()
     await slot.ready("anisora")
-    card.set(used_bytes=61 * GIB)
+    card.set(used_bytes=FULL)
     assert isinstance(await slot.run("phr00t"), GaveUp)
     assert isinstance(await slot.run("phr00t"), GaveUp)
     assert lines == [("quarantined", True)] * 2

@@ -192,6 +192,15 @@ class Stage:
         except AssertionError:
             raise AssertionError(f"expected {state}; state, hosts and lock are {await look()}") from None
 
+    async def memory_is_asked_for(self) -> None:
+        """Returns once the worker waits for a driver that does not tell the memory, and has no host."""
+
+        async def look() -> bool:
+            told = [line for line in self._lines if line["event"] in {"memory_not_read_yet", "serves"}]
+            return bool(told) and told[-1]["event"] == "memory_not_read_yet" and not self._forks.running
+
+        await eventually(look)
+
     async def lift(self) -> None:
         """As `warmlane slots lift`."""
         await lift(self._system.link, self.slot, now=datetime.now(UTC))

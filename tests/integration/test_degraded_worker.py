@@ -216,10 +216,11 @@ class StuckCard:
         self.absolute_bytes = 1
         self.poll_s = 0.01
         self.deadline_s = 0.05
+        self.trouble = ""
         self.used_bytes = 0
 
     def read(self, pid: int | None) -> Reading | None:
-        return Reading(used_bytes=self.used_bytes, free_bytes=1 << 40)
+        return Reading(used_bytes=self.used_bytes, free_bytes=(1 << 40) - self.used_bytes)
 
     def holders(self) -> tuple[Holder, ...]:
         return (Holder(pid=4711, used_bytes=1 << 30, name="trainer"),)
@@ -250,7 +251,7 @@ async def test_a_card_that_keeps_its_memory_is_quarantined_and_left(
         await place(link, task_of("anisora", 1))
         await eventually(partial(is_shown_as, link, SlotState.RESIDENT))
         await eventually(lambda: asyncio.sleep(0, bool(standby.log_lines("stands_by"))), within_s=60)
-        card.used_bytes = 1 << 30
+        card.used_bytes = 1 << 40
         await place(link, task_of("phr00t", 2))
         quarantined = await eventually(partial(is_shown_as, link, SlotState.QUARANTINED))
         assert quarantined is not None

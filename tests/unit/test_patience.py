@@ -16,6 +16,7 @@ class Slow:
     name = "nvml"
     absolute_bytes = 1
     poll_s = deadline_s = 0.01
+    trouble = ""
 
     def __init__(self) -> None:
         self.may_answer, self.was_asked = threading.Event(), threading.Event()
