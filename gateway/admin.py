@@ -41,6 +41,7 @@ from gateway.tasks import find, reachable
 _Request = Request[Caller, Turn, State]
 _Services = NamedDependency[Services]
 _TAGS: Final = ["admin"]
+MODE_MAX_BYTES: Final = 4 * 1024
 
 
 @get(
@@ -98,7 +99,7 @@ async def put_mode(request: _Request, services: _Services, model: FromPath[str])
 
     It is the same as the key `lanes.MODEL` of the bucket `control`.
     """
-    body = await read_body(request)
+    body = await read_body(request, max_bytes=MODE_MAX_BYTES)
     name = _entry(services, model).name
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":

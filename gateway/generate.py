@@ -1,5 +1,6 @@
 """`POST /generate`: parse, check, submit, reply. HTTP only."""
 
+import asyncio
 import re
 from datetime import UTC, datetime
 from functools import partial
@@ -9,12 +10,19 @@ from litestar import Request, Response, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 
-from contracts.generation import InvalidRequest, MalformedBody, parse_body, validate
+from contracts.generation import (
+    AcceptedRequest,
+    InvalidRequest,
+    MalformedBody,
+    beside_image_bytes,
+    parse_body,
+    validate,
+)
 from contracts.topology import DEGRADED_MAX_MSGS
 from gateway.access import Turn, needs
 from gateway.admission import KeyReused, Overloaded
 from gateway.answers import JsonAnswer
-from gateway.body import read_body
+from gateway.body import COSTLY_BYTES, read_body
 from gateway.hold import CallerGone
 from gateway.key_board import Caller
 from gateway.openapi import GenerateOperation, problem_responses
@@ -68,6 +76,13 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
     queue_overloaded` the same key makes a new task.
     """
     body = await read_body(request)
+    beside_image = beside_image_bytes(body)
+    if beside_image > services.beside_image_max_bytes:
+        limit = f"at most {services.beside_image_max_bytes} may be"
+        raise ProblemError("body_too_large", f"{beside_image} bytes of it are not the image; {limit}")
+    is_costly = len(body) > COSTLY_BYTES
+    if is_costly:
+        request.auth.take()
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise ProblemError("unsupported_media_type", "send the request as application/json")
@@ -75,14 +90,15 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
     if key is not None and not _KEY.fullmatch(key):
         raise ProblemError("invalid_query", "Idempotency-Key: 1 to 255 printable ASCII characters without blanks")
     try:
-        accepted = validate(parse_body(body), services.catalog)
+        accepted = await asyncio.to_thread(_accepted, body, services) if is_costly else _accepted(body, services)
     except MalformedBody as error:
         raise ProblemError("malformed_body", str(error)) from error
     except InvalidRequest as error:
         count = len(error.errors)
         detail = f"{count} field{'s are' if count > 1 else ' is'} wrong; see errors"
         raise ProblemError("validation_failed", detail, errors=error.errors) from error
-    request.auth.take()
+    if not is_costly:
+        request.auth.take()
     responds_async = any(_RESPOND_ASYNC.search(value) for value in request.headers.getall("prefer", []))
     try:
         snapshot = await services.admission.accept(
@@ -126,6 +142,10 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
     if responds_async:
         headers["preference-applied"] = "respond-async"
     return JsonAnswer(task, headers=headers, status_code=202)
+
+
+def _accepted(body: bytes, services: Services) -> AcceptedRequest:
+    return validate(parse_body(body), services.catalog)
 
 
 async def _until_gone(request: _Request) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 
 import structlog
 
+from contracts.generation import beside_image_max_bytes
 from contracts.settings import Catalog
 from gateway.admission import Admission
 from gateway.cold_starts import ColdStarts
@@ -52,6 +53,7 @@ class Services:
     ) -> None:
         self.catalog = catalog
         self.keep_s = keep_s
+        self.beside_image_max_bytes = beside_image_max_bytes(catalog)
         self.stopping = asyncio.Event()
         self._nats = nats
         self._artifacts_dir = artifacts_dir

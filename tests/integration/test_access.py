@@ -22,6 +22,7 @@ from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.tasks import TaskStatus
 from contracts.topology import KEYS
+from gateway.admin import MODE_MAX_BYTES
 from ops.cli import cli
 from ops.keys import add, read_keys, revoke
 from ops.nats_link import NatsLink
@@ -235,6 +236,7 @@ async def test_the_order_of_refusals(system: System, keyed: Keyed) -> None:
             (limited | declared_json, cut, 400),
             (limited | declared_json, wrong, 422),
             (limited | declared_json, json.dumps(BODY).encode(), 429),
+            (limited | text, json.dumps(BODY | {"prompt": "x" * 60_000}).encode(), 429),  # before it is parsed
             (unlimited | declared_json, json.dumps(BODY).encode(), 503),
         ]
         for headers, body, status in refusals:
@@ -258,6 +260,7 @@ async def test_the_order_of_refusals_of_the_switch(system: System, keyed: Keyed)
         (limited | declared_json, b"{", 400),
         (limited | declared_json, b"{}", 422),
         (limited | declared_json, b'{"mode": "auto"}', 429),
+        (limited | text, b"{" + b" " * 5_000, 413),
     ]
     for headers, body, status in refusals:
         answer = await system.http.put("/admin/lanes/anisora/mode", content=body, headers=headers)
@@ -292,11 +295,15 @@ def test_without_a_key_no_body_is_waited_for(keyed: Keyed, target: str) -> None:
     assert forbidden.startswith(b"http/1.1 403")
 
 
-@pytest.mark.parametrize("target", ["POST /generate", "PUT /admin/lanes/anisora/mode"])
-def test_a_body_of_undeclared_size_is_measured_after_the_key_and_before_the_rest(keyed: Keyed, target: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "max_bytes"), [("POST /generate", BODY_MAX), ("PUT /admin/lanes/anisora/mode", MODE_MAX_BYTES)]
+)
+def test_a_body_of_undeclared_size_is_measured_after_the_key_and_before_the_rest(
+    keyed: Keyed, target: str, max_bytes: int
+) -> None:
     head = f"{target} HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n".encode()
     head += f"Authorization: Bearer {keyed.keys['operator'].text}\r\n\r\n".encode()
-    chunk = b"x" * (BODY_MAX + 1)
+    chunk = b"x" * (max_bytes + 1)
     answer = exchange(keyed.gateway.port, head, f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
     assert answer.startswith(b"http/1.1 413")
     assert b"connection: close" in answer

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.generation import (
+    BESIDE_IMAGE_BYTES,
     FIELDS,
     NESTING_MAX,
     UNKNOWN_FIELDS_MAX,
@@ -17,6 +18,8 @@ from contracts.generation import (
     FieldError,
     InvalidRequest,
     MalformedBody,
+    beside_image_bytes,
+    beside_image_max_bytes,
     parameter_errors,
     parse_body,
     validate,
@@ -642,3 +645,44 @@ def test_the_message_about_a_malformed_body_repeats_nothing_of_it() -> None:
     with pytest.raises(MalformedBody) as refusal:
         parse_body(f'{{"prompt": "{SECRET}'.encode())
     assert SECRET not in str(refusal.value)
+
+
+# What of a body is not its image
+
+
+@pytest.mark.parametrize(
+    ("body", "left_out"),
+    [
+        (b'{"prompt": "a fox"}', 0),
+        (b'{"image": "AAAA"}', 4),
+        (b'{"prompt": "a fox", "image"\n:\t"AAAA", "seed": 1}', 4),
+        (b'{"prompt": "\\"image\\": \\"AAAA\\""}', 0),  # quoted in a text: no image
+        (b'{"a": [{"image": "AAAA"}], "image": "AAAAAAAA"}', 4),  # of two, the first is left out
+        (b'{"image": "AAAA', 4),  # no JSON; its parser stops there too
+        (b'{"image": [1, 1, 1, 1]}', 0),
+        (b'{"image": "AA\\"AA"}', 3),  # an escaped quote ends it: no data URI has one
+        (b"", 0),
+    ],
+)
+def test_what_stands_beside_the_image(body: bytes, left_out: int) -> None:
+    assert beside_image_bytes(body) == len(body) - left_out
+
+
+@given(st.text(TEXT), st.text("ABCabc+/=,:;", max_size=99), st.booleans())
+def test_an_image_is_never_counted_however_it_is_written(prompt: str, image: str, ascii_only: bool) -> None:
+    written = json.dumps({"prompt": prompt, "image": image, "seed": 1}, ensure_ascii=ascii_only).encode()
+    without = json.dumps({"prompt": prompt, "image": "", "seed": 1}, ensure_ascii=ascii_only).encode()
+    assert beside_image_bytes(written) == len(without)
+
+
+def test_the_longest_texts_that_the_settings_allow_find_room() -> None:
+    running = catalog()
+    assert beside_image_max_bytes(running) == BESIDE_IMAGE_BYTES
+    longer = msgspec.structs.replace(running.models["phr00t"].constraints, prompt=TextField(1, 100_000))
+    entry = msgspec.structs.replace(running.models["phr00t"], constraints=longer)
+    running = msgspec.structs.replace(running, models={"phr00t": entry})
+    body = {name: getattr(longer, name).value_when_absent for name in ("width", "height", "num_frames", "fps")}
+    texts = {"prompt": "\U0001f98a" * 100_000, "negative_prompt": "\U0001f98a" * 2_000}
+    written = json.dumps(body | texts | {"model": "phr00t"}).encode()
+    assert beside_image_bytes(written) <= beside_image_max_bytes(running)
+    assert validate(parse_body(written), running).prompt == texts["prompt"]
