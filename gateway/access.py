@@ -2,8 +2,8 @@
 
 Every route says what it needs (`needs`, `needs_nothing`); one that forgets to needs `admin`. The order in which a
 request is refused is 413, 401, 403, 415, 400, 422, 429, 503: the first three of them from the headers alone, so that
-nobody without a key makes the gateway read a body; one that turns out too large only then is 413 after that. A body that
-is costly to parse is 429 before it is.
+nobody without a key makes the gateway read a body; one that turns out too large only then is 413 after that. A body
+that is costly to parse is 429 before it is.
 """
 
 import ipaddress
