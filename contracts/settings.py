@@ -240,6 +240,11 @@ class Checkpoint(_Strict, frozen=True):
     random_weights: RandomWeights | None = None
 
 
+# With which of the sizes that the limits admit a lane warms up. The largest shows that the card can serve it, before a
+# client does; on a CPU it would take minutes.
+WarmUp = Literal["largest", "smallest"]
+
+
 class ProfileSettings(_Strict, frozen=True):
     """One size of a model: `tiny` for any machine, `production` for real cards."""
 
@@ -247,6 +252,7 @@ class ProfileSettings(_Strict, frozen=True):
     image: ImageField
     timeouts: Timeouts
     checkpoint: Checkpoint
+    warm_up: WarmUp = "largest"
 
 
 class ModelSettings(_Strict, frozen=True):
@@ -308,6 +314,7 @@ class ModelEntry(Struct, frozen=True, kw_only=True):
     constraints: VideoGenerationConstraints
     timeouts: Timeouts
     checkpoint: Checkpoint
+    warm_up: WarmUp = "largest"
     enforcement: Enforcement = "reject"
 
 
@@ -366,6 +373,7 @@ class InferenceSettings(_Strict, frozen=True):
                 ),
                 timeouts=chosen.timeouts,
                 checkpoint=chosen.checkpoint,
+                warm_up=chosen.warm_up,
                 enforcement=model.enforcement,
             )
         return Catalog(

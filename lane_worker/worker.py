@@ -12,13 +12,13 @@ import structlog
 from nats.aio.msg import Msg
 
 from contracts.lanes import LaneState
-from contracts.settings import IntegerField, ModelEntry, Warmth, Windows
-from contracts.tasks import GenerationParameters, MemoryReading
+from contracts.settings import ModelEntry, Warmth, Windows
+from contracts.tasks import MemoryReading
 from contracts.topology import demand_subject, lane_stream
 from lane_worker.runtime.cold_start import ColdStartLog
 from lane_worker.runtime.heartbeat import Heartbeat
 from lane_worker.runtime.host import OOM_FOLDER, PING_S, Host, HostLost, LoadFailed, SlotTaken
-from lane_worker.runtime.host_messages import Finished, Generate
+from lane_worker.runtime.host_messages import Finished
 from lane_worker.runtime.host_runner import HostRunner
 from lane_worker.runtime.lanes_beside import lane_reports
 from lane_worker.runtime.leaving import drain
@@ -26,6 +26,7 @@ from lane_worker.runtime.loop import WorkLoop
 from lane_worker.runtime.residence import Quarantined, Residence
 from lane_worker.runtime.scratch import Scratch
 from lane_worker.runtime.slot_display import SlotDisplay
+from lane_worker.runtime.warm_up import TooLargeForCard, warm_up_failure, warm_up_request, warm_up_size
 from lane_worker.runtime.warmth import (
     Evict,
     Others,
@@ -46,9 +47,10 @@ from ops.metrics import begin_tasks, memory_cleanups
 from ops.nats_link import NatsLink, TransportUnavailable
 from ops.tracing import span
 
-WARMUP_TASK: Final = "warmup"
 RESTART_FIRST_S: Final = 0.5
 RESTART_MAX_S: Final = 30.0
+# What memory of the card is short of in a warm-up is seldom there a minute later, and each try loads everything again.
+TOO_LARGE_RETRY_S: Final = 600.0
 TOLD_S: Final = 2.0
 # A host that missed this many seconds of pings is given no task; one that misses `health_timeout_s` is killed.
 SILENT_S: Final = 3 * PING_S
@@ -195,11 +197,12 @@ class LaneWorker:
             except Quarantined:
                 continue
             except (HostLost, LoadFailed) as error:
-                log.error("not_warm", error=str(error), again_in_s=wait_s)
+                pause_s = TOO_LARGE_RETRY_S if isinstance(error, TooLargeForCard) else wait_s
+                log.error("not_warm", error=str(error), again_in_s=pause_s)
                 self._starts.failed(str(error))
                 self._failures = failed_again(self._failures, now_s=time.monotonic())
-                self._show_failure(str(error), again_in_s=wait_s)
-                await _pause(stop, wait_s)
+                self._show_failure(str(error), again_in_s=pause_s)
+                await _pause(stop, pause_s)
                 wait_s = min(RESTART_MAX_S, wait_s * 2)
 
     async def _until_lifted(self, stop: asyncio.Event) -> None:
@@ -214,9 +217,9 @@ class LaneWorker:
             await end(usable, stopped)
 
     async def _warm_up(self) -> None:
-        """Starts the host, loads, and runs one small generation.
+        """Starts the host, loads, and runs the generation of `warm_up_request`.
 
-        Raises SlotTaken, HostLost, LoadFailed, Quarantined.
+        Raises SlotTaken, HostLost, LoadFailed, Quarantined, WarmUpFailed.
         """
         if self._host.pid is None:
             self._display.take()
@@ -230,20 +233,17 @@ class LaneWorker:
             await self._residence.ready(self._model.name)
         else:
             await self._residence.renew(self._model.name, renew_because)
-        request = Generate(
-            task_id=WARMUP_TASK,
-            attempt=0,  # and therefore not slowed down by --step-seconds
-            parameters=warmup_parameters(self._model),
-            video_path=str(self._scratch.folder / f"{WARMUP_TASK}.mp4"),
-        )
-        outcome = await self._host.generate(request, lambda _: None)
+        if not crash_loops(self._failures):
+            warming_up = f"warms up with {warm_up_size(self._model)}"
+            self._show(LaneState.LOADING, "; ".join(filter(None, [renew_because, warming_up])))
+        outcome = await self._host.generate(warm_up_request(self._model, self._scratch.folder), lambda _: None)
         if not isinstance(outcome, Finished):
             await self._host.kill()
-            reason = getattr(outcome, "message", None) or getattr(outcome, "reason", type(outcome).__name__)
-            raise HostLost(f"the warm-up generation did not succeed: {reason}")
+            raise warm_up_failure(self._model, outcome)
         swap, memory = self._residence.last_swap, self._residence.memory
         if swap is not None and memory is not None:
-            log.info("warm", load_s=round(swap.load_s, 3), rss_bytes=memory.rss_bytes)
+            size = str(warm_up_size(self._model))
+            log.info("warm", load_s=round(swap.load_s, 3), rss_bytes=memory.rss_bytes, warmed_up_with=size)
         self._loaded, self._clean, self._tasks = memory, outcome.memory, 0
         self._idle_since_s = time.monotonic()
         self._show(LaneState.WARM)
@@ -273,8 +273,8 @@ class LaneWorker:
 
     async def _next_step(self, *, queue_is_empty: bool) -> Step:
         if self._residence.memory is not self._loaded:  # it was loaded anew in between, by a task that needed that
-            self._loaded = self._clean = self._residence.memory
-            self._tasks = 0
+            # `_clean` stays: this host had no warm-up, and by what a load holds, the first large task would be a leak
+            self._loaded, self._tasks = self._residence.memory, 0
         wear = Wear(self._tasks, residue_bytes(self._clean, self._runner.memory) if self._tasks else 0)
         others = Others.NONE
         if worn_out(self._warmth, wear) is not None:
@@ -407,28 +407,3 @@ async def _pause(stop: asyncio.Event, seconds: float) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await stop.wait()
-
-
-def warmup_parameters(model: ModelEntry) -> GenerationParameters:
-    """The smallest generation that *model* allows: what it leaves in caches, the first request need not wait for."""
-    limits = model.constraints
-    return GenerationParameters(
-        prompt="warm-up",
-        negative_prompt="",
-        image=None,
-        width=_least(limits.width),
-        height=_least(limits.height),
-        num_frames=_least(limits.num_frames),
-        fps=_least(limits.fps),
-        seed=0,
-        steps=int(limits.steps.value_when_absent or 1),
-        cfg=float(limits.cfg.value_when_absent or 1.0),
-    )
-
-
-def _least(field: IntegerField) -> int:
-    if field.fixed is not None:
-        return field.fixed
-    step = field.step or 1
-    least = field.minimum or 1
-    return least + (field.offset - least) % step

@@ -1,0 +1,149 @@
+"""The main job on folders as production has them: published files, `warmlane models prepare`, and the production
+profile's own settings. No weights are random by a recipe here, and an image is required where it is in production.
+
+Only the sizes of the videos are those of a CPU, and so are the slots, which the name of the profile decides.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from msgspec import json as msgjson
+
+from contracts.settings import load_settings
+from contracts.tasks import GenerationParameters
+from lane_worker.models import command
+from tests.e2e.test_main_job import frames_of, image_uri, png
+from tests.small_checkpoints import (
+    SMALL_LAYOUTS,
+    checkpoint,
+    layout,
+    original,
+    published,
+    tokenizer,
+    write_all_in_one,
+    write_files,
+)
+from tests.support import settings_file, shared_forks
+from tests.system import UpProcess
+
+MODELS = ("anisora", "phr00t")
+FIRST_FRAME = {"image": image_uri(png())}
+# What a CPU makes in a second; the largest of it warms the lanes up.
+GEOMETRY = {
+    "width": {"default": 48, "minimum": 32, "maximum": 64, "step": 16},
+    "height": {"default": 32, "minimum": 32, "maximum": 64, "step": 16},
+    "num_frames": {"default": 5, "minimum": 5, "maximum": 9, "step": 4, "offset": 1},
+    "fps": {"default": 8, "minimum": 1, "maximum": 60},
+}
+
+
+def publish(folder: Path) -> dict[str, list[str | Path]]:
+    """What one would download, and the options of `prepare` for it: AniSora's experts alone, and Phr00t's one file."""
+    anisora, phr00t, base = layout("anisora", "v3.2"), layout("phr00t", "t2v"), folder / "Wan2.2-I2V-A14B"
+    tokens = tokenizer(folder / "tiny")
+    tokens.rename(base.parent / "tokens")
+    write_files(anisora, published(anisora, original(anisora, folder / "tokens")), base)
+    (base / "google").mkdir()
+    (folder / "tokens").rename(base / "google" / "umt5-xxl")
+    experts = folder / "Index-anisora" / "V3.2"
+    experts.mkdir(parents=True)
+    for name in ("high_noise_model", "low_noise_model"):
+        (base / name).rename(experts / name)
+    one_file = folder / "v10" / "wan2.2-t2v-rapid-aio-v10.safetensors"
+    one_file.parent.mkdir()
+    write_all_in_one(phr00t, _published_bf16(phr00t, base, folder), one_file)
+    return {"anisora": ["--from", experts, "--base", base], "phr00t": ["--from", one_file, "--base", base]}
+
+
+def _published_bf16(phr00t: Any, base: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    from lane_worker.pipelines.load import load_pipeline
+
+    original(phr00t, base / "google" / "umt5-xxl").save_pretrained(folder / "original")
+    return published(phr00t, load_pipeline(checkpoint(phr00t, "original"), folder, device="cpu"))
+
+
+def prepare(downloads: dict[str, list[str | Path]], models_dir: Path) -> None:
+    """As an operator does it, into the folders that the packaged settings name."""
+    for model, entry in load_settings().catalog("production").models.items():
+        target = models_dir / entry.checkpoint.folder
+        for words in (["prepare", model, *downloads[model], "--to", target], ["verify", target]):
+            result = CliRunner().invoke(command, [str(word) for word in words], obj=SMALL_LAYOUTS)
+            assert result.exit_code == 0, result.output
+
+
+def production_on_a_cpu(folder: Path) -> Path:
+    """The packaged settings whose profile `tiny` is that of production, but for the sizes of videos."""
+    path = settings_file(folder)
+    settings = json.loads(path.read_text())
+    for model in settings["models"].values():
+        production = model["profiles"]["production"]
+        assert "random_weights" not in production["checkpoint"]
+        assert production["warm_up"] == "largest"
+        production["checkpoint"] |= {"activation_bytes": 0}  # of other sizes than these
+        model["profiles"]["tiny"] = production | {"geometry": GEOMETRY}
+    path.write_text(json.dumps(settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
+    """`warmlane up` on the two folders. It is up only when both lanes are warm."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the pipeline host: two on a small shared machine are slower by far
+    folder = tmp_path_factory.mktemp("prepared")
+    up = UpProcess(folder, "--settings", str(production_on_a_cpu(folder)), **shared_forks())
+    prepare(publish(folder), up.data_dir / "models")
+    up.start()
+    yield up
+    up.stop()
+    torch.set_num_threads(threads)
+
+
+def fields_of(model: str) -> dict[str, Any]:
+    return {"model": model, "prompt": "a red fox"} | (FIRST_FRAME if model == "anisora" else {})
+
+
+def test_the_main_job_on_prepared_folders(served: UpProcess, tmp_path: Path) -> None:
+    """SC-001: in turns on two warm lanes, then on one slot with a proven release before each load.
+
+    AniSora's lane is warm because it warms up with a picture: its pipeline makes nothing without one.
+    """
+    for model in MODELS:
+        (warm,) = [line for line in served.log_lines(f"{model}-0") if line["event"] == "warm"]
+        assert warm["warmed_up_with"] == "64 x 64 and 9 frames"
+    refused = served.http.post("/generate", json={"model": "anisora", "prompt": "a red fox"})
+    assert (refused.status_code, refused.json()["errors"][0]["code"]) == (422, "image_required")
+    on_lanes = [served.ended(served.submit(**fields_of(MODELS[number % 2]), seed=number)["id"]) for number in range(4)]
+    for model in MODELS:
+        assert served.http.put(f"/admin/lanes/{model}/mode", json={"mode": "degraded"}).status_code == 200
+    swapped = [served.ended(served.submit(**fields_of(MODELS[number % 2]), seed=number)["id"]) for number in range(4)]
+    assert [task["status"] for task in (*on_lanes, *swapped)] == ["done"] * 8, (on_lanes, swapped)
+    assert [task["worker"] for task in on_lanes] == ["anisora-0", "phr00t-0"] * 2
+    assert {task["worker"] for task in swapped} == {"degraded-0"}
+    receipts = [task["swap"] for task in swapped]
+    assert [receipt["how"] for receipt in receipts] == ["nothing_resident", *["unloaded"] * 3]
+    # the worker, and what served before it, change nothing
+    assert [task["video"]["sha256"] for task in swapped] == [task["video"]["sha256"] for task in on_lanes]
+    assert len(frames_of(served.video(on_lanes[0]["id"]))) == 5
+    assert on_lanes[0]["video"]["sha256"] == _directly(served, on_lanes[0], tmp_path)
+
+
+def _directly(served: UpProcess, done: dict[str, Any], folder: Path) -> str:
+    """The video of AniSora's pipeline called here, with the prompt's suffix and the client's image."""
+    from lane_worker.pipelines.inputs import read_image
+    from lane_worker.pipelines.load import load_pipeline, run_pipeline, with_suffix
+    from lane_worker.pipelines.video import write_video
+
+    made = load_settings().catalog("production").models["anisora"].checkpoint
+    parameters = msgjson.decode(json.dumps(done["parameters"]), type=GenerationParameters)
+    (folder / "image").write_bytes(png())
+    assert parameters.image is not None
+    image = read_image(folder / "image", parameters.image, width=parameters.width, height=parameters.height)
+    pipeline = load_pipeline(made, served.data_dir / "models", device="cpu")
+    frames = run_pipeline(pipeline, with_suffix(parameters, made.prompt_suffix), image, lambda _: None)
+    return write_video(frames, folder / "direct.mp4", fps=parameters.fps).sha256
