@@ -28,6 +28,7 @@ from lane_worker.runtime.host import ForkServer, Host
 from lane_worker.runtime.host_messages import Finished, Generate, Progress
 from lane_worker.runtime.read_ahead import ReadAhead
 from lane_worker.runtime.residence import Residence
+from lane_worker.runtime.warm_up import with_picture
 from ops.bench.peers.heavy import LAYERS, NARROW, WIDE, Shape, make_pipelines, parameters_of
 from ops.logs import configure_logging
 from ops.memory import probe_for
@@ -142,7 +143,7 @@ async def _swap(residence: Residence, host: Host, entry: ModelEntry, folder: Pat
     receipt = await residence.ready(entry.name)
     assert receipt is not None
     steps: list[Progress] = []
-    request = Generate("parts", 0, parameters_of(entry), str(folder / "video.mp4"))
+    request = with_picture(Generate("parts", 0, parameters_of(entry), str(folder / "video.mp4")), entry, folder)
     outcome = await host.generate(request, steps.append)
     assert isinstance(outcome, Finished), outcome
     return msgspec.structs.replace(receipt, first_step_s=steps[1].at_s - steps[0].at_s)

@@ -9,9 +9,9 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from contracts.geometry import Size, largest_sizes, values
 from contracts.images import PNG_MAGIC
 from contracts.settings import Checkpoint, ModelEntry
-from contracts.sizes import Size, largest, smallest
 from contracts.tasks import GenerationParameters, ImageReference
 from lane_worker.runtime.host import HostLost, Outcome, TimedOut
 from lane_worker.runtime.host_messages import Failed, Generate
@@ -60,8 +60,14 @@ def warm_up_parameters(model: ModelEntry) -> GenerationParameters:
 
 
 def warm_up_size(model: ModelEntry) -> Size:
-    """The video that warms *model* up."""
-    return (largest if model.warm_up == "largest" else smallest)(model.constraints)
+    """The video that warms *model* up: the smallest that its limits admit, or the one that needs most memory.
+
+    Of those that `largest_sizes` names, with tiling of the VAE the transformer decides, and without it the VAE's frame.
+    """
+    limits = model.constraints
+    if model.warm_up == "smallest":
+        return Size(*(values(field)[0] for field in (limits.width, limits.height, limits.num_frames)))
+    return largest_sizes(limits)[0 if model.checkpoint.vae_tiling else -1]
 
 
 def fewest_steps(checkpoint: Checkpoint, steps: int) -> int:
@@ -111,7 +117,9 @@ def warm_up_failure(model: ModelEntry, outcome: Outcome) -> WarmUpFailed:
     size = warm_up_size(model)
     if isinstance(outcome, TimedOut):
         limit = f"timeouts.{outcome.limit} of {outcome.seconds:g} s"
-        return WarmUpFailed(f"the warm-up generation ({size}) took longer than {limit}: raise that, or lower the limits")
+        return WarmUpFailed(
+            f"the warm-up generation ({size}) took longer than {limit}: raise that, or lower the limits"
+        )
     reason = str(getattr(outcome, "message", None) or getattr(outcome, "reason", type(outcome).__name__))
     if not isinstance(outcome, Failed) or outcome.code != "out_of_memory":
         return WarmUpFailed(f"the warm-up generation ({size}) did not succeed: {reason}")
@@ -123,7 +131,7 @@ def warm_up_failure(model: ModelEntry, outcome: Outcome) -> WarmUpFailed:
 
 def _remedies(model: ModelEntry) -> list[str]:
     checkpoint = model.checkpoint
-    found = ["lower the limits of width, height and num_frames"]
+    found = ["lower max_volume, or the limits of width, height and num_frames"]
     if not checkpoint.vae_tiling:
         found.append('set "vae_tiling": true')
     if checkpoint.offload != "group":

@@ -80,8 +80,9 @@ class Player:
             if progress.step == 1:
                 first_s = time.perf_counter() - begun_s
 
-        parameters = parameters_of(self.scene.models[model], prompt)
-        outcome = await self.host.generate(Generate("task", 1, parameters, str(self.folder / "video.mp4")), on_progress)
+        entry = self.scene.models[model]
+        request = Generate("task", 1, parameters_of(entry, prompt), str(self.folder / "video.mp4"))
+        outcome = await self.host.generate(with_picture(request, entry, self.folder), on_progress)
         assert isinstance(outcome, Finished), outcome
         assert first_s
         return first_s

@@ -18,7 +18,7 @@ from contracts.tasks import TaskStatus
 from contracts.topology import SLOTS
 from gateway.cold_starts import ColdStarts
 from lane_worker.runtime.slot_display import read_slot
-from lane_worker.worker import SILENT_S
+from lane_worker.worker import SILENT_S, TOO_LARGE_RETRY_S
 from ops.lane_plan import CRASHES
 from ops.nats_link import FETCH_TIMEOUT_S, NatsLink
 from tests.degraded import becomes, place, task_of
@@ -109,6 +109,23 @@ async def test_a_lane_that_can_never_serve_its_model_says_why(link: NatsLink, ca
     assert (slot.state, without_numbers(slot.detail)) == (SlotState.EMPTY, without_numbers(told.detail))
     await lane.leave()
     assert not (tmp_path / "models").exists(), "it was refused before anything was loaded"
+
+
+async def test_a_card_that_cannot_serve_the_largest_video_says_so_before_a_client_does(
+    link: NatsLink, catalog: Catalog, tmp_path: Path
+) -> None:
+    """And is not loaded anew all the time: the next try would end in the same way."""
+    model = catalog.models["phr00t"]
+    small_card = replace(model, warm_up="largest", checkpoint=replace(model.checkpoint, folder="small-card"))
+    catalog = replace(catalog, models={**catalog.models, "phr00t": small_card})
+    lane = Lane(link, catalog, tmp_path, fork_server=SharedForkServer())
+    with capture_logs() as lines:
+        lane.start()
+        told = await lane.becomes(LaneState.UNHEALTHY)
+    assert "cannot serve the largest video that the settings of phr00t admit: 256 x 256 x " in told.detail
+    assert 'lower max_volume, or the limits of width, height and num_frames; or set "vae_tiling": true' in told.detail
+    assert [line["again_in_s"] for line in lines if line["event"] == "not_warm"] == [TOO_LARGE_RETRY_S]
+    await lane.leave()
 
 
 async def test_a_lane_that_cannot_load_crash_loops_until_it_can(

@@ -116,6 +116,21 @@ async def test_the_pipeline_stays_until_it_is_worn_out_then_it_is_loaded_in_a_fr
     assert start.seconds is not None
 
 
+async def test_residue_is_counted_from_the_warm_up_also_in_a_host_that_had_none(lanes: Lanes) -> None:
+    """A task that ran out of memory has had the model loaded anew. By what a load holds, the next large task would look
+    like a leak."""
+    (lane,) = await lanes.start(NEVER)
+    worker = lane._worker
+    loaded, clean = worker._loaded, worker._clean
+    assert clean not in (None, loaded)
+    first = lane.host
+    assert (await lanes.run("oom in step 3 in a used host")).swap is not None
+    await lanes.run()
+    assert lane.host != first
+    assert worker._loaded is not loaded
+    assert worker._clean is clean
+
+
 async def test_two_lanes_that_are_worn_out_together_are_never_both_away(
     lanes: Lanes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,16 +1,15 @@
 """What a lane warms up with, and what it says when that fails: pure."""
 
 import hashlib
-from itertools import product
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from contracts.generation import parameter_errors
+from contracts.geometry import Size, largest_sizes
 from contracts.images import read_header
-from contracts.settings import IntegerField, ModelEntry, load_settings
-from contracts.sizes import Size, largest, smallest
+from contracts.settings import ModelEntry, load_settings
 from contracts.tasks import MemoryReading
 from lane_worker.runtime.host import Lost, TimedOut
 from lane_worker.runtime.host_messages import Failed
@@ -50,24 +49,13 @@ def test_a_picture_is_no_plain_colour() -> None:
 
 
 def test_each_profile_says_which_size() -> None:
+    """The largest by the frame, or with tiling of the VAE by the transformer's share."""
     assert {warm_up_size(entry) for entry in TINY.values()} == {Size(32, 32, 5)}
-    assert all(warm_up_size(entry) == largest(entry.constraints) for entry in PRODUCTION.values())
-
-
-@pytest.mark.parametrize("volume", [None, 1280 * 720 * 81, 256 * 256 * 5, 300 * 300 * 9, 1])
-def test_the_largest_frame_and_then_the_most_frames(volume: int | None) -> None:
-    limits = ANISORA.constraints
-    sizes = (range(256, 1281, 16), range(256, 1281, 16), range(5, 122, 4))
-    fitting = [Size(*each) for each in product(*sizes) if volume is None or each[0] * each[1] * each[2] <= volume]
-    found = largest(limits, volume)
-    best = max(fitting, key=lambda size: (size.width * size.height, size.num_frames), default=smallest(limits))
-    assert (found.width * found.height, found.num_frames) == (best.width * best.height, best.num_frames)
-
-
-def test_fixed_fields_are_taken_as_they_are() -> None:
-    limits = replace(ANISORA.constraints, width=IntegerField(fixed=848), num_frames=IntegerField(fixed=81))
-    assert largest(limits) == Size(848, 1280, 81)
-    assert smallest(limits) == Size(848, 256, 81)
+    for entry in PRODUCTION.values():
+        most, largest = largest_sizes(entry.constraints)
+        for tiling, expected in ((False, largest), (True, most)):
+            tiled = replace(entry, checkpoint=replace(entry.checkpoint, vae_tiling=tiling))
+            assert warm_up_size(tiled) == expected
 
 
 @pytest.mark.parametrize(
@@ -94,7 +82,7 @@ def test_a_card_that_is_too_small_is_told_with_the_size_and_what_to_change() -> 
     told = str(failure)
     assert told.startswith("this slot cannot serve the largest video that the settings of anisora admit: ")
     assert str(warm_up_size(ANISORA)) in told
-    for change in ("lower the limits", '"vae_tiling": true', '"offload": "model" or "group"'):
+    for change in ("lower max_volume", '"vae_tiling": true', '"offload": "model" or "group"'):
         assert change in told
     offloaded = replace(ANISORA, checkpoint=replace(ANISORA.checkpoint, vae_tiling=True, offload="group"))
     assert "vae_tiling" not in str(warm_up_failure(offloaded, OUT_OF_MEMORY))
