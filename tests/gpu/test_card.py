@@ -23,6 +23,7 @@ from lane_worker.runtime.host import ForkServer, Host
 from lane_worker.runtime.host_messages import Finished, Generate, Progress
 from lane_worker.runtime.residence import Residence
 from lane_worker.runtime.slot import lock_path, read_note
+from lane_worker.runtime.warm_up import with_picture
 from ops.bench.peers.heavy import parameters_of
 from ops.memory import Reading
 from ops.nats_link import NatsLink
