@@ -251,6 +251,8 @@ def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
             replaced.append(ReplacedParameter(field=name, used=values[name], got=error.got))
     if errors:
         raise InvalidRequest(errors)
+    if "negative_prompt" not in body:
+        values["negative_prompt"] = entry.constraints.negative_prompt.when_absent(values["cfg"])
     image: tuple[ImageReference, bytes] | None = values.pop("image")
     reference, content = image or (None, None)
     sent = [[each.field, _same_for_equal(body[each.field])] for each in replaced]

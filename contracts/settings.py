@@ -52,6 +52,18 @@ class TextField(_Strict, frozen=True):
     max_chars: int
 
 
+class NegativePromptField(TextField, frozen=True):
+    """*guided_default* stands in the place of a text that a request leaves out, where its cfg is above 1: at 1 none is
+    read (ADR 0028). An empty text that a request names stays empty.
+    """
+
+    guided_default: str = ""
+
+    def when_absent(self, cfg: float) -> str:
+        """What a request with this *cfg* and no negative prompt gets."""
+        return self.guided_default if cfg > 1 else ""
+
+
 class NumberField(_Strict, frozen=True):
     """A number: fixed, or with a default between two limits.
 
@@ -98,7 +110,7 @@ class GenerationFields(_Strict, frozen=True):
     """The limits of a model that hold in every profile (FR-004..006 stand here)."""
 
     prompt: TextField
-    negative_prompt: TextField
+    negative_prompt: NegativePromptField
     seed: IntegerField
     steps: IntegerField
     cfg: NumberField
@@ -125,7 +137,7 @@ class VideoGenerationConstraints(_Strict, frozen=True):
     """
 
     prompt: TextField
-    negative_prompt: TextField
+    negative_prompt: NegativePromptField
     image: ImageField
     width: IntegerField
     height: IntegerField
@@ -573,6 +585,8 @@ def _field_mistakes(place: str, fields: GenerationFields | GeometryFields) -> It
         if isinstance(field, TextField):
             if not 0 <= field.min_chars <= field.max_chars:
                 yield f"{place}.{name}: 0 <= min_chars <= max_chars"
+            if isinstance(field, NegativePromptField) and len(field.guided_default) > field.max_chars:
+                yield f"{place}.{name}.guided_default: at most {field.max_chars} characters"
         else:
             yield from _number_mistakes(f"{place}.{name}", field, needs_default=name != "seed")
             lowest, allowed = field.minimum if field.fixed is None else field.fixed, LOWEST[name]

@@ -37,7 +37,16 @@ from litestar.static_files import create_static_files_router
 from litestar.types import ControllerRouterHandler
 
 from contracts.generation import FIELDS, FieldError
-from contracts.settings import Catalog, Enforcement, ImageField, IntegerField, ModelEntry, NumberField, TextField
+from contracts.settings import (
+    Catalog,
+    Enforcement,
+    ImageField,
+    IntegerField,
+    ModelEntry,
+    NumberField,
+    TextField,
+    VideoGenerationConstraints,
+)
 from contracts.tasks import (
     FailureCode,
     GenerationParameters,
@@ -220,7 +229,7 @@ def request_schema(entry: ModelEntry) -> Schema:
     properties: dict[str, Reference | Schema] = {
         "model": Schema(type=OpenAPIType.STRING, enum=[entry.name, *entry.aliases], description=entry.title),
         "prompt": _text(limits.prompt, "What the video shows."),
-        "negative_prompt": _text(limits.negative_prompt, _negative_prompt(limits.cfg)),
+        "negative_prompt": _text(limits.negative_prompt, _negative_prompt(limits)),
         "image": _image(limits.image),
         "width": number(limits.width, "Width of the video in pixels."),
         "height": number(limits.height, "Height of the video in pixels."),
@@ -252,11 +261,13 @@ def request_schema(entry: ModelEntry) -> Schema:
     )
 
 
-def _negative_prompt(cfg: NumberField) -> str:
+def _negative_prompt(limits: VideoGenerationConstraints) -> str:
     # the pipelines take no second, unguided step at a scale of 1, and then do not read it
+    cfg, default = limits.cfg, limits.negative_prompt.guided_default
     highest = cfg.maximum if cfg.fixed is None else cfg.fixed
     when = "Has no effect at cfg 1." if (highest or 0) > 1 else f"Has no effect on this model, whose cfg is {highest}."
-    return f"What it should not show. {when}"
+    absent = f" Absent, and with a cfg above 1: {default}" if default and (highest or 0) > 1 else ""
+    return f"What it should not show. {when}{absent}"
 
 
 # Not white space to Python's str.strip, nor to the regular expressions of ECMA-262
@@ -453,8 +464,8 @@ _EXAMPLE_ERRORS: Final = [
     FieldError(
         pointer="/num_frames",
         code="not_a_multiple",
-        message="num_frames: expected 4 k + 1, got 16",
-        expected={"multiple_of": 4, "plus": 1},
+        message="num_frames: expected 8 k + 1, got 16",
+        expected={"multiple_of": 8, "plus": 1},
         got=16,
     ),
     FieldError(pointer="/steps", code="fixed_value", message="steps: expected 8, got 7", expected=8, got=7),

@@ -163,7 +163,7 @@ def _interrupted(client: Client, task: Task | None, key: str) -> str:
 @click.option("--negative-prompt", help="What should not be seen.")
 @click.option("--width", type=int, help="Pixels, a multiple of 16.")
 @click.option("--height", type=int, help="Pixels, a multiple of 16.")
-@click.option("--num-frames", type=int, help="4k+1, such as 17 or 81.")
+@click.option("--num-frames", type=int, help="8k+1 with anisora, 4k+1 with phr00t, such as 17 or 81.")
 @click.option("--fps", type=int, help="Frames per second.")
 @click.option("--seed", type=int, help="The same seed gives the same video. Without it, one is chosen and shown.")
 @click.option("--steps", type=int, help="Inference steps; fixed for most models, so best left out.")

@@ -47,7 +47,7 @@ PATIENCE_S: Final = 60.0
 CLIENT_TIMEOUT_S: Final = 60.0
 AGAIN_S: Final = 0.2
 TASK_WAIT_S: Final = 5.0
-SMALL: Final = {"num_frames": 5, "width": 32, "height": 32}
+SMALL: Final = {"num_frames": 9, "width": 32, "height": 32}
 
 
 class Node:

@@ -54,7 +54,7 @@ def task_of(model: str, number: int, *, traceparent: str | None = None) -> Gener
     task = pending_task(f"{number:08d}-0000-7000-8000-{now.microsecond:012d}", model=model, route="degraded")
     parameters = replace(
         task.parameters,
-        num_frames=5,
+        num_frames=9,
         width=32,
         height=32,
         steps=int(settings.steps.value_when_absent or 1),

@@ -106,7 +106,7 @@ def test_a_key_leads_to_the_id_that_the_readme_shows(system: UpProcess, tmp_path
 async def test_what_the_nats_commands_of_the_readme_name_is_there(system: UpProcess) -> None:
     """The `nats` tool is no dependency of the tests: its commands' names are looked up through the JetStream API."""
     text = README.read_text()
-    task_id = system.ended(system.submit(num_frames=5)["id"])["id"]
+    task_id = system.ended(system.submit(num_frames=9)["id"])["id"]
     link = await NatsLink.connect(system.nats_url, name="test")
     try:
         for stream in re.findall(r"^nats stream (?:info|subjects) (\S+)", text, re.MULTILINE):
@@ -130,7 +130,7 @@ async def test_the_switch_of_the_readme(system: UpProcess) -> None:
     """`nats kv put control lanes.anisora …`: off and on again, without a restart."""
     puts = re.findall(r"^nats kv put (\S+) (\S+) (\S+)", README.read_text(), re.MULTILINE)
     assert [mode for *_, mode in puts] == ["degraded", "auto"]
-    body = {"model": "anisora", "prompt": "switched", "num_frames": 5}
+    body = {"model": "anisora", "prompt": "switched", "num_frames": 9}
     link = await NatsLink.connect(system.nats_url, name="test")
     try:
         for (bucket, key, mode), expected in zip(puts, ("degraded", "lane"), strict=True):

@@ -151,7 +151,7 @@ def test_the_lane_process_never_imports_torch_and_stays_small(system: UpProcess)
 def test_twenty_alternating_requests(system: UpProcess) -> None:
     """SC-001 and SC-005 as far as a machine without a card can show them: 20 of 20, none for lack of memory."""
     ended: list[dict[str, Any]] = [
-        system.ended(system.submit(model=MODELS[number % 2], num_frames=5)["id"]) for number in range(20)
+        system.ended(system.submit(model=MODELS[number % 2], num_frames=9)["id"]) for number in range(20)
     ]
     assert [task["status"] for task in ended] == ["done"] * 20
     assert {task["worker"] for task in ended} == {"anisora-0", "phr00t-0"}

@@ -42,7 +42,7 @@ def phr00t_only(tmp_path: Path) -> UpProcess:
 def test_ctrl_c_finishes_the_task_in_hand_and_kill_9_takes_everything_with_it(phr00t_only: UpProcess) -> None:
     """Neither leaves a process behind."""
     up = phr00t_only
-    tasks = [up.submit(model="phr00t"), up.submit(model="anisora", num_frames=5)]
+    tasks = [up.submit(model="phr00t"), up.submit(model="anisora", num_frames=9)]
     eventually_sync(lambda: all(up.task(task["id"])["status"] == "processing" for task in tasks), within_s=60)
     assert [up.task(task["id"])["worker"] for task in tasks] == ["phr00t-0", "degraded-0"]
     below = up.below()
@@ -117,7 +117,7 @@ def test_lanes_that_are_denied_and_given_under_load(tmp_path: Path) -> None:
 
     def load(model: str) -> None:
         while not stop.is_set():
-            task = up.ended(up.submit(model=model, num_frames=5)["id"])
+            task = up.ended(up.submit(model=model, num_frames=9)["id"])
             ended.append((model, task["status"], task["worker"]))
 
     def served_by(model: str, worker: str, *, since: int = 0) -> bool:

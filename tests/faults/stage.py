@@ -40,7 +40,7 @@ from tests.support import ROGUE_HOST, eventually, fork_server_at, is_running, se
 # How the memory of the slot is read: resident memory, a card, a card without NVML, one whose NVML fails from the start.
 ProbeName = Literal["rss", "nvml", "missing", "failing"]
 INIT_ERRORS: Final = {"missing": pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, "failing": pynvml.NVML_ERROR_UNKNOWN}
-SMALL: Final = {"num_frames": 5, "width": 32, "height": 32}
+SMALL: Final = {"num_frames": 9, "width": 32, "height": 32}
 
 
 class CountingForkServer(ForkServer):

@@ -99,7 +99,7 @@ def nobody_restarts(up: UpProcess) -> Iterator[None]:
 
 def running_task(up: UpProcess) -> dict[str, Any]:
     """A task that the leader runs; it takes 2 s."""
-    task = up.submit(model="anisora", num_frames=5)
+    task = up.submit(model="anisora", num_frames=9)
 
     def look() -> dict[str, Any] | None:
         now = up.task(task["id"])
@@ -143,12 +143,12 @@ def test_sigstop_of_the_leader(up: UpProcess) -> None:
     eventually_sync(lambda: role(up, leader) == "stands by", within_s=60)
     assert role(up, standby) == "leads"
     assert up.task(task["id"]) == done
-    after = up.ended(up.submit(model="phr00t", num_frames=5)["id"])
+    after = up.ended(up.submit(model="phr00t", num_frames=9)["id"])
     assert (after["status"], after["worker"]) == ("done", standby)
     # it stands by in earnest
     with nobody_restarts(up):
         os.kill(process_of(up, standby), signal.SIGKILL)
-        again = up.ended(up.submit(model="phr00t", num_frames=5)["id"])
+        again = up.ended(up.submit(model="phr00t", num_frames=9)["id"])
     assert (again["status"], again["worker"]) == ("done", leader)
 
 
@@ -158,7 +158,7 @@ def test_kill_9_of_the_server(up: UpProcess) -> None:
     os.kill(up.find("nats-server"), signal.SIGKILL)
     eventually_sync(up.is_ready, within_s=60)
     assert up.ended(task["id"])["status"] == "done"
-    assert up.ended(up.submit(model="phr00t", num_frames=5)["id"])["status"] == "done"
+    assert up.ended(up.submit(model="phr00t", num_frames=9)["id"])["status"] == "done"
 
 
 def test_what_up_says(up: UpProcess) -> None:

@@ -77,7 +77,7 @@ def test_a_host_that_dies_twice_fails_the_task(up: UpProcess) -> None:
     assert (failed["status"], failed["error"]["code"], failed["attempt"]) == ("failed", "worker_lost", 2)
     assert len(up.memory_lines(task["id"])) == 2
     eventually_sync(up.is_ready, within_s=60)
-    again = up.submit(model="phr00t", num_frames=5)
+    again = up.submit(model="phr00t", num_frames=9)
     assert up.ended(again["id"])["status"] == "done"
 
 
@@ -85,7 +85,7 @@ def test_kill_9_of_up_in_mid_run_and_a_restart(tmp_path: Path) -> None:
     """The old lane still drains while the new one starts: neither takes the other's files, slot or heartbeat."""
     up = UpProcess(tmp_path, "--lanes", "phr00t=1", "--step-seconds", "1", **shared_forks())
     up.start()
-    tasks = [up.submit(model="phr00t", num_frames=5) for _ in range(2)]
+    tasks = [up.submit(model="phr00t", num_frames=9) for _ in range(2)]
     running(up, tasks[0]["id"])
     os.kill(up.pid, signal.SIGKILL)
     eventually_sync(up.ports_are_free, within_s=60)
@@ -97,7 +97,7 @@ def test_kill_9_of_up_in_mid_run_and_a_restart(tmp_path: Path) -> None:
 
 
 def test_cancelling_a_running_task_stops_it_within_a_step(up: UpProcess) -> None:
-    task = up.submit(num_frames=5)
+    task = up.submit(num_frames=9)
     running(up, task["id"])
     answer = up.http.delete(f"/tasks/{task['id']}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (200, "cancelled")
@@ -105,7 +105,7 @@ def test_cancelling_a_running_task_stops_it_within_a_step(up: UpProcess) -> None
     assert [line["outcome"] for line in lines] == ["cancelled"]
     # fewer steps than a whole run: the host was stopped, not awaited
     assert up.task(task["id"])["progress"]["step"] < 8
-    after = up.ended(up.submit(num_frames=5)["id"])
+    after = up.ended(up.submit(num_frames=9)["id"])
     assert after["status"] == "done"
     assert not list(up.data_dir.glob(f"artifacts/videos/{task['id']}*"))
 

@@ -40,7 +40,7 @@ from tests.support import NatsServer, eventually, settings_file
 pytestmark = pytest.mark.usefixtures("rogue_forks")
 
 S2_MAGIC: Final = b"\xff\x06\x00\x00S2sTwO"
-SMALL: Final = {"model": "phr00t", "prompt": "x", "num_frames": 5, "width": 32, "height": 32}
+SMALL: Final = {"model": "phr00t", "prompt": "x", "num_frames": 9, "width": 32, "height": 32}
 
 
 def wipe(server: NatsServer) -> None:

@@ -258,7 +258,7 @@ def test_the_services_of_the_profile_cpu_serve(composed: Composed) -> None:
         assert ready["ready"] is True
         assert set(ready["models"]) == {"anisora", "phr00t"}
         assert http.get("/tasks", headers={"authorization": ""}).status_code == 401
-        body = {"model": "anisora", "prompt": "a red fox", "num_frames": 5}
+        body = {"model": "anisora", "prompt": "a red fox", "num_frames": 9}
         accepted = http.post("/generate", json=body)
         assert accepted.status_code == 202, accepted.text
         ended = http.get(f"/tasks/{accepted.json()['id']}?wait=60").json()

@@ -93,7 +93,7 @@ class Scene:
         await eventually(known)
 
     async def submit(self, **fields: Any) -> str:
-        body = {"model": MODEL, "prompt": "x", "num_frames": 5, "width": 32, "height": 32} | fields
+        body = {"model": MODEL, "prompt": "x", "num_frames": 9, "width": 32, "height": 32} | fields
         answer = await self.system.http.post("/generate", json=body)
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 import struct
@@ -167,8 +168,10 @@ def test_every_request_within_the_constraints_is_accepted(data: st.DataObject) -
             assert (accepted.image is None) == (accepted.image_content is None) == ("image" not in body)
         elif name in body:
             assert getattr(accepted, name) == body[name]
-        elif isinstance(getattr(entry.constraints, name), TextField):
-            assert getattr(accepted, name) == ""
+        elif name == "negative_prompt":
+            assert accepted.negative_prompt == (
+                entry.constraints.negative_prompt.guided_default if accepted.cfg > 1 else ""
+            )
         else:
             assert getattr(accepted, name) == getattr(entry.constraints, name).value_when_absent
     assert type(accepted.cfg) is float
@@ -302,6 +305,26 @@ def test_a_bare_request_takes_the_fixed_and_default_values(model: str) -> None:
     assert accepted.width == limits.width.default
     assert accepted.parameters(seed=11).seed == 11
     assert submit({"model": model, "prompt": "a fox", "seed": 5}).parameters(seed=11).seed == 5
+
+
+def test_a_guided_request_without_a_negative_prompt_gets_its_models() -> None:
+    """And no other does; an Idempotency-Key takes the two ways to say the same for one request."""
+    default = catalog("production").models["anisora"].constraints.negative_prompt.guided_default
+    # the text of Wan's authors, at the commit that ADR 0028 names
+    sha256 = hashlib.sha256(default.encode()).hexdigest()
+    assert sha256 == "ce96e0324e4b54ce4b6e867f669ca520952e1a34cc116543516b1897f0d3c47e"
+    absent = submit(least(cfg=1.5))
+    assert absent.parameters(seed=1).negative_prompt == default
+    assert absent.fingerprint == submit(least(cfg=1.5, negative_prompt=default)).fingerprint
+    assert submit(least(cfg=1.5, negative_prompt="")).negative_prompt == ""
+    assert submit(least(cfg=1.5, negative_prompt="blurry")).negative_prompt == "blurry"
+    assert submit(least()).negative_prompt == submit(least("phr00t")).negative_prompt == ""
+    reported = msgspec.structs.replace(catalog().models["anisora"], enforcement="report")
+    fixed = msgspec.structs.replace(reported.constraints, cfg=NumberField(fixed=1.0))
+    running = msgspec.structs.replace(
+        catalog(), models={"anisora": msgspec.structs.replace(reported, constraints=fixed)}
+    )
+    assert submit(least(cfg=3), running).negative_prompt == ""  # 3 was replaced by 1
 
 
 @pytest.mark.parametrize("alias", ["phr00t-aio", "rapid-aio"])

@@ -168,7 +168,7 @@ def test_the_fixed_values_can_be_seen() -> None:
     assert (anisora["steps"]["const"], phr00t["steps"]["const"], phr00t["cfg"]["const"]) == (8, 4, 1.0)
     assert anisora["model"]["enum"] == ["anisora", "anisora-v3.2", "index-anisora"]
     assert "image" not in phr00t
-    assert anisora["num_frames"]["enum"][:2] == [5, 9]
+    assert anisora["num_frames"]["enum"][:2] == [9, 17]
     assert anisora["num_frames"]["enum"][-1] == 81
 
 

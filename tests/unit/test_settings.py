@@ -148,6 +148,12 @@ CHECKPOINT = "$.models.phr00t.profiles.tiny.checkpoint"
             id="text-limits-crossed",
         ),
         pytest.param(
+            "models/phr00t/generation/negative_prompt",
+            {"min_chars": 0, "max_chars": 8, "guided_default": "123456789"},
+            "$.models.phr00t.generation.negative_prompt.guided_default: at most 8 characters",
+            id="default-longer-than-allowed",
+        ),
+        pytest.param(
             "models/phr00t/generation/steps",
             {"fixed": 4, "default": 4},
             "$.models.phr00t.generation.steps",
