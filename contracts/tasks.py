@@ -294,6 +294,23 @@ def decode_task(data: bytes) -> GenerationTask:
     return task
 
 
+def may_be_newer(task_id: str, data: bytes) -> bool:
+    """Whether *data*, which this version cannot read, may be the task *task_id* as a newer version writes it.
+
+    What is not JSON, is too large, or is another task's, nobody will ever read.
+    """
+    try:
+        decode_task(data)
+        return False
+    except UnreadableTask:
+        pass
+    try:
+        found = msgspec.json.decode(data) if len(data) <= RECORD_MAX_BYTES else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("id") == task_id
+
+
 def decode_task_of(task_id: str, data: bytes) -> GenerationTask:
     """As `decode_task`, of the task *task_id*. Raises UnreadableTask also for another's."""
     task = decode_task(data)

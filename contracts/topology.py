@@ -28,6 +28,9 @@ COLD_STARTS: Final = "cold_starts"
 KEYS: Final = "keys"
 DEADLINES: Final = "DEADLINES"
 DEGRADED: Final = "DEGRADED"
+LANE_PREFIX: Final = "LANE_"
+# Timers that a gateway leaves to one that can read them are unacked meanwhile: they must not hold up the others.
+SWEPT_MAX_PENDING: Final = 20_000
 WAITING_SUBJECTS: Final = "waiting.*"
 
 TimerKind = Literal["admit", "lease"]
@@ -89,13 +92,12 @@ def topology(
     models: tuple[str, ...], *, lane_queue_max_msgs: int, keep_s: float, replicas: int | None = None
 ) -> Topology:
     """The streams and buckets for *models*; finished tasks are kept for *keep_s*."""
-    work = ConsumerSpec(name=WORK_CONSUMER, filter_subject="", ack_wait_s=5.0)
     lanes = tuple(
         StreamSpec(
             name=lane_stream(model),
             subjects=(f"lane.{model}.*",),
             max_msgs=lane_queue_max_msgs,
-            consumers=(_on(work, f"lane.{model}.*"),),
+            consumers=(consumer_on(lane_stream(model), WORK_CONSUMER),),
         )
         for model in models
     )
@@ -106,7 +108,7 @@ def topology(
         max_msgs=DEGRADED_MAX_MSGS,
         max_age_s=DEGRADED_MAX_AGE_S,
         duplicate_window_s=30.0,
-        consumers=(_on(work, "degraded.*.*"),),
+        consumers=(consumer_on(DEGRADED, WORK_CONSUMER),),
     )
     deadlines = StreamSpec(
         name=DEADLINES,
@@ -115,10 +117,7 @@ def topology(
         max_age_s=DAY_S,
         allow_msg_schedules=True,
         allow_msg_ttl=True,
-        consumers=tuple(
-            ConsumerSpec(name=sweep_consumer(kind), filter_subject=f"deadline.due.{kind}.>", ack_wait_s=1.0)
-            for kind in TIMER_KINDS
-        ),
+        consumers=tuple(consumer_on(DEADLINES, sweep_consumer(kind)) for kind in TIMER_KINDS),
     )
     return Topology(
         streams=(*lanes, degraded, deadlines),
@@ -138,13 +137,25 @@ def topology(
     )
 
 
-def _on(consumer: ConsumerSpec, subject: str) -> ConsumerSpec:
-    return ConsumerSpec(name=consumer.name, filter_subject=subject, ack_wait_s=consumer.ack_wait_s)
+def consumer_on(stream: str, name: str) -> ConsumerSpec:
+    """The consumer *name* of *stream*, as it is to be made by whoever finds it gone."""
+    if stream == DEADLINES:
+        kind = name.removeprefix("sweep-")
+        return ConsumerSpec(
+            name=name,
+            filter_subject=f"deadline.due.{kind}.>",
+            ack_wait_s=1.0,
+            max_ack_pending=SWEPT_MAX_PENDING,
+        )
+    # a model's name is in small letters
+    model = stream.removeprefix(LANE_PREFIX).lower()
+    subject = "degraded.*.*" if stream == DEGRADED else f"lane.{model}.*"
+    return ConsumerSpec(name=name, filter_subject=subject, ack_wait_s=5.0)
 
 
 def lane_stream(model: str) -> str:
     """The work stream of *model*'s lanes."""
-    return f"LANE_{model.upper()}"
+    return f"{LANE_PREFIX}{model.upper()}"
 
 
 def work_stream(route: Literal["lane", "degraded"], model: str) -> str:

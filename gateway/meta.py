@@ -12,6 +12,7 @@ from msgspec import Struct
 from gateway.access import needs, needs_nothing
 from gateway.openapi import KeyedOperation, problem_responses
 from gateway.services import Services
+from gateway.sweeper import SWEEPER
 from gateway.views import SettingsView, settings_view
 from ops.telemetry import metrics_text
 
@@ -38,12 +39,14 @@ class Readiness(Struct, frozen=True, kw_only=True):
     """Whether requests can be accepted: the queue answers, and there is somebody for every model.
 
     *degraded_worker*: one serves the queue of the models that have no warm lane.
+    *troubles* says in words what else is wrong with the gateway or the queue; not ready where requests could not end.
     """
 
     ready: bool
     nats: bool
     degraded_worker: bool
     models: dict[str, ModelReadiness]
+    troubles: list[str]
 
 
 @get(
@@ -84,8 +87,13 @@ async def readyz(services: NamedDependency[Services]) -> Response[Readiness]:
         lanes = [state.value for state in states]
         models[model] = ModelReadiness(ready=warm or degraded_worker, warm=warm, lanes=lanes)
     nats = services.link.is_connected
-    ready = nats and all(model.ready for model in models.values())
-    body = Readiness(ready=ready, nats=nats, degraded_worker=degraded_worker, models=models)
+    troubles = services.background.troubles
+    # without a sweeper no task ends whose worker was lost, or whom nobody takes
+    sweeps = not any(name.startswith(SWEEPER) for name in troubles)
+    ready = nats and sweeps and all(model.ready for model in models.values())
+    body = Readiness(
+        ready=ready, nats=nats, degraded_worker=degraded_worker, models=models, troubles=list(troubles.values())
+    )
     return Response(body, status_code=200 if ready else 503)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ from gateway.streams import Streams
 from gateway.sweeper import Sweeper
 from gateway.task_board import TaskBoard
 from ops.artifacts import Artifacts, StorageFailed, StoredObject, orphans, task_id_of
+from ops.background import Background
 from ops.ending import end
 from ops.link_health import telling_of
 from ops.metrics import observing
@@ -55,6 +57,7 @@ class Services:
         self.keep_s = keep_s
         self.beside_image_max_bytes = beside_image_max_bytes(catalog)
         self.stopping = asyncio.Event()
+        self.background = Background()
         self._nats = nats
         self._artifacts_dir = artifacts_dir
         self.keys = KeyBoard(opens_without_keys=opens_without_keys)
@@ -95,6 +98,7 @@ class Services:
                 fallbacks=self.fallbacks,
                 catalog=self.catalog,
                 keep_s=self.keep_s,
+                background=self.background,
             )
             holds = Holds(
                 link=self.link,
@@ -115,12 +119,14 @@ class Services:
                 catalog=self.catalog,
             )
             sweeping = asyncio.create_task(self.sweeper.run(self.stopping))
-            cleaning = asyncio.create_task(self._janitor())
+            cleaning = asyncio.create_task(self.background.keep("janitor", self._janitor))
             all_counted = asyncio.Event()
-            counting = asyncio.create_task(self.fallbacks.run(all_counted))
+            counting = asyncio.create_task(
+                self.background.keep("fallback episodes", partial(self.fallbacks.run, all_counted))
+            )
             begin(self.catalog.models)
             try:
-                async with telling_of(self.link):
+                async with telling_of(self.link, self.background):
                     with observing(gauges(self)):
                         yield
             finally:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 import structlog
@@ -11,7 +12,7 @@ from opentelemetry.trace import Span
 
 from contracts import lifecycle
 from contracts.settings import Catalog
-from contracts.tasks import FailureCode, GenerationTask, UnreadableTask, decode_task_of, encode_task
+from contracts.tasks import FailureCode, GenerationTask, UnreadableTask, decode_task_of, encode_task, may_be_newer
 from contracts.topology import (
     DEADLINES,
     TASKS,
@@ -29,11 +30,15 @@ from gateway.leftovers import remove_leftovers
 from gateway.task_board import Snapshot, TaskBoard
 from ops import metrics
 from ops.artifacts import Artifacts
-from ops.nats_link import NatsLink, Pull, StreamFull, TransportUnavailable, WrongRevision, pages
+from ops.background import Background
+from ops.nats_link import NatsLink, Pull, StreamFull, TransportUnavailable, WrongRevision
 from ops.tracing import PRODUCER, TRACEPARENT, current_span, failed, of_message, of_task, span, traceparent_of
 from ops.unreadable import unreadables
 
+SWEEPER: Final = "sweeper"
 BATCH: Final = 64
+# Soon enough for a gateway that can read it, where only some are of the newer version.
+LEFT_S: Final = 5.0
 # For two clocks that differ a little.
 EXPIRY_MARGIN_S: Final = 1.0
 
@@ -53,8 +58,10 @@ class Sweeper:
         fallbacks: Fallbacks,
         catalog: Catalog,
         keep_s: float,
+        background: Background,
     ) -> None:
         """*keep_s* is how long the server keeps a record after its last change."""
+        self._background = background
         self._link = link
         self._artifacts = artifacts
         self._tasks = tasks
@@ -67,13 +74,20 @@ class Sweeper:
         """Handles due timers until *stop* is set."""
         async with asyncio.TaskGroup() as group:
             for kind in TIMER_KINDS:
-                group.create_task(self._sweep(kind, stop))
+                group.create_task(self._background.keep(f"{SWEEPER} {kind}", partial(self._sweep, kind, stop)))
 
     async def _sweep(self, kind: TimerKind, stop: asyncio.Event) -> None:
-        pull = await self._pull(kind)
-        async for messages in pages(pull, BATCH, stop):
-            await asyncio.gather(*(self._on_due(message) for message in messages))
-        await pull.close()
+        pull, name = await self._pull(kind), f"{SWEEPER} {kind}"
+        try:
+            while not stop.is_set():
+                messages = await pull.fetch(BATCH)
+                if pull.trouble is None:
+                    self._background.works(name)
+                else:
+                    self._background.trouble(name, pull.trouble)
+                await asyncio.gather(*(self._on_due(message) for message in messages))
+        finally:
+            await pull.close()
 
     async def _pull(self, kind: TimerKind) -> Pull:
         while True:
@@ -91,9 +105,7 @@ class Sweeper:
                 raise UnreadableTask("its subject names no task")
             await self.look(task_id, message.data)
         except UnreadableTask as error:
-            unreadables.tell("timer", message.subject, error)
-            with contextlib.suppress(Exception):
-                await message.term()
+            await self._on_unreadable(message, task_id, error)
             return
         except (TransportUnavailable, WrongRevision) as error:
             # not acked: the timer comes again in a second, to this gateway or another
@@ -104,6 +116,13 @@ class Sweeper:
             return
         with contextlib.suppress(Exception):
             await message.ack()
+
+    async def _on_unreadable(self, message: Msg, task_id: str, error: UnreadableTask) -> None:
+        """What a newer version may have written is left for a gateway of that version; the stream drops it in a day."""
+        unreadables.tell("timer", message.subject, error, revision=message.metadata.sequence.stream)
+        is_left = isinstance(error, _RecordUnreadable) or may_be_newer(task_id, message.data)
+        with contextlib.suppress(Exception):
+            await (message.nak(delay=LEFT_S) if is_left else message.term())
 
     async def look(self, task_id: str, payload: bytes | None = None) -> Snapshot | None:
         """Reads the record of *task_id*, does what is due, and returns the record afterwards.
@@ -157,11 +176,18 @@ class Sweeper:
             revision = await self._link.create(TASKS, task_id, encode_task(refused))
         except WrongRevision:
             if await self._tasks.read(task_id) is None:
-                raise UnreadableTask("the record of its task cannot be read") from None
+                raise await self._why_unreadable(task_id) from None
             raise
         metrics.task_ended(refused)
         await remove_leftovers(refused, link=self._link, artifacts=self._artifacts)
         return self._tasks.record(refused, revision, now)
+
+    async def _why_unreadable(self, task_id: str) -> Exception:
+        entry = await self._link.get(TASKS, task_id)
+        if entry is None or entry.value is None:
+            return WrongRevision(task_id)  # it expired meanwhile
+        text = "the record of its task cannot be read"
+        return _RecordUnreadable(text) if may_be_newer(task_id, entry.value) else UnreadableTask(text)
 
     async def _republish(self, snapshot: Snapshot, at: datetime, now: datetime) -> Snapshot:
         task = snapshot.task
@@ -219,6 +245,10 @@ class Sweeper:
             traceparent = traceparent_of(current) or task.traceparent
             headers = None if traceparent is None else {TRACEPARENT: traceparent}
             await self._link.publish(subject, encode_task(task), message_id=task.message_id, headers=headers)
+
+
+class _RecordUnreadable(UnreadableTask):
+    """There is a record, and it may be of a newer version."""
 
 
 def _span(name: str, task: GenerationTask) -> contextlib.AbstractContextManager[Span]:

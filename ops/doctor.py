@@ -1,6 +1,7 @@
 """`warmlane doctor`: what this machine has, what is missing, and what to do about it."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import platform
@@ -24,12 +25,13 @@ from rich.table import Table
 
 from contracts.fit import gb, need, never_fits
 from contracts.settings import ModelEntry, SettingsError, load_settings
-from contracts.topology import DEADLINES
+from contracts.topology import DEADLINES, Topology
 from ops.memory import DriverUnusable, GpuInfo, list_gpus, undivided_gpus
 from ops.nats_access import NatsAccess, access
 from ops.nats_link import MAX_SKEW_S, MINIMUM_SERVER, NatsLink, TransportUnavailable, UnusableServer
 from ops.nats_server import NoNatsServer, find_nats_server
 from ops.options import data_dir_option, nats_port_option, port_option, profile_option, settings_option
+from ops.provision import differences, wanted
 from ops.store_lock import StoreHolder, store_holder
 from ops.weights import WeightsUnreadable, missing_folder, weights_of
 
@@ -40,6 +42,8 @@ DISK_NEEDED_BYTES: Final = GIB // 2
 DISK_ADVISED_BYTES: Final = 5 * GIB
 OLDEST_PYTHON: Final = (3, 11)
 CONNECT_WAIT_S: Final = 2.0
+# Limits of a stream that an operator may have set; how long tasks are kept is not known here.
+LIMITS: Final = ("max_bytes", "max_msgs", "max_msg_size")
 RUNNING: Final = "data folder"
 VERSION_TIMEOUT_S: Final = 10.0
 
@@ -285,6 +289,30 @@ async def _clock(server: NatsAccess) -> Finding:
         await link.close()
 
 
+def _queue(server: NatsAccess, settings: Path | None, profile: str) -> Iterator[Finding]:
+    with contextlib.suppress(SettingsError):  # which is told with the models
+        found = asyncio.run(_lacks(server, wanted(load_settings(settings).catalog(profile), keep_s=0)))
+        if found is not None:
+            yield found
+
+
+async def _lacks(server: NatsAccess, want: Topology) -> Finding | None:
+    """What a server that runs lacks, or limits where it would lose tasks; None where there is nothing to look at."""
+    try:
+        link = await NatsLink.connect(server, name="doctor", wait_s=CONNECT_WAIT_S)
+    except (TransportUnavailable, UnusableServer):  # which the clock's line tells
+        return None
+    try:
+        found = [str(each) for each in await differences(link, want) if each.field in ("", *LIMITS)]
+    except TransportUnavailable as error:
+        return Finding(what="queue", level="note", found="it does not answer", advice=str(error))
+    finally:
+        await link.close()
+    if not found:
+        return Finding(what="queue", level="ok", found="every stream, bucket and consumer is there")
+    return Finding(what="queue", level="note", found="; ".join(found), advice="run `warmlane provision`")
+
+
 def _models(models_dir: Path, settings: Path | None, profile: str) -> Iterator[Finding]:
     try:
         entries = load_settings(settings).catalog(profile).models.values()
@@ -342,7 +370,11 @@ def command(
     Exit status 0 when `warmlane up` can run with these options, or does run on this folder, else 1. Nothing is changed.
     """
     server = access("operator", nats_url or f"nats://{HOST}:{nats_port}", data_dir=data_dir)
-    findings = [*look(data_dir, port, nats_port, server), *_models(data_dir / "models", settings, profile)]
+    findings = [
+        *look(data_dir, port, nats_port, server),
+        *_queue(server, settings, profile),
+        *_models(data_dir / "models", settings, profile),
+    ]
     Console().print(table_of(findings))
     missing = [finding.what for finding in findings if finding.level == "missing"]
     if missing:

@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Final
 
 import structlog
 
+from ops.background import Background
 from ops.ending import end
-from ops.metrics import clock_skew, nats_connected, observing
+from ops.metrics import background_trouble, clock_skew, nats_connected, observing
 from ops.nats_link import MAX_SKEW_S, NatsLink, TransportUnavailable, UnusableServer
 from ops.unreadable import begin
 
@@ -20,18 +22,22 @@ log = structlog.get_logger("nats")
 
 
 @contextlib.asynccontextmanager
-async def telling_of(link: NatsLink) -> AsyncIterator[None]:
+async def telling_of(link: NatsLink, background: Background | None = None) -> AsyncIterator[None]:
     """Measures the clocks every LOOK_EVERY_S while the block runs, and tells both in the metrics.
 
     At the start a clock that is off is refused (`NatsLink.require_clock`). One that drifts away later is said, and not
     acted upon: the tasks in hand are worth more than a timer that comes a second late.
     """
     begin()
-    looking = asyncio.create_task(_look(link))
+    background = background or Background()
+    looking = asyncio.create_task(background.keep("clock", partial(_look, link)))
     try:
         with observing(
             {
                 nats_connected: lambda: [(1.0 if link.is_connected else 0.0, ())],
+                background_trouble: lambda: [
+                    (float(name in background.troubles), (name,)) for name in background.names
+                ],
                 clock_skew: lambda: [] if link.skew_s is None else [(link.skew_s, ())],
             }
         ):

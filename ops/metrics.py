@@ -216,10 +216,16 @@ allocator_events = Counter(
 )
 memory_cleanups = Counter("warmlane.memory.cleanups", "model outcome", "Memory lines (FR-009, SC-003)")
 lane_deaths = Counter("warmlane.lane.deaths", "model", "Lane processes that ended by themselves")
+consumers_made_anew = Counter(
+    "warmlane.consumers.made_anew", "stream consumer", "Consumers that were gone, and were made anew by who needs them"
+)
 unreadable = Counter("warmlane.unreadable", "kind", "Messages and entries that could not be read")
 
 # ── told by every process ────────────────────────────────────────────────────────────────────────────────────────────
 
+background_trouble = Observed(
+    "warmlane.background.trouble", "task", "1 while a background task of the process cannot do its work"
+)
 clock_skew = Observed("warmlane.clock.skew", "", "The nats-server's clock less this one's", unit="s")
 nats_connected = Observed("warmlane.nats.connected", "", "1 while the connection to the nats-server stands")
 

@@ -12,6 +12,7 @@ import nats.errors
 import nats.js.errors
 from msgspec import Struct
 from nats.aio.msg import Msg
+from nats.js.client import JetStreamContext
 
 # nats-py hands the server's words on in small letters.
 _VIOLATION: Final = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]*)\"", re.IGNORECASE)
@@ -86,6 +87,8 @@ class _Asked(Struct, eq=False):
 
 # nats-server's answer where no stream takes the subject.
 _NO_RESPONDERS: Final = b"NATS/1.0 503"
+# The same to a fetch, and what a fetch that waits is told: its consumer, or the whole stream, was deleted.
+_CONSUMER_GONE: Final = (_NO_RESPONDERS, b"NATS/1.0 409 Consumer Deleted", b"NATS/1.0 404 Consumer Not Found")
 _WHITE: Final = re.compile(r"\s")
 _decode_answer: Final = msgspec.json.Decoder(_Answer).decode
 
@@ -100,11 +103,19 @@ class Client(nats.aio.client.Client):
         self._count = 0
         self._answers_sid = 0
         self._answers_to = ""
+        self._gone: set[int] = set()
 
     @property
     def speaks_tls(self) -> bool:
         """Whether the server that was reached last wants TLS, which is then spoken."""
         return bool(self._server_info.get("tls_required"))
+
+    def lost_its_consumer(self, subscription: JetStreamContext.PullSubscription) -> bool:
+        """Whether the server has said since the last call that its consumer is gone, which nats-py keeps to itself."""
+        sid = subscription._sub._id
+        was_lost = sid in self._gone
+        self._gone.discard(sid)
+        return was_lost
 
     def deny(self, denial: Denial) -> None:
         """Ends the requests that wait on the denied subject."""
@@ -197,6 +208,8 @@ class Client(nats.aio.client.Client):
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         if sid != self._answers_sid:
+            if headers and headers.startswith(_CONSUMER_GONE):
+                self._gone.add(sid)
             await super()._process_msg(sid, subject, reply, data, headers)
             return
         asked = self._asked.get(subject[len(self._answers_to) + 1 :])

@@ -11,7 +11,7 @@ import re
 import ssl
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from typing import Final, Self
 
@@ -22,17 +22,20 @@ import structlog
 from msgspec import Struct
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.js.api import ConsumerConfig, DeliverPolicy, Header, RawStreamMsg
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header, RawStreamMsg
 from nats.js.client import JetStreamContext
 
 from contracts.topology import (
+    ConsumerSpec,
     TimerKind,
     bucket_stream,
     bucket_subject,
+    consumer_on,
     is_work_subject,
     timer_due_subject,
     timer_set_subject,
 )
+from ops.metrics import consumers_made_anew
 from ops.nats_access import NatsAccess, inbox_prefix
 from ops.nats_client import Ack, Client, Denial, Denied, denial_in, is_unauthorised
 from ops.unreadable import unreadables
@@ -42,6 +45,8 @@ MAX_SKEW_S: Final = 0.25
 REPLY_TIMEOUT_S: Final = 2.0
 # A fetch in flight when the server restarts hangs until its own time-out (design §10.6).
 FETCH_TIMEOUT_S: Final = 2.0
+# Where a consumer cannot be made anew, it is tried again so often.
+MISSING_PAUSE_S: Final = 1.0
 PING_INTERVAL_S: Final = 2
 MAX_OUTSTANDING_PINGS: Final = 2
 # A server that falls silent, without a word of TCP, is noticed so late at most.
@@ -58,6 +63,7 @@ _WRONG_LAST_SEQUENCE: Final = 10071
 # In a cluster, another write of the same key is being replicated. Soon it is decided which of the two won.
 _UNDECIDED: Final = 10164
 UNDECIDED_WAIT_S: Final = 0.01
+_ALREADY_THERE: Final = 10148
 _NO_MESSAGE: Final = 10037
 
 log = structlog.get_logger("nats")
@@ -321,7 +327,23 @@ class NatsLink:
     async def pull(self, stream: str, consumer: str) -> "Pull":
         """A handle on a durable pull consumer that provisioning has made."""
         with translated(stream):
-            return Pull(await self.js.pull_subscribe_bind(consumer, stream), f"{stream}/{consumer}")
+            return Pull(self, await self.js.pull_subscribe_bind(consumer, stream), stream, consumer)
+
+    async def make_consumer(self, stream: str, name: str) -> bool:
+        """Makes the consumer *name* of *stream* where it is gone; whether it was.
+
+        Raises TransportUnavailable, also where the stream is gone, or this user may not.
+        """
+        spec = consumer_on(stream, name)
+        config = consumer_config(spec).evolve(name=name)
+        asked = {"stream_name": stream, "config": config.as_dict(), "action": "create"}
+        subject = f"$JS.API.CONSUMER.CREATE.{stream}.{name}.{spec.filter_subject}"
+        with translated(f"{stream}/{name}"):
+            reply = await self.client.request(subject, json.dumps(asked).encode(), timeout=REPLY_TIMEOUT_S)
+        error = json.loads(reply.data).get("error")
+        if error is not None and error.get("err_code") != _ALREADY_THERE:
+            raise TransportUnavailable(f"{stream}/{name}: {error.get('description')}")
+        return error is None
 
     async def set_timer(self, kind: TimerKind, task_id: str, at: datetime, payload: bytes) -> None:
         """Stores a server-side timer; one of the same kind and task is replaced. Raises TransportUnavailable."""
@@ -488,13 +510,42 @@ class NatsLink:
 class Pull:
     """A durable pull consumer."""
 
-    def __init__(self, subscription: JetStreamContext.PullSubscription, name: str) -> None:
+    def __init__(
+        self, link: NatsLink, subscription: JetStreamContext.PullSubscription, stream: str, consumer: str
+    ) -> None:
+        self._link = link
         self._subscription = subscription
-        self._name = name
+        self._stream, self._consumer = stream, consumer
+        self._name = f"{stream}/{consumer}"
         self._told = False
+        self.trouble: str | None = None
+        """Why nothing can come from here; None while all is well."""
 
     async def fetch(self, batch: int = 1) -> list[Msg]:
-        """Up to *batch* messages; an empty list when none came within 2 s or the server is away."""
+        """Up to *batch* messages; an empty list when none came within 2 s or the server is away.
+
+        A consumer that is gone is made anew, as provisioning does: nobody else would notice (ADR 0031).
+        """
+        messages = await self._fetch(batch)
+        if self._link.client.lost_its_consumer(self._subscription):
+            await self._make_anew()
+        elif messages:
+            self.trouble = None
+        return messages
+
+    async def _make_anew(self) -> None:
+        try:
+            if await self._link.make_consumer(self._stream, self._consumer):
+                log.warning("consumer_made_anew", consumer=self._name)
+                consumers_made_anew.add(self._stream, self._consumer)
+            self.trouble = None
+        except TransportUnavailable as error:
+            if self.trouble is None:  # a cluster that elects a leader has none for seconds
+                log.warning("consumer_missing", consumer=self._name, error=str(error))
+            self.trouble = f"{self._name} is missing; run `warmlane provision`"
+            await asyncio.sleep(MISSING_PAUSE_S)
+
+    async def _fetch(self, batch: int) -> list[Msg]:
         try:
             messages = await self._subscription.fetch(batch, timeout=FETCH_TIMEOUT_S)
         except TimeoutError:
@@ -515,6 +566,19 @@ class Pull:
             await self._subscription.unsubscribe()
 
 
+def consumer_config(spec: ConsumerSpec) -> ConsumerConfig:
+    """*spec* as the server wants it."""
+    return ConsumerConfig(
+        durable_name=spec.name,
+        filter_subject=spec.filter_subject,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=spec.ack_wait_s,
+        max_deliver=-1,
+        max_ack_pending=spec.max_ack_pending,
+        deliver_policy=DeliverPolicy.ALL,
+    )
+
+
 async def ack_sync(message: Msg) -> None:
     """Acks *message* and waits until the server has it. Raises TransportUnavailable.
 
@@ -522,14 +586,6 @@ async def ack_sync(message: Msg) -> None:
     """
     with translated(message.subject):
         await message.ack_sync(timeout=REPLY_TIMEOUT_S)
-
-
-async def pages(pull: Pull, batch: int, stop: asyncio.Event) -> AsyncIterator[list[Msg]]:
-    """Batches of messages until *stop* is set."""
-    while not stop.is_set():
-        messages = await pull.fetch(batch)
-        if messages:
-            yield messages
 
 
 def _refused(access: NatsAccess, error: Exception) -> UnusableServer:

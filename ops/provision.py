@@ -11,9 +11,6 @@ import click
 import nats.js.errors
 from msgspec import Struct
 from nats.js.api import (
-    AckPolicy,
-    ConsumerConfig,
-    DeliverPolicy,
     DiscardPolicy,
     RetentionPolicy,
     StorageType,
@@ -30,7 +27,6 @@ from contracts.topology import (
     SLOTS,
     TASKS,
     BucketSpec,
-    ConsumerSpec,
     StreamSpec,
     Topology,
     bucket_stream,
@@ -38,7 +34,7 @@ from contracts.topology import (
     topology,
 )
 from ops.nats_access import NatsAccess
-from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer, translated
+from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer, consumer_config, translated
 from ops.options import (
     keep_option,
     nats_options,
@@ -193,7 +189,7 @@ async def _compare(link: NatsLink, want: Topology) -> AsyncIterator[tuple[Differ
             for difference in _differing(name, fields, have, config):
                 yield difference, partial(manager.update_stream, mended)
         for consumer in spec.consumers if isinstance(spec, StreamSpec) else ():
-            wanted_consumer = _consumer_config(consumer)
+            wanted_consumer = consumer_config(consumer)
             label = f"{name}/{consumer.name}"
             mend = partial(manager.add_consumer, name, wanted_consumer)
             try:
@@ -251,18 +247,6 @@ def _stream_config(spec: StreamSpec | BucketSpec) -> StreamConfig:
         # replacing a timer is a rollup of its subject
         allow_rollup_hdrs=spec.allow_msg_schedules,
         allow_direct=False,
-    )
-
-
-def _consumer_config(spec: ConsumerSpec) -> ConsumerConfig:
-    return ConsumerConfig(
-        durable_name=spec.name,
-        filter_subject=spec.filter_subject,
-        ack_policy=AckPolicy.EXPLICIT,
-        ack_wait=spec.ack_wait_s,
-        max_deliver=-1,
-        max_ack_pending=spec.max_ack_pending,
-        deliver_policy=DeliverPolicy.ALL,
     )
 
 

@@ -27,7 +27,7 @@ METRICS: Final = {
 # What every gateway tells alike, because it watches the same buckets: max or min over gateways, never a sum.
 ALIKE: Final = frozenset(list(METRICS)[: list(METRICS).index("warmlane_requests_accepted_total")])
 # What every process tells of itself.
-OWN: Final = frozenset({"warmlane_clock_skew_seconds", "warmlane_nats_connected"})
+OWN: Final = frozenset({"warmlane_background_trouble", "warmlane_clock_skew_seconds", "warmlane_nats_connected"})
 # What is counted once, by whoever did it: the sum is the truth. Of a slot's memory its worker alone tells.
 COUNTED: Final = METRICS.keys() - ALIKE - OWN - {"warmlane_memory_after_cleanup_bytes"}
 
@@ -55,6 +55,9 @@ VALUES: Final[dict[str, tuple[str, ...]]] = {
         *("rss", "rss_peak", "cuda_allocated", "cuda_reserved", "cuda_peak_allocated", "cuda_peak_reserved"),
         *("cuda_inactive_split", "device_used", "device_free"),
     ),
+    "task": ("sweeper admit", "sweeper lease", "janitor", "fallback episodes", "clock"),
+    "stream": ("DEADLINES", "DEGRADED", "LANE_ANISORA", "KV_tasks"),
+    "consumer": ("worker", "sweep-admit", "sweep-lease"),
     "event": ("retry", "oom"),
     "warmlane_unreadable_total kind": get_args(Kind),
 }

@@ -26,6 +26,7 @@ from contracts.tasks import (
     decode_task,
     decode_task_of,
     encode_task,
+    may_be_newer,
 )
 from contracts.topology import TASKS, WORK_CONSUMER
 from lane_worker.runtime.claim import Drop, Expire, Mine, Reread, Take, claim_decision, is_overdue
@@ -46,6 +47,9 @@ UNANSWERED_MAX_S: Final = 1.0
 # Between two looks for an input image that has not come yet; from the first to the last of them doubled.
 IMAGE_LOOK_FIRST_S: Final = 0.05
 IMAGE_LOOK_LAST_S: Final = 0.5
+# What a newer version may have written is left for one of its workers: so long it rests each time, and so long in all.
+LEFT_S: Final = 2.0
+LEFT_MAX_S: Final = 60.0
 # A record is moved before its message is sent. What stays ahead of it for 5 s was sent by nobody of ours.
 AHEAD_MAX_LOOKS: Final = 100
 
@@ -167,10 +171,9 @@ class WorkLoop:
             queued = _queued(message)
             held = await self._claim(queued, message)
         except UnreadableTask as error:
-            # never deliverable: out of the queue with it, or it holds a place for ever (design §10.10)
-            unreadables.tell("task", message.subject, error)
+            unreadables.tell("task", message.subject, error, revision=message.metadata.sequence.stream)
             with contextlib.suppress(Exception):
-                await message.term()
+                await (message.nak(delay=LEFT_S) if _is_left(message, error) else message.term())
             return
         # The record decides from here on, so the run need not wait for the ack (ADR 0006).
         acked = asyncio.create_task(self._ack(message))
@@ -250,6 +253,8 @@ class WorkLoop:
             record = None if value is None else decode_task_of(queued.id, value)
         except UnreadableTask as error:
             unreadables.tell("record", queued.id, error, revision=revision)
+            if value is not None and may_be_newer(queued.id, value):
+                raise _RecordUnreadable("the record of its task cannot be read") from None
             return None
         decision = claim_decision(queued, record, revision=revision, owner=self._owner, now=datetime.now(UTC))
         match decision:
@@ -461,6 +466,20 @@ def _queued(message: Msg) -> GenerationTask:
     if message.subject.partition(".")[2] != f"{task.model}.{task.id}":
         raise UnreadableTask("it is not the task of its subject")
     return task
+
+
+def _is_left(message: Msg, error: UnreadableTask) -> bool:
+    """Whether a worker of a newer version may serve what this one cannot read.
+
+    Not for ever: its place in the queue is wanted (design §10.10), and by then the gateway has moved the task.
+    """
+    age_s = (datetime.now(UTC) - message.metadata.timestamp).total_seconds()
+    task_id = message.subject.rpartition(".")[2]
+    return age_s < LEFT_MAX_S and (isinstance(error, _RecordUnreadable) or may_be_newer(task_id, message.data))
+
+
+class _RecordUnreadable(UnreadableTask):
+    """There is a record, and it may be of a newer version."""
 
 
 class _Ahead(Exception):

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from msgspec.structs import replace
 
 from contracts.settings import load_settings
+from contracts.topology import DEADLINES
 from ops.cli import cli
 from ops.doctor import GIB, Finding, judge_disk, judge_gpus, judge_model, judge_nats_version, judge_skew, look
 from ops.memory import GpuInfo, Holder
@@ -128,6 +129,17 @@ async def test_the_clock_is_compared_with_a_server_that_runs(
     told = await asyncio.to_thread(clock, tmp_path, nats_server)
     assert told.level == "ok"
     assert "the nats-server" in told.found
+
+
+async def test_what_a_server_lacks_is_told(tmp_path: Path, link: NatsLink, nats_server: NatsServer) -> None:
+    """With the rights of `operator`, which changes nothing."""
+    url = nats_server.address.replace("://", "://operator:pw-operator@")
+    told = await asyncio.to_thread(doctor, tmp_path, "--nats-url", url)
+    assert "every stream, bucket and consumer is there" in told.output
+    await link.js.delete_consumer(DEADLINES, "sweep-admit")
+    told = await asyncio.to_thread(doctor, tmp_path, "--nats-url", url)
+    assert "DEADLINES/sweep-admit: missing" in told.output
+    assert "run `warmlane provision`" in told.output
 
 
 def test_a_server_without_streams_is_told_and_left_as_it_is(tmp_path: Path, nats_server: NatsServer) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import httpx
 import pytest
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from contracts.lanes import LaneState
@@ -25,6 +26,7 @@ from contracts.topology import (
     LEADER_KEY,
     SLOTS,
     TASKS,
+    WORK_CONSUMER,
     lane_stream,
     work_subject,
 )
@@ -95,6 +97,7 @@ async def done(link: NatsLink, task_id: str) -> None:
 
 async def test_a_poisoned_queue(route: Route, link: NatsLink, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "AHEAD_MAX_LOOKS", 2)
+    monkeypatch.setattr(loop, "LEFT_MAX_S", 0)  # what could be of a newer version has been left for long enough
     known = fresh("known", route)
     await link.create(TASKS, known.id, encode_task(known))
     subject = work_subject(route, "anisora", "poison")
@@ -120,6 +123,54 @@ async def test_a_poisoned_queue(route: Route, link: NatsLink, worker: Worker, mo
         return (await link.js.stream_info(lane_stream("anisora") if route == "lane" else DEGRADED)).state.messages == 0
 
     await eventually(is_empty)
+
+
+async def test_what_a_newer_version_wrote_is_left_for_one_of_its_workers(
+    link: NatsLink, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message, and the record that this worker cannot read: both come again, and are served once they can be."""
+    monkeypatch.setattr(loop, "LEFT_S", 0.1)
+    worker = Worker(link, catalog.windows, tmp_path, "one")
+    worker.runner.may_end.set()
+    task, stream = fresh("01890a5d-ac96-774b-bcce-b302099a80fa"), lane_stream("anisora")
+    revision = await link.create(TASKS, task.id, spoilt(task, status="paused"))
+    with capture_logs() as lines:
+        await link.publish(work_subject("lane", "anisora", task.id), encode_task(task))
+        await link.publish(work_subject("lane", "anisora", "newer"), spoilt(fresh("newer"), status="paused"))
+
+        async def left() -> bool:
+            info = await link.js.consumer_info(stream, WORK_CONSUMER)
+            return info.num_redelivered == 2
+
+        await eventually(left)
+        told = [line["where"] for line in lines if line["event"] == "unreadable"]
+        assert len(told) == len(set(told))  # each of them once, however often it comes
+        await link.update(TASKS, task.id, encode_task(task), revision=revision)  # as by an upgrade of this worker
+        await done(link, task.id)
+    assert (await link.depth(stream)).messages == 1
+    assert [ran.id for ran in worker.runner.ran] == [task.id]
+    await worker.close()
+
+
+async def test_a_timer_whose_record_is_of_a_newer_version_is_left_for_its_gateway(
+    http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink
+) -> None:
+    task = replace(fresh("01890a5d-ac96-774b-bcce-b302099a80fb", "degraded"), deadline_at=datetime.now(UTC))
+    revision = await gateway_link.create(TASKS, task.id, spoilt(task, status="paused"))
+    await gateway_link.publish(f"deadline.due.admit.{task.id}", encode_task(task))
+
+    async def left() -> bool:
+        told = [line["where"] for line in unreadable_lines(gateway) if line["kind"] == "timer"]
+        return f"deadline.due.admit.{task.id}" in told
+
+    await eventually(left)
+    await gateway_link.update(TASKS, task.id, encode_task(task), revision=revision)  # as after an upgrade
+
+    async def ended() -> bool:
+        entry = await gateway_link.get(TASKS, task.id)
+        return decode_task((entry and entry.value) or b"").status is TaskStatus.FAILED
+
+    await eventually(ended)
 
 
 async def test_a_poisoned_leader_key_keeps_nobody_out(link: NatsLink) -> None:

@@ -612,6 +612,9 @@ class SimulatedClient:
 
         return bool(await self.call(f"purge {stream} {subject}", purge, lane=f"delete {stream}"))
 
+    def lost_its_consumer(self, _: PullSubscription) -> bool:
+        return False
+
     async def pull_subscribe_bind(self, consumer: str, stream: str) -> PullSubscription:
         self.require_connection()
         return PullSubscription(self, self.network.server.consumer(stream, consumer), f"{stream}/{consumer}")

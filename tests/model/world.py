@@ -36,8 +36,9 @@ from lane_worker.runtime.host_messages import WrittenVideo
 from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful, WorkLoop
 from lane_worker.runtime.scratch import Scratch
 from ops.artifacts import Artifacts, StorageFailed
-from ops.nats_link import NatsLink, TransportUnavailable
-from ops.provision import _consumer_config, _stream_config, wanted
+from ops.background import Background
+from ops.nats_link import NatsLink, TransportUnavailable, consumer_config
+from ops.provision import _stream_config, wanted
 from tests.model.invariants import Ledger, Violation
 from tests.model.jetstream import Stored, moment
 from tests.model.model_loop import Host
@@ -197,6 +198,7 @@ class GatewayHost(ModelHost):
             fallbacks=fallbacks,
             catalog=catalog,
             keep_s=KEEP_S,
+            background=Background(),
         )
         holds = Holds(link=link, artifacts=artifacts, tasks=tasks, sweeper=sweeper, stopping=stopping)
         await holds.start()
@@ -717,7 +719,7 @@ def configured() -> tuple[Catalog, Topology]:
 def _configs(topology: Topology) -> list[tuple[Any, list[Any]]]:
     found: list[tuple[Any, list[Any]]] = []
     for spec in topology.streams:
-        found.append((_stream_config(spec), [_consumer_config(consumer) for consumer in spec.consumers]))
+        found.append((_stream_config(spec), [consumer_config(consumer) for consumer in spec.consumers]))
     found.extend((_stream_config(bucket), []) for bucket in topology.buckets)
     return found
 
