@@ -500,6 +500,13 @@ async def leads(stage: Stage, worker: str) -> None:
     await stage.put(LEADER, LEADER_KEY, Leadership(worker=worker, owner="o", slot="cpu-2", pid=1, since=now))
 
 
+async def a_queue_that_does_not_work(stage: Stage, page: Page) -> None:
+    assert (await stage.http.get("/readyz")).json()["troubles"] == []
+    await page.run("nats consumer info DEADLINES sweep-admit")
+    streams = await page.run("nats stream ls --all")
+    assert {"DEADLINES", "DEGRADED", "LANE_ANISORA", "KV_tasks"} <= set(streams)
+
+
 SECTIONS: Final[dict[str, Callable[[Stage, Page], Awaitable[None]]]] = {
     "Runbook": the_context,
     "What is waiting": what_is_waiting,
@@ -509,6 +516,7 @@ SECTIONS: Final[dict[str, Callable[[Stage, Page], Awaitable[None]]]] = {
     "Pause": pause,
     "Drain": drain,
     "A poisoned message": a_poisoned_message,
+    "A queue that does not work": a_queue_that_does_not_work,
     "Requeue a failed task": requeue,
     "Lift a quarantine": lift_a_quarantine,
     "Back up and restore": back_up_and_restore,
