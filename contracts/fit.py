@@ -67,6 +67,8 @@ class Need(Struct, frozen=True, kw_only=True):
     host_bytes: int
     parts: str
     """Where the figures come from, in words."""
+    pooled: bool = False
+    """Whether the card has no memory of its own, so that *card_bytes* are all that is needed."""
 
     @property
     def slot_bytes(self) -> int:
@@ -164,6 +166,19 @@ def need(components: Components | None, checkpoint: Checkpoint, *, on_card: bool
     return Need(on_card=True, card_bytes=on + beside, host_bytes=host, parts=f"{what}, activations {gb(beside)}")
 
 
+def pooled(wanted: Need) -> Need:
+    """*wanted* on a card that shares its host's memory: there what would be on either of them comes out of one pool."""
+    if not wanted.on_card:
+        return wanted
+    return msgspec.structs.replace(
+        wanted,
+        card_bytes=wanted.card_bytes + wanted.host_bytes,
+        host_bytes=0,
+        parts=f"{wanted.parts}; beside it {gb(wanted.host_bytes)}, since card and host share one memory",
+        pooled=True,
+    )
+
+
 def _groups_bytes(part: Loaded, group: GroupOffload) -> int:
     """What of *part* is on the card at a time: the group that computes, the next one, and one that is being let go."""
     at_a_time = 1 + group.stream + group.record_stream
@@ -198,7 +213,8 @@ def never_fits(
         f"with offload {checkpoint.offload} it needs {wanted.slot_bytes:,} bytes on the {where}, which has "
         f"{room_bytes:,} in all and {free_bytes:,} free: {wanted.parts}"
     )
-    fitting = list(_fitting(components, checkpoint, room_bytes)) if wanted.on_card and components else []
+    others = _fitting(components, checkpoint, room_bytes, in_one_pool=wanted.pooled) if wanted.on_card else ()
+    fitting = list(others) if components else []
     if fitting:
         return f"{text}; these would fit: {'; '.join(fitting)}"
     return f"{text}; give it a larger {where}, or lower the limits of the model and checkpoint.activation_bytes"
@@ -214,7 +230,9 @@ def host_shortage(wanted: Need, *, free_bytes: int) -> str | None:
     )
 
 
-def _fitting(components: Components | None, checkpoint: Checkpoint, room_bytes: int) -> Iterator[str]:
+def _fitting(
+    components: Components | None, checkpoint: Checkpoint, room_bytes: int, *, in_one_pool: bool
+) -> Iterator[str]:
     """Other options with which it fits, the fastest first."""
     casts: tuple[Literal["float8_e4m3fn"] | None, ...] = (checkpoint.layerwise_casting,)
     if checkpoint.layerwise_casting is None:
@@ -223,6 +241,7 @@ def _fitting(components: Components | None, checkpoint: Checkpoint, room_bytes: 
         for cast in casts:
             other = msgspec.structs.replace(checkpoint, offload=offload, layerwise_casting=cast, group_offload=None)
             wanted = need(components, other, on_card=True)
+            wanted = pooled(wanted) if in_one_pool else wanted
             if wanted.card_bytes <= room_bytes:
                 casting = f' with "layerwise_casting": "{cast}"' if cast is not None else ""
                 yield f'"offload": "{offload}"{casting} ({gb(wanted.card_bytes)})'

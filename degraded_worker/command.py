@@ -22,6 +22,7 @@ from ops.options import (
     slot_option,
     step_seconds_option,
 )
+from ops.placement import refuse_hidden
 from ops.provision import require_degraded
 from ops.telemetry import Listen
 
@@ -57,6 +58,7 @@ def command(
     name = name or f"degraded-{slot}"
     data_dir = data_dir.absolute()
     configure_logging("degraded")
+    refuse_hidden(slot)
 
     async def run() -> None:
         catalog = load_settings(settings).catalog(profile)

@@ -24,6 +24,7 @@ from ops.options import (
     slot_option,
     step_seconds_option,
 )
+from ops.placement import refuse_hidden
 from ops.provision import require_lane
 from ops.telemetry import Listen
 
@@ -61,6 +62,7 @@ def command(
     name = name or f"{model}-{slot}"
     data_dir = data_dir.absolute()
     configure_logging("lane")
+    refuse_hidden(slot)
 
     async def run() -> None:
         catalog = load_settings(settings).catalog(profile)

@@ -23,16 +23,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from contracts.fit import gb, need, never_fits
+from contracts.fit import gb, need, never_fits, pooled
 from contracts.settings import ModelEntry, SettingsError, load_settings
 from contracts.topology import DEADLINES, Topology
-from ops.memory import DriverUnusable, GpuInfo, list_gpus, undivided_gpus
+from ops.memory import DriverUnusable, GpuInfo, survey
 from ops.nats_access import NatsAccess, access
 from ops.nats_link import MAX_SKEW_S, MINIMUM_SERVER, NatsLink, TransportUnavailable, UnusableServer
 from ops.nats_server import NoNatsServer, find_nats_server
 from ops.options import data_dir_option, nats_port_option, port_option, profile_option, settings_option
 from ops.provision import differences, wanted
 from ops.store_lock import StoreHolder, store_holder
+from ops.visible_cards import VISIBLE, AmbiguousOrder
 from ops.weights import WeightsUnreadable, missing_folder, weights_of
 
 HOST: Final = "127.0.0.1"
@@ -71,17 +72,37 @@ def judge_nats_version(text: str) -> Finding:
     return Finding(what="nats-server", level=level, found=match[0].lstrip("v"), advice="" if new_enough else advice)
 
 
-def judge_gpus(gpus: Sequence[GpuInfo], torch_version: str | None, undivided: Sequence[str] = ()) -> Finding:
+def judge_gpus(
+    gpus: Sequence[GpuInfo],
+    torch_version: str | None,
+    undivided: Sequence[str] = (),
+    *,
+    hidden: Sequence[str] = (),
+    broken: Sequence[str] = (),
+) -> Finding:
     """The cards, who holds their memory, and whether the torch that is installed can use them.
 
-    Those of *undivided* are in MIG mode without an instance: nothing can use them.
+    The others are those of a `Survey`.
     """
+    found = "; ".join(
+        [
+            *map(_gpu, gpus),
+            *(f"{uuid} is in MIG mode and has no instance" for uuid in undivided),
+            *(f"{uuid} is hidden by {VISIBLE}={os.environ.get(VISIBLE)!r}" for uuid in hidden),
+            *broken,
+        ]
+    )
+    if broken:
+        advice = "the other cards can be used; `nvidia-smi` and `dmesg` tell more of this one"
+        return Finding(what="GPUs", level="note", found=found, advice=advice)
     if undivided:
-        found = "; ".join([*map(_gpu, gpus), *(f"{uuid} is in MIG mode and has no instance" for uuid in undivided)])
         advice = (
             "make instances (`nvidia-smi mig -lgip` lists the kinds, `nvidia-smi mig -cgi KIND -C` makes one), or turn "
             "MIG off (`nvidia-smi -mig 0`); one instance is a slot"
         )
+        return Finding(what="GPUs", level="note", found=found, advice=advice)
+    if hidden and not gpus:
+        advice = f"remove {VISIBLE} for the production profile, or name some of them"
         return Finding(what="GPUs", level="note", found=found, advice=advice)
     if not gpus:
         return Finding(
@@ -91,7 +112,6 @@ def judge_gpus(gpus: Sequence[GpuInfo], torch_version: str | None, undivided: Se
             advice="the tiny profile runs on the CPU; the production profile needs an NVIDIA card for the degraded "
             "worker, and one for each lane: lanes that find none are denied",
         )
-    found = "; ".join(map(_gpu, gpus))
     if torch_version is not None and "+cpu" in torch_version:
         advice = "the installed torch is the CPU build; install the default one to use them"
         return Finding(what="GPUs", level="note", found=found, advice=advice)
@@ -99,7 +119,8 @@ def judge_gpus(gpus: Sequence[GpuInfo], torch_version: str | None, undivided: Se
 
 
 def _gpu(gpu: GpuInfo) -> str:
-    what = f"{gpu.name} ({gpu.free_bytes / GIB:.0f} of {gpu.total_bytes / GIB:.0f} GiB free, {gpu.uuid})"
+    shared = " that it shares with the host" if gpu.unified else ""
+    what = f"{gpu.name} ({gpu.free_bytes / GIB:.0f} of {gpu.total_bytes / GIB:.0f} GiB{shared} free, {gpu.uuid})"
     return ", ".join([what, *map(str, gpu.holders)])
 
 
@@ -116,6 +137,8 @@ def judge_model(entry: ModelEntry, models_dir: Path, gpus: Sequence[GpuInfo]) ->
     wanted = need(components, entry.checkpoint, on_card=True)
     found = f"needs {gb(wanted.card_bytes)} on a card and {gb(wanted.host_bytes)} on its host: {wanted.parts}"
     card = max(gpus, key=lambda gpu: gpu.total_bytes, default=None)
+    if card is not None and card.unified:
+        wanted = pooled(wanted)
     if card is None:
         return Finding(what=what, level="note", found=found, advice="there is no card here")
     why = never_fits(wanted, components, entry.checkpoint, room_bytes=card.total_bytes, free_bytes=card.free_bytes)
@@ -153,13 +176,16 @@ def look(data_dir: Path, port: int, nats_port: int, server: NatsAccess) -> Itera
     yield _nats_server()
     torch_version = _version("torch")
     try:
-        yield judge_gpus(list_gpus(), torch_version, undivided_gpus())
+        there = survey()
+        yield judge_gpus(there.gpus, torch_version, there.undivided, hidden=there.hidden, broken=there.broken)
+    except AmbiguousOrder as error:
+        yield Finding(what="GPUs", level="note", found="which are meant is not clear", advice=str(error))
     except DriverUnusable as error:
         yield Finding(
             what="GPUs",
             level="note",
             found=f"the NVIDIA driver does not work: {error}",
-            advice="restart the machine after a driver update; until then only the tiny profile runs",
+            advice="until it does, only the tiny profile runs",
         )
     for package in ("torch", "diffusers", "transformers"):
         yield _package(package)
@@ -320,9 +346,9 @@ def _models(models_dir: Path, settings: Path | None, profile: str) -> Iterator[F
         yield Finding(what="settings", level="missing", found=str(error), advice="correct the file, or --profile")
         return
     try:
-        gpus = list_gpus()
-    except DriverUnusable:  # which is told above
-        gpus = []
+        gpus = survey().gpus
+    except (DriverUnusable, AmbiguousOrder):  # which is told above
+        gpus = ()
     for entry in entries:
         if entry.checkpoint.random_weights is None:
             yield judge_model(entry, models_dir.absolute(), gpus)

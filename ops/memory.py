@@ -1,6 +1,7 @@
 """Memory probes: the only file that talks to NVML."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -13,10 +14,15 @@ import pynvml
 import structlog
 from msgspec import Struct
 
+from ops.visible_cards import Card, visible_slots
+
 GIB: Final = 1 << 30
 MB: Final = 1_000_000
 # A driver that wakes a card up takes seconds; one that hangs never answers.
 ANSWER_S: Final = 20.0
+
+# ValueError, KeyError: another kernel's wording
+_SYSTEM_ERRORS: Final = (OSError, ValueError, KeyError, psutil.Error)
 
 T = TypeVar("T")
 
@@ -43,7 +49,8 @@ class Holder(Struct, frozen=True, kw_only=True):
 class GpuInfo(Struct, frozen=True, kw_only=True):
     """One card, addressed by UUID: NVML ignores CUDA_VISIBLE_DEVICES, so an index would mislead.
 
-    Or one MIG instance of a card that is split up: CUDA takes its UUID (`MIG-…`) as it takes a card's.
+    Or one MIG instance of a card that is split up: CUDA takes its UUID (`MIG-…`) as it takes a card's. One that is
+    *unified* has no memory of its own (GB10, Jetson): the figures are the system's, which the host uses too.
     """
 
     uuid: str
@@ -51,6 +58,20 @@ class GpuInfo(Struct, frozen=True, kw_only=True):
     total_bytes: int
     free_bytes: int
     holders: tuple[Holder, ...] = ()
+    unified: bool = False
+
+
+class Survey(Struct, frozen=True, kw_only=True):
+    """The NVIDIA cards of this machine: *gpus* are those that can be used, in the order of use.
+
+    By their UUIDs, *hidden* are those that CUDA_VISIBLE_DEVICES hides, and *undivided* those in MIG mode without an
+    instance. *broken* says of each card that the driver fails on which it is, why, and what to do.
+    """
+
+    gpus: tuple[GpuInfo, ...] = ()
+    hidden: tuple[str, ...] = ()
+    undivided: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
 
 
 class DriverUnusable(Exception):
@@ -98,35 +119,53 @@ def _nvml() -> Iterator[bool]:
             pynvml.nvmlShutdown()
 
 
-def list_gpus() -> list[GpuInfo]:
-    """The NVIDIA cards of this machine in NVML's order; empty without a driver.
+def survey(environ: Mapping[str, str] = os.environ) -> Survey:
+    """The NVIDIA cards of this machine; none without a driver. A card in MIG mode stands there as its instances.
 
-    A card in MIG mode stands there as its instances. Raises DriverUnusable where a driver is loaded and fails (after an
-    update without a restart, say), or does not answer within ANSWER_S.
+    Raises DriverUnusable where a driver is loaded and fails (after an update without a restart, say) or fails on every
+    card, or does not answer within ANSWER_S; AmbiguousOrder where it is not clear what CUDA_VISIBLE_DEVICES means.
     """
-    return _within(ANSWER_S, _list_gpus)
+    return _within(ANSWER_S, lambda: _survey(environ))
+
+
+def list_gpus() -> list[GpuInfo]:
+    """The cards, or MIG instances, that can be used, in the order of use. Raises what `survey` does."""
+    return list(survey().gpus)
 
 
 def undivided_gpus() -> list[str]:
-    """The UUIDs of cards that nothing can use: they are in MIG mode and have no instance. Raises DriverUnusable."""
-    return _within(ANSWER_S, _undivided_gpus)
+    """The UUIDs of cards that nothing can use: they are in MIG mode and have no instance. Raises what `survey` does."""
+    return list(survey().undivided)
 
 
-def _list_gpus() -> list[GpuInfo]:
+def _survey(environ: Mapping[str, str]) -> Survey:
+    cards: list[Card] = []
+    infos: dict[str, GpuInfo] = {}
+    undivided, broken = [], []
     with _nvml() as usable:
-        return [_info(handle) for _, handles in _cards(usable) for handle in handles]
-
-
-def _undivided_gpus() -> list[str]:
-    with _nvml() as usable:
-        return [str(pynvml.nvmlDeviceGetUUID(card)) for card, handles in _cards(usable) if not handles]
-
-
-def _cards(usable: bool) -> Iterator[tuple[object, list[object]]]:
-    """Each card, and what CUDA can use of it: the card itself, or its MIG instances."""
-    for index in range(pynvml.nvmlDeviceGetCount() if usable else 0):
-        card = pynvml.nvmlDeviceGetHandleByIndex(index)
-        yield card, _mig_instances(card) if _is_divided(card) else [card]
+        for index in range(pynvml.nvmlDeviceGetCount() if usable else 0):
+            # one card that is lost leaves the others usable, and their numbers as they are
+            try:
+                card = pynvml.nvmlDeviceGetHandleByIndex(index)
+                uuid, name = str(pynvml.nvmlDeviceGetUUID(card)), str(pynvml.nvmlDeviceGetName(card))
+                is_divided = _is_divided(card)
+                its = [_info(handle) for handle in (_mig_instances(card) if is_divided else [card])]
+            except pynvml.NVMLError as error:
+                broken.append(f"card {index}: {in_words(error)}")
+                cards.append(Card(f"card {index}", "", ()))
+                continue
+            undivided += [uuid] if is_divided and not its else []
+            cards.append(Card(uuid, name, tuple(info.uuid for info in its)))
+            infos |= {info.uuid: info for info in its}
+    if broken and not infos and not undivided:
+        raise DriverUnusable("; ".join(broken))
+    seen = visible_slots(cards, environ)
+    return Survey(
+        gpus=tuple(infos[slot] for slot in seen),
+        hidden=tuple(slot for slot in infos if slot not in seen),
+        undivided=tuple(undivided),
+        broken=tuple(broken),
+    )
 
 
 def _is_divided(card: object) -> bool:
@@ -147,14 +186,43 @@ def _mig_instances(card: object) -> list[object]:
 
 
 def _info(handle: object) -> GpuInfo:
-    memory = _device_memory(handle)
+    uuid = str(pynvml.nvmlDeviceGetUUID(handle))
+    memory = _memory(handle, uuid)
     return GpuInfo(
-        uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
+        uuid=uuid,
         name=str(pynvml.nvmlDeviceGetName(handle)),
         total_bytes=int(memory.total),
         free_bytes=int(memory.free),
         holders=_holders(handle),
+        unified=isinstance(memory, _SystemMemory),
     )
+
+
+class _SystemMemory(NamedTuple):
+    """What the whole system has, in the names of NVML."""
+
+    total: int
+    used: int
+    free: int
+
+
+def _memory(handle: object, uuid: str) -> Any:
+    """The memory of the card, or instance; the system's where the card has none of its own.
+
+    NVML says Not Supported there, or tells nought: https://docs.nvidia.com/dgx/dgx-spark/known-issues.html
+    """
+    if uuid.startswith("MIG-"):
+        return _device_memory(handle)
+    try:
+        memory = _device_memory(handle)
+        return memory if memory.total else _system_memory()
+    except pynvml.NVMLError_NotSupported:
+        return _system_memory()
+
+
+def _system_memory() -> _SystemMemory:
+    system = psutil.virtual_memory()
+    return _SystemMemory(int(system.total), int(system.total - system.available), available_bytes())
 
 
 def _device_memory(handle: object) -> Any:
@@ -253,32 +321,53 @@ class MemoryProbe(Protocol):
 
 
 class NvmlProbe:
-    """The memory of a whole card, or MIG instance. What others hold there counts: the next pipeline misses it, too."""
+    """The memory of a whole card, or MIG instance. What others hold there counts: the next pipeline misses it, too.
 
-    name: Final = "nvml"
+    A card without memory of its own shares the system's, which is then what is read; from the first reading on *name*
+    is `unified`. The host's resident memory is part of its own figure there.
+    """
 
     def __init__(self, uuid: str) -> None:
         """*uuid* of a card or of a MIG instance."""
+        self.name: Literal["nvml", "unified"] = "nvml"
         self.absolute_bytes = GIB
         self.poll_s = 0.25
         self.deadline_s = 10.0
         self.trouble = ""
         self._uuid = uuid
         self._handle: object | None = None
+        self._was_read = False
 
     def read(self, pid: int | None) -> Reading | None:
         try:
             device = self._device()
-            memory, by_pid = _device_memory(device), _by_pid(device)
+            memory, by_pid = self._memory_of(device), _by_pid(device)
+            if self.name == "unified" and pid in by_pid:
+                by_pid[pid] += _tree_bytes(pid)
         except pynvml.NVMLError as error:
-            self.trouble = in_words(error)
-            log.warning("memory_unreadable", gpu=self._uuid, error=self.trouble)
+            self._fails(in_words(error))
             self._handle = None
             with contextlib.suppress(pynvml.NVMLError):
                 pynvml.nvmlShutdown()
             return None
-        self.trouble = ""
+        except _SYSTEM_ERRORS as error:
+            self._fails(repr(error))
+            return None
+        self.trouble, self._was_read = "", True
         return Reading(used_bytes=int(memory.used), free_bytes=int(memory.free), by_pid=by_pid)
+
+    def _memory_of(self, device: object) -> Any:
+        if self.name == "unified":
+            return _system_memory()
+        if self._was_read:  # figures of the card and of the system must never be compared
+            return _device_memory(device)
+        memory = _memory(device, self._uuid)
+        self.name = "unified" if isinstance(memory, _SystemMemory) else "nvml"
+        return memory
+
+    def _fails(self, trouble: str) -> None:
+        self.trouble = trouble
+        log.warning("memory_unreadable", gpu=self._uuid, error=trouble)
 
     def holders(self) -> tuple[Holder, ...]:
         try:
@@ -311,7 +400,7 @@ class RssProbe:
         self.trouble = ""
         try:
             return Reading(used_bytes=0 if pid is None else _tree_bytes(pid), free_bytes=available_bytes())
-        except (OSError, ValueError, KeyError, psutil.Error) as error:  # ValueError, KeyError: another kernel's wording
+        except _SYSTEM_ERRORS as error:
             self.trouble = repr(error)
             log.warning("memory_unreadable", pid=pid, error=self.trouble)
             return None
@@ -323,7 +412,8 @@ class RssProbe:
 def probe_for(slot: str) -> MemoryProbe | None:
     """The probe of *slot*; None where there is none: no NVML on this machine, or a system without /proc.
 
-    An NVML that is there and fails is a probe all the same: its readings are missing, and prove nothing.
+    An NVML that is there and fails is a probe all the same, also where the driver is not loaded (yet): its readings are
+    missing, and prove nothing.
     """
     if slot.startswith("cpu-"):
         return RssProbe() if Path("/proc/self/status").exists() else None
@@ -334,8 +424,12 @@ def probe_for(slot: str) -> MemoryProbe | None:
 
 
 def _has_nvml() -> bool:
-    with _nvml() as is_there:
-        return is_there
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return not isinstance(error, pynvml.NVMLError_LibraryNotFound)
+    pynvml.nvmlShutdown()
+    return True
 
 
 def _tree_bytes(pid: int) -> int:

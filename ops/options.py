@@ -283,7 +283,8 @@ gpus_option = click.option(
     envvar="WARMLANE_GPUS",
     type=click.IntRange(1, 64),
     show_envvar=True,
-    help="Use so many cards (CPU slots with tiny pipelines) at most. The first one set aside is the degraded worker's; "
+    help="Use so many of the cards that CUDA_VISIBLE_DEVICES leaves (CPU slots with tiny pipelines) at most. "
+    "The first one set aside is the degraded worker's; "
     "lanes that find none are denied. [default: all cards; a CPU slot for each worker]",
 )
 quota_option = click.option(
@@ -315,7 +316,8 @@ slot_option = click.option(
     default="cpu-0",
     show_default=True,
     show_envvar=True,
-    help="Where it runs: the UUID of a GPU, or cpu-N. One process at a time holds a slot.",
+    help="Where it runs: the UUID of a GPU that CUDA_VISIBLE_DEVICES does not hide, or cpu-N. One process at a time "
+    "holds a slot.",
 )
 
 

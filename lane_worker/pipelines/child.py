@@ -56,6 +56,7 @@ from lane_worker.runtime.host_messages import (
     frame,
 )
 from lane_worker.runtime.slot import SlotHeld, SlotLock
+from ops.visible_cards import VISIBLE
 
 # diffusers imports lazily; these names make the fork server import what every child needs
 PRELOADED = (WanImageToVideoPipeline, WanPipeline, WanVACEPipeline)
@@ -113,10 +114,11 @@ class _Child:
         # only now may CUDA start
         if request.slot.startswith("cpu-"):
             self._device = "cpu"
+            os.environ[VISIBLE] = ""
             torch.set_num_threads(1)  # two threads on a small shared machine once took 20 times longer
         else:
             self._device = "cuda"
-            os.environ["CUDA_VISIBLE_DEVICES"] = request.slot
+            os.environ[VISIBLE] = request.slot
         self._lock = lock
         _warm_up(self._device)
         objection = _objection(self._device)

@@ -48,17 +48,19 @@ class Demand(Struct, frozen=True):
     components: fit.Components | None
 
     @classmethod
-    def of(cls, entry: ModelEntry, models_dir: Path, *, slot: str) -> "Demand":
-        """Reads the headers of the folder's files. Raises nothing: what is wrong with them, the load tells."""
+    def of(cls, entry: ModelEntry, models_dir: Path, *, slot: str, unified: bool = False) -> "Demand":
+        """Reads the headers of the folder's files. Raises nothing: what is wrong with them, the load tells.
+
+        *unified*: the slot's card has no memory of its own, and shares the host's.
+        """
         folder = models_dir / entry.checkpoint.folder
         try:
             components = weights_of(folder)
         except WeightsUnreadable:
             components = None
         on_card = not slot.startswith("cpu-")
-        return cls(
-            entry.name, entry.checkpoint, folder, fit.need(components, entry.checkpoint, on_card=on_card), components
-        )
+        need = fit.need(components, entry.checkpoint, on_card=on_card)
+        return cls(entry.name, entry.checkpoint, folder, fit.pooled(need) if unified else need, components)
 
     def refusal(self, reading: Reading | None) -> Refusal | None:
         """What no waiting would change; *reading* is the slot's memory, None where it cannot be read.

@@ -55,6 +55,7 @@ from lane_worker.runtime.host_messages import (
 from lane_worker.runtime.slot import lock_path, may_take_over, process_start, read_note
 from ops.fork_socket import SHARED_FORK_SERVER, importing
 from ops.nats_access import environment_for
+from ops.visible_cards import VISIBLE
 
 FORK_SERVER: Final = (sys.executable, "-m", "lane_worker.pipelines.forkserver")
 SHARED_ANSWERS_S: Final = 5.0
@@ -625,9 +626,13 @@ def host_environment(base: Mapping[str, str]) -> dict[str, str]:
 
     Raises AllocatorMisconfigured where *base* asks for another allocator (FR-010).
     """
+    inherited = environment_for(None, base)
+    # An instance in it (MIG-…) would have torch start CUDA at its import, since it cannot count those without, and no
+    # fork of the process could use it then. Each host sets it to its own slot.
+    inherited.pop(VISIBLE, None)
     return {
         # whoever takes over the process that decodes what clients send must not find a password there
-        **environment_for(None, base),
+        **inherited,
         **allocator.environment(base),
         # nothing is downloaded, and the libraries say nothing: a warning may quote a prompt
         "HF_HUB_OFFLINE": "1",

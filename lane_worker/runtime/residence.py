@@ -267,7 +267,8 @@ class Residence:
         return receipt
 
     async def _demand(self, entry: ModelEntry) -> Demand:
-        return await asyncio.to_thread(Demand.of, entry, self.host.models_dir, slot=self._slot)
+        unified = self._probe is not None and self._probe.name == "unified"
+        return await asyncio.to_thread(Demand.of, entry, self.host.models_dir, slot=self._slot, unified=unified)
 
     def _refuse(self, refusal: Refusal | None) -> None:
         if refusal is None:

@@ -691,6 +691,17 @@ async def test_a_restart_does_not_raise_the_base(yard: Yard, card: FakeNvml, tmp
     assert refusal.value.receipt.base_bytes == GIB
 
 
+async def test_a_card_without_memory_of_its_own_is_proven_by_the_systems(
+    yard: Yard, card: FakeNvml, tmp_path: Path
+) -> None:
+    slot = yard.slot(tmp_path, probe=nvml())
+    card.set(v2_error=pynvml.NVML_ERROR_NOT_SUPPORTED, read_error=pynvml.NVML_ERROR_NOT_SUPPORTED)
+    await slot.residence.open()
+    receipt = await slot.ready("anisora")
+    assert (receipt.probe, receipt.free_bytes is not None) == ("unified", True)
+    assert await slot.residence.device() is not None
+
+
 # Without a probe
 
 

@@ -193,6 +193,21 @@ def test_a_card_in_mig_mode_without_an_instance_is_told() -> None:
     assert "nvidia-smi mig -cgi" in told.advice
 
 
+def test_what_keeps_a_card_from_being_used_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    told = judge_gpus([GPU], "2.13.0", hidden=["GPU-2"])
+    assert (told.level, "GPU-2 is hidden by CUDA_VISIBLE_DEVICES='0'" in told.found) == ("ok", True)
+    told = judge_gpus([], "2.13.0", hidden=["GPU-2"])
+    assert (told.level, "remove CUDA_VISIBLE_DEVICES" in told.advice) == ("note", True)
+    told = judge_gpus([GPU], "2.13.0", broken=["card 1: GPU is lost"])
+    assert (told.level, "card 1: GPU is lost" in told.found) == ("note", True)
+
+
+def test_a_card_that_shares_the_hosts_memory_is_told() -> None:
+    told = judge_gpus([replace(GPU, name="GB10", unified=True)], "2.13.0")
+    assert (told.level, "GB10 (100 of 139 GiB that it shares with the host free, GPU-1)" in told.found) == ("ok", True)
+
+
 @pytest.mark.parametrize(
     ("free_bytes", "writable", "level"),
     [(5 * GIB, True, "ok"), (5 * GIB - 1, True, "note"), (GIB // 2 - 1, True, "missing"), (5 * GIB, False, "missing")],

@@ -275,6 +275,19 @@ def test_a_slot_without_a_card_counts_on_the_hosts_memory(folder: Path) -> None:
     assert demand(folder, slot="cpu-0", offload="model").host_refusal() is None
 
 
+@pytest.mark.parametrize("offload", ["none", "model", "group"])
+def test_a_card_that_shares_the_hosts_memory_needs_room_for_both_parts(folder: Path, offload: str) -> None:
+    apart = demand(folder, offload=offload)
+    entry = with_options(load_settings().catalog("production").models["phr00t"], offload=offload)
+    shared = Demand.of(entry, folder.parent, slot="GPU-1", unified=True)
+    assert shared.need.slot_bytes == apart.need.card_bytes + apart.need.host_bytes
+    assert shared.host_refusal() is None  # it is counted already
+    assert shared.refusal(Reading(used_bytes=0, free_bytes=shared.need.slot_bytes)) is None
+    told = refusal(shared, Reading(used_bytes=0, free_bytes=shared.need.slot_bytes - 1))
+    assert "since card and host share one memory" in told.message
+    assert refusal(shared, Reading(used_bytes=0, free_bytes=20)).message.count("would fit") == 0
+
+
 def test_a_missing_folder_is_refused_with_the_command_that_makes_it(folder: Path) -> None:
     told = refusal(demand(folder, folder="nowhere"))
     assert told.code == "storage_failed"

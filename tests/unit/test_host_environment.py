@@ -1,8 +1,10 @@
 """The environment in which torch is imported: the allocator's setting (FR-010), and no password."""
 
+from pathlib import Path
+
 import pytest
 
-from lane_worker.runtime.host import host_environment
+from lane_worker.runtime.host import ForkServer, host_environment
 from ops.nats_access import ROLES, password_variable
 
 NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -22,6 +24,20 @@ def test_the_allocator_is_configured(before: dict[str, str], expected: str) -> N
     assert [made[name] for name in NAMES] == [expected, expected]
     assert made["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
     assert made["PATH"] == "/bin"
+
+
+async def test_the_fork_server_does_not_know_which_cards_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`MIG-…` there has torch start CUDA at its import, and CUDA does not survive a fork."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-41b36db5-df92-5926-ab5e-ba2c4bb2b3e5")
+    monkeypatch.setenv("WARMLANE_MARK", "here")
+    server = ForkServer(shared="")
+    await server.start()
+    try:
+        told = Path(f"/proc/{server.pid}/environ").read_bytes().split(b"\0")
+    finally:
+        await server.close()
+    assert b"WARMLANE_MARK=here" in told
+    assert not [each for each in told if each.startswith(b"CUDA_VISIBLE_DEVICES")]
 
 
 def test_no_password_is_handed_to_the_process_that_decodes_what_clients_send() -> None:

@@ -4,13 +4,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import psutil
 import pynvml
 import pytest
 
 from ops import memory
-from ops.memory import GIB, DriverUnusable, Holder, NvmlProbe, Reading, list_gpus, probe_for, undivided_gpus
+from ops.memory import GIB, DriverUnusable, Holder, NvmlProbe, Reading, list_gpus, probe_for, survey, undivided_gpus
 from tests.fake_nvml import UUID, FakeNvml, fake_nvml
 
 
@@ -64,20 +65,108 @@ def test_another_error_is_not_answered_by_the_first_version(card: FakeNvml) -> N
     "faults",
     [
         {"read_error": pynvml.NVML_ERROR_GPU_IS_LOST},
-        {"read_error": pynvml.NVML_ERROR_NOT_SUPPORTED, "v2_error": pynvml.NVML_ERROR_NOT_SUPPORTED},
+        {"read_error": pynvml.NVML_ERROR_UNKNOWN},
+        {"read_error": pynvml.NVML_ERROR_UNINITIALIZED},
         {"init_error": pynvml.NVML_ERROR_DRIVER_NOT_LOADED},
         {"init_error": pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH},
         {"cards": 0},
     ],
-    ids=["lost", "not-supported", "not-loaded", "updated-and-not-restarted", "unknown-uuid"],
+    ids=["lost", "unknown", "uninitialised", "not-loaded", "updated-and-not-restarted", "unknown-uuid"],
 )
 def test_a_fault_is_a_missing_reading_until_it_is_over(card: FakeNvml, faults: dict[str, int]) -> None:
     probe = NvmlProbe(UUID)
     card.set(**faults)
     assert probe.read(None) is None
     assert probe.read(None) is None
+    assert probe.trouble
     card.set(used_bytes=GIB)
     assert probe.read(None) == Reading(used_bytes=GIB, free_bytes=79 * GIB)
+    assert probe.trouble == ""
+
+
+@pytest.mark.parametrize(
+    ("figures", "advice"),
+    [
+        ({"read_error": pynvml.NVML_ERROR_GPU_IS_LOST}, "fallen off its bus: restart the machine"),
+        ({"read_error": pynvml.NVML_ERROR_RESET_REQUIRED}, "nvidia-smi --gpu-reset"),
+        ({"read_error": pynvml.NVML_ERROR_UNKNOWN}, "look for Xid"),
+        ({"read_error": pynvml.NVML_ERROR_NO_PERMISSION}, "/dev/nvidia"),
+        ({"init_error": pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH}, "updated under the loaded kernel module"),
+        ({"init_error": pynvml.NVML_ERROR_DRIVER_NOT_LOADED}, "modprobe nvidia"),
+        ({"cards": 0}, "no such card is here"),
+    ],
+)
+def test_what_the_driver_says_comes_with_what_to_do(card: FakeNvml, figures: dict[str, int], advice: str) -> None:
+    probe = NvmlProbe(UUID)
+    card.set(**figures)
+    assert probe.read(None) is None
+    assert advice in probe.trouble
+
+
+def test_the_first_calls_may_fail(card: FakeNvml) -> None:
+    card.set(used_bytes=GIB, first_fail=2, first_error=pynvml.NVML_ERROR_UNKNOWN)
+    probe = NvmlProbe(UUID)
+    assert [probe.read(None) is None for _ in range(3)] == [True, True, False]
+
+
+# A card without memory of its own (GB10, Jetson)
+
+NO_OWN_MEMORY: Final = {"v2_error": pynvml.NVML_ERROR_NOT_SUPPORTED, "read_error": pynvml.NVML_ERROR_NOT_SUPPORTED}
+
+
+@pytest.mark.parametrize("figures", [NO_OWN_MEMORY, {"total_bytes": 0}], ids=["not-supported", "nought"])
+def test_a_card_that_shares_the_hosts_memory_is_read_from_the_system(
+    card: FakeNvml, figures: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ops.memory.available_bytes", lambda: 70 * GIB)
+    card.set(processes=1, process_0=os.getpid(), process_0_bytes=GIB, **figures)
+    probe = NvmlProbe(UUID)
+    reading = probe.read(os.getpid())
+    assert reading is not None
+    assert probe.name == "unified"
+    assert reading.free_bytes == 70 * GIB
+    assert 0 < reading.used_bytes < psutil.virtual_memory().total
+    assert reading.by_pid[os.getpid()] > GIB  # with what is resident in the host's memory
+    (gpu,) = list_gpus()
+    assert (gpu.unified, gpu.total_bytes, gpu.free_bytes) == (True, psutil.virtual_memory().total, 70 * GIB)
+
+
+def test_a_card_that_has_told_its_memory_does_not_share_the_hosts(card: FakeNvml) -> None:
+    probe = NvmlProbe(UUID)
+    assert probe.read(None) is not None
+    card.set(**NO_OWN_MEMORY)
+    assert (probe.read(None), probe.name) == (None, "nvml")
+
+
+def test_an_instance_whose_memory_is_not_told_does_not_share_the_hosts(card: FakeNvml) -> None:
+    card.set({"GPU-fake-1": {"mig": 1, "instances": 1}}, **NO_OWN_MEMORY)
+    probe = NvmlProbe("MIG-fake-1-0")
+    assert (probe.read(None), probe.name) == (None, "nvml")
+
+
+# One card of several fails, or is hidden
+
+
+def test_a_card_that_is_lost_leaves_the_others(card: FakeNvml) -> None:
+    card.set({"GPU-fake-1": {"read_error": pynvml.NVML_ERROR_GPU_IS_LOST}}, used_bytes=GIB, cards=3)
+    found = survey({})
+    assert [gpu.uuid for gpu in found.gpus] == ["GPU-fake-2", "GPU-fake-3"]
+    (text,) = found.broken
+    assert text.startswith("card 0: ")
+    assert [gpu.uuid for gpu in survey({"CUDA_VISIBLE_DEVICES": "1"}).gpus] == ["GPU-fake-2"]
+
+
+def test_a_driver_that_fails_on_every_card_is_unusable(card: FakeNvml) -> None:
+    card.set(cards=2, read_error=pynvml.NVML_ERROR_GPU_IS_LOST)
+    with pytest.raises(DriverUnusable, match=r"card 0: .*; card 1: .*restart the machine"):
+        list_gpus()
+
+
+def test_what_the_operator_hides_is_not_listed(card: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    card.set(cards=2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert [gpu.uuid for gpu in list_gpus()] == ["GPU-fake-2"]
+    assert survey().hidden == ("GPU-fake-1",)
 
 
 def test_a_falling_figure(card: FakeNvml) -> None:
@@ -100,10 +189,11 @@ def test_an_nvml_that_fails_is_a_probe_that_proves_nothing(card: FakeNvml) -> No
     another = probe_for("GPU-another-machine")
     assert another is not None
     assert another.read(1) is None
-    card.set(init_error=pynvml.NVML_ERROR_UNKNOWN)
-    broken = probe_for(UUID)
-    assert broken is not None
-    assert broken.read(1) is None
+    for code in (pynvml.NVML_ERROR_UNKNOWN, pynvml.NVML_ERROR_DRIVER_NOT_LOADED):
+        card.set(init_error=code)
+        broken = probe_for(UUID)
+        assert broken is not None
+        assert broken.read(1) is None
 
 
 def test_a_driver_that_hangs_is_a_probe_that_proves_nothing(

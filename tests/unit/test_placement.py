@@ -1,11 +1,15 @@
 """Which slots the workers get, and how many lanes are wanted."""
 
+from pathlib import Path
+
 import click
+import pynvml
 import pytest
 
 from contracts.settings import Catalog
 from ops.memory import GpuInfo
-from ops.placement import Slots, slots, wanted_lanes
+from ops.placement import Slots, refuse_hidden, slots, wanted_lanes
+from tests.fake_nvml import fake_nvml
 
 
 def cards(count: int) -> list[GpuInfo]:
@@ -43,6 +47,25 @@ def test_a_card_without_an_instance_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("ops.placement.undivided_gpus", lambda: ["GPU-7"])
     with pytest.raises(click.ClickException, match=r"GPU-7: in MIG mode, .*`warmlane doctor`"):
         slots("production", lanes=2, gpus=None)
+
+
+def test_cards_that_the_operator_hides_are_no_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a worker take one of them where it is named."""
+    with fake_nvml(tmp_path, monkeypatch) as card:
+        card.set(cards=3)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-fake-1")
+        assert slots("production", lanes=2, gpus=None) == Slots("GPU-fake-3", ())
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,1")
+        assert slots("production", lanes=2, gpus=None) == Slots("GPU-fake-3", ("GPU-fake-2",))
+        refuse_hidden("GPU-fake-2")
+        refuse_hidden("cpu-0")
+        with pytest.raises(click.BadParameter, match="'2,1' hides GPU-fake-1"):
+            refuse_hidden("GPU-fake-1")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+        with pytest.raises(click.ClickException, match="hides all cards of this machine, which are GPU-fake-1, "):
+            slots("production", lanes=2, gpus=None)
+        card.set(init_error=pynvml.NVML_ERROR_UNKNOWN)
+        refuse_hidden("GPU-fake-1")  # the worker waits for the driver
 
 
 def test_the_settings_want_at_least_one_of_each(catalog: Catalog) -> None:
