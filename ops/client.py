@@ -352,6 +352,15 @@ class Client:
         reply = self._soon(lambda: self._request("POST", "/generate", json=body, headers=headers, timeout=timeout))
         return _decode(reply, Task), reply.headers.get("ETag", "")
 
+    def find(self, body: Mapping[str, Any], *, idempotency_key: str) -> Task:
+        """The task of a `submit` of *body* whose answer was not read; asks once, for REPLY_TIMEOUT_S / 3 at most.
+
+        Where that submit was never heard of, the task is a new one.
+        """
+        headers = {"Idempotency-Key": idempotency_key, "Prefer": "respond-async"}
+        timeout = httpx.Timeout(REPLY_TIMEOUT_S / 3, connect=CONNECT_TIMEOUT_S)
+        return _decode(self._request("POST", "/generate", json=body, headers=headers, timeout=timeout), Task)
+
     def follow(self, task: Task, revision: str, on_change: Callable[[Task], None]) -> Task:
         """Waits until *task* has ended, however long that takes, and tells *on_change* each new state and place."""
         path = f"/tasks/{task.id}"

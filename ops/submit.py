@@ -121,7 +121,7 @@ def generate(client: Client, body: Mapping[str, Any], key: str, out: Path | None
         path = output_path(out, task)
         client.download(task, path)
     except KeyboardInterrupt:
-        click.echo(_interrupted(client, task, key), err=True)
+        click.echo(_interrupted(client, task, body, key), err=True)
         return INTERRUPTED
     except OSError as error:
         raise click.ClickException(f"the video cannot be saved ({error}); choose another place with --out") from error
@@ -133,14 +133,20 @@ def generate(client: Client, body: Mapping[str, Any], key: str, out: Path | None
     return 0
 
 
-def _interrupted(client: Client, task: Task | None, key: str) -> str:
-    if task is None:
-        return f"interrupted while submitting: --idempotency-key {key} finds the task, if it was accepted"
-    if task.has_ended:
-        return f"interrupted; the task is {task.status}, and its video stays at {client.url}/tasks/{task.id}/video"
+def _interrupted(client: Client, task: Task | None, body: Mapping[str, Any], key: str) -> str:
     try:
+        if task is None:
+            # its answer had not been read: the same request with the same key finds the task, if it was accepted
+            task = client.find(body, idempotency_key=key)
+        if task.has_ended:
+            return f"interrupted; the task is {task.status}, and its video stays at {client.url}/tasks/{task.id}/video"
         ended = client.cancel(task)
     except click.ClickException as error:
+        if task is None:
+            return (
+                f"interrupted while submitting, and nobody knows whether it was accepted: {error.message}\n"
+                f"--idempotency-key {key} finds the task, if it was"
+            )
         return f"interrupted, but task {task.id} could not be cancelled: {error.message}"
     if ended.error is not None and ended.error.code == "cancelled":
         return f"cancelled task {task.id}"

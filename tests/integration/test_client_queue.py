@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,6 +20,7 @@ from contracts.topology import DEGRADED, LEADER, LEADER_KEY, TASKS
 from ops.cli import cli
 from ops.client import Client, Task
 from ops.processes import warmlane_command
+from ops.submit import INTERRUPTED, generate
 from tests.integration.conftest import System
 from tests.support import clean_environment, eventually
 
@@ -147,3 +149,39 @@ async def test_the_demo_of_the_degraded_worker_leaves_the_lanes_alone(bare_syste
     newest = (await bare_system.http.get("/tasks", params={"limit": "1"})).json()["tasks"][0]
     assert (newest["route"], newest["error"]["code"]) == ("lane", "cancelled")
     assert await bare_system.depth(DEGRADED) == 0
+
+
+class _Interrupted(Client):
+    """Ctrl-C comes when the gateway has answered and the answer has not been read."""
+
+    def submit(self, *arguments: Any, **options: Any) -> Any:
+        super().submit(*arguments, **options)
+        raise KeyboardInterrupt
+
+
+async def test_ctrl_c_before_the_answer_is_read_cancels_the_task(
+    bare_system: System, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def submit() -> int:
+        with _Interrupted(bare_system.gateway.url) as client:
+            return generate(client, {"model": "phr00t", "prompt": "a lantern"}, "unread", None)
+
+    assert await asyncio.to_thread(submit) == INTERRUPTED
+    told = re.fullmatch(r"cancelled task (\S+)", capsys.readouterr().err.strip())
+    assert told is not None
+    task, _ = await bare_system.record(told[1])
+    assert task.error is not None
+    assert task.error.code is FailureCode.CANCELLED
+
+
+class _Gone(Client):
+    def submit(self, *_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_where_no_gateway_answers_names_the_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with _Gone("http://127.0.0.1:1") as client:
+        assert generate(client, {"model": "phr00t", "prompt": "a lantern"}, "lost", None) == INTERRUPTED
+    errors = capsys.readouterr().err
+    assert "no gateway answers at http://127.0.0.1:1" in errors
+    assert "--idempotency-key lost finds the task, if it was" in errors
