@@ -70,9 +70,12 @@ class LostStarts:
 
 
 def is_same_start(one: ColdStart, other: ColdStart) -> bool:
-    """Whether both tell of one process: a lane has one at a time, so those of two do not overlap. Pure."""
+    """Whether both tell of one process: a lane has one at a time, so those of two do not overlap. Pure.
+
+    One may have ended in the microsecond in which it began: then it overlaps with nothing.
+    """
     overlap = one.started_at < other.ended_at and other.started_at < one.ended_at
-    return one.worker == other.worker and overlap
+    return one.worker == other.worker and (overlap or one.started_at == other.started_at)
 
 
 async def give_back(link: NatsLink, held: InHand, *, how: str) -> None:
