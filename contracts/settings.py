@@ -313,6 +313,17 @@ class Warmth(_Strict, frozen=True):
     evict_idle_s: float
 
 
+class Tolerances(_Strict, frozen=True):
+    """How much more than before its first load an empty pipeline host may have in use, in bytes (ADR 0029).
+
+    *card_bytes*: on a card, where the driver loads kernels when they are first used. *host_bytes*: in the resident
+    memory of a host on a CPU.
+    """
+
+    card_bytes: int = 512 << 20
+    host_bytes: int = 48_000_000
+
+
 class ModelEntry(Struct, frozen=True, kw_only=True):
     """A model as the processes see it, in one profile. *lanes* is how many of it are wanted.
 
@@ -336,6 +347,7 @@ class Catalog(Struct, frozen=True, kw_only=True):
     profile: str
     windows: Windows
     warmth: Warmth
+    tolerances: Tolerances
     attempts: int
     lane_queue_max_msgs: int
     models: Mapping[str, ModelEntry]
@@ -356,6 +368,7 @@ class InferenceSettings(_Strict, frozen=True):
     attempts: int
     lane_queue_max_msgs: int
     models: dict[str, ModelSettings]
+    tolerances: Tolerances = Tolerances()
 
     def catalog(self, profile: str) -> Catalog:
         """The settings of *profile*. Raises SettingsError when a model has no such profile."""
@@ -392,6 +405,7 @@ class InferenceSettings(_Strict, frozen=True):
             profile=profile,
             windows=self.windows,
             warmth=self.warmth,
+            tolerances=self.tolerances,
             attempts=self.attempts,
             lane_queue_max_msgs=self.lane_queue_max_msgs,
             models=models,
@@ -483,6 +497,9 @@ def _mistakes(settings: InferenceSettings) -> Iterator[str]:
     for name, limit in msgspec.structs.asdict(settings.warmth).items():
         if not 0 <= limit < float("inf"):
             yield f"$.warmth.{name}: 0 (never) or more"
+    for name, limit in msgspec.structs.asdict(settings.tolerances).items():
+        if limit < 1:
+            yield f"$.tolerances.{name}: more than 0 bytes"
     if settings.windows.wait_limit_s > DEGRADED_MAX_AGE_S:
         yield f"$.windows.wait_limit_s: at most {DEGRADED_MAX_AGE_S:g}, when the degraded queue drops its messages"
     if settings.windows.degraded_margin_s >= settings.windows.wait_limit_s:

@@ -73,6 +73,7 @@ def command(
                 artifacts=here.artifacts,
                 models=catalog.models,
                 windows=catalog.windows,
+                tolerances=catalog.tolerances,
                 name=name,
                 slot=slot,
                 data_dir=data_dir,

@@ -10,7 +10,7 @@ from typing import Any, Final
 import structlog
 
 from contracts.lanes import SlotState
-from contracts.settings import ModelEntry, Windows
+from contracts.settings import ModelEntry, Tolerances, Windows
 from contracts.topology import DEGRADED
 from degraded_worker.leader import Leader
 from lane_worker.runtime.host import OOM_FOLDER, ForkServer, Host, HostLost, SlotTaken
@@ -22,7 +22,7 @@ from lane_worker.runtime.scratch import Scratch
 from lane_worker.runtime.slot_display import SlotDisplay
 from ops.artifacts import Artifacts
 from ops.ending import end
-from ops.memory import probe_for
+from ops.memory import MEASURED, probe_for
 from ops.metrics import begin_tasks, memory_cleanups
 from ops.nats_link import NatsLink, TransportUnavailable
 
@@ -50,6 +50,7 @@ class DegradedWorker:
         slot: str,
         data_dir: Path,
         step_seconds: float,
+        tolerances: Tolerances = MEASURED,
         oom_snapshots: int = 0,
     ) -> None:
         self._models = tuple(models)
@@ -73,7 +74,7 @@ class DegradedWorker:
             host=self._host,
             slot=slot,
             models=models,
-            probe=probe_for(slot),
+            probe=probe_for(slot, tolerances),
             on_state=self._display.show,
             on_wait=lambda detail: self._display.show(SlotState.EMPTY, None, detail),
         )

@@ -83,6 +83,7 @@ def command(
                 model=entry,
                 windows=catalog.windows,
                 warmth=catalog.warmth,
+                tolerances=catalog.tolerances,
                 name=name,
                 slot=slot,
                 data_dir=data_dir,

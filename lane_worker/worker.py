@@ -12,7 +12,7 @@ import structlog
 from nats.aio.msg import Msg
 
 from contracts.lanes import LaneState
-from contracts.settings import ModelEntry, Warmth, Windows
+from contracts.settings import ModelEntry, Tolerances, Warmth, Windows
 from contracts.tasks import MemoryReading
 from contracts.topology import demand_subject, lane_stream
 from lane_worker.runtime.cold_start import ColdStartLog
@@ -42,7 +42,7 @@ from lane_worker.runtime.warmth import (
 from ops.artifacts import Artifacts
 from ops.ending import end
 from ops.lane_plan import crash_loops, failed_again
-from ops.memory import probe_for
+from ops.memory import MEASURED, probe_for
 from ops.metrics import begin_tasks, memory_cleanups
 from ops.nats_link import NatsLink, TransportUnavailable
 from ops.tracing import span
@@ -74,6 +74,7 @@ class LaneWorker:
         data_dir: Path,
         step_seconds: float,
         started_at: datetime,
+        tolerances: Tolerances = MEASURED,
         oom_snapshots: int = 0,
     ) -> None:
         """*started_at* is when the process began, from which its cold start is counted."""
@@ -97,7 +98,7 @@ class LaneWorker:
             host=self._host,
             slot=slot,
             models={model.name: model},
-            probe=probe_for(slot),
+            probe=probe_for(slot, tolerances),
             on_state=self._display.show,
             on_wait=self._on_wait,
         )

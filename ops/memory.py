@@ -14,10 +14,12 @@ import pynvml
 import structlog
 from msgspec import Struct
 
+from contracts.settings import Tolerances
 from ops.visible_cards import Card, visible_slots
 
 GIB: Final = 1 << 30
 MB: Final = 1_000_000
+MEASURED: Final = Tolerances()
 # A driver that wakes a card up takes seconds; one that hangs never answers.
 ANSWER_S: Final = 20.0
 
@@ -298,8 +300,8 @@ class Reading(Struct, frozen=True):
 class MemoryProbe(Protocol):
     """Reads the memory of one slot (design §7).
 
-    *absolute_bytes* is the noise that it cannot tell from a leak; it is asked every *poll_s* seconds, for *deadline_s*
-    at most, whether a pipeline is gone.
+    *absolute_bytes* is the noise that it cannot tell from a leak (ADR 0029); it is asked every *poll_s* seconds, for
+    *deadline_s* at most, whether a pipeline is gone.
     """
 
     @property
@@ -327,10 +329,10 @@ class NvmlProbe:
     is `unified`. The host's resident memory is part of its own figure there.
     """
 
-    def __init__(self, uuid: str) -> None:
+    def __init__(self, uuid: str, tolerances: Tolerances = MEASURED) -> None:
         """*uuid* of a card or of a MIG instance."""
         self.name: Literal["nvml", "unified"] = "nvml"
-        self.absolute_bytes = GIB
+        self.absolute_bytes = tolerances.card_bytes
         self.poll_s = 0.25
         self.deadline_s = 10.0
         self.trouble = ""
@@ -390,8 +392,8 @@ class RssProbe:
 
     name: Final = "rss"
 
-    def __init__(self) -> None:
-        self.absolute_bytes = 128 * MB
+    def __init__(self, tolerances: Tolerances = MEASURED) -> None:
+        self.absolute_bytes = tolerances.host_bytes
         self.poll_s = 0.1
         self.deadline_s = 5.0
         self.trouble = ""
@@ -409,18 +411,18 @@ class RssProbe:
         return ()  # what counts here is the pipeline host and the processes below it
 
 
-def probe_for(slot: str) -> MemoryProbe | None:
+def probe_for(slot: str, tolerances: Tolerances = MEASURED) -> MemoryProbe | None:
     """The probe of *slot*; None where there is none: no NVML on this machine, or a system without /proc.
 
     An NVML that is there and fails is a probe all the same, also where the driver is not loaded (yet): its readings are
     missing, and prove nothing.
     """
     if slot.startswith("cpu-"):
-        return RssProbe() if Path("/proc/self/status").exists() else None
+        return RssProbe(tolerances) if Path("/proc/self/status").exists() else None
     try:
-        return NvmlProbe(slot) if _within(ANSWER_S, _has_nvml) else None
+        return NvmlProbe(slot, tolerances) if _within(ANSWER_S, _has_nvml) else None
     except DriverUnusable:
-        return NvmlProbe(slot)
+        return NvmlProbe(slot, tolerances)
 
 
 def _has_nvml() -> bool:

@@ -58,7 +58,7 @@ def serve_hosts(arguments: list[str]) -> None:
 
     from lane_worker.pipelines import child, forkserver
     from lane_worker.pipelines.video import Frames, write_video
-    from lane_worker.runtime.host_messages import WrittenVideo
+    from lane_worker.runtime.host_messages import Rehearsed, WrittenVideo
 
     frames = np.zeros((1, 32, 32, 3), np.uint8)
     encoded: dict[int, tuple[bytes, WrittenVideo]] = {}
@@ -79,7 +79,16 @@ def serve_hosts(arguments: list[str]) -> None:
             encoded[fps] = path.read_bytes(), video
         return video
 
-    for name, replacement in (("load_pipeline", load), ("run_pipeline", run), ("write_video", write)):
+    def rehearse(*_: object) -> Rehearsed:
+        return Rehearsed(0.0)
+
+    replaced: dict[str, Callable[..., Any]] = {
+        "load_pipeline": load,
+        "run_pipeline": run,
+        "write_video": write,
+        "rehearse": rehearse,
+    }
+    for name, replacement in replaced.items():
         _replace(child, name, replacement)
     sys.argv = [FORK_SERVER, *arguments]
     forkserver.main()

@@ -49,7 +49,15 @@ VALUES: Final[dict[str, tuple[str, ...]]] = {
     "warmlane_lanes state": tuple(state.value for state in LaneState),
     "warmlane_slot_state state": tuple(state.value for state in SlotState),
     "warmlane_cold_starts_total outcome": ("warm", "gave_up"),
-    "warmlane_releases_total outcome": ("nothing_resident", "unloaded", "killed", "escalated", "quarantined"),
+    "warmlane_releases_total outcome": (
+        "nothing_resident",
+        "unloaded",
+        "killed",
+        "renewed",
+        "escalated",
+        "unreadable",
+        "quarantined",
+    ),
     "warmlane_memory_cleanups_total outcome": (*_OUTCOMES, "host_lost", "quarantined"),
     "warmlane_memory_after_cleanup_bytes kind": (
         *("rss", "rss_peak", "cuda_allocated", "cuda_reserved", "cuda_peak_allocated", "cuda_peak_reserved"),

@@ -6,6 +6,7 @@ ignored. "in a used host" after a misdeed limits it to a process that has run be
 """
 
 import ctypes
+import re
 import signal
 import sys
 import time
@@ -28,7 +29,7 @@ from lane_worker.runtime.host_messages import FromChild, Progress
 COMMAND: Final = (sys.executable, "-m", "tests.rogue_host")
 IN_A_USED_HOST: Final = "in a used host"
 OUT_OF_MEMORY: Final = "CUDA out of memory. Tried to allocate 20.00 GiB."
-LEAK_BYTES: Final = 200_000_000
+LEAK: Final = re.compile(r"leak (\d+) MB")
 LEAK_ON_CARD_BYTES: Final = 2 << 30  # twice what a probe of a card takes for noise
 SMALL_CARD_VOLUME: Final = 96 * 64 * 17  # width x height x frames
 GARBAGE: Final = b"\x00\x00\x00\x04\xc1\xc1\xc1\xc1"
@@ -69,8 +70,8 @@ def _run(
     if "small card" in _card and parameters.width * parameters.height * parameters.num_frames > SMALL_CARD_VOLUME:
         raise torch.OutOfMemoryError(OUT_OF_MEMORY)
     misdeed = _misdeed(parameters.prompt, used=_runs > 1)
-    if "leak 200 MB" in misdeed:
-        _kept.append(bytearray(b"\x01") * LEAK_BYTES)
+    if leak := LEAK.search(misdeed):
+        _kept.append(bytearray(b"\x01") * (int(leak[1]) * 1_000_000))
     elif "leak outside torch" in misdeed:
         _kept.append(_device_memory(LEAK_ON_CARD_BYTES))
     elif "leak tensor" in misdeed:

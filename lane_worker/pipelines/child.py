@@ -28,6 +28,7 @@ from lane_worker.pipelines.faults import Fault, inference_fault, load_fault
 from lane_worker.pipelines.inputs import BadInput, read_image
 from lane_worker.pipelines.load import LoadTimes, load_pipeline, needs_image, run_pipeline, with_suffix
 from lane_worker.pipelines.oom_snapshots import OomSnapshots
+from lane_worker.pipelines.rehearsal import rehearse
 from lane_worker.pipelines.video import write_video
 from lane_worker.runtime.allocator import AllocatorMisconfigured
 from lane_worker.runtime.host_messages import (
@@ -125,10 +126,13 @@ class _Child:
         if objection is not None:
             self._send(Failed(None, "inference_failed", objection, _NOT_READ, fatal=True))
             return
+        # the slot is this process's, and so is a folder of its name
+        place = Path(request.lock_dir, f"{request.slot}.rehearsal")
+        rehearsed = rehearse(request.rehearse, place, self._device) if request.rehearse else None
         if self._device == "cuda":
             self._snapshots = OomSnapshots(Path(request.oom_dir), kept=request.oom_snapshots)
             self._snapshots.record()
-        self._send(Ready(os.getpid(), lock.unfinished))
+        self._send(Ready(os.getpid(), lock.unfinished, rehearsed))
         while True:
             match self._work.get():
                 case Load() as request_to_load:

@@ -18,8 +18,11 @@ import os
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 from typing import Final
+
+from tqdm import tqdm
 
 from lane_worker.runtime.allocator import AllocatorMisconfigured, require
 from lane_worker.runtime.host_messages import PID, decode_fork
@@ -40,6 +43,7 @@ def main() -> None:
     listener = listen(Path(place)) if control is None else None
     faulthandler.enable()
     gc.disable()  # what imports make stays: looking through it again and again costs a sixth of their time
+    lock_progress_bars_in_process()
     from lane_worker.pipelines import child  # noqa: F401  # takes seconds, so Ctrl-C is ignored before
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
@@ -52,6 +56,15 @@ def main() -> None:
         _adopt(control)
     assert control is not None
     _serve(control)
+
+
+def lock_progress_bars_in_process() -> None:
+    """Gives tqdm, which every library here counts with, a lock that is no named semaphore.
+
+    For its own one Python 3.14 starts a second process (`multiprocessing.resource_tracker`) beside each pipeline host,
+    which counts as the host's memory and outlives it.
+    """
+    tqdm.set_lock(threading.RLock())
 
 
 def _serve(control: socket.socket) -> None:

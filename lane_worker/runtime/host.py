@@ -19,7 +19,7 @@ from typing import Final, Literal
 import structlog
 from msgspec import Struct
 
-from contracts.settings import ModelEntry, Timeouts
+from contracts.settings import Checkpoint, ModelEntry, Timeouts
 from contracts.tasks import MemoryReading
 from lane_worker.runtime import allocator
 from lane_worker.runtime.allocator import AllocatorMisconfigured
@@ -307,13 +307,14 @@ class Host:
         """Where `load` finds the weights of *model*."""
         return self._models_dir / model.checkpoint.folder
 
-    async def start(self, *, term: int = 0) -> Ready:
+    async def start(self, *, term: int = 0, rehearse: tuple[Checkpoint, ...] = ()) -> Ready:
         """Start the child and take the slot's lock. Any earlier child of this host is killed first.
 
         So is the child of a degraded worker's earlier leadership than *term*, which may hold the slot for ever: its
         worker was stopped or cut off (design §7). `Ready.unfinished` names the task that the lock's last holder left
-        undone. Raises SlotTaken after *lock_wait_s*, HostLost, and AllocatorMisconfigured, after which no other start
-        will do better.
+        undone. When it is ready it has loaded, run and released a tiny pipeline for each of *rehearse* (ADR 0029), or
+        `Ready.rehearsed` says why not. Raises SlotTaken after *lock_wait_s*, HostLost, and AllocatorMisconfigured,
+        after which no other start will do better.
         """
         await self.kill()
         self._timeouts = None
@@ -322,7 +323,7 @@ class Host:
             _kill_process(holder)
         ours, theirs = socket.socketpair()
         try:
-            request = Fork(self._slot, str(self._lock_dir), self._lock_wait_s, self._role, term, *self._oom)
+            request = Fork(self._slot, str(self._lock_dir), self._lock_wait_s, self._role, term, *self._oom, rehearse)
             async with asyncio.timeout(START_S):
                 pid = await self._fork_server.fork(request, theirs)
         except TimeoutError:

@@ -24,6 +24,7 @@ class Fork(Struct, frozen=True, tag="fork"):
 
     *role* and *term* go into the slot's note: they decide who may put this child aside (`slot.may_take_over`).
     *oom_snapshots* is how many snapshots of memory are kept in *oom_dir* after it ran out; with 0 none is made.
+    *rehearse* is what the child loads, runs and releases in tiny before it is ready.
     """
 
     slot: str
@@ -33,6 +34,7 @@ class Fork(Struct, frozen=True, tag="fork"):
     term: int
     oom_dir: str = ""
     oom_snapshots: int = 0
+    rehearse: tuple[Checkpoint, ...] = ()
 
 
 class Load(Struct, frozen=True, tag="load"):
@@ -80,11 +82,22 @@ class Exit(Struct, frozen=True, tag="exit"):
 ToChild = Load | Unload | Generate | Cancel | Ping | Exit
 
 
+class Rehearsed(Struct, frozen=True):
+    """The rehearsal took *seconds*; *error* is what went wrong in it, empty where nothing did."""
+
+    seconds: float
+    error: str = ""
+
+
 class Ready(Struct, frozen=True, tag="ready"):
-    """The child runs and holds the lock of its slot. *unfinished* is what the lock's last holder left undone."""
+    """The child runs and holds the lock of its slot. *unfinished* is what the lock's last holder left undone.
+
+    *rehearsed* is None where there was nothing to rehearse.
+    """
 
     pid: int
     unfinished: "SlotNote | None" = None
+    rehearsed: Rehearsed | None = None
 
 
 class SlotBusy(Struct, frozen=True, tag="slot_busy"):

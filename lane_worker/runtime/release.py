@@ -1,11 +1,9 @@
 """Whether a card was given back (design §7, FR-001..003, ADR 0027). Pure: no clock, no I/O, no logging."""
 
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Literal
 
 from msgspec import Struct
-
-TOLERANCE_PERCENT: Final = 5
 
 Proof = Literal["base", "own_figure", "no_pipeline"]
 """How a release was concluded, as `contracts.tasks.SwapReceipt` explains it."""
@@ -40,11 +38,6 @@ class Unmeasurable(Struct, frozen=True):
 
 
 Verdict = Released | StillHeld | Unmeasurable
-
-
-def tolerance_bytes(held_bytes: int, absolute_bytes: int) -> int:
-    """How far above its base the memory may stay, after a pipeline that had held *held_bytes* (of either sign)."""
-    return max(absolute_bytes, held_bytes * TOLERANCE_PERCENT // 100)
 
 
 def judge(

@@ -18,21 +18,31 @@ from contracts.generation import parameter_errors
 from contracts.lanes import SlotState
 from contracts.settings import ModelEntry
 from contracts.tasks import GenerationTask, MemoryReading, SwapReceipt
+from lane_worker.runtime.creep import READINGS, creep_bytes
 from lane_worker.runtime.fit import Demand, Refusal
 from lane_worker.runtime.host import Host, HostLost, LoadFailed, SlotTaken
-from lane_worker.runtime.host_messages import Failed, Ready
+from lane_worker.runtime.host_messages import Failed, Ready, Rehearsed
 from lane_worker.runtime.patience import PatientProbe
 from lane_worker.runtime.read_ahead import ReadAhead
-from lane_worker.runtime.release import Released, Sample, StillHeld, Unmeasurable, Verdict, judge, tolerance_bytes
+from lane_worker.runtime.rehearsal import to_rehearse
+from lane_worker.runtime.release import Released, Sample, StillHeld, Unmeasurable, Verdict, judge
 from ops import metrics
-from ops.memory import Holder, MemoryProbe, Reading, rss_bytes
+from ops.memory import MB, Holder, MemoryProbe, Reading, rss_bytes
 from ops.tracing import span
 
 AFTER_KILL_S: Final = 30.0
 # A driver without persistence mode takes seconds to wake each card up. The next try asks again.
 FIRST_ANSWER_S: Final = 30.0
-# Of the metric `releases`: those of a receipt, and three more.
-RELEASE_OUTCOMES: Final = ("nothing_resident", "unloaded", "killed", "escalated", "unreadable", "quarantined")
+# Of the metric `releases`: those of a receipt, and four more.
+RELEASE_OUTCOMES: Final = (
+    "nothing_resident",
+    "unloaded",
+    "killed",
+    "renewed",
+    "escalated",
+    "unreadable",
+    "quarantined",
+)
 NO_PROBE: Final = "nothing here can measure memory, so the host is killed between models"
 DIED: Final = "the host had ended before"
 _ADVICE: Final = "end what holds the memory of {slot}, then lift the quarantine"
@@ -88,6 +98,7 @@ class Residence:
         """What the host held when it had loaded last."""
         self._slot = slot
         self._models = models
+        self._to_rehearse = to_rehearse(entry.checkpoint for entry in models.values())
         self._probe = probe
         self._patient = None if probe is None else PatientProbe(probe)
         self._show = on_state
@@ -108,6 +119,8 @@ class Residence:
         self._own_base_bytes: int | None = None  # of this by that child, where the driver tells processes apart
         self._verdict: Verdict = Unmeasurable()  # of the last release
 
+        self._stayed: list[int] = []  # in use after each release of this host
+        self._creeps = False  # whether the last release was the last one of its host, because more stays each time
         self._escalated = False  # whether the last release needed force that nobody had asked for
         for outcome in RELEASE_OUTCOMES:
             metrics.releases.begin(slot, outcome)
@@ -283,7 +296,7 @@ class Residence:
     async def _release(self, receipt: SwapReceipt, kill_because: str, reading: Reading | None) -> SwapReceipt:
         """§7, step 2: the host gives back what it has, or is killed. *reading* was taken before."""
         begun_s = time.monotonic()
-        self._escalated = False
+        self._escalated = self._creeps = False
         if self._model is not None:
             self._show(SlotState.RELEASING, self._model, kill_because)
         self._model = None
@@ -340,6 +353,8 @@ class Residence:
                 receipt = await self._kill(receipt, f"{self._words()} after {self._probe.deadline_s:g} s")
             elif receipt.proof == "no_pipeline":
                 self._base_bytes = receipt.after_bytes
+            elif receipt.how == "unloaded":
+                receipt = await self._end_what_creeps(receipt, self._probe)
         if not self._proven:
             own_base_bytes = None if self._own_base_bytes is None else 0
             receipt = await self._poll(receipt, self._probe, self._floor_bytes, own_base_bytes, self._after_kill_s)
@@ -347,6 +362,20 @@ class Residence:
                 after = f"{self._words()} {self._after_kill_s:g} s after the host had ended"
                 receipt = replace(receipt, reason=f"{receipt.reason}; {after}")
         return replace(receipt, verify_s=_since(begun_s))
+
+    async def _end_what_creeps(self, receipt: SwapReceipt, probe: MemoryProbe) -> SwapReceipt:
+        """Ends a host whose leftovers go on growing, now that it is empty: long before they are a failed release."""
+        stayed_bytes = receipt.own_bytes if receipt.proof == "own_figure" else receipt.after_bytes
+        self._stayed = [*self._stayed, stayed_bytes or 0][-READINGS:]
+        grows_bytes = creep_bytes(self._stayed, tolerance_bytes=probe.absolute_bytes)
+        if grows_bytes is None:
+            return receipt
+        self._creeps = True
+        reason = f"each release left {grows_bytes // MB} MB more than the one before, so the host was renewed"
+        log.warning("host_creeps", slot=self._slot, bytes_per_release=grows_bytes, stayed_bytes=self._stayed)
+        with contextlib.suppress(HostLost):  # the start that follows finds it out, and says so
+            await self.host.kill()
+        return replace(receipt, reason=reason)
 
     async def _poll(
         self,
@@ -356,8 +385,6 @@ class Residence:
         own_base_bytes: int | None,
         deadline_s: float,
     ) -> SwapReceipt:
-        held_bytes = (receipt.before_bytes or 0) - (base_bytes or 0)
-        allowed_bytes = tolerance_bytes(held_bytes, probe.absolute_bytes)
         samples: list[Sample] = []
         while True:
             samples.append(await self._sample())
@@ -365,7 +392,7 @@ class Residence:
                 samples,
                 base_bytes=base_bytes,
                 own_base_bytes=own_base_bytes,
-                tolerance_bytes=allowed_bytes,
+                tolerance_bytes=probe.absolute_bytes,
                 needed_bytes=receipt.needed_bytes,
                 no_pipeline=self.host.pid is None or not self._used,
             )
@@ -379,7 +406,7 @@ class Residence:
             proof=self._verdict.proof if isinstance(self._verdict, Released) else "",
             base_bytes=base_bytes,
             own_base_bytes=own_base_bytes,
-            tolerance_bytes=allowed_bytes,
+            tolerance_bytes=probe.absolute_bytes,
             after_bytes=samples[-1].used_bytes,
             own_bytes=samples[-1].own_bytes,
             free_bytes=samples[-1].free_bytes,
@@ -388,7 +415,7 @@ class Residence:
 
     def _count_release(self, receipt: SwapReceipt) -> None:
         if self._proven:
-            outcome: str = "escalated" if self._escalated else receipt.how
+            outcome: str = "escalated" if self._escalated else "renewed" if self._creeps else receipt.how
         else:
             outcome = "unreadable" if isinstance(self._verdict, Unmeasurable) else "quarantined"
         metrics.releases.add(self._slot, outcome)
@@ -431,12 +458,13 @@ class Residence:
 
     async def _start(self) -> Ready:
         """A fresh host, empty. The base is raised here only, and only where the last release was proven."""
-        self._model, self._used = None, False
+        self._model, self._used, self._stayed = None, False, []
         with contextlib.suppress(HostLost):  # the start below finds it out, and says so
             await self.host.kill()
         floor = await self._answered()
-        ready = await self.host.start(term=self._term)
+        ready = await self.host.start(term=self._term, rehearse=self._to_rehearse)
         self._is_open, self._pid = True, self.host.pid
+        _tell_rehearsal(ready.rehearsed, self._slot)
         base = await self._settled()
         self._own_base_bytes = _own_figure(self._pid, floor, base)
         base_bytes = None if base is None else base.used_bytes
@@ -506,6 +534,13 @@ class Residence:
             return f"{self._verdict.bytes} bytes more were in use, or fewer free, than allowed"
         trouble = "" if self._patient is None else self._patient.trouble
         return f"the memory could not be read ({trouble})" if trouble else "the memory could not be read"
+
+
+def _tell_rehearsal(rehearsed: Rehearsed | None, slot: str) -> None:
+    if rehearsed is not None and rehearsed.error:  # what its first task takes once may then look like a leak
+        log.warning("not_rehearsed", slot=slot, error=rehearsed.error, seconds=rehearsed.seconds)
+    elif rehearsed is not None:
+        log.info("rehearsed", slot=slot, seconds=rehearsed.seconds)
 
 
 def _since(begun_s: float) -> float:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import os
 import re
 import signal
@@ -24,7 +25,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from rich.console import Console
 
 from contracts.lanes import SlotState
-from contracts.settings import Catalog, ModelEntry, load_settings
+from contracts.settings import Catalog, Checkpoint, ModelEntry, load_settings
 from contracts.tasks import FailureCode, GenerationTask, SwapReceipt
 from lane_worker.runtime.host import ForkServer, Host, HostLost, LoadFailed, LoadTimedOut, SlotTaken
 from lane_worker.runtime.host_messages import Finished, Generate, Ready, SlotNote
@@ -50,6 +51,7 @@ SLOT = "cpu-0"
 FULL = 80 * GIB  # all that the fake card has
 PROMPT = "a lighthouse"
 MB = 1_000_000
+MIB = 1 << 20
 
 
 class Slot:
@@ -235,7 +237,7 @@ async def test_two_heavy_pipelines_take_turns(yard: Yard, heavy_folder: Path, tm
         base, before, after, tolerance = figures(receipt)
         assert before - base > 300 * MB
         assert after <= base + tolerance
-        assert tolerance == 128 * MB
+        assert tolerance == 48 * MB
         assert receipt.samples >= 2
         assert receipt.free_bytes is not None
         assert receipt.free_bytes >= receipt.needed_bytes > 300 * MB
@@ -335,6 +337,39 @@ async def test_a_leak_is_seen_and_the_host_is_killed_for_it(yard: Yard, tmp_path
     assert released(measured, "unloaded") == before["unloaded"] + 1
 
 
+async def test_a_slow_leak_is_found_by_its_trend_and_the_host_renewed(
+    yard: Yard, tmp_path: Path, measured: Measured
+) -> None:
+    """ADR 0029: within 10 swaps, before it is a failed release. And a host that was renewed is judged anew."""
+    before = {outcome: released(measured, outcome) for outcome in ("renewed", "escalated", "quarantined")}
+    probe = rss()
+    probe.absolute_bytes = 512 * MIB  # as on a card: on a CPU the second such leak is over what is allowed
+    slot = yard.slot(tmp_path, probe=probe, rogue=True)
+    await slot.residence.open()
+    pid, reasons = slot.host.pid, []
+    for _, model in zip(range(11), itertools.cycle(("anisora", "phr00t")), strict=False):
+        receipt = await slot.ready(model)
+        await slot.generate(CATALOG.models[model], "leak 32 MB")
+        reasons.append(receipt.reason)
+        assert receipt.how in ("nothing_resident", "unloaded")
+    assert [bool(reason) for reason in reasons] == [False] * 9 + [True, False]
+    assert re.search(r"each release left \d+ MB more .* renewed", reasons[9])
+    assert slot.host.pid != pid
+    changed = {outcome: released(measured, outcome) - was for outcome, was in before.items()}
+    assert changed == {"renewed": 1, "escalated": 0, "quarantined": 0}
+
+
+async def test_a_rehearsal_that_fails_is_told_and_hides_nothing(yard: Yard, tmp_path: Path) -> None:
+    (tmp_path / f"{SLOT}.rehearsal").write_text("in the way")
+    slot = yard.slot(tmp_path, probe=rss())
+    with structlog.testing.capture_logs() as logs:
+        await slot.residence.open()
+    (told,) = (line for line in logs if line["event"] == "not_rehearsed")
+    assert "FileExistsError" in told["error"] or "NotADirectoryError" in told["error"]
+    await slot.ready("anisora")
+    await slot.generate(CATALOG.models["anisora"])
+
+
 @pytest.mark.parametrize(
     ("misdeed", "alive"), [("leak tensor", ("transformer",)), ("keep component", ("text_encoder",))]
 )
@@ -364,7 +399,7 @@ async def test_a_card_whose_figure_falls_is_released(yard: Yard, card: FakeNvml,
     card.set(used_bytes=61 * GIB, fall_bytes=10 * GIB, least_bytes=GIB)
     receipt = await slot.ready("phr00t")
     assert (receipt.how, receipt.probe) == ("unloaded", "nvml")
-    assert figures(receipt) == (GIB, 61 * GIB, GIB, 3 * GIB)  # 5 % of 60 GiB
+    assert figures(receipt) == (GIB, 61 * GIB, GIB, GIB // 2), "whatever was held"
     assert receipt.samples == 7
 
 
@@ -505,8 +540,8 @@ def shows_hosts(slot: Slot, card: FakeNvml, *, own_bytes: int, **figures: int) -
     """From the start of its host on, the driver names that, with *own_bytes*, and shows *figures*."""
     start = slot.host.start
 
-    async def started(*, term: int = 0) -> Ready:
-        ready = await start(term=term)
+    async def started(*, term: int = 0, rehearse: tuple[Checkpoint, ...] = ()) -> Ready:
+        ready = await start(term=term, rehearse=rehearse)
         card.set(processes=1, process_0=ready.pid, process_0_bytes=own_bytes, **figures)
         return ready
 

@@ -97,7 +97,7 @@ class Stage:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(worker_module, "ForkServer", lambda: self._forks)
             # the hosts have no card: their slot is a CPU's, whatever its memory is read from
-            patch.setattr(worker_module, "probe_for", lambda _: self._probe(probe))
+            patch.setattr(worker_module, "probe_for", lambda *_: self._probe(probe))
             patch.setattr(worker_module, "Residence", partial(Residence, after_kill_s=0.3))
             return DegradedWorker(
                 link=self._system.link,

@@ -231,7 +231,7 @@ async def test_a_card_that_keeps_its_memory_is_quarantined_and_left(
 ) -> None:
     """Also by the standby, which takes over the leadership but not the slot."""
     card = StuckCard()
-    monkeypatch.setattr("degraded_worker.worker.probe_for", lambda _: card)
+    monkeypatch.setattr("degraded_worker.worker.probe_for", lambda *_: card)
     monkeypatch.setattr("degraded_worker.worker.Residence", partial(Residence, after_kill_s=0.2))
     worker = DegradedWorker(
         link=link,

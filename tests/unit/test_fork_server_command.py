@@ -1,6 +1,8 @@
 """`warmlane fork-server` becomes the process that the workers share."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,19 @@ def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     result = CliRunner().invoke(command, [str(tmp_path / "nowhere" / "forks")])
     assert result.exit_code == 2
     assert "make it first" in result.output
+
+
+@pytest.mark.parametrize(("first", "tracked"), [("pass", True), ("lock_progress_bars_in_process()", False)])
+def test_a_progress_bar_starts_no_process(first: str, tracked: bool) -> None:
+    """As it would where a process starts others by a fork server, which Python 3.14 does by itself."""
+    script = (
+        "import multiprocessing; multiprocessing.set_start_method('forkserver')\n"
+        "from multiprocessing.resource_tracker import _resource_tracker as tracker\n"
+        "from tqdm.auto import tqdm\n"
+        "from lane_worker.pipelines.forkserver import lock_progress_bars_in_process\n"
+        f"{first}\n"
+        "tqdm([], disable=False, file=open('/dev/null', 'w')).close()\n"
+        "print(tracker._pid is not None)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert answer.stdout == f"{tracked}\n"

@@ -24,6 +24,13 @@ CHECKPOINT = Checkpoint(
     scheduler=Scheduler(kind="UniPCMultistepScheduler", flow_shift=3.0),
     random_weights=RandomWeights(seed=1),
 )
+CHECKPOINT_BYTES = (
+    b"\x8f\xa8pipeline\xabWanPi"
+    b"peline\xa6folder\xa4tiny\xa5dtype\xa7float32\xa9scheduler\x83\xa4kind\xb7UniPCMultistepScheduler"
+    b"\xaaflow_shift\xcb@\x08\x00\x00\x00\x00\x00\x00\xa6sigmas\xa4even\xa7offload\xa4none\xadgroup_offload\xc0"
+    b"\xaadevice_map\xc2\xb1layerwise_casting\xc0\xaavae_tiling\xc2\xb1attention_backend\xa6native\xadprompt_suffix\xa0"
+    b"\xaeexpected_bytes\x00\xb0activation_bytes\x00\xaeboundary_ratio\xc0\xaerandom_weights\x82\xa4seed\x01\xa7experts\x01"
+)
 NOTE = m.SlotNote(8, 77, "degraded", 5, "anisora", "t", 1)
 PARAMETERS = GenerationParameters(
     prompt="é",
@@ -40,11 +47,9 @@ PARAMETERS = GenerationParameters(
 TO_CHILD: list[tuple[m.ToChild, bytes]] = [
     (
         m.Load("anisora", CHECKPOINT, "/models", 0.5),
-        b"\x00\x00\x01\x85\x85\xa4type\xa4load\xa5model\xa7anisora\xaacheckpoint\x8f\xa8pipeline\xabWanPi"
-        b"peline\xa6folder\xa4tiny\xa5dtype\xa7float32\xa9scheduler\x83\xa4kind\xb7UniPCMultistepScheduler"
-        b"\xaaflow_shift\xcb@\x08\x00\x00\x00\x00\x00\x00\xa6sigmas\xa4even\xa7offload\xa4none\xadgroup_offload\xc0"
-        b"\xaadevice_map\xc2\xb1layerwise_casting\xc0\xaavae_tiling\xc2\xb1attention_backend\xa6native\xadprompt_suffix\xa0"
-        b"\xaeexpected_bytes\x00\xb0activation_bytes\x00\xaeboundary_ratio\xc0\xaerandom_weights\x82\xa4seed\x01\xa7experts\x01\xaamodels_dir\xa7/models\xacstep_seconds"
+        b"\x00\x00\x01\x85\x85\xa4type\xa4load\xa5model\xa7anisora\xaacheckpoint"
+        + CHECKPOINT_BYTES
+        + b"\xaamodels_dir\xa7/models\xacstep_seconds"
         b"\xcb?\xe0\x00\x00\x00\x00\x00\x00",
     ),
     (
@@ -66,10 +71,14 @@ TO_CHILD: list[tuple[m.ToChild, bytes]] = [
 FROM_CHILD: list[tuple[m.FromChild, bytes]] = [
     (
         m.Ready(9, NOTE),
-        b"\x00\x00\x00`\x83\xa4type\xa5ready\xa3pid\t\xaaunfinished\x87\xa3pid\x08\xa7startedM\xa4role"
-        b"\xa8degraded\xa4term\x05\xa5model\xa7anisora\xa7task_id\xa1t\xa7attempt\x01",
+        b"\x00\x00\x00k\x84\xa4type\xa5ready\xa3pid\t\xaaunfinished\x87\xa3pid\x08\xa7startedM\xa4role"
+        b"\xa8degraded\xa4term\x05\xa5model\xa7anisora\xa7task_id\xa1t\xa7attempt\x01\xa9rehearsed\xc0",
     ),
-    (m.Ready(9), b"\x00\x00\x00\x1d\x83\xa4type\xa5ready\xa3pid\t\xaaunfinished\xc0"),
+    (
+        m.Ready(9, None, m.Rehearsed(0.5, "no")),
+        b"\x00\x00\x00\x42\x84\xa4type\xa5ready\xa3pid\t\xaaunfinished\xc0\xa9rehearsed\x82\xa7seconds"
+        b"\xcb?\xe0\x00\x00\x00\x00\x00\x00\xa5error\xa2no",
+    ),
     (m.SlotBusy(None), b"\x00\x00\x00\x18\x82\xa4type\xa9slot_busy\xa6holder\xc0"),
     (
         m.SlotBusy(NOTE),
@@ -110,9 +119,9 @@ FROM_CHILD: list[tuple[m.FromChild, bytes]] = [
     (m.Pong(7), b"\x00\x00\x00\x13\x82\xa4type\xa4pong\xa6number\x07"),
 ]
 FORK = (
-    b"\x88\xa4type\xa4fork\xa4slot\xa5cpu-0\xa8lock_dir\xa6/locks\xablock_wait_s"
+    b"\x89\xa4type\xa4fork\xa4slot\xa5cpu-0\xa8lock_dir\xa6/locks\xablock_wait_s"
     b"\xcb@\x14\x00\x00\x00\x00\x00\x00\xa4role\xa8degraded\xa4term\x03"
-    b"\xa7oom_dir\xa4/oom\xadoom_snapshots\x02"
+    b"\xa7oom_dir\xa4/oom\xadoom_snapshots\x02\xa8rehearse\x91" + CHECKPOINT_BYTES
 )
 
 
@@ -139,7 +148,7 @@ def test_the_parent_reads_what_the_child_wrote(message: m.FromChild, pinned: byt
 
 
 def test_the_request_to_the_fork_server() -> None:
-    request = m.Fork("cpu-0", "/locks", 5.0, "degraded", 3, "/oom", 2)
+    request = m.Fork("cpu-0", "/locks", 5.0, "degraded", 3, "/oom", 2, (CHECKPOINT,))
     assert m.encode_fork(request) == FORK
     assert m.decode_fork(FORK) == request
 

@@ -179,7 +179,7 @@ def test_a_falling_figure(card: FakeNvml) -> None:
 def test_where_there_is_an_nvml_there_is_a_probe(card: FakeNvml) -> None:
     probe = probe_for(UUID)
     assert probe is not None
-    assert (probe.name, probe.absolute_bytes, probe.poll_s, probe.deadline_s) == ("nvml", GIB, 0.25, 10.0)
+    assert (probe.name, probe.absolute_bytes, probe.poll_s, probe.deadline_s) == ("nvml", 512 << 20, 0.25, 10.0)
     card.set(init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
     assert probe_for(UUID) is None
 

@@ -14,7 +14,6 @@ from lane_worker.runtime.release import (
     Unmeasurable,
     Verdict,
     judge,
-    tolerance_bytes,
 )
 
 BASE, TOLERANCE, NEEDED = 400, 128, 1000
@@ -85,13 +84,6 @@ def test_by_what_is_in_use(samples: list[Sample], expected: Verdict) -> None:
 )
 def test_with_others_on_the_card(samples: list[Sample], options: dict[str, Any], expected: Verdict) -> None:
     assert verdict(*samples, **{"own_base_bytes": OWN_BASE} | options) == expected
-
-
-@pytest.mark.parametrize(
-    ("held_bytes", "expected"), [(0, 128), (-(10**12), 128), (2559, 128), (2580, 129), (57 * 10**9, 2_850_000_000)]
-)
-def test_the_tolerance_is_absolute_or_a_share_of_what_was_held(held_bytes: int, expected: int) -> None:
-    assert tolerance_bytes(held_bytes, 128) == expected
 
 
 figures = st.integers(min_value=-(2**40), max_value=2**40)
