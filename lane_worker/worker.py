@@ -237,6 +237,7 @@ class LaneWorker:
         if not crash_loops(self._failures):
             warming_up = f"warms up with {warm_up_size(self._model)}"
             self._show(LaneState.LOADING, "; ".join(filter(None, [renew_because, warming_up])))
+        self._scratch.ensure()
         outcome = await self._host.generate(warm_up_request(self._model, self._scratch.folder), lambda _: None)
         if not isinstance(outcome, Finished):
             await self._host.kill()

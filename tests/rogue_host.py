@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 
 from contracts.settings import Checkpoint
-from contracts.tasks import GenerationParameters
+from contracts.tasks import GenerationParameters, MemoryReading
 from lane_worker.pipelines import child, forkserver
 from lane_worker.pipelines.child import TaskCancelled
+from lane_worker.pipelines.cleanup import clean, release
 from lane_worker.pipelines.load import LoadTimes, load_pipeline, run_pipeline
 from lane_worker.pipelines.video import Frames
 from lane_worker.runtime import host_messages
@@ -29,6 +30,7 @@ from lane_worker.runtime.host_messages import FromChild, Progress
 COMMAND: Final = (sys.executable, "-m", "tests.rogue_host")
 IN_A_USED_HOST: Final = "in a used host"
 OUT_OF_MEMORY: Final = "CUDA out of memory. Tried to allocate 20.00 GiB."
+BROKEN: Final = "CUDA driver error: unknown error"
 LEAK: Final = re.compile(r"leak (\d+) MB")
 LEAK_ON_CARD_BYTES: Final = 2 << 30  # twice what a probe of a card takes for noise
 SMALL_CARD_VOLUME: Final = 96 * 64 * 17  # width x height x frames
@@ -39,11 +41,13 @@ _loads = 0
 _runs = 0
 _talks_garbage = False
 _card = ""  # what the name of the checkpoint's folder says of it
+_fails: str | None = None  # which of `clean` and `release` fails when it is called next
 
 
 def main() -> None:
     """Replaces what the children use, and serves."""
-    for name, replacement in (("load_pipeline", _load), ("run_pipeline", _run), ("frame", _frame)):
+    replacements = {"load_pipeline": _load, "run_pipeline": _run, "frame": _frame, "clean": _clean, "release": _release}
+    for name, replacement in replacements.items():
         assert hasattr(child, name)
         setattr(child, name, replacement)
     forkserver.main()
@@ -56,6 +60,9 @@ def _load(checkpoint: Checkpoint, models_dir: Path, *, device: str, model: str, 
     misdeed = _misdeed(checkpoint.folder.replace("-", " "), used=_loads > 1)
     if "hang in load" in misdeed:
         _hang()
+    _will_fail(misdeed)
+    if "oom and fail" in misdeed:
+        raise torch.OutOfMemoryError(OUT_OF_MEMORY)
     pipeline = load_pipeline(checkpoint, models_dir, device=device, model=model, times=times)
     if "oom in load" in misdeed:
         raise torch.OutOfMemoryError(OUT_OF_MEMORY)
@@ -70,6 +77,9 @@ def _run(
     if "small card" in _card and parameters.width * parameters.height * parameters.num_frames > SMALL_CARD_VOLUME:
         raise torch.OutOfMemoryError(OUT_OF_MEMORY)
     misdeed = _misdeed(parameters.prompt, used=_runs > 1)
+    _will_fail(misdeed)
+    if "oom and fail" in misdeed:
+        raise torch.OutOfMemoryError(OUT_OF_MEMORY)
     if leak := LEAK.search(misdeed):
         _kept.append(bytearray(b"\x01") * (int(leak[1]) * 1_000_000))
     elif "leak outside torch" in misdeed:
@@ -101,6 +111,28 @@ def _run(
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     return run_pipeline(pipeline, parameters, image, step)
+
+
+def _will_fail(misdeed: str) -> None:
+    global _fails
+    _fails = next((name for name in ("clean", "release") if f"fail in {name}" in misdeed), _fails)
+
+
+def _clean(device: str, *, heap_kept_bytes: int = 0) -> MemoryReading:
+    _fail_once("clean")
+    return clean(device, heap_kept_bytes=heap_kept_bytes)
+
+
+def _release(device: str) -> MemoryReading:
+    _fail_once("release")
+    return release(device)
+
+
+def _fail_once(name: str) -> None:
+    global _fails
+    if _fails == name:
+        _fails = None
+        raise RuntimeError(BROKEN)
 
 
 def _device_memory(size_bytes: int) -> int:

@@ -9,8 +9,10 @@ import os
 import queue
 import signal
 import socket
+import sys
 import threading
 import time
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -65,13 +67,20 @@ _NOT_READ = MemoryReading(rss_bytes=0)
 
 
 def child_main(pipe: socket.socket, request: Fork) -> NoReturn:
-    """Serve the worker at the other end of *pipe* until it says `Exit` or closes it. Never returns."""
+    """Serve the worker at the other end of *pipe* until it says `Exit` or closes it. Never returns.
+
+    Whatever is raised meanwhile stands in the worker's log, and is told to the worker where it waits for an answer.
+    """
     status = 1
+    child = _Child(pipe)
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _be_quiet()
-        _Child(pipe).serve(request)
+        child.serve(request)
         status = 0
+    except BaseException as error:
+        _print(error)
+        child.give_up(error)
     finally:
         os._exit(status)  # not a return into the fork server's loop, and no teardown that could hang
 
@@ -92,6 +101,8 @@ class _Child:
         self._sending = threading.Lock()
         self._work: queue.SimpleQueue[Load | Unload | _Job] = queue.SimpleQueue()
         self._job: _Job | None = None
+        self._owes = True  # whether the worker waits for an answer: first of all for `Ready`
+        self._broken = False
         self._pipeline: Any = None
         self._model: str | None = None
         self._invents_images = False
@@ -124,7 +135,7 @@ class _Child:
         _warm_up(self._device)
         objection = _objection(self._device)
         if objection is not None:
-            self._send(Failed(None, "inference_failed", objection, _NOT_READ, fatal=True))
+            self._send(Failed(None, "inference_failed", objection, _NOT_READ, fatal=True, lasting=True))
             return
         # the slot is this process's, and so is a folder of its name
         place = Path(request.lock_dir, f"{request.slot}.rehearsal")
@@ -133,14 +144,29 @@ class _Child:
             self._snapshots = OomSnapshots(Path(request.oom_dir), kept=request.oom_snapshots)
             self._snapshots.record()
         self._send(Ready(os.getpid(), lock.unfinished, rehearsed))
-        while True:
-            match self._work.get():
-                case Load() as request_to_load:
-                    self._load(request_to_load)
+        while not self._broken:
+            self._owes = False
+            work = self._work.get()
+            self._owes = True
+            match work:
+                case Load():
+                    self._load(work)
                 case Unload():
                     self._unload()
-                case _Job() as job:
-                    self._generate(job)
+                case _Job():
+                    self._generate(work)
+
+    def give_up(self, error: BaseException) -> None:
+        """Tells a worker that waits for an answer what there will be none for. Never raises."""
+        if not self._owes:
+            return
+        if self._job is None:
+            told = Failed(None, "inference_failed", f"{type(error).__name__}: {error}"[:500], _NOT_READ, fatal=True)
+        else:
+            fault = inference_fault(error)
+            told = Failed(self._job.request.task_id, fault.code, fault.message, _NOT_READ, fatal=True)
+        with contextlib.suppress(OSError):
+            self._send(told)
 
     # The reading thread
 
@@ -151,6 +177,8 @@ class _Child:
                     self._receive(decode_to_child(stream.read(body_length(head))))
         except (OSError, BadMessage):
             pass
+        except Exception as error:
+            _print(error)
         finally:
             os._exit(1)  # the worker is gone, or speaks another protocol: nobody waits for what runs here
 
@@ -194,8 +222,8 @@ class _Child:
             snapshot = self._snapshot(fault, request.model)
             forget(error)
         if fault is not None:
-            memory = clean("cpu" if fault.fatal else self._device)
-            self._send(Failed(None, fault.code, fault.message, memory, fault.fatal, snapshot))
+            memory = self._cleaned(is_broken=fault.fatal)
+            self._send(Failed(None, fault.code, fault.message, memory, fault.fatal or self._broken, snapshot))
             return
         self._step_seconds = request.step_seconds
         self._prompt_suffix = request.checkpoint.prompt_suffix
@@ -223,13 +251,24 @@ class _Child:
         self._lock.write(model=self._model, task_id=request.task_id, attempt=request.attempt)
         begin(self._device)
         end = self._attempt(job)
-        # a broken device would fail again here
-        broken = isinstance(end, Failed) and end.fatal
-        memory = clean("cpu" if broken else self._device, heap_kept_bytes=HEAP_KEPT_BYTES)
+        memory = self._cleaned(is_broken=isinstance(end, Failed) and end.fatal, heap_kept_bytes=HEAP_KEPT_BYTES)
+        if isinstance(end, Failed) and self._broken:
+            end = msgspec.structs.replace(end, fatal=True)
         with self._sending:
             self._pipe.sendall(frame(msgspec.structs.replace(end, memory=memory)))
             self._lock.write(model=self._model)
             self._job = None
+
+    def _cleaned(self, *, is_broken: bool, heap_kept_bytes: int = 0) -> MemoryReading:
+        """The reading after cleanup. A broken device would fail again here, and one that nobody knew of fails now: then
+        the answer that is due is the last one, whatever it says, and the process ends."""
+        if not is_broken:
+            try:
+                return clean(self._device, heap_kept_bytes=heap_kept_bytes)
+            except Exception as error:
+                _print(error)
+                self._broken = True
+        return clean("cpu", heap_kept_bytes=heap_kept_bytes)
 
     def _attempt(self, job: _Job) -> Finished | Cancelled | Failed:
         """Run *job* to its end, which lacks only the memory reading; everything it made is dropped on return."""
@@ -281,6 +320,12 @@ class _Child:
             encode_s=time.perf_counter() - inferred_s,
             memory=_NOT_READ,
         )
+
+
+def _print(error: BaseException) -> None:
+    """Into the worker's log, without the errors before it: those are a pipeline's, and may quote a prompt."""
+    traceback.print_exception(error, chain=False)
+    sys.stderr.flush()
 
 
 def _be_quiet() -> None:

@@ -344,7 +344,9 @@ class Host:
                 raise SlotTaken(self._slot, answer.holder)
             case Failed():
                 await self._child.kill()
-                raise AllocatorMisconfigured(answer.message)
+                if answer.lasting:
+                    raise AllocatorMisconfigured(answer.message)
+                raise HostLost(f"the pipeline host could not start: {answer.message}")
         raise await self._nonsense(answer)
 
     async def load(self, model: ModelEntry) -> Loaded:
@@ -374,6 +376,9 @@ class Host:
         if isinstance(answer, Unloaded):
             self._timeouts = None
             return answer
+        if isinstance(answer, Failed):
+            await child.kill()
+            raise HostLost(f"the pipeline host could not unload its model: {answer.message}")
         raise await self._nonsense(answer)
 
     async def kill(self) -> None:

@@ -169,7 +169,8 @@ class Failed(Struct, frozen=True, tag="failed"):
     """A load (*task_id* None) or an inference failed; memory is cleaned where that was possible.
 
     *fatal*: the process cannot be trusted any more (a CUDA error), the parent kills it. *snapshot* is the file that was
-    written because memory ran out, if any. In the place of `Ready` it says why the child does not serve.
+    written because memory ran out, if any. In the place of `Ready` it says why the child does not serve, and *lasting*
+    that no other one would. In the place of `Unloaded` it says what ended the child.
     """
 
     task_id: str | None
@@ -178,6 +179,7 @@ class Failed(Struct, frozen=True, tag="failed"):
     memory: MemoryReading
     fatal: bool = False
     snapshot: str = ""
+    lasting: bool = False
 
 
 class Pong(Struct, frozen=True, tag="pong"):

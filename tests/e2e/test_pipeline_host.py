@@ -388,7 +388,8 @@ async def test_a_failing_pipeline_is_reported_without_the_prompt(hosts: dict[str
 
 
 async def test_a_video_that_cannot_be_written_is_a_storage_failure(hosts: dict[str, Host], tmp_path: Path) -> None:
-    outcome = await hosts["phr00t"].generate(request(tmp_path / "missing"), ignore)
+    (tmp_path / "no-folder").touch()
+    outcome = await hosts["phr00t"].generate(request(tmp_path / "no-folder"), ignore)
     assert isinstance(outcome, Failed)
     assert outcome.code == "storage_failed"
     assert str(tmp_path) not in outcome.message

@@ -113,8 +113,8 @@ FROM_CHILD: list[tuple[m.FromChild, bytes]] = [
     ),
     (
         m.Failed(None, "out_of_memory", "no", MEMORY, True, "/oom/x"),
-        b"\x00\x00\x01\x41\x87\xa4type\xa6failed\xa7task_id\xc0\xa4code\xadout_of_memory\xa7message\xa2no"
-        b"\xa6memory" + READING + b"\xa5fatal\xc3\xa8snapshot\xa6/oom/x",
+        b"\x00\x00\x01\x4a\x88\xa4type\xa6failed\xa7task_id\xc0\xa4code\xadout_of_memory\xa7message\xa2no"
+        b"\xa6memory" + READING + b"\xa5fatal\xc3\xa8snapshot\xa6/oom/x\xa7lasting\xc2",
     ),
     (m.Pong(7), b"\x00\x00\x00\x13\x82\xa4type\xa4pong\xa6number\x07"),
 ]

@@ -1,0 +1,109 @@
+"""A pipeline host in which something is raised that nothing expects: the worker's log has the traceback, and whoever
+waits for an answer has one. What a broken device does is done by `tests/rogue_host.py`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from contracts.settings import ModelEntry, load_settings
+from lane_worker.runtime.host import ForkServer, Host, HostLost, LoadFailed
+from lane_worker.runtime.host_messages import Failed, Finished, Generate
+from lane_worker.runtime.warm_up import warm_up_parameters
+from tests.rogue_host import BROKEN
+from tests.support import ROGUE_HOST, eventually, fork_server_at
+
+PHR00T = load_settings().catalog("tiny").models["phr00t"]
+SECRET = "canary-4c1e"
+
+
+def in_folder(folder: str) -> ModelEntry:
+    """phr00t, whose folder's name says what its host does."""
+    return msgspec.structs.replace(PHR00T, checkpoint=msgspec.structs.replace(PHR00T.checkpoint, folder=folder))
+
+
+@pytest.fixture
+async def host(tmp_path: Path, rogue_forks: None, capfd: pytest.CaptureFixture[str]) -> AsyncIterator[Host]:
+    """A host whose output is this test's."""
+    server = ForkServer(ROGUE_HOST, shared=fork_server_at(ROGUE_HOST))
+    host = Host(slot="cpu-0", lock_dir=tmp_path / "locks", models_dir=tmp_path / "models", fork_server=server)
+    yield host
+    await host.close()
+    await server.close()
+
+
+async def generate(host: Host, prompt: str, folder: Path) -> Any:
+    parameters = msgspec.structs.replace(warm_up_parameters(PHR00T), prompt=f"{prompt} {SECRET}")
+    return await host.generate(Generate("task", 1, parameters, str(folder / "video.mp4")), lambda _: None)
+
+
+async def ended(host: Host) -> None:
+    await eventually(lambda: asyncio.sleep(0, host.pid is None))
+
+
+def printed(capfd: pytest.CaptureFixture[str], error: str) -> None:
+    """The traceback is there, once, and no prompt is."""
+    told = capfd.readouterr().err
+    assert told.count("Traceback (most recent call last)") == 1, told
+    assert error in told
+    assert SECRET not in told
+
+
+async def test_at_its_start(host: Host, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "locks").write_text("no folder")
+    with pytest.raises(HostLost, match=r"could not start: \w+Error: .*locks"):
+        await host.start()
+    printed(capfd, "child.py")
+
+
+async def test_in_the_cleanup_after_a_load(host: Host, capfd: pytest.CaptureFixture[str]) -> None:
+    await host.start()
+    with pytest.raises(LoadFailed, match=BROKEN) as failed:
+        await host.load(in_folder("fail-in-clean"))
+    assert failed.value.failure.fatal
+    assert host.pid is None
+    printed(capfd, BROKEN)
+
+
+async def test_in_the_cleanup_after_a_load_that_failed(host: Host, capfd: pytest.CaptureFixture[str]) -> None:
+    """What failed first is what is told; the process is not used again."""
+    await host.start()
+    with pytest.raises(LoadFailed) as failed:
+        await host.load(in_folder("oom-and-fail-in-clean"))
+    assert (failed.value.failure.code, failed.value.failure.fatal) == ("out_of_memory", True)
+    assert host.pid is None
+    printed(capfd, BROKEN)
+
+
+async def test_in_the_cleanup_after_a_video(host: Host, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The video is there, and is delivered. The host ends."""
+    await host.start()
+    await host.load(PHR00T)
+    outcome = await generate(host, "fail in clean", tmp_path)
+    assert isinstance(outcome, Finished)
+    assert (tmp_path / "video.mp4").stat().st_size == outcome.video.bytes
+    assert outcome.memory.rss_bytes > 0
+    await ended(host)
+    printed(capfd, BROKEN)
+
+
+async def test_in_the_cleanup_after_a_failure(host: Host, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    await host.start()
+    await host.load(PHR00T)
+    outcome = await generate(host, "oom and fail in clean", tmp_path)
+    assert isinstance(outcome, Failed)
+    assert (outcome.code, outcome.fatal, outcome.task_id) == ("out_of_memory", True, "task")
+    assert host.pid is None
+    printed(capfd, BROKEN)
+
+
+async def test_while_it_unloads(host: Host, capfd: pytest.CaptureFixture[str]) -> None:
+    await host.start()
+    await host.load(in_folder("fail-in-release"))
+    with pytest.raises(HostLost, match=f"could not unload its model: RuntimeError: {BROKEN}"):
+        await host.unload()
+    assert host.pid is None
+    printed(capfd, BROKEN)
