@@ -123,7 +123,7 @@ def command() -> None:
     name="prepare",
     epilog="Examples:\n\n  warmlane models prepare anisora --from Index-anisora/V3.2 --base Wan2.2-I2V-A14B "
     "--to models/anisora-v3.2\n\n  warmlane models prepare phr00t --from wan2.2-t2v-rapid-aio-v10.safetensors "
-    "--tokenizer Wan2.2-I2V-A14B/google/umt5-xxl --to models/phr00t-aio",
+    "--base Wan2.2-I2V-A14B --to models/phr00t-aio",
 )
 @click.argument("model")
 @click.option(
@@ -144,7 +144,7 @@ def command() -> None:
     "--base",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder of Wan2.2-I2V-A14B as the Wan authors publish it: text encoder, VAE and tokenizer are taken from "
-    "there where --from lacks them. It is read and never changed.",
+    "there where --from lacks them or has them in fewer bits. It is read and never changed.",
 )
 @click.option(
     "--tokenizer",
@@ -213,7 +213,8 @@ def _is_prepared(target: Path, layout: Layout, source: Path, base: Path | None, 
     folders = [source if source.is_dir() else source.parent, *([] if base is None else [base])]
     for file in manifest.sources:
         sizes = [(folder / file.path).stat().st_size for folder in folders if (folder / file.path).is_file()]
-        others = sha256 not in {None, file.sha256}
+        # what is pinned is the one file of --from; those of --base are torch's
+        others = file.path.endswith(".safetensors") and sha256 not in {None, file.sha256}
         if others or (source.exists() and file.bytes not in sizes):
             raise CheckpointRefused(
                 f"{target} was prepared from other files ({file.path}, {file.bytes:,} bytes); name another --to, or "

@@ -51,7 +51,9 @@ SMALL: Final[dict[str, dict[str, Any]]] = {
 
 def small(layout: Layout) -> Layout:
     """*layout* with models of less than a megabyte."""
-    return msgspec.structs.replace(layout, components=tuple(map(_small, layout.components)))
+    return msgspec.structs.replace(
+        layout, components=tuple(map(_small, layout.components)), lent=tuple(map(_small, layout.lent))
+    )
 
 
 def _small(component: Component) -> Component:
@@ -130,6 +132,28 @@ def write_all_in_one(wanted: Layout, parts: dict[str, dict[str, torch.Tensor]], 
     tensors["text_encoders.umt5xxl.logit_scale"] = torch.tensor(4.6055)
     tensors["text_encoders.spiece_model"] = torch.zeros(9, dtype=torch.uint8)
     save_file(tensors, path)
+
+
+def as_phr00t_publishes(parts: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
+    """*parts* in the types of Phr00t's files, which `tests/e2e/test_prepare.py` holds to their published sizes (ADR 0028).
+
+    The whole transformer in fp8 but for its patch embeddings, the VAE in 16 bits, and UMT5 as in ComfyUI's
+    `umt5_xxl_fp8_e4m3fn_scaled`: fp16, its linears in fp8 with a scale each, and an empty marker.
+    """
+    transformer = {
+        name: value.float() if name.endswith("patch_embedding.weight") else value.to(torch.float8_e4m3fn)
+        for name, value in parts["transformer"].items()
+    }
+    text_encoder = {"scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}
+    for name, value in parts["text_encoder"].items():
+        if value.ndim == 2 and not name.endswith(("shared.weight", "relative_attention_bias.weight")):
+            scale = value.float().abs().max() / torch.finfo(torch.float8_e4m3fn).max
+            text_encoder[name] = (value.float() / scale).to(torch.float8_e4m3fn)
+            text_encoder[f"{name.removesuffix('.weight')}.scale_weight"] = scale
+        else:
+            text_encoder[name] = value.to(torch.float16)
+    vae = {name: value.to(torch.float16) for name, value in parts["vae"].items()}
+    return {"transformer": transformer, "text_encoder": text_encoder, "vae": vae}
 
 
 def write_files(wanted: Layout, parts: dict[str, dict[str, torch.Tensor]], folder: Path) -> None:

@@ -1,16 +1,18 @@
-"""What lies on the disk: the tensors that published files name in their headers. Reads no tensor, needs no torch."""
+"""What lies on the disk: the tensors that published files name in their headers. Reads no weight, needs no torch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct
 from safetensors import SafetensorError, safe_open
 
 INDEX: Final = ".safetensors.index.json"
-# What ComfyUI writes into the metadata of a file whose weights are packed with scales.
+# Where ComfyUI says how the weight of a layer is packed: in the file's metadata, or in a tensor beside the weight.
+# https://github.com/comfyanonymous/ComfyUI/blob/7f75cc2bc260f954677d3d1ddcab94f7f63d1738/QUANTIZATION.md
 QUANTIZED: Final = "_quantization_metadata"
+QUANTIZED_LAYER: Final = ".comfy_quant"
 
 Shape = tuple[int, ...]
 
@@ -20,12 +22,16 @@ class CheckpointRefused(Exception):
 
 
 class Tensor(Struct, frozen=True):
-    """A tensor of a published file, by its header: *dtype* as safetensors writes it (`BF16`, `F8_E4M3`)."""
+    """A tensor of a published file, by its header: *dtype* as safetensors writes it (`BF16`, `F8_E4M3`).
+
+    *packing*: how ComfyUI says that it is packed; None where it says nothing.
+    """
 
     name: str
     dtype: str
     shape: Shape
     file: str
+    packing: str | None = None
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -37,14 +43,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
                     f"{path} is a GGUF file, packed for llama.cpp; take the safetensors file instead"
                 )
         with safe_open(path, framework="numpy") as opened:
-            if QUANTIZED in (opened.metadata() or {}):
-                raise CheckpointRefused(
-                    f"{path} holds weights packed with scales (its metadata has {QUANTIZED}), which a conversion would "
-                    "lose; take the build in bf16, fp16 or plain fp8"
-                )
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (no dict)
+            packings = _packings(opened, slices, path)
             return {
-                name: Tensor(name, part.get_dtype(), tuple(part.get_shape()), str(path))
+                name: Tensor(name, part.get_dtype(), tuple(part.get_shape()), str(path), packings.get(name))
                 for name, part in slices.items()
             }
     except SafetensorError as error:
@@ -54,6 +56,26 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
     except OSError as error:
         raise CheckpointRefused(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _packings(opened: Any, names: Collection[str], path: Path) -> dict[str, str]:
+    """How the weights are packed of which the file says so, by the weight's name. Reads the few bytes that say it."""
+    try:
+        layers = json.loads((opened.metadata() or {}).get(QUANTIZED, "{}")).get("layers", {})
+        for name in names:
+            if name.endswith(QUANTIZED_LAYER):
+                layers[name.removesuffix(QUANTIZED_LAYER)] = json.loads(opened.get_tensor(name).tobytes())
+        packings = {f"{layer}.weight": str(told["format"]) for layer, told in layers.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointRefused(
+            f"{path} says how its weights are packed, and not in a way that can be read ({error!r}); take another build"
+        ) from error
+    absent = sorted(packings.keys() - set(names))
+    if absent:
+        raise CheckpointRefused(
+            f"{path} says how {some(absent)} are packed, and does not hold them; take another build"
+        )
+    return packings
 
 
 def read_sharded(folder: Path) -> dict[str, Tensor]:

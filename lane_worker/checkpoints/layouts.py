@@ -41,7 +41,10 @@ class Component(Struct, frozen=True, kw_only=True):
 
 
 class Layout(Struct, frozen=True, kw_only=True):
-    """A published form of *model* and what becomes of it."""
+    """A published form of *model* and what becomes of it.
+
+    *lent*: the shared components of an all-in-one file, as the base model publishes them.
+    """
 
     model: str
     variant: str
@@ -51,6 +54,7 @@ class Layout(Struct, frozen=True, kw_only=True):
     components: tuple[Component, ...]
     scheduler: dict[str, Any]
     index: dict[str, Any]
+    lent: tuple[Component, ...] = ()
 
     @property
     def transformer(self) -> Component:
@@ -102,6 +106,11 @@ def _vae(source: str) -> Component:
     )
 
 
+def _of_wan() -> tuple[Component, ...]:
+    """What Wan 2.1 and 2.2 14B share, as their authors publish it."""
+    return _text_encoder("umt5_wan", "models_t5_umt5-xxl-enc-bf16.pth"), _vae("Wan2.1_VAE.pth")
+
+
 def _anisora() -> Layout:
     return Layout(
         model="anisora",
@@ -112,8 +121,7 @@ def _anisora() -> Layout:
         components=(
             _transformer("transformer_i2v", "high_noise_model"),
             _transformer("transformer_i2v", "low_noise_model", name="transformer_2"),
-            _text_encoder("umt5_wan", "models_t5_umt5-xxl-enc-bf16.pth"),
-            _vae("Wan2.1_VAE.pth"),
+            *_of_wan(),
         ),
         scheduler=_data("scheduler"),
         index={"boundary_ratio": 0.9, "expand_timesteps": False, "image_encoder": None, "image_processor": None},
@@ -134,6 +142,7 @@ def _phr00t(variant: str, title: str, pipeline: str, config: str, index: dict[st
         ),
         scheduler=_data("scheduler_euler"),
         index={"boundary_ratio": None, "transformer_2": None, **index},
+        lent=_of_wan(),
     )
 
 

@@ -2,25 +2,32 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Container, Iterable, Mapping
+from typing import Final, NoReturn
 
+import msgspec
 from msgspec import Struct
 
-from lane_worker.checkpoints.found import CheckpointRefused, Shape, Tensor, some
+from lane_worker.checkpoints.found import QUANTIZED_LAYER, CheckpointRefused, Shape, Tensor, some
 from lane_worker.checkpoints.keys import keys_beside
 from lane_worker.checkpoints.layouts import Component, Layout
 
 # One shard is held in memory while it is written, so this bounds memory, and what is done again after an interruption.
 SHARD_BYTES: Final = 2_500_000_000
 WIDTH_BYTES: Final = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
-# How a key beside a weight ends where that weight is stored divided by a scale, in the conventions of ComfyUI.
-SCALES: Final = ("scaled_fp8", ".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".comfy_quant")
+# How the key of a weight's scale ends, in ComfyUI's older and newer convention, and those of what is not needed for it:
+# scales of activations, and the words on how it is packed.
+SCALES: Final = (".scale_weight", ".weight_scale")
+BESIDE: Final = (".scale_input", ".input_scale", QUANTIZED_LAYER)
+MARKER: Final = "scaled_fp8"
+# Packed weights that are a number times a scale. Others (int8 in blocks, fp4, rotated) are read by other rules.
+FP8: Final = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 PATCH: Final = "patch_embedding.weight"
+CLIP: Final = "img_emb.proj.1.weight"
 VACE_PATCH: Final = "vace_patch_embedding.weight"
 # What only transformers of other models have; to name them is worth more than a list of unexpected keys.
 MARKS: Final = {
-    "img_emb.proj.1.weight": "an image-to-video transformer of Wan 2.1 (it has a CLIP embedder)",
+    CLIP: "an image-to-video transformer of Wan 2.1 (it has a CLIP embedder)",
     "motion_encoder.dec.direction.weight": "a transformer of Wan Animate",
     "casual_audio_encoder.weights": "a transformer of Wan S2V",
     VACE_PATCH: "a VACE transformer (MEGA build)",
@@ -35,11 +42,12 @@ BASES: Final = {
 
 
 class Move(Struct, frozen=True):
-    """One tensor that becomes *parameter*, written as *dtype*."""
+    """One tensor that becomes *parameter*, multiplied by *scale* where there is one, written as *dtype*."""
 
     tensor: Tensor
     parameter: str
     dtype: str
+    scale: Tensor | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -57,12 +65,13 @@ class Shard(Struct, frozen=True):
         return sum(move.size_bytes for move in self.moves)
 
 
-def split_all_in_one(layout: Layout, tensors: Mapping[str, Tensor], where: str) -> dict[str, dict[str, Tensor]]:
+def split_all_in_one(
+    layout: Layout, tensors: Mapping[str, Tensor], where: str, *, lent: Container[str] = ()
+) -> dict[str, dict[str, Tensor]]:
     """The tensors of an all-in-one file, by component and by the name behind its prefix.
 
-    Raises CheckpointRefused where a component is missing altogether, or a key belongs to none.
+    Raises CheckpointRefused where a component that is not *lent* is missing altogether, or a key belongs to none.
     """
-    refuse_scaled(tensors, where)
     parts: dict[str, dict[str, Tensor]] = {component.name: {} for component in layout.components}
     strays = []
     for key, tensor in tensors.items():
@@ -73,7 +82,7 @@ def split_all_in_one(layout: Layout, tensors: Mapping[str, Tensor], where: str) 
             strays.append(key)
         else:
             parts[owner.name][key.removeprefix(owner.source)] = tensor
-    absent = [component.source for component in layout.components if not parts[component.name]]
+    absent = [each.source for each in layout.components if not parts[each.name] and each.name not in lent]
     if absent:
         raise CheckpointRefused(
             f"{where} is no all-in-one file: it has no keys {', '.join(f'{prefix}*' for prefix in absent)}; take the "
@@ -86,14 +95,57 @@ def split_all_in_one(layout: Layout, tensors: Mapping[str, Tensor], where: str) 
     return parts
 
 
-def refuse_scaled(keys: Iterable[str], where: str) -> None:
-    """Raises CheckpointRefused, naming the keys, where weights have scales, which a conversion would lose."""
-    scaled = [key for key in keys if key.endswith(SCALES)]
-    if scaled:
+def is_finer(lent: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    """Whether the base model's files hold a component in more bits than the all-in-one file does (ADR 0028)."""
+    return _bytes_of(lent) > _bytes_of(own)
+
+
+def _bytes_of(tensors: Mapping[str, Tensor]) -> int:
+    return sum(math.prod(each.shape) * WIDTH_BYTES.get(each.dtype, 1) for each in tensors.values())
+
+
+def scaled(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of a component, and the scales by which some of them are multiplied, by the name of the weight.
+
+    1. Left out: the marker of older files, scales of activations, and what `Tensor.packing` has told.
+    2. A scale belongs to one weight that is there, under one of two names, and is a float.
+    3. It is one number, or one for each row of a matrix.
+    4. Where any fp8 matrix has a scale, or the marker says so, all have one: else one may have been lost.
+    5. What is packed is fp8 with a scale.
+    Raises CheckpointRefused, naming the keys.
+    """
+
+    def refuse(names: list[str], why: str) -> NoReturn:
         raise CheckpointRefused(
-            f"{where} holds scaled fp8 weights ({some(scaled)}); without their scales they are other weights, so it is "
-            "refused: take the build in bf16, fp16 or plain fp8"
+            f"{where} holds scaled weights that cannot be read: {some(names)} {why}; take another build"
         )
+
+    weights = {
+        key: each for key, each in tensors.items() if key != MARKER and not key.endswith((*SCALES, *BESIDE))
+    }  # 1
+    scales: dict[str, Tensor] = {}
+    for key, scale in tensors.items():
+        suffix = next((each for each in SCALES if key.endswith(each)), None)
+        if suffix is None:
+            continue
+        name = f"{key.removesuffix(suffix)}.weight"
+        if name not in weights or name in scales or scale.dtype not in {"F32", "F16", "BF16"}:  # 2
+            refuse([key], f"({scale.dtype}) is not the one scale of a weight")
+        rows = weights[name].shape[:1]
+        if math.prod(scale.shape) != 1 and not (len(weights[name].shape) == 2 and scale.shape == (*rows, 1)):  # 3
+            refuse([key], f"is {_shape(scale.shape)} for a weight of {_shape(weights[name].shape)}")
+        scales[name] = scale
+    bare = [key for key, each in weights.items() if each.dtype in FP8 and len(each.shape) == 2 and key not in scales]
+    if bare and (scales or MARKER in tensors):  # 4
+        refuse(bare, "have no scale, as others have")
+    odd = [
+        f"{key} ({each.packing})"
+        for key, each in weights.items()
+        if each.packing is not None and (each.packing != FP8.get(each.dtype) or key not in scales)
+    ]
+    if odd:  # 5
+        refuse(odd, "are not packed as fp8 with a scale")
+    return weights, scales
 
 
 def matched(
@@ -101,13 +153,13 @@ def matched(
 ) -> tuple[Move, ...]:
     """Where each parameter of *component* comes from, in the order of *expected* (its parameters and their shapes).
 
-    1. Weights with scales are refused by name.
+    1. Scales are told from weights, by `scaled`.
     2. A transformer of another base model is refused by what it is.
     3. Every parameter has a source, every tensor a parameter, of the same shape.
     4. Every tensor is of a floating-point type that can be written without loss of range.
     Raises CheckpointRefused.
     """
-    refuse_scaled(tensors, where)  # 1
+    tensors, scales = scaled(tensors, where)  # 1
     if component.library == "diffusers" and PATCH in expected:
         _refuse_other_base(layout, tensors, expected, where)  # 2
     sources = {parameter: component.table.source(parameter) for parameter in expected}
@@ -126,7 +178,7 @@ def matched(
             f"{where} has tensors that {component.kind} does not have: {some(strays)}; it is another model than "
             f"{layout.title}"
         )
-    moves = [Move(tensors[str(source)], name, "") for name, source in sources.items()]
+    moves = [Move(tensors[str(source)], name, "", scales.get(str(source))) for name, source in sources.items()]
     misshapen = [
         f"{move.tensor.name} is {_shape(move.tensor.shape)} instead of {_shape(expected[move.parameter])}"
         for move in moves
@@ -137,9 +189,9 @@ def matched(
     odd = [f"{move.tensor.name} ({move.tensor.dtype})" for move in moves if move.tensor.dtype not in WIDTH_BYTES]
     if odd:  # 4
         raise CheckpointRefused(
-            f"{where} holds packed or integer weights: {some(odd)}; take the build in bf16, fp16 or plain fp8"
+            f"{where} holds packed or integer weights: {some(odd)}; take the build in bf16, fp16 or fp8"
         )
-    return tuple(Move(move.tensor, move.parameter, _written_as(component, move)) for move in moves)
+    return tuple(msgspec.structs.replace(move, dtype=_written_as(component, move)) for move in moves)
 
 
 def _refuse_other_base(
@@ -156,15 +208,21 @@ def _refuse_other_base(
     else:
         width, channels = patch.shape[:2] if len(patch.shape) >= 2 else (0, 0)
         found = BASES.get((width, channels), f"a transformer of width {width} with {channels} input channels")
+    advice = "take that file, or name the other pipeline in checkpoint.pipeline of the settings"
+    if CLIP in tensors and layout.model == "phr00t":
+        advice = (
+            "no pipeline here takes Phr00t's i2v files: take a MEGA file, which starts from an image as well "
+            "(checkpoint.pipeline WanVACEPipeline), or a t2v file"
+        )
     raise CheckpointRefused(
-        f"{where} is the wrong base model: it holds {found}, and {layout.title} is needed for {layout.pipeline}; take "
-        "that file, or name the other pipeline in checkpoint.pipeline of the settings"
+        f"{where} is the wrong base model: it holds {found}, and {layout.title} is needed for {layout.pipeline}; "
+        f"{advice}"
     )
 
 
 def _written_as(component: Component, move: Move) -> str:
-    # bf16 and fp8 hold nothing that bf16 would not
-    narrow = move.tensor.dtype in {"BF16", "F8_E4M3", "F8_E5M2"}
+    # bf16 and fp8 hold nothing that bf16 would not, until they are multiplied
+    narrow = move.tensor.dtype in {"BF16", *FP8} and move.scale is None
     keeps = any(part in component.float32 for part in move.parameter.split("."))
     return "F32" if component.dtype == "F32" or (keeps and not narrow) else "BF16"
 

@@ -54,6 +54,7 @@ from lane_worker.checkpoints.plan import (
     SHARD_BYTES,
     Shard,
     index_of,
+    is_finer,
     matched,
     model_index,
     shards_of,
@@ -136,13 +137,26 @@ class Plan(Struct, frozen=True):
     def source_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.sources.values())
 
+    def is_given(self, name: str) -> bool:
+        """Whether the published file *name* is of --from, and not of --base."""
+        return self.sources[name].is_relative_to(self.source)
+
     def way(self) -> str:
         """Tells one way of making shards of published files from another. Knows their names and tensors, not values."""
         names = {str(path): name for name, path in self.sources.items()}
         shards = [
             (
                 shard.path,
-                [(move.parameter, move.dtype, names[move.tensor.file], move.tensor.name) for move in shard.moves],
+                [
+                    (
+                        move.parameter,
+                        move.dtype,
+                        names[move.tensor.file],
+                        move.tensor.name,
+                        move.scale and move.scale.name,
+                    )
+                    for move in shard.moves
+                ],
             )
             for shards in self.shards
             for shard in shards
@@ -183,7 +197,7 @@ def plan(
         if given is not None and not given.exists():
             raise CheckpointRefused(f"{given} is not there; give {option} what was downloaded")
     root = source if layout.form == "all-in-one" else _root(layout, source)
-    found = _all_in_one(layout, source) if layout.form == "all-in-one" else _files(layout, root, base)
+    found = _all_in_one(layout, source, base) if layout.form == "all-in-one" else _files(layout, root, base)
     shards = tuple(
         shards_of(
             component, matched(layout, component, tensors, parameters_of(component), where), limit_bytes=shard_bytes
@@ -201,7 +215,7 @@ def _name_of(file: Path, source: Path, base: Path | None) -> str:
     return str(next(file.relative_to(folder) for folder in folders if file.is_relative_to(folder)))
 
 
-def _all_in_one(layout: Layout, source: Path) -> list[tuple[Component, Mapping[str, Tensor], str]]:
+def _all_in_one(layout: Layout, source: Path, base: Path | None) -> list[tuple[Component, Mapping[str, Tensor], str]]:
     file = source
     if source.is_dir():
         # each version has a folder of its own
@@ -211,8 +225,18 @@ def _all_in_one(layout: Layout, source: Path) -> list[tuple[Component, Mapping[s
                 f"{source} holds {len(files)} safetensors files; give --from the one file of {layout.title}"
             )
         file = files[0]
-    parts = split_all_in_one(layout, read_safetensors(file), str(file))
-    return [(component, parts[component.name], str(file)) for component in layout.components]
+    places = {} if base is None else {each.name: (each, base / each.source) for each in layout.lent}
+    lent = {name: (each, path) for name, (each, path) in places.items() if path.exists()}
+    parts = split_all_in_one(layout, read_safetensors(file), str(file), lent=lent)
+    found: list[tuple[Component, Mapping[str, Tensor], str]] = []
+    for component in layout.components:
+        chosen: tuple[Component, Mapping[str, Tensor], str] = (component, parts[component.name], str(file))
+        if component.name in lent:
+            lender, path = lent[component.name]
+            tensors = _headers_of_torch(path)
+            chosen = (lender, tensors, str(path)) if is_finer(tensors, parts[component.name]) else chosen
+        found.append(chosen)
+    return found
 
 
 def _files(layout: Layout, root: Path, base: Path | None) -> list[tuple[Component, Mapping[str, Tensor], str]]:
@@ -331,10 +355,10 @@ def prepare(
 ) -> Manifest:
     """Writes *planned* to *target*, which appears when all of it is written.
 
-    The published files are first read through for their SHA-256; with *sha256*, which is of the only one, another is
-    refused then. A work folder of the same files is taken up; *restart* throws away whatever there is. Progress is in
-    bytes of published files read through, and of shards written. Raises CheckpointRefused, and OSError, after which a
-    second run goes on.
+    The published files are first read through for their SHA-256; with *sha256*, which is of the only one of --from,
+    another is refused then. A work folder of the same files is taken up; *restart* throws away whatever there is.
+    Progress is in bytes of published files read through, and of shards written. Raises CheckpointRefused, and OSError,
+    after which a second run goes on.
     """
     if target.exists():
         raise CheckpointRefused(f"{target} exists, and is no prepared folder; name another, or move it away")
@@ -422,7 +446,7 @@ def _identified(planned: Plan, part: Path, state: _Finished, on_progress: Progre
                 raise _begun_from_others(part, state)
         else:
             found = known
-        if sha256 is not None and found.sha256 != sha256:
+        if sha256 is not None and planned.is_given(name) and found.sha256 != sha256:
             raise CheckpointRefused(
                 f"{path} has the SHA-256 {found.sha256} and not {sha256}: it is another file than the one that was "
                 "meant; download that one"
@@ -561,9 +585,18 @@ def _values(shard: Shard) -> dict[str, torch.Tensor]:
                 files[path] = _reader(Path(path), opened)
             with _disk_errors(Path(path)):
                 value = files[path](move.tensor.name)
+                if move.scale is not None:
+                    value = value.to(torch.float32) * _scale(files[path](move.scale.name), move.scale)
             # a copy in any case: neither the mapping nor a larger storage is held on to
             values[move.parameter] = value.to(DTYPES[move.dtype], copy=True).contiguous()
     return values
+
+
+def _scale(value: torch.Tensor, scale: Tensor) -> torch.Tensor:
+    """What a weight is multiplied by: the published rule, in float32 (ADR 0028). Its shape fits, as `scaled` saw."""
+    if not torch.isfinite(value).all():
+        raise CheckpointRefused(f"{scale.file} has a scale that is no number: {scale.name}; download it again")
+    return value.to(torch.float32) if value.numel() > 1 else value.to(torch.float32).reshape(())
 
 
 def _reader(path: Path, opened: contextlib.ExitStack) -> Callable[[str], torch.Tensor]:

@@ -13,7 +13,7 @@ from contracts.settings import load_settings
 from lane_worker.checkpoints.found import CheckpointRefused, Tensor, some
 from lane_worker.checkpoints.keys import KeyTable, key_table, keys_beside
 from lane_worker.checkpoints.layouts import Component, published_layouts
-from lane_worker.checkpoints.plan import index_of, matched, model_index, refuse_scaled, shards_of, split_all_in_one
+from lane_worker.checkpoints.plan import index_of, matched, model_index, scaled, shards_of, split_all_in_one
 
 ANISORA, T2V, I2V, MEGA = published_layouts()
 TRANSFORMER = msgspec.structs.replace(
@@ -109,11 +109,15 @@ def test_what_diffusers_keeps_in_float32_is_written_so_where_the_source_has_it()
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        pytest.param({"blocks.0.ffn.0.scale_weight": ("F32", ())}, "scaled fp8", id="1-scale"),
+        pytest.param({"blocks.1.ffn.0.scale_weight": ("F32", ())}, "is not the one scale of a weight", id="1-scale"),
         pytest.param({"patch_embedding.weight": ("BF16", (5120, 36, 1, 2, 2))}, "of Wan 2.2, and", id="2-i2v"),
         pytest.param({"patch_embedding.weight": ("BF16", (1536, 16, 1, 2, 2))}, "the 1.3B", id="2-small"),
         pytest.param({"patch_embedding.weight": ("BF16", ())}, "width 0 with 0 input channels", id="2-no-shape"),
-        pytest.param({"img_emb.proj.1.weight": ("BF16", (1,))}, "CLIP embedder", id="2-clip"),
+        pytest.param(
+            {"img_emb.proj.1.weight": ("BF16", (1,))},
+            r"Wan 2.1 \(it has a CLIP embedder\).*no pipeline here takes Phr00t's i2v files: take a MEGA file, ",
+            id="2-clip",
+        ),
         pytest.param({"motion_encoder.dec.direction.weight": ("BF16", (1,))}, "Wan Animate", id="2-animate"),
         pytest.param({"casual_audio_encoder.weights": ("BF16", (1,))}, "Wan S2V", id="2-s2v"),
         pytest.param({"vace_patch_embedding.weight": ("BF16", (1,))}, "VACE", id="2-vace"),
@@ -144,11 +148,65 @@ def test_a_parameter_that_no_table_knows_is_no_guess() -> None:
 
 
 def test_the_keys_that_are_named_are_some() -> None:
-    scaled = [f"blocks.{n}.q.scale_weight" for n in range(9)]
-    with pytest.raises(CheckpointRefused, match=r"blocks\.4\.q\.scale_weight and 4 more\)"):
-        refuse_scaled(scaled, "aio.safetensors")
-    refuse_scaled(["head.weight", "blocks.0.scale_shift_table"], "aio.safetensors")
+    assert some([f"blocks.{n}" for n in range(9)]) == "blocks.0, blocks.1, blocks.2, blocks.3, blocks.4 and 4 more"
     assert some(["a", "b"]) == "a, b"
+
+
+FP8 = ("F8_E4M3", (8, 4))
+
+
+@pytest.mark.parametrize(
+    ("found", "scales"),
+    [
+        pytest.param({"q.weight": FP8, "norm.weight": ("F8_E4M3", (4,))}, {}, id="plain"),
+        pytest.param(
+            {"q.weight": FP8, "q.scale_weight": ("F32", ()), "scaled_fp8": ("F8_E4M3", (0,))}, ["q"], id="older"
+        ),
+        pytest.param(
+            {"q.weight": FP8, "q.weight_scale": ("F32", (1,)), "q.input_scale": ("F32", ())}, ["q"], id="newer"
+        ),
+        pytest.param({"q.weight": FP8, "q.weight_scale": ("BF16", (8, 1))}, ["q"], id="rows"),
+        # ComfyUI saves a scale of 1 for every linear of a model that has some, whatever its type
+        pytest.param({"q.weight": ("BF16", (8, 4)), "q.scale_weight": ("F32", ())}, ["q"], id="of-bf16"),
+    ],
+)
+def test_scales_are_told_from_weights(found: Mapping[str, tuple[str, tuple[int, ...]]], scales: list[str]) -> None:
+    weights, found_scales = scaled(tensors(found), "aio.safetensors")
+    assert list(weights) == [name for name in found if name.endswith(".weight")]
+    assert list(found_scales) == [f"{name}.weight" for name in scales]
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        pytest.param({"q.scale_weight": ("F32", ())}, r"q\.scale_weight \(F32\) is not the one", id="2-no-weight"),
+        pytest.param(
+            {"q.weight": FP8, "q.scale_weight": ("F32", ()), "q.weight_scale": ("F32", ())},
+            r"q\.weight_scale \(F32\) is not the one",
+            id="2-two",
+        ),
+        pytest.param({"q.weight": FP8, "q.weight_scale": ("I8", ())}, r"q\.weight_scale \(I8\)", id="2-integer"),
+        pytest.param({"q.weight": FP8, "q.weight_scale": ("F32", (4,))}, "is 4 for a weight of 8x4", id="3-columns"),
+        pytest.param({"q.weight": FP8, "q.weight_scale": ("F32", (2, 2))}, "is 2x2 for a weight of 8x4", id="3-blocks"),
+        pytest.param(
+            {"q.weight": FP8, "k.weight": FP8, "q.scale_weight": ("F32", ())},
+            r"k\.weight have no scale",
+            id="4-one-lost",
+        ),
+        pytest.param({"q.weight": FP8, "scaled_fp8": ("F8_E4M3", (0,))}, r"q\.weight have no scale", id="4-all-lost"),
+    ],
+)
+def test_scales_that_cannot_be_applied_are_refused(found: Mapping[str, tuple[str, tuple[int, ...]]], told: str) -> None:
+    with pytest.raises(CheckpointRefused, match=told):
+        scaled(tensors(found), "aio.safetensors")
+
+
+@pytest.mark.parametrize(("packing", "has_scale"), [("nvfp4", True), ("float8_e5m2", True), ("float8_e4m3fn", False)])
+def test_what_is_packed_is_fp8_with_a_scale(packing: str, has_scale: bool) -> None:
+    weight = Tensor("q.weight", "F8_E4M3", (8,), "aio.safetensors", packing)
+    scale = tensors({"q.weight_scale": ("F32", ())}) if has_scale else {}
+    with pytest.raises(CheckpointRefused, match=rf"q\.weight \({packing}\) are not packed as fp8 with a scale"):
+        scaled({"q.weight": weight, **scale}, "aio.safetensors")
 
 
 def test_an_all_in_one_file_is_split_by_its_prefixes() -> None:
