@@ -135,7 +135,7 @@ def write_all_in_one(wanted: Layout, parts: dict[str, dict[str, torch.Tensor]], 
 
 
 def as_phr00t_publishes(parts: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
-    """*parts* in the types of Phr00t's files, which `tests/e2e/test_prepare.py` holds to their published sizes (ADR 0028).
+    """*parts* in the types of Phr00t's files; a test holds them to the published sizes (ADR 0028).
 
     The whole transformer in fp8 but for its patch embeddings, the VAE in 16 bits, and UMT5 as in ComfyUI's
     `umt5_xxl_fp8_e4m3fn_scaled`: fp16, its linears in fp8 with a scale each, and an empty marker.
