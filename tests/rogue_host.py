@@ -26,9 +26,12 @@ from lane_worker.pipelines.load import LoadTimes, load_pipeline, run_pipeline
 from lane_worker.pipelines.video import Frames
 from lane_worker.runtime import host_messages
 from lane_worker.runtime.host_messages import FromChild, Progress
+from tests.fault_texts import SAMPLES
 
 COMMAND: Final = (sys.executable, "-m", "tests.rogue_host")
 IN_A_USED_HOST: Final = "in a used host"
+RAISE: Final = "raise "
+"""Before a name of `tests.fault_texts.SAMPLES`."""
 OUT_OF_MEMORY: Final = "CUDA out of memory. Tried to allocate 20.00 GiB."
 BROKEN: Final = "CUDA driver error: unknown error"
 LEAK: Final = re.compile(r"leak (\d+) MB")
@@ -97,6 +100,8 @@ def _run(
         _talks_garbage = True
     elif "oom in text encoder" in misdeed:
         _fail_in(pipeline.text_encoder)
+    elif misdeed.startswith(RAISE):
+        raise SAMPLES[misdeed.removeprefix(RAISE).removesuffix(IN_A_USED_HOST).strip()].make()
     elif "oom in vae" in misdeed:
         _fail_in(pipeline.vae.decoder)
 

@@ -1,19 +1,180 @@
-"""What an exception means for the task and for the process: a code, a text without input, and whether it is fatal."""
+"""What an exception means for the task and for the process: a code, a text without input, and whether it is fatal.
 
+`TABLE` is what is known of the texts and types by which torch, CUDA's libraries and Python report a failure, each row
+with its source. What is in no row is taken for the task's own; many of those in a row renew the host (ADR 0026).
+"""
+
+import re
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
 
-import torch
 from msgspec import Struct
 
 from lane_worker.pipelines.inputs import BadInput
 from lane_worker.pipelines.load import CheckpointUnusable
 from lane_worker.pipelines.video import StorageFailed
 
-# Allocation failures that arrive as another type (design §7).
-NO_MEMORY: Final = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
-BROKEN_DEVICE: Final = ("CUDA error", "CUDNN_STATUS", "CUBLAS_STATUS", "cuDNN error", "device-side assert")
+Verdict = Literal["out_of_memory", "out_of_memory_and_fatal", "fatal", "harmless"]
+"""*fatal*: the process can no longer be trusted, and is replaced. Memory that ran out in torch's own allocator, or in
+Python, leaves the process as it was; where a call of a library or the driver was cut off by it, nobody knows."""
+
+
+class Row(Struct, frozen=True):
+    """Exceptions whose class, or one above it, is called one of *types*, with the pattern *text* in their message."""
+
+    name: str
+    verdict: Verdict
+    text: str
+    source: str
+    types: tuple[str, ...] = ("RuntimeError",)  # no others, where a text counts: those of Python may quote a prompt
+
+    def is_of(self, error: BaseException) -> bool:
+        """Whether *error* is one of these."""
+        names = {each.__name__ for each in type(error).__mro__}
+        return not names.isdisjoint(self.types) and re.search(self.text, str(error), re.DOTALL) is not None
+
+
+# The first row that fits counts. "driver_types.h" is NVIDIA's, "Data types used by CUDA Runtime", of CUDA 13; torch's
+# files are of 2.13. `tests/fault_texts.py` has the texts in full, and `tests/e2e/test_faults.py` holds them to the
+# libraries that are installed.
+TABLE: Final = (
+    # memory ran out
+    Row(
+        "torch_allocator",
+        "out_of_memory",
+        "",
+        "torch.OutOfMemoryError; it gave its cache back first",
+        ("OutOfMemoryError",),
+    ),
+    Row("torch_allocator_text", "out_of_memory", "^CUDA out of memory", "c10/cuda/CUDACachingAllocator.cpp"),
+    Row("python", "out_of_memory", "", "Python's MemoryError; pybind11 makes one of std::bad_alloc", ("MemoryError",)),
+    Row("bad_alloc", "out_of_memory", "std::bad_alloc", "torch/csrc/Exceptions.h: a std::exception by its what()"),
+    Row("cpu_allocator", "out_of_memory", "can't allocate memory", "c10/core/impl/alloc_cpu.cpp"),
+    Row("mmap", "out_of_memory", "unable to mmap", "aten/src/ATen/MapAllocator.cpp"),
+    Row(
+        "enomem",
+        "out_of_memory",
+        "Cannot allocate memory",
+        "errno 12, in Python and in safetensors",
+        ("OSError", "SafetensorError"),
+    ),
+    Row(
+        "cuda_memory",
+        "out_of_memory_and_fatal",
+        "^CUDA error: out of memory",
+        "driver_types.h: 2, cudaErrorMemoryAllocation",
+    ),
+    Row(
+        "cudart_memory",
+        "out_of_memory_and_fatal",
+        r"^out of memory \(2\)",
+        "torch/cuda/__init__.py: CudaError",
+        ("CudaError",),
+    ),
+    Row(
+        "driver_memory",
+        "out_of_memory_and_fatal",
+        "^CUDA driver error: out of memory",
+        "c10/cuda/driver_api.h; pytorch/pytorch#188008: of expandable segments, and a part stays mapped",
+    ),
+    Row(
+        "nvml_assert",
+        "out_of_memory_and_fatal",
+        "^NVML_SUCCESS == .*INTERNAL ASSERT FAILED",
+        "pytorch/pytorch#185240: raised where the allocator wants to tell what was free",
+    ),
+    Row(
+        "triton_memory",
+        "out_of_memory_and_fatal",
+        r"^Triton Error \[CUDA\]: out of memory",
+        "triton/backends/nvidia/driver.c",
+    ),
+    Row(
+        "cublas_memory",
+        "out_of_memory_and_fatal",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "cuBLAS, cublasStatus_t: a failed cudaMalloc()",
+    ),
+    Row(
+        "cublas_create",
+        "out_of_memory_and_fatal",
+        "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",
+        'cuBLAS, cublasStatus_t: "an error in the CUDA Runtime API called by the cuBLAS routine"; on a full card',
+    ),
+    Row(
+        "cudnn_memory",
+        "out_of_memory_and_fatal",
+        "CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN 8, cudnnStatus_t; cudnn_graph.h has it as deprecated",
+    ),
+    Row(
+        "cudnn_9_memory",
+        "out_of_memory_and_fatal",
+        "CUDNN_STATUS_INTERNAL_ERROR_(HOST|DEVICE)_ALLOCATION_FAILED",
+        "cudnn_graph.h",
+    ),
+    Row("cufft_memory", "out_of_memory_and_fatal", "CUFFT_ALLOC_FAILED", "cuFFT, cufftResult"),
+    Row("cusolver_memory", "out_of_memory_and_fatal", "CUSOLVER_STATUS_ALLOC_FAILED", "cuSOLVER, cusolverStatus_t"),
+    # refused before anything ran
+    Row(
+        "launch_shape",
+        "harmless",
+        "^CUDA error: invalid configuration argument",
+        "driver_types.h: 9, never to be launched",
+    ),
+    Row(
+        "launch_resources",
+        "harmless",
+        "^CUDA error: too many resources requested for launch",
+        "driver_types.h: 701, not launched",
+    ),
+    Row("cublas_refuses", "harmless", "CUBLAS_STATUS_NOT_SUPPORTED", "cuBLAS, cublasStatus_t"),
+    Row("cudnn_refuses", "harmless", "CUDNN_STATUS_(NOT_SUPPORTED|BAD_PARAM)", "cudnn_graph.h"),
+    Row("nvrtc", "harmless", "^CUDA NVRTC error: ", "aten/src/ATen/cuda/Exceptions.h: a compiler, without a card"),
+    Row(
+        "triton_refuses",
+        "harmless",
+        "",
+        "triton/runtime/errors.py: a kernel too large for the card",
+        ("OutOfResources",),
+    ),
+    # the process is lost
+    Row(
+        "allocator_assert",
+        "fatal",
+        "INTERNAL ASSERT FAILED at .*/cuda/",
+        'pytorch/pytorch#188008: "every allocation in the process fails with the same assert"',
+    ),
+    Row(
+        "accelerator",
+        "fatal",
+        "",
+        'torch.AcceleratorError: driver_types.h, "the process must be terminated"',
+        ("AcceleratorError",),
+    ),
+    Row(
+        "cuda",
+        "fatal",
+        "^CUDA error: ",
+        "c10/cuda/CUDAException.cpp; cuBLAS and cuSPARSE in aten/src/ATen/cuda/Exceptions.h",
+    ),
+    Row("cudart", "fatal", "", "torch/cuda/__init__.py: CudaError", ("CudaError",)),
+    Row("driver", "fatal", "^CUDA driver error: ", "c10/cuda/driver_api.h"),
+    Row("cudnn", "fatal", "^cuDNN (Frontend )?error: ", "aten/src/ATen/cuda/Exceptions.h"),
+    Row("cufft", "fatal", "^cuFFT error: ", "aten/src/ATen/native/cuda/CuFFTUtils.h"),
+    Row("cusolver", "fatal", "^cusolver error: ", "aten/src/ATen/cuda/Exceptions.h"),
+    Row("triton", "fatal", r"^Triton Error \[CUDA\]: ", "triton/backends/nvidia/driver.c"),
+    Row("device_assert", "fatal", "device-side assert", 'driver_types.h: 710, "The device cannot be used again"'),
+    Row(
+        "no_card",
+        "fatal",
+        "^(No CUDA GPUs are available|Found no NVIDIA driver|CUDA driver initialization failed|CUDA unknown error"
+        "|Unexpected error from cudaGetDeviceCount|Cannot re-initialize CUDA in forked)",
+        "c10/cuda/CUDAFunctions.cpp, torch/cuda/__init__.py: what a process found once, it is told for ever",
+    ),
+)
 
 
 class Fault(Struct, frozen=True):
@@ -30,35 +191,44 @@ def inference_fault(error: BaseException) -> Fault:
         return Fault("invalid_input", str(error))
     if isinstance(error, StorageFailed):
         return Fault("storage_failed", str(error))
-    if _is_out_of_memory(error):
-        return Fault("out_of_memory", "the device ran out of memory; ask for fewer frames or a smaller size")
+    row = row_of(error)
+    fatal = row is not None and "fatal" in row.verdict
+    if row is not None and row.verdict.startswith("out_of_memory"):
+        return Fault("out_of_memory", "the device ran out of memory; ask for fewer frames or a smaller size", fatal)
+    if row is not None and fatal:
+        return Fault("inference_failed", f"the device reported an error ({row.name}) {_place(error)}", fatal)
     if isinstance(error, OSError):
         return Fault("storage_failed", f"a file could not be read: {error.strerror or type(error).__name__}")
-    if _is_broken_device(error):
-        return Fault("inference_failed", f"the device reported an error {_place(error)}", fatal=True)
     return Fault("inference_failed", f"the pipeline raised {type(error).__name__} {_place(error)}")
 
 
 def load_fault(error: BaseException) -> Fault:
     """The fault of a load, which has no input to hide: the message says what *error* says."""
     text = f"{type(error).__name__}: {error}"[:500]
-    if _is_out_of_memory(error):
-        return Fault("out_of_memory", f"not enough memory to load the model: {text}")
+    row = row_of(error)
+    fatal = row is not None and "fatal" in row.verdict
+    if row is not None and row.verdict.startswith("out_of_memory"):
+        return Fault("out_of_memory", f"not enough memory to load the model: {text}", fatal)
     if isinstance(error, CheckpointUnusable):
         return Fault("storage_failed", str(error))
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not fatal:
         return Fault("storage_failed", f"the checkpoint cannot be read: {text}")
-    return Fault("inference_failed", f"the model cannot be loaded: {text}", fatal=_is_broken_device(error))
+    return Fault("inference_failed", f"the model cannot be loaded: {text}", fatal)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in NO_MEMORY)
+def row_of(error: BaseException) -> Row | None:
+    """The row of `TABLE` of *error*, or of what it was raised for or while; None where nothing is known of them."""
+    errors = tuple(_chain(error))
+    return next((row for row in TABLE if any(row.is_of(each) for each in errors)), None)
 
 
-def _is_broken_device(error: BaseException) -> bool:
-    if isinstance(error, torch.AcceleratorError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in BROKEN_DEVICE)
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    now: BaseException | None = error
+    while now is not None and id(now) not in seen:
+        seen.add(id(now))
+        yield now
+        now = now.__cause__ or (None if now.__suppress_context__ else now.__context__)
 
 
 def _place(error: BaseException) -> str:

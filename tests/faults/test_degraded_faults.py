@@ -61,6 +61,11 @@ FAULTS: Final = {
     "out of memory in step 3": Fault(prompt="oom in step 3", outcomes=OUT_OF_MEMORY_TWICE),
     "out of memory in the VAE decode": Fault(prompt="oom in vae", outcomes=OUT_OF_MEMORY_TWICE),
     "out of memory once": Fault(prompt="oom in step 3 in a used host", outcomes=("out_of_memory", "done")),
+    "a library has no memory, once": Fault(
+        prompt="raise cudnn 8 allocation in a used host", outcomes=("out_of_memory", "done")
+    ),
+    "the driver has no memory, always": Fault(prompt="raise driver out of memory", outcomes=OUT_OF_MEMORY_TWICE),
+    "the allocator's state is broken": Fault(prompt="raise allocator assert", outcomes=("inference_failed",)),
     "a CUDA error": Fault(prompt="cuda error", outcomes=("inference_failed",)),
     "NVML is missing": Fault(probe="missing", outcomes=("done",), killed_because="nothing here can measure memory"),
     "NVML shows a figure that falls": Fault(
