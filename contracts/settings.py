@@ -305,12 +305,14 @@ class Warmth(_Strict, frozen=True):
     """When a lane gives up a warm pipeline by itself (design §6). 0 means never.
 
     *recycle_after_tasks*: load it anew after so many tasks. *recycle_residue_bytes*: load it anew when what tasks leave
-    behind has grown by so much. *evict_idle_s*: unload it after so many seconds without a task.
+    behind has grown by so much. *evict_idle_s*: unload it after so many seconds without a task. *renew_after_failures*:
+    load it anew, in a fresh process, when so many tasks in a row ended `inference_failed`; the degraded worker too.
     """
 
     recycle_after_tasks: int
     recycle_residue_bytes: int
     evict_idle_s: float
+    renew_after_failures: int = 3
 
 
 class Tolerances(_Strict, frozen=True):

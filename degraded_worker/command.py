@@ -74,6 +74,7 @@ def command(
                 models=catalog.models,
                 windows=catalog.windows,
                 tolerances=catalog.tolerances,
+                warmth=catalog.warmth,
                 name=name,
                 slot=slot,
                 data_dir=data_dir,

@@ -10,7 +10,7 @@ from typing import Any, Final
 import structlog
 
 from contracts.lanes import SlotState
-from contracts.settings import ModelEntry, Tolerances, Windows
+from contracts.settings import ModelEntry, Tolerances, Warmth, Windows
 from contracts.topology import DEGRADED
 from degraded_worker.leader import Leader
 from lane_worker.runtime.host import OOM_FOLDER, ForkServer, Host, HostLost, SlotTaken
@@ -20,6 +20,8 @@ from lane_worker.runtime.loop import WorkLoop
 from lane_worker.runtime.residence import Quarantined, Residence
 from lane_worker.runtime.scratch import Scratch
 from lane_worker.runtime.slot_display import SlotDisplay
+from lane_worker.runtime.streak import DISTRUST, Advice, Renew, Rest, Serve, advice, renewed, rested, words
+from ops import metrics
 from ops.artifacts import Artifacts
 from ops.ending import end
 from ops.memory import MEASURED, probe_for
@@ -46,6 +48,7 @@ class DegradedWorker:
         artifacts: Artifacts,
         models: Mapping[str, ModelEntry],
         windows: Windows,
+        warmth: Warmth,
         name: str,
         slot: str,
         data_dir: Path,
@@ -55,6 +58,7 @@ class DegradedWorker:
     ) -> None:
         self._models = tuple(models)
         self._windows = windows
+        self._renew_after = warmth.renew_after_failures
         self._name, self._slot = name, slot
         owner = uuid.uuid4().hex
         self._scratch = Scratch(data_dir, slot=slot, owner=owner)
@@ -101,6 +105,8 @@ class DegradedWorker:
         begin_tasks(self._models, "degraded")
         for model in self._models:
             memory_cleanups.begin(model, "done")
+        for reason in DISTRUST:
+            metrics.hosts_distrusted.begin(self._slot, reason)
         await self._display.start()
         await self._leader.start()
         displaying = asyncio.create_task(self._display.run())
@@ -128,12 +134,32 @@ class DegradedWorker:
             try:
                 if await _unless(stop, self._candidate()):
                     await self._lead(stop)
+                    await _unless(stop, self._begin_anew())
                 wait_s = RETRY_FIRST_S
             except (SlotTaken, HostLost, TransportUnavailable) as error:
                 # another slot's standby may do better
                 log.error("cannot_serve", slot=self._slot, error=str(error), again_in_s=wait_s)
                 await _unless(stop, asyncio.sleep(wait_s))
                 wait_s = min(RETRY_MAX_S, wait_s * 2)
+
+    def _advice(self) -> Advice:
+        return advice(self._runner.streak, renew_after=self._renew_after)
+
+    async def _begin_anew(self) -> None:
+        """After tasks that failed in a row, the leadership was given back and the host ended: a standby on another card
+        may do better. Returns when this worker may lead again: at once, and later where a fresh host failed as well."""
+        streak = self._runner.streak
+        match self._advice():
+            case Renew():
+                log.error("renewed_after_failures", failures=streak.failures)
+                metrics.hosts_distrusted.add(self._slot, "in_a_row")
+                self._runner.streak = renewed(streak)
+            case Rest(pause_s):
+                log.error("rests_after_failures", failures=streak.failures, pause_s=pause_s)
+                metrics.hosts_distrusted.add(self._slot, "rest")
+                self._display.show(SlotState.EMPTY, None, f"{words(streak)}; it serves again in {pause_s:g} s")
+                await asyncio.sleep(pause_s)
+                self._runner.streak = rested(streak)
 
     async def _candidate(self) -> None:
         """Returns when this worker leads. While its slot is quarantined it does not compete."""
@@ -189,6 +215,8 @@ class DegradedWorker:
                 await self._runner.account_for(ready)
                 log.info("serves", worker=self._name, slot=self._slot, term=self._leader.term)
             await self._loop.serve_one(leave)
+            if not isinstance(self._advice(), Serve):
+                return
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:

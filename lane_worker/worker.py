@@ -26,6 +26,7 @@ from lane_worker.runtime.loop import WorkLoop
 from lane_worker.runtime.residence import Quarantined, Residence
 from lane_worker.runtime.scratch import Scratch
 from lane_worker.runtime.slot_display import SlotDisplay
+from lane_worker.runtime.streak import DISTRUST, Advice, Renew, Rest, Serve, advice, renewed, rested, words
 from lane_worker.runtime.warm_up import TooLargeForCard, warm_up_failure, warm_up_request, warm_up_size
 from lane_worker.runtime.warmth import (
     Evict,
@@ -39,6 +40,7 @@ from lane_worker.runtime.warmth import (
     residue_bytes,
     worn_out,
 )
+from ops import metrics
 from ops.artifacts import Artifacts
 from ops.ending import end
 from ops.lane_plan import crash_loops, failed_again
@@ -93,6 +95,7 @@ class LaneWorker:
             oom_dir=data_dir / OOM_FOLDER,
             oom_snapshots=oom_snapshots,
         )
+        self._slot = slot
         self._display = SlotDisplay(link, slot=slot, worker=name)
         self._residence = Residence(
             host=self._host,
@@ -145,6 +148,8 @@ class LaneWorker:
         self._scratch.ensure()
         begin_tasks([self._model.name], "lane")
         memory_cleanups.begin(self._model.name, "done")
+        for reason in DISTRUST:
+            metrics.hosts_distrusted.begin(self._slot, reason)
         await self._display.start()
         beating = asyncio.create_task(self._heartbeat.run())
         displaying = asyncio.create_task(self._display.run())
@@ -246,7 +251,8 @@ class LaneWorker:
         if swap is not None and memory is not None:
             size = str(warm_up_size(self._model))
             log.info("warm", load_s=round(swap.load_s, 3), rss_bytes=memory.rss_bytes, warmed_up_with=size)
-        self._loaded, self._clean, self._tasks = memory, outcome.memory, 0
+        if memory is not self._loaded:  # else it was not loaded: what tasks left since then still counts
+            self._loaded, self._clean, self._tasks = memory, outcome.memory, 0
         self._idle_since_s = time.monotonic()
         self._show(LaneState.WARM)
         if not self._draining:
@@ -260,7 +266,7 @@ class LaneWorker:
                 await _pause(stop, PING_S)
                 continue
             served = await self._loop.serve_one(stop)
-            if not self._is_loaded() or stop.is_set():
+            if stop.is_set() or await self._distrusts(stop) or not self._is_loaded():
                 return
             match await self._next_step(queue_is_empty=not served):
                 case Recycle(reason):
@@ -272,6 +278,39 @@ class LaneWorker:
                         return
                 case Stay():
                     pass
+
+    def _advice(self) -> Advice:
+        return advice(self._runner.streak, renew_after=self._warmth.renew_after_failures)
+
+    async def _distrusts(self, stop: asyncio.Event) -> bool:
+        """Whether the lane has to warm up again before it takes another task (ADR 0026), now that its rest is over."""
+        streak = self._runner.streak
+        match self._advice():
+            case Renew():
+                log.error("renewed_after_failures", failures=streak.failures)
+                metrics.hosts_distrusted.add(self._slot, "in_a_row")
+                if self._is_loaded():
+                    self._renew_because = words(streak)
+                self._runner.streak = renewed(streak)
+            case Rest(pause_s):
+                log.error("rests_after_failures", failures=streak.failures, pause_s=pause_s)
+                metrics.hosts_distrusted.add(self._slot, "rest")
+                self._show(*self._when_idle())
+                await _pause(stop, pause_s)
+                self._runner.streak = rested(streak)
+            case Serve():
+                return False
+        return True
+
+    def _when_idle(self) -> tuple[LaneState, str]:
+        """What the lane says of itself when it has nothing in hand."""
+        match self._advice():
+            case Rest(pause_s):
+                return LaneState.UNHEALTHY, f"{words(self._runner.streak)}; it tries itself again in {pause_s:g} s"
+            case Renew():
+                return LaneState.LOADING, words(self._runner.streak)
+        # without its model the lane is not warm: it is about to load again
+        return (LaneState.WARM if self._is_loaded() else LaneState.LOADING), ""
 
     async def _next_step(self, *, queue_is_empty: bool) -> Step:
         if self._residence.memory is not self._loaded:  # it was loaded anew in between, by a task that needed that
@@ -381,8 +420,7 @@ class LaneWorker:
         if busy:
             self._show(LaneState.BUSY)
         else:
-            # without its model the lane is not warm: it is about to load again
-            self._show(LaneState.WARM if self._is_loaded() else LaneState.LOADING)
+            self._show(*self._when_idle())
 
     def _show_failure(self, error: str, *, again_in_s: float) -> None:
         if crash_loops(self._failures):

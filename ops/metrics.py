@@ -208,6 +208,11 @@ swap_duration = Histogram(
     bounds_s=_LONG_S,
 )
 releases = Counter("warmlane.releases", "slot outcome", "How slots were made empty before a load")
+hosts_distrusted = Counter(
+    "warmlane.hosts.distrusted",
+    "slot reason",
+    "Distrust of a host: a fatal failure, tasks that failed in a row, a rest",
+)
 memory_after_cleanup = Gauge(
     "warmlane.memory.after_cleanup", "slot model kind", "What the pipeline host held after its last task", unit="By"
 )

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from contracts.lanes import LaneState, SlotState
 from contracts.tasks import FailureCode
+from lane_worker.runtime.streak import DISTRUST
 from ops.metrics import CATALOGUE
 from ops.unreadable import Kind
 
@@ -58,7 +59,8 @@ VALUES: Final[dict[str, tuple[str, ...]]] = {
         "unreadable",
         "quarantined",
     ),
-    "warmlane_memory_cleanups_total outcome": (*_OUTCOMES, "host_lost", "quarantined"),
+    "warmlane_hosts_distrusted_total reason": DISTRUST,
+    "warmlane_memory_cleanups_total outcome": (*_OUTCOMES, "host_lost", "quarantined", "gave_up"),
     "warmlane_memory_after_cleanup_bytes kind": (
         *("rss", "rss_peak", "cuda_allocated", "cuda_reserved", "cuda_peak_allocated", "cuda_peak_reserved"),
         *("cuda_inactive_split", "device_used", "device_free"),

@@ -15,6 +15,7 @@ from lane_worker.runtime.inference_spans import record_inference
 from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful
 from lane_worker.runtime.memory_line import log_memory, with_device
 from lane_worker.runtime.residence import Quarantined, Residence
+from lane_worker.runtime.streak import Streak, failed
 from ops import metrics
 
 # What a client is told when its model does not load: the details name folders, and are for the log.
@@ -32,6 +33,8 @@ class HostRunner:
     def __init__(self, *, residence: Residence, slot: str, scratch: Path) -> None:
         self.memory: MemoryReading | None = None
         """What the host held after the cleanup of its last task; None when it was gone then."""
+        self.streak = Streak()
+        """Tasks that failed in a row, for no reason that lies in their requests; the worker notes what it did then."""
         self._residence = residence
         self._slot = slot
         self._scratch = scratch
@@ -70,6 +73,11 @@ class HostRunner:
                 log.warning("out_of_memory_so_once_more", task_id=task.id, attempt=task.attempt)
                 renewed = self._residence.renew(task.model, "it ran out of memory")
                 result = await self._attempt(renewed, task, image, on_progress)
+            match result:
+                case Succeeded():
+                    self.streak = Streak()
+                case Unsuccessful(code=FailureCode.INFERENCE_FAILED):
+                    self.streak = failed(self.streak)
             return result
         finally:
             self._task_id = None
@@ -193,6 +201,8 @@ class HostRunner:
                 await self._account(task, "cancelled", outcome.memory)
                 return self._stopped_result()
             case messages.Failed():
+                if outcome.fatal:
+                    metrics.hosts_distrusted.add(self._slot, "fatal")
                 memory = None if outcome.fatal else outcome.memory
                 return await self._failed(task, FailureCode(outcome.code), outcome.message, memory, swap)
             case TimedOut():
@@ -200,6 +210,7 @@ class HostRunner:
                 message = f"{what} took longer than {outcome.seconds:g} s and was stopped"
                 return await self._failed(task, FailureCode.INFERENCE_TIMEOUT, message, outcome.memory, swap)
             case Lost():
+                self.streak = failed(self.streak)
                 await self._account(task, "host_lost", None)
                 return GaveUp(outcome.reason)
 

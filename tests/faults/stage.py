@@ -104,6 +104,7 @@ class Stage:
                 artifacts=Artifacts.in_folder(self._folder / "artifacts"),
                 models=self._catalog.models,
                 windows=self._catalog.windows,
+                warmth=self._catalog.warmth,
                 name=self.slot,
                 slot=self.slot,
                 data_dir=self._folder,

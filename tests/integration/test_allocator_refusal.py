@@ -36,6 +36,7 @@ async def test_a_degraded_worker_ends(link: NatsLink, catalog: Catalog, tmp_path
         artifacts=Artifacts.in_folder(tmp_path / "artifacts"),
         models=catalog.models,
         windows=catalog.windows,
+        warmth=catalog.warmth,
         name="degraded-0",
         slot="cpu-0",
         data_dir=tmp_path,

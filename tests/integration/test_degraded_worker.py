@@ -238,6 +238,7 @@ async def test_a_card_that_keeps_its_memory_is_quarantined_and_left(
         artifacts=Artifacts.in_folder(tmp_path / "artifacts"),
         models=catalog.models,
         windows=catalog.windows,
+        warmth=catalog.warmth,
         name="degraded-0",
         slot="cpu-5",
         data_dir=tmp_path,

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from contracts.lanes import LaneState, SlotState
+from contracts.lanes import LaneState, SlotState, VideoPipelineSlot
 from contracts.settings import Catalog, Warmth, load_settings
-from contracts.tasks import GenerationTask, TaskStatus
+from contracts.tasks import FailureCode, GenerationTask, TaskStatus
 from contracts.topology import demand_subject
 from degraded_worker import worker as degraded_module
 from degraded_worker.worker import DegradedWorker
 from gateway.cold_starts import ColdStarts
+from lane_worker.runtime import streak
 from lane_worker.runtime.cold_start import EVICTED
+from lane_worker.runtime.slot import lock_path, read_note
 from lane_worker.runtime.warmth import READY, Others
 from lane_worker.worker import LaneWorker
 from ops.artifacts import Artifacts
@@ -55,10 +57,17 @@ class Lanes:
         """A task that was done."""
         return await becomes(self.link, await self.place(prompt), TaskStatus.DONE)
 
-    async def place(self, prompt: str = "a red fox") -> GenerationTask:
+    async def fail(self, prompt: str) -> None:
+        """Returns when a task has ended as `inference_failed`."""
+        failed = await becomes(self.link, await self.place(prompt), TaskStatus.FAILED)
+        assert failed.error is not None
+        assert failed.error.code is FailureCode.INFERENCE_FAILED
+
+    async def place(self, prompt: str = "a red fox", **parameters: int) -> GenerationTask:
         self._tasks += 1
         task = task_of("phr00t", self._tasks)
-        return await place(self.link, replace(task, route="lane", parameters=replace(task.parameters, prompt=prompt)))
+        wanted = replace(task.parameters, prompt=prompt, **parameters)
+        return await place(self.link, replace(task, route="lane", parameters=wanted))
 
     async def leave(self) -> None:
         for lane in self._lanes:
@@ -244,6 +253,7 @@ async def degraded_worker(
             artifacts=Artifacts.in_folder(folder / "artifacts"),
             models=catalog.models,
             windows=catalog.windows,
+            warmth=catalog.warmth,
             name="degraded-0",
             slot="cpu-9",
             data_dir=folder,
@@ -255,6 +265,80 @@ async def degraded_worker(
     yield "degraded-0"
     stop.set()
     await running
+
+
+FAILS = "raise a shape"  # nothing that is known to break a process
+
+
+async def test_tasks_that_fail_in_a_row_renew_the_host_then_the_lane_rests_until_it_has_tried_itself(
+    lanes: Lanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever they fail with (ADR 0026)."""
+    monkeypatch.setattr(streak, "REST_FIRST_S", 1.0)
+    (lane,) = await lanes.start(replace(NEVER, renew_after_failures=2))
+    first = lane.host
+    states = StateLog()
+    await states.start(lanes.link)
+    await lanes.fail(FAILS)
+    await lanes.run()  # one that is done: nothing is in a row any more
+    await lanes.fail(FAILS)
+    invalid = await lanes.place("x", num_frames=10_000)  # a client's mistake says nothing of the lane
+    assert (await becomes(lanes.link, invalid, TaskStatus.FAILED)).error is not None
+    assert lane.host == first
+    await lanes.fail(FAILS)
+    await lane.becomes(LaneState.LOADING, when=lambda told: told.detail.startswith("2 tasks in a row failed"))
+    await lane.becomes(LaneState.WARM)
+    second = lane.host
+    assert second != first
+    assert not is_running(first)
+
+    await lanes.fail(FAILS)
+    told = await lane.becomes(LaneState.UNHEALTHY)
+    assert told.detail == "1 task failed, in a fresh process too; it tries itself again in 1 s"
+    waiting = await lanes.place()
+    await becomes(lanes.link, waiting, TaskStatus.DONE)
+    assert lane.host == second, "what has just run is not loaded anew"
+    await lanes.fail(FAILS)  # that one task was done clears it of all
+    await lane.becomes(LaneState.WARM)
+    seen = states.states(lane.name)
+    rest = seen.index(LaneState.UNHEALTHY)
+    assert seen[rest : rest + 4] == [LaneState.UNHEALTHY, LaneState.LOADING, LaneState.WARM, LaneState.BUSY]
+    assert seen.count(LaneState.UNHEALTHY) == 1
+
+
+async def test_a_degraded_worker_begins_anew_when_tasks_fail_in_a_row(
+    link: NatsLink, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no other to go to but its standby: it gives the leadership back, and takes it where nobody else does."""
+    monkeypatch.setattr(streak, "REST_FIRST_S", 1.0)
+    forks = SharedForkServer()
+    catalog = replace(catalog, warmth=replace(NEVER, renew_after_failures=2))
+    lock = lock_path(tmp_path / "locks", "cpu-9")
+    async with degraded_worker(link, catalog, tmp_path, forks) as name:
+        hosts: list[int] = []  # that ran each of the tasks
+        for number in range(3):
+            task = task_of("phr00t", number)
+            bad = replace(task, parameters=replace(task.parameters, prompt=FAILS))
+            failed = await becomes(link, await place(link, bad), TaskStatus.FAILED)
+            assert failed.error is not None
+            assert failed.error.code is FailureCode.INFERENCE_FAILED
+            note = read_note(lock)
+            assert note is not None
+            hosts.append(note.pid)
+        assert hosts[0] != hosts[2]
+        assert not is_running(hosts[0])
+        resting = await eventually(lambda: shown_with(link, "1 task failed, in a fresh process too"))
+        assert resting is not None
+        assert (resting.state, resting.worker) == (SlotState.EMPTY, name)
+        done = await becomes(link, await place(link, task_of("phr00t", 9)), TaskStatus.DONE)
+        assert done.worker == name
+    await forks.close_at_last()
+
+
+async def shown_with(link: NatsLink, words: str) -> VideoPipelineSlot | None:
+    """The entry of cpu-9, if its detail has *words*."""
+    now = await shown(link, "cpu-9")
+    return now if now is not None and words in now.detail else None
 
 
 async def test_a_request_for_an_evicted_lane_is_served_elsewhere_and_the_next_one_is_served_warm(
