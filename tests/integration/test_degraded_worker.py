@@ -208,7 +208,7 @@ async def test_a_quarantined_slot_is_not_opened_until_an_operator_lifts_it(
 
 
 class StuckCard:
-    """A card that never gives memory back: what only a broken driver does."""
+    """A card that never gives memory back, and names the host for it: what only a broken driver does."""
 
     name: Literal["nvml", "rss"] = "nvml"
 
@@ -218,9 +218,12 @@ class StuckCard:
         self.deadline_s = 0.05
         self.trouble = ""
         self.used_bytes = 0
+        self._pid: int | None = None
 
     def read(self, pid: int | None) -> Reading | None:
-        return Reading(used_bytes=self.used_bytes, free_bytes=(1 << 40) - self.used_bytes)
+        self._pid = pid or self._pid
+        by_pid = {} if self._pid is None else {self._pid: self.used_bytes}
+        return Reading(used_bytes=self.used_bytes, free_bytes=1 << 40, by_pid=by_pid)
 
     def holders(self) -> tuple[Holder, ...]:
         return (Holder(pid=4711, used_bytes=1 << 30, name="trainer"),)
@@ -252,7 +255,7 @@ async def test_a_card_that_keeps_its_memory_is_quarantined_and_left(
         await place(link, task_of("anisora", 1))
         await eventually(partial(is_shown_as, link, SlotState.RESIDENT))
         await eventually(lambda: asyncio.sleep(0, bool(standby.log_lines("stands_by"))), within_s=60)
-        card.used_bytes = 1 << 40
+        card.used_bytes = 1 << 30
         await place(link, task_of("phr00t", 2))
         quarantined = await eventually(partial(is_shown_as, link, SlotState.QUARANTINED))
         assert quarantined is not None
