@@ -22,6 +22,8 @@ MB: Final = 1_000_000
 MEASURED: Final = Tolerances()
 # A driver that wakes a card up takes seconds; one that hangs never answers.
 ANSWER_S: Final = 20.0
+# What everything else on a machine takes and gives back within seconds, where cards share its memory. Not measured.
+UNIFIED_NOISE_BYTES: Final = GIB
 
 # ValueError, KeyError: another kernel's wording
 _SYSTEM_ERRORS: Final = (OSError, ValueError, KeyError, psutil.Error)
@@ -283,7 +285,10 @@ def _within(limit_s: float, ask: Callable[[], T]) -> T:
     try:
         return answer.result(timeout=limit_s)
     except FutureTimeout:
-        raise DriverUnusable(f"it did not answer within {limit_s:g} s") from None
+        raise DriverUnusable(
+            f"it did not answer within {limit_s:g} s: see whether `nvidia-smi` does; in persistence mode "
+            "(`nvidia-smi -pm 1`) cards need not wake up first"
+        ) from None
 
 
 class Reading(Struct, frozen=True):
@@ -364,7 +369,9 @@ class NvmlProbe:
         if self._was_read:  # figures of the card and of the system must never be compared
             return _device_memory(device)
         memory = _memory(device, self._uuid)
-        self.name = "unified" if isinstance(memory, _SystemMemory) else "nvml"
+        if isinstance(memory, _SystemMemory):
+            self.name = "unified"
+            self.absolute_bytes = max(self.absolute_bytes, UNIFIED_NOISE_BYTES)
         return memory
 
     def _fails(self, trouble: str) -> None:

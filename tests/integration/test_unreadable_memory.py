@@ -1,0 +1,43 @@
+"""A lane whose card does not tell its memory: what it says meanwhile, and that nobody has to lift anything."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pynvml
+import pytest
+
+from contracts.lanes import LaneState, SlotState
+from contracts.settings import Catalog
+from ops.memory import NvmlProbe
+from ops.nats_link import NatsLink
+from tests.degraded import shown
+from tests.fake_nvml import UUID, FakeNvml, fake_nvml
+from tests.lanes import Lane
+
+TEXT = "updated under the loaded kernel module: restart the machine"
+
+
+@pytest.fixture
+def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
+    with fake_nvml(tmp_path, monkeypatch) as card:
+        monkeypatch.setattr("lane_worker.worker.probe_for", lambda *_: NvmlProbe(UUID))
+        yield card
+
+
+async def test_a_lane_says_what_the_driver_says_and_goes_on_asking(
+    link: NatsLink, catalog: Catalog, card: FakeNvml, tmp_path: Path
+) -> None:
+    card.set(init_error=pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
+    lane = Lane(link, catalog, tmp_path)
+    lane.start()
+    try:
+        await lane.becomes(LaneState.STARTING, when=lambda told: TEXT in told.detail)
+        residence = lane._worker._residence
+        residence._first_answer_s = 0.0
+        await lane.becomes(LaneState.UNHEALTHY, when=lambda told: TEXT in told.detail)
+        await lane.becomes(LaneState.CRASH_LOOPING, when=lambda told: TEXT in told.detail)
+        slot = await shown(link, lane.slot)
+        assert slot is None or slot.state is not SlotState.QUARANTINED
+        assert residence.host.pid is None
+    finally:
+        await lane.leave()
