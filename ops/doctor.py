@@ -26,11 +26,13 @@ from rich.table import Table
 from contracts.fit import gb, need, never_fits, pooled
 from contracts.settings import ModelEntry, SettingsError, load_settings
 from contracts.topology import DEADLINES, Topology
-from ops.memory import DriverUnusable, GpuInfo, survey
+from ops.cuda_driver import SOURCE, cuda_of_torch, oldest_driver
+from ops.memory import DriverUnusable, GpuInfo, driver_version, survey
 from ops.nats_access import NatsAccess, access
 from ops.nats_link import MAX_SKEW_S, MINIMUM_SERVER, NatsLink, TransportUnavailable, UnusableServer
 from ops.nats_server import NoNatsServer, find_nats_server
 from ops.options import data_dir_option, nats_port_option, port_option, profile_option, settings_option
+from ops.placement import needs_cards, slots
 from ops.provision import differences, wanted
 from ops.store_lock import StoreHolder, store_holder
 from ops.visible_cards import VISIBLE, AmbiguousOrder
@@ -118,6 +120,37 @@ def judge_gpus(
     return Finding(what="GPUs", level="ok", found=found)
 
 
+def judge_driver(cuda: str | None, driver: str | None, *, cards_are_needed: bool) -> Finding:
+    """The driver, held to the CUDA that torch was built with. *driver* is None where none is loaded.
+
+    1. A torch without CUDA needs none, and runs on no card.
+    2. Of a CUDA that we do not know, nothing can be said.
+    3. An older driver than NVIDIA's table asks for: every pipeline host would fail at its first step on a card.
+    """
+    what = "NVIDIA driver"
+    wrong: Level = "missing" if cards_are_needed else "note"
+    there = "none" if driver is None else driver
+    if cuda is None:  # 1
+        found = f"{there}; torch is built without CUDA"
+        if driver is None and not cards_are_needed:
+            return Finding(what=what, level="ok", found=f"{found} and needs none")
+        return Finding(what=what, level=wrong, found=found, advice="install the default build of torch to use cards")
+    oldest = oldest_driver(cuda)
+    if oldest is None:  # 2
+        found = f"{there}; torch is built with CUDA {cuda}"
+        return Finding(what=what, level="note", found=found, advice=f"{SOURCE} says which driver that needs")
+    found = f"{there}; torch is built with CUDA {cuda}, which needs {oldest} or later"
+    if driver is None:
+        advice = f"install driver {oldest} or later ({SOURCE})" if cards_are_needed else ""
+        return Finding(what=what, level="missing" if cards_are_needed else "ok", found=found, advice=advice)
+    if int(driver.partition(".")[0]) < oldest:  # 3
+        advice = (
+            f"update the driver to {oldest} or later, or install a torch that is built with an older CUDA ({SOURCE})"
+        )
+        return Finding(what=what, level=wrong, found=found, advice=advice)
+    return Finding(what=what, level="ok", found=found)
+
+
 def _gpu(gpu: GpuInfo) -> str:
     shared = " that it shares with the host" if gpu.unified else ""
     what = f"{gpu.name} ({gpu.free_bytes / GIB:.0f} of {gpu.total_bytes / GIB:.0f} GiB{shared} free, {gpu.uuid})"
@@ -169,8 +202,9 @@ def judge_skew(skew_s: float) -> Finding:
     return Finding(what="clock", level="missing", found=found, advice=advice)
 
 
-def look(data_dir: Path, port: int, nats_port: int, server: NatsAccess) -> Iterator[Finding]:
+def look(data_dir: Path, port: int, nats_port: int, server: NatsAccess, *, profile: str = "tiny") -> Iterator[Finding]:
     """Everything there is to tell, in a fixed order. Changes nothing."""
+    cards_are_needed = needs_cards(profile)
     yield _system()
     yield _python()
     yield _nats_server()
@@ -187,6 +221,10 @@ def look(data_dir: Path, port: int, nats_port: int, server: NatsAccess) -> Itera
             found=f"the NVIDIA driver does not work: {error}",
             advice="until it does, only the tiny profile runs",
         )
+    if torch_version is not None:
+        yield from _driver(cards_are_needed)
+    if cards_are_needed:
+        yield from _slots(profile)
     for package in ("torch", "diffusers", "transformers"):
         yield _package(package)
     yield _codec()
@@ -200,6 +238,20 @@ def look(data_dir: Path, port: int, nats_port: int, server: NatsAccess) -> Itera
     if holder is None or nats_port != holder.nats_port:
         yield _port("NATS port", nats_port, "--nats-port", "WARMLANE_NATS_PORT")
     yield asyncio.run(_clock(server))
+
+
+def _driver(cards_are_needed: bool) -> Iterator[Finding]:
+    # one that does not work is told with the cards
+    with contextlib.suppress(DriverUnusable):
+        yield judge_driver(cuda_of_torch(), driver_version(), cards_are_needed=cards_are_needed)
+
+
+def _slots(profile: str) -> Iterator[Finding]:
+    """Where `warmlane up` would find no card, and so would not start: the same question, asked in the same way."""
+    try:
+        slots(profile, lanes=0, gpus=None)
+    except click.ClickException as error:
+        yield Finding(what="slots", level="missing", found="none", advice=error.message)
 
 
 def _running(holder: StoreHolder) -> Finding:
@@ -397,7 +449,7 @@ def command(
     """
     server = access("operator", nats_url or f"nats://{HOST}:{nats_port}", data_dir=data_dir)
     findings = [
-        *look(data_dir, port, nats_port, server),
+        *look(data_dir, port, nats_port, server, profile=profile),
         *_queue(server, settings, profile),
         *_models(data_dir / "models", settings, profile),
     ]

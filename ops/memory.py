@@ -132,6 +132,16 @@ def survey(environ: Mapping[str, str] = os.environ) -> Survey:
     return _within(ANSWER_S, lambda: _survey(environ))
 
 
+def driver_version() -> str | None:
+    """The version of the NVIDIA driver, such as `580.65.06`; None without one. Raises DriverUnusable."""
+    return _within(ANSWER_S, _driver_version)
+
+
+def _driver_version() -> str | None:
+    with _nvml() as usable:
+        return str(pynvml.nvmlSystemGetDriverVersion()) if usable else None
+
+
 def list_gpus() -> list[GpuInfo]:
     """The cards, or MIG instances, that can be used, in the order of use. Raises what `survey` does."""
     return list(survey().gpus)

@@ -18,13 +18,18 @@ class Slots(Struct, frozen=True):
     lanes: tuple[str, ...]
 
 
+def needs_cards(profile: str) -> bool:
+    """Whether workers of *profile* run on cards. Its name is all that decides it."""
+    return profile != "tiny"
+
+
 def slots(profile: str, *, lanes: int, gpus: int | None) -> Slots:
     """Tiny pipelines run on CPU slots, real ones on a card each; the degraded worker's is set aside first.
 
     *gpus* caps their number; otherwise there are all cards of this machine that CUDA_VISIBLE_DEVICES leaves, in its
     order, or CPU slots for *lanes* and the degraded worker. Raises click.ClickException when there is no card at all.
     """
-    if profile == "tiny":
+    if not needs_cards(profile):
         count = lanes + 1 if gpus is None else gpus
         *first, last = (f"cpu-{number}" for number in range(count))
         return Slots(last, tuple(first))

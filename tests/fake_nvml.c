@@ -83,6 +83,11 @@ int nvmlShutdown(void) {
 
 const char *nvmlErrorString(int error) { (void)error; return "an error of the fake NVML"; }
 
+int nvmlSystemGetDriverVersion(char *version, unsigned int length) {
+    snprintf(version, length, "%lld.65.06", look_up("driver", 580));
+    return users ? SUCCESS : UNINITIALIZED;
+}
+
 int nvmlDeviceGetCount_v2(unsigned int *count) {
     *count = (unsigned int)look_up("cards", 1);
     return users ? SUCCESS : UNINITIALIZED;

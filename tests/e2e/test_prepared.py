@@ -116,6 +116,7 @@ def test_the_main_job_on_prepared_folders(served: UpProcess, tmp_path: Path) -> 
     for model in MODELS:
         (warm,) = [line for line in served.log_lines(f"{model}-0") if line["event"] == "warm"]
         assert warm["warmed_up_with"] == "64 x 64 x 9"
+        assert [line for line in served.log_lines(f"{model}-0") if line["event"] == "not_rehearsed"] == []
     refused = served.http.post("/generate", json={"model": "anisora", "prompt": "a red fox"})
     assert (refused.status_code, refused.json()["errors"][0]["code"]) == (422, "image_required")
     on_lanes = [served.ended(served.submit(**fields_of(MODELS[number % 2]), seed=number)["id"]) for number in range(4)]

@@ -4,7 +4,10 @@ import asyncio
 import os
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -15,10 +18,22 @@ from msgspec.structs import replace
 from contracts.settings import load_settings
 from contracts.topology import DEADLINES
 from ops.cli import cli
-from ops.doctor import GIB, Finding, judge_disk, judge_gpus, judge_model, judge_nats_version, judge_skew, look
+from ops.cuda_driver import cuda_of_torch
+from ops.doctor import (
+    GIB,
+    Finding,
+    judge_disk,
+    judge_driver,
+    judge_gpus,
+    judge_model,
+    judge_nats_version,
+    judge_skew,
+    look,
+)
 from ops.memory import GpuInfo, Holder
 from ops.nats_access import NatsAccess
 from ops.nats_link import NatsLink
+from tests.fake_nvml import fake_nvml
 from tests.support import NatsServer, free_port
 
 GPU = GpuInfo(uuid="GPU-1", name="H200", total_bytes=139 * GIB, free_bytes=100 * GIB)
@@ -29,10 +44,11 @@ def doctor(tmp_path: Path, *arguments: str) -> Result:
     return CliRunner(env={"COLUMNS": "300"}).invoke(cli, ["doctor", "--data-dir", str(tmp_path), *ports, *arguments])
 
 
-def look_around(tmp_path: Path, *, nats_url: str | None = None, port: int | None = None) -> Iterator[Finding]:
-    return look(
-        tmp_path, port or free_port(), free_port(), NatsAccess.at(nats_url or f"nats://127.0.0.1:{free_port()}")
-    )
+def look_around(
+    tmp_path: Path, *, nats_url: str | None = None, port: int | None = None, profile: str = "tiny"
+) -> Iterator[Finding]:
+    server = NatsAccess.at(nats_url or f"nats://127.0.0.1:{free_port()}")
+    return look(tmp_path, port or free_port(), free_port(), server, profile=profile)
 
 
 def finding(what: str, findings: Iterator[Finding]) -> Finding:
@@ -50,7 +66,6 @@ def test_a_machine_that_runs_the_tests_can_run_up(tmp_path: Path) -> None:
 
 def test_a_model_that_is_not_prepared_is_told_with_the_command(tmp_path: Path) -> None:
     result = doctor(tmp_path, "--profile", "production")
-    assert result.exit_code == 0, result.output
     for model, folder in (("anisora", "anisora-v3.2"), ("phr00t", "phr00t-aio")):
         told = " ".join(re.sub(r"[│┃]", " ", result.output).split())
         assert f"model {model}" in told
@@ -178,6 +193,55 @@ def test_gpus(gpus: list[GpuInfo], torch: str | None, level: str, text: str) -> 
     assert text in told.advice
     if gpus:
         assert "H200 (100 of 139 GiB free, GPU-1)" in told.found
+
+
+def test_production_without_a_card_is_missing_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `warmlane up` would say; and with an old driver or a torch without CUDA, every host would fail."""
+    with fake_nvml(tmp_path, monkeypatch) as cards:
+        cards.set(cards=0)
+        without = doctor(tmp_path, "--profile", "production")
+        cards.set(cards=2, driver=570)
+        old = {found.what: found for found in look_around(tmp_path, profile="production")}
+        tiny = {found.what: found for found in look_around(tmp_path)}
+    assert without.exit_code == 1
+    assert "`warmlane up` cannot run yet: see" in without.output
+    assert "slots" in without.output.splitlines()[-1]
+    assert "slots" not in old
+    cuda = cuda_of_torch()
+    assert ("570.65.06" in old["NVIDIA driver"].found, old["NVIDIA driver"].level) == (True, "missing")
+    assert tiny["NVIDIA driver"].level == "note"
+    assert cuda is None or f"CUDA {cuda}" in old["NVIDIA driver"].found
+
+
+@pytest.mark.parametrize(
+    ("cuda", "driver", "levels", "told"),
+    [
+        ("13.0", "580.65.06", ("ok", "ok"), "580.65.06; torch is built with CUDA 13.0, which needs 580 or later"),
+        ("13.0", "575.51.03", ("note", "missing"), "update the driver to 580 or later"),
+        ("12.8", "525.60.13", ("ok", "ok"), "needs 525 or later"),
+        ("13.0", None, ("ok", "missing"), "none; torch is built with CUDA 13.0, which needs 580 or later"),
+        (None, None, ("ok", "missing"), "torch is built without CUDA"),
+        (None, "580.65.06", ("note", "missing"), "install the default build of torch"),
+        ("14.0", "580.65.06", ("note", "note"), "docs.nvidia.com"),
+    ],
+)
+def test_the_driver_is_held_to_the_cuda_of_torch(
+    cuda: str | None, driver: str | None, levels: tuple[str, str], told: str
+) -> None:
+    found = [judge_driver(cuda, driver, cards_are_needed=needed) for needed in (False, True)]
+    assert tuple(each.level for each in found) == levels
+    for each in found:
+        assert told in f"{each.found} {each.advice}" or each.level == "ok"
+        assert (each.level == "ok") is (each.advice == "")
+
+
+def test_the_cuda_of_torch_is_read_without_importing_it() -> None:
+    code = "from ops.cuda_driver import cuda_of_torch; import sys; print(cuda_of_torch(), 'torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert told[1] == "False"
+    _, _, build = metadata.version("torch").partition("+")  # the build's own name for it, where it has one
+    expected = {"cpu": "None", "": told[0]}.get(build, f"{build[2:-1]}.{build[-1:]}")
+    assert told[0] == expected
 
 
 def test_who_holds_a_card_is_told() -> None:
