@@ -23,9 +23,10 @@ import pytest
 from click.testing import CliRunner
 from msgspec import Struct
 
+from contracts import lifecycle
 from contracts.lanes import ColdStart, LaneState, Leadership, SlotState, decode_episode
 from contracts.settings import load_settings
-from contracts.tasks import GenerationTask, TaskStatus, decode_task, encode_task
+from contracts.tasks import FailureCode, GenerationTask, TaskStatus, decode_task, encode_task
 from contracts.topology import (
     COLD_STARTS,
     CONTROL,
@@ -507,6 +508,19 @@ async def a_queue_that_does_not_work(stage: Stage, page: Page) -> None:
     assert {"DEADLINES", "DEGRADED", "LANE_ANISORA", "KV_tasks"} <= set(streams)
 
 
+async def a_worker_that_fails(stage: Stage, page: Page) -> None:
+    assert json.loads(await page.run("nats kv get lanes anisora.anisora-0"))["state"] == "warm"
+    task_id = await stage.submit()
+    task, entry = await stage.record(task_id), await stage.link.get(TASKS, task_id)
+    now = datetime.now(UTC)
+    claimed = lifecycle.claim(task, owner="o", worker="anisora-0", lease_s=20, now=now)
+    failed = lifecycle.fail(claimed, code=FailureCode.INFERENCE_FAILED, message="x", now=now)
+    assert entry is not None
+    await stage.link.update(TASKS, task_id, encode_task(failed), revision=entry.revision)
+    told = json.loads(await page.run("nats kv get tasks", ID=task_id))
+    assert (told["error"]["code"], told["worker"]) == ("inference_failed", "anisora-0")
+
+
 SECTIONS: Final[dict[str, Callable[[Stage, Page], Awaitable[None]]]] = {
     "Runbook": the_context,
     "What is waiting": what_is_waiting,
@@ -517,6 +531,7 @@ SECTIONS: Final[dict[str, Callable[[Stage, Page], Awaitable[None]]]] = {
     "Drain": drain,
     "A poisoned message": a_poisoned_message,
     "A queue that does not work": a_queue_that_does_not_work,
+    "A worker that fails every task": a_worker_that_fails,
     "Requeue a failed task": requeue,
     "Lift a quarantine": lift_a_quarantine,
     "Back up and restore": back_up_and_restore,
