@@ -184,7 +184,7 @@ class Admission:
         return is_known_full(
             waiting=len(self._tasks.work_queues.of("degraded", model).waiting),
             refused_ago_s=time.monotonic() - self._refused_s,
-            news_age_s=self._link.news_age_s(),
+            news_age_s=self._tasks.news_age_s(),
         )
 
     async def _full(self, model: str, decision: RoutingDecision) -> Overloaded:
@@ -198,7 +198,8 @@ class Admission:
         n = 0
         while True:
             task_id = keyed_task_id(caller, key, n)
-            known = await self._tasks.get(task_id)
+            # of the server, also where one is in memory: that one may be lost (ADR 0030)
+            known = await self._tasks.read(task_id)
             if known is None:
                 return task_id, None
             if not known.task.was_refused:

@@ -20,6 +20,7 @@ from gateway.gauges import begin, gauges
 from gateway.hold import Holds
 from gateway.key_board import KeyBoard
 from gateway.lane_board import LaneBoard
+from gateway.rearm import Rearm
 from gateway.streams import Streams
 from gateway.sweeper import Sweeper
 from gateway.task_board import TaskBoard
@@ -120,6 +121,8 @@ class Services:
             )
             sweeping = asyncio.create_task(self.sweeper.run(self.stopping))
             cleaning = asyncio.create_task(self.background.keep("janitor", self._janitor))
+            rearm = Rearm(link=self.link, tasks=self.tasks)
+            rearming = asyncio.create_task(self.background.keep("rearming", rearm.run))
             all_counted = asyncio.Event()
             counting = asyncio.create_task(
                 self.background.keep("fallback episodes", partial(self.fallbacks.run, all_counted))
@@ -131,7 +134,7 @@ class Services:
                         yield
             finally:
                 self.stop()
-                await end(sweeping, cleaning)
+                await end(sweeping, cleaning, rearming)
                 all_counted.set()
                 await asyncio.wait({counting}, timeout=LAST_COUNTS_S)
                 await end(counting)

@@ -233,6 +233,8 @@ background_trouble = Observed(
 )
 clock_skew = Observed("warmlane.clock.skew", "", "The nats-server's clock less this one's", unit="s")
 nats_connected = Observed("warmlane.nats.connected", "", "1 while the connection to the nats-server stands")
+watch_restarts = Counter("warmlane.watch.restarts", "bucket", "Times that a bucket had to be followed anew")
+streams_went_back = Counter("warmlane.streams.went_back", "bucket", "Times that a bucket lost what it had stored")
 
 OUTCOMES: Final = ("done", *(code.value for code in FailureCode))
 
