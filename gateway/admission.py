@@ -4,6 +4,7 @@ No record without a stored timer; no answer without a record; a refusal leaves n
 """
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
@@ -74,7 +75,10 @@ class Admission:
         holds: Holds,
         estimates: Estimates,
         catalog: Catalog,
+        require_room: Callable[[], None] = lambda: None,
     ) -> None:
+        """*require_room* raises StorageFull where the server has no room for one more request."""
+        self._require_room = require_room
         self._link = link
         self._artifacts = artifacts
         self._tasks = tasks
@@ -99,7 +103,8 @@ class Admission:
 
         On a lane it comes at once. On the degraded queue it comes when a worker has claimed it; *until_gone* returns
         when the caller hangs up meanwhile. Without *until_gone* it comes at once there too.
-        Raises KeyReused, Overloaded, CallerGone, StorageFailed (it will not run), and TransportUnavailable (it may or
+        Raises StorageFull (nothing was written), KeyReused,
+        Overloaded, CallerGone, StorageFailed (it will not run), and TransportUnavailable (it may or
         may not run: the same key finds out).
         """
         while True:
@@ -124,6 +129,7 @@ class Admission:
         if known is not None:
             await self._complete(known.task, request)
             return known
+        self._require_room()
         now = datetime.now(UTC)
 
         def placed(route: TaskRoute, decision: RoutingDecision) -> GenerationTask:

@@ -178,6 +178,10 @@ queue_oldest_age = Observed("warmlane.queue.oldest_age", "queue", "How long the 
 tasks_live = Observed("warmlane.tasks.live", "model status", "Tasks that have not ended")
 degraded_worker_alive = Observed("warmlane.degraded_worker.alive", "", "1 while a worker serves the degraded queue")
 slot_state = Observed("warmlane.slot.state", "slot state model", "1 for what a slot is in")
+stream_refusing = Observed("warmlane.stream.refusing", "stream", "1 while writes to the stream or bucket fail")
+storage_used = Observed("warmlane.storage.used", "", "What nats-server has stored", unit="By")
+storage_limit = Observed("warmlane.storage.limit", "", "What it may store", unit="By")
+storage_room = Observed("warmlane.storage.room", "", "What may still be stored, by its limit and its disk", unit="By")
 
 # ── counted once, by whoever did it ──────────────────────────────────────────────────────────────────────────────────
 

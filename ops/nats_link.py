@@ -31,6 +31,7 @@ from contracts.topology import (
     bucket_subject,
     consumer_on,
     is_work_subject,
+    stream_of,
     timer_due_subject,
     timer_set_subject,
 )
@@ -39,6 +40,7 @@ from ops.nats_access import NatsAccess, inbox_prefix
 from ops.nats_client import Ack, Client, Denial, Denied, Following, denial_in, is_unauthorised
 from ops.nats_watch import Entry, Mark, StreamState, There, Watch
 from ops.seldom import Seldom
+from ops.write_health import Writes
 
 __all__ = ["Entry", "Watch"]  # what a watch is and tells, for those who have a link
 
@@ -59,6 +61,8 @@ _WRONG_LAST_SEQUENCE: Final = 10071
 # In a cluster, another write of the same key is being replicated. Soon it is decided which of the two won.
 _UNDECIDED: Final = 10164
 UNDECIDED_WAIT_S: Final = 0.01
+# JetStream's own limit, of the server or of the account.
+_NO_RESOURCES: Final = 10023
 _ALREADY_THERE: Final = 10148
 _NO_MESSAGE: Final = 10037
 # That the connection is lost is told by other callbacks.
@@ -96,6 +100,13 @@ class Depth(Struct, frozen=True):
     oldest_at: datetime | None
 
 
+class Usage(Struct, frozen=True):
+    """What is stored in all, and may be by the limit that the server tells; 0 is none."""
+
+    used_bytes: int
+    limit_bytes: int
+
+
 class NatsLink:
     """A connection of one process. Make it with `NatsLink.connect`; close it with `close`."""
 
@@ -109,7 +120,8 @@ class NatsLink:
         self._closing = False
         self.cuts = 0
         """How often the connection broke."""
-        self._on_reconnect: list[Callable[[], None]] = []
+        self.writes = Writes()
+        self._on_reconnect: list[Callable[[], None]] = [self.writes.forget]
         self._watches: list[Watch] = []
 
     @classmethod
@@ -265,11 +277,42 @@ class NatsLink:
         while True:
             with _stored(subject):
                 try:
-                    return await self.client.store(subject, payload, all_headers, timeout_s=REPLY_TIMEOUT_S)
+                    ack = await self.client.store(subject, payload, all_headers, timeout_s=REPLY_TIMEOUT_S)
+                    if self.writes:
+                        self.writes.stored(stream_of(subject))
+                    return ack
                 except nats.js.errors.BadRequestError as error:
                     if error.err_code != _UNDECIDED or time.monotonic() > until_s:
                         raise
+                except (TimeoutError, nats.js.errors.ServiceUnavailableError) as error:
+                    self._note_failure(subject, error)
+                    raise
             await asyncio.sleep(UNDECIDED_WAIT_S)
+
+    def _note_failure(self, subject: str, error: Exception) -> None:
+        # a stall of a server that is away as a whole, or comes back just now, says nothing of the stream
+        if isinstance(error, nats.js.errors.APIError):
+            if error.err_code == _NO_RESOURCES:
+                self.writes.failed(stream_of(subject), "limit", time.monotonic())
+        elif self.unbroken_s() >= REPLY_TIMEOUT_S:
+            self.writes.failed(stream_of(subject), "silent", time.monotonic())
+
+    async def answers_for(self, stream: str) -> bool:
+        """Whether the server answers a question about *stream* now."""
+        try:
+            await self.client.request(f"$JS.API.STREAM.INFO.{stream}", timeout=REPLY_TIMEOUT_S)
+        except (nats.errors.Error, OSError, TimeoutError):
+            return False
+        return True
+
+    async def storage(self) -> Usage:
+        """What JetStream has stored, and may store by the account's limit. Raises TransportUnavailable."""
+        with translated("storage"):
+            reply = await self.client.request("$JS.API.INFO", timeout=REPLY_TIMEOUT_S)
+        told = json.loads(reply.data)
+        if "storage" not in told:
+            raise TransportUnavailable(f"storage: {told.get('error', {}).get('description', 'not told')}")
+        return Usage(told["storage"], max(0, told.get("limits", {}).get("max_storage", 0)))
 
     async def stored_message(self, stream: str, sequence: int) -> RawStreamMsg | None:
         """The message at *sequence*, or None when it is gone. Raises TransportUnavailable."""
@@ -472,10 +515,19 @@ class NatsLink:
 
     # ── questions among processes ────────────────────────────────────────────────────────────────────────────────
 
-    async def tell(self, subject: str) -> None:
-        """Says *subject* to whoever listens now. Nobody learns whether it arrived."""
+    async def tell(self, subject: str, payload: bytes = b"") -> None:
+        """Says *payload* on *subject* to whoever listens now. Nobody learns whether it arrived."""
         with contextlib.suppress(nats.errors.Error, OSError):
-            await self.client.publish(subject)
+            await self.client.publish(subject, payload)
+
+    async def hear(self, subjects: str, on_word: Callable[[str, bytes], None]) -> None:
+        """Calls *on_word* with subject and payload of whatever is told on *subjects* from now on."""
+
+        async def receive(message: Msg) -> None:
+            on_word(message.subject, message.data)
+
+        with translated(subjects):
+            await self.client.subscribe(subjects, cb=receive)
 
     async def answer(self, subjects: str, knows: Callable[[str], bool]) -> None:
         """From now on, says yes to a question on *subjects* when *knows* does; otherwise it says nothing."""
