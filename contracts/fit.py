@@ -31,6 +31,19 @@ NOT_CAST: Final = (
 )
 # Text encoder and transformers; the VAE stays on the card (docs/checkpoint-options.md).
 KEPT_ON_CARD: Final = "vae"
+# It reads 512 tokens and is done before the first step: what it holds does not grow with the video, nor come on top of
+# what the transformer and the VAE hold.
+TEXT_ENCODER: Final = "text_encoder"
+TEXT_ENCODER_BYTES: Final = 500_000_000
+# What CUDA takes of a card for a process and its kernels, before any tensor. Where a host runs it is in use already: no
+# part of what has to be free, but of what a card must have in all.
+CONTEXT_BYTES: Final = 600_000_000
+# Of the host's memory what its processes take beside the weights: torch alone is half a gigabyte.
+PROCESSES_BYTES: Final = 2_000_000_000
+# torch rounds a pinned block up to a power of two, up to this size: `lane_worker/runtime/allocator.py` sets it, because
+# without it 68.6 GB of weights take 104.7. Beyond it, whole pages are locked.
+PINNED_ROUND_MAX_BYTES: Final = 1 << 20
+PAGE_BYTES: Final = 4096
 Offload = Literal["none", "model", "group"]
 
 
@@ -48,11 +61,13 @@ Components = Mapping[str, tuple[Stored, ...]]
 
 class Loaded(Struct, frozen=True, kw_only=True):
     """A component as it lies in memory. *converted_bytes* of it are not of the type that is stored, and so are copies
-    on the host rather than pages of the file. *working_bytes*: the largest layer that is cast before it computes."""
+    on the host rather than pages of the file. *pinned_bytes*: in pinned memory, block by block. *working_bytes*: the
+    largest layer that is cast before it computes."""
 
     name: str
     bytes: int
     converted_bytes: int
+    pinned_bytes: int
     working_bytes: int
     largest_layer_bytes: int
     largest_block_bytes: int
@@ -65,10 +80,17 @@ class Need(Struct, frozen=True, kw_only=True):
     on_card: bool
     card_bytes: int
     host_bytes: int
+    pinned: bool = False
+    """The host's part is locked: the system cannot swap it out."""
     parts: str
     """Where the figures come from, in words."""
     pooled: bool = False
     """Whether the card has no memory of its own, so that *card_bytes* are all that is needed."""
+
+    @property
+    def room_bytes(self) -> int:
+        """What the slot's own memory must have in all."""
+        return self.slot_bytes + (CONTEXT_BYTES if self.on_card else 0)
 
     @property
     def slot_bytes(self) -> int:
@@ -78,7 +100,7 @@ class Need(Struct, frozen=True, kw_only=True):
 
 def loaded(name: str, tensors: Iterable[Stored], checkpoint: Checkpoint) -> Loaded:
     """Component *name* as `load_pipeline` has it in memory."""
-    total = converted = working = 0
+    total = converted = pinned = working = 0
     layers: dict[str, int] = {}
     blocks: dict[str, int] = {}
     outside = 0
@@ -86,6 +108,7 @@ def loaded(name: str, tensors: Iterable[Stored], checkpoint: Checkpoint) -> Load
         dtype = _dtype_in_memory(name, tensor, checkpoint)
         held = tensor.elements * WIDTH_BYTES[dtype]
         total += held
+        pinned += pinned_block(held)
         if dtype != tensor.dtype:
             converted += held
         layer, _, _ = tensor.name.rpartition(".")
@@ -101,11 +124,19 @@ def loaded(name: str, tensors: Iterable[Stored], checkpoint: Checkpoint) -> Load
         name=name,
         bytes=total,
         converted_bytes=converted,
+        pinned_bytes=pinned,
         working_bytes=working,
         largest_layer_bytes=max(layers.values(), default=0),
         largest_block_bytes=max(blocks.values(), default=0),
         outside_blocks_bytes=outside,
     )
+
+
+def pinned_block(held: int) -> int:
+    """What torch locks of the host's memory for a tensor of *held* bytes."""
+    if held <= PINNED_ROUND_MAX_BYTES:
+        return 1 << max(held - 1, 0).bit_length() if held else 0
+    return -(-held // PAGE_BYTES) * PAGE_BYTES
 
 
 def _dtype_in_memory(component: str, tensor: Stored, checkpoint: Checkpoint) -> str:
@@ -135,35 +166,50 @@ def need(components: Components | None, checkpoint: Checkpoint, *, on_card: bool
 
     1. Without a card everything is on the host.
     2. `none`: all weights on the card; on the host, while it loads, what is converted there.
-    3. `model`: the largest component on the card at a time, all of them on the host.
-    4. `group`: on the card the VAE and, of the rest, the groups that are there at a time; on the host the rest.
-    To each on the card come *activation_bytes*, and the largest layer that is cast before it computes.
-    Without *components* (no folder yet) `expected_bytes` stands for all weights.
+    3. `model`: a component on the card at a time, all of them on the host.
+    4. `group`: on the card the VAE, and of one of the rest the groups that are there at a time; on the host the rest,
+       in pinned memory where the settings say so.
+    With `model` and `group` the components come one after another, and the one that needs most counts.
+    To each on the card come *activation_bytes*, and the largest layer that is cast before it computes; to the text
+    encoder what it holds itself. Without *components* (no folder yet) `expected_bytes` stands for all weights.
     """
-    if components is None:
-        parts = [_unknown(checkpoint)]
-    else:
-        parts = [loaded(name, tensors, checkpoint) for name, tensors in components.items()]
+    parts = [loaded(name, tensors, checkpoint) for name, tensors in (components or {}).items()]
+    parts = parts or [_unknown(checkpoint)]
     weights = sum(part.bytes for part in parts)
-    working = max((part.working_bytes for part in parts), default=0)
-    beside = checkpoint.activation_bytes + working
     words = ", ".join(f"{part.name} {gb(part.bytes)}" for part in parts)
+    beside = max(checkpoint.activation_bytes, *(_beside(part, checkpoint) for part in parts))
     if not on_card:  # 1
         told = f"weights {gb(weights)} ({words}), activations {gb(beside)}"
         return Need(on_card=False, card_bytes=0, host_bytes=weights + beside, parts=told)
+    pinned = False
     if checkpoint.offload == "none":  # 2
-        on, host = weights, sum(part.converted_bytes for part in parts)
-        what = f"all weights {gb(on)} ({words})"
+        on, host = weights + beside, sum(part.converted_bytes for part in parts)
+        what = f"all weights {gb(weights)} ({words}), activations {gb(beside)}"
     elif checkpoint.offload == "model":  # 3
-        on, host = max((part.bytes for part in parts), default=0), weights
-        what = f"the largest component {gb(on)} (of {words})"
+        most = max(parts, key=lambda part: part.bytes + _beside(part, checkpoint))
+        on, host = most.bytes + _beside(most, checkpoint), weights
+        what = f"the {most.name} {gb(most.bytes)} (of {words}), activations {gb(_beside(most, checkpoint))}"
     else:  # 4
+        group = checkpoint.group_offload or GroupOffload()
+        pinned = group.stream and group.pinned
         stays = sum(part.bytes for part in parts if part.name == KEPT_ON_CARD)
-        moved = [part for part in parts if part.name != KEPT_ON_CARD]
-        groups = max((_groups_bytes(part, checkpoint.group_offload or GroupOffload()) for part in moved), default=0)
-        on, host = stays + groups, weights - stays
-        what = f"the VAE {gb(stays)} and the groups that are there at a time {gb(groups)} (of {words})"
-    return Need(on_card=True, card_bytes=on + beside, host_bytes=host, parts=f"{what}, activations {gb(beside)}")
+        moved = [part for part in parts if part.name != KEPT_ON_CARD] or parts
+        most = max(moved, key=lambda part: _groups_bytes(part, group) + _beside(part, checkpoint))
+        groups, used = _groups_bytes(most, group), _beside(most, checkpoint)
+        on = stays + max(groups + used, checkpoint.activation_bytes)
+        host = sum(part.pinned_bytes if pinned else part.bytes for part in moved)
+        what = (
+            f"the VAE {gb(stays)} and of the {most.name} the groups that are there at a time {gb(groups)} "
+            f"(of {words}), activations {gb(used)}"
+        )
+    return Need(on_card=True, card_bytes=on, host_bytes=host, pinned=pinned, parts=what)
+
+
+def _beside(part: Loaded, checkpoint: Checkpoint) -> int:
+    """What *part* needs on the card beside its weights while it computes."""
+    if part.name == TEXT_ENCODER:
+        return min(TEXT_ENCODER_BYTES, checkpoint.activation_bytes)
+    return checkpoint.activation_bytes + part.working_bytes
 
 
 def pooled(wanted: Need) -> Need:
@@ -192,6 +238,7 @@ def _unknown(checkpoint: Checkpoint) -> Loaded:
         name="by checkpoint.expected_bytes",
         bytes=checkpoint.expected_bytes,
         converted_bytes=0,
+        pinned_bytes=checkpoint.expected_bytes,
         working_bytes=0,
         largest_layer_bytes=0,
         largest_block_bytes=0,
@@ -206,18 +253,32 @@ def never_fits(
 
     *room_bytes* is what the slot has in all, *free_bytes* what is free of that now.
     """
-    if wanted.slot_bytes <= room_bytes:
+    if wanted.room_bytes <= room_bytes:
         return None
     where = "card" if wanted.on_card else "host"
+    context = f", CUDA's own {gb(CONTEXT_BYTES)}" if wanted.on_card else ""
     text = (
-        f"with offload {checkpoint.offload} it needs {wanted.slot_bytes:,} bytes on the {where}, which has "
-        f"{room_bytes:,} in all and {free_bytes:,} free: {wanted.parts}"
+        f"with offload {checkpoint.offload} it needs {wanted.room_bytes:,} bytes on the {where}, which has "
+        f"{room_bytes:,} in all and {free_bytes:,} free: {wanted.parts}{context}"
     )
     others = _fitting(components, checkpoint, room_bytes, in_one_pool=wanted.pooled) if wanted.on_card else ()
     fitting = list(others) if components else []
     if fitting:
         return f"{text}; these would fit: {'; '.join(fitting)}"
-    return f"{text}; give it a larger {where}, or lower the limits of the model and checkpoint.activation_bytes"
+    return f"{text}; give it a larger {where}, or lower geometry.max_volume and checkpoint.activation_bytes with it"
+
+
+def host_never_holds(wanted: Need, *, total_bytes: int) -> str | None:
+    """Why a host of *total_bytes* can never take its part of the weights of a card; None where it can."""
+    room_bytes = total_bytes - PROCESSES_BYTES
+    if not wanted.on_card or wanted.host_bytes <= room_bytes:
+        return None
+    pinned = " in pinned memory" if wanted.pinned else ""
+    return (
+        f"it needs {wanted.host_bytes:,} bytes of the host's memory{pinned}, which has {total_bytes:,} in all, "
+        f"{gb(PROCESSES_BYTES)} of them for its processes; give it more (also in the limit of its container), or keep "
+        'the weights on a larger card ("offload": "none")'
+    )
 
 
 def host_shortage(wanted: Need, *, free_bytes: int) -> str | None:
@@ -234,17 +295,24 @@ def _fitting(
     components: Components | None, checkpoint: Checkpoint, room_bytes: int, *, in_one_pool: bool
 ) -> Iterator[str]:
     """Other options with which it fits, the fastest first."""
+    for other in alternatives(checkpoint):
+        wanted = need(components, other, on_card=True)
+        wanted = pooled(wanted) if in_one_pool else wanted
+        if wanted.room_bytes <= room_bytes:
+            casting = f' with "layerwise_casting": "{other.layerwise_casting}"' if other.layerwise_casting else ""
+            yield f'"offload": "{other.offload}"{casting} ({gb(wanted.room_bytes)})'
+
+
+def alternatives(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
+    """*checkpoint* with each place that its weights can have, the fastest first, and cast to one byte or not."""
     casts: tuple[Literal["float8_e4m3fn"] | None, ...] = (checkpoint.layerwise_casting,)
     if checkpoint.layerwise_casting is None:
         casts = (None, "float8_e4m3fn")
     for offload in get_args(Offload):
         for cast in casts:
-            other = msgspec.structs.replace(checkpoint, offload=offload, layerwise_casting=cast, group_offload=None)
-            wanted = need(components, other, on_card=True)
-            wanted = pooled(wanted) if in_one_pool else wanted
-            if wanted.card_bytes <= room_bytes:
-                casting = f' with "layerwise_casting": "{cast}"' if cast is not None else ""
-                yield f'"offload": "{offload}"{casting} ({gb(wanted.card_bytes)})'
+            yield msgspec.structs.replace(
+                checkpoint, offload=offload, layerwise_casting=cast, group_offload=None, device_map=False
+            )
 
 
 def gb(count: int) -> str:

@@ -108,8 +108,7 @@ class Holds:
             if left_s <= 0:
                 snapshot = await self._settle(snapshot.task.id)
             else:
-                waited = await self._tasks.wait(snapshot, seen_revision=snapshot.revision, timeout_s=left_s)
-                snapshot = _present(waited)
+                snapshot = await self._tasks.wait(snapshot, seen_revision=snapshot.revision, timeout_s=left_s)
         return snapshot
 
     async def _settle(self, task_id: str) -> Snapshot:

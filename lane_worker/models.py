@@ -3,7 +3,6 @@
 Only `prepare` and `verify` need torch, and load it when they are called.
 """
 
-import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,23 +20,12 @@ from contracts.settings import SettingsError, load_settings
 from lane_worker.checkpoints.folder import PART, Manifest, quick_faults, read_manifest
 from lane_worker.checkpoints.found import CheckpointRefused
 from lane_worker.checkpoints.layouts import Layout, published_layouts
+from lane_worker.model_memory import fit_command, measure_command
+from lane_worker.model_tools import PROFILE, layout_of, pipelines_module
 from ops.options import data_dir_option, settings_option
 
-PROFILE: Final = "production"
 # `warmlane up` makes these by itself
 RECIPE: Final = "recipe.json"
-
-
-def layout_of(layouts: tuple[Layout, ...], model: str, pipeline: str) -> Layout:
-    """The published form of *model* that becomes a *pipeline*. Raises CheckpointRefused."""
-    for layout in layouts:
-        if (layout.model, layout.pipeline) == (model, pipeline):
-            return layout
-    known = ", ".join(layout.pipeline for layout in layouts if layout.model == model) or "none"
-    raise CheckpointRefused(
-        f"the settings load {model} with {pipeline}, for which no published form is known (known: {known}); correct "
-        f"checkpoint.pipeline in the profile {PROFILE}"
-    )
 
 
 def table_of(models_dir: Path) -> Table:
@@ -76,19 +64,6 @@ class _Sha256(click.ParamType[str]):
         return str(value).lower()
 
 
-def _pipelines() -> Any:
-    """`lane_worker.pipelines.prepare`, by name: everything else here works without torch."""
-    try:
-        return importlib.import_module("lane_worker.pipelines.prepare")
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "lane_worker":
-            raise
-        raise click.ClickException(
-            f"this needs the package {error.name}, which is not installed; "
-            "pip install -c constraints.txt -e '.[worker]' in the checkout brings it"
-        ) from error
-
-
 @contextmanager
 def _told(part: Path | None = None) -> Iterator[None]:
     """Refusals and failures of the disk as one line."""
@@ -114,9 +89,15 @@ def _bar() -> Progress:
 @click.group(
     epilog="Examples:\n\n  warmlane models prepare anisora --from Index-anisora/V3.2 --base Wan2.2-I2V-A14B "
     "--to models/anisora-v3.2\n\n  warmlane models verify models/anisora-v3.2\n\n  warmlane models list"
+    "\n\n  warmlane models measure anisora\n\n  warmlane models fit"
 )
 def command() -> None:
-    """Prepare published checkpoints for the production profile, once and offline; verify and list them."""
+    """Prepare published checkpoints for the production profile, once and offline; verify and list them; tell what they
+    need of a card."""
+
+
+command.add_command(measure_command)
+command.add_command(fit_command)
 
 
 @command.command(
@@ -186,7 +167,7 @@ def prepare_command(
             raise click.BadParameter(f"{layout.title} is of several files", param_hint="--sha256")
         if target.exists() and _is_prepared(target, layout, source, base, sha256):
             return
-        pipelines = _pipelines()
+        pipelines = pipelines_module("prepare")
         planned = pipelines.plan(layout, source, base=base, tokenizer=tokenizer)
         with _bar() as bar:
             task = bar.add_task("")
@@ -231,7 +212,7 @@ def verify_command(ctx: click.Context, folder: Path) -> None:
     """Read all of a prepared folder: sizes and SHA-256 against its manifest, keys and shapes against the model."""
     with _told():
         total_bytes = read_manifest(folder).size_bytes
-        pipelines = _pipelines()
+        pipelines = pipelines_module("prepare")
         with _bar() as bar:
             task = bar.add_task("verify", total=total_bytes)
             manifest, faults = pipelines.verify(

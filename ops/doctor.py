@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from contracts.fit import gb, need, never_fits, pooled
+from contracts.fit import gb, host_never_holds, need, never_fits, pooled
 from contracts.settings import ModelEntry, SettingsError, load_settings
 from contracts.topology import DEADLINES, Topology
 from ops.cuda_driver import SOURCE, cuda_of_torch, oldest_driver
-from ops.memory import DriverUnusable, GpuInfo, driver_version, survey
+from ops.memory import DriverUnusable, GpuInfo, driver_version, survey, total_bytes
 from ops.nats_access import NatsAccess, access
 from ops.nats_link import MAX_SKEW_S, MINIMUM_SERVER, NatsLink, TransportUnavailable, UnusableServer
 from ops.nats_server import NoNatsServer, find_nats_server
@@ -158,7 +158,8 @@ def _gpu(gpu: GpuInfo) -> str:
 
 
 def judge_model(entry: ModelEntry, models_dir: Path, gpus: Sequence[GpuInfo]) -> Finding:
-    """A model that is loaded from a prepared folder: whether the largest card can serve it, when it is empty."""
+    """A model that is loaded from a prepared folder: whether the largest card can serve it, when it is empty,
+    and the host."""
     what, folder = f"model {entry.name}", models_dir / entry.checkpoint.folder
     try:
         components = weights_of(folder)
@@ -168,13 +169,16 @@ def judge_model(entry: ModelEntry, models_dir: Path, gpus: Sequence[GpuInfo]) ->
     if components is None:
         return Finding(what=what, level="note", found="not prepared", advice=missing_folder(entry.name, folder))
     wanted = need(components, entry.checkpoint, on_card=True)
-    found = f"needs {gb(wanted.card_bytes)} on a card and {gb(wanted.host_bytes)} on its host: {wanted.parts}"
+    pinned = ", pinned" if wanted.pinned else ""
+    found = f"needs {gb(wanted.room_bytes)} on a card and {gb(wanted.host_bytes)} on its host{pinned}: {wanted.parts}"
     card = max(gpus, key=lambda gpu: gpu.total_bytes, default=None)
     if card is not None and card.unified:
         wanted = pooled(wanted)
     if card is None:
         return Finding(what=what, level="note", found=found, advice="there is no card here")
-    why = never_fits(wanted, components, entry.checkpoint, room_bytes=card.total_bytes, free_bytes=card.free_bytes)
+    why = never_fits(
+        wanted, components, entry.checkpoint, room_bytes=card.total_bytes, free_bytes=card.free_bytes
+    ) or host_never_holds(wanted, total_bytes=total_bytes())
     return Finding(what=what, level="ok" if why is None else "note", found=found, advice=why or "")
 
 

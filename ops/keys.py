@@ -73,7 +73,8 @@ async def read_keys(link: NatsLink) -> Stored:
         entries[entry.key] = entry
 
     await _require_bucket(link)
-    await (await link.watch(KEYS, on_entry)).wait()
+    synced = await link.watch(KEYS, on_entry)
+    await synced.wait()
     keys, unreadable = [], []
     for name, entry in sorted(entries.items()):
         if entry.value is None:

@@ -480,14 +480,33 @@ def available_bytes(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = P
 
     File pages count as available, also those of weights that were just unmapped: the kernel drops them when asked.
     """
+    left = _left_by_cgroups(cgroups, _memberships(membership))
+    return min([int(psutil.virtual_memory().available), *left])
+
+
+def total_bytes(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
+    """What all processes together could ever use: the system's memory, or less, where a cgroup of ours allows less."""
+    limits = [limit_bytes for limit_bytes, _, _ in _limits(cgroups, _memberships(membership))]
+    return min([int(psutil.virtual_memory().total), *limits])
+
+
+def _memberships(path: Path) -> list[str]:
     try:
-        lines = membership.read_text().splitlines()
+        return path.read_text().splitlines()
     except OSError:
-        lines = []
-    return min([int(psutil.virtual_memory().available), *_left_by_cgroups(cgroups, lines)])
+        return []
 
 
 def _left_by_cgroups(cgroups: Path, lines: list[str]) -> Iterator[int]:
+    for limit_bytes, level, names in _limits(cgroups, lines):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            stat = dict(entry.split() for entry in (level / "memory.stat").read_text().splitlines())
+            cache_bytes = sum(int(stat[name]) for name in names.cache)
+            yield limit_bytes - int((level / names.usage).read_text()) + cache_bytes
+
+
+def _limits(cgroups: Path, lines: list[str]) -> Iterator[tuple[int, Path, _CgroupNames]]:
+    """Each limit that holds, with its cgroup's folder."""
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -499,10 +518,7 @@ def _left_by_cgroups(cgroups: Path, lines: list[str]) -> Iterator[int]:
         folder = root / path.lstrip("/")
         for level in (folder, *folder.parents):  # a limit further up holds as well
             with contextlib.suppress(OSError, ValueError, KeyError):  # no such level here, or no limit ("max")
-                limit_bytes = int((level / names.limit).read_text())
-                stat = dict(entry.split() for entry in (level / "memory.stat").read_text().splitlines())
-                cache_bytes = sum(int(stat[name]) for name in names.cache)
-                yield limit_bytes - int((level / names.usage).read_text()) + cache_bytes
+                yield int((level / names.limit).read_text()), level, names
             if level == root:
                 break
 

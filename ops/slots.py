@@ -37,7 +37,8 @@ async def read_slots(link: NatsLink) -> list[VideoPipelineSlot]:
         if slot is not None:
             found[entry.key] = slot
 
-    await (await link.watch(SLOTS, on_entry)).wait()
+    synced = await link.watch(SLOTS, on_entry)
+    await synced.wait()
     return [found[name] for name in sorted(found)]
 
 

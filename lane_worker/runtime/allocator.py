@@ -7,10 +7,15 @@ before it imports torch. That torch took it, `lane_worker/pipelines/child.py` re
 from collections.abc import Mapping
 from typing import Final
 
+from contracts.fit import PINNED_ROUND_MAX_BYTES
+
 NAMES: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """What torch calls it now, and what it called it before: which of them wins is not the same for all settings."""
 NVML_CHECK: Final = "PYTORCH_NVML_BASED_CUDA_CHECK"
 WANTED: Final = "expandable_segments:True"
+PINNED: Final = "pinned_max_round_threshold_mb"
+"""Beyond how many MiB torch no longer rounds a pinned block up to a power of two (`c10/core/AllocatorConfig.h`)."""
+PINNED_MB: Final = str(PINNED_ROUND_MAX_BYTES >> 20)
 
 
 class AllocatorMisconfigured(Exception):
@@ -18,7 +23,7 @@ class AllocatorMisconfigured(Exception):
 
 
 def environment(base: Mapping[str, str]) -> dict[str, str]:
-    """The allocator's variables, with what *base* asks for beside `expandable_segments:True`.
+    """The allocator's variables, with what *base* asks for beside `expandable_segments:True` and the limit of rounding.
 
     Raises AllocatorMisconfigured where *base* forbids that, or says two things at once.
     """
@@ -39,6 +44,13 @@ def environment(base: Mapping[str, str]) -> dict[str, str]:
         raise AllocatorMisconfigured(
             f"{' and '.join(given)} has backend:{settings['backend']}: remove it, only torch's own allocator has "
             "expandable segments and tells what it holds"
+        )
+    rounding = settings.get(PINNED)
+    if rounding is None:
+        text = f"{text},{PINNED}:{PINNED_MB}"
+    elif rounding != PINNED_MB:
+        raise AllocatorMisconfigured(
+            f"{' and '.join(given)} has {PINNED}:{rounding}: remove it, Warmlane counts pinned memory with {PINNED_MB}"
         )
     # asking for CUDA must not start it: it would not survive the fork
     return dict.fromkeys(NAMES, text) | {NVML_CHECK: "1"}

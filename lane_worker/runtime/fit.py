@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from contracts import fit
 from contracts.settings import Checkpoint, ModelEntry
-from ops.memory import Reading, available_bytes
+from ops.memory import Reading, available_bytes, total_bytes
 from ops.weights import MODEL_INDEX, WeightsUnreadable, missing_folder, weights_of
 
 # What an attention backend of diffusers needs beside torch. Which version, diffusers checks at the load.
@@ -68,6 +68,7 @@ class Demand(Struct, frozen=True):
         1. There is no folder, and no recipe to make one.
         2. The attention backend's package is not installed.
         3. The slot is too small, even when all of it is free.
+        4. The host is too small for the weights that are not on the card, even when nothing else uses it.
         """
         if self.checkpoint.random_weights is None and not (self.folder / MODEL_INDEX).is_file():  # 1
             return Refusal("storage_failed", missing_folder(self.model, self.folder))
@@ -87,7 +88,14 @@ class Demand(Struct, frozen=True):
             room_bytes=reading.used_bytes + reading.free_bytes,
             free_bytes=reading.free_bytes,
         )
+        text = text or self._host_never_holds()  # 4
         return None if text is None else Refusal("out_of_memory", f"{self.model} does not fit: {text}")
+
+    def _host_never_holds(self) -> str | None:
+        try:
+            return fit.host_never_holds(self.need, total_bytes=total_bytes())
+        except (OSError, ValueError, psutil.Error):  # another kernel's wording
+            return None
 
     def host_refusal(self) -> Refusal | None:
         """Whether the host can take its part now, when nothing is resident: for a slot with a card."""

@@ -42,8 +42,8 @@ ENV PATH=/venv/bin:$PATH \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    PYTORCH_ALLOC_CONF=expandable_segments:True \
-    PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True \
+    PYTORCH_ALLOC_CONF=expandable_segments:True,pinned_max_round_threshold_mb:1 \
+    PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True,pinned_max_round_threshold_mb:1 \
     PYTORCH_NVML_BASED_CUDA_CHECK=1 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 

@@ -13,6 +13,7 @@ from lane_worker.runtime.host import FORK_SERVER, host_environment
 
 CUDA = "PYTORCH_CUDA_ALLOC_CONF"
 ANY = "PYTORCH_ALLOC_CONF"
+ROUNDING = "pinned_max_round_threshold_mb:1"
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,7 @@ ANY = "PYTORCH_ALLOC_CONF"
         ({}, "expandable_segments:True"),
         ({ANY: ""}, "expandable_segments:True"),
         ({CUDA: "max_split_size_mb:64"}, "max_split_size_mb:64,expandable_segments:True"),
+        ({ANY: f"{ROUNDING},max_split_size_mb:64"}, f"{ROUNDING},max_split_size_mb:64,expandable_segments:True"),
         ({ANY: "expandable_segments: True", CUDA: "expandable_segments: True"}, "expandable_segments: True"),
         ({CUDA: "backend:native"}, "backend:native,expandable_segments:True"),
         (
@@ -31,6 +33,7 @@ ANY = "PYTORCH_ALLOC_CONF"
 )
 def test_what_is_asked_for_beside_it_is_kept(base: dict[str, str], setting: str) -> None:
     made = environment(base)
+    setting = setting if ROUNDING in setting else f"{setting},{ROUNDING}"
     assert made == {ANY: setting, CUDA: setting, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     require(made)
 
@@ -40,6 +43,7 @@ def test_what_is_asked_for_beside_it_is_kept(base: dict[str, str], setting: str)
     [
         ({ANY: "expandable_segments:False"}, r"expandable_segments:False: remove it"),
         ({CUDA: "max_split_size_mb:64,expandable_segments:true"}, r"PYTORCH_CUDA_ALLOC_CONF has .*:true: remove it"),
+        ({CUDA: "pinned_max_round_threshold_mb:64"}, "pinned_max_round_threshold_mb:64: remove it, Warmlane counts"),
         ({CUDA: "backend:cudaMallocAsync"}, "backend:cudaMallocAsync: remove it"),
         ({ANY: "max_split_size_mb:64", CUDA: "max_split_size_mb:65"}, "contradict each other: remove one"),
     ],

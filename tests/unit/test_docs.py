@@ -101,7 +101,12 @@ def test_every_command_and_option_that_is_named_exists() -> None:
 def options_of(found: click.Command) -> set[str]:
     """The options of a command, and of those below it."""
     below = found.commands.values() if isinstance(found, click.Group) else ()
-    return {option for each in (found, *below) for parameter in each.params for option in parameter.opts}
+    return {option for each in (found, *below) for parameter in each.params for option in names_of(parameter)}
+
+
+def names_of(parameter: click.Parameter) -> list[str]:
+    """Both words of a switch such as --vae-tiling/--no-vae-tiling."""
+    return [*parameter.opts, *parameter.secondary_opts]
 
 
 def test_the_table_of_options_is_that_of_warmlane_up() -> None:

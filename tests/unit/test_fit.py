@@ -9,7 +9,21 @@ from typing import Any
 import msgspec
 import pytest
 
-from contracts.fit import Components, Need, Stored, host_shortage, is_cast, loaded, need, never_fits
+from contracts.fit import (
+    CONTEXT_BYTES,
+    PROCESSES_BYTES,
+    TEXT_ENCODER_BYTES,
+    Components,
+    Need,
+    Stored,
+    host_never_holds,
+    host_shortage,
+    is_cast,
+    loaded,
+    need,
+    never_fits,
+    pinned_block,
+)
 from contracts.settings import Checkpoint, GroupOffload, ModelEntry, RandomWeights, Scheduler, load_settings
 from lane_worker.runtime.fit import Demand, Refusal
 from ops.memory import Reading
@@ -45,6 +59,9 @@ ONE = 2 * 2 * 1000 + 2 * 4 * 10 + 2 * 100  # a transformer in bfloat16
 CAST = 2 * 1 * 1000 + 2 * 4 * 10 + 2 * 100  # and with its blocks in float8
 TEXT, VAE, USED = 2 * 550, 4 * 20, 7
 ALL = TEXT + 2 * ONE + VAE
+# What is moved in groups, block by block in pinned memory: 1,000 and 100 bytes of the text encoder; of a transformer
+# 1,200, 800 and 40 in each of its blocks, and 200 outside.
+PINNED = (1024 + 128) + 2 * (2 * (2048 + 1024 + 64) + 256)
 
 
 @pytest.mark.parametrize(
@@ -66,20 +83,26 @@ ALL = TEXT + 2 * ONE + VAE
             id="model-float8",
         ),
         # the layer that computes and the next: of 600 elements in the transformers
-        pytest.param({"offload": "group"}, VAE + 2 * 1200 + USED, ALL - VAE, id="group-leaf"),
+        pytest.param({"offload": "group"}, VAE + 2 * 1200 + USED, PINNED, id="group-leaf"),
+        pytest.param(
+            {"offload": "group", "group_offload": GroupOffload(pinned=False)},
+            VAE + 2 * 1200 + USED,
+            ALL - VAE,
+            id="group-not-pinned",
+        ),
         pytest.param(
             {"offload": "group", "group_offload": GroupOffload(stream=False)}, VAE + 1200 + USED, ALL - VAE, id="alone"
         ),
         pytest.param(
             {"offload": "group", "group_offload": GroupOffload(record_stream=True)},
             VAE + 3 * 1200 + USED,
-            ALL - VAE,
+            PINNED,
             id="group-leaf-record-stream",
         ),
         pytest.param(
             {"offload": "group", "group_offload": GroupOffload(level="block")},
             VAE + 200 + 2 * 2040 + USED,
-            ALL - VAE,
+            PINNED,
             id="group-block",
         ),
         pytest.param(
@@ -106,6 +129,29 @@ def test_what_is_needed(changes: dict[str, Any], card_bytes: int, host_bytes: in
         == without.host_bytes
         >= sum(loaded(name, tensors, checkpoint).bytes for name, tensors in COMPONENTS.items())
     )
+
+
+@pytest.mark.parametrize(
+    ("held", "locked"),
+    [(0, 0), (1, 1), (1000, 1024), (1 << 20, 1 << 20), ((1 << 20) + 1, (1 << 20) + 4096), (141_557_760, 141_557_760)],
+)
+def test_what_is_locked_for_a_tensor(held: int, locked: int) -> None:
+    """As `CachingHostAllocator.h` of torch with the setting of `lane_worker/runtime/allocator.py`."""
+    assert pinned_block(held) == locked
+
+
+def test_components_that_come_one_after_another_do_not_add_up() -> None:
+    """The text encoder's largest groups are there before the first step, then the transformer's and the activations."""
+    wide: Components = {
+        "text_encoder": (Stored("shared.weight", "bfloat16", 5_000_000_000),),
+        "transformer": TRANSFORMER,
+    }
+    used = msgspec.structs.replace(PLAIN, offload="group", activation_bytes=15_000_000_000)
+    assert need(wide, used, on_card=True).card_bytes == 2 * 10_000_000_000 + TEXT_ENCODER_BYTES
+    used = msgspec.structs.replace(used, activation_bytes=25_000_000_000)
+    assert need(wide, used, on_card=True).card_bytes == 2 * 1200 + 25_000_000_000
+    whole = msgspec.structs.replace(used, offload="model")
+    assert need(wide, whole, on_card=True).card_bytes == ONE + 25_000_000_000
 
 
 def test_the_setting_stands_for_a_folder_that_is_not_there() -> None:
@@ -140,14 +186,17 @@ def wanted(**changes: Any) -> tuple[Need, Components, Checkpoint]:
 
 
 def test_what_fits_to_the_byte_is_not_refused() -> None:
-    assert never_fits(*wanted(), room_bytes=ALL + USED, free_bytes=0) is None
-    assert never_fits(*wanted(), room_bytes=ALL + USED - 1, free_bytes=0) is not None
+    room_bytes = ALL + USED + CONTEXT_BYTES
+    assert never_fits(*wanted(), room_bytes=room_bytes, free_bytes=0) is None
+    assert never_fits(*wanted(), room_bytes=room_bytes - 1, free_bytes=0) is not None
 
 
 def test_a_refusal_tells_the_arithmetic_and_what_would_fit() -> None:
-    text = never_fits(*wanted(), room_bytes=6000, free_bytes=5500)
+    text = never_fits(*wanted(), room_bytes=CONTEXT_BYTES + 6000, free_bytes=5500)
     assert text is not None
-    assert f"needs {ALL + USED:,} bytes on the card, which has 6,000 in all and 5,500 free" in text
+    assert f"needs {CONTEXT_BYTES + ALL + USED:,} bytes on the card, which has {CONTEXT_BYTES + 6000:,} in all" in text
+    assert "5,500 free" in text
+    assert "CUDA's own 0.60 GB" in text
     assert '"offload": "model" (' in text
     assert '"offload": "none" with' not in text  # 6,967 with float8
     assert text.index('"model"') < text.index('"group"')
@@ -166,6 +215,16 @@ def test_the_hosts_part_is_refused_with_its_arithmetic() -> None:
     text = host_shortage(found, free_bytes=ALL - 1)
     assert text is not None
     assert f"{ALL:,} bytes of the host's memory, of which {ALL - 1:,} are available" in text
+
+
+def test_what_the_host_can_never_hold_is_told() -> None:
+    found, _, _ = wanted(offload="group")
+    assert host_never_holds(found, total_bytes=PINNED + PROCESSES_BYTES) is None
+    text = host_never_holds(found, total_bytes=PINNED + PROCESSES_BYTES - 1)
+    assert text is not None
+    assert f"{PINNED:,} bytes of the host's memory in pinned memory, which has {PINNED + PROCESSES_BYTES - 1:,}" in text
+    on_host = need(COMPONENTS, PLAIN, on_card=False)
+    assert host_never_holds(on_host, total_bytes=0) is None  # the slot's own memory, which is asked by itself
 
 
 # A folder
@@ -248,7 +307,7 @@ def with_options(entry: ModelEntry, **changes: Any) -> ModelEntry:
     return msgspec.structs.replace(entry, checkpoint=msgspec.structs.replace(PLAIN, **changes))
 
 
-ROOMY = Reading(used_bytes=0, free_bytes=1000)
+ROOMY = Reading(used_bytes=0, free_bytes=1000 + CONTEXT_BYTES)
 
 
 def refusal(found: Demand, reading: Reading | None = ROOMY) -> Refusal:
@@ -260,12 +319,13 @@ def refusal(found: Demand, reading: Reading | None = ROOMY) -> Refusal:
 def test_a_folder_that_fits_is_not_refused(folder: Path) -> None:
     # 6 elements in bfloat16, 4 in float32 and 5 in bfloat16, and the activations
     assert demand(folder).need.card_bytes == 12 + 16 + 10 + 7
-    assert demand(folder).refusal(Reading(used_bytes=44, free_bytes=1)) is None
+    assert demand(folder).refusal(Reading(used_bytes=44, free_bytes=1 + CONTEXT_BYTES)) is None
     assert demand(folder).refusal(None) is None  # a card that cannot be read: the release finds that out
-    told = refusal(demand(folder), Reading(used_bytes=43, free_bytes=1))
+    told = refusal(demand(folder), Reading(used_bytes=43, free_bytes=1 + CONTEXT_BYTES))
     assert told.code == "out_of_memory"
-    assert "phr00t does not fit: with offload none it needs 45 bytes on the card, which has 44 in all and 1 free" in (
-        told.message
+    assert told.message.startswith(
+        f"phr00t does not fit: with offload none it needs {45 + CONTEXT_BYTES:,} bytes on the card, which has "
+        f"{44 + CONTEXT_BYTES:,} in all and {1 + CONTEXT_BYTES:,} free"
     )
 
 
@@ -282,8 +342,8 @@ def test_a_card_that_shares_the_hosts_memory_needs_room_for_both_parts(folder: P
     shared = Demand.of(entry, folder.parent, slot="GPU-1", unified=True)
     assert shared.need.slot_bytes == apart.need.card_bytes + apart.need.host_bytes
     assert shared.host_refusal() is None  # it is counted already
-    assert shared.refusal(Reading(used_bytes=0, free_bytes=shared.need.slot_bytes)) is None
-    told = refusal(shared, Reading(used_bytes=0, free_bytes=shared.need.slot_bytes - 1))
+    assert shared.refusal(Reading(used_bytes=0, free_bytes=shared.need.room_bytes)) is None
+    told = refusal(shared, Reading(used_bytes=0, free_bytes=shared.need.room_bytes - 1))
     assert "since card and host share one memory" in told.message
     assert refusal(shared, Reading(used_bytes=0, free_bytes=20)).message.count("would fit") == 0
 
@@ -301,6 +361,14 @@ def test_an_attention_backend_without_its_package_is_refused(folder: Path, backe
     told = refusal(demand(folder, attention_backend=backend))
     assert told.code == "storage_failed"
     assert f"the attention backend {backend} needs the package" in told.message
+
+
+def test_more_than_the_host_can_ever_hold_is_refused_when_the_slot_is_taken(folder: Path) -> None:
+    tiny = RandomWeights(seed=1)  # a folder that is made by the load
+    huge = demand(folder, folder="nowhere", offload="group", expected_bytes=1 << 60, random_weights=tiny)
+    told = refusal(huge, Reading(used_bytes=0, free_bytes=1 << 61))
+    assert told.code == "out_of_memory"
+    assert f"phr00t does not fit: it needs {1 << 60:,} bytes of the host's memory in pinned memory" in told.message
 
 
 def test_more_than_the_host_has_is_refused_before_the_load(folder: Path) -> None:

@@ -21,6 +21,7 @@ NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 )
 def test_the_allocator_is_configured(before: dict[str, str], expected: str) -> None:
     made = host_environment(before | {"PATH": "/bin"})
+    expected += ",pinned_max_round_threshold_mb:1"
     assert [made[name] for name in NAMES] == [expected, expected]
     assert made["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
     assert made["PATH"] == "/bin"

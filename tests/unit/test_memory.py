@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ops.memory import RssProbe, available_bytes, probe_for, rss_bytes
+from ops.memory import RssProbe, available_bytes, probe_for, rss_bytes, total_bytes
 from tests.support import eventually_sync
 
 MIB = 1024 * 1024
@@ -109,7 +109,10 @@ def test_a_cgroup_may_leave_less_than_the_system(
         (cgroups / folder / name).write_text(content)
     (tmp_path / "self").write_text(membership)
     left_bytes = available_bytes(cgroups, tmp_path / "self")
+    in_all_bytes = total_bytes(cgroups, tmp_path / "self")
     if expected is None:
         assert left_bytes > 10_000_000
+        assert in_all_bytes == psutil.virtual_memory().total
     else:
         assert left_bytes == expected
+        assert in_all_bytes == 1_000_000

@@ -1,0 +1,71 @@
+"""What a card of a common size can serve of a model, and how. Pure: the arithmetic is that of `contracts/fit.py`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from contracts.fit import Components, alternatives, gb, need
+from contracts.settings import Checkpoint
+
+MIB: Final = 1 << 20
+# Gigabytes as cards are sold, and bytes as the driver tells them, of the smallest usual card of that name: T4, L4,
+# L40S, H100, H200.
+CARDS: Final[Mapping[int, int]] = {
+    16: 15_360 * MIB,
+    24: 23_034 * MIB,
+    48: 46_068 * MIB,
+    80: 81_559 * MIB,
+    141: 143_771 * MIB,
+}
+# What the driver keeps of a card for itself and never gives to anybody.
+DRIVER_BYTES: Final = 700_000_000
+
+
+class Serving(Struct, frozen=True, kw_only=True):
+    """One way to serve *model*: the options, what they need of the card and of the host, and the *cards* that have it.
+
+    *cards* are those of `CARDS`, in gigabytes as sold. *pinned*: the host's part is locked memory.
+    """
+
+    model: str
+    offload: Literal["none", "model", "group"]
+    layerwise_casting: str | None
+    card_bytes: int
+    host_bytes: int
+    pinned: bool
+    cards: tuple[int, ...]
+
+    @property
+    def options(self) -> str:
+        """The options in words."""
+        return self.offload if self.layerwise_casting is None else f"{self.offload}, fp8"
+
+
+def servings(model: str, components: Components | None, checkpoint: Checkpoint) -> Iterator[Serving]:
+    """Every way to place the weights of *checkpoint*, the fastest first."""
+    for other in alternatives(checkpoint):
+        wanted = need(components, other, on_card=True)
+        yield Serving(
+            model=model,
+            offload=other.offload,
+            layerwise_casting=other.layerwise_casting,
+            card_bytes=wanted.room_bytes,
+            host_bytes=wanted.host_bytes,
+            pinned=wanted.pinned,
+            cards=tuple(card for card, total in CARDS.items() if wanted.room_bytes <= total - DRIVER_BYTES),
+        )
+
+
+def markdown(rows: Sequence[Serving]) -> str:
+    """*rows* as the documentation shows them."""
+    cards = "".join(f" {card} GB |" for card in CARDS)
+    lines = [f"| model | options | on the card | on the host |{cards}", "|---" * (4 + len(CARDS)) + "|"]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def cells(row: Serving) -> list[str]:
+    """One line of a table: model, options, card, host, and for each of `CARDS` whether it can."""
+    fits = ["yes" if card in row.cards else "-" for card in CARDS]
+    return [row.model, row.options, gb(row.card_bytes), gb(row.host_bytes) + (", pinned" if row.pinned else ""), *fits]
