@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -103,6 +104,7 @@ class _Child:
         self._job: _Job | None = None
         self._owes = True  # whether the worker waits for an answer: first of all for `Ready`
         self._broken = False
+        self._keep_slot: Callable[[], None] = lambda: None
         self._pipeline: Any = None
         self._model: str | None = None
         self._invents_images = False
@@ -132,6 +134,7 @@ class _Child:
             self._device = "cuda"
             os.environ[VISIBLE] = request.slot
         self._lock = lock
+        self._keep_slot = lock.keep
         _warm_up(self._device)
         objection = _objection(self._device)
         if objection is not None:
@@ -185,6 +188,7 @@ class _Child:
     def _receive(self, message: ToChild) -> None:
         match message:
             case Ping(number):
+                self._keep_slot()
                 self._send(Pong(number))
             case Cancel(task_id):
                 job = self._job

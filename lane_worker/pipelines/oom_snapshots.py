@@ -5,6 +5,7 @@ no folder of this machine.
 """
 
 import contextlib
+import fcntl
 import os
 import pickle
 import re
@@ -59,16 +60,30 @@ class OomSnapshots:
 
     def _write(self, model: str, snapshot: dict[str, Any]) -> Path:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        path = self._folder / f"{PREFIX}{moment}-{_UNSAFE.sub('_', model)}-{os.getpid()}.pickle"
-        part = path.with_suffix(".part")
+        part = self._path_now(model).with_suffix(".part")
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             pickle.dump(snapshot, file)
-        part.rename(path)
-        # by name, so by age; also what a process left that was killed while it wrote
+            path = self._path_now(model)
+            part.rename(path)
+        # by name, so by age; also what a process left that was killed while it wrote, but not what one writes now
         for old in sorted(self._folder.glob(f"{PREFIX}*"))[: -self._kept]:
-            old.unlink(missing_ok=True)
+            if not _is_being_written(old):
+                old.unlink(missing_ok=True)
         return path
+
+    def _path_now(self, model: str) -> Path:
+        moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        return self._folder / f"{PREFIX}{moment}-{_UNSAFE.sub('_', model)}-{os.getpid()}.pickle"
+
+
+def _is_being_written(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def legible(snapshot: Mapping[str, Any]) -> dict[str, Any]:

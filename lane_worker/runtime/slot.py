@@ -8,6 +8,7 @@ and which task it runs.
 import fcntl
 import os
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Final, Self
@@ -67,11 +68,14 @@ class SlotLock:
     """A held slot, until the process ends.
 
     There is no release: a card's memory is free only when its process is gone, and the kernel drops the lock then.
-    The file stays, since a removed one could be locked a second time.
+    The file stays, since a removed one could be locked a second time; `keep` sees to that.
     """
 
-    def __init__(self, descriptor: int, *, role: Role, term: int, unfinished: SlotNote | None) -> None:
+    def __init__(self, path: Path, descriptor: int, *, role: Role, term: int, unfinished: SlotNote | None) -> None:
+        self._path = path
         self._descriptor = descriptor
+        self._turn = threading.Lock()
+        self._line = b""
         self._role, self._term = role, term
         self._started = process_start(os.getpid())
         self.unfinished = unfinished
@@ -92,7 +96,7 @@ class SlotLock:
             time.sleep(RETRY_S)
         last = _parse(os.pread(descriptor, 65536, 0))
         unfinished = last if last is not None and last.task_id is not None else None
-        lock = cls(descriptor, role=role, term=term, unfinished=unfinished)
+        lock = cls(path, descriptor, role=role, term=term, unfinished=unfinished)
         lock.write()
         return lock
 
@@ -107,22 +111,52 @@ class SlotLock:
             task_id=task_id,
             attempt=attempt,
         )
-        line = _ENCODER.encode(note) + b"\n"
+        with self._turn:
+            self._line = _ENCODER.encode(note) + b"\n"
+            self._put()
+
+    def keep(self) -> None:
+        """The file is there, or is there again: one who tidies up may have removed it, and a lock without a name keeps
+        nobody off the card. Call it often, from any thread. Raises SlotHeld when another process has the slot by now:
+        this one has to end. Raises OSError."""
+        with self._turn:
+            if _is_at(self._path, self._descriptor):
+                return
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = _try_lock(self._path)
+            if descriptor is None:
+                raise SlotHeld(self._path.stem, read_note(self._path))
+            os.close(self._descriptor)
+            self._descriptor = descriptor
+            self._put()
+
+    def _put(self) -> None:
         # One write, and readers stop at the newline: whoever is killed in between leaves the old note or the new one.
-        os.pwrite(self._descriptor, line, 0)
-        os.ftruncate(self._descriptor, len(line))
+        os.pwrite(self._descriptor, self._line, 0)
+        os.ftruncate(self._descriptor, len(self._line))
 
 
 def _try_lock(path: Path) -> int | None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException as error:
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                return None
+            raise
+        if _is_at(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # it was removed in between: what is locked is no lock any more
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the file *descriptor* is what stands at *path*."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException as error:
-        os.close(descriptor)
-        if isinstance(error, BlockingIOError):
-            return None
-        raise
-    return descriptor
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _parse(content: bytes) -> SlotNote | None:

@@ -229,6 +229,23 @@ def test_the_newest_snapshots_are_kept_for_their_owner_alone(tmp_path: Path) -> 
     assert pickle.loads(written[-1].read_bytes())["segments"]
 
 
+def test_a_snapshot_that_another_host_is_writing_is_let_be(tmp_path: Path) -> None:
+    folder = tmp_path / "oom"
+    snapshots, slow = OomSnapshots(folder, kept=1), OomSnapshots(folder, kept=1)
+    faster: list[str] = []
+
+    class Frames(list[object]):
+        """Whoever reads it is overtaken."""
+
+        def __reduce__(self) -> tuple[type[list[object]], tuple[()]]:
+            faster.append(snapshots.dump("phr00t", snapshot_of))
+            return (list, ())
+
+    written = slow._write("anisora", {"segments": Frames()})
+    assert written.exists()
+    assert [Path(path).exists() for path in faster] == [False]  # one is kept, the last that was finished
+
+
 def test_the_folder_is_its_owners(tmp_path: Path) -> None:
     assert OomSnapshots(tmp_path / "oom", kept=1).dump("anisora", snapshot_of)
     assert stat.S_IMODE((tmp_path / "oom").stat().st_mode) == 0o700

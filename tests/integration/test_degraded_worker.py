@@ -130,6 +130,7 @@ async def test_sigterm_finishes_the_task_in_hand_and_hands_over(pair: Pair, pair
 
 async def opens_a_new_host_among_old_folders(pair: Pair, leader: DegradedProcess) -> None:
     """Returns when the folder of a dead worker is gone; those of the living are as old as that."""
+    await eventually(lambda: asyncio.sleep(0, bool(leader.log_lines("serves"))), within_s=60)
     folders = list((pair.folder / "scratch" / SLOT).iterdir())
     assert len(folders) == 2
     dead = Scratch(pair.folder, slot=SLOT, owner="dead")
@@ -169,9 +170,13 @@ async def test_a_stopped_leader_loses_the_slot_and_changes_nothing_when_it_wakes
     await eventually(lambda: asyncio.sleep(0, bool(leader.log_lines("leads_no_more"))))
     last = await becomes(pair_link, await place(pair_link, task_of("phr00t", 23)), TaskStatus.DONE)
     assert (last.worker, last.swap) == (standby.name, None)
-    shutil.rmtree(pair.folder / "scratch")  # as one who tidies up, and does not know whose it is
+    for folder in ("scratch", "locks"):  # as one who tidies up, and does not know whose they are
+        shutil.rmtree(pair.folder / folder)
     last = await becomes(pair_link, await place(pair_link, task_of("phr00t", 24)), TaskStatus.DONE, TaskStatus.FAILED)
     assert (last.status, last.error) == (TaskStatus.DONE, None)
+    note = await eventually(lambda: asyncio.sleep(0, read_note(lock_path(pair.folder / "locks", SLOT))))
+    assert note is not None
+    assert [note.pid] == standby.hosts, "the card is still its own"
     assert await shown(pair_link, SLOT) == before
     assert leader.hosts == []
 

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -69,6 +70,29 @@ def test_a_held_slot_is_refused_naming_the_holder(tmp_path: Path, idle_holder: H
 def test_a_slot_is_free_when_its_holder_was_killed(tmp_path: Path, idle_holder: Holder) -> None:
     idle_holder.kill()
     assert acquire(tmp_path).unfinished is None
+
+
+def test_a_slot_whose_file_was_removed_is_kept(tmp_path: Path) -> None:
+    """As by one who tidies up: a lock without a name keeps nobody off the card."""
+    lock = acquire(tmp_path)
+    lock.write(model="phr00t", task_id="task", attempt=1)
+    for removed in (lock_path(tmp_path, SLOT), tmp_path):
+        shutil.rmtree(removed) if removed.is_dir() else removed.unlink()
+        lock.keep()
+        with pytest.raises(SlotHeld) as refusal:
+            acquire(tmp_path)
+        assert refusal.value.holder == SlotNote(os.getpid(), process_start(os.getpid()), "lane", 0, "phr00t", "task", 1)
+
+
+def test_a_slot_that_was_taken_meanwhile_is_given_up(tmp_path: Path) -> None:
+    lock = acquire(tmp_path)
+    lock_path(tmp_path, SLOT).unlink()
+    holder = Holder(tmp_path)
+    with pytest.raises(SlotHeld) as lost:
+        lock.keep()
+    assert lost.value.holder is not None
+    assert lost.value.holder.pid == holder.process.pid
+    holder.kill()
 
 
 def test_waiting_ends_when_the_holder_does(tmp_path: Path, idle_holder: Holder) -> None:
