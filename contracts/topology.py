@@ -32,6 +32,7 @@ LANE_PREFIX: Final = "LANE_"
 # Timers that a gateway leaves to one that can read them are unacked meanwhile: they must not hold up the others.
 SWEPT_MAX_PENDING: Final = 20_000
 WAITING_SUBJECTS: Final = "waiting.*"
+REFUSING_SUBJECTS: Final = "refusing.*"
 
 TimerKind = Literal["admit", "lease"]
 TIMER_KINDS: Final[tuple[TimerKind, ...]] = ("admit", "lease")
@@ -122,7 +123,8 @@ def topology(
     return Topology(
         streams=(*lanes, degraded, deadlines),
         buckets=(
-            BucketSpec(name=TASKS, history=16, ttl_s=keep_s),
+            # the record tells its moves by itself (`timeline`); each older one that is kept costs as much again
+            BucketSpec(name=TASKS, history=4, ttl_s=keep_s),
             BucketSpec(name=LANES, ttl_s=LANES_TTL_S),
             BucketSpec(name=SLOTS),
             BucketSpec(name=LEADER, marker_ttl_s=60.0),
@@ -196,6 +198,25 @@ def demand_subject(model: str) -> str:
 def waiting_subject(task_id: str) -> str:
     """Where gateways ask each other whether a caller is held for a task (ADR 0011)."""
     return f"waiting.{_token(task_id)}"
+
+
+def refusing_subject(stream: str) -> str:
+    """Where somebody says that *stream* takes no writes. Not stored (ADR 0031)."""
+    return f"refusing.{_token(stream)}"
+
+
+def stream_of(subject: str) -> str:
+    """The stream that a message on *subject* is stored in; one of ours."""
+    tokens = subject.split(".", 2)
+    match tokens[0]:
+        case "$KV":
+            return bucket_stream(tokens[1])
+        case "lane":
+            return lane_stream(tokens[1])
+        case "degraded":
+            return DEGRADED
+        case _:
+            return DEADLINES
 
 
 def sweep_consumer(kind: TimerKind) -> str:

@@ -20,6 +20,7 @@ from contracts.lanes import Leadership, decode_leadership
 from contracts.topology import LEADER, LEADER_KEY, LEADER_REFRESH_S, LEADER_TTL_S
 from contracts.wire import Unreadable
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, WrongRevision
+from ops.seldom import Seldom
 
 # Safety net of the standbys, should a watch be deaf: they look for themselves so often.
 POLL_S: Final = LEADER_TTL_S
@@ -73,6 +74,7 @@ class Leader:
         self._standing: Standing | None = None
         self._value = b""
         self._vacant = asyncio.Event()
+        self._seldom = Seldom()
         link.on_reconnect(self._vacant.set)
 
     @property
@@ -102,7 +104,7 @@ class Leader:
             except WrongRevision:
                 pass  # another standby was faster
             except TransportUnavailable as error:
-                log.info("leader_unknown", error=str(error))
+                self._seldom.tell(log.info, "leader_unknown", error=str(error))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await self._vacant.wait()
@@ -132,7 +134,7 @@ class Leader:
             except WrongRevision:
                 await self._look_again(standing)
             except TransportUnavailable as error:
-                log.warning("leader_not_refreshed", error=str(error))
+                self._seldom.tell(log.warning, "leader_not_refreshed", error=str(error))
                 await asyncio.sleep(RETRY_S)
 
     async def _look_again(self, standing: Standing) -> None:

@@ -4,6 +4,7 @@ No record without a stored timer; no answer without a record; a refusal leaves n
 """
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
@@ -74,7 +75,10 @@ class Admission:
         holds: Holds,
         estimates: Estimates,
         catalog: Catalog,
+        require_room: Callable[[], None] = lambda: None,
     ) -> None:
+        """*require_room* raises StorageFull where the server has no room for one more request."""
+        self._require_room = require_room
         self._link = link
         self._artifacts = artifacts
         self._tasks = tasks
@@ -99,7 +103,8 @@ class Admission:
 
         On a lane it comes at once. On the degraded queue it comes when a worker has claimed it; *until_gone* returns
         when the caller hangs up meanwhile. Without *until_gone* it comes at once there too.
-        Raises KeyReused, Overloaded, CallerGone, StorageFailed (it will not run), and TransportUnavailable (it may or
+        Raises StorageFull (nothing was written), KeyReused,
+        Overloaded, CallerGone, StorageFailed (it will not run), and TransportUnavailable (it may or
         may not run: the same key finds out).
         """
         while True:
@@ -124,6 +129,7 @@ class Admission:
         if known is not None:
             await self._complete(known.task, request)
             return known
+        self._require_room()
         now = datetime.now(UTC)
 
         def placed(route: TaskRoute, decision: RoutingDecision) -> GenerationTask:
@@ -184,7 +190,7 @@ class Admission:
         return is_known_full(
             waiting=len(self._tasks.work_queues.of("degraded", model).waiting),
             refused_ago_s=time.monotonic() - self._refused_s,
-            news_age_s=self._link.news_age_s(),
+            news_age_s=self._tasks.news_age_s(),
         )
 
     async def _full(self, model: str, decision: RoutingDecision) -> Overloaded:
@@ -198,7 +204,8 @@ class Admission:
         n = 0
         while True:
             task_id = keyed_task_id(caller, key, n)
-            known = await self._tasks.get(task_id)
+            # of the server, also where one is in memory: that one may be lost (ADR 0030)
+            known = await self._tasks.read(task_id)
             if known is None:
                 return task_id, None
             if not known.task.was_refused:

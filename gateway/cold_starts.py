@@ -36,26 +36,33 @@ class ColdStarts:
 
     def __init__(self) -> None:
         self._starts: dict[str, deque[ColdStart]] = {}
-        self._revision = 0
+        self._revisions: dict[str, int] = {}
+        self._before: set[ColdStart] = set()
         self._is_live = False  # whether what comes has happened just now, and is not from before this gateway
 
     async def start(self, link: NatsLink) -> None:
         """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
-        await (await link.watch(COLD_STARTS, self.on_entry, history=True)).wait()
+        await (await link.watch(COLD_STARTS, self.on_entry, history=True, on_again=self._again)).wait()
         self._is_live = True
+
+    def _again(self) -> None:
+        self._before = set(self.newest_first())  # which were counted
+        self._starts.clear()
+        self._revisions.clear()
 
     def on_entry(self, entry: Entry) -> None:
         """A lane became warm, or gave up."""
-        if entry.value is None or entry.revision <= self._revision:
+        known = self._revisions.get(entry.key)
+        if entry.value is None or (known is not None and entry.revision <= known):
             return
-        self._revision = entry.revision
+        self._revisions[entry.key] = entry.revision
         try:
             start = decode_cold_start(entry.value)
         except Unreadable as error:
             unreadables.tell("cold_start", entry.key, error, revision=entry.revision)
             return
         self._starts.setdefault(start.model, deque(maxlen=STARTS_MAX)).append(start)
-        if self._is_live:
+        if self._is_live and start not in self._before:
             metrics.cold_starts.add(start.model, "gave_up" if start.seconds is None else "warm")
             if start.seconds is not None:
                 metrics.cold_start_duration.record(start.seconds, start.model)

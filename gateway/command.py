@@ -18,6 +18,7 @@ from contracts.settings import SettingsError, load_settings
 from gateway.app import create_app
 from gateway.connections import CONNECTIONS_MAX, Connections, Limits, connections_max, http_config, raise_fd_limit
 from gateway.services import Services
+from gateway.storage import StorageWatch
 from ops.artifacts import StorageFailed
 from ops.logs import configure_logging
 from ops.nats_access import NatsAccess
@@ -29,6 +30,7 @@ from ops.options import (
     host_option,
     keep_option,
     nats_options,
+    nats_storage_option,
     port_option,
     profile_option,
     require_kept_long_enough,
@@ -108,6 +110,7 @@ def listen(host: str, port: int) -> socket.socket:
 @settings_option
 @profile_option
 @keep_option
+@nats_storage_option
 @cors_origins_option
 @tls_cert_option
 @tls_key_option
@@ -119,6 +122,7 @@ def command(
     settings: Path | None,
     profile: str,
     keep_s: float,
+    nats_storage_bytes: int,
     cors_origins: tuple[str, ...],
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -136,6 +140,7 @@ def command(
             nats=nats,
             artifacts_dir=data_dir / "artifacts",
             keep_s=keep_s,
+            storage=StorageWatch(limit_bytes=nats_storage_bytes, store=data_dir / "nats"),
             opens_without_keys=host.is_loopback,
         )
         connections = Connections(Limits(connections_max=connections_max(CONNECTIONS_MAX, raise_fd_limit())))

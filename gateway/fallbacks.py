@@ -27,6 +27,7 @@ from gateway.lane_board import LaneBoard
 from gateway.routing import ToDegraded, derive
 from ops import metrics
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, WrongRevision
+from ops.seldom import Seldom
 from ops.unreadable import unreadables
 
 TICK_S: Final = 1.0
@@ -141,12 +142,17 @@ class Fallbacks:
         self._unsure: dict[str, _Attempt] = {}
         self._asked_at: dict[str, datetime] = {}
         self._gateway = uuid.uuid4().hex[:8]
+        self._seldom = Seldom()
         self._link: NatsLink
 
     async def start(self, link: NatsLink) -> None:
         """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
         self._link = link
-        await (await link.watch(FALLBACKS, self.on_entry, history=True)).wait()
+        await (await link.watch(FALLBACKS, self.on_entry, history=True, on_again=self._again)).wait()
+
+    def _again(self) -> None:
+        self._known.clear()
+        self._past.clear()
 
     def on_entry(self, entry: Entry) -> None:
         """An episode began, went on or ended, or was put among the past ones; or an operator deleted it."""
@@ -197,7 +203,7 @@ class Fallbacks:
             try:
                 await self.write()
             except TransportUnavailable as error:
-                log.info("fallbacks_delayed", error=str(error))
+                self._seldom.tell(log.info, "fallbacks_delayed", error=str(error))
             except Exception:
                 log.exception("fallbacks_failed")  # the next round may succeed
 
@@ -259,10 +265,12 @@ class Fallbacks:
                 self._settle(model, attempt)
 
     async def _look(self, key: str) -> None:
+        """What the server has counts, also where a higher revision is known: that one may be lost (ADR 0030)."""
         entry = await self._link.get(FALLBACKS, key)
-        if entry is None:  # purged by an operator
+        known = self._known.get(key)
+        if entry is None or (known is not None and entry.revision < known.revision):
             self._known.pop(key, None)
-        else:
+        if entry is not None:
             self.on_entry(entry)
 
     def _settle(self, model: str, attempt: _Attempt) -> None:

@@ -3,7 +3,8 @@
 Everything is read from the boards, in memory: looking costs no call to NATS.
 """
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +16,7 @@ from contracts.tasks import TaskStatus
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, lane_stream
 from gateway.cold_starts import TARGET_S, share_within
 from gateway.problems import PROBLEMS
+from gateway.storage import Storage
 from gateway.work_queues import WorkQueue
 from ops import metrics
 from ops.metrics import Observed, Readings, Source
@@ -42,6 +44,10 @@ def gauges(services: "Services") -> Mapping[Observed, Source]:
         metrics.tasks_live: looks.tasks_live,
         metrics.degraded_worker_alive: looks.degraded_worker_alive,
         metrics.slot_state: looks.slot_state,
+        metrics.stream_refusing: looks.stream_refusing,
+        metrics.storage_used: looks.storage_used,
+        metrics.storage_limit: looks.storage_limit,
+        metrics.storage_room: looks.storage_room,
     }
 
 
@@ -149,3 +155,20 @@ class _Looks:
 
     def slot_state(self) -> Readings:
         return [(1.0, (slot.slot, slot.state.value, slot.model or "")) for slot in self._services.lanes.slots()]
+
+    def stream_refusing(self) -> Readings:
+        refusing = self._services.refusals.now(time.monotonic())
+        return [(float(name in refusing), (name,)) for name in self._services.streams_wanted]
+
+    def storage_used(self) -> Readings:
+        return self._storage(lambda storage: storage.used_bytes)
+
+    def storage_limit(self) -> Readings:
+        return self._storage(lambda storage: storage.limit_bytes)
+
+    def storage_room(self) -> Readings:
+        return self._storage(lambda storage: storage.room_bytes)
+
+    def _storage(self, figure: Callable[[Storage], int]) -> Readings:
+        storage = self._services.storage.known
+        return [] if storage is None else [(figure(storage), ())]

@@ -28,6 +28,7 @@ from gateway.key_board import Caller
 from gateway.openapi import GenerateOperation, problem_responses
 from gateway.problems import ProblemError, answer_of
 from gateway.services import Services
+from gateway.storage import RETRY_AFTER_S, StorageFull
 from gateway.views import TaskView, task_url, view
 from ops.artifacts import StorageFailed
 from ops.nats_link import TransportUnavailable
@@ -55,6 +56,7 @@ _TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
         "validation_failed",
         "idempotency_key_reused",
         "queue_overloaded",
+        "storage_full",
         "storage_unavailable",
         "transport_unavailable",
     ),
@@ -108,6 +110,12 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
             traceparent=traceparent_of(current_span()) or _traceparent(request.headers.get("traceparent")),
             until_gone=None if responds_async else partial(_until_gone, request),
         )
+    except StorageFull as error:
+        raise ProblemError(
+            "storage_full",
+            "the queue has no room for more requests, and nothing of this one was stored; try again later",
+            retry_after_s=RETRY_AFTER_S,
+        ) from error
     except KeyReused as error:
         raise ProblemError(
             "idempotency_key_reused", "this Idempotency-Key came with another body before; use a new key"

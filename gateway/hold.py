@@ -108,7 +108,8 @@ class Holds:
             if left_s <= 0:
                 snapshot = await self._settle(snapshot.task.id)
             else:
-                snapshot = await self._tasks.wait(snapshot, seen_revision=snapshot.revision, timeout_s=left_s)
+                waited = await self._tasks.wait(snapshot, seen_revision=snapshot.revision, timeout_s=left_s)
+                snapshot = _present(waited)
         return snapshot
 
     async def _settle(self, task_id: str) -> Snapshot:

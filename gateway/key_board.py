@@ -71,8 +71,7 @@ class KeyBoard:
 
         Raises NoKeys where nobody could be let in and the gateway may not be open; TransportUnavailable.
         """
-        synced = await link.watch(KEYS, self.on_key)
-        await synced.wait()
+        await (await link.watch(KEYS, self.on_key)).wait()
         self._is_started = True
         in_force = sum(key.revoked_at is None for key in self._keys.values())
         if not in_force and not self._opens_without_keys:

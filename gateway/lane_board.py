@@ -72,7 +72,7 @@ class LaneBoard:
         self._link: NatsLink | None = None
         self._lanes: dict[str, dict[str, Lane]] = {}
         self._modes: dict[str, Mode] = {}
-        self._control_revision = 0
+        self._control_revisions: dict[str, int] = {}
         self._ignored: dict[str, IgnoredControl] = {}
         self._leadership: Leadership | None = None
         self._leader_seen_at: datetime | None = None
@@ -84,7 +84,8 @@ class LaneBoard:
         for bucket, callback in ((LANES, self.on_lane), (LEADER, self.on_leader), (SLOTS, self.on_slot)):
             await (await link.watch(bucket, callback)).wait()
         # the newest value may be one that is ignored: the last usable one before it stands
-        await (await link.watch(CONTROL, self.on_control, history=True)).wait()
+        control = await link.watch(CONTROL, self.on_control, history=True, on_again=self._control_revisions.clear)
+        await control.wait()
 
     def on_lane(self, entry: Entry) -> None:
         """A heartbeat arrived, or a lane left."""
@@ -114,9 +115,10 @@ class LaneBoard:
 
     def on_control(self, entry: Entry) -> None:
         """The operator's switch `lanes.<model>` changed. Anything but `auto` and `degraded` is ignored, and said."""
-        if entry.revision <= self._control_revision:
-            return  # known already
-        self._control_revision = entry.revision
+        known = self._control_revisions.get(entry.key)
+        if known is not None and entry.revision <= known:
+            return  # of this key, whose switch may have come from the server's answer before the watch told
+        self._control_revisions[entry.key] = entry.revision
         prefix, _, model = entry.key.partition(".")
         value = "auto" if entry.value is None else entry.value.decode(errors="replace").strip()
         mode = next((mode for mode in MODES if mode == value), None)

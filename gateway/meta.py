@@ -1,6 +1,7 @@
 """What a client or an operator asks of the gateway itself: settings, liveness, readiness."""
 
 import asyncio
+import time
 from datetime import UTC, datetime
 from typing import Final
 
@@ -9,12 +10,14 @@ from litestar.di import NamedDependency
 from litestar.openapi import ResponseSpec
 from msgspec import Struct
 
+from contracts.topology import DEADLINES, DEGRADED, LANE_PREFIX, TASKS, bucket_stream
 from gateway.access import needs, needs_nothing
 from gateway.openapi import KeyedOperation, problem_responses
 from gateway.services import Services
 from gateway.sweeper import SWEEPER
 from gateway.views import SettingsView, settings_view
 from ops.telemetry import metrics_text
+from ops.write_health import ADVICE
 
 
 class Health(Struct, frozen=True, kw_only=True):
@@ -88,13 +91,21 @@ async def readyz(services: NamedDependency[Services]) -> Response[Readiness]:
         models[model] = ModelReadiness(ready=warm or degraded_worker, warm=warm, lanes=lanes)
     nats = services.link.is_connected
     troubles = services.background.troubles
+    refusing = services.refusals.now(time.monotonic())
+    texts = [*troubles.values(), *(f"{stream} takes no writes: {ADVICE[why]}" for stream, why in refusing.items())]
+    if services.storage.trouble is not None:
+        texts.append(services.storage.trouble)
+    # what a request goes through on its way to its end
+    stores = services.storage.trouble is None and not any(_carries_tasks(stream) for stream in refusing)
     # without a sweeper no task ends whose worker was lost, or whom nobody takes
     sweeps = not any(name.startswith(SWEEPER) for name in troubles)
-    ready = nats and sweeps and all(model.ready for model in models.values())
-    body = Readiness(
-        ready=ready, nats=nats, degraded_worker=degraded_worker, models=models, troubles=list(troubles.values())
-    )
+    ready = nats and sweeps and stores and all(model.ready for model in models.values())
+    body = Readiness(ready=ready, nats=nats, degraded_worker=degraded_worker, models=models, troubles=texts)
     return Response(body, status_code=200 if ready else 503)
+
+
+def _carries_tasks(stream: str) -> bool:
+    return stream in (DEGRADED, DEADLINES, bucket_stream(TASKS)) or stream.startswith(LANE_PREFIX)
 
 
 PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"

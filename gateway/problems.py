@@ -137,6 +137,11 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "The gateway has too many connections",
         "Try again after the time in Retry-After, and keep fewer connections open.",
     ),
+    "storage_full": ProblemKind(
+        503,
+        "The queue has no room for more requests",
+        "Nothing of the request was stored. Try again after the time in Retry-After; the operator is told.",
+    ),
     "storage_unavailable": ProblemKind(
         503,
         "The artifact store cannot be used",

@@ -20,6 +20,8 @@ from gateway.gauges import begin, gauges
 from gateway.hold import Holds
 from gateway.key_board import KeyBoard
 from gateway.lane_board import LaneBoard
+from gateway.rearm import Rearm
+from gateway.storage import DEFAULT_LIMIT_BYTES, StorageWatch
 from gateway.streams import Streams
 from gateway.sweeper import Sweeper
 from gateway.task_board import TaskBoard
@@ -31,6 +33,7 @@ from ops.metrics import observing
 from ops.nats_access import NatsAccess
 from ops.nats_link import NatsLink, TransportUnavailable
 from ops.provision import require_provisioned, wanted
+from ops.write_health import Refusals, hear_of_refusals
 
 JANITOR_INTERVAL_S: Final = 60.0
 JANITOR_BATCH: Final = 32
@@ -51,6 +54,7 @@ class Services:
         nats: NatsAccess | str,
         artifacts_dir: Path,
         keep_s: float,
+        storage: StorageWatch | None = None,
         opens_without_keys: bool = True,
     ) -> None:
         self.catalog = catalog
@@ -58,6 +62,9 @@ class Services:
         self.beside_image_max_bytes = beside_image_max_bytes(catalog)
         self.stopping = asyncio.Event()
         self.background = Background()
+        self.storage = storage or StorageWatch(limit_bytes=DEFAULT_LIMIT_BYTES, store=artifacts_dir.parent / "nats")
+        self.refusals = Refusals()
+        self.streams_wanted = wanted(catalog, keep_s=keep_s).names
         self._nats = nats
         self._artifacts_dir = artifacts_dir
         self.keys = KeyBoard(opens_without_keys=opens_without_keys)
@@ -117,9 +124,14 @@ class Services:
                 holds=holds,
                 estimates=self.estimates,
                 catalog=self.catalog,
+                require_room=self.storage.require_room,
             )
+            await hear_of_refusals(self.link, self.refusals)
+            measuring = asyncio.create_task(self.background.keep("storage", partial(self.storage.run, self.link)))
             sweeping = asyncio.create_task(self.sweeper.run(self.stopping))
             cleaning = asyncio.create_task(self.background.keep("janitor", self._janitor))
+            rearm = Rearm(link=self.link, tasks=self.tasks)
+            rearming = asyncio.create_task(self.background.keep("rearming", rearm.run))
             all_counted = asyncio.Event()
             counting = asyncio.create_task(
                 self.background.keep("fallback episodes", partial(self.fallbacks.run, all_counted))
@@ -131,7 +143,7 @@ class Services:
                         yield
             finally:
                 self.stop()
-                await end(sweeping, cleaning)
+                await end(sweeping, cleaning, rearming, measuring)
                 all_counted.set()
                 await asyncio.wait({counting}, timeout=LAST_COUNTS_S)
                 await end(counting)

@@ -32,6 +32,7 @@ from ops import metrics
 from ops.artifacts import Artifacts
 from ops.background import Background
 from ops.nats_link import NatsLink, Pull, StreamFull, TransportUnavailable, WrongRevision
+from ops.seldom import Seldom
 from ops.tracing import PRODUCER, TRACEPARENT, current_span, failed, of_message, of_task, span, traceparent_of
 from ops.unreadable import unreadables
 
@@ -69,6 +70,7 @@ class Sweeper:
         self._fallbacks = fallbacks
         self._catalog = catalog
         self._keep_s = keep_s
+        self._seldom = Seldom()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Handles due timers until *stop* is set."""
@@ -95,7 +97,7 @@ class Sweeper:
                 return await self._link.pull(DEADLINES, sweep_consumer(kind))
             except TransportUnavailable as error:
                 # without a sweeper no timer is ever served: this one does not give up
-                log.warning("sweeper_waits", kind=kind, error=str(error))
+                self._seldom.tell(log.warning, "sweeper_waits", kind=kind, error=str(error))
                 await asyncio.sleep(0.5)
 
     async def _on_due(self, message: Msg) -> None:
@@ -178,9 +180,11 @@ class Sweeper:
             if await self._tasks.read(task_id) is None:
                 raise await self._why_unreadable(task_id) from None
             raise
+        # at once: what is taken in later may be from before the bucket was read once more (ADR 0030)
+        recorded = self._tasks.record(refused, revision, now)
         metrics.task_ended(refused)
         await remove_leftovers(refused, link=self._link, artifacts=self._artifacts)
-        return self._tasks.record(refused, revision, now)
+        return recorded
 
     async def _why_unreadable(self, task_id: str) -> Exception:
         entry = await self._link.get(TASKS, task_id)

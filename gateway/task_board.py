@@ -6,7 +6,7 @@ Long-polls and event streams wait here, so that none of them costs the server an
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -46,12 +46,19 @@ class TaskBoard:
         self._finished: OrderedDict[str, Snapshot] = OrderedDict()
         self._queues: dict[str, set[asyncio.Queue[Snapshot | None]]] = {}
         self._closed = False
+        # while the bucket is told anew: what is in memory, and was not told yet
+        self._untold: set[str] = set()
+        self._told_anew: list[Callable[[], None]] = []
 
     async def start(self, link: NatsLink) -> None:
         """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
         self._link = link
-        synced = await link.watch(TASKS, self.on_entry)
-        await synced.wait()
+        self._watch = await link.watch(TASKS, self.on_entry, on_again=self._again, on_whole=self._whole)
+        await self._watch.wait()
+
+    def news_age_s(self) -> float:
+        """How old, at most, what is in memory is, in seconds; 0 while every change is told at once."""
+        return self._watch.age_s()
 
     def close(self) -> None:
         """Wakes everybody who waits; nobody waits any more."""
@@ -64,9 +71,12 @@ class TaskBoard:
         if entry.value is None:
             self._forget(entry.key)
             return
-        known = self._index.get(entry.key)
-        if known is not None and known.revision >= entry.revision:
+        if self._is_known(entry.key, entry.revision):
             return  # most often: this gateway wrote it
+        known = self._index.get(entry.key)
+        if known is not None and (known.revision, known.written_at) == (entry.revision, entry.time):
+            self._untold.discard(entry.key)
+            return  # told anew, and as it was
         try:
             task = decode_task_of(entry.key, entry.value)
         except UnreadableTask as error:
@@ -77,9 +87,9 @@ class TaskBoard:
     def record(self, task: GenerationTask, revision: int, written_at: datetime) -> Snapshot:
         """Takes in a record that was read or written; an older revision than the known one changes nothing."""
         snapshot = Snapshot(task, revision)
-        known = self._index.get(task.id)
-        if known is not None and known.revision >= revision:
+        if self._is_known(task.id, revision):
             return snapshot
+        self._untold.discard(task.id)
         self._index.put(
             Row(
                 id=task.id,
@@ -99,10 +109,34 @@ class TaskBoard:
                 self._finished.popitem(last=False)
         else:
             self._live[task.id] = snapshot
+            self._finished.pop(task.id, None)
         self.work_queues.take_in(task)
         for queue in self._queues.get(task.id, ()):
             _offer(queue, snapshot)
         return snapshot
+
+    def _is_known(self, task_id: str, revision: int) -> bool:
+        """Whether that revision or a newer one is in memory; one that may be lost does not count (ADR 0030)."""
+        known = self._index.get(task_id)
+        return known is not None and known.revision >= revision and task_id not in self._untold
+
+    def _again(self) -> None:
+        self._untold = self._index.ids()
+
+    def _whole(self) -> None:
+        lost, self._untold = self._untold, set()
+        for task_id in lost:
+            self._forget(task_id)
+        for callback in self._told_anew:
+            callback()
+
+    def on_told_anew(self, callback: Callable[[], None]) -> None:
+        """*callback* is called whenever the bucket was read once more from its start."""
+        self._told_anew.append(callback)
+
+    def live(self) -> list[Snapshot]:
+        """The tasks that have not ended."""
+        return list(self._live.values())
 
     async def get(self, task_id: str) -> Snapshot | None:
         """The task's newest known snapshot; asks the server for one that is not in memory.
@@ -116,8 +150,11 @@ class TaskBoard:
 
         Raises TransportUnavailable.
         """
+        before = self._index.get(task_id)
         entry = await self._link.get(TASKS, task_id)
         if entry is None or entry.value is None:
+            if before is not None and self._index.get(task_id) is before:
+                self._forget(task_id)
             return None
         try:
             return self.record(decode_task_of(task_id, entry.value), entry.revision, entry.time)
@@ -126,7 +163,7 @@ class TaskBoard:
             return None
 
     async def changes(self, snapshot: Snapshot, *, idle_s: float) -> AsyncIterator[Snapshot | None]:
-        """The task as it is now, then every change, until it has ended or the board is closed.
+        """The task as it is now, then every change, until it has ended, or its record is gone, or the board is closed.
 
         None is yielded after every *idle_s* without a change. A reader that falls far behind misses snapshots in
         between, never the last one.
@@ -141,17 +178,26 @@ class TaskBoard:
                 except TimeoutError:
                     yield None
                     continue
-                if following is not None and following.revision > latest.revision:
+                if following is None:
+                    return
+                if following.revision != latest.revision:
                     latest = following
                     yield latest
 
-    async def wait(self, snapshot: Snapshot, *, seen_revision: int | None, timeout_s: float) -> Snapshot:
-        """The task when it ended, or when its revision is not *seen_revision*, or as it is after *timeout_s*."""
+    async def wait(self, snapshot: Snapshot, *, seen_revision: int | None, timeout_s: float) -> Snapshot | None:
+        """The task when it ended, or when its revision is not *seen_revision*, or as it is after *timeout_s*.
+
+        None when its record is gone.
+        """
         with self._subscription(snapshot.task.id) as queue, contextlib.suppress(TimeoutError):
             snapshot = self._latest(snapshot)
             async with asyncio.timeout(timeout_s):
                 while not (_is_news(snapshot, seen_revision) or self._closed):
-                    snapshot = await queue.get() or snapshot
+                    following = await queue.get()
+                    if following is not None:
+                        snapshot = following
+                    elif not self._closed:
+                        return None
         return snapshot
 
     def _latest(self, snapshot: Snapshot) -> Snapshot:
@@ -187,7 +233,10 @@ class TaskBoard:
         self._index.pop(task_id)
         self._live.pop(task_id, None)
         self._finished.pop(task_id, None)
+        self._untold.discard(task_id)
         self.work_queues.forget(task_id)
+        for queue in self._queues.get(task_id, ()):
+            _offer(queue, None)
 
     @contextlib.contextmanager
     def _subscription(self, task_id: str) -> Iterator[asyncio.Queue[Snapshot | None]]:

@@ -43,6 +43,10 @@ class TaskIndex:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def ids(self) -> set[str]:
+        """The ids of all of them."""
+        return set(self._rows)
+
     def get(self, task_id: str) -> Row | None:
         """The row of *task_id*, if there is one."""
         return self._rows.get(task_id)

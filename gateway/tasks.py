@@ -85,10 +85,12 @@ async def get_task(
     seen = request.headers.get("if-none-match")
     seen_revision = _revision(seen)
     if wait:
-        snapshot = await services.tasks.wait(snapshot, seen_revision=seen_revision, timeout_s=wait)
+        waited = await services.tasks.wait(snapshot, seen_revision=seen_revision, timeout_s=wait)
         if not services.keys.still_counts(request.user):
             raise unauthorized(request)
-        snapshot = await _look_if_overdue(services, snapshot)
+        if waited is None:
+            raise _no_such_task()
+        snapshot = await _look_if_overdue(services, waited)
     headers["etag"] = f'"{snapshot.revision}"'
     if not snapshot.task.status.is_terminal:
         headers |= _age(services)
@@ -145,7 +147,7 @@ def _page(services: Services, tasks: list[GenerationTask], next_cursor: str | No
 
 def _age(services: Services) -> dict[str, str]:
     """What says how old an answer from memory is, while nothing newer can be had (RFC 9111)."""
-    age_s = services.link.news_age_s()
+    age_s = services.tasks.news_age_s()
     return {"age": str(math.ceil(age_s))} if age_s else {}
 
 
@@ -338,7 +340,7 @@ async def _look_if_overdue(services: Services, snapshot: Snapshot) -> Snapshot:
         except WrongRevision:
             looked = await services.tasks.read(task.id)
     except TransportUnavailable as error:
-        if services.link.news_age_s():  # which the answer says
+        if services.tasks.news_age_s():  # which the answer says
             return snapshot
         raise _unreachable() from error
     if looked is None:

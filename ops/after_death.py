@@ -35,7 +35,12 @@ class LostStarts:
 
     async def start(self) -> None:
         """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
-        await (await self._link.watch(COLD_STARTS, self._on_entry, history=True)).wait()
+        await (await self._link.watch(COLD_STARTS, self._on_entry, history=True, on_again=self._again)).wait()
+
+    def _again(self) -> None:
+        self._known.clear()
+        self._seen.clear()
+        self._stored.clear()
 
     def lost(self, start: ColdStart) -> None:
         """*start* ended with its process. `tell` stores it."""

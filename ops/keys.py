@@ -73,8 +73,7 @@ async def read_keys(link: NatsLink) -> Stored:
         entries[entry.key] = entry
 
     await _require_bucket(link)
-    synced = await link.watch(KEYS, on_entry)
-    await synced.wait()
+    await (await link.watch(KEYS, on_entry)).wait()
     keys, unreadable = [], []
     for name, entry in sorted(entries.items()):
         if entry.value is None:

@@ -13,6 +13,7 @@ from ops.ending import end
 from ops.metrics import background_trouble, clock_skew, nats_connected, observing
 from ops.nats_link import MAX_SKEW_S, NatsLink, TransportUnavailable, UnusableServer
 from ops.unreadable import begin
+from ops.write_health import tell_of_refusals
 
 LOOK_EVERY_S: Final = 60.0
 # After a try that failed: soon again, and not in the middle of an outage.
@@ -23,7 +24,8 @@ log = structlog.get_logger("nats")
 
 @contextlib.asynccontextmanager
 async def telling_of(link: NatsLink, background: Background | None = None) -> AsyncIterator[None]:
-    """Measures the clocks every LOOK_EVERY_S while the block runs, and tells both in the metrics.
+    """Measures the clocks every LOOK_EVERY_S while the block runs, and tells both in the metrics; and says to everybody
+    which streams take no writes of this process.
 
     At the start a clock that is off is refused (`NatsLink.require_clock`). One that drifts away later is said, and not
     acted upon: the tasks in hand are worth more than a timer that comes a second late.
@@ -31,6 +33,7 @@ async def telling_of(link: NatsLink, background: Background | None = None) -> As
     begin()
     background = background or Background()
     looking = asyncio.create_task(background.keep("clock", partial(_look, link)))
+    telling = asyncio.create_task(background.keep("writes", partial(tell_of_refusals, link)))
     try:
         with observing(
             {
@@ -43,7 +46,7 @@ async def telling_of(link: NatsLink, background: Background | None = None) -> As
         ):
             yield
     finally:
-        await end(looking)
+        await end(looking, telling)
 
 
 async def _look(link: NatsLink) -> None:

@@ -178,6 +178,10 @@ queue_oldest_age = Observed("warmlane.queue.oldest_age", "queue", "How long the 
 tasks_live = Observed("warmlane.tasks.live", "model status", "Tasks that have not ended")
 degraded_worker_alive = Observed("warmlane.degraded_worker.alive", "", "1 while a worker serves the degraded queue")
 slot_state = Observed("warmlane.slot.state", "slot state model", "1 for what a slot is in")
+stream_refusing = Observed("warmlane.stream.refusing", "stream", "1 while writes to the stream or bucket fail")
+storage_used = Observed("warmlane.storage.used", "", "What nats-server has stored", unit="By")
+storage_limit = Observed("warmlane.storage.limit", "", "What it may store", unit="By")
+storage_room = Observed("warmlane.storage.room", "", "What may still be stored, by its limit and its disk", unit="By")
 
 # ── counted once, by whoever did it ──────────────────────────────────────────────────────────────────────────────────
 
@@ -233,6 +237,8 @@ background_trouble = Observed(
 )
 clock_skew = Observed("warmlane.clock.skew", "", "The nats-server's clock less this one's", unit="s")
 nats_connected = Observed("warmlane.nats.connected", "", "1 while the connection to the nats-server stands")
+watch_restarts = Counter("warmlane.watch.restarts", "bucket", "Times that a bucket had to be followed anew")
+streams_went_back = Counter("warmlane.streams.went_back", "bucket", "Times that a bucket lost what it had stored")
 
 OUTCOMES: Final = ("done", *(code.value for code in FailureCode))
 

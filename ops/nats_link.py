@@ -10,7 +10,6 @@ import json
 import re
 import ssl
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from typing import Final, Self
@@ -32,13 +31,18 @@ from contracts.topology import (
     bucket_subject,
     consumer_on,
     is_work_subject,
+    stream_of,
     timer_due_subject,
     timer_set_subject,
 )
 from ops.metrics import consumers_made_anew
 from ops.nats_access import NatsAccess, inbox_prefix
-from ops.nats_client import Ack, Client, Denial, Denied, denial_in, is_unauthorised
-from ops.unreadable import unreadables
+from ops.nats_client import Ack, Client, Denial, Denied, Following, denial_in, is_unauthorised
+from ops.nats_watch import Entry, Mark, StreamState, There, Watch
+from ops.seldom import Seldom
+from ops.write_health import Writes
+
+__all__ = ["Entry", "Watch"]  # what a watch is and tells, for those who have a link
 
 MINIMUM_SERVER: Final = (2, 12)
 MAX_SKEW_S: Final = 0.25
@@ -49,12 +53,6 @@ FETCH_TIMEOUT_S: Final = 2.0
 MISSING_PAUSE_S: Final = 1.0
 PING_INTERVAL_S: Final = 2
 MAX_OUTSTANDING_PINGS: Final = 2
-# A server that falls silent, without a word of TCP, is noticed so late at most.
-SILENCE_NOTICED_S: Final = PING_INTERVAL_S * (MAX_OUTSTANDING_PINGS + 1.0)
-# A watch sees changes again so long after a reconnect (design §10.6).
-WATCH_RESUMES_S: Final = 2.0
-# A denial that comes again and again, as of a fetch, is logged so often; a refusal to come back likewise.
-REFUSAL_TOLD_EVERY_S: Final = 60.0
 
 # Whatever the store said: one of its limits, or what the file system said to it.
 _STREAM_FULL: Final = 10077
@@ -63,8 +61,12 @@ _WRONG_LAST_SEQUENCE: Final = 10071
 # In a cluster, another write of the same key is being replicated. Soon it is decided which of the two won.
 _UNDECIDED: Final = 10164
 UNDECIDED_WAIT_S: Final = 0.01
+# JetStream's own limit, of the server or of the account.
+_NO_RESOURCES: Final = 10023
 _ALREADY_THERE: Final = 10148
 _NO_MESSAGE: Final = 10037
+# That the connection is lost is told by other callbacks.
+_LOST: Final = (ConnectionError, nats.errors.UnexpectedEOF, nats.errors.StaleConnectionError)
 
 log = structlog.get_logger("nats")
 
@@ -89,15 +91,6 @@ class UnusableServer(Exception):
     """The server is too old, its clock is off, or it does not know this user. The text says what to do."""
 
 
-class Entry(Struct, frozen=True):
-    """A key's value at one revision and the server's time of it; *value* is None where a deletion marker stands."""
-
-    key: str
-    value: bytes | None
-    revision: int
-    time: datetime
-
-
 class Depth(Struct, frozen=True):
     """What a stream holds and may hold, as the server counts: 0 is no limit. *oldest_at* is None when it is empty."""
 
@@ -105,6 +98,13 @@ class Depth(Struct, frozen=True):
     max_msgs: int
     max_age_s: float
     oldest_at: datetime | None
+
+
+class Usage(Struct, frozen=True):
+    """What is stored in all, and may be by the limit that the server tells; 0 is none."""
+
+    used_bytes: int
+    limit_bytes: int
 
 
 class NatsLink:
@@ -117,9 +117,12 @@ class NatsLink:
         self._cut_at: datetime | None = None
         self.skew_s: float | None = None
         """The server's clock less this one's as it was measured last, in seconds; None before."""
-        self._cut_since_s: float | None = None
         self._closing = False
-        self._on_reconnect: list[Callable[[], None]] = []
+        self.cuts = 0
+        """How often the connection broke."""
+        self.writes = Writes()
+        self._on_reconnect: list[Callable[[], None]] = [self.writes.forget]
+        self._watches: list[Watch] = []
 
     @classmethod
     async def connect(cls, server: NatsAccess | str, *, name: str, wait_s: float = 10.0) -> Self:
@@ -137,14 +140,7 @@ class NatsLink:
         patience = asyncio.timeout(wait_s)
         link: list[Self] = []
         refusals: list[Exception] = []
-        told_until_s: dict[str, float] = {}
-
-        def is_news(kind: str) -> bool:
-            now_s = time.monotonic()
-            if now_s < told_until_s.get(kind, now_s):
-                return False
-            told_until_s[kind] = now_s + REFUSAL_TOLD_EVERY_S
-            return True
+        is_news = Seldom().is_news
 
         def on_denial(denial: Denial) -> None:
             client.deny(denial)
@@ -167,21 +163,24 @@ class NatsLink:
                     patience.reschedule(asyncio.get_running_loop().time())  # another try is refused as well
                 elif is_news("refused"):
                     log.error("nats_refused", error=str(_refused(access, error)))
-            # A lost connection is told by the other callbacks.
-            elif not isinstance(error, (ConnectionError, nats.errors.UnexpectedEOF, nats.errors.StaleConnectionError)):
+            elif not isinstance(error, _LOST) and is_news(type(error).__name__):
                 log.warning("nats_error", error=repr(error))
 
         async def on_lost() -> None:
             if link and not link[0]._closing:
                 link[0]._connected_since_s = None
+                link[0].cuts += 1
                 link[0]._cut_at = datetime.now(UTC)
-                link[0]._cut_since_s = time.monotonic()
                 log.warning("nats_disconnected")
+                for watch in link[0]._watches:
+                    watch.on_lost()
 
         async def on_back() -> None:
             if link:
                 link[0]._connected_since_s = time.monotonic()
                 log.info("nats_reconnected")
+                for watch in link[0]._watches:
+                    watch.on_back()
                 for callback in link[0]._on_reconnect:
                     callback()
 
@@ -238,6 +237,8 @@ class NatsLink:
     async def close(self) -> None:
         """Closes the connection; what was not sent is dropped."""
         self._closing = True
+        for watch in self._watches:
+            watch.close()
         with contextlib.suppress(Exception):
             await self.client.close()
 
@@ -249,15 +250,6 @@ class NatsLink:
         """For how long the connection has stood without a break, in seconds; 0 while it is broken."""
         since_s = self._connected_since_s
         return 0.0 if since_s is None or not self.client.is_connected else time.monotonic() - since_s
-
-    def news_age_s(self) -> float:
-        """How old, at most, what the watches told last is, in seconds; 0 while they tell every change at once.
-
-        It counts the time that a break may have gone unnoticed, and that watches need to resume afterwards.
-        """
-        if self._cut_since_s is None or self.unbroken_s() >= WATCH_RESUMES_S:
-            return 0.0
-        return time.monotonic() - self._cut_since_s + SILENCE_NOTICED_S
 
     @property
     def cut_at(self) -> datetime | None:
@@ -285,11 +277,42 @@ class NatsLink:
         while True:
             with _stored(subject):
                 try:
-                    return await self.client.store(subject, payload, all_headers, timeout_s=REPLY_TIMEOUT_S)
+                    ack = await self.client.store(subject, payload, all_headers, timeout_s=REPLY_TIMEOUT_S)
+                    if self.writes:
+                        self.writes.stored(stream_of(subject))
+                    return ack
                 except nats.js.errors.BadRequestError as error:
                     if error.err_code != _UNDECIDED or time.monotonic() > until_s:
                         raise
+                except (TimeoutError, nats.js.errors.ServiceUnavailableError) as error:
+                    self._note_failure(subject, error)
+                    raise
             await asyncio.sleep(UNDECIDED_WAIT_S)
+
+    def _note_failure(self, subject: str, error: Exception) -> None:
+        # a stall of a server that is away as a whole, or comes back just now, says nothing of the stream
+        if isinstance(error, nats.js.errors.APIError):
+            if error.err_code == _NO_RESOURCES:
+                self.writes.failed(stream_of(subject), "limit", time.monotonic())
+        elif self.unbroken_s() >= REPLY_TIMEOUT_S:
+            self.writes.failed(stream_of(subject), "silent", time.monotonic())
+
+    async def answers_for(self, stream: str) -> bool:
+        """Whether the server answers a question about *stream* now."""
+        try:
+            await self.client.request(f"$JS.API.STREAM.INFO.{stream}", timeout=REPLY_TIMEOUT_S)
+        except (nats.errors.Error, OSError, TimeoutError):
+            return False
+        return True
+
+    async def storage(self) -> Usage:
+        """What JetStream has stored, and may store by the account's limit. Raises TransportUnavailable."""
+        with translated("storage"):
+            reply = await self.client.request("$JS.API.INFO", timeout=REPLY_TIMEOUT_S)
+        told = json.loads(reply.data)
+        if "storage" not in told:
+            raise TransportUnavailable(f"storage: {told.get('error', {}).get('description', 'not told')}")
+        return Usage(told["storage"], max(0, told.get("limits", {}).get("max_storage", 0)))
 
     async def stored_message(self, stream: str, sequence: int) -> RawStreamMsg | None:
         """The message at *sequence*, or None when it is gone. Raises TransportUnavailable."""
@@ -360,6 +383,7 @@ class NatsLink:
 
     async def get(self, bucket: str, key: str) -> Entry | None:
         """The entry at *key*, from the bucket's leader; None when there is none. Raises TransportUnavailable."""
+        cuts = self.cuts
         with translated(bucket):
             try:
                 stored = await self.client.last_on(
@@ -372,7 +396,9 @@ class NatsLink:
         if stored is None:
             return None
         is_marker = b"\r\nKV-Operation:" in stored.hdrs or b"\r\nNats-Marker-Reason:" in stored.hdrs
-        return Entry(key, None if is_marker else stored.data, stored.seq, parse_time(stored.time))
+        entry = Entry(key, None if is_marker else stored.data, stored.seq, parse_time(stored.time))
+        self._note(bucket, Mark(entry.revision, time=entry.time), cuts)
+        return entry
 
     async def create(self, bucket: str, key: str, value: bytes) -> int:
         """Stores the first revision of *key* and returns it. Raises WrongRevision when there is one already."""
@@ -387,12 +413,17 @@ class NatsLink:
         expected = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
         if ttl_s is not None:
             expected["Nats-TTL"] = f"{ttl_s:g}s"
-        ack = await self.publish(bucket_subject(bucket, key), value, headers=expected)
-        return ack.seq
+        return await self._write(bucket, key, value, expected)
 
     async def put(self, bucket: str, key: str, value: bytes) -> int:
         """Stores *value*, whatever was there, and returns the new revision."""
-        return (await self.publish(bucket_subject(bucket, key), value)).seq
+        return await self._write(bucket, key, value, {})
+
+    async def _write(self, bucket: str, key: str, value: bytes, headers: dict[str, str]) -> int:
+        cuts = self.cuts
+        ack = await self.publish(bucket_subject(bucket, key), value, headers=headers)
+        self._note(bucket, Mark(ack.seq, content=value), cuts)
+        return ack.seq
 
     async def delete(self, bucket: str, key: str, *, revision: int) -> None:
         """Puts a deletion marker at *key*, as `nats kv del` does, if it is still at *revision*.
@@ -400,47 +431,79 @@ class NatsLink:
         Raises WrongRevision, TransportUnavailable.
         """
         headers = {"KV-Operation": "DEL", Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
-        await self.publish(bucket_subject(bucket, key), b"", headers=headers)
+        await self._write(bucket, key, b"", headers)
 
-    async def watch(self, bucket: str, on_change: Callable[[Entry], None], *, history: bool = False) -> asyncio.Event:
-        """Calls *on_change* with the last entry of every key, then with every change, across server restarts.
+    async def watch(
+        self,
+        bucket: str,
+        on_change: Callable[[Entry], None],
+        *,
+        history: bool = False,
+        on_again: Callable[[], None] | None = None,
+        on_whole: Callable[[], None] | None = None,
+    ) -> Watch:
+        """Calls *on_change* with the last entry of every key, then with every change, across restarts of the server.
 
-        With *history* it begins with every entry that the bucket still holds, in their order.
-        The event that is returned is set once the entries of the start have been seen.
+        With *history* it begins with every entry that the bucket still holds, in their order. `Watch.wait` returns once
+        the entries of the start have been told. A bucket that lost what was told is told anew: who compares revisions
+        gives *on_again*, and who keeps too much for that to be done at once *on_whole* as well (`Watch`).
+        Raises NotFoundError without the bucket; TransportUnavailable.
         """
-        # kv.watch of nats-py takes 14 to 17 s to resume after a restart; an ordered consumer takes 1.5 s (design §10.6)
-        synced = asyncio.Event()
-        prefix = f"$KV.{bucket}."
+        watch = Watch(self, bucket, on_change, history=history, on_again=on_again, on_whole=on_whole)
+        self._watches.append(watch)
+        try:
+            with translated(bucket):
+                await watch.start()
+        except BaseException:
+            self._watches.remove(watch)
+            raise
+        return watch
 
-        async def receive(message: Msg) -> None:
-            metadata = message.metadata
-            value = None if _is_marker(message.headers) else message.data
-            key, revision = message.subject.removeprefix(prefix), metadata.sequence.stream
+    async def stream_state(self, stream: str) -> StreamState:
+        """When *stream* was made, and how far it has come. Raises NotFoundError, TransportUnavailable."""
+        with translated(stream):
+            reply = await self.client.request(f"$JS.API.STREAM.INFO.{stream}", timeout=REPLY_TIMEOUT_S)
+            told = json.loads(reply.data)
+            if "error" in told:
+                nats.js.errors.APIError.from_error(told["error"])
+        return StreamState(told["created"], told["state"]["last_seq"])
+
+    async def message_at(self, stream: str, seq: int) -> There | None:
+        """What stands at *seq* of *stream*; None when it is gone. Raises TransportUnavailable."""
+        with translated(stream):
             try:
-                on_change(Entry(key, value, revision, metadata.timestamp))
-            except Exception as error:
-                # whatever an entry makes its reader do, the others are read; and nobody waits for ever at the start
-                # (the text of the error may repeat what stands in the entry: only its place is told)
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                reason = f"{type(error).__name__} in {place.name}, line {place.lineno}"
-                unreadables.tell("entry", f"{bucket}.{key}", reason, revision=revision)
-            if metadata.num_pending == 0:
-                synced.set()
+                stored = await self.client.at(stream, seq, timeout_s=REPLY_TIMEOUT_S)
+            except nats.js.errors.NotFoundError as error:
+                if error.err_code == _NO_MESSAGE:
+                    return None
+                raise
+        return None if stored is None else There(parse_time(stored.time), stored.data)
 
+    async def follow(
+        self,
+        bucket: str,
+        start: int | None,
+        *,
+        history: bool,
+        on_message: Callable[[Msg], None],
+        on_end: Callable[[], None],
+    ) -> Following:
+        """`Client.follow`, of *bucket*. Raises NotFoundError, TransportUnavailable."""
         with translated(bucket):
-            subscription = await self.js.subscribe(
-                f"{prefix}>",
-                stream=bucket_stream(bucket),
-                cb=receive,
-                ordered_consumer=True,
-                idle_heartbeat=0.5,
-                deliver_policy=DeliverPolicy.ALL if history else DeliverPolicy.LAST_PER_SUBJECT,
-                config=ConsumerConfig(inactive_threshold=30),
+            return await self.client.follow(
+                bucket_stream(bucket),
+                f"$KV.{bucket}.>",
+                start,
+                history=history,
+                on_message=on_message,
+                on_end=on_end,
+                timeout_s=REPLY_TIMEOUT_S,
             )
-            info = await subscription.consumer_info()
-        if info.num_pending == 0 and info.delivered is not None and info.delivered.consumer_seq == 0:
-            synced.set()
-        return synced
+
+    def _note(self, bucket: str, mark: Mark, cuts: int) -> None:
+        for watch in self._watches:
+            if watch.bucket == bucket:
+                watch.note(mark, cuts)
 
     async def hints(self, bucket: str, key: str, on_hint: Callable[[], Awaitable[None]]) -> Subscription:
         """Calls *on_hint* when somebody writes, or tries to write, *key*: re-read before acting. Not durable."""
@@ -452,10 +515,19 @@ class NatsLink:
 
     # ── questions among processes ────────────────────────────────────────────────────────────────────────────────
 
-    async def tell(self, subject: str) -> None:
-        """Says *subject* to whoever listens now. Nobody learns whether it arrived."""
+    async def tell(self, subject: str, payload: bytes = b"") -> None:
+        """Says *payload* on *subject* to whoever listens now. Nobody learns whether it arrived."""
         with contextlib.suppress(nats.errors.Error, OSError):
-            await self.client.publish(subject)
+            await self.client.publish(subject, payload)
+
+    async def hear(self, subjects: str, on_word: Callable[[str, bytes], None]) -> None:
+        """Calls *on_word* with subject and payload of whatever is told on *subjects* from now on."""
+
+        async def receive(message: Msg) -> None:
+            on_word(message.subject, message.data)
+
+        with translated(subjects):
+            await self.client.subscribe(subjects, cb=receive)
 
     async def answer(self, subjects: str, knows: Callable[[str], bool]) -> None:
         """From now on, says yes to a question on *subjects* when *knows* does; otherwise it says nothing."""
@@ -621,10 +693,6 @@ def parse_time(text: str) -> datetime:
 
 def _rfc3339(at: datetime) -> str:
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
-
-
-def _is_marker(headers: dict[str, str] | None) -> bool:
-    return headers is not None and ("KV-Operation" in headers or "Nats-Marker-Reason" in headers)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ DEFAULT_DATA_DIR: Final = Path(".warmlane")
 # Timers come late: by a second when a server is busy, by more when it was away.
 KEEP_MARGIN_S: Final = 10.0
 _UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([KMGT])B")
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
 
@@ -36,6 +37,20 @@ class Duration(click.ParamType[float]):
         if match is None or float(match[1]) <= 0:
             self.fail(f"{value!r} is not a time such as 30s, 10m, 12h or 7d", param, ctx)
         return float(match[1]) * _UNITS_S[match[2]]
+
+
+class ByteSize(click.ParamType[int]):
+    """A size such as `512MB` or `20GB`, in bytes, as nats.conf means it: 1 KB is 1024."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(str(value))
+        if match is None or float(match[1]) <= 0:
+            self.fail(f"{value!r} is not a size such as 512MB or 20GB", param, ctx)
+        return int(float(match[1]) * 1024 ** (1 + "KMGT".index(match[2])))
 
 
 class Lanes(click.ParamType[dict[str, int]]):
@@ -262,6 +277,17 @@ oom_snapshots_option = click.option(
     show_envvar=True,
     help="When a card runs out of memory, write what lay on it to the folder oom of the data folder, for torch's "
     "memory viewer. The newest so many files are kept; 0 writes none.",
+)
+nats_storage_option = click.option(
+    "--nats-storage",
+    "nats_storage_bytes",
+    envvar="WARMLANE_NATS_STORAGE",
+    type=ByteSize(),
+    default="20GB",
+    show_default=True,
+    show_envvar=True,
+    help="What nats-server may store: max_file_store of its nats.conf, which it tells nobody. Near it, new requests "
+    "are refused, so that those in hand can end.",
 )
 replicas_option = click.option(
     "--replicas",

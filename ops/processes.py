@@ -54,6 +54,7 @@ class Process:
         self.last_began_at = datetime.fromtimestamp(0, UTC)
         self._child: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
+        self._restarting = False
 
     @property
     def pid(self) -> int | None:
@@ -67,6 +68,9 @@ class Process:
             status = await self._run_once()
             if self._stopping.is_set():
                 return
+            if self._restarting:
+                self._restarting = False
+                continue
             if time.monotonic() - started_s > HEALTHY_AFTER_S:
                 wait_s = BACKOFF_FIRST_S
             self._on_death(self, status, wait_s)
@@ -94,6 +98,17 @@ class Process:
             if self._stopping.is_set():  # while it was being started
                 self.send(signal.SIGTERM)
             return await self._child.wait()
+
+    async def restart(self, *, within_s: float) -> None:
+        """Asks it to end, kills it after *within_s*, and has `run` start it again at once."""
+        self._restarting = True
+        self.send(signal.SIGTERM)
+        if self._child is not None:
+            try:
+                async with asyncio.timeout(within_s):
+                    await self._child.wait()
+            except TimeoutError:
+                self.send(signal.SIGKILL)
 
     async def stop(self, *, within_s: float, by: signal.Signals = signal.SIGTERM) -> None:
         """Asks it to end, with the signal *by*, and kills it after *within_s*. It is not started again."""

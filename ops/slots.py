@@ -37,8 +37,7 @@ async def read_slots(link: NatsLink) -> list[VideoPipelineSlot]:
         if slot is not None:
             found[entry.key] = slot
 
-    synced = await link.watch(SLOTS, on_entry)
-    await synced.wait()
+    await (await link.watch(SLOTS, on_entry)).wait()
     return [found[name] for name in sorted(found)]
 
 

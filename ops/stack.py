@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ from contracts.lanes import LaneHeartbeat, LaneState, decode_heartbeat, decode_l
 from contracts.settings import Catalog, SettingsError, load_settings
 from contracts.topology import LANES, LEADER
 from contracts.wire import Unreadable
+from ops.background import Background
 from ops.ending import end
 from ops.fork_socket import SHARED_FORK_SERVER, can_listen, importing, remove
 from ops.keys import read_keys
@@ -54,6 +56,7 @@ from ops.placement import slots, wanted_lanes
 from ops.processes import Process, asked_to_end, only_one, warmlane_command
 from ops.provision import NoKeys, NotProvisioned, provision, wanted
 from ops.quota import POLL_S, Quota, QuotaError
+from ops.store_keeper import StoreKeeper
 from ops.store_lock import holding_store
 from ops.supervisor import DRAIN_EXTRA_S
 from ops.tls import Tls, tls_of
@@ -172,8 +175,15 @@ class Stack:
                     await link.watch(LEADER, self._on_leader)
                     in_turn = group.create_task(self._start_in_turn(group, degraded))
                     polling = group.create_task(self._poll_quota())
+                    keeper = StoreKeeper(
+                        link,
+                        self._data_dir / "nats",
+                        restart=partial(server.restart, within_s=STOP_S),
+                        say=lambda text: self._say(f"[yellow]{escape(text)}[/]"),
+                    )
+                    keeping = group.create_task(Background().keep("store", keeper.run))
                     await self._serve(stop)
-                    await end(in_turn, polling)
+                    await end(in_turn, polling, keeping)
                     await self._drain(gateway, supervisor, degraded, hurry)
                 finally:
                     await link.close()

@@ -61,6 +61,7 @@ from ops.placement import slots, wanted_lanes
 from ops.processes import asked_to_end, only_one
 from ops.provision import NotProvisioned, require_lane
 from ops.quota import POLL_S, Quota, QuotaError
+from ops.seldom import Seldom
 from ops.telemetry import Listen, exporting
 
 # A denied lane is asked for again when a slot becomes free or the quota changes, and so often.
@@ -169,6 +170,7 @@ class Supervisor:
         self._by_key = {lane.key: lane for lane in self._lanes.values()}
         self._lost_starts = LostStarts(link)
         self._news = asyncio.Event()
+        self._seldom = Seldom()
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         """Keeps the lanes until *stop*; then drains them all, or kills them on *hurry*, and takes back what it said.
@@ -269,7 +271,7 @@ class Supervisor:
                     await self._say(lane)
             return await self._clear_up()
         except TransportUnavailable as error:
-            log.warning("not_told", error=str(error))
+            self._seldom.tell(log.warning, "not_told", error=str(error))
             return False
 
     async def _clear_up(self) -> bool:

@@ -28,7 +28,15 @@ METRICS: Final = {
 # What every gateway tells alike, because it watches the same buckets: max or min over gateways, never a sum.
 ALIKE: Final = frozenset(list(METRICS)[: list(METRICS).index("warmlane_requests_accepted_total")])
 # What every process tells of itself.
-OWN: Final = frozenset({"warmlane_background_trouble", "warmlane_clock_skew_seconds", "warmlane_nats_connected"})
+OWN: Final = frozenset(
+    {
+        "warmlane_background_trouble",
+        "warmlane_clock_skew_seconds",
+        "warmlane_nats_connected",
+        "warmlane_watch_restarts_total",
+        "warmlane_streams_went_back_total",
+    }
+)
 # What is counted once, by whoever did it: the sum is the truth. Of a slot's memory its worker alone tells.
 COUNTED: Final = METRICS.keys() - ALIKE - OWN - {"warmlane_memory_after_cleanup_bytes"}
 
@@ -45,7 +53,7 @@ VALUES: Final[dict[str, tuple[str, ...]]] = {
     "queue": ("DEGRADED", "LANE_ANISORA", "LANE_PHR00T"),
     "part": ("release", "verify", "load"),
     "field": ("steps", "cfg"),
-    "code": ("validation_failed", "queue_overloaded", "transport_unavailable", "rate_limited"),
+    "code": ("validation_failed", "queue_overloaded", "storage_full", "transport_unavailable", "rate_limited"),
     "outcome": _OUTCOMES,
     "warmlane_lanes state": tuple(state.value for state in LaneState),
     "warmlane_slot_state state": tuple(state.value for state in SlotState),
@@ -65,10 +73,13 @@ VALUES: Final[dict[str, tuple[str, ...]]] = {
         *("rss", "rss_peak", "cuda_allocated", "cuda_reserved", "cuda_peak_allocated", "cuda_peak_reserved"),
         *("cuda_inactive_split", "device_used", "device_free"),
     ),
-    "task": ("sweeper admit", "sweeper lease", "janitor", "fallback episodes", "clock"),
+    "task": (
+        *("sweeper admit", "sweeper lease", "janitor", "rearming", "fallback episodes", "clock", "storage", "writes"),
+    ),
     "stream": ("DEADLINES", "DEGRADED", "LANE_ANISORA", "KV_tasks"),
     "consumer": ("worker", "sweep-admit", "sweep-lease"),
     "event": ("retry", "oom"),
+    "bucket": ("tasks", "keys"),
     "warmlane_unreadable_total kind": get_args(Kind),
 }
 

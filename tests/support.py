@@ -116,6 +116,35 @@ class NatsServer:
     def stop(self) -> None:
         self._end(signal.SIGTERM)
 
+    def pause(self) -> None:
+        """SIGSTOP: it answers nobody, and its connections stand."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def copy_store(self, to: Path) -> None:
+        """Copies all that it has stored by now, as of one moment, to the folder *to*."""
+        self.pause()
+        shutil.copytree(self._store, to)
+        self.go_on()
+
+    def lose_tail(self, copy: Path) -> None:
+        """kill -9, and a start with no more than *copy* holds, as after a power cut."""
+        self.kill()
+        shutil.rmtree(self._store)
+        shutil.copytree(copy, self._store)
+        self.start()
+
+    @property
+    def _store(self) -> Path:
+        return self._folder / "jetstream"
+
     def _end(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)

@@ -15,6 +15,7 @@ from contracts.lanes import ColdStart
 from contracts.topology import COLD_STARTS
 from lane_worker.runtime.slot import process_start
 from ops.nats_link import NatsLink, TransportUnavailable
+from ops.seldom import Seldom
 
 RETRY_S: Final = 0.5
 LEAVE_S: Final = 3.0
@@ -43,6 +44,7 @@ class ColdStartLog:
         self._detail = ""
         self._failure: str | None = None
         self._untold: list[ColdStart] = []
+        self._seldom = Seldom()
         self._news = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
@@ -70,7 +72,7 @@ class ColdStartLog:
                 try:
                     await self._link.put(COLD_STARTS, self._model, msgspec.json.encode(self._untold[0]))
                 except TransportUnavailable as error:
-                    log.warning("cold_start_not_stored", error=str(error))
+                    self._seldom.tell(log.warning, "cold_start_not_stored", error=str(error))
                     await asyncio.sleep(RETRY_S)
                     continue
                 except Exception:  # a figure that the server refuses is no reason to stop a lane

@@ -13,6 +13,7 @@ from contracts.lanes import InHand, LaneHeartbeat, LaneState, LeavingFor, decode
 from contracts.topology import LANES, lane_key
 from contracts.wire import Unreadable
 from ops.nats_link import NatsLink, TransportUnavailable, WrongRevision
+from ops.seldom import Seldom
 
 log = structlog.get_logger("heartbeat")
 
@@ -46,6 +47,7 @@ class Heartbeat:
         self._changes = self._told_changes = 0
         self._told = asyncio.Event()
         self.state = LaneState.STARTING
+        self._seldom = Seldom()
         link.on_reconnect(self._news.set)
 
     def set(self, state: LaneState, detail: str = "", *, leaving_for: LeavingFor | None = None) -> None:
@@ -73,7 +75,7 @@ class Heartbeat:
             try:
                 await self._link.put(LANES, self._key, self._value())
             except TransportUnavailable as error:
-                log.warning("heartbeat_lost", error=str(error))
+                self._seldom.tell(log.warning, "heartbeat_lost", error=str(error))
                 await asyncio.sleep(0.2)
                 continue
             self._told_changes = changes

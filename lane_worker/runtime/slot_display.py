@@ -17,6 +17,7 @@ from contracts.lanes import SlotState, VideoPipelineSlot, decode_slot
 from contracts.topology import SLOTS
 from contracts.wire import Unreadable
 from ops.nats_link import Entry, NatsLink, TransportUnavailable, WrongRevision
+from ops.seldom import Seldom
 from ops.unreadable import unreadables
 
 RETRY_S: Final = 0.2
@@ -40,12 +41,13 @@ class SlotDisplay:
         self.quarantine: VideoPipelineSlot | None = None
         """The entry that keeps everybody off the slot, ours or another worker's, as far as it is known here."""
         self._news = asyncio.Event()
+        self._seldom = Seldom()
         self._changed = asyncio.Event()
 
     async def start(self) -> None:
         """Watches the entry; returns once it is known. Raises TransportUnavailable."""
-        synced = await self._link.watch(SLOTS, self._on_entry)
-        await synced.wait()
+        watch = await self._link.watch(SLOTS, self._on_entry, on_again=self._again)
+        await watch.wait()
 
     def take(self) -> None:
         """This worker opens the slot now: what it shows from here on replaces what another worker showed.
@@ -82,7 +84,9 @@ class SlotDisplay:
                 except WrongRevision:
                     continue  # somebody wrote in between: look again
                 except TransportUnavailable as error:
-                    log.warning("slot_not_shown", slot=self._slot, state=wanted.state.value, error=str(error))
+                    self._seldom.tell(
+                        log.warning, "slot_not_shown", slot=self._slot, state=wanted.state.value, error=str(error)
+                    )
                     await asyncio.sleep(RETRY_S)
                     continue
                 self._told = wanted
@@ -140,6 +144,14 @@ class SlotDisplay:
         revision = 0 if entry is None else entry.revision
         self._revision = await self._link.update(SLOTS, self._slot, msgspec.json.encode(wanted), revision=revision)
         self._seen = max(self._seen, self._revision)
+
+    def _again(self) -> None:
+        """The bucket went back: what was seen there counts no more, and what this worker showed may be lost."""
+        self._seen = 0
+        if self._wanted is not None and self._wanted is self.quarantine:
+            # the card is what it was: nobody has lifted it who has not seen it
+            self._told = None
+            self._news.set()
 
     def _on_entry(self, entry: Entry) -> None:
         if entry.key == self._slot:

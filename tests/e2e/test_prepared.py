@@ -4,11 +4,15 @@ profile's own settings. No weights are random by a recipe here, and an image is 
 Only the sizes of the videos are those of a CPU, and so are the slots, which the name of the profile decides.
 """
 
+import contextlib
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -16,7 +20,8 @@ from msgspec import json as msgjson
 
 from contracts.settings import load_settings
 from contracts.tasks import GenerationParameters
-from lane_worker.models import command
+from lane_worker.models import command as models_command
+from ops.submit import command as submit
 from tests.e2e.test_main_job import frames_of, image_uri, png
 from tests.small_checkpoints import (
     SMALL_LAYOUTS,
@@ -31,6 +36,7 @@ from tests.small_checkpoints import (
 from tests.support import settings_file, shared_forks
 from tests.system import UpProcess
 
+PAGE = Path(__file__).parents[2] / "docs" / "production.md"
 MODELS = ("anisora", "phr00t")
 FIRST_FRAME = {"image": image_uri(png())}
 # What a CPU makes in a second; the largest of it warms the lanes up.
@@ -42,22 +48,20 @@ GEOMETRY = {
 }
 
 
-def publish(folder: Path) -> dict[str, list[str | Path]]:
-    """What one would download, and the options of `prepare` for it: AniSora's experts alone, and Phr00t's one file."""
+def publish(folder: Path) -> None:
+    """What docs/production.md has downloaded: AniSora's experts, the base that has the rest, and Phr00t's one file."""
     anisora, phr00t, base = layout("anisora", "v3.2"), layout("phr00t", "t2v"), folder / "Wan2.2-I2V-A14B"
-    tokens = tokenizer(folder / "tiny")
-    tokens.rename(base.parent / "tokens")
-    write_files(anisora, published(anisora, original(anisora, folder / "tokens")), base)
+    tokens = tokenizer(folder / "tiny").rename(folder / "tokens")
+    write_files(anisora, published(anisora, original(anisora, tokens)), base)
     (base / "google").mkdir()
-    (folder / "tokens").rename(base / "google" / "umt5-xxl")
+    tokens.rename(base / "google" / "umt5-xxl")
     experts = folder / "Index-anisora" / "V3.2"
     experts.mkdir(parents=True)
     for name in ("high_noise_model", "low_noise_model"):
         (base / name).rename(experts / name)
+    (folder / "v10").mkdir()
     one_file = folder / "v10" / "wan2.2-t2v-rapid-aio-v10.safetensors"
-    one_file.parent.mkdir()
     write_all_in_one(phr00t, _published_bf16(phr00t, base, folder), one_file)
-    return {"anisora": ["--from", experts, "--base", base], "phr00t": ["--from", one_file, "--base", base]}
 
 
 def _published_bf16(phr00t: Any, base: Path, folder: Path) -> dict[str, dict[str, Any]]:
@@ -67,12 +71,16 @@ def _published_bf16(phr00t: Any, base: Path, folder: Path) -> dict[str, dict[str
     return published(phr00t, load_pipeline(checkpoint(phr00t, "original"), folder, device="cpu"))
 
 
-def prepare(downloads: dict[str, list[str | Path]], models_dir: Path) -> None:
-    """As an operator does it, into the folders that the packaged settings name."""
-    for model, entry in load_settings().catalog("production").models.items():
-        target = models_dir / entry.checkpoint.folder
-        for words in (["prepare", model, *downloads[model], "--to", target], ["verify", target]):
-            result = CliRunner().invoke(command, [str(word) for word in words], obj=SMALL_LAYOUTS)
+def type_in(words: str, folder: Path, data_dir: Path, group: click.Command, **options: Any) -> None:
+    """Every command of docs/production.md that begins with *words*, as it stands there but for the data folder."""
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    typed = [shlex.split(line) for line in lines if line.strip().startswith(words)]
+    assert typed
+    with contextlib.chdir(folder):
+        for line in typed:
+            arguments = [word.replace("/srv/warmlane", str(data_dir)) for word in line[len(words.split()) :]]
+            result = CliRunner().invoke(group, arguments, **options)
             assert result.exit_code == 0, result.output
 
 
@@ -97,7 +105,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
     torch.set_num_threads(1)  # as in the pipeline host: two on a small shared machine are slower by far
     folder = tmp_path_factory.mktemp("prepared")
     up = UpProcess(folder, "--settings", str(production_on_a_cpu(folder)), **shared_forks())
-    prepare(publish(folder), up.data_dir / "models")
+    publish(folder)
+    type_in("warmlane models", folder, up.data_dir, models_command, obj=SMALL_LAYOUTS)
     up.start()
     yield up
     up.stop()
@@ -132,6 +141,9 @@ def test_the_main_job_on_prepared_folders(served: UpProcess, tmp_path: Path) -> 
     assert [task["video"]["sha256"] for task in swapped] == [task["video"]["sha256"] for task in on_lanes]
     assert len(frames_of(served.video(on_lanes[0]["id"]))) == 5
     assert on_lanes[0]["video"]["sha256"] == _directly(served, on_lanes[0], tmp_path)
+    (tmp_path / "fox.png").write_bytes(png())
+    type_in("warmlane submit", tmp_path, served.data_dir, submit, env={"WARMLANE_URL": served.url})
+    assert [len(frames_of((tmp_path / f"{name}.mp4").read_bytes())) for name in ("fox", "lantern")] == [5, 5]
 
 
 def _directly(served: UpProcess, done: dict[str, Any], folder: Path) -> str:

@@ -15,9 +15,11 @@ import pytest
 from ops.nats_access import environment_for
 from ops.processes import warmlane_command
 from tests import warm_cli
+from tests.small_disk import small_disk
 from tests.support import (
     children_of,
     clean_environment,
+    command_line,
     eventually_sync,
     fork_servers_of,
     free_port,
@@ -144,6 +146,30 @@ def test_lanes_that_are_denied_and_given_under_load(tmp_path: Path) -> None:
         each.result()
     assert {task[1] for task in ended} == {"done"}
     up.stop()
+
+
+def test_a_full_disk_is_over_when_there_is_room_again(tmp_path: Path) -> None:
+    """nats-server alone would refuse every write from then on: `warmlane up` restarts it, and everything lives on."""
+    with small_disk(tmp_path / "data" / "nats", mib=48) as disk:
+        storage = {"WARMLANE_NATS_STORAGE": "100MB"}
+        up = UpProcess(tmp_path, "--lanes", "anisora=0,phr00t=0", **shared_forks(), **storage)
+        up.start()
+        below = [pid for pid in up.below() if "nats-server" not in command_line(pid)]
+        disk.fill()
+
+        def says(text: str) -> bool:
+            # as the degraded worker's leadership, which it writes every second, and these requests
+            up.http.post("/generate", json={"model": "anisora", "prompt": "x"}, headers={"prefer": "respond-async"})
+            return text in up.output.read_text()
+
+        eventually_sync(lambda: says("nats-server cannot write"))
+        disk.empty()
+        eventually_sync(lambda: says("it is restarted"))
+        eventually_sync(up.is_ready)
+        done = up.ended(up.submit(num_frames=9)["id"])
+        assert done["status"] == "done"
+        assert [pid for pid in below if not is_running(pid)] == []
+        assert up.interrupt() == 0
 
 
 def test_a_taken_port_is_said(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import httpx
 from msgspec import Struct
 
 from contracts.settings import Catalog, load_settings
-from contracts.topology import DEGRADED, lane_stream
+from contracts.topology import DEGRADED, TASKS, bucket_stream, lane_stream
 from ops.nats_link import NatsLink
 from ops.nats_server import find_nats_server, nats_conf
 from ops.processes import warmlane_command
@@ -33,6 +33,7 @@ DEGRADED_WORKERS: Final = ("degraded-0", "degraded-1")
 DEGRADED_SLOT: Final = f"cpu-{len(LANES)}"
 SLOTS: Final = ("cpu-0", "cpu-1", DEGRADED_SLOT)
 KEEP: Final = "1h"
+WATCHED_HISTORY: Final = 16
 STORE_MIB: Final = 32
 STEP_SECONDS: Final = "0.03"
 WATCH_S: Final = 0.3
@@ -238,6 +239,7 @@ class Fleet:
         await eventually(self._nats_answers)
         link = await NatsLink.connect(self.nats_url, name="chaos-provision")
         await provision(link, wanted(self.catalog, keep_s=3_600))
+        await _keep_history(link)
         await link.close()
         for member in self.members.values():
             member.start()
@@ -317,6 +319,12 @@ class Fleet:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
             return connection.recv(4) == b"INFO"
         return False
+
+
+async def _keep_history(link: NatsLink) -> None:
+    """More revisions than in production: the watcher is to see each of them, also when it was cut off for a while."""
+    config = (await link.js.stream_info(bucket_stream(TASKS))).config
+    await link.js.update_stream(config.evolve(max_msgs_per_subject=WATCHED_HISTORY))
 
 
 def planted_command(plant: str) -> list[str]:

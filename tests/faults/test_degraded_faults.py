@@ -73,6 +73,7 @@ FAULTS: Final = {
         figures={"used_bytes": 61 * GIB, "fall_bytes": 20 * GIB, "least_bytes": GIB},
         outcomes=("done",),
     ),
+    "NVML shows what another program took": Fault(probe="nvml", figures={"used_bytes": 20 * GIB}, outcomes=("done",)),
     "NVML shows a figure that is stuck": Fault(
         probe="nvml",
         figures={"used_bytes": 80 * GIB},

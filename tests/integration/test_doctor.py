@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import msgspec
+import pynvml
 import pytest
 from click.testing import CliRunner, Result
 from msgspec.structs import replace
@@ -267,9 +268,27 @@ def test_what_keeps_a_card_from_being_used_is_told(monkeypatch: pytest.MonkeyPat
     assert (told.level, "card 1: GPU is lost" in told.found) == ("note", True)
 
 
-def test_a_card_that_shares_the_hosts_memory_is_told() -> None:
-    told = judge_gpus([replace(GPU, name="GB10", unified=True)], "2.13.0")
-    assert (told.level, "GB10 (100 of 139 GiB that it shares with the host free, GPU-1)" in told.found) == ("ok", True)
+@pytest.mark.parametrize(
+    ("figures", "visible", "text"),
+    [
+        (
+            {"v2_error": pynvml.NVML_ERROR_NOT_SUPPORTED, "read_error": pynvml.NVML_ERROR_NOT_SUPPORTED},
+            "0",
+            "that it shares with the host free, GPU-fake-1",
+        ),
+        ({"init_error": pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH}, "0", "does not work: .*restart the machine"),
+        ({"read_error": pynvml.NVML_ERROR_GPU_IS_LOST}, "0", "does not work: card 0: .*has fallen off its bus"),
+        ({"cards": 2}, "1", r"GPU-fake-2\); GPU-fake-1 is hidden by CUDA_VISIBLE_DEVICES='1'"),
+    ],
+    ids=["shared-memory", "updated-and-not-restarted", "lost", "hidden"],
+)
+def test_what_the_driver_says_of_the_cards_is_told(
+    figures: dict[str, int], visible: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with fake_nvml(tmp_path, monkeypatch) as cards:
+        cards.set(**figures)
+        assert re.search(text, finding("GPUs", look_around(tmp_path)).found)
 
 
 @pytest.mark.parametrize(

@@ -225,3 +225,35 @@ async def _told(measured: Measured, name: str) -> float:
 
 async def _is_known(link: NatsLink) -> bool:
     return link.skew_s is not None
+
+
+@pytest.mark.parametrize("reconnects", [False, True])
+async def test_what_was_reported_as_failed_is_not_sent_later(
+    nats_server: NatsServer, link: NatsLink, reconnects: bool
+) -> None:
+    """A server that stalls counts as connected for a while. What the kernel had taken by then cannot be taken back."""
+    payload, count = bytes(200_000), 200
+    await link.put(TASKS, "before", b"x")
+    nats_server.pause()
+    results = await asyncio.gather(
+        *(link.put(TASKS, f"stalled-{n}", payload) for n in range(count)), return_exceptions=True
+    )
+    assert {type(result) for result in results} == {TransportUnavailable}
+    assert link.client.pending_data_size < len(payload)  # a PING or so
+
+    async def has_noticed() -> bool:
+        return link.is_connected is not reconnects
+
+    await eventually(has_noticed)
+    nats_server.go_on()
+
+    async def answers() -> bool:
+        try:
+            await link.put(TASKS, "after", b"x")
+        except TransportUnavailable:
+            return False
+        return True
+
+    await eventually(answers)
+    stored = (await link.js.stream_info("KV_tasks")).state.messages
+    assert stored < count / 2, "of 40 MB, a kernel takes some"

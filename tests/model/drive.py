@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from contracts.lanes import LaneState
+from contracts.topology import LANES, TASKS, bucket_stream
 from tests.model.world import GATEWAYS, MODELS, WORKERS, World
 
 LANE_STATES: Final = (LaneState.WARM, LaneState.WARM, LaneState.DRAINING, LaneState.QUOTA_DENIED, None)
@@ -37,6 +38,7 @@ def _drive(world: World, draw: random.Random, actions: int) -> None:
     random.seed(0)  # the jitter of retries
     # loud: any choice; else no effect is lost, and only the order is drawn
     loud, crowded, has_lanes = draw.random() < 0.6, draw.random() < 0.6, draw.random() < 0.5
+    loses = draw.random() < 0.4
     models = MODELS[:1] if crowded else MODELS
     world.default_run = draw.choice(RUNS[:3] if crowded else RUNS[:1])
     if not has_lanes:
@@ -73,6 +75,9 @@ def _drive(world: World, draw: random.Random, actions: int) -> None:
         (2, lambda: world.go_on(draw.choice(list(world.hosts)))),
         (2, lambda: world.cut(draw.choice(PROCESSES))),
         (2, lambda: world.mend(draw.choice(list(world.hosts)))),
+        (1, lambda: world.delete_consumers(bucket_stream(draw.choice((TASKS, LANES))))),
+        *((2, what) for what in (world.copy_store, world.lose_tail) if loses),
+        *((1, what) for what in (world.make_anew,) if loses),
     ]
     weights = [weight for weight, _ in menu]
     for _ in range(actions):

@@ -21,8 +21,10 @@ from contracts.topology import (
     timer_set_subject,
     work_stream,
 )
+from gateway.task_board import TaskBoard
 from tests.model.jetstream import JetStream, Stored, moment
 from tests.model.model_loop import Host
+from tests.model.patches import TORN
 
 _PREFIX: Final = f"$KV.{TASKS}."
 _MOVES: Final = {(before, after) for (before, _), after in TRANSITIONS.items()} | {
@@ -50,6 +52,8 @@ class Ledger:
         self.runs: dict[tuple[str, int], list[str]] = defaultdict(list)
         self.told: dict[str, str] = {}
         self.refused: dict[str, str] = {}
+        self.torn = TORN
+        self.torn.clear()
         self.keyed: dict[str, set[str]] = defaultdict(set)
         # when the server stored the claim of (task, epoch)
         self._claimed_s: dict[tuple[str, int], float] = {}
@@ -58,12 +62,41 @@ class Ledger:
 
     # ── while it happens ─────────────────────────────────────────────────────────────────────────────────────────
 
+    def on_went_back(self, torn: set[str]) -> None:
+        """The server lost what it had stored of the tasks *torn*, or some of it.
+
+        What was seen of them since the copy is not promised any more: that they are not forgotten, that none of their
+        epochs runs twice, that they stay as they ended. What the server still has of them ends, as of any other; and
+        no gateway tells what the server has not (`check_memory`).
+        """
+        stored = self._server.stream(bucket_stream(TASKS)).last_of_each()
+        self.torn |= torn
+        self.records = {entry.subject.removeprefix(_PREFIX): decode_task(entry.data) for entry in stored}
+        for task_id in self.torn:
+            self.told.pop(task_id, None)
+            self.refused.pop(task_id, None)
+        for ids in self.keyed.values():
+            ids -= self.torn
+
+    def check_memory(self, who: str, board: TaskBoard) -> None:
+        """All is over: what gateway *who* has in memory is what the server has."""
+        stored = self._server.stream(bucket_stream(TASKS)).last_of_each()
+        there = {entry.subject.removeprefix(_PREFIX): entry.seq for entry in stored}
+        known = {row.id: row.revision for row in board._index._rows.values()}
+        if known != there:
+            wrong = sorted(known.items() ^ there.items())
+            raise Violation(f"8: {who} and the server know different things of {wrong}")
+
     def on_record(self, stored: Stored, host: Host | None, owner: str | None, stream: str | None) -> None:
         """A record was written, by *host*; *owner* and *stream* are set where that is a worker."""
         task = decode_task(stored.data)
         task_id = stored.subject.removeprefix(_PREFIX)
         before = self.records.get(task_id)
         self.records[task_id] = task
+        if owner is not None and task.status is TaskStatus.PROCESSING:
+            self._claimed_s.setdefault((task_id, task.epoch), stored.stored_s)
+        if task_id in self.torn:
+            return
         who = host.name if host is not None else "nobody"
         if task_id in self.refused and (before is None or not before.was_refused or task != before):
             raise Violation(f"6: {task_id} was refused ({self.refused[task_id]}), and is recorded by {who}")
@@ -103,7 +136,7 @@ class Ledger:
     def check_timer(self, task_id: str) -> None:
         """Somebody will look at every task that has not ended (design §4, Timers)."""
         task = self.records.get(task_id)
-        if task is None or task.status.is_terminal:
+        if task is None or task.status.is_terminal or task_id in self.torn:
             return
         for kind in TIMER_KINDS:
             for subject in (timer_set_subject(kind, task_id), timer_due_subject(kind, task_id)):
@@ -120,6 +153,8 @@ class Ledger:
 
     def on_run(self, task: GenerationTask, owner: str) -> None:
         """*owner* begins to run *task*."""
+        if task.id in self.torn:
+            return
         runs = self.runs[task.id, task.epoch]
         runs.append(owner)
         if len(runs) > 1:
@@ -135,6 +170,8 @@ class Ledger:
 
     def on_told(self, task: GenerationTask, how: str) -> None:
         """A client was given the id of *task*."""
+        if task.id in self.torn:
+            return
         self.told[task.id] = how
         if task.id not in self.records:
             raise Violation(f"1: a client was given {task.id}, which has no record")
@@ -143,7 +180,7 @@ class Ledger:
 
     def on_refused(self, task_id: str, why: str, *, is_shared: bool) -> None:
         """A client was told that *task_id* will not run. *is_shared*: equal requests use the same id."""
-        if why == "depth" and is_shared:
+        if task_id in self.torn or (why == "depth" and is_shared):
             return  # an equal request may have brought it in
         self.refused[task_id] = why
         if any(run_id == task_id for run_id, _ in self.runs):
@@ -173,6 +210,8 @@ class Ledger:
         now, sound_from = moment(now_s), moment(sound_from_s)
         for task in self.records.values():
             stream = work_stream(task.route, task.model)
+            if task.id in self.torn:
+                continue
             if task.status is TaskStatus.PENDING:
                 waited_s = (now - max(task.queued_at, sound_from)).total_seconds()
                 if task.route == "degraded" and (now - task.queued_at).total_seconds() > self._wait_limit_s:
@@ -208,7 +247,7 @@ class Ledger:
                 if task.video is None or content is None or content.decode() != task.video.sha256:
                     raise Violation(f"2: the video of {task.id} is {content!r}, its record says {task.video}")
             owners = [owner for (run_id, _), runs in self.runs.items() if run_id == task.id for owner in runs]
-            if task.was_refused and owners:
+            if task.was_refused and owners and task.id not in self.torn:
                 raise Violation(f"6: {task.id} ended as {_end(task)}, and had run in {owners}")
             if task.withdrawn and task.id in self.told:
                 raise Violation(f"1: {task.id} was withdrawn, and a client had been given it")

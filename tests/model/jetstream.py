@@ -6,7 +6,7 @@ What it does is held to the real server by test_conformance.py. It is told by th
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from nats.js.api import ConsumerConfig, DiscardPolicy, RetentionPolicy, StreamConfig
 
@@ -53,6 +53,12 @@ class Consumer:
         if self._matches(message.subject):
             self._new[message.seq] = None
 
+    def state(self) -> tuple[dict[int, None], dict[int, float]]:
+        return dict(self._new), dict(self._unacked)
+
+    def go_back(self, state: tuple[dict[int, None], dict[int, float]]) -> None:
+        self._new, self._unacked = dict(state[0]), dict(state[1])
+
     def forget(self, seq: int) -> None:
         """The message is gone from the stream."""
         self._new.pop(seq, None)
@@ -85,12 +91,24 @@ class Consumer:
             self._unacked[seq] = now_s
 
 
+class StreamCopy(NamedTuple):
+    """What a stream has stored at a moment."""
+
+    messages: dict[int, Stored]
+    last_seq: int
+    by_subject: dict[str, list[int]]
+    known_ids: dict[str, tuple[int, float]]
+    schedules: dict[str, float]
+    consumers: dict[str, tuple[dict[int, None], dict[int, float]]]
+
+
 class Stream:
     """A stream, or the one behind a bucket."""
 
     def __init__(self, config: StreamConfig) -> None:
         self.config = config
         self.name = str(config.name)
+        self.created = moment(0.0).isoformat().replace("+00:00", "Z")
         self.messages: dict[int, Stored] = {}
         self.last_seq = 0
         self.consumers: dict[str, Consumer] = {}
@@ -103,6 +121,27 @@ class Stream:
         # how late the server is, as the measured one is
         self.timer_late_s = 0.0
         self.expiry_late_s = 0.0
+
+    def state(self) -> "StreamCopy":
+        """All that is stored, to go back to."""
+        by_subject = {subject: list(seqs) for subject, seqs in self._by_subject.items()}
+        consumers = {name: consumer.state() for name, consumer in self.consumers.items()}
+        return StreamCopy(
+            dict(self.messages), self.last_seq, by_subject, dict(self._known_ids), dict(self._schedules), consumers
+        )
+
+    def go_back(self, copy: "StreamCopy") -> None:
+        """What was stored since *copy* is lost, as by a power cut."""
+        self.messages, self.last_seq = dict(copy.messages), copy.last_seq
+        self._by_subject = {subject: list(seqs) for subject, seqs in copy.by_subject.items()}
+        self._known_ids, self._schedules = dict(copy.known_ids), dict(copy.schedules)
+        for name, consumer in self.consumers.items():
+            consumer.go_back(copy.consumers[name])
+
+    def make_anew(self, now_s: float) -> None:
+        """It is removed, and made anew with the same configuration."""
+        self.go_back(StreamCopy({}, 0, {}, {}, {}, dict.fromkeys(self.consumers, ({}, {}))))
+        self.created = moment(now_s).isoformat().replace("+00:00", "Z")
 
     def last_on(self, subject: str) -> Stored | None:
         """The newest message on *subject*."""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from contracts.lanes import LaneState
+from contracts.topology import LANES, TASKS, bucket_stream
 from tests.model.drive import LANE_STATES, PROCESSES, RUNS, SECONDS, SKEWS_S
 from tests.model.world import GATEWAYS, MODELS, World
 
@@ -107,6 +108,22 @@ class Protocol(RuleBasedStateMachine):
     @rule(name=_processes)
     def cut(self, name: str) -> None:
         self.it.cut(name)
+
+    @rule()
+    def copy_store(self) -> None:
+        self.it.copy_store()
+
+    @rule()
+    def lose_tail(self) -> None:
+        self.it.lose_tail()
+
+    @rule()
+    def make_anew(self) -> None:
+        self.it.make_anew()
+
+    @rule(bucket=st.sampled_from((TASKS, LANES)))
+    def delete_consumers(self, bucket: str) -> None:
+        self.it.delete_consumers(bucket_stream(bucket))
 
     @rule(index=_indexes)
     def mend(self, index: int) -> None:

@@ -22,7 +22,7 @@ from nats.js.errors import APIError
 from ops.nats_client import Ack
 from ops.nats_client import Stored as ServerStored
 from ops.nats_link import FETCH_TIMEOUT_S
-from tests.model.jetstream import NO_MESSAGE, Consumer, JetStream, Refused, Stored, matcher, moment
+from tests.model.jetstream import NO_MESSAGE, Consumer, JetStream, Refused, Stored, Stream, matcher, moment
 from tests.model.model_loop import HOST, Host, ModelLoop
 
 REPLY_TIMEOUT_S: Final = 2.0
@@ -391,14 +391,64 @@ class Delivered:
 class Subscription:
     """A subscription, with as much of nats-py's as is used."""
 
-    def __init__(self, close: Callable[[], None], count: int) -> None:
-        self._close, self._count = close, count
+    def __init__(self, close: Callable[[], None]) -> None:
+        self._close = close
 
     async def unsubscribe(self, limit: int = 0) -> None:
         self._close()
 
-    async def consumer_info(self) -> Any:
-        return SimpleNamespace(num_pending=self._count, delivered=SimpleNamespace(consumer_seq=0))
+
+class SimulatedFollowing:
+    """What `Client.follow` makes. Its messages come in their order, some time; that it was ended is noticed, some time.
+
+    A silence is noticed at once, and not after the heartbeats that did not come: how long that takes is not of the
+    protocol.
+    """
+
+    def __init__(self, client: "SimulatedClient", stream: Stream, on_message: Any, on_end: Callable[[], None]) -> None:
+        self._client, self._stream, self._on_message, self._on_end = client, stream, on_message, on_end
+        self.is_open = True
+        self.pending = 0
+        stream.on_stored.append(self.bring)
+
+    def begin(self, present: list[Stored]) -> None:
+        self.pending = len(present)
+        for position, stored in enumerate(present):
+            self.bring(stored, len(present) - position - 1)
+
+    def bring(self, stored: Stored, pending: int = 0) -> None:
+        lane = f"watch {self._stream.name}"
+        message = Delivered(self._client, stored, None, pending)
+
+        async def receive(_: Any) -> None:
+            if self.is_open:
+                self._on_message(message)
+
+        self._client.deliver(lane, receive, message, lane)
+
+    def follows(self, stream: str) -> bool:
+        return self._stream.name == stream
+
+    @property
+    def heard_s(self) -> float:
+        return self._client.network.now_s
+
+    async def close(self) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """It brings nothing any more, not even what is on its way."""
+        if self.is_open:
+            self.is_open = False
+            self._client.followings.remove(self)
+            self._stream.on_stored.remove(self.bring)
+
+    def is_deleted(self) -> None:
+        """The server has it no more: what is on its way still comes, and then it falls silent."""
+        if self.is_open:
+            self.end()
+            with self._client.network.loop.running():
+                self._client.network.loop.call_soon(self._on_end, context=_context_of(self._client.host))
 
 
 class PullSubscription:
@@ -440,7 +490,7 @@ class SimulatedClient:
         self.is_connected = False
         self.connected_server_version = SimpleNamespace(major=2, minor=15)
         self.subscriptions: list[tuple[Callable[[str], bool], Callable[[Any], Awaitable[None]]]] = []
-        self._watches: list[tuple[Any, Callable[[Stored], None]]] = []
+        self.followings: list[SimulatedFollowing] = []
         self._on_lost: Callable[[], Awaitable[None]]
         self._on_back: Callable[[], Awaitable[None]]
 
@@ -457,9 +507,8 @@ class SimulatedClient:
         self.is_connected = False
         if self in self.network.clients:
             self.network.clients.remove(self)
-        for stream, callback in self._watches:
-            stream.on_stored.remove(callback)
-        self._watches.clear()
+        for following in list(self.followings):
+            following.end()
 
     def cut(self) -> None:
         """The connection breaks: nobody learns what becomes of the calls that are under way."""
@@ -469,6 +518,8 @@ class SimulatedClient:
         for operation in list(self.network.under_way):
             if operation.host is self.host and not operation.lane.startswith("store "):
                 self.network.give_up(operation)
+        for following in list(self.followings):
+            following.end()
         self._start(self._on_lost())
 
     def mend(self) -> None:
@@ -525,10 +576,12 @@ class SimulatedClient:
         state = {
             "messages": len(stream.messages),
             "first_ts": moment(first.stored_s).isoformat().replace("+00:00", "Z") if first else "",
+            "last_seq": stream.last_seq,
         }
         config = {"max_msgs": stream.config.max_msgs or -1, "max_age": int((stream.config.max_age or 0) * 1e9)}
         now = moment(self.network.now_s).isoformat().replace("+00:00", "Z")
-        return SimpleNamespace(data=json.dumps({"state": state, "config": config, "ts": now}).encode())
+        told = {"state": state, "config": config, "ts": now, "created": stream.created}
+        return SimpleNamespace(data=json.dumps(told).encode())
 
     def _ask(self, subject: str) -> Any:
         said: list[bytes] = []
@@ -553,12 +606,10 @@ class SimulatedClient:
         self.network.send(f"tell {subject}", lambda: self.network.core_publish(subject), lane=f"tell {subject}")
 
     async def subscribe(self, subject: str, **options: Any) -> Any:
-        if options.get("stream") is not None:
-            return await self._watch(subject, **options)
         self.require_connection()
         entry = (matcher([subject]), options["cb"])
         self.subscriptions.append(entry)
-        return Subscription(lambda: self.subscriptions.remove(entry), 0)
+        return Subscription(lambda: self.subscriptions.remove(entry))
 
     # ── JetStream ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -578,6 +629,9 @@ class SimulatedClient:
         message: RawStreamMsg = await self.call(f"read {stream} {seq}", read, lane=f"read {stream} {seq}")
         return message
 
+    async def at(self, stream: str, seq: int, *, timeout_s: float) -> ServerStored:
+        return _stored(await self.get_msg(stream, seq))
+
     async def get_last_msg(self, stream: str, subject: str) -> RawStreamMsg:
         def read() -> RawStreamMsg:
             return _raw(self.network.server.stream(stream).last_on(subject))
@@ -586,15 +640,7 @@ class SimulatedClient:
         return message
 
     async def last_on(self, stream: str, subject: str, *, timeout_s: float) -> ServerStored:
-        message = await self.get_last_msg(stream, subject)
-        lines = "".join(f"{name}: {value}\r\n" for name, value in (message.headers or {}).items())
-        at = message.time or moment(0)
-        return ServerStored(
-            seq=message.seq or 0,
-            time=at.isoformat().replace("+00:00", "Z"),
-            data=message.data or b"",
-            hdrs=f"NATS/1.0\r\n{lines}\r\n".encode() if lines else b"",
-        )
+        return _stored(await self.get_last_msg(stream, subject))
 
     async def delete_msg(self, stream: str, seq: int) -> bool:
         def delete() -> bool:
@@ -619,31 +665,43 @@ class SimulatedClient:
         self.require_connection()
         return PullSubscription(self, self.network.server.consumer(stream, consumer), f"{stream}/{consumer}")
 
-    async def _watch(self, subject: str, *, stream: str, cb: Any, deliver_policy: Any, **_: Any) -> Subscription:
-        def start() -> Subscription:
-            watched = self.network.server.stream(stream)
-            is_open = [True]
-            lane = f"watch {stream}"
-            present = list(watched.messages.values()) if deliver_policy == "all" else watched.last_of_each()
-            for position, stored in enumerate(present):
-                message = Delivered(self, stored, None, len(present) - position - 1)
-                self.deliver(lane, cb, message, lane, lambda: is_open[0])
+    async def follow(
+        self,
+        stream: str,
+        subject: str,
+        start: int | None,
+        *,
+        history: bool,
+        on_message: Callable[[Any], None],
+        on_end: Callable[[], None],
+        timeout_s: float,
+    ) -> SimulatedFollowing:
+        made: list[SimulatedFollowing] = []
+        is_awaited = [True]
 
-            def on_stored(stored: Stored) -> None:
-                self.deliver(lane, cb, Delivered(self, stored, None, 0), lane, lambda: is_open[0])
+        def begin() -> SimulatedFollowing:
+            followed = self.network.server.stream(stream)
+            if start is not None:
+                present = [stored for stored in followed.messages.values() if stored.seq >= start]
+            else:
+                present = list(followed.messages.values()) if history else followed.last_of_each()
+            following = SimulatedFollowing(self, followed, on_message, on_end)
+            self.followings.append(following)
+            made.append(following)
+            if is_awaited[0]:
+                following.begin(present)
+            else:
+                following.end()  # the subscription, on which it would come, is closed
+            return following
 
-            watched.on_stored.append(on_stored)
-            self._watches.append((watched, on_stored))
-
-            def close() -> None:
-                is_open[0] = False
-                self._watches.remove((watched, on_stored))
-                watched.on_stored.remove(on_stored)
-
-            return Subscription(close, len(present))
-
-        subscription: Subscription = await self.call(f"watch {stream}", start, lane=f"start watch {stream}")
-        return subscription
+        try:
+            await self.call(f"follow {stream}", begin, lane=f"follow {stream}")
+        except BaseException:
+            is_awaited[0] = False
+            for following in made:
+                following.end()
+            raise
+        return made[0]
 
     # ── provisioning ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -660,6 +718,17 @@ class SimulatedClient:
 
     async def add_consumer(self, stream: str, config: ConsumerConfig) -> None:
         await self.call(f"add {stream}", lambda: self.network.server.add_consumer(stream, config), lane="add")
+
+
+def _stored(message: RawStreamMsg) -> ServerStored:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in (message.headers or {}).items())
+    at = message.time or moment(0)
+    return ServerStored(
+        seq=message.seq or 0,
+        time=at.isoformat().replace("+00:00", "Z"),
+        data=message.data or b"",
+        hdrs=f"NATS/1.0\r\n{lines}\r\n".encode() if lines else b"",
+    )
 
 
 def _raw(stored: Stored | None) -> RawStreamMsg:

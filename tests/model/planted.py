@@ -1,5 +1,6 @@
 """Bugs of the kind that this protocol invites, each planted in the product's own code."""
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,11 +19,13 @@ from contracts.tasks import GenerationTask, encode_task
 from contracts.topology import TASKS
 from gateway.admission import Admission
 from gateway.hold import Holds
+from gateway.rearm import Rearm
 from gateway.sweeper import Sweeper
 from lane_worker.runtime.claim import Mine, claim_decision
 from lane_worker.runtime.held import HeldTask
 from lane_worker.runtime.loop import WorkLoop
 from ops.nats_link import NatsLink, StreamFull, TransportUnavailable
+from ops.nats_watch import Verdict, Watch
 
 
 def ack_before_claim() -> AbstractContextManager[Any]:
@@ -209,6 +212,26 @@ def full_is_refused_and_recorded() -> AbstractContextManager[Any]:
     return patch.object(Admission, "_publish", careless)
 
 
+def goes_on_blindly() -> AbstractContextManager[Any]:
+    """A watch goes on after the last sequence that it was told, whatever stands there now."""
+    return patch("ops.nats_watch.judged", lambda **_: Verdict.SAME)
+
+
+def proof_of_a_later_time() -> AbstractContextManager[Any]:
+    """What was written after a break counts as proof that nothing from before it is lost."""
+    note = Watch.note
+    return patch.object(Watch, "note", lambda self, mark, _: note(self, mark, self._cuts))
+
+
+def lost_timers_stay_lost() -> AbstractContextManager[Any]:
+    """Nobody sets a timer again that the server lost after it had acked it."""
+
+    async def never(_: Rearm) -> None:
+        await asyncio.Event().wait()
+
+    return patch.object(Rearm, "run", never)
+
+
 # ── what the model found, put back as it was ─────────────────────────────────────────────────────────────────────────
 
 
@@ -257,19 +280,20 @@ def forgotten_by_the_server() -> AbstractContextManager[Any]:
 Plant = Callable[[], AbstractContextManager[Any]]
 # the bug, the invariant that it breaks, and the first seed that shows it
 PLANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
-    (ack_before_claim, "7", 61),
-    (epoch_not_compared, "3", 103),
-    (claim_without_compare_and_set, "3", 6),
-    (settle_without_compare_and_set, "1", 41),
-    (timer_acked_first, "1", 0),
+    (ack_before_claim, "7", 256),
+    (epoch_not_compared, "3", 26),
+    (claim_without_compare_and_set, "3", 3),
+    (settle_without_compare_and_set, "1", 26),
+    (timer_acked_first, "1", 3),
     (record_before_timer, "1", 0),
-    (no_timer_after_a_requeue, "1", 9),
-    (same_epoch_after_a_requeue, "3", 15),
-    (attempts_not_counted, "1", 37),
-    (age_not_checked, "4", 29),
-    (promise_forgotten, "1", 14),
-    (message_of_the_refused_stays, "6", 30),
-    (loser_deletes_the_video, "2", 76),
-    (one_file_for_all_epochs, "2", 356),
-    (full_is_refused_and_recorded, "6", 7),
+    (no_timer_after_a_requeue, "1", 3),
+    (same_epoch_after_a_requeue, "3", 7),
+    (attempts_not_counted, "1", 132),
+    (age_not_checked, "4", 46),
+    (promise_forgotten, "1", 392),
+    (message_of_the_refused_stays, "6", 65),
+    (loser_deletes_the_video, "2", 204),
+    (one_file_for_all_epochs, "2", 228),
+    (full_is_refused_and_recorded, "6", 14),
+    (goes_on_blindly, "8", 2),
 )

@@ -16,9 +16,11 @@ from tests.model.planted import (
     another_model,
     forgotten_by_the_server,
     given_back_and_taken_again,
+    lost_timers_stay_lost,
+    proof_of_a_later_time,
     renewed_after_it_was_given_back,
 )
-from tests.model.world import GATEWAYS, MODELS, World
+from tests.model.world import GATEWAYS, MODELS, WORKERS, World
 
 
 def settle(world: World, *, but: str = "nothing") -> Operation | None:
@@ -117,6 +119,29 @@ def a_claim_is_stored_too_late(world: World) -> None:
     assert (task.status, dict(world.ledger.runs)) == (TaskStatus.FAILED, {})
 
 
+def a_timer_is_lost_before_its_record_is_made(world: World) -> None:
+    """The server acks the timer, loses it, and stores the record."""
+    for worker in WORKERS:
+        world.cut(worker)
+    world.copy_store()
+    world.post("gateway-0", "anisora", is_async=True)
+    assert settle(world, but="publish $KV.tasks") is not None
+    world.lose_tail()
+
+
+def a_write_of_after_the_loss_is_acked_before_the_watch_looks(world: World) -> None:
+    """What was acked last is there, and what was told before it is not."""
+    world.copy_store()
+    world.post("gateway-0", "anisora", is_async=True)
+    world.live(5.0)
+    for worker in WORKERS:
+        world.cut(worker)
+    world.lose_tail()
+    for _ in range(6):
+        world.post("gateway-0", "anisora", is_async=True)
+    settle(world, but="info KV_tasks")
+
+
 Story = Callable[[World], None]
 FOUND: Final[tuple[tuple[Story, Callable[[], AbstractContextManager[Any]], str], ...]] = (
     (a_task_that_was_given_up_comes_again, given_back_and_taken_again, "3"),
@@ -124,6 +149,8 @@ FOUND: Final[tuple[tuple[Story, Callable[[], AbstractContextManager[Any]], str],
     (two_bodies_with_one_key, another_model, "3"),
     (a_gateway_stops_for_longer_than_the_server_remembers, forgotten_by_the_server, "6"),
     (a_claim_is_stored_too_late, age_not_checked_again, "4"),
+    (a_timer_is_lost_before_its_record_is_made, lost_timers_stay_lost, "1"),
+    (a_write_of_after_the_loss_is_acked_before_the_watch_looks, proof_of_a_later_time, "8"),
 )
 
 

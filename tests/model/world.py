@@ -28,6 +28,7 @@ from gateway.hold import CallerGone, Holds
 from gateway.key_board import ANYBODY
 from gateway.lane_board import LaneBoard
 from gateway.problems import ProblemError
+from gateway.rearm import Rearm
 from gateway.services import Services
 from gateway.sweeper import Sweeper
 from gateway.task_board import TaskBoard
@@ -40,7 +41,7 @@ from ops.background import Background
 from ops.nats_link import NatsLink, TransportUnavailable, consumer_config
 from ops.provision import _stream_config, wanted
 from tests.model.invariants import Ledger, Violation
-from tests.model.jetstream import Stored, moment
+from tests.model.jetstream import Stored, StreamCopy, moment
 from tests.model.model_loop import Host
 from tests.model.network import Network, Operation, StoreAway, use
 from tests.model.patches import ERRORS
@@ -225,6 +226,8 @@ class GatewayHost(ModelHost):
         )
         self.services = cast(Services, parts)
         self.is_ready = True
+        rearming = asyncio.create_task(Rearm(link=link, tasks=tasks).run())
+        rearming.add_done_callback(lambda _: stopping.set())
         await sweeper.run(stopping)
 
     def spawn(self, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -376,6 +379,7 @@ class World:
         self._numbers = 0
         self._ended: dict[str, float] = {}
         self._surprise: Violation | None = None
+        self._copy: dict[str, StreamCopy] | None = None
         self._skews_s = skews_s
         for stream, consumers in streams_of(self.topology):
             self.network.server.add_stream(stream)
@@ -574,6 +578,53 @@ class World:
                 host.client.mend()
             self.check()
 
+    def copy_store(self) -> None:
+        """What the server has stored now is what a power cut will leave of it."""
+        self._note("the store is copied")
+        self._copy = {name: stream.state() for name, stream in self.network.server.streams.items()}
+
+    def lose_tail(self) -> None:
+        """The server is killed, and starts with what it had when its store was copied."""
+        if self._copy is None:
+            return
+        self._note("the server is killed, and loses what came since the copy")
+        streams = self.network.server.streams
+        torn = set()
+        for name, stream in streams.items():
+            torn |= ids_that_differ(stream.messages, self._copy[name].messages)
+        connected = [name for name, host in self.hosts.items() if not host.is_cut and host.alive]
+        for name in connected:
+            self.cut(name)
+        for operation in list(self.network.under_way):
+            if not operation.is_push and operation.can_happen is None and not operation.lane.startswith("store "):
+                self.network.lose(operation)
+        for name, stream in streams.items():
+            stream.go_back(self._copy[name])
+        self.ledger.on_went_back(torn)
+        for name in connected:
+            self.mend(name)
+
+    def make_anew(self) -> None:
+        """The bucket of the records is removed, and provisioned anew."""
+        for operation in [each for each in self.network.under_way if each.lane.startswith("answer ")]:
+            self.network.happen(operation)  # no answer of before comes on the same connection after one of afterwards
+        self._note("the bucket of the records is made anew")
+        stream = self.network.server.stream(bucket_stream(TASKS))
+        torn = ids_that_differ(stream.messages, {})
+        stream.make_anew(self.now_s)
+        self.ledger.on_went_back(torn)
+        self.delete_consumers(bucket_stream(TASKS))
+
+    def delete_consumers(self, stream: str) -> None:
+        """Whoever follows *stream* hears nothing of it any more."""
+        self._note(f"the consumers of {stream} are deleted")
+        for client in list(self.network.clients):
+            for following in [each for each in client.followings if each.follows(stream)]:
+                following.is_deleted()
+        with self.loop.running():
+            self.loop.run_ready()
+        self.check()
+
     # ── what happens next ────────────────────────────────────────────────────────────────────────────────────────
 
     def step(self, choice: int) -> None:
@@ -684,6 +735,9 @@ class World:
             if call.outcome is None:
                 raise Violation(f"1: call {call.number} is never answered")
         self.ledger.at_end(self.files)
+        for host in self.hosts.values():
+            if isinstance(host, GatewayHost) and host.alive and host.is_ready:
+                self.ledger.check_memory(host.name, host.services.tasks)
 
     def close(self) -> None:
         """Ends every coroutine."""
@@ -701,6 +755,11 @@ class World:
         if self.is_tracing:
             who = operation.host.name if operation.host is not None else "server"
             self._note(f"{who}: {operation.what} {what}")
+
+
+def ids_that_differ(now: dict[int, Stored], then: dict[int, Stored]) -> set[str]:
+    """The tasks of the messages that are in one of them and not in the other."""
+    return {(now.get(seq) or then[seq]).subject.rsplit(".", 1)[-1] for seq in now.keys() ^ then.keys()}
 
 
 # ── what never changes ───────────────────────────────────────────────────────────────────────────────────────────

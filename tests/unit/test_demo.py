@@ -208,6 +208,23 @@ def switch_to_anisora(swap: Swap | None, *, worker: str = "degraded-0", **before
             switch_to_anisora(replace(RECEIPT, after_bytes=528 * MB + 1)), "1 bytes too many in use", id="one-more"
         ),
         pytest.param(
+            switch_to_anisora(replace(RECEIPT, how="killed", proof="no_pipeline", after_bytes=9_000 * MB)),
+            None,
+            id="another-has-grown-and-the-host-has-ended",
+        ),
+        pytest.param(
+            switch_to_anisora(
+                replace(RECEIPT, proof="own_figure", after_bytes=9_000 * MB, own_base_bytes=MB, own_bytes=129 * MB)
+            ),
+            None,
+            id="another-has-grown-and-ours-is-told-apart",
+        ),
+        pytest.param(
+            switch_to_anisora(replace(RECEIPT, proof="own_figure", own_base_bytes=MB, own_bytes=129 * MB + 1)),
+            "1 bytes too many in use",
+            id="ours-is-told-apart-and-is-there",
+        ),
+        pytest.param(
             switch_to_anisora(replace(RECEIPT, how="killed", after_bytes=529 * MB)),
             "1,000,000 bytes too many in use",
             id="a-kill-is-measured-too",

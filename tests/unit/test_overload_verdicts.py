@@ -1,6 +1,7 @@
 """The verdicts of `make overload`: each can fail."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -8,7 +9,7 @@ from msgspec.structs import replace
 from contracts import lifecycle
 from contracts.tasks import FailureCode, SwapReceipt
 from ops.bench.arrivals import Answer
-from tests.overload import Life, Seen, judge
+from tests.overload import Life, Seen, is_proven, judge
 from tests.records import NOW, pending_task
 
 SWAP = SwapReceipt(
@@ -28,6 +29,25 @@ SWAP = SwapReceipt(
 REFUSED = Answer(sent_s=0, took_s=0.004, status=503, code="queue_overloaded", limit="depth")
 EXPIRED = Answer(sent_s=0, took_s=29.8, status=503, code="queue_overloaded", limit="wait")
 ACCEPTED = Answer(sent_s=0, took_s=12.0, status=202)
+
+
+@pytest.mark.parametrize(
+    ("changes", "proven"),
+    [
+        ({}, True),
+        ({"samples": 1}, False),
+        ({"free_bytes": None}, False),
+        ({"needed_bytes": 1 << 60}, False),
+        ({"after_bytes": 1 << 60}, False),
+        ({"after_bytes": 1 << 60, "how": "killed", "proof": "no_pipeline"}, True),
+        ({"after_bytes": 1 << 60, "how": "unloaded", "proof": "no_pipeline"}, False),  # a host that lives
+        ({"after_bytes": 1 << 60, "proof": "own_figure", "own_base_bytes": 5, "own_bytes": 105}, True),
+        ({"proof": "own_figure", "own_base_bytes": 5, "own_bytes": 106}, False),
+        ({"proof": "own_figure"}, False),
+    ],
+)
+def test_what_a_receipt_proves(changes: dict[str, Any], proven: bool) -> None:
+    assert is_proven(replace(SWAP, **changes)) is proven
 
 
 def life(waited_s: float | None, code: FailureCode | None = None, swap: SwapReceipt | None = SWAP) -> Life:

@@ -63,6 +63,15 @@ def test_by_what_is_in_use(samples: list[Sample], expected: Verdict) -> None:
     ("samples", "options", "expected"),
     [
         pytest.param([replace(OURS_GONE, free_bytes=0)] * 2, {}, StillHeld(1000), id="2-ours-gone-and-no-room"),
+        pytest.param(
+            [EMPTY, replace(FULL, free_bytes=999)], {"no_pipeline": True}, StillHeld(8472), id="2-ended-and-no-room"
+        ),
+        pytest.param(
+            [replace(EMPTY, free_bytes=999)] * 2,
+            {"no_pipeline": True, "base_bytes": None},
+            StillHeld(1),
+            id="2-ended-and-no-room-and-no-base",
+        ),
         pytest.param([replace(OURS_GONE, used_bytes=9000)] * 2, {}, BY_OWN_FIGURE, id="3-another-has-grown"),
         pytest.param(
             [replace(OURS_GONE, used_bytes=9000)] * 2, {"base_bytes": None}, BY_OWN_FIGURE, id="3-without-a-base"
@@ -87,8 +96,10 @@ def test_with_others_on_the_card(samples: list[Sample], options: dict[str, Any],
 
 
 figures = st.integers(min_value=-(2**40), max_value=2**40)
-known = st.one_of(st.none(), figures)
-samples = st.lists(st.builds(Sample, st.floats(0, 100), known, known, known), max_size=6)
+known = st.one_of(figures, st.none())
+# mostly readable, or few examples would come to a verdict
+readable = st.builds(Sample, st.just(0.0), figures, figures, known)
+samples = st.lists(st.one_of(readable, readable, st.builds(Sample, st.just(0.0), known, known, known)), max_size=4)
 limits = st.fixed_dictionaries(
     {
         "base_bytes": known,

@@ -14,6 +14,8 @@ from contracts.topology import (
     Topology,
     bucket_stream,
     bucket_subject,
+    consumer_on,
+    stream_of,
     sweep_consumer,
     timer_due_subject,
     timer_set_subject,
@@ -37,6 +39,14 @@ def test_degraded_has_exactly_the_limits_of_the_specification() -> None:
     assert (spec.max_msgs, spec.max_age_s, spec.discard, spec.retention) == (25, 30.0, "new", "workqueue")
     assert spec.duplicate_window_s == 30.0
     assert spec.subjects == ("degraded.*.*",)
+
+
+def test_the_stream_of_a_subject() -> None:
+    """Every subject on which something is stored leads back to its stream."""
+    for spec in WANTED.streams:
+        assert {stream_of(subject) for subject in spec.subjects} == {spec.name}
+        assert all(consumer_on(spec.name, consumer.name) == consumer for consumer in spec.consumers)
+    assert {stream_of(bucket_subject(bucket.name, "a")) for bucket in WANTED.buckets} <= set(WANTED.names)
 
 
 def test_degraded_has_nothing_that_wedges_it() -> None:
@@ -76,7 +86,7 @@ def test_every_work_stream_has_the_one_consumer_of_its_workers() -> None:
 def test_buckets() -> None:
     buckets = {bucket.name: bucket for bucket in WANTED.buckets}
     assert list(buckets) == ["tasks", "lanes", "slots", "leader", "control", "fallbacks", "cold_starts", "keys"]
-    assert (buckets[TASKS].history, buckets[TASKS].ttl_s) == (16, 604_800)
+    assert (buckets[TASKS].history, buckets[TASKS].ttl_s) == (4, 604_800)
     assert buckets["lanes"].ttl_s == 600
     assert buckets["leader"].marker_ttl_s == 60
 

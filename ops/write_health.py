@@ -1,0 +1,146 @@
+"""Streams that take no writes while the server answers otherwise (ADR 0031).
+
+After a disk was full for a moment nats-server leaves every later write of a stream without an answer, until it is
+restarted; reads go on. Whoever's write was not answered looks whether a read of the same stream is, and says so to
+everybody, in a message that is not stored.
+"""
+
+import asyncio
+import time
+from typing import Final, Literal, Protocol
+
+import structlog
+from msgspec import Struct
+
+from contracts.topology import REFUSING_SUBJECTS, refusing_subject
+
+# Unanswered for so long, and twice: a disk that was slow once is no disk that was full.
+REFUSES_AFTER_S: Final = 4.0
+LOOK_EVERY_S: Final = 1.0
+# Nobody wrote there since: what becomes of a write now is not known.
+FORGOTTEN_AFTER_S: Final = 60.0
+# A word holds for so long; it is said again every LOOK_EVERY_S.
+HEARD_S: Final = 5.0
+
+Why = Literal["silent", "limit"]
+"""*silent*: writes are not answered. *limit*: JetStream says that its own limit is reached."""
+
+log = structlog.get_logger("nats")
+
+
+class _Failing(Struct):
+    since_s: float
+    last_s: float
+    count: int
+    why: Why
+
+
+class Writes:
+    """What became of the writes of this process, by stream. Pure: `now_s` is any clock that only goes forward.
+
+    1. A stream refuses when two writes or more failed, over `REFUSES_AFTER_S`, and none was stored since.
+    2. A write that is stored ends that; so does a new connection, which is to another server, or to one that was
+       started anew.
+    3. Where nobody has tried for `FORGOTTEN_AFTER_S`, nothing is known.
+    """
+
+    def __init__(self) -> None:
+        self._failing: dict[str, _Failing] = {}
+
+    def failed(self, stream: str, why: Why, now_s: float) -> None:
+        known = self._failing.get(stream)
+        if known is None:
+            self._failing[stream] = _Failing(now_s, now_s, 1, why)
+        else:
+            known.last_s, known.count, known.why = now_s, known.count + 1, why
+
+    def __bool__(self) -> bool:
+        """Whether any failed of late."""
+        return bool(self._failing)
+
+    def stored(self, stream: str) -> None:  # 2
+        self._failing.pop(stream, None)
+
+    def forget(self) -> None:  # 2
+        self._failing.clear()
+
+    def suspects(self, now_s: float) -> dict[str, Why]:
+        """The streams that refuse, if the server answers a read of them now."""
+        for stream, known in list(self._failing.items()):
+            if now_s - known.last_s > FORGOTTEN_AFTER_S:  # 3
+                del self._failing[stream]
+        return {
+            stream: known.why
+            for stream, known in self._failing.items()
+            if known.count > 1 and now_s - known.since_s >= REFUSES_AFTER_S  # 1
+        }
+
+
+class Refusals:
+    """Which streams somebody says refuse. Pure; a word holds for `HEARD_S`."""
+
+    def __init__(self) -> None:
+        self._heard: dict[str, tuple[Why, float, float]] = {}
+
+    def hear(self, stream: str, why: Why, now_s: float) -> None:
+        known = self._heard.get(stream)
+        since_s = now_s if known is None or now_s - known[2] > HEARD_S else known[1]
+        self._heard[stream] = (why, since_s, now_s)
+
+    def now(self, now_s: float) -> dict[str, Why]:
+        """The streams that refuse now, and why."""
+        return {stream: why for stream, (why, _, last_s) in self._heard.items() if now_s - last_s <= HEARD_S}
+
+    def silent_for_s(self, now_s: float) -> float:
+        """For how long some stream has been silent; 0 where none is."""
+        silent = [stream for stream, why in self.now(now_s).items() if why == "silent"]
+        return max((now_s - self._heard[stream][1] for stream in silent), default=0.0)
+
+
+class _Link(Protocol):
+    writes: Writes
+
+    async def answers_for(self, stream: str) -> bool: ...
+    async def tell(self, subject: str, payload: bytes = b"") -> None: ...
+
+
+async def tell_of_refusals(link: _Link) -> None:
+    """Looks at what this process's writes met, and says which streams refuse, until cancelled."""
+    told: set[str] = set()
+    while True:
+        await asyncio.sleep(LOOK_EVERY_S)
+        suspects = link.writes.suspects(time.monotonic())
+        for stream, why in suspects.items():
+            if why == "silent" and not await link.answers_for(stream):
+                continue  # the server is away, or stopped, as a whole
+            if stream not in told:
+                log.error("stream_refuses_writes", stream=stream, why=why, advice=ADVICE[why])
+                told.add(stream)
+            await link.tell(refusing_subject(stream), why.encode())
+        for stream in told - suspects.keys():
+            log.info("stream_takes_writes", stream=stream)
+        told &= suspects.keys()
+
+
+ADVICE: Final[dict[Why, str]] = {
+    "silent": "make room on the disk of nats-server, and restart it; `warmlane up` does the second by itself",
+    "limit": "its max_file_store is reached: shorten --keep, or raise it in nats.conf",
+}
+
+
+async def hear_of_refusals(link: "_Hearing", refusals: Refusals) -> None:
+    """From now on *refusals* knows what anybody says."""
+
+    def heard(subject: str, payload: bytes) -> None:
+        why: Why = "limit" if payload == b"limit" else "silent"
+        refusals.hear(subject.partition(".")[2], why, time.monotonic())
+
+    await link.hear(REFUSING_SUBJECTS, heard)
+
+
+class _Hearing(Protocol):
+    async def hear(self, subjects: str, on_word: "_OnWord") -> None: ...
+
+
+class _OnWord(Protocol):
+    def __call__(self, subject: str, payload: bytes, /) -> None: ...

@@ -1,0 +1,183 @@
+"""A watch tells what its bucket holds, whatever becomes of the consumer, the server and what that had stored."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from contracts.settings import Catalog
+from contracts.topology import CONTROL, TASKS, bucket_stream
+from ops.nats_link import Entry, NatsLink, TransportUnavailable, Watch
+from ops.provision import provision, wanted
+from tests.conftest import KEEP_S
+from tests.measured import Measured
+from tests.support import NatsServer, eventually
+
+
+class Reader:
+    """Keeps what it is told of a bucket, as boards do: small ones at once, large ones by what was not told anew."""
+
+    def __init__(self, *, is_large: bool) -> None:
+        self.held: dict[str, tuple[bytes, int]] = {}
+        self._is_large = is_large
+        self._untold: set[str] = set()
+        self.watch: Watch
+
+    async def start(self, link: NatsLink, bucket: str) -> None:
+        if self._is_large:
+            self.watch = await link.watch(bucket, self._on_entry, on_again=self._again, on_whole=self._whole)
+        else:
+            self.watch = await link.watch(bucket, self._on_entry)
+        await self.watch.wait()
+
+    def _on_entry(self, entry: Entry) -> None:
+        self._untold.discard(entry.key)
+        if entry.value is None:
+            self.held.pop(entry.key, None)
+        else:
+            self.held[entry.key] = entry.value, entry.revision
+
+    def _again(self) -> None:
+        self._untold = set(self.held)
+
+    def _whole(self) -> None:
+        for key in self._untold:
+            del self.held[key]
+
+
+async def put(link: NatsLink, bucket: str, key: str, value: bytes) -> int:
+    """Stores it, as soon as the server is back."""
+
+    async def stored() -> int | None:
+        try:
+            return await link.put(bucket, key, value)
+        except TransportUnavailable:
+            return None
+
+    revision = await eventually(stored)
+    assert revision is not None
+    return revision
+
+
+async def went_back(measured: Measured) -> float:
+    return await asyncio.to_thread(measured.value, "warmlane.streams.went_back", bucket=TASKS)
+
+
+async def holds(reader: Reader, expected: dict[str, tuple[bytes, int]]) -> None:
+    async def is_told() -> bool:
+        return reader.held == expected and reader.watch.age_s() == 0
+
+    await eventually(is_told)
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+@pytest.mark.parametrize("written_since", [0, 3])
+async def test_what_a_power_cut_lost_is_forgotten_and_what_comes_after_is_told(
+    nats_server: NatsServer, link: NatsLink, tmp_path: Path, measured: Measured, is_large: bool, written_since: int
+) -> None:
+    """Also where others have written as much since, before the watch is back: its own writes come after that."""
+    reader, before = Reader(is_large=is_large), await went_back(measured)
+    await reader.start(link, TASKS)
+    kept = await link.put(TASKS, "kept", b"1")
+    ended = await link.put(TASKS, "ended", b"pending")
+    nats_server.copy_store(tmp_path / "copy")
+    await link.put(TASKS, "ended", b"done")
+    await link.put(TASKS, "lost", b"1")
+    last = await link.put(TASKS, "lost", b"2")
+    await holds(reader, {"kept": (b"1", kept), "ended": (b"done", ended + 1), "lost": (b"2", last)})
+    with capture_logs() as logged:
+        nats_server.lose_tail(tmp_path / "copy")
+        other = await NatsLink.connect(nats_server.url, name="other")
+        since = {f"new-{n}": (b"n", await other.put(TASKS, f"new-{n}", b"n")) for n in range(written_since)}
+        since["later"] = b"l", await put(link, TASKS, "later", b"l")
+        await holds(reader, {"kept": (b"1", kept), "ended": (b"pending", ended), **since})
+        await other.close()
+    assert [line["bucket"] for line in logged if line["event"] == "stream_went_back"] == [TASKS]
+    assert await went_back(measured) == before + 1
+
+
+async def _made_anew(link: NatsLink, catalog: Catalog) -> None:
+    await link.js.delete_stream(bucket_stream(TASKS))
+    await provision(link, wanted(catalog, keep_s=KEEP_S))
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+async def test_a_bucket_that_was_made_anew(link: NatsLink, catalog: Catalog, is_large: bool) -> None:
+    reader = Reader(is_large=is_large)
+    await reader.start(link, TASKS)
+    for key in "abc":
+        await link.put(TASKS, key, b"1")
+    await _made_anew(link, catalog)
+    revision = await link.put(TASKS, "d", b"2")
+    await holds(reader, {"d": (b"2", revision)})
+
+
+async def test_history_is_told_anew_in_its_order(link: NatsLink, catalog: Catalog) -> None:
+    told: list[bytes | None] = []
+    watch = await link.watch(CONTROL, lambda entry: told.append(entry.value), history=True, on_again=told.clear)
+    await watch.wait()
+    for value in (b"1", b"2", b"3"):
+        await link.put(CONTROL, "lanes.a", value)
+    await link.js.delete_stream(bucket_stream(CONTROL))
+    await provision(link, wanted(catalog, keep_s=KEEP_S))
+    for value in (b"4", b"5"):
+        await link.put(CONTROL, "lanes.b", value)
+
+    async def is_told() -> bool:
+        return told == [None, b"4", b"5"]  # what is gone, then what is there
+
+    await eventually(is_told)
+
+
+async def _consumer_deleted(link: NatsLink, _: NatsServer) -> None:
+    for consumer in await link.js.consumers_info(bucket_stream(TASKS)):
+        await link.js.delete_consumer(bucket_stream(TASKS), consumer.name)
+
+
+async def _killed(_: NatsLink, server: NatsServer) -> None:
+    await asyncio.to_thread(server.kill)
+    await asyncio.to_thread(server.start)
+
+
+@pytest.mark.parametrize("interrupted", [_consumer_deleted, _killed])
+async def test_a_watch_that_was_interrupted_goes_on_where_it_was(
+    nats_server: NatsServer, link: NatsLink, interrupted: Callable[[NatsLink, NatsServer], object]
+) -> None:
+    """It tells nothing twice, and misses nothing."""
+    told: list[tuple[str, bytes | None]] = []
+    watch = await link.watch(TASKS, lambda entry: told.append((entry.key, entry.value)), history=True)
+    await watch.wait()
+    for n in range(3):
+        await link.put(TASKS, f"before-{n}", b"1")
+    with capture_logs() as logged:
+        await interrupted(link, nats_server)  # type: ignore[misc]
+        await put(link, TASKS, "after", b"1")
+
+        async def is_told() -> bool:
+            return ("after", b"1") in told and watch.age_s() == 0
+
+        await eventually(is_told)
+    assert [key for key, _ in told] == ["before-0", "before-1", "before-2", "after"]
+    assert "stream_went_back" not in [line["event"] for line in logged]
+
+
+async def test_what_is_told_is_as_old_as_the_server_is_silent(nats_server: NatsServer, link: NatsLink) -> None:
+    """A server that stalls counts as connected."""
+    watch = await link.watch(TASKS, lambda _: None)
+    await watch.wait()
+    assert watch.age_s() == 0
+    nats_server.pause()
+
+    async def is_old() -> bool:
+        return watch.age_s() > 0
+
+    await eventually(is_old)
+    assert link.is_connected
+    nats_server.go_on()
+
+    async def is_new() -> bool:
+        return watch.age_s() == 0
+
+    await eventually(is_new)
