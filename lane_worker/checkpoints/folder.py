@@ -40,7 +40,10 @@ class _AnyManifest(Struct, frozen=True):
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
-    """What a prepared folder holds; written last, so that a folder with one is whole."""
+    """What a prepared folder holds; written last, so that a folder with one is whole.
+
+    *tokens*: what the tokenizer made of some texts when it was prepared; none in folders of before that.
+    """
 
     format: int
     model: str
@@ -49,6 +52,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     prepared_at: datetime
     sources: tuple[SourceFile, ...]
     files: tuple[PreparedFile, ...]
+    tokens: dict[str, tuple[int, ...]] = {}
 
     @property
     def size_bytes(self) -> int:

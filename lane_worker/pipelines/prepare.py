@@ -61,16 +61,10 @@ from lane_worker.checkpoints.plan import (
     split_all_in_one,
     weights_stem,
 )
+from lane_worker.pipelines.tokens import PreparedTokenizer, load_faults, prepared_tokenizer
 
 STATE: Final = "progress.json"
 LOCK: Final = "lock"
-TOKENIZER_FILES: Final = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "spiece.model",
-    "added_tokens.json",
-)
 DTYPES: Final = {"BF16": torch.bfloat16, "F32": torch.float32}
 NAMES: Final = {
     torch.float32: "F32",
@@ -126,8 +120,7 @@ class Plan(Struct, frozen=True):
     source: Path
     sources: dict[str, Path]
     shards: tuple[tuple[Shard, ...], ...]
-    tokenizer: Path
-    tokenizer_class: str
+    tokenizer: PreparedTokenizer
 
     @property
     def size_bytes(self) -> int:
@@ -207,7 +200,7 @@ def plan(
     files = sorted({move.tensor.file for each in shards for shard in each for move in shard.moves})
     sources = {_name_of(Path(file), source, base): Path(file) for file in files}
     folder = _tokenizer_folder([root if root.is_dir() else root.parent, *([base] if base else [])], tokenizer)
-    return Plan(layout, source, sources, shards, folder, _tokenizer_class(layout, folder))
+    return Plan(layout, source, sources, shards, _tokenizer(layout, folder))
 
 
 def _name_of(file: Path, source: Path, base: Path | None) -> str:
@@ -312,21 +305,24 @@ def _tokenizer_folder(around: list[Path], given: Path | None) -> Path:
     )
 
 
-def _tokenizer_class(layout: Layout, folder: Path) -> str:
+def _tokenizer(layout: Layout, folder: Path) -> PreparedTokenizer:
     vocabulary = next(each.config["vocab_size"] for each in layout.components if each.name == "text_encoder")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        size = len(tokenizer)
+        tokenizer = prepared_tokenizer(folder)
     except Exception as error:  # of many kinds, by what is wrong with the files
         raise CheckpointRefused(
             f"{folder} holds a tokenizer that does not load ({_first_line(error)}); download {TOKENIZER_FOLDER} again"
         ) from error
-    if size > vocabulary:
+    if tokenizer.size > vocabulary:
         raise CheckpointRefused(
-            f"{folder} has {size} tokens and the text encoder {vocabulary}: it belongs to another model; give "
-            f"--tokenizer {TOKENIZER_FOLDER}"
+            f"{folder} has {tokenizer.size} tokens and the text encoder {vocabulary}: it belongs to another model; "
+            f"give --tokenizer {TOKENIZER_FOLDER}"
         )
-    return type(tokenizer).__name__
+    if tokenizer.faults:
+        raise CheckpointRefused(
+            f"{folder} is not the tokenizer of UMT5: {tokenizer.faults[0]}; give --tokenizer {TOKENIZER_FOLDER}"
+        )
+    return tokenizer
 
 
 def _first_line(error: Exception) -> str:
@@ -379,6 +375,7 @@ def prepare(
                 for each in sorted(state.sources, key=lambda each: each.name)
             ),
             files=tuple(sorted(files, key=lambda file: file.path)),
+            tokens=planned.tokenizer.tokens,
         )
         _write(part / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
         _remove_strays(part, manifest)
@@ -509,11 +506,9 @@ def _small_files(planned: Plan, part: Path) -> list[PreparedFile]:
             files[f"{component.name}/{weights_stem(component)}.safetensors.index.json"] = index_of(shards)
     files["scheduler/scheduler_config.json"] = _json(layout.scheduler)
     files["model_index.json"] = model_index(
-        layout, tokenizer=planned.tokenizer_class, diffusers_version=metadata.version("diffusers")
+        layout, tokenizer=planned.tokenizer.kind, diffusers_version=metadata.version("diffusers")
     )
-    for name in TOKENIZER_FILES:
-        if (planned.tokenizer / name).is_file():
-            files[f"tokenizer/{name}"] = (planned.tokenizer / name).read_bytes()
+    files.update({f"tokenizer/{name}": content for name, content in planned.tokenizer.files.items()})
     for path, content in files.items():
         (part / path).parent.mkdir(parents=True, exist_ok=True)
         _write(part / path, content)
@@ -648,10 +643,13 @@ def _sync_folder(folder: Path) -> None:
 
 def verify(folder: Path, layouts: tuple[Layout, ...], on_bytes: Callable[[int], None]) -> tuple[Manifest, list[str]]:
     """Everything that is wrong with a prepared folder: files against the manifest, then keys and shapes against the
-    configurations of this version. Raises CheckpointRefused where it is none.
+    configurations of this version, and what the tokenizer makes of some texts. Raises CheckpointRefused where it is
+    none.
     """
     manifest = read_manifest(folder)
     faults = [*quick_faults(folder, manifest), *content_faults(folder, manifest, on_bytes)]
+    if not any(fault.startswith("tokenizer/") for fault in faults):
+        faults += [f"tokenizer: {fault}" for fault in load_faults(folder / "tokenizer", manifest.tokens)]
     layout = next((each for each in layouts if (each.model, each.variant) == (manifest.model, manifest.variant)), None)
     if layout is None:
         return manifest, [*faults, f"this version of Warmlane knows no {manifest.model} {manifest.variant}"]
