@@ -121,7 +121,7 @@ def test_a_tokenizer_without_bytes_or_end_is_refused(model: bytes, tmp_path: Pat
     assert (planned.tokenizer.kind, planned.tokenizer.faults) == (AS_IT_IS, ())
     state = json.loads((folder / TOKENIZER_JSON).read_bytes())
     without = [pair for pair in state["model"]["vocab"] if pair[0] != "<0x52>"]
-    changes = {
+    changes: dict[str, Any] = {
         "it has no token for a part of 'A RED Fox'": {"model": {**state["model"], "vocab": without}},
         "it does not end '' with </s>": {"post_processor": None},
     }
