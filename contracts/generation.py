@@ -5,6 +5,7 @@ What width, height and frames are together is judged where the last of them stan
 No error repeats a prompt or an image.
 """
 
+import codecs
 import difflib
 import hashlib
 import json
@@ -162,13 +163,14 @@ def beside_image_bytes(body: bytes) -> int:
 
 
 def parse_body(body: bytes) -> dict[str, Any]:
-    """The JSON object in *body*. Raises MalformedBody on anything that is not exactly one, with distinct keys.
+    """The JSON object in *body*, behind a byte order mark if there is one. Raises MalformedBody on anything that is not
+    exactly one, with distinct keys.
 
     The standard library's parser is used because it shows duplicate keys; its leniencies (NaN, lone surrogates)
     are closed here.
     """
     try:
-        text = body.decode()
+        text = body.removeprefix(codecs.BOM_UTF8).decode()
         parsed = _decode(text)
         if text.count("{") + text.count("[") > NESTING_MAX and _nested_too_deeply(parsed):
             raise MalformedBody("nested too deeply")

@@ -1,7 +1,11 @@
-"""Input images as the gateway sees them: a data URI, a magic number and header dimensions. Nothing is decoded here."""
+"""Input images as the gateway sees them: a data URI, a magic number, dimensions, what is missing. Nothing is decoded.
+
+A file is taken as every viewer takes it: what is broken beside the picture is no reason to refuse it.
+"""
 
 import base64
 import binascii
+import re
 import struct
 from collections.abc import Iterator
 from typing import Final
@@ -13,6 +17,14 @@ JPEG_MAGIC: Final = b"\xff\xd8\xff"
 # Start-of-frame markers carry the size; C4, C8 and CC share their range and mean something else.
 JPEG_FRAME_MARKERS: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 JPEG_BARE_MARKERS: Final = frozenset(range(0xD0, 0xD9)) | {0x01}
+JPEG_SCAN: Final = 0xDA
+_JPEG_MARKER: Final = re.compile(rb"\xff[^\x00\xff]")
+_SPELLINGS: Final = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
+# By colour type (PNG, table 11.1).
+PNG_DEPTHS: Final = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+WEBP_PICTURES: Final = (b"VP8 ", b"VP8L", b"ANMF")
+# A photo of 8 MiB has about 1,000.
+CHUNKS_MAX: Final = 10_000
 
 
 class BadImage(ValueError):
@@ -28,15 +40,17 @@ class ImageHeader(Struct, frozen=True):
 
 
 def parse_data_uri(uri: str, *, max_bytes: int) -> tuple[str, bytes]:
-    """The media type and the content of a base64 data URI.
+    """The media type and the content of a base64 data URI, whose base64 may be wrapped into lines or lack its padding.
 
     Raises BadImage when it is no such URI, its base64 is broken, or it holds more than *max_bytes*.
     """
     head, comma, body = uri.partition(",")
-    scheme, _, declared = head.partition(":")
-    media_type, *options = declared.split(";")
-    if not comma or scheme.lower() != "data" or "base64" not in options:
+    scheme, _, declared = head.lower().partition(":")
+    media_type, *options = (part.strip() for part in declared.split(";"))
+    if not comma or scheme != "data" or "base64" not in options:
         raise BadImage("not a data URI with base64 content, such as data:image/png;base64,…")
+    body = "".join(body.split()).rstrip("=")
+    body += "=" * (-len(body) % 4)
     if len(body) > (max_bytes + 2) // 3 * 4:
         raise BadImage(f"more than {max_bytes} bytes")
     try:
@@ -45,11 +59,12 @@ def parse_data_uri(uri: str, *, max_bytes: int) -> tuple[str, bytes]:
         raise BadImage("its base64 is broken") from None
     if len(content) > max_bytes:
         raise BadImage(f"more than {max_bytes} bytes")
-    return media_type.lower(), content
+    return _SPELLINGS.get(media_type, media_type), content
 
 
 def read_header(content: bytes) -> ImageHeader:
-    """Media type and dimensions from the first bytes of a PNG, JPEG or WebP file. Raises BadImage."""
+    """Media type and dimensions of a PNG, JPEG or WebP file, of whose picture nothing is missing that its structure
+    shows. Raises BadImage."""
     if content.startswith(PNG_MAGIC):
         return _png(content)
     if content.startswith(JPEG_MAGIC):
@@ -65,39 +80,85 @@ def _header(media_type: str, width: int, height: int) -> ImageHeader:
     return ImageHeader(media_type, width, height)
 
 
+class Chunk(Struct, frozen=True):
+    """A chunk of a PNG or WebP: its kind, and where its data begins and ends, which may be behind the file's end."""
+
+    kind: bytes
+    start: int
+    end: int
+
+
+def png_chunks(content: bytes) -> Iterator[Chunk]:
+    """The chunks of a PNG up to `IEND`, or to where the file ends. Raises BadImage for more than CHUNKS_MAX."""
+    position = len(PNG_MAGIC)
+    for _ in range(CHUNKS_MAX):
+        if position + 8 > len(content):
+            return
+        length, kind = struct.unpack_from(">I4s", content, position)
+        yield Chunk(kind, position + 8, position + 8 + length)
+        if kind == b"IEND":
+            return
+        position += 12 + length  # with its checksum
+    raise BadImage(f"a PNG of more than {CHUNKS_MAX} chunks")
+
+
+def webp_chunks(content: bytes) -> Iterator[Chunk]:
+    """The chunks of a WebP, whatever length its header declares. Raises BadImage for more than CHUNKS_MAX."""
+    position = 12
+    for _ in range(CHUNKS_MAX):
+        if position + 8 > len(content):
+            return
+        kind, length = struct.unpack_from("<4sI", content, position)
+        yield Chunk(kind, position + 8, position + 8 + length)
+        position += 8 + length + length % 2
+    raise BadImage(f"a WebP of more than {CHUNKS_MAX} chunks")
+
+
 def _png(content: bytes) -> ImageHeader:
-    if len(content) < 24 or content[12:16] != b"IHDR":
+    chunks = png_chunks(content)
+    first = next(chunks, None)
+    if first is None or first.kind != b"IHDR" or first.end > len(content) or first.end - first.start != 13:
         raise BadImage("a PNG without a header")
-    width, height = struct.unpack(">II", content[16:24])
+    width, height, depth, colour, _, _, interlace = struct.unpack_from(">IIBBBBB", content, first.start)
+    if depth not in PNG_DEPTHS.get(colour, ()) or interlace > 1:
+        raise BadImage("a PNG with a header that no viewer knows")
+    data = [chunk for chunk in chunks if chunk.kind == b"IDAT"]
+    if not data or data[-1].end > len(content):
+        raise BadImage("a PNG that is cut short")
     return _header("image/png", width, height)
 
 
 def _jpeg(content: bytes) -> ImageHeader:
     for marker, start, end in _jpeg_segments(content):
+        if marker == JPEG_SCAN:
+            break
         if marker in JPEG_FRAME_MARKERS:
-            if end - start < 5:
+            if end - start < 6:
                 break
-            height, width = struct.unpack(">HH", content[start + 1 : start + 5])
+            bits, height, width = struct.unpack_from(">BHH", content, start)
+            if bits != 8:
+                raise BadImage(f"a JPEG of {bits} bits a colour; send one of 8")
             return _header("image/jpeg", width, height)
     raise BadImage("a JPEG without a frame header")
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
     position = 2
-    while position + 4 <= len(content) and content[position] == 0xFF:
-        marker = content[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-            continue
-        if marker in JPEG_BARE_MARKERS:
-            position += 2
-            continue
-        (length,) = struct.unpack(">H", content[position + 2 : position + 4])
-        end = position + 2 + length
-        if end > len(content):
+    for _ in range(CHUNKS_MAX):
+        # fill bytes, and what stands between two segments and is none, are passed over, as decoders do
+        found = _JPEG_MARKER.search(content, position)
+        if found is None or found.end() + 2 > len(content):
             return
-        yield marker, position + 4, end
-        position = end
+        marker = content[found.end() - 1]
+        if marker in JPEG_BARE_MARKERS:
+            position = found.end()
+            continue
+        (length,) = struct.unpack_from(">H", content, found.end())
+        position = found.end() + max(2, length)
+        if position > len(content):
+            return
+        yield marker, found.end() + 2, position
+    raise BadImage(f"a JPEG of more than {CHUNKS_MAX} segments before its picture")
 
 
 def _webp(content: bytes) -> ImageHeader:
@@ -113,4 +174,7 @@ def _webp(content: bytes) -> ImageHeader:
         height = int.from_bytes(body[8:10], "little") & 0x3FFF
     else:
         raise BadImage("a WebP without a header")
+    pictures = [chunk for chunk in webp_chunks(content) if chunk.kind in WEBP_PICTURES]
+    if not pictures or pictures[0].end > len(content):
+        raise BadImage("a WebP that is cut short")
     return _header("image/webp", width, height)

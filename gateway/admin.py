@@ -30,7 +30,7 @@ from gateway.admin_views import (
     queue_view,
     running_view,
 )
-from gateway.body import read_body
+from gateway.body import read_body, require_json
 from gateway.key_board import Caller
 from gateway.lane_board import MODES, LaneMode
 from gateway.openapi import KeyedOperation, ModeOperation, problem_responses
@@ -101,9 +101,7 @@ async def put_mode(request: _Request, services: _Services, model: FromPath[str])
     """
     body = await read_body(request, max_bytes=MODE_MAX_BYTES)
     name = _entry(services, model).name
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise ProblemError("unsupported_media_type", "send the switch as application/json")
+    require_json(request)
     mode = _mode(body)
     request.auth.take()
     key = control_key(name)

@@ -33,3 +33,17 @@ async def read_body(request: Request[Any, Any, Any], *, max_bytes: int = MAX_BOD
             raise HTTPException(status_code=413)
         if not event.get("more_body", False):
             return b"".join(chunks)
+
+
+def require_json(request: Request[Any, Any, Any]) -> None:
+    """Raises the problem `unsupported_media_type` unless the body is declared as JSON, and as nothing around it."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise ProblemError("unsupported_media_type", "send it as application/json")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise ProblemError(
+            "unsupported_media_type",
+            f"send it as it is, without Content-Encoding: {encoding[:32]}",
+            headers={"Accept-Encoding": "identity"},
+        )

@@ -22,7 +22,7 @@ from contracts.topology import DEGRADED_MAX_MSGS
 from gateway.access import Turn, needs
 from gateway.admission import KeyReused, Overloaded
 from gateway.answers import JsonAnswer
-from gateway.body import COSTLY_BYTES, read_body
+from gateway.body import COSTLY_BYTES, read_body, require_json
 from gateway.hold import CallerGone
 from gateway.key_board import Caller
 from gateway.openapi import GenerateOperation, problem_responses
@@ -85,9 +85,7 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
     is_costly = len(body) > COSTLY_BYTES
     if is_costly:
         request.auth.take()
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise ProblemError("unsupported_media_type", "send the request as application/json")
+    require_json(request)
     key = request.headers.get("idempotency-key")
     if key is not None and not _KEY.fullmatch(key):
         raise ProblemError("invalid_query", "Idempotency-Key: 1 to 255 printable ASCII characters without blanks")

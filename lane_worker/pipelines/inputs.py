@@ -1,15 +1,15 @@
 """The input image: decoded here, in the child, within limits that the gateway's look at the header had set."""
 
 import hashlib
-import io
 import warnings
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from contracts.tasks import ImageReference
+from lane_worker.pipelines.pictures import load_picture, open_picture
 
 # Above any limit of the settings: what stands between a forged reference and the memory of the child.
 MAX_PIXELS: Final = 1 << 26
@@ -59,12 +59,11 @@ def _decode(content: bytes, reference: ImageReference) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=[kind]) as image:
+            with open_picture(content, kind) as image:
                 # known from the header alone: nothing is decoded before it is known to fit
                 size = image.size
                 if size == (reference.width, reference.height):
-                    image.load()
-                    return _as_rgb(ImageOps.exif_transpose(image))
+                    return _as_rgb(load_picture(image, content, kind))
     except MemoryError:
         raise
     except Exception as error:

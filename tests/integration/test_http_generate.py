@@ -126,6 +126,8 @@ async def test_a_wrong_request_is_422_and_nothing_is_written(
         pytest.param(b"[]", {}, 400, "malformed_body", id="array"),
         pytest.param(b"", {}, 400, "malformed_body", id="empty"),
         pytest.param(b"{}", {"content-type": "text/plain"}, 415, "unsupported_media_type", id="text"),
+        pytest.param(b"{}", {"content-encoding": "gzip"}, 415, "unsupported_media_type", id="gzip"),
+        pytest.param(b"\x1f\x8b", {"content-encoding": "GZIP"}, 415, "unsupported_media_type", id="gzipped"),
         pytest.param(b"{}", {"idempotency-key": "two words"}, 400, "invalid_query", id="key"),
         pytest.param(b"x" * (12 * 1024 * 1024 + 1), {}, 413, "body_too_large", id="large"),
         pytest.param(

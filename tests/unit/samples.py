@@ -2,11 +2,13 @@
 
 import base64
 import io
+import struct
 from typing import Any
 
 from msgspec.structs import replace
 from PIL import Image
 
+from contracts.images import PNG_MAGIC
 from contracts.settings import Catalog, Enforcement, load_settings
 
 
@@ -23,6 +25,12 @@ def picture(kind: str, size: tuple[int, int] = (33, 21), *, mode: str = "RGB", *
     image.putpixel((0, 0), (255,) * len(image.getbands()))
     image.save(content, kind, **options)
     return content.getvalue()
+
+
+def png_of(width: int, height: int) -> bytes:
+    """As much of a PNG as the gateway looks at: a header, and where its data would be."""
+    header = struct.pack(">I4sIIBBBBB", 13, b"IHDR", width, height, 8, 2, 0, 0, 0) + b"\0" * 4
+    return PNG_MAGIC + header + b"\0\0\0\0IDAT"
 
 
 def data_uri(content: bytes, media_type: str = "image/png") -> str:

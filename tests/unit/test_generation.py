@@ -1,7 +1,7 @@
+import codecs
 import hashlib
 import json
 import math
-import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,7 +26,6 @@ from contracts.generation import (
     validate,
 )
 from contracts.geometry import most_frames
-from contracts.images import PNG_MAGIC
 from contracts.settings import (
     Catalog,
     ImageField,
@@ -36,7 +35,7 @@ from contracts.settings import (
     TextField,
     VideoGenerationConstraints,
 )
-from tests.unit.samples import catalog, data_uri, picture
+from tests.unit.samples import catalog, data_uri, picture, png_of
 
 PROFILES = ("tiny", "production")
 MODELS = ("anisora", "phr00t")
@@ -467,10 +466,6 @@ def test_a_long_field_name_is_not_repeated() -> None:
 # Images
 
 
-def png_of(width: int, height: int) -> bytes:
-    return PNG_MAGIC + struct.pack(">I4sII", 13, b"IHDR", width, height)
-
-
 @pytest.mark.parametrize(
     ("image", "told"),
     [
@@ -709,3 +704,10 @@ def test_the_longest_texts_that_the_settings_allow_find_room() -> None:
     written = json.dumps(body | texts | {"model": "phr00t"}).encode()
     assert beside_image_bytes(written) <= beside_image_max_bytes(running)
     assert validate(parse_body(written), running).prompt == texts["prompt"]
+
+
+def test_a_byte_order_mark_is_passed_over() -> None:
+    body = json.dumps(least("phr00t")).encode()
+    assert parse_body(codecs.BOM_UTF8 + body) == parse_body(body)
+    with pytest.raises(MalformedBody):
+        parse_body(2 * codecs.BOM_UTF8 + body)
