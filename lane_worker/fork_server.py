@@ -7,7 +7,7 @@ import click
 
 from lane_worker.runtime.allocator import AllocatorMisconfigured
 from lane_worker.runtime.host import FORK_SERVER, host_environment
-from ops.fork_socket import SHARED_FORK_SERVER, can_listen, remove
+from ops.fork_socket import SHARED_FORK_SERVER, can_listen, is_answered, remove
 
 
 @click.command(
@@ -33,6 +33,8 @@ def command(socket: Path) -> None:
             "write to",
             param_hint="SOCKET",
         )
+    if is_answered(socket):
+        raise click.ClickException(f"another fork server answers at {socket}; stop it, or choose another path")
     try:
         environment = host_environment(os.environ)
     except AllocatorMisconfigured as error:

@@ -34,10 +34,27 @@ def can_listen(path: Path) -> bool:
     return True
 
 
+def is_answered(path: Path) -> bool:
+    """Whether a process listens at *path*, or will when it has imported: the kernel tells, a file does not."""
+    return any(_connects(name) for name in (path, importing(path)))
+
+
 def remove(path: Path) -> None:
     """Removes what a fork server left that was killed."""
     for name in (path, importing(path)):
         name.unlink(missing_ok=True)
+
+
+def _connects(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as trial:
+        trial.setblocking(False)
+        try:
+            trial.connect(str(path))
+        except BlockingIOError:  # so many wait for it already
+            return True
+        except OSError:
+            return False
+    return True
 
 
 def _listen(path: Path) -> socket.socket:

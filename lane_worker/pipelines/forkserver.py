@@ -97,7 +97,9 @@ def _next_worker(listener: socket.socket) -> socket.socket:
 
 def _adopt(control: socket.socket) -> None:
     """Makes this fork the fork server of the worker at the other end of *control*: it prints where the worker does."""
-    _, descriptors, _, _ = socket.recv_fds(control, 1, 2)
+    body, descriptors, _, _ = socket.recv_fds(control, 1, 2)
+    if not body:  # one who only looked whether somebody answers
+        sys.exit()
     for number, descriptor in enumerate(descriptors, start=1):
         os.dup2(descriptor, number)
         os.close(descriptor)

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from lane_worker.fork_server import command
 from lane_worker.runtime.host import FORK_SERVER
+from ops.fork_socket import importing, listen
 from ops.nats_access import ROLES, password_variable
 
 
@@ -25,6 +26,19 @@ def test_it_becomes_the_fork_server_without_a_password(tmp_path: Path, monkeypat
     assert "secret" not in environment.values()
     assert "expandable_segments:True" in environment["PYTORCH_ALLOC_CONF"]
     assert not left.exists(), "the socket of an earlier run would be taken for one that answers"
+
+
+@pytest.mark.parametrize("is_ready", [True, False])
+def test_one_that_lives_is_not_put_aside(is_ready: bool, tmp_path: Path) -> None:
+    """It would go on for ever, and no worker find it."""
+    path = tmp_path / "forks"
+    with listen(path):
+        if is_ready:
+            importing(path).replace(path)
+        result = CliRunner().invoke(command, [str(path)])
+        assert result.exit_code == 1
+        assert "another fork server answers" in result.output
+        assert path.exists() is is_ready
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
