@@ -305,6 +305,14 @@ def bodies(models: Sequence[Model], count: int) -> Iterator[dict[str, Any]]:
         yield body
 
 
+def no_picture(error: ImportError) -> click.ClickException:
+    """What a user is told who has no Pillow."""
+    return click.ClickException(
+        f"a model of this profile needs a picture, and {error.name} is not installed; "
+        "pip install -e '.[demo]' in the checkout"
+    )
+
+
 def gradient_uri() -> str:
     """A small picture, for models that demand one. Raises ImportError without Pillow."""
     from PIL import Image
@@ -437,9 +445,12 @@ def command(ctx: click.Context, /, count: int, out: Path, degraded: bool, fallba
             wait_for_workers(console, client, degraded=False)
             wait_for_workers(console, client, degraded=True)
             try:
-                ctx.exit(0 if tell(console, client, client.settings().models[0].name) else 1)
+                (body,) = bodies(client.settings().models[:1], 1)
+                ctx.exit(0 if tell(console, client, body) else 1)
             except KeyboardInterrupt:
                 ctx.exit(INTERRUPTED)
+            except ImportError as error:
+                raise no_picture(error) from error
     runs: list[Run] = []
     interrupted = False
     with gateway.client() as client:
@@ -459,10 +470,7 @@ def command(ctx: click.Context, /, count: int, out: Path, degraded: bool, fallba
         except KeyboardInterrupt:
             interrupted = True
         except ImportError as error:
-            raise click.ClickException(
-                f"a model of this profile needs a picture, and {error.name} is not installed; "
-                "pip install -e '.[demo]' in the checkout"
-            ) from error
+            raise no_picture(error) from error
         except OSError as error:
             raise click.ClickException(f"cannot write to --out {out}: {error}") from error
     if runs:

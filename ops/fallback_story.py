@@ -4,8 +4,8 @@ import contextlib
 import signal
 import time
 import uuid
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import click
 import psutil
@@ -82,11 +82,12 @@ def is_told(since_kill: Sequence[Scene]) -> bool:
     return len(since_kill) > AFTER and all(scene.route == "lane" for scene in since_kill[-AFTER:])
 
 
-def tell(console: Console, client: Client, model: str) -> bool:
-    """Tells the story for *model* and returns whether it ended well.
+def tell(console: Console, client: Client, body: Mapping[str, Any]) -> bool:
+    """Tells the story for the model of *body*, which is sent again and again, and returns whether it ended well.
 
     Raises click.ClickException where no lane is warm, or it is no process of this machine.
     """
+    model = str(body["model"])
     lane = _warm_lane(client, model)
     victim = _process_of(lane)
     console.print(f"{lane.worker} is warm and serves {model}", highlight=False)
@@ -99,8 +100,8 @@ def tell(console: Console, client: Client, model: str) -> bool:
         console.print(f"{len(scenes):3}  {route}: {scene.outcome} in {scene.took_s:.2f} s", highlight=False)
 
     for _ in range(BEFORE):
-        show(_end(client, _begin(client, model), time.monotonic()))
-    in_hand, in_hand_s = _begin(client, model), time.monotonic()
+        show(_end(client, _begin(client, body), time.monotonic()))
+    in_hand, in_hand_s = _begin(client, body), time.monotonic()
     _await_claim(client, in_hand)
     victim.send_signal(signal.SIGKILL)
     killed_s = time.monotonic()
@@ -109,7 +110,7 @@ def tell(console: Console, client: Client, model: str) -> bool:
     console.print(f"routing moved {time.monotonic() - killed_s:.2f} s later", highlight=False)
     while not is_told(scenes[BEFORE:]) and time.monotonic() - killed_s < RECOVER_WITHIN_S:
         sent_s = time.monotonic()
-        show(_end(client, _begin(client, model), sent_s))
+        show(_end(client, _begin(client, body), sent_s))
         time.sleep(PAUSE_S)
     console.print("and the request that it had in hand:", highlight=False)
     show(_end(client, in_hand, in_hand_s))
@@ -144,8 +145,7 @@ def _await_move(client: Client, model: str, lane: Lane) -> None:
         time.sleep(LOOK_S)
 
 
-def _begin(client: Client, model: str) -> tuple[Task, str] | Refused:
-    body = {"model": model, "prompt": "a lamp that goes out and on again"}
+def _begin(client: Client, body: Mapping[str, Any]) -> tuple[Task, str] | Refused:
     try:
         return client.submit(body, idempotency_key=str(uuid.uuid4()))
     except Refused as error:

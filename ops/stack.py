@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from contracts.lanes import LaneHeartbeat, LaneState, decode_heartbeat, decode_leadership
-from contracts.settings import Catalog, SettingsError, load_settings
+from contracts.settings import Catalog, ModelEntry, SettingsError, load_settings
 from contracts.topology import LANES, LEADER
 from contracts.wire import Unreadable
 from ops.background import Background
@@ -75,6 +75,9 @@ FORKS_LISTEN_S: Final = 5.0
 # What can be warm is warm, when every lane is in one of these.
 SETTLED: Final = DENIED | {LaneState.WARM, LaneState.CRASH_LOOPING}
 COLOURS: Final = {LaneState.WARM: "green", LaneState.CRASH_LOOPING: "red"}
+# What `curl` asks for once waits a minute: enough for what may take so long at most, since that is far from usual.
+CURL_WAITS_FOR_S: Final = 600.0
+PICTURE: Final = "PICTURE.png"
 PROMPTS: Final = ("a red fox in fresh snow", "a paper boat on a quiet lake", "a lantern in the rain")
 
 
@@ -353,14 +356,22 @@ class Stack:
         models = [model for model, count in self._lanes.items() if count] or list(self._catalog.models)
         self._say(f"ready in {time.monotonic() - self._begun_s:.1f} s; paste one of these, then open the .mp4:")
         for model, prompt in zip(models, PROMPTS * len(models), strict=False):
-            self._console.print(
-                curl_lines(self.url, model, prompt, needs_key=self._needs_key),
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
-        program, *rest = warmlane_command("demo", *([] if self.url == DEFAULT_URL else ["--url", self.url]))
-        self._say(f"or: {shlex.join([os.path.relpath(program), *rest])}   ·   Ctrl-C stops everything")
+            entry = self._catalog.models[model]
+            if entry.constraints.image.presence == "required" or entry.timeouts.total_s > CURL_WAITS_FOR_S:
+                lines = self._submit_line(entry, prompt)
+            else:
+                lines = curl_lines(self.url, model, prompt, needs_key=self._needs_key)
+            self._console.print(lines, markup=False, highlight=False, soft_wrap=True)
+        self._say(f"or: {self._command('demo')}   ·   Ctrl-C stops everything")
+
+    def _submit_line(self, entry: ModelEntry, prompt: str) -> str:
+        """One line that waits as long as it takes, with a place for the picture where the model needs one."""
+        picture = ["--image", PICTURE] if entry.constraints.image.presence == "required" else []
+        return f"  {self._command('submit', entry.name, prompt, *picture, '--out', f'{entry.name}.mp4')}"
+
+    def _command(self, *words: str) -> str:
+        program, *rest = warmlane_command(*words, *([] if self.url == DEFAULT_URL else ["--url", self.url]))
+        return shlex.join([os.path.relpath(program), *rest])
 
     def _on_death(self, process: Process, status: int, wait_s: float) -> None:
         how = f"signal {-status}" if status < 0 else f"status {status}"
