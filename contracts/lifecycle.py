@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 from msgspec.structs import replace
 
 from contracts.tasks import (
+    HANDED_BACK_MAX,
     TIMELINE_MAX,
     FailureCode,
     GenerationTask,
@@ -19,6 +20,9 @@ from contracts.tasks import (
     TimelineEntry,
     VideoFile,
 )
+
+# In a timeline: the owner was told to go, and gave the task back.
+HANDED_BACK: Final = "handed_back"
 
 
 class TaskEvent(StrEnum):
@@ -87,18 +91,29 @@ def renew(task: GenerationTask, *, progress: Progress, lease_s: float, now: date
     return replace(task, progress=progress, lease_expires_at=now + timedelta(seconds=lease_s))
 
 
-def release_lease(task: GenerationTask, *, reason: str, now: datetime) -> GenerationTask:
-    """The owner cannot go on: the lease ends now, and the sweeper decides what follows."""
+def release_lease(task: GenerationTask, *, reason: str, now: datetime, on_purpose: bool = False) -> GenerationTask:
+    """The owner cannot go on: the lease ends now, and the sweeper decides what follows.
+
+    *on_purpose*: because it was told to go, which costs the task no attempt, HANDED_BACK_MAX times.
+    """
     if task.status is not TaskStatus.PROCESSING:
         raise IllegalTransition(f"task {task.id} is {task.status}: it has no lease")
+    if on_purpose:
+        handed_back = min(HANDED_BACK_MAX, task.handed_back + 1)
+        return with_event(replace(task, lease_expires_at=now, handed_back=handed_back), HANDED_BACK, now, reason)
     return with_event(replace(task, lease_expires_at=now), "lease_released", now, reason)
+
+
+def was_handed_back(task: GenerationTask) -> bool:
+    """Whether the last thing that happened to *task* is that its owner, told to go, gave it back."""
+    return bool(task.timeline) and task.timeline[-1].event == HANDED_BACK
 
 
 def requeue(
     task: GenerationTask, *, route: Literal["lane", "degraded"], decision: RoutingDecision, wait_s: float, now: datetime
 ) -> GenerationTask:
-    """processing → pending at the next epoch, on *route*: the worker was lost and attempts are left."""
-    detail = f"{task.worker} was lost in attempt {task.attempt}"
+    """processing → pending at the next epoch, on *route*: the worker was lost, or left, and attempts are left."""
+    detail = f"{task.worker} {'left' if was_handed_back(task) else 'was lost'} in attempt {task.attempt}"
     return _place(task, TaskEvent.REQUEUE, detail, route=route, decision=decision, wait_s=wait_s, now=now)
 
 

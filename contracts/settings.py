@@ -7,7 +7,7 @@ half-understood settings. `InferenceSettings.catalog(profile)` is what the proce
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -285,6 +285,7 @@ class Windows(_Strict, frozen=True):
     """The protocol's times, in seconds (design §4, §6).
 
     On the degraded queue the wait ends *degraded_margin_s* before the limit: timers come late, by up to 0.25 s.
+    *drain_s* is `drains_s`, where it is not None.
     """
 
     wait_limit_s: float
@@ -294,11 +295,16 @@ class Windows(_Strict, frozen=True):
     heartbeat_s: float
     health_timeout_s: float
     reconnect_grace_s: float
-    drain_s: float
+    drain_s: float | None = None
 
     def wait_s(self, route: Literal["lane", "degraded"]) -> float:
         """For how long a task may wait on *route*."""
         return self.wait_limit_s - (self.degraded_margin_s if route == "degraded" else 0.0)
+
+    def drains_s(self, models: Iterable["ModelEntry"]) -> float:
+        """For how long a worker of *models* that is told to go may finish the task in hand, before it hands it back:
+        as long as an inference of any of them may take."""
+        return max((entry.timeouts.total_s for entry in models), default=0.0) if self.drain_s is None else self.drain_s
 
 
 class Warmth(_Strict, frozen=True):
@@ -494,7 +500,7 @@ def _mistakes(settings: InferenceSettings) -> Iterator[str]:
     if settings.lane_queue_max_msgs < 1:
         yield "$.lane_queue_max_msgs: at least 1"
     for name, value_s in msgspec.structs.asdict(settings.windows).items():
-        if not 0 < value_s < float("inf"):
+        if value_s is not None and not 0 < value_s < float("inf"):
             yield f"$.windows.{name}: more than 0 seconds"
     for name, limit in msgspec.structs.asdict(settings.warmth).items():
         if not 0 <= limit < float("inf"):

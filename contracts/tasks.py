@@ -11,6 +11,8 @@ from msgspec import Meta, Struct
 from contracts.wire import RECORD_MAX_BYTES, Counted, Moment, Token, Unreadable, check_age, decode
 
 TIMELINE_MAX: Final = 24
+# So many workers in a row may be told to go while they run a task, at no cost to it; each one more costs an attempt.
+HANDED_BACK_MAX: Final = 10
 
 
 class TaskStatus(StrEnum):
@@ -204,7 +206,8 @@ class TimelineEntry(Struct, frozen=True, kw_only=True, gc=False):
 class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     """One generation, from acceptance to its single end. Moved by compare-and-set only (design §4).
 
-    *epoch* grows by one with every new placement; *attempt* counts claims; *owner* is the nonce of the worker
+    *epoch* grows by one with every new placement; *attempt* counts claims, *handed_back* those of them that a worker
+    gave back because it was told to go, up to HANDED_BACK_MAX; *owner* is the nonce of the worker
     process that holds it; *deadline_at* is the end of the wait for a worker; *lease_expires_at* is when a silent
     owner loses it. *promised*: a client was given the id, so that only its cancel may take the task back, and not a
     connection that closes. *withdrawn*: every caller had hung up before any of them was given it. *replaced*: what
@@ -224,6 +227,7 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     deadline_at: Moment
     caller: str = "anonymous"
     attempt: Counted = 0
+    handed_back: Counted = 0
     owner: str | None = None
     worker: str | None = None
     decision: RoutingDecision | None = None
@@ -245,6 +249,11 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     def message_id(self) -> str:
         """The duplicate key of this placement's queue message (`Nats-Msg-Id`)."""
         return f"{self.id}.{self.epoch}"
+
+    @property
+    def lost_attempts(self) -> int:
+        """How many of its claims count against the limit: all but those that were handed back."""
+        return self.attempt - self.handed_back
 
     @property
     def was_refused(self) -> bool:

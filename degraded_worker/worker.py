@@ -56,7 +56,7 @@ class DegradedWorker:
         tolerances: Tolerances = MEASURED,
         oom_snapshots: int = 0,
     ) -> None:
-        self._models = tuple(models)
+        self._models = models
         self._windows = windows
         self._renew_after = warmth.renew_after_failures
         self._name, self._slot = name, slot
@@ -97,7 +97,7 @@ class DegradedWorker:
         self._leader = Leader(link, worker=name, owner=owner, slot=slot)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serves whenever it leads, until *stop*; then finishes the task in hand within `windows.drain_s` and leaves.
+        """Serves whenever it leads, until *stop*; then finishes the task in hand within `windows.drains_s` and leaves.
 
         Raises TransportUnavailable when the server is away at the start.
         """
@@ -117,7 +117,12 @@ class DegradedWorker:
             if displaying.done():
                 await displaying  # a quarantine would not be stored: fail, and be started again
             if not serving.done():
-                await drain(serving, drain_s=self._windows.drain_s, leave=self._runner.leave)
+                await drain(
+                    serving,
+                    drain_s=self._windows.drains_s(self._models.values()),
+                    leave=self._runner.leave,
+                    kill=self._host.kill,
+                )
             if not serving.cancelled():
                 await serving
             await self._display.leave()

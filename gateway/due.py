@@ -25,7 +25,7 @@ class Fail(Struct, frozen=True):
 
 
 class Requeue(Struct, frozen=True):
-    """The owner is gone and attempts are left: back to the queue at the next epoch."""
+    """The owner is gone, lost or by order, and attempts are left: back to the queue at the next epoch."""
 
 
 class Reroute(Struct, frozen=True):
@@ -66,7 +66,7 @@ def due_action(
     4. Pending, not overdue: Republish.
     5. Processing, lease live: SetTimer at its end.
     6. Processing, lease over, but this sweeper was cut off lately (so the owner may have been too): SetTimer later.
-    7. Processing, lease over, attempts left: Requeue.
+    7. Processing, lease over, attempts left, of which those that were handed back are none: Requeue.
     8. Processing, lease over, none left: Fail(worker_lost).
     """
     if task is None:  # 1
@@ -86,6 +86,8 @@ def due_action(
         return SetTimer("lease", task.lease_expires_at)
     if unbroken_s < windows.reconnect_grace_s:  # 6
         return SetTimer("lease", now + timedelta(seconds=windows.reconnect_grace_s))
-    if task.attempt < attempts:  # 7
+    if task.lost_attempts < attempts:  # 7
         return Requeue()
-    return Fail(FailureCode.WORKER_LOST, f"{task.attempt} workers were lost while running it; submit it again")  # 8
+    return Fail(
+        FailureCode.WORKER_LOST, f"{task.lost_attempts} workers were lost while running it; submit it again"
+    )  # 8

@@ -218,8 +218,11 @@ class Sweeper:
         wait_s = self._catalog.windows.wait_s(route)
         task = lifecycle.requeue(snapshot.task, route=route, decision=decision, wait_s=wait_s, now=now)
         moved = await self._store(task, snapshot.revision, now)
-        metrics.tasks_requeued.add(task.model)
-        log.warning("task_requeued", task_id=task.id, lost=snapshot.task.worker, attempt=task.attempt)
+        if lifecycle.was_handed_back(snapshot.task):
+            log.info("task_requeued", task_id=task.id, left=snapshot.task.worker, attempt=task.attempt)
+        else:
+            metrics.tasks_requeued.add(task.model)
+            log.warning("task_requeued", task_id=task.id, lost=snapshot.task.worker, attempt=task.attempt)
         return await self._place_again(moved, now)
 
     async def _place_again(self, moved: Snapshot, now: datetime) -> Snapshot:

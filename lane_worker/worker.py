@@ -138,7 +138,7 @@ class LaneWorker:
         self._idle_since_s = 0.0
 
     async def run(self, stop: asyncio.Event, *, for_quota: asyncio.Event | None = None) -> None:
-        """Serves until *stop*; then finishes the task in hand within `windows.drain_s`, releases and leaves.
+        """Serves until *stop*; then finishes the task in hand within `windows.drains_s`, releases and leaves.
 
         A load that is under way then is given up. Where *for_quota* is set by then, it says from its next word on that
         it leaves for a quota.
@@ -166,7 +166,12 @@ class LaneWorker:
             if stop.is_set():
                 self._drains(for_quota is not None and for_quota.is_set())
             if self._loop.in_hand is not None or self._is_loaded():
-                await drain(serving, drain_s=self._windows.drain_s, leave=self._runner.leave)
+                await drain(
+                    serving,
+                    drain_s=self._windows.drains_s([self._model]),
+                    leave=self._runner.leave,
+                    kill=self._host.kill,
+                )
             else:
                 await end(serving)
             if not serving.cancelled():

@@ -266,7 +266,7 @@ class Stack:
     ) -> None:
         self._draining = True
         self._say("draining: the tasks in hand are finished (Ctrl-C again stops at once)")
-        within_s = self._catalog.windows.drain_s + DRAIN_EXTRA_S
+        within_s = self._catalog.windows.drains_s(self._catalog.models.values()) + DRAIN_EXTRA_S
 
         async def kill_in_a_hurry() -> None:
             await hurry.wait()

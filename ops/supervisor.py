@@ -68,8 +68,8 @@ from ops.telemetry import Listen, exporting
 DENIAL_RETRY_S: Final = 5.0
 # While the server is away, what is to be said is tried so often.
 RETRY_S: Final = 0.2
-# Beyond the lanes' own bound on a drain, they are killed.
-DRAIN_EXTRA_S: Final = 10.0
+# A lane whose drain is over stops its task, hands it back and lets go of its card. So long after it, it is killed.
+DRAIN_EXTRA_S: Final = 40.0
 WAS_WARM: Final = frozenset({LaneState.WARM, LaneState.BUSY})
 
 log = structlog.get_logger("supervisor")
@@ -159,13 +159,22 @@ class Supervisor:
     """Starts, stops and denies as `plan` says, and speaks for lanes that do not speak for themselves."""
 
     def __init__(
-        self, link: NatsLink, provider: LaneProvider, wanted: Sequence[Want], quota: Quota, windows: Windows
+        self,
+        link: NatsLink,
+        provider: LaneProvider,
+        wanted: Sequence[Want],
+        quota: Quota,
+        windows: Windows,
+        *,
+        drain_s: float,
     ) -> None:
+        """*drain_s* is the longest drain of the wanted lanes."""
         self._link = link
         self._provider = provider
         self._wanted = wanted
         self._quota = quota
         self._windows = windows
+        self._leaves_within_s = drain_s + DRAIN_EXTRA_S
         self._lanes = {want.name: Supervised(want) for want in wanted}
         self._by_key = {lane.key: lane for lane in self._lanes.values()}
         self._lost_starts = LostStarts(link)
@@ -218,7 +227,7 @@ class Supervisor:
 
     async def _stop(self, lane: Supervised) -> None:
         assert lane.granted is not None
-        await lane.granted.stop(within_s=self._windows.drain_s + DRAIN_EXTRA_S, leaving_for="quota")
+        await lane.granted.stop(within_s=self._leaves_within_s, leaving_for="quota")
         lane.granted, lane.stopping = None, False
         self._ask_again()
 
@@ -304,8 +313,7 @@ class Supervisor:
                 lane.kill()
 
         killing = asyncio.create_task(kill())
-        within_s = self._windows.drain_s + DRAIN_EXTRA_S
-        await asyncio.gather(*(lane.stop(within_s=within_s) for lane in granted))
+        await asyncio.gather(*(lane.stop(within_s=self._leaves_within_s) for lane in granted))
         await end(killing)
         with contextlib.suppress(TransportUnavailable):  # what was said ages out
             await self._clear_up()
@@ -387,8 +395,10 @@ def command(
                     )
                     for model in {want.model for want in wanted}:
                         lane_deaths.begin(model)
+                    drain_s = catalog.windows.drains_s(catalog.models.values())
+                    supervisor = Supervisor(link, provider, wanted, limits, catalog.windows, drain_s=drain_s)
                     async with telling_of(link):
-                        await Supervisor(link, provider, wanted, limits, catalog.windows).run(stop, hurry)
+                        await supervisor.run(stop, hurry)
             finally:
                 await link.close()
 

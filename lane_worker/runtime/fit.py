@@ -4,6 +4,7 @@ The arithmetic is in `contracts/fit.py`; here it meets the folder, the packages 
 """
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Final, Literal
 
@@ -12,6 +13,7 @@ from msgspec import Struct
 
 from contracts import fit
 from contracts.settings import Checkpoint, ModelEntry
+from lane_worker.runtime.kernels import BACKENDS, BuildPlace, cannot_build
 from ops.memory import Reading, available_bytes, total_bytes
 from ops.weights import MODEL_INDEX, WeightsUnreadable, missing_folder, weights_of
 
@@ -66,19 +68,16 @@ class Demand(Struct, frozen=True):
         """What no waiting would change; *reading* is the slot's memory, None where it cannot be read.
 
         1. There is no folder, and no recipe to make one.
-        2. The attention backend's package is not installed.
+        2. The attention backend's package is not installed, or its kernels cannot be built here.
         3. The slot is too small, even when all of it is free.
         4. The host is too small for the weights that are not on the card, even when nothing else uses it.
         """
         if self.checkpoint.random_weights is None and not (self.folder / MODEL_INDEX).is_file():  # 1
             return Refusal("storage_failed", missing_folder(self.model, self.folder))
-        package = PACKAGES.get(self.checkpoint.attention_backend)
-        if package is not None and importlib.util.find_spec(package) is None:  # 2
-            return Refusal(
-                "storage_failed",
-                f"the attention backend {self.checkpoint.attention_backend} needs the package {package}, which is not "
-                f"installed: install it, or set checkpoint.attention_backend of {self.model} to native",
-            )
+        objection = _backend_objection(self.checkpoint.attention_backend)
+        if objection is not None:  # 2
+            instead = f"or set checkpoint.attention_backend of {self.model} to native"
+            return Refusal("storage_failed", f"{objection}, {instead}")
         if reading is None:
             return None
         text = fit.never_fits(  # 3
@@ -107,3 +106,15 @@ class Demand(Struct, frozen=True):
             return None
         text = fit.host_shortage(self.need, free_bytes=free_bytes)
         return None if text is None else Refusal("out_of_memory", f"{self.model} is not loaded: {text}")
+
+
+def _backend_objection(backend: str) -> str | None:
+    package = PACKAGES.get(backend)
+    if package is not None and importlib.util.find_spec(package) is None:
+        return f"the attention backend {backend} needs the package {package}, which is not installed: install it"
+    if backend not in BACKENDS:
+        return None
+    why_not = cannot_build(BuildPlace.of(os.environ))
+    return (
+        why_not and f"the attention backend {backend} has Triton build its kernels, which it cannot do here: {why_not}"
+    )

@@ -110,13 +110,13 @@ class HostRunner:
             swap = await loading
         except Quarantined as error:
             await self._account(task, "quarantined", None)
-            return GaveUp(str(error))
+            return self._gave_up(str(error))
         except LoadTimedOut:
             message = "the model took too long to load; submit it again later"
             return await self._failed(task, FailureCode.INFERENCE_TIMEOUT, message, None, self._residence.last_swap)
         except HostLost as error:
             await self._account(task, "host_lost", None)
-            return GaveUp(str(error))
+            return self._gave_up(str(error))
         except LoadFailed as error:
             failure = error.failure
             log.error("load_failed", task_id=task.id, model=task.model, code=failure.code, error=failure.message)
@@ -212,10 +212,14 @@ class HostRunner:
             case Lost():
                 self.streak = failed(self.streak)
                 await self._account(task, "host_lost", None)
-                return GaveUp(outcome.reason)
+                return self._gave_up(outcome.reason)
 
     def _stopped_result(self) -> Stopped | GaveUp:
-        return Stopped() if self._leaving is None else GaveUp(self._leaving)
+        return Stopped() if self._leaving is None else self._gave_up(self._leaving)
+
+    def _gave_up(self, reason: str) -> GaveUp:
+        # whatever ended a host that was to stop its task: it would not have come to that here
+        return GaveUp(reason) if self._leaving is None else GaveUp(self._leaving, on_purpose=True)
 
     async def _failed(
         self,

@@ -86,9 +86,10 @@ class Stopped(Struct, frozen=True):
 
 
 class GaveUp(Struct, frozen=True):
-    """The host is gone, or this worker is leaving: another attempt may succeed."""
+    """The host is gone, or this worker is told to go (*on_purpose*): another attempt may succeed."""
 
     reason: str
+    on_purpose: bool = False
 
 
 Result = Succeeded | Unsuccessful | Stopped | GaveUp
@@ -387,8 +388,8 @@ class WorkLoop:
                 await held.check()
                 # stopped, yet still ours: the notice was wrong or early, so let another attempt run it
                 await self._give_up(held, "stopped without a reason")
-            case GaveUp(reason):
-                await self._give_up(held, reason)
+            case GaveUp(reason, on_purpose):
+                await self._give_up(held, reason, on_purpose=on_purpose)
 
     async def _publish_video(self, held: HeldTask, result: Succeeded) -> None:
         path, written = held.task.video_path, result.video
@@ -434,12 +435,15 @@ class WorkLoop:
             encode_s=round(result.encode_s, 4),
         )
 
-    async def _give_up(self, held: HeldTask, reason: str) -> None:
+    async def _give_up(self, held: HeldTask, reason: str, *, on_purpose: bool = False) -> None:
         if self._keeper is not None:
             await self._keeper.stop()  # or it would renew what is given back
-        task = await held.update(lambda task: lifecycle.release_lease(task, reason=reason, now=datetime.now(UTC)))
+        task = await held.update(
+            lambda task: lifecycle.release_lease(task, reason=reason, now=datetime.now(UTC), on_purpose=on_purpose)
+        )
         failed(current_span(), "gave_up", reason)
-        log.warning("lease_released", task_id=task.id, attempt=task.attempt, reason=reason)
+        tell = log.info if on_purpose else log.warning
+        tell("lease_released", task_id=task.id, attempt=task.attempt, reason=reason, on_purpose=on_purpose)
         with contextlib.suppress(TransportUnavailable):  # the old timer comes too, only later
             await held.store_lease_timer(datetime.now(UTC))
 

@@ -1114,7 +1114,9 @@ async def test_a_quarantine_gives_the_task_to_another_attempt(
     assert lines == [("quarantined", True)] * 2
 
 
-@pytest.mark.parametrize(("leaving", "expected"), [(False, Stopped()), (True, GaveUp("the worker is leaving"))])
+@pytest.mark.parametrize(
+    ("leaving", "expected"), [(False, Stopped()), (True, GaveUp("the worker is leaving", on_purpose=True))]
+)
 async def test_a_stop_in_mid_swap_lets_the_swap_end_and_runs_nothing(
     yard: Yard, tmp_path: Path, lines: list[Any], leaving: bool, expected: Result
 ) -> None:

@@ -233,7 +233,7 @@ def one_owner(story: Story) -> Iterator[Violation]:
     owner, by whoever ends it, or to the next epoch, when its lease was over.
     """
     for task_id, life in story.lives.items():
-        attempts = max(revision.task.attempt for revision in life)
+        attempts = max(revision.task.lost_attempts for revision in life)
         if attempts > story.limits.attempts:
             yield Violation(3, task_id, f"attempt {attempts} of {story.limits.attempts}")
         for before, after in pairwise(life):

@@ -4,6 +4,7 @@ The windows are short: a lane task waits 3 s for its lane, then it goes to the d
 """
 
 import asyncio
+import json
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ MODEL = "phr00t"
 STREAM = lane_stream(MODEL)
 LANE, DEGRADED = "phr00t-0", "degraded-0"
 # The last of them has to be taken in time, also on a machine that others keep busy.
-SEVERAL_WAIT = pytest.mark.parametrize("scene", [10.0], indirect=True, ids=["10s"])
+SEVERAL_WAIT = pytest.mark.parametrize("scene", [{"wait_limit_s": 10.0}], indirect=True, ids=["10s"])
 
 
 class History:
@@ -135,18 +136,21 @@ class Scene:
 
 @pytest.fixture
 async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Scene]:
-    """Tasks wait for 3 s, or for as long as the test's parameter says."""
+    """Tasks wait for 3 s; the test's parameter has other settings."""
     gateway = GatewayProcess(tmp_path)
     gateway.nats.start()
-    settings = settings_file(
-        tmp_path,
-        wait_limit_s=getattr(request, "param", 3.0),
-        lease_s=2.0,
-        lease_renew_s=0.5,
-        heartbeat_s=0.5,
-        health_timeout_s=60.0,
-        reconnect_grace_s=1.0,
-    )
+    windows = {
+        "wait_limit_s": 3.0,
+        "lease_s": 2.0,
+        "lease_renew_s": 0.5,
+        "heartbeat_s": 0.5,
+        "health_timeout_s": 60.0,
+        "reconnect_grace_s": 1.0,
+    }
+    others = dict(getattr(request, "param", {}))
+    attempts = others.pop("attempts", 2)
+    settings = settings_file(tmp_path, **windows | others)
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"attempts": attempts}))
     options = ("--settings", str(settings))
     link = await NatsLink.connect(gateway.nats.url, name="test")
     await provision(link, wanted(load_settings(settings).catalog("tiny"), keep_s=KEEP_S))
@@ -245,3 +249,17 @@ async def test_sigterm_of_a_lane_with_tasks_waiting(scene: Scene) -> None:
     assert [task.worker for task in ended] == [LANE, DEGRADED, DEGRADED, DEGRADED]
     assert [task.attempt for task in ended] == [1, 1, 1, 1]
     assert await heartbeat_of(scene.system.link, LANE) is None
+
+
+@pytest.mark.parametrize("scene", [{"wait_limit_s": 10.0, "drain_s": 0.2, "attempts": 1}], indirect=True, ids=["one"])
+async def test_a_lane_that_is_told_to_go_hands_its_task_back_at_no_cost(scene: Scene) -> None:
+    """ADR 0004: with one attempt allowed, the task is run again when the drain was too short for it."""
+    await scene.ready()
+    task_id = await scene.submit()
+    await scene.runs(task_id)
+    assert await asyncio.to_thread(scene.lane.stop) == 0
+    done = await scene.done(task_id)
+    assert (done.worker, done.attempt, done.handed_back) == (DEGRADED, 2, 1)
+    told = [(line.event, line.detail) for line in done.timeline]
+    assert ("handed_back", "the worker is leaving") in told
+    assert ("requeue", f"{LANE} left in attempt 1") in told

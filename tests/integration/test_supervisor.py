@@ -362,7 +362,7 @@ async def by_hand(
     await (await link.watch(LANES, lanes.on_entry)).wait()
     wanted = [Want("anisora", "anisora-0"), Want("phr00t", "phr00t-0")]
     windows = replace(catalog.windows, heartbeat_s=heartbeat_s)
-    supervisor = Supervisor(link, provider, wanted, quota or Quota(None, catalog.models), windows)
+    supervisor = Supervisor(link, provider, wanted, quota or Quota(None, catalog.models), windows, drain_s=5.0)
     stop, hurry = asyncio.Event(), asyncio.Event()
     running = asyncio.create_task(supervisor.run(stop, hurry))
     try:

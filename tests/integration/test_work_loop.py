@@ -289,13 +289,16 @@ async def test_a_folder_that_is_removed_between_two_tasks_costs_nothing(link: Na
 
 
 @pytest.mark.parametrize(
-    "result",
+    ("result", "event"),
     [
-        pytest.param(GaveUp("the host died"), id="host-died"),
-        pytest.param(VIDEO_GONE, id="video-removed"),  # by one who tidies up: the store is not at fault
+        pytest.param(GaveUp("the host died"), "lease_released", id="host-died"),
+        pytest.param(GaveUp("the worker is leaving", on_purpose=True), "handed_back", id="told-to-go"),
+        pytest.param(
+            VIDEO_GONE, "lease_released", id="video-removed"
+        ),  # by one who tidies up: the store is not at fault
     ],
 )
-async def test_giving_up_ends_the_lease_at_once(result: Result, link: NatsLink, worker: Worker) -> None:
+async def test_giving_up_ends_the_lease_at_once(result: Result, event: str, link: NatsLink, worker: Worker) -> None:
     """The sweeper requeues: the worker only says that it cannot go on (ADR 0004)."""
     worker.runner.result = result
     worker.runner.may_end.set()
@@ -309,7 +312,7 @@ async def test_giving_up_ends_the_lease_at_once(result: Result, link: NatsLink, 
     await eventually(released)
     current, _ = await recorded(link, task.id)
     assert current.status is TaskStatus.PROCESSING
-    assert current.timeline[-1].event == "lease_released"
+    assert (current.timeline[-1].event, current.handed_back) == (event, event == "handed_back")
 
 
 async def test_a_video_that_cannot_be_stored(link: NatsLink, worker: Worker) -> None:

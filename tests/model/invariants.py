@@ -9,7 +9,7 @@ from collections.abc import Set
 from typing import Final
 
 from contracts.lifecycle import TRANSITIONS
-from contracts.tasks import FailureCode, GenerationTask, TaskStatus, decode_task
+from contracts.tasks import HANDED_BACK_MAX, FailureCode, GenerationTask, TaskStatus, decode_task
 from contracts.topology import (
     DEADLINES,
     DEGRADED,
@@ -116,8 +116,11 @@ class Ledger:
             places |= {DEGRADED, lane_stream(task.model)} if task.epoch == 0 else set()
             if stream not in places:
                 raise Violation(f"3: {who} claimed {task_id}, which is queued on {places}")
-        if task.attempt > self._attempts:
-            raise Violation(f"1: {task_id} is in attempt {task.attempt}, of {self._attempts}")
+        if task.lost_attempts > self._attempts:
+            raise Violation(f"1: {task_id} is in attempt {task.lost_attempts}, of {self._attempts}")
+        was_back = before.handed_back if before is not None else 0
+        if task.handed_back != was_back and not (owner is not None and was_back < task.handed_back <= HANDED_BACK_MAX):
+            raise Violation(f"1: {task_id} was handed back {was_back} times, and {task.handed_back} by {who}")
         if task.withdrawn and task_id in self.told:
             raise Violation(f"1: {task_id} was withdrawn by {who}, but a client had been given it")
         self.check_timer(task_id)

@@ -251,10 +251,10 @@ def renewed_after_it_was_given_back() -> AbstractContextManager[Any]:
 
     give_up = WorkLoop._give_up
 
-    async def unstopped(self: WorkLoop, held: HeldTask, reason: str) -> None:
+    async def unstopped(self: WorkLoop, held: HeldTask, reason: str, **told: bool) -> None:
         keeper, self._keeper = self._keeper, None
         try:
-            await give_up(self, held, reason)
+            await give_up(self, held, reason, **told)
         finally:
             self._keeper = keeper
 

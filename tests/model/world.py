@@ -342,7 +342,7 @@ class WorkerHost(ModelHost):
         except TimeoutError:
             pass
         if outcome == "gave up":
-            return GaveUp("the host is gone")
+            return GaveUp("told to go", on_purpose=True) if task.epoch % 2 else GaveUp("the host is gone")
         if outcome == "failed":
             return Unsuccessful(FailureCode.INFERENCE_FAILED, "no", MEMORY)
         content = f"{task.id} {task.epoch} {owner}"

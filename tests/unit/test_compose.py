@@ -18,8 +18,8 @@ import yaml
 
 from contracts.settings import load_settings
 from contracts.topology import lane_key
-from lane_worker.runtime.host import host_environment
-from lane_worker.runtime.leaving import LEAVE_S
+from lane_worker.runtime.host import DEATH_S, EXIT_S, host_environment
+from lane_worker.runtime.leaving import HAND_BACK_S, LEAVE_S
 from lane_worker.runtime.slot import lock_path
 from ops.cli import COMMANDS, LazyGroup, cli
 from ops.nats_access import ROLES, password_variable
@@ -466,12 +466,15 @@ def seconds(text: str) -> float:
 
 @pytest.mark.parametrize("profile", ["tiny", "production"])
 def test_a_drain_can_finish_before_the_engine_kills(profile: str) -> None:
-    drain_s = load_settings().catalog(profile).windows.drain_s
+    catalog = load_settings().catalog(profile)
+    drain_s = catalog.windows.drains_s(catalog.models.values())
+    # so long a worker takes to stop its task and to hand it back; what is left is for the card
+    assert LEAVE_S + HAND_BACK_S + EXIT_S + DEATH_S <= DRAIN_EXTRA_S
     needed_s = {
         "gateway": STOP_S,
         # as long as the task in hand may take, and then to give it back and to let go of the card
-        "lane": drain_s + LEAVE_S + DRAIN_EXTRA_S,
-        "degraded": drain_s + LEAVE_S + DRAIN_EXTRA_S,
+        "lane": drain_s + DRAIN_EXTRA_S,
+        "degraded": drain_s + DRAIN_EXTRA_S,
         "supervisor": drain_s + DRAIN_EXTRA_S + SUPERVISOR_EXTRA_S,
     }
     running = {name: each for name, each in OURS.items() if each["environment"]["WARMLANE_PROFILE"] == profile}

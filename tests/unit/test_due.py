@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from contracts import lifecycle
 from contracts.settings import Catalog
-from contracts.tasks import FailureCode, GenerationTask
+from contracts.tasks import HANDED_BACK_MAX, FailureCode, GenerationTask, RoutingDecision
 from gateway.due import (
     DueAction,
     Fail,
@@ -62,3 +62,20 @@ def test_rows_7_and_8_attempts(catalog: Catalog) -> None:
     failed = decide(second, after(20), catalog=catalog)
     assert isinstance(failed, Fail)
     assert failed.code is FailureCode.WORKER_LOST
+    assert decide(replace(second, handed_back=1), after(20), catalog=catalog) == Requeue()
+
+
+def test_rows_7_and_8_workers_that_are_told_to_go_again_and_again(catalog: Catalog) -> None:
+    """Each costs the task nothing, and still it ends: a worker that leaves in each run is a fault as well."""
+    task, claims = pending_task(), 0
+    while True:
+        task = lifecycle.claim(task, owner="o", worker="w", lease_s=20, now=NOW)
+        claims += 1
+        task = lifecycle.release_lease(task, reason="told to go", now=NOW, on_purpose=True)
+        action = decide(task, after(1), catalog=catalog)
+        if not isinstance(action, Requeue):
+            break
+        decision = RoutingDecision(at=NOW, forced_degraded=False, lanes=(), outcome="lane")
+        task = lifecycle.requeue(task, route="lane", decision=decision, wait_s=30, now=NOW)
+    assert isinstance(action, Fail)
+    assert (action.code, claims) == (FailureCode.WORKER_LOST, HANDED_BACK_MAX + 2)

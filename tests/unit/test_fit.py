@@ -25,7 +25,7 @@ from contracts.fit import (
     pinned_block,
 )
 from contracts.settings import Checkpoint, GroupOffload, ModelEntry, RandomWeights, Scheduler, load_settings
-from lane_worker.runtime.fit import Demand, Refusal
+from lane_worker.runtime.fit import PACKAGES, Demand, Refusal
 from ops.memory import Reading
 from ops.weights import WeightsUnreadable, weights_of
 
@@ -369,6 +369,18 @@ def test_more_than_the_host_can_ever_hold_is_refused_when_the_slot_is_taken(fold
     told = refusal(huge, Reading(used_bytes=0, free_bytes=1 << 61))
     assert told.code == "out_of_memory"
     assert f"phr00t does not fit: it needs {1 << 60:,} bytes of the host's memory in pinned memory" in told.message
+
+
+def test_an_attention_backend_whose_kernels_cannot_be_built_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the containers: no compiler. The package is one that is there."""
+    monkeypatch.setitem(PACKAGES, "sage", "json")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    told = refusal(demand(folder, attention_backend="sage"))
+    assert "has Triton build its kernels, which it cannot do here: there is no C compiler" in told.message
+    assert "or set checkpoint.attention_backend of phr00t to native" in told.message
 
 
 def test_more_than_the_host_has_is_refused_before_the_load(folder: Path) -> None:

@@ -125,6 +125,16 @@ def test_a_released_lease_ends_now() -> None:
     assert (after.timeline[-1].event, after.timeline[-1].detail) == ("lease_released", "drained")
 
 
+def test_a_lease_that_is_handed_back_costs_no_attempt() -> None:
+    before = in_status(TaskStatus.PROCESSING)
+    after = lifecycle.release_lease(before, reason="drained", now=LATER, on_purpose=True)
+    assert changes(before, after) == {"lease_expires_at": LATER, "handed_back": 1}
+    assert (after.timeline[-1].event, after.timeline[-1].detail) == ("handed_back", "drained")
+    assert after.lost_attempts == before.lost_attempts - 1
+    assert MOVES[TaskEvent.REQUEUE](after).timeline[-1].detail.endswith("left in attempt 1")
+    assert MOVES[TaskEvent.REQUEUE](before).timeline[-1].detail.endswith("was lost in attempt 1")
+
+
 def test_a_requeue_is_a_new_placement_without_an_owner() -> None:
     before = in_status(TaskStatus.PROCESSING)
     after = MOVES[TaskEvent.REQUEUE](before)
