@@ -1,6 +1,6 @@
 """Whether a card was given back (design §7, FR-001..003, ADR 0027). Pure: no clock, no I/O, no logging."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -38,6 +38,15 @@ class Unmeasurable(Struct, frozen=True):
 
 
 Verdict = Released | StillHeld | Unmeasurable
+
+
+def own_figure(pid: int, before: Mapping[int, int], after: Mapping[int, int]) -> int | None:
+    """What the driver says that our host *pid* holds, by its figures *before* and *after* the host's start; else None.
+
+    In a container the driver may know it by another number, and another process by this one, so the figure is believed
+    only where it came with the host.
+    """
+    return None if pid in before else after.get(pid)
 
 
 def judge(

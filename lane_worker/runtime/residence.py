@@ -25,7 +25,7 @@ from lane_worker.runtime.host_messages import Failed, Ready, Rehearsed
 from lane_worker.runtime.patience import PatientProbe
 from lane_worker.runtime.read_ahead import ReadAhead
 from lane_worker.runtime.rehearsal import to_rehearse
-from lane_worker.runtime.release import Released, Sample, StillHeld, Unmeasurable, Verdict, judge
+from lane_worker.runtime.release import Released, Sample, StillHeld, Unmeasurable, Verdict, judge, own_figure
 from ops import metrics
 from ops.memory import MB, Holder, MemoryProbe, Reading, rss_bytes
 from ops.tracing import span
@@ -466,7 +466,8 @@ class Residence:
         self._is_open, self._pid = True, self.host.pid
         _tell_rehearsal(ready.rehearsed, self._slot)
         base = await self._settled()
-        self._own_base_bytes = _own_figure(self._pid, floor, base)
+        before, after = ({} if reading is None else reading.by_pid for reading in (floor, base))
+        self._own_base_bytes = own_figure(self._pid or 0, before, after)
         base_bytes = None if base is None else base.used_bytes
         floor_bytes = None if floor is None else floor.used_bytes
         if not self._proven:
@@ -550,17 +551,6 @@ def _since(begun_s: float) -> float:
 def _lower(one: int | None, other: int | None) -> int | None:
     """The lower one of those that are known."""
     return min((each for each in (one, other) if each is not None), default=None)
-
-
-def _own_figure(pid: int | None, before: Reading | None, after: Reading | None) -> int | None:
-    """What the driver says that host *pid* holds, by the readings before and after its start.
-
-    In a container the driver may know it by another number, and another process by this one, so the figure is believed
-    only where it came with the host.
-    """
-    if pid is None or before is None or after is None or pid in before.by_pid:
-        return None
-    return after.by_pid.get(pid)
 
 
 def _by_name(holders: tuple[Holder, ...]) -> list[str]:

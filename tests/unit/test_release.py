@@ -14,6 +14,7 @@ from lane_worker.runtime.release import (
     Unmeasurable,
     Verdict,
     judge,
+    own_figure,
 )
 
 BASE, TOLERANCE, NEEDED = 400, 128, 1000
@@ -93,6 +94,20 @@ def test_by_what_is_in_use(samples: list[Sample], expected: Verdict) -> None:
 )
 def test_with_others_on_the_card(samples: list[Sample], options: dict[str, Any], expected: Verdict) -> None:
     assert verdict(*samples, **{"own_base_bytes": OWN_BASE} | options) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        pytest.param({}, {7: 50}, 50, id="named-with-its-start"),
+        pytest.param({8: 1}, {8: 1, 7: 0}, 0, id="beside-others"),
+        pytest.param({}, {}, None, id="nobody-is-named"),
+        pytest.param({8: 1}, {8: 1, 1007: 50}, None, id="known-by-another-number"),
+        pytest.param({7: 1}, {7: 50}, None, id="another-has-its-number"),
+    ],
+)
+def test_the_drivers_figure_of_our_host(before: dict[int, int], after: dict[int, int], expected: int | None) -> None:
+    assert own_figure(7, before, after) == expected
 
 
 figures = st.integers(min_value=-(2**40), max_value=2**40)
