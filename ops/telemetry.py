@@ -1,16 +1,19 @@
 """Where traces and metrics go: by OTLP where the standard variables name an endpoint, and to `/metrics`.
 
 Without an endpoint nothing is sent and nothing of the exporters is imported; a process that serves no `/metrics` then
-measures nothing either. A collector that is away costs nobody but itself: sending is another thread's work.
+measures nothing either. A collector that is away costs nobody but itself: sending is another thread's work. A setting
+that the SDK would stop at is told once and left out: what is seen of the product never takes it down.
 """
 
 import contextlib
 import logging
 import os
+import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from importlib import metadata
 from typing import Any, Final
 
 import click
@@ -26,6 +29,7 @@ FLUSH_S: Final = 2.0
 SILENT_S: Final = 60.0
 EXPORT_INTERVAL_S: Final = 15.0
 PROTOCOL: Final = "http/protobuf"
+_IS_NUMBER: Final = re.compile(r"OTEL_\w+_(INTERVAL|TIMEOUT|DELAY|SIZE|LIMIT)")
 
 log = structlog.get_logger("telemetry")
 
@@ -56,6 +60,7 @@ def exporting(
     process answers `/metrics` itself (`metrics_text`); *listen*: it is answered there.
     Raises click.ClickException where *listen* cannot be listened on.
     """
+    _leave_out_unusable()
     traces, figures = has_endpoint("traces"), has_endpoint("metrics")
     with contextlib.ExitStack() as stack:
         if listen is not None:
@@ -65,9 +70,11 @@ def exporting(
             _require_protocol()
         ends = []
         if traces:
-            ends.append(_send_traces(role, instance))
+            with _going_on_without("traces"):
+                ends.append(_send_traces(role, instance))
         if figures or serves_metrics or listen is not None:
-            ends.append(_measure(role, instance, sends=figures, serves=serves_metrics or listen is not None))
+            with _going_on_without("metrics"):
+                ends.append(_measure(role, instance, sends=figures, serves=serves_metrics or listen is not None))
         try:
             yield
         finally:
@@ -129,11 +136,12 @@ def _measure(role: str, instance: str, *, sends: bool, serves: bool) -> Callable
 
     readers: list[MetricReader] = []
     if sends:
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+        with _going_on_without("metrics by OTLP"):
+            from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
-        # the SDK's own default, a minute, is longer than many a fallback
-        interval_ms = float(os.environ.get("OTEL_METRIC_EXPORT_INTERVAL") or EXPORT_INTERVAL_S * 1e3)
-        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter(), export_interval_millis=interval_ms))
+            # the SDK's own default, a minute, is longer than many a fallback
+            interval_ms = float(os.environ.get("OTEL_METRIC_EXPORT_INTERVAL") or EXPORT_INTERVAL_S * 1e3)
+            readers.append(PeriodicExportingMetricReader(OTLPMetricExporter(), export_interval_millis=interval_ms))
     if serves:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
 
@@ -147,6 +155,43 @@ def _resource(role: str, instance: str) -> Any:
     from opentelemetry.sdk.resources import Resource
 
     return Resource.create({"service.name": f"warmlane-{role}", "service.instance.id": instance})
+
+
+def unusable(environment: Mapping[str, str], *, propagators: Collection[str]) -> dict[str, str]:
+    """The standard variables in *environment* that the SDK would stop at, with the reason. *propagators* are installed.
+    Pure."""
+    found = {}
+    asked = [name.strip() for name in environment.get("OTEL_PROPAGATORS", "").split(",") if name.strip()]
+    missing = [name for name in asked if name not in (*propagators, "none")]
+    if missing:
+        found["OTEL_PROPAGATORS"] = f"{', '.join(missing)}: not installed; there are {', '.join(sorted(propagators))}"
+    for name, value in environment.items():
+        if _IS_NUMBER.fullmatch(name) and value and not re.fullmatch(r"\d+(\.\d*)?", value.strip()):
+            found[name] = "a number is expected, of milliseconds or of pieces, without a unit"
+    queue, batch = (f"OTEL_BSP_MAX_{what}_SIZE" for what in ("QUEUE", "EXPORT_BATCH"))
+    if not found.keys() & {queue, batch} and float(environment.get(queue) or 2048) < float(
+        environment.get(batch) or 512
+    ):
+        for name in {queue, batch} & environment.keys():
+            found[name] = f"{batch}, 512 by default, may not be more than {queue}, 2048 by default"
+    return found
+
+
+def _leave_out_unusable() -> None:
+    propagators = {entry.name for entry in metadata.entry_points(group="opentelemetry_propagator")}
+    for name, reason in unusable(os.environ, propagators=propagators).items():
+        log.warning("telemetry_setting_ignored", setting=f"{name}={os.environ[name]}", reason=reason)
+        del os.environ[name]
+
+
+@contextlib.contextmanager
+def _going_on_without(what: str) -> Iterator[None]:
+    """Whatever the SDK or one of its plugins raises at a setting of theirs: it is told, and the process goes on."""
+    try:
+        yield
+    except Exception as error:
+        advice = "correct or remove the OTEL_ variable that it names"
+        log.warning("telemetry_off", what=what, error=f"{type(error).__name__}: {error}", advice=advice)
 
 
 def _require_protocol() -> None:
