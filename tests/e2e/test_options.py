@@ -1,5 +1,6 @@
 """The options of a checkpoint, with real pipelines on a CPU; what needs a card is in tests/gpu/test_options.py."""
 
+import itertools
 import json
 import math
 import shutil
@@ -31,10 +32,12 @@ from contracts.tasks import GenerationParameters
 from lane_worker.checkpoints.layouts import published_layouts
 from lane_worker.pipelines.cleanup import Watched, release
 from lane_worker.pipelines.load import CheckpointUnusable, load_pipeline, run_pipeline, with_suffix
+from lane_worker.pipelines.load import _scheduler as scheduler_of
 from lane_worker.pipelines.prepare import parameters_of
 from lane_worker.pipelines.sigmas import beta_levels
 from lane_worker.pipelines.video import Frames
 from lane_worker.runtime.fit import PACKAGES
+from lane_worker.runtime.warm_up import fewest_steps
 from ops.weights import weights_of
 
 MODELS = ("anisora", "phr00t")
@@ -335,3 +338,18 @@ def test_a_suffix_follows_the_prompt_of_the_pipeline_alone() -> None:
     shown = with_suffix(accepted, "There is no text.")
     assert (shown.prompt, shown.negative_prompt) == ("a cat There is no text.", "grey")
     assert accepted.prompt == "a cat"
+
+
+@pytest.mark.parametrize("kind", get_args(SchedulerKind))
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0, 12.0])
+def test_the_fewest_steps_of_a_warm_up_come_to_both_experts(kind: SchedulerKind, shift: float) -> None:
+    """Each has steps of its own; the warm-up counts on all of them by one rule."""
+    anisora = load_settings().catalog("production").models["anisora"].checkpoint
+    sigmas = ("even", "beta") if kind == "FlowMatchEulerDiscreteScheduler" else ("even",)
+    for boundary, placed in itertools.product((0.5, 0.875, 0.9), sigmas):
+        wanted = Scheduler(kind=kind, flow_shift=shift, sigmas=placed)
+        checkpoint = msgspec.structs.replace(anisora, scheduler=wanted, boundary_ratio=boundary)
+        scheduler = scheduler_of(wanted, diffusers.UniPCMultistepScheduler(use_flow_sigmas=True).config)
+        scheduler.set_timesteps(fewest_steps(checkpoint, 100))
+        first, last = scheduler.timesteps[0], scheduler.timesteps[-1]
+        assert last < boundary * scheduler.config.num_train_timesteps <= first
