@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import diffusers
 import mpmath
@@ -345,7 +345,9 @@ def test_a_suffix_follows_the_prompt_of_the_pipeline_alone() -> None:
 def test_the_fewest_steps_of_a_warm_up_come_to_both_experts(kind: SchedulerKind, shift: float) -> None:
     """Each has steps of its own; the warm-up counts on all of them by one rule."""
     anisora = load_settings().catalog("production").models["anisora"].checkpoint
-    sigmas = ("even", "beta") if kind == "FlowMatchEulerDiscreteScheduler" else ("even",)
+    sigmas: tuple[Literal["even", "beta"], ...] = ("even",)
+    if kind == "FlowMatchEulerDiscreteScheduler":
+        sigmas = ("even", "beta")
     for boundary, placed in itertools.product((0.5, 0.875, 0.9), sigmas):
         wanted = Scheduler(kind=kind, flow_shift=shift, sigmas=placed)
         checkpoint = msgspec.structs.replace(anisora, scheduler=wanted, boundary_ratio=boundary)
