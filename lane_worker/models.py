@@ -179,6 +179,9 @@ def prepare_command(
                 planned, target, now=datetime.now(UTC), on_progress=on_progress, sha256=sha256, restart=restart
             )
     click.echo(f"prepared: {target} holds {layout.title}, {_size(manifest)}")
+    lent = [name for name in planned.sources if not planned.is_given(name)]
+    if lent:
+        click.echo(f"taken from --base: {', '.join(sorted(lent))}")
     if target.name != entry.checkpoint.folder:
         click.echo(f"a lane looks for it as {entry.checkpoint.folder} in the models folder (models, below --data-dir)")
 

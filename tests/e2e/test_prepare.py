@@ -468,6 +468,7 @@ def test_a_base_lends_what_it_has_in_more_bits(
     command = ("prepare", "phr00t", "--from", alone, "--base", base, "--to", target, "--sha256", pinned)
     made = run(*command)
     assert made.exit_code == 0, made.output
+    assert f"taken from --base: {SHARED[1]}, {SHARED[0]}" in made.output
     assert "is prepared already" in run(*command).output
     assert "was prepared from other files" in run(*command[:-1], "0" * 64).output
     assert [file.path for file in read_manifest(target).sources] == [SHARED[1], "aio.safetensors", SHARED[0]]

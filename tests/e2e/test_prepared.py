@@ -26,6 +26,7 @@ from ops.submit import command as submit
 from tests.e2e.test_main_job import frames_of, image_uri, png
 from tests.small_checkpoints import (
     SMALL_LAYOUTS,
+    as_phr00t_publishes,
     checkpoint,
     layout,
     original,
@@ -62,7 +63,7 @@ def publish(folder: Path) -> None:
         (base / name).rename(experts / name)
     (folder / "v10").mkdir()
     one_file = folder / "v10" / "wan2.2-t2v-rapid-aio-v10.safetensors"
-    write_all_in_one(phr00t, _published_bf16(phr00t, base, folder), one_file)
+    write_all_in_one(phr00t, as_phr00t_publishes(_published_bf16(phr00t, base, folder)), one_file)
 
 
 def _published_bf16(phr00t: Any, base: Path, folder: Path) -> dict[str, dict[str, Any]]:
