@@ -15,7 +15,7 @@ from lane_worker.runtime.inference_spans import record_inference
 from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful
 from lane_worker.runtime.memory_line import log_memory, with_device
 from lane_worker.runtime.residence import Quarantined, Residence
-from lane_worker.runtime.streak import Streak, failed
+from lane_worker.runtime.streak import Streak, failed, not_loaded
 from ops import metrics
 
 # What a client is told when its model does not load: the details name folders, and are for the log.
@@ -73,11 +73,8 @@ class HostRunner:
                 log.warning("out_of_memory_so_once_more", task_id=task.id, attempt=task.attempt)
                 renewed = self._residence.renew(task.model, "it ran out of memory")
                 result = await self._attempt(renewed, task, image, on_progress)
-            match result:
-                case Succeeded():
-                    self.streak = Streak()
-                case Unsuccessful(code=FailureCode.INFERENCE_FAILED):
-                    self.streak = failed(self.streak)
+            if isinstance(result, Succeeded):
+                self.streak = Streak()
             return result
         finally:
             self._task_id = None
@@ -121,6 +118,10 @@ class HostRunner:
             failure = error.failure
             log.error("load_failed", task_id=task.id, model=task.model, code=failure.code, error=failure.message)
             message = LOAD_FAILURES.get(failure.code, "the model could not be loaded; submit it again later")
+            if failure.fatal:
+                metrics.hosts_distrusted.add(self._slot, "fatal")
+            if failure.code == "inference_failed" and self._residence.last_swap is not None:  # it was tried
+                self.streak = failed(self.streak) if failure.fatal else not_loaded(self.streak)
             memory = None if failure.fatal else failure.memory
             return await self._failed(task, FailureCode(failure.code), message, memory, self._residence.last_swap)
         if self._stopped:
@@ -203,6 +204,8 @@ class HostRunner:
             case messages.Failed():
                 if outcome.fatal:
                     metrics.hosts_distrusted.add(self._slot, "fatal")
+                if outcome.code == "inference_failed":
+                    self.streak = failed(self.streak)
                 memory = None if outcome.fatal else outcome.memory
                 return await self._failed(task, FailureCode(outcome.code), outcome.message, memory, swap)
             case TimedOut():

@@ -66,6 +66,12 @@ def failed(streak: Streak) -> Streak:
     return Streak(streak.failures + 1, streak.renewed, streak.rests)
 
 
+def not_loaded(streak: Streak) -> Streak:
+    """Another task failed because its model could not be loaded: in a fresh process that is the model's own fault, and
+    nobody who asks for another has to wait for it."""
+    return streak if streak.renewed else failed(streak)
+
+
 def renewed(streak: Streak) -> Streak:
     """The process was made anew: the next task shows whether that helped."""
     return Streak(0, True, streak.rests)

@@ -11,6 +11,7 @@ from lane_worker.runtime.streak import (
     Streak,
     advice,
     failed,
+    not_loaded,
     renewed,
     rested,
 )
@@ -30,6 +31,8 @@ FAILED_ONCE: Final = failed(Streak())
         pytest.param(Streak(failures=3), 3, Renew(), id="3-in-a-row"),
         pytest.param(FAILED_ONCE, 1, Renew(), id="3-the-first"),
         pytest.param(failed(FAILED_ONCE), 3, Serve(), id="4-too-few"),
+        pytest.param(not_loaded(not_loaded(Streak())), 2, Renew(), id="3-loads-that-fail"),
+        pytest.param(not_loaded(renewed(Streak(failures=2))), 2, Serve(), id="1-a-load-that-fails-in-a-fresh-process"),
     ],
 )
 def test_advice(streak: Streak, renew_after: int, expected: Advice) -> None:
