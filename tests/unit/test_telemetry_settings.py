@@ -51,6 +51,7 @@ def test_a_process_goes_on_whatever_is_set(endpoint: str) -> None:
         "from ops.metrics import requests_accepted\n"
         "from ops.telemetry import exporting, metrics_text\n"
         "with exporting('gateway', instance='here', serves_metrics=True):\n"
+        "    import opentelemetry.propagate\n"  # which the gateway stands on, and which reads OTEL_PROPAGATORS
         "    import gateway.app\n"
         "    requests_accepted.add('anisora', 'lane')\n"
         "    assert b'warmlane_requests_accepted_total' in metrics_text()\n"
