@@ -6,12 +6,9 @@ nobody without a key makes the gateway read a body; one that turns out too large
 that is costly to parse is 429 before it is.
 """
 
-import ipaddress
 import time
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from limits import RateLimitItemPerSecond
 from limits.storage import MemoryStorage
@@ -22,6 +19,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Receive, Scope, Send
 from msgspec import Struct
 
+from contracts.hosts import names_loopback
 from contracts.keys import ApiKey
 from contracts.keys import Scope as KeyScope
 from gateway.key_board import Caller, KeyBoard
@@ -119,6 +117,8 @@ def _admit(scope: Scope, wanted: Needs, keys: KeyBoard, limits: RateLimits) -> N
     caller = keys.caller(sent)
     if caller is None:
         raise unauthorized(ASGIConnection(scope))
+    # a web page whose own name was made to lead to 127.0.0.1 sends that name (DNS rebinding), and its browser would
+    # take the answers for the page's
     if caller.key is None and not names_loopback(_header(scope, b"host").decode("latin-1")):
         raise ProblemError("foreign_host", "call it as 127.0.0.1 or localhost, or have an API key made")
     turn = limits.turn(caller.key)
@@ -136,17 +136,6 @@ def _header(scope: Scope, wanted: bytes) -> bytes:
 
 def _is_too_large(declared: bytes, max_body_bytes: int) -> bool:
     return declared.isdigit() and int(declared[:20]) > max_body_bytes
-
-
-@lru_cache(maxsize=64)
-def names_loopback(host: str) -> bool:
-    """Whether the header `Host` names the loopback. A web page whose own name was made to lead to 127.0.0.1 sends that
-    name (DNS rebinding), and its browser would take the answers for the page's. Pure."""
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def unauthorized(connection: ASGIConnection[Any, Any, Any, Any]) -> ProblemError:

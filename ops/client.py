@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from contracts.generation import FieldError
 from contracts.keys import Presented, parse_presented
-from ops.tls import trusting
+from ops.web_client import web_client
 
 CONNECT_TIMEOUT_S: Final = 5.0
 REPLY_TIMEOUT_S: Final = 30.0
@@ -292,20 +292,17 @@ class Client:
     def __init__(self, url: str, *, key: Presented | None = None, ca: Path | None = None) -> None:
         """Shows *key* with every request; with *ca*, trusts the certificates of that authority alone.
 
-        Raises click.BadParameter for what is no URL, click.ClickException for a *ca* that cannot be used.
+        Raises what `web_client` raises.
         """
         self.url = url.rstrip("/")
         # retries are ours to mention, not to log
         stamina.instrumentation.set_on_retry_hooks([])
-        try:
-            self._http = httpx.Client(
-                base_url=self.url,
-                timeout=httpx.Timeout(REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-                headers=None if key is None else {"Authorization": f"Bearer {key.text}"},
-                verify=True if ca is None else trusting(ca),
-            )
-        except httpx.InvalidURL as error:
-            raise click.BadParameter(f"{url!r} is not a URL: {error}", param_hint="--url") from error
+        self._http = web_client(
+            self.url,
+            timeout=httpx.Timeout(REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            headers={} if key is None else {"Authorization": f"Bearer {key.text}"},
+            ca=ca,
+        )
 
     def __enter__(self) -> "Client":
         return self

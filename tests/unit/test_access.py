@@ -16,8 +16,9 @@ from litestar.testing import TestClient
 from msgspec.structs import replace
 from structlog.testing import capture_logs
 
+from contracts.hosts import names_loopback
 from contracts.keys import ApiKey, Presented, Scope, encode_key, sha256_of
-from gateway.access import RateLimits, access_control, names_loopback
+from gateway.access import RateLimits, access_control
 from gateway.app import create_app
 from gateway.key_board import ANYBODY, Caller, KeyBoard
 from gateway.problems import ProblemError, problem_handlers
