@@ -65,6 +65,29 @@ def markdown(rows: Sequence[Serving]) -> str:
     return "\n".join(lines)
 
 
+def ways(rows: Sequence[Serving]) -> str:
+    """For each of `CARDS` and model the fastest way that keeps the weights as they are, and fp8 where it is faster."""
+    models = list(dict.fromkeys(row.model for row in rows))
+    lines = [f"| card | {' | '.join(models)} |", "|---" * (1 + len(models)) + "|"]
+    for card in CARDS:
+        told = [_way([row for row in rows if row.model == model and card in row.cards]) for model in models]
+        lines.append(f"| {card} GB | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
+def _way(fitting: Sequence[Serving]) -> str:
+    if not fitting:
+        return "-"
+    whole = next((row for row in fitting if row.layerwise_casting is None), None)
+    found = [fitting[0]] if whole is None or whole == fitting[0] else [whole, fitting[0]]
+    return "; or faster: ".join(f"`{row.options}`, {gb(row.card_bytes)}{_host(row)}" for row in found)
+
+
+def _host(row: Serving) -> str:
+    """The host's part in words, where the weights are there while they are not used."""
+    return "" if row.offload == "none" else f" and {gb(row.host_bytes)} of {'pinned ' if row.pinned else ''}host memory"
+
+
 def cells(row: Serving) -> list[str]:
     """One line of a table: model, options, card, host, and for each of `CARDS` whether it can."""
     fits = ["yes" if card in row.cards else "-" for card in CARDS]

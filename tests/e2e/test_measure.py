@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from msgspec.structs import replace
 
-from contracts.cards import CARDS, DRIVER_BYTES, Serving, markdown, servings
+from contracts.cards import CARDS, DRIVER_BYTES, Serving, markdown, servings, ways
 from contracts.fit import Components, need, never_fits
 from contracts.geometry import Size, largest_sizes
 from contracts.settings import ModelEntry, load_settings
@@ -152,8 +152,9 @@ def test_what_a_card_can_serve(
     assert row.card_bytes == pytest.approx(card_gb * 1e9, abs=0.06e9)
 
 
-def test_the_table_of_the_documentation_is_this_one(rows: list[Serving]) -> None:
+def test_the_tables_of_the_documentation_are_these(rows: list[Serving]) -> None:
     assert markdown(rows) in (ROOT / "docs" / "checkpoint-options.md").read_text()
+    assert ways(rows) in (ROOT / "docs" / "production.md").read_text()
 
 
 def test_a_card_of_80_gb_is_refused_what_does_not_fit_without_tiles(components: dict[str, Components]) -> None:
