@@ -34,9 +34,11 @@ from lane_worker.pipelines.cleanup import Watched, release
 from lane_worker.pipelines.load import CheckpointUnusable, load_pipeline, run_pipeline, with_suffix
 from lane_worker.pipelines.load import _scheduler as scheduler_of
 from lane_worker.pipelines.prepare import parameters_of
+from lane_worker.pipelines.rehearsal import rehearse
 from lane_worker.pipelines.sigmas import beta_levels
 from lane_worker.pipelines.video import Frames
 from lane_worker.runtime.fit import PACKAGES
+from lane_worker.runtime.rehearsal import to_rehearse
 from lane_worker.runtime.warm_up import fewest_steps
 from ops.weights import weights_of
 
@@ -355,3 +357,23 @@ def test_the_fewest_steps_of_a_warm_up_come_to_both_experts(kind: SchedulerKind,
         scheduler.set_timesteps(fewest_steps(checkpoint, 100))
         first, last = scheduler.timesteps[0], scheduler.timesteps[-1]
         assert last < boundary * scheduler.config.num_train_timesteps <= first
+
+
+# ── rehearsal ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_host_can_rehearse_whatever_the_options_are(tmp_path: Path) -> None:
+    """ADR 0029: one that cannot would take what its first task takes for a leak."""
+    production = load_settings().catalog("production").models["anisora"].checkpoint
+    changes: list[dict[str, Any]] = [
+        {"pipeline": "WanPipeline", "vae_tiling": True},
+        {"pipeline": "WanVACEPipeline", "dtype": "float16"},
+        {"attention_backend": "flash", **CAST},
+        {"scheduler": BETA, **BLOCKS},
+        *({"scheduler": Scheduler(kind=kind, flow_shift=5.0)} for kind in get_args(SchedulerKind)),
+    ]
+    planned = to_rehearse(msgspec.structs.replace(production, **change) for change in changes)
+    assert len(planned) == len(changes)
+    rehearsed = rehearse(planned, tmp_path / "rehearsal", "cpu")
+    assert rehearsed.error == ""
+    assert list(tmp_path.iterdir()) == []
