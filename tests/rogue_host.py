@@ -100,6 +100,10 @@ def _run(
         _talks_garbage = True
     elif "oom in text encoder" in misdeed:
         _fail_in(pipeline.text_encoder)
+    elif "assert on the card" in misdeed:
+        torch.zeros(2, device="cuda")[torch.full((1,), 9, device="cuda")].cpu()
+    elif "fill the card" in misdeed:
+        _fill_card()
     elif misdeed.startswith(RAISE):
         raise SAMPLES[misdeed.removeprefix(RAISE).removesuffix(IN_A_USED_HOST).strip()].make()
     elif "oom in vae" in misdeed:
@@ -146,6 +150,21 @@ def _device_memory(size_bytes: int) -> int:
     status = ctypes.CDLL("libcuda.so.1").cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(size_bytes))
     assert status == 0, f"cuMemAlloc answered {status}"
     return address.value
+
+
+def _fill_card() -> None:
+    piece_bytes = 1 << 30
+    while piece_bytes >= 1 << 20:
+        try:
+            _kept.append(_device_memory(piece_bytes))
+        except AssertionError:  # no such piece is left
+            piece_bytes //= 2
+    torch.cuda.empty_cache()
+    while True:  # what torch had kept back until now
+        try:
+            _kept.append(_device_memory(1 << 20))
+        except AssertionError:
+            return
 
 
 def _misdeed(text: str, *, used: bool) -> str:

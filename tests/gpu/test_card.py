@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from contracts.lanes import LaneState
 from contracts.tasks import GenerationTask, SwapReceipt, TaskStatus
 from lane_worker.runtime.host import ForkServer, Host
-from lane_worker.runtime.host_messages import Finished, Generate, Progress
+from lane_worker.runtime.host_messages import Failed, Finished, Generate, Progress
 from lane_worker.runtime.residence import Residence
 from lane_worker.runtime.slot import lock_path, read_note
 from lane_worker.runtime.warm_up import with_picture
@@ -288,6 +288,25 @@ async def test_a_leak_is_caught_and_the_host_killed(player: Player, leak: str) -
     assert not is_running(pid)
     await player.generate("phr00t")
     player.tell(f"a leaked {leak}: the host is killed, proof after", f"{receipt.verify_s:.2f} s")
+
+
+@pytest.mark.parametrize(
+    ("misdeed", "code"), [("assert on the card", "inference_failed"), ("fill the card", "out_of_memory")]
+)
+async def test_what_a_card_says_when_it_breaks(player: Player, misdeed: str, code: str) -> None:
+    """In its own words; `tests/e2e/test_faults.py` has them from the libraries. The next task finds a good host."""
+    if player.scene.where.kind == "cpu":
+        pytest.skip("only a card breaks like that")
+    await player.residence.open()
+    await player.ready("phr00t")
+    entry = player.scene.models["phr00t"]
+    request = Generate("task", 1, parameters_of(entry, misdeed), str(player.folder / "video.mp4"))
+    outcome = await player.host.generate(with_picture(request, entry, player.folder), lambda _: None)
+    assert isinstance(outcome, Failed), outcome
+    player.tell(f"{misdeed}: what it is taken for", f"{outcome.code}, {outcome.message}")
+    assert outcome.code == code
+    await player.residence.renew("phr00t", "it broke")
+    await player.generate("phr00t")
 
 
 async def test_kill_9_gives_everything_back(player: Player) -> None:
