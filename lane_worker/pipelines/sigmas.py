@@ -15,8 +15,8 @@ POINTS: Final = 100_001
 class BetaSigmasEuler(FlowMatchEulerDiscreteScheduler):
     """Euler steps of a flow at the noise levels of `beta_levels`, shifted afterwards (ADR 0028).
 
-    diffusers' own `use_beta_sigmas` spreads the steps between the two ends of the shifted levels, which a shift does
-    not move: `shift` would do nothing.
+    diffusers' own `use_beta_sigmas` spreads the steps between the two ends of the shifted levels, which a shift hardly
+    moves: `shift` would do next to nothing.
     """
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, **_: Any) -> None:
