@@ -399,8 +399,11 @@ class Client(nats.aio.client.Client):
         writer = getattr(self._transport, "_io_writer", None)
         if writer is None:
             return
+        connected = writer.get_extra_info("socket")
+        if connected is None:
+            return  # uvloop has closed it already
         with contextlib.suppress(OSError):
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARDING)
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARDING)
         writer.transport.abort()
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:

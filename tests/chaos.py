@@ -135,7 +135,7 @@ class Run:
         self.fleet = fleet
         self.watcher = Watcher(link, fleet.streams)
         self.hosts = HostWatcher(fleet.data_dir)
-        self.injector = Injector(fleet, self.watcher, self.hosts)
+        self.injector = Injector(fleet, link, self.watcher, self.hosts)
         self.clients = Clients(fleet.urls, self._on_call)
         self._seed = seed
         self._settle_s = settle_s
@@ -144,7 +144,10 @@ class Run:
         self._artifacts: tuple[Artifact, ...] = ()
 
     async def run(self, wanted: list[Wish], planned: list[Planned]) -> None:
-        keeping = [asyncio.create_task(work) for work in (self.fleet.keep(), self.watcher.run(), self.hosts.run())]
+        keeping = [
+            asyncio.create_task(work)
+            for work in (self.fleet.keep(), self.fleet.keep_store(), self.watcher.run(), self.hosts.run())
+        ]
         try:
             with Progress(
                 TextColumn("{task.description}"),

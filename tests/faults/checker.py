@@ -26,7 +26,7 @@ SAMPLE: Final = timedelta(seconds=0.2)
 # Clocks of processes against the server's, on one machine.
 SKEW: Final = timedelta(seconds=0.25)
 KEYED_TRIES: Final = 16
-SERVER_FAULTS: Final = ("kill-nats", "stop-nats", "restart-nats")
+SERVER_FAULTS: Final = ("kill-nats", "stop-nats", "restart-nats", "nats-disk-full", "consumer-deleted")
 GATEWAY_FAULTS: Final = ("kill-gateway", "stop-gateway", "restart-gateway")
 STORE_FAULTS: Final = ("store-full", "store-unwritable")
 # What no fault here can cause: such an end means that something else is broken.

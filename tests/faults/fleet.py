@@ -23,6 +23,9 @@ from ops.nats_link import NatsLink
 from ops.nats_server import find_nats_server, nats_conf
 from ops.processes import warmlane_command
 from ops.provision import provision, wanted
+from ops.store_keeper import StoreKeeper
+from ops.write_health import Refusals, hear_of_refusals
+from tests.small_disk import SmallDisk, mount, unmount
 from tests.support import as_admin, clean_environment, command_line, eventually, free_port, is_running
 
 LANES: Final = ("anisora", "phr00t")
@@ -35,6 +38,8 @@ SLOTS: Final = ("cpu-0", "cpu-1", DEGRADED_SLOT)
 KEEP: Final = "1h"
 WATCHED_HISTORY: Final = 16
 STORE_MIB: Final = 32
+# For some 8,000 tasks with all their revisions.
+NATS_DISK_MIB: Final = 256
 STEP_SECONDS: Final = "0.03"
 WATCH_S: Final = 0.3
 # What ended by itself is started again after so long, as any service manager would.
@@ -210,9 +215,13 @@ class Fleet:
 
     def __init__(self, folder: Path, *, plant: str | None = None, environment: Mapping[str, str] | None = None) -> None:
         """With *plant*, every Warmlane process has that bug of `tests.faults.planted`, and *environment* besides."""
-        self._environment = environment or {}
+        # as much as the disk below has, of which a tenth is kept back
+        self._environment = {"WARMLANE_NATS_STORAGE": f"{NATS_DISK_MIB}MB"} | dict(environment or {})
         self.data_dir = folder / "data"
-        (self.data_dir / "nats").mkdir(parents=True)
+        nats_store = self.data_dir / "nats"
+        self.nats_disk = SmallDisk(nats_store) if mount(nats_store, mib=NATS_DISK_MIB) else None
+        """What nats-server stores on; None where no file system of its own can be mounted."""
+        self.refusals = Refusals()
         self._logs = self.data_dir / "logs"
         self._logs.mkdir()
         self._plant = plant
@@ -264,6 +273,21 @@ class Fleet:
                     return False
         return True
 
+    async def keep_store(self) -> None:
+        """Does for the server what `warmlane up` does for its own, until cancelled."""
+        link = await NatsLink.connect(self.nats_url, name="chaos-keeper")
+        try:
+            await hear_of_refusals(link, self.refusals)
+            await StoreKeeper(link, self.data_dir / "nats", self._restart_nats, lambda _: None).run()
+        finally:
+            await link.close()
+
+    async def _restart_nats(self) -> None:
+        if self.nats.pid is not None:  # or another fault has it down just now
+            self.nats.ask_to_end()
+            await self.nats.ended(within_s=10)
+            self.nats.start()
+
     def lane_pids(self, model: str) -> list[int]:
         """The processes of the lane of *model*, the newest last: an old one may be draining."""
         sought = (f"--name {model}-0", str(self.data_dir), " lane ")
@@ -291,6 +315,8 @@ class Fleet:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.store.close()
+        if self.nats_disk is not None:
+            unmount(self.nats_disk.folder)
 
     def log_events(self, *events: str) -> Iterator[dict[str, Any]]:
         """What the workers logged as one of *events*, a dict a line."""

@@ -50,6 +50,8 @@ FaultKind = Literal[
     "store-full",
     "store-unwritable",
     "scratch-gone",
+    "nats-disk-full",
+    "consumer-deleted",
 ]
 
 

@@ -1,6 +1,7 @@
 """Faults: which, when and to whom, from a seed (`plan`, pure), and doing them (`Injector`)."""
 
 import asyncio
+import contextlib
 import random
 import shutil
 import signal
@@ -9,16 +10,28 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final, get_args
 
+import nats.errors
 from msgspec import Struct
 
+from contracts.topology import DEADLINES, DEGRADED, TIMER_KINDS, WORK_CONSUMER, lane_stream, sweep_consumer
+from ops.nats_link import FETCH_TIMEOUT_S, NatsLink
+from ops.write_health import HEARD_S, REFUSES_AFTER_S
 from tests.faults.fleet import GATEWAYS, LANES, SLOTS, Fleet, Member, send
 from tests.faults.history import Fault, FaultKind, HostWatcher, Watcher
+from tests.support import eventually
 
 ALL_KINDS: Final[tuple[FaultKind, ...]] = get_args(FaultKind)
 # No fault before this, and none that begins so shortly before the end.
 QUIET_S: Final = 2.0
 # For how long a target that is not there just now is waited for.
 AWAITED_S: Final = 10.0
+# By then a server whose disk has room again was restarted, also where another restart had just been.
+TAKES_WRITES_WITHIN_S: Final = 60.0
+CONSUMERS: Final = (
+    *((lane_stream(model), WORK_CONSUMER) for model in LANES),
+    (DEGRADED, WORK_CONSUMER),
+    *((DEADLINES, sweep_consumer(kind)) for kind in TIMER_KINDS),
+)
 # How long it lasts, in seconds: for a kill, the time until we start it again. Workers are stopped past their lease.
 LASTS_S: Final[dict[FaultKind, tuple[float, float]]] = {
     "kill-gateway": (0.2, 3.0),
@@ -39,6 +52,8 @@ LASTS_S: Final[dict[FaultKind, tuple[float, float]]] = {
     "store-full": (1.5, 3.0),
     "store-unwritable": (1.5, 3.0),
     "scratch-gone": (0.0, 0.0),
+    "nats-disk-full": (5.0, 5.0),
+    "consumer-deleted": (0.0, 0.0),
 }
 
 
@@ -70,8 +85,9 @@ def plan(seed: int, *, seconds: float, count: int, kinds: Sequence[FaultKind] = 
 class Injector:
     """Does what was planned, and notes what was really done."""
 
-    def __init__(self, fleet: Fleet, watcher: Watcher, hosts: HostWatcher) -> None:
+    def __init__(self, fleet: Fleet, link: NatsLink, watcher: Watcher, hosts: HostWatcher) -> None:
         self._fleet = fleet
+        self._link = link
         self._watcher = watcher
         self._hosts = hosts
         self.faults: list[Fault] = []
@@ -90,6 +106,10 @@ class Injector:
         match whom:
             case "full" | "unwritable":
                 await self._break_store(planned)
+            case "disk-full":
+                await self._fill_disk(planned)
+            case "deleted":
+                await self._delete_consumer(planned)
             case "gone":
                 await self._remove_scratch(planned)
             case "lane":
@@ -166,6 +186,37 @@ class Injector:
         finally:
             await asyncio.to_thread(undo)
         self._note(planned, "store", at)
+
+    async def _fill_disk(self, planned: Planned) -> None:
+        """Until every stream takes writes again: `ops/store_keeper.py` restarts the server when there is room."""
+        disk, at = self._fleet.nats_disk, datetime.now(UTC)
+        if disk is None:
+            self.skipped.append(planned)
+            return
+        await asyncio.to_thread(disk.fill)
+        try:
+            await asyncio.sleep(planned.for_s)
+        finally:
+            await asyncio.to_thread(disk.empty)
+        await asyncio.sleep(REFUSES_AFTER_S + HEARD_S)  # by then, whoever was refused has said so
+        with contextlib.suppress(AssertionError):
+            await eventually(self._takes_writes, within_s=TAKES_WRITES_WITHIN_S)
+        self._note(planned, "nats", at)
+
+    async def _takes_writes(self) -> bool:
+        return not self._fleet.refusals.now(time.monotonic())
+
+    async def _delete_consumer(self, planned: Planned) -> None:
+        stream, consumer = CONSUMERS[int(planned.pick * len(CONSUMERS))]
+        at = datetime.now(UTC)
+        try:
+            await self._link.js.delete_consumer(stream, consumer)
+        except (nats.errors.Error, TimeoutError):  # the server is away, or nobody has made it anew yet
+            self.skipped.append(planned)
+            return
+        # a fetch that waits is told at once, the next one comes within 2 s
+        await asyncio.sleep(FETCH_TIMEOUT_S)
+        self._note(planned, f"{stream}/{consumer}", at)
 
     async def _remove_scratch(self, planned: Planned) -> None:
         at = datetime.now(UTC)

@@ -6,6 +6,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import uvloop
 from structlog.testing import capture_logs
 
 from contracts.topology import DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, TASKS, sweep_consumer, work_subject
@@ -257,3 +258,20 @@ async def test_what_was_reported_as_failed_is_not_sent_later(
     await eventually(answers)
     stored = (await link.js.stream_info("KV_tasks")).state.messages
     assert stored < count / 2, "of 40 MB, a kernel takes some"
+
+
+def test_a_connection_that_uvloop_has_closed_is_made_anew(nats_server: NatsServer) -> None:
+    """As it does, in one of several processes, when the server is killed: there is no socket left to be given up."""
+
+    async def run() -> None:
+        link = await NatsLink.connect(nats_server.url, name="test")
+        writer = getattr(link.client._transport, "_io_writer")  # noqa: B009  # nats-py's own, which no type tells of
+        writer.transport.abort()
+
+        async def is_back() -> bool:
+            return link.cuts == 1 and link.unbroken_s() > 0
+
+        await eventually(is_back, within_s=10)
+        await link.close()
+
+    uvloop.run(run())
