@@ -73,15 +73,16 @@ def _published_bf16(phr00t: Any, base: Path, folder: Path) -> dict[str, dict[str
     return published(phr00t, load_pipeline(checkpoint(phr00t, "original"), folder, device="cpu"))
 
 
-def type_in(words: str, folder: Path, data_dir: Path, group: click.Command, **options: Any) -> None:
-    """Every command of docs/production.md that begins with *words*, as it stands there but for the data folder."""
+def type_in(begin: str, folder: Path, data_dir: Path, group: click.Command, **options: Any) -> None:
+    """Every command of docs/production.md that *begin* matches, as it stands there but for the data folder. *group* is
+    what its first two words call."""
     blocks = re.findall(r"^ *```sh\n(.*?)^ *```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    typed = [shlex.split(line) for line in lines if line.strip().startswith(words)]
+    typed = [shlex.split(line) for line in lines if re.match(begin, line.strip())]
     assert typed
     with contextlib.chdir(folder):
         for line in typed:
-            arguments = [word.replace("/srv/warmlane", str(data_dir)) for word in line[len(words.split()) :]]
+            arguments = [word.replace("/srv/warmlane", str(data_dir)) for word in line[2:]]
             result = CliRunner().invoke(group, arguments, **options)
             assert result.exit_code == 0, result.output
 
@@ -108,7 +109,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
     folder = tmp_path_factory.mktemp("prepared")
     up = UpProcess(folder, "--settings", str(production_on_a_cpu(folder)), **shared_forks())
     publish(folder)
-    type_in("warmlane models", folder, up.data_dir, models_command, obj=SMALL_LAYOUTS)
+    type_in("warmlane models (prepare|verify)", folder, up.data_dir, models_command, obj=SMALL_LAYOUTS)
     up.start()
     yield up
     up.stop()
