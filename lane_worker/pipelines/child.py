@@ -188,7 +188,8 @@ class _Child:
     def _receive(self, message: ToChild) -> None:
         match message:
             case Ping(number):
-                self._keep_slot()
+                with contextlib.suppress(OSError):  # a disk that is full or away: the next ping tries again
+                    self._keep_slot()
                 self._send(Pong(number))
             case Cancel(task_id):
                 job = self._job
