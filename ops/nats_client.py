@@ -137,7 +137,8 @@ class Following:
         except BaseException:
             await self.close()
             raise
-        self.pending = made.num_pending or 0
+        # what was delivered before the answer was made is on its way as well
+        self.pending = (made.num_pending or 0) + (made.delivered.consumer_seq if made.delivered is not None else 0)
         if not self._has_ended:
             self._look()
 
@@ -396,15 +397,14 @@ class Client(nats.aio.client.Client):
 
     def _abort(self) -> None:
         """Takes back what can be taken back of what was written: nats-py would wait until it is sent."""
-        writer = getattr(self._transport, "_io_writer", None)
-        if writer is None:
-            return
-        connected = writer.get_extra_info("socket")
-        if connected is None:
-            return  # uvloop has closed it already
-        with contextlib.suppress(OSError):
-            connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARDING)
-        writer.transport.abort()
+        # whatever it raises about a connection that is over, the next one must be made
+        with contextlib.suppress(Exception):
+            writer = getattr(self._transport, "_io_writer", None)
+            transport = writer.transport
+            link = transport.get_extra_info("socket")  # None where uvloop has closed it
+            if link is not None:
+                link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARDING)
+            transport.abort()
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         if sid != self._answers_sid:

@@ -253,6 +253,10 @@ class Watch:
         self._is_whole = False
         self._interrupted.set()
 
+    def _is_interrupted(self) -> bool:
+        """Whether what comes now was received before the interruption, and is not all that there is."""
+        return self._interrupted.is_set()
+
     async def _keep(self) -> None:
         while True:
             await self._interrupted.wait()
@@ -337,7 +341,7 @@ class Watch:
             unreadables.tell("entry", what, reason, revision=revision)
 
     def _all_is_told(self) -> None:
-        if self._is_whole:
+        if self._is_whole or self._is_interrupted():
             return
         if self._anew is not None:
             self._hand_on(self._anew)

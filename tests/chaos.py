@@ -161,6 +161,7 @@ class Run:
                 await asyncio.gather(self.clients.run(wanted), self.injector.run(planned))
                 progress.update(bar, description="settling")
                 await self._settle()
+                await self._look()
                 await end(telling)
         finally:
             await end(*keeping)
@@ -178,6 +179,16 @@ class Run:
 
         with contextlib.suppress(AssertionError):
             await eventually(settled, within_s=self._settle_s)
+
+    async def _look(self) -> None:
+        # a gateway that was killed last may still be starting
+        async def looked() -> bool:
+            with contextlib.suppress(httpx.HTTPError):
+                await self.clients.look()
+                return True
+            return False
+
+        await eventually(looked)
 
     def _queues_are_empty(self) -> bool:
         latest = {sample.stream: sample for sample in self.watcher.queues}
@@ -206,6 +217,7 @@ class Run:
             ),
             calls=tuple(self.clients.calls),
             revisions=tuple(self.watcher.revisions),
+            lost=tuple(self.watcher.lost),
             queues=tuple(self.watcher.queues),
             hosts=tuple(self.hosts.samples),
             terms=tuple(self.watcher.terms),

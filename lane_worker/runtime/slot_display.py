@@ -146,11 +146,13 @@ class SlotDisplay:
         self._seen = max(self._seen, self._revision)
 
     def _again(self) -> None:
-        """The bucket went back: what was seen there counts no more, and what this worker showed may be lost."""
+        """The bucket went back: what was seen there counts no more, and what this worker shows is shown again.
+
+        A quarantine of ours too: the card is what it was, and a lift that was lost with it is asked for once more.
+        """
         self._seen = 0
-        if self._wanted is not None and self._wanted is self.quarantine:
-            # the card is what it was: nobody has lifted it who has not seen it
-            self._told = None
+        if self._wanted is not None and self._revision is not None:
+            self._revision = self._told = None
             self._news.set()
 
     def _on_entry(self, entry: Entry) -> None:

@@ -83,6 +83,34 @@ class Clients:
                 await asyncio.sleep(max(0.0, begun_s + wish.at_s - time.monotonic()))
                 group.create_task(self._fulfil(wish))
 
+    async def look(self) -> None:
+        """Asks every gateway for every task, when all is over."""
+        for name, url in self._gateways:
+            cursor: str | None = None
+            while True:
+                sent_at = datetime.now(UTC)
+                answer = await self._http.get(
+                    f"{url}/tasks", params={"limit": 100, **({"cursor": cursor} if cursor else {})}
+                )
+                answer.raise_for_status()
+                page = answer.json()
+                self.calls += [
+                    Call(
+                        request=-1,
+                        kind="look",
+                        gateway=name,
+                        sent_at=sent_at,
+                        ended_at=datetime.now(UTC),
+                        status=answer.status_code,
+                        task_id=task["id"],
+                        task_status=task["status"],
+                    )
+                    for task in page["tasks"]
+                ]
+                cursor = page["next_cursor"]
+                if cursor is None:
+                    break
+
     async def close(self) -> None:
         await self._http.aclose()
 

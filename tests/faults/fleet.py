@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
+import nats.js.errors
 from msgspec import Struct
+from msgspec.structs import replace
 
 from contracts.settings import Catalog, load_settings
 from contracts.topology import DEGRADED, TASKS, bucket_stream, lane_stream
-from ops.nats_link import NatsLink
+from ops.nats_link import NatsLink, translated
 from ops.nats_server import find_nats_server, nats_conf
 from ops.processes import warmlane_command
 from ops.provision import provision, wanted
@@ -253,6 +255,23 @@ class Fleet:
         for member in self.members.values():
             member.start()
         await eventually(self.is_ready, within_s=120)
+
+    @property
+    def nats_store(self) -> Path:
+        """Where nats-server keeps what it stores."""
+        return self.data_dir / "nats" / "jetstream"
+
+    async def recreate(self, bucket: str) -> None:
+        """`nats stream rm KV_…` and `warmlane provision`. Raises TransportUnavailable; then it may lack the bucket."""
+        link = await NatsLink.connect(self.nats_url, name="chaos-recreate")
+        try:
+            with translated(bucket), contextlib.suppress(nats.js.errors.NotFoundError):
+                await link.js.delete_stream(bucket_stream(bucket))
+            full = wanted(self.catalog, keep_s=3_600)
+            only = tuple(spec for spec in full.buckets if spec.name == bucket)
+            await provision(link, replace(full, streams=(), buckets=only))
+        finally:
+            await link.close()
 
     async def keep(self) -> None:
         """Starts again what ended by itself, until cancelled."""

@@ -30,7 +30,7 @@ POLL_S: Final = 0.1
 QUEUE_SAMPLE_S: Final = 0.25
 HOST_SAMPLE_S: Final = 0.4
 
-CallKind = Literal["submit", "cancel", "poll"]
+CallKind = Literal["submit", "cancel", "poll", "look"]
 FaultKind = Literal[
     "kill-gateway",
     "stop-gateway",
@@ -52,6 +52,8 @@ FaultKind = Literal[
     "scratch-gone",
     "nats-disk-full",
     "consumer-deleted",
+    "tail-lost",
+    "bucket-recreated",
 ]
 
 
@@ -68,7 +70,8 @@ class Call(Struct, frozen=True, kw_only=True):
     """One HTTP call of a client, and its answer.
 
     *request* numbers what a client wants; retries with the same *key* share it. *status* is None where no answer came:
-    *sent* tells whether anybody may have read the call. *task_id* is what the answer named, if it named a task.
+    *sent* tells whether anybody may have read the call. *task_id* is what the answer named, if it named a task. A
+    `look` is what a gateway said of a task when all was over.
     """
 
     request: int
@@ -130,7 +133,8 @@ class Term(Struct, frozen=True, kw_only=True):
 class Fault(Struct, frozen=True, kw_only=True):
     """What was done to whom, from *at* to *until* (for a kill: until it was started again, as far as we did it).
 
-    *workers* are the workers that were killed with it: they could not tidy up.
+    *workers* are the workers that were killed with it: they could not tidy up. What the server had stored from
+    *lost_since* until then is lost.
     """
 
     kind: FaultKind
@@ -138,6 +142,7 @@ class Fault(Struct, frozen=True, kw_only=True):
     at: datetime
     until: datetime
     workers: tuple[str, ...] = ()
+    lost_since: datetime | None = None
 
 
 class Artifact(Struct, frozen=True, kw_only=True):
@@ -150,12 +155,16 @@ class Artifact(Struct, frozen=True, kw_only=True):
 
 
 class History(Struct, frozen=True, kw_only=True):
-    """All that was observed. *gaps* tells what the watcher missed, in words: with one, nothing is proven."""
+    """All that was observed. *gaps* tells what the watcher missed, in words: with one, nothing is proven.
+
+    *lost* are revisions that the server had stored and lost again.
+    """
 
     seed: int
     limits: Limits
     calls: tuple[Call, ...] = ()
     revisions: tuple[Revision, ...] = ()
+    lost: tuple[Revision, ...] = ()
     queues: tuple[QueueSample, ...] = ()
     hosts: tuple[HostSample, ...] = ()
     terms: tuple[Term, ...] = ()
@@ -177,6 +186,8 @@ class Watcher:
         self._streams = streams
         self._next = 1
         self.revisions: list[Revision] = []
+        self.lost: list[Revision] = []
+        self._losses = 0
         self.latest: dict[str, GenerationTask] = {}
         self.queues: list[QueueSample] = []
         self.terms: list[Term] = []
@@ -196,9 +207,20 @@ class Watcher:
         last = int(info["state"]["last_seq"])
         if last < self._next - 1:
             self.gaps.append(f"the server went back from revision {self._next - 1} to {last}")
+        losses = self._losses
         while self._next <= last:
-            await self._read(self._next)
+            await self._read(self._next, losses)
+            if losses != self._losses:
+                return  # it was of before
             self._next += 1
+
+    def went_back(self, since: datetime) -> None:
+        """The server, which is down now, starts again without what it stored from *since* on."""
+        self._losses += 1
+        self.lost += [revision for revision in self.revisions if revision.at >= since]
+        self.revisions = [revision for revision in self.revisions if revision.at < since]
+        self.latest = {revision.task.id: revision.task for revision in self.revisions}
+        self._next = 1 + max((revision.sequence for revision in self.revisions), default=0)
 
     def all_ended(self) -> bool:
         return all(task.status.is_terminal for task in self.latest.values())
@@ -229,13 +251,17 @@ class Watcher:
                 await self.sample()
             await asyncio.sleep(QUEUE_SAMPLE_S)
 
-    async def _read(self, sequence: int) -> None:
+    async def _read(self, sequence: int, losses: int) -> None:
         try:
             stored = await self._link.js.get_msg(bucket_stream(TASKS), seq=sequence)
         except nats.js.errors.NotFoundError:
+            if losses != self._losses:
+                return
             self.gaps.append(f"revision {sequence} was gone before it was read")
             return
         assert stored.time is not None
+        if losses != self._losses:
+            return
         try:
             task = decode_task(stored.data or b"")
         except UnreadableTask as error:

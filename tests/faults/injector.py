@@ -13,14 +13,29 @@ from typing import Final, get_args
 import nats.errors
 from msgspec import Struct
 
-from contracts.topology import DEADLINES, DEGRADED, TIMER_KINDS, WORK_CONSUMER, lane_stream, sweep_consumer
-from ops.nats_link import FETCH_TIMEOUT_S, NatsLink
+from contracts.topology import (
+    COLD_STARTS,
+    CONTROL,
+    DEADLINES,
+    DEGRADED,
+    FALLBACKS,
+    LEADER,
+    TIMER_KINDS,
+    WORK_CONSUMER,
+    lane_stream,
+    sweep_consumer,
+)
+from contracts.topology import LANES as LANES_BUCKET
+from contracts.topology import SLOTS as SLOTS_BUCKET
+from ops.nats_link import FETCH_TIMEOUT_S, NatsLink, TransportUnavailable
 from ops.write_health import HEARD_S, REFUSES_AFTER_S
 from tests.faults.fleet import GATEWAYS, LANES, SLOTS, Fleet, Member, send
 from tests.faults.history import Fault, FaultKind, HostWatcher, Watcher
 from tests.support import eventually
 
 ALL_KINDS: Final[tuple[FaultKind, ...]] = get_args(FaultKind)
+# Not the records: without them nothing that came before is proven any more. Others lose those.
+BUCKETS: Final = (LANES_BUCKET, SLOTS_BUCKET, LEADER, CONTROL, FALLBACKS, COLD_STARTS)
 # No fault before this, and none that begins so shortly before the end.
 QUIET_S: Final = 2.0
 # For how long a target that is not there just now is waited for.
@@ -54,6 +69,8 @@ LASTS_S: Final[dict[FaultKind, tuple[float, float]]] = {
     "scratch-gone": (0.0, 0.0),
     "nats-disk-full": (5.0, 5.0),
     "consumer-deleted": (0.0, 0.0),
+    "tail-lost": (0.5, 2.0),
+    "bucket-recreated": (0.0, 0.0),
 }
 
 
@@ -92,6 +109,8 @@ class Injector:
         self._hosts = hosts
         self.faults: list[Fault] = []
         self.skipped: list[Planned] = []
+        # a server that is started while its store is put back would have two
+        self._nats_turn = asyncio.Lock()
 
     async def run(self, planned: Sequence[Planned]) -> None:
         """Does all of it; returns when the last one is undone."""
@@ -107,11 +126,21 @@ class Injector:
             case "full" | "unwritable":
                 await self._break_store(planned)
             case "disk-full":
-                await self._fill_disk(planned)
+                async with self._nats_turn:
+                    await self._fill_disk(planned)
             case "deleted":
                 await self._delete_consumer(planned)
             case "gone":
                 await self._remove_scratch(planned)
+            case "lost":
+                async with self._nats_turn:
+                    await self._lose_tail(planned)
+            case "recreated":
+                async with self._nats_turn:
+                    await self._recreate_bucket(planned)
+            case "nats":
+                async with self._nats_turn:
+                    await self._member(planned, what, self._fleet.nats)
             case "lane":
                 model = LANES[int(planned.pick * len(LANES))]
                 await self._worker(planned, f"{model}-0", lambda: self._newest(model))
@@ -223,5 +252,50 @@ class Injector:
         await asyncio.to_thread(shutil.rmtree, self._fleet.data_dir / "scratch", ignore_errors=True)
         self._note(planned, "scratch", at)
 
-    def _note(self, planned: Planned, target: str, at: datetime, *, workers: tuple[str, ...] = ()) -> None:
-        self.faults.append(Fault(kind=planned.kind, target=target, at=at, until=datetime.now(UTC), workers=workers))
+    async def _lose_tail(self, planned: Planned) -> None:
+        """A power cut: kill -9, and of what came in the last seconds nothing is on the disk."""
+        nats, store, copy = self._fleet.nats, self._fleet.nats_store, self._fleet.data_dir / "nats-copy"
+        since = datetime.now(UTC)
+        if nats.pid is None:
+            self.skipped.append(planned)
+            return
+        nats.signal(signal.SIGSTOP)
+        await asyncio.to_thread(shutil.copytree, store, copy)
+        nats.signal(signal.SIGCONT)
+        await asyncio.sleep(planned.for_s)
+        nats.kill()
+        await nats.ended(within_s=10)
+        await asyncio.to_thread(shutil.rmtree, store)
+        await asyncio.to_thread(shutil.move, copy, store)
+        self._watcher.went_back(since)
+        nats.start()
+        self._note(planned, "nats", since, lost_since=since)
+
+    async def _recreate_bucket(self, planned: Planned) -> None:
+        at, bucket = datetime.now(UTC), BUCKETS[int(planned.pick * len(BUCKETS))]
+        try:
+            await self._fleet.recreate(bucket)
+        except TransportUnavailable:
+            self.skipped.append(planned)
+            return
+        self._note(planned, bucket, at)
+
+    def _note(
+        self,
+        planned: Planned,
+        target: str,
+        at: datetime,
+        *,
+        workers: tuple[str, ...] = (),
+        lost_since: datetime | None = None,
+    ) -> None:
+        self.faults.append(
+            Fault(
+                kind=planned.kind,
+                target=target,
+                at=at,
+                until=datetime.now(UTC),
+                workers=workers,
+                lost_since=lost_since,
+            )
+        )

@@ -10,11 +10,14 @@ import msgspec
 import pytest
 
 from contracts.lanes import SlotState, VideoPipelineSlot
-from contracts.topology import SLOTS
+from contracts.settings import Catalog
+from contracts.topology import SLOTS, bucket_stream
 from lane_worker.runtime.slot_display import SlotDisplay, read_slot
 from ops.ending import end
 from ops.nats_link import NatsLink
 from ops.processes import warmlane_command
+from ops.provision import provision, wanted
+from tests.conftest import KEEP_S
 from tests.support import NatsServer, clean_environment, eventually
 
 SLOT = "cpu-7"
@@ -167,6 +170,26 @@ async def test_one_that_lost_the_slot_changes_nothing(
     assert (now.worker, now.state) == ("degraded-1", SlotState.RESIDENT)
     assert old.quarantine is None
     await asyncio.wait_for(old.usable(), 10)
+
+
+@pytest.mark.parametrize("state", [SlotState.RESIDENT, SlotState.QUARANTINED])
+async def test_what_a_worker_shows_stands_in_a_bucket_that_was_made_anew_too(
+    link: NatsLink, catalog: Catalog, display: Callable[[str], "asyncio.Future[Shown]"], state: SlotState
+) -> None:
+    """A quarantine is not lifted by the server's losing it."""
+    shown = await display("degraded-0")
+    shown.take()
+    shown.show(state, "anisora", "first")
+    await shown.settled()
+    await link.js.delete_stream(bucket_stream(SLOTS))
+    await provision(link, wanted(catalog, keep_s=KEEP_S))
+
+    async def stands() -> bool:
+        now = await entry(link)
+        return now is not None and now.state is state
+
+    await eventually(stands)
+    assert (shown.quarantine is not None) is (state is SlotState.QUARANTINED)
 
 
 @pytest.mark.parametrize(

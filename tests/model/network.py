@@ -441,6 +441,11 @@ class SimulatedFollowing:
         if self.is_open:
             self.is_open = False
             self._client.followings.remove(self)
+            self.detach()
+
+    def detach(self) -> None:
+        """The server has nothing more for it. What the process has received already is still handed on."""
+        if self.bring in self._stream.on_stored:
             self._stream.on_stored.remove(self.bring)
 
     def is_deleted(self) -> None:
@@ -518,8 +523,8 @@ class SimulatedClient:
         for operation in list(self.network.under_way):
             if operation.host is self.host and not operation.lane.startswith("store "):
                 self.network.give_up(operation)
-        for following in list(self.followings):
-            following.end()
+        for following in self.followings:
+            following.detach()
         self._start(self._on_lost())
 
     def mend(self) -> None:

@@ -137,6 +137,9 @@ OUT_OF_MEMORY: Final = failed(CLAIMED, FailureCode.OUT_OF_MEMORY)
 REFUSED: Final = failed(ON_DEGRADED, FailureCode.QUEUE_OVERLOADED, 29.6)
 
 
+CUT: Final = replace(fault("tail-lost", 0.05, 3), lost_since=after(0.05))
+
+
 def rules(history: History) -> set[int]:
     return {violation.rule for violation in check(history)}
 
@@ -210,6 +213,21 @@ def good(**changes: Any) -> History:
         ),
         pytest.param(good(queues=(queue(0.5, TASK_ID), queue(0.9))), id="1-claimed-while-the-queue-was-being-read"),
         pytest.param(good(calls=(submit("", None),)), id="6-no-answer-so-it-may-run"),
+        pytest.param(
+            good(revisions=(), lost=GOOD.revisions, faults=(CUT,), artifacts=()),
+            id="lost-with-the-tail",
+        ),
+        pytest.param(
+            good(
+                # it had ended, ran again, and was told as done in between
+                lost=stored((CLAIMED, 1), (DONE, 2)),
+                revisions=stored((WAITING, 0), (requeued(CLAIMED, 12), 12), (REFUSED, 20)),
+                calls=(submit(), submit(kind="poll", status=200, task_status="done", ended_at=after(2.5))),
+                faults=(CUT,),
+                queues=(),
+            ),
+            id="ended-in-the-tail-and-otherwise-afterwards",
+        ),
     ],
 )
 def test_a_good_history_passes(history: History) -> None:
@@ -433,6 +451,32 @@ def test_a_good_history_passes(history: History) -> None:
                 artifacts=(Artifact(path=f"images/{TASK_ID}.ab", bytes=1, sha256="ab", frames=0),),
             ),
             id="6-the-image-of-what-was-refused",
+        ),
+        pytest.param(
+            1,
+            good(
+                revisions=(),
+                lost=GOOD.revisions,
+                faults=(CUT,),
+                artifacts=(),
+                calls=(submit(), submit(kind="poll", status=200, ended_at=after(8.1))),
+            ),
+            id="told-from-memory-after-it-was-lost",
+        ),
+        pytest.param(
+            1,
+            good(lost=stored((CLAIMED, 1)), revisions=stored((WAITING, 0)), faults=(CUT,), artifacts=(), queues=()),
+            id="what-is-left-of-it-never-ends",
+        ),
+        pytest.param(
+            1,
+            good(
+                calls=(
+                    submit(),
+                    submit(kind="look", status=200, task_status="pending", sent_at=after(8), ended_at=after(9)),
+                )
+            ),
+            id="a-gateway-does-not-know-that-it-ended",
         ),
     ],
 )

@@ -42,3 +42,10 @@ def test_the_newest_starts_of_every_model_are_kept_once() -> None:
     assert len(starts) == 2 * STARTS_MAX
     assert starts[0].ended_at == after(STARTS_MAX)
     assert starts[-1].ended_at == after(1)
+
+
+def test_a_start_of_one_model_hides_none_of_another() -> None:
+    board = ColdStarts()
+    for model, revision in (("anisora", 2), ("phr00t", 1)):
+        board.on_entry(Entry(model, msgspec.json.encode(start(1.0, 1, model)), revision, NOW))
+    assert {known.model for known in board.newest_first()} == {"anisora", "phr00t"}

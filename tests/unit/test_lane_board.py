@@ -157,3 +157,16 @@ def test_a_lane_that_is_switched_off_is_not_asked() -> None:
     board.on_control(control(b"degraded", 1))
     assert board.cause("anisora", NOW) == "manual"
     assert board.states("anisora", NOW) == ([LaneState.WARM], True)
+
+
+def switch(model: str, value: bytes | None, revision: int) -> Entry:
+    return Entry(f"lanes.{model}", value, revision, after(revision))
+
+
+def test_a_switch_that_was_read_hides_no_older_one_of_another_model() -> None:
+    """Both feeders: the answer to who set the one, and the watch, which comes to the other later."""
+    board = LaneBoard(health_timeout_s=60, grace_s=10)
+    board.on_control(switch("phr00t", b"auto", 9))
+    for entry in (switch("anisora", b"degraded", 8), switch("phr00t", b"degraded", 7), switch("phr00t", b"auto", 9)):
+        board.on_control(entry)
+    assert (board.mode("anisora").mode, board.mode("phr00t").mode) == ("degraded", "auto")
