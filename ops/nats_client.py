@@ -399,7 +399,7 @@ class Client(nats.aio.client.Client):
         """Takes back what can be taken back of what was written: nats-py would wait until it is sent."""
         # whatever it raises about a connection that is over, the next one must be made
         with contextlib.suppress(Exception):
-            writer = getattr(self._transport, "_io_writer", None)
+            writer: Any = getattr(self._transport, "_io_writer", None)
             transport = writer.transport
             link = transport.get_extra_info("socket")  # None where uvloop has closed it
             if link is not None:
