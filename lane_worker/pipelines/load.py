@@ -243,6 +243,7 @@ def _drop_state(pipeline: Any) -> None:
 def _scheduler(wanted: Scheduler, config: Any) -> Any:
     kind = BetaSigmasEuler if wanted.sigmas == "beta" else getattr(diffusers, wanted.kind)
     known = inspect.signature(kind).parameters
+    config = {name: value for name, value in config.items() if name in known}  # diffusers would warn of the others
     # whatever the folder's own scheduler was: without these the next would take the flow for noise, or keep its sigmas
     flow: dict[str, Any] = {name: False for name in OWN_SIGMAS if name in known}
     if "flow_shift" not in known:  # one that is made for flows, and calls it shift
