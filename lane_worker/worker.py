@@ -129,6 +129,7 @@ class LaneWorker:
             on_busy=self._on_busy,
         )
         self._draining = False
+        self._has_trouble = False
         self._failures: tuple[float, ...] = ()  # when loads failed, since the last one that did not
         self._demand = asyncio.Event()
         self._renew_because: str | None = None
@@ -271,6 +272,7 @@ class LaneWorker:
                 await _pause(stop, PING_S)
                 continue
             served = await self._loop.serve_one(stop)
+            self._show_trouble()
             if stop.is_set() or await self._distrusts(stop) or not self._is_loaded():
                 return
             match await self._next_step(queue_is_empty=not served):
@@ -283,6 +285,14 @@ class LaneWorker:
                         return
                 case Stay():
                     pass
+
+    def _show_trouble(self) -> None:
+        """A lane to which no task can come is not warm, or it would be sent every request."""
+        had_trouble, self._has_trouble = self._has_trouble, self._loop.trouble is not None
+        if self._loop.trouble is not None and not had_trouble:
+            self._show(LaneState.UNHEALTHY, self._loop.trouble)
+        elif had_trouble and not self._has_trouble:
+            self._show(*self._when_idle())
 
     def _advice(self) -> Advice:
         return advice(self._runner.streak, renew_after=self._warmth.renew_after_failures)

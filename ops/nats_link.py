@@ -298,10 +298,10 @@ class NatsLink:
             self.writes.failed(stream_of(subject), "silent", time.monotonic())
 
     async def answers_for(self, stream: str) -> bool:
-        """Whether the server answers a question about *stream* now."""
+        """Whether the server tells the state of *stream* now: in a cluster, whether the stream has a leader."""
         try:
-            await self.client.request(f"$JS.API.STREAM.INFO.{stream}", timeout=REPLY_TIMEOUT_S)
-        except (nats.errors.Error, OSError, TimeoutError):
+            await self.stream_state(stream)
+        except (TransportUnavailable, nats.errors.Error):
             return False
         return True
 
@@ -601,7 +601,7 @@ class Pull:
         messages = await self._fetch(batch)
         if self._link.client.lost_its_consumer(self._subscription):
             await self._make_anew()
-        elif messages:
+        else:
             self.trouble = None
         return messages
 

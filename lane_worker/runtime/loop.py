@@ -142,6 +142,11 @@ class WorkLoop:
         if self._keeper is not None:
             self._keeper.renew_now()
 
+    @property
+    def trouble(self) -> str | None:
+        """Why no task can come: the queue's consumer is gone, and cannot be made anew. None while all is well."""
+        return None if self._pull is None else self._pull.trouble
+
     async def serve_one(self, stop: asyncio.Event) -> bool:
         """Waits up to 2 s for a task, and runs it to its end; whether one came. Returns at once when *stop* is set
         while waiting."""

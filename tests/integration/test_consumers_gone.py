@@ -88,5 +88,17 @@ async def test_a_worker_makes_its_queues_consumer_anew(
 
         await eventually(done)
     assert await differences(link, wanted(catalog, keep_s=KEEP_S)) == []
+    await link.js.delete_stream(stream)  # which is not the worker's to make
+
+    async def is_told() -> bool:
+        return worker.loop.trouble == f"{stream}/worker is missing; run `warmlane provision`"
+
+    await eventually(is_told)
+    await provision(link, wanted(catalog, keep_s=KEEP_S))
+
+    async def is_well() -> bool:
+        return worker.loop.trouble is None
+
+    await eventually(is_well)
     await worker.close()
     await own.close()

@@ -15,12 +15,14 @@ from structlog.testing import capture_logs
 from contracts.lanes import LaneState, SlotState, VideoPipelineSlot
 from contracts.settings import Catalog
 from contracts.tasks import TaskStatus
-from contracts.topology import SLOTS
+from contracts.topology import SLOTS, lane_stream
 from gateway.cold_starts import ColdStarts
 from lane_worker.runtime.slot_display import read_slot
 from lane_worker.worker import SILENT_S, TOO_LARGE_RETRY_S
 from ops.lane_plan import CRASHES
 from ops.nats_link import FETCH_TIMEOUT_S, NatsLink
+from ops.provision import provision, wanted
+from tests.conftest import KEEP_S
 from tests.degraded import becomes, place, task_of
 from tests.lanes import Lane, SharedForkServer, StateLog
 from tests.support import children_of, is_running
@@ -43,12 +45,19 @@ async def shown(link: NatsLink) -> VideoPipelineSlot | None:
     return read_slot(await link.get(SLOTS, SLOT))
 
 
-async def test_a_warm_lane_shows_what_is_resident_and_an_empty_slot_when_it_left(link: NatsLink, lane: Lane) -> None:
+async def test_a_warm_lane_shows_what_is_resident_and_an_empty_slot_when_it_left(
+    link: NatsLink, lane: Lane, catalog: Catalog
+) -> None:
     lane.start()
     await lane.becomes(LaneState.WARM)
     slot = await shown(link)
     assert slot is not None
     assert (slot.model, slot.state, slot.worker) == ("phr00t", SlotState.RESIDENT, "phr00t-0")
+    await link.js.delete_stream(lane_stream("phr00t"))  # no task can come: it must not be sent any
+    told = await lane.becomes(LaneState.UNHEALTHY)
+    assert told.detail == "LANE_PHR00T/worker is missing; run `warmlane provision`"
+    await provision(link, wanted(catalog, keep_s=KEEP_S))
+    await lane.becomes(LaneState.WARM)
     await lane.leave()
     slot = await shown(link)
     assert slot is not None

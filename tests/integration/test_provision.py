@@ -26,6 +26,22 @@ async def test_drift_is_reported_and_mended(link: NatsLink, catalog: Catalog) ->
     assert (config.max_msgs, config.description) == (25, "the operator's own words")
 
 
+async def test_a_bucket_that_keeps_more_than_is_wanted_is_changed_in_place(link: NatsLink, catalog: Catalog) -> None:
+    """As of an earlier version, with 16 revisions of every record: the newest 4 stay, and every key."""
+    config = (await link.js.stream_info("KV_tasks")).config
+    await link.js.update_stream(config.evolve(max_msgs_per_subject=16))
+    for number in range(10):
+        for key in ("one", "other"):
+            await link.put("tasks", key, str(number).encode())
+    changed = await provision(link, wanted(catalog, keep_s=KEEP_S))
+    assert [str(each) for each in changed] == ["KV_tasks: max_msgs_per_subject is 16, should be 4"]
+    assert (await link.depth("KV_tasks")).messages == 8
+    for key in ("one", "other"):
+        newest = await link.get("tasks", key)
+        assert newest is not None
+        assert newest.value == b"9"
+
+
 async def test_what_is_missing_stops_the_gateway(link: NatsLink, catalog: Catalog) -> None:
     want = wanted(catalog, keep_s=KEEP_S)
     await require_provisioned(link, want)
