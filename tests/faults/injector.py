@@ -20,8 +20,10 @@ from contracts.topology import (
     DEGRADED,
     FALLBACKS,
     LEADER,
+    TASKS,
     TIMER_KINDS,
     WORK_CONSUMER,
+    bucket_stream,
     lane_stream,
     sweep_consumer,
 )
@@ -42,7 +44,10 @@ QUIET_S: Final = 2.0
 AWAITED_S: Final = 10.0
 # By then a server whose disk has room again was restarted, also where another restart had just been.
 TAKES_WRITES_WITHIN_S: Final = 60.0
+EVERY: Final = "*"
 CONSUMERS: Final = (
+    # those of all who follow a bucket
+    *((bucket_stream(bucket), EVERY) for bucket in (TASKS, LANES_BUCKET, SLOTS_BUCKET, LEADER, CONTROL, COLD_STARTS)),
     *((lane_stream(model), WORK_CONSUMER) for model in LANES),
     (DEGRADED, WORK_CONSUMER),
     *((DEADLINES, sweep_consumer(kind)) for kind in TIMER_KINDS),
@@ -239,7 +244,9 @@ class Injector:
         stream, consumer = CONSUMERS[int(planned.pick * len(CONSUMERS))]
         at = datetime.now(UTC)
         try:
-            await self._link.js.delete_consumer(stream, consumer)
+            every = await self._link.js.consumers_info(stream) if consumer == EVERY else []
+            for name in [info.name for info in every] or [consumer]:
+                await self._link.js.delete_consumer(stream, name)
         except (nats.errors.Error, TimeoutError):  # the server is away, or nobody has made it anew yet
             self.skipped.append(planned)
             return

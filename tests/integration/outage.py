@@ -4,6 +4,8 @@
 """
 
 import asyncio
+import json
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -50,6 +52,7 @@ async def server_away(system: System, windows: Windows, *, away_s: float) -> Ret
         last = [await _known(system, task_id, before[task_id]["status"]) for task_id in ids]
         assert min(last) > max(first)
         assert not worker.runner.stopped.is_set()
+        _said_once(system.gateway.log())
         await asyncio.to_thread(system.gateway.nats.start)
 
         back = datetime.now(UTC)
@@ -70,6 +73,21 @@ async def server_away(system: System, windows: Windows, *, away_s: float) -> Ret
         return Returned(*((moment - back).total_seconds() for moment in moments if moment is not None))
     finally:
         await worker.close()
+
+
+def _said_once(log: str) -> None:
+    """An outage is no flood of lines: a watch says once a minute that it is interrupted, and nobody repeats nats-py."""
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    said = Counter((line["event"], line.get("bucket")) for line in lines if line["level"] in ("warning", "error"))
+    assert said["nats_disconnected", None] == 1
+    assert (
+        max(
+            count
+            for (event, _), count in said.items()
+            if event in ("nats_error", "watch_interrupted", "nats_disconnected")
+        )
+        == 1
+    )
 
 
 async def _is_cut_off(system: System) -> bool:

@@ -110,6 +110,9 @@ async def test_a_publish_that_failed_is_not_stored_later(nats_server: NatsServer
     await eventually(noticed)  # what goes into a dead socket is lost anyway; what is buffered comes back
     with pytest.raises(TransportUnavailable):
         await link.put(TASKS, "lost", b"x")
+    for _ in range(100):  # nor does anything else pile up
+        await (await link.client.subscribe("any")).unsubscribe()
+    assert link.client.pending_data_size == 0
     nats_server.start()
 
     async def back() -> bool:
