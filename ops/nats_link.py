@@ -350,7 +350,9 @@ class NatsLink:
     async def pull(self, stream: str, consumer: str) -> "Pull":
         """A handle on a durable pull consumer that provisioning has made."""
         with translated(stream):
-            return Pull(self, await self.js.pull_subscribe_bind(consumer, stream), stream, consumer)
+            pull = Pull(self, await self.js.pull_subscribe_bind(consumer, stream), stream, consumer)
+        consumers_made_anew.begin(stream, consumer)
+        return pull
 
     async def make_consumer(self, stream: str, name: str) -> bool:
         """Makes the consumer *name* of *stream* where it is gone; whether it was.
