@@ -59,10 +59,10 @@ def test_submit_with_an_image_depends_on_it(system: System, tmp_path: Path) -> N
     for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
         image, out = tmp_path / f"{name}.png", tmp_path / f"{name}.mp4"
         Image.new("RGB", (96, 64), colour).save(image)
-        arguments = ["--image", str(image), "--num-frames", "5", "--seed", "1", "--out", str(out)]
+        arguments = ["--image", str(image), "--num-frames", "9", "--seed", "1", "--out", str(out)]
         result = warmlane(system, "submit", "anisora", "it drifts away", *arguments)
         assert result.returncode == 0, result.stderr
-        assert len(decoded(out)) == 5
+        assert len(decoded(out)) == 9
         videos.append(out.read_bytes())
     assert videos[0] != videos[1]
 
