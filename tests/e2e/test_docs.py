@@ -120,7 +120,7 @@ async def test_what_the_nats_commands_of_the_readme_name_is_there(system: UpProc
                 return entry is not None and bool(entry.value)
 
             await eventually(is_there)  # the degraded worker begins when the lanes are warm
-        assert (await link.js.stream_info(bucket_stream(TASKS))).config.max_msgs_per_subject == 16
+        assert (await link.js.stream_info(bucket_stream(TASKS))).config.max_msgs_per_subject == 4
         assert (await link.js.stream_info(bucket_stream(LANES))).config.name
     finally:
         await link.close()

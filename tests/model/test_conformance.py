@@ -174,7 +174,7 @@ async def history(broker: Broker) -> None:
     await broker.link.update(TASKS, "history", b"20", revision=revision)
     await broker.until(lambda: _is(_now(seen["history"]), b"20"))
     state = await broker.link.js.stream_info("KV_tasks")
-    assert state.config.max_msgs_per_subject == 16
+    assert state.config.max_msgs_per_subject == 4
 
 
 async def timers(broker: Broker) -> None:
