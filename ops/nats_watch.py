@@ -187,6 +187,8 @@ class Watch:
         self._last: Mark | None = None
         self._noted: Mark | None = None
         self._cuts = server.cuts
+        # after how many breaks something was noted that no mark stands for
+        self._doubted: int | None = None
         self._told: dict[str, Told] = {}
         # what is read once more; it is told when it is whole
         self._anew: list[Entry] | None = None
@@ -228,9 +230,10 @@ class Watch:
     def note(self, mark: Mark, cuts: int) -> None:
         """The process knows by itself that the stream holds *mark*: it wrote it, or read it, having asked after *cuts*.
 
-        What was asked after a break proves nothing of the time before it.
+        What was asked after a break proves nothing of the time before it, and may itself be lost by the next one.
         """
         if cuts != self._cuts:
+            self._doubted = cuts
             return
         if self._noted is None or mark.seq > self._noted.seq:
             self._noted = mark
@@ -281,8 +284,10 @@ class Watch:
         there = None
         if mark is not None and mark.seq <= state.last_seq:
             there = await self._server.message_at(self._stream, mark.seq)
-        self._cuts = cuts
         verdict = judged(made_at=self._state.created, mark=mark, state=state, there=there)
+        if verdict is Verdict.SAME and self._doubted not in (None, cuts):
+            verdict = Verdict.UNPROVEN
+        self._cuts, self._doubted = cuts, None
         if verdict is Verdict.SAME and self._last is not None and self._anew is None and self._synced.is_set():
             await self._follow(self._last.seq + 1)
             return

@@ -13,9 +13,10 @@ from tests.faults.planted import PLANTED
 from tests.support import shared_forks
 
 QUIET = Console(quiet=True)
-# The store is full first, while all lanes serve; then leader, supervisor, gateway, lane, host and server have a turn,
-# and a consumer is deleted. A full disk of nats-server takes 20 s and has tests of its own.
-SEED = 2678
+# The store is full first, while all lanes serve; then supervisor, gateway, lane, host and leader have a turn, a scratch
+# folder is removed, a consumer is deleted, and the server loses what it stored last. A full disk of nats-server takes
+# 20 s and has tests of its own.
+SEED = 53446
 FAULTS = 9
 
 

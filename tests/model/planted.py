@@ -25,7 +25,7 @@ from lane_worker.runtime.claim import Mine, claim_decision
 from lane_worker.runtime.held import HeldTask
 from lane_worker.runtime.loop import WorkLoop
 from ops.nats_link import NatsLink, StreamFull, TransportUnavailable
-from ops.nats_watch import Verdict, Watch
+from ops.nats_watch import Mark, Verdict, Watch
 
 
 def ack_before_claim() -> AbstractContextManager[Any]:
@@ -221,6 +221,17 @@ def proof_of_a_later_time() -> AbstractContextManager[Any]:
     """What was written after a break counts as proof that nothing from before it is lost."""
     note = Watch.note
     return patch.object(Watch, "note", lambda self, mark, _: note(self, mark, self._cuts))
+
+
+def doubts_forgotten() -> AbstractContextManager[Any]:
+    """What was written between a break and the watch's look is not remembered when the next break comes first."""
+    note = Watch.note
+
+    def before(self: Watch, mark: Mark, cuts: int) -> None:
+        if cuts == self._cuts:
+            note(self, mark, cuts)
+
+    return patch.object(Watch, "note", before)
 
 
 def lost_timers_stay_lost() -> AbstractContextManager[Any]:

@@ -14,6 +14,7 @@ from tests.model.patches import simulated_product
 from tests.model.planted import (
     age_not_checked_again,
     another_model,
+    doubts_forgotten,
     forgotten_by_the_server,
     given_back_and_taken_again,
     lost_timers_stay_lost,
@@ -142,6 +143,21 @@ def a_write_of_after_the_loss_is_acked_before_the_watch_looks(world: World) -> N
     settle(world, but="info KV_tasks")
 
 
+def what_was_written_before_the_watch_looked_is_lost(world: World) -> None:
+    """The connection breaks, a task is made and cancelled, and the connection breaks again before the watch is back."""
+    world.post("gateway-0", "anisora", is_async=True)
+    world.live(5.0)
+    world.copy_store()
+    for name in (*WORKERS, "gateway-0"):
+        world.cut(name)
+    world.mend("gateway-0")
+    world.post("gateway-0", "anisora", is_async=True)
+    settle(world, but="info KV_tasks")
+    world.cancel("gateway-0", 1)
+    settle(world, but="info KV_tasks")
+    world.lose_tail()
+
+
 Story = Callable[[World], None]
 FOUND: Final[tuple[tuple[Story, Callable[[], AbstractContextManager[Any]], str], ...]] = (
     (a_task_that_was_given_up_comes_again, given_back_and_taken_again, "3"),
@@ -150,6 +166,7 @@ FOUND: Final[tuple[tuple[Story, Callable[[], AbstractContextManager[Any]], str],
     (a_gateway_stops_for_longer_than_the_server_remembers, forgotten_by_the_server, "6"),
     (a_claim_is_stored_too_late, age_not_checked_again, "4"),
     (a_timer_is_lost_before_its_record_is_made, lost_timers_stay_lost, "1"),
+    (what_was_written_before_the_watch_looked_is_lost, doubts_forgotten, "8"),
     (a_write_of_after_the_loss_is_acked_before_the_watch_looks, proof_of_a_later_time, "8"),
 )
 
