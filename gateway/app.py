@@ -39,11 +39,18 @@ CORS_ANSWER_HEADERS: Final = [
 ]
 
 
-def create_app(services: Services, *, cors_origins: Sequence[str] = (), observes_http: bool = False) -> Litestar:
+def create_app(
+    services: Services,
+    *,
+    cors_origins: Sequence[str] = (),
+    observes_http: bool = False,
+    traces_reads: bool = False,
+) -> Litestar:
     """The gateway's ASGI application around *services*, which the caller starts and stops.
 
-    Pages of *cors_origins*, and no others, may call it from a browser. *observes_http*: every request is a span, and is
-    timed; without an exporter that would only cost.
+    Pages of *cors_origins*, and no others, may call it from a browser. *observes_http*: every request is
+    timed, and one that makes or changes a task is a span, with *traces_reads* every one; without an exporter that would
+    only cost.
     """
     routes: list[ControllerRouterHandler] = [
         generate.generate,
@@ -69,7 +76,7 @@ def create_app(services: Services, *, cors_origins: Sequence[str] = (), observes
     if observes_http:
         from gateway.observed_http import http_plugin  # imported where it is wanted: a tenth of a gateway's start
 
-        plugins.append(http_plugin(routes))
+        plugins.append(http_plugin(routes, traces_reads=traces_reads))
     return Litestar(
         route_handlers=[*routes, *docs_routes()],
         plugins=plugins,

@@ -37,6 +37,7 @@ from ops.options import (
     settings_option,
     tls_cert_option,
     tls_key_option,
+    trace_reads_option,
 )
 from ops.provision import NoKeys, NotProvisioned
 from ops.telemetry import exporting, gateway_instance, has_endpoint
@@ -112,6 +113,7 @@ def listen(host: str, port: int) -> socket.socket:
 @keep_option
 @nats_storage_option
 @cors_origins_option
+@trace_reads_option
 @tls_cert_option
 @tls_key_option
 def command(
@@ -124,6 +126,7 @@ def command(
     keep_s: float,
     nats_storage_bytes: int,
     cors_origins: tuple[str, ...],
+    trace_reads: bool,
     tls_cert: Path | None,
     tls_key: Path | None,
 ) -> None:
@@ -145,7 +148,7 @@ def command(
         )
         connections = Connections(Limits(connections_max=connections_max(CONNECTIONS_MAX, raise_fd_limit())))
         observes_http = has_endpoint("traces") or has_endpoint("metrics")
-        app = create_app(services, cors_origins=cors_origins, observes_http=observes_http)
+        app = create_app(services, cors_origins=cors_origins, observes_http=observes_http, traces_reads=trace_reads)
         config = http_config(app, connections, tls=None if tls is None else tls.context)
         async with services.running():
             if tls is None and not host.is_loopback:

@@ -1,23 +1,27 @@
-"""A span and a duration for every HTTP request, by Litestar's own OpenTelemetry plugin."""
+"""A duration for every HTTP request, and a span for those that make or change a task, by Litestar's OpenTelemetry
+plugin."""
 
 import os
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from litestar.handlers import HTTPRouteHandler
 from litestar.plugins.opentelemetry import OpenTelemetryConfig, OpenTelemetryPlugin
 from litestar.types import Scope
+from opentelemetry import context, trace
 
 # Probes and scrapes come every few seconds for ever, and the page is no part of anybody's task.
+_UNTRACED: Final = trace.NonRecordingSpan(trace.INVALID_SPAN_CONTEXT)
 _UNOBSERVED = ["^/healthz$", "^/readyz$", "^/metrics$", "^/docs", "^/openapi"]
 
 
-def http_plugin(routes: Iterable[object]) -> OpenTelemetryPlugin:
+def http_plugin(routes: Iterable[object], *, traces_reads: bool = False) -> OpenTelemetryPlugin:
     """The plugin for an application with *routes*.
 
-    It stands before routing, so it finds the route itself: a span or a metric that is named after each task is of no
-    use.
+    *traces_reads*: every request has a span, and not only those that `changes_a_task` names, which clients that poll
+    would drown. It stands before routing, so it finds the route itself: a span or a metric that is named after each
+    task is of no use.
     """
     # the names that the semantic conventions call stable, and not those of before
     os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")
@@ -30,9 +34,35 @@ def http_plugin(routes: Iterable[object]) -> OpenTelemetryPlugin:
 
     return OpenTelemetryPlugin(
         OpenTelemetryConfig(
-            scope_span_details_extractor=describe, exclude=_UNOBSERVED, exclude_spans=["receive", "send"]
+            scope_span_details_extractor=describe,
+            tracer_provider=None if traces_reads else _WithoutReads(),
+            exclude=_UNOBSERVED,
+            exclude_spans=["receive", "send"],
         )
     )
+
+
+def changes_a_task(method: str, route: str) -> bool:
+    """Whether a request of *method* to the path or template *route* makes a task, or changes one."""
+    return method not in {"GET", "HEAD", "OPTIONS"} and re.match(r"/(generate|tasks)(/|$)", route) is not None
+
+
+class _WithoutReads(trace.TracerProvider):
+    """The process's provider for requests that make or change a task; the others have no span, and are timed."""
+
+    def get_tracer(self, *args: Any, **kwargs: Any) -> trace.Tracer:
+        return _TracerWithoutReads(trace.get_tracer_provider().get_tracer(*args, **kwargs))
+
+
+class _TracerWithoutReads(trace.NoOpTracer):
+    def __init__(self, tracer: trace.Tracer) -> None:
+        self._tracer = tracer
+
+    def start_span(self, name: str, context: context.Context | None = None, *args: Any, **kwargs: Any) -> trace.Span:
+        method, _, route = name.partition(" ")
+        if not changes_a_task(method, route):
+            return _UNTRACED
+        return self._tracer.start_span(name, context, *args, **kwargs)
 
 
 def route_of(path: str, templates: Iterable[tuple[str, list[str]]]) -> str:

@@ -186,6 +186,13 @@ cors_origins_option = click.option(
     help="Let pages of this origin, as in https://app.example.org, call the API from a browser. May be repeated; "
     "the variable separates several by blanks. [default: none]",
 )
+trace_reads_option = click.option(
+    "--trace-reads",
+    envvar="WARMLANE_TRACE_READS",
+    is_flag=True,
+    show_envvar=True,
+    help="Trace every request, and not only those that make or change a task. [default: off]",
+)
 tls_cert_option = click.option(
     "--tls-cert",
     envvar="WARMLANE_TLS_CERT",

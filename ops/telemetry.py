@@ -14,20 +14,26 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib import metadata
-from typing import Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import structlog
 from msgspec import Struct
 from opentelemetry import metrics, trace
 
-from ops.tracing import switch_on
+from ops.tracing import chosen_id, switch_on
+
+if TYPE_CHECKING:  # nothing of the SDK is imported where nothing is sent
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
 
 # A collector that does not answer must not hold up a process that leaves; by itself the SDK tries for 10 s.
 FLUSH_S: Final = 2.0
 # What the SDK says of a collector that is away, it says at every try.
 SILENT_S: Final = 60.0
 EXPORT_INTERVAL_S: Final = 15.0
+SPANS_WAIT_S: Final = 1.0
 PROTOCOL: Final = "http/protobuf"
 _IS_NUMBER: Final = re.compile(r"OTEL_\w+_(INTERVAL|TIMEOUT|DELAY|SIZE|LIMIT)")
 
@@ -120,14 +126,28 @@ def _serve(listen: Listen) -> Callable[[], None]:
 
 def _send_traces(role: str, instance: str) -> Callable[[], None]:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    provider = TracerProvider(resource=_resource(role, instance), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    # Of a process that is killed, what it had not sent is lost, with a root perhaps of what others send: the SDK's own
+    # default of 5 s is too long for that.
+    delay_ms = float(os.environ.get("OTEL_BSP_SCHEDULE_DELAY") or SPANS_WAIT_S * 1e3)
+    provider = tracer_provider(_resource(role, instance))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=delay_ms))
     trace.set_tracer_provider(provider)
     switch_on()
     return provider.shutdown
+
+
+def tracer_provider(resource: "Resource | None" = None) -> "TracerProvider":
+    """The SDK's provider of spans, in which a span can be given an id beforehand (`ops.tracing.attempt_below`)."""
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+
+    class Ids(RandomIdGenerator):
+        def generate_span_id(self) -> int:
+            return chosen_id()
+
+    return TracerProvider(resource=resource, id_generator=Ids(), shutdown_on_exit=False)
 
 
 def _measure(role: str, instance: str, *, sends: bool, serves: bool) -> Callable[[], None]:
@@ -152,9 +172,34 @@ def _measure(role: str, instance: str, *, sends: bool, serves: bool) -> Callable
 
 
 def _resource(role: str, instance: str) -> Any:
-    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
-    return Resource.create({"service.name": f"warmlane-{role}", "service.instance.id": instance})
+    ours = Resource.create(resource_attributes(role, instance))
+    # what an operator says of a machine is more than what is found; who a process is, is ours to say
+    said = OTELResourceDetector().detect().attributes
+    return ours.merge(Resource({name: value for name, value in said.items() if name not in _OURS}))
+
+
+_OURS: Final = ("service.name", "service.instance.id")
+
+
+def resource_attributes(role: str, instance: str) -> dict[str, str | int]:
+    """Who sends, by the semantic conventions.
+
+    `host.id` is that of the running kernel, which containers share: processes that have it have one clock. Jaeger
+    corrects, or warns of, the times of a child from another host, and cannot tell skew from a queue.
+    """
+    attributes: dict[str, str | int] = {
+        "service.name": f"warmlane-{role}",
+        "service.namespace": "warmlane",
+        "service.version": metadata.version("warmlane"),
+        "service.instance.id": instance,
+        "host.name": socket.gethostname(),
+        "process.pid": os.getpid(),
+    }
+    with contextlib.suppress(OSError):  # not of Linux
+        attributes["host.id"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return attributes
 
 
 def unusable(environment: Mapping[str, str], *, propagators: Collection[str]) -> dict[str, str]:

@@ -5,14 +5,15 @@ was over before anybody knew that it mattered, is `record`ed afterwards with its
 """
 
 import contextlib
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from contracts.tasks import GenerationTask
@@ -21,11 +22,14 @@ Attributes = Mapping[str, str | int | float | bool]
 PRODUCER: Final = SpanKind.PRODUCER
 CONSUMER: Final = SpanKind.CONSUMER
 TRACEPARENT: Final = "traceparent"
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 _tracer = trace.get_tracer("warmlane")
 _is_on = False
 _task_id: ContextVar[str | None] = ContextVar("task_id", default=None)
 _propagator = TraceContextTextMapPropagator()
+_chosen_id: ContextVar[int | None] = ContextVar("span_id", default=None)
 
 
 def switch_on() -> None:
@@ -41,15 +45,18 @@ def span(
     traceparent: str | None = None,
     kind: SpanKind = SpanKind.INTERNAL,
     unless: tuple[type[Exception], ...] = (),
+    itself: str | None = None,
+    after: str | None = None,
 ) -> contextlib.AbstractContextManager[Span]:
     """A span around the block, below the current one or, where it is given, below *traceparent* (W3C).
 
+    *itself* is the `traceparent` that it is to be known by (`attempt_below`); *after* that of a span it is linked to.
     An exception that leaves the block marks it as failed, by its class alone: its text may quote a request. Those of
     *unless* do not, being no failure: somebody else was faster.
     """
     if traceparent is None and not _is_on and not trace.get_current_span().get_span_context().is_valid:
         return _NO_SPAN  # nobody records it, and it has nothing to hand on
-    return _span(name, attributes, traceparent=traceparent, kind=kind, unless=unless)
+    return _span(name, attributes, traceparent=traceparent, kind=kind, unless=unless, itself=itself, after=after)
 
 
 _NO_SPAN: Final = contextlib.nullcontext[Span](trace.INVALID_SPAN)
@@ -63,15 +70,14 @@ def _span(
     traceparent: str | None,
     kind: SpanKind,
     unless: tuple[type[Exception], ...],
+    itself: str | None,
+    after: str | None,
 ) -> Iterator[Span]:
-    with _tracer.start_as_current_span(
-        name,
-        context=_context(traceparent),
-        kind=kind,
-        attributes=_of(attributes),
-        record_exception=False,
-        set_status_on_exception=False,
-    ) as current:
+    with _known_by(itself):
+        begun = _tracer.start_span(
+            name, context=_context(traceparent), kind=kind, attributes=_of(attributes), links=_links(after)
+        )
+    with trace.use_span(begun, end_on_exit=True, record_exception=False, set_status_on_exception=False) as current:
         try:
             yield current
         except unless as error:
@@ -89,16 +95,42 @@ def record(
     attributes: Attributes | None = None,
     *,
     traceparent: str | None = None,
+    kind: SpanKind = SpanKind.INTERNAL,
     events: Sequence[tuple[str, datetime, Attributes]] = (),
     error: str | None = None,
-) -> None:
-    """A span of what happened from *begun_at* to *ended_at*; *error* says why it failed, if it did."""
-    past = _tracer.start_span(name, context=_context(traceparent), attributes=_of(attributes), start_time=_ns(begun_at))
+    itself: str | None = None,
+) -> str | None:
+    """A span of what happened from *begun_at* to *ended_at*; *error* says why it failed, if it did.
+
+    *itself* is the `traceparent` that it is to be known by. Returns the one that it is known by, as `traceparent_of`.
+    """
+    with _known_by(itself):
+        past = _tracer.start_span(
+            name, context=_context(traceparent), kind=kind, attributes=_of(attributes), start_time=_ns(begun_at)
+        )
     for event, at, details in events:
         past.add_event(event, details, timestamp=_ns(at))
     if error is not None:
         failed(past, error)
     past.end(end_time=max(_ns(begun_at), _ns(ended_at)))
+    return traceparent_of(past)
+
+
+def attempt_below(sender: str | None) -> str | None:
+    """The `traceparent` of a span that is still to come, below *sender*; None where nothing is traced.
+
+    A claim stores it, so that the span can be told by whoever finds its worker lost, and what was below it stays there.
+    """
+    context = trace.get_current_span(_context(sender)).get_span_context() if _is_on and sender else None
+    if context is None or not context.is_valid:
+        return None
+    return f"00-{context.trace_id:032x}-{_random_id():016x}-{int(context.trace_flags):02x}"
+
+
+def chosen_id() -> int:
+    """The id of the span that begins now: the one that it is to be known by, or a random one."""
+    chosen = _chosen_id.get()
+    return _random_id() if chosen is None else chosen
 
 
 @contextlib.contextmanager
@@ -153,9 +185,27 @@ def _of(attributes: Attributes | None) -> Attributes | None:
     return attributes if task_id is None else {"task.id": task_id, **(attributes or {})}
 
 
+def _random_id() -> int:
+    return secrets.randbits(64) or 1
+
+
+@contextlib.contextmanager
+def _known_by(traceparent: str | None) -> Iterator[None]:
+    token = _chosen_id.set(None if traceparent is None else int(traceparent.split("-")[2], 16))
+    try:
+        yield
+    finally:
+        _chosen_id.reset(token)
+
+
+def _links(traceparent: str | None) -> Sequence[Link]:
+    linked = trace.get_current_span(_context(traceparent)).get_span_context() if traceparent else None
+    return [Link(linked)] if linked is not None and linked.is_valid else []
+
+
 def _context(traceparent: str | None) -> Context | None:
     return None if traceparent is None else _propagator.extract({TRACEPARENT: traceparent})
 
 
 def _ns(at: datetime) -> int:
-    return int(at.timestamp() * 1e9)
+    return (at - _EPOCH) // _MICROSECOND * 1000  # in whole numbers: a float is a quarter of a microsecond off

@@ -203,9 +203,11 @@ class WorkLoop:
             "worker": self._worker,
             "attempt": task.attempt,
         }
-        # both beside what follows and not below it: a worker that is killed then never sends that
-        record("queue.wait", task.queued_at, delivered_at, of_task(task), traceparent=sender)
-        record("claim", delivered_at, datetime.now(UTC), of_task(task), traceparent=sender)
+        # beside what follows and not below it: they are sent while it runs
+        claimed_at = datetime.now(UTC)
+        # From when the server had stored it: at `queued_at` its parent, the sending, had not begun.
+        queue_wait = record("queue.wait", message.metadata.timestamp, claimed_at, of_task(task), traceparent=sender)
+        record("claim", delivered_at, claimed_at, of_task(task), traceparent=queue_wait)
         with working_on(task), span("process", attributes, traceparent=sender, kind=CONSUMER):
             yield
 

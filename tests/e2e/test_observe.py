@@ -63,9 +63,7 @@ def test_a_route_is_named_by_its_template(stage: Stage) -> None:
 
 ROUTES = {
     ("POST", "/generate"),
-    ("GET", "/tasks/{task_id}"),
     ("DELETE", "/tasks/{task_id}"),
-    ("PUT", "/admin/lanes/{model}/mode"),
 }
 
 
@@ -145,7 +143,7 @@ def below(parent: str, service: str, *names: str) -> list[str]:
 
 ROOT = "POST /generate"
 PUBLISHED = f"{ROOT} > publish"
-WAITED = ("queue.wait", "claim")
+WAITED = ("queue.wait", "queue.wait > claim")
 INFERRED = ("inference", "cleanup")
 FINISHED = (*INFERRED, "encode", "store", "settle")
 SWAPPED = ("swap.release", "swap.verify", "load")
@@ -208,6 +206,16 @@ def test_a_request_that_waited_too_long_is_one_failed_trace(stage: Stage) -> Non
     assert found == sorted([*accepted("hold", error=" !error")])
     # whoever was first: a sweeper, the held request itself, or the worker that took it too late
     assert len(trace_of(stage, "overloaded")) == len(found) + 1
+
+
+def test_nothing_begins_before_what_it_is_below(stage: Stage) -> None:
+    spans = {span.span_id: span for span in stage.collector.spans}
+    early = [
+        (span.name, spans[span.parent_id].name)
+        for span in spans.values()
+        if span.parent_id in spans and span.begun_at < spans[span.parent_id].begun_at
+    ]
+    assert early == []
 
 
 def spans_of(stage: Stage, task: str, name: str) -> list[SeenSpan]:

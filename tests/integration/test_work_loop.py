@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import shutil
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -408,11 +409,22 @@ async def test_the_work_is_a_span_of_the_tasks_trace(
     monkeypatch.setattr("ops.tracing._tracer", provider.get_tracer("test"))
     monkeypatch.setattr("ops.tracing._is_on", True)
     trace_id, parent_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-    task = replace(fresh_task(), traceparent=f"00-{trace_id}-{parent_id}-01")
+    # what is queued is sent later: its parent, the sending, begins then
+    early = fresh_task()
+    task = replace(early, traceparent=f"00-{trace_id}-{parent_id}-01", queued_at=early.queued_at - timedelta(seconds=1))
     worker.runner.may_end.set()
+    sent_ns = time.time_ns()
     await queue(link, task)
     await worker.idle.wait()
-    (span,) = (span for span in spans.get_finished_spans() if span.name == "process")
+    told = {span.name: span for span in spans.get_finished_spans()}
+    begun = {name: span.start_time or 0 for name, span in told.items()}
+    span, waited, claim = told["process"], told["queue.wait"], told["claim"]
+    assert waited.parent is not None
+    assert waited.parent.span_id == int(parent_id, 16)
+    assert sent_ns <= begun["queue.wait"] + 1000 <= begun["claim"] + 1000 <= begun["process"]  # to a microsecond
+    assert claim.parent is not None
+    assert claim.parent.span_id == waited.context.span_id
+    assert claim.end_time == waited.end_time
     assert span.parent is not None
     assert (f"{span.context.trace_id:032x}", f"{span.parent.span_id:016x}") == (trace_id, parent_id)
     said = dict(span.attributes or {})
