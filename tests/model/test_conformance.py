@@ -19,6 +19,7 @@ from contracts.topology import (
     WORK_CONSUMER,
     StreamSpec,
     Topology,
+    bucket_stream,
     lane_stream,
     sweep_consumer,
     topology,
@@ -31,6 +32,7 @@ from tests.model.patches import simulated_product
 from tests.support import NatsServer
 
 MAX_MSGS: Final = 3
+KEPT: Final = 16  # no bucket keeps more revisions of a task
 MAX_AGE_S: Final = 1.0
 ACK_WAIT_S: Final = 1.0
 WINDOW_S: Final = 1.5
@@ -177,6 +179,24 @@ async def history(broker: Broker) -> None:
     assert state.config.max_msgs_per_subject == 4
 
 
+async def proofs(broker: Broker) -> None:
+    """By what a watch finds out whether its stream went back: when it was made, its end, and what stands where."""
+    link, stream = broker.link, bucket_stream(TASKS)
+    first = await link.put(TASKS, "proofs", b"0")
+    begun = await link.stream_state(stream)
+    there, entry = await link.message_at(stream, first), await link.get(TASKS, "proofs")
+    assert there is not None
+    assert entry is not None
+    assert (there.content, there.time) == (b"0", entry.time)
+    last = first
+    for number in range(KEPT):
+        last = await link.put(TASKS, "proofs", str(number).encode())
+    assert await link.message_at(stream, first) is None, "newer revisions of its key have taken its place"
+    ended = await link.stream_state(stream)
+    assert ended.created == begun.created
+    assert first <= begun.last_seq <= last <= ended.last_seq
+
+
 async def timers(broker: Broker) -> None:
     """A timer fires once, at its target, with its payload; the next of its kind and task replaces it."""
     link, now = broker.link, broker.now()
@@ -261,6 +281,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     compare_and_set,
     compare_and_set_again,
     history,
+    proofs,
     timers,
     redelivery,
     removal,
