@@ -29,7 +29,7 @@ TYPES_LOG := $(VENV)/types.log
 PYTEST = $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint style types fuzz numbers overload swap windows starts lanes swap-parts gpu-test failover chaos chaos-plants cluster observe regression soak bench bench-all model audit clean
+.PHONY: help run test tools-test lint style types fuzz numbers overload swap windows starts lanes swap-parts gpu-test failover chaos chaos-plants cluster observe regression soak bench bench-all model audit clean
 
 help: ## List the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ test: style ## Run the linters, the type checker and every test
 	@$(MAKE) --no-print-directory types > $(TYPES_LOG) 2>&1 || { cat $(TYPES_LOG); false; } & types=$$!; \
 	$(PYTEST); tests=$$?; \
 	wait $$types && grep -E '^(Success|Contracts):' $(TYPES_LOG) || { cat $(TYPES_LOG); exit 1; }; exit $$tests
+
+# `.ci/build-tools FOLDER` builds them. `make test` does without: there these tests are skipped.
+tools-test: $(TEST_READY) ## Test with the real NATS CLI, Jaeger and Prometheus (WARMLANE_TEST_TOOLS names their folder)
+	$(BIN)/python -m pytest -m tools -rs --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: style types ## Run ruff, mypy and import-linter only
 

@@ -44,6 +44,7 @@ class ConsumerSpec(Struct, frozen=True, kw_only=True):
     """A durable pull consumer with explicit acks. A finite max_deliver would leave messages behind: there is none."""
 
     name: str
+    description: str
     filter_subject: str
     ack_wait_s: float
     max_ack_pending: int = 1000
@@ -53,6 +54,7 @@ class StreamSpec(Struct, frozen=True, kw_only=True):
     """A file stream."""
 
     name: str
+    description: str
     subjects: tuple[str, ...]
     retention: Literal["workqueue", "limits"] = "workqueue"
     discard: Literal["new", "old"] = "new"
@@ -68,6 +70,7 @@ class BucketSpec(Struct, frozen=True, kw_only=True):
     """A key-value bucket, which is the stream `KV_<name>`."""
 
     name: str
+    description: str
     history: int = 1
     ttl_s: float = 0.0
     marker_ttl_s: float = 0.0
@@ -96,6 +99,7 @@ def topology(
     lanes = tuple(
         StreamSpec(
             name=lane_stream(model),
+            description=f"Tasks that wait for a warm lane of {model}.",
             subjects=(f"lane.{model}.*",),
             max_msgs=lane_queue_max_msgs,
             consumers=(consumer_on(lane_stream(model), WORK_CONSUMER),),
@@ -104,6 +108,7 @@ def topology(
     )
     degraded = StreamSpec(
         name=DEGRADED,
+        description="Tasks of every model that wait for the degraded worker, 30 s at most.",
         subjects=("degraded.*.*",),
         # FR-017, the server's own limits. Never marker TTL or schedules here: both wedge it (design §10.3, §10.4).
         max_msgs=DEGRADED_MAX_MSGS,
@@ -113,6 +118,7 @@ def topology(
     )
     deadlines = StreamSpec(
         name=DEADLINES,
+        description="Timers of unended tasks: until when one may wait, and until when its worker has it.",
         subjects=("deadline.set.>", "deadline.due.>"),
         discard="old",
         max_age_s=DAY_S,
@@ -124,16 +130,20 @@ def topology(
         streams=(*lanes, degraded, deadlines),
         buckets=(
             # the record tells its moves by itself (`timeline`); each older one that is kept costs as much again
-            BucketSpec(name=TASKS, history=4, ttl_s=keep_s),
-            BucketSpec(name=LANES, ttl_s=LANES_TTL_S),
-            BucketSpec(name=SLOTS),
-            BucketSpec(name=LEADER, marker_ttl_s=60.0),
+            BucketSpec(name=TASKS, description="The record of every task, with its timeline.", history=4, ttl_s=keep_s),
+            BucketSpec(name=LANES, description="What each lane last said of itself.", ttl_s=LANES_TTL_S),
+            BucketSpec(name=SLOTS, description="What is resident on each card; removing a key lifts a quarantine."),
+            BucketSpec(
+                name=LEADER, description="The degraded worker that serves the degraded queue.", marker_ttl_s=60.0
+            ),
             # so that the last usable value is known where the newest one is not
-            BucketSpec(name=CONTROL, history=16),
-            BucketSpec(name=FALLBACKS, history=64),
-            BucketSpec(name=COLD_STARTS, history=64),
+            BucketSpec(name=CONTROL, description="The operator's switch of each model: auto or degraded.", history=16),
+            BucketSpec(
+                name=FALLBACKS, description="When and why requests of a model went to the degraded worker.", history=64
+            ),
+            BucketSpec(name=COLD_STARTS, description="How long each lane took to become warm.", history=64),
             # no ttl: a key counts until it is revoked, and a revoked one must not be forgotten
-            BucketSpec(name=KEYS, history=4),
+            BucketSpec(name=KEYS, description="The hashes of API keys, and what each may do.", history=4),
         ),
         replicas=replicas,
     )
@@ -145,6 +155,7 @@ def consumer_on(stream: str, name: str) -> ConsumerSpec:
         kind = name.removeprefix("sweep-")
         return ConsumerSpec(
             name=name,
+            description=f"Timers of the kind {kind} that are due, shared by all gateways.",
             filter_subject=f"deadline.due.{kind}.>",
             ack_wait_s=1.0,
             max_ack_pending=SWEPT_MAX_PENDING,
@@ -152,7 +163,9 @@ def consumer_on(stream: str, name: str) -> ConsumerSpec:
     # a model's name is in small letters
     model = stream.removeprefix(LANE_PREFIX).lower()
     subject = "degraded.*.*" if stream == DEGRADED else f"lane.{model}.*"
-    return ConsumerSpec(name=name, filter_subject=subject, ack_wait_s=5.0)
+    whose = "the degraded worker takes" if stream == DEGRADED else f"the lanes of {model} take"
+    description = f"Where {whose} the next task."
+    return ConsumerSpec(name=name, description=description, filter_subject=subject, ack_wait_s=5.0)
 
 
 def lane_stream(model: str) -> str:

@@ -31,7 +31,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar
 
 import click
 import msgspec
@@ -124,7 +124,7 @@ async def backup(link: NatsLink, want: Topology, folder: Path, on_bytes: OnBytes
     part = folder.with_name(folder.name + ".part")
     begun_at = datetime.now(UTC)
     try:
-        part.mkdir(parents=True)
+        part.mkdir(mode=0o700, parents=True)
     except FileExistsError as error:
         raise BackupError(f"{part} is there: another backup runs, or one was cut off; then remove it") from error
     try:
@@ -160,7 +160,7 @@ async def _save(link: NatsLink, name: str, folder: Path, on_bytes: OnBytes) -> S
         # consumers too: what is acked stays acked
         request = {"deliver_subject": inbox, "chunk_size": CHUNK_BYTES, "jsck": True}
         told = await _ask(link, f"$JS.API.STREAM.SNAPSHOT.{name}", request)
-        (folder / name).mkdir()
+        (folder / name).mkdir(mode=0o700)
         _write(folder / name / META, json.dumps({"config": told["config"], "state": told["state"]}, indent=2).encode())
         arriving = folder / name / "stream.part"
         total = told["state"]["bytes"]
@@ -183,7 +183,7 @@ async def _save(link: NatsLink, name: str, folder: Path, on_bytes: OnBytes) -> S
 async def _receive(chunks: Subscription, name: str, path: Path, on_bytes: Callable[[int], None]) -> tuple[bytes, str]:
     """Writes the snapshot to *path*; how it begins, and its SHA-256."""
     digest, begins, came = hashlib.sha256(), b"", 0
-    with path.open("wb") as file:
+    with _private(path) as file:
         while chunk := await _next(chunks, name):
             begins = begins or chunk.data[:64]
             digest.update(chunk.data)
@@ -356,8 +356,13 @@ def _told(name: str, answer: bytes) -> dict[str, Any]:
     return told
 
 
+def _private(path: Path) -> BinaryIO:
+    """A new file for its owner alone, whatever the umask: a backup holds prompts."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+
+
 def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
+    with _private(path) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -15,12 +15,13 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import msgspec
 from msgspec import Struct
 
-Role = Literal["gateway", "lane", "degraded", "supervisor", "operator", "admin"]
+Role = Literal["gateway", "lane", "degraded", "supervisor", "operator", "system", "admin"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 # Below the data folder. The files are what `nats --context FILE` takes.
 AUTH_FOLDER: Final = "nats-auth"
 DESCRIPTIONS: Final[Mapping[Role, str]] = {
     "operator": "Warmlane, to look: streams, buckets, timers; no change",
+    "system": "the nats-server of Warmlane: connections, denials, how full it is; no change",
     "admin": "Warmlane, everything: provision, keys, switches, backup",
 }
 

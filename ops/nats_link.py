@@ -644,6 +644,7 @@ def consumer_config(spec: ConsumerSpec) -> ConsumerConfig:
     """*spec* as the server wants it."""
     return ConsumerConfig(
         durable_name=spec.name,
+        description=spec.description,
         filter_subject=spec.filter_subject,
         ack_policy=AckPolicy.EXPLICIT,
         ack_wait=spec.ack_wait_s,

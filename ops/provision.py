@@ -46,6 +46,7 @@ from ops.options import (
 
 # What an operator may have set for reasons of their own, and what the server fills in, is left alone.
 _STREAM_FIELDS: Final = [
+    "description",
     "subjects",
     "retention",
     "discard",
@@ -66,7 +67,7 @@ _RECORD_FIELDS: Final = [*_STREAM_FIELDS, "max_bytes", "max_msg_size"]
 _NOT_A_CLUSTER: Final = 10074
 # A cluster that has just started, or lost its leader, elects one within so long.
 ELECTION_S: Final = 15.0
-_CONSUMER_FIELDS: Final = ["filter_subject", "ack_policy", "ack_wait", "max_deliver", "max_ack_pending"]
+_CONSUMER_FIELDS: Final = ["description", "filter_subject", "ack_policy", "ack_wait", "max_deliver", "max_ack_pending"]
 
 
 class Difference(Struct, frozen=True):
@@ -185,6 +186,8 @@ async def _compare(link: NatsLink, want: Topology) -> AsyncIterator[tuple[Differ
         except NotFoundError:
             yield Difference(name, "", None, None), partial(manager.add_stream, config)
         else:
+            if have.description:  # their own words, or those of another version
+                fields = [field for field in fields if field != "description"]
             mended = have.evolve(**{field: getattr(config, field) for field in fields})
             for difference in _differing(name, fields, have, config):
                 yield difference, partial(manager.update_stream, mended)
@@ -205,6 +208,8 @@ async def _compare(link: NatsLink, want: Topology) -> AsyncIterator[tuple[Differ
 def _differing(name: str, names: list[str], have: Any, want: Any) -> Iterator[Difference]:
     for field in names:
         ours, theirs = getattr(want, field), getattr(have, field)
+        if field == "description" and theirs:
+            continue  # their own words
         if (ours or None) != (theirs or None):
             yield Difference(name, field, theirs, ours)
 
@@ -213,6 +218,7 @@ def _stream_config(spec: StreamSpec | BucketSpec) -> StreamConfig:
     if isinstance(spec, BucketSpec):
         return StreamConfig(
             name=bucket_stream(spec.name),
+            description=spec.description,
             subjects=[f"$KV.{spec.name}.>"],
             retention=RetentionPolicy.LIMITS,
             discard=DiscardPolicy.NEW,
@@ -232,6 +238,7 @@ def _stream_config(spec: StreamSpec | BucketSpec) -> StreamConfig:
         )
     return StreamConfig(
         name=spec.name,
+        description=spec.description,
         subjects=list(spec.subjects),
         retention=RetentionPolicy(spec.retention),
         discard=DiscardPolicy(spec.discard),

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import shutil
+import stat
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -310,6 +311,9 @@ async def test_the_layout_is_that_of_the_nats_cli(link: NatsLink, catalog: Catal
         assert f'"name": "{stream.name}"' in meta
         assert '"state"' in meta
         assert (folder / "stream.arc.s2").read_bytes().startswith(S2_MAGIC)
+    # prompts stand in it
+    made = [tmp_path / "backup", *(tmp_path / "backup").rglob("*")]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in made} == {0o600, 0o700}
     assert not (tmp_path / "backup.part").exists()
 
 

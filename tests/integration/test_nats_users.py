@@ -27,6 +27,8 @@ from tests.support import NatsServer, clean_environment, eventually, eventually_
 
 A: Role = "admin"
 WANT = wanted(load_settings().catalog("tiny"), keep_s=KEEP_S)
+# `system` has an account of its own, where none of these subjects leads anywhere.
+OURS: list[Role] = [role for role in ROLES if role != "system"]
 BUCKETS = [bucket.name for bucket in WANT.buckets]
 
 # Who may publish there: `admin` everywhere, and nobody but these.
@@ -48,7 +50,7 @@ PUBLISHERS: dict[str, set[Role]] = {
     "$KV.cold_starts.anisora": {"lane", "supervisor"},
     "$KV.keys.k1": set(),
     # the server's own: reading, taking, removing, changing
-    "$JS.API.STREAM.INFO.DEGRADED": set(ROLES),
+    "$JS.API.STREAM.INFO.DEGRADED": set(OURS),
     "$JS.API.STREAM.NAMES": {"operator"},
     "$JS.API.STREAM.MSG.GET.KV_tasks": {"operator", "gateway", "lane", "degraded", "supervisor"},
     "$JS.API.STREAM.MSG.GET.KV_keys": {"gateway"},
@@ -80,7 +82,10 @@ PUBLISHERS: dict[str, set[Role]] = {
     "$JS.API.STREAM.SNAPSHOT.KV_tasks": set(),
     "$JS.API.STREAM.RESTORE.MINE": set(),
     "$JS.API.CONSUMER.DELETE.DEGRADED.worker": set(),
-    "$JS.API.CONSUMER.DELETE.KV_lanes.mine": set(),  # the NATS CLI asks for it after `nats kv ls`, and does without
+    "$JS.API.CONSUMER.DELETE.KV_lanes.mine": {"operator"},  # the NATS CLI asks for it after `nats kv ls`
+    "$JS.API.CONSUMER.DELETE.KV_keys.mine": set(),
+    "$JS.API.CONSUMER.DELETE.DEADLINES.sweep-admit": set(),
+    "$SYS.REQ.USER.INFO": {"operator"},
     "$JS.API.CONSUMER.PAUSE.DEGRADED.worker": set(),
     "_INBOX_gateway.x": {"gateway"},
     "_INBOX_lane.x": set(),
@@ -88,9 +93,11 @@ PUBLISHERS: dict[str, set[Role]] = {
 }
 # Who may listen there.
 LISTENERS: dict[str, set[Role]] = {
-    "$KV.tasks.t1": {"operator", "lane", "degraded"},
+    "$KV.tasks.t1": {"lane", "degraded"},
     "$KV.keys.>": set(),
-    "lane.>": {"operator"},
+    "lane.>": set(),
+    "degraded.anisora.t1": set(),
+    "deadline.set.admit.t1": set(),
     "demand.anisora": {"operator", "lane"},
     "waiting.*": {"operator", "gateway"},
     "refusing.*": {"operator", "gateway"},
@@ -124,7 +131,7 @@ async def as_role(server: NatsServer, role: Role) -> NatsLink:
     )
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", OURS)
 async def test_what_a_role_may_publish_and_hear(server: NatsServer, role: Role) -> None:
     link = await as_role(server, role)
 
@@ -153,6 +160,55 @@ async def test_what_a_role_may_publish_and_hear(server: NatsServer, role: Role) 
         assert [subject for subject in LISTENERS if subject.lower() not in heard] == expected(LISTENERS)
         assert all((line["user"], line["log_level"]) == (role, "error") for line in denied)
         assert role == A or denied
+    finally:
+        await link.close()
+
+
+async def test_operator_cannot_put_a_message_into_a_queue(server: NatsServer) -> None:
+    """Not by a push consumer that delivers to a subject of the queue either: the server delivers where somebody listens
+    to that very subject, and `operator` may not. What it delivered there would take a place of the queue."""
+    admin, operator = await as_role(server, "admin"), await as_role(server, "operator")
+    try:
+        await provision(admin, WANT)
+        await admin.put("control", "lanes.clog", b"auto")
+        for number, subject in enumerate(("degraded.anisora.x", "lane.anisora.x", "deadline.set.admit.x")):
+            with capture_logs() as lines:
+                await operator.client.subscribe(subject)
+                config = {"name": f"clog{number}", "deliver_subject": subject, "ack_policy": "none"}
+                config |= {"filter_subject": "$KV.control.>", "deliver_policy": "all", "mem_storage": True}
+                asked = json.dumps({"stream_name": "KV_control", "config": config}).encode()
+                create = f"$JS.API.CONSUMER.CREATE.KV_control.clog{number}.$KV.control.>"
+                answer = json.loads((await operator.client.request(create, asked, timeout=20)).data)
+                assert "error" not in answer, answer
+            assert [line["operation"] for line in lines if line["event"] == "nats_denied"] == ["subscription"]
+        # one that delivers to its own inbox has delivered: by then the others would have, too
+        heard = await operator.client.subscribe(operator.client.new_inbox())
+        config = {"name": "seen", "deliver_subject": heard.subject, "ack_policy": "none", "mem_storage": True}
+        asked = json.dumps(
+            {"stream_name": "KV_control", "config": config | {"filter_subject": "$KV.control.>"}}
+        ).encode()
+        await operator.client.request("$JS.API.CONSUMER.CREATE.KV_control.seen.$KV.control.>", asked, timeout=20)
+        assert (await heard.next_msg(timeout=20)).subject == "$KV.control.lanes.clog"
+        for stream in ("DEGRADED", "LANE_ANISORA", "DEADLINES"):
+            assert (await admin.js.stream_info(stream)).state.messages == 0
+    finally:
+        await operator.close()
+        await admin.close()
+
+
+async def test_system_sees_the_server_and_nothing_of_the_product(server: NatsServer) -> None:
+    link = await as_role(server, "system")
+    try:
+        told = json.loads((await link.client.request("$SYS.REQ.SERVER.PING.JSZ", b"{}", timeout=20)).data)
+        assert told["data"]["streams"] > 0
+        for subject in (
+            "$SYS.REQ.SERVER.X.RELOAD",
+            "$SYS.REQ.SERVER.X.KICK",
+            "$SYS.REQ.CLAIMS.UPDATE",
+            "lane.anisora.t1",
+        ):
+            with pytest.raises(Denied):
+                await link.client.request(subject, b"", timeout=20)
     finally:
         await link.close()
 

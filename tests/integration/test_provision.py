@@ -66,3 +66,17 @@ def test_the_command(nats_server: NatsServer) -> None:
     assert runner.invoke(command, ["--nats-url", nats_server.url]).exit_code == 0
     again = runner.invoke(command, ["--nats-url", nats_server.url, "--check"])
     assert (again.exit_code, again.output) == (0, "nothing to do: the server matches\n")
+
+
+async def test_what_is_there_gets_its_description(link: NatsLink, catalog: Catalog) -> None:
+    """As after an upgrade from a version that described nothing."""
+    want = wanted(catalog, keep_s=KEEP_S)
+    config = (await link.js.stream_info("DEGRADED")).config
+    assert config.description
+    await link.js.update_stream(config.evolve(description=""))
+    consumer = (await link.js.consumer_info("DEGRADED", "worker")).config
+    assert consumer.description
+    await link.js.add_consumer("DEGRADED", consumer.evolve(description=""))
+    assert {difference.name for difference in await provision(link, want)} == {"DEGRADED", "DEGRADED/worker"}
+    assert (await link.js.stream_info("DEGRADED")).config.description == config.description
+    assert await differences(link, want) == []

@@ -1,5 +1,6 @@
 """The command line: every command explains itself, nothing heavy is imported early, and statuses are as documented."""
 
+import os
 import re
 import signal
 import socket
@@ -112,3 +113,23 @@ def test_tasks_are_not_forgotten_before_their_timers_are_due(arguments: list[str
     assert result.exit_code == 2
     assert "39s is less than the 40s for which a task may have a timer" in result.output
     assert not (tmp_path / "data").exists()
+
+
+def test_bash_completes_commands_and_options() -> None:
+    """By the line of the runbook. Nothing is imported that the group itself does not need."""
+    folder = Path(sys.executable).parent
+    typed = """
+        eval "$(_WARMLANE_COMPLETE=bash_source warmlane)"
+        complete -p warmlane
+        for line in "lane-m" "status --js"; do
+            words=(warmlane $line)
+            COMP_WORDS=("${words[@]}") COMP_CWORD=$((${#words[@]} - 1))
+            COMPREPLY=() && _warmlane_completion warmlane && echo "${COMPREPLY[@]}"
+        done
+    """
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", typed], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[1:] == ["lane-mode", "--json"]
