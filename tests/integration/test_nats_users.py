@@ -174,7 +174,7 @@ async def test_operator_cannot_put_a_message_into_a_queue(server: NatsServer) ->
         for number, subject in enumerate(("degraded.anisora.x", "lane.anisora.x", "deadline.set.admit.x")):
             with capture_logs() as lines:
                 await operator.client.subscribe(subject)
-                config = {"name": f"clog{number}", "deliver_subject": subject, "ack_policy": "none"}
+                config: dict[str, object] = {"name": f"clog{number}", "deliver_subject": subject, "ack_policy": "none"}
                 config |= {"filter_subject": "$KV.control.>", "deliver_policy": "all", "mem_storage": True}
                 asked = json.dumps({"stream_name": "KV_control", "config": config}).encode()
                 create = f"$JS.API.CONSUMER.CREATE.KV_control.clog{number}.$KV.control.>"
