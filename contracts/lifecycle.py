@@ -23,6 +23,10 @@ from contracts.tasks import (
 
 # In a timeline: the owner was told to go, and gave the task back.
 HANDED_BACK: Final = "handed_back"
+# And: the owner could not go on, and said so.
+LEASE_RELEASED: Final = "lease_released"
+# And: whoever started the owner found it dead.
+WORKER_LOST: Final = "worker_lost"
 
 
 class TaskEvent(StrEnum):
@@ -65,8 +69,16 @@ def _move(task: GenerationTask, event: TaskEvent, now: datetime, detail: str, **
     return with_event(replace(task, status=status, **changes), event.value, now, detail)
 
 
-def claim(task: GenerationTask, *, owner: str, worker: str, lease_s: float, now: datetime) -> GenerationTask:
-    """pending → processing, owned by *owner* for *lease_s*; one more attempt."""
+def claim(
+    task: GenerationTask,
+    *,
+    owner: str,
+    worker: str,
+    lease_s: float,
+    now: datetime,
+    attempt_traceparent: str | None = None,
+) -> GenerationTask:
+    """pending → processing, owned by *owner* for *lease_s*; one more attempt, with a span where that is traced."""
     return _move(
         task,
         TaskEvent.CLAIM,
@@ -76,6 +88,7 @@ def claim(task: GenerationTask, *, owner: str, worker: str, lease_s: float, now:
         owner=owner,
         worker=worker,
         claimed_at=now,
+        attempt_traceparent=attempt_traceparent,
         lease_expires_at=now + timedelta(seconds=lease_s),
         progress=Progress(step=0, steps=task.parameters.steps),
     )
@@ -91,22 +104,33 @@ def renew(task: GenerationTask, *, progress: Progress, lease_s: float, now: date
     return replace(task, progress=progress, lease_expires_at=now + timedelta(seconds=lease_s))
 
 
-def release_lease(task: GenerationTask, *, reason: str, now: datetime, on_purpose: bool = False) -> GenerationTask:
+def release_lease(
+    task: GenerationTask, *, reason: str, now: datetime, on_purpose: bool = False, is_lost: bool = False
+) -> GenerationTask:
     """The owner cannot go on: the lease ends now, and the sweeper decides what follows.
 
-    *on_purpose*: because it was told to go, which costs the task no attempt, HANDED_BACK_MAX times.
+    *on_purpose*: because it was told to go, which costs the task no attempt, HANDED_BACK_MAX times. *is_lost*: it did
+    not say so itself, being dead.
     """
     if task.status is not TaskStatus.PROCESSING:
         raise IllegalTransition(f"task {task.id} is {task.status}: it has no lease")
     if on_purpose:
         handed_back = min(HANDED_BACK_MAX, task.handed_back + 1)
         return with_event(replace(task, lease_expires_at=now, handed_back=handed_back), HANDED_BACK, now, reason)
-    return with_event(replace(task, lease_expires_at=now), "lease_released", now, reason)
+    return with_event(replace(task, lease_expires_at=now), WORKER_LOST if is_lost else LEASE_RELEASED, now, reason)
 
 
 def was_handed_back(task: GenerationTask) -> bool:
     """Whether the last thing that happened to *task* is that its owner, told to go, gave it back."""
     return bool(task.timeline) and task.timeline[-1].event == HANDED_BACK
+
+
+def why_requeued(task: GenerationTask) -> Literal["handed_back", "lease_released", "worker_lost"]:
+    """Why *task*, whose lease is over, is without its owner: `worker_lost` where that said nothing."""
+    last = task.timeline[-1].event if task.timeline else ""
+    if last == HANDED_BACK:
+        return "handed_back"
+    return "lease_released" if last == LEASE_RELEASED else "worker_lost"
 
 
 def requeue(

@@ -212,7 +212,8 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     owner loses it. *promised*: a client was given the id, so that only its cancel may take the task back, and not a
     connection that closes. *withdrawn*: every caller had hung up before any of them was given it. *replaced*: what
     the request asked for and did not get. It is stored so that whoever asks later, after an answer was lost or with the
-    same Idempotency-Key, is told as well.
+    same Idempotency-Key, is told as well. *traceparent* is where its trace was begun, *attempt_traceparent* the span of
+    its newest claim, which whoever finds the worker lost ends in its stead.
     """
 
     id: Token
@@ -243,12 +244,19 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     withdrawn: bool = False
     replaced: tuple[ReplacedParameter, ...] = ()
     traceparent: str | None = None
+    attempt_traceparent: str | None = None
     timeline: tuple[TimelineEntry, ...] = ()
 
     @property
     def message_id(self) -> str:
         """The duplicate key of this placement's queue message (`Nats-Msg-Id`)."""
         return f"{self.id}.{self.epoch}"
+
+    @property
+    def trace_id(self) -> str | None:
+        """The trace that it is in, as Jaeger names it; None where it is not traced."""
+        parts = (self.traceparent or "").split("-")
+        return parts[1] if len(parts) == 4 and len(parts[1]) == 32 else None
 
     @property
     def lost_attempts(self) -> int:

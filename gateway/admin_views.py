@@ -92,6 +92,7 @@ class RunningView(Struct, frozen=True, kw_only=True):
     steps: int | None
     claimed_at: datetime | None
     left_s: float | None
+    trace_id: str | None
 
 
 class EstimateView(Struct, frozen=True, kw_only=True):
@@ -148,7 +149,7 @@ class ExplainView(Struct, frozen=True, kw_only=True):
     rule of that outcome; *derived* is what the rules say of the stored inputs, worked out again; *agrees*: both are
     equal. *now* is what routing would say of a new request for the model. The first three are null for a task that
     was recorded without a decision. *swap* says what its model's load took, by part, and what proved the room for it;
-    null where the model was resident.
+    null where the model was resident. *trace_id* names its trace, null where tasks are not traced.
     """
 
     id: str
@@ -161,6 +162,7 @@ class ExplainView(Struct, frozen=True, kw_only=True):
     agrees: bool | None
     now: RouteView
     swap: SwapReceipt | None
+    trace_id: str | None
 
 
 def route_view(outcome: Route) -> RouteView:
@@ -221,6 +223,7 @@ def running_view(task: GenerationTask, left_s: float | None) -> RunningView:
         steps=None if progress is None else progress.steps,
         claimed_at=task.claimed_at,
         left_s=_tenths(left_s),
+        trace_id=task.trace_id,
     )
 
 
@@ -286,6 +289,7 @@ def explain_view(task: GenerationTask, now: Route) -> ExplainView:
         agrees=None if decision is None or derived is None else decision.outcome == str(derived),
         now=route_view(now),
         swap=task.swap,
+        trace_id=task.trace_id,
     )
 
 

@@ -38,7 +38,7 @@ from ops import metrics
 from ops.artifacts import Artifacts, StorageFailed
 from ops.nats_client import Ack
 from ops.nats_link import NatsLink, StreamFull, TransportUnavailable, WrongRevision
-from ops.tracing import PRODUCER, TRACEPARENT, of_message, of_task, span, traceparent_of
+from ops.tracing import PRODUCER, TRACEPARENT, message_name, of_message, of_task, span, traceparent_of
 
 # For so long a refusal by the server is taken for its next one, while as many tasks wait as it takes.
 FULL_FOR_S: Final = 0.1
@@ -157,7 +157,7 @@ class Admission:
         while True:
             with span("route", {"task.id": task_id, "model": request.model}) as current:
                 route, decision = self._lanes.route(request.model, now, lanes_passed=lanes_passed)
-                current.set_attribute("route.outcome", decision.outcome)
+                current.set_attribute("warmlane.decision", decision.outcome)
             # not for a request with a key, which may be queued already: the server knows its message before it counts
             if key is None and route == "degraded" and self._is_known_full(request.model):
                 raise await self._full(request.model, decision)
@@ -232,8 +232,9 @@ class Admission:
     async def _publish(self, task: GenerationTask) -> GenerationTask | Snapshot:
         """The task as it is queued, or its record where an equal request came first."""
         subject = work_subject(task.route, task.model, task.id)
-        message = of_message(task, "send", work_stream(task.route, task.model))
-        with span("publish", message, kind=PRODUCER) as current:
+        stream = work_stream(task.route, task.model)
+        message = of_message(task, "publish", stream)
+        with span(message_name("publish", stream), message, kind=PRODUCER) as current:
             # whoever works on the task goes on below this span; without an exporter here, below the caller's
             traceparent = traceparent_of(current)
             if traceparent is not None:

@@ -32,7 +32,7 @@ from gateway.storage import RETRY_AFTER_S, StorageFull
 from gateway.views import TaskView, task_url, view
 from ops.artifacts import StorageFailed
 from ops.nats_link import TransportUnavailable
-from ops.tracing import current_span, of_task, traceparent_of
+from ops.tracing import current_span, traceparent_of
 
 RETRY_SOON_S: Final = 5.0
 
@@ -142,7 +142,7 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
         raise _again(
             "transport_unavailable", f"the queue did not answer; {hint} to try again", outcome="unknown"
         ) from error
-    current_span().set_attributes(of_task(snapshot.task))
+    current_span().set_attributes({"task.id": snapshot.task.id, "model": snapshot.task.model})
     task = view(snapshot.task, services.estimates.place(snapshot.task, datetime.now(UTC)))
     headers = {"location": task.links.self_, "etag": f'"{snapshot.revision}"'}
     if responds_async:

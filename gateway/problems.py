@@ -15,7 +15,7 @@ from contracts.generation import FieldError
 from contracts.wire import without_content
 from gateway.answers import JsonAnswer
 from ops import metrics
-from ops.tracing import current_span
+from ops.tracing import current_span, failed
 
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 # How much of a body that was refused for its size is read and thrown away, so that the client sees why.
@@ -241,7 +241,10 @@ def answer_of(error: ProblemError) -> Response[Problem]:
     """The answer that carries *error*, which is counted. For who does not raise it: Litestar's way through its handlers
     of exceptions costs as much as all the rest of a refusal."""
     metrics.requests_refused.add(error.problem.code)
-    current_span().set_attribute("problem.code", error.problem.code)
+    current = current_span()
+    current.set_attribute("warmlane.problem.code", error.problem.code)
+    if error.problem.status >= 500:
+        failed(current, error.problem.code)
     return error.response()
 
 

@@ -12,7 +12,15 @@ from opentelemetry.trace import Span
 
 from contracts import lifecycle
 from contracts.settings import Catalog
-from contracts.tasks import FailureCode, GenerationTask, UnreadableTask, decode_task_of, encode_task, may_be_newer
+from contracts.tasks import (
+    FailureCode,
+    GenerationTask,
+    TaskStatus,
+    UnreadableTask,
+    decode_task_of,
+    encode_task,
+    may_be_newer,
+)
 from contracts.topology import (
     DEADLINES,
     TASKS,
@@ -33,7 +41,21 @@ from ops.artifacts import Artifacts
 from ops.background import Background
 from ops.nats_link import NatsLink, Pull, StreamFull, TransportUnavailable, WrongRevision
 from ops.seldom import Seldom
-from ops.tracing import PRODUCER, TRACEPARENT, current_span, failed, of_message, of_task, span, traceparent_of
+from ops.tracing import (
+    CONSUMER,
+    PRODUCER,
+    TRACEPARENT,
+    Attributes,
+    current_span,
+    failed,
+    message_name,
+    of_attempt,
+    of_message,
+    of_task,
+    record,
+    span,
+    traceparent_of,
+)
 from ops.unreadable import unreadables
 
 SWEEPER: Final = "sweeper"
@@ -218,6 +240,7 @@ class Sweeper:
         wait_s = self._catalog.windows.wait_s(route)
         task = lifecycle.requeue(snapshot.task, route=route, decision=decision, wait_s=wait_s, now=now)
         moved = await self._store(task, snapshot.revision, now)
+        current_span().set_attributes(record_lost(snapshot.task, now))
         if lifecycle.was_handed_back(snapshot.task):
             log.info("task_requeued", task_id=task.id, left=snapshot.task.worker, attempt=task.attempt)
         else:
@@ -235,6 +258,7 @@ class Sweeper:
     async def _fail(self, snapshot: Snapshot, code: FailureCode, message: str, now: datetime) -> Snapshot:
         ended = lifecycle.fail(snapshot.task, code=code, message=message, now=now)
         moved = await self._store(ended, snapshot.revision, now)
+        record_lost(snapshot.task, now)
         metrics.task_ended(ended)
         failed(current_span(), code.value)
         log.warning("task_failed", task_id=ended.id, code=code.value)
@@ -247,8 +271,9 @@ class Sweeper:
 
     async def _publish(self, task: GenerationTask) -> None:
         subject = work_subject(task.route, task.model, task.id)
-        message = of_message(task, "send", work_stream(task.route, task.model))
-        with span("publish", message, traceparent=_continued(task), kind=PRODUCER) as current:
+        stream = work_stream(task.route, task.model)
+        message = of_message(task, "publish", stream)
+        with span(message_name("publish", stream), message, traceparent=_continued(task), kind=PRODUCER) as current:
             traceparent = traceparent_of(current) or task.traceparent
             headers = None if traceparent is None else {TRACEPARENT: traceparent}
             await self._link.publish(subject, encode_task(task), message_id=task.message_id, headers=headers)
@@ -261,6 +286,27 @@ class _RecordUnreadable(UnreadableTask):
 def _span(name: str, task: GenerationTask) -> contextlib.AbstractContextManager[Span]:
     # another gateway may be faster: that is no failure of this one
     return span(name, of_task(task, worker=task.worker or ""), traceparent=task.traceparent, unless=(WrongRevision,))
+
+
+def record_lost(task: GenerationTask, now: datetime) -> Attributes:
+    """Tells the span of the attempt that ended with its worker, whose own it would have been. Returns why there is no
+    worker any more, and what was lost."""
+    if task.status is not TaskStatus.PROCESSING or task.claimed_at is None:
+        return {}
+    reason = lifecycle.why_requeued(task)
+    if reason == "worker_lost" and task.traceparent is not None:
+        stream = work_stream(task.route, task.model)
+        record(
+            message_name("process", stream),
+            task.claimed_at,
+            now,
+            of_message(task, "process", stream) | of_attempt(task),
+            traceparent=task.traceparent,
+            kind=CONSUMER,
+            error=reason,
+            itself=task.attempt_traceparent,
+        )
+    return {"warmlane.reason": reason, "warmlane.lost_s": round((now - task.claimed_at).total_seconds(), 3)}
 
 
 def _continued(task: GenerationTask) -> str | None:

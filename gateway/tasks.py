@@ -41,6 +41,7 @@ from gateway.views import TaskPage, TaskView, view
 from ops import metrics
 from ops.artifacts import StorageFailed
 from ops.nats_link import TransportUnavailable, WrongRevision
+from ops.tracing import current_span, failed, link_to, of_task, span
 
 PAGE_MAX: Final = 100
 KEEP_ALIVE_S: Final = 15.0
@@ -209,10 +210,14 @@ async def cancel_task(services: _Services, caller: _Caller, task_id: FromPath[st
             return _shown(services, task)
         now = datetime.now(UTC)
         cancelled = lifecycle.fail(task, code=FailureCode.CANCELLED, message="cancelled on request", now=now)
+        current_span().set_attributes({"task.id": task.id, "model": task.model})
+        link_to(task.traceparent)
         try:
-            revision = await reachable(
-                services.link.update(TASKS, task_id, encode_task(cancelled), revision=snapshot.revision)
-            )
+            with span("cancel", of_task(task), traceparent=task.traceparent, unless=(WrongRevision,)) as current:
+                revision = await reachable(
+                    services.link.update(TASKS, task_id, encode_task(cancelled), revision=snapshot.revision)
+                )
+                failed(current, FailureCode.CANCELLED.value)
         except WrongRevision:
             continue  # it moved meanwhile: look again
         services.tasks.record(cancelled, revision, now)

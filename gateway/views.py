@@ -68,7 +68,8 @@ class TaskView(Struct, frozen=True, kw_only=True):
     the request named otherwise, where the enforcement of its model was `report`. *queue* is where it stands, as long as
     it is pending; a task that moves up there is not a change that waiting clients or event streams are told of. *swap*,
     on a task that ended on the degraded worker, is the proof that the card was empty before the model was loaded; null
-    if the model was there already. *memory* is the host's reading after cleanup (FR-009).
+    if the model was there already. *memory* is the host's reading after cleanup (FR-009). *trace_id* names its trace,
+    null where tasks are not traced.
     """
 
     id: str
@@ -90,6 +91,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
     swap: SwapReceipt | None
     memory: MemoryReading | None
     timeline: tuple[TimelineEntry, ...]
+    trace_id: str | None
     links: TaskLinks
 
 
@@ -174,6 +176,7 @@ def view(task: GenerationTask, place: QueuePlace | None) -> TaskView:
         swap=task.swap,
         memory=task.memory,
         timeline=task.timeline,
+        trace_id=task.trace_id,
         links=TaskLinks(
             self_=url,
             events=f"{url}/events",

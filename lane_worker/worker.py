@@ -202,7 +202,7 @@ class LaneWorker:
                 await self._until_lifted(stop)
                 continue
             try:
-                with span("cold_start", {"model": self._model.name, "worker": self._name}):
+                with span("cold_start", {"model": self._model.name, "warmlane.worker": self._name}):
                     await self._warm_up()
                 wait_s, self._failures = RESTART_FIRST_S, ()
                 await self._stay_warm(stop)

@@ -98,7 +98,9 @@ async def give_back(link: NatsLink, held: InHand, *, how: str) -> None:
             return
         now = datetime.now(UTC)
         if task.lease_expires_at is None or task.lease_expires_at > now:
-            task = lifecycle.release_lease(task, reason=f"the process of {task.worker} ended: {how}", now=now)
+            task = lifecycle.release_lease(
+                task, reason=f"the process of {task.worker} ended: {how}", now=now, is_lost=True
+            )
             try:
                 await link.update(TASKS, task.id, encode_task(task), revision=entry.revision)
             except WrongRevision:

@@ -39,6 +39,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "fork-server": Entry("lane_worker.fork_server:command", "Import torch once for all the workers of this machine."),
     "models": Entry("lane_worker.models:command", "Prepare published checkpoints; verify and list them."),
     "status": Entry("ops.status:command", "Show lanes, queues, fallbacks, and where requests go."),
+    "trace": Entry("ops.trace:command", "Print the trace of a task as a tree, from Jaeger."),
     "capacity": Entry("ops.capacity_report:command", "Tell what dedicated lanes carry, and what they cost."),
     "lane-mode": Entry("ops.lane_mode:command", "Keep new requests off a model's lanes, or let routing decide."),
     "keys": Entry("ops.keys:command", "Make, list and revoke API keys."),

@@ -175,6 +175,7 @@ class Task(Struct, frozen=True, kw_only=True):
     swap: Swap | None = None
     warnings: tuple[Notice, ...] = ()
     timeline: tuple[Event, ...] = ()
+    trace_id: str | None = None
 
     @property
     def has_ended(self) -> bool:

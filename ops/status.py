@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ops.client import Client, Gateway, Unreachable, gateway_options
+from ops.trace import known_jaeger, trace_link
 
 REFRESH_S: Final = 1.0
 EPISODES_SHOWN: Final = 5
@@ -116,6 +117,7 @@ class Running(Struct, frozen=True):
     step: int | None = None
     steps: int | None = None
     left_s: float | None = None
+    trace_id: str | None = None
 
 
 class Estimate(Struct, frozen=True):
@@ -258,7 +260,12 @@ def _queues(queues: Queues) -> Table:
 def _running(task: Running) -> str:
     steps = "" if task.step is None else f", step {task.step} of {task.steps}"
     left = "" if task.left_s is None else f", about {span(task.left_s)} left"
-    return escape(f"{task.model} on {task.worker or '?'}{steps}{left}")
+    told = escape(f"{task.model} on {task.worker or '?'}{steps}{left}")
+    if task.trace_id is None:
+        return told
+    link = trace_link(task.trace_id, known_jaeger())
+    named = escape(f"trace {task.trace_id}")
+    return f"{told}\n" + (named if link == task.trace_id else f"[link={link}]{named}[/link]")
 
 
 def _slots(lanes: Lanes, now: datetime) -> Table:

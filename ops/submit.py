@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from contracts.images import BadImage, read_header
 from ops.client import Client, Gateway, Task, gateway_options
+from ops.trace import known_jaeger, trace_link
 
 INTERRUPTED: Final = 130
 
@@ -92,6 +93,12 @@ class Bar:
         for warning in task.warnings:
             self._progress.console.print(f"warning: {warning.message}", markup=False, highlight=False, soft_wrap=True)
 
+    def trace(self, task: Task) -> None:
+        """Prints what leads to the trace of *task*, where it is traced."""
+        found = trace_link(task.trace_id, known_jaeger())
+        if found is not None:
+            self._progress.console.print(f"trace {found}", markup=False, highlight=False, soft_wrap=True)
+
     def show(self, task: Task) -> None:
         """Draws the state of *task*."""
         if task.progress is None or task.progress.step == 0:
@@ -114,6 +121,7 @@ def generate(client: Client, body: Mapping[str, Any], key: str, out: Path | None
             # not held: the task shows its place in the queue, and Ctrl-C can cancel it by its id
             task, revision = client.submit(body, idempotency_key=key, hold=False)
             bar.warn(task)
+            bar.trace(task)
             task = client.follow(task, revision, bar.show)
         if task.video is None:
             click.echo(failure_text(task, key), err=True)

@@ -22,7 +22,7 @@ import structlog
 from msgspec import Struct
 from opentelemetry import metrics, trace
 
-from ops.tracing import chosen_id, switch_on
+from ops.tracing import OUTCOME, SUPERSEDED, chosen_id, switch_on
 
 if TYPE_CHECKING:  # nothing of the SDK is imported where nothing is sent
     from opentelemetry.sdk.resources import Resource
@@ -126,13 +126,19 @@ def _serve(listen: Listen) -> Callable[[], None]:
 
 def _send_traces(role: str, instance: str) -> Callable[[], None]:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    class Processor(BatchSpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            if (span.attributes or {}).get(OUTCOME) != SUPERSEDED:
+                super().on_end(span)
 
     # Of a process that is killed, what it had not sent is lost, with a root perhaps of what others send: the SDK's own
     # default of 5 s is too long for that.
     delay_ms = float(os.environ.get("OTEL_BSP_SCHEDULE_DELAY") or SPANS_WAIT_S * 1e3)
     provider = tracer_provider(_resource(role, instance))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=delay_ms))
+    provider.add_span_processor(Processor(OTLPSpanExporter(), schedule_delay_millis=delay_ms))
     trace.set_tracer_provider(provider)
     switch_on()
     return provider.shutdown
@@ -187,7 +193,8 @@ def resource_attributes(role: str, instance: str) -> dict[str, str | int]:
     """Who sends, by the semantic conventions.
 
     `host.id` is that of the running kernel, which containers share: processes that have it have one clock. Jaeger
-    corrects, or warns of, the times of a child from another host, and cannot tell skew from a queue.
+    corrects, or warns of, the times of a child from another host, and cannot tell skew from a queue. What it compares
+    of the traces that its page shows is called `ip`, from before the conventions; any text will do (ADR 0034).
     """
     attributes: dict[str, str | int] = {
         "service.name": f"warmlane-{role}",
@@ -198,7 +205,7 @@ def resource_attributes(role: str, instance: str) -> dict[str, str | int]:
         "process.pid": os.getpid(),
     }
     with contextlib.suppress(OSError):  # not of Linux
-        attributes["host.id"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        attributes["host.id"] = attributes["ip"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return attributes
 
 

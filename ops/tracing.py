@@ -6,6 +6,7 @@ was over before anybody knew that it mattered, is `record`ed afterwards with its
 
 import contextlib
 import secrets
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
@@ -13,15 +14,18 @@ from typing import Any, Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from contracts.tasks import GenerationTask
+from contracts.topology import WORK_CONSUMER
 
 Attributes = Mapping[str, str | int | float | bool]
 PRODUCER: Final = SpanKind.PRODUCER
 CONSUMER: Final = SpanKind.CONSUMER
 TRACEPARENT: Final = "traceparent"
+OUTCOME: Final = "warmlane.outcome"
+SUPERSEDED: Final = "superseded"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -81,10 +85,10 @@ def _span(
         try:
             yield current
         except unless as error:
-            current.set_attribute("came_to_nothing", type(error).__name__)
+            current.set_attribute("warmlane.came_to_nothing", type(error).__name__)
             raise
         except Exception as error:
-            failed(current, type(error).__name__)
+            failed(current, type(error).__name__, where="".join(traceback.format_tb(error.__traceback__)))
             raise
 
 
@@ -111,7 +115,7 @@ def record(
     for event, at, details in events:
         past.add_event(event, details, timestamp=_ns(at))
     if error is not None:
-        failed(past, error)
+        failed(past, error, at=max(begun_at, ended_at))
     past.end(end_time=max(_ns(begun_at), _ns(ended_at)))
     return traceparent_of(past)
 
@@ -121,8 +125,8 @@ def attempt_below(sender: str | None) -> str | None:
 
     A claim stores it, so that the span can be told by whoever finds its worker lost, and what was below it stays there.
     """
-    context = trace.get_current_span(_context(sender)).get_span_context() if _is_on and sender else None
-    if context is None or not context.is_valid:
+    context = _span_context(sender) if _is_on else None
+    if context is None:
         return None
     return f"00-{context.trace_id:032x}-{_random_id():016x}-{int(context.trace_flags):02x}"
 
@@ -148,6 +152,12 @@ def current_span() -> Span:
     return trace.get_current_span()
 
 
+def link_to(traceparent: str | None) -> None:
+    """Links the current span to the one that *traceparent* names."""
+    for link in _links(traceparent):
+        trace.get_current_span().add_link(link.context)
+
+
 def traceparent_of(span: Span) -> str | None:
     """The W3C `traceparent` by which another process continues below *span*; None where nothing is traced."""
     if not span.get_span_context().is_valid:
@@ -157,27 +167,56 @@ def traceparent_of(span: Span) -> str | None:
     return carrier.get(TRACEPARENT)
 
 
-def failed(span: Span, code: str, detail: str = "") -> None:
-    """Marks *span* as failed, by a *code* from a short list; *detail* is for people, and holds nothing of a request."""
-    span.set_status(Status(StatusCode.ERROR, f"{code}: {detail}" if detail else code))
+def failed(span: Span, code: str, detail: str = "", *, where: str = "", at: datetime | None = None) -> None:
+    """Marks *span* as failed, by a *code* from a short list, and records that as an exception (*at* a past time).
+
+    *detail* is for people, *where* is a stack of frames; neither holds anything of a request.
+    """
+    text = f"{code}: {detail}" if detail else code
+    span.set_status(Status(StatusCode.ERROR, text))
     span.set_attribute("error.type", code)
+    exception = {"exception.type": code, "exception.message": detail or code}
+    if where:
+        exception["exception.stacktrace"] = where
+    span.add_event("exception", exception, timestamp=None if at is None else _ns(at))
 
 
 def of_task(task: GenerationTask, **more: Any) -> dict[str, Any]:
     """The attributes that every span of *task* has."""
-    return {"task.id": task.id, "model": task.model, "route": task.route, "epoch": task.epoch, **more}
+    return {
+        "task.id": task.id,
+        "model": task.model,
+        "warmlane.route": task.route,
+        "warmlane.epoch": task.epoch,
+        **{name if "." in name else f"warmlane.{name}": value for name, value in more.items()},
+    }
+
+
+def of_attempt(task: GenerationTask) -> dict[str, Any]:
+    """Who attempts *task*, which is claimed, and for the how manieth time."""
+    return {"warmlane.worker": task.worker or "", "warmlane.attempt": task.attempt, **_GROUP}
+
+
+_GROUP: Final = {"messaging.consumer.group.name": WORK_CONSUMER}
 
 
 def of_message(task: GenerationTask, operation: str, stream: str) -> dict[str, Any]:
-    """The messaging attributes (semantic conventions) of sending or processing *task*'s queue message."""
+    """The messaging attributes (semantic conventions) of an *operation*, `publish` or `process`, on *task*'s message.
+    `message_name` names the span."""
     return {
         "messaging.system": "nats",
-        "messaging.operation.type": operation,
+        "messaging.operation.name": operation,
+        "messaging.operation.type": "send" if operation == "publish" else operation,
         "messaging.destination.name": stream,
         "messaging.destination.template": f"{task.route}.{task.model}.{{task}}",
         "messaging.message.id": task.message_id,
         **of_task(task),
     }
+
+
+def message_name(operation: str, stream: str) -> str:
+    """The name of a span of *operation* on a message of *stream*, by the semantic conventions."""
+    return f"{operation} {stream}"
 
 
 def _of(attributes: Attributes | None) -> Attributes | None:
@@ -191,7 +230,8 @@ def _random_id() -> int:
 
 @contextlib.contextmanager
 def _known_by(traceparent: str | None) -> Iterator[None]:
-    token = _chosen_id.set(None if traceparent is None else int(traceparent.split("-")[2], 16))
+    itself = _span_context(traceparent)
+    token = _chosen_id.set(None if itself is None else itself.span_id)
     try:
         yield
     finally:
@@ -199,8 +239,15 @@ def _known_by(traceparent: str | None) -> Iterator[None]:
 
 
 def _links(traceparent: str | None) -> Sequence[Link]:
-    linked = trace.get_current_span(_context(traceparent)).get_span_context() if traceparent else None
-    return [Link(linked)] if linked is not None and linked.is_valid else []
+    linked = _span_context(traceparent)
+    return [] if linked is None else [Link(linked)]
+
+
+def _span_context(traceparent: str | None) -> SpanContext | None:
+    if not traceparent:
+        return None
+    context = trace.get_current_span(_context(traceparent)).get_span_context()
+    return context if context.is_valid else None
 
 
 def _context(traceparent: str | None) -> Context | None:

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -27,6 +27,7 @@ class SeenSpan(Struct, frozen=True, kw_only=True):
     ended_at: datetime
     attributes: Mapping[str, Any]
     events: tuple[str, ...]
+    links: tuple[str, ...]
     error: str
     """The description of its status where that is an error."""
 
@@ -34,8 +35,10 @@ class SeenSpan(Struct, frozen=True, kw_only=True):
 class Collector:
     """Keeps every span, and the newest value of every series. `close` it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, hand_on: Callable[[str, bytes], None] | None = None) -> None:
+        """*hand_on* is given the path and the content of every export of traces as well."""
         collector = self
+        self._hand_on = hand_on
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
@@ -67,6 +70,8 @@ class Collector:
                 self._take_spans(ExportTraceServiceRequest.FromString(body))
             elif path == "/v1/metrics":
                 self._take_metrics(ExportMetricsServiceRequest.FromString(body))
+        if self._hand_on is not None and path == "/v1/traces":
+            self._hand_on(path, body)
 
     def trace(self, trace_id: str) -> list[SeenSpan]:
         """The spans of one trace, in the order in which they began."""
@@ -147,6 +152,7 @@ class Collector:
                             ended_at=datetime.fromtimestamp(span.end_time_unix_nano / 1e9, UTC),
                             attributes=values(span.attributes),
                             events=tuple(event.name for event in span.events),
+                            links=tuple(link.span_id.hex() for link in span.links),
                             error=span.status.message or "error" if span.status.code == 2 else "",
                         )
                     )

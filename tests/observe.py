@@ -1,6 +1,7 @@
 """`make observe`: everything that an operator must be able to see (docs/observability.md), caused and then looked for.
 
-One system with an OTLP receiver. Each step causes something; what changed meanwhile in the metrics, the logs and the
+One system with an OTLP receiver, which hands all spans on to the real Jaeger where there is one (`tests/jaeger.py`).
+Each step causes something; what changed meanwhile in the metrics, the logs and the
 traces is what the step has shown. `tests/e2e/test_observe.py` plays the same.
 """
 
@@ -28,6 +29,7 @@ from ops.metrics import CATALOGUE
 from ops.nats_link import NatsLink
 from tests.collector import Collector
 from tests.faults.fleet import WINDOWS
+from tests.jaeger import MISSING, Jaeger, jaeger_program
 from tests.support import eventually, eventually_sync
 from tests.system import UpProcess
 
@@ -96,7 +98,9 @@ class Stage:
     """The system, the receiver, and the steps so far."""
 
     def __init__(self, folder: Path) -> None:
-        self.collector = Collector()
+        program = jaeger_program()
+        self.jaeger = None if program is None else Jaeger(program, folder)
+        self.collector = Collector(hand_on=None if self.jaeger is None else self.jaeger.take)
         self.quota = folder / "quota.json"
         self.quota.write_text(NO_QUOTA)
         options = ["--gpus", "2", "--quota", str(self.quota), "--settings", str(settings_for(folder))]
@@ -136,6 +140,8 @@ class Stage:
     def close(self) -> None:
         self.up.stop()
         self.collector.close()
+        if self.jaeger is not None:
+            self.jaeger.close()
 
     # What the steps do
 
@@ -393,8 +399,21 @@ def _is_in_hand(data_dir: Path, task_id: str) -> bool:
     return any(task_id in note.read_text(errors="replace") for note in (data_dir / "locks").iterdir() if note.is_file())
 
 
+def warnings_of(jaeger: Jaeger) -> list[str]:
+    """What Jaeger finds wrong with a trace of any service."""
+    traces = [trace for service in jaeger.get("/api/services") for trace in jaeger.find(service)]
+    return sorted(
+        {
+            f"{span['operationName']}: {warning}"
+            for trace in traces
+            for span in trace["spans"]
+            for warning in span.get("warnings") or []
+        }
+    )
+
+
 def report(console: Console, stage: Stage, musts: Sequence[Row]) -> int:
-    """Prints every line of the table with what was seen; returns how many were not."""
+    """Prints every line of the table with what was seen; returns how many were not, and what Jaeger warns of."""
     table = Table(title="What operators must be able to see")
     for column in ("requirement", "signal", "caused by", "seen"):
         table.add_column(column, overflow="fold")
@@ -409,6 +428,15 @@ def report(console: Console, stage: Stage, musts: Sequence[Row]) -> int:
         )
         last = row.requirement
     console.print(table)
+    if stage.jaeger is None:
+        console.print(f"{MISSING}: what it shows was not looked at")
+    else:
+        warnings = warnings_of(stage.jaeger)
+        missing += len(warnings)
+        traces = len(stage.jaeger.find("warmlane-gateway"))
+        console.print(
+            f"Jaeger keeps {traces} traces of the gateway; of its warnings there are {len(warnings)}", *warnings
+        )
     console.print(f"{len(musts) - missing} of {len(musts)} signals seen")
     return missing
 

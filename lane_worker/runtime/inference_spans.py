@@ -29,10 +29,10 @@ def record_inference(
     inferred_at = now
     if isinstance(outcome, messages.Finished):
         inferred_at = started_at + timedelta(seconds=outcome.inference_s)
-    attributes = of_task(task, **{"process.pid": host_pid, "steps": task.parameters.steps})
+    attributes = of_task(task, **{"warmlane.host_pid": host_pid, "steps": task.parameters.steps})
     if first_step_s is not None:
-        attributes["swap.first_step_s"] = first_step_s
-    events = [("step", datetime.fromtimestamp(step.at_s, UTC), {"step": step.step}) for step in steps]
+        attributes["warmlane.swap.first_step_s"] = first_step_s
+    events = [("step", datetime.fromtimestamp(step.at_s, UTC), {"warmlane.step": step.step}) for step in steps]
     record("inference", started_at, inferred_at, attributes, events=events, error=_error(outcome))
     if isinstance(outcome, messages.Finished):
         encoded_at = inferred_at + timedelta(seconds=outcome.encode_s)
@@ -58,9 +58,9 @@ def _error(outcome: Outcome) -> str | None:
 
 def _figures(memory: MemoryReading) -> dict[str, int]:
     figures = {
-        "memory.rss_bytes": memory.rss_bytes,
-        "memory.cuda_allocated_bytes": memory.cuda_allocated_bytes,
-        "memory.cuda_reserved_bytes": memory.cuda_reserved_bytes,
-        "memory.cuda_peak_allocated_bytes": memory.cuda_peak_allocated_bytes,
+        "warmlane.memory.rss_bytes": memory.rss_bytes,
+        "warmlane.memory.cuda_allocated_bytes": memory.cuda_allocated_bytes,
+        "warmlane.memory.cuda_reserved_bytes": memory.cuda_reserved_bytes,
+        "warmlane.memory.cuda_peak_allocated_bytes": memory.cuda_peak_allocated_bytes,
     }
     return {name: figure for name, figure in figures.items() if figure is not None}

@@ -38,7 +38,22 @@ from ops import metrics
 from ops.artifacts import Artifacts, StorageFailed
 from ops.ending import end
 from ops.nats_link import Entry, NatsLink, Pull, TransportUnavailable, WrongRevision, ack_sync
-from ops.tracing import CONSUMER, TRACEPARENT, current_span, failed, of_message, of_task, record, span, working_on
+from ops.tracing import (
+    CONSUMER,
+    OUTCOME,
+    SUPERSEDED,
+    TRACEPARENT,
+    attempt_below,
+    current_span,
+    failed,
+    message_name,
+    of_attempt,
+    of_message,
+    of_task,
+    record,
+    span,
+    working_on,
+)
 from ops.unreadable import unreadables
 
 REREAD_WAIT_S: Final = 0.05
@@ -175,7 +190,8 @@ class WorkLoop:
         delivered_at = datetime.now(UTC)
         try:
             queued = _queued(message)
-            held = await self._claim(queued, message)
+            sender = (message.headers or {}).get(TRACEPARENT) or queued.traceparent
+            held = await self._claim(queued, message, attempt_below(sender))
         except UnreadableTask as error:
             unreadables.tell("task", message.subject, error, revision=message.metadata.sequence.stream)
             with contextlib.suppress(Exception):
@@ -187,7 +203,7 @@ class WorkLoop:
             self.in_hand = InHand(task_id=held.task.id, owner=self._owner)
             self._on_busy(True)
             try:
-                with self._task_span(held.task, message, delivered_at):
+                with self._task_span(held.task, message, delivered_at, sender=sender, after=queued.attempt_traceparent):
                     await self._execute(held)
             finally:
                 self.in_hand = None
@@ -195,20 +211,30 @@ class WorkLoop:
         await acked
 
     @contextlib.contextmanager
-    def _task_span(self, task: GenerationTask, message: Msg, delivered_at: datetime) -> Iterator[None]:
-        """Everything that this worker does for *task*, in the trace of what sent *message*."""
-        sender = (message.headers or {}).get(TRACEPARENT) or task.traceparent
-        attributes = of_message(task, "process", self._stream) | {
-            "messaging.consumer.group.name": WORK_CONSUMER,
-            "worker": self._worker,
-            "attempt": task.attempt,
-        }
+    def _task_span(
+        self, task: GenerationTask, message: Msg, delivered_at: datetime, *, sender: str | None, after: str | None
+    ) -> Iterator[None]:
+        """Everything that this worker does for *task*, below *sender*, which sent *message*; *after* is the attempt
+        before this one."""
+        sender = sender or task.traceparent
+        attributes = of_message(task, "process", self._stream) | of_attempt(task)
         # beside what follows and not below it: they are sent while it runs
         claimed_at = datetime.now(UTC)
         # From when the server had stored it: at `queued_at` its parent, the sending, had not begun.
         queue_wait = record("queue.wait", message.metadata.timestamp, claimed_at, of_task(task), traceparent=sender)
         record("claim", delivered_at, claimed_at, of_task(task), traceparent=queue_wait)
-        with working_on(task), span("process", attributes, traceparent=sender, kind=CONSUMER):
+        itself = task.attempt_traceparent
+        with (
+            working_on(task),
+            span(
+                message_name("process", self._stream),
+                attributes,
+                traceparent=sender,
+                kind=CONSUMER,
+                itself=itself,
+                after=after,
+            ),
+        ):
             yield
 
     async def _ack(self, message: Msg) -> None:
@@ -217,8 +243,9 @@ class WorkLoop:
         except TransportUnavailable as error:
             log.info("ack_unanswered", subject=message.subject, error=str(error))  # delivered again, and dropped then
 
-    async def _claim(self, queued: GenerationTask, message: Msg) -> HeldTask | None:
-        """The task, held by this worker, or None when it is not to be run.
+    async def _claim(self, queued: GenerationTask, message: Msg, attempt: str | None = None) -> HeldTask | None:
+        """The task, held by this worker, or None when it is not to be run. *attempt* is the `traceparent` of what is
+        done for it from then on.
 
         Raises UnreadableTask for a message that no record catches up with.
         """
@@ -235,7 +262,7 @@ class WorkLoop:
                     needed.append(self._set_lease_timer(queued, message))
                 entry = (await asyncio.gather(*needed))[0]
                 has_timer, is_fresh = True, False
-                return await self._try_claim(queued, entry)
+                return await self._try_claim(queued, entry, attempt)
             except WrongRevision:
                 continue  # somebody moved the record between our look and our write: look again, under the same timer
             except _Ahead:
@@ -254,7 +281,9 @@ class WorkLoop:
     async def _set_lease_timer(self, queued: GenerationTask, message: Msg) -> None:
         await self._link.set_timer("lease", queued.id, lease_end(self._windows.lease_s), message.data)
 
-    async def _try_claim(self, queued: GenerationTask, entry: Entry | None) -> HeldTask | None:
+    async def _try_claim(
+        self, queued: GenerationTask, entry: Entry | None, attempt: str | None = None
+    ) -> HeldTask | None:
         revision = entry.revision if entry is not None else 0
         try:
             value = None if entry is None else entry.value
@@ -285,6 +314,7 @@ class WorkLoop:
                     worker=self._worker,
                     lease_s=self._windows.lease_s,
                     now=datetime.now(UTC),
+                    attempt_traceparent=attempt,
                 )
                 revision = await self._link.update(TASKS, task.id, encode_task(claimed), revision=revision)
                 metrics.task_claimed(claimed)
@@ -329,7 +359,10 @@ class WorkLoop:
                 # still inside: the lease must stand until the record is settled
                 await self._settle(held, result)
         except OwnershipLost as lost:
-            current_span().set_attribute("task.outcome", "taken_back")
+            outcome = _outcome(held.task, lost.record)
+            current_span().set_attribute(OUTCOME, outcome)
+            if outcome == FailureCode.CANCELLED.value:
+                failed(current_span(), outcome)
             log.info("ownership_lost", task_id=task_id, epoch=held.task.epoch)
             await self._discard_video(held, lost.record)
         finally:
@@ -462,6 +495,16 @@ class WorkLoop:
             if not elsewhere or (record.video is not None and record.video.path == path):
                 return
         await self._delete(path)
+
+
+def _outcome(ours: GenerationTask, record: GenerationTask | None) -> str:
+    """What became of an attempt at *ours* that is not this worker's any more: the record says what was done.
+
+    `superseded`: whoever took it for lost has told its span, so that this one is not sent as well.
+    """
+    if record is not None and record.epoch == ours.epoch and record.error is not None:
+        return "cancelled" if record.error.code is FailureCode.CANCELLED else SUPERSEDED
+    return SUPERSEDED if record is not None and record.epoch > ours.epoch else "taken_back"
 
 
 def _is_fresh(message: Msg, queued: GenerationTask) -> bool:

@@ -559,4 +559,4 @@ def _by_name(holders: tuple[Holder, ...]) -> list[str]:
 
 def _describe(current: Span, receipt: SwapReceipt) -> None:
     figures = msgspec.structs.asdict(receipt)
-    current.set_attributes({f"swap.{name}": value for name, value in figures.items() if value is not None})
+    current.set_attributes({f"warmlane.swap.{name}": value for name, value in figures.items() if value is not None})

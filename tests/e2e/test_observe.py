@@ -2,15 +2,19 @@
 what was done are looked at span by span (design §11)."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from ops.metrics import CATALOGUE
+from ops.trace import command as trace_command
 from tests.collector import SeenSpan
-from tests.observe import DOCS, Row, Stage, rows
+from tests.jaeger import MISSING, Jaeger
+from tests.observe import DOCS, Row, Stage, rows, warnings_of
 
 DOC = DOCS.read_text(encoding="utf-8")
 MUSTS = rows(DOC)
@@ -128,13 +132,18 @@ def trace_of(stage: Stage, task: str) -> list[str]:
         failure = f" !{span.error}" if span.error else ""
         if span is root:
             return span.name + failure
-        return f"{path(spans[span.parent_id])} > {span.name}{failure}"
+        return f"{path(spans[span.parent_id])} > {operation(span)}{failure}"
 
     return sorted(
         f"{path(span)} ({span.service.removeprefix('warmlane-')})"
         for span in spans.values()
-        if "came_to_nothing" not in span.attributes
+        if "warmlane.came_to_nothing" not in span.attributes
     )
+
+
+def operation(span: SeenSpan) -> str:
+    """Its name, without the stream that a message went through."""
+    return span.name.partition(" ")[0]
 
 
 def below(parent: str, service: str, *names: str) -> list[str]:
@@ -173,10 +182,15 @@ TRACES = {
         *below(PUBLISHED, "gateway", "reroute", "reroute > publish"),
         *served(f"{PUBLISHED} > reroute > publish", "degraded", *FINISHED),
     ],
-    "cancelled": [*accepted(), *served(PUBLISHED, "lane", *INFERRED)],
+    "cancelled": [
+        *accepted(),
+        *below(PUBLISHED, "gateway", "cancel !cancelled"),
+        *served(PUBLISHED, "lane", *INFERRED, error=" !cancelled"),
+    ],
     "requeued": [
         *accepted(),
-        *below(PUBLISHED, "gateway", "requeue", "requeue > publish"),
+        # the lane was killed: whoever found that tells its attempt
+        *below(PUBLISHED, "gateway", "process !worker_lost", "requeue", "requeue > publish"),
         *served(f"{PUBLISHED} > requeue > publish", "degraded", *FINISHED),
     ],
     # two attempts, and the host of each is killed
@@ -218,27 +232,107 @@ def test_nothing_begins_before_what_it_is_below(stage: Stage) -> None:
     assert early == []
 
 
+# ── the real Jaeger ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def jaeger(stage: Stage) -> Jaeger:
+    if stage.jaeger is None:
+        pytest.skip(MISSING)
+    return stage.jaeger
+
+
+def test_jaeger_warns_of_nothing(jaeger: Jaeger) -> None:
+    """Neither of clocks, nor of a span without its parent, nor of one that came twice."""
+    assert warnings_of(jaeger) == []
+
+
+def test_jaeger_finds_a_task_by_its_id_its_model_and_its_failure(stage: Stage, jaeger: Jaeger) -> None:
+    ids = {task: task_id for step in stage.steps.values() for task, task_id in step.tasks.items()}
+    (trace,) = [
+        trace
+        for trace in jaeger.find("warmlane-gateway", **{"task.id": ids["lane"]})
+        if any(span["operationName"] == ROOT for span in trace["spans"])
+    ]
+    services = {process["serviceName"] for process in trace["processes"].values()}
+    assert services == {"warmlane-gateway", "warmlane-lane"}
+    assert trace["traceID"] in {each["traceID"] for each in jaeger.find("warmlane-lane", model="anisora")}
+    # `error=true` finds nothing in the memory storage of 1.76: it takes the text for false
+    codes = {
+        "failed": ("error.type", "worker_lost"),
+        "cancelled": ("error.type", "cancelled"),
+        "overloaded": ("warmlane.problem.code", "queue_overloaded"),  # a worker may have ended it: another service
+        "requeued": ("error.type", "worker_lost"),
+    }
+    for task, (tag, code) in codes.items():
+        found = jaeger.find("warmlane-gateway", **{"task.id": ids[task], tag: code})
+        assert [each["traceID"] for each in found], task
+
+
+def test_warmlane_trace_prints_what_a_killed_lane_left(stage: Stage, jaeger: Jaeger) -> None:
+    """By the id of the task, and by that of its trace, which the API answers."""
+    task_id = stage.steps["lost lane"].tasks["requeued"]
+    trace_id = stage.up.task(task_id)["trace_id"]
+    for wanted in (task_id, trace_id):
+        asked = CliRunner().invoke(trace_command, [wanted, "--jaeger-url", jaeger.url])
+        assert asked.exit_code == 0, asked.output
+        assert f"{jaeger.url}/trace/{trace_id}" in asked.output
+        (lost,) = (line for line in asked.output.splitlines() if "!! worker_lost" in line)
+        assert "process LANE_ANISORA" in lost
+        assert "worker=anisora-0 attempt=1" in lost
+    unknown = CliRunner().invoke(trace_command, ["f" * 32, "--jaeger-url", jaeger.url])
+    assert (unknown.exit_code, "has no trace" in unknown.output) == (1, True)
+
+
+def test_jaegers_service_graph(jaeger: Jaeger) -> None:
+    end_ms = int(time.time() * 1e3)
+    links = jaeger.get("/api/dependencies", endTs=end_ms, lookback=3_600_000)
+    calls = {(link["parent"].removeprefix("warmlane-"), link["child"].removeprefix("warmlane-")) for link in links}
+    assert calls >= {("gateway", "lane"), ("gateway", "degraded")}
+    assert not calls & {("lane", "gateway"), ("lane", "degraded"), ("degraded", "lane")}
+
+
 def spans_of(stage: Stage, task: str, name: str) -> list[SeenSpan]:
     task_id = next(step.tasks[task] for step in stage.steps.values() if task in step.tasks)
-    return [span for span in stage.collector.spans if span.name == name and span.attributes.get("task.id") == task_id]
+    return [
+        span
+        for span in stage.collector.spans
+        if name in (span.name, operation(span)) and span.attributes.get("task.id") == task_id
+    ]
+
+
+def test_a_second_attempt_is_linked_to_the_first(stage: Stage) -> None:
+    lost, second = sorted(spans_of(stage, "requeued", "process"), key=lambda span: span.begun_at)
+    assert (lost.attributes["error.type"], lost.service) == ("worker_lost", "warmlane-gateway")
+    assert lost.attributes["warmlane.worker"] == "anisora-0"
+    assert second.links == (lost.span_id,)
+    (requeue,) = (
+        span for span in spans_of(stage, "requeued", "requeue") if "warmlane.came_to_nothing" not in span.attributes
+    )
+    assert requeue.attributes["warmlane.reason"] == "worker_lost"
+    assert requeue.attributes["warmlane.lost_s"] > 0
 
 
 def test_what_the_spans_of_a_lane_task_say(stage: Stage) -> None:
     (sent,), (received,) = spans_of(stage, "lane", "publish"), spans_of(stage, "lane", "process")
-    for span, kind, operation in ((sent, "producer", "send"), (received, "consumer", "process")):
-        assert span.kind == kind
+    for span, kind, name, type_ in (
+        (sent, "producer", "publish", "send"),
+        (received, "consumer", "process", "process"),
+    ):
+        assert (span.kind, span.name) == (kind, f"{name} LANE_ANISORA")
         said = span.attributes
         assert said["messaging.system"] == "nats"
-        assert said["messaging.operation.type"] == operation
+        assert said["messaging.operation.name"] == name
+        assert said["messaging.operation.type"] == type_
         assert said["messaging.destination.name"] == "LANE_ANISORA"
         assert said["messaging.message.id"] == f"{said['task.id']}.0"
     assert received.attributes["messaging.consumer.group.name"] == "worker"
-    assert (received.attributes["worker"], received.attributes["attempt"]) == ("anisora-0", 1)
+    assert (received.attributes["warmlane.worker"], received.attributes["warmlane.attempt"]) == ("anisora-0", 1)
     (inference,) = spans_of(stage, "lane", "inference")
-    assert inference.events == ("step",) * inference.attributes["steps"]
-    assert inference.attributes["process.pid"] not in {stage.up.find("--name anisora-0"), 0}
+    assert inference.events == ("step",) * inference.attributes["warmlane.steps"]
+    assert inference.attributes["warmlane.host_pid"] not in {stage.up.find("--name anisora-0"), 0}
     (cleanup,) = spans_of(stage, "lane", "cleanup")
-    assert cleanup.attributes["memory.rss_bytes"] > 0
+    assert cleanup.attributes["warmlane.memory.rss_bytes"] > 0
     (encode,) = spans_of(stage, "lane", "encode")
     assert sent.begun_at <= received.begun_at <= inference.begun_at
     assert inference.ended_at <= encode.begun_at <= encode.ended_at <= cleanup.ended_at <= received.ended_at
@@ -247,19 +341,20 @@ def test_what_the_spans_of_a_lane_task_say(stage: Stage) -> None:
 def test_the_receipt_of_a_swap_is_on_its_spans(stage: Stage) -> None:
     receipt = stage.up.task(stage.steps["manual fallback"].tasks["swapped"])["swap"]
     (load,) = spans_of(stage, "swapped", "load")
-    said = {name.removeprefix("swap."): value for name, value in load.attributes.items() if name.startswith("swap.")}
+    prefix = "warmlane.swap."
+    said = {name.removeprefix(prefix): value for name, value in load.attributes.items() if name.startswith(prefix)}
     for name in ("how", "released_model", "loaded_model", "probe", "before_bytes", "after_bytes", "tolerance_bytes"):
         assert said[name] == receipt[name], name
     assert said["samples"] == receipt["samples"] >= 2
 
 
 def test_a_refusal_by_depth_names_what_was_full(stage: Stage) -> None:
-    full = [span for span in stage.collector.spans if span.name == "publish" and span.error == "StreamFull"]
+    full = [span for span in stage.collector.spans if operation(span) == "publish" and span.error == "StreamFull"]
     assert len(full) == stage.collector.value("warmlane.requests.overloaded", limit="depth")
     roots = {span.span_id: span for span in stage.collector.spans if span.name == ROOT}
     for span in full:
         root = roots[span.parent_id]
-        assert (root.error, root.attributes["problem.code"]) == ("error", "queue_overloaded")
+        assert (root.error, root.attributes["warmlane.problem.code"]) == ("error", "queue_overloaded")
         assert root.attributes["http.response.status_code"] == 503
 
 

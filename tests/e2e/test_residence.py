@@ -272,10 +272,10 @@ async def test_a_swap_is_three_spans(yard: Yard, tmp_path: Path, monkeypatch: py
     finished = spans.get_finished_spans()
     assert [span.name for span in finished] == ["swap.release", "swap.verify", "load"]
     attributes = dict(finished[-1].attributes or {})
-    assert attributes["swap.how"] == "unloaded"
-    assert attributes["swap.after_bytes"] == receipt.after_bytes
-    assert attributes["swap.load_s"] == receipt.load_s
-    assert (attributes["swap.read_s"], attributes["swap.copy_s"]) == (receipt.read_s, receipt.copy_s)
+    assert attributes["warmlane.swap.how"] == "unloaded"
+    assert attributes["warmlane.swap.after_bytes"] == receipt.after_bytes
+    assert attributes["warmlane.swap.load_s"] == receipt.load_s
+    assert (attributes["warmlane.swap.read_s"], attributes["warmlane.swap.copy_s"]) == (receipt.read_s, receipt.copy_s)
     assert receipt.read_s is not None
     assert 0 < receipt.read_s <= receipt.load_s
     assert (receipt.copy_s, receipt.first_step_s) == (0, None), "no card, and nothing has run yet"

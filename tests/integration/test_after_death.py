@@ -173,7 +173,7 @@ async def test_a_task_whose_owner_was_reaped_is_given_back(link: NatsLink) -> No
     assert task.lease_expires_at <= datetime.now(UTC)
     assert (task.status, task.epoch, task.attempt, task.owner) == (TaskStatus.PROCESSING, 0, 1, "owner-1")
     assert (task.timeline[-1].event, task.timeline[-1].detail) == (
-        "lease_released",
+        "worker_lost",
         f"the process of anisora-0 ended: {HOW}",
     )
     await eventually(lambda: timer_is_due(link))

@@ -220,7 +220,7 @@ async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(quick_syst
         # nobody waits for the end of its lease
         requeued = await quick_system.becomes(in_hand, TaskStatus.PENDING, epoch=1)
         assert [(line.event, line.detail) for line in requeued.timeline[-2:]] == [
-            ("lease_released", "the process of phr00t-0 ended: signal 9, SIGKILL"),
+            ("worker_lost", "the process of phr00t-0 ended: signal 9, SIGKILL"),
             ("requeue", "phr00t-0 was lost in attempt 1"),
         ]
         await quick_system.http.delete(f"/tasks/{in_hand}")
@@ -506,7 +506,7 @@ async def test_the_task_of_a_dead_lane_is_given_back(link: NatsLink, catalog: Ca
             await link.put(LANES, "anisora.anisora-0", word)
 
         async def given_back() -> bool:
-            return (await record_of(link)).timeline[-1].event == "lease_released"
+            return (await record_of(link)).timeline[-1].event == "worker_lost"
 
         await eventually(given_back)
 

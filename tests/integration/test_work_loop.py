@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import NonRecordingSpan
 from structlog.testing import capture_logs
 
 from contracts import lifecycle
@@ -34,12 +32,15 @@ from lane_worker.runtime.loop import GaveUp, Result, Succeeded, Unsuccessful
 from lane_worker.runtime.scratch import LOCK
 from ops.artifacts import Artifacts
 from ops.nats_link import NatsLink, TransportUnavailable, WrongRevision
+from ops.tracing import traceparent_of
 from tests.lanes import CutWire
 from tests.records import DECISION, pending_task
+from tests.spans import kept_spans
 from tests.steered import CONTENT, MEMORY, RECEIPT, Worker
 from tests.support import NatsServer, as_admin, eventually
 
 STREAM = lane_stream("anisora")
+PROCESS = f"process {STREAM}"
 OTHER_ID = "01890a5d-ac96-774b-bcce-b302099a8058"
 VIDEO_GONE = Succeeded(
     path=Path("/nowhere/video.mp4"),
@@ -403,11 +404,7 @@ async def test_a_refused_task_leaves_no_image_behind(link: NatsLink, worker: Wor
 async def test_the_work_is_a_span_of_the_tasks_trace(
     link: NatsLink, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spans = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(spans))
-    monkeypatch.setattr("ops.tracing._tracer", provider.get_tracer("test"))
-    monkeypatch.setattr("ops.tracing._is_on", True)
+    spans = kept_spans(monkeypatch)
     trace_id, parent_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     # what is queued is sent later: its parent, the sending, begins then
     early = fresh_task()
@@ -418,17 +415,43 @@ async def test_the_work_is_a_span_of_the_tasks_trace(
     await worker.idle.wait()
     told = {span.name: span for span in spans.get_finished_spans()}
     begun = {name: span.start_time or 0 for name, span in told.items()}
-    span, waited, claim = told["process"], told["queue.wait"], told["claim"]
+    span, waited, claim = told[PROCESS], told["queue.wait"], told["claim"]
     assert waited.parent is not None
     assert waited.parent.span_id == int(parent_id, 16)
-    assert sent_ns <= begun["queue.wait"] + 1000 <= begun["claim"] + 1000 <= begun["process"]  # to a microsecond
+    assert sent_ns <= begun["queue.wait"] + 1000 <= begun["claim"] + 1000 <= begun[PROCESS]  # to a microsecond
     assert claim.parent is not None
     assert claim.parent.span_id == waited.context.span_id
     assert claim.end_time == waited.end_time
     assert span.parent is not None
     assert (f"{span.context.trace_id:032x}", f"{span.parent.span_id:016x}") == (trace_id, parent_id)
     said = dict(span.attributes or {})
-    assert {"task.id": task.id, "model": "anisora", "route": "lane", "attempt": 1}.items() <= said.items()
+    assert {
+        "task.id": task.id,
+        "model": "anisora",
+        "warmlane.route": "lane",
+        "warmlane.attempt": 1,
+    }.items() <= said.items()
+
+
+async def test_a_second_attempt_is_linked_to_the_first_and_its_cancel_is_told(
+    link: NatsLink, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans = kept_spans(monkeypatch)
+    sender = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    first = sender.replace("b7ad6b7169203331", "00f067aa0ba902b7")
+    await queue(link, replace(fresh_task(), epoch=1, attempt=1, traceparent=sender, attempt_traceparent=first))
+    await worker.runner.started.wait()
+    held, revision = await recorded(link, worker.runner.ran[0].id)
+    cancelled = lifecycle.fail(held, code=FailureCode.CANCELLED, message="enough", now=datetime.now(UTC))
+    await link.update(TASKS, held.id, encode_task(cancelled), revision=revision)
+    await worker.idle.wait()
+    (span,) = (span for span in spans.get_finished_spans() if span.name == PROCESS)
+    # the record named the span before it began: whoever finds its worker lost can tell it
+    assert held.attempt_traceparent == traceparent_of(NonRecordingSpan(span.context))
+    assert [f"{link.context.span_id:016x}" for link in span.links] == ["00f067aa0ba902b7"]
+    assert (span.attributes or {})["warmlane.outcome"] == "cancelled"
+    assert span.status.description == "cancelled"
+    assert [event.name for event in span.events] == ["exception"]
 
 
 async def test_a_result_outlives_the_server(link: NatsLink, worker: Worker, nats_server: NatsServer) -> None:

@@ -54,6 +54,7 @@ def test_every_key_is_always_there_and_none_of_the_protocol(task: GenerationTask
         "swap",
         "memory",
         "timeline",
+        "trace_id",
         "links",
     ]
 
