@@ -1,0 +1,206 @@
+"""A real Prometheus with the committed configuration, rules and dashboards, on a real system and a real collector.
+
+The collector is Jaeger's own program, which holds the parts that `ops/observe/otel-collector.yaml` names. Only
+addresses differ from what is committed, how often there is a look, and how long an alert waits (`for`): a second.
+"""
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+import yaml
+
+from contracts.topology import DEGRADED_MAX_MSGS
+from ops.nats_access import environment_for
+from ops.processes import warmlane_command
+from tests.observe import settings_for
+from tests.support import clean_environment, eventually_sync, free_port, shared_forks
+from tests.system import UpProcess
+from tests.tools import tool
+from tests.unit.test_dashboards import DASHBOARDS, OPS, panels
+
+pytestmark = pytest.mark.tools
+
+RULES_FILE: Final = OPS / "alerts" / "warmlane.rules.yaml"
+# What Grafana puts in the place of its variables.
+GRAFANA: Final = {"$__rate_interval": "1m", "$__interval": "10s", "$model": ".*", "$slot": ".*"}
+# Told by then, all that a look at the targets needs.
+LIVE: Final = ("warmlane_lanes_ready", "warmlane_queue_depth", "warmlane_requests_accepted_total")
+
+
+class Prometheus:
+    """The server, and what it says."""
+
+    def __init__(self, folder: Path, collector: str) -> None:
+        self.url = f"http://127.0.0.1:{free_port()}"
+        config = yaml.safe_load((OPS / "observe" / "prometheus.yaml").read_text())
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        targets = {"otel-collector:8889": collector, "127.0.0.1:9090": self.url.removeprefix("http://")}
+        for job in config["scrape_configs"]:
+            for each in job["static_configs"]:
+                each["targets"] = [targets[target] for target in each["targets"]]
+        (folder / "alerts").mkdir()
+        rules = re.sub(r"^( +for:) \S+$", r"\1 1s", RULES_FILE.read_text(), flags=re.MULTILINE)
+        (folder / "alerts" / "warmlane.rules.yaml").write_text(rules)
+        (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
+        self.log = folder / "prometheus.log"
+        command = [tool("prometheus"), f"--config.file={folder / 'prometheus.yaml'}"]
+        command += [
+            f"--storage.tsdb.path={folder / 'tsdb'}",
+            f"--web.listen-address={self.url.removeprefix('http://')}",
+        ]
+        self.process = started(command, self.log)
+        eventually_sync(lambda: answers(f"{self.url}/-/ready"))
+
+    def ask(self, path: str, **arguments: str) -> Any:
+        answer = httpx.get(f"{self.url}/api/v1/{path}", params=arguments, timeout=20).json()
+        assert answer["status"] == "success", answer
+        return answer["data"]
+
+    def value(self, query: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.ask("query", query=query)["result"]
+        return found
+
+    def firing(self) -> set[str]:
+        return {alert["labels"]["alertname"] for alert in self.ask("alerts")["alerts"] if alert["state"] == "firing"}
+
+    def fires(self, alert: str) -> None:
+        eventually_sync(lambda: alert in self.firing(), within_s=90)
+
+    def resolves(self, alert: str) -> None:
+        eventually_sync(lambda: alert not in self.firing(), within_s=90)
+
+
+def started(command: list[Any], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen([str(word) for word in command], stdout=output, stderr=output)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def collector_file(folder: Path, otlp: int, metrics: int) -> Path:
+    """The committed configuration, at other addresses. Its traces go nowhere: that is another test's."""
+    config = yaml.safe_load((OPS / "observe" / "otel-collector.yaml").read_text())
+    config["receivers"]["otlp"]["protocols"]["http"]["endpoint"] = f"127.0.0.1:{otlp}"
+    config["exporters"] = {"prometheus": config["exporters"]["prometheus"] | {"endpoint": f"127.0.0.1:{metrics}"}}
+    config["service"]["pipelines"].pop("traces")
+    config["service"]["telemetry"] = {"metrics": {"level": "none"}}
+    file = folder / "collector.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+@pytest.fixture
+def observed(tmp_path: Path) -> Iterator[tuple[UpProcess, Prometheus]]:
+    otlp, metrics = free_port(), free_port()
+    tool("prometheus")
+    with ExitStack() as leave:
+        collector = started(
+            [tool("jaeger"), "--config", collector_file(tmp_path, otlp, metrics)], tmp_path / "collector.log"
+        )
+        leave.callback(collector.wait)
+        leave.callback(collector.kill)
+        eventually_sync(lambda: answers(f"http://127.0.0.1:{metrics}/metrics"))
+        prometheus = Prometheus(tmp_path, f"127.0.0.1:{metrics}")
+        leave.callback(prometheus.process.wait)
+        leave.callback(prometheus.process.kill)
+        up = UpProcess(
+            tmp_path,
+            "--settings",
+            str(settings_for(tmp_path)),
+            "--step-seconds",
+            "0.1",
+            OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=f"http://127.0.0.1:{otlp}/v1/metrics",
+            OTEL_METRIC_EXPORT_INTERVAL="500",
+            **shared_forks(),
+        )
+        leave.callback(up.stop)
+        up.start()
+        yield up, prometheus
+
+
+@pytest.mark.timeout(600)
+def test_a_real_prometheus(observed: tuple[UpProcess, Prometheus]) -> None:
+    """Every job is up, alerts fire and resolve by what is really done, and the dashboards show it."""
+    up, prometheus = observed
+    for model in ("anisora", "phr00t"):
+        up.ended(up.submit(model=model, prompt="x")["id"])
+    for name in LIVE:
+        eventually_sync(lambda name=name: prometheus.value(name))  # type: ignore[misc]
+    jobs = {target["labels"]["job"]: target["health"] for target in prometheus.ask("targets")["activeTargets"]}
+    assert jobs == {"otel-collector": "up", "prometheus": "up"}
+    assert prometheus.value("up == 0") == []
+    assert "duplicate" not in prometheus.log.read_text().lower()
+
+    cause_and_mend: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
+        ("WarmlaneLaneNotReady", *stopping(up, "--name anisora-0")),
+        ("WarmlaneNoDegradedWorker", *stopping(up, "degraded")),
+        ("WarmlaneQueueNearFull", lambda: overload(up), lambda: mode(up, "auto")),
+        ("WarmlaneBackgroundTrouble", lambda: nats_cli(up, "stream rm DEADLINES --force"), lambda: provision(up)),
+        ("WarmlaneNatsDisconnected", *stopping(up, "nats-server")),
+    ]
+    for alert, cause, mend in cause_and_mend:
+        assert alert not in prometheus.firing()
+        cause()
+        prometheus.fires(alert)
+        mend()
+        prometheus.resolves(alert)
+
+    empty = []
+    for name, dashboard in DASHBOARDS.items():
+        for panel in panels(dashboard):
+            for target in panel["targets"]:
+                query = target["expr"]
+                for variable, value in GRAFANA.items():
+                    query = query.replace(variable, value)
+                if not prometheus.value(query):  # the server takes it, or `value` fails
+                    empty.append(f"{name}: {panel['title']}")
+    assert empty == []
+    for fault in ("duplicate_timestamp", "out_of_order", "out_of_bounds"):
+        (counted,) = prometheus.value(f"sum(prometheus_target_scrapes_sample_{fault}_total)")
+        assert counted["value"][1] == "0", fault
+
+
+def nats_cli(up: UpProcess, command: str) -> None:
+    """As `admin`, with the file that `warmlane up` keeps for the real CLI."""
+    context = up.data_dir / "nats-auth" / "admin.json"
+    subprocess.run([tool("nats"), "--context", context, *command.split()], check=True, timeout=60, capture_output=True)
+
+
+def provision(up: UpProcess) -> None:
+    arguments = ["--data-dir", str(up.data_dir), "--nats-url", f"nats://127.0.0.1:{up.nats_port}"]
+    command = warmlane_command("provision", *arguments)
+    subprocess.run(command, check=True, timeout=60, capture_output=True, env=clean_environment_of_a_user())
+
+
+def clean_environment_of_a_user() -> dict[str, str]:
+    """No password stands in it: the command finds its own in the data folder."""
+    return environment_for(None, clean_environment())
+
+
+def stopping(up: UpProcess, word: str) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Stops a process, so that nobody starts another in its place, and lets it go on."""
+    pid = up.find(word)
+    return lambda: os.kill(pid, signal.SIGSTOP), lambda: os.kill(pid, signal.SIGCONT)
+
+
+def mode(up: UpProcess, mode: str) -> None:
+    up.http.put("/admin/lanes/anisora/mode", json={"mode": mode}).raise_for_status()
+
+
+def overload(up: UpProcess) -> None:
+    mode(up, "degraded")
+    for _ in range(DEGRADED_MAX_MSGS + 5):
+        up.http.post("/generate", json={"model": "anisora", "prompt": "x"}, headers={"prefer": "respond-async"})
