@@ -359,7 +359,7 @@ class WorkLoop:
                 # still inside: the lease must stand until the record is settled
                 await self._settle(held, result)
         except OwnershipLost as lost:
-            outcome = _outcome(held.task, lost.record)
+            outcome = outcome_of(held.task, lost.record)
             current_span().set_attribute(OUTCOME, outcome)
             if outcome == FailureCode.CANCELLED.value:
                 failed(current_span(), outcome)
@@ -497,7 +497,7 @@ class WorkLoop:
         await self._delete(path)
 
 
-def _outcome(ours: GenerationTask, record: GenerationTask | None) -> str:
+def outcome_of(ours: GenerationTask, record: GenerationTask | None) -> str:
     """What became of an attempt at *ours* that is not this worker's any more: the record says what was done.
 
     `superseded`: whoever took it for lost has told its span, so that this one is not sent as well.

@@ -132,6 +132,22 @@ def test_with_an_endpoint_both_are_sent_at_the_end(collector: Collector) -> None
     assert collector.value("warmlane.unreadable", kind="task") == 1
 
 
+SUPERSEDED = """
+from ops.telemetry import exporting
+from ops.tracing import OUTCOME, span
+
+with exporting("test", instance="test"):
+    for outcome in ("superseded", "cancelled"):
+        with span("process", {OUTCOME: outcome}):
+            pass
+"""
+
+
+def test_an_attempt_that_another_process_told_is_not_sent_twice(collector: Collector) -> None:
+    run_program(SUPERSEDED, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{collector.url}/v1/traces")
+    assert [span.attributes["warmlane.outcome"] for span in collector.spans] == ["cancelled"]
+
+
 def test_one_signal_alone(collector: Collector) -> None:
     run_program(PROGRAM, OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=f"{collector.url}/v1/metrics")
     assert collector.paths == {"/v1/metrics"}

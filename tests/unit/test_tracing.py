@@ -6,10 +6,11 @@ import pytest
 from msgspec.structs import replace
 
 from contracts import lifecycle
-from contracts.tasks import GenerationTask, TaskStatus
+from contracts.tasks import FailureCode, GenerationTask, TaskStatus
 from gateway.sweeper import record_lost
+from lane_worker.runtime.loop import outcome_of
 from ops.tracing import attempt_below, failed, record, span
-from tests.records import pending_task as task
+from tests.records import pending_task
 from tests.spans import kept_spans
 
 SENDER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -17,7 +18,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def claimed() -> GenerationTask:
-    queued = replace(task(), traceparent=SENDER, status=TaskStatus.PENDING)
+    queued = replace(pending_task(), traceparent=SENDER, status=TaskStatus.PENDING)
     attempt = attempt_below(SENDER)
     assert attempt is not None
     return lifecycle.claim(queued, owner="o", worker="anisora-0", lease_s=5, now=NOW, attempt_traceparent=attempt)
@@ -79,3 +80,18 @@ def test_a_failure_is_a_status_and_an_exception_without_its_text(monkeypatch: py
     assert (inference.events[0].attributes or {})["exception.type"] == "out_of_memory"
     assert inference.events[0].timestamp == inference.end_time
     assert (settle.events[0].attributes or {})["exception.message"] == "the pipeline host died"
+
+
+@pytest.mark.parametrize(
+    ("error", "epochs_on", "outcome"),
+    [(FailureCode.CANCELLED, 0, "cancelled"), (FailureCode.WORKER_LOST, 0, "superseded"), (None, 1, "superseded")],
+)
+def test_what_became_of_an_attempt_that_is_not_ours_any_more(
+    error: FailureCode | None, epochs_on: int, outcome: str
+) -> None:
+    ours = lifecycle.claim(pending_task(), owner="o", worker="w", lease_s=5, now=NOW)
+    theirs = replace(ours, epoch=ours.epoch + epochs_on)
+    if error is not None:
+        theirs = lifecycle.fail(ours, code=error, message="", now=NOW)
+    assert outcome_of(ours, theirs) == outcome
+    assert outcome_of(ours, None) == "taken_back"
