@@ -22,6 +22,7 @@ from ops.nats_link import NatsLink
 from tests.records import pending_task
 from tests.support import eventually_sync
 from tests.system import UpProcess
+from tests.unit.samples import damaged
 
 MODELS = ("anisora", "phr00t")
 
@@ -95,7 +96,7 @@ def test_an_image_shapes_the_video(system: UpProcess) -> None:
 
 def test_an_image_that_only_looks_right_ends_invalid_input(system: UpProcess) -> None:
     """The header passes the gateway; the worker's child decodes the rest and says no."""
-    done = system.ended(system.submit(image=image_uri(png()[:200]))["id"])
+    done = system.ended(system.submit(image=image_uri(damaged(png())))["id"])
     assert (done["status"], done["error"]["code"]) == ("failed", "invalid_input")
     assert [line["outcome"] for line in system.memory_lines(done["id"])] == ["invalid_input"]
     assert system.ended(system.submit()["id"])["status"] == "done"

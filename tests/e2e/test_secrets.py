@@ -18,6 +18,7 @@ from ops.processes import warmlane_command
 from tests.collector import Collector
 from tests.support import children_of, clean_environment, command_line, eventually_sync
 from tests.system import UpProcess
+from tests.unit.samples import damaged, data_uri
 
 PROMPT = "canaryprompt"
 NEGATIVE = "canarynegative"
@@ -107,9 +108,9 @@ def test_nothing_that_is_secret_is_told(tmp_path: Path) -> None:
         assert PROMPT in up.http.get(f"/tasks/{done[0]['id']}").text  # its caller is told
         cancelled = up.submit(prompt=PROMPT)
         up.http.delete(f"/tasks/{cancelled['id']}")
-        scheme, _, payload = image.partition(",")
-        damaged = f"{scheme},{payload[: len(payload) // 2 // 4 * 4]}"
-        broken = up.submit(prompt=PROMPT, image=damaged)
+        payload = image.partition(",")[2]
+        noise = damaged(base64.b64decode(payload))
+        broken = up.submit(prompt=PROMPT, image=data_uri(noise))
         assert up.ended(broken["id"])["error"]["code"] == "invalid_input"
         killed = up.submit(prompt=PROMPT)
         eventually_sync(lambda: up.task(killed["id"])["status"] == "processing")

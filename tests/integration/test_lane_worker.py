@@ -79,7 +79,7 @@ async def test_a_lane_that_is_to_leave_gives_up_its_load(link: NatsLink, catalog
         await lane.ended()
     await forks.close_at_last()
     assert {entry["event"] for entry in logs} & {"drain_too_long", "not_warm"} == set()
-    assert children_of(os.getpid()) == before
+    assert set(children_of(os.getpid())) <= set(before)  # some of other tests may have ended meanwhile
 
 
 async def test_a_lane_stays_off_a_quarantined_slot_until_it_is_lifted(link: NatsLink, lane: Lane) -> None:

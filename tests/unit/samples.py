@@ -33,5 +33,12 @@ def png_of(width: int, height: int) -> bytes:
     return PNG_MAGIC + header + b"\0\0\0\0IDAT"
 
 
+def damaged(content: bytes) -> bytes:
+    """The PNG *content* with noise for its picture; nothing is missing, so only who decodes it sees that."""
+    begins = content.index(b"IDAT") + 4
+    length: int = struct.unpack_from(">I", content, begins - 8)[0]
+    return content[:begins] + b"\xff" * length + content[begins + length :]
+
+
 def data_uri(content: bytes, media_type: str = "image/png") -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"

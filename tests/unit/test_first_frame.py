@@ -46,6 +46,7 @@ def test_any_image_fills_any_frame(width: int, height: int, frame_width: int, fr
 
 
 @given(SIDES, SIDES, FRAME_SIDES, FRAME_SIDES)
+@example(136, 18, 64, 80)
 def test_what_is_cropped_is_the_same_on_both_sides(
     width: int, height: int, frame_width: int, frame_height: int
 ) -> None:
@@ -53,7 +54,8 @@ def test_what_is_cropped_is_the_same_on_both_sides(
     for way in (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM):
         turned = fitted(image.transpose(way), frame_width, frame_height).transpose(way)
         distance = np.abs(np.asarray(turned, int) - np.asarray(fitted(image, frame_width, frame_height), int))
-        assert distance.max() <= 1  # the filter's rounding
+        # each of the filter's two passes rounds, and the second weighs the first's difference by up to 1.3
+        assert distance.max() <= 2
 
 
 def test_another_shape_is_cropped_and_not_stretched() -> None:

@@ -87,7 +87,9 @@ async def test_the_worker_tells_where_the_snapshot_is(tmp_path: Path) -> None:
 
 async def test_a_host_that_found_another_allocator_does_not_serve(tmp_path: Path) -> None:
     """FR-010: the worker ends with this, and does not try again."""
-    refusal = Failed(None, "inference_failed", "expandable segments are off", MemoryReading(rss_bytes=0), fatal=True)
+    refusal = Failed(
+        None, "inference_failed", "expandable segments are off", MemoryReading(rss_bytes=0), fatal=True, lasting=True
+    )
     forks = Scripted(refusal, stays=False)
     host = Host(slot="cpu-0", lock_dir=tmp_path, models_dir=tmp_path, fork_server=forks)
     with pytest.raises(AllocatorMisconfigured, match="expandable segments are off"):
