@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import subprocess
 import urllib.request
 from collections.abc import Mapping
@@ -12,17 +11,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
+import pytest
 
 from tests.support import eventually_sync, free_port
+from tests.tools import tool
 
-MISSING: Final = "no jaeger: build it with .ci/build-tools FOLDER, and set WARMLANE_TEST_TOOLS=FOLDER"
+MISSING: Final = "no jaeger as .ci/tools pins it: .ci/build-tools FOLDER builds it; then set WARMLANE_TEST_TOOLS=FOLDER"
 
 
 def jaeger_program() -> Path | None:
-    """Where it is; None where it is not."""
-    folder = os.environ.get("WARMLANE_TEST_TOOLS")
-    path = None if folder is None else Path(folder) / "jaeger"
-    return path if path is not None and os.access(path, os.X_OK) else None
+    """Where it is; None where it is not, or not in the version that `.ci/tools` pins."""
+    try:
+        return tool("jaeger")
+    except pytest.skip.Exception:  # `make observe` is no test
+        return None
 
 
 def configuration(otlp: int, query: int, grpc: int) -> Mapping[str, Any]:

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from contracts.topology import DEGRADED_MAX_MSGS, work_subject
+from lane_worker.runtime.slot import read_note
 from ops.metrics import CATALOGUE
 from ops.nats_link import NatsLink
 from tests.collector import Collector
@@ -191,8 +192,7 @@ class Stage:
         async with self.step("failed task") as step:
             step.tasks["failed"] = task_id = await self._submit("phr00t")
             for attempt in (1, 2):
-                await self._runs(task_id, attempt)
-                os.kill(self.up.host_of("degraded-0"), signal.SIGKILL)
+                os.kill(await self._runs(task_id, attempt), signal.SIGKILL)
             await self._ends(task_id, "failed")
 
     async def cancelled_task(self) -> None:
@@ -300,8 +300,8 @@ class Stage:
         status = await eventually(ended, within_s=60)
         assert status in statuses, (await self._client.get(f"/tasks/{task_id}")).text
 
-    async def _runs(self, task_id: str, attempt: int) -> None:
-        """Returns when a step of *attempt* has been told."""
+    async def _runs(self, task_id: str, attempt: int) -> int:
+        """The process of the pipeline host, when it runs *attempt*."""
 
         async def runs() -> bool:
             task = (await self._client.get(f"/tasks/{task_id}")).json()
@@ -309,7 +309,9 @@ class Stage:
 
         await eventually(runs, within_s=60)
         # the record says when it is claimed; the lock's note says what the host runs
-        await self._eventually(lambda: _is_in_hand(self.up.data_dir, task_id))
+        host = await eventually(lambda: asyncio.sleep(0, _host_with(self.up.data_dir, task_id, attempt)), within_s=60)
+        assert host is not None
+        return host
 
     async def _mode(self, model: str, mode: str) -> None:
         answer = await self._client.put(f"/admin/lanes/{model}/mode", json={"mode": mode})
@@ -395,8 +397,9 @@ def parse_series(text: str) -> tuple[str, dict[str, str]]:
     return names[match[1]], labels
 
 
-def _is_in_hand(data_dir: Path, task_id: str) -> bool:
-    return any(task_id in note.read_text(errors="replace") for note in (data_dir / "locks").iterdir() if note.is_file())
+def _host_with(data_dir: Path, task_id: str, attempt: int) -> int | None:
+    notes = [read_note(path) for path in (data_dir / "locks").glob("*.lock")]
+    return next((note.pid for note in notes if note and (note.task_id, note.attempt) == (task_id, attempt)), None)
 
 
 def warnings_of(jaeger: Jaeger) -> list[str]:
