@@ -19,6 +19,7 @@ from tests.support import clean_environment, eventually, is_running
 
 LIGHT = (sys.executable, "-m", "tests.e2e.light_fork_server")
 OWN = (sys.executable, "-m", "tests.e2e.rogue_fork_server")
+_ACCEPTS = 0x10000  # __SO_ACCEPTCON of Linux, in the column Flags
 
 
 class Shared:
@@ -67,6 +68,12 @@ def umask_of(pid: int | None) -> str:
 
 async def soon(look: Callable[[], bool]) -> bool:
     return look()
+
+
+def listens(path: Path) -> bool:
+    """Whether somebody listens at *path*, and has not just bound it: who connects then is turned away."""
+    lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+    return any(line[-1] == str(path) and int(line[3], 16) & _ACCEPTS for line in lines if line[3:4] != ["Flags"])
 
 
 def several_connections_to(path: Path) -> bool:
@@ -158,7 +165,7 @@ async def test_a_worker_waits_for_one_that_still_imports(tmp_path: Path) -> None
         go_on = folder / f"go-on-{dies}"
         starting = Shared(folder, WARMLANE_TEST_IMPORTS_UNTIL=str(go_on))
         name = importing(starting.socket)
-        await eventually(partial(soon, name.exists))
+        await eventually(partial(soon, partial(listens, name)))
         server, host = starting.worker(f"cpu-{dies}")
         ready = asyncio.create_task(host.start())
         # it holds a connection, to which nobody has said anything

@@ -32,9 +32,9 @@ def ack_before_claim() -> AbstractContextManager[Any]:
     """The message is acked when it comes, and not when the record says who holds it."""
     claim = WorkLoop._claim
 
-    async def acked_first(self: WorkLoop, queued: GenerationTask, message: Any) -> HeldTask | None:
+    async def acked_first(self: WorkLoop, queued: GenerationTask, message: Any, *rest: Any) -> HeldTask | None:
         await self._ack(message)
-        return await claim(self, queued, message)
+        return await claim(self, queued, message, *rest)
 
     return patch.object(WorkLoop, "_claim", acked_first)
 
@@ -67,11 +67,11 @@ def claim_without_compare_and_set() -> AbstractContextManager[Any]:
     """The claim overwrites the record."""
     claim = WorkLoop._try_claim
 
-    async def blind(self: WorkLoop, queued: GenerationTask, entry: Any) -> HeldTask | None:
+    async def blind(self: WorkLoop, queued: GenerationTask, entry: Any, *rest: Any) -> HeldTask | None:
         link = self._link
         self._link = cast(NatsLink, _BlindLink(link))
         try:
-            held = await claim(self, queued, entry)
+            held = await claim(self, queued, entry, *rest)
         finally:
             self._link = link
         if held is not None:
