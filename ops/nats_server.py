@@ -7,12 +7,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-import click
-
-from ops.nats_access import environment_for, make_users
-from ops.options import data_dir_option, nats_port_option
-from ops.store_lock import holding_store
-
 NATS_HOST: Final = "127.0.0.1"
 
 
@@ -58,23 +52,3 @@ def embedded_command(data_dir: Path, port: int) -> list[str]:
     store.mkdir(parents=True, exist_ok=True)
     program = str(find_nats_server())
     return [program, "-c", str(nats_conf()), "-a", NATS_HOST, "-p", str(port), "-sd", str(store)]
-
-
-@click.command(epilog="Examples:\n\n  warmlane nats-server\n\n  warmlane nats-server --data-dir /srv/warmlane &")
-@data_dir_option
-@nats_port_option
-def command(data_dir: Path, nats_port: int) -> None:
-    """Run the nats-server of `warmlane up` by itself: the same store, the same users, nothing else.
-
-    For what has to be done while nothing else runs, such as `warmlane restore`. A data folder has one nats-server:
-    beside a `warmlane up` on the same folder this one does not start, on no port.
-    """
-    data_dir = data_dir.absolute()
-    with holding_store(data_dir, "nats-server", nats_port=nats_port) as lock:
-        try:
-            arguments = embedded_command(data_dir, nats_port)
-            users = make_users(data_dir, embedded_url(nats_port))
-        except (NoNatsServer, OSError) as error:
-            raise click.ClickException(str(error)) from error
-        os.set_inheritable(lock, True)
-        os.execve(arguments[0], arguments, environment_for(None, os.environ) | users)  # noqa: S606  # our own program

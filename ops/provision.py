@@ -1,13 +1,9 @@
 """Makes the server hold what `contracts/topology.py` says, and reports where it differs."""
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
-import click
 import nats.js.errors
 from msgspec import Struct
 from nats.js.api import (
@@ -18,7 +14,7 @@ from nats.js.api import (
 )
 from nats.js.errors import NotFoundError
 
-from contracts.settings import Catalog, SettingsError, load_settings
+from contracts.settings import Catalog
 from contracts.topology import (
     DEADLINES,
     DEGRADED,
@@ -33,16 +29,7 @@ from contracts.topology import (
     lane_stream,
     topology,
 )
-from ops.nats_access import NatsAccess
-from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer, consumer_config, translated
-from ops.options import (
-    keep_option,
-    nats_options,
-    profile_option,
-    replicas_option,
-    require_kept_long_enough,
-    settings_option,
-)
+from ops.nats_link import NatsLink, consumer_config, translated
 
 # What an operator may have set for reasons of their own, and what the server fills in, is left alone.
 _STREAM_FIELDS: Final = [
@@ -65,8 +52,6 @@ _STREAM_FIELDS: Final = [
 # Whatever limits one of these loses records or timers; of a work queue the operator may want less than we do.
 _RECORD_FIELDS: Final = [*_STREAM_FIELDS, "max_bytes", "max_msg_size"]
 _NOT_A_CLUSTER: Final = 10074
-# A cluster that has just started, or lost its leader, elects one within so long.
-ELECTION_S: Final = 15.0
 _CONSUMER_FIELDS: Final = ["description", "filter_subject", "ack_policy", "ack_wait", "max_deliver", "max_ack_pending"]
 
 
@@ -255,51 +240,3 @@ def _stream_config(spec: StreamSpec | BucketSpec) -> StreamConfig:
         allow_rollup_hdrs=spec.allow_msg_schedules,
         allow_direct=False,
     )
-
-
-async def _patiently(call: Callable[[], Awaitable[list[Difference]]]) -> list[Difference]:
-    until_s = time.monotonic() + ELECTION_S
-    while True:
-        try:
-            return await call()
-        except TransportUnavailable as error:
-            if time.monotonic() > until_s:
-                raise TransportUnavailable(f"{error}; a cluster needs most of its servers") from error
-            await asyncio.sleep(0.2)
-
-
-@click.command(
-    epilog="Examples:\n\n  warmlane provision\n\n  warmlane provision --check --nats-url nats://127.0.0.1:4222\n\n"
-    "  warmlane provision --replicas 3 --nats-url nats://127.0.0.1:4222,nats://127.0.0.1:4223"
-)
-@nats_options("admin", asks_for_folder=True)
-@settings_option
-@profile_option
-@keep_option
-@replicas_option
-@click.option("--check", is_flag=True, help="Change nothing; exit 1 when the server differs.")
-def command(
-    nats: NatsAccess, settings: Path | None, profile: str, keep_s: float, replicas: int | None, check: bool
-) -> None:
-    """Make the nats-server hold Warmlane's streams, consumers and buckets."""
-
-    async def run() -> list[Difference]:
-        catalog = load_settings(settings).catalog(profile)
-        require_kept_long_enough(keep_s, catalog.windows)
-        link = await NatsLink.connect(nats, name="provision")
-        try:
-            want = wanted(catalog, keep_s=keep_s, replicas=replicas)
-            return await _patiently(partial(differences if check else provision, link, want))
-        finally:
-            await link.close()
-
-    try:
-        found = asyncio.run(run())
-    except (SettingsError, TransportUnavailable, UnusableServer, Refused) as error:
-        raise click.ClickException(str(error)) from error
-    for difference in found:
-        click.echo(f"{'differs' if check else 'mended '}  {difference}")
-    if check and found:
-        raise click.exceptions.Exit(1)
-    if not found:
-        click.echo("nothing to do: the server matches")

@@ -14,8 +14,9 @@ from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.topology import DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, LEADER, LEADER_KEY, TASKS, sweep_consumer
 from ops.backup import backup, restore
+from ops.commands.provision import command
 from ops.nats_link import Entry, NatsLink, StreamFull, TransportUnavailable, WrongRevision
-from ops.provision import Refused, command, differences, provision, wanted
+from ops.provision import Refused, differences, provision, wanted
 from tests.cluster import Cluster, Gateway, Load, outcome, provision_three, stream_leader
 from tests.conftest import KEEP_S
 from tests.lanes import Lane, SharedForkServer

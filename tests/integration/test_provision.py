@@ -5,8 +5,9 @@ from click.testing import CliRunner
 
 from contracts.settings import Catalog
 from contracts.topology import DEGRADED
+from ops.commands.provision import command
 from ops.nats_link import NatsLink
-from ops.provision import NotProvisioned, command, differences, provision, require_provisioned, wanted
+from ops.provision import NotProvisioned, differences, provision, require_provisioned, wanted
 from tests.conftest import KEEP_S
 from tests.support import NatsServer
 

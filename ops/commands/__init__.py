@@ -1,0 +1,1 @@
+"""One file for each `warmlane …` command, and the options that they share."""

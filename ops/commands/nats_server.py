@@ -1,0 +1,31 @@
+"""`warmlane nats-server`: the server of `warmlane up` by itself."""
+
+import os
+from pathlib import Path
+
+import click
+
+from ops.nats_access import environment_for, make_users
+from ops.nats_server import NoNatsServer, embedded_command, embedded_url
+from ops.options import data_dir_option, nats_port_option
+from ops.store_lock import holding_store
+
+
+@click.command(epilog="Examples:\n\n  warmlane nats-server\n\n  warmlane nats-server --data-dir /srv/warmlane &")
+@data_dir_option
+@nats_port_option
+def command(data_dir: Path, nats_port: int) -> None:
+    """Run the nats-server of `warmlane up` by itself: the same store, the same users, nothing else.
+
+    For what has to be done while nothing else runs, such as `warmlane restore`. A data folder has one nats-server:
+    beside a `warmlane up` on the same folder this one does not start, on no port.
+    """
+    data_dir = data_dir.absolute()
+    with holding_store(data_dir, "nats-server", nats_port=nats_port) as lock:
+        try:
+            arguments = embedded_command(data_dir, nats_port)
+            users = make_users(data_dir, embedded_url(nats_port))
+        except (NoNatsServer, OSError) as error:
+            raise click.ClickException(str(error)) from error
+        os.set_inheritable(lock, True)
+        os.execve(arguments[0], arguments, environment_for(None, os.environ) | users)  # noqa: S606  # our own program

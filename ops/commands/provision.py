@@ -1,0 +1,74 @@
+"""`warmlane provision`: makes a nats-server hold what Warmlane needs, or tells where it differs."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import click
+
+from contracts.settings import SettingsError, load_settings
+from ops.nats_access import NatsAccess
+from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer
+from ops.options import (
+    keep_option,
+    nats_options,
+    profile_option,
+    replicas_option,
+    require_kept_long_enough,
+    settings_option,
+)
+from ops.provision import Difference, Refused, differences, provision, wanted
+
+# A cluster that has just started, or lost its leader, elects one within so long.
+ELECTION_S: Final = 15.0
+
+
+@click.command(
+    epilog="Examples:\n\n  warmlane provision\n\n  warmlane provision --check --nats-url nats://127.0.0.1:4222\n\n"
+    "  warmlane provision --replicas 3 --nats-url nats://127.0.0.1:4222,nats://127.0.0.1:4223"
+)
+@nats_options("admin", asks_for_folder=True)
+@settings_option
+@profile_option
+@keep_option
+@replicas_option
+@click.option("--check", is_flag=True, help="Change nothing; exit 1 when the server differs.")
+def command(
+    nats: NatsAccess, settings: Path | None, profile: str, keep_s: float, replicas: int | None, check: bool
+) -> None:
+    """Make the nats-server hold Warmlane's streams, consumers and buckets."""
+
+    async def run() -> list[Difference]:
+        catalog = load_settings(settings).catalog(profile)
+        require_kept_long_enough(keep_s, catalog.windows)
+        link = await NatsLink.connect(nats, name="provision")
+        try:
+            want = wanted(catalog, keep_s=keep_s, replicas=replicas)
+            return await _patiently(partial(differences if check else provision, link, want))
+        finally:
+            await link.close()
+
+    try:
+        found = asyncio.run(run())
+    except (SettingsError, TransportUnavailable, UnusableServer, Refused) as error:
+        raise click.ClickException(str(error)) from error
+    for difference in found:
+        click.echo(f"{'differs' if check else 'mended '}  {difference}")
+    if check and found:
+        raise click.exceptions.Exit(1)
+    if not found:
+        click.echo("nothing to do: the server matches")
+
+
+async def _patiently(call: Callable[[], Awaitable[list[Difference]]]) -> list[Difference]:
+    until_s = time.monotonic() + ELECTION_S
+    while True:
+        try:
+            return await call()
+        except TransportUnavailable as error:
+            if time.monotonic() > until_s:
+                raise TransportUnavailable(f"{error}; a cluster needs most of its servers") from error
+            await asyncio.sleep(0.2)

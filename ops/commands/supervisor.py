@@ -1,0 +1,109 @@
+"""`warmlane supervisor`: a supervisor of this machine's lanes as a process."""
+
+import asyncio
+import socket
+from pathlib import Path
+
+import click
+
+from contracts.settings import SettingsError, load_settings
+from ops.lane_plan import in_turn
+from ops.lane_providers import ProcessProvider
+from ops.link_health import telling_of
+from ops.logs import configure_logging
+from ops.metrics import lane_deaths
+from ops.nats_access import NatsAccess
+from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer
+from ops.options import (
+    Shared,
+    data_dir_option,
+    gpus_option,
+    lanes_option,
+    metrics_options,
+    nats_options,
+    oom_snapshots_option,
+    profile_option,
+    quota_option,
+    settings_option,
+    slowed,
+    snapshotting,
+    step_seconds_option,
+)
+from ops.placement import slots, wanted_lanes
+from ops.processes import asked_to_end, only_one
+from ops.provision import NotProvisioned, require_lane
+from ops.quota import Quota, QuotaError
+from ops.supervisor import Supervisor
+from ops.telemetry import Listen, exporting
+
+
+@click.command(
+    epilog="Examples:\n\n  warmlane supervisor --gpus 3\n\n"
+    "  warmlane supervisor --lanes anisora=2,phr00t=1 --quota quota.json"
+)
+@nats_options("supervisor")
+@data_dir_option
+@settings_option
+@profile_option
+@lanes_option
+@gpus_option
+@quota_option
+@step_seconds_option
+@oom_snapshots_option
+@metrics_options
+def command(
+    nats: NatsAccess,
+    data_dir: Path,
+    settings: Path | None,
+    profile: str,
+    lanes: dict[str, int] | None,
+    gpus: int | None,
+    quota: Path | None,
+    step_seconds: float,
+    oom_snapshots: int,
+    listen: Listen | None,
+) -> None:
+    """Keep the wanted lanes running on this machine until SIGTERM, which drains them; a second one kills them.
+
+    A lane that dies is started again, with backoff. One that cannot be had is reported as quota_denied or
+    capacity_denied, one that dies again and again as crash_looping. Lanes end with their supervisor.
+    """
+    configure_logging("supervisor")
+    data_dir = data_dir.absolute()
+    try:
+        catalog = load_settings(settings).catalog(profile)
+        limits = Quota(quota, catalog.models)
+    except (SettingsError, QuotaError) as error:
+        raise click.ClickException(str(error)) from error
+    wanted = in_turn(wanted_lanes(lanes, catalog))
+    places = slots(profile, lanes=len(wanted), gpus=gpus)
+    shared = Shared(nats, data_dir, profile, settings.absolute() if settings else None)
+
+    async def run() -> None:
+        with asked_to_end() as (stop, hurry):
+            link = await NatsLink.connect(nats, name="supervisor")
+            try:
+                for model in {want.model for want in wanted}:
+                    await require_lane(link, model)
+                async with asyncio.TaskGroup() as group:
+                    provider = ProcessProvider(
+                        places.lanes,
+                        arguments=[*slowed(step_seconds), *snapshotting(oom_snapshots), *shared.arguments()],
+                        logs=data_dir / "logs",
+                        group=group,
+                    )
+                    for model in {want.model for want in wanted}:
+                        lane_deaths.begin(model)
+                    drain_s = catalog.windows.drains_s(catalog.models.values())
+                    supervisor = Supervisor(link, provider, wanted, limits, catalog.windows, drain_s=drain_s)
+                    async with telling_of(link):
+                        await supervisor.run(stop, hurry)
+            finally:
+                await link.close()
+
+    with only_one(data_dir, "supervisor"):
+        try:
+            with exporting("supervisor", instance=socket.gethostname(), listen=listen):
+                asyncio.run(run())
+        except* (TransportUnavailable, UnusableServer, NotProvisioned) as group:
+            raise click.ClickException(str(group.exceptions[0])) from group
