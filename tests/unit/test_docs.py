@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -16,9 +17,13 @@ from ops.cli import COMMANDS, LazyGroup, cli
 
 ROOT: Final = Path(__file__).parents[2]
 README: Final = ROOT / "README.md"
+REQUIREMENTS: Final = ROOT / "docs" / "requirements.md"
+PROTOCOL: Final = ROOT / "docs" / "protocol.md"
+DECISIONS: Final = ROOT / "docs" / "adr"
 DOCUMENTS: Final = (
     README,
     ROOT / "CHANGELOG.md",
+    ROOT / "SECURITY.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "ops").glob("*.md")),
 )
@@ -27,6 +32,8 @@ TEXT: Final = "\n".join(path.read_text() for path in DOCUMENTS)
 _NAMED: Final = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|json|md|toml)|[\w-]+\.(?:md|toml|txt|conf))(?:::(\w+))?`")
 _LINK: Final = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
 _BLOCK: Final = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# "design §4, Accept 2", "§10.7", "§7, steps 3 and 4", but not "RFC 9110 §14".
+_CITED: Final = re.compile(r"(RFC \d+ )?§(\d+)(?:\.(\d+)|,? (Accept|Claim|Settle|Timers|invariant|steps?)(?: (\d+))?)?")
 _REQUIREMENTS: Final = [f"FR-{n:03}" for n in range(1, 22)] + [f"SC-{n:03}" for n in range(1, 10)]
 
 
@@ -65,16 +72,71 @@ def test_every_link_leads_somewhere(document: Path) -> None:
         assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
-def test_every_decision_that_the_code_names_is_written() -> None:
-    written = {path.name[:4] for path in (ROOT / "docs" / "adr").glob("*.md")}
+def cited_text() -> Iterator[tuple[Path, str]]:
+    """Every file in which a reader may find a reference."""
     for path in tracked_files():
-        if path.suffix in {".py", ".md"}:
-            assert set(re.findall(r"ADR (\d{4})\b", path.read_text())) <= written, path
+        if path.suffix in {".py", ".md", ".yaml", ".json", ".conf", ".sh"} or path.name == "Makefile":
+            yield path, path.read_text()
+
+
+def test_every_decision_that_is_named_is_written_and_in_the_index() -> None:
+    written = {path.name[:4]: path for path in DECISIONS.glob("[0-9]*.md")}
+    for path, text in cited_text():
+        assert set(re.findall(r"ADR (\d{4})\b", text)) <= set(written), path
+    rows = re.findall(r"^\| \[(\d{4})\]\(([^)]+)\) \| (.+) \| ", (DECISIONS / "README.md").read_text(), re.MULTILINE)
+    titles = {
+        number: path.read_text().splitlines()[0].removeprefix(f"# {number}: ") for number, path in written.items()
+    }
+    assert [(number, name, title) for number, name, title in rows] == [
+        (number, written[number].name, titles[number]) for number in sorted(written)
+    ]
+
+
+@pytest.mark.parametrize("decision", sorted(DECISIONS.glob("[0-9]*.md")), ids=lambda path: path.name[:4])
+def test_every_decision_has_the_one_form(decision: Path) -> None:
+    """Number and title, then a status, then context, decision and consequences in this order."""
+    text = decision.read_text()
+    assert re.match(rf"# {decision.name[:4]}: \S.*\n\n(Accepted|Superseded by \[\d{{4}}\])", text), decision.name
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    wanted = ["Context", "Decision", "Consequences"]
+    assert [heading for heading in headings if heading in wanted] == wanted, decision.name
+
+
+@cache
+def protocol_sections() -> dict[str, str]:
+    """The text below each numbered heading of the protocol, and below each part of such a section by its name."""
+    found = {}
+    for number, body in re.findall(
+        r"^## (\d+)\. .*?\n(.*?)(?=^## |\Z)", PROTOCOL.read_text(), re.MULTILINE | re.DOTALL
+    ):
+        found[number] = body
+        for name, part in re.findall(r"^### (.+?)\n(.*?)(?=^### |\Z)", body, re.MULTILINE | re.DOTALL):
+            found[f"{number}, {name}"] = part
+    return found
+
+
+def test_every_section_that_is_cited_exists() -> None:
+    """`design §4, Accept 2` is the second item below "Accept" in section 4 of docs/protocol.md."""
+    sections = protocol_sections()
+    for path, text in cited_text():
+        for rfc, number, item, part, step in _CITED.findall(text):
+            place = {"": "", "invariant": ", Invariants", "step": "", "steps": ""}.get(part, f", {part}")
+            wanted = item or step
+            if not rfc:
+                assert f"{number}{place}" in sections, f"{path.relative_to(ROOT)} cites §{number}{place}"
+                assert not wanted or f"\n{wanted}. " in f"\n{sections[number + place]}", (path, number, part, wanted)
+
+
+def test_every_requirement_that_is_cited_is_written_out() -> None:
+    written = re.findall(r"^- \*\*((?:FR|SC)-\d{3})\*\* ", REQUIREMENTS.read_text(), re.MULTILINE)
+    assert written == _REQUIREMENTS
+    for path, text in cited_text():
+        assert set(re.findall(r"\b(?:FR|SC)-\d+", text)) <= set(written), path
 
 
 def test_every_requirement_has_one_row() -> None:
     """FR and SC → where it is → which test shows it; a row without a test says that something is not built."""
-    rows = [line.split(" | ") for line in README.read_text().splitlines() if re.match(r"\| (FR|SC)-\d", line)]
+    rows = [line.split(" | ") for line in REQUIREMENTS.read_text().splitlines() if re.match(r"\| (FR|SC)-\d", line)]
     assert [row[0].split()[1] for row in rows] == _REQUIREMENTS
     for row in rows:
         text = " ".join(row)
@@ -83,7 +145,7 @@ def test_every_requirement_has_one_row() -> None:
 
 def test_every_edge_case_of_the_specification_has_one_row_and_a_test_by_name() -> None:
     """Its six, and the three ways in which a lane is unavailable."""
-    rows = re.findall(r"^\| ([1-9]|\([a-c]\)) .+ \| (.+) \|$", README.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| ([1-9]|\([a-c]\)) .+ \| (.+) \|$", REQUIREMENTS.read_text(), re.MULTILINE)
     assert [name for name, _ in rows] == [*"123456", "(a)", "(b)", "(c)"]
     for name, shown in rows:
         named = shown.split(", ")
