@@ -7,7 +7,7 @@ PIP_ARGS ?=
 # More arguments for `warmlane up`, and for pytest.
 UP_ARGS ?=
 PYTEST_ARGS ?=
-# More arguments for ops/bench and for tests/fuzz.py, overload.py, swap.py, swap_parts.py, failover.py, regression.py and
+# More arguments for tests/bench and for tests/drills/fuzz.py, overload.py, swap.py, swap_parts.py, failover.py, regression.py and
 # soak.py; --help lists them. GPU_ARGS are more arguments for pytest.
 FAILOVER_ARGS ?=
 FUZZ_ARGS ?=
@@ -63,19 +63,19 @@ types: $(TEST_READY)
 	$(BIN)/lint-imports
 
 fuzz: $(TEST_READY) ## Send 3,000 generated requests to a gateway, and hold it to its OpenAPI document (about 1 minute)
-	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
+	$(BIN)/python -m tests.drills.fuzz $(FUZZ_ARGS)
 
 numbers: $(TEST_READY) ## Measure what the main job costs on this machine (about 2 minutes)
-	$(BIN)/python -m tests.numbers
+	$(BIN)/python -m tests.drills.numbers
 
 overload: $(TEST_READY) ## Send ten times what the degraded worker can do, and judge its limits (about 4 minutes)
-	$(BIN)/python -m tests.overload $(OVERLOAD_ARGS)
+	$(BIN)/python -m tests.drills.overload $(OVERLOAD_ARGS)
 
 swap: $(TEST_READY) ## Swap two pipelines of several hundred MB 200 times, each release proven (about 12 minutes)
-	$(BIN)/python -m tests.swap $(SWAP_ARGS)
+	$(BIN)/python -m tests.drills.swap $(SWAP_ARGS)
 
 swap-parts: $(TEST_READY) ## Tell where a swap's time goes, part by part, beside what disk and bus allow (about 3 minutes)
-	$(BIN)/python -m tests.swap_parts $(SWAP_ARGS)
+	$(BIN)/python -m tests.drills.swap_parts $(SWAP_ARGS)
 
 gpu-test: $(TEST_READY) ## Prove on a card that only one pipeline is ever on it; skipped without one (about 10 minutes)
 	$(BIN)/python -m pytest tests/gpu -m gpu -rs $(GPU_ARGS)
@@ -84,37 +84,37 @@ windows: $(TEST_READY) ## Wait out the real 30 s and 60 s of a silent lane (abou
 	$(BIN)/python -m pytest tests/integration/real_windows.py
 
 starts: $(TEST_READY) ## Start a lane 20 times, and judge the cold starts (about 2 minutes)
-	$(BIN)/python -m tests.cold_starts --count 20
+	$(BIN)/python -m tests.drills.cold_starts --count 20
 
 lanes: $(TEST_READY) ## Let 100 lanes report, and tell what that costs a gateway (about 1 minute)
-	$(BIN)/python -m tests.many_lanes
+	$(BIN)/python -m tests.drills.many_lanes
 
 failover: $(TEST_READY) ## Lose lanes under steady load in three ways, and judge what that cost (about 3 minutes)
-	$(BIN)/python -m tests.failover $(FAILOVER_ARGS)
+	$(BIN)/python -m tests.drills.failover $(FAILOVER_ARGS)
 
 chaos: $(TEST_READY) ## Kill, stop and restart every process under load; prove that nothing is lost (about 6 minutes)
-	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+	$(BIN)/python -m tests.drills.chaos $(CHAOS_ARGS)
 
 chaos-plants: $(TEST_READY) ## Plant bugs, each of which the checker of `make chaos` must find (about 6 minutes)
-	$(BIN)/python -m tests.chaos --plants
+	$(BIN)/python -m tests.drills.chaos --plants
 
 cluster: $(TEST_READY) ## Kill one of three nats-servers after the other under load, and judge what is lost (about 3 minutes)
-	$(BIN)/python -m tests.cluster
+	$(BIN)/python -m tests.drills.cluster
 
 observe: $(TEST_READY) ## Cause everything that an operator must be able to see, and print what was seen (about 90 seconds)
-	$(BIN)/python -m tests.observe
+	$(BIN)/python -m tests.drills.observe
 
 regression: $(TEST_READY) ## Send 200 valid requests, and compare with the last committed result (about 2 minutes)
-	$(BIN)/python -m tests.regression $(REGRESSION_ARGS)
+	$(BIN)/python -m tests.drills.regression $(REGRESSION_ARGS)
 
 soak: $(BENCH_READY) ## Submit 100,000 times with pipelines that do nothing, and judge what grew (10 to 20 minutes)
-	$(BIN)/python -m tests.soak $(SOAK_ARGS)
+	$(BIN)/python -m tests.drills.soak $(SOAK_ARGS)
 
 bench: $(BENCH_READY) ## Measure accept, poll and dispatch beside a bare limit and others, and write docs/benchmarks (about 8 minutes)
-	$(BIN)/python -m ops.bench $(BENCH_ARGS)
+	$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
 bench-all: $(BENCH_READY) ## Measure what `make bench` does and everything else, and write docs/benchmarks (about 1 hour)
-	$(BIN)/python -m ops.bench --all $(BENCH_ARGS)
+	$(BIN)/python -m tests.bench --all $(BENCH_ARGS)
 
 model: $(TEST_READY) ## Search the protocol's interleavings for a broken invariant (about 2 minutes)
 	$(BIN)/python -m tests.model

@@ -40,7 +40,7 @@ TEXT_ENCODER_BYTES: Final = 500_000_000
 CONTEXT_BYTES: Final = 600_000_000
 # Of the host's memory what its processes take beside the weights: torch alone is half a gigabyte.
 PROCESSES_BYTES: Final = 2_000_000_000
-# torch rounds a pinned block up to a power of two, up to this size: `lane_worker/runtime/allocator.py` sets it, because
+# torch rounds a pinned block up to a power of two, up to this size: `lane_worker/forking/allocator.py` sets it, because
 # without it 68.6 GB of weights take 104.7. Beyond it, whole pages are locked.
 PINNED_ROUND_MAX_BYTES: Final = 1 << 20
 PAGE_BYTES: Final = 4096

@@ -1,4 +1,4 @@
-"""Subjects, streams, consumers and buckets, as data (design §3). `ops/provision.py` makes the server match.
+"""Subjects, streams, consumers and buckets, as data (design §3). `ops/nats/provisioning.py` makes the server match.
 
 Names are stable: operators type them.
 """

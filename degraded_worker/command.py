@@ -7,11 +7,9 @@ import click
 from contracts.settings import load_settings
 from contracts.topology import bucket_subject
 from degraded_worker.worker import DegradedWorker
+from lane_worker.forking.slot import lock_path
 from lane_worker.runtime.process import connected, run_to_end
-from lane_worker.runtime.slot import lock_path
-from ops.logs import configure_logging
-from ops.nats_access import NatsAccess
-from ops.options import (
+from ops.commands.options import (
     data_dir_option,
     metrics_options,
     name_option,
@@ -22,9 +20,11 @@ from ops.options import (
     slot_option,
     step_seconds_option,
 )
-from ops.placement import refuse_hidden
-from ops.provision import require_degraded
-from ops.telemetry import Listen
+from ops.machine.placement import refuse_hidden
+from ops.nats.access import NatsAccess
+from ops.nats.provisioning import require_degraded
+from ops.telemetry.export import Listen
+from ops.telemetry.logs import configure_logging
 
 
 @click.command(

@@ -19,8 +19,8 @@ from msgspec.structs import replace
 from contracts.lanes import Leadership, decode_leadership
 from contracts.topology import LEADER, LEADER_KEY, LEADER_REFRESH_S, LEADER_TTL_S
 from contracts.wire import Unreadable
-from ops.nats_link import Entry, NatsLink, TransportUnavailable, WrongRevision
-from ops.seldom import Seldom
+from ops.nats.link import Entry, NatsLink, TransportUnavailable, WrongRevision
+from ops.telemetry.seldom import Seldom
 
 # Safety net of the standbys, should a watch be deaf: they look for themselves so often.
 POLL_S: Final = LEADER_TTL_S

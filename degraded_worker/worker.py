@@ -13,20 +13,20 @@ from contracts.lanes import SlotState
 from contracts.settings import ModelEntry, Tolerances, Warmth, Windows
 from contracts.topology import DEGRADED
 from degraded_worker.leader import Leader
-from lane_worker.runtime.host import OOM_FOLDER, ForkServer, Host, HostLost, SlotTaken
+from lane_worker.forking.host import OOM_FOLDER, ForkServer, Host, HostLost, SlotTaken
+from lane_worker.residence.residence import Quarantined, Residence
 from lane_worker.runtime.host_runner import HostRunner
 from lane_worker.runtime.leaving import drain
 from lane_worker.runtime.loop import WorkLoop
-from lane_worker.runtime.residence import Quarantined, Residence
 from lane_worker.runtime.scratch import Scratch
 from lane_worker.runtime.slot_display import SlotDisplay
 from lane_worker.runtime.streak import DISTRUST, Advice, Renew, Rest, Serve, advice, renewed, rested, words
-from ops import metrics
 from ops.artifacts import Artifacts
 from ops.ending import end
-from ops.memory import MEASURED, probe_for
-from ops.metrics import begin_tasks, memory_cleanups
-from ops.nats_link import NatsLink, TransportUnavailable
+from ops.machine.memory import MEASURED, probe_for
+from ops.nats.link import NatsLink, TransportUnavailable
+from ops.telemetry import metrics
+from ops.telemetry.metrics import begin_tasks, memory_cleanups
 
 RETRY_FIRST_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0

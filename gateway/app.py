@@ -9,11 +9,11 @@ from litestar.di import Provide
 from litestar.plugins import PluginProtocol
 from litestar.types import ControllerRouterHandler
 
-from gateway import access, admin, generate, meta, tasks
-from gateway.body import MAX_BODY_BYTES
-from gateway.key_board import Caller
-from gateway.openapi import docs_routes, openapi_config
-from gateway.problems import problem_handlers
+from gateway.boards.key_board import Caller
+from gateway.http import access, admin, generate, meta, tasks
+from gateway.http.body import MAX_BODY_BYTES
+from gateway.http.openapi import docs_routes, openapi_config
+from gateway.http.problems import problem_handlers
 from gateway.services import Services
 
 # What a page of another origin may send, and may see of an answer.
@@ -74,7 +74,7 @@ def create_app(
     ]
     plugins: list[PluginProtocol] = []
     if observes_http:
-        from gateway.observed_http import http_plugin  # imported where it is wanted: a tenth of a gateway's start
+        from gateway.http.observed import http_plugin  # imported where it is wanted: a tenth of a gateway's start
 
         plugins.append(http_plugin(routes, traces_reads=traces_reads))
     return Litestar(

@@ -16,14 +16,18 @@ import uvloop
 
 from contracts.settings import SettingsError, load_settings
 from gateway.app import create_app
-from gateway.connections import CONNECTIONS_MAX, Connections, Limits, connections_max, http_config, raise_fd_limit
+from gateway.boards.storage import StorageWatch
+from gateway.server.connections import (
+    CONNECTIONS_MAX,
+    Connections,
+    Limits,
+    connections_max,
+    http_config,
+    raise_fd_limit,
+)
 from gateway.services import Services
-from gateway.storage import StorageWatch
 from ops.artifacts import StorageFailed
-from ops.logs import configure_logging
-from ops.nats_access import NatsAccess
-from ops.nats_link import TransportUnavailable, UnusableServer
-from ops.options import (
+from ops.commands.options import (
     Host,
     cors_origins_option,
     data_dir_option,
@@ -39,9 +43,12 @@ from ops.options import (
     tls_key_option,
     trace_reads_option,
 )
-from ops.provision import NoKeys, NotProvisioned
-from ops.telemetry import exporting, gateway_instance, has_endpoint
-from ops.tls import tls_of
+from ops.machine.tls import tls_of
+from ops.nats.access import NatsAccess
+from ops.nats.link import TransportUnavailable, UnusableServer
+from ops.nats.provisioning import NoKeys, NotProvisioned
+from ops.telemetry.export import exporting, gateway_instance, has_endpoint
+from ops.telemetry.logs import configure_logging
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 

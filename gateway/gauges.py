@@ -14,12 +14,12 @@ from contracts.lanes import FallbackCause, FallbackEpisode, LaneState
 from contracts.settings import ModelEntry
 from contracts.tasks import TaskStatus
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, lane_stream
-from gateway.cold_starts import TARGET_S, share_within
-from gateway.problems import PROBLEMS
-from gateway.storage import Storage
-from gateway.work_queues import WorkQueue
-from ops import metrics
-from ops.metrics import Observed, Readings, Source
+from gateway.boards.cold_starts import TARGET_S, share_within
+from gateway.boards.storage import Storage
+from gateway.boards.work_queues import WorkQueue
+from gateway.http.problems import PROBLEMS
+from ops.telemetry import metrics
+from ops.telemetry.metrics import Observed, Readings, Source
 
 if TYPE_CHECKING:
     from gateway.services import Services

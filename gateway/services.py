@@ -12,28 +12,28 @@ import structlog
 
 from contracts.generation import beside_image_max_bytes
 from contracts.settings import Catalog
-from gateway.admission import Admission
-from gateway.cold_starts import ColdStarts
-from gateway.estimate import Estimates
-from gateway.fallbacks import Fallbacks
+from gateway.boards.cold_starts import ColdStarts
+from gateway.boards.key_board import KeyBoard
+from gateway.boards.lane_board import LaneBoard
+from gateway.boards.storage import DEFAULT_LIMIT_BYTES, StorageWatch
+from gateway.boards.task_board import TaskBoard
 from gateway.gauges import begin, gauges
-from gateway.hold import Holds
-from gateway.key_board import KeyBoard
-from gateway.lane_board import LaneBoard
-from gateway.rearm import Rearm
-from gateway.storage import DEFAULT_LIMIT_BYTES, StorageWatch
-from gateway.streams import Streams
-from gateway.sweeper import Sweeper
-from gateway.task_board import TaskBoard
+from gateway.http.event_streams import Streams
+from gateway.placing.admission import Admission
+from gateway.placing.estimate import Estimates
+from gateway.placing.fallbacks import Fallbacks
+from gateway.placing.hold import Holds
+from gateway.placing.rearm import Rearm
+from gateway.placing.sweeper import Sweeper
 from ops.artifacts import Artifacts, StorageFailed, StoredObject, orphans, task_id_of
 from ops.background import Background
 from ops.ending import end
-from ops.link_health import telling_of
-from ops.metrics import observing
-from ops.nats_access import NatsAccess
-from ops.nats_link import NatsLink, TransportUnavailable
-from ops.provision import require_provisioned, wanted
-from ops.write_health import Refusals, hear_of_refusals
+from ops.nats.access import NatsAccess
+from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.link_health import telling_of
+from ops.nats.provisioning import require_provisioned, wanted
+from ops.nats.write_health import Refusals, hear_of_refusals
+from ops.telemetry.metrics import observing
 
 JANITOR_INTERVAL_S: Final = 60.0
 JANITOR_BATCH: Final = 32

@@ -7,13 +7,11 @@ import click
 
 from contracts.settings import load_settings
 from contracts.topology import lane_key
+from lane_worker.forking.slot import lock_path
 from lane_worker.runtime.cold_start import process_started_at
 from lane_worker.runtime.process import connected, run_to_end
-from lane_worker.runtime.slot import lock_path
 from lane_worker.worker import LaneWorker
-from ops.logs import configure_logging
-from ops.nats_access import NatsAccess
-from ops.options import (
+from ops.commands.options import (
     data_dir_option,
     metrics_options,
     name_option,
@@ -24,9 +22,11 @@ from ops.options import (
     slot_option,
     step_seconds_option,
 )
-from ops.placement import refuse_hidden
-from ops.provision import require_lane
-from ops.telemetry import Listen
+from ops.machine.placement import refuse_hidden
+from ops.nats.access import NatsAccess
+from ops.nats.provisioning import require_lane
+from ops.telemetry.export import Listen
+from ops.telemetry.logs import configure_logging
 
 
 @click.command(

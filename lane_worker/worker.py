@@ -15,15 +15,15 @@ from contracts.lanes import LaneState
 from contracts.settings import ModelEntry, Tolerances, Warmth, Windows
 from contracts.tasks import MemoryReading
 from contracts.topology import demand_subject, lane_stream
+from lane_worker.forking.host import OOM_FOLDER, PING_S, Host, HostLost, LoadFailed, SlotTaken
+from lane_worker.forking.host_messages import Finished
+from lane_worker.residence.residence import Quarantined, Residence
 from lane_worker.runtime.cold_start import ColdStartLog
 from lane_worker.runtime.heartbeat import Heartbeat
-from lane_worker.runtime.host import OOM_FOLDER, PING_S, Host, HostLost, LoadFailed, SlotTaken
-from lane_worker.runtime.host_messages import Finished
 from lane_worker.runtime.host_runner import HostRunner
 from lane_worker.runtime.lanes_beside import lane_reports
 from lane_worker.runtime.leaving import drain
 from lane_worker.runtime.loop import WorkLoop
-from lane_worker.runtime.residence import Quarantined, Residence
 from lane_worker.runtime.scratch import Scratch
 from lane_worker.runtime.slot_display import SlotDisplay
 from lane_worker.runtime.streak import DISTRUST, Advice, Renew, Rest, Serve, advice, renewed, rested, words
@@ -40,14 +40,14 @@ from lane_worker.runtime.warmth import (
     residue_bytes,
     worn_out,
 )
-from ops import metrics
 from ops.artifacts import Artifacts
 from ops.ending import end
-from ops.lane_plan import crash_loops, failed_again
-from ops.memory import MEASURED, probe_for
-from ops.metrics import begin_tasks, memory_cleanups
-from ops.nats_link import NatsLink, TransportUnavailable
-from ops.tracing import span
+from ops.lanes.plan import crash_loops, failed_again
+from ops.machine.memory import MEASURED, probe_for
+from ops.nats.link import NatsLink, TransportUnavailable
+from ops.telemetry import metrics
+from ops.telemetry.metrics import begin_tasks, memory_cleanups
+from ops.telemetry.tracing import span
 
 RESTART_FIRST_S: Final = 0.5
 RESTART_MAX_S: Final = 30.0

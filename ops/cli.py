@@ -23,27 +23,31 @@ class Entry(Struct, frozen=True):
 
 
 COMMANDS: Final[dict[str, Entry]] = {
-    "up": Entry("ops.stack:command", "Run the whole system on this machine."),
-    "submit": Entry("ops.submit:command", "Generate one video and save it."),
-    "resubmit": Entry("ops.resubmit:command", "Submit the request of a failed task again."),
-    "demo": Entry("ops.demo:command", "Alternate the models, save every video, judge the result."),
-    "doctor": Entry("ops.doctor:command", "Tell what this machine has, and what to do about the rest."),
+    "up": Entry("ops.commands.up:command", "Run the whole system on this machine."),
+    "submit": Entry("ops.commands.submit:command", "Generate one video and save it."),
+    "resubmit": Entry("ops.commands.resubmit:command", "Submit the request of a failed task again."),
+    "demo": Entry("ops.commands.demo.command:command", "Alternate the models, save every video, judge the result."),
+    "doctor": Entry("ops.commands.doctor:command", "Tell what this machine has, and what to do about the rest."),
     "nats-server": Entry("ops.commands.nats_server:command", "Run the nats-server of `warmlane up` by itself."),
     "provision": Entry("ops.commands.provision:command", "Make the nats-server hold streams, consumers and buckets."),
-    "backup": Entry("ops.backup:backup_command", "Save every stream and bucket into a folder."),
-    "restore": Entry("ops.backup:restore_command", "Bring back what `warmlane backup` saved."),
+    "backup": Entry("ops.commands.backup:backup_command", "Save every stream and bucket into a folder."),
+    "restore": Entry("ops.commands.backup:restore_command", "Bring back what `warmlane backup` saved."),
     "gateway": Entry("gateway.command:command", "Serve the HTTP API."),
     "supervisor": Entry("ops.commands.supervisor:command", "Keep the wanted lanes running on this machine."),
     "lane": Entry("lane_worker.command:command", "Run one warm lane."),
     "degraded": Entry("degraded_worker.command:command", "Run a degraded worker: every model on one slot, in turn."),
-    "fork-server": Entry("lane_worker.fork_server:command", "Import torch once for all the workers of this machine."),
-    "models": Entry("lane_worker.models:command", "Prepare published checkpoints; verify and list them."),
-    "status": Entry("ops.status:command", "Show lanes, queues, fallbacks, and where requests go."),
-    "trace": Entry("ops.trace:command", "Print the trace of a task as a tree, from Jaeger."),
-    "capacity": Entry("ops.capacity_report:command", "Tell what dedicated lanes carry, and what they cost."),
-    "lane-mode": Entry("ops.lane_mode:command", "Keep new requests off a model's lanes, or let routing decide."),
-    "keys": Entry("ops.keys:command", "Make, list and revoke API keys."),
-    "slots": Entry("ops.slots:command", "Show what is resident on which slot; lift a quarantine."),
+    "fork-server": Entry(
+        "lane_worker.forking.command:command", "Import torch once for all the workers of this machine."
+    ),
+    "models": Entry("lane_worker.checkpoints.command:command", "Prepare published checkpoints; verify and list them."),
+    "status": Entry("ops.commands.status:command", "Show lanes, queues, fallbacks, and where requests go."),
+    "trace": Entry("ops.commands.trace:command", "Print the trace of a task as a tree, from Jaeger."),
+    "capacity": Entry("ops.commands.capacity.command:command", "Tell what dedicated lanes carry, and what they cost."),
+    "lane-mode": Entry(
+        "ops.commands.lane_mode:command", "Keep new requests off a model's lanes, or let routing decide."
+    ),
+    "keys": Entry("ops.commands.keys:command", "Make, list and revoke API keys."),
+    "slots": Entry("ops.commands.slots:command", "Show what is resident on which slot; lift a quarantine."),
 }
 
 

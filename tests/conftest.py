@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from contracts.settings import Catalog, load_settings
-from ops.nats_link import NatsLink
-from ops.provision import provision, wanted
-from tests.measured import Measured
-from tests.support import (
+from ops.nats.link import NatsLink
+from ops.nats.provisioning import provision, wanted
+from tests.kit.measured import Measured
+from tests.kit.support import (
     ROGUE_HOST,
     SHARED_FOLDER,
     NatsServer,
@@ -20,7 +20,7 @@ from tests.support import (
     shared_folder,
     shared_forks,
 )
-from tests.system import UpProcess
+from tests.kit.system import UpProcess
 
 KEEP_S = 3_600.0
 
@@ -110,7 +110,7 @@ def heavy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Half of what `make swap` takes: three times the tolerance of the proof, and half of the time.
     """
-    from ops.bench.peers.heavy import NARROW, make_pipelines
+    from tests.bench.peers.heavy import NARROW, make_pipelines
 
     folder = tmp_path_factory.mktemp("heavy")
     make_pipelines(folder, {"anisora": 5, "phr00t": 10}, NARROW)

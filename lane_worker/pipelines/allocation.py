@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lane_worker.runtime.allocator import NAMES, WANTED, AllocatorMisconfigured
+from lane_worker.forking.allocator import NAMES, WANTED, AllocatorMisconfigured
 
 
 def check_allocator(device: str) -> None:

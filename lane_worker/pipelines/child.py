@@ -25,16 +25,8 @@ import transformers
 from diffusers import WanImageToVideoPipeline, WanPipeline, WanVACEPipeline
 
 from contracts.tasks import MemoryReading
-from lane_worker.pipelines.allocation import check_allocator
-from lane_worker.pipelines.cleanup import HEAP_KEPT_BYTES, Watched, begin, clean, forget, release
-from lane_worker.pipelines.faults import Fault, inference_fault, load_fault
-from lane_worker.pipelines.inputs import BadInput, read_image
-from lane_worker.pipelines.load import LoadTimes, load_pipeline, needs_image, run_pipeline, with_suffix
-from lane_worker.pipelines.oom_snapshots import OomSnapshots
-from lane_worker.pipelines.rehearsal import rehearse
-from lane_worker.pipelines.video import write_video
-from lane_worker.runtime.allocator import AllocatorMisconfigured
-from lane_worker.runtime.host_messages import (
+from lane_worker.forking.allocator import AllocatorMisconfigured
+from lane_worker.forking.host_messages import (
     LENGTH,
     BadMessage,
     Cancel,
@@ -59,8 +51,16 @@ from lane_worker.runtime.host_messages import (
     decode_to_child,
     frame,
 )
-from lane_worker.runtime.slot import SlotHeld, SlotLock
-from ops.visible_cards import VISIBLE
+from lane_worker.forking.slot import SlotHeld, SlotLock
+from lane_worker.pipelines.allocation import check_allocator
+from lane_worker.pipelines.cleanup import HEAP_KEPT_BYTES, Watched, begin, clean, forget, release
+from lane_worker.pipelines.faults import Fault, inference_fault, load_fault
+from lane_worker.pipelines.inputs import BadInput, read_image
+from lane_worker.pipelines.load import LoadTimes, load_pipeline, needs_image, run_pipeline, with_suffix
+from lane_worker.pipelines.oom_snapshots import OomSnapshots
+from lane_worker.pipelines.rehearsal import rehearse
+from lane_worker.pipelines.video import write_video
+from ops.machine.visible_cards import VISIBLE
 
 # diffusers imports lazily; these names make the fork server import what every child needs
 PRELOADED = (WanImageToVideoPipeline, WanPipeline, WanVACEPipeline)

@@ -37,7 +37,7 @@ class Row(Struct, frozen=True):
 
 
 # The first row that fits counts. "driver_types.h" is NVIDIA's, "Data types used by CUDA Runtime", of CUDA 13; torch's
-# files are of 2.13. `tests/fault_texts.py` has the texts in full, and `tests/e2e/test_faults.py` holds them to the
+# files are of 2.13. `tests/kit/fault_texts.py` has the texts in full, and `tests/e2e/test_faults.py` holds them to the
 # libraries that are installed.
 TABLE: Final = (
     # memory ran out

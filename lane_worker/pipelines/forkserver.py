@@ -24,9 +24,9 @@ from typing import Final
 
 from tqdm import tqdm
 
-from lane_worker.runtime.allocator import AllocatorMisconfigured, require
-from lane_worker.runtime.host_messages import PID, decode_fork
-from ops.fork_socket import importing, listen
+from lane_worker.forking.allocator import AllocatorMisconfigured, require
+from lane_worker.forking.host_messages import PID, decode_fork
+from ops.machine.fork_socket import importing, listen
 
 REQUEST_MAX_BYTES: Final = 65536
 

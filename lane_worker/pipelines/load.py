@@ -20,7 +20,7 @@ from lane_worker.pipelines.inputs import BadInput, gradient
 from lane_worker.pipelines.sigmas import BetaSigmasEuler
 from lane_worker.pipelines.tiny import ensure_tiny_pipeline
 from lane_worker.pipelines.video import Frames
-from ops.weights import MODEL_INDEX, missing_folder
+from ops.machine.weights import MODEL_INDEX, missing_folder
 
 DTYPES: Final = {
     "float32": torch.float32,

@@ -10,10 +10,10 @@ from msgspec.structs import replace
 
 from contracts.settings import Checkpoint, RandomWeights
 from contracts.tasks import GenerationParameters
+from lane_worker.forking.host_messages import Rehearsed
 from lane_worker.pipelines.cleanup import forget, release
 from lane_worker.pipelines.load import load_pipeline, run_pipeline
 from lane_worker.pipelines.video import write_video
-from lane_worker.runtime.host_messages import Rehearsed
 
 TINY: Final = RandomWeights(seed=0)
 SMALLEST: Final = GenerationParameters(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import Colorspace
 
-from lane_worker.runtime.host_messages import WrittenVideo
+from lane_worker.forking.host_messages import WrittenVideo
 
 Frames = npt.NDArray[np.uint8]
 """Frames as (count, height, width, 3), RGB."""

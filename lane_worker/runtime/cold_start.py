@@ -13,9 +13,9 @@ import structlog
 
 from contracts.lanes import ColdStart
 from contracts.topology import COLD_STARTS
-from lane_worker.runtime.slot import process_start
-from ops.nats_link import NatsLink, TransportUnavailable
-from ops.seldom import Seldom
+from lane_worker.forking.slot import process_start
+from ops.nats.link import NatsLink, TransportUnavailable
+from ops.telemetry.seldom import Seldom
 
 RETRY_S: Final = 0.5
 LEAVE_S: Final = 3.0

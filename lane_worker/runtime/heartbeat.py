@@ -12,8 +12,8 @@ import structlog
 from contracts.lanes import InHand, LaneHeartbeat, LaneState, LeavingFor, decode_heartbeat
 from contracts.topology import LANES, lane_key
 from contracts.wire import Unreadable
-from ops.nats_link import NatsLink, TransportUnavailable, WrongRevision
-from ops.seldom import Seldom
+from ops.nats.link import NatsLink, TransportUnavailable, WrongRevision
+from ops.telemetry.seldom import Seldom
 
 log = structlog.get_logger("heartbeat")
 

@@ -9,8 +9,8 @@ import structlog
 
 from contracts.tasks import GenerationTask, TaskStatus, UnreadableTask, decode_task_of, encode_task
 from contracts.topology import TASKS
-from ops.nats_link import Entry, NatsLink, TransportUnavailable, WrongRevision
-from ops.unreadable import unreadables
+from ops.nats.link import Entry, NatsLink, TransportUnavailable, WrongRevision
+from ops.telemetry.unreadable import unreadables
 
 # NATS being away is no reason to drop a result (design §4, Settle): wait for it, without hurry.
 RETRY_WAIT_S: Final = 0.2

@@ -9,14 +9,14 @@ import structlog
 from msgspec.structs import replace
 
 from contracts.tasks import FailureCode, GenerationTask, MemoryReading, Progress, SwapReceipt
-from lane_worker.runtime import host_messages as messages
-from lane_worker.runtime.host import HostLost, LoadFailed, LoadTimedOut, Lost, Outcome, TimedOut
+from lane_worker.forking import host_messages as messages
+from lane_worker.forking.host import HostLost, LoadFailed, LoadTimedOut, Lost, Outcome, TimedOut
+from lane_worker.residence.residence import Quarantined, Residence
 from lane_worker.runtime.inference_spans import record_inference
 from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful
 from lane_worker.runtime.memory_line import log_memory, with_device
-from lane_worker.runtime.residence import Quarantined, Residence
 from lane_worker.runtime.streak import Streak, failed, not_loaded
-from ops import metrics
+from ops.telemetry import metrics
 
 # What a client is told when its model does not load: the details name folders, and are for the log.
 LOAD_FAILURES: Final = {

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from contracts.tasks import GenerationTask, MemoryReading
-from lane_worker.runtime import host_messages as messages
-from lane_worker.runtime.host import Lost, Outcome, TimedOut
-from ops.tracing import of_task, record
+from lane_worker.forking import host_messages as messages
+from lane_worker.forking.host import Lost, Outcome, TimedOut
+from ops.telemetry.tracing import of_task, record
 
 
 def record_inference(

@@ -8,8 +8,8 @@ import structlog
 from contracts.lanes import LaneReport, decode_heartbeat
 from contracts.topology import LANES, bucket_stream, bucket_subject
 from contracts.wire import Unreadable
-from ops.nats_link import Entry, NatsLink, TransportUnavailable
-from ops.unreadable import unreadables
+from ops.nats.link import Entry, NatsLink, TransportUnavailable
+from ops.telemetry.unreadable import unreadables
 
 log = structlog.get_logger("lanes_beside")
 

@@ -15,7 +15,7 @@ from contracts.tasks import Progress
 from contracts.topology import TASKS
 from lane_worker.runtime.held import HeldTask, OwnershipLost, lease_end
 from ops.ending import end
-from ops.nats_link import NatsLink, TransportUnavailable
+from ops.nats.link import NatsLink, TransportUnavailable
 
 # A step of a real model takes seconds; the record's history is worth more than a smoother bar.
 PROGRESS_INTERVAL_S: Final = 1.0

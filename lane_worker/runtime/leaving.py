@@ -7,7 +7,7 @@ from typing import Final
 
 import structlog
 
-from lane_worker.runtime.host import HostLost
+from lane_worker.forking.host import HostLost
 from ops.ending import end
 
 # After the drain, how long the task in hand may take to come to the end of its step, and then to be handed back.

@@ -29,16 +29,16 @@ from contracts.tasks import (
     may_be_newer,
 )
 from contracts.topology import TASKS, WORK_CONSUMER
+from lane_worker.forking.host_messages import WrittenVideo
 from lane_worker.runtime.claim import Drop, Expire, Mine, Reread, Take, claim_decision, is_overdue
 from lane_worker.runtime.held import HeldTask, OwnershipLost, lease_end
-from lane_worker.runtime.host_messages import WrittenVideo
 from lane_worker.runtime.lease import LeaseKeeper
 from lane_worker.runtime.scratch import Scratch
-from ops import metrics
 from ops.artifacts import Artifacts, StorageFailed
 from ops.ending import end
-from ops.nats_link import Entry, NatsLink, Pull, TransportUnavailable, WrongRevision, ack_sync
-from ops.tracing import (
+from ops.nats.link import Entry, NatsLink, Pull, TransportUnavailable, WrongRevision, ack_sync
+from ops.telemetry import metrics
+from ops.telemetry.tracing import (
     CONSUMER,
     OUTCOME,
     SUPERSEDED,
@@ -54,7 +54,7 @@ from ops.tracing import (
     span,
     working_on,
 )
-from ops.unreadable import unreadables
+from ops.telemetry.unreadable import unreadables
 
 REREAD_WAIT_S: Final = 0.05
 # The longest pause between two tries to claim while the server is away, or takes no record.

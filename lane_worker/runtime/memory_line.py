@@ -10,8 +10,8 @@ import structlog
 from msgspec.structs import replace
 
 from contracts.tasks import MemoryReading
-from ops.memory import Reading
-from ops.metrics import memory_read
+from ops.machine.memory import Reading
+from ops.telemetry.metrics import memory_read
 
 EVENT: Final = "memory_after_cleanup"
 

@@ -12,16 +12,16 @@ import uvloop
 from msgspec import Struct
 
 from contracts.settings import SettingsError
-from lane_worker.runtime.allocator import AllocatorMisconfigured
-from lane_worker.runtime.host import HostLost, SlotTaken
+from lane_worker.forking.allocator import AllocatorMisconfigured
+from lane_worker.forking.host import HostLost, SlotTaken
 from ops.artifacts import Artifacts, StorageFailed
-from ops.link_health import telling_of
-from ops.memory import DriverUnusable
-from ops.nats_access import NatsAccess
-from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer
-from ops.processes import LEAVE_FOR_QUOTA
-from ops.provision import NotProvisioned
-from ops.telemetry import Listen, exporting
+from ops.machine.memory import DriverUnusable
+from ops.machine.processes import LEAVE_FOR_QUOTA
+from ops.nats.access import NatsAccess
+from ops.nats.link import NatsLink, TransportUnavailable, UnusableServer
+from ops.nats.link_health import telling_of
+from ops.nats.provisioning import NotProvisioned
+from ops.telemetry.export import Listen, exporting
 
 
 class Surroundings(Struct, frozen=True):

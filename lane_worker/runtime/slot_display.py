@@ -16,9 +16,9 @@ import structlog
 from contracts.lanes import SlotState, VideoPipelineSlot, decode_slot
 from contracts.topology import SLOTS
 from contracts.wire import Unreadable
-from ops.nats_link import Entry, NatsLink, TransportUnavailable, WrongRevision
-from ops.seldom import Seldom
-from ops.unreadable import unreadables
+from ops.nats.link import Entry, NatsLink, TransportUnavailable, WrongRevision
+from ops.telemetry.seldom import Seldom
+from ops.telemetry.unreadable import unreadables
 
 RETRY_S: Final = 0.2
 # Safety net, should the watch be deaf: whoever waits for a lift looks for themselves so often.

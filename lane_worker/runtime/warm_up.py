@@ -13,8 +13,8 @@ from contracts.geometry import Size, largest_sizes, values
 from contracts.images import PNG_MAGIC
 from contracts.settings import Checkpoint, ModelEntry
 from contracts.tasks import GenerationParameters, ImageReference
-from lane_worker.runtime.host import HostLost, Outcome, TimedOut
-from lane_worker.runtime.host_messages import Failed, Generate
+from lane_worker.forking.host import HostLost, Outcome, TimedOut
+from lane_worker.forking.host_messages import Failed, Generate
 
 WARM_UP_TASK: Final = "warmup"
 PICTURE_PIXELS: Final = 64  # of a side

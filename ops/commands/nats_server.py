@@ -5,10 +5,10 @@ from pathlib import Path
 
 import click
 
-from ops.nats_access import environment_for, make_users
-from ops.nats_server import NoNatsServer, embedded_command, embedded_url
-from ops.options import data_dir_option, nats_port_option
-from ops.store_lock import holding_store
+from ops.commands.options import data_dir_option, nats_port_option
+from ops.nats.access import environment_for, make_users
+from ops.nats.server import NoNatsServer, embedded_command, embedded_url
+from ops.nats.store_lock import holding_store
 
 
 @click.command(epilog="Examples:\n\n  warmlane nats-server\n\n  warmlane nats-server --data-dir /srv/warmlane &")

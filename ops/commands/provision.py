@@ -10,9 +10,7 @@ from typing import Final
 import click
 
 from contracts.settings import SettingsError, load_settings
-from ops.nats_access import NatsAccess
-from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer
-from ops.options import (
+from ops.commands.options import (
     keep_option,
     nats_options,
     profile_option,
@@ -20,7 +18,9 @@ from ops.options import (
     require_kept_long_enough,
     settings_option,
 )
-from ops.provision import Difference, Refused, differences, provision, wanted
+from ops.nats.access import NatsAccess
+from ops.nats.link import NatsLink, TransportUnavailable, UnusableServer
+from ops.nats.provisioning import Difference, Refused, differences, provision, wanted
 
 # A cluster that has just started, or lost its leader, elects one within so long.
 ELECTION_S: Final = 15.0

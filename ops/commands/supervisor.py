@@ -7,14 +7,7 @@ from pathlib import Path
 import click
 
 from contracts.settings import SettingsError, load_settings
-from ops.lane_plan import in_turn
-from ops.lane_providers import ProcessProvider
-from ops.link_health import telling_of
-from ops.logs import configure_logging
-from ops.metrics import lane_deaths
-from ops.nats_access import NatsAccess
-from ops.nats_link import NatsLink, TransportUnavailable, UnusableServer
-from ops.options import (
+from ops.commands.options import (
     Shared,
     data_dir_option,
     gpus_option,
@@ -29,12 +22,19 @@ from ops.options import (
     snapshotting,
     step_seconds_option,
 )
-from ops.placement import slots, wanted_lanes
-from ops.processes import asked_to_end, only_one
-from ops.provision import NotProvisioned, require_lane
-from ops.quota import Quota, QuotaError
-from ops.supervisor import Supervisor
-from ops.telemetry import Listen, exporting
+from ops.lanes.plan import in_turn
+from ops.lanes.providers import ProcessProvider
+from ops.lanes.quota import Quota, QuotaError
+from ops.lanes.supervisor import Supervisor
+from ops.machine.placement import slots, wanted_lanes
+from ops.machine.processes import asked_to_end, only_one
+from ops.nats.access import NatsAccess
+from ops.nats.link import NatsLink, TransportUnavailable, UnusableServer
+from ops.nats.link_health import telling_of
+from ops.nats.provisioning import NotProvisioned, require_lane
+from ops.telemetry.export import Listen, exporting
+from ops.telemetry.logs import configure_logging
+from ops.telemetry.metrics import lane_deaths
 
 
 @click.command(

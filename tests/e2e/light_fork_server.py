@@ -12,8 +12,8 @@ import time
 import types
 from typing import NoReturn
 
+from lane_worker.forking.host_messages import Fork, Ready, frame
 from lane_worker.pipelines import forkserver
-from lane_worker.runtime.host_messages import Fork, Ready, frame
 
 
 def child_main(pipe: socket.socket, request: Fork) -> NoReturn:

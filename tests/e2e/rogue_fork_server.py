@@ -1,6 +1,6 @@
 """A fork server whose children misbehave, as the slot's name says, once they have "loaded". They know no torch.
 
-Run as `python -m tests.e2e.rogue_fork_server FD`. For children that run real pipelines see `tests/rogue_host.py`.
+Run as `python -m tests.e2e.rogue_fork_server FD`. For children that run real pipelines see `tests/kit/rogue_host.py`.
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 import time
 
 from contracts.tasks import MemoryReading
-from lane_worker.runtime.host_messages import (
+from lane_worker.forking.host_messages import (
     LENGTH,
     PID,
     Loaded,

@@ -1,5 +1,5 @@
 """A pipeline host in which something is raised that nothing expects: the worker's log has the traceback, and whoever
-waits for an answer has one. What a broken device does is done by `tests/rogue_host.py`."""
+waits for an answer has one. What a broken device does is done by `tests/kit/rogue_host.py`."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,11 +10,11 @@ import msgspec
 import pytest
 
 from contracts.settings import ModelEntry, load_settings
-from lane_worker.runtime.host import ForkServer, Host, HostLost, LoadFailed
-from lane_worker.runtime.host_messages import Failed, Finished, Generate
+from lane_worker.forking.host import ForkServer, Host, HostLost, LoadFailed
+from lane_worker.forking.host_messages import Failed, Finished, Generate
 from lane_worker.runtime.warm_up import warm_up_parameters
-from tests.rogue_host import BROKEN
-from tests.support import ROGUE_HOST, eventually, fork_server_at
+from tests.kit.rogue_host import BROKEN
+from tests.kit.support import ROGUE_HOST, eventually, fork_server_at
 
 PHR00T = load_settings().catalog("tiny").models["phr00t"]
 SECRET = "canary-4c1e"

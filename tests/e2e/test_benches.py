@@ -14,18 +14,18 @@ from rich.console import Console
 
 from contracts.tasks import SwapReceipt
 from contracts.topology import DEGRADED_MAX_MSGS
-from tests.failover import UNSEEN, fail_over, settings_for
-from tests.failover import judge as judge_failover
-from tests.overload import judge as judge_overload
-from tests.overload import overload
-from tests.regression import judge as judge_regression
-from tests.regression import result_of, send
-from tests.soak import KEEP_S, NoopSystem, soak
-from tests.soak_report import judge as judge_soak
-from tests.support import settings_file, shared_forks
-from tests.swap import Alternation
-from tests.swap import judge as judge_swaps
-from tests.system import UpProcess
+from tests.drills.failover import UNSEEN, fail_over, settings_for
+from tests.drills.failover import judge as judge_failover
+from tests.drills.overload import judge as judge_overload
+from tests.drills.overload import overload
+from tests.drills.regression import judge as judge_regression
+from tests.drills.regression import result_of, send
+from tests.drills.soak import KEEP_S, NoopSystem, soak
+from tests.drills.soak_report import judge as judge_soak
+from tests.drills.swap import Alternation
+from tests.drills.swap import judge as judge_swaps
+from tests.kit.support import settings_file, shared_forks
+from tests.kit.system import UpProcess
 
 QUIET = Console(quiet=True)
 WAIT_LIMIT_S = 6.0

@@ -1,6 +1,6 @@
 """`make chaos` for a minute.
 
-That its checker can fail is shown by `tests/unit/test_checker.py` on histories and by `make chaos-plants` on systems.
+That its checker can fail is shown by `tests/unit/drills/test_checker.py` on histories and by `make chaos-plants` on systems.
 """
 
 from pathlib import Path
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.chaos import chaos
+from tests.drills.chaos import chaos
 from tests.faults.planted import PLANTED
-from tests.support import shared_forks
+from tests.kit.support import shared_forks
 
 QUIET = Console(quiet=True)
 # The store is full first, while all lanes serve; then supervisor, gateway, lane, host and leader have a turn, a scratch

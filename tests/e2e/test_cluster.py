@@ -1,4 +1,4 @@
-"""Three nats-servers as `ops/cluster/` configures them. `make cluster` (`tests/cluster.py`) kills them for longer."""
+"""Three nats-servers as `ops/deploy/cluster/` configures them. `make cluster` (`tests/drills/cluster.py`) kills them for longer."""
 
 import asyncio
 from collections import Counter
@@ -13,14 +13,14 @@ from click.testing import CliRunner
 from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.topology import DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, LEADER, LEADER_KEY, TASKS, sweep_consumer
-from ops.backup import backup, restore
+from ops.commands.backup import backup, restore
 from ops.commands.provision import command
-from ops.nats_link import Entry, NatsLink, StreamFull, TransportUnavailable, WrongRevision
-from ops.provision import Refused, differences, provision, wanted
-from tests.cluster import Cluster, Gateway, Load, outcome, provision_three, stream_leader
+from ops.nats.link import Entry, NatsLink, StreamFull, TransportUnavailable, WrongRevision
+from ops.nats.provisioning import Refused, differences, provision, wanted
 from tests.conftest import KEEP_S
-from tests.lanes import Lane, SharedForkServer
-from tests.support import NatsServer, eventually, free_port
+from tests.drills.cluster import Cluster, Gateway, Load, outcome, provision_three, stream_leader
+from tests.kit.lanes import Lane, SharedForkServer
+from tests.kit.support import NatsServer, eventually, free_port
 
 pytestmark = pytest.mark.usefixtures("rogue_forks")
 

@@ -13,9 +13,9 @@ import av
 from msgspec import Struct
 
 from contracts.topology import CONTROL, LANES, TASKS, bucket_stream
-from ops.nats_link import NatsLink
-from tests.support import clean_environment, eventually
-from tests.system import UpProcess
+from ops.nats.link import NatsLink
+from tests.kit.support import clean_environment, eventually
+from tests.kit.system import UpProcess
 
 README: Final = Path(__file__).parents[2] / "README.md"
 URL: Final = "http://127.0.0.1:8000"

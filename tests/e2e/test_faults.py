@@ -13,13 +13,13 @@ import torch
 from msgspec.structs import replace
 
 from contracts.settings import load_settings
+from lane_worker.forking.host import ForkServer, Host
+from lane_worker.forking.host_messages import Failed, Finished, Generate
 from lane_worker.pipelines.faults import TABLE, inference_fault, load_fault, row_of
-from lane_worker.runtime.host import ForkServer, Host
-from lane_worker.runtime.host_messages import Failed, Finished, Generate
-from ops.bench.peers.heavy import parameters_of
-from tests.fault_texts import SAMPLES, Sample
-from tests.rogue_host import RAISE
-from tests.support import ROGUE_HOST, fork_server_at, is_running
+from tests.bench.peers.heavy import parameters_of
+from tests.kit.fault_texts import SAMPLES, Sample
+from tests.kit.rogue_host import RAISE
+from tests.kit.support import ROGUE_HOST, fork_server_at, is_running
 
 ENTRY: Final = load_settings().catalog("tiny").models["phr00t"]
 SECRET: Final = "what the caller wrote"

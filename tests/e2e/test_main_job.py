@@ -18,11 +18,11 @@ from PIL import Image
 from contracts.settings import Catalog
 from contracts.tasks import GenerationParameters, encode_task
 from contracts.topology import work_subject
-from ops.nats_link import NatsLink
-from tests.records import pending_task
-from tests.support import eventually_sync
-from tests.system import UpProcess
-from tests.unit.samples import damaged
+from ops.nats.link import NatsLink
+from tests.kit.records import pending_task
+from tests.kit.samples import damaged
+from tests.kit.support import eventually_sync
+from tests.kit.system import UpProcess
 
 MODELS = ("anisora", "phr00t")
 

@@ -15,9 +15,9 @@ from contracts.cards import CARDS, DRIVER_BYTES, Serving, markdown, servings, wa
 from contracts.fit import Components, need, never_fits
 from contracts.geometry import Size, largest_sizes
 from contracts.settings import ModelEntry, load_settings
+from lane_worker.checkpoints.command import command
 from lane_worker.checkpoints.layouts import Layout, published_layouts
-from lane_worker.model_tools import layout_of
-from lane_worker.models import command
+from lane_worker.checkpoints.tools import layout_of
 from lane_worker.pipelines import measure as counting
 from lane_worker.pipelines.live_bytes import FusedAttention, LiveBytes
 from lane_worker.pipelines.measure import components_of, measure, transformer_bytes

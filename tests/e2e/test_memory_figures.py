@@ -14,12 +14,12 @@ import torch
 from torch.cuda import _memory_viz as viz
 
 from contracts.tasks import MemoryReading
+from lane_worker.forking.allocator import NAMES, WANTED, AllocatorMisconfigured
+from lane_worker.forking.host import host_environment
 from lane_worker.pipelines import oom_snapshots
 from lane_worker.pipelines.allocation import check_allocator, require_expandable
 from lane_worker.pipelines.cleanup import CUDA_FIGURES, begin, clean, cuda_figures
 from lane_worker.pipelines.oom_snapshots import OomSnapshots, legible
-from lane_worker.runtime.allocator import NAMES, WANTED, AllocatorMisconfigured
-from lane_worker.runtime.host import host_environment
 
 MIB: Final = 1 << 20
 ROOT: Final = Path(oom_snapshots.__file__).parents[2]
@@ -114,7 +114,7 @@ def test_torch_is_asked_what_it_took() -> None:
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     said = asked.stderr.splitlines()[-1]
-    assert said.startswith("lane_worker.runtime.allocator.AllocatorMisconfigured: torch ")
+    assert said.startswith("lane_worker.forking.allocator.AllocatorMisconfigured: torch ")
     assert "expandable_segment:True" in said
     assert WANTED in said
 

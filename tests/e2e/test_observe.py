@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
-from ops.metrics import CATALOGUE
-from ops.trace import command as trace_command
-from tests.collector import SeenSpan
-from tests.jaeger import MISSING, Jaeger
-from tests.observe import DOCS, Row, Stage, rows, warnings_of
+from ops.commands.trace import command as trace_command
+from ops.telemetry.metrics import CATALOGUE
+from tests.drills.observe import DOCS, Row, Stage, rows, warnings_of
+from tests.kit.collector import SeenSpan
+from tests.kit.jaeger import MISSING, Jaeger
 
 DOC = DOCS.read_text(encoding="utf-8")
 MUSTS = rows(DOC)

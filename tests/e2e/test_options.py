@@ -37,10 +37,10 @@ from lane_worker.pipelines.prepare import parameters_of
 from lane_worker.pipelines.rehearsal import rehearse
 from lane_worker.pipelines.sigmas import beta_levels
 from lane_worker.pipelines.video import Frames
-from lane_worker.runtime.fit import PACKAGES
-from lane_worker.runtime.rehearsal import to_rehearse
+from lane_worker.residence.fit import PACKAGES
+from lane_worker.residence.rehearsal import to_rehearse
 from lane_worker.runtime.warm_up import fewest_steps
-from ops.weights import weights_of
+from ops.machine.weights import weights_of
 
 MODELS = ("anisora", "phr00t")
 CAST = {"layerwise_casting": "float8_e4m3fn"}

@@ -22,10 +22,10 @@ from PIL import Image
 
 from contracts.settings import Catalog, ModelEntry, load_settings
 from contracts.tasks import GenerationParameters, ImageReference
-from lane_worker.runtime.host import ForkServer, Host, HostLost, LoadFailed, LoadTimedOut, Lost, SlotTaken, TimedOut
-from lane_worker.runtime.host_messages import Cancelled, Failed, Finished, Generate, Progress
-from lane_worker.runtime.slot import lock_path, read_note
-from tests.support import eventually
+from lane_worker.forking.host import ForkServer, Host, HostLost, LoadFailed, LoadTimedOut, Lost, SlotTaken, TimedOut
+from lane_worker.forking.host_messages import Cancelled, Failed, Finished, Generate, Progress
+from lane_worker.forking.slot import lock_path, read_note
+from tests.kit.support import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -624,9 +624,9 @@ import asyncio, json, os, sys
 from pathlib import Path
 import msgspec
 from contracts.settings import load_settings
-from lane_worker.runtime.host import Host
-from lane_worker.runtime.host_messages import Generate
-from ops.logs import configure_logging
+from lane_worker.forking.host import Host
+from lane_worker.forking.host_messages import Generate
+from ops.telemetry.logs import configure_logging
 
 async def main():
     configure_logging("test", level="error")  # what is printed is read below

@@ -25,7 +25,7 @@ from lane_worker.pipelines.inputs import BadInput, fitted, gradient, read_image
 from lane_worker.pipelines.load import CheckpointUnusable, load_pipeline, run_pipeline
 from lane_worker.pipelines.tiny import ensure_tiny_pipeline
 from lane_worker.pipelines.video import Frames, StorageFailed, write_video
-from tests import load_variants
+from tests.drills import load_variants
 
 
 def noise(count: int = 17, height: int = 64, width: int = 96) -> Frames:

@@ -30,13 +30,13 @@ from diffusers.loaders.single_file_utils import (
 from safetensors.torch import load_file, save_file
 
 from contracts.tasks import GenerationParameters
+from lane_worker.checkpoints.command import command
 from lane_worker.checkpoints.folder import MANIFEST, Manifest, SourceFile, read_manifest
 from lane_worker.checkpoints.found import CheckpointRefused
 from lane_worker.checkpoints.layouts import WAN_FLOAT32, Layout, published_layouts
-from lane_worker.models import command
 from lane_worker.pipelines.load import load_pipeline, run_pipeline
 from lane_worker.pipelines.prepare import Progress, free_bytes_at, parameters_of, plan, prepare, verify
-from tests.small_checkpoints import (
+from tests.kit.small_checkpoints import (
     SHARD_BYTES,
     SMALL_LAYOUTS,
     as_phr00t_publishes,
@@ -48,7 +48,7 @@ from tests.small_checkpoints import (
     write_all_in_one,
     write_files,
 )
-from tests.support import clean_environment
+from tests.kit.support import clean_environment
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -777,8 +777,8 @@ def test_a_full_disk_is_told_before_anything_is_written(phr00t: Path, tmp_path: 
 
 
 def accident(*arguments: str | Path, under: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """A run of its own, with one of the accidents of tests/small_checkpoints.py."""
-    program = [*under, sys.executable, "-m", "tests.small_checkpoints", *map(str, arguments)]
+    """A run of its own, with one of the accidents of tests/kit/small_checkpoints.py."""
+    program = [*under, sys.executable, "-m", "tests.kit.small_checkpoints", *map(str, arguments)]
     return subprocess.run(program, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False)
 
 

@@ -21,10 +21,10 @@ from msgspec import json as msgjson
 
 from contracts.settings import load_settings
 from contracts.tasks import GenerationParameters
-from lane_worker.models import command as models_command
-from ops.submit import command as submit
+from lane_worker.checkpoints.command import command as models_command
+from ops.commands.submit import command as submit
 from tests.e2e.test_main_job import frames_of, image_uri, png
-from tests.small_checkpoints import (
+from tests.kit.small_checkpoints import (
     SMALL_LAYOUTS,
     as_phr00t_publishes,
     checkpoint,
@@ -35,8 +35,8 @@ from tests.small_checkpoints import (
     write_all_in_one,
     write_files,
 )
-from tests.support import settings_file, shared_forks
-from tests.system import UpProcess
+from tests.kit.support import settings_file, shared_forks
+from tests.kit.system import UpProcess
 
 PAGE = Path(__file__).parents[2] / "docs" / "production.md"
 MODELS = ("anisora", "phr00t")

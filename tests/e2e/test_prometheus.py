@@ -1,6 +1,6 @@
 """A real Prometheus with the committed configuration, rules and dashboards, on a real system and a real collector.
 
-The collector is Jaeger's own program, which holds the parts that `ops/observe/otel-collector.yaml` names. Only
+The collector is Jaeger's own program, which holds the parts that `ops/deploy/observe/otel-collector.yaml` names. Only
 addresses differ from what is committed, how often there is a look, and how long an alert waits (`for`): a second.
 """
 
@@ -18,13 +18,13 @@ import pytest
 import yaml
 
 from contracts.topology import DEGRADED_MAX_MSGS
-from ops.nats_access import environment_for
-from ops.processes import warmlane_command
-from tests.observe import settings_for
-from tests.support import clean_environment, eventually_sync, free_port, shared_forks
-from tests.system import UpProcess
-from tests.tools import tool
-from tests.unit.test_dashboards import DASHBOARDS, OPS, panels
+from ops.machine.processes import warmlane_command
+from ops.nats.access import environment_for
+from tests.drills.observe import settings_for
+from tests.kit.support import clean_environment, eventually_sync, free_port, shared_forks
+from tests.kit.system import UpProcess
+from tests.kit.tools import tool
+from tests.unit.ops.test_dashboards import DASHBOARDS, OPS, panels
 
 pytestmark = pytest.mark.tools
 

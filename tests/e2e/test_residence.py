@@ -27,22 +27,23 @@ from rich.console import Console
 from contracts.lanes import SlotState
 from contracts.settings import Catalog, Checkpoint, ModelEntry, load_settings
 from contracts.tasks import FailureCode, GenerationTask, SwapReceipt
-from lane_worker.runtime.host import ForkServer, Host, HostLost, LoadFailed, LoadTimedOut, SlotTaken
-from lane_worker.runtime.host_messages import Finished, Generate, Ready, SlotNote
+from lane_worker.forking.host import ForkServer, Host, HostLost, LoadFailed, LoadTimedOut, SlotTaken
+from lane_worker.forking.host_messages import Finished, Generate, Ready, SlotNote
+from lane_worker.forking.slot import lock_path, process_start
+from lane_worker.residence.patience import PatientProbe
+from lane_worker.residence.read_ahead import ReadAhead
+from lane_worker.residence.residence import MemoryUnreadable, Quarantined, Residence
 from lane_worker.runtime.host_runner import HostRunner
 from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful
-from lane_worker.runtime.patience import PatientProbe
-from lane_worker.runtime.read_ahead import ReadAhead
-from lane_worker.runtime.residence import MemoryUnreadable, Quarantined, Residence
-from lane_worker.runtime.slot import lock_path, process_start
-from ops.bench.peers.heavy import heavy_models, parameters_of
-from ops.memory import MemoryProbe, NvmlProbe, RssProbe
-from tests import rogue_host, swap_parts
-from tests.fake_nvml import GIB, UUID, FakeNvml, fake_nvml
-from tests.measured import Measured
-from tests.records import pending_task
-from tests.support import eventually, is_running
-from tests.swap import alternate, judge
+from ops.machine.memory import MemoryProbe, NvmlProbe, RssProbe
+from tests.bench.peers.heavy import heavy_models, parameters_of
+from tests.drills import swap_parts
+from tests.drills.swap import alternate, judge
+from tests.kit import rogue_host
+from tests.kit.fake_nvml import GIB, UUID, FakeNvml, fake_nvml
+from tests.kit.measured import Measured
+from tests.kit.records import pending_task
+from tests.kit.support import eventually, is_running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -262,8 +263,8 @@ async def test_a_swap_is_three_spans(yard: Yard, tmp_path: Path, monkeypatch: py
     spans = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
-    monkeypatch.setattr("ops.tracing._tracer", provider.get_tracer("test"))
-    monkeypatch.setattr("ops.tracing._is_on", True)
+    monkeypatch.setattr("ops.telemetry.tracing._tracer", provider.get_tracer("test"))
+    monkeypatch.setattr("ops.telemetry.tracing._is_on", True)
     slot = yard.slot(tmp_path, probe=rss())
     await slot.residence.open()
     await slot.ready("anisora")
@@ -697,7 +698,7 @@ async def test_what_the_host_has_no_room_for_is_not_loaded(
     await slot.residence.open()
     await slot.ready("anisora")
     slot.residence._slot = UUID  # the host stays on the CPU; what it is asked for is that of a card
-    monkeypatch.setattr("lane_worker.runtime.fit.available_bytes", lambda: 1000)
+    monkeypatch.setattr("lane_worker.residence.fit.available_bytes", lambda: 1000)
     with pytest.raises(LoadFailed, match=r"of the host's memory, of which 1,000 are available") as refusal:
         await slot.residence.ready("phr00t")
     assert refusal.value.failure.code == "out_of_memory"

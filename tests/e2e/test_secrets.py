@@ -13,12 +13,12 @@ import httpx
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ops.nats_access import ROLES, environment_for
-from ops.processes import warmlane_command
-from tests.collector import Collector
-from tests.support import children_of, clean_environment, command_line, eventually_sync
-from tests.system import UpProcess
-from tests.unit.samples import damaged, data_uri
+from ops.machine.processes import warmlane_command
+from ops.nats.access import ROLES, environment_for
+from tests.kit.collector import Collector
+from tests.kit.samples import damaged, data_uri
+from tests.kit.support import children_of, clean_environment, command_line, eventually_sync
+from tests.kit.system import UpProcess
 
 PROMPT = "canaryprompt"
 NEGATIVE = "canarynegative"

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lane_worker.runtime.host import ForkServer, Host, host_environment
-from ops.fork_socket import importing
-from tests.support import clean_environment, eventually, is_running
+from lane_worker.forking.host import ForkServer, Host, host_environment
+from ops.machine.fork_socket import importing
+from tests.kit.support import clean_environment, eventually, is_running
 
 LIGHT = (sys.executable, "-m", "tests.e2e.light_fork_server")
 OWN = (sys.executable, "-m", "tests.e2e.rogue_fork_server")
@@ -123,7 +123,7 @@ async def test_a_shared_fork_server_that_dies_takes_nobody_along(shared: Shared)
 
 async def test_a_worker_that_is_gone_leaves_neither_fork_server_nor_host(shared: Shared) -> None:
     code = (
-        "import asyncio, sys; from pathlib import Path; from lane_worker.runtime.host import Host\n"
+        "import asyncio, sys; from pathlib import Path; from lane_worker.forking.host import Host\n"
         "async def main():\n"
         "    folder = Path(sys.argv[1])\n"
         "    host = Host(slot='cpu-1', lock_dir=folder, models_dir=folder)\n"

@@ -12,10 +12,10 @@ import httpx
 import pytest
 from PIL import Image
 
-from ops.processes import warmlane_command
-from tests import warm_cli
-from tests.support import clean_environment, eventually_sync, shared_forks
-from tests.system import UpProcess
+from ops.machine.processes import warmlane_command
+from tests.kit import warm_cli
+from tests.kit.support import clean_environment, eventually_sync, shared_forks
+from tests.kit.system import UpProcess
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 150
@@ -144,7 +144,7 @@ def test_demo_alternates_saves_and_judges(system: System, tmp_path: Path) -> Non
         assert colours is not None
         assert len(colours) > 100
     assert "6 of 6 done" in result.stdout
-    # how many of them were in time is the machine's; what that means is judged in `tests/unit/test_demo.py`
+    # how many of them were in time is the machine's; what that means is judged in `tests/unit/ops/test_demo.py`
     assert re.search(r"SC-005  [0-5] of 5 model switches accepted within 3 s", result.stdout), result.stdout
     assert "SC-003  6 of 6 tasks carry a memory reading" in result.stdout
     assert "accept, idle: p50" in result.stdout

@@ -13,7 +13,7 @@ import transformers
 from lane_worker.checkpoints.found import CheckpointRefused
 from lane_worker.pipelines.prepare import plan
 from lane_worker.pipelines.tokens import AS_IT_IS, CONFIG, TEXTS, TOKENIZER_JSON, load_faults, prepared_tokenizer
-from tests.small_checkpoints import layout, original, published, tokenizer, write_all_in_one
+from tests.kit.small_checkpoints import layout, original, published, tokenizer, write_all_in_one
 
 SEEN = ("a red fox in fresh snow", "un café crème", "雨の中の灯籠", "two spaces", "The quick brown fox and a lazy dog")
 # what UMT5's authors set in its tokenizer_config.json, but for the 300 tokens of its pre-training

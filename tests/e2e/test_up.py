@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ops.nats_access import environment_for
-from ops.processes import warmlane_command
-from tests import warm_cli
-from tests.small_disk import small_disk
-from tests.support import (
+from ops.machine.processes import warmlane_command
+from ops.nats.access import environment_for
+from tests.kit import warm_cli
+from tests.kit.small_disk import small_disk
+from tests.kit.support import (
     children_of,
     clean_environment,
     command_line,
@@ -26,7 +26,7 @@ from tests.support import (
     is_running,
     shared_forks,
 )
-from tests.system import UpProcess
+from tests.kit.system import UpProcess
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

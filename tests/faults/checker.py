@@ -18,8 +18,8 @@ from contracts.lifecycle import TRANSITIONS
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus, keyed_task_id
 from contracts.topology import DEGRADED, work_stream
 from ops.artifacts import task_id_of
+from tests.drills.overload import is_proven
 from tests.faults.history import Artifact, Call, Fault, History, HostProcess, Revision
-from tests.overload import is_proven
 
 # A queue's subjects are counted just after the time that the server puts on the answer.
 SAMPLE: Final = timedelta(seconds=0.2)

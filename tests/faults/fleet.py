@@ -21,14 +21,14 @@ from msgspec.structs import replace
 
 from contracts.settings import Catalog, load_settings
 from contracts.topology import DEGRADED, TASKS, bucket_stream, lane_stream
-from ops.nats_link import NatsLink, translated
-from ops.nats_server import find_nats_server, nats_conf
-from ops.processes import warmlane_command
-from ops.provision import provision, wanted
-from ops.store_keeper import StoreKeeper
-from ops.write_health import Refusals, hear_of_refusals
-from tests.small_disk import SmallDisk, mount, unmount
-from tests.support import as_admin, clean_environment, command_line, eventually, free_port, is_running
+from ops.machine.processes import warmlane_command
+from ops.nats.link import NatsLink, translated
+from ops.nats.provisioning import provision, wanted
+from ops.nats.server import find_nats_server, nats_conf
+from ops.nats.store_keeper import StoreKeeper
+from ops.nats.write_health import Refusals, hear_of_refusals
+from tests.kit.small_disk import SmallDisk, mount, unmount
+from tests.kit.support import as_admin, clean_environment, command_line, eventually, free_port, is_running
 
 LANES: Final = ("anisora", "phr00t")
 # A model that wants no lane: its requests are the steady load of the degraded worker.

@@ -23,8 +23,8 @@ from msgspec import Struct
 from contracts.lanes import Leadership
 from contracts.tasks import GenerationTask, UnreadableTask, decode_task
 from contracts.topology import LEADER, TASKS, bucket_stream
-from ops.nats_link import Entry, NatsLink, parse_time
-from tests.support import is_running
+from ops.nats.link import Entry, NatsLink, parse_time
+from tests.kit.support import is_running
 
 POLL_S: Final = 0.1
 QUEUE_SAMPLE_S: Final = 0.25

@@ -29,11 +29,11 @@ from contracts.topology import (
 )
 from contracts.topology import LANES as LANES_BUCKET
 from contracts.topology import SLOTS as SLOTS_BUCKET
-from ops.nats_link import FETCH_TIMEOUT_S, NatsLink, TransportUnavailable
-from ops.write_health import HEARD_S, REFUSES_AFTER_S
+from ops.nats.link import FETCH_TIMEOUT_S, NatsLink, TransportUnavailable
+from ops.nats.write_health import HEARD_S, REFUSES_AFTER_S
 from tests.faults.fleet import GATEWAYS, LANES, SLOTS, Fleet, Member, send
 from tests.faults.history import Fault, FaultKind, HostWatcher, Watcher
-from tests.support import eventually
+from tests.kit.support import eventually
 
 ALL_KINDS: Final[tuple[FaultKind, ...]] = get_args(FaultKind)
 # Not the records: without them nothing that came before is proven any more. Others lose those.
@@ -222,7 +222,7 @@ class Injector:
         self._note(planned, "store", at)
 
     async def _fill_disk(self, planned: Planned) -> None:
-        """Until every stream takes writes again: `ops/store_keeper.py` restarts the server when there is room."""
+        """Until every stream takes writes again: `ops/nats/store_keeper.py` restarts the server when there is room."""
         disk, at = self._fleet.nats_disk, datetime.now(UTC)
         if disk is None:
             self.skipped.append(planned)

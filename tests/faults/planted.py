@@ -18,8 +18,9 @@ from nats.aio.msg import Msg
 
 from contracts.tasks import GenerationTask, encode_task
 from contracts.topology import work_subject
-from ops import cli, lane_providers
-from ops.nats_link import NatsLink, StreamFull, ack_sync
+from ops import cli
+from ops.lanes import providers as lane_providers
+from ops.nats.link import NatsLink, StreamFull, ack_sync
 from tests.faults.fleet import planted_command
 from tests.faults.history import FaultKind
 
@@ -106,7 +107,7 @@ def _lose_timer(lost: str) -> None:
 def slot_without_proof() -> None:
     """What was released is taken to be gone."""
     from contracts.tasks import SwapReceipt
-    from lane_worker.runtime.residence import Residence
+    from lane_worker.residence.residence import Residence
 
     async def believe(self: Residence, receipt: SwapReceipt) -> SwapReceipt:
         self._proven = True
@@ -117,7 +118,7 @@ def slot_without_proof() -> None:
 
 def slot_without_lock() -> None:
     """The lock file of a slot is opened, and not locked."""
-    from lane_worker.runtime import slot
+    from lane_worker.forking import slot
 
     def open_only(path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -127,7 +128,7 @@ def slot_without_lock() -> None:
 
 def refused_and_run() -> None:
     """What the degraded queue refuses is queued for the lane all the same; its caller is answered 503."""
-    from gateway.admission import Admission
+    from gateway.placing.admission import Admission
 
     publish = Admission._publish
 
@@ -214,7 +215,7 @@ def main() -> None:
         forkserver.main()
         return
     if role in ("lane", "degraded"):
-        from lane_worker.runtime.host import ForkServer
+        from lane_worker.forking.host import ForkServer
 
         ForkServer.__init__.__defaults__ = ((*planted_command(name), FORK_SERVER),)
     sys.argv = ["warmlane", role, *rest]

@@ -22,20 +22,20 @@ from contracts.settings import Catalog, load_settings
 from contracts.tasks import GenerationTask, TaskStatus
 from degraded_worker import worker as worker_module
 from degraded_worker.worker import DegradedWorker
-from lane_worker.runtime.host import ForkServer
-from lane_worker.runtime.host_messages import Fork
-from lane_worker.runtime.residence import Residence
-from lane_worker.runtime.slot import lock_path, read_note
+from lane_worker.forking.host import ForkServer
+from lane_worker.forking.host_messages import Fork
+from lane_worker.forking.slot import lock_path, read_note
+from lane_worker.residence.residence import Residence
 from ops.artifacts import Artifacts
-from ops.memory import MemoryProbe, RssProbe, probe_for
-from ops.nats_link import NatsLink
-from ops.provision import provision, wanted
-from ops.slots import lift
+from ops.commands.slots import lift
+from ops.machine.memory import MemoryProbe, RssProbe, probe_for
+from ops.nats.link import NatsLink
+from ops.nats.provisioning import provision, wanted
 from tests.conftest import KEEP_S
-from tests.degraded import leads, shown
-from tests.fake_nvml import GIB, UUID, FakeNvml, fake_nvml
 from tests.integration.conftest import GatewayProcess, System
-from tests.support import ROGUE_HOST, eventually, fork_server_at, is_running, settings_file
+from tests.kit.degraded import leads, shown
+from tests.kit.fake_nvml import GIB, UUID, FakeNvml, fake_nvml
+from tests.kit.support import ROGUE_HOST, eventually, fork_server_at, is_running, settings_file
 
 # How the memory of the slot is read: resident memory, a card, a card without NVML, one whose NVML fails from the start.
 ProbeName = Literal["rss", "nvml", "missing", "failing"]
@@ -248,7 +248,7 @@ async def staged(folder: Path) -> AsyncIterator[Stage]:
 
 
 def settings_with_faults(folder: Path) -> Path:
-    """Settings with short waits, and editions of phr00t whose folder names are misdeeds (`tests/rogue_host.py`)."""
+    """Settings with short waits, and editions of phr00t whose folder names are misdeeds (`tests/kit/rogue_host.py`)."""
     path = settings_file(folder, wait_limit_s=6.0, reconnect_grace_s=0.5)
     settings = json.loads(path.read_text())
     add = partial(_add, settings["models"])

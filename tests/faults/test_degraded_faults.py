@@ -12,8 +12,8 @@ from msgspec import Struct
 
 from contracts.lanes import SlotState
 from contracts.tasks import GenerationTask, SwapReceipt, TaskStatus
-from tests.fake_nvml import GIB
 from tests.faults.stage import ProbeName, Stage, staged
+from tests.kit.fake_nvml import GIB
 
 pytestmark = pytest.mark.usefixtures("rogue_forks")
 

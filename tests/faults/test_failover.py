@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lane_worker.runtime.slot import lock_path, read_note
-from tests.support import eventually_sync, is_running, settings_file, shared_forks
-from tests.system import UpProcess
+from lane_worker.forking.slot import lock_path, read_note
+from tests.kit.support import eventually_sync, is_running, settings_file, shared_forks
+from tests.kit.system import UpProcess
 
 SLOT = "cpu-0"
 WORKERS = ("degraded-0", "degraded-1")

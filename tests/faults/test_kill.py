@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ops.processes import warmlane_command
-from tests.support import clean_environment, eventually_sync, is_running, shared_forks
-from tests.system import UpProcess
+from ops.machine.processes import warmlane_command
+from tests.kit.support import clean_environment, eventually_sync, is_running, shared_forks
+from tests.kit.system import UpProcess
 
 
 @pytest.fixture

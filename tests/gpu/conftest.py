@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from lane_worker.runtime.host import ForkServer
+from lane_worker.forking.host import ForkServer
 from tests.gpu.numbers import Numbers
 from tests.gpu.scene import Scene, Where, build, on_card, on_cpu
-from tests.support import ROGUE_HOST, fork_server_at
+from tests.kit.support import ROGUE_HOST, fork_server_at
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -33,7 +33,7 @@ def main() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = slot
     import torch
 
-    from ops.memory import probe_for
+    from ops.machine.memory import probe_for
 
     probe = probe_for(slot)
     assert probe is not None

@@ -15,8 +15,8 @@ import torch
 from msgspec import Struct
 
 from contracts.settings import ModelEntry, load_settings
-from ops.bench.peers.heavy import NARROW, WIDE, Shape, make_pipelines
-from ops.memory import MemoryProbe, list_gpus, probe_for
+from ops.machine.memory import MemoryProbe, list_gpus, probe_for
+from tests.bench.peers.heavy import NARROW, WIDE, Shape, make_pipelines
 
 MODELS: Final = ("anisora", "phr00t")  # anisora has two transformers
 ROOM: Final = 1.2  # of one pipeline: what is free for the two of them

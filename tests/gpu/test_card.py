@@ -19,22 +19,22 @@ from msgspec.structs import replace
 
 from contracts.lanes import LaneState
 from contracts.tasks import GenerationTask, SwapReceipt, TaskStatus
-from lane_worker.runtime.host import ForkServer, Host
-from lane_worker.runtime.host_messages import Failed, Finished, Generate, Progress
-from lane_worker.runtime.residence import Residence
-from lane_worker.runtime.slot import lock_path, read_note
+from lane_worker.forking.host import ForkServer, Host
+from lane_worker.forking.host_messages import Failed, Finished, Generate, Progress
+from lane_worker.forking.slot import lock_path, read_note
+from lane_worker.residence.residence import Residence
 from lane_worker.runtime.warm_up import with_picture
-from ops.bench.peers.heavy import parameters_of
-from ops.memory import Reading
-from ops.nats_link import NatsLink
-from tests.degraded import DegradedProcess, becomes, leads, place, task_of
+from ops.machine.memory import Reading
+from ops.nats.link import NatsLink
+from tests.bench.peers.heavy import parameters_of
+from tests.drills.overload import is_proven
 from tests.gpu.filler import PIECE_BYTES, CardTooFull, fill
 from tests.gpu.numbers import Numbers
 from tests.gpu.scene import MODELS, Scene, filler_command
-from tests.lanes import heartbeat_of
-from tests.overload import is_proven
-from tests.support import NatsServer, eventually, is_running, shared_forks
-from tests.workers import WorkerProcess
+from tests.kit.degraded import DegradedProcess, becomes, leads, place, task_of
+from tests.kit.lanes import heartbeat_of
+from tests.kit.support import NatsServer, eventually, is_running, shared_forks
+from tests.kit.workers import WorkerProcess
 
 # Swaps of several GB from a cold disk; on a CPU nothing comes near.
 pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("forks")]

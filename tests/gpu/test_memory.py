@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from contracts.settings import load_settings
-from lane_worker.runtime.host import Host, LoadFailed
-from lane_worker.runtime.host_messages import Finished, Generate
-from lane_worker.runtime.patience import PatientProbe
-from ops.bench.peers.heavy import heavy_models, parameters_of
-from ops.memory import GIB, NvmlProbe, list_gpus
+from lane_worker.forking.host import Host, LoadFailed
+from lane_worker.forking.host_messages import Finished, Generate
+from lane_worker.residence.patience import PatientProbe
+from ops.machine.memory import GIB, NvmlProbe, list_gpus
+from tests.bench.peers.heavy import heavy_models, parameters_of
 
 PHR00T = load_settings().catalog("tiny").models["phr00t"]
 CONTEXT_MAX_BYTES = 2 * GIB

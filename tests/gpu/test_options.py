@@ -13,8 +13,8 @@ from contracts.settings import GroupOffload
 from contracts.tasks import GenerationParameters
 from lane_worker.pipelines.cleanup import Watched, clean, release
 from lane_worker.pipelines.load import load_pipeline, run_pipeline
-from ops.bench.peers.heavy import heavy_models, make_heavy
-from ops.weights import weights_of
+from ops.machine.weights import weights_of
+from tests.bench.peers.heavy import heavy_models, make_heavy
 
 pytestmark = pytest.mark.gpu
 

@@ -7,8 +7,8 @@ import asyncio
 import sys
 
 from degraded_worker.leader import Leader
-from ops.logs import configure_logging
-from ops.nats_link import NatsLink
+from ops.nats.link import NatsLink
+from ops.telemetry.logs import configure_logging
 
 
 async def main(url: str, name: str) -> None:

@@ -17,11 +17,11 @@ from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.settings import load_settings
 from contracts.tasks import GenerationTask, TaskStatus, decode_task, encode_task
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, LANES, TASKS, work_stream, work_subject
-from ops.nats_link import NatsLink
-from ops.processes import warmlane_command
-from ops.provision import provision, wanted
+from ops.machine.processes import warmlane_command
+from ops.nats.link import NatsLink
+from ops.nats.provisioning import provision, wanted
 from tests.conftest import KEEP_S
-from tests.support import (
+from tests.kit.support import (
     BOUND_S,
     NatsServer,
     clean_environment,
@@ -30,7 +30,7 @@ from tests.support import (
     free_port,
     require_no_denial,
 )
-from tests.warm_cli import Forked
+from tests.kit.warm_cli import Forked
 
 MODELS = ("anisora", "phr00t")
 

@@ -15,8 +15,8 @@ from contracts.lanes import LaneState
 from contracts.settings import Windows
 from contracts.tasks import TaskStatus
 from tests.integration.conftest import System, report_lane
-from tests.steered import CONTENT, Worker
-from tests.support import eventually
+from tests.kit.steered import CONTENT, Worker
+from tests.kit.support import eventually
 
 
 class Returned(Struct, frozen=True):

@@ -11,10 +11,10 @@ from contracts.lanes import LaneState
 from contracts.settings import Catalog
 from contracts.tasks import GenerationTask, TaskStatus, decode_task
 from contracts.topology import LANES, TASKS
-from ops.nats_link import Entry
+from ops.nats.link import Entry
 from tests.integration.conftest import System, report_lane
 from tests.integration.outage import server_away
-from tests.support import eventually
+from tests.kit.support import eventually
 
 HEALTH_TIMEOUT = timedelta(seconds=60)
 WAIT_LIMIT = timedelta(seconds=30)

@@ -13,13 +13,13 @@ from contracts.generation import AcceptedRequest, validate
 from contracts.settings import Catalog
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus, decode_task, encode_task, keyed_task_id
 from contracts.topology import DEGRADED, TASKS
-from gateway.admission import Overloaded
+from gateway.boards.task_board import Snapshot
+from gateway.placing.admission import Overloaded
 from gateway.services import Services
-from gateway.task_board import Snapshot
-from ops.nats_link import NatsLink
+from ops.nats.link import NatsLink
 from tests.conftest import KEEP_S
-from tests.support import NatsServer, eventually
-from tests.unit.samples import data_uri, picture
+from tests.kit.samples import data_uri, picture
+from tests.kit.support import NatsServer, eventually
 
 FIRST, SECOND = (keyed_task_id("someone", "key", n) for n in range(2))
 

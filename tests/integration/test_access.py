@@ -22,17 +22,17 @@ from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.tasks import TaskStatus
 from contracts.topology import KEYS
-from gateway.admin import MODE_MAX_BYTES
+from gateway.http.admin import MODE_MAX_BYTES
 from ops.cli import cli
-from ops.keys import add, read_keys, revoke
-from ops.nats_link import NatsLink
-from ops.processes import warmlane_command
-from ops.provision import provision, wanted
-from ops.tls import tls_of
-from tests import warm_cli
+from ops.commands.keys import add, read_keys, revoke
+from ops.machine.processes import warmlane_command
+from ops.machine.tls import tls_of
+from ops.nats.link import NatsLink
+from ops.nats.provisioning import provision, wanted
 from tests.conftest import KEEP_S
 from tests.integration.conftest import GatewayProcess, System, report_lane
-from tests.support import NatsServer, clean_environment, eventually, eventually_sync, free_port
+from tests.kit import warm_cli
+from tests.kit.support import NatsServer, clean_environment, eventually, eventually_sync, free_port
 
 BODY = {"model": "anisora", "prompt": "a red fox"}
 BODY_MAX = 12 * 1024 * 1024

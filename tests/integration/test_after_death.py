@@ -10,11 +10,11 @@ from contracts import lifecycle
 from contracts.lanes import ColdStart, InHand
 from contracts.tasks import FailureCode, GenerationTask, Progress, TaskStatus, decode_task, encode_task
 from contracts.topology import COLD_STARTS, DEADLINES, TASKS, bucket_stream, timer_due_subject
-from gateway.cold_starts import ColdStarts
-from ops.after_death import LostStarts, give_back, is_same_start
-from ops.nats_link import Entry, NatsLink, TransportUnavailable
-from tests.records import DECISION, NOW, TASK_ID, after, processing_task
-from tests.support import eventually
+from gateway.boards.cold_starts import ColdStarts
+from ops.lanes.recovery import LostStarts, give_back, is_same_start
+from ops.nats.link import Entry, NatsLink, TransportUnavailable
+from tests.kit.records import DECISION, NOW, TASK_ID, after, processing_task
+from tests.kit.support import eventually
 
 HOW = "signal 9, SIGKILL"
 

@@ -8,11 +8,11 @@ import pytest
 
 from contracts.settings import Catalog
 from degraded_worker.worker import DegradedWorker
-from lane_worker.runtime.allocator import AllocatorMisconfigured
+from lane_worker.forking.allocator import AllocatorMisconfigured
 from lane_worker.runtime.process import run_to_end
 from ops.artifacts import Artifacts
-from ops.nats_link import NatsLink
-from tests.lanes import Lane
+from ops.nats.link import NatsLink
+from tests.kit.lanes import Lane
 
 WORDS = "PYTORCH_ALLOC_CONF has expandable_segments:False: remove it"
 

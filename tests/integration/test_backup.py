@@ -20,7 +20,7 @@ from contracts.lanes import LaneState
 from contracts.settings import Catalog, load_settings
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus, decode_task, encode_task
 from contracts.topology import DEADLINES, TASKS, work_subject
-from ops.backup import (
+from ops.commands.backup import (
     BackupError,
     Manifest,
     backup,
@@ -30,13 +30,13 @@ from ops.backup import (
     restore_order,
     snapshot_order,
 )
-from ops.nats_link import Entry, NatsLink, TransportUnavailable
-from ops.provision import differences, provision, wanted
+from ops.nats.link import Entry, NatsLink, TransportUnavailable
+from ops.nats.provisioning import differences, provision, wanted
 from tests.conftest import KEEP_S
 from tests.integration.conftest import GatewayProcess, System
-from tests.lanes import Lane, SharedForkServer
-from tests.records import after, pending_task, processing_task
-from tests.support import NatsServer, eventually, settings_file
+from tests.kit.lanes import Lane, SharedForkServer
+from tests.kit.records import after, pending_task, processing_task
+from tests.kit.support import NatsServer, eventually, settings_file
 
 pytestmark = pytest.mark.usefixtures("rogue_forks")
 

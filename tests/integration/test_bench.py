@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from ops.bench import accept, growth, overhead, overload, poll, swap
-from ops.bench.dispatch import delays_ms
-from ops.bench.load import LoadFailed
-from ops.bench.names import (
+from tests.bench import accept, growth, overhead, overload, poll, swap
+from tests.bench.dispatch import delays_ms
+from tests.bench.load import LoadFailed
+from tests.bench.names import (
     ACCEPT,
     BARE,
     BARE_JSON,
@@ -34,12 +34,12 @@ from ops.bench.names import (
     WARMLANE,
     finished,
 )
-from ops.bench.procs import Cores, Script, apart, usable_cores
-from ops.bench.results import OTHERS
-from ops.bench.rounds import empty_folder
-from ops.bench.stacks import Contender, Given, Stack, contenders, degraded, direct
-from ops.bench.turns import scripted, through
-from tests.support import settings_file
+from tests.bench.procs import Cores, Script, apart, usable_cores
+from tests.bench.results import OTHERS
+from tests.bench.rounds import empty_folder
+from tests.bench.stacks import Contender, Given, Stack, contenders, degraded, direct
+from tests.bench.turns import scripted, through
+from tests.kit.support import settings_file
 
 SECONDS = 0.1
 FIGURES = {"per_s", "p50_ms", "p99_ms", "cpu_s", "busy_percent", "peak_mb", "others_percent"}

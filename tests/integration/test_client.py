@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ops.cli import cli
-from ops.client import Place, Task
-from ops.submit import waiting_line
+from ops.commands.client import Place, Task
+from ops.commands.submit import waiting_line
 
 ID: Final = "019c9a4e-0000-7000-8000-0123456789ab"
 VIDEO: Final = b"not really a video"

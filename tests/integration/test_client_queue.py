@@ -18,11 +18,11 @@ from contracts.lanes import LaneState, Leadership
 from contracts.tasks import FailureCode, TaskStatus, encode_task
 from contracts.topology import DEGRADED, LEADER, LEADER_KEY, TASKS
 from ops.cli import cli
-from ops.client import Client, Task
-from ops.processes import warmlane_command
-from ops.submit import INTERRUPTED, generate
+from ops.commands.client import Client, Task
+from ops.commands.submit import INTERRUPTED, generate
+from ops.machine.processes import warmlane_command
 from tests.integration.conftest import System
-from tests.support import clean_environment, eventually
+from tests.kit.support import clean_environment, eventually
 
 
 @pytest.fixture

@@ -12,15 +12,15 @@ import pytest
 
 from contracts.lanes import ColdStart
 from contracts.settings import Catalog
-from gateway.cold_starts import ColdStarts
+from gateway.boards.cold_starts import ColdStarts
+from lane_worker.forking.host import SlotTaken
+from lane_worker.forking.slot import SlotLock
 from lane_worker.runtime.cold_start import ColdStartLog, process_started_at
-from lane_worker.runtime.host import SlotTaken
-from lane_worker.runtime.slot import SlotLock
 from ops.ending import end
-from ops.nats_link import NatsLink
-from tests.cold_starts import cold_starts
-from tests.lanes import Lane
-from tests.support import NatsServer, eventually
+from ops.nats.link import NatsLink
+from tests.drills.cold_starts import cold_starts
+from tests.kit.lanes import Lane
+from tests.kit.support import NatsServer, eventually
 
 
 async def known_starts(link: NatsLink) -> list[ColdStart]:

@@ -22,16 +22,16 @@ import pytest
 
 from contracts.lanes import LaneState, Leadership, decode_heartbeat
 from contracts.topology import LANES
-from ops.healthcheck import complaint
-from ops.nats_access import ROLES, password_variable
-from ops.nats_link import NatsLink
-from ops.nats_server import find_nats_server
-from ops.options import Duration
-from ops.processes import warmlane_command
-from tests.collector import Collector
-from tests.compose import ROOT, dockerfile, image_environment, is_ours, services
-from tests.degraded import leader_of
-from tests.support import as_admin, eventually, eventually_sync, free_port, require_no_denial
+from ops.commands.healthcheck import complaint
+from ops.commands.options import Duration
+from ops.machine.processes import warmlane_command
+from ops.nats.access import ROLES, password_variable
+from ops.nats.link import NatsLink
+from ops.nats.server import find_nats_server
+from tests.kit.collector import Collector
+from tests.kit.compose import ROOT, dockerfile, image_environment, is_ours, services
+from tests.kit.degraded import leader_of
+from tests.kit.support import as_admin, eventually, eventually_sync, free_port, require_no_denial
 
 SECRETS: Final = {password_variable(role): f"pw-{role}" for role in ROLES} | {"WARMLANE_GRAFANA_PASSWORD": "pw-grafana"}
 # Of the loopback, and another one than nats.conf has: that the command line moves it is a part of what is shown.

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from gateway.connections import Connections, Limits
-from tests.loopback import Talk, serving
-from tests.support import eventually
+from gateway.server.connections import Connections, Limits
+from tests.kit.loopback import Talk, serving
+from tests.kit.support import eventually
 
 LIMITS = Limits(
     head_s=0.15,

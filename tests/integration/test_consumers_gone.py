@@ -19,14 +19,14 @@ from contracts.topology import (
     sweep_consumer,
     work_subject,
 )
-from ops.nats_access import NatsAccess
-from ops.nats_link import NatsLink
-from ops.provision import differences, provision, wanted
+from ops.nats.access import NatsAccess
+from ops.nats.link import NatsLink
+from ops.nats.provisioning import differences, provision, wanted
 from tests.conftest import KEEP_S
 from tests.integration.conftest import fresh_system
-from tests.records import pending_task
-from tests.steered import Worker
-from tests.support import NatsServer, eventually, settings_file
+from tests.kit.records import pending_task
+from tests.kit.steered import Worker
+from tests.kit.support import NatsServer, eventually, settings_file
 
 
 async def test_a_gateway_makes_its_sweepers_consumers_anew(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 from contracts.lanes import LaneState
 from contracts.tasks import TaskStatus
 from contracts.topology import CONTROL, DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, TASKS, bucket_stream, lane_stream
-from gateway.admission import FULL_FOR_S, is_known_full
+from gateway.placing.admission import FULL_FOR_S, is_known_full
 from tests.integration.conftest import System
-from tests.support import eventually
-from tests.unit.samples import data_uri, picture
+from tests.kit.samples import data_uri, picture
+from tests.kit.support import eventually
 
 IMAGE = data_uri(picture("PNG"))
 

@@ -17,18 +17,18 @@ from contracts.settings import Catalog, load_settings
 from contracts.tasks import TaskStatus
 from contracts.topology import SLOTS
 from degraded_worker.worker import DegradedWorker
-from lane_worker.runtime.residence import Residence
+from lane_worker.forking.slot import lock_path, read_note
+from lane_worker.residence.residence import Residence
 from lane_worker.runtime.scratch import LOCK, Scratch
-from lane_worker.runtime.slot import lock_path, read_note
 from ops.artifacts import Artifacts
-from ops.memory import Holder, Reading
-from ops.nats_link import NatsLink
-from ops.provision import provision, wanted
-from ops.slots import lift
+from ops.commands.slots import lift
+from ops.machine.memory import Holder, Reading
+from ops.nats.link import NatsLink
+from ops.nats.provisioning import provision, wanted
 from tests.conftest import KEEP_S
-from tests.degraded import DegradedProcess, becomes, leader_of, leads, place, shown, task_of
-from tests.records import NOW
-from tests.support import NatsServer, eventually, is_running, shared_forks
+from tests.kit.degraded import DegradedProcess, becomes, leader_of, leads, place, shown, task_of
+from tests.kit.records import NOW
+from tests.kit.support import NatsServer, eventually, is_running, shared_forks
 
 pytestmark = pytest.mark.usefixtures("forks")
 

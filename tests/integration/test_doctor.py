@@ -19,8 +19,7 @@ from msgspec.structs import replace
 from contracts.settings import load_settings
 from contracts.topology import DEADLINES
 from ops.cli import cli
-from ops.cuda_driver import cuda_of_torch
-from ops.doctor import (
+from ops.commands.doctor import (
     GIB,
     Finding,
     judge_disk,
@@ -31,11 +30,12 @@ from ops.doctor import (
     judge_skew,
     look,
 )
-from ops.memory import GpuInfo, Holder
-from ops.nats_access import NatsAccess
-from ops.nats_link import NatsLink
-from tests.fake_nvml import fake_nvml
-from tests.support import NatsServer, free_port
+from ops.machine.cuda_driver import cuda_of_torch
+from ops.machine.memory import GpuInfo, Holder
+from ops.nats.access import NatsAccess
+from ops.nats.link import NatsLink
+from tests.kit.fake_nvml import fake_nvml
+from tests.kit.support import NatsServer, free_port
 
 GPU = GpuInfo(uuid="GPU-1", name="H200", total_bytes=139 * GIB, free_bytes=100 * GIB)
 
@@ -237,7 +237,9 @@ def test_the_driver_is_held_to_the_cuda_of_torch(
 
 
 def test_the_cuda_of_torch_is_read_without_importing_it() -> None:
-    code = "from ops.cuda_driver import cuda_of_torch; import sys; print(cuda_of_torch(), 'torch' in sys.modules)"
+    code = (
+        "from ops.machine.cuda_driver import cuda_of_torch; import sys; print(cuda_of_torch(), 'torch' in sys.modules)"
+    )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert told[1] == "False"
     _, _, build = metadata.version("torch").partition("+")  # the build's own name for it, where it has one

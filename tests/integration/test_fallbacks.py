@@ -15,13 +15,13 @@ import pytest
 from contracts.lanes import FallbackEpisode, LaneState
 from contracts.settings import load_settings
 from contracts.topology import CONTROL, DEGRADED, FALLBACKS, bucket_stream, bucket_subject, control_key, demand_subject
-from gateway.fallbacks import Fallbacks
-from gateway.lane_board import LaneBoard
-from ops.nats_link import NatsLink, TransportUnavailable
-from ops.provision import provision, wanted
+from gateway.boards.lane_board import LaneBoard
+from gateway.placing.fallbacks import Fallbacks
+from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.provisioning import provision, wanted
 from tests.conftest import KEEP_S
 from tests.integration.conftest import GatewayProcess, System
-from tests.support import eventually
+from tests.kit.support import eventually
 
 
 @pytest.fixture

@@ -15,15 +15,15 @@ from contracts.settings import load_settings
 from contracts.tasks import encode_task
 from contracts.topology import TASKS
 from ops.ending import end
-from ops.nats_link import NatsLink, TransportUnavailable
-from ops.nats_server import nats_conf
-from ops.provision import provision, wanted
-from ops.store_keeper import StoreKeeper
+from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.provisioning import provision, wanted
+from ops.nats.server import nats_conf
+from ops.nats.store_keeper import StoreKeeper
 from tests.conftest import KEEP_S
 from tests.integration.conftest import GatewayProcess, System, report_lane
 from tests.integration.test_http_generate import problem
-from tests.small_disk import small_disk
-from tests.support import BOUND_S, NatsServer, eventually
+from tests.kit.small_disk import small_disk
+from tests.kit.support import BOUND_S, NatsServer, eventually
 
 
 @contextlib.asynccontextmanager

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.fuzz import fuzz, system
+from tests.drills.fuzz import fuzz, system
 
 
 def test_the_gateway_keeps_to_its_description(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ import json
 import httpx
 import psutil
 
-from gateway.connections import HEAD_MAX_BYTES, raise_fd_limit
-from gateway.streams import PER_CALLER_MAX
+from gateway.http.event_streams import PER_CALLER_MAX
+from gateway.server.connections import HEAD_MAX_BYTES, raise_fd_limit
 from tests.integration.conftest import GatewayProcess
-from tests.loopback import Talk
-from tests.support import eventually
+from tests.kit.loopback import Talk
+from tests.kit.support import eventually
 
 STREAMS = 1_000
 IDLE = 1_000

@@ -13,8 +13,8 @@ from contracts.tasks import TaskStatus, encode_task
 from contracts.topology import DEGRADED, TASKS, work_subject
 from tests.conftest import KEEP_S
 from tests.integration.conftest import GatewayProcess, System
-from tests.support import eventually
-from tests.unit.samples import data_uri, picture
+from tests.kit.samples import data_uri, picture
+from tests.kit.support import eventually
 
 IMAGE = data_uri(picture("PNG"))
 

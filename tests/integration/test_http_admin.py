@@ -26,10 +26,10 @@ from contracts.topology import (
     bucket_stream,
     lane_stream,
 )
-from ops.processes import warmlane_command
+from ops.machine.processes import warmlane_command
 from tests.integration.conftest import System, report_lane
 from tests.integration.test_http_generate import problem
-from tests.support import clean_environment, eventually
+from tests.kit.support import clean_environment, eventually
 
 
 @pytest.fixture

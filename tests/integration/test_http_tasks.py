@@ -26,11 +26,11 @@ from contracts.tasks import (
     encode_task,
 )
 from contracts.topology import LEADER, LEADER_KEY, TASKS, lane_stream
-from ops.nats_link import NatsLink
+from ops.nats.link import NatsLink
 from tests.integration.conftest import GatewayProcess, report_lane
 from tests.integration.test_http_generate import problem
-from tests.records import pending_task
-from tests.support import eventually
+from tests.kit.records import pending_task
+from tests.kit.support import eventually
 
 UNKNOWN = "01890a5d-ac96-774b-bcce-b302099a8057"
 CONTENT = bytes(range(256)) * 40

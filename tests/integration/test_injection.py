@@ -8,10 +8,10 @@ import httpx
 import pytest
 
 from contracts.topology import CONTROL, DEADLINES, DEGRADED, FALLBACKS, TASKS, bucket_stream, lane_stream
-from ops.nats_link import NatsLink
+from ops.nats.link import NatsLink
 from tests.integration.conftest import MODELS, GatewayProcess
-from tests.loopback import Talk
-from tests.unit.samples import data_uri
+from tests.kit.loopback import Talk
+from tests.kit.samples import data_uri
 
 NAMES = {
     "crlf": "x\r\nSet-Cookie: a=b",

@@ -17,13 +17,13 @@ from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.tasks import GenerationTask, TaskStatus, decode_task
 from contracts.topology import TASKS, lane_stream
-from ops.nats_link import Entry, NatsLink
-from ops.provision import provision, wanted
+from ops.nats.link import Entry, NatsLink
+from ops.nats.provisioning import provision, wanted
 from tests.conftest import KEEP_S
-from tests.degraded import DegradedProcess, leads
 from tests.integration.conftest import GatewayProcess, System
-from tests.lanes import CutWire, LaneProcess, heartbeat_of
-from tests.support import eventually, is_running, settings_file, shared_forks
+from tests.kit.degraded import DegradedProcess, leads
+from tests.kit.lanes import CutWire, LaneProcess, heartbeat_of
+from tests.kit.support import eventually, is_running, settings_file, shared_forks
 
 pytestmark = pytest.mark.usefixtures("forks")
 

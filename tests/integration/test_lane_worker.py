@@ -16,16 +16,16 @@ from contracts.lanes import LaneState, SlotState, VideoPipelineSlot
 from contracts.settings import Catalog
 from contracts.tasks import TaskStatus
 from contracts.topology import SLOTS, lane_stream
-from gateway.cold_starts import ColdStarts
+from gateway.boards.cold_starts import ColdStarts
 from lane_worker.runtime.slot_display import read_slot
 from lane_worker.worker import SILENT_S, TOO_LARGE_RETRY_S
-from ops.lane_plan import CRASHES
-from ops.nats_link import FETCH_TIMEOUT_S, NatsLink
-from ops.provision import provision, wanted
+from ops.lanes.plan import CRASHES
+from ops.nats.link import FETCH_TIMEOUT_S, NatsLink
+from ops.nats.provisioning import provision, wanted
 from tests.conftest import KEEP_S
-from tests.degraded import becomes, place, task_of
-from tests.lanes import Lane, SharedForkServer, StateLog
-from tests.support import children_of, is_running
+from tests.kit.degraded import becomes, place, task_of
+from tests.kit.lanes import Lane, SharedForkServer, StateLog
+from tests.kit.support import children_of, is_running
 
 pytestmark = pytest.mark.usefixtures("forks", "rogue_forks")
 

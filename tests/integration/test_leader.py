@@ -17,8 +17,8 @@ from contracts.lanes import Leadership
 from contracts.topology import LEADER, LEADER_KEY, LEADER_REFRESH_S, LEADER_TTL_S
 from degraded_worker.leader import Leader, Standing, leads, vacancy
 from ops.ending import end
-from ops.nats_link import Entry, NatsLink
-from tests.support import NatsServer, clean_environment, eventually
+from ops.nats.link import Entry, NatsLink
+from tests.kit.support import NatsServer, clean_environment, eventually
 
 ROOT = Path(__file__).parents[2]
 STANDING = Standing(term=7, revision=9, sent_s=100.0)

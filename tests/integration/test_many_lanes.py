@@ -1,13 +1,13 @@
-"""A gateway with many lanes; `python -m tests.many_lanes` measures it."""
+"""A gateway with many lanes; `python -m tests.drills.many_lanes` measures it."""
 
 from datetime import UTC, datetime
 from pathlib import Path
 
 from contracts.lanes import LaneState
-from gateway.lane_board import LaneBoard
-from ops.nats_link import NatsLink
+from gateway.boards.lane_board import LaneBoard
+from ops.nats.link import NatsLink
+from tests.drills.many_lanes import board_of, measure
 from tests.integration.conftest import report_lane
-from tests.many_lanes import board_of, measure
 
 
 async def test_the_figures_can_be_measured(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The traps of design §10 that `ops/nats_link.py` closes, against a real server."""
+"""The traps of design §10 that `ops/nats/link.py` closes, against a real server."""
 
 import asyncio
 import contextlib
@@ -10,8 +10,7 @@ import uvloop
 from structlog.testing import capture_logs
 
 from contracts.topology import DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, TASKS, sweep_consumer, work_subject
-from ops.link_health import telling_of
-from ops.nats_link import (
+from ops.nats.link import (
     MAX_SKEW_S,
     Entry,
     NatsLink,
@@ -21,8 +20,9 @@ from ops.nats_link import (
     WrongRevision,
     ack_sync,
 )
-from tests.measured import Measured
-from tests.support import NatsServer, as_admin, eventually, free_port
+from ops.nats.link_health import telling_of
+from tests.kit.measured import Measured
+from tests.kit.support import NatsServer, as_admin, eventually, free_port
 
 
 async def test_compare_and_set(link: NatsLink) -> None:

@@ -16,14 +16,14 @@ from structlog.testing import capture_logs
 
 from contracts.settings import Catalog, load_settings
 from contracts.topology import TASKS
-from ops.nats_access import ROLES, NatsAccess, Role, access, environment_for, make_users, password_variable
-from ops.nats_client import Denied
-from ops.nats_link import NatsLink, NotAllowed, TransportUnavailable, UnusableServer
-from ops.nats_server import find_nats_server, nats_conf
-from ops.processes import warmlane_command
-from ops.provision import provision, wanted
+from ops.machine.processes import warmlane_command
+from ops.nats.access import ROLES, NatsAccess, Role, access, environment_for, make_users, password_variable
+from ops.nats.client import Denied
+from ops.nats.link import NatsLink, NotAllowed, TransportUnavailable, UnusableServer
+from ops.nats.provisioning import provision, wanted
+from ops.nats.server import find_nats_server, nats_conf
 from tests.conftest import KEEP_S
-from tests.support import NatsServer, clean_environment, eventually, eventually_sync, free_port
+from tests.kit.support import NatsServer, clean_environment, eventually, eventually_sync, free_port
 
 A: Role = "admin"
 WANT = wanted(load_settings().catalog("tiny"), keep_s=KEEP_S)

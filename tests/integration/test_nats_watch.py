@@ -9,11 +9,11 @@ from structlog.testing import capture_logs
 
 from contracts.settings import Catalog
 from contracts.topology import CONTROL, TASKS, bucket_stream
-from ops.nats_link import Entry, NatsLink, TransportUnavailable, Watch
-from ops.provision import provision, wanted
+from ops.nats.link import Entry, NatsLink, TransportUnavailable, Watch
+from ops.nats.provisioning import provision, wanted
 from tests.conftest import KEEP_S
-from tests.measured import Measured
-from tests.support import NatsServer, eventually
+from tests.kit.measured import Measured
+from tests.kit.support import NatsServer, eventually
 
 
 class Reader:

@@ -10,14 +10,14 @@ import msgspec
 from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.settings import load_settings
 from contracts.topology import LANES, lane_key
-from gateway.lane_board import LaneBoard
+from gateway.boards.lane_board import LaneBoard
 from lane_worker.runtime.heartbeat import Heartbeat
 from ops.ending import end
-from ops.nats_link import NatsLink, TransportUnavailable
+from ops.nats.link import NatsLink, TransportUnavailable
 from tests.integration.conftest import GatewayProcess, fresh_system, report_lane
 from tests.integration.outage import server_away
 from tests.integration.test_http_generate import GOOD, problem
-from tests.support import NatsServer, eventually, settings_file
+from tests.kit.support import NatsServer, eventually, settings_file
 
 
 async def test_a_gateway_without_its_server(gateway: GatewayProcess, http: httpx.AsyncClient) -> None:

@@ -32,11 +32,11 @@ from contracts.topology import (
 )
 from degraded_worker.leader import Leader
 from lane_worker.runtime import loop
-from ops.nats_link import NatsLink
+from ops.nats.link import NatsLink
 from tests.integration.conftest import GatewayProcess, report_lane
-from tests.records import pending_task
-from tests.steered import Worker
-from tests.support import eventually
+from tests.kit.records import pending_task
+from tests.kit.steered import Worker
+from tests.kit.support import eventually
 
 Route = Literal["lane", "degraded"]
 SECRET = "zebra7319"

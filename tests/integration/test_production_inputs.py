@@ -12,14 +12,14 @@ import pytest_asyncio
 from openapi_schema_validator import OAS31Validator
 
 from contracts.settings import load_settings
-from ops.client import Settings
-from ops.demo import bodies
-from ops.nats_link import NatsLink
-from ops.provision import provision, wanted
+from ops.commands.client import Settings
+from ops.commands.demo.command import bodies
+from ops.nats.link import NatsLink
+from ops.nats.provisioning import provision, wanted
 from tests.conftest import KEEP_S
 from tests.integration.conftest import GatewayProcess, System
 from tests.integration.test_http_generate import png, problem, stored
-from tests.support import BOUND_S
+from tests.kit.support import BOUND_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -11,8 +11,8 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from tests.observed import series
-from tests.unit.test_dashboards import DASHBOARDS, OPS, RULES, panels
+from tests.kit.observed import series
+from tests.unit.ops.test_dashboards import DASHBOARDS, OPS, RULES, panels
 
 RULES_FILE: Final = OPS / "alerts" / "warmlane.rules.yaml"
 TESTS_FILE: Final = OPS / "alerts" / "warmlane.tests.yaml"

@@ -6,10 +6,10 @@ from click.testing import CliRunner
 from contracts.settings import Catalog
 from contracts.topology import DEGRADED
 from ops.commands.provision import command
-from ops.nats_link import NatsLink
-from ops.provision import NotProvisioned, differences, provision, require_provisioned, wanted
+from ops.nats.link import NatsLink
+from ops.nats.provisioning import NotProvisioned, differences, provision, require_provisioned, wanted
 from tests.conftest import KEEP_S
-from tests.support import NatsServer
+from tests.kit.support import NatsServer
 
 
 async def test_a_second_time_there_is_nothing_to_do(link: NatsLink, catalog: Catalog) -> None:

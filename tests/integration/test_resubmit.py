@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from ops.cli import cli
 from tests.integration.test_client import DONE, PENDING, Answer, ScriptedGateway, problem
-from tests.unit.samples import data_uri, picture
+from tests.kit.samples import data_uri, picture
 
 ID: Final = "019c9a4e-0000-7000-8000-000000000001"
 NEW: Final = {**PENDING, "id": "019c9a4e-0000-7000-8000-000000000002"}

@@ -16,12 +16,12 @@ from contracts import lifecycle
 from contracts.settings import Catalog
 from contracts.tasks import GenerationTask, ImageReference, TaskStatus, VideoFile, encode_task
 from contracts.topology import TASKS
+from gateway.boards.task_board import Snapshot
 from gateway.services import Services
-from gateway.task_board import Snapshot
-from ops.nats_link import NatsLink
-from ops.provision import provision, wanted
-from tests.records import pending_task
-from tests.support import NatsServer, eventually
+from ops.nats.link import NatsLink
+from ops.nats.provisioning import provision, wanted
+from tests.kit.records import pending_task
+from tests.kit.support import NatsServer, eventually
 
 KEEP_S = 4.0
 GONE = "0199a000-0000-7000-8000-000000000001"

@@ -18,13 +18,13 @@ from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.tasks import ReplacedParameter, decode_task, encode_task, keyed_task_id
 from contracts.topology import TASKS, work_stream, work_subject
-from ops.nats_link import NatsLink
-from ops.provision import provision, wanted
+from ops.nats.link import NatsLink
+from ops.nats.provisioning import provision, wanted
 from tests.conftest import KEEP_S
 from tests.integration.conftest import MODELS, GatewayProcess, report_lane
 from tests.integration.test_http_generate import problem, stored
-from tests.records import pending_task
-from tests.support import reporting_file
+from tests.kit.records import pending_task
+from tests.kit.support import reporting_file
 
 SECRET = "zebra7319"
 WRONG: dict[str, dict[str, Any]] = {"anisora": {"steps": 20}, "phr00t": {"steps": 8, "cfg": 2.5}}

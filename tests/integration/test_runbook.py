@@ -42,15 +42,15 @@ from lane_worker.runtime.heartbeat import Heartbeat
 from lane_worker.runtime.slot_display import SlotDisplay
 from ops.cli import cli
 from ops.ending import end
-from ops.nats_access import AUTH_FOLDER, NatsAccess, Role, environment_for
-from ops.nats_link import NatsLink, UnusableServer
-from ops.provision import differences, wanted
+from ops.nats.access import AUTH_FOLDER, NatsAccess, Role, environment_for
+from ops.nats.link import NatsLink, UnusableServer
+from ops.nats.provisioning import differences, wanted
 from tests.conftest import KEEP_S
 from tests.integration.conftest import GatewayProcess
-from tests.records import pending_task
-from tests.support import NatsServer, clean_environment, eventually
-from tests.tools import tool
-from tests.unit.samples import data_uri, picture
+from tests.kit.records import pending_task
+from tests.kit.samples import data_uri, picture
+from tests.kit.support import NatsServer, clean_environment, eventually
+from tests.kit.tools import tool
 
 pytestmark = pytest.mark.tools
 

@@ -14,11 +14,11 @@ from contracts.settings import Catalog
 from contracts.topology import SLOTS, bucket_stream
 from lane_worker.runtime.slot_display import SlotDisplay, read_slot
 from ops.ending import end
-from ops.nats_link import NatsLink
-from ops.processes import warmlane_command
-from ops.provision import provision, wanted
+from ops.machine.processes import warmlane_command
+from ops.nats.link import NatsLink
+from ops.nats.provisioning import provision, wanted
 from tests.conftest import KEEP_S
-from tests.support import NatsServer, clean_environment, eventually
+from tests.kit.support import NatsServer, clean_environment, eventually
 
 SLOT = "cpu-7"
 

@@ -10,14 +10,14 @@ from structlog.testing import capture_logs
 from contracts.settings import Catalog
 from contracts.tasks import TaskStatus, decode_task, encode_task
 from contracts.topology import DEADLINES, TASKS, bucket_stream, lane_stream, work_subject
-from ops.nats_link import NatsLink, TransportUnavailable
-from ops.provision import differences, provision, wanted
+from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.provisioning import differences, provision, wanted
 from tests.conftest import KEEP_S
 from tests.integration.conftest import GatewayProcess
 from tests.integration.test_http_generate import GOOD, problem
-from tests.records import pending_task
-from tests.steered import Worker
-from tests.support import eventually
+from tests.kit.records import pending_task
+from tests.kit.steered import Worker
+from tests.kit.support import eventually
 
 
 async def limit(link: NatsLink, stream: str, **limits: int) -> None:

@@ -23,17 +23,17 @@ from contracts.lanes import ColdStart, InHand, LaneHeartbeat, LaneState, Leaving
 from contracts.settings import Catalog
 from contracts.tasks import GenerationTask, TaskStatus, decode_task, encode_task
 from contracts.topology import COLD_STARTS, LANES, TASKS
-from gateway.cold_starts import ColdStarts
-from gateway.lane_board import LaneBoard
-from ops.lane_plan import Death, Want
-from ops.lane_providers import Denied, Lane
-from ops.nats_link import Entry, NatsLink
-from ops.processes import Process, warmlane_command
-from ops.quota import Quota
-from ops.supervisor import Supervised, Supervisor
+from gateway.boards.cold_starts import ColdStarts
+from gateway.boards.lane_board import LaneBoard
+from ops.lanes.plan import Death, Want
+from ops.lanes.providers import Denied, Lane
+from ops.lanes.quota import Quota
+from ops.lanes.supervisor import Supervised, Supervisor
+from ops.machine.processes import Process, warmlane_command
+from ops.nats.link import Entry, NatsLink
 from tests.integration.conftest import System, fresh_system, report_lane
-from tests.records import TASK_ID, processing_task
-from tests.support import (
+from tests.kit.records import TASK_ID, processing_task
+from tests.kit.support import (
     below,
     children_of,
     clean_environment,
@@ -561,7 +561,7 @@ async def test_a_denial_of_the_provider_is_told_and_asked_about_again(
     file.write_text('{"max_lanes": {}}')
     provider = HandProvider()
     provider.denies["anisora-0"] = Denied("quota", "your 2 cards are in use")
-    monkeypatch.setattr("ops.supervisor.DENIAL_RETRY_S", 3_600.0)
+    monkeypatch.setattr("ops.lanes.supervisor.DENIAL_RETRY_S", 3_600.0)
     async with by_hand(link, catalog, provider, quota=Quota(file, catalog.models)) as lanes:
         assert (await lanes.becomes("anisora-0", LaneState.QUOTA_DENIED)).detail == "your 2 cards are in use"
         provider.denies["anisora-0"] = Denied("capacity", "none left")
@@ -582,7 +582,7 @@ async def test_a_denied_lane_is_told_of_and_asked_for_again_and_again(
 ) -> None:
     provider = HandProvider()
     provider.denies["anisora-0"] = Denied("capacity", "none left")
-    monkeypatch.setattr("ops.supervisor.DENIAL_RETRY_S", 0.3)
+    monkeypatch.setattr("ops.lanes.supervisor.DENIAL_RETRY_S", 0.3)
     async with by_hand(link, catalog, provider, heartbeat_s=0.1) as lanes:
         await eventually(lambda: asyncio.sleep(0, provider.asked > 2 and len(lanes.told) > 4))
         assert lanes.states("anisora-0") == [(LaneState.CAPACITY_DENIED, os.getpid())]

@@ -15,12 +15,12 @@ from contracts.settings import Catalog
 from contracts.tasks import GenerationTask, ImageReference, TaskStatus, encode_task
 from contracts.topology import DEADLINES, DEGRADED_MAX_MSGS, TASKS, lane_stream, work_subject
 from ops.artifacts import Artifacts
-from ops.provision import provision, wanted
+from ops.nats.provisioning import provision, wanted
 from tests.conftest import KEEP_S
 from tests.integration.conftest import GatewayProcess, System, fresh_system, report_lane
-from tests.records import pending_task
-from tests.support import eventually, settings_file
-from tests.unit.samples import data_uri, picture
+from tests.kit.records import pending_task
+from tests.kit.samples import data_uri, picture
+from tests.kit.support import eventually, settings_file
 
 WAIT_S, MARGIN_S, LEASE_S = 2.0, 0.5, 1.0
 IMAGE = data_uri(picture("PNG"))

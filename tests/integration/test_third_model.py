@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 
 from contracts.settings import load_settings
-from ops.nats_link import NatsLink
-from ops.processes import warmlane_command
-from ops.provision import provision, wanted
+from ops.machine.processes import warmlane_command
+from ops.nats.link import NatsLink
+from ops.nats.provisioning import provision, wanted
 from tests.conftest import KEEP_S
 from tests.integration.conftest import GatewayProcess, System
-from tests.support import clean_environment, eventually, settings_file, shared_forks
+from tests.kit.support import clean_environment, eventually, settings_file, shared_forks
 
 pytestmark = pytest.mark.usefixtures("forks")
 

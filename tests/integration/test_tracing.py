@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from contracts.tasks import TaskStatus
-from ops.nats_link import NatsLink
-from tests.collector import Collector
-from tests.degraded import DegradedProcess, becomes, place, task_of
-from tests.support import NatsServer, clean_environment, eventually_sync, free_port, shared_forks
+from ops.nats.link import NatsLink
+from tests.kit.collector import Collector
+from tests.kit.degraded import DegradedProcess, becomes, place, task_of
+from tests.kit.support import NatsServer, clean_environment, eventually_sync, free_port, shared_forks
 
 pytestmark = pytest.mark.usefixtures("forks")
 
@@ -90,9 +90,9 @@ async def test_a_swap_is_in_the_trace_of_the_request(
 
 PROGRAM = """
 import sys
-from ops.metrics import unreadable
-from ops.telemetry import exporting
-from ops.tracing import span
+from ops.telemetry.metrics import unreadable
+from ops.telemetry.export import exporting
+from ops.telemetry.tracing import span
 
 with exporting("test", instance="test"), span("swap.release", {"model": "anisora"}):
     unreadable.add("task")
@@ -133,8 +133,8 @@ def test_with_an_endpoint_both_are_sent_at_the_end(collector: Collector) -> None
 
 
 SUPERSEDED = """
-from ops.telemetry import exporting
-from ops.tracing import OUTCOME, span
+from ops.telemetry.export import exporting
+from ops.telemetry.tracing import OUTCOME, span
 
 with exporting("test", instance="test"):
     for outcome in ("superseded", "cancelled"):
@@ -154,9 +154,9 @@ def test_one_signal_alone(collector: Collector) -> None:
 
 
 LOGGING = """
-from ops.logs import configure_logging
-from ops.telemetry import exporting
-from ops.tracing import record, span
+from ops.telemetry.logs import configure_logging
+from ops.telemetry.export import exporting
+from ops.telemetry.tracing import record, span
 import structlog
 
 configure_logging("test")

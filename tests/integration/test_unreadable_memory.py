@@ -8,11 +8,11 @@ import pytest
 
 from contracts.lanes import LaneState, SlotState
 from contracts.settings import Catalog
-from ops.memory import NvmlProbe
-from ops.nats_link import NatsLink
-from tests.degraded import shown
-from tests.fake_nvml import UUID, FakeNvml, fake_nvml
-from tests.lanes import Lane
+from ops.machine.memory import NvmlProbe
+from ops.nats.link import NatsLink
+from tests.kit.degraded import shown
+from tests.kit.fake_nvml import UUID, FakeNvml, fake_nvml
+from tests.kit.lanes import Lane
 
 TEXT = "updated under the loaded kernel module: restart the machine"
 

@@ -14,18 +14,18 @@ from contracts.tasks import FailureCode, GenerationTask, TaskStatus
 from contracts.topology import demand_subject
 from degraded_worker import worker as degraded_module
 from degraded_worker.worker import DegradedWorker
-from gateway.cold_starts import ColdStarts
+from gateway.boards.cold_starts import ColdStarts
+from lane_worker.forking.slot import lock_path, read_note
 from lane_worker.runtime import streak
 from lane_worker.runtime.cold_start import EVICTED
-from lane_worker.runtime.slot import lock_path, read_note
 from lane_worker.runtime.warmth import READY, Others
 from lane_worker.worker import LaneWorker
 from ops.artifacts import Artifacts
-from ops.nats_link import NatsLink
-from tests.degraded import becomes, leads, place, shown, task_of
+from ops.nats.link import NatsLink
 from tests.integration.conftest import System, fresh_system
-from tests.lanes import Lane, SharedForkServer, StateLog
-from tests.support import eventually, is_running, settings_file
+from tests.kit.degraded import becomes, leads, place, shown, task_of
+from tests.kit.lanes import Lane, SharedForkServer, StateLog
+from tests.kit.support import eventually, is_running, settings_file
 
 pytestmark = pytest.mark.usefixtures("forks", "rogue_forks")
 

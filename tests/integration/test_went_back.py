@@ -16,12 +16,12 @@ from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.tasks import TaskStatus
 from contracts.topology import CONTROL, KEYS, TASKS, bucket_stream, control_key
-from ops.keys import add, revoke
-from ops.nats_link import NatsLink, TransportUnavailable
-from ops.provision import provision, wanted
+from ops.commands.keys import add, revoke
+from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.provisioning import provision, wanted
 from tests.conftest import KEEP_S
 from tests.integration.conftest import System, fresh_system, report_lane
-from tests.support import eventually, settings_file
+from tests.kit.support import eventually, settings_file
 
 BODY: Final = {"model": "anisora", "prompt": "x"}
 

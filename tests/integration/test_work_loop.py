@@ -25,19 +25,19 @@ from contracts.tasks import (
     encode_task,
 )
 from contracts.topology import DEADLINES, TASKS, lane_stream, work_subject
+from lane_worker.forking.host_messages import WrittenVideo
 from lane_worker.runtime.held import HeldTask
-from lane_worker.runtime.host_messages import WrittenVideo
 from lane_worker.runtime.lease import LeaseKeeper
 from lane_worker.runtime.loop import GaveUp, Result, Succeeded, Unsuccessful
 from lane_worker.runtime.scratch import LOCK
 from ops.artifacts import Artifacts
-from ops.nats_link import NatsLink, TransportUnavailable, WrongRevision
-from ops.tracing import traceparent_of
-from tests.lanes import CutWire
-from tests.records import DECISION, pending_task
-from tests.spans import kept_spans
-from tests.steered import CONTENT, MEMORY, RECEIPT, Worker
-from tests.support import NatsServer, as_admin, eventually
+from ops.nats.link import NatsLink, TransportUnavailable, WrongRevision
+from ops.telemetry.tracing import traceparent_of
+from tests.kit.lanes import CutWire
+from tests.kit.records import DECISION, pending_task
+from tests.kit.spans import kept_spans
+from tests.kit.steered import CONTENT, MEMORY, RECEIPT, Worker
+from tests.kit.support import NatsServer, as_admin, eventually
 
 STREAM = lane_stream("anisora")
 PROCESS = f"process {STREAM}"

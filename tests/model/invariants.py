@@ -21,7 +21,7 @@ from contracts.topology import (
     timer_set_subject,
     work_stream,
 )
-from gateway.task_board import TaskBoard
+from gateway.boards.task_board import TaskBoard
 from tests.model.jetstream import JetStream, Stored, moment
 from tests.model.model_loop import Host
 from tests.model.patches import TORN

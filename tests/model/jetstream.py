@@ -1,7 +1,7 @@
 """A nats-server with JetStream, as far as the protocol uses it (design §3, §10). Pure: the time is an argument.
 
 What it does is held to the real server by test_conformance.py. It is told by the same configurations that
-`ops/provision.py` sends to the real one. Times are seconds of one clock, whose zero is `EPOCH`.
+`ops/nats/provisioning.py` sends to the real one. Times are seconds of one clock, whose zero is `EPOCH`.
 """
 
 from collections.abc import Callable, Iterable

@@ -19,9 +19,9 @@ import nats.errors
 from nats.js.api import ConsumerConfig, RawStreamMsg, StreamConfig
 from nats.js.errors import APIError
 
-from ops.nats_client import Ack
-from ops.nats_client import Stored as ServerStored
-from ops.nats_link import FETCH_TIMEOUT_S
+from ops.nats.client import Ack
+from ops.nats.client import Stored as ServerStored
+from ops.nats.link import FETCH_TIMEOUT_S
 from tests.model.jetstream import NO_MESSAGE, Consumer, JetStream, Refused, Stored, Stream, matcher, moment
 from tests.model.model_loop import HOST, Host, ModelLoop
 

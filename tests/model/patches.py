@@ -10,60 +10,60 @@ from unittest.mock import patch
 
 import stamina.instrumentation
 
-import gateway.admission
-import gateway.fallbacks
-import gateway.hold
-import gateway.lane_board
-import gateway.leftovers
-import gateway.rearm
-import gateway.retries
-import gateway.sweeper
-import gateway.task_board
-import gateway.tasks
+import gateway.boards.lane_board
+import gateway.boards.task_board
+import gateway.http.tasks
+import gateway.placing.admission
+import gateway.placing.fallbacks
+import gateway.placing.hold
+import gateway.placing.leftovers
+import gateway.placing.rearm
+import gateway.placing.retries
+import gateway.placing.sweeper
 import lane_worker.runtime.held
 import lane_worker.runtime.lease
 import lane_worker.runtime.loop
-import ops.nats_link
-import ops.nats_watch
+import ops.nats.link
+import ops.nats.watch
 from tests.model.model_loop import HOST
 from tests.model.network import SimulatedClient, current
 
 _WITH_DATETIME: tuple[Any, ...] = (
-    gateway.admission,
-    gateway.fallbacks,
-    gateway.hold,
-    gateway.sweeper,
-    gateway.tasks,
+    gateway.placing.admission,
+    gateway.placing.fallbacks,
+    gateway.placing.hold,
+    gateway.placing.sweeper,
+    gateway.http.tasks,
     lane_worker.runtime.held,
     lane_worker.runtime.lease,
     lane_worker.runtime.loop,
-    ops.nats_link,
-    ops.nats_watch,
+    ops.nats.link,
+    ops.nats.watch,
 )
 _WITH_LOG: tuple[Any, ...] = (
-    gateway.admission,
-    gateway.fallbacks,
-    gateway.hold,
-    gateway.lane_board,
-    gateway.leftovers,
-    gateway.rearm,
-    gateway.sweeper,
+    gateway.placing.admission,
+    gateway.placing.fallbacks,
+    gateway.placing.hold,
+    gateway.boards.lane_board,
+    gateway.placing.leftovers,
+    gateway.placing.rearm,
+    gateway.placing.sweeper,
     lane_worker.runtime.held,
     lane_worker.runtime.lease,
     lane_worker.runtime.loop,
-    ops.nats_link,
-    ops.nats_watch,
+    ops.nats.link,
+    ops.nats.watch,
 )
 
 
 _WITH_UNREADABLES: tuple[Any, ...] = (
-    gateway.fallbacks,
-    gateway.lane_board,
-    gateway.sweeper,
-    gateway.task_board,
+    gateway.placing.fallbacks,
+    gateway.boards.lane_board,
+    gateway.placing.sweeper,
+    gateway.boards.task_board,
     lane_worker.runtime.held,
     lane_worker.runtime.loop,
-    ops.nats_watch,
+    ops.nats.watch,
 )
 
 
@@ -122,16 +122,16 @@ def simulated_product() -> Iterator[None]:
             stack.enter_context(patch.object(module, "log", SilentLogger()))
         for module in _WITH_UNREADABLES:
             stack.enter_context(patch.object(module, "unreadables", _Unreadables()))
-        stack.enter_context(patch.object(ops.nats_link, "Client", SimulatedClient))
-        stack.enter_context(patch.object(ops.nats_link, "time", clock))
-        stack.enter_context(patch.object(ops.nats_watch, "time", clock))
+        stack.enter_context(patch.object(ops.nats.link, "Client", SimulatedClient))
+        stack.enter_context(patch.object(ops.nats.link, "time", clock))
+        stack.enter_context(patch.object(ops.nats.watch, "time", clock))
         stack.enter_context(patch.object(lane_worker.runtime.lease, "time", clock))
         stack.enter_context(patch.object(lane_worker.runtime.loop, "time", clock))
-        stack.enter_context(patch.object(gateway.retries, "time", clock))
-        stack.enter_context(patch.object(gateway.admission, "time", clock))
+        stack.enter_context(patch.object(gateway.placing.retries, "time", clock))
+        stack.enter_context(patch.object(gateway.placing.admission, "time", clock))
         stack.enter_context(patch("tenacity.time", clock))
         hooks = stamina.instrumentation.get_on_retry_hooks()
         stamina.instrumentation.set_on_retry_hooks([])
         stack.callback(stamina.instrumentation.set_on_retry_hooks, hooks)
-        stack.enter_context(patch.object(gateway.admission, "uuid_utils", ids))
+        stack.enter_context(patch.object(gateway.placing.admission, "uuid_utils", ids))
         yield

@@ -10,22 +10,22 @@ from unittest.mock import patch
 
 from msgspec.structs import replace
 
-import gateway.due
-import gateway.sweeper
+import gateway.placing.sweeper
+import gateway.rules.due
 import lane_worker.runtime.claim
 import lane_worker.runtime.loop
 from contracts import lifecycle
 from contracts.tasks import GenerationTask, encode_task
 from contracts.topology import TASKS
-from gateway.admission import Admission
-from gateway.hold import Holds
-from gateway.rearm import Rearm
-from gateway.sweeper import Sweeper
+from gateway.placing.admission import Admission
+from gateway.placing.hold import Holds
+from gateway.placing.rearm import Rearm
+from gateway.placing.sweeper import Sweeper
 from lane_worker.runtime.claim import Mine, claim_decision
 from lane_worker.runtime.held import HeldTask
 from lane_worker.runtime.loop import WorkLoop
-from ops.nats_link import NatsLink, StreamFull, TransportUnavailable
-from ops.nats_watch import Mark, Verdict, Watch
+from ops.nats.link import NatsLink, StreamFull, TransportUnavailable
+from ops.nats.watch import Mark, Verdict, Watch
 
 
 def ack_before_claim() -> AbstractContextManager[Any]:
@@ -124,7 +124,7 @@ def no_timer_after_a_requeue() -> AbstractContextManager[Any]:
         try:
             await self._publish(snapshot.task)
         except StreamFull:
-            return await self._fail(snapshot, *gateway.sweeper._overloaded(snapshot.task), now)
+            return await self._fail(snapshot, *gateway.placing.sweeper._overloaded(snapshot.task), now)
         return snapshot
 
     return patch.object(Sweeper, "_republish", forgetful)
@@ -142,8 +142,10 @@ def same_epoch_after_a_requeue() -> AbstractContextManager[Any]:
 
 def attempts_not_counted() -> AbstractContextManager[Any]:
     """The sweeper queues a lost task again and again."""
-    decide = gateway.due.due_action
-    return patch.object(gateway.sweeper, "due_action", lambda task, **rest: decide(task, **rest | {"attempts": 99}))
+    decide = gateway.rules.due.due_action
+    return patch.object(
+        gateway.placing.sweeper, "due_action", lambda task, **rest: decide(task, **rest | {"attempts": 99})
+    )
 
 
 def age_not_checked() -> AbstractContextManager[Any]:
@@ -176,7 +178,7 @@ def message_of_the_refused_stays() -> AbstractContextManager[Any]:
         pass
 
     stack = contextlib.ExitStack()
-    for module in ("gateway.sweeper", "gateway.hold", "gateway.admission"):
+    for module in ("gateway.placing.sweeper", "gateway.placing.hold", "gateway.placing.admission"):
         stack.enter_context(patch(f"{module}.remove_leftovers", nothing))
     return stack
 
@@ -214,7 +216,7 @@ def full_is_refused_and_recorded() -> AbstractContextManager[Any]:
 
 def goes_on_blindly() -> AbstractContextManager[Any]:
     """A watch goes on after the last sequence that it was told, whatever stands there now."""
-    return patch("ops.nats_watch.judged", lambda **_: Verdict.SAME)
+    return patch("ops.nats.watch.judged", lambda **_: Verdict.SAME)
 
 
 def proof_of_a_later_time() -> AbstractContextManager[Any]:
@@ -285,7 +287,7 @@ def another_model() -> AbstractContextManager[Any]:
 
 def forgotten_by_the_server() -> AbstractContextManager[Any]:
     """`queue_overloaded` although an earlier try was stored, so long ago that the server does not know it any more."""
-    return patch("gateway.admission.DEGRADED_MAX_AGE_S", 1e9)
+    return patch("gateway.placing.admission.DEGRADED_MAX_AGE_S", 1e9)
 
 
 Plant = Callable[[], AbstractContextManager[Any]]

@@ -25,11 +25,11 @@ from contracts.topology import (
     topology,
     work_subject,
 )
-from ops.nats_link import NatsLink, StreamFull, WrongRevision, ack_sync
-from ops.provision import provision
+from ops.nats.link import NatsLink, StreamFull, WrongRevision, ack_sync
+from ops.nats.provisioning import provision
+from tests.kit.support import NatsServer
 from tests.model.network import Network, use
 from tests.model.patches import simulated_product
-from tests.support import NatsServer
 
 MAX_MSGS: Final = 3
 KEPT: Final = 16  # no bucket keeps more revisions of a task

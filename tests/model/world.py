@@ -21,25 +21,25 @@ from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.settings import Catalog, load_settings
 from contracts.tasks import FailureCode, GenerationTask, ImageReference, MemoryReading, Progress
 from contracts.topology import DEADLINES, DEGRADED, LANES, TASKS, Topology, bucket_stream, bucket_subject, lane_stream
-from gateway.admission import Admission, KeyReused, Overloaded
-from gateway.estimate import Estimates
-from gateway.fallbacks import Fallbacks
-from gateway.hold import CallerGone, Holds
-from gateway.key_board import ANYBODY
-from gateway.lane_board import LaneBoard
-from gateway.problems import ProblemError
-from gateway.rearm import Rearm
+from gateway.boards.key_board import ANYBODY
+from gateway.boards.lane_board import LaneBoard
+from gateway.boards.task_board import TaskBoard
+from gateway.http.problems import ProblemError
+from gateway.http.tasks import cancel_task, find
+from gateway.placing.admission import Admission, KeyReused, Overloaded
+from gateway.placing.estimate import Estimates
+from gateway.placing.fallbacks import Fallbacks
+from gateway.placing.hold import CallerGone, Holds
+from gateway.placing.rearm import Rearm
+from gateway.placing.sweeper import Sweeper
 from gateway.services import Services
-from gateway.sweeper import Sweeper
-from gateway.task_board import TaskBoard
-from gateway.tasks import cancel_task, find
-from lane_worker.runtime.host_messages import WrittenVideo
+from lane_worker.forking.host_messages import WrittenVideo
 from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful, WorkLoop
 from lane_worker.runtime.scratch import Scratch
 from ops.artifacts import Artifacts, StorageFailed
 from ops.background import Background
-from ops.nats_link import NatsLink, TransportUnavailable, consumer_config
-from ops.provision import _stream_config, wanted
+from ops.nats.link import NatsLink, TransportUnavailable, consumer_config
+from ops.nats.provisioning import _stream_config, wanted
 from tests.model.invariants import Ledger, Violation
 from tests.model.jetstream import Stored, StreamCopy, moment
 from tests.model.model_loop import Host

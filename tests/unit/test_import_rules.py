@@ -32,4 +32,4 @@ def test_only_ops_memory_talks_to_nvml() -> None:
         for path in (ROOT / room).rglob("*.py")
         if "pynvml" in imported(path)
     }
-    assert found == {"ops/memory.py"}
+    assert found == {"ops/machine/memory.py"}

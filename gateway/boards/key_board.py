@@ -1,0 +1,129 @@
+"""Which API keys count, held in memory by watching KV `keys`.
+
+A key that is added or revoked counts, or counts no more, on every gateway within a second. While the server is away,
+the keys that were known last stay in force.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+from msgspec import Struct
+
+from contracts.keys import (
+    ANONYMOUS,
+    SCOPES,
+    ApiKey,
+    Scope,
+    UnreadableKey,
+    decode_key,
+    has_scope,
+    is_valid,
+    parse_presented,
+)
+from contracts.tasks import GenerationTask
+from contracts.topology import KEYS
+from ops.nats.link import Entry, NatsLink
+from ops.nats.provisioning import NoKeys
+
+log = structlog.get_logger("keys")
+
+
+class Caller(Struct, frozen=True):
+    """Who asks, with which scopes; *key* is None where the gateway is open and asks for none."""
+
+    name: str
+    scopes: tuple[Scope, ...]
+    key: ApiKey | None = None
+
+    def may(self, scope: Scope) -> bool:
+        """Whether the caller may do what needs *scope*."""
+        return has_scope(self.scopes, scope)
+
+    @property
+    def sees_only(self) -> str | None:
+        """Whose tasks the caller sees; None is everybody's."""
+        return None if self.may("admin") else self.name
+
+    def sees(self, task: GenerationTask) -> bool:
+        """Whether *task* exists as far as the caller may know."""
+        return self.sees_only in (None, task.caller)
+
+
+ANYBODY: Final = Caller(ANONYMOUS, SCOPES)
+
+
+class KeyBoard:
+    """The API keys as this gateway knows them. `start` it before use.
+
+    With *opens_without_keys* everybody may do everything until the first key is made; from then on never again, also
+    when every key is revoked.
+    """
+
+    def __init__(self, *, opens_without_keys: bool) -> None:
+        self._opens_without_keys = opens_without_keys
+        self._keys: dict[str, ApiKey] = {}
+        self._was_one_made = False
+        self._is_started = False
+
+    async def start(self, link: NatsLink) -> None:
+        """Watches the bucket; returns once what is there now has been seen.
+
+        Raises NoKeys where nobody could be let in and the gateway may not be open; TransportUnavailable.
+        """
+        await (await link.watch(KEYS, self.on_key)).wait()
+        self._is_started = True
+        in_force = sum(key.revoked_at is None for key in self._keys.values())
+        if not in_force and not self._opens_without_keys:
+            raise NoKeys
+        if self.is_open:
+            log.info("open", to="everybody on this machine", until="warmlane keys add CALLER")
+        else:
+            log.info("closed", keys=in_force)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody who reaches this gateway may do everything."""
+        return self._opens_without_keys and not self._was_one_made
+
+    def on_key(self, entry: Entry) -> None:
+        """A key was made, revoked or removed. One that cannot be read lets nobody in."""
+        if self.is_open and self._is_started:
+            log.info("closed", reason="a key was made")
+        self._was_one_made = True
+        self._keys.pop(entry.key, None)
+        if entry.value is None:
+            return
+        try:
+            key = decode_key(entry.key, entry.value)
+        except UnreadableKey as error:
+            log.warning("unreadable_key", key=entry.key, revision=entry.revision, error=str(error))
+            return
+        self._keys[entry.key] = key
+        if self._is_started:
+            log.info("key", id=key.id, caller=key.caller, scopes=key.scopes, in_force=key.revoked_at is None)
+
+    def caller(self, authorization: Sequence[str]) -> Caller | None:
+        """Who presents these headers `Authorization`; None for nobody that is known.
+
+        Only `Bearer KEY`, and that once, names anybody.
+        """
+        if self.is_open:
+            return ANYBODY
+        if len(authorization) != 1:
+            return None
+        scheme, _, text = authorization[0].strip().partition(" ")
+        presented = parse_presented(text.strip()) if scheme.lower() == "bearer" else None
+        if presented is None:
+            return None
+        key = self._keys.get(presented.id)
+        if not is_valid(presented, key) or key is None:
+            return None
+        return Caller(key.caller, key.scopes, key)
+
+    def still_counts(self, caller: Caller) -> bool:
+        """Whether *caller*, who was let in before, would be let in now: for answers that take their time."""
+        if caller.key is None:
+            return self.is_open
+        known = self._keys.get(caller.key.id)
+        return known is not None and known.revoked_at is None

@@ -1,0 +1,169 @@
+"""Who may call what, judged before anything else of a request is looked at (ADR 0015).
+
+Every route says what it needs (`needs`, `needs_nothing`); one that forgets to needs `admin`. The order in which a
+request is refused is 413, 401, 403, 415, 400, 422, 429, 503: the first three of them from the headers alone, so that
+nobody without a key makes the gateway read a body; one that turns out too large only then is 413 after that. A body
+that is costly to parse is 429 before it is.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from limits import RateLimitItemPerSecond
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from litestar.connection import ASGIConnection
+from litestar.exceptions import HTTPException
+from litestar.handlers import HTTPRouteHandler
+from litestar.types import ASGIApp, Receive, Scope, Send
+from msgspec import Struct
+
+from contracts.hosts import names_loopback
+from contracts.keys import ApiKey
+from contracts.keys import Scope as KeyScope
+from gateway.boards.key_board import Caller, KeyBoard
+from gateway.http.problems import ProblemError
+
+SECURITY_SCHEME: Final = "apiKey"
+_REALM: Final = 'Bearer realm="warmlane"'
+_NEEDS: Final = "needs"
+
+
+class Needs(Struct, frozen=True):
+    """What a route needs. *scope* None: any valid key. *counts_late*: its handler calls `Turn.take` itself, after it
+    has looked at the body."""
+
+    needs_key: bool = True
+    scope: KeyScope | None = "admin"
+    counts_late: bool = False
+
+
+def needs(scope: KeyScope | None, *, counts_late: bool = False) -> dict[str, Any]:
+    """For the decorator of a route that needs a key with *scope*, or any key: `@get("/tasks", **needs("read"))`."""
+    roles = [] if scope is None else [scope]
+    return {"opt": {_NEEDS: Needs(True, scope, counts_late)}, "security": [{SECURITY_SCHEME: roles}]}
+
+
+def needs_nothing() -> dict[str, Any]:
+    """`opt` of a route that anybody may call: probes, and the page where a key can be entered."""
+    return {_NEEDS: Needs(needs_key=False)}
+
+
+# Of a route that says nothing.
+_MOST: Final = Needs()
+
+
+class Turn(Struct, frozen=True):
+    """Whether it is the key's turn, by its rate limit; *key* is None where there is none."""
+
+    key: ApiKey | None = None
+    wait_s: float = 0.0
+
+    def take(self) -> None:
+        """Raises the problem `rate_limited` where the key has to wait."""
+        if self.key is not None and self.wait_s > 0:
+            raise ProblemError(
+                "rate_limited",
+                f"this key may make {self.key.burst} requests in any {self.key.burst_s} s; "
+                "try again after the time in Retry-After",
+                retry_after_s=self.wait_s,
+            )
+
+
+class RateLimits:
+    """Counts the requests of each key in this process: N gateways allow N times as much."""
+
+    def __init__(self) -> None:
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+
+    def turn(self, key: ApiKey | None) -> Turn:
+        """Counts a request of *key*. One that has to wait is not counted."""
+        if key is None or key.burst is None:
+            return Turn()
+        limit = RateLimitItemPerSecond(key.burst, key.burst_s)
+        if self._limiter.hit(limit, key.id):
+            return Turn(key)
+        # the library reads the clock itself; in the same clock, when the oldest request of the window leaves it
+        free_at_s = self._limiter.get_window_stats(limit, key.id).reset_time
+        return Turn(key, max(0.001, free_at_s - time.time()))
+
+
+def access_control(keys: KeyBoard, limits: RateLimits, *, max_body_bytes: int) -> Callable[[ASGIApp], ASGIApp]:
+    """The middleware of every route: it leaves the caller in `request.user` and their turn in `request.auth`.
+
+    It is called with the route already found, before anybody reads the body or looks at parameters.
+    """
+
+    def around(app: ASGIApp) -> ASGIApp:
+        async def admit(scope: Scope, receive: Receive, send: Send) -> None:
+            handler: HTTPRouteHandler = scope["route_handler"]  # type: ignore[assignment]  # there are no others
+            if _is_too_large(_header(scope, b"content-length"), max_body_bytes):
+                raise HTTPException(status_code=413)
+            if handler.http_methods != {"OPTIONS"}:  # Litestar answers those itself, with the methods of the path
+                _admit(scope, handler.opt.get(_NEEDS, _MOST), keys, limits)
+            await app(scope, receive, send)
+
+        return admit
+
+    return around
+
+
+def _admit(scope: Scope, wanted: Needs, keys: KeyBoard, limits: RateLimits) -> None:
+    """Raises what the request is refused with."""
+    if not wanted.needs_key:
+        return
+    sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+    caller = keys.caller(sent)
+    if caller is None:
+        raise unauthorized(ASGIConnection(scope))
+    # a web page whose own name was made to lead to 127.0.0.1 sends that name (DNS rebinding), and its browser would
+    # take the answers for the page's
+    if caller.key is None and not names_loopback(_header(scope, b"host").decode("latin-1")):
+        raise ProblemError("foreign_host", "call it as 127.0.0.1 or localhost, or have an API key made")
+    turn = limits.turn(caller.key)
+    if wanted.scope is not None and not caller.may(wanted.scope):
+        raise _forbidden(ASGIConnection(scope), caller, wanted.scope)
+    if not wanted.counts_late:
+        turn.take()
+    scope["user"], scope["auth"] = caller, turn
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes:
+    # of several the first one, as Litestar has it; but without making all of them text for each request
+    return next((value for name, value in scope["headers"] if name == wanted), b"")
+
+
+def _is_too_large(declared: bytes, max_body_bytes: int) -> bool:
+    return declared.isdigit() and int(declared[:20]) > max_body_bytes
+
+
+def unauthorized(connection: ASGIConnection[Any, Any, Any, Any]) -> ProblemError:
+    """The problem of a request without a key that counts. It does not say what was wrong with one that was sent."""
+    if "authorization" not in connection.headers:
+        return ProblemError(
+            "unauthorized",
+            "send the header Authorization: Bearer KEY; an operator makes a key with `warmlane keys add`",
+            headers={"WWW-Authenticate": _REALM, **_hang_up(connection)},
+        )
+    return ProblemError(
+        "unauthorized",
+        "this API key is not known, or was revoked; the header is Authorization: Bearer KEY",
+        headers={"WWW-Authenticate": f'{_REALM}, error="invalid_token"', **_hang_up(connection)},
+    )
+
+
+def _forbidden(connection: ASGIConnection[Any, Any, Any, Any], caller: Caller, scope: KeyScope) -> ProblemError:
+    return ProblemError(
+        "forbidden",
+        f"this needs a key with the scope {scope}; this one has {' and '.join(caller.scopes)}",
+        headers={
+            "WWW-Authenticate": f'{_REALM}, error="insufficient_scope", scope="{scope}"',
+            **_hang_up(connection),
+        },
+    )
+
+
+def _hang_up(connection: ASGIConnection[Any, Any, Any, Any]) -> dict[str, str]:
+    # a body without a declared length has no end that the server could wait for (ADR 0005)
+    return {"Connection": "close"} if "transfer-encoding" in connection.headers else {}

@@ -1,0 +1,218 @@
+"""`/admin`: what operators look at, and the switch of a model's lanes. HTTP only."""
+
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+from litestar import Request, get, put
+from litestar.datastructures import State
+from litestar.di import NamedDependency
+from litestar.params import FromPath
+
+from contracts.generation import FieldError, MalformedBody, parse_body
+from contracts.settings import ModelEntry
+from contracts.topology import CONTROL, control_key, work_stream
+from gateway.boards.key_board import Caller
+from gateway.boards.lane_board import MODES, LaneMode
+from gateway.http.access import Turn, needs
+from gateway.http.admin_views import (
+    ColdStartsView,
+    ExplainView,
+    FallbacksView,
+    LanesView,
+    ModeView,
+    QueuesView,
+    QueueView,
+    cold_starts_view,
+    estimate_view,
+    explain_view,
+    fallbacks_view,
+    leader_view,
+    mode_view,
+    model_lanes,
+    queue_view,
+    running_view,
+)
+from gateway.http.body import read_body, require_json
+from gateway.http.openapi import KeyedOperation, ModeOperation, problem_responses
+from gateway.http.problems import ProblemError
+from gateway.http.tasks import find, reachable
+from gateway.services import Services
+
+_Request = Request[Caller, Turn, State]
+_Services = NamedDependency[Services]
+_TAGS: Final = ["admin"]
+MODE_MAX_BYTES: Final = 4 * 1024
+
+
+@get(
+    "/admin/lanes",
+    summary="Lanes, slots, and where requests go",
+    tags=_TAGS,
+    operation_class=KeyedOperation,
+    responses=problem_responses(),
+    **needs("admin"),
+)
+async def get_lanes(services: _Services) -> LanesView:
+    """Every lane with its state, every model with its switch and what routing would say of a request now, and what is
+    resident on which slot."""
+    now = datetime.now(UTC)
+    return LanesView(
+        now=now,
+        judged_at=services.lanes.judged_at(now),
+        models=tuple(model_lanes(entry, services.lanes, now) for entry in services.catalog.models.values()),
+        slots=tuple(services.lanes.slots()),
+        ignored_control=tuple(services.lanes.ignored_control()),
+    )
+
+
+@get(
+    "/admin/lanes/{model:str}/mode",
+    summary="The switch of a model's lanes",
+    tags=_TAGS,
+    operation_class=KeyedOperation,
+    responses=problem_responses("model_not_found"),
+    **needs("admin"),
+)
+async def get_mode(services: _Services, model: FromPath[str]) -> ModeView:
+    """`auto`, or `degraded` when an operator keeps new requests off the lanes."""
+    name = _entry(services, model).name
+    return mode_view(name, services.lanes.mode(name))
+
+
+@put(
+    "/admin/lanes/{model:str}/mode",
+    summary="Switch a model to degraded, or back",
+    tags=_TAGS,
+    operation_class=ModeOperation,
+    responses=problem_responses(
+        "malformed_body",
+        "model_not_found",
+        "body_too_large",
+        "unsupported_media_type",
+        "validation_failed",
+        "transport_unavailable",
+    ),
+    **needs("admin", counts_late=True),
+)
+async def put_mode(request: _Request, services: _Services, model: FromPath[str]) -> ModeView:
+    """Sets the switch, which every gateway obeys within a second; tasks that are queued already stay where they are.
+
+    It is the same as the key `lanes.MODEL` of the bucket `control`.
+    """
+    body = await read_body(request, max_bytes=MODE_MAX_BYTES)
+    name = _entry(services, model).name
+    require_json(request)
+    mode = _mode(body)
+    request.auth.take()
+    key = control_key(name)
+    await reachable(services.link.put(CONTROL, key, mode.encode()))
+    stored = await reachable(services.link.get(CONTROL, key))
+    if stored is not None:
+        services.lanes.on_control(stored)  # not only when the watch tells, and with the server's time
+    return mode_view(name, services.lanes.mode(name))
+
+
+@get(
+    "/admin/queue",
+    summary="Queues, and who serves them",
+    tags=_TAGS,
+    operation_class=KeyedOperation,
+    responses=problem_responses("transport_unavailable"),
+    **needs("admin"),
+)
+async def get_queues(services: _Services) -> QueuesView:
+    """The depth of every work queue as the server counts it, what runs, and what the measured service times say."""
+    now = datetime.now(UTC)
+    models = tuple(services.catalog.models)
+    queues = [await _queue(services, "lane", (model,), now) for model in models]
+    queues.append(await _queue(services, "degraded", models, now))
+    return QueuesView(leader=leader_view(services.lanes.leader(now)), queues=tuple(queues))
+
+
+@get(
+    "/admin/fallbacks",
+    summary="Fallback episodes",
+    tags=_TAGS,
+    operation_class=KeyedOperation,
+    responses=problem_responses(),
+    **needs("admin"),
+)
+async def get_fallbacks(services: _Services) -> FallbacksView:
+    """When requests for a model went to the degraded worker, why, and how many."""
+    every = [episode for model in services.catalog.models for episode in services.fallbacks.episodes(model)]
+    return fallbacks_view(every)
+
+
+@get(
+    "/admin/cold_starts",
+    summary="Cold starts of lanes",
+    tags=_TAGS,
+    operation_class=KeyedOperation,
+    responses=problem_responses(),
+    **needs("admin"),
+)
+async def get_cold_starts(services: _Services) -> ColdStartsView:
+    """How long lanes took from the start of their process to `warm`, and the share that took ten minutes at most."""
+    return cold_starts_view(services.cold_starts.newest_first())
+
+
+@get(
+    "/admin/tasks/{task_id:str}/explain",
+    summary="Why a task went where it went",
+    tags=_TAGS,
+    operation_class=KeyedOperation,
+    responses=problem_responses("task_not_found", "transport_unavailable"),
+    **needs("admin"),
+)
+async def explain_task(services: _Services, caller: NamedDependency[Caller], task_id: FromPath[str]) -> ExplainView:
+    """The stored inputs of the routing decision, the rule that fired, the answer worked out again from the same inputs,
+    and what routing would say now."""
+    task = (await find(services, caller, task_id)).task
+    return explain_view(task, services.lanes.outcome(task.model, datetime.now(UTC)))
+
+
+async def _queue(
+    services: Services, route: Literal["lane", "degraded"], models: tuple[str, ...], now: datetime
+) -> QueueView:
+    stream = work_stream(route, models[0])
+    depth = await reachable(services.link.depth(stream))
+    queues, estimates = services.tasks.work_queues, services.estimates
+    return queue_view(
+        stream,
+        route,
+        depth,
+        wait_limit_s=services.catalog.windows.wait_limit_s,
+        running=tuple(running_view(task, estimates.left_s(task, now)) for task in queues.of(route, models[0]).running),
+        estimates=tuple(
+            estimate_view(model, queues.service_s(route, model), estimates.new_wait_s(route, model, now))
+            for model in models
+        ),
+        now=now,
+    )
+
+
+def _entry(services: Services, model: str) -> ModelEntry:
+    entry = services.catalog.resolve(model)
+    if entry is None:
+        known = ", ".join(sorted(services.catalog.models))
+        raise ProblemError("model_not_found", f"no model has this name; there are {known}")
+    return entry
+
+
+def _mode(body: bytes) -> LaneMode:
+    try:
+        fields = parse_body(body)
+    except MalformedBody as error:
+        raise ProblemError("malformed_body", str(error)) from error
+    mode = next((mode for mode in MODES if fields.get("mode") == mode), None)
+    errors = []
+    if "mode" not in fields:
+        errors.append(FieldError(pointer="/mode", code="missing", message="mode: missing", expected=MODES))
+    elif mode is None:
+        message = "mode: expected auto or degraded"
+        errors.append(FieldError(pointer="/mode", code="not_a_choice", message=message, expected=MODES))
+    if fields.keys() - {"mode"}:
+        errors.append(FieldError(pointer="", code="unknown_field", message="the only field is mode", expected=["mode"]))
+    if errors or mode is None:
+        raise ProblemError("validation_failed", 'send {"mode": "auto"} or {"mode": "degraded"}', errors=errors)
+    return mode

@@ -1,0 +1,168 @@
+"""`POST /generate`: parse, check, submit, reply. HTTP only."""
+
+import asyncio
+import re
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final
+
+from litestar import Request, Response, post
+from litestar.datastructures import State
+from litestar.di import NamedDependency
+
+from contracts.generation import (
+    AcceptedRequest,
+    InvalidRequest,
+    MalformedBody,
+    beside_image_bytes,
+    parse_body,
+    validate,
+)
+from contracts.topology import DEGRADED_MAX_MSGS
+from gateway.boards.key_board import Caller
+from gateway.boards.storage import RETRY_AFTER_S, StorageFull
+from gateway.http.access import Turn, needs
+from gateway.http.answers import JsonAnswer
+from gateway.http.body import COSTLY_BYTES, read_body, require_json
+from gateway.http.openapi import GenerateOperation, problem_responses
+from gateway.http.problems import ProblemError, answer_of
+from gateway.http.views import TaskView, task_url, view
+from gateway.placing.admission import KeyReused, Overloaded
+from gateway.placing.hold import CallerGone
+from gateway.services import Services
+from ops.artifacts import StorageFailed
+from ops.nats.link import TransportUnavailable
+from ops.telemetry.tracing import current_span, traceparent_of
+
+RETRY_SOON_S: Final = 5.0
+
+_Request = Request[Caller, Turn, State]
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+_RESPOND_ASYNC: Final = re.compile(r"(?:^|,)\s*respond-async\s*(?:$|[,;])", re.IGNORECASE)
+_TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+@post(
+    "/generate",
+    status_code=202,
+    summary="Submit a generation",
+    tags=["generation"],
+    operation_class=GenerateOperation,
+    responses=problem_responses(
+        "malformed_body",
+        "invalid_query",
+        "body_too_large",
+        "unsupported_media_type",
+        "validation_failed",
+        "idempotency_key_reused",
+        "queue_overloaded",
+        "storage_full",
+        "storage_unavailable",
+        "transport_unavailable",
+    ),
+    **needs("submit", counts_late=True),
+)
+async def generate(request: _Request, services: NamedDependency[Services]) -> Response[TaskView]:
+    """Checks a request and queues it: for a warm lane of its model, or for the degraded worker where there is none.
+
+    A warm lane gives an answer at once. On the degraded worker the answer comes when it takes the request, which can
+    take 30 s, or as `503` when it does not: give your client a time-out of 35 s or more. A client that hangs up before
+    gives up its place. With `Prefer: respond-async` the answer is `202` at once, and a task that is not taken in time
+    ends as `failed` with the code `queue_overloaded`.
+
+    Every wrong field is listed at once, before anything is written. Where `GET /settings` tells the `enforcement`
+    `report` for a model, another number for a fixed parameter is not wrong: the fixed one is used, and `warnings` says
+    so.
+
+    With an `Idempotency-Key`, the same key and body lead to the same task, also to one that is still held; after a `503
+    queue_overloaded` the same key makes a new task.
+    """
+    body = await read_body(request)
+    beside_image = beside_image_bytes(body)
+    if beside_image > services.beside_image_max_bytes:
+        limit = f"at most {services.beside_image_max_bytes} may be"
+        raise ProblemError("body_too_large", f"{beside_image} bytes of it are not the image; {limit}")
+    is_costly = len(body) > COSTLY_BYTES
+    if is_costly:
+        request.auth.take()
+    require_json(request)
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise ProblemError("invalid_query", "Idempotency-Key: 1 to 255 printable ASCII characters without blanks")
+    try:
+        accepted = await asyncio.to_thread(_accepted, body, services) if is_costly else _accepted(body, services)
+    except MalformedBody as error:
+        raise ProblemError("malformed_body", str(error)) from error
+    except InvalidRequest as error:
+        count = len(error.errors)
+        detail = f"{count} field{'s are' if count > 1 else ' is'} wrong; see errors"
+        raise ProblemError("validation_failed", detail, errors=error.errors) from error
+    if not is_costly:
+        request.auth.take()
+    responds_async = any(_RESPOND_ASYNC.search(value) for value in request.headers.getall("prefer", []))
+    try:
+        snapshot = await services.admission.accept(
+            accepted,
+            caller=request.user.name,
+            key=key,
+            traceparent=traceparent_of(current_span()) or _traceparent(request.headers.get("traceparent")),
+            until_gone=None if responds_async else partial(_until_gone, request),
+        )
+    except StorageFull as error:
+        raise ProblemError(
+            "storage_full",
+            "the queue has no room for more requests, and nothing of this one was stored; try again later",
+            retry_after_s=RETRY_AFTER_S,
+        ) from error
+    except KeyReused as error:
+        raise ProblemError(
+            "idempotency_key_reused", "this Idempotency-Key came with another body before; use a new key"
+        ) from error
+    except Overloaded as error:
+        if error.task_id is not None:
+            current_span().set_attribute("task.id", error.task_id)
+        reasons = {
+            "depth": f"{DEGRADED_MAX_MSGS} requests are waiting already",
+            "wait": f"no worker took the request within {services.catalog.windows.wait_limit_s:g} s; it will not run",
+        }
+        refusal = ProblemError(
+            "queue_overloaded",
+            f"{reasons[error.limit]}; try again after the time in Retry-After",
+            limit=error.limit,
+            retry_after_s=error.retry_after_s,
+            instance=None if error.task_id is None else task_url(error.task_id),
+        )
+        return answer_of(refusal)  # type: ignore[return-value]  # what a busy gateway answers most often
+    except CallerGone as error:  # nobody reads the answer
+        raise ProblemError("malformed_body", "the caller hung up") from error
+    except StorageFailed as error:
+        raise _again("storage_unavailable", "the image could not be stored; the request will not run") from error
+    except TransportUnavailable as error:
+        hint = "the same request with the same Idempotency-Key is safe" if key else "use an Idempotency-Key"
+        raise _again(
+            "transport_unavailable", f"the queue did not answer; {hint} to try again", outcome="unknown"
+        ) from error
+    current_span().set_attributes({"task.id": snapshot.task.id, "model": snapshot.task.model})
+    task = view(snapshot.task, services.estimates.place(snapshot.task, datetime.now(UTC)))
+    headers = {"location": task.links.self_, "etag": f'"{snapshot.revision}"'}
+    if responds_async:
+        headers["preference-applied"] = "respond-async"
+    return JsonAnswer(task, headers=headers, status_code=202)
+
+
+def _accepted(body: bytes, services: Services) -> AcceptedRequest:
+    return validate(parse_body(body), services.catalog)
+
+
+async def _until_gone(request: _Request) -> None:
+    # the body has been read: what is still received is that the client hung up
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _again(code: str, detail: str, **extra: Any) -> ProblemError:
+    return ProblemError(code, detail, retry_after_s=RETRY_SOON_S, **extra)
+
+
+def _traceparent(header: str | None) -> str | None:
+    return header if header is not None and _TRACEPARENT.fullmatch(header) else None

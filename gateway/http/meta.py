@@ -1,0 +1,126 @@
+"""What a client or an operator asks of the gateway itself: settings, liveness, readiness."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Final
+
+from litestar import MediaType, Response, get
+from litestar.di import NamedDependency
+from litestar.openapi import ResponseSpec
+from msgspec import Struct
+
+from contracts.topology import DEADLINES, DEGRADED, LANE_PREFIX, TASKS, bucket_stream
+from gateway.http.access import needs, needs_nothing
+from gateway.http.openapi import KeyedOperation, problem_responses
+from gateway.http.views import SettingsView, settings_view
+from gateway.placing.sweeper import SWEEPER
+from gateway.services import Services
+from ops.nats.write_health import ADVICE
+from ops.telemetry.export import metrics_text
+
+
+class Health(Struct, frozen=True, kw_only=True):
+    """The process answers."""
+
+    status: str
+
+
+class ModelReadiness(Struct, frozen=True, kw_only=True):
+    """Whether somebody would take a request for the model now.
+
+    *warm*: one of its lanes is, so that it is taken at once. Otherwise the degraded worker takes it in its turn.
+    *lanes* is what its lanes are doing.
+    """
+
+    ready: bool
+    warm: bool
+    lanes: list[str]
+
+
+class Readiness(Struct, frozen=True, kw_only=True):
+    """Whether requests can be accepted: the queue answers, and there is somebody for every model.
+
+    *degraded_worker*: one serves the queue of the models that have no warm lane.
+    *troubles* says in words what else is wrong with the gateway or the queue; not ready where requests could not end.
+    """
+
+    ready: bool
+    nats: bool
+    degraded_worker: bool
+    models: dict[str, ModelReadiness]
+    troubles: list[str]
+
+
+@get(
+    "/settings",
+    summary="Models, limits and fixed parameters",
+    tags=["settings"],
+    operation_class=KeyedOperation,
+    responses=problem_responses(is_scoped=False),
+    **needs(None),
+)
+async def get_settings(services: NamedDependency[Services]) -> SettingsView:
+    """What a form needs: every model with the limits, defaults and fixed values of its fields."""
+    return settings_view(services.catalog)
+
+
+@get("/healthz", summary="Liveness", tags=["operations"], opt=needs_nothing())
+async def healthz() -> Health:
+    """200 while the process can answer."""
+    return Health(status="ok")
+
+
+@get(
+    "/readyz",
+    summary="Readiness",
+    tags=["operations"],
+    opt=needs_nothing(),
+    responses={
+        503: ResponseSpec(Readiness, description="Not yet, or not now: what is missing", generate_examples=False)
+    },
+)
+async def readyz(services: NamedDependency[Services]) -> Response[Readiness]:
+    """200 when requests for every model can be accepted, else 503 with what is missing."""
+    now = datetime.now(UTC)
+    degraded_worker = services.lanes.degraded_worker_alive(now)
+    models = {}
+    for model in services.catalog.models:
+        states, warm = services.lanes.states(model, now)
+        lanes = [state.value for state in states]
+        models[model] = ModelReadiness(ready=warm or degraded_worker, warm=warm, lanes=lanes)
+    nats = services.link.is_connected
+    troubles = services.background.troubles
+    refusing = services.refusals.now(time.monotonic())
+    texts = [*troubles.values(), *(f"{stream} takes no writes: {ADVICE[why]}" for stream, why in refusing.items())]
+    if services.storage.trouble is not None:
+        texts.append(services.storage.trouble)
+    # what a request goes through on its way to its end
+    stores = services.storage.trouble is None and not any(_carries_tasks(stream) for stream in refusing)
+    # without a sweeper no task ends whose worker was lost, or whom nobody takes
+    sweeps = not any(name.startswith(SWEEPER) for name in troubles)
+    ready = nats and sweeps and stores and all(model.ready for model in models.values())
+    body = Readiness(ready=ready, nats=nats, degraded_worker=degraded_worker, models=models, troubles=texts)
+    return Response(body, status_code=200 if ready else 503)
+
+
+def _carries_tasks(stream: str) -> bool:
+    return stream in (DEGRADED, DEADLINES, bucket_stream(TASKS)) or stream.startswith(LANE_PREFIX)
+
+
+PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@get(
+    "/metrics",
+    summary="Metrics",
+    tags=["operations"],
+    operation_class=KeyedOperation,
+    responses=problem_responses(),
+    media_type=MediaType.TEXT,
+    **needs("metrics"),
+)
+async def get_metrics() -> Response[str]:
+    """Everything that this gateway measures, in Prometheus' text format; docs/observability.md explains each."""
+    text = await asyncio.to_thread(metrics_text)  # which asks this loop for what only it may look at
+    return Response(text.decode(), headers={"Content-Type": PROMETHEUS})

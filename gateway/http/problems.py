@@ -1,0 +1,291 @@
+"""RFC 9457 problem documents: every error of the gateway, in one table and in one form."""
+
+import math
+import traceback
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.types import ExceptionHandlersMap
+from msgspec import Struct
+
+from contracts.generation import FieldError
+from contracts.wire import without_content
+from gateway.http.answers import JsonAnswer
+from ops.telemetry import metrics
+from ops.telemetry.tracing import current_span, failed
+
+PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
+# How much of a body that was refused for its size is read and thrown away, so that the client sees why.
+DISCARD_MAX_BYTES: Final = 64 * 1024 * 1024
+TYPE_PREFIX: Final = "urn:warmlane:problem:"
+
+_log = structlog.get_logger(__name__)
+
+
+class ProblemKind(Struct, frozen=True):
+    """One row of the table. *detail* is an example of what a client is told, for the documentation."""
+
+    status: int
+    title: str
+    detail: str
+
+
+PROBLEMS: Final[Mapping[str, ProblemKind]] = {
+    "malformed_body": ProblemKind(
+        400,
+        "The body is not a JSON object",
+        "Not valid JSON at line 1, column 12: Expecting ',' delimiter. Send one JSON object in UTF-8.",
+    ),
+    "invalid_query": ProblemKind(
+        400,
+        "A query parameter or a header cannot be used",
+        "wait: expected a number of seconds from 0 to 60.",
+    ),
+    "unauthorized": ProblemKind(
+        401,
+        "The request carries no valid API key",
+        "Send the header Authorization: Bearer KEY. An operator makes a key with `warmlane keys add`.",
+    ),
+    "forbidden": ProblemKind(
+        403,
+        "The API key does not allow this",
+        "This needs a key with the scope submit; yours has read.",
+    ),
+    "foreign_host": ProblemKind(
+        403,
+        "Without API keys the gateway answers to this machine's own names only",
+        "Call it as 127.0.0.1 or localhost, or have an API key made.",
+    ),
+    "malformed_request": ProblemKind(
+        400, "The bytes are no HTTP request", "This is no HTTP/1.1 request. The connection is closed."
+    ),
+    "not_found": ProblemKind(404, "There is nothing at this path", "See /docs for the paths that exist."),
+    "model_not_found": ProblemKind(
+        404, "No model has this name", "There are anisora and phr00t. GET /settings lists them with their aliases."
+    ),
+    "task_not_found": ProblemKind(
+        404,
+        "No task has this id",
+        "It was never accepted here, or its record expired. List the tasks with GET /tasks.",
+    ),
+    "video_not_ready": ProblemKind(
+        404,
+        "The video is not finished yet",
+        "The task is processing. Wait for it with GET /tasks/{id}?wait=60.",
+    ),
+    "video_failed": ProblemKind(
+        404,
+        "The task failed and has no video",
+        "The task failed: worker_lost. Send the request again to try anew.",
+    ),
+    "method_not_allowed": ProblemKind(
+        405, "The path exists, but not for this method", "The header Allow lists the methods of this path."
+    ),
+    "request_timeout": ProblemKind(
+        408,
+        "The request came too slowly",
+        "The request head was not complete within 10 s. The connection is closed; send the request again.",
+    ),
+    "video_expired": ProblemKind(
+        410, "The video was removed", "Videos are kept for a limited time. Send the request again, with the same seed."
+    ),
+    "body_too_large": ProblemKind(
+        413, "The body is too large", "Send a smaller image; GET /settings names the limits of each model."
+    ),
+    "unsupported_media_type": ProblemKind(
+        415, "The body is not declared as JSON", "Send the header Content-Type: application/json."
+    ),
+    "range_not_satisfiable": ProblemKind(
+        416,
+        "The range lies beyond the end of the video",
+        "The header Content-Range tells how many bytes the video has.",
+    ),
+    "validation_failed": ProblemKind(
+        422, "The request breaks the constraints of its model", "2 fields are wrong; errors lists each of them."
+    ),
+    "idempotency_key_reused": ProblemKind(
+        422,
+        "The Idempotency-Key was used for another request",
+        "Use a new key for a new request; the same key is for sending the same request again.",
+    ),
+    "rate_limited": ProblemKind(
+        429,
+        "The API key made too many requests",
+        "It may make 500 requests in any 10 s. Try again after the time in Retry-After.",
+    ),
+    "too_many_streams": ProblemKind(
+        429,
+        "Too many event streams are open",
+        "Close streams of tasks that have ended, or wait with GET /tasks/{id}?wait=60.",
+    ),
+    "headers_too_large": ProblemKind(
+        431, "The request head is too large", "The request head has more than 65536 bytes. The connection is closed."
+    ),
+    "internal_error": ProblemKind(
+        500, "The gateway failed", "The cause is in the gateway's log. Try again; tell the operator if it persists."
+    ),
+    "queue_overloaded": ProblemKind(
+        503,
+        "The workers have more to do than they can begin in time",
+        "25 requests are waiting already. Try again after the time in Retry-After.",
+    ),
+    "too_many_connections": ProblemKind(
+        503,
+        "The gateway has too many connections",
+        "Try again after the time in Retry-After, and keep fewer connections open.",
+    ),
+    "storage_full": ProblemKind(
+        503,
+        "The queue has no room for more requests",
+        "Nothing of the request was stored. Try again after the time in Retry-After; the operator is told.",
+    ),
+    "storage_unavailable": ProblemKind(
+        503,
+        "The artifact store cannot be used",
+        "The image could not be stored, and the request will not run. Try again.",
+    ),
+    "transport_unavailable": ProblemKind(
+        503,
+        "The queue did not answer",
+        "Whether the request was accepted is unknown. Retry with the same Idempotency-Key.",
+    ),
+}
+
+
+class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An error (RFC 9457). Programs switch on *code*; *errors* lists every wrong field in a fixed order.
+
+    *outcome* is "unknown" where a retry might meet a request that was accepted after all; *limit* says which limit of
+    the queue was hit: `depth`, it is full, or `wait`, no worker took the request in time; *instance* is the task in
+    question.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    instance: str | None = None
+    errors: list[FieldError] | None = None
+    outcome: Literal["unknown"] | None = None
+    limit: Literal["depth", "wait"] | None = None
+    retry_after_s: float | None = None
+
+
+class ProblemError(Exception):
+    """Raise it anywhere in a handler; `problem_handlers` makes it the answer.
+
+    *code* is a row of `PROBLEMS` (KeyError otherwise). With *retry_after_s* the header `Retry-After` is sent too.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        errors: list[FieldError] | None = None,
+        instance: str | None = None,
+        outcome: Literal["unknown"] | None = None,
+        limit: Literal["depth", "wait"] | None = None,
+        retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(f"{code}: {detail}")
+        kind = PROBLEMS[code]
+        self.problem: Final = Problem(
+            type=TYPE_PREFIX + code,
+            title=kind.title,
+            status=kind.status,
+            detail=detail,
+            code=code,
+            instance=instance,
+            errors=errors,
+            outcome=outcome,
+            limit=limit,
+            retry_after_s=retry_after_s,
+        )
+        self.headers: Final = dict(headers or {})
+        if retry_after_s is not None:
+            self.headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
+
+    def response(self) -> Response[Problem]:
+        """The answer that carries this problem."""
+        return JsonAnswer(
+            self.problem, status_code=self.problem.status, media_type=PROBLEM_MEDIA_TYPE, headers=self.headers
+        )
+
+
+# What Litestar raises by itself, by status. Its texts are for developers; the client gets ours.
+_BY_STATUS: Final[Mapping[int, str]] = {
+    400: "invalid_query",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    415: "unsupported_media_type",
+}
+
+
+def problem_handlers() -> ExceptionHandlersMap:
+    """Litestar's `exception_handlers`: whatever is raised, the answer is a problem document."""
+    return {ProblemError: _known, HTTPException: _from_litestar, Exception: _unexpected}
+
+
+def _known(_: Request[Any, Any, Any], error: ProblemError) -> Response[Problem]:
+    return answer_of(error)
+
+
+def answer_of(error: ProblemError) -> Response[Problem]:
+    """The answer that carries *error*, which is counted. For who does not raise it: Litestar's way through its handlers
+    of exceptions costs as much as all the rest of a refusal."""
+    metrics.requests_refused.add(error.problem.code)
+    current = current_span()
+    current.set_attribute("warmlane.problem.code", error.problem.code)
+    if error.problem.status >= 500:
+        failed(current, error.problem.code)
+    return error.response()
+
+
+def _from_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
+    code = _BY_STATUS.get(error.status_code)
+    if code is None:
+        return _unexpected(request, error)
+    detail = PROBLEMS[code].detail
+    if code == "invalid_query":
+        detail = _what_is_wrong(error)
+    headers = dict(error.headers or {})
+    if code == "body_too_large" and not _soon_over(request):
+        # otherwise the server would go on reading what the client goes on sending
+        headers["Connection"] = "close"
+    return answer_of(ProblemError(code, detail, headers=headers))
+
+
+def _soon_over(request: Request[Any, Any, Any]) -> bool:
+    """Whether the rest of the body is declared and small enough to be thrown away.
+
+    Hanging up resets the connection, and most clients then never see the answer.
+    """
+    length = request.headers.get("content-length", "")
+    return length.isascii() and length.isdigit() and len(length) < 10 and int(length) <= DISCARD_MAX_BYTES
+
+
+def _what_is_wrong(error: HTTPException) -> str:
+    """The parameters that Litestar refused, with its reasons, which repeat no value."""
+    if isinstance(error, ValidationException) and isinstance(error.extra, list):
+        found = [
+            f"{entry.get('key', 'request')}: {without_content(entry['message'])}"
+            for entry in error.extra
+            if "message" in entry
+        ]
+        if found:
+            return "; ".join(found)
+    return error.detail
+
+
+def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+    # as text: a renderer that is given the exception may print local variables, and prompts and keys are among them
+    told = "".join(traceback.format_exception(error))
+    _log.error("unexpected error", method=request.method, path=request.url.path, exception=told)
+    return answer_of(ProblemError("internal_error", PROBLEMS["internal_error"].detail))

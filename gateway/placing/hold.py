@@ -1,0 +1,166 @@
+"""Requests that are held until a worker of the degraded queue has claimed their task (design §4, Accept 4).
+
+A held task is taken back when its last caller hangs up. Callers with the same Idempotency-Key share a task, also across
+gateways, which therefore ask each other before one of them takes it back (ADR 0011).
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final
+
+import structlog
+
+from contracts import lifecycle
+from contracts.tasks import GenerationTask, TaskStatus, encode_task
+from contracts.topology import TASKS, WAITING_SUBJECTS, waiting_subject
+from gateway.boards.task_board import Snapshot, TaskBoard
+from gateway.placing.leftovers import remove_leftovers
+from gateway.placing.retries import until_answered
+from gateway.placing.sweeper import Sweeper
+from ops.artifacts import Artifacts
+from ops.ending import end
+from ops.nats.link import NatsLink, TransportUnavailable, WrongRevision
+from ops.telemetry import metrics
+
+# The timer usually comes before this; with the time to settle it makes 30.5 s since the request was queued.
+LOOK_AFTER_S: Final = 0.25
+SETTLE_WITHIN_S: Final = 0.7
+SETTLE_RETRY_S: Final = 0.05
+ASK_S: Final = 0.2
+
+UntilGone = Callable[[], Coroutine[Any, Any, None]]
+
+log = structlog.get_logger("hold")
+
+
+class CallerGone(Exception):
+    """The caller hung up while it was held. Nobody reads an answer."""
+
+
+def is_held(task: GenerationTask) -> bool:
+    """Whether callers of *task* are held: it waits on the degraded queue for the first time, and none has its id."""
+    return task.status is TaskStatus.PENDING and task.route == "degraded" and task.attempt == 0 and not task.promised
+
+
+class Holds:
+    """The requests that this gateway holds. `start` it before use."""
+
+    def __init__(
+        self, *, link: NatsLink, artifacts: Artifacts, tasks: TaskBoard, sweeper: Sweeper, stopping: asyncio.Event
+    ) -> None:
+        self._link = link
+        self._artifacts = artifacts
+        self._tasks = tasks
+        self._sweeper = sweeper
+        self._stopping = stopping
+        self._callers: Counter[str] = Counter()
+
+    async def start(self) -> None:
+        """Answers other gateways from now on. Raises TransportUnavailable."""
+        await self._link.answer(WAITING_SUBJECTS, self._has_caller)
+
+    def _has_caller(self, subject: str) -> bool:
+        return self._callers[subject.rsplit(".", 1)[-1]] > 0
+
+    async def hold(self, snapshot: Snapshot, *, is_shared: bool, until_gone: UntilGone) -> Snapshot:
+        """The task as soon as its callers are not held any more: claimed, ended, or promised, which a gateway that
+        stops does itself. It comes within 1 s of the task's deadline, also when no other sweeper lives.
+
+        *until_gone* returns when the caller has hung up. If it was the last one of the task, the task is withdrawn
+        and its place is free. *is_shared*: other gateways may hold callers of it.
+        Raises CallerGone, and TransportUnavailable when nobody knows what becomes of the task.
+        """
+        if not is_held(snapshot.task):
+            return snapshot
+        task_id = snapshot.task.id
+        self._callers[task_id] += 1
+        log.info("caller_held", task_id=task_id, callers=self._callers[task_id])
+        waiting = asyncio.create_task(self._until_free(snapshot))
+        gone = asyncio.create_task(until_gone())
+        try:
+            await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                return waiting.result()
+        finally:
+            await end(waiting, gone)
+            self._callers[task_id] -= 1
+            if not self._callers[task_id]:
+                del self._callers[task_id]
+        log.info("caller_gone", task_id=task_id, callers=self._callers[task_id])
+        await self._leave(snapshot, is_shared=is_shared)
+        raise CallerGone
+
+    async def promise(self, snapshot: Snapshot) -> Snapshot:
+        """The task, whose id may be given to a client: from now on no connection that closes takes it back.
+
+        One that is not held is returned as it is. Raises TransportUnavailable.
+        """
+        return await self._move_held(snapshot, lifecycle.promise)
+
+    async def _until_free(self, snapshot: Snapshot) -> Snapshot:
+        while is_held(snapshot.task):
+            if self._stopping.is_set():
+                return await self.promise(snapshot)
+            left_s = (snapshot.task.deadline_at - datetime.now(UTC)).total_seconds() + LOOK_AFTER_S
+            if left_s <= 0:
+                snapshot = await self._settle(snapshot.task.id)
+            else:
+                waited = await self._tasks.wait(snapshot, seen_revision=snapshot.revision, timeout_s=left_s)
+                snapshot = _present(waited)
+        return snapshot
+
+    async def _settle(self, task_id: str) -> Snapshot:
+        """Does what the sweeper does when the timer is due: ours may be the only gateway."""
+        try:
+            async with asyncio.timeout(SETTLE_WITHIN_S):
+                while True:
+                    try:
+                        return _present(await self._sweeper.look(task_id))
+                    except (TransportUnavailable, WrongRevision):
+                        await asyncio.sleep(SETTLE_RETRY_S)
+        except TimeoutError as error:
+            raise TransportUnavailable("the record could not be settled in time") from error
+
+    async def _leave(self, snapshot: Snapshot, *, is_shared: bool) -> None:
+        """Withdraws the task unless somebody else waits for it."""
+        task_id = snapshot.task.id
+
+        async def withdraw() -> Snapshot | None:
+            # we are asked too
+            if is_shared and await self._link.ask(waiting_subject(task_id), timeout_s=ASK_S):
+                return None
+            return await self._move_held(snapshot, partial(lifecycle.withdraw, now=datetime.now(UTC)))
+
+        try:
+            left = await until_answered(withdraw)
+        except TransportUnavailable as error:
+            log.warning("not_withdrawn", task_id=task_id, error=str(error))  # the wait limit ends it
+            return
+        if left is None:
+            log.info("still_awaited", task_id=task_id)
+        elif left.task.withdrawn:
+            await remove_leftovers(left.task, link=self._link, artifacts=self._artifacts)
+            log.info("task_withdrawn", task_id=task_id)
+
+    async def _move_held(self, snapshot: Snapshot, move: Callable[[GenerationTask], GenerationTask]) -> Snapshot:
+        """*move* made by compare-and-set while the task is held; the task as it is then."""
+        while is_held(snapshot.task):
+            moved = move(snapshot.task)
+            try:
+                revision = await self._link.update(TASKS, moved.id, encode_task(moved), revision=snapshot.revision)
+            except WrongRevision:
+                snapshot = _present(await self._tasks.read(moved.id))
+                continue
+            if moved.status.is_terminal:
+                metrics.task_ended(moved)
+            return self._tasks.record(moved, revision, datetime.now(UTC))
+        return snapshot
+
+
+def _present(snapshot: Snapshot | None) -> Snapshot:
+    if snapshot is None:
+        raise TransportUnavailable("the record is gone")
+    return snapshot

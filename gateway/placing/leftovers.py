@@ -1,0 +1,26 @@
+"""What a task that ended without being run leaves behind, and its removal."""
+
+import structlog
+
+from contracts.tasks import GenerationTask
+from contracts.topology import work_stream, work_subject
+from ops.artifacts import Artifacts, StorageFailed
+from ops.nats.link import NatsLink, TransportUnavailable
+
+log = structlog.get_logger("leftovers")
+
+
+async def remove_leftovers(task: GenerationTask, *, link: NatsLink, artifacts: Artifacts) -> None:
+    """Removes the queue message of *task*'s placement, which frees its place, and its image if it was refused.
+
+    Never raises: a message that stays is fenced off by the record, and the janitor takes an image that no record names.
+    """
+    try:
+        await link.remove_subject(work_stream(task.route, task.model), work_subject(task.route, task.model, task.id))
+    except TransportUnavailable as error:
+        log.info("message_not_removed", task_id=task.id, error=str(error))
+    if task.was_refused and task.image_path is not None:
+        try:
+            await artifacts.delete(task.image_path)
+        except StorageFailed as error:
+            log.warning("image_not_removed", task_id=task.id, error=str(error))

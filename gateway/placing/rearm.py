@@ -1,0 +1,63 @@
+"""Timers that the server may have lost are set again (ADR 0030).
+
+Whoever moves a task sets its timer first and writes the record then. When the server loses what it stored last just in
+between, the record stands without a timer, and nobody would ever look at the task: it would be `pending` for ever.
+"""
+
+import asyncio
+from datetime import datetime
+from typing import Final
+
+import structlog
+
+from contracts.tasks import GenerationTask, TaskStatus, encode_task
+from contracts.topology import TimerKind
+from gateway.boards.task_board import TaskBoard
+from ops.nats.link import NatsLink, TransportUnavailable
+from ops.telemetry.seldom import Seldom
+
+# By then, what was on its way when the connection broke is written, or given up.
+SETTLE_S: Final = 5.0
+RETRY_S: Final = 1.0
+
+log = structlog.get_logger("rearm")
+
+
+class Rearm:
+    """Sets the timer of every task that has not ended, once, some time after each reconnect and each reading anew.
+
+    A timer that is there is replaced by an equal one; one too many finds nothing to do. Every gateway does it: who is
+    alone must not rely on others, and tasks that have not ended are few.
+    """
+
+    def __init__(self, *, link: NatsLink, tasks: TaskBoard) -> None:
+        self._link, self._tasks = link, tasks
+        self._wanted = asyncio.Event()
+        self._seldom = Seldom()
+        link.on_reconnect(self._wanted.set)
+        tasks.on_told_anew(self._wanted.set)
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            await asyncio.sleep(SETTLE_S)
+            try:
+                await self._rearm()
+            except TransportUnavailable as error:
+                self._seldom.tell(log.info, "rearm_delayed", error=str(error))
+                self._wanted.set()
+                await asyncio.sleep(RETRY_S)
+
+    async def _rearm(self) -> None:
+        for task in [snapshot.task for snapshot in self._tasks.live()]:
+            kind, at = timer_of(task)
+            await self._link.set_timer(kind, task.id, at, encode_task(task))
+
+
+def timer_of(task: GenerationTask) -> tuple[TimerKind, datetime]:
+    """The timer that *task*, which has not ended, has by its record. Pure."""
+    if task.status is TaskStatus.PROCESSING and task.lease_expires_at is not None:
+        return "lease", task.lease_expires_at
+    return "admit", task.deadline_at

@@ -1,0 +1,391 @@
+"""Connections with bounds: what a client may make the gateway wait for or keep, and for how long.
+
+uvicorn reads a request head of any size for any time, lets a body come for ever, and waits for ever for a client that
+does not read. Here every connection that keeps the gateway waiting has a moment at which that ends: `overdue` says
+when, and one look at all connections every now and then applies it. What is refused is answered with a problem document
+where nothing was answered yet, and the connection is closed.
+"""
+
+import asyncio
+import contextlib
+import resource
+import ssl
+from functools import partial
+from typing import Any, Final, Literal
+
+import httptools
+import msgspec
+import structlog
+import uvicorn
+from msgspec import Struct
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from gateway.http.problems import PROBLEM_MEDIA_TYPE, ProblemError
+from gateway.server.one_write import OneWrite
+
+HEAD_S: Final = 10.0
+HEAD_MAX_BYTES: Final = 64 * 1024
+HEADERS_MAX: Final = 100
+BODY_IDLE_S: Final = 10.0
+BODY_S: Final = 60.0
+UNREAD_S: Final = 30.0
+LINGER_S: Final = 2.0
+CONNECTIONS_MAX: Final = 4_096
+# Requests that came before the answer to the one before. The answers come in order, so they only wait.
+PIPELINED_MAX: Final = 16
+# Connections above the limit that are still being told so; the next one is cut without a word.
+TURNED_AWAY_MAX: Final = 64
+# File descriptors for all else: nats-server, the artifact store, the log, and connections that are turned away.
+RESERVED_FDS: Final = 256
+
+log = structlog.get_logger("connections")
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """The bounds of one gateway's connections.
+
+    *head_s*: to send a whole request head, from the connection or the first byte on. *body_idle_s*, *body_s*: without
+    a byte of a body, and for all of it. *unread_s*: without taking a byte of an answer that waits to be sent.
+    *linger_s*: to read a refusal before the connection is cut.
+    """
+
+    head_s: float = HEAD_S
+    head_max_bytes: int = HEAD_MAX_BYTES
+    headers_max: int = HEADERS_MAX
+    body_idle_s: float = BODY_IDLE_S
+    body_s: float = BODY_S
+    unread_s: float = UNREAD_S
+    linger_s: float = LINGER_S
+    connections_max: int = CONNECTIONS_MAX
+    pipelined_max: int = PIPELINED_MAX
+
+    @property
+    def look_every_s(self) -> float:
+        """How often connections are looked at; a bound is exceeded by so much at most."""
+        return min(1.0, self.head_s / 4, self.body_idle_s / 4, self.body_s / 4, self.unread_s / 4, self.linger_s / 4)
+
+
+class Waits(Struct, kw_only=True):
+    """Since when a connection keeps the gateway waiting, and for what, by the loop's clock; None for what it does not.
+
+    *body_moved_s* is when a byte of the body came last; *unread_s* is when the client last took a byte of what waits to
+    be sent to it; *leaving_s* is when it was refused.
+    """
+
+    head_s: float | None = None
+    body_s: float | None = None
+    body_moved_s: float = 0.0
+    unread_s: float | None = None
+    leaving_s: float | None = None
+
+
+Overdue = Literal["leaving", "unread", "head", "body"]
+
+
+def overdue(waits: Waits, limits: Limits, now_s: float) -> Overdue | None:
+    """What a client has let the gateway wait for too long at *now_s*, by the first of these that applies. Pure.
+
+    1. leaving: it was refused, and has had the time to read that.
+    2. unread: it takes no byte of its answer.
+    3. head: its request head is not complete.
+    4. body: no byte of its body came for a while, or the whole takes too long.
+    """
+    if waits.leaving_s is not None:  # 1; nothing else counts any more
+        return "leaving" if now_s >= waits.leaving_s + limits.linger_s else None
+    if waits.unread_s is not None and now_s >= waits.unread_s + limits.unread_s:  # 2
+        return "unread"
+    if waits.head_s is not None and now_s >= waits.head_s + limits.head_s:  # 3
+        return "head"
+    if waits.body_s is not None:  # 4
+        until_s = min(waits.body_s + limits.body_s, waits.body_moved_s + limits.body_idle_s)
+        return "body" if now_s >= until_s else None
+    return None
+
+
+def connections_max(wanted: int, fds: int) -> int:
+    """How many connections *fds* file descriptors allow, of *wanted*; at least 1. Pure."""
+    return max(1, min(wanted, fds - RESERVED_FDS))
+
+
+def raise_fd_limit(connections: int = CONNECTIONS_MAX) -> int:
+    """Raises this process's limit of file descriptors to what *connections* need, as far as it may be raised.
+
+    Returns how many it may open.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + RESERVED_FDS
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return max(soft, wanted)
+    with contextlib.suppress(ValueError, OSError):  # a sandbox may forbid it: then there are fewer connections
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return soft
+
+
+class Connections:
+    """All connections of one gateway, and how they are bounded."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._open: set[BoundedProtocol] = set()
+        self._turned_away: set[BoundedProtocol] = set()
+        self._looking = False
+        self._full = False
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def admit(self, connection: "BoundedProtocol") -> bool:
+        """Whether there is room for *connection*; from now on it is looked at, until `forget`."""
+        has_room = len(self._open) < self.limits.connections_max
+        (self._open if has_room else self._turned_away).add(connection)
+        if not has_room and not self._full:  # once, until there is room again
+            log.warning("connections_full", connections=len(self._open))
+        self._full = not has_room
+        if not self._looking:
+            self._looking = True
+            self._look_later(connection.loop)
+        return has_room
+
+    def may_be_told(self) -> bool:
+        """Whether one more that is turned away may stay for long enough to be told why."""
+        return len(self._turned_away) <= TURNED_AWAY_MAX
+
+    def forget(self, connection: "BoundedProtocol") -> None:
+        """*connection* is closed."""
+        self._open.discard(connection)
+        self._turned_away.discard(connection)
+
+    def _look_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.call_later(self.limits.look_every_s, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        now_s = loop.time()
+        for connection in (*self._open, *self._turned_away):
+            connection.look(now_s)
+        self._looking = bool(self._open or self._turned_away)
+        if self._looking:
+            self._look_later(loop)
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 connection, within the limits of its `Connections`."""
+
+    def __init__(self, *, connections: Connections, **given: Any) -> None:
+        super().__init__(**given)
+        self._all = connections
+        self._limits = connections.limits
+        self._waits = Waits()
+        self._head_bytes = self._head_read_bytes = 0
+        self._is_in_message = False
+        self._is_in_head = False
+        self._unsent_bytes = 0
+        self._refusal: tuple[str, str] | None = None
+        self._in_hand: RequestResponseCycle | None = None  # `cycle` is the newest request, which may have to wait
+
+    # What the transport tells
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]  # what uvicorn uses of one
+        now_s = self.loop.time()
+        self._waits.head_s = now_s
+        if not self._all.admit(self):
+            if self._all.may_be_told():
+                self._refuse("too_many_connections", "this gateway has as many connections as it can have")
+            else:
+                transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._all.forget(self)
+        self._tell_gone()
+        super().connection_lost(exc)
+
+    def eof_received(self) -> None:
+        self._waits.head_s = None  # the transport closes itself now
+
+    def data_received(self, data: bytes) -> None:
+        if self._waits.leaving_s is not None:
+            return
+        self._unset_keepalive_if_required()
+        if not self._is_in_message and self._waits.head_s is None and not self._is_answering():
+            # also blank lines, which the parser skips before a head: they must not keep a connection open
+            self._waits.head_s = self.loop.time()
+        if not self._is_in_message or self._is_in_head:
+            self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # no protocol to upgrade to: the request has been taken as one of HTTP/1.1
+        except httptools.HttpParserError:
+            self._refuse(*(self._refusal or ("malformed_request", "this is no HTTP/1.1 request")))
+            return
+        if self._is_in_head and self._head_bytes > self._limits.head_max_bytes:
+            self._refuse("headers_too_large", self._too_large)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._waits.unread_s = self.loop.time()
+        self._unsent_bytes = self.transport.get_write_buffer_size()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._waits.unread_s = None
+
+    # What the parser tells. An error that is raised here comes out of `feed_data` as an HttpParserError.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_message = self._is_in_head = True
+        if self._waits.head_s is None:
+            self._waits.head_s = self.loop.time()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._count_head(len(name) + len(value) + len(b": \r\n"))
+
+    def _count_head(self, read_bytes: int) -> None:
+        # a head that came in one piece with a body is counted here; one whose end is missing, by the piece
+        self._head_read_bytes += read_bytes
+        if self._head_read_bytes > self._limits.head_max_bytes:
+            self._refusal = ("headers_too_large", self._too_large)
+            raise ValueError
+        if len(self.headers) > self._limits.headers_max:
+            self._refusal = ("headers_too_large", f"the request has more than {self._limits.headers_max} headers")
+            raise ValueError
+
+    @property
+    def _too_large(self) -> str:
+        return f"the request head has more than {self._limits.head_max_bytes} bytes"
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._head_bytes = self._head_read_bytes = 0
+        self._waits.head_s = None
+        self._waits.body_s = self._waits.body_moved_s = self.loop.time()
+        if len(self.pipeline) >= self._limits.pipelined_max:
+            self._refusal = ("malformed_request", "too many requests before the first answer")
+            raise ValueError
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._waits.body_moved_s = self.loop.time()
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._is_in_message = False
+        self._waits.body_s = None
+        super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._in_hand = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._is_in_head:  # it had to wait for this answer anyway
+            self._waits.head_s = self.loop.time()
+
+    # The bounds
+
+    def _is_answering(self) -> bool:
+        return self._in_hand is not None and not self._in_hand.response_complete
+
+    def _tell_gone(self) -> None:
+        """Whoever serves the request in hand learns that the client is gone, and what it still says is not sent.
+
+        uvicorn tells the newest request only. One that was sent behind it would keep an event stream open for ever.
+        """
+        self.pipeline.clear()
+        if self._in_hand is not None and not self._in_hand.response_complete:
+            self._in_hand.disconnected = True
+            self._in_hand.message_event.set()
+
+    def look(self, now_s: float) -> None:
+        """Applies the bounds, as of *now_s*."""
+        waits = self._waits
+        if waits.unread_s is None and waits.leaving_s is None and self.transport.is_closing():
+            waits.unread_s = now_s  # answered and closed, but for what is left to be taken
+        if waits.unread_s is not None:
+            unsent_bytes = self.transport.get_write_buffer_size()
+            if unsent_bytes < self._unsent_bytes:
+                waits.unread_s = now_s
+            self._unsent_bytes = unsent_bytes
+        if self.flow.read_paused:  # by us: no fault of the client
+            waits.body_moved_s = now_s
+        match overdue(waits, self._limits, now_s):
+            case "leaving":
+                self.transport.abort()
+            case "unread":
+                log.info("client_does_not_read", unsent_bytes=self._unsent_bytes)
+                self.transport.abort()
+            case "head" if not self._is_answering():
+                self._refuse("request_timeout", f"the request head was not complete within {self._limits.head_s:g} s")
+            case "body":
+                self._refuse(
+                    "request_timeout",
+                    f"no byte of the body within {self._limits.body_idle_s:g} s, or not all of it within "
+                    f"{self._limits.body_s:g} s",
+                )
+            case _:
+                pass
+
+    def _refuse(self, code: str, detail: str) -> None:
+        """Answers with the problem *code*, unless that would stand in another answer's place, and closes."""
+        if self._waits.leaving_s is not None or self.transport.is_closing():
+            return
+        self._waits.leaving_s = self.loop.time()
+        self._unset_keepalive_if_required()
+        if self._may_answer():
+            self.transport.write(self._problem(code, detail))
+        self._tell_gone()
+        # A close with bytes that nobody read resets the connection, and most clients then never see the answer: what
+        # still comes is thrown away, for `linger_s` at most.
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def _may_answer(self) -> bool:
+        """Whether an answer now would be taken for that of the request that is refused."""
+        if self._in_hand is None or self._in_hand.response_complete:
+            return self._in_hand is None or self._is_in_head
+        # it has to be the one in hand itself, in the middle of its body
+        return self._in_hand is self.cycle and not (self._is_in_head or self._in_hand.response_started)
+
+    def _problem(self, code: str, detail: str) -> bytes:
+        problem = ProblemError(code, detail, retry_after_s=1.0 if code == "too_many_connections" else None)
+        body = msgspec.json.encode(problem.problem)
+        headers = {
+            "content-type": PROBLEM_MEDIA_TYPE,
+            "content-length": str(len(body)),
+            "connection": "close",
+            **problem.headers,
+        }
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        return b"".join((STATUS_LINE[problem.problem.status], head.encode("ascii"), b"\r\n", body))
+
+
+def http_config(app: Any, connections: Connections, *, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
+    """How uvicorn serves *app* with bounded *connections*, over *tls* where it is given."""
+    return uvicorn.Config(
+        app,
+        http=partial(BoundedProtocol, connections=connections),  # type: ignore[arg-type]  # a factory does as well
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # nobody asks where a request comes from, and anybody can write these headers
+        proxy_headers=False,
+        lifespan="off",
+        loop="none",
+        timeout_graceful_shutdown=5,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
+    )

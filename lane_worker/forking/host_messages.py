@@ -1,0 +1,263 @@
+"""The pipe between a worker and its pipeline host: every message, tagged, as MessagePack with a 4-byte length.
+
+One protocol, one file; `tests/unit/lane_worker/test_host_messages.py` pins its bytes. The parent is `host.py`; the child is
+`lane_worker/pipelines/child.py`. This module imports neither torch nor asyncio.
+"""
+
+import struct
+from typing import Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from contracts.settings import Checkpoint
+from contracts.tasks import GenerationParameters, MemoryReading
+
+MAX_MESSAGE_BYTES: Final = 1 << 20
+LENGTH: Final = struct.Struct(">I")
+PID: Final = struct.Struct(">q")
+Role = Literal["lane", "degraded"]
+
+
+class Fork(Struct, frozen=True, tag="fork"):
+    """To the fork server, together with the child's end of the pipe; answered with the child's pid (`PID`).
+
+    *role* and *term* go into the slot's note: they decide who may put this child aside (`slot.may_take_over`).
+    *oom_snapshots* is how many snapshots of memory are kept in *oom_dir* after it ran out; with 0 none is made.
+    *rehearse* is what the child loads, runs and releases in tiny before it is ready.
+    """
+
+    slot: str
+    lock_dir: str
+    lock_wait_s: float
+    role: Role
+    term: int
+    oom_dir: str = ""
+    oom_snapshots: int = 0
+    rehearse: tuple[Checkpoint, ...] = ()
+
+
+class Load(Struct, frozen=True, tag="load"):
+    """Load this checkpoint from *models_dir*; answered by `Loaded` or `Failed`. Tiny weights are made if absent."""
+
+    model: str
+    checkpoint: Checkpoint
+    models_dir: str
+    step_seconds: float = 0.0
+
+
+class Unload(Struct, frozen=True, tag="unload"):
+    """Drop the pipeline and give its memory back; answered by `Unloaded`, also where nothing is resident."""
+
+
+class Generate(Struct, frozen=True, tag="generate"):
+    """Run one inference and write an MP4 to *video_path*; answered by `Progress`…, then one of the four ends.
+
+    *attempt* 0 is a warm-up: `Load.step_seconds` does not slow it down.
+    """
+
+    task_id: str
+    attempt: int
+    parameters: GenerationParameters
+    video_path: str
+    image_path: str | None = None
+
+
+class Cancel(Struct, frozen=True, tag="cancel"):
+    """Stop *task_id* at the next step; answered by `Cancelled` unless it had ended."""
+
+    task_id: str
+
+
+class Ping(Struct, frozen=True, tag="ping"):
+    """Answered at once by `Pong`, also during an inference."""
+
+    number: int
+
+
+class Exit(Struct, frozen=True, tag="exit"):
+    """Leave, with exit status 0."""
+
+
+ToChild = Load | Unload | Generate | Cancel | Ping | Exit
+
+
+class Rehearsed(Struct, frozen=True):
+    """The rehearsal took *seconds*; *error* is what went wrong in it, empty where nothing did."""
+
+    seconds: float
+    error: str = ""
+
+
+class Ready(Struct, frozen=True, tag="ready"):
+    """The child runs and holds the lock of its slot. *unfinished* is what the lock's last holder left undone.
+
+    *rehearsed* is None where there was nothing to rehearse.
+    """
+
+    pid: int
+    unfinished: "SlotNote | None" = None
+    rehearsed: Rehearsed | None = None
+
+
+class SlotBusy(Struct, frozen=True, tag="slot_busy"):
+    """The slot's lock stayed with another process; the child leaves."""
+
+    holder: "SlotNote | None"
+
+
+class Loaded(Struct, frozen=True, tag="loaded"):
+    """The model is resident. *read_s* and *copy_s* are parts of *seconds* (`SwapReceipt`)."""
+
+    model: str
+    seconds: float
+    memory: MemoryReading
+    read_s: float | None = None
+    copy_s: float | None = None
+
+
+class Unloaded(Struct, frozen=True, tag="unloaded"):
+    """Nothing is resident any more, as far as the child can tell: *alive* names the components it could not let go of.
+
+    *allocated_bytes* is what torch's CUDA allocator still counts as in use; None without a card.
+    """
+
+    alive: tuple[str, ...]
+    allocated_bytes: int | None
+    seconds: float
+    memory: MemoryReading
+
+
+class Progress(Struct, frozen=True, tag="progress"):
+    """*step* of *steps* is finished; *at_s* is wall-clock time (Unix). Step 0 marks the start of the inference."""
+
+    task_id: str
+    step: int
+    steps: int
+    at_s: float
+
+
+class WrittenVideo(Struct, frozen=True):
+    """The MP4 that was written to `Generate.video_path`."""
+
+    bytes: int
+    sha256: str
+    width: int
+    height: int
+    frames: int
+    fps: int
+
+
+class Finished(Struct, frozen=True, tag="finished"):
+    """Done; memory is cleaned."""
+
+    task_id: str
+    video: WrittenVideo
+    inference_s: float
+    encode_s: float
+    memory: MemoryReading
+
+
+class Cancelled(Struct, frozen=True, tag="cancelled"):
+    """Stopped on request; memory is cleaned, no video was left."""
+
+    task_id: str
+    memory: MemoryReading
+
+
+class Failed(Struct, frozen=True, tag="failed"):
+    """A load (*task_id* None) or an inference failed; memory is cleaned where that was possible.
+
+    *fatal*: the process cannot be trusted any more (a CUDA error), the parent kills it. *snapshot* is the file that was
+    written because memory ran out, if any. In the place of `Ready` it says why the child does not serve, and *lasting*
+    that no other one would. In the place of `Unloaded` it says what ended the child.
+    """
+
+    task_id: str | None
+    code: Literal["out_of_memory", "inference_failed", "invalid_input", "storage_failed"]
+    message: str
+    memory: MemoryReading
+    fatal: bool = False
+    snapshot: str = ""
+    lasting: bool = False
+
+
+class Pong(Struct, frozen=True, tag="pong"):
+    """The child's reader answers, so the process is alive and not stuck with the interpreter held."""
+
+    number: int
+
+
+FromChild = Ready | SlotBusy | Loaded | Unloaded | Progress | Finished | Cancelled | Failed | Pong
+
+
+class SlotNote(Struct, frozen=True):
+    """Content of a slot's lock file: who holds the slot, what is resident, and which task runs.
+
+    *pid* and *started* (clock ticks since boot; None where the system does not tell) name one process for ever.
+    *term* is the leadership that the process was started under, 0 in a lane. The next holder finds a task here that
+    was never finished with, and writes its memory line (FR-008, FR-009).
+    """
+
+    pid: int
+    started: int | None
+    role: Role
+    term: int
+    model: str | None = None
+    task_id: str | None = None
+    attempt: int = 0
+
+
+class BadMessage(ValueError):
+    """What came over the pipe is not of this protocol."""
+
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_FORK: Final[msgspec.msgpack.Decoder[Fork]] = msgspec.msgpack.Decoder(Fork)
+_TO_CHILD: Final[msgspec.msgpack.Decoder[ToChild]] = msgspec.msgpack.Decoder(ToChild)
+_FROM_CHILD: Final[msgspec.msgpack.Decoder[FromChild]] = msgspec.msgpack.Decoder(FromChild)
+
+
+def frame(message: ToChild | FromChild) -> bytes:
+    """*message* as it travels: its length, then its body."""
+    body = _ENCODER.encode(message)
+    if len(body) > MAX_MESSAGE_BYTES:
+        raise BadMessage(f"a message of {len(body)} bytes is over the limit")
+    return LENGTH.pack(len(body)) + body
+
+
+def body_length(head: bytes) -> int:
+    """The length of the body that follows *head* (4 bytes). Raises BadMessage over the limit."""
+    (length,) = LENGTH.unpack(head)
+    if length > MAX_MESSAGE_BYTES:
+        raise BadMessage(f"a message claims {length} bytes")
+    return int(length)
+
+
+def encode_fork(request: Fork) -> bytes:
+    """*request* as it travels to the fork server, whole: no length stands before it."""
+    return _ENCODER.encode(request)
+
+
+def decode_fork(body: bytes) -> Fork:
+    """Raises BadMessage."""
+    try:
+        return _FORK.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadMessage(str(error)) from error
+
+
+def decode_to_child(body: bytes) -> ToChild:
+    """Raises BadMessage."""
+    try:
+        return _TO_CHILD.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadMessage(str(error)) from error
+
+
+def decode_from_child(body: bytes) -> FromChild:
+    """Raises BadMessage."""
+    try:
+        return _FROM_CHILD.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadMessage(str(error)) from error

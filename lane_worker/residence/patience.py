@@ -1,0 +1,64 @@
+"""Asking a memory probe from an event loop, with a driver behind it that may never answer."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from ops.machine.memory import Holder, MemoryProbe, Reading
+
+ANSWER_S: Final = 2.0
+
+T = TypeVar("T")
+
+
+class PatientProbe:
+    """*probe*, asked in threads of its own and never twice at a time. For one event loop.
+
+    A driver that hangs costs one thread, which keeps neither the process from ending nor others from their pool's
+    threads. While it does not come back, every question is answered by None, or by nothing: never by a reading of an
+    earlier question.
+    """
+
+    def __init__(self, probe: MemoryProbe, *, answer_s: float = ANSWER_S) -> None:
+        self._probe = probe
+        self._answer_s = answer_s
+        self._pending: asyncio.Future[None] | None = None
+        self.trouble = ""
+        """Why the last reading is missing, in the driver's words; empty where it is not."""
+
+    async def read(self, pid: int | None) -> Reading | None:
+        """As `MemoryProbe.read`; None also where there is no answer within the time."""
+        late: tuple[Reading | None, str] = None, f"the driver did not answer within {self._answer_s:g} s"
+        reading, self.trouble = await self._ask(lambda: (self._probe.read(pid), self._probe.trouble), late)
+        return reading
+
+    async def holders(self) -> tuple[Holder, ...]:
+        """As `MemoryProbe.holders`; empty also where there is no answer within the time."""
+        return await self._ask(self._probe.holders, ())
+
+    async def _ask(self, question: Callable[[], T], otherwise: T) -> T:
+        loop = asyncio.get_running_loop()
+        answers: list[T] = []
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._answer_s):
+                while self._pending is not None:
+                    await asyncio.shield(self._pending)
+                pending = self._pending = loop.create_future()
+
+                def came_back() -> None:
+                    self._pending = None
+                    pending.set_result(None)
+
+                def run() -> None:
+                    try:
+                        answers.append(question())
+                    finally:
+                        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                            loop.call_soon_threadsafe(came_back)
+
+                threading.Thread(target=run, name="memory-probe", daemon=True).start()
+                await asyncio.shield(pending)
+                return answers[0] if answers else otherwise
+        return otherwise

@@ -1,0 +1,564 @@
+"""The HTTP API as `warmlane submit` and `warmlane demo` use it.
+
+A submit carries an Idempotency-Key, so it is tried again safely when an answer was lost. Replies are read leniently:
+what a newer gateway adds is ignored.
+"""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
+
+import click
+import httpx
+import msgspec
+import stamina
+from msgspec import Struct
+
+from contracts.generation import FieldError
+from contracts.keys import Presented, parse_presented
+from ops.commands.web_client import web_client
+
+CONNECT_TIMEOUT_S: Final = 5.0
+REPLY_TIMEOUT_S: Final = 30.0
+# A submit may be held for 30 s, until a worker takes it or nobody did.
+HELD_REPLY_TIMEOUT_S: Final = 45.0
+# One long poll; a gateway answers at most 60 s late.
+WAIT_S: Final = 20.0
+# A task that moves up in its queue is no change that ends a long poll.
+QUEUED_WAIT_S: Final = 1.0
+# A submit that finds nobody is given up soon: most likely nothing was started.
+SUBMIT_ATTEMPTS: Final = 4
+# A task that was accepted goes on without us: be patient with a gateway that is started again.
+FOLLOW_PATIENCE_S: Final = 60.0
+# A key that asked too often is told when its next turn is: that is waited for, unless it is further off than this.
+TURN_PATIENCE_S: Final = 60.0
+TURN_ATTEMPTS: Final = 20
+KEY_VARIABLE: Final = "WARMLANE_API_KEY"
+# What to do about a refusal, where the gateway cannot know it.
+HINTS: Final = {
+    "unauthorized": f"Set {KEY_VARIABLE}, or name a file that holds the key with --api-key-file. "
+    "Where the nats-server is, `warmlane keys add` makes one.",
+    "forbidden": "Use another key. Where the nats-server is, `warmlane keys add` makes one with the missing scope.",
+}
+
+T = TypeVar("T")
+
+
+class Step(Struct, frozen=True):
+    """Inference steps finished, of how many."""
+
+    step: int
+    steps: int
+
+
+class Reason(Struct, frozen=True):
+    """Why a task failed. A string and not `FailureCode`: that list grows."""
+
+    code: str
+    message: str
+
+
+class Video(Struct, frozen=True):
+    """The finished MP4."""
+
+    bytes: int
+    sha256: str
+    width: int
+    height: int
+    frames: int
+    fps: int
+
+
+class Memory(Struct, frozen=True):
+    """The host's memory after cleanup; no CUDA figure where there is no CUDA."""
+
+    rss_bytes: int
+    cuda_allocated_bytes: int | None = None
+
+
+class Place(Struct, frozen=True):
+    """Where a task stands in its queue: 1 is next. No expected wait before anything was measured."""
+
+    position: int
+    expected_wait_s: float | None = None
+
+
+class Swap(Struct, frozen=True, kw_only=True):
+    """The swap receipt as it is shown; `contracts.tasks.SwapReceipt` says what its figures mean."""
+
+    loaded_model: str
+    how: str
+    probe: str
+    proof: str = ""
+    released_model: str | None = None
+    reason: str = ""
+    alive: tuple[str, ...] = ()
+    base_bytes: int | None = None
+    before_bytes: int | None = None
+    after_bytes: int | None = None
+    tolerance_bytes: int | None = None
+    own_base_bytes: int | None = None
+    own_bytes: int | None = None
+    free_bytes: int | None = None
+    needed_bytes: int = 0
+    samples: int = 0
+    release_s: float = 0.0
+    verify_s: float = 0.0
+    load_s: float = 0.0
+    read_s: float | None = None
+    copy_s: float | None = None
+    first_step_s: float | None = None
+
+    @property
+    def allowed_bytes(self) -> int | None:
+        """How much may be in use after the release; None where nothing could be measured."""
+        if self.base_bytes is None or self.tolerance_bytes is None:
+            return None
+        return self.base_bytes + self.tolerance_bytes
+
+    @property
+    def excess_bytes(self) -> int | None:
+        """How much more was in use than the proof of the release allows; None where nothing could be measured."""
+        if self.proof == "no_pipeline":
+            return 0
+        if self.proof == "own_figure" and self.own_bytes is not None and self.tolerance_bytes is not None:
+            return self.own_bytes - (self.own_base_bytes or 0) - self.tolerance_bytes
+        if self.after_bytes is None or self.allowed_bytes is None:
+            return None
+        return self.after_bytes - self.allowed_bytes
+
+
+class Event(Struct, frozen=True):
+    """One line of a task's timeline."""
+
+    at: datetime
+    event: str
+
+
+class Parameters(Struct, frozen=True):
+    """The parameters that these commands show."""
+
+    seed: int
+    steps: int
+
+
+class Notice(Struct, frozen=True):
+    """What the gateway did otherwise than it was asked to."""
+
+    message: str
+
+
+class Task(Struct, frozen=True, kw_only=True):
+    """A task as the gateway shows it."""
+
+    id: str
+    status: str
+    model: str
+    route: str
+    parameters: Parameters
+    created_at: datetime
+    queued_at: datetime
+    attempt: int = 0
+    worker: str | None = None
+    claimed_at: datetime | None = None
+    finished_at: datetime | None = None
+    progress: Step | None = None
+    error: Reason | None = None
+    video: Video | None = None
+    memory: Memory | None = None
+    queue: Place | None = None
+    swap: Swap | None = None
+    warnings: tuple[Notice, ...] = ()
+    timeline: tuple[Event, ...] = ()
+    trace_id: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status in {"done", "failed"}
+
+    def at(self, event: str) -> datetime | None:
+        """When *event* happened last; None if it is not in the timeline."""
+        return next((entry.at for entry in reversed(self.timeline) if entry.event == event), None)
+
+
+class ImageRules(Struct, frozen=True):
+    """Whether a request may or must carry an image."""
+
+    presence: str
+
+
+class Constraints(Struct, frozen=True):
+    """The constraints that the demo looks at."""
+
+    image: ImageRules
+
+
+class Model(Struct, frozen=True):
+    """A model that the gateway serves."""
+
+    name: str
+    title: str
+    constraints: Constraints
+
+
+class Settings(Struct, frozen=True):
+    """`GET /settings`."""
+
+    profile: str
+    models: tuple[Model, ...]
+
+
+class ModelReadiness(Struct, frozen=True):
+    """Whether a lane of the model is warm, and what its lanes are doing."""
+
+    warm: bool
+    lanes: tuple[str, ...]
+
+
+class Readiness(Struct, frozen=True):
+    """`GET /readyz`."""
+
+    degraded_worker: bool
+    models: dict[str, ModelReadiness]
+
+
+class LaneMode(Struct, frozen=True):
+    """The operator's switch of a model, `auto` or `degraded`."""
+
+    model: str
+    mode: str
+    since: datetime | None = None
+
+
+class Problem(Struct, frozen=True, kw_only=True):
+    """A problem document (RFC 9457)."""
+
+    status: int
+    code: str
+    title: str
+    detail: str = ""
+    errors: tuple[FieldError, ...] = ()
+    retry_after_s: float | None = None
+
+
+class Refused(click.ClickException):
+    """The gateway answered with a problem document. As an uncaught error it is shown line by line; exit status 1.
+
+    *retry_after_s* is when another try makes sense, where the gateway could tell.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__("\n".join(problem_lines(problem)))
+        self.problem = problem
+        self.retry_after_s = problem.retry_after_s
+
+
+class Unreachable(click.ClickException):
+    """No gateway answers."""
+
+
+class NotWarmlane(click.ClickException):
+    """What answers is not a Warmlane gateway."""
+
+
+class DamagedVideo(click.ClickException):
+    """What was downloaded is not what the task says."""
+
+
+def problem_lines(problem: Problem) -> Iterator[str]:
+    """*problem* for a person: what it is, then one line for each wrong field."""
+    yield f"{problem.title} ({problem.status} {problem.code})"
+    if problem.errors:
+        for error in problem.errors:
+            yield f"  {error.message}"
+    elif problem.detail:
+        yield f"  {problem.detail}"
+    if problem.code in HINTS:
+        yield f"  {HINTS[problem.code]}"
+    if problem.retry_after_s is not None:
+        yield f"  Try again in {problem.retry_after_s:g} s."
+
+
+class Client:
+    """A connection to one gateway. Close it with `close`, or use it in a `with` block.
+
+    Every call raises Unreachable, NotWarmlane or Refused, which click shows as errors with exit status 1.
+    """
+
+    def __init__(self, url: str, *, key: Presented | None = None, ca: Path | None = None) -> None:
+        """Shows *key* with every request; with *ca*, trusts the certificates of that authority alone.
+
+        Raises what `web_client` raises.
+        """
+        self.url = url.rstrip("/")
+        # retries are ours to mention, not to log
+        stamina.instrumentation.set_on_retry_hooks([])
+        self._http = web_client(
+            self.url,
+            timeout=httpx.Timeout(REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            headers={} if key is None else {"Authorization": f"Bearer {key.text}"},
+            ca=ca,
+        )
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._http.close()
+
+    def settings(self) -> Settings:
+        """The models that the gateway serves, and its profile."""
+        reply = self._soon(lambda: self._request("GET", "/settings"))
+        return _decode(reply, Settings)
+
+    def readiness(self) -> Readiness:
+        """Which workers there are. Not yet ready is an answer, and not an error."""
+        try:
+            return _decode(self._http.get("/readyz"), Readiness)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def get(self, path: str, kind: type[T]) -> T:
+        """What the gateway answers at *path*, as *kind*."""
+        return _decode(self._request("GET", path), kind)
+
+    def lane_mode(self, model: str) -> LaneMode:
+        """The switch of *model*, a name or an alias."""
+        return self.get(_mode_path(model), LaneMode)
+
+    def set_lane_mode(self, model: str, mode: str) -> LaneMode:
+        """Sets the switch of *model* to `auto` or `degraded`."""
+        return _decode(self._request("PUT", _mode_path(model), json={"mode": mode}), LaneMode)
+
+    def submit(self, body: Mapping[str, Any], *, idempotency_key: str, hold: bool = True) -> tuple[Task, str]:
+        """Submits *body*, and again with the same key when the answer was lost. The task and its revision.
+
+        Where no lane is free this may take 30 s, until a worker took it. Without *hold* the answer comes at once, and
+        what nobody took in time ends as failed with `queue_overloaded`.
+        """
+        headers = {"Idempotency-Key": idempotency_key} | ({} if hold else {"Prefer": "respond-async"})
+        timeout = httpx.Timeout(HELD_REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        reply = self._soon(lambda: self._request("POST", "/generate", json=body, headers=headers, timeout=timeout))
+        return _decode(reply, Task), reply.headers.get("ETag", "")
+
+    def find(self, body: Mapping[str, Any], *, idempotency_key: str) -> Task:
+        """The task of a `submit` of *body* whose answer was not read; asks once, for REPLY_TIMEOUT_S / 3 at most.
+
+        Where that submit was never heard of, the task is a new one.
+        """
+        headers = {"Idempotency-Key": idempotency_key, "Prefer": "respond-async"}
+        timeout = httpx.Timeout(REPLY_TIMEOUT_S / 3, connect=CONNECT_TIMEOUT_S)
+        return _decode(self._request("POST", "/generate", json=body, headers=headers, timeout=timeout), Task)
+
+    def follow(self, task: Task, revision: str, on_change: Callable[[Task], None]) -> Task:
+        """Waits until *task* has ended, however long that takes, and tells *on_change* each new state and place."""
+        path = f"/tasks/{task.id}"
+        on_change(task)
+        while not task.has_ended:
+            headers = {"If-None-Match": revision} if revision else {}
+            reply = self._patiently(path, headers, wait_s=QUEUED_WAIT_S if task.queue else WAIT_S)
+            if reply.status_code == httpx.codes.NOT_MODIFIED:
+                if task.queue is None:
+                    continue
+                reply = self._patiently(path, {}, wait_s=0)
+            task, revision = _decode(reply, Task), reply.headers.get("ETag", "")
+            on_change(task)
+        return task
+
+    def _patiently(self, path: str, headers: Mapping[str, str], *, wait_s: float) -> httpx.Response:
+        params = {"wait": f"{wait_s:g}"}
+        for attempt in stamina.retry_context(
+            on=_worth_another_try, attempts=None, timeout=FOLLOW_PATIENCE_S, wait_max=2.0, wait_jitter=0.1
+        ):
+            with attempt:
+                return self._request("GET", path, params=params, headers=headers, timeout=wait_s + REPLY_TIMEOUT_S)
+        raise AssertionError("stamina returns or raises")
+
+    def cancel(self, task: Task) -> Task:
+        """Cancels *task*, unless it has ended already; the task as it is then."""
+        return _decode(self._request("DELETE", f"/tasks/{task.id}"), Task)
+
+    def download(self, task: Task, path: Path) -> None:
+        """Saves the video of *task*, which is done, at *path*: whole and checked, or not at all.
+
+        Raises DamagedVideo when its hash is not the one in the task; OSError when it cannot be written.
+        """
+        self._in_turn(lambda: self._download(task, path))
+
+    def _download(self, task: Task, path: Path) -> None:
+        part = path.with_name(f"{path.name}.part")
+        digest = hashlib.sha256()
+        try:
+            with part.open("wb") as file:
+                for chunk in self._chunks(f"/tasks/{task.id}/video"):
+                    digest.update(chunk)
+                    file.write(chunk)
+            if task.video is None or digest.hexdigest() != task.video.sha256:
+                raise DamagedVideo(f"the video of task {task.id} arrived damaged; download it again from {self.url}")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _chunks(self, path: str) -> Iterator[bytes]:
+        try:
+            with self._http.stream("GET", path) as reply:
+                if not reply.is_success:
+                    reply.read()
+                    raise _refusal(reply)
+                yield from reply.iter_bytes()
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def _soon(self, call: Callable[[], httpx.Response]) -> httpx.Response:
+        for attempt in stamina.retry_context(
+            on=_worth_another_try, attempts=SUBMIT_ATTEMPTS, wait_initial=0.2, wait_max=2.0, wait_jitter=0.1
+        ):
+            with attempt:
+                return call()
+        raise AssertionError("stamina returns or raises")
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return self._in_turn(lambda: self._request_once(method, path, **options))
+
+    def _in_turn(self, call: Callable[[], T]) -> T:
+        # a request that came too often was not looked at: to send it again, when told to, is safe
+        for attempt in stamina.retry_context(on=_until_turn, attempts=TURN_ATTEMPTS, timeout=None):
+            with attempt:
+                return call()
+        raise AssertionError("stamina returns or raises")
+
+    def _request_once(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            reply = self._http.request(method, path, **options)
+        except httpx.UnsupportedProtocol as error:
+            raise click.BadParameter(f"{self.url!r} does not begin with http://", param_hint="--url") from error
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        if reply.is_success or reply.status_code == httpx.codes.NOT_MODIFIED:
+            return reply
+        raise _refusal(reply)
+
+    def _unreachable(self, error: httpx.HTTPError) -> Unreachable:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return Unreachable(
+                f"the certificate of {self.url} is not one to trust ({error}); "
+                "name the file of its authority with --ca or WARMLANE_CA"
+            )
+        return Unreachable(
+            f"no gateway answers at {self.url} ({str(error) or type(error).__name__}); "
+            "start one with `warmlane up`, or name another with --url or WARMLANE_URL"
+        )
+
+
+def _mode_path(model: str) -> str:
+    return f"/admin/lanes/{quote(model, safe='')}/mode"
+
+
+def _worth_another_try(error: Exception) -> bool:
+    return isinstance(error, Unreachable) or (
+        isinstance(error, Refused) and error.problem.code == "transport_unavailable"
+    )
+
+
+def _until_turn(error: Exception) -> bool | float:
+    if not isinstance(error, Refused) or error.problem.code != "rate_limited":
+        return False
+    wait_s = error.retry_after_s or 1.0
+    return wait_s if wait_s <= TURN_PATIENCE_S else False
+
+
+def _refusal(reply: httpx.Response) -> click.ClickException:
+    try:
+        problem = msgspec.json.decode(reply.content, type=Problem)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return NotWarmlane(
+            f"{reply.request.url} answered {reply.status_code}, and not as a Warmlane gateway does; check --url"
+        )
+    header = reply.headers.get("Retry-After", "")
+    if problem.retry_after_s is None and header.isascii() and header.isdigit():
+        problem = msgspec.structs.replace(problem, retry_after_s=float(header))
+    return Refused(problem)
+
+
+def _decode(reply: httpx.Response, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(reply.content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise NotWarmlane(f"{reply.request.url} did not answer as a Warmlane gateway does ({error})") from error
+
+
+url_option = click.option(
+    "--url",
+    envvar="WARMLANE_URL",
+    default="http://127.0.0.1:8000",
+    show_default=True,
+    show_envvar=True,
+    help="Where the gateway answers.",
+)
+
+
+class Gateway(Struct, frozen=True):
+    """Which gateway a command talks to, and as whom."""
+
+    url: str
+    key: Presented | None = None
+    ca: Path | None = None
+
+    def client(self) -> Client:
+        """A connection to it. Raises what `Client` raises."""
+        return Client(self.url, key=self.key, ca=self.ca)
+
+
+def presented_key(file: Path | None) -> Presented | None:
+    """The key in *file*, else the one in WARMLANE_API_KEY, if any.
+
+    Raises click.ClickException, which does not repeat it, for what has not the form of a key.
+    """
+    try:
+        text = os.environ.get(KEY_VARIABLE, "") if file is None else file.read_text(errors="replace")
+    except OSError as error:
+        raise click.ClickException(f"--api-key-file {file} cannot be read: {error.strerror}") from error
+    if file is None and not text.strip():
+        return None
+    presented = parse_presented(text.strip())
+    if presented is None:
+        raise click.ClickException(
+            f"{KEY_VARIABLE if file is None else file} does not hold an API key as `warmlane keys add` prints it, "
+            "which begins with wl_"
+        )
+    return presented
+
+
+def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--url`, `--api-key-file` and `--ca`; the command gets them as *gateway*, a `Gateway`."""
+
+    @url_option
+    @click.option(
+        "--api-key-file",
+        envvar="WARMLANE_API_KEY_FILE",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        show_envvar=True,
+        # never as an option: every user of a machine sees the arguments of its processes
+        help=f"File with the API key. [default: what {KEY_VARIABLE} holds]",
+    )
+    @click.option(
+        "--ca",
+        envvar="WARMLANE_CA",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        show_envvar=True,
+        help="PEM file of the authority to trust, where the gateway's certificate is a private one.",
+    )
+    @functools.wraps(command)
+    def with_gateway(*arguments: Any, url: str, api_key_file: Path | None, ca: Path | None, **options: Any) -> Any:
+        return command(*arguments, gateway=Gateway(url, presented_key(api_key_file), ca), **options)
+
+    return with_gateway

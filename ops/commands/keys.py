@@ -1,0 +1,296 @@
+"""`warmlane keys`: who may call the HTTP API. Every gateway watches the bucket `keys`, and obeys within a second."""
+
+import json
+import secrets
+from collections.abc import Awaitable, Iterable
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+
+import click
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+from nats.js.errors import NotFoundError
+from rich.console import Console
+from rich.table import Table
+
+from contracts.keys import (
+    ANONYMOUS,
+    BURST_MAX_S,
+    DEFAULT_BURST_S,
+    DEFAULT_RATE_PER_S,
+    SCOPES,
+    SECRET_BYTES,
+    ApiKey,
+    Presented,
+    Scope,
+    UnreadableKey,
+    decode_key,
+    encode_key,
+    is_caller,
+    parse_presented,
+    sha256_of,
+)
+from contracts.topology import KEYS, bucket_stream
+from ops.commands.options import nats_options
+from ops.nats.access import NatsAccess
+from ops.nats.call import on_nats
+from ops.nats.link import Entry, NatsLink, WrongRevision, translated
+from ops.nats.provisioning import NotProvisioned
+
+ID_BYTES: Final = 6
+# A gateway remembers the time of every request in a burst.
+BURST_MAX: Final = 100_000
+
+T = TypeVar("T")
+
+
+class NoSuchKey(Exception):
+    """There is nothing to revoke. The text says why."""
+
+
+class Stored(Struct, frozen=True):
+    """What KV `keys` holds: the keys, oldest first, and the names of entries that cannot be read and let nobody in.
+
+    *was_one_made*: a gateway on the loopback is closed, also when no key is in force any more.
+    """
+
+    keys: tuple[ApiKey, ...]
+    unreadable: tuple[str, ...]
+    was_one_made: bool
+
+    @property
+    def in_force(self) -> tuple[ApiKey, ...]:
+        """Those that were not revoked."""
+        return tuple(key for key in self.keys if key.revoked_at is None)
+
+
+async def read_keys(link: NatsLink) -> Stored:
+    """Every key that was made. Raises NotProvisioned, TransportUnavailable."""
+    entries: dict[str, Entry] = {}
+
+    def on_entry(entry: Entry) -> None:
+        entries[entry.key] = entry
+
+    await _require_bucket(link)
+    await (await link.watch(KEYS, on_entry)).wait()
+    keys, unreadable = [], []
+    for name, entry in sorted(entries.items()):
+        if entry.value is None:
+            continue
+        try:
+            keys.append(decode_key(name, entry.value))
+        except UnreadableKey:
+            unreadable.append(name)
+    keys.sort(key=lambda key: key.created_at)
+    return Stored(tuple(keys), tuple(unreadable), bool(entries))
+
+
+async def add(
+    link: NatsLink,
+    caller: str,
+    scopes: tuple[Scope, ...],
+    *,
+    rate_per_s: float | None = DEFAULT_RATE_PER_S,
+    burst_s: int = DEFAULT_BURST_S,
+    now: datetime,
+) -> Presented:
+    """Makes a key and returns the only copy of its secret. Raises NotProvisioned, TransportUnavailable."""
+    await _require_bucket(link)
+    while True:
+        presented = Presented(secrets.token_hex(ID_BYTES), secrets.token_hex(SECRET_BYTES))
+        key = ApiKey(
+            id=presented.id,
+            caller=caller,
+            scopes=tuple(scope for scope in SCOPES if scope in scopes),
+            secret_sha256=sha256_of(presented.secret),
+            created_at=now,
+            rate_per_s=rate_per_s,
+            burst_s=burst_s,
+        )
+        try:
+            await link.create(KEYS, key.id, encode_key(key))
+        except WrongRevision:
+            continue  # the id is taken
+        return presented
+
+
+async def revoke(link: NatsLink, key_id: str, *, now: datetime) -> ApiKey:
+    """The key as it was before: from now on it lets nobody in. One that was revoked already stays as it is.
+
+    Raises NoSuchKey, NotProvisioned, TransportUnavailable.
+    """
+    await _require_bucket(link)
+    while True:
+        try:
+            entry = await link.get(KEYS, key_id)
+        except ValueError:  # no id of anything
+            entry = None
+        if entry is None or entry.value is None:
+            raise NoSuchKey(f"no key has the id {key_id!r}; `warmlane keys list` shows them")
+        try:
+            key = decode_key(key_id, entry.value)
+        except UnreadableKey as error:
+            raise NoSuchKey(
+                f"the entry {key_id} cannot be read and lets nobody in; `nats kv del keys {key_id}` removes it"
+            ) from error
+        if key.revoked_at is not None:
+            return key
+        try:
+            await link.update(KEYS, key_id, encode_key(replace(key, revoked_at=now)), revision=entry.revision)
+        except WrongRevision:
+            continue
+        return key
+
+
+def shown(key: ApiKey) -> dict[str, Any]:
+    """What may be told of *key*: neither its secret nor what is stored of it."""
+    told: dict[str, Any] = msgspec.to_builtins(key)
+    del told["secret_sha256"]
+    return told
+
+
+def table_of(keys: Iterable[ApiKey]) -> Table:
+    """The keys, a row each."""
+    table = Table(show_header=True)
+    table.add_column("id", no_wrap=True)  # to be copied
+    for heading in ("caller", "scopes", "rate", "created (UTC)", "revoked (UTC)"):
+        table.add_column(heading, overflow="fold")
+    for key in keys:
+        rate = "no limit" if key.rate_per_s is None else f"{key.rate_per_s:g}/s in {key.burst_s} s"
+        moments = [key.created_at, key.revoked_at]
+        times = [at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S") if at else "" for at in moments]
+        table.add_row(key.id, key.caller, " ".join(key.scopes), rate, *times, style="dim" if key.revoked_at else None)
+    return table
+
+
+async def _require_bucket(link: NatsLink) -> None:
+    try:
+        with translated(KEYS):
+            await link.js.stream_info(bucket_stream(KEYS))
+    except NotFoundError as error:
+        raise NotProvisioned("the server lacks the bucket keys; run `warmlane provision`") from error
+
+
+@click.group(
+    epilog="Examples:\n\n  warmlane keys add alice --scope submit --scope read\n\n  warmlane keys list\n\n"
+    "  warmlane keys revoke 0f6a3c9d21be"
+)
+def command() -> None:
+    """Make, list and revoke the API keys of every gateway on one nats-server.
+
+    Without any key, a gateway on the loopback lets everybody do everything, and one on another address does not start.
+    From the first key on, every request needs one.
+    """
+
+
+def _caller(_: click.Context, __: click.Parameter, value: str) -> str:
+    if not is_caller(value):
+        raise click.BadParameter(f"{value!r}: 1 to 64 letters, digits and . _ @ -, and not {ANONYMOUS}")
+    return value
+
+
+@command.command(
+    name="add",
+    epilog="Examples:\n\n  key=$(warmlane keys add alice --scope submit --scope read)\n\n"
+    "  warmlane keys add dashboard --scope read --rate 2\n\n"
+    "  warmlane keys add prometheus --scope metrics\n\n  warmlane keys add operator --scope admin --rate 0",
+)
+@click.argument("caller", callback=_caller)
+@click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice(SCOPES),
+    multiple=True,
+    required=True,
+    help="What it may do: submit (generate, cancel), read (tasks, videos), metrics (GET /metrics alone, for a "
+    "Prometheus), admin (everything). May be repeated.",
+)
+@click.option(
+    "--rate",
+    "rate_per_s",
+    type=click.FloatRange(0, 100_000),
+    default=DEFAULT_RATE_PER_S,
+    show_default=True,
+    help="Requests a second that it may make of each gateway; 0 is no limit.",
+)
+@click.option(
+    "--burst",
+    "burst_s",
+    type=click.IntRange(1, BURST_MAX_S),
+    default=DEFAULT_BURST_S,
+    show_default=True,
+    help="Seconds over which they are counted: so long a pause can be made up for at once.",
+)
+@nats_options("admin", asks_for_folder=True)
+def add_command(caller: str, scopes: tuple[Scope, ...], rate_per_s: float, burst_s: int, nats: NatsAccess) -> None:
+    """Make a key for CALLER and print it, this once: alone on standard output.
+
+    Keys of the same caller see the same tasks: to change a key, add another, then revoke the first.
+    """
+    if 0 < rate_per_s * burst_s < 1:
+        raise click.UsageError(
+            f"--rate {rate_per_s:g} is less than one request in --burst {burst_s} s; "
+            f"use --burst {-int(-1 // rate_per_s)}, or a higher rate"
+        )
+    if rate_per_s * burst_s > BURST_MAX:
+        raise click.UsageError(
+            f"--rate {rate_per_s:g} in --burst {burst_s} s is more than {BURST_MAX} requests, each of which is "
+            "remembered; use a shorter --burst, or --rate 0 for no limit"
+        )
+
+    def make(link: NatsLink) -> Awaitable[Presented]:
+        return add(link, caller, scopes, rate_per_s=rate_per_s or None, burst_s=burst_s, now=datetime.now(UTC))
+
+    presented = on_nats(nats, make, name="keys", told=(NotProvisioned, NoSuchKey))
+    click.echo(
+        f"key {presented.id} for {caller} ({', '.join(scopes)}) counts from now on. "
+        "Keep what follows: it is stored nowhere and cannot be shown again.",
+        err=True,
+    )
+    click.echo(presented.text)
+    click.echo("For warmlane submit and the like: export WARMLANE_API_KEY=… or --api-key-file FILE", err=True)
+
+
+@command.command(name="list", epilog="Examples:\n\n  warmlane keys list\n\n  warmlane keys list --json")
+@click.option("--json", "as_json", is_flag=True, help="Print an array of objects.")
+@nats_options("admin", asks_for_folder=True)
+def list_command(as_json: bool, nats: NatsAccess) -> None:
+    """Show every key, revoked ones too; never a secret."""
+    stored = on_nats(nats, read_keys, name="keys", told=(NotProvisioned, NoSuchKey))
+    if as_json:
+        click.echo(json.dumps([shown(key) for key in stored.keys]))
+    elif stored.keys:
+        Console().print(table_of(stored.keys))
+    else:
+        click.echo("no API key yet; `warmlane keys add CALLER --scope submit --scope read` makes one")
+    for name in stored.unreadable:
+        click.echo(
+            f"the entry {name} cannot be read and lets nobody in; `nats kv del keys {name}` removes it", err=True
+        )
+
+
+@command.command(name="revoke", epilog="Examples:\n\n  warmlane keys revoke 0f6a3c9d21be")
+@click.argument("key_id", metavar="ID")
+@nats_options("admin", asks_for_folder=True)
+def revoke_command(key_id: str, nats: NatsAccess) -> None:
+    """End a key: within a second no gateway lets it in. It stays on record.
+
+    ID is the one that `warmlane keys list` shows. Revoking the last key opens nothing: every request is then refused.
+    """
+    presented = parse_presented(key_id)
+    if presented is not None:
+        key_id = presented.id  # of a key that leaked, the text may be all that somebody has
+
+    async def end(link: NatsLink) -> tuple[ApiKey, Stored]:
+        return await revoke(link, key_id, now=datetime.now(UTC)), await read_keys(link)
+
+    was, stored = on_nats(nats, end, name="keys", told=(NotProvisioned, NoSuchKey))
+    if was.revoked_at is not None:
+        click.echo(f"key {was.id} of {was.caller} was revoked already, at {was.revoked_at:%Y-%m-%d %H:%M:%S} UTC")
+    else:
+        click.echo(f"revoked: key {was.id} of {was.caller}")
+    if not stored.in_force:
+        click.echo(
+            "no key is in force now: gateways refuse every request until `warmlane keys add` makes one", err=True
+        )

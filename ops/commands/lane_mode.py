@@ -1,0 +1,31 @@
+"""`warmlane lane-mode`: keep new requests off a model's lanes, or let routing decide again.
+
+It asks the gateway, which knows the models and their aliases; without one, `nats kv put control lanes.MODEL degraded`
+does the same.
+"""
+
+from typing import Literal
+
+import click
+
+from ops.commands.client import Gateway, gateway_options
+
+
+@click.command(
+    epilog="Examples:\n\n  warmlane lane-mode anisora   (shows the switch)\n\n  warmlane lane-mode anisora degraded\n\n"
+    "  warmlane lane-mode anisora auto\n\n"
+    "  nats kv put control lanes.anisora degraded   (does the same without a gateway)"
+)
+@click.argument("model")
+@click.argument("mode", type=click.Choice(["auto", "degraded"]), required=False)
+@gateway_options
+def command(model: str, mode: Literal["auto", "degraded"] | None, gateway: Gateway) -> None:
+    """Show or set the switch of a model's lanes.
+
+    With `degraded`, new requests for MODEL go to the degraded worker, whatever its lanes do; with `auto`, routing
+    decides. Every gateway obeys within a second. Tasks that are queued already stay where they are.
+    """
+    with gateway.client() as client:
+        known = client.lane_mode(model) if mode is None else client.set_lane_mode(model, mode)
+    since = "" if known.since is None else f" since {known.since:%Y-%m-%d %H:%M:%S} UTC"
+    click.echo(f"{known.model} is {known.mode}{since}")

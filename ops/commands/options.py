@@ -1,0 +1,449 @@
+"""Command-line options that several commands share, each with its environment variable, and their units."""
+
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import click
+from msgspec import Struct
+
+from contracts.settings import Windows
+from ops.nats.access import NatsAccess, Role, access
+from ops.telemetry.export import Listen
+
+DEFAULT_DATA_DIR: Final = Path(".warmlane")
+# Timers come late: by a second when a server is busy, by more when it was away.
+KEEP_MARGIN_S: Final = 10.0
+_UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([KMGT])B")
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+
+
+class Duration(click.ParamType[float]):
+    """A time such as `30s`, `10m`, `12h` or `7d`, as seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = _DURATION.fullmatch(str(value))
+        if match is None or float(match[1]) <= 0:
+            self.fail(f"{value!r} is not a time such as 30s, 10m, 12h or 7d", param, ctx)
+        return float(match[1]) * _UNITS_S[match[2]]
+
+
+class ByteSize(click.ParamType[int]):
+    """A size such as `512MB` or `20GB`, in bytes, as nats.conf means it: 1 KB is 1024."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(str(value))
+        if match is None or float(match[1]) <= 0:
+            self.fail(f"{value!r} is not a size such as 512MB or 20GB", param, ctx)
+        return int(float(match[1]) * 1024 ** (1 + "KMGT".index(match[2])))
+
+
+class Lanes(click.ParamType[dict[str, int]]):
+    """Lanes per model, such as `anisora=1,phr00t=1`, as a dict."""
+
+    name = "lanes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, int]:
+        if isinstance(value, dict):
+            return value
+        lanes: dict[str, int] = {}
+        for part in str(value).split(","):
+            model, equals, count = part.strip().partition("=")
+            if not equals or not count.isascii() or not count.isdigit() or model in lanes:
+                self.fail(f"{part!r} is not MODEL=COUNT with every model once, as in anisora=1,phr00t=1", param, ctx)
+            lanes[model] = int(count)
+        return lanes
+
+
+class Host(Struct, frozen=True):
+    """Where to listen: *name* as it was given, and the one *address* that it stands for."""
+
+    name: str
+    address: str
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return ipaddress.ip_address(self.address).is_loopback
+
+    @property
+    def near(self) -> str:
+        """Where a program on this machine reaches it: for all addresses of the machine (0.0.0.0, ::) the loopback."""
+        address = ipaddress.ip_address(self.address)
+        if address.is_unspecified:
+            return "127.0.0.1" if address.version == 4 else "::1"
+        return self.name
+
+    def url(self, scheme: str, port: int) -> str:
+        """The URL to call from this machine."""
+        return f"{scheme}://{f'[{self.near}]' if ':' in self.near else self.near}:{port}"
+
+    @classmethod
+    def of(cls, name: str) -> "Host":
+        """Raises ValueError for what is neither an address nor a name that stands for one."""
+        name = "127.0.0.1" if name == "localhost" else name
+        try:
+            return cls(name, str(ipaddress.ip_address(name)))
+        except ValueError:
+            pass
+        try:
+            found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM) if name else []
+        except (OSError, UnicodeError) as error:
+            raise ValueError(f"{name!r} is neither an address nor a name that is known here ({error})") from error
+        if not found:
+            raise ValueError("an empty host is no address; 0.0.0.0 stands for all of this machine's")
+        # listened on is the address that was judged, whatever the name stands for a moment later
+        return cls(name, str(found[0][4][0]))
+
+
+class HostType(click.ParamType[Host]):
+    """An address to listen on, or a name that stands for one."""
+
+    name = "host"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Host:
+        if isinstance(value, Host):
+            return value
+        try:
+            return Host.of(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Origin(click.ParamType[str]):
+    """A web origin: scheme, host and port, as browsers send it in the header `Origin`."""
+
+    name = "origin"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            parts = urlsplit(str(value))
+            usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable or str(value) != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc or "*" in parts.netloc:
+            self.fail(f"{value!r} is not an origin such as https://app.example.org, without a path", param, ctx)
+        return str(value).lower()
+
+
+class NatsUrls(click.ParamType[str]):
+    """One nats-server, or several of a cluster separated by commas as the NATS CLI takes them."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        for url in str(value).split(","):
+            try:
+                parts = urlsplit(url if "://" in url else f"nats://{url}")
+                usable = parts.scheme in {"nats", "tls", "ws", "wss"} and parts.hostname and parts.port != 0
+            except ValueError:
+                usable = False
+            if not usable:
+                self.fail(f"{url!r} is not the address of a server, as in nats://127.0.0.1:4222", param, ctx)
+        return str(value)
+
+
+host_option = click.option(
+    "--host",
+    envvar="WARMLANE_HOST",
+    type=HostType(),
+    default="127.0.0.1",
+    show_default=True,
+    show_envvar=True,
+    help="Address to listen on, or a name for it. Any but the loopback needs an API key first: `warmlane keys add`.",
+)
+port_option = click.option(
+    "--port",
+    envvar="WARMLANE_PORT",
+    type=click.IntRange(1, 65_535),
+    default=8000,
+    show_default=True,
+    show_envvar=True,
+    help="Port of the HTTP API.",
+)
+cors_origins_option = click.option(
+    "--cors-origin",
+    "cors_origins",
+    envvar="WARMLANE_CORS_ORIGINS",
+    type=Origin(),
+    multiple=True,
+    show_envvar=True,
+    help="Let pages of this origin, as in https://app.example.org, call the API from a browser. May be repeated; "
+    "the variable separates several by blanks. [default: none]",
+)
+trace_reads_option = click.option(
+    "--trace-reads",
+    envvar="WARMLANE_TRACE_READS",
+    is_flag=True,
+    show_envvar=True,
+    help="Trace every request, and not only those that make or change a task. [default: off]",
+)
+tls_cert_option = click.option(
+    "--tls-cert",
+    envvar="WARMLANE_TLS_CERT",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    show_envvar=True,
+    help="Speak HTTPS, with the certificate (and those between it and its authority) in this PEM file.",
+)
+tls_key_option = click.option(
+    "--tls-key",
+    envvar="WARMLANE_TLS_KEY",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    show_envvar=True,
+    help="The private key of --tls-cert, in PEM and without a passphrase.",
+)
+nats_port_option = click.option(
+    "--nats-port",
+    envvar="WARMLANE_NATS_PORT",
+    type=click.IntRange(1, 65_535),
+    default=4222,
+    show_default=True,
+    show_envvar=True,
+    help="Port of the embedded nats-server.",
+)
+_nats_url_option = click.option(
+    "--nats-url",
+    envvar="WARMLANE_NATS_URL",
+    type=NatsUrls(),
+    default="nats://127.0.0.1:4222",
+    show_default=True,
+    show_envvar=True,
+    help="Where the nats-server listens; the servers of a cluster separated by commas.",
+)
+_nats_ca_option = click.option(
+    "--nats-ca",
+    envvar="WARMLANE_NATS_CA",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    show_envvar=True,
+    help="Certificates (PEM) that a nats-server at tls:// is checked against. [default: those of the system]",
+)
+settings_option = click.option(
+    "--settings",
+    envvar="WARMLANE_SETTINGS",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    show_envvar=True,
+    help="Inference settings (JSON) instead of the packaged ones.",
+)
+profile_option = click.option(
+    "--profile",
+    envvar="WARMLANE_PROFILE",
+    default="tiny",
+    show_default=True,
+    show_envvar=True,
+    help="Which checkpoints: tiny (any machine) or production.",
+)
+data_dir_option = click.option(
+    "--data-dir",
+    envvar="WARMLANE_DATA_DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_DATA_DIR,
+    show_default=True,
+    show_envvar=True,
+    help="Folder of videos, streams, tiny models, locks and logs.",
+)
+keep_option = click.option(
+    "--keep",
+    "keep_s",
+    envvar="WARMLANE_KEEP",
+    type=Duration(),
+    default="7d",
+    show_default=True,
+    show_envvar=True,
+    help="How long a finished task and its video are kept; never less than a task may wait, and 10 s more.",
+)
+step_seconds_option = click.option(
+    "--step-seconds",
+    envvar="WARMLANE_STEP_SECONDS",
+    type=click.FloatRange(0, 3600),
+    default=0.0,
+    show_default=True,
+    show_envvar=True,
+    help="Make every inference step of a tiny pipeline take so long, to imitate a real card.",
+)
+oom_snapshots_option = click.option(
+    "--oom-snapshots",
+    envvar="WARMLANE_OOM_SNAPSHOTS",
+    type=click.IntRange(0, 100),
+    default=0,
+    show_default=True,
+    show_envvar=True,
+    help="When a card runs out of memory, write what lay on it to the folder oom of the data folder, for torch's "
+    "memory viewer. The newest so many files are kept; 0 writes none.",
+)
+nats_storage_option = click.option(
+    "--nats-storage",
+    "nats_storage_bytes",
+    envvar="WARMLANE_NATS_STORAGE",
+    type=ByteSize(),
+    default="20GB",
+    show_default=True,
+    show_envvar=True,
+    help="What nats-server may store: max_file_store of its nats.conf, which it tells nobody. Near it, new requests "
+    "are refused, so that those in hand can end.",
+)
+replicas_option = click.option(
+    "--replicas",
+    envvar="WARMLANE_REPLICAS",
+    type=click.IntRange(1, 5),
+    show_envvar=True,
+    help="How many servers of a cluster keep each stream and bucket. [default: 1 for new ones; others stay]",
+)
+lanes_option = click.option(
+    "--lanes",
+    envvar="WARMLANE_LANES",
+    type=Lanes(),
+    show_envvar=True,
+    help="Warm lanes per model, as in anisora=1,phr00t=1; a model with 0, or not named, is left to the degraded "
+    "worker. [default: as many as the settings want]",
+)
+gpus_option = click.option(
+    "--gpus",
+    envvar="WARMLANE_GPUS",
+    type=click.IntRange(1, 64),
+    show_envvar=True,
+    help="Use so many of the cards that CUDA_VISIBLE_DEVICES leaves (CPU slots with tiny pipelines) at most. "
+    "The first one set aside is the degraded worker's; "
+    "lanes that find none are denied. [default: all cards; a CPU slot for each worker]",
+)
+quota_option = click.option(
+    "--quota",
+    envvar="WARMLANE_QUOTA",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    show_envvar=True,
+    help='The most lanes per model, as in {"max_lanes": {"anisora": 1}} (JSON); may be edited at any time.',
+)
+_metrics_port_option = click.option(
+    "--metrics-port",
+    envvar="WARMLANE_METRICS_PORT",
+    type=click.IntRange(1, 65_535),
+    show_envvar=True,
+    help="Serve /metrics for a Prometheus on this port. [default: it is not served]",
+)
+_metrics_host_option = click.option(
+    "--metrics-host",
+    envvar="WARMLANE_METRICS_HOST",
+    type=HostType(),
+    default="127.0.0.1",
+    show_default=True,
+    show_envvar=True,
+    help="Address on which /metrics is served, to whoever asks.",
+)
+slot_option = click.option(
+    "--slot",
+    envvar="WARMLANE_SLOT",
+    default="cpu-0",
+    show_default=True,
+    show_envvar=True,
+    help="Where it runs: the UUID of a GPU that CUDA_VISIBLE_DEVICES does not hide, or cpu-N. One process at a time "
+    "holds a slot.",
+)
+
+
+def metrics_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--metrics-port` and `--metrics-host`; the command is given *listen*, which is None without a port."""
+
+    @_metrics_port_option
+    @_metrics_host_option
+    @wraps(function)
+    def command(*args: Any, metrics_port: int | None, metrics_host: Host, **options: Any) -> Any:
+        listen = None if metrics_port is None else Listen(metrics_host.address, metrics_port)
+        return function(*args, listen=listen, **options)
+
+    return command
+
+
+class Shared(Struct, frozen=True):
+    """What every process of one deployment is told alike."""
+
+    nats: NatsAccess
+    data_dir: Path
+    profile: str
+    settings: Path | None
+
+    def arguments(self) -> list[str]:
+        """The same, for the command line of another process."""
+        arguments = [*self.nats.arguments(), "--data-dir", str(self.data_dir), "--profile", self.profile]
+        return arguments if self.settings is None else [*arguments, "--settings", str(self.settings)]
+
+
+def require_kept_long_enough(keep_s: float, windows: Windows) -> None:
+    """Raises click.BadParameter when records would expire before the timers of their tasks are due.
+
+    A timer that finds no record takes the task for one that was never recorded: what had ended as `done`, and was
+    forgotten, would come back as refused. And what waits would be forgotten while it waits.
+    """
+    least_s = max(windows.wait_limit_s, windows.lease_s) + KEEP_MARGIN_S
+    if keep_s < least_s:
+        raise click.BadParameter(
+            f"{keep_s:g}s is less than the {least_s:g}s for which a task may have a timer; keep tasks longer",
+            param_hint="--keep",
+        )
+
+
+def slowed(step_seconds: float) -> list[str]:
+    """`--step-seconds` for the command line of a worker, if there is anything to say."""
+    return ["--step-seconds", f"{step_seconds:g}"] if step_seconds else []
+
+
+def snapshotting(oom_snapshots: int) -> list[str]:
+    """`--oom-snapshots` for the command line of a worker or a supervisor, if there is anything to say."""
+    return ["--oom-snapshots", str(oom_snapshots)] if oom_snapshots else []
+
+
+def name_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--name`, with a help text of the command's own, which tells the default."""
+    return click.option("--name", envvar="WARMLANE_NAME", show_envvar=True, help=text)
+
+
+def nats_access(role: Role, urls: str, *, data_dir: Path | None = None, ca: Path | None = None) -> NatsAccess:
+    """How *role* speaks to the server at *urls*, for a command that may have no option for the data folder."""
+    folder = data_dir or Path(os.environ.get("WARMLANE_DATA_DIR") or DEFAULT_DATA_DIR)
+    return access(role, urls, data_dir=folder, ca=ca)
+
+
+_auth_dir_option = click.option(
+    "--data-dir",
+    "auth_dir",
+    envvar="WARMLANE_DATA_DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_DATA_DIR,
+    show_default=True,
+    show_envvar=True,
+    help="Data folder of `warmlane up`, which holds the passwords of its nats-server.",
+)
+
+
+def nats_options(role: Role, *, asks_for_folder: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--nats-url` and `--nats-ca`; the command is given *nats*, which is how *role* speaks to that server.
+
+    *asks_for_folder* adds `--data-dir`, for a command that needs the data folder for nothing but the password.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @_nats_url_option
+        @_nats_ca_option
+        @wraps(function)
+        def command(
+            *args: Any, nats_url: str, nats_ca: Path | None, auth_dir: Path | None = None, **options: Any
+        ) -> Any:
+            folder = auth_dir or options.get("data_dir")
+            return function(*args, nats=nats_access(role, nats_url, data_dir=folder, ca=nats_ca), **options)
+
+        return _auth_dir_option(command) if asks_for_folder else command
+
+    return decorate

@@ -1,0 +1,136 @@
+"""`warmlane resubmit`: the request of a failed task once more, as a new task.
+
+A task that has ended stays as it is (design §4, invariant 1), so nothing is put back: what is sent again is its
+request, with every parameter and the seed that it had.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import click
+import msgspec
+from msgspec import Struct
+
+from ops.commands.client import Client, Gateway, Reason, gateway_options
+from ops.commands.submit import INTERRUPTED, Bar, data_uri, reason_of
+
+FAILED: Final = "failed"
+DONE: Final = "done"
+
+
+class Image(Struct, frozen=True):
+    """What a task tells of the image that it started from."""
+
+    sha256: str
+    media_type: str
+    bytes: int
+
+
+class Original(Struct, frozen=True, kw_only=True):
+    """The task whose request is wanted again. *parameters* are passed on as they are, also those of later versions."""
+
+    id: str
+    status: str
+    model: str
+    parameters: dict[str, Any]
+    error: Reason | None = None
+
+
+class NotToBeSent(click.ClickException):
+    """Nothing was sent. The text says why, and what to do instead."""
+
+
+def resubmit_key(task_id: str) -> str:
+    """The Idempotency-Key of the new task: sending twice makes one."""
+    return f"resubmit-{task_id}"
+
+
+def request_again(original: Original, image: Path | None, *, url: str) -> dict[str, Any]:
+    """The body of `POST /generate` that asks for what *original* asked for; *image* is the file that it started from.
+
+    Raises NotToBeSent for a task that has not failed, click.BadParameter for an image that is not the one it had.
+    """
+    if original.status == DONE:
+        raise NotToBeSent(
+            f"task {original.id} is done: its video is at {url}/tasks/{original.id}/video, and the same request would "
+            "give the same one; for another, use `warmlane submit`"
+        )
+    if original.status != FAILED:
+        raise NotToBeSent(
+            f"task {original.id} is {original.status}: it may still end well. To give it up first, "
+            f"`curl -X DELETE {url}/tasks/{original.id}`"
+        )
+    body = {"model": original.model, **original.parameters}
+    told = body.pop("image", None)
+    had = None if told is None else msgspec.convert(told, Image)
+    if had is None and image is not None:
+        raise click.BadParameter(f"task {original.id} started from no image; leave it out", param_hint="--image")
+    if had is not None:
+        body["image"] = _same_image(original.id, had, image)
+    return body
+
+
+def _same_image(task_id: str, had: Image, image: Path | None) -> str:
+    known = f"({had.media_type}, {had.bytes:,} bytes, SHA-256 {had.sha256})"
+    if image is None:
+        raise NotToBeSent(
+            f"task {task_id} started from an image {known}; name its file with --image. If a worker had begun the "
+            f"task, the artifact store still has it: images/{task_id}.{had.sha256[:16]}"
+        )
+    uri = data_uri(image)
+    found = hashlib.sha256(image.read_bytes()).hexdigest()
+    if found != had.sha256:
+        raise click.BadParameter(
+            f"{image} is not the image that task {task_id} started from {known}: its SHA-256 is {found}",
+            param_hint="--image",
+        )
+    return uri
+
+
+def resubmit(client: Client, task_id: str, image: Path | None, *, wait: bool) -> int:
+    """Sends the request of *task_id* again; with *wait*, follows the new task to its end. The exit status.
+
+    Ctrl-C leaves the new task alone. Raises NotToBeSent, click.BadParameter, and what `Client` raises.
+    """
+    original = client.get(f"/tasks/{quote(task_id, safe='')}", Original)
+    body = request_again(original, image, url=client.url)
+    task, revision = client.submit(body, idempotency_key=resubmit_key(original.id), hold=False)
+    click.echo(f"{task.id} is {task.status}: the request of {original.id} again, seed {task.parameters.seed}")
+    if not wait:
+        return 0
+    try:
+        with Bar() as bar:
+            task = client.follow(task, revision, bar.show)
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; task {task.id} goes on", err=True)
+        return INTERRUPTED
+    if task.video is None:
+        click.echo(f"task {task.id} failed: {reason_of(task)}\n`warmlane resubmit {task.id}` tries again", err=True)
+        return 1
+    click.echo(f"{client.url}/tasks/{task.id}/video")
+    return 0
+
+
+@click.command(
+    epilog="Examples:\n\n  warmlane resubmit 01a2075b-3fa3-767e-89f5-d9efa4b99853\n\n"
+    "  warmlane resubmit 01a2075b-3fa3-767e-89f5-d9efa4b99853 --image boat.png --wait"
+)
+@click.argument("task_id")
+@click.option(
+    "--image",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The file that the task started from, if it had one. Another file is refused.",
+)
+@click.option("--wait", is_flag=True, help="Follow the new task to its end. [exit status: 1 when it fails]")
+@gateway_options
+@click.pass_context
+def command(ctx: click.Context, /, task_id: str, image: Path | None, wait: bool, gateway: Gateway) -> None:
+    """Submit the request of a failed task again, with the same parameters and seed.
+
+    It makes a new task, and prints its id: TASK_ID stays failed. Done twice, it is the same new task. The new task
+    belongs to the caller of the API key that is used, whoever's the failed one was.
+    """
+    with gateway.client() as client:
+        ctx.exit(resubmit(client, task_id, image, wait=wait))

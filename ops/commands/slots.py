@@ -1,0 +1,128 @@
+"""`warmlane slots`: what is resident on which card, and lifting a quarantine."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Final, TypeVar
+
+import click
+import msgspec
+from msgspec.structs import replace
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from contracts.lanes import SlotState, VideoPipelineSlot, decode_slot
+from contracts.topology import SLOTS
+from contracts.wire import Unreadable
+from ops.commands.options import nats_access, nats_options
+from ops.nats.access import NatsAccess
+from ops.nats.call import on_nats
+from ops.nats.link import Entry, NatsLink, WrongRevision
+
+T = TypeVar("T")
+
+COLOURS: Final = {SlotState.RESIDENT: "green", SlotState.QUARANTINED: "red", SlotState.EMPTY: "dim"}
+
+
+class NotQuarantined(Exception):
+    """There is nothing to lift. The text says why."""
+
+
+async def read_slots(link: NatsLink) -> list[VideoPipelineSlot]:
+    """Every slot that a worker has shown, by name. What cannot be read is left out. Raises TransportUnavailable."""
+    found: dict[str, VideoPipelineSlot] = {}
+
+    def on_entry(entry: Entry) -> None:
+        slot = _read(entry)
+        if slot is not None:
+            found[entry.key] = slot
+
+    await (await link.watch(SLOTS, on_entry)).wait()
+    return [found[name] for name in sorted(found)]
+
+
+async def lift(link: NatsLink, slot: str, *, now: datetime) -> VideoPipelineSlot:
+    """quarantined → empty, by compare-and-set: what was lifted. Its worker watches, and takes up work at once.
+
+    Raises NotQuarantined, also for a slot that nobody has shown; ValueError for no name of a slot;
+    TransportUnavailable.
+    """
+    while True:
+        entry = await link.get(SLOTS, slot)
+        shown = None if entry is None else _read(entry)
+        if entry is None or shown is None:
+            raise NotQuarantined(f"no worker has shown a slot {slot}; `warmlane slots` lists them")
+        if shown.state is not SlotState.QUARANTINED:
+            raise NotQuarantined(f"slot {slot} is {shown.state.value}, not quarantined: there is nothing to lift")
+        lifted = replace(shown, state=SlotState.EMPTY, model=None, since=now, detail="lifted by an operator")
+        try:
+            await link.update(SLOTS, slot, msgspec.json.encode(lifted), revision=entry.revision)
+        except WrongRevision:
+            continue
+        return shown
+
+
+def table_of(slots: Iterable[VideoPipelineSlot]) -> Table:
+    """The slots, a row each."""
+    table = Table(show_header=True)
+    for heading in ("slot", "worker", "pid", "model", "state", "since (UTC)", "detail"):
+        table.add_column(heading, overflow="fold")
+    for slot in slots:
+        colour = COLOURS.get(slot.state, "yellow")
+        since = slot.since.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+        state = f"[{colour}]{slot.state.value}[/]"
+        row = (escape(slot.slot), escape(slot.worker), str(slot.pid), slot.model or "-", state, since)
+        table.add_row(*row, escape(slot.detail))
+    return table
+
+
+def _read(entry: Entry) -> VideoPipelineSlot | None:
+    if entry.value is None:
+        return None
+    try:
+        return decode_slot(entry.value)
+    except Unreadable:
+        return None
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog="Examples:\n\n  warmlane slots\n\n  warmlane slots lift cpu-2\n\n"
+    "  nats kv del slots cpu-2   (lifts it as well)",
+)
+@nats_options("admin", asks_for_folder=True)
+@click.pass_context
+def command(ctx: click.Context, /, nats: NatsAccess) -> None:
+    """Show every slot: who holds it, which model is resident, and in which state.
+
+    A slot whose memory could not be shown to be free is quarantined: nothing is loaded on it until it is lifted.
+    """
+    ctx.obj = nats
+    if ctx.invoked_subcommand is not None:
+        return
+    slots = on_nats(nats, read_slots, name="slots", told=(NotQuarantined,))
+    if slots:
+        Console().print(table_of(slots))
+    else:
+        click.echo("no worker has shown a slot yet")
+
+
+@command.command(
+    name="lift",
+    epilog="Examples:\n\n  warmlane slots lift cpu-2\n\n"
+    "  warmlane slots lift GPU-8f6d2b1c-3a4e-4c5d-9e7f-0a1b2c3d4e5f --nats-url nats://127.0.0.1:4222",
+)
+@click.argument("slot")
+@click.option("--nats-url", help="Where the nats-server listens, as for `warmlane slots`.")
+@click.pass_obj
+def lift_command(group: NatsAccess, /, slot: str, nats_url: str | None) -> None:
+    """Lift the quarantine of SLOT, so that its worker loads on it again.
+
+    Find out first what holds the card's memory (`nvidia-smi`), and end it: else the next release is not proven either.
+    """
+    nats = group if nats_url is None else nats_access("admin", nats_url, ca=group.ca)
+    try:
+        was = on_nats(nats, lambda link: lift(link, slot, now=datetime.now(UTC)), name="slots", told=(NotQuarantined,))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="SLOT") from error
+    click.echo(f"lifted: slot {slot} was quarantined since {was.since:%Y-%m-%d %H:%M:%S} UTC ({was.detail})")

@@ -1,0 +1,544 @@
+"""`warmlane up`: the whole system on one machine, on loopback unless `--host` says otherwise."""
+
+import asyncio
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+
+from contracts.lanes import LaneHeartbeat, LaneState, decode_heartbeat, decode_leadership
+from contracts.settings import Catalog, ModelEntry, SettingsError, load_settings
+from contracts.topology import LANES, LEADER
+from contracts.wire import Unreadable
+from ops.background import Background
+from ops.commands.keys import read_keys
+from ops.commands.options import (
+    Host,
+    Shared,
+    cors_origins_option,
+    data_dir_option,
+    gpus_option,
+    host_option,
+    keep_option,
+    lanes_option,
+    nats_port_option,
+    oom_snapshots_option,
+    port_option,
+    profile_option,
+    quota_option,
+    require_kept_long_enough,
+    settings_option,
+    slowed,
+    snapshotting,
+    step_seconds_option,
+    tls_cert_option,
+    tls_key_option,
+)
+from ops.ending import end
+from ops.lanes.quota import POLL_S, Quota, QuotaError
+from ops.lanes.supervisor import DRAIN_EXTRA_S
+from ops.machine.fork_socket import SHARED_FORK_SERVER, can_listen, importing, remove
+from ops.machine.placement import slots, wanted_lanes
+from ops.machine.processes import Process, asked_to_end, only_one, warmlane_command
+from ops.machine.tls import Tls, tls_of
+from ops.nats.access import NatsAccess, environment_for, make_users, password_variable
+from ops.nats.link import Entry, NatsLink, TransportUnavailable, UnusableServer
+from ops.nats.provisioning import NoKeys, NotProvisioned, provision, wanted
+from ops.nats.server import NATS_HOST, NoNatsServer, embedded_command, embedded_url, find_nats_server
+from ops.nats.store_keeper import StoreKeeper
+from ops.nats.store_lock import holding_store
+from ops.telemetry.logs import configure_logging
+
+STOP_S: Final = 10.0
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
+# The supervisor kills lanes that do not drain; it needs so much longer for that.
+SUPERVISOR_EXTRA_S: Final = 5.0
+# The degraded worker starts when the lanes have their libraries imported, and a standby when it leads, or after so
+# long: on a machine with few cores, all at once would hold up the lanes by seconds.
+TURN_S: Final = 15.0
+DENIED: Final = frozenset({LaneState.QUOTA_DENIED, LaneState.CAPACITY_DENIED})
+BEFORE_WARM: Final = frozenset({LaneState.STARTING, LaneState.LOADING})
+# As long may the shared fork server take until workers can connect to it: a few tenths of a second on an idle machine.
+FORKS_LISTEN_S: Final = 5.0
+# What can be warm is warm, when every lane is in one of these.
+SETTLED: Final = DENIED | {LaneState.WARM, LaneState.CRASH_LOOPING}
+COLOURS: Final = {LaneState.WARM: "green", LaneState.CRASH_LOOPING: "red"}
+# What `curl` asks for once waits a minute: enough for what may take so long at most, since that is far from usual.
+CURL_WAITS_FOR_S: Final = 600.0
+PICTURE: Final = "PICTURE.png"
+PROMPTS: Final = ("a red fox in fresh snow", "a paper boat on a quiet lake", "a lantern in the rain")
+
+
+class Stack:
+    """The processes of one `warmlane up`."""
+
+    def __init__(
+        self,
+        *,
+        console: Console,
+        catalog: Catalog,
+        host: Host,
+        port: int,
+        tls: Tls | None,
+        cors_origins: tuple[str, ...],
+        nats_port: int,
+        data_dir: Path,
+        lanes: Mapping[str, int],
+        gpus: int | None,
+        quota_file: Path | None,
+        standbys: int,
+        settings: Path | None,
+        keep_s: float,
+        step_seconds: float,
+        oom_snapshots: int,
+        store_lock: int,
+    ) -> None:
+        """*store_lock* is the descriptor of `holding_store`."""
+        self._console = console
+        self._catalog = catalog
+        self._host, self._port = host, port
+        self._tls, self._cors_origins = tls, cors_origins
+        self._needs_key = True
+        self._nats_port = nats_port
+        self._data_dir = data_dir
+        self._lanes = lanes
+        self._gpus = gpus
+        self._quota_file = quota_file
+        self._quota = Quota(quota_file, catalog.models)
+        self._standbys = standbys
+        url = embedded_url(nats_port)
+        self._users = make_users(data_dir, url)
+        self._nats = NatsAccess(urls=url, user="admin", password=self._users[password_variable("admin")])
+        self._shared = Shared(self._nats, data_dir, catalog.profile, settings)
+        self._keep_s = keep_s
+        self._step_seconds = step_seconds
+        self._oom_snapshots = oom_snapshots
+        self._store_lock = store_lock
+        self._forks = data_dir / "forks"
+        self._shares_forks = (
+            SHARED_FORK_SERVER not in os.environ and hasattr(os, "pidfd_open") and can_listen(self._forks)
+        )
+        self._states: dict[str, LaneState] = {}
+        self._told: dict[str, tuple[LaneState, bool]] = {}
+        self._leader: str | None = None
+        self._lanes_imported = asyncio.Event()
+        self._led = asyncio.Event()
+        self._told_curl = False
+        self._draining = False
+        self._begun_s = time.monotonic()
+        self._begun_at = datetime.now(UTC)
+
+    @property
+    def url(self) -> str:
+        return self._host.url("http" if self._tls is None else "https", self._port)
+
+    @property
+    def _wanted_count(self) -> int:
+        return sum(self._lanes.values())
+
+    async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
+        """Starts everything and keeps it running until *stop*, then drains; *hurry* kills what still drains."""
+        on_store = embedded_command(self._data_dir, self._nats_port)
+        server = self._process("nats-server", on_store, secrets=self._users, inherits=[self._store_lock])
+        forks = self._process("fork-server", warmlane_command("fork-server", str(self._forks)))
+        gateway = self._process("gateway", warmlane_command("gateway", *self._gateway_arguments()))
+        supervisor = self._process("supervisor", warmlane_command("supervisor", *self._supervisor_arguments()))
+        slot = slots(self._catalog.profile, lanes=self._wanted_count, gpus=self._gpus).degraded
+        degraded = [
+            self._process(name, warmlane_command("degraded", *self._degraded_arguments(name, slot)))
+            for name in (f"degraded-{number}" for number in range(1 + self._standbys))
+        ]
+        async with asyncio.TaskGroup() as group:
+            group.create_task(server.run())
+            if self._shares_forks:
+                remove(self._forks)  # of an earlier run that was killed
+                group.create_task(forks.run())
+            try:
+                link = await NatsLink.connect(self._nats, name="up")
+                try:
+                    await provision(link, wanted(self._catalog, keep_s=self._keep_s))
+                    await self._judge_access(link)
+                    group.create_task(gateway.run())
+                    await self._forks_listen()
+                    if self._wanted_count:
+                        group.create_task(supervisor.run())
+                    await link.watch(LANES, self._on_lane)
+                    await link.watch(LEADER, self._on_leader)
+                    in_turn = group.create_task(self._start_in_turn(group, degraded))
+                    polling = group.create_task(self._poll_quota())
+                    keeper = StoreKeeper(
+                        link,
+                        self._data_dir / "nats",
+                        restart=partial(server.restart, within_s=STOP_S),
+                        say=lambda text: self._say(f"[yellow]{escape(text)}[/]"),
+                    )
+                    keeping = group.create_task(Background().keep("store", keeper.run))
+                    await self._serve(stop)
+                    await end(in_turn, polling, keeping)
+                    await self._drain(gateway, supervisor, degraded, hurry)
+                finally:
+                    await link.close()
+            finally:
+                for process in (gateway, *degraded, forks):
+                    process.kill()
+                supervisor.send(signal.SIGQUIT)
+                await supervisor.stop(within_s=STOP_S)
+                await server.stop(within_s=STOP_S)
+                if self._shares_forks:
+                    remove(self._forks)
+
+    async def _forks_listen(self) -> None:
+        # a worker that finds nobody there imports torch itself, which is what the shared server is to spare it
+        if not self._shares_forks:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FORKS_LISTEN_S):
+                while True:
+                    if self._forks.exists() or importing(self._forks).exists():
+                        return
+                    await asyncio.sleep(0.02)
+
+    async def _judge_access(self, link: NatsLink) -> None:
+        keys = await read_keys(link)
+        if not keys.in_force and not self._host.is_loopback:
+            raise NoKeys
+        if self._tls is None and not self._host.is_loopback:
+            self._say(
+                "[yellow]no TLS[/]: keys and videos can be read on their way; --tls-cert and --tls-key prevent it"
+            )
+        self._needs_key = keys.was_one_made
+        if not self._needs_key:
+            self._say(
+                "open: everybody on this machine may do everything, until `warmlane keys add` makes the first key"
+            )
+        elif not keys.in_force:
+            self._say("[yellow]every API key is revoked[/], so nobody may call; `warmlane keys add` makes a new one")
+
+    async def _start_in_turn(self, group: asyncio.TaskGroup, degraded: list[Process]) -> None:
+        first, *standbys = degraded
+        if self._wanted_count:
+            await _wait(self._lanes_imported)
+        group.create_task(first.run())
+        if standbys:
+            await _wait(self._led)
+        for standby in standbys:
+            group.create_task(standby.run())
+
+    async def _serve(self, stop: asyncio.Event) -> None:
+        answering = asyncio.create_task(self._tell_when_answering())
+        await stop.wait()
+        await end(answering)
+
+    async def _tell_when_answering(self) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection(self._host.near, self._port)
+                writer.close()
+                break
+            await asyncio.sleep(0.05)
+        self._say(f"[bold]{self.url}[/]  ·  docs {self.url}/docs  ·  logs {self._data_dir / 'logs'}")
+        if not self._wanted_count:
+            self._say("no lanes were asked for: the degraded worker serves every request")
+
+    async def _poll_quota(self) -> None:
+        # the supervisor obeys the file; this tells a mistake in it where the operator looks
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                self._quota.poll()
+            except QuotaError as error:
+                self._say(f"[red]the quota stays as it was[/]: {escape(str(error))}")
+
+    async def _drain(
+        self, gateway: Process, supervisor: Process, degraded: list[Process], hurry: asyncio.Event
+    ) -> None:
+        self._draining = True
+        self._say("draining: the tasks in hand are finished (Ctrl-C again stops at once)")
+        within_s = self._catalog.windows.drains_s(self._catalog.models.values()) + DRAIN_EXTRA_S
+
+        async def kill_in_a_hurry() -> None:
+            await hurry.wait()
+            for process in (gateway, *degraded):
+                process.kill()
+            supervisor.send(signal.SIGQUIT)
+
+        hurrying = asyncio.create_task(kill_in_a_hurry())
+        await asyncio.gather(
+            gateway.stop(within_s=STOP_S),
+            supervisor.stop(within_s=within_s + SUPERVISOR_EXTRA_S),
+            *(worker.stop(within_s=within_s) for worker in degraded),
+        )
+        await end(hurrying)
+        self._say("stopped")
+
+    def _on_lane(self, entry: Entry) -> None:
+        if entry.value is None:
+            return
+        try:
+            lane = decode_heartbeat(entry.value)
+        except Unreadable:
+            return
+        if lane.started_at < self._begun_at:
+            return  # what an earlier run left in the bucket
+        # busy lanes are warm ones: only what changes for a caller is told
+        state = LaneState.WARM if lane.state is LaneState.BUSY else lane.state
+        self._states[lane.worker] = state
+        if not (self._told.get(lane.worker) == (LaneState.CRASH_LOOPING, True) and state in BEFORE_WARM):
+            self._tell_lane(lane, state)
+        states = list(self._states.values())
+        if len(states) - states.count(LaneState.STARTING) >= self._wanted_count:
+            self._lanes_imported.set()
+        self._tell_when_ready()
+
+    def _tell_lane(self, lane: LaneHeartbeat, state: LaneState) -> None:
+        news = (state, bool(lane.detail))
+        if self._told.get(lane.worker) == news:
+            return
+        self._told[lane.worker] = news
+        detail, log_file = escape(lane.detail), self._log_file(lane.worker)
+        if state is LaneState.STARTING and detail:
+            self._say(f"[red]{lane.worker}[/] {detail}. Why: {log_file}")
+            return
+        text = f"lane {lane.worker} is [{COLOURS.get(state, 'yellow')}]{state.value}[/]"
+        if state is LaneState.WARM and lane.warm_after_s:
+            text += f" after {lane.warm_after_s:.1f} s"
+        if detail:
+            text += f": {detail}"
+        if state is LaneState.CRASH_LOOPING:
+            text += f". Why: {log_file}"
+        if state in DENIED and self._lanes.get(lane.model) == 1:
+            text += "; its requests go to the degraded worker"
+        self._say(text)
+
+    def _tell_when_ready(self) -> None:
+        states = list(self._states.values())
+        if len(states) < self._wanted_count or any(state not in SETTLED for state in states):
+            return
+        all_warm = bool(states) and all(state is LaneState.WARM for state in states)
+        if all_warm or self._leader is not None:
+            self._tell_curl()
+
+    def _on_leader(self, entry: Entry) -> None:
+        if self._draining:
+            return
+        if entry.value is None:
+            if self._leader is not None:
+                self._leader = None
+                self._say("[yellow]no degraded worker leads[/]: what has no lane waits")
+            return
+        try:
+            leadership = decode_leadership(entry.value)
+        except Unreadable:
+            return
+        if leadership.since < self._begun_at or self._leader == leadership.owner:
+            return  # of an earlier run; or a refresh
+        self._leader = leadership.owner
+        self._led.set()
+        self._say(f"degraded worker {leadership.worker} [green]leads[/]")
+        self._tell_when_ready()
+
+    def _tell_curl(self) -> None:
+        if self._told_curl:
+            return
+        self._told_curl = True
+        models = [model for model, count in self._lanes.items() if count] or list(self._catalog.models)
+        self._say(f"ready in {time.monotonic() - self._begun_s:.1f} s; paste one of these, then open the .mp4:")
+        for model, prompt in zip(models, PROMPTS * len(models), strict=False):
+            entry = self._catalog.models[model]
+            if entry.constraints.image.presence == "required" or entry.timeouts.total_s > CURL_WAITS_FOR_S:
+                lines = self._submit_line(entry, prompt)
+            else:
+                lines = curl_lines(self.url, model, prompt, needs_key=self._needs_key)
+            self._console.print(lines, markup=False, highlight=False, soft_wrap=True)
+        self._say(f"or: {self._command('demo')}   ·   Ctrl-C stops everything")
+
+    def _submit_line(self, entry: ModelEntry, prompt: str) -> str:
+        """One line that waits as long as it takes, with a place for the picture where the model needs one."""
+        picture = ["--image", PICTURE] if entry.constraints.image.presence == "required" else []
+        return f"  {self._command('submit', entry.name, prompt, *picture, '--out', f'{entry.name}.mp4')}"
+
+    def _command(self, *words: str) -> str:
+        program, *rest = warmlane_command(*words, *([] if self.url == DEFAULT_URL else ["--url", self.url]))
+        return shlex.join([os.path.relpath(program), *rest])
+
+    def _on_death(self, process: Process, status: int, wait_s: float) -> None:
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        self._say(f"[red]{process.name} ended[/] ({how}); again in {wait_s:g} s. Why: {process.log_file}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def _process(
+        self, name: str, command: list[str], *, secrets: Mapping[str, str] | None = None, inherits: Sequence[int] = ()
+    ) -> Process:
+        # each takes its password from its own file: what the environment holds is another server's
+        environment = environment_for(None, os.environ) | dict(secrets or {})
+        if self._shares_forks:
+            environment[SHARED_FORK_SERVER] = str(self._forks)
+        log_file = self._log_file(name)
+        return Process(name, command, log_file=log_file, on_death=self._on_death, env=environment, inherits=inherits)
+
+    def _log_file(self, name: str) -> Path:
+        return self._data_dir / "logs" / f"{name}.log"
+
+    def _gateway_arguments(self) -> Iterator[str]:
+        yield from ("--host", self._host.address, "--port", str(self._port), "--keep", f"{self._keep_s:g}s")
+        for origin in self._cors_origins:
+            yield from ("--cors-origin", origin)
+        if self._tls is not None:
+            yield from self._tls.arguments()
+        yield from self._shared.arguments()
+
+    def _supervisor_arguments(self) -> Iterator[str]:
+        yield from ("--lanes", ",".join(f"{model}={count}" for model, count in self._lanes.items()))
+        if self._gpus is not None:
+            yield from ("--gpus", str(self._gpus))
+        if self._quota_file is not None:
+            yield from ("--quota", str(self._quota_file))
+        yield from (*slowed(self._step_seconds), *snapshotting(self._oom_snapshots), *self._shared.arguments())
+
+    def _degraded_arguments(self, name: str, slot: str) -> Iterator[str]:
+        yield from ("--name", name, "--slot", slot)
+        yield from (*slowed(self._step_seconds), *snapshotting(self._oom_snapshots), *self._shared.arguments())
+
+
+async def _wait(turn: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(TURN_S):
+            await turn.wait()
+
+
+def curl_lines(url: str, model: str, prompt: str, *, needs_key: bool = False) -> str:
+    """Two lines for a shell: submit, then wait and download; with *needs_key* they send what is in WARMLANE_API_KEY."""
+    key = ' -H "Authorization: Bearer $WARMLANE_API_KEY"' if needs_key else ""
+    body = msgspec.json.encode({"model": model, "prompt": prompt}).decode()
+    return (
+        f"""  id=$(curl -s{key} {url}/generate -H 'Content-Type: application/json' -d '{body}' | cut -d'"' -f4)\n"""
+        f"""  curl -s{key} "{url}/tasks/$id?wait=60"; echo; curl{key} -so {model}.mp4 "{url}/tasks/$id/video" """
+    ).rstrip()
+
+
+def require_free(host: str, port: int, option: str) -> None:
+    """Raises click.ClickException when something listens on *port* already."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family):
+            return
+    except OSError as error:
+        raise click.ClickException(
+            f"port {port} on {host} is taken ({error.strerror}); choose another with {option}, "
+            "or stop what listens there"
+        ) from error
+
+
+@click.command(
+    epilog="Examples:\n\n  warmlane up\n\n  warmlane up --port 8080 --nats-port 4333 --lanes anisora=2,phr00t=1\n\n"
+    "  warmlane up --lanes anisora=0,phr00t=0 --standbys 1   (degraded mode only)\n\n"
+    "  warmlane up --gpus 2   (two slots: one lane is denied, and the degraded worker serves its requests)\n\n"
+    "  warmlane up --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem   (after `warmlane keys add`)\n\n"
+    "  warmlane up --step-seconds 1   (tiny pipelines as slow as a real card)"
+)
+@host_option
+@port_option
+@nats_port_option
+@data_dir_option
+@lanes_option
+@gpus_option
+@quota_option
+@click.option(
+    "--standbys",
+    envvar="WARMLANE_STANDBYS",
+    type=click.IntRange(0, 8),
+    default=0,
+    show_default=True,
+    show_envvar=True,
+    help="Hot standbys of the degraded worker: one takes over when it dies.",
+)
+@settings_option
+@profile_option
+@step_seconds_option
+@oom_snapshots_option
+@keep_option
+@cors_origins_option
+@tls_cert_option
+@tls_key_option
+def command(
+    host: Host,
+    port: int,
+    nats_port: int,
+    data_dir: Path,
+    lanes: dict[str, int] | None,
+    gpus: int | None,
+    quota: Path | None,
+    standbys: int,
+    settings: Path | None,
+    profile: str,
+    step_seconds: float,
+    oom_snapshots: int,
+    keep_s: float,
+    cors_origins: tuple[str, ...],
+    tls_cert: Path | None,
+    tls_key: Path | None,
+) -> None:
+    """Run the whole system on this machine: nats-server, gateway, warm lanes and degraded worker, on loopback.
+
+    On another --host it starts when there is an API key.
+
+    It goes on until Ctrl-C, which drains: tasks in hand are finished, nothing is left running.
+    """
+    tls = tls_of(tls_cert, tls_key)
+    configure_logging("up", level="warning")
+    console = Console()
+    try:
+        catalog = load_settings(settings).catalog(profile)
+        find_nats_server()
+    except (SettingsError, NoNatsServer) as error:
+        raise click.ClickException(str(error)) from error
+    require_kept_long_enough(keep_s, catalog.windows)
+    data_dir = data_dir.absolute()
+    with only_one(data_dir, "up"), holding_store(data_dir, "up", nats_port=nats_port, port=port) as store_lock:
+        require_free(host.address, port, "--port")
+        require_free(NATS_HOST, nats_port, "--nats-port")
+        try:
+            stack = Stack(
+                console=console,
+                catalog=catalog,
+                host=host,
+                port=port,
+                tls=tls,
+                cors_origins=cors_origins,
+                nats_port=nats_port,
+                data_dir=data_dir,
+                lanes=wanted_lanes(lanes, catalog),
+                gpus=gpus,
+                quota_file=quota.absolute() if quota else None,
+                standbys=standbys,
+                settings=settings.absolute() if settings else None,
+                keep_s=keep_s,
+                step_seconds=step_seconds,
+                oom_snapshots=oom_snapshots,
+                store_lock=store_lock,
+            )
+        except QuotaError as error:
+            raise click.ClickException(str(error)) from error
+
+        async def run() -> None:
+            with asked_to_end() as (stop, hurry):
+                await stack.run(stop, hurry)
+
+        try:
+            asyncio.run(run())
+        except* (TransportUnavailable, UnusableServer, NotProvisioned, NoKeys) as group:
+            raise click.ClickException(str(group.exceptions[0])) from group

@@ -1,0 +1,42 @@
+# Everything but the workers: gateway, provision, and the commands of an operator. No torch.
+#
+#   docker build --file ops/deploy/images/gateway.Dockerfile --tag warmlane-gateway:0.1.0 .
+FROM python:3.11.14-slim-bookworm AS build
+
+# More arguments for pip, as the Makefile's: an index of your own, for one.
+ARG PIP_ARGS=""
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_CACHE_DIR=/pip-cache
+WORKDIR /build
+RUN python -m venv /venv
+
+# Dependencies first: this layer stays while they do, whatever changes in the source.
+COPY pyproject.toml constraints.txt ./
+RUN python -c "import tomllib; \
+project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+print(*project['dependencies'], sep='\n')" > requirements.txt
+# hadolint ignore=SC2086  # several words
+RUN --mount=type=cache,target=/pip-cache \
+    /venv/bin/pip install --constraint constraints.txt ${PIP_ARGS} --requirement requirements.txt
+
+COPY . .
+# hadolint ignore=SC2086
+RUN --mount=type=cache,target=/pip-cache \
+    /venv/bin/pip install --no-deps ${PIP_ARGS} .
+
+FROM python:3.11.14-slim-bookworm
+
+# A new volume takes the owner of the folder that it is mounted on.
+RUN groupadd --gid 10001 warmlane \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin warmlane \
+    && install -d -o 10001 -g 10001 /data /data/artifacts
+COPY --from=build /venv /venv
+ENV PATH=/venv/bin:$PATH \
+    HOME=/tmp \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1
+
+USER 10001:10001
+EXPOSE 8000
+ENTRYPOINT ["warmlane"]
+CMD ["gateway"]

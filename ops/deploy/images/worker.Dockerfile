@@ -1,0 +1,52 @@
+# Lanes, degraded workers and their supervisor: the gateway's image, and torch.
+#
+#   docker build --file ops/deploy/images/worker.Dockerfile --tag warmlane-worker-gpu:0.1.0 .
+#
+# By itself pip takes the build of torch that runs on NVIDIA cards. For the one for CPUs alone, which is smaller by far:
+#
+#   docker build … --build-arg PIP_ARGS='--extra-index-url URL' .
+#
+# where URL is the index that PyTorch's "Get started" page shows for pip and CPU.
+FROM python:3.11.14-slim-bookworm AS build
+
+ARG PIP_ARGS=""
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_CACHE_DIR=/pip-cache
+WORKDIR /build
+RUN python -m venv /venv
+
+# Dependencies first: this layer, of several GB, stays while they do, whatever changes in the source.
+COPY pyproject.toml constraints.txt ./
+RUN python -c "import tomllib; \
+project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+print(*project['dependencies'], *project['optional-dependencies']['worker'], sep='\n')" > requirements.txt
+# hadolint ignore=SC2086  # several words
+RUN --mount=type=cache,target=/pip-cache \
+    /venv/bin/pip install --constraint constraints.txt ${PIP_ARGS} --requirement requirements.txt
+
+COPY . .
+# hadolint ignore=SC2086
+RUN --mount=type=cache,target=/pip-cache \
+    /venv/bin/pip install --no-deps ${PIP_ARGS} .
+
+FROM python:3.11.14-slim-bookworm
+
+# A new volume takes the owner of the folder that it is mounted on.
+RUN groupadd --gid 10001 warmlane \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin warmlane \
+    && install -d -o 10001 -g 10001 /data /data/artifacts
+COPY --from=build /venv /venv
+# The allocator's settings are FR-010; asking for CUDA must not start it before the host forks. What libraries want to
+# cache goes to /tmp: nothing else of the container can be written. NVML, which proves a release, needs `utility`.
+ENV PATH=/venv/bin:$PATH \
+    HOME=/tmp \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTORCH_ALLOC_CONF=expandable_segments:True,pinned_max_round_threshold_mb:1 \
+    PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True,pinned_max_round_threshold_mb:1 \
+    PYTORCH_NVML_BASED_CUDA_CHECK=1 \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+USER 10001:10001
+ENTRYPOINT ["warmlane"]
+CMD ["lane", "--help"]

@@ -1,0 +1,30 @@
+#!/bin/sh
+# Writes what compose.yaml takes from its environment: the profile cpu, and passwords made at random. What the file
+# holds already stays as it is, so it may be run again: after an upgrade it adds what is new.
+#
+#   sh ops/deploy/new-env.sh          writes .env, which docker compose reads by itself
+#   sh ops/deploy/new-env.sh FILE     for docker compose --env-file FILE
+set -eu
+umask 077
+
+file=${1:-.env}
+touch "$file"
+chmod 600 "$file"
+# a last line without its end would swallow the first one of ours
+if [ -n "$(tail -c 1 "$file")" ]; then echo >> "$file"; fi
+
+add() {
+    grep -q "^$1=" "$file" || printf '%s=%s\n' "$1" "$2" >> "$file"
+}
+
+# a letter first: nats-server would read 1e5 as a number
+password() {
+    printf 'w%s' "$(od -A n -N 24 -t x1 /dev/urandom | tr -d ' \n')"
+}
+
+add COMPOSE_PROFILES cpu
+for role in ADMIN OPERATOR SYSTEM GATEWAY LANE DEGRADED SUPERVISOR; do
+    add "WARMLANE_NATS_${role}_PASSWORD" "$(password)"
+done
+add WARMLANE_GRAFANA_PASSWORD "$(password)"
+echo "$file has everything that compose.yaml asks for; only its owner can read it" >&2

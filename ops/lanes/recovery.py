@@ -1,0 +1,110 @@
+"""What a lane whose process has ended cannot do any more, and its supervisor therefore does.
+
+The entry of a start that came to nothing (SC-006), and the task that it had in hand, which is not held by anybody now.
+"""
+
+from collections import deque
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+import structlog
+
+from contracts import lifecycle
+from contracts.lanes import ColdStart, InHand, decode_cold_start
+from contracts.tasks import TaskStatus, UnreadableTask, decode_task_of, encode_task
+from contracts.topology import COLD_STARTS, TASKS
+from contracts.wire import Unreadable
+from ops.nats.link import Entry, NatsLink, WrongRevision
+from ops.telemetry.unreadable import unreadables
+
+KNOWN_MAX: Final = 256
+
+log = structlog.get_logger("after_death")
+
+
+class LostStarts:
+    """Cold starts that ended with their process, each stored once: not where the lane wrote one itself. `start` it."""
+
+    def __init__(self, link: NatsLink) -> None:
+        self._link = link
+        self._known: deque[ColdStart] = deque(maxlen=KNOWN_MAX)
+        self._seen: dict[str, int] = {}
+        self._stored: dict[str, int] = {}
+        self._untold: list[ColdStart] = []
+
+    async def start(self) -> None:
+        """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
+        await (await self._link.watch(COLD_STARTS, self._on_entry, history=True, on_again=self._again)).wait()
+
+    def _again(self) -> None:
+        self._known.clear()
+        self._seen.clear()
+        self._stored.clear()
+
+    def lost(self, start: ColdStart) -> None:
+        """*start* ended with its process. `tell` stores it."""
+        self._untold.append(start)
+
+    async def tell(self) -> bool:
+        """Stores what there is to tell; whether nothing is left. Raises TransportUnavailable."""
+        while self._untold:
+            start = self._untold[0]
+            if not any(is_same_start(start, known) for known in self._known):
+                seen = self._seen.get(start.model, 0)
+                expected = min(seen, self._stored.get(start.model, seen))
+                try:
+                    await self._link.update(COLD_STARTS, start.model, msgspec.json.encode(start), revision=expected)
+                except WrongRevision:
+                    # the watch has not brought everything yet, which may be this very entry; or it was removed. What
+                    # the watch has seen is never lowered: it may bring the entry while the read is on its way
+                    last = await self._link.get(COLD_STARTS, start.model)
+                    self._stored[start.model] = 0 if last is None else last.revision
+                    return False
+                log.info("cold_start", **msgspec.structs.asdict(start))
+            del self._untold[0]
+        return True
+
+    def _on_entry(self, entry: Entry) -> None:
+        self._seen[entry.key] = entry.revision
+        try:
+            if entry.value is not None:
+                self._known.append(decode_cold_start(entry.value))
+        except Unreadable as error:
+            unreadables.tell("cold_start", entry.key, error, revision=entry.revision)
+
+
+def is_same_start(one: ColdStart, other: ColdStart) -> bool:
+    """Whether both tell of one process: a lane has one at a time, so those of two do not overlap. Pure.
+
+    One may have ended in the microsecond in which it began: then it overlaps with nothing.
+    """
+    overlap = one.started_at < other.ended_at and other.started_at < one.ended_at
+    return one.worker == other.worker and (overlap or one.started_at == other.started_at)
+
+
+async def give_back(link: NatsLink, held: InHand, *, how: str) -> None:
+    """Ends the lease of *held*, whose owner has been reaped, and has the sweeper look now; *how* its process ended.
+
+    Only the record of that very owner is touched: who claimed the task later keeps it. Raises TransportUnavailable.
+    """
+    while True:
+        entry = await link.get(TASKS, held.task_id)
+        try:
+            task = None if entry is None or entry.value is None else decode_task_of(held.task_id, entry.value)
+        except UnreadableTask:
+            return
+        if entry is None or task is None or (task.status, task.owner) != (TaskStatus.PROCESSING, held.owner):
+            return
+        now = datetime.now(UTC)
+        if task.lease_expires_at is None or task.lease_expires_at > now:
+            task = lifecycle.release_lease(
+                task, reason=f"the process of {task.worker} ended: {how}", now=now, is_lost=True
+            )
+            try:
+                await link.update(TASKS, task.id, encode_task(task), revision=entry.revision)
+            except WrongRevision:
+                continue  # the owner's last write, which was on its way
+            log.warning("lease_released", task_id=task.id, attempt=task.attempt, worker=task.worker)
+        await link.set_timer("lease", task.id, now, encode_task(task))
+        return

@@ -1,0 +1,89 @@
+"""Which slots of this machine the workers get: cards, or places on the CPU."""
+
+import os
+from collections.abc import Mapping
+
+import click
+from msgspec import Struct
+
+from contracts.settings import Catalog
+from ops.machine.memory import DriverUnusable, list_gpus, survey, undivided_gpus
+from ops.machine.visible_cards import VISIBLE, AmbiguousOrder
+
+
+class Slots(Struct, frozen=True):
+    """The degraded worker's slot, for which its standbys wait too, and those of lanes, in the order of use."""
+
+    degraded: str
+    lanes: tuple[str, ...]
+
+
+def needs_cards(profile: str) -> bool:
+    """Whether workers of *profile* run on cards. Its name is all that decides it."""
+    return profile != "tiny"
+
+
+def slots(profile: str, *, lanes: int, gpus: int | None) -> Slots:
+    """Tiny pipelines run on CPU slots, real ones on a card each; the degraded worker's is set aside first.
+
+    *gpus* caps their number; otherwise there are all cards of this machine that CUDA_VISIBLE_DEVICES leaves, in its
+    order, or CPU slots for *lanes* and the degraded worker. Raises click.ClickException when there is no card at all.
+    """
+    if not needs_cards(profile):
+        count = lanes + 1 if gpus is None else gpus
+        *first, last = (f"cpu-{number}" for number in range(count))
+        return Slots(last, tuple(first))
+    first_card, *others = _cards()[:gpus]
+    return Slots(first_card, tuple(others))
+
+
+def _cards() -> list[str]:
+    try:
+        cards = [gpu.uuid for gpu in list_gpus()]
+        undivided = [] if cards else undivided_gpus()
+        hidden = [] if cards or undivided else survey().hidden
+    except (DriverUnusable, AmbiguousOrder) as error:
+        raise click.ClickException(str(error)) from error
+    if hidden:
+        raise click.ClickException(
+            f"{VISIBLE}={os.environ.get(VISIBLE)!r} hides all cards of this machine, which are {', '.join(hidden)}: "
+            "remove it, or name some of them"
+        )
+    if undivided:
+        raise click.ClickException(
+            f"{', '.join(undivided)}: in MIG mode, without an instance to use; `warmlane doctor` says what to do"
+        )
+    if not cards:
+        raise click.ClickException(
+            "this machine has no NVIDIA card, and the degraded worker alone needs one; --profile tiny runs anywhere"
+        )
+    return cards
+
+
+def refuse_hidden(slot: str) -> None:
+    """Raises click.ClickException where CUDA_VISIBLE_DEVICES hides *slot*. What the driver does not tell, passes."""
+    if slot.startswith("cpu-") or VISIBLE not in os.environ:
+        return
+    try:
+        hidden = survey().hidden
+    except DriverUnusable:  # the worker finds it out, and waits
+        return
+    except AmbiguousOrder as error:
+        raise click.ClickException(str(error)) from error
+    if slot in hidden:
+        raise click.BadParameter(
+            f"{VISIBLE}={os.environ[VISIBLE]!r} hides {slot}: remove it, or give the worker a card that it leaves",
+            param_hint="--slot",
+        )
+
+
+def wanted_lanes(asked: Mapping[str, int] | None, catalog: Catalog) -> dict[str, int]:
+    """Lanes per model: what `--lanes` *asked* for, else the settings' own. Raises click.ClickException."""
+    if asked is None:
+        return {name: model.lanes for name, model in catalog.models.items()}
+    unknown = [model for model in asked if model not in catalog.models]
+    if unknown:
+        raise click.ClickException(
+            f"--lanes: no model is called {', '.join(unknown)}; there are {', '.join(catalog.models)}"
+        )
+    return dict(asked)

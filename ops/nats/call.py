@@ -1,0 +1,34 @@
+"""One thing done on nats-server by a command that then ends."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import click
+
+from ops.nats.access import NatsAccess
+from ops.nats.link import NatsLink, TransportUnavailable, UnusableServer
+
+T = TypeVar("T")
+
+
+def on_nats(
+    nats: NatsAccess, work: Callable[[NatsLink], Awaitable[T]], *, name: str, told: tuple[type[Exception], ...]
+) -> T:
+    """What *work* returns, with a connection called *name*.
+
+    Raises click.ClickException where the server cannot be used, and for *told*, whose text is for the user.
+    """
+
+    async def run() -> T:
+        link = await NatsLink.connect(nats, name=name)
+        try:
+            return await work(link)
+        finally:
+            await link.close()
+
+    expected: tuple[type[Exception], ...] = (TransportUnavailable, UnusableServer, *told)
+    try:
+        return asyncio.run(run())
+    except expected as error:
+        raise click.ClickException(str(error)) from error

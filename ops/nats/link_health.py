@@ -1,0 +1,61 @@
+"""What a process tells of its connection to nats-server: whether it stands, and how far the clocks are apart."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Final
+
+import structlog
+
+from ops.background import Background
+from ops.ending import end
+from ops.nats.link import MAX_SKEW_S, NatsLink, TransportUnavailable, UnusableServer
+from ops.nats.write_health import tell_of_refusals
+from ops.telemetry.metrics import background_trouble, clock_skew, nats_connected, observing
+from ops.telemetry.unreadable import begin
+
+LOOK_EVERY_S: Final = 60.0
+# After a try that failed: soon again, and not in the middle of an outage.
+RETRY_S: Final = 5.0
+
+log = structlog.get_logger("nats")
+
+
+@contextlib.asynccontextmanager
+async def telling_of(link: NatsLink, background: Background | None = None) -> AsyncIterator[None]:
+    """Measures the clocks every LOOK_EVERY_S while the block runs, and tells both in the metrics; and says to everybody
+    which streams take no writes of this process.
+
+    At the start a clock that is off is refused (`NatsLink.require_clock`). One that drifts away later is said, and not
+    acted upon: the tasks in hand are worth more than a timer that comes a second late.
+    """
+    begin()
+    background = background or Background()
+    looking = asyncio.create_task(background.keep("clock", partial(_look, link)))
+    telling = asyncio.create_task(background.keep("writes", partial(tell_of_refusals, link)))
+    try:
+        with observing(
+            {
+                nats_connected: lambda: [(1.0 if link.is_connected else 0.0, ())],
+                background_trouble: lambda: [
+                    (float(name in background.troubles), (name,)) for name in background.names
+                ],
+                clock_skew: lambda: [] if link.skew_s is None else [(link.skew_s, ())],
+            }
+        ):
+            yield
+    finally:
+        await end(looking, telling)
+
+
+async def _look(link: NatsLink) -> None:
+    while True:
+        try:
+            skew_s = await link.clock_skew_s()
+        except (TransportUnavailable, UnusableServer):
+            await asyncio.sleep(RETRY_S)
+            continue
+        if abs(skew_s) > MAX_SKEW_S:
+            log.warning("clock_skewed", skew_s=round(skew_s, 3), limit_s=MAX_SKEW_S, advice="synchronise both with NTP")
+        await asyncio.sleep(LOOK_EVERY_S)

@@ -1,0 +1,291 @@
+"""Every metric of Warmlane (design §11), one line each; `docs/observability.md` says what each is good for.
+
+The instruments are those of the OpenTelemetry API: until `ops/telemetry/export.py` sets an exporter up they do nothing. Labels
+have few values: a model, a worker, a slot, a code; never a task, a caller or a prompt.
+
+Two kinds: what every gateway tells alike, because it watches the same buckets (`Observed`; take the maximum over
+gateways), and what is counted once, by the process that did it (the others; take the sum).
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Final
+
+from msgspec import Struct
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, Observation
+
+from contracts.tasks import FailureCode, GenerationTask, MemoryReading
+
+_meter = metrics.get_meter("warmlane")
+_SHORT_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60)
+_LONG_S: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 180, 300, 600, 1200, 3600)
+
+# Exporters look from threads of their own; an event loop that does not come to it for so long is not waited for.
+ANSWER_S: Final = 1.0
+
+Readings = Iterable[tuple[float, Sequence[str]]]
+"""Values, each with those of its labels."""
+Source = Callable[[], Readings]
+
+
+class Metric(Struct, frozen=True, kw_only=True):
+    """What the documentation, the dashboards and the alerts have to agree with."""
+
+    name: str
+    kind: str
+    unit: str
+    labels: tuple[str, ...]
+    description: str
+
+    @property
+    def prometheus_name(self) -> str:
+        """Its name at `/metrics`, and behind a collector."""
+        unit = {"s": "_seconds", "By": "_bytes"}.get(self.unit, "")
+        return self.name.replace(".", "_") + unit + ("_total" if self.kind == "counter" else "")
+
+
+CATALOGUE: Final[dict[str, Metric]] = {}
+
+
+def _enter(name: str, kind: str, unit: str, labels: str, description: str) -> Metric:
+    metric = Metric(name=name, kind=kind, unit=unit, labels=tuple(labels.split()), description=description)
+    CATALOGUE[name] = metric
+    return metric
+
+
+class Counter:
+    """Counts what this process did."""
+
+    def __init__(self, name: str, labels: str, description: str, *, unit: str = "") -> None:
+        self.metric = _enter(name, "counter", unit, labels, description)
+        # counted here, and asked for when somebody looks: a tenth of what the API's own counter costs a request
+        self._counts: dict[tuple[str, ...], float] = {}
+        _meter.create_observable_counter(name, [self._observe], unit, description)
+
+    def add(self, *values: str, by: float = 1) -> None:
+        """Counts *by* more for the labels' *values*, in the order of `metric.labels`. ValueError for a wrong number."""
+        if len(values) != len(self.metric.labels):
+            raise ValueError(f"{self.metric.name} has the labels {self.metric.labels}, not {len(values)}")
+        self._counts[values] = self._counts.get(values, 0) + by
+
+    def _observe(self, _: CallbackOptions) -> Iterator[Observation]:
+        # a copy, which is made at once: the exporter asks from a thread of its own
+        for values, count in self._counts.copy().items():
+            yield Observation(count, dict(zip(self.metric.labels, values, strict=True)))
+
+    def begin(self, *values: str) -> None:
+        """Shows 0 from now on. A series that begins with its first event hides that event from `increase()`."""
+        self.add(*values, by=0)
+
+
+class Histogram:
+    """How long things took, in seconds."""
+
+    def __init__(self, name: str, labels: str, description: str, *, bounds_s: Sequence[float]) -> None:
+        self.metric = _enter(name, "histogram", "s", labels, description)
+        self._instrument = _meter.create_histogram(
+            name, "s", description, explicit_bucket_boundaries_advisory=[float(bound_s) for bound_s in bounds_s]
+        )
+
+    def record(self, value_s: float, *values: str) -> None:
+        """*value_s* for the labels' *values*. ValueError for a wrong number of them."""
+        self._instrument.record(max(0.0, value_s), dict(zip(self.metric.labels, values, strict=True)))
+
+
+class Gauge:
+    """The newest figure."""
+
+    def __init__(self, name: str, labels: str, description: str, *, unit: str = "") -> None:
+        self.metric = _enter(name, "gauge", unit, labels, description)
+        self._instrument = _meter.create_gauge(name, unit, description)
+
+    def set(self, value: float, *values: str) -> None:
+        """*value* for the labels' *values*. ValueError for a wrong number of them."""
+        self._instrument.set(value, dict(zip(self.metric.labels, values, strict=True)))
+
+
+class Observed:
+    """A figure that is asked for when somebody looks, of whoever is `observing` it."""
+
+    def __init__(self, name: str, labels: str, description: str, *, unit: str = "") -> None:
+        self.metric = _enter(name, "gauge", unit, labels, description)
+        self._sources: list[Callable[[], Readings]] = []
+        _meter.create_observable_gauge(name, [self._observe], unit, description)
+
+    def _observe(self, _: CallbackOptions) -> Iterator[Observation]:
+        for ask in self._sources:
+            for value, labels in ask():
+                yield Observation(value, dict(zip(self.metric.labels, labels, strict=True)))
+
+    @contextlib.contextmanager
+    def _observing(self, source: Source, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        ask = partial(_asked_in, loop, source)
+        self._sources.append(ask)
+        try:
+            yield
+        finally:
+            self._sources.remove(ask)
+
+
+@contextlib.contextmanager
+def observing(sources: Mapping[Observed, Source]) -> Iterator[None]:
+    """*sources* tell those figures while the block runs, always in the event loop that runs now."""
+    loop = asyncio.get_running_loop()
+    with contextlib.ExitStack() as stack:
+        for observed, source in sources.items():
+            stack.enter_context(observed._observing(source, loop))
+        yield
+
+
+def _asked_in(loop: asyncio.AbstractEventLoop, source: Source) -> list[tuple[float, Sequence[str]]]:
+    """What *source* reads, from any other thread than that of *loop*; nothing where that does not come to it."""
+    answer: Future[list[tuple[float, Sequence[str]]]] = Future()
+
+    def look() -> None:
+        try:
+            answer.set_result(list(source()))
+        except Exception as error:
+            answer.set_exception(error)
+
+    with contextlib.suppress(TimeoutError, RuntimeError):  # a loop that hangs, or has ended
+        loop.call_soon_threadsafe(look)
+        return answer.result(timeout=ANSWER_S)
+    return []
+
+
+# ── told alike by every gateway ──────────────────────────────────────────────────────────────────────────────────────
+
+lanes = Observed("warmlane.lanes", "model state", "Lanes in each state")
+lanes_wanted = Observed("warmlane.lanes.wanted", "model", "Lanes that the settings want")
+lanes_ready = Observed("warmlane.lanes.ready", "model", "Lanes that take requests now")
+lane_silence = Observed("warmlane.lane.silence", "model worker", "Since the lane's host was known to answer", unit="s")
+cold_starts = Counter("warmlane.cold_starts", "model outcome", "Lanes that became warm, or gave up")
+cold_start_duration = Histogram(
+    "warmlane.cold_start.duration", "model", "From the start of a lane's process to warm", bounds_s=_LONG_S
+)
+cold_starts_within_target = Observed(
+    "warmlane.cold_starts.within_target_ratio", "model", "Share of the newest starts that were warm in time (SC-006)"
+)
+fallback_active = Observed("warmlane.fallback.active", "model cause", "1 while requests go to the degraded worker")
+fallback_running = Observed("warmlane.fallback.running", "model cause", "How long that has lasted", unit="s")
+queue_depth = Observed("warmlane.queue.depth", "queue", "Tasks that wait for a worker")
+queue_limit = Observed("warmlane.queue.limit", "queue", "How many may wait")
+queue_oldest_age = Observed("warmlane.queue.oldest_age", "queue", "How long the next one has waited", unit="s")
+tasks_live = Observed("warmlane.tasks.live", "model status", "Tasks that have not ended")
+degraded_worker_alive = Observed("warmlane.degraded_worker.alive", "", "1 while a worker serves the degraded queue")
+slot_state = Observed("warmlane.slot.state", "slot state model", "1 for what a slot is in")
+stream_refusing = Observed("warmlane.stream.refusing", "stream", "1 while writes to the stream or bucket fail")
+storage_used = Observed("warmlane.storage.used", "", "What nats-server has stored", unit="By")
+storage_limit = Observed("warmlane.storage.limit", "", "What it may store", unit="By")
+storage_room = Observed("warmlane.storage.room", "", "What may still be stored, by its limit and its disk", unit="By")
+
+# ── counted once, by whoever did it ──────────────────────────────────────────────────────────────────────────────────
+
+requests_accepted = Counter("warmlane.requests.accepted", "model route", "Requests that became a task")
+requests_overloaded = Counter(
+    "warmlane.requests.overloaded", "model limit", "Answers 503 queue_overloaded, by the limit that was hit"
+)
+requests_refused = Counter("warmlane.requests.refused", "code", "Problem documents that were answered")
+parameters_reported = Counter(
+    "warmlane.parameters.reported", "model field", "Wrong fixed values that were replaced (enforcement: report)"
+)
+fallback_activations = Counter("warmlane.fallback.activations", "model cause", "Fallback episodes that began")
+fallback_time = Counter("warmlane.fallback.time", "model cause", "Time in fallback episodes that ended", unit="s")
+fallback_requests = Counter(
+    "warmlane.fallback.requests", "model cause", "Requests that a fallback sent to the degraded worker"
+)
+tasks_finished = Counter("warmlane.tasks.finished", "model route outcome", "Tasks that ended: done, or a failure code")
+task_duration = Histogram("warmlane.task.duration", "model route outcome", "From accepted to the end", bounds_s=_LONG_S)
+tasks_rerouted = Counter("warmlane.tasks.rerouted", "model", "Tasks that no lane took in time (FR-021 c)")
+tasks_requeued = Counter("warmlane.tasks.requeued", "model", "Tasks whose worker was lost")
+queue_timeouts = Counter("warmlane.queue.timeouts", "model route", "Tasks that nobody took within the wait limit")
+queue_wait = Histogram("warmlane.queue.wait", "model route", "From queued to claimed", bounds_s=_SHORT_S)
+inference_duration = Histogram("warmlane.inference.duration", "model", "Inference alone", bounds_s=_LONG_S)
+swap_duration = Histogram(
+    "warmlane.swap.duration",
+    "model part",
+    "Parts of a swap: release, verify, load; of the load read and copy; and the first_step after it",
+    bounds_s=_LONG_S,
+)
+releases = Counter("warmlane.releases", "slot outcome", "How slots were made empty before a load")
+hosts_distrusted = Counter(
+    "warmlane.hosts.distrusted",
+    "slot reason",
+    "Distrust of a host: a fatal failure, tasks that failed in a row, a rest",
+)
+memory_after_cleanup = Gauge(
+    "warmlane.memory.after_cleanup", "slot model kind", "What the pipeline host held after its last task", unit="By"
+)
+allocator_events = Counter(
+    "warmlane.memory.allocator_events", "slot model event", "Allocations on the card that were retried, or failed"
+)
+memory_cleanups = Counter("warmlane.memory.cleanups", "model outcome", "Memory lines (FR-009, SC-003)")
+lane_deaths = Counter("warmlane.lane.deaths", "model", "Lane processes that ended by themselves")
+consumers_made_anew = Counter(
+    "warmlane.consumers.made_anew", "stream consumer", "Consumers that were gone, and were made anew by who needs them"
+)
+unreadable = Counter("warmlane.unreadable", "kind", "Messages and entries that could not be read")
+
+# ── told by every process ────────────────────────────────────────────────────────────────────────────────────────────
+
+background_trouble = Observed(
+    "warmlane.background.trouble", "task", "1 while a background task of the process cannot do its work"
+)
+clock_skew = Observed("warmlane.clock.skew", "", "The nats-server's clock less this one's", unit="s")
+nats_connected = Observed("warmlane.nats.connected", "", "1 while the connection to the nats-server stands")
+watch_restarts = Counter("warmlane.watch.restarts", "bucket", "Times that a bucket had to be followed anew")
+streams_went_back = Counter("warmlane.streams.went_back", "bucket", "Times that a bucket lost what it had stored")
+
+OUTCOMES: Final = ("done", *(code.value for code in FailureCode))
+
+
+def task_ended(task: GenerationTask) -> None:
+    """This process has just stored the end of *task*."""
+    outcome = task.status.value if task.error is None else task.error.code.value
+    tasks_finished.add(task.model, task.route, outcome)
+    if task.finished_at is None:
+        return
+    task_duration.record((task.finished_at - task.created_at).total_seconds(), task.model, task.route, outcome)
+    is_overloaded = task.error is not None and task.error.code is FailureCode.QUEUE_OVERLOADED
+    if is_overloaded and task.finished_at >= task.deadline_at:
+        queue_timeouts.add(task.model, task.route)
+
+
+def task_claimed(task: GenerationTask) -> None:
+    """This process has just claimed *task*."""
+    if task.claimed_at is not None:
+        queue_wait.record((task.claimed_at - task.queued_at).total_seconds(), task.model, task.route)
+
+
+def memory_read(held: MemoryReading, *, slot: str, model: str, outcome: str) -> None:
+    """A memory line was written, with *held*: 0 where the process that held the memory is gone."""
+    memory_cleanups.add(model, outcome)
+    memory_after_cleanup.set(held.rss_bytes, slot, model, "rss")
+    figures = {
+        "rss_peak": held.rss_peak_bytes,
+        "cuda_allocated": held.cuda_allocated_bytes,
+        "cuda_reserved": held.cuda_reserved_bytes,
+        "cuda_peak_allocated": held.cuda_peak_allocated_bytes,
+        "cuda_peak_reserved": held.cuda_peak_reserved_bytes,
+        "cuda_inactive_split": held.cuda_inactive_split_bytes,
+        "device_used": held.device_used_bytes,
+        "device_free": held.device_free_bytes,
+    }
+    for kind, figure in figures.items():
+        if figure is not None:
+            memory_after_cleanup.set(figure, slot, model, kind)
+    for event, count in (("retry", held.cuda_alloc_retries), ("oom", held.cuda_ooms)):
+        # of a CPU as well: a series that stands at 0 is there when the first one comes
+        allocator_events.add(slot, model, event, by=count or 0)
+
+
+def begin_tasks(models: Iterable[str], route: str) -> None:
+    """Every count of ended tasks on *route* stands at 0, so that the first one shows."""
+    for model in models:
+        queue_timeouts.begin(model, route)
+        for outcome in OUTCOMES:
+            tasks_finished.begin(model, route, outcome)

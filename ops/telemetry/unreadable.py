@@ -1,0 +1,55 @@
+"""What cannot be read is counted, told once and passed over: one bad message does not stop what serves good ones."""
+
+from collections import OrderedDict
+from typing import Final, Literal, get_args
+
+import structlog
+
+from ops.telemetry.metrics import unreadable
+
+Kind = Literal["task", "timer", "record", "heartbeat", "slot", "leadership", "fallback_episode", "cold_start", "entry"]
+KNOWN_MAX: Final = 1_024
+WHERE_MAX_CHARS: Final = 200
+
+log = structlog.get_logger("unreadable")
+
+
+class Unreadables:
+    """Those that this process met."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._known: OrderedDict[tuple[Kind, str, int], None] = OrderedDict()
+
+    def tell(self, kind: Kind, where: str, error: Exception | str, *, revision: int = 0) -> None:
+        """A *kind* of thing at *where* (a subject or a key) cannot be read, because of *error*, whose text is logged.
+
+        It must hold nothing of the content, as that of `contracts.wire.Unreadable` does not. *revision* tells one entry
+        of a key from the next; the same one that is met again is neither counted nor told again.
+        """
+        known = (kind, where, revision)
+        if revision and known in self._known:
+            self._known.move_to_end(known)
+            return
+        self._known[known] = None
+        if len(self._known) > KNOWN_MAX:
+            self._known.popitem(last=False)
+        self.count += 1
+        unreadable.add(kind)
+        log.error(
+            "unreadable",
+            kind=kind,
+            where=where[:WHERE_MAX_CHARS],
+            revision=revision or None,
+            reason=str(error),
+            count=self.count,
+        )
+
+
+unreadables = Unreadables()
+
+
+def begin() -> None:
+    """The metric stands at 0 for every kind, so that the first one shows."""
+    for kind in get_args(Kind):
+        unreadable.begin(kind)

@@ -1,0 +1,134 @@
+"""The limit: Litestar and nats-py, and the three writes of an acceptance, with nothing around them.
+
+`POST /generate` decodes the body, publishes the message, stores the timer and creates the record: the same bytes on the
+same subjects with the same headers as the gateway, in the same order, each after the ack of the one before. It checks
+nothing, knows no callers, routes nowhere, keeps no task in memory, and retries nothing.
+
+`GET /tasks/{id}` answers JSON that was put there before. `POST /refuse` does nothing, and says so with a constant 503.
+"""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import nats
+import uuid_utils
+from litestar import Litestar, Request, Response, get, post, put
+from litestar.exceptions import NotFoundException
+from litestar.params import FromPath
+from msgspec import Struct
+from nats.aio.client import Client
+from nats.js.client import JetStreamContext
+
+from contracts.tasks import GenerationTask
+from contracts.topology import TASKS, bucket_subject, timer_due_subject, timer_set_subject, work_subject
+from ops.nats.access import inbox_prefix
+from ops.nats.link import MAX_OUTSTANDING_PINGS, PING_INTERVAL_S, REPLY_TIMEOUT_S
+from tests.bench.peers.serving import serve
+
+REFUSED: Final = {"code": "queue_overloaded", "detail": "25 requests are waiting already", "limit": "depth"}
+
+
+class Body(Struct):
+    """What a client sends."""
+
+    model: str
+    prompt: str
+    seed: int
+
+
+class Accepted(Struct):
+    """What it is told."""
+
+    id: str
+    status: str
+
+
+class Bare:
+    """The service. *record* is one that a gateway stored: each task's bytes are these, with its own id."""
+
+    def __init__(self, record: bytes) -> None:
+        self._record = record
+        template = msgspec.json.decode(record, type=GenerationTask)
+        self._id = template.id.encode()
+        self._wait = template.deadline_at - template.created_at
+        self._client: Client
+        self._js: JetStreamContext
+        self._known: dict[str, Any] = {}
+
+    @contextlib.asynccontextmanager
+    async def connected(self, _: Litestar) -> AsyncIterator[None]:
+        """Holds the connection, made with the options of `ops.nats.link`."""
+        self._client = await nats.connect(
+            os.environ["BENCH_NATS_URL"],
+            pending_size=0,
+            ping_interval=PING_INTERVAL_S,
+            max_outstanding_pings=MAX_OUTSTANDING_PINGS,
+            connect_timeout=2,
+            inbox_prefix=inbox_prefix("gateway").encode(),
+        )
+        self._js = self._client.jetstream(timeout=REPLY_TIMEOUT_S)
+        yield
+        await self._client.close()
+
+    async def accept(self, body: bytes) -> Accepted:
+        """Message, timer, record."""
+        request = msgspec.json.decode(body, type=Body)
+        task_id = str(uuid_utils.uuid7())
+        stored = self._record.replace(self._id, task_id.encode())
+        deadline_at = datetime.now(UTC) + self._wait
+        await self._js.publish(
+            work_subject("lane", request.model, task_id),
+            stored,
+            timeout=REPLY_TIMEOUT_S,
+            headers={"Nats-Msg-Id": f"{task_id}.0"},
+        )
+        await self._js.publish(
+            timer_set_subject("admit", task_id),
+            stored,
+            timeout=REPLY_TIMEOUT_S,
+            headers={
+                "Nats-Schedule": f"@at {deadline_at.isoformat().replace('+00:00', 'Z')}",
+                "Nats-Schedule-Target": timer_due_subject("admit", task_id),
+            },
+        )
+        await self._js.publish(
+            bucket_subject(TASKS, task_id),
+            stored,
+            timeout=REPLY_TIMEOUT_S,
+            headers={"Nats-Expected-Last-Subject-Sequence": "0"},
+        )
+        return Accepted(task_id, "pending")
+
+    def app(self) -> Litestar:
+        """Its routes."""
+
+        @post("/generate", status_code=202)
+        async def generate(request: Request[Any, Any, Any]) -> Accepted:
+            return await self.accept(await request.body())
+
+        @get("/tasks/{task_id:str}")
+        async def get_task(task_id: FromPath[str]) -> Response[Any]:
+            if task_id not in self._known:
+                raise NotFoundException
+            return Response(self._known[task_id])
+
+        @put("/tasks/{task_id:str}", status_code=204)
+        async def put_task(request: Request[Any, Any, Any], task_id: FromPath[str]) -> None:
+            self._known[task_id] = msgspec.json.decode(await request.body())
+
+        @post("/refuse", status_code=503)
+        async def refuse() -> dict[str, str]:
+            return REFUSED
+
+        return Litestar(
+            [generate, get_task, put_task, refuse], lifespan=[self.connected], openapi_config=None, logging_config=None
+        )
+
+
+if __name__ == "__main__":
+    serve(Bare(Path(os.environ["BENCH_RECORD"]).read_bytes()).app())

@@ -1,0 +1,51 @@
+"""How each peer is served: by uvicorn as the gateway sets it up, less the gateway's own bounds on connections."""
+
+import os
+from typing import Any, Final
+
+import uvicorn
+import uvloop
+
+HOST: Final = "127.0.0.1"
+# The same everywhere: what a task is made of beside its prompt.
+PATH: Final = "/generate"
+
+
+def config_of(app: Any, port: int, *, lifespan: bool = True) -> uvicorn.Config:
+    """`gateway.server.connections.http_config`, with uvicorn's own HTTP/1.1 protocol; `tests/unit/test_bench.py` compares."""
+    return uvicorn.Config(
+        app,
+        host=HOST,
+        port=port,
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="on" if lifespan else "off",
+        loop="none",
+        timeout_graceful_shutdown=5,
+    )
+
+
+def serve(app: Any) -> None:
+    """Serves *app* on the port in `BENCH_PORT` until SIGTERM, on the gateway's event loop."""
+    if os.environ.get("BENCH_SERVER") == "granian":
+        from granian.constants import HTTPModes, Interfaces, Loops
+        from granian.server import Server
+
+        # one worker, which is a process of its own; it loads the application by this process's own means
+        Server(
+            "tests.bench.peers.bare",
+            address=HOST,
+            port=int(os.environ["BENCH_PORT"]),
+            interface=Interfaces.ASGI,
+            workers=1,
+            loop=Loops.uvloop,
+            http=HTTPModes.http1,
+            websockets=False,
+            log_enabled=False,
+        ).serve(target_loader=lambda *_: app)
+        return
+    uvloop.run(uvicorn.Server(config_of(app, int(os.environ["BENCH_PORT"]))).serve())

@@ -1,0 +1,451 @@
+"""`make chaos`: a whole system under steady load, its processes killed, stopped and restarted from a printed seed.
+
+Everything that clients and a watcher saw goes into a history, which `tests.faults.checker` judges. Exits with 1 on any
+violation.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Final, get_args
+
+import click
+import httpx
+import msgspec
+import structlog
+from msgspec import Struct
+from msgspec.structs import replace
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from contracts.tasks import FailureCode, TaskStatus
+from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS
+from ops.ending import end
+from ops.nats.link import NatsLink
+from tests.faults.checker import Story, Violation, check
+from tests.faults.clients import Clients, Wish, wishes
+from tests.faults.fleet import LANES, Fleet
+from tests.faults.history import Artifact, Call, FaultKind, History, HostWatcher, Limits, Watcher, read_store
+from tests.faults.injector import ALL_KINDS, Injector, Planned, plan
+from tests.faults.planted import PLANTED
+from tests.kit.support import eventually
+
+# A fault every so many seconds, on average.
+FAULT_EVERY_S: Final = 6.5
+SETTLE_S: Final = 90.0
+# What a planted bug has lost never ends, and needs not be waited for so long.
+SETTLE_PLANTED_S: Final = 15.0
+LATE_S: Final = 5.0
+SHOWN: Final = 20
+
+
+class Recovery(Struct, frozen=True, kw_only=True):
+    """The worst time from a fault of *kind* to the end of the first task that was accepted after it and got its video.
+
+    On the route that it hit, or on the slowest one where it hit all of them. None where no task came after it.
+    """
+
+    kind: str
+    count: int
+    worst_s: float | None
+
+
+class Summary(Struct, frozen=True, kw_only=True):
+    """What `make chaos` prints, and writes with `--json`."""
+
+    seed: int
+    seconds: float
+    requests: int
+    accepted: int
+    refused: int
+    tasks: int
+    ends: dict[str, int]
+    attempts: int
+    requeued: int
+    fenced: int
+    faults: int
+    skipped: int
+    recoveries: list[Recovery]
+    deepest_queue: int
+    left_to_the_janitor: int
+    ended_by_themselves: dict[str, int]
+    lost: int
+    doubled: int
+    violations: list[Violation]
+
+
+async def chaos(
+    folder: Path,
+    *,
+    seed: int,
+    seconds: float,
+    rate: float,
+    console: Console,
+    kinds: Sequence[FaultKind] = ALL_KINDS,
+    count: int | None = None,
+    plant: str | None = None,
+    lasts_s: float | None = None,
+    lanes_off: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[History, Summary]:
+    """One run, as `--help` tells. Faults last *lasts_s*. *lanes_off*: an operator keeps requests off the lanes.
+
+    *environment* is added to that of every process.
+    """
+    fleet = Fleet(folder, plant=plant, environment=environment)
+    try:
+        await fleet.start()
+        link = await NatsLink.connect(fleet.nats_url, name="chaos-watcher")
+        run = Run(fleet, link, seed=seed, settle_s=SETTLE_S if plant is None else SETTLE_PLANTED_S, console=console)
+        try:
+            if lanes_off:
+                await _switch_lanes_off(fleet)
+            count = round(seconds / FAULT_EVERY_S) if count is None else count
+            planned = plan(seed, seconds=seconds, count=count, kinds=kinds)
+            if lasts_s is not None:
+                planned = [replace(fault, for_s=lasts_s) for fault in planned]
+            await run.run(wishes(seed, seconds=seconds, rate=rate), planned)
+        finally:
+            await link.close()
+        history = run.history()
+        return history, summarize(history, run, seconds=seconds)
+    finally:
+        await fleet.close()
+
+
+async def _switch_lanes_off(fleet: Fleet) -> None:
+    async with httpx.AsyncClient(timeout=10) as http:
+        for model in LANES:
+            for url in fleet.urls.values():
+                answer = await http.put(f"{url}/admin/lanes/{model}/mode", json={"mode": "degraded"})
+                answer.raise_for_status()
+
+
+class Run:
+    """The load, the faults and the watching of one run."""
+
+    def __init__(self, fleet: Fleet, link: NatsLink, *, seed: int, settle_s: float, console: Console) -> None:
+        self.fleet = fleet
+        self.watcher = Watcher(link, fleet.streams)
+        self.hosts = HostWatcher(fleet.data_dir)
+        self.injector = Injector(fleet, link, self.watcher, self.hosts)
+        self.clients = Clients(fleet.urls, self._on_call)
+        self._seed = seed
+        self._settle_s = settle_s
+        self._console = console
+        self._answers: Counter[str] = Counter()
+        self._artifacts: tuple[Artifact, ...] = ()
+
+    async def run(self, wanted: list[Wish], planned: list[Planned]) -> None:
+        keeping = [
+            asyncio.create_task(work)
+            for work in (self.fleet.keep(), self.fleet.keep_store(), self.watcher.run(), self.hosts.run())
+        ]
+        try:
+            with Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[now]}"),
+                console=self._console,
+                transient=True,
+            ) as progress:
+                bar = progress.add_task("chaos", total=len(wanted), now="")
+                telling = asyncio.create_task(self._tell(progress, bar))
+                await asyncio.gather(self.clients.run(wanted), self.injector.run(planned))
+                progress.update(bar, description="settling")
+                await self._settle()
+                await self._look()
+                await end(telling)
+        finally:
+            await end(*keeping)
+            await self.clients.close()
+        # what is still to be settled by workers that drain is settled now
+        await self.fleet.stop()
+        await self.watcher.catch_up()
+        self._artifacts = read_store(self.fleet.store.folder)
+
+    async def _settle(self) -> None:
+        """Until everything that was recorded has ended, and the queues are empty; the checker judges what has not."""
+
+        async def settled() -> bool:
+            return self.watcher.all_ended() and self._queues_are_empty()
+
+        with contextlib.suppress(AssertionError):
+            await eventually(settled, within_s=self._settle_s)
+
+    async def _look(self) -> None:
+        # a gateway that was killed last may still be starting
+        async def looked() -> bool:
+            with contextlib.suppress(httpx.HTTPError):
+                await self.clients.look()
+                return True
+            return False
+
+        await eventually(looked)
+
+    def _queues_are_empty(self) -> bool:
+        latest = {sample.stream: sample for sample in self.watcher.queues}
+        return not any(latest[stream].messages for stream in self.fleet.streams if stream in latest)
+
+    async def _tell(self, progress: Progress, bar: TaskID) -> None:
+        while True:
+            ends = Counter(task.status.value for task in self.watcher.latest.values())
+            now = f"{self._answers['202']} accepted, {ends['done']} done, {len(self.injector.faults)} faults"
+            progress.update(bar, completed=sum(self._answers.values()), now=now)
+            await asyncio.sleep(0.5)
+
+    def _on_call(self, call: Call) -> None:
+        if call.kind == "submit":
+            self._answers[str(call.status)] += 1
+
+    def history(self) -> History:
+        catalog = self.fleet.catalog
+        return History(
+            seed=self._seed,
+            limits=Limits(
+                wait_limit_s=catalog.windows.wait_limit_s,
+                attempts=catalog.attempts,
+                depth=DEGRADED_MAX_MSGS,
+                late_s=LATE_S,
+            ),
+            calls=tuple(self.clients.calls),
+            revisions=tuple(self.watcher.revisions),
+            lost=tuple(self.watcher.lost),
+            queues=tuple(self.watcher.queues),
+            hosts=tuple(self.hosts.samples),
+            terms=tuple(self.watcher.terms),
+            faults=tuple(self.injector.faults),
+            artifacts=self._artifacts,
+            gaps=tuple(self.watcher.gaps),
+        )
+
+
+def summarize(history: History, run: Run, *, seconds: float) -> Summary:
+    """The figures of *history*, and the verdict."""
+    story = Story(history)
+    violations = check(history)
+    last = [life[-1].task for life in story.lives.values()]
+    submits = [call for call in history.calls if call.kind == "submit"]
+    named = {task.video.path for task in last if task.video is not None}
+    return Summary(
+        seed=history.seed,
+        seconds=seconds,
+        requests=len({call.request for call in submits}),
+        accepted=len({call.task_id for call in submits if call.status == 202}),
+        refused=sum(call.code == "queue_overloaded" for call in submits),
+        tasks=len(last),
+        ends=dict(Counter(task.error.code.value if task.error else task.status.value for task in last).most_common()),
+        attempts=sum(task.attempt for task in last),
+        requeued=sum(task.attempt > 1 for task in last),
+        fenced=_fenced(run.fleet, story),
+        faults=len(history.faults),
+        skipped=len(run.injector.skipped),
+        recoveries=recoveries(story),
+        deepest_queue=max((sample.messages for sample in history.queues if sample.stream == DEGRADED), default=0),
+        left_to_the_janitor=sum(item.path not in named for videos in story.videos.values() for item in videos),
+        ended_by_themselves={
+            name: member.ended_by_itself for name, member in run.fleet.members.items() if member.ended_by_itself
+        },
+        lost=sum(violation.text.startswith("lost:") for violation in violations),
+        doubled=sum(violation.text.startswith("doubled:") for violation in violations),
+        violations=violations,
+    )
+
+
+def _fenced(fleet: Fleet, story: Story) -> int:
+    """How often a worker learned that its task was somebody else's by then, and threw its result away."""
+    count = 0
+    for line in fleet.log_events("ownership_lost"):
+        last = story.last(line["task_id"])
+        was_cancelled = last is not None and last.error is not None and last.error.code is FailureCode.CANCELLED
+        count += last is None or last.epoch > line["epoch"] or not was_cancelled
+    return count
+
+
+def recoveries(story: Story) -> list[Recovery]:
+    """By kind of fault, in the order of their names."""
+    ends = sorted(
+        (life[-1].at, life[0].task.created_at, life[-1].task.route, life[-1].task.model)
+        for life in story.lives.values()
+        if life[-1].task.status is TaskStatus.DONE
+    )
+    found = []
+    for kind in sorted(get_args(FaultKind)):
+        faults = [fault for fault in story.history.faults if fault.kind == kind]
+        took_s = []
+        for fault in faults:
+            routes = _routes_of(kind, fault.target)
+            back = [_first_done(ends, fault.at, route, model) for route, model in routes]
+            took_s += [max((at - fault.at).total_seconds() for at in back if at is not None)] if any(back) else []
+        if faults:
+            found.append(Recovery(kind=kind, count=len(faults), worst_s=max(took_s, default=None)))
+    return found
+
+
+def _routes_of(kind: str, target: str) -> list[tuple[str, str | None]]:
+    lanes: list[tuple[str, str | None]] = [("lane", model) for model in LANES]
+    degraded: tuple[str, str | None] = ("degraded", None)
+    if kind.endswith("-lane"):
+        return [("lane", target.rpartition("-")[0])]
+    if kind.endswith("-leader"):
+        return [degraded]
+    if kind.endswith("-supervisor"):
+        return lanes
+    if kind.endswith("-host"):
+        number = int(target.rpartition("-")[2])
+        return [lanes[number]] if number < len(lanes) else [degraded]
+    return [*lanes, degraded]
+
+
+def _first_done(
+    ends: Sequence[tuple[datetime, datetime, str, str]], since: datetime, route: str, model: str | None
+) -> datetime | None:
+    for ended_at, created_at, its_route, its_model in ends:
+        if created_at >= since and its_route == route and model in (None, its_model):
+            return ended_at
+    return None
+
+
+def report(console: Console, summary: Summary) -> None:
+    """Prints it."""
+    table = Table("fault", "times", "worst recovery", title=f"Chaos, seed {summary.seed}")
+    for recovery in summary.recoveries:
+        worst = "-" if recovery.worst_s is None else f"{recovery.worst_s:.1f} s"
+        table.add_row(recovery.kind, str(recovery.count), worst)
+    console.print(table)
+    ends = ", ".join(f"{count} {end}" for end, count in summary.ends.items())
+    lines = [
+        f"{summary.requests} requests in {summary.seconds:g} s: {summary.accepted} accepted, {summary.refused} refused",
+        f"{summary.tasks} tasks: {ends}",
+        f"{summary.faults} faults; {summary.attempts} attempts, {summary.requeued} tasks needed a second one, "
+        f"{summary.fenced} results fenced off, {summary.left_to_the_janitor} videos left to the janitor; "
+        f"deepest degraded queue {summary.deepest_queue}",
+    ]
+    if summary.ended_by_themselves:
+        lines.append(f"ended by themselves: {summary.ended_by_themselves}")
+    for line in lines:
+        console.print(line, highlight=False)
+    colour = "red" if summary.violations else "green"
+    console.print(
+        f"[{colour}]lost = {summary.lost}, doubled = {summary.doubled}, violations = {len(summary.violations)}[/]",
+        highlight=False,
+    )
+    for violation in summary.violations[:SHOWN]:
+        console.print(
+            f"  invariant {violation.rule}: {violation.subject}: {violation.text}", highlight=False, markup=False
+        )
+
+
+class Caught(Struct, frozen=True, kw_only=True):
+    """What the checker said about a planted bug."""
+
+    rule: int
+    violations: list[Violation]
+
+    @property
+    def said(self) -> str | None:
+        """What it said of the invariant that the bug breaks; None where it missed that."""
+        return next((found.text for found in self.violations if found.rule == self.rule), None)
+
+
+async def catch(name: str, folder: Path, console: Console) -> Caught:
+    """Runs a system with the planted bug *name*, as its row of `PLANTED` says, and lets the checker look."""
+    bug = PLANTED[name]
+    _, summary = await chaos(
+        folder,
+        seed=bug.seed,
+        seconds=bug.seconds,
+        rate=bug.tasks_per_s,
+        console=console,
+        kinds=bug.faults,
+        count=len(bug.faults),
+        plant=name,
+        lasts_s=bug.lasts_s,
+        lanes_off=bug.lanes_off,
+    )
+    return Caught(rule=bug.rule, violations=summary.violations)
+
+
+def catch_all(console: Console, only: Sequence[str] = ()) -> bool:
+    """Whether the checker finds every planted bug, or those of *only*; prints the table."""
+    table = Table("planted", "what is wrong", "seed", "breaks", "the checker says", "", title="Planted bugs")
+    missed = 0
+    for name, bug in PLANTED.items():
+        if only and name not in only:
+            continue
+        with tempfile.TemporaryDirectory(prefix="warmlane-planted-") as folder:
+            said = asyncio.run(catch(name, Path(folder), console)).said
+        missed += said is None
+        mark = "[red]MISSED[/]" if said is None else "[green]caught[/]"
+        table.add_row(name, bug.bug, str(bug.seed), f"invariant {bug.rule}", said or "nothing of that", mark)
+        console.print(f"{name}: {mark}")
+    console.print(table)
+    return not missed
+
+
+@click.command(
+    epilog="Examples:\n\n  python -m tests.drills.chaos --seconds 60\n\n  python -m tests.drills.chaos --plants"
+)
+@click.option("--seconds", type=click.FloatRange(5), default=300, show_default=True, help="How long to send.")
+@click.option("--seed", type=int, help="What decides about load and faults.  [default: a new one]")
+@click.option("--tasks-per-s", type=click.FloatRange(0.1), default=9, show_default=True, help="Requests a second.")
+@click.option("--faults", type=click.IntRange(0), help=f"How many.  [default: one every {FAULT_EVERY_S:g} s]")
+@click.option("--only", multiple=True, type=click.Choice(ALL_KINDS), help="Only this kind of fault; may be repeated.")
+@click.option("--plants", is_flag=True, help="Instead: plant one bug after the other; the checker must find each.")
+@click.option("--plant", multiple=True, type=click.Choice(sorted(PLANTED)), help="Instead: only this bug.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures there.")
+@click.option("--history", "history_file", type=click.Path(path_type=Path), help="Write all that was observed there.")
+@click.option("--keep", "kept", type=click.Path(path_type=Path), help="Work in this folder, and leave it there.")
+def command(
+    seconds: float,
+    seed: int | None,
+    tasks_per_s: float,
+    faults: int | None,
+    only: tuple[FaultKind, ...],
+    plants: bool,
+    plant: tuple[str, ...],
+    json_file: Path | None,
+    history_file: Path | None,
+    kept: Path | None,
+) -> None:
+    """Kill, stop and restart every process of a system under load, and prove that nothing was lost or doubled.
+
+    Exit status 1 on any violation.
+    """
+    console = Console()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    if plants or plant:
+        raise SystemExit(0 if catch_all(console, plant) else 1)
+    seed = random.SystemRandom().randrange(1_000_000) if seed is None else seed
+    console.print(f"seed {seed}", highlight=False)
+    with contextlib.ExitStack() as stack:
+        folder = kept or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="warmlane-chaos-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        history, summary = asyncio.run(
+            chaos(
+                folder,
+                seed=seed,
+                seconds=seconds,
+                rate=tasks_per_s,
+                console=console,
+                kinds=only or ALL_KINDS,
+                count=faults,
+            )
+        )
+    if history_file is not None:
+        history_file.write_bytes(msgspec.json.encode(history))
+    if json_file is not None:
+        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
+    report(console, summary)
+    raise SystemExit(1 if summary.violations else 0)
+
+
+if __name__ == "__main__":
+    command()

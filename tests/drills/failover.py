@@ -1,0 +1,492 @@
+"""`make failover`: lanes are lost under steady load, and come back. What that cost is told by what the server recorded.
+
+A lane is lost in three ways: its process is killed; its pipeline host is; its process is killed while the supervisor
+is stopped, so that nobody sees it and only the silence tells. When routing moved is taken from the decisions that the
+records keep, and when the lane was warm again from the server's time of its entry in KV `lanes`.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import statistics
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal
+
+import click
+import httpx
+import msgspec
+from msgspec import Struct
+from rich.console import Console
+from rich.table import Table
+
+from contracts.lanes import LaneHeartbeat
+from contracts.tasks import GenerationTask, RoutingDecision, TaskStatus, decode_task
+from contracts.topology import LANES, TASKS
+from gateway.rules.routing import READY_STATES, ToLane
+from ops.commands.demo.command import percentile
+from ops.nats.link import Entry, NatsLink
+from tests.bench.arrivals import CLIENT_TIMEOUT_S, Answer, post
+from tests.kit.support import eventually, settings_file
+from tests.kit.system import UpProcess
+
+How = Literal["lane killed", "host killed", "lane killed, unseen"]
+HOWS: Final[tuple[How, ...]] = ("lane killed", "host killed", "lane killed, unseen")
+UNSEEN: Final = "lane killed, unseen"
+MODELS: Final = ("anisora", "phr00t")
+SMALL: Final = {"num_frames": 9, "width": 32, "height": 32}
+SEEN_MOVE_S: Final = 1.0
+RETURN_S: Final = 1.0
+WARM_SHARE: Final = 95.0
+# Of fewer requests a share says nothing.
+AFTER_MIN: Final = 10
+HEARTBEAT_S: Final = 1.0
+# How much later than it should routing may move before the next thing is done.
+MOVE_WITHIN_S: Final = 30.0
+# How long a lane may be away, and the last task may take. Two leases are well within it.
+WITHIN_S: Final = 120.0
+
+
+class Loss(Struct, frozen=True, kw_only=True):
+    """A lane that was lost, and within how many seconds no request may be sent to it any more."""
+
+    how: How
+    model: str
+    worker: str
+    at: datetime
+    limit_s: float
+
+
+class Word(Struct, frozen=True):
+    """What KV `lanes` said of a lane at the server's time *at*: whether it takes requests."""
+
+    at: datetime
+    worker: str
+    ready: bool
+
+
+class Decided(Struct, frozen=True):
+    """A routing decision for a task of *model*, as its record keeps it."""
+
+    task_id: str
+    model: str
+    decision: RoutingDecision
+
+    @property
+    def to_lane(self) -> bool:
+        return self.decision.outcome == str(ToLane())
+
+
+class Seen(Struct, frozen=True, kw_only=True):
+    """All that was observed in one run. *decided* and *words* are in the order of their times."""
+
+    losses: Sequence[Loss]
+    answers: Sequence[Answer]
+    tasks: Mapping[str, GenerationTask]
+    decided: Sequence[Decided]
+    words: Sequence[Word]
+
+
+class Move(Struct, frozen=True, kw_only=True):
+    """What became of the requests of a lost lane's model; a time is None where that was never seen.
+
+    *told_at*: the first word that the lane was gone. *moved_at*: the first decision for the degraded worker. *strays*:
+    decisions for the dead lane after that one.
+    *warm_at*: the lane was ready again. *back_at*: the first decision for it then. *after*: the tasks from there on.
+    """
+
+    told_at: datetime | None
+    moved_at: datetime | None
+    strays: int
+    warm_at: datetime | None
+    back_at: datetime | None
+    after: Sequence[str]
+
+
+class Figure(Struct, frozen=True, kw_only=True):
+    """A line of the table: what was measured (None: it never happened), and what was asked."""
+
+    loss: str = ""
+    what: str
+    measured: float | None
+    asked: float
+    unit: str
+    at_least: bool = False
+    note: str = ""
+
+    @property
+    def is_met(self) -> bool:
+        if self.measured is None:
+            return False
+        return self.measured >= self.asked if self.at_least else self.measured <= self.asked
+
+    @property
+    def verdict(self) -> str:
+        """`met`, or by how much it was missed."""
+        if self.measured is None:
+            return "missed: never seen"
+        return "met" if self.is_met else f"missed by {abs(self.measured - self.asked):.2f} {self.unit}".rstrip()
+
+
+def move_of(loss: Loss, decided: Sequence[Decided], words: Sequence[Word], *, until: datetime | None = None) -> Move:
+    """What became of *loss*, as far as it shows before *until*. Pure."""
+
+    def counts(at: datetime) -> bool:
+        return at > loss.at and (until is None or at < until)
+
+    told = [word for word in words if word.worker == loss.worker and counts(word.at)]
+    # a word of the dead process may still have been on its way
+    gone = list(itertools.dropwhile(lambda word: word.ready, told))
+    told_at = gone[0].at if gone else None
+    warm_at = next((word.at for word in gone if word.ready), None)
+    # where the lanes had their turn, that is no judgement of whether they are there
+    plain = [
+        each
+        for each in decided
+        if each.model == loss.model and counts(each.decision.at) and not each.decision.lanes_passed
+    ]
+    moved_at = next((each.decision.at for each in plain if not each.to_lane), None)
+    back = [each for each in plain if each.to_lane and warm_at is not None and each.decision.at >= warm_at]
+    back_at = back[0].decision.at if back else None
+    strays = sum(
+        moved_at is not None and each.to_lane and each.decision.at > moved_at and each not in back for each in plain
+    )
+    firsts = first_decisions(decided)
+    after = [each.task_id for each in plain if back_at and each.decision.at >= back_at and each is firsts[each.task_id]]
+    return Move(told_at=told_at, moved_at=moved_at, strays=strays, warm_at=warm_at, back_at=back_at, after=after)
+
+
+def first_decisions(decided: Iterable[Decided]) -> dict[str, Decided]:
+    """The decision that each task was accepted with. Pure."""
+    firsts: dict[str, Decided] = {}
+    for each in decided:
+        firsts.setdefault(each.task_id, each)
+    return firsts
+
+
+def is_served_warm(task: GenerationTask, decided: Iterable[Decided]) -> bool:
+    """Whether a lane ran *task* to its end, and no decision ever sent it elsewhere. Pure."""
+    return (task.status, task.route) == (TaskStatus.DONE, "lane") and all(each.to_lane for each in decided)
+
+
+def failures(seen: Seen) -> Counter[str]:
+    """Every request that did not end as a video, by what became of it. Pure."""
+
+    def why(answer: Answer) -> str:
+        if answer.status != httpx.codes.ACCEPTED:
+            return f"{answer.status} {answer.code}".strip()
+        task = seen.tasks.get(answer.task_id)
+        if task is None:
+            return "accepted, and no record"
+        return task.error.code.value if task.error is not None else task.status.value
+
+    return Counter(reason for reason in map(why, seen.answers) if reason != TaskStatus.DONE.value)
+
+
+def judge(seen: Seen) -> list[Figure]:
+    """What the run says of the numbers of lanes that come and go. Pure."""
+    failed = failures(seen)
+    figures = [
+        Figure(
+            what=f"failed, of {len(seen.answers)} requests",
+            measured=failed.total() if seen.answers else None,
+            asked=0,
+            unit="",
+            note=", ".join(f"{count} x {why}" for why, count in failed.items()),
+        )
+    ]
+    of_task: dict[str, list[Decided]] = {}
+    for each in seen.decided:
+        of_task.setdefault(each.task_id, []).append(each)
+    for loss in seen.losses:
+        until = next((each.at for each in seen.losses if each.model == loss.model and each.at > loss.at), None)
+        move = move_of(loss, seen.decided, seen.words, until=until)
+        warm = sum(task in seen.tasks and is_served_warm(seen.tasks[task], of_task[task]) for task in move.after)
+        moved_at = move.moved_at
+        if loss.how == UNSEEN and moved_at is not None and move.told_at is not None and moved_at >= move.told_at:
+            moved_at = None  # somebody had to say so: the silence alone did not do it
+        name = f"{loss.how}: {loss.worker}"
+        figures += [
+            Figure(
+                loss=name,
+                what="until routing moves",
+                measured=seconds(loss.at, moved_at),
+                asked=loss.limit_s,
+                unit="s",
+            ),
+            Figure(
+                loss=name,
+                what="decisions for the dead lane after that",
+                measured=None if moved_at is None else move.strays,
+                asked=0,
+                unit="",
+            ),
+            Figure(
+                loss=name,
+                what="from warm until routing is back",
+                measured=seconds(move.warm_at, move.back_at),
+                asked=RETURN_S,
+                unit="s",
+                note="" if move.warm_at is None else f"warm {seconds(loss.at, move.warm_at):.1f} s after the loss",
+            ),
+            Figure(
+                loss=name,
+                what="served warm from then on",
+                measured=100 * warm / len(move.after) if len(move.after) >= AFTER_MIN else None,
+                asked=WARM_SHARE,
+                unit="%",
+                at_least=True,
+                note=f"{warm} of {len(move.after)}",
+            ),
+        ]
+    return figures
+
+
+def seconds(since: datetime | None, at: datetime | None) -> float | None:
+    """From *since* to *at*; None where one of them never was."""
+    return None if since is None or at is None else (at - since).total_seconds()
+
+
+class Watcher:
+    """Keeps every decision that a record shows, every task's last state, and every word of every lane."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, GenerationTask] = {}
+        self._decided: dict[tuple[str, datetime], Decided] = {}
+        self._words: list[Word] = []
+
+    async def start(self, link: NatsLink) -> None:
+        """From now on nothing is missed."""
+        await (await link.watch(TASKS, self._on_record)).wait()
+        await (await link.watch(LANES, self._on_lane)).wait()
+
+    @property
+    def decided(self) -> list[Decided]:
+        return sorted(self._decided.values(), key=lambda each: each.decision.at)
+
+    @property
+    def words(self) -> list[Word]:
+        return list(self._words)
+
+    def move(self, loss: Loss) -> Move:
+        """What became of *loss* so far."""
+        return move_of(loss, self.decided, self._words)
+
+    def runs(self, task_id: str) -> bool:
+        """Whether a worker has it."""
+        return task_id in self.tasks and self.tasks[task_id].status is not TaskStatus.PENDING
+
+    def have_ended(self, answers: Iterable[Answer]) -> bool:
+        """Whether every accepted task has."""
+        ids = [answer.task_id for answer in answers if answer.status == httpx.codes.ACCEPTED]
+        return all(each in self.tasks and self.tasks[each].status.is_terminal for each in ids)
+
+    def _on_record(self, entry: Entry) -> None:
+        if entry.value is None:
+            return
+        task = self.tasks[entry.key] = decode_task(entry.value)
+        if task.decision is not None:
+            self._decided.setdefault((task.id, task.decision.at), Decided(task.id, task.model, task.decision))
+
+    def _on_lane(self, entry: Entry) -> None:
+        state = None if entry.value is None else msgspec.json.decode(entry.value, type=LaneHeartbeat).state
+        self._words.append(Word(entry.time, entry.key.partition(".")[2], state in READY_STATES))
+
+
+class Load:
+    """*rate* small requests a second for each model, every other one held, whatever becomes of those before."""
+
+    def __init__(self, client: httpx.AsyncClient, rate: float) -> None:
+        self._client = client
+        self._every_s = 1 / rate / len(MODELS)
+        self._posts: list[asyncio.Task[Answer]] = []
+        self._sending = asyncio.create_task(self._send())
+
+    async def one_more(self, model: str) -> Answer:
+        """A request of ordinary size, answered at once."""
+        answering = asyncio.create_task(post(self._client, model, 0, headers={"prefer": "respond-async"}))
+        self._posts.append(answering)
+        return await answering
+
+    async def stop(self) -> list[Answer]:
+        """Sends no more. Every answer, the first one first."""
+        self._sending.cancel()
+        return await asyncio.gather(*self._posts)
+
+    async def _send(self) -> None:
+        begun_s = asyncio.get_running_loop().time()
+        for number, model in enumerate(itertools.cycle(MODELS)):
+            await asyncio.sleep(begun_s + number * self._every_s - asyncio.get_running_loop().time())
+            held = number // len(MODELS) % 2 == 0
+            self._posts.append(asyncio.create_task(self._post(model, number, held=held)))
+
+    async def _post(self, model: str, number: int, *, held: bool) -> Answer:
+        headers = {} if held else {"prefer": "respond-async"}
+        try:
+            return await post(self._client, model, number, headers=headers, **SMALL)
+        except httpx.HTTPError as error:
+            return Answer(sent_s=0.0, took_s=0.0, status=0, code=type(error).__name__)
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """SIGSTOP, and SIGCONT in the end."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def lose(up: UpProcess, watcher: Watcher, load: Load, how: How, model: str, *, limit_s: float) -> Loss:
+    """Kills the lane of *model*, or its host, with a request in hand, and waits until routing has moved.
+
+    Where nobody shall see it, the supervisor is stopped until then. A host that is killed while it is idle would not
+    do: its lane loads again within the next request, and stays ready.
+    """
+    worker = f"{model}-0"
+    find = partial(up.host_of, worker) if how == "host killed" else partial(up.find, f"--name {worker}")
+    victim = await asyncio.to_thread(find)
+    blind = stopped(await asyncio.to_thread(up.find, "warmlane supervisor")) if how == UNSEEN else None
+    with blind or contextlib.nullcontext():
+        in_hand = await load.one_more(model)
+        await in_time(lambda: watcher.runs(in_hand.task_id))
+        loss = Loss(how=how, model=model, worker=worker, at=datetime.now(UTC), limit_s=limit_s)
+        os.kill(victim, signal.SIGKILL)
+        await in_time(lambda: watcher.move(loss).moved_at is not None, within_s=limit_s + MOVE_WITHIN_S)
+    return loss
+
+
+async def in_time(look: Callable[[], bool], *, within_s: float = WITHIN_S) -> None:
+    """Waits for *look*; where it never comes true, the verdict tells."""
+
+    async def looked() -> bool:
+        return look()
+
+    with contextlib.suppress(AssertionError):
+        await eventually(looked, within_s=within_s)
+
+
+async def fail_over(
+    up: UpProcess,
+    hows: Sequence[How],
+    *,
+    rate: float,
+    window_s: float,
+    after: int,
+    on_loss: Callable[[Loss], None] = lambda _: None,
+) -> Seen:
+    """Loses a lane in each of these ways, each when the last one is back and has been sent *after* requests.
+
+    *window_s* is the settings' `health_timeout_s`: a lane that nobody saw dying is lost after so long. That shows at
+    the next request, so one more interval between two requests is allowed then.
+    """
+    link = await NatsLink.connect(up.nats_url, name="failover")
+    watcher, losses = Watcher(), list[Loss]()
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    try:
+        await watcher.start(link)
+        async with httpx.AsyncClient(base_url=up.url, timeout=CLIENT_TIMEOUT_S, limits=limits) as client:
+            load = Load(client, rate)
+            for how, model in zip(hows, itertools.cycle(MODELS), strict=False):
+                await in_time(partial(is_steady, watcher, model, len(watcher.tasks)))
+                limit_s = window_s + 1 / rate if how == UNSEEN else SEEN_MOVE_S
+                losses.append(await lose(up, watcher, load, how, model, limit_s=limit_s))
+                on_loss(losses[-1])
+                await in_time(partial(has_returned, watcher, losses[-1], after))
+            answers = await load.stop()
+        await in_time(lambda: watcher.have_ended(answers))
+    finally:
+        await link.close()
+    return Seen(losses=losses, answers=answers, tasks=watcher.tasks, decided=watcher.decided, words=watcher.words)
+
+
+def is_steady(watcher: Watcher, model: str, known: int) -> bool:
+    """Whether tasks of *model* were done by its lane among those that came after the *known* ones."""
+    new = list(watcher.tasks.values())[known:]
+    return sum((task.model, task.route, task.status) == (model, "lane", TaskStatus.DONE) for task in new) >= 3
+
+
+def has_returned(watcher: Watcher, loss: Loss, after: int) -> bool:
+    """Whether the lane is back and was sent *after* requests."""
+    return len(watcher.move(loss).after) >= after
+
+
+def pace(seen: Seen) -> str:
+    """What a task took, for a reader who wonders whether the machine was too busy for the load. Pure."""
+    took_s = sorted(
+        (task.finished_at - task.claimed_at).total_seconds()
+        for task in seen.tasks.values()
+        if task.finished_at is not None and task.claimed_at is not None
+    )
+    if not took_s:
+        return "no task ran"
+    return f"a task took {statistics.median(took_s):.2f} s (p50), {percentile(took_s, 99):.2f} s (p99)"
+
+
+def report(console: Console, figures: Sequence[Figure]) -> None:
+    """Prints the table."""
+    table = Table("loss", "what", "measured", "asked", "", "", title="Failover")
+    for figure in figures:
+        measured = "-" if figure.measured is None else f"{figure.measured:.3g} {figure.unit}".rstrip()
+        asked = f"{'≥' if figure.at_least else '≤'} {figure.asked:.3g} {figure.unit}".rstrip()
+        colour = "green" if figure.is_met else "red"
+        table.add_row(figure.loss, figure.what, measured, asked, f"[{colour}]{figure.verdict}[/]", figure.note)
+    console.print(table)
+
+
+def as_json(figures: Sequence[Figure]) -> str:
+    """The same for a program."""
+    rows = [msgspec.structs.asdict(figure) | {"verdict": figure.verdict} for figure in figures]
+    return msgspec.json.format(msgspec.json.encode(rows), indent=2).decode()
+
+
+def settings_for(folder: Path, window_s: float, **windows_s: float) -> Path:
+    """The packaged settings, but a silent lane is lost after *window_s*; and other windows."""
+    return settings_file(folder, heartbeat_s=min(HEARTBEAT_S, window_s / 8), health_timeout_s=window_s, **windows_s)
+
+
+@click.command(epilog="Example:\n\n  python -m tests.drills.failover --how 'host killed' --after 20")
+@click.option("--how", "hows", type=click.Choice(HOWS), multiple=True, help="How to lose a lane; all ways otherwise.")
+@click.option(
+    "--rate", type=click.FloatRange(0.5), default=1.5, show_default=True, help="Requests a second of a model."
+)
+@click.option(
+    "--window", type=click.FloatRange(4), default=10, show_default=True, help="`health_timeout_s` in seconds."
+)
+@click.option(
+    "--after", type=click.IntRange(AFTER_MIN), default=60, show_default=True, help="Requests when it is back."
+)
+@click.option("--json", "is_json", is_flag=True, help="Print the figures as JSON.")
+def command(hows: tuple[How, ...], rate: float, window: float, after: int, is_json: bool) -> None:
+    """Lose lanes under steady load, and judge what that cost. Exit status 1 on a miss."""
+    console = Console(stderr=is_json)
+
+    def tell(loss: Loss) -> None:
+        console.print(f"{loss.how}: {loss.worker}, and routing has moved", highlight=False)
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        up = UpProcess(folder, "--settings", str(settings_for(folder, window)))
+        try:
+            up.start()
+            seen = asyncio.run(fail_over(up, hows or HOWS, rate=rate, window_s=window, after=after, on_loss=tell))
+        finally:
+            up.stop()
+    figures = judge(seen)
+    console.print(pace(seen), highlight=False)
+    if is_json:
+        click.echo(as_json(figures))
+    else:
+        report(console, figures)
+    raise SystemExit(0 if all(figure.is_met for figure in figures) else 1)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,89 @@
+"""compose.yaml as Docker Compose reads it: variables put in, services chosen by profile. For tests without an engine.
+
+`tests/unit/ops/test_compose.py` holds this against Docker Compose itself, where there is one.
+"""
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+ROOT: Final = Path(__file__).parents[2]
+FILE: Final = ROOT / "compose.yaml"
+IMAGES: Final = ROOT / "ops" / "images"
+# $$, ${NAME}, ${NAME:-DEFAULT} and ${NAME:?MESSAGE}; anything else with a $ is none of these.
+_VARIABLE: Final = re.compile(r"\$(?:(\$)|\{(\w+)(?::([-?])([^}]*))?\})?")
+_STAGE: Final = re.compile(r"^FROM (\S+)", re.MULTILINE)
+
+Service = dict[str, Any]
+
+
+class NotSet(Exception):
+    """A variable without a default has no value. The text is the one that the user is shown."""
+
+
+def interpolated(text: str, variables: Mapping[str, str]) -> str:
+    """*text* with *variables* put in; an empty one counts as absent. Raises NotSet."""
+
+    def value(match: re.Match[str]) -> str:
+        dollar, name, kind, rest = match.groups()
+        if dollar:
+            return "$"
+        assert name, f"a $ that is no variable: {text}"
+        found = variables.get(name, "")
+        if not found and kind == "?":
+            raise NotSet(f"{name} {rest}")
+        return found or (rest if kind == "-" else "")
+
+    return _VARIABLE.sub(value, text)
+
+
+def services(variables: Mapping[str, str]) -> dict[str, Service]:
+    """Every service of compose.yaml, of whatever profile. Raises NotSet: variables are put in before one is chosen."""
+
+    def filled(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: filled(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [filled(value) for value in node]
+        return interpolated(node, variables) if isinstance(node, str) else node
+
+    found: dict[str, Service] = filled(yaml.safe_load(FILE.read_text()))["services"]
+    return found
+
+
+def chosen(found: Mapping[str, Service], profile: str) -> dict[str, Service]:
+    """Those that `docker compose --profile PROFILE up` starts."""
+    return {name: each for name, each in found.items() if profile in each.get("profiles", [profile])}
+
+
+def dockerfile(service: Service) -> Path | None:
+    """What its image is built from; None for one that is pulled."""
+    build = service.get("build")
+    return None if build is None else ROOT / build["dockerfile"]
+
+
+def is_ours(service: Service) -> bool:
+    """Whether it runs a command of `warmlane`, which is what the images of ours are made for."""
+    return dockerfile(service) in {IMAGES / "gateway.Dockerfile", IMAGES / "worker.Dockerfile"}
+
+
+def base_images(path: Path) -> list[str]:
+    """The images that a Dockerfile begins its stages with."""
+    return _STAGE.findall(path.read_text())
+
+
+def final_stage(path: Path) -> list[tuple[str, str]]:
+    """The instructions of the last stage of a Dockerfile and their arguments, each on one line."""
+    text = re.sub(r"^\s*#.*\n", "", path.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    lines = text[text.rindex("FROM ") :].splitlines()
+    return [(line.split()[0], line.split(maxsplit=1)[1].strip()) for line in lines if line.strip()]
+
+
+def image_environment(path: Path) -> dict[str, str]:
+    """What ENV sets in the last stage of a Dockerfile."""
+    words = [word for name, rest in final_stage(path) if name == "ENV" for word in shlex.split(rest)]
+    return dict(word.split("=", 1) for word in words)

@@ -1,0 +1,91 @@
+"""Real degraded workers on a real nats-server, without a gateway: tests place the tasks themselves."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from contracts.lanes import Leadership, VideoPipelineSlot
+from contracts.settings import load_settings
+from contracts.tasks import GenerationTask, TaskStatus, decode_task, encode_task
+from contracts.topology import LEADER, LEADER_KEY, SLOTS, TASKS, work_subject
+from lane_worker.runtime.slot_display import read_slot
+from ops.nats.link import NatsLink
+from tests.kit.records import pending_task
+from tests.kit.support import eventually
+from tests.kit.workers import WorkerProcess
+
+
+class DegradedProcess(WorkerProcess):
+    """`warmlane degraded`. Several may have the same slot: one leads."""
+
+    def __init__(self, nats_url: str, data_dir: Path, name: str, slot: str, *options: str, **environment: str) -> None:
+        super().__init__("degraded", nats_url, data_dir, *options, name=name, slot=slot, **environment)
+
+
+async def leader_of(link: NatsLink) -> Leadership | None:
+    """Who leads now."""
+    entry = await link.get(LEADER, LEADER_KEY)
+    return None if entry is None or entry.value is None else msgspec.json.decode(entry.value, type=Leadership)
+
+
+async def leads(link: NatsLink, name: str, *, within_s: float = 60) -> Leadership:
+    """The leadership of *name*, once it has it."""
+
+    async def look() -> Leadership | None:
+        now = await leader_of(link)
+        return now if now is not None and now.worker == name else None
+
+    found = await eventually(look, within_s=within_s)
+    assert found is not None
+    return found
+
+
+async def shown(link: NatsLink, slot: str) -> VideoPipelineSlot | None:
+    """What KV `slots` says of *slot*."""
+    return read_slot(await link.get(SLOTS, slot))
+
+
+def task_of(model: str, number: int, *, traceparent: str | None = None) -> GenerationTask:
+    """A small task, as the gateway would place it on the degraded queue now."""
+    now = datetime.now(UTC)
+    settings = load_settings().catalog("tiny").models[model].constraints
+    task = pending_task(f"{number:08d}-0000-7000-8000-{now.microsecond:012d}", model=model, route="degraded")
+    parameters = replace(
+        task.parameters,
+        num_frames=9,
+        width=32,
+        height=32,
+        steps=int(settings.steps.value_when_absent or 1),
+        cfg=float(settings.cfg.value_when_absent or 1.0),
+    )
+    return replace(
+        task,
+        parameters=parameters,
+        created_at=now,
+        queued_at=now,
+        deadline_at=now + timedelta(seconds=29.5),
+        traceparent=traceparent,
+    )
+
+
+async def place(link: NatsLink, task: GenerationTask) -> GenerationTask:
+    """Records and queues *task*."""
+    await link.create(TASKS, task.id, encode_task(task))
+    subject = work_subject(task.route, task.model, task.id)
+    await link.publish(subject, encode_task(task), message_id=task.message_id)
+    return task
+
+
+async def becomes(link: NatsLink, task: GenerationTask, *statuses: TaskStatus, within_s: float = 60) -> GenerationTask:
+    """The record of *task*, once it is in one of *statuses*."""
+
+    async def look() -> GenerationTask | None:
+        entry = await link.get(TASKS, task.id)
+        now = decode_task(entry.value) if entry is not None and entry.value is not None else None
+        return now if now is not None and now.status in statuses else None
+
+    found = await eventually(look, within_s=within_s)
+    assert found is not None
+    return found

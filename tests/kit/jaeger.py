@@ -1,0 +1,89 @@
+"""The real Jaeger, with memory storage, which `.ci/build-tools` builds: what it makes of our spans, by its query API.
+
+`WARMLANE_TEST_TOOLS` names the folder that holds it. Without it there is none, and what needs it is skipped.
+"""
+
+import json
+import subprocess
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from tests.kit.support import eventually_sync, free_port
+from tests.kit.tools import tool
+
+MISSING: Final = "no jaeger as .ci/tools pins it: .ci/build-tools FOLDER builds it; then set WARMLANE_TEST_TOOLS=FOLDER"
+
+
+def jaeger_program() -> Path | None:
+    """Where it is; None where it is not, or not in the version that `.ci/tools` pins."""
+    try:
+        return tool("jaeger")
+    except pytest.skip.Exception:  # `make observe` is no test
+        return None
+
+
+def configuration(otlp: int, query: int, grpc: int) -> Mapping[str, Any]:
+    """As cmd/jaeger/internal/all-in-one.yaml of its sources, with these ports and what is needed of it alone."""
+    return {
+        "service": {
+            "extensions": ["jaeger_storage", "jaeger_query"],
+            "pipelines": {"traces": {"receivers": ["otlp"], "exporters": ["jaeger_storage_exporter"]}},
+            "telemetry": {"metrics": {"level": "none"}},
+        },
+        "extensions": {
+            "jaeger_query": {
+                "storage": {"traces": "memory"},
+                "http": {"endpoint": f"127.0.0.1:{query}"},
+                "grpc": {"endpoint": f"127.0.0.1:{grpc}"},
+            },
+            "jaeger_storage": {"backends": {"memory": {"memory": {"max_traces": 10000}}}},
+        },
+        "receivers": {"otlp": {"protocols": {"http": {"endpoint": f"127.0.0.1:{otlp}"}}}},
+        "exporters": {"jaeger_storage_exporter": {"trace_storage": "memory"}},
+    }
+
+
+class Jaeger:
+    """One of its own. `close` it."""
+
+    def __init__(self, program: Path, folder: Path) -> None:
+        otlp, query, grpc = free_port(), free_port(), free_port()
+        self.otlp_url, self.url = f"http://127.0.0.1:{otlp}", f"http://127.0.0.1:{query}"
+        config = folder / "jaeger.json"
+        config.write_text(json.dumps(configuration(otlp, query, grpc)))
+        self._log = (folder / "jaeger.log").open("wb")
+        self._process = subprocess.Popen([program, "--config", config], stdout=self._log, stderr=subprocess.STDOUT)
+        eventually_sync(self._answers)
+
+    def take(self, path: str, body: bytes) -> None:
+        """Sends it what an exporter sent, as OTLP over HTTP."""
+        headers = {"Content-Type": "application/x-protobuf"}
+        with urllib.request.urlopen(urllib.request.Request(self.otlp_url + path, body, headers), timeout=30):
+            pass
+
+    def get(self, path: str, **query: str | int) -> Any:
+        """The `data` of an answer of its query API."""
+        answer = httpx.get(f"{self.url}{path}", params=query, timeout=30, trust_env=False)
+        answer.raise_for_status()
+        return answer.json()["data"]
+
+    def find(self, service: str, **tags: str) -> list[Any]:
+        """The traces with a span of *service* that has *tags*."""
+        return list(self.get("/api/traces", service=service, limit=1000, lookback="1h", tags=json.dumps(tags)))
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+        self._log.close()
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None, Path(self._log.name).read_text()
+        try:
+            return httpx.get(f"{self.url}/api/services", trust_env=False).is_success
+        except httpx.TransportError:
+            return False

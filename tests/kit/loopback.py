@@ -1,0 +1,59 @@
+"""An ASGI application behind the gateway's own server, in this process, with bounds that a test need not wait for."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import uvicorn
+
+from gateway.server.connections import Connections, Limits, http_config
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # those of the tests
+
+
+@contextlib.asynccontextmanager
+async def serving(app: Any, limits: Limits) -> AsyncIterator[tuple[int, Connections]]:
+    """The port on which *app* is served within *limits*, and its connections."""
+    connections = Connections(limits)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    server = _Server(http_config(app, connections))
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield listener.getsockname()[1], connections
+    finally:
+        server.should_exit = server.force_exit = True
+        await running
+        listener.close()
+
+
+class Talk:
+    """A connection on which a test says what it likes, and what came back."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def to(cls, port: int) -> "Talk":
+        return cls(*await asyncio.open_connection("127.0.0.1", port))
+
+    async def say(self, text: bytes) -> None:
+        self.writer.write(text)
+        with contextlib.suppress(ConnectionError):
+            await self.writer.drain()
+
+    async def answer(self) -> bytes:
+        """All that comes until the other side closes."""
+        with contextlib.suppress(ConnectionError):
+            return await self.reader.read()
+        return b""
+
+    async def close(self) -> None:
+        self.writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self.writer.wait_closed()

@@ -1,0 +1,105 @@
+"""`warmlane` whose pipelines do nothing: `python -m tests.kit.noop ROLE …`, for one process and all that it starts.
+
+Everything is the product's own but three functions of the pipeline host, and the libraries of its pipelines: nothing is
+loaded, no step computes anything, and the video is a file that was encoded once. Gateway and nats-server are not even
+started from here.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, Final
+from unittest.mock import MagicMock
+
+from ops import cli
+from ops.commands import up as stack
+from ops.lanes import providers as lane_providers
+from ops.machine.fork_socket import SHARED_FORK_SERVER
+from ops.machine.processes import warmlane_command
+
+FORK_SERVER: Final = "forkserver"
+WORKERS: Final = ("lane", "degraded")
+
+
+def noop_command(*arguments: str) -> list[str]:
+    """As `warmlane_command`: workers, and what starts them, get pipelines that do nothing."""
+    if arguments[0] in ("up", "supervisor", FORK_SERVER, *WORKERS):
+        return [sys.executable, "-m", "tests.kit.noop", *arguments]
+    return warmlane_command(*arguments)
+
+
+def main() -> None:
+    """Replaces the pipelines here, sees to it that what is started from here has them replaced, and runs the role."""
+    role, *rest = sys.argv[1:]
+    _replace(stack, "warmlane_command", noop_command)
+    _replace(lane_providers, "warmlane_command", noop_command)
+    if role == FORK_SERVER:
+        serve_hosts(rest)
+        return
+    if role in WORKERS:
+        from lane_worker.forking.host import ForkServer
+
+        ForkServer.__init__.__defaults__ = (noop_command(FORK_SERVER),)
+    os.environ[SHARED_FORK_SERVER] = ""  # there is no import to share
+    sys.argv = ["warmlane", role, *rest]
+    cli.main()
+
+
+def serve_hosts(arguments: list[str]) -> None:
+    """A fork server whose children do nothing, and do all else as ever: locks, pipes, cleanup, memory readings."""
+    for library in (
+        "diffusers",
+        "diffusers.hooks",
+        "transformers",
+    ):  # without a pipeline, nobody misses what takes seconds to import
+        sys.modules[library] = MagicMock()
+
+    import numpy as np
+
+    from lane_worker.forking.host_messages import Rehearsed, WrittenVideo
+    from lane_worker.pipelines import child, forkserver
+    from lane_worker.pipelines.video import Frames, write_video
+
+    frames = np.zeros((1, 32, 32, 3), np.uint8)
+    encoded: dict[int, tuple[bytes, WrittenVideo]] = {}
+
+    def load(*_: object, **__: object) -> Any:
+        return SimpleNamespace(components={}, remove_all_hooks=lambda: None)
+
+    def run(_pipeline: object, parameters: Any, _image: object, on_step: Callable[[int], None]) -> Frames:
+        on_step(parameters.steps)
+        return frames
+
+    def write(_frames: Frames, path: Path, *, fps: int) -> WrittenVideo:
+        if fps in encoded:
+            content, video = encoded[fps]
+            path.write_bytes(content)
+        else:
+            video = write_video(frames, path, fps=fps)
+            encoded[fps] = path.read_bytes(), video
+        return video
+
+    def rehearse(*_: object) -> Rehearsed:
+        return Rehearsed(0.0)
+
+    replaced: dict[str, Callable[..., Any]] = {
+        "load_pipeline": load,
+        "run_pipeline": run,
+        "write_video": write,
+        "rehearse": rehearse,
+    }
+    for name, replacement in replaced.items():
+        _replace(child, name, replacement)
+    sys.argv = [FORK_SERVER, *arguments]
+    forkserver.main()
+
+
+def _replace(module: ModuleType, name: str, replacement: Callable[..., Any]) -> None:
+    assert hasattr(module, name), f"the product has moved on: {module.__name__} has no {name}"
+    setattr(module, name, replacement)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""What Warmlane tells Prometheus: every metric with its labels, and what these may hold. For dashboards and alerts."""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Final, get_args
+
+from msgspec import Struct
+
+from contracts.lanes import LaneState, SlotState
+from contracts.tasks import FailureCode
+from lane_worker.runtime.streak import DISTRUST
+from ops.telemetry.metrics import CATALOGUE
+from ops.telemetry.unreadable import Kind
+
+
+class Metric(Struct, frozen=True):
+    """A metric by its name at Prometheus; of a histogram, without `_bucket`, `_sum` and `_count`."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+
+
+METRICS: Final = {
+    metric.prometheus_name: Metric(metric.prometheus_name, metric.kind, metric.labels) for metric in CATALOGUE.values()
+}
+
+# What every gateway tells alike, because it watches the same buckets: max or min over gateways, never a sum.
+ALIKE: Final = frozenset(list(METRICS)[: list(METRICS).index("warmlane_requests_accepted_total")])
+# What every process tells of itself.
+OWN: Final = frozenset(
+    {
+        "warmlane_background_trouble",
+        "warmlane_clock_skew_seconds",
+        "warmlane_nats_connected",
+        "warmlane_watch_restarts_total",
+        "warmlane_streams_went_back_total",
+    }
+)
+# What is counted once, by whoever did it: the sum is the truth. Of a slot's memory its worker alone tells.
+COUNTED: Final = METRICS.keys() - ALIKE - OWN - {"warmlane_memory_after_cleanup_bytes"}
+
+_OUTCOMES: Final = ("done", *(code.value for code in FailureCode))
+# What a label may hold: of one metric, or of every one. An alert or a panel that asks for anything else is wrong.
+VALUES: Final[dict[str, tuple[str, ...]]] = {
+    "model": ("anisora", "phr00t"),
+    "route": ("lane", "degraded"),
+    "cause": ("manual", "quota", "capacity"),
+    "limit": ("depth", "wait"),
+    "status": ("pending", "processing"),
+    "worker": ("anisora-0",),
+    "slot": ("cpu-0", "cpu-2"),
+    "queue": ("DEGRADED", "LANE_ANISORA", "LANE_PHR00T"),
+    "part": ("release", "verify", "load"),
+    "field": ("steps", "cfg"),
+    "code": ("validation_failed", "queue_overloaded", "storage_full", "transport_unavailable", "rate_limited"),
+    "outcome": _OUTCOMES,
+    "warmlane_lanes state": tuple(state.value for state in LaneState),
+    "warmlane_slot_state state": tuple(state.value for state in SlotState),
+    "warmlane_cold_starts_total outcome": ("warm", "gave_up"),
+    "warmlane_releases_total outcome": (
+        "nothing_resident",
+        "unloaded",
+        "killed",
+        "renewed",
+        "escalated",
+        "unreadable",
+        "quarantined",
+    ),
+    "warmlane_hosts_distrusted_total reason": DISTRUST,
+    "warmlane_memory_cleanups_total outcome": (*_OUTCOMES, "host_lost", "quarantined", "gave_up"),
+    "warmlane_memory_after_cleanup_bytes kind": (
+        *("rss", "rss_peak", "cuda_allocated", "cuda_reserved", "cuda_peak_allocated", "cuda_peak_reserved"),
+        *("cuda_inactive_split", "device_used", "device_free"),
+    ),
+    "task": (
+        *("sweeper admit", "sweeper lease", "janitor", "rearming", "fallback episodes", "clock", "storage", "writes"),
+    ),
+    "stream": ("DEADLINES", "DEGRADED", "LANE_ANISORA", "KV_tasks"),
+    "consumer": ("worker", "sweep-admit", "sweep-lease"),
+    "event": ("retry", "oom"),
+    "bucket": ("tasks", "keys"),
+    "warmlane_unreadable_total kind": get_args(Kind),
+}
+
+
+def values_of(metric: Metric, label: str) -> tuple[str, ...]:
+    """What *label* of *metric* may hold. KeyError where that stands nowhere."""
+    return VALUES.get(f"{metric.name} {label}") or VALUES[label]
+
+
+def metric_of(series: str) -> Metric:
+    """The metric that *series* belongs to. KeyError if it belongs to none."""
+    for suffix in ("_bucket", "_sum", "_count"):
+        found = METRICS.get(series.removesuffix(suffix))
+        if series.endswith(suffix) and found is not None and found.kind == "histogram":
+            return found
+    found = METRICS[series]
+    if found.kind == "histogram":
+        raise KeyError(series)
+    return found
+
+
+def series() -> Iterator[tuple[str, str]]:
+    """Every series there can be, as of a busy system, each with its values in the notation of `promtool test rules`."""
+    for metric in METRICS.values():
+        for held in product(*(values_of(metric, label) for label in metric.labels)):
+            labels = dict(zip(metric.labels, held, strict=True)) | {"job": "warmlane-gateway", "instance": "host:8000"}
+            if metric.kind == "gauge":
+                yield _selector(metric.name, labels), "1x90"
+            elif metric.kind == "counter":
+                yield _selector(metric.name, labels), "0+1x90"
+            else:
+                for bound, growth in (("1", 1), ("10", 2), ("+Inf", 3)):
+                    yield _selector(f"{metric.name}_bucket", labels | {"le": bound}), f"0+{growth}x90"
+                yield _selector(f"{metric.name}_sum", labels), "0+10x90"
+                yield _selector(f"{metric.name}_count", labels), "0+3x90"
+
+
+def _selector(name: str, labels: dict[str, str]) -> str:
+    held = ",".join(f'{label}="{value}"' for label, value in labels.items())
+    return f"{name}{{{held}}}"

@@ -1,0 +1,295 @@
+"""What several tests need: a real nats-server, free ports, and waiting for a condition instead of for a time."""
+
+import asyncio
+import atexit
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from lane_worker.forking.host import FORK_SERVER, host_environment
+from ops.nats.access import ROLES, password_variable
+from ops.nats.server import find_nats_server, nats_conf
+
+T = TypeVar("T")
+
+
+# Below the range from which the system takes the ports of outgoing connections, of which tests make thousands: one of
+# those could take a port between our look and the server's start. Each pytest process has a part of it for itself.
+PORTS: Final = range(20_000, 32_000)
+PORTS_PER_PROCESS: Final = 1_500
+# By then something is broken. On a machine that others keep busy, starting a gateway once took 25 s.
+BOUND_S: Final = 60.0
+# as `tests.kit.rogue_host.COMMAND`, without its import of torch
+ROGUE_HOST: Final = (sys.executable, "-m", "tests.kit.rogue_host")
+# The variable by which the processes of pytest-xdist know the `shared_folder`.
+SHARED_FOLDER: Final = "TESTS_SHARED_FOLDER"
+_next_ports: dict[int, Iterator[int]] = {}
+
+
+def free_port() -> int:
+    """A port of the loopback that nothing listens on, and that this process was not given before."""
+    pid = os.getpid()
+    if pid not in _next_ports:
+        number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        first = PORTS.start + number * PORTS_PER_PROCESS % len(PORTS)
+        mine = range(first, first + PORTS_PER_PROCESS)
+        start = pid % len(mine)  # a child of a test has the same part, and begins elsewhere
+        _next_ports[pid] = itertools.cycle([*mine[start:], *mine[:start]])
+    for port in itertools.islice(_next_ports[pid], PORTS_PER_PROCESS):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError(f"none of {PORTS_PER_PROCESS} ports is free")
+
+
+async def eventually(look: Callable[[], Awaitable[T]], *, within_s: float = BOUND_S) -> T:
+    """The first true value of *look*; fails when there is none *within_s*. A bound, not a pause."""
+    deadline_s = time.monotonic() + within_s
+    while True:
+        value = await look()
+        if value:
+            return value
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"not within {within_s} s: {look}")
+        await asyncio.sleep(0.02)
+
+
+def eventually_sync(look: Callable[[], T], *, within_s: float = BOUND_S) -> T:
+    """As `eventually`, for tests without an event loop."""
+    deadline_s = time.monotonic() + within_s
+    while True:
+        value = look()
+        if value:
+            return value
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"not within {within_s} s: {look}")
+        time.sleep(0.02)  # between two looks, not in their place
+
+
+class NatsServer:
+    """A real nats-server on a free port, with a folder of its own."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self._folder, self.options = folder, options
+        self.port = free_port()
+        self.address = f"nats://127.0.0.1:{self.port}"
+        """For processes, which find the password of their role in `clean_environment`."""
+        self.url = as_admin(self.address)
+        """For tests."""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it, again on the same folder and port after `kill`."""
+        command = [str(find_nats_server()), "-c", str(nats_conf()), "-a", "127.0.0.1", "-p", str(self.port)]
+        log = (self._folder / "nats.log").open("ab")
+        with log:
+            self._process = subprocess.Popen(
+                [*command, "-sd", str(self._folder), *self.options], stdout=log, stderr=log, env=clean_environment()
+            )
+        eventually_sync(self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=0.2) as connection:
+                return connection.recv(4) == b"INFO"
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        """kill -9."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def pause(self) -> None:
+        """SIGSTOP: it answers nobody, and its connections stand."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def copy_store(self, to: Path) -> None:
+        """Copies all that it has stored by now, as of one moment, to the folder *to*."""
+        self.pause()
+        shutil.copytree(self._store, to)
+        self.go_on()
+
+    def lose_tail(self, copy: Path) -> None:
+        """kill -9, and a start with no more than *copy* holds, as after a power cut."""
+        self.kill()
+        shutil.rmtree(self._store)
+        shutil.copytree(copy, self._store)
+        self.start()
+
+    @property
+    def _store(self) -> Path:
+        return self._folder / "jetstream"
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+            self._process.wait(timeout=BOUND_S)
+
+
+def settings_file(folder: Path, **windows_s: float) -> Path:
+    """The packaged settings with other windows, in a file."""
+    text = resources.files("contracts").joinpath("inference_settings.json").read_text()
+    settings: dict[str, Any] = json.loads(text)
+    settings["windows"] |= windows_s
+    path = folder / "settings.json"
+    path.write_text(json.dumps(settings))
+    return path
+
+
+def reporting_file(folder: Path, *models: str) -> Path:
+    """The packaged settings with the enforcement `report` for *models*, in a file."""
+    path = settings_file(folder)
+    settings = json.loads(path.read_text())
+    for model in models:
+        settings["models"][model]["enforcement"] = "report"
+    path.write_text(json.dumps(settings))
+    return path
+
+
+def is_running(pid: int) -> bool:
+    """Whether *pid* is a process that is not a zombie."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in {"Z", "X"}
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes below *pid*, however deep."""
+    found, todo = [], [pid]
+    while todo:
+        parent = todo.pop()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                if int(fields[1]) == parent:
+                    found.append(int(entry.name))
+                    todo.append(int(entry.name))
+    return found
+
+
+def command_line(pid: int) -> str:
+    """The command line of *pid*, words separated by blanks; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment of a process under test: none of the machine's own WARMLANE_ settings, and the passwords of the
+    servers under test."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WARMLANE_")}
+    return clean | {password_variable(role): f"pw-{role}" for role in ROLES}
+
+
+def shared_forks() -> dict[str, str]:
+    """The variable that gives the workers of all tests one fork server: torch is imported once for all.
+
+    Not for what shows how a worker is started, and what that costs.
+    """
+    return {"WARMLANE_FORK_SERVER": fork_server_at(FORK_SERVER)}
+
+
+@cache
+def fork_server_at(command: tuple[str, ...]) -> str:
+    """The socket of a shared fork server that *command* starts; it ends with the tests."""
+    return server_at(command, host_environment(os.environ))
+
+
+def server_at(command: tuple[str, ...], environment: Mapping[str, str]) -> str:
+    """The socket of the process that *command* starts: one for all pytest processes of a run (see `shared_folder`).
+
+    It is there when this returns. The event loop of the caller, if there is one, is held up until then.
+    """
+    folder = shared_folder()
+    path = folder / hashlib.sha256(repr(command).encode()).hexdigest()[:12]
+    with path.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            return str(path)
+        log = path.with_suffix(".log")
+        with log.open("wb") as output:
+            process = subprocess.Popen([*command, str(path)], stdout=output, stderr=output, env=environment)
+        path.with_suffix(".pid").write_text(str(process.pid))
+
+        def answers() -> bool:
+            assert process.poll() is None, log.read_text()
+            return path.exists()
+
+        eventually_sync(answers, within_s=120)
+    return str(path)
+
+
+@cache
+def shared_folder() -> Path:
+    """Where the processes of `server_at` have their sockets. That of the pytest that started this one, or a new one,
+    which ends with this process, and they with it."""
+    given = os.environ.get(SHARED_FOLDER)
+    if given:
+        return Path(given)
+    folder = Path(tempfile.mkdtemp(prefix="warmlane-tests-"))
+
+    def end() -> None:
+        for file in folder.glob("*.pid"):
+            pid = int(file.read_text())
+            if str(folder) in command_line(pid):  # and it is still the one
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(end)
+    return folder
+
+
+def fork_servers_of(log: Path) -> list[int]:
+    """The fork servers that the worker with this *log* has had, the last one last. A shared one's are not below it."""
+    lines = (json.loads(line) for line in log.read_text().splitlines() if line.startswith("{"))
+    return [line["pid"] for line in lines if line["event"] == "fork_server_started"]
+
+
+def below(pid: int, logs: Path) -> list[int]:
+    """The processes below *pid*, and the fork servers and hosts of the workers with a log in the folder *logs*."""
+    found = {*children_of(pid)}
+    for server in [server for log in logs.glob("*.log") for server in fork_servers_of(log) if is_running(server)]:
+        found |= {server, *children_of(server)}
+    return sorted(found)
+
+
+def require_no_denial(log: str) -> None:
+    """What a role may do on the server is enough for what it did."""
+    denied = [line for line in log.splitlines() if '"nats_denied"' in line]
+    assert not denied, denied
+
+
+def as_admin(urls: str) -> str:
+    """*urls* of servers under test, with the user that may do everything."""
+    return ",".join(url.replace("://", "://admin:pw-admin@", 1) for url in urls.split(","))

@@ -1,0 +1,160 @@
+"""`warmlane up` as a user runs it: a real server, a real gateway, real lanes with tiny pipelines."""
+
+import atexit
+import json
+import signal
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from ops.machine.processes import warmlane_command
+from tests.kit.support import (
+    below,
+    children_of,
+    clean_environment,
+    command_line,
+    eventually_sync,
+    fork_servers_of,
+    free_port,
+    require_no_denial,
+)
+
+
+class UpProcess:
+    """One `warmlane up` on free ports, with a data folder of its own."""
+
+    program = staticmethod(warmlane_command)
+    """What gives the command line of `warmlane`."""
+
+    def __init__(self, folder: Path, *options: str, warm: Sequence[str] | None = None, **environment: str) -> None:
+        """*warm* names the models that get a warm lane, where `--lanes` does not tell."""
+        self.data_dir = folder / "data"
+        self.output = folder / "up.log"
+        self.port = free_port()
+        self.nats_port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._options, self._environment = options, environment
+        lanes = options[options.index("--lanes") + 1] if "--lanes" in options else "anisora=1,phr00t=1"
+        asked = [model for model, count in (lane.split("=") for lane in lanes.split(",")) if count != "0"]
+        self._models = asked if warm is None else warm
+        self._process: subprocess.Popen[bytes] | None = None
+        self.http = httpx.Client(base_url=self.url, timeout=90)
+
+    def start(self) -> None:
+        """Starts it; returns when every lane is warm, and somebody serves the models without one."""
+        arguments = ["--port", str(self.port), "--nats-port", str(self.nats_port), "--data-dir", str(self.data_dir)]
+        with self.output.open("ab") as output:
+            self._process = subprocess.Popen(
+                self.program("up", *arguments, *self._options),
+                stdout=output,
+                stderr=output,
+                env=clean_environment() | self._environment,
+            )
+        atexit.register(self._process.kill)  # of a test that fails, nothing goes on; all that it started ends with it
+        eventually_sync(self.is_ready, within_s=120)
+
+    def is_ready(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.output.read_text()
+        try:
+            ready = self.http.get("/readyz").json()
+        except httpx.TransportError:
+            return False
+        return bool(ready["ready"]) and all(ready["models"][model]["warm"] for model in self._models)
+
+    @property
+    def nats_url(self) -> str:
+        """As the operator's own: the password is in the file that `warmlane up` made."""
+        context = json.loads((self.data_dir / "nats-auth" / "admin.json").read_text())
+        return f"nats://admin:{context['password']}@127.0.0.1:{self.nats_port}"
+
+    def ports_are_free(self) -> bool:
+        """Whether another `warmlane up` could listen on the ports of this one."""
+        for port in (self.port, self.nats_port):
+            try:
+                socket.create_server(("127.0.0.1", port)).close()
+            except OSError:
+                return False
+        return True
+
+    @property
+    def logs(self) -> Path:
+        return self.data_dir / "logs"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def find(self, *words: str) -> int:
+        """The one process below `up` whose command line has all *words*."""
+        found = [pid for pid in children_of(self.pid) if all(word in command_line(pid) for word in words)]
+        assert len(found) == 1, [command_line(pid) for pid in children_of(self.pid)]
+        return found[0]
+
+    def host_of(self, worker: str) -> int:
+        """The pipeline host child of *worker*: below the fork server of its process."""
+        self.find(f"--name {worker}")
+        server = fork_servers_of(self.logs / f"{worker}.log")[-1]
+        (host,) = children_of(server)
+        return host
+
+    def below(self) -> list[int]:
+        """Every process that it started, or that was forked for it."""
+        return below(self.pid, self.logs)
+
+    def submit(self, **fields: Any) -> dict[str, Any]:
+        """The accepted task: at once on a warm lane, and when the degraded worker takes it otherwise."""
+        response = self.http.post("/generate", json={"model": "anisora", "prompt": "a red fox"} | fields)
+        assert response.status_code == 202, response.text
+        task: dict[str, Any] = response.json()
+        return task
+
+    def task(self, task_id: str) -> dict[str, Any]:
+        task: dict[str, Any] = self.http.get(f"/tasks/{task_id}").json()
+        return task
+
+    def ended(self, task_id: str) -> dict[str, Any]:
+        """The task when it has ended."""
+
+        def look() -> dict[str, Any] | None:
+            task: dict[str, Any] = self.http.get(f"/tasks/{task_id}?wait=30").json()
+            return task if task["status"] in ("done", "failed") else None
+
+        task = eventually_sync(look, within_s=120)
+        assert task is not None
+        return task
+
+    def video(self, task_id: str) -> bytes:
+        response = self.http.get(f"/tasks/{task_id}/video")
+        assert response.status_code == 200, response.text
+        return response.content
+
+    def log_lines(self, worker: str) -> list[dict[str, Any]]:
+        """What the worker logged, a dict a line."""
+        text = (self.logs / f"{worker}.log").read_text()
+        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+    def memory_lines(self, task_id: str) -> list[dict[str, Any]]:
+        """The memory lines of the task, by any worker, the first one first."""
+        workers = [path.stem for path in self.logs.glob("*.log") if path.stem[-1].isdigit()]
+        lines = [line for worker in workers for line in self.log_lines(worker)]
+        found = [line for line in lines if line["event"] == "memory_after_cleanup" and line["task_id"] == task_id]
+        return sorted(found, key=lambda line: str(line["timestamp"]))
+
+    def interrupt(self) -> int:
+        """Ctrl-C; the exit status."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        return self._process.wait(timeout=60)
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.interrupt()
+        self.http.close()
+        for log in self.logs.glob("*.log"):
+            require_no_denial(log.read_text())

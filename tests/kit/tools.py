@@ -1,0 +1,44 @@
+"""The real tools of those who run Warmlane: the NATS CLI, Jaeger, Prometheus. `.ci/tools` says which versions.
+
+`.ci/build-tools FOLDER` builds what Debian does not have; `WARMLANE_TEST_TOOLS` names that folder. A test whose tool
+cannot be had is skipped and says why.
+"""
+
+import os
+import re
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Final, Literal
+
+import pytest
+
+PINS: Final = Path(__file__).parents[2] / ".ci" / "tools"
+FOLDER: Final = os.environ.get("WARMLANE_TEST_TOOLS")
+_PINNED: Final = {"nats": "NATS_CLI", "jaeger": "JAEGER"}
+
+Tool = Literal["nats", "jaeger", "prometheus", "promtool", "jq"]
+
+
+@cache
+def tool(name: Tool) -> Path:
+    """The program. Skips the test where it is not there, or not in the version that `.ci/tools` pins."""
+    if name not in _PINNED:
+        found = shutil.which(name)
+        if found is None:
+            pytest.skip(f"no {name}: it is a package of Debian's")
+        return Path(found)
+    if FOLDER is None:
+        pytest.skip(f"no {name}: build it with .ci/build-tools FOLDER, and set WARMLANE_TEST_TOOLS=FOLDER")
+    path, said = Path(FOLDER) / name, Path(FOLDER) / f"{name}.version"
+    wanted = pinned(name)
+    if not os.access(path, os.X_OK) or not said.exists() or said.read_text().strip() != wanted:
+        pytest.skip(f"no {name} {wanted} in {FOLDER}: .ci/build-tools builds it, and needs Go")
+    return path.absolute()
+
+
+def pinned(name: Tool) -> str:
+    """The version that `.ci/tools` says."""
+    found = re.search(rf"^{_PINNED[name]}=(\S+)", PINS.read_text(), re.MULTILINE)
+    assert found is not None, name
+    return found[1]

@@ -1,0 +1,62 @@
+"""Which requests are traced: those that make or change a task."""
+
+import pytest
+from litestar import Litestar, get, post
+from litestar.testing import TestClient
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from gateway.http.observed import changes_a_task, http_plugin
+from ops.telemetry.export import resource_attributes, tracer_provider
+
+
+@pytest.mark.parametrize(
+    ("method", "route", "is_traced"),
+    [
+        ("POST", "/generate", True),
+        ("DELETE", "/tasks/{task_id}", True),
+        ("GET", "/tasks/{task_id}", False),
+        ("HEAD", "/tasks/{task_id}/video", False),
+        ("GET", "/admin/lanes", False),
+        ("PUT", "/admin/lanes/{model}/mode", False),
+        ("POST", "/generated", False),
+        ("GET", "", False),
+    ],
+)
+def test_what_makes_or_changes_a_task(method: str, route: str, is_traced: bool) -> None:
+    assert changes_a_task(method, route) is is_traced
+
+
+@get("/tasks/{task_id:str}")
+async def look(task_id: str) -> str:
+    return task_id
+
+
+@post("/generate")
+async def generate() -> None:
+    """Makes nothing."""
+
+
+@pytest.mark.parametrize(
+    ("traces_reads", "names"),
+    [(False, ["POST /generate"]), (True, ["GET /tasks/{task_id}", "POST /generate"])],
+)
+def test_a_read_is_traced_where_it_is_asked_for(
+    traces_reads: bool, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans = InMemorySpanExporter()
+    provider = tracer_provider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", provider)
+    app = Litestar([look, generate], plugins=[http_plugin([look, generate], traces_reads=traces_reads)])
+    with TestClient(app) as client:
+        assert client.get("/tasks/one").status_code == 200
+        assert client.post("/generate").status_code == 201
+    assert sorted(span.name for span in spans.get_finished_spans()) == names
+
+
+def test_who_sends_is_said() -> None:
+    said = resource_attributes("lane", "anisora-0")
+    assert said["service.name"] == "warmlane-lane"
+    assert said["service.namespace"] == "warmlane"
+    assert {"service.version", "host.name", "process.pid"} <= said.keys()

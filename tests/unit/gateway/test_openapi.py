@@ -1,0 +1,373 @@
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import openapi_spec_validator
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from litestar.testing import TestClient
+from openapi_schema_validator import OAS31Validator
+
+from contracts.generation import FIELDS, InvalidRequest, validate
+from contracts.settings import Catalog, IntegerField, NumberField, TextField
+from gateway.app import create_app
+from gateway.http.openapi import (
+    full_request,
+    least_request,
+    request_body,
+)
+from gateway.http.openapi import request_schema as request_schema_of
+from gateway.http.problems import PROBLEMS
+from gateway.http.views import TaskView
+from gateway.services import Services
+from tests.kit.samples import catalog
+
+PROFILES = ("tiny", "production")
+
+
+def document_of(running: Catalog) -> dict[str, Any]:
+    # the services are never started: the document needs the catalog alone
+    services = Services(catalog=running, nats="", artifacts_dir=Path(), keep_s=60)
+    with TestClient(create_app(services), base_url="http://127.0.0.1") as client:
+        answer = client.get("/openapi.json")
+        assert answer.headers["content-type"] == "application/json"
+        found = answer.json()
+    assert isinstance(found, dict)
+    return found
+
+
+DOCUMENTS = {profile: document_of(catalog(profile)) for profile in PROFILES}
+TINY = DOCUMENTS["tiny"]
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            yield method, path, operation
+
+
+def bodies(node: Any) -> Iterator[dict[str, Any]]:
+    """Every described content of the document: its schema, with its examples."""
+    if isinstance(node, dict):
+        yield from node.get("content", {}).values()
+        for child in node.values():
+            yield from bodies(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from bodies(child)
+
+
+def checker(schema: dict[str, Any], document: dict[str, Any]) -> OAS31Validator:
+    return OAS31Validator({**schema, "components": document["components"]})
+
+
+def request_schema(document: dict[str, Any]) -> dict[str, Any]:
+    content = document["components"]["requestBodies"]["GenerationRequest"]["content"]
+    schema = content["application/json"]["schema"]
+    assert isinstance(schema, dict)
+    return schema
+
+
+REPORTING = document_of(catalog(enforcement="report"))
+CATALOGS = {profile: catalog(profile) for profile in PROFILES} | {"reporting": catalog(enforcement="report")}
+CHECKERS = {
+    name: checker(request_schema(document), document)
+    for name, document in (DOCUMENTS | {"reporting": REPORTING}).items()
+}
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS.values(), REPORTING], ids=[*DOCUMENTS, "reporting"])
+def test_the_document_is_valid(document: dict[str, Any]) -> None:
+    openapi_spec_validator.validate(document)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS.values(), ids=DOCUMENTS)
+def test_every_example_fits_its_schema(document: dict[str, Any]) -> None:
+    checked = 0
+    for body in bodies(document):
+        for example in body.get("examples", {}).values():
+            checker(body["schema"], document).validate(example["value"])
+            checked += 1
+    assert checked > 30
+
+
+def test_every_problem_is_shown_on_a_route_or_as_a_component() -> None:
+    components = TINY["components"]["examples"]
+    assert set(components) == set(PROBLEMS)
+    problem = checker(TINY["components"]["schemas"]["Problem"], TINY)
+    for code, example in components.items():
+        problem.validate(example["value"])
+        assert (example["value"]["code"], example["value"]["status"]) == (code, PROBLEMS[code].status)
+        assert f"`{code}`" in TINY["info"]["description"]
+
+
+def test_errors_are_described_as_problems_and_as_nothing_else() -> None:
+    """Litestar would add its own form of a 400 to every route with a parameter."""
+    for method, path, operation in operations(TINY):
+        for status, answer in operation["responses"].items():
+            if int(status) >= 400 and path not in ("/readyz", "/healthz"):
+                assert list(answer["content"]) == ["application/problem+json"], (method, path, status)
+                for code, example in answer["content"]["application/problem+json"]["examples"].items():
+                    assert (example["value"]["code"], example["value"]["status"]) == (code, int(status))
+
+
+# The scope that each operation needs: one of a key, any key (""), or none at all (None).
+NEEDS = {
+    ("post", "/generate"): "submit",
+    ("get", "/tasks"): "read",
+    ("get", "/tasks/{task_id}"): "read",
+    ("delete", "/tasks/{task_id}"): "submit",
+    ("get", "/tasks/{task_id}/events"): "read",
+    ("get", "/tasks/{task_id}/video"): "read",
+    ("head", "/tasks/{task_id}/video"): "read",
+    ("get", "/settings"): "",
+    ("get", "/healthz"): None,
+    ("get", "/readyz"): None,
+    ("get", "/metrics"): "metrics",
+}
+
+
+def test_every_operation_says_which_key_it_needs() -> None:
+    assert TINY["components"]["securitySchemes"]["apiKey"]["scheme"] == "bearer"
+    for method, path, operation in operations(TINY):
+        scope = "admin" if path.startswith("/admin/") else NEEDS[method, path]
+        told = operation.get("security")
+        answers = operation["responses"]
+        if scope is None:
+            assert told is None
+            assert not {"401", "403", "429"} & set(answers)
+            continue
+        assert told == [{"apiKey": [scope] if scope else []}], (method, path)
+        assert "WWW-Authenticate" in answers["401"]["headers"], (method, path)
+        assert "Retry-After" in answers["429"]["headers"], (method, path)
+        assert ("`forbidden`" in answers["403"]["description"]) is bool(scope), (method, path)
+
+
+def test_generate_is_described() -> None:
+    operation = TINY["paths"]["/generate"]["post"]
+    assert operation["operationId"] == "generate"
+    assert operation["requestBody"] == {"$ref": "#/components/requestBodies/GenerationRequest"}
+    assert [parameter["name"] for parameter in operation["parameters"]] == ["Idempotency-Key", "Prefer"]
+    for words in ("30 s", "35 s", "Prefer: respond-async"):
+        assert words in operation["description"]
+    for words in ("`limit`", "`depth`", "`wait`"):
+        assert words in operation["responses"]["503"]["description"]
+    assert "Preference-Applied" in operation["responses"]["202"]["headers"]
+    assert {"202", "400", "413", "415", "422", "503"} <= set(operation["responses"])
+    assert "Location" in operation["responses"]["202"]["headers"]
+    assert "Retry-After" in operation["responses"]["503"]["headers"]
+    assert operation["responses"]["202"]["content"]["application/json"]["schema"]["$ref"].endswith("/TaskView")
+
+
+def test_the_fixed_values_can_be_seen() -> None:
+    """FR-004, FR-005, FR-006."""
+    anisora, phr00t = (schema["properties"] for schema in request_schema(TINY)["oneOf"])
+    assert (anisora["steps"]["const"], phr00t["steps"]["const"], phr00t["cfg"]["const"]) == (8, 4, 1.0)
+    assert anisora["model"]["enum"] == ["anisora", "anisora-v3.2", "index-anisora"]
+    assert "image" not in phr00t
+    assert anisora["num_frames"]["enum"][:2] == [9, 17]
+    assert anisora["num_frames"]["enum"][-1] == 81
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_limit_of_the_size_as_a_whole_is_described(profile: str) -> None:
+    for entry, schema in zip(
+        catalog(profile).models.values(), request_schema(DOCUMENTS[profile])["oneOf"], strict=True
+    ):
+        told = f"width x height x num_frames is at most {entry.constraints.max_volume}; more is refused as `too_large`."
+        assert told in schema["description"]
+
+
+def test_where_fixed_values_are_not_enforced_the_document_says_so() -> None:
+    anisora, phr00t = (schema["properties"] for schema in request_schema(REPORTING)["oneOf"])
+    for field, fixed in ((anisora["steps"], 8), (phr00t["steps"], 4), (phr00t["cfg"], 1.0)):
+        assert "const" not in field
+        assert field["default"] == fixed
+        assert "`warnings`" in field["description"]
+    examples = REPORTING["paths"]["/generate"]["post"]["responses"]["202"]["content"]["application/json"]["examples"]
+    [warning] = examples["pending, with a warning"]["value"]["warnings"]
+    assert (warning["pointer"], warning["expected"], warning["got"]) == ("/steps", 8, 20)
+
+
+def test_both_models_come_with_examples() -> None:
+    examples = TINY["components"]["requestBodies"]["GenerationRequest"]["content"]["application/json"]["examples"]
+    assert list(examples) == ["anisora", "anisora_full", "phr00t", "phr00t_full"]
+    assert set(examples["anisora"]["value"]) == {"model", "prompt"}
+    assert set(examples["anisora_full"]["value"]) == set(FIELDS)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("model", ["anisora", "phr00t"])
+def test_the_examples_are_accepted(profile: str, model: str) -> None:
+    running = catalog(profile)
+    for example in (least_request(running.models[model]), full_request(running.models[model])):
+        assert validate(example, running).model == model
+
+
+def near(field: Any) -> st.SearchStrategy[Any]:
+    """Values in, at and around the limits of *field*."""
+    if isinstance(field, TextField):
+        longest = "x" * field.max_chars
+        return st.sampled_from(["", " ", "\x1c", "\x85", "a", " a\n", longest, longest + "x"])
+    if isinstance(field, IntegerField | NumberField):
+        edges = [edge for edge in (field.fixed, field.default, field.minimum, field.maximum) if edge is not None]
+        step = field.step or 1
+        around = [edge + more for edge in edges for more in (-step, -1, -0.5, 0, 0.5, 1, step)]
+        return st.sampled_from(around).map(lambda value: int(value) if isinstance(field, IntegerField) else value)
+    return st.nothing()
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
+    profile = draw(st.sampled_from(sorted(CATALOGS)))
+    entry = draw(st.sampled_from(list(CATALOGS[profile].models.values())))
+    body = full_request(entry)
+    for name in draw(st.sets(st.sampled_from(FIELDS))):
+        if draw(st.booleans()):
+            body.pop(name, None)
+        else:
+            odd: st.SearchStrategy[Any] = st.sampled_from([None, True, "8", [], {}, "sora", entry.name, *entry.aliases])
+            body[name] = draw(near(getattr(entry.constraints, name, None)) | odd)
+    if draw(st.integers(0, 9)) == 0:
+        body["num_inference_steps"] = 8
+    return profile, body
+
+
+@given(requests())
+def test_the_schema_tells_the_truth(drawn: tuple[str, dict[str, Any]]) -> None:
+    """A request that fits the schema is accepted, and one that does not is refused. A schema knows no products."""
+    profile, body = drawn
+    try:
+        validate(body, CATALOGS[profile])
+    except InvalidRequest as refusal:
+        refused_for = "; ".join(error.message for error in refusal.errors if error.code != "too_large")
+    else:
+        refused_for = ""
+    assert CHECKERS[profile].is_valid(body) == (not refused_for), refused_for
+
+
+@pytest.mark.parametrize("prompt", ["", "ab", " ab", "a b", "abc", " abc ", "abcdef", "  a  "])
+def test_the_schema_tells_the_truth_about_short_texts(prompt: str) -> None:
+    replace = msgspec.structs.replace
+    running = catalog()
+    entry = running.models["phr00t"]
+    limits = replace(entry.constraints, prompt=TextField(min_chars=3, max_chars=5))
+    running = replace(running, models={"phr00t": replace(entry, constraints=limits)})
+    body = {"model": "phr00t", "prompt": prompt}
+    try:
+        validate(body, running)
+    except InvalidRequest:
+        accepted = False
+    else:
+        accepted = True
+    schema = request_body(running).to_schema()["content"]["application/json"]["schema"]
+    assert OAS31Validator(schema).is_valid(body) is accepted
+
+
+@pytest.mark.parametrize(("minimum", "first"), [(5, 5), (6, 9), (8, 9), (9, 9)])
+def test_the_values_of_4_k_plus_1_begin_within_the_limits(minimum: int, first: int) -> None:
+    replace = msgspec.structs.replace
+    entry = catalog().models["phr00t"]
+    frames = replace(entry.constraints.num_frames, minimum=minimum)
+    schema = request_schema_of(replace(entry, constraints=replace(entry.constraints, num_frames=frames)))
+    assert schema.to_schema()["properties"]["num_frames"]["enum"] == list(range(first, 82, 4))
+
+
+def test_a_task_is_described_with_every_key() -> None:
+    schema = TINY["components"]["schemas"]["TaskView"]
+    assert set(schema["required"]) == set(schema["properties"]) == set(TaskView.__struct_fields__)
+    assert "self" in TINY["components"]["schemas"]["TaskLinks"]["properties"]
+
+
+def test_the_wait_for_a_worker_is_described() -> None:
+    for words in ("30 s", "35 s", "Prefer: respond-async", "`queue_overloaded`", "25 requests"):
+        assert words in TINY["info"]["description"]
+    place = TINY["components"]["schemas"]["QueuePlace"]
+    assert set(place["properties"]) == {"position", "expected_wait_s"}
+    examples = TINY["paths"]["/tasks/{task_id}"]["get"]["responses"]["200"]["content"]["application/json"]["examples"]
+    assert examples["pending"]["value"]["queue"] == {"position": 3, "expected_wait_s": 4.2}
+    swapped = examples["done, after a swap"]["value"]
+    assert (swapped["route"], swapped["swap"]["how"], swapped["queue"]) == ("degraded", "unloaded", None)
+
+
+# What any route that needs a key and a scope may answer.
+KEYED = {"400", "401", "403", "429", "500"}
+ADMIN = {
+    ("get", "/admin/lanes"): {"200"},
+    ("get", "/admin/lanes/{model}/mode"): {"200", "404"},
+    ("put", "/admin/lanes/{model}/mode"): {"200", "404", "413", "415", "422", "503"},
+    ("get", "/admin/queue"): {"200", "503"},
+    ("get", "/admin/fallbacks"): {"200"},
+    ("get", "/admin/cold_starts"): {"200"},
+    ("get", "/admin/tasks/{task_id}/explain"): {"200", "404", "503"},
+}
+
+
+def test_what_operators_can_ask_is_described() -> None:
+    described = {
+        (method, path): set(operation["responses"])
+        for method, path, operation in operations(TINY)
+        if path.startswith("/admin/")
+    }
+    assert described == {operation: own | KEYED for operation, own in ADMIN.items()}
+    for method, path in ADMIN:
+        operation = TINY["paths"][path][method]
+        assert operation["tags"] == ["admin"]
+        assert operation["summary"]
+        assert "$ref" in operation["responses"]["200"]["content"]["application/json"]["schema"]
+
+
+def test_the_switch_is_described() -> None:
+    body = TINY["paths"]["/admin/lanes/{model}/mode"]["put"]["requestBody"]["content"]["application/json"]
+    accepted = checker(body["schema"], TINY)
+    assert [accepted.is_valid({"mode": mode}) for mode in ("auto", "degraded", "off", None)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert not accepted.is_valid({})
+    assert not accepted.is_valid({"mode": "auto", "for": "ever"})
+
+
+def test_the_docs_page_loads_nothing_from_elsewhere() -> None:
+    services = Services(catalog=catalog(), nats="", artifacts_dir=Path(), keep_s=60)
+    with TestClient(create_app(services), base_url="http://127.0.0.1") as client:
+        page = client.get("/docs")
+        assert page.headers["content-type"].startswith("text/html")
+        loaded = re.findall(r"""<(?:script|link|img)[^>]*\s(?:src|href)=['"]([^'"]*)""", page.text)
+        assert len(loaded) == 4
+        for url in loaded:
+            assert url.startswith("/docs/assets/")
+            asset = client.get(url)
+            assert asset.status_code == 200
+            assert len(asset.content) > 500
+        assert client.get("/docs/assets/..%2f..%2f__init__.py").status_code == 404
+
+
+def test_the_operations_say_what_signatures_do_not_show() -> None:
+    paths = TINY["paths"]
+
+    task = paths["/tasks/{task_id}"]["get"]
+    assert {"Prefer", "If-None-Match", "wait"} <= {parameter["name"] for parameter in task["parameters"]}
+    assert set(task["responses"]) == {"200", "304", "404", "503"} | KEYED
+    assert "ETag" in task["responses"]["200"]["headers"]
+    assert "Retry-After" in task["responses"]["503"]["headers"]
+    for shown in (task, paths["/tasks/{task_id}"]["delete"]):
+        body = shown["responses"]["200"]["content"]["application/json"]
+        assert body["schema"] == {"$ref": "#/components/schemas/TaskView"}
+        for example in body["examples"].values():
+            checker(body["schema"], TINY).validate(example["value"])
+
+    events = paths["/tasks/{task_id}/events"]["get"]["responses"]
+    assert list(events["200"]["content"]) == ["text/event-stream"]
+    video = paths["/tasks/{task_id}/video"]["get"]["responses"]
+    for status in ("200", "206"):
+        assert list(video[status]["content"]) == ["video/mp4"]
+        assert "ETag" in video[status]["headers"]
+    assert "Content-Range" in video["206"]["headers"]
+    assert "Content-Range" in video["416"]["headers"]
+    assert "content" not in paths["/tasks/{task_id}/video"]["head"]["responses"]["200"]

@@ -1,0 +1,176 @@
+"""What a gateway remembers of a great many tasks: listed and forgotten at the cost of what is asked for."""
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from contracts.tasks import TaskStatus
+from gateway.boards.task_board import FORGOTTEN_AT_ONCE, TaskBoard
+from gateway.boards.task_index import Place, Row, TaskIndex
+from ops.nats.link import Entry
+from tests.kit.records import NOW, pending_task
+
+MANY = 3_000
+
+
+def row(number: int, **changes: Any) -> Row:
+    made = Row(
+        id=f"task-{number:05}",
+        caller="alice",
+        model="anisora",
+        status=TaskStatus.DONE,
+        created_at=NOW + timedelta(seconds=number // 3),
+        written_at=NOW + timedelta(seconds=number),
+        revision=number + 1,
+        paths=(),
+    )
+    return replace(made, **changes)
+
+
+def listed(index: TaskIndex, limit: int = MANY, **wanted: Any) -> list[str]:
+    return [
+        task_id
+        for _, task_id in index.newest(
+            **{"status": None, "model": None, "caller": None, "before": None} | wanted, limit=limit
+        )
+    ]
+
+
+def test_newest_first_and_on_from_a_place() -> None:
+    index = TaskIndex()
+    for number in range(10):
+        index.put(row(number, status=list(TaskStatus)[number % 4], model=f"model-{number % 2}"))
+    everything = [f"task-{number:05}" for number in reversed(range(10))]
+    assert listed(index) == everything
+    (*_, fourth) = index.newest(status=None, model=None, caller=None, before=None, limit=4)
+    assert listed(index, before=fourth) == everything[4:]
+
+
+class _Counted(datetime):
+    """A moment that counts how often it is compared: what a look at a listing costs."""
+
+    compared = 0
+
+    def __lt__(self, other: datetime, /) -> bool:  # type: ignore[override]  # as in typeshed
+        _Counted.compared += 1
+        return super().__lt__(other)
+
+    def __eq__(self, other: object) -> bool:
+        _Counted.compared += 1
+        return super().__eq__(other)
+
+    __hash__ = datetime.__hash__
+
+
+@pytest.mark.parametrize("wanted", [{"caller": "bob"}, {"status": TaskStatus.FAILED}, {"model": "phr00t"}, {}])
+def test_a_page_costs_no_more_among_many(wanted: dict[str, Any]) -> None:
+    """Before, each of the tasks of others was looked at: 0.46 s of a million."""
+    index = TaskIndex()
+    for number in range(MANY):
+        index.put(row(number, created_at=_Counted.fromtimestamp(number, NOW.tzinfo)))
+    _Counted.compared = 0
+    assert len(listed(index, limit=20, **wanted)) == (0 if wanted else 20)
+    assert _Counted.compared < 200
+
+
+def test_an_id_that_is_recorded_anew_leaves_the_others_alone() -> None:
+    """A keyed id, whose first record expired or was purged: its earlier place is gone, and no other's."""
+    index = TaskIndex()
+    for number in range(5):
+        index.put(row(number))
+    index.put(row(1, created_at=NOW + timedelta(days=1), revision=99))
+    index.pop("task-00001")
+    assert listed(index) == ["task-00004", "task-00003", "task-00002", "task-00000"]
+    assert len(index) == 4
+
+
+def test_what_was_written_first_is_forgotten_first() -> None:
+    index = TaskIndex()
+    for number in range(6):
+        index.put(row(number))
+    index.put(row(0, written_at=NOW + timedelta(seconds=9), revision=10))
+    moment = NOW + timedelta(seconds=4)
+    assert index.written_before(moment, limit=9) == ["task-00001", "task-00002", "task-00003"]
+    assert index.written_before(moment, limit=2) == ["task-00001", "task-00002"]
+
+
+_CHANGES = st.tuples(
+    st.integers(0, 5), st.sampled_from(["put", "pop"]), st.sampled_from(["alice", "bob"]), st.sampled_from(TaskStatus),
+    st.sampled_from(["anisora", "phr00t"]), st.integers(0, 9),
+)  # fmt: skip
+
+
+@given(st.lists(_CHANGES))
+def test_a_listing_is_what_a_look_at_all_rows_would_find(
+    changes: list[tuple[int, str, str, TaskStatus, str, int]],
+) -> None:
+    index, kept = TaskIndex(), dict[str, Row]()
+    for number, what, whose, ended, of, second in changes:
+        made = row(number, caller=whose, status=ended, model=of, created_at=NOW + timedelta(seconds=second))
+        if what == "put":
+            index.put(made)
+            kept[made.id] = made
+        else:
+            assert index.pop(made.id) == kept.pop(made.id, None)
+    wanted: list[tuple[str | None, TaskStatus | None, str | None]]
+    wanted = [(None, None, None), ("bob", None, "phr00t"), ("alice", TaskStatus.DONE, None)]
+    for caller, status, model in wanted:
+        found = [
+            each
+            for each in kept.values()
+            if caller in (None, each.caller) and status in (None, each.status) and model in (None, each.model)
+        ]
+        expected = sorted(((each.created_at, each.id) for each in found), reverse=True)
+        assert index.newest(status=status, model=model, caller=caller, before=None, limit=MANY) == expected
+
+
+# The board
+
+
+@pytest.fixture
+def board() -> TaskBoard:
+    found = TaskBoard()
+    for number in range(MANY):
+        task = replace(pending_task(), id=f"task-{number:05}", created_at=NOW + timedelta(seconds=number))
+        found.record(task, number + 1, NOW + timedelta(seconds=number))
+    return found
+
+
+def everything(board: TaskBoard) -> list[Place]:
+    return board.newest(status=None, model=None, caller=None, before=None, limit=MANY)
+
+
+async def test_others_run_while_many_tasks_are_forgotten(board: TaskBoard) -> None:
+    """Before, 10,000 of a million held up every request for 1.0 s."""
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(other())
+    await board.drop_expired(keep_s=60, now=NOW + timedelta(seconds=2_000 + 60))
+    running.cancel()
+    assert len(everything(board)) == MANY - 2_000
+    assert turns >= 2_000 // FORGOTTEN_AT_ONCE
+
+
+async def test_what_is_written_anew_meanwhile_is_not_forgotten(board: TaskBoard) -> None:
+    late = f"task-{FORGOTTEN_AT_ONCE:05}"
+    dropping = asyncio.create_task(board.drop_expired(keep_s=60, now=NOW + timedelta(seconds=2_000 + 60)))
+    await asyncio.sleep(0)
+    board.record(replace(pending_task(), id=late), MANY + 1, NOW + timedelta(days=1))
+    await dropping
+    assert late in [task_id for _, task_id in everything(board)]
+
+
+def test_a_record_that_is_deleted_is_forgotten(board: TaskBoard) -> None:
+    board.on_entry(Entry("task-00000", None, MANY + 1, NOW))
+    assert len(everything(board)) == MANY - 1

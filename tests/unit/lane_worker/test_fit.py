@@ -1,0 +1,399 @@
+"""What a checkpoint needs, option by option, and what is said where a slot cannot serve it."""
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from contracts.fit import (
+    CONTEXT_BYTES,
+    PROCESSES_BYTES,
+    TEXT_ENCODER_BYTES,
+    Components,
+    Need,
+    Stored,
+    host_never_holds,
+    host_shortage,
+    is_cast,
+    loaded,
+    need,
+    never_fits,
+    pinned_block,
+)
+from contracts.settings import Checkpoint, GroupOffload, ModelEntry, RandomWeights, Scheduler, load_settings
+from lane_worker.residence.fit import PACKAGES, Demand, Refusal
+from ops.machine.memory import Reading
+from ops.machine.weights import WeightsUnreadable, weights_of
+
+PLAIN = Checkpoint(
+    pipeline="WanPipeline",
+    folder="f",
+    dtype="bfloat16",
+    scheduler=Scheduler(kind="UniPCMultistepScheduler", flow_shift=3.0),
+    activation_bytes=7,
+)
+# In elements: two blocks of 1,000 that are cast and 10 that are kept in float32, and 100 outside of blocks.
+TRANSFORMER = (
+    Stored("blocks.0.attn1.to_q.weight", "bfloat16", 600),
+    Stored("blocks.0.ffn.net.0.proj.weight", "bfloat16", 400),
+    Stored("blocks.0.norm2.weight", "float32", 10),
+    Stored("blocks.1.attn1.to_q.weight", "bfloat16", 600),
+    Stored("blocks.1.ffn.net.0.proj.weight", "bfloat16", 400),
+    Stored("blocks.1.norm2.weight", "float32", 10),
+    Stored("patch_embedding.weight", "bfloat16", 100),
+)
+COMPONENTS: Components = {
+    "text_encoder": (
+        Stored("shared.weight", "bfloat16", 500),
+        Stored("encoder.block.0.layer.1.DenseReluDense.wo.weight", "bfloat16", 50),
+    ),
+    "transformer": TRANSFORMER,
+    "transformer_2": TRANSFORMER,
+    "vae": (Stored("decoder.conv_in.weight", "float32", 20),),
+}
+ONE = 2 * 2 * 1000 + 2 * 4 * 10 + 2 * 100  # a transformer in bfloat16
+CAST = 2 * 1 * 1000 + 2 * 4 * 10 + 2 * 100  # and with its blocks in float8
+TEXT, VAE, USED = 2 * 550, 4 * 20, 7
+ALL = TEXT + 2 * ONE + VAE
+# What is moved in groups, block by block in pinned memory: 1,000 and 100 bytes of the text encoder; of a transformer
+# 1,200, 800 and 40 in each of its blocks, and 200 outside.
+PINNED = (1024 + 128) + 2 * (2 * (2048 + 1024 + 64) + 256)
+
+
+@pytest.mark.parametrize(
+    ("changes", "card_bytes", "host_bytes"),
+    [
+        pytest.param({}, ALL + USED, 0, id="none"),
+        pytest.param(
+            # 1,200: the largest layer, which is bfloat16 while it computes. The cast copies are made on the host.
+            {"layerwise_casting": "float8_e4m3fn"},
+            TEXT + 2 * CAST + VAE + USED + 1200,
+            2 * 2000,
+            id="none-float8",
+        ),
+        pytest.param({"offload": "model"}, ONE + USED, ALL, id="model"),
+        pytest.param(
+            {"offload": "model", "layerwise_casting": "float8_e4m3fn"},
+            CAST + USED + 1200,
+            TEXT + 2 * CAST + VAE,
+            id="model-float8",
+        ),
+        # the layer that computes and the next: of 600 elements in the transformers
+        pytest.param({"offload": "group"}, VAE + 2 * 1200 + USED, PINNED, id="group-leaf"),
+        pytest.param(
+            {"offload": "group", "group_offload": GroupOffload(pinned=False)},
+            VAE + 2 * 1200 + USED,
+            ALL - VAE,
+            id="group-not-pinned",
+        ),
+        pytest.param(
+            {"offload": "group", "group_offload": GroupOffload(stream=False)}, VAE + 1200 + USED, ALL - VAE, id="alone"
+        ),
+        pytest.param(
+            {"offload": "group", "group_offload": GroupOffload(record_stream=True)},
+            VAE + 3 * 1200 + USED,
+            PINNED,
+            id="group-leaf-record-stream",
+        ),
+        pytest.param(
+            {"offload": "group", "group_offload": GroupOffload(level="block")},
+            VAE + 200 + 2 * 2040 + USED,
+            PINNED,
+            id="group-block",
+        ),
+        pytest.param(
+            {"offload": "group", "group_offload": GroupOffload(level="block", blocks=4, stream=False)},
+            VAE + 200 + 4 * 2040 + USED,
+            ALL - VAE,
+            id="group-four-blocks",
+        ),
+        pytest.param(
+            {"dtype": "float32"}, 2 * (4 * 2120) + 4 * 550 + VAE + USED, 4 * (2 * 2100 + 550), id="none-float32"
+        ),
+        # UMT5's `wo` stays float32 in float16 only
+        pytest.param({"dtype": "float16"}, ALL + 2 * 50 + USED, 2 * (2 * 2100 + 500) + 4 * 50, id="none-float16"),
+    ],
+)
+def test_what_is_needed(changes: dict[str, Any], card_bytes: int, host_bytes: int) -> None:
+    checkpoint = msgspec.structs.replace(PLAIN, **changes)
+    found = need(COMPONENTS, checkpoint, on_card=True)
+    assert (found.card_bytes, found.host_bytes, found.slot_bytes) == (card_bytes, host_bytes, card_bytes)
+    without = need(COMPONENTS, checkpoint, on_card=False)
+    assert without.card_bytes == 0
+    assert (
+        without.slot_bytes
+        == without.host_bytes
+        >= sum(loaded(name, tensors, checkpoint).bytes for name, tensors in COMPONENTS.items())
+    )
+
+
+@pytest.mark.parametrize(
+    ("held", "locked"),
+    [(0, 0), (1, 1), (1000, 1024), (1 << 20, 1 << 20), ((1 << 20) + 1, (1 << 20) + 4096), (141_557_760, 141_557_760)],
+)
+def test_what_is_locked_for_a_tensor(held: int, locked: int) -> None:
+    """As `CachingHostAllocator.h` of torch with the setting of `lane_worker/forking/allocator.py`."""
+    assert pinned_block(held) == locked
+
+
+def test_components_that_come_one_after_another_do_not_add_up() -> None:
+    """The text encoder's largest groups are there before the first step, then the transformer's and the activations."""
+    wide: Components = {
+        "text_encoder": (Stored("shared.weight", "bfloat16", 5_000_000_000),),
+        "transformer": TRANSFORMER,
+    }
+    used = msgspec.structs.replace(PLAIN, offload="group", activation_bytes=15_000_000_000)
+    assert need(wide, used, on_card=True).card_bytes == 2 * 10_000_000_000 + TEXT_ENCODER_BYTES
+    used = msgspec.structs.replace(used, activation_bytes=25_000_000_000)
+    assert need(wide, used, on_card=True).card_bytes == 2 * 1200 + 25_000_000_000
+    whole = msgspec.structs.replace(used, offload="model")
+    assert need(wide, whole, on_card=True).card_bytes == ONE + 25_000_000_000
+
+
+def test_the_setting_stands_for_a_folder_that_is_not_there() -> None:
+    expected = msgspec.structs.replace(PLAIN, expected_bytes=1000)
+    assert need(None, expected, on_card=True).card_bytes == 1007
+    assert need(None, expected, on_card=False).host_bytes == 1007
+
+
+@pytest.mark.parametrize(
+    ("parameter", "cast"),
+    [
+        ("blocks.7.attn2.to_out.0.bias", True),
+        ("vace_blocks.0.proj_in.weight", True),
+        ("blocks.7.attn1.norm_q.weight", False),
+        ("blocks.7.scale_shift_table", False),
+        ("condition_embedder.time_proj.weight", False),
+        ("patch_embedding.weight", False),
+        ("proj_out.weight", False),
+        ("scale_shift_table", False),
+    ],
+)
+def test_what_layerwise_casting_casts(parameter: str, cast: bool) -> None:
+    assert is_cast(parameter) is cast
+
+
+# Refusals
+
+
+def wanted(**changes: Any) -> tuple[Need, Components, Checkpoint]:
+    checkpoint = msgspec.structs.replace(PLAIN, **changes)
+    return need(COMPONENTS, checkpoint, on_card=True), COMPONENTS, checkpoint
+
+
+def test_what_fits_to_the_byte_is_not_refused() -> None:
+    room_bytes = ALL + USED + CONTEXT_BYTES
+    assert never_fits(*wanted(), room_bytes=room_bytes, free_bytes=0) is None
+    assert never_fits(*wanted(), room_bytes=room_bytes - 1, free_bytes=0) is not None
+
+
+def test_a_refusal_tells_the_arithmetic_and_what_would_fit() -> None:
+    text = never_fits(*wanted(), room_bytes=CONTEXT_BYTES + 6000, free_bytes=5500)
+    assert text is not None
+    assert f"needs {CONTEXT_BYTES + ALL + USED:,} bytes on the card, which has {CONTEXT_BYTES + 6000:,} in all" in text
+    assert "5,500 free" in text
+    assert "CUDA's own 0.60 GB" in text
+    assert '"offload": "model" (' in text
+    assert '"offload": "none" with' not in text  # 6,967 with float8
+    assert text.index('"model"') < text.index('"group"')
+
+
+def test_where_nothing_would_fit_that_is_said() -> None:
+    text = never_fits(*wanted(), room_bytes=100, free_bytes=100)
+    assert text is not None
+    assert "would fit" not in text
+    assert "larger card" in text
+
+
+def test_the_hosts_part_is_refused_with_its_arithmetic() -> None:
+    found, _, _ = wanted(offload="model")
+    assert host_shortage(found, free_bytes=ALL) is None
+    text = host_shortage(found, free_bytes=ALL - 1)
+    assert text is not None
+    assert f"{ALL:,} bytes of the host's memory, of which {ALL - 1:,} are available" in text
+
+
+def test_what_the_host_can_never_hold_is_told() -> None:
+    found, _, _ = wanted(offload="group")
+    assert host_never_holds(found, total_bytes=PINNED + PROCESSES_BYTES) is None
+    text = host_never_holds(found, total_bytes=PINNED + PROCESSES_BYTES - 1)
+    assert text is not None
+    assert f"{PINNED:,} bytes of the host's memory in pinned memory, which has {PINNED + PROCESSES_BYTES - 1:,}" in text
+    on_host = need(COMPONENTS, PLAIN, on_card=False)
+    assert host_never_holds(on_host, total_bytes=0) is None  # the slot's own memory, which is asked by itself
+
+
+# A folder
+
+
+def safetensors(path: Path, tensors: dict[str, tuple[str, list[int]]]) -> None:
+    header = {
+        name: {"dtype": dtype, "shape": shape, "data_offsets": [0, 0]} for name, (dtype, shape) in tensors.items()
+    }
+    body = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack("<Q", len(body)) + body)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder `f` as diffusers writes it: a transformer in two shards, a text encoder, no second expert."""
+    root = tmp_path / "f"
+    shards = {
+        "diffusion_pytorch_model-00001-of-00002.safetensors": {"blocks.0.attn1.to_q.weight": ("BF16", [2, 3])},
+        "diffusion_pytorch_model-00002-of-00002.safetensors": {"scale_shift_table": ("F32", [4])},
+    }
+    for name, tensors in shards.items():
+        safetensors(root / "transformer" / name, tensors)
+    index = {"weight_map": {tensor: name for name, tensors in shards.items() for tensor in tensors}}
+    (root / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    safetensors(root / "text_encoder" / "model.safetensors", {"shared.weight": ("F16", [5])})
+    (root / "scheduler").mkdir()
+    (root / "model_index.json").write_text(
+        json.dumps(
+            {
+                "_class_name": "WanPipeline",
+                "boundary_ratio": None,
+                "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+                "text_encoder": ["transformers", "UMT5EncoderModel"],
+                "transformer": ["diffusers", "WanTransformer3DModel"],
+                "transformer_2": [None, None],
+            }
+        )
+    )
+    return root
+
+
+def test_a_folder_tells_its_tensors(folder: Path) -> None:
+    assert weights_of(folder) == {
+        "text_encoder": (Stored("shared.weight", "float16", 5),),
+        "transformer": (
+            Stored("blocks.0.attn1.to_q.weight", "bfloat16", 6),
+            Stored("scale_shift_table", "float32", 4),
+        ),
+    }
+    assert weights_of(folder / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("model_index.json", b"[1]"),
+        ("transformer/diffusion_pytorch_model.safetensors.index.json", b"{}"),
+        ("transformer/diffusion_pytorch_model-00002-of-00002.safetensors", b"\x10"),
+        ("text_encoder/model.safetensors", b"\xff" * 9),
+        ("text_encoder/model.safetensors", struct.pack("<Q", 2) + b"[]"),
+    ],
+)
+def test_files_that_tell_nothing_are_named(folder: Path, path: str, content: bytes) -> None:
+    (folder / path).write_bytes(content)
+    with pytest.raises(WeightsUnreadable, match=re.escape(str(folder / path))):
+        weights_of(folder)
+
+
+# What a worker asks before it loads
+
+
+def demand(at: Path, *, slot: str = "GPU-1", **changes: Any) -> Demand:
+    entry = load_settings().catalog("production").models["phr00t"]
+    return Demand.of(with_options(entry, **changes), at.parent, slot=slot)
+
+
+def with_options(entry: ModelEntry, **changes: Any) -> ModelEntry:
+    return msgspec.structs.replace(entry, checkpoint=msgspec.structs.replace(PLAIN, **changes))
+
+
+ROOMY = Reading(used_bytes=0, free_bytes=1000 + CONTEXT_BYTES)
+
+
+def refusal(found: Demand, reading: Reading | None = ROOMY) -> Refusal:
+    told = found.refusal(reading)
+    assert told is not None
+    return told
+
+
+def test_a_folder_that_fits_is_not_refused(folder: Path) -> None:
+    # 6 elements in bfloat16, 4 in float32 and 5 in bfloat16, and the activations
+    assert demand(folder).need.card_bytes == 12 + 16 + 10 + 7
+    assert demand(folder).refusal(Reading(used_bytes=44, free_bytes=1 + CONTEXT_BYTES)) is None
+    assert demand(folder).refusal(None) is None  # a card that cannot be read: the release finds that out
+    told = refusal(demand(folder), Reading(used_bytes=43, free_bytes=1 + CONTEXT_BYTES))
+    assert told.code == "out_of_memory"
+    assert told.message.startswith(
+        f"phr00t does not fit: with offload none it needs {45 + CONTEXT_BYTES:,} bytes on the card, which has "
+        f"{44 + CONTEXT_BYTES:,} in all and {1 + CONTEXT_BYTES:,} free"
+    )
+
+
+def test_a_slot_without_a_card_counts_on_the_hosts_memory(folder: Path) -> None:
+    told = refusal(demand(folder, slot="cpu-0", offload="model"), Reading(used_bytes=0, free_bytes=44))
+    assert "45 bytes on the host, which has 44 in all" in told.message
+    assert demand(folder, slot="cpu-0", offload="model").host_refusal() is None
+
+
+@pytest.mark.parametrize("offload", ["none", "model", "group"])
+def test_a_card_that_shares_the_hosts_memory_needs_room_for_both_parts(folder: Path, offload: str) -> None:
+    apart = demand(folder, offload=offload)
+    entry = with_options(load_settings().catalog("production").models["phr00t"], offload=offload)
+    shared = Demand.of(entry, folder.parent, slot="GPU-1", unified=True)
+    assert shared.need.slot_bytes == apart.need.card_bytes + apart.need.host_bytes
+    assert shared.host_refusal() is None  # it is counted already
+    assert shared.refusal(Reading(used_bytes=0, free_bytes=shared.need.room_bytes)) is None
+    told = refusal(shared, Reading(used_bytes=0, free_bytes=shared.need.room_bytes - 1))
+    assert "since card and host share one memory" in told.message
+    assert refusal(shared, Reading(used_bytes=0, free_bytes=20)).message.count("would fit") == 0
+
+
+def test_a_missing_folder_is_refused_with_the_command_that_makes_it(folder: Path) -> None:
+    told = refusal(demand(folder, folder="nowhere"))
+    assert told.code == "storage_failed"
+    assert f"`warmlane models prepare phr00t --from PATH --to {folder.parent / 'nowhere'}`" in told.message
+    tiny = RandomWeights(seed=1)  # is made by the load
+    assert demand(folder, folder="nowhere", random_weights=tiny).refusal(ROOMY) is None
+
+
+@pytest.mark.parametrize("backend", ["flash", "_flash_3", "sage_varlen", "xformers"])
+def test_an_attention_backend_without_its_package_is_refused(folder: Path, backend: str) -> None:
+    told = refusal(demand(folder, attention_backend=backend))
+    assert told.code == "storage_failed"
+    assert f"the attention backend {backend} needs the package" in told.message
+
+
+def test_more_than_the_host_can_ever_hold_is_refused_when_the_slot_is_taken(folder: Path) -> None:
+    tiny = RandomWeights(seed=1)  # a folder that is made by the load
+    huge = demand(folder, folder="nowhere", offload="group", expected_bytes=1 << 60, random_weights=tiny)
+    told = refusal(huge, Reading(used_bytes=0, free_bytes=1 << 61))
+    assert told.code == "out_of_memory"
+    assert f"phr00t does not fit: it needs {1 << 60:,} bytes of the host's memory in pinned memory" in told.message
+
+
+def test_an_attention_backend_whose_kernels_cannot_be_built_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the containers: no compiler. The package is one that is there."""
+    monkeypatch.setitem(PACKAGES, "sage", "json")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    told = refusal(demand(folder, attention_backend="sage"))
+    assert "has Triton build its kernels, which it cannot do here: there is no C compiler" in told.message
+    assert "or set checkpoint.attention_backend of phr00t to native" in told.message
+
+
+def test_more_than_the_host_has_is_refused_before_the_load(folder: Path) -> None:
+    huge = demand(folder / "nowhere", folder="f", offload="model", expected_bytes=1 << 60)
+    told = huge.host_refusal()
+    assert told is not None
+    assert told.code == "out_of_memory"
+    assert f"{1 << 60:,} bytes of the host's memory" in told.message
+    assert demand(folder, offload="model").host_refusal() is None
+
+
+def test_a_folder_that_cannot_be_read_is_left_to_the_load(folder: Path) -> None:
+    (folder / "text_encoder" / "model.safetensors").write_bytes(b"")
+    found = demand(folder, expected_bytes=99)
+    assert found.components is None
+    assert found.need.card_bytes == 99 + 7

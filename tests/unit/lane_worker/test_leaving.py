@@ -1,0 +1,68 @@
+"""How a worker leaves that is told to go: what it waits for, and what it does when that does not come (ADR 0004)."""
+
+import asyncio
+
+import pytest
+
+from contracts.settings import load_settings
+from lane_worker.forking.host import HostLost
+from lane_worker.runtime import leaving
+
+
+class Task:
+    """What a worker serves: it ends at the first of *ends_at* that happens to it."""
+
+    def __init__(self, *ends_at: str) -> None:
+        self.told: list[str] = []
+        self._ends_at = ends_at
+        self._ended = asyncio.Event()
+
+    async def serve(self) -> None:
+        await self._ended.wait()
+
+    def happens(self, what: str) -> None:
+        self.told.append(what)
+        if what in self._ends_at:
+            self._ended.set()
+
+    async def kill(self) -> None:
+        self.happens("kill")
+        if "survives" in self._ends_at:
+            raise HostLost("it survives SIGKILL")
+
+
+@pytest.mark.parametrize(
+    ("ends_at", "told"),
+    [
+        pytest.param(("the worker is leaving", "kill"), ["the worker is leaving"], id="it-stops-at-its-step"),
+        pytest.param(("kill",), ["the worker is leaving", "kill"], id="a-step-that-is-too-long"),
+        pytest.param(("survives",), ["the worker is leaving", "kill"], id="abandoned"),
+    ],
+)
+async def test_a_task_that_does_not_end_is_stopped_then_its_host_is_killed(
+    ends_at: tuple[str, ...], told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for bound in ("LEAVE_S", "HAND_BACK_S"):
+        monkeypatch.setattr(leaving, bound, 0.02)
+    task = Task(*ends_at)
+    serving = asyncio.create_task(task.serve())
+    await leaving.drain(serving, drain_s=0.01, leave=task.happens, kill=task.kill)
+    assert serving.done()
+    assert task.told == told
+
+
+async def test_a_task_that_ends_in_time_is_left_alone() -> None:
+    task = Task("end")
+    serving = asyncio.create_task(task.serve())
+    asyncio.get_running_loop().call_soon(task.happens, "end")
+    await leaving.drain(serving, drain_s=30, leave=task.happens, kill=task.kill)
+    assert task.told == ["end"]
+
+
+@pytest.mark.parametrize("profile", ["tiny", "production"])
+def test_a_drain_is_as_long_as_an_inference_may_take_unless_the_settings_say_otherwise(profile: str) -> None:
+    catalog = load_settings().catalog(profile)
+    for entry in catalog.models.values():
+        assert catalog.windows.drains_s([entry]) == entry.timeouts.total_s
+    longest_s = max(entry.timeouts.total_s for entry in catalog.models.values())
+    assert catalog.windows.drains_s(catalog.models.values()) == longest_s

@@ -1,0 +1,86 @@
+"""A probe behind which a driver may hang: what is asked in vain, and what is never answered late."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from lane_worker.residence.patience import PatientProbe
+from ops.machine.memory import Holder, Reading
+
+
+class Slow:
+    """A probe that answers when it is let go, with the number of the question. It counts how many are asked at once."""
+
+    name = "nvml"
+    absolute_bytes = 1
+    poll_s = deadline_s = 0.01
+    trouble = ""
+
+    def __init__(self) -> None:
+        self.may_answer, self.was_asked = threading.Event(), threading.Event()
+        self.asked = self.inside = self.most_inside = 0
+
+    def read(self, pid: int | None) -> Reading:
+        self.asked += 1
+        number = self.asked
+        self.inside += 1
+        self.was_asked.set()
+        self.most_inside = max(self.most_inside, self.inside)
+        self.may_answer.wait()
+        self.inside -= 1
+        return Reading(used_bytes=number, free_bytes=pid or 0)
+
+    def holders(self) -> tuple[Holder, ...]:
+        self.may_answer.wait()
+        return (Holder(pid=1, used_bytes=None),)
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    slow = Slow()
+    yield slow
+    slow.may_answer.set()
+
+
+async def test_an_answer_in_time(slow: Slow) -> None:
+    slow.may_answer.set()
+    patient = PatientProbe(slow)  # type: ignore[arg-type]  # its name is a plain text
+    assert await patient.read(7) == Reading(used_bytes=1, free_bytes=7)
+    assert await patient.read(None) == Reading(used_bytes=2, free_bytes=0)
+    assert await patient.holders() == (Holder(pid=1, used_bytes=None),)
+
+
+async def test_a_driver_that_hangs_costs_one_thread_and_no_answer_is_late(slow: Slow) -> None:
+    patient = PatientProbe(slow, answer_s=0.02)  # type: ignore[arg-type]
+    for _ in range(5):
+        assert await patient.read(1) is None
+        assert await patient.holders() == ()
+    assert (slow.asked, slow.most_inside) == (1, 1)
+    hung = [thread for thread in threading.enumerate() if thread.name == "memory-probe"]
+    assert [thread.daemon for thread in hung] == [True]
+    slow.may_answer.set()
+    hung[0].join()
+    # not the answer of the first question, which was of another moment
+    assert await PatientProbe(slow).read(1) == Reading(used_bytes=2, free_bytes=1)  # type: ignore[arg-type]
+    assert await patient.read(1) == Reading(used_bytes=3, free_bytes=1)
+
+
+async def test_questions_at_the_same_time_are_asked_one_by_one(slow: Slow) -> None:
+    patient = PatientProbe(slow)  # type: ignore[arg-type]
+    asking = [asyncio.create_task(patient.read(number)) for number in range(3)]
+    await asyncio.sleep(0)
+    slow.may_answer.set()
+    answers = [reading.free_bytes for reading in await asyncio.gather(*asking) if reading is not None]
+    assert answers == [0, 1, 2]
+    assert slow.most_inside == 1
+
+
+async def test_a_caller_that_goes_away_leaves_the_next_one_its_turn(slow: Slow) -> None:
+    patient = PatientProbe(slow)  # type: ignore[arg-type]
+    gone = asyncio.create_task(patient.read(1))
+    await asyncio.to_thread(slow.was_asked.wait)
+    gone.cancel()
+    slow.may_answer.set()
+    assert await patient.read(2) == Reading(used_bytes=2, free_bytes=2)

@@ -1,0 +1,135 @@
+"""The command line: every command explains itself, nothing heavy is imported early, and statuses are as documented."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from contracts.settings import load_settings
+from ops.cli import COMMANDS, INTERRUPTED, cli
+from tests.kit.support import clean_environment
+
+ROOT = Path(__file__).parents[3]
+NOWHERE = "nats://127.0.0.1:1"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`warmlane …` in a process of its own."""
+    command = [sys.executable, "-m", "ops.cli", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name: str) -> None:
+    result = CliRunner().invoke(cli, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert "Example" in result.output
+    assert f"warmlane {name}" in result.output
+
+
+def test_help_of_submit_says_which_models_need_an_image() -> None:
+    production = load_settings().catalog("production").models
+    needing = [name for name, entry in production.items() if entry.constraints.image.presence == "required"]
+    told = " ".join(CliRunner().invoke(cli, ["submit", "--help"]).output.split())
+    assert f"The production profile's {' and '.join(needing)} need" in told
+
+
+def test_help_names_every_command() -> None:
+    result = run("--help")
+    assert result.returncode == 0
+    for name, entry in COMMANDS.items():
+        assert f"  {name} " in result.stdout
+        assert entry.text in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["submit", "--help"]])
+def test_client_commands_import_nothing_heavy(arguments: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "from ops.cli import cli\n"
+        f"cli.main({arguments!r}, standalone_mode=False)\n"
+        "heavy = {'torch', 'diffusers', 'litestar', 'uvicorn', 'nats', 'av'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_an_unknown_command_is_a_usage_error_with_a_suggestion() -> None:
+    result = run("sumbit")
+    assert result.returncode == 2
+    assert re.search(r"Did you mean .*'submit'\?", result.stderr)
+
+
+def test_an_error_is_one_line_and_status_1() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    result = run("demo", "--url", f"http://127.0.0.1:{port}")
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"Error: no gateway answers at http://127.0.0.1:{port}")
+    assert "warmlane up" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["demo"], ["submit", "anisora", "a fox", "--idempotency-key", "k1"]])
+def test_ctrl_c_ends_with_130_and_no_traceback(arguments: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(30)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        command = [sys.executable, "-m", "ops.cli", *arguments, "--url", url]
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1)  # it has asked, and now waits for an answer that never comes
+                process.send_signal(signal.SIGINT)
+                _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == INTERRUPTED
+    assert "Traceback" not in errors
+    assert "interrupted" in errors
+    if arguments[0] == "submit":
+        assert "--idempotency-key k1" in errors
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["up"], ["gateway", "--nats-url", NOWHERE], ["provision", "--nats-url", NOWHERE]],
+    ids=lambda it: it[0],
+)
+def test_tasks_are_not_forgotten_before_their_timers_are_due(arguments: list[str], tmp_path: Path) -> None:
+    """A timer without a record is of a task that was never recorded: it would come back as refused."""
+    result = CliRunner().invoke(cli, [*arguments, "--data-dir", str(tmp_path / "data"), "--keep", "39s"])
+    assert result.exit_code == 2
+    assert "39s is less than the 40s for which a task may have a timer" in result.output
+    assert not (tmp_path / "data").exists()
+
+
+def test_bash_completes_commands_and_options() -> None:
+    """By the line of the runbook. Nothing is imported that the group itself does not need."""
+    folder = Path(sys.executable).parent
+    typed = """
+        eval "$(_WARMLANE_COMPLETE=bash_source warmlane)"
+        complete -p warmlane
+        for line in "lane-m" "status --js"; do
+            words=(warmlane $line)
+            COMP_WORDS=("${words[@]}") COMP_CWORD=$((${#words[@]} - 1))
+            COMPREPLY=() && _warmlane_completion warmlane && echo "${COMPREPLY[@]}"
+        done
+    """
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", typed], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[1:] == ["lane-mode", "--json"]

