@@ -1,0 +1,1 @@
+"""What the gateway knows, kept by watches of the buckets."""

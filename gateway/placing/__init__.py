@@ -1,0 +1,1 @@
+"""The effects of a decision: admission, holding, sweeping, fallbacks."""

@@ -1,0 +1,1 @@
+"""Decisions of the gateway, pure: no clock, no I/O, no logging."""

@@ -1,0 +1,1 @@
+"""uvicorn's HTTP server, with the bounds that Warmlane puts on connections."""

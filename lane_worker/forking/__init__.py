@@ -1,0 +1,1 @@
+"""The fork server and the pipeline hosts: start, messages, deadlines, kill, reap."""

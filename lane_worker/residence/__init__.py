@@ -1,0 +1,1 @@
+"""What is on a slot: released, proven gone, loaded."""

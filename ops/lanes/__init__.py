@@ -1,0 +1,1 @@
+"""Lanes wanted and lanes granted: plan, supervisor, providers, recovery, quota."""

@@ -1,0 +1,1 @@
+"""This machine: memory, cards, processes, placement, certificates, weights."""

@@ -1,0 +1,1 @@
+"""NATS: connection, watches, access, provisioning, the server program."""

@@ -1,0 +1,1 @@
+"""Metrics, spans, logs, and their export."""

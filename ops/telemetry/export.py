@@ -145,7 +145,7 @@ def _send_traces(role: str, instance: str) -> Callable[[], None]:
 
 
 def tracer_provider(resource: "Resource | None" = None) -> "TracerProvider":
-    """The SDK's provider of spans, in which a span can be given an id beforehand (`ops.telemetry.tracing.attempt_below`)."""
+    """The SDK's provider of spans, which can give a span an id beforehand (`ops.telemetry.tracing.attempt_below`)."""
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 

@@ -1,7 +1,7 @@
 """Every metric of Warmlane (design §11), one line each; `docs/observability.md` says what each is good for.
 
-The instruments are those of the OpenTelemetry API: until `ops/telemetry/export.py` sets an exporter up they do nothing. Labels
-have few values: a model, a worker, a slot, a code; never a task, a caller or a prompt.
+The instruments are those of the OpenTelemetry API: until `ops/telemetry/export.py` sets an exporter up they do
+nothing. Labels have few values: a model, a worker, a slot, a code; never a task, a caller or a prompt.
 
 Two kinds: what every gateway tells alike, because it watches the same buckets (`Observed`; take the maximum over
 gateways), and what is counted once, by the process that did it (the others; take the sum).

@@ -1,7 +1,7 @@
 """Spans around the parts of a task (design §11): one trace from the request to the end, over all processes.
 
-They cost nothing until `ops/telemetry/export.py` sets an exporter up. A span of something that another process did, or that
-was over before anybody knew that it mattered, is `record`ed afterwards with its own times.
+They cost nothing until `ops/telemetry/export.py` sets an exporter up. A span of something that another process did,
+or that was over before anybody knew that it mattered, is `record`ed afterwards with its own times.
 """
 
 import contextlib

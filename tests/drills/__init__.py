@@ -1,0 +1,1 @@
+"""What `make` runs beside the tests: chaos, overload, failover, soak and others."""

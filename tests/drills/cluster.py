@@ -35,7 +35,7 @@ from tests.kit.degraded import DegradedProcess, leads
 from tests.kit.lanes import LaneProcess, heartbeat_of
 from tests.kit.support import as_admin, clean_environment, eventually, eventually_sync, free_port
 
-CONFIG: Final = Path(__file__).parents[2] / "ops" / "cluster" / "node.conf"
+CONFIG: Final = Path(__file__).parents[2] / "ops" / "deploy" / "cluster" / "node.conf"
 NODES: Final = ("n1", "n2", "n3")
 CLIENTS: Final = 8
 # A dead leader is replaced by an election, for which nats-server takes 4 to 9 s.

@@ -1,7 +1,8 @@
-"""One way to load a transformer, in a process of its own: `python -m tests.drills.load_variants VARIANT FOLDER DEVICE ROUNDS`.
+"""One way to load a transformer, in a process of its own.
 
-Prints a `Best`, as JSON. What was loaded is then copied, tensor by tensor: to the card, or on a CPU to memory of its
-own, which stands in for it. So weights that are mapped and not read yet are counted with what reads them.
+`python -m tests.drills.load_variants VARIANT FOLDER DEVICE ROUNDS` prints a `Best`, as JSON. What was
+loaded is then copied, tensor by tensor: to the card, or on a CPU to memory of its own, which stands in for it. So
+weights that are mapped and not read yet are counted with what reads them.
 """
 
 import gc

@@ -1,8 +1,8 @@
 """`make observe`: everything that an operator must be able to see (docs/observability.md), caused and then looked for.
 
-One system with an OTLP receiver, which hands all spans on to the real Jaeger where there is one (`tests/kit/jaeger.py`).
-Each step causes something; what changed meanwhile in the metrics, the logs and the
-traces is what the step has shown. `tests/e2e/test_observe.py` plays the same.
+One system with an OTLP receiver, which hands all spans on to the real Jaeger where there is one
+(`tests/kit/jaeger.py`). Each step causes something; what changed meanwhile in the metrics, the logs and the traces is
+what the step has shown. `tests/e2e/test_observe.py` plays the same.
 """
 
 import asyncio

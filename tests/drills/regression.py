@@ -292,7 +292,8 @@ def report(console: Console, seen: Seen, figures: Sequence[Figure]) -> None:
 
 
 @click.command(
-    epilog="Examples:\n\n  make regression\n\n  python -m tests.drills.regression --accept   (and commit the new baseline)"
+    epilog="Examples:\n\n  make regression\n\n"
+    "  python -m tests.drills.regression --accept   (and commit the new baseline)"
 )
 @click.option("--count", type=click.IntRange(1), default=REQUESTS, show_default=True, help="How many requests.")
 @click.option("--rate", type=click.FloatRange(0.1), default=RATE, show_default=True, help="Requests a second.")

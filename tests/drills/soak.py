@@ -1,8 +1,8 @@
 """`make soak`: 100,000 submissions whose pipelines do nothing, and what grew meanwhile.
 
-The whole system runs as `warmlane up` starts it; only the pipelines are those of `tests/kit/noop.py`. Finished tasks are
-kept for 40 s instead of 7 days, so that what is kept reaches a size from which it must not grow any more. Every
-submission is accounted for.
+The whole system runs as `warmlane up` starts it; only the pipelines are those of `tests/kit/noop.py`. Finished
+tasks are kept for 40 s instead of 7 days, so that what is kept reaches a size from which it must not grow any more.
+Every submission is accounted for.
 """
 
 import asyncio

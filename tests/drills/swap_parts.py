@@ -231,7 +231,8 @@ def compare_variants(shapes: Mapping[str, Path], *, slot: str, rounds: int, name
 
 @click.command(
     epilog="Examples:\n\n  python -m tests.drills.swap_parts --count 3 --no-variants\n\n"
-    "  python -m tests.drills.swap_parts --slot GPU-5c1f... --settings settings.json --profile production --models-dir models"
+    "  python -m tests.drills.swap_parts --slot GPU-5c1f... --settings settings.json --profile production "
+    "--models-dir models"
 )
 @click.option("--slot", default="cpu-0", show_default=True, help="A CPU slot, or the UUID of a card.")
 @click.option("--count", type=click.IntRange(1), default=5, show_default=True, help="How many swaps of each kind.")

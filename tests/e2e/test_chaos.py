@@ -1,6 +1,7 @@
 """`make chaos` for a minute.
 
-That its checker can fail is shown by `tests/unit/drills/test_checker.py` on histories and by `make chaos-plants` on systems.
+That its checker can fail is shown by `tests/unit/drills/test_checker.py` on histories, and by `make chaos-plants` on
+systems.
 """
 
 from pathlib import Path

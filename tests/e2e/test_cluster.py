@@ -1,4 +1,4 @@
-"""Three nats-servers as `ops/deploy/cluster/` configures them. `make cluster` (`tests/drills/cluster.py`) kills them for longer."""
+"""Three nats-servers as `ops/deploy/cluster/` configures them. `make cluster` kills them for longer."""
 
 import asyncio
 from collections import Counter

@@ -350,7 +350,8 @@ def test_the_receipt_of_a_swap_is_on_its_spans(stage: Stage) -> None:
 
 def test_a_refusal_by_depth_names_what_was_full(stage: Stage) -> None:
     full = [span for span in stage.collector.spans if operation(span) == "publish" and span.error == "StreamFull"]
-    assert len(full) == stage.collector.value("warmlane.requests.overloaded", limit="depth")
+    # a queue that was full a moment ago refuses the next request without being asked, so without this span
+    assert 1 <= len(full) <= stage.collector.value("warmlane.requests.overloaded", limit="depth")
     roots = {span.span_id: span for span in stage.collector.spans if span.name == ROOT}
     for span in full:
         root = roots[span.parent_id]

@@ -40,7 +40,7 @@ class Prometheus:
 
     def __init__(self, folder: Path, collector: str) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
-        config = yaml.safe_load((OPS / "observe" / "prometheus.yaml").read_text())
+        config = yaml.safe_load((OPS / "deploy" / "observe" / "prometheus.yaml").read_text())
         config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
         targets = {"otel-collector:8889": collector, "127.0.0.1:9090": self.url.removeprefix("http://")}
         for job in config["scrape_configs"]:
@@ -92,7 +92,7 @@ def answers(url: str) -> bool:
 
 def collector_file(folder: Path, otlp: int, metrics: int) -> Path:
     """The committed configuration, at other addresses. Its traces go nowhere: that is another test's."""
-    config = yaml.safe_load((OPS / "observe" / "otel-collector.yaml").read_text())
+    config = yaml.safe_load((OPS / "deploy" / "observe" / "otel-collector.yaml").read_text())
     config["receivers"]["otlp"]["protocols"]["http"]["endpoint"] = f"127.0.0.1:{otlp}"
     config["exporters"] = {"prometheus": config["exporters"]["prometheus"] | {"endpoint": f"127.0.0.1:{metrics}"}}
     config["service"]["pipelines"].pop("traces")

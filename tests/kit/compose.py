@@ -13,7 +13,7 @@ import yaml
 
 ROOT: Final = Path(__file__).parents[2]
 FILE: Final = ROOT / "compose.yaml"
-IMAGES: Final = ROOT / "ops" / "images"
+IMAGES: Final = ROOT / "ops" / "deploy" / "images"
 # $$, ${NAME}, ${NAME:-DEFAULT} and ${NAME:?MESSAGE}; anything else with a $ is none of these.
 _VARIABLE: Final = re.compile(r"\$(?:(\$)|\{(\w+)(?::([-?])([^}]*))?\})?")
 _STAGE: Final = re.compile(r"^FROM (\S+)", re.MULTILINE)

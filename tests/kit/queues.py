@@ -1,4 +1,4 @@
-"""The queues of `ops/commands/capacity/model.py`, simulated event by event: the same limits, none of the same formulas."""
+"""The queues of `ops/commands/capacity`, simulated event by event: the same limits, none of the same formulas."""
 
 import heapq
 import itertools

@@ -1,4 +1,6 @@
-"""A fork server whose children run real pipelines, and misbehave as the prompt says (`python -m tests.kit.rogue_host FD`).
+"""A fork server whose children run real pipelines, and misbehave as the prompt says.
+
+`python -m tests.kit.rogue_host FD` runs it.
 
 Each child is the product's own, with a few functions replaced by ones that look for a misdeed's name in the prompt, or,
 since a load has no prompt, in the name of the checkpoint's folder. One misdeed a prompt; whatever else stands in it is

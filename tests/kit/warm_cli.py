@@ -1,5 +1,6 @@
-"""`warmlane` commands that are started in milliseconds: `python -m tests.kit.warm_cli SOCKET` imports them once, and forks.
+"""`warmlane` commands that are started in milliseconds.
 
+`python -m tests.kit.warm_cli SOCKET` imports them once, and forks.
 A second of imports for each of a hundred gateways was a tenth of what all tests take. A fork runs `ops.cli.main` as the
 console script does, with arguments, environment and output files of its own. Whole systems (`tests.kit.system`), and
 whatever shows how a process starts or what it costs, start the real script.

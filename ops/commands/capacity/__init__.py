@@ -1,0 +1,1 @@
+"""`warmlane capacity`: the formulas, the report, the plot."""

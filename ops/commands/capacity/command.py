@@ -1,4 +1,4 @@
-"""`warmlane capacity`: the table, the verdict and the plot of `ops/commands/capacity/model.py`, for given or assumed numbers."""
+"""`warmlane capacity`: the table, the verdict and the plot, for given or assumed numbers."""
 
 import json
 import re

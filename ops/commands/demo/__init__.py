@@ -1,0 +1,1 @@
+"""`warmlane demo`: the alternation, and the story of a fallback."""

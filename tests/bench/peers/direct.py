@@ -1,8 +1,9 @@
 """The bare script that tasks are measured against: it calls the pipeline in its own process, and writes the video.
 
-No queue, no record, no second process, no proof: `python -m tests.bench.peers.direct SETTINGS MODELS VIDEO` reads a `Job`
-per line and answers each with a `Made`. The pipeline of the last job stays; for one of another model it is dropped,
-collected, its memory given back, and the other loaded, as whoever wants to keep clear of two at once would write it.
+No queue, no record, no second process, no proof: `python -m tests.bench.peers.direct SETTINGS MODELS VIDEO` reads a
+`Job` per line and answers each with a `Made`. The pipeline of the last job stays; for one of another model it is
+dropped, collected, its memory given back, and the other loaded, as whoever wants to keep clear of two at once
+would write it.
 """
 
 import ctypes

@@ -12,7 +12,7 @@ PATH: Final = "/generate"
 
 
 def config_of(app: Any, port: int, *, lifespan: bool = True) -> uvicorn.Config:
-    """`gateway.server.connections.http_config`, with uvicorn's own HTTP/1.1 protocol; `tests/unit/test_bench.py` compares."""
+    """`gateway.server.connections.http_config`, with uvicorn's own HTTP/1.1 protocol; the tests compare them."""
     return uvicorn.Config(
         app,
         host=HOST,

@@ -142,7 +142,7 @@ def test_docker_compose_reads_it_as_the_tests_do(profile: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", SECRETS)
 def test_without_a_password_nothing_starts_and_the_error_says_what_to_do(name: str) -> None:
-    with pytest.raises(NotSet, match=rf"{name} .*sh ops/new-env\.sh"):
+    with pytest.raises(NotSet, match=rf"{name} .*sh ops/deploy/new-env\.sh"):
         services({**SECRETS, name: ""})
 
 
@@ -157,7 +157,7 @@ def test_new_env_writes_what_is_asked_for_and_keeps_what_is_there(tmp_path: Path
     file.write_text("WARMLANE_GRAFANA_PASSWORD=mine\nWARMLANE_PORT=8080")  # the last line without an end
 
     def run() -> dict[str, str]:
-        subprocess.run(["sh", str(ROOT / "ops" / "new-env.sh"), str(file)], check=True, capture_output=True)
+        subprocess.run(["sh", str(ROOT / "ops" / "deploy" / "new-env.sh"), str(file)], check=True, capture_output=True)
         return dict(line.split("=", 1) for line in file.read_text().splitlines())
 
     written = run()
@@ -518,7 +518,7 @@ def test_the_documentation_runs_commands_that_there_are() -> None:
 
 
 def observed(name: str) -> Any:
-    return yaml.safe_load((ROOT / "ops" / "observe" / name).read_text())
+    return yaml.safe_load((ROOT / "ops" / "deploy" / "observe" / name).read_text())
 
 
 def test_what_the_processes_send_arrives_where_it_is_shown() -> None:
