@@ -13,8 +13,8 @@ from lane_worker.forking import host_messages as messages
 from lane_worker.forking.host import HostLost, LoadFailed, LoadTimedOut, Lost, Outcome, TimedOut
 from lane_worker.residence.residence import Quarantined, Residence
 from lane_worker.runtime.inference_spans import record_inference
-from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful
 from lane_worker.runtime.memory_line import log_memory, with_device
+from lane_worker.runtime.outcome import GaveUp, Result, Stopped, Succeeded, Unsuccessful
 from lane_worker.runtime.streak import Streak, failed, not_loaded
 from ops.telemetry import metrics
 

@@ -6,10 +6,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
-from msgspec import Struct
 from nats.aio.msg import Msg
 
 from contracts import lifecycle
@@ -18,9 +17,6 @@ from contracts.settings import Windows
 from contracts.tasks import (
     FailureCode,
     GenerationTask,
-    MemoryReading,
-    Progress,
-    SwapReceipt,
     UnreadableTask,
     VideoFile,
     decode_task,
@@ -29,10 +25,10 @@ from contracts.tasks import (
     may_be_newer,
 )
 from contracts.topology import TASKS, WORK_CONSUMER
-from lane_worker.forking.host_messages import WrittenVideo
 from lane_worker.runtime.claim import Drop, Expire, Mine, Reread, Take, claim_decision, is_overdue
 from lane_worker.runtime.held import HeldTask, OwnershipLost, lease_end
 from lane_worker.runtime.lease import LeaseKeeper
+from lane_worker.runtime.outcome import GaveUp, Result, Runner, Stopped, Succeeded, Unsuccessful
 from lane_worker.runtime.scratch import Scratch
 from ops.artifacts import Artifacts, StorageFailed
 from ops.ending import end
@@ -73,53 +69,6 @@ AHEAD_MAX_LOOKS: Final = 100
 FRESH_S: Final = 0.05
 
 log = structlog.get_logger("loop")
-
-
-class Succeeded(Struct, frozen=True):
-    """The video lies at *path*, not yet published."""
-
-    path: Path
-    video: WrittenVideo
-    memory: MemoryReading
-    started_at: datetime
-    inference_s: float
-    encode_s: float
-    swap: SwapReceipt | None = None
-
-
-class Unsuccessful(Struct, frozen=True):
-    """The task fails with *code*."""
-
-    code: FailureCode
-    message: str
-    memory: MemoryReading | None
-    swap: SwapReceipt | None = None
-
-
-class Stopped(Struct, frozen=True):
-    """Stopped because somebody else moved the record: nothing to settle."""
-
-
-class GaveUp(Struct, frozen=True):
-    """The host is gone, or this worker is told to go (*on_purpose*): another attempt may succeed."""
-
-    reason: str
-    on_purpose: bool = False
-
-
-Result = Succeeded | Unsuccessful | Stopped | GaveUp
-
-
-class Runner(Protocol):
-    """Runs one task. Memory is clean and its log line written when `run` returns, on every path (FR-008, FR-009)."""
-
-    async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[Progress], None]) -> Result:
-        """Runs *task*; *image* is its input image, None where it has none or where it could not be had."""
-        ...
-
-    def stop(self, task_id: str) -> None:
-        """Stops *task_id* within one step; `run` then returns Stopped."""
-        ...
 
 
 class WorkLoop:

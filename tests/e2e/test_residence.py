@@ -34,7 +34,7 @@ from lane_worker.residence.patience import PatientProbe
 from lane_worker.residence.read_ahead import ReadAhead
 from lane_worker.residence.residence import MemoryUnreadable, Quarantined, Residence
 from lane_worker.runtime.host_runner import HostRunner
-from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful
+from lane_worker.runtime.outcome import GaveUp, Result, Stopped, Succeeded, Unsuccessful
 from ops.machine.memory import MemoryProbe, NvmlProbe, RssProbe
 from tests.bench.peers.heavy import heavy_models, parameters_of
 from tests.drills import swap_parts

@@ -28,7 +28,7 @@ from contracts.topology import DEADLINES, TASKS, lane_stream, work_subject
 from lane_worker.forking.host_messages import WrittenVideo
 from lane_worker.runtime.held import HeldTask
 from lane_worker.runtime.lease import LeaseKeeper
-from lane_worker.runtime.loop import GaveUp, Result, Succeeded, Unsuccessful
+from lane_worker.runtime.outcome import GaveUp, Result, Succeeded, Unsuccessful
 from lane_worker.runtime.scratch import LOCK
 from ops.artifacts import Artifacts
 from ops.nats.link import NatsLink, TransportUnavailable, WrongRevision

@@ -10,7 +10,8 @@ from contracts.settings import Windows
 from contracts.tasks import GenerationTask, MemoryReading, Progress, SwapReceipt
 from contracts.topology import lane_stream
 from lane_worker.forking.host_messages import WrittenVideo
-from lane_worker.runtime.loop import Result, Stopped, Succeeded, WorkLoop
+from lane_worker.runtime.loop import WorkLoop
+from lane_worker.runtime.outcome import Result, Stopped, Succeeded
 from lane_worker.runtime.scratch import Scratch
 from ops.artifacts import Artifacts
 from ops.ending import end

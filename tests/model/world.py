@@ -34,7 +34,8 @@ from gateway.placing.rearm import Rearm
 from gateway.placing.sweeper import Sweeper
 from gateway.services import Services
 from lane_worker.forking.host_messages import WrittenVideo
-from lane_worker.runtime.loop import GaveUp, Result, Stopped, Succeeded, Unsuccessful, WorkLoop
+from lane_worker.runtime.loop import WorkLoop
+from lane_worker.runtime.outcome import GaveUp, Result, Stopped, Succeeded, Unsuccessful
 from lane_worker.runtime.scratch import Scratch
 from ops.artifacts import Artifacts, StorageFailed
 from ops.background import Background

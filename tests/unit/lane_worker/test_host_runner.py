@@ -13,7 +13,7 @@ from lane_worker.forking.host import Host, HostLost, LoadFailed, Lost, Outcome, 
 from lane_worker.forking.host_messages import Cancelled, Failed, Finished, Generate, Progress, WrittenVideo
 from lane_worker.residence.residence import Residence
 from lane_worker.runtime.host_runner import HostRunner
-from lane_worker.runtime.loop import GaveUp
+from lane_worker.runtime.outcome import GaveUp
 from lane_worker.runtime.streak import Streak
 from tests.kit.records import pending_task
 from tests.kit.samples import catalog

@@ -12,7 +12,7 @@ from contracts.tasks import FailureCode, GenerationTask, ImageReference
 from lane_worker.forking.host import Host
 from lane_worker.residence.residence import Residence
 from lane_worker.runtime.host_runner import HostRunner
-from lane_worker.runtime.loop import Unsuccessful
+from lane_worker.runtime.outcome import Unsuccessful
 from tests.kit.records import pending_task
 from tests.kit.samples import catalog, data_uri, picture
 
