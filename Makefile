@@ -52,11 +52,12 @@ test: style ## Run the linters, the type checker and every test
 tools-test: $(TEST_READY) ## Test with the real NATS CLI, Jaeger and Prometheus (WARMLANE_TEST_TOOLS names their folder)
 	$(BIN)/python -m pytest -m tools -rs --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
-lint: style types ## Run ruff, mypy and import-linter only
+lint: style types ## Run ruff, codespell, mypy and import-linter only
 
 style: $(TEST_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 types: $(TEST_READY)
 	$(BIN)/mypy

@@ -1,4 +1,4 @@
-"""The real tools of those who run Warmlane: the NATS CLI, Jaeger, Prometheus. `.ci/tools` says which versions.
+"""The real tools of those who run and build Warmlane: NATS CLI, Jaeger, Prometheus, actionlint; versions in `.ci/tools`.
 
 `.ci/build-tools FOLDER` builds what Debian does not have; `WARMLANE_TEST_TOOLS` names that folder. A test whose tool
 cannot be had is skipped and says why.
@@ -15,9 +15,9 @@ import pytest
 
 PINS: Final = Path(__file__).parents[2] / ".ci" / "tools"
 FOLDER: Final = os.environ.get("WARMLANE_TEST_TOOLS")
-_PINNED: Final = {"nats": "NATS_CLI", "jaeger": "JAEGER"}
+_PINNED: Final = {"nats": "NATS_CLI", "jaeger": "JAEGER", "actionlint": "ACTIONLINT"}
 
-Tool = Literal["nats", "jaeger", "prometheus", "promtool", "jq"]
+Tool = Literal["nats", "jaeger", "prometheus", "promtool", "jq", "actionlint"]
 
 
 @cache
