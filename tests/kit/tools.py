@@ -1,4 +1,4 @@
-"""The real tools of those who run and build Warmlane: NATS CLI, Jaeger, Prometheus, actionlint; versions in `.ci/tools`.
+"""The real tools of those who run and build Warmlane: NATS CLI, Jaeger, Prometheus, actionlint. `.ci/tools` pins them.
 
 `.ci/build-tools FOLDER` builds what Debian does not have; `WARMLANE_TEST_TOOLS` names that folder. A test whose tool
 cannot be had is skipped and says why.

@@ -24,6 +24,7 @@ DOCUMENTS: Final = (
     README,
     ROOT / "CHANGELOG.md",
     ROOT / "SECURITY.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "ops").glob("*.md")),
 )
