@@ -22,7 +22,7 @@ def steps() -> list[dict[str, Any]]:
 
 
 def test_the_workflow_is_one_and_runs_what_this_repository_runs() -> None:
-    command = [BIN / "check-jsonschema", "--builtin-schema", "vendor.github-workflows", *WORKFLOWS]
+    command: list[str | Path] = [BIN / "check-jsonschema", "--builtin-schema", "vendor.github-workflows", *WORKFLOWS]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert [step["run"] for step in steps() if "name" not in step and "run" in step] == [".ci/run"]
