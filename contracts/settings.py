@@ -348,6 +348,11 @@ class ModelEntry(Struct, frozen=True, kw_only=True):
     warm_up: WarmUp = "largest"
     enforcement: Enforcement = "reject"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that it goes by: its name, then its aliases."""
+        return (self.name, *self.aliases)
+
 
 class Catalog(Struct, frozen=True, kw_only=True):
     """The settings of one profile."""
@@ -361,10 +366,11 @@ class Catalog(Struct, frozen=True, kw_only=True):
     models: Mapping[str, ModelEntry]
 
     def resolve(self, name: str) -> ModelEntry | None:
-        """The model called *name*, or one of whose aliases it is; None when there is none."""
+        """The model called *name*, or one of whose aliases it is, in any case; None when there is none."""
         if name in self.models:
             return self.models[name]
-        return next((entry for entry in self.models.values() if name in entry.aliases), None)
+        wanted = name.casefold()
+        return next((entry for entry in self.models.values() if wanted in map(str.casefold, entry.names)), None)
 
 
 class InferenceSettings(_Strict, frozen=True):
@@ -516,7 +522,7 @@ def _mistakes(settings: InferenceSettings) -> Iterator[str]:
         yield "$.windows.lease_renew_s: at most half of lease_s, so that one lost renewal costs nothing"
     if settings.windows.heartbeat_s * 2 > settings.windows.health_timeout_s:
         yield "$.windows.heartbeat_s: at most half of health_timeout_s"
-    taken: dict[str, str] = {name: name for name in settings.models}
+    taken: dict[str, str] = {name.casefold(): name for name in settings.models}
     for name, model in settings.models.items():
         place = f"$.models.{name}"
         if not MODEL_NAME.fullmatch(name):
@@ -524,8 +530,9 @@ def _mistakes(settings: InferenceSettings) -> Iterator[str]:
         if model.lanes < 1:
             yield f"{place}.lanes: at least 1"
         for alias in model.aliases:
-            if taken.setdefault(alias, name) != name:
-                yield f"{place}.aliases: {alias!r} is taken by {taken[alias]}"
+            owner = taken.setdefault(alias.casefold(), name)
+            if owner != name:
+                yield f"{place}.aliases: {alias!r} is taken by {owner}; upper and lower case are one name"
         if not model.profiles:
             yield f"{place}.profiles: name at least one profile"
         yield from _field_mistakes(f"{place}.generation", model.generation)

@@ -6,14 +6,18 @@ from typing import Any, Final
 from litestar import Litestar, Request
 from litestar.config.cors import CORSConfig
 from litestar.di import Provide
+from litestar.handlers import HTTPRouteHandler
 from litestar.plugins import PluginProtocol
-from litestar.types import ControllerRouterHandler
 
 from gateway.boards.key_board import Caller
-from gateway.http import access, admin, generate, meta, tasks
+from gateway.http import access, admin, generate, meta, tasks, video
 from gateway.http.body import MAX_BODY_BYTES
+from gateway.http.cross_origin import cross_origin
+from gateway.http.methods import with_heads_and_options
 from gateway.http.openapi import docs_routes, openapi_config
+from gateway.http.outgoing import outgoing
 from gateway.http.problems import problem_handlers
+from gateway.http.queries import declare_query
 from gateway.services import Services
 
 # What a page of another origin may send, and may see of an answer.
@@ -21,6 +25,7 @@ CORS_REQUEST_HEADERS: Final = [
     "Authorization",
     "Content-Type",
     "Idempotency-Key",
+    "If-Match",
     "If-None-Match",
     "If-Range",
     "Last-Event-ID",
@@ -38,6 +43,9 @@ CORS_ANSWER_HEADERS: Final = [
     "WWW-Authenticate",
 ]
 
+# What calls these may add to their query what it likes.
+PROBES: Final = (meta.healthz, meta.readyz)
+
 
 def create_app(
     services: Services,
@@ -52,14 +60,15 @@ def create_app(
     timed, and one that makes or changes a task is a span, with *traces_reads* every one; without an exporter that would
     only cost.
     """
-    routes: list[ControllerRouterHandler] = [
+    routes: list[HTTPRouteHandler] = [
         generate.generate,
         tasks.list_tasks,
         tasks.get_task,
         tasks.follow_task,
         tasks.cancel_task,
-        tasks.get_video,
-        tasks.head_video,
+        tasks.head_follow_task,
+        video.get_video,
+        video.head_video,
         meta.get_settings,
         meta.healthz,
         meta.readyz,
@@ -72,26 +81,35 @@ def create_app(
         admin.get_cold_starts,
         admin.explain_task,
     ]
+    for handler in routes:
+        if handler not in PROBES:
+            declare_query(handler)
     plugins: list[PluginProtocol] = []
     if observes_http:
         from gateway.http.observed import http_plugin  # imported where it is wanted: a tenth of a gateway's start
 
         plugins.append(http_plugin(routes, traces_reads=traces_reads))
-    return Litestar(
-        route_handlers=[*routes, *docs_routes()],
+    cors = _cors(cors_origins) if cors_origins else None
+    app = Litestar(
+        route_handlers=[*with_heads_and_options(routes), *docs_routes()],
         plugins=plugins,
         dependencies={
             "services": Provide(lambda: services, sync_to_thread=False),
             "caller": Provide(_caller, sync_to_thread=False),
         },
-        middleware=[access.access_control(services.keys, access.RateLimits(), max_body_bytes=MAX_BODY_BYTES)],
-        cors_config=_cors(cors_origins) if cors_origins else None,
+        middleware=[
+            outgoing,
+            access.access_control(services.keys, access.RateLimits(), max_body_bytes=MAX_BODY_BYTES),
+        ],
+        cors_config=cors,
         exception_handlers=problem_handlers(),
         openapi_config=openapi_config(services.catalog),
         request_max_body_size=MAX_BODY_BYTES,
         # requests are logged by nobody: a prompt must not end in a log
         logging_config=None,
     )
+    app.asgi_handler = cross_origin(app.asgi_handler, cors)
+    return app
 
 
 def _caller(request: Request[Caller, Any, Any]) -> Caller:

@@ -20,7 +20,7 @@ from contracts.lanes import (
     decode_slot,
 )
 from contracts.tasks import LaneInput, RoutingDecision
-from contracts.topology import CONTROL, LANES, LANES_TTL_S, LEADER, LEADER_KEY, LEADER_TTL_S, SLOTS
+from contracts.topology import CONTROL, LANES, LANES_TTL_S, LEADER, LEADER_KEY, LEADER_TTL_S, SLOTS, control_key
 from contracts.wire import Unreadable
 from gateway.rules.routing import Route, ToDegraded, ToLane, decision_of, input_of, is_ready, judged_at, route
 from ops.nats.link import Entry, NatsLink
@@ -174,6 +174,10 @@ class LaneBoard:
     def mode(self, model: str) -> Mode:
         """The operator's switch of *model*."""
         return self._modes.get(model, Mode())
+
+    def mode_revision(self, model: str) -> int:
+        """The revision of the switch of *model*, of what is ignored too; 0 where it was never set."""
+        return self._control_revisions.get(control_key(model), 0)
 
     def ignored_control(self) -> list[IgnoredControl]:
         """What stands in KV `control` and is ignored, by key."""

@@ -205,10 +205,16 @@ class TaskBoard:
         return self._live.get(snapshot.task.id) or self._finished.get(snapshot.task.id) or snapshot
 
     def newest(
-        self, *, status: TaskStatus | None, model: str | None, caller: str | None, before: Place | None, limit: int
+        self,
+        *,
+        statuses: frozenset[TaskStatus] | None,
+        models: frozenset[str] | None,
+        caller: str | None,
+        before: Place | None,
+        limit: int,
     ) -> list[Place]:
         """At most *limit* tasks that match, newest first, starting after *before*, each as its place in the listing."""
-        return self._index.newest(status=status, model=model, caller=caller, before=before, limit=limit)
+        return self._index.newest(statuses=statuses, models=models, caller=caller, before=before, limit=limit)
 
     def named_paths_of(self, task_id: str) -> tuple[str, ...]:
         """The objects that the record of *task_id* names; none without a record."""

@@ -69,13 +69,19 @@ class TaskIndex:
         return row
 
     def newest(
-        self, *, status: TaskStatus | None, model: str | None, caller: str | None, before: Place | None, limit: int
+        self,
+        *,
+        statuses: frozenset[TaskStatus] | None,
+        models: frozenset[str] | None,
+        caller: str | None,
+        before: Place | None,
+        limit: int,
     ) -> list[Place]:
         """The places of at most *limit* tasks that match, newest first, starting after *before*. None matches all."""
         runs = [
             shelf.irange(None, before, inclusive=(True, False), reverse=True)
             for (of_status, of_model), shelf in self._shelves.get(caller, {}).items()
-            if status in (None, of_status) and model in (None, of_model)
+            if (statuses is None or of_status in statuses) and (models is None or of_model in models)
         ]
         return list(islice(merge(*runs, reverse=True), limit))
 

@@ -24,6 +24,7 @@ from contracts.keys import ApiKey
 from contracts.keys import Scope as KeyScope
 from gateway.boards.key_board import Caller, KeyBoard
 from gateway.http.problems import ProblemError
+from gateway.http.queries import require_known_query
 
 SECURITY_SCHEME: Final = "apiKey"
 _REALM: Final = 'Bearer realm="warmlane"'
@@ -101,7 +102,10 @@ def access_control(keys: KeyBoard, limits: RateLimits, *, max_body_bytes: int) -
             if _is_too_large(_header(scope, b"content-length"), max_body_bytes):
                 raise HTTPException(status_code=413)
             if handler.http_methods != {"OPTIONS"}:  # Litestar answers those itself, with the methods of the path
-                _admit(scope, handler.opt.get(_NEEDS, _MOST), keys, limits)
+                wanted = handler.opt.get(_NEEDS, _MOST)
+                _admit(scope, wanted, keys, limits)
+                if not wanted.counts_late:  # one that does looks at its body first
+                    require_known_query(scope)
             await app(scope, receive, send)
 
         return admit

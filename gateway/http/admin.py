@@ -1,9 +1,10 @@
 """`/admin`: what operators look at, and the switch of a model's lanes. HTTP only."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final, Literal
 
-from litestar import Request, get, put
+from litestar import Request, Response, get, put
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.params import FromPath
@@ -32,11 +33,15 @@ from gateway.http.admin_views import (
     queue_view,
     running_view,
 )
+from gateway.http.answers import JsonAnswer
 from gateway.http.body import read_body, require_json
-from gateway.http.openapi import KeyedOperation, ModeOperation, problem_responses
+from gateway.http.conditions import Conditions, conditions_of, require_to_change
+from gateway.http.openapi import KeyedOperation, ModeOperation, SwitchOperation, problem_responses
 from gateway.http.problems import ProblemError
+from gateway.http.queries import require_known_query
 from gateway.http.tasks import find, reachable
 from gateway.services import Services
+from ops.nats.link import WrongRevision
 
 _Request = Request[Caller, Turn, State]
 _Services = NamedDependency[Services]
@@ -69,24 +74,24 @@ async def get_lanes(services: _Services) -> LanesView:
     "/admin/lanes/{model:str}/mode",
     summary="The switch of a model's lanes",
     tags=_TAGS,
-    operation_class=KeyedOperation,
-    responses=problem_responses("model_not_found"),
+    operation_class=ModeOperation,
+    responses=problem_responses("model_not_found", "precondition_failed"),
     **needs("admin"),
 )
-async def get_mode(services: _Services, model: FromPath[str]) -> ModeView:
+async def get_mode(services: _Services, model: FromPath[str]) -> Response[ModeView]:
     """`auto`, or `degraded` when an operator keeps new requests off the lanes."""
-    name = _entry(services, model).name
-    return mode_view(name, services.lanes.mode(name))
+    return _mode_answer(services, _entry(services, model).name)
 
 
 @put(
     "/admin/lanes/{model:str}/mode",
     summary="Switch a model to degraded, or back",
     tags=_TAGS,
-    operation_class=ModeOperation,
+    operation_class=SwitchOperation,
     responses=problem_responses(
         "malformed_body",
         "model_not_found",
+        "precondition_failed",
         "body_too_large",
         "unsupported_media_type",
         "validation_failed",
@@ -94,22 +99,43 @@ async def get_mode(services: _Services, model: FromPath[str]) -> ModeView:
     ),
     **needs("admin", counts_late=True),
 )
-async def put_mode(request: _Request, services: _Services, model: FromPath[str]) -> ModeView:
+async def put_mode(request: _Request, services: _Services, model: FromPath[str]) -> Response[ModeView]:
     """Sets the switch, which every gateway obeys within a second; tasks that are queued already stay where they are.
 
-    It is the same as the key `lanes.MODEL` of the bucket `control`.
+    It is the same as the key `lanes.MODEL` of the bucket `control`. With `If-Match`, nothing is done if somebody else
+    has set it meanwhile.
     """
     body = await read_body(request, max_bytes=MODE_MAX_BYTES)
     name = _entry(services, model).name
     require_json(request)
+    require_known_query(request.scope)
     mode = _mode(body)
     request.auth.take()
     key = control_key(name)
-    await reachable(services.link.put(CONTROL, key, mode.encode()))
+    await _set(services, key, mode, conditions_of(request))
     stored = await reachable(services.link.get(CONTROL, key))
     if stored is not None:
         services.lanes.on_control(stored)  # not only when the watch tells, and with the server's time
-    return mode_view(name, services.lanes.mode(name))
+    return _mode_answer(services, name)
+
+
+async def _set(services: Services, key: str, mode: LaneMode, conditions: Conditions) -> None:
+    """Raises the problem `precondition_failed` where *conditions* do not hold, also only when it is written."""
+    if conditions == Conditions():
+        await reachable(services.link.put(CONTROL, key, mode.encode()))
+        return
+    while True:
+        stored = await reachable(services.link.get(CONTROL, key))
+        revision = 0 if stored is None else stored.revision
+        require_to_change(conditions, revision)
+        with suppress(WrongRevision):  # somebody was faster: look again
+            await reachable(services.link.update(CONTROL, key, mode.encode(), revision=revision))
+            return
+
+
+def _mode_answer(services: Services, model: str) -> Response[ModeView]:
+    etag = f'"{services.lanes.mode_revision(model)}"'
+    return JsonAnswer(mode_view(model, services.lanes.mode(model)), headers={"etag": etag})
 
 
 @get(

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -9,6 +10,7 @@ from typing import Any, Final
 from litestar import Request, Response, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency
+from litestar.openapi import ResponseSpec
 
 from contracts.generation import (
     AcceptedRequest,
@@ -24,8 +26,12 @@ from gateway.boards.storage import RETRY_AFTER_S, StorageFull
 from gateway.http.access import Turn, needs
 from gateway.http.answers import JsonAnswer
 from gateway.http.body import COSTLY_BYTES, read_body, require_json
-from gateway.http.openapi import GenerateOperation, problem_responses
+from gateway.http.conditions import conditions_of, require_to_change
+from gateway.http.openapi import MAX_WAIT_S, GenerateOperation, problem_responses
+from gateway.http.preferences import Preferences
 from gateway.http.problems import ProblemError, answer_of
+from gateway.http.queries import require_known_query
+from gateway.http.tasks import awaited, etag_of
 from gateway.http.views import TaskView, task_url, view
 from gateway.placing.admission import KeyReused, Overloaded
 from gateway.placing.hold import CallerGone
@@ -38,7 +44,6 @@ RETRY_SOON_S: Final = 5.0
 
 _Request = Request[Caller, Turn, State]
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
-_RESPOND_ASYNC: Final = re.compile(r"(?:^|,)\s*respond-async\s*(?:$|[,;])", re.IGNORECASE)
 _TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -48,18 +53,22 @@ _TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
     summary="Submit a generation",
     tags=["generation"],
     operation_class=GenerateOperation,
-    responses=problem_responses(
-        "malformed_body",
-        "invalid_query",
-        "body_too_large",
-        "unsupported_media_type",
-        "validation_failed",
-        "idempotency_key_reused",
-        "queue_overloaded",
-        "storage_full",
-        "storage_unavailable",
-        "transport_unavailable",
-    ),
+    responses={
+        200: ResponseSpec(TaskView, description="", generate_examples=False),
+        **problem_responses(
+            "malformed_body",
+            "invalid_query",
+            "precondition_failed",
+            "body_too_large",
+            "unsupported_media_type",
+            "validation_failed",
+            "idempotency_key_reused",
+            "queue_overloaded",
+            "storage_full",
+            "storage_unavailable",
+            "transport_unavailable",
+        ),
+    },
     **needs("submit", counts_late=True),
 )
 async def generate(request: _Request, services: NamedDependency[Services]) -> Response[TaskView]:
@@ -74,9 +83,12 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
     `report` for a model, another number for a fixed parameter is not wrong: the fixed one is used, and `warnings` says
     so.
 
+    With `Prefer: wait=S` the answer comes when the task has ended, as `200`, or after S seconds, as `202`.
+
     With an `Idempotency-Key`, the same key and body lead to the same task, also to one that is still held; after a `503
     queue_overloaded` the same key makes a new task.
     """
+    since_s = time.monotonic()
     body = await read_body(request)
     beside_image = beside_image_bytes(body)
     if beside_image > services.beside_image_max_bytes:
@@ -86,6 +98,7 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
     if is_costly:
         request.auth.take()
     require_json(request)
+    require_known_query(request.scope)
     key = request.headers.get("idempotency-key")
     if key is not None and not _KEY.fullmatch(key):
         raise ProblemError("invalid_query", "Idempotency-Key: 1 to 255 printable ASCII characters without blanks")
@@ -99,14 +112,16 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
         raise ProblemError("validation_failed", detail, errors=error.errors) from error
     if not is_costly:
         request.auth.take()
-    responds_async = any(_RESPOND_ASYNC.search(value) for value in request.headers.getall("prefer", []))
+    require_to_change(conditions_of(request), None)
+    preferred = Preferences.of(request.headers.getall("prefer", []), wait_max_s=MAX_WAIT_S)
     try:
         snapshot = await services.admission.accept(
             accepted,
             caller=request.user.name,
             key=key,
             traceparent=traceparent_of(current_span()) or _traceparent(request.headers.get("traceparent")),
-            until_gone=None if responds_async else partial(_until_gone, request),
+            until_gone=None if preferred.responds_async else partial(_until_gone, request),
+            hold_s=_left_s(preferred, since_s),
         )
     except StorageFull as error:
         raise ProblemError(
@@ -143,11 +158,20 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
             "transport_unavailable", f"the queue did not answer; {hint} to try again", outcome="unknown"
         ) from error
     current_span().set_attributes({"task.id": snapshot.task.id, "model": snapshot.task.model})
+    left_s = _left_s(preferred, since_s)
+    if left_s:
+        snapshot = await awaited(request, services, snapshot, seen_revision=None, wait_s=left_s)
     task = view(snapshot.task, services.estimates.place(snapshot.task, datetime.now(UTC)))
-    headers = {"location": task.links.self_, "etag": f'"{snapshot.revision}"'}
-    if responds_async:
-        headers["preference-applied"] = "respond-async"
-    return JsonAnswer(task, headers=headers, status_code=202)
+    headers = {"location": task.links.self_, "etag": etag_of(snapshot, task.queue)} | preferred.applied
+    has_ended = preferred.wait_s is not None and snapshot.task.status.is_terminal
+    return JsonAnswer(task, headers=headers, status_code=200 if has_ended else 202)
+
+
+def _left_s(preferred: Preferences, since_s: float) -> float | None:
+    """What is left of the wait that the client prefers, of a request that came at *since_s* by this process's clock."""
+    if preferred.wait_s is None:
+        return None
+    return max(0.0, preferred.wait_s - (time.monotonic() - since_s))
 
 
 def _accepted(body: bytes, services: Services) -> AcceptedRequest:

@@ -5,7 +5,7 @@ defaults and fixed values in the document are those that `contracts.generation.v
 what a handler's signature declares; the `operation_class` of a route adds the rest (headers, examples, raw bodies).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -21,6 +21,7 @@ from litestar.openapi.plugins import SwaggerRenderPlugin
 from litestar.openapi.spec import (
     Components,
     Example,
+    OpenAPIFormat,
     OpenAPIHeader,
     OpenAPIMediaType,
     OpenAPIResponse,
@@ -61,11 +62,13 @@ from contracts.tasks import (
     VideoFile,
 )
 from gateway.http.access import SECURITY_SCHEME, needs_nothing
+from gateway.http.methods import head_of, options_of, with_heads_and_options
 from gateway.http.problems import PROBLEM_MEDIA_TYPE, PROBLEMS, TYPE_PREFIX, Problem
 from gateway.http.views import MODES, view
 from gateway.placing.estimate import QueuePlace
 
 _DOCS_PATH: Final = "/docs"
+_DOCS_PAGES: Final = ["/", "/openapi.json", "/oauth2-redirect.html"]  # which Litestar has below it
 _ASSETS_PATH: Final = "/docs/assets"
 _REQUEST_BODY: Final = "GenerationRequest"
 _MODEL_QUERY: Final = "model"
@@ -93,7 +96,14 @@ with `503` after at most {wait_limit_s:g} s: give your client a read time-out of
 Send `Authorization: Bearer KEY`. A key has scopes: `submit` (generate, cancel), `read` (tasks and videos), `admin`
 (all of it, and `/admin`). A task is seen by keys of the same caller, and by `admin`. A key that asks too often is
 answered `429` with `Retry-After`. A request that is wrong in several ways is refused for the first of 413, 401, 403,
-415, 400, 422, 429, 503.
+415, 400, 422, 429, 412, 503.
+
+## Caching and conditions
+
+`HEAD` goes wherever `GET` goes. An `ETag` changes with the answer: also with the place of a task that waits, and where
+it is compressed, which a long answer is for clients that accept gzip. `If-None-Match` leads to a `304`; with `wait` it
+says which revision of a task was seen. With `If-Match`, `DELETE` and `PUT` change nothing but what was seen: the first
+number of a tag, the revision, is compared, and another one is a `412`.
 
 ## Errors
 
@@ -127,7 +137,15 @@ def openapi_config(catalog: Catalog) -> OpenAPIConfig:
             security_schemes={SECURITY_SCHEME: _security_scheme()},
         ),
         # Litestar answers unknown paths below this router itself, so it must not be the root
-        openapi_router=Router(path=_DOCS_PATH, route_handlers=[], include_in_schema=False, opt=needs_nothing()),
+        openapi_router=Router(
+            path=_DOCS_PATH,
+            route_handlers=[
+                *(options_of(path, ("GET", "HEAD")) for path in _DOCS_PAGES),
+                head_of(_DOCS_PAGES, needs_nothing()),
+            ],
+            include_in_schema=False,
+            opt=needs_nothing(),
+        ),
         render_plugins=[
             SwaggerRenderPlugin(
                 path="/",
@@ -154,12 +172,16 @@ def _security_scheme() -> SecurityScheme:
 
 def model_query(catalog: Catalog) -> Parameter:
     """The query parameter `model`: every name that a model of *catalog* goes by."""
-    names = [name for entry in catalog.models.values() for name in (entry.name, *entry.aliases)]
+    names = [name for entry in catalog.models.values() for name in entry.names]
+    return _filter("model", names, "Only tasks of these models, each by its name or an alias, in any case.")
+
+
+def _filter(name: str, values: Sequence[str], description: str) -> Parameter:
     return Parameter(
-        name="model",
+        name=name,
         param_in="query",
-        schema=Schema(type=OpenAPIType.STRING, enum=names),
-        description="Only tasks of this model, by its name or an alias.",
+        schema=Schema(type=OpenAPIType.ARRAY, items=Schema(type=OpenAPIType.STRING, enum=values), min_items=1),
+        description=f"{description} Several are repeated, or parted by commas.",
     )
 
 
@@ -195,7 +217,7 @@ def docs_routes() -> list[ControllerRouterHandler]:
         include_in_schema=False,
         opt=needs_nothing(),
     )
-    return [openapi_json, assets]
+    return [*with_heads_and_options([openapi_json]), assets]
 
 
 # The request
@@ -216,10 +238,16 @@ def request_body(catalog: Catalog) -> RequestBody:
         ),
         content={
             "application/json": OpenAPIMediaType(
-                schema=Schema(one_of=[request_schema(entry) for entry in entries]), examples=examples
+                schema=Schema(one_of=[request_schema(entry) for entry in entries]),
+                examples=examples,
             )
         },
     )
+
+
+def request_name(entry: ModelEntry) -> str:
+    """What generators of clients name the class of requests for *entry* after: its name, which stays, not its title."""
+    return f"{_REQUEST_BODY}_{entry.name}"
 
 
 def request_schema(entry: ModelEntry) -> Schema:
@@ -227,7 +255,11 @@ def request_schema(entry: ModelEntry) -> Schema:
     limits = entry.constraints
     number = partial(_number, enforcement=entry.enforcement)
     properties: dict[str, Reference | Schema] = {
-        "model": Schema(type=OpenAPIType.STRING, enum=[entry.name, *entry.aliases], description=entry.title),
+        "model": Schema(
+            type=OpenAPIType.STRING,
+            enum=list(entry.names),
+            description=f"{entry.title}. Upper and lower case are the same.",
+        ),
         "prompt": _text(limits.prompt, "What the video shows."),
         "negative_prompt": _text(limits.negative_prompt, _negative_prompt(limits)),
         "image": _image(limits.image),
@@ -249,9 +281,9 @@ def request_schema(entry: ModelEntry) -> Schema:
     if limits.image.presence == "unsupported":
         del properties["image"]
     return Schema(
-        title=entry.title,
+        title=request_name(entry),
         description=(
-            f"{' or '.join(MODES[limits.image.presence])}. width x height x num_frames is at most "
+            f"{entry.title}: {' or '.join(MODES[limits.image.presence])}. width x height x num_frames is at most "
             f"{limits.max_volume}; more is refused as `too_large`."
         ),
         type=OpenAPIType.OBJECT,
@@ -573,6 +605,16 @@ class _DescribedOperation(Operation):
             described: dict[str, OpenAPIHeader | Reference] = {name: _header(text) for name, text in headers.items()}
             response.headers = {**(response.headers or {}), **described}
 
+    def _conditional(self, tag: str, *, example: str = '"7"', more: str = "") -> None:
+        """What can be read only if it has changed: its `ETag` is *tag*."""
+        self._accept(
+            _parameter("If-None-Match", f"Answer 304 while it has one of these ETags, or `*`.{more}", example),
+            _parameter("If-Match", "Answer 412 unless it has one of these ETags.", example),
+        )
+        self._send(200, {"ETag": tag})
+        self._answer(304, "As in the answer that had one of the ETags of If-None-Match.")
+        self._send(304, {"ETag": tag})
+
     def _show(self, status: int, description: str, examples: Mapping[str, GenerationTask]) -> None:
         # as structs: in a plain dict Litestar would drop the nulls
         shown: dict[str, Example | Reference] = {
@@ -585,13 +627,17 @@ class _DescribedOperation(Operation):
             for media_type in (response.content or {}).values():
                 media_type.examples = shown
 
-    def _answer(self, status: int, description: str, media_type: str | None = None) -> None:
-        # without a schema: an OpenAPI 3.1 document describes raw bytes by their media type alone
-        content = None if media_type is None else {media_type: OpenAPIMediaType()}
+    def _answer(
+        self, status: int, description: str, media_type: str | None = None, *, schema: Schema | None = None
+    ) -> None:
+        content = None if media_type is None else {media_type: OpenAPIMediaType(schema=schema)}
         response = OpenAPIResponse(description=description, content=content)
         self.responses = dict(sorted({**(self.responses or {}), str(status): response}.items()))
 
 
+# Raw bytes. JSON Schema of OpenAPI 3.1 would need no more than the media type; generators of clients look for this.
+_BYTES: Final = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
+_OF_A_VIDEO: Final = "The SHA-256 of the video."
 _RETRY_AFTER: Final = {"Retry-After": "Seconds until another try makes sense."}
 _AGE: Final = {
     "Age": "Only while the gateway is cut off from the queue: how old, at most, what it answers from memory is, in "
@@ -622,20 +668,26 @@ class GenerateOperation(_DescribedOperation):
                 "Prefer",
                 "`respond-async` answers `202` at once, and a task that is not taken in time then ends as `failed` "
                 "with the code `queue_overloaded`. Without it the answer waits for the degraded worker, up to 30 s, "
-                "where the model has no warm lane: use a time-out of 35 s or more.",
-                "respond-async",
+                "where the model has no warm lane: use a time-out of 35 s or more. `wait=S` answers when the task has "
+                f"ended, and after S seconds in any case, {MAX_WAIT_S:g} at most; both together are possible.",
+                "respond-async, wait=30",
             ),
         )
         accepted = {"pending": _PENDING, "pending, with a warning": _REPLACED}
-        self._show(202, "Accepted: the task, which ends exactly once.", accepted)
-        self._send(
-            202,
-            {
-                "Location": "The path of the task.",
-                "ETag": "The revision of the task.",
-                "Preference-Applied": "`respond-async`, if Prefer asked for it.",
-            },
-        )
+        ended = {"done": _DONE, "failed": _FAILED}
+        for status, description, examples in (
+            (202, "Accepted: the task, which ends exactly once.", accepted),
+            (200, "The task has ended within the wait that Prefer asked for.", ended),
+        ):
+            self._show(status, description, examples)
+            self._send(
+                status,
+                {
+                    "Location": "The path of the task.",
+                    "ETag": "As of the task's own path.",
+                    "Preference-Applied": "What was followed of Prefer: `respond-async`, `wait=S`, or both.",
+                },
+            )
         self._send(
             503,
             {
@@ -653,9 +705,19 @@ class GenerateOperation(_DescribedOperation):
 
 @dataclass
 class ModeOperation(_DescribedOperation):
+    """`GET /admin/lanes/{model}/mode`."""
+
+    def __post_init__(self) -> None:
+        self._conditional("The revision of the switch.")
+
+
+@dataclass
+class SwitchOperation(_DescribedOperation):
     """`PUT /admin/lanes/{model}/mode`: its body, which the handler checks itself."""
 
     def __post_init__(self) -> None:
+        self._accept(_parameter("If-Match", "Set it only if it is still as the answer with this ETag said.", '"7"'))
+        self._send(200, {"ETag": "The revision of the switch."})
         mode = Schema(
             type=OpenAPIType.STRING,
             enum=["auto", "degraded"],
@@ -682,20 +744,18 @@ class TaskOperation(_DescribedOperation):
         self._constrain("wait", Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=MAX_WAIT_S))
         self._accept(
             _parameter("Prefer", "`wait=S` is the same as the query parameter `wait`.", "wait=60"),
-            _parameter(
-                "If-None-Match",
-                "The ETag of a revision: with `wait`, the answer comes at the first change after it.",
-                '"7"',
-            ),
+        )
+        self._conditional(
+            "The revision of the task; while it waits, with its place and its expected wait.",
+            more=" With `wait`, the answer comes at the first change after the revision of the tag.",
         )
         self._show(
             200, "The task.", {"done": _DONE, "done, after a swap": _SWAPPED, "pending": _PENDING, "failed": _FAILED}
         )
         self._send(
             200,
-            {"ETag": "The revision of the task.", "Preference-Applied": "The wait that Prefer asked for.", **_AGE},
+            {"Preference-Applied": "The wait that Prefer asked for.", **_AGE},
         )
-        self._answer(304, "Still the revision that If-None-Match names.")
         self._send(503, _RETRY_AFTER)
 
 
@@ -705,9 +765,12 @@ class TasksOperation(_DescribedOperation):
 
     def __post_init__(self) -> None:
         # which names there are, the running catalog knows
-        known = Reference(ref=f"#/components/parameters/{_MODEL_QUERY}")
+        known: dict[str, Parameter | Reference] = {
+            "model": Reference(ref=f"#/components/parameters/{_MODEL_QUERY}"),
+            "status": _filter("status", list(TaskStatus), "Only tasks in these states."),
+        }
         self.parameters = [
-            known if isinstance(each, Parameter) and each.name == "model" else each for each in self.parameters or []
+            known.get(each.name, each) if isinstance(each, Parameter) else each for each in self.parameters or []
         ]
         self._send(200, _AGE)
         self._send(503, _RETRY_AFTER)
@@ -718,8 +781,12 @@ class CancelOperation(_DescribedOperation):
     """`DELETE /tasks/{id}`."""
 
     def __post_init__(self) -> None:
+        self._accept(
+            _parameter("If-Match", "Cancel it only if it is still at the revision that this ETag begins with.", '"7"')
+        )
         ended = {"cancelled": _CANCELLED, "ended before": _DONE}
         self._show(200, "The task, which has ended: now, or as it had before.", ended)
+        self._send(200, {"ETag": "The revision of the task."})
         self._send(503, _RETRY_AFTER)
 
 
@@ -743,14 +810,13 @@ class VideoOperation(_DescribedOperation):
         self._accept(
             _parameter("Range", "One range of bytes; several, or another unit, give the whole file.", "bytes=0-1023"),
             _parameter("If-Range", "Honour Range only while the video has this ETag.", _EXAMPLE_ETAG),
-            _parameter("If-None-Match", "Answer 304 when the video has this ETag.", _EXAMPLE_ETAG),
         )
-        sent = {"ETag": "The SHA-256 of the video.", "Accept-Ranges": "`bytes`"}
-        self._answer(200, "The whole video.", "video/mp4")
+        sent = {"Accept-Ranges": "`bytes`", "Content-Length": "How many bytes follow."}
+        self._answer(200, "The whole video.", "video/mp4", schema=_BYTES)
+        self._answer(206, "The bytes that Range asked for.", "video/mp4", schema=_BYTES)
         self._send(200, sent)
-        self._answer(206, "The bytes that Range asked for.", "video/mp4")
-        self._send(206, {**sent, "Content-Range": "Which bytes, of how many."})
-        self._answer(304, "The video still has the ETag that If-None-Match names.")
+        self._send(206, {"ETag": _OF_A_VIDEO, **sent, "Content-Range": "Which bytes, of how many."})
+        self._conditional(_OF_A_VIDEO, example=_EXAMPLE_ETAG)
         self._send(416, {"Content-Range": "How many bytes the video has."})
 
 
@@ -760,4 +826,5 @@ class VideoHeadOperation(_DescribedOperation):
 
     def __post_init__(self) -> None:
         self._answer(200, "The video exists.")
-        self._send(200, {"ETag": "The SHA-256 of the video.", "Content-Length": "Its size in bytes."})
+        self._send(200, {"Content-Length": "Its size in bytes."})
+        self._conditional(_OF_A_VIDEO, example=_EXAMPLE_ETAG)

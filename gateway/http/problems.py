@@ -59,6 +59,11 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "Without API keys the gateway answers to this machine's own names only",
         "Call it as 127.0.0.1 or localhost, or have an API key made.",
     ),
+    "cross_origin_refused": ProblemKind(
+        403,
+        "A page of this origin may not do this",
+        "Pages of 'https://example.com' may not call this gateway; an operator allows them with --cors-origin.",
+    ),
     "malformed_request": ProblemKind(
         400, "The bytes are no HTTP request", "This is no HTTP/1.1 request. The connection is closed."
     ),
@@ -91,6 +96,11 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     ),
     "video_expired": ProblemKind(
         410, "The video was removed", "Videos are kept for a limited time. Send the request again, with the same seed."
+    ),
+    "precondition_failed": ProblemKind(
+        412,
+        "It is no longer what the request depends on",
+        'It is at "9" now; GET it and decide again.',
     ),
     "body_too_large": ProblemKind(
         413, "The body is too large", "Send a smaller image; GET /settings names the limits of each model."

@@ -4,7 +4,7 @@ import base64
 import binascii
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeVar
 
@@ -13,15 +13,17 @@ from litestar import Request, Response, delete, get, head
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
-from litestar.response import ServerSentEventMessage, Stream
+from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from contracts import lifecycle
-from contracts.tasks import FailureCode, GenerationTask, TaskStatus, VideoFile, encode_task
+from contracts.settings import Catalog
+from contracts.tasks import FailureCode, GenerationTask, TaskStatus, encode_task
 from contracts.topology import TASKS
 from gateway.boards.key_board import Caller
 from gateway.boards.task_board import Snapshot
 from gateway.http.access import Turn, needs, unauthorized
 from gateway.http.answers import JsonAnswer
+from gateway.http.conditions import conditions_of, require_to_change
 from gateway.http.event_streams import RETRY_AFTER_S, CountedEvents, TooManyStreams
 from gateway.http.openapi import (
     MAX_WAIT_S,
@@ -29,25 +31,23 @@ from gateway.http.openapi import (
     EventsOperation,
     TaskOperation,
     TasksOperation,
-    VideoHeadOperation,
-    VideoOperation,
     problem_responses,
 )
+from gateway.http.preferences import Preferences
 from gateway.http.problems import ProblemError
-from gateway.http.ranges import RangeNotSatisfiable, content_range, parse_range, range_applies
 from gateway.http.views import TaskPage, TaskView, view
+from gateway.placing.estimate import QueuePlace
 from gateway.placing.leftovers import remove_leftovers
 from gateway.services import Services
-from ops.artifacts import StorageFailed
 from ops.nats.link import TransportUnavailable, WrongRevision
 from ops.telemetry import metrics
 from ops.telemetry.tracing import current_span, failed, link_to, of_task, span
 
 PAGE_MAX: Final = 100
 KEEP_ALIVE_S: Final = 15.0
+STREAM_HEADERS: Final = {"Cache-Control": "no-store"}
 
 _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_PREFER_WAIT: Final = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,6})"?\s*(?:[,;]|$)', re.IGNORECASE)
 
 T = TypeVar("T")
 _Request = Request[Caller, Turn, State]
@@ -66,7 +66,7 @@ _Wait = Annotated[
     summary="Look at a task, or wait for it",
     tags=["tasks"],
     operation_class=TaskOperation,
-    responses=problem_responses("invalid_query", "task_not_found", "transport_unavailable"),
+    responses=problem_responses("invalid_query", "task_not_found", "precondition_failed", "transport_unavailable"),
     **needs("read"),
 )
 async def get_task(
@@ -77,27 +77,43 @@ async def get_task(
 
     While the gateway is cut off from the queue it answers what it knew last, and `Age` says how old that is at most."""
     snapshot = await find(services, request.user, task_id)
-    headers: dict[str, str] = {}
+    applied: dict[str, str] = {}
     if wait is None:
-        preferred = _PREFER_WAIT.search(request.headers.get("prefer", ""))
-        if preferred is not None:
-            wait = min(float(preferred[1]), MAX_WAIT_S)
-            headers["preference-applied"] = f"wait={wait:g}"
-    seen = request.headers.get("if-none-match")
-    seen_revision = _revision(seen)
+        preferred = Preferences.of(request.headers.getall("prefer", []), wait_max_s=MAX_WAIT_S)
+        wait, applied = preferred.wait_s, Preferences(wait_s=preferred.wait_s).applied
     if wait:
-        waited = await services.tasks.wait(snapshot, seen_revision=seen_revision, timeout_s=wait)
-        if not services.keys.still_counts(request.user):
-            raise unauthorized(request)
-        if waited is None:
-            raise _no_such_task()
-        snapshot = await _look_if_overdue(services, waited)
-    headers["etag"] = f'"{snapshot.revision}"'
+        seen = conditions_of(request).revisions
+        # one of those that were seen, or any of them, which is not the present one
+        seen_revision = snapshot.revision if snapshot.revision in seen else min(seen, default=None)
+        snapshot = await awaited(request, services, snapshot, seen_revision=seen_revision, wait_s=wait)
+    task = _shown(services, snapshot.task)
+    headers = applied | {"etag": etag_of(snapshot, task.queue)}
     if not snapshot.task.status.is_terminal:
         headers |= _age(services)
-    if seen_revision == snapshot.revision:
-        return Response(None, status_code=304, headers=headers)  # type: ignore[arg-type]  # a 304 has no body
-    return JsonAnswer(_shown(services, snapshot.task), headers=headers)
+    return JsonAnswer(task, headers=headers)  # 304 where the client has it: `outgoing`
+
+
+async def awaited(
+    request: _Request, services: Services, snapshot: Snapshot, *, seen_revision: int | None, wait_s: float
+) -> Snapshot:
+    """The task when it has ended, or is not at *seen_revision*, or as it is after *wait_s*.
+
+    Raises ProblemError: task_not_found where its record is gone, and unauthorized where the key was revoked meanwhile.
+    """
+    waited = await services.tasks.wait(snapshot, seen_revision=seen_revision, timeout_s=wait_s)
+    if not services.keys.still_counts(request.user):
+        raise unauthorized(request)
+    if waited is None:
+        raise _no_such_task()
+    return await _look_if_overdue(services, waited)
+
+
+def etag_of(snapshot: Snapshot, place: QueuePlace | None) -> str:
+    """The strong tag of a task's JSON, which changes with its revision, and with its *place* while it waits."""
+    if place is None:
+        return f'"{snapshot.revision}"'
+    wait = "" if place.expected_wait_s is None else f"-{place.expected_wait_s:g}"
+    return f'"{snapshot.revision}-{place.position}{wait}"'
 
 
 @get(
@@ -111,24 +127,21 @@ async def get_task(
 async def list_tasks(
     services: _Services,
     caller: _Caller,
-    status: FromQuery[TaskStatus | None] = None,
-    model: FromQuery[str | None] = None,
+    status: FromQuery[list[str] | None] = None,
+    model: FromQuery[list[str] | None] = None,
     limit: Annotated[int, QueryParameter(name="limit", ge=1, le=PAGE_MAX)] = 20,
     cursor: FromQuery[str | None] = None,
 ) -> Response[TaskPage]:
     """The tasks of the key's caller (every task for `admin`), newest first. `next_cursor` leads to the next page; it is
-    null on the last one."""
-    if model is not None:
-        entry = services.catalog.resolve(model)
-        if entry is None:
-            known = ", ".join(sorted(services.catalog.models))
-            raise ProblemError("invalid_query", f"model: no model has this name; there are {known}")
-        model = entry.name
+    null on the last one. With several values of a filter, repeated or with commas, a task of any of them is listed."""
+    statuses, models = _statuses(status), _models(model, services.catalog)
     found: list[GenerationTask] = []
     before = _decode_cursor(cursor)
     while True:
         wanted = limit + 1 - len(found)  # one more tells whether there is another page
-        places = services.tasks.newest(status=status, model=model, caller=caller.sees_only, before=before, limit=wanted)
+        places = services.tasks.newest(
+            statuses=statuses, models=models, caller=caller.sees_only, before=before, limit=wanted
+        )
         for place in places:
             snapshot = await reachable(services.tasks.get(place[1]))
             if snapshot is not None:  # its record may have expired since
@@ -139,6 +152,35 @@ async def list_tasks(
         if len(places) < wanted:
             return _page(services, found, None)
         before = places[-1]
+
+
+def _statuses(values: list[str] | None) -> frozenset[TaskStatus] | None:
+    if values is None:
+        return None
+    known = {status.value: status for status in TaskStatus}
+    found = frozenset(known.get(value) for value in _each(values))
+    if None in found or not found:
+        raise ProblemError("invalid_query", f"status: expected {_or(known)}")
+    return frozenset(status for status in found if status is not None)
+
+
+def _models(values: list[str] | None, catalog: Catalog) -> frozenset[str] | None:
+    if values is None:
+        return None
+    entries = [catalog.resolve(value) for value in _each(values)]
+    if None in entries or not entries:
+        known = _or(sorted(catalog.models))
+        raise ProblemError("invalid_query", f"model: no model has this name; expected {known}, or an alias")
+    return frozenset(entry.name for entry in entries if entry is not None)
+
+
+def _each(values: list[str]) -> list[str]:
+    return [part.strip() for value in values for part in value.split(",")]
+
+
+def _or(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _page(services: Services, tasks: list[GenerationTask], next_cursor: str | None) -> Response[TaskPage]:
@@ -167,7 +209,7 @@ async def follow_task(request: _Request, services: _Services, task_id: FromPath[
     The event's id is the revision; a client that comes back with the last one in `Last-Event-ID` gets 204.
     """
     snapshot = await find(services, request.user, task_id)
-    if snapshot.task.status.is_terminal and request.headers.get("last-event-id") == str(snapshot.revision):
+    if _has_seen_the_end(request, snapshot):
         return Response(None, status_code=204)
     try:
         place = services.streams.take(request.user.name)
@@ -175,7 +217,21 @@ async def follow_task(request: _Request, services: _Services, task_id: FromPath[
         detail = f"{error}; close those of tasks that have ended, or wait with GET /tasks/{{id}}?wait=60"
         raise ProblemError("too_many_streams", detail, retry_after_s=RETRY_AFTER_S) from error
     events = _events(services, request.user, snapshot)
-    return CountedEvents(events, place=place, headers={"Cache-Control": "no-store"})
+    return CountedEvents(events, place=place, headers=STREAM_HEADERS)
+
+
+@head("/tasks/{task_id:str}/events", include_in_schema=False, **needs("read"))
+async def head_follow_task(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[None]:
+    """The headers of the stream, which is not opened."""
+    snapshot = await find(services, request.user, task_id)
+    if _has_seen_the_end(request, snapshot):
+        return Response(None, status_code=204)
+    nothing: tuple[str, ...] = ()
+    return ServerSentEvent(nothing, headers=STREAM_HEADERS)  # type: ignore[return-value]  # what Litestar wants declared
+
+
+def _has_seen_the_end(request: _Request, snapshot: Snapshot) -> bool:
+    return snapshot.task.status.is_terminal and request.headers.get("last-event-id") == str(snapshot.revision)
 
 
 async def _events(services: Services, caller: Caller, snapshot: Snapshot) -> AsyncIterator[ServerSentEventMessage]:
@@ -195,19 +251,23 @@ async def _events(services: Services, caller: Caller, snapshot: Snapshot) -> Asy
     summary="Cancel a task",
     tags=["tasks"],
     operation_class=CancelOperation,
-    responses=problem_responses("task_not_found", "transport_unavailable"),
+    responses=problem_responses("task_not_found", "precondition_failed", "transport_unavailable"),
     **needs("submit"),
 )
-async def cancel_task(services: _Services, caller: _Caller, task_id: FromPath[str]) -> TaskView:
-    """Cancels a task that waits or runs, and answers it. A task that has ended is answered as it is."""
-    await find(services, caller, task_id)
+async def cancel_task(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[TaskView]:
+    """Cancels a task that waits or runs, and answers it. A task that has ended is answered as it is.
+
+    With `If-Match`, nothing is done unless the task is still at the revision that one of its tags names."""
+    await find(services, request.user, task_id)
+    conditions = conditions_of(request)
     while True:
         snapshot = await reachable(services.tasks.read(task_id))
         if snapshot is None:
             raise _no_such_task()
+        require_to_change(conditions, snapshot.revision)
         task = snapshot.task
         if task.status.is_terminal:
-            return _shown(services, task)
+            return _ended(services, snapshot)
         now = datetime.now(UTC)
         cancelled = lifecycle.fail(task, code=FailureCode.CANCELLED, message="cancelled on request", now=now)
         current_span().set_attributes({"task.id": task.id, "model": task.model})
@@ -220,101 +280,15 @@ async def cancel_task(services: _Services, caller: _Caller, task_id: FromPath[st
                 failed(current, FailureCode.CANCELLED.value)
         except WrongRevision:
             continue  # it moved meanwhile: look again
-        services.tasks.record(cancelled, revision, now)
+        snapshot = services.tasks.record(cancelled, revision, now)
         metrics.task_ended(cancelled)
         if task.status is TaskStatus.PENDING:
             await remove_leftovers(cancelled, link=services.link, artifacts=services.artifacts)
-        return _shown(services, cancelled)
+        return _ended(services, snapshot)
 
 
-_VIDEO_PROBLEMS: Final = problem_responses(
-    "task_not_found",
-    "video_not_ready",
-    "video_failed",
-    "video_expired",
-    "range_not_satisfiable",
-    "storage_unavailable",
-    "transport_unavailable",
-)
-
-
-@get(
-    "/tasks/{task_id:str}/video",
-    summary="Download the video",
-    tags=["tasks"],
-    media_type="video/mp4",
-    operation_class=VideoOperation,
-    responses=_VIDEO_PROBLEMS,
-    **needs("read"),
-)
-async def get_video(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[Any]:
-    """The MP4 of a finished task; `Range`, `If-Range` and `If-None-Match` are understood."""
-    video = await _video(services, request.user, task_id)
-    headers = _video_headers(video, task_id)
-    if _names(request.headers.get("if-none-match"), headers["ETag"]):
-        return Response(b"", status_code=304, headers=headers)
-    wanted = request.headers.get("range") if range_applies(request.headers.get("if-range"), headers["ETag"]) else None
-    try:
-        part = parse_range(wanted, video.bytes)
-    except RangeNotSatisfiable as error:
-        raise ProblemError(
-            "range_not_satisfiable",
-            f"the video has {video.bytes} bytes",
-            headers={"Content-Range": error.content_range},
-        ) from error
-    first, last = part or (0, video.bytes - 1)
-    headers["Content-Length"] = str(last - first + 1)
-    if part is not None:
-        headers["Content-Range"] = content_range(first, last, video.bytes)
-    return Stream(
-        services.artifacts.read(video.path, first, last + 1),
-        status_code=200 if part is None else 206,
-        media_type="video/mp4",
-        headers=headers,
-    )
-
-
-@head(
-    "/tasks/{task_id:str}/video",
-    summary="Size and hash of the video",
-    tags=["tasks"],
-    operation_class=VideoHeadOperation,
-    responses=_VIDEO_PROBLEMS,
-    **needs("read"),
-)
-async def head_video(services: _Services, caller: _Caller, task_id: FromPath[str]) -> Response[None]:
-    """The headers of the video without its bytes."""
-    video = await _video(services, caller, task_id)
-    return Response(
-        b"",  # type: ignore[arg-type]  # Litestar wants None declared, and cannot render None as this media type
-        media_type="video/mp4",
-        headers={**_video_headers(video, task_id), "Content-Length": str(video.bytes)},
-    )
-
-
-async def _video(services: Services, caller: Caller, task_id: str) -> VideoFile:
-    task = (await find(services, caller, task_id)).task
-    if task.status is TaskStatus.FAILED:
-        code = task.error.code if task.error else "failed"
-        raise ProblemError("video_failed", f"the task failed ({code}); there is no video")
-    if task.video is None:
-        raise ProblemError("video_not_ready", f"the task is {task.status}; GET /tasks/{task_id}?wait=60 waits for it")
-    try:
-        size = await services.artifacts.size(task.video.path)
-    except StorageFailed as error:
-        raise ProblemError("storage_unavailable", "the video cannot be read now; try again") from error
-    if size != task.video.bytes:
-        raise ProblemError("video_expired", "the video is gone from the store; submit the request again")
-    return task.video
-
-
-def _video_headers(video: VideoFile, task_id: str) -> dict[str, str]:
-    return {
-        "ETag": f'"{video.sha256}"',
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, max-age=3600, immutable",
-        "Content-Disposition": f'inline; filename="{task_id}.mp4"',
-    }
+def _ended(services: Services, snapshot: Snapshot) -> Response[TaskView]:
+    return JsonAnswer(_shown(services, snapshot.task), headers={"etag": etag_of(snapshot, None)})
 
 
 async def find(services: Services, caller: Caller, task_id: str) -> Snapshot:
@@ -372,16 +346,6 @@ def _shown(services: Services, task: GenerationTask) -> TaskView:
 
 def _no_such_task() -> ProblemError:
     return ProblemError("task_not_found", "no task has this id, or it is older than what is kept")
-
-
-def _revision(etag: str | None) -> int | None:
-    text = (etag or "").strip().removeprefix("W/").strip('"')
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
-
-
-def _names(header: str | None, etag: str) -> bool:
-    names = [name.strip().removeprefix("W/") for name in (header or "").split(",")]
-    return etag in names or "*" in names
 
 
 def _encode_cursor(created_at: datetime, task_id: str) -> str:

@@ -98,11 +98,13 @@ class Admission:
         key: str | None,
         traceparent: str | None,
         until_gone: UntilGone | None,
+        hold_s: float | None = None,
     ) -> Snapshot:
         """The task of *request*, which its caller may be told; the same one again for the same *caller* and *key*.
 
         On a lane it comes at once. On the degraded queue it comes when a worker has claimed it; *until_gone* returns
-        when the caller hangs up meanwhile. Without *until_gone* it comes at once there too.
+        when the caller hangs up meanwhile. Without *until_gone* it comes at once there too. After *hold_s* it comes as
+        it is then, and is promised.
         Raises StorageFull (nothing was written), KeyReused,
         Overloaded, CallerGone, StorageFailed (it will not run), and TransportUnavailable (it may or
         may not run: the same key finds out).
@@ -115,7 +117,9 @@ class Admission:
                 snapshot = await self._holds.promise(snapshot)
             elif is_held(snapshot.task):
                 with span("hold", of_task(snapshot.task)):
-                    snapshot = await self._holds.hold(snapshot, is_shared=key is not None, until_gone=until_gone)
+                    snapshot = await self._holds.hold(
+                        snapshot, is_shared=key is not None, until_gone=until_gone, hold_s=hold_s
+                    )
             if _is_overloaded(snapshot.task) and not snapshot.task.promised:
                 raise self._overloaded("wait", snapshot.task.model, snapshot.task.id)
             if not snapshot.task.withdrawn:

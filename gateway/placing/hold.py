@@ -7,7 +7,7 @@ gateways, which therefore ask each other before one of them takes it back (ADR 0
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
@@ -65,9 +65,12 @@ class Holds:
     def _has_caller(self, subject: str) -> bool:
         return self._callers[subject.rsplit(".", 1)[-1]] > 0
 
-    async def hold(self, snapshot: Snapshot, *, is_shared: bool, until_gone: UntilGone) -> Snapshot:
+    async def hold(
+        self, snapshot: Snapshot, *, is_shared: bool, until_gone: UntilGone, hold_s: float | None = None
+    ) -> Snapshot:
         """The task as soon as its callers are not held any more: claimed, ended, or promised, which a gateway that
-        stops does itself. It comes within 1 s of the task's deadline, also when no other sweeper lives.
+        stops does itself, and this one after *hold_s*, which is as long as its caller waits. It comes within 1 s of the
+        task's deadline, also when no other sweeper lives.
 
         *until_gone* returns when the caller has hung up. If it was the last one of the task, the task is withdrawn
         and its place is free. *is_shared*: other gateways may hold callers of it.
@@ -78,7 +81,7 @@ class Holds:
         task_id = snapshot.task.id
         self._callers[task_id] += 1
         log.info("caller_held", task_id=task_id, callers=self._callers[task_id])
-        waiting = asyncio.create_task(self._until_free(snapshot))
+        waiting = asyncio.create_task(self._until_free(snapshot, hold_s))
         gone = asyncio.create_task(until_gone())
         try:
             await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -100,14 +103,18 @@ class Holds:
         """
         return await self._move_held(snapshot, lifecycle.promise)
 
-    async def _until_free(self, snapshot: Snapshot) -> Snapshot:
+    async def _until_free(self, snapshot: Snapshot, hold_s: float | None) -> Snapshot:
+        held_until = None if hold_s is None else datetime.now(UTC) + timedelta(seconds=hold_s)
         while is_held(snapshot.task):
-            if self._stopping.is_set():
+            now = datetime.now(UTC)
+            if self._stopping.is_set() or (held_until is not None and now >= held_until):
                 return await self.promise(snapshot)
-            left_s = (snapshot.task.deadline_at - datetime.now(UTC)).total_seconds() + LOOK_AFTER_S
+            left_s = (snapshot.task.deadline_at - now).total_seconds() + LOOK_AFTER_S
             if left_s <= 0:
                 snapshot = await self._settle(snapshot.task.id)
             else:
+                if held_until is not None:
+                    left_s = min(left_s, (held_until - now).total_seconds())
                 waited = await self._tasks.wait(snapshot, seen_revision=snapshot.revision, timeout_s=left_s)
                 snapshot = _present(waited)
         return snapshot

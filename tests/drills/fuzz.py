@@ -43,6 +43,7 @@ from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.tasks import FailureCode, VideoFile, encode_task
 from contracts.topology import TASKS, lane_stream
+from gateway.http.problems import PROBLEMS
 from ops.commands.keys import add
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
@@ -78,6 +79,7 @@ NOT_APPLIED: Final[Mapping[str, str]] = {
 # are reported warm and their queues are emptied meanwhile.
 ALSO_FAIR: Final[Mapping[str, str]] = {
     "range_not_satisfiable": "a range that fits the description may lie beyond the video",
+    "precondition_failed": "a tag that fits the description is seldom the present one",
     "idempotency_key_reused": "a key that fits the description may have come with another body before",
 }
 
@@ -233,6 +235,8 @@ def _is_allowed(case: AnyCase, location: ParameterLocation) -> bool:
 
 
 def _is_fair(response: Response) -> bool:
+    if not response.content:  # of a HEAD
+        return response.status_code in {PROBLEMS[code].status for code in ALSO_FAIR}
     with contextlib.suppress(ValueError):
         return response.json().get("code") in ALSO_FAIR
     return False

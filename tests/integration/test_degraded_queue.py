@@ -2,12 +2,14 @@
 
 import asyncio
 from collections import Counter
+from datetime import UTC, datetime
 
 import httpx
 import pytest
 
+from contracts import lifecycle
 from contracts.lanes import LaneState
-from contracts.tasks import TaskStatus
+from contracts.tasks import FailureCode, TaskStatus, encode_task
 from contracts.topology import CONTROL, DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, TASKS, bucket_stream, lane_stream
 from gateway.placing.admission import FULL_FOR_S, is_known_full
 from tests.integration.conftest import System
@@ -158,11 +160,35 @@ async def test_a_held_request_is_answered_when_a_worker_has_claimed_it(system: S
 
 
 async def test_respond_async_is_answered_at_once(system: System) -> None:
-    answer = await system.post(**{"prefer": "wait=3, Respond-Async"})
+    answer = await system.post(**{"prefer": "handling=lenient, Respond-Async"})
     assert (answer.status_code, answer.json()["status"]) == (202, "pending")
     assert answer.headers["preference-applied"] == "respond-async"
     record, _ = await system.record(answer.json()["id"])
     assert record.promised
+
+
+async def test_a_client_waits_no_longer_than_it_prefers(system: System) -> None:
+    """Neither for a worker that would take its task, nor for its end; from then on the task is promised."""
+    for prefer, said in (("wait=1", "wait=1"), ("respond-async, wait=0", "respond-async, wait=0")):
+        answer = await system.post(prefer=prefer)
+        assert (answer.status_code, answer.json()["status"]) == (202, "pending")
+        assert answer.headers["preference-applied"] == said
+        record, _ = await system.record(answer.json()["id"])
+        assert record.promised
+
+
+async def test_a_client_that_prefers_to_wait_is_answered_with_the_end(system: System) -> None:
+    post = asyncio.create_task(system.post(**{"prefer": "wait=600", "idempotency-key": "to-the-end"}))
+    task_id = await system.only_task()
+    claimed = await system.claim(task_id)
+    assert not post.done()
+    _, revision = await system.record(task_id)
+    failed = lifecycle.fail(claimed, code=FailureCode.INFERENCE_FAILED, message="it broke", now=datetime.now(UTC))
+    revision = await system.link.update(TASKS, task_id, encode_task(failed), revision=revision)
+    answer = await post
+    assert (answer.status_code, answer.json()["status"]) == (200, "failed")
+    assert answer.headers["preference-applied"] == "wait=60"
+    assert (answer.headers["etag"], answer.headers["location"]) == (f'"{revision}"', f"/tasks/{task_id}")
 
 
 async def test_a_held_request_whose_task_is_cancelled_is_answered_with_it(system: System) -> None:

@@ -180,6 +180,49 @@ async def test_a_decision_is_explained_and_derived_again(system: System) -> None
     assert [lane["state"] for lane in told["decision"]["lanes"]] == ["unhealthy"]
 
 
+async def test_a_switch_that_somebody_else_has_set_meanwhile(system: System) -> None:
+    url, http = "/admin/lanes/anisora/mode", system.http
+
+    async def put(mode: str, **headers: str) -> httpx.Response:
+        return await http.put(
+            url, json={"mode": mode}, headers={name.replace("_", "-"): it for name, it in headers.items()}
+        )
+
+    seen = (await http.get(url)).headers["etag"]
+    assert (await http.get(url, headers={"if-none-match": seen})).status_code == 304
+    set_ = await put("degraded", if_match=seen)
+    assert (set_.status_code, set_.json()["mode"]) == (200, "degraded")
+    assert (await http.get(url)).headers["etag"] == set_.headers["etag"] != seen
+    for headers in ({"if_match": seen}, {"if_match": f"W/{set_.headers['etag']}"}, {"if_none_match": "*"}):
+        late = await put("auto", **headers)
+        assert (late.status_code, problem(late)["code"]) == (412, "precondition_failed"), headers
+    assert (await http.get(url)).json()["mode"] == "degraded"
+    for again in ({}, {"if_match": "*"}):
+        assert (await put("auto", **again)).status_code == 200
+    # what `nats kv put` sets counts as well, also what is ignored
+    await system.link.put(CONTROL, "lanes.anisora", b"off")
+
+    async def told() -> str | None:
+        lanes = await admin(system, "lanes")
+        return (await http.get(url)).headers["etag"] if lanes["ignored_control"] else None
+
+    ignored = await eventually(told)
+    assert ignored is not None
+    assert (await put("auto", if_match=ignored)).status_code == 200
+    # and a key that was deleted, which is as if it had never been set
+    entry = await system.link.get(CONTROL, "lanes.anisora")
+    assert entry is not None
+    await system.link.delete(CONTROL, "lanes.anisora", revision=entry.revision)
+
+    async def deleted() -> str | None:
+        now = (await http.get(url)).headers["etag"]
+        return now if now != f'"{entry.revision}"' else None
+
+    gone = await eventually(deleted)
+    assert gone is not None
+    assert (await put("auto", if_match=gone)).status_code == 200
+
+
 async def test_a_decision_of_a_model_that_was_switched_off(system: System) -> None:
     await system.lane_is(LaneState.WARM)
     assert (await system.http.put("/admin/lanes/anisora/mode", json={"mode": "degraded"})).status_code == 200

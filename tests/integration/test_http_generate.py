@@ -44,6 +44,26 @@ def problem(response: httpx.Response) -> dict[str, Any]:
     return body
 
 
+async def test_a_model_goes_by_its_names_in_any_case(http: httpx.AsyncClient) -> None:
+    models = (await http.get("/settings")).json()["models"]
+    for model in models:
+        assert model["aliases"]
+        for name in (model["name"].upper(), *(alias.title() for alias in model["aliases"])):
+            answer = await http.post("/generate", json=GOOD | {"model": name})
+            assert (answer.status_code, answer.json()["model"]) == (202, model["name"]), name
+
+
+async def test_what_a_request_cannot_depend_on(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:
+    before = await stored(gateway_link)
+    answer = await http.post("/generate", json=GOOD, headers={"if-match": "*"})
+    assert (answer.status_code, problem(answer)["code"]) == (412, "precondition_failed")
+    answer = await http.post("/generate?wait=3", json=GOOD)
+    assert (answer.status_code, problem(answer)["code"]) == (400, "invalid_query")
+    assert "'wait': no such query parameter; this path takes none" in answer.json()["detail"]
+    assert await stored(gateway_link) == before
+    assert (await http.post("/generate", json=GOOD, headers={"if-none-match": "*"})).status_code == 202
+
+
 async def test_an_accepted_request_is_queued_recorded_and_timed(
     http: httpx.AsyncClient, gateway_link: NatsLink
 ) -> None:
@@ -228,7 +248,7 @@ async def test_an_image_is_stored_before_the_answer(http: httpx.AsyncClient, gat
     assert path.stat().st_size == image["bytes"]
 
 
-@pytest.mark.parametrize(("prefer", "applied"), [("respond-async", True), ("wait=5", False)])
+@pytest.mark.parametrize(("prefer", "applied"), [("respond-async", True), ("return=minimal", False)])
 async def test_a_warm_lane_answers_at_once_in_any_case(prefer: str, applied: bool, http: httpx.AsyncClient) -> None:
     response = await http.post("/generate", json=GOOD, headers={"prefer": prefer})
     assert (response.status_code, response.json()["route"]) == (202, "lane")

@@ -91,7 +91,8 @@ async def test_an_unknown_task_is_404(http: httpx.AsyncClient) -> None:
 async def test_waiting_for_the_end(http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink) -> None:
     task = await submitted(http)
     waiting = asyncio.create_task(http.get(f"/tasks/{task['id']}?wait=30"))
-    preferring = asyncio.create_task(http.get(f"/tasks/{task['id']}", headers={"prefer": "wait=30"}))
+    lines = [("prefer", "return=minimal, respond-async"), ("prefer", 'handling=lenient, wait="30"')]
+    preferring = asyncio.create_task(http.get(f"/tasks/{task['id']}", headers=lines))
     await finished(gateway_link, gateway, task["id"])
     for answer in await asyncio.gather(waiting, preferring):
         assert (answer.status_code, answer.json()["status"]) == (200, "done")
@@ -152,6 +153,95 @@ async def test_cancelling_a_queued_task_takes_its_message_away(http: httpx.Async
     assert (again.status_code, again.json()) == (200, answer.json())
 
 
+async def test_cancelling_only_what_was_seen(
+    http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink
+) -> None:
+    """`If-Match`: the revision of a task counts, and not its place."""
+    first = await submitted(http)
+    accepted = await http.post("/generate", json={"model": "anisora", "prompt": "x"})
+    url, tag = accepted.headers["location"], accepted.headers["etag"]
+    weak, others = f"W/{tag}", '"999999", "888888-1"'
+    for refused in ({"if-match": weak}, {"if-match": others}, {"if-match": '""'}, {"if-none-match": "*"}):
+        answer = await http.delete(url, headers=refused)
+        assert (answer.status_code, problem(answer)["code"]) == (412, "precondition_failed"), refused
+        assert (await http.get(url)).json()["status"] == "pending"
+    await http.delete(f"/tasks/{first['id']}", headers={"if-match": "*"})
+    assert (await http.get(url)).headers["etag"] != tag  # it moved up
+    cancelled = await http.delete(url, headers={"if-match": f"{others}, {tag}"})
+    assert (cancelled.status_code, cancelled.json()["status"]) == (200, "failed")
+    again = await http.get(url)
+    assert again.headers["etag"] == cancelled.headers["etag"]
+    stale = await http.delete(url, headers={"if-match": tag})
+    assert (stale.status_code, stale.headers["etag"]) == (412, cancelled.headers["etag"])
+
+
+async def test_a_place_in_the_queue_is_in_the_tag(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:
+    first = await submitted(http)
+    task = await submitted(http)
+    url = f"/tasks/{task['id']}"
+    before = await http.get(url)
+    assert (await http.get(url, headers={"if-none-match": f'"x", W/{before.headers["etag"]}'})).status_code == 304
+    await http.delete(f"/tasks/{first['id']}")
+    after = await http.get(url, headers={"if-none-match": before.headers["etag"]})
+    assert (after.status_code, after.json()["queue"]["position"]) == (200, before.json()["queue"]["position"] - 1)
+    assert after.headers["etag"] != before.headers["etag"]
+    # whoever waits is told of changes of the task, and of its place only when the wait is over
+    waited = await http.get(f"{url}?wait=0.05", headers={"if-none-match": f'"1", {before.headers["etag"]}'})
+    assert (waited.status_code, waited.headers["etag"]) == (200, after.headers["etag"])
+    waiting = asyncio.create_task(
+        http.get(f"{url}?wait=30", headers={"if-none-match": f'"1", {after.headers["etag"]}'})
+    )
+    await claimed(gateway_link, task["id"])
+    assert (await waiting).json()["status"] == "processing"
+
+
+async def test_head_is_get_without_its_body(
+    http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink
+) -> None:
+    task = await submitted(http)
+    await finished(gateway_link, gateway, task["id"])
+    url = f"/tasks/{task['id']}"
+    tag = (await http.get(f"{url}?wait=10")).headers["etag"]
+    document = (await http.get("/openapi.json")).json()
+    paths = [path for path, item in document["paths"].items() if "get" in item]
+    assert len(paths) > 12
+    asked: list[tuple[str, dict[str, str]]]
+    asked = [(path.replace("{task_id}", task["id"]).replace("{model}", "anisora"), {}) for path in paths]
+    asked += [
+        (url, {"if-none-match": tag}),
+        (f"{url}/video", {"if-none-match": "*"}),
+        (f"{url}/video", {"if-match": '"x"'}),
+        (f"{url}/events", {"last-event-id": tag.strip('"')}),
+        (f"/tasks/{UNKNOWN}/events", {}),
+        ("/tasks?limit=101", {}),
+    ]
+    for path, headers in asked:
+        async with http.stream("GET", path, headers=headers) as whole:
+            pass
+        head = await http.head(path, headers=headers)
+        assert (head.status_code, head.content) == (whole.status_code, b""), path
+        differs = {"date", "transfer-encoding"} | ({"content-length"} if path == "/metrics" else set())
+        assert {name: value for name, value in head.headers.items() if name not in differs} == {
+            name: value for name, value in whole.headers.items() if name not in differs
+        }, path
+
+
+async def test_long_answers_are_compressed(http: httpx.AsyncClient) -> None:
+    task = await submitted(http, prompt="a paper boat " * 150)
+    url = f"/tasks/{task['id']}"
+    plain, zipped = [
+        await http.get(url, headers={"accept-encoding": each}) for each in ("identity", "br;q=1, gzip;q=0.5")
+    ]
+    assert (plain.headers.get("content-encoding"), zipped.headers["content-encoding"]) == (None, "gzip")
+    assert plain.json() == zipped.json()
+    assert plain.headers["vary"] == zipped.headers["vary"] == "Accept-Encoding"
+    assert plain.headers["etag"] != zipped.headers["etag"]
+    known = {"if-none-match": zipped.headers["etag"]}
+    assert (await http.get(url, headers=known)).status_code == 304
+    assert (await http.get(url, headers=known | {"accept-encoding": "identity"})).status_code == 200
+    assert (await http.delete(url, headers={"if-match": zipped.headers["etag"]})).status_code == 200
+
+
 async def test_cancelling_loses_no_race(
     http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink
 ) -> None:
@@ -177,6 +267,26 @@ async def test_listing_pages_newest_first(http: httpx.AsyncClient) -> None:
         if cursor is None:
             break
     assert found[:3] == [made[3], made[2], made[0]]
+
+
+async def test_a_filter_takes_several_values(http: httpx.AsyncClient) -> None:
+    pending = await submitted(http)
+    failed = await submitted(http, model="phr00t")
+    await http.delete(f"/tasks/{failed['id']}")
+
+    async def newest(query: str) -> list[str]:
+        return [task["id"] for task in (await http.get(f"/tasks?limit=2&{query}")).json()["tasks"]]
+
+    both = [failed["id"], pending["id"]]
+    for query in (
+        "status=pending&status=failed",
+        "status=failed,%20pending",
+        "model=PHR00T&model=Index-AniSora",
+        "model=phr00t,anisora&status=failed&status=pending",
+    ):
+        assert await newest(query) == both, query
+    assert failed["id"] in await newest("model=RAPID-AIO")
+    assert pending["id"] not in await newest("status=failed,done")
 
 
 def degraded_task(queued_at: datetime, **changes: Any) -> GenerationTask:
@@ -264,10 +374,25 @@ async def test_the_swap_receipt_is_shown(http: httpx.AsyncClient, gateway_link: 
     assert answer["swap"] == json.loads(msgspec.json.encode(receipt))
 
 
-@pytest.mark.parametrize("query", ["cursor=x", "limit=0", "limit=101", "status=lost", "model=sora"])
-async def test_a_listing_that_cannot_be(query: str, http: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("cursor=x", "cursor: use next_cursor"),
+        ("limit=0", "limit: "),
+        ("limit=101", "limit: "),
+        ("limit=1&limit=2", "limit: 2 times in the query; send it once"),
+        ("status=lost", "status: expected pending, processing, done or failed"),
+        ("status=done,lost", "status: expected pending, processing, done or failed"),
+        ("status=", "status: expected pending, processing, done or failed"),
+        ("model=sora", "model: no model has this name; expected anisora or phr00t"),
+        ("model=anisora,", "model: no model has this name; expected anisora or phr00t"),
+        ("state=done", "'state': no such query parameter; this path takes cursor, limit, model, status"),
+    ],
+)
+async def test_a_listing_that_cannot_be(query: str, told: str, http: httpx.AsyncClient) -> None:
     response = await http.get(f"/tasks?{query}")
     assert (response.status_code, problem(response)["code"]) == (400, "invalid_query")
+    assert told in response.json()["detail"]
 
 
 async def test_the_video(http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink) -> None:

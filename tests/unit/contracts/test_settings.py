@@ -68,7 +68,9 @@ def test_aliases_lead_to_the_model() -> None:
     for name, entry in running.models.items():
         for known in (name, *entry.aliases):
             assert running.resolve(known) is entry
-    assert running.resolve("Anisora") is None
+            assert running.resolve(known.upper()) is running.resolve(known.title()) is entry
+    assert running.resolve("Index-AniSora") is running.models["anisora"]
+    assert running.resolve("aniso") is None
     assert running.resolve("") is None
 
 
@@ -137,7 +139,7 @@ CHECKPOINT = "$.models.phr00t.profiles.tiny.checkpoint"
         pytest.param(
             "models/phr00t/aliases",
             ["index-anisora"],
-            "$.models.phr00t.aliases: 'index-anisora' is taken by anisora",
+            "$.models.phr00t.aliases: 'index-anisora' is taken by anisora; upper and lower case are one name",
             id="alias-of-another",
         ),
         pytest.param("models/phr00t/profiles", {}, "$.models.phr00t.profiles: name", id="no-profile"),

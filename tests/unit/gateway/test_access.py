@@ -313,6 +313,11 @@ def test_no_page_of_another_origin_may_call_unless_it_is_named() -> None:
             client.get("/settings", headers={"origin": PAGE}),
         ):
             assert not [name for name in answer.headers if name.startswith("access-control-")]
+        refused = client.options("/generate", headers=PREFLIGHT)
+        assert (refused.status_code, refused.headers["content-type"]) == (403, "application/problem+json")
+        assert refused.json()["code"] == "cross_origin_refused"
+        assert "--cors-origin" in refused.json()["detail"]
+        assert client.options("/generate", headers={"origin": PAGE}).status_code == 204  # no browser's question
 
 
 def test_a_page_that_is_named_may_call_with_a_key() -> None:
@@ -331,6 +336,35 @@ def test_a_page_that_is_named_may_call_with_a_key() -> None:
         assert client.get("/settings", headers={"origin": PAGE}).headers["access-control-allow-origin"] == PAGE
         other = client.get("/settings", headers={"origin": "https://other.example.org", **BY_READER})
         assert "access-control-allow-origin" not in other.headers
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"origin": "https://other.example.org"}, ["'https://other.example.org'", "--cors-origin"]),
+        ({"origin": "null"}, ["'null'", "--cors-origin"]),
+        ({"access-control-request-method": "PATCH"}, ["'PATCH'", "GET, HEAD, POST, PUT, DELETE"]),
+        ({"access-control-request-headers": "content-type, x-secret"}, ["'x-secret'", "idempotency-key"]),
+    ],
+    ids=["origin", "null", "method", "header"],
+)
+def test_a_refused_preflight_says_what_is_not_allowed(changes: dict[str, str], words: list[str]) -> None:
+    with TestClient(application(READ, cors_origins=(PAGE,))) as client:
+        refused = client.options("/generate", headers=PREFLIGHT | changes)
+        assert (refused.status_code, refused.headers["content-type"]) == (403, "application/problem+json")
+        problem = refused.json()
+        assert (problem["code"], problem["status"]) == ("cross_origin_refused", 403)
+        for word in words:
+            assert word in problem["detail"]
+        assert "access-control-allow-origin" not in refused.headers
+
+
+def test_a_cache_is_told_what_an_answer_depends_on() -> None:
+    with TestClient(application(READ, cors_origins=(PAGE,))) as client:
+        for headers in (BY_READER, {"origin": PAGE, **BY_READER}):
+            answer = client.get("/settings", headers=headers)
+            assert sorted(answer.headers["vary"].split(", ")) == ["Accept-Encoding", "Origin"]
+            assert answer.headers["content-encoding"] == "gzip"
 
 
 @pytest.mark.parametrize("origin", ["https://app.example.org", "http://localhost:5173", "https://[::1]:8443"])

@@ -1,0 +1,66 @@
+"""Pages of other origins: Litestar's CORS, with a refusal that says why, and all of `Vary`."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from litestar.config.cors import CORSConfig
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.http.problems import ProblemError, answer_of
+
+# What a browser may always ask for (the Fetch Standard's safelist).
+SAFE_HEADERS: Final = frozenset({"accept", "accept-language", "content-language", "content-type"})
+_SHOWN_CHARS: Final = 128
+_VARY: Final = (b"vary", b"Accept-Encoding, Origin")
+
+
+def objection(cors: CORSConfig | None, preflight: Mapping[str, str]) -> str | None:
+    """Why a browser's question with the headers *preflight* is refused, by the first of these; None if it is not. Pure.
+
+    1. No origin is allowed, or not this one.
+    2. Its pages may not use the method.
+    3. Its pages may not send one of the headers.
+    """
+    origin = preflight.get("origin", "")
+    if cors is None or not cors.is_origin_allowed(origin):  # 1
+        return (
+            f"pages of {origin[:_SHOWN_CHARS]!a} may not call this gateway; an operator allows them with --cors-origin"
+        )
+    method = preflight.get("access-control-request-method")
+    if method is not None and method not in cors.allow_methods:  # 2
+        return f"the method {method[:_SHOWN_CHARS]!a} may not be used; pages may use {', '.join(cors.allow_methods)}"
+    wanted = [name.strip().lower() for name in preflight.get("access-control-request-headers", "").split(",")]
+    refused = [name for name in wanted if name and name not in {*cors.allow_headers, *SAFE_HEADERS}]
+    if refused:  # 3
+        return (
+            f"the header {refused[0][:_SHOWN_CHARS]!a} may not be sent; pages may send {', '.join(cors.allow_headers)}"
+        )
+    return None
+
+
+def cross_origin(app: ASGIApp, cors: CORSConfig | None) -> ASGIApp:
+    """*app*, which answers what *cors* allows, with the rest refused by a problem document."""
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("method") == "OPTIONS":
+            asked = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            # without CORS, what has an origin is no question of a browser unless it names the method
+            if "origin" in asked and (cors is not None or "access-control-request-method" in asked):
+                detail = objection(cors, asked)
+                if detail is not None:
+                    refusal = answer_of(ProblemError("cross_origin_refused", detail))
+                    await refusal.to_asgi_response(None, None)(scope, receive, send)  # type: ignore[arg-type]  # JsonAnswer
+                    return
+        await app(scope, receive, send if cors is None else _with_vary(send))
+
+    return serve
+
+
+def _with_vary(send: Send) -> Send:
+    async def varied(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            # also for who sends no origin, whose answer may be kept for one who does; Litestar forgets the encoding
+            message["headers"] = [*(each for each in message["headers"] if each[0] != b"vary"), _VARY]
+        await send(message)
+
+    return varied

@@ -1,0 +1,39 @@
+"""What a client would like: the header `Prefer` (RFC 7240). Pure.
+
+A preference that is not understood is ignored, as the RFC wants it; of one that comes twice the first counts.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from msgspec import Struct
+from werkzeug.http import parse_list_header, unquote_header_value
+
+_DIGITS_MAX: Final = 9  # of seconds: 30 years
+
+
+class Preferences(Struct, frozen=True):
+    """*wait_s*: answer when it is done, or after so many seconds; None without. *responds_async*: do not hold it."""
+
+    wait_s: float | None = None
+    responds_async: bool = False
+
+    @classmethod
+    def of(cls, lines: Iterable[str], *, wait_max_s: float) -> "Preferences":
+        """Those of the *lines* of `Prefer`, each a list; nobody waits for longer than *wait_max_s*."""
+        found: dict[str, str] = {}
+        for line in lines:  # one by one: a quote that is open in one of them spoils no other
+            for item in parse_list_header(line):
+                name, _, value = item.partition(";")[0].partition("=")  # behind a semicolon are its own parameters
+                found.setdefault(name.strip().lower(), unquote_header_value(value.strip()))
+        seconds = found.get("wait", "")
+        waits = seconds.isascii() and seconds.isdigit() and len(seconds) <= _DIGITS_MAX
+        return cls(wait_s=min(float(seconds), wait_max_s) if waits else None, responds_async="respond-async" in found)
+
+    @property
+    def applied(self) -> dict[str, str]:
+        """The header that says which of them were followed; none where none was."""
+        said = ["respond-async"] if self.responds_async else []
+        if self.wait_s is not None:
+            said.append(f"wait={self.wait_s:g}")
+        return {"preference-applied": ", ".join(said)} if said else {}

@@ -1,0 +1,61 @@
+"""Query parameters: a route takes those that its handler declares, each once unless it is a list; all else is told.
+
+One that is ignored would be worse than one that is refused: `?limt=5` would list twenty, and nobody would see why.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import parse_qsl
+
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import QueryParameter
+from litestar.types import Scope
+from msgspec import Struct
+
+from gateway.http.problems import ProblemError
+
+_QUERY: Final = "query"
+_SHOWN_CHARS: Final = 64
+
+
+class Query(Struct, frozen=True):
+    """The parameters that a route takes, by name; True for one that may come several times."""
+
+    takes: Mapping[str, bool]
+
+
+def objection(query: Query, sent: Mapping[str, int]) -> str | None:
+    """What is wrong with a request that has each name in *sent* so many times; None if nothing is. Pure."""
+    for name, times in sent.items():
+        if name not in query.takes:
+            known = ", ".join(sorted(query.takes)) or "none"
+            return f"{name[:_SHOWN_CHARS]!a}: no such query parameter; this path takes {known}"
+        if times > 1 and not query.takes[name]:
+            return f"{name}: {times} times in the query; send it once"
+    return None
+
+
+def declare_query(handler: HTTPRouteHandler) -> None:
+    """Notes on *handler* what it declares, for `require_known_query`; a route without that takes anything."""
+    declared = handler.parsed_fn_signature.parameters.items()
+    handler.opt[_QUERY] = Query(
+        {
+            field.kwarg_definition.name or name: field.is_non_string_sequence
+            for name, field in declared
+            if isinstance(field.kwarg_definition, QueryParameter)
+        }
+    )
+
+
+def require_known_query(scope: Scope) -> None:
+    """Raises the problem `invalid_query` for a parameter that the route does not take, or takes once."""
+    if not scope["query_string"]:
+        return
+    query: Query | None = scope["route_handler"].opt.get(_QUERY)
+    if query is None:
+        return
+    sent = Counter(name for name, _ in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+    detail = objection(query, sent)
+    if detail is not None:
+        raise ProblemError("invalid_query", detail)

@@ -1,0 +1,63 @@
+"""Query parameters that a path does not have, and those that come too often."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from litestar.testing import TestClient
+
+from gateway.http.queries import Query, objection
+from tests.unit.gateway.test_access import ADMIN, BY_ADMIN, application
+from tests.unit.gateway.test_openapi import TINY, operations
+
+QUERY = Query({"status": True, "limit": False})
+TASK_ID = "019cab2e-5c00-7c3f-9b1a-2f6f0d4d7a55"
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        ({}, None),
+        ({"limit": 1, "status": 3}, None),
+        ({"limt": 1}, "'limt': no such query parameter; this path takes limit, status"),
+        ({"Limit": 1}, "'Limit': no such query parameter; this path takes limit, status"),
+        ({"": 1}, "'': no such query parameter; this path takes limit, status"),
+        ({"limit": 2}, "limit: 2 times in the query; send it once"),
+    ],
+)
+def test_what_is_told(sent: dict[str, int], told: str | None) -> None:
+    assert objection(QUERY, sent) == told
+
+
+@given(st.text(), st.integers(1, 3))
+def test_what_is_repeated_of_it_is_short_and_printable(name: str, times: int) -> None:
+    told = objection(Query({}), {name: times})
+    assert told is not None
+    assert told.isascii()
+    assert told.isprintable()
+    assert len(told) < 800
+
+
+def test_every_operation_refuses_what_it_does_not_take() -> None:
+    """Those that need a key: what calls a probe may add what it likes."""
+    with TestClient(application(ADMIN)) as client:
+        for method, path, operation in operations(TINY):
+            url = path.replace("{task_id}", TASK_ID).replace("{model}", "anisora")
+            body: Any = {"json": {}} if method in ("put", "post") else {}
+            answer = client.request(method, f"{url}?x%20y=1", headers=BY_ADMIN, **body)
+            if operation.get("security") is None:
+                assert path in ("/healthz", "/readyz")
+                continue
+            assert answer.status_code == 400, (method, path, answer.text)
+            if method != "head":
+                assert answer.json()["code"] == "invalid_query"
+                takes = sorted(each["name"] for each in operation.get("parameters", []) if each.get("in") == "query")
+                takes += ["model"] if path == "/tasks" else []  # a component of the document
+                assert f"takes {', '.join(sorted(takes)) or 'none'}" in answer.json()["detail"], (method, path)
+
+
+def test_a_wrong_media_type_is_told_first() -> None:
+    """The order of refusals: 415, then 400."""
+    with TestClient(application(ADMIN)) as client:
+        assert client.post("/generate?x=1", content=b"{}", headers=BY_ADMIN).status_code == 415
