@@ -25,6 +25,7 @@ class Entry(Struct, frozen=True):
 COMMANDS: Final[dict[str, Entry]] = {
     "up": Entry("ops.commands.up:command", "Run the whole system on this machine."),
     "submit": Entry("ops.commands.submit:command", "Generate one video and save it."),
+    "tasks": Entry("ops.commands.tasks:command", "List, show, cancel and download tasks."),
     "resubmit": Entry("ops.commands.resubmit:command", "Submit the request of a failed task again."),
     "demo": Entry("ops.commands.demo.command:command", "Alternate the models, save every video, judge the result."),
     "doctor": Entry("ops.commands.doctor:command", "Tell what this machine has, and what to do about the rest."),

@@ -7,6 +7,7 @@ what a newer gateway adds is ignored.
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +22,9 @@ from msgspec import Struct
 
 from contracts.generation import FieldError
 from contracts.keys import Presented, parse_presented
+from ops.commands.addresses import DEFAULT_URL, address_of
 from ops.commands.web_client import web_client
+from ops.nats.access import DEFAULT_DATA_DIR
 
 CONNECT_TIMEOUT_S: Final = 5.0
 REPLY_TIMEOUT_S: Final = 30.0
@@ -38,6 +41,7 @@ FOLLOW_PATIENCE_S: Final = 60.0
 # A key that asked too often is told when its next turn is: that is waited for, unless it is further off than this.
 TURN_PATIENCE_S: Final = 60.0
 TURN_ATTEMPTS: Final = 20
+_TASK_ID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 KEY_VARIABLE: Final = "WARMLANE_API_KEY"
 # What to do about a refusal, where the gateway cannot know it.
 HINTS: Final = {
@@ -145,6 +149,11 @@ class Parameters(Struct, frozen=True):
 
     seed: int
     steps: int
+    prompt: str = ""
+    width: int = 0
+    height: int = 0
+    num_frames: int = 0
+    fps: int = 0
 
 
 class Notice(Struct, frozen=True):
@@ -184,6 +193,13 @@ class Task(Struct, frozen=True, kw_only=True):
     def at(self, event: str) -> datetime | None:
         """When *event* happened last; None if it is not in the timeline."""
         return next((entry.at for entry in reversed(self.timeline) if entry.event == event), None)
+
+
+class Page(Struct, frozen=True):
+    """`GET /tasks`."""
+
+    tasks: tuple[dict[str, Any], ...]
+    next_cursor: str | None = None
 
 
 class ImageRules(Struct, frozen=True):
@@ -263,11 +279,23 @@ class Unreachable(click.ClickException):
 
 
 class NotWarmlane(click.ClickException):
-    """What answers is not a Warmlane gateway."""
+    """What answers is not a Warmlane gateway; *status* and *retry_after_s* are those of an answer by whom it may be."""
+
+    def __init__(self, message: str, *, status: int = 200, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s
 
 
 class DamagedVideo(click.ClickException):
     """What was downloaded is not what the task says."""
+
+
+def task_id_of(_: click.Context, __: click.Parameter, value: str) -> str:
+    """For an argument: the id of a task. Raises click.BadParameter for what cannot be one."""
+    if not _TASK_ID.fullmatch(value):
+        raise click.BadParameter(f"{value!r} is no id of a task; `warmlane tasks list` shows them")
+    return value.lower()
 
 
 def problem_lines(problem: Problem) -> Iterator[str]:
@@ -290,12 +318,14 @@ class Client:
     Every call raises Unreachable, NotWarmlane or Refused, which click shows as errors with exit status 1.
     """
 
-    def __init__(self, url: str, *, key: Presented | None = None, ca: Path | None = None) -> None:
-        """Shows *key* with every request; with *ca*, trusts the certificates of that authority alone.
+    def __init__(self, url: str, *, key: Presented | None = None, ca: Path | None = None, said_by: str = "") -> None:
+        """Shows *key* with every request; with *ca*, trusts the certificates of that authority alone. *said_by* is who
+        named the *url*, for errors.
 
         Raises what `web_client` raises.
         """
         self.url = url.rstrip("/")
+        self._said_by = f" ({said_by})" if said_by else ""
         # retries are ours to mention, not to log
         stamina.instrumentation.set_on_retry_hooks([])
         self._http = web_client(
@@ -330,6 +360,16 @@ class Client:
     def get(self, path: str, kind: type[T]) -> T:
         """What the gateway answers at *path*, as *kind*."""
         return _decode(self._request("GET", path), kind)
+
+    def task(self, task_id: str) -> tuple[Task, dict[str, Any]]:
+        """The task of that id, for a person and as the gateway told it."""
+        reply = self._request("GET", f"/tasks/{quote(task_id, safe='')}")
+        return _decode(reply, Task), _decode(reply, dict[str, Any])
+
+    def tasks(self, query: Mapping[str, str]) -> tuple[list[dict[str, Any]], str | None]:
+        """One page of tasks, newest first, as the gateway tells them, and the cursor of the next page, if any."""
+        page = _decode(self._request("GET", "/tasks", params=dict(query)), Page)
+        return list(page.tasks), page.next_cursor
 
     def lane_mode(self, model: str) -> LaneMode:
         """The switch of *model*, a name or an alias."""
@@ -385,17 +425,22 @@ class Client:
 
     def cancel(self, task: Task) -> Task:
         """Cancels *task*, unless it has ended already; the task as it is then."""
-        return _decode(self._request("DELETE", f"/tasks/{task.id}"), Task)
+        return self.cancel_id(task.id)
 
-    def download(self, task: Task, path: Path) -> None:
+    def cancel_id(self, task_id: str) -> Task:
+        """As `cancel`, for the task of that id."""
+        return _decode(self._request("DELETE", f"/tasks/{quote(task_id, safe='')}"), Task)
+
+    def download(self, task: Task, path: Path, *, part: Path | None = None) -> None:
         """Saves the video of *task*, which is done, at *path*: whole and checked, or not at all.
+
+        Until then it is called *part*.
 
         Raises DamagedVideo when its hash is not the one in the task; OSError when it cannot be written.
         """
-        self._in_turn(lambda: self._download(task, path))
+        self._in_turn(lambda: self._download(task, path, part or path.with_name(f"{path.name}.part")))
 
-    def _download(self, task: Task, path: Path) -> None:
-        part = path.with_name(f"{path.name}.part")
+    def _download(self, task: Task, path: Path, part: Path) -> None:
         digest = hashlib.sha256()
         try:
             with part.open("wb") as file:
@@ -454,8 +499,8 @@ class Client:
                 "name the file of its authority with --ca or WARMLANE_CA"
             )
         return Unreachable(
-            f"no gateway answers at {self.url} ({str(error) or type(error).__name__}); "
-            "start one with `warmlane up`, or name another with --url or WARMLANE_URL"
+            f"no gateway answers at {self.url}{self._said_by}: {str(error) or type(error).__name__}; start one with "
+            "`warmlane up`, name the folder of one with --data-dir, or its address with --url or WARMLANE_URL"
         )
 
 
@@ -481,12 +526,18 @@ def _refusal(reply: httpx.Response) -> click.ClickException:
         problem = msgspec.json.decode(reply.content, type=Problem)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return NotWarmlane(
-            f"{reply.request.url} answered {reply.status_code}, and not as a Warmlane gateway does; check --url"
+            f"{reply.request.url} answered {reply.status_code}, and not as a Warmlane gateway does; check the address",
+            status=reply.status_code,
+            retry_after_s=_retry_after_s(reply),
         )
-    header = reply.headers.get("Retry-After", "")
-    if problem.retry_after_s is None and header.isascii() and header.isdigit():
-        problem = msgspec.structs.replace(problem, retry_after_s=float(header))
+    if problem.retry_after_s is None:
+        problem = msgspec.structs.replace(problem, retry_after_s=_retry_after_s(reply))
     return Refused(problem)
+
+
+def _retry_after_s(reply: httpx.Response) -> float | None:
+    header = reply.headers.get("Retry-After", "")
+    return float(header) if header.isascii() and header.isdigit() else None
 
 
 def _decode(reply: httpx.Response, kind: type[T]) -> T:
@@ -499,10 +550,19 @@ def _decode(reply: httpx.Response, kind: type[T]) -> T:
 url_option = click.option(
     "--url",
     envvar="WARMLANE_URL",
-    default="http://127.0.0.1:8000",
-    show_default=True,
+    show_default=f"of the `warmlane up` in the data folder, else {DEFAULT_URL}",
     show_envvar=True,
     help="Where the gateway answers.",
+)
+_folder_option = click.option(
+    "--data-dir",
+    "client_dir",
+    envvar="WARMLANE_DATA_DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_DATA_DIR,
+    show_default=True,
+    show_envvar=True,
+    help="Data folder of `warmlane up`, where its addresses stand.",
 )
 
 
@@ -512,10 +572,11 @@ class Gateway(Struct, frozen=True):
     url: str
     key: Presented | None = None
     ca: Path | None = None
+    said_by: str = ""
 
     def client(self) -> Client:
         """A connection to it. Raises what `Client` raises."""
-        return Client(self.url, key=self.key, ca=self.ca)
+        return Client(self.url, key=self.key, ca=self.ca, said_by=self.said_by)
 
 
 def presented_key(file: Path | None) -> Presented | None:
@@ -539,9 +600,10 @@ def presented_key(file: Path | None) -> Presented | None:
 
 
 def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--url`, `--api-key-file` and `--ca`; the command gets them as *gateway*, a `Gateway`."""
+    """`--url`, `--data-dir`, `--api-key-file` and `--ca`; the command gets them as *gateway*, a `Gateway`."""
 
     @url_option
+    @_folder_option
     @click.option(
         "--api-key-file",
         envvar="WARMLANE_API_KEY_FILE",
@@ -558,7 +620,11 @@ def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="PEM file of the authority to trust, where the gateway's certificate is a private one.",
     )
     @functools.wraps(command)
-    def with_gateway(*arguments: Any, url: str, api_key_file: Path | None, ca: Path | None, **options: Any) -> Any:
-        return command(*arguments, gateway=Gateway(url, presented_key(api_key_file), ca), **options)
+    def with_gateway(
+        *arguments: Any, url: str | None, client_dir: Path, api_key_file: Path | None, ca: Path | None, **options: Any
+    ) -> Any:
+        address = address_of("url", "url", url or None, client_dir, "client_dir")
+        gateway = Gateway(address.url, presented_key(api_key_file), ca, said_by=address.said_by)
+        return command(*arguments, gateway=gateway, **options)
 
     return with_gateway

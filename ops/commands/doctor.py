@@ -26,6 +26,7 @@ from rich.table import Table
 from contracts.fit import gb, host_never_holds, need, never_fits, pooled
 from contracts.settings import ModelEntry, SettingsError, load_settings
 from contracts.topology import DEADLINES, Topology
+from ops.commands.addresses import find
 from ops.commands.options import data_dir_option, nats_port_option, port_option, profile_option, settings_option
 from ops.machine.cuda_driver import SOURCE, cuda_of_torch, oldest_driver
 from ops.machine.memory import DriverUnusable, GpuInfo, driver_version, survey, total_bytes
@@ -434,7 +435,7 @@ def table_of(findings: Sequence[Finding]) -> Table:
     "--nats-url",
     envvar="WARMLANE_NATS_URL",
     show_envvar=True,
-    help="A running nats-server to compare clocks with. [default: the one at --nats-port]",
+    help="A running nats-server to compare clocks with. [default: the one of the data folder, or at --nats-port]",
 )
 @click.pass_context
 def command(
@@ -451,7 +452,9 @@ def command(
 
     Exit status 0 when `warmlane up` can run with these options, or does run on this folder, else 1. Nothing is changed.
     """
-    server = access("operator", nats_url or f"nats://{HOST}:{nats_port}", data_dir=data_dir)
+    running_here = find(data_dir, is_named=True).addresses
+    here = f"nats://{HOST}:{nats_port}" if running_here is None else running_here.nats_url
+    server = access("operator", nats_url or here, data_dir=data_dir)
     findings = [
         *look(data_dir, port, nats_port, server, profile=profile),
         *_queue(server, settings, profile),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from ops.commands.addresses import Addresses, telling
 from ops.commands.options import data_dir_option, nats_port_option
 from ops.nats.access import environment_for, make_users
 from ops.nats.server import NoNatsServer, embedded_command, embedded_url
@@ -28,4 +29,6 @@ def command(data_dir: Path, nats_port: int) -> None:
         except (NoNatsServer, OSError) as error:
             raise click.ClickException(str(error)) from error
         os.set_inheritable(lock, True)
-        os.execve(arguments[0], arguments, environment_for(None, os.environ) | users)  # noqa: S606  # our own program
+        addresses = Addresses(pid=os.getpid(), command="nats-server", nats_url=embedded_url(nats_port))
+        with telling(data_dir, addresses, outlives=True):
+            os.execve(arguments[0], arguments, environment_for(None, os.environ) | users)  # noqa: S606  # our own program

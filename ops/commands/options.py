@@ -12,31 +12,17 @@ from urllib.parse import urlsplit
 
 import click
 from msgspec import Struct
+from msgspec.structs import replace
 
 from contracts.settings import Windows
-from ops.nats.access import NatsAccess, Role, access
+from ops.commands.addresses import DEFAULT_NATS_URL, address_of
+from ops.commands.durations import Duration
+from ops.nats.access import DEFAULT_DATA_DIR, NatsAccess, Role, access
 from ops.telemetry.export import Listen
 
-DEFAULT_DATA_DIR: Final = Path(".warmlane")
 # Timers come late: by a second when a server is busy, by more when it was away.
 KEEP_MARGIN_S: Final = 10.0
-_UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([KMGT])B")
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
-
-
-class Duration(click.ParamType[float]):
-    """A time such as `30s`, `10m`, `12h` or `7d`, as seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        match = _DURATION.fullmatch(str(value))
-        if match is None or float(match[1]) <= 0:
-            self.fail(f"{value!r} is not a time such as 30s, 10m, 12h or 7d", param, ctx)
-        return float(match[1]) * _UNITS_S[match[2]]
 
 
 class ByteSize(click.ParamType[int]):
@@ -220,8 +206,7 @@ _nats_url_option = click.option(
     "--nats-url",
     envvar="WARMLANE_NATS_URL",
     type=NatsUrls(),
-    default="nats://127.0.0.1:4222",
-    show_default=True,
+    show_default=f"of the `warmlane up` in the data folder, else {DEFAULT_NATS_URL}",
     show_envvar=True,
     help="Where the nats-server listens; the servers of a cluster separated by commas.",
 )
@@ -424,7 +409,7 @@ _auth_dir_option = click.option(
     default=DEFAULT_DATA_DIR,
     show_default=True,
     show_envvar=True,
-    help="Data folder of `warmlane up`, which holds the passwords of its nats-server.",
+    help="Data folder of `warmlane up`, which holds the address and the passwords of its nats-server.",
 )
 
 
@@ -439,10 +424,13 @@ def nats_options(role: Role, *, asks_for_folder: bool = False) -> Callable[[Call
         @_nats_ca_option
         @wraps(function)
         def command(
-            *args: Any, nats_url: str, nats_ca: Path | None, auth_dir: Path | None = None, **options: Any
+            *args: Any, nats_url: str | None, nats_ca: Path | None, auth_dir: Path | None = None, **options: Any
         ) -> Any:
-            folder = auth_dir or options.get("data_dir")
-            return function(*args, nats=nats_access(role, nats_url, data_dir=folder, ca=nats_ca), **options)
+            folder: Path = auth_dir or options["data_dir"]
+            named = "data_dir" if auth_dir is None else "auth_dir"
+            address = address_of("nats_url", "nats_url", nats_url, folder, named)
+            nats = replace(nats_access(role, address.url, data_dir=folder, ca=nats_ca), said_by=address.said_by)
+            return function(*args, nats=nats, **options)
 
         return _auth_dir_option(command) if asks_for_folder else command
 

@@ -13,8 +13,9 @@ import click
 import msgspec
 from msgspec import Struct
 
-from ops.commands.client import Client, Gateway, Reason, gateway_options
-from ops.commands.submit import INTERRUPTED, Bar, data_uri, reason_of
+from ops.commands.client import Client, Gateway, Reason, gateway_options, task_id_of
+from ops.commands.saving import how_to_get, require_writable, save
+from ops.commands.submit import INTERRUPTED, Bar, data_uri, out_option, reason_of, saved_line
 
 FAILED: Final = "failed"
 DONE: Final = "done"
@@ -60,7 +61,7 @@ def request_again(original: Original, image: Path | None, *, url: str) -> dict[s
     if original.status != FAILED:
         raise NotToBeSent(
             f"task {original.id} is {original.status}: it may still end well. To give it up first, "
-            f"`curl -X DELETE {url}/tasks/{original.id}`"
+            f"`warmlane tasks cancel {original.id}`"
         )
     body = {"model": original.model, **original.parameters}
     told = body.pop("image", None)
@@ -89,10 +90,11 @@ def _same_image(task_id: str, had: Image, image: Path | None) -> str:
     return uri
 
 
-def resubmit(client: Client, task_id: str, image: Path | None, *, wait: bool) -> int:
-    """Sends the request of *task_id* again; with *wait*, follows the new task to its end. The exit status.
+def resubmit(client: Client, task_id: str, image: Path | None, out: Path | None, *, wait: bool) -> int:
+    """Sends the request of *task_id* again; with *wait*, follows the new task and saves its video as `warmlane submit`
+    does. The exit status.
 
-    Ctrl-C leaves the new task alone. Raises NotToBeSent, click.BadParameter, and what `Client` raises.
+    Ctrl-C leaves the new task alone. Raises NotToBeSent, click.BadParameter, NotSaved, and what `Client` raises.
     """
     original = client.get(f"/tasks/{quote(task_id, safe='')}", Original)
     body = request_again(original, image, url=client.url)
@@ -102,35 +104,51 @@ def resubmit(client: Client, task_id: str, image: Path | None, *, wait: bool) ->
         return 0
     try:
         with Bar() as bar:
+            bar.accepted(client, task)
             task = client.follow(task, revision, bar.show)
+        if task.video is None:
+            click.echo(f"task {task.id} failed: {reason_of(task)}\n`warmlane resubmit {task.id}` tries again", err=True)
+            return 1
+        path = save(client, task, out)
     except KeyboardInterrupt:
-        click.echo(f"interrupted; task {task.id} goes on", err=True)
+        click.echo(f"interrupted; it goes on: {how_to_get(client, task)}", err=True)
         return INTERRUPTED
-    if task.video is None:
-        click.echo(f"task {task.id} failed: {reason_of(task)}\n`warmlane resubmit {task.id}` tries again", err=True)
-        return 1
-    click.echo(f"{client.url}/tasks/{task.id}/video")
+    click.echo(saved_line(path, task))
     return 0
 
 
 @click.command(
-    epilog="Examples:\n\n  warmlane resubmit 01a2075b-3fa3-767e-89f5-d9efa4b99853\n\n"
-    "  warmlane resubmit 01a2075b-3fa3-767e-89f5-d9efa4b99853 --image boat.png --wait"
+    epilog="Examples:\n\n  warmlane resubmit 01a2075b-3fa3-767e-89f5-d9efa4b99853 --out boat.mp4\n\n"
+    "  warmlane resubmit 01a2075b-3fa3-767e-89f5-d9efa4b99853 --image boat.png --no-wait"
 )
-@click.argument("task_id")
+@click.argument("task_id", callback=task_id_of)
 @click.option(
     "--image",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="The file that the task started from, if it had one. Another file is refused.",
 )
-@click.option("--wait", is_flag=True, help="Follow the new task to its end. [exit status: 1 when it fails]")
+@click.option(
+    "--wait/--no-wait",
+    default=True,
+    show_default=True,
+    help="Follow the new task and save its video, as `warmlane submit` does; or print its id and leave it.",
+)
+@out_option
 @gateway_options
 @click.pass_context
-def command(ctx: click.Context, /, task_id: str, image: Path | None, wait: bool, gateway: Gateway) -> None:
-    """Submit the request of a failed task again, with the same parameters and seed.
+def command(
+    ctx: click.Context, /, task_id: str, image: Path | None, wait: bool, out: Path | None, gateway: Gateway
+) -> None:
+    """Submit the request of a failed task again, with the same parameters and seed, and save the video.
 
     It makes a new task, and prints its id: TASK_ID stays failed. Done twice, it is the same new task. The new task
-    belongs to the caller of the API key that is used, whoever's the failed one was.
+    belongs to the caller of the API key that is used, whoever's the failed one was. Ctrl-C leaves the new task alone.
+
+    Exit status 1 when it fails too.
     """
+    if wait:
+        require_writable(out)
+    elif out is not None:
+        raise click.UsageError("--out has no use with --no-wait, which saves nothing")
     with gateway.client() as client:
-        ctx.exit(resubmit(client, task_id, image, wait=wait))
+        ctx.exit(resubmit(client, task_id, image, out, wait=wait))

@@ -1,6 +1,7 @@
 """`warmlane submit`: one generation, from the command line to a file."""
 
 import base64
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from contracts.images import BadImage, read_header
-from ops.commands.client import Client, Gateway, Task, gateway_options
+from ops.commands.client import Client, Gateway, NotWarmlane, Refused, Task, gateway_options
+from ops.commands.durations import Duration
+from ops.commands.patience import SERVICE_UNAVAILABLE, Busy, pause_s
+from ops.commands.saving import require_writable, save
 from ops.commands.trace import known_jaeger, trace_link
 
 INTERRUPTED: Final = 130
+OVERLOADED: Final = "queue_overloaded"
 
 
 def data_uri(image: Path) -> str:
@@ -33,14 +38,6 @@ def request_body(model: str, prompt: str, image: Path | None, fields: Mapping[st
     if image is not None:
         body["image"] = data_uri(image)
     return body
-
-
-def output_path(out: Path | None, task: Task) -> Path:
-    """Where the video goes: *out*, or a name made of model and id, in the current folder or in the folder *out*."""
-    name = f"{task.model}-{task.id[-12:]}.mp4"
-    if out is None:
-        return Path(name)
-    return out / name if out.is_dir() else out
 
 
 def waiting_line(task: Task) -> str:
@@ -88,16 +85,18 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def warn(self, task: Task) -> None:
-        """Prints what the gateway did otherwise than it was asked to, a line each, above the bar."""
-        for warning in task.warnings:
-            self._progress.console.print(f"warning: {warning.message}", markup=False, highlight=False, soft_wrap=True)
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def trace(self, task: Task) -> None:
-        """Prints what leads to the trace of *task*, where it is traced."""
+    def accepted(self, client: Client, task: Task) -> None:
+        """Prints where *task* is, what the gateway did otherwise than it was asked to, and what leads to its trace."""
+        self.say(f"accepted: {client.url}/tasks/{task.id}")
+        for warning in task.warnings:
+            self.say(f"warning: {warning.message}")
         found = trace_link(task.trace_id, known_jaeger())
         if found is not None:
-            self._progress.console.print(f"trace {found}", markup=False, highlight=False, soft_wrap=True)
+            self.say(f"trace {found}")
 
     def show(self, task: Task) -> None:
         """Draws the state of *task*."""
@@ -110,35 +109,89 @@ class Bar:
         self._progress.update(self._row, description=what, completed=step, total=steps, steps=f"step {step} of {steps}")
 
 
-def generate(client: Client, body: Mapping[str, Any], key: str, out: Path | None) -> int:
+class Submission:
+    """One request that is wanted done: sent again where the system is busy, and followed to its end."""
+
+    def __init__(self, client: Client, body: Mapping[str, Any], key: str, *, retry_s: float = 0.0) -> None:
+        """A 503 is tried again for *retry_s*, always under the same *key*."""
+        self._client = client
+        self._body = body
+        self._key = key
+        self._until_s = time.monotonic() + retry_s
+        self._tries = 0
+        self.task: Task | None = None
+        """The task in hand; None before anything was accepted."""
+        self.is_nowhere = True
+        """Whether it is known that no task runs or waits."""
+
+    def run(self, bar: "Bar") -> Task:
+        """The task when it has ended. Raises what `Client` raises."""
+        while True:
+            self._tries += 1
+            try:
+                self.is_nowhere = False
+                # not held: the task shows its place in the queue, and Ctrl-C can cancel it by its id
+                self.task, revision = self._client.submit(self._body, idempotency_key=self._key, hold=False)
+            except (Refused, NotWarmlane) as error:
+                busy, code = _busy(error)
+                self.is_nowhere = code != "transport_unavailable"
+                if not self._waits(bar, busy, code):
+                    raise
+                continue
+            bar.accepted(self._client, self.task)
+            self.task = self._client.follow(self.task, revision, bar.show)
+            if self.task.error is None or self.task.error.code != OVERLOADED:
+                return self.task
+            ended, self.task, self.is_nowhere = self.task, None, True
+            if not self._waits(bar, Busy(SERVICE_UNAVAILABLE), OVERLOADED):
+                return ended
+
+    def _waits(self, bar: "Bar", busy: Busy, why: str) -> bool:
+        wait_s = pause_s(busy, tries=self._tries, left_s=self._until_s - time.monotonic())
+        if wait_s is None:
+            return False
+        bar.say(f"{why} ({busy.status}); trying again in {wait_s:g} s")
+        time.sleep(wait_s)
+        return True
+
+
+def _busy(error: Refused | NotWarmlane) -> tuple[Busy, str]:
+    if isinstance(error, Refused):
+        return Busy(error.problem.status, error.retry_after_s), error.problem.code
+    return Busy(error.status, error.retry_after_s), "unavailable"
+
+
+def generate(client: Client, body: Mapping[str, Any], key: str, out: Path | None, *, retry_s: float = 0.0) -> int:
     """Submits *body*, follows the task, saves the video. The exit status.
 
-    Ctrl-C cancels the task. Raises what `Client` raises.
+    A 503 is tried again for *retry_s*. Ctrl-C cancels the task. Raises NotSaved, and what `Client` raises.
     """
-    task: Task | None = None
+    submission = Submission(client, body, key, retry_s=retry_s)
     try:
         with Bar() as bar:
-            # not held: the task shows its place in the queue, and Ctrl-C can cancel it by its id
-            task, revision = client.submit(body, idempotency_key=key, hold=False)
-            bar.warn(task)
-            bar.trace(task)
-            task = client.follow(task, revision, bar.show)
+            task = submission.run(bar)
         if task.video is None:
             click.echo(failure_text(task, key), err=True)
             return 1
-        path = output_path(out, task)
-        client.download(task, path)
+        path = save(client, task, out)
     except KeyboardInterrupt:
-        click.echo(_interrupted(client, task, body, key), err=True)
+        if submission.is_nowhere:
+            click.echo("interrupted; nothing was accepted", err=True)
+        else:
+            click.echo(_interrupted(client, submission.task, body, key), err=True)
         return INTERRUPTED
-    except OSError as error:
-        raise click.ClickException(f"the video cannot be saved ({error}); choose another place with --out") from error
+    click.echo(saved_line(path, task))
+    return 0
+
+
+def saved_line(path: Path, task: Task) -> str:
+    """What is told of the video of *task* that was saved at *path*."""
     video = task.video
-    click.echo(
+    assert video is not None
+    return (
         f"{path}  {video.bytes:,} bytes, {video.width}x{video.height}, {video.frames} frames at {video.fps} fps, "
         f"seed {task.parameters.seed}"
     )
-    return 0
 
 
 def _interrupted(client: Client, task: Task | None, body: Mapping[str, Any], key: str) -> str:
@@ -161,10 +214,25 @@ def _interrupted(client: Client, task: Task | None, body: Mapping[str, Any], key
     return f"interrupted; task {task.id} had ended already ({ended.status})"
 
 
+out_option = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="File of the video, or a folder for it. [default: MODEL-ID.mp4 in the current folder]",
+)
+retry_option = click.option(
+    "--retry",
+    "retry_s",
+    type=Duration(),
+    help="Where the system has no room, or is away for a moment (503), try again when it says so, for so long in all, "
+    "as in 30s or 10m. [default: not at all]",
+)
+
+
 @click.command(
     epilog="Examples:\n\n  warmlane submit anisora 'a red fox in fresh snow'\n\n"
     "  warmlane submit anisora 'the boat drifts away' --image boat.png --out boat.mp4\n\n"
-    "  warmlane submit phr00t 'a lantern in the rain' --num-frames 33 --seed 7"
+    "  warmlane submit phr00t 'a lantern in the rain' --num-frames 33 --seed 7\n\n"
+    "  warmlane submit phr00t 'a paper boat' --retry 10m   (waits for its turn where the system is busy)"
 )
 @click.argument("model")
 @click.argument("prompt")
@@ -186,11 +254,8 @@ def _interrupted(client: Client, task: Task | None, body: Mapping[str, Any], key
     "--idempotency-key",
     help="The same key and request lead to the same task, however often they are sent. [default: a new one]",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="File of the video, or a folder for it. [default: MODEL-ID.mp4 in the current folder]",
-)
+@out_option
+@retry_option
 @gateway_options
 @click.pass_context
 def command(
@@ -201,15 +266,17 @@ def command(
     image: Path | None,
     idempotency_key: str | None,
     out: Path | None,
+    retry_s: float | None,
     gateway: Gateway,
     **fields: Any,
 ) -> None:
     """Generate one video and save it.
 
-    MODEL is a name or an alias from GET /settings. Ctrl-C cancels the task.
+    MODEL is a name or an alias from GET /settings. The task's address is told as soon as it is accepted; Ctrl-C cancels
+    the task.
     """
-    if out is not None and not out.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no folder {out.parent}", param_hint="--out")
+    require_writable(out)
     body = request_body(model, prompt, image, fields)
     with gateway.client() as client:
-        ctx.exit(generate(client, body, idempotency_key or str(uuid.uuid4()), out))
+        key = idempotency_key or str(uuid.uuid4())
+        ctx.exit(generate(client, body, key, out, retry_s=retry_s or 0.0))

@@ -23,6 +23,7 @@ from contracts.settings import Catalog, ModelEntry, SettingsError, load_settings
 from contracts.topology import LANES, LEADER
 from contracts.wire import Unreadable
 from ops.background import Background
+from ops.commands.addresses import DEFAULT_URL, Addresses, telling
 from ops.commands.keys import read_keys
 from ops.commands.options import (
     Host,
@@ -62,7 +63,6 @@ from ops.nats.store_lock import holding_store
 from ops.telemetry.logs import configure_logging
 
 STOP_S: Final = 10.0
-DEFAULT_URL: Final = "http://127.0.0.1:8000"
 # The supervisor kills lanes that do not drain; it needs so much longer for that.
 SUPERVISOR_EXTRA_S: Final = 5.0
 # The degraded worker starts when the lanes have their libraries imported, and a standby when it leads, or after so
@@ -143,6 +143,11 @@ class Stack:
     @property
     def url(self) -> str:
         return self._host.url("http" if self._tls is None else "https", self._port)
+
+    @property
+    def addresses(self) -> Addresses:
+        """Where clients on this machine find it."""
+        return Addresses(pid=os.getpid(), command="up", url=self.url, nats_url=self._nats.urls)
 
     @property
     def _wanted_count(self) -> int:
@@ -535,7 +540,7 @@ def command(
             raise click.ClickException(str(error)) from error
 
         async def run() -> None:
-            with asked_to_end() as (stop, hurry):
+            with asked_to_end() as (stop, hurry), telling(data_dir, stack.addresses):
                 await stack.run(stop, hurry)
 
         try:

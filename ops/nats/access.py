@@ -17,6 +17,7 @@ from msgspec import Struct
 
 Role = Literal["gateway", "lane", "degraded", "supervisor", "operator", "system", "admin"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
+DEFAULT_DATA_DIR: Final = Path(".warmlane")
 # Below the data folder. The files are what `nats --context FILE` takes.
 AUTH_FOLDER: Final = "nats-auth"
 DESCRIPTIONS: Final[Mapping[Role, str]] = {
@@ -29,13 +30,15 @@ DESCRIPTIONS: Final[Mapping[Role, str]] = {
 class NatsAccess(Struct, frozen=True, kw_only=True):
     """Where nats-server is, and as whom to speak to it. *urls* are separated by commas and hold no password.
 
-    *ca* is a file with the certificates that its own is checked against, instead of the system's.
+    *ca* is a file with the certificates that its own is checked against, instead of the system's. *said_by* is who
+    named the *urls*, for errors.
     """
 
     urls: str
     user: str | None = None
     password: str | None = None
     ca: Path | None = None
+    said_by: str = ""
 
     @classmethod
     def at(cls, urls: str, *, ca: Path | None = None) -> Self:
@@ -46,6 +49,11 @@ class NatsAccess(Struct, frozen=True, kw_only=True):
         if named is None:
             return cls(urls=plain, ca=ca)
         return cls(urls=plain, user=unquote(named.username or ""), password=unquote(named.password or ""), ca=ca)
+
+    @property
+    def told(self) -> str:
+        """The addresses for an error, and who named them."""
+        return f"{self.urls} ({self.said_by})" if self.said_by else self.urls
 
     def __repr__(self) -> str:
         return f"NatsAccess({self.urls!r}, user={self.user!r})"

@@ -221,8 +221,8 @@ class NatsLink:
             if refusals:
                 raise _refused(access, refusals[-1]) from error
             raise TransportUnavailable(
-                f"no nats-server answers at {access.urls}; start one with `warmlane up`, or give its address with "
-                "--nats-url"
+                f"no nats-server answers at {access.told}; start one with "
+                "`warmlane up`, name the folder of one with --data-dir, or its address with --nats-url"
             ) from error
         version = client.connected_server_version
         if (version.major, version.minor) < MINIMUM_SERVER:
@@ -666,20 +666,20 @@ async def ack_sync(message: Msg) -> None:
 def _refused(access: NatsAccess, error: Exception) -> UnusableServer:
     if isinstance(error, ssl.SSLError):
         return UnusableServer(
-            f"the certificate of the nats-server at {access.urls} is not trusted ({error}); name the file of its "
+            f"the certificate of the nats-server at {access.told} is not trusted ({error}); name the file of its "
             "authority with --nats-ca"
         )
     if isinstance(error, nats.errors.SecureConnRequiredError):
         return UnusableServer(
-            f"the nats-server at {access.urls} offers no TLS; start it with --tls, or leave tls:// and --nats-ca out"
+            f"the nats-server at {access.told} offers no TLS; start it with --tls, or leave tls:// and --nats-ca out"
         )
     if access.user is None:
         return UnusableServer(
-            f"the nats-server at {access.urls} wants a user and a password: set WARMLANE_NATS_<ROLE>_PASSWORD, or, "
+            f"the nats-server at {access.told} wants a user and a password: set WARMLANE_NATS_<ROLE>_PASSWORD, or, "
             "on the machine of `warmlane up`, name its --data-dir"
         )
     return UnusableServer(
-        f"the nats-server at {access.urls} does not know the user {access.user}, or not with this password"
+        f"the nats-server at {access.told} does not know the user {access.user}, or not with this password"
     )
 
 

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from ops.cli import cli
 from ops.commands.client import Place, Task
 from ops.commands.submit import waiting_line
+from tests.kit.small_disk import small_disk
 
 ID: Final = "019c9a4e-0000-7000-8000-0123456789ab"
 VIDEO: Final = b"not really a video"
@@ -90,7 +91,11 @@ class ScriptedGateway:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, request: object, client_address: object) -> None:
+                pass  # a client that gave up
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -138,7 +143,7 @@ def test_a_warning_is_told_and_the_video_saved(gateway: ScriptedGateway, tmp_pat
     gateway.script = [Answer(202, warned, etag='"5"'), Answer(200, VIDEO)]
     result = submit(gateway, tmp_path, "--steps", "20")
     assert result.exit_code == 0, result.output
-    assert result.stderr == f"warning: {told}\n"
+    assert result.stderr == f"accepted: {gateway.url}/tasks/{ID}\nwarning: {told}\n"
     assert result.stdout.startswith(str(tmp_path / "fox.mp4"))
 
 
@@ -199,6 +204,60 @@ def test_a_turn_that_is_far_off_is_told_and_not_waited_for(gateway: ScriptedGate
     gateway.script = [problem(429, "rate_limited", retry_after_s=3_000)]
     result = submit(gateway, tmp_path)
     assert (result.exit_code, "Try again in 3000 s." in result.stderr) == (1, True)
+
+
+def test_a_busy_system_is_asked_again_as_it_says(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    """Every way to be busy, under one key: refused at once, by a proxy, or as a task that nobody took."""
+    proxy = Answer(503, b"<html>Service Unavailable")
+    proxy.retry_after = "0"
+    error = {"code": "queue_overloaded", "message": "no worker took it within 30 s"}
+    gateway.script = [
+        problem(503, "queue_overloaded", retry_after_s=0.01),
+        problem(503, "storage_full", retry_after_s=0.02),
+        proxy,
+        Answer(202, PENDING, etag='"1"'),
+        Answer(200, {**PENDING, "status": "failed", "error": error}, etag='"2"'),
+        Answer(202, DONE, etag='"3"'),
+        Answer(200, VIDEO),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        slept: list[float] = []
+        patch.setattr("ops.commands.submit.time.sleep", slept.append)
+        result = submit(gateway, tmp_path, "--retry", "10m")
+    assert result.exit_code == 0, result.output
+    assert slept == [0.01, 0.02, 0.0, 8.0]  # the fourth told nothing
+    assert len({headers["idempotency-key"] for method, _, headers, _ in gateway.asked if method == "POST"}) == 1
+    assert "queue_overloaded (503); trying again in 0.01 s\n" in result.stderr
+    assert "unavailable (503); trying again in 0 s\n" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("answer", "arguments"),
+    [
+        (problem(503, "queue_overloaded", retry_after_s=31), ["--retry", "30s"]),
+        (problem(503, "queue_overloaded", retry_after_s=0.01), []),
+        (problem(422, "validation_failed"), ["--retry", "30s"]),
+    ],
+    ids=["too far off", "not asked to", "no use"],
+)
+def test_what_is_not_tried_again(
+    gateway: ScriptedGateway, tmp_path: Path, answer: Answer, arguments: list[str]
+) -> None:
+    gateway.script = [answer]
+    result = submit(gateway, tmp_path, *arguments)
+    assert (result.exit_code, "trying again" in result.stderr) == (1, False)
+
+
+def test_ctrl_c_ends_the_wait_for_another_try(
+    gateway: ScriptedGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ops.commands.submit.time.sleep", interrupt)
+    gateway.script = [problem(503, "queue_overloaded", retry_after_s=20)]
+    result = submit(gateway, tmp_path, "--retry", "1m")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "interrupted; nothing was accepted")
 
 
 def test_the_header_tells_too_when_to_try_again(gateway: ScriptedGateway, tmp_path: Path) -> None:
@@ -281,6 +340,7 @@ def test_a_task_that_nobody_took_says_what_to_do_next(gateway: ScriptedGateway, 
     result = submit(gateway, tmp_path, "--idempotency-key", "mine")
     assert result.exit_code == 1
     assert result.stderr == (
+        f"accepted: {gateway.url}/tasks/{ID}\n"
         f"task {ID} failed: queue_overloaded: no worker took it within 30 s\n"
         "Nothing ran. Try again in a while; --idempotency-key mine may be used again.\n"
     )
@@ -324,7 +384,11 @@ def test_something_else_than_a_gateway_is_recognised(gateway: ScriptedGateway, t
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--out", "/no/such/folder/fox.mp4"], "there is no folder"),
+        (["--out", "/no/such/folder/fox.mp4"], "there is no folder /no/such/folder"),
+        (["--out", f"{__file__}/fox.mp4"], "is a file and no folder"),
+        (["--out", "/dev/null"], "is there and no file that could be replaced"),
+        (["--out", "/proc/fox.mp4"], "/proc/fox.mp4 cannot be written"),
+        (["--out", "x" * 255], "cannot be written: File name too long"),
         (["--image", __file__], "neither PNG, JPEG nor WebP"),
         (["--image", "/no/such.png"], "does not exist"),
         (["--width", "wide"], "not a valid int"),
@@ -338,3 +402,31 @@ def test_what_can_be_refused_here_is_not_sent(
     assert result.exit_code == 2
     assert text in result.stderr
     assert gateway.asked == []
+
+
+def test_a_full_disk_is_told_before_or_with_where_the_video_is(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    large = bytes(3 << 20)
+    video = DONE["video"] | {"bytes": len(large), "sha256": hashlib.sha256(large).hexdigest()}
+    with small_disk(tmp_path / "disk", mib=2) as disk:
+        out = disk.folder / "fox.mp4"
+        gateway.script = [Answer(202, DONE | {"video": video}, etag='"5"'), Answer(200, large)]
+        result = submit(gateway, tmp_path, "--out", str(out))
+        assert result.exit_code == 1
+        assert result.stderr.splitlines()[-2:] == [
+            f"Error: {out} cannot be written: No space left on device",
+            f"task {ID} is at {gateway.url}/tasks/{ID}; to save its video: "
+            f"warmlane tasks download {ID} --url {gateway.url} --wait",
+        ]
+        assert list(disk.folder.iterdir()) == []
+        disk.fill()
+        gateway.asked.clear()
+        result = submit(gateway, tmp_path, "--out", str(out))
+        assert (result.exit_code, gateway.asked) == (2, [])
+        assert "cannot be written: No space left on device" in result.stderr
+        assert [path.name for path in disk.folder.iterdir()] == ["filler"]
+
+
+def test_a_gateway_that_went_away_with_the_video(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    gateway.script = [Answer(202, DONE, etag='"5"'), Answer(lost=True)]
+    result = submit(gateway, tmp_path)
+    assert (result.exit_code, f"warmlane tasks download {ID}" in result.stderr) == (1, True)

@@ -22,8 +22,8 @@ import pytest
 
 from contracts.lanes import LaneState, Leadership, decode_heartbeat
 from contracts.topology import LANES
+from ops.commands.durations import Duration
 from ops.commands.healthcheck import complaint
-from ops.commands.options import Duration
 from ops.machine.processes import warmlane_command
 from ops.nats.access import ROLES, password_variable
 from ops.nats.link import NatsLink

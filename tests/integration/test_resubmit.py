@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ops.cli import cli
-from tests.integration.test_client import DONE, PENDING, Answer, ScriptedGateway, problem
+from tests.integration.test_client import DONE, PENDING, VIDEO, Answer, ScriptedGateway, problem
 from tests.kit.samples import data_uri, picture
 
 ID: Final = "019c9a4e-0000-7000-8000-000000000001"
@@ -56,7 +56,7 @@ def test_the_same_request_is_sent_under_a_key_that_follows_from_the_id(gateway: 
     """Every parameter, also one that this version does not know; twice is the same task."""
     for _ in range(2):
         gateway.script = [Answer(200, FAILED), Answer(202, NEW)]
-        result = resubmit(gateway)
+        result = resubmit(gateway, "--no-wait")
         assert result.exit_code == 0, result.output
         assert result.stdout == f"{NEW['id']} is pending: the request of {ID} again, seed 7\n"
     assert [(method, path) for method, path, _, _ in gateway.asked] == [
@@ -71,7 +71,7 @@ def test_the_same_request_is_sent_under_a_key_that_follows_from_the_id(gateway: 
 def test_the_image_is_sent_again_if_it_is_the_same(gateway: ScriptedGateway, tmp_path: Path) -> None:
     (tmp_path / "boat.png").write_bytes(IMAGE)
     gateway.script = [Answer(200, WITH_IMAGE), Answer(202, NEW)]
-    result = resubmit(gateway, "--image", str(tmp_path / "boat.png"))
+    result = resubmit(gateway, "--no-wait", "--image", str(tmp_path / "boat.png"))
     assert result.exit_code == 0, result.output
     assert json.loads(gateway.asked[1][3])["image"] == data_uri(IMAGE)
 
@@ -81,7 +81,7 @@ def test_the_image_is_sent_again_if_it_is_the_same(gateway: ScriptedGateway, tmp
     [
         ({**DONE, "id": ID}, None, 1, f"task {ID} is done: its video is at "),
         ({**FAILED, "status": "pending"}, None, 1, f"task {ID} is pending: it may still end well"),
-        ({**FAILED, "status": "processing"}, None, 1, f"curl -X DELETE http://127.0.0.1:{{port}}/tasks/{ID}"),
+        ({**FAILED, "status": "processing"}, None, 1, f"`warmlane tasks cancel {ID}`"),
         (WITH_IMAGE, None, 1, "name its file with --image. If a worker had begun the task, the artifact store "),
         (WITH_IMAGE, picture("PNG", (8, 8)), 2, "is not the image that task"),
         (WITH_IMAGE, b"no image", 2, "neither PNG, JPEG nor WebP"),
@@ -108,15 +108,33 @@ def test_an_unknown_task_is_told(gateway: ScriptedGateway) -> None:
     assert (result.exit_code, "no task has this id" in result.stderr) == (1, True)
 
 
-def test_with_wait_the_end_is_told(gateway: ScriptedGateway) -> None:
+def test_the_video_is_saved_as_submit_does(gateway: ScriptedGateway, tmp_path: Path) -> None:
     done = {**DONE, "id": NEW["id"]}
-    gateway.script = [Answer(200, FAILED), Answer(202, NEW, etag='"1"'), Answer(200, done, etag='"2"')]
-    result = resubmit(gateway, "--wait")
-    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, f"{gateway.url}/tasks/{NEW['id']}/video")
+    gateway.script = [
+        Answer(200, FAILED),
+        Answer(202, NEW, etag='"1"'),
+        Answer(200, done, etag='"2"'),
+        Answer(200, VIDEO),
+    ]
+    result = resubmit(gateway, "--out", str(tmp_path))
+    path = tmp_path / "anisora-000000000002.mp4"
+    assert (result.exit_code, path.read_bytes()) == (0, VIDEO), result.output
+    assert result.stdout.splitlines()[-1] == f"{path}  18 bytes, 96x64, 17 frames at 16 fps, seed 7"
+
+
+def test_a_new_task_that_fails_too_is_told(gateway: ScriptedGateway) -> None:
     lost = {**NEW, "status": "failed", "error": {"code": "worker_lost", "message": "2 workers were lost"}}
     gateway.script = [Answer(200, FAILED), Answer(202, NEW, etag='"1"'), Answer(200, lost, etag='"2"')]
-    result = resubmit(gateway, "--wait")
+    result = resubmit(gateway)
     assert result.exit_code == 1
     assert result.stderr == (
+        f"accepted: {gateway.url}/tasks/{NEW['id']}\n"
         f"task {NEW['id']} failed: worker_lost: 2 workers were lost\n`warmlane resubmit {NEW['id']}` tries again\n"
     )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--out", "/no/such/folder/x.mp4"], ["--no-wait", "--out", "x.mp4"]], ids=["folder", "no use"]
+)
+def test_nothing_is_sent_that_could_not_be_saved(gateway: ScriptedGateway, arguments: list[str]) -> None:
+    assert (resubmit(gateway, *arguments).exit_code, gateway.asked) == (2, [])

@@ -25,7 +25,8 @@ from ops.commands.capacity.model import (
     without_lanes,
 )
 from ops.commands.capacity.plots import plot_into
-from ops.commands.options import Duration, lanes_option, settings_option
+from ops.commands.durations import Duration
+from ops.commands.options import lanes_option, settings_option
 
 # Examples to begin with. None of them was measured: the real models were never run here.
 ASSUMED_ARRIVALS_PER_H: Final = {"anisora": 6.0, "phr00t": 12.0}

@@ -261,7 +261,7 @@ class OnALane(click.ClickException):
 
     def __init__(self, model: str, models: Sequence[Model]) -> None:
         none = ",".join(f"{other.name}=0" for other in models)
-        switches = "\n".join(f"  nats kv put control lanes.{other.name} degraded" for other in models)
+        switches = "\n".join(f"  warmlane lane-mode {other.name} degraded" for other in models)
         super().__init__(
             f"the request for {model} went to a warm lane. Start a system without lanes:\n"
             f"  warmlane up --lanes {none}\n"

@@ -22,7 +22,7 @@ from lane_worker.forking.host import DEATH_S, EXIT_S, host_environment
 from lane_worker.forking.slot import lock_path
 from lane_worker.runtime.leaving import HAND_BACK_S, LEAVE_S
 from ops.cli import COMMANDS, LazyGroup, cli
-from ops.commands.options import Duration
+from ops.commands.durations import Duration
 from ops.commands.up import STOP_S, SUPERVISOR_EXTRA_S
 from ops.lanes.supervisor import DRAIN_EXTRA_S
 from ops.nats.access import ROLES, password_variable

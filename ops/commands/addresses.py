@@ -1,0 +1,134 @@
+"""Where the system of a data folder answers: `warmlane up` writes it there, and every client command finds it there.
+
+The file is its own sign of life. Who writes it keeps it locked; the kernel drops the lock with the process, so that
+what a killed `warmlane up` left behind is never taken for a system that runs.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Literal
+
+import click
+import msgspec
+from click.core import ParameterSource
+from msgspec import Struct
+
+FILE: Final = "up.json"
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
+DEFAULT_NATS_URL: Final = "nats://127.0.0.1:4222"
+
+Kind = Literal["url", "nats_url"]
+_DEFAULTS: Final[dict[Kind, str]] = {"url": DEFAULT_URL, "nats_url": DEFAULT_NATS_URL}
+
+
+class Addresses(Struct, frozen=True, kw_only=True):
+    """Where `warmlane` *command*, the process *pid*, answers on this machine; without a gateway, *url* is None.
+
+    There is no secret in it, so that the other users of the machine may read it.
+    """
+
+    pid: int
+    command: str
+    nats_url: str
+    url: str | None = None
+
+
+class Found(Struct, frozen=True):
+    """What a data folder tells: *addresses* of a system that runs, or else *why* there are none."""
+
+    addresses: Addresses | None = None
+    why: str = ""
+
+
+class Address(Struct, frozen=True):
+    """An address, and *said_by*, for errors: who named it."""
+
+    url: str
+    said_by: str
+
+
+@contextlib.contextmanager
+def telling(data_dir: Path, addresses: Addresses, *, outlives: bool = False) -> Iterator[None]:
+    """*addresses* stand in *data_dir* while the block runs, written whole or not at all.
+
+    *outlives*: they stay beyond an exec of this process, for as long as what it has become runs. Raises OSError.
+    """
+    path = data_dir / FILE
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        os.set_inheritable(file.fileno(), outlives)
+        file.write(msgspec.json.encode(addresses) + b"\n")
+        file.flush()
+        part.replace(path)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def find(data_dir: Path, *, is_named: bool) -> Found:
+    """What *data_dir* tells. Changes nothing, raises nothing.
+
+    Where the user did not name the folder (*is_named*), it is whatever folder of that name the current one holds: then
+    the file must be the user's own, or anybody could be sent his prompts and keys.
+    """
+    path = data_dir / FILE
+    try:
+        with path.open("rb") as file:
+            owner = os.fstat(file.fileno()).st_uid
+            if not is_named and owner not in {os.geteuid(), 0}:
+                return Found(why=f"{path} is another user's: name the folder with --data-dir to believe it")
+            addresses = msgspec.json.decode(file.read(), type=Addresses)
+            if _is_locked(file.fileno()):
+                return Found(addresses)
+    except FileNotFoundError:
+        return Found(why=f"there is no {path} of a `warmlane up`")
+    except OSError as error:
+        return Found(why=f"{path} cannot be read: {error.strerror}")
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return Found(why=f"{path} is not what `warmlane up` writes")
+    return Found(why=f"{path} is of a `warmlane {addresses.command}` (process {addresses.pid}) that has ended")
+
+
+def _is_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def chosen(kind: Kind, given: str | None, given_by: str, found: Found, folder: Path) -> Address:
+    """Which address counts. Pure.
+
+    1. *given*, by the option or the variable *given_by*.
+    2. What the data *folder* tells of a system that runs.
+    3. The default.
+    """
+    if given is not None:  # 1
+        return Address(given, given_by)
+    if found.addresses is not None:
+        told: str | None = getattr(found.addresses, kind)
+        if told is not None:  # 2
+            of = f"`warmlane {found.addresses.command}`, process {found.addresses.pid}"
+            return Address(told, f"{folder / FILE} of {of}")
+        why = f"`warmlane {found.addresses.command}` of {folder / FILE} has no gateway"
+        return Address(_DEFAULTS[kind], f"the default, since {why}")
+    return Address(_DEFAULTS[kind], f"the default, since {found.why}")  # 3
+
+
+def address_of(kind: Kind, parameter: str, given: str | None, folder: Path, folder_parameter: str) -> Address:
+    """`chosen` for the command that runs, whose options are called *parameter* and *folder_parameter* inside."""
+    ctx = click.get_current_context()
+    is_named = ctx.get_parameter_source(folder_parameter) not in {None, ParameterSource.DEFAULT}
+    option = "--" + parameter.replace("_", "-")
+    by = (
+        f"WARMLANE_{parameter.upper()}"
+        if ctx.get_parameter_source(parameter) is ParameterSource.ENVIRONMENT
+        else option
+    )
+    return chosen(kind, given, by, Found() if given is not None else find(folder, is_named=is_named), folder)

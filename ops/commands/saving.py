@@ -1,0 +1,79 @@
+"""Where a video goes: looked at before it is made, and told where it stays if it cannot be saved after all."""
+
+import contextlib
+import os
+import shlex
+from pathlib import Path
+from typing import Final
+
+import click
+
+from ops.commands.addresses import DEFAULT_URL
+from ops.commands.client import Client, DamagedVideo, Task, Unreachable
+
+# What has to fit where a video is to be saved, tried before it is made.
+PROBE_BYTES: Final = 1 << 20
+
+
+class NotSaved(click.ClickException):
+    """The video is there, and not here. The text says where, and how to get it."""
+
+
+def output_path(out: Path | None, task: Task) -> Path:
+    """Where the video goes: *out*, or a name made of model and id, in the current folder or in the folder *out*."""
+    name = f"{task.model}-{task.id[-12:]}.mp4"
+    if out is None:
+        return Path(name)
+    return out / name if out.is_dir() else out
+
+
+def require_writable(out: Path | None) -> None:
+    """A video can be saved at *out* as `output_path` means it, as far as that can be told before. Leaves nothing.
+
+    Raises click.BadParameter, which says what is in the way.
+    """
+    folder = Path() if out is None else out if out.is_dir() else out.parent
+    if not folder.is_dir():
+        what = f"{folder} is a file and no folder" if folder.exists() else f"there is no folder {folder}"
+        raise click.BadParameter(what, param_hint="--out")
+    if out is not None and out.exists() and not out.is_dir() and not out.is_file():
+        raise click.BadParameter(f"{out} is there and no file that could be replaced", param_hint="--out")
+    probe = _part(folder / "video.mp4" if out is None or out.is_dir() else out)
+    try:
+        with probe.open("xb") as file:
+            file.write(bytes(PROBE_BYTES))
+    except OSError as error:
+        raise click.BadParameter(f"{out or folder} cannot be written: {error.strerror}", param_hint="--out") from error
+    finally:
+        # where it cannot even be looked for, nothing was made
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def save(client: Client, task: Task, out: Path | None) -> Path:
+    """Downloads the video of *task*, which is done, to `output_path`: whole and checked, or not at all.
+
+    Raises NotSaved, and what else `Client.download` raises.
+    """
+    path = output_path(out, task)
+    try:
+        client.download(task, path, part=_part(path))
+    except OSError as error:
+        raise NotSaved(f"{path} cannot be written: {error.strerror or error}\n{how_to_get(client, task)}") from error
+    except (Unreachable, DamagedVideo) as error:
+        raise NotSaved(f"{error.message}\n{how_to_get(client, task)}") from error
+    return path
+
+
+def how_to_get(client: Client, task: Task) -> str:
+    """Where the video of *task* is or will be, and the command that downloads it."""
+    where = "" if client.url == DEFAULT_URL else f" --url {shlex.quote(client.url)}"
+    return (
+        f"task {task.id} is at {client.url}/tasks/{task.id}; to save its video: "
+        f"warmlane tasks download {task.id}{where} --wait"
+    )
+
+
+def _part(path: Path) -> Path:
+    # of this process: another one may be saving to the same place
+    return path.with_name(f"{path.name}.{os.getpid()}.part")
