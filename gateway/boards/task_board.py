@@ -24,6 +24,8 @@ SUBSCRIBER_QUEUE_MAX: Final = 64
 # To forget one takes some 10 µs; all of a day at once would hold up every request.
 FORGOTTEN_AT_ONCE: Final = 200
 FORGOTTEN_MAX: Final = 100_000
+# Of so many tasks the readers are woken before others run: 500 at once would hold up every request.
+MOVED_AT_ONCE: Final = 50
 
 
 class Snapshot(Struct, frozen=True, gc=False):
@@ -31,6 +33,19 @@ class Snapshot(Struct, frozen=True, gc=False):
 
     task: GenerationTask
     revision: int
+
+
+class _Reader:
+    """Somebody who waits for news of one task.
+
+    *told_ahead*: for one who also hears of another place in the queue, how many stood ahead when they heard last.
+    """
+
+    __slots__ = ("news", "told_ahead")
+
+    def __init__(self) -> None:
+        self.news: asyncio.Queue[Snapshot | None] = asyncio.Queue(SUBSCRIBER_QUEUE_MAX)
+        self.told_ahead: int | None = None
 
 
 class TaskBoard:
@@ -44,7 +59,8 @@ class TaskBoard:
         self._index = TaskIndex()
         self._live: dict[str, Snapshot] = {}
         self._finished: OrderedDict[str, Snapshot] = OrderedDict()
-        self._queues: dict[str, set[asyncio.Queue[Snapshot | None]]] = {}
+        self._readers: dict[str, set[_Reader]] = {}
+        self._moves_told = 0
         self._closed = False
         # while the bucket is told anew: what is in memory, and was not told yet
         self._untold: set[str] = set()
@@ -63,8 +79,8 @@ class TaskBoard:
     def close(self) -> None:
         """Wakes everybody who waits; nobody waits any more."""
         self._closed = True
-        for queue in [queue for queues in self._queues.values() for queue in queues]:
-            _offer(queue, None)
+        for reader in [reader for readers in self._readers.values() for reader in readers]:
+            _offer(reader, None)
 
     def on_entry(self, entry: Entry) -> None:
         """A record changed."""
@@ -111,8 +127,8 @@ class TaskBoard:
             self._live[task.id] = snapshot
             self._finished.pop(task.id, None)
         self.work_queues.take_in(task)
-        for queue in self._queues.get(task.id, ()):
-            _offer(queue, snapshot)
+        for reader in self._readers.get(task.id, ()):
+            _offer(reader, snapshot)
         return snapshot
 
     def _is_known(self, task_id: str, revision: int) -> bool:
@@ -165,35 +181,61 @@ class TaskBoard:
     async def changes(self, snapshot: Snapshot, *, idle_s: float) -> AsyncIterator[Snapshot | None]:
         """The task as it is now, then every change, until it has ended, or its record is gone, or the board is closed.
 
-        None is yielded after every *idle_s* without a change. A reader that falls far behind misses snapshots in
-        between, never the last one.
+        As long as it waits, another place in its queue is a change too, when `tell_moves` is called. None is yielded
+        after every *idle_s* without a change. A reader that falls far behind misses snapshots in between, never the
+        last one.
         """
-        with self._subscription(snapshot.task.id) as queue:
+        with self._reader(snapshot.task.id) as reader:
             latest = self._latest(snapshot)
+            reader.told_ahead = self.work_queues.ahead_of(latest.task)
             yield latest
             while not (latest.task.status.is_terminal or self._closed):
                 try:
                     async with asyncio.timeout(idle_s):
-                        following = await queue.get()
+                        following = await reader.news.get()
                 except TimeoutError:
                     yield None
                     continue
                 if following is None:
                     return
-                if following.revision != latest.revision:
-                    latest = following
+                ahead = self.work_queues.ahead_of(following.task)
+                if (following.revision, ahead) != (latest.revision, reader.told_ahead):
+                    latest, reader.told_ahead = following, ahead
                     yield latest
+
+    async def tell_moves(self) -> None:
+        """Wakes those readers of `changes` whose task stands elsewhere in its queue than they heard last.
+
+        It costs nothing while nobody moved. Others run in between.
+        """
+        if self._moves_told == (moves := self.work_queues.moves):
+            return
+        self._moves_told = moves
+        for number, task_id in enumerate(tuple(self._readers), 1):
+            self._tell_place(task_id)
+            if number % MOVED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def _tell_place(self, task_id: str) -> None:
+        snapshot = self._live.get(task_id)
+        if snapshot is None or snapshot.task.status is not TaskStatus.PENDING:
+            return
+        ahead = self.work_queues.ahead_of(snapshot.task)
+        for reader in self._readers.get(task_id, ()):
+            # one with unread news sees the place of then, when it comes to read it
+            if reader.told_ahead not in (None, ahead) and reader.news.empty():
+                _offer(reader, snapshot)
 
     async def wait(self, snapshot: Snapshot, *, seen_revision: int | None, timeout_s: float) -> Snapshot | None:
         """The task when it ended, or when its revision is not *seen_revision*, or as it is after *timeout_s*.
 
         None when its record is gone.
         """
-        with self._subscription(snapshot.task.id) as queue, contextlib.suppress(TimeoutError):
+        with self._reader(snapshot.task.id) as reader, contextlib.suppress(TimeoutError):
             snapshot = self._latest(snapshot)
             async with asyncio.timeout(timeout_s):
                 while not (_is_news(snapshot, seen_revision) or self._closed):
-                    following = await queue.get()
+                    following = await reader.news.get()
                     if following is not None:
                         snapshot = following
                     elif not self._closed:
@@ -241,19 +283,19 @@ class TaskBoard:
         self._finished.pop(task_id, None)
         self._untold.discard(task_id)
         self.work_queues.forget(task_id)
-        for queue in self._queues.get(task_id, ()):
-            _offer(queue, None)
+        for reader in self._readers.get(task_id, ()):
+            _offer(reader, None)
 
     @contextlib.contextmanager
-    def _subscription(self, task_id: str) -> Iterator[asyncio.Queue[Snapshot | None]]:
-        queue: asyncio.Queue[Snapshot | None] = asyncio.Queue(SUBSCRIBER_QUEUE_MAX)
-        self._queues.setdefault(task_id, set()).add(queue)
+    def _reader(self, task_id: str) -> Iterator[_Reader]:
+        reader = _Reader()
+        self._readers.setdefault(task_id, set()).add(reader)
         try:
-            yield queue
+            yield reader
         finally:
-            self._queues[task_id].discard(queue)
-            if not self._queues[task_id]:
-                del self._queues[task_id]
+            self._readers[task_id].discard(reader)
+            if not self._readers[task_id]:
+                del self._readers[task_id]
 
 
 def named_paths(task: GenerationTask) -> tuple[str, ...]:
@@ -272,7 +314,7 @@ def _is_news(snapshot: Snapshot, seen_revision: int | None) -> bool:
     return snapshot.task.status.is_terminal
 
 
-def _offer(queue: asyncio.Queue[Snapshot | None], item: Snapshot | None) -> None:
-    if queue.full():
-        queue.get_nowait()
-    queue.put_nowait(item)
+def _offer(reader: _Reader, news: Snapshot | None) -> None:
+    if reader.news.full():
+        reader.news.get_nowait()
+    reader.news.put_nowait(news)

@@ -19,6 +19,8 @@ class WorkQueue:
     def __init__(self) -> None:
         self._waiting: list[GenerationTask] = []
         self._running: dict[str, GenerationTask] = {}
+        self.moves = 0
+        """Grows whenever a task that waits may stand elsewhere than before."""
 
     @property
     def waiting(self) -> Sequence[GenerationTask]:
@@ -36,13 +38,17 @@ class WorkQueue:
 
     def add(self, task: GenerationTask) -> None:
         if task.status is TaskStatus.PENDING:
-            bisect.insort(self._waiting, task, key=_turn)
+            ahead = bisect.bisect_right(self._waiting, _turn(task), key=_turn)
+            self.moves += ahead < len(self._waiting)
+            self._waiting.insert(ahead, task)
         else:
             self._running[task.id] = task
 
     def remove(self, task: GenerationTask) -> None:
         if task.status is TaskStatus.PENDING:
-            del self._waiting[self.ahead_of(task)]
+            ahead = self.ahead_of(task)
+            del self._waiting[ahead]
+            self.moves += ahead < len(self._waiting)
         else:
             del self._running[task.id]
 
@@ -59,6 +65,15 @@ class WorkQueues:
     def of(self, route: Literal["lane", "degraded"], model: str) -> WorkQueue:
         """The queue that carries tasks of *model* on *route*."""
         return self._queues.setdefault(work_stream(route, model), WorkQueue())
+
+    @property
+    def moves(self) -> int:
+        """Grows whenever a task that waits on any of them may stand elsewhere than before."""
+        return sum(queue.moves for queue in self._queues.values())
+
+    def ahead_of(self, task: GenerationTask) -> int:
+        """How many tasks go before *task*; 0 unless it waits."""
+        return self.of(task.route, task.model).ahead_of(task) if task.status is TaskStatus.PENDING else 0
 
     def take_in(self, task: GenerationTask) -> None:
         """The record of *task* is new, or changed."""

@@ -1,11 +1,16 @@
-"""How many event streams are open, and for whom: an open one costs memory for as long as its client likes."""
+"""Event streams: what is sent on one, how many are open, and for whom. An open one costs memory for as long as its
+client likes.
+
+The form is that of the HTML standard (https://html.spec.whatwg.org/multipage/server-sent-events.html). What it says of
+`data` lines matters here: a block that has one, even an empty one, is an event, and a page's handler is called with it.
+"""
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
-from litestar.response import ServerSentEvent
+from litestar.response import ServerSentEventMessage, Stream
 from litestar.response.base import ASGIResponse
 from litestar.types import Receive, Scope, Send
 
@@ -13,6 +18,21 @@ PER_CALLER_MAX: Final = 500
 PER_GATEWAY_MAX: Final = 2_000
 # When somebody's stream may have ended: tasks take seconds to minutes.
 RETRY_AFTER_S: Final = 5.0
+# After so long a browser comes back, when a stream ends before its task: browsers have 3 to 5 s of their own.
+COME_BACK_S: Final = 2.0
+
+STILL_THERE: Final = ServerSentEventMessage(data=None, comment="still there").encode()
+"""What keeps a silent stream open, and calls no handler: a comment, without a line of data."""
+
+
+def beginning() -> bytes:
+    """What stands first on a stream: when a client is to come back."""
+    return ServerSentEventMessage(data=None, retry=round(COME_BACK_S * 1000)).encode()
+
+
+def event(name: str, data: bytes, *, id: int) -> bytes:
+    """The event *name*, with *data* in UTF-8. A client that comes back sends *id* as `Last-Event-ID`."""
+    return ServerSentEventMessage(data=data, event=name, id=id).encode()
 
 
 class TooManyStreams(Exception):
@@ -65,14 +85,16 @@ class Place:
             self.free()
 
 
-class CountedEvents(ServerSentEvent):
-    """Server-sent events that hold *place* until the client has gone or the events have ended.
+class EventStream(Stream):
+    """An answer of server-sent events that holds *place*, if any, until the client has gone or the events have ended.
 
     Around the whole answer, and not in the iterator: one that never began to run would never free it.
     """
 
-    def __init__(self, content: Any, *, place: Place, headers: dict[str, str]) -> None:
-        super().__init__(content, headers=headers)
+    def __init__(self, events: AsyncIterator[bytes] | tuple[bytes, ...], *, place: Place | None = None) -> None:
+        # no proxy keeps, packs or holds back what is to be seen at once (X-Accel-Buffering is nginx's)
+        headers = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
         self._place = place
 
     def to_asgi_response(self, *given: Any, **named: Any) -> ASGIResponse:
@@ -80,7 +102,7 @@ class CountedEvents(ServerSentEvent):
         place = self._place
 
         async def counted(scope: Scope, receive: Receive, send: Send) -> None:
-            with place.held():
+            with contextlib.nullcontext() if place is None else place.held():
                 await answer(scope, receive, send)
 
         return counted  # type: ignore[return-value]  # all that Litestar does with it is to call it

@@ -13,7 +13,6 @@ from litestar import Request, Response, delete, get, head
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
-from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from contracts import lifecycle
 from contracts.settings import Catalog
@@ -24,7 +23,7 @@ from gateway.boards.task_board import Snapshot
 from gateway.http.access import Turn, needs, unauthorized
 from gateway.http.answers import JsonAnswer
 from gateway.http.conditions import conditions_of, require_to_change
-from gateway.http.event_streams import RETRY_AFTER_S, CountedEvents, TooManyStreams
+from gateway.http.event_streams import RETRY_AFTER_S, STILL_THERE, EventStream, TooManyStreams, beginning, event
 from gateway.http.openapi import (
     MAX_WAIT_S,
     CancelOperation,
@@ -45,7 +44,6 @@ from ops.telemetry.tracing import current_span, failed, link_to, of_task, span
 
 PAGE_MAX: Final = 100
 KEEP_ALIVE_S: Final = 15.0
-STREAM_HEADERS: Final = {"Cache-Control": "no-store"}
 
 _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -204,9 +202,11 @@ def _age(services: Services) -> dict[str, str]:
     **needs("read"),
 )
 async def follow_task(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[Any]:
-    """Server-sent events: an event `task` with the task's JSON now and at every change, until it has ended.
+    """Server-sent events: an event `task` with the task's JSON now and at every change, until it has ended. While it
+    waits, its place in the queue is such a change, told once a second at most.
 
-    The event's id is the revision; a client that comes back with the last one in `Last-Event-ID` gets 204.
+    The event's id is the revision. A client that comes back with that of the end in `Last-Event-ID` gets 204, which
+    tells a browser's `EventSource` to stay away. Between events a comment comes every 15 s.
     """
     snapshot = await find(services, request.user, task_id)
     if _has_seen_the_end(request, snapshot):
@@ -216,8 +216,7 @@ async def follow_task(request: _Request, services: _Services, task_id: FromPath[
     except TooManyStreams as error:
         detail = f"{error}; close those of tasks that have ended, or wait with GET /tasks/{{id}}?wait=60"
         raise ProblemError("too_many_streams", detail, retry_after_s=RETRY_AFTER_S) from error
-    events = _events(services, request.user, snapshot)
-    return CountedEvents(events, place=place, headers=STREAM_HEADERS)
+    return EventStream(_events(services, request.user, snapshot), place=place)
 
 
 @head("/tasks/{task_id:str}/events", include_in_schema=False, **needs("read"))
@@ -226,23 +225,22 @@ async def head_follow_task(request: _Request, services: _Services, task_id: From
     snapshot = await find(services, request.user, task_id)
     if _has_seen_the_end(request, snapshot):
         return Response(None, status_code=204)
-    nothing: tuple[str, ...] = ()
-    return ServerSentEvent(nothing, headers=STREAM_HEADERS)  # type: ignore[return-value]  # what Litestar wants declared
+    return EventStream(())  # type: ignore[return-value]  # what Litestar wants declared
 
 
 def _has_seen_the_end(request: _Request, snapshot: Snapshot) -> bool:
     return snapshot.task.status.is_terminal and request.headers.get("last-event-id") == str(snapshot.revision)
 
 
-async def _events(services: Services, caller: Caller, snapshot: Snapshot) -> AsyncIterator[ServerSentEventMessage]:
+async def _events(services: Services, caller: Caller, snapshot: Snapshot) -> AsyncIterator[bytes]:
+    yield beginning()
     async for change in services.tasks.changes(snapshot, idle_s=KEEP_ALIVE_S):
         if not services.keys.still_counts(caller):
             return  # its key was revoked: not a word more
         if change is None:
-            yield ServerSentEventMessage(comment="still there")
+            yield STILL_THERE
         else:
-            data = msgspec.json.encode(_shown(services, change.task)).decode()
-            yield ServerSentEventMessage(data=data, event="task", id=str(change.revision))
+            yield event("task", msgspec.json.encode(_shown(services, change.task)), id=change.revision)
 
 
 @delete(

@@ -66,8 +66,8 @@ class TaskView(Struct, frozen=True, kw_only=True):
     *route* is the dedicated warm lane or the degraded worker, where all models take turns on one card; *worker* is the
     one that holds or held the task; *attempt* counts the workers that began it. *warnings* lists the parameters that
     the request named otherwise, where the enforcement of its model was `report`. *queue* is where it stands, as long as
-    it is pending; a task that moves up there is not a change that waiting clients or event streams are told of. *swap*,
-    on a task that ended on the degraded worker, is the proof that the card was empty before the model was loaded; null
+    it is pending; a task that moves up there is a change for event streams, and not for clients that wait. *swap*, on a
+    task that ended on the degraded worker, is the proof that the card was empty before the model was loaded; null
     if the model was there already. *memory* is the host's reading after cleanup (FR-009). *trace_id* names its trace,
     null where tasks are not traced.
     """

@@ -272,6 +272,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= self._limits.pipelined_max:
             self._refusal = ("malformed_request", "too many requests before the first answer")
             raise ValueError
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # RFC 9110, 10.1.1: such a client does not wait for it
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -285,6 +287,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._in_hand = cycle
+        if cycle.scope["http_version"] == "1.0":
+            app = _without_chunks(app, cycle)
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
@@ -371,6 +375,29 @@ class BoundedProtocol(HttpToolsProtocol):
         }
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         return b"".join((STATUS_LINE[problem.problem.status], head.encode("ascii"), b"\r\n", body))
+
+
+def _without_chunks(app: ASGI3Application, cycle: RequestResponseCycle) -> ASGI3Application:
+    """*app* for a client of HTTP/1.0, to whom chunks would be part of the body (RFC 9112, 7.1): an answer without a
+    declared length ends where the connection does, which uvicorn closes after every answer to such a client.
+    """
+
+    async def closing(scope: Any, receive: Any, send: Any) -> None:
+        is_declared = False
+
+        async def unchunked(message: Any) -> None:
+            nonlocal is_declared
+            if message["type"] == "http.response.start":
+                is_declared = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+                if not is_declared:
+                    cycle.chunked_encoding = False
+            elif not is_declared:
+                cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, unchunked)
+
+    return closing
 
 
 def http_config(app: Any, connections: Connections, *, tls: ssl.SSLContext | None = None) -> uvicorn.Config:

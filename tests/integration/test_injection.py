@@ -10,6 +10,7 @@ import pytest
 from contracts.topology import CONTROL, DEADLINES, DEGRADED, FALLBACKS, TASKS, bucket_stream, lane_stream
 from ops.nats.link import NatsLink
 from tests.integration.conftest import MODELS, GatewayProcess
+from tests.kit.event_source import EventSource
 from tests.kit.loopback import Talk
 from tests.kit.samples import data_uri
 
@@ -203,7 +204,7 @@ async def test_a_prompt_with_line_ends_splits_no_event(http: httpx.AsyncClient) 
     prompt = "a\r\n\r\nevent: task\r\ndata: {}\u2028\r\rid: 9"
     task = (await http.post("/generate", json={"model": "anisora", "prompt": prompt})).json()
     assert (await http.delete(f"/tasks/{task['id']}")).status_code == 200
-    events = (await http.get(f"/tasks/{task['id']}/events")).text
-    lines = [line for line in events.replace("\r\n", "\n").split("\n") if line]
-    assert [line.split(":")[0] for line in lines] == ["id", "event", "data"]
-    assert json.loads(lines[2].removeprefix("data: "))["parameters"]["prompt"] == prompt
+    (event,) = EventSource().read((await http.get(f"/tasks/{task['id']}/events")).content)
+    assert event.name == "task"
+    assert event.last_id.isdigit()
+    assert json.loads(event.data)["parameters"]["prompt"] == prompt

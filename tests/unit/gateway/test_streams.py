@@ -1,6 +1,22 @@
+import json
+
 import pytest
 
-from gateway.http.event_streams import Streams, TooManyStreams
+from gateway.http.event_streams import STILL_THERE, Streams, TooManyStreams, beginning, event
+from tests.kit.event_source import EventSource, Message
+
+
+def test_the_heartbeat_calls_no_handler() -> None:
+    """An empty line of data would: a page's `onmessage` was called with nothing, which is no JSON."""
+    source = EventSource()
+    data = json.dumps({"prompt": "one\r\ntwo\u2028"}).encode()
+    assert source.read(beginning()) == []
+    assert source.read(STILL_THERE) == []
+    assert source.read(event("task", data, id=7) + STILL_THERE * 3) == [Message("task", data.decode(), "7")]
+    assert source.read(STILL_THERE) == []
+    assert (source.last_id, source.retry_ms) == ("7", 2_000)
+    # what the heartbeat was, and what the reader here makes of it, as a browser does
+    assert EventSource().read(b": still there\r\nevent: x\r\ndata: \r\n\r\n") == [Message("x", "", "")]
 
 
 def test_every_caller_has_a_bound_and_all_have_one() -> None:

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from contracts.tasks import TaskStatus
-from gateway.boards.task_board import FORGOTTEN_AT_ONCE, TaskBoard
+from contracts.tasks import GenerationTask, TaskStatus
+from gateway.boards.task_board import FORGOTTEN_AT_ONCE, MOVED_AT_ONCE, Snapshot, TaskBoard
 from gateway.boards.task_index import Place, Row, TaskIndex
+from ops.ending import end
 from ops.nats.link import Entry
-from tests.kit.records import NOW, pending_task
+from tests.kit.records import NOW, pending_task, processing_task
 
 MANY = 3_000
 
@@ -177,3 +178,81 @@ async def test_what_is_written_anew_meanwhile_is_not_forgotten(board: TaskBoard)
 def test_a_record_that_is_deleted_is_forgotten(board: TaskBoard) -> None:
     board.on_entry(Entry("task-00000", None, MANY + 1, NOW))
     assert len(everything(board)) == MANY - 1
+
+
+# Readers
+
+
+class _Followed:
+    """A reader of `TaskBoard.changes`, and what it was told."""
+
+    def __init__(self, board: TaskBoard, task: GenerationTask) -> None:
+        self.heard: list[tuple[int, int]] = []
+        self._board = board
+        self._running = asyncio.create_task(self._read(task))
+
+    async def _read(self, task: GenerationTask) -> None:
+        async for change in self._board.changes(Snapshot(task, 1), idle_s=60):
+            assert change is not None
+            self.heard.append((change.revision, self._board.work_queues.ahead_of(change.task)))
+
+    async def stop(self) -> None:
+        await end(self._running)
+
+
+async def _turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_moves_are_told_once_and_only_to_those_who_moved() -> None:
+    board = TaskBoard()
+    queue = [pending_task(f"task-{number}", queued_at=NOW + timedelta(seconds=number)) for number in range(4)]
+    for task in queue:
+        board.record(task, 1, NOW)
+    readers = [_Followed(board, task) for task in (*queue[:3], queue[2])]
+    waiting = asyncio.create_task(board.wait(Snapshot(queue[2], 1), seen_revision=1, timeout_s=60))
+    await _turns()
+
+    async def told() -> list[list[tuple[int, int]]]:
+        await board.tell_moves()
+        await _turns()
+        return [reader.heard for reader in readers]
+
+    as_begun = [[(1, 0)], [(1, 1)], [(1, 2)], [(1, 2)]]
+    assert await told() == as_begun
+    board.record(pending_task("behind", queued_at=NOW + timedelta(seconds=9)), 1, NOW)
+    assert await told() == as_begun
+    claimed = processing_task(id="task-1", queued_at=queue[1].queued_at)
+    board.record(claimed, 2, NOW)
+    assert await told() == [[(1, 0)], [(1, 1), (2, 0)], [(1, 2), (1, 1)], [(1, 2), (1, 1)]]
+    assert await told() == [[(1, 0)], [(1, 1), (2, 0)], [(1, 2), (1, 1)], [(1, 2), (1, 1)]]
+    # two moves before anybody was told are one; one that was taken back is none
+    board.record(pending_task("between", queued_at=NOW + timedelta(seconds=0.5)), 1, NOW)
+    board.on_entry(Entry("between", None, 2, NOW))
+    assert (await told())[2] == [(1, 2), (1, 1)]
+    board.on_entry(Entry("task-0", None, 2, NOW))
+    assert (await told())[2:] == [[(1, 2), (1, 1), (1, 0)], [(1, 2), (1, 1), (1, 0)]]
+    assert not waiting.done()  # who waits for another revision is not woken by a place
+    for reader in readers:
+        await reader.stop()
+    await end(waiting)
+
+
+async def test_others_run_while_many_readers_are_told() -> None:
+    board = TaskBoard()
+    queue = [pending_task(f"task-{number}", queued_at=NOW + timedelta(seconds=number)) for number in range(500)]
+    for task in queue:
+        board.record(task, 1, NOW)
+    readers = [_Followed(board, task) for task in queue]
+    await _turns()
+    board.on_entry(Entry("task-0", None, 2, NOW))
+    telling, turns = asyncio.create_task(board.tell_moves()), 0
+    while not telling.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns >= 499 // MOVED_AT_ONCE
+    await _turns()
+    assert [reader.heard[-1] for reader in readers[1:]] == [(1, ahead) for ahead in range(499)]
+    for reader in readers:
+        await reader.stop()
