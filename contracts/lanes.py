@@ -24,7 +24,7 @@ class LaneState(StrEnum):
     CRASH_LOOPING = "crash_looping"
 
 
-# Why a lane that drains is to go. None: for a reason that is nobody's denial, as at the end of the deployment.
+# Why a lane drains. None: nobody denied it; for example, the deployment ends.
 LeavingFor = Literal["quota"]
 
 

@@ -22,7 +22,7 @@ from contracts.wire import Unreadable
 from ops.nats.link import Entry, NatsLink, TransportUnavailable, WrongRevision
 from ops.telemetry.seldom import Seldom
 
-# Safety net of the standbys, should a watch be deaf: they look for themselves so often.
+# Standbys also read the key themselves, this often, in case a watch delivers nothing.
 POLL_S: Final = LEADER_TTL_S
 RETRY_S: Final = 0.2
 

@@ -73,7 +73,7 @@ class TaskBoard:
         await self._watch.wait()
 
     def news_age_s(self) -> float:
-        """How old, at most, what is in memory is, in seconds; 0 while every change is told at once."""
+        """The greatest age of what is in memory, in seconds; 0 while every change arrives at once."""
         return self._watch.age_s()
 
     def close(self) -> None:

@@ -248,8 +248,8 @@ def _known(_: Request[Any, Any, Any], error: ProblemError) -> Response[Problem]:
 
 
 def answer_of(error: ProblemError) -> Response[Problem]:
-    """The answer that carries *error*, which is counted. For who does not raise it: Litestar's way through its handlers
-    of exceptions costs as much as all the rest of a refusal."""
+    """The answer that carries *error*, which is counted. Handlers return it instead of raising *error*: Litestar's way
+    through its exception handlers costs as much as all the rest of a refusal."""
     metrics.requests_refused.add(error.problem.code)
     current = current_span()
     current.set_attribute("warmlane.problem.code", error.problem.code)

@@ -40,7 +40,7 @@ from ops.nats.link import NatsLink, StreamFull, TransportUnavailable, WrongRevis
 from ops.telemetry import metrics
 from ops.telemetry.tracing import PRODUCER, TRACEPARENT, message_name, of_message, of_task, span, traceparent_of
 
-# For so long a refusal by the server is taken for its next one, while as many tasks wait as it takes.
+# While the queue looks full, the server is not asked again for this long after a refusal: it would refuse again.
 FULL_FOR_S: Final = 0.1
 
 log = structlog.get_logger("admission")

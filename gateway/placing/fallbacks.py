@@ -278,7 +278,7 @@ class Fallbacks:
 
 
 def _minus(now: tuple[Sent, ...], before: tuple[Sent, ...], left: tuple[Sent, ...]) -> tuple[Sent, ...]:
-    """What remains of *now*, which grew out of *before*, after what is not in *left* was written."""
+    """The counts of *now* that are still to be written. *now* grew out of *before*; only *left* of that is unwritten."""
     written = before[: len(before) - len(left)]
     if not written:
         return now

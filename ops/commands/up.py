@@ -70,7 +70,7 @@ SUPERVISOR_EXTRA_S: Final = 5.0
 TURN_S: Final = 15.0
 DENIED: Final = frozenset({LaneState.QUOTA_DENIED, LaneState.CAPACITY_DENIED})
 BEFORE_WARM: Final = frozenset({LaneState.STARTING, LaneState.LOADING})
-# As long may the shared fork server take until workers can connect to it: a few tenths of a second on an idle machine.
+# How long the shared fork server may take to accept workers. On an idle machine it takes a few tenths of a second.
 FORKS_LISTEN_S: Final = 5.0
 # What can be warm is warm, when every lane is in one of these.
 SETTLED: Final = DENIED | {LaneState.WARM, LaneState.CRASH_LOOPING}

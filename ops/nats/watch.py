@@ -220,7 +220,7 @@ class Watch:
             self._keeping.cancel()
 
     def age_s(self) -> float:
-        """How old, at most, what was told last is, in seconds; 0 while every change is told at once."""
+        """The greatest age of what was delivered last, in seconds; 0 while every change arrives at once."""
         now_s = time.monotonic()
         if self._is_whole and self._following is not None:
             silent_s = now_s - self._following.heard_s

@@ -22,7 +22,7 @@ REFUSAL: Final = "Warmlane, refusal"
 NO_OP: Final = "bare Litestar, constant 503"
 TOLD: Final = "after Retry-After"
 TOO_EARLY: Final = "after half of it"
-# What is done beside finished tasks, how many of them there are, and of how few the oldest is not in memory.
+# How many finished tasks there are while something is measured. From SOME on the oldest is no longer in memory.
 FEW: Final = 10
 SOME: Final = 1_000
 MANY: Final = 100_000
