@@ -278,7 +278,7 @@ class Fallbacks:
 
 
 def _minus(now: tuple[Sent, ...], before: tuple[Sent, ...], left: tuple[Sent, ...]) -> tuple[Sent, ...]:
-    """The counts of *now* that are still to be written. *now* grew out of *before*; only *left* of that is unwritten."""
+    """The counts of *now* still to be written; *now* grew out of *before*, of which *left* is not written yet."""
     written = before[: len(before) - len(left)]
     if not written:
         return now
