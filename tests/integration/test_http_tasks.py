@@ -421,8 +421,14 @@ async def test_the_video(http: httpx.AsyncClient, gateway: GatewayProcess, gatew
     assert (other.status_code, len(other.content)) == (200, len(CONTENT))
     beyond = await http.get(url, headers={"range": f"bytes={len(CONTENT)}-"})
     assert (beyond.status_code, beyond.headers["content-range"]) == (416, f"bytes */{len(CONTENT)}")
-    known = await http.get(url, headers={"if-none-match": etag})
-    assert (known.status_code, known.content) == (304, b"")
+    for names in (etag, f'"x", W/{etag}', "*"):
+        for method in ("GET", "HEAD"):
+            known = await http.request(method, url, headers={"if-none-match": names, "range": "bytes=0-1"})
+            assert (known.status_code, known.content, known.headers["etag"]) == (304, b"", etag)
+    changed = await http.get(url, headers={"if-match": f'"x", W/{etag}', "range": "bytes=0-1"})
+    assert (changed.status_code, problem(changed)["code"]) == (412, "precondition_failed")
+    same = await http.get(url, headers={"if-match": f'"x", {etag}', "range": "bytes=0-1", "accept-encoding": "gzip"})
+    assert (same.status_code, same.content, "content-encoding" in same.headers) == (206, CONTENT[:2], False)
     (gateway.artifacts / done.video.path).unlink()
     gone = await http.get(url)
     assert (gone.status_code, problem(gone)["code"]) == (410, "video_expired")
