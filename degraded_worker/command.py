@@ -67,7 +67,7 @@ def command(
             bucket_subject("slots", slot)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--slot") from error
-        async with connected(nats, name=f"degraded-{name}", data_dir=data_dir, require=require_degraded) as here:
+        async with connected(nats, role="degraded", name=name, data_dir=data_dir, require=require_degraded) as here:
             worker = DegradedWorker(
                 link=here.link,
                 artifacts=here.artifacts,

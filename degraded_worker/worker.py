@@ -26,7 +26,7 @@ from ops.ending import end
 from ops.machine.memory import MEASURED, probe_for
 from ops.nats.link import NatsLink, TransportUnavailable
 from ops.telemetry import metrics
-from ops.telemetry.metrics import begin_tasks, memory_cleanups
+from ops.telemetry.metrics import ENDED_BY_WORKERS, begin_tasks, memory_cleanups
 
 RETRY_FIRST_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0
@@ -102,7 +102,7 @@ class DegradedWorker:
         Raises TransportUnavailable when the server is away at the start.
         """
         self._scratch.ensure()
-        begin_tasks(self._models, "degraded")
+        begin_tasks(self._models, "degraded", ENDED_BY_WORKERS)
         for model in self._models:
             memory_cleanups.begin(model, "done")
         for reason in DISTRUST:

@@ -70,7 +70,7 @@ def begin(models: Mapping[str, ModelEntry]) -> None:
         metrics.tasks_rerouted.begin(model)
         metrics.tasks_requeued.begin(model)
     for route in ("lane", "degraded"):
-        metrics.begin_tasks(models, route)
+        metrics.begin_tasks(models, route, metrics.ENDED_BY_GATEWAYS)
     for code in PROBLEMS:
         metrics.requests_refused.begin(code)
 

@@ -141,7 +141,7 @@ class Services:
             telling = asyncio.create_task(self.background.keep("moves", self._tell_moves))
             begin(self.catalog.models)
             try:
-                async with telling_of(self.link, self.background):
+                async with telling_of(self.link, "gateway", self.background):
                     with observing(gauges(self)):
                         yield
             finally:

@@ -76,7 +76,7 @@ def command(
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--slot or --name") from error
         require = partial(require_lane, model=entry.name)
-        async with connected(nats, name=f"lane-{name}", data_dir=data_dir, require=require) as here:
+        async with connected(nats, role="lane", name=name, data_dir=data_dir, require=require) as here:
             worker = LaneWorker(
                 link=here.link,
                 artifacts=here.artifacts,

@@ -46,7 +46,7 @@ from ops.lanes.plan import crash_loops, failed_again
 from ops.machine.memory import MEASURED, probe_for
 from ops.nats.link import NatsLink, TransportUnavailable
 from ops.telemetry import metrics
-from ops.telemetry.metrics import begin_tasks, memory_cleanups
+from ops.telemetry.metrics import ENDED_BY_WORKERS, begin_tasks, memory_cleanups
 from ops.telemetry.tracing import span
 
 RESTART_FIRST_S: Final = 0.5
@@ -147,7 +147,7 @@ class LaneWorker:
         TransportUnavailable when the server is away at the start.
         """
         self._scratch.ensure()
-        begin_tasks([self._model.name], "lane")
+        begin_tasks([self._model.name], "lane", ENDED_BY_WORKERS)
         memory_cleanups.begin(self._model.name, "done")
         for reason in DISTRUST:
             metrics.hosts_distrusted.begin(self._slot, reason)

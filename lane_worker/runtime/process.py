@@ -22,6 +22,7 @@ from ops.nats.link import NatsLink, TransportUnavailable, UnusableServer
 from ops.nats.link_health import telling_of
 from ops.nats.provisioning import NotProvisioned
 from ops.telemetry.export import Listen, exporting
+from ops.telemetry.unreadable import Role
 
 
 class Surroundings(Struct, frozen=True):
@@ -35,7 +36,7 @@ class Surroundings(Struct, frozen=True):
 
 @asynccontextmanager
 async def connected(
-    nats: NatsAccess, *, name: str, data_dir: Path, require: Callable[[NatsLink], Awaitable[None]]
+    nats: NatsAccess, *, role: Role, name: str, data_dir: Path, require: Callable[[NatsLink], Awaitable[None]]
 ) -> AsyncIterator[Surroundings]:
     """Signals are listened to, and the server is there: provisioned, as *require* finds, and with the right time."""
     stop, for_quota = asyncio.Event(), asyncio.Event()
@@ -49,17 +50,17 @@ async def connected(
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(LEAVE_FOR_QUOTA, leave_for_quota)
     artifacts = Artifacts.in_folder(data_dir / "artifacts")
-    link = await NatsLink.connect(nats, name=name)
+    link = await NatsLink.connect(nats, name=f"{role}-{name}")
     try:
         await require(link)
         await link.require_clock()
-        async with telling_of(link):
+        async with telling_of(link, role):
             yield Surroundings(link, artifacts, stop, for_quota)
     finally:
         await link.close()
 
 
-def run_to_end(role: str, work: Coroutine[Any, Any, None], *, instance: str, listen: Listen | None) -> None:
+def run_to_end(role: Role, work: Coroutine[Any, Any, None], *, instance: str, listen: Listen | None) -> None:
     """Runs *work*, whose spans and metrics go out under the name *instance*, and to `/metrics` where *listen* says.
 
     Raises click.ClickException for what ended it, where a user can put that right.

@@ -18,7 +18,7 @@ from contracts.settings import Windows
 from ops.commands.addresses import DEFAULT_NATS_URL, address_of
 from ops.commands.durations import Duration
 from ops.nats.access import DEFAULT_DATA_DIR, NatsAccess, Role, access
-from ops.telemetry.export import Listen
+from ops.telemetry.export import METRICS_LISTEN, Listen
 
 # Timers come late: by a second when a server is busy, by more when it was away.
 KEEP_MARGIN_S: Final = 10.0
@@ -314,14 +314,14 @@ quota_option = click.option(
 )
 _metrics_port_option = click.option(
     "--metrics-port",
-    envvar="WARMLANE_METRICS_PORT",
+    envvar=METRICS_LISTEN[0],
     type=click.IntRange(1, 65_535),
     show_envvar=True,
     help="Serve /metrics for a Prometheus on this port. [default: it is not served]",
 )
 _metrics_host_option = click.option(
     "--metrics-host",
-    envvar="WARMLANE_METRICS_HOST",
+    envvar=METRICS_LISTEN[1],
     type=HostType(),
     default="127.0.0.1",
     show_default=True,

@@ -96,7 +96,7 @@ def command(
                         lane_deaths.begin(model)
                     drain_s = catalog.windows.drains_s(catalog.models.values())
                     supervisor = Supervisor(link, provider, wanted, limits, catalog.windows, drain_s=drain_s)
-                    async with telling_of(link):
+                    async with telling_of(link, "supervisor"):
                         await supervisor.run(stop, hurry)
             finally:
                 await link.close()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import socket
 import time
@@ -60,6 +61,7 @@ from ops.nats.provisioning import NoKeys, NotProvisioned, provision, wanted
 from ops.nats.server import NATS_HOST, NoNatsServer, embedded_command, embedded_url, find_nats_server
 from ops.nats.store_keeper import StoreKeeper
 from ops.nats.store_lock import holding_store
+from ops.telemetry.export import METRICS_FOLDER, METRICS_LISTEN
 from ops.telemetry.logs import configure_logging
 
 STOP_S: Final = 10.0
@@ -127,6 +129,7 @@ class Stack:
         self._oom_snapshots = oom_snapshots
         self._store_lock = store_lock
         self._forks = data_dir / "forks"
+        self._metrics = data_dir / "metrics"
         self._shares_forks = (
             SHARED_FORK_SERVER not in os.environ and hasattr(os, "pidfd_open") and can_listen(self._forks)
         )
@@ -165,6 +168,7 @@ class Stack:
             self._process(name, warmlane_command("degraded", *self._degraded_arguments(name, slot)))
             for name in (f"degraded-{number}" for number in range(1 + self._standbys))
         ]
+        shutil.rmtree(self._metrics, ignore_errors=True)  # of an earlier run
         async with asyncio.TaskGroup() as group:
             group.create_task(server.run())
             if self._shares_forks:
@@ -254,6 +258,8 @@ class Stack:
                 break
             await asyncio.sleep(0.05)
         self._say(f"[bold]{self.url}[/]  ·  docs {self.url}/docs  ·  logs {self._data_dir / 'logs'}")
+        needs = " (with a key of the scope `metrics`)" if self._needs_key else ""
+        self._say(f"metrics of every process, for Prometheus: {self.url}/metrics{needs}")
         if not self._wanted_count:
             self._say("no lanes were asked for: the degraded worker serves every request")
 
@@ -389,7 +395,9 @@ class Stack:
         self, name: str, command: list[str], *, secrets: Mapping[str, str] | None = None, inherits: Sequence[int] = ()
     ) -> Process:
         # each takes its password from its own file: what the environment holds is another server's
-        environment = environment_for(None, os.environ) | dict(secrets or {})
+        # one port for metrics cannot be that of every worker: the gateway's page has them all
+        inherited = {variable: os.environ[variable] for variable in os.environ.keys() - set(METRICS_LISTEN)}
+        environment = environment_for(None, inherited) | dict(secrets or {}) | {METRICS_FOLDER: str(self._metrics)}
         if self._shares_forks:
             environment[SHARED_FORK_SERVER] = str(self._forks)
         log_file = self._log_file(name)

@@ -15,6 +15,7 @@ from contracts.lanes import LeavingFor
 from ops.lanes.plan import Death, DenialKind, Want
 from ops.machine.processes import LEAVE_FOR_QUOTA, Process, warmlane_command
 from ops.nats.access import environment_for
+from ops.telemetry.export import METRICS_LISTEN
 
 # Enough of a log for the last thing that a process said.
 LOG_TAIL_BYTES: Final = 16 * 1024
@@ -90,7 +91,7 @@ class ProcessProvider:
             command,
             log_file=self._logs / f"{want.name}.log",
             on_death=on_end,
-            env=environment_for("lane", os.environ),
+            env=environment_for("lane", {name: os.environ[name] for name in os.environ.keys() - set(METRICS_LISTEN)}),
         )
         self._slots[slot] = lane = _ProcessLane(slot, process, self._free)
         self._group.create_task(process.run())

@@ -13,7 +13,7 @@ from ops.ending import end
 from ops.nats.link import MAX_SKEW_S, NatsLink, TransportUnavailable, UnusableServer
 from ops.nats.write_health import tell_of_refusals
 from ops.telemetry.metrics import background_trouble, clock_skew, nats_connected, observing
-from ops.telemetry.unreadable import begin
+from ops.telemetry.unreadable import Role, begin
 
 LOOK_EVERY_S: Final = 60.0
 # After a try that failed: soon again, and not in the middle of an outage.
@@ -23,14 +23,14 @@ log = structlog.get_logger("nats")
 
 
 @contextlib.asynccontextmanager
-async def telling_of(link: NatsLink, background: Background | None = None) -> AsyncIterator[None]:
-    """Measures the clocks every LOOK_EVERY_S while the block runs, and tells both in the metrics; and says to everybody
-    which streams take no writes of this process.
+async def telling_of(link: NatsLink, role: Role, background: Background | None = None) -> AsyncIterator[None]:
+    """Measures the clocks every LOOK_EVERY_S while the block runs, and tells both in the metrics of this process, which
+    is of *role*; and says to everybody which streams take no writes of it.
 
     At the start a clock that is off is refused (`NatsLink.require_clock`). One that drifts away later is said, and not
     acted upon: the tasks in hand are worth more than a timer that comes a second late.
     """
-    begin()
+    begin(role)
     background = background or Background()
     looking = asyncio.create_task(background.keep("clock", partial(_look, link)))
     telling = asyncio.create_task(background.keep("writes", partial(tell_of_refusals, link)))

@@ -5,6 +5,7 @@ measures nothing either. A collector that is away costs nobody but itself: sendi
 that the SDK would stop at is told once and left out: what is seen of the product never takes it down.
 """
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -37,6 +38,11 @@ SPANS_WAIT_S: Final = 1.0
 PROTOCOL: Final = "http/protobuf"
 _IS_NUMBER: Final = re.compile(r"OTEL_\w+_(INTERVAL|TIMEOUT|DELAY|SIZE|LIMIT)")
 
+METRICS_LISTEN: Final = ("WARMLANE_METRICS_PORT", "WARMLANE_METRICS_HOST")
+"""The variables that say where a process serves `/metrics`: that one, and not those which it starts."""
+METRICS_FOLDER: Final = "WARMLANE_METRICS_FOLDER"
+"""The variable that names the folder in which processes answer a gateway. Without it each tells of itself alone."""
+
 log = structlog.get_logger("telemetry")
 
 
@@ -63,7 +69,8 @@ def exporting(
     FLUSH_S of its end.
 
     *instance* tells it from others of the role, and stays the same when it is started again. *serves_metrics*: the
-    process answers `/metrics` itself (`metrics_text`); *listen*: it is answered there.
+    process answers `/metrics` itself (`metrics_text`); *listen*: it is answered there. Under `warmlane up` the page of
+    the gateway has it as well (`ops.telemetry.page`).
     Raises click.ClickException where *listen* cannot be listened on.
     """
     _leave_out_unusable()
@@ -71,6 +78,7 @@ def exporting(
     with contextlib.ExitStack() as stack:
         if listen is not None:
             stack.callback(_serve(listen))
+        is_asked = _is_asked(role, instance, stack)
         if traces or figures:
             _say_less()
             _require_protocol()
@@ -78,9 +86,10 @@ def exporting(
         if traces:
             with _going_on_without("traces"):
                 ends.append(_send_traces(role, instance))
-        if figures or serves_metrics or listen is not None:
+        serves = serves_metrics or listen is not None or is_asked
+        if figures or serves:
             with _going_on_without("metrics"):
-                ends.append(_measure(role, instance, sends=figures, serves=serves_metrics or listen is not None))
+                ends.append(_measure(role, instance, sends=figures, serves=serves))
         try:
             yield
         finally:
@@ -92,16 +101,38 @@ def exporting(
                 thread.join(max(0.0, until_s - time.monotonic()))
 
 
-def metrics_text() -> bytes:
-    """What `/metrics` answers, in Prometheus' text format. It waits for the event loop: call it from another thread."""
+async def metrics_text() -> bytes:
+    """What `/metrics` answers, in Prometheus' text format: of this process, or of all those of a `warmlane up`."""
     import prometheus_client
 
-    return prometheus_client.generate_latest()
+    folder = os.environ.get(METRICS_FOLDER)
+    if folder:
+        from ops.telemetry.page import page_of_all
+
+        return await page_of_all(Path(folder))
+    # in a thread, since it asks this loop for what only it may look at
+    return await asyncio.to_thread(prometheus_client.generate_latest)
 
 
 def gateway_instance(port: int) -> str:
     """The name of a gateway among others: by its machine and port."""
     return f"{socket.gethostname()}:{port}"
+
+
+def _is_asked(role: str, instance: str, stack: contextlib.ExitStack) -> bool:
+    """Whether a gateway asks this process for its metrics, which is answered until *stack* ends."""
+    folder = os.environ.get(METRICS_FOLDER)
+    if not folder:
+        return False
+    from ops.telemetry.page import answer_in
+
+    try:
+        stack.callback(answer_in(Path(folder), role, instance))
+    except OSError as error:
+        log.warning("metrics_not_gathered", folder=folder, error=str(error), advice="--metrics-port PORT serves them")
+        del os.environ[METRICS_FOLDER]  # a gateway tells of itself, then
+        return False
+    return True
 
 
 def _serve(listen: Listen) -> Callable[[], None]:

@@ -4,7 +4,8 @@ The instruments are those of the OpenTelemetry API: until `ops/telemetry/export.
 nothing. Labels have few values: a model, a worker, a slot, a code; never a task, a caller or a prompt.
 
 Two kinds: what every gateway tells alike, because it watches the same buckets (`Observed`; take the maximum over
-gateways), and what is counted once, by the process that did it (the others; take the sum).
+gateways), and what is counted once, by the process that did it (the others; take the sum). `Metric.by` names the roles
+that have it: a zero from any other would say of all that nothing happened.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Final
+from weakref import WeakSet
 
 from msgspec import Struct
 from opentelemetry import metrics
@@ -24,8 +26,17 @@ _meter = metrics.get_meter("warmlane")
 _SHORT_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60)
 _LONG_S: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 180, 300, 600, 1200, 3600)
 
+# Who tells a metric: roles, as `service.name` has them after `warmlane-`.
+GATEWAYS: Final = ("gateway",)
+WORKERS: Final = ("lane", "degraded")
+SUPERVISORS: Final = ("supervisor",)
+WHO_HOLDS_TASKS: Final = (*GATEWAYS, *WORKERS)
+EVERYBODY: Final = (*GATEWAYS, *WORKERS, *SUPERVISORS)
+
 # Exporters look from threads of their own; an event loop that does not come to it for so long is not waited for.
 ANSWER_S: Final = 1.0
+# Those that did not, until they come to it: what else there is to tell does not wait for each of their figures.
+_hung = WeakSet[asyncio.AbstractEventLoop]()
 
 Readings = Iterable[tuple[float, Sequence[str]]]
 """Values, each with those of its labels."""
@@ -33,13 +44,14 @@ Source = Callable[[], Readings]
 
 
 class Metric(Struct, frozen=True, kw_only=True):
-    """What the documentation, the dashboards and the alerts have to agree with."""
+    """What the documentation, the dashboards and the alerts have to agree with. *by* are the roles that tell it."""
 
     name: str
     kind: str
     unit: str
     labels: tuple[str, ...]
     description: str
+    by: tuple[str, ...]
 
     @property
     def prometheus_name(self) -> str:
@@ -51,8 +63,8 @@ class Metric(Struct, frozen=True, kw_only=True):
 CATALOGUE: Final[dict[str, Metric]] = {}
 
 
-def _enter(name: str, kind: str, unit: str, labels: str, description: str) -> Metric:
-    metric = Metric(name=name, kind=kind, unit=unit, labels=tuple(labels.split()), description=description)
+def _enter(name: str, kind: str, unit: str, labels: str, description: str, by: tuple[str, ...]) -> Metric:
+    metric = Metric(name=name, kind=kind, unit=unit, labels=tuple(labels.split()), description=description, by=by)
     CATALOGUE[name] = metric
     return metric
 
@@ -60,8 +72,8 @@ def _enter(name: str, kind: str, unit: str, labels: str, description: str) -> Me
 class Counter:
     """Counts what this process did."""
 
-    def __init__(self, name: str, labels: str, description: str, *, unit: str = "") -> None:
-        self.metric = _enter(name, "counter", unit, labels, description)
+    def __init__(self, name: str, labels: str, description: str, *, by: tuple[str, ...], unit: str = "") -> None:
+        self.metric = _enter(name, "counter", unit, labels, description, by)
         # counted here, and asked for when somebody looks: a tenth of what the API's own counter costs a request
         self._counts: dict[tuple[str, ...], float] = {}
         _meter.create_observable_counter(name, [self._observe], unit, description)
@@ -85,8 +97,10 @@ class Counter:
 class Histogram:
     """How long things took, in seconds."""
 
-    def __init__(self, name: str, labels: str, description: str, *, bounds_s: Sequence[float]) -> None:
-        self.metric = _enter(name, "histogram", "s", labels, description)
+    def __init__(
+        self, name: str, labels: str, description: str, *, by: tuple[str, ...], bounds_s: Sequence[float]
+    ) -> None:
+        self.metric = _enter(name, "histogram", "s", labels, description, by)
         self._instrument = _meter.create_histogram(
             name, "s", description, explicit_bucket_boundaries_advisory=[float(bound_s) for bound_s in bounds_s]
         )
@@ -99,8 +113,8 @@ class Histogram:
 class Gauge:
     """The newest figure."""
 
-    def __init__(self, name: str, labels: str, description: str, *, unit: str = "") -> None:
-        self.metric = _enter(name, "gauge", unit, labels, description)
+    def __init__(self, name: str, labels: str, description: str, *, by: tuple[str, ...], unit: str = "") -> None:
+        self.metric = _enter(name, "gauge", unit, labels, description, by)
         self._instrument = _meter.create_gauge(name, unit, description)
 
     def set(self, value: float, *values: str) -> None:
@@ -111,8 +125,8 @@ class Gauge:
 class Observed:
     """A figure that is asked for when somebody looks, of whoever is `observing` it."""
 
-    def __init__(self, name: str, labels: str, description: str, *, unit: str = "") -> None:
-        self.metric = _enter(name, "gauge", unit, labels, description)
+    def __init__(self, name: str, labels: str, description: str, *, by: tuple[str, ...], unit: str = "") -> None:
+        self.metric = _enter(name, "gauge", unit, labels, description, by)
         self._sources: list[Callable[[], Readings]] = []
         _meter.create_observable_gauge(name, [self._observe], unit, description)
 
@@ -146,101 +160,171 @@ def _asked_in(loop: asyncio.AbstractEventLoop, source: Source) -> list[tuple[flo
     answer: Future[list[tuple[float, Sequence[str]]]] = Future()
 
     def look() -> None:
+        _hung.discard(loop)
         try:
             answer.set_result(list(source()))
         except Exception as error:
             answer.set_exception(error)
 
-    with contextlib.suppress(TimeoutError, RuntimeError):  # a loop that hangs, or has ended
+    if loop in _hung:
+        return []
+    with contextlib.suppress(RuntimeError):  # a loop that has ended
         loop.call_soon_threadsafe(look)
-        return answer.result(timeout=ANSWER_S)
+        try:
+            return answer.result(timeout=ANSWER_S)
+        except TimeoutError:
+            _hung.add(loop)
     return []
 
 
 # ── told alike by every gateway ──────────────────────────────────────────────────────────────────────────────────────
 
-lanes = Observed("warmlane.lanes", "model state", "Lanes in each state")
-lanes_wanted = Observed("warmlane.lanes.wanted", "model", "Lanes that the settings want")
-lanes_ready = Observed("warmlane.lanes.ready", "model", "Lanes that take requests now")
-lane_silence = Observed("warmlane.lane.silence", "model worker", "Since the lane's host was known to answer", unit="s")
-cold_starts = Counter("warmlane.cold_starts", "model outcome", "Lanes that became warm, or gave up")
+lanes = Observed("warmlane.lanes", "model state", "Lanes in each state", by=GATEWAYS)
+lanes_wanted = Observed("warmlane.lanes.wanted", "model", "Lanes that the settings want", by=GATEWAYS)
+lanes_ready = Observed("warmlane.lanes.ready", "model", "Lanes that take requests now", by=GATEWAYS)
+lane_silence = Observed(
+    "warmlane.lane.silence", "model worker", "Since the lane's host was known to answer", unit="s", by=GATEWAYS
+)
+cold_starts = Counter("warmlane.cold_starts", "model outcome", "Lanes that became warm, or gave up", by=GATEWAYS)
 cold_start_duration = Histogram(
-    "warmlane.cold_start.duration", "model", "From the start of a lane's process to warm", bounds_s=_LONG_S
+    "warmlane.cold_start.duration", "model", "From the start of a lane's process to warm", bounds_s=_LONG_S, by=GATEWAYS
 )
 cold_starts_within_target = Observed(
-    "warmlane.cold_starts.within_target_ratio", "model", "Share of the newest starts that were warm in time (SC-006)"
+    "warmlane.cold_starts.within_target_ratio",
+    "model",
+    "Share of the newest starts that were warm in time (SC-006)",
+    by=GATEWAYS,
 )
-fallback_active = Observed("warmlane.fallback.active", "model cause", "1 while requests go to the degraded worker")
-fallback_running = Observed("warmlane.fallback.running", "model cause", "How long that has lasted", unit="s")
-queue_depth = Observed("warmlane.queue.depth", "queue", "Tasks that wait for a worker")
-queue_limit = Observed("warmlane.queue.limit", "queue", "How many may wait")
-queue_oldest_age = Observed("warmlane.queue.oldest_age", "queue", "How long the next one has waited", unit="s")
-tasks_live = Observed("warmlane.tasks.live", "model status", "Tasks that have not ended")
-degraded_worker_alive = Observed("warmlane.degraded_worker.alive", "", "1 while a worker serves the degraded queue")
-slot_state = Observed("warmlane.slot.state", "slot state model", "1 for what a slot is in")
-stream_refusing = Observed("warmlane.stream.refusing", "stream", "1 while writes to the stream or bucket fail")
-storage_used = Observed("warmlane.storage.used", "", "What nats-server has stored", unit="By")
-storage_limit = Observed("warmlane.storage.limit", "", "What it may store", unit="By")
-storage_room = Observed("warmlane.storage.room", "", "What may still be stored, by its limit and its disk", unit="By")
+fallback_active = Observed(
+    "warmlane.fallback.active", "model cause", "1 while requests go to the degraded worker", by=GATEWAYS
+)
+fallback_running = Observed(
+    "warmlane.fallback.running", "model cause", "How long that has lasted", unit="s", by=GATEWAYS
+)
+queue_depth = Observed("warmlane.queue.depth", "queue", "Tasks that wait for a worker", by=GATEWAYS)
+queue_limit = Observed("warmlane.queue.limit", "queue", "How many may wait", by=GATEWAYS)
+queue_oldest_age = Observed(
+    "warmlane.queue.oldest_age", "queue", "How long the next one has waited", unit="s", by=GATEWAYS
+)
+tasks_live = Observed("warmlane.tasks.live", "model status", "Tasks that have not ended", by=GATEWAYS)
+degraded_worker_alive = Observed(
+    "warmlane.degraded_worker.alive", "", "1 while a worker serves the degraded queue", by=GATEWAYS
+)
+slot_state = Observed("warmlane.slot.state", "slot state model", "1 for what a slot is in", by=GATEWAYS)
+stream_refusing = Observed(
+    "warmlane.stream.refusing", "stream", "1 while writes to the stream or bucket fail", by=GATEWAYS
+)
+storage_used = Observed("warmlane.storage.used", "", "What nats-server has stored", unit="By", by=GATEWAYS)
+storage_limit = Observed("warmlane.storage.limit", "", "What it may store", unit="By", by=GATEWAYS)
+storage_room = Observed(
+    "warmlane.storage.room", "", "What may still be stored, by its limit and its disk", unit="By", by=GATEWAYS
+)
 
 # ── counted once, by whoever did it ──────────────────────────────────────────────────────────────────────────────────
 
-requests_accepted = Counter("warmlane.requests.accepted", "model route", "Requests that became a task")
+requests_accepted = Counter("warmlane.requests.accepted", "model route", "Requests that became a task", by=GATEWAYS)
 requests_overloaded = Counter(
-    "warmlane.requests.overloaded", "model limit", "Answers 503 queue_overloaded, by the limit that was hit"
+    "warmlane.requests.overloaded",
+    "model limit",
+    "Answers 503 queue_overloaded, by the limit that was hit",
+    by=GATEWAYS,
 )
-requests_refused = Counter("warmlane.requests.refused", "code", "Problem documents that were answered")
+requests_refused = Counter("warmlane.requests.refused", "code", "Problem documents that were answered", by=GATEWAYS)
 parameters_reported = Counter(
-    "warmlane.parameters.reported", "model field", "Wrong fixed values that were replaced (enforcement: report)"
+    "warmlane.parameters.reported",
+    "model field",
+    "Wrong fixed values that were replaced (enforcement: report)",
+    by=GATEWAYS,
 )
-fallback_activations = Counter("warmlane.fallback.activations", "model cause", "Fallback episodes that began")
-fallback_time = Counter("warmlane.fallback.time", "model cause", "Time in fallback episodes that ended", unit="s")
+fallback_activations = Counter(
+    "warmlane.fallback.activations", "model cause", "Fallback episodes that began", by=GATEWAYS
+)
+fallback_time = Counter(
+    "warmlane.fallback.time", "model cause", "Time in fallback episodes that ended", unit="s", by=GATEWAYS
+)
 fallback_requests = Counter(
-    "warmlane.fallback.requests", "model cause", "Requests that a fallback sent to the degraded worker"
+    "warmlane.fallback.requests", "model cause", "Requests that a fallback sent to the degraded worker", by=GATEWAYS
 )
-tasks_finished = Counter("warmlane.tasks.finished", "model route outcome", "Tasks that ended: done, or a failure code")
-task_duration = Histogram("warmlane.task.duration", "model route outcome", "From accepted to the end", bounds_s=_LONG_S)
-tasks_rerouted = Counter("warmlane.tasks.rerouted", "model", "Tasks that no lane took in time (FR-021 c)")
-tasks_requeued = Counter("warmlane.tasks.requeued", "model", "Tasks whose worker was lost")
-queue_timeouts = Counter("warmlane.queue.timeouts", "model route", "Tasks that nobody took within the wait limit")
-queue_wait = Histogram("warmlane.queue.wait", "model route", "From queued to claimed", bounds_s=_SHORT_S)
-inference_duration = Histogram("warmlane.inference.duration", "model", "Inference alone", bounds_s=_LONG_S)
+tasks_finished = Counter(
+    "warmlane.tasks.finished", "model route outcome", "Tasks that ended: done, or a failure code", by=WHO_HOLDS_TASKS
+)
+task_duration = Histogram(
+    "warmlane.task.duration", "model route outcome", "From accepted to the end", bounds_s=_LONG_S, by=WHO_HOLDS_TASKS
+)
+tasks_rerouted = Counter("warmlane.tasks.rerouted", "model", "Tasks that no lane took in time (FR-021 c)", by=GATEWAYS)
+tasks_requeued = Counter("warmlane.tasks.requeued", "model", "Tasks whose worker was lost", by=GATEWAYS)
+queue_timeouts = Counter(
+    "warmlane.queue.timeouts", "model route", "Tasks that nobody took within the wait limit", by=WHO_HOLDS_TASKS
+)
+queue_wait = Histogram("warmlane.queue.wait", "model route", "From queued to claimed", bounds_s=_SHORT_S, by=WORKERS)
+inference_duration = Histogram("warmlane.inference.duration", "model", "Inference alone", bounds_s=_LONG_S, by=WORKERS)
 swap_duration = Histogram(
     "warmlane.swap.duration",
     "model part",
     "Parts of a swap: release, verify, load; of the load read and copy; and the first_step after it",
     bounds_s=_LONG_S,
+    by=WORKERS,
 )
-releases = Counter("warmlane.releases", "slot outcome", "How slots were made empty before a load")
+releases = Counter("warmlane.releases", "slot outcome", "How slots were made empty before a load", by=WORKERS)
 hosts_distrusted = Counter(
     "warmlane.hosts.distrusted",
     "slot reason",
     "Distrust of a host: a fatal failure, tasks that failed in a row, a rest",
+    by=WORKERS,
 )
 memory_after_cleanup = Gauge(
-    "warmlane.memory.after_cleanup", "slot model kind", "What the pipeline host held after its last task", unit="By"
+    "warmlane.memory.after_cleanup",
+    "slot model kind",
+    "What the pipeline host held after its last task",
+    unit="By",
+    by=WORKERS,
 )
 allocator_events = Counter(
-    "warmlane.memory.allocator_events", "slot model event", "Allocations on the card that were retried, or failed"
+    "warmlane.memory.allocator_events",
+    "slot model event",
+    "Allocations on the card that were retried, or failed",
+    by=WORKERS,
 )
-memory_cleanups = Counter("warmlane.memory.cleanups", "model outcome", "Memory lines (FR-009, SC-003)")
-lane_deaths = Counter("warmlane.lane.deaths", "model", "Lane processes that ended by themselves")
+memory_cleanups = Counter("warmlane.memory.cleanups", "model outcome", "Memory lines (FR-009, SC-003)", by=WORKERS)
+lane_deaths = Counter("warmlane.lane.deaths", "model", "Lane processes that ended by themselves", by=SUPERVISORS)
 consumers_made_anew = Counter(
-    "warmlane.consumers.made_anew", "stream consumer", "Consumers that were gone, and were made anew by who needs them"
+    "warmlane.consumers.made_anew",
+    "stream consumer",
+    "Consumers that were gone, and were made anew by who needs them",
+    by=WHO_HOLDS_TASKS,
 )
-unreadable = Counter("warmlane.unreadable", "kind", "Messages and entries that could not be read")
+unreadable = Counter("warmlane.unreadable", "kind", "Messages and entries that could not be read", by=EVERYBODY)
 
 # ── told by every process ────────────────────────────────────────────────────────────────────────────────────────────
 
 background_trouble = Observed(
-    "warmlane.background.trouble", "task", "1 while a background task of the process cannot do its work"
+    "warmlane.background.trouble", "task", "1 while a background task of the process cannot do its work", by=EVERYBODY
 )
-clock_skew = Observed("warmlane.clock.skew", "", "The nats-server's clock less this one's", unit="s")
-nats_connected = Observed("warmlane.nats.connected", "", "1 while the connection to the nats-server stands")
-watch_restarts = Counter("warmlane.watch.restarts", "bucket", "Times that a bucket had to be followed anew")
-streams_went_back = Counter("warmlane.streams.went_back", "bucket", "Times that a bucket lost what it had stored")
+clock_skew = Observed("warmlane.clock.skew", "", "The nats-server's clock less this one's", unit="s", by=EVERYBODY)
+nats_connected = Observed(
+    "warmlane.nats.connected", "", "1 while the connection to the nats-server stands", by=EVERYBODY
+)
+watch_restarts = Counter(
+    "warmlane.watch.restarts", "bucket", "Times that a bucket had to be followed anew", by=EVERYBODY
+)
+streams_went_back = Counter(
+    "warmlane.streams.went_back", "bucket", "Times that a bucket lost what it had stored", by=EVERYBODY
+)
 
-OUTCOMES: Final = ("done", *(code.value for code in FailureCode))
+# How a task can end, by who stores that.
+ENDED_BY_GATEWAYS: Final = tuple(
+    code.value
+    for code in (
+        FailureCode.QUEUE_OVERLOADED,
+        FailureCode.CANCELLED,
+        FailureCode.WORKER_LOST,
+        FailureCode.STORAGE_FAILED,  # of the image; a worker's is of the video
+    )
+)
+ENDED_BY_WORKERS: Final = (
+    "done",
+    *(code.value for code in FailureCode if code not in (FailureCode.CANCELLED, FailureCode.WORKER_LOST)),
+)
 
 
 def task_ended(task: GenerationTask) -> None:
@@ -283,9 +367,10 @@ def memory_read(held: MemoryReading, *, slot: str, model: str, outcome: str) -> 
         allocator_events.add(slot, model, event, by=count or 0)
 
 
-def begin_tasks(models: Iterable[str], route: str) -> None:
-    """Every count of ended tasks on *route* stands at 0, so that the first one shows."""
+def begin_tasks(models: Iterable[str], route: str, outcomes: Iterable[str]) -> None:
+    """The counts of tasks on *route* that this process may end, in one of *outcomes*, stand at 0, so that the first one
+    shows. The others are counted elsewhere, and a zero here would deny them."""
     for model in models:
         queue_timeouts.begin(model, route)
-        for outcome in OUTCOMES:
+        for outcome in outcomes:
             tasks_finished.begin(model, route, outcome)

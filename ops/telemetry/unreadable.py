@@ -1,13 +1,22 @@
 """What cannot be read is counted, told once and passed over: one bad message does not stop what serves good ones."""
 
 from collections import OrderedDict
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 import structlog
 
 from ops.telemetry.metrics import unreadable
 
 Kind = Literal["task", "timer", "record", "heartbeat", "slot", "leadership", "fallback_episode", "cold_start", "entry"]
+Role = Literal["gateway", "lane", "degraded", "supervisor"]
+_WORKERS: Final[tuple[Kind, ...]] = ("task", "record", "slot", "entry")
+# What a process of each role reads.
+READ: Final[dict[Role, tuple[Kind, ...]]] = {
+    "gateway": ("timer", "record", "heartbeat", "slot", "leadership", "fallback_episode", "cold_start", "entry"),
+    "lane": (*_WORKERS, "heartbeat"),
+    "degraded": _WORKERS,
+    "supervisor": ("cold_start", "entry"),
+}
 KNOWN_MAX: Final = 1_024
 WHERE_MAX_CHARS: Final = 200
 
@@ -49,7 +58,7 @@ class Unreadables:
 unreadables = Unreadables()
 
 
-def begin() -> None:
-    """The metric stands at 0 for every kind, so that the first one shows."""
-    for kind in get_args(Kind):
+def begin(role: Role) -> None:
+    """The metric stands at 0 for every kind that a process of *role* reads, so that the first one shows."""
+    for kind in READ[role]:
         unreadable.begin(kind)

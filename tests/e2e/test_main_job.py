@@ -46,6 +46,7 @@ def png() -> bytes:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_request_becomes_a_playable_video(model: str, system: UpProcess) -> None:
+    counted = system.counted("warmlane_tasks_finished_total", outcome="done")
     task = system.submit(model=model, width=64, height=96, num_frames=9, fps=8)
     done = system.ended(task["id"])
     assert done["status"] == "done", done
@@ -54,6 +55,8 @@ def test_a_request_becomes_a_playable_video(model: str, system: UpProcess) -> No
     frames = frames_of(video)
     assert [(frame.width, frame.height) for frame in frames] == [(64, 96)] * 9
     assert (done["worker"], done["attempt"], done["route"]) == (f"{model}-0", 1, "lane")
+    # once, by whoever did it, and the page of the gateway has it; a worker counts what it has stored
+    eventually_sync(lambda: system.counted("warmlane_tasks_finished_total", outcome="done") == counted + 1)
     assert [entry["event"] for entry in done["timeline"]] == [
         "accepted",
         "claim",

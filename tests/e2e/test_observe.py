@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from ops.commands.trace import command as trace_command
-from ops.telemetry.metrics import CATALOGUE
+from ops.telemetry.metrics import CATALOGUE, ENDED_BY_GATEWAYS, ENDED_BY_WORKERS
+from ops.telemetry.page import JOB_PREFIX
 from tests.drills.observe import DOCS, Row, Stage, rows, warnings_of
 from tests.kit.collector import SeenSpan
 from tests.kit.jaeger import MISSING, Jaeger
@@ -91,6 +92,25 @@ def test_the_gateways_own_page_says_what_the_collector_was_told(stage: Stage, to
     assert refused["validation_failed"] == 1
     assert refused["queue_overloaded"] == sum(overloaded.values())
     assert "process_resident_memory_bytes" in told
+
+
+def test_the_page_has_every_process_and_what_each_counts(stage: Stage, told: dict[str, Any]) -> None:
+    """The one target of the machine: all that dashboards and alerts ask for, each told by those who have it alone."""
+    for metric in CATALOGUE.values():
+        family = told[metric.prometheus_name.removesuffix("_total")]
+        roles = {sample.labels["job"].removeprefix(JOB_PREFIX) for sample in family.samples}
+        assert roles, metric.name
+        assert roles <= set(metric.by), metric.name
+        assert {label for sample in family.samples for label in sample.labels} - {"le"} == {
+            *metric.labels,
+            "job",
+            "instance",
+        }
+    for sample in told["warmlane_tasks_finished"].samples:
+        role = sample.labels["job"].removeprefix(JOB_PREFIX)
+        assert sample.labels["outcome"] in (ENDED_BY_GATEWAYS if role == "gateway" else ENDED_BY_WORKERS)
+    done = sum(sample.value for sample in told["warmlane_tasks_finished"].samples if sample.labels["outcome"] == "done")
+    assert done == stage.collector.value("warmlane.tasks.finished", outcome="done") > 0
 
 
 def test_what_was_counted_once_adds_up(stage: Stage) -> None:

@@ -20,7 +20,7 @@ import yaml
 from contracts.topology import DEGRADED_MAX_MSGS
 from ops.machine.processes import warmlane_command
 from ops.nats.access import environment_for
-from tests.drills.observe import settings_for
+from tests.drills.observe import DOCS, settings_for
 from tests.kit.support import clean_environment, eventually_sync, free_port, shared_forks
 from tests.kit.system import UpProcess
 from tests.kit.tools import tool
@@ -38,11 +38,12 @@ LIVE: Final = ("warmlane_lanes_ready", "warmlane_queue_depth", "warmlane_request
 class Prometheus:
     """The server, and what it says."""
 
-    def __init__(self, folder: Path, collector: str) -> None:
+    def __init__(self, folder: Path, config: Any, targets: dict[str, str]) -> None:
+        """With *config*, whose addresses are *targets* here, and its own."""
         self.url = f"http://127.0.0.1:{free_port()}"
-        config = yaml.safe_load((OPS / "deploy" / "observe" / "prometheus.yaml").read_text())
         config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-        targets = {"otel-collector:8889": collector, "127.0.0.1:9090": self.url.removeprefix("http://")}
+        targets = targets | {"127.0.0.1:9090": self.url.removeprefix("http://")}
+        folder.mkdir(exist_ok=True)
         for job in config["scrape_configs"]:
             for each in job["static_configs"]:
                 each["targets"] = [targets[target] for target in each["targets"]]
@@ -113,7 +114,8 @@ def observed(tmp_path: Path) -> Iterator[tuple[UpProcess, Prometheus]]:
         leave.callback(collector.wait)
         leave.callback(collector.kill)
         eventually_sync(lambda: answers(f"http://127.0.0.1:{metrics}/metrics"))
-        prometheus = Prometheus(tmp_path, f"127.0.0.1:{metrics}")
+        committed = yaml.safe_load((OPS / "deploy" / "observe" / "prometheus.yaml").read_text())
+        prometheus = Prometheus(tmp_path, committed, {"otel-collector:8889": f"127.0.0.1:{metrics}"})
         leave.callback(prometheus.process.wait)
         leave.callback(prometheus.process.kill)
         up = UpProcess(
@@ -132,13 +134,14 @@ def observed(tmp_path: Path) -> Iterator[tuple[UpProcess, Prometheus]]:
 
 
 @pytest.mark.timeout(600)
-def test_a_real_prometheus(observed: tuple[UpProcess, Prometheus]) -> None:
+def test_a_real_prometheus(observed: tuple[UpProcess, Prometheus], tmp_path: Path) -> None:
     """Every job is up, alerts fire and resolve by what is really done, and the dashboards show it."""
     up, prometheus = observed
     for model in ("anisora", "phr00t"):
         up.ended(up.submit(model=model, prompt="x")["id"])
     for name in LIVE:
         eventually_sync(lambda name=name: prometheus.value(name))  # type: ignore[misc]
+    one_target_is_enough(up, tmp_path / "beside", by_otlp=prometheus)
     jobs = {target["labels"]["job"]: target["health"] for target in prometheus.ask("targets")["activeTargets"]}
     assert jobs == {"otel-collector": "up", "prometheus": "up"}
     assert prometheus.value("up == 0") == []
@@ -171,6 +174,39 @@ def test_a_real_prometheus(observed: tuple[UpProcess, Prometheus]) -> None:
     for fault in ("duplicate_timestamp", "out_of_order", "out_of_bounds"):
         (counted,) = prometheus.value(f"sum(prometheus_target_scrapes_sample_{fault}_total)")
         assert counted["value"][1] == "0", fault
+
+
+def one_target_is_enough(up: UpProcess, folder: Path, *, by_otlp: Prometheus) -> None:
+    """The configuration of docs/observability.md: the page of the gateway brings every process, as OTLP does."""
+    block = DOCS.read_text(encoding="utf-8").split("<!-- prometheus -->")[1]
+    config = yaml.safe_load(block.strip().removeprefix("```yaml").removesuffix("```"))
+    prometheus = Prometheus(folder, config, {"127.0.0.1:8000": up.url.removeprefix("http://")})
+    try:
+        for query in (
+            "count by (job, instance) (warmlane_nats_connected)",
+            'sum by (job, instance, model) (warmlane_tasks_finished_total{outcome="done"})',
+        ):
+            assert told_by(by_otlp, query)
+            told_alike(query, prometheus, by_otlp)
+        assert [target["health"] for target in prometheus.ask("targets")["activeTargets"]] == ["up"]
+        assert "duplicate" not in prometheus.log.read_text().lower()
+    finally:
+        prometheus.process.kill()
+        prometheus.process.wait()
+
+
+def told_alike(query: str, *prometheus: Prometheus) -> None:
+    def told() -> list[dict[tuple[str, ...], str]]:
+        return [told_by(each, query) for each in prometheus]
+
+    try:
+        eventually_sync(lambda: all(each == told()[0] for each in told()), within_s=20)
+    except AssertionError as error:
+        raise AssertionError(f"{query}: {told()}") from error
+
+
+def told_by(prometheus: Prometheus, query: str) -> dict[tuple[str, ...], str]:
+    return {tuple(sorted(found["metric"].values())): found["value"][1] for found in prometheus.value(query)}
 
 
 def nats_cli(up: UpProcess, command: str) -> None:

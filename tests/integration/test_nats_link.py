@@ -205,13 +205,13 @@ class ServerAhead:
 
 async def test_a_clock_that_drifts_away_is_told(link: NatsLink, nats_server: NatsServer, measured: Measured) -> None:
     """At the start it would be refused; later it shows in the metric and in the log."""
-    async with telling_of(link):
+    async with telling_of(link, "lane"):
         await eventually(lambda: _is_known(link))
         assert abs(await _told(measured, "warmlane.clock.skew")) < MAX_SKEW_S
     async with ServerAhead(nats_server, ahead_s=3) as ahead:
         skewed = await NatsLink.connect(ahead.url, name="test")
         with capture_logs() as logged:
-            async with telling_of(skewed):
+            async with telling_of(skewed, "lane"):
                 await eventually(lambda: _is_known(skewed))
                 assert await _told(measured, "warmlane.clock.skew") > 3 - MAX_SKEW_S
                 assert await _told(measured, "warmlane.nats.connected") == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from ops.machine.processes import warmlane_command
 from tests.kit.support import (
@@ -128,6 +129,13 @@ class UpProcess:
         task = eventually_sync(look, within_s=120)
         assert task is not None
         return task
+
+    def counted(self, series: str, **labels: str) -> float:
+        """*series* at `/metrics`, of every process together."""
+        families = text_string_to_metric_families(self.http.get("/metrics").text)
+        samples = [sample for family in families for sample in family.samples if sample.name == series]
+        assert samples, f"nobody tells {series}"
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
     def video(self, task_id: str) -> bytes:
         response = self.http.get(f"/tasks/{task_id}/video")

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from ops.telemetry.metrics import CATALOGUE
+from ops.telemetry.metrics import CATALOGUE, EVERYBODY
 from tests.drills.observe import DOCS, Row, Stage, rows
 from tests.unit.ops.test_dashboards import ALERTS, DASHBOARDS, panels
 
@@ -18,14 +18,16 @@ def test_every_metric_is_explained_and_no_other() -> None:
     lines = [line for line in DOC.split("<!-- metrics -->")[1].splitlines() if line.startswith("| `")]
     found = {}
     for line in lines:
-        name, labels, kind, description = (cell.strip() for cell in line.strip().strip("|").split("|"))
-        found[name.strip("`")] = (tuple(re.findall(r"`(\w+)`", labels)), kind, description)
+        name, labels, kind, description, by = (cell.strip() for cell in line.strip().strip("|").split("|"))
+        roles = EVERYBODY if by == "every process" else tuple(by.split(", "))
+        found[name.strip("`")] = (tuple(re.findall(r"`(\w+)`", labels)), kind, description, roles)
     alike = list(CATALOGUE)[: list(CATALOGUE).index(ALIKE_UNTIL)]
     assert found == {
         metric.prometheus_name: (
             metric.labels,
             f"{metric.kind}, alike" if name in alike else metric.kind,
             metric.description,
+            metric.by,
         )
         for name, metric in CATALOGUE.items()
     }

@@ -49,12 +49,13 @@ def test_a_process_goes_on_whatever_is_set(endpoint: str) -> None:
     """All of them at once, in a process of its own, which then imports what the gateway does."""
     code = (
         "from ops.telemetry.metrics import requests_accepted\n"
+        "import asyncio\n"
         "from ops.telemetry.export import exporting, metrics_text\n"
         "with exporting('gateway', instance='here', serves_metrics=True):\n"
         "    import opentelemetry.propagate\n"  # which the gateway stands on, and which reads OTEL_PROPAGATORS
         "    import gateway.app\n"
         "    requests_accepted.add('anisora', 'lane')\n"
-        "    assert b'warmlane_requests_accepted_total' in metrics_text()\n"
+        "    assert b'warmlane_requests_accepted_total' in asyncio.run(metrics_text())\n"
         "    print('serves')\n"
     )
     environment = clean_environment() | WRONG | ({"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint} if endpoint else {})

@@ -1,0 +1,171 @@
+"""One page of metrics for all processes of a `warmlane up`, so that a Prometheus has one target on a machine.
+
+Each process answers on a socket in a folder that `up` names to all of them; the gateway asks every socket, and its
+`/metrics` is what they said. Each series has the labels `job` and `instance` of its process, as the committed
+collector gives them. A process that is dead or stopped is missing, and holds nobody up.
+"""
+
+import asyncio
+import contextlib
+import os
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+from msgspec import Struct
+from prometheus_client import generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import REGISTRY, Collector
+
+# Longer than a process waits for its own event loop (`metrics.ANSWER_S`), and shorter than a scrape may take.
+ASK_S: Final = 2.5
+# `service.namespace/service.name`, as OpenTelemetry says of Prometheus.
+JOB_PREFIX: Final = "warmlane/warmlane-"
+_SEND_S: Final = 5.0
+
+log = structlog.get_logger("metrics")
+
+
+class Sample(Struct, frozen=True, array_like=True):
+    """One line of a page."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+class Family(Struct, frozen=True, array_like=True):
+    """The lines of one metric."""
+
+    name: str
+    description: str
+    type: str
+    samples: tuple[Sample, ...]
+
+
+class Told(Struct, frozen=True):
+    """What one process tells of itself. *began_s* is when it began to, by the clock of the machine."""
+
+    role: str
+    instance: str
+    began_s: float
+    families: tuple[Family, ...]
+
+
+def joined(pages: Iterable[Told]) -> list[Metric]:
+    """The families of *pages* as one page, each sample with the `job` and the `instance` of its process. Pure.
+
+    1. Of two processes of one name only the newer tells: it took the place of the other.
+    2. A family of which two processes disagree what it is, stays what it is in the first.
+    """
+    newest: dict[tuple[str, str], Told] = {}
+    for told in sorted(pages, key=lambda told: told.began_s):  # 1
+        newest[told.role, told.instance] = told
+    families: dict[str, Metric] = {}
+    for told in sorted(newest.values(), key=lambda told: (told.role, told.instance)):
+        process = {"job": JOB_PREFIX + told.role, "instance": told.instance}
+        for family in told.families:
+            of_all = families.setdefault(family.name, Metric(family.name, family.description, family.type))
+            if of_all.type == family.type:  # 2
+                for sample in family.samples:
+                    of_all.add_sample(sample.name, sample.labels | process, sample.value)
+    return list(families.values())
+
+
+class _Joined(Collector):
+    def __init__(self, pages: Iterable[Told]) -> None:
+        self._pages = pages
+
+    def collect(self) -> Iterator[Metric]:
+        yield from joined(self._pages)
+
+
+async def page_of_all(folder: Path) -> bytes:
+    """What the processes that answer in *folder* tell, in Prometheus' text format, within ASK_S."""
+    sockets = await asyncio.to_thread(lambda: sorted(folder.glob("*.sock")))
+    answers = await asyncio.gather(*map(_ask, sockets))
+    pages = [answer for answer in answers if answer is not None]
+    return await asyncio.to_thread(lambda: generate_latest(_Joined(pages)))
+
+
+async def _ask(path: Path) -> Told | None:
+    try:
+        async with asyncio.timeout(ASK_S):
+            with _short(path) as address:
+                reader, writer = await asyncio.open_unix_connection(address)
+            try:
+                return msgspec.msgpack.decode(await reader.read(-1), type=Told)
+            finally:
+                writer.close()
+    except ConnectionRefusedError:
+        path.unlink(missing_ok=True)  # of a process that was killed: nobody else ever gets this name
+    except (OSError, TimeoutError, msgspec.DecodeError) as error:
+        log.info("process_does_not_tell", socket=path.name, error=str(error) or type(error).__name__)
+    return None
+
+
+def answer_in(folder: Path, role: str, instance: str) -> Callable[[], None]:
+    """Answers there with what this process measures, from a thread, until the result is called. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{os.getpid()}.sock"
+    # it gets its name when it listens: who is refused takes it for dead
+    part = path.with_suffix(".part")
+    for left in (path, part):
+        left.unlink(missing_ok=True)
+    server = _Server(part, role, instance)
+    part.replace(path)
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        path.unlink(missing_ok=True)
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return stop
+
+
+class _Server(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, path: Path, role: str, instance: str) -> None:
+        self.role, self.instance, self.began_s = role, instance, time.time()
+        with _short(path) as address:
+            super().__init__(address, _Answer)
+        path.chmod(0o700)  # processes of this user alone may ask
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        log.info("metrics_not_told", exc_info=True)  # who asked has gone
+
+
+class _Answer(socketserver.BaseRequestHandler):
+    server: _Server
+
+    def handle(self) -> None:
+        told = Told(self.server.role, self.server.instance, self.server.began_s, tuple(_families()))
+        self.request.settimeout(_SEND_S)
+        self.request.sendall(msgspec.msgpack.encode(told))
+
+
+def _families() -> Iterator[Family]:
+    for metric in REGISTRY.collect():
+        samples = tuple(Sample(sample.name, dict(sample.labels), float(sample.value)) for sample in metric.samples)
+        yield Family(metric.name, metric.documentation, metric.type, samples)
+
+
+@contextlib.contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """A name for *path* that a socket can have, which is 100 bytes or so, however long the path is."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        there = Path(f"/proc/self/fd/{folder}")
+        yield str(there / path.name if there.exists() else path)
+    finally:
+        os.close(folder)
