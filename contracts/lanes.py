@@ -23,6 +23,11 @@ class LaneState(StrEnum):
     CAPACITY_DENIED = "capacity_denied"
     CRASH_LOOPING = "crash_looping"
 
+    @property
+    def readiness(self) -> "LaneState":
+        """The state as far as it concerns whoever runs the system: a busy lane is a warm one."""
+        return LaneState.WARM if self is LaneState.BUSY else self
+
 
 # Why a lane drains. None: nobody denied it; for example, the deployment ends.
 LeavingFor = Literal["quota"]

@@ -3,16 +3,22 @@
 Exit status: 0 as asked, 1 refused or failed, 2 a command line that cannot be used, 130 Ctrl-C.
 """
 
+import contextlib
+import errno
 import importlib
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from typing import Final
 
 import click
 from msgspec import Struct
 
+from ops.telemetry.line_writer import hold_standard_descriptors
+
 ROOMS: Final = ("contracts", "degraded_worker", "gateway", "lane_worker", "ops")
 INTERRUPTED: Final = 130
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Entry(Struct, frozen=True):
@@ -115,16 +121,30 @@ def cli() -> None:
     """Heavy video models on warm lanes, over NATS JetStream."""
 
 
+def _say(show: Callable[[], object]) -> None:
+    # where that cannot be written either, the exit status says it
+    with contextlib.suppress(OSError):
+        show()
+
+
 def main() -> None:
     """The console script. Ends the process with the exit status above."""
+    hold_standard_descriptors()
     try:
         status = cli.main(prog_name="warmlane", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        _say(error.show)
         status = error.exit_code
     except click.Abort:
-        click.echo("interrupted", err=True)
+        _say(lambda: click.echo("interrupted", err=True))
         status = INTERRUPTED
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        # what it was to print, most likely; with what it was to do it may have gone on
+        text = f"{error}; make room, or send the output elsewhere"
+        _say(click.ClickException(text).show)
+        status = 1
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -111,7 +111,9 @@ class LaneBoard:
         since = entry.time if before is None or is_new else before.since
         lanes[entry.key] = Lane(report, input_of(report), heartbeat, since)
         if is_new:
-            log.info("lane_state", model=model, worker=heartbeat.worker, state=heartbeat.state.value)
+            is_flip = before is not None and before.report.state.readiness is heartbeat.state.readiness
+            say = log.debug if is_flip else log.info  # between busy and warm it goes with every task
+            say("lane_state", model=model, worker=heartbeat.worker, state=heartbeat.state.value)
 
     def on_control(self, entry: Entry) -> None:
         """The operator's switch `lanes.<model>` changed. Anything but `auto` and `degraded` is ignored, and said."""

@@ -297,5 +297,5 @@ def _what_is_wrong(error: HTTPException) -> str:
 def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
     # as text: a renderer that is given the exception may print local variables, and prompts and keys are among them
     told = "".join(traceback.format_exception(error))
-    _log.error("unexpected error", method=request.method, path=request.url.path, exception=told)
+    _log.error("unexpected_error", method=request.method, path=request.url.path, exception=told)
     return answer_of(ProblemError("internal_error", PROBLEMS["internal_error"].detail))

@@ -55,7 +55,9 @@ class Heartbeat:
         if state is LaneState.WARM and self._warm_after_s is None:
             self._warm_after_s = (datetime.now(UTC) - self._started_at).total_seconds()
         if state is not self.state:
-            log.info("lane_state", state=state.value, detail=detail, warm_after_s=self._warm_after_s)
+            # between busy and warm it goes with every task
+            say = log.info if state.readiness is not self.state.readiness else log.debug
+            say("lane_state", state=state.value, detail=detail, warm_after_s=self._warm_after_s)
         self.state, self._detail, self._leaving_for = state, detail, leaving_for
         self._changes += 1
         self._news.set()

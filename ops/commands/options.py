@@ -281,6 +281,16 @@ nats_storage_option = click.option(
     help="What nats-server may store: max_file_store of its nats.conf, which it tells nobody. Near it, new requests "
     "are refused, so that those in hand can end.",
 )
+log_size_option = click.option(
+    "--log-size",
+    "log_max_bytes",
+    envvar="WARMLANE_LOG_SIZE",
+    type=ByteSize(),
+    default="20MB",
+    show_default=True,
+    show_envvar=True,
+    help="How large the log of a process may grow before it becomes its old one, of which there is one.",
+)
 replicas_option = click.option(
     "--replicas",
     envvar="WARMLANE_REPLICAS",

@@ -12,6 +12,7 @@ from ops.commands.options import (
     data_dir_option,
     gpus_option,
     lanes_option,
+    log_size_option,
     metrics_options,
     nats_options,
     oom_snapshots_option,
@@ -48,6 +49,7 @@ from ops.telemetry.metrics import lane_deaths
 @lanes_option
 @gpus_option
 @quota_option
+@log_size_option
 @step_seconds_option
 @oom_snapshots_option
 @metrics_options
@@ -59,6 +61,7 @@ def command(
     lanes: dict[str, int] | None,
     gpus: int | None,
     quota: Path | None,
+    log_max_bytes: int,
     step_seconds: float,
     oom_snapshots: int,
     listen: Listen | None,
@@ -91,6 +94,7 @@ def command(
                         arguments=[*slowed(step_seconds), *snapshotting(oom_snapshots), *shared.arguments()],
                         logs=data_dir / "logs",
                         group=group,
+                        log_max_bytes=log_max_bytes,
                     )
                     for model in {want.model for want in wanted}:
                         lane_deaths.begin(model)

@@ -7,12 +7,13 @@ import shlex
 import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import IO, Final, cast
 
 import click
 import msgspec
@@ -35,6 +36,7 @@ from ops.commands.options import (
     host_option,
     keep_option,
     lanes_option,
+    log_size_option,
     nats_port_option,
     oom_snapshots_option,
     port_option,
@@ -62,6 +64,7 @@ from ops.nats.server import NATS_HOST, NoNatsServer, embedded_command, embedded_
 from ops.nats.store_keeper import StoreKeeper
 from ops.nats.store_lock import holding_store
 from ops.telemetry.export import METRICS_FOLDER, METRICS_LISTEN
+from ops.telemetry.line_writer import SafeText
 from ops.telemetry.logs import configure_logging
 
 STOP_S: Final = 10.0
@@ -103,6 +106,7 @@ class Stack:
         standbys: int,
         settings: Path | None,
         keep_s: float,
+        log_max_bytes: int,
         step_seconds: float,
         oom_snapshots: int,
         store_lock: int,
@@ -125,6 +129,7 @@ class Stack:
         self._nats = NatsAccess(urls=url, user="admin", password=self._users[password_variable("admin")])
         self._shared = Shared(self._nats, data_dir, catalog.profile, settings)
         self._keep_s = keep_s
+        self._log_max_bytes = log_max_bytes
         self._step_seconds = step_seconds
         self._oom_snapshots = oom_snapshots
         self._store_lock = store_lock
@@ -304,7 +309,7 @@ class Stack:
         if lane.started_at < self._begun_at:
             return  # what an earlier run left in the bucket
         # busy lanes are warm ones: only what changes for a caller is told
-        state = LaneState.WARM if lane.state is LaneState.BUSY else lane.state
+        state = lane.state.readiness
         self._states[lane.worker] = state
         if not (self._told.get(lane.worker) == (LaneState.CRASH_LOOPING, True) and state in BEFORE_WARM):
             self._tell_lane(lane, state)
@@ -401,7 +406,15 @@ class Stack:
         if self._shares_forks:
             environment[SHARED_FORK_SERVER] = str(self._forks)
         log_file = self._log_file(name)
-        return Process(name, command, log_file=log_file, on_death=self._on_death, env=environment, inherits=inherits)
+        return Process(
+            name,
+            command,
+            log_file=log_file,
+            on_death=self._on_death,
+            env=environment,
+            inherits=inherits,
+            log_max_bytes=self._log_max_bytes,
+        )
 
     def _log_file(self, name: str) -> Path:
         return self._data_dir / "logs" / f"{name}.log"
@@ -415,6 +428,7 @@ class Stack:
         yield from self._shared.arguments()
 
     def _supervisor_arguments(self) -> Iterator[str]:
+        yield from ("--log-size", f"{self._log_max_bytes / 1024:g}KB")
         yield from ("--lanes", ",".join(f"{model}={count}" for model, count in self._lanes.items()))
         if self._gpus is not None:
             yield from ("--gpus", str(self._gpus))
@@ -481,6 +495,7 @@ def require_free(host: str, port: int, option: str) -> None:
 )
 @settings_option
 @profile_option
+@log_size_option
 @step_seconds_option
 @oom_snapshots_option
 @keep_option
@@ -498,6 +513,7 @@ def command(
     standbys: int,
     settings: Path | None,
     profile: str,
+    log_max_bytes: int,
     step_seconds: float,
     oom_snapshots: int,
     keep_s: float,
@@ -513,7 +529,8 @@ def command(
     """
     tls = tls_of(tls_cert, tls_key)
     configure_logging("up", level="warning")
-    console = Console()
+    # a terminal or a disk that takes no text ends nothing
+    console = Console(file=cast(IO[str], SafeText(sys.stdout)))
     try:
         catalog = load_settings(settings).catalog(profile)
         find_nats_server()
@@ -540,6 +557,7 @@ def command(
                 standbys=standbys,
                 settings=settings.absolute() if settings else None,
                 keep_s=keep_s,
+                log_max_bytes=log_max_bytes,
                 step_seconds=step_seconds,
                 oom_snapshots=oom_snapshots,
                 store_lock=store_lock,

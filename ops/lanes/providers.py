@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from contracts.lanes import LeavingFor
 from ops.lanes.plan import Death, DenialKind, Want
+from ops.machine.log_file import LOG_MAX_BYTES
 from ops.machine.processes import LEAVE_FOR_QUOTA, Process, warmlane_command
 from ops.nats.access import environment_for
 from ops.telemetry.export import METRICS_LISTEN
@@ -64,13 +65,21 @@ class ProcessProvider:
     """The provider `process`: one process a slot, on this machine. The slots are its cards' UUIDs, or cpu-N.
 
     The processes die with this one (SIGTERM, so that they drain). *arguments* are those of every `warmlane lane`;
-    *group* holds the tasks that watch them. A file of *logs* bears each lane's name.
+    *group* holds the tasks that watch them. A file of *logs* bears each lane's name; it is kept within *log_max_bytes*.
     """
 
-    def __init__(self, slots: Iterable[str], *, arguments: Sequence[str], logs: Path, group: asyncio.TaskGroup) -> None:
+    def __init__(
+        self,
+        slots: Iterable[str],
+        *,
+        arguments: Sequence[str],
+        logs: Path,
+        group: asyncio.TaskGroup,
+        log_max_bytes: int = LOG_MAX_BYTES,
+    ) -> None:
         self._slots: dict[str, _ProcessLane | None] = dict.fromkeys(slots)
         self._arguments = arguments
-        self._logs = logs
+        self._logs, self._log_max_bytes = logs, log_max_bytes
         self._group = group
 
     async def start(self, want: Want, on_death: Callable[[Death], None]) -> Lane:
@@ -92,6 +101,7 @@ class ProcessProvider:
             log_file=self._logs / f"{want.name}.log",
             on_death=on_end,
             env=environment_for("lane", {name: os.environ[name] for name in os.environ.keys() - set(METRICS_LISTEN)}),
+            log_max_bytes=self._log_max_bytes,
         )
         self._slots[slot] = lane = _ProcessLane(slot, process, self._free)
         self._group.create_task(process.run())

@@ -17,11 +17,13 @@ from typing import Final
 import click
 import structlog
 
+from ops.ending import end
+from ops.machine.log_file import LOG_MAX_BYTES, LogFile
+
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_MAX_S: Final = 15.0
 # A process that lived so long was well: its next death starts the backoff anew.
 HEALTHY_AFTER_S: Final = 30.0
-LOG_MAX_BYTES: Final = 20 * 1024 * 1024
 # To a lane: leave, as for SIGTERM, and say that it is for a quota.
 LEAVE_FOR_QUOTA: Final = signal.SIGUSR1
 _PR_SET_PDEATHSIG: Final = 1
@@ -41,11 +43,14 @@ class Process:
         on_death: Callable[["Process", int, float], None],
         env: dict[str, str] | None = None,
         inherits: Sequence[int] = (),
+        log_max_bytes: int = LOG_MAX_BYTES,
     ) -> None:
-        """*inherits* are open files that it gets as they are, such as a lock that it is to hold."""
+        """*inherits* are open files that it gets as they are, such as a lock that it is to hold. What it prints goes to
+        *log_file*, which is kept within *log_max_bytes* (`LogFile`)."""
         self.name = name
         self.command = list(command)
         self.log_file = log_file
+        self._log = LogFile(log_file, max_bytes=log_max_bytes)
         self._on_death = on_death
         self._env = env
         self._inherits = tuple(inherits)
@@ -80,9 +85,9 @@ class Process:
             wait_s = min(BACKOFF_MAX_S, wait_s * 2)
 
     async def _run_once(self) -> int:
-        _rotate(self.log_file)
+        self._log.keep_small()
         self.last_began_at = datetime.now(UTC)
-        with self.log_file.open("ab") as output:
+        with self._log.open() as output:
             self._child = await asyncio.create_subprocess_exec(
                 *self.command,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -97,7 +102,11 @@ class Process:
             self.last_pid = self._child.pid
             if self._stopping.is_set():  # while it was being started
                 self.send(signal.SIGTERM)
+        keeping = asyncio.create_task(self._log.keep())
+        try:
             return await self._child.wait()
+        finally:
+            await end(keeping)
 
     async def restart(self, *, within_s: float) -> None:
         """Asks it to end, kills it after *within_s*, and has `run` start it again at once."""
@@ -193,10 +202,3 @@ def asked_to_end() -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
     finally:
         for number in handlers:
             loop.remove_signal_handler(number)
-
-
-def _rotate(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size > LOG_MAX_BYTES:
-            path.replace(path.with_suffix(".old.log"))

@@ -1,46 +1,107 @@
 """Structured logs: one JSON line an event on standard error, with the trace it belongs to. Never a prompt, an image or
-a key."""
+a key.
 
+What becomes of a line is nobody's concern but the log's: a full disk, a reader that is gone or a value that cannot be
+told fails no request, no task and no process (`LineWriter`, `plain`).
+"""
+
+import json
 import logging
-import sys
+import os
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final
 
 import structlog
 from opentelemetry import trace
-from structlog.typing import EventDict, WrappedLogger
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from ops.telemetry.line_writer import LineWriter, Losses
+from ops.telemetry.log_values import plain
+from ops.telemetry.metrics import log_lines_lost
+
+STANDARD_ERROR: Final = 2
+LEVEL_VARIABLE: Final = "WARMLANE_LOG_LEVEL"
+LEVELS: Final = ("debug", "info", "warning", "error")
+# What a log meets most likely: these stand at 0 before the first one.
+USUAL_LOSSES: Final = ("ENOSPC", "EIO", "EPIPE", "EAGAIN")
 
 
 def configure_logging(role: str, *, level: str = "info") -> None:
-    """Every log line of this process becomes one JSON object with time, level, role and event."""
+    """Every log line of this process becomes one JSON object with time, level, role and event.
+
+    Lines below *level* are left out, or below what WARMLANE_LOG_LEVEL says.
+    """
+    asked = os.environ.get(LEVEL_VARIABLE, "").strip().lower()
+    chosen = asked if asked in LEVELS else level
+    lines = LineWriter(STANDARD_ERROR, word_of=partial(_loss, role), on_loss=log_lines_lost.add)
+    for reason in USUAL_LOSSES:
+        log_lines_lost.begin(reason)
+    # an exception is text before it is a value: with its frames
+    chain: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        _add_trace,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            _add_trace,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        processors=[*chain, render],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[chosen.upper()]),
+        logger_factory=lambda *_: _Logger(lines),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(role=role)
     # libraries log through the standard library: warnings and worse, in the same form
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(lines)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processor=structlog.processors.JSONRenderer(),
-            foreign_pre_chain=[
-                structlog.contextvars.merge_contextvars,
-                structlog.stdlib.add_log_level,
-                structlog.stdlib.add_logger_name,
-                structlog.processors.TimeStamper(fmt="iso", utc=True),
-            ],
+            processor=render, foreign_pre_chain=[structlog.stdlib.add_logger_name, *chain]
         )
     )
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
+    if asked and asked not in LEVELS:
+        structlog.get_logger("logs").warning("log_level_ignored", asked=asked, expected=LEVELS, level=chosen)
+
+
+def render(_: WrappedLogger, __: str, line: EventDict) -> str:
+    """*line* as one line of JSON in ASCII, so that no text in it can look like another line; it never raises."""
+    return json.dumps(plain(dict(line)))
+
+
+class _Logger:
+    """What structlog writes rendered lines with."""
+
+    def __init__(self, lines: LineWriter) -> None:
+        self._lines = lines
+
+    def msg(self, line: str) -> None:
+        self._lines.write(line.encode("ascii") + b"\n")
+
+    log = debug = info = warning = error = critical = msg
+
+
+class _Handler(logging.Handler):
+    """What libraries log with. A message whose arguments do not fit is told without them."""
+
+    def __init__(self, lines: LineWriter) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+        except Exception as error:
+            told: dict[str, Any] = {"event": str(record.msg), "not_formatted": error, "logger": record.name}
+            text = render(None, "", told | {"level": record.levelname.lower(), "timestamp": datetime.now(UTC)})
+        self._lines.write(text.encode("ascii") + b"\n")
+
+
+def _loss(role: str, lost: Losses) -> bytes:
+    line = {"lines": sum(lost.values()), "reasons": dict(lost), "event": "log_lines_lost", "role": role}
+    return render(None, "", {**line, "level": "warning", "timestamp": datetime.now(UTC)}).encode("ascii") + b"\n"
 
 
 def _add_trace(_: WrappedLogger, __: str, line: EventDict) -> EventDict:

@@ -230,6 +230,9 @@ requests_overloaded = Counter(
     by=GATEWAYS,
 )
 requests_refused = Counter("warmlane.requests.refused", "code", "Problem documents that were answered", by=GATEWAYS)
+requests_not_logged = Counter(
+    "warmlane.requests.not_logged", "", "Refused requests without a line in the access log", by=GATEWAYS
+)
 parameters_reported = Counter(
     "warmlane.parameters.reported",
     "model field",
@@ -309,6 +312,9 @@ watch_restarts = Counter(
 )
 streams_went_back = Counter(
     "warmlane.streams.went_back", "bucket", "Times that a bucket lost what it had stored", by=EVERYBODY
+)
+log_lines_lost = Counter(
+    "warmlane.log.lines_lost", "reason", "Log lines that could not be written, by the error", by=EVERYBODY
 )
 
 # How a task can end, by who stores that.

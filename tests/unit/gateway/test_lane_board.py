@@ -170,3 +170,12 @@ def test_a_switch_that_was_read_hides_no_older_one_of_another_model() -> None:
     for entry in (switch("anisora", b"degraded", 8), switch("phr00t", b"degraded", 7), switch("phr00t", b"auto", 9)):
         board.on_control(entry)
     assert (board.mode("anisora").mode, board.mode("phr00t").mode) == ("degraded", "auto")
+
+
+def test_a_lane_that_is_busy_and_warm_again_is_no_news_for_an_operator() -> None:
+    states = [LaneState.STARTING, LaneState.WARM, LaneState.BUSY, LaneState.WARM, LaneState.BUSY, LaneState.DRAINING]
+    with capture_logs() as lines:
+        board_with(*(heartbeat(NOW, state=state) for state in states))
+    told = [(line["state"], line["log_level"]) for line in lines if line["event"] == "lane_state"]
+    assert [state for state, level in told if level == "info"] == ["starting", "warm", "draining"]
+    assert [state for state, level in told if level == "debug"] == ["busy", "warm", "busy"]

@@ -1,0 +1,103 @@
+"""The file that a child process writes its log into, kept small while it runs.
+
+Whoever started the child keeps it so, for whatever the child and those that it starts print: they all append to the one
+file that they inherited, and know nothing of it. A pipe to a collector would hold the child up whenever the collector
+stops, and lose its last words where the collector is killed first.
+"""
+
+import asyncio
+import contextlib
+import os
+import threading
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import structlog
+
+LOG_MAX_BYTES: Final = 20 * 1024 * 1024
+LOOK_EVERY_S: Final = 0.5
+CHUNK_BYTES: Final = 1024 * 1024
+# Of a log that is so many times too large, and cannot be copied or grows faster than that, the rest is thrown away.
+HOPELESS: Final = 2
+
+log = structlog.get_logger("log_file")
+
+
+class LogFile:
+    """The log at *path*, and beside it, as `NAME.old.log`, what stood there before: together twice *max_bytes*, and
+    what is written within LOOK_EVERY_S.
+
+    1. A log that is larger than *max_bytes* is copied to the old one's place and then made empty. Lines stay whole,
+       since each is appended in one write; one that comes between the last read and the cut, a few microseconds, is
+       lost.
+    2. The old one goes first, so that there is room for the copy on a disk that is full.
+    3. Where it cannot be copied, it may grow to HOPELESS times *max_bytes*, and is then made empty all the same.
+    4. What goes wrong here is told once, and ends nothing.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int = LOG_MAX_BYTES) -> None:
+        self.path = path
+        self.old_path = path.with_suffix(".old.log")
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._told: str | None = None
+
+    def open(self) -> BinaryIO:
+        """The file to append to, or the null device where there can be none."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return self.path.open("ab")
+        except OSError as error:  # 4
+            self._tell("log_not_opened", error)
+            return open(os.devnull, "ab")
+
+    async def keep(self) -> None:
+        """Keeps it small, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            if self._is_large():
+                await asyncio.to_thread(self.keep_small)
+
+    def keep_small(self) -> None:
+        """Moves what is in the log to the old one, if it is too large."""
+        with self._lock:
+            try:
+                if self._is_large():
+                    self._move()
+                    self._told = None
+            except OSError as error:  # 4
+                self._tell("log_not_rotated", error)
+
+    def _is_large(self) -> bool:
+        try:
+            return self.path.stat().st_size > self._max_bytes
+        except OSError:
+            return False
+
+    def _move(self) -> None:
+        with self.path.open("r+b", buffering=0) as current:
+            try:
+                self.old_path.unlink(missing_ok=True)  # 2
+                self._copy(current)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self.old_path.unlink(missing_ok=True)
+                if os.fstat(current.fileno()).st_size <= HOPELESS * self._max_bytes:  # 3
+                    raise
+            os.ftruncate(current.fileno(), 0)  # 1
+
+    def _copy(self, current: BinaryIO) -> None:
+        """Until nothing more comes, or too much of it."""
+        copied_bytes = 0
+        with self.old_path.open("wb") as old:
+            while copied_bytes <= HOPELESS * self._max_bytes and (chunk := current.read(CHUNK_BYTES)):
+                old.write(chunk)
+                old.flush()
+                copied_bytes += len(chunk)
+
+    def _tell(self, event: str, error: OSError) -> None:
+        if self._told != event:
+            self._told = event
+            log.warning(
+                event, path=self.path, error=error, advice="make room on its disk, or choose another --data-dir"
+            )

@@ -1,0 +1,109 @@
+"""A child's log is kept small while the child writes it."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from ops.ending import end
+from ops.machine.log_file import HOPELESS, LogFile
+from ops.machine.processes import Process
+from tests.kit.small_disk import small_disk
+
+MAX_BYTES = 64 * 1024
+LINE_BYTES = 100
+# two processes of one child append numbered lines, by turns on standard output and on standard error
+WRITER = """
+import json, os, sys
+who = "child" if os.fork() == 0 else "parent"
+for number in range(int(sys.argv[1])):
+    os.write(1 + number % 2, json.dumps({"who": who, "number": number}).ljust(99).encode() + b"\\n")
+if who == "parent":
+    os.wait()
+"""
+
+
+def lines_of(*paths: Path) -> list[bytes]:
+    return [line for path in paths for line in path.read_bytes().splitlines(keepends=True)]
+
+
+async def test_what_several_processes_print_is_rotated_while_they_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ops.machine.log_file.LOOK_EVERY_S", 0.0)
+    path = tmp_path / "logs" / "child.log"
+    process = Process(
+        "child",
+        [sys.executable, "-c", WRITER, "20000"],
+        log_file=path,
+        on_death=lambda *_: process.kill(),
+        log_max_bytes=MAX_BYTES,
+    )
+    await process.run()
+    old = path.with_suffix(".old.log")
+    assert old.exists(), "4 MB were written, and none of it was moved"
+    assert {each.name for each in path.parent.iterdir()} == {path.name, old.name}
+    last = {"child": -1, "parent": -1}
+    for line in lines_of(old, path):
+        assert len(line) == LINE_BYTES, "a line was cut, or two were joined"
+        told = json.loads(line)
+        assert told["number"] > last[told["who"]], "in the order in which they were written"
+        last[told["who"]] = told["number"]
+    assert old.stat().st_size <= (HOPELESS + 1) * 2**20
+
+
+def test_the_newest_stays_whole_and_the_old_one_is_replaced(tmp_path: Path) -> None:
+    kept = LogFile(tmp_path / "a.log", max_bytes=1000)
+    with kept.open() as file:
+        for number in range(3):
+            file.write(b"%d" % number * 1000 + b"\n")
+            file.flush()
+            kept.keep_small()
+            assert kept.path.stat().st_size == 0
+            assert kept.old_path.read_bytes() == b"%d" % number * 1000 + b"\n"
+        file.write(b"small\n")
+        file.flush()
+        kept.keep_small()
+    assert lines_of(kept.path) == [b"small\n"]
+
+
+def test_on_a_full_disk_the_old_one_makes_room(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", mib=2) as disk:
+        kept = LogFile(disk.folder / "a.log", max_bytes=MAX_BYTES)
+        with kept.open() as file:
+            for letter in (b"a", b"b"):
+                file.write(letter * 2 * MAX_BYTES)
+                file.flush()
+                if letter == b"b":
+                    disk.fill()
+                kept.keep_small()
+        assert kept.path.stat().st_size == 0
+        assert set(kept.old_path.read_bytes()) == set(b"b")
+
+
+def test_what_cannot_be_copied_is_thrown_away_only_when_there_is_far_too_much(tmp_path: Path) -> None:
+    kept = LogFile(tmp_path / "a.log", max_bytes=1000)
+    kept.old_path.mkdir()  # no copy can be there
+    (kept.old_path / "in the way").touch()
+    with kept.open() as file:
+        file.write(b"x" * HOPELESS * 1000)
+        file.flush()
+        kept.keep_small()
+        assert kept.path.stat().st_size == HOPELESS * 1000
+        file.write(b"x")
+        file.flush()
+        kept.keep_small()
+        assert kept.path.stat().st_size == 0
+
+
+async def test_a_child_runs_where_no_log_can_be(tmp_path: Path) -> None:
+    (tmp_path / "logs").touch()  # no folder can be there
+    note = tmp_path / "note"
+    command = [sys.executable, "-c", f"print('lost'); open({str(note)!r}, 'w').write('ran')"]
+    process = Process("child", command, log_file=tmp_path / "logs" / "a.log", on_death=lambda *_: process.kill())
+    running = asyncio.create_task(process.run())
+    await running
+    await end(running)
+    assert note.read_text() == "ran"
