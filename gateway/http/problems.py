@@ -20,6 +20,8 @@ from ops.telemetry.tracing import current_span, failed
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
 # How much of a body that was refused for its size is read and thrown away, so that the client sees why.
 DISCARD_MAX_BYTES: Final = 64 * 1024 * 1024
+# Where a route's options have what its query may hold (`queries.Query`).
+QUERY: Final = "query"
 TYPE_PREFIX: Final = "urn:warmlane:problem:"
 
 _log = structlog.get_logger(__name__)
@@ -42,7 +44,7 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     "invalid_query": ProblemKind(
         400,
         "A query parameter or a header cannot be used",
-        "wait: expected a number of seconds from 0 to 60.",
+        "wait: expected a number from 0 to 60.",
     ),
     "unauthorized": ProblemKind(
         401,
@@ -264,7 +266,7 @@ def _from_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Res
         return _unexpected(request, error)
     detail = PROBLEMS[code].detail
     if code == "invalid_query":
-        detail = _what_is_wrong(error)
+        detail = _what_is_wrong(request, error)
     headers = dict(error.headers or {})
     if code == "body_too_large" and not _soon_over(request):
         # otherwise the server would go on reading what the client goes on sending
@@ -281,11 +283,13 @@ def _soon_over(request: Request[Any, Any, Any]) -> bool:
     return length.isascii() and length.isdigit() and len(length) < 10 and int(length) <= DISCARD_MAX_BYTES
 
 
-def _what_is_wrong(error: HTTPException) -> str:
-    """The parameters that Litestar refused, with its reasons, which repeat no value."""
+def _what_is_wrong(request: Request[Any, Any, Any], error: HTTPException) -> str:
+    """The parameters that Litestar refused, with what they may be, or its reasons, which repeat no value."""
     if isinstance(error, ValidationException) and isinstance(error.extra, list):
+        query = request.route_handler.opt.get(QUERY)
+        expected = {} if query is None else query.expected
         found = [
-            f"{entry.get('key', 'request')}: {without_content(entry['message'])}"
+            f"{entry.get('key', 'request')}: {expected.get(entry.get('key'), without_content(entry['message']))}"
             for entry in error.extra
             if "message" in entry
         ]

@@ -13,16 +13,17 @@ from litestar.params import QueryParameter
 from litestar.types import Scope
 from msgspec import Struct
 
-from gateway.http.problems import ProblemError
+from gateway.http.problems import QUERY, ProblemError
 
-_QUERY: Final = "query"
 _SHOWN_CHARS: Final = 64
 
 
 class Query(Struct, frozen=True):
-    """The parameters that a route takes, by name; True for one that may come several times."""
+    """The parameters that a route takes, by name; True for one that may come several times. *expected* says of those
+    with limits what they may be."""
 
     takes: Mapping[str, bool]
+    expected: Mapping[str, str] = {}
 
 
 def objection(query: Query, sent: Mapping[str, int]) -> str | None:
@@ -38,21 +39,23 @@ def objection(query: Query, sent: Mapping[str, int]) -> str | None:
 
 def declare_query(handler: HTTPRouteHandler) -> None:
     """Notes on *handler* what it declares, for `require_known_query`; a route without that takes anything."""
-    declared = handler.parsed_fn_signature.parameters.items()
-    handler.opt[_QUERY] = Query(
-        {
-            field.kwarg_definition.name or name: field.is_non_string_sequence
-            for name, field in declared
-            if isinstance(field.kwarg_definition, QueryParameter)
-        }
-    )
+    takes: dict[str, bool] = {}
+    expected: dict[str, str] = {}
+    for name, field in handler.parsed_fn_signature.parameters.items():
+        declared = field.kwarg_definition
+        if isinstance(declared, QueryParameter):
+            takes[declared.name or name] = field.is_non_string_sequence
+            if declared.ge is not None and declared.le is not None:
+                kind = "an integer" if field.annotation is int else "a number"
+                expected[declared.name or name] = f"expected {kind} from {declared.ge:g} to {declared.le:g}"
+    handler.opt[QUERY] = Query(takes, expected)
 
 
 def require_known_query(scope: Scope) -> None:
     """Raises the problem `invalid_query` for a parameter that the route does not take, or takes once."""
     if not scope["query_string"]:
         return
-    query: Query | None = scope["route_handler"].opt.get(_QUERY)
+    query: Query | None = scope["route_handler"].opt.get(QUERY)
     if query is None:
         return
     sent = Counter(name for name, _ in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
