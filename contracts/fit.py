@@ -29,7 +29,7 @@ NOT_CAST: Final = (
     "condition_embedder",
     *sorted(KEPT_FLOAT32),
 )
-# Text encoder and transformers; the VAE stays on the card (docs/checkpoint-options.md).
+# Text encoder and transformers; the VAE stays on the card (docs/models/checkpoint-options.md).
 KEPT_ON_CARD: Final = "vae"
 # It reads 512 tokens and is done before the first step: what it holds does not grow with the video, nor come on top of
 # what the transformer and the VAE hold.

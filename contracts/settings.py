@@ -227,7 +227,8 @@ class GroupOffload(_Strict, frozen=True):
 
 
 class Checkpoint(_Strict, frozen=True):
-    """What the pipeline host loads, a diffusers folder below the models folder, and how (docs/checkpoint-options.md).
+    """The diffusers folder below the models folder that the pipeline host loads, and how to load it
+    (docs/models/checkpoint-options.md).
 
     *expected_bytes*: all weights as loaded, where the folder is not there to be counted. *activation_bytes*: what an
     inference needs beside them. *layerwise_casting*: in which type the transformers' layers are kept between two uses.
@@ -270,7 +271,7 @@ class ProfileSettings(_Strict, frozen=True):
 class ModelSettings(_Strict, frozen=True):
     """One entry of `models`. A third model is a third entry, not code.
 
-    *enforcement* is the switch of docs/rollback.md.
+    *enforcement* is the switch of docs/operate/rollback.md.
     """
 
     title: str

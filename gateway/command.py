@@ -164,7 +164,9 @@ def command(
                 )
             reporting = [name for name, entry in catalog.models.items() if entry.enforcement == "report"]
             if reporting:
-                log.warning("fixed_values_not_enforced", models=reporting, advice="docs/rollback.md: back to reject")
+                log.warning(
+                    "fixed_values_not_enforced", models=reporting, advice="docs/operate/rollback.md: back to reject"
+                )
             settle_garbage()
             log.info("listening", host=host.name, tls=tls is not None, port=listener.getsockname()[1])
             await _Server(config, services).serve(sockets=[listener])

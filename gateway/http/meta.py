@@ -120,7 +120,7 @@ PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
     **needs("metrics"),
 )
 async def get_metrics() -> Response[str]:
-    """Everything that this gateway measures, in Prometheus' text format; docs/observability.md explains each. The
+    """All that this gateway measures, in Prometheus' text format; docs/operate/observability.md explains each. The
     gateway of `warmlane up` tells it of every process there, which `job` and `instance` name."""
     text = await metrics_text()
     return Response(text.decode(), headers={"Content-Type": PROMETHEUS})

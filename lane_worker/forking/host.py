@@ -617,7 +617,9 @@ def _kill_process(noted: SlotNote) -> None:
 
 def _tell_snapshot(failure: Failed, what: str) -> None:
     if failure.snapshot:
-        log.warning("oom_snapshot", of=what, path=failure.snapshot, hint="docs/gpu-memory.md says how to read it")
+        log.warning(
+            "oom_snapshot", of=what, path=failure.snapshot, hint="docs/models/gpu-memory.md says how to read it"
+        )
 
 
 def _remove_video(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every metric of Warmlane (design §11), one line each; `docs/observability.md` says what each is good for.
+"""Every metric of Warmlane (design §11), one line each; `docs/operate/observability.md` says what each is good for.
 
 The instruments are those of the OpenTelemetry API: until `ops/telemetry/export.py` sets an exporter up they do
 nothing. Labels have few values: a model, a worker, a slot, a code; never a task, a caller or a prompt.

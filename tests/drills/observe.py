@@ -1,4 +1,4 @@
-"""`make observe`: everything that an operator must be able to see (docs/observability.md), caused and then looked for.
+"""`make observe`: all that an operator must be able to see (docs/operate/observability.md), caused and then looked for.
 
 One system with an OTLP receiver, which hands all spans on to the real Jaeger where there is one
 (`tests/kit/jaeger.py`). Each step causes something; what changed meanwhile in the metrics, the logs and the traces is
@@ -34,7 +34,7 @@ from tests.kit.jaeger import MISSING, Jaeger, jaeger_program
 from tests.kit.support import eventually, eventually_sync
 from tests.kit.system import UpProcess
 
-DOCS: Final = Path(__file__).parents[2] / "docs" / "observability.md"
+DOCS: Final = Path(__file__).parents[2] / "docs" / "operate" / "observability.md"
 EXPORTS: Final = {"OTEL_METRIC_EXPORT_INTERVAL": "250", "OTEL_BSP_SCHEDULE_DELAY": "100"}
 STEP_SECONDS: Final = "0.1"
 NO_QUOTA: Final = '{"max_lanes": {}}'
@@ -53,7 +53,7 @@ class Row(Struct, frozen=True, kw_only=True):
 
 
 def rows(text: str) -> list[Row]:
-    """The table of musts in docs/observability.md."""
+    """The table of musts in docs/operate/observability.md."""
     table = text.split("<!-- musts -->")[1]
     lines = [line for line in table.splitlines() if line.startswith("|")][2:]
     found = []
@@ -233,7 +233,7 @@ class Stage:
             assert answer.status_code == 422, answer.text
 
     async def replaced_value(self) -> None:
-        """docs/rollback.md: a wrong fixed value is replaced, and said."""
+        """docs/operate/rollback.md: a wrong fixed value is replaced, and said."""
         async with self.step("replaced value") as step:
             answer = await self._post("phr00t", steps=99)
             assert answer.status_code == 202, answer.text

@@ -1,4 +1,4 @@
-"""The README's commands, run as a newcomer pastes them, and its answers compared with the real ones."""
+"""The commands of README and docs, run as a newcomer pastes them, and their answers compared with the real ones."""
 
 import asyncio
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import av
+import pytest
 from msgspec import Struct
 
 from contracts.topology import CONTROL, LANES, TASKS, bucket_stream
@@ -17,22 +18,27 @@ from ops.nats.link import NatsLink
 from tests.kit.support import clean_environment, eventually
 from tests.kit.system import UpProcess
 
-README: Final = Path(__file__).parents[2] / "README.md"
+ROOT: Final = Path(__file__).parents[2]
+API_PAGE: Final = ROOT / "docs" / "use" / "api.md"
+NATS_PAGE: Final = ROOT / "docs" / "operate" / "nats.md"
 URL: Final = "http://127.0.0.1:8000"
 _BLOCK: Final = re.compile(r"^```(bash|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+DOCUMENTS: Final = tuple(
+    path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if _BLOCK.search(path.read_text())
+)
 
 
 class Step(Struct, frozen=True):
-    """A command, and what the README shows as its output; None where it shows none."""
+    """A command, and what its document shows as its output; None where it shows none."""
 
     command: str
     shown: str | None
 
 
-def steps() -> list[Step]:
-    """Every command of the README in its order. A command goes on while its lines end with a backslash."""
+def steps(document: Path) -> list[Step]:
+    """Every command of *document* in its order. A command goes on while its lines end with a backslash."""
     found: list[Step] = []
-    for language, body in _BLOCK.findall(README.read_text()):
+    for language, body in _BLOCK.findall(document.read_text()):
         if language == "bash":
             found.append(Step(body, None))
             continue
@@ -77,9 +83,14 @@ def without_numbers(text: str) -> str:
     return re.sub(r"\d[\d,.]*", "0", text)
 
 
-def test_the_commands_of_the_readme(system: UpProcess, tmp_path: Path) -> None:
-    wanted = steps()
-    assert len(wanted) > 12
+def test_no_page_with_commands_is_missing() -> None:
+    assert {"README.md", "api.md", "commands.md", "lanes.md", "observability.md"} <= {path.name for path in DOCUMENTS}
+    assert sum(len(steps(document)) for document in DOCUMENTS) > 16
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_commands_of(document: Path, system: UpProcess, tmp_path: Path) -> None:
+    wanted = steps(document)
     outputs = run_all([step.command for step in wanted], tmp_path, system.url)
     for step, output in zip(wanted, outputs, strict=True):
         if step.shown is None:
@@ -92,20 +103,20 @@ def test_the_commands_of_the_readme(system: UpProcess, tmp_path: Path) -> None:
         else:
             # the last line: of events, a fast reader sees more than a slow one
             assert without_numbers(output).splitlines()[-1:] == without_numbers(step.shown).splitlines()[-1:], step
-    for name in ("fox.mp4", "lantern.mp4"):
+    for name in re.findall(r"(?:-so|--out) (\S+\.mp4)", "\n".join(step.command for step in wanted)):
         with av.open(str(tmp_path / name)) as container:
             assert len(list(container.decode(video=0))) == 17
 
 
-def test_a_key_leads_to_the_id_that_the_readme_shows(system: UpProcess, tmp_path: Path) -> None:
-    """The id follows from caller and key, so the README can promise it."""
-    keyed = [step for step in steps() if "Idempotency-Key" in step.command][:2]
+def test_a_key_leads_to_the_id_that_is_shown(system: UpProcess, tmp_path: Path) -> None:
+    """The id follows from caller and key, so the page can promise it."""
+    keyed = [step for step in steps(API_PAGE) if "Idempotency-Key" in step.command][:2]
     assert run_all([step.command for step in keyed], tmp_path, system.url) == [f"{step.shown}\n" for step in keyed]
 
 
-async def test_what_the_nats_commands_of_the_readme_name_is_there(system: UpProcess) -> None:
+async def test_what_the_nats_commands_name_is_there(system: UpProcess) -> None:
     """The `nats` tool is no dependency of the tests: its commands' names are looked up through the JetStream API."""
-    text = README.read_text()
+    text = NATS_PAGE.read_text()
     task_id = system.ended(system.submit(num_frames=9)["id"])["id"]
     link = await NatsLink.connect(system.nats_url, name="test")
     try:
@@ -126,9 +137,9 @@ async def test_what_the_nats_commands_of_the_readme_name_is_there(system: UpProc
         await link.close()
 
 
-async def test_the_switch_of_the_readme(system: UpProcess) -> None:
+async def test_the_switch_by_the_nats_command(system: UpProcess) -> None:
     """`nats kv put control lanes.anisora …`: off and on again, without a restart."""
-    puts = re.findall(r"^nats kv put (\S+) (\S+) (\S+)", README.read_text(), re.MULTILINE)
+    puts = re.findall(r"^nats kv put (\S+) (\S+) (\S+)", NATS_PAGE.read_text(), re.MULTILINE)
     assert [mode for *_, mode in puts] == ["degraded", "auto"]
     body = {"model": "anisora", "prompt": "switched", "num_frames": 9}
     link = await NatsLink.connect(system.nats_url, name="test")

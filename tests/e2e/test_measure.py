@@ -153,8 +153,8 @@ def test_what_a_card_can_serve(
 
 
 def test_the_tables_of_the_documentation_are_these(rows: list[Serving]) -> None:
-    assert markdown(rows) in (ROOT / "docs" / "checkpoint-options.md").read_text()
-    assert ways(rows) in (ROOT / "docs" / "production.md").read_text()
+    assert markdown(rows) in (ROOT / "docs" / "models" / "checkpoint-options.md").read_text()
+    assert ways(rows) in (ROOT / "docs" / "operate" / "production.md").read_text()
 
 
 def test_a_card_of_80_gb_is_refused_what_does_not_fit_without_tiles(components: dict[str, Components]) -> None:

@@ -1,4 +1,4 @@
-"""`make observe` as a test: every line of the table in docs/observability.md is caused and seen, and the traces of
+"""`make observe` as a test: every line of the table in docs/operate/observability.md is caused and seen, and traces of
 what was done are looked at span by span (design §11)."""
 
 import asyncio

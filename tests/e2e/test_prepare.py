@@ -459,7 +459,7 @@ def test_the_dequantised_weights_are_those_that_were_packed(as_published: Path, 
 def test_a_base_lends_what_it_has_in_more_bits(
     as_published: Path, as_downloaded: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """The example of docs/models.md: text encoder and VAE of Wan, the transformer of the file."""
+    """The example of docs/models/models.md: text encoder and VAE of Wan, the transformer of the file."""
     base, target = as_downloaded[1], tmp_path / "made"
     alone = tmp_path / "v10" / "aio.safetensors"
     alone.parent.mkdir()

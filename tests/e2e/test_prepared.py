@@ -38,7 +38,7 @@ from tests.kit.small_checkpoints import (
 from tests.kit.support import settings_file, shared_forks
 from tests.kit.system import UpProcess
 
-PAGE = Path(__file__).parents[2] / "docs" / "production.md"
+PAGE = Path(__file__).parents[2] / "docs" / "operate" / "production.md"
 MODELS = ("anisora", "phr00t")
 FIRST_FRAME = {"image": image_uri(png())}
 # What a CPU makes in a second; the largest of it warms the lanes up.
@@ -51,7 +51,7 @@ GEOMETRY = {
 
 
 def publish(folder: Path) -> None:
-    """What docs/production.md has downloaded: AniSora's experts, the base that has the rest, and Phr00t's one file."""
+    """What docs/operate/production.md has downloaded: AniSora's experts, the base with the rest, Phr00t's one file."""
     anisora, phr00t, base = layout("anisora", "v3.2"), layout("phr00t", "t2v"), folder / "Wan2.2-I2V-A14B"
     tokens = tokenizer(folder / "tiny").rename(folder / "tokens")
     write_files(anisora, published(anisora, original(anisora, tokens)), base)
@@ -74,7 +74,7 @@ def _published_bf16(phr00t: Any, base: Path, folder: Path) -> dict[str, dict[str
 
 
 def type_in(begin: str, folder: Path, data_dir: Path, group: click.Command, **options: Any) -> None:
-    """Every command of docs/production.md that *begin* matches, as it stands there but for the data folder. *group* is
+    """Every command of docs/operate/production.md that *begin* matches, with another data folder. *group* is
     what its first two words call."""
     blocks = re.findall(r"^ *```sh\n(.*?)^ *```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()

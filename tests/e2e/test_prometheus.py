@@ -177,7 +177,7 @@ def test_a_real_prometheus(observed: tuple[UpProcess, Prometheus], tmp_path: Pat
 
 
 def one_target_is_enough(up: UpProcess, folder: Path, *, by_otlp: Prometheus) -> None:
-    """The configuration of docs/observability.md: the page of the gateway brings every process, as OTLP does."""
+    """The configuration of docs/operate/observability.md: the gateway's page brings every process, as OTLP does."""
     block = DOCS.read_text(encoding="utf-8").split("<!-- prometheus -->")[1]
     config = yaml.safe_load(block.strip().removeprefix("```yaml").removesuffix("```"))
     prometheus = Prometheus(folder, config, {"127.0.0.1:8000": up.url.removeprefix("http://")})

@@ -1,4 +1,4 @@
-"""Faults of the degraded worker's hosts and cards, one by one; `docs/faults.md` says what becomes of each (issue 3)."""
+"""Faults of the degraded worker's hosts and cards; `docs/reliability/faults.md` says what becomes of each."""
 
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -17,7 +17,7 @@ from tests.kit.fake_nvml import GIB
 
 pytestmark = pytest.mark.usefixtures("rogue_forks")
 
-DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "faults.md"
+DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "reliability" / "faults.md"
 NEXT_MODEL: Final = "anisora"
 """It is resident when a fault begins, and it is what runs afterwards."""
 

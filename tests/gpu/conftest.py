@@ -12,7 +12,7 @@ from tests.kit.support import ROGUE_HOST, fork_server_at
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write", metavar="FILE", help="Write what was measured to FILE (docs/gpu.md).")
+    parser.addoption("--write", metavar="FILE", help="Write what was measured to FILE (docs/models/gpu.md).")
 
 
 @pytest.fixture(scope="session")

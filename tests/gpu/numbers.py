@@ -1,4 +1,4 @@
-"""What the scenarios measured, and `docs/gpu.md`, which keeps it."""
+"""What the scenarios measured, and `docs/models/gpu.md`, which keeps it."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ HEAD: Final = """# On a card
 
 `make gpu-test` plays the scenarios of `tests/gpu/test_card.py` on the first NVIDIA card of a machine: random-weight
 Wan pipelines of several GB, with layers as wide as those of the real models, made on the spot. It needs a driver, a
-torch that is built with CUDA, 20 GB of disk and a card of 24 GiB. `make gpu-test GPU_ARGS='--write docs/gpu.md'`
+torch that is built with CUDA, 20 GB of disk and a card of 24 GiB. `make gpu-test GPU_ARGS='--write docs/models/gpu.md'`
 also writes this page, with the card's name. `make test` plays the same scenarios on a CPU, with pipelines of
 several hundred MB, whose release is read from resident memory in the place of NVML.
 
@@ -59,7 +59,7 @@ class Numbers:
 
 
 def page(figures: Mapping[str, Iterable[Figure]], *, has_card: bool) -> str:
-    """The whole of `docs/gpu.md`. Where no card was used it says so before anything else."""
+    """The whole of `docs/models/gpu.md`. Where no card was used it says so before anything else."""
     tables = [
         f"## {device}\n\n| what | measured |\n|---|---|\n"
         + "".join(f"| {figure.what} | {figure.value} |\n" for figure in found)

@@ -1,6 +1,6 @@
 """One pipeline on a card at a time, proven by what the card says (FR-001..003, FR-019, SC-009); rehearsed on a CPU.
 
-`make gpu-test` runs what needs a card, and docs/gpu.md keeps its numbers.
+`make gpu-test` runs what needs a card, and docs/models/gpu.md keeps its numbers.
 """
 
 import asyncio
@@ -96,7 +96,7 @@ class Player:
         return receipt
 
     def tell(self, what: str, value: str) -> None:
-        """Kept for docs/gpu.md."""
+        """Kept for docs/models/gpu.md."""
         where = self.scene.where
         self._numbers.add(where.device, what, value, is_card=where.kind == "card")
 

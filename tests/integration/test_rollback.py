@@ -1,4 +1,4 @@
-"""docs/rollback.md: two gateways on one server, one that replaces wrong fixed values and one that refuses them."""
+"""docs/operate/rollback.md: two gateways on one server, one replaces wrong fixed values and one refuses them."""
 
 import asyncio
 import contextlib

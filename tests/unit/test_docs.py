@@ -17,6 +17,8 @@ from ops.cli import COMMANDS, LazyGroup, cli
 
 ROOT: Final = Path(__file__).parents[2]
 README: Final = ROOT / "README.md"
+SETTINGS_PAGE: Final = ROOT / "docs" / "operate" / "settings.md"
+NATS_PAGE: Final = ROOT / "docs" / "operate" / "nats.md"
 REQUIREMENTS: Final = ROOT / "docs" / "requirements.md"
 PROTOCOL: Final = ROOT / "docs" / "protocol.md"
 DECISIONS: Final = ROOT / "docs" / "adr"
@@ -128,6 +130,13 @@ def test_every_section_that_is_cited_exists() -> None:
                 assert not wanted or f"\n{wanted}. " in f"\n{sections[number + place]}", (path, number, part, wanted)
 
 
+def test_the_readme_is_one_page_and_every_document_is_in_the_index() -> None:
+    assert len(README.read_text().splitlines()) <= 180
+    index = ROOT / "docs" / "index.md"
+    linked = {(index.parent / target).resolve() for target in _LINK.findall(index.read_text())}
+    assert set((ROOT / "docs").rglob("*.md")) - set(DECISIONS.glob("[0-9]*.md")) - {index} <= linked
+
+
 def test_every_requirement_that_is_cited_is_written_out() -> None:
     written = re.findall(r"^- \*\*((?:FR|SC)-\d{3})\*\* ", REQUIREMENTS.read_text(), re.MULTILINE)
     assert written == _REQUIREMENTS
@@ -173,7 +182,8 @@ def names_of(parameter: click.Parameter) -> list[str]:
 
 
 def test_the_table_of_options_is_that_of_warmlane_up() -> None:
-    shown = re.findall(r"^\| `(--[a-z-]+)` \| `(WARMLANE_[A-Z_]+)` \| (.+?) \|", README.read_text(), re.MULTILINE)
+    row = r"^\| `(--[a-z-]+)` \| `(WARMLANE_[A-Z_]+)` \| (.+?) \|"
+    shown = re.findall(row, SETTINGS_PAGE.read_text(), re.MULTILINE)
     options = [parameter for parameter in command("up").params if isinstance(parameter, click.Option)]
     assert {option: variable for option, variable, _ in shown} == {
         parameter.opts[0]: parameter.envvar for parameter in options
@@ -195,7 +205,7 @@ def test_every_stream_and_bucket_that_is_named_exists() -> None:
     catalog = load_settings().catalog("tiny")
     wanted = topology(tuple(catalog.models), lane_queue_max_msgs=1, keep_s=1)
     streams = {stream.name: {consumer.name for consumer in stream.consumers} for stream in wanted.streams}
-    text = README.read_text()
+    text = NATS_PAGE.read_text()
     for stream in re.findall(r"^nats stream (?:info|subjects) (\S+)", text, re.MULTILINE):
         assert stream in streams
     for stream, consumer in re.findall(r"^nats consumer info (\S+) (\S+)", text, re.MULTILINE):

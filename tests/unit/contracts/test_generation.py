@@ -527,7 +527,7 @@ def test_another_image_is_another_request() -> None:
     assert submit(least(image=PNG)).fingerprint != submit(least(image=other)).fingerprint
 
 
-# Enforcement `report` (docs/rollback.md)
+# Enforcement `report` (docs/operate/rollback.md)
 
 
 @given(st.data())

@@ -258,7 +258,7 @@ def test_what_is_remembered_of_them_is_bounded() -> None:
 
 
 def test_a_task_with_a_warning_and_versions_that_know_of_none() -> None:
-    """docs/rollback.md, of a deploy that is taken back: an older version drops the warning, and keeps the rest."""
+    """docs/operate/rollback.md, a deploy that is taken back: an older version drops the warning, and keeps the rest."""
     warned = replace(pending_task(), replaced=(ReplacedParameter(field="steps", used=8, got=20),))
     assert decode_task(encode_task(warned)) == warned
     known = [

@@ -1,4 +1,4 @@
-"""What enforcement `report` replaced is counted and told, in numbers (docs/rollback.md)."""
+"""What enforcement `report` replaced is counted and told, in numbers (docs/operate/rollback.md)."""
 
 from msgspec.structs import replace
 from structlog.testing import capture_logs

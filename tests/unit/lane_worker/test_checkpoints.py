@@ -82,7 +82,7 @@ def test_every_table_says_where_it_was_read() -> None:
 
 def test_every_refusal_that_is_documented_names_its_test() -> None:
     """`tests/unit/test_docs.py` sees to it that these exist."""
-    text = (Path(__file__).parents[3] / "docs" / "models.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "models" / "models.md").read_text()
     table = text.split("## What is refused, and why")[1].split("\n## ")[0]
     rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
     assert len(rows) >= 10

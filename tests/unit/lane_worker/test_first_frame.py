@@ -12,13 +12,13 @@ from PIL import Image
 
 from lane_worker.pipelines.inputs import GRID_PIXELS, fitted
 
-MODELS_DOC: Final = Path(__file__).parents[3] / "docs" / "models.md"
+MODELS_DOC: Final = Path(__file__).parents[3] / "docs" / "models" / "models.md"
 SIDES: Final = st.integers(1, 300)
 FRAME_SIDES: Final = st.integers(2, 8).map(lambda steps: steps * GRID_PIXELS)
 
 
 def authors_size(width: int, height: int, *, max_area: int) -> tuple[int, int]:
-    """The size that the authors' `generate` gives the video of an image, as docs/models.md cites it."""
+    """The size that the authors' `generate` gives the video of an image, as docs/models/models.md cites it."""
     across, down = math.sqrt(max_area * width / height), math.sqrt(max_area * height / width)
     return int(across // GRID_PIXELS * GRID_PIXELS), int(down // GRID_PIXELS * GRID_PIXELS)
 

@@ -496,8 +496,8 @@ def test_its_health_is_looked_at(name: str) -> None:
 
 
 def test_the_table_of_variables_is_that_of_the_file() -> None:
-    """docs/deploy.md names every variable that .env may hold, with its default."""
-    text = (ROOT / "docs" / "deploy.md").read_text()
+    """docs/operate/deploy.md names every variable that .env may hold, with its default."""
+    text = (ROOT / "docs" / "operate" / "deploy.md").read_text()
     used = set(re.findall(r"\$\{(\w+)", FILE.read_text()))
     shown = {match[1] for match in re.finditer(r"^\| `([A-Z]\w+)` \|", text, re.MULTILINE)}
     roles = {password_variable(role) for role in ROLES}
@@ -508,7 +508,7 @@ def test_the_table_of_variables_is_that_of_the_file() -> None:
 
 
 def test_the_documentation_runs_commands_that_there_are() -> None:
-    text = (ROOT / "docs" / "deploy.md").read_text()
+    text = (ROOT / "docs" / "operate" / "deploy.md").read_text()
     named = set(re.findall(r"\badmin\s+([a-z][a-z-]*)", " ".join(re.findall(r"docker compose run[^#`]*", text))))
     assert {"keys", "slots", "status", "backup"} <= named <= set(COMMANDS)
     assert set(re.findall(r"\bdocker compose (?:exec|kill|logs --follow) ([a-z-]+)", text)) <= set(ALL)

@@ -1,4 +1,4 @@
-"""docs/observability.md against the code: the metrics that there are, the panels and alerts that there are."""
+"""docs/operate/observability.md against the code: the metrics that there are, the panels and alerts that there are."""
 
 import re
 
