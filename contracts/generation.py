@@ -19,6 +19,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from contracts.geometry import Size, most_frames
 from contracts.images import BadImage, parse_data_uri, read_header
+from contracts.nesting import NestedTooDeeply, bounded
 from contracts.settings import (
     SEED_SPAN,
     Catalog,
@@ -170,15 +171,15 @@ def parse_body(body: bytes) -> dict[str, Any]:
     are closed here.
     """
     try:
-        text = body.removeprefix(codecs.BOM_UTF8).decode()
+        text = bounded(body.removeprefix(codecs.BOM_UTF8), deepest=NESTING_MAX).decode()
         parsed = _decode(text)
-        if text.count("{") + text.count("[") > NESTING_MAX and _nested_too_deeply(parsed):
-            raise MalformedBody("nested too deeply")
         if "\\u" in text:
             # a lone surrogate, which only an escape can bring, cannot be encoded; the result itself is not needed
             json.dumps(parsed, ensure_ascii=False).encode()
     except MalformedBody:
         raise
+    except NestedTooDeeply as error:
+        raise MalformedBody(str(error)) from None
     except UnicodeDecodeError as error:
         raise MalformedBody(f"not valid UTF-8 at byte {error.start}") from None
     except UnicodeEncodeError:
@@ -187,22 +188,9 @@ def parse_body(body: bytes) -> dict[str, Any]:
         raise MalformedBody(f"not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
     except ValueError:
         raise MalformedBody("a number has too many digits") from None
-    except RecursionError:
-        raise MalformedBody("nested too deeply") from None
     if not isinstance(parsed, dict):
         raise MalformedBody("a JSON object is expected")
     return parsed
-
-
-def _nested_too_deeply(parsed: Any) -> bool:
-    level = [parsed]
-    for _ in range(NESTING_MAX + 1):
-        objects = [item.values() for item in level if isinstance(item, dict)]
-        arrays = [item for item in level if isinstance(item, list)]
-        if not objects and not arrays:
-            return False
-        level = [child for container in (*objects, *arrays) for child in container]
-    return True
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -216,7 +204,9 @@ def _refuse_constant(name: str) -> Never:
     raise MalformedBody(f"{name} is not JSON")
 
 
-_decode: Final = json.JSONDecoder(object_pairs_hook=_distinct, parse_constant=_refuse_constant).decode
+_decode: Final = json.JSONDecoder(  # noqa: TID251 - only within the bound
+    object_pairs_hook=_distinct, parse_constant=_refuse_constant
+).decode
 
 
 def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:

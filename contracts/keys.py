@@ -13,6 +13,8 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from contracts.nesting import decode_json
+
 Scope = Literal["submit", "read", "metrics", "admin"]
 SCOPES: Final[tuple[Scope, ...]] = ("submit", "read", "metrics", "admin")
 # Who asks where no key was ever made. No key may carry this name.
@@ -115,8 +117,8 @@ def decode_key(name: str, data: bytes) -> ApiKey:
     Raises UnreadableKey on anything else, also where it carries another id than its name.
     """
     try:
-        key = msgspec.json.decode(data, type=ApiKey)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        key = decode_json(data, ApiKey)
+    except msgspec.DecodeError as error:
         raise UnreadableKey(f"not an API key ({type(error).__name__})") from error
     if key.id != name:
         raise UnreadableKey("it carries the id of another key")

@@ -3,9 +3,9 @@
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
+from contracts.nesting import Decoder
 from contracts.wire import Moment, decode
 
 
@@ -142,11 +142,11 @@ class Leadership(Struct, frozen=True, kw_only=True):
     since: Moment
 
 
-_HEARTBEATS: Final = msgspec.json.Decoder(LaneHeartbeat)
-_EPISODES: Final = msgspec.json.Decoder(FallbackEpisode)
-_COLD_STARTS: Final = msgspec.json.Decoder(ColdStart)
-_SLOTS: Final = msgspec.json.Decoder(VideoPipelineSlot)
-_LEADERSHIPS: Final = msgspec.json.Decoder(Leadership)
+_HEARTBEATS: Final = Decoder(LaneHeartbeat)
+_EPISODES: Final = Decoder(FallbackEpisode)
+_COLD_STARTS: Final = Decoder(ColdStart)
+_SLOTS: Final = Decoder(VideoPipelineSlot)
+_LEADERSHIPS: Final = Decoder(Leadership)
 
 
 def decode_heartbeat(data: bytes) -> LaneHeartbeat:

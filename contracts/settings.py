@@ -4,7 +4,6 @@
 half-understood settings. `InferenceSettings.catalog(profile)` is what the processes use.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Struct
 
+from contracts.nesting import decode_json, loads
 from contracts.topology import DEGRADED_MAX_AGE_S
 
 SCHEMA: Final = 1
@@ -430,11 +430,11 @@ class InferenceSettings(_Strict, frozen=True):
 def parse_settings(text: bytes) -> InferenceSettings:
     """The settings in *text* (JSON). Raises SettingsError naming every mistake that was found, with its place."""
     try:
-        settings = msgspec.json.decode(text, type=InferenceSettings)
-        json.loads(text, object_pairs_hook=_distinct)
+        settings = decode_json(text, InferenceSettings)
+        loads(text, object_pairs_hook=_distinct)
     except msgspec.ValidationError as error:
         raise SettingsError(_located(error, text)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except msgspec.DecodeError as error:
         raise SettingsError(str(error)) from error
     mistakes = list(_mistakes(settings))
     if mistakes:
@@ -471,8 +471,8 @@ def _located(error: msgspec.ValidationError, text: bytes) -> str:
     if "`$.models[...]" not in str(error):
         return str(error)
     try:
-        document = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # further on the text is not JSON at all
+        document = decode_json(text, dict[str, Any])
+    except msgspec.DecodeError:  # further on the text is not JSON at all
         return str(error)
     for name, model in document["models"].items():
         wrong = _refusal(model, ModelSettings)

@@ -8,6 +8,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta, Struct
 
+from contracts.nesting import Decoder, decode_json
 from contracts.wire import RECORD_MAX_BYTES, Counted, Moment, Token, Unreadable, check_age, decode
 
 TIMELINE_MAX: Final = 24
@@ -283,7 +284,7 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
 
 
 _ENCODER: Final = msgspec.json.Encoder()
-_DECODER: Final = msgspec.json.Decoder(GenerationTask)
+_DECODER: Final = Decoder(GenerationTask)
 
 
 class UnreadableTask(Unreadable):
@@ -322,8 +323,8 @@ def may_be_newer(task_id: str, data: bytes) -> bool:
     except UnreadableTask:
         pass
     try:
-        found = msgspec.json.decode(data) if len(data) <= RECORD_MAX_BYTES else None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        found = decode_json(data, object) if len(data) <= RECORD_MAX_BYTES else None
+    except msgspec.DecodeError:
         return False
     return isinstance(found, dict) and found.get("id") == task_id
 

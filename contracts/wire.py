@@ -11,6 +11,8 @@ from typing import Annotated, Final, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from contracts.nesting import Decoder
+
 # A record of today has a few kB. The bound leaves room for a record to grow and still fit into a message (1 MB).
 RECORD_MAX_BYTES: Final = 512 * 1024
 ENTRY_MAX_BYTES: Final = 64 * 1024
@@ -34,16 +36,14 @@ class Unreadable(ValueError):
     """The bytes are not what they should be. The text says why, without any of their content."""
 
 
-def decode(data: bytes, decoder: msgspec.json.Decoder[T], *, max_bytes: int = ENTRY_MAX_BYTES) -> T:
+def decode(data: bytes, decoder: Decoder[T], *, max_bytes: int = ENTRY_MAX_BYTES) -> T:
     """What *data* holds; fields that this version does not know are ignored. Raises Unreadable, and nothing else."""
     if len(data) > max_bytes:
         raise Unreadable(f"{len(data)} bytes, more than {max_bytes}")
     try:
         found = decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        # msgspec raises UnicodeDecodeError, not DecodeError, on bad UTF-8 inside a string (design §10.11), and
-        # RecursionError on deep nesting, even inside a field that it skips
-        raise Unreadable(_reason(error)) from None  # its own text and traceback would show the content
+    except msgspec.DecodeError as error:
+        raise Unreadable(without_content(str(error))) from None  # its own text and traceback would show the content
     check_age(found)
     return found
 
@@ -57,14 +57,6 @@ def check_age(found: Struct) -> None:
 
 
 _QUOTES_CONTENT: Final = re.compile(r"Invalid enum value .*?(?P<place> - at `\$[^`]*`)?\Z", re.DOTALL)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return f"not valid UTF-8: {error.reason}"
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    return without_content(str(error))
 
 
 def without_content(text: str) -> str:

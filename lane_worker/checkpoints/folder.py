@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from contracts.nesting import decode_json
 from lane_worker.checkpoints.found import CheckpointRefused
 
 MANIFEST: Final = "manifest.json"
@@ -63,8 +64,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Raises CheckpointRefused where *folder* was not made by `warmlane models prepare`, or by another version."""
     try:
         text = (folder / MANIFEST).read_bytes()
-        found = msgspec.json.decode(text, type=_AnyManifest).format
-        manifest = None if found != FORMAT else msgspec.json.decode(text, type=Manifest)
+        found = decode_json(text, _AnyManifest).format
+        manifest = None if found != FORMAT else decode_json(text, Manifest)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointRefused(
             f"{folder} has no {MANIFEST}: `warmlane models prepare` did not make it, or did not finish"

@@ -1,12 +1,13 @@
 """What lies on the disk: the tensors that published files name in their headers. Reads no weight, needs no torch."""
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from msgspec import Struct
 from safetensors import SafetensorError, safe_open
+
+from contracts.nesting import loads
 
 INDEX: Final = ".safetensors.index.json"
 # Where ComfyUI says how the weight of a layer is packed: in the file's metadata, or in a tensor beside the weight.
@@ -61,10 +62,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def _packings(opened: Any, names: Collection[str], path: Path) -> dict[str, str]:
     """How the weights are packed of which the file says so, by the weight's name. Reads the few bytes that say it."""
     try:
-        layers = json.loads((opened.metadata() or {}).get(QUANTIZED, "{}")).get("layers", {})
+        layers = loads((opened.metadata() or {}).get(QUANTIZED, "{}").encode()).get("layers", {})
         for name in names:
             if name.endswith(QUANTIZED_LAYER):
-                layers[name.removesuffix(QUANTIZED_LAYER)] = json.loads(opened.get_tensor(name).tobytes())
+                layers[name.removesuffix(QUANTIZED_LAYER)] = loads(opened.get_tensor(name).tobytes())
         packings = {f"{layer}.weight": str(told["format"]) for layer, told in layers.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointRefused(
@@ -96,7 +97,7 @@ def read_sharded(folder: Path) -> dict[str, Tensor]:
 
 def _read_indexed(index: Path) -> dict[str, Tensor]:
     try:
-        places: Mapping[str, str] = json.loads(index.read_bytes())["weight_map"]
+        places: Mapping[str, str] = loads(index.read_bytes())["weight_map"]
         files = sorted({str(name) for name in places.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointRefused(f"{index} cannot be read ({error!r}); download it again") from error

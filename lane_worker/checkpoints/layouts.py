@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any, Final, Literal
 
-import msgspec
 from msgspec import Struct
 
+from contracts.nesting import decode_json
 from lane_worker.checkpoints.keys import KeyTable, key_table
 
 TOKENIZER_FOLDER: Final = (
@@ -64,7 +64,7 @@ class Layout(Struct, frozen=True, kw_only=True):
 
 def _data(name: str) -> dict[str, Any]:
     text = resources.files(__package__).joinpath("data", f"{name}.json").read_bytes()
-    return msgspec.json.decode(text, type=dict[str, Any])
+    return decode_json(text, dict[str, Any])
 
 
 def _transformer(config: str, source: str, *, name: str = "transformer", vace: bool = False) -> Component:

@@ -10,6 +10,7 @@ from typing import Final, Literal
 import msgspec
 from msgspec import Struct
 
+from contracts.nesting import MsgpackDecoder
 from contracts.settings import Checkpoint
 from contracts.tasks import GenerationParameters, MemoryReading
 
@@ -213,9 +214,9 @@ class BadMessage(ValueError):
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
-_FORK: Final[msgspec.msgpack.Decoder[Fork]] = msgspec.msgpack.Decoder(Fork)
-_TO_CHILD: Final[msgspec.msgpack.Decoder[ToChild]] = msgspec.msgpack.Decoder(ToChild)
-_FROM_CHILD: Final[msgspec.msgpack.Decoder[FromChild]] = msgspec.msgpack.Decoder(FromChild)
+_FORK: Final[MsgpackDecoder[Fork]] = MsgpackDecoder(Fork)
+_TO_CHILD: Final[MsgpackDecoder[ToChild]] = MsgpackDecoder(ToChild)
+_FROM_CHILD: Final[MsgpackDecoder[FromChild]] = MsgpackDecoder(FromChild)
 
 
 def frame(message: ToChild | FromChild) -> bytes:
@@ -243,7 +244,7 @@ def decode_fork(body: bytes) -> Fork:
     """Raises BadMessage."""
     try:
         return _FORK.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except msgspec.DecodeError as error:
         raise BadMessage(str(error)) from error
 
 
@@ -251,7 +252,7 @@ def decode_to_child(body: bytes) -> ToChild:
     """Raises BadMessage."""
     try:
         return _TO_CHILD.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except msgspec.DecodeError as error:
         raise BadMessage(str(error)) from error
 
 
@@ -259,5 +260,5 @@ def decode_from_child(body: bytes) -> FromChild:
     """Raises BadMessage."""
     try:
         return _FROM_CHILD.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except msgspec.DecodeError as error:
         raise BadMessage(str(error)) from error

@@ -15,6 +15,7 @@ from typing import Final, Self
 
 import msgspec
 
+from contracts.nesting import decode_json
 from lane_worker.forking.host_messages import Role, SlotNote
 
 SLOT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -161,6 +162,6 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 def _parse(content: bytes) -> SlotNote | None:
     try:
-        return msgspec.json.decode(content.partition(b"\n")[0], type=SlotNote)
+        return decode_json(content.partition(b"\n")[0], SlotNote)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None

@@ -29,6 +29,7 @@ import transformers
 from msgspec import Struct
 from safetensors import SafetensorError, safe_open
 
+from contracts.nesting import decode_json
 from lane_worker.checkpoints.folder import (
     FORMAT,
     MANIFEST,
@@ -492,7 +493,7 @@ def _require_space(part: Path, needed_bytes: int, free_bytes: Callable[[Path], i
 
 def _read_state(part: Path) -> _Finished | None:
     try:
-        return msgspec.json.decode((part / STATE).read_bytes(), type=_Finished)
+        return decode_json((part / STATE).read_bytes(), _Finished)
     except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
@@ -661,7 +662,7 @@ def verify(folder: Path, layouts: tuple[Layout, ...], on_bytes: Callable[[int], 
 def _component_faults(folder: Path, component: Component) -> Iterator[str]:
     name = component.name
     try:
-        config = msgspec.json.decode((folder / name / "config.json").read_bytes())
+        config = decode_json((folder / name / "config.json").read_bytes(), object)
         tensors = read_sharded(folder / name)
     except (CheckpointRefused, OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         yield f"{name}: {error}"

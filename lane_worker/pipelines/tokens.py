@@ -15,6 +15,8 @@ from typing import Any, Final
 import transformers
 from msgspec import Struct
 
+from contracts.nesting import loads
+
 TOKENIZER_JSON: Final = "tokenizer.json"
 CONFIG: Final = "tokenizer_config.json"
 FILES: Final = (TOKENIZER_JSON, CONFIG, "special_tokens_map.json", "spiece.model", "added_tokens.json")
@@ -62,8 +64,8 @@ def with_bytes(published: dict[str, bytes], rebuilt: Any) -> dict[str, bytes]:
 
     A folder that has a SentencePiece model alone gets the tokenizer.json that transformers has *rebuilt* from it.
     """
-    state = json.loads(published.get(TOKENIZER_JSON) or rebuilt.backend_tokenizer.to_str())
-    model, config = state["model"], json.loads(published[CONFIG])
+    state = loads(published.get(TOKENIZER_JSON) or rebuilt.backend_tokenizer.to_str().encode())
+    model, config = state["model"], loads(published[CONFIG])
     if model.get("type") != "Unigram" or not {piece for piece, _ in model["vocab"]} >= BYTES:
         return published
     model["byte_fallback"] = True

@@ -16,6 +16,8 @@ import msgspec
 from click.core import ParameterSource
 from msgspec import Struct
 
+from contracts.nesting import decode_json
+
 FILE: Final = "up.json"
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 DEFAULT_NATS_URL: Final = "nats://127.0.0.1:4222"
@@ -82,7 +84,7 @@ def find(data_dir: Path, *, is_named: bool) -> Found:
             owner = os.fstat(file.fileno()).st_uid
             if not is_named and owner not in {os.geteuid(), 0}:
                 return Found(why=f"{path} is another user's: name the folder with --data-dir to believe it")
-            addresses = msgspec.json.decode(file.read(), type=Addresses)
+            addresses = decode_json(file.read(), Addresses)
             if _is_locked(file.fileno()):
                 return Found(addresses)
     except FileNotFoundError:

@@ -43,6 +43,7 @@ from nats.js.errors import NotFoundError
 from rich.console import Console
 from rich.progress import Progress
 
+from contracts.nesting import decode_json, loads
 from contracts.settings import SettingsError, load_settings
 from contracts.tasks import TaskStatus, UnreadableTask, decode_task
 from contracts.topology import DEADLINES, TASKS, TimerKind, Topology, bucket_stream
@@ -222,7 +223,7 @@ async def restore(link: NatsLink, folder: Path, on_bytes: OnBytes, *, replicas: 
     _verify(folder / UNENDED, manifest.unended_sha256)
     for stream in manifest.streams:
         _verify(folder / stream.file, stream.sha256)
-    unended = msgspec.json.decode((folder / UNENDED).read_bytes(), type=list[Record])
+    unended = decode_json((folder / UNENDED).read_bytes(), list[Record])
     present = [name for name in saved if await _exists(link, name)]
     if present:
         raise BackupError(
@@ -247,7 +248,7 @@ async def restore(link: NatsLink, folder: Path, on_bytes: OnBytes, *, replicas: 
 def read_manifest(folder: Path) -> Manifest:
     """What the backup in *folder* holds. Raises BackupError."""
     try:
-        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+        manifest = decode_json((folder / MANIFEST).read_bytes(), Manifest)
     except FileNotFoundError as error:
         raise BackupError(f"{folder} is no whole backup: it has no {MANIFEST}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
@@ -278,7 +279,7 @@ async def _exists(link: NatsLink, name: str) -> bool:
 
 async def _begin(link: NatsLink, meta: Path, name: str, replicas: int | None) -> str:
     """Where the server expects the messages of *name* from now on."""
-    request = json.loads(meta.read_bytes())
+    request = loads(meta.read_bytes())
     if replicas is not None:
         request["config"]["num_replicas"] = replicas
     told = await _ask(link, f"$JS.API.STREAM.RESTORE.{name}", request)
@@ -350,7 +351,7 @@ async def _ask(link: NatsLink, subject: str, request: dict[str, Any]) -> dict[st
 
 
 def _told(name: str, answer: bytes) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(answer)
+    told: dict[str, Any] = loads(answer)
     if "error" in told:
         raise BackupError(f"{name}: {told['error'].get('description', told['error'])}")
     return told

@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from contracts.generation import FieldError
 from contracts.keys import Presented, parse_presented
+from contracts.nesting import decode_json
 from ops.commands.addresses import DEFAULT_URL, address_of
 from ops.commands.web_client import web_client
 from ops.nats.access import DEFAULT_DATA_DIR
@@ -523,7 +524,7 @@ def _until_turn(error: Exception) -> bool | float:
 
 def _refusal(reply: httpx.Response) -> click.ClickException:
     try:
-        problem = msgspec.json.decode(reply.content, type=Problem)
+        problem = decode_json(reply.content, Problem)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return NotWarmlane(
             f"{reply.request.url} answered {reply.status_code}, and not as a Warmlane gateway does; check the address",
@@ -542,7 +543,7 @@ def _retry_after_s(reply: httpx.Response) -> float | None:
 
 def _decode(reply: httpx.Response, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(reply.content, type=kind)
+        return decode_json(reply.content, kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise NotWarmlane(f"{reply.request.url} did not answer as a Warmlane gateway does ({error})") from error
 

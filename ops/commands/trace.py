@@ -10,6 +10,7 @@ import click
 import httpx
 from msgspec import Struct
 
+from contracts.nesting import loads
 from ops.commands.web_client import web_client
 
 DEFAULT_URL: Final = "http://127.0.0.1:16686"
@@ -97,7 +98,7 @@ def fetch(client: httpx.Client, wanted: str) -> list[Mapping[str, Any]]:
         if answer.status_code == httpx.codes.NOT_FOUND:
             return []
         answer.raise_for_status()
-        return list(answer.json()["data"] or [])
+        return list(loads(answer.content)["data"] or [])
     except httpx.HTTPError as error:
         raise click.ClickException(
             f"Jaeger at {client.base_url} does not answer ({error}); name its query API with --jaeger-url or {VARIABLE}"

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from contracts.lanes import LeavingFor
+from contracts.nesting import decode_json
 from ops.lanes.plan import Death, DenialKind, Want
 from ops.machine.log_file import LOG_MAX_BYTES
 from ops.machine.processes import LEAVE_FOR_QUOTA, Process, warmlane_command
@@ -160,7 +161,7 @@ def _error_in(line: str) -> str:
     if not line.startswith("{"):
         return line.removeprefix("Error: ")
     try:
-        told = msgspec.json.decode(line, type=_LogLine)
+        told = decode_json(line.encode(errors="surrogateescape"), _LogLine)
     except msgspec.DecodeError:
         return line
     if told.level not in {"error", "critical"}:

@@ -7,6 +7,8 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
+from contracts.nesting import decode_json
+
 # How often the file is looked at while it may change.
 POLL_S: Final = 0.5
 
@@ -52,7 +54,7 @@ class Quota:
 
     def _read(self, path: Path) -> Mapping[str, int]:
         try:
-            max_lanes = msgspec.json.decode(path.read_bytes(), type=_File).max_lanes
+            max_lanes = decode_json(path.read_bytes(), _File).max_lanes
         except OSError as error:
             raise QuotaError(f"cannot read the quota file {path}: {error.strerror}") from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -1,12 +1,12 @@
 """Which tensors lie in a diffusers folder, by the headers of its safetensors files. Reads no tensor, needs no torch."""
 
-import json
 import math
 import struct
 from pathlib import Path
 from typing import Any, Final
 
 from contracts.fit import Components, Stored
+from contracts.nesting import loads
 
 MODEL_INDEX: Final = "model_index.json"
 # As diffusers and transformers name them, without a variant.
@@ -27,7 +27,7 @@ def weights_of(folder: Path) -> Components | None:
     """
     path = folder / MODEL_INDEX
     try:
-        index = json.loads(path.read_bytes())
+        index = loads(path.read_bytes())
         named = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -60,7 +60,7 @@ def _files(folder: Path) -> tuple[Path, ...]:
 
 
 def _map(index: Path) -> dict[str, str]:
-    places: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+    places: dict[str, str] = loads(index.read_bytes())["weight_map"]
     return places
 
 
@@ -70,7 +70,7 @@ def _tensors(path: Path) -> tuple[Stored, ...]:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > HEADER_MAX_BYTES:
                 raise ValueError(f"its header claims {length:,} bytes")
-            header: dict[str, Any] = json.loads(file.read(length))
+            header: dict[str, Any] = loads(file.read(length))
         header.pop("__metadata__", None)
         return tuple(
             Stored(name, NAMES.get(told["dtype"], told["dtype"]), math.prod(told["shape"]))

@@ -15,6 +15,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import msgspec
 from msgspec import Struct
 
+from contracts.nesting import decode_json
+
 Role = Literal["gateway", "lane", "degraded", "supervisor", "operator", "system", "admin"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 DEFAULT_DATA_DIR: Final = Path(".warmlane")
@@ -145,7 +147,7 @@ def environment_for(role: Role | None, base: Mapping[str, str]) -> dict[str, str
 
 def _read(path: Path) -> _Context | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Context)
+        return decode_json(path.read_bytes(), _Context)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 

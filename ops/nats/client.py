@@ -21,6 +21,8 @@ from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header
 from nats.js.client import JetStreamContext
 
+from contracts.nesting import Decoder
+
 # nats-py hands the server's words on in small letters.
 _VIOLATION: Final = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]*)\"", re.IGNORECASE)
 _UNAUTHORISED: Final = re.compile(r"authorization violation|authentication (?:timeout|expired|revoked)", re.IGNORECASE)
@@ -101,7 +103,7 @@ _WHITE: Final = re.compile(r"\s")
 WRITTEN_AT_ONCE_BYTES: Final = 65_536
 # Closing discards what the kernel has not sent.
 _DISCARDING: Final = struct.pack("ii", 1, 0)
-_decode_answer: Final = msgspec.json.Decoder(_Answer).decode
+_decode_answer: Final = Decoder(_Answer).decode
 
 
 # How often a consumer that has nothing to tell says that it lives, and after how many looks, in each of which nothing

@@ -24,6 +24,7 @@ from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header, RawStreamMsg
 from nats.js.client import JetStreamContext
 
+from contracts.nesting import loads
 from contracts.topology import (
     ConsumerSpec,
     TimerKind,
@@ -309,7 +310,7 @@ class NatsLink:
         """What JetStream has stored, and may store by the account's limit. Raises TransportUnavailable."""
         with translated("storage"):
             reply = await self.client.request("$JS.API.INFO", timeout=REPLY_TIMEOUT_S)
-        told = json.loads(reply.data)
+        told = loads(reply.data)
         if "storage" not in told:
             raise TransportUnavailable(f"storage: {told.get('error', {}).get('description', 'not told')}")
         return Usage(told["storage"], max(0, told.get("limits", {}).get("max_storage", 0)))
@@ -336,7 +337,7 @@ class NatsLink:
         """How full *stream* is. Raises TransportUnavailable."""
         with translated(stream):
             reply = await self.client.request(f"$JS.API.STREAM.INFO.{stream}", timeout=REPLY_TIMEOUT_S)
-        told = json.loads(reply.data)
+        told = loads(reply.data)
         if "state" not in told:
             raise TransportUnavailable(f"{stream}: {told.get('error', {}).get('description', 'no such stream')}")
         state, config = told["state"], told["config"]
@@ -365,7 +366,7 @@ class NatsLink:
         subject = f"$JS.API.CONSUMER.CREATE.{stream}.{name}.{spec.filter_subject}"
         with translated(f"{stream}/{name}"):
             reply = await self.client.request(subject, json.dumps(asked).encode(), timeout=REPLY_TIMEOUT_S)
-        error = json.loads(reply.data).get("error")
+        error = loads(reply.data).get("error")
         if error is not None and error.get("err_code") != _ALREADY_THERE:
             raise TransportUnavailable(f"{stream}/{name}: {error.get('description')}")
         return error is None
@@ -465,7 +466,7 @@ class NatsLink:
         """When *stream* was made, and how far it has come. Raises NotFoundError, TransportUnavailable."""
         with translated(stream):
             reply = await self.client.request(f"$JS.API.STREAM.INFO.{stream}", timeout=REPLY_TIMEOUT_S)
-            told = json.loads(reply.data)
+            told = loads(reply.data)
             if "error" in told:
                 nats.js.errors.APIError.from_error(told["error"])
         return StreamState(told["created"], told["state"]["last_seq"])
@@ -560,7 +561,7 @@ class NatsLink:
             with translated("clock"):
                 reply = await self.client.request("$JS.API.STREAM.INFO.DEADLINES", timeout=REPLY_TIMEOUT_S)
             received = datetime.now(UTC)
-            stamp = json.loads(reply.data).get("ts")
+            stamp = loads(reply.data).get("ts")
             if stamp is None:
                 raise UnusableServer("the server does not tell its time; Warmlane needs nats-server 2.12 or later")
             middle = sent + (received - sent) / 2

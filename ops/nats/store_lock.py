@@ -16,6 +16,8 @@ import click
 import msgspec
 from msgspec import Struct
 
+from contracts.nesting import decode_json
+
 LOCK_FILE: Final = "nats.lock"
 # The nats-server of a `warmlane up` that was killed ends by itself; the next one waits so long for it.
 ENDS_WITHIN_S: Final = 5.0
@@ -88,7 +90,7 @@ def store_holder(data_dir: Path) -> StoreHolder | None:
 
 def _named(text: bytes, data_dir: Path) -> StoreHolder:
     try:
-        holder = msgspec.json.decode(text, type=StoreHolder)
+        holder = decode_json(text, StoreHolder)
     except msgspec.DecodeError:  # it is being written just now
         return StoreHolder(pid=0, command="nats-server", nats_port=0)
     if _is_running(holder.pid):
@@ -99,7 +101,7 @@ def _named(text: bytes, data_dir: Path) -> StoreHolder:
 def _is_orphan(data_dir: Path) -> bool:
     """Whether who took the lock has ended, and only its nats-server still holds it."""
     with contextlib.suppress(OSError, msgspec.DecodeError):
-        return not _is_running(msgspec.json.decode((data_dir / LOCK_FILE).read_bytes(), type=StoreHolder).pid)
+        return not _is_running(decode_json((data_dir / LOCK_FILE).read_bytes(), StoreHolder).pid)
     return False
 
 

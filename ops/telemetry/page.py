@@ -22,6 +22,8 @@ from prometheus_client import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import REGISTRY, Collector
 
+from contracts.nesting import MsgpackDecoder
+
 # Longer than a process waits for its own event loop (`metrics.ANSWER_S`), and shorter than a scrape may take.
 ASK_S: Final = 2.5
 # `service.namespace/service.name`, as OpenTelemetry says of Prometheus.
@@ -85,6 +87,9 @@ class _Joined(Collector):
         yield from joined(self._pages)
 
 
+_TOLD: Final = MsgpackDecoder[Told](Told)
+
+
 async def page_of_all(folder: Path) -> bytes:
     """What the processes that answer in *folder* tell, in Prometheus' text format, within ASK_S."""
     sockets = await asyncio.to_thread(lambda: sorted(folder.glob("*.sock")))
@@ -99,7 +104,7 @@ async def _ask(path: Path) -> Told | None:
             with _short(path) as address:
                 reader, writer = await asyncio.open_unix_connection(address)
             try:
-                return msgspec.msgpack.decode(await reader.read(-1), type=Told)
+                return _TOLD.decode(await reader.read(-1))
             finally:
                 writer.close()
     except ConnectionRefusedError:

@@ -175,3 +175,10 @@ def test_lengths_over_the_limit_are_refused_on_both_sides() -> None:
         m.body_length(m.LENGTH.pack(m.MAX_MESSAGE_BYTES + 1))
     with pytest.raises(m.BadMessage, match="over the limit"):
         m.frame(m.Cancel("x" * m.MAX_MESSAGE_BYTES))
+
+
+@pytest.mark.parametrize("decode", [m.decode_to_child, m.decode_from_child, m.decode_fork])
+@pytest.mark.parametrize("deep", [b"\x91", b"\x81\xa1x", b"\xdd\0\0\0\1", b"\xdf\0\0\0\1\x92\xc0"])
+def test_a_message_that_nests_too_deeply_is_none(decode: Callable[[bytes], object], deep: bytes) -> None:
+    with pytest.raises(m.BadMessage, match="nested too deeply"):
+        decode(b"\x81\xa7unknown" + deep * 99_999 + b"\xc0")
