@@ -32,6 +32,7 @@ CORS_REQUEST_HEADERS: Final = [
     "Prefer",
     "Range",
     "Traceparent",
+    "X-Request-Id",
 ]
 CORS_ANSWER_HEADERS: Final = [
     "Age",
@@ -41,6 +42,7 @@ CORS_ANSWER_HEADERS: Final = [
     "Preference-Applied",
     "Retry-After",
     "WWW-Authenticate",
+    "X-Request-Id",
 ]
 
 # What calls these may add to their query what it likes.
@@ -105,7 +107,7 @@ def create_app(
         exception_handlers=problem_handlers(),
         openapi_config=openapi_config(services.catalog),
         request_max_body_size=MAX_BODY_BYTES,
-        # requests are logged by nobody: a prompt must not end in a log
+        # `gateway.server.access_log` does it: a prompt must not end in a log
         logging_config=None,
     )
     app.asgi_handler = cross_origin(app.asgi_handler, cors)

@@ -17,6 +17,7 @@ import uvloop
 from contracts.settings import SettingsError, load_settings
 from gateway.app import create_app
 from gateway.boards.storage import StorageWatch
+from gateway.server.access_log import AccessLog
 from gateway.server.connections import (
     CONNECTIONS_MAX,
     Connections,
@@ -29,6 +30,7 @@ from gateway.services import Services
 from ops.artifacts import StorageFailed
 from ops.commands.options import (
     Host,
+    access_log_option,
     cors_origins_option,
     data_dir_option,
     host_option,
@@ -121,6 +123,7 @@ def listen(host: str, port: int) -> socket.socket:
 @nats_storage_option
 @cors_origins_option
 @trace_reads_option
+@access_log_option
 @tls_cert_option
 @tls_key_option
 def command(
@@ -134,6 +137,7 @@ def command(
     nats_storage_bytes: int,
     cors_origins: tuple[str, ...],
     trace_reads: bool,
+    access_log: str,
     tls_cert: Path | None,
     tls_key: Path | None,
 ) -> None:
@@ -153,10 +157,12 @@ def command(
             storage=StorageWatch(limit_bytes=nats_storage_bytes, store=data_dir / "nats"),
             opens_without_keys=host.is_loopback,
         )
-        connections = Connections(Limits(connections_max=connections_max(CONNECTIONS_MAX, raise_fd_limit())))
+        limits = Limits(connections_max=connections_max(CONNECTIONS_MAX, raise_fd_limit()))
+        requests = AccessLog(logs_all=access_log == "all")
+        connections = Connections(limits, requests)
         observes_http = has_endpoint("traces") or has_endpoint("metrics")
         app = create_app(services, cors_origins=cors_origins, observes_http=observes_http, traces_reads=trace_reads)
-        config = http_config(app, connections, tls=None if tls is None else tls.context)
+        config = http_config(requests.around(app), connections, tls=None if tls is None else tls.context)
         async with services.running():
             if tls is None and not host.is_loopback:
                 log.warning(

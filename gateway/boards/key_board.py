@@ -14,6 +14,7 @@ from contracts.keys import (
     ANONYMOUS,
     SCOPES,
     ApiKey,
+    Presented,
     Scope,
     UnreadableKey,
     decode_key,
@@ -110,16 +111,17 @@ class KeyBoard:
         """
         if self.is_open:
             return ANYBODY
-        if len(authorization) != 1:
-            return None
-        scheme, _, text = authorization[0].strip().partition(" ")
-        presented = parse_presented(text.strip()) if scheme.lower() == "bearer" else None
-        if presented is None:
-            return None
-        key = self._keys.get(presented.id)
-        if not is_valid(presented, key) or key is None:
+        presented = _presented(authorization)
+        key = None if presented is None else self._keys.get(presented.id)
+        if presented is None or not is_valid(presented, key) or key is None:
             return None
         return Caller(key.caller, key.scopes, key)
+
+    def claimed(self, authorization: Sequence[str]) -> ApiKey | None:
+        """The key that these headers name, whatever their secret, and whether or not it is in force; it lets nobody
+        in."""
+        presented = _presented(authorization)
+        return None if presented is None else self._keys.get(presented.id)
 
     def still_counts(self, caller: Caller) -> bool:
         """Whether *caller*, who was let in before, would be let in now: for answers that take their time."""
@@ -127,3 +129,10 @@ class KeyBoard:
             return self.is_open
         known = self._keys.get(caller.key.id)
         return known is not None and known.revoked_at is None
+
+
+def _presented(authorization: Sequence[str]) -> Presented | None:
+    if len(authorization) != 1:
+        return None
+    scheme, _, text = authorization[0].strip().partition(" ")
+    return parse_presented(text.strip()) if scheme.lower() == "bearer" else None

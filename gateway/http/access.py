@@ -7,7 +7,7 @@ that is costly to parse is 429 before it is.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from limits import RateLimitItemPerSecond
@@ -23,6 +23,7 @@ from contracts.hosts import names_loopback
 from contracts.keys import ApiKey
 from contracts.keys import Scope as KeyScope
 from gateway.boards.key_board import Caller, KeyBoard
+from gateway.http.noted import noted
 from gateway.http.problems import ProblemError
 from gateway.http.queries import require_known_query
 
@@ -119,6 +120,7 @@ def _admit(scope: Scope, wanted: Needs, keys: KeyBoard, limits: RateLimits) -> N
         return
     sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
     caller = keys.caller(sent)
+    _note(caller, keys, sent)
     if caller is None:
         raise unauthorized(ASGIConnection(scope))
     # a web page whose own name was made to lead to 127.0.0.1 sends that name (DNS rebinding), and its browser would
@@ -131,6 +133,18 @@ def _admit(scope: Scope, wanted: Needs, keys: KeyBoard, limits: RateLimits) -> N
     if not wanted.counts_late:
         turn.take()
     scope["user"], scope["auth"] = caller, turn
+
+
+def _note(caller: Caller | None, keys: KeyBoard, sent: Sequence[str]) -> None:
+    """For the access log: whose key it is, also of one that counts no more or is shown with a wrong secret."""
+    of_request = noted()
+    if caller is not None:
+        of_request.caller = caller.name
+        of_request.key = "" if caller.key is None else caller.key.id
+        return
+    key = keys.claimed(sent)
+    if key is not None:
+        of_request.caller, of_request.key, of_request.counts = key.caller, key.id, False
 
 
 def _header(scope: Scope, wanted: bytes) -> bytes:

@@ -14,6 +14,7 @@ from msgspec import Struct
 from contracts.generation import FieldError
 from contracts.wire import without_content
 from gateway.http.answers import JsonAnswer
+from gateway.http.noted import noted
 from ops.telemetry import metrics
 from ops.telemetry.tracing import current_span, failed
 
@@ -253,6 +254,7 @@ def answer_of(error: ProblemError) -> Response[Problem]:
     """The answer that carries *error*, which is counted. Handlers return it instead of raising *error*: Litestar's way
     through its exception handlers costs as much as all the rest of a refusal."""
     metrics.requests_refused.add(error.problem.code)
+    noted().code = error.problem.code
     current = current_span()
     current.set_attribute("warmlane.problem.code", error.problem.code)
     if error.problem.status >= 500:
@@ -301,5 +303,7 @@ def _what_is_wrong(request: Request[Any, Any, Any], error: HTTPException) -> str
 def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
     # as text: a renderer that is given the exception may print local variables, and prompts and keys are among them
     told = "".join(traceback.format_exception(error))
-    _log.error("unexpected_error", method=request.method, path=request.url.path, exception=told)
+    _log.error(
+        "unexpected_error", request_id=noted().request_id, method=request.method, path=request.url.path, exception=told
+    )
     return answer_of(ProblemError("internal_error", PROBLEMS["internal_error"].detail))

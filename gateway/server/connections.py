@@ -9,6 +9,7 @@ where nothing was answered yet, and the connection is closed.
 import asyncio
 import contextlib
 import resource
+import secrets
 import ssl
 from functools import partial
 from typing import Any, Final, Literal
@@ -21,7 +22,9 @@ from msgspec import Struct
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from gateway.http.problems import PROBLEM_MEDIA_TYPE, ProblemError
+from gateway.http.noted import Noted
+from gateway.http.problems import PROBLEM_MEDIA_TYPE, PROBLEMS, ProblemError
+from gateway.server.access_log import AccessLog, Answered, address_of
 from gateway.server.one_write import OneWrite
 
 HEAD_S: Final = 10.0
@@ -128,8 +131,10 @@ def raise_fd_limit(connections: int = CONNECTIONS_MAX) -> int:
 class Connections:
     """All connections of one gateway, and how they are bounded."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, access_log: AccessLog | None = None) -> None:
+        """What is refused here, before there is a request for the application, has its line in *access_log* too."""
         self.limits = limits
+        self.access_log = access_log or AccessLog()
         self._open: set[BoundedProtocol] = set()
         self._turned_away: set[BoundedProtocol] = set()
         self._looking = False
@@ -184,6 +189,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_in_head = False
         self._unsent_bytes = 0
         self._refusal: tuple[str, str] | None = None
+        self._noted = Noted()
         self._in_hand: RequestResponseCycle | None = None  # `cycle` is the newest request, which may have to wait
 
     # What the transport tells
@@ -348,6 +354,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self._may_answer():
             self.transport.write(self._problem(code, detail))
+            self._tell_refused(code)
         self._tell_gone()
         # A close with bytes that nobody read resets the connection, and most clients then never see the answer: what
         # still comes is thrown away, for `linger_s` at most.
@@ -356,6 +363,20 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         else:
             self.transport.close()
+
+    def _tell_refused(self, code: str) -> None:
+        scope: dict[str, Any] = {}
+        if self._is_answering() and self._in_hand is not None:
+            scope = dict(self._in_hand.scope)
+        self._all.access_log.tell(
+            Answered(
+                noted=self._noted,
+                address=address_of(self.client),
+                method=scope.get("method", ""),
+                path=scope.get("path", ""),
+                status=PROBLEMS[code].status,
+            )
+        )
 
     def _may_answer(self) -> bool:
         """Whether an answer now would be taken for that of the request that is refused."""
@@ -367,10 +388,12 @@ class BoundedProtocol(HttpToolsProtocol):
     def _problem(self, code: str, detail: str) -> bytes:
         problem = ProblemError(code, detail, retry_after_s=1.0 if code == "too_many_connections" else None)
         body = msgspec.json.encode(problem.problem)
+        self._noted = Noted(secrets.token_hex(8), code=code)
         headers = {
             "content-type": PROBLEM_MEDIA_TYPE,
             "content-length": str(len(body)),
             "connection": "close",
+            "x-request-id": self._noted.request_id,
             **problem.headers,
         }
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())

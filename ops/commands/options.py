@@ -179,6 +179,15 @@ trace_reads_option = click.option(
     show_envvar=True,
     help="Trace every request, and not only those that make or change a task. [default: off]",
 )
+access_log_option = click.option(
+    "--access-log",
+    envvar="WARMLANE_ACCESS_LOG",
+    type=click.Choice(["errors", "all"]),
+    default="errors",
+    show_default=True,
+    show_envvar=True,
+    help="Which requests have a line in the log: those that were refused or failed, or all of them.",
+)
 tls_cert_option = click.option(
     "--tls-cert",
     envvar="WARMLANE_TLS_CERT",

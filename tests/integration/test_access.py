@@ -626,3 +626,47 @@ def test_files_that_make_no_tls(tmp_path: Path) -> None:
         command = ["openssl", "pkey", "-in", str(key), "-aes256", "-passout", "pass:x", "-out", str(locked)]
         subprocess.run(command, check=True, capture_output=True)
         assert "has a passphrase" in tls_error("--tls-cert", str(cert), "--tls-key", str(locked))[1]
+
+
+async def test_a_refusal_is_traced_to_its_caller_by_its_line_in_the_log(keyed: Keyed, system: System) -> None:
+    """By the name of the key, also of one that is revoked or shown with a wrong secret; else by the address."""
+    alice, reader = keyed.keys["alice"], keyed.keys["alice-reads"]
+    wrong = Presented(alice.id, "0" * 64)
+    gone = await make(system.link, "carol", "read")
+    await revoke(system.link, gone.id, now=datetime.now(UTC))
+    task_id = await submit(system, keyed.keys["bob"])
+    answers = {
+        "unknown field": await system.http.post("/generate", json=BODY | {"secret_field": "s3cret"}, headers=by(alice)),
+        "not theirs": await system.http.get(f"/tasks/{task_id}?secret=s3cret", headers=by(alice)),
+        "no scope": await system.http.post("/generate", json=BODY, headers=by(reader)),
+        "wrong secret": await system.http.get("/tasks", headers=by(wrong)),
+        "revoked": await system.http.get("/tasks", headers=by(gone)),
+        "no key": await system.http.get("/tasks", headers={"x-request-id": "proxy-7"}),
+        "no path": await system.http.get(f"/nothing/{alice.text}", headers=by(alice)),
+        "no method": await system.http.patch("/generate"),
+    }
+    served = await system.http.get("/tasks", headers=by(alice))
+    assert all(answer.status_code >= 400 for answer in answers.values())
+    log = keyed.gateway.log()
+    lines = {line["request_id"]: line for line in map(json.loads, log.splitlines()) if line["event"] == "request"}
+    of = {name: lines[answer.headers["x-request-id"]] for name, answer in answers.items()}
+    for name, answer in answers.items():
+        assert (of[name]["status"], of[name]["code"]) == (answer.status_code, answer.json()["code"])
+        assert of[name]["address"] == "127.0.0.1"
+    assert {name: line.get("caller") for name, line in of.items()} == {
+        "unknown field": "alice",
+        "not theirs": "alice",
+        "no scope": "alice",
+        "wrong secret": "alice",
+        "revoked": "carol",
+        "no key": None,
+        "no path": None,
+        "no method": None,
+    }
+    assert of["no scope"]["key"] == reader.id
+    assert [name for name, line in of.items() if line.get("key_counts") is False] == ["wrong secret", "revoked"]
+    assert of["no key"]["request_id"] == "proxy-7"
+    assert of["no path"]["path"] == f"/nothing/wl_{alice.id}_..."
+    assert served.headers["x-request-id"] not in lines
+    for secret in (alice.secret, reader.secret, gone.secret, "s3cret", BODY["prompt"]):
+        assert secret not in log

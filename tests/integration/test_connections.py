@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.server.connections import Connections, Limits
 from tests.kit.loopback import Talk, serving
@@ -184,6 +185,27 @@ async def test_what_is_no_http(junk: bytes, served: Served, talk: Talk) -> None:
     assert problem(await talk.answer()) == (400, "malformed_request")
     await talk.close()
     await served.becomes_free()
+
+
+@pytest.mark.parametrize(
+    ("sent", "line"),
+    [
+        (b"NONSENSE / HTTP/1.1\r\n\r\n", {"status": 400, "code": "malformed_request"}),
+        (b"GET / HTT", {"status": 408, "code": "request_timeout"}),
+        (
+            b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nsecret",
+            {"status": 408, "code": "request_timeout", "method": "POST", "path": "/x"},
+        ),
+    ],
+)
+async def test_what_never_became_a_request_has_its_line_too(sent: bytes, line: dict[str, Any], talk: Talk) -> None:
+    with capture_logs() as lines:
+        await talk.say(sent)
+        answer = await talk.answer()
+    (told,) = lines
+    assert told.items() >= (line | {"event": "request", "address": "127.0.0.1"}).items()
+    assert f"x-request-id: {told['request_id']}\r\n".encode() in answer
+    assert "secret" not in str(told)
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 1000", b"Transfer-Encoding: chunked"])
