@@ -14,7 +14,8 @@ from contracts.settings import ModelEntry, Tolerances, Warmth, Windows
 from contracts.topology import DEGRADED
 from degraded_worker.leader import Leader
 from lane_worker.forking.host import OOM_FOLDER, ForkServer, Host, HostLost, SlotTaken
-from lane_worker.residence.residence import Quarantined, Residence
+from lane_worker.residence.quarantine import Quarantined
+from lane_worker.residence.residence import Residence
 from lane_worker.runtime.host_runner import HostRunner
 from lane_worker.runtime.leaving import drain
 from lane_worker.runtime.loop import WorkLoop
@@ -82,7 +83,7 @@ class DegradedWorker:
             on_state=self._display.show,
             on_wait=lambda detail: self._display.show(SlotState.EMPTY, None, detail),
         )
-        self._runner = HostRunner(residence=self._residence, slot=slot, scratch=self._scratch.folder)
+        self._runner = HostRunner(residence=self._residence, models=models, slot=slot, scratch=self._scratch.folder)
         self._loop = WorkLoop(
             link=link,
             artifacts=artifacts,

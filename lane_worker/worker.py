@@ -17,7 +17,9 @@ from contracts.tasks import MemoryReading
 from contracts.topology import demand_subject, lane_stream
 from lane_worker.forking.host import OOM_FOLDER, PING_S, Host, HostLost, LoadFailed, SlotTaken
 from lane_worker.forking.host_messages import Finished
-from lane_worker.residence.residence import Quarantined, Residence
+from lane_worker.residence.quarantine import Quarantined
+from lane_worker.residence.residence import Residence
+from lane_worker.residence.states import Resident
 from lane_worker.runtime.cold_start import ColdStartLog
 from lane_worker.runtime.heartbeat import Heartbeat
 from lane_worker.runtime.host_runner import HostRunner
@@ -116,7 +118,9 @@ class LaneWorker:
             in_hand=lambda: self._loop.in_hand,
         )
         self._starts = ColdStartLog(link, model=model.name, worker=name, started_at=started_at)
-        self._runner = HostRunner(residence=self._residence, slot=slot, scratch=self._scratch.folder)
+        self._runner = HostRunner(
+            residence=self._residence, models={model.name: model}, slot=slot, scratch=self._scratch.folder
+        )
         self._loop = WorkLoop(
             link=link,
             artifacts=artifacts,
@@ -133,8 +137,8 @@ class LaneWorker:
         self._failures: tuple[float, ...] = ()  # when loads failed, since the last one that did not
         self._demand = asyncio.Event()
         self._renew_because: str | None = None
-        self._loaded: MemoryReading | None = None  # what the host held after the load that is counted from
-        self._clean: MemoryReading | None = None  # and after the generation that warmed it up
+        self._loaded: Resident | None = None  # the load that is counted from
+        self._clean: MemoryReading | None = None  # what the host held after the generation that warmed it up
         self._tasks = 0
         self._idle_since_s = 0.0
 
@@ -241,10 +245,7 @@ class LaneWorker:
         renew_because, self._renew_because = self._renew_because, None
         if not crash_loops(self._failures):  # one that does goes on being told, until a load succeeds
             self._show(LaneState.LOADING, renew_because or "")
-        if renew_because is None:
-            await self._residence.ready(self._model.name)
-        else:
-            await self._residence.renew(self._model.name, renew_because)
+        resident = await self._residence.ready(self._model.name, renew_because=renew_because or "")
         if not crash_loops(self._failures):
             warming_up = f"warms up with {warm_up_size(self._model)}"
             self._show(LaneState.LOADING, "; ".join(filter(None, [renew_because, warming_up])))
@@ -253,12 +254,10 @@ class LaneWorker:
         if not isinstance(outcome, Finished):
             await self._host.kill()
             raise warm_up_failure(self._model, outcome)
-        swap, memory = self._residence.last_swap, self._residence.memory
-        if swap is not None and memory is not None:
-            size = str(warm_up_size(self._model))
-            log.info("warm", load_s=round(swap.load_s, 3), rss_bytes=memory.rss_bytes, warmed_up_with=size)
-        if memory is not self._loaded:  # else it was not loaded: what tasks left since then still counts
-            self._loaded, self._clean, self._tasks = memory, outcome.memory, 0
+        size, load_s = str(warm_up_size(self._model)), round(resident.receipt.load_s, 3)
+        log.info("warm", load_s=load_s, rss_bytes=resident.memory.rss_bytes, warmed_up_with=size)
+        if resident is not self._loaded:  # else it was not loaded: what tasks left since then still counts
+            self._loaded, self._clean, self._tasks = resident, outcome.memory, 0
         self._idle_since_s = time.monotonic()
         self._show(LaneState.WARM)
         if not self._draining:
@@ -328,9 +327,10 @@ class LaneWorker:
         return (LaneState.WARM if self._is_loaded() else LaneState.LOADING), ""
 
     async def _next_step(self, *, queue_is_empty: bool) -> Step:
-        if self._residence.memory is not self._loaded:  # it was loaded anew in between, by a task that needed that
+        resident = self._residence.resident
+        if resident is not None and resident is not self._loaded:  # by a task that needed it anew
             # `_clean` stays: this host had no warm-up, and by what a load holds, the first large task would be a leak
-            self._loaded, self._tasks = self._residence.memory, 0
+            self._loaded, self._tasks = resident, 0
         wear = Wear(self._tasks, residue_bytes(self._clean, self._runner.memory) if self._tasks else 0)
         others = Others.NONE
         if worn_out(self._warmth, wear) is not None:

@@ -20,7 +20,7 @@ import structlog
 from msgspec import Struct
 
 from contracts.settings import Checkpoint, ModelEntry, Timeouts
-from contracts.tasks import MemoryReading
+from contracts.tasks import MemoryReading, SwapReceipt
 from lane_worker.forking import allocator
 from lane_worker.forking.allocator import AllocatorMisconfigured
 from lane_worker.forking.host_messages import (
@@ -73,7 +73,12 @@ log = structlog.get_logger("host")
 
 
 class HostLost(Exception):
-    """The pipeline host is gone (or was killed for a reason that the text gives). It can be started again."""
+    """The pipeline host is gone (or was killed for a reason that the text gives). It can be started again.
+
+    *receipt* tells the swap that it was part of, if any, as far as that came.
+    """
+
+    receipt: SwapReceipt | None = None
 
 
 class LoadTimedOut(HostLost):
@@ -90,7 +95,12 @@ class SlotTaken(Exception):
 
 
 class LoadFailed(Exception):
-    """The model cannot be loaded. The host lives on, empty, unless `failure.fatal`."""
+    """The model cannot be loaded. The host lives on, empty, unless `failure.fatal`.
+
+    *receipt* tells the swap that it was part of, as far as that came; None where the load was refused before.
+    """
+
+    receipt: SwapReceipt | None = None
 
     def __init__(self, failure: Failed) -> None:
         super().__init__(failure.message)

@@ -1,6 +1,6 @@
 """Runs tasks in a slot's pipeline host, and writes the memory line on every path. Shared by both kinds of worker."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -8,14 +8,19 @@ from typing import Final
 import structlog
 from msgspec.structs import replace
 
+from contracts.generation import parameter_errors
+from contracts.settings import ModelEntry
 from contracts.tasks import FailureCode, GenerationTask, MemoryReading, Progress, SwapReceipt
 from lane_worker.forking import host_messages as messages
 from lane_worker.forking.host import HostLost, LoadFailed, LoadTimedOut, Lost, Outcome, TimedOut
-from lane_worker.residence.residence import Quarantined, Residence
+from lane_worker.residence.quarantine import Quarantined
+from lane_worker.residence.residence import Residence
+from lane_worker.residence.states import Resident
 from lane_worker.runtime.inference_spans import record_inference
 from lane_worker.runtime.memory_line import log_memory, with_device
 from lane_worker.runtime.outcome import GaveUp, Result, Stopped, Succeeded, Unsuccessful
 from lane_worker.runtime.streak import Streak, failed, not_loaded
+from ops.machine.memory import Reading
 from ops.telemetry import metrics
 
 # What a client is told when its model does not load: the details name folders, and are for the log.
@@ -30,12 +35,13 @@ log = structlog.get_logger("runner")
 class HostRunner:
     """A `Runner` over one residence. What is resident after `run`, its `resident` tells."""
 
-    def __init__(self, *, residence: Residence, slot: str, scratch: Path) -> None:
+    def __init__(self, *, residence: Residence, models: Mapping[str, ModelEntry], slot: str, scratch: Path) -> None:
         self.memory: MemoryReading | None = None
         """What the host held after the cleanup of its last task; None when it was gone then."""
         self.streak = Streak()
         """Tasks that failed in a row, for no reason that lies in their requests; the worker notes what it did then."""
         self._residence = residence
+        self._models = models
         self._slot = slot
         self._scratch = scratch
         self._task_id: str | None = None
@@ -60,18 +66,18 @@ class HostRunner:
 
         Memory is clean and the memory line written on return, one for each place.
         """
-        objection = self._residence.objection(task)
+        objection = self._objection(task)
         if objection is not None:
-            return await self._failed(task, FailureCode.INVALID_INPUT, objection, self._residence.memory)
+            return await self._failed(task, FailureCode.INVALID_INPUT, objection, self._memory())
         if task.parameters.image is not None and image is None:
             message = "the input image is missing; submit it again"
-            return await self._failed(task, FailureCode.STORAGE_FAILED, message, self._residence.memory)
+            return await self._failed(task, FailureCode.STORAGE_FAILED, message, self._memory())
         self._task_id, self._stopped = task.id, False
         try:
             result = await self._attempt(self._residence.ready(task.model), task, image, on_progress)
             if isinstance(result, Unsuccessful) and result.code is FailureCode.OUT_OF_MEMORY and not self._stopped:
                 log.warning("out_of_memory_so_once_more", task_id=task.id, attempt=task.attempt)
-                renewed = self._residence.renew(task.model, "it ran out of memory")
+                renewed = self._residence.ready(task.model, renew_because="it ran out of memory")
                 result = await self._attempt(renewed, task, image, on_progress)
             if isinstance(result, Succeeded):
                 self.streak = Streak()
@@ -93,24 +99,25 @@ class HostRunner:
             attempt=note.attempt,
             model=note.model or "",
             slot=self._slot,
-            device=await self._residence.device(),
+            device=await self._device(),
         )
 
     async def _attempt(
         self,
-        loading: Awaitable[SwapReceipt | None],
+        loading: Awaitable[Resident],
         task: GenerationTask,
         image: Path | None,
         on_progress: Callable[[Progress], None],
     ) -> Result:
+        before = self._residence.resident
         try:
-            swap = await loading
+            resident = await loading
         except Quarantined as error:
             await self._account(task, "quarantined", None)
             return self._gave_up(str(error))
-        except LoadTimedOut:
+        except LoadTimedOut as error:
             message = "the model took too long to load; submit it again later"
-            return await self._failed(task, FailureCode.INFERENCE_TIMEOUT, message, None, self._residence.last_swap)
+            return await self._failed(task, FailureCode.INFERENCE_TIMEOUT, message, None, error.receipt)
         except HostLost as error:
             await self._account(task, "host_lost", None)
             return self._gave_up(str(error))
@@ -120,17 +127,33 @@ class HostRunner:
             message = LOAD_FAILURES.get(failure.code, "the model could not be loaded; submit it again later")
             if failure.fatal:
                 metrics.hosts_distrusted.add(self._slot, "fatal")
-            if failure.code == "inference_failed" and self._residence.last_swap is not None:  # it was tried
+            if failure.code == "inference_failed" and error.receipt is not None:  # it was tried
                 self.streak = failed(self.streak) if failure.fatal else not_loaded(self.streak)
             memory = None if failure.fatal else failure.memory
-            return await self._failed(task, FailureCode(failure.code), message, memory, self._residence.last_swap)
+            return await self._failed(task, FailureCode(failure.code), message, memory, error.receipt)
         if self._stopped:
-            await self._account(task, "cancelled", self._residence.memory)
+            await self._account(task, "cancelled", resident.memory)
             return self._stopped_result()
         if image is not None and not image.exists():  # a swap takes minutes, in which somebody may tidy up
-            await self._account(task, "gave_up", self._residence.memory)
+            await self._account(task, "gave_up", resident.memory)
             return GaveUp("the input image was removed before it was read")
+        swap = None if resident is before else resident.receipt
         return await self._infer(task, image, on_progress, swap)
+
+    def _objection(self, task: GenerationTask) -> str | None:
+        """Why *task* cannot be run, by the limits of its model; None if it can, or if the load will tell."""
+        entry = self._models.get(task.model)
+        errors = [] if entry is None else parameter_errors(task.parameters, entry)
+        return "; ".join(error.message for error in errors) or None
+
+    def _memory(self) -> MemoryReading | None:
+        resident = self._residence.resident
+        return None if resident is None else resident.memory
+
+    async def _device(self) -> Reading | None:
+        """What is in use on the card now and what is free, for the memory line. None on a CPU, or if unknown."""
+        memory = self._residence.memory
+        return await memory.read(self._residence.host.pid) if memory.is_card else None
 
     async def _infer(
         self,
@@ -239,7 +262,7 @@ class HostRunner:
         """Writes the line. *memory* with what is in use on the card, which the host of one process does not know."""
         device = None
         try:
-            device = await self._residence.device()
+            device = await self._device()
         finally:  # SC-003: also for a task that is cancelled meanwhile
             self._accounted = (task.id, task.attempt)
             self.memory = None if memory is None else with_device(memory, device)

@@ -116,8 +116,7 @@ async def swap_and_run(
 ) -> tuple[SwapReceipt, float]:
     """Makes *name* resident and runs one generation: the receipt, and the seconds of all of it."""
     begun_s = time.perf_counter()
-    receipt = await residence.ready(name)
-    assert receipt is not None
+    receipt = (await residence.ready(name)).receipt
     request = Generate(
         task_id="swap", attempt=0, parameters=parameters_of(models[name], prompt), video_path=str(folder / "ours.mp4")
     )

@@ -140,8 +140,7 @@ async def _measure(models: Mapping[str, ModelEntry], models_dir: Path, *, slot: 
 
 
 async def _swap(residence: Residence, host: Host, entry: ModelEntry, folder: Path) -> SwapReceipt:
-    receipt = await residence.ready(entry.name)
-    assert receipt is not None
+    receipt = (await residence.ready(entry.name)).receipt
     steps: list[Progress] = []
     request = with_picture(Generate("parts", 0, parameters_of(entry), str(folder / "video.mp4")), entry, folder)
     outcome = await host.generate(request, steps.append)

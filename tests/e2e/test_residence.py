@@ -31,8 +31,9 @@ from lane_worker.forking.host import ForkServer, Host, HostLost, LoadFailed, Loa
 from lane_worker.forking.host_messages import Finished, Generate, Ready, SlotNote
 from lane_worker.forking.slot import lock_path, process_start
 from lane_worker.residence.patience import PatientProbe
+from lane_worker.residence.quarantine import MemoryUnreadable, Quarantined
 from lane_worker.residence.read_ahead import ReadAhead
-from lane_worker.residence.residence import MemoryUnreadable, Quarantined, Residence
+from lane_worker.residence.residence import Residence
 from lane_worker.runtime.host_runner import HostRunner
 from lane_worker.runtime.outcome import GaveUp, Result, Stopped, Succeeded, Unsuccessful
 from ops.machine.memory import MemoryProbe, NvmlProbe, RssProbe
@@ -62,12 +63,15 @@ class Slot:
         self.residence = residence
         self.host = residence.host
         self.folder = folder
-        self.runner = HostRunner(residence=residence, slot=SLOT, scratch=folder)
+        self.runner = HostRunner(residence=residence, models=CATALOG.models, slot=SLOT, scratch=folder)
 
     async def ready(self, model: str) -> SwapReceipt:
-        receipt = await self.residence.ready(model)
-        assert receipt is not None
-        return receipt
+        return (await self.residence.ready(model)).receipt
+
+    @property
+    def model(self) -> str | None:
+        resident = self.residence.resident
+        return None if resident is None else resident.model
 
     async def generate(self, entry: ModelEntry, prompt: str = PROMPT) -> None:
         request = Generate("task", 1, parameters_of(entry, prompt), str(self.folder / "video.mp4"))
@@ -245,8 +249,9 @@ async def test_two_heavy_pipelines_take_turns(yard: Yard, heavy_folder: Path, tm
         await slot.generate(models[following])
         resident = following
     assert slot.host.pid == pid
-    assert slot.residence.resident == "anisora"
-    assert await slot.residence.ready("anisora") is None
+    assert slot.model == "anisora"
+    loaded = slot.residence.resident
+    assert await slot.residence.ready("anisora") is loaded  # and is not loaded again
     assert shown[:3] == [
         (SlotState.EMPTY, None),
         (SlotState.LOADING, "anisora"),
@@ -305,7 +310,8 @@ async def test_what_is_wanted_is_read_ahead_until_a_swap_fails(yard: Yard, tmp_p
     await slot.ready("anisora")
     wanted = yard.folder / models["anisora"].checkpoint.folder
     assert told.calls == [wanted]
-    assert await slot.residence.ready("anisora") is None
+    loaded = slot.residence.resident
+    assert await slot.residence.ready("anisora") is loaded  # and is not loaded again
     assert told.calls == [wanted], "it is resident"
     with pytest.raises(LoadFailed):
         await slot.ready("phr00t")
@@ -424,7 +430,7 @@ async def test_a_card_that_stays_full_is_quarantined(
     assert released(measured, "quarantined") == before + 1
 
     card.set(used_bytes=GIB)  # even so: nothing loads until an operator has said so
-    for refused in (slot.residence.ready("phr00t"), slot.residence.renew("phr00t", "")):
+    for refused in (slot.residence.ready("phr00t"), slot.residence.ready("phr00t", renew_because="it failed")):
         with pytest.raises(Quarantined):
             await refused
     with pytest.raises(Quarantined):
@@ -465,7 +471,7 @@ async def test_who_is_on_the_card_is_no_part_of_the_proof(yard: Yard, card: Fake
 async def test_a_driver_that_hangs_is_no_release(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
     probe = nvml()
     slot = yard.slot(tmp_path, probe=probe)
-    slot.residence._patient = PatientProbe(probe, answer_s=0.1)
+    slot.residence.memory._patient = PatientProbe(probe, answer_s=0.1)
     await slot.residence.open()
     await slot.ready("anisora")
     card.set(hangs=1)
@@ -505,7 +511,7 @@ async def test_a_driver_that_wakes_up_slowly_is_waited_for(yard: Yard, card: Fak
 
     probe = nvml()
     slot = yard.slot(tmp_path, probe=probe)
-    slot.residence._patient, slot.residence._on_wait = PatientProbe(probe, answer_s=0.1), on_wait
+    slot.residence.memory._patient, slot.residence.memory._on_wait = PatientProbe(probe, answer_s=0.1), on_wait
     card.set(hangs=1)
     await slot.residence.open()
     assert told == ["the memory could not be read (the driver did not answer within 0.1 s); it is asked for 30 s"]
@@ -525,7 +531,7 @@ async def test_a_driver_that_never_answers_starts_no_host_and_is_no_quarantine(
     yard: Yard, card: FakeNvml, tmp_path: Path
 ) -> None:
     slot = yard.slot(tmp_path, probe=nvml())
-    slot.residence._first_answer_s = 0.05
+    slot.residence.memory._first_answer_s = 0.05
     card.set(init_error=pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
     with pytest.raises(MemoryUnreadable, match="restart the machine"):
         await slot.residence.open()
@@ -617,10 +623,10 @@ async def test_an_error_of_the_card_is_no_release(
     await slot.residence.open()
     await slot.ready("anisora")
     card.set(read_error=pynvml.NVML_ERROR_GPU_IS_LOST)
-    with pytest.raises(MemoryUnreadable, match="fallen off its bus"):
+    with pytest.raises(MemoryUnreadable, match="fallen off its bus") as unreadable:
         await slot.residence.ready("phr00t")
-    assert slot.residence.last_swap is not None
-    assert (slot.residence.last_swap.how, slot.residence.last_swap.after_bytes) == ("killed", None)
+    assert unreadable.value.receipt is not None
+    assert (unreadable.value.receipt.how, unreadable.value.receipt.after_bytes) == ("killed", None)
     assert (slot.residence.quarantined, slot.host.pid) == (False, None)
     assert released(measured, "unreadable") == before + 1
     with pytest.raises(MemoryUnreadable):
@@ -638,11 +644,10 @@ async def test_a_card_that_answers_again_after_the_kill_is_released(yard: Yard, 
     swap = asyncio.create_task(slot.residence.ready("phr00t"))
     await eventually(lambda: asyncio.to_thread(lambda: pid is not None and not is_running(pid)))
     card.set(used_bytes=GIB)
-    receipt = await swap
-    assert receipt is not None
+    receipt = (await swap).receipt
     assert receipt.how == "killed"
     assert "more were in use" in receipt.reason
-    assert slot.residence.resident == "phr00t"
+    assert slot.model == "phr00t"
 
 
 async def test_nothing_is_loaded_where_it_does_not_fit(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
@@ -683,9 +688,9 @@ async def test_what_a_card_can_never_serve_is_told_at_the_start_and_changes_noth
         await slot.residence.ready("phr00t")
     assert refusal.value.failure.code == "out_of_memory"
     assert refusal.value.failure.memory.rss_bytes > 0
-    assert (slot.residence.resident, slot.host.pid, len(shown)) == ("anisora", pid, count)
+    assert (slot.model, slot.host.pid, len(shown)) == ("anisora", pid, count)
     assert isinstance(await slot.run("phr00t"), Unsuccessful)  # is tried once more, which changes nothing either
-    assert (slot.residence.resident, slot.host.pid) == ("anisora", pid)
+    assert (slot.model, slot.host.pid) == ("anisora", pid)
 
 
 async def test_what_the_host_has_no_room_for_is_not_loaded(
@@ -735,7 +740,7 @@ async def test_a_card_without_memory_of_its_own_is_proven_by_the_systems(
     await slot.residence.open()
     receipt = await slot.ready("anisora")
     assert (receipt.probe, receipt.free_bytes is not None) == ("unified", True)
-    assert await slot.residence.device() is not None
+    assert await slot.runner._device() is not None
 
 
 # Without a probe
@@ -793,9 +798,9 @@ async def test_renew_runs_in_a_fresh_host(yard: Yard, tmp_path: Path) -> None:
     await slot.residence.open()
     await slot.ready("anisora")
     pid = slot.host.pid
-    receipt = await slot.residence.renew("anisora", "it ran out of memory")
+    receipt = (await slot.residence.ready("anisora", renew_because="it ran out of memory")).receipt
     assert (receipt.how, receipt.reason) == ("killed", "it ran out of memory")
-    assert slot.residence.resident == "anisora"
+    assert slot.model == "anisora"
     assert slot.host.pid != pid
 
 
@@ -825,10 +830,10 @@ async def test_a_model_that_is_not_in_the_settings_does_not_load(yard: Yard, tmp
     slot = yard.slot(tmp_path, probe=rss())
     await slot.residence.open()
     await slot.ready("anisora")
-    with pytest.raises(LoadFailed, match="no model wan"):
+    with pytest.raises(LoadFailed, match="no model wan") as refused:
         await slot.residence.ready("wan")
-    assert slot.residence.last_swap is None
-    assert slot.residence.resident == "anisora"
+    assert refused.value.receipt is None
+    assert slot.model == "anisora"
 
 
 async def test_a_load_that_hangs_ends_the_host(yard: Yard, tmp_path: Path) -> None:
@@ -879,7 +884,7 @@ async def test_a_new_leader_puts_the_host_of_a_stopped_one_aside(yard: Yard, tmp
     assert old.residence.resident is None
     with pytest.raises(HostLost, match="is held by process"):  # it does not put the new one's aside in turn
         await old.residence.ready("anisora")
-    assert new.residence.resident == "phr00t"
+    assert new.model == "phr00t"
     await new.generate(CATALOG.models["phr00t"])
 
 
@@ -1133,6 +1138,6 @@ async def test_a_stop_in_mid_swap_lets_the_swap_end_and_runs_nothing(
     await slot.residence.open()
     await slot.ready("anisora")
     assert await slot.run("phr00t") == expected
-    assert slot.residence.resident == "phr00t"
+    assert slot.model == "phr00t"
     assert lines == [("cancelled", False)]
     assert list(tmp_path.glob("*.mp4*")) == []

@@ -106,14 +106,12 @@ def _lose_timer(lost: str) -> None:
 
 def slot_without_proof() -> None:
     """What was released is taken to be gone."""
-    from contracts.tasks import SwapReceipt
-    from lane_worker.residence.residence import Residence
+    from lane_worker.residence.proof import Given, Proof, Prover
 
-    async def believe(self: Residence, receipt: SwapReceipt) -> SwapReceipt:
-        self._proven = True
-        return receipt
+    async def believe(self: Prover, given: Given, *, is_used: bool) -> Proof:
+        return Proof(given.receipt)
 
-    _replace(Residence, "_verify", believe)
+    _replace(Prover, "prove", believe)
 
 
 def slot_without_lock() -> None:

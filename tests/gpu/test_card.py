@@ -89,8 +89,7 @@ class Player:
         return first_s
 
     async def ready(self, model: str) -> SwapReceipt:
-        receipt = await self.residence.ready(model)
-        assert receipt is not None
+        receipt = (await self.residence.ready(model)).receipt
         assert is_proven(receipt), receipt
         assert receipt.probe == self.probe.name
         return receipt
@@ -305,7 +304,7 @@ async def test_what_a_card_says_when_it_breaks(player: Player, misdeed: str, cod
     assert isinstance(outcome, Failed), outcome
     player.tell(f"{misdeed}: what it is taken for", f"{outcome.code}, {outcome.message}")
     assert outcome.code == code
-    await player.residence.renew("phr00t", "it broke")
+    await player.residence.ready("phr00t", renew_because="it broke")
     await player.generate("phr00t")
 
 

@@ -33,7 +33,7 @@ async def test_a_lane_says_what_the_driver_says_and_goes_on_asking(
     try:
         await lane.becomes(LaneState.STARTING, when=lambda told: TEXT in told.detail)
         residence = lane._worker._residence
-        residence._first_answer_s = 0.0
+        residence.memory._first_answer_s = 0.0
         await lane.becomes(LaneState.UNHEALTHY, when=lambda told: TEXT in told.detail)
         await lane.becomes(LaneState.CRASH_LOOPING, when=lambda told: TEXT in told.detail)
         slot = await shown(link, lane.slot)

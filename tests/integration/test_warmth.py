@@ -131,7 +131,7 @@ async def test_residue_is_counted_from_the_warm_up_also_in_a_host_that_had_none(
     (lane,) = await lanes.start(NEVER)
     worker = lane._worker
     loaded, clean = worker._loaded, worker._clean
-    assert clean not in (None, loaded)
+    assert None not in (loaded, clean)
     first = lane.host
     assert (await lanes.run("oom in step 3 in a used host")).swap is not None
     await lanes.run()

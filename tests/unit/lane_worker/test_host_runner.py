@@ -12,6 +12,7 @@ from contracts.tasks import ImageReference, MemoryReading, SwapReceipt
 from lane_worker.forking.host import Host, HostLost, LoadFailed, Lost, Outcome, TimedOut
 from lane_worker.forking.host_messages import Cancelled, Failed, Finished, Generate, Progress, WrittenVideo
 from lane_worker.residence.residence import Residence
+from lane_worker.residence.states import Resident
 from lane_worker.runtime.host_runner import HostRunner
 from lane_worker.runtime.outcome import GaveUp
 from lane_worker.runtime.streak import Streak
@@ -45,14 +46,15 @@ def runner_of(folder: Path, outcome: Outcome | Exception, *, tried: bool = True)
     host = ScriptedHost(outcome) if not isinstance(outcome, Exception) else cast(Host, None)
     residence = Residence(host=host, slot="cpu-0", models=catalog().models, probe=None, on_state=lambda *_: None)
 
-    async def ready(model: str) -> SwapReceipt | None:
-        residence.last_swap = SWAP if tried else None
+    async def ready(model: str, *, renew_because: str = "") -> Resident:
+        if isinstance(outcome, LoadFailed):
+            outcome.receipt = SWAP if tried else None
         if isinstance(outcome, Exception):
             raise outcome
-        return None
+        return Resident(model, MEMORY, SWAP)
 
     residence.ready = ready  # type: ignore[method-assign]
-    runner = HostRunner(residence=residence, slot="cpu-0", scratch=folder)
+    runner = HostRunner(residence=residence, models=catalog().models, slot="cpu-0", scratch=folder)
     runner.streak = TWO
     return runner
 

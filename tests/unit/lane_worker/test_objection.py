@@ -63,7 +63,7 @@ async def test_what_was_not_is_invalid_input(changes: dict[str, Any], tmp_path: 
     residence = Residence(
         host=cast(Host, None), slot="cpu-0", models=catalog().models, probe=None, on_state=lambda *_: None
     )
-    runner = HostRunner(residence=residence, slot="cpu-0", scratch=tmp_path)
+    runner = HostRunner(residence=residence, models=catalog().models, slot="cpu-0", scratch=tmp_path)
     result = await runner.run(with_parameters(**changes), tmp_path / "image", lambda _: None)
     assert isinstance(result, Unsuccessful)
     assert result.code is FailureCode.INVALID_INPUT

@@ -1,0 +1,42 @@
+"""What a slot held before anything was loaded: the measure of every release (design §7). Pure."""
+
+from msgspec import Struct
+
+from lane_worker.residence.release import own_figure
+from ops.machine.memory import Reading
+
+
+class Baseline(Struct, frozen=True):
+    """The memory in use around the start of host *pid*; None is what could not be read.
+
+    *base_bytes*: with the host there, warm and empty. *floor_bytes*: before there was that host. *own_base_bytes*: of
+    the base, what the driver says is the host's own, where it tells processes apart.
+    """
+
+    pid: int | None = None
+    base_bytes: int | None = None
+    floor_bytes: int | None = None
+    own_base_bytes: int | None = None
+
+
+def baseline_of(
+    pid: int | None, *, floor: Reading | None, base: Reading | None, last: Baseline, is_proven: bool
+) -> Baseline:
+    """That of the fresh host *pid*, by the readings before (*floor*) and after (*base*) its start.
+
+    It is above the *last* host's only where the last release is proven: else what was not given back would be taken
+    for the slot's own. Before our host had the lock, the memory of the slot's last holder may still have been on its
+    way out, so the floor is never above the base.
+    """
+    before, after = ({} if reading is None else reading.by_pid for reading in (floor, base))
+    base_bytes = None if base is None else base.used_bytes
+    floor_bytes = None if floor is None else floor.used_bytes
+    if not is_proven:
+        base_bytes = _lower(base_bytes, last.base_bytes)
+        floor_bytes = _lower(floor_bytes, last.floor_bytes)
+    return Baseline(pid, base_bytes, _lower(floor_bytes, base_bytes), own_figure(pid or 0, before, after))
+
+
+def _lower(one: int | None, other: int | None) -> int | None:
+    """The lower one of those that are known."""
+    return min((each for each in (one, other) if each is not None), default=None)
