@@ -9,7 +9,7 @@ from contracts.fit import Components, alternatives, gb, need
 from contracts.settings import Checkpoint
 
 MIB: Final = 1 << 20
-# Gigabytes as cards are sold, and bytes as the driver tells them, of the smallest usual card of that name: T4, L4,
+# Gigabytes as cards are sold, and bytes as the driver reports them, of the smallest usual card of that name: T4, L4,
 # L40S, H100, H200.
 CARDS: Final[Mapping[int, int]] = {
     16: 15_360 * MIB,

@@ -68,7 +68,7 @@ FIELDS: Final = GenerationRequest.__struct_fields__
 # Levels of arrays and objects in a body. A request is flat; where the interpreter would give up depends on its stack.
 NESTING_MAX: Final = 16
 # What a body may hold beside its image: twice what the packaged settings need, so that a prompt that is far too long is
-# still told its limit, and more where longer texts are allowed.
+# still answered with its limit, and more where longer texts are allowed.
 BESIDE_IMAGE_BYTES: Final = 128 * 1024
 _CHARACTER_BYTES_MAX: Final = 12  # one outside the basic plane, written as two escapes
 _OTHER_FIELDS_BYTES: Final = 4 * 1024
@@ -223,7 +223,7 @@ def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
     errors: list[FieldError] = []
     entry = _model(body, catalog, errors)
     if entry is None:
-        # no constraints to check against: the other fields' types and names can still be told
+        # no constraints to check against: the other fields' types and names can still be checked
         errors.extend(_type_errors(body))
         errors.extend(_unknown_fields(body))
         raise InvalidRequest(errors)

@@ -79,7 +79,7 @@ class FallbackEpisode(Struct, frozen=True, kw_only=True):
     The newest one is the value at the model's name; those before are the history of the key `<model>.past`.
 
     *until* is None while it lasts. *served* counts the requests that were sent there meanwhile, by all gateways;
-    *served_by* splits it by gateway process, so that each can tell whether its own last count was stored.
+    *served_by* splits it by gateway process, so that each can see whether its own last count was stored.
     """
 
     model: str

@@ -21,7 +21,7 @@ from contracts.tasks import (
     VideoFile,
 )
 
-# In a timeline: the owner was told to go, and gave the task back.
+# In a timeline: the owner was asked to stop, and gave the task back.
 HANDED_BACK: Final = "handed_back"
 # And: the owner could not go on, and said so.
 LEASE_RELEASED: Final = "lease_released"
@@ -109,8 +109,8 @@ def release_lease(
 ) -> GenerationTask:
     """The owner cannot go on: the lease ends now, and the sweeper decides what follows.
 
-    *on_purpose*: because it was told to go, which costs the task no attempt, HANDED_BACK_MAX times. *is_lost*: it did
-    not say so itself, being dead.
+    *on_purpose*: the owner was asked to stop. That costs the task no attempt, HANDED_BACK_MAX times. *is_lost*: the
+    owner is dead, and somebody else says so.
     """
     if task.status is not TaskStatus.PROCESSING:
         raise IllegalTransition(f"task {task.id} is {task.status}: it has no lease")
@@ -121,7 +121,7 @@ def release_lease(
 
 
 def was_handed_back(task: GenerationTask) -> bool:
-    """Whether the last thing that happened to *task* is that its owner, told to go, gave it back."""
+    """Whether the last thing that happened to *task* is that its owner was asked to stop and gave it back."""
     return bool(task.timeline) and task.timeline[-1].event == HANDED_BACK
 
 

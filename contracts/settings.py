@@ -303,7 +303,7 @@ class Windows(_Strict, frozen=True):
         return self.wait_limit_s - (self.degraded_margin_s if route == "degraded" else 0.0)
 
     def drains_s(self, models: Iterable["ModelEntry"]) -> float:
-        """For how long a worker of *models* that is told to go may finish the task in hand, before it hands it back:
+        """How long a worker of *models* that is asked to stop may work on the task in hand before it hands it back:
         as long as an inference of any of them may take."""
         return max((entry.timeouts.total_s for entry in models), default=0.0) if self.drain_s is None else self.drain_s
 
@@ -467,7 +467,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _located(error: msgspec.ValidationError, text: bytes) -> str:
-    """msgspec writes `[...]` for the key of a table; each entry on its own tells which one it is."""
+    """msgspec writes `[...]` for the key of a table; each entry on its own shows which one it is."""
     if "`$.models[...]" not in str(error):
         return str(error)
     try:

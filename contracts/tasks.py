@@ -12,7 +12,7 @@ from contracts.nesting import Decoder, decode_json
 from contracts.wire import RECORD_MAX_BYTES, Counted, Moment, Token, Unreadable, check_age, decode
 
 TIMELINE_MAX: Final = 24
-# So many workers in a row may be told to go while they run a task, at no cost to it; each one more costs an attempt.
+# This many workers may be asked to stop while they run a task, at no cost to it. Each further one costs an attempt.
 HANDED_BACK_MAX: Final = 10
 
 
@@ -105,7 +105,7 @@ class VideoFile(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class MemoryReading(Struct, frozen=True, kw_only=True, gc=False):
-    """Memory of the host child after cleanup (FR-009), in bytes. What a machine does not tell is None.
+    """Memory of the host child after cleanup (FR-009), in bytes. What a machine does not report is None.
 
     The peaks, and *cuda_alloc_retries* (allocations that were tried once more after the cache was given up) and
     *cuda_ooms* (those that failed), are of the load or inference alone that the cleanup followed. *cuda_…* is torch's
@@ -133,10 +133,10 @@ class SwapReceipt(Struct, frozen=True, kw_only=True, gc=False):
     be killed, for *reason*). *alive* names the components that the host could not let go of. The byte figures are the
     *probe*'s: device memory in use (`nvml`), the system's where host and card share one memory (`unified`), resident
     memory of the host's processes (`rss`); None where it had none. *own_…* is the driver's word for the host's process
-    alone, None where it does not tell processes apart.
+    alone, None where it does not list processes.
     Released means: two samples in a row with *free_bytes* ≥ *needed_bytes*, and by *proof*: *after_bytes* ≤
     *base_bytes* + *tolerance_bytes* (`base`); *own_bytes* ≤ *own_base_bytes* + *tolerance_bytes* (`own_figure`);
-    the host had ended, or was never told to load (`no_pipeline`): what is in use beyond the base is another's then.
+    the host had ended, or was never asked to load (`no_pipeline`): what is in use beyond the base is another's then.
     Empty: nothing was proven, or the record is of a version that knew `base` alone.
 
     All times are seconds. *read_s* (files to host tensors) and *copy_s* (host to device, 0 on a CPU) are inside
@@ -207,14 +207,17 @@ class TimelineEntry(Struct, frozen=True, kw_only=True, gc=False):
 class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     """One generation, from acceptance to its single end. Moved by compare-and-set only (design §4).
 
-    *epoch* grows by one with every new placement; *attempt* counts claims, *handed_back* those of them that a worker
-    gave back because it was told to go, up to HANDED_BACK_MAX; *owner* is the nonce of the worker
-    process that holds it; *deadline_at* is the end of the wait for a worker; *lease_expires_at* is when a silent
-    owner loses it. *promised*: a client was given the id, so that only its cancel may take the task back, and not a
-    connection that closes. *withdrawn*: every caller had hung up before any of them was given it. *replaced*: what
-    the request asked for and did not get. It is stored so that whoever asks later, after an answer was lost or with the
-    same Idempotency-Key, is told as well. *traceparent* is where its trace was begun, *attempt_traceparent* the span of
-    its newest claim, which whoever finds the worker lost ends in its stead.
+    - *epoch* grows by one with every new placement.
+    - *attempt* counts claims. *handed_back* counts those that a worker gave back because it was asked to stop, up to
+      HANDED_BACK_MAX.
+    - *owner* is the nonce of the worker process that holds the task.
+    - *deadline_at* is the end of the wait for a worker. *lease_expires_at* is when a silent owner loses the task.
+    - *promised*: a client was given the id. From then on only a cancel may take the task back, no closed connection.
+    - *withdrawn*: every caller had hung up before any of them was given the id.
+    - *replaced* is what the request asked for and did not get. It is stored for whoever asks later: after an answer was
+      lost, or with the same Idempotency-Key.
+    - *traceparent* is where the trace began. *attempt_traceparent* is the span of the newest claim; whoever finds the
+      worker lost ends that span in its stead.
     """
 
     id: Token
@@ -266,7 +269,7 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def was_refused(self) -> bool:
-        """Whether it ended before anything ran and its caller was told to try again: its key may be used again."""
+        """Whether it ended before anything ran and its caller was asked to try again: its key may be used again."""
         if self.error is None or self.attempt:
             return False
         return self.withdrawn or self.error.code in (FailureCode.QUEUE_OVERLOADED, FailureCode.STORAGE_FAILED)

@@ -129,7 +129,7 @@ def topology(
     return Topology(
         streams=(*lanes, degraded, deadlines),
         buckets=(
-            # the record tells its moves by itself (`timeline`); each older one that is kept costs as much again
+            # the record carries its own moves (`timeline`); each older revision that is kept costs as much again
             BucketSpec(name=TASKS, description="The record of every task, with its timeline.", history=4, ttl_s=keep_s),
             BucketSpec(name=LANES, description="What each lane last said of itself.", ttl_s=LANES_TTL_S),
             BucketSpec(name=SLOTS, description="What is resident on each card; removing a key lifts a quarantine."),
@@ -204,7 +204,7 @@ def control_key(model: str) -> str:
 
 
 def demand_subject(model: str) -> str:
-    """Where a gateway tells evicted lanes of *model* that a request came. Not stored."""
+    """Where a gateway lets evicted lanes of *model* know that a request came. Not stored."""
     return f"demand.{_token(model)}"
 
 

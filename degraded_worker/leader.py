@@ -68,7 +68,7 @@ class Leader:
     """The candidacy of one worker process. In turn: `campaign`, then `hold` while it leads, then `resign`."""
 
     def __init__(self, link: NatsLink, *, worker: str, owner: str, slot: str) -> None:
-        """*owner* is the nonce of this process; *worker* and *slot* are told to whoever looks."""
+        """*owner* is the nonce of this process; *worker* and *slot* are shown to whoever looks."""
         self._link = link
         self._worker, self._owner, self._slot = worker, owner, slot
         self._standing: Standing | None = None

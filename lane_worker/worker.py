@@ -243,7 +243,7 @@ class LaneWorker:
             self._scratch.remove_what_others_left()
             await self._runner.account_for(ready)
         renew_because, self._renew_because = self._renew_because, None
-        if not crash_loops(self._failures):  # one that does goes on being told, until a load succeeds
+        if not crash_loops(self._failures):  # one that does is reported until a load succeeds
             self._show(LaneState.LOADING, renew_because or "")
         resident = await self._residence.ready(self._model.name, renew_because=renew_because or "")
         if not crash_loops(self._failures):
@@ -386,7 +386,7 @@ class LaneWorker:
         return True
 
     async def _announce(self, state: LaneState, detail: str) -> bool:
-        """Whether the server knows of *state*; it is WARM again where that cannot be told."""
+        """Whether the server knows of *state*; it is WARM again where that is unknown."""
         self._show(state, detail)
         try:
             async with asyncio.timeout(TOLD_S):

@@ -92,7 +92,7 @@ def _bar() -> Progress:
     "\n\n  warmlane models measure anisora\n\n  warmlane models fit"
 )
 def command() -> None:
-    """Prepare published checkpoints for the production profile, once and offline; verify and list them; tell what they
+    """Prepare published checkpoints for the production profile, once and offline; verify and list them; say what they
     need of a card."""
 
 

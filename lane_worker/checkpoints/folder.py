@@ -1,4 +1,4 @@
-"""A prepared folder: its manifest, and whether the files are those that it tells of. No torch."""
+"""A prepared folder: its manifest, and whether the files are those that it lists. No torch."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -101,7 +101,7 @@ def content_faults(folder: Path, manifest: Manifest, on_bytes: OnBytes) -> Itera
             if sha256_of(folder / file.path, on_bytes) != file.sha256:
                 yield f"{file.path} is not what was written (its SHA-256 differs)"
         except FileNotFoundError:
-            continue  # told by quick_faults
+            continue  # quick_faults reports it
         except OSError as error:
             yield f"{file.path} cannot be read: {error.strerror}"
 

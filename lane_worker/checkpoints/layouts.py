@@ -58,7 +58,7 @@ class Layout(Struct, frozen=True, kw_only=True):
 
     @property
     def transformer(self) -> Component:
-        """The first of the components, which tells one base model from another."""
+        """The first of the components, which distinguishes one base model from another."""
         return self.components[0]
 
 

@@ -107,7 +107,7 @@ def _bytes_of(tensors: Mapping[str, Tensor]) -> int:
 def scaled(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weights of a component, and the scales by which some of them are multiplied, by the name of the weight.
 
-    1. Left out: the marker of older files, scales of activations, and what `Tensor.packing` has told.
+    1. Left out: the marker of older files, scales of activations, and what `Tensor.packing` already says.
     2. A scale belongs to one weight that is there, under one of two names, and is a float.
     3. It is one number, or one for each row of a matrix.
     4. Where any fp8 matrix has a scale, or the marker says so, all have one: else one may have been lost.
@@ -153,7 +153,7 @@ def matched(
 ) -> tuple[Move, ...]:
     """Where each parameter of *component* comes from, in the order of *expected* (its parameters and their shapes).
 
-    1. Scales are told from weights, by `scaled`.
+    1. Scales are distinguished from weights, by `scaled`.
     2. A transformer of another base model is refused by what it is.
     3. Every parameter has a source, every tensor a parameter, of the same shape.
     4. Every tensor is of a floating-point type that can be written without loss of range.

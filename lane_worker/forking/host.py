@@ -252,7 +252,7 @@ class _Adopted:
 
     @property
     def returncode(self) -> int | None:
-        """None while it runs. What it ended with only its parent is told."""
+        """None while it runs. Only its parent learns what it ended with."""
         return 0 if self._ended.done() else None
 
     def kill(self) -> None:
@@ -612,7 +612,7 @@ def _kill_process(noted: SlotNote) -> None:
     """SIGKILL the process of a slot's note, unless it has ended: its pid may be another process's now."""
     try:
         descriptor = os.pidfd_open(noted.pid)
-    except (AttributeError, OSError):  # it has ended; or this system cannot tell processes of one pid apart
+    except (AttributeError, OSError):  # it has ended; or this system cannot distinguish processes that had one pid
         return
     try:
         # looked up after the descriptor was opened, so that it is of the very process that is killed

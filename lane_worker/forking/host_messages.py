@@ -118,7 +118,7 @@ class Loaded(Struct, frozen=True, tag="loaded"):
 
 
 class Unloaded(Struct, frozen=True, tag="unloaded"):
-    """Nothing is resident any more, as far as the child can tell: *alive* names the components it could not let go of.
+    """Nothing is resident any more, as far as the child knows: *alive* names the components it could not let go of.
 
     *allocated_bytes* is what torch's CUDA allocator still counts as in use; None without a card.
     """
@@ -195,7 +195,7 @@ FromChild = Ready | SlotBusy | Loaded | Unloaded | Progress | Finished | Cancell
 class SlotNote(Struct, frozen=True):
     """Content of a slot's lock file: who holds the slot, what is resident, and which task runs.
 
-    *pid* and *started* (clock ticks since boot; None where the system does not tell) name one process for ever.
+    *pid* and *started* (clock ticks since boot; None where the system does not say) name one process for ever.
     *term* is the leadership that the process was started under, 0 in a lane. The next holder finds a task here that
     was never finished with, and writes its memory line (FR-008, FR-009).
     """

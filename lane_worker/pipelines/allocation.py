@@ -11,7 +11,7 @@ from lane_worker.forking.allocator import NAMES, WANTED, AllocatorMisconfigured
 
 def check_allocator(device: str) -> None:
     """FR-010, read back from torch. Its CPU build ignores a name that it does not know, its CUDA build refuses it, and
-    both take what they are told later on.
+    both take what they are given later on.
 
     Raises AllocatorMisconfigured. On a CPU it is asked for the text alone that it took.
     """

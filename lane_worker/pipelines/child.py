@@ -70,7 +70,7 @@ _NOT_READ = MemoryReading(rss_bytes=0)
 def child_main(pipe: socket.socket, request: Fork) -> NoReturn:
     """Serve the worker at the other end of *pipe* until it says `Exit` or closes it. Never returns.
 
-    Whatever is raised meanwhile stands in the worker's log, and is told to the worker where it waits for an answer.
+    Whatever is raised meanwhile is logged by the worker, and answered to it where it waits for an answer.
     """
     status = 1
     child = _Child(pipe)

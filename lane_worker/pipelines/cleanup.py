@@ -110,7 +110,7 @@ def release(device: str) -> MemoryReading:
 
 
 class Watched:
-    """The components of a pipeline, by weak references: they tell what outlived it, and keep nothing alive."""
+    """The components of a pipeline, by weak references: they show what outlived it, and keep nothing alive."""
 
     def __init__(self, pipeline: Any) -> None:
         self._gone: list[tuple[str, Callable[[], bool]]] = []

@@ -135,7 +135,7 @@ class RepeatedCoder:
 
 
 def _form(cached: Any) -> Any:
-    """What a call can tell of one cached thing."""
+    """What a call knows of one cached thing."""
     if isinstance(cached, torch.Tensor):
         cached = _made(cached)
     return (cached.elements, cached.shape, cached.stride, cached.dtype) if isinstance(cached, _Made) else cached

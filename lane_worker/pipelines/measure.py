@@ -66,7 +66,7 @@ def transformer_bytes(component: Component, checkpoint: Checkpoint, sizes: Seque
 
 @contextlib.contextmanager
 def _without_gradients() -> Iterator[None]:
-    # not inference_mode: its tensors do not tell their storages
+    # not inference_mode: its tensors do not show their storages
     with torch.no_grad(), torch.device("meta"):
         yield
 

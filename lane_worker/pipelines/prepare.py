@@ -78,7 +78,7 @@ NAMES: Final = {
 SMALL_FILES_BYTES: Final = 64_000_000
 # torch's old format cannot be mapped; the published files that may have it are smaller.
 LEGACY_BYTES: Final = 2_000_000_000
-# How safetensors tells a failure of the disk.
+# How safetensors reports a failure of the disk.
 _OS_ERROR: Final = re.compile(r"\(os error (\d+)\)")
 
 

@@ -51,7 +51,7 @@ class Demand(Struct, frozen=True):
 
     @classmethod
     def of(cls, entry: ModelEntry, models_dir: Path, *, slot: str, unified: bool = False) -> "Demand":
-        """Reads the headers of the folder's files. Raises nothing: what is wrong with them, the load tells.
+        """Reads the headers of the folder's files. Raises nothing: the load reports what is wrong with them.
 
         *unified*: the slot's card has no memory of its own, and shares the host's.
         """

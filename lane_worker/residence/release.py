@@ -61,11 +61,11 @@ def judge(
     """What the last two of *samples* prove. Earlier ones prove nothing: what was free then may be taken now.
 
     *base_bytes* and *own_base_bytes* are what the card and our process held when the host was empty. *no_pipeline*
-    says that no process of ours can hold one: the host has ended, by the kernel's word, or was never told to load.
+    says that no process of ours can hold one: the host has ended, by the kernel's word, or was never asked to load.
 
     1. There are fewer than two, or in one of the last two what is in use or free is missing: Unmeasurable.
     2. In one of them less than *needed_bytes* is free: StillHeld. Whoever holds the rest, there is no room.
-    3. In both the driver tells our own process's figure. It is the proof, whatever others take or give back:
+    3. In both the driver reports our own process's figure. It is the proof, whatever others take or give back:
        *own_figure* where it is within *own_base_bytes* + *tolerance_bytes*, else StillHeld.
     4. There is a base, and both are within *base_bytes* + *tolerance_bytes*: Released by the *base*.
     5. *no_pipeline*: so is this; what else is in use is another's, and the room was proven by rule 2.

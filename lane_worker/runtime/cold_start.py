@@ -25,7 +25,7 @@ log = structlog.get_logger("cold_start")
 
 
 def process_started_at() -> datetime:
-    """When this process began, before it had imported anything; to a hundredth of a second where /proc tells."""
+    """When this process began, before it had imported anything; to a hundredth of a second where there is /proc."""
     now = datetime.now(UTC)
     ticks = process_start(os.getpid())
     if ticks is None:
@@ -35,7 +35,7 @@ def process_started_at() -> datetime:
 
 
 class ColdStartLog:
-    """The cold starts of one worker, in the order in which they are told. Keep `run` running: it stores them."""
+    """The cold starts of one worker, in the order in which they happened. Keep `run` running: it stores them."""
 
     def __init__(self, link: NatsLink, *, model: str, worker: str, started_at: datetime) -> None:
         self._link = link
@@ -54,7 +54,7 @@ class ColdStartLog:
         self._begun_at, self._detail, self._failure = datetime.now(UTC), EVICTED, None
 
     def warm(self) -> None:
-        """The lane is warm. Tells how long the start took; a lane that was warm before has nothing to tell."""
+        """The lane is warm. Reports how long the start took; a lane that was warm before has nothing to report."""
         if self._begun_at is not None:
             self._tell(self._begun_at, is_warm=True, detail=self._detail)
             self._begun_at = None
@@ -64,7 +64,7 @@ class ColdStartLog:
         self._failure = reason
 
     async def run(self) -> None:
-        """Stores what there is to tell, and tries until it is stored. Runs until cancelled."""
+        """Stores what there is to report, and tries until it is stored. Runs until cancelled."""
         while True:
             await self._news.wait()
             self._news.clear()

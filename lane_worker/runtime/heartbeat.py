@@ -19,7 +19,7 @@ log = structlog.get_logger("heartbeat")
 
 
 class Heartbeat:
-    """The heartbeat of one worker. `run` it; `set` tells a new state; `leave` says the last word."""
+    """The heartbeat of one worker. `run` it; `set` reports a new state; `leave` is its last report."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Heartbeat:
         link.on_reconnect(self._news.set)
 
     def set(self, state: LaneState, detail: str = "", *, leaving_for: LeavingFor | None = None) -> None:
-        """The worker is in *state* now; it is told at once."""
+        """The worker is in *state* now, which is reported at once."""
         if state is LaneState.WARM and self._warm_after_s is None:
             self._warm_after_s = (datetime.now(UTC) - self._started_at).total_seconds()
         if state is not self.state:

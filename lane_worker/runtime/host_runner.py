@@ -23,7 +23,7 @@ from lane_worker.runtime.streak import Streak, failed, not_loaded
 from ops.machine.memory import Reading
 from ops.telemetry import metrics
 
-# What a client is told when its model does not load: the details name folders, and are for the log.
+# What a client reads when its model does not load: the details name folders, and are for the log.
 LOAD_FAILURES: Final = {
     "out_of_memory": "there was not enough memory to load the model; submit it again later",
     "storage_failed": "the model could not be read; the operator has to look at the worker's log",
@@ -33,7 +33,7 @@ log = structlog.get_logger("runner")
 
 
 class HostRunner:
-    """A `Runner` over one residence. What is resident after `run`, its `resident` tells."""
+    """A `Runner` over one residence. Its `resident` says what is resident after `run`."""
 
     def __init__(self, *, residence: Residence, models: Mapping[str, ModelEntry], slot: str, scratch: Path) -> None:
         self.memory: MemoryReading | None = None

@@ -1,4 +1,4 @@
-"""Keeping a lease: renew it, tell progress, and learn early when the task is not ours any more."""
+"""Keeping a lease: renew it, report progress, and learn early when the task is not ours any more."""
 
 import asyncio
 import time

@@ -219,7 +219,7 @@ class WorkLoop:
                 if looks_ahead == AHEAD_MAX_LOOKS:
                     raise UnreadableTask("its epoch stays ahead of the record's - at `$.epoch`") from None
             except TransportUnavailable as error:
-                # whether the claim was stored is unknown; the next look tells (`Mine`)
+                # whether the claim was stored is unknown; the next look shows it (`Mine`)
                 if not unanswered:  # once for an outage
                     log.warning("claim_interrupted", task_id=queued.id, error=str(error))
                 pause_s = min(UNANSWERED_MAX_S, REREAD_WAIT_S * 2 ** min(unanswered, 10))
@@ -449,7 +449,7 @@ class WorkLoop:
 def outcome_of(ours: GenerationTask, record: GenerationTask | None) -> str:
     """What became of an attempt at *ours* that is not this worker's any more: the record says what was done.
 
-    `superseded`: whoever took it for lost has told its span, so that this one is not sent as well.
+    `superseded`: whoever took it for lost has sent its span, so that this one is not sent as well.
     """
     if record is not None and record.epoch == ours.epoch and record.error is not None:
         return "cancelled" if record.error.code is FailureCode.CANCELLED else SUPERSEDED

@@ -37,7 +37,7 @@ class Stopped(Struct, frozen=True):
 
 
 class GaveUp(Struct, frozen=True):
-    """The host is gone, or this worker is told to go (*on_purpose*): another attempt may succeed."""
+    """The host is gone, or this worker is asked to stop (*on_purpose*): another attempt may succeed."""
 
     reason: str
     on_purpose: bool = False

@@ -72,7 +72,7 @@ def _remove_unless_held(folder: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)
-    except OSError:  # held, or a file system that cannot tell
+    except OSError:  # held, or a file system without locks
         return
     finally:
         os.close(lock)

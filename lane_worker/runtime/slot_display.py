@@ -110,7 +110,7 @@ class SlotDisplay:
         return self.quarantine
 
     async def usable(self) -> None:
-        """Returns when the slot is not quarantined, as the server itself tells; waits for the lift if it is."""
+        """Returns when the slot is not quarantined, as the server itself says; waits for the lift if it is."""
         said = False
         while True:
             self._changed.clear()
@@ -160,7 +160,7 @@ class SlotDisplay:
             self._see(entry)
 
     def _see(self, entry: Entry | None) -> None:
-        """The entry as the server had it; what is older than what was seen or written tells nothing."""
+        """The entry as the server had it; what is older than what was seen or written proves nothing."""
         revision = 0 if entry is None else entry.revision
         if revision <= self._seen and entry is not None:
             return
