@@ -1,6 +1,6 @@
 """The Litestar application: routes and error documents."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from litestar import Litestar, Request
@@ -53,12 +53,14 @@ def create_app(
     services: Services,
     *,
     cors_origins: Sequence[str] = (),
+    allowed_hosts: Collection[str] = (),
     observes_http: bool = False,
     traces_reads: bool = False,
 ) -> Litestar:
     """The gateway's ASGI application around *services*, which the caller starts and stops.
 
-    Pages of *cors_origins*, and no others, may call it from a browser. *observes_http*: every request is
+    Pages of *cors_origins*, and no others, may call it from a browser. Without a key it may be called by the names of
+    *allowed_hosts*, beside those of this machine. *observes_http*: every request is
     timed, and one that makes or changes a task is a span, with *traces_reads* every one; without an exporter that would
     only cost.
     """
@@ -101,7 +103,9 @@ def create_app(
         },
         middleware=[
             outgoing,
-            access.access_control(services.keys, access.RateLimits(), max_body_bytes=MAX_BODY_BYTES),
+            access.access_control(
+                services.keys, access.RateLimits(), max_body_bytes=MAX_BODY_BYTES, allowed_hosts=allowed_hosts
+            ),
         ],
         cors_config=cors,
         exception_handlers=problem_handlers(),

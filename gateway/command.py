@@ -26,8 +26,10 @@ from gateway.server.connections import (
     http_config,
     raise_fd_limit,
 )
+from gateway.server.proxies import behind_proxies
 from gateway.services import Services
 from ops.artifacts import StorageFailed
+from ops.commands.behind import Behind, behind_options
 from ops.commands.options import (
     Host,
     access_log_option,
@@ -124,6 +126,7 @@ def listen(host: str, port: int) -> socket.socket:
 @cors_origins_option
 @trace_reads_option
 @access_log_option
+@behind_options
 @tls_cert_option
 @tls_key_option
 def command(
@@ -140,6 +143,7 @@ def command(
     access_log: str,
     tls_cert: Path | None,
     tls_key: Path | None,
+    behind: Behind,
 ) -> None:
     """Serve the HTTP API. Any number of gateways can run on the same nats-server and artifact store."""
     tls = tls_of(tls_cert, tls_key)
@@ -161,12 +165,26 @@ def command(
         requests = AccessLog(logs_all=access_log == "all")
         connections = Connections(limits, requests)
         observes_http = has_endpoint("traces") or has_endpoint("metrics")
-        app = create_app(services, cors_origins=cors_origins, observes_http=observes_http, traces_reads=trace_reads)
-        config = http_config(requests.around(app), connections, tls=None if tls is None else tls.context)
+        app = create_app(
+            services,
+            cors_origins=cors_origins,
+            allowed_hosts=behind.allowed_hosts,
+            observes_http=observes_http,
+            traces_reads=trace_reads,
+        )
+        served = behind_proxies(requests.around(app), behind.root_path, behind.trusted)
+        config = http_config(served, connections, tls=None if tls is None else tls.context)
         async with services.running():
             if tls is None and not host.is_loopback:
                 log.warning(
                     "no_tls", risk="keys and videos can be read on their way", advice="--tls-cert and --tls-key"
+                )
+            if behind.allowed_hosts and services.keys.is_open:
+                log.warning(
+                    "open_to_others",
+                    risk="whoever reaches it by these names may do everything",
+                    hosts=behind.allowed_hosts,
+                    advice="warmlane keys add",
                 )
             reporting = [name for name, entry in catalog.models.items() if entry.enforcement == "report"]
             if reporting:

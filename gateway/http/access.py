@@ -7,7 +7,7 @@ that is costly to parse is 429 before it is.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final
 
 from limits import RateLimitItemPerSecond
@@ -19,7 +19,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Receive, Scope, Send
 from msgspec import Struct
 
-from contracts.hosts import names_loopback
+from contracts.hosts import host_name, names_loopback
 from contracts.keys import ApiKey
 from contracts.keys import Scope as KeyScope
 from gateway.boards.key_board import Caller, KeyBoard
@@ -91,7 +91,9 @@ class RateLimits:
         return Turn(key, max(0.001, free_at_s - time.time()))
 
 
-def access_control(keys: KeyBoard, limits: RateLimits, *, max_body_bytes: int) -> Callable[[ASGIApp], ASGIApp]:
+def access_control(
+    keys: KeyBoard, limits: RateLimits, *, max_body_bytes: int, allowed_hosts: Collection[str] = ()
+) -> Callable[[ASGIApp], ASGIApp]:
     """The middleware of every route: it leaves the caller in `request.user` and their turn in `request.auth`.
 
     It is called with the route already found, before anybody reads the body or looks at parameters.
@@ -104,7 +106,7 @@ def access_control(keys: KeyBoard, limits: RateLimits, *, max_body_bytes: int) -
                 raise HTTPException(status_code=413)
             if handler.http_methods != {"OPTIONS"}:  # Litestar answers those itself, with the methods of the path
                 wanted = handler.opt.get(_NEEDS, _MOST)
-                _admit(scope, wanted, keys, limits)
+                _admit(scope, wanted, keys, limits, allowed_hosts)
                 if not wanted.counts_late:  # one that does looks at its body first
                     require_known_query(scope)
             await app(scope, receive, send)
@@ -114,7 +116,7 @@ def access_control(keys: KeyBoard, limits: RateLimits, *, max_body_bytes: int) -
     return around
 
 
-def _admit(scope: Scope, wanted: Needs, keys: KeyBoard, limits: RateLimits) -> None:
+def _admit(scope: Scope, wanted: Needs, keys: KeyBoard, limits: RateLimits, allowed_hosts: Collection[str]) -> None:
     """Raises what the request is refused with."""
     if not wanted.needs_key:
         return
@@ -123,10 +125,12 @@ def _admit(scope: Scope, wanted: Needs, keys: KeyBoard, limits: RateLimits) -> N
     _note(caller, keys, sent)
     if caller is None:
         raise unauthorized(ASGIConnection(scope))
-    # a web page whose own name was made to lead to 127.0.0.1 sends that name (DNS rebinding), and its browser would
-    # take the answers for the page's
-    if caller.key is None and not names_loopback(_header(scope, b"host").decode("latin-1")):
-        raise ProblemError("foreign_host", "call it as 127.0.0.1 or localhost, or have an API key made")
+    if caller.key is None and is_foreign(scope["headers"], allowed_hosts):
+        raise ProblemError(
+            "foreign_host",
+            "call it as 127.0.0.1 or localhost, or have an API key made; an operator may also allow the name by which "
+            "it is called with --allowed-host",
+        )
     turn = limits.turn(caller.key)
     if wanted.scope is not None and not caller.may(wanted.scope):
         raise _forbidden(ASGIConnection(scope), caller, wanted.scope)
@@ -145,6 +149,42 @@ def _note(caller: Caller | None, keys: KeyBoard, sent: Sequence[str]) -> None:
     key = keys.claimed(sent)
     if key is not None:
         of_request.caller, of_request.key, of_request.counts = key.caller, key.id, False
+
+
+def is_foreign(headers: Iterable[tuple[bytes, bytes]], allowed_hosts: Collection[str]) -> bool:
+    """Whether a request without a key may be meant by somebody who is not on this machine. Pure.
+
+    Nobody has to be trusted for it: what a header says makes it foreign, and never near.
+
+    1. It was called by a name (Host, X-Forwarded-Host) that is neither this machine's own nor one of *allowed_hosts*.
+       A web page whose own name was made to lead to 127.0.0.1 sends that name (DNS rebinding), and its browser would
+       take the answers for the page's.
+    2. A proxy on this machine calls it by this machine's name, for somebody elsewhere (X-Forwarded-For, X-Real-IP,
+       Forwarded); with an allowed name it may.
+    """
+    called: list[bytes] = []
+    is_passed_on = False
+    for name, value in headers:
+        if name == b"host":
+            called.append(value)
+        elif name == b"x-forwarded-host":
+            called += value.split(b",")
+        elif name == b"forwarded":
+            is_passed_on = True
+        elif name in _FORWARDED_FOR:
+            is_passed_on = is_passed_on or not all(map(_is_near, value.decode("latin-1").split(",")))
+    names = [each.decode("latin-1").strip() for each in called]
+    if not names or not all(names_loopback(name) or host_name(name) in allowed_hosts for name in names):  # 1
+        return True
+    return is_passed_on and not any(host_name(name) in allowed_hosts for name in names)  # 2
+
+
+_FORWARDED_FOR: Final = frozenset({b"x-forwarded-for", b"x-real-ip"})
+
+
+def _is_near(address: str) -> bool:
+    address = address.strip()
+    return names_loopback(f"[{address}]" if address.count(":") > 1 and "[" not in address else address)
 
 
 def _header(scope: Scope, wanted: bytes) -> bytes:

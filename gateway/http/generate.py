@@ -32,7 +32,7 @@ from gateway.http.preferences import Preferences
 from gateway.http.problems import ProblemError, answer_of
 from gateway.http.queries import require_known_query
 from gateway.http.tasks import awaited, etag_of
-from gateway.http.views import TaskView, task_url, view
+from gateway.http.views import TaskView, root_of, task_url, view
 from gateway.placing.admission import KeyReused, Overloaded
 from gateway.placing.hold import CallerGone
 from gateway.services import Services
@@ -145,7 +145,7 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
             f"{reasons[error.limit]}; try again after the time in Retry-After",
             limit=error.limit,
             retry_after_s=error.retry_after_s,
-            instance=None if error.task_id is None else task_url(error.task_id),
+            instance=None if error.task_id is None else task_url(root_of(request), error.task_id),
         )
         return answer_of(refusal)  # type: ignore[return-value]  # what a busy gateway answers most often
     except CallerGone as error:  # nobody reads the answer
@@ -161,7 +161,7 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
     left_s = _left_s(preferred, since_s)
     if left_s:
         snapshot = await awaited(request, services, snapshot, seen_revision=None, wait_s=left_s)
-    task = view(snapshot.task, services.estimates.place(snapshot.task, datetime.now(UTC)))
+    task = view(snapshot.task, services.estimates.place(snapshot.task, datetime.now(UTC)), root=root_of(request))
     headers = {"location": task.links.self_, "etag": etag_of(snapshot, task.queue)} | preferred.applied
     has_ended = preferred.wait_s is not None and snapshot.task.status.is_terminal
     return JsonAnswer(task, headers=headers, status_code=200 if has_ended else 202)

@@ -8,7 +8,7 @@ what a handler's signature declares; the `operation_class` of a route adds the r
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from math import ceil
 from typing import Any, Final
@@ -17,7 +17,7 @@ import msgspec
 import openapi_ui_bundles
 from litestar import MediaType, Request, Router, get
 from litestar.openapi import OpenAPIConfig, ResponseSpec
-from litestar.openapi.plugins import SwaggerRenderPlugin
+from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import (
     Components,
     Example,
@@ -64,7 +64,7 @@ from contracts.tasks import (
 from gateway.http.access import SECURITY_SCHEME, needs_nothing
 from gateway.http.methods import head_of, options_of, with_heads_and_options
 from gateway.http.problems import PROBLEM_MEDIA_TYPE, PROBLEMS, TYPE_PREFIX, Problem
-from gateway.http.views import MODES, view
+from gateway.http.views import MODES, root_of, view
 from gateway.placing.estimate import QueuePlace
 
 _DOCS_PATH: Final = "/docs"
@@ -147,15 +147,41 @@ def openapi_config(catalog: Catalog) -> OpenAPIConfig:
             opt=needs_nothing(),
         ),
         render_plugins=[
-            SwaggerRenderPlugin(
-                path="/",
-                js_url=f"{_ASSETS_PATH}/swagger-ui-bundle.js",
-                css_url=f"{_ASSETS_PATH}/swagger-ui.css",
-                standalone_preset_js_url=f"{_ASSETS_PATH}/swagger-ui-standalone-preset.js",
-                favicon=f"<link rel='icon' type='image/png' href='{_ASSETS_PATH}/favicon-32x32.png'>",
-            )
+            _DocsPage(path="/"),
+            _Document(path="/openapi.json"),
         ],
     )
+
+
+class _DocsPage(SwaggerRenderPlugin):
+    """Swagger UI, with addresses under the path that its reader sees."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        return _swagger(root_of(request)).render(request, served_under(root_of(request), openapi_schema))
+
+
+class _Document(JsonRenderPlugin):
+    """The document beside it, where Litestar has one."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        return super().render(request, served_under(root_of(request), openapi_schema))
+
+
+@lru_cache(maxsize=8)
+def _swagger(root: str) -> SwaggerRenderPlugin:
+    assets = f"{root}{_ASSETS_PATH}"
+    return SwaggerRenderPlugin(
+        path="/",
+        js_url=f"{assets}/swagger-ui-bundle.js",
+        css_url=f"{assets}/swagger-ui.css",
+        standalone_preset_js_url=f"{assets}/swagger-ui-standalone-preset.js",
+        favicon=f"<link rel='icon' type='image/png' href='{assets}/favicon-32x32.png'>",
+    )
+
+
+def served_under(root: str, document: dict[str, Any]) -> dict[str, Any]:
+    """*document* with the path that stands before all of its paths: relative, so right for every scheme and host."""
+    return document | {"servers": [{"url": root or "/"}]}
 
 
 def _security_scheme() -> SecurityScheme:
@@ -206,7 +232,7 @@ def _version() -> str:
 )
 def openapi_json(request: Request[Any, Any, Any]) -> dict[str, Any]:
     """The OpenAPI document."""
-    return request.app.openapi_schema.to_schema()
+    return served_under(root_of(request), request.app.openapi_schema.to_schema())
 
 
 def docs_routes() -> list[ControllerRouterHandler]:

@@ -34,7 +34,7 @@ from gateway.http.openapi import (
 )
 from gateway.http.preferences import Preferences
 from gateway.http.problems import ProblemError
-from gateway.http.views import TaskPage, TaskView, view
+from gateway.http.views import TaskPage, TaskView, root_of, view
 from gateway.placing.estimate import QueuePlace
 from gateway.placing.leftovers import remove_leftovers
 from gateway.services import Services
@@ -84,7 +84,7 @@ async def get_task(
         # one of those that were seen, or any of them, which is not the present one
         seen_revision = snapshot.revision if snapshot.revision in seen else min(seen, default=None)
         snapshot = await awaited(request, services, snapshot, seen_revision=seen_revision, wait_s=wait)
-    task = _shown(services, snapshot.task)
+    task = _shown(request, services, snapshot.task)
     headers = applied | {"etag": etag_of(snapshot, task.queue)}
     if not snapshot.task.status.is_terminal:
         headers |= _age(services)
@@ -123,6 +123,7 @@ def etag_of(snapshot: Snapshot, place: QueuePlace | None) -> str:
     **needs("read"),
 )
 async def list_tasks(
+    request: _Request,
     services: _Services,
     caller: _Caller,
     status: FromQuery[list[str] | None] = None,
@@ -146,9 +147,9 @@ async def list_tasks(
                 found.append(snapshot.task)
         if len(found) > limit:
             last = found[limit - 1]
-            return _page(services, found[:limit], _encode_cursor(last.created_at, last.id))
+            return _page(request, services, found[:limit], _encode_cursor(last.created_at, last.id))
         if len(places) < wanted:
-            return _page(services, found, None)
+            return _page(request, services, found, None)
         before = places[-1]
 
 
@@ -181,8 +182,10 @@ def _or(names: Iterable[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def _page(services: Services, tasks: list[GenerationTask], next_cursor: str | None) -> Response[TaskPage]:
-    page = TaskPage(tasks=tuple(_shown(services, task) for task in tasks), next_cursor=next_cursor)
+def _page(
+    request: _Request, services: Services, tasks: list[GenerationTask], next_cursor: str | None
+) -> Response[TaskPage]:
+    page = TaskPage(tasks=tuple(_shown(request, services, task) for task in tasks), next_cursor=next_cursor)
     return Response(page, headers=_age(services))
 
 
@@ -216,7 +219,7 @@ async def follow_task(request: _Request, services: _Services, task_id: FromPath[
     except TooManyStreams as error:
         detail = f"{error}; close those of tasks that have ended, or wait with GET /tasks/{{id}}?wait=60"
         raise ProblemError("too_many_streams", detail, retry_after_s=RETRY_AFTER_S) from error
-    return EventStream(_events(services, request.user, snapshot), place=place)
+    return EventStream(_events(request, services, snapshot), place=place)
 
 
 @head("/tasks/{task_id:str}/events", include_in_schema=False, **needs("read"))
@@ -232,15 +235,15 @@ def _has_seen_the_end(request: _Request, snapshot: Snapshot) -> bool:
     return snapshot.task.status.is_terminal and request.headers.get("last-event-id") == str(snapshot.revision)
 
 
-async def _events(services: Services, caller: Caller, snapshot: Snapshot) -> AsyncIterator[bytes]:
+async def _events(request: _Request, services: Services, snapshot: Snapshot) -> AsyncIterator[bytes]:
     yield beginning()
     async for change in services.tasks.changes(snapshot, idle_s=KEEP_ALIVE_S):
-        if not services.keys.still_counts(caller):
+        if not services.keys.still_counts(request.user):
             return  # its key was revoked: not a word more
         if change is None:
             yield STILL_THERE
         else:
-            yield event("task", msgspec.json.encode(_shown(services, change.task)), id=change.revision)
+            yield event("task", msgspec.json.encode(_shown(request, services, change.task)), id=change.revision)
 
 
 @delete(
@@ -265,7 +268,7 @@ async def cancel_task(request: _Request, services: _Services, task_id: FromPath[
         require_to_change(conditions, snapshot.revision)
         task = snapshot.task
         if task.status.is_terminal:
-            return _ended(services, snapshot)
+            return _ended(request, services, snapshot)
         now = datetime.now(UTC)
         cancelled = lifecycle.fail(task, code=FailureCode.CANCELLED, message="cancelled on request", now=now)
         current_span().set_attributes({"task.id": task.id, "model": task.model})
@@ -282,11 +285,11 @@ async def cancel_task(request: _Request, services: _Services, task_id: FromPath[
         metrics.task_ended(cancelled)
         if task.status is TaskStatus.PENDING:
             await remove_leftovers(cancelled, link=services.link, artifacts=services.artifacts)
-        return _ended(services, snapshot)
+        return _ended(request, services, snapshot)
 
 
-def _ended(services: Services, snapshot: Snapshot) -> Response[TaskView]:
-    return JsonAnswer(_shown(services, snapshot.task), headers={"etag": etag_of(snapshot, None)})
+def _ended(request: _Request, services: Services, snapshot: Snapshot) -> Response[TaskView]:
+    return JsonAnswer(_shown(request, services, snapshot.task), headers={"etag": etag_of(snapshot, None)})
 
 
 async def find(services: Services, caller: Caller, task_id: str) -> Snapshot:
@@ -338,8 +341,8 @@ def _unreachable() -> ProblemError:
     return ProblemError("transport_unavailable", detail, retry_after_s=1.0)
 
 
-def _shown(services: Services, task: GenerationTask) -> TaskView:
-    return view(task, services.estimates.place(task, datetime.now(UTC)))
+def _shown(request: _Request, services: Services, task: GenerationTask) -> TaskView:
+    return view(task, services.estimates.place(task, datetime.now(UTC)), root=root_of(request))
 
 
 def _no_such_task() -> ProblemError:

@@ -16,6 +16,7 @@ from gateway.http.openapi import VideoHeadOperation, VideoOperation, problem_res
 from gateway.http.problems import ProblemError
 from gateway.http.ranges import RangeNotSatisfiable, content_range, parse_range, range_applies
 from gateway.http.tasks import find
+from gateway.http.views import root_of, task_url
 from gateway.services import Services
 from ops.artifacts import StorageFailed
 
@@ -45,7 +46,7 @@ _PROBLEMS: Final = problem_responses(
 )
 async def get_video(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[Any]:
     """The MP4 of a finished task; `Range`, `If-Range`, `If-Match` and `If-None-Match` are understood."""
-    video = await _video(services, request.user, task_id)
+    video = await _video(request, services, task_id)
     headers = _headers(video, task_id)
     if _is_known(request, headers):
         return _not_modified(headers)
@@ -80,7 +81,7 @@ async def get_video(request: _Request, services: _Services, task_id: FromPath[st
 )
 async def head_video(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[None]:
     """The headers of the video without its bytes. `Range` means nothing here (RFC 9110)."""
-    video = await _video(services, request.user, task_id)
+    video = await _video(request, services, task_id)
     headers = _headers(video, task_id)
     if _is_known(request, headers):
         return _not_modified(headers)
@@ -103,13 +104,14 @@ def _not_modified(headers: dict[str, str]) -> Response[Any]:
     return Response(b"", status_code=304, headers=headers)
 
 
-async def _video(services: Services, caller: Caller, task_id: str) -> VideoFile:
-    task = (await find(services, caller, task_id)).task
+async def _video(request: _Request, services: Services, task_id: str) -> VideoFile:
+    task = (await find(services, request.user, task_id)).task
     if task.status is TaskStatus.FAILED:
         code = task.error.code if task.error else "failed"
         raise ProblemError("video_failed", f"the task failed ({code}); there is no video")
     if task.video is None:
-        raise ProblemError("video_not_ready", f"the task is {task.status}; GET /tasks/{task_id}?wait=60 waits for it")
+        url = task_url(root_of(request), task_id)
+        raise ProblemError("video_not_ready", f"the task is {task.status}; GET {url}?wait=60 waits for it")
     try:
         size = await services.artifacts.size(task.video.path)
     except StorageFailed as error:

@@ -6,9 +6,10 @@ Every key is always present; null means "not yet" or "does not apply".
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
+from litestar.connection import ASGIConnection
 from msgspec import Struct
 
 from contracts.settings import Catalog, Enforcement, Presence, VideoGenerationConstraints
@@ -52,7 +53,8 @@ class ParameterWarning(Struct, frozen=True, kw_only=True):
 
 
 class TaskLinks(Struct, frozen=True, kw_only=True):
-    """Where to go from a task, relative to the gateway. *video* is null until it is done, *cancel* once it ended."""
+    """Where to go from a task: paths on the host that was called. *video* is null until it is done, *cancel* once it
+    ended."""
 
     self_: str = msgspec.field(name="self")
     events: str
@@ -138,14 +140,19 @@ class SettingsView(Struct, frozen=True, kw_only=True):
     models: tuple[ModelView, ...]
 
 
-def task_url(task_id: str) -> str:
+def root_of(request: ASGIConnection[Any, Any, Any, Any]) -> str:
+    """What stands before every path that the caller is told: empty, or as in `/warmlane` (`server/proxies.py`)."""
+    return request.scope["root_path"]
+
+
+def task_url(root: str, task_id: str) -> str:
     """The path of a task: `Location` of a 202, and the base of its links."""
-    return f"/tasks/{task_id}"
+    return f"{root}/tasks/{task_id}"
 
 
-def view(task: GenerationTask, place: QueuePlace | None) -> TaskView:
-    """*task*, which stands in its queue at *place* (`Estimates.place`), as its caller may see it."""
-    url = task_url(task.id)
+def view(task: GenerationTask, place: QueuePlace | None, *, root: str = "") -> TaskView:
+    """*task*, which stands in its queue at *place* (`Estimates.place`), as its caller may see it under *root*."""
+    url = task_url(root, task.id)
     video = task.video
     return TaskView(
         id=task.id,

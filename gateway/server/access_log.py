@@ -177,5 +177,5 @@ def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 
 def address_of(client: tuple[str, int] | None) -> str:
-    """Where the connection comes from: of a client, or of the proxy before it."""
+    """Where the connection comes from: of a client, as a trusted proxy says, or of the proxy before it."""
     return "unknown" if client is None else str(client[0])

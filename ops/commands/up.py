@@ -26,6 +26,7 @@ from contracts.topology import LANES, LEADER
 from contracts.wire import Unreadable
 from ops.background import Background
 from ops.commands.addresses import DEFAULT_URL, Addresses, telling
+from ops.commands.behind import Behind, behind_options
 from ops.commands.keys import read_keys
 from ops.commands.options import (
     Host,
@@ -98,6 +99,7 @@ class Stack:
         port: int,
         tls: Tls | None,
         cors_origins: tuple[str, ...],
+        behind: Behind,
         nats_port: int,
         data_dir: Path,
         lanes: Mapping[str, int],
@@ -115,7 +117,7 @@ class Stack:
         self._console = console
         self._catalog = catalog
         self._host, self._port = host, port
-        self._tls, self._cors_origins = tls, cors_origins
+        self._tls, self._cors_origins, self._behind = tls, cors_origins, behind
         self._needs_key = True
         self._nats_port = nats_port
         self._data_dir = data_dir
@@ -234,9 +236,8 @@ class Stack:
             )
         self._needs_key = keys.was_one_made
         if not self._needs_key:
-            self._say(
-                "open: everybody on this machine may do everything, until `warmlane keys add` makes the first key"
-            )
+            who = " or ".join(["on this machine", *(f"who reaches {each}" for each in self._behind.allowed_hosts)])
+            self._say(f"open: everybody {escape(who)} may do everything, until `warmlane keys add` makes the first key")
         elif not keys.in_force:
             self._say("[yellow]every API key is revoked[/], so nobody may call; `warmlane keys add` makes a new one")
 
@@ -423,6 +424,7 @@ class Stack:
         yield from ("--host", self._host.address, "--port", str(self._port), "--keep", f"{self._keep_s:g}s")
         for origin in self._cors_origins:
             yield from ("--cors-origin", origin)
+        yield from self._behind.arguments()
         if self._tls is not None:
             yield from self._tls.arguments()
         yield from self._shared.arguments()
@@ -500,6 +502,7 @@ def require_free(host: str, port: int, option: str) -> None:
 @oom_snapshots_option
 @keep_option
 @cors_origins_option
+@behind_options
 @tls_cert_option
 @tls_key_option
 def command(
@@ -520,6 +523,7 @@ def command(
     cors_origins: tuple[str, ...],
     tls_cert: Path | None,
     tls_key: Path | None,
+    behind: Behind,
 ) -> None:
     """Run the whole system on this machine: nats-server, gateway, warm lanes and degraded worker, on loopback.
 
@@ -549,6 +553,7 @@ def command(
                 port=port,
                 tls=tls,
                 cors_origins=cors_origins,
+                behind=behind,
                 nats_port=nats_port,
                 data_dir=data_dir,
                 lanes=wanted_lanes(lanes, catalog),

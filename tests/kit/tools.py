@@ -1,4 +1,4 @@
-"""The real tools of those who run and build Warmlane: NATS CLI, Jaeger, Prometheus, actionlint. `.ci/tools` pins them.
+"""The real tools of those who run and build Warmlane, from the NATS CLI to nginx. `.ci/tools` pins what is built.
 
 `.ci/build-tools FOLDER` builds what Debian does not have; `WARMLANE_TEST_TOOLS` names that folder. A test whose tool
 cannot be had is skipped and says why.
@@ -17,14 +17,14 @@ PINS: Final = Path(__file__).parents[2] / ".ci" / "tools"
 FOLDER: Final = os.environ.get("WARMLANE_TEST_TOOLS")
 _PINNED: Final = {"nats": "NATS_CLI", "jaeger": "JAEGER", "actionlint": "ACTIONLINT"}
 
-Tool = Literal["nats", "jaeger", "prometheus", "promtool", "jq", "actionlint"]
+Tool = Literal["nats", "jaeger", "prometheus", "promtool", "jq", "actionlint", "nginx"]
 
 
 @cache
 def tool(name: Tool) -> Path:
     """The program. Skips the test where it is not there, or not in the version that `.ci/tools` pins."""
     if name not in _PINNED:
-        found = shutil.which(name)
+        found = shutil.which(name) or shutil.which(name, path="/usr/sbin")  # Debian has nginx there
         if found is None:
             pytest.skip(f"no {name}: it is a package of Debian's")
         return Path(found)
