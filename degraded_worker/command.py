@@ -5,9 +5,10 @@ from pathlib import Path
 import click
 
 from contracts.settings import load_settings
-from contracts.topology import bucket_subject
+from contracts.topology import bucket_subject, is_token
 from degraded_worker.worker import DegradedWorker
 from lane_worker.forking.slot import lock_path
+from lane_worker.runtime.name import HeldName
 from lane_worker.runtime.process import connected, run_to_end
 from ops.commands.options import (
     data_dir_option,
@@ -22,6 +23,7 @@ from ops.commands.options import (
 )
 from ops.machine.placement import refuse_hidden
 from ops.nats.access import NatsAccess
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import require_degraded
 from ops.telemetry.export import Listen
 from ops.telemetry.logs import configure_logging
@@ -65,9 +67,15 @@ def command(
         try:
             lock_path(data_dir, slot)
             bucket_subject("slots", slot)
+            if not is_token(name):
+                raise ValueError(f"not a name: {name!r}; letters, digits, - and _")
         except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--slot") from error
-        async with connected(nats, role="degraded", name=name, data_dir=data_dir, require=require_degraded) as here:
+            raise click.BadParameter(str(error), param_hint="--slot or --name") from error
+
+        async def require(link: NatsLink, _: HeldName) -> None:
+            await require_degraded(link)
+
+        async with connected(nats, role="degraded", name=name, data_dir=data_dir, require=require) as here:
             worker = DegradedWorker(
                 link=here.link,
                 artifacts=here.artifacts,

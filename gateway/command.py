@@ -47,6 +47,7 @@ from ops.commands.options import (
     tls_key_option,
     trace_reads_option,
 )
+from ops.machine.ports import listener, why_not
 from ops.machine.tls import tls_of
 from ops.nats.access import NatsAccess
 from ops.nats.link import TransportUnavailable, UnusableServer
@@ -104,11 +105,10 @@ def settle_garbage() -> None:
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises click.ClickException when the address is taken or not this machine's."""
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return listener(host, port)
     except OSError as error:
-        raise click.ClickException(
-            f"cannot listen on {host}:{port} ({error.strerror}); choose another port with --port or WARMLANE_PORT"
-        ) from error
+        option, host_option = "--port or WARMLANE_PORT", "--host or WARMLANE_HOST"
+        raise click.ClickException(why_not(error, host, port, option=option, host_option=host_option)) from error
 
 
 @click.command(
@@ -152,7 +152,7 @@ def command(
     async def run() -> None:
         catalog = load_settings(settings).catalog(profile)
         require_kept_long_enough(keep_s, catalog.windows)
-        listener = listen(host.address, port)
+        listening = listen(host.address, port)
         services = Services(
             catalog=catalog,
             nats=nats,
@@ -192,8 +192,8 @@ def command(
                     "fixed_values_not_enforced", models=reporting, advice="docs/operate/rollback.md: back to reject"
                 )
             settle_garbage()
-            log.info("listening", host=host.name, tls=tls is not None, port=listener.getsockname()[1])
-            await _Server(config, services).serve(sockets=[listener])
+            log.info("listening", host=host.name, tls=tls is not None, port=listening.getsockname()[1])
+            await _Server(config, services).serve(sockets=[listening])
 
     try:
         with exporting("gateway", instance=gateway_instance(port), serves_metrics=True):

@@ -1,6 +1,5 @@
 """`warmlane lane`."""
 
-from functools import partial
 from pathlib import Path
 
 import click
@@ -9,6 +8,7 @@ from contracts.settings import load_settings
 from contracts.topology import lane_key
 from lane_worker.forking.slot import lock_path
 from lane_worker.runtime.cold_start import process_started_at
+from lane_worker.runtime.name import SILENT_BEATS, HeldName, require_nobody
 from lane_worker.runtime.process import connected, run_to_end
 from lane_worker.worker import LaneWorker
 from ops.commands.options import (
@@ -24,6 +24,7 @@ from ops.commands.options import (
 )
 from ops.machine.placement import refuse_hidden
 from ops.nats.access import NatsAccess
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import require_lane
 from ops.telemetry.export import Listen
 from ops.telemetry.logs import configure_logging
@@ -72,10 +73,15 @@ def command(
             raise click.BadParameter(f"no model is called {model}; there are {known}", param_hint="--model")
         try:
             lock_path(data_dir, slot)
-            lane_key(entry.name, name)
+            key = lane_key(entry.name, name)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--slot or --name") from error
-        require = partial(require_lane, model=entry.name)
+
+        async def require(link: NatsLink, held: HeldName) -> None:
+            await require_lane(link, entry.name)
+            silent_s = SILENT_BEATS * catalog.windows.heartbeat_s
+            await require_nobody(link, key, name, held.before, silent_s=silent_s)
+
         async with connected(nats, role="lane", name=name, data_dir=data_dir, require=require) as here:
             worker = LaneWorker(
                 link=here.link,

@@ -24,12 +24,15 @@ EVICTED: Final = "warmed up again after an eviction"
 log = structlog.get_logger("cold_start")
 
 
-def process_started_at() -> datetime:
-    """When this process began, before it had imported anything; to a hundredth of a second where there is /proc."""
+def process_started_at(pid: int | None = None) -> datetime:
+    """When this process began, or *pid*, before it had imported anything; to a hundredth of a second by /proc.
+
+    Raises psutil.NoSuchProcess.
+    """
     now = datetime.now(UTC)
-    ticks = process_start(os.getpid())
+    ticks = process_start(pid or os.getpid())
     if ticks is None:
-        return datetime.fromtimestamp(psutil.Process().create_time(), UTC)
+        return datetime.fromtimestamp(psutil.Process(pid).create_time(), UTC)
     age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     return now - timedelta(seconds=age_s)
 

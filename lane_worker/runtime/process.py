@@ -14,6 +14,7 @@ from msgspec import Struct
 from contracts.settings import SettingsError
 from lane_worker.forking.allocator import AllocatorMisconfigured
 from lane_worker.forking.host import HostLost, SlotTaken
+from lane_worker.runtime.name import HeldName, NameHeld, holding_name
 from ops.artifacts import Artifacts, StorageFailed
 from ops.machine.memory import DriverUnusable
 from ops.machine.processes import LEAVE_FOR_QUOTA
@@ -36,28 +37,36 @@ class Surroundings(Struct, frozen=True):
 
 @asynccontextmanager
 async def connected(
-    nats: NatsAccess, *, role: Role, name: str, data_dir: Path, require: Callable[[NatsLink], Awaitable[None]]
+    nats: NatsAccess, *, role: Role, name: str, data_dir: Path, require: Callable[[NatsLink, HeldName], Awaitable[None]]
 ) -> AsyncIterator[Surroundings]:
-    """Signals are listened to, and the server is there: provisioned, as *require* finds, and with the right time."""
+    """The *name* is ours, signals are listened to, and the server is there: as *require* finds, with the right time.
+
+    Raises NameHeld before anything is written, and what *require* raises.
+    """
     stop, for_quota = asyncio.Event(), asyncio.Event()
+    async with holding_name(data_dir, name) as held:
 
-    def leave_for_quota() -> None:
-        for_quota.set()
-        stop.set()
+        def leave() -> None:
+            held.leaves()
+            stop.set()
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(LEAVE_FOR_QUOTA, leave_for_quota)
-    artifacts = Artifacts.in_folder(data_dir / "artifacts")
-    link = await NatsLink.connect(nats, name=f"{role}-{name}")
-    try:
-        await require(link)
-        await link.require_clock()
-        async with telling_of(link, role):
-            yield Surroundings(link, artifacts, stop, for_quota)
-    finally:
-        await link.close()
+        def leave_for_quota() -> None:
+            for_quota.set()
+            leave()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, leave)
+        loop.add_signal_handler(LEAVE_FOR_QUOTA, leave_for_quota)
+        artifacts = Artifacts.in_folder(data_dir / "artifacts")
+        link = await NatsLink.connect(nats, name=f"{role}-{name}")
+        try:
+            await require(link, held)
+            await link.require_clock()
+            async with telling_of(link, role):
+                yield Surroundings(link, artifacts, stop, for_quota)
+        finally:
+            await link.close()
 
 
 def run_to_end(role: Role, work: Coroutine[Any, Any, None], *, instance: str, listen: Listen | None) -> None:
@@ -76,6 +85,7 @@ def run_to_end(role: Role, work: Coroutine[Any, Any, None], *, instance: str, li
         StorageFailed,
         DriverUnusable,
         AllocatorMisconfigured,
+        NameHeld,
         SlotTaken,
         HostLost,
     ) as error:

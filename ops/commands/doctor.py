@@ -31,6 +31,7 @@ from ops.commands.options import data_dir_option, nats_port_option, port_option,
 from ops.machine.cuda_driver import SOURCE, cuda_of_torch, oldest_driver
 from ops.machine.memory import DriverUnusable, GpuInfo, driver_version, survey, total_bytes
 from ops.machine.placement import needs_cards, slots
+from ops.machine.ports import require_distinct
 from ops.machine.visible_cards import VISIBLE, AmbiguousOrder
 from ops.machine.weights import WeightsUnreadable, missing_folder, weights_of
 from ops.nats.access import NatsAccess, access
@@ -452,6 +453,7 @@ def command(
 
     Exit status 0 when `warmlane up` can run with these options, or does run on this folder, else 1. Nothing is changed.
     """
+    require_distinct({"--port": port, "--nats-port": nats_port})
     running_here = find(data_dir, is_named=True).addresses
     here = f"nats://{HOST}:{nats_port}" if running_here is None else running_here.nats_url
     server = access("operator", nats_url or here, data_dir=data_dir)

@@ -7,8 +7,9 @@ import click
 
 from ops.commands.addresses import Addresses, telling
 from ops.commands.options import data_dir_option, nats_port_option
+from ops.machine.ports import require_free
 from ops.nats.access import environment_for, make_users
-from ops.nats.server import NoNatsServer, embedded_command, embedded_url
+from ops.nats.server import NATS_HOST, NoNatsServer, embedded_command, embedded_url
 from ops.nats.store_lock import holding_store
 
 
@@ -23,6 +24,7 @@ def command(data_dir: Path, nats_port: int) -> None:
     """
     data_dir = data_dir.absolute()
     with holding_store(data_dir, "nats-server", nats_port=nats_port) as lock:
+        require_free(NATS_HOST, nats_port, option="--nats-port")
         try:
             arguments = embedded_command(data_dir, nats_port)
             users = make_users(data_dir, embedded_url(nats_port))

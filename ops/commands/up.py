@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,11 +50,13 @@ from ops.commands.options import (
     tls_cert_option,
     tls_key_option,
 )
+from ops.commands.start import DENIED, Start, how_started, unchecked, until_answers
 from ops.ending import end
 from ops.lanes.quota import POLL_S, Quota, QuotaError
 from ops.lanes.supervisor import DRAIN_EXTRA_S
 from ops.machine.fork_socket import SHARED_FORK_SERVER, can_listen, importing, remove
 from ops.machine.placement import slots, wanted_lanes
+from ops.machine.ports import require_distinct, require_free
 from ops.machine.processes import Process, asked_to_end, only_one, warmlane_command
 from ops.machine.tls import Tls, tls_of
 from ops.nats.access import NatsAccess, environment_for, make_users, password_variable
@@ -74,12 +75,9 @@ SUPERVISOR_EXTRA_S: Final = 5.0
 # The degraded worker starts when the lanes have their libraries imported, and a standby when it leads, or after so
 # long: on a machine with few cores, all at once would hold up the lanes by seconds.
 TURN_S: Final = 15.0
-DENIED: Final = frozenset({LaneState.QUOTA_DENIED, LaneState.CAPACITY_DENIED})
 BEFORE_WARM: Final = frozenset({LaneState.STARTING, LaneState.LOADING})
 # How long the shared fork server may take to accept workers. On an idle machine it takes a few tenths of a second.
 FORKS_LISTEN_S: Final = 5.0
-# What can be warm is warm, when every lane is in one of these.
-SETTLED: Final = DENIED | {LaneState.WARM, LaneState.CRASH_LOOPING}
 COLOURS: Final = {LaneState.WARM: "green", LaneState.CRASH_LOOPING: "red"}
 # What `curl` asks for once waits a minute: enough for what may take so long at most, since that is far from usual.
 CURL_WAITS_FOR_S: Final = 600.0
@@ -145,7 +143,9 @@ class Stack:
         self._leader: str | None = None
         self._lanes_imported = asyncio.Event()
         self._led = asyncio.Event()
-        self._told_curl = False
+        self._parts: tuple[Process, ...] = ()
+        self._answers = False
+        self._told_start: Start | None = None
         self._draining = False
         self._begun_s = time.monotonic()
         self._begun_at = datetime.now(UTC)
@@ -176,6 +176,7 @@ class Stack:
             for name in (f"degraded-{number}" for number in range(1 + self._standbys))
         ]
         shutil.rmtree(self._metrics, ignore_errors=True)  # of an earlier run
+        self._parts = (server, forks, gateway, supervisor, *degraded)
         async with asyncio.TaskGroup() as group:
             group.create_task(server.run())
             if self._shares_forks:
@@ -257,17 +258,16 @@ class Stack:
         await end(answering)
 
     async def _tell_when_answering(self) -> None:
-        while True:
-            with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection(self._host.near, self._port)
-                writer.close()
-                break
-            await asyncio.sleep(0.05)
+        await until_answers(self._host.near, self._port, None if self._tls is None else unchecked())
+        self._answers = True
         self._say(f"[bold]{self.url}[/]  ·  docs {self.url}/docs  ·  logs {self._data_dir / 'logs'}")
         needs = " (with a key of the scope `metrics`)" if self._needs_key else ""
         self._say(f"metrics of every process, for Prometheus: {self.url}/metrics{needs}")
         if not self._wanted_count:
             self._say("no lanes were asked for: the degraded worker serves every request")
+        while self._told_start is not Start.READY:
+            self._tell_when_ready()
+            await asyncio.sleep(POLL_S)
 
     async def _poll_quota(self) -> None:
         # the supervisor obeys the file; this tells a mistake in it where the operator looks
@@ -340,12 +340,26 @@ class Stack:
         self._say(text)
 
     def _tell_when_ready(self) -> None:
+        failing = [part.name for part in self._parts if part.is_failing]
         states = list(self._states.values())
-        if len(states) < self._wanted_count or any(state not in SETTLED for state in states):
+        start = how_started(
+            states, wanted=self._wanted_count, leads=self._leader is not None, answers=self._answers, failing=failing
+        )
+        if self._draining or start is Start.NOT_YET or start is self._told_start:
             return
-        all_warm = bool(states) and all(state is LaneState.WARM for state in states)
-        if all_warm or self._leader is not None:
+        looping = [lane for lane, state in self._states.items() if state is LaneState.CRASH_LOOPING]
+        if start is Start.READY and self._told_start is None:
+            self._say(f"ready in {time.monotonic() - self._begun_s:.1f} s; paste one of these, then open the .mp4:")
+        elif start is Start.READY:
+            self._say("ready: every part runs now")
+        else:
+            self._say(
+                f"[yellow]serves after {time.monotonic() - self._begun_s:.1f} s[/], but [red]"
+                f"{escape(', '.join([*failing, *looping]))} ends again and again[/]; paste one of these:"
+            )
+        if self._told_start is None:
             self._tell_curl()
+        self._told_start = start
 
     def _on_leader(self, entry: Entry) -> None:
         if self._draining:
@@ -367,11 +381,7 @@ class Stack:
         self._tell_when_ready()
 
     def _tell_curl(self) -> None:
-        if self._told_curl:
-            return
-        self._told_curl = True
         models = [model for model, count in self._lanes.items() if count] or list(self._catalog.models)
-        self._say(f"ready in {time.monotonic() - self._begun_s:.1f} s; paste one of these, then open the .mp4:")
         for model, prompt in zip(models, PROMPTS * len(models), strict=False):
             entry = self._catalog.models[model]
             if entry.constraints.image.presence == "required" or entry.timeouts.total_s > CURL_WAITS_FOR_S:
@@ -459,19 +469,6 @@ def curl_lines(url: str, model: str, prompt: str, *, needs_key: bool = False) ->
     ).rstrip()
 
 
-def require_free(host: str, port: int, option: str) -> None:
-    """Raises click.ClickException when something listens on *port* already."""
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.create_server((host, port), family=family):
-            return
-    except OSError as error:
-        raise click.ClickException(
-            f"port {port} on {host} is taken ({error.strerror}); choose another with {option}, "
-            "or stop what listens there"
-        ) from error
-
-
 @click.command(
     epilog="Examples:\n\n  warmlane up\n\n  warmlane up --port 8080 --nats-port 4333 --lanes anisora=2,phr00t=1\n\n"
     "  warmlane up --lanes anisora=0,phr00t=0 --standbys 1   (degraded mode only)\n\n"
@@ -531,6 +528,7 @@ def command(
 
     It goes on until Ctrl-C, which drains: tasks in hand are finished, nothing is left running.
     """
+    require_distinct({"--port": port, "--nats-port": nats_port})
     tls = tls_of(tls_cert, tls_key)
     configure_logging("up", level="warning")
     # a terminal or a disk that takes no text ends nothing
@@ -543,8 +541,8 @@ def command(
     require_kept_long_enough(keep_s, catalog.windows)
     data_dir = data_dir.absolute()
     with only_one(data_dir, "up"), holding_store(data_dir, "up", nats_port=nats_port, port=port) as store_lock:
-        require_free(host.address, port, "--port")
-        require_free(NATS_HOST, nats_port, "--nats-port")
+        require_free(host.address, port, option="--port")
+        require_free(NATS_HOST, nats_port, option="--nats-port")
         try:
             stack = Stack(
                 console=console,

@@ -60,6 +60,17 @@ class Process:
         self._child: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
         self._restarting = False
+        self._deaths = 0  # in a row, without having been well in between
+        self._started_s = 0.0
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether it ended by itself and is not there again, or ended more than once lately."""
+        if self._deaths == 0 or self._stopping.is_set():
+            return False
+        if self.pid is None:
+            return True
+        return self._deaths > 1 and time.monotonic() - self._started_s <= HEALTHY_AFTER_S
 
     @property
     def pid(self) -> int | None:
@@ -69,15 +80,16 @@ class Process:
         """Starts the command, and starts it again, with growing pauses, whenever it ends, until `stop`."""
         wait_s = BACKOFF_FIRST_S
         while not self._stopping.is_set():
-            started_s = time.monotonic()
+            self._started_s = time.monotonic()
             status = await self._run_once()
             if self._stopping.is_set():
                 return
             if self._restarting:
                 self._restarting = False
                 continue
-            if time.monotonic() - started_s > HEALTHY_AFTER_S:
-                wait_s = BACKOFF_FIRST_S
+            if time.monotonic() - self._started_s > HEALTHY_AFTER_S:
+                wait_s, self._deaths = BACKOFF_FIRST_S, 0
+            self._deaths += 1
             self._on_death(self, status, wait_s)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):

@@ -7,6 +7,7 @@ that the SDK would stop at is told once and left out: what is seen of the produc
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -141,9 +142,11 @@ def _serve(listen: Listen) -> Callable[[], None]:
     try:
         server, thread = prometheus_client.start_http_server(listen.port, listen.host)
     except OSError as error:
+        is_elsewhere = error.errno == errno.EADDRNOTAVAIL
         raise click.ClickException(
-            f"cannot serve metrics on {listen.host}:{listen.port} ({error.strerror}); choose another port with "
-            "--metrics-port or WARMLANE_METRICS_PORT"
+            f"cannot serve metrics on {listen.host}:{listen.port} ({error.strerror}); choose "
+            + ("an address of this machine with --metrics-host" if is_elsewhere else "another port with --metrics-port")
+            + (" or WARMLANE_METRICS_HOST" if is_elsewhere else " or WARMLANE_METRICS_PORT")
         ) from error
     log.info("metrics_served", host=listen.host, port=server.server_port)
 

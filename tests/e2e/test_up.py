@@ -209,6 +209,10 @@ def test_one_lane_to_a_slot(system: UpProcess) -> None:
     ("arguments", "expected"),
     [
         (["up", "--host", "no such host"], "neither an address nor a name"),
+        (["up", "--host", "203.0.113.7"], "203.0.113.7 is no address of this machine"),
+        (["up", "--port", "8123", "--nats-port", "8123"], "--port and --nats-port are both 8123"),
+        (["doctor", "--port", "8123", "--nats-port", "8123"], "--port and --nats-port are both 8123"),
+        (["gateway", "--host", "203.0.113.7"], "203.0.113.7 is no address of this machine"),
         (["up", "--cors-origin", "*"], "is not an origin"),
         (["up", "--tls-cert", "pyproject.toml"], "--tls-key is missing"),
         (["up", "--lanes", "sora=1"], "no model is called sora"),

@@ -1,0 +1,197 @@
+"""The name of a worker belongs to one process: two of one name would speak over each other in KV `lanes`.
+
+Within a data folder a lock says whose it is; the kernel drops it with the process. Beyond that, the entry in KV `lanes`
+has to show: its writer may run with another data folder, or on another machine.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from enum import Enum, auto
+from pathlib import Path
+from typing import Final, TextIO
+
+import msgspec
+import psutil
+from msgspec import Struct
+
+from contracts.lanes import LaneHeartbeat, LaneState, decode_heartbeat
+from contracts.nesting import decode_json
+from contracts.topology import LANES, is_token
+from contracts.wire import Unreadable
+from lane_worker.runtime.cold_start import process_started_at
+from ops.nats.link import Entry, NatsLink
+
+FOLDER: Final = "workers"
+LOOK_S: Final = 0.1
+# A lane that lives has spoken by then.
+SILENT_BEATS: Final = 1.5
+# What its supervisor says of a lane that has no process, or none that has spoken yet.
+_NOBODY: Final = frozenset(
+    {LaneState.STARTING, LaneState.CRASH_LOOPING, LaneState.QUOTA_DENIED, LaneState.CAPACITY_DENIED}
+)
+# Both are the start of one process: told to a hundredth of a second, by a clock that may have been set since.
+_SAME_START_S: Final = 2.0
+
+
+class NameHeld(Exception):
+    """Another process works under the name. The text says which, and what to do."""
+
+
+class Holder(Struct, frozen=True):
+    """The process that holds a name, or held it last. One that *leaves* lets go of it soon."""
+
+    pid: int
+    started_at: datetime
+    leaves: bool = False
+
+
+class HeldName:
+    """A name that is ours until this process ends."""
+
+    def __init__(self, file: TextIO, before: Holder | None) -> None:
+        self._file = file
+        self._me = Holder(os.getpid(), process_started_at())
+        self.before = before
+        """Who held it last, and is gone."""
+        self._write()
+
+    def leaves(self) -> None:
+        """We drain: whoever is to follow us under the name waits for our end."""
+        self._me = msgspec.structs.replace(self._me, leaves=True)
+        with contextlib.suppress(OSError):  # then it is refused, and started again
+            self._write()
+
+    def _write(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(msgspec.json.encode(self._me).decode() + "\n")
+        self._file.flush()
+
+
+@contextlib.asynccontextmanager
+async def holding_name(data_dir: Path, name: str) -> AsyncIterator[HeldName]:
+    """Holds *name* in *data_dir*; waits for a holder that leaves.
+
+    Raises NameHeld at once for one that does not, ValueError for what is no name, OSError.
+    """
+    if not is_token(name):
+        raise ValueError(f"not a name: {name!r}")
+    folder = data_dir / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("a+", encoding="utf-8") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                holder = _read(file)
+                if holder is None or holder.leaves:
+                    await asyncio.sleep(LOOK_S)
+                    continue
+                raise NameHeld(_held(name, holder.pid, holder.started_at, "on this machine")) from error
+        yield HeldName(file, _read(file))
+
+
+def _read(file: TextIO) -> Holder | None:
+    file.seek(0)
+    try:
+        return decode_json(file.read().encode(), Holder)
+    except (msgspec.DecodeError, ValueError):
+        return None
+
+
+def _held(name: str, pid: int, since: datetime, where: str) -> str:
+    return (
+        f"a worker called {name} runs already: process {pid} {where}, since {since:%Y-%m-%d %H:%M:%S} UTC; choose "
+        "another name with --name, or stop that one first"
+    )
+
+
+class Whose(Enum):
+    """Whose a name is, as its entry in KV `lanes` shows."""
+
+    OURS = auto()
+    ANOTHERS = auto()
+    UNCERTAIN = auto()
+
+
+def whose(
+    told: LaneHeartbeat | None, before: Holder | None, *, is_here: bool, beats: bool, age_s: float, silent_s: float
+) -> Whose:
+    """Whether the process that wrote *told* lives. Pure.
+
+    *before* held the name in our data folder and is gone. *is_here*: the writer runs on this machine. *beats*: it has
+    spoken again since we first looked. *age_s* is how old its last word is; after *silent_s* it counts as gone.
+
+    1. Nobody's: no entry, or one of a state in which a supervisor speaks, for a lane without a process.
+    2. It runs here, or it has spoken again: another's.
+    3. It is who held the name before us: ours.
+    4. It was silent for too long: ours.
+    5. It may run elsewhere: uncertain.
+    """
+    if told is None or told.state in _NOBODY:  # 1
+        return Whose.OURS
+    if is_here or beats:  # 2
+        return Whose.ANOTHERS
+    if before is not None and _is_same(told, before):  # 3
+        return Whose.OURS
+    return Whose.OURS if age_s > silent_s else Whose.UNCERTAIN  # 4, 5
+
+
+async def require_nobody(link: NatsLink, key: str, name: str, before: Holder | None, *, silent_s: float) -> None:
+    """No other lane speaks at *key* of KV `lanes`. One of which nobody can tell yet is listened to for *silent_s*.
+
+    Raises NameHeld, TransportUnavailable.
+    """
+    first = await link.get(LANES, key)
+    entry = first
+    while True:
+        told = _heard(entry)
+        beats = entry is not None and first is not None and entry.revision != first.revision
+        now = datetime.now(UTC)
+        verdict = whose(
+            told,
+            before,
+            is_here=told is not None and _runs_here(told),
+            beats=beats and told is not None and _writer(told) == _writer(_heard(first)),
+            age_s=0.0 if entry is None else (now - entry.time).total_seconds(),
+            silent_s=silent_s,
+        )
+        if verdict is Whose.OURS:
+            return
+        if verdict is Whose.ANOTHERS and told is not None:
+            where = "on this machine" if _runs_here(told) else "on another machine"
+            raise NameHeld(_held(name, told.pid, told.started_at, where))
+        await asyncio.sleep(LOOK_S)
+        entry = await link.get(LANES, key)
+
+
+def _heard(entry: Entry | None) -> LaneHeartbeat | None:
+    try:
+        return None if entry is None or entry.value is None else decode_heartbeat(entry.value)
+    except Unreadable:
+        return None
+
+
+def _writer(told: LaneHeartbeat | None) -> tuple[int, datetime] | None:
+    return None if told is None else (told.pid, told.started_at)
+
+
+def _is_same(told: LaneHeartbeat, holder: Holder) -> bool:
+    return told.pid == holder.pid and abs((told.started_at - holder.started_at).total_seconds()) < _SAME_START_S
+
+
+def _runs_here(told: LaneHeartbeat) -> bool:
+    if told.pid == os.getpid():
+        return False
+    try:
+        if psutil.Process(told.pid).status() == psutil.STATUS_ZOMBIE:
+            return False
+        began_at = process_started_at(told.pid)
+    except psutil.Error:
+        return False
+    return abs((told.started_at - began_at).total_seconds()) < _SAME_START_S

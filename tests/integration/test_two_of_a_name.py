@@ -1,0 +1,74 @@
+"""A second lane of a name is refused before it says or counts anything, whatever its data folder."""
+
+import asyncio
+import os
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from contracts.lanes import LaneHeartbeat, LaneState
+from contracts.topology import COLD_STARTS, LANES
+from lane_worker.runtime.cold_start import process_started_at
+from lane_worker.runtime.name import Holder, NameHeld, holding_name, require_nobody
+from ops.nats.link import NatsLink
+from tests.kit import warm_cli
+from tests.kit.support import NatsServer, clean_environment
+
+NAME = "anisora-0"
+KEY = f"anisora.{NAME}"
+
+
+def heartbeat(pid: int, started_at: datetime) -> bytes:
+    return msgspec.json.encode(
+        LaneHeartbeat(
+            model="anisora",
+            worker=NAME,
+            state=LaneState.WARM,
+            health_age_s=0.0,
+            slot="cpu-0",
+            pid=pid,
+            started_at=started_at,
+        )
+    )
+
+
+def lane(server: NatsServer, data_dir: Path) -> subprocess.CompletedProcess[str]:
+    options = ["--name", NAME, "--slot", "cpu-5", "--nats-url", server.url, "--data-dir", str(data_dir)]
+    return warm_cli.run("lane", "--model", "anisora", *options, env=clean_environment())
+
+
+@pytest.mark.parametrize("beside", ["the same folder", "another folder"])
+async def test_it_is_refused_and_changes_nothing(
+    beside: str, link: NatsLink, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    # of the other folder, only the entry can tell
+    held_in, started_in = tmp_path / "a", tmp_path / ("a" if beside == "the same folder" else "b")
+    async with holding_name(held_in, NAME):
+        revision = await link.put(LANES, KEY, heartbeat(os.getpid(), process_started_at()))
+        result = await asyncio.to_thread(lane, nats_server, started_in)
+        assert result.returncode == 1
+        assert f"a worker called {NAME} runs already: process {os.getpid()} on this machine" in result.stderr
+        entry = await link.get(LANES, KEY)
+        assert entry is not None
+        assert entry.revision == revision
+        assert await link.get(COLD_STARTS, "anisora") is None
+
+
+async def test_one_on_another_machine_is_heard(link: NatsLink) -> None:
+    far = (1 << 22) + 1, datetime.now(UTC)  # no process here has such a pid
+    await link.put(LANES, KEY, heartbeat(*far))
+    asking = asyncio.create_task(require_nobody(link, KEY, NAME, None, silent_s=60))
+    while not asking.done():  # it beats, as lanes do
+        await link.put(LANES, KEY, heartbeat(*far))
+    with pytest.raises(NameHeld, match=f"process {far[0]} on another machine"):
+        await asking
+
+
+async def test_who_is_gone_is_not_waited_for(link: NatsLink) -> None:
+    far = (1 << 22) + 1, datetime.now(UTC)
+    await link.put(LANES, KEY, heartbeat(*far))
+    await require_nobody(link, KEY, NAME, Holder(*far), silent_s=600)
+    await require_nobody(link, KEY, NAME, None, silent_s=0.3)  # and a stranger for so long

@@ -1,0 +1,110 @@
+"""Whose the name of a worker is: numbered as in `lane_worker.runtime.name.whose`; and the lock of a data folder."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from contracts.lanes import LaneHeartbeat, LaneState
+from lane_worker.runtime.name import Holder, NameHeld, Whose, holding_name, whose
+
+THEN: Final = datetime(2026, 2, 26, 12, tzinfo=UTC)
+BEFORE: Final = Holder(7, THEN)
+
+
+def told(state: LaneState = LaneState.WARM, *, pid: int = 7, later_s: float = 0.0) -> LaneHeartbeat:
+    return LaneHeartbeat(
+        model="anisora",
+        worker="anisora-0",
+        state=state,
+        health_age_s=0.0,
+        slot="cpu-0",
+        pid=pid,
+        started_at=THEN + timedelta(seconds=later_s),
+    )
+
+
+@pytest.mark.parametrize(
+    ("heard", "before", "is_here", "beats", "age_s", "expected"),
+    [
+        pytest.param(None, None, False, False, 0, Whose.OURS, id="1"),
+        pytest.param(told(LaneState.STARTING), None, False, False, 0, Whose.OURS, id="1-its-supervisor"),
+        pytest.param(told(LaneState.CRASH_LOOPING), BEFORE, False, True, 0, Whose.OURS, id="1-its-supervisor-again"),
+        pytest.param(told(LaneState.STARTING), None, True, False, 0, Whose.OURS, id="1-a-supervisor-that-runs-here"),
+        pytest.param(told(), None, True, False, 0, Whose.ANOTHERS, id="2-here"),
+        pytest.param(told(), None, False, True, 0, Whose.ANOTHERS, id="2-elsewhere"),
+        pytest.param(told(), BEFORE, False, False, 0, Whose.OURS, id="3"),
+        pytest.param(told(later_s=60), BEFORE, False, False, 0, Whose.UNCERTAIN, id="3-the-same-pid-later"),
+        pytest.param(told(pid=8), BEFORE, False, False, 0, Whose.UNCERTAIN, id="3-another"),
+        pytest.param(told(), None, False, False, 7.6, Whose.OURS, id="4"),
+        pytest.param(told(), None, False, False, 7.4, Whose.UNCERTAIN, id="5"),
+    ],
+)
+def test_whose(
+    heard: LaneHeartbeat | None, before: Holder | None, is_here: bool, beats: bool, age_s: float, expected: Whose
+) -> None:
+    assert whose(heard, before, is_here=is_here, beats=beats, age_s=age_s, silent_s=7.5) is expected
+
+
+async def test_a_name_has_one_process(tmp_path: Path) -> None:
+    async with holding_name(tmp_path, "anisora-0") as held:
+        assert held.before is None
+        with pytest.raises(NameHeld, match=f"a worker called anisora-0 runs already: process {os.getpid()} on this"):
+            async with holding_name(tmp_path, "anisora-0"):
+                pass
+        async with holding_name(tmp_path, "anisora-1"):
+            pass
+    async with holding_name(tmp_path, "anisora-0") as held:
+        assert held.before is not None
+        assert held.before.pid == os.getpid()
+
+
+async def test_who_drains_is_waited_for(tmp_path: Path) -> None:
+    """A supervisor that died is there again before its lanes have finished their tasks."""
+    order = []
+
+    async def follow() -> None:
+        async with holding_name(tmp_path, "anisora-0"):
+            order.append("successor")
+
+    async with holding_name(tmp_path, "anisora-0") as held:
+        held.leaves()
+        following = asyncio.create_task(follow())
+        await asyncio.sleep(0)
+        order.append("drained")
+    await following
+    assert order == ["drained", "successor"]
+
+
+def test_the_lock_goes_with_its_process(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, os, signal, sys; from pathlib import Path\n"
+        "from lane_worker.runtime.name import holding_name\n"
+        "async def hold():\n"
+        "    async with holding_name(Path(sys.argv[1]), 'anisora-0'):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(hold())\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert killed.returncode == -9
+
+    async def before() -> Holder | None:
+        async with holding_name(tmp_path, "anisora-0") as held:
+            return held.before
+
+    holder = asyncio.run(before())
+    assert holder is not None
+    assert holder.pid != os.getpid()
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "a.b", "ä", "x" * 129])
+async def test_what_is_no_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="not a name"):
+        async with holding_name(tmp_path, name):
+            pass
+    assert list(tmp_path.iterdir()) == []
