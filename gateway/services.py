@@ -134,6 +134,7 @@ class Services:
             cleaning = asyncio.create_task(self.background.keep("janitor", self._janitor))
             rearm = Rearm(link=self.link, tasks=self.tasks)
             rearming = asyncio.create_task(self.background.keep("rearming", rearm.run))
+            timing = asyncio.create_task(self.background.keep("timers", rearm.watch))
             all_counted = asyncio.Event()
             counting = asyncio.create_task(
                 self.background.keep("fallback episodes", partial(self.fallbacks.run, all_counted))
@@ -146,7 +147,7 @@ class Services:
                         yield
             finally:
                 self.stop()
-                await end(sweeping, cleaning, rearming, measuring, telling)
+                await end(sweeping, cleaning, rearming, timing, measuring, telling)
                 all_counted.set()
                 await asyncio.wait({counting}, timeout=LAST_COUNTS_S)
                 await end(counting)

@@ -1,10 +1,12 @@
 """Timers that the server may have lost are set again (ADR 0030).
 
 Whoever moves a task sets its timer first and writes the record then. When the server loses what it stored last just in
-between, the record stands without a timer, and nobody would ever look at the task: it would be `pending` for ever.
+between, or somebody purges the timers, the record stands without one, and nobody would ever look at the task: it would
+be `pending` for ever.
 """
 
 import asyncio
+import contextlib
 from datetime import datetime
 from typing import Final
 
@@ -19,12 +21,14 @@ from ops.telemetry.seldom import Seldom
 # By then, what was on its way when the connection broke is written, or given up.
 SETTLE_S: Final = 5.0
 RETRY_S: Final = 1.0
+PURGED_EVERY_S: Final = 5.0
 
 log = structlog.get_logger("rearm")
 
 
 class Rearm:
-    """Sets the timer of every task that has not ended, once, some time after each reconnect and each reading anew.
+    """Sets the timer of every task that has not ended, once, some time after each reconnect and each reading anew, and
+    when `look` finds them gone.
 
     A timer that is there is replaced by an equal one; one too many finds nothing to do. Every gateway does it: who is
     alone must not rely on others, and tasks that have not ended are few.
@@ -49,6 +53,22 @@ class Rearm:
                 self._seldom.tell(log.info, "rearm_delayed", error=str(error))
                 self._wanted.set()
                 await asyncio.sleep(RETRY_S)
+
+    async def watch(self) -> None:
+        """Looks now and then, until cancelled: a purge of the timers tells nobody."""
+        while True:
+            await asyncio.sleep(PURGED_EVERY_S)
+            with contextlib.suppress(TransportUnavailable):
+                await self.look()
+
+    async def look(self) -> None:
+        """Has the timers set anew if the oldest task that has not ended has none: whatever took those of later tasks
+        took its own. Raises TransportUnavailable."""
+        oldest = min(self._tasks.live(), key=lambda snapshot: snapshot.task.created_at, default=None)
+        if oldest is None or await self._link.has_timer(oldest.task.id) or oldest not in self._tasks.live():
+            return
+        log.warning("timers_gone", task_id=oldest.task.id, advice="somebody purged DEADLINES; they are set again")
+        self._wanted.set()
 
     async def _rearm(self) -> None:
         for task in [snapshot.task for snapshot in self._tasks.live()]:

@@ -185,7 +185,7 @@ class Sweeper:
                     return await self._fail(snapshot, code, message, now)
 
     async def _record_as_refused(self, task_id: str, payload: bytes, now: datetime) -> Snapshot | None:
-        """The new record; None where one may have been there, and expired: a timer can be as late as that."""
+        """The new record; None where one was there and deleted, or may have been and expired: timers can be so late."""
         task = decode_task_of(task_id, payload)
         if task.status.is_terminal:
             raise UnreadableTask("a task that has ended, and has no record - at `$.status`")
@@ -200,7 +200,10 @@ class Sweeper:
             revision = await self._link.create(TASKS, task_id, encode_task(refused))
         except WrongRevision:
             if await self._tasks.read(task_id) is None:
-                raise await self._why_unreadable(task_id) from None
+                reason = await self._why_unreadable(task_id)
+                if reason is None:
+                    return None
+                raise reason from None
             raise
         # at once: what is taken in later may be from before the bucket was read once more (ADR 0030)
         recorded = self._tasks.record(refused, revision, now)
@@ -208,10 +211,13 @@ class Sweeper:
         await remove_leftovers(refused, link=self._link, artifacts=self._artifacts)
         return recorded
 
-    async def _why_unreadable(self, task_id: str) -> Exception:
+    async def _why_unreadable(self, task_id: str) -> Exception | None:
+        """None where a deletion marker stands: somebody deleted the record, and the task with it."""
         entry = await self._link.get(TASKS, task_id)
-        if entry is None or entry.value is None:
+        if entry is None:
             return WrongRevision(task_id)  # it expired meanwhile
+        if entry.value is None:
+            return None
         text = "the record of its task cannot be read"
         return _RecordUnreadable(text) if may_be_newer(task_id, entry.value) else UnreadableTask(text)
 

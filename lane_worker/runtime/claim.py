@@ -49,7 +49,8 @@ def claim_decision(
 ) -> ClaimDecision:
     """What to do with the message *queued*, given the *record* of its task at *revision*.
 
-    1. No record (the gateway was slower): the message supplies it.
+    1. No record (the gateway was slower): the message supplies it. Where there is none at a *revision* other than 0, a
+       deletion marker stands: somebody deleted the record, and the task with it, or its time was over. Drop.
     2. The message's epoch is below the record's: Drop. Above it: Reread. It is for another model, as when two bodies
        came with one Idempotency-Key at once: Drop, for the record's own message is in another queue.
     3. This process owns the record at this epoch, and its lease stands: Mine.
@@ -58,7 +59,9 @@ def claim_decision(
     6. Take, with the record's parameters and not the message's.
     """
     if record is None:  # 1
-        record, revision = queued, 0
+        if revision:
+            return Drop()
+        record = queued
     if queued.epoch < record.epoch or queued.model != record.model:  # 2
         return Drop()
     if queued.epoch > record.epoch:

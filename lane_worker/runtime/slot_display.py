@@ -37,6 +37,8 @@ class SlotDisplay:
         self._wanted: VideoPipelineSlot | None = None
         self._told: VideoPipelineSlot | None = None
         self._revision: int | None = None
+        # by what was seen last; one that another worker wrote is not ours to write again when it is gone
+        self._is_ours = False
         self._seen = 0
         self.quarantine: VideoPipelineSlot | None = None
         """The entry that keeps everybody off the slot, ours or another worker's, as far as it is known here."""
@@ -135,6 +137,7 @@ class SlotDisplay:
                 # quarantine, since it is the other's pipeline that our probe saw.
                 log.warning("slot_is_anothers", slot=self._slot, state=wanted.state.value, worker=there.worker)
                 self._told = wanted
+                self._is_ours = False
                 self._know(there)
                 return
             if there.state is SlotState.QUARANTINED and wanted.state is not SlotState.QUARANTINED:
@@ -144,6 +147,7 @@ class SlotDisplay:
         revision = 0 if entry is None else entry.revision
         self._revision = await self._link.update(SLOTS, self._slot, msgspec.json.encode(wanted), revision=revision)
         self._seen = max(self._seen, self._revision)
+        self._is_ours = True
 
     def _again(self) -> None:
         """The bucket went back: what was seen there counts no more, and what this worker shows is shown again.
@@ -174,6 +178,11 @@ class SlotDisplay:
         self.quarantine = there if there is not None and there.state is SlotState.QUARANTINED else None
         if before is not None and self.quarantine is None:
             log.info("slot_not_quarantined", slot=self._slot)
+        elif there is None and self._is_ours and self._wanted is self._told:
+            self._told = None  # somebody removed what this worker shows, or wrote what cannot be read: shown again
+            self._news.set()
+        elif there is not None and (there.worker, there.pid) != (self._worker, os.getpid()):
+            self._is_ours = False
         self._changed.set()
 
 

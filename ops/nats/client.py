@@ -109,8 +109,8 @@ _decode_answer: Final = Decoder(_Answer).decode
 # How often a consumer that has nothing to tell says that it lives, and after how many looks, in each of which nothing
 # was heard of it, it is taken for gone. Looks are counted, and not seconds: this process may have been stopped.
 HEARTBEAT_S: Final = 0.5
-LOOK_EVERY_S: Final = 0.25
-SILENT_LOOKS: Final = 5
+LOOK_EVERY_S: Final = 0.2
+SILENT_LOOKS: Final = 4
 # A consumer that nobody listens to is removed by the server.
 FORGOTTEN_S: Final = 30.0
 _STATUS_CONTROL: Final = "100"

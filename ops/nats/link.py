@@ -26,6 +26,7 @@ from nats.js.client import JetStreamContext
 
 from contracts.nesting import loads
 from contracts.topology import (
+    DEADLINES,
     ConsumerSpec,
     TimerKind,
     bucket_stream,
@@ -469,7 +470,24 @@ class NatsLink:
             told = loads(reply.data)
             if "error" in told:
                 nats.js.errors.APIError.from_error(told["error"])
-        return StreamState(told["created"], told["state"]["last_seq"])
+        state = told["state"]
+        return StreamState(told["created"], state["last_seq"], state.get("first_seq", 0), state.get("num_subjects", 0))
+
+    async def look_at_watches(self) -> None:
+        """Has every watch find out whether its bucket was emptied (`Watch.look`). Raises TransportUnavailable."""
+        for watch in list(self._watches):
+            with contextlib.suppress(nats.js.errors.NotFoundError):  # its consumer is gone with it: that it sees itself
+                await watch.look()
+
+    async def has_timer(self, task_id: str) -> bool:
+        """Whether a timer of *task_id* is set, or due and not served yet. Raises TransportUnavailable."""
+        question = json.dumps({"subjects_filter": f"deadline.*.*.{task_id}"}).encode()
+        with translated(DEADLINES):
+            reply = await self.client.request(f"$JS.API.STREAM.INFO.{DEADLINES}", question, timeout=REPLY_TIMEOUT_S)
+        told = loads(reply.data)
+        if "error" in told:
+            raise TransportUnavailable(f"{DEADLINES}: {told['error'].get('description', 'not told')}")
+        return bool(told["state"].get("subjects"))
 
     async def message_at(self, stream: str, seq: int) -> There | None:
         """What stands at *seq* of *stream*; None when it is gone. Raises TransportUnavailable."""

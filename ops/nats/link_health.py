@@ -16,6 +16,8 @@ from ops.telemetry.metrics import background_trouble, clock_skew, nats_connected
 from ops.telemetry.unreadable import Role, begin
 
 LOOK_EVERY_S: Final = 60.0
+# A purge tells nobody. Each look is a small question for each bucket that the process follows.
+EMPTIED_EVERY_S: Final = 5.0
 # After a try that failed: soon again, and not in the middle of an outage.
 RETRY_S: Final = 5.0
 
@@ -25,7 +27,8 @@ log = structlog.get_logger("nats")
 @contextlib.asynccontextmanager
 async def telling_of(link: NatsLink, role: Role, background: Background | None = None) -> AsyncIterator[None]:
     """Measures the clocks every LOOK_EVERY_S while the block runs, and tells both in the metrics of this process, which
-    is of *role*; and says to everybody which streams take no writes of it.
+    is of *role*; and says to everybody which streams take no writes of it. Buckets that somebody purged are read
+    again (`Watch.look`).
 
     At the start a clock that is off is refused (`NatsLink.require_clock`). One that drifts away later is said, and not
     acted upon: the tasks in hand are worth more than a timer that comes a second late.
@@ -33,6 +36,7 @@ async def telling_of(link: NatsLink, role: Role, background: Background | None =
     begin(role)
     background = background or Background()
     looking = asyncio.create_task(background.keep("clock", partial(_look, link)))
+    watching = asyncio.create_task(background.keep("buckets", partial(_look_at_watches, link)))
     telling = asyncio.create_task(background.keep("writes", partial(tell_of_refusals, link)))
     try:
         with observing(
@@ -46,7 +50,7 @@ async def telling_of(link: NatsLink, role: Role, background: Background | None =
         ):
             yield
     finally:
-        await end(looking, telling)
+        await end(looking, watching, telling)
 
 
 async def _look(link: NatsLink) -> None:
@@ -59,3 +63,10 @@ async def _look(link: NatsLink) -> None:
         if abs(skew_s) > MAX_SKEW_S:
             log.warning("clock_skewed", skew_s=round(skew_s, 3), limit_s=MAX_SKEW_S, advice="synchronise both with NTP")
         await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def _look_at_watches(link: NatsLink) -> None:
+    while True:
+        await asyncio.sleep(EMPTIED_EVERY_S)
+        with contextlib.suppress(TransportUnavailable):
+            await link.look_at_watches()

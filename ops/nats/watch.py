@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import Final, Protocol
@@ -26,7 +26,7 @@ from ops.telemetry.seldom import Seldom
 from ops.telemetry.unreadable import unreadables
 
 # A consumer that says nothing for so long, though it is to say twice a second that it lives, is taken for gone.
-SILENT_S: Final = 1.25
+SILENT_S: Final = 1.0
 # After a try to follow the bucket again that failed.
 RETRY_S: Final = 0.2
 
@@ -43,10 +43,13 @@ class Entry(Struct, frozen=True):
 
 
 class StreamState(Struct, frozen=True):
-    """When the stream was made, as the server writes it, and the last sequence that it gave."""
+    """When the stream was made, as the server writes it, the last sequence that it gave, the first that it still has
+    (one more than the last where it holds nothing), and how many subjects it holds."""
 
     created: str
     last_seq: int
+    first_seq: int = 0
+    subjects: int = 0
 
 
 class Mark(Struct, frozen=True):
@@ -116,6 +119,21 @@ def contradicts(told: dict[str, Told], newest: dict[str, Entry]) -> bool:
     return False
 
 
+def was_emptied(*, standing: int | None, lately: Iterable[int], before: StreamState, now: StreamState) -> bool:
+    """Whether something is gone without a word, as after a purge, from a stream that was in the state *before* at the
+    last look and is in the state *now*. Pure.
+
+    1. It has fewer subjects than *standing*, the number of keys that had a value by what was told before this look.
+    2. Where nobody counts all keys (None): nothing is left of all that it held before,
+    3. or one of the newest entries of the keys that were told *lately*, by their revisions, is older than all it holds.
+    """
+    if standing is not None:  # 1
+        return now.subjects < standing
+    if before.first_seq <= before.last_seq < now.first_seq:  # 2
+        return True
+    return any(revision < now.first_seq for revision in lately)  # 3
+
+
 class Following(Protocol):
     """A consumer of a stream, as `Client.follow` makes it. It ends once, and then tells nothing any more."""
 
@@ -183,13 +201,15 @@ class Watch:
         self._on_again, self._on_whole = on_again, on_whole
         self._stream, self._prefix = bucket_stream(bucket), f"$KV.{bucket}."
         self._following: Following | None = None
-        self._state = StreamState("", 0)
+        self._state = self._looked = StreamState("", 0)
         self._last: Mark | None = None
         self._noted: Mark | None = None
         self._cuts = server.cuts
         # after how many breaks something was noted that no mark stands for
         self._doubted: int | None = None
         self._told: dict[str, Told] = {}
+        # of those, the keys that have a value; of a large bucket those that were told since the last look
+        self._standing: dict[str, int] = {}
         # what is read once more; it is told when it is whole
         self._anew: list[Entry] | None = None
         self._went_back = False
@@ -204,7 +224,7 @@ class Watch:
 
     async def start(self) -> None:
         """Begins to follow the bucket. Raises what `Server` does."""
-        self._state = await self._server.stream_state(self._stream)
+        self._state = self._looked = await self._server.stream_state(self._stream)
         watch_restarts.begin(self.bucket)
         streams_went_back.begin(self.bucket)
         await self._follow(None)
@@ -237,6 +257,22 @@ class Watch:
             return
         if self._noted is None or mark.seq > self._noted.seq:
             self._noted = mark
+
+    async def look(self) -> None:
+        """Reads the bucket again if something is gone from it that nobody told, as after a purge. Call it now and then.
+        Raises what `Server` does."""
+        if not self._is_whole:
+            return
+        standing, lately = (len(self._standing), []) if self._on_whole is None else (None, [*self._standing.values()])
+        state = await self._server.stream_state(self._stream)
+        before, self._looked = self._looked, state
+        if self._on_whole is not None:
+            self._standing.clear()
+        if self._is_whole and was_emptied(standing=standing, lately=lately, before=before, now=state):
+            log.warning("bucket_emptied", bucket=self.bucket, advice="somebody purged it; it is read again")
+            self._doubted = -1  # no break has that number: whatever mark there is proves nothing
+            self._went_back = True  # to its reader it is the same; that it was no loss of the server's is said above
+            self._interrupt()
 
     # ── interruptions ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -294,6 +330,7 @@ class Watch:
         if verdict is Verdict.WENT_BACK:
             self._say_it_went_back()
         self._state, self._last, self._noted = state, None, None
+        self._looked = state
         self._anew = []
         if self._on_again is not None and self._on_whole is not None:
             self._on_again()
@@ -331,6 +368,10 @@ class Watch:
     def _tell(self, entry: Entry) -> None:
         if self._on_whole is None:
             self._told[entry.key] = Told(entry.revision, entry.time)
+        if entry.value is None:
+            self._standing.pop(entry.key, None)
+        elif self._on_whole is None or self._is_whole:
+            self._standing[entry.key] = entry.revision
         with self._reported(f"{self.bucket}.{entry.key}", entry.revision):
             self._on_change(entry)
 
@@ -365,6 +406,7 @@ class Watch:
         if contradicts(self._told, newest):
             self._say_it_went_back()
         before, self._told = self._told, {}
+        self._standing = {key: entry.revision for key, entry in newest.items() if entry.value is not None}
         is_all_news = self._went_back and self._on_again is not None
         if is_all_news and self._on_again is not None:
             with self._reported(self.bucket, revision):

@@ -1,5 +1,6 @@
 """`warmlane up`: how it starts, what it refuses, and that it leaves nothing behind."""
 
+import asyncio
 import fcntl
 import os
 import signal
@@ -7,19 +8,23 @@ import socket
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
+from contracts.topology import CONTROL, FALLBACKS, KEYS, LANES, LEADER, SLOTS, TASKS, bucket_stream
 from ops.machine.processes import warmlane_command
 from ops.nats.access import environment_for
+from ops.nats.link import NatsLink
 from tests.kit import warm_cli
 from tests.kit.small_disk import small_disk
 from tests.kit.support import (
     children_of,
     clean_environment,
     command_line,
+    eventually,
     eventually_sync,
     fork_servers_of,
     free_port,
@@ -203,6 +208,41 @@ def test_one_lane_to_a_slot(system: UpProcess) -> None:
     result = run("lane", "--model", "phr00t", "--name", "intruder", "--slot", "cpu-0", *options)
     assert result.returncode == 1
     assert f"slot cpu-0 is held by process {system.host_of('anisora-0')}" in result.stderr
+
+
+async def test_every_reader_of_a_bucket_outlives_its_consumer_while_tasks_run(system: UpProcess) -> None:
+    """Gateway, supervisor, lanes and degraded worker, each time all of them at once: each makes another, and no task is
+    lost or runs twice."""
+    link = await NatsLink.connect(system.nats_url, name="test")
+    streams = [bucket_stream(bucket) for bucket in (CONTROL, FALLBACKS, KEYS, LANES, LEADER, SLOTS, TASKS)]
+
+    async def readers() -> dict[str, set[str]]:
+        return {stream: {each.name for each in await link.js.consumers_info(stream)} for stream in streams}
+
+    async def healed(before: dict[str, set[str]]) -> bool:
+        now = await readers()
+        return all(len(now[stream]) >= len(before[stream]) and not now[stream] & before[stream] for stream in streams)
+
+    at_first, tasks = await readers(), []
+    assert all(at_first.values())
+    for model in ("anisora", "phr00t"):
+        tasks.append(await asyncio.to_thread(system.submit, model=model))
+        before = await readers()
+        for stream in streams:
+            for name in before[stream]:
+                await link.js.delete_consumer(stream, name)
+        tasks.append(await asyncio.to_thread(system.submit, model=model))
+        await eventually(partial(healed, before))
+    # what each of them follows is seen again
+    mode = {"mode": "degraded"}
+    assert system.http.put("/admin/lanes/anisora/mode", json=mode).is_success
+    tasks.append(await asyncio.to_thread(system.submit, model="anisora"))
+    assert tasks[-1]["route"] == "degraded"
+    assert system.http.put("/admin/lanes/anisora/mode", json={"mode": "auto"}).is_success
+    ended = [await asyncio.to_thread(system.ended, task["id"]) for task in tasks]
+    assert [(task["status"], task["attempt"]) for task in ended] == [("done", 1)] * len(tasks)
+    assert system.http.get("/readyz").json()["troubles"] == []
+    await link.close()
 
 
 @pytest.mark.parametrize(

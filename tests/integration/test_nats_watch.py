@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from nats.aio.msg import Msg
 from structlog.testing import capture_logs
 
 from contracts.settings import Catalog
@@ -104,6 +105,34 @@ async def _made_anew(link: NatsLink, catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize("is_large", [False, True])
+async def test_a_message_that_was_on_its_way_when_the_connection_broke_is_not_all_that_there_is(
+    link: NatsLink, catalog: Catalog, monkeypatch: pytest.MonkeyPatch, is_large: bool
+) -> None:
+    """The client hands it on after the break, and before the watch has looked: it says that nothing comes after it. If
+    that were believed, what is read anew would never be whole, and nothing be told any more."""
+    brought: list[Msg] = []
+    receive = Watch._receive
+
+    def noted(self: Watch, message: Msg) -> None:
+        brought.append(message)
+        receive(self, message)
+
+    monkeypatch.setattr(Watch, "_receive", noted)
+    reader = Reader(is_large=is_large)
+    await reader.start(link, TASKS)
+    last = await link.put(TASKS, "a", b"1")
+    await holds(reader, {"a": (b"1", last)})
+    await _made_anew(link, catalog)
+    first = await link.put(TASKS, "b", b"2")
+    reader.watch.on_lost()
+    reader.watch.on_back()
+    reader.watch._receive(brought[-1])
+    await holds(reader, {"b": (b"2", first)})
+    second = await link.put(TASKS, "c", b"3")
+    await holds(reader, {"b": (b"2", first), "c": (b"3", second)})
+
+
+@pytest.mark.parametrize("is_large", [False, True])
 async def test_a_bucket_that_was_made_anew(link: NatsLink, catalog: Catalog, is_large: bool) -> None:
     reader = Reader(is_large=is_large)
     await reader.start(link, TASKS)
@@ -112,6 +141,22 @@ async def test_a_bucket_that_was_made_anew(link: NatsLink, catalog: Catalog, is_
     await _made_anew(link, catalog)
     revision = await link.put(TASKS, "d", b"2")
     await holds(reader, {"d": (b"2", revision)})
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+async def test_a_bucket_that_was_purged(link: NatsLink, is_large: bool) -> None:
+    """Nobody tells of that: a look does, also where others have written since."""
+    reader = Reader(is_large=is_large)
+    await reader.start(link, TASKS)
+    first = {key: (b"1", await link.put(TASKS, key, b"1")) for key in "abc"}
+    await holds(reader, first)
+    await link.look_at_watches()
+    await holds(reader, first)
+    await link.js.purge_stream(bucket_stream(TASKS))
+    revision = await link.put(TASKS, "c", b"2")
+    await holds(reader, {**first, "c": (b"2", revision)})
+    await link.look_at_watches()
+    await holds(reader, {"c": (b"2", revision)})
 
 
 async def test_history_is_told_anew_in_its_order(link: NatsLink, catalog: Catalog) -> None:

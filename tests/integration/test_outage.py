@@ -1,19 +1,28 @@
 """The server goes away and comes back while a gateway and a worker's heartbeat live on."""
 
 import asyncio
+from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
+import pytest
+from structlog.testing import capture_logs
 
-from contracts.lanes import LaneHeartbeat, LaneState
+from contracts.lanes import LaneHeartbeat, LaneState, SlotState
 from contracts.settings import load_settings
-from contracts.topology import LANES, lane_key
+from contracts.topology import CONTROL, LANES, bucket_stream, lane_key
+from degraded_worker.leader import Leader
 from gateway.boards.lane_board import LaneBoard
+from lane_worker.runtime.cold_start import ColdStartLog
 from lane_worker.runtime.heartbeat import Heartbeat
+from lane_worker.runtime.slot_display import SlotDisplay
 from ops.ending import end
 from ops.nats.link import NatsLink, TransportUnavailable
+from ops.telemetry.seldom import Seldom
 from tests.integration.conftest import GatewayProcess, fresh_system, report_lane
 from tests.integration.outage import server_away
 from tests.integration.test_http_generate import GOOD, problem
@@ -54,6 +63,63 @@ async def test_everything_outlives_a_server_that_is_away_for_longer_than_every_l
     settings = settings_file(tmp_path, **windows, reconnect_grace_s=1.0)
     async with fresh_system(tmp_path, settings) as system:
         await server_away(system, load_settings(settings).catalog("tiny").windows, away_s=4.0)
+
+
+TOLD_AGAIN = ("heartbeat_lost", "slot_not_shown", "cold_start_not_stored", "leader_unknown", "leader_not_refreshed")
+
+
+async def test_whoever_tries_again_and_again_says_so_once(
+    link: NatsLink, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everyone who writes or follows something tries several times a second while the server is away, or has lost what
+    they follow."""
+    tried: Counter[str] = Counter()
+    tell, is_news = Seldom.tell, Seldom.is_news
+
+    def counted_tell(self: Seldom, say: Callable[..., Any], event: str, **fields: Any) -> None:
+        tried[event] += 1
+        tell(self, say, event, **fields)
+
+    def counted_is_news(self: Seldom, kind: str) -> bool:
+        tried[kind] += kind == "interrupted"
+        return is_news(self, kind)
+
+    monkeypatch.setattr(Seldom, "tell", counted_tell)
+    monkeypatch.setattr(Seldom, "is_news", counted_is_news)
+
+    async def tried_again(*kinds: str) -> None:
+        async def look() -> bool:
+            return all(tried[kind] > 1 for kind in kinds)
+
+        await eventually(look)
+
+    now = datetime.now(UTC)
+    watch = await link.watch(CONTROL, lambda _: None)
+    await watch.wait()
+    heartbeat = Heartbeat(
+        link, model="anisora", worker="a-0", slot="cpu-0", interval_s=600, health_age_s=lambda: 0.0, started_at=now
+    )
+    display = SlotDisplay(link, slot="cpu-0", worker="a-0")
+    await display.start()
+    starts = ColdStartLog(link, model="anisora", worker="a-0", started_at=now)
+    leader, standby = (Leader(link, worker=f"d-{n}", owner=f"o{n}", slot="cpu-1") for n in range(2))
+    await leader.campaign()
+    with capture_logs() as said:
+        await link.js.delete_stream(bucket_stream(CONTROL))
+        await tried_again("interrupted")
+        nats_server.kill()
+        heartbeat.set(LaneState.WARM)
+        display.show(SlotState.EMPTY, None)
+        starts.warm()
+        running = [heartbeat.run(), display.run(), starts.run(), leader.hold(), standby.campaign()]
+        tasks = [asyncio.create_task(each) for each in running]
+        await tried_again(*TOLD_AGAIN)
+        for task in tasks:
+            await end(task)
+    counts = Counter(line["event"] for line in said)
+    assert {event: counts[event] for event in (*TOLD_AGAIN, "watch_interrupted")} == dict.fromkeys(
+        (*TOLD_AGAIN, "watch_interrupted"), 1
+    )
 
 
 async def test_lanes_are_seen_again_after_a_restart(link: NatsLink, nats_server: NatsServer) -> None:

@@ -148,6 +148,34 @@ def test_an_attempt_that_another_process_told_is_not_sent_twice(collector: Colle
     assert [span.attributes["warmlane.outcome"] for span in collector.spans] == ["cancelled"]
 
 
+ANSWERED = """
+import sys
+from opentelemetry.trace import SpanKind
+from ops.telemetry.export import exporting
+from ops.telemetry.tracing import span
+
+with exporting("test", instance="test"):
+    with span("GET /", kind=SpanKind.INTERNAL):
+        pass
+    with span("POST /generate", kind=SpanKind.SERVER), span("publish"):
+        pass
+    sys.stdin.read()
+"""
+
+
+def test_a_process_that_is_killed_has_sent_the_root_of_what_it_answered(collector: Collector) -> None:
+    """At once, and what is below it: what other processes tell of the task is never without its root."""
+    environment = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.url}/v1/traces"}
+    environment |= {"OTEL_BSP_SCHEDULE_DELAY": "600000"}  # so long the others may wait
+    command = [sys.executable, "-c", ANSWERED]
+    process = subprocess.Popen(command, cwd=ROOT, env=clean_environment() | environment, stdin=subprocess.PIPE)
+    try:
+        eventually_sync(lambda: {"POST /generate", "publish"} <= {span.name for span in collector.spans})
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_one_signal_alone(collector: Collector) -> None:
     run_program(PROGRAM, OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=f"{collector.url}/v1/metrics")
     assert collector.paths == {"/v1/metrics"}

@@ -1,21 +1,24 @@
-"""The real Jaeger, with memory storage, which `.ci/build-tools` builds: what it makes of our spans, by its query API.
+"""The real Jaeger, which `.ci/build-tools` builds, with the committed configuration: what it makes of our spans, by its
+query API.
 
 `WARMLANE_TEST_TOOLS` names the folder that holds it. Without it there is none, and what needs it is skipped.
 """
 
 import json
+import re
 import subprocess
 import urllib.request
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import pytest
+import yaml
 
 from tests.kit.support import eventually_sync, free_port
 from tests.kit.tools import tool
 
+COMMITTED: Final = Path(__file__).parents[2] / "ops" / "deploy" / "observe" / "jaeger.yaml"
 MISSING: Final = "no jaeger as .ci/tools pins it: .ci/build-tools FOLDER builds it; then set WARMLANE_TEST_TOOLS=FOLDER"
 
 
@@ -27,35 +30,29 @@ def jaeger_program() -> Path | None:
         return None
 
 
-def configuration(otlp: int, query: int, grpc: int) -> Mapping[str, Any]:
-    """As cmd/jaeger/internal/all-in-one.yaml of its sources, with these ports and what is needed of it alone."""
-    return {
-        "service": {
-            "extensions": ["jaeger_storage", "jaeger_query"],
-            "pipelines": {"traces": {"receivers": ["otlp"], "exporters": ["jaeger_storage_exporter"]}},
-            "telemetry": {"metrics": {"level": "none"}},
-        },
-        "extensions": {
-            "jaeger_query": {
-                "storage": {"traces": "memory"},
-                "http": {"endpoint": f"127.0.0.1:{query}"},
-                "grpc": {"endpoint": f"127.0.0.1:{grpc}"},
-            },
-            "jaeger_storage": {"backends": {"memory": {"memory": {"max_traces": 10000}}}},
-        },
-        "receivers": {"otlp": {"protocols": {"http": {"endpoint": f"127.0.0.1:{otlp}"}}}},
-        "exporters": {"jaeger_storage_exporter": {"trace_storage": "memory"}},
-    }
+def configuration(folder: Path, otlp: int, query: int) -> dict[str, Any]:
+    """The committed one, with ports of the loopback and a folder of the test's."""
+    config: dict[str, Any] = yaml.safe_load(COMMITTED.read_text())
+    ports = {"0.0.0.0:4318": otlp, "0.0.0.0:16686": query}
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: moved(each) for name, each in value.items()}
+        if isinstance(value, str) and re.fullmatch(r"[\d.]+:\d+", value):
+            return f"127.0.0.1:{ports.get(value) or free_port()}"
+        return str(folder / "traces") if value == "/tmp/jaeger" else value
+
+    return {name: moved(each) for name, each in config.items()}
 
 
 class Jaeger:
     """One of its own. `close` it."""
 
     def __init__(self, program: Path, folder: Path) -> None:
-        otlp, query, grpc = free_port(), free_port(), free_port()
+        otlp, query = free_port(), free_port()
         self.otlp_url, self.url = f"http://127.0.0.1:{otlp}", f"http://127.0.0.1:{query}"
         config = folder / "jaeger.json"
-        config.write_text(json.dumps(configuration(otlp, query, grpc)))
+        config.write_text(json.dumps(configuration(folder, otlp, query)))
         self._log = (folder / "jaeger.log").open("wb")
         self._process = subprocess.Popen([program, "--config", config], stdout=self._log, stderr=subprocess.STDOUT)
         eventually_sync(self._answers)

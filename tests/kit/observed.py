@@ -74,7 +74,8 @@ VALUES: Final[dict[str, tuple[str, ...]]] = {
         *("cuda_inactive_split", "device_used", "device_free"),
     ),
     "task": (
-        *("sweeper admit", "sweeper lease", "janitor", "rearming", "fallback episodes", "clock", "storage", "writes"),
+        *("sweeper admit", "sweeper lease", "janitor", "rearming", "timers", "fallback episodes"),
+        *("clock", "storage", "writes", "buckets"),
     ),
     "stream": ("DEADLINES", "DEGRADED", "LANE_ANISORA", "KV_tasks"),
     "consumer": ("worker", "sweep-admit", "sweep-lease"),

@@ -10,12 +10,19 @@ from tests.kit.records import DECISION, NOW, after, pending_task, processing_tas
 QUEUED = pending_task()
 
 
-def decide(queued: GenerationTask, record: GenerationTask | None, *, seconds: float = 1) -> ClaimDecision:
-    return claim_decision(queued, record, revision=5, owner="owner-1", now=after(seconds))
+def decide(
+    queued: GenerationTask, record: GenerationTask | None, *, seconds: float = 1, revision: int | None = None
+) -> ClaimDecision:
+    there = (5 if record is not None else 0) if revision is None else revision
+    return claim_decision(queued, record, revision=there, owner="owner-1", now=after(seconds))
 
 
 def test_1_the_message_supplies_a_missing_record() -> None:
     assert decide(QUEUED, None) == Take(QUEUED, 0)
+
+
+def test_1_a_record_that_was_deleted_takes_its_message_with_it() -> None:
+    assert decide(QUEUED, None, revision=5) == Drop()
 
 
 def test_2_epochs() -> None:

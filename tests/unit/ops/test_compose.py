@@ -205,7 +205,9 @@ def test_a_container_is_no_root_and_cannot_write_its_image(name: str) -> None:
     assert each["read_only"] is True
     assert each["cap_drop"] == ["ALL"]
     assert each["security_opt"] == ["no-new-privileges:true"]
-    assert any(place.startswith("/tmp:size=") for place in each["tmpfs"])
+    scratch = [place.partition(":")[0] for place in each["tmpfs"] if ":size=" in place]
+    scratch += [mount["target"] for mount in each.get("volumes", []) if mount["type"] == "volume"]
+    assert "/tmp" in scratch
     assert not set(each) & {"privileged", "cap_add", "pid", "ipc", "network_mode", "devices"}
     assert all("docker.sock" not in mount["source"] for mount in each.get("volumes", []))
     assert each["restart"] == ("no" if name in ONE_SHOT else "unless-stopped")
@@ -539,6 +541,12 @@ def test_what_the_processes_send_arrives_where_it_is_shown() -> None:
     assert exporters["otlp_grpc/jaeger"]["endpoint"] == "jaeger:4317"
     # suffixes as the exporter makes them by itself, and no labels of the resource but job and instance
     assert set(exporters["prometheus"]) == {"endpoint", "metric_expiration"}
+    jaeger = observed("jaeger.yaml")
+    assert jaeger["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"].endswith(":4317")
+    badger = jaeger["extensions"]["jaeger_storage"]["backends"]["on_disk"]["badger"]
+    assert badger["ephemeral"] is False
+    (kept,) = (mount["target"] for mount in ALL["jaeger"]["volumes"] if mount["type"] == "volume")
+    assert {Path(place).parent for place in badger["directories"].values()} == {Path(kept)}
     port = exporters["prometheus"]["endpoint"].rpartition(":")[2]
     scraped = {job["job_name"]: job for job in observed("prometheus.yaml")["scrape_configs"]}
     assert scraped["otel-collector"]["static_configs"] == [{"targets": [f"otel-collector:{port}"]}]

@@ -2,7 +2,20 @@
 
 import pytest
 
-from ops.nats.watch import Entry, Mark, StreamState, There, Told, Verdict, contradicts, is_news, judged
+from ops.nats import client as nats_client
+from ops.nats.watch import (
+    SILENT_S,
+    Entry,
+    Mark,
+    StreamState,
+    There,
+    Told,
+    Verdict,
+    contradicts,
+    is_news,
+    judged,
+    was_emptied,
+)
 from tests.kit.records import NOW, after
 
 MADE, LATER = "2026-01-02T03:04:05Z", "2026-01-02T03:04:06Z"
@@ -27,6 +40,40 @@ def test_whether_a_stream_went_back(
     created: str, last_seq: int, mark: Mark | None, there: There | None, expected: Verdict
 ) -> None:
     assert judged(made_at=MADE, mark=mark, state=StreamState(created, last_seq), there=there) is expected
+
+
+HELD, EMPTY = StreamState(MADE, 9, first_seq=3, subjects=4), StreamState(MADE, 9, first_seq=10)
+
+
+@pytest.mark.parametrize(
+    ("standing", "lately", "before", "now", "expected"),
+    [
+        pytest.param(4, [], HELD, HELD, False, id="1-as-many-keys-as-were-told"),
+        pytest.param(3, [], HELD, HELD, False, id="1-more-others-are-deletion-markers"),
+        pytest.param(4, [], HELD, EMPTY, True, id="1-purged"),
+        pytest.param(4, [], HELD, StreamState(MADE, 11, first_seq=10, subjects=2), True, id="1-purged-two-came-back"),
+        pytest.param(0, [], HELD, EMPTY, False, id="1-nothing-was-told"),
+        pytest.param(None, [], HELD, StreamState(MADE, 20, first_seq=9, subjects=1), False, id="2-one-is-left"),
+        pytest.param(None, [], HELD, EMPTY, True, id="2-purged"),
+        pytest.param(None, [], HELD, StreamState(MADE, 20, first_seq=10, subjects=9), True, id="2-purged-and-written"),
+        pytest.param(None, [], EMPTY, EMPTY, False, id="2-it-was-empty-then"),
+        pytest.param(None, [9], HELD, HELD, False, id="3-what-came-lately-is-there"),
+        pytest.param(None, [11, 14], EMPTY, StreamState(MADE, 14, first_seq=13, subjects=1), True, id="3-purged"),
+        pytest.param(None, [], EMPTY, StreamState(MADE, 20, first_seq=12, subjects=9), False, id="2-there-was-nothing"),
+    ],
+)
+def test_whether_a_bucket_was_emptied(
+    standing: int | None, lately: list[int], before: StreamState, now: StreamState, expected: bool
+) -> None:
+    assert was_emptied(standing=standing, lately=lately, before=before, now=now) is expected
+
+
+def test_a_consumer_that_is_gone_is_missed_within_a_second() -> None:
+    """As `Following` looks: in the last look at the latest, counted from when it was heard last. It is heard twice in
+    that time, so that one word that is late is not taken for a deletion."""
+    missed_s = (nats_client.SILENT_LOOKS + 1) * nats_client.LOOK_EVERY_S
+    assert missed_s <= SILENT_S <= 1.0
+    assert missed_s >= 2 * nats_client.HEARTBEAT_S
 
 
 @pytest.mark.parametrize(
