@@ -268,7 +268,7 @@ class Watch:
         before, self._looked = self._looked, state
         if self._on_whole is not None:
             self._standing.clear()
-        if self._is_whole and was_emptied(standing=standing, lately=lately, before=before, now=state):
+        if was_emptied(standing=standing, lately=lately, before=before, now=state):
             log.warning("bucket_emptied", bucket=self.bucket, advice="somebody purged it; it is read again")
             self._doubted = -1  # no break has that number: whatever mark there is proves nothing
             self._went_back = True  # to its reader it is the same; that it was no loss of the server's is said above

@@ -182,7 +182,7 @@ def _send_traces(role: str, instance: str) -> Callable[[], None]:
         def shutdown(self) -> None:
             self._is_over.set()
             self._news.set()
-            super().shutdown()
+            super().shutdown()  # type: ignore[no-untyped-call]
 
         def _send_roots(self) -> None:
             while self._news.wait() and not self._is_over.is_set():
