@@ -10,13 +10,12 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.plugins import PluginProtocol
 
 from gateway.boards.key_board import Caller
-from gateway.http import access, admin, generate, meta, tasks, video
+from gateway.http import access, admin, generate, meta, problems, tasks, video
 from gateway.http.body import MAX_BODY_BYTES
 from gateway.http.cross_origin import cross_origin
 from gateway.http.methods import with_heads_and_options
 from gateway.http.openapi import docs_routes, openapi_config
 from gateway.http.outgoing import outgoing
-from gateway.http.problems import problem_handlers
 from gateway.http.queries import declare_query
 from gateway.services import Services
 
@@ -64,6 +63,7 @@ def create_app(
     timed, and one that makes or changes a task is a span, with *traces_reads* every one; without an exporter that would
     only cost.
     """
+    problems.begin()
     routes: list[HTTPRouteHandler] = [
         generate.generate,
         tasks.list_tasks,
@@ -108,7 +108,7 @@ def create_app(
             ),
         ],
         cors_config=cors,
-        exception_handlers=problem_handlers(),
+        exception_handlers=problems.problem_handlers(),
         openapi_config=openapi_config(services.catalog),
         request_max_body_size=MAX_BODY_BYTES,
         # `gateway.server.access_log` does it: a prompt must not end in a log

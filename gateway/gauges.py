@@ -4,32 +4,45 @@ Everything is read from the boards, in memory: looking costs no call to NATS.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
+from msgspec import Struct
 
 from contracts.lanes import FallbackCause, FallbackEpisode, LaneState
-from contracts.settings import ModelEntry
+from contracts.settings import Catalog, ModelEntry
 from contracts.tasks import TaskStatus
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, lane_stream
-from gateway.boards.cold_starts import TARGET_S, share_within
-from gateway.boards.storage import Storage
-from gateway.boards.work_queues import WorkQueue
-from gateway.http.problems import PROBLEMS
+from gateway.boards.cold_starts import TARGET_S, ColdStarts, share_within
+from gateway.boards.lane_board import LaneBoard
+from gateway.boards.storage import Storage, StorageWatch
+from gateway.boards.work_queues import WorkQueue, WorkQueues
+from gateway.placing.fallbacks import Fallbacks
+from ops.nats.write_health import Refusals
 from ops.telemetry import metrics
 from ops.telemetry.metrics import Observed, Readings, Source
-
-if TYPE_CHECKING:
-    from gateway.services import Services
 
 CAUSES: Final[tuple[FallbackCause, ...]] = ("manual", "quota", "capacity")
 
 
-def gauges(services: "Services") -> Mapping[Observed, Source]:
+class Known(Struct, frozen=True, kw_only=True):
+    """What the figures are read from."""
+
+    catalog: Catalog
+    lanes: LaneBoard
+    fallbacks: Fallbacks
+    cold_starts: ColdStarts
+    work_queues: WorkQueues
+    refusals: Refusals
+    streams_wanted: Collection[str]
+    storage: StorageWatch
+
+
+def gauges(known: Known) -> Mapping[Observed, Source]:
     """The sources of every figure that all gateways tell alike."""
-    looks = _Looks(services)
+    looks = _Looks(known)
     return {
         metrics.lanes: looks.lanes,
         metrics.lanes_wanted: looks.lanes_wanted,
@@ -71,19 +84,17 @@ def begin(models: Mapping[str, ModelEntry]) -> None:
         metrics.tasks_requeued.begin(model)
     for route in ("lane", "degraded"):
         metrics.begin_tasks(models, route, metrics.ENDED_BY_GATEWAYS)
-    for code in PROBLEMS:
-        metrics.requests_refused.begin(code)
 
 
 class _Looks:
-    def __init__(self, services: "Services") -> None:
-        self._services = services
-        self._models = services.catalog.models
+    def __init__(self, known: Known) -> None:
+        self._known = known
+        self._models = known.catalog.models
 
     def lanes(self) -> Readings:
         now = datetime.now(UTC)
         for model in self._models:
-            states, _ = self._services.lanes.states(model, now)
+            states, _ = self._known.lanes.states(model, now)
             for state in LaneState:
                 yield states.count(state), (model, state.value)
 
@@ -92,16 +103,16 @@ class _Looks:
 
     def lanes_ready(self) -> Readings:
         now = datetime.now(UTC)
-        return [(self._services.lanes.ready_count(model, now), (model,)) for model in self._models]
+        return [(self._known.lanes.ready_count(model, now), (model,)) for model in self._models]
 
     def lane_silence(self) -> Readings:
         now = datetime.now(UTC)
         for model in self._models:
-            for report in self._services.lanes.reports(model):
+            for report in self._known.lanes.reports(model):
                 yield max(0.0, (now - report.healthy_at).total_seconds()), (model, report.worker)
 
     def cold_starts_within_target(self) -> Readings:
-        every = self._services.cold_starts.newest_first()
+        every = self._known.cold_starts.newest_first()
         for model in self._models:
             share = share_within([start for start in every if start.model == model], TARGET_S)
             if share is not None:
@@ -119,7 +130,7 @@ class _Looks:
 
     def _fallbacks(self) -> Iterator[tuple[str, FallbackCause, FallbackEpisode | None]]:
         for model in self._models:
-            newest = self._services.fallbacks.episodes(model)[-1:]
+            newest = self._known.fallbacks.episodes(model)[-1:]
             for cause in CAUSES:
                 running = [episode for episode in newest if episode.until is None and episode.cause == cause]
                 yield model, cause, running[0] if running else None
@@ -128,7 +139,7 @@ class _Looks:
         return [(len(queue.waiting), (name,)) for name, queue in self._queues()]
 
     def queue_limit(self) -> Readings:
-        limit = self._services.catalog.lane_queue_max_msgs
+        limit = self._known.catalog.lane_queue_max_msgs
         for name, _ in self._queues():
             yield DEGRADED_MAX_MSGS if name == DEGRADED else limit, (name,)
 
@@ -139,7 +150,7 @@ class _Looks:
             yield max(0.0, *ages_s) if ages_s else 0.0, (name,)
 
     def _queues(self) -> Iterator[tuple[str, WorkQueue]]:
-        queues = self._services.tasks.work_queues
+        queues = self._known.work_queues
         for model in self._models:
             yield lane_stream(model), queues.of("lane", model)
         yield DEGRADED, queues.of("degraded", "")
@@ -151,14 +162,14 @@ class _Looks:
                 yield sum(task.model == model and task.status is status for task in live), (model, status.value)
 
     def degraded_worker_alive(self) -> Readings:
-        return [(1.0 if self._services.lanes.degraded_worker_alive(datetime.now(UTC)) else 0.0, ())]
+        return [(1.0 if self._known.lanes.degraded_worker_alive(datetime.now(UTC)) else 0.0, ())]
 
     def slot_state(self) -> Readings:
-        return [(1.0, (slot.slot, slot.state.value, slot.model or "")) for slot in self._services.lanes.slots()]
+        return [(1.0, (slot.slot, slot.state.value, slot.model or "")) for slot in self._known.lanes.slots()]
 
     def stream_refusing(self) -> Readings:
-        refusing = self._services.refusals.now(time.monotonic())
-        return [(float(name in refusing), (name,)) for name in self._services.streams_wanted]
+        refusing = self._known.refusals.now(time.monotonic())
+        return [(float(name in refusing), (name,)) for name in self._known.streams_wanted]
 
     def storage_used(self) -> Readings:
         return self._storage(lambda storage: storage.used_bytes)
@@ -170,5 +181,5 @@ class _Looks:
         return self._storage(lambda storage: storage.room_bytes)
 
     def _storage(self, figure: Callable[[Storage], int]) -> Readings:
-        storage = self._services.storage.known
+        storage = self._known.storage.known
         return [] if storage is None else [(figure(storage), ())]

@@ -15,10 +15,10 @@ from contracts.settings import Catalog
 from gateway.boards.cold_starts import ColdStarts
 from gateway.boards.key_board import KeyBoard
 from gateway.boards.lane_board import LaneBoard
+from gateway.boards.open_streams import Streams
 from gateway.boards.storage import DEFAULT_LIMIT_BYTES, StorageWatch
 from gateway.boards.task_board import TaskBoard
-from gateway.gauges import begin, gauges
-from gateway.http.event_streams import Streams
+from gateway.gauges import Known, begin, gauges
 from gateway.placing.admission import Admission
 from gateway.placing.estimate import Estimates
 from gateway.placing.fallbacks import Fallbacks
@@ -143,7 +143,7 @@ class Services:
             begin(self.catalog.models)
             try:
                 async with telling_of(self.link, "gateway", self.background):
-                    with observing(gauges(self)):
+                    with observing(gauges(self._known())):
                         yield
             finally:
                 self.stop()
@@ -153,6 +153,18 @@ class Services:
                 await end(counting)
         finally:
             await self.link.close()
+
+    def _known(self) -> Known:
+        return Known(
+            catalog=self.catalog,
+            lanes=self.lanes,
+            fallbacks=self.fallbacks,
+            cold_starts=self.cold_starts,
+            work_queues=self.tasks.work_queues,
+            refusals=self.refusals,
+            streams_wanted=self.streams_wanted,
+            storage=self.storage,
+        )
 
     def stop(self) -> None:
         """Wakes every request that waits, so that the server can leave at once."""

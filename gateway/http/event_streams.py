@@ -1,21 +1,19 @@
-"""Event streams: what is sent on one, how many are open, and for whom. An open one costs memory for as long as its
-client likes.
+"""Event streams: what is sent on one. How many are open, and for whom, is in `gateway/boards/open_streams.py`.
 
 The form is that of the HTML standard (https://html.spec.whatwg.org/multipage/server-sent-events.html). What it says of
 `data` lines matters here: a block that has one, even an empty one, is an event, and a page's handler is called with it.
 """
 
 import contextlib
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from litestar.response import ServerSentEventMessage, Stream
 from litestar.response.base import ASGIResponse
 from litestar.types import Receive, Scope, Send
 
-PER_CALLER_MAX: Final = 500
-PER_GATEWAY_MAX: Final = 2_000
+from gateway.boards.open_streams import Place
+
 # When somebody's stream may have ended: tasks take seconds to minutes.
 RETRY_AFTER_S: Final = 5.0
 # After so long a browser comes back, when a stream ends before its task: browsers have 3 to 5 s of their own.
@@ -33,56 +31,6 @@ def beginning() -> bytes:
 def event(name: str, data: bytes, *, id: int) -> bytes:
     """The event *name*, with *data* in UTF-8. A client that comes back sends *id* as `Last-Event-ID`."""
     return ServerSentEventMessage(data=data, event=name, id=id).encode()
-
-
-class TooManyStreams(Exception):
-    """The caller, or the whole gateway, has as many streams open as it may. The text says which."""
-
-
-class Streams:
-    """The open event streams of one gateway."""
-
-    def __init__(self, *, per_caller_max: int = PER_CALLER_MAX, per_gateway_max: int = PER_GATEWAY_MAX) -> None:
-        self._per_caller_max = per_caller_max
-        self._per_gateway_max = per_gateway_max
-        self._open: Counter[str] = Counter()
-
-    def __len__(self) -> int:
-        return self._open.total()
-
-    def take(self, caller: str) -> "Place":
-        """A place for one more stream of *caller*, which is taken until `Place.free`. Raises TooManyStreams."""
-        if self._open[caller] >= self._per_caller_max:
-            raise TooManyStreams(f"{self._per_caller_max} event streams are open already")
-        if self._open.total() >= self._per_gateway_max:
-            raise TooManyStreams(f"this gateway has {self._per_gateway_max} event streams open already")
-        self._open[caller] += 1
-        return Place(self._open, caller)
-
-
-class Place:
-    """One open stream."""
-
-    def __init__(self, taken: Counter[str], caller: str) -> None:
-        self._taken, self._caller = taken, caller
-        self._is_free = False
-
-    def free(self) -> None:
-        """The stream is over. A second call changes nothing."""
-        if self._is_free:
-            return
-        self._is_free = True
-        self._taken[self._caller] -= 1
-        if not self._taken[self._caller]:
-            del self._taken[self._caller]
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Frees the place when the block ends, however it does."""
-        try:
-            yield
-        finally:
-            self.free()
 
 
 class EventStream(Stream):

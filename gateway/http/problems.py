@@ -241,6 +241,12 @@ _BY_STATUS: Final[Mapping[int, str]] = {
 }
 
 
+def begin() -> None:
+    """What is counted of refusals stands at 0 from a gateway's start, so that the first one shows."""
+    for code in PROBLEMS:
+        metrics.requests_refused.begin(code)
+
+
 def problem_handlers() -> ExceptionHandlersMap:
     """Litestar's `exception_handlers`: whatever is raised, the answer is a problem document."""
     return {ProblemError: _known, HTTPException: _from_litestar, Exception: _unexpected}

@@ -19,11 +19,12 @@ from contracts.settings import Catalog
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus, encode_task
 from contracts.topology import TASKS
 from gateway.boards.key_board import Caller
+from gateway.boards.open_streams import TooManyStreams
 from gateway.boards.task_board import Snapshot
 from gateway.http.access import Turn, needs, unauthorized
 from gateway.http.answers import JsonAnswer
 from gateway.http.conditions import conditions_of, require_to_change
-from gateway.http.event_streams import RETRY_AFTER_S, STILL_THERE, EventStream, TooManyStreams, beginning, event
+from gateway.http.event_streams import RETRY_AFTER_S, STILL_THERE, EventStream, beginning, event
 from gateway.http.openapi import (
     MAX_WAIT_S,
     CancelOperation,

@@ -6,7 +6,7 @@ import json
 import httpx
 import psutil
 
-from gateway.http.event_streams import PER_CALLER_MAX
+from gateway.boards.open_streams import PER_CALLER_MAX
 from gateway.server.connections import HEAD_MAX_BYTES, raise_fd_limit
 from tests.integration.conftest import GatewayProcess
 from tests.kit.loopback import Talk

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from gateway.http.event_streams import STILL_THERE, Streams, TooManyStreams, beginning, event
+from gateway.boards.open_streams import Streams, TooManyStreams
+from gateway.http.event_streams import STILL_THERE, beginning, event
 from tests.kit.event_source import EventSource, Message
 
 

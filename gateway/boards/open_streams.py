@@ -1,0 +1,59 @@
+"""How many event streams are open, and for whom. An open one costs memory for as long as its client likes."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+PER_CALLER_MAX: Final = 500
+PER_GATEWAY_MAX: Final = 2_000
+
+
+class TooManyStreams(Exception):
+    """The caller, or the whole gateway, has as many streams open as it may. The text says which."""
+
+
+class Streams:
+    """The open event streams of one gateway."""
+
+    def __init__(self, *, per_caller_max: int = PER_CALLER_MAX, per_gateway_max: int = PER_GATEWAY_MAX) -> None:
+        self._per_caller_max = per_caller_max
+        self._per_gateway_max = per_gateway_max
+        self._open: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return self._open.total()
+
+    def take(self, caller: str) -> "Place":
+        """A place for one more stream of *caller*, which is taken until `Place.free`. Raises TooManyStreams."""
+        if self._open[caller] >= self._per_caller_max:
+            raise TooManyStreams(f"{self._per_caller_max} event streams are open already")
+        if self._open.total() >= self._per_gateway_max:
+            raise TooManyStreams(f"this gateway has {self._per_gateway_max} event streams open already")
+        self._open[caller] += 1
+        return Place(self._open, caller)
+
+
+class Place:
+    """One open stream."""
+
+    def __init__(self, taken: Counter[str], caller: str) -> None:
+        self._taken, self._caller = taken, caller
+        self._is_free = False
+
+    def free(self) -> None:
+        """The stream is over. A second call changes nothing."""
+        if self._is_free:
+            return
+        self._is_free = True
+        self._taken[self._caller] -= 1
+        if not self._taken[self._caller]:
+            del self._taken[self._caller]
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Frees the place when the block ends, however it does."""
+        try:
+            yield
+        finally:
+            self.free()
