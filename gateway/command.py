@@ -113,7 +113,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 @click.command(
     epilog="Examples:\n\n  warmlane gateway\n\n  warmlane gateway --port 8080 --nats-url nats://127.0.0.1:4222\n\n"
-    "  warmlane gateway --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem   (after `warmlane keys add`)"
+    "  warmlane gateway --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem   (after `warmlane keys add`)\n\n"
+    "  warmlane gateway --trusted-proxy 127.0.0.1   (behind the nginx of docs/operate/behind-nginx.md)"
 )
 @host_option
 @port_option

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -110,11 +111,12 @@ def test_lanes_that_are_denied_and_given_under_load(tmp_path: Path) -> None:
     """Two slots for three workers: one lane at most. Which one is the quota's choice, and no request fails for it."""
     quota = tmp_path / "quota.json"
     quota.write_text('{"max_lanes": {"phr00t": 1}}')
-    up = UpProcess(tmp_path, "--gpus", "2", "--quota", str(quota), warm=["anisora"], **shared_forks())
+    behind = ("--root-path", "/warmlane", "--allowed-host", "video.example.org")
+    up = UpProcess(tmp_path, "--gpus", "2", "--quota", str(quota), *behind, warm=["anisora"], **shared_forks())
     up.start()
     eventually_sync(lambda: "-so phr00t.mp4" in up.output.read_text(), within_s=60)
     said = up.output.read_text()
-    assert "open: everybody on this machine" in said
+    assert "open: everybody on this machine or who reaches video.example.org may do everything" in said
     denied = (
         "lane phr00t-0 is capacity_denied: the only slot for lanes is taken; its requests go to the degraded worker"
     )
@@ -151,6 +153,7 @@ def test_lanes_that_are_denied_and_given_under_load(tmp_path: Path) -> None:
     for each in loads:
         each.result()
     assert {task[1] for task in ended} == {"done"}
+    assert httpx.get(f"{up.url}/warmlane/tasks").json()["tasks"][0]["links"]["self"].startswith("/warmlane/tasks/")
     up.stop()
 
 
@@ -254,6 +257,7 @@ async def test_every_reader_of_a_bucket_outlives_its_consumer_while_tasks_run(sy
         (["doctor", "--port", "8123", "--nats-port", "8123"], "--port and --nats-port are both 8123"),
         (["gateway", "--host", "203.0.113.7"], "203.0.113.7 is no address of this machine"),
         (["up", "--cors-origin", "*"], "is not an origin"),
+        (["up", "--root-path", "warmlane"], "not a path such as /warmlane"),
         (["up", "--tls-cert", "pyproject.toml"], "--tls-key is missing"),
         (["up", "--lanes", "sora=1"], "no model is called sora"),
         (["up", "--lanes", "anisora"], "MODEL=COUNT"),

@@ -19,6 +19,7 @@ import trustme
 from contracts.keys import Presented
 from contracts.lanes import LaneState
 from contracts.settings import load_settings
+from contracts.topology import DEGRADED
 from gateway.http.body import MAX_BODY_BYTES
 from gateway.http.problems import Problem
 from gateway.server.connections import Connections, Limits, http_config
@@ -215,6 +216,24 @@ async def test_events_and_ranges_pass(site: Site) -> None:
         head = await http.head(url)
         assert (head.status_code, head.headers["content-length"]) == (200, str(len(CONTENT)))
         assert (await http.get(url, headers={"if-none-match": whole.headers["etag"]})).status_code == 304
+    await link.close()
+
+
+async def test_a_caller_who_hangs_up_gives_the_place_back(site: Site) -> None:
+    link = await NatsLink.connect(site.gateway.nats.url, name="test")
+    await report_lane(link, "phr00t", LaneState.DRAINING)  # so that the request is held until a degraded worker has it
+
+    async def waiting() -> int:
+        return (await link.js.stream_info(DEGRADED)).state.messages
+
+    async def free() -> bool:
+        return not await waiting()
+
+    async with site.nginx.client(site.key) as http:
+        held = asyncio.create_task(http.post("/generate", json={"model": "phr00t", "prompt": "x"}))
+        assert await eventually(waiting) == 1
+        held.cancel()
+        await eventually(free)
     await link.close()
 
 
