@@ -14,7 +14,7 @@ from gateway.http import access, admin, generate, meta, problems, tasks, video
 from gateway.http.body import MAX_BODY_BYTES
 from gateway.http.cross_origin import cross_origin
 from gateway.http.methods import with_heads_and_options
-from gateway.http.openapi import docs_routes, openapi_config
+from gateway.http.openapi.document import docs_routes, openapi_config
 from gateway.http.outgoing import outgoing
 from gateway.http.queries import declare_query
 from gateway.services import Services

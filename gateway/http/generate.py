@@ -27,8 +27,8 @@ from gateway.http.access import Turn, needs
 from gateway.http.answers import JsonAnswer
 from gateway.http.body import COSTLY_BYTES, read_body, require_json
 from gateway.http.conditions import conditions_of, require_to_change
-from gateway.http.openapi import MAX_WAIT_S, GenerateOperation, problem_responses
-from gateway.http.preferences import Preferences
+from gateway.http.openapi.operations import GenerateOperation, problem_responses
+from gateway.http.preferences import MAX_WAIT_S, Preferences
 from gateway.http.problems import ProblemError, answer_of
 from gateway.http.queries import require_known_query
 from gateway.http.tasks import awaited, etag_of

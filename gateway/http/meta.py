@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from contracts.topology import DEADLINES, DEGRADED, LANE_PREFIX, TASKS, bucket_stream
 from gateway.http.access import needs, needs_nothing
-from gateway.http.openapi import KeyedOperation, problem_responses
+from gateway.http.openapi.operations import KeyedOperation, problem_responses
 from gateway.http.views import SettingsView, settings_view
 from gateway.placing.sweeper import SWEEPER
 from gateway.services import Services

@@ -9,6 +9,8 @@ from typing import Final
 from msgspec import Struct
 from werkzeug.http import parse_list_header, unquote_header_value
 
+# The longest wait that a client may ask for, by `Prefer` or `?wait`.
+MAX_WAIT_S: Final = 60.0
 _DIGITS_MAX: Final = 9  # of seconds: 30 years
 
 

@@ -25,15 +25,14 @@ from gateway.http.access import Turn, needs, unauthorized
 from gateway.http.answers import JsonAnswer
 from gateway.http.conditions import conditions_of, require_to_change
 from gateway.http.event_streams import RETRY_AFTER_S, STILL_THERE, EventStream, beginning, event
-from gateway.http.openapi import (
-    MAX_WAIT_S,
+from gateway.http.openapi.operations import (
     CancelOperation,
     EventsOperation,
     TaskOperation,
     TasksOperation,
     problem_responses,
 )
-from gateway.http.preferences import Preferences
+from gateway.http.preferences import MAX_WAIT_S, Preferences
 from gateway.http.problems import ProblemError
 from gateway.http.views import TaskPage, TaskView, root_of, view
 from gateway.placing.estimate import QueuePlace

@@ -12,7 +12,7 @@ from contracts.tasks import TaskStatus, VideoFile
 from gateway.boards.key_board import Caller
 from gateway.http.access import Turn, needs
 from gateway.http.conditions import conditions_of, precondition_failed, tag_of, to_read
-from gateway.http.openapi import VideoHeadOperation, VideoOperation, problem_responses
+from gateway.http.openapi.operations import VideoHeadOperation, VideoOperation, problem_responses
 from gateway.http.problems import ProblemError
 from gateway.http.ranges import RangeNotSatisfiable, content_range, parse_range, range_applies
 from gateway.http.tasks import find

@@ -1,0 +1,186 @@
+"""The API's description: `/openapi.json` and a docs page at `/docs` that needs no internet.
+
+Handlers read and check the request body themselves, so it is described here, from the running catalog (`request`).
+Litestar describes what a handler's signature declares; the `operation_class` of a route adds the rest (`operations`):
+headers, examples, raw bodies.
+"""
+
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+import openapi_ui_bundles
+from litestar import MediaType, Request, Router, get
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme, Tag
+from litestar.static_files import create_static_files_router
+from litestar.types import ControllerRouterHandler
+
+from contracts.settings import Catalog
+from gateway.http.access import SECURITY_SCHEME, needs_nothing
+from gateway.http.methods import head_of, options_of, with_heads_and_options
+from gateway.http.openapi.examples import problem_example
+from gateway.http.openapi.request import MODEL_QUERY, REQUEST_BODY, model_query, request_body
+from gateway.http.problems import PROBLEMS
+from gateway.http.views import root_of
+
+_DOCS_PATH: Final = "/docs"
+_DOCS_PAGES: Final = ["/", "/openapi.json", "/oauth2-redirect.html"]  # which Litestar has below it
+_ASSETS_PATH: Final = "/docs/assets"
+
+# A held request is answered within the wait limit; the answer still has to reach its client.
+CLIENT_MARGIN_S: Final = 5.0
+_DESCRIPTION: Final = """
+Warmlane turns a prompt, and for some models an image, into a short video.
+
+1. `POST /generate` answers `202` with a task, or with a reason why not.
+2. `GET /tasks/{{id}}?wait=60` answers when the task has ended; `GET /tasks/{{id}}/events` streams its changes.
+3. `GET /tasks/{{id}}/video` is the MP4.
+
+## Waiting
+
+A model with a warm lane is answered at once. A model without one shares one worker with all others, which holds one
+model at a time; 25 requests may wait for it. `POST /generate` is then answered when the worker takes the request, or
+with `503` after at most {wait_limit_s:g} s: give your client a read time-out of {client_limit_s:g} s or more. With
+`Prefer: respond-async` the answer is `202` at once, and a task that nobody took in time ends as `failed` with
+`queue_overloaded`. As long as a task is pending, `queue` says where it stands and how long it will probably wait.
+
+## Keys
+
+Send `Authorization: Bearer KEY`. A key has scopes: `submit` (generate, cancel), `read` (tasks and videos), `admin`
+(all of it, and `/admin`). A task is seen by keys of the same caller, and by `admin`. A key that asks too often is
+answered `429` with `Retry-After`. A request that is wrong in several ways is refused for the first of 413, 401, 403,
+415, 400, 422, 429, 412, 503.
+
+## Caching and conditions
+
+`HEAD` goes wherever `GET` goes. An `ETag` changes with the answer: also with the place of a task that waits, and where
+it is compressed, which a long answer is for clients that accept gzip. `If-None-Match` leads to a `304`; with `wait` it
+says which revision of a task was seen. With `If-Match`, `DELETE` and `PUT` change nothing but what was seen: the first
+number of a tag, the revision, is compared, and another one is a `412`.
+
+## Errors
+
+Every error is a problem document (RFC 9457, `application/problem+json`). Programs switch on `code`; a `422` lists every
+wrong field at once, in a fixed order.
+
+| status | code | meaning |
+|---|---|---|
+"""
+
+
+def openapi_config(catalog: Catalog) -> OpenAPIConfig:
+    """The document for the models of *catalog*, and the page at `/docs`. `docs_routes` serves the rest of it."""
+    return OpenAPIConfig(
+        title="Warmlane",
+        version=_version(),
+        description=_description(catalog.windows.wait_limit_s),
+        tags=[
+            Tag(name="generation", description="Ask for a video."),
+            Tag(name="tasks", description="Follow, cancel and collect what was asked for."),
+            Tag(name="settings", description="What can be asked for."),
+            Tag(name="operations", description="How the gateway is."),
+            Tag(name="admin", description="What operators look at, and the switch of a model's lanes."),
+        ],
+        use_handler_docstrings=True,
+        operation_id_creator=lambda handler, method, path: handler.handler_name,  # `list_tasks`, `generate`, …
+        components=Components(
+            parameters={MODEL_QUERY: model_query(catalog)},
+            request_bodies={REQUEST_BODY: request_body(catalog)},
+            examples={code: problem_example(code) for code in PROBLEMS},
+            security_schemes={SECURITY_SCHEME: _security_scheme()},
+        ),
+        # Litestar answers unknown paths below this router itself, so it must not be the root
+        openapi_router=Router(
+            path=_DOCS_PATH,
+            route_handlers=[
+                *(options_of(path, ("GET", "HEAD")) for path in _DOCS_PAGES),
+                head_of(_DOCS_PAGES, needs_nothing()),
+            ],
+            include_in_schema=False,
+            opt=needs_nothing(),
+        ),
+        render_plugins=[
+            _DocsPage(path="/"),
+            _Document(path="/openapi.json"),
+        ],
+    )
+
+
+class _DocsPage(SwaggerRenderPlugin):
+    """Swagger UI, with addresses under the path that its reader sees."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        return _swagger(root_of(request)).render(request, served_under(root_of(request), openapi_schema))
+
+
+class _Document(JsonRenderPlugin):
+    """The document beside it, where Litestar has one."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        return super().render(request, served_under(root_of(request), openapi_schema))
+
+
+@lru_cache(maxsize=8)
+def _swagger(root: str) -> SwaggerRenderPlugin:
+    assets = f"{root}{_ASSETS_PATH}"
+    return SwaggerRenderPlugin(
+        path="/",
+        js_url=f"{assets}/swagger-ui-bundle.js",
+        css_url=f"{assets}/swagger-ui.css",
+        standalone_preset_js_url=f"{assets}/swagger-ui-standalone-preset.js",
+        favicon=f"<link rel='icon' type='image/png' href='{assets}/favicon-32x32.png'>",
+    )
+
+
+def served_under(root: str, document: dict[str, Any]) -> dict[str, Any]:
+    """*document* with the path that stands before all of its paths: relative, so right for every scheme and host."""
+    return document | {"servers": [{"url": root or "/"}]}
+
+
+def _security_scheme() -> SecurityScheme:
+    return SecurityScheme(
+        type="http",
+        scheme="bearer",
+        bearer_format="wl_ID_SECRET",
+        description=(
+            "An API key, made with `warmlane keys add`. What an operation lists is the scope that it needs; `admin` "
+            "stands for all of them. On the loopback, no key is needed until the first one is made."
+        ),
+    )
+
+
+def _description(wait_limit_s: float) -> str:
+    text = _DESCRIPTION.format(wait_limit_s=wait_limit_s, client_limit_s=wait_limit_s + CLIENT_MARGIN_S)
+    return text + "".join(f"| {kind.status} | `{code}` | {kind.title} |\n" for code, kind in PROBLEMS.items())
+
+
+def _version() -> str:
+    try:
+        return version("warmlane")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "unreleased"
+
+
+@get(
+    "/openapi.json",
+    media_type=MediaType.JSON,
+    include_in_schema=False,
+    sync_to_thread=False,
+    opt=needs_nothing(),
+)
+def openapi_json(request: Request[Any, Any, Any]) -> dict[str, Any]:
+    """The OpenAPI document."""
+    return served_under(root_of(request), request.app.openapi_schema.to_schema())
+
+
+def docs_routes() -> list[ControllerRouterHandler]:
+    """`/openapi.json`, and the files of Swagger UI, which come with a package and not from a CDN."""
+    assets = create_static_files_router(
+        path=_ASSETS_PATH,
+        directories=[openapi_ui_bundles.swagger_ui.static_path],
+        include_in_schema=False,
+        opt=needs_nothing(),
+    )
+    return [*with_heads_and_options([openapi_json]), assets]

@@ -1,0 +1,326 @@
+"""What Litestar's signatures cannot say of an operation: bodies, headers, other media types, problem documents."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from litestar.openapi import ResponseSpec
+from litestar.openapi.spec import (
+    Example,
+    OpenAPIFormat,
+    OpenAPIHeader,
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    OpenAPIType,
+    Operation,
+    Parameter,
+    Reference,
+    RequestBody,
+    Schema,
+)
+
+from contracts.tasks import GenerationTask, TaskStatus
+from gateway.http.openapi.examples import (
+    CANCELLED,
+    DONE,
+    EXAMPLE_ETAG,
+    EXAMPLE_PLACE,
+    FAILED,
+    PENDING,
+    REPLACED,
+    SWAPPED,
+    problem_example,
+)
+from gateway.http.openapi.request import MODEL_QUERY, REQUEST_BODY, filter_of
+from gateway.http.preferences import MAX_WAIT_S
+from gateway.http.problems import PROBLEM_MEDIA_TYPE, PROBLEMS, Problem
+from gateway.http.views import view
+
+# Any route can be called with a header that cannot be read, and any can fail. Without an entry for 400, Litestar would
+# describe an error document of its own there, which is never sent.
+_ANYWHERE: Final = ("invalid_query", "unauthorized", "foreign_host", "rate_limited", "internal_error")
+
+
+def problem_responses(*codes: str, is_scoped: bool = True) -> dict[int, ResponseSpec]:
+    """A route's problem documents: one answer for each status, with an example for each code.
+
+    What any route that needs a key can answer is always among them, `forbidden` only where it *is_scoped*.
+    Raises KeyError for a code that is not in `PROBLEMS`.
+    """
+    by_status: dict[int, list[str]] = {}
+    anywhere = (*_ANYWHERE, "forbidden") if is_scoped else _ANYWHERE
+    for code in dict.fromkeys((*codes, *anywhere)):
+        by_status.setdefault(PROBLEMS[code].status, []).append(code)
+    return {
+        status: ResponseSpec(
+            data_container=Problem,
+            media_type=PROBLEM_MEDIA_TYPE,
+            generate_examples=False,
+            description=" · ".join(f"`{code}`: {PROBLEMS[code].title}." for code in group),
+            examples=[problem_example(code) for code in group],
+        )
+        for status, group in sorted(by_status.items())
+    }
+
+
+def _header(description: str) -> OpenAPIHeader:
+    return OpenAPIHeader(schema=Schema(type=OpenAPIType.STRING), description=description)
+
+
+def _parameter(name: str, description: str, example: str, *, pattern: str | None = None) -> Parameter:
+    # the example stands in the text: the docs page would send one that it is given
+    return Parameter(
+        name=name,
+        param_in="header",
+        schema=Schema(type=OpenAPIType.STRING, pattern=pattern),
+        description=f"{description} For example: `{example}`",
+    )
+
+
+@dataclass
+class _DescribedOperation(Operation):
+    """An operation, of a route that needs a key, whose subclass adds what its handler's signature does not show."""
+
+    def to_schema(self) -> dict[str, Any]:
+        self._send(401, {"WWW-Authenticate": "`Bearer`, and what is wrong with the key."})
+        self._send(429, _RETRY_AFTER)
+        return super().to_schema()
+
+    def _accept(self, *headers: Parameter) -> None:
+        self.parameters = [*(self.parameters or []), *headers]
+
+    def _constrain(self, name: str, schema: Schema) -> None:
+        """Litestar loses the limits of a parameter that may be absent."""
+        for parameter in self.parameters or []:
+            if isinstance(parameter, Parameter) and parameter.name == name:
+                parameter.schema = schema
+
+    def _send(self, status: int, headers: Mapping[str, str]) -> None:
+        response = (self.responses or {}).get(str(status))
+        if isinstance(response, OpenAPIResponse):
+            described: dict[str, OpenAPIHeader | Reference] = {name: _header(text) for name, text in headers.items()}
+            response.headers = {**(response.headers or {}), **described}
+
+    def _conditional(self, tag: str, *, example: str = '"7"', more: str = "") -> None:
+        """What can be read only if it has changed: its `ETag` is *tag*."""
+        self._accept(
+            _parameter("If-None-Match", f"Answer 304 while it has one of these ETags, or `*`.{more}", example),
+            _parameter("If-Match", "Answer 412 unless it has one of these ETags.", example),
+        )
+        self._send(200, {"ETag": tag})
+        self._answer(304, "As in the answer that had one of the ETags of If-None-Match.")
+        self._send(304, {"ETag": tag})
+
+    def _show(self, status: int, description: str, examples: Mapping[str, GenerationTask]) -> None:
+        # as structs: in a plain dict Litestar would drop the nulls
+        shown: dict[str, Example | Reference] = {
+            name: Example(summary=name, value=view(task, EXAMPLE_PLACE if task.status is TaskStatus.PENDING else None))
+            for name, task in examples.items()
+        }
+        response = (self.responses or {}).get(str(status))
+        if isinstance(response, OpenAPIResponse):
+            response.description = description
+            for media_type in (response.content or {}).values():
+                media_type.examples = shown
+
+    def _answer(
+        self, status: int, description: str, media_type: str | None = None, *, schema: Schema | None = None
+    ) -> None:
+        content = None if media_type is None else {media_type: OpenAPIMediaType(schema=schema)}
+        response = OpenAPIResponse(description=description, content=content)
+        self.responses = dict(sorted({**(self.responses or {}), str(status): response}.items()))
+
+
+# Raw bytes. JSON Schema of OpenAPI 3.1 would need no more than the media type; generators of clients look for this.
+_BYTES: Final = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
+_OF_A_VIDEO: Final = "The SHA-256 of the video."
+_RETRY_AFTER: Final = {"Retry-After": "Seconds until another try makes sense."}
+_AGE: Final = {
+    "Age": "Only while the gateway is cut off from the queue: how old, at most, what it answers from memory is, in "
+    "seconds."
+}
+
+
+@dataclass
+class KeyedOperation(_DescribedOperation):
+    """An operation that needs a key; its handler's signature shows the rest."""
+
+
+@dataclass
+class GenerateOperation(_DescribedOperation):
+    """`POST /generate`: its body, its headers and those of its answers."""
+
+    def __post_init__(self) -> None:
+        self.request_body = Reference(ref=f"#/components/requestBodies/{REQUEST_BODY}")
+        self._accept(
+            _parameter(
+                "Idempotency-Key",
+                "Names the request: sending it again gives the same task and not a second one. "
+                "1 to 255 printable ASCII characters.",
+                "order-17",
+                pattern="^[!-~]{1,255}$",
+            ),
+            _parameter(
+                "Prefer",
+                "`respond-async` answers `202` at once, and a task that is not taken in time then ends as `failed` "
+                "with the code `queue_overloaded`. Without it the answer waits for the degraded worker, up to 30 s, "
+                "where the model has no warm lane: use a time-out of 35 s or more. `wait=S` answers when the task has "
+                f"ended, and after S seconds in any case, {MAX_WAIT_S:g} at most; both together are possible.",
+                "respond-async, wait=30",
+            ),
+        )
+        accepted = {"pending": PENDING, "pending, with a warning": REPLACED}
+        ended = {"done": DONE, "failed": FAILED}
+        for status, description, examples in (
+            (202, "Accepted: the task, which ends exactly once.", accepted),
+            (200, "The task has ended within the wait that Prefer asked for.", ended),
+        ):
+            self._show(status, description, examples)
+            self._send(
+                status,
+                {
+                    "Location": "The path of the task.",
+                    "ETag": "As of the task's own path.",
+                    "Preference-Applied": "What was followed of Prefer: `respond-async`, `wait=S`, or both.",
+                },
+            )
+        self._send(
+            503,
+            {
+                "Retry-After": "Seconds until another try makes sense; with `queue_overloaded` from measured service "
+                "times."
+            },
+        )
+        refused = (self.responses or {}).get("503")
+        if isinstance(refused, OpenAPIResponse):
+            refused.description += (
+                " With `queue_overloaded`, `limit` says which limit of the degraded queue was hit: `depth`, it was "
+                "full (told at once), or `wait`, no worker took the request within 30 s. Neither will run."
+            )
+
+
+@dataclass
+class ModeOperation(_DescribedOperation):
+    """`GET /admin/lanes/{model}/mode`."""
+
+    def __post_init__(self) -> None:
+        self._conditional("The revision of the switch.")
+
+
+@dataclass
+class SwitchOperation(_DescribedOperation):
+    """`PUT /admin/lanes/{model}/mode`: its body, which the handler checks itself."""
+
+    def __post_init__(self) -> None:
+        self._accept(_parameter("If-Match", "Set it only if it is still as the answer with this ETag said.", '"7"'))
+        self._send(200, {"ETag": "The revision of the switch."})
+        mode = Schema(
+            type=OpenAPIType.STRING,
+            enum=["auto", "degraded"],
+            description="`auto` lets routing decide; `degraded` sends nothing new to the model's lanes.",
+        )
+        schema = Schema(
+            type=OpenAPIType.OBJECT, properties={"mode": mode}, required=["mode"], additional_properties=False
+        )
+        examples: dict[str, Example | Reference] = {
+            "degraded": Example(summary="Keep new requests off the lanes", value={"mode": "degraded"}),
+            "auto": Example(summary="Let routing decide again", value={"mode": "auto"}),
+        }
+        self.request_body = RequestBody(
+            required=True, content={"application/json": OpenAPIMediaType(schema=schema, examples=examples)}
+        )
+        self._send(503, _RETRY_AFTER)
+
+
+@dataclass
+class TaskOperation(_DescribedOperation):
+    """`GET /tasks/{id}`: waiting for a change."""
+
+    def __post_init__(self) -> None:
+        self._constrain("wait", Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=MAX_WAIT_S))
+        self._accept(
+            _parameter("Prefer", "`wait=S` is the same as the query parameter `wait`.", "wait=60"),
+        )
+        self._conditional(
+            "The revision of the task; while it waits, with its place and its expected wait.",
+            more=" With `wait`, the answer comes at the first change after the revision of the tag.",
+        )
+        self._show(
+            200, "The task.", {"done": DONE, "done, after a swap": SWAPPED, "pending": PENDING, "failed": FAILED}
+        )
+        self._send(
+            200,
+            {"Preference-Applied": "The wait that Prefer asked for.", **_AGE},
+        )
+        self._send(503, _RETRY_AFTER)
+
+
+@dataclass
+class TasksOperation(_DescribedOperation):
+    """`GET /tasks`: a page."""
+
+    def __post_init__(self) -> None:
+        # which names there are, the running catalog knows
+        known: dict[str, Parameter | Reference] = {
+            "model": Reference(ref=f"#/components/parameters/{MODEL_QUERY}"),
+            "status": filter_of("status", list(TaskStatus), "Only tasks in these states."),
+        }
+        self.parameters = [
+            known.get(each.name, each) if isinstance(each, Parameter) else each for each in self.parameters or []
+        ]
+        self._send(200, _AGE)
+        self._send(503, _RETRY_AFTER)
+
+
+@dataclass
+class CancelOperation(_DescribedOperation):
+    """`DELETE /tasks/{id}`."""
+
+    def __post_init__(self) -> None:
+        self._accept(
+            _parameter("If-Match", "Cancel it only if it is still at the revision that this ETag begins with.", '"7"')
+        )
+        ended = {"cancelled": CANCELLED, "ended before": DONE}
+        self._show(200, "The task, which has ended: now, or as it had before.", ended)
+        self._send(200, {"ETag": "The revision of the task."})
+        self._send(503, _RETRY_AFTER)
+
+
+@dataclass
+class EventsOperation(_DescribedOperation):
+    """`GET /tasks/{id}/events`: a stream of server-sent events."""
+
+    def __post_init__(self) -> None:
+        self._accept(_parameter("Last-Event-ID", "The last event seen, which browsers send when they reconnect.", "7"))
+        self._answer(200, "An event `task` for each change, and one for now, until the task ends.", "text/event-stream")
+        self._answer(204, "The task has ended and Last-Event-ID names its last event.")
+        self._send(429, _RETRY_AFTER)
+        self._send(503, _RETRY_AFTER)
+
+
+@dataclass
+class VideoOperation(_DescribedOperation):
+    """`GET /tasks/{id}/video`: an MP4, whole or in part."""
+
+    def __post_init__(self) -> None:
+        self._accept(
+            _parameter("Range", "One range of bytes; several, or another unit, give the whole file.", "bytes=0-1023"),
+            _parameter("If-Range", "Honour Range only while the video has this ETag.", EXAMPLE_ETAG),
+        )
+        sent = {"Accept-Ranges": "`bytes`", "Content-Length": "How many bytes follow."}
+        self._answer(200, "The whole video.", "video/mp4", schema=_BYTES)
+        self._answer(206, "The bytes that Range asked for.", "video/mp4", schema=_BYTES)
+        self._send(200, sent)
+        self._send(206, {"ETag": _OF_A_VIDEO, **sent, "Content-Range": "Which bytes, of how many."})
+        self._conditional(_OF_A_VIDEO, example=EXAMPLE_ETAG)
+        self._send(416, {"Content-Range": "How many bytes the video has."})
+
+
+@dataclass
+class VideoHeadOperation(_DescribedOperation):
+    """`HEAD /tasks/{id}/video`: the headers alone."""
+
+    def __post_init__(self) -> None:
+        self._answer(200, "The video exists.")
+        self._send(200, {"Content-Length": "Its size in bytes."})
+        self._conditional(_OF_A_VIDEO, example=EXAMPLE_ETAG)

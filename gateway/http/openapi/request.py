@@ -1,0 +1,217 @@
+"""The request of a generation, and what a list of tasks is asked by, as OpenAPI has them.
+
+All is made from the running catalog: the limits, defaults and fixed values in the document are those that
+`contracts.generation.validate` applies.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from math import ceil
+from typing import Any, Final
+
+from litestar.openapi.spec import Example, OpenAPIMediaType, OpenAPIType, Parameter, Reference, RequestBody, Schema
+
+from contracts.generation import FIELDS
+from contracts.settings import (
+    Catalog,
+    Enforcement,
+    ImageField,
+    IntegerField,
+    ModelEntry,
+    NumberField,
+    TextField,
+    VideoGenerationConstraints,
+)
+from gateway.http.openapi.examples import EXAMPLE_PROMPT
+from gateway.http.views import MODES
+
+REQUEST_BODY: Final = "GenerationRequest"
+MODEL_QUERY: Final = "model"
+
+
+def model_query(catalog: Catalog) -> Parameter:
+    """The query parameter `model`: every name that a model of *catalog* goes by."""
+    names = [name for entry in catalog.models.values() for name in entry.names]
+    return filter_of("model", names, "Only tasks of these models, each by its name or an alias, in any case.")
+
+
+def filter_of(name: str, values: Sequence[str], description: str) -> Parameter:
+    """The query parameter *name*, with any number of *values*."""
+    return Parameter(
+        name=name,
+        param_in="query",
+        schema=Schema(type=OpenAPIType.ARRAY, items=Schema(type=OpenAPIType.STRING, enum=values), min_items=1),
+        description=f"{description} Several are repeated, or parted by commas.",
+    )
+
+
+def request_body(catalog: Catalog) -> RequestBody:
+    """The body of `POST /generate`: one schema for each model, so that every limit stands where it applies."""
+    entries = [entry for _, entry in sorted(catalog.models.items())]
+    examples: dict[str, Example | Reference] = {}
+    for entry in entries:
+        examples[entry.name] = Example(summary=f"{entry.title}, as little as possible", value=least_request(entry))
+        examples[f"{entry.name}_full"] = Example(summary=f"{entry.title}, every field", value=full_request(entry))
+    return RequestBody(
+        required=True,
+        description=(
+            "The fields depend on the model. A field that is absent takes its default or fixed value. "
+            "Integers are written without a decimal point: 8 and not 8.0."
+        ),
+        content={
+            "application/json": OpenAPIMediaType(
+                schema=Schema(one_of=[request_schema(entry) for entry in entries]),
+                examples=examples,
+            )
+        },
+    )
+
+
+def request_name(entry: ModelEntry) -> str:
+    """What generators of clients name the class of requests for *entry* after: its name, which stays, not its title."""
+    return f"{REQUEST_BODY}_{entry.name}"
+
+
+def request_schema(entry: ModelEntry) -> Schema:
+    """The requests for one model. What JSON Schema cannot say (a product, 8 but not 8.0) is in words."""
+    limits = entry.constraints
+    number = partial(_number, enforcement=entry.enforcement)
+    properties: dict[str, Reference | Schema] = {
+        "model": Schema(
+            type=OpenAPIType.STRING,
+            enum=list(entry.names),
+            description=f"{entry.title}. Upper and lower case are the same.",
+        ),
+        "prompt": _text(limits.prompt, "What the video shows."),
+        "negative_prompt": _text(limits.negative_prompt, _negative_prompt(limits)),
+        "image": _image(limits.image),
+        "width": number(limits.width, "Width of the video in pixels."),
+        "height": number(limits.height, "Height of the video in pixels."),
+        "num_frames": number(limits.num_frames, "Number of frames of the video."),
+        "fps": number(limits.fps, "Frames per second."),
+        "seed": number(limits.seed, "The same seed gives the same video. Absent: the task names the one chosen."),
+        "steps": number(limits.steps, "Inference steps."),
+        "cfg": number(limits.cfg, "Classifier-free guidance scale."),
+    }
+    required = ["model"]
+    if limits.prompt.min_chars:
+        required.append("prompt")
+    if limits.negative_prompt.min_chars:
+        required.append("negative_prompt")
+    if limits.image.presence == "required":
+        required.append("image")
+    if limits.image.presence == "unsupported":
+        del properties["image"]
+    return Schema(
+        title=request_name(entry),
+        description=(
+            f"{entry.title}: {' or '.join(MODES[limits.image.presence])}. width x height x num_frames is at most "
+            f"{limits.max_volume}; more is refused as `too_large`."
+        ),
+        type=OpenAPIType.OBJECT,
+        properties=properties,
+        required=required,
+        additional_properties=False,
+    )
+
+
+def _negative_prompt(limits: VideoGenerationConstraints) -> str:
+    # the pipelines take no second, unguided step at a scale of 1, and then do not read it
+    cfg, default = limits.cfg, limits.negative_prompt.guided_default
+    highest = cfg.maximum if cfg.fixed is None else cfg.fixed
+    when = "Has no effect at cfg 1." if (highest or 0) > 1 else f"Has no effect on this model, whose cfg is {highest}."
+    absent = f" Absent, and with a cfg above 1: {default}" if default and (highest or 0) > 1 else ""
+    return f"What it should not show. {when}{absent}"
+
+
+# Not white space to Python's str.strip, nor to the regular expressions of ECMA-262
+_VISIBLE: Final = r"[^\s\u001c-\u001f\u0085]"
+
+
+def _text(field: TextField, description: str) -> Schema:
+    # white space around the text does not count towards min_chars
+    pattern = None
+    if field.min_chars == 1:
+        pattern = _VISIBLE
+    elif field.min_chars > 1:
+        pattern = rf"{_VISIBLE}[\s\S]{{{field.min_chars - 2},}}{_VISIBLE}"
+    return Schema(
+        type=OpenAPIType.STRING,
+        min_length=field.min_chars or None,
+        max_length=field.max_chars,
+        pattern=pattern,
+        description=description,
+    )
+
+
+def _number(field: IntegerField | NumberField, description: str, *, enforcement: Enforcement) -> Schema:
+    kind = OpenAPIType.INTEGER if isinstance(field, IntegerField) else OpenAPIType.NUMBER
+    if field.fixed is not None and enforcement == "report":
+        text = f"{description} Fixed: {field.fixed} is used in the place of any other value, and `warnings` says so."
+        return Schema(type=kind, default=field.fixed, description=text)
+    if field.fixed is not None:
+        text = f"{description} Fixed: any value but {field.fixed} is refused."
+        return Schema(type=kind, const=field.fixed, default=field.fixed, description=text)
+    schema = Schema(
+        type=kind,
+        minimum=field.minimum,
+        maximum=field.maximum,
+        default=field.default,
+        description=description,
+    )
+    if field.step is not None and field.offset % field.step == 0:
+        schema.multiple_of = field.step
+    elif field.step is not None:
+        # JSON Schema has no "4 k + 1": the values themselves
+        low, high = ceil(field.minimum or 0), field.maximum or 0
+        first = low + (field.offset - low) % field.step
+        schema.enum = list(range(first, int(high) + 1, field.step))
+        schema.description = f"{description} {field.step} k + {field.offset}."
+    return schema
+
+
+def _image(field: ImageField) -> Schema:
+    names = [media_type.removeprefix("image/") for media_type in field.media_types]
+    shortest = min((len(name) for name in names), default=0)
+    return Schema(
+        type=OpenAPIType.STRING,
+        pattern=f"^data:image/({'|'.join(names)});base64,[A-Za-z0-9+/]+={{0,2}}$",
+        max_length=len("data:image/;base64,") + shortest + field.max_bytes // 3 * 4,
+        description=(
+            f"The first frame, {field.presence}: a {', '.join(names)} file as a base64 data URI, at most "
+            f"{field.max_bytes} bytes and {field.max_pixels} pixels. The declared type must be that of the file. "
+            "The image is scaled to cover width and height, and cropped at its centre."
+        ),
+    )
+
+
+# one white pixel
+_EXAMPLE_IMAGE: Final = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
+)
+
+
+def least_request(entry: ModelEntry) -> dict[str, Any]:
+    """A valid request for *entry* with only the fields that it needs."""
+    required = request_schema(entry).required or ()
+    return {name: value for name, value in full_request(entry).items() if name in required}
+
+
+def full_request(entry: ModelEntry) -> dict[str, Any]:
+    """A valid request for *entry* with every field that it takes, in the order of the fields."""
+    limits = entry.constraints
+    values: dict[str, Any] = {
+        "model": entry.name,
+        "prompt": _example_text(limits.prompt, EXAMPLE_PROMPT),
+        "negative_prompt": _example_text(limits.negative_prompt, "blurry, text"),
+        "seed": limits.seed.value_when_absent if limits.seed.value_when_absent is not None else limits.seed.minimum,
+    }
+    if limits.image.presence != "unsupported":
+        values["image"] = _EXAMPLE_IMAGE
+    for name in FIELDS:
+        values.setdefault(name, getattr(getattr(limits, name, None), "value_when_absent", None))
+    return {name: values[name] for name in FIELDS if values[name] is not None}
+
+
+def _example_text(field: TextField, text: str) -> str:
+    return text[: field.max_chars].ljust(field.min_chars, "!")
