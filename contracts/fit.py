@@ -213,7 +213,7 @@ def _beside(part: Loaded, checkpoint: Checkpoint) -> int:
 
 
 def pooled(wanted: Need) -> Need:
-    """*wanted* on a card that shares its host's memory: there what would be on either of them comes out of one pool."""
+    """*wanted* on a card that shares its host's memory: what either of them would hold comes out of one pool."""
     if not wanted.on_card:
         return wanted
     return msgspec.structs.replace(

@@ -1,7 +1,7 @@
 """Requests: from the bytes of a body to accepted parameters, or to every error at once in a fixed order.
 
 Pure. The order of the errors is: the fields of `GenerationRequest` as declared, then unknown fields by name.
-What width, height and frames are together is judged where the last of them stands, if each by itself is right.
+The product of width, height and frames is judged at the place of the last of them, if each by itself is right.
 No error repeats a prompt or an image.
 """
 
@@ -153,7 +153,7 @@ def beside_image_max_bytes(catalog: Catalog) -> int:
 def beside_image_bytes(body: bytes) -> int:
     """How many bytes of *body* are not the text of its image, found without parsing it.
 
-    A parser makes of those that are left out one string, or stops there: a megabyte of it costs milliseconds. A
+    The image's text costs a parser milliseconds a megabyte: it becomes one string, or the parser stops there. A
     megabyte of small objects costs a quarter of a second and fifty times its size.
     """
     begins = _IMAGE_BEGINS.search(body)
@@ -268,7 +268,7 @@ def parameter_errors(parameters: GenerationParameters, entry: ModelEntry) -> lis
     """What is wrong with *parameters* of a queued task, by the limits of its model; nothing with those that `validate`
     made.
 
-    A worker asks before it runs a task: who can write to the queue can write any number.
+    A worker asks before it runs a task, because whoever can write to the queue can write any number.
     """
     errors: list[FieldError] = []
     values: dict[str, Any] = {}

@@ -1,6 +1,6 @@
 """Input images as the gateway sees them: a data URI, a magic number, dimensions, what is missing. Nothing is decoded.
 
-A file is taken as every viewer takes it: what is broken beside the picture is no reason to refuse it.
+A file is accepted as every viewer accepts it: what is broken beside the picture is no reason to refuse it.
 """
 
 import base64

@@ -43,8 +43,8 @@ class InHand(Struct, frozen=True, kw_only=True):
 class LaneHeartbeat(Struct, frozen=True, kw_only=True):
     """The value at key `<model>.<worker>` of KV `lanes`, written every few seconds and at once on a change.
 
-    *health_age_s* is how long ago the host child last answered; it stays frozen out of time when the child hangs,
-    so the reader can apply the 60 s rule exactly. *in_hand* is the task that a busy lane runs.
+    *health_age_s* is how long ago the host child last answered. It grows while the child hangs, so the reader can
+    apply the 60 s rule exactly. *in_hand* is the task that a busy lane runs.
     """
 
     model: str
@@ -94,7 +94,7 @@ class ColdStart(Struct, frozen=True, kw_only=True):
     """A lane that became warm: the value at *model* in KV `cold_starts`, one revision for each start (SC-006).
 
     *seconds* is from the start of its process to `warm`; None for one that gave up before, for the reason in *detail*.
-    The lane writes it. Where its process ended and could not, its supervisor does; one that was killed and has no
+    The lane writes it. If its process ended before it could, its supervisor does. A lane that was killed and has no
     supervisor leaves no entry.
     """
 

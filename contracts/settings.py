@@ -53,8 +53,8 @@ class TextField(_Strict, frozen=True):
 
 
 class NegativePromptField(TextField, frozen=True):
-    """*guided_default* stands in the place of a text that a request leaves out, where its cfg is above 1: at 1 none is
-    read (ADR 0028). An empty text that a request names stays empty.
+    """*guided_default* is used where a request leaves the text out and its cfg is above 1: at 1 the model reads
+    none (ADR 0028). An empty text that a request sends stays empty.
     """
 
     guided_default: str = ""
@@ -232,7 +232,7 @@ class Checkpoint(_Strict, frozen=True):
 
     *expected_bytes*: all weights as loaded, where the folder is not there to be counted. *activation_bytes*: what an
     inference needs beside them. *layerwise_casting*: in which type the transformers' layers are kept between two uses.
-    *prompt_suffix* follows each prompt, after a blank; no client sees it. *device_map*: with `offload: none`, each
+    *prompt_suffix* is added to each prompt, after a blank; no client sees it. *device_map*: with `offload: none`, each
     tensor goes to the card as it is read, not all of them when all were read.
     """
 
@@ -311,9 +311,10 @@ class Windows(_Strict, frozen=True):
 class Warmth(_Strict, frozen=True):
     """When a lane gives up a warm pipeline by itself (design §6). 0 means never.
 
-    *recycle_after_tasks*: load it anew after so many tasks. *recycle_residue_bytes*: load it anew when what tasks leave
-    behind has grown by so much. *evict_idle_s*: unload it after so many seconds without a task. *renew_after_failures*:
-    load it anew, in a fresh process, when so many tasks in a row ended `inference_failed`; the degraded worker too.
+    *recycle_after_tasks*: reload it after this many tasks. *recycle_residue_bytes*: reload it when what tasks leave
+    behind has grown by this much. *evict_idle_s*: unload it after this many seconds without a task.
+    *renew_after_failures*: reload it in a fresh process when this many tasks in a row ended `inference_failed`; the
+    degraded worker too.
     """
 
     recycle_after_tasks: int
@@ -584,7 +585,7 @@ def _checkpoint_mistakes(place: str, checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _presence_mistakes(place: str, presence: Presence, checkpoint: Checkpoint) -> Iterator[str]:
-    """A request that was accepted and cannot be run, or an image that nobody sent, are ruled out here."""
+    """Rules out settings by which an accepted request could not run, or would need an image that nobody sent."""
     served = PRESENCES.get(checkpoint.pipeline)
     if served is None or presence in served:
         return

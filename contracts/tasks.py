@@ -182,9 +182,9 @@ class LaneInput(Struct, frozen=True, kw_only=True, gc=False):
 class RoutingDecision(Struct, frozen=True, kw_only=True, gc=False):
     """The inputs and the outcome of a routing decision, kept so that it can be derived again.
 
-    *lanes_passed*: the lanes had not taken the task, because their queue was full or within the wait limit. A lane
-    was lost after *health_timeout_s* of silence, judged as of *judged_at*: None means *at*; another moment is that at
-    which a gateway was cut off that decided soon after.
+    *lanes_passed*: the lanes had their turn and did not take the task: their queue was full, or the wait ran out. A
+    lane counts as lost after *health_timeout_s* of silence. *judged_at* is the moment up to which silence counts: None
+    means *at*; otherwise the gateway had been cut off at that moment, and decided soon after it came back.
     """
 
     at: Moment
@@ -318,7 +318,7 @@ def decode_task(data: bytes) -> GenerationTask:
 def may_be_newer(task_id: str, data: bytes) -> bool:
     """Whether *data*, which this version cannot read, may be the task *task_id* as a newer version writes it.
 
-    What is not JSON, is too large, or is another task's, nobody will ever read.
+    Nobody will ever read what is not JSON, is too large, or belongs to another task.
     """
     try:
         decode_task(data)

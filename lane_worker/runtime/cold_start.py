@@ -1,4 +1,4 @@
-"""Telling KV `cold_starts` how long a lane took to become warm, or that it did not (SC-006, design §6)."""
+"""Writes to KV `cold_starts` how long a lane took to become warm, or that it did not (SC-006, design §6)."""
 
 import asyncio
 import contextlib

@@ -474,7 +474,7 @@ def _queued(message: Msg) -> GenerationTask:
 def _is_left(message: Msg, error: UnreadableTask) -> bool:
     """Whether a worker of a newer version may serve what this one cannot read.
 
-    Not for ever: its place in the queue is wanted (design §10.10), and by then the gateway has moved the task.
+    Only for LEFT_MAX_S: its place in the queue is needed (design §10.10), and the gateway moves the task by then.
     """
     age_s = (datetime.now(UTC) - message.metadata.timestamp).total_seconds()
     task_id = message.subject.rpartition(".")[2]

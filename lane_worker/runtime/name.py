@@ -1,4 +1,4 @@
-"""The name of a worker belongs to one process: two of one name would speak over each other in KV `lanes`.
+"""The name of a worker belongs to one process: two of one name would overwrite each other in KV `lanes`.
 
 Within a data folder a lock says whose it is; the kernel drops it with the process. Beyond that, the entry in KV `lanes`
 has to show: its writer may run with another data folder, or on another machine.

@@ -34,7 +34,7 @@ class Scratch:
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def remove_what_others_left(self) -> None:
-        """Removes the folders of workers that died. One without a lock is of an earlier version, and is let be."""
+        """Removes the folders of workers that died. One without a lock is of an earlier version and stays."""
         for folder in _folders(self._root):
             if folder != self.folder:
                 _remove_unless_held(folder)

@@ -1,6 +1,6 @@
 """What a worker shows of its slot in KV `slots`, and the quarantine that is kept there (design §3, §7, ADR 0010).
 
-For display, but for one thing: nobody opens a slot whose entry reads `quarantined`. An operator lifts that, with
+It is for display, with one exception: nobody opens a slot whose entry reads `quarantined`. An operator lifts that, with
 `warmlane slots lift SLOT` or `nats kv del slots SLOT`. Shared by both kinds of worker.
 """
 
