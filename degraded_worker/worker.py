@@ -123,6 +123,8 @@ class DegradedWorker:
                     drain_s=self._windows.drains_s(self._models.values()),
                     leave=self._runner.leave,
                     kill=self._host.kill,
+                    waits_for_server_s=self._loop.waits_for_server_s,
+                    unanswered_s=self._windows.lease_s,
                 )
             if not serving.cancelled():
                 await serving

@@ -176,6 +176,8 @@ class LaneWorker:
                     drain_s=self._windows.drains_s([self._model]),
                     leave=self._runner.leave,
                     kill=self._host.kill,
+                    waits_for_server_s=self._loop.waits_for_server_s,
+                    unanswered_s=self._windows.lease_s,
                 )
             else:
                 await end(serving)

@@ -1,6 +1,7 @@
 """The record of the task in hand. Every write is a compare-and-set that is retried until it is decided."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -35,6 +36,8 @@ class HeldTask:
         self._lock = asyncio.Lock()
         self.task = task
         self._owner, self._epoch = task.owner, task.epoch
+        self.unanswered_since_s: float | None = None
+        """Since when the server answers nothing that is asked of the record, by the monotonic clock; None: it does."""
 
     async def update(self, change: Callable[[GenerationTask], GenerationTask]) -> GenerationTask:
         """Moves the record by *change* and returns the task as stored. Waits for the server as long as it takes.
@@ -52,6 +55,7 @@ class HeldTask:
                     if await self._refresh(encoded):
                         return self.task
                 except TransportUnavailable as error:
+                    self._unanswered()
                     if not told:  # once for an outage, or for a bucket that takes nothing
                         log.warning("record_not_stored", task_id=changed.id, error=str(error))
                         told = True
@@ -59,7 +63,7 @@ class HeldTask:
                         return self.task
                     await asyncio.sleep(RETRY_WAIT_S)
                 else:
-                    self.task = changed
+                    self.task, self.unanswered_since_s = changed, None
                     return changed
 
     async def check(self) -> None:
@@ -90,12 +94,17 @@ class HeldTask:
         self.task, self._revision = record, entry.revision
         return False
 
+    def _unanswered(self) -> None:
+        if self.unanswered_since_s is None:
+            self.unanswered_since_s = time.monotonic()
+
     async def _read(self) -> Entry | None:
         told = False
         while True:
             try:
                 return await self._link.get(TASKS, self.task.id)
             except TransportUnavailable as error:
+                self._unanswered()
                 if not told:  # once for an outage
                     log.warning("record_unreachable", task_id=self.task.id, error=str(error))
                     told = True

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -13,6 +15,7 @@ from ops.ending import end
 # After the drain, how long the task in hand may take to come to the end of its step, and then to be handed back.
 LEAVE_S: Final = 15.0
 HAND_BACK_S: Final = 10.0
+LOOK_EVERY_S: Final = 0.5
 
 log = structlog.get_logger("leaving")
 
@@ -23,23 +26,43 @@ async def drain(
     drain_s: float,
     leave: Callable[[str], None],
     kill: Callable[[], Awaitable[None]],
+    waits_for_server_s: Callable[[float], float] = lambda _: 0.0,
+    unanswered_s: float = math.inf,
 ) -> None:
     """Waits *drain_s* for *serving* to end by itself, then calls *leave* to stop its task and hand it back.
 
     A step or a load that does not stop for that within LEAVE_S is ended with its host, by *kill*, and the task is
-    handed back all the same. *serving* is over when this returns.
+    handed back all the same. Where the task waits for nothing but a server that does not answer, as one whose disk is
+    full, that is waited for *unanswered_s* at most: *waits_for_server_s* says for how long it has been so.
+    *serving* is over when this returns.
     """
-    done, _ = await asyncio.wait({serving}, timeout=drain_s)
-    if not done:
-        log.warning("drain_too_long", after_s=drain_s)
-        leave("the worker is leaving")
-        done, _ = await asyncio.wait({serving}, timeout=LEAVE_S)
-    if not done:
-        log.warning("drain_kills_the_host", after_s=drain_s + LEAVE_S)
-        with contextlib.suppress(HostLost):  # it survives even that
-            await kill()
-        done, _ = await asyncio.wait({serving}, timeout=HAND_BACK_S)
-    if not done:
+    begun_s = time.monotonic()
+
+    async def over(within_s: float) -> bool:
+        """Whether *serving* ended; ends it where the server is waited for too long."""
+        until_s = time.monotonic() + within_s
+        while (now_s := time.monotonic()) < until_s:
+            done, _ = await asyncio.wait({serving}, timeout=min(LOOK_EVERY_S, until_s - now_s))
+            if done:
+                return True
+            now_s = time.monotonic()
+            if min(waits_for_server_s(now_s), now_s - begun_s) >= unanswered_s:
+                # as below
+                log.error("not_settled", unanswered_s=unanswered_s, advice="the server took no writes; see its log")
+                await end(serving)
+                return True
+        return serving.done()
+
+    if await over(drain_s):
+        return
+    log.warning("drain_too_long", after_s=drain_s)
+    leave("the worker is leaving")
+    if await over(LEAVE_S):
+        return
+    log.warning("drain_kills_the_host", after_s=drain_s + LEAVE_S)
+    with contextlib.suppress(HostLost):  # it survives even that
+        await kill()
+    if not await over(HAND_BACK_S):
         # the lease runs out, and the sweeper gives the task to another worker
         log.error("drain_abandoned", after_s=drain_s + LEAVE_S + HAND_BACK_S)
         await end(serving)

@@ -98,6 +98,9 @@ class WorkLoop:
         self._on_busy = on_busy
         self._pull: Pull | None = None
         self._keeper: LeaseKeeper | None = None
+        self._stop = asyncio.Event()  # that of the `serve_one` under way
+        self._held: HeldTask | None = None
+        self._runs = False
         self.in_hand: InHand | None = None
         """The task that runs now."""
         link.on_reconnect(self._reconnected)
@@ -111,9 +114,16 @@ class WorkLoop:
         """Why no task can come: the queue's consumer is gone, and cannot be made anew. None while all is well."""
         return None if self._pull is None else self._pull.trouble
 
+    def waits_for_server_s(self, now_s: float) -> float:
+        """For how long nothing keeps the task in hand from its end but a server that does not answer; 0 where it does,
+        or where the task runs. By the monotonic clock."""
+        since_s = None if self._held is None or self._runs else self._held.unanswered_since_s
+        return 0.0 if since_s is None else now_s - since_s
+
     async def serve_one(self, stop: asyncio.Event) -> bool:
         """Waits up to 2 s for a task, and runs it to its end; whether one came. Returns at once when *stop* is set
-        while waiting."""
+        while waiting, and soon where the server then does not take the claim."""
+        self._stop = stop
         if self._pull is None:
             self._pull = await self._link.pull(self._stream, WORK_CONSUMER)
         fetch = asyncio.ensure_future(self._pull.fetch())
@@ -145,6 +155,10 @@ class WorkLoop:
             unreadables.tell("task", message.subject, error, revision=message.metadata.sequence.stream)
             with contextlib.suppress(Exception):
                 await (message.nak(delay=LEFT_S) if _is_left(message, error) else message.term())
+            return
+        except _NotClaimed:
+            with contextlib.suppress(Exception):
+                await message.nak()  # for another worker; or it is delivered again after ack_wait
             return
         # The record decides from here on, so the run need not wait for the ack (ADR 0006).
         acked = asyncio.create_task(self._ack(message))
@@ -196,7 +210,8 @@ class WorkLoop:
         """The task, held by this worker, or None when it is not to be run. *attempt* is the `traceparent` of what is
         done for it from then on.
 
-        Raises UnreadableTask for a message that no record catches up with.
+        Raises UnreadableTask for a message that no record catches up with, and _NotClaimed where the server does not
+        answer and this worker is to leave: a claim of ours that was stored all the same ends with its lease.
         """
         looks_ahead, has_timer, is_fresh = 0, False, _is_fresh(message, queued)
         unanswered = 0
@@ -222,6 +237,9 @@ class WorkLoop:
                 # whether the claim was stored is unknown; the next look shows it (`Mine`)
                 if not unanswered:  # once for an outage
                     log.warning("claim_interrupted", task_id=queued.id, error=str(error))
+                if self._stop.is_set():
+                    log.warning("claim_given_up", task_id=queued.id, error=str(error))
+                    raise _NotClaimed from None
                 pause_s = min(UNANSWERED_MAX_S, REREAD_WAIT_S * 2 ** min(unanswered, 10))
                 unanswered += 1
             has_timer = False  # time passes now
@@ -300,11 +318,13 @@ class WorkLoop:
         keeper = LeaseKeeper(self._link, held, windows=self._windows, on_lost=lambda: self._runner.stop(task_id))
         try:
             async with keeper:
-                self._keeper = keeper
+                self._keeper, self._held = keeper, held
                 self._make_room(task_id)
                 if held.task.image_path is not None:
                     image = await self._fetch_image(held.task.image_path, held)
+                self._runs = True
                 result = await self._runner.run(held.task, image, keeper.report)
+                self._runs = False
                 # still inside: the lease must stand until the record is settled
                 await self._settle(held, result)
         except OwnershipLost as lost:
@@ -315,7 +335,8 @@ class WorkLoop:
             log.info("ownership_lost", task_id=task_id, epoch=held.task.epoch)
             await self._discard_video(held, lost.record)
         finally:
-            self._keeper = None
+            self._keeper = self._held = None
+            self._runs = False
             if image is not None:
                 image.unlink(missing_ok=True)
 
@@ -483,6 +504,10 @@ def _is_left(message: Msg, error: UnreadableTask) -> bool:
 
 class _RecordUnreadable(UnreadableTask):
     """There is a record, and it may be of a newer version."""
+
+
+class _NotClaimed(Exception):
+    """The server does not answer, and this worker leaves: the message is another's."""
 
 
 class _Ahead(Exception):

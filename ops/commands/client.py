@@ -8,7 +8,8 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -39,6 +40,12 @@ QUEUED_WAIT_S: Final = 1.0
 SUBMIT_ATTEMPTS: Final = 4
 # A task that was accepted goes on without us: be patient with a gateway that is started again.
 FOLLOW_PATIENCE_S: Final = 60.0
+# Of a task that has not moved for so long, the gateway is asked whether it can.
+STUCK_AFTER_S: Final = 20.0
+# A request was refused since the queue could not store it: what keeps it from that, `/readyz` says.
+NOT_STORED: Final = frozenset({"transport_unavailable", "storage_full"})
+# As `/readyz` says it of a stream.
+TAKES_NO_WRITES: Final = "takes no writes"
 # A key that asked too often is told when its next turn is: that is waited for, unless it is further off than this.
 TURN_PATIENCE_S: Final = 60.0
 TURN_ATTEMPTS: Final = 20
@@ -242,6 +249,7 @@ class Readiness(Struct, frozen=True):
 
     degraded_worker: bool
     models: dict[str, ModelReadiness]
+    troubles: tuple[str, ...] = ()
 
 
 class LaneMode(Struct, frozen=True):
@@ -266,17 +274,21 @@ class Problem(Struct, frozen=True, kw_only=True):
 class Refused(click.ClickException):
     """The gateway answered with a problem document. As an uncaught error it is shown line by line; exit status 1.
 
-    *retry_after_s* is when another try makes sense, where the gateway could tell.
+    *retry_after_s* is when another try makes sense, where the gateway could tell; *troubles* are what is wrong with it.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__("\n".join(problem_lines(problem)))
+    def __init__(self, problem: Problem, *, troubles: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([*problem_lines(problem), *(f"  The gateway says: {text}" for text in troubles)]))
         self.problem = problem
         self.retry_after_s = problem.retry_after_s
 
 
 class Unreachable(click.ClickException):
     """No gateway answers."""
+
+
+class Stuck(click.ClickException):
+    """A task does not move, since the server stores nothing: its disk is full, most likely."""
 
 
 class NotWarmlane(click.ClickException):
@@ -387,7 +399,7 @@ class Client:
         what nobody took in time ends as failed with `queue_overloaded`.
         """
         headers = {"Idempotency-Key": idempotency_key} | ({} if hold else {"Prefer": "respond-async"})
-        timeout = httpx.Timeout(HELD_REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        timeout = httpx.Timeout(HELD_REPLY_TIMEOUT_S if hold else REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         reply = self._soon(lambda: self._request("POST", "/generate", json=body, headers=headers, timeout=timeout))
         return _decode(reply, Task), reply.headers.get("ETag", "")
 
@@ -401,19 +413,49 @@ class Client:
         return _decode(self._request("POST", "/generate", json=body, headers=headers, timeout=timeout), Task)
 
     def follow(self, task: Task, revision: str, on_change: Callable[[Task], None]) -> Task:
-        """Waits until *task* has ended, however long that takes, and tells *on_change* each new state and place."""
+        """Waits until *task* has ended, however long that takes, and tells *on_change* each new state and place.
+
+        Raises Stuck where it has not moved for STUCK_AFTER_S, and cannot.
+        """
         path = f"/tasks/{task.id}"
+        moved_s = looked_s = time.monotonic()
         on_change(task)
         while not task.has_ended:
+            if (now_s := time.monotonic()) - max(moved_s, looked_s) >= STUCK_AFTER_S:
+                looked_s = now_s
+                self._require_writes(task)
             headers = {"If-None-Match": revision} if revision else {}
             reply = self._patiently(path, headers, wait_s=QUEUED_WAIT_S if task.queue else WAIT_S)
             if reply.status_code == httpx.codes.NOT_MODIFIED:
                 if task.queue is None:
                     continue
                 reply = self._patiently(path, {}, wait_s=0)
-            task, revision = _decode(reply, Task), reply.headers.get("ETag", "")
+            before, task = task, _decode(reply, Task)
+            revision = reply.headers.get("ETag", "")
+            moved_s = moved_s if task == before else time.monotonic()
             on_change(task)
         return task
+
+    def _require_writes(self, task: Task) -> None:
+        """Raises Stuck where the gateway says that the server stores nothing: then *task* cannot move."""
+        why = [text for text in self._troubles() if TAKES_NO_WRITES in text]
+        if why:
+            raise Stuck(
+                f"task {task.id} is {task.status} and cannot go on: {why[0]}\n"
+                f"It is kept, and goes on when that is done: {self.url}/tasks/{task.id}"
+            )
+
+    def explained(self, error: click.ClickException) -> click.ClickException:
+        """*error*, and what the gateway says is wrong with it where that is why it refused."""
+        if isinstance(error, Refused) and error.problem.code in NOT_STORED:
+            return Refused(error.problem, troubles=self._troubles())
+        return error
+
+    def _troubles(self) -> tuple[str, ...]:
+        try:
+            return self.readiness().troubles
+        except click.ClickException:
+            return ()
 
     def _patiently(self, path: str, headers: Mapping[str, str], *, wait_s: float) -> httpx.Response:
         params = {"wait": f"{wait_s:g}"}

@@ -136,7 +136,7 @@ class Submission:
                 busy, code = _busy(error)
                 self.is_nowhere = code != "transport_unavailable"
                 if not self._waits(bar, busy, code):
-                    raise
+                    raise self._client.explained(error) from error
                 continue
             bar.accepted(self._client, self.task)
             self.task = self._client.follow(self.task, revision, bar.show)

@@ -184,6 +184,30 @@ def test_an_answered_refusal_is_shown_and_not_sent_again(gateway: ScriptedGatewa
     )
 
 
+TROUBLE: Final = "KV_tasks takes no writes: make room on the disk of nats-server"
+NOT_READY: Final[dict[str, Any]] = {"degraded_worker": True, "models": {}, "troubles": [TROUBLE]}
+
+
+def test_a_refusal_for_lack_of_room_names_the_cause(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    gateway.script = [problem(503, "storage_full"), Answer(503, NOT_READY)]
+    result = submit(gateway, tmp_path)
+    assert result.exit_code == 1
+    assert f"The gateway says: {TROUBLE}" in result.output
+
+
+def test_a_task_that_cannot_move_is_not_followed_for_ever(
+    gateway: ScriptedGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the disk of the server became full after the task was accepted."""
+    monkeypatch.setattr("ops.commands.client.STUCK_AFTER_S", 0.0)
+    well = {"degraded_worker": True, "models": {}, "troubles": ["the queue's storage is nearly full"]}
+    gateway.script = [Answer(202, PENDING, etag='"1"'), Answer(200, well), Answer(304), Answer(503, NOT_READY)]
+    result = submit(gateway, tmp_path)
+    assert result.exit_code == 1
+    assert f"task {ID} is pending and cannot go on: {TROUBLE}" in result.output
+    assert f"It is kept, and goes on when that is done: {gateway.url}/tasks/{ID}" in result.output
+
+
 def test_a_key_that_asked_too_often_waits_for_its_turn(gateway: ScriptedGateway, tmp_path: Path) -> None:
     """At every step, and as long as it is told to."""
     limited = problem(429, "rate_limited", retry_after_s=0.01)

@@ -479,6 +479,48 @@ async def test_a_result_outlives_the_server(link: NatsLink, worker: Worker, nats
     assert (worker.artifacts / task.video_path).read_bytes() == CONTENT
 
 
+async def test_a_worker_leaves_though_its_claim_is_not_stored(link: NatsLink, worker: Worker) -> None:
+    """As on a full disk, where timers are not stored. The message stays for whoever comes."""
+    await link.js.delete_stream(DEADLINES)
+    task = fresh_task()
+    with capture_logs() as lines:
+        await queue(link, task)
+
+        async def interrupted() -> bool:
+            return any(line["event"] == "claim_interrupted" for line in lines)
+
+        await eventually(interrupted)
+        await worker.drain()
+    assert "claim_given_up" in [line["event"] for line in lines]
+    assert not worker.runner.ran
+    assert (await recorded(link, task.id))[0].status is TaskStatus.PENDING
+    assert (await link.js.stream_info(STREAM)).state.messages == 1
+
+
+async def test_a_worker_that_leaves_waits_for_the_server_only_so_long(
+    link: NatsLink, worker: Worker, nats_server: NatsServer
+) -> None:
+    """The result is lost then, and not the task: its lease ends, and another attempt makes it."""
+    task = fresh_task()
+    await queue(link, task)
+    await worker.runner.started.wait()
+    await becomes(link, task.id, TaskStatus.PROCESSING)
+    nats_server.kill()
+
+    assert worker.loop.waits_for_server_s(time.monotonic()) == 0, "it runs: that is waited for"
+    worker.runner.may_end.set()
+    await worker.drain(unanswered_s=0.5)
+    nats_server.start()
+
+    async def still_processing() -> bool:
+        try:
+            return (await recorded(link, task.id))[0].status is TaskStatus.PROCESSING
+        except TransportUnavailable:
+            return False
+
+    await eventually(still_processing)
+
+
 async def test_a_renewal_that_waits_for_the_settling_ends_quietly(
     link: NatsLink, nats_server: NatsServer, windows: Windows
 ) -> None:

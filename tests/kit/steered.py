@@ -1,6 +1,7 @@
 """A worker whose pipeline the test steers: the real loop with its claims, leases and results, and no torch."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from contracts.settings import Windows
 from contracts.tasks import GenerationTask, MemoryReading, Progress, SwapReceipt
 from contracts.topology import lane_stream
 from lane_worker.forking.host_messages import WrittenVideo
+from lane_worker.runtime.leaving import drain
 from lane_worker.runtime.loop import WorkLoop
 from lane_worker.runtime.outcome import Result, Stopped, Succeeded
 from lane_worker.runtime.scratch import Scratch
@@ -96,6 +98,22 @@ class Worker:
     async def _serve(self) -> None:
         while not self._stop.is_set():
             await self.loop.serve_one(self._stop)
+
+    async def drain(self, *, unanswered_s: float = math.inf) -> None:
+        """As a worker that is told to go does; it returns when nothing is served any more."""
+        self._stop.set()
+
+        async def kill() -> None:
+            self.runner.stopped.set()
+
+        await drain(
+            self._task,
+            drain_s=600,
+            leave=self.runner.stop,
+            kill=kill,
+            waits_for_server_s=self.loop.waits_for_server_s,
+            unanswered_s=unanswered_s,
+        )
 
     async def close(self) -> None:
         self._stop.set()

@@ -59,6 +59,32 @@ async def test_a_task_that_ends_in_time_is_left_alone() -> None:
     assert task.told == ["end"]
 
 
+async def test_a_server_that_takes_nothing_is_not_waited_for_as_long_as_an_inference_may_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leaving, "LOOK_EVERY_S", 0.01)
+    task = Task()
+    serving = asyncio.create_task(task.serve())
+    waits = iter((0.0, 600.0, 600.0, 600.0))  # since long before it was told to go: it is waited for all the same
+    asked = []
+
+    def waits_for_server_s(now_s: float) -> float:
+        asked.append(now_s)
+        return next(waits, 600.0)
+
+    await leaving.drain(
+        serving,
+        drain_s=600,
+        leave=task.happens,
+        kill=task.kill,
+        waits_for_server_s=waits_for_server_s,
+        unanswered_s=0.05,
+    )
+    assert serving.cancelled()
+    assert task.told == [], "nothing runs that could be stopped"
+    assert len(asked) > 2
+
+
 @pytest.mark.parametrize("profile", ["tiny", "production"])
 def test_a_drain_is_as_long_as_an_inference_may_take_unless_the_settings_say_otherwise(profile: str) -> None:
     catalog = load_settings().catalog(profile)
