@@ -67,7 +67,9 @@ async def test_a_thousand_streams_and_a_thousand_idle_connections(
 
     # every open stream hears of the change, and ends by itself
     assert (await http.delete(f"/tasks/{task['id']}")).json()["status"] == "failed"
-    ends = await asyncio.gather(*(talk.reader.readuntil(b"0\r\n\r\n") for talk, status in followed if status == 200))
+    ends = await asyncio.gather(
+        *(talk.reader.readuntil(b"\r\n0\r\n\r\n") for talk, status in followed if status == 200)
+    )
     assert all(b'"status":"failed"' in end for end in ends)
 
     per_idle_bytes = (with_idle_bytes - before_bytes) // IDLE
