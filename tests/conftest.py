@@ -76,9 +76,10 @@ def rogue_forks() -> None:
     fork_server_at(ROGUE_HOST)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def measured() -> Measured:
-    """The metrics of this process."""
+    """The metrics of this process. Before any test: a command that one runs in this process sets a provider, too, and
+    OpenTelemetry keeps the first."""
     return Measured()
 
 
