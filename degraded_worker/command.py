@@ -8,6 +8,7 @@ from contracts.settings import load_settings
 from contracts.topology import bucket_subject, is_token
 from degraded_worker.worker import DegradedWorker
 from lane_worker.forking.slot import lock_path
+from lane_worker.runtime.assembly import Setup
 from lane_worker.runtime.name import HeldName
 from lane_worker.runtime.process import connected, run_to_end
 from ops.commands.options import (
@@ -76,19 +77,17 @@ def command(
             await require_degraded(link)
 
         async with connected(nats, role="degraded", name=name, data_dir=data_dir, require=require) as here:
-            worker = DegradedWorker(
-                link=here.link,
-                artifacts=here.artifacts,
-                models=catalog.models,
-                windows=catalog.windows,
-                tolerances=catalog.tolerances,
-                warmth=catalog.warmth,
+            setup = Setup(
+                here.link,
+                here.artifacts,
+                catalog,
                 name=name,
                 slot=slot,
                 data_dir=data_dir,
                 step_seconds=step_seconds,
                 oom_snapshots=oom_snapshots,
             )
+            worker = DegradedWorker(setup)
             await worker.run(here.stop)
 
     run_to_end("degraded", run(), instance=name, listen=listen)

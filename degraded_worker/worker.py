@@ -2,30 +2,21 @@
 
 import asyncio
 import time
-import uuid
-from collections.abc import Coroutine, Mapping
-from pathlib import Path
+from collections.abc import Coroutine
 from typing import Any, Final
 
 import structlog
 
 from contracts.lanes import SlotState
-from contracts.settings import ModelEntry, Tolerances, Warmth, Windows
 from contracts.topology import DEGRADED
 from degraded_worker.leader import Leader
-from lane_worker.forking.host import OOM_FOLDER, ForkServer, Host, HostLost, SlotTaken
+from lane_worker.forking.host import ForkServer, Host, HostLost, SlotTaken
 from lane_worker.residence.quarantine import Quarantined
-from lane_worker.residence.residence import Residence
-from lane_worker.runtime.host_runner import HostRunner
+from lane_worker.runtime.assembly import Setup, assemble
 from lane_worker.runtime.leaving import drain
-from lane_worker.runtime.loop import WorkLoop
-from lane_worker.runtime.scratch import Scratch
-from lane_worker.runtime.slot_display import SlotDisplay
 from lane_worker.runtime.streak import DISTRUST, Advice, Renew, Rest, Serve, advice, renewed, rested, words
-from ops.artifacts import Artifacts
 from ops.ending import end
-from ops.machine.memory import MEASURED, probe_for
-from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.link import TransportUnavailable
 from ops.telemetry import metrics
 from ops.telemetry.metrics import ENDED_BY_WORKERS, begin_tasks, memory_cleanups
 
@@ -42,60 +33,16 @@ class DegradedWorker:
     pipeline is unloaded and the slot unlocked, then the leadership is given back.
     """
 
-    def __init__(
-        self,
-        *,
-        link: NatsLink,
-        artifacts: Artifacts,
-        models: Mapping[str, ModelEntry],
-        windows: Windows,
-        warmth: Warmth,
-        name: str,
-        slot: str,
-        data_dir: Path,
-        step_seconds: float,
-        tolerances: Tolerances = MEASURED,
-        oom_snapshots: int = 0,
-    ) -> None:
-        self._models = models
-        self._windows = windows
-        self._renew_after = warmth.renew_after_failures
-        self._name, self._slot = name, slot
-        owner = uuid.uuid4().hex
-        self._scratch = Scratch(data_dir, slot=slot, owner=owner)
+    def __init__(self, setup: Setup) -> None:
+        self._models = setup.catalog.models
+        self._windows = setup.catalog.windows
+        self._renew_after = setup.catalog.warmth.renew_after_failures
+        self._name, self._slot = setup.name, setup.slot
         self._fork_server = ForkServer()
-        self._host = Host(
-            slot=slot,
-            role="degraded",
-            lock_dir=data_dir / "locks",
-            models_dir=data_dir / "models",
-            step_seconds=step_seconds,
-            fork_server=self._fork_server,
-            oom_dir=data_dir / OOM_FOLDER,
-            oom_snapshots=oom_snapshots,
-        )
-        self._display = SlotDisplay(link, slot=slot, worker=name)
-        self._residence = Residence(
-            host=self._host,
-            slot=slot,
-            models=models,
-            probe=probe_for(slot, tolerances),
-            on_state=self._display.show,
-            on_wait=lambda detail: self._display.show(SlotState.EMPTY, None, detail),
-        )
-        self._runner = HostRunner(residence=self._residence, models=models, slot=slot, scratch=self._scratch.folder)
-        self._loop = WorkLoop(
-            link=link,
-            artifacts=artifacts,
-            stream=DEGRADED,
-            owner=owner,
-            worker=name,
-            windows=windows,
-            runner=self._runner,
-            scratch=self._scratch,
-            on_busy=lambda _: None,
-        )
-        self._leader = Leader(link, worker=name, owner=owner, slot=slot)
+        parts = assemble(setup, self._models, role="degraded", stream=DEGRADED, fork_server=self._fork_server)
+        self._scratch, self._host, self._display = parts.scratch, parts.host, parts.display
+        self._residence, self._runner, self._loop = parts.residence, parts.runner, parts.loop
+        self._leader = Leader(setup.link, worker=setup.name, owner=parts.owner, slot=setup.slot)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves whenever it leads, until *stop*; then finishes the task in hand within `windows.drains_s` and leaves.

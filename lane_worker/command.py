@@ -7,6 +7,7 @@ import click
 from contracts.settings import load_settings
 from contracts.topology import lane_key
 from lane_worker.forking.slot import lock_path
+from lane_worker.runtime.assembly import Setup
 from lane_worker.runtime.cold_start import process_started_at
 from lane_worker.runtime.name import SILENT_BEATS, HeldName, require_nobody
 from lane_worker.runtime.process import connected, run_to_end
@@ -83,20 +84,17 @@ def command(
             await require_nobody(link, key, name, held.before, silent_s=silent_s)
 
         async with connected(nats, role="lane", name=name, data_dir=data_dir, require=require) as here:
-            worker = LaneWorker(
-                link=here.link,
-                artifacts=here.artifacts,
-                model=entry,
-                windows=catalog.windows,
-                warmth=catalog.warmth,
-                tolerances=catalog.tolerances,
+            setup = Setup(
+                here.link,
+                here.artifacts,
+                catalog,
                 name=name,
                 slot=slot,
                 data_dir=data_dir,
                 step_seconds=step_seconds,
                 oom_snapshots=oom_snapshots,
-                started_at=started_at,
             )
+            worker = LaneWorker(setup, model=entry, started_at=started_at)
             await worker.run(here.stop, for_quota=here.for_quota)
 
     run_to_end("lane", run(), instance=name, listen=listen)

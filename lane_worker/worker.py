@@ -3,31 +3,25 @@
 import asyncio
 import contextlib
 import time
-import uuid
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final
 
 import structlog
 from nats.aio.msg import Msg
 
 from contracts.lanes import LaneState
-from contracts.settings import ModelEntry, Tolerances, Warmth, Windows
+from contracts.settings import ModelEntry
 from contracts.tasks import MemoryReading
 from contracts.topology import demand_subject, lane_stream
-from lane_worker.forking.host import OOM_FOLDER, PING_S, Host, HostLost, LoadFailed, SlotTaken
+from lane_worker.forking.host import PING_S, HostLost, LoadFailed, SlotTaken
 from lane_worker.forking.host_messages import Finished
 from lane_worker.residence.quarantine import Quarantined
-from lane_worker.residence.residence import Residence
 from lane_worker.residence.states import Resident
+from lane_worker.runtime.assembly import Setup, assemble
 from lane_worker.runtime.cold_start import ColdStartLog
 from lane_worker.runtime.heartbeat import Heartbeat
-from lane_worker.runtime.host_runner import HostRunner
 from lane_worker.runtime.lanes_beside import lane_reports
 from lane_worker.runtime.leaving import drain
-from lane_worker.runtime.loop import WorkLoop
-from lane_worker.runtime.scratch import Scratch
-from lane_worker.runtime.slot_display import SlotDisplay
 from lane_worker.runtime.streak import DISTRUST, Advice, Renew, Rest, Serve, advice, renewed, rested, words
 from lane_worker.runtime.warm_up import TooLargeForCard, warm_up_failure, warm_up_request, warm_up_size
 from lane_worker.runtime.warmth import (
@@ -42,11 +36,9 @@ from lane_worker.runtime.warmth import (
     residue_bytes,
     worn_out,
 )
-from ops.artifacts import Artifacts
 from ops.ending import end
 from ops.lanes.plan import crash_loops, failed_again
-from ops.machine.memory import MEASURED, probe_for
-from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.link import TransportUnavailable
 from ops.telemetry import metrics
 from ops.telemetry.metrics import ENDED_BY_WORKERS, begin_tasks, memory_cleanups
 from ops.telemetry.tracing import span
@@ -65,73 +57,34 @@ log = structlog.get_logger("lane")
 class LaneWorker:
     """One lane process: a supervisor without torch, and a pipeline host child that holds the model."""
 
-    def __init__(
-        self,
-        *,
-        link: NatsLink,
-        artifacts: Artifacts,
-        model: ModelEntry,
-        windows: Windows,
-        warmth: Warmth,
-        name: str,
-        slot: str,
-        data_dir: Path,
-        step_seconds: float,
-        started_at: datetime,
-        tolerances: Tolerances = MEASURED,
-        oom_snapshots: int = 0,
-    ) -> None:
+    def __init__(self, setup: Setup, *, model: ModelEntry, started_at: datetime) -> None:
         """*started_at* is when the process began, from which its cold start is counted."""
-        self._link = link
+        self._link = setup.link
         self._model = model
-        self._windows = windows
-        self._warmth = warmth
-        self._name = name
-        owner = uuid.uuid4().hex
-        self._scratch = Scratch(data_dir, slot=slot, owner=owner)
-        self._host = Host(
-            slot=slot,
-            lock_dir=data_dir / "locks",
-            models_dir=data_dir / "models",
-            step_seconds=step_seconds,
-            oom_dir=data_dir / OOM_FOLDER,
-            oom_snapshots=oom_snapshots,
-        )
-        self._slot = slot
-        self._display = SlotDisplay(link, slot=slot, worker=name)
-        self._residence = Residence(
-            host=self._host,
-            slot=slot,
-            models={model.name: model},
-            probe=probe_for(slot, tolerances),
-            on_state=self._display.show,
+        self._windows = setup.catalog.windows
+        self._warmth = setup.catalog.warmth
+        self._name, self._slot = setup.name, setup.slot
+        parts = assemble(
+            setup,
+            {model.name: model},
+            role="lane",
+            stream=lane_stream(model.name),
             on_wait=self._on_wait,
+            on_busy=self._on_busy,
         )
+        self._scratch, self._host, self._display = parts.scratch, parts.host, parts.display
+        self._residence, self._runner, self._loop = parts.residence, parts.runner, parts.loop
         self._heartbeat = Heartbeat(
-            link,
+            setup.link,
             model=model.name,
-            worker=name,
-            slot=slot,
-            interval_s=windows.heartbeat_s,
+            worker=setup.name,
+            slot=setup.slot,
+            interval_s=self._windows.heartbeat_s,
             health_age_s=lambda: self._host.health_age_s if self._host.pid is not None else 0.0,
             started_at=started_at,
             in_hand=lambda: self._loop.in_hand,
         )
-        self._starts = ColdStartLog(link, model=model.name, worker=name, started_at=started_at)
-        self._runner = HostRunner(
-            residence=self._residence, models={model.name: model}, slot=slot, scratch=self._scratch.folder
-        )
-        self._loop = WorkLoop(
-            link=link,
-            artifacts=artifacts,
-            stream=lane_stream(model.name),
-            owner=owner,
-            worker=name,
-            windows=windows,
-            runner=self._runner,
-            scratch=self._scratch,
-            on_busy=self._on_busy,
-        )
+        self._starts = ColdStartLog(setup.link, model=model.name, worker=setup.name, started_at=started_at)
         self._draining = False
         self._has_trouble = False
         self._failures: tuple[float, ...] = ()  # when loads failed, since the last one that did not

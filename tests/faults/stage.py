@@ -26,6 +26,8 @@ from lane_worker.forking.host import ForkServer
 from lane_worker.forking.host_messages import Fork
 from lane_worker.forking.slot import lock_path, read_note
 from lane_worker.residence.residence import Residence
+from lane_worker.runtime import assembly
+from lane_worker.runtime.assembly import Setup
 from ops.artifacts import Artifacts
 from ops.commands.slots import lift
 from ops.machine.memory import MemoryProbe, RssProbe, probe_for
@@ -97,19 +99,17 @@ class Stage:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(worker_module, "ForkServer", lambda: self._forks)
             # the hosts have no card: their slot is a CPU's, whatever its memory is read from
-            patch.setattr(worker_module, "probe_for", lambda *_: self._probe(probe))
-            patch.setattr(worker_module, "Residence", partial(Residence, after_kill_s=0.3))
-            return DegradedWorker(
-                link=self._system.link,
-                artifacts=Artifacts.in_folder(self._folder / "artifacts"),
-                models=self._catalog.models,
-                windows=self._catalog.windows,
-                warmth=self._catalog.warmth,
+            patch.setattr(assembly, "probe_for", lambda *_: self._probe(probe))
+            patch.setattr(assembly, "Residence", partial(Residence, after_kill_s=0.3))
+            setup = Setup(
+                self._system.link,
+                Artifacts.in_folder(self._folder / "artifacts"),
+                self._catalog,
                 name=self.slot,
                 slot=self.slot,
                 data_dir=self._folder,
-                step_seconds=0.0,
             )
+            return DegradedWorker(setup)
 
     def _probe(self, name: ProbeName) -> MemoryProbe | None:
         """The product's own; it gives up sooner."""

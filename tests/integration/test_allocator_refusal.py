@@ -9,6 +9,7 @@ import pytest
 from contracts.settings import Catalog
 from degraded_worker.worker import DegradedWorker
 from lane_worker.forking.allocator import AllocatorMisconfigured
+from lane_worker.runtime.assembly import Setup
 from lane_worker.runtime.process import run_to_end
 from ops.artifacts import Artifacts
 from ops.nats.link import NatsLink
@@ -31,17 +32,15 @@ async def test_a_lane_ends(link: NatsLink, catalog: Catalog, tmp_path: Path) -> 
 
 
 async def test_a_degraded_worker_ends(link: NatsLink, catalog: Catalog, tmp_path: Path) -> None:
-    worker = DegradedWorker(
-        link=link,
-        artifacts=Artifacts.in_folder(tmp_path / "artifacts"),
-        models=catalog.models,
-        windows=catalog.windows,
-        warmth=catalog.warmth,
+    setup = Setup(
+        link,
+        Artifacts.in_folder(tmp_path / "artifacts"),
+        catalog,
         name="degraded-0",
         slot="cpu-0",
         data_dir=tmp_path,
-        step_seconds=0.0,
     )
+    worker = DegradedWorker(setup)
     with pytest.raises(AllocatorMisconfigured, match=WORDS):
         await worker.run(asyncio.Event())
 

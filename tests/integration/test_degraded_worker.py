@@ -19,6 +19,7 @@ from contracts.topology import SLOTS
 from degraded_worker.worker import DegradedWorker
 from lane_worker.forking.slot import lock_path, read_note
 from lane_worker.residence.residence import Residence
+from lane_worker.runtime.assembly import Setup
 from lane_worker.runtime.scratch import LOCK, Scratch
 from ops.artifacts import Artifacts
 from ops.commands.slots import lift
@@ -239,19 +240,17 @@ async def test_a_card_that_keeps_its_memory_is_quarantined_and_left(
 ) -> None:
     """Also by the standby, which takes over the leadership but not the slot."""
     card = StuckCard()
-    monkeypatch.setattr("degraded_worker.worker.probe_for", lambda *_: card)
-    monkeypatch.setattr("degraded_worker.worker.Residence", partial(Residence, after_kill_s=0.2))
-    worker = DegradedWorker(
-        link=link,
-        artifacts=Artifacts.in_folder(tmp_path / "artifacts"),
-        models=catalog.models,
-        windows=catalog.windows,
-        warmth=catalog.warmth,
+    monkeypatch.setattr("lane_worker.runtime.assembly.probe_for", lambda *_: card)
+    monkeypatch.setattr("lane_worker.runtime.assembly.Residence", partial(Residence, after_kill_s=0.2))
+    setup = Setup(
+        link,
+        Artifacts.in_folder(tmp_path / "artifacts"),
+        catalog,
         name="degraded-0",
         slot="cpu-5",
         data_dir=tmp_path,
-        step_seconds=0.0,
     )
+    worker = DegradedWorker(setup)
     stop = asyncio.Event()
     running = asyncio.create_task(worker.run(stop))
     await leads(link, "degraded-0")

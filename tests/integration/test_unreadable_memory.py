@@ -20,7 +20,7 @@ TEXT = "updated under the loaded kernel module: restart the machine"
 @pytest.fixture
 def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
     with fake_nvml(tmp_path, monkeypatch) as card:
-        monkeypatch.setattr("lane_worker.worker.probe_for", lambda *_: NvmlProbe(UUID))
+        monkeypatch.setattr("lane_worker.runtime.assembly.probe_for", lambda *_: NvmlProbe(UUID))
         yield card
 
 

@@ -17,6 +17,7 @@ from degraded_worker.worker import DegradedWorker
 from gateway.boards.cold_starts import ColdStarts
 from lane_worker.forking.slot import lock_path, read_note
 from lane_worker.runtime import streak
+from lane_worker.runtime.assembly import Setup
 from lane_worker.runtime.cold_start import EVICTED
 from lane_worker.runtime.warmth import READY, Others
 from lane_worker.worker import LaneWorker
@@ -248,17 +249,15 @@ async def degraded_worker(
     """It leads, in this process; its name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(degraded_module, "ForkServer", lambda: forks)
-        worker = DegradedWorker(
-            link=link,
-            artifacts=Artifacts.in_folder(folder / "artifacts"),
-            models=catalog.models,
-            windows=catalog.windows,
-            warmth=catalog.warmth,
+        setup = Setup(
+            link,
+            Artifacts.in_folder(folder / "artifacts"),
+            catalog,
             name="degraded-0",
             slot="cpu-9",
             data_dir=folder,
-            step_seconds=0.0,
         )
+        worker = DegradedWorker(setup)
     stop = asyncio.Event()
     running = asyncio.create_task(worker.run(stop))
     await leads(link, "degraded-0")

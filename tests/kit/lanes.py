@@ -15,6 +15,7 @@ from contracts.topology import LANES
 from lane_worker.forking import host as host_module
 from lane_worker.forking.host import ForkServer
 from lane_worker.forking.slot import lock_path, read_note
+from lane_worker.runtime.assembly import Setup
 from lane_worker.worker import LaneWorker
 from ops.artifacts import Artifacts
 from ops.nats.link import Entry, NatsLink
@@ -54,18 +55,15 @@ class Lane:
         with pytest.MonkeyPatch.context() as patch:
             if fork_server is not None:
                 patch.setattr(host_module, "ForkServer", lambda: fork_server)
-            self._worker = LaneWorker(
-                link=link,
-                artifacts=Artifacts.in_folder(folder / "artifacts"),
-                model=catalog.models["phr00t"],
-                windows=catalog.windows,
-                warmth=catalog.warmth,
+            setup = Setup(
+                link,
+                Artifacts.in_folder(folder / "artifacts"),
+                catalog,
                 name=self.name,
                 slot=self.slot,
                 data_dir=folder,
-                step_seconds=0.0,
-                started_at=datetime.now(UTC),
             )
+            self._worker = LaneWorker(setup, model=catalog.models["phr00t"], started_at=datetime.now(UTC))
         self._running: asyncio.Task[None] | None = None
 
     def start(self) -> None:

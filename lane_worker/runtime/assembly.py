@@ -1,0 +1,95 @@
+"""Puts a worker together: what both kinds of worker are made of, from one set of values."""
+
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from msgspec import Struct
+
+from contracts.lanes import SlotState
+from contracts.settings import Catalog, ModelEntry
+from lane_worker.forking.host import OOM_FOLDER, ForkServer, Host
+from lane_worker.forking.host_messages import Role
+from lane_worker.residence.residence import Residence
+from lane_worker.runtime.host_runner import HostRunner
+from lane_worker.runtime.loop import WorkLoop
+from lane_worker.runtime.scratch import Scratch
+from lane_worker.runtime.slot_display import SlotDisplay
+from ops.artifacts import Artifacts
+from ops.machine.memory import probe_for
+from ops.nats.link import NatsLink
+
+
+class Setup(Struct, frozen=True):
+    """What a worker is given, whatever it serves. *name* is unique and stable; *slot* is where its pipeline lies."""
+
+    link: NatsLink
+    artifacts: Artifacts
+    catalog: Catalog
+    name: str
+    slot: str
+    data_dir: Path
+    step_seconds: float = 0.0
+    oom_snapshots: int = 0
+
+
+class Parts(Struct, frozen=True):
+    """What a worker is made of. *owner* is this process, as records name it."""
+
+    owner: str
+    scratch: Scratch
+    host: Host
+    display: SlotDisplay
+    residence: Residence
+    runner: HostRunner
+    loop: WorkLoop
+
+
+def assemble(
+    setup: Setup,
+    models: Mapping[str, ModelEntry],
+    *,
+    role: Role,
+    stream: str,
+    fork_server: ForkServer | None = None,
+    on_wait: Callable[[str], None] | None = None,
+    on_busy: Callable[[bool], None] = lambda _: None,
+) -> Parts:
+    """The parts of a worker that serves *models* from *stream*. Nothing runs yet.
+
+    *on_wait* is called with the reason why nothing is loaded yet; without it, the slot's detail says so.
+    """
+    owner = uuid.uuid4().hex
+    scratch = Scratch(setup.data_dir, slot=setup.slot, owner=owner)
+    host = Host(
+        slot=setup.slot,
+        role=role,
+        lock_dir=setup.data_dir / "locks",
+        models_dir=setup.data_dir / "models",
+        step_seconds=setup.step_seconds,
+        fork_server=fork_server,
+        oom_dir=setup.data_dir / OOM_FOLDER,
+        oom_snapshots=setup.oom_snapshots,
+    )
+    display = SlotDisplay(setup.link, slot=setup.slot, worker=setup.name)
+    residence = Residence(
+        host=host,
+        slot=setup.slot,
+        models=models,
+        probe=probe_for(setup.slot, setup.catalog.tolerances),
+        on_state=display.show,
+        on_wait=on_wait or (lambda detail: display.show(SlotState.EMPTY, None, detail)),
+    )
+    runner = HostRunner(residence=residence, models=models, slot=setup.slot, scratch=scratch.folder)
+    loop = WorkLoop(
+        link=setup.link,
+        artifacts=setup.artifacts,
+        stream=stream,
+        owner=owner,
+        worker=setup.name,
+        windows=setup.catalog.windows,
+        runner=runner,
+        scratch=scratch,
+        on_busy=on_busy,
+    )
+    return Parts(owner, scratch, host, display, residence, runner, loop)
