@@ -36,7 +36,7 @@ class ApiKey(Struct, frozen=True, kw_only=True):
 
     *caller* is whom it is for: several keys may have one caller, so that a new key finds the tasks of the old one.
     *rate_per_s* is how many requests a second it may make, counted over any *burst_s* seconds; None is no limit.
-    A key that was revoked stays on record, with *revoked_at*.
+    A key that was revoked stays on record for a month, with *revoked_at*.
     """
 
     id: Annotated[str, Meta(pattern=_ID)]

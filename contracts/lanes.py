@@ -1,11 +1,13 @@
 """What a lane worker says about itself, and what occupies a card."""
 
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
 from contracts.nesting import Decoder
+from contracts.topology import SLOTS_SHOWN_S
 from contracts.wire import Moment, decode
 
 
@@ -120,7 +122,8 @@ class VideoPipelineSlot(Struct, frozen=True, kw_only=True):
     """What is resident on one card: the value at the slot's name in KV `slots` (the spec's entity of this name).
 
     For display, except that nobody loads on a slot that reads `quarantined`. The lock of design §7 is what keeps two
-    pipelines off a card.
+    pipelines off a card. Its worker writes it again every minute, and removes it when it leaves; one that was killed
+    leaves it behind (`is_shown`).
     """
 
     slot: str
@@ -130,6 +133,17 @@ class VideoPipelineSlot(Struct, frozen=True, kw_only=True):
     state: SlotState
     since: Moment
     detail: str = ""
+
+
+def is_shown(slot: VideoPipelineSlot, *, told_at: datetime, now: datetime) -> bool:
+    """Whether *slot*, as it was written last at *told_at*, tells of *now*. Pure.
+
+    1. Only a lift ends a quarantine, whatever became of its worker.
+    2. What its worker does not write any more, within SLOTS_SHOWN_S, is of a worker that is gone.
+    """
+    if slot.state is SlotState.QUARANTINED:  # 1
+        return True
+    return now - told_at <= timedelta(seconds=SLOTS_SHOWN_S)  # 2
 
 
 class Leadership(Struct, frozen=True, kw_only=True):

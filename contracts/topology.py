@@ -19,6 +19,9 @@ LANES: Final = "lanes"
 LANES_TTL_S: Final = 600.0
 CONTROL: Final = "control"
 SLOTS: Final = "slots"
+SLOTS_REFRESH_S: Final = 60.0
+# What a worker showed and does not show again is of one that is gone; a quarantine stands until it is lifted.
+SLOTS_SHOWN_S: Final = 180.0
 LEADER: Final = "leader"
 LEADER_KEY: Final = "degraded"
 LEADER_TTL_S: Final = 3.0
@@ -142,7 +145,7 @@ def topology(
                 name=FALLBACKS, description="When and why requests of a model went to the degraded worker.", history=64
             ),
             BucketSpec(name=COLD_STARTS, description="How long each lane took to become warm.", history=64),
-            # no ttl: a key counts until it is revoked, and a revoked one must not be forgotten
+            # no ttl: a key counts until it is revoked, and by what is left of one a gateway knows that it is closed
             BucketSpec(name=KEYS, description="The hashes of API keys, and what each may do.", history=4),
         ),
         replicas=replicas,

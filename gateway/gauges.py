@@ -129,8 +129,9 @@ class _Looks:
             yield lasted_s, (model, cause)
 
     def _fallbacks(self) -> Iterator[tuple[str, FallbackCause, FallbackEpisode | None]]:
+        now = datetime.now(UTC)
         for model in self._models:
-            newest = self._known.fallbacks.episodes(model)[-1:]
+            newest = self._known.fallbacks.as_of(model, now)[-1:]
             for cause in CAUSES:
                 running = [episode for episode in newest if episode.until is None and episode.cause == cause]
                 yield model, cause, running[0] if running else None
@@ -165,7 +166,8 @@ class _Looks:
         return [(1.0 if self._known.lanes.degraded_worker_alive(datetime.now(UTC)) else 0.0, ())]
 
     def slot_state(self) -> Readings:
-        return [(1.0, (slot.slot, slot.state.value, slot.model or "")) for slot in self._known.lanes.slots()]
+        slots = self._known.lanes.slots(datetime.now(UTC))
+        return [(1.0, (slot.slot, slot.state.value, slot.model or "")) for slot in slots]
 
     def stream_refusing(self) -> Readings:
         refusing = self._known.refusals.now(time.monotonic())

@@ -1,7 +1,7 @@
 """Which workers there are, and what the operator wants, held in memory by watching KV `lanes`, `control`, `leader` and
 `slots`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from datetime import datetime, timedelta
 from typing import Final, Literal, TypeVar
 
@@ -18,6 +18,7 @@ from contracts.lanes import (
     decode_heartbeat,
     decode_leadership,
     decode_slot,
+    is_shown,
 )
 from contracts.tasks import LaneInput, RoutingDecision
 from contracts.topology import CONTROL, LANES, LANES_TTL_S, LEADER, LEADER_KEY, LEADER_TTL_S, SLOTS, control_key
@@ -76,7 +77,7 @@ class LaneBoard:
         self._ignored: dict[str, IgnoredControl] = {}
         self._leadership: Leadership | None = None
         self._leader_seen_at: datetime | None = None
-        self._slots: dict[str, VideoPipelineSlot] = {}
+        self._slots: dict[str, tuple[VideoPipelineSlot, datetime]] = {}
 
     async def start(self, link: NatsLink) -> None:
         """Watches its buckets; returns once what is there now has been seen. Raises TransportUnavailable."""
@@ -147,7 +148,7 @@ class LaneBoard:
         if slot is None:
             self._slots.pop(entry.key, None)
         else:
-            self._slots[entry.key] = slot
+            self._slots[entry.key] = slot, entry.time
 
     def drop_expired(self, now: datetime) -> None:
         """Forgets lanes whose key the server has dropped by age; expiry sends no message that would tell."""
@@ -165,9 +166,10 @@ class LaneBoard:
         """Who serves the degraded queue; None if nobody does."""
         return self._leadership if self.degraded_worker_alive(now) else None
 
-    def slots(self) -> list[VideoPipelineSlot]:
-        """What is resident on which slot, by name."""
-        return [slot for _, slot in sorted(self._slots.items())]
+    def slots(self, now: datetime) -> list[VideoPipelineSlot]:
+        """What is resident on which slot, by name; of a worker that is gone only a quarantine is."""
+        judged = self.judged_at(now)
+        return [slot for _, (slot, at) in sorted(self._slots.items()) if is_shown(slot, told_at=at, now=judged)]
 
     def lanes(self, model: str) -> list[Lane]:
         """The lanes of *model*, by name."""
@@ -181,9 +183,14 @@ class LaneBoard:
         """The revision of the switch of *model*, of what is ignored too; 0 where it was never set."""
         return self._control_revisions.get(control_key(model), 0)
 
-    def ignored_control(self) -> list[IgnoredControl]:
-        """What stands in KV `control` and is ignored, by key."""
-        return [ignored for _, ignored in sorted(self._ignored.items())]
+    def ignored_control(self, models: Container[str]) -> list[IgnoredControl]:
+        """What stands in KV `control` and is ignored, by key; a switch of what is none of *models* too."""
+        nobodys = [
+            IgnoredControl(control_key(model), mode.mode, mode.since)
+            for model, mode in self._modes.items()
+            if mode.mode != "auto" and mode.since is not None and model not in models
+        ]
+        return sorted([*self._ignored.values(), *nobodys], key=lambda ignored: ignored.key)
 
     def judged_at(self, now: datetime) -> datetime:
         """The moment as of which the silence of lanes is judged: *now*, or the cut from which this gateway recovers."""
@@ -234,6 +241,10 @@ class LaneBoard:
             lanes_passed=lanes_passed,
         )
         return "lane" if isinstance(outcome, ToLane) else "degraded", decision
+
+    def is_silent(self, lane: Lane, now: datetime) -> bool:
+        """Whether nobody relies on what *lane* said last: it was not heard of within the health timeout."""
+        return lane.report.healthy_at < self.judged_at(now) - timedelta(seconds=self._health_timeout_s)
 
     def states(self, model: str, now: datetime) -> tuple[list[LaneState], bool]:
         """The states of *model*'s lanes that were heard of lately, and whether one of them is ready."""

@@ -65,8 +65,8 @@ async def get_lanes(services: _Services) -> LanesView:
         now=now,
         judged_at=services.lanes.judged_at(now),
         models=tuple(model_lanes(entry, services.lanes, now) for entry in services.catalog.models.values()),
-        slots=tuple(services.lanes.slots()),
-        ignored_control=tuple(services.lanes.ignored_control()),
+        slots=tuple(services.lanes.slots(now)),
+        ignored_control=tuple(services.lanes.ignored_control(services.catalog.models)),
     )
 
 
@@ -165,7 +165,8 @@ async def get_queues(services: _Services) -> QueuesView:
 )
 async def get_fallbacks(services: _Services) -> FallbacksView:
     """When requests for a model went to the degraded worker, why, and how many."""
-    every = [episode for model in services.catalog.models for episode in services.fallbacks.episodes(model)]
+    now = datetime.now(UTC)
+    every = [episode for model in services.catalog.models for episode in services.fallbacks.as_of(model, now)]
     return fallbacks_view(every)
 
 
@@ -179,7 +180,8 @@ async def get_fallbacks(services: _Services) -> FallbacksView:
 )
 async def get_cold_starts(services: _Services) -> ColdStartsView:
     """How long lanes took from the start of their process to `warm`, and the share that took ten minutes at most."""
-    return cold_starts_view(services.cold_starts.newest_first())
+    every = services.cold_starts.newest_first()
+    return cold_starts_view([start for start in every if start.model in services.catalog.models])
 
 
 @get(

@@ -27,13 +27,15 @@ class RouteView(Struct, frozen=True, kw_only=True):
 
 class LaneView(Struct, frozen=True, kw_only=True):
     """One lane. *health_age_s* is how long ago its pipeline host was last known to answer; *since* is when it entered
-    *state*, as far as this gateway heard; *warm_after_s* is what its cold start took."""
+    *state*, as far as this gateway heard; *warm_after_s* is what its cold start took. *silent*: it was not heard of
+    within the health timeout, so that nobody relies on *state*; in ten minutes it is forgotten."""
 
     worker: str
     slot: str
     state: LaneState
     detail: str
     health_age_s: float
+    silent: bool
     since: datetime
     pid: int
     started_at: datetime
@@ -180,11 +182,11 @@ def model_lanes(entry: ModelEntry, board: LaneBoard, now: datetime) -> ModelLane
         ready=board.states(entry.name, now)[1],
         route=route_view(board.outcome(entry.name, now)),
         wanted=entry.lanes,
-        lanes=tuple(lane_view(lane, now) for lane in board.lanes(entry.name)),
+        lanes=tuple(lane_view(lane, now, is_silent=board.is_silent(lane, now)) for lane in board.lanes(entry.name)),
     )
 
 
-def lane_view(lane: Lane, now: datetime) -> LaneView:
+def lane_view(lane: Lane, now: datetime, *, is_silent: bool) -> LaneView:
     """One lane at *now*."""
     said = lane.heartbeat
     return LaneView(
@@ -193,6 +195,7 @@ def lane_view(lane: Lane, now: datetime) -> LaneView:
         state=said.state,
         detail=said.detail,
         health_age_s=round((now - lane.report.healthy_at).total_seconds(), 3),
+        silent=is_silent,
         since=lane.since,
         pid=said.pid,
         started_at=said.started_at,

@@ -37,6 +37,9 @@ EPISODES_MAX: Final = 64
 SAME_MOMENT_S: Final = 0.5
 # The next episode is written this long after one ended, so that every gateway has added its last counts to that.
 SETTLE_S: Final = 2.5
+# While an episode lasts some gateway writes it again so often. Where none has for as long as the other, none was there.
+VOUCH_S: Final = 60.0
+FORGOTTEN_S: Final = 180.0
 
 log = structlog.get_logger("fallbacks")
 
@@ -64,21 +67,28 @@ def advance(
     gateway: str,
     cause: FallbackCause | None,
     now: datetime,
+    vouched_at: datetime | None = None,
 ) -> tuple[FallbackEpisode | None, tuple[Sent, ...]]:
     """The next value that *gateway* writes over *episode*, or None when there is nothing to write now, and what is then
     left of *sent*. *cause* is why a request would be sent to the degraded worker now; None if it would not be.
+    *vouched_at* is when *episode* was written last, by any gateway.
 
     1. A request went there for the cause of *episode*, while it lasted or about when it ended: counted on it.
     2. A request went there for another cause, after *episode* began: it ended then.
     3. It came later than that to be counted on the episode before: counted on the one that lasts.
     4. *episode* ended a while ago, or there was none: the next one begins with the first request.
     5. No request is left to count, and routing changed its mind: *episode* ends now.
+    6. No gateway has vouched for *episode* for FORGOTTEN_S: it ended with the last of them, whatever routing says now.
+    7. It goes on, and nobody has vouched for it for VOUCH_S: it is written again as it is.
     """
     lasts = episode is not None and episode.until is None
+    silent_s = 0.0 if vouched_at is None else (now - vouched_at).total_seconds()
+    if episode is not None and vouched_at is not None and lasts and silent_s > FORGOTTEN_S:  # 6
+        return replace(episode, until=max(vouched_at, episode.since)), tuple(sent)
     if not sent:
         if episode is not None and lasts and episode.cause != cause:  # 5
             return replace(episode, until=max(now, episode.since)), ()
-        return None, ()
+        return (episode if lasts and silent_s > VOUCH_S else None), ()  # 7
     first, rest = sent[0], tuple(sent[1:])
     same_moment = timedelta(seconds=SAME_MOMENT_S)
     if episode is not None:
@@ -120,6 +130,7 @@ class _Known(Struct, frozen=True):
 
     episode: FallbackEpisode | None
     revision: int
+    at: datetime | None = None
 
 
 class _Attempt(Struct, frozen=True):
@@ -160,7 +171,7 @@ class Fallbacks:
         if known is not None and entry.revision <= known.revision:
             return
         episode = _decoded(entry)
-        self._known[entry.key] = _Known(episode, entry.revision)
+        self._known[entry.key] = _Known(episode, entry.revision, entry.time)
         model, _, past = entry.key.partition(".")
         if past and episode is not None:
             self._past[model] = with_newer(self._past.get(model, []), episode)
@@ -169,6 +180,18 @@ class Fallbacks:
         """The episodes of *model*, the oldest first. Only the last one can be one that lasts."""
         past, newest = self._past.get(model, []), self._newest(model).episode
         return past if newest is None else with_newer(past, newest)
+
+    def as_of(self, model: str, now: datetime) -> list[FallbackEpisode]:
+        """`episodes` as they are at *now*: the last one is over where routing has changed its mind since it was
+        written, or nobody was there to write it."""
+        known = self._newest(model)
+        if known.episode is None:
+            return self.episodes(model)
+        cause = self._lanes.cause(model, now)
+        settled, _ = advance(
+            known.episode, (), model=model, gateway=self._gateway, cause=cause, now=now, vouched_at=known.at
+        )
+        return self.episodes(model) if settled is None else with_newer(self.episodes(model), settled)
 
     def _newest(self, key: str) -> _Known:
         return self._known.get(key, _Known(None, 0))
@@ -220,7 +243,9 @@ class Fallbacks:
         now = datetime.now(UTC)
         sent = self._sent.get(model, ())
         cause = self._lanes.cause(model, now)
-        written, left = advance(known.episode, sent, model=model, gateway=self._gateway, cause=cause, now=now)
+        written, left = advance(
+            known.episode, sent, model=model, gateway=self._gateway, cause=cause, now=now, vouched_at=known.at
+        )
         if written is None:
             self._sent[model] = left
             return left != sent

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from contracts.lanes import SlotState, VideoPipelineSlot, decode_slot
-from contracts.topology import SLOTS
+from contracts.topology import SLOTS, SLOTS_REFRESH_S
 from contracts.wire import Unreadable
 from ops.nats.link import Entry, NatsLink, TransportUnavailable, WrongRevision
 from ops.telemetry.seldom import Seldom
@@ -78,7 +78,11 @@ class SlotDisplay:
     async def run(self) -> None:
         """Stores what is shown, and tries until it is stored. Runs until cancelled."""
         while True:
-            await self._news.wait()
+            try:
+                async with asyncio.timeout(SLOTS_REFRESH_S):
+                    await self._news.wait()
+            except TimeoutError:
+                await self.refresh()
             self._news.clear()
             while (wanted := self._wanted) is not None and wanted is not self._told:
                 try:
@@ -100,11 +104,34 @@ class SlotDisplay:
             self._changed.clear()
             await self._changed.wait()
 
+    async def refresh(self) -> None:
+        """Writes again what this worker shows: as long as that is done, it is there (`contracts.lanes.is_shown`)."""
+        with contextlib.suppress(TransportUnavailable, WrongRevision):
+            if self._stands is not None:
+                told, revision = self._stands
+                self._revision = await self._link.update(
+                    SLOTS, self._slot, msgspec.json.encode(told), revision=revision
+                )
+                self._seen = max(self._seen, self._revision)
+
+    @property
+    def _stands(self) -> tuple[VideoPipelineSlot, int] | None:
+        """What this worker shows, and its revision; None where another worker has the slot, or it is quarantined."""
+        if self._told is None or self._told is not self._wanted or self._revision is None:
+            return None
+        is_quarantined = self.quarantine is not None or self._told.state is SlotState.QUARANTINED
+        return None if is_quarantined else (self._told, self._revision)
+
     async def leave(self) -> None:
-        """The last state gets some seconds to be stored. `run` must still be running."""
-        with contextlib.suppress(TimeoutError):
+        """The last state gets some seconds to be stored, and is removed then, unless it is a quarantine.
+
+        `run` must still be running.
+        """
+        with contextlib.suppress(TimeoutError, TransportUnavailable, WrongRevision):
             async with asyncio.timeout(LEAVE_S):
                 await self.settled()
+                if self._stands is not None:
+                    await self._link.delete(SLOTS, self._slot, revision=self._stands[1])
 
     async def look(self) -> VideoPipelineSlot | None:
         """`quarantine`, asked of the server itself. Look before the slot is opened. Raises TransportUnavailable."""

@@ -1,8 +1,9 @@
 """`warmlane keys`: who may call the HTTP API. Every gateway watches the bucket `keys`, and obeys within a second."""
 
+import contextlib
 import json
 import secrets
-from collections.abc import Awaitable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
@@ -31,7 +32,7 @@ from contracts.keys import (
     parse_presented,
     sha256_of,
 )
-from contracts.topology import KEYS, bucket_stream
+from contracts.topology import DAY_S, KEYS, bucket_stream
 from ops.commands.options import nats_options
 from ops.nats.access import NatsAccess
 from ops.nats.call import on_nats
@@ -41,6 +42,8 @@ from ops.nats.provisioning import NotProvisioned
 ID_BYTES: Final = 6
 # A gateway remembers the time of every request in a burst.
 BURST_MAX: Final = 100_000
+# So long one can look up whose a revoked key was. It lets nobody in without its entry either.
+REVOKED_KEPT_S: Final = 30 * DAY_S
 
 T = TypeVar("T")
 
@@ -63,6 +66,11 @@ class Stored(Struct, frozen=True):
     def in_force(self) -> tuple[ApiKey, ...]:
         """Those that were not revoked."""
         return tuple(key for key in self.keys if key.revoked_at is None)
+
+    @property
+    def revoked(self) -> tuple[ApiKey, ...]:
+        """The others."""
+        return tuple(key for key in self.keys if key.revoked_at is not None)
 
 
 async def read_keys(link: NatsLink) -> Stored:
@@ -143,6 +151,26 @@ async def revoke(link: NatsLink, key_id: str, *, now: datetime) -> ApiKey:
         return key
 
 
+async def forget_revoked(link: NatsLink, *, now: datetime) -> int:
+    """Removes keys that were revoked REVOKED_KEPT_S ago; how many. A marker stays: no gateway opens again for it.
+
+    Raises NotProvisioned, TransportUnavailable.
+    """
+    removed = 0
+    for key in (await read_keys(link)).revoked:
+        entry = await link.get(KEYS, key.id) if is_to_go(key, now) else None
+        if entry is not None and entry.value is not None:
+            with contextlib.suppress(WrongRevision):
+                await link.delete(KEYS, key.id, revision=entry.revision)
+                removed += 1
+    return removed
+
+
+def is_to_go(key: ApiKey, now: datetime) -> bool:
+    """Whether *key* was revoked so long ago that nobody asks for it. Pure."""
+    return key.revoked_at is not None and (now - key.revoked_at).total_seconds() >= REVOKED_KEPT_S
+
+
 def shown(key: ApiKey) -> dict[str, Any]:
     """What may be told of *key*: neither its secret nor what is stored of it."""
     told: dict[str, Any] = msgspec.to_builtins(key)
@@ -154,13 +182,17 @@ def table_of(keys: Iterable[ApiKey]) -> Table:
     """The keys, a row each."""
     table = Table(show_header=True)
     table.add_column("id", no_wrap=True)  # to be copied
+    table.add_column("state", no_wrap=True)
     for heading in ("caller", "scopes", "rate", "created (UTC)", "revoked (UTC)"):
         table.add_column(heading, overflow="fold")
     for key in keys:
         rate = "no limit" if key.rate_per_s is None else f"{key.rate_per_s:g}/s in {key.burst_s} s"
         moments = [key.created_at, key.revoked_at]
         times = [at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S") if at else "" for at in moments]
-        table.add_row(key.id, key.caller, " ".join(key.scopes), rate, *times, style="dim" if key.revoked_at else None)
+        state = "[red]revoked[/]" if key.revoked_at else "[green]in force[/]"
+        table.add_row(
+            key.id, state, key.caller, " ".join(key.scopes), rate, *times, style="dim" if key.revoked_at else None
+        )
     return table
 
 
@@ -239,8 +271,10 @@ def add_command(caller: str, scopes: tuple[Scope, ...], rate_per_s: float, burst
             "remembered; use a shorter --burst, or --rate 0 for no limit"
         )
 
-    def make(link: NatsLink) -> Awaitable[Presented]:
-        return add(link, caller, scopes, rate_per_s=rate_per_s or None, burst_s=burst_s, now=datetime.now(UTC))
+    async def make(link: NatsLink) -> Presented:
+        now = datetime.now(UTC)
+        await forget_revoked(link, now=now)
+        return await add(link, caller, scopes, rate_per_s=rate_per_s or None, burst_s=burst_s, now=now)
 
     presented = on_nats(nats, make, name="keys", told=(NotProvisioned, NoSuchKey))
     click.echo(
@@ -252,18 +286,24 @@ def add_command(caller: str, scopes: tuple[Scope, ...], rate_per_s: float, burst
     click.echo("For warmlane submit and the like: export WARMLANE_API_KEY=… or --api-key-file FILE", err=True)
 
 
-@command.command(name="list", epilog="Examples:\n\n  warmlane keys list\n\n  warmlane keys list --json")
+@command.command(name="list", epilog="Examples:\n\n  warmlane keys list\n\n  warmlane keys list --all --json")
+@click.option("--all", "with_revoked", is_flag=True, help="Revoked ones too, which are kept for 30 days.")
 @click.option("--json", "as_json", is_flag=True, help="Print an array of objects.")
 @nats_options("admin", asks_for_folder=True)
-def list_command(as_json: bool, nats: NatsAccess) -> None:
-    """Show every key, revoked ones too; never a secret."""
+def list_command(with_revoked: bool, as_json: bool, nats: NatsAccess) -> None:
+    """Show the keys that are in force; never a secret."""
     stored = on_nats(nats, read_keys, name="keys", told=(NotProvisioned, NoSuchKey))
+    keys = stored.keys if with_revoked else stored.in_force
     if as_json:
-        click.echo(json.dumps([shown(key) for key in stored.keys]))
-    elif stored.keys:
-        Console().print(table_of(stored.keys))
+        click.echo(json.dumps([shown(key) for key in keys]))
+    elif keys:
+        Console().print(table_of(keys))
+    elif stored.was_one_made:
+        click.echo("no API key is in force; `warmlane keys add CALLER --scope submit --scope read` makes one")
     else:
         click.echo("no API key yet; `warmlane keys add CALLER --scope submit --scope read` makes one")
+    if stored.revoked and not with_revoked:
+        click.echo(f"revoked: {len(stored.revoked)}; --all shows them too", err=True)
     for name in stored.unreadable:
         click.echo(
             f"the entry {name} cannot be read and lets nobody in; `nats kv del keys {name}` removes it", err=True
@@ -274,7 +314,7 @@ def list_command(as_json: bool, nats: NatsAccess) -> None:
 @click.argument("key_id", metavar="ID")
 @nats_options("admin", asks_for_folder=True)
 def revoke_command(key_id: str, nats: NatsAccess) -> None:
-    """End a key: within a second no gateway lets it in. It stays on record.
+    """End a key: within a second no gateway lets it in. `keys list --all` shows it for 30 days.
 
     ID is the one that `warmlane keys list` shows. Revoking the last key opens nothing: every request is then refused.
     """
@@ -283,7 +323,9 @@ def revoke_command(key_id: str, nats: NatsAccess) -> None:
         key_id = presented.id  # of a key that leaked, the text may be all that somebody has
 
     async def end(link: NatsLink) -> tuple[ApiKey, Stored]:
-        return await revoke(link, key_id, now=datetime.now(UTC)), await read_keys(link)
+        now = datetime.now(UTC)
+        await forget_revoked(link, now=now)
+        return await revoke(link, key_id, now=now), await read_keys(link)
 
     was, stored = on_nats(nats, end, name="keys", told=(NotProvisioned, NoSuchKey))
     if was.revoked_at is not None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from contracts.lanes import SlotState, VideoPipelineSlot, decode_slot
+from contracts.lanes import SlotState, VideoPipelineSlot, decode_slot, is_shown
 from contracts.topology import SLOTS
 from contracts.wire import Unreadable
 from ops.commands.options import nats_access, nats_options
@@ -28,13 +28,16 @@ class NotQuarantined(Exception):
     """There is nothing to lift. The text says why."""
 
 
-async def read_slots(link: NatsLink) -> list[VideoPipelineSlot]:
-    """Every slot that a worker has shown, by name. What cannot be read is left out. Raises TransportUnavailable."""
+async def read_slots(link: NatsLink, *, now: datetime) -> list[VideoPipelineSlot]:
+    """Every slot that a worker shows, or that is quarantined, by name. What cannot be read is left out.
+
+    Raises TransportUnavailable.
+    """
     found: dict[str, VideoPipelineSlot] = {}
 
     def on_entry(entry: Entry) -> None:
         slot = _read(entry)
-        if slot is not None:
+        if slot is not None and is_shown(slot, told_at=entry.time, now=now):
             found[entry.key] = slot
 
     await (await link.watch(SLOTS, on_entry)).wait()
@@ -100,11 +103,11 @@ def command(ctx: click.Context, /, nats: NatsAccess) -> None:
     ctx.obj = nats
     if ctx.invoked_subcommand is not None:
         return
-    slots = on_nats(nats, read_slots, name="slots", told=(NotQuarantined,))
+    slots = on_nats(nats, lambda link: read_slots(link, now=datetime.now(UTC)), name="slots", told=(NotQuarantined,))
     if slots:
         Console().print(table_of(slots))
     else:
-        click.echo("no worker has shown a slot yet")
+        click.echo("no worker shows a slot, and none is quarantined")
 
 
 @command.command(

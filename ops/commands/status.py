@@ -20,6 +20,7 @@ from ops.commands.client import Client, Gateway, Unreachable, gateway_options
 from ops.commands.trace import known_jaeger, trace_link
 
 REFRESH_S: Final = 1.0
+MODES: Final = ("auto", "degraded")
 EPISODES_SHOWN: Final = 5
 STARTS_SHOWN: Final = 5
 PATHS: Final = {
@@ -59,6 +60,7 @@ class Lane(Struct, frozen=True):
     health_age_s: float
     since: datetime
     warm_after_s: float | None = None
+    silent: bool = False
 
 
 class Model(Struct, frozen=True):
@@ -222,7 +224,7 @@ def _lanes(lanes: Lanes, now: datetime) -> Table:
 def _lane(lane: Lane, now: datetime) -> tuple[str, ...]:
     return (
         escape(lane.worker),
-        _coloured(lane.state),
+        f"[red]silent[/], was {escape(lane.state)}" if lane.silent else _coloured(lane.state),
         span((now - lane.since).total_seconds()),
         span(lane.health_age_s),
         escape(lane.detail),
@@ -235,7 +237,13 @@ def _warnings(status: Status) -> Iterator[RenderableType]:
     if status.lanes.judged_at < status.lanes.now:
         yield Text("this gateway was cut off from the queue just now: lanes are judged as before that", style="yellow")
     for ignored in status.lanes.ignored_control:
-        yield Text(f"ignored in control: {ignored.key} = {ignored.value!r}; use auto or degraded", style="red")
+        yield Text(f"ignored in control: {ignored.key} = {ignored.value!r}; {_advice(ignored)}", style="red")
+
+
+def _advice(ignored: Ignored) -> str:
+    if ignored.value in MODES:
+        return f"no model has this name; `nats kv del control {ignored.key}` removes it"
+    return "use auto or degraded"
 
 
 def _queues(queues: Queues) -> Table:

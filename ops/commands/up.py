@@ -16,6 +16,7 @@ from typing import IO, Final, cast
 
 import click
 import msgspec
+import psutil
 from rich.console import Console
 from rich.markup import escape
 
@@ -26,7 +27,7 @@ from contracts.wire import Unreadable
 from ops.background import Background
 from ops.commands.addresses import DEFAULT_URL, Addresses, telling
 from ops.commands.behind import Behind, behind_options
-from ops.commands.keys import read_keys
+from ops.commands.keys import forget_revoked, read_keys
 from ops.commands.options import (
     Host,
     Shared,
@@ -52,6 +53,7 @@ from ops.commands.options import (
 )
 from ops.commands.start import DENIED, Start, how_started, unchecked, until_answers
 from ops.ending import end
+from ops.lanes.left_behind import forget_the_dead
 from ops.lanes.quota import POLL_S, Quota, QuotaError
 from ops.lanes.supervisor import DRAIN_EXTRA_S
 from ops.machine.fork_socket import SHARED_FORK_SERVER, can_listen, importing, remove
@@ -187,6 +189,7 @@ class Stack:
                 try:
                     await provision(link, wanted(self._catalog, keep_s=self._keep_s))
                     await self._judge_access(link)
+                    await self._forget_earlier_runs()
                     group.create_task(gateway.run())
                     await self._forks_listen()
                     if self._wanted_count:
@@ -216,6 +219,14 @@ class Stack:
                 if self._shares_forks:
                     remove(self._forks)
 
+    async def _forget_earlier_runs(self) -> None:
+        # by a connection of its own, which follows those buckets no longer than that
+        link = await NatsLink.connect(self._nats, name="up")
+        try:
+            await forget_the_dead(link, is_alive=psutil.pid_exists)
+        finally:
+            await link.close()
+
     async def _forks_listen(self) -> None:
         # a worker that finds nobody there imports torch itself, which is what the shared server is to spare it
         if not self._shares_forks:
@@ -228,6 +239,7 @@ class Stack:
                     await asyncio.sleep(0.02)
 
     async def _judge_access(self, link: NatsLink) -> None:
+        await forget_revoked(link, now=datetime.now(UTC))
         keys = await read_keys(link)
         if not keys.in_force and not self._host.is_loopback:
             raise NoKeys

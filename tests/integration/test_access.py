@@ -9,7 +9,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -22,9 +22,10 @@ from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.tasks import TaskStatus
 from contracts.topology import KEYS
+from gateway.boards.key_board import KeyBoard
 from gateway.http.admin import MODE_MAX_BYTES
 from ops.cli import cli
-from ops.commands.keys import add, read_keys, revoke
+from ops.commands.keys import add, forget_revoked, read_keys, revoke
 from ops.machine.processes import warmlane_command
 from ops.machine.tls import tls_of
 from ops.nats.link import NatsLink
@@ -487,10 +488,31 @@ async def test_the_commands(system: System, keyed: Keyed) -> None:
     revoked = await asyncio.to_thread(run, "keys", "revoke", made.stdout.strip(), *nats)
     assert (revoked.returncode, revoked.stdout) == (0, f"revoked: key {key_id} of dora@example.org\n")
     await every_gateway_answers(keyed, Presented(key_id, secret), 401)
+    listed = await asyncio.to_thread(run, "keys", "list", *nats)
+    assert (key_id in listed.stdout, "--all shows them" in listed.stderr) == (False, True)
+    listed = await asyncio.to_thread(run, "keys", "list", "--all", *nats)
+    (row,) = (line for line in listed.stdout.splitlines() if key_id in line)
+    assert "revoked" in row
     again = await asyncio.to_thread(run, "keys", "revoke", key_id, *nats)
     assert (again.returncode, "was revoked already" in again.stdout) == (0, True)
     unknown = await asyncio.to_thread(run, "keys", "revoke", "ffffffffffff", *nats)
     assert (unknown.returncode, "warmlane keys list" in unknown.stderr) == (1, True)
+
+
+async def test_a_revoked_key_goes_after_a_month_and_leaves_every_gateway_closed(link: NatsLink) -> None:
+    now = datetime.now(UTC)
+    for days in (29, 30):
+        presented = await add(link, f"left-{days}", ("read",), now=now - timedelta(days=60))
+        await revoke(link, presented.id, now=now - timedelta(days=days))
+    assert await forget_revoked(link, now=now) == 1
+    stored = await read_keys(link)
+    assert [key.caller for key in stored.keys] == ["left-29"]
+    assert await forget_revoked(link, now=now + timedelta(days=30)) == 1
+    stored = await read_keys(link)
+    assert (stored.keys, stored.was_one_made) == ((), True)
+    board = KeyBoard(opens_without_keys=True)
+    await board.start(link)
+    assert not board.is_open
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,7 @@ async def test_lanes_and_where_requests_go(system: System) -> None:
         "state",
         "detail",
         "health_age_s",
+        "silent",
         "since",
         "pid",
         "started_at",

@@ -1,19 +1,22 @@
 """KV `slots` on a real server: what workers show, and a quarantine that only a lift ends (ADR 0010)."""
 
 import asyncio
+import os
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
 
-from contracts.lanes import SlotState, VideoPipelineSlot
+from contracts.lanes import LaneHeartbeat, LaneState, SlotState, VideoPipelineSlot
 from contracts.settings import Catalog
-from contracts.topology import SLOTS, bucket_stream
+from contracts.topology import LANES, SLOTS, SLOTS_SHOWN_S, bucket_stream, lane_key
 from lane_worker.runtime.slot_display import SlotDisplay, read_slot
+from ops.commands.slots import lift, read_slots
 from ops.ending import end
+from ops.lanes.left_behind import forget_the_dead
 from ops.machine.processes import warmlane_command
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
@@ -21,6 +24,7 @@ from tests.conftest import KEEP_S
 from tests.kit.support import NatsServer, clean_environment, eventually
 
 SLOT = "cpu-7"
+DEAD = 1 << 22 | 7  # no process has this number
 
 
 class Shown(SlotDisplay):
@@ -172,6 +176,87 @@ async def test_one_that_lost_the_slot_changes_nothing(
     await asyncio.wait_for(old.usable(), 10)
 
 
+async def test_what_is_shown_is_written_again_and_removed_by_who_leaves(
+    link: NatsLink, display: Callable[[str], "asyncio.Future[Shown]"]
+) -> None:
+    """By that a reader knows who is gone: nobody else may write it again, nor remove it."""
+    old, new = await display("degraded-0"), await display("degraded-1")
+    old.take()
+    old.show(SlotState.RESIDENT, "anisora", "first")
+    await old.settled()
+    first = await link.get(SLOTS, SLOT)
+    await old.refresh()
+    second = await link.get(SLOTS, SLOT)
+    assert first is not None
+    assert second is not None
+    assert (second.revision, second.value) == (first.revision + 1, first.value)
+    new.take()
+    new.show(SlotState.RESIDENT, "phr00t")
+    await new.settled()
+    third = await link.get(SLOTS, SLOT)
+    await old.refresh()
+    await old.leave()
+    assert await link.get(SLOTS, SLOT) == third
+    await new.leave()
+    assert await entry(link) is None
+
+
+async def test_a_quarantine_is_neither_written_again_nor_removed(
+    link: NatsLink, display: Callable[[str], "asyncio.Future[Shown]"]
+) -> None:
+    """Else one that writes or leaves just then would undo what an operator did."""
+    shown = await display("degraded-0")
+    shown.take()
+    shown.show(SlotState.QUARANTINED, None, "held")
+    await shown.settled()
+    stored = await link.get(SLOTS, SLOT)
+    await shown.refresh()
+    await shown.leave()
+    assert await link.get(SLOTS, SLOT) == stored
+    await lift(link, SLOT, now=datetime.now(UTC))
+    await eventually(lambda: asyncio.sleep(0, shown.quarantine is None))
+    await shown.refresh()
+    await shown.leave()
+    now = await entry(link)
+    assert now is not None
+    assert now.state is SlotState.EMPTY
+
+
+async def test_a_new_system_forgets_who_is_dead(link: NatsLink, nats_server: NatsServer) -> None:
+    """Lanes and slots of processes that are gone; a quarantine stands, and so does what a living process says."""
+    now = datetime.now(UTC)
+    for slot, pid, state in (
+        ("cpu-1", DEAD, SlotState.RESIDENT),
+        ("cpu-2", DEAD, SlotState.QUARANTINED),
+        ("cpu-3", os.getpid(), SlotState.RESIDENT),
+    ):
+        shown = VideoPipelineSlot(slot=slot, worker="w", pid=pid, model="anisora", state=state, since=now)
+        await link.put(SLOTS, slot, msgspec.json.encode(shown))
+    await link.put(SLOTS, "cpu-4", b"no slot")
+    for worker, pid in (("anisora-0", DEAD), ("anisora-1", os.getpid())):
+        lane = LaneHeartbeat(
+            model="anisora",
+            worker=worker,
+            state=LaneState.WARM,
+            health_age_s=0,
+            slot="cpu-1",
+            pid=pid,
+            started_at=now,
+        )
+        await link.put(LANES, lane_key("anisora", worker), msgspec.json.encode(lane))
+    other = await NatsLink.connect(nats_server.url, name="up")
+    try:
+        assert await forget_the_dead(other, is_alive=lambda pid: pid != DEAD) == 2
+    finally:
+        await other.close()
+    assert [slot.slot for slot in await read_slots(link, now=now)] == ["cpu-2", "cpu-3"]
+    later = now + timedelta(seconds=SLOTS_SHOWN_S + 60)
+    assert [slot.slot for slot in await read_slots(link, now=later)] == ["cpu-2"]
+    for worker, is_left in (("anisora-0", False), ("anisora-1", True)):
+        found = await link.get(LANES, lane_key("anisora", worker))
+        assert (found is not None and found.value is not None) is is_left
+
+
 @pytest.mark.parametrize("state", [SlotState.RESIDENT, SlotState.QUARANTINED])
 async def test_what_a_worker_shows_stands_in_a_bucket_that_was_made_anew_too(
     link: NatsLink, catalog: Catalog, display: Callable[[str], "asyncio.Future[Shown]"], state: SlotState
@@ -217,4 +302,4 @@ async def test_what_cannot_be_lifted_is_said(
 
 async def test_no_slots_yet(link: NatsLink, nats_server: NatsServer) -> None:
     result = await command("slots", "--nats-url", nats_server.url)
-    assert (result.returncode, result.stdout) == (0, "no worker has shown a slot yet\n")
+    assert (result.returncode, result.stdout) == (0, "no worker shows a slot, and none is quarantined\n")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.lanes import FallbackCause, FallbackEpisode
-from gateway.placing.fallbacks import EPISODES_MAX, SETTLE_S, Sent, advance, is_same, noted, with_newer
+from gateway.placing.fallbacks import EPISODES_MAX, SETTLE_S, VOUCH_S, Sent, advance, is_same, noted, with_newer
 from tests.kit.records import NOW, after
 
 
@@ -77,6 +77,33 @@ def test_what_is_written_next(
     found, remaining = advance(before, counts, model="anisora", gateway="a", cause=cause, now=after(20))
     assert found == written
     assert len(remaining) == left
+
+
+@pytest.mark.parametrize(
+    ("counts", "cause", "vouched_s", "written", "left"),
+    [
+        pytest.param([], "capacity", 990, None, 0, id="somebody-just-wrote-it"),
+        pytest.param([], "capacity", 1_000 - VOUCH_S - 1, episode(), 0, id="7-written-again-as-it-is"),
+        pytest.param([], "capacity", 100, episode(until_s=100), 0, id="6-nobody-was-there"),
+        pytest.param([], None, 100, episode(until_s=100), 0, id="6-and-it-did-not-last-till-now"),
+        pytest.param([sent(at_s=999)], "capacity", 100, episode(until_s=100), 1, id="6-before-the-next-one"),
+        pytest.param([], None, 990, episode(until_s=1_000), 0, id="5-the-switch-was-lifted"),
+    ],
+)
+def test_an_episode_does_not_outlive_its_gateways(
+    counts: list[Sent], cause: FallbackCause | None, vouched_s: float, written: FallbackEpisode | None, left: int
+) -> None:
+    found, remaining = advance(
+        episode(), counts, model="anisora", gateway="a", cause=cause, now=after(1_000), vouched_at=after(vouched_s)
+    )
+    assert found == written
+    assert len(remaining) == left
+
+
+def test_what_has_ended_needs_nobody_to_vouch() -> None:
+    over, now = episode(until_s=50), after(1_000)
+    found = advance(over, [], model="anisora", gateway="a", cause="capacity", now=now, vouched_at=after(50))
+    assert found == (None, ())
 
 
 def test_counts_are_kept_by_cause_in_their_order() -> None:

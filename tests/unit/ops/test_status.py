@@ -54,7 +54,7 @@ def answers(running: Catalog, board: LaneBoard) -> dict[str, Any]:
             judged_at=after(-3),
             models=tuple(model_lanes(entry, board, NOW) for entry in running.models.values()),
             slots=(slot,),
-            ignored_control=tuple(board.ignored_control()),
+            ignored_control=tuple(board.ignored_control(running.models)),
         ),
         "queue": QueuesView(
             leader=None,
@@ -82,7 +82,10 @@ def drawn() -> str:
     board = LaneBoard(health_timeout_s=60, grace_s=10)
     board.on_lane(heartbeat("anisora-0", LaneState.WARM, after(-2)))
     board.on_lane(heartbeat("anisora-1", LaneState.CRASH_LOOPING, after(-2), detail="exit [1]"))
+    board.on_lane(heartbeat("anisora-2", LaneState.BUSY, after(-300)))
     board.on_control(Entry("lanes.phr00t", b"offf", 1, NOW))
+    board.on_control(Entry("lanes.gone", b"degraded", 2, NOW))
+    board.on_control(Entry("lanes.gone-too", b"auto", 3, NOW))
     told = json.loads(msgspec.json.encode(answers(catalog(), board)))
     console = Console(width=200)
     with console.capture() as captured:
@@ -95,10 +98,12 @@ def drawn() -> str:
     [
         ["anisora", "auto", "lane (2)", "anisora-0", "warm", "2.0 s"],
         ["anisora-1", "crash_looping", "exit [1]"],
+        ["anisora-2", "silent, was busy", "5 min"],
         ["phr00t", "degraded: capacity (4)", "none"],
         ["no degraded worker leads"],
         ["cut off"],
-        ["ignored in control: lanes.phr00t = 'offf'"],
+        ["ignored in control: lanes.phr00t = 'offf'", "use auto or degraded"],
+        ["ignored in control: lanes.gone = 'degraded'", "nats kv del control lanes.gone"],
         ["DEGRADED", "7 of 25", "12.0 s", "anisora on anisora-0", "about 4.2 s left", "anisora 31.5 s"],
         ["cpu-9", "degraded-0", "quarantined", "[held]"],
         ["anisora", "manual", "1 min 5 s, goes on", "3"],
@@ -110,6 +115,10 @@ def drawn() -> str:
 )
 def test_the_screen(drawn: str, words: list[str]) -> None:
     assert any(all(word in line for word in words) for line in drawn.splitlines()), drawn
+
+
+def test_a_switch_back_of_a_model_that_is_gone_is_no_news(drawn: str) -> None:
+    assert "gone-too" not in drawn
 
 
 def test_nothing_happened_yet() -> None:
