@@ -30,10 +30,18 @@ class RootPath(click.ParamType[str]):
         return prefix
 
 
+def _split(text: str) -> list[str]:
+    """The values in a variable of the environment: parted by blanks or commas."""
+    return text.replace(",", " ").split()
+
+
 class NetworkType(click.ParamType[Network]):
     """An address, or a network in CIDR form."""
 
     name = "network"
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return _split(rv)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Network:
         try:
@@ -50,6 +58,9 @@ class HostName(click.ParamType[str]):
     """A name or address by which clients call, without a port."""
 
     name = "host"
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return _split(rv)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(value)
@@ -96,7 +107,7 @@ def behind_options(function: Callable[..., Any]) -> Callable[..., Any]:
         multiple=True,
         show_envvar=True,
         help="Believe X-Forwarded-Prefix, -For and -Proto from this address or network (10.1.0.0/16). May be "
-        "repeated; the variable separates several by blanks. [default: nobody's]",
+        "repeated; the variable separates several by blanks or commas. [default: nobody's]",
     )
     @click.option(
         "--allowed-host",
@@ -106,7 +117,8 @@ def behind_options(function: Callable[..., Any]) -> Callable[..., Any]:
         multiple=True,
         show_envvar=True,
         help="As long as there is no API key: a name beside localhost by which anybody may call, as in "
-        "video.example.org. May be repeated; the variable separates several by blanks. [default: none]",
+        "video.example.org. May be repeated; the variable separates several by blanks or commas. "
+        "[default: none]",
     )
     @wraps(function)
     def command(

@@ -232,9 +232,10 @@ def told(behind: Behind) -> None:
         ([], {"WARMLANE_ROOT_PATH": "/"}, ""),
         (
             [],
-            {"WARMLANE_TRUSTED_PROXIES": "127.0.0.1 10.1.0.0/16 ::1"},
+            {"WARMLANE_TRUSTED_PROXIES": "127.0.0.1, 10.1.0.0/16 ::1"},
             "--trusted-proxy 127.0.0.1/32 --trusted-proxy 10.1.0.0/16 --trusted-proxy ::1/128",
         ),
+        ([], {"WARMLANE_ALLOWED_HOSTS": "a.example,b.example"}, "--allowed-host a.example --allowed-host b.example"),
         (
             ["--allowed-host", "Video.example.org.", "--allowed-host", "[FD00::1]", "--allowed-host", "10.0.0.5"],
             {},
