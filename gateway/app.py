@@ -10,7 +10,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.plugins import PluginProtocol
 
 from gateway.boards.key_board import Caller
-from gateway.http import access, admin, generate, meta, problems, tasks, video
+from gateway.http import access, admin, generate, listing, meta, problems, tasks, video
 from gateway.http.body import MAX_BODY_BYTES
 from gateway.http.cross_origin import cross_origin
 from gateway.http.methods import with_heads_and_options
@@ -66,7 +66,7 @@ def create_app(
     problems.begin()
     routes: list[HTTPRouteHandler] = [
         generate.generate,
-        tasks.list_tasks,
+        listing.list_tasks,
         tasks.get_task,
         tasks.follow_task,
         tasks.cancel_task,

@@ -18,14 +18,8 @@ from contracts.settings import SettingsError, load_settings
 from gateway.app import create_app
 from gateway.boards.storage import StorageWatch
 from gateway.server.access_log import AccessLog
-from gateway.server.connections import (
-    CONNECTIONS_MAX,
-    Connections,
-    Limits,
-    connections_max,
-    http_config,
-    raise_fd_limit,
-)
+from gateway.server.connections import Connections, http_config
+from gateway.server.limits import CONNECTIONS_MAX, Limits, connections_max, raise_fd_limit
 from gateway.server.proxies import behind_proxies
 from gateway.services import Services
 from ops.artifacts import StorageFailed

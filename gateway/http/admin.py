@@ -36,10 +36,10 @@ from gateway.http.admin_views import (
 from gateway.http.answers import JsonAnswer
 from gateway.http.body import read_body, require_json
 from gateway.http.conditions import Conditions, conditions_of, require_to_change
+from gateway.http.lookup import find, reachable
 from gateway.http.openapi.operations import KeyedOperation, ModeOperation, SwitchOperation, problem_responses
 from gateway.http.problems import ProblemError
 from gateway.http.queries import require_known_query
-from gateway.http.tasks import find, reachable
 from gateway.services import Services
 from ops.nats.link import WrongRevision
 

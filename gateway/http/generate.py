@@ -3,12 +3,10 @@
 import asyncio
 import re
 import time
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from litestar import Request, Response, post
-from litestar.datastructures import State
+from litestar import Response, post
 from litestar.di import NamedDependency
 from litestar.openapi import ResponseSpec
 
@@ -21,18 +19,17 @@ from contracts.generation import (
     validate,
 )
 from contracts.topology import DEGRADED_MAX_MSGS
-from gateway.boards.key_board import Caller
 from gateway.boards.storage import RETRY_AFTER_S, StorageFull
-from gateway.http.access import Turn, needs
+from gateway.http.access import needs
 from gateway.http.answers import JsonAnswer
 from gateway.http.body import COSTLY_BYTES, read_body, require_json
 from gateway.http.conditions import conditions_of, require_to_change
+from gateway.http.lookup import CallerRequest, awaited, etag_of, shown
 from gateway.http.openapi.operations import GenerateOperation, problem_responses
 from gateway.http.preferences import MAX_WAIT_S, Preferences
 from gateway.http.problems import ProblemError, answer_of
 from gateway.http.queries import require_known_query
-from gateway.http.tasks import awaited, etag_of
-from gateway.http.views import TaskView, root_of, task_url, view
+from gateway.http.views import TaskView, root_of, task_url
 from gateway.placing.admission import KeyReused, Overloaded
 from gateway.placing.hold import CallerGone
 from gateway.services import Services
@@ -42,7 +39,6 @@ from ops.telemetry.tracing import current_span, traceparent_of
 
 RETRY_SOON_S: Final = 5.0
 
-_Request = Request[Caller, Turn, State]
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -71,7 +67,7 @@ _TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
     },
     **needs("submit", counts_late=True),
 )
-async def generate(request: _Request, services: NamedDependency[Services]) -> Response[TaskView]:
+async def generate(request: CallerRequest, services: NamedDependency[Services]) -> Response[TaskView]:
     """Checks a request and queues it: for a warm lane of its model, or for the degraded worker where there is none.
 
     A warm lane gives an answer at once. On the degraded worker the answer comes when it takes the request, which can
@@ -161,7 +157,7 @@ async def generate(request: _Request, services: NamedDependency[Services]) -> Re
     left_s = _left_s(preferred, since_s)
     if left_s:
         snapshot = await awaited(request, services, snapshot, seen_revision=None, wait_s=left_s)
-    task = view(snapshot.task, services.estimates.place(snapshot.task, datetime.now(UTC)), root=root_of(request))
+    task = shown(request, services, snapshot.task)
     headers = {"location": task.links.self_, "etag": etag_of(snapshot, task.queue)} | preferred.applied
     has_ended = preferred.wait_s is not None and snapshot.task.status.is_terminal
     return JsonAnswer(task, headers=headers, status_code=200 if has_ended else 202)
@@ -178,7 +174,7 @@ def _accepted(body: bytes, services: Services) -> AcceptedRequest:
     return validate(parse_body(body), services.catalog)
 
 
-async def _until_gone(request: _Request) -> None:
+async def _until_gone(request: CallerRequest) -> None:
     # the body has been read: what is still received is that the client hung up
     while (await request.receive())["type"] != "http.disconnect":
         pass

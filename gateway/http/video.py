@@ -12,10 +12,10 @@ from contracts.tasks import TaskStatus, VideoFile
 from gateway.boards.key_board import Caller
 from gateway.http.access import Turn, needs
 from gateway.http.conditions import conditions_of, precondition_failed, tag_of, to_read
+from gateway.http.lookup import find
 from gateway.http.openapi.operations import VideoHeadOperation, VideoOperation, problem_responses
 from gateway.http.problems import ProblemError
 from gateway.http.ranges import RangeNotSatisfiable, content_range, parse_range, range_applies
-from gateway.http.tasks import find
 from gateway.http.views import root_of, task_url
 from gateway.services import Services
 from ops.artifacts import StorageFailed

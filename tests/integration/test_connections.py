@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.server.connections import Connections, Limits
+from gateway.server.connections import Connections
+from gateway.server.limits import Limits
 from tests.kit.loopback import Talk, serving
 from tests.kit.support import eventually
 

@@ -22,7 +22,8 @@ from contracts.settings import load_settings
 from contracts.topology import DEGRADED
 from gateway.http.body import MAX_BODY_BYTES
 from gateway.http.problems import Problem
-from gateway.server.connections import Connections, Limits, http_config
+from gateway.server.connections import Connections, http_config
+from gateway.server.limits import Limits
 from ops.commands.client import Client
 from ops.commands.keys import add
 from ops.nats.link import NatsLink

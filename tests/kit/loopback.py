@@ -8,7 +8,8 @@ from typing import Any
 
 import uvicorn
 
-from gateway.server.connections import Connections, Limits, http_config
+from gateway.server.connections import Connections, http_config
+from gateway.server.limits import Limits
 
 
 class _Server(uvicorn.Server):

@@ -12,6 +12,7 @@ import stamina.instrumentation
 
 import gateway.boards.lane_board
 import gateway.boards.task_board
+import gateway.http.lookup
 import gateway.http.tasks
 import gateway.placing.admission
 import gateway.placing.fallbacks
@@ -33,6 +34,7 @@ _WITH_DATETIME: tuple[Any, ...] = (
     gateway.placing.fallbacks,
     gateway.placing.hold,
     gateway.placing.sweeper,
+    gateway.http.lookup,
     gateway.http.tasks,
     lane_worker.runtime.held,
     lane_worker.runtime.lease,

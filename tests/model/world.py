@@ -24,8 +24,9 @@ from contracts.topology import DEADLINES, DEGRADED, LANES, TASKS, Topology, buck
 from gateway.boards.key_board import ANYBODY
 from gateway.boards.lane_board import LaneBoard
 from gateway.boards.task_board import TaskBoard
+from gateway.http.lookup import find
 from gateway.http.problems import ProblemError
-from gateway.http.tasks import cancel_task, find
+from gateway.http.tasks import cancel_task
 from gateway.placing.admission import Admission, KeyReused, Overloaded
 from gateway.placing.estimate import Estimates
 from gateway.placing.fallbacks import Fallbacks

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.server.connections import Connections, Limits, http_config
+from gateway.server.connections import Connections, http_config
+from gateway.server.limits import Limits
 from tests.bench.names import CELERY, TASKIQ
 from tests.bench.peers.serving import config_of
 from tests.bench.procs import Cores, NotStarted, Watch, apart, free_port, listens, server, usable_cores

@@ -22,8 +22,8 @@ from gateway.app import create_app
 from gateway.boards.key_board import ANYBODY, Caller, KeyBoard
 from gateway.boards.task_board import Snapshot
 from gateway.http.access import RateLimits, access_control
+from gateway.http.lookup import find
 from gateway.http.problems import ProblemError, problem_handlers
-from gateway.http.tasks import find
 from gateway.services import Services
 from ops.commands.options import Host, Origin
 from ops.nats.link import Entry

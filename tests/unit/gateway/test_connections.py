@@ -2,15 +2,7 @@ import resource
 
 import pytest
 
-from gateway.server.connections import (
-    RESERVED_FDS,
-    Limits,
-    Overdue,
-    Waits,
-    connections_max,
-    overdue,
-    raise_fd_limit,
-)
+from gateway.server.limits import RESERVED_FDS, Limits, Overdue, Waits, connections_max, overdue, raise_fd_limit
 
 LIMITS = Limits(head_s=10, body_idle_s=10, body_s=60, unread_s=30, linger_s=2)
 

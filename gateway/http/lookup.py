@@ -1,0 +1,114 @@
+"""A task of its caller: found, waited for, and as it is shown."""
+
+import math
+import re
+from collections.abc import Awaitable
+from datetime import UTC, datetime
+from typing import Final, TypeVar
+
+from litestar import Request
+from litestar.datastructures import State
+
+from contracts.tasks import GenerationTask, TaskStatus
+from gateway.boards.key_board import Caller
+from gateway.boards.task_board import Snapshot
+from gateway.http.access import Turn, unauthorized
+from gateway.http.problems import ProblemError
+from gateway.http.views import TaskView, root_of, view
+from gateway.placing.estimate import QueuePlace
+from gateway.services import Services
+from ops.nats.link import TransportUnavailable, WrongRevision
+
+TASK_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+T = TypeVar("T")
+CallerRequest = Request[Caller, Turn, State]
+"""A request that was let in."""
+
+
+async def find(services: Services, caller: Caller, task_id: str) -> Snapshot:
+    """The task, after what was due has been done where the server can be reached.
+
+    Raises ProblemError: task_not_found, also for a task that *caller* may not see, for which nothing is done then; and
+    transport_unavailable where nothing is known of it.
+    """
+    if not TASK_ID.fullmatch(task_id):
+        raise no_such_task()
+    snapshot = await reachable(services.tasks.get(task_id))
+    if snapshot is None or not caller.sees(snapshot.task):
+        raise no_such_task()
+    return await _look_if_overdue(services, snapshot)
+
+
+async def _look_if_overdue(services: Services, snapshot: Snapshot) -> Snapshot:
+    """Whoever reads an overdue pending record runs the timer's handler before answering (design §4).
+
+    While the server is away it stays as it is: the first timer after the return ends it.
+    """
+    task = snapshot.task
+    if task.status is not TaskStatus.PENDING or datetime.now(UTC) < task.deadline_at:
+        return snapshot
+    try:
+        try:
+            looked = await services.sweeper.look(task.id)
+        except WrongRevision:
+            looked = await services.tasks.read(task.id)
+    except TransportUnavailable as error:
+        if services.tasks.news_age_s():  # which the answer says
+            return snapshot
+        raise _unreachable() from error
+    if looked is None:
+        raise no_such_task()
+    return looked
+
+
+async def reachable(call: Awaitable[T]) -> T:
+    """What *call* returns; TransportUnavailable becomes the problem `transport_unavailable`."""
+    try:
+        return await call
+    except TransportUnavailable as error:
+        raise _unreachable() from error
+
+
+def _unreachable() -> ProblemError:
+    detail = "the record could not be read or written now; try again"
+    return ProblemError("transport_unavailable", detail, retry_after_s=1.0)
+
+
+async def awaited(
+    request: CallerRequest, services: Services, snapshot: Snapshot, *, seen_revision: int | None, wait_s: float
+) -> Snapshot:
+    """The task when it has ended, or is not at *seen_revision*, or as it is after *wait_s*.
+
+    Raises ProblemError: task_not_found where its record is gone, and unauthorized where the key was revoked meanwhile.
+    """
+    waited = await services.tasks.wait(snapshot, seen_revision=seen_revision, timeout_s=wait_s)
+    if not services.keys.still_counts(request.user):
+        raise unauthorized(request)
+    if waited is None:
+        raise no_such_task()
+    return await _look_if_overdue(services, waited)
+
+
+def shown(request: CallerRequest, services: Services, task: GenerationTask) -> TaskView:
+    """*task* as its caller may see it, with its place in the queue now."""
+    return view(task, services.estimates.place(task, datetime.now(UTC)), root=root_of(request))
+
+
+def etag_of(snapshot: Snapshot, place: QueuePlace | None) -> str:
+    """The strong tag of a task's JSON, which changes with its revision, and with its *place* while it waits."""
+    if place is None:
+        return f'"{snapshot.revision}"'
+    wait = "" if place.expected_wait_s is None else f"-{place.expected_wait_s:g}"
+    return f'"{snapshot.revision}-{place.position}{wait}"'
+
+
+def age_of(services: Services) -> dict[str, str]:
+    """What says how old an answer from memory is, while nothing newer can be had (RFC 9111)."""
+    age_s = services.tasks.news_age_s()
+    return {"age": str(math.ceil(age_s))} if age_s else {}
+
+
+def no_such_task() -> ProblemError:
+    """To be raised where a task is not there, or not for this caller."""
+    return ProblemError("task_not_found", "no task has this id, or it is older than what is kept")
