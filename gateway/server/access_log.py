@@ -5,6 +5,7 @@ A line names the caller of the key or, without one, the address; never a query, 
 """
 
 import asyncio
+import itertools
 import re
 import secrets
 import time
@@ -32,6 +33,10 @@ LINES_OF_CALLER_MAX: Final = 20
 CALLERS_MAX: Final = 1_000
 # So many callers are named of those whose refusals were not logged.
 NAMED_MAX: Final = 5
+
+# randomness for each request would be a call of the kernel each time
+_PROCESS: Final = secrets.token_hex(6)
+_COUNT: Final = itertools.count(1)
 
 log = structlog.get_logger("access")
 
@@ -173,7 +178,12 @@ def path_told(path: str) -> str:
 def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The request's own `X-Request-Id` where it can be used, else a new one."""
     given = next((value for name, value in headers if name == ID_HEADER), b"")
-    return given.decode("ascii") if _GIVEN_ID.fullmatch(given) else secrets.token_hex(8)
+    return given.decode("ascii") if _GIVEN_ID.fullmatch(given) else new_request_id()
+
+
+def new_request_id() -> str:
+    """One that no other request of any gateway has: the process's own number, and a count."""
+    return f"{_PROCESS}{next(_COUNT):08x}"
 
 
 def address_of(client: tuple[str, int] | None) -> str:

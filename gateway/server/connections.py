@@ -7,7 +7,6 @@ where nothing was answered yet, and the connection is closed.
 """
 
 import asyncio
-import secrets
 import ssl
 from functools import partial
 from typing import Any, Final
@@ -21,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.http.noted import Noted
 from gateway.http.problems import PROBLEM_MEDIA_TYPE, PROBLEMS, ProblemError
-from gateway.server.access_log import AccessLog, Answered, address_of
+from gateway.server.access_log import AccessLog, Answered, address_of, new_request_id
 from gateway.server.limits import Limits, Waits, overdue
 from gateway.server.one_write import OneWrite
 
@@ -291,7 +290,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _problem(self, code: str, detail: str) -> bytes:
         problem = ProblemError(code, detail, retry_after_s=1.0 if code == "too_many_connections" else None)
         body = msgspec.json.encode(problem.problem)
-        self._noted = Noted(secrets.token_hex(8), code=code)
+        self._noted = Noted(new_request_id(), code=code)
         headers = {
             "content-type": PROBLEM_MEDIA_TYPE,
             "content-length": str(len(body)),

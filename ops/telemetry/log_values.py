@@ -23,6 +23,9 @@ def plain(value: Any, depth: int = 0) -> Any:
 
     It never raises: where a value's own code does, that is what is told of it.
     """
+    kind = type(value)
+    if (kind is str and len(value) <= CHARS_MAX) or kind is bool or value is None:  # most values are one of these
+        return value
     try:
         return _plain(value, depth)
     except Exception as error:
@@ -30,8 +33,6 @@ def plain(value: Any, depth: int = 0) -> Any:
 
 
 def _plain(value: Any, depth: int) -> Any:
-    if value is None or isinstance(value, bool):
-        return value
     if isinstance(value, Enum):
         return plain(value.value, depth)
     if isinstance(value, int):
@@ -58,6 +59,8 @@ def _plain(value: Any, depth: int) -> Any:
 
 def _inner(value: Any) -> Mapping[Any, Any] | Iterable[Any] | None:
     """What is in *value*, by name or one after the other; None for what holds nothing."""
+    if isinstance(value, dict):
+        return value
     if isinstance(value, Struct):
         return {name: getattr(value, name) for name in value.__struct_fields__}
     if isinstance(value, Mapping):
@@ -76,7 +79,7 @@ def _inner(value: Any) -> Mapping[Any, Any] | Iterable[Any] | None:
 
 
 def _held(inner: Mapping[Any, Any] | Iterable[Any], depth: int) -> Any:
-    if isinstance(inner, Mapping):
+    if isinstance(inner, dict | Mapping):
         named = list(inner.items())
         held = {_key(name): plain(value, depth) for name, value in named[:ITEMS_MAX]}
         return held if len(named) <= ITEMS_MAX else held | {"…": f"{len(named) - ITEMS_MAX} more"}
@@ -86,6 +89,8 @@ def _held(inner: Mapping[Any, Any] | Iterable[Any], depth: int) -> Any:
 
 
 def _key(name: Any) -> str:
+    if type(name) is str:
+        return name
     told = plain(name)
     return told if isinstance(told, str) else str(told)
 

@@ -44,6 +44,7 @@ class GatewayProcess:
     def __init__(self, folder: Path, *, beside: "GatewayProcess | None" = None, forked: bool = True) -> None:
         """*forked* it is a `warm_cli.Forked`, or else started as the script is."""
         self.folder = folder
+        self.log_file = folder / "gateway.log"
         self._forked = forked
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -65,7 +66,7 @@ class GatewayProcess:
             "--data-dir",
             str(self.data_dir),
         ]
-        with (self.folder / "gateway.log").open("ab") as log:
+        with self.log_file.open("ab") as log:
             environment = clean_environment()
             if self._forked:
                 self._process = Forked(*arguments, *options, stdout=log, stderr=log, env=environment)
@@ -88,7 +89,7 @@ class GatewayProcess:
         return self._process.pid
 
     def log(self) -> str:
-        return (self.folder / "gateway.log").read_text()
+        return self.log_file.read_text()
 
     def stop(self) -> None:
         if self._process is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
@@ -165,3 +166,26 @@ async def test_the_limit_itself_is_told(tmp_path: Path) -> None:
             return any("max_file_store is reached" in each for each in await troubles(system))
 
         await eventually(told)
+
+
+async def test_a_full_disk_of_the_log_fails_no_request(tmp_path: Path) -> None:
+    """Nothing but lines is lost, and how many is said in the log and in the metrics once there is room."""
+    with small_disk(tmp_path / "logs", mib=1) as disk:
+        gateway = GatewayProcess(tmp_path)
+        gateway.log_file = disk.folder / "gateway.log"
+        async with running(gateway) as system:
+            disk.fill()
+            for number in range(15):  # of each a line of more than 200 bytes: one is cut at the end of a page
+                refused = await system.http.get(f"/tasks/{number}")
+                assert (refused.status_code, problem(refused)["code"]) == (404, "task_not_found")
+            await system.lane_is(LaneState.WARM)
+            assert (await system.post(prefer="respond-async")).status_code == 202
+            disk.empty()
+            await system.http.get("/nowhere")
+            metrics = (await system.http.get("/metrics")).text
+        lines = [json.loads(line) for line in gateway.log_file.read_text().splitlines()]
+    (lost,) = (line for line in lines if line["event"] == "log_lines_lost")
+    assert lost["reasons"] == {"ENOSPC": lost["lines"]}
+    assert lines[lines.index(lost) + 1]["path"] == "/nowhere"
+    (counted,) = (line for line in metrics.splitlines() if "lines_lost_total{" in line and "ENOSPC" in line)
+    assert float(counted.rsplit(" ", 1)[1]) == lost["lines"]
