@@ -1,7 +1,6 @@
 """`/tasks/{id}`: look, wait, follow, cancel. HTTP only."""
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -9,9 +8,6 @@ from litestar import Response, delete, get, head
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
-from contracts import lifecycle
-from contracts.tasks import FailureCode, TaskStatus, encode_task
-from contracts.topology import TASKS
 from gateway.boards.open_streams import TooManyStreams
 from gateway.boards.task_board import Snapshot
 from gateway.http.access import needs
@@ -28,11 +24,8 @@ from gateway.http.openapi.operations import (
 from gateway.http.preferences import MAX_WAIT_S, Preferences
 from gateway.http.problems import ProblemError
 from gateway.http.views import TaskView
-from gateway.placing.leftovers import remove_leftovers
+from gateway.placing.cancelling import cancel
 from gateway.services import Services
-from ops.nats.link import WrongRevision
-from ops.telemetry import metrics
-from ops.telemetry.tracing import current_span, failed, link_to, of_task, span
 
 KEEP_ALIVE_S: Final = 15.0
 
@@ -143,32 +136,15 @@ async def cancel_task(request: CallerRequest, services: _Services, task_id: From
     With `If-Match`, nothing is done unless the task is still at the revision that one of its tags names."""
     await find(services, request.user, task_id)
     conditions = conditions_of(request)
-    while True:
-        snapshot = await reachable(services.tasks.read(task_id))
-        if snapshot is None:
-            raise no_such_task()
-        require_to_change(conditions, snapshot.revision)
-        task = snapshot.task
-        if task.status.is_terminal:
-            return _ended(request, services, snapshot)
-        now = datetime.now(UTC)
-        cancelled = lifecycle.fail(task, code=FailureCode.CANCELLED, message="cancelled on request", now=now)
-        current_span().set_attributes({"task.id": task.id, "model": task.model})
-        link_to(task.traceparent)
-        try:
-            with span("cancel", of_task(task), traceparent=task.traceparent, unless=(WrongRevision,)) as current:
-                revision = await reachable(
-                    services.link.update(TASKS, task_id, encode_task(cancelled), revision=snapshot.revision)
-                )
-                failed(current, FailureCode.CANCELLED.value)
-        except WrongRevision:
-            continue  # it moved meanwhile: look again
-        snapshot = services.tasks.record(cancelled, revision, now)
-        metrics.task_ended(cancelled)
-        if task.status is TaskStatus.PENDING:
-            await remove_leftovers(cancelled, link=services.link, artifacts=services.artifacts)
-        return _ended(request, services, snapshot)
-
-
-def _ended(request: CallerRequest, services: Services, snapshot: Snapshot) -> Response[TaskView]:
+    snapshot = await reachable(
+        cancel(
+            task_id,
+            link=services.link,
+            tasks=services.tasks,
+            artifacts=services.artifacts,
+            require=lambda revision: require_to_change(conditions, revision),
+        )
+    )
+    if snapshot is None:
+        raise no_such_task()
     return JsonAnswer(shown(request, services, snapshot.task), headers={"etag": etag_of(snapshot, None)})

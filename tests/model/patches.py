@@ -13,8 +13,8 @@ import stamina.instrumentation
 import gateway.boards.lane_board
 import gateway.boards.task_board
 import gateway.http.lookup
-import gateway.http.tasks
 import gateway.placing.admission
+import gateway.placing.cancelling
 import gateway.placing.fallbacks
 import gateway.placing.hold
 import gateway.placing.leftovers
@@ -35,7 +35,7 @@ _WITH_DATETIME: tuple[Any, ...] = (
     gateway.placing.hold,
     gateway.placing.sweeper,
     gateway.http.lookup,
-    gateway.http.tasks,
+    gateway.placing.cancelling,
     lane_worker.runtime.held,
     lane_worker.runtime.lease,
     lane_worker.runtime.loop,

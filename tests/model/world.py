@@ -26,8 +26,8 @@ from gateway.boards.lane_board import LaneBoard
 from gateway.boards.task_board import TaskBoard
 from gateway.http.lookup import find
 from gateway.http.problems import ProblemError
-from gateway.http.tasks import cancel_task
 from gateway.placing.admission import Admission, KeyReused, Overloaded
+from gateway.placing.cancelling import cancel
 from gateway.placing.estimate import Estimates
 from gateway.placing.fallbacks import Fallbacks
 from gateway.placing.hold import CallerGone, Holds
@@ -282,10 +282,23 @@ class GatewayHost(ModelHost):
 
     async def cancel(self, task_id: str) -> None:
         try:
-            await cancel_task.fn(services=self.services, caller=ANYBODY, task_id=task_id)
+            await find(self.services, ANYBODY, task_id)
+            services = self.services
+            cancelled = await cancel(
+                task_id,
+                link=services.link,
+                tasks=services.tasks,
+                artifacts=services.artifacts,
+                require=lambda revision: None,
+            )
+        except TransportUnavailable:
+            return
         except ProblemError as problem:
             if problem.problem.code != "transport_unavailable" and task_id in self.world.ledger.told:
                 raise Violation(f"1: {task_id} was given to a client: {problem}") from problem
+            return
+        if cancelled is None and task_id in self.world.ledger.told:
+            raise Violation(f"1: {task_id} was given to a client, and has no record")
 
     async def read(self, task_id: str) -> None:
         try:
