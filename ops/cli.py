@@ -14,6 +14,7 @@ from typing import Final
 import click
 from msgspec import Struct
 
+from ops.commands.spelling import guarded, show_everything
 from ops.telemetry.line_writer import hold_standard_descriptors
 
 ROOMS: Final = ("contracts", "degraded_worker", "gateway", "lane_worker", "ops")
@@ -79,7 +80,7 @@ class LazyGroup(click.Group):
             ) from error
         assert isinstance(command, click.Command)
         command.name = cmd_name
-        return command
+        return guarded(command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -130,6 +131,7 @@ def _say(show: Callable[[], object]) -> None:
 def main() -> None:
     """The console script. Ends the process with the exit status above."""
     hold_standard_descriptors()
+    show_everything()
     try:
         status = cli.main(prog_name="warmlane", standalone_mode=False)
     except click.ClickException as error:

@@ -59,7 +59,8 @@ def may_take_over(holder: SlotNote, *, term: int) -> bool:
 def process_start(pid: int) -> int | None:
     """When *pid* began, in clock ticks since boot: a pid alone may be another process's by now. None if unknown."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        # the name of a program may be any bytes
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
     return int(stat.rpartition(")")[2].split()[19])  # field 22; the name before the bracket may hold blanks

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from contracts.settings import Windows
 from ops.commands.addresses import DEFAULT_NATS_URL, address_of
 from ops.commands.durations import Duration
+from ops.commands.spelling import require_text
 from ops.nats.access import DEFAULT_DATA_DIR, NatsAccess, Role, access
 from ops.telemetry.export import METRICS_LISTEN, Listen
 
@@ -241,14 +242,23 @@ profile_option = click.option(
     show_envvar=True,
     help="Which checkpoints: tiny (any machine) or production.",
 )
+
+
+def _shareable(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
+    # the processes of a system tell each other of files in it, in messages that are UTF-8
+    require_text(ctx, parameter, str(value.absolute()))
+    return value
+
+
 data_dir_option = click.option(
     "--data-dir",
     envvar="WARMLANE_DATA_DIR",
     type=click.Path(path_type=Path, file_okay=False),
+    callback=_shareable,
     default=DEFAULT_DATA_DIR,
     show_default=True,
     show_envvar=True,
-    help="Folder of videos, streams, tiny models, locks and logs.",
+    help="Folder of videos, streams, tiny models, locks and logs. Its path has to be UTF-8.",
 )
 keep_option = click.option(
     "--keep",

@@ -1,5 +1,6 @@
 """`warmlane tasks`: list, show, cancel and download what was submitted."""
 
+import json
 import shutil
 import sys
 import unicodedata
@@ -67,7 +68,7 @@ def list_command(
             cursor=cursor,
         )
     if as_json:
-        click.echo(msgspec.json.encode({"tasks": found, "next_cursor": following}).decode())
+        click.echo(json.dumps({"tasks": found, "next_cursor": following}))
         return
     for each in found:
         click.echo(fitted(line_of(msgspec.convert(each, Task, strict=False))))
@@ -122,7 +123,7 @@ def show_command(task_id: str, as_json: bool, gateway: Gateway) -> None:
     with gateway.client() as client:
         task, told = client.task(task_id)
         if as_json:
-            click.echo(msgspec.json.encode(told).decode())
+            click.echo(json.dumps(told))
             return
         for line in shown(client, task):
             click.echo(line)

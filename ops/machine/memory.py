@@ -530,7 +530,8 @@ def rss_bytes(pid: int) -> int:
     also as a zombie.
     """
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        # the name of a program may be any bytes
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError:
         try:
             return int(psutil.Process(pid).memory_info().rss)

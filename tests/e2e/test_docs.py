@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,11 +15,13 @@ import pytest
 from msgspec import Struct
 
 from contracts.topology import CONTROL, LANES, TASKS, bucket_stream
+from ops.nats.access import environment_for
 from ops.nats.link import NatsLink
-from tests.kit.support import clean_environment, eventually
+from tests.kit.support import clean_environment, eventually, shared_forks
 from tests.kit.system import UpProcess
 
 ROOT: Final = Path(__file__).parents[2]
+COMMANDS_PAGE: Final = ROOT / "docs" / "use" / "commands.md"
 API_PAGE: Final = ROOT / "docs" / "use" / "api.md"
 NATS_PAGE: Final = ROOT / "docs" / "operate" / "nats.md"
 URL: Final = "http://127.0.0.1:8000"
@@ -49,8 +52,11 @@ def steps(document: Path) -> list[Step]:
     return found
 
 
-def run_all(commands: list[str], folder: Path, url: str) -> list[str]:
-    """What each command prints, all of them run by one shell, so that variables last. Fails when one fails."""
+def run_all(commands: list[str], folder: Path, url: str, environment: Mapping[str, str] | None = None) -> list[str]:
+    """What each command prints, all of them run by one shell, so that variables last. Fails when one fails.
+
+    The *environment* says where the system is, if the address that is replaced by *url* is not all of it.
+    """
     script = ["set -e"]
     for number, command in enumerate(commands):
         script.append("{ " + command.replace(URL, url).rstrip() + f"\n}} > {number}.out")
@@ -58,11 +64,12 @@ def run_all(commands: list[str], folder: Path, url: str) -> list[str]:
     subprocess.run(
         ["bash", "-c", "\n".join(script)],
         cwd=folder,
-        env=clean_environment() | {"PATH": path, "WARMLANE_URL": url},
+        # the passwords of servers under test are not those of this system
+        env=environment_for(None, clean_environment()) | {"PATH": path} | dict(environment or {"WARMLANE_URL": url}),
         check=True,
         timeout=150,
     )
-    return [(folder / f"{number}.out").read_text() for number in range(len(commands))]
+    return [(folder / f"{number}.out").read_text(errors="replace") for number in range(len(commands))]
 
 
 def same_keys(shown: Any, real: Any, place: str = "$") -> None:
@@ -112,6 +119,63 @@ def test_a_key_leads_to_the_id_that_is_shown(system: UpProcess, tmp_path: Path) 
     """The id follows from caller and key, so the page can promise it."""
     keyed = [step for step in steps(API_PAGE) if "Idempotency-Key" in step.command][:2]
     assert run_all([step.command for step in keyed], tmp_path, system.url) == [f"{step.shown}\n" for step in keyed]
+
+
+ELSEWHERE: Final = {
+    # of a machine behind a proxy that is down just now, and of a terminal that shows ASCII alone
+    "ALL_PROXY": "socks5://127.0.0.1:9",
+    "HTTP_PROXY": "http://127.0.0.1:9",
+    "http_proxy": "http://127.0.0.1:9",
+    "LC_ALL": "C",
+    "PYTHONIOENCODING": "ascii",
+}
+FIRST_DAY: Final = (
+    "warmlane status",
+    "warmlane slots",
+    "warmlane keys list",
+    "warmlane provision --check",
+    "warmlane lane-mode anisora",
+    "warmlane submit phr00t 'ein Füchslein im Schnee' --num-frames 5 --seed 7 --out $'f\\xfcchslein.mp4'",
+    "id=$(warmlane tasks list --model phr00t --limit 1 --json | python -c 'import json, sys; "
+    'print(json.load(sys.stdin)["tasks"][0]["id"])\'); warmlane tasks show $id',
+    "warmlane tasks download $id --out again.mp4 && cmp again.mp4 $'f\\xfcchslein.mp4'",
+    "! warmlane tasks cancel $id 2>&1",
+    "! warmlane submit phr00t $'f\\xfcchslein' 2>&1",
+    "! warmlane submit phr00t fox --out again.mp4/fox.mp4 2>&1",
+    "warmlane doctor",
+)
+
+
+@pytest.mark.timeout(300)
+def test_a_first_day_elsewhere(tmp_path: Path) -> None:
+    """Other ports, names that are not ASCII or not UTF-8, a proxy in the environment and an odd locale: no option is
+    needed, since `up` says in its folder where it is; and nothing ends in a traceback."""
+    folder = tmp_path / "dəğerler"
+    folder.mkdir()
+    (tmp_path / ".curlrc").write_text('noproxy = "127.0.0.1"\n')
+    up = UpProcess(folder, **ELSEWHERE, **shared_forks())
+    up.start()
+    try:
+        environment = ELSEWHERE | {"CURL_HOME": str(tmp_path), "WARMLANE_DATA_DIR": str(up.data_dir)}
+        readme = [step.command for document in (ROOT / "README.md", COMMANDS_PAGE) for step in steps(document)]
+        told = run_all([*readme, *FIRST_DAY], tmp_path, up.url, environment)[len(readme) :]
+    finally:
+        up.stop()
+    status, slots, keys, provisioned, mode, _, task, _, ended, misspelt, unsaved, doctor = told
+    assert "anisora-0" in status
+    assert "phr00t-0" in slots
+    assert "no API key yet" in keys
+    assert "nothing to do" in provisioned
+    assert mode == "anisora is auto\n"
+    assert "chslein im Schnee" in task
+    assert f"{up.url}/tasks/" in task
+    assert "it had ended already: done" in ended
+    assert "Invalid value for 'PROMPT': not UTF-8 at character 2" in misspelt
+    assert "again.mp4 is a file and no folder" in unsaved
+    assert "running: `warmlane up`" in doctor
+    for text in (*told, up.output.read_text(errors="replace")):
+        assert "Traceback" not in text
+    assert "ready in" in up.output.read_text(errors="replace")
 
 
 async def test_what_the_nats_commands_name_is_there(system: UpProcess) -> None:
