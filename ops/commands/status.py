@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ops.commands.client import Client, Gateway, Unreachable, gateway_options
-from ops.commands.trace import known_jaeger, trace_link
+from ops.commands.trace import link_option, trace_link
 
 REFRESH_S: Final = 1.0
 MODES: Final = ("auto", "degraded")
@@ -192,16 +192,16 @@ class Status(Struct, frozen=True):
     cold_starts: ColdStarts
 
 
-def screen(status: Status) -> RenderableType:
+def screen(status: Status, jaeger_url: str | None = None) -> RenderableType:
     """*status* for a terminal."""
-    return Group(*(Padding(part, (0, 0, 1, 0)) for part in _parts(status)))
+    return Group(*(Padding(part, (0, 0, 1, 0)) for part in _parts(status, jaeger_url)))
 
 
-def _parts(status: Status) -> Iterator[RenderableType]:
+def _parts(status: Status, jaeger_url: str | None) -> Iterator[RenderableType]:
     now = status.lanes.now
     yield _lanes(status.lanes, now)
     yield from _warnings(status)
-    yield _queues(status.queue)
+    yield _queues(status.queue, jaeger_url)
     if status.lanes.slots:
         yield _slots(status.lanes, now)
     yield _fallbacks(status.fallbacks, now)
@@ -246,12 +246,12 @@ def _advice(ignored: Ignored) -> str:
     return "use auto or degraded"
 
 
-def _queues(queues: Queues) -> Table:
+def _queues(queues: Queues, jaeger_url: str | None) -> Table:
     table = _table("queue", "waiting", "oldest", "running", "a new task waits")
     for queue in queues.queues:
         limit = f" of {queue.max_msgs}" if queue.max_msgs else ""
         oldest = "" if queue.oldest_age_s is None else span(queue.oldest_age_s)
-        running = "\n".join(_running(task) for task in queue.running) or "[dim]nothing[/]"
+        running = "\n".join(_running(task, jaeger_url) for task in queue.running) or "[dim]nothing[/]"
         waits = ", ".join(
             f"{escape(estimate.model)} {span(estimate.wait_s)}"
             for estimate in queue.estimates
@@ -265,13 +265,13 @@ def _queues(queues: Queues) -> Table:
     return table
 
 
-def _running(task: Running) -> str:
+def _running(task: Running, jaeger_url: str | None) -> str:
     steps = "" if task.step is None else f", step {task.step} of {task.steps}"
     left = "" if task.left_s is None else f", about {span(task.left_s)} left"
     told = escape(f"{task.model} on {task.worker or '?'}{steps}{left}")
     if task.trace_id is None:
         return told
-    link = trace_link(task.trace_id, known_jaeger())
+    link = trace_link(task.trace_id, jaeger_url)
     named = escape(f"trace {task.trace_id}")
     return f"{told}\n" + (named if link == task.trace_id else f"[link={link}]{named}[/link]")
 
@@ -356,12 +356,12 @@ def read(client: Client) -> Status:
     )
 
 
-def follow(client: Client, console: Console) -> None:
+def follow(client: Client, console: Console, jaeger_url: str | None = None) -> None:
     """Draws the status every second, until Ctrl-C. A gateway that is away is waited for."""
     with Live(console=console, auto_refresh=False) as live:
         while True:
             try:
-                shown = screen(read(client))
+                shown = screen(read(client), jaeger_url)
             except Unreachable as error:
                 shown = Text(error.message, style="red")
             live.update(shown, refresh=True)
@@ -374,8 +374,9 @@ def follow(client: Client, console: Console) -> None:
 )
 @click.option("--watch", is_flag=True, help="Go on, drawn anew every second, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print what the gateway answers, once, as one JSON object.")
+@link_option
 @gateway_options
-def command(watch: bool, as_json: bool, gateway: Gateway) -> None:
+def command(watch: bool, as_json: bool, jaeger_url: str | None, gateway: Gateway) -> None:
     """Show lanes, queues, slots, fallbacks and cold starts, and where a request would go now."""
     if watch and as_json:
         raise click.UsageError("--json prints once; leave out --watch")
@@ -385,6 +386,6 @@ def command(watch: bool, as_json: bool, gateway: Gateway) -> None:
             click.echo(json.dumps(told))
         elif watch:
             with contextlib.suppress(KeyboardInterrupt):
-                follow(client, Console())
+                follow(client, Console(), jaeger_url)
         else:
-            Console().print(screen(read(client)))
+            Console().print(screen(read(client), jaeger_url))

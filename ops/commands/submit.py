@@ -16,7 +16,7 @@ from ops.commands.client import Client, Gateway, NotWarmlane, Refused, Task, gat
 from ops.commands.durations import Duration
 from ops.commands.patience import SERVICE_UNAVAILABLE, Busy, pause_s
 from ops.commands.saving import require_writable, save
-from ops.commands.trace import known_jaeger, trace_link
+from ops.commands.trace import known_jaeger, link_option, trace_link
 
 INTERRUPTED: Final = 130
 OVERLOADED: Final = "queue_overloaded"
@@ -65,7 +65,9 @@ def failure_text(task: Task, key: str) -> str:
 class Bar:
     """A progress bar on standard error that follows one task."""
 
-    def __init__(self) -> None:
+    def __init__(self, jaeger_url: str | None = None) -> None:
+        """With *jaeger_url*, or where the environment names one, a trace is told as a link."""
+        self._jaeger_url = jaeger_url or known_jaeger()
         console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -94,7 +96,7 @@ class Bar:
         self.say(f"accepted: {client.url}/tasks/{task.id}")
         for warning in task.warnings:
             self.say(f"warning: {warning.message}")
-        found = trace_link(task.trace_id, known_jaeger())
+        found = trace_link(task.trace_id, self._jaeger_url)
         if found is not None:
             self.say(f"trace {found}")
 
@@ -161,14 +163,22 @@ def _busy(error: Refused | NotWarmlane) -> tuple[Busy, str]:
     return Busy(error.status, error.retry_after_s), "unavailable"
 
 
-def generate(client: Client, body: Mapping[str, Any], key: str, out: Path | None, *, retry_s: float = 0.0) -> int:
+def generate(
+    client: Client,
+    body: Mapping[str, Any],
+    key: str,
+    out: Path | None,
+    *,
+    retry_s: float = 0.0,
+    jaeger_url: str | None = None,
+) -> int:
     """Submits *body*, follows the task, saves the video. The exit status.
 
     A 503 is tried again for *retry_s*. Ctrl-C cancels the task. Raises NotSaved, and what `Client` raises.
     """
     submission = Submission(client, body, key, retry_s=retry_s)
     try:
-        with Bar() as bar:
+        with Bar(jaeger_url) as bar:
             task = submission.run(bar)
         if task.video is None:
             click.echo(failure_text(task, key), err=True)
@@ -256,6 +266,7 @@ retry_option = click.option(
 )
 @out_option
 @retry_option
+@link_option
 @gateway_options
 @click.pass_context
 def command(
@@ -267,6 +278,7 @@ def command(
     idempotency_key: str | None,
     out: Path | None,
     retry_s: float | None,
+    jaeger_url: str | None,
     gateway: Gateway,
     **fields: Any,
 ) -> None:
@@ -279,4 +291,4 @@ def command(
     body = request_body(model, prompt, image, fields)
     with gateway.client() as client:
         key = idempotency_key or str(uuid.uuid4())
-        ctx.exit(generate(client, body, key, out, retry_s=retry_s or 0.0))
+        ctx.exit(generate(client, body, key, out, retry_s=retry_s or 0.0, jaeger_url=jaeger_url))

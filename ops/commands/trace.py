@@ -87,6 +87,14 @@ def known_jaeger() -> str | None:
     return os.environ.get(VARIABLE)
 
 
+link_option = click.option(
+    "--jaeger-url",
+    envvar=VARIABLE,
+    show_envvar=True,
+    help="Jaeger's pages: what is told of a trace is a link there. [default: its ID alone]",
+)
+
+
 def fetch(client: httpx.Client, wanted: str) -> list[Mapping[str, Any]]:
     """The traces of a task, or the one trace, that *wanted* names. Raises click.ClickException."""
     try:

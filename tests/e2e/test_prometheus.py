@@ -4,29 +4,41 @@ The collector is Jaeger's own program, which holds the parts that `ops/deploy/ob
 addresses differ from what is committed, how often there is a look, and how long an alert waits (`for`): a second.
 """
 
+import asyncio
 import os
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 
 import httpx
 import pytest
 import yaml
 
+from contracts.lanes import SlotState
+from contracts.settings import load_settings
 from contracts.topology import DEGRADED_MAX_MSGS
+from degraded_worker.worker import DegradedWorker
+from lane_worker.residence.residence import Residence
+from ops.artifacts import Artifacts
 from ops.machine.processes import warmlane_command
 from ops.nats.access import environment_for
+from ops.nats.link import NatsLink
 from tests.drills.observe import DOCS, settings_for
-from tests.kit.support import clean_environment, eventually_sync, free_port, shared_forks
+from tests.kit.degraded import leads, place, shown, task_of
+from tests.kit.stuck_card import StuckCard
+from tests.kit.support import clean_environment, eventually, eventually_sync, free_port, shared_forks
 from tests.kit.system import UpProcess
 from tests.kit.tools import tool
 from tests.unit.ops.test_dashboards import DASHBOARDS, OPS, panels
 
-pytestmark = pytest.mark.tools
+pytestmark = [pytest.mark.tools, pytest.mark.usefixtures("forks")]
 
 RULES_FILE: Final = OPS / "alerts" / "warmlane.rules.yaml"
 # What Grafana puts in the place of its variables.
@@ -95,7 +107,8 @@ def collector_file(folder: Path, otlp: int, metrics: int) -> Path:
     """The committed configuration, at other addresses. Its traces go nowhere: that is another test's."""
     config = yaml.safe_load((OPS / "deploy" / "observe" / "otel-collector.yaml").read_text())
     config["receivers"]["otlp"]["protocols"]["http"]["endpoint"] = f"127.0.0.1:{otlp}"
-    config["exporters"] = {"prometheus": config["exporters"]["prometheus"] | {"endpoint": f"127.0.0.1:{metrics}"}}
+    moved = {"endpoint": f"127.0.0.1:{metrics}", "metric_expiration": "10s"}  # committed are minutes
+    config["exporters"] = {"prometheus": config["exporters"]["prometheus"] | moved}
     config["service"]["pipelines"].pop("traces")
     config["service"]["telemetry"] = {"metrics": {"level": "none"}}
     file = folder / "collector.yaml"
@@ -147,9 +160,11 @@ def test_a_real_prometheus(observed: tuple[UpProcess, Prometheus], tmp_path: Pat
     assert prometheus.value("up == 0") == []
     assert "duplicate" not in prometheus.log.read_text().lower()
 
+    full = FullCard(up, tmp_path / "full")
     cause_and_mend: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
         ("WarmlaneLaneNotReady", *stopping(up, "--name anisora-0")),
         ("WarmlaneNoDegradedWorker", *stopping(up, "degraded")),
+        ("WarmlaneSlotQuarantined", full.fill, full.give_back),
         ("WarmlaneQueueNearFull", lambda: overload(up), lambda: mode(up, "auto")),
         ("WarmlaneBackgroundTrouble", lambda: nats_cli(up, "stream rm DEADLINES --force"), lambda: provision(up)),
         ("WarmlaneNatsDisconnected", *stopping(up, "nats-server")),
@@ -207,6 +222,67 @@ def told_alike(query: str, *prometheus: Prometheus) -> None:
 
 def told_by(prometheus: Prometheus, query: str) -> dict[tuple[str, ...], str]:
     return {tuple(sorted(found["metric"].values())): found["value"][1] for found in prometheus.value(query)}
+
+
+class FullCard:
+    """A degraded worker in the place of the system's own, on a card that keeps the memory of the first pipeline."""
+
+    SLOT: Final = "cpu-9"
+
+    def __init__(self, up: UpProcess, folder: Path) -> None:
+        self._up, self._folder, self._card = up, folder, StuckCard()
+        self._stop, self._go_on = stopping(up, "degraded")
+        self._is_over, self._is_full = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._work()))
+
+    def fill(self) -> None:
+        self._stop()
+        self._thread.start()
+        assert self._is_full.wait(120)
+
+    def give_back(self) -> None:
+        """By the runbook's line, once the card is free."""
+        self._card.used_bytes = 0
+        nats_cli(self._up, f"kv del slots {self.SLOT} --force")
+        self._is_over.set()
+        self._thread.join()
+        self._go_on()
+
+    async def _work(self) -> None:
+        self._folder.mkdir()
+        catalog = load_settings().catalog("tiny")
+        link, stop = await NatsLink.connect(self._up.nats_url, name="full"), asyncio.Event()
+        with (
+            patch("degraded_worker.worker.probe_for", lambda *_: self._card),
+            patch("degraded_worker.worker.Residence", partial(Residence, after_kill_s=0.2)),
+        ):
+            worker = DegradedWorker(
+                link=link,
+                artifacts=Artifacts.in_folder(self._folder / "artifacts"),
+                models=catalog.models,
+                windows=catalog.windows,
+                warmth=catalog.warmth,
+                name="full-0",
+                slot=self.SLOT,
+                data_dir=self._folder,
+                step_seconds=0.0,
+            )
+            running = asyncio.create_task(worker.run(stop))
+            await leads(link, "full-0")
+            await place(link, task_of("anisora", 1))
+            await eventually(partial(self._reads, link, SlotState.RESIDENT))
+            self._card.used_bytes = 1 << 30
+            await place(link, task_of("phr00t", 2))
+            await eventually(partial(self._reads, link, SlotState.QUARANTINED))
+            self._is_full.set()
+            await asyncio.to_thread(self._is_over.wait)
+            stop.set()
+            await running
+        await link.close()
+
+    async def _reads(self, link: NatsLink, state: SlotState) -> bool:
+        now = await shown(link, self.SLOT)
+        return now is not None and now.state is state
 
 
 def nats_cli(up: UpProcess, command: str) -> None:

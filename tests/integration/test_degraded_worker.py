@@ -7,7 +7,6 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import pytest
@@ -23,12 +22,12 @@ from lane_worker.runtime.assembly import Setup
 from lane_worker.runtime.scratch import LOCK, Scratch
 from ops.artifacts import Artifacts
 from ops.commands.slots import lift
-from ops.machine.memory import Holder, Reading
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.conftest import KEEP_S
 from tests.kit.degraded import DegradedProcess, becomes, leader_of, leads, place, shown, task_of
 from tests.kit.records import NOW
+from tests.kit.stuck_card import StuckCard
 from tests.kit.support import NatsServer, eventually, is_running, shared_forks
 
 pytestmark = pytest.mark.usefixtures("forks")
@@ -209,28 +208,6 @@ async def test_a_quarantined_slot_is_not_opened_until_an_operator_lifts_it(
         assert await shown(link, "cpu-5") is None, "who leaves shows nothing any more"
     finally:
         worker.kill()
-
-
-class StuckCard:
-    """A card that never gives memory back, and names the host for it: what only a broken driver does."""
-
-    name: Literal["nvml", "rss"] = "nvml"
-
-    def __init__(self) -> None:
-        self.absolute_bytes = 1
-        self.poll_s = 0.01
-        self.deadline_s = 0.05
-        self.trouble = ""
-        self.used_bytes = 0
-        self._pid: int | None = None
-
-    def read(self, pid: int | None) -> Reading | None:
-        self._pid = pid or self._pid
-        by_pid = {} if self._pid is None else {self._pid: self.used_bytes}
-        return Reading(used_bytes=self.used_bytes, free_bytes=1 << 40, by_pid=by_pid)
-
-    def holders(self) -> tuple[Holder, ...]:
-        return (Holder(pid=4711, used_bytes=1 << 30, name="trainer"),)
 
 
 async def test_a_card_that_keeps_its_memory_is_quarantined_and_left(

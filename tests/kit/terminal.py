@@ -24,9 +24,9 @@ class Terminal:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._master, theirs = os.openpty()
-        self.process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
-        )
+        # as a login does: shells want the terminal to be theirs
+        own = ["setsid", "--ctty", "--wait", *command]
+        self.process = subprocess.Popen(own, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
         os.close(theirs)
         self.said = b""
 

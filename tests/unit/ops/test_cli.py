@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from contracts.settings import load_settings
 from ops.cli import COMMANDS, INTERRUPTED, cli
 from tests.kit.support import clean_environment
+from tests.kit.terminal import Terminal
 
 ROOT = Path(__file__).parents[3]
 NOWHERE = "nats://127.0.0.1:1"
@@ -115,21 +117,29 @@ def test_tasks_are_not_forgotten_before_their_timers_are_due(arguments: list[str
     assert not (tmp_path / "data").exists()
 
 
-def test_bash_completes_commands_and_options() -> None:
-    """By the line of the runbook. Nothing is imported that the group itself does not need."""
-    folder = Path(sys.executable).parent
-    typed = """
-        eval "$(_WARMLANE_COMPLETE=bash_source warmlane)"
-        complete -p warmlane
-        for line in "lane-m" "status --js"; do
-            words=(warmlane $line)
-            COMP_WORDS=("${words[@]}") COMP_CWORD=$((${#words[@]} - 1))
-            COMPREPLY=() && _warmlane_completion warmlane && echo "${COMPREPLY[@]}"
-        done
-    """
-    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["bash", "-c", typed], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.stderr == ""
-    assert done.stdout.splitlines()[1:] == ["lane-mode", "--json"]
+SHELLS = {
+    "bash": ("bash", "--norc", "-i"),
+    "zsh": ("zsh", "-f", "-i"),
+    "fish": ("fish", "--private", "--no-config"),
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_shell_completes_commands_and_options(shell: str, tmp_path: Path) -> None:
+    """By the line of the runbook, typed as people do, with the tabulator. Skipped where the shell is not installed."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell}: it is a package of Debian's")
+    lines = re.findall(rf"^- {shell}: `(.+)`$", (ROOT / "ops" / "runbook.md").read_text(), re.MULTILINE)
+    assert len(lines) == 1
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "TERM": "xterm",
+    }
+    with Terminal(SHELLS[shell], environment) as terminal:
+        terminal.type(f"{lines[0]}\necho re''ady\n")
+        terminal.until("ready\r\n")
+        for typed, completed in (("warmlane lane-m", "lane-mode"), ("warmlane status --js", "--json")):
+            terminal.type(f"{typed}\t")
+            terminal.until(completed)
+            terminal.type("\x15")  # the line is cleared; Ctrl-C would throw away what is typed next, too

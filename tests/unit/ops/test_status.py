@@ -21,7 +21,12 @@ from gateway.http.admin_views import (
     queue_view,
     running_view,
 )
+from gateway.http.views import view
+from ops.commands.client import Client
+from ops.commands.client import Task as ClientTask
 from ops.commands.status import Status, screen, span
+from ops.commands.submit import Bar
+from ops.commands.trace import VARIABLE
 from ops.nats.link import Depth, Entry
 from tests.kit.records import NOW, after, processing_task
 from tests.kit.samples import catalog
@@ -119,6 +124,47 @@ def test_the_screen(drawn: str, words: list[str]) -> None:
 
 def test_a_switch_back_of_a_model_that_is_gone_is_no_news(drawn: str) -> None:
     assert "gone-too" not in drawn
+
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+@pytest.mark.parametrize("jaeger_url", [None, "http://jaeger:16686/"])
+def test_the_trace_of_a_running_task_is_a_link_where_jaeger_is_known(jaeger_url: str | None) -> None:
+    board = LaneBoard(health_timeout_s=60, grace_s=10)
+    told = json.loads(msgspec.json.encode(answers(catalog(), board)))
+    told["queue"]["queues"][0]["running"][0]["trace_id"] = TRACE_ID
+    console = Console(width=200, force_terminal=True, legacy_windows=False)
+    with console.capture() as captured:
+        console.print(screen(msgspec.convert(told, type=Status), jaeger_url))
+    assert f"trace {TRACE_ID}" in captured.get()
+    assert (f";http://jaeger:16686/trace/{TRACE_ID}\x1b" in captured.get()) is (jaeger_url is not None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "told"),
+    [
+        (None, None, f"trace {TRACE_ID}\n"),
+        (None, "http://known", f"trace http://known/trace/{TRACE_ID}\n"),
+        ("http://asked", "http://known", f"trace http://asked/trace/{TRACE_ID}\n"),
+    ],
+)
+def test_submit_tells_the_trace_of_what_it_submitted(
+    asked: str | None,
+    environment: str | None,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    if environment is not None:
+        monkeypatch.setenv(VARIABLE, environment)
+    answer = msgspec.json.encode(view(processing_task(), None))
+    task = msgspec.structs.replace(msgspec.json.decode(answer, type=ClientTask), trace_id=TRACE_ID)
+    with Bar(asked) as bar, Client("http://gateway") as client:
+        bar.accepted(client, task)
+        bar.accepted(client, msgspec.structs.replace(task, trace_id=None))  # which is not traced
+    assert [line for line in capsys.readouterr().err.splitlines(keepends=True) if "trace" in line] == [told]
 
 
 def test_nothing_happened_yet() -> None:
