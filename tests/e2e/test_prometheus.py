@@ -26,6 +26,7 @@ from contracts.settings import load_settings
 from contracts.topology import DEGRADED_MAX_MSGS
 from degraded_worker.worker import DegradedWorker
 from lane_worker.residence.residence import Residence
+from lane_worker.runtime.assembly import Setup
 from ops.artifacts import Artifacts
 from ops.machine.processes import warmlane_command
 from ops.nats.access import environment_for
@@ -253,20 +254,12 @@ class FullCard:
         catalog = load_settings().catalog("tiny")
         link, stop = await NatsLink.connect(self._up.nats_url, name="full"), asyncio.Event()
         with (
-            patch("degraded_worker.worker.probe_for", lambda *_: self._card),
-            patch("degraded_worker.worker.Residence", partial(Residence, after_kill_s=0.2)),
+            patch("lane_worker.runtime.assembly.probe_for", lambda *_: self._card),
+            patch("lane_worker.runtime.assembly.Residence", partial(Residence, after_kill_s=0.2)),
         ):
-            worker = DegradedWorker(
-                link=link,
-                artifacts=Artifacts.in_folder(self._folder / "artifacts"),
-                models=catalog.models,
-                windows=catalog.windows,
-                warmth=catalog.warmth,
-                name="full-0",
-                slot=self.SLOT,
-                data_dir=self._folder,
-                step_seconds=0.0,
-            )
+            artifacts = Artifacts.in_folder(self._folder / "artifacts")
+            setup = Setup(link, artifacts, catalog, name="full-0", slot=self.SLOT, data_dir=self._folder)
+            worker = DegradedWorker(setup)
             running = asyncio.create_task(worker.run(stop))
             await leads(link, "full-0")
             await place(link, task_of("anisora", 1))
