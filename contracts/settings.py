@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from contracts.nesting import decode_json, loads
 from contracts.topology import DEGRADED_MAX_AGE_S
@@ -366,6 +367,11 @@ class Catalog(Struct, frozen=True, kw_only=True):
     attempts: int
     lane_queue_max_msgs: int
     models: Mapping[str, ModelEntry]
+
+    def with_lanes(self, lanes: Mapping[str, int]) -> "Catalog":
+        """These settings where *lanes* per model are wanted; of a model that is not named none is."""
+        models = {name: replace(entry, lanes=lanes.get(name, 0)) for name, entry in self.models.items()}
+        return replace(self, models=models)
 
     def resolve(self, name: str) -> ModelEntry | None:
         """The model called *name*, or one of whose aliases it is, in any case; None when there is none."""

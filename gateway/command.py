@@ -31,6 +31,7 @@ from ops.commands.options import (
     data_dir_option,
     host_option,
     keep_option,
+    lanes_option,
     nats_options,
     nats_storage_option,
     port_option,
@@ -41,6 +42,7 @@ from ops.commands.options import (
     tls_key_option,
     trace_reads_option,
 )
+from ops.machine.placement import wanted_lanes
 from ops.machine.ports import listener, why_not
 from ops.machine.tls import tls_of
 from ops.nats.access import NatsAccess
@@ -116,6 +118,7 @@ def listen(host: str, port: int) -> socket.socket:
 @data_dir_option
 @settings_option
 @profile_option
+@lanes_option
 @keep_option
 @nats_storage_option
 @cors_origins_option
@@ -131,6 +134,7 @@ def command(
     data_dir: Path,
     settings: Path | None,
     profile: str,
+    lanes: dict[str, int] | None,
     keep_s: float,
     nats_storage_bytes: int,
     cors_origins: tuple[str, ...],
@@ -146,6 +150,7 @@ def command(
 
     async def run() -> None:
         catalog = load_settings(settings).catalog(profile)
+        catalog = catalog.with_lanes(wanted_lanes(lanes, catalog))
         require_kept_long_enough(keep_s, catalog.windows)
         listening = listen(host.address, port)
         services = Services(

@@ -45,7 +45,7 @@ class LaneView(Struct, frozen=True, kw_only=True):
 class ModelLanes(Struct, frozen=True, kw_only=True):
     """A model, and where its requests go. *mode* is the operator's switch, set at *mode_since*. *route* is what routing
     would say of a request now; *ready*: it would say `lane` if the switch were `auto`. *wanted* is how many lanes the
-    settings ask for."""
+    settings, or `--lanes` of this gateway, ask for."""
 
     model: str
     mode: LaneMode

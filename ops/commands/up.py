@@ -442,8 +442,13 @@ class Stack:
     def _log_file(self, name: str) -> Path:
         return self._data_dir / "logs" / f"{name}.log"
 
+    @property
+    def _lanes_argument(self) -> str:
+        return ",".join(f"{model}={count}" for model, count in self._lanes.items())
+
     def _gateway_arguments(self) -> Iterator[str]:
         yield from ("--host", self._host.address, "--port", str(self._port), "--keep", f"{self._keep_s:g}s")
+        yield from ("--lanes", self._lanes_argument)
         for origin in self._cors_origins:
             yield from ("--cors-origin", origin)
         yield from self._behind.arguments()
@@ -453,7 +458,7 @@ class Stack:
 
     def _supervisor_arguments(self) -> Iterator[str]:
         yield from ("--log-size", f"{self._log_max_bytes / 1024:g}KB")
-        yield from ("--lanes", ",".join(f"{model}={count}" for model, count in self._lanes.items()))
+        yield from ("--lanes", self._lanes_argument)
         if self._gpus is not None:
             yield from ("--gpus", str(self._gpus))
         if self._quota_file is not None:

@@ -180,7 +180,7 @@ def _asked_in(loop: asyncio.AbstractEventLoop, source: Source) -> list[tuple[flo
 # ── told alike by every gateway ──────────────────────────────────────────────────────────────────────────────────────
 
 lanes = Observed("warmlane.lanes", "model state", "Lanes in each state", by=GATEWAYS)
-lanes_wanted = Observed("warmlane.lanes.wanted", "model", "Lanes that the settings want", by=GATEWAYS)
+lanes_wanted = Observed("warmlane.lanes.wanted", "model", "Lanes that the settings want, or `--lanes`", by=GATEWAYS)
 lanes_ready = Observed("warmlane.lanes.ready", "model", "Lanes that take requests now", by=GATEWAYS)
 lane_silence = Observed(
     "warmlane.lane.silence", "model worker", "Since the lane's host was known to answer", unit="s", by=GATEWAYS

@@ -429,3 +429,8 @@ def test_a_third_model_may_leave_steps_free() -> None:
     assert validate({"model": "third", "prompt": "a fox", "steps": 12}, running).steps == 12
     with pytest.raises(InvalidRequest, match="steps: expected a multiple of 2, got 7"):
         validate({"model": "third", "prompt": "a fox", "steps": 7}, running)
+
+
+def test_lanes_that_a_command_line_asks_for_are_those_that_are_wanted() -> None:
+    catalog = load_settings(None).catalog("tiny").with_lanes({"anisora": 2})
+    assert {name: entry.lanes for name, entry in catalog.models.items()} == {"anisora": 2, "phr00t": 0}
