@@ -58,7 +58,7 @@ def failure_text(task: Task, key: str) -> str:
     """Why *task* has no video, and what to do next where that is known."""
     told = f"task {task.id} failed: {reason_of(task)}"
     if task.error is not None and task.error.code == "queue_overloaded":
-        told += f"\nNothing ran. Try again in a while; --idempotency-key {key} may be used again."
+        told += f"\nNothing ran. Try again in a while, or with --retry 10m; --idempotency-key {key} may be used again."
     return told
 
 

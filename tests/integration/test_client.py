@@ -366,7 +366,7 @@ def test_a_task_that_nobody_took_says_what_to_do_next(gateway: ScriptedGateway, 
     assert result.stderr == (
         f"accepted: {gateway.url}/tasks/{ID}\n"
         f"task {ID} failed: queue_overloaded: no worker took it within 30 s\n"
-        "Nothing ran. Try again in a while; --idempotency-key mine may be used again.\n"
+        "Nothing ran. Try again in a while, or with --retry 10m; --idempotency-key mine may be used again.\n"
     )
 
 
@@ -426,6 +426,12 @@ def test_what_can_be_refused_here_is_not_sent(
     assert result.exit_code == 2
     assert text in result.stderr
     assert gateway.asked == []
+
+
+@pytest.mark.parametrize("out", [f"{__file__}/videos", "/proc/videos"])
+def test_a_demo_looks_where_it_saves_first(gateway: ScriptedGateway, out: str) -> None:
+    result = CliRunner().invoke(cli, ["demo", "--out", out, "--url", gateway.url])
+    assert (result.exit_code, "--out" in result.stderr, gateway.asked) == (2, True, [])
 
 
 def test_a_full_disk_is_told_before_or_with_where_the_video_is(gateway: ScriptedGateway, tmp_path: Path) -> None:

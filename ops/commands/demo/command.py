@@ -21,6 +21,7 @@ from rich.table import Table
 
 from ops.commands.client import Client, Gateway, Model, Readiness, Refused, Swap, Task, gateway_options
 from ops.commands.demo.story import tell
+from ops.commands.saving import require_writable
 
 INTERRUPTED: Final = 130
 WARM_UP_S: Final = 60.0
@@ -401,6 +402,15 @@ def wait_for_workers(console: Console, client: Client, *, degraded: bool) -> Non
             time.sleep(0.2)
 
 
+def _make(out: Path) -> None:
+    """The folder *out*, in which something can be written. Raises click.ClickException."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.BadParameter(f"{out} cannot be made: {error.strerror}", param_hint="--out") from error
+    require_writable(out)
+
+
 @click.command(
     epilog="Examples:\n\n  warmlane demo\n\n  warmlane demo --requests 6 --out /tmp/six --url http://127.0.0.1:8080\n\n"
     "  warmlane demo --degraded   (beside `warmlane up --lanes anisora=0,phr00t=0`)\n\n"
@@ -453,6 +463,7 @@ def command(ctx: click.Context, /, count: int, out: Path, degraded: bool, fallba
                 raise no_picture(error) from error
     runs: list[Run] = []
     interrupted = False
+    _make(out)
     with gateway.client() as client:
         models = client.settings().models
 
@@ -462,7 +473,6 @@ def command(ctx: click.Context, /, count: int, out: Path, degraded: bool, fallba
 
         wait_for_workers(console, client, degraded=degraded)
         try:
-            out.mkdir(parents=True, exist_ok=True)
             with console.status("") as status:
                 for number, body in enumerate(bodies(models, count), start=1):
                     status.update(f"request {number} of {count}: {body['model']}")

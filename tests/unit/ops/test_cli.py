@@ -139,7 +139,12 @@ def test_a_shell_completes_commands_and_options(shell: str, tmp_path: Path) -> N
     with Terminal(SHELLS[shell], environment) as terminal:
         terminal.type(f"{lines[0]}\necho re''ady\n")
         terminal.until("ready\r\n")
-        for typed, completed in (("warmlane lane-m", "lane-mode"), ("warmlane status --js", "--json")):
+        for typed, completed in (
+            ("warmlane lane-m", "lane-mode"),
+            ("warmlane status --js", "--json"),
+            ("warmlane tasks can", "cancel"),
+            ("warmlane tasks list --st", "--status"),
+        ):
             terminal.type(f"{typed}\t")
             terminal.until(completed)
             terminal.type("\x15")  # the line is cleared; Ctrl-C would throw away what is typed next, too

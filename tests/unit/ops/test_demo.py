@@ -8,8 +8,21 @@ import pytest
 from msgspec.structs import replace
 from rich.console import Console
 
-from ops.commands.client import Event, Memory, ModelReadiness, Parameters, Readiness, Reason, Swap, Task
+from ops.commands.client import (
+    Constraints,
+    Event,
+    ImageRules,
+    Memory,
+    Model,
+    ModelReadiness,
+    Parameters,
+    Readiness,
+    Reason,
+    Swap,
+    Task,
+)
 from ops.commands.demo.command import (
+    OnALane,
     Run,
     are_there,
     figures,
@@ -324,3 +337,8 @@ def test_figures() -> None:
 )
 def test_outcome(given: Run, outcome: str, is_done: bool) -> None:
     assert (given.outcome, given.is_done) == (outcome, is_done)
+
+
+def test_a_lane_in_the_way_names_the_switch() -> None:
+    model = Model(name="anisora", title="AniSora", constraints=Constraints(image=ImageRules(presence="optional")))
+    assert "\n  warmlane lane-mode anisora degraded" in OnALane("anisora", [model]).message
