@@ -9,7 +9,6 @@ import os
 import queue
 import signal
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -64,6 +63,7 @@ from ops.machine.visible_cards import VISIBLE
 
 # diffusers imports lazily; these names make the fork server import what every child needs
 PRELOADED = (WanImageToVideoPipeline, WanPipeline, WanVACEPipeline)
+STANDARD_ERROR = 2
 _NOT_READ = MemoryReading(rss_bytes=0)
 
 
@@ -328,9 +328,13 @@ class _Child:
 
 
 def _print(error: BaseException) -> None:
-    """Into the worker's log, without the errors before it: those are a pipeline's, and may quote a prompt."""
-    traceback.print_exception(error, chain=False)
-    sys.stderr.flush()
+    """Into the worker's log, without the errors before it: those are a pipeline's, and may quote a prompt.
+
+    Where that is on a full disk, the worker is told all the same.
+    """
+    text = "".join(traceback.format_exception(error, chain=False))
+    with contextlib.suppress(OSError):
+        os.write(STANDARD_ERROR, text.encode("utf-8", "backslashreplace"))
 
 
 def _be_quiet() -> None:

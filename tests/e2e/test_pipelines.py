@@ -18,6 +18,7 @@ from PIL import Image
 
 from contracts.settings import Catalog, Checkpoint, RandomWeights
 from contracts.tasks import GenerationParameters, ImageReference
+from lane_worker.pipelines import child
 from lane_worker.pipelines.child import TaskCancelled
 from lane_worker.pipelines.cleanup import HEAP_KEPT_BYTES, Watched, clean, forget, release
 from lane_worker.pipelines.faults import inference_fault, load_fault
@@ -485,3 +486,11 @@ def test_the_message_of_an_inference_fault_quotes_nothing() -> None:
 def test_faults_of_a_load(error: BaseException, code: str, fatal: bool) -> None:
     fault = load_fault(error)
     assert (fault.code, fault.fatal) == (code, fatal)
+
+
+def test_what_a_host_cannot_print_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker is still to be told, after that. /dev/full is Linux' own device that has never room."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    monkeypatch.setattr(child, "STANDARD_ERROR", full)
+    child._print(ValueError("\ud800"))
+    os.close(full)
