@@ -12,6 +12,7 @@ from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit.measured import Measured
 from tests.kit.support import (
+    KEEP_S,
     ROGUE_HOST,
     SHARED_FOLDER,
     NatsServer,
@@ -21,8 +22,6 @@ from tests.kit.support import (
     shared_forks,
 )
 from tests.kit.system import UpProcess
-
-KEEP_S = 3_600.0
 
 # A shell that starts the tests in the background has Ctrl-C ignored in all of their processes, also in those that a
 # test interrupts. What is caught here is the default again in a new process.

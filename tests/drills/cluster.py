@@ -30,10 +30,9 @@ from ops.machine.processes import warmlane_command
 from ops.nats.link import Entry, NatsLink, TransportUnavailable
 from ops.nats.provisioning import Refused, provision, wanted
 from ops.nats.server import find_nats_server
-from tests.conftest import KEEP_S
 from tests.kit.degraded import DegradedProcess, leads
 from tests.kit.lanes import LaneProcess, heartbeat_of
-from tests.kit.support import as_admin, clean_environment, eventually, eventually_sync, free_port
+from tests.kit.support import KEEP_S, as_admin, clean_environment, eventually, eventually_sync, free_port
 
 CONFIG: Final = Path(__file__).parents[2] / "ops" / "deploy" / "cluster" / "node.conf"
 NODES: Final = ("n1", "n2", "n3")

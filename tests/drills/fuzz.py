@@ -47,11 +47,10 @@ from gateway.http.problems import PROBLEMS
 from ops.commands.keys import add
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
-from tests.conftest import KEEP_S
-from tests.integration.conftest import MODELS, GatewayProcess, report_lane
+from tests.kit.gateway import MODELS, GatewayProcess, report_lane
 from tests.kit.records import pending_task
 from tests.kit.samples import data_uri, picture
-from tests.kit.support import reporting_file
+from tests.kit.support import KEEP_S, reporting_file
 
 AnyCase = Case[Any]
 CASES: Final = 3_000

@@ -23,9 +23,8 @@ from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from ops.telemetry.logs import configure_logging
 from tests.bench.growth import HEARTBEAT_S, beat
-from tests.conftest import KEEP_S
-from tests.integration.conftest import GatewayProcess
-from tests.kit.support import eventually
+from tests.kit.gateway import GatewayProcess
+from tests.kit.support import KEEP_S, eventually
 
 LANES: Final = 100
 DECISIONS: Final = 5_000

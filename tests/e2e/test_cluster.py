@@ -17,10 +17,9 @@ from ops.commands.backup import backup, restore
 from ops.commands.provision import command
 from ops.nats.link import Entry, NatsLink, StreamFull, TransportUnavailable, WrongRevision
 from ops.nats.provisioning import Refused, differences, provision, wanted
-from tests.conftest import KEEP_S
 from tests.drills.cluster import Cluster, Gateway, Load, outcome, provision_three, stream_leader
 from tests.kit.lanes import Lane, SharedForkServer
-from tests.kit.support import NatsServer, eventually, free_port
+from tests.kit.support import KEEP_S, NatsServer, eventually, free_port
 
 pytestmark = pytest.mark.usefixtures("rogue_forks")
 

@@ -33,11 +33,10 @@ from ops.commands.slots import lift
 from ops.machine.memory import MemoryProbe, RssProbe, probe_for
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
-from tests.conftest import KEEP_S
-from tests.integration.conftest import GatewayProcess, System
 from tests.kit.degraded import leads, shown
 from tests.kit.fake_nvml import GIB, UUID, FakeNvml, fake_nvml
-from tests.kit.support import ROGUE_HOST, eventually, fork_server_at, is_running, settings_file
+from tests.kit.gateway import GatewayProcess, System
+from tests.kit.support import KEEP_S, ROGUE_HOST, eventually, fork_server_at, is_running, settings_file
 
 # How the memory of the slot is read: resident memory, a card, a card without NVML, one whose NVML fails from the start.
 ProbeName = Literal["rss", "nvml", "missing", "failing"]

@@ -14,7 +14,7 @@ from msgspec import Struct
 from contracts.lanes import LaneState
 from contracts.settings import Windows
 from contracts.tasks import TaskStatus
-from tests.integration.conftest import System, report_lane
+from tests.kit.gateway import System, report_lane
 from tests.kit.steered import CONTENT, Worker
 from tests.kit.support import eventually
 

@@ -12,8 +12,8 @@ from contracts.settings import Catalog
 from contracts.tasks import GenerationTask, TaskStatus, decode_task
 from contracts.topology import LANES, TASKS
 from ops.nats.link import Entry
-from tests.integration.conftest import System, report_lane
 from tests.integration.outage import server_away
+from tests.kit.gateway import System, report_lane
 from tests.kit.support import eventually
 
 HEALTH_TIMEOUT = timedelta(seconds=60)

@@ -17,9 +17,8 @@ from gateway.boards.task_board import Snapshot
 from gateway.placing.admission import Overloaded
 from gateway.services import Services
 from ops.nats.link import NatsLink
-from tests.conftest import KEEP_S
 from tests.kit.samples import data_uri, picture
-from tests.kit.support import NatsServer, eventually
+from tests.kit.support import KEEP_S, NatsServer, eventually
 
 FIRST, SECOND = (keyed_task_id("someone", "key", n) for n in range(2))
 

@@ -30,10 +30,9 @@ from ops.machine.processes import warmlane_command
 from ops.machine.tls import tls_of
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
-from tests.conftest import KEEP_S
-from tests.integration.conftest import GatewayProcess, System, report_lane
 from tests.kit import warm_cli
-from tests.kit.support import NatsServer, clean_environment, eventually, eventually_sync, free_port
+from tests.kit.gateway import GatewayProcess, System, report_lane
+from tests.kit.support import KEEP_S, NatsServer, clean_environment, eventually, eventually_sync, free_port
 
 BODY = {"model": "anisora", "prompt": "a red fox"}
 BODY_MAX = 12 * 1024 * 1024

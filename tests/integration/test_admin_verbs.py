@@ -46,11 +46,10 @@ from ops.ending import end
 from ops.nats.access import NatsAccess, Role
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import differences, provision, wanted
-from tests.conftest import KEEP_S
-from tests.integration.conftest import System, fresh_system
 from tests.integration.test_runbook import RUNBOOK, in_shell
+from tests.kit.gateway import System, fresh_system
 from tests.kit.steered import Worker
-from tests.kit.support import eventually, settings_file
+from tests.kit.support import KEEP_S, eventually, settings_file
 from tests.kit.tools import tool
 
 pytestmark = pytest.mark.tools

@@ -32,11 +32,10 @@ from ops.commands.backup import (
 )
 from ops.nats.link import Entry, NatsLink, TransportUnavailable
 from ops.nats.provisioning import differences, provision, wanted
-from tests.conftest import KEEP_S
-from tests.integration.conftest import GatewayProcess, System
+from tests.kit.gateway import GatewayProcess, System
 from tests.kit.lanes import Lane, SharedForkServer
 from tests.kit.records import after, pending_task, processing_task
-from tests.kit.support import NatsServer, eventually, settings_file
+from tests.kit.support import KEEP_S, NatsServer, eventually, settings_file
 
 pytestmark = pytest.mark.usefixtures("rogue_forks")
 

@@ -21,7 +21,7 @@ from ops.cli import cli
 from ops.commands.client import Client, Task
 from ops.commands.submit import INTERRUPTED, generate
 from ops.machine.processes import warmlane_command
-from tests.integration.conftest import System
+from tests.kit.gateway import System
 from tests.kit.support import clean_environment, eventually
 
 

@@ -22,11 +22,10 @@ from contracts.topology import (
 from ops.nats.access import NatsAccess
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import differences, provision, wanted
-from tests.conftest import KEEP_S
-from tests.integration.conftest import fresh_system
+from tests.kit.gateway import fresh_system
 from tests.kit.records import pending_task
 from tests.kit.steered import Worker
-from tests.kit.support import NatsServer, eventually, settings_file
+from tests.kit.support import KEEP_S, NatsServer, eventually, settings_file
 
 
 async def test_a_gateway_makes_its_sweepers_consumers_anew(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from contracts.lanes import LaneState
 from contracts.tasks import FailureCode, TaskStatus, encode_task
 from contracts.topology import CONTROL, DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, TASKS, bucket_stream, lane_stream
 from gateway.placing.admission import FULL_FOR_S, is_known_full
-from tests.integration.conftest import System
+from tests.kit.gateway import System
 from tests.kit.samples import data_uri, picture
 from tests.kit.support import eventually
 

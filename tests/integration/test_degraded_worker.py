@@ -24,11 +24,10 @@ from ops.artifacts import Artifacts
 from ops.commands.slots import lift
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
-from tests.conftest import KEEP_S
 from tests.kit.degraded import DegradedProcess, becomes, leader_of, leads, place, shown, task_of
 from tests.kit.records import NOW
 from tests.kit.stuck_card import StuckCard
-from tests.kit.support import NatsServer, eventually, is_running, shared_forks
+from tests.kit.support import KEEP_S, NatsServer, eventually, is_running, shared_forks
 
 pytestmark = pytest.mark.usefixtures("forks")
 

@@ -9,9 +9,9 @@ import pytest
 
 from gateway.http.event_streams import COME_BACK_S
 from ops.nats.link import NatsLink
-from tests.integration.conftest import GatewayProcess
 from tests.integration.test_http_tasks import CONTENT, claimed, finished, submitted
 from tests.kit.event_source import EventSource, Message
+from tests.kit.gateway import GatewayProcess
 from tests.kit.loopback import Talk
 
 

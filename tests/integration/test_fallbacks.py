@@ -19,9 +19,8 @@ from gateway.boards.lane_board import LaneBoard
 from gateway.placing.fallbacks import Fallbacks
 from ops.nats.link import NatsLink, TransportUnavailable
 from ops.nats.provisioning import provision, wanted
-from tests.conftest import KEEP_S
-from tests.integration.conftest import GatewayProcess, System
-from tests.kit.support import eventually
+from tests.kit.gateway import GatewayProcess, System
+from tests.kit.support import KEEP_S, eventually
 
 
 @pytest.fixture

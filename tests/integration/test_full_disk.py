@@ -20,11 +20,10 @@ from ops.nats.link import NatsLink, TransportUnavailable
 from ops.nats.provisioning import provision, wanted
 from ops.nats.server import nats_conf
 from ops.nats.store_keeper import StoreKeeper
-from tests.conftest import KEEP_S
-from tests.integration.conftest import GatewayProcess, System, report_lane
 from tests.integration.test_http_generate import problem
+from tests.kit.gateway import GatewayProcess, System, report_lane
 from tests.kit.small_disk import small_disk
-from tests.kit.support import BOUND_S, NatsServer, eventually
+from tests.kit.support import BOUND_S, KEEP_S, NatsServer, eventually
 
 
 @contextlib.asynccontextmanager

@@ -8,7 +8,7 @@ import psutil
 
 from gateway.boards.open_streams import PER_CALLER_MAX
 from gateway.server.limits import HEAD_MAX_BYTES, raise_fd_limit
-from tests.integration.conftest import GatewayProcess
+from tests.kit.gateway import GatewayProcess
 from tests.kit.loopback import Talk
 from tests.kit.support import eventually
 

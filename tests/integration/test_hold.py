@@ -11,10 +11,9 @@ import pytest
 from contracts import lifecycle
 from contracts.tasks import TaskStatus, encode_task
 from contracts.topology import DEGRADED, TASKS, work_subject
-from tests.conftest import KEEP_S
-from tests.integration.conftest import GatewayProcess, System
+from tests.kit.gateway import GatewayProcess, System
 from tests.kit.samples import data_uri, picture
-from tests.kit.support import eventually
+from tests.kit.support import KEEP_S, eventually
 
 IMAGE = data_uri(picture("PNG"))
 

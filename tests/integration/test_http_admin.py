@@ -27,8 +27,8 @@ from contracts.topology import (
     lane_stream,
 )
 from ops.machine.processes import warmlane_command
-from tests.integration.conftest import System, report_lane
 from tests.integration.test_http_generate import problem
+from tests.kit.gateway import System, report_lane
 from tests.kit.support import clean_environment, eventually
 
 

@@ -18,7 +18,7 @@ from contracts.settings import Catalog
 from contracts.tasks import encode_task, keyed_task_id
 from contracts.topology import DEADLINES, TASKS, bucket_stream, lane_stream, work_subject
 from ops.nats.link import NatsLink
-from tests.integration.conftest import MODELS, GatewayProcess
+from tests.kit.gateway import MODELS, GatewayProcess
 from tests.kit.records import pending_task
 
 GOOD = {"model": "anisora", "prompt": "a red fox"}

@@ -27,8 +27,8 @@ from contracts.tasks import (
 )
 from contracts.topology import LEADER, LEADER_KEY, TASKS, lane_stream
 from ops.nats.link import NatsLink
-from tests.integration.conftest import GatewayProcess, report_lane
 from tests.integration.test_http_generate import problem
+from tests.kit.gateway import GatewayProcess, report_lane
 from tests.kit.records import pending_task
 from tests.kit.support import eventually
 

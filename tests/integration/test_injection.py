@@ -9,8 +9,8 @@ import pytest
 
 from contracts.topology import CONTROL, DEADLINES, DEGRADED, FALLBACKS, TASKS, bucket_stream, lane_stream
 from ops.nats.link import NatsLink
-from tests.integration.conftest import MODELS, GatewayProcess
 from tests.kit.event_source import EventSource
+from tests.kit.gateway import MODELS, GatewayProcess
 from tests.kit.loopback import Talk
 from tests.kit.samples import data_uri
 

@@ -19,11 +19,10 @@ from contracts.tasks import GenerationTask, TaskStatus, decode_task
 from contracts.topology import TASKS, lane_stream
 from ops.nats.link import Entry, NatsLink
 from ops.nats.provisioning import provision, wanted
-from tests.conftest import KEEP_S
-from tests.integration.conftest import GatewayProcess, System
 from tests.kit.degraded import DegradedProcess, leads
+from tests.kit.gateway import GatewayProcess, System
 from tests.kit.lanes import CutWire, LaneProcess, heartbeat_of
-from tests.kit.support import eventually, is_running, settings_file, shared_forks
+from tests.kit.support import KEEP_S, eventually, is_running, settings_file, shared_forks
 
 pytestmark = pytest.mark.usefixtures("forks")
 

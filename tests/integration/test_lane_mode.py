@@ -10,10 +10,9 @@ import pytest
 
 from contracts.lanes import LaneState
 from contracts.topology import CONTROL, control_key
-from tests.conftest import KEEP_S
-from tests.integration.conftest import GatewayProcess, System
 from tests.kit import warm_cli
-from tests.kit.support import clean_environment, eventually
+from tests.kit.gateway import GatewayProcess, System
+from tests.kit.support import KEEP_S, clean_environment, eventually
 
 
 @pytest.fixture(scope="module")

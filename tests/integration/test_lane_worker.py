@@ -22,10 +22,9 @@ from lane_worker.worker import SILENT_S, TOO_LARGE_RETRY_S
 from ops.lanes.plan import CRASHES
 from ops.nats.link import FETCH_TIMEOUT_S, NatsLink
 from ops.nats.provisioning import provision, wanted
-from tests.conftest import KEEP_S
 from tests.kit.degraded import becomes, place, task_of
 from tests.kit.lanes import Lane, SharedForkServer, StateLog
-from tests.kit.support import children_of, is_running
+from tests.kit.support import KEEP_S, children_of, is_running
 
 pytestmark = pytest.mark.usefixtures("forks", "rogue_forks")
 

@@ -7,7 +7,7 @@ from contracts.lanes import LaneState
 from gateway.boards.lane_board import LaneBoard
 from ops.nats.link import NatsLink
 from tests.drills.many_lanes import board_of, measure
-from tests.integration.conftest import report_lane
+from tests.kit.gateway import report_lane
 
 
 async def test_the_figures_can_be_measured(tmp_path: Path) -> None:

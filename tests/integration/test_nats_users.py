@@ -22,8 +22,7 @@ from ops.nats.client import Denied
 from ops.nats.link import NatsLink, NotAllowed, TransportUnavailable, UnusableServer
 from ops.nats.provisioning import provision, wanted
 from ops.nats.server import find_nats_server, nats_conf
-from tests.conftest import KEEP_S
-from tests.kit.support import NatsServer, clean_environment, eventually, eventually_sync, free_port
+from tests.kit.support import KEEP_S, NatsServer, clean_environment, eventually, eventually_sync, free_port
 
 A: Role = "admin"
 WANT = wanted(load_settings().catalog("tiny"), keep_s=KEEP_S)

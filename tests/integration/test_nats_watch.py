@@ -12,9 +12,8 @@ from contracts.settings import Catalog
 from contracts.topology import CONTROL, TASKS, bucket_stream
 from ops.nats.link import Entry, NatsLink, TransportUnavailable, Watch
 from ops.nats.provisioning import provision, wanted
-from tests.conftest import KEEP_S
 from tests.kit.measured import Measured
-from tests.kit.support import NatsServer, eventually
+from tests.kit.support import KEEP_S, NatsServer, eventually
 
 
 class Reader:

@@ -28,11 +28,10 @@ from ops.commands.client import Client
 from ops.commands.keys import add
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
-from tests.conftest import KEEP_S
-from tests.integration.conftest import MODELS, GatewayProcess, report_lane
 from tests.integration.test_http_tasks import CONTENT, finished
 from tests.kit.event_source import EventSource
-from tests.kit.support import BOUND_S, eventually, eventually_sync, free_port
+from tests.kit.gateway import MODELS, GatewayProcess, report_lane
+from tests.kit.support import BOUND_S, KEEP_S, eventually, eventually_sync, free_port
 from tests.kit.tools import tool
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "operate" / "behind-nginx.md"

@@ -23,9 +23,9 @@ from lane_worker.runtime.slot_display import SlotDisplay
 from ops.ending import end
 from ops.nats.link import NatsLink, TransportUnavailable
 from ops.telemetry.seldom import Seldom
-from tests.integration.conftest import GatewayProcess, fresh_system, report_lane
 from tests.integration.outage import server_away
 from tests.integration.test_http_generate import GOOD, problem
+from tests.kit.gateway import GatewayProcess, fresh_system, report_lane
 from tests.kit.support import NatsServer, eventually, settings_file
 
 

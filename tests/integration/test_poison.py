@@ -33,7 +33,7 @@ from contracts.topology import (
 from degraded_worker.leader import Leader
 from lane_worker.runtime import loop
 from ops.nats.link import NatsLink
-from tests.integration.conftest import GatewayProcess, report_lane
+from tests.kit.gateway import GatewayProcess, report_lane
 from tests.kit.records import pending_task
 from tests.kit.steered import Worker
 from tests.kit.support import eventually

@@ -16,10 +16,9 @@ from ops.commands.client import Settings
 from ops.commands.demo.command import bodies
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
-from tests.conftest import KEEP_S
-from tests.integration.conftest import GatewayProcess, System
 from tests.integration.test_http_generate import png, problem, stored
-from tests.kit.support import BOUND_S
+from tests.kit.gateway import GatewayProcess, System
+from tests.kit.support import BOUND_S, KEEP_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

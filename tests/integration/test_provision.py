@@ -8,8 +8,7 @@ from contracts.topology import DEGRADED
 from ops.commands.provision import command
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import NotProvisioned, differences, provision, require_provisioned, wanted
-from tests.conftest import KEEP_S
-from tests.kit.support import NatsServer
+from tests.kit.support import KEEP_S, NatsServer
 
 
 async def test_a_second_time_there_is_nothing_to_do(link: NatsLink, catalog: Catalog) -> None:

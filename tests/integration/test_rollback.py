@@ -20,11 +20,10 @@ from contracts.tasks import ReplacedParameter, decode_task, encode_task, keyed_t
 from contracts.topology import TASKS, work_stream, work_subject
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
-from tests.conftest import KEEP_S
-from tests.integration.conftest import MODELS, GatewayProcess, report_lane
 from tests.integration.test_http_generate import problem, stored
+from tests.kit.gateway import MODELS, GatewayProcess, report_lane
 from tests.kit.records import pending_task
-from tests.kit.support import reporting_file
+from tests.kit.support import KEEP_S, reporting_file
 
 SECRET = "zebra7319"
 WRONG: dict[str, dict[str, Any]] = {"anisora": {"steps": 20}, "phr00t": {"steps": 8, "cfg": 2.5}}

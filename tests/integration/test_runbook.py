@@ -45,11 +45,10 @@ from ops.ending import end
 from ops.nats.access import AUTH_FOLDER, NatsAccess, Role, environment_for
 from ops.nats.link import NatsLink, UnusableServer
 from ops.nats.provisioning import differences, wanted
-from tests.conftest import KEEP_S
-from tests.integration.conftest import GatewayProcess
+from tests.kit.gateway import GatewayProcess
 from tests.kit.records import pending_task
 from tests.kit.samples import data_uri, picture
-from tests.kit.support import NatsServer, clean_environment, eventually
+from tests.kit.support import KEEP_S, NatsServer, clean_environment, eventually
 from tests.kit.tools import tool
 
 pytestmark = pytest.mark.tools

@@ -20,8 +20,7 @@ from ops.lanes.left_behind import forget_the_dead
 from ops.machine.processes import warmlane_command
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
-from tests.conftest import KEEP_S
-from tests.kit.support import NatsServer, clean_environment, eventually
+from tests.kit.support import KEEP_S, NatsServer, clean_environment, eventually
 
 SLOT = "cpu-7"
 DEAD = 1 << 22 | 7  # no process has this number

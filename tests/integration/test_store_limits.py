@@ -12,12 +12,11 @@ from contracts.tasks import TaskStatus, decode_task, encode_task
 from contracts.topology import DEADLINES, TASKS, bucket_stream, lane_stream, work_subject
 from ops.nats.link import NatsLink, TransportUnavailable
 from ops.nats.provisioning import differences, provision, wanted
-from tests.conftest import KEEP_S
-from tests.integration.conftest import GatewayProcess
 from tests.integration.test_http_generate import GOOD, problem
+from tests.kit.gateway import GatewayProcess
 from tests.kit.records import pending_task
 from tests.kit.steered import Worker
-from tests.kit.support import eventually
+from tests.kit.support import KEEP_S, eventually
 
 
 async def limit(link: NatsLink, stream: str, **limits: int) -> None:

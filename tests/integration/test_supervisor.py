@@ -31,7 +31,7 @@ from ops.lanes.quota import Quota
 from ops.lanes.supervisor import Supervised, Supervisor
 from ops.machine.processes import Process, warmlane_command
 from ops.nats.link import Entry, NatsLink
-from tests.integration.conftest import System, fresh_system, report_lane
+from tests.kit.gateway import System, fresh_system, report_lane
 from tests.kit.records import TASK_ID, processing_task
 from tests.kit.support import (
     below,

@@ -16,11 +16,10 @@ from contracts.tasks import GenerationTask, ImageReference, TaskStatus, encode_t
 from contracts.topology import DEADLINES, DEGRADED_MAX_MSGS, TASKS, lane_stream, work_subject
 from ops.artifacts import Artifacts
 from ops.nats.provisioning import provision, wanted
-from tests.conftest import KEEP_S
-from tests.integration.conftest import GatewayProcess, System, fresh_system, report_lane
+from tests.kit.gateway import GatewayProcess, System, fresh_system, report_lane
 from tests.kit.records import pending_task
 from tests.kit.samples import data_uri, picture
-from tests.kit.support import eventually, settings_file
+from tests.kit.support import KEEP_S, eventually, settings_file
 
 WAIT_S, MARGIN_S, LEASE_S = 2.0, 0.5, 1.0
 IMAGE = data_uri(picture("PNG"))

@@ -19,9 +19,8 @@ from contracts.settings import load_settings
 from ops.machine.processes import warmlane_command
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
-from tests.conftest import KEEP_S
-from tests.integration.conftest import GatewayProcess, System
-from tests.kit.support import clean_environment, eventually, settings_file, shared_forks
+from tests.kit.gateway import GatewayProcess, System
+from tests.kit.support import KEEP_S, clean_environment, eventually, settings_file, shared_forks
 
 pytestmark = pytest.mark.usefixtures("forks")
 

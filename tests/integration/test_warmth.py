@@ -23,8 +23,8 @@ from lane_worker.runtime.warmth import READY, Others
 from lane_worker.worker import LaneWorker
 from ops.artifacts import Artifacts
 from ops.nats.link import NatsLink
-from tests.integration.conftest import System, fresh_system
 from tests.kit.degraded import becomes, leads, place, shown, task_of
+from tests.kit.gateway import System, fresh_system
 from tests.kit.lanes import Lane, SharedForkServer, StateLog
 from tests.kit.support import eventually, is_running, settings_file
 

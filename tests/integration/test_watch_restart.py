@@ -12,9 +12,8 @@ from contracts.settings import load_settings
 from contracts.topology import CONTROL, DEGRADED, control_key
 from ops.nats.link import NatsLink, TransportUnavailable
 from ops.nats.provisioning import provision, wanted
-from tests.conftest import KEEP_S
-from tests.integration.conftest import GatewayProcess, System, report_lane
-from tests.kit.support import eventually, settings_file
+from tests.kit.gateway import GatewayProcess, System, report_lane
+from tests.kit.support import KEEP_S, eventually, settings_file
 
 HEALTH_S, GRACE_S = 3.0, 4.0
 

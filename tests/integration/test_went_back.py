@@ -19,9 +19,8 @@ from contracts.topology import CONTROL, KEYS, TASKS, bucket_stream, control_key
 from ops.commands.keys import add, revoke
 from ops.nats.link import NatsLink, TransportUnavailable
 from ops.nats.provisioning import provision, wanted
-from tests.conftest import KEEP_S
-from tests.integration.conftest import System, fresh_system, report_lane
-from tests.kit.support import eventually, settings_file
+from tests.kit.gateway import System, fresh_system, report_lane
+from tests.kit.support import KEEP_S, eventually, settings_file
 
 BODY: Final = {"model": "anisora", "prompt": "x"}
 

@@ -32,6 +32,8 @@ T = TypeVar("T")
 # those could take a port between our look and the server's start. Each pytest process has a part of it for itself.
 PORTS: Final = range(20_000, 32_000)
 PORTS_PER_PROCESS: Final = 1_500
+# How long the servers of tests keep what has ended.
+KEEP_S: Final = 3_600.0
 # By then something is broken. On a machine that others keep busy, starting a gateway once took 25 s.
 BOUND_S: Final = 60.0
 # as `tests.kit.rogue_host.COMMAND`, without its import of torch

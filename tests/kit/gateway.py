@@ -1,0 +1,220 @@
+"""A real gateway process on a real nats-server, and lanes that are reported warm."""
+
+import asyncio
+import contextlib
+import subprocess
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import msgspec
+
+from contracts import lifecycle
+from contracts.lanes import LaneHeartbeat, LaneState
+from contracts.settings import load_settings
+from contracts.tasks import GenerationTask, TaskStatus, decode_task, encode_task
+from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, LANES, TASKS, work_stream, work_subject
+from ops.machine.processes import warmlane_command
+from ops.nats.link import NatsLink
+from ops.nats.provisioning import provision, wanted
+from tests.kit.support import (
+    BOUND_S,
+    KEEP_S,
+    NatsServer,
+    clean_environment,
+    eventually,
+    eventually_sync,
+    free_port,
+    require_no_denial,
+)
+from tests.kit.warm_cli import Forked
+
+MODELS = ("anisora", "phr00t")
+
+
+class GatewayProcess:
+    """`warmlane gateway` with its server. No worker runs: what is accepted stays queued.
+
+    With *beside* it shares server and artifact store with another one.
+    """
+
+    def __init__(self, folder: Path, *, beside: "GatewayProcess | None" = None, forked: bool = True) -> None:
+        """*forked* it is a `warm_cli.Forked`, or else started as the script is."""
+        self.folder = folder
+        self.log_file = folder / "gateway.log"
+        self._forked = forked
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        if beside is None:
+            (folder / "nats").mkdir()
+        self.data_dir: Path = folder if beside is None else beside.data_dir
+        self.artifacts = self.data_dir / "artifacts"
+        self.nats: NatsServer = NatsServer(folder / "nats") if beside is None else beside.nats
+        self._process: subprocess.Popen[bytes] | Forked | None = None
+
+    def start(self, *options: str) -> None:
+        """Starts the server on the first call, and a gateway that answers when this returns."""
+        arguments = [
+            "gateway",
+            "--port",
+            str(self.port),
+            "--nats-url",
+            self.nats.address,
+            "--data-dir",
+            str(self.data_dir),
+        ]
+        with self.log_file.open("ab") as log:
+            environment = clean_environment()
+            if self._forked:
+                self._process = Forked(*arguments, *options, stdout=log, stderr=log, env=environment)
+            else:
+                command = warmlane_command(*arguments, *options)
+                self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        eventually_sync(self._answers)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log()
+        try:
+            return httpx.get(f"{self.url}/healthz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            assert self._process.wait(timeout=BOUND_S) == 0, self.log()
+            require_no_denial(self.log())
+
+
+async def report_lane(link: NatsLink, model: str, state: LaneState, *, worker: str | None = None) -> None:
+    """Puts a heartbeat, as a lane worker does."""
+    heartbeat = LaneHeartbeat(
+        model=model,
+        worker=worker or f"{model}-0",
+        state=state,
+        health_age_s=0.0,
+        slot="cpu-0",
+        pid=1,
+        started_at=datetime.now(UTC),
+    )
+    await link.put(LANES, f"{model}.{heartbeat.worker}", msgspec.json.encode(heartbeat))
+
+
+class System:
+    """A gateway, a client of it, and a connection to its server: workers are played by hand."""
+
+    def __init__(self, gateway: GatewayProcess, link: NatsLink, http: httpx.AsyncClient) -> None:
+        self.gateway, self.link, self.http = gateway, link, http
+
+    async def post(self, model: str = "anisora", *, image: str | None = None, **headers: str) -> httpx.Response:
+        body = {"model": model, "prompt": "x"} | ({} if image is None else {"image": image})
+        return await self.http.post("/generate", json=body, headers=headers)
+
+    async def submit(self, model: str = "anisora", *, image: str | None = None, **headers: str) -> dict[str, Any]:
+        """A task whose caller was told its id at once."""
+        response = await self.post(model, image=image, **{"prefer": "respond-async"} | headers)
+        assert response.status_code == 202, response.text
+        task: dict[str, Any] = response.json()
+        return task
+
+    async def record(self, task_id: str) -> tuple[GenerationTask, int]:
+        entry = await self.link.get(TASKS, task_id)
+        assert entry is not None
+        assert entry.value is not None
+        return decode_task(entry.value), entry.revision
+
+    async def becomes(
+        self, task_id: str, status: TaskStatus, *, epoch: int, within_s: float = BOUND_S
+    ) -> GenerationTask:
+        async def look() -> GenerationTask | None:
+            entry = await self.link.get(TASKS, task_id)
+            if entry is None or entry.value is None:
+                return None
+            task = decode_task(entry.value)
+            return task if (task.status, task.epoch) == (status, epoch) else None
+
+        found = await eventually(look, within_s=within_s)
+        assert found is not None
+        return found
+
+    async def claim(self, task_id: str, *, lease_s: float = 60) -> GenerationTask:
+        """Claims as a worker does that then says no word again: timer, record, ack."""
+        task, revision = await self.record(task_id)
+        claimed = lifecycle.claim(task, owner="nonce", worker="by-hand", lease_s=lease_s, now=datetime.now(UTC))
+        at = datetime.now(UTC) + timedelta(seconds=lease_s)
+        await self.link.set_timer("lease", task_id, at, encode_task(claimed))
+        await self.link.update(TASKS, task_id, encode_task(claimed), revision=revision)
+        await self.link.remove_subject(
+            work_stream(task.route, task.model), work_subject(task.route, task.model, task_id)
+        )
+        return claimed
+
+    async def depth(self, stream: str = DEGRADED) -> int:
+        """The messages in *stream*, as the server counts them."""
+        return (await self.link.js.stream_info(stream)).state.messages
+
+    async def messages(self, route: Literal["lane", "degraded"], task_id: str) -> list[GenerationTask]:
+        """What the queue of *route* holds of a task of anisora."""
+        stream, subject = work_stream(route, "anisora"), work_subject(route, "anisora", task_id)
+        state = (await self.link.js.stream_info(stream)).state
+        found = []
+        for sequence in range(max(1, state.first_seq), state.last_seq + 1):
+            stored = await self.link.stored_message(stream, sequence)
+            if stored is not None and stored.subject == subject:
+                found.append(decode_task(stored.data or b""))
+        return found
+
+    async def only_task(self) -> str:
+        """The id of the one task in the degraded queue, once it is recorded."""
+
+        async def look() -> str | None:
+            state = (await self.link.js.stream_info(DEGRADED)).state
+            stored = await self.link.stored_message(DEGRADED, state.last_seq) if state.messages == 1 else None
+            task_id = (stored.subject or "").rsplit(".", 1)[-1] if stored is not None else ""
+            return task_id if task_id and await self.link.get(TASKS, task_id) is not None else None
+
+        task_id = await eventually(look)
+        assert task_id is not None
+        return task_id
+
+    async def fill(self) -> None:
+        """Takes every place of the degraded queue that is left."""
+        for number in range(DEGRADED_MAX_MSGS - await self.depth()):
+            await self.link.publish(work_subject("degraded", "phr00t", f"filler-{number}"), b"")
+
+    async def lane_is(self, state: LaneState, *, model: str = "anisora") -> None:
+        """Reports a lane of *model*, and returns when the gateway knows."""
+        await report_lane(self.link, model, state)
+
+        async def known() -> bool:
+            lanes: list[str] = (await self.http.get("/readyz")).json()["models"][model]["lanes"]
+            return lanes == [state.value]
+
+        await eventually(known)
+
+
+@contextlib.asynccontextmanager
+async def fresh_system(folder: Path, settings: Path) -> AsyncIterator[System]:
+    """A system of its own, with *settings*."""
+    gateway = GatewayProcess(folder)
+    async with contextlib.AsyncExitStack() as leave:
+        leave.callback(gateway.nats.stop)
+        gateway.nats.start()
+        link = await NatsLink.connect(gateway.nats.url, name="test")
+        leave.push_async_callback(link.close)
+        await provision(link, wanted(load_settings(settings).catalog("tiny"), keep_s=KEEP_S))
+        leave.callback(gateway.stop)
+        await asyncio.to_thread(gateway.start, "--settings", str(settings), "--keep", f"{KEEP_S:g}s")
+        http = await leave.enter_async_context(httpx.AsyncClient(base_url=gateway.url, timeout=BOUND_S))
+        yield System(gateway, link, http)
