@@ -8,6 +8,7 @@ from typing import Final, Literal, TypeVar
 import structlog
 from msgspec import Struct
 
+from contracts.api.admin import IgnoredControl, LaneMode
 from contracts.lanes import (
     FallbackCause,
     LaneHeartbeat,
@@ -28,7 +29,6 @@ from ops.nats.link import Entry, NatsLink
 from ops.telemetry.unreadable import Kind, unreadables
 
 TaskRoute = Literal["lane", "degraded"]
-LaneMode = Literal["auto", "degraded"]
 MODES: Final[tuple[LaneMode, ...]] = ("auto", "degraded")
 T = TypeVar("T")
 SHOWN_CHARS: Final = 64
@@ -54,14 +54,6 @@ class Mode(Struct, frozen=True):
 
     mode: LaneMode = "auto"
     since: datetime | None = None
-
-
-class IgnoredControl(Struct, frozen=True):
-    """An entry of KV `control` that is no switch of a lane, or none that can be understood."""
-
-    key: str
-    value: str
-    at: datetime
 
 
 class LaneBoard:

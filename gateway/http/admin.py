@@ -9,20 +9,23 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
-from contracts.generation import FieldError, MalformedBody, parse_body
-from contracts.settings import ModelEntry
-from contracts.topology import CONTROL, control_key, work_stream
-from gateway.boards.key_board import Caller
-from gateway.boards.lane_board import MODES, LaneMode
-from gateway.http.access import Turn, needs
-from gateway.http.admin_views import (
+from contracts.api.admin import (
     ColdStartsView,
     ExplainView,
     FallbacksView,
+    LaneMode,
     LanesView,
     ModeView,
     QueuesView,
     QueueView,
+)
+from contracts.generation import FieldError, MalformedBody, parse_body
+from contracts.settings import ModelEntry
+from contracts.topology import CONTROL, control_key, work_stream
+from gateway.boards.key_board import Caller
+from gateway.boards.lane_board import MODES
+from gateway.http.access import Turn, needs
+from gateway.http.admin_views import (
     cold_starts_view,
     estimate_view,
     explain_view,

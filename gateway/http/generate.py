@@ -10,6 +10,7 @@ from litestar import Response, post
 from litestar.di import NamedDependency
 from litestar.openapi import ResponseSpec
 
+from contracts.api.tasks import TaskView
 from contracts.generation import (
     AcceptedRequest,
     InvalidRequest,
@@ -29,7 +30,7 @@ from gateway.http.openapi.operations import GenerateOperation, problem_responses
 from gateway.http.preferences import MAX_WAIT_S, Preferences
 from gateway.http.problems import ProblemError, answer_of
 from gateway.http.queries import require_known_query
-from gateway.http.views import TaskView, root_of, task_url
+from gateway.http.views import root_of, task_url
 from gateway.placing.admission import KeyReused, Overloaded
 from gateway.placing.hold import CallerGone
 from gateway.services import Services

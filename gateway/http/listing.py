@@ -10,6 +10,7 @@ from litestar import Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromQuery, QueryParameter
 
+from contracts.api.tasks import TaskPage
 from contracts.settings import Catalog
 from contracts.tasks import GenerationTask, TaskStatus
 from gateway.boards.key_board import Caller
@@ -17,7 +18,6 @@ from gateway.http.access import needs
 from gateway.http.lookup import TASK_ID, CallerRequest, age_of, reachable, shown
 from gateway.http.openapi.operations import TasksOperation, problem_responses
 from gateway.http.problems import ProblemError
-from gateway.http.views import TaskPage
 from gateway.services import Services
 
 PAGE_MAX: Final = 100

@@ -9,13 +9,13 @@ from typing import Final, TypeVar
 from litestar import Request
 from litestar.datastructures import State
 
+from contracts.api.tasks import QueuePlace, TaskView
 from contracts.tasks import GenerationTask, TaskStatus
 from gateway.boards.key_board import Caller
 from gateway.boards.task_board import Snapshot
 from gateway.http.access import Turn, unauthorized
 from gateway.http.problems import ProblemError
-from gateway.http.views import TaskView, root_of, view
-from gateway.placing.estimate import QueuePlace
+from gateway.http.views import root_of, view
 from gateway.services import Services
 from ops.nats.link import TransportUnavailable, WrongRevision
 

@@ -7,48 +7,17 @@ from typing import Final
 from litestar import MediaType, Response, get
 from litestar.di import NamedDependency
 from litestar.openapi import ResponseSpec
-from msgspec import Struct
 
+from contracts.api.health import Health, ModelReadiness, Readiness
+from contracts.api.settings import SettingsView
 from contracts.topology import DEADLINES, DEGRADED, LANE_PREFIX, TASKS, bucket_stream
 from gateway.http.access import needs, needs_nothing
 from gateway.http.openapi.operations import KeyedOperation, problem_responses
-from gateway.http.views import SettingsView, settings_view
+from gateway.http.views import settings_view
 from gateway.placing.sweeper import SWEEPER
 from gateway.services import Services
 from ops.nats.write_health import ADVICE
 from ops.telemetry.export import metrics_text
-
-
-class Health(Struct, frozen=True, kw_only=True):
-    """The process answers."""
-
-    status: str
-
-
-class ModelReadiness(Struct, frozen=True, kw_only=True):
-    """Whether somebody would take a request for the model now.
-
-    *warm*: one of its lanes is, so that it is taken at once. Otherwise the degraded worker takes it in its turn.
-    *lanes* is what its lanes are doing.
-    """
-
-    ready: bool
-    warm: bool
-    lanes: list[str]
-
-
-class Readiness(Struct, frozen=True, kw_only=True):
-    """Whether requests can be accepted: the queue answers, and there is somebody for every model.
-
-    *degraded_worker*: one serves the queue of the models that have no warm lane.
-    *troubles* says in words what else is wrong with the gateway or the queue; not ready where requests could not end.
-    """
-
-    ready: bool
-    nats: bool
-    degraded_worker: bool
-    models: dict[str, ModelReadiness]
-    troubles: list[str]
 
 
 @get(

@@ -11,6 +11,7 @@ from litestar.exceptions import HTTPException, ValidationException
 from litestar.types import ExceptionHandlersMap
 from msgspec import Struct
 
+from contracts.api.problems import Problem
 from contracts.generation import FieldError
 from contracts.wire import without_content
 from gateway.http.answers import JsonAnswer
@@ -166,26 +167,6 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "Whether the request was accepted is unknown. Retry with the same Idempotency-Key.",
     ),
 }
-
-
-class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An error (RFC 9457). Programs switch on *code*; *errors* lists every wrong field in a fixed order.
-
-    *outcome* is "unknown" where a retry might meet a request that was accepted after all; *limit* says which limit of
-    the queue was hit: `depth`, it is full, or `wait`, no worker took the request in time; *instance* is the task in
-    question.
-    """
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    instance: str | None = None
-    errors: list[FieldError] | None = None
-    outcome: Literal["unknown"] | None = None
-    limit: Literal["depth", "wait"] | None = None
-    retry_after_s: float | None = None
 
 
 class ProblemError(Exception):

@@ -8,6 +8,7 @@ from litestar import Response, delete, get, head
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
+from contracts.api.tasks import TaskView
 from gateway.boards.open_streams import TooManyStreams
 from gateway.boards.task_board import Snapshot
 from gateway.http.access import needs
@@ -23,7 +24,6 @@ from gateway.http.openapi.operations import (
 )
 from gateway.http.preferences import MAX_WAIT_S, Preferences
 from gateway.http.problems import ProblemError
-from gateway.http.views import TaskView
 from gateway.placing.cancelling import cancel
 from gateway.services import Services
 

@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from contracts.api.tasks import QueuePlace
 from contracts.settings import Catalog
 from contracts.tasks import GenerationTask, TaskStatus
 from contracts.topology import DEGRADED_MAX_MSGS
@@ -20,17 +21,6 @@ RETRY_UNMEASURED_S: Final = 5.0
 RETRY_MIN_S: Final = 1.0
 # For so long one answer is given to everybody: it is in whole seconds, and a busy gateway is asked thousands of times.
 RETRY_KEPT_S: Final = 0.1
-
-
-class QueuePlace(Struct, frozen=True, kw_only=True):
-    """Where a task stands in its queue: *position* 1 is the next one that a worker takes.
-
-    *expected_wait_s* is what the measured service times say; null before anything was measured. One that is longer
-    than what is left of the wait limit means that no worker will probably be free in time.
-    """
-
-    position: int
-    expected_wait_s: float | None
 
 
 class Ahead(Struct, frozen=True):

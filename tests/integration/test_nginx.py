@@ -16,12 +16,12 @@ import msgspec
 import pytest
 import trustme
 
+from contracts.api.problems import Problem
 from contracts.keys import Presented
 from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.topology import DEGRADED
 from gateway.http.body import MAX_BODY_BYTES
-from gateway.http.problems import Problem
 from gateway.server.connections import Connections, http_config
 from gateway.server.limits import Limits
 from ops.commands.client import Client

@@ -7,6 +7,8 @@ from typing import Any, Final
 import msgspec
 from litestar.openapi.spec import Example
 
+from contracts.api.problems import Problem
+from contracts.api.tasks import QueuePlace
 from contracts.generation import FieldError
 from contracts.tasks import (
     FailureCode,
@@ -21,8 +23,7 @@ from contracts.tasks import (
     TimelineEntry,
     VideoFile,
 )
-from gateway.http.problems import PROBLEMS, TYPE_PREFIX, Problem
-from gateway.placing.estimate import QueuePlace
+from gateway.http.problems import PROBLEMS, TYPE_PREFIX
 
 EXAMPLE_PROMPT: Final = "A paper boat sails down a rainy street, hand-drawn"
 

@@ -19,6 +19,7 @@ from litestar.openapi.spec import (
     Schema,
 )
 
+from contracts.api.problems import Problem
 from contracts.tasks import GenerationTask, TaskStatus
 from gateway.http.openapi.examples import (
     CANCELLED,
@@ -33,7 +34,7 @@ from gateway.http.openapi.examples import (
 )
 from gateway.http.openapi.request import MODEL_QUERY, REQUEST_BODY, filter_of
 from gateway.http.preferences import MAX_WAIT_S
-from gateway.http.problems import PROBLEM_MEDIA_TYPE, PROBLEMS, Problem
+from gateway.http.problems import PROBLEM_MEDIA_TYPE, PROBLEMS
 from gateway.http.views import view
 
 # Any route can be called with a header that cannot be read, and any can fail. Without an entry for 400, Litestar would

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from contracts import lifecycle
+from contracts.api.tasks import QueuePlace
 from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.settings import Catalog
 from contracts.tasks import FailureCode, GenerationTask, ImageReference, TaskStatus, encode_task
@@ -19,7 +20,7 @@ from contracts.topology import DEGRADED_MAX_MSGS
 from gateway.boards.lane_board import LaneBoard
 from gateway.boards.task_board import TaskBoard
 from gateway.boards.work_queues import SAMPLES_MAX, WorkQueues
-from gateway.placing.estimate import Ahead, Estimates, QueuePlace, degraded_wait_s, lane_wait_s, retry_after_s
+from gateway.placing.estimate import Ahead, Estimates, degraded_wait_s, lane_wait_s, retry_after_s
 from ops.nats.link import Entry
 from tests.kit import samples
 from tests.kit.records import DECISION, NOW, after, pending_task

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from litestar.testing import TestClient
 from openapi_schema_validator import OAS31Validator
 
+from contracts.api.tasks import TaskView
 from contracts.generation import FIELDS, InvalidRequest, validate
 from contracts.settings import Catalog, IntegerField, NumberField, TextField
 from gateway.app import create_app
 from gateway.http.openapi.request import full_request, least_request, request_body
 from gateway.http.openapi.request import request_schema as request_schema_of
 from gateway.http.problems import PROBLEMS
-from gateway.http.views import TaskView
 from gateway.services import Services
 from tests.kit.samples import catalog
 

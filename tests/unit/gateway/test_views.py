@@ -5,6 +5,7 @@ import msgspec
 import pytest
 
 from contracts import lifecycle
+from contracts.api.tasks import QueuePlace
 from contracts.tasks import (
     FailureCode,
     GenerationTask,
@@ -16,7 +17,6 @@ from contracts.tasks import (
 )
 from gateway.http.admin_views import explain_view
 from gateway.http.views import settings_view, view
-from gateway.placing.estimate import QueuePlace
 from gateway.rules.routing import ToDegraded
 from tests.kit.records import NOW, TASK_ID, pending_task, processing_task
 from tests.kit.samples import catalog

@@ -8,12 +8,11 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from contracts.api.admin import LanesView, QueuesView
 from contracts.lanes import ColdStart, FallbackEpisode, LaneHeartbeat, LaneState, SlotState, VideoPipelineSlot
 from contracts.settings import Catalog
 from gateway.boards.lane_board import LaneBoard
 from gateway.http.admin_views import (
-    LanesView,
-    QueuesView,
     cold_starts_view,
     estimate_view,
     fallbacks_view,

@@ -1,0 +1,172 @@
+"""What operators see: lanes, queues, fallbacks, cold starts, and why a task went where it went.
+
+Every key is always present; null means "not yet", "nobody" or "not measured".
+"""
+
+from datetime import datetime
+from typing import Literal
+
+from msgspec import Struct
+
+from contracts.lanes import ColdStart, FallbackEpisode, LaneState, VideoPipelineSlot
+from contracts.tasks import RoutingDecision, SwapReceipt, TaskStatus
+
+LaneMode = Literal["auto", "degraded"]
+
+
+class IgnoredControl(Struct, frozen=True):
+    """An entry of KV `control` that is no switch of a lane, or none that can be understood."""
+
+    key: str
+    value: str
+    at: datetime
+
+
+class RouteView(Struct, frozen=True, kw_only=True):
+    """An answer of routing: *outcome* is `lane` or `degraded: CAUSE`, *rule* the number of the rule that fired."""
+
+    outcome: str
+    rule: int
+    reason: str
+
+
+class LaneView(Struct, frozen=True, kw_only=True):
+    """One lane. *health_age_s* is how long ago its pipeline host was last known to answer; *since* is when it entered
+    *state*, as far as this gateway heard; *warm_after_s* is what its cold start took. *silent*: it was not heard of
+    within the health timeout, so that nobody relies on *state*; in ten minutes it is forgotten."""
+
+    worker: str
+    slot: str
+    state: LaneState
+    detail: str
+    health_age_s: float
+    silent: bool
+    since: datetime
+    pid: int
+    started_at: datetime
+    warm_after_s: float | None
+
+
+class ModelLanes(Struct, frozen=True, kw_only=True):
+    """A model, and where its requests go. *mode* is the operator's switch, set at *mode_since*. *route* is what routing
+    would say of a request now; *ready*: it would say `lane` if the switch were `auto`. *wanted* is how many lanes the
+    settings, or `--lanes` of this gateway, ask for."""
+
+    model: str
+    mode: LaneMode
+    mode_since: datetime | None
+    ready: bool
+    route: RouteView
+    wanted: int
+    lanes: tuple[LaneView, ...]
+
+
+class LanesView(Struct, frozen=True, kw_only=True):
+    """*now* is this gateway's clock; *judged_at* is the moment as of which the silence of lanes is judged: earlier than
+    *now* for a while after the gateway itself was cut off."""
+
+    now: datetime
+    judged_at: datetime
+    models: tuple[ModelLanes, ...]
+    slots: tuple[VideoPipelineSlot, ...]
+    ignored_control: tuple[IgnoredControl, ...]
+
+
+class ModeView(Struct, frozen=True, kw_only=True):
+    """The operator's switch of a model: `auto` lets routing decide, `degraded` sends nothing new to its lanes."""
+
+    model: str
+    mode: LaneMode
+    since: datetime | None
+
+
+class LeaderView(Struct, frozen=True, kw_only=True):
+    """The degraded worker that serves the queue."""
+
+    worker: str
+    slot: str
+    pid: int
+    since: datetime
+
+
+class RunningView(Struct, frozen=True, kw_only=True):
+    """A task that a worker holds; *left_s* is what the measured service times say."""
+
+    id: str
+    model: str
+    worker: str | None
+    step: int | None
+    steps: int | None
+    claimed_at: datetime | None
+    left_s: float | None
+    trace_id: str | None
+
+
+class EstimateView(Struct, frozen=True, kw_only=True):
+    """*service_s* is the median of the newest tasks of *model*; *wait_s* is how long one that came now would wait."""
+
+    model: str
+    service_s: float | None
+    wait_s: float | None
+
+
+class QueueView(Struct, frozen=True, kw_only=True):
+    """One work queue: *messages* of *max_msgs*, as the server counts them now. After *wait_limit_s* in it a task goes
+    on to the degraded queue, or ends there as `queue_overloaded`."""
+
+    stream: str
+    route: Literal["lane", "degraded"]
+    messages: int
+    max_msgs: int
+    wait_limit_s: float
+    oldest_age_s: float | None
+    running: tuple[RunningView, ...]
+    estimates: tuple[EstimateView, ...]
+
+
+class QueuesView(Struct, frozen=True, kw_only=True):
+    """Every work queue, and who serves the degraded one; null: nobody."""
+
+    leader: LeaderView | None
+    queues: tuple[QueueView, ...]
+
+
+class FallbacksView(Struct, frozen=True, kw_only=True):
+    """The episodes that last, and those that ended, newest first: 64 of each model in all.
+
+    Each gateway adds what it sent to an episode's *served* about once a second."""
+
+    current: tuple[FallbackEpisode, ...]
+    past: tuple[FallbackEpisode, ...]
+
+
+class ColdStartsView(Struct, frozen=True, kw_only=True):
+    """The newest cold starts, newest first, 64 of each model; *share* (0 to 1) of them were warm within *target_s*
+    (SC-006), null when there were none."""
+
+    target_s: float
+    share: float | None
+    starts: tuple[ColdStart, ...]
+
+
+class ExplainView(Struct, frozen=True, kw_only=True):
+    """Why a task is on its route.
+
+    *decision* is what was stored with it: the inputs of the newest routing decision, and its outcome. *fired* is the
+    rule of that outcome; *derived* is what the rules say of the stored inputs, worked out again; *agrees*: both are
+    equal. *now* is what routing would say of a new request for the model. The first three are null for a task that
+    was recorded without a decision. *swap* says what its model's load took, by part, and what proved the room for it;
+    null where the model was resident. *trace_id* names its trace, null where tasks are not traced.
+    """
+
+    id: str
+    model: str
+    status: TaskStatus
+    route: Literal["lane", "degraded"]
+    decision: RoutingDecision | None
+    fired: RouteView | None
+    derived: RouteView | None
+    agrees: bool | None
+    now: RouteView
+    swap: SwapReceipt | None
+    trace_id: str | None

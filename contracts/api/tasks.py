@@ -1,0 +1,109 @@
+"""A task, and a page of tasks, as its caller sees them.
+
+They leave out what only the protocol needs (owner, lease, epoch, caller, routing inputs) and where files are stored.
+Every key is always present; null means "not yet" or "does not apply".
+"""
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from contracts.tasks import (
+    GenerationParameters,
+    MemoryReading,
+    Progress,
+    SwapReceipt,
+    TaskError,
+    TaskStatus,
+    TimelineEntry,
+)
+
+
+class QueuePlace(Struct, frozen=True, kw_only=True):
+    """Where a task stands in its queue: *position* 1 is the next one that a worker takes.
+
+    *expected_wait_s* is what the measured service times say; null before anything was measured. One that is longer
+    than what is left of the wait limit means that no worker will probably be free in time.
+    """
+
+    position: int
+    expected_wait_s: float | None
+
+
+class VideoView(Struct, frozen=True, kw_only=True):
+    """The finished MP4; `links.video` is where it is."""
+
+    bytes: int
+    sha256: str
+    width: int
+    height: int
+    frames: int
+    fps: int
+
+
+class ParameterWarning(Struct, frozen=True, kw_only=True):
+    """A parameter that the request named and did not get, in the form of an entry of `errors` in a `422`.
+
+    *code* is `fixed_value_replaced`. *expected* is the value that was used; *got* is the one that was sent, or words
+    for a number too large to repeat.
+    """
+
+    pointer: str
+    code: str
+    message: str
+    expected: float
+    got: float | str
+
+
+class TaskLinks(Struct, frozen=True, kw_only=True):
+    """Where to go from a task: paths on the host that was called. *video* is null until it is done, *cancel* once it
+    ended."""
+
+    self_: str = msgspec.field(name="self")
+    events: str
+    video: str | None
+    cancel: str | None
+
+
+class TaskView(Struct, frozen=True, kw_only=True):
+    """One generation as its caller sees it.
+
+    *route* is the dedicated warm lane or the degraded worker, where all models take turns on one card; *worker* is the
+    one that holds or held the task; *attempt* counts the workers that began it. *warnings* lists the parameters that
+    the request named otherwise, where the enforcement of its model was `report`. *queue* is where it stands, as long as
+    it is pending; a task that moves up there is a change for event streams, and not for clients that wait. *swap*, on a
+    task that ended on the degraded worker, is the proof that the card was empty before the model was loaded; null
+    if the model was there already. *memory* is the host's reading after cleanup (FR-009). *trace_id* names its trace,
+    null where tasks are not traced.
+    """
+
+    id: str
+    status: TaskStatus
+    model: str
+    route: Literal["lane", "degraded"]
+    worker: str | None
+    attempt: int
+    parameters: GenerationParameters
+    warnings: tuple[ParameterWarning, ...]
+    created_at: datetime
+    queued_at: datetime
+    claimed_at: datetime | None
+    finished_at: datetime | None
+    queue: QueuePlace | None
+    progress: Progress | None
+    error: TaskError | None
+    video: VideoView | None
+    swap: SwapReceipt | None
+    memory: MemoryReading | None
+    timeline: tuple[TimelineEntry, ...]
+    trace_id: str | None
+    links: TaskLinks
+
+
+class TaskPage(Struct, frozen=True, kw_only=True):
+    """Tasks, newest first; *next_cursor* asks for the page after this one and is null on the last."""
+
+    tasks: tuple[TaskView, ...]
+    next_cursor: str | None
