@@ -5,6 +5,7 @@ A row of the table without a test here fails, and so does a bucket or a queue th
 """
 
 import asyncio
+import json
 import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -366,3 +367,28 @@ async def test_row(row: str, scene: Scene) -> None:
 
 def test_every_row_has_its_test() -> None:
     assert rows() == list(ROWS)
+
+
+async def test_what_operator_can_put_among_the_records_is_no_record(scene: Scene) -> None:
+    """The one passage that its rights leave (ADR 0033): to the record of the task in hand, to which its worker listens,
+    it can have entries of another bucket delivered. They keep their own name there."""
+    worker = await scene.worker("lane")
+    worker.runner.may_end.clear()
+    task_id = await scene.submit()
+    await worker.runner.started.wait()
+    await scene.admin(f"kv put {CONTROL} lanes.elsewhere auto")
+    passage = {"name": "passage", "deliver_subject": f"$KV.{TASKS}.{task_id}", "filter_subject": f"$KV.{CONTROL}.>"}
+    passage |= {"deliver_policy": "last_per_subject", "ack_policy": "none", "replay_policy": "instant"}
+    (scene.folder / "passage.json").write_text(json.dumps(passage | {"mem_storage": True, "num_replicas": 1}))
+    typed = f"nats consumer add {bucket_stream(CONTROL)} passage --config passage.json"
+    shell = await in_shell(typed, scene.system.gateway.nats, scene.folder)
+    assert await shell.wait() == 0
+
+    async def has_come() -> bool:
+        told = await scene.system.link.js.stream_info(bucket_stream(TASKS), subjects_filter=f"$KV.{CONTROL}.>")
+        return bool(told.state.subjects)
+
+    await eventually(has_come)
+    assert [task["id"] for task in (await scene.system.http.get("/tasks")).json()["tasks"]] == [task_id]
+    worker.runner.may_end.set()
+    assert (await scene.ends(task_id)).attempt == 1
