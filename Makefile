@@ -34,7 +34,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope
 help: ## List the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  PYTHON=python3.12      the Python that .venv is built with (3.11 or later)"
+	@echo "  PYTHON=python3.13      the Python that .venv is built with (3.11 or later)"
 	@echo "  PIP_ARGS='...'         more arguments for pip, when .venv is built"
 	@echo "  UP_ARGS='--port 8080'  more arguments for warmlane up"
 	@echo "  PYTEST_ARGS='-k demo'  more arguments for pytest"
@@ -152,10 +152,10 @@ $(RUN_READY): pyproject.toml constraints.txt
 define build_venv
 	@command -v $(PYTHON) >/dev/null || { \
 		echo "There is no $(PYTHON). Install Python 3.11 or later (Debian, Ubuntu: apt install python3 python3-venv)," \
-			"or name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+			"or name one: make PYTHON=python3.13 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "$$($(PYTHON) --version) is too old: Warmlane needs Python 3.11 or later." \
-			"Install one and name it: make PYTHON=python3.12 ..." >&2; exit 1; }
+			"Install one and name it: make PYTHON=python3.13 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		version=$$($(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_info[:2])'); \
 		echo "$$version lacks the venv module (Debian, Ubuntu: apt install $$version-venv), then try again." >&2; exit 1; }

@@ -10,6 +10,7 @@ import pytest
 from contracts.settings import Catalog, load_settings
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
+from tests.kit import reaper
 from tests.kit.measured import Measured
 from tests.kit.support import (
     KEEP_S,
@@ -30,7 +31,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The processes of pytest-xdist share what is started once for all tests; it ends with the one that starts them."""
+    """The processes of pytest-xdist share what is started once for all tests; it ends with the one that starts them.
+    Whatever else one of them starts ends with that one."""
+    reaper.watch()
     if not hasattr(config, "workerinput"):
         os.environ[SHARED_FOLDER] = str(shared_folder())
 

@@ -24,6 +24,7 @@ from typing import Any, Final, TypeVar
 from lane_worker.forking.host import FORK_SERVER, host_environment
 from ops.nats.access import ROLES, password_variable
 from ops.nats.server import find_nats_server, nats_conf
+from tests.kit.reaper import of_the_run
 
 T = TypeVar("T")
 
@@ -241,7 +242,8 @@ def server_at(command: tuple[str, ...], environment: Mapping[str, str]) -> str:
             return str(path)
         log = path.with_suffix(".log")
         with log.open("wb") as output:
-            process = subprocess.Popen([*command, str(path)], stdout=output, stderr=output, env=environment)
+            of_all = {**environment, **of_the_run()}
+            process = subprocess.Popen([*command, str(path)], stdout=output, stderr=output, env=of_all)
         path.with_suffix(".pid").write_text(str(process.pid))
 
         def answers() -> bool:

@@ -8,6 +8,7 @@ whatever shows how a process starts or what it costs, start the real script.
 
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -115,6 +116,16 @@ def server() -> str:
     return server_at((sys.executable, "-m", "tests.kit.warm_cli"), clean_environment())
 
 
+def _kill_without_its_starter(pid: int, starter: socket.socket) -> None:
+    """Returns when *pid* has ended, and ends it where whoever asked for it has ended."""
+    end = os.pidfd_open(pid)
+    waited_for: list[Any] = [end, starter]
+    ended, _, _ = select.select(waited_for, [], [])
+    if end not in ended:
+        signal.pidfd_send_signal(end, signal.SIGKILL)
+    os.close(end)
+
+
 def _next_command(listener: socket.socket) -> list[str]:
     """Serves for ever. Returns only in forks of this process: in each what it shall run."""
     while True:
@@ -130,6 +141,7 @@ def _next_command(listener: socket.socket) -> list[str]:
         pid = os.fork()
         if pid:
             connection.sendall(NUMBER.pack(pid))
+            _kill_without_its_starter(pid, connection)
             _, status = os.waitpid(pid, 0)
             try:
                 connection.sendall(NUMBER.pack(os.waitstatus_to_exitcode(status)))

@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -135,6 +136,15 @@ def test_the_readme_is_one_page_and_every_document_is_in_the_index() -> None:
     index = ROOT / "docs" / "index.md"
     linked = {(index.parent / target).resolve() for target in _LINK.findall(index.read_text())}
     assert set((ROOT / "docs").rglob("*.md")) - set(DECISIONS.glob("[0-9]*.md")) - {index} <= linked
+
+
+def test_the_pythons_that_are_supported_are_named_alike() -> None:
+    """The package says which; the first page and the one about installing name the same, and that one the systems."""
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    pythons = [each.rpartition(" ")[2] for each in named if each.startswith("Programming Language :: Python :: ")]
+    first_page, install = (ROOT / "README.md").read_text(), (ROOT / "docs" / "operate" / "install.md").read_text()
+    assert f"Python {', '.join(pythons[:-1])} or {pythons[-1]}" in first_page
+    assert re.findall(r"Debian[^|,]*? with Python (3\.\d+)", install) == pythons
 
 
 def test_every_requirement_that_is_cited_is_written_out() -> None:

@@ -1,0 +1,90 @@
+"""Whatever a test has started ends with its process, however that ends."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.kit import reaper
+from tests.kit.support import SHARED_FOLDER, eventually_sync
+
+ROOT = Path(__file__).parents[2]
+TEST = """
+import os, signal
+from pathlib import Path
+from tests.integration.conftest import GatewayProcess
+from tests.kit import reaper
+
+def test_that_never_ends({fixtures}, tmp_path):
+    if {gateway}:
+        (tmp_path / "gateway").mkdir()
+        gateway = GatewayProcess(tmp_path / "gateway")
+        gateway.nats = nats_server
+        gateway.start()
+    part = Path({told!r} + ".part")
+    part.write_text(f"{{os.getpid()}} {{os.environ[reaper.MARKS]}}")
+    part.rename({told!r})
+    signal.pause()
+"""
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Iterator[Path]:
+    """Where the test under test says which process it is; nothing of it stays where ours fails."""
+    told = tmp_path / "told"
+    yield told
+    if told.exists():
+        for process in list(reaper.marked(told.read_text().split()[1].split(",")[0])):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+@pytest.mark.timeout(400)  # whatever starts a system is slow where others keep the machine busy
+@pytest.mark.parametrize(
+    ("victim", "number", "fixtures", "expected"),
+    [
+        pytest.param("run", signal.SIGKILL, "system", {" up ", "forkserver", " lane ", "nats-server"}, id="kill-9"),
+        pytest.param("worker", signal.SIGKILL, "nats_server, link", {"warm_cli"}, id="kill-9-of-a-worker"),
+        pytest.param("run", signal.SIGTERM, "nats_server", {"nats-server"}, id="sigterm"),
+        pytest.param("run", signal.SIGINT, "nats_server", {"nats-server"}, id="ctrl-c"),
+    ],
+)
+def test_nothing_stays(
+    tmp_path: Path, told: Path, victim: str, number: signal.Signals, fixtures: str, expected: set[str]
+) -> None:
+    """A suite that is ended so, and everything that one test of it started."""
+    file = tmp_path / "test_it.py"
+    file.write_text(TEST.format(fixtures=fixtures, told=str(told), gateway="warm_cli" in expected))
+    inherited = {SHARED_FOLDER, reaper.MARKS, "PYTEST_XDIST_WORKER"}
+    clean = {name: value for name, value in os.environ.items() if name not in inherited}
+    options = ["-p", "tests.conftest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
+    options += [] if number in {signal.SIGTERM, signal.SIGINT} else ["-n", "1"]
+    with (tmp_path / "output").open("wb") as output:
+        command = [sys.executable, "-m", "pytest", *options, str(file)]
+        run = subprocess.Popen(command, cwd=ROOT, env=clean, stdout=output, stderr=output)
+    try:
+        eventually_sync(lambda: told.exists() or run.poll() is not None, within_s=300)
+        assert told.exists(), (tmp_path / "output").read_text()
+        worker, marks = told.read_text().split()
+        started = {process.pid: " ".join(process.cmdline()) for process in reaper.marked(marks.split(",")[0])}
+        assert {name for name in expected if not any(name in line for line in started.values())} == set(), started
+
+        os.kill(run.pid if victim == "run" else int(worker), number)
+
+        run.wait(170)  # without its one worker it ends by itself
+        eventually_sync(lambda: not any(map(_runs, started)))
+        assert list(reaper.marked(marks.split(",")[0])) == []
+    finally:
+        run.kill()
+
+
+def _runs(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False

@@ -1,0 +1,81 @@
+"""Whatever a test process starts ends with it, also where that is killed: no nats-server, fork server or gateway stays.
+
+`watch` has a process beside this one wait for its end, and kill what carries this one's mark in its environment then.
+Children inherit the mark, however far below and in whatever session, and a fork keeps it. Signals to a group pass the
+watcher by: it has a session of its own.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+MARKS: Final = "TESTS_STARTED_BY"
+"""The variable with the marks of the test processes above, parted by commas; the nearest one's is the last."""
+ROOT: Final = Path(__file__).parents[2]
+_RUN: Final = "TESTS_RUN"
+
+
+def watch() -> None:
+    """What this process starts from here on ends with it. A second call changes nothing."""
+    mark = f"{os.getpid()}-{uuid.uuid4().hex}"
+    above = [each for each in os.environ.get(MARKS, "").split(",") if each]
+    if above and above[-1].startswith(f"{os.getpid()}-"):
+        return
+    unmarked = {name: value for name, value in os.environ.items() if name not in {MARKS, _RUN}}
+    command = [sys.executable, "-m", "tests.kit.reaper", str(os.getpid()), mark]
+    watcher = subprocess.Popen(
+        command, cwd=ROOT, env=unmarked, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert watcher.stdout is not None
+    with watcher.stdout as told:
+        assert told.read(1), "nobody watches this process"
+    watcher.returncode = 0  # it outlives this process: nobody waits for it, and no warning says so
+    os.environ[MARKS] = ",".join([*above, mark])
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        os.environ[_RUN] = os.environ[MARKS]
+
+
+def of_the_run() -> dict[str, str]:
+    """The marks of what all processes of pytest-xdist share: it ends with the one that starts them, and no sooner."""
+    return {MARKS: os.environ[_RUN]} if _RUN in os.environ else {}
+
+
+def marked(mark: str) -> Iterator[psutil.Process]:
+    """What runs with *mark*, and what is below that."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if mark in process.environ().get(MARKS, "").split(","):
+                yield process
+                yield from process.children(recursive=True)
+
+
+def _kill_all(mark: str) -> None:
+    while found := [process for process in marked(mark) if process.status() != psutil.STATUS_ZOMBIE]:
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(found, timeout=1)
+
+
+def main() -> None:
+    """Waits for the end of the process that is named first, and kills what carries the mark that is named second."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    watched = psutil.Process(int(sys.argv[1]))
+    os.write(1, b"!")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever reads what the tests print waits for nobody
+    os.dup2(1, 2)
+    watched.wait()
+    _kill_all(sys.argv[2])
+
+
+if __name__ == "__main__":
+    main()
