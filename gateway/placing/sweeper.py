@@ -38,7 +38,8 @@ from gateway.placing.leftovers import remove_leftovers
 from gateway.rules.due import Fail, Forget, RecordAsRefused, Republish, Requeue, Reroute, SetTimer, due_action
 from ops.artifacts import Artifacts
 from ops.background import Background
-from ops.nats.link import NatsLink, Pull, StreamFull, TransportUnavailable, WrongRevision
+from ops.nats.link import NatsLink, StreamFull, TransportUnavailable, WrongRevision
+from ops.nats.pull import Pull
 from ops.telemetry import metrics
 from ops.telemetry.seldom import Seldom
 from ops.telemetry.tracing import (

@@ -32,7 +32,8 @@ from lane_worker.runtime.outcome import GaveUp, Result, Runner, Stopped, Succeed
 from lane_worker.runtime.scratch import Scratch
 from ops.artifacts import Artifacts, StorageFailed
 from ops.ending import end
-from ops.nats.link import Entry, NatsLink, Pull, TransportUnavailable, WrongRevision, ack_sync
+from ops.nats.link import Entry, NatsLink, TransportUnavailable, WrongRevision
+from ops.nats.pull import Pull, ack_sync
 from ops.telemetry import metrics
 from ops.telemetry.tracing import (
     CONSUMER,

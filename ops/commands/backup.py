@@ -49,7 +49,8 @@ from contracts.tasks import TaskStatus, UnreadableTask, decode_task
 from contracts.topology import DEADLINES, TASKS, TimerKind, Topology, bucket_stream
 from ops.commands.options import nats_options, profile_option, replicas_option, settings_option
 from ops.nats.access import NatsAccess
-from ops.nats.link import Entry, NatsLink, TransportUnavailable, UnusableServer, translated
+from ops.nats.errors import translated
+from ops.nats.link import Entry, NatsLink, TransportUnavailable, UnusableServer
 from ops.nats.provisioning import wanted
 
 MANIFEST: Final = "manifest.json"

@@ -35,7 +35,8 @@ from ops.machine.ports import require_distinct
 from ops.machine.visible_cards import VISIBLE, AmbiguousOrder
 from ops.machine.weights import WeightsUnreadable, missing_folder, weights_of
 from ops.nats.access import NatsAccess, access
-from ops.nats.link import MAX_SKEW_S, MINIMUM_SERVER, NatsLink, TransportUnavailable, UnusableServer
+from ops.nats.connecting import MINIMUM_SERVER
+from ops.nats.link import MAX_SKEW_S, NatsLink, TransportUnavailable, UnusableServer
 from ops.nats.provisioning import differences, wanted
 from ops.nats.server import NoNatsServer, find_nats_server
 from ops.nats.store_lock import StoreHolder, store_holder

@@ -36,7 +36,8 @@ from contracts.topology import DAY_S, KEYS, bucket_stream
 from ops.commands.options import nats_options
 from ops.nats.access import NatsAccess
 from ops.nats.call import on_nats
-from ops.nats.link import Entry, NatsLink, WrongRevision, translated
+from ops.nats.errors import translated
+from ops.nats.link import Entry, NatsLink, WrongRevision
 from ops.nats.provisioning import NotProvisioned
 
 ID_BYTES: Final = 6

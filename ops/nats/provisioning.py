@@ -29,7 +29,9 @@ from contracts.topology import (
     lane_stream,
     topology,
 )
-from ops.nats.link import NatsLink, consumer_config, translated
+from ops.nats.errors import translated
+from ops.nats.link import NatsLink
+from ops.nats.pull import consumer_config
 
 # What an operator may have set for reasons of their own, and what the server fills in, is left alone.
 _STREAM_FIELDS: Final = [

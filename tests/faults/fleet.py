@@ -22,7 +22,8 @@ from msgspec.structs import replace
 from contracts.settings import Catalog, load_settings
 from contracts.topology import DEGRADED, TASKS, bucket_stream, lane_stream
 from ops.machine.processes import warmlane_command
-from ops.nats.link import NatsLink, translated
+from ops.nats.errors import translated
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from ops.nats.server import find_nats_server, nats_conf
 from ops.nats.store_keeper import StoreKeeper

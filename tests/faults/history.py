@@ -23,7 +23,8 @@ from msgspec import Struct
 from contracts.lanes import Leadership
 from contracts.tasks import GenerationTask, UnreadableTask, decode_task
 from contracts.topology import LEADER, TASKS, bucket_stream
-from ops.nats.link import Entry, NatsLink, parse_time
+from ops.nats.clock import parse_time
+from ops.nats.link import Entry, NatsLink
 from tests.kit.support import is_running
 
 POLL_S: Final = 0.1

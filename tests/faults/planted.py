@@ -20,7 +20,8 @@ from contracts.tasks import GenerationTask, encode_task
 from contracts.topology import work_subject
 from ops import cli
 from ops.lanes import providers as lane_providers
-from ops.nats.link import NatsLink, StreamFull, ack_sync
+from ops.nats.link import NatsLink, StreamFull
+from ops.nats.pull import ack_sync
 from tests.faults.fleet import planted_command
 from tests.faults.history import FaultKind
 

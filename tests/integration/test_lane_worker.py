@@ -20,8 +20,9 @@ from gateway.boards.cold_starts import ColdStarts
 from lane_worker.runtime.slot_display import read_slot
 from lane_worker.worker import SILENT_S, TOO_LARGE_RETRY_S
 from ops.lanes.plan import CRASHES
-from ops.nats.link import FETCH_TIMEOUT_S, NatsLink
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
+from ops.nats.pull import FETCH_TIMEOUT_S
 from tests.kit.degraded import becomes, place, task_of
 from tests.kit.lanes import Lane, SharedForkServer, StateLog
 from tests.kit.support import KEEP_S, children_of, is_running

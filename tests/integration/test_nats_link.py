@@ -10,17 +10,9 @@ import uvloop
 from structlog.testing import capture_logs
 
 from contracts.topology import DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, TASKS, sweep_consumer, work_subject
-from ops.nats.link import (
-    MAX_SKEW_S,
-    Entry,
-    NatsLink,
-    StreamFull,
-    TransportUnavailable,
-    UnusableServer,
-    WrongRevision,
-    ack_sync,
-)
+from ops.nats.link import MAX_SKEW_S, Entry, NatsLink, StreamFull, TransportUnavailable, UnusableServer, WrongRevision
 from ops.nats.link_health import telling_of
+from ops.nats.pull import ack_sync
 from tests.kit.measured import Measured
 from tests.kit.support import NatsServer, as_admin, eventually, free_port
 

@@ -21,7 +21,7 @@ from nats.js.errors import APIError
 
 from ops.nats.client import Ack
 from ops.nats.client import Stored as ServerStored
-from ops.nats.link import FETCH_TIMEOUT_S
+from ops.nats.pull import FETCH_TIMEOUT_S
 from tests.model.jetstream import NO_MESSAGE, Consumer, JetStream, Refused, Stored, Stream, matcher, moment
 from tests.model.model_loop import HOST, Host, ModelLoop
 

@@ -24,7 +24,9 @@ import gateway.placing.sweeper
 import lane_worker.runtime.held
 import lane_worker.runtime.lease
 import lane_worker.runtime.loop
+import ops.nats.connecting
 import ops.nats.link
+import ops.nats.pull
 import ops.nats.watch
 from tests.model.model_loop import HOST
 from tests.model.network import SimulatedClient, current
@@ -53,7 +55,9 @@ _WITH_LOG: tuple[Any, ...] = (
     lane_worker.runtime.held,
     lane_worker.runtime.lease,
     lane_worker.runtime.loop,
+    ops.nats.connecting,
     ops.nats.link,
+    ops.nats.pull,
     ops.nats.watch,
 )
 
@@ -124,7 +128,7 @@ def simulated_product() -> Iterator[None]:
             stack.enter_context(patch.object(module, "log", SilentLogger()))
         for module in _WITH_UNREADABLES:
             stack.enter_context(patch.object(module, "unreadables", _Unreadables()))
-        stack.enter_context(patch.object(ops.nats.link, "Client", SimulatedClient))
+        stack.enter_context(patch.object(ops.nats.connecting, "Client", SimulatedClient))
         stack.enter_context(patch.object(ops.nats.link, "time", clock))
         stack.enter_context(patch.object(ops.nats.watch, "time", clock))
         stack.enter_context(patch.object(lane_worker.runtime.lease, "time", clock))

@@ -25,8 +25,9 @@ from contracts.topology import (
     topology,
     work_subject,
 )
-from ops.nats.link import NatsLink, StreamFull, WrongRevision, ack_sync
+from ops.nats.link import NatsLink, StreamFull, WrongRevision
 from ops.nats.provisioning import provision
+from ops.nats.pull import ack_sync
 from tests.kit.support import NatsServer
 from tests.model.network import Network, use
 from tests.model.patches import simulated_product

@@ -40,8 +40,9 @@ from lane_worker.runtime.outcome import GaveUp, Result, Stopped, Succeeded, Unsu
 from lane_worker.runtime.scratch import Scratch
 from ops.artifacts import Artifacts, StorageFailed
 from ops.background import Background
-from ops.nats.link import NatsLink, TransportUnavailable, consumer_config
+from ops.nats.link import NatsLink, TransportUnavailable
 from ops.nats.provisioning import _stream_config, wanted
+from ops.nats.pull import consumer_config
 from tests.model.invariants import Ledger, Violation
 from tests.model.jetstream import Stored, StreamCopy, moment
 from tests.model.model_loop import Host

@@ -27,7 +27,8 @@ from nats.js.client import JetStreamContext
 from contracts.tasks import GenerationTask
 from contracts.topology import TASKS, bucket_subject, timer_due_subject, timer_set_subject, work_subject
 from ops.nats.access import inbox_prefix
-from ops.nats.link import MAX_OUTSTANDING_PINGS, PING_INTERVAL_S, REPLY_TIMEOUT_S
+from ops.nats.client import REPLY_TIMEOUT_S
+from ops.nats.connecting import MAX_OUTSTANDING_PINGS, PING_INTERVAL_S
 from tests.bench.peers.serving import serve
 
 REFUSED: Final = {"code": "queue_overloaded", "detail": "25 requests are waiting already", "limit": "depth"}

