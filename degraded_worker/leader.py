@@ -5,7 +5,6 @@ new leader shows it to put a stopped one's pipeline host aside.
 """
 
 import asyncio
-import contextlib
 import os
 import time
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from contracts.topology import LEADER, LEADER_KEY, LEADER_REFRESH_S, LEADER_TTL_
 from contracts.wire import Unreadable
 from ops.nats.link import Entry, NatsLink, TransportUnavailable, WrongRevision
 from ops.telemetry.seldom import Seldom
+from ops.waiting import set_within
 
 # Standbys also read the key themselves, this often, in case a watch delivers nothing.
 POLL_S: Final = LEADER_TTL_S
@@ -105,9 +105,7 @@ class Leader:
                 pass  # another standby was faster
             except TransportUnavailable as error:
                 self._seldom.tell(log.info, "leader_unknown", error=str(error))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_S):
-                    await self._vacant.wait()
+            await set_within(POLL_S, self._vacant)
 
     async def _take(self) -> bool:
         revision = vacancy(await self._link.get(LEADER, LEADER_KEY), owner=self._owner)

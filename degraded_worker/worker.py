@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
@@ -19,6 +18,7 @@ from ops.ending import end
 from ops.nats.link import TransportUnavailable
 from ops.telemetry import metrics
 from ops.telemetry.metrics import ENDED_BY_WORKERS, begin_tasks, memory_cleanups
+from ops.waiting import set_within, unless
 
 RETRY_FIRST_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0
@@ -87,14 +87,14 @@ class DegradedWorker:
         wait_s = RETRY_FIRST_S
         while not stop.is_set():
             try:
-                if await _unless(stop, self._candidate()):
+                if await unless(stop.wait(), self._candidate()):
                     await self._lead(stop)
-                    await _unless(stop, self._begin_anew())
+                    await unless(stop.wait(), self._begin_anew())
                 wait_s = RETRY_FIRST_S
             except (SlotTaken, HostLost, TransportUnavailable) as error:
                 # another slot's standby may do better
                 log.error("cannot_serve", slot=self._slot, error=str(error), again_in_s=wait_s)
-                await _unless(stop, asyncio.sleep(wait_s))
+                await set_within(wait_s, stop)
                 wait_s = min(RETRY_MAX_S, wait_s * 2)
 
     def _advice(self) -> Advice:
@@ -157,7 +157,7 @@ class DegradedWorker:
             # the leadership last: a standby that took it earlier would kill the pipeline host that is leaving
             await self._residence.close()
             if self._residence.quarantined:
-                await _unless(stop, self._display.settled())
+                await unless(stop.wait(), self._display.settled())
             await end(holding, stopped)
             await self._leader.resign()
 
@@ -172,16 +172,3 @@ class DegradedWorker:
             await self._loop.serve_one(leave)
             if not isinstance(self._advice(), Serve):
                 return
-
-
-async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
-    """Whether *work* came to its end before *stop* was set; what did not is cancelled."""
-    working = asyncio.create_task(work)
-    stopped = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            await working
-        return working.done()
-    finally:
-        await end(working, stopped)

@@ -1,7 +1,6 @@
 """A lane: one model, kept warm on a card of its own, serving the stream of its model (FR-011, FR-019)."""
 
 import asyncio
-import contextlib
 import time
 from datetime import UTC, datetime
 from typing import Final
@@ -42,6 +41,7 @@ from ops.nats.link import TransportUnavailable
 from ops.telemetry import metrics
 from ops.telemetry.metrics import ENDED_BY_WORKERS, begin_tasks, memory_cleanups
 from ops.telemetry.tracing import span
+from ops.waiting import set_within, unless
 
 RESTART_FIRST_S: Final = 0.5
 RESTART_MAX_S: Final = 30.0
@@ -173,19 +173,12 @@ class LaneWorker:
                 self._starts.failed(str(error))
                 self._failures = failed_again(self._failures, now_s=time.monotonic())
                 self._show_failure(str(error), again_in_s=pause_s)
-                await _pause(stop, pause_s)
+                await set_within(pause_s, stop)
                 wait_s = min(RESTART_MAX_S, wait_s * 2)
 
     async def _until_lifted(self, stop: asyncio.Event) -> None:
-        usable = asyncio.create_task(self._display.usable())
-        stopped = asyncio.create_task(stop.wait())
-        try:
-            await asyncio.wait({usable, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if usable.done():
-                await usable
-                self._residence.lift()
-        finally:
-            await end(usable, stopped)
+        if await unless(stop.wait(), self._display.usable()):
+            self._residence.lift()
 
     async def _warm_up(self) -> None:
         """Starts the host, loads, and runs the generation of `warm_up_request`.
@@ -223,7 +216,7 @@ class LaneWorker:
         while self._is_loaded() and not stop.is_set():
             if self._host.health_age_s > SILENT_S:
                 # A host that hangs runs nothing: what it would claim, another worker can take.
-                await _pause(stop, PING_S)
+                await set_within(PING_S, stop)
                 continue
             served = await self._loop.serve_one(stop)
             self._show_trouble()
@@ -265,7 +258,7 @@ class LaneWorker:
                 log.error("rests_after_failures", failures=streak.failures, pause_s=pause_s)
                 metrics.hosts_distrusted.add(self._slot, "rest")
                 self._show(*self._when_idle())
-                await _pause(stop, pause_s)
+                await set_within(pause_s, stop)
                 self._runner.streak = rested(streak)
             case Serve():
                 return False
@@ -330,12 +323,7 @@ class LaneWorker:
             self._show(LaneState.WARM)
             return False
         await self._residence.evict()
-        demanded = asyncio.create_task(self._demand.wait())
-        stopped = asyncio.create_task(stop.wait())
-        try:
-            await asyncio.wait({demanded, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await end(demanded, stopped)
+        await unless(stop.wait(), self._demand.wait())
         if not stop.is_set():
             self._starts.demanded()
         return True
@@ -410,10 +398,3 @@ class LaneWorker:
         """The lane is in *state* now. One that leaves is `draining`, whatever else it does meanwhile."""
         if not self._draining:
             self._heartbeat.set(state, detail)
-
-
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    """Waits *seconds*, or until *stop* is set."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await stop.wait()

@@ -8,7 +8,6 @@ holds 64 of them, one revision each.
 """
 
 import asyncio
-import contextlib
 import uuid
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -29,6 +28,7 @@ from ops.nats.link import Entry, NatsLink, TransportUnavailable, WrongRevision
 from ops.telemetry import metrics
 from ops.telemetry.seldom import Seldom
 from ops.telemetry.unreadable import unreadables
+from ops.waiting import set_within
 
 TICK_S: Final = 1.0
 DEMAND_EVERY_S: Final = 1.0
@@ -220,9 +220,7 @@ class Fallbacks:
     async def run(self, stop: asyncio.Event) -> None:
         """Writes about once a second what there is to write, and what is left when *stop* is set."""
         while not stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TICK_S):
-                    await stop.wait()
+            await set_within(TICK_S, stop)
             try:
                 await self.write()
             except TransportUnavailable as error:

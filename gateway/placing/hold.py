@@ -21,9 +21,9 @@ from gateway.placing.leftovers import remove_leftovers
 from gateway.placing.retries import until_answered
 from gateway.placing.sweeper import Sweeper
 from ops.artifacts import Artifacts
-from ops.ending import end
 from ops.nats.link import NatsLink, TransportUnavailable, WrongRevision
 from ops.telemetry import metrics
+from ops.waiting import unless
 
 # The timer usually comes before this; with the time to settle it makes 30.5 s since the request was queued.
 LOOK_AFTER_S: Final = 0.25
@@ -81,14 +81,10 @@ class Holds:
         task_id = snapshot.task.id
         self._callers[task_id] += 1
         log.info("caller_held", task_id=task_id, callers=self._callers[task_id])
-        waiting = asyncio.create_task(self._until_free(snapshot, hold_s))
-        gone = asyncio.create_task(until_gone())
         try:
-            await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if waiting.done():
-                return waiting.result()
+            if free := await unless(until_gone(), self._until_free(snapshot, hold_s)):
+                return free.value
         finally:
-            await end(waiting, gone)
             self._callers[task_id] -= 1
             if not self._callers[task_id]:
                 del self._callers[task_id]

@@ -56,6 +56,7 @@ from lane_worker.forking.slot import lock_path, may_take_over, process_start, re
 from ops.machine.fork_socket import SHARED_FORK_SERVER, importing
 from ops.machine.visible_cards import VISIBLE
 from ops.nats.access import environment_for
+from ops.waiting import set_within
 
 FORK_SERVER: Final = (sys.executable, "-m", "lane_worker.pipelines.forkserver")
 SHARED_ANSWERS_S: Final = 5.0
@@ -554,11 +555,8 @@ class _Child:
     async def kill(self) -> None:
         """SIGKILL, and wait until it is gone. Raises HostLost when even that does not end it (a driver that hangs)."""
         self.send_signal(signal.SIGKILL)
-        try:
-            async with asyncio.timeout(DEATH_S):
-                await self.gone.wait()
-        except TimeoutError:
-            raise HostLost(f"process {self.pid} survives SIGKILL; its slot stays locked until it ends") from None
+        if not await set_within(DEATH_S, self.gone):
+            raise HostLost(f"process {self.pid} survives SIGKILL; its slot stays locked until it ends")
 
     async def _read(self) -> None:
         try:

@@ -1,7 +1,6 @@
 """Writes to KV `cold_starts` how long a lane took to become warm, or that it did not (SC-006, design §6)."""
 
 import asyncio
-import contextlib
 import os
 import time
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,7 @@ from contracts.topology import COLD_STARTS
 from lane_worker.forking.slot import process_start
 from ops.nats.link import NatsLink, TransportUnavailable
 from ops.telemetry.seldom import Seldom
+from ops.waiting import set_within
 
 RETRY_S: Final = 0.5
 LEAVE_S: Final = 3.0
@@ -91,9 +91,7 @@ class ColdStartLog:
         if self._begun_at is not None and self._failure is not None:
             self._tell(self._begun_at, is_warm=False, detail=self._failure)
             self._begun_at = None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LEAVE_S):
-                await self._settled.wait()
+        await set_within(LEAVE_S, self._settled)
 
     def _tell(self, begun_at: datetime, *, is_warm: bool, detail: str) -> None:
         ended_at = datetime.now(UTC)

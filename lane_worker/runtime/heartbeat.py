@@ -14,6 +14,7 @@ from contracts.topology import LANES, lane_key
 from contracts.wire import Unreadable
 from ops.nats.link import NatsLink, TransportUnavailable, WrongRevision
 from ops.telemetry.seldom import Seldom
+from ops.waiting import set_within
 
 log = structlog.get_logger("heartbeat")
 
@@ -82,11 +83,7 @@ class Heartbeat:
                 continue
             self._told_changes = changes
             self._told.set()
-            try:
-                async with asyncio.timeout(max(0.0, begun_s + self._interval_s - time.monotonic())):
-                    await self._news.wait()
-            except TimeoutError:
-                continue
+            await set_within(max(0.0, begun_s + self._interval_s - time.monotonic()), self._news)
 
     async def leave(self) -> None:
         """The lane goes away on purpose: its key is removed, unless its successor has it already.

@@ -16,6 +16,7 @@ from contracts.topology import TASKS
 from lane_worker.runtime.held import HeldTask, OwnershipLost, lease_end
 from ops.ending import end
 from ops.nats.link import NatsLink, TransportUnavailable
+from ops.waiting import set_within
 
 # A step of a real model takes seconds; the record's history is worth more than a smoother bar.
 PROGRESS_INTERVAL_S: Final = 1.0
@@ -86,11 +87,7 @@ class LeaseKeeper:
         told, is_away = self._progress, False
         while True:
             wait_s = max(0.0, renewed_s + self._windows.lease_renew_s - time.monotonic())
-            try:
-                async with asyncio.timeout(wait_s):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+            await set_within(wait_s, self._wake)
             self._wake.clear()
             try:
                 if self._look:

@@ -31,7 +31,6 @@ from lane_worker.runtime.lease import LeaseKeeper
 from lane_worker.runtime.outcome import GaveUp, Result, Runner, Stopped, Succeeded, Unsuccessful
 from lane_worker.runtime.scratch import Scratch
 from ops.artifacts import Artifacts, StorageFailed
-from ops.ending import end
 from ops.nats.link import Entry, NatsLink, TransportUnavailable, WrongRevision
 from ops.nats.pull import Pull, ack_sync
 from ops.telemetry import metrics
@@ -52,6 +51,7 @@ from ops.telemetry.tracing import (
     working_on,
 )
 from ops.telemetry.unreadable import unreadables
+from ops.waiting import unless
 
 REREAD_WAIT_S: Final = 0.05
 # The longest pause between two tries to claim while the server is away, or takes no record.
@@ -127,16 +127,9 @@ class WorkLoop:
         self._stop = stop
         if self._pull is None:
             self._pull = await self._link.pull(self._stream, WORK_CONSUMER)
-        fetch = asyncio.ensure_future(self._pull.fetch())
-        stopped = asyncio.ensure_future(stop.wait())
-        try:
-            await asyncio.wait({fetch, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopped.cancel()
-            if not fetch.done():
-                # a message that arrives for a cancelled fetch is delivered again after ack_wait
-                await end(fetch)
-        messages = [] if fetch.cancelled() else fetch.result()
+        # a message that arrives for a cancelled fetch is delivered again after ack_wait
+        fetched = await unless(stop.wait(), self._pull.fetch())
+        messages = [] if fetched is None else fetched.value
         for message in messages:
             await self._serve(message)
         return bool(messages)

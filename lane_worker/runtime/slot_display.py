@@ -19,6 +19,7 @@ from contracts.wire import Unreadable
 from ops.nats.link import Entry, NatsLink, TransportUnavailable, WrongRevision
 from ops.telemetry.seldom import Seldom
 from ops.telemetry.unreadable import unreadables
+from ops.waiting import set_within
 
 RETRY_S: Final = 0.2
 # Safety net, should the watch be deaf: whoever waits for a lift looks for themselves so often.
@@ -78,10 +79,7 @@ class SlotDisplay:
     async def run(self) -> None:
         """Stores what is shown, and tries until it is stored. Runs until cancelled."""
         while True:
-            try:
-                async with asyncio.timeout(SLOTS_REFRESH_S):
-                    await self._news.wait()
-            except TimeoutError:
+            if not await set_within(SLOTS_REFRESH_S, self._news):
                 await self.refresh()
             self._news.clear()
             while (wanted := self._wanted) is not None and wanted is not self._told:
@@ -150,9 +148,7 @@ class SlotDisplay:
                 said = True
                 advice = f"find out what holds its memory, then `warmlane slots lift {self._slot}`"
                 log.error("slot_quarantined", slot=self._slot, why=self.quarantine.detail, advice=advice)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_S if said else RETRY_S):
-                    await self._changed.wait()
+            await set_within(POLL_S if said else RETRY_S, self._changed)
 
     async def _store(self, wanted: VideoPipelineSlot) -> None:
         entry = await self._link.get(SLOTS, self._slot)

@@ -70,6 +70,7 @@ from ops.nats.store_lock import holding_store
 from ops.telemetry.export import METRICS_FOLDER, METRICS_LISTEN
 from ops.telemetry.line_writer import SafeText
 from ops.telemetry.logs import configure_logging
+from ops.waiting import set_within
 
 STOP_S: Final = 10.0
 # The supervisor kills lanes that do not drain; it needs so much longer for that.
@@ -257,10 +258,10 @@ class Stack:
     async def _start_in_turn(self, group: asyncio.TaskGroup, degraded: list[Process]) -> None:
         first, *standbys = degraded
         if self._wanted_count:
-            await _wait(self._lanes_imported)
+            await set_within(TURN_S, self._lanes_imported)
         group.create_task(first.run())
         if standbys:
-            await _wait(self._led)
+            await set_within(TURN_S, self._led)
         for standby in standbys:
             group.create_task(standby.run())
 
@@ -468,12 +469,6 @@ class Stack:
     def _degraded_arguments(self, name: str, slot: str) -> Iterator[str]:
         yield from ("--name", name, "--slot", slot)
         yield from (*slowed(self._step_seconds), *snapshotting(self._oom_snapshots), *self._shared.arguments())
-
-
-async def _wait(turn: asyncio.Event) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(TURN_S):
-            await turn.wait()
 
 
 def curl_lines(url: str, model: str, prompt: str, *, needs_key: bool = False) -> str:

@@ -37,6 +37,7 @@ from ops.lanes.recovery import LostStarts, give_back
 from ops.nats.link import Entry, NatsLink, TransportUnavailable, WrongRevision
 from ops.telemetry.metrics import lane_deaths
 from ops.telemetry.seldom import Seldom
+from ops.waiting import set_within
 
 # A denied lane is asked for again when a slot becomes free or the quota changes, and so often.
 DENIAL_RETRY_S: Final = 5.0
@@ -171,9 +172,7 @@ class Supervisor:
                 self._news.clear()
                 await self._act(group)
                 wait_s = self._windows.heartbeat_s if await self._tell() else RETRY_S
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait_s):
-                        await self._news.wait()
+                await set_within(wait_s, self._news)
             await end(polling)
             await self._leave(hurry)
 

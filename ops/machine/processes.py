@@ -19,6 +19,7 @@ import structlog
 
 from ops.ending import end
 from ops.machine.log_file import LOG_MAX_BYTES, LogFile
+from ops.waiting import set_within
 
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_MAX_S: Final = 15.0
@@ -91,9 +92,7 @@ class Process:
                 wait_s, self._deaths = BACKOFF_FIRST_S, 0
             self._deaths += 1
             self._on_death(self, status, wait_s)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._stopping.wait()
+            await set_within(wait_s, self._stopping)
             wait_s = min(BACKOFF_MAX_S, wait_s * 2)
 
     async def _run_once(self) -> int:
