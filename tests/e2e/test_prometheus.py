@@ -5,6 +5,7 @@ addresses differ from what is committed, how often there is a look, and how long
 """
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -28,11 +29,13 @@ from degraded_worker.worker import DegradedWorker
 from lane_worker.residence.residence import Residence
 from lane_worker.runtime.assembly import Setup
 from ops.artifacts import Artifacts
+from ops.commands.trace import ROOT_SERVICE
 from ops.machine.processes import warmlane_command
 from ops.nats.access import environment_for
 from ops.nats.link import NatsLink
 from tests.drills.observe import DOCS, settings_for
 from tests.kit.degraded import leads, place, shown, task_of
+from tests.kit.jaeger import Jaeger
 from tests.kit.stuck_card import StuckCard
 from tests.kit.support import clean_environment, eventually, eventually_sync, free_port, shared_forks
 from tests.kit.system import UpProcess
@@ -118,10 +121,12 @@ def collector_file(folder: Path, otlp: int, metrics: int) -> Path:
 
 
 @pytest.fixture
-def observed(tmp_path: Path) -> Iterator[tuple[UpProcess, Prometheus]]:
+def observed(tmp_path: Path) -> Iterator[tuple[UpProcess, Prometheus, Jaeger]]:
     otlp, metrics = free_port(), free_port()
     tool("prometheus")
     with ExitStack() as leave:
+        jaeger = Jaeger(tool("jaeger"), tmp_path)
+        leave.callback(jaeger.close)
         collector = started(
             [tool("jaeger"), "--config", collector_file(tmp_path, otlp, metrics)], tmp_path / "collector.log"
         )
@@ -138,21 +143,26 @@ def observed(tmp_path: Path) -> Iterator[tuple[UpProcess, Prometheus]]:
             str(settings_for(tmp_path)),
             "--step-seconds",
             "0.1",
+            OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{jaeger.otlp_url}/v1/traces",
             OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=f"http://127.0.0.1:{otlp}/v1/metrics",
             OTEL_METRIC_EXPORT_INTERVAL="500",
             **shared_forks(),
         )
         leave.callback(up.stop)
         up.start()
-        yield up, prometheus
+        yield up, prometheus, jaeger
 
 
 @pytest.mark.timeout(600)
-def test_a_real_prometheus(observed: tuple[UpProcess, Prometheus], tmp_path: Path) -> None:
-    """Every job is up, alerts fire and resolve by what is really done, and the dashboards show it."""
-    up, prometheus = observed
+def test_a_real_prometheus(observed: tuple[UpProcess, Prometheus, Jaeger], tmp_path: Path) -> None:
+    """Every job is up, alerts fire and resolve by what is really done, and the dashboards show it. The same tasks are
+    in Jaeger, and the NATS CLI reads their records: the three tools on one system."""
+    up, prometheus, jaeger = observed
     for model in ("anisora", "phr00t"):
-        up.ended(up.submit(model=model, prompt="x")["id"])
+        task = up.ended(up.submit(model=model, prompt="x")["id"])
+        eventually_sync(lambda task=task: jaeger.find(ROOT_SERVICE, **{"task.id": task["id"]}))  # type: ignore[misc]
+        record = json.loads(nats_cli(up, f"kv get tasks {task['id']} --raw"))
+        assert (record["status"], record["traceparent"].split("-")[1]) == ("done", task["trace_id"])
     for name in LIVE:
         eventually_sync(lambda name=name: prometheus.value(name))  # type: ignore[misc]
     one_target_is_enough(up, tmp_path / "beside", by_otlp=prometheus)
@@ -278,10 +288,11 @@ class FullCard:
         return now is not None and now.state is state
 
 
-def nats_cli(up: UpProcess, command: str) -> None:
-    """As `admin`, with the file that `warmlane up` keeps for the real CLI."""
+def nats_cli(up: UpProcess, command: str) -> bytes:
+    """As `admin`, with the file that `warmlane up` keeps for the real CLI; what it prints."""
     context = up.data_dir / "nats-auth" / "admin.json"
-    subprocess.run([tool("nats"), "--context", context, *command.split()], check=True, timeout=60, capture_output=True)
+    typed = [tool("nats"), "--context", context, *command.split()]
+    return subprocess.run(typed, check=True, timeout=60, capture_output=True).stdout
 
 
 def provision(up: UpProcess) -> None:
