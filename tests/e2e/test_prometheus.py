@@ -291,7 +291,7 @@ class FullCard:
 def nats_cli(up: UpProcess, command: str) -> bytes:
     """As `admin`, with the file that `warmlane up` keeps for the real CLI; what it prints."""
     context = up.data_dir / "nats-auth" / "admin.json"
-    typed = [tool("nats"), "--context", context, *command.split()]
+    typed = [str(tool("nats")), "--context", str(context), *command.split()]
     return subprocess.run(typed, check=True, timeout=60, capture_output=True).stdout
 
 
