@@ -169,6 +169,24 @@ class SwapReceipt(Struct, frozen=True, kw_only=True, gc=False):
     copy_s: float | None = None
     first_step_s: float | None = None
 
+    @property
+    def allowed_bytes(self) -> int | None:
+        """How much may be in use after the release; None where nothing could be measured."""
+        if self.base_bytes is None or self.tolerance_bytes is None:
+            return None
+        return self.base_bytes + self.tolerance_bytes
+
+    @property
+    def excess_bytes(self) -> int | None:
+        """How much more was in use than the proof of the release allows; None where nothing could be measured."""
+        if self.proof == "no_pipeline":
+            return 0
+        if self.proof == "own_figure" and self.own_bytes is not None and self.tolerance_bytes is not None:
+            return self.own_bytes - (self.own_base_bytes or 0) - self.tolerance_bytes
+        if self.after_bytes is None or self.allowed_bytes is None:
+            return None
+        return self.after_bytes - self.allowed_bytes
+
 
 class LaneInput(Struct, frozen=True, kw_only=True, gc=False):
     """One lane as the routing decision saw it; *leaving_for* is the denial because of which it was leaving, if any."""

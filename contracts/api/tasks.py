@@ -101,6 +101,15 @@ class TaskView(Struct, frozen=True, kw_only=True):
     trace_id: str | None
     links: TaskLinks
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing about it changes any more."""
+        return self.status in (TaskStatus.DONE, TaskStatus.FAILED)
+
+    def at(self, event: str) -> datetime | None:
+        """When *event* happened last; None if it is not in the timeline."""
+        return next((entry.at for entry in reversed(self.timeline) if entry.event == event), None)
+
 
 class TaskPage(Struct, frozen=True, kw_only=True):
     """Tasks, newest first; *next_cursor* asks for the page after this one and is null on the last."""

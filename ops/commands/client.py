@@ -10,7 +10,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -21,7 +20,12 @@ import msgspec
 import stamina
 from msgspec import Struct
 
-from contracts.generation import FieldError
+from contracts.api.admin import ModeView
+from contracts.api.health import Readiness
+from contracts.api.lenient import lenient
+from contracts.api.problems import Problem
+from contracts.api.settings import SettingsView
+from contracts.api.tasks import TaskPage, TaskView
 from contracts.keys import Presented, parse_presented
 from contracts.nesting import decode_json
 from ops.commands.addresses import DEFAULT_URL, address_of
@@ -59,216 +63,6 @@ HINTS: Final = {
 }
 
 T = TypeVar("T")
-
-
-class Step(Struct, frozen=True):
-    """Inference steps finished, of how many."""
-
-    step: int
-    steps: int
-
-
-class Reason(Struct, frozen=True):
-    """Why a task failed. A string and not `FailureCode`: that list grows."""
-
-    code: str
-    message: str
-
-
-class Video(Struct, frozen=True):
-    """The finished MP4."""
-
-    bytes: int
-    sha256: str
-    width: int
-    height: int
-    frames: int
-    fps: int
-
-
-class Memory(Struct, frozen=True):
-    """The host's memory after cleanup; no CUDA figure where there is no CUDA."""
-
-    rss_bytes: int
-    cuda_allocated_bytes: int | None = None
-
-
-class Place(Struct, frozen=True):
-    """Where a task stands in its queue: 1 is next. No expected wait before anything was measured."""
-
-    position: int
-    expected_wait_s: float | None = None
-
-
-class Swap(Struct, frozen=True, kw_only=True):
-    """The swap receipt as it is shown; `contracts.tasks.SwapReceipt` says what its figures mean."""
-
-    loaded_model: str
-    how: str
-    probe: str
-    proof: str = ""
-    released_model: str | None = None
-    reason: str = ""
-    alive: tuple[str, ...] = ()
-    base_bytes: int | None = None
-    before_bytes: int | None = None
-    after_bytes: int | None = None
-    tolerance_bytes: int | None = None
-    own_base_bytes: int | None = None
-    own_bytes: int | None = None
-    free_bytes: int | None = None
-    needed_bytes: int = 0
-    samples: int = 0
-    release_s: float = 0.0
-    verify_s: float = 0.0
-    load_s: float = 0.0
-    read_s: float | None = None
-    copy_s: float | None = None
-    first_step_s: float | None = None
-
-    @property
-    def allowed_bytes(self) -> int | None:
-        """How much may be in use after the release; None where nothing could be measured."""
-        if self.base_bytes is None or self.tolerance_bytes is None:
-            return None
-        return self.base_bytes + self.tolerance_bytes
-
-    @property
-    def excess_bytes(self) -> int | None:
-        """How much more was in use than the proof of the release allows; None where nothing could be measured."""
-        if self.proof == "no_pipeline":
-            return 0
-        if self.proof == "own_figure" and self.own_bytes is not None and self.tolerance_bytes is not None:
-            return self.own_bytes - (self.own_base_bytes or 0) - self.tolerance_bytes
-        if self.after_bytes is None or self.allowed_bytes is None:
-            return None
-        return self.after_bytes - self.allowed_bytes
-
-
-class Event(Struct, frozen=True):
-    """One line of a task's timeline."""
-
-    at: datetime
-    event: str
-
-
-class Parameters(Struct, frozen=True):
-    """The parameters that these commands show."""
-
-    seed: int
-    steps: int
-    prompt: str = ""
-    width: int = 0
-    height: int = 0
-    num_frames: int = 0
-    fps: int = 0
-
-
-class Notice(Struct, frozen=True):
-    """What the gateway did otherwise than it was asked to."""
-
-    message: str
-
-
-class Task(Struct, frozen=True, kw_only=True):
-    """A task as the gateway shows it."""
-
-    id: str
-    status: str
-    model: str
-    route: str
-    parameters: Parameters
-    created_at: datetime
-    queued_at: datetime
-    attempt: int = 0
-    worker: str | None = None
-    claimed_at: datetime | None = None
-    finished_at: datetime | None = None
-    progress: Step | None = None
-    error: Reason | None = None
-    video: Video | None = None
-    memory: Memory | None = None
-    queue: Place | None = None
-    swap: Swap | None = None
-    warnings: tuple[Notice, ...] = ()
-    timeline: tuple[Event, ...] = ()
-    trace_id: str | None = None
-
-    @property
-    def has_ended(self) -> bool:
-        return self.status in {"done", "failed"}
-
-    def at(self, event: str) -> datetime | None:
-        """When *event* happened last; None if it is not in the timeline."""
-        return next((entry.at for entry in reversed(self.timeline) if entry.event == event), None)
-
-
-class Page(Struct, frozen=True):
-    """`GET /tasks`."""
-
-    tasks: tuple[dict[str, Any], ...]
-    next_cursor: str | None = None
-
-
-class ImageRules(Struct, frozen=True):
-    """Whether a request may or must carry an image."""
-
-    presence: str
-
-
-class Constraints(Struct, frozen=True):
-    """The constraints that the demo looks at."""
-
-    image: ImageRules
-
-
-class Model(Struct, frozen=True):
-    """A model that the gateway serves."""
-
-    name: str
-    title: str
-    constraints: Constraints
-
-
-class Settings(Struct, frozen=True):
-    """`GET /settings`."""
-
-    profile: str
-    models: tuple[Model, ...]
-
-
-class ModelReadiness(Struct, frozen=True):
-    """Whether a lane of the model is warm, and what its lanes are doing."""
-
-    warm: bool
-    lanes: tuple[str, ...]
-
-
-class Readiness(Struct, frozen=True):
-    """`GET /readyz`."""
-
-    degraded_worker: bool
-    models: dict[str, ModelReadiness]
-    troubles: tuple[str, ...] = ()
-
-
-class LaneMode(Struct, frozen=True):
-    """The operator's switch of a model, `auto` or `degraded`."""
-
-    model: str
-    mode: str
-    since: datetime | None = None
-
-
-class Problem(Struct, frozen=True, kw_only=True):
-    """A problem document (RFC 9457)."""
-
-    status: int
-    code: str
-    title: str
-    detail: str = ""
-    errors: tuple[FieldError, ...] = ()
-    retry_after_s: float | None = None
 
 
 class Refused(click.ClickException):
@@ -358,10 +152,10 @@ class Client:
         """Closes the connection."""
         self._http.close()
 
-    def settings(self) -> Settings:
+    def settings(self) -> SettingsView:
         """The models that the gateway serves, and its profile."""
         reply = self._soon(lambda: self._request("GET", "/settings"))
-        return _decode(reply, Settings)
+        return _decode(reply, SettingsView)
 
     def readiness(self) -> Readiness:
         """Which workers there are. Not yet ready is an answer, and not an error."""
@@ -374,25 +168,26 @@ class Client:
         """What the gateway answers at *path*, as *kind*."""
         return _decode(self._request("GET", path), kind)
 
-    def task(self, task_id: str) -> tuple[Task, dict[str, Any]]:
+    def task(self, task_id: str) -> tuple[TaskView, dict[str, Any]]:
         """The task of that id, for a person and as the gateway told it."""
         reply = self._request("GET", f"/tasks/{quote(task_id, safe='')}")
-        return _decode(reply, Task), _decode(reply, dict[str, Any])
+        return _decode(reply, TaskView), _decode(reply, dict[str, Any])
 
     def tasks(self, query: Mapping[str, str]) -> tuple[list[dict[str, Any]], str | None]:
         """One page of tasks, newest first, as the gateway tells them, and the cursor of the next page, if any."""
-        page = _decode(self._request("GET", "/tasks", params=dict(query)), Page)
-        return list(page.tasks), page.next_cursor
+        reply = self._request("GET", "/tasks", params=dict(query))
+        page, told = _decode(reply, TaskPage), _decode(reply, dict[str, Any])
+        return told["tasks"] if page.tasks else [], page.next_cursor
 
-    def lane_mode(self, model: str) -> LaneMode:
+    def lane_mode(self, model: str) -> ModeView:
         """The switch of *model*, a name or an alias."""
-        return self.get(_mode_path(model), LaneMode)
+        return self.get(_mode_path(model), ModeView)
 
-    def set_lane_mode(self, model: str, mode: str) -> LaneMode:
+    def set_lane_mode(self, model: str, mode: str) -> ModeView:
         """Sets the switch of *model* to `auto` or `degraded`."""
-        return _decode(self._request("PUT", _mode_path(model), json={"mode": mode}), LaneMode)
+        return _decode(self._request("PUT", _mode_path(model), json={"mode": mode}), ModeView)
 
-    def submit(self, body: Mapping[str, Any], *, idempotency_key: str, hold: bool = True) -> tuple[Task, str]:
+    def submit(self, body: Mapping[str, Any], *, idempotency_key: str, hold: bool = True) -> tuple[TaskView, str]:
         """Submits *body*, and again with the same key when the answer was lost. The task and its revision.
 
         Where no lane is free this may take 30 s, until a worker took it. Without *hold* the answer comes at once, and
@@ -401,18 +196,18 @@ class Client:
         headers = {"Idempotency-Key": idempotency_key} | ({} if hold else {"Prefer": "respond-async"})
         timeout = httpx.Timeout(HELD_REPLY_TIMEOUT_S if hold else REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         reply = self._soon(lambda: self._request("POST", "/generate", json=body, headers=headers, timeout=timeout))
-        return _decode(reply, Task), reply.headers.get("ETag", "")
+        return _decode(reply, TaskView), reply.headers.get("ETag", "")
 
-    def find(self, body: Mapping[str, Any], *, idempotency_key: str) -> Task:
+    def find(self, body: Mapping[str, Any], *, idempotency_key: str) -> TaskView:
         """The task of a `submit` of *body* whose answer was not read; asks once, for REPLY_TIMEOUT_S / 3 at most.
 
         Where that submit was never heard of, the task is a new one.
         """
         headers = {"Idempotency-Key": idempotency_key, "Prefer": "respond-async"}
         timeout = httpx.Timeout(REPLY_TIMEOUT_S / 3, connect=CONNECT_TIMEOUT_S)
-        return _decode(self._request("POST", "/generate", json=body, headers=headers, timeout=timeout), Task)
+        return _decode(self._request("POST", "/generate", json=body, headers=headers, timeout=timeout), TaskView)
 
-    def follow(self, task: Task, revision: str, on_change: Callable[[Task], None]) -> Task:
+    def follow(self, task: TaskView, revision: str, on_change: Callable[[TaskView], None]) -> TaskView:
         """Waits until *task* has ended, however long that takes, and tells *on_change* each new state and place.
 
         Raises Stuck where it has not moved for STUCK_AFTER_S, and cannot.
@@ -430,13 +225,13 @@ class Client:
                 if task.queue is None:
                     continue
                 reply = self._patiently(path, {}, wait_s=0)
-            before, task = task, _decode(reply, Task)
+            before, task = task, _decode(reply, TaskView)
             revision = reply.headers.get("ETag", "")
             moved_s = moved_s if task == before else time.monotonic()
             on_change(task)
         return task
 
-    def _require_writes(self, task: Task) -> None:
+    def _require_writes(self, task: TaskView) -> None:
         """Raises Stuck where the gateway says that the server stores nothing: then *task* cannot move."""
         why = [text for text in self._troubles() if TAKES_NO_WRITES in text]
         if why:
@@ -451,7 +246,7 @@ class Client:
             return Refused(error.problem, troubles=self._troubles())
         return error
 
-    def _troubles(self) -> tuple[str, ...]:
+    def _troubles(self) -> Sequence[str]:
         try:
             return self.readiness().troubles
         except click.ClickException:
@@ -466,15 +261,15 @@ class Client:
                 return self._request("GET", path, params=params, headers=headers, timeout=wait_s + REPLY_TIMEOUT_S)
         raise AssertionError("stamina returns or raises")
 
-    def cancel(self, task: Task) -> Task:
+    def cancel(self, task: TaskView) -> TaskView:
         """Cancels *task*, unless it has ended already; the task as it is then."""
         return self.cancel_id(task.id)
 
-    def cancel_id(self, task_id: str) -> Task:
+    def cancel_id(self, task_id: str) -> TaskView:
         """As `cancel`, for the task of that id."""
-        return _decode(self._request("DELETE", f"/tasks/{quote(task_id, safe='')}"), Task)
+        return _decode(self._request("DELETE", f"/tasks/{quote(task_id, safe='')}"), TaskView)
 
-    def download(self, task: Task, path: Path, *, part: Path | None = None) -> None:
+    def download(self, task: TaskView, path: Path, *, part: Path | None = None) -> None:
         """Saves the video of *task*, which is done, at *path*: whole and checked, or not at all.
 
         Until then it is called *part*.
@@ -483,7 +278,7 @@ class Client:
         """
         self._in_turn(lambda: self._download(task, path, part or path.with_name(f"{path.name}.part")))
 
-    def _download(self, task: Task, path: Path, part: Path) -> None:
+    def _download(self, task: TaskView, path: Path, part: Path) -> None:
         digest = hashlib.sha256()
         try:
             with part.open("wb") as file:
@@ -566,7 +361,7 @@ def _until_turn(error: Exception) -> bool | float:
 
 def _refusal(reply: httpx.Response) -> click.ClickException:
     try:
-        problem = decode_json(reply.content, Problem)
+        problem = decode_json(reply.content, lenient(Problem))
     except (msgspec.DecodeError, UnicodeDecodeError):
         return NotWarmlane(
             f"{reply.request.url} answered {reply.status_code}, and not as a Warmlane gateway does; check the address",
@@ -585,7 +380,7 @@ def _retry_after_s(reply: httpx.Response) -> float | None:
 
 def _decode(reply: httpx.Response, kind: type[T]) -> T:
     try:
-        return decode_json(reply.content, kind)
+        return decode_json(reply.content, lenient(kind))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise NotWarmlane(f"{reply.request.url} did not answer as a Warmlane gateway does ({error})") from error
 

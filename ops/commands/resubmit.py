@@ -13,7 +13,8 @@ import click
 import msgspec
 from msgspec import Struct
 
-from ops.commands.client import Client, Gateway, Reason, gateway_options, task_id_of
+from contracts.tasks import TaskError
+from ops.commands.client import Client, Gateway, gateway_options, task_id_of
 from ops.commands.saving import how_to_get, require_writable, save
 from ops.commands.submit import INTERRUPTED, Bar, data_uri, out_option, reason_of, saved_line
 
@@ -36,7 +37,7 @@ class Original(Struct, frozen=True, kw_only=True):
     status: str
     model: str
     parameters: dict[str, Any]
-    error: Reason | None = None
+    error: TaskError | None = None
 
 
 class NotToBeSent(click.ClickException):

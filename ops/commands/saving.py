@@ -8,8 +8,9 @@ from typing import Final
 
 import click
 
+from contracts.api.tasks import TaskView
 from ops.commands.addresses import DEFAULT_URL
-from ops.commands.client import Client, DamagedVideo, Task, Unreachable
+from ops.commands.client import Client, DamagedVideo, Unreachable
 
 # What has to fit where a video is to be saved, tried before it is made.
 PROBE_BYTES: Final = 1 << 20
@@ -19,7 +20,7 @@ class NotSaved(click.ClickException):
     """The video is there, and not here. The text says where, and how to get it."""
 
 
-def output_path(out: Path | None, task: Task) -> Path:
+def output_path(out: Path | None, task: TaskView) -> Path:
     """Where the video goes: *out*, or a name made of model and id, in the current folder or in the folder *out*."""
     name = f"{task.model}-{task.id[-12:]}.mp4"
     if out is None:
@@ -50,7 +51,7 @@ def require_writable(out: Path | None) -> None:
             probe.unlink(missing_ok=True)
 
 
-def save(client: Client, task: Task, out: Path | None) -> Path:
+def save(client: Client, task: TaskView, out: Path | None) -> Path:
     """Downloads the video of *task*, which is done, to `output_path`: whole and checked, or not at all.
 
     Raises NotSaved, and what else `Client.download` raises.
@@ -65,7 +66,7 @@ def save(client: Client, task: Task, out: Path | None) -> Path:
     return path
 
 
-def how_to_get(client: Client, task: Task) -> str:
+def how_to_get(client: Client, task: TaskView) -> str:
     """Where the video of *task* is or will be, and the command that downloads it."""
     where = "" if client.url == DEFAULT_URL else f" --url {shlex.quote(client.url)}"
     return (

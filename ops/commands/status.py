@@ -16,6 +16,15 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from contracts.api.admin import (
+    ColdStartsView,
+    FallbacksView,
+    IgnoredControl,
+    LanesView,
+    LaneView,
+    QueuesView,
+    RunningView,
+)
 from ops.commands.client import Client, Gateway, Unreachable, gateway_options
 from ops.commands.trace import link_option, trace_link
 
@@ -43,153 +52,13 @@ COLOURS: Final = {
 }
 
 
-class Route(Struct, frozen=True):
-    """What routing says of a request now."""
-
-    outcome: str
-    rule: int
-
-
-class Lane(Struct, frozen=True):
-    """One lane."""
-
-    worker: str
-    slot: str
-    state: str
-    detail: str
-    health_age_s: float
-    since: datetime
-    warm_after_s: float | None = None
-    silent: bool = False
-
-
-class Model(Struct, frozen=True):
-    """One model, its switch and its lanes."""
-
-    model: str
-    mode: str
-    ready: bool
-    route: Route
-    wanted: int
-    lanes: tuple[Lane, ...]
-
-
-class Slot(Struct, frozen=True):
-    """What is resident on one slot."""
-
-    slot: str
-    worker: str
-    state: str
-    since: datetime
-    model: str | None = None
-    detail: str = ""
-
-
-class Ignored(Struct, frozen=True):
-    """An entry of the bucket `control` that is ignored."""
-
-    key: str
-    value: str
-
-
-class Lanes(Struct, frozen=True):
-    """`GET /admin/lanes`."""
-
-    now: datetime
-    judged_at: datetime
-    models: tuple[Model, ...]
-    slots: tuple[Slot, ...]
-    ignored_control: tuple[Ignored, ...] = ()
-
-
-class Leader(Struct, frozen=True):
-    """The degraded worker that serves the queue."""
-
-    worker: str
-    slot: str
-    since: datetime
-
-
-class Running(Struct, frozen=True):
-    """A task that runs."""
-
-    id: str
-    model: str
-    worker: str | None = None
-    step: int | None = None
-    steps: int | None = None
-    left_s: float | None = None
-    trace_id: str | None = None
-
-
-class Estimate(Struct, frozen=True):
-    """What the measured service times say of one model."""
-
-    model: str
-    service_s: float | None = None
-    wait_s: float | None = None
-
-
-class Queue(Struct, frozen=True):
-    """One work queue."""
-
-    stream: str
-    messages: int
-    max_msgs: int
-    running: tuple[Running, ...]
-    estimates: tuple[Estimate, ...]
-    oldest_age_s: float | None = None
-
-
-class Queues(Struct, frozen=True):
-    """`GET /admin/queue`."""
-
-    queues: tuple[Queue, ...]
-    leader: Leader | None = None
-
-
-class Episode(Struct, frozen=True):
-    """A span in which requests went to the degraded worker."""
-
-    model: str
-    cause: str
-    since: datetime
-    served: int
-    until: datetime | None = None
-
-
-class Fallbacks(Struct, frozen=True):
-    """`GET /admin/fallbacks`."""
-
-    current: tuple[Episode, ...]
-    past: tuple[Episode, ...]
-
-
-class ColdStart(Struct, frozen=True):
-    """A lane that became warm, or gave up."""
-
-    model: str
-    worker: str
-    ended_at: datetime
-    seconds: float | None = None
-    detail: str = ""
-
-
-class ColdStarts(Struct, frozen=True):
-    """`GET /admin/cold_starts`."""
-
-    target_s: float
-    starts: tuple[ColdStart, ...]
-    share: float | None = None
-
-
 class Status(Struct, frozen=True):
     """All that the command shows."""
 
-    lanes: Lanes
-    queue: Queues
-    fallbacks: Fallbacks
-    cold_starts: ColdStarts
+    lanes: LanesView
+    queue: QueuesView
+    fallbacks: FallbacksView
+    cold_starts: ColdStartsView
 
 
 def screen(status: Status, jaeger_url: str | None = None) -> RenderableType:
@@ -208,7 +77,7 @@ def _parts(status: Status, jaeger_url: str | None) -> Iterator[RenderableType]:
     yield _cold_starts(status.cold_starts, now)
 
 
-def _lanes(lanes: Lanes, now: datetime) -> Table:
+def _lanes(lanes: LanesView, now: datetime) -> Table:
     table = _table("model", "mode", "route (rule)", "lane", "state", "since", "heard", "detail")
     for model in lanes.models:
         mode = model.mode if model.mode == "auto" else f"[yellow]{escape(model.mode)}[/]"
@@ -221,7 +90,7 @@ def _lanes(lanes: Lanes, now: datetime) -> Table:
     return table
 
 
-def _lane(lane: Lane, now: datetime) -> tuple[str, ...]:
+def _lane(lane: LaneView, now: datetime) -> tuple[str, ...]:
     return (
         escape(lane.worker),
         f"[red]silent[/], was {escape(lane.state)}" if lane.silent else _coloured(lane.state),
@@ -240,13 +109,13 @@ def _warnings(status: Status) -> Iterator[RenderableType]:
         yield Text(f"ignored in control: {ignored.key} = {ignored.value!r}; {_advice(ignored)}", style="red")
 
 
-def _advice(ignored: Ignored) -> str:
+def _advice(ignored: IgnoredControl) -> str:
     if ignored.value in MODES:
         return f"no model has this name; `nats kv del control {ignored.key}` removes it"
     return "use auto or degraded"
 
 
-def _queues(queues: Queues, jaeger_url: str | None) -> Table:
+def _queues(queues: QueuesView, jaeger_url: str | None) -> Table:
     table = _table("queue", "waiting", "oldest", "running", "a new task waits")
     for queue in queues.queues:
         limit = f" of {queue.max_msgs}" if queue.max_msgs else ""
@@ -265,7 +134,7 @@ def _queues(queues: Queues, jaeger_url: str | None) -> Table:
     return table
 
 
-def _running(task: Running, jaeger_url: str | None) -> str:
+def _running(task: RunningView, jaeger_url: str | None) -> str:
     steps = "" if task.step is None else f", step {task.step} of {task.steps}"
     left = "" if task.left_s is None else f", about {span(task.left_s)} left"
     told = escape(f"{task.model} on {task.worker or '?'}{steps}{left}")
@@ -276,7 +145,7 @@ def _running(task: Running, jaeger_url: str | None) -> str:
     return f"{told}\n" + (named if link == task.trace_id else f"[link={link}]{named}[/link]")
 
 
-def _slots(lanes: Lanes, now: datetime) -> Table:
+def _slots(lanes: LanesView, now: datetime) -> Table:
     table = _table("slot", "worker", "model", "state", "since", "detail")
     for slot in lanes.slots:
         since = span((now - slot.since).total_seconds())
@@ -285,7 +154,7 @@ def _slots(lanes: Lanes, now: datetime) -> Table:
     return table
 
 
-def _fallbacks(fallbacks: Fallbacks, now: datetime) -> RenderableType:
+def _fallbacks(fallbacks: FallbacksView, now: datetime) -> RenderableType:
     if not fallbacks.current and not fallbacks.past:
         return Text("no fallback yet", style="dim")
     table = _table("fallback", "cause", "began", "lasted", "requests")
@@ -306,7 +175,7 @@ def _fallbacks(fallbacks: Fallbacks, now: datetime) -> RenderableType:
     return table
 
 
-def _cold_starts(cold_starts: ColdStarts, now: datetime) -> RenderableType:
+def _cold_starts(cold_starts: ColdStartsView, now: datetime) -> RenderableType:
     if cold_starts.share is None:
         return Text("no cold start yet", style="dim")
     table = _table("cold start", "lane", "ago", "warm after", "detail")
@@ -349,10 +218,10 @@ def span(seconds: float) -> str:
 def read(client: Client) -> Status:
     """The status now. Raises what `Client` raises."""
     return Status(
-        lanes=client.get(PATHS["lanes"], Lanes),
-        queue=client.get(PATHS["queue"], Queues),
-        fallbacks=client.get(PATHS["fallbacks"], Fallbacks),
-        cold_starts=client.get(PATHS["cold_starts"], ColdStarts),
+        lanes=client.get(PATHS["lanes"], LanesView),
+        queue=client.get(PATHS["queue"], QueuesView),
+        fallbacks=client.get(PATHS["fallbacks"], FallbacksView),
+        cold_starts=client.get(PATHS["cold_starts"], ColdStartsView),
     )
 
 

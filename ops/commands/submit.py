@@ -11,8 +11,9 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from contracts.api.tasks import TaskView
 from contracts.images import BadImage, read_header
-from ops.commands.client import Client, Gateway, NotWarmlane, Refused, Task, gateway_options
+from ops.commands.client import Client, Gateway, NotWarmlane, Refused, gateway_options
 from ops.commands.durations import Duration
 from ops.commands.patience import SERVICE_UNAVAILABLE, Busy, pause_s
 from ops.commands.saving import require_writable, save
@@ -40,7 +41,7 @@ def request_body(model: str, prompt: str, image: Path | None, fields: Mapping[st
     return body
 
 
-def waiting_line(task: Task) -> str:
+def waiting_line(task: TaskView) -> str:
     """What is told of a task that waits: its place in the queue, and how long that will probably take."""
     if task.queue is None:
         return "waiting for a worker"
@@ -49,12 +50,12 @@ def waiting_line(task: Task) -> str:
     return place if expected_s is None else f"{place}, about {expected_s:.0f} s"
 
 
-def reason_of(task: Task) -> str:
+def reason_of(task: TaskView) -> str:
     """Why *task* has no video."""
     return f"{task.error.code}: {task.error.message}" if task.error else task.status
 
 
-def failure_text(task: Task, key: str) -> str:
+def failure_text(task: TaskView, key: str) -> str:
     """Why *task* has no video, and what to do next where that is known."""
     told = f"task {task.id} failed: {reason_of(task)}"
     if task.error is not None and task.error.code == "queue_overloaded":
@@ -91,7 +92,7 @@ class Bar:
         """Prints a line above the bar."""
         self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def accepted(self, client: Client, task: Task) -> None:
+    def accepted(self, client: Client, task: TaskView) -> None:
         """Prints where *task* is, what the gateway did otherwise than it was asked to, and what leads to its trace."""
         self.say(f"accepted: {client.url}/tasks/{task.id}")
         for warning in task.warnings:
@@ -100,7 +101,7 @@ class Bar:
         if found is not None:
             self.say(f"trace {found}")
 
-    def show(self, task: Task) -> None:
+    def show(self, task: TaskView) -> None:
         """Draws the state of *task*."""
         if task.progress is None or task.progress.step == 0:
             what = waiting_line(task) if task.status == "pending" else f"starting on {task.worker or task.route}"
@@ -121,12 +122,12 @@ class Submission:
         self._key = key
         self._until_s = time.monotonic() + retry_s
         self._tries = 0
-        self.task: Task | None = None
+        self.task: TaskView | None = None
         """The task in hand; None before anything was accepted."""
         self.is_nowhere = True
         """Whether it is known that no task runs or waits."""
 
-    def run(self, bar: "Bar") -> Task:
+    def run(self, bar: "Bar") -> TaskView:
         """The task when it has ended. Raises what `Client` raises."""
         while True:
             self._tries += 1
@@ -194,7 +195,7 @@ def generate(
     return 0
 
 
-def saved_line(path: Path, task: Task) -> str:
+def saved_line(path: Path, task: TaskView) -> str:
     """What is told of the video of *task* that was saved at *path*."""
     video = task.video
     assert video is not None
@@ -204,7 +205,7 @@ def saved_line(path: Path, task: Task) -> str:
     )
 
 
-def _interrupted(client: Client, task: Task | None, body: Mapping[str, Any], key: str) -> str:
+def _interrupted(client: Client, task: TaskView | None, body: Mapping[str, Any], key: str) -> str:
     try:
         if task is None:
             # its answer had not been read: the same request with the same key finds the task, if it was accepted

@@ -12,7 +12,9 @@ from typing import Any, Final
 import click
 import msgspec
 
-from ops.commands.client import Client, Gateway, Refused, Task, gateway_options, task_id_of
+from contracts.api.lenient import lenient
+from contracts.api.tasks import TaskView
+from ops.commands.client import Client, Gateway, Refused, gateway_options, task_id_of
 from ops.commands.saving import how_to_get, require_writable, save
 from ops.commands.submit import INTERRUPTED, Bar, out_option, reason_of, saved_line, waiting_line
 
@@ -71,7 +73,7 @@ def list_command(
         click.echo(json.dumps({"tasks": found, "next_cursor": following}))
         return
     for each in found:
-        click.echo(fitted(line_of(msgspec.convert(each, Task, strict=False))))
+        click.echo(fitted(line_of(msgspec.convert(each, lenient(TaskView), strict=False))))
     if not found:
         click.echo("no task" if status is model is None else "no task is like that", err=True)
     if following is not None:
@@ -92,7 +94,7 @@ def listed(
             return found, cursor
 
 
-def line_of(task: Task) -> str:
+def line_of(task: TaskView) -> str:
     """*task* in one line."""
     what = plain(reason_of(task) if task.status == "failed" else task.parameters.prompt)
     return f"{task.id}  {task.status:<10}  {task.model:<8}  {_moment(task.created_at)}  {what}"
@@ -129,7 +131,7 @@ def show_command(task_id: str, as_json: bool, gateway: Gateway) -> None:
             click.echo(line)
 
 
-def shown(client: Client, task: Task) -> Iterator[str]:
+def shown(client: Client, task: TaskView) -> Iterator[str]:
     """*task* as lines for a person."""
     asked = task.parameters
     yield f"{task.id} is {task.status}"

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+from contracts.api.lenient import lenient
+from contracts.api.tasks import QueuePlace, TaskView
 from ops.cli import cli
-from ops.commands.client import Place, Task
 from ops.commands.submit import waiting_line
 from tests.kit.small_disk import small_disk
 
@@ -24,9 +25,10 @@ PENDING: Final[dict[str, Any]] = {
     "status": "pending",
     "model": "anisora",
     "route": "lane",
-    "parameters": {"seed": 7, "steps": 8, "prompt": "a fox"},
+    "parameters": {"seed": 7, "steps": 8, "prompt": "a fox", "negative_prompt": ""},
     "created_at": "2026-02-26T12:00:00Z",
     "queued_at": "2026-02-26T12:00:00Z",
+    "links": {"self": f"/tasks/{ID}", "events": f"/tasks/{ID}/events"},
     "a_field_of_a_later_version": 1,
 }
 DONE: Final[dict[str, Any]] = {
@@ -55,7 +57,8 @@ class Answer:
 
 
 def problem(status: int, code: str, **more: object) -> Answer:
-    return Answer(status, {"status": status, "code": code, "title": f"title of {code}", **more})
+    told = {"type": f"urn:warmlane:problem:{code}", "title": f"title of {code}", "status": status, "detail": ""}
+    return Answer(status, {**told, "code": code, **more})
 
 
 class ScriptedGateway:
@@ -139,7 +142,9 @@ def test_a_warning_is_told_and_the_video_saved(gateway: ScriptedGateway, tmp_pat
     told = (
         "steps: expected 8, got 20; 8 was used [sic], and that is told in one line, however long it is for a terminal"
     )
-    warned = DONE | {"warnings": [{"pointer": "/steps", "code": "a_later_one", "message": told}]}
+    warned = DONE | {
+        "warnings": [{"pointer": "/steps", "code": "a_later_one", "message": told, "expected": 8, "got": 20}]
+    }
     gateway.script = [Answer(202, warned, etag='"5"'), Answer(200, VIDEO)]
     result = submit(gateway, tmp_path, "--steps", "20")
     assert result.exit_code == 0, result.output
@@ -348,12 +353,12 @@ def test_a_place_in_the_queue_is_asked_for_anew(gateway: ScriptedGateway, tmp_pa
     ("queue", "line"),
     [
         (None, "waiting for a worker"),
-        (Place(3, 12.4), "waiting in place 3, about 12 s"),
-        (Place(1), "waiting in place 1"),
+        (QueuePlace(position=3, expected_wait_s=12.4), "waiting in place 3, about 12 s"),
+        (QueuePlace(position=1, expected_wait_s=None), "waiting in place 1"),
     ],
 )
-def test_what_is_told_of_a_task_that_waits(queue: Place | None, line: str) -> None:
-    task = msgspec.convert(PENDING, Task)
+def test_what_is_told_of_a_task_that_waits(queue: QueuePlace | None, line: str) -> None:
+    task = msgspec.convert(PENDING, lenient(TaskView))
     assert waiting_line(msgspec.structs.replace(task, queue=queue)) == line
 
 

@@ -14,11 +14,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from contracts import lifecycle
+from contracts.api.tasks import TaskView
 from contracts.lanes import LaneState, Leadership
 from contracts.tasks import FailureCode, TaskStatus, encode_task
 from contracts.topology import DEGRADED, LEADER, LEADER_KEY, TASKS
 from ops.cli import cli
-from ops.commands.client import Client, Task
+from ops.commands.client import Client
 from ops.commands.submit import INTERRUPTED, generate
 from ops.machine.processes import warmlane_command
 from tests.kit.gateway import System
@@ -51,9 +52,9 @@ async def fail(system: System, task_id: str) -> None:
 async def test_a_task_is_followed_up_the_queue(bare_system: System) -> None:
     """Its record does not change while it moves up, and still its place is told."""
     ahead = await bare_system.submit()
-    seen: list[Task] = []
+    seen: list[TaskView] = []
 
-    def follow() -> Task:
+    def follow() -> TaskView:
         with Client(bare_system.gateway.url) as client:
             body = {"model": "phr00t", "prompt": "a lantern"}
             task, revision = client.submit(body, idempotency_key="follow", hold=False)
@@ -79,7 +80,7 @@ async def test_a_task_is_followed_up_the_queue(bare_system: System) -> None:
 
 
 async def test_a_held_submit_is_answered_when_a_worker_takes_it(bare_system: System) -> None:
-    def submit() -> Task:
+    def submit() -> TaskView:
         with Client(bare_system.gateway.url) as client:
             return client.submit({"model": "anisora", "prompt": "x"}, idempotency_key="held")[0]
 
@@ -145,7 +146,7 @@ async def test_the_demo_of_the_degraded_worker_leaves_the_lanes_alone(bare_syste
     assert result.exit_code == 1
     assert "the request for anisora went to a warm lane" in result.stderr
     assert "warmlane up --lanes anisora=0,phr00t=0" in result.stderr
-    assert "nats kv put control lanes.anisora degraded" in result.stderr
+    assert "warmlane lane-mode anisora degraded" in result.stderr
     newest = (await bare_system.http.get("/tasks", params={"limit": "1"})).json()["tasks"][0]
     assert (newest["route"], newest["error"]["code"]) == ("lane", "cancelled")
     assert await bare_system.depth(DEGRADED) == 0

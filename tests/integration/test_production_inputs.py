@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 from openapi_schema_validator import OAS31Validator
 
+from contracts.api.settings import SettingsView
 from contracts.settings import load_settings
-from ops.commands.client import Settings
 from ops.commands.demo.command import bodies
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
@@ -97,7 +97,7 @@ async def test_what_a_form_reads_is_what_is_applied(system: System) -> None:
 
 async def test_the_requests_of_the_demo_are_accepted(system: System) -> None:
     """`warmlane demo` reads the settings, and sends an image where one is required."""
-    settings = msgspec.json.decode((await system.http.get("/settings")).content, type=Settings)
+    settings = msgspec.json.decode((await system.http.get("/settings")).content, type=SettingsView)
     sent = list(bodies(settings.models, 2))
     assert [("image" in body) for body in sent] == [True, False]
     for body in sent:

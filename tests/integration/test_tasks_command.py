@@ -44,7 +44,7 @@ def page(*found: dict[str, Any], following: str | None = None) -> Answer:
 
 
 def test_a_list_has_a_line_a_task(gateway: ScriptedGateway) -> None:
-    rude = {**PENDING, "parameters": {"seed": 7, "steps": 8, "prompt": "a fox\n\x1b[2Jand a hen"}}
+    rude = {**PENDING, "parameters": {**PENDING["parameters"], "prompt": "a fox\n\x1b[2Jand a hen"}}
     gateway.script = [page(rude, FAILED)]
     result = tasks(gateway, "list", "--status", "failed", "--model", "aniSora")
     assert result.exit_code == 0, result.output

@@ -19,7 +19,11 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
-from ops.commands.client import Client, Gateway, Model, Readiness, Refused, Swap, Task, gateway_options
+from contracts.api.health import Readiness
+from contracts.api.settings import ModelView
+from contracts.api.tasks import TaskView
+from contracts.tasks import SwapReceipt
+from ops.commands.client import Client, Gateway, Refused, gateway_options
 from ops.commands.demo.story import tell
 from ops.commands.saving import require_writable
 
@@ -53,7 +57,7 @@ class Run(Struct, frozen=True, kw_only=True):
     number: int
     model: str
     accept_s: float
-    task: Task | None = None
+    task: TaskView | None = None
     refusal: str | None = None
     video: Path | None = None
 
@@ -244,7 +248,7 @@ def receipts_of(runs: Sequence[Run]) -> Table:
     return table
 
 
-def _how(swap: Swap) -> str:
+def _how(swap: SwapReceipt) -> str:
     how = swap.how.replace("_", " ")
     return f"{how}: {swap.reason}" if swap.reason else how
 
@@ -260,7 +264,7 @@ def _between(start: datetime, end: datetime | None, unit: float, form: str) -> s
 class OnALane(click.ClickException):
     """A lane got what was meant for the degraded worker."""
 
-    def __init__(self, model: str, models: Sequence[Model]) -> None:
+    def __init__(self, model: str, models: Sequence[ModelView]) -> None:
         none = ",".join(f"{other.name}=0" for other in models)
         switches = "\n".join(f"  warmlane lane-mode {other.name} degraded" for other in models)
         super().__init__(
@@ -271,7 +275,11 @@ class OnALane(click.ClickException):
 
 
 def run_one(
-    client: Client, number: int, body: Mapping[str, Any], out: Path, on_change: Callable[[Task], None] = lambda _: None
+    client: Client,
+    number: int,
+    body: Mapping[str, Any],
+    out: Path,
+    on_change: Callable[[TaskView], None] = lambda _: None,
 ) -> Run:
     """Submits *body*, waits for its end and saves its video in *out*; *on_change* sees every state of the task.
 
@@ -296,7 +304,7 @@ def run_one(
     return Run(number=number, model=model, accept_s=accept_s, task=task, video=video)
 
 
-def bodies(models: Sequence[Model], count: int) -> Iterator[dict[str, Any]]:
+def bodies(models: Sequence[ModelView], count: int) -> Iterator[dict[str, Any]]:
     """*count* requests that take the models in turn. Raises ImportError where a picture is needed and Pillow absent."""
     for index in range(count):
         model = models[index % len(models)]
@@ -467,7 +475,7 @@ def command(ctx: click.Context, /, count: int, out: Path, degraded: bool, fallba
     with gateway.client() as client:
         models = client.settings().models
 
-        def look(task: Task) -> None:
+        def look(task: TaskView) -> None:
             if degraded and task.route == "lane":
                 raise OnALane(task.model, models)
 

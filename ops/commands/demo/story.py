@@ -13,7 +13,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 from rich.console import Console
 
-from ops.commands.client import Client, Refused, Task
+from contracts.api.admin import LanesView, LaneView
+from contracts.api.tasks import TaskView
+from ops.commands.client import Client, Refused
 
 BEFORE: Final = 3
 AFTER: Final = 5
@@ -21,27 +23,6 @@ RECOVER_WITHIN_S: Final = 120.0
 PAUSE_S: Final = 0.2
 LOOK_S: Final = 0.02
 SERVING: Final = frozenset({"warm", "busy"})
-
-
-class Lane(Struct, frozen=True):
-    """A lane as `/admin/lanes` shows it."""
-
-    worker: str
-    state: str
-    pid: int
-
-
-class ModelLanes(Struct, frozen=True):
-    """The lanes of one model."""
-
-    model: str
-    lanes: tuple[Lane, ...]
-
-
-class Lanes(Struct, frozen=True):
-    """`/admin/lanes`."""
-
-    models: tuple[ModelLanes, ...]
 
 
 class Scene(Struct, frozen=True, kw_only=True):
@@ -124,8 +105,8 @@ class _Claimed(Exception):
     pass
 
 
-def _await_claim(client: Client, begun: tuple[Task, str] | Refused) -> None:
-    def look(task: Task) -> None:
+def _await_claim(client: Client, begun: tuple[TaskView, str] | Refused) -> None:
+    def look(task: TaskView) -> None:
         if task.status == "processing":
             raise _Claimed
 
@@ -134,7 +115,7 @@ def _await_claim(client: Client, begun: tuple[Task, str] | Refused) -> None:
             client.follow(*begun, look)
 
 
-def _await_move(client: Client, model: str, lane: Lane) -> None:
+def _await_move(client: Client, model: str, lane: LaneView) -> None:
     """Until no gateway would send a request to the dead process any more."""
 
     def serves() -> bool:
@@ -145,14 +126,14 @@ def _await_move(client: Client, model: str, lane: Lane) -> None:
         time.sleep(LOOK_S)
 
 
-def _begin(client: Client, body: Mapping[str, Any]) -> tuple[Task, str] | Refused:
+def _begin(client: Client, body: Mapping[str, Any]) -> tuple[TaskView, str] | Refused:
     try:
         return client.submit(body, idempotency_key=str(uuid.uuid4()))
     except Refused as error:
         return error
 
 
-def _end(client: Client, begun: tuple[Task, str] | Refused, sent_s: float) -> Scene:
+def _end(client: Client, begun: tuple[TaskView, str] | Refused, sent_s: float) -> Scene:
     if isinstance(begun, Refused):
         outcome = f"refused: {begun.problem.code}"
         return Scene(sent_s=sent_s, took_s=time.monotonic() - sent_s, route=None, worker="", attempt=0, outcome=outcome)
@@ -167,11 +148,11 @@ def _end(client: Client, begun: tuple[Task, str] | Refused, sent_s: float) -> Sc
     )
 
 
-def _lanes_of(client: Client, model: str) -> list[Lane]:
-    return [lane for each in client.get("/admin/lanes", Lanes).models if each.model == model for lane in each.lanes]
+def _lanes_of(client: Client, model: str) -> list[LaneView]:
+    return [lane for each in client.get("/admin/lanes", LanesView).models if each.model == model for lane in each.lanes]
 
 
-def _warm_lane(client: Client, model: str) -> Lane:
+def _warm_lane(client: Client, model: str) -> LaneView:
     lanes = _lanes_of(client, model)
     if len(lanes) != 1 or lanes[0].state not in SERVING:
         states = ", ".join(f"{lane.worker} is {lane.state}" for lane in lanes) or "it has none"
@@ -181,7 +162,7 @@ def _warm_lane(client: Client, model: str) -> Lane:
     return lanes[0]
 
 
-def _process_of(lane: Lane) -> psutil.Process:
+def _process_of(lane: LaneView) -> psutil.Process:
     try:
         process = psutil.Process(lane.pid)
         if lane.worker in process.cmdline():

@@ -1,26 +1,15 @@
 """What the demo concludes from its runs."""
 
 import io
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 from rich.console import Console
 
-from ops.commands.client import (
-    Constraints,
-    Event,
-    ImageRules,
-    Memory,
-    Model,
-    ModelReadiness,
-    Parameters,
-    Readiness,
-    Reason,
-    Swap,
-    Task,
-)
+from contracts.api.health import ModelReadiness, Readiness
+from contracts.tasks import FailureCode, MemoryReading, SwapReceipt, TaskError, TaskStatus, TimelineEntry
+from gateway.http.views import settings_view, view
 from ops.commands.demo.command import (
     OnALane,
     Run,
@@ -33,10 +22,11 @@ from ops.commands.demo.command import (
     percentile,
     receipts_of,
 )
+from tests.kit.records import after, pending_task
+from tests.kit.samples import catalog
 
-NOW = datetime(2026, 2, 26, 12, 0, tzinfo=UTC)
-CUDA = Memory(rss_bytes=1, cuda_allocated_bytes=0)
-CPU = Memory(rss_bytes=1)
+CUDA = MemoryReading(rss_bytes=1, cuda_allocated_bytes=0)
+CPU = MemoryReading(rss_bytes=1)
 
 
 def run(
@@ -46,28 +36,23 @@ def run(
     accept_s: float = 0.01,
     failure: str | None = None,
     route: str = "lane",
-    memory: Memory | None = CUDA,
+    memory: MemoryReading | None = CUDA,
     refused: bool = False,
     started_ms: float | None = None,
     worker: str | None = None,
-    swap: Swap | None = None,
+    swap: SwapReceipt | None = None,
 ) -> Run:
     """The run *number* of an alternating demo."""
     model = model or ("anisora", "phr00t")[number % 2]
     if refused:
         return Run(number=number, model=model, accept_s=accept_s, refusal="queue_overloaded")
-    timeline: tuple[Event, ...] = ()
+    timeline: tuple[TimelineEntry, ...] = ()
     if started_ms is not None:
-        timeline = (Event(NOW + timedelta(milliseconds=started_ms), "inference_started"),)
-    task = Task(
-        id=str(number),
-        status="failed" if failure else "done",
-        model=model,
-        route=route,
-        parameters=Parameters(seed=1, steps=4),
-        created_at=NOW,
-        queued_at=NOW,
-        error=Reason(failure, "") if failure else None,
+        timeline = (TimelineEntry(at=after(started_ms / 1000), event="inference_started"),)
+    task = replace(
+        view(pending_task(str(number), model=model, route=route), None),
+        status=TaskStatus.FAILED if failure else TaskStatus.DONE,
+        error=TaskError(code=FailureCode(failure), message="") if failure else None,
         worker=worker,
         memory=memory,
         swap=swap,
@@ -183,7 +168,8 @@ def test_sc_003(runs: list[Run], shown: bool | None, text: str) -> None:
 
 
 MB = 1_000_000
-RECEIPT = Swap(
+RECEIPT = SwapReceipt(
+    slot="cpu-0",
     released_model="phr00t",
     loaded_model="anisora",
     how="unloaded",
@@ -199,11 +185,11 @@ RECEIPT = Swap(
     verify_s=0.2,
     load_s=0.4,
 )
-NOTHING = Swap(loaded_model="anisora", how="nothing_resident", probe="rss")
-NO_PROBE = Swap(released_model="phr00t", loaded_model="anisora", how="killed", probe="none")
+NOTHING = SwapReceipt(slot="cpu-0", released_model=None, loaded_model="anisora", how="nothing_resident", probe="rss")
+NO_PROBE = SwapReceipt(slot="cpu-0", released_model="phr00t", loaded_model="anisora", how="killed", probe="none")
 
 
-def switch_to_anisora(swap: Swap | None, *, worker: str = "degraded-0", **before: Any) -> list[Run]:
+def switch_to_anisora(swap: SwapReceipt | None, *, worker: str = "degraded-0", **before: Any) -> list[Run]:
     """Two runs on the degraded worker, of which the second needs a swap."""
     return [
         run(1, route="degraded", worker="degraded-0", **before),
@@ -306,8 +292,11 @@ def test_the_table_of_receipts() -> None:
     ],
 )
 def test_the_workers_that_are_waited_for(degraded_worker: bool, warm: dict[str, bool | None], expected: bool) -> None:
-    models = {name: ModelReadiness(bool(is_warm), () if is_warm is None else ("a",)) for name, is_warm in warm.items()}
-    readiness = Readiness(degraded_worker, models)
+    models = {
+        name: ModelReadiness(ready=True, warm=bool(is_warm), lanes=[] if is_warm is None else ["a"])
+        for name, is_warm in warm.items()
+    }
+    readiness = Readiness(ready=True, nats=True, degraded_worker=degraded_worker, models=models, troubles=[])
     assert are_there(readiness, degraded=False) is expected
     assert are_there(readiness, degraded=True) is degraded_worker
 
@@ -340,5 +329,5 @@ def test_outcome(given: Run, outcome: str, is_done: bool) -> None:
 
 
 def test_a_lane_in_the_way_names_the_switch() -> None:
-    model = Model(name="anisora", title="AniSora", constraints=Constraints(image=ImageRules(presence="optional")))
-    assert "\n  warmlane lane-mode anisora degraded" in OnALane("anisora", [model]).message
+    models = settings_view(catalog()).models
+    assert "\n  warmlane lane-mode anisora degraded" in OnALane("anisora", models).message

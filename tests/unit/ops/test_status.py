@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from contracts.api.admin import LanesView, QueuesView
+from contracts.api.tasks import TaskView
 from contracts.lanes import ColdStart, FallbackEpisode, LaneHeartbeat, LaneState, SlotState, VideoPipelineSlot
 from contracts.settings import Catalog
 from gateway.boards.lane_board import LaneBoard
@@ -22,7 +23,6 @@ from gateway.http.admin_views import (
 )
 from gateway.http.views import view
 from ops.commands.client import Client
-from ops.commands.client import Task as ClientTask
 from ops.commands.status import Status, screen, span
 from ops.commands.submit import Bar
 from ops.commands.trace import VARIABLE
@@ -159,7 +159,7 @@ def test_submit_tells_the_trace_of_what_it_submitted(
     if environment is not None:
         monkeypatch.setenv(VARIABLE, environment)
     answer = msgspec.json.encode(view(processing_task(), None))
-    task = msgspec.structs.replace(msgspec.json.decode(answer, type=ClientTask), trace_id=TRACE_ID)
+    task = msgspec.structs.replace(msgspec.json.decode(answer, type=TaskView), trace_id=TRACE_ID)
     with Bar(asked) as bar, Client("http://gateway") as client:
         bar.accepted(client, task)
         bar.accepted(client, msgspec.structs.replace(task, trace_id=None))  # which is not traced

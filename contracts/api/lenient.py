@@ -1,0 +1,66 @@
+"""How a client reads what a gateway of another version answers.
+
+1. What it does not know is passed over.
+2. A word out of a list (an enum, a Literal) may be any word: lists grow.
+3. What is missing is null where it may be null, and otherwise 0, false or empty. Words, moments and objects must be
+   there: without them it is no answer of a gateway.
+"""
+
+import types
+from enum import Enum
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
+
+import msgspec
+from msgspec import NODEFAULT, Struct
+
+T = TypeVar("T")
+# What stands for a figure, a flag or a list that is missing.
+_NOTHING: dict[Any, Any] = {int: 0, float: 0.0, bool: False, tuple: (), list: []}
+
+
+def lenient(kind: type[T]) -> type[T]:
+    """*kind* as it is read by the rules above: for a struct, one that is derived from it, and all that is in it.
+
+    A word is a plain `str` there, and no member of its enum: compare it with `==`, and ask it for nothing else.
+    """
+    found: type[T] = _lenient(cast(Any, kind))
+    return found
+
+
+@cache
+def _lenient(kind: Any) -> Any:
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        return _lenient_struct(kind)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return str
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return str
+    if origin is Annotated:  # limits are what the gateway keeps to
+        return _lenient(arguments[0])
+    if origin in (Union, types.UnionType):
+        return Union[tuple(_lenient(each) for each in arguments)]  # noqa: UP007  # of as many as there are
+    if origin in (tuple, list, dict):
+        return origin[tuple(each if each is ... else _lenient(each) for each in arguments)]
+    return kind
+
+
+def _lenient_struct(kind: type[Struct]) -> type[Struct]:
+    fields = []
+    for field in msgspec.structs.fields(kind):
+        given: dict[str, Any] = {"default": field.default, "default_factory": field.default_factory}
+        if field.required:
+            given["default"] = _when_missing(field.type)
+        fields.append((field.name, _lenient(field.type), msgspec.field(name=field.encode_name, **given)))
+    options: dict[str, Any] = {"frozen": True, "kw_only": True, "forbid_unknown_fields": False}
+    return msgspec.defstruct(kind.__name__, fields, bases=(kind,), module=kind.__module__, **options)
+
+
+def _when_missing(kind: Any) -> Any:
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _when_missing(get_args(kind)[0])
+    if origin in (Union, types.UnionType) and type(None) in get_args(kind):
+        return None
+    return _NOTHING.get(origin or kind, NODEFAULT)

@@ -1,0 +1,75 @@
+"""What a client makes of the answers of another version."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from contracts.api.admin import ColdStartsView, ExplainView, FallbacksView, LanesView, ModeView, QueuesView
+from contracts.api.health import Readiness
+from contracts.api.lenient import lenient
+from contracts.api.problems import Problem
+from contracts.api.settings import SettingsView
+from contracts.api.tasks import TaskPage, TaskView
+from contracts.tasks import TaskStatus
+from gateway.http.views import settings_view, view
+from tests.kit.records import pending_task, processing_task
+from tests.kit.samples import catalog
+
+
+def answer(task: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(msgspec.json.encode(task))
+    return found
+
+
+def test_an_answer_of_this_version_is_read_as_it_is() -> None:
+    told = view(processing_task(), None)
+    read = msgspec.convert(answer(told), lenient(TaskView))
+    assert isinstance(read, TaskView)
+    assert read.status == TaskStatus.PROCESSING
+    assert answer(read) == answer(told)
+
+
+def test_what_a_later_version_says_is_read_as_far_as_it_is_known() -> None:
+    told = answer(view(pending_task(), None))
+    told |= {"status": "dreaming", "route": "moon", "more": {"x": 1}, "error": {"code": "later", "message": "m"}}
+    read = msgspec.convert(told, lenient(TaskView))
+    assert (read.status, read.route, read.has_ended) == ("dreaming", "moon", False)
+    assert read.error is not None
+    assert read.error.code == "later"
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(told, TaskView)
+
+
+def test_what_an_earlier_version_does_not_say_is_nothing() -> None:
+    told = answer(view(pending_task(), None))
+    for name in ("queue", "warnings", "attempt", "trace_id"):
+        del told[name]
+    read = msgspec.convert(told, lenient(TaskView))
+    assert (read.queue, read.warnings, read.attempt, read.trace_id) == (None, (), 0, None)
+
+
+@pytest.mark.parametrize("name", ["id", "status", "created_at", "parameters"])
+def test_without_its_words_it_is_no_answer(name: str) -> None:
+    told = answer(view(pending_task(), None))
+    del told[name]
+    with pytest.raises(msgspec.ValidationError, match=name):
+        msgspec.convert(told, lenient(TaskView))
+
+
+def test_limits_that_a_later_version_adds_are_passed_over() -> None:
+    told = answer(settings_view(catalog("production")))
+    told["models"][0]["constraints"]["width"]["later"] = 1
+    read = msgspec.convert(told, lenient(SettingsView))
+    assert read.models[0].constraints.image.presence == "required"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [TaskPage, LanesView, QueuesView, FallbacksView, ColdStartsView, ExplainView, ModeView, Readiness, Problem],
+)
+def test_every_answer_can_be_read_so(kind: type[Any]) -> None:
+    assert issubclass(lenient(kind), kind)
+    assert lenient(kind) is lenient(kind)
+    msgspec.json.Decoder(lenient(kind))
