@@ -3,6 +3,8 @@
 The pipeline host child takes it before CUDA starts and holds it until it exits, however it exits. Nothing else, not
 even NATS, decides who may use the card. The file's content, a `SlotNote`, says who holds it, for which leadership,
 and which task it runs.
+
+No `filelock`: the descriptor is kept while the file is made anew beneath it (`keep`), in any thread.
 """
 
 import fcntl

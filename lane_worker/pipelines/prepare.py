@@ -8,7 +8,6 @@ by tensors, which lie in another order than the shards want them.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import pickle
@@ -26,6 +25,7 @@ import msgspec
 import safetensors.torch
 import torch
 import transformers
+from filelock import FileLock, Timeout
 from msgspec import Struct
 from safetensors import SafetensorError, safe_open
 
@@ -406,11 +406,11 @@ def _held(part: Path, planned: Plan, *, restart: bool, free_bytes: Callable[[Pat
 
 @contextlib.contextmanager
 def _locked(part: Path, planned: Plan, *, restart: bool, free_bytes: Callable[[Path], int]) -> Iterator[_Finished]:
-    with (part / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointRefused(f"another process is writing {part}; wait for it") from error
+    try:
+        held = FileLock(part / LOCK, fallback_to_soft=False).acquire(blocking=False)
+    except Timeout as error:
+        raise CheckpointRefused(f"another process is writing {part}; wait for it") from error
+    with held:
         state, way = None if restart else _read_state(part), planned.way()
         if state is not None and state.way != way:
             raise _begun_from_others(part, state)

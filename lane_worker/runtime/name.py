@@ -6,16 +6,16 @@ has to show: its writer may run with another data folder, or on another machine.
 
 import asyncio
 import contextlib
-import fcntl
 import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from enum import Enum, auto
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final
 
 import msgspec
 import psutil
+from filelock import FileLock, Timeout
 from msgspec import Struct
 
 from contracts.lanes import LaneHeartbeat, LaneState, decode_heartbeat
@@ -52,8 +52,8 @@ class Holder(Struct, frozen=True):
 class HeldName:
     """A name that is ours until this process ends."""
 
-    def __init__(self, file: TextIO, before: Holder | None) -> None:
-        self._file = file
+    def __init__(self, path: Path, before: Holder | None) -> None:
+        self._path = path
         self._me = Holder(os.getpid(), process_started_at())
         self.before = before
         """Who held it last, and is gone."""
@@ -66,10 +66,7 @@ class HeldName:
             self._write()
 
     def _write(self) -> None:
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(msgspec.json.encode(self._me).decode() + "\n")
-        self._file.flush()
+        self._path.write_bytes(msgspec.json.encode(self._me) + b"\n")
 
 
 @contextlib.asynccontextmanager
@@ -82,25 +79,26 @@ async def holding_name(data_dir: Path, name: str) -> AsyncIterator[HeldName]:
         raise ValueError(f"not a name: {name!r}")
     folder = data_dir / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.lock").open("a+", encoding="utf-8") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                holder = _read(file)
-                if holder is None or holder.leaves:
-                    await asyncio.sleep(LOOK_S)
-                    continue
-                raise NameHeld(_held(name, holder.pid, holder.started_at, "on this machine")) from error
-        yield HeldName(file, _read(file))
+    path = folder / f"{name}.lock"
+    lock = FileLock(path, fallback_to_soft=False)
+    while True:
+        try:
+            held = lock.acquire(blocking=False)
+            break
+        except Timeout as error:
+            holder = _read(path)
+            if holder is None or holder.leaves:
+                await asyncio.sleep(LOOK_S)
+                continue
+            raise NameHeld(_held(name, holder.pid, holder.started_at, "on this machine")) from error
+    with held:
+        yield HeldName(path, _read(path))
 
 
-def _read(file: TextIO) -> Holder | None:
-    file.seek(0)
+def _read(path: Path) -> Holder | None:
     try:
-        return decode_json(file.read().encode(), Holder)
-    except (msgspec.DecodeError, ValueError):
+        return decode_json(path.read_bytes(), Holder)
+    except (OSError, msgspec.DecodeError, ValueError):
         return None
 
 

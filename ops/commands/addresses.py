@@ -56,7 +56,8 @@ class Address(Struct, frozen=True):
 def telling(data_dir: Path, addresses: Addresses, *, outlives: bool = False) -> Iterator[None]:
     """*addresses* stand in *data_dir* while the block runs, written whole or not at all.
 
-    *outlives*: they stay beyond an exec of this process, for as long as what it has become runs. Raises OSError.
+    *outlives*: they stay beyond an exec of this process, for as long as what it has become runs; so the lock is on the
+    descriptor of the file itself, which `filelock` does not give away. Raises OSError.
     """
     path = data_dir / FILE
     part = path.with_suffix(".part")

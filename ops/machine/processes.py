@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import ctypes
-import fcntl
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ from typing import Final
 
 import click
 import structlog
+from filelock import FileLock, Timeout
 
 from ops.ending import end
 from ops.machine.log_file import LOG_MAX_BYTES, LogFile
@@ -179,16 +179,14 @@ def only_one(data_dir: Path, command: str) -> Iterator[None]:
     """
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        lock = (data_dir / f"{command}.lock").open("a")
+        held = FileLock(data_dir / f"{command}.lock", fallback_to_soft=False).acquire(blocking=False)
+    except Timeout as error:
+        raise click.ClickException(
+            f"another `warmlane {command}` uses {data_dir}; stop it, or choose another folder with --data-dir"
+        ) from error
     except OSError as error:
         raise click.ClickException(f"cannot use --data-dir {data_dir}: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise click.ClickException(
-                f"another `warmlane {command}` uses {data_dir}; stop it, or choose another folder with --data-dir"
-            ) from error
+    with held:
         yield
 
 

@@ -1,7 +1,7 @@
 """The JetStream store of a data folder has one nats-server, on whatever port (ADR 0031).
 
 Two on one store corrupt it: each believes what it read at its start. The lock is on a file, and nats-server inherits
-it: it is held until that process is gone, however its parent ended.
+it: it is held until that process is gone, however its parent ended. `filelock` would end it for both: it unlocks.
 """
 
 import contextlib

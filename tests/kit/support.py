@@ -3,7 +3,6 @@
 import asyncio
 import atexit
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -20,6 +19,8 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, TypeVar
+
+from filelock import FileLock
 
 from lane_worker.forking.host import FORK_SERVER, host_environment
 from ops.nats.access import ROLES, password_variable
@@ -236,8 +237,7 @@ def server_at(command: tuple[str, ...], environment: Mapping[str, str]) -> str:
     """
     folder = shared_folder()
     path = folder / hashlib.sha256(repr(command).encode()).hexdigest()[:12]
-    with path.with_suffix(".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(path.with_suffix(".lock")):
         if path.exists():
             return str(path)
         log = path.with_suffix(".log")
