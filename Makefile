@@ -104,6 +104,11 @@ cluster: $(TEST_READY) ## Kill one of three nats-servers after the other under l
 
 observe: $(TEST_READY) ## Cause everything that an operator must be able to see, and print what was seen (about 90 seconds)
 	$(BIN)/python -m tests.drills.observe
+	@if [ -n "$$WARMLANE_TEST_TOOLS" ]; then \
+		$(BIN)/python -m pytest -q -m tools -rs tests/e2e/test_prometheus.py; \
+	else \
+		echo "The NATS CLI, Jaeger and Prometheus on one system: .ci/build-tools FOLDER, then WARMLANE_TEST_TOOLS=FOLDER make observe"; \
+	fi
 
 regression: $(TEST_READY) ## Send 200 valid requests, and compare with the last committed result (about 2 minutes)
 	$(BIN)/python -m tests.drills.regression $(REGRESSION_ARGS)
