@@ -5,39 +5,20 @@ request, with every parameter and the seed that it had.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
 import click
-import msgspec
-from msgspec import Struct
 
-from contracts.tasks import TaskError
+from contracts.api.tasks import TaskView
+from contracts.tasks import ImageReference
 from ops.commands.client import Client, Gateway, gateway_options, task_id_of
 from ops.commands.saving import how_to_get, require_writable, save
 from ops.commands.submit import INTERRUPTED, Bar, data_uri, out_option, reason_of, saved_line
 
 FAILED: Final = "failed"
 DONE: Final = "done"
-
-
-class Image(Struct, frozen=True):
-    """What a task tells of the image that it started from."""
-
-    sha256: str
-    media_type: str
-    bytes: int
-
-
-class Original(Struct, frozen=True, kw_only=True):
-    """The task whose request is wanted again. *parameters* are passed on as they are, also those of later versions."""
-
-    id: str
-    status: str
-    model: str
-    parameters: dict[str, Any]
-    error: TaskError | None = None
 
 
 class NotToBeSent(click.ClickException):
@@ -49,8 +30,10 @@ def resubmit_key(task_id: str) -> str:
     return f"resubmit-{task_id}"
 
 
-def request_again(original: Original, image: Path | None, *, url: str) -> dict[str, Any]:
+def request_again(original: TaskView, parameters: Mapping[str, Any], image: Path | None, *, url: str) -> dict[str, Any]:
     """The body of `POST /generate` that asks for what *original* asked for; *image* is the file that it started from.
+
+    Its *parameters* are passed on as they were told, also those of later versions.
 
     Raises NotToBeSent for a task that has not failed, click.BadParameter for an image that is not the one it had.
     """
@@ -64,9 +47,9 @@ def request_again(original: Original, image: Path | None, *, url: str) -> dict[s
             f"task {original.id} is {original.status}: it may still end well. To give it up first, "
             f"`warmlane tasks cancel {original.id}`"
         )
-    body = {"model": original.model, **original.parameters}
-    told = body.pop("image", None)
-    had = None if told is None else msgspec.convert(told, Image)
+    body = {"model": original.model, **parameters}
+    body.pop("image", None)
+    had = original.parameters.image
     if had is None and image is not None:
         raise click.BadParameter(f"task {original.id} started from no image; leave it out", param_hint="--image")
     if had is not None:
@@ -74,7 +57,7 @@ def request_again(original: Original, image: Path | None, *, url: str) -> dict[s
     return body
 
 
-def _same_image(task_id: str, had: Image, image: Path | None) -> str:
+def _same_image(task_id: str, had: ImageReference, image: Path | None) -> str:
     known = f"({had.media_type}, {had.bytes:,} bytes, SHA-256 {had.sha256})"
     if image is None:
         raise NotToBeSent(
@@ -97,8 +80,8 @@ def resubmit(client: Client, task_id: str, image: Path | None, out: Path | None,
 
     Ctrl-C leaves the new task alone. Raises NotToBeSent, click.BadParameter, NotSaved, and what `Client` raises.
     """
-    original = client.get(f"/tasks/{quote(task_id, safe='')}", Original)
-    body = request_again(original, image, url=client.url)
+    original, told = client.task(task_id)
+    body = request_again(original, told["parameters"], image, url=client.url)
     task, revision = client.submit(body, idempotency_key=resubmit_key(original.id), hold=False)
     click.echo(f"{task.id} is {task.status}: the request of {original.id} again, seed {task.parameters.seed}")
     if not wait:
