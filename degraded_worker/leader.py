@@ -10,15 +10,15 @@ import time
 from datetime import UTC, datetime
 from typing import Final
 
-import msgspec
 import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 
-from contracts.lanes import Leadership, decode_leadership
-from contracts.topology import LEADER, LEADER_KEY, LEADER_REFRESH_S, LEADER_TTL_S
-from contracts.wire import Unreadable
-from ops.nats.link import Entry, NatsLink, TransportUnavailable, WrongRevision
+from contracts.lanes import Leadership
+from contracts.topology import LEADER_KEY, LEADER_REFRESH_S, LEADER_TTL_S
+from ops.nats.bucket import Bucket, Versioned
+from ops.nats.buckets import LEADERSHIPS
+from ops.nats.link import NatsLink, TransportUnavailable, WrongRevision
 from ops.telemetry.seldom import Seldom
 from ops.waiting import set_within
 
@@ -49,7 +49,7 @@ def leads(standing: Standing | None, *, now_s: float) -> bool:
     return standing is not None and now_s < standing.sent_s + LEADER_TTL_S
 
 
-def vacancy(entry: Entry | None, *, owner: str) -> int | None:
+def vacancy(entry: Versioned[Leadership] | None, *, owner: str) -> int | None:
     """The revision over which *owner* may take the key; None while somebody else has it. Pure.
 
     1. There is no entry: 0, as for a create.
@@ -59,7 +59,7 @@ def vacancy(entry: Entry | None, *, owner: str) -> int | None:
     """
     if entry is None:  # 1
         return 0
-    if entry.value is None or _owner(entry.value) in (owner, None):  # 2, 3, 4
+    if entry.value is None or entry.value.owner == owner:  # 2, 4, 3
         return entry.revision
     return None
 
@@ -69,10 +69,10 @@ class Leader:
 
     def __init__(self, link: NatsLink, *, worker: str, owner: str, slot: str) -> None:
         """*owner* is the nonce of this process; *worker* and *slot* are shown to whoever looks."""
-        self._link = link
+        self._bucket = Bucket(link, LEADERSHIPS, reports=False)
         self._worker, self._owner, self._slot = worker, owner, slot
         self._standing: Standing | None = None
-        self._value = b""
+        self._leadership: Leadership
         self._vacant = asyncio.Event()
         self._seldom = Seldom()
         link.on_reconnect(self._vacant.set)
@@ -88,10 +88,10 @@ class Leader:
 
     async def start(self) -> None:
         """Watches the key, so that a standby learns at once when it goes. Raises TransportUnavailable."""
-        await self._link.watch(LEADER, self._on_change)
+        await self._bucket.watch(self._on_change)
 
-    def _on_change(self, entry: Entry) -> None:
-        if entry.key == LEADER_KEY and entry.value is None:
+    def _on_change(self, entry: Versioned[Leadership]) -> None:
+        if entry.key == LEADER_KEY and entry.is_deleted:
             self._vacant.set()
 
     async def campaign(self) -> int:
@@ -108,13 +108,12 @@ class Leader:
             await set_within(POLL_S, self._vacant)
 
     async def _take(self) -> bool:
-        revision = vacancy(await self._link.get(LEADER, LEADER_KEY), owner=self._owner)
+        revision = vacancy(await self._bucket.get(LEADER_KEY), owner=self._owner)
         if revision is None:
             return False
-        leadership = Leadership(
+        self._leadership = Leadership(
             worker=self._worker, owner=self._owner, slot=self._slot, pid=os.getpid(), since=datetime.now(UTC)
         )
-        self._value = msgspec.json.encode(leadership)
         sent_s = time.monotonic()
         term = await self._store(revision)
         self._standing = Standing(term=term, revision=term, sent_s=sent_s)
@@ -138,10 +137,10 @@ class Leader:
     async def _look_again(self, standing: Standing) -> None:
         """Our revision is not the last one: a refresh of ours whose answer was lost, or the end of the leadership."""
         try:
-            entry = await self._link.get(LEADER, LEADER_KEY)
+            entry = await self._bucket.get(LEADER_KEY)
         except TransportUnavailable:
             return  # tried again by the next refresh
-        if entry is not None and entry.value is not None and _owner(entry.value) == self._owner:
+        if entry is not None and entry.value is not None and entry.value.owner == self._owner:
             self._standing = replace(standing, revision=entry.revision)
         else:
             self._standing = None
@@ -151,9 +150,9 @@ class Leader:
         log.info("leads_no_more", worker=self._worker)
         self._standing = None
         try:
-            entry = await self._link.get(LEADER, LEADER_KEY)
-            if entry is not None and entry.value is not None and _owner(entry.value) == self._owner:
-                await self._link.delete(LEADER, LEADER_KEY, revision=entry.revision)
+            entry = await self._bucket.get(LEADER_KEY)
+            if entry is not None and entry.value is not None and entry.value.owner == self._owner:
+                await self._bucket.delete(LEADER_KEY, revision=entry.revision)
         except WrongRevision:
             return  # it expired just now, and has another owner
         except TransportUnavailable as error:
@@ -163,13 +162,6 @@ class Leader:
         # An answer that stays away longer than this is not worth waiting for: the next refresh finds out.
         try:
             async with asyncio.timeout(LEADER_REFRESH_S):
-                return await self._link.update(LEADER, LEADER_KEY, self._value, revision=revision, ttl_s=LEADER_TTL_S)
+                return await self._bucket.update(LEADER_KEY, self._leadership, revision=revision, ttl_s=LEADER_TTL_S)
         except TimeoutError:
             raise TransportUnavailable(f"no answer within {LEADER_REFRESH_S:g} s") from None
-
-
-def _owner(value: bytes) -> str | None:
-    try:
-        return decode_leadership(value).owner
-    except Unreadable:
-        return None

@@ -6,12 +6,11 @@ from typing import Final
 
 import structlog
 
-from contracts.lanes import ColdStart, decode_cold_start
-from contracts.topology import COLD_STARTS
-from contracts.wire import Unreadable
-from ops.nats.link import Entry, NatsLink
+from contracts.lanes import ColdStart
+from ops.nats.bucket import Bucket, Versioned
+from ops.nats.buckets import STARTS
+from ops.nats.link import NatsLink
 from ops.telemetry import metrics
-from ops.telemetry.unreadable import unreadables
 
 # SC-006: within ten minutes.
 TARGET_S: Final = 600.0
@@ -42,7 +41,7 @@ class ColdStarts:
 
     async def start(self, link: NatsLink) -> None:
         """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
-        await (await link.watch(COLD_STARTS, self.on_entry, history=True, on_again=self._again)).wait()
+        await (await Bucket(link, STARTS).watch(self.on_entry, history=True, on_again=self._again)).wait()
         self._is_live = True
 
     def _again(self) -> None:
@@ -50,16 +49,14 @@ class ColdStarts:
         self._starts.clear()
         self._revisions.clear()
 
-    def on_entry(self, entry: Entry) -> None:
+    def on_entry(self, entry: Versioned[ColdStart]) -> None:
         """A lane became warm, or gave up."""
         known = self._revisions.get(entry.key)
-        if entry.value is None or (known is not None and entry.revision <= known):
+        if entry.is_deleted or (known is not None and entry.revision <= known):
             return
         self._revisions[entry.key] = entry.revision
-        try:
-            start = decode_cold_start(entry.value)
-        except Unreadable as error:
-            unreadables.tell("cold_start", entry.key, error, revision=entry.revision)
+        start = entry.value
+        if start is None:
             return
         self._starts.setdefault(start.model, deque(maxlen=STARTS_MAX)).append(start)
         if self._is_live and start not in self._before:

@@ -1,9 +1,9 @@
 """Which workers there are, and what the operator wants, held in memory by watching KV `lanes`, `control`, `leader` and
 `slots`."""
 
-from collections.abc import Callable, Container
+from collections.abc import Container
 from datetime import datetime, timedelta
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 import structlog
 from msgspec import Struct
@@ -16,21 +16,17 @@ from contracts.lanes import (
     LaneState,
     Leadership,
     VideoPipelineSlot,
-    decode_heartbeat,
-    decode_leadership,
-    decode_slot,
     is_shown,
 )
 from contracts.tasks import LaneInput, RoutingDecision
-from contracts.topology import CONTROL, LANES, LANES_TTL_S, LEADER, LEADER_KEY, LEADER_TTL_S, SLOTS, control_key
-from contracts.wire import Unreadable
+from contracts.topology import CONTROL, LANES_TTL_S, LEADER_KEY, LEADER_TTL_S, control_key
 from gateway.rules.routing import Route, ToDegraded, ToLane, decision_of, input_of, is_ready, judged_at, route
+from ops.nats.bucket import Bucket, Versioned
+from ops.nats.buckets import HEARTBEATS, LEADERSHIPS, SHOWN_SLOTS
 from ops.nats.link import Entry, NatsLink
-from ops.telemetry.unreadable import Kind, unreadables
 
 TaskRoute = Literal["lane", "degraded"]
 MODES: Final[tuple[LaneMode, ...]] = ("auto", "degraded")
-T = TypeVar("T")
 SHOWN_CHARS: Final = 64
 
 log = structlog.get_logger("lane_board")
@@ -74,24 +70,23 @@ class LaneBoard:
     async def start(self, link: NatsLink) -> None:
         """Watches its buckets; returns once what is there now has been seen. Raises TransportUnavailable."""
         self._link = link
-        for bucket, callback in ((LANES, self.on_lane), (LEADER, self.on_leader), (SLOTS, self.on_slot)):
-            await (await link.watch(bucket, callback)).wait()
+        await (await Bucket(link, HEARTBEATS).watch(self.on_lane)).wait()
+        await (await Bucket(link, LEADERSHIPS).watch(self.on_leader)).wait()
+        await (await Bucket(link, SHOWN_SLOTS).watch(self.on_slot)).wait()
         # the newest value may be one that is ignored: the last usable one before it stands
         control = await link.watch(CONTROL, self.on_control, history=True, on_again=self._control_revisions.clear)
         await control.wait()
 
-    def on_lane(self, entry: Entry) -> None:
+    def on_lane(self, entry: Versioned[LaneHeartbeat]) -> None:
         """A heartbeat arrived, or a lane left."""
         model = entry.key.partition(".")[0]
         lanes = self._lanes.setdefault(model, {})
-        if entry.value is None:
+        if entry.is_deleted:
             lanes.pop(entry.key, None)
             return
-        try:
-            heartbeat = decode_heartbeat(entry.value)
-        except Unreadable as error:
-            unreadables.tell("heartbeat", entry.key, error, revision=entry.revision)
-            return
+        heartbeat = entry.value
+        if heartbeat is None:
+            return  # it cannot be read: what the lane said before stands
         before = lanes.get(entry.key)
         is_new = before is None or before.report.state is not heartbeat.state
         report = LaneReport(
@@ -127,16 +122,16 @@ class LaneBoard:
             self._ignored[entry.key] = IgnoredControl(entry.key, value[:SHOWN_CHARS], entry.time)
             log.warning("control_ignored", key=entry.key, expected="lanes.<model> = auto or degraded")
 
-    def on_leader(self, entry: Entry) -> None:
+    def on_leader(self, entry: Versioned[Leadership]) -> None:
         """The leader of the degraded queue took, kept or lost its place."""
         if entry.key != LEADER_KEY:
             return
-        self._leader_seen_at = None if entry.value is None else entry.time
-        self._leadership = _decoded(entry, "leadership", decode_leadership)
+        self._leader_seen_at = None if entry.is_deleted else entry.time
+        self._leadership = entry.value
 
-    def on_slot(self, entry: Entry) -> None:
+    def on_slot(self, entry: Versioned[VideoPipelineSlot]) -> None:
         """Something else is resident on a slot, or the slot is gone."""
-        slot = _decoded(entry, "slot", decode_slot)
+        slot = entry.value
         if slot is None:
             self._slots.pop(entry.key, None)
         else:
@@ -260,13 +255,3 @@ class LaneBoard:
 
 def _heard_at(lane: Lane) -> datetime:
     return lane.report.healthy_at + timedelta(seconds=lane.heartbeat.health_age_s)
-
-
-def _decoded(entry: Entry, kind: Kind, decode: Callable[[bytes], T]) -> T | None:
-    if entry.value is None:
-        return None
-    try:
-        return decode(entry.value)
-    except Unreadable as error:
-        unreadables.tell(kind, entry.key, error, revision=entry.revision)
-        return None

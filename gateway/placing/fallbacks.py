@@ -13,21 +13,20 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-import msgspec
 import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 
-from contracts.lanes import FallbackCause, FallbackEpisode, decode_episode
+from contracts.lanes import FallbackCause, FallbackEpisode
 from contracts.tasks import RoutingDecision
-from contracts.topology import FALLBACKS, demand_subject
-from contracts.wire import Unreadable
+from contracts.topology import demand_subject
 from gateway.boards.lane_board import LaneBoard
 from gateway.rules.routing import ToDegraded, derive
-from ops.nats.link import Entry, NatsLink, TransportUnavailable, WrongRevision
+from ops.nats.bucket import Bucket, Versioned
+from ops.nats.buckets import EPISODES
+from ops.nats.link import NatsLink, TransportUnavailable, WrongRevision
 from ops.telemetry import metrics
 from ops.telemetry.seldom import Seldom
-from ops.telemetry.unreadable import unreadables
 from ops.waiting import set_within
 
 TICK_S: Final = 1.0
@@ -155,26 +154,30 @@ class Fallbacks:
         self._gateway = uuid.uuid4().hex[:8]
         self._seldom = Seldom()
         self._link: NatsLink
+        self._bucket: Bucket[FallbackEpisode]
 
     async def start(self, link: NatsLink) -> None:
         """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
-        self._link = link
-        await (await link.watch(FALLBACKS, self.on_entry, history=True, on_again=self._again)).wait()
+        self._link, self._bucket = link, Bucket(link, EPISODES)
+        await (await self._bucket.watch(self.on_entry, history=True, on_again=self._again)).wait()
 
     def _again(self) -> None:
         self._known.clear()
         self._past.clear()
 
-    def on_entry(self, entry: Entry) -> None:
+    def on_entry(self, entry: Versioned[FallbackEpisode]) -> None:
         """An episode began, went on or ended, or was put among the past ones; or an operator deleted it."""
-        known = self._known.get(entry.key)
-        if known is not None and entry.revision <= known.revision:
-            return
-        episode = _decoded(entry)
-        self._known[entry.key] = _Known(episode, entry.revision, entry.time)
-        model, _, past = entry.key.partition(".")
-        if past and episode is not None:
-            self._past[model] = with_newer(self._past.get(model, []), episode)
+        if self._is_news(entry.key, entry.revision):
+            self._take_in(entry.key, _Known(entry.value, entry.revision, entry.time))
+
+    def _is_news(self, key: str, revision: int) -> bool:
+        return revision > self._newest(key).revision
+
+    def _take_in(self, key: str, known: _Known) -> None:
+        self._known[key] = known
+        model, _, past = key.partition(".")
+        if past and known.episode is not None:
+            self._past[model] = with_newer(self._past.get(model, []), known.episode)
 
     def episodes(self, model: str) -> list[FallbackEpisode]:
         """The episodes of *model*, the oldest first. Only the last one can be one that lasts."""
@@ -269,9 +272,9 @@ class Fallbacks:
             await self._write(key, ended, last.revision)
 
     async def _write(self, key: str, episode: FallbackEpisode, revision: int) -> None:
-        value = msgspec.json.encode(episode)
-        new_revision = await self._link.update(FALLBACKS, key, value, revision=revision)
-        self.on_entry(Entry(key, value, new_revision, datetime.now(UTC)))
+        new_revision = await self._bucket.update(key, episode, revision=revision)
+        if self._is_news(key, new_revision):  # or the watch was faster
+            self._take_in(key, _Known(episode, new_revision, datetime.now(UTC)))
 
     async def _find_out(self, model: str) -> None:
         """Whether a write that was not answered was stored: a count must not be added twice."""
@@ -289,7 +292,7 @@ class Fallbacks:
 
     async def _look(self, key: str) -> None:
         """What the server has counts, also where a higher revision is known: that one may be lost (ADR 0030)."""
-        entry = await self._link.get(FALLBACKS, key)
+        entry = await self._bucket.get(key)
         known = self._known.get(key)
         if entry is None or (known is not None and entry.revision < known.revision):
             self._known.pop(key, None)
@@ -317,13 +320,3 @@ def _tell(before: FallbackEpisode | None, written: FallbackEpisode) -> None:
         lasted_s = (written.until - written.since).total_seconds()
         metrics.fallback_time.add(written.model, written.cause, by=max(0.0, lasted_s))
         log.info("fallback_ended", model=written.model, cause=written.cause, served=written.served)
-
-
-def _decoded(entry: Entry) -> FallbackEpisode | None:
-    if entry.value is None:
-        return None
-    try:
-        return decode_episode(entry.value)
-    except Unreadable as error:
-        unreadables.tell("fallback_episode", entry.key, error, revision=entry.revision)
-        return None

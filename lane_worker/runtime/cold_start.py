@@ -11,8 +11,9 @@ import psutil
 import structlog
 
 from contracts.lanes import ColdStart
-from contracts.topology import COLD_STARTS
 from lane_worker.forking.slot import process_start
+from ops.nats.bucket import Bucket
+from ops.nats.buckets import STARTS
 from ops.nats.link import NatsLink, TransportUnavailable
 from ops.telemetry.seldom import Seldom
 from ops.waiting import set_within
@@ -41,7 +42,7 @@ class ColdStartLog:
     """The cold starts of one worker, in the order in which they happened. Keep `run` running: it stores them."""
 
     def __init__(self, link: NatsLink, *, model: str, worker: str, started_at: datetime) -> None:
-        self._link = link
+        self._bucket = Bucket(link, STARTS)
         self._model, self._worker = model, worker
         self._begun_at: datetime | None = started_at
         self._detail = ""
@@ -73,7 +74,7 @@ class ColdStartLog:
             self._news.clear()
             while self._untold:
                 try:
-                    await self._link.put(COLD_STARTS, self._model, msgspec.json.encode(self._untold[0]))
+                    await self._bucket.put(self._model, self._untold[0])
                 except TransportUnavailable as error:
                     self._seldom.tell(log.warning, "cold_start_not_stored", error=str(error))
                     await asyncio.sleep(RETRY_S)

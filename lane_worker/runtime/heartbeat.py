@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-import msgspec
 import structlog
 
-from contracts.lanes import InHand, LaneHeartbeat, LaneState, LeavingFor, decode_heartbeat
-from contracts.topology import LANES, lane_key
-from contracts.wire import Unreadable
+from contracts.lanes import InHand, LaneHeartbeat, LaneState, LeavingFor
+from contracts.topology import lane_key
+from ops.nats.bucket import Bucket, Versioned
+from ops.nats.buckets import HEARTBEATS
 from ops.nats.link import NatsLink, TransportUnavailable, WrongRevision
 from ops.telemetry.seldom import Seldom
 from ops.waiting import set_within
@@ -34,7 +34,7 @@ class Heartbeat:
         started_at: datetime,
         in_hand: Callable[[], InHand | None] = lambda: None,
     ) -> None:
-        self._link = link
+        self._bucket = Bucket(link, HEARTBEATS, reports=False)
         self._key = lane_key(model, worker)
         self._model, self._worker, self._slot = model, worker, slot
         self._interval_s = interval_s
@@ -76,7 +76,7 @@ class Heartbeat:
             begun_s = time.monotonic()
             changes = self._changes
             try:
-                await self._link.put(LANES, self._key, self._value())
+                await self._bucket.put(self._key, self._value())
             except TransportUnavailable as error:
                 self._seldom.tell(log.warning, "heartbeat_lost", error=str(error))
                 await asyncio.sleep(0.2)
@@ -91,38 +91,33 @@ class Heartbeat:
         Where it leaves for a denial, that stays to be read until its supervisor says so, or it ages out.
         """
         try:
-            entry = await self._link.get(LANES, self._key)
-            if entry is None or entry.value is None or not self._is_mine(entry.value):
+            entry = await self._bucket.get(self._key)
+            if entry is None or entry.is_deleted or not self._is_mine(entry):
                 return
             if self._leaving_for is None:
-                await self._link.delete(LANES, self._key, revision=entry.revision)
+                await self._bucket.delete(self._key, revision=entry.revision)
             else:
-                await self._link.update(LANES, self._key, self._value(), revision=entry.revision)
+                await self._bucket.update(self._key, self._value(), revision=entry.revision)
         except WrongRevision:
             return  # the successor spoke just now
         except TransportUnavailable as error:
             log.warning("lane_key_left", error=str(error))  # it ages out
 
-    def _is_mine(self, value: bytes) -> bool:
-        try:
-            told = decode_heartbeat(value)
-        except Unreadable:
-            return True
-        return (told.pid, told.started_at) == (os.getpid(), self._started_at)
+    def _is_mine(self, entry: Versioned[LaneHeartbeat]) -> bool:
+        told = entry.value
+        return told is None or (told.pid, told.started_at) == (os.getpid(), self._started_at)
 
-    def _value(self) -> bytes:
-        return msgspec.json.encode(
-            LaneHeartbeat(
-                model=self._model,
-                worker=self._worker,
-                state=self.state,
-                health_age_s=round(self._health_age_s(), 3),
-                slot=self._slot,
-                pid=os.getpid(),
-                started_at=self._started_at,
-                warm_after_s=self._warm_after_s,
-                detail=self._detail,
-                leaving_for=self._leaving_for,
-                in_hand=self._in_hand(),
-            )
+    def _value(self) -> LaneHeartbeat:
+        return LaneHeartbeat(
+            model=self._model,
+            worker=self._worker,
+            state=self.state,
+            health_age_s=round(self._health_age_s(), 3),
+            slot=self._slot,
+            pid=os.getpid(),
+            started_at=self._started_at,
+            warm_after_s=self._warm_after_s,
+            detail=self._detail,
+            leaving_for=self._leaving_for,
+            in_hand=self._in_hand(),
         )

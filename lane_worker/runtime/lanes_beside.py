@@ -5,11 +5,11 @@ from datetime import timedelta
 import nats.errors
 import structlog
 
-from contracts.lanes import LaneReport, decode_heartbeat
+from contracts.lanes import LaneHeartbeat, LaneReport
 from contracts.topology import LANES, bucket_stream, bucket_subject
-from contracts.wire import Unreadable
-from ops.nats.link import Entry, NatsLink, TransportUnavailable
-from ops.telemetry.unreadable import unreadables
+from ops.nats.bucket import Bucket, Versioned
+from ops.nats.buckets import HEARTBEATS
+from ops.nats.link import NatsLink, TransportUnavailable
 
 log = structlog.get_logger("lanes_beside")
 
@@ -21,20 +21,15 @@ async def lane_reports(link: NatsLink, model: str) -> list[LaneReport]:
         info = await link.js.stream_info(bucket_stream(LANES), subjects_filter=f"{prefix}*")
     except (nats.errors.Error, OSError, TimeoutError) as error:
         raise TransportUnavailable(f"{LANES}: {error!r}") from error
-    entries = [
-        await link.get(LANES, f"{model}.{subject.removeprefix(prefix)}") for subject in info.state.subjects or ()
-    ]
+    bucket = Bucket(link, HEARTBEATS)
+    entries = [await bucket.get(f"{model}.{subject.removeprefix(prefix)}") for subject in info.state.subjects or ()]
     return [report for report in map(_report, entries) if report is not None]
 
 
-def _report(entry: Entry | None) -> LaneReport | None:
+def _report(entry: Versioned[LaneHeartbeat] | None) -> LaneReport | None:
     if entry is None or entry.value is None:
         return None
-    try:
-        told = decode_heartbeat(entry.value)
-    except Unreadable as error:
-        unreadables.tell("heartbeat", entry.key, error, revision=entry.revision)
-        return None
+    told = entry.value
     return LaneReport(
         model=told.model,
         worker=told.worker,

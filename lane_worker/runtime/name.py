@@ -18,12 +18,13 @@ import psutil
 from filelock import FileLock, Timeout
 from msgspec import Struct
 
-from contracts.lanes import LaneHeartbeat, LaneState, decode_heartbeat
+from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.nesting import decode_json
-from contracts.topology import LANES, is_token
-from contracts.wire import Unreadable
+from contracts.topology import is_token
 from lane_worker.runtime.cold_start import process_started_at
-from ops.nats.link import Entry, NatsLink
+from ops.nats.bucket import Bucket
+from ops.nats.buckets import HEARTBEATS
+from ops.nats.link import NatsLink
 
 FOLDER: Final = "workers"
 LOOK_S: Final = 0.1
@@ -145,17 +146,18 @@ async def require_nobody(link: NatsLink, key: str, name: str, before: Holder | N
 
     Raises NameHeld, TransportUnavailable.
     """
-    first = await link.get(LANES, key)
+    bucket = Bucket(link, HEARTBEATS, reports=False)
+    first = await bucket.get(key)
     entry = first
     while True:
-        told = _heard(entry)
+        told = None if entry is None else entry.value
         beats = entry is not None and first is not None and entry.revision != first.revision
         now = datetime.now(UTC)
         verdict = whose(
             told,
             before,
             is_here=told is not None and _runs_here(told),
-            beats=beats and told is not None and _writer(told) == _writer(_heard(first)),
+            beats=beats and told is not None and _writer(told) == _writer(None if first is None else first.value),
             age_s=0.0 if entry is None else (now - entry.time).total_seconds(),
             silent_s=silent_s,
         )
@@ -165,14 +167,7 @@ async def require_nobody(link: NatsLink, key: str, name: str, before: Holder | N
             where = "on this machine" if _runs_here(told) else "on another machine"
             raise NameHeld(_held(name, told.pid, told.started_at, where))
         await asyncio.sleep(LOOK_S)
-        entry = await link.get(LANES, key)
-
-
-def _heard(entry: Entry | None) -> LaneHeartbeat | None:
-    try:
-        return None if entry is None or entry.value is None else decode_heartbeat(entry.value)
-    except Unreadable:
-        return None
+        entry = await bucket.get(key)
 
 
 def _writer(told: LaneHeartbeat | None) -> tuple[int, datetime] | None:

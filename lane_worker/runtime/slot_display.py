@@ -10,15 +10,14 @@ import os
 from datetime import UTC, datetime
 from typing import Final
 
-import msgspec
 import structlog
 
-from contracts.lanes import SlotState, VideoPipelineSlot, decode_slot
-from contracts.topology import SLOTS, SLOTS_REFRESH_S
-from contracts.wire import Unreadable
-from ops.nats.link import Entry, NatsLink, TransportUnavailable, WrongRevision
+from contracts.lanes import SlotState, VideoPipelineSlot
+from contracts.topology import SLOTS_REFRESH_S
+from ops.nats.bucket import Bucket, Versioned
+from ops.nats.buckets import SHOWN_SLOTS
+from ops.nats.link import NatsLink, TransportUnavailable, WrongRevision
 from ops.telemetry.seldom import Seldom
-from ops.telemetry.unreadable import unreadables
 from ops.waiting import set_within
 
 RETRY_S: Final = 0.2
@@ -33,7 +32,7 @@ class SlotDisplay:
     """The entry of one slot, as one worker writes it. `start` it and keep `run` running."""
 
     def __init__(self, link: NatsLink, *, slot: str, worker: str) -> None:
-        self._link = link
+        self._bucket = Bucket(link, SHOWN_SLOTS)
         self._slot, self._worker = slot, worker
         self._wanted: VideoPipelineSlot | None = None
         self._told: VideoPipelineSlot | None = None
@@ -49,7 +48,7 @@ class SlotDisplay:
 
     async def start(self) -> None:
         """Watches the entry; returns once it is known. Raises TransportUnavailable."""
-        watch = await self._link.watch(SLOTS, self._on_entry, on_again=self._again)
+        watch = await self._bucket.watch(self._on_entry, on_again=self._again)
         await watch.wait()
 
     def take(self) -> None:
@@ -107,9 +106,7 @@ class SlotDisplay:
         with contextlib.suppress(TransportUnavailable, WrongRevision):
             if self._stands is not None:
                 told, revision = self._stands
-                self._revision = await self._link.update(
-                    SLOTS, self._slot, msgspec.json.encode(told), revision=revision
-                )
+                self._revision = await self._bucket.update(self._slot, told, revision=revision)
                 self._seen = max(self._seen, self._revision)
 
     @property
@@ -129,11 +126,11 @@ class SlotDisplay:
             async with asyncio.timeout(LEAVE_S):
                 await self.settled()
                 if self._stands is not None:
-                    await self._link.delete(SLOTS, self._slot, revision=self._stands[1])
+                    await self._bucket.delete(self._slot, revision=self._stands[1])
 
     async def look(self) -> VideoPipelineSlot | None:
         """`quarantine`, asked of the server itself. Look before the slot is opened. Raises TransportUnavailable."""
-        self._see(await self._link.get(SLOTS, self._slot))
+        self._see(await self._bucket.get(self._slot))
         return self.quarantine
 
     async def usable(self) -> None:
@@ -151,8 +148,8 @@ class SlotDisplay:
             await set_within(POLL_S if said else RETRY_S, self._changed)
 
     async def _store(self, wanted: VideoPipelineSlot) -> None:
-        entry = await self._link.get(SLOTS, self._slot)
-        there = read_slot(entry)
+        entry = await self._bucket.get(self._slot)
+        there = None if entry is None else entry.value
         if there is not None:
             is_anothers = (there.worker, there.pid) != (self._worker, os.getpid())
             if is_anothers and (self._revision is not None or there.since > wanted.since):
@@ -168,7 +165,7 @@ class SlotDisplay:
                 self._know(there)
                 return
         revision = 0 if entry is None else entry.revision
-        self._revision = await self._link.update(SLOTS, self._slot, msgspec.json.encode(wanted), revision=revision)
+        self._revision = await self._bucket.update(self._slot, wanted, revision=revision)
         self._seen = max(self._seen, self._revision)
         self._is_ours = True
 
@@ -182,11 +179,11 @@ class SlotDisplay:
             self._revision = self._told = None
             self._news.set()
 
-    def _on_entry(self, entry: Entry) -> None:
+    def _on_entry(self, entry: Versioned[VideoPipelineSlot]) -> None:
         if entry.key == self._slot:
             self._see(entry)
 
-    def _see(self, entry: Entry | None) -> None:
+    def _see(self, entry: Versioned[VideoPipelineSlot] | None) -> None:
         """The entry as the server had it; what is older than what was seen or written proves nothing."""
         revision = 0 if entry is None else entry.revision
         if revision <= self._seen and entry is not None:
@@ -194,7 +191,7 @@ class SlotDisplay:
         if self._wanted is not self._told and self._wanted is self.quarantine:
             return  # ours is not stored yet, so nobody can have lifted it
         self._seen = max(self._seen, revision)
-        self._know(read_slot(entry))
+        self._know(None if entry is None else entry.value)
 
     def _know(self, there: VideoPipelineSlot | None) -> None:
         before = self.quarantine
@@ -207,14 +204,3 @@ class SlotDisplay:
         elif there is not None and (there.worker, there.pid) != (self._worker, os.getpid()):
             self._is_ours = False
         self._changed.set()
-
-
-def read_slot(entry: Entry | None) -> VideoPipelineSlot | None:
-    """What *entry* of KV `slots` says; None where there is none, or a marker, or nothing that can be read."""
-    if entry is None or entry.value is None:
-        return None
-    try:
-        return decode_slot(entry.value)
-    except Unreadable as error:
-        unreadables.tell("slot", entry.key, error, revision=entry.revision)
-        return None

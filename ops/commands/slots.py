@@ -5,19 +5,18 @@ from datetime import UTC, datetime
 from typing import Final, TypeVar
 
 import click
-import msgspec
 from msgspec.structs import replace
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from contracts.lanes import SlotState, VideoPipelineSlot, decode_slot, is_shown
-from contracts.topology import SLOTS
-from contracts.wire import Unreadable
+from contracts.lanes import SlotState, VideoPipelineSlot, is_shown
 from ops.commands.options import nats_access, nats_options
 from ops.nats.access import NatsAccess
+from ops.nats.bucket import Bucket
+from ops.nats.buckets import SHOWN_SLOTS
 from ops.nats.call import on_nats
-from ops.nats.link import Entry, NatsLink, WrongRevision
+from ops.nats.link import NatsLink, WrongRevision
 
 T = TypeVar("T")
 
@@ -33,15 +32,12 @@ async def read_slots(link: NatsLink, *, now: datetime) -> list[VideoPipelineSlot
 
     Raises TransportUnavailable.
     """
-    found: dict[str, VideoPipelineSlot] = {}
-
-    def on_entry(entry: Entry) -> None:
-        slot = _read(entry)
-        if slot is not None and is_shown(slot, told_at=entry.time, now=now):
-            found[entry.key] = slot
-
-    await (await link.watch(SLOTS, on_entry)).wait()
-    return [found[name] for name in sorted(found)]
+    entries = await Bucket(link, SHOWN_SLOTS, reports=False).entries()
+    return [
+        entry.value
+        for entry in sorted(entries, key=lambda entry: entry.key)
+        if entry.value is not None and is_shown(entry.value, told_at=entry.time, now=now)
+    ]
 
 
 async def lift(link: NatsLink, slot: str, *, now: datetime) -> VideoPipelineSlot:
@@ -50,16 +46,17 @@ async def lift(link: NatsLink, slot: str, *, now: datetime) -> VideoPipelineSlot
     Raises NotQuarantined, also for a slot that nobody has shown; ValueError for no name of a slot;
     TransportUnavailable.
     """
+    bucket = Bucket(link, SHOWN_SLOTS, reports=False)
     while True:
-        entry = await link.get(SLOTS, slot)
-        shown = None if entry is None else _read(entry)
+        entry = await bucket.get(slot)
+        shown = None if entry is None else entry.value
         if entry is None or shown is None:
             raise NotQuarantined(f"no worker has shown a slot {slot}; `warmlane slots` lists them")
         if shown.state is not SlotState.QUARANTINED:
             raise NotQuarantined(f"slot {slot} is {shown.state.value}, not quarantined: there is nothing to lift")
         lifted = replace(shown, state=SlotState.EMPTY, model=None, since=now, detail="lifted by an operator")
         try:
-            await link.update(SLOTS, slot, msgspec.json.encode(lifted), revision=entry.revision)
+            await bucket.update(slot, lifted, revision=entry.revision)
         except WrongRevision:
             continue
         return shown
@@ -77,15 +74,6 @@ def table_of(slots: Iterable[VideoPipelineSlot]) -> Table:
         row = (escape(slot.slot), escape(slot.worker), str(slot.pid), slot.model or "-", state, since)
         table.add_row(*row, escape(slot.detail))
     return table
-
-
-def _read(entry: Entry) -> VideoPipelineSlot | None:
-    if entry.value is None:
-        return None
-    try:
-        return decode_slot(entry.value)
-    except Unreadable:
-        return None
 
 
 @click.group(

@@ -20,10 +20,8 @@ import psutil
 from rich.console import Console
 from rich.markup import escape
 
-from contracts.lanes import LaneHeartbeat, LaneState, decode_heartbeat, decode_leadership
+from contracts.lanes import LaneHeartbeat, LaneState, Leadership
 from contracts.settings import Catalog, ModelEntry, SettingsError, load_settings
-from contracts.topology import LANES, LEADER
-from contracts.wire import Unreadable
 from ops.background import Background
 from ops.commands.addresses import DEFAULT_URL, Addresses, telling
 from ops.commands.behind import Behind, behind_options
@@ -62,7 +60,9 @@ from ops.machine.ports import require_distinct, require_free
 from ops.machine.processes import Process, asked_to_end, only_one, warmlane_command
 from ops.machine.tls import Tls, tls_of
 from ops.nats.access import NatsAccess, environment_for, make_users, password_variable
-from ops.nats.link import Entry, NatsLink, TransportUnavailable, UnusableServer
+from ops.nats.bucket import Bucket, Versioned
+from ops.nats.buckets import HEARTBEATS, LEADERSHIPS
+from ops.nats.link import NatsLink, TransportUnavailable, UnusableServer
 from ops.nats.provisioning import NoKeys, NotProvisioned, provision, wanted
 from ops.nats.server import NATS_HOST, NoNatsServer, embedded_command, embedded_url, find_nats_server
 from ops.nats.store_keeper import StoreKeeper
@@ -195,8 +195,8 @@ class Stack:
                     await self._forks_listen()
                     if self._wanted_count:
                         group.create_task(supervisor.run())
-                    await link.watch(LANES, self._on_lane)
-                    await link.watch(LEADER, self._on_leader)
+                    await Bucket(link, HEARTBEATS, reports=False).watch(self._on_lane)
+                    await Bucket(link, LEADERSHIPS, reports=False).watch(self._on_leader)
                     in_turn = group.create_task(self._start_in_turn(group, degraded))
                     polling = group.create_task(self._poll_quota())
                     keeper = StoreKeeper(
@@ -313,12 +313,9 @@ class Stack:
         await end(hurrying)
         self._say("stopped")
 
-    def _on_lane(self, entry: Entry) -> None:
-        if entry.value is None:
-            return
-        try:
-            lane = decode_heartbeat(entry.value)
-        except Unreadable:
+    def _on_lane(self, entry: Versioned[LaneHeartbeat]) -> None:
+        lane = entry.value
+        if lane is None:
             return
         if lane.started_at < self._begun_at:
             return  # what an earlier run left in the bucket
@@ -374,17 +371,16 @@ class Stack:
             self._tell_curl()
         self._told_start = start
 
-    def _on_leader(self, entry: Entry) -> None:
+    def _on_leader(self, entry: Versioned[Leadership]) -> None:
         if self._draining:
             return
-        if entry.value is None:
+        if entry.is_deleted:
             if self._leader is not None:
                 self._leader = None
                 self._say("[yellow]no degraded worker leads[/]: what has no lane waits")
             return
-        try:
-            leadership = decode_leadership(entry.value)
-        except Unreadable:
+        leadership = entry.value
+        if leadership is None:
             return
         if leadership.since < self._begun_at or self._leader == leadership.owner:
             return  # of an earlier run; or a refresh

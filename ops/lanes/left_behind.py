@@ -8,38 +8,36 @@ from collections.abc import Callable
 
 import structlog
 
-from contracts.lanes import SlotState, decode_heartbeat, decode_slot
-from contracts.topology import LANES, SLOTS
-from contracts.wire import Unreadable
-from ops.nats.link import Entry, NatsLink, WrongRevision
+from contracts.lanes import LaneHeartbeat, SlotState, VideoPipelineSlot
+from ops.nats.bucket import Bucket
+from ops.nats.buckets import HEARTBEATS, SHOWN_SLOTS
+from ops.nats.link import NatsLink, WrongRevision
 
 log = structlog.get_logger("left_behind")
 
 
-def pid_in(bucket: str, value: bytes) -> int | None:
-    """The process whose word *value* of *bucket* is; None where that stays whoever wrote it: a quarantine, or what
-    cannot be read. Pure."""
-    try:
-        if bucket == LANES:
-            return decode_heartbeat(value).pid
-        slot = decode_slot(value)
-    except Unreadable:
+def pid_in(word: LaneHeartbeat | VideoPipelineSlot | None) -> int | None:
+    """The process whose *word* it is; None where that stays whoever wrote it: a quarantine, or what cannot be read.
+    Pure."""
+    if word is None or (isinstance(word, VideoPipelineSlot) and word.state is SlotState.QUARANTINED):
         return None
-    return None if slot.state is SlotState.QUARANTINED else slot.pid
+    return word.pid
 
 
 async def forget_the_dead(link: NatsLink, *, is_alive: Callable[[int], bool]) -> int:
     """Removes what processes said that are not *is_alive*; how many entries. Raises TransportUnavailable."""
+    buckets: tuple[Bucket[LaneHeartbeat] | Bucket[VideoPipelineSlot], ...] = (
+        Bucket(link, HEARTBEATS, reports=False),
+        Bucket(link, SHOWN_SLOTS, reports=False),
+    )
     removed = 0
-    for bucket in (LANES, SLOTS):
-        found: list[Entry] = []
-        await (await link.watch(bucket, found.append)).wait()
-        for entry in found:
-            pid = None if entry.value is None else pid_in(bucket, entry.value)
+    for bucket in buckets:
+        for entry in await bucket.entries():
+            pid = pid_in(entry.value)
             if pid is None or is_alive(pid):
                 continue
             try:
-                await link.delete(bucket, entry.key, revision=entry.revision)
+                await bucket.delete(entry.key, revision=entry.revision)
             except WrongRevision:
                 continue  # somebody has spoken
             removed += 1

@@ -11,12 +11,12 @@ import msgspec
 import structlog
 
 from contracts import lifecycle
-from contracts.lanes import ColdStart, InHand, decode_cold_start
+from contracts.lanes import ColdStart, InHand
 from contracts.tasks import TaskStatus, UnreadableTask, decode_task_of, encode_task
-from contracts.topology import COLD_STARTS, TASKS
-from contracts.wire import Unreadable
-from ops.nats.link import Entry, NatsLink, WrongRevision
-from ops.telemetry.unreadable import unreadables
+from contracts.topology import TASKS
+from ops.nats.bucket import Bucket, Versioned
+from ops.nats.buckets import STARTS
+from ops.nats.link import NatsLink, WrongRevision
 
 KNOWN_MAX: Final = 256
 
@@ -27,7 +27,7 @@ class LostStarts:
     """Cold starts that ended with their process, each stored once: not where the lane wrote one itself. `start` it."""
 
     def __init__(self, link: NatsLink) -> None:
-        self._link = link
+        self._bucket = Bucket(link, STARTS)
         self._known: deque[ColdStart] = deque(maxlen=KNOWN_MAX)
         self._seen: dict[str, int] = {}
         self._stored: dict[str, int] = {}
@@ -35,7 +35,7 @@ class LostStarts:
 
     async def start(self) -> None:
         """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
-        await (await self._link.watch(COLD_STARTS, self._on_entry, history=True, on_again=self._again)).wait()
+        await (await self._bucket.watch(self._on_entry, history=True, on_again=self._again)).wait()
 
     def _again(self) -> None:
         self._known.clear()
@@ -54,24 +54,21 @@ class LostStarts:
                 seen = self._seen.get(start.model, 0)
                 expected = min(seen, self._stored.get(start.model, seen))
                 try:
-                    await self._link.update(COLD_STARTS, start.model, msgspec.json.encode(start), revision=expected)
+                    await self._bucket.update(start.model, start, revision=expected)
                 except WrongRevision:
                     # the watch has not brought everything yet, which may be this very entry; or it was removed. What
                     # the watch has seen is never lowered: it may bring the entry while the read is on its way
-                    last = await self._link.get(COLD_STARTS, start.model)
+                    last = await self._bucket.get(start.model)
                     self._stored[start.model] = 0 if last is None else last.revision
                     return False
                 log.info("cold_start", **msgspec.structs.asdict(start))
             del self._untold[0]
         return True
 
-    def _on_entry(self, entry: Entry) -> None:
+    def _on_entry(self, entry: Versioned[ColdStart]) -> None:
         self._seen[entry.key] = entry.revision
-        try:
-            if entry.value is not None:
-                self._known.append(decode_cold_start(entry.value))
-        except Unreadable as error:
-            unreadables.tell("cold_start", entry.key, error, revision=entry.revision)
+        if entry.value is not None:
+            self._known.append(entry.value)
 
 
 def is_same_start(one: ColdStart, other: ColdStart) -> bool:

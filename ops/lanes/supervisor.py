@@ -9,13 +9,11 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
-import msgspec
 import structlog
 
-from contracts.lanes import ColdStart, InHand, LaneHeartbeat, LaneState, decode_heartbeat
+from contracts.lanes import ColdStart, InHand, LaneHeartbeat, LaneState
 from contracts.settings import Windows
-from contracts.topology import LANES, lane_key
-from contracts.wire import Unreadable
+from contracts.topology import lane_key
 from ops.ending import end
 from ops.lanes.plan import (
     Death,
@@ -34,7 +32,9 @@ from ops.lanes.plan import (
 from ops.lanes.providers import Denied, Lane, LaneProvider
 from ops.lanes.quota import POLL_S, Quota, QuotaError
 from ops.lanes.recovery import LostStarts, give_back
-from ops.nats.link import Entry, NatsLink, TransportUnavailable, WrongRevision
+from ops.nats.bucket import Bucket, Versioned
+from ops.nats.buckets import HEARTBEATS
+from ops.nats.link import NatsLink, TransportUnavailable, WrongRevision
 from ops.telemetry.metrics import lane_deaths
 from ops.telemetry.seldom import Seldom
 from ops.waiting import set_within
@@ -152,6 +152,7 @@ class Supervisor:
         self._leaves_within_s = drain_s + DRAIN_EXTRA_S
         self._lanes = {want.name: Supervised(want) for want in wanted}
         self._by_key = {lane.key: lane for lane in self._lanes.values()}
+        self._heartbeats = Bucket(link, HEARTBEATS, reports=False)
         self._lost_starts = LostStarts(link)
         self._news = asyncio.Event()
         self._seldom = Seldom()
@@ -163,7 +164,7 @@ class Supervisor:
         """
         self._link.on_reconnect(self._news.set)
         await self._lost_starts.start()
-        await (await self._link.watch(LANES, self._on_entry)).wait()
+        await (await self._heartbeats.watch(self._on_entry)).wait()
         async with asyncio.TaskGroup() as group:
             polling = group.create_task(self._poll_quota())
             stopped = group.create_task(stop.wait())
@@ -226,9 +227,9 @@ class Supervisor:
         lane.died(death, now_s=time.monotonic())
         self._news.set()
 
-    def _on_entry(self, entry: Entry) -> None:
+    def _on_entry(self, entry: Versioned[LaneHeartbeat]) -> None:
         lane = self._by_key.get(entry.key)
-        if lane is not None and lane.hear(_read(entry)):
+        if lane is not None and lane.hear(entry.value):
             self._news.set()
 
     async def _poll_quota(self) -> None:
@@ -267,14 +268,14 @@ class Supervisor:
     async def _say(self, lane: Supervised) -> None:
         """Stores it, unless the lane's own process has spoken: its newer word is never overwritten."""
         while True:
-            entry = await self._link.get(LANES, lane.key)
-            lane.hear(None if entry is None else _read(entry))
+            entry = await self._heartbeats.get(lane.key)
+            lane.hear(None if entry is None else entry.value)
             told = lane.told(time.monotonic())
             if told is None:
                 return
-            value = msgspec.json.encode(lane.heartbeat(told))
+            revision = 0 if entry is None else entry.revision
             with contextlib.suppress(WrongRevision):
-                await self._link.update(LANES, lane.key, value, revision=0 if entry is None else entry.revision)
+                await self._heartbeats.update(lane.key, lane.heartbeat(told), revision=revision)
                 return
 
     async def _leave(self, hurry: asyncio.Event) -> None:
@@ -294,18 +295,11 @@ class Supervisor:
                 await self._take_back(key)
 
     async def _take_back(self, key: str) -> None:
-        entry = await self._link.get(LANES, key)
-        heartbeat = None if entry is None else _read(entry)
+        entry = await self._heartbeats.get(key)
+        heartbeat = None if entry is None else entry.value
         if entry is None or heartbeat is None:
             return
         # a lane that left for the quota left its last word for us to replace
         if heartbeat.pid == os.getpid() or heartbeat.leaving_for is not None:
             with contextlib.suppress(WrongRevision):
-                await self._link.delete(LANES, key, revision=entry.revision)
-
-
-def _read(entry: Entry) -> LaneHeartbeat | None:
-    try:
-        return None if entry.value is None else decode_heartbeat(entry.value)
-    except Unreadable:
-        return None
+                await self._heartbeats.delete(key, revision=entry.revision)

@@ -17,13 +17,13 @@ from contracts.settings import Catalog
 from contracts.tasks import TaskStatus
 from contracts.topology import SLOTS, lane_stream
 from gateway.boards.cold_starts import ColdStarts
-from lane_worker.runtime.slot_display import read_slot
 from lane_worker.worker import SILENT_S, TOO_LARGE_RETRY_S
 from ops.lanes.plan import CRASHES
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from ops.nats.pull import FETCH_TIMEOUT_S
 from tests.kit.degraded import becomes, place, task_of
+from tests.kit.degraded import shown as shown_on
 from tests.kit.lanes import Lane, SharedForkServer, StateLog
 from tests.kit.support import KEEP_S, children_of, is_running
 
@@ -42,7 +42,7 @@ async def lane(link: NatsLink, catalog: Catalog, tmp_path: Path) -> AsyncIterato
 
 
 async def shown(link: NatsLink) -> VideoPipelineSlot | None:
-    return read_slot(await link.get(SLOTS, SLOT))
+    return await shown_on(link, SLOT)
 
 
 async def test_a_warm_lane_shows_what_is_resident_and_nothing_when_it_left(

@@ -17,6 +17,8 @@ from contracts.lanes import Leadership
 from contracts.topology import LEADER, LEADER_KEY, LEADER_REFRESH_S, LEADER_TTL_S
 from degraded_worker.leader import Leader, Standing, leads, vacancy
 from ops.ending import end
+from ops.nats.bucket import Versioned
+from ops.nats.buckets import LEADERSHIPS
 from ops.nats.link import Entry, NatsLink
 from tests.kit.support import NatsServer, clean_environment, eventually
 
@@ -53,7 +55,7 @@ def test_leads(standing: Standing | None, now_s: float, expected: bool) -> None:
     ],
 )
 def test_vacancy(found: Entry | None, expected: int | None) -> None:
-    assert vacancy(found, owner="me") == expected
+    assert vacancy(None if found is None else Versioned(LEADERSHIPS, found), owner="me") == expected
 
 
 @pytest.fixture

@@ -13,13 +13,14 @@ import pytest
 from contracts.lanes import LaneHeartbeat, LaneState, SlotState, VideoPipelineSlot
 from contracts.settings import Catalog
 from contracts.topology import LANES, SLOTS, SLOTS_SHOWN_S, bucket_stream, lane_key
-from lane_worker.runtime.slot_display import SlotDisplay, read_slot
+from lane_worker.runtime.slot_display import SlotDisplay
 from ops.commands.slots import lift, read_slots
 from ops.ending import end
 from ops.lanes.left_behind import forget_the_dead
 from ops.machine.processes import warmlane_command
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
+from tests.kit.degraded import shown
 from tests.kit.support import KEEP_S, NatsServer, clean_environment, eventually
 
 SLOT = "cpu-7"
@@ -50,7 +51,7 @@ async def display(link: NatsLink) -> AsyncIterator[Callable[[str], "asyncio.Futu
 
 
 async def entry(link: NatsLink) -> VideoPipelineSlot | None:
-    return read_slot(await link.get(SLOTS, SLOT))
+    return await shown(link, SLOT)
 
 
 async def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -30,6 +30,8 @@ from ops.lanes.providers import Denied, Lane
 from ops.lanes.quota import Quota
 from ops.lanes.supervisor import Supervised, Supervisor
 from ops.machine.processes import Process, warmlane_command
+from ops.nats.bucket import Versioned
+from ops.nats.buckets import HEARTBEATS
 from ops.nats.link import Entry, NatsLink
 from tests.kit.gateway import System, fresh_system, report_lane
 from tests.kit.records import TASK_ID, processing_task
@@ -97,7 +99,7 @@ class Lanes:
         board = LaneBoard(health_timeout_s=60, grace_s=10)
         causes: list[str | None] = []
         for number, entry in enumerate(self.entries):
-            board.on_lane(entry)
+            board.on_lane(Versioned(HEARTBEATS, entry))
             cause = board.cause(model, entry.time)
             if number >= since and [cause] != causes[-1:]:
                 causes.append(cause)

@@ -9,8 +9,9 @@ from msgspec.structs import replace
 from contracts.lanes import Leadership, VideoPipelineSlot
 from contracts.settings import load_settings
 from contracts.tasks import GenerationTask, TaskStatus, decode_task, encode_task
-from contracts.topology import LEADER, LEADER_KEY, SLOTS, TASKS, work_subject
-from lane_worker.runtime.slot_display import read_slot
+from contracts.topology import LEADER, LEADER_KEY, TASKS, work_subject
+from ops.nats.bucket import Bucket
+from ops.nats.buckets import SHOWN_SLOTS
 from ops.nats.link import NatsLink
 from tests.kit.records import pending_task
 from tests.kit.support import eventually
@@ -44,7 +45,8 @@ async def leads(link: NatsLink, name: str, *, within_s: float = 60) -> Leadershi
 
 async def shown(link: NatsLink, slot: str) -> VideoPipelineSlot | None:
     """What KV `slots` says of *slot*."""
-    return read_slot(await link.get(SLOTS, slot))
+    entry = await Bucket(link, SHOWN_SLOTS).get(slot)
+    return None if entry is None else entry.value
 
 
 def task_of(model: str, number: int, *, traceparent: str | None = None) -> GenerationTask:

@@ -24,6 +24,7 @@ import gateway.placing.sweeper
 import lane_worker.runtime.held
 import lane_worker.runtime.lease
 import lane_worker.runtime.loop
+import ops.nats.bucket
 import ops.nats.connecting
 import ops.nats.link
 import ops.nats.pull
@@ -63,12 +64,11 @@ _WITH_LOG: tuple[Any, ...] = (
 
 
 _WITH_UNREADABLES: tuple[Any, ...] = (
-    gateway.placing.fallbacks,
-    gateway.boards.lane_board,
     gateway.placing.sweeper,
     gateway.boards.task_board,
     lane_worker.runtime.held,
     lane_worker.runtime.loop,
+    ops.nats.bucket,
     ops.nats.watch,
 )
 

@@ -5,6 +5,8 @@ import pytest
 
 from contracts.lanes import ColdStart
 from gateway.boards.cold_starts import STARTS_MAX, TARGET_S, ColdStarts, share_within
+from ops.nats.bucket import Versioned
+from ops.nats.buckets import STARTS
 from ops.nats.link import Entry
 from tests.kit.records import NOW, after
 
@@ -35,9 +37,9 @@ def test_the_newest_starts_of_every_model_are_kept_once() -> None:
         for model in ("anisora", "phr00t"):
             revision += 1
             entry = Entry(model, msgspec.json.encode(start(1.0, number, model)), revision, NOW)
-            board.on_entry(entry)
-            board.on_entry(entry)  # a watch that resumes may repeat its last one
-    board.on_entry(Entry("anisora", b"?", revision + 1, NOW))
+            board.on_entry(Versioned(STARTS, entry))
+            board.on_entry(Versioned(STARTS, entry))  # a watch that resumes may repeat its last one
+    board.on_entry(Versioned(STARTS, Entry("anisora", b"?", revision + 1, NOW)))
     starts = board.newest_first()
     assert len(starts) == 2 * STARTS_MAX
     assert starts[0].ended_at == after(STARTS_MAX)
@@ -47,5 +49,5 @@ def test_the_newest_starts_of_every_model_are_kept_once() -> None:
 def test_a_start_of_one_model_hides_none_of_another() -> None:
     board = ColdStarts()
     for model, revision in (("anisora", 2), ("phr00t", 1)):
-        board.on_entry(Entry(model, msgspec.json.encode(start(1.0, 1, model)), revision, NOW))
+        board.on_entry(Versioned(STARTS, Entry(model, msgspec.json.encode(start(1.0, 1, model)), revision, NOW)))
     assert {known.model for known in board.newest_first()} == {"anisora", "phr00t"}

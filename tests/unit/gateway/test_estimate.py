@@ -21,6 +21,8 @@ from gateway.boards.lane_board import LaneBoard
 from gateway.boards.task_board import TaskBoard
 from gateway.boards.work_queues import SAMPLES_MAX, WorkQueues
 from gateway.placing.estimate import Ahead, Estimates, degraded_wait_s, lane_wait_s, retry_after_s
+from ops.nats.bucket import Versioned
+from ops.nats.buckets import HEARTBEATS
 from ops.nats.link import Entry
 from tests.kit import samples
 from tests.kit.records import DECISION, NOW, after, pending_task
@@ -192,7 +194,7 @@ class Scene:
         heartbeat = LaneHeartbeat(
             model="anisora", worker=worker, state=state, health_age_s=0, slot="cpu-0", pid=1, started_at=NOW
         )
-        self.lanes.on_lane(Entry(f"anisora.{worker}", msgspec.json.encode(heartbeat), 1, at))
+        self.lanes.on_lane(Versioned(HEARTBEATS, Entry(f"anisora.{worker}", msgspec.json.encode(heartbeat), 1, at)))
 
 
 def test_only_a_task_that_waits_has_a_place(catalog: Catalog) -> None:

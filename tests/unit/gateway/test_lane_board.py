@@ -9,6 +9,8 @@ from structlog.testing import capture_logs
 from contracts.lanes import LaneHeartbeat, LaneState, LeavingFor
 from contracts.topology import LEADER_KEY
 from gateway.boards.lane_board import LaneBoard
+from ops.nats.bucket import Versioned
+from ops.nats.buckets import HEARTBEATS, LEADERSHIPS
 from ops.nats.link import Entry
 from tests.kit.records import NOW, after
 
@@ -32,14 +34,14 @@ def leader(at: datetime, value: bytes | None = b"{}", key: str = LEADER_KEY) -> 
 def test_a_degraded_worker_is_alive_while_its_key_is_refreshed(entries: list[Entry], expected: bool) -> None:
     board = LaneBoard(health_timeout_s=60, grace_s=10)
     for entry in entries:
-        board.on_leader(entry)
+        board.on_leader(Versioned(LEADERSHIPS, entry))
     assert board.degraded_worker_alive(NOW) is expected
 
 
 def board_with(*entries: Entry) -> LaneBoard:
     board = LaneBoard(health_timeout_s=60, grace_s=10)
     for entry in entries:
-        board.on_lane(entry)
+        board.on_lane(Versioned(HEARTBEATS, entry))
     return board
 
 

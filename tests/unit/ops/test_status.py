@@ -26,6 +26,8 @@ from ops.commands.client import Client
 from ops.commands.status import Status, screen, span
 from ops.commands.submit import Bar
 from ops.commands.trace import VARIABLE
+from ops.nats.bucket import Versioned
+from ops.nats.buckets import HEARTBEATS
 from ops.nats.link import Depth, Entry
 from tests.kit.records import NOW, after, processing_task
 from tests.kit.samples import catalog
@@ -84,9 +86,9 @@ def answers(running: Catalog, board: LaneBoard) -> dict[str, Any]:
 @pytest.fixture
 def drawn() -> str:
     board = LaneBoard(health_timeout_s=60, grace_s=10)
-    board.on_lane(heartbeat("anisora-0", LaneState.WARM, after(-2)))
-    board.on_lane(heartbeat("anisora-1", LaneState.CRASH_LOOPING, after(-2), detail="exit [1]"))
-    board.on_lane(heartbeat("anisora-2", LaneState.BUSY, after(-300)))
+    board.on_lane(Versioned(HEARTBEATS, heartbeat("anisora-0", LaneState.WARM, after(-2))))
+    board.on_lane(Versioned(HEARTBEATS, heartbeat("anisora-1", LaneState.CRASH_LOOPING, after(-2), detail="exit [1]")))
+    board.on_lane(Versioned(HEARTBEATS, heartbeat("anisora-2", LaneState.BUSY, after(-300))))
     board.on_control(Entry("lanes.phr00t", b"offf", 1, NOW))
     board.on_control(Entry("lanes.gone", b"degraded", 2, NOW))
     board.on_control(Entry("lanes.gone-too", b"auto", 3, NOW))

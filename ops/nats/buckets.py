@@ -1,0 +1,39 @@
+"""What each KV bucket holds. `Bucket(link, HEARTBEATS)` reads and writes it."""
+
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from contracts.lanes import (
+    ColdStart,
+    FallbackEpisode,
+    LaneHeartbeat,
+    Leadership,
+    VideoPipelineSlot,
+    decode_cold_start,
+    decode_episode,
+    decode_heartbeat,
+    decode_leadership,
+    decode_slot,
+)
+from contracts.tasks import GenerationTask, decode_task_of, encode_task
+from contracts.topology import COLD_STARTS, FALLBACKS, LANES, LEADER, SLOTS, TASKS
+from ops.nats.bucket import Content
+
+S = TypeVar("S", bound=Struct)
+
+
+def _by_value(decode: Callable[[bytes], S]) -> Callable[[str, bytes], S]:
+    return lambda _, data: decode(data)
+
+
+HEARTBEATS: Final = Content[LaneHeartbeat](LANES, "heartbeat", msgspec.json.encode, _by_value(decode_heartbeat))
+LEADERSHIPS: Final = Content[Leadership](LEADER, "leadership", msgspec.json.encode, _by_value(decode_leadership))
+SHOWN_SLOTS: Final = Content[VideoPipelineSlot](SLOTS, "slot", msgspec.json.encode, _by_value(decode_slot))
+STARTS: Final = Content[ColdStart](COLD_STARTS, "cold_start", msgspec.json.encode, _by_value(decode_cold_start))
+EPISODES: Final = Content[FallbackEpisode](
+    FALLBACKS, "fallback_episode", msgspec.json.encode, _by_value(decode_episode)
+)
+RECORDS: Final = Content[GenerationTask](TASKS, "record", encode_task, decode_task_of)
