@@ -32,6 +32,7 @@ from gateway.boards.task_board import Snapshot, TaskBoard
 from gateway.placing.estimate import Estimates
 from gateway.placing.fallbacks import Fallbacks
 from gateway.placing.hold import Holds, UntilGone, is_held
+from gateway.placing.input_images import InputImages
 from gateway.placing.leftovers import remove_leftovers
 from gateway.placing.retries import until_answered
 from ops.artifacts import Artifacts, StorageFailed
@@ -87,6 +88,7 @@ class Admission:
         self._holds = holds
         self._estimates = estimates
         self._catalog = catalog
+        self._images = InputImages(link=link, artifacts=artifacts, tasks=tasks)
         self._refused_s = -FULL_FOR_S
         """When the server said last that the degraded queue is full."""
 
@@ -131,7 +133,7 @@ class Admission:
     ) -> Snapshot:
         task_id, known = await self._identify(request, caller, key)
         if known is not None:
-            await self._complete(known.task, request)
+            await self._images.complete(known.task, request)
             return known
         self._require_room()
         now = datetime.now(UTC)
@@ -222,7 +224,7 @@ class Admission:
     ) -> Snapshot:
         if isinstance(found, Snapshot):
             known = _same_request(found, request)
-            await self._complete(known.task, request)
+            await self._images.complete(known.task, request)
             return known
         if found.request_sha256 != request.fingerprint:
             raise KeyReused
@@ -230,7 +232,7 @@ class Admission:
             try:
                 await self._artifacts.put(found.image_path, request.image_content)
             except StorageFailed as error:
-                return await self._refuse(found, error, is_ours=is_ours)
+                return await self._images.refuse(found, error, is_ours=is_ours)
         return await self._record(found, request)
 
     async def _publish(self, task: GenerationTask) -> GenerationTask | Snapshot:
@@ -297,49 +299,6 @@ class Admission:
             raise TransportUnavailable("the record exists but cannot be read")
         return _same_request(known, request)
 
-    async def _complete(self, task: GenerationTask, request: AcceptedRequest) -> None:
-        """Stores the image of *task*, whose first gateway died before it did; a worker may be waiting for it."""
-        if task.status.is_terminal or task.image_path is None or request.image_content is None:
-            return
-        try:
-            if await self._artifacts.size(task.image_path) is None:
-                await self._artifacts.put(task.image_path, request.image_content)
-        except StorageFailed as error:
-            log.error("image_not_stored", task_id=task.id, error=str(error))
-
-    async def _refuse(self, task: GenerationTask, error: StorageFailed, *, is_ours: bool) -> Snapshot:
-        """The image could not be stored: a terminal record fences the message off, then both answers are honest.
-
-        A worker that was faster waits for the image: it is told that there is none. Where an equal request queued the
-        task (not *is_ours*), its gateway stores the image, and judges.
-        """
-        log.error("image_not_stored", task_id=task.id, error=str(error))
-        try:
-            await self._link.create(TASKS, task.id, encode_task(_without_image(task)))
-        except WrongRevision:
-            known = await self._tasks.read(task.id)
-            if known is not None:
-                return await self._end_without_image(known) if is_ours else known
-        else:
-            metrics.task_ended(_without_image(task))
-        await remove_leftovers(_without_image(task), link=self._link, artifacts=self._artifacts)
-        raise error
-
-    async def _end_without_image(self, known: Snapshot) -> Snapshot:
-        while not known.task.status.is_terminal:
-            ended = _without_image(known.task)
-            try:
-                revision = await self._link.update(TASKS, ended.id, encode_task(ended), revision=known.revision)
-            except WrongRevision:
-                following = await self._tasks.read(ended.id)
-                if following is None:
-                    break
-                known = following
-                continue
-            metrics.task_ended(ended)
-            return self._tasks.record(ended, revision, datetime.now(UTC))
-        return known
-
     def _overloaded(self, limit: Literal["depth", "wait"], model: str, task_id: str | None = None) -> Overloaded:
         """To be raised, and counted by that."""
         retry_after_s = self._estimates.retry_after_s(model, datetime.now(UTC))
@@ -354,12 +313,6 @@ def is_known_full(*, waiting: int, refused_ago_s: float, news_age_s: float) -> b
     free is noticed when the record of its task arrives. What is refused by that costs a busy server nothing.
     """
     return refused_ago_s < FULL_FOR_S and waiting >= DEGRADED_MAX_MSGS and not news_age_s
-
-
-def _without_image(task: GenerationTask) -> GenerationTask:
-    return lifecycle.fail(
-        task, code=FailureCode.STORAGE_FAILED, message="the input image could not be stored", now=datetime.now(UTC)
-    )
 
 
 def _task_of(found: GenerationTask | Snapshot) -> GenerationTask:

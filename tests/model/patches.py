@@ -17,6 +17,7 @@ import gateway.placing.admission
 import gateway.placing.cancelling
 import gateway.placing.fallbacks
 import gateway.placing.hold
+import gateway.placing.input_images
 import gateway.placing.leftovers
 import gateway.placing.rearm
 import gateway.placing.retries
@@ -36,6 +37,7 @@ _WITH_DATETIME: tuple[Any, ...] = (
     gateway.placing.admission,
     gateway.placing.fallbacks,
     gateway.placing.hold,
+    gateway.placing.input_images,
     gateway.placing.sweeper,
     gateway.http.lookup,
     gateway.placing.cancelling,
@@ -49,6 +51,7 @@ _WITH_LOG: tuple[Any, ...] = (
     gateway.placing.admission,
     gateway.placing.fallbacks,
     gateway.placing.hold,
+    gateway.placing.input_images,
     gateway.boards.lane_board,
     gateway.placing.leftovers,
     gateway.placing.rearm,

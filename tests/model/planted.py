@@ -178,8 +178,8 @@ def message_of_the_refused_stays() -> AbstractContextManager[Any]:
         pass
 
     stack = contextlib.ExitStack()
-    for module in ("gateway.placing.sweeper", "gateway.placing.hold", "gateway.placing.admission"):
-        stack.enter_context(patch(f"{module}.remove_leftovers", nothing))
+    for module in ("sweeper", "hold", "admission", "input_images"):
+        stack.enter_context(patch(f"gateway.placing.{module}.remove_leftovers", nothing))
     return stack
 
 

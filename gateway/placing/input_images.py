@@ -1,0 +1,75 @@
+"""The images that requests start from, on their way into the artifact store."""
+
+from datetime import UTC, datetime
+
+import structlog
+
+from contracts import lifecycle
+from contracts.generation import AcceptedRequest
+from contracts.tasks import FailureCode, GenerationTask, encode_task
+from contracts.topology import TASKS
+from gateway.boards.task_board import Snapshot, TaskBoard
+from gateway.placing.leftovers import remove_leftovers
+from ops.artifacts import Artifacts, StorageFailed
+from ops.nats.link import NatsLink, WrongRevision
+from ops.telemetry import metrics
+
+log = structlog.get_logger("input_images")
+
+
+class InputImages:
+    """What becomes of a task whose image comes late, or cannot be stored."""
+
+    def __init__(self, *, link: NatsLink, artifacts: Artifacts, tasks: TaskBoard) -> None:
+        self._link = link
+        self._artifacts = artifacts
+        self._tasks = tasks
+
+    async def complete(self, task: GenerationTask, request: AcceptedRequest) -> None:
+        """Stores the image of *task*, whose first gateway died before it did; a worker may be waiting for it."""
+        if task.status.is_terminal or task.image_path is None or request.image_content is None:
+            return
+        try:
+            if await self._artifacts.size(task.image_path) is None:
+                await self._artifacts.put(task.image_path, request.image_content)
+        except StorageFailed as error:
+            log.error("image_not_stored", task_id=task.id, error=str(error))
+
+    async def refuse(self, task: GenerationTask, error: StorageFailed, *, is_ours: bool) -> Snapshot:
+        """The image could not be stored: a terminal record fences the message off, then both answers are honest.
+
+        A worker that was faster waits for the image: it is told that there is none. Where an equal request queued the
+        task (not *is_ours*), its gateway stores the image, and judges.
+        """
+        log.error("image_not_stored", task_id=task.id, error=str(error))
+        try:
+            await self._link.create(TASKS, task.id, encode_task(_without_image(task)))
+        except WrongRevision:
+            known = await self._tasks.read(task.id)
+            if known is not None:
+                return await self._end_without_image(known) if is_ours else known
+        else:
+            metrics.task_ended(_without_image(task))
+        await remove_leftovers(_without_image(task), link=self._link, artifacts=self._artifacts)
+        raise error
+
+    async def _end_without_image(self, known: Snapshot) -> Snapshot:
+        while not known.task.status.is_terminal:
+            ended = _without_image(known.task)
+            try:
+                revision = await self._link.update(TASKS, ended.id, encode_task(ended), revision=known.revision)
+            except WrongRevision:
+                following = await self._tasks.read(ended.id)
+                if following is None:
+                    break
+                known = following
+                continue
+            metrics.task_ended(ended)
+            return self._tasks.record(ended, revision, datetime.now(UTC))
+        return known
+
+
+def _without_image(task: GenerationTask) -> GenerationTask:
+    return lifecycle.fail(
+        task, code=FailureCode.STORAGE_FAILED, message="the input image could not be stored", now=datetime.now(UTC)
+    )
