@@ -91,7 +91,7 @@ def test_far_beyond_any_capacity_the_lanes_are_busy_and_no_number_overflows(arri
 
 # The simulation
 
-REQUESTS = 20_000
+REQUESTS = 10_000
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def terms_of(name: str) -> Terms:
 @pytest.mark.parametrize("name", TWO)
 def test_the_degraded_worker_alone(name: str) -> None:
     asked = without_lanes(two(name))
-    seen = Simulation(asked, terms_of(name), seed=7, requests=REQUESTS)
+    seen = Simulation(asked, terms_of(name), seed=7, requests=2 * REQUESTS)
     found = deployment(asked, terms_of(name))
     for share in ("warm", "loaded", "overloaded"):
         assert getattr(found.total, share) == pytest.approx(seen.share(share), abs=0.015), share
