@@ -47,7 +47,7 @@ PAGE_BYTES: Final = 4096
 Offload = Literal["none", "model", "group"]
 
 
-class Stored(Struct, frozen=True):
+class StoredTensor(Struct, frozen=True):
     """A tensor of a checkpoint's folder, by its header."""
 
     name: str
@@ -55,11 +55,11 @@ class Stored(Struct, frozen=True):
     elements: int
 
 
-Components = Mapping[str, tuple[Stored, ...]]
+Components = Mapping[str, tuple[StoredTensor, ...]]
 """The tensors of each component (`transformer`, `vae`, …) of a folder."""
 
 
-class Loaded(Struct, frozen=True, kw_only=True):
+class LoadedComponent(Struct, frozen=True, kw_only=True):
     """A component as it lies in memory. *converted_bytes* of it are not of the type that is stored, and so are copies
     on the host rather than pages of the file. *pinned_bytes*: in pinned memory, block by block. *working_bytes*: the
     largest layer that is cast before it computes."""
@@ -98,7 +98,7 @@ class Need(Struct, frozen=True, kw_only=True):
         return self.card_bytes if self.on_card else self.host_bytes
 
 
-def loaded(name: str, tensors: Iterable[Stored], checkpoint: Checkpoint) -> Loaded:
+def loaded(name: str, tensors: Iterable[StoredTensor], checkpoint: Checkpoint) -> LoadedComponent:
     """Component *name* as `load_pipeline` has it in memory."""
     total = converted = pinned = working = 0
     layers: dict[str, int] = {}
@@ -120,7 +120,7 @@ def loaded(name: str, tensors: Iterable[Stored], checkpoint: Checkpoint) -> Load
             outside += held
         else:
             blocks[block[0]] = blocks.get(block[0], 0) + held
-    return Loaded(
+    return LoadedComponent(
         name=name,
         bytes=total,
         converted_bytes=converted,
@@ -139,7 +139,7 @@ def pinned_block(held: int) -> int:
     return -(-held // PAGE_BYTES) * PAGE_BYTES
 
 
-def _dtype_in_memory(component: str, tensor: Stored, checkpoint: Checkpoint) -> str:
+def _dtype_in_memory(component: str, tensor: StoredTensor, checkpoint: Checkpoint) -> str:
     path = tensor.name.split(".")
     if component == "vae":
         return "float32"
@@ -205,7 +205,7 @@ def need(components: Components | None, checkpoint: Checkpoint, *, on_card: bool
     return Need(on_card=True, card_bytes=on, host_bytes=host, pinned=pinned, parts=what)
 
 
-def _beside(part: Loaded, checkpoint: Checkpoint) -> int:
+def _beside(part: LoadedComponent, checkpoint: Checkpoint) -> int:
     """What *part* needs on the card beside its weights while it computes."""
     if part.name == TEXT_ENCODER:
         return min(TEXT_ENCODER_BYTES, checkpoint.activation_bytes)
@@ -225,7 +225,7 @@ def pooled(wanted: Need) -> Need:
     )
 
 
-def _groups_bytes(part: Loaded, group: GroupOffload) -> int:
+def _groups_bytes(part: LoadedComponent, group: GroupOffload) -> int:
     """What of *part* is on the card at a time: the group that computes, the next one, and one that is being let go."""
     at_a_time = 1 + group.stream + group.record_stream
     if group.level == "block" and part.largest_block_bytes and part.name.startswith("transformer"):
@@ -233,8 +233,8 @@ def _groups_bytes(part: Loaded, group: GroupOffload) -> int:
     return part.largest_layer_bytes * at_a_time
 
 
-def _unknown(checkpoint: Checkpoint) -> Loaded:
-    return Loaded(
+def _unknown(checkpoint: Checkpoint) -> LoadedComponent:
+    return LoadedComponent(
         name="by checkpoint.expected_bytes",
         bytes=checkpoint.expected_bytes,
         converted_bytes=0,

@@ -312,6 +312,10 @@ class UnreadableTask(Unreadable):
     """The bytes are not a GenerationTask."""
 
 
+class UnreadableRecord(UnreadableTask):
+    """There is a record of the task that came, and it may be of a newer version: its message is left alone."""
+
+
 def encode_task(task: GenerationTask) -> bytes:
     """*task* as JSON, the form in which it is stored and queued."""
     return _ENCODER.encode(task)

@@ -25,7 +25,7 @@ from gateway.services import Services
 from ops.artifacts import StorageFailed
 from ops.commands.behind import Behind, behind_options
 from ops.commands.options import (
-    Host,
+    ListenHost,
     access_log_option,
     cors_origins_option,
     data_dir_option,
@@ -60,7 +60,7 @@ GARBAGE_AFTER: Final = 2_000
 log = structlog.get_logger("gateway")
 
 
-class _Server(uvicorn.Server):
+class _GatewayServer(uvicorn.Server):
     """uvicorn with signals of our own.
 
     A signal first wakes the long-polls and event streams, or they would hold the exit up. And it ends the serving, not
@@ -128,7 +128,7 @@ def listen(host: str, port: int) -> socket.socket:
 @tls_cert_option
 @tls_key_option
 def command(
-    host: Host,
+    host: ListenHost,
     port: int,
     nats: NatsAccess,
     data_dir: Path,
@@ -193,7 +193,7 @@ def command(
                 )
             settle_garbage()
             log.info("listening", host=host.name, tls=tls is not None, port=listening.getsockname()[1])
-            await _Server(config, services).serve(sockets=[listening])
+            await _GatewayServer(config, services).serve(sockets=[listening])
 
     try:
         with exporting("gateway", instance=gateway_instance(port), serves_metrics=True):

@@ -22,40 +22,50 @@ INTERRUPTED: Final = 130
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-class Entry(Struct, frozen=True):
+class CommandEntry(Struct, frozen=True):
     """Where a command is (`module:attribute`), and the line that `warmlane --help` shows without importing it."""
 
     place: str
     text: str
 
 
-COMMANDS: Final[dict[str, Entry]] = {
-    "up": Entry("ops.commands.up:command", "Run the whole system on this machine."),
-    "submit": Entry("ops.commands.submit:command", "Generate one video and save it."),
-    "tasks": Entry("ops.commands.tasks:command", "List, show, cancel and download tasks."),
-    "resubmit": Entry("ops.commands.resubmit:command", "Submit the request of a failed task again."),
-    "demo": Entry("ops.commands.demo.command:command", "Alternate the models, save every video, judge the result."),
-    "doctor": Entry("ops.commands.doctor:command", "Tell what this machine has, and what to do about the rest."),
-    "nats-server": Entry("ops.commands.nats_server:command", "Run the nats-server of `warmlane up` by itself."),
-    "provision": Entry("ops.commands.provision:command", "Make the nats-server hold streams, consumers and buckets."),
-    "backup": Entry("ops.commands.backup:backup_command", "Save every stream and bucket into a folder."),
-    "restore": Entry("ops.commands.backup:restore_command", "Bring back what `warmlane backup` saved."),
-    "gateway": Entry("gateway.command:command", "Serve the HTTP API."),
-    "supervisor": Entry("ops.commands.supervisor:command", "Keep the wanted lanes running on this machine."),
-    "lane": Entry("lane_worker.command:command", "Run one warm lane."),
-    "degraded": Entry("degraded_worker.command:command", "Run a degraded worker: every model on one slot, in turn."),
-    "fork-server": Entry(
+COMMANDS: Final[dict[str, CommandEntry]] = {
+    "up": CommandEntry("ops.commands.up:command", "Run the whole system on this machine."),
+    "submit": CommandEntry("ops.commands.submit:command", "Generate one video and save it."),
+    "tasks": CommandEntry("ops.commands.tasks:command", "List, show, cancel and download tasks."),
+    "resubmit": CommandEntry("ops.commands.resubmit:command", "Submit the request of a failed task again."),
+    "demo": CommandEntry(
+        "ops.commands.demo.command:command", "Alternate the models, save every video, judge the result."
+    ),
+    "doctor": CommandEntry("ops.commands.doctor:command", "Tell what this machine has, and what to do about the rest."),
+    "nats-server": CommandEntry("ops.commands.nats_server:command", "Run the nats-server of `warmlane up` by itself."),
+    "provision": CommandEntry(
+        "ops.commands.provision:command", "Make the nats-server hold streams, consumers and buckets."
+    ),
+    "backup": CommandEntry("ops.commands.backup:backup_command", "Save every stream and bucket into a folder."),
+    "restore": CommandEntry("ops.commands.backup:restore_command", "Bring back what `warmlane backup` saved."),
+    "gateway": CommandEntry("gateway.command:command", "Serve the HTTP API."),
+    "supervisor": CommandEntry("ops.commands.supervisor:command", "Keep the wanted lanes running on this machine."),
+    "lane": CommandEntry("lane_worker.command:command", "Run one warm lane."),
+    "degraded": CommandEntry(
+        "degraded_worker.command:command", "Run a degraded worker: every model on one slot, in turn."
+    ),
+    "fork-server": CommandEntry(
         "lane_worker.forking.command:command", "Import torch once for all the workers of this machine."
     ),
-    "models": Entry("lane_worker.checkpoints.command:command", "Prepare published checkpoints; verify and list them."),
-    "status": Entry("ops.commands.status:command", "Show lanes, queues, fallbacks, and where requests go."),
-    "trace": Entry("ops.commands.trace:command", "Print the trace of a task as a tree, from Jaeger."),
-    "capacity": Entry("ops.commands.capacity.command:command", "Tell what dedicated lanes carry, and what they cost."),
-    "lane-mode": Entry(
+    "models": CommandEntry(
+        "lane_worker.checkpoints.command:command", "Prepare published checkpoints; verify and list them."
+    ),
+    "status": CommandEntry("ops.commands.status:command", "Show lanes, queues, fallbacks, and where requests go."),
+    "trace": CommandEntry("ops.commands.trace:command", "Print the trace of a task as a tree, from Jaeger."),
+    "capacity": CommandEntry(
+        "ops.commands.capacity.command:command", "Tell what dedicated lanes carry, and what they cost."
+    ),
+    "lane-mode": CommandEntry(
         "ops.commands.lane_mode:command", "Keep new requests off a model's lanes, or let routing decide."
     ),
-    "keys": Entry("ops.commands.keys:command", "Make, list and revoke API keys."),
-    "slots": Entry("ops.commands.slots:command", "Show what is resident on which slot; lift a quarantine."),
+    "keys": CommandEntry("ops.commands.keys:command", "Make, list and revoke API keys."),
+    "slots": CommandEntry("ops.commands.slots:command", "Show what is resident on which slot; lift a quarantine."),
 }
 
 

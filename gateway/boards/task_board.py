@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from contracts.tasks import GenerationTask, TaskStatus, UnreadableTask, decode_task_of
 from contracts.topology import TASKS
-from gateway.boards.task_index import Place, Row, TaskIndex
+from gateway.boards.task_index import Place, TaskIndex, TaskRow
 from gateway.boards.work_queues import WorkQueues
 from ops.nats.link import Entry, NatsLink
 from ops.telemetry.unreadable import unreadables
@@ -107,7 +107,7 @@ class TaskBoard:
             return snapshot
         self._untold.discard(task.id)
         self._index.put(
-            Row(
+            TaskRow(
                 id=task.id,
                 caller=task.caller,
                 model=task.model,

@@ -20,7 +20,7 @@ _EVERYBODY: Final = None
 _Shelves = dict[tuple[TaskStatus, str], Any]  # SortedLists of places, of one caller: as many as statuses and models
 
 
-class Row(Struct, frozen=True, gc=False):
+class TaskRow(Struct, frozen=True, gc=False):
     """What is remembered of a task. *paths* are the objects that its record names."""
 
     id: str
@@ -37,7 +37,7 @@ class TaskIndex:
     """The rows. Every row stands on two shelves, its caller's and everybody's, each of one status and one model."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, Row] = {}  # in the order in which they were written last
+        self._rows: dict[str, TaskRow] = {}  # in the order in which they were written last
         self._shelves: dict[str | None, _Shelves] = {}
 
     def __len__(self) -> int:
@@ -47,11 +47,11 @@ class TaskIndex:
         """The ids of all of them."""
         return set(self._rows)
 
-    def get(self, task_id: str) -> Row | None:
+    def get(self, task_id: str) -> TaskRow | None:
         """The row of *task_id*, if there is one."""
         return self._rows.get(task_id)
 
-    def put(self, row: Row) -> None:
+    def put(self, row: TaskRow) -> None:
         """Takes in *row*, in the place of an earlier one of its id, which may have been made at another time."""
         known = self._rows.pop(row.id, None)
         self._rows[row.id] = row
@@ -61,7 +61,7 @@ class TaskIndex:
             self._unshelve(known)
             self._shelve(row)
 
-    def pop(self, task_id: str) -> Row | None:
+    def pop(self, task_id: str) -> TaskRow | None:
         """Forgets *task_id*; its row, if there was one."""
         row = self._rows.pop(task_id, None)
         if row is not None:
@@ -97,12 +97,12 @@ class TaskIndex:
             found.append(row.id)
         return found
 
-    def _shelve(self, row: Row) -> None:
+    def _shelve(self, row: TaskRow) -> None:
         for caller in (_EVERYBODY, row.caller):
             shelves = self._shelves.setdefault(caller, {})
             shelves.setdefault((row.status, row.model), SortedList()).add((row.created_at, row.id))
 
-    def _unshelve(self, row: Row) -> None:
+    def _unshelve(self, row: TaskRow) -> None:
         for caller in (_EVERYBODY, row.caller):
             shelves = self._shelves[caller]
             shelf = shelves[row.status, row.model]
@@ -113,5 +113,5 @@ class TaskIndex:
                 del self._shelves[caller]
 
 
-def _stands(row: Row) -> tuple[str, TaskStatus, str, datetime]:
+def _stands(row: TaskRow) -> tuple[str, TaskStatus, str, datetime]:
     return row.caller, row.status, row.model, row.created_at

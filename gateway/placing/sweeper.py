@@ -16,6 +16,7 @@ from contracts.tasks import (
     FailureCode,
     GenerationTask,
     TaskStatus,
+    UnreadableRecord,
     UnreadableTask,
     decode_task_of,
     encode_task,
@@ -145,7 +146,7 @@ class Sweeper:
     async def _on_unreadable(self, message: Msg, task_id: str, error: UnreadableTask) -> None:
         """What a newer version may have written is left for a gateway of that version; the stream drops it in a day."""
         unreadables.tell("timer", message.subject, error, revision=message.metadata.sequence.stream)
-        is_left = isinstance(error, _RecordUnreadable) or may_be_newer(task_id, message.data)
+        is_left = isinstance(error, UnreadableRecord) or may_be_newer(task_id, message.data)
         with contextlib.suppress(Exception):
             await (message.nak(delay=LEFT_S) if is_left else message.term())
 
@@ -220,7 +221,7 @@ class Sweeper:
         if entry.value is None:
             return None
         text = "the record of its task cannot be read"
-        return _RecordUnreadable(text) if may_be_newer(task_id, entry.value) else UnreadableTask(text)
+        return UnreadableRecord(text) if may_be_newer(task_id, entry.value) else UnreadableTask(text)
 
     async def _republish(self, snapshot: Snapshot, at: datetime, now: datetime) -> Snapshot:
         task = snapshot.task
@@ -284,10 +285,6 @@ class Sweeper:
             traceparent = traceparent_of(current) or task.traceparent
             headers = None if traceparent is None else {TRACEPARENT: traceparent}
             await self._link.publish(subject, encode_task(task), message_id=task.message_id, headers=headers)
-
-
-class _RecordUnreadable(UnreadableTask):
-    """There is a record, and it may be of a newer version."""
 
 
 def _span(name: str, task: GenerationTask) -> contextlib.AbstractContextManager[Span]:

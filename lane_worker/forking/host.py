@@ -39,11 +39,11 @@ from lane_worker.forking.host_messages import (
     Loaded,
     Ping,
     Pong,
-    Progress,
     Ready,
     Role,
     SlotBusy,
     SlotNote,
+    StepFinished,
     ToChild,
     Unload,
     Unloaded,
@@ -294,7 +294,7 @@ class Host:
         self._oom = ("", 0) if oom_dir is None else (str(oom_dir), oom_snapshots)
         self._owns_fork_server = fork_server is None
         self._fork_server = ForkServer() if fork_server is None else fork_server
-        self._child: _Child | None = None
+        self._child: _HostChild | None = None
         self._timeouts: Timeouts | None = None
         self._watched: str | None = None
         self._cancelled_at_s: dict[str, float] = {}
@@ -345,7 +345,7 @@ class Host:
             raise
         finally:
             theirs.close()
-        self._child = await _Child.connect(pid, ours)
+        self._child = await _HostChild.connect(pid, ours)
         answer = await self._answer(self._lock_wait_s + START_S, "did not take its slot")
         match answer:
             case Ready():
@@ -397,7 +397,7 @@ class Host:
         if self._child is not None:
             await self._child.kill()
 
-    async def generate(self, request: Generate, on_progress: Callable[[Progress], None]) -> Outcome:
+    async def generate(self, request: Generate, on_progress: Callable[[StepFinished], None]) -> Outcome:
         """Run one inference to its end, whatever that is. *on_progress* is called for step 0 and for every step.
 
         The limits are `timeouts.step_s` between two signs of progress and `timeouts.total_s` in all; each is followed
@@ -423,7 +423,7 @@ class Host:
         return outcome
 
     async def _watch(
-        self, child: "_Child", timeouts: Timeouts, request: Generate, on_progress: Callable[[Progress], None]
+        self, child: "_HostChild", timeouts: Timeouts, request: Generate, on_progress: Callable[[StepFinished], None]
     ) -> Outcome:
         self._watched = request.task_id
         self._cancelled_at_s.clear()
@@ -456,7 +456,7 @@ class Host:
             except HostLost as error:
                 return Lost(request.task_id, str(error))
             match message:
-                case Progress(task_id) if task_id == request.task_id:
+                case StepFinished(task_id) if task_id == request.task_id:
                     if overrun is None:
                         step_at_s = time.monotonic() + timeouts.step_s
                     on_progress(message)
@@ -488,7 +488,7 @@ class Host:
         if self._owns_fork_server:
             await self._fork_server.close()
 
-    def _running(self) -> "_Child":
+    def _running(self) -> "_HostChild":
         if self._child is None or self._child.is_gone:
             raise HostLost("no pipeline host runs; start it first")
         return self._child
@@ -511,7 +511,7 @@ class Host:
         return HostLost(f"the pipeline host sent an unexpected {type(message).__name__} and was killed")
 
 
-class _Child:
+class _HostChild:
     """A running child and our end of its pipe. It is `gone` when the process has ended, and its memory with it."""
 
     def __init__(self, pid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -526,7 +526,7 @@ class _Child:
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._ping())]
 
     @classmethod
-    async def connect(cls, pid: int, pipe: socket.socket) -> "_Child":
+    async def connect(cls, pid: int, pipe: socket.socket) -> "_HostChild":
         return cls(pid, *await asyncio.open_connection(sock=pipe))
 
     @property

@@ -52,7 +52,7 @@ class Unload(Struct, frozen=True, tag="unload"):
 
 
 class Generate(Struct, frozen=True, tag="generate"):
-    """Run one inference and write an MP4 to *video_path*; answered by `Progress`…, then one of the four ends.
+    """Run one inference and write an MP4 to *video_path*; answered by `StepFinished`…, then one of the four ends.
 
     *attempt* 0 is a warm-up: `Load.step_seconds` does not slow it down.
     """
@@ -129,7 +129,7 @@ class Unloaded(Struct, frozen=True, tag="unloaded"):
     memory: MemoryReading
 
 
-class Progress(Struct, frozen=True, tag="progress"):
+class StepFinished(Struct, frozen=True, tag="progress"):
     """*step* of *steps* is finished; *at_s* is wall-clock time (Unix). Step 0 marks the start of the inference."""
 
     task_id: str
@@ -189,7 +189,7 @@ class Pong(Struct, frozen=True, tag="pong"):
     number: int
 
 
-FromChild = Ready | SlotBusy | Loaded | Unloaded | Progress | Finished | Cancelled | Failed | Pong
+FromChild = Ready | SlotBusy | Loaded | Unloaded | StepFinished | Finished | Cancelled | Failed | Pong
 
 
 class SlotNote(Struct, frozen=True):

@@ -40,9 +40,9 @@ from lane_worker.forking.host_messages import (
     Loaded,
     Ping,
     Pong,
-    Progress,
     Ready,
     SlotBusy,
+    StepFinished,
     ToChild,
     Unload,
     Unloaded,
@@ -301,7 +301,7 @@ class _Child:
         def on_step(step: int) -> None:
             if job.cancelled.wait(step_seconds):
                 raise TaskCancelled
-            self._send(Progress(task_id, step, parameters.steps, time.time()))
+            self._send(StepFinished(task_id, step, parameters.steps, time.time()))
 
         image = None
         if parameters.image is not None and request.image_path is not None:
@@ -311,7 +311,7 @@ class _Child:
         elif not self._invents_images and needs_image(self._pipeline):
             # the gateway asks for one; a task that came another way is not given a picture of our making
             raise BadInput("this model turns an image into a video; send the request again with an image")
-        self._send(Progress(task_id, 0, parameters.steps, time.time()))
+        self._send(StepFinished(task_id, 0, parameters.steps, time.time()))
         started_s = time.perf_counter()
         frames = run_pipeline(self._pipeline, with_suffix(parameters, self._prompt_suffix), image, on_step)
         inferred_s = time.perf_counter()

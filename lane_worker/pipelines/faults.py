@@ -14,14 +14,14 @@ from msgspec import Struct
 
 from lane_worker.pipelines.inputs import BadInput
 from lane_worker.pipelines.load import CheckpointUnusable
-from lane_worker.pipelines.video import StorageFailed
+from lane_worker.pipelines.video import VideoNotWritten
 
 Verdict = Literal["out_of_memory", "out_of_memory_and_fatal", "fatal", "harmless"]
 """*fatal*: the process can no longer be trusted, and is replaced. Memory that ran out in torch's own allocator, or in
 Python, leaves the process as it was; where a call of a library or the driver was cut off by it, nobody knows."""
 
 
-class Row(Struct, frozen=True):
+class FaultRow(Struct, frozen=True):
     """Exceptions whose class, or one above it, is called one of *types*, with the pattern *text* in their message."""
 
     name: str
@@ -41,99 +41,103 @@ class Row(Struct, frozen=True):
 # libraries that are installed.
 TABLE: Final = (
     # memory ran out
-    Row(
+    FaultRow(
         "torch_allocator",
         "out_of_memory",
         "",
         "torch.OutOfMemoryError; it gave its cache back first",
         ("OutOfMemoryError",),
     ),
-    Row("torch_allocator_text", "out_of_memory", "^CUDA out of memory", "c10/cuda/CUDACachingAllocator.cpp"),
-    Row("python", "out_of_memory", "", "Python's MemoryError; pybind11 makes one of std::bad_alloc", ("MemoryError",)),
-    Row("bad_alloc", "out_of_memory", "std::bad_alloc", "torch/csrc/Exceptions.h: a std::exception by its what()"),
-    Row("cpu_allocator", "out_of_memory", "can't allocate memory", "c10/core/impl/alloc_cpu.cpp"),
-    Row("mmap", "out_of_memory", "unable to mmap", "aten/src/ATen/MapAllocator.cpp"),
-    Row(
+    FaultRow("torch_allocator_text", "out_of_memory", "^CUDA out of memory", "c10/cuda/CUDACachingAllocator.cpp"),
+    FaultRow(
+        "python", "out_of_memory", "", "Python's MemoryError; pybind11 makes one of std::bad_alloc", ("MemoryError",)
+    ),
+    FaultRow("bad_alloc", "out_of_memory", "std::bad_alloc", "torch/csrc/Exceptions.h: a std::exception by its what()"),
+    FaultRow("cpu_allocator", "out_of_memory", "can't allocate memory", "c10/core/impl/alloc_cpu.cpp"),
+    FaultRow("mmap", "out_of_memory", "unable to mmap", "aten/src/ATen/MapAllocator.cpp"),
+    FaultRow(
         "enomem",
         "out_of_memory",
         "Cannot allocate memory",
         "errno 12, in Python and in safetensors",
         ("OSError", "SafetensorError"),
     ),
-    Row(
+    FaultRow(
         "cuda_memory",
         "out_of_memory_and_fatal",
         "^CUDA error: out of memory",
         "driver_types.h: 2, cudaErrorMemoryAllocation",
     ),
-    Row(
+    FaultRow(
         "cudart_memory",
         "out_of_memory_and_fatal",
         r"^out of memory \(2\)",
         "torch/cuda/__init__.py: CudaError",
         ("CudaError",),
     ),
-    Row(
+    FaultRow(
         "driver_memory",
         "out_of_memory_and_fatal",
         "^CUDA driver error: out of memory",
         "c10/cuda/driver_api.h; pytorch/pytorch#188008: of expandable segments, and a part stays mapped",
     ),
-    Row(
+    FaultRow(
         "nvml_assert",
         "out_of_memory_and_fatal",
         "^NVML_SUCCESS == .*INTERNAL ASSERT FAILED",
         "pytorch/pytorch#185240: raised where the allocator wants to tell what was free",
     ),
-    Row(
+    FaultRow(
         "triton_memory",
         "out_of_memory_and_fatal",
         r"^Triton Error \[CUDA\]: out of memory",
         "triton/backends/nvidia/driver.c",
     ),
-    Row(
+    FaultRow(
         "cublas_memory",
         "out_of_memory_and_fatal",
         "CUBLAS_STATUS_ALLOC_FAILED",
         "cuBLAS, cublasStatus_t: a failed cudaMalloc()",
     ),
-    Row(
+    FaultRow(
         "cublas_create",
         "out_of_memory_and_fatal",
         "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",
         'cuBLAS, cublasStatus_t: "an error in the CUDA Runtime API called by the cuBLAS routine"; on a full card',
     ),
-    Row(
+    FaultRow(
         "cudnn_memory",
         "out_of_memory_and_fatal",
         "CUDNN_STATUS_ALLOC_FAILED",
         "cuDNN 8, cudnnStatus_t; cudnn_graph.h has it as deprecated",
     ),
-    Row(
+    FaultRow(
         "cudnn_9_memory",
         "out_of_memory_and_fatal",
         "CUDNN_STATUS_INTERNAL_ERROR_(HOST|DEVICE)_ALLOCATION_FAILED",
         "cudnn_graph.h",
     ),
-    Row("cufft_memory", "out_of_memory_and_fatal", "CUFFT_ALLOC_FAILED", "cuFFT, cufftResult"),
-    Row("cusolver_memory", "out_of_memory_and_fatal", "CUSOLVER_STATUS_ALLOC_FAILED", "cuSOLVER, cusolverStatus_t"),
+    FaultRow("cufft_memory", "out_of_memory_and_fatal", "CUFFT_ALLOC_FAILED", "cuFFT, cufftResult"),
+    FaultRow(
+        "cusolver_memory", "out_of_memory_and_fatal", "CUSOLVER_STATUS_ALLOC_FAILED", "cuSOLVER, cusolverStatus_t"
+    ),
     # refused before anything ran
-    Row(
+    FaultRow(
         "launch_shape",
         "harmless",
         "^CUDA error: invalid configuration argument",
         "driver_types.h: 9, never to be launched",
     ),
-    Row(
+    FaultRow(
         "launch_resources",
         "harmless",
         "^CUDA error: too many resources requested for launch",
         "driver_types.h: 701, not launched",
     ),
-    Row("cublas_refuses", "harmless", "CUBLAS_STATUS_NOT_SUPPORTED", "cuBLAS, cublasStatus_t"),
-    Row("cudnn_refuses", "harmless", "CUDNN_STATUS_(NOT_SUPPORTED|BAD_PARAM)", "cudnn_graph.h"),
-    Row("nvrtc", "harmless", "^CUDA NVRTC error: ", "aten/src/ATen/cuda/Exceptions.h: a compiler, without a card"),
-    Row(
+    FaultRow("cublas_refuses", "harmless", "CUBLAS_STATUS_NOT_SUPPORTED", "cuBLAS, cublasStatus_t"),
+    FaultRow("cudnn_refuses", "harmless", "CUDNN_STATUS_(NOT_SUPPORTED|BAD_PARAM)", "cudnn_graph.h"),
+    FaultRow("nvrtc", "harmless", "^CUDA NVRTC error: ", "aten/src/ATen/cuda/Exceptions.h: a compiler, without a card"),
+    FaultRow(
         "triton_refuses",
         "harmless",
         "",
@@ -141,33 +145,33 @@ TABLE: Final = (
         ("OutOfResources",),
     ),
     # the process is lost
-    Row(
+    FaultRow(
         "allocator_assert",
         "fatal",
         "INTERNAL ASSERT FAILED at .*/cuda/",
         'pytorch/pytorch#188008: "every allocation in the process fails with the same assert"',
     ),
-    Row(
+    FaultRow(
         "accelerator",
         "fatal",
         "",
         'torch.AcceleratorError: driver_types.h, "the process must be terminated"',
         ("AcceleratorError",),
     ),
-    Row(
+    FaultRow(
         "cuda",
         "fatal",
         "^CUDA error: ",
         "c10/cuda/CUDAException.cpp; cuBLAS and cuSPARSE in aten/src/ATen/cuda/Exceptions.h",
     ),
-    Row("cudart", "fatal", "", "torch/cuda/__init__.py: CudaError", ("CudaError",)),
-    Row("driver", "fatal", "^CUDA driver error: ", "c10/cuda/driver_api.h"),
-    Row("cudnn", "fatal", "^cuDNN (Frontend )?error: ", "aten/src/ATen/cuda/Exceptions.h"),
-    Row("cufft", "fatal", "^cuFFT error: ", "aten/src/ATen/native/cuda/CuFFTUtils.h"),
-    Row("cusolver", "fatal", "^cusolver error: ", "aten/src/ATen/cuda/Exceptions.h"),
-    Row("triton", "fatal", r"^Triton Error \[CUDA\]: ", "triton/backends/nvidia/driver.c"),
-    Row("device_assert", "fatal", "device-side assert", 'driver_types.h: 710, "The device cannot be used again"'),
-    Row(
+    FaultRow("cudart", "fatal", "", "torch/cuda/__init__.py: CudaError", ("CudaError",)),
+    FaultRow("driver", "fatal", "^CUDA driver error: ", "c10/cuda/driver_api.h"),
+    FaultRow("cudnn", "fatal", "^cuDNN (Frontend )?error: ", "aten/src/ATen/cuda/Exceptions.h"),
+    FaultRow("cufft", "fatal", "^cuFFT error: ", "aten/src/ATen/native/cuda/CuFFTUtils.h"),
+    FaultRow("cusolver", "fatal", "^cusolver error: ", "aten/src/ATen/cuda/Exceptions.h"),
+    FaultRow("triton", "fatal", r"^Triton Error \[CUDA\]: ", "triton/backends/nvidia/driver.c"),
+    FaultRow("device_assert", "fatal", "device-side assert", 'driver_types.h: 710, "The device cannot be used again"'),
+    FaultRow(
         "no_card",
         "fatal",
         "^(No CUDA GPUs are available|Found no NVIDIA driver|CUDA driver initialization failed|CUDA unknown error"
@@ -189,7 +193,7 @@ def inference_fault(error: BaseException) -> Fault:
     """The fault of an inference. The message never repeats *error*'s own text, which may quote the prompt."""
     if isinstance(error, BadInput):
         return Fault("invalid_input", str(error))
-    if isinstance(error, StorageFailed):
+    if isinstance(error, VideoNotWritten):
         return Fault("storage_failed", str(error))
     row = row_of(error)
     fatal = row is not None and "fatal" in row.verdict
@@ -216,7 +220,7 @@ def load_fault(error: BaseException) -> Fault:
     return Fault("inference_failed", f"the model cannot be loaded: {text}", fatal)
 
 
-def row_of(error: BaseException) -> Row | None:
+def row_of(error: BaseException) -> FaultRow | None:
     """The row of `TABLE` of *error*, or of what it was raised for or while; None where nothing is known of them."""
     errors = tuple(_chain(error))
     return next((row for row in TABLE if any(row.is_of(each) for each in errors)), None)

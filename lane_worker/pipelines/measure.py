@@ -12,7 +12,7 @@ from typing import Any, Final
 import diffusers
 import torch
 
-from contracts.fit import Components, Stored
+from contracts.fit import Components, StoredTensor
 from contracts.geometry import Size
 from contracts.measured import Measured
 from contracts.settings import Checkpoint
@@ -32,7 +32,7 @@ def components_of(layout: Layout) -> Components:
     """The tensors of a folder of *layout*, as `weights_of` would read them from one."""
     return {
         component.name: tuple(
-            Stored(parameter, "float32" if component.dtype == "F32" else "bfloat16", math.prod(shape))
+            StoredTensor(parameter, "float32" if component.dtype == "F32" else "bfloat16", math.prod(shape))
             for parameter, shape in parameters_of(component).items()
         )
         for component in layout.components

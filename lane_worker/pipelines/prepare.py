@@ -82,7 +82,7 @@ LEGACY_BYTES: Final = 2_000_000_000
 _OS_ERROR: Final = re.compile(r"\(os error (\d+)\)")
 
 
-class Progress(Protocol):
+class OnProgress(Protocol):
     """Told what is done, of how much, and with which file."""
 
     def __call__(self, done_bytes: int, total_bytes: int, file: str) -> None: ...
@@ -345,7 +345,7 @@ def prepare(
     target: Path,
     *,
     now: datetime,
-    on_progress: Progress,
+    on_progress: OnProgress,
     sha256: str | None = None,
     restart: bool = False,
     free_bytes: Callable[[Path], int] = free_bytes_at,
@@ -429,7 +429,7 @@ def _begun_from_others(part: Path, state: _Finished) -> CheckpointRefused:
     )
 
 
-def _identified(planned: Plan, part: Path, state: _Finished, on_progress: Progress, sha256: str | None) -> _Finished:
+def _identified(planned: Plan, part: Path, state: _Finished, on_progress: OnProgress, sha256: str | None) -> _Finished:
     """*state* with the SHA-256 of every published file. One that a run before has read, and that nobody wrote to since,
     is not read again."""
     total_bytes = planned.source_bytes + planned.size_bytes
@@ -458,7 +458,7 @@ def _identified(planned: Plan, part: Path, state: _Finished, on_progress: Progre
     return state
 
 
-def _read_through(path: Path, done_bytes: int, total_bytes: int, on_progress: Progress) -> str:
+def _read_through(path: Path, done_bytes: int, total_bytes: int, on_progress: OnProgress) -> str:
     def on_bytes(read_bytes: int) -> None:
         nonlocal done_bytes
         done_bytes += read_bytes
@@ -516,7 +516,7 @@ def _small_files(planned: Plan, part: Path) -> list[PreparedFile]:
     return [PreparedFile(path, len(text), hashlib.sha256(text).hexdigest()) for path, text in files.items()]
 
 
-def _shards(planned: Plan, part: Path, state: _Finished, on_progress: Progress) -> list[PreparedFile]:
+def _shards(planned: Plan, part: Path, state: _Finished, on_progress: OnProgress) -> list[PreparedFile]:
     kept = {file.path: file for file in state.files}
     finished: list[PreparedFile] = []
     done_bytes = planned.source_bytes

@@ -25,7 +25,7 @@ BT709: Final = 1
 LIMITED_RANGE: Final = 1
 
 
-class StorageFailed(Exception):
+class VideoNotWritten(Exception):
     """The video could not be written: a full disk, a missing folder, no permission."""
 
 
@@ -44,7 +44,7 @@ def write_video(frames: Frames, path: Path, *, fps: int) -> WrittenVideo:
     except OSError as error:  # the disk errors of PyAV are OSErrors too
         # PyAV's error text holds the path, which says nothing to a client
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
-        raise StorageFailed(f"the video could not be written: {reason}") from error
+        raise VideoNotWritten(f"the video could not be written: {reason}") from error
 
 
 def _write(frames: Frames, path: Path, *, fps: int) -> WrittenVideo:

@@ -40,7 +40,7 @@ class Refusal(Struct, frozen=True):
     message: str
 
 
-class Demand(Struct, frozen=True):
+class SlotDemand(Struct, frozen=True):
     """What loading *checkpoint* asks of a slot. *components* is None where the folder is not there, or unreadable."""
 
     model: str
@@ -50,7 +50,7 @@ class Demand(Struct, frozen=True):
     components: fit.Components | None
 
     @classmethod
-    def of(cls, entry: ModelEntry, models_dir: Path, *, slot: str, unified: bool = False) -> "Demand":
+    def of(cls, entry: ModelEntry, models_dir: Path, *, slot: str, unified: bool = False) -> "SlotDemand":
         """Reads the headers of the folder's files. Raises nothing: the load reports what is wrong with them.
 
         *unified*: the slot's card has no memory of its own, and shares the host's.

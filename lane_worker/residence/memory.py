@@ -10,7 +10,7 @@ import structlog
 from lane_worker.residence.baseline import Baseline
 from lane_worker.residence.patience import PatientProbe
 from lane_worker.residence.quarantine import MemoryUnreadable
-from lane_worker.residence.release import Sample, StillHeld, Unmeasurable, Verdict
+from lane_worker.residence.release import MemorySample, StillHeld, Unmeasurable, Verdict
 from ops.machine.memory import Holder, MemoryProbe, Reading
 
 # A driver without persistence mode takes seconds to wake each card up. The next try asks again.
@@ -53,13 +53,13 @@ class SlotMemory:
         """Whether it is a card's; on a CPU the host's own figures are all that there is."""
         return self.name not in {"none", "rss"}
 
-    async def sample(self, pid: int | None, baseline: Baseline) -> Sample:
+    async def sample(self, pid: int | None, baseline: Baseline) -> MemorySample:
         """One look, with the host's own figure where the driver gave one when the host was empty."""
         reading = await self.read(pid)
         if reading is None:
-            return Sample(time.monotonic(), None, None)
+            return MemorySample(time.monotonic(), None, None)
         own_bytes = None if baseline.own_base_bytes is None else reading.by_pid.get(baseline.pid or 0)
-        return Sample(time.monotonic(), reading.used_bytes, reading.free_bytes, own_bytes)
+        return MemorySample(time.monotonic(), reading.used_bytes, reading.free_bytes, own_bytes)
 
     async def holders(self) -> tuple[Holder, ...]:
         """Who uses the slot, for people to read."""

@@ -14,7 +14,7 @@ from lane_worker.forking.host import Host, HostLost
 from lane_worker.residence.baseline import Baseline
 from lane_worker.residence.creep import READINGS, creep_bytes
 from lane_worker.residence.memory import SlotMemory
-from lane_worker.residence.release import Released, Sample, Unmeasurable, Verdict, judge
+from lane_worker.residence.release import MemorySample, Released, Unmeasurable, Verdict, judge
 from ops.machine.memory import MB, Holder, MemoryProbe
 
 AFTER_KILL_S: Final = 30.0
@@ -114,7 +114,7 @@ class Prover:
     async def _poll(
         self, proof: Proof, probe: MemoryProbe, bases: Baseline, deadline_s: float, *, is_used: bool
     ) -> Proof:
-        samples: list[Sample] = []
+        samples: list[MemorySample] = []
         while True:
             samples.append(await self._memory.sample(self._host.pid, bases))
             verdict = judge(

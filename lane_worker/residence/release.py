@@ -9,7 +9,7 @@ Proof = Literal["base", "own_figure", "no_pipeline"]
 """How a release was concluded, as `contracts.tasks.SwapReceipt` explains it."""
 
 
-class Sample(Struct, frozen=True):
+class MemorySample(Struct, frozen=True):
     """One look at the memory; *at_s* is monotonic. None is a figure that could not be read, never 0.
 
     *own_bytes* is what the driver says of our host's process alone, where it says so.
@@ -50,7 +50,7 @@ def own_figure(pid: int, before: Mapping[int, int], after: Mapping[int, int]) ->
 
 
 def judge(
-    samples: Sequence[Sample],
+    samples: Sequence[MemorySample],
     *,
     base_bytes: int | None,
     own_base_bytes: int | None,

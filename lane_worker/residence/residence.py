@@ -20,7 +20,7 @@ from contracts.tasks import MemoryReading, SwapReceipt
 from lane_worker.forking.host import Host, HostLost, LoadFailed, SlotTaken
 from lane_worker.forking.host_messages import Failed, Ready, Rehearsed
 from lane_worker.residence.baseline import baseline_of
-from lane_worker.residence.fit import Demand, Refusal
+from lane_worker.residence.fit import Refusal, SlotDemand
 from lane_worker.residence.memory import FIRST_ANSWER_S, SlotMemory
 from lane_worker.residence.proof import AFTER_KILL_S, Given, Proof, Prover, since
 from lane_worker.residence.quarantine import Quarantined, quarantine_of
@@ -37,7 +37,7 @@ from lane_worker.residence.states import (
     Left,
     Lifted,
     LoadBegun,
-    Loaded,
+    LoadEnded,
     Proven,
     Resident,
     Started,
@@ -270,7 +270,7 @@ class Residence:
         loaded = await self.host.load(entry)
         receipt = replace(receipt, load_s=since(begun_s), read_s=loaded.read_s, copy_s=loaded.copy_s)
         resident = Resident(entry.name, loaded.memory, receipt)
-        self._state = after(self._state, Loaded(resident))
+        self._state = after(self._state, LoadEnded(resident))
         self._show(SlotState.RESIDENT, entry.name, "")
         return resident
 
@@ -316,8 +316,8 @@ def _refuse_in_quarantine(state: State) -> None:
         raise Quarantined(state.receipt, state.detail)
 
 
-async def _demand(entry: ModelEntry, host: Host, slot: str, memory: SlotMemory) -> Demand:
-    return await asyncio.to_thread(Demand.of, entry, host.models_dir, slot=slot, unified=memory.name == "unified")
+async def _demand(entry: ModelEntry, host: Host, slot: str, memory: SlotMemory) -> SlotDemand:
+    return await asyncio.to_thread(SlotDemand.of, entry, host.models_dir, slot=slot, unified=memory.name == "unified")
 
 
 def _refuse(refusal: Refusal | None, host: Host) -> None:

@@ -65,7 +65,7 @@ class LoadBegun(Struct, frozen=True):
     """The host was told to load: from here on a pipeline may be on the slot, whatever is answered."""
 
 
-class Loaded(Struct, frozen=True):
+class LoadEnded(Struct, frozen=True):
     """The load came to its end."""
 
     resident: Resident
@@ -85,7 +85,7 @@ class HandedOver(Struct, frozen=True):
     """The host has ended, and the slot is unlocked."""
 
 
-Event = Left | Started | Proven | Doubted | LoadBegun | Loaded | Barred | Lifted | HandedOver
+Event = Left | Started | Proven | Doubted | LoadBegun | LoadEnded | Barred | Lifted | HandedOver
 _Move = Callable[[Any, Any], State]
 
 
@@ -103,7 +103,7 @@ TABLE: Final[Mapping[tuple[type[State], type[Event]], _Move]] = {
     (Empty, Proven): lambda state, _: replace(state, is_proven=True),
     (Empty, Doubted): lambda state, _: replace(state, is_proven=False),
     (Empty, LoadBegun): lambda *_: Empty(is_used=True, is_proven=False),
-    (Empty, Loaded): lambda _, event: event.resident,
+    (Empty, LoadEnded): lambda _, event: event.resident,
     (Empty, Barred): lambda _, event: event.quarantine,
     (Empty, HandedOver): lambda *_: Closed(),
     (Resident, Left): lambda *_: Empty(is_used=True, is_proven=False),
@@ -117,13 +117,13 @@ def after(state: State, event: Event) -> State:
     """*state* once *event* has happened. Raises IllegalMove for what `TABLE` does not have.
 
     Two moves are refused in a state that the table has them for: a load where the slot is not proven to be free, and
-    a `Loaded` that no `LoadBegun` came before.
+    a `LoadEnded` that no `LoadBegun` came before.
     """
     move = TABLE.get((type(state), type(event)))
     if move is None:
         raise IllegalMove(f"{event} in {state}")
     if isinstance(event, LoadBegun) and state != Empty(is_used=getattr(state, "is_used", False)):
         raise IllegalMove(f"a load on a slot that is not proven to be free: {state}")
-    if isinstance(event, Loaded) and state != Empty(is_used=True, is_proven=False):
+    if isinstance(event, LoadEnded) and state != Empty(is_used=True, is_proven=False):
         raise IllegalMove(f"something was loaded that nobody asked for: {state}")
     return move(state, event)

@@ -163,9 +163,9 @@ class HostRunner:
         swap: SwapReceipt | None,
     ) -> Result:
         started_at = datetime.now(UTC)
-        steps: list[messages.Progress] = []
+        steps: list[messages.StepFinished] = []
 
-        def report(progress: messages.Progress) -> None:
+        def report(progress: messages.StepFinished) -> None:
             nonlocal started_at, swap
             if progress.step == 0:
                 started_at = datetime.fromtimestamp(progress.at_s, UTC)
@@ -193,7 +193,7 @@ class HostRunner:
         return await self._result(task, outcome, video_path, started_at, swap)
 
     def _with_first_step(
-        self, swap: SwapReceipt, task: GenerationTask, started_at: datetime, first: messages.Progress
+        self, swap: SwapReceipt, task: GenerationTask, started_at: datetime, first: messages.StepFinished
     ) -> SwapReceipt:
         """*swap* with the last of its parts: weights are read as they are touched, so a swap costs it too."""
         first_step_s = max(0.0, round(first.at_s - started_at.timestamp(), 4))

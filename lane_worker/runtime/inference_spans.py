@@ -16,7 +16,7 @@ def record_inference(
     task: GenerationTask,
     outcome: Outcome,
     started_at: datetime,
-    steps: Sequence[messages.Progress],
+    steps: Sequence[messages.StepFinished],
     *,
     host_pid: int,
     first_step_s: float | None = None,

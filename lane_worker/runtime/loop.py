@@ -17,6 +17,7 @@ from contracts.settings import Windows
 from contracts.tasks import (
     FailureCode,
     GenerationTask,
+    UnreadableRecord,
     UnreadableTask,
     VideoFile,
     decode_task,
@@ -252,7 +253,7 @@ class WorkLoop:
         except UnreadableTask as error:
             unreadables.tell("record", queued.id, error, revision=revision)
             if value is not None and may_be_newer(queued.id, value):
-                raise _RecordUnreadable("the record of its task cannot be read") from None
+                raise UnreadableRecord("the record of its task cannot be read") from None
             return None
         decision = claim_decision(queued, record, revision=revision, owner=self._owner, now=datetime.now(UTC))
         match decision:
@@ -493,11 +494,7 @@ def _is_left(message: Msg, error: UnreadableTask) -> bool:
     """
     age_s = (datetime.now(UTC) - message.metadata.timestamp).total_seconds()
     task_id = message.subject.rpartition(".")[2]
-    return age_s < LEFT_MAX_S and (isinstance(error, _RecordUnreadable) or may_be_newer(task_id, message.data))
-
-
-class _RecordUnreadable(UnreadableTask):
-    """There is a record, and it may be of a newer version."""
+    return age_s < LEFT_MAX_S and (isinstance(error, UnreadableRecord) or may_be_newer(task_id, message.data))
 
 
 class _NotClaimed(Exception):

@@ -42,7 +42,7 @@ class NameHeld(Exception):
     """Another process works under the name. The text says which, and what to do."""
 
 
-class Holder(Struct, frozen=True):
+class NameHolder(Struct, frozen=True):
     """The process that holds a name, or held it last. One that *leaves* lets go of it soon."""
 
     pid: int
@@ -53,9 +53,9 @@ class Holder(Struct, frozen=True):
 class HeldName:
     """A name that is ours until this process ends."""
 
-    def __init__(self, path: Path, before: Holder | None) -> None:
+    def __init__(self, path: Path, before: NameHolder | None) -> None:
         self._path = path
-        self._me = Holder(os.getpid(), process_started_at())
+        self._me = NameHolder(os.getpid(), process_started_at())
         self.before = before
         """Who held it last, and is gone."""
         self._write()
@@ -96,9 +96,9 @@ async def holding_name(data_dir: Path, name: str) -> AsyncIterator[HeldName]:
         yield HeldName(path, _read(path))
 
 
-def _read(path: Path) -> Holder | None:
+def _read(path: Path) -> NameHolder | None:
     try:
-        return decode_json(path.read_bytes(), Holder)
+        return decode_json(path.read_bytes(), NameHolder)
     except (OSError, msgspec.DecodeError, ValueError):
         return None
 
@@ -119,7 +119,7 @@ class Whose(Enum):
 
 
 def whose(
-    told: LaneHeartbeat | None, before: Holder | None, *, is_here: bool, beats: bool, age_s: float, silent_s: float
+    told: LaneHeartbeat | None, before: NameHolder | None, *, is_here: bool, beats: bool, age_s: float, silent_s: float
 ) -> Whose:
     """Whether the process that wrote *told* lives. Pure.
 
@@ -141,7 +141,7 @@ def whose(
     return Whose.OURS if age_s > silent_s else Whose.UNCERTAIN  # 4, 5
 
 
-async def require_nobody(link: NatsLink, key: str, name: str, before: Holder | None, *, silent_s: float) -> None:
+async def require_nobody(link: NatsLink, key: str, name: str, before: NameHolder | None, *, silent_s: float) -> None:
     """No other lane speaks at *key* of KV `lanes`. One of which nobody can tell yet is listened to for *silent_s*.
 
     Raises NameHeld, TransportUnavailable.
@@ -174,7 +174,7 @@ def _writer(told: LaneHeartbeat | None) -> tuple[int, datetime] | None:
     return None if told is None else (told.pid, told.started_at)
 
 
-def _is_same(told: LaneHeartbeat, holder: Holder) -> bool:
+def _is_same(told: LaneHeartbeat, holder: NameHolder) -> bool:
     return told.pid == holder.pid and abs((told.started_at - holder.started_at).total_seconds()) < _SAME_START_S
 
 

@@ -89,7 +89,7 @@ class Record(Struct, frozen=True):
     value: bytes
 
 
-class Manifest(Struct, frozen=True, kw_only=True):
+class BackupManifest(Struct, frozen=True, kw_only=True):
     """What a backup holds; written last, so that a folder with one is whole."""
 
     format: int
@@ -115,7 +115,7 @@ def restore_order(names: list[str]) -> list[str]:
 # ── backup ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def backup(link: NatsLink, want: Topology, folder: Path, on_bytes: OnBytes) -> Manifest:
+async def backup(link: NatsLink, want: Topology, folder: Path, on_bytes: OnBytes) -> BackupManifest:
     """Saves every stream and bucket of *want* into *folder*, which appears when all of it is written.
 
     *on_bytes* is told a stream, the bytes that came, and about how many there are. Raises BackupError,
@@ -138,7 +138,7 @@ async def backup(link: NatsLink, want: Topology, folder: Path, on_bytes: OnBytes
                 _write(part / UNENDED, unended)
             streams.append(await _save(link, name, part, on_bytes))
         server = link.client.connected_server_version
-        manifest = Manifest(
+        manifest = BackupManifest(
             format=FORMAT,
             server=f"{server.major}.{server.minor}.{server.patch}",
             begun_at=begun_at,
@@ -213,7 +213,9 @@ async def _next(chunks: Subscription, name: str) -> Msg | None:
 # ── restore ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def restore(link: NatsLink, folder: Path, on_bytes: OnBytes, *, replicas: int | None) -> tuple[Manifest, int]:
+async def restore(
+    link: NatsLink, folder: Path, on_bytes: OnBytes, *, replicas: int | None
+) -> tuple[BackupManifest, int]:
     """Brings back every stream of the backup in *folder*, on *replicas* servers each (None: as they were), and stores
     a timer for every task that has not ended; how many those are.
 
@@ -246,10 +248,10 @@ async def restore(link: NatsLink, folder: Path, on_bytes: OnBytes, *, replicas: 
         raise
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> BackupManifest:
     """What the backup in *folder* holds. Raises BackupError."""
     try:
-        manifest = decode_json((folder / MANIFEST).read_bytes(), Manifest)
+        manifest = decode_json((folder / MANIFEST).read_bytes(), BackupManifest)
     except FileNotFoundError as error:
         raise BackupError(f"{folder} is no whole backup: it has no {MANIFEST}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
@@ -393,7 +395,7 @@ def _run(nats: NatsAccess, text: str, work: Callable[[NatsLink, OnBytes], Awaita
         raise click.ClickException(str(error)) from error
 
 
-def _size(manifest: Manifest) -> str:
+def _size(manifest: BackupManifest) -> str:
     size_bytes = sum(stream.bytes for stream in manifest.streams)
     messages = sum(stream.messages for stream in manifest.streams)
     return f"{len(manifest.streams)} streams and buckets, {messages} messages, {size_bytes:,} bytes"
@@ -413,7 +415,7 @@ def backup_command(folder: Path, nats: NatsAccess, settings: Path | None, profil
     DIR must be new or empty. Videos are not in it: copy the artifact store afterwards.
     """
 
-    async def work(link: NatsLink, on_bytes: OnBytes) -> Manifest:
+    async def work(link: NatsLink, on_bytes: OnBytes) -> BackupManifest:
         want = wanted(load_settings(settings).catalog(profile), keep_s=0)
         return await backup(link, want, folder.absolute(), on_bytes)
 

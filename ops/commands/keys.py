@@ -53,7 +53,7 @@ class NoSuchKey(Exception):
     """There is nothing to revoke. The text says why."""
 
 
-class Stored(Struct, frozen=True):
+class StoredKey(Struct, frozen=True):
     """What KV `keys` holds: the keys, oldest first, and the names of entries that cannot be read and let nobody in.
 
     *was_one_made*: a gateway on the loopback is closed, also when no key is in force any more.
@@ -74,7 +74,7 @@ class Stored(Struct, frozen=True):
         return tuple(key for key in self.keys if key.revoked_at is not None)
 
 
-async def read_keys(link: NatsLink) -> Stored:
+async def read_keys(link: NatsLink) -> StoredKey:
     """Every key that was made. Raises NotProvisioned, TransportUnavailable."""
     entries: dict[str, Entry] = {}
 
@@ -92,7 +92,7 @@ async def read_keys(link: NatsLink) -> Stored:
         except UnreadableKey:
             unreadable.append(name)
     keys.sort(key=lambda key: key.created_at)
-    return Stored(tuple(keys), tuple(unreadable), bool(entries))
+    return StoredKey(tuple(keys), tuple(unreadable), bool(entries))
 
 
 async def add(
@@ -323,7 +323,7 @@ def revoke_command(key_id: str, nats: NatsAccess) -> None:
     if presented is not None:
         key_id = presented.id  # of a key that leaked, the text may be all that somebody has
 
-    async def end(link: NatsLink) -> tuple[ApiKey, Stored]:
+    async def end(link: NatsLink) -> tuple[ApiKey, StoredKey]:
         now = datetime.now(UTC)
         await forget_revoked(link, now=now)
         return await revoke(link, key_id, now=now), await read_keys(link)

@@ -57,7 +57,7 @@ class Lanes(click.ParamType[dict[str, int]]):
         return lanes
 
 
-class Host(Struct, frozen=True):
+class ListenHost(Struct, frozen=True):
     """Where to listen: *name* as it was given, and the one *address* that it stands for."""
 
     name: str
@@ -81,7 +81,7 @@ class Host(Struct, frozen=True):
         return f"{scheme}://{f'[{self.near}]' if ':' in self.near else self.near}:{port}"
 
     @classmethod
-    def of(cls, name: str) -> "Host":
+    def of(cls, name: str) -> "ListenHost":
         """Raises ValueError for what is neither an address nor a name that stands for one."""
         name = "127.0.0.1" if name == "localhost" else name
         try:
@@ -98,16 +98,16 @@ class Host(Struct, frozen=True):
         return cls(name, str(found[0][4][0]))
 
 
-class HostType(click.ParamType[Host]):
+class HostType(click.ParamType[ListenHost]):
     """An address to listen on, or a name that stands for one."""
 
     name = "host"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Host:
-        if isinstance(value, Host):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ListenHost:
+        if isinstance(value, ListenHost):
             return value
         try:
-            return Host.of(str(value))
+            return ListenHost.of(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -374,7 +374,7 @@ def metrics_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @_metrics_port_option
     @_metrics_host_option
     @wraps(function)
-    def command(*args: Any, metrics_port: int | None, metrics_host: Host, **options: Any) -> Any:
+    def command(*args: Any, metrics_port: int | None, metrics_host: ListenHost, **options: Any) -> Any:
         listen = None if metrics_port is None else Listen(metrics_host.address, metrics_port)
         return function(*args, listen=listen, **options)
 

@@ -20,7 +20,7 @@ from ops.commands.options import (
 )
 from ops.nats.access import NatsAccess
 from ops.nats.link import NatsLink, TransportUnavailable, UnusableServer
-from ops.nats.provisioning import Difference, Refused, differences, provision, wanted
+from ops.nats.provisioning import Difference, ProvisioningRefused, differences, provision, wanted
 
 # A cluster that has just started, or lost its leader, elects one within so long.
 ELECTION_S: Final = 15.0
@@ -53,7 +53,7 @@ def command(
 
     try:
         found = asyncio.run(run())
-    except (SettingsError, TransportUnavailable, UnusableServer, Refused) as error:
+    except (SettingsError, TransportUnavailable, UnusableServer, ProvisioningRefused) as error:
         raise click.ClickException(str(error)) from error
     for difference in found:
         click.echo(f"{'differs' if check else 'mended '}  {difference}")

@@ -15,7 +15,7 @@ SETTLED: Final = DENIED | {LaneState.WARM, LaneState.CRASH_LOOPING}
 PROBE_S: Final = 2.0
 
 
-class Start(Enum):
+class StartStage(Enum):
     """How far a start has come."""
 
     NOT_YET = auto()
@@ -26,7 +26,7 @@ class Start(Enum):
 
 def how_started(
     lanes: Sequence[LaneState], *, wanted: int, leads: bool, answers: bool, failing: Sequence[str]
-) -> Start:
+) -> StartStage:
     """What may be told of a start. Pure.
 
     1. While the gateway does not answer, or a lane is still on its way: not yet.
@@ -36,13 +36,13 @@ def how_started(
     5. Otherwise ready.
     """
     if not answers or len(lanes) < wanted or any(state not in SETTLED for state in lanes):  # 1
-        return Start.NOT_YET
+        return StartStage.NOT_YET
     all_warm = bool(lanes) and all(state is LaneState.WARM for state in lanes)
     if not all_warm and not leads:  # 2
-        return Start.NOT_YET
+        return StartStage.NOT_YET
     if failing or LaneState.CRASH_LOOPING in lanes:  # 3
-        return Start.PARTLY
-    return Start.READY if leads else Start.NOT_YET  # 4, 5
+        return StartStage.PARTLY
+    return StartStage.READY if leads else StartStage.NOT_YET  # 4, 5
 
 
 async def answers(host: str, port: int, tls: ssl.SSLContext | None) -> bool:

@@ -27,7 +27,7 @@ from ops.commands.addresses import DEFAULT_URL, Addresses, telling
 from ops.commands.behind import Behind, behind_options
 from ops.commands.keys import forget_revoked, read_keys
 from ops.commands.options import (
-    Host,
+    ListenHost,
     Shared,
     cors_origins_option,
     data_dir_option,
@@ -49,7 +49,7 @@ from ops.commands.options import (
     tls_cert_option,
     tls_key_option,
 )
-from ops.commands.start import DENIED, Start, how_started, unchecked, until_answers
+from ops.commands.start import DENIED, StartStage, how_started, unchecked, until_answers
 from ops.ending import end
 from ops.lanes.left_behind import forget_the_dead
 from ops.lanes.quota import POLL_S, Quota, QuotaError
@@ -96,7 +96,7 @@ class Stack:
         *,
         console: Console,
         catalog: Catalog,
-        host: Host,
+        host: ListenHost,
         port: int,
         tls: Tls | None,
         cors_origins: tuple[str, ...],
@@ -148,7 +148,7 @@ class Stack:
         self._led = asyncio.Event()
         self._parts: tuple[Process, ...] = ()
         self._answers = False
-        self._told_start: Start | None = None
+        self._told_start: StartStage | None = None
         self._draining = False
         self._begun_s = time.monotonic()
         self._begun_at = datetime.now(UTC)
@@ -278,7 +278,7 @@ class Stack:
         self._say(f"metrics of every process, for Prometheus: {self.url}/metrics{needs}")
         if not self._wanted_count:
             self._say("no lanes were asked for: the degraded worker serves every request")
-        while self._told_start is not Start.READY:
+        while self._told_start is not StartStage.READY:
             self._tell_when_ready()
             await asyncio.sleep(POLL_S)
 
@@ -355,12 +355,12 @@ class Stack:
         start = how_started(
             states, wanted=self._wanted_count, leads=self._leader is not None, answers=self._answers, failing=failing
         )
-        if self._draining or start is Start.NOT_YET or start is self._told_start:
+        if self._draining or start is StartStage.NOT_YET or start is self._told_start:
             return
         looping = [lane for lane, state in self._states.items() if state is LaneState.CRASH_LOOPING]
-        if start is Start.READY and self._told_start is None:
+        if start is StartStage.READY and self._told_start is None:
             self._say(f"ready in {time.monotonic() - self._begun_s:.1f} s; paste one of these, then open the .mp4:")
-        elif start is Start.READY:
+        elif start is StartStage.READY:
             self._say("ready: every part runs now")
         else:
             self._say(
@@ -511,7 +511,7 @@ def curl_lines(url: str, model: str, prompt: str, *, needs_key: bool = False) ->
 @tls_cert_option
 @tls_key_option
 def command(
-    host: Host,
+    host: ListenHost,
     port: int,
     nats_port: int,
     data_dir: Path,

@@ -24,7 +24,7 @@ class Want(Struct, frozen=True):
     name: str
 
 
-class Denial(Struct, frozen=True):
+class LaneDenial(Struct, frozen=True):
     """The provider's refusal, which stands until *retry_at_s*."""
 
     kind: DenialKind
@@ -37,7 +37,7 @@ class Seen(Struct, frozen=True):
 
     phase: Literal["absent", "granted", "stopping"] = "absent"
     warm: bool = False
-    denial: Denial | None = None
+    denial: LaneDenial | None = None
 
 
 class Keep(Struct, frozen=True):
@@ -139,7 +139,7 @@ def crash_loops(failures: Sequence[float]) -> bool:
     return len(failures) >= CRASHES
 
 
-class Told(Struct, frozen=True):
+class ReportedState(Struct, frozen=True):
     """What the supervisor says of a lane."""
 
     state: LaneState
@@ -153,15 +153,15 @@ def after_death(silence: Silence, death: Death, *, was_warm: bool, now_s: float)
     return Silence(crashes=failed_again(silence.crashes, now_s=now_s), last=death)
 
 
-def told_of(about: Deny | Silence, *, now_s: float) -> Told:
+def told_of(about: Deny | Silence, *, now_s: float) -> ReportedState:
     """What is said of a lane that does not speak for itself: a denial and a crash loop are different facts."""
     if isinstance(about, Deny):
-        return Told(LaneState.QUOTA_DENIED if about.kind == "quota" else LaneState.CAPACITY_DENIED, about.text)
+        return ReportedState(LaneState.QUOTA_DENIED if about.kind == "quota" else LaneState.CAPACITY_DENIED, about.text)
     if about.last is None:
-        return Told(LaneState.STARTING)
+        return ReportedState(LaneState.STARTING)
     left_s = about.last.again_at_s - now_s
     again = f"again in {left_s:.1f} s" if left_s > 0 else "trying again"
     if not crash_loops(about.crashes):
-        return Told(LaneState.STARTING, f"ended ({about.last.how}); {again}")
+        return ReportedState(LaneState.STARTING, f"ended ({about.last.how}); {again}")
     text = f"{len(about.crashes)} times in a row it ended before it was warm; the last: {about.last.how}; {again}"
-    return Told(LaneState.CRASH_LOOPING, text)
+    return ReportedState(LaneState.CRASH_LOOPING, text)

@@ -24,7 +24,7 @@ LOG_TAIL_BYTES: Final = 16 * 1024
 ERROR_MAX_CHARS: Final = 300
 
 
-class Denied(Exception):
+class LaneDenied(Exception):
     """The provider does not start the lane. *kind* says whether it may not (quota) or cannot (capacity)."""
 
     def __init__(self, kind: DenialKind, text: str) -> None:
@@ -32,7 +32,7 @@ class Denied(Exception):
         self.kind: DenialKind = kind
 
 
-class Lane(Protocol):
+class GrantedLane(Protocol):
     """A lane that a provider granted. It is started again, with backoff, whenever it ends, until it is stopped."""
 
     @property
@@ -57,7 +57,7 @@ class Lane(Protocol):
 class LaneProvider(Protocol):
     """Starts lanes."""
 
-    async def start(self, want: Want, on_death: Callable[[Death], None]) -> Lane:
+    async def start(self, want: Want, on_death: Callable[[Death], None]) -> GrantedLane:
         """The lane, being started; *on_death* is called whenever it ended by itself. Raises Denied."""
         ...
 
@@ -83,13 +83,13 @@ class ProcessProvider:
         self._logs, self._log_max_bytes = logs, log_max_bytes
         self._group = group
 
-    async def start(self, want: Want, on_death: Callable[[Death], None]) -> Lane:
+    async def start(self, want: Want, on_death: Callable[[Death], None]) -> GrantedLane:
         """The lane on the first free slot. Raises Denied (`capacity`) when there is none."""
         slot = next((slot for slot, lane in self._slots.items() if lane is None), None)
         if slot is None:
             count = len(self._slots)
             taken = f"all {count} slots for lanes are taken" if count > 1 else "the only slot for lanes is taken"
-            raise Denied("capacity", taken if count else "the only slot is the degraded worker's")
+            raise LaneDenied("capacity", taken if count else "the only slot is the degraded worker's")
 
         def on_end(process: Process, status: int, wait_s: float) -> None:
             how = how_it_ended(status, process.log_file)

@@ -17,19 +17,19 @@ from contracts.topology import lane_key
 from ops.ending import end
 from ops.lanes.plan import (
     Death,
-    Denial,
     Deny,
+    LaneDenial,
+    ReportedState,
     Seen,
     Silence,
     Start,
     Stop,
-    Told,
     Want,
     after_death,
     plan,
     told_of,
 )
-from ops.lanes.providers import Denied, Lane, LaneProvider
+from ops.lanes.providers import GrantedLane, LaneDenied, LaneProvider
 from ops.lanes.quota import POLL_S, Quota, QuotaError
 from ops.lanes.recovery import LostStarts, give_back
 from ops.nats.bucket import Bucket, Versioned
@@ -56,9 +56,9 @@ class Supervised:
     def __init__(self, want: Want) -> None:
         self.want = want
         self.key = lane_key(want.model, want.name)
-        self.granted: Lane | None = None
+        self.granted: GrantedLane | None = None
         self.stopping = False
-        self.denial: Denial | None = None
+        self.denial: LaneDenial | None = None
         self.denied: Deny | None = None
         self.silence = Silence()
         self.was_warm = False
@@ -66,7 +66,7 @@ class Supervised:
         self.orphan: tuple[InHand, Death] | None = None
         """What the process that ended last had in hand, until it was given back."""
         self._heard: LaneHeartbeat | None = None
-        self._said: Told | None = None
+        self._said: ReportedState | None = None
         self._since = datetime.now(UTC)
 
     def seen(self) -> Seen:
@@ -102,13 +102,13 @@ class Supervised:
         spoken = None if self._heard is None else self._heard.pid
         return self.granted is not None and self.granted.pid is not None and self.granted.pid == spoken
 
-    def told(self, now_s: float) -> Told | None:
+    def told(self, now_s: float) -> ReportedState | None:
         """What the supervisor has to say of it; None when its own process tells, or is about to leave."""
         if self.granted is None:
             return None if self.denied is None else told_of(self.denied, now_s=now_s)
         return None if self.stopping or self.speaks_for_itself else told_of(self.silence, now_s=now_s)
 
-    def heartbeat(self, told: Told) -> LaneHeartbeat:
+    def heartbeat(self, told: ReportedState) -> LaneHeartbeat:
         """*told* as it is stored. `started_at` is since when its state stands."""
         if self._said is None or self._said.state is not told.state:
             self._since = datetime.now(UTC)
@@ -192,8 +192,8 @@ class Supervisor:
     async def _start(self, lane: Supervised) -> None:
         try:
             lane.granted = await self._provider.start(lane.want, partial(self._on_death, lane))
-        except Denied as denied:
-            lane.denial = Denial(denied.kind, str(denied), time.monotonic() + DENIAL_RETRY_S)
+        except LaneDenied as denied:
+            lane.denial = LaneDenial(denied.kind, str(denied), time.monotonic() + DENIAL_RETRY_S)
             lane.denied = Deny(denied.kind, str(denied))
             return
         lane.denial, lane.silence, lane.was_warm = None, Silence(), False

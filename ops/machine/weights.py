@@ -5,7 +5,7 @@ import struct
 from pathlib import Path
 from typing import Any, Final
 
-from contracts.fit import Components, Stored
+from contracts.fit import Components, StoredTensor
 from contracts.nesting import loads
 
 MODEL_INDEX: Final = "model_index.json"
@@ -64,7 +64,7 @@ def _map(index: Path) -> dict[str, str]:
     return places
 
 
-def _tensors(path: Path) -> tuple[Stored, ...]:
+def _tensors(path: Path) -> tuple[StoredTensor, ...]:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -73,7 +73,7 @@ def _tensors(path: Path) -> tuple[Stored, ...]:
             header: dict[str, Any] = loads(file.read(length))
         header.pop("__metadata__", None)
         return tuple(
-            Stored(name, NAMES.get(told["dtype"], told["dtype"]), math.prod(told["shape"]))
+            StoredTensor(name, NAMES.get(told["dtype"], told["dtype"]), math.prod(told["shape"]))
             for name, told in header.items()
         )
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:

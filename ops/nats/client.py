@@ -32,7 +32,7 @@ class Denied(nats.errors.Error):
     """nats-server does not let this user ask on the subject; nothing was stored."""
 
 
-class Denial(Struct, frozen=True):
+class PermissionDenial(Struct, frozen=True):
     """What the server denied. *subject* is in small letters, as nats-py tells it."""
 
     operation: Literal["publish", "subscription"]
@@ -45,12 +45,12 @@ class Denial(Struct, frozen=True):
         return f"{self.operation} {'.'.join(tokens[: 5 if tokens[0] == '$js' else 2])}"
 
 
-def denial_in(error: Exception) -> Denial | None:
+def denial_in(error: Exception) -> PermissionDenial | None:
     """What *error*, as nats-py reports it, says that the server denied; None for every other error. Pure."""
     found = _VIOLATION.search(str(error))
     if found is None:
         return None
-    return Denial("publish" if found[1].lower() == "publish" else "subscription", found[2].lower())
+    return PermissionDenial("publish" if found[1].lower() == "publish" else "subscription", found[2].lower())
 
 
 def is_unauthorised(error: Exception) -> bool:
@@ -65,7 +65,7 @@ class Ack(Struct, frozen=True):
     duplicate: bool = False
 
 
-class Stored(Struct, frozen=True):
+class StoredMessage(Struct, frozen=True):
     """A message of a stream. *hdrs* are its header lines, *time* is the server's, as RFC 3339."""
 
     seq: int
@@ -74,12 +74,12 @@ class Stored(Struct, frozen=True):
     hdrs: bytes = b""
 
 
-class _Answer(Struct, frozen=True):
+class _JetStreamAnswer(Struct, frozen=True):
     """What JetStream answers: to a message an ack, to a question for one that message; or an error."""
 
     seq: int = 0
     duplicate: bool = False
-    message: Stored | None = None
+    message: StoredMessage | None = None
     error: dict[str, Any] | None = None
 
 
@@ -103,7 +103,7 @@ _WHITE: Final = re.compile(r"\s")
 WRITTEN_AT_ONCE_BYTES: Final = 65_536
 # Closing discards what the kernel has not sent.
 _DISCARDING: Final = struct.pack("ii", 1, 0)
-_decode_answer: Final = Decoder(_Answer).decode
+_decode_answer: Final = Decoder(_JetStreamAnswer).decode
 
 
 # What is asked is answered within this time, or taken for not answered.
@@ -120,9 +120,9 @@ _STATUS_CONTROL: Final = "100"
 
 class Following:
     """A consumer that the server forgets with the connection: it brings every message once, in their order, until it
-    has ended (`Client.follow`). *on_end* tells of that; whoever wants more makes another."""
+    has ended (`NatsClient.follow`). *on_end* tells of that; whoever wants more makes another."""
 
-    def __init__(self, client: "Client", on_message: Callable[[Msg], None], on_end: Callable[[], None]) -> None:
+    def __init__(self, client: "NatsClient", on_message: Callable[[Msg], None], on_end: Callable[[], None]) -> None:
         self._client, self._on_message, self._on_end = client, on_message, on_end
         self._subscription: Subscription | None = None
         self._brought = 0
@@ -193,7 +193,7 @@ class Following:
             self._end()  # one was lost on its way
 
 
-class Client(nats.aio.client.Client):
+class NatsClient(nats.aio.client.Client):
     """Tell it of denials (`deny`), which nats-py reports only to the error callback."""
 
     def __init__(self) -> None:
@@ -217,7 +217,7 @@ class Client(nats.aio.client.Client):
         self._gone.discard(sid)
         return was_lost
 
-    def deny(self, denial: Denial) -> None:
+    def deny(self, denial: PermissionDenial) -> None:
         """Ends the requests that wait on the denied subject."""
         for asked in self._asked.values():
             if asked.subject.lower() == denial.subject:
@@ -241,7 +241,7 @@ class Client(nats.aio.client.Client):
         told = _decoded(data)
         return Ack(told.seq, told.duplicate)
 
-    async def last_on(self, stream: str, subject: str, *, timeout_s: float) -> Stored | None:
+    async def last_on(self, stream: str, subject: str, *, timeout_s: float) -> StoredMessage | None:
         """The newest message on *subject*, as the stream's leader has it; as `JetStreamContext.get_last_msg`.
 
         Raises NotFoundError without the message or the stream, APIError, and what `request` does.
@@ -250,7 +250,7 @@ class Client(nats.aio.client.Client):
         data, _ = await self._ask(f"$JS.API.STREAM.MSG.GET.{stream}", question, {}, timeout_s)
         return _decoded(data).message
 
-    async def at(self, stream: str, seq: int, *, timeout_s: float) -> Stored | None:
+    async def at(self, stream: str, seq: int, *, timeout_s: float) -> StoredMessage | None:
         """The message of *stream* at *seq*. Raises NotFoundError without it, APIError, and what `request` does."""
         question = msgspec.json.encode({"seq": seq})
         data, _ = await self._ask(f"$JS.API.STREAM.MSG.GET.{stream}", question, {}, timeout_s)
@@ -425,7 +425,7 @@ class Client(nats.aio.client.Client):
             asked.answer.set_result((data, headers))
 
 
-def _decoded(data: bytes) -> _Answer:
+def _decoded(data: bytes) -> _JetStreamAnswer:
     told = _decode_answer(data)
     if told.error is not None:
         raise nats.js.errors.APIError.from_error(told.error)

@@ -9,7 +9,7 @@ import nats.errors
 import structlog
 
 from ops.nats.access import NatsAccess, inbox_prefix
-from ops.nats.client import Client, Denial, denial_in, is_unauthorised
+from ops.nats.client import NatsClient, PermissionDenial, denial_in, is_unauthorised
 from ops.nats.errors import TransportUnavailable, UnusableServer
 from ops.telemetry.seldom import Seldom
 
@@ -44,14 +44,14 @@ class Connector:
 
     def __init__(self, access: NatsAccess, *, name: str) -> None:
         self._access, self._name = access, name
-        self._client = Client()
+        self._client = NatsClient()
         self._tls: ssl.SSLContext | None = None
         self._patience: asyncio.Timeout | None = None
         self._refusals: list[Exception] = []
         self._is_news = Seldom().is_news
         self._connected: Connected | None = None
 
-    async def connect(self, *, wait_s: float) -> Client:
+    async def connect(self, *, wait_s: float) -> NatsClient:
         """A client that is connected, or was so within *wait_s* seconds.
 
         Raises TransportUnavailable when nobody answers; UnusableServer for a server that is too old, that does not
@@ -140,7 +140,7 @@ class Connector:
         elif not isinstance(error, _LOST) and self._is_news(type(error).__name__):
             log.warning("nats_error", error=repr(error))
 
-    def _on_denial(self, denial: Denial) -> None:
+    def _on_denial(self, denial: PermissionDenial) -> None:
         self._client.deny(denial)
         if self._is_news(denial.kind):
             log.error(

@@ -33,7 +33,7 @@ from contracts.topology import (
     timer_set_subject,
 )
 from ops.nats.access import NatsAccess
-from ops.nats.client import REPLY_TIMEOUT_S, Ack, Client, Following
+from ops.nats.client import REPLY_TIMEOUT_S, Ack, Following, NatsClient
 from ops.nats.clock import parse_time, rfc3339
 from ops.nats.connecting import Connector
 from ops.nats.errors import (
@@ -90,7 +90,7 @@ class Usage(Struct, frozen=True):
 class NatsLink:
     """A connection of one process. Make it with `NatsLink.connect`; close it with `close`."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: NatsClient) -> None:
         self.client = client
         self.js: JetStreamContext = client.jetstream(timeout=REPLY_TIMEOUT_S)
         self._connected_since_s: float | None = time.monotonic()
@@ -393,7 +393,7 @@ class NatsLink:
         on_message: Callable[[Msg], None],
         on_end: Callable[[], None],
     ) -> Following:
-        """`Client.follow`, of *bucket*. Raises NotFoundError, TransportUnavailable."""
+        """`NatsClient.follow`, of *bucket*. Raises NotFoundError, TransportUnavailable."""
         with translated(bucket):
             return await self.client.follow(
                 bucket_stream(bucket),

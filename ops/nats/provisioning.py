@@ -71,7 +71,7 @@ class Difference(Struct, frozen=True):
         return f"{self.name}: {self.field} is {self.have!r}, should be {self.want!r}"
 
 
-class Refused(Exception):
+class ProvisioningRefused(Exception):
     """The server cannot hold what is wanted. The text is the server's."""
 
 
@@ -121,10 +121,10 @@ async def _mend(difference: Difference, mend: "_Mend") -> None:
                 await mend()
             except nats.js.errors.ServerError as error:
                 if error.err_code == _NOT_A_CLUSTER:
-                    raise Refused(f"{difference.name}: {error.description}") from error
+                    raise ProvisioningRefused(f"{difference.name}: {error.description}") from error
                 raise
     except nats.js.errors.APIError as error:
-        raise Refused(f"{difference.name}: {error.description}") from error
+        raise ProvisioningRefused(f"{difference.name}: {error.description}") from error
 
 
 async def require_provisioned(link: NatsLink, want: Topology) -> None:

@@ -13,7 +13,7 @@ from nats.js.client import JetStreamContext
 
 from contracts.nesting import loads
 from contracts.topology import ConsumerSpec, consumer_on
-from ops.nats.client import REPLY_TIMEOUT_S, Client
+from ops.nats.client import REPLY_TIMEOUT_S, NatsClient
 from ops.nats.errors import TransportUnavailable, translated
 from ops.telemetry.metrics import consumers_made_anew
 
@@ -31,7 +31,7 @@ class Pull:
 
     def __init__(
         self,
-        client: Client,
+        client: NatsClient,
         subscription: JetStreamContext.PullSubscription,
         stream: str,
         consumer: str,
@@ -88,7 +88,7 @@ class Pull:
             await self._subscription.unsubscribe()
 
 
-async def make_consumer(client: Client, stream: str, name: str) -> bool:
+async def make_consumer(client: NatsClient, stream: str, name: str) -> bool:
     """Makes the consumer *name* of *stream* where it is gone; whether it was.
 
     Raises TransportUnavailable, also where the stream is gone, or this user may not.

@@ -98,14 +98,14 @@ def judged(*, made_at: str | None, mark: Mark | None, state: StreamState, there:
     return Verdict.SAME if is_same else Verdict.WENT_BACK  # 4, 3
 
 
-class Told(Struct, frozen=True):
+class KnownRevision(Struct, frozen=True):
     """What is known of a key: of which revision it was told last, and since when that stands."""
 
     revision: int
     time: datetime
 
 
-def contradicts(told: dict[str, Told], newest: dict[str, Entry]) -> bool:
+def contradicts(told: dict[str, KnownRevision], newest: dict[str, Entry]) -> bool:
     """Whether *newest*, the last entry of every key now, shows that what was *told* of one is not there any more. Pure.
 
     A key that is gone shows nothing: it may have expired.
@@ -134,8 +134,8 @@ def was_emptied(*, standing: int | None, lately: Iterable[int], before: StreamSt
     return any(revision < now.first_seq for revision in lately)  # 3
 
 
-class Following(Protocol):
-    """A consumer of a stream, as `Client.follow` makes it. It ends once, and then tells nothing any more."""
+class FollowedStream(Protocol):
+    """A consumer of a stream, as `NatsClient.follow` makes it. It ends once, and then tells nothing any more."""
 
     @property
     def pending(self) -> int:
@@ -170,7 +170,7 @@ class Server(Protocol):
         history: bool,
         on_message: Callable[[Msg], None],
         on_end: Callable[[], None],
-    ) -> Following:
+    ) -> FollowedStream:
         """Brings every message from *start* on; without one, from the start, with or without *history*.
 
         *on_end* is called when it has fallen silent, or missed one. Raises when there is no answer.
@@ -200,14 +200,14 @@ class Watch:
         self._server, self.bucket, self._on_change, self._history = server, bucket, on_change, history
         self._on_again, self._on_whole = on_again, on_whole
         self._stream, self._prefix = bucket_stream(bucket), f"$KV.{bucket}."
-        self._following: Following | None = None
+        self._following: FollowedStream | None = None
         self._state = self._looked = StreamState("", 0)
         self._last: Mark | None = None
         self._noted: Mark | None = None
         self._cuts = server.cuts
         # after how many breaks something was noted that no mark stands for
         self._doubted: int | None = None
-        self._told: dict[str, Told] = {}
+        self._told: dict[str, KnownRevision] = {}
         # of those, the keys that have a value; of a large bucket those that were told since the last look
         self._standing: dict[str, int] = {}
         # what is read once more; it is told when it is whole
@@ -367,7 +367,7 @@ class Watch:
 
     def _tell(self, entry: Entry) -> None:
         if self._on_whole is None:
-            self._told[entry.key] = Told(entry.revision, entry.time)
+            self._told[entry.key] = KnownRevision(entry.revision, entry.time)
         if entry.value is None:
             self._standing.pop(entry.key, None)
         elif self._on_whole is None or self._is_whole:
@@ -419,10 +419,10 @@ class Watch:
             if is_all_news or is_news(entry, before.get(entry.key), went_back=self._went_back):
                 self._tell(entry)
             else:
-                self._told[entry.key] = Told(entry.revision, entry.time)
+                self._told[entry.key] = KnownRevision(entry.revision, entry.time)
 
 
-def is_news(entry: Entry, told: Told | None, *, went_back: bool) -> bool:
+def is_news(entry: Entry, told: KnownRevision | None, *, went_back: bool) -> bool:
     """Whether *entry* is to be told after what was *told* of its key. Pure.
 
     Where the bucket *went_back*, what was told may be gone: then a lower revision is news, too.

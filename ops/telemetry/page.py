@@ -50,7 +50,7 @@ class Family(Struct, frozen=True, array_like=True):
     samples: tuple[Sample, ...]
 
 
-class Told(Struct, frozen=True):
+class ProcessPage(Struct, frozen=True):
     """What one process tells of itself. *began_s* is when it began to, by the clock of the machine."""
 
     role: str
@@ -59,13 +59,13 @@ class Told(Struct, frozen=True):
     families: tuple[Family, ...]
 
 
-def joined(pages: Iterable[Told]) -> list[Metric]:
+def joined(pages: Iterable[ProcessPage]) -> list[Metric]:
     """The families of *pages* as one page, each sample with the `job` and the `instance` of its process. Pure.
 
     1. Of two processes of one name only the newer tells: it took the place of the other.
     2. A family of which two processes disagree what it is, stays what it is in the first.
     """
-    newest: dict[tuple[str, str], Told] = {}
+    newest: dict[tuple[str, str], ProcessPage] = {}
     for told in sorted(pages, key=lambda told: told.began_s):  # 1
         newest[told.role, told.instance] = told
     families: dict[str, Metric] = {}
@@ -80,14 +80,14 @@ def joined(pages: Iterable[Told]) -> list[Metric]:
 
 
 class _Joined(Collector):
-    def __init__(self, pages: Iterable[Told]) -> None:
+    def __init__(self, pages: Iterable[ProcessPage]) -> None:
         self._pages = pages
 
     def collect(self) -> Iterator[Metric]:
         yield from joined(self._pages)
 
 
-_TOLD: Final = MsgpackDecoder[Told](Told)
+_TOLD: Final = MsgpackDecoder[ProcessPage](ProcessPage)
 
 
 async def page_of_all(folder: Path) -> bytes:
@@ -98,7 +98,7 @@ async def page_of_all(folder: Path) -> bytes:
     return await asyncio.to_thread(lambda: generate_latest(_Joined(pages)))
 
 
-async def _ask(path: Path) -> Told | None:
+async def _ask(path: Path) -> ProcessPage | None:
     try:
         async with asyncio.timeout(ASK_S):
             with _short(path) as address:
@@ -122,7 +122,7 @@ def answer_in(folder: Path, role: str, instance: str) -> Callable[[], None]:
     part = path.with_suffix(".part")
     for left in (path, part):
         left.unlink(missing_ok=True)
-    server = _Server(part, role, instance)
+    server = _PageServer(part, role, instance)
     part.replace(path)
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
     thread.start()
@@ -136,25 +136,25 @@ def answer_in(folder: Path, role: str, instance: str) -> Callable[[], None]:
     return stop
 
 
-class _Server(socketserver.ThreadingUnixStreamServer):
+class _PageServer(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
     block_on_close = False
 
     def __init__(self, path: Path, role: str, instance: str) -> None:
         self.role, self.instance, self.began_s = role, instance, time.time()
         with _short(path) as address:
-            super().__init__(address, _Answer)
+            super().__init__(address, _PageAnswer)
         path.chmod(0o700)  # processes of this user alone may ask
 
     def handle_error(self, request: object, client_address: object) -> None:
         log.info("metrics_not_told", exc_info=True)  # who asked has gone
 
 
-class _Answer(socketserver.BaseRequestHandler):
-    server: _Server
+class _PageAnswer(socketserver.BaseRequestHandler):
+    server: _PageServer
 
     def handle(self) -> None:
-        told = Told(self.server.role, self.server.instance, self.server.began_s, tuple(_families()))
+        told = ProcessPage(self.server.role, self.server.instance, self.server.began_s, tuple(_families()))
         self.request.settimeout(_SEND_S)
         self.request.sendall(msgspec.msgpack.encode(told))
 

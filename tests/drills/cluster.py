@@ -28,7 +28,7 @@ from contracts.topology import DEGRADED, TASKS
 from ops.ending import end
 from ops.machine.processes import warmlane_command
 from ops.nats.link import Entry, NatsLink, TransportUnavailable
-from ops.nats.provisioning import Refused, provision, wanted
+from ops.nats.provisioning import ProvisioningRefused, provision, wanted
 from ops.nats.server import find_nats_server
 from tests.kit.degraded import DegradedProcess, leads
 from tests.kit.lanes import LaneProcess, heartbeat_of
@@ -172,7 +172,7 @@ async def provision_three(link: NatsLink) -> None:
     async def provisioned() -> bool:
         try:
             await provision(link, want)
-        except (TransportUnavailable, Refused):  # refused while a node is not known to be there
+        except (TransportUnavailable, ProvisioningRefused):  # refused while a node is not known to be there
             return False
         return True
 

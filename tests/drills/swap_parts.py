@@ -25,7 +25,7 @@ from rich.table import Table
 from contracts.settings import ModelEntry, load_settings
 from contracts.tasks import SwapReceipt
 from lane_worker.forking.host import ForkServer, Host
-from lane_worker.forking.host_messages import Finished, Generate, Progress
+from lane_worker.forking.host_messages import Finished, Generate, StepFinished
 from lane_worker.residence.read_ahead import ReadAhead
 from lane_worker.residence.residence import Residence
 from lane_worker.runtime.warm_up import with_picture
@@ -141,7 +141,7 @@ async def _measure(models: Mapping[str, ModelEntry], models_dir: Path, *, slot: 
 
 async def _swap(residence: Residence, host: Host, entry: ModelEntry, folder: Path) -> SwapReceipt:
     receipt = (await residence.ready(entry.name)).receipt
-    steps: list[Progress] = []
+    steps: list[StepFinished] = []
     request = with_picture(Generate("parts", 0, parameters_of(entry), str(folder / "video.mp4")), entry, folder)
     outcome = await host.generate(request, steps.append)
     assert isinstance(outcome, Finished), outcome

@@ -16,7 +16,7 @@ from contracts.topology import DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, LEADER, L
 from ops.commands.backup import backup, restore
 from ops.commands.provision import command
 from ops.nats.link import Entry, NatsLink, StreamFull, TransportUnavailable, WrongRevision
-from ops.nats.provisioning import Refused, differences, provision, wanted
+from ops.nats.provisioning import ProvisioningRefused, differences, provision, wanted
 from tests.drills.cluster import Cluster, Gateway, Load, outcome, provision_three, stream_leader
 from tests.kit.lanes import Lane, SharedForkServer
 from tests.kit.support import KEEP_S, NatsServer, eventually, free_port
@@ -68,7 +68,7 @@ async def test_three_replicas_by_a_setting(cluster: Cluster, cluster_link: NatsL
 
 async def test_three_replicas_need_a_cluster(nats_server: NatsServer) -> None:
     link = await NatsLink.connect(nats_server.url, name="test")
-    with pytest.raises(Refused, match="replicas > 1 not supported"):
+    with pytest.raises(ProvisioningRefused, match="replicas > 1 not supported"):
         await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S, replicas=3))
     await link.close()
 

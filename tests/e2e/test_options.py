@@ -18,7 +18,7 @@ from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from transformers import UMT5EncoderModel
 
-from contracts.fit import KEPT_FLOAT32, KEPT_FLOAT32_IN_FLOAT16, NOT_CAST, Stored, loaded, need
+from contracts.fit import KEPT_FLOAT32, KEPT_FLOAT32_IN_FLOAT16, NOT_CAST, StoredTensor, loaded, need
 from contracts.settings import (
     AttentionBackend,
     Catalog,
@@ -137,7 +137,8 @@ def test_the_packaged_figures_are_those_of_the_published_shapes() -> None:
         )
         shapes = {
             component.name: tuple(
-                Stored(parameter, "bfloat16", math.prod(shape)) for parameter, shape in parameters_of(component).items()
+                StoredTensor(parameter, "bfloat16", math.prod(shape))
+                for parameter, shape in parameters_of(component).items()
             )
             for component in layout.components
         }

@@ -23,7 +23,7 @@ from PIL import Image
 from contracts.settings import Catalog, ModelEntry, load_settings
 from contracts.tasks import GenerationParameters, ImageReference
 from lane_worker.forking.host import ForkServer, Host, HostLost, LoadFailed, LoadTimedOut, Lost, SlotTaken, TimedOut
-from lane_worker.forking.host_messages import Cancelled, Failed, Finished, Generate, Progress
+from lane_worker.forking.host_messages import Cancelled, Failed, Finished, Generate, StepFinished
 from lane_worker.forking.slot import lock_path, read_note
 from tests.kit.support import eventually
 
@@ -126,11 +126,11 @@ def request(
     return Generate(task_id, 1, wanted or parameters(), str(folder / f"{task_id}.mp4"), **more)
 
 
-def ignore(_progress: Progress) -> None:
+def ignore(_progress: StepFinished) -> None:
     pass
 
 
-async def finished(host: Host, wanted: Generate, on_progress: Callable[[Progress], None] = ignore) -> Finished:
+async def finished(host: Host, wanted: Generate, on_progress: Callable[[StepFinished], None] = ignore) -> Finished:
     outcome = await host.generate(wanted, on_progress)
     assert isinstance(outcome, Finished), outcome
     return outcome
@@ -150,7 +150,7 @@ def is_gone(pid: int) -> bool:
 
 @pytest.mark.parametrize("model", MODELS)
 async def test_a_video_is_what_was_asked_for(hosts: dict[str, Host], model: str, tmp_path: Path) -> None:
-    steps: list[Progress] = []
+    steps: list[StepFinished] = []
     wanted = parameters(model, width=96, height=64, num_frames=9, fps=12)
     outcome = await finished(hosts[model], request(tmp_path, wanted), steps.append)
 
@@ -465,7 +465,7 @@ async def test_a_host_works_on_after_a_cancel(workshop: Workshop, tmp_path: Path
     host = await workshop.slow_host(step_seconds=0.05)
     seen: list[int] = []
 
-    def cancel_at_two(progress: Progress) -> None:
+    def cancel_at_two(progress: StepFinished) -> None:
         seen.append(progress.step)
         if progress.step == 2:
             host.cancel("another")  # nobody's task: no effect
@@ -521,7 +521,7 @@ async def test_a_host_that_hangs_is_killed_and_seen_hanging(workshop: Workshop, 
             ages.append(host.health_age_s)
             await asyncio.sleep(0.05)
 
-    def hang(_progress: Progress) -> None:
+    def hang(_progress: StepFinished) -> None:
         os.kill(pid, signal.SIGSTOP)
 
     watcher = asyncio.create_task(watch_health())
@@ -570,7 +570,7 @@ async def test_a_dead_host_is_an_outcome_and_starts_again(
     first = host.pid
     assert first is not None
 
-    def kill(_progress: Progress) -> None:
+    def kill(_progress: StepFinished) -> None:
         os.kill(first, number)
 
     outcome = await host.generate(request(tmp_path, task_id="lost-task"), kill)
@@ -598,7 +598,7 @@ async def test_what_a_killed_encoder_left_is_removed(workshop: Workshop, tmp_pat
     host = await workshop.slow_host()
     part = tmp_path / "task.mp4.part"
 
-    def kill(_progress: Progress) -> None:
+    def kill(_progress: StepFinished) -> None:
         part.write_bytes(b"half a video")
         os.kill(host.pid or 0, signal.SIGKILL)
 

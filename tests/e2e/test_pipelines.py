@@ -25,7 +25,7 @@ from lane_worker.pipelines.faults import inference_fault, load_fault
 from lane_worker.pipelines.inputs import BadInput, fitted, gradient, read_image
 from lane_worker.pipelines.load import CheckpointUnusable, load_pipeline, run_pipeline
 from lane_worker.pipelines.tiny import ensure_tiny_pipeline
-from lane_worker.pipelines.video import Frames, StorageFailed, write_video
+from lane_worker.pipelines.video import Frames, VideoNotWritten, write_video
 from tests.drills import load_variants
 
 
@@ -74,7 +74,7 @@ def test_a_full_disk_is_a_storage_failure_and_leaves_nothing(tmp_path: Path) -> 
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, unlimited[1]))
     try:
-        with pytest.raises(StorageFailed):
+        with pytest.raises(VideoNotWritten):
             write_video(noise(), tmp_path / "v.mp4", fps=16)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
@@ -453,7 +453,7 @@ def test_the_gradient_depends_on_the_seed_only() -> None:
     [
         pytest.param(ValueError("bad shape"), "inference_failed", False, id="other"),
         pytest.param(OSError(errno.EIO, "Input/output error"), "storage_failed", False, id="disk"),
-        pytest.param(StorageFailed("no space"), "storage_failed", False, id="video"),
+        pytest.param(VideoNotWritten("no space"), "storage_failed", False, id="video"),
         pytest.param(BadInput("not an image"), "invalid_input", False, id="image"),
     ],
 )

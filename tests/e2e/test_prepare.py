@@ -35,7 +35,7 @@ from lane_worker.checkpoints.folder import MANIFEST, Manifest, SourceFile, read_
 from lane_worker.checkpoints.found import CheckpointRefused
 from lane_worker.checkpoints.layouts import WAN_FLOAT32, Layout, published_layouts
 from lane_worker.pipelines.load import load_pipeline, run_pipeline
-from lane_worker.pipelines.prepare import Progress, free_bytes_at, parameters_of, plan, prepare, verify
+from lane_worker.pipelines.prepare import OnProgress, free_bytes_at, parameters_of, plan, prepare, verify
 from tests.kit.small_checkpoints import (
     SHARD_BYTES,
     SMALL_LAYOUTS,
@@ -66,7 +66,7 @@ def prepared(
     *,
     base: Path | None = None,
     shard_bytes: int = 10**9,
-    on_progress: Progress = silent,
+    on_progress: OnProgress = silent,
     **options: Any,
 ) -> Manifest:
     planned = plan(wanted, source, base=base, shard_bytes=shard_bytes)

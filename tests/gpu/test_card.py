@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from contracts.lanes import LaneState
 from contracts.tasks import GenerationTask, SwapReceipt, TaskStatus
 from lane_worker.forking.host import ForkServer, Host
-from lane_worker.forking.host_messages import Failed, Finished, Generate, Progress
+from lane_worker.forking.host_messages import Failed, Finished, Generate, StepFinished
 from lane_worker.forking.slot import lock_path, read_note
 from lane_worker.residence.residence import Residence
 from lane_worker.runtime.warm_up import with_picture
@@ -76,7 +76,7 @@ class Player:
         """Runs one task; the seconds to its first step."""
         begun_s, first_s = time.perf_counter(), 0.0
 
-        def on_progress(progress: Progress) -> None:
+        def on_progress(progress: StepFinished) -> None:
             nonlocal first_s
             if progress.step == 1:
                 first_s = time.perf_counter() - begun_s

@@ -22,7 +22,7 @@ from contracts.tasks import FailureCode, GenerationTask, TaskStatus, decode_task
 from contracts.topology import DEADLINES, TASKS, work_subject
 from ops.commands.backup import (
     BackupError,
-    Manifest,
+    BackupManifest,
     backup,
     backup_command,
     restore,
@@ -51,7 +51,7 @@ def wipe(server: NatsServer) -> None:
     server.start()
 
 
-async def save(link: NatsLink, catalog: Catalog, folder: Path) -> Manifest:
+async def save(link: NatsLink, catalog: Catalog, folder: Path) -> BackupManifest:
     return await backup(link, wanted(catalog, keep_s=KEEP_S), folder, lambda *_: None)
 
 

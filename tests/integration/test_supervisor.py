@@ -26,7 +26,7 @@ from contracts.topology import COLD_STARTS, LANES, TASKS
 from gateway.boards.cold_starts import ColdStarts
 from gateway.boards.lane_board import LaneBoard
 from ops.lanes.plan import Death, Want
-from ops.lanes.providers import Denied, Lane
+from ops.lanes.providers import GrantedLane, LaneDenied
 from ops.lanes.quota import Quota
 from ops.lanes.supervisor import Supervised, Supervisor
 from ops.machine.processes import Process, warmlane_command
@@ -339,11 +339,11 @@ class HandProvider:
 
     def __init__(self) -> None:
         self.lanes: dict[str, HandLane] = {}
-        self.denies: dict[str, Denied] = {}
+        self.denies: dict[str, LaneDenied] = {}
         self.drains = False
         self.asked = 0
 
-    async def start(self, want: Want, on_death: Callable[[Death], None]) -> Lane:
+    async def start(self, want: Want, on_death: Callable[[Death], None]) -> GrantedLane:
         self.asked += 1
         if want.name in self.denies:
             raise self.denies[want.name]
@@ -562,11 +562,11 @@ async def test_a_denial_of_the_provider_is_told_and_asked_about_again(
     file = tmp_path / "quota.json"
     file.write_text('{"max_lanes": {}}')
     provider = HandProvider()
-    provider.denies["anisora-0"] = Denied("quota", "your 2 cards are in use")
+    provider.denies["anisora-0"] = LaneDenied("quota", "your 2 cards are in use")
     monkeypatch.setattr("ops.lanes.supervisor.DENIAL_RETRY_S", 3_600.0)
     async with by_hand(link, catalog, provider, quota=Quota(file, catalog.models)) as lanes:
         assert (await lanes.becomes("anisora-0", LaneState.QUOTA_DENIED)).detail == "your 2 cards are in use"
-        provider.denies["anisora-0"] = Denied("capacity", "none left")
+        provider.denies["anisora-0"] = LaneDenied("capacity", "none left")
         file.write_text('{"max_lanes": {"anisora": 2}}')
         await lanes.becomes("anisora-0", LaneState.CAPACITY_DENIED)
         drained, asked = provider.lanes["phr00t-0"].drained, provider.asked
@@ -583,7 +583,7 @@ async def test_a_denied_lane_is_told_of_and_asked_for_again_and_again(
     link: NatsLink, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider = HandProvider()
-    provider.denies["anisora-0"] = Denied("capacity", "none left")
+    provider.denies["anisora-0"] = LaneDenied("capacity", "none left")
     monkeypatch.setattr("ops.lanes.supervisor.DENIAL_RETRY_S", 0.3)
     async with by_hand(link, catalog, provider, heartbeat_s=0.1) as lanes:
         await eventually(lambda: asyncio.sleep(0, provider.asked > 2 and len(lanes.told) > 4))

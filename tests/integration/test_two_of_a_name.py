@@ -12,7 +12,7 @@ import pytest
 from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.topology import COLD_STARTS, LANES
 from lane_worker.runtime.cold_start import process_started_at
-from lane_worker.runtime.name import Holder, NameHeld, holding_name, require_nobody
+from lane_worker.runtime.name import NameHeld, NameHolder, holding_name, require_nobody
 from ops.nats.link import NatsLink
 from tests.kit import warm_cli
 from tests.kit.support import NatsServer, clean_environment
@@ -70,5 +70,5 @@ async def test_one_on_another_machine_is_heard(link: NatsLink) -> None:
 async def test_who_is_gone_is_not_waited_for(link: NatsLink) -> None:
     far = (1 << 22) + 1, datetime.now(UTC)
     await link.put(LANES, KEY, heartbeat(*far))
-    await require_nobody(link, KEY, NAME, Holder(*far), silent_s=600)
+    await require_nobody(link, KEY, NAME, NameHolder(*far), silent_s=600)
     await require_nobody(link, KEY, NAME, None, silent_s=0.3)  # and a stranger for so long

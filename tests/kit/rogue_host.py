@@ -22,7 +22,7 @@ from PIL import Image
 from contracts.settings import Checkpoint
 from contracts.tasks import GenerationParameters, MemoryReading
 from lane_worker.forking import host_messages
-from lane_worker.forking.host_messages import FromChild, Progress
+from lane_worker.forking.host_messages import FromChild, StepFinished
 from lane_worker.pipelines import child, forkserver
 from lane_worker.pipelines.child import TaskCancelled
 from lane_worker.pipelines.cleanup import clean, release
@@ -174,7 +174,7 @@ def _misdeed(text: str, *, used: bool) -> str:
 
 
 def _frame(message: FromChild) -> bytes:
-    return GARBAGE if _talks_garbage and isinstance(message, Progress) else host_messages.frame(message)
+    return GARBAGE if _talks_garbage and isinstance(message, StepFinished) else host_messages.frame(message)
 
 
 def _ignore_cancel(on_step: Callable[[int], None], number: int) -> None:

@@ -19,8 +19,7 @@ import nats.errors
 from nats.js.api import ConsumerConfig, RawStreamMsg, StreamConfig
 from nats.js.errors import APIError
 
-from ops.nats.client import Ack
-from ops.nats.client import Stored as ServerStored
+from ops.nats.client import Ack, StoredMessage
 from ops.nats.pull import FETCH_TIMEOUT_S
 from tests.model.jetstream import NO_MESSAGE, Consumer, JetStream, Refused, Stored, Stream, matcher, moment
 from tests.model.model_loop import HOST, Host, ModelLoop
@@ -399,7 +398,7 @@ class Subscription:
 
 
 class SimulatedFollowing:
-    """What `Client.follow` makes. Its messages come in their order, some time; that it was ended is noticed, some time.
+    """What `NatsClient.follow` makes. Its messages come in their order, some time, and its end is noticed, some time.
 
     A silence is noticed at once, and not after the heartbeats that did not come: how long that takes is not of the
     protocol.
@@ -634,7 +633,7 @@ class SimulatedClient:
         message: RawStreamMsg = await self.call(f"read {stream} {seq}", read, lane=f"read {stream} {seq}")
         return message
 
-    async def at(self, stream: str, seq: int, *, timeout_s: float) -> ServerStored:
+    async def at(self, stream: str, seq: int, *, timeout_s: float) -> StoredMessage:
         return _stored(await self.get_msg(stream, seq))
 
     async def get_last_msg(self, stream: str, subject: str) -> RawStreamMsg:
@@ -644,7 +643,7 @@ class SimulatedClient:
         message: RawStreamMsg = await self.call(f"read {subject}", read, lane=f"read {subject}")
         return message
 
-    async def last_on(self, stream: str, subject: str, *, timeout_s: float) -> ServerStored:
+    async def last_on(self, stream: str, subject: str, *, timeout_s: float) -> StoredMessage:
         return _stored(await self.get_last_msg(stream, subject))
 
     async def delete_msg(self, stream: str, seq: int) -> bool:
@@ -725,10 +724,10 @@ class SimulatedClient:
         await self.call(f"add {stream}", lambda: self.network.server.add_consumer(stream, config), lane="add")
 
 
-def _stored(message: RawStreamMsg) -> ServerStored:
+def _stored(message: RawStreamMsg) -> StoredMessage:
     lines = "".join(f"{name}: {value}\r\n" for name, value in (message.headers or {}).items())
     at = message.time or moment(0)
-    return ServerStored(
+    return StoredMessage(
         seq=message.seq or 0,
         time=at.isoformat().replace("+00:00", "Z"),
         data=message.data or b"",

@@ -33,3 +33,14 @@ def test_only_ops_memory_talks_to_nvml() -> None:
         if "pynvml" in imported(path)
     }
     assert found == {"ops/machine/memory.py"}
+
+
+def test_a_class_has_a_name_of_its_own() -> None:
+    """Whoever searches for a class finds one."""
+    places: dict[str, list[str]] = {}
+    for room in (*ROOMS, "degraded_worker"):
+        for path in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(), str(path))):
+                if isinstance(node, ast.ClassDef):
+                    places.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}

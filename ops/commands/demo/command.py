@@ -73,7 +73,7 @@ class Run(Struct, frozen=True, kw_only=True):
         return f"failed: {self.task.error.code}" if self.task.error else self.task.status
 
 
-class Verdict(Struct, frozen=True):
+class CriterionVerdict(Struct, frozen=True):
     """What the runs say about one success criterion; *shown* is None where they cannot tell."""
 
     criterion: str
@@ -81,38 +81,40 @@ class Verdict(Struct, frozen=True):
     shown: bool | None
 
 
-def judge_oom(runs: Sequence[Run]) -> Verdict:
+def judge_oom(runs: Sequence[Run]) -> CriterionVerdict:
     """SC-001: of at least 20 alternating requests on dedicated lanes, none fails with CUDA out of memory."""
     tasks = [run.task for run in runs if run.task is not None]
     with_cuda = [task for task in tasks if task.memory is not None and task.memory.cuda_allocated_bytes is not None]
     if not with_cuda:
-        return Verdict("SC-001", "not shown: no CUDA", None)
+        return CriterionVerdict("SC-001", "not shown: no CUDA", None)
     out_of_memory = [task for task in tasks if task.error is not None and task.error.code == "out_of_memory"]
     counted = f"{len(out_of_memory)} of {len(tasks)} failed with CUDA OOM"
     if out_of_memory:
-        return Verdict("SC-001", counted, False)
+        return CriterionVerdict("SC-001", counted, False)
     if len(tasks) < REQUESTS_ASKED:
-        return Verdict("SC-001", f"not shown: {counted}, but it takes {REQUESTS_ASKED} requests", None)
+        return CriterionVerdict("SC-001", f"not shown: {counted}, but it takes {REQUESTS_ASKED} requests", None)
     elsewhere = sum(task.route != "lane" for task in tasks)
     if elsewhere:
-        return Verdict("SC-001", f"not shown: {counted}, but {elsewhere} ran outside the dedicated lanes", None)
+        return CriterionVerdict(
+            "SC-001", f"not shown: {counted}, but {elsewhere} ran outside the dedicated lanes", None
+        )
     if len({task.model for task in tasks}) < 2:
-        return Verdict("SC-001", f"not shown: {counted}, but all were for one model", None)
-    return Verdict("SC-001", counted, True)
+        return CriterionVerdict("SC-001", f"not shown: {counted}, but all were for one model", None)
+    return CriterionVerdict("SC-001", counted, True)
 
 
-def judge_acceptance(runs: Sequence[Run]) -> Verdict:
+def judge_acceptance(runs: Sequence[Run]) -> CriterionVerdict:
     """SC-005: with warm lanes, at least 95 % of the requests that switch the model are accepted within 3 s."""
     switches = [run for _, run in model_switches(runs)]
     if not switches:
-        return Verdict("SC-005", "not shown: no request switched the model", None)
+        return CriterionVerdict("SC-005", "not shown: no request switched the model", None)
     elsewhere = sum(run.task is not None and run.task.route != "lane" for run in runs)
     if elsewhere:
-        return Verdict("SC-005", f"not shown: {elsewhere} of {len(runs)} found no warm lane", None)
+        return CriterionVerdict("SC-005", f"not shown: {elsewhere} of {len(runs)} found no warm lane", None)
     soon = sum(run.task is not None and run.accept_s <= ACCEPT_WITHIN_S for run in switches)
     share = soon / len(switches)
     text = f"{soon} of {len(switches)} model switches accepted within {ACCEPT_WITHIN_S:g} s ({share:.1%})"
-    return Verdict("SC-005", text, share >= ACCEPT_SHARE)
+    return CriterionVerdict("SC-005", text, share >= ACCEPT_SHARE)
 
 
 def model_switches(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
@@ -120,16 +122,18 @@ def model_switches(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
     return [(before, run) for before, run in itertools.pairwise(runs) if run.model != before.model]
 
 
-def judge_release(runs: Sequence[Run]) -> Verdict:
+def judge_release(runs: Sequence[Run]) -> CriterionVerdict:
     """FR-002: on the degraded worker, every switch carries the proof that the model before was gone first."""
     switches = model_switches(runs)
     if not switches:
-        return Verdict("FR-002", "not shown: no request switched the model", None)
+        return CriterionVerdict("FR-002", "not shown: no request switched the model", None)
     doubts = [(run.number, doubt_of_release(before, run)) for before, run in switches]
     first = next(((number, doubt) for number, doubt in doubts if doubt is not None), None)
     proven = sum(doubt is None for _, doubt in doubts)
     text = f"{proven} of {len(switches)} model switches proved the release before the load"
-    return Verdict("FR-002", text if first is None else f"{text}; request {first[0]}: {first[1]}", first is None)
+    return CriterionVerdict(
+        "FR-002", text if first is None else f"{text}; request {first[0]}: {first[1]}", first is None
+    )
 
 
 def doubt_of_release(before: Run, run: Run) -> str | None:
@@ -160,13 +164,15 @@ def doubt_of_release(before: Run, run: Run) -> str | None:
     return None
 
 
-def judge_memory(runs: Sequence[Run]) -> Verdict:
+def judge_memory(runs: Sequence[Run]) -> CriterionVerdict:
     """SC-003, as far as a client can see it: every task that ended carries the memory reading after its cleanup."""
     tasks = [run.task for run in runs if run.task is not None]
     if not tasks:
-        return Verdict("SC-003", "not shown: no request was accepted", None)
+        return CriterionVerdict("SC-003", "not shown: no request was accepted", None)
     with_reading = sum(task.memory is not None for task in tasks)
-    return Verdict("SC-003", f"{with_reading} of {len(tasks)} tasks carry a memory reading", with_reading == len(tasks))
+    return CriterionVerdict(
+        "SC-003", f"{with_reading} of {len(tasks)} tasks carry a memory reading", with_reading == len(tasks)
+    )
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

@@ -25,7 +25,7 @@ from gateway.http.access import RateLimits, access_control
 from gateway.http.lookup import find
 from gateway.http.problems import ProblemError, problem_handlers
 from gateway.services import Services
-from ops.commands.options import Host, Origin
+from ops.commands.options import ListenHost, Origin
 from ops.nats.link import Entry
 from tests.kit.records import pending_task
 from tests.kit.samples import catalog
@@ -406,7 +406,7 @@ def test_what_is_no_origin(origin: str) -> None:
     ],
 )
 def test_hosts(name: str, address: str, is_loopback: bool, url: str) -> None:
-    host = Host.of(name)
+    host = ListenHost.of(name)
     assert (host.address, host.is_loopback, host.url("http", 80)) == (address, is_loopback, url)
 
 
@@ -420,7 +420,7 @@ def test_a_name_is_judged_by_the_address_that_is_listened_on(
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0))]
 
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
-    host = Host.of("gpu.example.org")
+    host = ListenHost.of("gpu.example.org")
     assert (host.address, host.is_loopback, host.url("https", 443)) == (
         address,
         is_loopback,
@@ -431,4 +431,4 @@ def test_a_name_is_judged_by_the_address_that_is_listened_on(
 @pytest.mark.parametrize("name", ["", "no such host", "256.256.256.256.256", "x" * 300])
 def test_what_is_no_host(name: str) -> None:
     with pytest.raises(ValueError, match="address"):
-        Host.of(name)
+        ListenHost.of(name)

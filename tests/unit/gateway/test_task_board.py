@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from contracts.tasks import GenerationTask, TaskStatus
 from gateway.boards.task_board import FORGOTTEN_AT_ONCE, MOVED_AT_ONCE, Snapshot, TaskBoard
-from gateway.boards.task_index import Place, Row, TaskIndex
+from gateway.boards.task_index import Place, TaskIndex, TaskRow
 from ops.ending import end
 from ops.nats.link import Entry
 from tests.kit.records import NOW, pending_task, processing_task
@@ -19,8 +19,8 @@ from tests.kit.records import NOW, pending_task, processing_task
 MANY = 3_000
 
 
-def row(number: int, **changes: Any) -> Row:
-    made = Row(
+def row(number: int, **changes: Any) -> TaskRow:
+    made = TaskRow(
         id=f"task-{number:05}",
         caller="alice",
         model="anisora",
@@ -110,7 +110,7 @@ _CHANGES = st.tuples(
 def test_a_listing_is_what_a_look_at_all_rows_would_find(
     changes: list[tuple[int, str, str, TaskStatus, str, int]],
 ) -> None:
-    index, kept = TaskIndex(), dict[str, Row]()
+    index, kept = TaskIndex(), dict[str, TaskRow]()
     for number, what, whose, status, of, second in changes:
         made = row(number, caller=whose, status=status, model=of, created_at=NOW + timedelta(seconds=second))
         if what == "put":

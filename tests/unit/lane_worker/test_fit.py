@@ -15,7 +15,7 @@ from contracts.fit import (
     TEXT_ENCODER_BYTES,
     Components,
     Need,
-    Stored,
+    StoredTensor,
     host_never_holds,
     host_shortage,
     is_cast,
@@ -25,7 +25,7 @@ from contracts.fit import (
     pinned_block,
 )
 from contracts.settings import Checkpoint, GroupOffload, ModelEntry, RandomWeights, Scheduler, load_settings
-from lane_worker.residence.fit import PACKAGES, Demand, Refusal
+from lane_worker.residence.fit import PACKAGES, Refusal, SlotDemand
 from ops.machine.memory import Reading
 from ops.machine.weights import WeightsUnreadable, weights_of
 
@@ -38,22 +38,22 @@ PLAIN = Checkpoint(
 )
 # In elements: two blocks of 1,000 that are cast and 10 that are kept in float32, and 100 outside of blocks.
 TRANSFORMER = (
-    Stored("blocks.0.attn1.to_q.weight", "bfloat16", 600),
-    Stored("blocks.0.ffn.net.0.proj.weight", "bfloat16", 400),
-    Stored("blocks.0.norm2.weight", "float32", 10),
-    Stored("blocks.1.attn1.to_q.weight", "bfloat16", 600),
-    Stored("blocks.1.ffn.net.0.proj.weight", "bfloat16", 400),
-    Stored("blocks.1.norm2.weight", "float32", 10),
-    Stored("patch_embedding.weight", "bfloat16", 100),
+    StoredTensor("blocks.0.attn1.to_q.weight", "bfloat16", 600),
+    StoredTensor("blocks.0.ffn.net.0.proj.weight", "bfloat16", 400),
+    StoredTensor("blocks.0.norm2.weight", "float32", 10),
+    StoredTensor("blocks.1.attn1.to_q.weight", "bfloat16", 600),
+    StoredTensor("blocks.1.ffn.net.0.proj.weight", "bfloat16", 400),
+    StoredTensor("blocks.1.norm2.weight", "float32", 10),
+    StoredTensor("patch_embedding.weight", "bfloat16", 100),
 )
 COMPONENTS: Components = {
     "text_encoder": (
-        Stored("shared.weight", "bfloat16", 500),
-        Stored("encoder.block.0.layer.1.DenseReluDense.wo.weight", "bfloat16", 50),
+        StoredTensor("shared.weight", "bfloat16", 500),
+        StoredTensor("encoder.block.0.layer.1.DenseReluDense.wo.weight", "bfloat16", 50),
     ),
     "transformer": TRANSFORMER,
     "transformer_2": TRANSFORMER,
-    "vae": (Stored("decoder.conv_in.weight", "float32", 20),),
+    "vae": (StoredTensor("decoder.conv_in.weight", "float32", 20),),
 }
 ONE = 2 * 2 * 1000 + 2 * 4 * 10 + 2 * 100  # a transformer in bfloat16
 CAST = 2 * 1 * 1000 + 2 * 4 * 10 + 2 * 100  # and with its blocks in float8
@@ -143,7 +143,7 @@ def test_what_is_locked_for_a_tensor(held: int, locked: int) -> None:
 def test_components_that_come_one_after_another_do_not_add_up() -> None:
     """The text encoder's largest groups are there before the first step, then the transformer's and the activations."""
     wide: Components = {
-        "text_encoder": (Stored("shared.weight", "bfloat16", 5_000_000_000),),
+        "text_encoder": (StoredTensor("shared.weight", "bfloat16", 5_000_000_000),),
         "transformer": TRANSFORMER,
     }
     used = msgspec.structs.replace(PLAIN, offload="group", activation_bytes=15_000_000_000)
@@ -270,10 +270,10 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_folder_tells_its_tensors(folder: Path) -> None:
     assert weights_of(folder) == {
-        "text_encoder": (Stored("shared.weight", "float16", 5),),
+        "text_encoder": (StoredTensor("shared.weight", "float16", 5),),
         "transformer": (
-            Stored("blocks.0.attn1.to_q.weight", "bfloat16", 6),
-            Stored("scale_shift_table", "float32", 4),
+            StoredTensor("blocks.0.attn1.to_q.weight", "bfloat16", 6),
+            StoredTensor("scale_shift_table", "float32", 4),
         ),
     }
     assert weights_of(folder / "nowhere") is None
@@ -298,9 +298,9 @@ def test_files_that_tell_nothing_are_named(folder: Path, path: str, content: byt
 # What a worker asks before it loads
 
 
-def demand(at: Path, *, slot: str = "GPU-1", **changes: Any) -> Demand:
+def demand(at: Path, *, slot: str = "GPU-1", **changes: Any) -> SlotDemand:
     entry = load_settings().catalog("production").models["phr00t"]
-    return Demand.of(with_options(entry, **changes), at.parent, slot=slot)
+    return SlotDemand.of(with_options(entry, **changes), at.parent, slot=slot)
 
 
 def with_options(entry: ModelEntry, **changes: Any) -> ModelEntry:
@@ -310,7 +310,7 @@ def with_options(entry: ModelEntry, **changes: Any) -> ModelEntry:
 ROOMY = Reading(used_bytes=0, free_bytes=1000 + CONTEXT_BYTES)
 
 
-def refusal(found: Demand, reading: Reading | None = ROOMY) -> Refusal:
+def refusal(found: SlotDemand, reading: Reading | None = ROOMY) -> Refusal:
     told = found.refusal(reading)
     assert told is not None
     return told
@@ -339,7 +339,7 @@ def test_a_slot_without_a_card_counts_on_the_hosts_memory(folder: Path) -> None:
 def test_a_card_that_shares_the_hosts_memory_needs_room_for_both_parts(folder: Path, offload: str) -> None:
     apart = demand(folder, offload=offload)
     entry = with_options(load_settings().catalog("production").models["phr00t"], offload=offload)
-    shared = Demand.of(entry, folder.parent, slot="GPU-1", unified=True)
+    shared = SlotDemand.of(entry, folder.parent, slot="GPU-1", unified=True)
     assert shared.need.slot_bytes == apart.need.card_bytes + apart.need.host_bytes
     assert shared.host_refusal() is None  # it is counted already
     assert shared.refusal(Reading(used_bytes=0, free_bytes=shared.need.room_bytes)) is None

@@ -97,7 +97,7 @@ FROM_CHILD: list[tuple[m.FromChild, bytes]] = [
         b"\xcb\x00\x00\x00\x00\x00\x00\x00\x00",
     ),
     (
-        m.Progress("t", 0, 8, 1700000000.25),
+        m.StepFinished("t", 0, 8, 1700000000.25),
         b"\x00\x00\x004\x85\xa4type\xa8progress\xa7task_id\xa1t\xa4step\x00\xa5steps\x08\xa4at_s\xcbA\xd9"
         b"T\xfc@\x10\x00\x00",
     ),

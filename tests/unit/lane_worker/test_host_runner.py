@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from contracts.tasks import ImageReference, MemoryReading, SwapReceipt
 from lane_worker.forking.host import Host, HostLost, LoadFailed, Lost, Outcome, TimedOut
-from lane_worker.forking.host_messages import Cancelled, Failed, Finished, Generate, Progress, WrittenVideo
+from lane_worker.forking.host_messages import Cancelled, Failed, Finished, Generate, StepFinished, WrittenVideo
 from lane_worker.residence.residence import Residence
 from lane_worker.residence.states import Resident
 from lane_worker.runtime.host_runner import HostRunner
@@ -37,7 +37,7 @@ class ScriptedHost(Host):
     def pid(self) -> int | None:
         return None
 
-    async def generate(self, request: Generate, on_progress: Callable[[Progress], None]) -> Outcome:
+    async def generate(self, request: Generate, on_progress: Callable[[StepFinished], None]) -> Outcome:
         return self._outcome
 
 

@@ -11,10 +11,10 @@ from typing import Final
 import pytest
 
 from contracts.lanes import LaneHeartbeat, LaneState
-from lane_worker.runtime.name import Holder, NameHeld, Whose, holding_name, whose
+from lane_worker.runtime.name import NameHeld, NameHolder, Whose, holding_name, whose
 
 THEN: Final = datetime(2026, 2, 26, 12, tzinfo=UTC)
-BEFORE: Final = Holder(7, THEN)
+BEFORE: Final = NameHolder(7, THEN)
 
 
 def told(state: LaneState = LaneState.WARM, *, pid: int = 7, later_s: float = 0.0) -> LaneHeartbeat:
@@ -46,7 +46,7 @@ def told(state: LaneState = LaneState.WARM, *, pid: int = 7, later_s: float = 0.
     ],
 )
 def test_whose(
-    heard: LaneHeartbeat | None, before: Holder | None, is_here: bool, beats: bool, age_s: float, expected: Whose
+    heard: LaneHeartbeat | None, before: NameHolder | None, is_here: bool, beats: bool, age_s: float, expected: Whose
 ) -> None:
     assert whose(heard, before, is_here=is_here, beats=beats, age_s=age_s, silent_s=7.5) is expected
 
@@ -93,7 +93,7 @@ def test_the_lock_goes_with_its_process(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
     assert killed.returncode == -9
 
-    async def before() -> Holder | None:
+    async def before() -> NameHolder | None:
         async with holding_name(tmp_path, "anisora-0") as held:
             return held.before
 

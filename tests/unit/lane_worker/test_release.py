@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from lane_worker.residence.release import (
+    MemorySample,
     Released,
-    Sample,
     StillHeld,
     Unmeasurable,
     Verdict,
@@ -18,7 +18,7 @@ from lane_worker.residence.release import (
 )
 
 BASE, TOLERANCE, NEEDED = 400, 128, 1000
-EMPTY = Sample(0.0, BASE, 2000)
+EMPTY = MemorySample(0.0, BASE, 2000)
 BY_BASE, BY_OWN_FIGURE, BY_NO_PIPELINE = Released("base"), Released("own_figure"), Released("no_pipeline")
 
 
@@ -28,7 +28,7 @@ FULL: Final = replace(EMPTY, used_bytes=9000)
 
 
 def verdict(
-    *samples: Sample, base_bytes: int | None = BASE, own_base_bytes: int | None = None, no_pipeline: bool = False
+    *samples: MemorySample, base_bytes: int | None = BASE, own_base_bytes: int | None = None, no_pipeline: bool = False
 ) -> Verdict:
     return judge(
         samples,
@@ -56,7 +56,7 @@ def verdict(
         pytest.param([EMPTY, EMPTY, FULL], StillHeld(8472), id="6-taken-again"),
     ],
 )
-def test_by_what_is_in_use(samples: list[Sample], expected: Verdict) -> None:
+def test_by_what_is_in_use(samples: list[MemorySample], expected: Verdict) -> None:
     assert verdict(*samples) == expected
 
 
@@ -92,7 +92,7 @@ def test_by_what_is_in_use(samples: list[Sample], expected: Verdict) -> None:
         pytest.param([FULL] * 2, {"base_bytes": None}, Unmeasurable(), id="6-without-a-base"),
     ],
 )
-def test_with_others_on_the_card(samples: list[Sample], options: dict[str, Any], expected: Verdict) -> None:
+def test_with_others_on_the_card(samples: list[MemorySample], options: dict[str, Any], expected: Verdict) -> None:
     assert verdict(*samples, **{"own_base_bytes": OWN_BASE} | options) == expected
 
 
@@ -113,8 +113,10 @@ def test_the_drivers_figure_of_our_host(before: dict[int, int], after: dict[int,
 figures = st.integers(min_value=-(2**40), max_value=2**40)
 known = st.one_of(figures, st.none())
 # mostly readable, or few examples would come to a verdict
-readable = st.builds(Sample, st.just(0.0), figures, figures, known)
-samples = st.lists(st.one_of(readable, readable, st.builds(Sample, st.just(0.0), known, known, known)), max_size=4)
+readable = st.builds(MemorySample, st.just(0.0), figures, figures, known)
+samples = st.lists(
+    st.one_of(readable, readable, st.builds(MemorySample, st.just(0.0), known, known, known)), max_size=4
+)
 limits = st.fixed_dictionaries(
     {
         "base_bytes": known,
@@ -127,7 +129,7 @@ limits = st.fixed_dictionaries(
 
 
 @given(samples, limits)
-def test_nothing_is_loaded_without_room_or_on_one_look(taken: list[Sample], limits: dict[str, Any]) -> None:
+def test_nothing_is_loaded_without_room_or_on_one_look(taken: list[MemorySample], limits: dict[str, Any]) -> None:
     """Whatever else is known: never where bytes of ours could be in the way."""
     found = judge(taken, **limits)
     if isinstance(found, Released):
@@ -138,7 +140,7 @@ def test_nothing_is_loaded_without_room_or_on_one_look(taken: list[Sample], limi
 
 
 @given(samples, limits)
-def test_a_release_says_truly_how_it_was_concluded(taken: list[Sample], limits: dict[str, Any]) -> None:
+def test_a_release_says_truly_how_it_was_concluded(taken: list[MemorySample], limits: dict[str, Any]) -> None:
     found, last_two = judge(taken, **limits), taken[-2:]
     tolerance = limits["tolerance_bytes"]
 
@@ -157,19 +159,21 @@ def test_a_release_says_truly_how_it_was_concluded(taken: list[Sample], limits: 
 
 
 @given(samples, limits)
-def test_our_own_leftover_is_never_another_s(taken: list[Sample], limits: dict[str, Any]) -> None:
+def test_our_own_leftover_is_never_another_s(taken: list[MemorySample], limits: dict[str, Any]) -> None:
     own_base_bytes = 0
     held = [replace(each, own_bytes=own_base_bytes + limits["tolerance_bytes"] + 1) for each in taken]
     assert not isinstance(judge(held, **limits | {"own_base_bytes": own_base_bytes}), Released)
 
 
 @given(samples, limits, st.integers(0, 2**40))
-def test_more_memory_in_use_never_turns_into_a_release(taken: list[Sample], limits: dict[str, Any], more: int) -> None:
+def test_more_memory_in_use_never_turns_into_a_release(
+    taken: list[MemorySample], limits: dict[str, Any], more: int
+) -> None:
     def plus(value: int | None, by: int) -> int | None:
         return None if value is None else value + by
 
     worse = [
-        Sample(each.at_s, plus(each.used_bytes, more), plus(each.free_bytes, -more), plus(each.own_bytes, more))
+        MemorySample(each.at_s, plus(each.used_bytes, more), plus(each.free_bytes, -more), plus(each.own_bytes, more))
         for each in taken
     ]
     before, after = judge(taken, **limits), judge(worse, **limits)
@@ -181,6 +185,8 @@ def test_more_memory_in_use_never_turns_into_a_release(taken: list[Sample], limi
 
 
 @given(samples, samples, limits)
-def test_only_the_last_two_count(earlier: list[Sample], taken: list[Sample], limits: dict[str, Any]) -> None:
+def test_only_the_last_two_count(
+    earlier: list[MemorySample], taken: list[MemorySample], limits: dict[str, Any]
+) -> None:
     if len(taken) >= 2:
         assert judge([*earlier, *taken], **limits) == judge(taken, **limits)

@@ -21,7 +21,7 @@ from lane_worker.residence.states import (
     Left,
     Lifted,
     LoadBegun,
-    Loaded,
+    LoadEnded,
     Proven,
     Resident,
     Started,
@@ -41,13 +41,13 @@ EVENTS: dict[type[Event], Event] = {
         Proven(),
         Doubted(),
         LoadBegun(),
-        Loaded(RESIDENT),
+        LoadEnded(RESIDENT),
         Barred(QUARANTINE),
         Lifted(),
         HandedOver(),
     )
 }
-SWAP: list[Event] = [Left(), Doubted(), Proven(), LoadBegun(), Loaded(RESIDENT)]
+SWAP: list[Event] = [Left(), Doubted(), Proven(), LoadBegun(), LoadEnded(RESIDENT)]
 
 
 def states(*events: Event, begin: State | None = None) -> list[State]:
@@ -95,7 +95,7 @@ def test_nothing_is_loaded_on_what_is_not_proven_to_be_free(state: State) -> Non
 @pytest.mark.parametrize("state", [Closed(), Empty(), Empty(is_used=True), RESIDENT, QUARANTINE])
 def test_nothing_is_resident_that_nobody_loaded(state: State) -> None:
     with pytest.raises(IllegalMove):
-        after(state, Loaded(RESIDENT))
+        after(state, LoadEnded(RESIDENT))
 
 
 @given(st.lists(st.sampled_from(list(EVENTS.values())), max_size=30))

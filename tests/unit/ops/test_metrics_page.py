@@ -14,19 +14,19 @@ from contracts.tasks import FailureCode
 from ops.telemetry import metrics, unreadable
 from ops.telemetry import page as metrics_page
 from ops.telemetry.metrics import CATALOGUE, ENDED_BY_GATEWAYS, ENDED_BY_WORKERS
-from ops.telemetry.page import Family, Sample, Told, answer_in, joined, page_of_all
+from ops.telemetry.page import Family, ProcessPage, Sample, answer_in, joined, page_of_all
 
 OF_ITSELF = "process_cpu_seconds_total"
 
 
 def told(
     role: str, instance: str, value: float, *, began_s: float = 0.0, type_: str = "gauge", label: str = "a"
-) -> Told:
+) -> ProcessPage:
     samples = (Sample("warmlane_some", {"model": label}, value),)
-    return Told(role, instance, began_s, (Family("warmlane_some", "Some", type_, samples),))
+    return ProcessPage(role, instance, began_s, (Family("warmlane_some", "Some", type_, samples),))
 
 
-def series(pages: list[Told]) -> dict[tuple[str, str, str], float]:
+def series(pages: list[ProcessPage]) -> dict[tuple[str, str, str], float]:
     return {
         (sample.labels["job"], sample.labels["instance"], sample.labels["model"]): sample.value
         for family in joined(pages)

@@ -6,10 +6,10 @@ from ops.nats import client as nats_client
 from ops.nats.watch import (
     SILENT_S,
     Entry,
+    KnownRevision,
     Mark,
     StreamState,
     There,
-    Told,
     Verdict,
     contradicts,
     is_news,
@@ -69,8 +69,8 @@ def test_whether_a_bucket_was_emptied(
 
 
 def test_a_consumer_that_is_gone_is_missed_within_a_second() -> None:
-    """As `Following` looks: in the last look at the latest, counted from when it was heard last. It is heard twice in
-    that time, so that one word that is late is not taken for a deletion."""
+    """As a `FollowedStream` looks: in the last look at the latest, counted from when it was heard last. It is heard
+    twice in that time, so that one word that is late is not taken for a deletion."""
     missed_s = (nats_client.SILENT_LOOKS + 1) * nats_client.LOOK_EVERY_S
     assert missed_s <= SILENT_S <= 1.0
     assert missed_s >= 2 * nats_client.HEARTBEAT_S
@@ -88,7 +88,7 @@ def test_a_consumer_that_is_gone_is_missed_within_a_second() -> None:
 def test_what_an_entry_shows(
     revision: int, at_s: float, shows_a_loss: bool, is_told: bool, is_told_after_a_loss: bool
 ) -> None:
-    told, entry = Told(7, NOW), Entry("a", b"x", revision, after(at_s))
+    told, entry = KnownRevision(7, NOW), Entry("a", b"x", revision, after(at_s))
     assert contradicts({"a": told, "gone": told}, {"a": entry, "new": entry}) is shows_a_loss
     assert is_news(entry, told, went_back=False) is is_told
     assert is_news(entry, told, went_back=True) is is_told_after_a_loss

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from contracts.lanes import LaneState
-from ops.commands.start import Start, answers, how_started
+from ops.commands.start import StartStage, answers, how_started
 from ops.machine.processes import Process
 
 WARM, LOADING, LOOPING, DENIED = LaneState.WARM, LaneState.LOADING, LaneState.CRASH_LOOPING, LaneState.QUOTA_DENIED
@@ -16,27 +16,29 @@ WARM, LOADING, LOOPING, DENIED = LaneState.WARM, LaneState.LOADING, LaneState.CR
 @pytest.mark.parametrize(
     ("lanes", "leads", "answering", "failing", "expected"),
     [
-        pytest.param([WARM, WARM], True, False, [], Start.NOT_YET, id="1-no-gateway"),
-        pytest.param([WARM, WARM], True, False, ["gateway"], Start.NOT_YET, id="1-gateway-crash-loops"),
-        pytest.param([WARM], True, True, [], Start.NOT_YET, id="1-a-lane-is-missing"),
-        pytest.param([WARM, LOADING], True, True, [], Start.NOT_YET, id="1-a-lane-loads"),
-        pytest.param([WARM, DENIED], False, True, [], Start.NOT_YET, id="2"),
-        pytest.param([WARM, LOOPING], False, True, ["degraded-0"], Start.NOT_YET, id="2-nobody-serves"),
-        pytest.param([WARM, LOOPING], True, True, [], Start.PARTLY, id="3-a-lane"),
-        pytest.param([WARM, WARM], False, True, ["degraded-0"], Start.PARTLY, id="3-the-degraded-worker"),
-        pytest.param([WARM, WARM], True, True, ["gateway"], Start.PARTLY, id="3-the-gateway"),
-        pytest.param([WARM, WARM], False, True, [], Start.NOT_YET, id="4"),
-        pytest.param([WARM, WARM], True, True, [], Start.READY, id="5"),
-        pytest.param([WARM, DENIED], True, True, [], Start.READY, id="5-denied"),
+        pytest.param([WARM, WARM], True, False, [], StartStage.NOT_YET, id="1-no-gateway"),
+        pytest.param([WARM, WARM], True, False, ["gateway"], StartStage.NOT_YET, id="1-gateway-crash-loops"),
+        pytest.param([WARM], True, True, [], StartStage.NOT_YET, id="1-a-lane-is-missing"),
+        pytest.param([WARM, LOADING], True, True, [], StartStage.NOT_YET, id="1-a-lane-loads"),
+        pytest.param([WARM, DENIED], False, True, [], StartStage.NOT_YET, id="2"),
+        pytest.param([WARM, LOOPING], False, True, ["degraded-0"], StartStage.NOT_YET, id="2-nobody-serves"),
+        pytest.param([WARM, LOOPING], True, True, [], StartStage.PARTLY, id="3-a-lane"),
+        pytest.param([WARM, WARM], False, True, ["degraded-0"], StartStage.PARTLY, id="3-the-degraded-worker"),
+        pytest.param([WARM, WARM], True, True, ["gateway"], StartStage.PARTLY, id="3-the-gateway"),
+        pytest.param([WARM, WARM], False, True, [], StartStage.NOT_YET, id="4"),
+        pytest.param([WARM, WARM], True, True, [], StartStage.READY, id="5"),
+        pytest.param([WARM, DENIED], True, True, [], StartStage.READY, id="5-denied"),
     ],
 )
-def test_how_started(lanes: list[LaneState], leads: bool, answering: bool, failing: list[str], expected: Start) -> None:
+def test_how_started(
+    lanes: list[LaneState], leads: bool, answering: bool, failing: list[str], expected: StartStage
+) -> None:
     assert how_started(lanes, wanted=2, leads=leads, answers=answering, failing=failing) is expected
 
 
 def test_a_system_without_lanes_is_ready_with_its_degraded_worker() -> None:
-    assert how_started([], wanted=0, leads=False, answers=True, failing=[]) is Start.NOT_YET
-    assert how_started([], wanted=0, leads=True, answers=True, failing=[]) is Start.READY
+    assert how_started([], wanted=0, leads=False, answers=True, failing=[]) is StartStage.NOT_YET
+    assert how_started([], wanted=0, leads=True, answers=True, failing=[]) is StartStage.READY
 
 
 async def test_another_program_at_the_port_is_no_gateway() -> None:

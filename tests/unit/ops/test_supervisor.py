@@ -9,14 +9,14 @@ from ops.lanes.plan import (
     CRASH_WINDOW_S,
     CRASHES,
     Death,
-    Denial,
     Deny,
     Keep,
+    LaneDenial,
+    ReportedState,
     Seen,
     Silence,
     Start,
     Stop,
-    Told,
     Verdict,
     Want,
     after_death,
@@ -32,9 +32,9 @@ NOW_S = 1_000.0
 A0, A1 = Want("anisora", "anisora-0"), Want("anisora", "anisora-1")
 P0 = Want("phr00t", "phr00t-0")
 ABSENT, GRANTED, WARM, STOPPING = Seen(), Seen("granted"), Seen("granted", warm=True), Seen("stopping")
-NO_SLOT = Seen(denial=Denial("capacity", "no slot", NOW_S + 1))
-NO_LEAVE = Seen(denial=Denial("quota", "not more than 2", NOW_S + 1))
-TRY_AGAIN = Seen(denial=Denial("capacity", "no slot", NOW_S))
+NO_SLOT = Seen(denial=LaneDenial("capacity", "no slot", NOW_S + 1))
+NO_LEAVE = Seen(denial=LaneDenial("quota", "not more than 2", NOW_S + 1))
+TRY_AGAIN = Seen(denial=LaneDenial("capacity", "no slot", NOW_S))
 ONE, NONE = (
     Deny("quota", "the quota file allows 1 of anisora"),
     Deny("quota", "the quota file allows 0 of anisora"),
@@ -84,28 +84,31 @@ def death(how: str = "signal 6, SIGABRT", *, again_in_s: float = 0) -> Death:
 @pytest.mark.parametrize(
     ("about", "expected"),
     [
-        (Deny("quota", "not more"), Told(LaneState.QUOTA_DENIED, "not more")),
-        (Deny("capacity", "no slot"), Told(LaneState.CAPACITY_DENIED, "no slot")),
-        (Silence(), Told(LaneState.STARTING)),
-        (silence(0, how="signal 9, SIGKILL"), Told(LaneState.STARTING, "ended (signal 9, SIGKILL); again in 2.0 s")),
-        (silence(CRASHES - 1), Told(LaneState.STARTING, "ended (status 1: no); again in 2.0 s")),
+        (Deny("quota", "not more"), ReportedState(LaneState.QUOTA_DENIED, "not more")),
+        (Deny("capacity", "no slot"), ReportedState(LaneState.CAPACITY_DENIED, "no slot")),
+        (Silence(), ReportedState(LaneState.STARTING)),
+        (
+            silence(0, how="signal 9, SIGKILL"),
+            ReportedState(LaneState.STARTING, "ended (signal 9, SIGKILL); again in 2.0 s"),
+        ),
+        (silence(CRASHES - 1), ReportedState(LaneState.STARTING, "ended (status 1: no); again in 2.0 s")),
         (
             silence(CRASHES),
-            Told(
+            ReportedState(
                 LaneState.CRASH_LOOPING,
                 "3 times in a row it ended before it was warm; the last: status 1: no; again in 2.0 s",
             ),
         ),
         (
             silence(CRASHES + 1, again_in_s=0),
-            Told(
+            ReportedState(
                 LaneState.CRASH_LOOPING,
                 "4 times in a row it ended before it was warm; the last: status 1: no; trying again",
             ),
         ),
     ],
 )
-def test_what_is_told(about: Deny | Silence, expected: Told) -> None:
+def test_what_is_told(about: Deny | Silence, expected: ReportedState) -> None:
     assert told_of(about, now_s=NOW_S) == expected
 
 
