@@ -2,6 +2,9 @@
 
 `parse_settings` refuses a file with a mistake and names the place (`$.models.anisora.…`); nothing starts with
 half-understood settings. `InferenceSettings.catalog(profile)` is what the processes use.
+
+Ranges are checked after the form, and not by `msgspec.Meta`, which ends at the first value that is out of its range: an
+operator gets every mistake at once, with its unit.
 """
 
 import math

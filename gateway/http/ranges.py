@@ -1,6 +1,8 @@
 """One byte range of a file: `Range` and `If-Range` as RFC 9110 §14 wants them. Pure.
 
 Several ranges, another unit and a header that is not understood mean the whole file, as the RFC allows.
+
+The parser of `werkzeug.http` does not fit: it takes `bytes=-0`, which is a 416, for a header that is not understood.
 """
 
 import re

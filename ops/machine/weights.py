@@ -1,4 +1,8 @@
-"""Which tensors lie in a diffusers folder, by the headers of its safetensors files. Reads no tensor, needs no torch."""
+"""Which tensors lie in a diffusers folder, by the headers of its safetensors files. Reads no tensor, needs no torch.
+
+The headers are read here, and not by `safetensors`: `warmlane doctor` counts weights where only the gateway is
+installed, too, and that installation does not have the package.
+"""
 
 import math
 import struct
