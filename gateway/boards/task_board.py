@@ -7,17 +7,18 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import datetime, timedelta
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from msgspec import Struct
 
-from contracts.tasks import GenerationTask, TaskStatus, UnreadableTask, decode_task_of
-from contracts.topology import TASKS
+from contracts.tasks import GenerationTask, TaskStatus
 from gateway.boards.task_index import Place, TaskIndex, TaskRow
 from gateway.boards.work_queues import WorkQueues
-from ops.nats.link import Entry, NatsLink
-from ops.telemetry.unreadable import unreadables
+from ops.nats.bucket import Versioned
+from ops.nats.link import NatsLink
+from ops.nats.records import Change, Known, Moved, TaskRecords
 
 FINISHED_MAX: Final = 1_000
 SUBSCRIBER_QUEUE_MAX: Final = 64
@@ -68,8 +69,8 @@ class TaskBoard:
 
     async def start(self, link: NatsLink) -> None:
         """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
-        self._link = link
-        self._watch = await link.watch(TASKS, self.on_entry, on_again=self._again, on_whole=self._whole)
+        self._records = TaskRecords(link)
+        self._watch = await self._records.watch(self.on_entry, on_again=self._again, on_whole=self._whole)
         await self._watch.wait()
 
     def news_age_s(self) -> float:
@@ -82,9 +83,9 @@ class TaskBoard:
         for reader in [reader for readers in self._readers.values() for reader in readers]:
             _offer(reader, None)
 
-    def on_entry(self, entry: Entry) -> None:
+    def on_entry(self, entry: Versioned[GenerationTask]) -> None:
         """A record changed."""
-        if entry.value is None:
+        if entry.is_deleted:
             self._forget(entry.key)
             return
         if self._is_known(entry.key, entry.revision):
@@ -93,12 +94,8 @@ class TaskBoard:
         if known is not None and (known.revision, known.written_at) == (entry.revision, entry.time):
             self._untold.discard(entry.key)
             return  # told anew, and as it was
-        try:
-            task = decode_task_of(entry.key, entry.value)
-        except UnreadableTask as error:
-            unreadables.tell("record", entry.key, error, revision=entry.revision)
-            return
-        self.record(task, entry.revision, entry.time)
+        if entry.value is not None:
+            self.record(entry.value, entry.revision, entry.time)
 
     def record(self, task: GenerationTask, revision: int, written_at: datetime) -> Snapshot:
         """Takes in a record that was read or written; an older revision than the known one changes nothing."""
@@ -167,16 +164,26 @@ class TaskBoard:
         Raises TransportUnavailable.
         """
         before = self._index.get(task_id)
-        entry = await self._link.get(TASKS, task_id)
-        if entry is None or entry.value is None:
+        entry = await self._records.get(task_id)
+        if entry is None or entry.is_deleted:
             if before is not None and self._index.get(task_id) is before:
                 self._forget(task_id)
             return None
-        try:
-            return self.record(decode_task_of(task_id, entry.value), entry.revision, entry.time)
-        except UnreadableTask as error:
-            unreadables.tell("record", task_id, error, revision=entry.revision)
-            return None
+        return None if entry.value is None else self.record(entry.value, entry.revision, entry.time)
+
+    async def move(
+        self,
+        task_id: str,
+        change: Change,
+        *,
+        known: Known | None = None,
+        around: Callable[[GenerationTask], AbstractContextManager[object]] = lambda _: nullcontext(),
+    ) -> Moved | None:
+        """`TaskRecords.move`, of which what is read and written is taken in. Raises TransportUnavailable."""
+        moved = await self._records.move(task_id, change, known=known, read=self.read, around=around)
+        if moved is not None and moved.before is not None:
+            self.record(moved.task, moved.revision, datetime.now(UTC))
+        return moved
 
     async def changes(self, snapshot: Snapshot, *, idle_s: float) -> AsyncIterator[Snapshot | None]:
         """The task as it is now, then every change, until it has ended, or its record is gone, or the board is closed.

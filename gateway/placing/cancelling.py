@@ -1,11 +1,11 @@
 """Cancelling a task on request."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from contracts import lifecycle
-from contracts.tasks import FailureCode, TaskStatus, encode_task
-from contracts.topology import TASKS
+from contracts.tasks import FailureCode, GenerationTask, TaskStatus
 from gateway.boards.task_board import Snapshot, TaskBoard
 from gateway.placing.leftovers import remove_leftovers
 from ops.artifacts import Artifacts
@@ -22,26 +22,27 @@ async def cancel(
     Returns how it ended; None where it has no record. *require* is called with each revision that would be changed,
     and raises where that must not be. Raises TransportUnavailable: it may be cancelled or not.
     """
-    while True:
-        snapshot = await tasks.read(task_id)
-        if snapshot is None:
-            return None
-        require(snapshot.revision)
-        task = snapshot.task
+
+    def cancelled(task: GenerationTask, revision: int) -> GenerationTask | None:
+        require(revision)
         if task.status.is_terminal:
-            return snapshot
-        now = datetime.now(UTC)
-        cancelled = lifecycle.fail(task, code=FailureCode.CANCELLED, message="cancelled on request", now=now)
+            return None
         current_span().set_attributes({"task.id": task.id, "model": task.model})
         link_to(task.traceparent)
-        try:
-            with span("cancel", of_task(task), traceparent=task.traceparent, unless=(WrongRevision,)) as current:
-                revision = await link.update(TASKS, task_id, encode_task(cancelled), revision=snapshot.revision)
-                failed(current, FailureCode.CANCELLED.value)
-        except WrongRevision:
-            continue  # it moved meanwhile: look again
-        snapshot = tasks.record(cancelled, revision, now)
-        metrics.task_ended(cancelled)
-        if task.status is TaskStatus.PENDING:
-            await remove_leftovers(cancelled, link=link, artifacts=artifacts)
-        return snapshot
+        return lifecycle.fail(task, code=FailureCode.CANCELLED, message="cancelled on request", now=datetime.now(UTC))
+
+    moved = await tasks.move(task_id, cancelled, around=_cancelling)
+    if moved is None:
+        return None
+    if moved.before is not None:
+        metrics.task_ended(moved.task)
+        if moved.before.status is TaskStatus.PENDING:
+            await remove_leftovers(moved.task, link=link, artifacts=artifacts)
+    return Snapshot(moved.task, moved.revision)
+
+
+@contextmanager
+def _cancelling(task: GenerationTask) -> Iterator[None]:
+    with span("cancel", of_task(task), traceparent=task.traceparent, unless=(WrongRevision,)) as current:
+        yield
+        failed(current, FailureCode.CANCELLED.value)

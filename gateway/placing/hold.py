@@ -14,8 +14,8 @@ from typing import Any, Final
 import structlog
 
 from contracts import lifecycle
-from contracts.tasks import GenerationTask, TaskStatus, encode_task
-from contracts.topology import TASKS, WAITING_SUBJECTS, waiting_subject
+from contracts.tasks import GenerationTask, TaskStatus
+from contracts.topology import WAITING_SUBJECTS, waiting_subject
 from gateway.boards.task_board import Snapshot, TaskBoard
 from gateway.placing.leftovers import remove_leftovers
 from gateway.placing.retries import until_answered
@@ -150,20 +150,21 @@ class Holds:
 
     async def _move_held(self, snapshot: Snapshot, move: Callable[[GenerationTask], GenerationTask]) -> Snapshot:
         """*move* made by compare-and-set while the task is held; the task as it is then."""
-        while is_held(snapshot.task):
-            moved = move(snapshot.task)
-            try:
-                revision = await self._link.update(TASKS, moved.id, encode_task(moved), revision=snapshot.revision)
-            except WrongRevision:
-                snapshot = _present(await self._tasks.read(moved.id))
-                continue
-            if moved.status.is_terminal:
-                metrics.task_ended(moved)
-            return self._tasks.record(moved, revision, datetime.now(UTC))
-        return snapshot
+        moved = await self._tasks.move(
+            snapshot.task.id, lambda task, _: move(task) if is_held(task) else None, known=snapshot
+        )
+        if moved is None:
+            raise _gone()
+        if moved.before is not None and moved.task.status.is_terminal:
+            metrics.task_ended(moved.task)
+        return Snapshot(moved.task, moved.revision)
 
 
 def _present(snapshot: Snapshot | None) -> Snapshot:
     if snapshot is None:
-        raise TransportUnavailable("the record is gone")
+        raise _gone()
     return snapshot
+
+
+def _gone() -> TransportUnavailable:
+    return TransportUnavailable("the record is gone")

@@ -54,19 +54,14 @@ class InputImages:
         raise error
 
     async def _end_without_image(self, known: Snapshot) -> Snapshot:
-        while not known.task.status.is_terminal:
-            ended = _without_image(known.task)
-            try:
-                revision = await self._link.update(TASKS, ended.id, encode_task(ended), revision=known.revision)
-            except WrongRevision:
-                following = await self._tasks.read(ended.id)
-                if following is None:
-                    break
-                known = following
-                continue
-            metrics.task_ended(ended)
-            return self._tasks.record(ended, revision, datetime.now(UTC))
-        return known
+        moved = await self._tasks.move(
+            known.task.id, lambda task, _: None if task.status.is_terminal else _without_image(task), known=known
+        )
+        if moved is None:
+            return known
+        if moved.before is not None:
+            metrics.task_ended(moved.task)
+        return Snapshot(moved.task, moved.revision)
 
 
 def _without_image(task: GenerationTask) -> GenerationTask:

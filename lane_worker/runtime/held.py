@@ -8,10 +8,11 @@ from typing import Final
 
 import structlog
 
-from contracts.tasks import GenerationTask, TaskStatus, UnreadableTask, decode_task_of, encode_task
+from contracts.tasks import GenerationTask, TaskStatus, encode_task
 from contracts.topology import TASKS
+from ops.nats.bucket import Versioned
+from ops.nats.buckets import RECORDS
 from ops.nats.link import Entry, NatsLink, TransportUnavailable, WrongRevision
-from ops.telemetry.unreadable import unreadables
 
 # NATS being away is no reason to drop a result (design §4, Settle): wait for it, without hurry.
 RETRY_WAIT_S: Final = 0.2
@@ -81,11 +82,9 @@ class HeldTask:
         entry = await self._read()
         if entry is None or entry.value is None:
             raise OwnershipLost(None)
-        try:
-            record = decode_task_of(self.task.id, entry.value)
-        except UnreadableTask as error:
-            unreadables.tell("record", self.task.id, error, revision=entry.revision)
-            raise OwnershipLost(None) from error
+        record = Versioned(RECORDS, entry).value
+        if record is None:
+            raise OwnershipLost(None)
         if entry.value == written:
             self.task, self._revision = record, entry.revision
             return True

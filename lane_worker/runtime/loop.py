@@ -21,7 +21,6 @@ from contracts.tasks import (
     UnreadableTask,
     VideoFile,
     decode_task,
-    decode_task_of,
     encode_task,
     may_be_newer,
 )
@@ -32,6 +31,8 @@ from lane_worker.runtime.lease import LeaseKeeper
 from lane_worker.runtime.outcome import GaveUp, Result, Runner, Stopped, Succeeded, Unsuccessful
 from lane_worker.runtime.scratch import Scratch
 from ops.artifacts import Artifacts, StorageFailed
+from ops.nats.bucket import Versioned
+from ops.nats.buckets import RECORDS
 from ops.nats.link import Entry, NatsLink, TransportUnavailable, WrongRevision
 from ops.nats.pull import Pull, ack_sync
 from ops.telemetry import metrics
@@ -247,13 +248,10 @@ class WorkLoop:
         self, queued: GenerationTask, entry: Entry | None, attempt: str | None = None
     ) -> HeldTask | None:
         revision = entry.revision if entry is not None else 0
-        try:
-            value = None if entry is None else entry.value
-            record = None if value is None else decode_task_of(queued.id, value)
-        except UnreadableTask as error:
-            unreadables.tell("record", queued.id, error, revision=revision)
-            if value is not None and may_be_newer(queued.id, value):
-                raise UnreadableRecord("the record of its task cannot be read") from None
+        record = None if entry is None else Versioned(RECORDS, entry).value
+        if entry is not None and entry.value is not None and record is None:
+            if may_be_newer(queued.id, entry.value):
+                raise UnreadableRecord("the record of its task cannot be read")
             return None
         decision = claim_decision(queued, record, revision=revision, owner=self._owner, now=datetime.now(UTC))
         match decision:

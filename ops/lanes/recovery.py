@@ -12,11 +12,11 @@ import structlog
 
 from contracts import lifecycle
 from contracts.lanes import ColdStart, InHand
-from contracts.tasks import TaskStatus, UnreadableTask, decode_task_of, encode_task
-from contracts.topology import TASKS
+from contracts.tasks import GenerationTask, TaskStatus, encode_task
 from ops.nats.bucket import Bucket, Versioned
 from ops.nats.buckets import STARTS
 from ops.nats.link import NatsLink, WrongRevision
+from ops.nats.records import TaskRecords
 
 KNOWN_MAX: Final = 256
 
@@ -85,23 +85,22 @@ async def give_back(link: NatsLink, held: InHand, *, how: str) -> None:
 
     Only the record of that very owner is touched: who claimed the task later keeps it. Raises TransportUnavailable.
     """
-    while True:
-        entry = await link.get(TASKS, held.task_id)
-        try:
-            task = None if entry is None or entry.value is None else decode_task_of(held.task_id, entry.value)
-        except UnreadableTask:
-            return
-        if entry is None or task is None or (task.status, task.owner) != (TaskStatus.PROCESSING, held.owner):
-            return
+
+    def released(task: GenerationTask, _: int) -> GenerationTask | None:
         now = datetime.now(UTC)
-        if task.lease_expires_at is None or task.lease_expires_at > now:
-            task = lifecycle.release_lease(
-                task, reason=f"the process of {task.worker} ended: {how}", now=now, is_lost=True
-            )
-            try:
-                await link.update(TASKS, task.id, encode_task(task), revision=entry.revision)
-            except WrongRevision:
-                continue  # the owner's last write, which was on its way
-            log.warning("lease_released", task_id=task.id, attempt=task.attempt, worker=task.worker)
-        await link.set_timer("lease", task.id, now, encode_task(task))
+        if not _is_in_hand(task, held) or (task.lease_expires_at is not None and task.lease_expires_at <= now):
+            return None
+        return lifecycle.release_lease(task, reason=f"the process of {task.worker} ended: {how}", now=now, is_lost=True)
+
+    # it may take a second look: the owner's last write was on its way
+    moved = await TaskRecords(link, reports=False).move(held.task_id, released)
+    if moved is None or not _is_in_hand(moved.task, held):
         return
+    task = moved.task
+    if moved.before is not None:
+        log.warning("lease_released", task_id=task.id, attempt=task.attempt, worker=task.worker)
+    await link.set_timer("lease", task.id, datetime.now(UTC), encode_task(task))
+
+
+def _is_in_hand(task: GenerationTask, held: InHand) -> bool:
+    return (task.status, task.owner) == (TaskStatus.PROCESSING, held.owner)

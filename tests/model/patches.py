@@ -34,6 +34,7 @@ from tests.model.model_loop import HOST
 from tests.model.network import SimulatedClient, current
 
 _WITH_DATETIME: tuple[Any, ...] = (
+    gateway.boards.task_board,
     gateway.placing.admission,
     gateway.placing.fallbacks,
     gateway.placing.hold,
@@ -68,8 +69,6 @@ _WITH_LOG: tuple[Any, ...] = (
 
 _WITH_UNREADABLES: tuple[Any, ...] = (
     gateway.placing.sweeper,
-    gateway.boards.task_board,
-    lane_worker.runtime.held,
     lane_worker.runtime.loop,
     ops.nats.bucket,
     ops.nats.watch,

@@ -22,7 +22,7 @@ from gateway.boards.task_board import TaskBoard
 from gateway.boards.work_queues import SAMPLES_MAX, WorkQueues
 from gateway.placing.estimate import Ahead, Estimates, degraded_wait_s, lane_wait_s, retry_after_s
 from ops.nats.bucket import Versioned
-from ops.nats.buckets import HEARTBEATS
+from ops.nats.buckets import HEARTBEATS, RECORDS
 from ops.nats.link import Entry
 from tests.kit import samples
 from tests.kit.records import DECISION, NOW, after, pending_task
@@ -302,15 +302,15 @@ def test_the_board_feeds_the_queues() -> None:
     board = TaskBoard()
     queue = board.work_queues.of("degraded", "anisora")
     first, second = waiting(1), waiting(2, 1)
-    board.on_entry(entry(second, 2))
-    board.on_entry(entry(first, 3))
+    board.on_entry(Versioned(RECORDS, entry(second, 2)))
+    board.on_entry(Versioned(RECORDS, entry(first, 3)))
     assert [task.id for task in queue.waiting] == [first.id, second.id]
-    board.on_entry(entry(claimed(first, 2), 4))
-    board.on_entry(entry(first, 3))  # an old revision, read late
+    board.on_entry(Versioned(RECORDS, entry(claimed(first, 2), 4)))
+    board.on_entry(Versioned(RECORDS, entry(first, 3)))  # an old revision, read late
     assert ([task.id for task in queue.waiting], [task.id for task in queue.running]) == ([second.id], [first.id])
-    board.on_entry(Entry(second.id, None, 5, NOW))
+    board.on_entry(Versioned(RECORDS, Entry(second.id, None, 5, NOW)))
     assert list(queue.waiting) == []
-    board.on_entry(entry(served(1, 3), 6))
+    board.on_entry(Versioned(RECORDS, entry(served(1, 3), 6)))
     assert (list(queue.running), board.work_queues.service_s("degraded", "anisora")) == ([], 3)
 
 
@@ -320,8 +320,8 @@ def test_a_refused_task_names_no_image() -> None:
     task = waiting(1)
     task = replace(task, parameters=replace(task.parameters, image=image))
     board = TaskBoard()
-    board.on_entry(entry(task, 1))
+    board.on_entry(Versioned(RECORDS, entry(task, 1)))
     assert task.image_path in board.named_paths_of(task.id)
     refused = lifecycle.fail(task, code=FailureCode.QUEUE_OVERLOADED, message="", now=after(30))
-    board.on_entry(entry(refused, 2))
+    board.on_entry(Versioned(RECORDS, entry(refused, 2)))
     assert board.named_paths_of(task.id) == ()

@@ -13,6 +13,8 @@ from contracts.tasks import GenerationTask, TaskStatus
 from gateway.boards.task_board import FORGOTTEN_AT_ONCE, MOVED_AT_ONCE, Snapshot, TaskBoard
 from gateway.boards.task_index import Place, TaskIndex, TaskRow
 from ops.ending import end
+from ops.nats.bucket import Versioned
+from ops.nats.buckets import RECORDS
 from ops.nats.link import Entry
 from tests.kit.records import NOW, pending_task, processing_task
 
@@ -176,7 +178,7 @@ async def test_what_is_written_anew_meanwhile_is_not_forgotten(board: TaskBoard)
 
 
 def test_a_record_that_is_deleted_is_forgotten(board: TaskBoard) -> None:
-    board.on_entry(Entry("task-00000", None, MANY + 1, NOW))
+    board.on_entry(Versioned(RECORDS, Entry("task-00000", None, MANY + 1, NOW)))
     assert len(everything(board)) == MANY - 1
 
 
@@ -229,9 +231,9 @@ async def test_moves_are_told_once_and_only_to_those_who_moved() -> None:
     assert await told() == [[(1, 0)], [(1, 1), (2, 0)], [(1, 2), (1, 1)], [(1, 2), (1, 1)]]
     # two moves before anybody was told are one; one that was taken back is none
     board.record(pending_task("between", queued_at=NOW + timedelta(seconds=0.5)), 1, NOW)
-    board.on_entry(Entry("between", None, 2, NOW))
+    board.on_entry(Versioned(RECORDS, Entry("between", None, 2, NOW)))
     assert (await told())[2] == [(1, 2), (1, 1)]
-    board.on_entry(Entry("task-0", None, 2, NOW))
+    board.on_entry(Versioned(RECORDS, Entry("task-0", None, 2, NOW)))
     assert (await told())[2:] == [[(1, 2), (1, 1), (1, 0)], [(1, 2), (1, 1), (1, 0)]]
     assert not waiting.done()  # who waits for another revision is not woken by a place
     for reader in readers:
@@ -246,7 +248,7 @@ async def test_others_run_while_many_readers_are_told() -> None:
         board.record(task, 1, NOW)
     readers = [_Followed(board, task) for task in queue]
     await _turns()
-    board.on_entry(Entry("task-0", None, 2, NOW))
+    board.on_entry(Versioned(RECORDS, Entry("task-0", None, 2, NOW)))
     telling, turns = asyncio.create_task(board.tell_moves()), 0
     while not telling.done():
         turns += 1
