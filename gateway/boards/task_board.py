@@ -18,7 +18,7 @@ from gateway.boards.task_index import Place, TaskIndex, TaskRow
 from gateway.boards.work_queues import WorkQueues
 from ops.nats.bucket import Versioned
 from ops.nats.link import NatsLink
-from ops.nats.records import Change, Known, Moved, TaskRecords
+from ops.nats.records import Change, KnownTask, Moved, TaskRecords
 
 FINISHED_MAX: Final = 1_000
 SUBSCRIBER_QUEUE_MAX: Final = 64
@@ -176,7 +176,7 @@ class TaskBoard:
         task_id: str,
         change: Change,
         *,
-        known: Known | None = None,
+        known: KnownTask | None = None,
         around: Callable[[GenerationTask], AbstractContextManager[object]] = lambda _: nullcontext(),
     ) -> Moved | None:
         """`TaskRecords.move`, of which what is read and written is taken in. Raises TransportUnavailable."""

@@ -15,7 +15,7 @@ Change = Callable[[GenerationTask, int], GenerationTask | None]
 """What becomes of a task, whose record is at a revision; None leaves it as it is."""
 
 
-class Known(Protocol):
+class KnownTask(Protocol):
     """A task at one revision of its record."""
 
     @property
@@ -50,7 +50,7 @@ class TaskRecords(Bucket[GenerationTask]):
     def __init__(self, link: NatsLink, *, reports: bool = True) -> None:
         super().__init__(link, RECORDS, reports=reports)
 
-    async def read(self, task_id: str) -> Known | None:
+    async def read(self, task_id: str) -> KnownTask | None:
         """The task; None where no record is, or none that can be read. Raises TransportUnavailable."""
         entry = await self.get(task_id)
         return None if entry is None or entry.value is None else TaskAtRevision(entry.value, entry.revision)
@@ -60,8 +60,8 @@ class TaskRecords(Bucket[GenerationTask]):
         task_id: str,
         change: Change,
         *,
-        known: Known | None = None,
-        read: Callable[[str], Awaitable[Known | None]] | None = None,
+        known: KnownTask | None = None,
+        read: Callable[[str], Awaitable[KnownTask | None]] | None = None,
         around: Callable[[GenerationTask], AbstractContextManager[object]] = _unwatched,
     ) -> Moved | None:
         """Moves the record by *change*, by compare-and-set; the task as it is then, or None where there is no record.
