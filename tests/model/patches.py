@@ -130,7 +130,7 @@ def simulated_product() -> Iterator[None]:
             stack.enter_context(patch.object(module, "log", SilentLogger()))
         for module in _WITH_UNREADABLES:
             stack.enter_context(patch.object(module, "unreadables", _Unreadables()))
-        stack.enter_context(patch.object(ops.nats.connecting, "Client", SimulatedClient))
+        stack.enter_context(patch.object(ops.nats.connecting, "NatsClient", SimulatedClient))
         stack.enter_context(patch.object(ops.nats.link, "time", clock))
         stack.enter_context(patch.object(ops.nats.watch, "time", clock))
         stack.enter_context(patch.object(lane_worker.runtime.lease, "time", clock))
