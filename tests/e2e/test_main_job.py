@@ -142,14 +142,17 @@ def test_processes_show_their_role_and_model(system: UpProcess) -> None:
 
 
 def test_the_lane_process_never_imports_torch_and_stays_small(system: UpProcess) -> None:
-    """The supervisor is a process of its own: what torch maps is not in it."""
+    """The supervisor is a process of its own: what torch maps is not in it.
+
+    Its imports alone take 49 MB on Python 3.11 and 55 MB on 3.14. Torch would add some 250 MB.
+    """
     for model in MODELS:
         pid = system.find(f"warmlane lane --model {model}")
         assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
         resident_kb = next(
             int(line.split()[1]) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "VmRSS" in line
         )
-        assert resident_kb < 60 * 1024
+        assert resident_kb < 70 * 1024
 
 
 def test_twenty_alternating_requests(system: UpProcess) -> None:

@@ -139,7 +139,8 @@ async def test_a_second_request_needs_no_load(player: Player) -> None:
     loaded_s = time.perf_counter() - begun_s
     cold_s = loaded_s + await player.generate("phr00t")
     pid = player.host.pid
-    assert await player.residence.ready("phr00t") is None
+    loaded = player.residence.resident
+    assert await player.residence.ready("phr00t") is loaded
     warm_s = await player.generate("phr00t")
     assert player.host.pid == pid
     player.tell("to the first step, with the load", f"{cold_s:.2f} s")

@@ -88,8 +88,8 @@ async def test_what_a_form_reads_is_what_is_applied(system: System) -> None:
     document = (await system.http.get("/openapi.json")).json()
     content = document["components"]["requestBodies"]["GenerationRequest"]["content"]["application/json"]
     schema = {**content["schema"], "components": document["components"]}
-    described = [each["description"].partition(" ")[0] for each in content["schema"]["oneOf"]]
-    assert described == ["image-to-video.", "text-to-video."]
+    described = [each["description"].partition(". ")[0].rpartition(": ")[2] for each in content["schema"]["oneOf"]]
+    assert described == ["image-to-video", "text-to-video"]
     body = {"model": "anisora", "prompt": "x"}
     assert not OAS31Validator(schema).is_valid(body)
     assert OAS31Validator(schema).is_valid(body | {"image": png()})

@@ -81,7 +81,7 @@ async def test_a_swap_is_in_the_trace_of_the_request(
     assert step["first_step_s"] == receipt.first_step_s
     assert "red fox" not in str(collector.spans), "never a prompt"
     assert 'warmlane_tasks_finished_total{model="phr00t",outcome="done",route="degraded"} 1.0' in text
-    assert 'warmlane_tasks_finished_total{model="phr00t",outcome="worker_lost",route="degraded"} 0.0' in text
+    assert 'warmlane_tasks_finished_total{model="phr00t",outcome="out_of_memory",route="degraded"} 0.0' in text
     assert 'warmlane_releases_total{outcome="unloaded",slot="cpu-0"} 1.0' in text
     for part in ("release", "verify", "load", "read", "copy", "first_step"):
         assert f'warmlane_swap_duration_seconds_count{{model="phr00t",part="{part}"}} 1.0' in text

@@ -9,6 +9,7 @@ from msgspec import Struct
 from contracts.lanes import LaneState, SlotState
 from contracts.tasks import FailureCode
 from lane_worker.runtime.streak import DISTRUST
+from ops.telemetry.logs import USUAL_LOSSES
 from ops.telemetry.metrics import CATALOGUE
 from ops.telemetry.unreadable import Kind
 
@@ -68,6 +69,7 @@ VALUES: Final[dict[str, tuple[str, ...]]] = {
         "quarantined",
     ),
     "warmlane_hosts_distrusted_total reason": DISTRUST,
+    "warmlane_log_lines_lost_total reason": USUAL_LOSSES,
     "warmlane_memory_cleanups_total outcome": (*_OUTCOMES, "host_lost", "quarantined", "gave_up"),
     "warmlane_memory_after_cleanup_bytes kind": (
         *("rss", "rss_peak", "cuda_allocated", "cuda_reserved", "cuda_peak_allocated", "cuda_peak_reserved"),
