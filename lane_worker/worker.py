@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import Final
 
 import structlog
-from nats.aio.msg import Msg
 
 from contracts.lanes import LaneState
 from contracts.settings import ModelEntry
@@ -152,7 +151,7 @@ class LaneWorker:
 
     async def _serve(self, stop: asyncio.Event) -> None:
         if self._warmth.evict_idle_s:
-            await self._link.client.subscribe(demand_subject(self._model.name), cb=self._on_demand)
+            await self._link.hear(demand_subject(self._model.name), self._on_demand)
         wait_s = RESTART_FIRST_S
         while not stop.is_set():
             if self._residence.quarantined or self._display.quarantine is not None:
@@ -339,7 +338,7 @@ class LaneWorker:
             return False
         return not self._draining
 
-    async def _on_demand(self, _: Msg) -> None:
+    def _on_demand(self, _: str, __: bytes) -> None:
         self._demand.set()
 
     async def _watch_host(self) -> None:

@@ -2,14 +2,13 @@
 
 from datetime import timedelta
 
-import nats.errors
 import structlog
 
 from contracts.lanes import LaneHeartbeat, LaneReport
 from contracts.topology import LANES, bucket_stream, bucket_subject
 from ops.nats.bucket import Bucket, Versioned
 from ops.nats.buckets import HEARTBEATS
-from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.link import NatsLink
 
 log = structlog.get_logger("lanes_beside")
 
@@ -17,12 +16,9 @@ log = structlog.get_logger("lanes_beside")
 async def lane_reports(link: NatsLink, model: str) -> list[LaneReport]:
     """The last report of each lane of *model*; one that cannot be read is left out. Raises TransportUnavailable."""
     prefix = f"{bucket_subject(LANES, model)}."
-    try:
-        info = await link.js.stream_info(bucket_stream(LANES), subjects_filter=f"{prefix}*")
-    except (nats.errors.Error, OSError, TimeoutError) as error:
-        raise TransportUnavailable(f"{LANES}: {error!r}") from error
+    subjects = await link.subjects_of(bucket_stream(LANES), f"{prefix}*")
     bucket = Bucket(link, HEARTBEATS)
-    entries = [await bucket.get(f"{model}.{subject.removeprefix(prefix)}") for subject in info.state.subjects or ()]
+    entries = [await bucket.get(f"{model}.{subject.removeprefix(prefix)}") for subject in subjects]
     return [report for report in map(_report, entries) if report is not None]
 
 

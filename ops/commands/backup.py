@@ -35,7 +35,6 @@ from typing import Any, BinaryIO, Final, TypeVar
 
 import click
 import msgspec
-import nats.errors
 from msgspec import Struct
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -137,10 +136,9 @@ async def backup(link: NatsLink, want: Topology, folder: Path, on_bytes: OnBytes
                 unended = msgspec.json.encode(await _unended(link))
                 _write(part / UNENDED, unended)
             streams.append(await _save(link, name, part, on_bytes))
-        server = link.client.connected_server_version
         manifest = BackupManifest(
             format=FORMAT,
-            server=f"{server.major}.{server.minor}.{server.patch}",
+            server=link.server_version,
             begun_at=begun_at,
             ended_at=datetime.now(UTC),
             streams=tuple(streams),
@@ -155,9 +153,7 @@ async def backup(link: NatsLink, want: Topology, folder: Path, on_bytes: OnBytes
 
 
 async def _save(link: NatsLink, name: str, folder: Path, on_bytes: OnBytes) -> SavedStream:
-    with translated(name):
-        inbox = link.client.new_inbox()
-        chunks = await link.client.subscribe(inbox)
+    inbox, chunks = await link.inbox(about=name)
     try:
         # consumers too: what is acked stays acked
         request = {"deliver_subject": inbox, "chunk_size": CHUNK_BYTES, "jsck": True}
@@ -243,8 +239,8 @@ async def restore(
         return manifest, await _store_timers(link)
     except BaseException:
         for name in begun:
-            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-                await link.js.delete_stream(name)
+            with contextlib.suppress(NotFoundError, TransportUnavailable):
+                await link.remove_stream(name)
         raise
 
 
@@ -272,12 +268,7 @@ def _verify(path: Path, sha256: str) -> None:
 
 
 async def _exists(link: NatsLink, name: str) -> bool:
-    with translated(name):
-        try:
-            await link.js.stream_info(name)
-        except NotFoundError:
-            return False
-    return True
+    return await link.has_stream(name)
 
 
 async def _begin(link: NatsLink, meta: Path, name: str, replicas: int | None) -> str:
@@ -305,8 +296,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 async def _send(link: NatsLink, name: str, subject: str, chunk: bytes, within_s: float) -> None:
-    with translated(name):
-        answer = await link.client.request(subject, chunk, timeout=within_s)
+    answer = await link.request(subject, chunk, timeout_s=within_s, about=name)
     if answer.data:
         _told(name, answer.data)
 
@@ -348,8 +338,7 @@ async def _unended(link: NatsLink) -> list[Record]:
 
 async def _ask(link: NatsLink, subject: str, request: dict[str, Any]) -> dict[str, Any]:
     name = subject.rpartition(".")[2]
-    with translated(name):
-        answer = await link.client.request(subject, json.dumps(request).encode(), timeout=SILENCE_S)
+    answer = await link.request(subject, json.dumps(request).encode(), timeout_s=SILENCE_S, about=name)
     return _told(name, answer.data)
 
 

@@ -361,7 +361,7 @@ async def _clock(server: NatsAccess) -> Finding:
             what="clock", level="missing", found=f"the server at {server.urls} is unusable", advice=str(error)
         )
     try:
-        await link.js.stream_info(DEADLINES)  # its replies carry the server's time
+        await link.stream_state(DEADLINES)  # its replies carry the server's time
         return judge_skew(await link.clock_skew_s())
     except NotFoundError:
         found = f"the server at {server.urls} holds no {DEADLINES}, which would tell its time"

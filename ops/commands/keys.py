@@ -11,7 +11,6 @@ import click
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
-from nats.js.errors import NotFoundError
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +35,6 @@ from contracts.topology import DAY_S, KEYS, bucket_stream
 from ops.commands.options import nats_options
 from ops.nats.access import NatsAccess
 from ops.nats.call import on_nats
-from ops.nats.errors import translated
 from ops.nats.link import Entry, NatsLink, WrongRevision
 from ops.nats.provisioning import NotProvisioned
 
@@ -198,11 +196,8 @@ def table_of(keys: Iterable[ApiKey]) -> Table:
 
 
 async def _require_bucket(link: NatsLink) -> None:
-    try:
-        with translated(KEYS):
-            await link.js.stream_info(bucket_stream(KEYS))
-    except NotFoundError as error:
-        raise NotProvisioned("the server lacks the bucket keys; run `warmlane provision`") from error
+    if not await link.has_stream(bucket_stream(KEYS)):
+        raise NotProvisioned("the server lacks the bucket keys; run `warmlane provision`")
 
 
 @click.group(

@@ -21,6 +21,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.api import Header, RawStreamMsg
 from nats.js.client import JetStreamContext
+from nats.js.manager import JetStreamManager
 
 from contracts.nesting import loads
 from contracts.topology import (
@@ -91,8 +92,8 @@ class NatsLink:
     """A connection of one process. Make it with `NatsLink.connect`; close it with `close`."""
 
     def __init__(self, client: NatsClient) -> None:
-        self.client = client
-        self.js: JetStreamContext = client.jetstream(timeout=REPLY_TIMEOUT_S)
+        self._client = client
+        self._js: JetStreamContext = client.jetstream(timeout=REPLY_TIMEOUT_S)
         self._connected_since_s: float | None = time.monotonic()
         self._cut_at: datetime | None = None
         self.skew_s: float | None = None
@@ -142,16 +143,16 @@ class NatsLink:
         for watch in self._watches:
             watch.close()
         with contextlib.suppress(Exception):
-            await self.client.close()
+            await self._client.close()
 
     @property
     def is_connected(self) -> bool:
-        return self.client.is_connected
+        return self._client.is_connected
 
     def unbroken_s(self) -> float:
         """For how long the connection has stood without a break, in seconds; 0 while it is broken."""
         since_s = self._connected_since_s
-        return 0.0 if since_s is None or not self.client.is_connected else time.monotonic() - since_s
+        return 0.0 if since_s is None or not self._client.is_connected else time.monotonic() - since_s
 
     @property
     def cut_at(self) -> datetime | None:
@@ -179,7 +180,7 @@ class NatsLink:
         while True:
             with stored(subject):
                 try:
-                    ack = await self.client.store(subject, payload, all_headers, timeout_s=REPLY_TIMEOUT_S)
+                    ack = await self._client.store(subject, payload, all_headers, timeout_s=REPLY_TIMEOUT_S)
                     if self.writes:
                         self.writes.stored(stream_of(subject))
                     return ack
@@ -199,6 +200,32 @@ class NatsLink:
         elif self.unbroken_s() >= REPLY_TIMEOUT_S:
             self.writes.failed(stream_of(subject), "silent", time.monotonic())
 
+    async def has_stream(self, stream: str) -> bool:
+        """Whether the server has *stream*. Raises TransportUnavailable."""
+        try:
+            await self.stream_state(stream)
+        except nats.js.errors.NotFoundError:
+            return False
+        return True
+
+    async def subjects_of(self, stream: str, pattern: str) -> list[str]:
+        """The subjects of *stream* that match *pattern* and hold a message. Raises TransportUnavailable."""
+        try:
+            with translated(stream):
+                return list((await self._js.stream_info(stream, subjects_filter=pattern)).state.subjects or ())
+        except nats.js.errors.APIError as error:
+            raise TransportUnavailable(f"{stream}: {error.description}") from error
+
+    async def remove_stream(self, stream: str) -> None:
+        """Removes *stream* with all that it holds. Raises NotFoundError, TransportUnavailable."""
+        with translated(stream):
+            await self._js.delete_stream(stream)
+
+    @property
+    def streams(self) -> JetStreamManager:
+        """Makes, shows and changes streams and consumers: for provisioning, which is all about their settings."""
+        return self._js
+
     async def answers_for(self, stream: str) -> bool:
         """Whether the server tells the state of *stream* now: in a cluster, whether the stream has a leader."""
         try:
@@ -210,7 +237,7 @@ class NatsLink:
     async def storage(self) -> Usage:
         """What JetStream has stored, and may store by the account's limit. Raises TransportUnavailable."""
         with translated("storage"):
-            reply = await self.client.request("$JS.API.INFO", timeout=REPLY_TIMEOUT_S)
+            reply = await self._client.request("$JS.API.INFO", timeout=REPLY_TIMEOUT_S)
         told = loads(reply.data)
         if "storage" not in told:
             raise TransportUnavailable(f"storage: {told.get('error', {}).get('description', 'not told')}")
@@ -220,24 +247,24 @@ class NatsLink:
         """The message at *sequence*, or None when it is gone. Raises TransportUnavailable."""
         with translated(stream):
             try:
-                return await self.js.get_msg(stream, seq=sequence)
+                return await self._js.get_msg(stream, seq=sequence)
             except nats.js.errors.NotFoundError:
                 return None
 
     async def remove_message(self, stream: str, sequence: int) -> None:
         """Removes a queued message; one that is gone already is fine. Raises TransportUnavailable."""
         with translated(stream), contextlib.suppress(nats.js.errors.NotFoundError, nats.js.errors.BadRequestError):
-            await self.js.delete_msg(stream, sequence)
+            await self._js.delete_msg(stream, sequence)
 
     async def remove_subject(self, stream: str, subject: str) -> None:
         """Removes all messages of *stream* on *subject*. Raises TransportUnavailable."""
         with translated(stream), contextlib.suppress(nats.js.errors.NotFoundError):
-            await self.js.purge_stream(stream, subject=subject)
+            await self._js.purge_stream(stream, subject=subject)
 
     async def depth(self, stream: str) -> Depth:
         """How full *stream* is. Raises TransportUnavailable."""
         with translated(stream):
-            reply = await self.client.request(f"$JS.API.STREAM.INFO.{stream}", timeout=REPLY_TIMEOUT_S)
+            reply = await self._client.request(f"$JS.API.STREAM.INFO.{stream}", timeout=REPLY_TIMEOUT_S)
         told = loads(reply.data)
         if "state" not in told:
             raise TransportUnavailable(f"{stream}: {told.get('error', {}).get('description', 'no such stream')}")
@@ -252,7 +279,7 @@ class NatsLink:
     async def pull(self, stream: str, consumer: str) -> Pull:
         """A handle on a durable pull consumer that provisioning has made."""
         with translated(stream):
-            pull = Pull(self.client, await self.js.pull_subscribe_bind(consumer, stream), stream, consumer)
+            pull = Pull(self._client, await self._js.pull_subscribe_bind(consumer, stream), stream, consumer)
         consumers_made_anew.begin(stream, consumer)
         return pull
 
@@ -274,7 +301,7 @@ class NatsLink:
         cuts = self.cuts
         with translated(bucket):
             try:
-                stored = await self.client.last_on(
+                stored = await self._client.last_on(
                     bucket_stream(bucket), bucket_subject(bucket, key), timeout_s=REPLY_TIMEOUT_S
                 )
             except nats.js.errors.NotFoundError as error:
@@ -350,7 +377,7 @@ class NatsLink:
     async def stream_state(self, stream: str) -> StreamState:
         """When *stream* was made, and how far it has come. Raises NotFoundError, TransportUnavailable."""
         with translated(stream):
-            reply = await self.client.request(f"$JS.API.STREAM.INFO.{stream}", timeout=REPLY_TIMEOUT_S)
+            reply = await self._client.request(f"$JS.API.STREAM.INFO.{stream}", timeout=REPLY_TIMEOUT_S)
             told = loads(reply.data)
             if "error" in told:
                 nats.js.errors.APIError.from_error(told["error"])
@@ -367,7 +394,7 @@ class NatsLink:
         """Whether a timer of *task_id* is set, or due and not served yet. Raises TransportUnavailable."""
         question = json.dumps({"subjects_filter": f"deadline.*.*.{task_id}"}).encode()
         with translated(DEADLINES):
-            reply = await self.client.request(f"$JS.API.STREAM.INFO.{DEADLINES}", question, timeout=REPLY_TIMEOUT_S)
+            reply = await self._client.request(f"$JS.API.STREAM.INFO.{DEADLINES}", question, timeout=REPLY_TIMEOUT_S)
         told = loads(reply.data)
         if "error" in told:
             raise TransportUnavailable(f"{DEADLINES}: {told['error'].get('description', 'not told')}")
@@ -377,7 +404,7 @@ class NatsLink:
         """What stands at *seq* of *stream*; None when it is gone. Raises TransportUnavailable."""
         with translated(stream):
             try:
-                stored = await self.client.at(stream, seq, timeout_s=REPLY_TIMEOUT_S)
+                stored = await self._client.at(stream, seq, timeout_s=REPLY_TIMEOUT_S)
             except nats.js.errors.NotFoundError as error:
                 if error.err_code == _NO_MESSAGE:
                     return None
@@ -395,7 +422,7 @@ class NatsLink:
     ) -> Following:
         """`NatsClient.follow`, of *bucket*. Raises NotFoundError, TransportUnavailable."""
         with translated(bucket):
-            return await self.client.follow(
+            return await self._client.follow(
                 bucket_stream(bucket),
                 f"$KV.{bucket}.>",
                 start,
@@ -416,14 +443,14 @@ class NatsLink:
         async def receive(_: Msg) -> None:
             await on_hint()
 
-        return await self.client.subscribe(bucket_subject(bucket, key), cb=receive)
+        return await self._client.subscribe(bucket_subject(bucket, key), cb=receive)
 
     # ── questions among processes ────────────────────────────────────────────────────────────────────────────────
 
     async def tell(self, subject: str, payload: bytes = b"") -> None:
         """Says *payload* on *subject* to whoever listens now. Nobody learns whether it arrived."""
         with contextlib.suppress(nats.errors.Error, OSError):
-            await self.client.publish(subject, payload)
+            await self._client.publish(subject, payload)
 
     async def hear(self, subjects: str, on_word: Callable[[str, bytes], None]) -> None:
         """Calls *on_word* with subject and payload of whatever is told on *subjects* from now on."""
@@ -432,7 +459,7 @@ class NatsLink:
             on_word(message.subject, message.data)
 
         with translated(subjects):
-            await self.client.subscribe(subjects, cb=receive)
+            await self._client.subscribe(subjects, cb=receive)
 
     async def answer(self, subjects: str, knows: Callable[[str], bool]) -> None:
         """From now on, says yes to a question on *subjects* when *knows* does; otherwise it says nothing."""
@@ -442,16 +469,39 @@ class NatsLink:
                 await question.respond(b"yes")
 
         with translated(subjects):
-            await self.client.subscribe(subjects, cb=receive)
+            await self._client.subscribe(subjects, cb=receive)
 
     async def ask(self, subject: str, *, timeout_s: float) -> bool:
         """Whether some process says yes within *timeout_s*. Raises TransportUnavailable when nobody could be asked."""
         with translated(subject):
             try:
-                await self.client.request(subject, timeout=timeout_s)
+                await self._client.request(subject, timeout=timeout_s)
             except (TimeoutError, nats.errors.NoRespondersError):
                 return False
         return True
+
+    async def request(self, subject: str, payload: bytes, *, timeout_s: float, about: str) -> Msg:
+        """The answer to *payload* on *subject*. *about* is what an error names.
+
+        Raises TransportUnavailable when none came within *timeout_s*.
+        """
+        with translated(about):
+            return await self._client.request(subject, payload, timeout=timeout_s)
+
+    async def inbox(self, *, about: str) -> tuple[str, Subscription]:
+        """A subject of this connection's own, and what arrives there; *about* is what an error names.
+
+        Raises TransportUnavailable.
+        """
+        with translated(about):
+            subject = self._client.new_inbox()
+            return subject, await self._client.subscribe(subject)
+
+    @property
+    def server_version(self) -> str:
+        """Of the server that is connected, as `2.12.1`."""
+        version = self._client.connected_server_version
+        return f"{version.major}.{version.minor}.{version.patch}"
 
     # ── the server's clock ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -461,7 +511,7 @@ class NatsLink:
         for _ in range(5):
             sent = datetime.now(UTC)
             with translated("clock"):
-                reply = await self.client.request("$JS.API.STREAM.INFO.DEADLINES", timeout=REPLY_TIMEOUT_S)
+                reply = await self._client.request("$JS.API.STREAM.INFO.DEADLINES", timeout=REPLY_TIMEOUT_S)
             received = datetime.now(UTC)
             stamp = loads(reply.data).get("ts")
             if stamp is None:

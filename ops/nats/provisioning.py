@@ -147,18 +147,15 @@ async def require_degraded(link: NatsLink) -> None:
 
 async def _require(link: NatsLink, *streams: str) -> None:
     for name in (*streams, bucket_stream(SLOTS), bucket_stream(TASKS), DEADLINES):
-        try:
-            with translated(name):
-                await link.js.stream_info(name)
-        except NotFoundError as error:
-            raise NotProvisioned(f"the server lacks {name}; run `warmlane provision`") from error
+        if not await link.has_stream(name):
+            raise NotProvisioned(f"the server lacks {name}; run `warmlane provision`")
 
 
 _Mend = Callable[[], Awaitable[object]]
 
 
 async def _compare(link: NatsLink, want: Topology) -> AsyncIterator[tuple[Difference, _Mend]]:
-    manager = link.js
+    manager = link.streams
     specs: list[StreamSpec | BucketSpec] = [*want.streams, *want.buckets]
     work_queues = {spec.name for spec in want.streams if spec.name != DEADLINES}
     for spec in specs:

@@ -22,6 +22,7 @@ from tests.bench.procs import Cores
 from tests.bench.results import Absent, Part
 from tests.bench.rounds import Values, empty_folder, one_round, rotated
 from tests.bench.stacks import MODEL, Contender, Given, Stack
+from tests.kit.behind import js_of
 
 TITLE: Final = "Accept"
 ACCEPTED: Final = 202
@@ -59,7 +60,7 @@ async def stored(stack: Stack, sample: Sample) -> tuple[tuple[str, int], ...]:
         (DEADLINES, timer_set_subject("admit", sample.id)),
         (bucket_stream(TASKS), bucket_subject(TASKS, sample.id)),
     )
-    found = [(stream, await link.js.get_last_msg(stream, subject)) for stream, subject in where]
+    found = [(stream, await js_of(link).get_last_msg(stream, subject)) for stream, subject in where]
     found.sort(key=lambda each: each[1].time or datetime.min.replace(tzinfo=UTC))
     return tuple((stream, len(message.data or b"")) for stream, message in found)
 

@@ -39,6 +39,7 @@ from tests.bench.procs import Cores
 from tests.bench.results import Part
 from tests.bench.rounds import Values, empty_folder, one_round, rotated
 from tests.bench.stacks import BODY, Contender, Given, Stack, say_warm
+from tests.kit.behind import client_of
 
 TASKS_LEVELS: Final = (FEW, SOME, MANY)
 LANES_LEVELS: Final = (1, 10, 100)
@@ -274,15 +275,15 @@ async def reads_per_poll(grown: Grown, task_id: str) -> float:
         nonlocal asked
         asked += task_id.encode() in question.data
 
-    subscription = await grown.link.client.subscribe(f"$JS.API.STREAM.MSG.GET.{bucket_stream(TASKS)}", cb=count)
-    await grown.link.client.flush()
+    subscription = await client_of(grown.link).subscribe(f"$JS.API.STREAM.MSG.GET.{bucket_stream(TASKS)}", cb=count)
+    await client_of(grown.link).flush()
     line = await connect(grown.stack.address)
     for _ in range(READS):
         answer = await line.ask(request("GET", f"/tasks/{task_id}", grown.stack.address))
         if answer.status != 200:
             raise LoadFailed(f"the task {task_id} is not shown: {answer.body.decode(errors='replace')}")
     line.close()
-    await grown.link.client.flush()  # what was asked before has arrived here
+    await client_of(grown.link).flush()  # what was asked before has arrived here
     await asyncio.sleep(SETTLE_S)
     await subscription.unsubscribe()
     return asked / READS

@@ -30,6 +30,7 @@ from ops.machine.processes import warmlane_command
 from ops.nats.link import Entry, NatsLink, TransportUnavailable
 from ops.nats.provisioning import ProvisioningRefused, provision, wanted
 from ops.nats.server import find_nats_server
+from tests.kit.behind import js_of
 from tests.kit.degraded import DegradedProcess, leads
 from tests.kit.lanes import LaneProcess, heartbeat_of
 from tests.kit.support import KEEP_S, as_admin, clean_environment, eventually, eventually_sync, free_port
@@ -158,7 +159,7 @@ async def stream_leader(link: NatsLink, stream: str) -> str:
 
     async def look() -> str | None:
         with contextlib.suppress(TimeoutError, OSError):
-            cluster = (await link.js.stream_info(stream)).cluster
+            cluster = (await js_of(link).stream_info(stream)).cluster
             return None if cluster is None else cluster.leader
         return None
 

@@ -47,6 +47,7 @@ from gateway.http.problems import PROBLEMS
 from ops.commands.keys import add
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
+from tests.kit.behind import js_of
 from tests.kit.gateway import MODELS, GatewayProcess, report_lane
 from tests.kit.records import pending_task
 from tests.kit.samples import data_uri, picture
@@ -315,7 +316,7 @@ async def _keep_warm(url: str, stop: threading.Event) -> None:
     while not stop.is_set():
         for model in MODELS:
             await report_lane(link, model, LaneState.WARM)
-            await link.js.purge_stream(lane_stream(model))
+            await js_of(link).purge_stream(lane_stream(model))
         await asyncio.to_thread(stop.wait, 2.0)
     await link.close()
 

@@ -26,6 +26,7 @@ from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, TASKS, work_subject
 from ops.commands.demo.command import percentile
 from ops.nats.link import Entry, NatsLink
 from tests.bench.arrivals import Answer, client_of, moments, post, send
+from tests.kit.behind import js_of
 from tests.kit.support import eventually
 from tests.kit.system import UpProcess
 
@@ -169,7 +170,7 @@ class Observer:
         """Samples the depth until cancelled."""
         while True:
             begun_s = time.monotonic()
-            self.depths.append((await self._link.js.stream_info(DEGRADED)).state.messages)
+            self.depths.append((await js_of(self._link).stream_info(DEGRADED)).state.messages)
             await asyncio.sleep(max(0.0, begun_s + SAMPLE_S - time.monotonic()))
 
     def lives(self) -> list[Life]:
@@ -197,7 +198,9 @@ class Observer:
 
     async def _look_at_message(self, life: Life) -> None:
         with contextlib.suppress(Exception):  # claimed and gone already: the gateway's time stands
-            stored = await self._link.js.get_last_msg(DEGRADED, work_subject("degraded", life.task.model, life.task.id))
+            stored = await js_of(self._link).get_last_msg(
+                DEGRADED, work_subject("degraded", life.task.model, life.task.id)
+            )
             if stored.time is not None:
                 life.queued_at = stored.time
 

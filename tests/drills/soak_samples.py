@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from contracts.topology import DEADLINES, TASKS, Topology, bucket_stream
 from ops.nats.link import NatsLink, TransportUnavailable
+from tests.kit.behind import js_of
 
 # Listing thousands of files is not done at every sample.
 FOLDERS_EVERY: Final = 5
@@ -60,7 +61,7 @@ class Sampler:
                 values[f"cpu {name}"] += times.user + times.system
                 self.pids[name].add(process.pid)
         with contextlib.suppress(TransportUnavailable):
-            for info in await self._link.js.streams_info():
+            for info in await js_of(self._link).streams_info():
                 if info.config.name in self._names:
                     name = info.config.name if info.config.name in LARGE else OTHERS
                     values[f"messages {name}"] += info.state.messages

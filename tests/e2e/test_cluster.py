@@ -18,6 +18,7 @@ from ops.commands.provision import command
 from ops.nats.link import Entry, NatsLink, StreamFull, TransportUnavailable, WrongRevision
 from ops.nats.provisioning import ProvisioningRefused, differences, provision, wanted
 from tests.drills.cluster import Cluster, Gateway, Load, outcome, provision_three, stream_leader
+from tests.kit.behind import js_of
 from tests.kit.lanes import Lane, SharedForkServer
 from tests.kit.support import KEEP_S, NatsServer, eventually, free_port
 
@@ -55,7 +56,7 @@ def test_an_address_that_cannot_be_one_is_a_usage_error(wrong: str) -> None:
 
 async def test_three_replicas_by_a_setting(cluster: Cluster, cluster_link: NatsLink) -> None:
     for name in WANT.names:
-        info = await cluster_link.js.stream_info(name)
+        info = await js_of(cluster_link).stream_info(name)
         assert info.config.num_replicas == 3
     assert await differences(cluster_link, WANT) == []  # not asked for: the operator's own
     check = ["--nats-url", cluster.url, "--keep", f"{KEEP_S:g}s", "--check", "--replicas"]
@@ -80,15 +81,15 @@ async def test_limits_and_races_are_decided_as_on_one_server(cluster: Cluster, c
         results = await asyncio.gather(*publishing, return_exceptions=True)
         kinds = Counter(type(result).__name__ for result in results)
         assert kinds == {"Ack": DEGRADED_MAX_MSGS, StreamFull.__name__: 100 - DEGRADED_MAX_MSGS}
-        assert (await cluster_link.js.stream_info(DEGRADED)).state.messages == DEGRADED_MAX_MSGS
-        await cluster_link.js.purge_stream(DEGRADED)
+        assert (await js_of(cluster_link).stream_info(DEGRADED)).state.messages == DEGRADED_MAX_MSGS
+        await js_of(cluster_link).purge_stream(DEGRADED)
 
         revision = await cluster_link.create(TASKS, "race", b"0")
         moving = (links[n % 3].update(TASKS, "race", b"%d" % n, revision=revision) for n in range(60))
         moved = await asyncio.gather(*moving, return_exceptions=True)
         # one of them had not been decided yet when most came, which a cluster tells by another code
         assert Counter(type(result).__name__ for result in moved) == {"int": 1, WrongRevision.__name__: 59}
-        await cluster_link.js.purge_stream("KV_tasks")
+        await js_of(cluster_link).purge_stream("KV_tasks")
     finally:
         for link in links:
             await link.close()

@@ -17,6 +17,7 @@ from msgspec import Struct
 from contracts.topology import CONTROL, LANES, TASKS, bucket_stream
 from ops.nats.access import environment_for
 from ops.nats.link import NatsLink
+from tests.kit.behind import js_of
 from tests.kit.support import clean_environment, eventually, shared_forks
 from tests.kit.system import UpProcess
 
@@ -185,9 +186,9 @@ async def test_what_the_nats_commands_name_is_there(system: UpProcess) -> None:
     link = await NatsLink.connect(system.nats_url, name="test")
     try:
         for stream in re.findall(r"^nats stream (?:info|subjects) (\S+)", text, re.MULTILINE):
-            assert (await link.js.stream_info(stream)).config.name == stream
+            assert (await js_of(link).stream_info(stream)).config.name == stream
         for stream, consumer in re.findall(r"^nats consumer info (\S+) (\S+)", text, re.MULTILINE):
-            assert (await link.js.consumer_info(stream, consumer)).name == consumer
+            assert (await js_of(link).consumer_info(stream, consumer)).name == consumer
         for bucket, key in re.findall(r"^nats kv (?:get|history) (\S+) (\S+)", text, re.MULTILINE):
 
             async def is_there(bucket: str = bucket, key: str = key.replace("ID", task_id)) -> bool:
@@ -195,8 +196,8 @@ async def test_what_the_nats_commands_name_is_there(system: UpProcess) -> None:
                 return entry is not None and bool(entry.value)
 
             await eventually(is_there)  # the degraded worker begins when the lanes are warm
-        assert (await link.js.stream_info(bucket_stream(TASKS))).config.max_msgs_per_subject == 4
-        assert (await link.js.stream_info(bucket_stream(LANES))).config.name
+        assert (await js_of(link).stream_info(bucket_stream(TASKS))).config.max_msgs_per_subject == 4
+        assert (await js_of(link).stream_info(bucket_stream(LANES))).config.name
     finally:
         await link.close()
 

@@ -20,6 +20,7 @@ from ops.machine.processes import warmlane_command
 from ops.nats.access import environment_for
 from ops.nats.link import NatsLink
 from tests.kit import warm_cli
+from tests.kit.behind import js_of
 from tests.kit.small_disk import small_disk
 from tests.kit.support import (
     children_of,
@@ -222,7 +223,7 @@ async def test_every_reader_of_a_bucket_outlives_its_consumer_while_tasks_run(sy
     async def readers() -> dict[str, set[str]]:
         # one that nobody listens to any more was left by a reader that made itself another, and soon goes by itself
         return {
-            stream: {each.name for each in await link.js.consumers_info(stream) if each.push_bound}
+            stream: {each.name for each in await js_of(link).consumers_info(stream) if each.push_bound}
             for stream in streams
         }
 
@@ -237,7 +238,7 @@ async def test_every_reader_of_a_bucket_outlives_its_consumer_while_tasks_run(sy
         before = await readers()
         for stream in streams:
             for name in before[stream]:
-                await link.js.delete_consumer(stream, name)
+                await js_of(link).delete_consumer(stream, name)
         tasks.append(await asyncio.to_thread(system.submit, model=model))
         await eventually(partial(healed, before))
     # what each of them follows is seen again

@@ -28,6 +28,7 @@ from ops.nats.provisioning import provision, wanted
 from ops.nats.server import find_nats_server, nats_conf
 from ops.nats.store_keeper import StoreKeeper
 from ops.nats.write_health import Refusals, hear_of_refusals
+from tests.kit.behind import js_of
 from tests.kit.small_disk import SmallDisk, mount, unmount
 from tests.kit.support import as_admin, clean_environment, command_line, eventually, free_port, is_running
 
@@ -267,7 +268,7 @@ class Fleet:
         link = await NatsLink.connect(self.nats_url, name="chaos-recreate")
         try:
             with translated(bucket), contextlib.suppress(nats.js.errors.NotFoundError):
-                await link.js.delete_stream(bucket_stream(bucket))
+                await js_of(link).delete_stream(bucket_stream(bucket))
             full = wanted(self.catalog, keep_s=3_600)
             only = tuple(spec for spec in full.buckets if spec.name == bucket)
             await provision(link, replace(full, streams=(), buckets=only))
@@ -369,8 +370,8 @@ class Fleet:
 
 async def _keep_history(link: NatsLink) -> None:
     """More revisions than in production: the watcher is to see each of them, also when it was cut off for a while."""
-    config = (await link.js.stream_info(bucket_stream(TASKS))).config
-    await link.js.update_stream(config.evolve(max_msgs_per_subject=WATCHED_HISTORY))
+    config = (await js_of(link).stream_info(bucket_stream(TASKS))).config
+    await js_of(link).update_stream(config.evolve(max_msgs_per_subject=WATCHED_HISTORY))
 
 
 def planted_command(plant: str) -> list[str]:

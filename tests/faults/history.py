@@ -25,6 +25,7 @@ from contracts.tasks import GenerationTask, UnreadableTask, decode_task
 from contracts.topology import LEADER, TASKS, bucket_stream
 from ops.nats.clock import parse_time
 from ops.nats.link import Entry, NatsLink
+from tests.kit.behind import client_of, js_of
 from tests.kit.support import is_running
 
 POLL_S: Final = 0.1
@@ -254,7 +255,7 @@ class Watcher:
 
     async def _read(self, sequence: int, losses: int) -> None:
         try:
-            stored = await self._link.js.get_msg(bucket_stream(TASKS), seq=sequence)
+            stored = await js_of(self._link).get_msg(bucket_stream(TASKS), seq=sequence)
         except nats.js.errors.NotFoundError:
             if losses != self._losses:
                 return
@@ -273,7 +274,7 @@ class Watcher:
 
     async def _stream_info(self, stream: str) -> dict[str, Any]:
         request = json.dumps({"subjects_filter": ">"}) if stream in self._streams else ""
-        reply = await self._link.client.request(f"$JS.API.STREAM.INFO.{stream}", request.encode(), timeout=2)
+        reply = await client_of(self._link).request(f"$JS.API.STREAM.INFO.{stream}", request.encode(), timeout=2)
         told: dict[str, Any] = json.loads(reply.data)
         if "state" not in told:
             raise ValueError(f"{stream}: {told.get('error')}")

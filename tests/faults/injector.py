@@ -34,6 +34,7 @@ from ops.nats.pull import FETCH_TIMEOUT_S
 from ops.nats.write_health import HEARD_S, REFUSES_AFTER_S
 from tests.faults.fleet import GATEWAYS, LANES, SLOTS, Fleet, Member, send
 from tests.faults.history import Fault, FaultKind, HostWatcher, Watcher
+from tests.kit.behind import js_of
 from tests.kit.support import eventually
 
 ALL_KINDS: Final[tuple[FaultKind, ...]] = get_args(FaultKind)
@@ -245,9 +246,9 @@ class Injector:
         stream, consumer = CONSUMERS[int(planned.pick * len(CONSUMERS))]
         at = datetime.now(UTC)
         try:
-            every = await self._link.js.consumers_info(stream) if consumer == EVERY else []
+            every = await js_of(self._link).consumers_info(stream) if consumer == EVERY else []
             for name in [info.name for info in every] or [consumer]:
-                await self._link.js.delete_consumer(stream, name)
+                await js_of(self._link).delete_consumer(stream, name)
         except (nats.errors.Error, TimeoutError):  # the server is away, or nobody has made it anew yet
             self.skipped.append(planned)
             return

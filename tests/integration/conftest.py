@@ -11,6 +11,7 @@ from contracts.settings import load_settings
 from contracts.topology import DEGRADED
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
+from tests.kit.behind import js_of
 from tests.kit.gateway import MODELS, GatewayProcess, System, report_lane
 from tests.kit.support import (
     BOUND_S,
@@ -43,7 +44,7 @@ async def bare_system(bare_gateway: GatewayProcess) -> AsyncIterator[System]:
     A lane task that no lane takes goes to the degraded queue after 30 s, in the middle of whichever test is then.
     """
     link = await NatsLink.connect(bare_gateway.nats.url, name="test")
-    await link.js.purge_stream(DEGRADED)
+    await js_of(link).purge_stream(DEGRADED)
     async with httpx.AsyncClient(base_url=bare_gateway.url, timeout=BOUND_S) as http:
         yield System(bare_gateway, link, http)
         while pending := (await http.get("/tasks", params={"status": "pending", "limit": 100})).json()["tasks"]:

@@ -17,6 +17,7 @@ from gateway.boards.task_board import Snapshot
 from gateway.placing.admission import Overloaded
 from gateway.services import Services
 from ops.nats.link import NatsLink
+from tests.kit.behind import js_of
 from tests.kit.samples import data_uri, picture
 from tests.kit.support import KEEP_S, NatsServer, eventually
 
@@ -45,7 +46,7 @@ def meanwhile(services: Services, record: Callable[[GenerationTask], GenerationT
 
     async def put_late(path: str, content: bytes | Path) -> None:
         services.artifacts.put = put  # type: ignore[method-assign]
-        message = await services.link.js.get_last_msg(DEGRADED, "degraded.anisora.*")
+        message = await js_of(services.link).get_last_msg(DEGRADED, "degraded.anisora.*")
         payload = message.data or b""
         recorded = record(decode_task(payload))
         if recorded is None:
@@ -84,7 +85,7 @@ async def test_a_sweeper_was_first(held: bool, services: Services, request_: Acc
         await accept(services, request_, held=held)
     assert (raised.value.limit, raised.value.task_id) == ("wait", FIRST)
     assert images(tmp_path) == []
-    assert (await services.link.js.stream_info(DEGRADED)).state.messages == 0
+    assert (await js_of(services.link).stream_info(DEGRADED)).state.messages == 0
 
 
 async def test_a_worker_was_first(services: Services, request_: AcceptedRequest) -> None:

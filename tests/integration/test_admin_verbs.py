@@ -48,6 +48,7 @@ from ops.nats.access import NatsAccess, Role
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import differences, provision, wanted
 from tests.integration.test_runbook import RUNBOOK, in_shell
+from tests.kit.behind import js_of
 from tests.kit.gateway import System, fresh_system
 from tests.kit.steered import Worker
 from tests.kit.support import KEEP_S, eventually, settings_file
@@ -164,7 +165,7 @@ async def rm_of_a_watchs_consumer(scene: Scene) -> None:
     await scene.worker("lane")
     for bucket in scene.want.buckets:
         stream = bucket_stream(bucket.name)
-        for consumer in await scene.system.link.js.consumers_info(stream):
+        for consumer in await js_of(scene.system.link).consumers_info(stream):
             await scene.admin(f"consumer rm {stream} {consumer.name} --force")
     await scene.ends(await scene.submit())
     await scene.ends(await scene.submit("lane"))
@@ -385,7 +386,7 @@ async def test_what_operator_can_put_among_the_records_is_no_record(scene: Scene
     assert await shell.wait() == 0
 
     async def has_come() -> bool:
-        told = await scene.system.link.js.stream_info(bucket_stream(TASKS), subjects_filter=f"$KV.{CONTROL}.>")
+        told = await js_of(scene.system.link).stream_info(bucket_stream(TASKS), subjects_filter=f"$KV.{CONTROL}.>")
         return bool(told.state.subjects)
 
     await eventually(has_come)

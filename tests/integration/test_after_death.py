@@ -13,6 +13,7 @@ from contracts.topology import COLD_STARTS, DEADLINES, TASKS, bucket_stream, tim
 from gateway.boards.cold_starts import ColdStarts
 from ops.lanes.recovery import LostStarts, give_back, is_same_start
 from ops.nats.link import Entry, NatsLink, TransportUnavailable
+from tests.kit.behind import js_of
 from tests.kit.records import DECISION, NOW, TASK_ID, after, processing_task
 from tests.kit.support import eventually
 
@@ -142,7 +143,7 @@ async def test_an_operator_may_empty_the_bucket(link: NatsLink) -> None:
     await link.put(COLD_STARTS, "anisora", msgspec.json.encode(start(-20, -10)))
     starts = LostStarts(link)
     await starts.start()
-    await link.js.purge_stream(bucket_stream(COLD_STARTS))
+    await js_of(link).purge_stream(bucket_stream(COLD_STARTS))
     starts.lost(start(detail="afterwards"))
     await all_told(starts)
     assert await stored(link) == ["afterwards"]
@@ -157,7 +158,7 @@ async def record(link: NatsLink) -> tuple[GenerationTask, int]:
 
 async def timer_is_due(link: NatsLink) -> bool:
     subject = timer_due_subject("lease", TASK_ID)
-    info = await link.js.stream_info(DEADLINES, subjects_filter=subject)
+    info = await js_of(link).stream_info(DEADLINES, subjects_filter=subject)
     return subject in (info.state.subjects or {})
 
 

@@ -32,6 +32,7 @@ from ops.commands.backup import (
 )
 from ops.nats.link import Entry, NatsLink, TransportUnavailable
 from ops.nats.provisioning import differences, provision, wanted
+from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, System
 from tests.kit.lanes import Lane, SharedForkServer
 from tests.kit.records import after, pending_task, processing_task
@@ -252,7 +253,7 @@ async def test_every_task_that_has_not_ended_gets_a_timer(
     assert ended is not None
     cancelled = cancelled_task("ended")
     await link.update(TASKS, "ended", encode_task(cancelled), revision=ended.revision)
-    await link.js.purge_stream(DEADLINES)
+    await js_of(link).purge_stream(DEADLINES)
     await save(link, catalog, tmp_path / "backup")
     wipe(nats_server)
     async with connected(nats_server) as link:
@@ -264,7 +265,7 @@ async def test_every_task_that_has_not_ended_gets_a_timer(
 
 
 async def timer_subjects(link: NatsLink) -> set[str]:
-    info = await link.js.stream_info(DEADLINES, subjects_filter=">")
+    info = await js_of(link).stream_info(DEADLINES, subjects_filter=">")
     return set(info.state.subjects or {})
 
 
@@ -275,7 +276,7 @@ async def timer_fired(link: NatsLink, kind: str, task_id: str) -> GenerationTask
         return f"deadline.due.{kind}.{task_id}" in await timer_subjects(link)
 
     await eventually(due)
-    stored = await link.js.get_last_msg(DEADLINES, f"deadline.due.{kind}.{task_id}")
+    stored = await js_of(link).get_last_msg(DEADLINES, f"deadline.due.{kind}.{task_id}")
     return decode_task(stored.data or b"")
 
 
@@ -333,7 +334,7 @@ async def test_what_is_refused_leaves_nothing_behind(
     await save(link, catalog, folder)
     with pytest.raises(BackupError, match=r"the server holds .*DEGRADED.* already"):
         await bring_back(link, folder)
-    await link.js.delete_stream("DEGRADED")
+    await js_of(link).delete_stream("DEGRADED")
     told = await asyncio.to_thread(
         CliRunner().invoke, backup_command, [str(tmp_path / "second"), "--nats-url", nats_server.url]
     )
@@ -356,7 +357,7 @@ async def test_what_is_refused_leaves_nothing_behind(
             await bring_back(link, folder / "DEADLINES")
         with pytest.raises(BackupError, match="replicas > 1 not supported"):
             await restore(link, folder, lambda *_: None, replicas=3)
-        assert (await link.js.account_info()).streams == 0
+        assert (await js_of(link).account_info()).streams == 0
         assert await bring_back(link, folder) == 0
         assert await differences(link, wanted(catalog, keep_s=KEEP_S)) == []
 
@@ -374,6 +375,6 @@ async def test_a_restore_that_breaks_off_removes_what_it_brought(
     async with connected(nats_server) as link:
         with pytest.raises(KeyboardInterrupt):
             await restore(link, tmp_path / "backup", break_off, replicas=None)
-        assert (await link.js.account_info()).streams == 0
+        assert (await js_of(link).account_info()).streams == 0
         assert await bring_back(link, tmp_path / "backup") == 0
     nats_server.kill()  # a stop would wait for the rest of what broke off

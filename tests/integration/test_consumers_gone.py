@@ -22,6 +22,7 @@ from contracts.topology import (
 from ops.nats.access import NatsAccess
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import differences, provision, wanted
+from tests.kit.behind import js_of
 from tests.kit.gateway import fresh_system
 from tests.kit.records import pending_task
 from tests.kit.steered import Worker
@@ -33,13 +34,13 @@ async def test_a_gateway_makes_its_sweepers_consumers_anew(tmp_path: Path) -> No
     settings = settings_file(tmp_path, wait_limit_s=2.0, degraded_margin_s=0.5)
     async with fresh_system(tmp_path, settings) as system:
         for kind in TIMER_KINDS:
-            await system.link.js.delete_consumer(DEADLINES, sweep_consumer(kind))
+            await js_of(system.link).delete_consumer(DEADLINES, sweep_consumer(kind))
         task = await system.submit()
         await system.becomes(task["id"], TaskStatus.FAILED, epoch=0)
         assert system.gateway.log().count("consumer_made_anew") == len(TIMER_KINDS)
         want = wanted(catalog_of(settings), keep_s=KEEP_S)
         assert await differences(system.link, want) == []
-        await system.link.js.delete_stream(DEADLINES)
+        await js_of(system.link).delete_stream(DEADLINES)
 
         async def troubles() -> list[str]:
             found: list[str] = (await system.http.get("/readyz")).json()["troubles"]
@@ -77,7 +78,7 @@ async def test_a_worker_makes_its_queues_consumer_anew(
         now = datetime.now(UTC)
         task = pending_task(f"task-{number}", created_at=now, queued_at=now, deadline_at=now + timedelta(seconds=60))
         task = replace(task, route=route)
-        await link.js.delete_consumer(stream, WORK_CONSUMER)
+        await js_of(link).delete_consumer(stream, WORK_CONSUMER)
         await link.create(TASKS, task.id, encode_task(task))
         await link.publish(work_subject(route, task.model, task.id), encode_task(task))
 
@@ -87,7 +88,7 @@ async def test_a_worker_makes_its_queues_consumer_anew(
 
         await eventually(done)
     assert await differences(link, wanted(catalog, keep_s=KEEP_S)) == []
-    await link.js.delete_stream(stream)  # which is not the worker's to make
+    await js_of(link).delete_stream(stream)  # which is not the worker's to make
 
     async def is_told() -> bool:
         return worker.loop.trouble == f"{stream}/worker is missing; run `warmlane provision`"

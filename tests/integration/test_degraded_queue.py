@@ -12,6 +12,7 @@ from contracts.lanes import LaneState
 from contracts.tasks import FailureCode, TaskStatus, encode_task
 from contracts.topology import CONTROL, DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, TASKS, bucket_stream, lane_stream
 from gateway.placing.admission import FULL_FOR_S, is_known_full
+from tests.kit.behind import js_of
 from tests.kit.gateway import System
 from tests.kit.samples import data_uri, picture
 from tests.kit.support import eventually
@@ -27,7 +28,7 @@ def system(bare_system: System) -> System:
 async def written(system: System) -> tuple[object, ...]:
     """All that a request could write."""
     streams = [DEGRADED, DEADLINES, bucket_stream(TASKS), lane_stream("anisora")]
-    states = [(await system.link.js.stream_info(name)).state for name in streams]
+    states = [(await js_of(system.link).stream_info(name)).state for name in streams]
     return *(state.last_seq for state in states), sorted(system.gateway.artifacts.rglob("*"))
 
 
@@ -107,8 +108,8 @@ async def test_a_full_lane_queue_leads_to_the_degraded_one(system: System) -> No
     """Rule 4 of routing: what the lane's own queue refuses is placed there, and the decision says so."""
     await system.lane_is(LaneState.WARM)
     stream = lane_stream("anisora")
-    config = (await system.link.js.stream_info(stream)).config
-    await system.link.js.update_stream(config.evolve(max_msgs=1))
+    config = (await js_of(system.link).stream_info(stream)).config
+    await js_of(system.link).update_stream(config.evolve(max_msgs=1))
     try:
         assert (await system.submit())["route"] == "lane"
         task = await system.submit()
@@ -121,8 +122,8 @@ async def test_a_full_lane_queue_leads_to_the_degraded_one(system: System) -> No
         await system.fill()
         assert limit(await system.post()) == "depth"
     finally:
-        await system.link.js.update_stream(config)
-        await system.link.js.purge_stream(stream)
+        await js_of(system.link).update_stream(config)
+        await js_of(system.link).purge_stream(stream)
         await system.lane_is(LaneState.DRAINING)
 
 

@@ -34,6 +34,7 @@ from ops.machine.cuda_driver import cuda_of_torch
 from ops.machine.memory import GpuInfo, Holder
 from ops.nats.access import NatsAccess
 from ops.nats.link import NatsLink
+from tests.kit.behind import js_of
 from tests.kit.fake_nvml import fake_nvml
 from tests.kit.support import NatsServer, free_port
 
@@ -152,7 +153,7 @@ async def test_what_a_server_lacks_is_told(tmp_path: Path, link: NatsLink, nats_
     url = nats_server.address.replace("://", "://operator:pw-operator@")
     told = await asyncio.to_thread(doctor, tmp_path, "--nats-url", url)
     assert "every stream, bucket and consumer is there" in told.output
-    await link.js.delete_consumer(DEADLINES, "sweep-admit")
+    await js_of(link).delete_consumer(DEADLINES, "sweep-admit")
     told = await asyncio.to_thread(doctor, tmp_path, "--nats-url", url)
     assert "DEADLINES/sweep-admit: missing" in told.output
     assert "run `warmlane provision`" in told.output

@@ -19,6 +19,7 @@ from gateway.boards.lane_board import LaneBoard
 from gateway.placing.fallbacks import Fallbacks
 from ops.nats.link import NatsLink, TransportUnavailable
 from ops.nats.provisioning import provision, wanted
+from tests.kit.behind import client_of, js_of
 from tests.kit.gateway import GatewayProcess, System
 from tests.kit.support import KEEP_S, eventually
 
@@ -75,7 +76,7 @@ async def become(system: System, expected: list[tuple[str, bool, int]]) -> list[
 
 async def submit(system: System, count: int, *, model: str = "anisora") -> None:
     """*count* requests at once; the degraded queue is emptied first, so that none is refused."""
-    await system.link.js.purge_stream(DEGRADED)
+    await js_of(system.link).purge_stream(DEGRADED)
     await asyncio.gather(*(system.submit(model) for _ in range(count)))
 
 
@@ -115,7 +116,7 @@ async def test_the_sum_of_two_gateways_is_exact_and_the_past_holds_one_revision_
 ) -> None:
     for _ in range(4):  # several rounds of both writers over one entry
         await asyncio.gather(submit(system, 6), submit(second, 6, model="phr00t"))
-        await system.link.js.purge_stream(DEGRADED)
+        await js_of(system.link).purge_stream(DEGRADED)
         await asyncio.gather(*(each.submit() for each in (system, second) for _ in range(5)))
     await become(system, [("capacity", False, 6 * 4 + 5 * 2 * 4)])
     await system.lane_is(LaneState.WARM)
@@ -132,7 +133,7 @@ async def test_the_sum_of_two_gateways_is_exact_and_the_past_holds_one_revision_
     await asyncio.gather(submit(system, 3), submit(second, 3))
     await become(system, [("capacity", True, 64), ("quota", False, 6)])
     subject = bucket_subject(FALLBACKS, "anisora.past")
-    info = await system.link.js.stream_info(bucket_stream(FALLBACKS), subjects_filter=subject)
+    info = await js_of(system.link).stream_info(bucket_stream(FALLBACKS), subjects_filter=subject)
     assert info.state.subjects == {subject: 1}
 
 
@@ -175,7 +176,7 @@ async def test_evicted_lanes_are_told_that_they_are_wanted(system: System) -> No
     async def hear(message: Any) -> None:
         told.append(message.subject)
 
-    await system.link.client.subscribe("demand.*", cb=hear)
+    await client_of(system.link).subscribe("demand.*", cb=hear)
     await submit(system, 1)  # no lane is evicted: nobody is told
     await system.lane_is(LaneState.EVICTED)
     await system.link.put(CONTROL, control_key("anisora"), b"degraded")

@@ -28,6 +28,7 @@ from contracts.topology import (
 )
 from ops.machine.processes import warmlane_command
 from tests.integration.test_http_generate import problem
+from tests.kit.behind import js_of
 from tests.kit.gateway import System, report_lane
 from tests.kit.support import clean_environment, eventually
 
@@ -40,7 +41,7 @@ async def system(bare_system: System) -> System:
             entry = await bare_system.link.get(bucket, key)
             if entry is not None and entry.value is not None:
                 await bare_system.link.delete(bucket, key, revision=entry.revision)
-    await bare_system.link.js.purge_stream(lane_stream("anisora"))
+    await js_of(bare_system.link).purge_stream(lane_stream("anisora"))
 
     async def clean() -> bool:
         lanes = await admin(bare_system, "lanes")
@@ -51,7 +52,7 @@ async def system(bare_system: System) -> System:
 
 
 async def keys(system: System, bucket: str) -> list[str]:
-    info = await system.link.js.stream_info(bucket_stream(bucket), subjects_filter=f"$KV.{bucket}.>")
+    info = await js_of(system.link).stream_info(bucket_stream(bucket), subjects_filter=f"$KV.{bucket}.>")
     return [subject.removeprefix(f"$KV.{bucket}.") for subject in info.state.subjects or {}]
 
 
@@ -270,11 +271,11 @@ async def test_cold_starts_with_their_share(system: System) -> None:
 async def test_a_wrong_switch_is_refused_and_changes_nothing(
     system: System, body: bytes, status: int, code: str
 ) -> None:
-    before = (await system.link.js.stream_info(bucket_stream(CONTROL))).state.last_seq
+    before = (await js_of(system.link).stream_info(bucket_stream(CONTROL))).state.last_seq
     headers = {"content-type": "application/json"}
     response = await system.http.put("/admin/lanes/anisora/mode", content=body, headers=headers)
     assert (response.status_code, problem(response)["code"]) == (status, code)
-    assert (await system.link.js.stream_info(bucket_stream(CONTROL))).state.last_seq == before
+    assert (await js_of(system.link).stream_info(bucket_stream(CONTROL))).state.last_seq == before
 
 
 async def test_what_does_not_exist(system: System) -> None:

@@ -18,6 +18,7 @@ from contracts.settings import Catalog
 from contracts.tasks import encode_task, keyed_task_id
 from contracts.topology import DEADLINES, TASKS, bucket_stream, lane_stream, work_subject
 from ops.nats.link import NatsLink
+from tests.kit.behind import js_of
 from tests.kit.gateway import MODELS, GatewayProcess
 from tests.kit.records import pending_task
 
@@ -33,7 +34,7 @@ def png(width: int = 32, height: int = 32) -> str:
 async def stored(link: NatsLink) -> tuple[int, ...]:
     """The last sequence of every stream that a request could touch: equal sums mean that nothing was written."""
     names = [*(lane_stream(model) for model in MODELS), "DEGRADED", DEADLINES, bucket_stream(TASKS)]
-    return tuple([(await link.js.stream_info(name)).state.last_seq for name in names])
+    return tuple([(await js_of(link).stream_info(name)).state.last_seq for name in names])
 
 
 def problem(response: httpx.Response) -> dict[str, Any]:
@@ -73,9 +74,9 @@ async def test_an_accepted_request_is_queued_recorded_and_timed(
     assert response.headers["location"] == f"/tasks/{task['id']}"
     assert (task["model"], task["status"], task["route"]) == ("anisora", "pending", "lane")
     assert task["parameters"]["steps"] == 8
-    message = await gateway_link.js.get_last_msg(lane_stream("anisora"), f"lane.anisora.{task['id']}")
+    message = await js_of(gateway_link).get_last_msg(lane_stream("anisora"), f"lane.anisora.{task['id']}")
     assert json.loads(message.data or b"")["id"] == task["id"]
-    timer = await gateway_link.js.get_last_msg(DEADLINES, f"deadline.set.admit.{task['id']}")
+    timer = await js_of(gateway_link).get_last_msg(DEADLINES, f"deadline.set.admit.{task['id']}")
     assert timer.headers is not None
     assert timer.headers["Nats-Schedule-Target"] == f"deadline.due.admit.{task['id']}"
     again = await http.get(response.headers["location"])
@@ -199,7 +200,7 @@ def test_a_body_without_a_declared_length_is_not_read_on(gateway: GatewayProcess
 
 async def test_one_key_one_task(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:
     """100 equal posts with one Idempotency-Key make one task, one message, one record."""
-    before = (await gateway_link.js.stream_info(lane_stream("phr00t"))).state.messages
+    before = (await js_of(gateway_link).stream_info(lane_stream("phr00t"))).state.messages
     body = {"model": "phr00t", "prompt": "once"}
     responses = await asyncio.gather(
         *(http.post("/generate", json=body, headers={"idempotency-key": "the-key"}) for _ in range(100))
@@ -207,7 +208,7 @@ async def test_one_key_one_task(http: httpx.AsyncClient, gateway_link: NatsLink)
     assert {response.status_code for response in responses} == {202}
     assert len({response.json()["id"] for response in responses}) == 1
     assert len({response.json()["parameters"]["seed"] for response in responses}) == 1
-    assert (await gateway_link.js.stream_info(lane_stream("phr00t"))).state.messages == before + 1
+    assert (await js_of(gateway_link).stream_info(lane_stream("phr00t"))).state.messages == before + 1
     other = await http.post("/generate", json=body | {"prompt": "twice"}, headers={"idempotency-key": "the-key"})
     assert (other.status_code, problem(other)["code"]) == (422, "idempotency_key_reused")
 

@@ -28,6 +28,7 @@ from contracts.tasks import (
 from contracts.topology import LEADER, LEADER_KEY, TASKS, lane_stream
 from ops.nats.link import NatsLink
 from tests.integration.test_http_generate import problem
+from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, report_lane
 from tests.kit.records import pending_task
 from tests.kit.support import eventually
@@ -145,11 +146,11 @@ async def test_following_a_task(http: httpx.AsyncClient, gateway: GatewayProcess
 
 async def test_cancelling_a_queued_task_takes_its_message_away(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:
     task = await submitted(http)
-    before = (await gateway_link.js.stream_info(lane_stream("anisora"))).state.messages
+    before = (await js_of(gateway_link).stream_info(lane_stream("anisora"))).state.messages
     answer = await http.delete(f"/tasks/{task['id']}")
     assert answer.status_code == 200
     assert (answer.json()["status"], answer.json()["error"]["code"]) == ("failed", "cancelled")
-    assert (await gateway_link.js.stream_info(lane_stream("anisora"))).state.messages == before - 1
+    assert (await js_of(gateway_link).stream_info(lane_stream("anisora"))).state.messages == before - 1
     again = await http.delete(f"/tasks/{task['id']}")
     assert (again.status_code, again.json()) == (200, answer.json())
 

@@ -9,6 +9,7 @@ import pytest
 
 from contracts.topology import CONTROL, DEADLINES, DEGRADED, FALLBACKS, TASKS, bucket_stream, lane_stream
 from ops.nats.link import NatsLink
+from tests.kit.behind import js_of
 from tests.kit.event_source import EventSource
 from tests.kit.gateway import MODELS, GatewayProcess
 from tests.kit.loopback import Talk
@@ -40,7 +41,7 @@ STREAMS = (*map(lane_stream, MODELS), DEGRADED, DEADLINES, *map(bucket_stream, (
 
 async def touched(link: NatsLink) -> dict[str, tuple[int, int]]:
     """What every stream has had, and has."""
-    states = {name: (await link.js.stream_info(name)).state for name in STREAMS}
+    states = {name: (await js_of(link).stream_info(name)).state for name in STREAMS}
     return {name: (state.last_seq, state.messages) for name, state in states.items()}
 
 

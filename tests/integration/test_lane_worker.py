@@ -22,6 +22,7 @@ from ops.lanes.plan import CRASHES
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from ops.nats.pull import FETCH_TIMEOUT_S
+from tests.kit.behind import js_of
 from tests.kit.degraded import becomes, place, task_of
 from tests.kit.degraded import shown as shown_on
 from tests.kit.lanes import Lane, SharedForkServer, StateLog
@@ -53,7 +54,7 @@ async def test_a_warm_lane_shows_what_is_resident_and_nothing_when_it_left(
     slot = await shown(link)
     assert slot is not None
     assert (slot.model, slot.state, slot.worker) == ("phr00t", SlotState.RESIDENT, "phr00t-0")
-    await link.js.delete_stream(lane_stream("phr00t"))  # no task can come: it must not be sent any
+    await js_of(link).delete_stream(lane_stream("phr00t"))  # no task can come: it must not be sent any
     told = await lane.becomes(LaneState.UNHEALTHY)
     assert told.detail == "LANE_PHR00T/worker is missing; run `warmlane provision`"
     await provision(link, wanted(catalog, keep_s=KEEP_S))

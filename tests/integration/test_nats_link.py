@@ -13,6 +13,7 @@ from contracts.topology import DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, TASKS, sw
 from ops.nats.link import MAX_SKEW_S, Entry, NatsLink, StreamFull, TransportUnavailable, UnusableServer, WrongRevision
 from ops.nats.link_health import telling_of
 from ops.nats.pull import ack_sync
+from tests.kit.behind import client_of, js_of
 from tests.kit.measured import Measured
 from tests.kit.support import NatsServer, as_admin, eventually, free_port
 
@@ -47,7 +48,7 @@ async def test_the_degraded_queue_takes_25_and_refuses_the_26th(link: NatsLink) 
     refused = [result for result in results if isinstance(result, StreamFull)]
     assert len(results) - len(refused) == DEGRADED_MAX_MSGS
     assert len(refused) == 15
-    assert (await link.js.stream_info(DEGRADED)).state.messages == DEGRADED_MAX_MSGS
+    assert (await js_of(link).stream_info(DEGRADED)).state.messages == DEGRADED_MAX_MSGS
 
 
 async def test_the_same_message_is_stored_once(link: NatsLink) -> None:
@@ -70,7 +71,7 @@ async def test_a_timer_fires_once_and_a_later_one_replaces_it(link: NatsLink) ->
     await ack_sync(messages[0])
 
     async def empty() -> bool:
-        return (await link.js.stream_info(DEADLINES)).state.messages == 0
+        return (await js_of(link).stream_info(DEADLINES)).state.messages == 0
 
     await eventually(empty)
 
@@ -103,8 +104,8 @@ async def test_a_publish_that_failed_is_not_stored_later(nats_server: NatsServer
     with pytest.raises(TransportUnavailable):
         await link.put(TASKS, "lost", b"x")
     for _ in range(100):  # nor does anything else pile up
-        await (await link.client.subscribe("any")).unsubscribe()
-    assert link.client.pending_data_size == 0
+        await (await client_of(link).subscribe("any")).unsubscribe()
+    assert client_of(link).pending_data_size == 0
     nats_server.start()
 
     async def back() -> bool:
@@ -235,7 +236,7 @@ async def test_what_was_reported_as_failed_is_not_sent_later(
         *(link.put(TASKS, f"stalled-{n}", payload) for n in range(count)), return_exceptions=True
     )
     assert {type(result) for result in results} == {TransportUnavailable}
-    assert link.client.pending_data_size < len(payload)  # a PING or so
+    assert client_of(link).pending_data_size < len(payload)  # a PING or so
 
     async def has_noticed() -> bool:
         return link.is_connected is not reconnects
@@ -251,7 +252,7 @@ async def test_what_was_reported_as_failed_is_not_sent_later(
         return True
 
     await eventually(answers)
-    stored = (await link.js.stream_info("KV_tasks")).state.messages
+    stored = (await js_of(link).stream_info("KV_tasks")).state.messages
     assert stored < count / 2, "of 40 MB, a kernel takes some"
 
 
@@ -260,7 +261,7 @@ def test_a_connection_that_uvloop_has_closed_is_made_anew(nats_server: NatsServe
 
     async def run() -> None:
         link = await NatsLink.connect(nats_server.url, name="test")
-        writer = getattr(link.client._transport, "_io_writer")  # noqa: B009  # nats-py's own, which no type tells of
+        writer = getattr(client_of(link)._transport, "_io_writer")  # noqa: B009  # nats-py's own, which no type tells of
         writer.transport.abort()
 
         async def is_back() -> bool:

@@ -22,6 +22,7 @@ from ops.nats.client import Denied
 from ops.nats.link import NatsLink, NotAllowed, TransportUnavailable, UnusableServer
 from ops.nats.provisioning import provision, wanted
 from ops.nats.server import find_nats_server, nats_conf
+from tests.kit.behind import client_of, js_of
 from tests.kit.support import KEEP_S, NatsServer, clean_environment, eventually, eventually_sync, free_port
 
 A: Role = "admin"
@@ -137,7 +138,7 @@ async def test_what_a_role_may_publish_and_hear(server: NatsServer, role: Role) 
     async def may_publish(subject: str) -> bool:
         # long enough to be no time-out where it is denied; what is allowed need not be answered
         try:
-            await link.client.request(subject, b"", timeout=0.2 if role in PUBLISHERS[subject] | {A} else 20)
+            await client_of(link).request(subject, b"", timeout=0.2 if role in PUBLISHERS[subject] | {A} else 20)
         except Denied:
             return False
         except (TimeoutError, nats.errors.NoRespondersError):
@@ -151,7 +152,7 @@ async def test_what_a_role_may_publish_and_hear(server: NatsServer, role: Role) 
         with capture_logs() as lines:
             assert [subject for subject in PUBLISHERS if await may_publish(subject)] == expected(PUBLISHERS)
             for subject in LISTENERS:
-                await link.client.subscribe(subject)
+                await client_of(link).subscribe(subject)
             if role != A:  # the last one is everybody else's to be denied
                 await eventually(lambda: asyncio.sleep(0, lines[-1]["subject"] == ">"))
         denied = [line for line in lines if line["event"] == "nats_denied"]
@@ -172,24 +173,24 @@ async def test_operator_cannot_put_a_message_into_a_queue(server: NatsServer) ->
         await admin.put("control", "lanes.clog", b"auto")
         for number, subject in enumerate(("degraded.anisora.x", "lane.anisora.x", "deadline.set.admit.x")):
             with capture_logs() as lines:
-                await operator.client.subscribe(subject)
+                await client_of(operator).subscribe(subject)
                 config: dict[str, object] = {"name": f"clog{number}", "deliver_subject": subject, "ack_policy": "none"}
                 config |= {"filter_subject": "$KV.control.>", "deliver_policy": "all", "mem_storage": True}
                 asked = json.dumps({"stream_name": "KV_control", "config": config}).encode()
                 create = f"$JS.API.CONSUMER.CREATE.KV_control.clog{number}.$KV.control.>"
-                answer = json.loads((await operator.client.request(create, asked, timeout=20)).data)
+                answer = json.loads((await client_of(operator).request(create, asked, timeout=20)).data)
                 assert "error" not in answer, answer
             assert [line["operation"] for line in lines if line["event"] == "nats_denied"] == ["subscription"]
         # one that delivers to its own inbox has delivered: by then the others would have, too
-        heard = await operator.client.subscribe(operator.client.new_inbox())
+        heard = await client_of(operator).subscribe(client_of(operator).new_inbox())
         config = {"name": "seen", "deliver_subject": heard.subject, "ack_policy": "none", "mem_storage": True}
         asked = json.dumps(
             {"stream_name": "KV_control", "config": config | {"filter_subject": "$KV.control.>"}}
         ).encode()
-        await operator.client.request("$JS.API.CONSUMER.CREATE.KV_control.seen.$KV.control.>", asked, timeout=20)
+        await client_of(operator).request("$JS.API.CONSUMER.CREATE.KV_control.seen.$KV.control.>", asked, timeout=20)
         assert (await heard.next_msg(timeout=20)).subject == "$KV.control.lanes.clog"
         for stream in ("DEGRADED", "LANE_ANISORA", "DEADLINES"):
-            assert (await admin.js.stream_info(stream)).state.messages == 0
+            assert (await js_of(admin).stream_info(stream)).state.messages == 0
     finally:
         await operator.close()
         await admin.close()
@@ -198,7 +199,7 @@ async def test_operator_cannot_put_a_message_into_a_queue(server: NatsServer) ->
 async def test_system_sees_the_server_and_nothing_of_the_product(server: NatsServer) -> None:
     link = await as_role(server, "system")
     try:
-        told = json.loads((await link.client.request("$SYS.REQ.SERVER.PING.JSZ", b"{}", timeout=20)).data)
+        told = json.loads((await client_of(link).request("$SYS.REQ.SERVER.PING.JSZ", b"{}", timeout=20)).data)
         assert told["data"]["streams"] > 0
         for subject in (
             "$SYS.REQ.SERVER.X.RELOAD",
@@ -207,7 +208,7 @@ async def test_system_sees_the_server_and_nothing_of_the_product(server: NatsSer
             "lane.anisora.t1",
         ):
             with pytest.raises(Denied):
-                await link.client.request(subject, b"", timeout=20)
+                await client_of(link).request(subject, b"", timeout=20)
     finally:
         await link.close()
 
@@ -367,7 +368,7 @@ async def test_tls_by_a_setting(tmp_path: Path, catalog: Catalog) -> None:
         secure = NatsAccess(urls=urls, user="admin", password="pw-admin", ca=tmp_path / "ca.pem")
         link = await NatsLink.connect(secure, name="test")
         await provision(link, wanted(catalog, keep_s=KEEP_S))
-        transport = link.client._transport
+        transport = client_of(link)._transport
         assert transport is not None
         assert isinstance(transport._io_writer.get_extra_info("ssl_object"), ssl.SSLObject)  # type: ignore[attr-defined]
         await link.close()

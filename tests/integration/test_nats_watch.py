@@ -12,6 +12,7 @@ from contracts.settings import Catalog
 from contracts.topology import CONTROL, TASKS, bucket_stream
 from ops.nats.link import Entry, NatsLink, TransportUnavailable, Watch
 from ops.nats.provisioning import provision, wanted
+from tests.kit.behind import js_of
 from tests.kit.measured import Measured
 from tests.kit.support import KEEP_S, NatsServer, eventually
 
@@ -99,7 +100,7 @@ async def test_what_a_power_cut_lost_is_forgotten_and_what_comes_after_is_told(
 
 
 async def _made_anew(link: NatsLink, catalog: Catalog) -> None:
-    await link.js.delete_stream(bucket_stream(TASKS))
+    await js_of(link).delete_stream(bucket_stream(TASKS))
     await provision(link, wanted(catalog, keep_s=KEEP_S))
 
 
@@ -151,7 +152,7 @@ async def test_a_bucket_that_was_purged(link: NatsLink, is_large: bool) -> None:
     await holds(reader, first)
     await link.look_at_watches()
     await holds(reader, first)
-    await link.js.purge_stream(bucket_stream(TASKS))
+    await js_of(link).purge_stream(bucket_stream(TASKS))
     revision = await link.put(TASKS, "c", b"2")
     await holds(reader, {**first, "c": (b"2", revision)})
     await link.look_at_watches()
@@ -164,7 +165,7 @@ async def test_history_is_told_anew_in_its_order(link: NatsLink, catalog: Catalo
     await watch.wait()
     for value in (b"1", b"2", b"3"):
         await link.put(CONTROL, "lanes.a", value)
-    await link.js.delete_stream(bucket_stream(CONTROL))
+    await js_of(link).delete_stream(bucket_stream(CONTROL))
     await provision(link, wanted(catalog, keep_s=KEEP_S))
     for value in (b"4", b"5"):
         await link.put(CONTROL, "lanes.b", value)
@@ -176,8 +177,8 @@ async def test_history_is_told_anew_in_its_order(link: NatsLink, catalog: Catalo
 
 
 async def _consumer_deleted(link: NatsLink, _: NatsServer) -> None:
-    for consumer in await link.js.consumers_info(bucket_stream(TASKS)):
-        await link.js.delete_consumer(bucket_stream(TASKS), consumer.name)
+    for consumer in await js_of(link).consumers_info(bucket_stream(TASKS)):
+        await js_of(link).delete_consumer(bucket_stream(TASKS), consumer.name)
 
 
 async def _killed(_: NatsLink, server: NatsServer) -> None:

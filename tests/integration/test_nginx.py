@@ -29,6 +29,7 @@ from ops.commands.keys import add
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.integration.test_http_tasks import CONTENT, finished
+from tests.kit.behind import js_of
 from tests.kit.event_source import EventSource
 from tests.kit.gateway import MODELS, GatewayProcess, report_lane
 from tests.kit.support import BOUND_S, KEEP_S, eventually, eventually_sync, free_port
@@ -224,7 +225,7 @@ async def test_a_caller_who_hangs_up_gives_the_place_back(site: Site) -> None:
     await report_lane(link, "phr00t", LaneState.DRAINING)  # so that the request is held until a degraded worker has it
 
     async def waiting() -> int:
-        return (await link.js.stream_info(DEGRADED)).state.messages
+        return (await js_of(link).stream_info(DEGRADED)).state.messages
 
     async def free() -> bool:
         return not await waiting()

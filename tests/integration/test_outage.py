@@ -25,6 +25,7 @@ from ops.nats.link import NatsLink, TransportUnavailable
 from ops.telemetry.seldom import Seldom
 from tests.integration.outage import server_away
 from tests.integration.test_http_generate import GOOD, problem
+from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, fresh_system, report_lane
 from tests.kit.support import NatsServer, eventually, settings_file
 
@@ -105,7 +106,7 @@ async def test_whoever_tries_again_and_again_says_so_once(
     leader, standby = (Leader(link, worker=f"d-{n}", owner=f"o{n}", slot="cpu-1") for n in range(2))
     await leader.campaign()
     with capture_logs() as said:
-        await link.js.delete_stream(bucket_stream(CONTROL))
+        await js_of(link).delete_stream(bucket_stream(CONTROL))
         await tried_again("interrupted")
         nats_server.kill()
         heartbeat.set(LaneState.WARM)

@@ -33,6 +33,7 @@ from contracts.topology import (
 from degraded_worker.leader import Leader
 from lane_worker.runtime import loop
 from ops.nats.link import NatsLink
+from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, report_lane
 from tests.kit.records import pending_task
 from tests.kit.steered import Worker
@@ -120,7 +121,9 @@ async def test_a_poisoned_queue(route: Route, link: NatsLink, worker: Worker, mo
     assert await link.get(TASKS, "poison") is None
 
     async def is_empty() -> bool:
-        return (await link.js.stream_info(lane_stream("anisora") if route == "lane" else DEGRADED)).state.messages == 0
+        return (
+            await js_of(link).stream_info(lane_stream("anisora") if route == "lane" else DEGRADED)
+        ).state.messages == 0
 
     await eventually(is_empty)
 
@@ -139,7 +142,7 @@ async def test_what_a_newer_version_wrote_is_left_for_one_of_its_workers(
         await link.publish(work_subject("lane", "anisora", "newer"), spoilt(fresh("newer"), status="paused"))
 
         async def left() -> bool:
-            info = await link.js.consumer_info(stream, WORK_CONSUMER)
+            info = await js_of(link).consumer_info(stream, WORK_CONSUMER)
             return (info.num_redelivered or 0) == 2
 
         await eventually(left)
@@ -216,7 +219,7 @@ async def test_poisoned_timers(http: httpx.AsyncClient, gateway: GatewayProcess,
     for kind in ("admit", "lease"):  # none comes again
 
         async def nothing_waits(kind: str = kind) -> bool:
-            consumer = await gateway_link.js.consumer_info(DEADLINES, f"sweep-{kind}")
+            consumer = await js_of(gateway_link).consumer_info(DEADLINES, f"sweep-{kind}")
             return (consumer.num_pending, consumer.num_ack_pending) == (0, 0)
 
         await eventually(nothing_waits)

@@ -8,6 +8,7 @@ from contracts.topology import DEGRADED
 from ops.commands.provision import command
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import NotProvisioned, differences, provision, require_provisioned, wanted
+from tests.kit.behind import js_of
 from tests.kit.support import KEEP_S, NatsServer
 
 
@@ -17,19 +18,19 @@ async def test_a_second_time_there_is_nothing_to_do(link: NatsLink, catalog: Cat
 
 async def test_drift_is_reported_and_mended(link: NatsLink, catalog: Catalog) -> None:
     want = wanted(catalog, keep_s=KEEP_S)
-    info = await link.js.stream_info(DEGRADED)
-    await link.js.update_stream(info.config.evolve(max_msgs=1_000, description="the operator's own words"))
+    info = await js_of(link).stream_info(DEGRADED)
+    await js_of(link).update_stream(info.config.evolve(max_msgs=1_000, description="the operator's own words"))
     found = await differences(link, want)
     assert [str(difference) for difference in found] == ["DEGRADED: max_msgs is 1000, should be 25"]
     await provision(link, want)
-    config = (await link.js.stream_info(DEGRADED)).config
+    config = (await js_of(link).stream_info(DEGRADED)).config
     assert (config.max_msgs, config.description) == (25, "the operator's own words")
 
 
 async def test_a_bucket_that_keeps_more_than_is_wanted_is_changed_in_place(link: NatsLink, catalog: Catalog) -> None:
     """As of an earlier version, with 16 revisions of every record: the newest 4 stay, and every key."""
-    config = (await link.js.stream_info("KV_tasks")).config
-    await link.js.update_stream(config.evolve(max_msgs_per_subject=16))
+    config = (await js_of(link).stream_info("KV_tasks")).config
+    await js_of(link).update_stream(config.evolve(max_msgs_per_subject=16))
     for number in range(10):
         for key in ("one", "other"):
             await link.put("tasks", key, str(number).encode())
@@ -45,18 +46,18 @@ async def test_a_bucket_that_keeps_more_than_is_wanted_is_changed_in_place(link:
 async def test_what_is_missing_stops_the_gateway(link: NatsLink, catalog: Catalog) -> None:
     want = wanted(catalog, keep_s=KEEP_S)
     await require_provisioned(link, want)
-    await link.js.delete_stream(DEGRADED)
+    await js_of(link).delete_stream(DEGRADED)
     with pytest.raises(NotProvisioned, match=r"DEGRADED.*warmlane provision"):
         await require_provisioned(link, want)
 
 
 async def test_the_server_holds_what_the_design_says(link: NatsLink) -> None:
-    degraded = (await link.js.stream_info(DEGRADED)).config
+    degraded = (await js_of(link).stream_info(DEGRADED)).config
     assert (degraded.max_msgs, degraded.max_age, degraded.discard, degraded.retention) == (25, 30.0, "new", "workqueue")
     assert not degraded.allow_msg_schedules
     assert degraded.subject_delete_marker_ttl is None
-    assert (await link.js.stream_info("KV_tasks")).config.allow_direct is False
-    assert (await link.js.consumer_info("LANE_ANISORA", "worker")).config.max_deliver == -1
+    assert (await js_of(link).stream_info("KV_tasks")).config.allow_direct is False
+    assert (await js_of(link).consumer_info("LANE_ANISORA", "worker")).config.max_deliver == -1
 
 
 def test_the_command(nats_server: NatsServer) -> None:
@@ -71,12 +72,12 @@ def test_the_command(nats_server: NatsServer) -> None:
 async def test_what_is_there_gets_its_description(link: NatsLink, catalog: Catalog) -> None:
     """As after an upgrade from a version that described nothing."""
     want = wanted(catalog, keep_s=KEEP_S)
-    config = (await link.js.stream_info("DEGRADED")).config
+    config = (await js_of(link).stream_info("DEGRADED")).config
     assert config.description
-    await link.js.update_stream(config.evolve(description=""))
-    consumer = (await link.js.consumer_info("DEGRADED", "worker")).config
+    await js_of(link).update_stream(config.evolve(description=""))
+    consumer = (await js_of(link).consumer_info("DEGRADED", "worker")).config
     assert consumer.description
-    await link.js.add_consumer("DEGRADED", consumer.evolve(description=""))
+    await js_of(link).add_consumer("DEGRADED", consumer.evolve(description=""))
     assert {difference.name for difference in await provision(link, want)} == {"DEGRADED", "DEGRADED/worker"}
-    assert (await link.js.stream_info("DEGRADED")).config.description == config.description
+    assert (await js_of(link).stream_info("DEGRADED")).config.description == config.description
     assert await differences(link, want) == []

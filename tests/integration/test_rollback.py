@@ -21,6 +21,7 @@ from contracts.topology import TASKS, work_stream, work_subject
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.integration.test_http_generate import problem, stored
+from tests.kit.behind import js_of
 from tests.kit.gateway import MODELS, GatewayProcess, report_lane
 from tests.kit.records import pending_task
 from tests.kit.support import KEEP_S, reporting_file
@@ -102,7 +103,7 @@ async def test_report_accepts_with_the_fixed_value_and_a_warning_and_reject_does
     assert [(each["pointer"], each["code"], each["expected"], each["got"]) for each in task["warnings"]] == [
         (f"/{name}", "fixed_value_replaced", FIXED[model][name], got) for name, got in WRONG[model].items()
     ]
-    queued = await pair.link.js.get_last_msg(work_stream("lane", model), work_subject("lane", model, task["id"]))
+    queued = await js_of(pair.link).get_last_msg(work_stream("lane", model), work_subject("lane", model, task["id"]))
     assert FIXED[model].items() <= json.loads(queued.data or b"")["parameters"].items()
     for gateway in (pair.report, pair.reject):  # whoever asks later is told as well
         assert (await gateway.get(f"/tasks/{task['id']}")).json() == task

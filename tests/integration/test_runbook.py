@@ -45,6 +45,7 @@ from ops.ending import end
 from ops.nats.access import AUTH_FOLDER, NatsAccess, Role, environment_for
 from ops.nats.link import NatsLink, UnusableServer
 from ops.nats.provisioning import differences, wanted
+from tests.kit.behind import client_of, js_of
 from tests.kit.gateway import GatewayProcess
 from tests.kit.records import pending_task
 from tests.kit.samples import data_uri, picture
@@ -331,7 +332,7 @@ async def stage(
     tool("nats"), tool("jq")
     monkeypatch.chdir(tmp_path)
     for stream in (LANE, DEGRADED):
-        await gateway_link.js.purge_stream(stream)
+        await js_of(gateway_link).purge_stream(stream)
     await gateway_link.put(CONTROL, "lanes.anisora", b"auto")
     stage = Stage(gateway, http, gateway_link, tmp_path)
     await stage.says("lane")
@@ -486,7 +487,7 @@ async def pause(stage: Stage, page: Page) -> None:
     asking = asyncio.create_task(early.fetch())
 
     async def asks() -> bool:
-        return bool((await stage.link.js.consumer_info(LANE, "worker")).num_waiting)
+        return bool((await js_of(stage.link).consumer_info(LANE, "worker")).num_waiting)
 
     await eventually(asks)
     await page.run("nats consumer pause")
@@ -558,7 +559,7 @@ async def a_poisoned_message(stage: Stage, page: Page) -> None:
     entry = await stage.link.get(LANES, "anisora.poison")
     assert entry is not None
     assert entry.value is None
-    await stage.link.js.purge_stream(f"KV_{LANES}", subject=f"$KV.{LANES}.anisora.poison")
+    await js_of(stage.link).purge_stream(f"KV_{LANES}", subject=f"$KV.{LANES}.anisora.poison")
 
 
 async def requeue(stage: Stage, page: Page) -> None:
@@ -616,14 +617,14 @@ async def back_up_and_restore(stage: Stage, page: Page) -> None:
     assert decode_task(entry.value or b"").id == task_id
 
     for stream in ("KV_control", "KV_slots"):
-        await restored.js.delete_stream(stream)
+        await js_of(restored).delete_stream(stream)
     await page.run("nats backup stream KV_control")
     await page.run("nats backup restore stream backups/control", on=empty)
     entry = await restored.get(CONTROL, "lanes.phr00t")
     assert entry is not None
     assert entry.value == b"auto"
     await page.run("nats backup restore stream backups/monday/KV_slots", on=empty)
-    assert (await restored.js.stream_info("KV_slots")).config.name == "KV_slots"
+    assert (await js_of(restored).stream_info("KV_slots")).config.name == "KV_slots"
 
 
 async def upgrade(stage: Stage, page: Page) -> None:
@@ -634,14 +635,14 @@ async def upgrade(stage: Stage, page: Page) -> None:
     assert json.loads(await page.run("nats kv get leader degraded"))["worker"] == "degraded-2"
 
     async def asks() -> bool:  # the gateway does, again and again
-        return bool((await stage.link.js.consumer_info(DEADLINES, "sweep-lease")).num_waiting)
+        return bool((await js_of(stage.link).consumer_info(DEADLINES, "sweep-lease")).num_waiting)
 
     await eventually(asks)
     assert "Waiting Pulls: " in await page.run("nats consumer info DEADLINES sweep-lease")
 
 
 async def roll_back(stage: Stage, page: Page) -> None:
-    before = (await stage.link.js.stream_info("KV_tasks")).state.messages
+    before = (await js_of(stage.link).stream_info("KV_tasks")).state.messages
     assert number("Messages", await page.run("nats stream info KV_tasks")) == before
 
 
@@ -727,8 +728,8 @@ async def test_what_is_refused_to_operator(stage: Stage) -> None:
     revision = await stage.link.put(TASKS, "mine", b"{}")
     await stage.link.put(TASKS, "mine", b"[]")
     pause = json.dumps({"pause_until": (datetime.now(UTC) + timedelta(hours=1)).isoformat()}).encode()
-    await stage.link.client.request(f"$JS.API.CONSUMER.PAUSE.{LANE}.worker", pause, timeout=20)
-    before = await stage.link.js.stream_info(LANE), await stage.link.js.stream_info("KV_tasks")
+    await client_of(stage.link).request(f"$JS.API.CONSUMER.PAUSE.{LANE}.worker", pause, timeout=20)
+    before = await js_of(stage.link).stream_info(LANE), await js_of(stage.link).stream_info("KV_tasks")
 
     async def said(command: str) -> str:
         process = await in_shell(
@@ -739,9 +740,9 @@ async def test_what_is_refused_to_operator(stage: Stage) -> None:
 
     told = dict(zip(changing, await asyncio.gather(*map(said, changing)), strict=True))
     assert {command: text for command, text in told.items() if "Permissions Violation" not in text} == {}
-    await stage.link.client.request(f"$JS.API.CONSUMER.PAUSE.{LANE}.worker", b"{}", timeout=20)
-    await stage.link.js.purge_stream("KV_tasks", subject="$KV.tasks.mine")
-    after = await stage.link.js.stream_info(LANE), await stage.link.js.stream_info("KV_tasks")
+    await client_of(stage.link).request(f"$JS.API.CONSUMER.PAUSE.{LANE}.worker", b"{}", timeout=20)
+    await js_of(stage.link).purge_stream("KV_tasks", subject="$KV.tasks.mine")
+    after = await js_of(stage.link).stream_info(LANE), await js_of(stage.link).stream_info("KV_tasks")
     assert [info.state.last_seq for info in after] == [info.state.last_seq for info in before]
     kept = [info.state.messages for info in before]
     assert [info.state.messages for info in after] == [kept[0], kept[1] - 2]

@@ -20,6 +20,7 @@ from ops.lanes.left_behind import forget_the_dead
 from ops.machine.processes import warmlane_command
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
+from tests.kit.behind import js_of
 from tests.kit.degraded import shown
 from tests.kit.support import KEEP_S, NatsServer, clean_environment, eventually
 
@@ -266,7 +267,7 @@ async def test_what_a_worker_shows_stands_in_a_bucket_that_was_made_anew_too(
     shown.take()
     shown.show(state, "anisora", "first")
     await shown.settled()
-    await link.js.delete_stream(bucket_stream(SLOTS))
+    await js_of(link).delete_stream(bucket_stream(SLOTS))
     await provision(link, wanted(catalog, keep_s=KEEP_S))
 
     async def stands() -> bool:

@@ -13,6 +13,7 @@ from contracts.topology import DEADLINES, TASKS, bucket_stream, lane_stream, wor
 from ops.nats.link import NatsLink, TransportUnavailable
 from ops.nats.provisioning import differences, provision, wanted
 from tests.integration.test_http_generate import GOOD, problem
+from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess
 from tests.kit.records import pending_task
 from tests.kit.steered import Worker
@@ -21,8 +22,8 @@ from tests.kit.support import KEEP_S, eventually
 
 async def limit(link: NatsLink, stream: str, **limits: int) -> None:
     """As an operator does who wants to bound what a stream may hold."""
-    config = (await link.js.stream_info(stream)).config
-    await link.js.update_stream(config.evolve(**limits))
+    config = (await js_of(link).stream_info(stream)).config
+    await js_of(link).update_stream(config.evolve(**limits))
 
 
 async def test_a_full_bucket_is_no_error_of_the_gateway(

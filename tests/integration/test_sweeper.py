@@ -16,6 +16,7 @@ from contracts.tasks import GenerationTask, ImageReference, TaskStatus, encode_t
 from contracts.topology import DEADLINES, DEGRADED_MAX_MSGS, TASKS, lane_stream, work_subject
 from ops.artifacts import Artifacts
 from ops.nats.provisioning import provision, wanted
+from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, System, fresh_system, report_lane
 from tests.kit.records import pending_task
 from tests.kit.samples import data_uri, picture
@@ -83,7 +84,7 @@ async def test_a_live_lease_is_left_alone(system: System) -> None:
     async def swept() -> bool:
         # the sweeper has answered the due timer with another one at the lease's end
         try:
-            stored = await system.link.js.get_last_msg("DEADLINES", f"deadline.set.lease.{task['id']}")
+            stored = await js_of(system.link).get_last_msg("DEADLINES", f"deadline.set.lease.{task['id']}")
         except NotFoundError:  # the first one is due, and the next is not stored yet
             return False
         schedule = (stored.headers or {})["Nats-Schedule"].removeprefix("@at ")
@@ -223,7 +224,7 @@ async def test_a_held_request_that_nobody_takes_is_503(system: System) -> None:
 async def test_a_held_request_is_answered_when_no_timer_comes(system: System) -> None:
     """The holder runs the timer's handler itself: here no sweeper gets to see the timer."""
     await system.lane_is(LaneState.DRAINING)
-    await system.link.js.pause_consumer(DEADLINES, "sweep-admit", "2199-01-01T00:00:00Z")
+    await js_of(system.link).pause_consumer(DEADLINES, "sweep-admit", "2199-01-01T00:00:00Z")
     answer = await system.post()
     assert (answer.status_code, answer.json()["limit"]) == (503, "wait")
 
@@ -285,7 +286,7 @@ async def test_a_timer_that_could_not_be_served_comes_again(system: System, cata
     """Acked only when another is stored: here the queue is missing for a while, and the requeue still arrives."""
     task = await system.submit()
     await system.claim(task["id"], lease_s=LEASE_S)
-    await system.link.js.delete_stream(lane_stream("anisora"))
+    await js_of(system.link).delete_stream(lane_stream("anisora"))
     await system.becomes(task["id"], TaskStatus.PENDING, epoch=1)
 
     async def refused() -> bool:
@@ -341,7 +342,7 @@ async def test_an_unreadable_timer_is_dropped(system: System) -> None:
     await system.link.set_timer("admit", "garbage", datetime.now(UTC), b"\xff")
 
     async def drained() -> bool:
-        return (await system.link.js.stream_info("DEADLINES")).state.messages == 0
+        return (await js_of(system.link).stream_info("DEADLINES")).state.messages == 0
 
     await eventually(drained)
     assert '"kind": "timer"' in system.gateway.log()

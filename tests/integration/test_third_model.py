@@ -19,6 +19,7 @@ from contracts.settings import load_settings
 from ops.machine.processes import warmlane_command
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
+from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, System
 from tests.kit.support import KEEP_S, clean_environment, eventually, settings_file, shared_forks
 
@@ -91,7 +92,7 @@ async def test_a_third_model_has_its_stream_its_lane_and_its_limits(system: Syst
     assert (model["model"], model["wanted"]) == (MODEL, 1)
     queues = [queue["stream"] for queue in (await http.get("/admin/queue")).json()["queues"]]
     assert queues == ["LANE_ANISORA", "LANE_PHR00T", "LANE_LANTERN", "DEGRADED"]
-    assert (await system.link.js.stream_info("LANE_LANTERN")).config.subjects == ["lane.lantern.*"]
+    assert (await js_of(system.link).stream_info("LANE_LANTERN")).config.subjects == ["lane.lantern.*"]
     assert (await http.get("/admin/lanes/lantern-1/mode")).json()["mode"] == "auto"
 
     # its limits: in the settings, in the description of the API, and applied

@@ -23,6 +23,7 @@ from lane_worker.runtime.warmth import READY, Others
 from lane_worker.worker import LaneWorker
 from ops.artifacts import Artifacts
 from ops.nats.link import NatsLink
+from tests.kit.behind import client_of
 from tests.kit.degraded import becomes, leads, place, shown, task_of
 from tests.kit.gateway import System, fresh_system
 from tests.kit.lanes import Lane, SharedForkServer, StateLog
@@ -199,7 +200,7 @@ async def test_an_idle_lane_unloads_and_is_warm_again_on_demand(lanes: Lanes) ->
 
     await unloaded(lanes.link, lane)
     assert lane.host == host
-    await lanes.link.client.publish(demand_subject("phr00t"), b"")
+    await client_of(lanes.link).publish(demand_subject("phr00t"), b"")
     warm = await lane.becomes(LaneState.WARM)
     assert (warm.pid, warm.started_at) == (heartbeat.pid, heartbeat.started_at)
     assert (await lanes.run()).attempt == 1

@@ -12,6 +12,7 @@ from contracts.settings import load_settings
 from contracts.topology import CONTROL, DEGRADED, control_key
 from ops.nats.link import NatsLink, TransportUnavailable
 from ops.nats.provisioning import provision, wanted
+from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, System, report_lane
 from tests.kit.support import KEEP_S, eventually, settings_file
 
@@ -65,7 +66,7 @@ async def test_switches_and_lanes_are_seen_again_while_requests_flow(system: Sys
             return bool((await system.http.get("/admin/lanes/anisora/mode")).json()["mode"] == "degraded")
 
         await eventually(switched)
-        await system.link.js.purge_stream(DEGRADED)
+        await js_of(system.link).purge_stream(DEGRADED)
         seen = len(routes)
 
         async def routed() -> bool:

@@ -19,6 +19,7 @@ from contracts.topology import CONTROL, KEYS, TASKS, bucket_stream, control_key
 from ops.commands.keys import add, revoke
 from ops.nats.link import NatsLink, TransportUnavailable
 from ops.nats.provisioning import provision, wanted
+from tests.kit.behind import js_of
 from tests.kit.gateway import System, fresh_system, report_lane
 from tests.kit.support import KEEP_S, eventually, settings_file
 
@@ -168,7 +169,7 @@ async def test_buckets_that_were_made_anew(system: System) -> None:
     tail = Tail(system)
     await tail.write_what_stays()
     for bucket in (TASKS, KEYS):
-        await system.link.js.delete_stream(bucket_stream(bucket))
+        await js_of(system.link).delete_stream(bucket_stream(bucket))
     await provision(system.link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
     await gets(system, "/tasks", tail.operator, 401)
     tail.operator = await make_key(system.link, "operator")
@@ -194,10 +195,10 @@ async def test_every_watch_lives_on_when_its_consumer_is_deleted(system: System)
     tail = Tail(system)
     await tail.write_what_stays()
     for state in (LaneState.DRAINING, LaneState.WARM):
-        streams = await system.link.js.streams_info()
+        streams = await js_of(system.link).streams_info()
         for name in [info.config.name for info in streams if str(info.config.name).startswith("KV_")]:
-            for consumer in await system.link.js.consumers_info(str(name)):
-                await system.link.js.delete_consumer(str(name), consumer.name)
+            for consumer in await js_of(system.link).consumers_info(str(name)):
+                await js_of(system.link).delete_consumer(str(name), consumer.name)
         await report_lane(system.link, "anisora", state)
         wanted_mode = "degraded" if state is LaneState.DRAINING else "auto"
         await system.link.put(CONTROL, control_key("anisora"), wanted_mode.encode())

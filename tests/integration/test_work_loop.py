@@ -33,6 +33,7 @@ from lane_worker.runtime.scratch import LOCK
 from ops.artifacts import Artifacts
 from ops.nats.link import NatsLink, TransportUnavailable, WrongRevision
 from ops.telemetry.tracing import traceparent_of
+from tests.kit.behind import js_of
 from tests.kit.lanes import CutWire
 from tests.kit.records import DECISION, pending_task
 from tests.kit.spans import kept_spans
@@ -96,7 +97,7 @@ async def becomes(link: NatsLink, task_id: str, status: TaskStatus) -> Generatio
 
 async def queue_is_empty(link: NatsLink) -> None:
     async def look() -> bool:
-        return (await link.js.stream_info(STREAM)).state.messages == 0
+        return (await js_of(link).stream_info(STREAM)).state.messages == 0
 
     await eventually(look)
 
@@ -162,7 +163,7 @@ async def test_a_message_ahead_of_its_record_waits_for_it(link: NatsLink, worker
     await queue(link, newer, record=False)
 
     async def delivered() -> bool:
-        waiting: int | None = (await link.js.consumer_info(STREAM, "worker")).num_ack_pending
+        waiting: int | None = (await js_of(link).consumer_info(STREAM, "worker")).num_ack_pending
         return waiting == 1
 
     await eventually(delivered)
@@ -205,7 +206,7 @@ async def test_the_lease_is_renewed_and_progress_is_told(link: NatsLink, worker:
         return current.lease_expires_at > first and current.progress == Progress(step=3, steps=8)
 
     await eventually(renewed)
-    timer = await link.js.get_last_msg(DEADLINES, f"deadline.set.lease.{task.id}")
+    timer = await js_of(link).get_last_msg(DEADLINES, f"deadline.set.lease.{task.id}")
     assert timer.headers is not None
     assert datetime.fromisoformat(timer.headers["Nats-Schedule"].removeprefix("@at ")) > first
     worker.runner.may_end.set()
@@ -481,7 +482,7 @@ async def test_a_result_outlives_the_server(link: NatsLink, worker: Worker, nats
 
 async def test_a_worker_leaves_though_its_claim_is_not_stored(link: NatsLink, worker: Worker) -> None:
     """As on a full disk, where timers are not stored. The message stays for whoever comes."""
-    await link.js.delete_stream(DEADLINES)
+    await js_of(link).delete_stream(DEADLINES)
     task = fresh_task()
     with capture_logs() as lines:
         await queue(link, task)
@@ -494,7 +495,7 @@ async def test_a_worker_leaves_though_its_claim_is_not_stored(link: NatsLink, wo
     assert "claim_given_up" in [line["event"] for line in lines]
     assert not worker.runner.ran
     assert (await recorded(link, task.id))[0].status is TaskStatus.PENDING
-    assert (await link.js.stream_info(STREAM)).state.messages == 1
+    assert (await js_of(link).stream_info(STREAM)).state.messages == 1
 
 
 async def test_a_worker_that_leaves_waits_for_the_server_only_so_long(

@@ -19,6 +19,7 @@ from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, LANES, TASKS, work_s
 from ops.machine.processes import warmlane_command
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
+from tests.kit.behind import js_of
 from tests.kit.support import (
     BOUND_S,
     KEEP_S,
@@ -162,12 +163,12 @@ class System:
 
     async def depth(self, stream: str = DEGRADED) -> int:
         """The messages in *stream*, as the server counts them."""
-        return (await self.link.js.stream_info(stream)).state.messages
+        return (await js_of(self.link).stream_info(stream)).state.messages
 
     async def messages(self, route: Literal["lane", "degraded"], task_id: str) -> list[GenerationTask]:
         """What the queue of *route* holds of a task of anisora."""
         stream, subject = work_stream(route, "anisora"), work_subject(route, "anisora", task_id)
-        state = (await self.link.js.stream_info(stream)).state
+        state = (await js_of(self.link).stream_info(stream)).state
         found = []
         for sequence in range(max(1, state.first_seq), state.last_seq + 1):
             stored = await self.link.stored_message(stream, sequence)
@@ -179,7 +180,7 @@ class System:
         """The id of the one task in the degraded queue, once it is recorded."""
 
         async def look() -> str | None:
-            state = (await self.link.js.stream_info(DEGRADED)).state
+            state = (await js_of(self.link).stream_info(DEGRADED)).state
             stored = await self.link.stored_message(DEGRADED, state.last_seq) if state.messages == 1 else None
             task_id = (stored.subject or "").rsplit(".", 1)[-1] if stored is not None else ""
             return task_id if task_id and await self.link.get(TASKS, task_id) is not None else None

@@ -28,6 +28,7 @@ from contracts.topology import (
 from ops.nats.link import NatsLink, StreamFull, WrongRevision
 from ops.nats.provisioning import provision
 from ops.nats.pull import ack_sync
+from tests.kit.behind import js_of
 from tests.kit.support import NatsServer
 from tests.model.network import Network, use
 from tests.model.patches import simulated_product
@@ -176,7 +177,7 @@ async def history(broker: Broker) -> None:
     assert seen["history"] == b"19"
     await broker.link.update(TASKS, "history", b"20", revision=revision)
     await broker.until(lambda: _is(_now(seen["history"]), b"20"))
-    state = await broker.link.js.stream_info("KV_tasks")
+    state = await js_of(broker.link).stream_info("KV_tasks")
     assert state.config.max_msgs_per_subject == 4
 
 
@@ -227,7 +228,7 @@ async def timers(broker: Broker) -> None:
     assert at[b"new"] >= timedelta(seconds=0.9)
     assert at[b"overdue"] < at[b"new"]
     with pytest.raises(NotFoundError):
-        await link.js.get_last_msg(DEADLINES, "deadline.set.admit.replaced")
+        await js_of(link).get_last_msg(DEADLINES, "deadline.set.admit.replaced")
     assert await broker.messages(DEADLINES) == 0
 
 

@@ -43,6 +43,7 @@ from ops.background import Background
 from ops.nats.link import NatsLink, TransportUnavailable
 from ops.nats.provisioning import _stream_config, wanted
 from ops.nats.pull import consumer_config
+from tests.kit.behind import client_of
 from tests.model.invariants import Ledger, Violation
 from tests.model.jetstream import Stored, StreamCopy, moment
 from tests.model.model_loop import Host
@@ -172,7 +173,7 @@ class ModelHost(Host):
     @property
     def client(self) -> Any:
         assert self.link is not None
-        return self.link.client
+        return client_of(self.link)
 
 
 class GatewayHost(ModelHost):
