@@ -164,7 +164,14 @@ class Stage:
             step.tasks["swapped"] = await self._done("anisora")
             await self._fallback_is_told("anisora", "manual")
             await self._mode("anisora", "auto")
+            # it is over as soon as the switch is back; a gateway writes that down within a second, and says so
             await self._eventually(lambda: not self._running_fallbacks("anisora"))
+            await self._eventually(
+                lambda: any(
+                    line["event"] == "fallback_ended" and datetime.fromisoformat(line["timestamp"]) >= step.begun_at
+                    for line in self.lines()
+                )
+            )
 
     async def quota_fallback(self) -> None:
         async with self.step("quota fallback") as step:
