@@ -155,16 +155,17 @@ async def test_two_lanes_that_are_worn_out_together_are_never_both_away(
         return min(looks.values()) > 0
 
     async def the_other_has_decided() -> bool:
-        told = states.seen[-1]["phr00t-0"]
-        left_service = states.states("phr00t-0").count(LaneState.LOADING) > 1  # once it was loaded at the start
-        return told.detail.startswith("recycled") or (left_service and told.state in READY)
+        told = [moment["phr00t-0"] for moment in states.seen if "phr00t-0" in moment]
+        left_service = any(heartbeat.detail == "about to be recycled" for heartbeat in told)
+        return told[-1].detail.startswith("recycled") or (left_service and told[-1].state in READY)
 
     async def slow_look(worker: LaneWorker) -> Others:
-        looks[worker._name] += 1
-        if looks[worker._name] == 1:
+        if looks[worker._name] == 0:
             seen = await look(worker)
+            looks[worker._name] = 1  # not before it has seen: the other one goes on at once
             await eventually(both_have_looked)
             return seen
+        looks[worker._name] += 1
         if looks["phr00t-1"] == 2 and worker._name == "phr00t-1":
             await eventually(the_other_has_decided)
         return await look(worker)
