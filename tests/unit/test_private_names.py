@@ -1,4 +1,4 @@
-"""Names of other packages that are not public, all of them (ADR 0037): an upgrade says which one is gone."""
+"""Names of other packages that are not public, all of them (ADR 0035): an upgrade says which one is gone."""
 
 import ast
 import importlib.util
