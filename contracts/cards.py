@@ -5,8 +5,8 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from contracts.checkpoints import Checkpoint
 from contracts.fit import Components, alternatives, gb, need
-from contracts.settings import Checkpoint
 
 MIB: Final = 1 << 20
 # Gigabytes as cards are sold, and bytes as the driver reports them, of the smallest usual card of that name: T4, L4,

@@ -10,7 +10,7 @@ from typing import Final, Literal, get_args
 import msgspec
 from msgspec import Struct
 
-from contracts.settings import Checkpoint, GroupOffload
+from contracts.checkpoints import Checkpoint, GroupOffload
 
 GB: Final = 1_000_000_000
 WIDTH_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}

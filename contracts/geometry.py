@@ -5,7 +5,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from contracts.settings import IntegerField, VideoGenerationConstraints
+from contracts.fields import IntegerField, VideoGenerationConstraints
 
 # Frames and pixels of a side that share one position in the transformers of Wan: its VAE makes one latent frame of the
 # first frame and of each four that follow, and one latent of 8 x 8 pixels, of which the transformer takes 2 x 2.

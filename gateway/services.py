@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 
-from contracts.generation import beside_image_max_bytes
+from contracts.generation.body import beside_image_max_bytes
 from contracts.settings import Catalog
 from gateway.boards.cold_starts import ColdStarts
 from gateway.boards.key_board import KeyBoard

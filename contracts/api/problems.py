@@ -4,7 +4,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from contracts.generation import FieldError
+from contracts.generation.errors import FieldError
 
 
 class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):

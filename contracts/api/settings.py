@@ -4,7 +4,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from contracts.settings import Enforcement, VideoGenerationConstraints
+from contracts.fields import Enforcement, VideoGenerationConstraints
 
 # As model hubs and libraries call what a model does.
 Mode = Literal["text-to-video", "image-to-video"]

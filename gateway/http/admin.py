@@ -19,7 +19,8 @@ from contracts.api.admin import (
     QueuesView,
     QueueView,
 )
-from contracts.generation import FieldError, MalformedBody, parse_body
+from contracts.generation.body import MalformedBody, parse_body
+from contracts.generation.errors import FieldError
 from contracts.settings import ModelEntry
 from contracts.topology import CONTROL, control_key, work_stream
 from gateway.boards.key_board import Caller

@@ -11,14 +11,9 @@ from litestar.di import NamedDependency
 from litestar.openapi import ResponseSpec
 
 from contracts.api.tasks import TaskView
-from contracts.generation import (
-    AcceptedRequest,
-    InvalidRequest,
-    MalformedBody,
-    beside_image_bytes,
-    parse_body,
-    validate,
-)
+from contracts.generation.body import MalformedBody, beside_image_bytes, parse_body
+from contracts.generation.errors import InvalidRequest
+from contracts.generation.request import AcceptedRequest, validate
 from contracts.topology import DEGRADED_MAX_MSGS
 from gateway.boards.storage import RETRY_AFTER_S, StorageFull
 from gateway.http.access import needs

@@ -12,7 +12,7 @@ from litestar.types import ExceptionHandlersMap
 from msgspec import Struct
 
 from contracts.api.problems import Problem
-from contracts.generation import FieldError
+from contracts.generation.errors import FieldError
 from contracts.wire import without_content
 from gateway.http.answers import JsonAnswer
 from gateway.http.noted import noted

@@ -7,7 +7,8 @@ from litestar.connection import ASGIConnection
 
 from contracts.api.settings import Mode, ModelView, SettingsView
 from contracts.api.tasks import ParameterWarning, QueuePlace, TaskLinks, TaskView, VideoView
-from contracts.settings import Catalog, Presence
+from contracts.fields import Presence
+from contracts.settings import Catalog
 from contracts.tasks import (
     GenerationTask,
     ReplacedParameter,

@@ -13,8 +13,9 @@ import uuid_utils
 from msgspec.structs import replace
 
 from contracts import lifecycle
-from contracts.generation import AcceptedRequest
-from contracts.settings import SEED_SPAN, Catalog
+from contracts.fields import SEED_SPAN
+from contracts.generation.request import AcceptedRequest
+from contracts.settings import Catalog
 from contracts.tasks import (
     FailureCode,
     GenerationTask,

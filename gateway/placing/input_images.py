@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import structlog
 
 from contracts import lifecycle
-from contracts.generation import AcceptedRequest
+from contracts.generation.request import AcceptedRequest
 from contracts.tasks import FailureCode, GenerationTask, encode_task
 from contracts.topology import TASKS
 from gateway.boards.task_board import Snapshot, TaskBoard

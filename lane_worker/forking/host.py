@@ -19,7 +19,8 @@ from typing import Final, Literal
 import structlog
 from msgspec import Struct
 
-from contracts.settings import Checkpoint, ModelEntry, Timeouts
+from contracts.checkpoints import Checkpoint
+from contracts.settings import ModelEntry, Timeouts
 from contracts.tasks import MemoryReading, SwapReceipt
 from lane_worker.forking import allocator
 from lane_worker.forking.allocator import AllocatorMisconfigured

@@ -10,8 +10,8 @@ from typing import Final, Literal
 import msgspec
 from msgspec import Struct
 
+from contracts.checkpoints import Checkpoint
 from contracts.nesting import MsgpackDecoder
-from contracts.settings import Checkpoint
 from contracts.tasks import GenerationParameters, MemoryReading
 
 MAX_MESSAGE_BYTES: Final = 1 << 20

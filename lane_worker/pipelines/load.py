@@ -13,8 +13,8 @@ import torch
 from diffusers.hooks import apply_group_offloading
 from PIL import Image
 
+from contracts.checkpoints import Checkpoint, GroupOffload, Scheduler
 from contracts.fit import KEPT_ON_CARD
-from contracts.settings import Checkpoint, GroupOffload, Scheduler
 from contracts.tasks import GenerationParameters
 from lane_worker.pipelines.inputs import BadInput, gradient
 from lane_worker.pipelines.sigmas import BetaSigmasEuler

@@ -12,10 +12,10 @@ from typing import Any, Final
 import diffusers
 import torch
 
+from contracts.checkpoints import Checkpoint
 from contracts.fit import Components, StoredTensor
 from contracts.geometry import Size
 from contracts.measured import Measured
-from contracts.settings import Checkpoint
 from lane_worker.checkpoints.layouts import Component, Layout
 from lane_worker.pipelines.live_bytes import FusedAttention, LiveBytes, RepeatedCoder
 from lane_worker.pipelines.load import DTYPES

@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from contracts.settings import Checkpoint, RandomWeights
+from contracts.checkpoints import Checkpoint, RandomWeights
 from contracts.tasks import GenerationParameters
 from lane_worker.forking.host_messages import Rehearsed
 from lane_worker.pipelines.cleanup import forget, release

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from contracts.settings import Checkpoint, RandomWeights
+from contracts.checkpoints import Checkpoint, RandomWeights
 
 RECIPE: Final = "recipe.json"
 VERSION: Final = 1  # raise it when a change below makes other weights

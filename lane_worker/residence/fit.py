@@ -12,7 +12,8 @@ import psutil
 from msgspec import Struct
 
 from contracts import fit
-from contracts.settings import Checkpoint, ModelEntry
+from contracts.checkpoints import Checkpoint
+from contracts.settings import ModelEntry
 from lane_worker.residence.kernels import BACKENDS, BuildPlace, cannot_build
 from ops.machine.memory import Reading, available_bytes, total_bytes
 from ops.machine.weights import MODEL_INDEX, WeightsUnreadable, missing_folder, weights_of

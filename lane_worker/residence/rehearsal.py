@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from contracts.settings import Checkpoint
+from contracts.checkpoints import Checkpoint
 
 
 def to_rehearse(checkpoints: Iterable[Checkpoint]) -> tuple[Checkpoint, ...]:

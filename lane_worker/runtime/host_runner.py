@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 from msgspec.structs import replace
 
-from contracts.generation import parameter_errors
+from contracts.generation.request import parameter_errors
 from contracts.settings import ModelEntry
 from contracts.tasks import FailureCode, GenerationTask, MemoryReading, Progress, SwapReceipt
 from lane_worker.forking import host_messages as messages

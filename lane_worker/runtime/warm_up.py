@@ -9,9 +9,10 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from contracts.checkpoints import Checkpoint
 from contracts.geometry import Size, largest_sizes, values
 from contracts.images import PNG_MAGIC
-from contracts.settings import Checkpoint, ModelEntry
+from contracts.settings import ModelEntry
 from contracts.tasks import GenerationParameters, ImageReference
 from lane_worker.forking.host import HostLost, Outcome, TimedOut
 from lane_worker.forking.host_messages import Failed, Generate

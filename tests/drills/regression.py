@@ -27,7 +27,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from contracts.settings import Catalog, IntegerField, ModelEntry, load_settings
+from contracts.fields import IntegerField
+from contracts.settings import Catalog, ModelEntry, load_settings
 from tests.bench.arrivals import CLIENT_TIMEOUT_S
 from tests.bench.machine import machine, system
 from tests.drills.failover import Figure

@@ -18,16 +18,9 @@ from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from transformers import UMT5EncoderModel
 
+from contracts.checkpoints import AttentionBackend, Checkpoint, GroupOffload, Scheduler, SchedulerKind
 from contracts.fit import KEPT_FLOAT32, KEPT_FLOAT32_IN_FLOAT16, NOT_CAST, StoredTensor, loaded, need
-from contracts.settings import (
-    AttentionBackend,
-    Catalog,
-    Checkpoint,
-    GroupOffload,
-    Scheduler,
-    SchedulerKind,
-    load_settings,
-)
+from contracts.settings import Catalog, load_settings
 from contracts.tasks import GenerationParameters
 from lane_worker.checkpoints.layouts import published_layouts
 from lane_worker.pipelines.cleanup import Watched, release

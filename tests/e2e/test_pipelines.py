@@ -16,7 +16,8 @@ import torch
 from diffusers.models import modeling_utils
 from PIL import Image
 
-from contracts.settings import Catalog, Checkpoint, RandomWeights
+from contracts.checkpoints import Checkpoint, RandomWeights
+from contracts.settings import Catalog
 from contracts.tasks import GenerationParameters, ImageReference
 from lane_worker.pipelines import child
 from lane_worker.pipelines.child import TaskCancelled

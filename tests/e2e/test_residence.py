@@ -24,8 +24,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from rich.console import Console
 
+from contracts.checkpoints import Checkpoint
 from contracts.lanes import SlotState
-from contracts.settings import Catalog, Checkpoint, ModelEntry, load_settings
+from contracts.settings import Catalog, ModelEntry, load_settings
 from contracts.tasks import FailureCode, GenerationTask, SwapReceipt
 from lane_worker.forking.host import ForkServer, Host, HostLost, LoadFailed, LoadTimedOut, SlotTaken
 from lane_worker.forking.host_messages import Finished, Generate, Ready, SlotNote

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from contracts.checkpoints import GroupOffload
 from contracts.fit import need
-from contracts.settings import GroupOffload
 from contracts.tasks import GenerationParameters
 from lane_worker.pipelines.cleanup import Watched, clean, release
 from lane_worker.pipelines.load import load_pipeline, run_pipeline

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from contracts import lifecycle
-from contracts.generation import AcceptedRequest, validate
+from contracts.generation.request import AcceptedRequest, validate
 from contracts.settings import Catalog
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus, decode_task, encode_task, keyed_task_id
 from contracts.topology import DEGRADED, TASKS

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from contracts.generation import validate
+from contracts.generation.request import validate
 from contracts.settings import Catalog
 from contracts.tasks import encode_task, keyed_task_id
 from contracts.topology import DEADLINES, TASKS, bucket_stream, lane_stream, work_subject

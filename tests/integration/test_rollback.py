@@ -13,7 +13,7 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 
-from contracts.generation import validate
+from contracts.generation.request import validate
 from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.tasks import ReplacedParameter, decode_task, encode_task, keyed_task_id

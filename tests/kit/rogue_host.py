@@ -19,7 +19,7 @@ from typing import Any, Final
 import torch
 from PIL import Image
 
-from contracts.settings import Checkpoint
+from contracts.checkpoints import Checkpoint
 from contracts.tasks import GenerationParameters, MemoryReading
 from lane_worker.forking import host_messages
 from lane_worker.forking.host_messages import FromChild, StepFinished

@@ -8,8 +8,9 @@ from typing import Any
 from msgspec.structs import replace
 from PIL import Image
 
+from contracts.fields import Enforcement
 from contracts.images import PNG_MAGIC
-from contracts.settings import Catalog, Enforcement, load_settings
+from contracts.settings import Catalog, load_settings
 
 
 def catalog(profile: str = "tiny", *, enforcement: Enforcement = "reject") -> Catalog:

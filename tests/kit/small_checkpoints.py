@@ -19,7 +19,8 @@ import transformers
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from contracts.settings import Checkpoint, Scheduler, load_settings
+from contracts.checkpoints import Checkpoint, Scheduler
+from contracts.settings import load_settings
 from lane_worker.checkpoints.command import command
 from lane_worker.checkpoints.layouts import Component, Layout, published_layouts
 from lane_worker.pipelines.prepare import plan, prepare

@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 import msgspec
 from msgspec.structs import replace
 
-from contracts.generation import AcceptedRequest
+from contracts.generation.request import AcceptedRequest
 from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.settings import Catalog, load_settings
 from contracts.tasks import FailureCode, GenerationTask, ImageReference, MemoryReading, Progress

@@ -9,7 +9,7 @@ from litestar.openapi.spec import Example
 
 from contracts.api.problems import Problem
 from contracts.api.tasks import QueuePlace
-from contracts.generation import FieldError
+from contracts.generation.errors import FieldError
 from contracts.tasks import (
     FailureCode,
     GenerationParameters,

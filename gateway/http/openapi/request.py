@@ -1,7 +1,7 @@
 """The request of a generation, and what a list of tasks is asked by, as OpenAPI has them.
 
 All is made from the running catalog: the limits, defaults and fixed values in the document are those that
-`contracts.generation.validate` applies.
+`contracts.generation.request.validate` applies.
 """
 
 from collections.abc import Sequence
@@ -11,17 +11,9 @@ from typing import Any, Final
 
 from litestar.openapi.spec import Example, OpenAPIMediaType, OpenAPIType, Parameter, Reference, RequestBody, Schema
 
-from contracts.generation import FIELDS
-from contracts.settings import (
-    Catalog,
-    Enforcement,
-    ImageField,
-    IntegerField,
-    ModelEntry,
-    NumberField,
-    TextField,
-    VideoGenerationConstraints,
-)
+from contracts.fields import Enforcement, ImageField, IntegerField, NumberField, TextField, VideoGenerationConstraints
+from contracts.generation.request import FIELDS
+from contracts.settings import Catalog, ModelEntry
 from gateway.http.openapi.examples import EXAMPLE_PROMPT
 from gateway.http.views import MODES
 

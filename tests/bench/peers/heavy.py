@@ -18,7 +18,8 @@ import torch
 import transformers
 from msgspec import Struct
 
-from contracts.settings import Checkpoint, ModelEntry, load_settings
+from contracts.checkpoints import Checkpoint
+from contracts.settings import ModelEntry, load_settings
 from contracts.tasks import GenerationParameters
 from lane_worker.pipelines.tiny import RECIPE, ensure_tiny_pipeline
 

@@ -10,31 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.generation import (
+from contracts.fields import ImageField, IntegerField, NumberField, TextField, VideoGenerationConstraints
+from contracts.generation.body import (
     BESIDE_IMAGE_BYTES,
-    FIELDS,
     NESTING_MAX,
-    UNKNOWN_FIELDS_MAX,
-    AcceptedRequest,
-    FieldError,
-    InvalidRequest,
     MalformedBody,
     beside_image_bytes,
     beside_image_max_bytes,
-    parameter_errors,
     parse_body,
-    validate,
 )
+from contracts.generation.errors import FieldError, InvalidRequest
+from contracts.generation.request import FIELDS, UNKNOWN_FIELDS_MAX, AcceptedRequest, parameter_errors, validate
 from contracts.geometry import most_frames
-from contracts.settings import (
-    Catalog,
-    ImageField,
-    IntegerField,
-    ModelEntry,
-    NumberField,
-    TextField,
-    VideoGenerationConstraints,
-)
+from contracts.settings import Catalog, ModelEntry
 from tests.kit.samples import catalog, data_uri, picture, png_of
 
 PROFILES = ("tiny", "production")

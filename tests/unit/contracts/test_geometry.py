@@ -3,8 +3,8 @@
 import pytest
 from msgspec.structs import replace
 
+from contracts.fields import IntegerField, VideoGenerationConstraints
 from contracts.geometry import Size, default_size, largest_sizes, most_frames, values
-from contracts.settings import IntegerField, VideoGenerationConstraints
 from tests.kit.samples import catalog
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from contracts.generation import InvalidRequest, validate
-from contracts.settings import GroupOffload, SettingsError, load_settings, parse_settings
+from contracts.checkpoints import GroupOffload
+from contracts.generation.errors import InvalidRequest
+from contracts.generation.request import validate
+from contracts.settings import SettingsError, load_settings, parse_settings
 from tests.kit.samples import data_uri, picture
 
 PACKAGED = resources.files("contracts").joinpath("inference_settings.json").read_bytes()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 from msgspec.structs import replace
 
-from contracts.generation import validate
+from contracts.generation.request import validate
 from contracts.settings import load_settings
 from tests.drills.regression import REQUESTS, Kind, Result, Seen, bodies, judge, result_of
 

@@ -12,8 +12,10 @@ from litestar.testing import TestClient
 from openapi_schema_validator import OAS31Validator
 
 from contracts.api.tasks import TaskView
-from contracts.generation import FIELDS, InvalidRequest, validate
-from contracts.settings import Catalog, IntegerField, NumberField, TextField
+from contracts.fields import IntegerField, NumberField, TextField
+from contracts.generation.errors import InvalidRequest
+from contracts.generation.request import FIELDS, validate
+from contracts.settings import Catalog
 from gateway.app import create_app
 from gateway.http.openapi.request import full_request, least_request, request_body
 from gateway.http.openapi.request import request_schema as request_schema_of

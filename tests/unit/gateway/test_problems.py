@@ -7,7 +7,7 @@ from litestar.params import FromPath, QueryParameter
 from litestar.testing import TestClient
 from structlog.testing import capture_logs
 
-from contracts.generation import FieldError
+from contracts.generation.errors import FieldError
 from gateway.http.problems import PROBLEMS, ProblemError, problem_handlers
 
 SECRET = "zebra7319"

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from contracts.checkpoints import Checkpoint, GroupOffload, RandomWeights, Scheduler
 from contracts.fit import (
     CONTEXT_BYTES,
     PROCESSES_BYTES,
@@ -24,7 +25,7 @@ from contracts.fit import (
     never_fits,
     pinned_block,
 )
-from contracts.settings import Checkpoint, GroupOffload, ModelEntry, RandomWeights, Scheduler, load_settings
+from contracts.settings import ModelEntry, load_settings
 from lane_worker.residence.fit import PACKAGES, Refusal, SlotDemand
 from ops.machine.memory import Reading
 from ops.machine.weights import WeightsUnreadable, weights_of

@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from contracts.settings import Checkpoint, RandomWeights, Scheduler
+from contracts.checkpoints import Checkpoint, RandomWeights, Scheduler
 from contracts.tasks import GenerationParameters, ImageReference, MemoryReading
 from lane_worker.forking import host_messages as m
 

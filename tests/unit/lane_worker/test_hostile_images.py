@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contracts.generation import InvalidRequest, validate
+from contracts.generation.errors import InvalidRequest
+from contracts.generation.request import validate
 from contracts.images import PNG_MAGIC
 from contracts.tasks import ImageReference
 from lane_worker.pipelines.inputs import MAX_PIXELS, BadInput, read_image

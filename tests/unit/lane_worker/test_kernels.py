@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 from msgspec.structs import replace
 
-from contracts.settings import AttentionBackend
+from contracts.checkpoints import AttentionBackend
 from lane_worker.residence.fit import PACKAGES
 from lane_worker.residence.kernels import BACKENDS, BuildPlace, cannot_build
 

@@ -6,8 +6,8 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
-from contracts.generation import parameter_errors, validate
-from contracts.settings import SEED_SPAN
+from contracts.fields import SEED_SPAN
+from contracts.generation.request import parameter_errors, validate
 from contracts.tasks import FailureCode, GenerationTask, ImageReference
 from lane_worker.forking.host import Host
 from lane_worker.residence.residence import Residence

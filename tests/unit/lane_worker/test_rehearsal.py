@@ -2,7 +2,8 @@
 
 from msgspec.structs import replace
 
-from contracts.settings import Checkpoint, GroupOffload, Scheduler, load_settings
+from contracts.checkpoints import Checkpoint, GroupOffload, Scheduler
+from contracts.settings import load_settings
 from lane_worker.residence.rehearsal import to_rehearse
 
 CHECKPOINT = Checkpoint(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from contracts.generation import parameter_errors
+from contracts.generation.request import parameter_errors
 from contracts.geometry import Size, largest_sizes
 from contracts.images import read_header
 from contracts.settings import ModelEntry, load_settings

@@ -1,0 +1,158 @@
+"""What each field of a request may hold, by the constraints of its model. Pure: a check adds to the list of errors."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from msgspec import UNSET
+
+from contracts.fields import ImageField, IntegerField, NumberField, TextField, VideoGenerationConstraints
+from contracts.generation.errors import FieldError, missing, refused, shown, wrong_type
+from contracts.geometry import Size, most_frames
+from contracts.images import BadImage, parse_data_uri, read_header
+from contracts.settings import ModelEntry
+from contracts.tasks import ImageReference
+
+# Behind which field the size of the video as a whole is judged.
+LAST_OF_SIZE: Final = "num_frames"
+# The code of a well-typed number that is not the fixed one.
+FIXED_VALUE: Final = "fixed_value"
+
+
+def _text(name: str, value: Any, field: TextField, errors: list[FieldError]) -> str:
+    if value is UNSET:
+        if field.min_chars:
+            errors.append(missing(name, f"string of {field.min_chars} to {field.max_chars} characters"))
+        return ""
+    if not isinstance(value, str):
+        errors.append(wrong_type(name, "string", value))
+    elif not field.min_chars <= len(value.strip()) or len(value) > field.max_chars:
+        expected = f"string of {field.min_chars} to {field.max_chars} characters"
+        errors.append(refused(name, "length", expected, f"string of {len(value)} characters"))
+    else:
+        return value
+    return ""
+
+
+def _integer(name: str, value: Any, field: IntegerField, errors: list[FieldError]) -> int | None:
+    if value is UNSET:
+        return field.value_when_absent
+    if type(value) is not int:  # bool is an int to isinstance; 8.0 is not 8 here
+        expected = "integer" if field.fixed is None else field.fixed
+        errors.append(wrong_type(name, expected, value))
+        return None
+    return value if _in_limits(name, value, field, errors) else None
+
+
+def _number(name: str, value: Any, field: NumberField, errors: list[FieldError]) -> float | None:
+    if value is UNSET:
+        return field.value_when_absent
+    if type(value) not in (int, float):
+        errors.append(wrong_type(name, "number" if field.fixed is None else field.fixed, value))
+        return None
+    return float(value) if _in_limits(name, value, field, errors) else None
+
+
+def _in_limits(name: str, value: float, field: IntegerField | NumberField, errors: list[FieldError]) -> bool:
+    if field.fixed is not None:
+        if value == field.fixed:
+            return True
+        errors.append(refused(name, FIXED_VALUE, field.fixed, value))
+        return False
+    # parse_settings guarantees limits where a field is not fixed
+    if not (field.minimum or 0) <= value <= (field.maximum or 0):
+        errors.append(refused(name, "out_of_range", {"minimum": field.minimum, "maximum": field.maximum}, value))
+        return False
+    if field.step is not None and (value - field.offset) % field.step:
+        expected = {"multiple_of": field.step, "plus": field.offset} if field.offset else {"multiple_of": field.step}
+        errors.append(refused(name, "not_a_multiple", expected, value))
+        return False
+    return True
+
+
+def _image(name: str, value: Any, field: ImageField, errors: list[FieldError]) -> tuple[ImageReference, bytes] | None:
+    if value is UNSET:
+        if field.presence == "required":
+            errors.append(
+                FieldError(
+                    pointer=f"/{name}",
+                    code="image_required",
+                    message="image: this model turns an image into a video; send one as a data URI",
+                    expected="data URI",
+                )
+            )
+        return None
+    if not isinstance(value, str):
+        errors.append(wrong_type(name, "data URI", value))
+        return None
+    if field.presence == "unsupported":
+        errors.append(
+            FieldError(
+                pointer=f"/{name}",
+                code="image_unsupported",
+                message="image: this model takes text only; leave the field out",
+            )
+        )
+        return None
+    try:
+        declared, content = parse_data_uri(value, max_bytes=field.max_bytes)
+        header = read_header(content)
+        if declared != header.media_type:
+            raise BadImage(f"declared as {shown(declared)}, but its first bytes are those of {header.media_type}")
+        if header.media_type not in field.media_types:
+            raise BadImage(f"{header.media_type} is not accepted; send one of {', '.join(field.media_types)}")
+        if header.width * header.height > field.max_pixels:
+            raise BadImage(f"{header.width} x {header.height} is more than {field.max_pixels} pixels")
+    except BadImage as error:
+        errors.append(FieldError(pointer=f"/{name}", code="bad_image", message=f"image: {error}"))
+        return None
+    reference = ImageReference(
+        sha256=hashlib.sha256(content).hexdigest(),
+        media_type=header.media_type,
+        bytes=len(content),
+        width=header.width,
+        height=header.height,
+    )
+    return reference, content
+
+
+_Check = Callable[[str, Any, VideoGenerationConstraints, list[FieldError]], Any]
+FIELD_CHECKS: Final[Mapping[str, _Check]] = {
+    "prompt": lambda name, value, limits, errors: _text(name, value, limits.prompt, errors),
+    "negative_prompt": lambda name, value, limits, errors: _text(name, value, limits.negative_prompt, errors),
+    "image": lambda name, value, limits, errors: _image(name, value, limits.image, errors),
+    "width": lambda name, value, limits, errors: _integer(name, value, limits.width, errors),
+    "height": lambda name, value, limits, errors: _integer(name, value, limits.height, errors),
+    "num_frames": lambda name, value, limits, errors: _integer(name, value, limits.num_frames, errors),
+    "fps": lambda name, value, limits, errors: _integer(name, value, limits.fps, errors),
+    "seed": lambda name, value, limits, errors: _integer(name, value, limits.seed, errors),
+    "steps": lambda name, value, limits, errors: _integer(name, value, limits.steps, errors),
+    "cfg": lambda name, value, limits, errors: _number(name, value, limits.cfg, errors),
+}
+
+
+def size_errors(values: Mapping[str, int | None], entry: ModelEntry) -> Iterator[FieldError]:
+    """More pixels in all frames than the model's memory is counted for. Nothing where a field is wrong by itself."""
+    limits = entry.constraints
+    sides: list[int | None] = []
+    for name in ("width", "height", "num_frames"):
+        instead = getattr(limits, name).fixed if entry.enforcement == "report" else None
+        sides.append(instead if values[name] is None else values[name])
+    width, height, num_frames = sides
+    if width is None or height is None or num_frames is None:
+        return
+    size = Size(width, height, num_frames)
+    if size.volume <= limits.max_volume:
+        return
+    fewer = most_frames(limits, area=size.area)
+    frames = "" if fewer is None else f"at most {fewer} frames of {width} x {height}, or "
+    yield FieldError(
+        pointer=f"/{LAST_OF_SIZE}",
+        code="too_large",
+        message=(
+            f"width x height x num_frames: expected at most {limits.max_volume}, got {size} = {size.volume}; "
+            f"send {frames}a smaller width or height"
+        ),
+        expected={"maximum": limits.max_volume},
+        got=size.volume,
+    )

@@ -1,0 +1,254 @@
+"""Requests: from a JSON object to accepted parameters, or to every error at once in a fixed order.
+
+Pure. The order of the errors is: the fields of `GenerationRequest` as declared, then unknown fields by name.
+The product of width, height and frames is judged at the place of the last of them, if each by itself is right.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from contracts.fields import SEED_SPAN
+from contracts.generation.checks import FIELD_CHECKS, FIXED_VALUE, LAST_OF_SIZE, size_errors
+from contracts.generation.errors import SHOWN_CHARS_MAX, FieldError, InvalidRequest, missing, refused, shown, wrong_type
+from contracts.settings import Catalog, ModelEntry
+from contracts.tasks import GenerationParameters, ImageReference, ReplacedParameter
+
+# What people coming from other video APIs write, where spelling alone does not lead to the right field.
+SYNONYMS: Final[Mapping[str, str]] = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "cfg",
+    "cfg_scale": "cfg",
+    "frames": "num_frames",
+    "length": "num_frames",
+    "frame_rate": "fps",
+    "image_url": "image",
+    "init_image": "image",
+    "negative": "negative_prompt",
+    "text": "prompt",
+    "model_id": "model",
+}
+
+
+class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /generate`. A field that is absent takes the model's fixed or default value."""
+
+    model: str
+    prompt: str
+    negative_prompt: str | UnsetType = UNSET
+    image: str | UnsetType = UNSET
+    width: int | UnsetType = UNSET
+    height: int | UnsetType = UNSET
+    num_frames: int | UnsetType = UNSET
+    fps: int | UnsetType = UNSET
+    seed: int | UnsetType = UNSET
+    steps: int | UnsetType = UNSET
+    cfg: float | UnsetType = UNSET
+
+
+FIELDS: Final = GenerationRequest.__struct_fields__
+# A body of many unknown fields is answered by the first of them and their number.
+UNKNOWN_FIELDS_MAX: Final = 32
+
+
+class AcceptedRequest(Struct, frozen=True, kw_only=True):
+    """A request that passed every check; the seed is None where the caller left it to us.
+
+    *fingerprint* is equal for equal requests: it decides whether an Idempotency-Key is used again for the same thing.
+    *replaced* lists the fixed values that stand in the place of others, in the order of the fields.
+    """
+
+    model: str
+    prompt: str
+    negative_prompt: str
+    image: ImageReference | None
+    image_content: bytes | None
+    width: int
+    height: int
+    num_frames: int
+    fps: int
+    seed: int | None
+    steps: int
+    cfg: float
+    fingerprint: str
+    replaced: tuple[ReplacedParameter, ...] = ()
+
+    def parameters(self, seed: int) -> GenerationParameters:
+        """The parameters of the task; *seed* is used where the request named none."""
+        return GenerationParameters(
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            image=self.image,
+            width=self.width,
+            height=self.height,
+            num_frames=self.num_frames,
+            fps=self.fps,
+            seed=seed if self.seed is None else self.seed,
+            steps=self.steps,
+            cfg=self.cfg,
+        )
+
+
+def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
+    """The request in *body*, complete and within the constraints of its model (FR-004..007, SC-002).
+
+    Raises InvalidRequest with every error. An alias is resolved before any other check. Where the model's enforcement
+    is `report`, a number other than the fixed one is no error: the fixed one is used, and `replaced` says so. What is
+    no number of the field's type is an error there too.
+
+    The fingerprint is that of the request as accepted, so a default that is spelled out makes no other request; but
+    what was replaced counts as it was sent. So a valid body has one fingerprint whatever the enforcement, and bodies
+    that ask for different values never share one.
+    """
+    errors: list[FieldError] = []
+    entry = _model(body, catalog, errors)
+    if entry is None:
+        # no constraints to check against: the other fields' types and names can still be checked
+        errors.extend(_type_errors(body))
+        errors.extend(_unknown_fields(body))
+        raise InvalidRequest(errors)
+    values: dict[str, Any] = {}
+    for name in FIELDS[1:]:
+        values[name] = FIELD_CHECKS[name](name, body.get(name, UNSET), entry.constraints, errors)
+        if name == LAST_OF_SIZE:
+            errors.extend(size_errors(values, entry))
+    errors.extend(_unknown_fields(body))
+    replaced: list[ReplacedParameter] = []
+    if entry.enforcement == "report":
+        wrong = [error for error in errors if error.code == FIXED_VALUE]
+        errors = [error for error in errors if error.code != FIXED_VALUE]
+        for error in wrong:
+            name = error.pointer.removeprefix("/")
+            values[name] = getattr(entry.constraints, name).fixed
+            replaced.append(ReplacedParameter(field=name, used=values[name], got=error.got))
+    if errors:
+        raise InvalidRequest(errors)
+    if "negative_prompt" not in body:
+        values["negative_prompt"] = entry.constraints.negative_prompt.when_absent(values["cfg"])
+    image: tuple[ImageReference, bytes] | None = values.pop("image")
+    reference, content = image or (None, None)
+    sent = [[each.field, _same_for_equal(body[each.field])] for each in replaced]
+    fingerprint = msgspec.json.encode([entry.name, values, reference, *([sent] if sent else [])])
+    return AcceptedRequest(
+        model=entry.name,
+        image=reference,
+        image_content=content,
+        fingerprint=hashlib.sha256(fingerprint).hexdigest(),
+        replaced=tuple(replaced),
+        **values,
+    )
+
+
+def _same_for_equal(value: Any) -> str:
+    """The same text for 2 and 2.0; exact, however large (what `_shown` repeats of a number is not)."""
+    return repr(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def parameter_errors(parameters: GenerationParameters, entry: ModelEntry) -> list[FieldError]:
+    """What is wrong with *parameters* of a queued task, by the limits of its model; nothing with those that `validate`
+    made.
+
+    A worker asks before it runs a task, because whoever can write to the queue can write any number.
+    """
+    errors: list[FieldError] = []
+    values: dict[str, Any] = {}
+    limits = entry.constraints
+    for name in FIELDS[1:]:
+        if name not in ("image", "seed"):
+            values[name] = FIELD_CHECKS[name](name, getattr(parameters, name), limits, errors)
+        if name == LAST_OF_SIZE:
+            errors.extend(size_errors(values, entry))
+    if not 0 <= parameters.seed < SEED_SPAN:  # one that was derived may lie beyond the limits of one that is asked for
+        errors.append(refused("seed", "out_of_range", {"minimum": 0, "maximum": SEED_SPAN - 1}, parameters.seed))
+    image = parameters.image
+    if image is None:
+        if limits.image.presence == "required":
+            errors.append(missing("image", "data URI"))
+    elif (
+        limits.image.presence == "unsupported"
+        or image.media_type not in limits.image.media_types
+        or not 0 < image.bytes <= limits.image.max_bytes
+        or min(image.width, image.height) < 1
+        or image.width * image.height > limits.image.max_pixels
+    ):
+        errors.append(FieldError(pointer="/image", code="bad_image", message="image: not within the model's limits"))
+    return errors
+
+
+def _model(body: Mapping[str, Any], catalog: Catalog, errors: list[FieldError]) -> ModelEntry | None:
+    known = sorted(catalog.models)
+    name = body.get("model", UNSET)
+    if name is UNSET:
+        errors.append(missing("model", known))
+        return None
+    if not isinstance(name, str):
+        errors.append(wrong_type("model", "string", name))
+        return None
+    entry = catalog.resolve(name)
+    if entry is None:
+        errors.append(
+            FieldError(
+                pointer="/model",
+                code="unknown_model",
+                message=f"model: no model has this name; there are {', '.join(known)}",
+                expected=known,
+                got=shown(name),
+            )
+        )
+    return entry
+
+
+_EXPECTED_TYPES: Final[Mapping[str, tuple[str, tuple[type, ...]]]] = {
+    "prompt": ("string", (str,)),
+    "negative_prompt": ("string", (str,)),
+    "image": ("data URI", (str,)),
+    "width": ("integer", (int,)),
+    "height": ("integer", (int,)),
+    "num_frames": ("integer", (int,)),
+    "fps": ("integer", (int,)),
+    "seed": ("integer", (int,)),
+    "steps": ("integer", (int,)),
+    "cfg": ("number", (int, float)),
+}
+
+
+def _type_errors(body: Mapping[str, Any]) -> Iterator[FieldError]:
+    if "prompt" not in body:
+        yield missing("prompt", "string")
+    for name, (expected, types) in _EXPECTED_TYPES.items():
+        if name in body and type(body[name]) not in types:
+            yield wrong_type(name, expected, body[name])
+
+
+def _unknown_fields(body: Mapping[str, Any]) -> Iterator[FieldError]:
+    unknown = sorted(set(body) - set(FIELDS))
+    for name in unknown[:UNKNOWN_FIELDS_MAX]:
+        suggestion = _suggestion(name)
+        hint = f"did you mean {suggestion!r}?" if suggestion else f"the fields are {', '.join(FIELDS)}"
+        yield FieldError(
+            pointer="/" + shown(name).replace("~", "~0").replace("/", "~1"),
+            code="unknown_field",
+            message=f"{shown(name)}: no such field; {hint}",
+            expected=suggestion or list(FIELDS),
+        )
+    if len(unknown) > UNKNOWN_FIELDS_MAX:
+        more = len(unknown) - UNKNOWN_FIELDS_MAX
+        yield FieldError(
+            pointer="",
+            code="unknown_field",
+            message=f"{more} more unknown fields; the fields are {', '.join(FIELDS)}",
+            expected=list(FIELDS),
+        )
+
+
+def _suggestion(name: str) -> str | None:
+    if name in SYNONYMS:
+        return SYNONYMS[name]
+    if len(name) > SHOWN_CHARS_MAX:  # not a slip of the pen, and costly to compare
+        return None
+    close = difflib.get_close_matches(name, FIELDS, n=1)
+    return close[0] if close else None
