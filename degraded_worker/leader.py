@@ -18,7 +18,8 @@ from contracts.lanes import Leadership
 from contracts.topology import LEADER_KEY, LEADER_REFRESH_S, LEADER_TTL_S
 from ops.nats.bucket import Bucket, Versioned
 from ops.nats.buckets import LEADERSHIPS
-from ops.nats.link import NatsLink, TransportUnavailable, WrongRevision
+from ops.nats.errors import TransportUnavailable, WrongRevision
+from ops.nats.link import NatsLink
 from ops.telemetry.seldom import Seldom
 from ops.waiting import set_within
 
@@ -75,7 +76,7 @@ class Leader:
         self._leadership: Leadership
         self._vacant = asyncio.Event()
         self._seldom = Seldom()
-        link.on_reconnect(self._vacant.set)
+        link.connection.on_reconnect(self._vacant.set)
 
     @property
     def term(self) -> int:

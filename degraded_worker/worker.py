@@ -15,7 +15,7 @@ from lane_worker.runtime.assembly import Setup, assemble
 from lane_worker.runtime.leaving import drain
 from lane_worker.runtime.streak import DISTRUST, Advice, Renew, Rest, Serve, advice, renewed, rested, words
 from ops.ending import end
-from ops.nats.link import TransportUnavailable
+from ops.nats.errors import TransportUnavailable
 from ops.telemetry import metrics
 from ops.telemetry.metrics import ENDED_BY_WORKERS, begin_tasks, memory_cleanups
 from ops.waiting import set_within, unless

@@ -46,7 +46,7 @@ from ops.machine.placement import wanted_lanes
 from ops.machine.ports import listener, why_not
 from ops.machine.tls import tls_of
 from ops.nats.access import NatsAccess
-from ops.nats.link import TransportUnavailable, UnusableServer
+from ops.nats.errors import TransportUnavailable, UnusableServer
 from ops.nats.provisioning import NoKeys, NotProvisioned
 from ops.telemetry.export import exporting, gateway_instance, has_endpoint
 from ops.telemetry.logs import configure_logging

@@ -29,10 +29,12 @@ from ops.artifacts import Artifacts, StorageFailed, StoredObject, orphans, task_
 from ops.background import Background
 from ops.ending import end
 from ops.nats.access import NatsAccess
-from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 from ops.nats.link_health import telling_of
 from ops.nats.provisioning import require_provisioned, wanted
-from ops.nats.write_health import Refusals, hear_of_refusals
+from ops.nats.refusals import learn_refusals
+from ops.nats.write_health import Refusals
 from ops.telemetry.metrics import observing
 
 JANITOR_INTERVAL_S: Final = 60.0
@@ -93,7 +95,7 @@ class Services:
         self.link = await NatsLink.connect(self._nats, name="gateway")
         try:
             await require_provisioned(self.link, wanted(self.catalog, keep_s=self.keep_s))
-            await self.link.require_clock()
+            await self.link.clock.require()
             await self.keys.start(self.link)
             await self.tasks.start(self.link)
             await self.lanes.start(self.link)
@@ -128,7 +130,7 @@ class Services:
                 catalog=self.catalog,
                 require_room=self.storage.require_room,
             )
-            await hear_of_refusals(self.link, self.refusals)
+            await learn_refusals(self.link, self.refusals)
             measuring = asyncio.create_task(self.background.keep("storage", partial(self.storage.run, self.link)))
             sweeping = asyncio.create_task(self.sweeper.run(self.stopping))
             cleaning = asyncio.create_task(self.background.keep("janitor", self._janitor))

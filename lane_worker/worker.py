@@ -36,7 +36,7 @@ from lane_worker.runtime.warmth import (
 )
 from ops.ending import end
 from ops.lanes.plan import crash_loops, failed_again
-from ops.nats.link import TransportUnavailable
+from ops.nats.errors import TransportUnavailable
 from ops.telemetry import metrics
 from ops.telemetry.metrics import ENDED_BY_WORKERS, begin_tasks, memory_cleanups
 from ops.telemetry.tracing import span
@@ -151,7 +151,7 @@ class LaneWorker:
 
     async def _serve(self, stop: asyncio.Event) -> None:
         if self._warmth.evict_idle_s:
-            await self._link.hear(demand_subject(self._model.name), self._on_demand)
+            await self._link.core.subscribe(demand_subject(self._model.name), self._on_demand)
         wait_s = RESTART_FIRST_S
         while not stop.is_set():
             if self._residence.quarantined or self._display.quarantine is not None:

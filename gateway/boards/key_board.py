@@ -24,8 +24,9 @@ from contracts.keys import (
 )
 from contracts.tasks import GenerationTask
 from contracts.topology import KEYS
-from ops.nats.link import Entry, NatsLink
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import NoKeys
+from ops.nats.watch import Entry
 
 log = structlog.get_logger("keys")
 
@@ -72,7 +73,7 @@ class KeyBoard:
 
         Raises NoKeys where nobody could be let in and the gateway may not be open; TransportUnavailable.
         """
-        await (await link.watch(KEYS, self.on_key)).wait()
+        await (await link.watches.start(KEYS, self.on_key)).wait()
         self._is_started = True
         in_force = sum(key.revoked_at is None for key in self._keys.values())
         if not in_force and not self._opens_without_keys:

@@ -23,7 +23,8 @@ from contracts.topology import CONTROL, LANES_TTL_S, LEADER_KEY, LEADER_TTL_S, c
 from gateway.rules.routing import Route, ToDegraded, ToLane, decision_of, input_of, is_ready, judged_at, route
 from ops.nats.bucket import Bucket, Versioned
 from ops.nats.buckets import HEARTBEATS, LEADERSHIPS, SHOWN_SLOTS
-from ops.nats.link import Entry, NatsLink
+from ops.nats.link import NatsLink
+from ops.nats.watch import Entry
 
 TaskRoute = Literal["lane", "degraded"]
 MODES: Final[tuple[LaneMode, ...]] = ("auto", "degraded")
@@ -74,7 +75,9 @@ class LaneBoard:
         await (await Bucket(link, LEADERSHIPS).watch(self.on_leader)).wait()
         await (await Bucket(link, SHOWN_SLOTS).watch(self.on_slot)).wait()
         # the newest value may be one that is ignored: the last usable one before it stands
-        control = await link.watch(CONTROL, self.on_control, history=True, on_again=self._control_revisions.clear)
+        control = await link.watches.start(
+            CONTROL, self.on_control, history=True, on_again=self._control_revisions.clear
+        )
         await control.wait()
 
     def on_lane(self, entry: Versioned[LaneHeartbeat]) -> None:
@@ -183,7 +186,12 @@ class LaneBoard:
         """The moment as of which the silence of lanes is judged: *now*, or the cut from which this gateway recovers."""
         if self._link is None:
             return now
-        return judged_at(now, cut_at=self._link.cut_at, unbroken_s=self._link.unbroken_s(), grace_s=self._grace_s)
+        return judged_at(
+            now,
+            cut_at=self._link.connection.cut_at,
+            unbroken_s=self._link.connection.unbroken_s(),
+            grace_s=self._grace_s,
+        )
 
     def reports(self, model: str) -> list[LaneReport]:
         """What the lanes of *model* last said."""

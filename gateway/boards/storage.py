@@ -9,7 +9,8 @@ from typing import Final
 import structlog
 from msgspec import Struct
 
-from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 
 LOOK_EVERY_S: Final = 5.0
 # As nats.conf says it.
@@ -84,7 +85,7 @@ class StorageWatch:
 
     async def look(self, link: NatsLink) -> None:
         try:
-            usage = await link.storage()
+            usage = await link.streams.usage()
         except TransportUnavailable:
             return
         limits = [self._limit_bytes, *([usage.limit_bytes] if usage.limit_bytes else [])]

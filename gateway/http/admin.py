@@ -45,7 +45,7 @@ from gateway.http.openapi.operations import KeyedOperation, ModeOperation, Switc
 from gateway.http.problems import ProblemError
 from gateway.http.queries import require_known_query
 from gateway.services import Services
-from ops.nats.link import WrongRevision
+from ops.nats.errors import WrongRevision
 
 _Request = Request[Caller, Turn, State]
 _Services = NamedDependency[Services]
@@ -117,7 +117,7 @@ async def put_mode(request: _Request, services: _Services, model: FromPath[str])
     request.auth.take()
     key = control_key(name)
     await _set(services, key, mode, conditions_of(request))
-    stored = await reachable(services.link.get(CONTROL, key))
+    stored = await reachable(services.link.entries.get(CONTROL, key))
     if stored is not None:
         services.lanes.on_control(stored)  # not only when the watch tells, and with the server's time
     return _mode_answer(services, name)
@@ -126,14 +126,14 @@ async def put_mode(request: _Request, services: _Services, model: FromPath[str])
 async def _set(services: Services, key: str, mode: LaneMode, conditions: Conditions) -> None:
     """Raises the problem `precondition_failed` where *conditions* do not hold, also only when it is written."""
     if conditions == Conditions():
-        await reachable(services.link.put(CONTROL, key, mode.encode()))
+        await reachable(services.link.entries.put(CONTROL, key, mode.encode()))
         return
     while True:
-        stored = await reachable(services.link.get(CONTROL, key))
+        stored = await reachable(services.link.entries.get(CONTROL, key))
         revision = 0 if stored is None else stored.revision
         require_to_change(conditions, revision)
         with suppress(WrongRevision):  # somebody was faster: look again
-            await reachable(services.link.update(CONTROL, key, mode.encode(), revision=revision))
+            await reachable(services.link.entries.update(CONTROL, key, mode.encode(), revision=revision))
             return
 
 
@@ -207,7 +207,7 @@ async def _queue(
     services: Services, route: Literal["lane", "degraded"], models: tuple[str, ...], now: datetime
 ) -> QueueView:
     stream = work_stream(route, models[0])
-    depth = await reachable(services.link.depth(stream))
+    depth = await reachable(services.link.streams.depth(stream))
     queues, estimates = services.tasks.work_queues, services.estimates
     return queue_view(
         stream,

@@ -22,7 +22,7 @@ from contracts.tasks import GenerationTask
 from gateway.boards.cold_starts import TARGET_S, share_within
 from gateway.boards.lane_board import Lane, LaneBoard, Mode
 from gateway.rules.routing import OUTCOMES, RULES, Route, derive
-from ops.nats.link import Depth
+from ops.nats.streams import Depth
 
 
 def route_view(outcome: Route) -> RouteView:

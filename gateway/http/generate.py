@@ -30,7 +30,7 @@ from gateway.placing.admission import KeyReused, Overloaded
 from gateway.placing.hold import CallerGone
 from gateway.services import Services
 from ops.artifacts import StorageFailed
-from ops.nats.link import TransportUnavailable
+from ops.nats.errors import TransportUnavailable
 from ops.telemetry.tracing import current_span, traceparent_of
 
 RETRY_SOON_S: Final = 5.0

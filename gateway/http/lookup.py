@@ -17,7 +17,7 @@ from gateway.http.access import Turn, unauthorized
 from gateway.http.problems import ProblemError
 from gateway.http.views import root_of, view
 from gateway.services import Services
-from ops.nats.link import TransportUnavailable, WrongRevision
+from ops.nats.errors import TransportUnavailable, WrongRevision
 
 TASK_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 

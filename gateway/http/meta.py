@@ -16,7 +16,7 @@ from gateway.http.openapi.operations import KeyedOperation, problem_responses
 from gateway.http.views import settings_view
 from gateway.placing.sweeper import SWEEPER
 from gateway.services import Services
-from ops.nats.write_health import ADVICE
+from ops.nats.refusals import ADVICE
 from ops.telemetry.export import metrics_text
 
 
@@ -57,7 +57,7 @@ async def readyz(services: NamedDependency[Services]) -> Response[Readiness]:
         states, warm = services.lanes.states(model, now)
         lanes = [state.value for state in states]
         models[model] = ModelReadiness(ready=warm or degraded_worker, warm=warm, lanes=lanes)
-    nats = services.link.is_connected
+    nats = services.link.connection.is_connected
     troubles = services.background.troubles
     refusing = services.refusals.now(time.monotonic())
     texts = [*troubles.values(), *(f"{stream} takes no writes: {ADVICE[why]}" for stream, why in refusing.items())]

@@ -38,7 +38,8 @@ from gateway.placing.leftovers import remove_leftovers
 from gateway.placing.retries import until_answered
 from ops.artifacts import Artifacts, StorageFailed
 from ops.nats.client import Ack
-from ops.nats.link import NatsLink, StreamFull, TransportUnavailable, WrongRevision
+from ops.nats.errors import StreamFull, TransportUnavailable, WrongRevision
+from ops.nats.link import NatsLink
 from ops.telemetry import metrics
 from ops.telemetry.tracing import PRODUCER, TRACEPARENT, message_name, of_message, of_task, span, traceparent_of
 
@@ -256,7 +257,7 @@ class Admission:
             nonlocal tries
             tries += 1
             try:
-                return await self._link.publish(subject, encoded, message_id=task.message_id, headers=headers)
+                return await self._link.messages.publish(subject, encoded, message_id=task.message_id, headers=headers)
             except StreamFull as full:
                 age = datetime.now(UTC) - task.created_at
                 if tries > 1 and age >= timedelta(seconds=DEGRADED_MAX_AGE_S):
@@ -271,7 +272,7 @@ class Admission:
         known = await self._tasks.read(task.id)
         if known is None:
             # queue time, seed and body are those of the message that won
-            stored = await self._link.stored_message(work_stream(task.route, task.model), ack.seq)
+            stored = await self._link.messages.get(work_stream(task.route, task.model), ack.seq)
             if stored is not None and stored.data:
                 try:
                     return decode_task_of(task.id, stored.data)
@@ -285,11 +286,11 @@ class Admission:
 
     async def _record(self, task: GenerationTask, request: AcceptedRequest) -> Snapshot:
         encoded = encode_task(task)
-        await until_answered(lambda: self._link.set_timer("admit", task.id, task.deadline_at, encoded))
+        await until_answered(lambda: self._link.timers.set("admit", task.id, task.deadline_at, encoded))
 
         async def create() -> Snapshot | None:
             try:
-                revision = await self._link.create(TASKS, task.id, encoded)
+                revision = await self._link.entries.create(TASKS, task.id, encoded)
             except WrongRevision:
                 # a worker was faster, an equal request was, or our own create had succeeded unseen
                 return await self._tasks.read(task.id)

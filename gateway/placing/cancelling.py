@@ -9,7 +9,8 @@ from contracts.tasks import FailureCode, GenerationTask, TaskStatus
 from gateway.boards.task_board import Snapshot, TaskBoard
 from gateway.placing.leftovers import remove_leftovers
 from ops.artifacts import Artifacts
-from ops.nats.link import NatsLink, WrongRevision
+from ops.nats.errors import WrongRevision
+from ops.nats.link import NatsLink
 from ops.telemetry import metrics
 from ops.telemetry.tracing import current_span, failed, link_to, of_task, span
 

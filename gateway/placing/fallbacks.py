@@ -24,7 +24,8 @@ from gateway.boards.lane_board import LaneBoard
 from gateway.rules.routing import ToDegraded, derive
 from ops.nats.bucket import Bucket, Versioned
 from ops.nats.buckets import EPISODES
-from ops.nats.link import NatsLink, TransportUnavailable, WrongRevision
+from ops.nats.errors import TransportUnavailable, WrongRevision
+from ops.nats.link import NatsLink
 from ops.telemetry import metrics
 from ops.telemetry.seldom import Seldom
 from ops.waiting import set_within
@@ -218,7 +219,7 @@ class Fallbacks:
         asked_at = self._asked_at.get(model)
         if asked_at is None or now - asked_at >= timedelta(seconds=DEMAND_EVERY_S):
             self._asked_at[model] = now
-            await self._link.tell(demand_subject(model))
+            await self._link.core.publish(demand_subject(model))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Writes about once a second what there is to write, and what is left when *stop* is set."""
@@ -234,7 +235,7 @@ class Fallbacks:
     async def write(self) -> None:
         """Brings the episodes of every model up to date. Raises TransportUnavailable before anything was written."""
         for model in self._models:
-            while self._link.is_connected and await self._step(model):
+            while self._link.connection.is_connected and await self._step(model):
                 pass
 
     async def _step(self, model: str) -> bool:

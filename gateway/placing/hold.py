@@ -21,7 +21,8 @@ from gateway.placing.leftovers import remove_leftovers
 from gateway.placing.retries import until_answered
 from gateway.placing.sweeper import Sweeper
 from ops.artifacts import Artifacts
-from ops.nats.link import NatsLink, TransportUnavailable, WrongRevision
+from ops.nats.errors import TransportUnavailable, WrongRevision
+from ops.nats.link import NatsLink
 from ops.telemetry import metrics
 from ops.waiting import unless
 
@@ -60,7 +61,7 @@ class Holds:
 
     async def start(self) -> None:
         """Answers other gateways from now on. Raises TransportUnavailable."""
-        await self._link.answer(WAITING_SUBJECTS, self._has_caller)
+        await self._link.core.answer(WAITING_SUBJECTS, self._has_caller)
 
     def _has_caller(self, subject: str) -> bool:
         return self._callers[subject.rsplit(".", 1)[-1]] > 0
@@ -133,7 +134,7 @@ class Holds:
 
         async def withdraw() -> Snapshot | None:
             # we are asked too
-            if is_shared and await self._link.ask(waiting_subject(task_id), timeout_s=ASK_S):
+            if is_shared and await self._link.core.ask(waiting_subject(task_id), timeout_s=ASK_S):
                 return None
             return await self._move_held(snapshot, partial(lifecycle.withdraw, now=datetime.now(UTC)))
 

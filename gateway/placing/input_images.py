@@ -11,7 +11,8 @@ from contracts.topology import TASKS
 from gateway.boards.task_board import Snapshot, TaskBoard
 from gateway.placing.leftovers import remove_leftovers
 from ops.artifacts import Artifacts, StorageFailed
-from ops.nats.link import NatsLink, WrongRevision
+from ops.nats.errors import WrongRevision
+from ops.nats.link import NatsLink
 from ops.telemetry import metrics
 
 log = structlog.get_logger("input_images")
@@ -43,7 +44,7 @@ class InputImages:
         """
         log.error("image_not_stored", task_id=task.id, error=str(error))
         try:
-            await self._link.create(TASKS, task.id, encode_task(_without_image(task)))
+            await self._link.entries.create(TASKS, task.id, encode_task(_without_image(task)))
         except WrongRevision:
             known = await self._tasks.read(task.id)
             if known is not None:

@@ -5,7 +5,8 @@ import structlog
 from contracts.tasks import GenerationTask
 from contracts.topology import work_stream, work_subject
 from ops.artifacts import Artifacts, StorageFailed
-from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 
 log = structlog.get_logger("leftovers")
 
@@ -16,7 +17,7 @@ async def remove_leftovers(task: GenerationTask, *, link: NatsLink, artifacts: A
     Never raises: a message that stays is fenced off by the record, and the janitor takes an image that no record names.
     """
     try:
-        await link.remove_subject(work_stream(task.route, task.model), work_subject(task.route, task.model, task.id))
+        await link.messages.purge(work_stream(task.route, task.model), work_subject(task.route, task.model, task.id))
     except TransportUnavailable as error:
         log.info("message_not_removed", task_id=task.id, error=str(error))
     if task.was_refused and task.image_path is not None:

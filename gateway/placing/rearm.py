@@ -15,7 +15,8 @@ import structlog
 from contracts.tasks import GenerationTask, TaskStatus, encode_task
 from contracts.topology import TimerKind
 from gateway.boards.task_board import TaskBoard
-from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 from ops.telemetry.seldom import Seldom
 
 # By then, what was on its way when the connection broke is written, or given up.
@@ -38,7 +39,7 @@ class Rearm:
         self._link, self._tasks = link, tasks
         self._wanted = asyncio.Event()
         self._seldom = Seldom()
-        link.on_reconnect(self._wanted.set)
+        link.connection.on_reconnect(self._wanted.set)
         tasks.on_told_anew(self._wanted.set)
 
     async def run(self) -> None:
@@ -65,7 +66,7 @@ class Rearm:
         """Has the timers set anew if the oldest task that has not ended has none: whatever took those of later tasks
         took its own. Raises TransportUnavailable."""
         oldest = min(self._tasks.live(), key=lambda snapshot: snapshot.task.created_at, default=None)
-        if oldest is None or await self._link.has_timer(oldest.task.id) or oldest not in self._tasks.live():
+        if oldest is None or await self._link.timers.exists(oldest.task.id) or oldest not in self._tasks.live():
             return
         log.warning("timers_gone", task_id=oldest.task.id, advice="somebody purged DEADLINES; they are set again")
         self._wanted.set()
@@ -73,7 +74,7 @@ class Rearm:
     async def _rearm(self) -> None:
         for task in [snapshot.task for snapshot in self._tasks.live()]:
             kind, at = timer_of(task)
-            await self._link.set_timer(kind, task.id, at, encode_task(task))
+            await self._link.timers.set(kind, task.id, at, encode_task(task))
 
 
 def timer_of(task: GenerationTask) -> tuple[TimerKind, datetime]:

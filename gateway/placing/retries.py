@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 import stamina
 
-from ops.nats.link import TransportUnavailable
+from ops.nats.errors import TransportUnavailable
 
 RETRY_S: Final = 5.0
 FIRST_WAIT_S: Final = 0.05

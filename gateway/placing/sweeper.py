@@ -39,7 +39,8 @@ from gateway.placing.leftovers import remove_leftovers
 from gateway.rules.due import Fail, Forget, RecordAsRefused, Republish, Requeue, Reroute, SetTimer, due_action
 from ops.artifacts import Artifacts
 from ops.background import Background
-from ops.nats.link import NatsLink, StreamFull, TransportUnavailable, WrongRevision
+from ops.nats.errors import StreamFull, TransportUnavailable, WrongRevision
+from ops.nats.link import NatsLink
 from ops.nats.pull import Pull
 from ops.telemetry import metrics
 from ops.telemetry.seldom import Seldom
@@ -118,7 +119,7 @@ class Sweeper:
     async def _pull(self, kind: TimerKind) -> Pull:
         while True:
             try:
-                return await self._link.pull(DEADLINES, sweep_consumer(kind))
+                return await self._link.messages.pull(DEADLINES, sweep_consumer(kind))
             except TransportUnavailable as error:
                 # without a sweeper no timer is ever served: this one does not give up
                 self._seldom.tell(log.warning, "sweeper_waits", kind=kind, error=str(error))
@@ -161,7 +162,7 @@ class Sweeper:
         snapshot = await self._tasks.read(task_id)
         action = due_action(
             snapshot.task if snapshot else None,
-            unbroken_s=self._link.unbroken_s(),
+            unbroken_s=self._link.connection.unbroken_s(),
             windows=self._catalog.windows,
             attempts=self._catalog.attempts,
             now=now,
@@ -172,7 +173,7 @@ class Sweeper:
             case Forget() | RecordAsRefused():
                 return snapshot
             case SetTimer(kind, at):
-                await self._link.set_timer(kind, task_id, at, encode_task(snapshot.task))
+                await self._link.timers.set(kind, task_id, at, encode_task(snapshot.task))
                 return snapshot
             case Republish(at):
                 return await self._republish(snapshot, at, now)
@@ -199,7 +200,7 @@ class Sweeper:
             task, code=FailureCode.QUEUE_OVERLOADED, message="it was never recorded; submit it again", now=now
         )
         try:
-            revision = await self._link.create(TASKS, task_id, encode_task(refused))
+            revision = await self._link.entries.create(TASKS, task_id, encode_task(refused))
         except WrongRevision:
             if await self._tasks.read(task_id) is None:
                 reason = await self._why_unreadable(task_id)
@@ -215,7 +216,7 @@ class Sweeper:
 
     async def _why_unreadable(self, task_id: str) -> Exception | None:
         """None where a deletion marker stands: somebody deleted the record, and the task with it."""
-        entry = await self._link.get(TASKS, task_id)
+        entry = await self._link.entries.get(TASKS, task_id)
         if entry is None:
             return WrongRevision(task_id)  # it expired meanwhile
         if entry.value is None:
@@ -229,7 +230,7 @@ class Sweeper:
             await self._publish(task)
         except StreamFull:
             return await self._fail(snapshot, *_overloaded(task), now)
-        await self._link.set_timer("admit", task.id, at, encode_task(task))
+        await self._link.timers.set("admit", task.id, at, encode_task(task))
         return snapshot
 
     async def _reroute(self, snapshot: Snapshot, now: datetime) -> Snapshot:
@@ -274,7 +275,7 @@ class Sweeper:
         return moved
 
     async def _store(self, task: GenerationTask, revision: int, now: datetime) -> Snapshot:
-        new_revision = await self._link.update(TASKS, task.id, encode_task(task), revision=revision)
+        new_revision = await self._link.entries.update(TASKS, task.id, encode_task(task), revision=revision)
         return self._tasks.record(task, new_revision, now)
 
     async def _publish(self, task: GenerationTask) -> None:
@@ -284,7 +285,7 @@ class Sweeper:
         with span(message_name("publish", stream), message, traceparent=_continued(task), kind=PRODUCER) as current:
             traceparent = traceparent_of(current) or task.traceparent
             headers = None if traceparent is None else {TRACEPARENT: traceparent}
-            await self._link.publish(subject, encode_task(task), message_id=task.message_id, headers=headers)
+            await self._link.messages.publish(subject, encode_task(task), message_id=task.message_id, headers=headers)
 
 
 def _span(name: str, task: GenerationTask) -> contextlib.AbstractContextManager[Span]:

@@ -14,7 +14,8 @@ from contracts.lanes import ColdStart
 from lane_worker.forking.slot import process_start
 from ops.nats.bucket import Bucket
 from ops.nats.buckets import STARTS
-from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 from ops.telemetry.seldom import Seldom
 from ops.waiting import set_within
 

@@ -12,7 +12,8 @@ from contracts.lanes import InHand, LaneHeartbeat, LaneState, LeavingFor
 from contracts.topology import lane_key
 from ops.nats.bucket import Bucket, Versioned
 from ops.nats.buckets import HEARTBEATS
-from ops.nats.link import NatsLink, TransportUnavailable, WrongRevision
+from ops.nats.errors import TransportUnavailable, WrongRevision
+from ops.nats.link import NatsLink
 from ops.telemetry.seldom import Seldom
 from ops.waiting import set_within
 
@@ -49,7 +50,7 @@ class Heartbeat:
         self._told = asyncio.Event()
         self.state = LaneState.STARTING
         self._seldom = Seldom()
-        link.on_reconnect(self._news.set)
+        link.connection.on_reconnect(self._news.set)
 
     def set(self, state: LaneState, detail: str = "", *, leaving_for: LeavingFor | None = None) -> None:
         """The worker is in *state* now, which is reported at once."""

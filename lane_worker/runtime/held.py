@@ -12,7 +12,9 @@ from contracts.tasks import GenerationTask, TaskStatus, encode_task
 from contracts.topology import TASKS
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import RECORDS
-from ops.nats.link import Entry, NatsLink, TransportUnavailable, WrongRevision
+from ops.nats.errors import TransportUnavailable, WrongRevision
+from ops.nats.link import NatsLink
+from ops.nats.watch import Entry
 
 # NATS being away is no reason to drop a result (design §4, Settle): wait for it, without hurry.
 RETRY_WAIT_S: Final = 0.2
@@ -51,7 +53,9 @@ class HeldTask:
                 changed = change(self.task)
                 encoded = encode_task(changed)
                 try:
-                    self._revision = await self._link.update(TASKS, changed.id, encoded, revision=self._revision)
+                    self._revision = await self._link.entries.update(
+                        TASKS, changed.id, encoded, revision=self._revision
+                    )
                 except WrongRevision:
                     if await self._refresh(encoded):
                         return self.task
@@ -75,7 +79,7 @@ class HeldTask:
 
     async def store_lease_timer(self, at: datetime) -> None:
         """Renews the server-side timer of this lease. Raises TransportUnavailable."""
-        await self._link.set_timer("lease", self.task.id, at, encode_task(self.task))
+        await self._link.timers.set("lease", self.task.id, at, encode_task(self.task))
 
     async def _refresh(self, written: bytes | None) -> bool:
         """Reads the record; True when it is what *written* says, so that an unanswered write did succeed."""
@@ -101,7 +105,7 @@ class HeldTask:
         told = False
         while True:
             try:
-                return await self._link.get(TASKS, self.task.id)
+                return await self._link.entries.get(TASKS, self.task.id)
             except TransportUnavailable as error:
                 self._unanswered()
                 if not told:  # once for an outage

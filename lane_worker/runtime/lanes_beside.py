@@ -16,7 +16,7 @@ log = structlog.get_logger("lanes_beside")
 async def lane_reports(link: NatsLink, model: str) -> list[LaneReport]:
     """The last report of each lane of *model*; one that cannot be read is left out. Raises TransportUnavailable."""
     prefix = f"{bucket_subject(LANES, model)}."
-    subjects = await link.subjects_of(bucket_stream(LANES), f"{prefix}*")
+    subjects = await link.streams.subjects(bucket_stream(LANES), f"{prefix}*")
     bucket = Bucket(link, HEARTBEATS)
     entries = [await bucket.get(f"{model}.{subject.removeprefix(prefix)}") for subject in subjects]
     return [report for report in map(_report, entries) if report is not None]

@@ -15,7 +15,8 @@ from contracts.tasks import Progress
 from contracts.topology import TASKS
 from lane_worker.runtime.held import HeldTask, OwnershipLost, lease_end
 from ops.ending import end
-from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 from ops.waiting import set_within
 
 # A step of a real model takes seconds; the record's history is worth more than a smoother bar.
@@ -79,7 +80,7 @@ class LeaseKeeper:
 
     async def _renew_until_lost(self) -> None:
         try:
-            self._hints = await self._link.hints(TASKS, self._held.task.id, self._hint)
+            self._hints = await self._link.entries.hints(TASKS, self._held.task.id, self._hint)
         except Exception as error:
             # hints only make a cancel quicker; the renewal finds it out as well
             log.warning("no_hints", task_id=self._held.task.id, error=repr(error))

@@ -33,8 +33,10 @@ from lane_worker.runtime.scratch import Scratch
 from ops.artifacts import Artifacts, StorageFailed
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import RECORDS
-from ops.nats.link import Entry, NatsLink, TransportUnavailable, WrongRevision
+from ops.nats.errors import TransportUnavailable, WrongRevision
+from ops.nats.link import NatsLink
 from ops.nats.pull import Pull, ack_sync
+from ops.nats.watch import Entry
 from ops.telemetry import metrics
 from ops.telemetry.tracing import (
     CONSUMER,
@@ -106,7 +108,7 @@ class WorkLoop:
         self._runs = False
         self.in_hand: InHand | None = None
         """The task that runs now."""
-        link.on_reconnect(self._reconnected)
+        link.connection.on_reconnect(self._reconnected)
 
     def _reconnected(self) -> None:
         if self._keeper is not None:
@@ -128,7 +130,7 @@ class WorkLoop:
         while waiting, and soon where the server then does not take the claim."""
         self._stop = stop
         if self._pull is None:
-            self._pull = await self._link.pull(self._stream, WORK_CONSUMER)
+            self._pull = await self._link.messages.pull(self._stream, WORK_CONSUMER)
         # a message that arrives for a cancelled fetch is delivered again after ack_wait
         fetched = await unless(stop.wait(), self._pull.fetch())
         messages = [] if fetched is None else fetched.value
@@ -216,7 +218,7 @@ class WorkLoop:
             try:
                 needed: list[Awaitable[Entry | None]] = []
                 if not is_fresh:
-                    needed.append(self._link.get(TASKS, queued.id))
+                    needed.append(self._link.entries.get(TASKS, queued.id))
                 if not has_timer:
                     # the timer before the claim: from then on, somebody looks when this worker falls silent
                     needed.append(self._set_lease_timer(queued, message))
@@ -242,7 +244,7 @@ class WorkLoop:
             await asyncio.sleep(pause_s)
 
     async def _set_lease_timer(self, queued: GenerationTask, message: Msg) -> None:
-        await self._link.set_timer("lease", queued.id, lease_end(self._windows.lease_s), message.data)
+        await self._link.timers.set("lease", queued.id, lease_end(self._windows.lease_s), message.data)
 
     async def _try_claim(
         self, queued: GenerationTask, entry: Entry | None, attempt: str | None = None
@@ -276,7 +278,7 @@ class WorkLoop:
                     now=datetime.now(UTC),
                     attempt_traceparent=attempt,
                 )
-                revision = await self._link.update(TASKS, task.id, encode_task(claimed), revision=revision)
+                revision = await self._link.entries.update(TASKS, task.id, encode_task(claimed), revision=revision)
                 metrics.task_claimed(claimed)
                 if is_overdue(task, datetime.now(UTC)):
                     await self._expire(claimed, revision)
@@ -293,7 +295,7 @@ class WorkLoop:
         with span(
             "expire", of_task(task, worker=self._worker), traceparent=task.traceparent, unless=(WrongRevision,)
         ) as current:
-            await self._link.update(TASKS, task.id, encode_task(expired), revision=revision)
+            await self._link.entries.update(TASKS, task.id, encode_task(expired), revision=revision)
             failed(current, FailureCode.QUEUE_OVERLOADED.value)
         metrics.task_ended(expired)
         if task.image_path is not None:  # a refused request leaves nothing behind

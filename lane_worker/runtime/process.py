@@ -19,7 +19,8 @@ from ops.artifacts import Artifacts, StorageFailed
 from ops.machine.memory import DriverUnusable
 from ops.machine.processes import LEAVE_FOR_QUOTA
 from ops.nats.access import NatsAccess
-from ops.nats.link import NatsLink, TransportUnavailable, UnusableServer
+from ops.nats.errors import TransportUnavailable, UnusableServer
+from ops.nats.link import NatsLink
 from ops.nats.link_health import telling_of
 from ops.nats.provisioning import NotProvisioned
 from ops.telemetry.export import Listen, exporting
@@ -62,7 +63,7 @@ async def connected(
         link = await NatsLink.connect(nats, name=f"{role}-{name}")
         try:
             await require(link, held)
-            await link.require_clock()
+            await link.clock.require()
             async with telling_of(link, role):
                 yield Surroundings(link, artifacts, stop, for_quota)
         finally:

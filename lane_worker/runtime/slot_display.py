@@ -16,7 +16,8 @@ from contracts.lanes import SlotState, VideoPipelineSlot
 from contracts.topology import SLOTS_REFRESH_S
 from ops.nats.bucket import Bucket, Versioned
 from ops.nats.buckets import SHOWN_SLOTS
-from ops.nats.link import NatsLink, TransportUnavailable, WrongRevision
+from ops.nats.errors import TransportUnavailable, WrongRevision
+from ops.nats.link import NatsLink
 from ops.telemetry.seldom import Seldom
 from ops.waiting import set_within
 

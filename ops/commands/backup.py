@@ -48,9 +48,10 @@ from contracts.tasks import TaskStatus, UnreadableTask, decode_task
 from contracts.topology import DEADLINES, TASKS, TimerKind, Topology, bucket_stream
 from ops.commands.options import nats_options, profile_option, replicas_option, settings_option
 from ops.nats.access import NatsAccess
-from ops.nats.errors import translated
-from ops.nats.link import Entry, NatsLink, TransportUnavailable, UnusableServer
+from ops.nats.errors import TransportUnavailable, UnusableServer, translated
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import wanted
+from ops.nats.watch import Entry
 
 MANIFEST: Final = "manifest.json"
 UNENDED: Final = "unended.json"
@@ -138,7 +139,7 @@ async def backup(link: NatsLink, want: Topology, folder: Path, on_bytes: OnBytes
             streams.append(await _save(link, name, part, on_bytes))
         manifest = BackupManifest(
             format=FORMAT,
-            server=link.server_version,
+            server=link.connection.server_version,
             begun_at=begun_at,
             ended_at=datetime.now(UTC),
             streams=tuple(streams),
@@ -153,7 +154,7 @@ async def backup(link: NatsLink, want: Topology, folder: Path, on_bytes: OnBytes
 
 
 async def _save(link: NatsLink, name: str, folder: Path, on_bytes: OnBytes) -> SavedStream:
-    inbox, chunks = await link.inbox(about=name)
+    inbox, chunks = await link.core.inbox(about=name)
     try:
         # consumers too: what is acked stays acked
         request = {"deliver_subject": inbox, "chunk_size": CHUNK_BYTES, "jsck": True}
@@ -240,7 +241,7 @@ async def restore(
     except BaseException:
         for name in begun:
             with contextlib.suppress(NotFoundError, TransportUnavailable):
-                await link.remove_stream(name)
+                await link.streams.remove(name)
         raise
 
 
@@ -268,7 +269,7 @@ def _verify(path: Path, sha256: str) -> None:
 
 
 async def _exists(link: NatsLink, name: str) -> bool:
-    return await link.has_stream(name)
+    return await link.streams.exists(name)
 
 
 async def _begin(link: NatsLink, meta: Path, name: str, replicas: int | None) -> str:
@@ -296,7 +297,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 async def _send(link: NatsLink, name: str, subject: str, chunk: bytes, within_s: float) -> None:
-    answer = await link.request(subject, chunk, timeout_s=within_s, about=name)
+    answer = await link.core.request(subject, chunk, timeout_s=within_s, about=name)
     if answer.data:
         _told(name, answer.data)
 
@@ -304,10 +305,10 @@ async def _send(link: NatsLink, name: str, subject: str, chunk: bytes, within_s:
 async def _put_forward(link: NatsLink, unended: list[Record]) -> None:
     """Stores those records that came back older than they were known to be, or not at all."""
     for record in unended:
-        entry = await link.get(TASKS, record.task_id)
+        entry = await link.entries.get(TASKS, record.task_id)
         revision = entry.revision if entry is not None else 0
         if revision < record.revision:
-            await link.update(TASKS, record.task_id, record.value, revision=revision)
+            await link.entries.update(TASKS, record.task_id, record.value, revision=revision)
 
 
 async def _store_timers(link: NatsLink) -> int:
@@ -315,7 +316,7 @@ async def _store_timers(link: NatsLink) -> int:
     unended = await _unended(link)
     for record in unended:
         kind: TimerKind = "admit" if decode_task(record.value).status is TaskStatus.PENDING else "lease"
-        await link.set_timer(kind, record.task_id, datetime.now(UTC), record.value)
+        await link.timers.set(kind, record.task_id, datetime.now(UTC), record.value)
     return len(unended)
 
 
@@ -329,7 +330,7 @@ async def _unended(link: NatsLink) -> list[Record]:
             if entry.value is not None and not decode_task(entry.value).status.is_terminal:
                 found[entry.key] = Record(entry.key, entry.revision, entry.value)
 
-    await (await link.watch(TASKS, note)).wait()
+    await (await link.watches.start(TASKS, note)).wait()
     return list(found.values())
 
 
@@ -338,7 +339,7 @@ async def _unended(link: NatsLink) -> list[Record]:
 
 async def _ask(link: NatsLink, subject: str, request: dict[str, Any]) -> dict[str, Any]:
     name = subject.rpartition(".")[2]
-    answer = await link.request(subject, json.dumps(request).encode(), timeout_s=SILENCE_S, about=name)
+    answer = await link.core.request(subject, json.dumps(request).encode(), timeout_s=SILENCE_S, about=name)
     return _told(name, answer.data)
 
 

@@ -36,9 +36,11 @@ from ops.machine.visible_cards import VISIBLE, AmbiguousOrder
 from ops.machine.weights import WeightsUnreadable, missing_folder, weights_of
 from ops.nats.access import NatsAccess, access
 from ops.nats.connecting import MINIMUM_SERVER
-from ops.nats.link import MAX_SKEW_S, NatsLink, TransportUnavailable, UnusableServer
+from ops.nats.errors import TransportUnavailable, UnusableServer
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import differences, wanted
 from ops.nats.server import NoNatsServer, find_nats_server
+from ops.nats.server_clock import MAX_SKEW_S
 from ops.nats.store_lock import StoreHolder, store_holder
 
 HOST: Final = "127.0.0.1"
@@ -361,8 +363,8 @@ async def _clock(server: NatsAccess) -> Finding:
             what="clock", level="missing", found=f"the server at {server.urls} is unusable", advice=str(error)
         )
     try:
-        await link.stream_state(DEADLINES)  # its replies carry the server's time
-        return judge_skew(await link.clock_skew_s())
+        await link.streams.state(DEADLINES)  # its replies carry the server's time
+        return judge_skew(await link.clock.measure_skew_s())
     except NotFoundError:
         found = f"the server at {server.urls} holds no {DEADLINES}, which would tell its time"
         return Finding(what="clock", level="note", found=found, advice="run `warmlane provision` once")

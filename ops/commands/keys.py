@@ -35,8 +35,10 @@ from contracts.topology import DAY_S, KEYS, bucket_stream
 from ops.commands.options import nats_options
 from ops.nats.access import NatsAccess
 from ops.nats.call import on_nats
-from ops.nats.link import Entry, NatsLink, WrongRevision
+from ops.nats.errors import WrongRevision
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import NotProvisioned
+from ops.nats.watch import Entry
 
 ID_BYTES: Final = 6
 # A gateway remembers the time of every request in a burst.
@@ -80,7 +82,7 @@ async def read_keys(link: NatsLink) -> StoredKey:
         entries[entry.key] = entry
 
     await _require_bucket(link)
-    await (await link.watch(KEYS, on_entry)).wait()
+    await (await link.watches.start(KEYS, on_entry)).wait()
     keys, unreadable = [], []
     for name, entry in sorted(entries.items()):
         if entry.value is None:
@@ -116,7 +118,7 @@ async def add(
             burst_s=burst_s,
         )
         try:
-            await link.create(KEYS, key.id, encode_key(key))
+            await link.entries.create(KEYS, key.id, encode_key(key))
         except WrongRevision:
             continue  # the id is taken
         return presented
@@ -130,7 +132,7 @@ async def revoke(link: NatsLink, key_id: str, *, now: datetime) -> ApiKey:
     await _require_bucket(link)
     while True:
         try:
-            entry = await link.get(KEYS, key_id)
+            entry = await link.entries.get(KEYS, key_id)
         except ValueError:  # no id of anything
             entry = None
         if entry is None or entry.value is None:
@@ -144,7 +146,7 @@ async def revoke(link: NatsLink, key_id: str, *, now: datetime) -> ApiKey:
         if key.revoked_at is not None:
             return key
         try:
-            await link.update(KEYS, key_id, encode_key(replace(key, revoked_at=now)), revision=entry.revision)
+            await link.entries.update(KEYS, key_id, encode_key(replace(key, revoked_at=now)), revision=entry.revision)
         except WrongRevision:
             continue
         return key
@@ -157,10 +159,10 @@ async def forget_revoked(link: NatsLink, *, now: datetime) -> int:
     """
     removed = 0
     for key in (await read_keys(link)).revoked:
-        entry = await link.get(KEYS, key.id) if is_to_go(key, now) else None
+        entry = await link.entries.get(KEYS, key.id) if is_to_go(key, now) else None
         if entry is not None and entry.value is not None:
             with contextlib.suppress(WrongRevision):
-                await link.delete(KEYS, key.id, revision=entry.revision)
+                await link.entries.delete(KEYS, key.id, revision=entry.revision)
                 removed += 1
     return removed
 
@@ -196,7 +198,7 @@ def table_of(keys: Iterable[ApiKey]) -> Table:
 
 
 async def _require_bucket(link: NatsLink) -> None:
-    if not await link.has_stream(bucket_stream(KEYS)):
+    if not await link.streams.exists(bucket_stream(KEYS)):
         raise NotProvisioned("the server lacks the bucket keys; run `warmlane provision`")
 
 

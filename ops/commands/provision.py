@@ -19,7 +19,8 @@ from ops.commands.options import (
     settings_option,
 )
 from ops.nats.access import NatsAccess
-from ops.nats.link import NatsLink, TransportUnavailable, UnusableServer
+from ops.nats.errors import TransportUnavailable, UnusableServer
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import Difference, ProvisioningRefused, differences, provision, wanted
 
 # A cluster that has just started, or lost its leader, elects one within so long.

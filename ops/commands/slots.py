@@ -16,7 +16,8 @@ from ops.nats.access import NatsAccess
 from ops.nats.bucket import Bucket
 from ops.nats.buckets import SHOWN_SLOTS
 from ops.nats.call import on_nats
-from ops.nats.link import NatsLink, WrongRevision
+from ops.nats.errors import WrongRevision
+from ops.nats.link import NatsLink
 
 T = TypeVar("T")
 

@@ -30,7 +30,8 @@ from ops.lanes.supervisor import Supervisor
 from ops.machine.placement import slots, wanted_lanes
 from ops.machine.processes import asked_to_end, only_one
 from ops.nats.access import NatsAccess
-from ops.nats.link import NatsLink, TransportUnavailable, UnusableServer
+from ops.nats.errors import TransportUnavailable, UnusableServer
+from ops.nats.link import NatsLink
 from ops.nats.link_health import telling_of
 from ops.nats.provisioning import NotProvisioned, require_lane
 from ops.telemetry.export import Listen, exporting

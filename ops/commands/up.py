@@ -62,7 +62,8 @@ from ops.machine.tls import Tls, tls_of
 from ops.nats.access import NatsAccess, environment_for, make_users, password_variable
 from ops.nats.bucket import Bucket, Versioned
 from ops.nats.buckets import HEARTBEATS, LEADERSHIPS
-from ops.nats.link import NatsLink, TransportUnavailable, UnusableServer
+from ops.nats.errors import TransportUnavailable, UnusableServer
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import NoKeys, NotProvisioned, provision, wanted
 from ops.nats.server import NATS_HOST, NoNatsServer, embedded_command, embedded_url, find_nats_server
 from ops.nats.store_keeper import StoreKeeper

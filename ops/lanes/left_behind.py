@@ -11,7 +11,8 @@ import structlog
 from contracts.lanes import LaneHeartbeat, SlotState, VideoPipelineSlot
 from ops.nats.bucket import Bucket
 from ops.nats.buckets import HEARTBEATS, SHOWN_SLOTS
-from ops.nats.link import NatsLink, WrongRevision
+from ops.nats.errors import WrongRevision
+from ops.nats.link import NatsLink
 
 log = structlog.get_logger("left_behind")
 

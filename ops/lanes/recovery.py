@@ -15,7 +15,8 @@ from contracts.lanes import ColdStart, InHand
 from contracts.tasks import GenerationTask, TaskStatus, encode_task
 from ops.nats.bucket import Bucket, Versioned
 from ops.nats.buckets import STARTS
-from ops.nats.link import NatsLink, WrongRevision
+from ops.nats.errors import WrongRevision
+from ops.nats.link import NatsLink
 from ops.nats.records import TaskRecords
 
 KNOWN_MAX: Final = 256
@@ -99,7 +100,7 @@ async def give_back(link: NatsLink, held: InHand, *, how: str) -> None:
     task = moved.task
     if moved.before is not None:
         log.warning("lease_released", task_id=task.id, attempt=task.attempt, worker=task.worker)
-    await link.set_timer("lease", task.id, datetime.now(UTC), encode_task(task))
+    await link.timers.set("lease", task.id, datetime.now(UTC), encode_task(task))
 
 
 def _is_in_hand(task: GenerationTask, held: InHand) -> bool:

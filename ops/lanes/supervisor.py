@@ -34,7 +34,8 @@ from ops.lanes.quota import POLL_S, Quota, QuotaError
 from ops.lanes.recovery import LostStarts, give_back
 from ops.nats.bucket import Bucket, Versioned
 from ops.nats.buckets import HEARTBEATS
-from ops.nats.link import NatsLink, TransportUnavailable, WrongRevision
+from ops.nats.errors import TransportUnavailable, WrongRevision
+from ops.nats.link import NatsLink
 from ops.telemetry.metrics import lane_deaths
 from ops.telemetry.seldom import Seldom
 from ops.waiting import set_within
@@ -162,7 +163,7 @@ class Supervisor:
 
         Raises TransportUnavailable when the server is away at the start.
         """
-        self._link.on_reconnect(self._news.set)
+        self._link.connection.on_reconnect(self._news.set)
         await self._lost_starts.start()
         await (await self._heartbeats.watch(self._on_entry)).wait()
         async with asyncio.TaskGroup() as group:

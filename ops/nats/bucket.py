@@ -105,7 +105,7 @@ class Bucket(Generic[T]):
 
     async def get(self, key: str) -> Versioned[T] | None:
         """What stands at *key*, from the bucket's leader; None where nothing does, not even a deletion marker."""
-        entry = await self._link.get(self._content.bucket, key)
+        entry = await self._link.entries.get(self._content.bucket, key)
         return None if entry is None else self._versioned(entry)
 
     async def entries(self) -> list[Versioned[T]]:
@@ -122,8 +122,8 @@ class Bucket(Generic[T]):
         on_again: Callable[[], None] | None = None,
         on_whole: Callable[[], None] | None = None,
     ) -> Watch:
-        """As `NatsLink.watch`. Raises NotFoundError without the bucket."""
-        return await self._link.watch(
+        """As `Watches.start`. Raises NotFoundError without the bucket."""
+        return await self._link.watches.start(
             self._content.bucket,
             lambda entry: on_change(self._versioned(entry)),
             history=history,
@@ -141,12 +141,12 @@ class Bucket(Generic[T]):
         With *ttl_s* (whole seconds) the entry expires unless it is stored again. Raises WrongRevision.
         """
         encoded = self._content.encode(value)
-        return await self._link.update(self._content.bucket, key, encoded, revision=revision, ttl_s=ttl_s)
+        return await self._link.entries.update(self._content.bucket, key, encoded, revision=revision, ttl_s=ttl_s)
 
     async def put(self, key: str, value: T) -> int:
         """Stores *value*, whatever was there, and returns the new revision."""
-        return await self._link.put(self._content.bucket, key, self._content.encode(value))
+        return await self._link.entries.put(self._content.bucket, key, self._content.encode(value))
 
     async def delete(self, key: str, *, revision: int) -> None:
         """Puts a deletion marker at *key* if it is still at *revision*. Raises WrongRevision."""
-        await self._link.delete(self._content.bucket, key, revision=revision)
+        await self._link.entries.delete(self._content.bucket, key, revision=revision)

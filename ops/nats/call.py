@@ -7,7 +7,8 @@ from typing import TypeVar
 import click
 
 from ops.nats.access import NatsAccess
-from ops.nats.link import NatsLink, TransportUnavailable, UnusableServer
+from ops.nats.errors import TransportUnavailable, UnusableServer
+from ops.nats.link import NatsLink
 
 T = TypeVar("T")
 

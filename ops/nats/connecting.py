@@ -38,8 +38,8 @@ class Connected(Protocol):
 class Connector:
     """Connects to the server once; nats-py then reconnects by itself, and its callbacks come here.
 
-    Before `tell` nobody has the connection: a refusal then ends `connect`. After it a refusal is only logged, since
-    nats-py goes on trying.
+    Before `report_to` nobody has the connection: a refusal then ends `connect`. After it a refusal is only logged,
+    since nats-py goes on trying.
     """
 
     def __init__(self, access: NatsAccess, *, name: str) -> None:
@@ -71,7 +71,7 @@ class Connector:
         await self._require_version()
         return self._client
 
-    def tell(self, connected: Connected) -> None:
+    def report_to(self, connected: Connected) -> None:
         """*connected* hears of every break from now on."""
         self._connected = connected
 

@@ -21,6 +21,7 @@ _AT_A_LIMIT: Final = re.compile("maximum (?:messages|bytes)")
 _WRONG_LAST_SEQUENCE: Final = 10071
 # In a cluster, another write of the same key is being replicated. Soon it is decided which of the two won.
 UNDECIDED: Final = 10164
+NO_MESSAGE: Final = 10037
 
 
 class TransportUnavailable(Exception):

@@ -10,8 +10,10 @@ import structlog
 
 from ops.background import Background
 from ops.ending import end
-from ops.nats.link import MAX_SKEW_S, NatsLink, TransportUnavailable, UnusableServer
-from ops.nats.write_health import tell_of_refusals
+from ops.nats.errors import TransportUnavailable, UnusableServer
+from ops.nats.link import NatsLink
+from ops.nats.refusals import report_refusals
+from ops.nats.server_clock import MAX_SKEW_S
 from ops.telemetry.metrics import background_trouble, clock_skew, nats_connected, observing
 from ops.telemetry.unreadable import Role, begin
 
@@ -30,22 +32,22 @@ async def telling_of(link: NatsLink, role: Role, background: Background | None =
     is of *role*; and says to everybody which streams take no writes of it. Buckets that somebody purged are read
     again (`Watch.look`).
 
-    At the start a clock that is off is refused (`NatsLink.require_clock`). One that drifts away later is said, and not
+    At the start a clock that is off is refused (`ServerClock.require`). One that drifts away later is said, and not
     acted upon: the tasks in hand are worth more than a timer that comes a second late.
     """
     begin(role)
     background = background or Background()
     looking = asyncio.create_task(background.keep("clock", partial(_look, link)))
     watching = asyncio.create_task(background.keep("buckets", partial(_look_at_watches, link)))
-    telling = asyncio.create_task(background.keep("writes", partial(tell_of_refusals, link)))
+    telling = asyncio.create_task(background.keep("writes", partial(report_refusals, link)))
     try:
         with observing(
             {
-                nats_connected: lambda: [(1.0 if link.is_connected else 0.0, ())],
+                nats_connected: lambda: [(1.0 if link.connection.is_connected else 0.0, ())],
                 background_trouble: lambda: [
                     (float(name in background.troubles), (name,)) for name in background.names
                 ],
-                clock_skew: lambda: [] if link.skew_s is None else [(link.skew_s, ())],
+                clock_skew: lambda: [] if link.clock.skew_s is None else [(link.clock.skew_s, ())],
             }
         ):
             yield
@@ -56,7 +58,7 @@ async def telling_of(link: NatsLink, role: Role, background: Background | None =
 async def _look(link: NatsLink) -> None:
     while True:
         try:
-            skew_s = await link.clock_skew_s()
+            skew_s = await link.clock.measure_skew_s()
         except (TransportUnavailable, UnusableServer):
             await asyncio.sleep(RETRY_S)
             continue
@@ -69,4 +71,4 @@ async def _look_at_watches(link: NatsLink) -> None:
     while True:
         await asyncio.sleep(EMPTIED_EVERY_S)
         with contextlib.suppress(TransportUnavailable):
-            await link.look_at_watches()
+            await link.watches.look()

@@ -147,7 +147,7 @@ async def require_degraded(link: NatsLink) -> None:
 
 async def _require(link: NatsLink, *streams: str) -> None:
     for name in (*streams, bucket_stream(SLOTS), bucket_stream(TASKS), DEADLINES):
-        if not await link.has_stream(name):
+        if not await link.streams.exists(name):
             raise NotProvisioned(f"the server lacks {name}; run `warmlane provision`")
 
 
@@ -155,7 +155,7 @@ _Mend = Callable[[], Awaitable[object]]
 
 
 async def _compare(link: NatsLink, want: Topology) -> AsyncIterator[tuple[Difference, _Mend]]:
-    manager = link.streams
+    manager = link.streams.manager
     specs: list[StreamSpec | BucketSpec] = [*want.streams, *want.buckets]
     work_queues = {spec.name for spec in want.streams if spec.name != DEADLINES}
     for spec in specs:

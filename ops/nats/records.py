@@ -9,7 +9,8 @@ from msgspec import Struct
 from contracts.tasks import GenerationTask
 from ops.nats.bucket import Bucket
 from ops.nats.buckets import RECORDS
-from ops.nats.link import NatsLink, WrongRevision
+from ops.nats.errors import WrongRevision
+from ops.nats.link import NatsLink
 
 Change = Callable[[GenerationTask, int], GenerationTask | None]
 """What becomes of a task, whose record is at a revision; None leaves it as it is."""

@@ -10,7 +10,8 @@ from typing import Final
 from msgspec import Struct
 
 from ops.nats.link import NatsLink
-from ops.nats.write_health import Refusals, hear_of_refusals
+from ops.nats.refusals import learn_refusals
+from ops.nats.write_health import Refusals
 
 LOOK_EVERY_S: Final = 1.0
 # Refused for so long: a write of ours may have been stored meanwhile by itself.
@@ -62,7 +63,7 @@ class StoreKeeper:
 
     async def run(self) -> None:
         """Until cancelled."""
-        await hear_of_refusals(self._link, self._refusals)
+        await learn_refusals(self._link, self._refusals)
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             await self._look(time.monotonic())

@@ -1,22 +1,16 @@
 """Streams that take no writes while the server answers otherwise (ADR 0031).
 
 After a disk was full for a moment nats-server leaves every later write of a stream without an answer, until it is
-restarted; reads go on. Whoever's write was not answered looks whether a read of the same stream is, and says so to
-everybody, in a message that is not stored.
+restarted; it still answers reads. What follows from the writes of one process, and from the reports of all, is decided
+here; `ops.nats.refusals` asks and reports.
 """
 
-import asyncio
-import time
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
-import structlog
 from msgspec import Struct
-
-from contracts.topology import REFUSING_SUBJECTS, refusing_subject
 
 # Unanswered for so long, and twice: a disk that was slow once is no disk that was full.
 REFUSES_AFTER_S: Final = 4.0
-LOOK_EVERY_S: Final = 1.0
 # Nobody wrote there since: what becomes of a write now is not known.
 FORGOTTEN_AFTER_S: Final = 60.0
 # A word holds for so long; it is said again every LOOK_EVERY_S.
@@ -24,8 +18,6 @@ HEARD_S: Final = 5.0
 
 Why = Literal["silent", "limit"]
 """*silent*: writes are not answered. *limit*: JetStream says that its own limit is reached."""
-
-log = structlog.get_logger("nats")
 
 
 class _Failing(Struct):
@@ -95,52 +87,3 @@ class Refusals:
         """For how long some stream has been silent; 0 where none is."""
         silent = [stream for stream, why in self.now(now_s).items() if why == "silent"]
         return max((now_s - self._heard[stream][1] for stream in silent), default=0.0)
-
-
-class _Link(Protocol):
-    writes: Writes
-
-    async def answers_for(self, stream: str) -> bool: ...
-    async def tell(self, subject: str, payload: bytes = b"") -> None: ...
-
-
-async def tell_of_refusals(link: _Link) -> None:
-    """Looks at what this process's writes met, and says which streams refuse, until cancelled."""
-    told: set[str] = set()
-    while True:
-        await asyncio.sleep(LOOK_EVERY_S)
-        suspects = link.writes.suspects(time.monotonic())
-        for stream, why in suspects.items():
-            if why == "silent" and not await link.answers_for(stream):
-                continue  # the server is away, or stopped, as a whole
-            if stream not in told:
-                log.error("stream_refuses_writes", stream=stream, why=why, advice=ADVICE[why])
-                told.add(stream)
-            await link.tell(refusing_subject(stream), why.encode())
-        for stream in told - suspects.keys():
-            log.info("stream_takes_writes", stream=stream)
-        told &= suspects.keys()
-
-
-ADVICE: Final[dict[Why, str]] = {
-    "silent": "make room on the disk of nats-server, and restart it; `warmlane up` does the second by itself",
-    "limit": "its max_file_store is reached: shorten --keep, or raise it in nats.conf",
-}
-
-
-async def hear_of_refusals(link: "_Hearing", refusals: Refusals) -> None:
-    """From now on *refusals* knows what anybody says."""
-
-    def heard(subject: str, payload: bytes) -> None:
-        why: Why = "limit" if payload == b"limit" else "silent"
-        refusals.hear(subject.partition(".")[2], why, time.monotonic())
-
-    await link.hear(REFUSING_SUBJECTS, heard)
-
-
-class _Hearing(Protocol):
-    async def hear(self, subjects: str, on_word: "_OnWord") -> None: ...
-
-
-class _OnWord(Protocol):
-    def __call__(self, subject: str, payload: bytes, /) -> None: ...

@@ -45,7 +45,7 @@ async def submitted(stack: Stack) -> Sample:
         task_id: str = msgspec.json.decode(answer.body)["id"]
     finally:
         line.close()
-    entry = None if stack.link is None else await stack.link.get(TASKS, task_id)
+    entry = None if stack.link is None else await stack.link.entries.get(TASKS, task_id)
     if entry is None or entry.value is None:
         raise LoadFailed(f"the task {task_id} was accepted, and has no record")
     return Sample(id=task_id, record=entry.value)

@@ -16,7 +16,7 @@ import msgspec
 import uvloop
 from msgspec import structs
 
-from ops.nats.link import TransportUnavailable
+from ops.nats.errors import TransportUnavailable
 from ops.nats.server import NoNatsServer, find_nats_server
 from ops.telemetry.logs import configure_logging
 from tests.bench import accept, dispatch, growth, overhead, overload, poll, servers, swap

@@ -17,7 +17,8 @@ from nats.aio.msg import Msg
 from contracts.tasks import GenerationTask, decode_task, encode_task
 from contracts.topology import DEADLINES, TASKS, bucket_stream, bucket_subject, lane_stream
 from ops.ending import end as ended
-from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 from tests.bench.accept import Sample
 from tests.bench.dispatch import WARM_UP, delays_ms
 from tests.bench.load import LoadFailed, connect, percentile, request
@@ -186,7 +187,7 @@ async def _grown(stack: Stack, level: int, *, records: int) -> Grown:
 
 
 async def _record_bytes(grown: Grown) -> int:
-    entry = await grown.link.get(TASKS, grown.shown)
+    entry = await grown.link.entries.get(TASKS, grown.shown)
     return 0 if entry is None or entry.value is None else len(entry.value)
 
 
@@ -217,7 +218,7 @@ async def fill(stack: Stack, count: int) -> str:
     link = stack.link
     assert link is not None
     sample = (await _listed(stack, "done", 1))[0]
-    entry = await link.get(TASKS, sample)
+    entry = await link.entries.get(TASKS, sample)
     if entry is None or entry.value is None:
         raise LoadFailed(f"the task {sample} has no record")
     task = decode_task(entry.value)
@@ -234,7 +235,7 @@ async def _copy(stack: Stack, link: NatsLink, task: GenerationTask, task_id: str
     copied = replace(task, id=task_id, created_at=task.created_at + timedelta(microseconds=number + 1))
     copied = replace(copied, video=replace(task.video, path=copied.video_path))
     (stack.folder / "artifacts" / copied.video_path).touch()
-    await _surely(partial(link.put, TASKS, task_id, encode_task(copied)))
+    await _surely(partial(link.entries.put, TASKS, task_id, encode_task(copied)))
 
 
 async def _surely(call: Callable[[], Awaitable[object]]) -> None:
@@ -338,9 +339,9 @@ async def _remove_accepted(grown: Grown) -> None:
     """Everything of the tasks that nobody takes, before their 30 s are over: record, message and timer."""
     link = grown.link
     for stream in (DEADLINES, lane_stream(MODEL)):
-        await _surely(partial(link.remove_subject, stream, ">"))
+        await _surely(partial(link.messages.purge, stream, ">"))
     while ids := await _listed(grown.stack, "pending", PAGE):
-        marked = (partial(link.publish, bucket_subject(TASKS, each), b"", headers=REMOVED) for each in ids)
+        marked = (partial(link.messages.publish, bucket_subject(TASKS, each), b"", headers=REMOVED) for each in ids)
         await asyncio.gather(*(_surely(each) for each in marked))
         await _until(partial(_is_none_of, grown.stack, ids), "the gateway has not read what was removed")
 

@@ -15,7 +15,8 @@ from msgspec.structs import replace
 
 from contracts.tasks import GenerationTask, TaskStatus, decode_task
 from contracts.topology import DEGRADED_MAX_MSGS, TASKS
-from ops.nats.link import Entry, NatsLink
+from ops.nats.link import NatsLink
+from ops.nats.watch import Entry
 from tests.bench.accept import submitted
 from tests.bench.arrivals import OVERLOADED, Answer, client_of, moments, post, send
 from tests.bench.load import LoadFailed, connect, percentile, request
@@ -102,7 +103,7 @@ class Records:
         self.tasks: dict[str, GenerationTask] = {}
 
     async def watch(self) -> None:
-        await (await self._link.watch(TASKS, self._on_record)).wait()
+        await (await self._link.watches.start(TASKS, self._on_record)).wait()
         self._before = set(self.tasks)
         self.tasks.clear()
 

@@ -210,11 +210,11 @@ async def _many(link: NatsLink, sample: Sample, count: int) -> list[tuple[Genera
     """*count* live tasks and their revisions, written as a worker would have left them."""
     task = await task_of(link, sample.id)
     tasks = [replace(task[0], id=f"{sample.id[:-12]}{number:012x}") for number in range(count)]
-    return [(each, await link.create(TASKS, each.id, encode_task(each))) for each in tasks]
+    return [(each, await link.entries.create(TASKS, each.id, encode_task(each))) for each in tasks]
 
 
 async def task_of(link: NatsLink, task_id: str) -> tuple[GenerationTask, int]:
-    entry = await link.get(TASKS, task_id)
+    entry = await link.entries.get(TASKS, task_id)
     if entry is None or entry.value is None:
         raise LoadFailed(f"the task {task_id} has no record")
     return decode_task(entry.value), entry.revision
@@ -224,11 +224,11 @@ async def take(link: NatsLink, sample: Sample) -> tuple[GenerationTask, int]:
     """The task as a worker takes it, for an hour."""
     task, revision = await task_of(link, sample.id)
     taken = lifecycle.claim(task, owner="bench", worker="bench-0", lease_s=LEASE_S, now=datetime.now(UTC))
-    return taken, await link.update(TASKS, task.id, encode_task(taken), revision=revision)
+    return taken, await link.entries.update(TASKS, task.id, encode_task(taken), revision=revision)
 
 
 async def end(link: NatsLink, taken: tuple[GenerationTask, int]) -> None:
     task, revision = taken
     video = VideoFile(path=task.video_path, sha256="0" * 64, bytes=1, width=96, height=64, frames=17, fps=16)
     done = lifecycle.finish(task, video=video, memory=None, now=datetime.now(UTC))
-    await link.update(TASKS, task.id, encode_task(done), revision=revision)
+    await link.entries.update(TASKS, task.id, encode_task(done), revision=revision)

@@ -305,7 +305,7 @@ async def say_warm(link: NatsLink, model: str = MODEL, worker: str = LANE) -> No
         pid=os.getpid(),
         started_at=datetime.now(UTC),
     )
-    await link.put(LANES, f"{model}.{worker}", msgspec.json.encode(heartbeat))
+    await link.entries.put(LANES, f"{model}.{worker}", msgspec.json.encode(heartbeat))
 
 
 def environment(**more: str) -> dict[str, str]:

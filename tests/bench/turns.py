@@ -64,7 +64,7 @@ async def through(stack: Stack, body: bytes) -> Through:
         seconds = time.perf_counter() - begun_s
     finally:
         line.close()
-    entry = await stack.link.get(TASKS, task_id)
+    entry = await stack.link.entries.get(TASKS, task_id)
     if status is not TaskStatus.DONE or entry is None or entry.value is None:
         raise LoadFailed(f"the task {task_id} is not done: {ended.body.decode(errors='replace')}")
     return Through(decode_task_of(task_id, entry.value), seconds)

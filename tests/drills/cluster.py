@@ -27,9 +27,11 @@ from contracts.tasks import GenerationTask, TaskStatus, decode_task
 from contracts.topology import DEGRADED, TASKS
 from ops.ending import end
 from ops.machine.processes import warmlane_command
-from ops.nats.link import Entry, NatsLink, TransportUnavailable
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import ProvisioningRefused, provision, wanted
 from ops.nats.server import find_nats_server
+from ops.nats.watch import Entry
 from tests.kit.behind import js_of
 from tests.kit.degraded import DegradedProcess, leads
 from tests.kit.lanes import LaneProcess, heartbeat_of
@@ -281,7 +283,7 @@ async def outcome(link: NatsLink, accepted: Sequence[str], *, within_s: float = 
         if entry.value is not None:
             seen[entry.key].append(decode_task(entry.value))
 
-    await (await link.watch(TASKS, note, history=True)).wait()
+    await (await link.watches.start(TASKS, note, history=True)).wait()
 
     async def all_ended() -> bool:
         return all(seen[task_id] and seen[task_id][-1].status.is_terminal for task_id in accepted)

@@ -31,7 +31,8 @@ from contracts.tasks import GenerationTask, RoutingDecision, TaskStatus, decode_
 from contracts.topology import LANES, TASKS
 from gateway.rules.routing import READY_STATES, ToLane
 from ops.commands.demo.command import percentile
-from ops.nats.link import Entry, NatsLink
+from ops.nats.link import NatsLink
+from ops.nats.watch import Entry
 from tests.bench.arrivals import CLIENT_TIMEOUT_S, Answer, post
 from tests.kit.support import eventually, settings_file
 from tests.kit.system import UpProcess
@@ -263,8 +264,8 @@ class Watcher:
 
     async def start(self, link: NatsLink) -> None:
         """From now on nothing is missed."""
-        await (await link.watch(TASKS, self._on_record)).wait()
-        await (await link.watch(LANES, self._on_lane)).wait()
+        await (await link.watches.start(TASKS, self._on_record)).wait()
+        await (await link.watches.start(LANES, self._on_lane)).wait()
 
     @property
     def decided(self) -> list[Decided]:

@@ -304,7 +304,7 @@ async def _prepare(gateway: GatewayProcess) -> Ids:
             pending_task(ids.failed, **times), code=FailureCode.CANCELLED, message="cancelled", now=now
         )
         for task in (waits, done, failed):
-            await link.create(TASKS, task.id, encode_task(task))
+            await link.entries.create(TASKS, task.id, encode_task(task))
         return ids
     finally:
         await link.close()

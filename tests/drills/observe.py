@@ -250,7 +250,7 @@ class Stage:
     async def unreadable_message(self) -> None:
         async with self.step("unreadable message"):
             link = await NatsLink.connect(self.up.nats_url, name="observe")
-            await link.publish(work_subject("lane", "anisora", "nobody"), b"no task")
+            await link.messages.publish(work_subject("lane", "anisora", "nobody"), b"no task")
             await link.close()
             await self._eventually(lambda: self.collector.value("warmlane.unreadable", kind="task") > 0)
 

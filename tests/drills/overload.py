@@ -24,7 +24,8 @@ from rich.table import Table
 from contracts.tasks import GenerationTask, SwapReceipt, TaskStatus, decode_task
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, TASKS, work_subject
 from ops.commands.demo.command import percentile
-from ops.nats.link import Entry, NatsLink
+from ops.nats.link import NatsLink
+from ops.nats.watch import Entry
 from tests.bench.arrivals import Answer, client_of, moments, post, send
 from tests.kit.behind import js_of
 from tests.kit.support import eventually
@@ -164,7 +165,7 @@ class Observer:
 
     async def watch(self) -> None:
         """Begins to watch the records."""
-        await (await self._link.watch(TASKS, self._on_record)).wait()
+        await (await self._link.watches.start(TASKS, self._on_record)).wait()
 
     async def sample(self) -> None:
         """Samples the depth until cancelled."""

@@ -25,8 +25,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from contracts.settings import load_settings
 from contracts.topology import TASKS
 from ops.ending import end
-from ops.nats.link import Entry, NatsLink
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import wanted
+from ops.nats.watch import Entry
 from tests.bench.load import Answer, Connection, connect, request
 from tests.drills.soak_report import Seen, judge, report, write
 from tests.drills.soak_samples import Sampler
@@ -243,7 +244,7 @@ async def soak(
 
     people = Clients(("127.0.0.1", up.port), ledger, goes_on)
     try:
-        await (await link.watch(TASKS, ledger.on_record)).wait()
+        await (await link.watches.start(TASKS, ledger.on_record)).wait()
         columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
         with Progress(*columns, console=console, transient=True) as progress:
             bar = progress.add_task("soaking", total=count if count is not None else seconds)

@@ -13,7 +13,8 @@ import psutil
 from msgspec import Struct
 
 from contracts.topology import DEADLINES, TASKS, Topology, bucket_stream
-from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
 
 # Listing thousands of files is not done at every sample.

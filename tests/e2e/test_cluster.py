@@ -15,8 +15,10 @@ from contracts.settings import load_settings
 from contracts.topology import DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, LEADER, LEADER_KEY, TASKS, sweep_consumer
 from ops.commands.backup import backup, restore
 from ops.commands.provision import command
-from ops.nats.link import Entry, NatsLink, StreamFull, TransportUnavailable, WrongRevision
+from ops.nats.errors import StreamFull, TransportUnavailable, WrongRevision
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import ProvisioningRefused, differences, provision, wanted
+from ops.nats.watch import Entry
 from tests.drills.cluster import Cluster, Gateway, Load, outcome, provision_three, stream_leader
 from tests.kit.behind import js_of
 from tests.kit.lanes import Lane, SharedForkServer
@@ -77,15 +79,17 @@ async def test_three_replicas_need_a_cluster(nats_server: NatsServer) -> None:
 async def test_limits_and_races_are_decided_as_on_one_server(cluster: Cluster, cluster_link: NatsLink) -> None:
     links = [await NatsLink.connect(node.url, name="racer") for node in cluster.nodes.values()]
     try:
-        publishing = (links[n % 3].publish(f"degraded.anisora.t{n}", b"x", message_id=f"t{n}.0") for n in range(100))
+        publishing = (
+            links[n % 3].messages.publish(f"degraded.anisora.t{n}", b"x", message_id=f"t{n}.0") for n in range(100)
+        )
         results = await asyncio.gather(*publishing, return_exceptions=True)
         kinds = Counter(type(result).__name__ for result in results)
         assert kinds == {"Ack": DEGRADED_MAX_MSGS, StreamFull.__name__: 100 - DEGRADED_MAX_MSGS}
         assert (await js_of(cluster_link).stream_info(DEGRADED)).state.messages == DEGRADED_MAX_MSGS
         await js_of(cluster_link).purge_stream(DEGRADED)
 
-        revision = await cluster_link.create(TASKS, "race", b"0")
-        moving = (links[n % 3].update(TASKS, "race", b"%d" % n, revision=revision) for n in range(60))
+        revision = await cluster_link.entries.create(TASKS, "race", b"0")
+        moving = (links[n % 3].entries.update(TASKS, "race", b"%d" % n, revision=revision) for n in range(60))
         moved = await asyncio.gather(*moving, return_exceptions=True)
         # one of them had not been decided yet when most came, which a cluster tells by another code
         assert Counter(type(result).__name__ for result in moved) == {"int": 1, WrongRevision.__name__: 59}
@@ -96,15 +100,15 @@ async def test_limits_and_races_are_decided_as_on_one_server(cluster: Cluster, c
 
 
 async def test_timers_and_keys_that_expire(cluster_link: NatsLink) -> None:
-    await cluster_link.update(LEADER, LEADER_KEY, b"x", revision=0, ttl_s=1)
-    await cluster_link.set_timer("lease", "t", datetime.now(UTC) + timedelta(milliseconds=300), b"due")
-    pull = await cluster_link.pull(DEADLINES, sweep_consumer("lease"))
+    await cluster_link.entries.update(LEADER, LEADER_KEY, b"x", revision=0, ttl_s=1)
+    await cluster_link.timers.set("lease", "t", datetime.now(UTC) + timedelta(milliseconds=300), b"due")
+    pull = await cluster_link.messages.pull(DEADLINES, sweep_consumer("lease"))
     messages = await eventually(pull.fetch)
     assert [message.data for message in messages] == [b"due"]
     await messages[0].ack()
 
     async def expired() -> bool:
-        entry = await cluster_link.get(LEADER, LEADER_KEY)
+        entry = await cluster_link.entries.get(LEADER, LEADER_KEY)
         return entry is not None and entry.value is None
 
     await eventually(expired)
@@ -129,7 +133,7 @@ async def test_kill_9_of_the_leader_under_load(
     def note(entry: Entry) -> None:
         seen[entry.key] = entry.revision
 
-    await (await cluster_link.watch(TASKS, note)).wait()
+    await (await cluster_link.watches.start(TASKS, note)).wait()
     try:
         lane.start()
         await lane.becomes(LaneState.WARM)
@@ -161,7 +165,7 @@ async def test_kill_9_of_the_leader_under_load(
         await asyncio.to_thread(gateway.stop)
         await link.close()
     await asyncio.to_thread(cluster.wait_until_whole)
-    last = {task_id: await cluster_link.get(TASKS, task_id) for task_id in load.accepted}
+    last = {task_id: await cluster_link.entries.get(TASKS, task_id) for task_id in load.accepted}
 
     async def all_seen() -> bool:
         return seen == {task_id: entry.revision for task_id, entry in last.items() if entry is not None}
@@ -171,7 +175,7 @@ async def test_kill_9_of_the_leader_under_load(
     await backup(cluster_link, WANT, tmp_path / "backup", lambda *_: None)
     single = await NatsLink.connect(nats_server.url, name="single")
     await restore(single, tmp_path / "backup", lambda *_: None, replicas=1)
-    assert {task_id: await single.get(TASKS, task_id) for task_id in last} == last
+    assert {task_id: await single.entries.get(TASKS, task_id) for task_id in last} == last
     await single.close()
 
 
@@ -183,5 +187,5 @@ async def test_without_a_majority_nobody_answers(cluster: Cluster) -> None:
     with pytest.raises(TransportUnavailable):
         await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S, replicas=3))
     with pytest.raises(TransportUnavailable):
-        await link.put(TASKS, "lost", b"x")
+        await link.entries.put(TASKS, "lost", b"x")
     await link.close()

@@ -192,7 +192,7 @@ async def test_what_the_nats_commands_name_is_there(system: UpProcess) -> None:
         for bucket, key in re.findall(r"^nats kv (?:get|history) (\S+) (\S+)", text, re.MULTILINE):
 
             async def is_there(bucket: str = bucket, key: str = key.replace("ID", task_id)) -> bool:
-                entry = await link.get(bucket, key)
+                entry = await link.entries.get(bucket, key)
                 return entry is not None and bool(entry.value)
 
             await eventually(is_there)  # the degraded worker begins when the lanes are warm
@@ -211,7 +211,7 @@ async def test_the_switch_by_the_nats_command(system: UpProcess) -> None:
     try:
         for (bucket, key, mode), expected in zip(puts, ("degraded", "lane"), strict=True):
             assert bucket == CONTROL
-            await link.put(bucket, key, mode.encode())
+            await link.entries.put(bucket, key, mode.encode())
 
             async def answered(route: str = expected) -> bool:
                 response = await asyncio.to_thread(system.http.post, "/generate", json=body)
@@ -221,5 +221,5 @@ async def test_the_switch_by_the_nats_command(system: UpProcess) -> None:
 
             await eventually(answered)
     finally:
-        await link.put(CONTROL, "lanes.anisora", b"auto")
+        await link.entries.put(CONTROL, "lanes.anisora", b"auto")
         await link.close()

@@ -178,8 +178,8 @@ def test_a_forged_task_ends_as_invalid_input_and_the_next_one_runs(system: UpPro
 
     async def publish() -> None:
         link = await NatsLink.connect(system.nats_url, name="test")
-        await link.publish(work_subject("lane", "anisora", task.id), b"\0\xff")
-        await link.publish(work_subject("lane", "anisora", task.id), encode_task(forged))
+        await link.messages.publish(work_subject("lane", "anisora", task.id), b"\0\xff")
+        await link.messages.publish(work_subject("lane", "anisora", task.id), encode_task(forged))
         await link.close()
 
     asyncio.run(publish())

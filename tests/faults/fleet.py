@@ -25,9 +25,10 @@ from ops.machine.processes import warmlane_command
 from ops.nats.errors import translated
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
+from ops.nats.refusals import learn_refusals
 from ops.nats.server import find_nats_server, nats_conf
 from ops.nats.store_keeper import StoreKeeper
-from ops.nats.write_health import Refusals, hear_of_refusals
+from ops.nats.write_health import Refusals
 from tests.kit.behind import js_of
 from tests.kit.small_disk import SmallDisk, mount, unmount
 from tests.kit.support import as_admin, clean_environment, command_line, eventually, free_port, is_running
@@ -298,7 +299,7 @@ class Fleet:
         """Does for the server what `warmlane up` does for its own, until cancelled."""
         link = await NatsLink.connect(self.nats_url, name="chaos-keeper")
         try:
-            await hear_of_refusals(link, self.refusals)
+            await learn_refusals(link, self.refusals)
             await StoreKeeper(link, self.data_dir / "nats", self._restart_nats, lambda _: None).run()
         finally:
             await link.close()

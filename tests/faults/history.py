@@ -24,7 +24,8 @@ from contracts.lanes import Leadership
 from contracts.tasks import GenerationTask, UnreadableTask, decode_task
 from contracts.topology import LEADER, TASKS, bucket_stream
 from ops.nats.clock import parse_time
-from ops.nats.link import Entry, NatsLink
+from ops.nats.link import NatsLink
+from ops.nats.watch import Entry
 from tests.kit.behind import client_of, js_of
 from tests.kit.support import is_running
 
@@ -198,7 +199,7 @@ class Watcher:
 
     async def run(self) -> None:
         """Watches until cancelled."""
-        await self._link.watch(LEADER, self._on_leader)
+        await self._link.watches.start(LEADER, self._on_leader)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._read_for_ever())
             group.create_task(self._sample_for_ever())

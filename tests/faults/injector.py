@@ -29,7 +29,8 @@ from contracts.topology import (
 )
 from contracts.topology import LANES as LANES_BUCKET
 from contracts.topology import SLOTS as SLOTS_BUCKET
-from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 from ops.nats.pull import FETCH_TIMEOUT_S
 from ops.nats.write_health import HEARD_S, REFUSES_AFTER_S
 from tests.faults.fleet import GATEWAYS, LANES, SLOTS, Fleet, Member, send

@@ -20,8 +20,9 @@ from contracts.tasks import GenerationTask, encode_task
 from contracts.topology import work_subject
 from ops import cli
 from ops.lanes import providers as lane_providers
-from ops.nats.link import NatsLink, StreamFull
+from ops.nats.errors import StreamFull
 from ops.nats.pull import ack_sync
+from ops.nats.timers import Timers
 from tests.faults.fleet import planted_command
 from tests.faults.history import FaultKind
 
@@ -96,13 +97,13 @@ def lost_lease_timer() -> None:
 
 
 def _lose_timer(lost: str) -> None:
-    set_timer = NatsLink.set_timer
+    set_timer = Timers.set
 
-    async def lossy(self: NatsLink, kind: Any, *arguments: Any) -> None:
+    async def lossy(self: Timers, kind: Any, *arguments: Any) -> None:
         if kind != lost:
             await set_timer(self, kind, *arguments)
 
-    _replace(NatsLink, "set_timer", lossy)
+    _replace(Timers, "set", lossy)
 
 
 def slot_without_proof() -> None:
@@ -135,7 +136,7 @@ def refused_and_run() -> None:
         try:
             return await publish(self, task)
         except StreamFull:
-            await self._link.publish(work_subject("lane", task.model, task.id), encode_task(task))
+            await self._link.messages.publish(work_subject("lane", task.model, task.id), encode_task(task))
             raise
 
     _replace(Admission, "_publish", sneak)

@@ -95,7 +95,7 @@ async def _is_cut_off(system: System) -> bool:
 
 
 async def _is_connected(system: System) -> bool:
-    return system.link.is_connected
+    return system.link.connection.is_connected
 
 
 async def _refused(system: System) -> None:

@@ -11,7 +11,7 @@ from contracts.lanes import LaneState
 from contracts.settings import Catalog
 from contracts.tasks import GenerationTask, TaskStatus, decode_task
 from contracts.topology import LANES, TASKS
-from ops.nats.link import Entry
+from ops.nats.watch import Entry
 from tests.integration.outage import server_away
 from tests.kit.gateway import System, report_lane
 from tests.kit.support import eventually
@@ -25,7 +25,7 @@ LATE = timedelta(seconds=0.5)  # a timer comes up to 0.25 s late
 async def test_a_lane_counts_for_60_s_after_it_was_heard_of(bare_system: System) -> None:
     """FR-021 (b), to the moment: asked again and again, each answer is right for when it was asked."""
     await report_lane(bare_system.link, "phr00t", LaneState.WARM)
-    entry = await bare_system.link.get(LANES, "phr00t.phr00t-0")
+    entry = await bare_system.link.entries.get(LANES, "phr00t.phr00t-0")
     assert entry is not None
     while True:
         asked_at = datetime.now(UTC)
@@ -48,7 +48,7 @@ async def test_a_task_waits_30_s_for_its_lane_and_29_5_s_for_the_degraded_worker
         if entry.value is not None:
             states.append((entry.time, decode_task(entry.value)))
 
-    await (await bare_system.link.watch(TASKS, on_record)).wait()
+    await (await bare_system.link.watches.start(TASKS, on_record)).wait()
     states.clear()
     await report_lane(bare_system.link, "anisora", LaneState.WARM)
     task_id = (await bare_system.submit())["id"]

@@ -52,7 +52,7 @@ def meanwhile(services: Services, record: Callable[[GenerationTask], GenerationT
         if recorded is None:
             await services.sweeper.look(FIRST, payload)
         else:
-            await services.link.create(TASKS, FIRST, encode_task(recorded))
+            await services.link.entries.create(TASKS, FIRST, encode_task(recorded))
         await put(path, content)
 
     services.artifacts.put = put_late  # type: ignore[method-assign]  # only the moment is chosen
@@ -115,7 +115,7 @@ async def test_the_same_key_brings_the_image_that_its_first_gateway_did_not_stor
     first = await services.tasks.read(FIRST)
     assert first is not None
     assert first.task.image_path is not None
-    await services.link.update(TASKS, FIRST, encode_task(claimed(first.task)), revision=first.revision)
+    await services.link.entries.update(TASKS, FIRST, encode_task(claimed(first.task)), revision=first.revision)
     (tmp_path / "artifacts" / first.task.image_path).unlink()
     assert (await accept(services, request_)).task.id == FIRST
     assert images(tmp_path) == [FIRST]
@@ -132,7 +132,7 @@ async def test_all_others_with_the_key_hung_up(services: Services, request_: Acc
     second = await eventually(recorded)
     assert second is not None
     assert images(tmp_path) == [SECOND]
-    await services.link.update(TASKS, SECOND, encode_task(claimed(second.task)), revision=second.revision)
+    await services.link.entries.update(TASKS, SECOND, encode_task(claimed(second.task)), revision=second.revision)
     assert (await accepting).task.id == SECOND
 
 

@@ -221,7 +221,7 @@ async def worn_out(system: System, url: str, caller: str, *scopes: Scope) -> dic
 
 async def test_the_order_of_refusals(system: System, keyed: Keyed) -> None:
     """Each request is wrong in all the ways that follow, too."""
-    await system.link.put("control", "lanes.anisora", b"degraded")
+    await system.link.entries.put("control", "lanes.anisora", b"degraded")
     try:
         limited = await worn_out(system, keyed.gateway.url, "alice", "submit")
         unlimited, reads = by(keyed.keys["alice"]), by(keyed.keys["alice-reads"])
@@ -245,7 +245,7 @@ async def test_the_order_of_refusals(system: System, keyed: Keyed) -> None:
             assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["limit"] == "depth"
     finally:
-        await system.link.put("control", "lanes.anisora", b"auto")
+        await system.link.entries.put("control", "lanes.anisora", b"auto")
 
 
 async def test_the_order_of_refusals_of_the_switch(system: System, keyed: Keyed) -> None:
@@ -365,7 +365,7 @@ async def test_a_key_counts_on_every_gateway_until_it_is_revoked(system: System,
 
 
 async def test_a_record_that_cannot_be_read_is_said_and_ignored(system: System, keyed: Keyed) -> None:
-    await system.link.put(KEYS, "0123456789ab", b'{"id": "\xff"}')
+    await system.link.entries.put(KEYS, "0123456789ab", b'{"id": "\xff"}')
 
     async def said() -> bool:
         return "unreadable_key" in keyed.gateway.log()

@@ -117,7 +117,7 @@ class Scene:
         await eventually(look)
 
     async def value(self, bucket: str, key: str) -> bytes | None:
-        entry = await self.system.link.get(bucket, key)
+        entry = await self.system.link.entries.get(bucket, key)
         return None if entry is None else entry.value
 
     async def stands_again(self, bucket: str, key: str, *, not_: bytes = b"") -> None:
@@ -198,7 +198,7 @@ async def purge_of_a_queue(scene: Scene) -> None:
 async def purge_of_the_timers(scene: Scene) -> None:
     waits = await scene.submit("degraded")
     await scene.admin(f"stream purge {DEADLINES} --force")
-    assert not await scene.system.link.has_timer(waits)
+    assert not await scene.system.link.timers.exists(waits)
     assert (await scene.ends(waits, TaskStatus.FAILED)).was_refused
     assert "timers_gone" in scene.system.gateway.log()
 
@@ -277,7 +277,7 @@ async def purge_of_the_records(scene: Scene) -> None:
     await scene.system.http.delete(f"/tasks/{ended}")
 
     async def is_long_over() -> bool:
-        return not await scene.system.link.has_timer(ended)
+        return not await scene.system.link.timers.exists(ended)
 
     await eventually(is_long_over)
     served, waits = await scene.submit(), await scene.submit("degraded")
@@ -326,7 +326,7 @@ async def rm_of_a_stream(scene: Scene) -> None:
 
 async def keys_of_callers(scene: Scene) -> None:
     """`tests/integration/test_access.py` has gateways that let nobody in any more."""
-    await scene.system.link.put(KEYS, "k", b"{}")
+    await scene.system.link.entries.put(KEYS, "k", b"{}")
     await scene.admin(f"kv del {KEYS} k --force")
     assert await scene.value(KEYS, "k") is None
 

@@ -12,7 +12,9 @@ from contracts.tasks import FailureCode, GenerationTask, Progress, TaskStatus, d
 from contracts.topology import COLD_STARTS, DEADLINES, TASKS, bucket_stream, timer_due_subject
 from gateway.boards.cold_starts import ColdStarts
 from ops.lanes.recovery import LostStarts, give_back, is_same_start
-from ops.nats.link import Entry, NatsLink, TransportUnavailable
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
+from ops.nats.watch import Entry
 from tests.kit.behind import js_of
 from tests.kit.records import DECISION, NOW, TASK_ID, after, processing_task
 from tests.kit.support import eventually
@@ -63,8 +65,10 @@ async def all_told(starts: LostStarts) -> None:
 
 
 async def test_a_lost_start_is_stored_unless_the_lane_told_it_itself(link: NatsLink) -> None:
-    await link.put(COLD_STARTS, "anisora", msgspec.json.encode(start(0.01, 4.9, detail="its own")))
-    await link.put(COLD_STARTS, "anisora", msgspec.json.encode(start(0, 5, worker="anisora-1", detail="beside")))
+    await link.entries.put(COLD_STARTS, "anisora", msgspec.json.encode(start(0.01, 4.9, detail="its own")))
+    await link.entries.put(
+        COLD_STARTS, "anisora", msgspec.json.encode(start(0, 5, worker="anisora-1", detail="beside"))
+    )
     starts = LostStarts(link)
     await starts.start()
     for number in range(3):
@@ -80,11 +84,11 @@ async def test_an_entry_that_the_watch_brings_during_the_read_is_not_forgotten(
     """Once it was: an older revision replaced the one that the watch had brought, and `tell` failed for ever."""
     starts = LostStarts(link)
     await starts.start()
-    update, get = link.update, link.get
+    update, get = link.entries.update, link.entries.get
 
     async def overtaken(bucket: str, key: str, value: bytes, **options: Any) -> int:
-        monkeypatch.setattr(link, "update", update)
-        await link.put(COLD_STARTS, "anisora", msgspec.json.encode(start(-9, -1, detail="before")))
+        monkeypatch.setattr(link.entries, "update", update)
+        await link.entries.put(COLD_STARTS, "anisora", msgspec.json.encode(start(-9, -1, detail="before")))
         return await update(bucket, key, value, **options)
 
     async def slow(bucket: str, key: str) -> Entry | None:
@@ -93,8 +97,8 @@ async def test_an_entry_that_the_watch_brings_during_the_read_is_not_forgotten(
         await eventually(lambda: is_stored(link, "before"))
         return last
 
-    monkeypatch.setattr(link, "update", overtaken)
-    monkeypatch.setattr(link, "get", slow)
+    monkeypatch.setattr(link.entries, "update", overtaken)
+    monkeypatch.setattr(link.entries, "get", slow)
     starts.lost(start(detail="lost"))
     await all_told(starts)
     assert await stored(link) == ["before", "lost"]
@@ -104,14 +108,14 @@ async def test_a_word_of_the_lane_that_comes_in_between_wins(link: NatsLink, mon
     """It was on its way when the process died: compare-and-set refuses."""
     starts = LostStarts(link)
     await starts.start()
-    update = link.update
+    update = link.entries.update
 
     async def overtaken(bucket: str, key: str, value: bytes, **options: Any) -> int:
         monkeypatch.undo()
-        await link.put(COLD_STARTS, "anisora", msgspec.json.encode(start(0.01, 4.9, detail="its own")))
+        await link.entries.put(COLD_STARTS, "anisora", msgspec.json.encode(start(0.01, 4.9, detail="its own")))
         return await update(bucket, key, value, **options)
 
-    monkeypatch.setattr(link, "update", overtaken)
+    monkeypatch.setattr(link.entries, "update", overtaken)
     starts.lost(start())
     await all_told(starts)
     assert await stored(link) == ["its own"]
@@ -123,14 +127,14 @@ async def test_a_write_without_an_answer_is_not_made_twice(
 ) -> None:
     starts = LostStarts(link)
     await starts.start()
-    update = link.update
+    update = link.entries.update
 
     async def without_an_answer(*arguments: Any, **options: Any) -> int:
         if is_stored:
             await update(*arguments, **options)
         raise TransportUnavailable("no answer")
 
-    monkeypatch.setattr(link, "update", without_an_answer)
+    monkeypatch.setattr(link.entries, "update", without_an_answer)
     starts.lost(start())
     with pytest.raises(TransportUnavailable):
         await starts.tell()
@@ -140,7 +144,7 @@ async def test_a_write_without_an_answer_is_not_made_twice(
 
 
 async def test_an_operator_may_empty_the_bucket(link: NatsLink) -> None:
-    await link.put(COLD_STARTS, "anisora", msgspec.json.encode(start(-20, -10)))
+    await link.entries.put(COLD_STARTS, "anisora", msgspec.json.encode(start(-20, -10)))
     starts = LostStarts(link)
     await starts.start()
     await js_of(link).purge_stream(bucket_stream(COLD_STARTS))
@@ -150,7 +154,7 @@ async def test_an_operator_may_empty_the_bucket(link: NatsLink) -> None:
 
 
 async def record(link: NatsLink) -> tuple[GenerationTask, int]:
-    entry = await link.get(TASKS, TASK_ID)
+    entry = await link.entries.get(TASKS, TASK_ID)
     assert entry is not None
     assert entry.value is not None
     return decode_task(entry.value), entry.revision
@@ -163,7 +167,7 @@ async def timer_is_due(link: NatsLink) -> bool:
 
 
 async def place(link: NatsLink, task: GenerationTask) -> int:
-    return await link.create(TASKS, TASK_ID, encode_task(task))
+    return await link.entries.create(TASKS, TASK_ID, encode_task(task))
 
 
 async def test_a_task_whose_owner_was_reaped_is_given_back(link: NatsLink) -> None:
@@ -211,7 +215,7 @@ async def test_a_write_in_between_is_looked_at(
     now = datetime.now(UTC)
     task = processing_task(now=now)
     revision = await place(link, task)
-    update = link.update
+    update = link.entries.update
     claimed = processing_task("another", now=now, epoch=1)
     renewed = lifecycle.renew(task, progress=Progress(step=1, steps=8), lease_s=60, now=now)
     between = claimed if takes_over else renewed
@@ -221,7 +225,7 @@ async def test_a_write_in_between_is_looked_at(
         await update(TASKS, TASK_ID, encode_task(between), revision=revision)
         return await update(*arguments, **options)
 
-    monkeypatch.setattr(link, "update", overtaken)
+    monkeypatch.setattr(link.entries, "update", overtaken)
     await give_back(link, InHand(task_id=TASK_ID, owner="owner-1"), how=HOW)
     found, _ = await record(link)
     assert found.lease_expires_at is not None

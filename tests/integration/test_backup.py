@@ -30,8 +30,10 @@ from ops.commands.backup import (
     restore_order,
     snapshot_order,
 )
-from ops.nats.link import Entry, NatsLink, TransportUnavailable
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import differences, provision, wanted
+from ops.nats.watch import Entry
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, System
 from tests.kit.lanes import Lane, SharedForkServer
@@ -71,7 +73,7 @@ async def connected(server: NatsServer) -> AsyncIterator[NatsLink]:
 async def history(link: NatsLink) -> dict[str, list[Entry]]:
     """Every revision of every record that the bucket holds."""
     seen: dict[str, list[Entry]] = defaultdict(list)
-    await (await link.watch(TASKS, lambda entry: seen[entry.key].append(entry), history=True)).wait()
+    await (await link.watches.start(TASKS, lambda entry: seen[entry.key].append(entry), history=True)).wait()
     return seen
 
 
@@ -122,7 +124,7 @@ async def test_every_task_ends_once_after_the_server_lost_its_disk(
         for task_id in running:
             await system.claim(task_id, lease_s=5)
         held = (await system.submit("anisora"))["id"]  # no lane: the degraded queue
-        before = {task_id: await link.get(TASKS, task_id) for task_id in finished}
+        before = {task_id: await link.entries.get(TASKS, task_id) for task_id in finished}
 
         meanwhile: list[str] = []
         saved = asyncio.Event()
@@ -151,7 +153,7 @@ async def test_every_task_ends_once_after_the_server_lost_its_disk(
         assert "tasks had not ended and go on" in told.output
         system.link = link = await NatsLink.connect(gateway.nats.url, name="test")
         assert await differences(link, wanted(catalog, keep_s=KEEP_S)) == []
-        assert {task_id: await link.get(TASKS, task_id) for task_id in finished} == before
+        assert {task_id: await link.entries.get(TASKS, task_id) for task_id in finished} == before
         came_back = {
             task_id: decode_task(entries[-1].value or b"") for task_id, entries in (await history(link)).items()
         }
@@ -197,9 +199,11 @@ def cancelled_task(task_id: str) -> GenerationTask:
 
 
 async def place(link: NatsLink, task: GenerationTask) -> None:
-    await link.publish(work_subject("lane", task.model, task.id), encode_task(task), message_id=task.message_id)
-    await link.set_timer("admit", task.id, task.deadline_at, encode_task(task))
-    await link.create(TASKS, task.id, encode_task(task))
+    await link.messages.publish(
+        work_subject("lane", task.model, task.id), encode_task(task), message_id=task.message_id
+    )
+    await link.timers.set("admit", task.id, task.deadline_at, encode_task(task))
+    await link.entries.create(TASKS, task.id, encode_task(task))
 
 
 async def test_a_record_that_outruns_its_snapshot_comes_back(
@@ -207,19 +211,19 @@ async def test_a_record_that_outruns_its_snapshot_comes_back(
 ) -> None:
     """A record with more moves during the snapshot than the bucket's history is long is missing from the snapshot."""
     for number in range(40):  # 12 MB before it: more than the server sends ahead of its client
-        await link.put(TASKS, f"filler-{number}", bytes([number]) + random_bytes(300_000))
+        await link.entries.put(TASKS, f"filler-{number}", bytes([number]) + random_bytes(300_000))
     task = processing_task(lease_s=20)
     await place(link, pending_task(task.id))
-    entry = await link.get(TASKS, task.id)
+    entry = await link.entries.get(TASKS, task.id)
     assert entry is not None
-    before = await link.update(TASKS, task.id, encode_task(task), revision=entry.revision)
+    before = await link.entries.update(TASKS, task.id, encode_task(task), revision=entry.revision)
     moved = threading.Event()
 
     async def move_on() -> None:
         other = await NatsLink.connect(nats_server.url, name="mover")
         revision = before
         for number in range(30):
-            revision = await other.update(
+            revision = await other.entries.update(
                 TASKS, task.id, encode_task(replace(task, traceparent=f"{number}")), revision=revision
             )
         await other.close()
@@ -236,7 +240,7 @@ async def test_a_record_that_outruns_its_snapshot_comes_back(
     wipe(nats_server)
     async with connected(nats_server) as link:
         assert await bring_back(link, tmp_path / "backup") == 1
-        entry = await link.get(TASKS, task.id)
+        entry = await link.entries.get(TASKS, task.id)
     assert entry is not None
     assert entry.value == encode_task(task)
 
@@ -248,11 +252,11 @@ async def test_every_task_that_has_not_ended_gets_a_timer(
     for task in (pending_task("waits"), pending_task("ended")):
         await place(link, task)
     running = replace(processing_task(), id="runs")
-    await link.create(TASKS, running.id, encode_task(running))
-    ended = await link.get(TASKS, "ended")
+    await link.entries.create(TASKS, running.id, encode_task(running))
+    ended = await link.entries.get(TASKS, "ended")
     assert ended is not None
     cancelled = cancelled_task("ended")
-    await link.update(TASKS, "ended", encode_task(cancelled), revision=ended.revision)
+    await link.entries.update(TASKS, "ended", encode_task(cancelled), revision=ended.revision)
     await js_of(link).purge_stream(DEADLINES)
     await save(link, catalog, tmp_path / "backup")
     wipe(nats_server)

@@ -30,11 +30,11 @@ from tests.kit.support import clean_environment, eventually
 async def leader(bare_system: System) -> AsyncIterator[None]:
     """A degraded worker seems to serve."""
     leader = Leadership(worker="degraded-0", owner="nonce", slot="cpu-0", pid=1, since=datetime.now(UTC))
-    await bare_system.link.put(LEADER, LEADER_KEY, msgspec.json.encode(leader))
+    await bare_system.link.entries.put(LEADER, LEADER_KEY, msgspec.json.encode(leader))
     yield
-    entry = await bare_system.link.get(LEADER, LEADER_KEY)
+    entry = await bare_system.link.entries.get(LEADER, LEADER_KEY)
     assert entry is not None
-    await bare_system.link.delete(LEADER, LEADER_KEY, revision=entry.revision)
+    await bare_system.link.entries.delete(LEADER, LEADER_KEY, revision=entry.revision)
 
 
 async def warmlane(system: System, *arguments: str) -> Result:
@@ -46,7 +46,7 @@ async def fail(system: System, task_id: str) -> None:
     """Ends a task that was claimed by hand."""
     task, revision = await system.record(task_id)
     failed = lifecycle.fail(task, code=FailureCode.INFERENCE_FAILED, message="by hand", now=datetime.now(UTC))
-    await system.link.update(TASKS, task_id, encode_task(failed), revision=revision)
+    await system.link.entries.update(TASKS, task_id, encode_task(failed), revision=revision)
 
 
 async def test_a_task_is_followed_up_the_queue(bare_system: System) -> None:

@@ -77,7 +77,7 @@ async def test_what_a_start_tells_waits_for_the_server(link: NatsLink, nats_serv
     await asyncio.to_thread(nats_server.start)
 
     async def connected() -> bool:
-        return link.is_connected
+        return link.connection.is_connected
 
     await eventually(connected)
     await starts.leave()

@@ -209,7 +209,7 @@ async def test_a_supervisor_in_the_place_of_the_lanes_obeys_the_mounted_quota(co
 
             async def is_denied(key: str = f"{model}.{model}-0") -> bool:
                 composed.require_running()
-                entry = await link.get(LANES, key)
+                entry = await link.entries.get(LANES, key)
                 told = None if entry is None or entry.value is None else decode_heartbeat(entry.value)
                 return told is not None and told.state is LaneState.QUOTA_DENIED
 

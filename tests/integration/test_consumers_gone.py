@@ -79,11 +79,11 @@ async def test_a_worker_makes_its_queues_consumer_anew(
         task = pending_task(f"task-{number}", created_at=now, queued_at=now, deadline_at=now + timedelta(seconds=60))
         task = replace(task, route=route)
         await js_of(link).delete_consumer(stream, WORK_CONSUMER)
-        await link.create(TASKS, task.id, encode_task(task))
-        await link.publish(work_subject(route, task.model, task.id), encode_task(task))
+        await link.entries.create(TASKS, task.id, encode_task(task))
+        await link.messages.publish(work_subject(route, task.model, task.id), encode_task(task))
 
         async def done(task_id: str = task.id) -> bool:
-            entry = await link.get(TASKS, task_id)
+            entry = await link.entries.get(TASKS, task_id)
             return decode_task((entry and entry.value) or b"").status is TaskStatus.DONE
 
         await eventually(done)

@@ -129,7 +129,7 @@ async def test_a_full_lane_queue_leads_to_the_degraded_one(system: System) -> No
 
 async def test_the_operators_switch_sends_everything_to_the_degraded_queue(system: System) -> None:
     await system.lane_is(LaneState.WARM)
-    await system.link.put(CONTROL, "lanes.anisora", b"degraded")
+    await system.link.entries.put(CONTROL, "lanes.anisora", b"degraded")
     try:
 
         async def switched() -> bool:
@@ -140,7 +140,7 @@ async def test_the_operators_switch_sends_everything_to_the_degraded_queue(syste
         assert record.decision is not None
         assert (record.decision.outcome, record.decision.forced_degraded) == ("degraded: manual", True)
     finally:
-        await system.link.put(CONTROL, "lanes.anisora", b"auto")
+        await system.link.entries.put(CONTROL, "lanes.anisora", b"auto")
         await system.lane_is(LaneState.DRAINING)
 
 
@@ -185,7 +185,7 @@ async def test_a_client_that_prefers_to_wait_is_answered_with_the_end(system: Sy
     assert not post.done()
     _, revision = await system.record(task_id)
     failed = lifecycle.fail(claimed, code=FailureCode.INFERENCE_FAILED, message="it broke", now=datetime.now(UTC))
-    revision = await system.link.update(TASKS, task_id, encode_task(failed), revision=revision)
+    revision = await system.link.entries.update(TASKS, task_id, encode_task(failed), revision=revision)
     answer = await post
     assert (answer.status_code, answer.json()["status"]) == (200, "failed")
     assert answer.headers["preference-applied"] == "wait=60"

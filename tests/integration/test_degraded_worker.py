@@ -193,7 +193,7 @@ async def test_a_quarantined_slot_is_not_opened_until_an_operator_lifts_it(
         since=NOW,
         detail="3 GiB are still held",
     )
-    await link.put(SLOTS, "cpu-5", msgspec.json.encode(quarantined))
+    await link.entries.put(SLOTS, "cpu-5", msgspec.json.encode(quarantined))
     worker = DegradedProcess(nats_server.address, tmp_path, "degraded-0", "cpu-5", **shared_forks())
     try:
         await eventually(lambda: asyncio.sleep(0, bool(worker.log_lines("slot_quarantined"))))
@@ -244,7 +244,7 @@ async def test_a_card_that_keeps_its_memory_is_quarantined_and_left(
         assert await shown(link, "cpu-5") == quarantined
         card.used_bytes = 0
         # by deletion, as `nats kv del slots cpu-5`; by the command: test_slots.py
-        await link.publish(f"$KV.{SLOTS}.cpu-5", b"", headers={"KV-Operation": "DEL"})
+        await link.messages.publish(f"$KV.{SLOTS}.cpu-5", b"", headers={"KV-Operation": "DEL"})
         done = await becomes(link, await place(link, task_of("phr00t", 3)), TaskStatus.DONE, TaskStatus.FAILED)
         assert done.status is TaskStatus.DONE
     finally:

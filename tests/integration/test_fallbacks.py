@@ -17,7 +17,8 @@ from contracts.settings import load_settings
 from contracts.topology import CONTROL, DEGRADED, FALLBACKS, bucket_stream, bucket_subject, control_key, demand_subject
 from gateway.boards.lane_board import LaneBoard
 from gateway.placing.fallbacks import Fallbacks
-from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit.behind import client_of, js_of
 from tests.kit.gateway import GatewayProcess, System
@@ -179,7 +180,7 @@ async def test_evicted_lanes_are_told_that_they_are_wanted(system: System) -> No
     await client_of(system.link).subscribe("demand.*", cb=hear)
     await submit(system, 1)  # no lane is evicted: nobody is told
     await system.lane_is(LaneState.EVICTED)
-    await system.link.put(CONTROL, control_key("anisora"), b"degraded")
+    await system.link.entries.put(CONTROL, control_key("anisora"), b"degraded")
 
     async def manual() -> bool:
         model = (await system.http.get("/admin/lanes/anisora/mode")).json()
@@ -210,14 +211,14 @@ async def test_a_write_without_an_answer_is_not_added_twice(
     await fallbacks.sent("anisora", decision, served=1)
     await fallbacks.write()
     await fallbacks.sent("anisora", decision, served=1)
-    update = link.update
+    update = link.entries.update
 
     async def without_an_answer(*arguments: Any, **options: Any) -> int:
         if is_stored:
             await update(*arguments, **options)
         raise TransportUnavailable("no answer")
 
-    monkeypatch.setattr(link, "update", without_an_answer)
+    monkeypatch.setattr(link.entries, "update", without_an_answer)
     with pytest.raises(TransportUnavailable):
         await fallbacks.write()
     monkeypatch.undo()

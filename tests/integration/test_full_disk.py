@@ -16,7 +16,8 @@ from contracts.settings import load_settings
 from contracts.tasks import encode_task
 from contracts.topology import TASKS
 from ops.ending import end
-from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from ops.nats.server import nats_conf
 from ops.nats.store_keeper import StoreKeeper
@@ -122,7 +123,7 @@ async def test_requests_are_refused_before_the_limit_is_reached_and_tasks_end(tm
         await system.lane_is(LaneState.WARM)
         task = await system.submit()
         for number in range(38):
-            await system.link.put(TASKS, f"ballast-{number}", b"x" * 100_000)
+            await system.link.entries.put(TASKS, f"ballast-{number}", b"x" * 100_000)
 
         async def seen() -> bool:
             return any("new requests are refused" in each for each in await troubles(system))
@@ -135,13 +136,13 @@ async def test_requests_are_refused_before_the_limit_is_reached_and_tasks_end(tm
         claimed = await system.claim(task["id"])
         _, revision = await system.record(task["id"])
         released = lifecycle.release_lease(claimed, reason="by hand", now=datetime.now(UTC))
-        await system.link.update(TASKS, task["id"], encode_task(released), revision=revision)
+        await system.link.entries.update(TASKS, task["id"], encode_task(released), revision=revision)
         assert (await system.http.delete(f"/tasks/{task['id']}")).json()["status"] == "failed"
         metrics = (await system.http.get("/metrics")).text
         assert "warmlane_storage_room_bytes" in metrics
         assert 'warmlane_stream_refusing{stream="KV_tasks"' in metrics
         for number in range(38):
-            await system.link.remove_subject("KV_tasks", f"$KV.tasks.ballast-{number}")
+            await system.link.messages.purge("KV_tasks", f"$KV.tasks.ballast-{number}")
 
         async def accepted() -> bool:
             await report_lane(system.link, "anisora", LaneState.WARM)
@@ -157,7 +158,7 @@ async def test_the_limit_itself_is_told(tmp_path: Path) -> None:
         await system.lane_is(LaneState.WARM)
         with contextlib.suppress(TransportUnavailable):
             for number in range(30):
-                await system.link.put(TASKS, f"ballast-{number}", b"x" * 100_000)
+                await system.link.entries.put(TASKS, f"ballast-{number}", b"x" * 100_000)
 
         async def told() -> bool:
             answer = await system.post(prefer="respond-async")

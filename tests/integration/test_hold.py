@@ -161,10 +161,10 @@ async def test_a_waiting_caller_whose_task_was_withdrawn_is_submitted_again(syst
     caller = await Caller.post(system.gateway.port, key="race")
     task_id = await system.only_task()
     record, revision = await system.record(task_id)
-    await system.link.update(
+    await system.link.entries.update(
         TASKS, task_id, encode_task(lifecycle.withdraw(record, now=datetime.now(UTC))), revision=revision
     )
-    await system.link.remove_subject(DEGRADED, work_subject("degraded", "anisora", task_id))
+    await system.link.messages.purge(DEGRADED, work_subject("degraded", "anisora", task_id))
     new_id = await system.only_task()
     assert new_id != task_id
     await system.claim(new_id)

@@ -38,9 +38,9 @@ async def system(bare_system: System) -> System:
     """A gateway whose lanes, switches, slots and queues are as nobody had touched them."""
     for bucket in (LANES, CONTROL, SLOTS):
         for key in await keys(bare_system, bucket):
-            entry = await bare_system.link.get(bucket, key)
+            entry = await bare_system.link.entries.get(bucket, key)
             if entry is not None and entry.value is not None:
-                await bare_system.link.delete(bucket, key, revision=entry.revision)
+                await bare_system.link.entries.delete(bucket, key, revision=entry.revision)
     await js_of(bare_system.link).purge_stream(lane_stream("anisora"))
 
     async def clean() -> bool:
@@ -113,8 +113,8 @@ async def test_slots_and_ignored_switches_are_shown(system: System) -> None:
     slot = VideoPipelineSlot(
         slot="cpu-2", worker="degraded-0", pid=7, model="phr00t", state=SlotState.RESIDENT, since=datetime.now(UTC)
     )
-    await system.link.put(SLOTS, "cpu-2", msgspec.json.encode(slot))
-    await system.link.put(CONTROL, "lanes.anisora", b"off")
+    await system.link.entries.put(SLOTS, "cpu-2", msgspec.json.encode(slot))
+    await system.link.entries.put(CONTROL, "lanes.anisora", b"off")
 
     async def shown() -> dict[str, Any] | None:
         lanes = await admin(system, "lanes")
@@ -155,7 +155,7 @@ async def test_who_leads_the_degraded_queue(system: System) -> None:
     assert (await admin(system, "queue"))["leader"] is None
     now = datetime.now(UTC)
     leadership = Leadership(worker="degraded-0", owner="a-nonce", slot="cpu-2", pid=7, since=now)
-    await system.link.put(LEADER, LEADER_KEY, msgspec.json.encode(leadership))
+    await system.link.entries.put(LEADER, LEADER_KEY, msgspec.json.encode(leadership))
 
     async def leader() -> dict[str, Any] | None:
         found: dict[str, Any] | None = (await admin(system, "queue"))["leader"]
@@ -202,7 +202,7 @@ async def test_a_switch_that_somebody_else_has_set_meanwhile(system: System) -> 
     for again in ({}, {"if_match": "*"}):
         assert (await put("auto", **again)).status_code == 200
     # what `nats kv put` sets counts as well, also what is ignored
-    await system.link.put(CONTROL, "lanes.anisora", b"off")
+    await system.link.entries.put(CONTROL, "lanes.anisora", b"off")
 
     async def told() -> str | None:
         lanes = await admin(system, "lanes")
@@ -212,9 +212,9 @@ async def test_a_switch_that_somebody_else_has_set_meanwhile(system: System) -> 
     assert ignored is not None
     assert (await put("auto", if_match=ignored)).status_code == 200
     # and a key that was deleted, which is as if it had never been set
-    entry = await system.link.get(CONTROL, "lanes.anisora")
+    entry = await system.link.entries.get(CONTROL, "lanes.anisora")
     assert entry is not None
-    await system.link.delete(CONTROL, "lanes.anisora", revision=entry.revision)
+    await system.link.entries.delete(CONTROL, "lanes.anisora", revision=entry.revision)
 
     async def deleted() -> str | None:
         now = (await http.get(url)).headers["etag"]
@@ -244,7 +244,7 @@ async def test_cold_starts_with_their_share(system: System) -> None:
             seconds=seconds,
             detail="" if seconds else "?",
         )
-        await system.link.put(COLD_STARTS, "anisora", msgspec.json.encode(start))
+        await system.link.entries.put(COLD_STARTS, "anisora", msgspec.json.encode(start))
         now += timedelta(seconds=1)
 
     async def known() -> dict[str, Any] | None:

@@ -230,7 +230,7 @@ async def test_a_key_that_was_published_but_never_recorded_leads_to_the_queued_t
         request_sha256=accepted.fingerprint,
     )
     subject = work_subject("lane", "anisora", queued.id)
-    await gateway_link.publish(subject, encode_task(queued), message_id=queued.message_id)
+    await gateway_link.messages.publish(subject, encode_task(queued), message_id=queued.message_id)
     other = await http.post("/generate", json=GOOD | {"fps": 8}, headers={"idempotency-key": "half-done"})
     assert (other.status_code, problem(other)["code"]) == (422, "idempotency_key_reused")
     response = await http.post("/generate", json=GOOD, headers={"idempotency-key": "half-done"})

@@ -45,7 +45,7 @@ async def submitted(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
 
 
 async def record(link: NatsLink, task_id: str) -> tuple[GenerationTask, int]:
-    entry = await link.get(TASKS, task_id)
+    entry = await link.entries.get(TASKS, task_id)
     assert entry is not None
     assert entry.value is not None
     return decode_task(entry.value), entry.revision
@@ -55,7 +55,7 @@ async def claimed(link: NatsLink, task_id: str) -> GenerationTask:
     """Claims the task by hand, as a worker does."""
     task, revision = await record(link, task_id)
     task = lifecycle.claim(task, owner="hand", worker="anisora-0", lease_s=600, now=datetime.now(UTC))
-    await link.update(TASKS, task_id, encode_task(task), revision=revision)
+    await link.entries.update(TASKS, task_id, encode_task(task), revision=revision)
     return task
 
 
@@ -76,7 +76,7 @@ async def finished(link: NatsLink, gateway: GatewayProcess, task_id: str) -> Gen
         fps=16,
     )
     done = lifecycle.finish(task, video=video, memory=MemoryReading(rss_bytes=1), now=datetime.now(UTC))
-    await link.update(TASKS, task_id, encode_task(done), revision=revision)
+    await link.entries.update(TASKS, task_id, encode_task(done), revision=revision)
     return done
 
 
@@ -351,7 +351,7 @@ async def test_the_expected_wait_comes_from_measured_service_times(
         degraded_task(now - timedelta(seconds=age_s), model=model) for age_s, model in ((3, "phr00t"), (2, "anisora"))
     ]
     for task in (ran, running, *queue):
-        await gateway_link.create(TASKS, task.id, encode_task(task))
+        await gateway_link.entries.create(TASKS, task.id, encode_task(task))
 
     async def shown() -> dict[str, dict[str, Any]] | None:
         tasks = {task["id"]: task for task in (await http.get("/tasks", params={"limit": "100"})).json()["tasks"]}
@@ -373,7 +373,7 @@ async def test_the_swap_receipt_is_shown(http: httpx.AsyncClient, gateway_link: 
     )
     task = lifecycle.claim(degraded_task(now), owner="hand", worker="degraded-0", lease_s=600, now=now)
     task = lifecycle.fail(task, code=FailureCode.INFERENCE_FAILED, message="it broke", swap=receipt, now=now)
-    await gateway_link.create(TASKS, task.id, encode_task(task))
+    await gateway_link.entries.create(TASKS, task.id, encode_task(task))
     answer = (await http.get(f"/tasks/{task.id}")).json()
     assert answer["swap"] == json.loads(msgspec.json.encode(receipt))
 
@@ -458,7 +458,7 @@ async def test_a_failed_task_keeps_its_reason(http: httpx.AsyncClient, gateway_l
         message="the card is full",
         now=datetime.now(UTC),
     )
-    await gateway_link.update(TASKS, task["id"], encode_task(failed), revision=revision)
+    await gateway_link.entries.update(TASKS, task["id"], encode_task(failed), revision=revision)
     answer = (await http.get(f"/tasks/{task['id']}?wait=10")).json()
     assert (answer["error"], answer["progress"]) == (
         {"code": "out_of_memory", "message": "the card is full"},
@@ -505,10 +505,10 @@ async def test_a_model_is_ready_on_a_lane_or_on_the_degraded_worker(
     assert (without["ready"], ready(without)) == (False, {"anisora": True, "phr00t": False})
     assert without["models"]["phr00t"]["lanes"] == ["loading"]
     leader = Leadership(worker="degraded-0", owner="nonce", slot="cpu-2", pid=1, since=datetime.now(UTC))
-    revision = await gateway_link.update(LEADER, LEADER_KEY, msgspec.json.encode(leader), revision=0, ttl_s=600)
+    revision = await gateway_link.entries.update(LEADER, LEADER_KEY, msgspec.json.encode(leader), revision=0, ttl_s=600)
     both = await becomes(True, anisora=True, phr00t=False)
     assert (both["ready"], ready(both)) == (True, {"anisora": True, "phr00t": True})
-    await gateway_link.delete(LEADER, LEADER_KEY, revision=revision)
+    await gateway_link.entries.delete(LEADER, LEADER_KEY, revision=revision)
     await becomes(False, anisora=True, phr00t=False)
 
 

@@ -145,7 +145,7 @@ async def test_a_hostile_traceparent_is_ignored(
         assert status == 400
         return
     assert status == 202
-    stored = await gateway_link.get(TASKS, json.loads(answer)["id"])
+    stored = await gateway_link.entries.get(TASKS, json.loads(answer)["id"])
     assert stored is not None
     assert json.loads(stored.value or b"")["traceparent"] is None
 

@@ -17,8 +17,9 @@ from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.tasks import GenerationTask, TaskStatus, decode_task
 from contracts.topology import TASKS, lane_stream
-from ops.nats.link import Entry, NatsLink
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
+from ops.nats.watch import Entry
 from tests.kit.degraded import DegradedProcess, leads
 from tests.kit.gateway import GatewayProcess, System
 from tests.kit.lanes import CutWire, LaneProcess, heartbeat_of
@@ -40,7 +41,7 @@ class History:
         self._seen: dict[str, list[GenerationTask]] = {}
 
     async def start(self, link: NatsLink) -> None:
-        await (await link.watch(TASKS, self._on_entry)).wait()
+        await (await link.watches.start(TASKS, self._on_entry)).wait()
 
     def _on_entry(self, entry: Entry) -> None:
         assert entry.value is not None

@@ -27,7 +27,7 @@ def second_gateway(bare_gateway: GatewayProcess, tmp_path_factory: pytest.TempPa
 @pytest.fixture
 async def system(bare_system: System, second_gateway: GatewayProcess) -> System:
     """Two gateways that know of a warm lane of anisora, and no switch."""
-    await bare_system.link.put(CONTROL, control_key("anisora"), b"auto")
+    await bare_system.link.entries.put(CONTROL, control_key("anisora"), b"auto")
     await bare_system.lane_is(LaneState.WARM)
     await every_gateway_says(bare_system, second_gateway, "auto", "lane")
     return bare_system
@@ -72,9 +72,9 @@ async def test_a_switch_in_the_bucket_and_one_that_cannot_be_used(
     system: System, second_gateway: GatewayProcess
 ) -> None:
     key = control_key("anisora")
-    await system.link.put(CONTROL, key, b"degraded\n")
+    await system.link.entries.put(CONTROL, key, b"degraded\n")
     await every_gateway_says(system, second_gateway, "degraded", "degraded: manual")
-    await system.link.put(CONTROL, key, b"Auto")
+    await system.link.entries.put(CONTROL, key, b"Auto")
     for url in (system.gateway.url, second_gateway.url):
 
         async def told(url: str = url) -> bool:

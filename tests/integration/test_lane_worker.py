@@ -91,12 +91,12 @@ async def test_a_lane_stays_off_a_quarantined_slot_until_it_is_lifted(link: Nats
         since=datetime.now(UTC),
         detail="still held",
     )
-    revision = await link.put(SLOTS, SLOT, msgspec.json.encode(quarantined))
+    revision = await link.entries.put(SLOTS, SLOT, msgspec.json.encode(quarantined))
     lane.start()
     heartbeat = await lane.becomes(LaneState.UNHEALTHY)
     assert "quarantined" in heartbeat.detail
     assert await shown(link) == quarantined
-    await link.delete(SLOTS, SLOT, revision=revision)
+    await link.entries.delete(SLOTS, SLOT, revision=revision)
     await lane.becomes(LaneState.WARM)
 
 

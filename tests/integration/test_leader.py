@@ -19,7 +19,8 @@ from degraded_worker.leader import Leader, Standing, leads, vacancy
 from ops.ending import end
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import LEADERSHIPS
-from ops.nats.link import Entry, NatsLink
+from ops.nats.link import NatsLink
+from ops.nats.watch import Entry
 from tests.kit.support import NatsServer, clean_environment, eventually
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +74,7 @@ async def candidates(link: NatsLink, nats_server: NatsServer) -> AsyncIterator[l
 
 
 async def leadership(link: NatsLink) -> Leadership | None:
-    found = await link.get(LEADER, LEADER_KEY)
+    found = await link.entries.get(LEADER, LEADER_KEY)
     return None if found is None or found.value is None else msgspec.json.decode(found.value, type=Leadership)
 
 
@@ -102,12 +103,12 @@ async def test_a_leader_that_refreshes_keeps_the_key_beyond_its_time(link: NatsL
     await leader.campaign()
     holding = asyncio.create_task(leader.hold())
     waiting = asyncio.create_task(standby.campaign())
-    taken = await link.get(LEADER, LEADER_KEY)
+    taken = await link.entries.get(LEADER, LEADER_KEY)
     assert taken is not None
     revisions = LEADER_TTL_S / LEADER_REFRESH_S + 2
 
     async def refreshed() -> bool:
-        now = await link.get(LEADER, LEADER_KEY)
+        now = await link.entries.get(LEADER, LEADER_KEY)
         assert now is not None
         assert now.value is not None
         return now.revision >= taken.revision + revisions
@@ -116,7 +117,7 @@ async def test_a_leader_that_refreshes_keeps_the_key_beyond_its_time(link: NatsL
     assert not holding.done()
     assert not waiting.done()
     # an operator may take it away, with any write
-    await link.put(LEADER, LEADER_KEY, b"nobody")
+    await link.entries.put(LEADER, LEADER_KEY, b"nobody")
     await asyncio.wait_for(holding, 60)
     assert not leader.is_leader(time.monotonic())
     await end(waiting)
@@ -125,15 +126,15 @@ async def test_a_leader_that_refreshes_keeps_the_key_beyond_its_time(link: NatsL
 async def test_a_refresh_whose_answer_was_lost_is_no_loss(link: NatsLink, candidates: list[Leader]) -> None:
     leader = candidates[0]
     term = await leader.campaign()
-    stored = await link.get(LEADER, LEADER_KEY)
+    stored = await link.entries.get(LEADER, LEADER_KEY)
     assert stored is not None
     assert stored.value is not None
     # the same write once more, as the server has it when only its answer was lost
-    lost = await link.update(LEADER, LEADER_KEY, stored.value, revision=stored.revision, ttl_s=LEADER_TTL_S)
+    lost = await link.entries.update(LEADER, LEADER_KEY, stored.value, revision=stored.revision, ttl_s=LEADER_TTL_S)
     holding = asyncio.create_task(leader.hold())
 
     async def refreshed() -> bool:
-        now = await link.get(LEADER, LEADER_KEY)
+        now = await link.entries.get(LEADER, LEADER_KEY)
         return now is not None and now.revision > lost
 
     await eventually(refreshed)
@@ -207,11 +208,11 @@ async def test_kill_9_and_a_resumed_leader_steals_nothing(
     assert next_term > term
     leader.signal(signal.SIGCONT)
     assert await leader.says() == "lost"
-    before = await link.get(LEADER, LEADER_KEY)
+    before = await link.entries.get(LEADER, LEADER_KEY)
     assert before is not None
 
     async def refreshed_twice() -> bool:
-        now = await link.get(LEADER, LEADER_KEY)
+        now = await link.entries.get(LEADER, LEADER_KEY)
         return now is not None and now.revision >= before.revision + 2
 
     await eventually(refreshed_twice)

@@ -10,40 +10,44 @@ import uvloop
 from structlog.testing import capture_logs
 
 from contracts.topology import DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, TASKS, sweep_consumer, work_subject
-from ops.nats.link import MAX_SKEW_S, Entry, NatsLink, StreamFull, TransportUnavailable, UnusableServer, WrongRevision
+from ops.nats.errors import StreamFull, TransportUnavailable, UnusableServer, WrongRevision
+from ops.nats.link import NatsLink
 from ops.nats.link_health import telling_of
 from ops.nats.pull import ack_sync
+from ops.nats.server_clock import MAX_SKEW_S
+from ops.nats.watch import Entry
 from tests.kit.behind import client_of, js_of
 from tests.kit.measured import Measured
 from tests.kit.support import NatsServer, as_admin, eventually, free_port
 
 
 async def test_compare_and_set(link: NatsLink) -> None:
-    first = await link.create(TASKS, "a", b"1")
+    first = await link.entries.create(TASKS, "a", b"1")
     with pytest.raises(WrongRevision):
-        await link.create(TASKS, "a", b"2")
-    second = await link.update(TASKS, "a", b"3", revision=first)
+        await link.entries.create(TASKS, "a", b"2")
+    second = await link.entries.update(TASKS, "a", b"3", revision=first)
     with pytest.raises(WrongRevision):
-        await link.update(TASKS, "a", b"4", revision=first)
-    entry = await link.get(TASKS, "a")
+        await link.entries.update(TASKS, "a", b"4", revision=first)
+    entry = await link.entries.get(TASKS, "a")
     assert entry is not None
     assert (entry.value, entry.revision) == (b"3", second)
 
 
 async def test_a_deleted_key_has_no_value(link: NatsLink) -> None:
-    assert await link.get(TASKS, "a") is None
-    revision = await link.put(TASKS, "a", b"1")
+    assert await link.entries.get(TASKS, "a") is None
+    revision = await link.entries.put(TASKS, "a", b"1")
     with pytest.raises(WrongRevision):
-        await link.delete(TASKS, "a", revision=revision + 1)
-    await link.delete(TASKS, "a", revision=revision)
-    entry = await link.get(TASKS, "a")
+        await link.entries.delete(TASKS, "a", revision=revision + 1)
+    await link.entries.delete(TASKS, "a", revision=revision)
+    entry = await link.entries.get(TASKS, "a")
     assert entry is not None
     assert entry.value is None
 
 
 async def test_the_degraded_queue_takes_25_and_refuses_the_26th(link: NatsLink) -> None:
     results = await asyncio.gather(
-        *(link.publish(work_subject("degraded", "anisora", f"t{n}"), b"x") for n in range(40)), return_exceptions=True
+        *(link.messages.publish(work_subject("degraded", "anisora", f"t{n}"), b"x") for n in range(40)),
+        return_exceptions=True,
     )
     refused = [result for result in results if isinstance(result, StreamFull)]
     assert len(results) - len(refused) == DEGRADED_MAX_MSGS
@@ -53,19 +57,19 @@ async def test_the_degraded_queue_takes_25_and_refuses_the_26th(link: NatsLink) 
 
 async def test_the_same_message_is_stored_once(link: NatsLink) -> None:
     subject = work_subject("lane", "anisora", "t")
-    first = await link.publish(subject, b"first", message_id="t.0")
-    again = await link.publish(subject, b"again", message_id="t.0")
+    first = await link.messages.publish(subject, b"first", message_id="t.0")
+    again = await link.messages.publish(subject, b"again", message_id="t.0")
     assert (first.duplicate, again.duplicate, again.seq) == (False, True, first.seq)
-    stored = await link.stored_message("LANE_ANISORA", again.seq)
+    stored = await link.messages.get("LANE_ANISORA", again.seq)
     assert stored is not None
     assert stored.data == b"first"
 
 
 async def test_a_timer_fires_once_and_a_later_one_replaces_it(link: NatsLink) -> None:
     now = datetime.now(UTC)
-    await link.set_timer("lease", "t", now + timedelta(seconds=600), b"first")
-    await link.set_timer("lease", "t", now + timedelta(milliseconds=200), b"second")
-    pull = await link.pull(DEADLINES, sweep_consumer("lease"))
+    await link.timers.set("lease", "t", now + timedelta(seconds=600), b"first")
+    await link.timers.set("lease", "t", now + timedelta(milliseconds=200), b"second")
+    pull = await link.messages.pull(DEADLINES, sweep_consumer("lease"))
     messages = await eventually(pull.fetch)
     assert [(message.subject, message.data) for message in messages] == [("deadline.due.lease.t", b"second")]
     await ack_sync(messages[0])
@@ -77,12 +81,12 @@ async def test_a_timer_fires_once_and_a_later_one_replaces_it(link: NatsLink) ->
 
 
 async def test_a_timer_survives_kill_9_of_the_server(nats_server: NatsServer, link: NatsLink) -> None:
-    await link.set_timer("admit", "t", datetime.now(UTC) + timedelta(milliseconds=500), b"x")
+    await link.timers.set("admit", "t", datetime.now(UTC) + timedelta(milliseconds=500), b"x")
     nats_server.kill()
     nats_server.start()
 
     async def due() -> list[bytes]:
-        pull = await link.pull(DEADLINES, sweep_consumer("admit"))
+        pull = await link.messages.pull(DEADLINES, sweep_consumer("admit"))
         return [message.data for message in await pull.fetch()]
 
     async def reached() -> list[bytes]:
@@ -98,11 +102,11 @@ async def test_a_publish_that_failed_is_not_stored_later(nats_server: NatsServer
     nats_server.kill()
 
     async def noticed() -> bool:
-        return not link.is_connected
+        return not link.connection.is_connected
 
     await eventually(noticed)  # what goes into a dead socket is lost anyway; what is buffered comes back
     with pytest.raises(TransportUnavailable):
-        await link.put(TASKS, "lost", b"x")
+        await link.entries.put(TASKS, "lost", b"x")
     for _ in range(100):  # nor does anything else pile up
         await (await client_of(link).subscribe("any")).unsubscribe()
     assert client_of(link).pending_data_size == 0
@@ -110,22 +114,22 @@ async def test_a_publish_that_failed_is_not_stored_later(nats_server: NatsServer
 
     async def back() -> bool:
         try:
-            await link.put(TASKS, "later", b"x")
+            await link.entries.put(TASKS, "later", b"x")
         except TransportUnavailable:
             return False
         return True
 
     await eventually(back)
-    assert await link.get(TASKS, "lost") is None
+    assert await link.entries.get(TASKS, "lost") is None
 
 
 async def test_a_watch_sees_what_is_there_and_what_comes_across_a_restart(
     nats_server: NatsServer, link: NatsLink
 ) -> None:
     seen: list[Entry] = []
-    await link.put(TASKS, "a", b"1")
-    await link.put(TASKS, "a", b"2")
-    synced = await link.watch(TASKS, seen.append)
+    await link.entries.put(TASKS, "a", b"1")
+    await link.entries.put(TASKS, "a", b"2")
+    synced = await link.watches.start(TASKS, seen.append)
     async with asyncio.timeout(60):
         await synced.wait()
     assert [(entry.key, entry.value) for entry in seen] == [("a", b"2")]
@@ -134,7 +138,7 @@ async def test_a_watch_sees_what_is_there_and_what_comes_across_a_restart(
 
     async def written() -> bool:
         try:
-            await link.put(TASKS, "b", b"3")
+            await link.entries.put(TASKS, "b", b"3")
         except TransportUnavailable:
             return False
         return True
@@ -148,13 +152,13 @@ async def test_a_watch_sees_what_is_there_and_what_comes_across_a_restart(
 
 
 async def test_an_empty_bucket_is_synced_at_once(link: NatsLink) -> None:
-    synced = await link.watch(TASKS, lambda _: None)
+    synced = await link.watches.start(TASKS, lambda _: None)
     async with asyncio.timeout(60):
         await synced.wait()
 
 
 async def test_clocks_of_one_machine_agree(link: NatsLink) -> None:
-    await link.require_clock()
+    await link.clock.require()
 
 
 async def test_nobody_there_is_a_clear_error() -> None:
@@ -210,7 +214,7 @@ async def test_a_clock_that_drifts_away_is_told(link: NatsLink, nats_server: Nat
                 assert await _told(measured, "warmlane.nats.connected") == 1
         assert [line["limit_s"] for line in logged if line["event"] == "clock_skewed"] == [MAX_SKEW_S]
         with pytest.raises(UnusableServer, match="behind the nats-server"):
-            await skewed.require_clock()
+            await skewed.clock.require()
         await skewed.close()
     assert await _told(measured, "warmlane.nats.connected") == 0  # whom nobody tells of is not there
 
@@ -221,7 +225,7 @@ async def _told(measured: Measured, name: str) -> float:
 
 
 async def _is_known(link: NatsLink) -> bool:
-    return link.skew_s is not None
+    return link.clock.skew_s is not None
 
 
 @pytest.mark.parametrize("reconnects", [False, True])
@@ -230,23 +234,23 @@ async def test_what_was_reported_as_failed_is_not_sent_later(
 ) -> None:
     """A server that stalls counts as connected for a while. What the kernel had taken by then cannot be taken back."""
     payload, count = bytes(200_000), 200
-    await link.put(TASKS, "before", b"x")
+    await link.entries.put(TASKS, "before", b"x")
     nats_server.pause()
     results = await asyncio.gather(
-        *(link.put(TASKS, f"stalled-{n}", payload) for n in range(count)), return_exceptions=True
+        *(link.entries.put(TASKS, f"stalled-{n}", payload) for n in range(count)), return_exceptions=True
     )
     assert {type(result) for result in results} == {TransportUnavailable}
     assert client_of(link).pending_data_size < len(payload)  # a PING or so
 
     async def has_noticed() -> bool:
-        return link.is_connected is not reconnects
+        return link.connection.is_connected is not reconnects
 
     await eventually(has_noticed)
     nats_server.go_on()
 
     async def answers() -> bool:
         try:
-            await link.put(TASKS, "after", b"x")
+            await link.entries.put(TASKS, "after", b"x")
         except TransportUnavailable:
             return False
         return True
@@ -265,7 +269,7 @@ def test_a_connection_that_uvloop_has_closed_is_made_anew(nats_server: NatsServe
         writer.transport.abort()
 
         async def is_back() -> bool:
-            return link.cuts == 1 and link.unbroken_s() > 0
+            return link.connection.cuts == 1 and link.connection.unbroken_s() > 0
 
         await eventually(is_back, within_s=10)
         await link.close()

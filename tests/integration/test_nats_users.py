@@ -19,7 +19,8 @@ from contracts.topology import TASKS
 from ops.machine.processes import warmlane_command
 from ops.nats.access import ROLES, NatsAccess, Role, access, environment_for, make_users, password_variable
 from ops.nats.client import Denied
-from ops.nats.link import NatsLink, NotAllowed, TransportUnavailable, UnusableServer
+from ops.nats.errors import NotAllowed, TransportUnavailable, UnusableServer
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from ops.nats.server import find_nats_server, nats_conf
 from tests.kit.behind import client_of, js_of
@@ -170,7 +171,7 @@ async def test_operator_cannot_put_a_message_into_a_queue(server: NatsServer) ->
     admin, operator = await as_role(server, "admin"), await as_role(server, "operator")
     try:
         await provision(admin, WANT)
-        await admin.put("control", "lanes.clog", b"auto")
+        await admin.entries.put("control", "lanes.clog", b"auto")
         for number, subject in enumerate(("degraded.anisora.x", "lane.anisora.x", "deadline.set.admit.x")):
             with capture_logs() as lines:
                 await client_of(operator).subscribe(subject)
@@ -219,9 +220,9 @@ async def test_a_denied_call_says_so_at_once_and_stores_nothing(server: NatsServ
     try:
         with capture_logs() as lines:
             with pytest.raises(NotAllowed, match=r"denies this user to publish to \$KV\.leader\.degraded"):
-                await link.put("leader", "degraded", b"mine")
+                await link.entries.put("leader", "degraded", b"mine")
             with pytest.raises(NotAllowed):
-                await link.put("leader", "degraded", b"mine")
+                await link.entries.put("leader", "degraded", b"mine")
         told = [line for line in lines if line["event"] == "nats_denied"]
         assert len(told) == 1  # the same denial again is not news
         assert (told[0]["user"], told[0]["operation"], told[0]["subject"]) == (
@@ -230,8 +231,8 @@ async def test_a_denied_call_says_so_at_once_and_stores_nothing(server: NatsServ
             "$kv.leader.degraded",
         )
         assert "nats.conf" in told[0]["advice"]
-        await link.put(TASKS, "allowed", b"x")  # and the connection goes on
-        assert await link.get(TASKS, "allowed") is not None
+        await link.entries.put(TASKS, "allowed", b"x")  # and the connection goes on
+        assert await link.entries.get(TASKS, "allowed") is not None
     finally:
         await link.close()
 
@@ -239,7 +240,7 @@ async def test_a_denied_call_says_so_at_once_and_stores_nothing(server: NatsServ
 async def test_a_denied_fetch_is_told(server: NatsServer) -> None:
     link = await as_role(server, "lane")
     try:
-        pull = await link.pull("DEGRADED", "worker")
+        pull = await link.messages.pull("DEGRADED", "worker")
         with capture_logs() as lines:
             assert await pull.fetch() == []
         assert [line["event"] for line in lines] == ["nats_denied"]
@@ -436,7 +437,7 @@ def test_the_embedded_server_by_itself(tmp_path: Path) -> None:
     async def use() -> None:
         link = await NatsLink.connect(access("admin", url, data_dir=tmp_path), name="test")
         await provision(link, WANT)
-        await link.put(TASKS, "kept", b"x")
+        await link.entries.put(TASKS, "kept", b"x")
         await link.close()
 
     try:

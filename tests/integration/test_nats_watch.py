@@ -10,8 +10,10 @@ from structlog.testing import capture_logs
 
 from contracts.settings import Catalog
 from contracts.topology import CONTROL, TASKS, bucket_stream
-from ops.nats.link import Entry, NatsLink, TransportUnavailable, Watch
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
+from ops.nats.watch import Entry, Watch
 from tests.kit.behind import js_of
 from tests.kit.measured import Measured
 from tests.kit.support import KEEP_S, NatsServer, eventually
@@ -28,9 +30,9 @@ class Reader:
 
     async def start(self, link: NatsLink, bucket: str) -> None:
         if self._is_large:
-            self.watch = await link.watch(bucket, self._on_entry, on_again=self._again, on_whole=self._whole)
+            self.watch = await link.watches.start(bucket, self._on_entry, on_again=self._again, on_whole=self._whole)
         else:
-            self.watch = await link.watch(bucket, self._on_entry)
+            self.watch = await link.watches.start(bucket, self._on_entry)
         await self.watch.wait()
 
     def _on_entry(self, entry: Entry) -> None:
@@ -53,7 +55,7 @@ async def put(link: NatsLink, bucket: str, key: str, value: bytes) -> int:
 
     async def stored() -> int | None:
         try:
-            return await link.put(bucket, key, value)
+            return await link.entries.put(bucket, key, value)
         except TransportUnavailable:
             return None
 
@@ -81,17 +83,17 @@ async def test_what_a_power_cut_lost_is_forgotten_and_what_comes_after_is_told(
     """Also where others have written as much since, before the watch is back: its own writes come after that."""
     reader, before = Reader(is_large=is_large), await went_back(measured)
     await reader.start(link, TASKS)
-    kept = await link.put(TASKS, "kept", b"1")
-    ended = await link.put(TASKS, "ended", b"pending")
+    kept = await link.entries.put(TASKS, "kept", b"1")
+    ended = await link.entries.put(TASKS, "ended", b"pending")
     nats_server.copy_store(tmp_path / "copy")
-    await link.put(TASKS, "ended", b"done")
-    await link.put(TASKS, "lost", b"1")
-    last = await link.put(TASKS, "lost", b"2")
+    await link.entries.put(TASKS, "ended", b"done")
+    await link.entries.put(TASKS, "lost", b"1")
+    last = await link.entries.put(TASKS, "lost", b"2")
     await holds(reader, {"kept": (b"1", kept), "ended": (b"done", ended + 1), "lost": (b"2", last)})
     with capture_logs() as logged:
         nats_server.lose_tail(tmp_path / "copy")
         other = await NatsLink.connect(nats_server.url, name="other")
-        since = {f"new-{n}": (b"n", await other.put(TASKS, f"new-{n}", b"n")) for n in range(written_since)}
+        since = {f"new-{n}": (b"n", await other.entries.put(TASKS, f"new-{n}", b"n")) for n in range(written_since)}
         since["later"] = b"l", await put(link, TASKS, "later", b"l")
         await holds(reader, {"kept": (b"1", kept), "ended": (b"pending", ended), **since})
         await other.close()
@@ -120,15 +122,15 @@ async def test_a_message_that_was_on_its_way_when_the_connection_broke_is_not_al
     monkeypatch.setattr(Watch, "_receive", noted)
     reader = Reader(is_large=is_large)
     await reader.start(link, TASKS)
-    last = await link.put(TASKS, "a", b"1")
+    last = await link.entries.put(TASKS, "a", b"1")
     await holds(reader, {"a": (b"1", last)})
     await _made_anew(link, catalog)
-    first = await link.put(TASKS, "b", b"2")
+    first = await link.entries.put(TASKS, "b", b"2")
     reader.watch.on_lost()
     reader.watch.on_back()
     reader.watch._receive(brought[-1])
     await holds(reader, {"b": (b"2", first)})
-    second = await link.put(TASKS, "c", b"3")
+    second = await link.entries.put(TASKS, "c", b"3")
     await holds(reader, {"b": (b"2", first), "c": (b"3", second)})
 
 
@@ -137,9 +139,9 @@ async def test_a_bucket_that_was_made_anew(link: NatsLink, catalog: Catalog, is_
     reader = Reader(is_large=is_large)
     await reader.start(link, TASKS)
     for key in "abc":
-        await link.put(TASKS, key, b"1")
+        await link.entries.put(TASKS, key, b"1")
     await _made_anew(link, catalog)
-    revision = await link.put(TASKS, "d", b"2")
+    revision = await link.entries.put(TASKS, "d", b"2")
     await holds(reader, {"d": (b"2", revision)})
 
 
@@ -148,27 +150,27 @@ async def test_a_bucket_that_was_purged(link: NatsLink, is_large: bool) -> None:
     """Nobody tells of that: a look does, also where others have written since."""
     reader = Reader(is_large=is_large)
     await reader.start(link, TASKS)
-    first = {key: (b"1", await link.put(TASKS, key, b"1")) for key in "abc"}
+    first = {key: (b"1", await link.entries.put(TASKS, key, b"1")) for key in "abc"}
     await holds(reader, first)
-    await link.look_at_watches()
+    await link.watches.look()
     await holds(reader, first)
     await js_of(link).purge_stream(bucket_stream(TASKS))
-    revision = await link.put(TASKS, "c", b"2")
+    revision = await link.entries.put(TASKS, "c", b"2")
     await holds(reader, {**first, "c": (b"2", revision)})
-    await link.look_at_watches()
+    await link.watches.look()
     await holds(reader, {"c": (b"2", revision)})
 
 
 async def test_history_is_told_anew_in_its_order(link: NatsLink, catalog: Catalog) -> None:
     told: list[bytes | None] = []
-    watch = await link.watch(CONTROL, lambda entry: told.append(entry.value), history=True, on_again=told.clear)
+    watch = await link.watches.start(CONTROL, lambda entry: told.append(entry.value), history=True, on_again=told.clear)
     await watch.wait()
     for value in (b"1", b"2", b"3"):
-        await link.put(CONTROL, "lanes.a", value)
+        await link.entries.put(CONTROL, "lanes.a", value)
     await js_of(link).delete_stream(bucket_stream(CONTROL))
     await provision(link, wanted(catalog, keep_s=KEEP_S))
     for value in (b"4", b"5"):
-        await link.put(CONTROL, "lanes.b", value)
+        await link.entries.put(CONTROL, "lanes.b", value)
 
     async def is_told() -> bool:
         return told == [None, b"4", b"5"]  # what is gone, then what is there
@@ -192,10 +194,10 @@ async def test_a_watch_that_was_interrupted_goes_on_where_it_was(
 ) -> None:
     """It tells nothing twice, and misses nothing."""
     told: list[tuple[str, bytes | None]] = []
-    watch = await link.watch(TASKS, lambda entry: told.append((entry.key, entry.value)), history=True)
+    watch = await link.watches.start(TASKS, lambda entry: told.append((entry.key, entry.value)), history=True)
     await watch.wait()
     for n in range(3):
-        await link.put(TASKS, f"before-{n}", b"1")
+        await link.entries.put(TASKS, f"before-{n}", b"1")
     with capture_logs() as logged:
         await interrupted(link, nats_server)  # type: ignore[misc]
         await put(link, TASKS, "after", b"1")
@@ -210,7 +212,7 @@ async def test_a_watch_that_was_interrupted_goes_on_where_it_was(
 
 async def test_what_is_told_is_as_old_as_the_server_is_silent(nats_server: NatsServer, link: NatsLink) -> None:
     """A server that stalls counts as connected."""
-    watch = await link.watch(TASKS, lambda _: None)
+    watch = await link.watches.start(TASKS, lambda _: None)
     await watch.wait()
     assert watch.age_s() == 0
     nats_server.pause()
@@ -219,7 +221,7 @@ async def test_what_is_told_is_as_old_as_the_server_is_silent(nats_server: NatsS
         return watch.age_s() > 0
 
     await eventually(is_old)
-    assert link.is_connected
+    assert link.connection.is_connected
     nats_server.go_on()
 
     async def is_new() -> bool:

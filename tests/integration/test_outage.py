@@ -21,7 +21,8 @@ from lane_worker.runtime.cold_start import ColdStartLog
 from lane_worker.runtime.heartbeat import Heartbeat
 from lane_worker.runtime.slot_display import SlotDisplay
 from ops.ending import end
-from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 from ops.telemetry.seldom import Seldom
 from tests.integration.outage import server_away
 from tests.integration.test_http_generate import GOOD, problem
@@ -95,7 +96,7 @@ async def test_whoever_tries_again_and_again_says_so_once(
         await eventually(look)
 
     now = datetime.now(UTC)
-    watch = await link.watch(CONTROL, lambda _: None)
+    watch = await link.watches.start(CONTROL, lambda _: None)
     await watch.wait()
     heartbeat = Heartbeat(
         link, model="anisora", worker="a-0", slot="cpu-0", interval_s=600, health_age_s=lambda: 0.0, started_at=now
@@ -168,7 +169,7 @@ async def test_a_heartbeat_tells_changes_at_once_comes_back_and_leaves(link: Nat
 
     async def told(state: LaneState) -> LaneHeartbeat | None:
         try:
-            entry = await link.get(LANES, key)
+            entry = await link.entries.get(LANES, key)
         except TransportUnavailable:
             return None
         value = entry.value if entry is not None else None
@@ -181,14 +182,14 @@ async def test_a_heartbeat_tells_changes_at_once_comes_back_and_leaves(link: Nat
     assert warm is not None
     assert warm.health_age_s == 1.5
     assert warm.warm_after_s is not None
-    before = await link.get(LANES, key)
+    before = await link.entries.get(LANES, key)
     assert before is not None
     nats_server.kill()
     nats_server.start()
 
     async def reconnected() -> bool:
         try:
-            entry = await link.get(LANES, key)
+            entry = await link.entries.get(LANES, key)
         except TransportUnavailable:
             return False
         return entry is not None and entry.revision > before.revision
@@ -196,6 +197,6 @@ async def test_a_heartbeat_tells_changes_at_once_comes_back_and_leaves(link: Nat
     await eventually(reconnected)
     await end(beating)
     await heartbeat.leave()
-    entry = await link.get(LANES, key)
+    entry = await link.entries.get(LANES, key)
     assert entry is not None
     assert entry.value is None

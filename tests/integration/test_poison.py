@@ -90,7 +90,7 @@ async def worker(route: Route, link: NatsLink, catalog: Catalog, tmp_path: Path)
 
 async def done(link: NatsLink, task_id: str) -> None:
     async def look() -> bool:
-        entry = await link.get(TASKS, task_id)
+        entry = await link.entries.get(TASKS, task_id)
         return entry is not None and decode_task(entry.value or b"").status is TaskStatus.DONE
 
     await eventually(look)
@@ -100,25 +100,25 @@ async def test_a_poisoned_queue(route: Route, link: NatsLink, worker: Worker, mo
     monkeypatch.setattr(loop, "AHEAD_MAX_LOOKS", 2)
     monkeypatch.setattr(loop, "LEFT_MAX_S", 0)  # what could be of a newer version has been left for long enough
     known = fresh("known", route)
-    await link.create(TASKS, known.id, encode_task(known))
+    await link.entries.create(TASKS, known.id, encode_task(known))
     subject = work_subject(route, "anisora", "poison")
     every = poisons(route)
     with capture_logs() as lines:
         for poison in every.values():
-            await link.publish(subject, poison)
+            await link.messages.publish(subject, poison)
         # ahead of its record for ever
         ahead = work_subject(route, "anisora", known.id)
-        await link.publish(ahead, encode_task(fresh(known.id, route, epoch=7)))
+        await link.messages.publish(ahead, encode_task(fresh(known.id, route, epoch=7)))
         good = fresh("good", route)
         newer = spoilt(good, added_later={"deep": [SECRET]})  # a field that this version does not know
-        await link.publish(work_subject(route, "anisora", good.id), newer)
+        await link.messages.publish(work_subject(route, "anisora", good.id), newer)
         await done(link, good.id)
     assert [task.id for task in worker.runner.ran] == [good.id]
     told = [line for line in lines if line["event"] == "unreadable"]
     assert [line["where"] for line in told] == [subject] * len(every) + [ahead]
     assert {line["kind"] for line in told} == {"task"}
     assert SECRET not in str(lines)
-    assert await link.get(TASKS, "poison") is None
+    assert await link.entries.get(TASKS, "poison") is None
 
     async def is_empty() -> bool:
         return (
@@ -136,10 +136,10 @@ async def test_what_a_newer_version_wrote_is_left_for_one_of_its_workers(
     worker = Worker(link, catalog.windows, tmp_path, "one")
     worker.runner.may_end.set()
     task, stream = fresh("01890a5d-ac96-774b-bcce-b302099a80fa"), lane_stream("anisora")
-    revision = await link.create(TASKS, task.id, spoilt(task, status="paused"))
+    revision = await link.entries.create(TASKS, task.id, spoilt(task, status="paused"))
     with capture_logs() as lines:
-        await link.publish(work_subject("lane", "anisora", task.id), encode_task(task))
-        await link.publish(work_subject("lane", "anisora", "newer"), spoilt(fresh("newer"), status="paused"))
+        await link.messages.publish(work_subject("lane", "anisora", task.id), encode_task(task))
+        await link.messages.publish(work_subject("lane", "anisora", "newer"), spoilt(fresh("newer"), status="paused"))
 
         async def left() -> bool:
             info = await js_of(link).consumer_info(stream, WORK_CONSUMER)
@@ -148,9 +148,11 @@ async def test_what_a_newer_version_wrote_is_left_for_one_of_its_workers(
         await eventually(left)
         told = [line["where"] for line in lines if line["event"] == "unreadable"]
         assert len(told) == len(set(told))  # each of them once, however often it comes
-        await link.update(TASKS, task.id, encode_task(task), revision=revision)  # as by an upgrade of this worker
+        await link.entries.update(
+            TASKS, task.id, encode_task(task), revision=revision
+        )  # as by an upgrade of this worker
         await done(link, task.id)
-    assert (await link.depth(stream)).messages == 1
+    assert (await link.streams.depth(stream)).messages == 1
     assert [ran.id for ran in worker.runner.ran] == [task.id]
     await worker.close()
 
@@ -159,25 +161,25 @@ async def test_a_timer_whose_record_is_of_a_newer_version_is_left_for_its_gatewa
     http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink
 ) -> None:
     task = replace(fresh("01890a5d-ac96-774b-bcce-b302099a80fb", "degraded"), deadline_at=datetime.now(UTC))
-    revision = await gateway_link.create(TASKS, task.id, spoilt(task, status="paused"))
-    await gateway_link.publish(f"deadline.due.admit.{task.id}", encode_task(task))
+    revision = await gateway_link.entries.create(TASKS, task.id, spoilt(task, status="paused"))
+    await gateway_link.messages.publish(f"deadline.due.admit.{task.id}", encode_task(task))
 
     async def left() -> bool:
         told = [line["where"] for line in unreadable_lines(gateway) if line["kind"] == "timer"]
         return f"deadline.due.admit.{task.id}" in told
 
     await eventually(left)
-    await gateway_link.update(TASKS, task.id, encode_task(task), revision=revision)  # as after an upgrade
+    await gateway_link.entries.update(TASKS, task.id, encode_task(task), revision=revision)  # as after an upgrade
 
     async def ended() -> bool:
-        entry = await gateway_link.get(TASKS, task.id)
+        entry = await gateway_link.entries.get(TASKS, task.id)
         return decode_task((entry and entry.value) or b"").status is TaskStatus.FAILED
 
     await eventually(ended)
 
 
 async def test_a_poisoned_leader_key_keeps_nobody_out(link: NatsLink) -> None:
-    await link.put(LEADER, LEADER_KEY, b"\0\xff")  # without a time to live: it would stand for ever
+    await link.entries.put(LEADER, LEADER_KEY, b"\0\xff")  # without a time to live: it would stand for ever
     leader = Leader(link, worker="w", owner="o", slot="cpu-0")
     await asyncio.wait_for(leader.campaign(), 20)
 
@@ -189,7 +191,7 @@ def unreadable_lines(gateway: GatewayProcess) -> list[dict[str, Any]]:
 
 async def test_poisoned_timers(http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink) -> None:
     ended = json.loads(encode_task(fresh("ended"))) | {"status": "done"}
-    await gateway_link.put(TASKS, "with-a-bad-record", b"\0\xff")
+    await gateway_link.entries.put(TASKS, "with-a-bad-record", b"\0\xff")
     timers = {
         "deadline.due.admit.empty": b"",
         "deadline.due.admit.garbage": b"\0\xff" * 99,
@@ -203,9 +205,9 @@ async def test_poisoned_timers(http: httpx.AsyncClient, gateway: GatewayProcess,
     }
     before = len([line for line in unreadable_lines(gateway) if line["kind"] == "timer"])
     for subject, body in timers.items():
-        await gateway_link.publish(subject, body)
+        await gateway_link.messages.publish(subject, body)
     good = fresh("01890a5d-ac96-774b-bcce-b302099a80ff")
-    await gateway_link.publish(f"deadline.due.admit.{good.id}", encode_task(good))
+    await gateway_link.messages.publish(f"deadline.due.admit.{good.id}", encode_task(good))
 
     async def all_told() -> bool:
         return len([line for line in unreadable_lines(gateway) if line["kind"] == "timer"]) == before + len(timers)
@@ -228,7 +230,7 @@ async def test_poisoned_timers(http: httpx.AsyncClient, gateway: GatewayProcess,
     assert [line["count"] for line in told] == list(range(1, len(told) + 1))
     assert SECRET not in gateway.log()
     for key in ("ended", "one-id", "another-id", "large"):
-        assert await gateway_link.get(TASKS, key) is None
+        assert await gateway_link.entries.get(TASKS, key) is None
 
 
 KEYS = {
@@ -258,9 +260,9 @@ async def test_poisoned_buckets(
     for bucket, keys in KEYS.items():
         for key in keys:
             for value in VALUES.values():
-                # past `NatsLink.put`, which would refuse some of the keys
-                await gateway_link.publish(f"$KV.{bucket}.{key}", value)
-    await gateway_link.publish(f"$KV.{LANES}.anisora.poison", b"", headers={"KV-Operation": "DEL"})
+                # past `Entries.put`, which would refuse some of the keys
+                await gateway_link.messages.publish(f"$KV.{bucket}.{key}", value)
+    await gateway_link.messages.publish(f"$KV.{LANES}.anisora.poison", b"", headers={"KV-Operation": "DEL"})
     # switches are ignored and told apart; the other keys of `leader` say nothing
     others = {key for bucket, keys in KEYS.items() if bucket not in (CONTROL, LEADER) for key in keys} | {LEADER_KEY}
 

@@ -33,12 +33,12 @@ async def test_a_bucket_that_keeps_more_than_is_wanted_is_changed_in_place(link:
     await js_of(link).update_stream(config.evolve(max_msgs_per_subject=16))
     for number in range(10):
         for key in ("one", "other"):
-            await link.put("tasks", key, str(number).encode())
+            await link.entries.put("tasks", key, str(number).encode())
     changed = await provision(link, wanted(catalog, keep_s=KEEP_S))
     assert [str(each) for each in changed] == ["KV_tasks: max_msgs_per_subject is 16, should be 4"]
-    assert (await link.depth("KV_tasks")).messages == 8
+    assert (await link.streams.depth("KV_tasks")).messages == 8
     for key in ("one", "other"):
-        newest = await link.get("tasks", key)
+        newest = await link.entries.get("tasks", key)
         assert newest is not None
         assert newest.value == b"9"
 

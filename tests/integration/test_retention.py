@@ -60,7 +60,7 @@ def store(services: Services, folder: Path, path: str, *, age_s: float) -> Path:
 async def test_orphans_go_and_what_a_record_names_stays(services: Services, tmp_path: Path) -> None:
     task = done_task()
     assert task.image_path is not None
-    await services.link.create(TASKS, task.id, encode_task(task))
+    await services.link.entries.create(TASKS, task.id, encode_task(task))
     video = store(services, tmp_path, task.video_path, age_s=100)
     image = store(services, tmp_path, task.image_path, age_s=100)
     loser = store(services, tmp_path, f"videos/{task.id}.0.mp4", age_s=100)
@@ -93,11 +93,11 @@ async def test_files_go_when_the_server_drops_the_record(services: Services, tmp
     """The bucket's own age limit is what ends a record; the janitor follows it."""
     task = done_task()
     assert task.image_path is not None
-    await services.link.create(TASKS, task.id, encode_task(task))
+    await services.link.entries.create(TASKS, task.id, encode_task(task))
     files = [store(services, tmp_path, path, age_s=0) for path in (task.video_path, task.image_path)]
 
     async def expired() -> bool:
-        return await services.link.get(TASKS, task.id) is None
+        return await services.link.entries.get(TASKS, task.id) is None
 
     await eventually(expired)
     # the running janitor of these services comes every second at this keep
@@ -117,7 +117,7 @@ async def test_a_timer_that_is_later_than_the_record_lasts_brings_nothing_back(s
         """The status of the record that the timer of a task queued at that time leaves, where there is none before."""
         task = pending_task(str(uuid.uuid4()), created_at=queued_at, queued_at=queued_at)
         snapshot = await services.sweeper.look(task.id, encode_task(task))
-        assert (await services.link.get(TASKS, task.id) is None) == (snapshot is None)
+        assert (await services.link.entries.get(TASKS, task.id) is None) == (snapshot is None)
         return None if snapshot is None else snapshot.task.status
 
     assert await comes_due(now - timedelta(seconds=KEEP_S)) is None
@@ -128,7 +128,7 @@ async def test_a_timer_that_is_later_than_the_record_lasts_brings_nothing_back(s
 async def test_the_file_of_a_running_task_stays(services: Services, tmp_path: Path) -> None:
     now = datetime.now(UTC)
     task = lifecycle.claim(pending_task(created_at=now, queued_at=now), owner="o", worker="w", lease_s=20, now=now)
-    await services.link.create(TASKS, task.id, encode_task(task))
+    await services.link.entries.create(TASKS, task.id, encode_task(task))
     video = store(services, tmp_path, task.video_path, age_s=3_600)
     await asyncio.gather(services.clean(), services.clean())
     assert video.exists()

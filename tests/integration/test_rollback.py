@@ -171,7 +171,7 @@ async def test_what_another_gateway_has_queued_is_not_counted_again(pair: Pair) 
         replaced=accepted.replaced,
     )
     subject = work_subject("lane", "anisora", queued.id)
-    await pair.link.publish(subject, encode_task(queued), message_id=queued.message_id)
+    await pair.link.messages.publish(subject, encode_task(queued), message_id=queued.message_id)
     told = pair.told()
     answer = await pair.report.post("/generate", json=sent, headers={"idempotency-key": "half-done"})
     assert (answer.json()["id"], answer.json()["warnings"][0]["got"]) == (queued.id, 20)
@@ -204,10 +204,10 @@ async def test_records_of_other_versions(pair: Pair) -> None:
     )
     newer |= {"added_later": {"deep": [1]}}
     for record, count in ((older, 0), (newer, 1)):
-        await pair.link.create(TASKS, record["id"], msgspec.json.encode(record))
+        await pair.link.entries.create(TASKS, record["id"], msgspec.json.encode(record))
         # overdue by far: whoever reads it puts that right, and so writes it anew
         shown = (await pair.reject.get(f"/tasks/{record['id']}")).json()
         assert len(shown["warnings"]) == count
-        entry = await pair.link.get(TASKS, record["id"])
+        entry = await pair.link.entries.get(TASKS, record["id"])
         assert entry is not None
         assert len(decode_task(entry.value or b"").replaced) == count

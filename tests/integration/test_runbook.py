@@ -43,7 +43,8 @@ from lane_worker.runtime.slot_display import SlotDisplay
 from ops.cli import cli
 from ops.ending import end
 from ops.nats.access import AUTH_FOLDER, NatsAccess, Role, environment_for
-from ops.nats.link import NatsLink, UnusableServer
+from ops.nats.errors import UnusableServer
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import differences, wanted
 from tests.kit.behind import client_of, js_of
 from tests.kit.gateway import GatewayProcess
@@ -116,7 +117,7 @@ class Stage:
         return str(response.json()["id"])
 
     async def record(self, task_id: str) -> GenerationTask:
-        entry = await self.link.get(TASKS, task_id)
+        entry = await self.link.entries.get(TASKS, task_id)
         assert entry is not None
         return decode_task(entry.value or b"")
 
@@ -145,11 +146,11 @@ class Stage:
         deadline = now + timedelta(seconds=30)
         task = pending_task(task_id, created_at=now, queued_at=now, deadline_at=deadline, route=route)
         assert route in ("lane", "degraded")
-        ack = await self.link.publish(work_subject(route, "anisora", task_id), encode_task(task))  # type: ignore[arg-type]
+        ack = await self.link.messages.publish(work_subject(route, "anisora", task_id), encode_task(task))  # type: ignore[arg-type]
         return ack.seq
 
     async def put(self, bucket: str, key: str, value: object) -> None:
-        await self.link.put(bucket, key, msgspec.json.encode(value))
+        await self.link.entries.put(bucket, key, msgspec.json.encode(value))
 
 
 class Watching:
@@ -333,7 +334,7 @@ async def stage(
     monkeypatch.chdir(tmp_path)
     for stream in (LANE, DEGRADED):
         await js_of(gateway_link).purge_stream(stream)
-    await gateway_link.put(CONTROL, "lanes.anisora", b"auto")
+    await gateway_link.entries.put(CONTROL, "lanes.anisora", b"auto")
     stage = Stage(gateway, http, gateway_link, tmp_path)
     await stage.says("lane")
     async with stage.leave:
@@ -409,11 +410,11 @@ async def the_server_itself(stage: Stage, page: Page) -> None:
 async def who_is_warm(stage: Stage, page: Page) -> None:
     now = datetime.now(UTC)
     await stage.put(LEADER, LEADER_KEY, Leadership(worker="degraded-0", owner="o", slot="cpu-2", pid=1, since=now))
-    await stage.link.put(CONTROL, "lanes.anisora", b"degraded")
+    await stage.link.entries.put(CONTROL, "lanes.anisora", b"degraded")
     await stage.routes("degraded")
 
     async def falls_back() -> bool:
-        entry = await stage.link.get(FALLBACKS, "anisora")
+        entry = await stage.link.entries.get(FALLBACKS, "anisora")
         return entry is not None and decode_episode(entry.value or b"").until is None
 
     await eventually(falls_back)
@@ -465,14 +466,14 @@ async def force_and_lift(stage: Stage, page: Page) -> None:
     await stage.routes("lane")
     await page.run("warmlane lane-mode anisora degraded")
     assert await stage.route() == "degraded"
-    await stage.link.put(CONTROL, "lanes.anisora", b"auto")
+    await stage.link.entries.put(CONTROL, "lanes.anisora", b"auto")
     await stage.routes("lane")
     await page.run("nats kv put control lanes.anisora degraded")
     await stage.routes("degraded")
     assert (await page.run("nats kv get control lanes.anisora")).strip() == "degraded"
     await page.run("warmlane lane-mode anisora auto")
     assert await stage.route() == "lane"
-    await stage.link.put(CONTROL, "lanes.anisora", b"degraded")
+    await stage.link.entries.put(CONTROL, "lanes.anisora", b"degraded")
     await stage.routes("degraded")
     await page.run("nats kv put control lanes.anisora auto")
     await stage.routes("lane")
@@ -481,7 +482,7 @@ async def force_and_lift(stage: Stage, page: Page) -> None:
 async def pause(stage: Stage, page: Page) -> None:
     """Also a worker that asked before the pause gets nothing, and a provisioned server stays one."""
     lane = await stage.as_role("lane")
-    early, late = [await lane.pull(LANE, "worker") for _ in range(2)]
+    early, late = [await lane.messages.pull(LANE, "worker") for _ in range(2)]
     await page.run("nats kv put control lanes.anisora degraded")
     await stage.routes("degraded")
     asking = asyncio.create_task(early.fetch())
@@ -531,21 +532,21 @@ async def drain(stage: Stage, page: Page) -> None:
 
 
 async def a_poisoned_message(stage: Stage, page: Page) -> None:
-    poison = await stage.link.publish(f"lane.anisora.{'poison'}", b"\0\xff")
+    poison = await stage.link.messages.publish(f"lane.anisora.{'poison'}", b"\0\xff")
     await stage.queued("lane", "good")
     assert "lane.anisora.poison" in await page.run("nats stream subjects LANE_ANISORA")
     shown = await page.run("nats stream get LANE_ANISORA --last-for lane.anisora.poison")
     assert f"LANE_ANISORA#{poison.seq} " in shown
     await page.run("nats stream rmm", SEQ=poison.seq)
-    pull = await (await stage.as_role("lane")).pull(LANE, "worker")
+    pull = await (await stage.as_role("lane")).messages.pull(LANE, "worker")
     (message,) = await pull.fetch()
     assert message.subject == "lane.anisora.good"
     await message.ack()
 
     task_id = await stage.submit()
-    before = await stage.link.get(TASKS, task_id)
+    before = await stage.link.entries.get(TASKS, task_id)
     assert before is not None
-    await stage.link.put(TASKS, task_id, b"\0\xff")
+    await stage.link.entries.put(TASKS, task_id, b"\0\xff")
     assert (await stage.http.delete(f"/tasks/{task_id}")).status_code == 404  # nobody can read it
     moves = rows(await page.run("nats kv history tasks", ID=task_id))
     assert [row[4] for row in moves][1:] == ["2"]  # bytes
@@ -554,9 +555,9 @@ async def a_poisoned_message(stage: Stage, page: Page) -> None:
     assert await stage.record(task_id) == decode_task(before.value or b"")
     assert json.loads(await page.run("curl", ID=task_id))["error"]["code"] == "cancelled"
 
-    await stage.link.put(LANES, "anisora.poison", b"\0\xff")
+    await stage.link.entries.put(LANES, "anisora.poison", b"\0\xff")
     await page.run("nats kv del lanes anisora.poison")
-    entry = await stage.link.get(LANES, "anisora.poison")
+    entry = await stage.link.entries.get(LANES, "anisora.poison")
     assert entry is not None
     assert entry.value is None
     await js_of(stage.link).purge_stream(f"KV_{LANES}", subject=f"$KV.{LANES}.anisora.poison")
@@ -604,7 +605,7 @@ async def lift_a_quarantine(stage: Stage, page: Page) -> None:
 
 async def back_up_and_restore(stage: Stage, page: Page) -> None:
     task_id = await stage.submit()
-    await stage.link.put(CONTROL, "lanes.phr00t", b"auto")
+    await stage.link.entries.put(CONTROL, "lanes.phr00t", b"auto")
     (stage.folder / "empty").mkdir()
     empty = NatsServer(stage.folder / "empty")
     empty.start()
@@ -612,7 +613,7 @@ async def back_up_and_restore(stage: Stage, page: Page) -> None:
     await page.run("warmlane backup")
     await page.run("warmlane restore", on=empty)
     restored = await stage.as_role("admin", empty)
-    entry = await restored.get(TASKS, task_id)
+    entry = await restored.entries.get(TASKS, task_id)
     assert entry is not None
     assert decode_task(entry.value or b"").id == task_id
 
@@ -620,7 +621,7 @@ async def back_up_and_restore(stage: Stage, page: Page) -> None:
         await js_of(restored).delete_stream(stream)
     await page.run("nats backup stream KV_control")
     await page.run("nats backup restore stream backups/control", on=empty)
-    entry = await restored.get(CONTROL, "lanes.phr00t")
+    entry = await restored.entries.get(CONTROL, "lanes.phr00t")
     assert entry is not None
     assert entry.value == b"auto"
     await page.run("nats backup restore stream backups/monday/KV_slots", on=empty)
@@ -661,12 +662,12 @@ async def a_queue_that_does_not_work(stage: Stage, page: Page) -> None:
 async def a_worker_that_fails(stage: Stage, page: Page) -> None:
     assert values(await page.run("nats kv get lanes anisora.anisora-0")) == [""]  # nothing failed yet
     task_id = await stage.submit()
-    task, entry = await stage.record(task_id), await stage.link.get(TASKS, task_id)
+    task, entry = await stage.record(task_id), await stage.link.entries.get(TASKS, task_id)
     now = datetime.now(UTC)
     claimed = lifecycle.claim(task, owner="o", worker="anisora-0", lease_s=20, now=now)
     failed = lifecycle.fail(claimed, code=FailureCode.INFERENCE_FAILED, message="x", now=now)
     assert entry is not None
-    await stage.link.update(TASKS, task_id, encode_task(failed), revision=entry.revision)
+    await stage.link.entries.update(TASKS, task_id, encode_task(failed), revision=entry.revision)
     error, worker = values(await page.run("nats kv get tasks", ID=task_id))
     assert (error["code"], worker) == ("inference_failed", "anisora-0")
 
@@ -725,8 +726,8 @@ async def test_what_is_refused_to_operator(stage: Stage) -> None:
     changing = [f"nats {command}" for command in REFUSED]
     changing += [new for new, old in zip(given, _commands(), strict=True) if "$ADMIN" in old and "restore" not in new]
     await stage.submit()
-    revision = await stage.link.put(TASKS, "mine", b"{}")
-    await stage.link.put(TASKS, "mine", b"[]")
+    revision = await stage.link.entries.put(TASKS, "mine", b"{}")
+    await stage.link.entries.put(TASKS, "mine", b"[]")
     pause = json.dumps({"pause_until": (datetime.now(UTC) + timedelta(hours=1)).isoformat()}).encode()
     await client_of(stage.link).request(f"$JS.API.CONSUMER.PAUSE.{LANE}.worker", pause, timeout=20)
     before = await js_of(stage.link).stream_info(LANE), await js_of(stage.link).stream_info("KV_tasks")

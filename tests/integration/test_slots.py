@@ -84,11 +84,11 @@ async def test_the_latest_state_wins_and_is_written_once(
         SlotState.RESIDENT,
         "first",
     )
-    stored = await link.get(SLOTS, SLOT)
+    stored = await link.entries.get(SLOTS, SLOT)
     assert stored is not None
     shown.show(SlotState.RELEASING, "anisora")
     await shown.settled()
-    again = await link.get(SLOTS, SLOT)
+    again = await link.entries.get(SLOTS, SLOT)
     assert again is not None
     assert again.revision == stored.revision + 1
 
@@ -98,7 +98,7 @@ async def test_a_quarantine_reaches_the_server_however_long_it_is_away(
 ) -> None:
     shown = await display("degraded-0")
     nats_server.kill()
-    await eventually(lambda: asyncio.sleep(0, not link.is_connected))
+    await eventually(lambda: asyncio.sleep(0, not link.connection.is_connected))
     shown.take()
     shown.show(SlotState.QUARANTINED, None, "3 GiB are still held")
     shown.show(SlotState.EMPTY, None)  # the host was ended: that lifts nothing
@@ -146,7 +146,7 @@ async def test_a_quarantine_stands_until_an_operator_lifts_it(
         assert "3 GiB are still held" in lifted.stdout
     else:
         # as `nats kv del slots cpu-7`
-        await link.publish(f"$KV.{SLOTS}.{SLOT}", b"", headers={"KV-Operation": "DEL"})
+        await link.messages.publish(f"$KV.{SLOTS}.{SLOT}", b"", headers={"KV-Operation": "DEL"})
     await asyncio.wait_for(asyncio.gather(*waiting), 10)
     second.take()
     second.show(SlotState.LOADING, "anisora")
@@ -185,19 +185,19 @@ async def test_what_is_shown_is_written_again_and_removed_by_who_leaves(
     old.take()
     old.show(SlotState.RESIDENT, "anisora", "first")
     await old.settled()
-    first = await link.get(SLOTS, SLOT)
+    first = await link.entries.get(SLOTS, SLOT)
     await old.refresh()
-    second = await link.get(SLOTS, SLOT)
+    second = await link.entries.get(SLOTS, SLOT)
     assert first is not None
     assert second is not None
     assert (second.revision, second.value) == (first.revision + 1, first.value)
     new.take()
     new.show(SlotState.RESIDENT, "phr00t")
     await new.settled()
-    third = await link.get(SLOTS, SLOT)
+    third = await link.entries.get(SLOTS, SLOT)
     await old.refresh()
     await old.leave()
-    assert await link.get(SLOTS, SLOT) == third
+    assert await link.entries.get(SLOTS, SLOT) == third
     await new.leave()
     assert await entry(link) is None
 
@@ -210,10 +210,10 @@ async def test_a_quarantine_is_neither_written_again_nor_removed(
     shown.take()
     shown.show(SlotState.QUARANTINED, None, "held")
     await shown.settled()
-    stored = await link.get(SLOTS, SLOT)
+    stored = await link.entries.get(SLOTS, SLOT)
     await shown.refresh()
     await shown.leave()
-    assert await link.get(SLOTS, SLOT) == stored
+    assert await link.entries.get(SLOTS, SLOT) == stored
     await lift(link, SLOT, now=datetime.now(UTC))
     await eventually(lambda: asyncio.sleep(0, shown.quarantine is None))
     await shown.refresh()
@@ -232,8 +232,8 @@ async def test_a_new_system_forgets_who_is_dead(link: NatsLink, nats_server: Nat
         ("cpu-3", os.getpid(), SlotState.RESIDENT),
     ):
         shown = VideoPipelineSlot(slot=slot, worker="w", pid=pid, model="anisora", state=state, since=now)
-        await link.put(SLOTS, slot, msgspec.json.encode(shown))
-    await link.put(SLOTS, "cpu-4", b"no slot")
+        await link.entries.put(SLOTS, slot, msgspec.json.encode(shown))
+    await link.entries.put(SLOTS, "cpu-4", b"no slot")
     for worker, pid in (("anisora-0", DEAD), ("anisora-1", os.getpid())):
         lane = LaneHeartbeat(
             model="anisora",
@@ -244,7 +244,7 @@ async def test_a_new_system_forgets_who_is_dead(link: NatsLink, nats_server: Nat
             pid=pid,
             started_at=now,
         )
-        await link.put(LANES, lane_key("anisora", worker), msgspec.json.encode(lane))
+        await link.entries.put(LANES, lane_key("anisora", worker), msgspec.json.encode(lane))
     other = await NatsLink.connect(nats_server.url, name="up")
     try:
         assert await forget_the_dead(other, is_alive=lambda pid: pid != DEAD) == 2
@@ -254,7 +254,7 @@ async def test_a_new_system_forgets_who_is_dead(link: NatsLink, nats_server: Nat
     later = now + timedelta(seconds=SLOTS_SHOWN_S + 60)
     assert [slot.slot for slot in await read_slots(link, now=later)] == ["cpu-2"]
     for worker, is_left in (("anisora-0", False), ("anisora-1", True)):
-        found = await link.get(LANES, lane_key("anisora", worker))
+        found = await link.entries.get(LANES, lane_key("anisora", worker))
         assert (found is not None and found.value is not None) is is_left
 
 
@@ -293,7 +293,7 @@ async def test_what_cannot_be_lifted_is_said(
     resident = VideoPipelineSlot(
         slot=SLOT, worker="degraded-0", pid=1, model="anisora", state=SlotState.RESIDENT, since=datetime.now(UTC)
     )
-    await link.put(SLOTS, SLOT, msgspec.json.encode(resident))
+    await link.entries.put(SLOTS, SLOT, msgspec.json.encode(resident))
     result = await command(arguments[0], "--nats-url", nats_server.url, *arguments[1:])
     assert (result.returncode, expected in result.stderr) == (status, True), result.stderr
     assert "Traceback" not in result.stderr

@@ -10,7 +10,8 @@ from structlog.testing import capture_logs
 from contracts.settings import Catalog
 from contracts.tasks import TaskStatus, decode_task, encode_task
 from contracts.topology import DEADLINES, TASKS, bucket_stream, lane_stream, work_subject
-from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import differences, provision, wanted
 from tests.integration.test_http_generate import GOOD, problem
 from tests.kit.behind import js_of
@@ -53,7 +54,7 @@ async def test_limits_of_timers_are_told(link: NatsLink, catalog: Catalog) -> No
     await limit(link, DEADLINES, max_bytes=100_000, max_msgs=100, max_msg_size=1)
     task = pending_task()
     with pytest.raises(TransportUnavailable):
-        await link.set_timer("admit", task.id, datetime.now(UTC), encode_task(task))
+        await link.timers.set("admit", task.id, datetime.now(UTC), encode_task(task))
     told = {f"{each.name}: {each.field}" for each in await differences(link, wanted(catalog, keep_s=KEEP_S))}
     assert told == {f"{DEADLINES}: {field}" for field in ("max_bytes", "max_msgs", "max_msg_size")}
 
@@ -64,8 +65,8 @@ async def test_a_finished_result_waits_for_a_bucket_that_takes_it(
     worker = Worker(link, catalog.windows, tmp_path, "one")
     now = datetime.now(UTC)
     task = pending_task(created_at=now, queued_at=now, deadline_at=now + timedelta(seconds=30))
-    await link.create(TASKS, task.id, encode_task(task))
-    await link.publish(work_subject("lane", task.model, task.id), encode_task(task))
+    await link.entries.create(TASKS, task.id, encode_task(task))
+    await link.messages.publish(work_subject("lane", task.model, task.id), encode_task(task))
     await worker.runner.started.wait()
     await limit(link, bucket_stream(TASKS), max_bytes=1)
     with capture_logs() as lines:
@@ -78,9 +79,9 @@ async def test_a_finished_result_waits_for_a_bucket_that_takes_it(
     await provision(link, wanted(catalog, keep_s=KEEP_S))
 
     async def done() -> bool:
-        entry = await link.get(TASKS, task.id)
+        entry = await link.entries.get(TASKS, task.id)
         return decode_task((entry and entry.value) or b"").status is TaskStatus.DONE
 
     await eventually(done)
-    assert (await link.depth(lane_stream("anisora"))).messages == 0
+    assert (await link.streams.depth(lane_stream("anisora"))).messages == 0
     await worker.close()

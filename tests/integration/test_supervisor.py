@@ -32,7 +32,8 @@ from ops.lanes.supervisor import Supervised, Supervisor
 from ops.machine.processes import Process, warmlane_command
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import HEARTBEATS
-from ops.nats.link import Entry, NatsLink
+from ops.nats.link import NatsLink
+from ops.nats.watch import Entry
 from tests.kit.gateway import System, fresh_system, report_lane
 from tests.kit.records import TASK_ID, processing_task
 from tests.kit.support import (
@@ -156,7 +157,7 @@ async def supervised(system: System, data_dir: Path, *options: str) -> AsyncIter
     """The supervisor runs; at the end it is asked to leave, and must leave nothing."""
     lanes = Lanes()
     link = await NatsLink.connect(system.gateway.nats.url, name="looker")
-    await (await link.watch(LANES, lanes.on_entry)).wait()
+    await (await link.watches.start(LANES, lanes.on_entry)).wait()
     data_dir.mkdir(exist_ok=True)
     command = warmlane_command(
         "supervisor", "--nats-url", system.gateway.nats.address, "--data-dir", str(data_dir), *options
@@ -361,7 +362,7 @@ async def by_hand(
     heartbeat_s: float = 3_600.0,  # what is told is told because something happened
 ) -> AsyncIterator[Lanes]:
     lanes = Lanes()
-    await (await link.watch(LANES, lanes.on_entry)).wait()
+    await (await link.watches.start(LANES, lanes.on_entry)).wait()
     wanted = [Want("anisora", "anisora-0"), Want("phr00t", "phr00t-0")]
     windows = replace(catalog.windows, heartbeat_s=heartbeat_s)
     supervisor = Supervisor(link, provider, wanted, quota or Quota(None, catalog.models), windows, drain_s=5.0)
@@ -400,17 +401,17 @@ async def test_the_last_word_of_a_dead_lane_does_not_stand(link: NatsLink, catal
         await lanes.becomes("anisora-0", LaneState.STARTING)
         lane = provider.lanes["anisora-0"]
         lane.pid = 100
-        await link.put(LANES, "anisora.anisora-0", spoken(100, LaneState.WARM))
+        await link.entries.put(LANES, "anisora.anisora-0", spoken(100, LaneState.WARM))
         await lanes.becomes("anisora-0", LaneState.WARM)
         lane.dies()
         said = await lanes.becomes("anisora-0", LaneState.STARTING)
         assert (said.pid, said.slot) == (os.getpid(), "by-hand")
-        await link.put(LANES, "anisora.anisora-0", spoken(100, LaneState.BUSY))
+        await link.entries.put(LANES, "anisora.anisora-0", spoken(100, LaneState.BUSY))
         await lanes.hears("anisora-0", LaneState.BUSY, 100)
         await lanes.becomes("anisora-0", LaneState.STARTING)
 
         lane.pid = 101
-        await link.put(LANES, "anisora.anisora-0", spoken(101, LaneState.WARM))
+        await link.entries.put(LANES, "anisora.anisora-0", spoken(101, LaneState.WARM))
         provider.lanes["phr00t-0"].dies()  # the supervisor goes through all lanes
         await eventually(lambda: asyncio.sleep(0, "ended" in getattr(lanes.last("phr00t-0"), "detail", "")))
         assert lanes.states("anisora-0")[-1] == (LaneState.WARM, 101)
@@ -427,16 +428,16 @@ async def test_a_word_of_the_successor_that_comes_in_between_wins(link: NatsLink
         await lanes.becomes("anisora-0", LaneState.STARTING)
         lane = provider.lanes["anisora-0"]
         lane.pid = 100
-        await link.put(LANES, "anisora.anisora-0", spoken(100, LaneState.WARM))
+        await link.entries.put(LANES, "anisora.anisora-0", spoken(100, LaneState.WARM))
         await lanes.becomes("anisora-0", LaneState.WARM)
-        update = link.update
+        update = link.entries.update
 
         async def overtaken(bucket: str, key: str, value: bytes, *, revision: int, ttl_s: float | None = None) -> int:
-            lane.pid, link.update = 101, update  # type: ignore[method-assign]
-            await link.put(LANES, key, spoken(101, LaneState.WARM))
+            lane.pid, link.entries.update = 101, update  # type: ignore[method-assign]
+            await link.entries.put(LANES, key, spoken(101, LaneState.WARM))
             return await update(bucket, key, value, revision=revision, ttl_s=ttl_s)
 
-        link.update = overtaken  # type: ignore[method-assign]
+        link.entries.update = overtaken  # type: ignore[method-assign]
         lane.dies()
         await eventually(lambda: asyncio.sleep(0, lanes.states("anisora-0")[-1] == (LaneState.WARM, 101)))
         provider.lanes["phr00t-0"].dies()
@@ -459,10 +460,10 @@ async def test_a_start_that_ends_with_its_process_is_told_once(link: NatsLink, c
             seconds=None,
             detail="the slot is taken, it said",
         )
-        await link.put(COLD_STARTS, "anisora", msgspec.json.encode(own))
+        await link.entries.put(COLD_STARTS, "anisora", msgspec.json.encode(own))
         lane.dies("status 1: the slot is taken")
         lane.pid = 100
-        await link.put(LANES, "anisora.anisora-0", spoken(100, LaneState.WARM))
+        await link.entries.put(LANES, "anisora.anisora-0", spoken(100, LaneState.WARM))
         await lanes.becomes("anisora-0", LaneState.WARM)
         provider.lanes["phr00t-0"].dies()  # the supervisor goes through all lanes: it has heard that too
         await eventually(lambda: asyncio.sleep(0, "ended" in getattr(lanes.last("phr00t-0"), "detail", "")))
@@ -483,14 +484,14 @@ async def test_the_task_of_a_dead_lane_is_given_back(link: NatsLink, catalog: Ca
     """Whether its last word came before the news of its death or after it. A process that is no child of ours, as one
     of an earlier supervisor that drains, keeps its task."""
     task = processing_task(now=datetime.now(UTC), lease_s=3_600)
-    await link.create(TASKS, TASK_ID, encode_task(task))
+    await link.entries.create(TASKS, TASK_ID, encode_task(task))
     in_hand = InHand(task_id=TASK_ID, owner="owner-1")
     provider = HandProvider()
     async with by_hand(link, catalog, provider) as lanes:
         await lanes.becomes("anisora-0", LaneState.STARTING)
         lane = provider.lanes["anisora-0"]
         lane.pid = 200
-        await link.put(LANES, "anisora.anisora-0", spoken(100, LaneState.BUSY, in_hand=in_hand))
+        await link.entries.put(LANES, "anisora.anisora-0", spoken(100, LaneState.BUSY, in_hand=in_hand))
         await lanes.hears("anisora-0", LaneState.BUSY, 100)
         lane.dies()
         await lanes.becomes("anisora-0", LaneState.STARTING)
@@ -501,11 +502,11 @@ async def test_the_task_of_a_dead_lane_is_given_back(link: NatsLink, catalog: Ca
         lane.pid = 100
         word = spoken(100, LaneState.BUSY, in_hand=in_hand)
         if heard == "before":
-            await link.put(LANES, "anisora.anisora-0", word)
+            await link.entries.put(LANES, "anisora.anisora-0", word)
             await lanes.becomes("anisora-0", LaneState.BUSY)
         lane.dies()
         if heard == "after":
-            await link.put(LANES, "anisora.anisora-0", word)
+            await link.entries.put(LANES, "anisora.anisora-0", word)
 
         async def given_back() -> bool:
             return (await record_of(link)).timeline[-1].event == "worker_lost"
@@ -528,7 +529,7 @@ def test_the_task_of_a_dead_lane_is_known_though_its_successor_speaks_first() ->
 
 
 async def record_of(link: NatsLink) -> GenerationTask:
-    entry = await link.get(TASKS, TASK_ID)
+    entry = await link.entries.get(TASKS, TASK_ID)
     assert entry is not None
     assert entry.value is not None
     return decode_task(entry.value)
@@ -548,7 +549,7 @@ async def test_a_lane_that_leaves_for_the_quota_is_told_why_and_its_last_word_is
         file.write_text('{"max_lanes": {"anisora": 0}}')
         await eventually(lambda: asyncio.sleep(0, lane.leaving_for == "quota"))
         word = msgspec.json.decode(spoken(100, LaneState.DRAINING), type=LaneHeartbeat)
-        await link.put(LANES, "anisora.anisora-0", msgspec.json.encode(replace(word, leaving_for="quota")))
+        await link.entries.put(LANES, "anisora.anisora-0", msgspec.json.encode(replace(word, leaving_for="quota")))
         await lanes.becomes("anisora-0", LaneState.DRAINING)
         provider.drains = True  # and it is killed at the end
     await lanes.are_gone("anisora-0", "phr00t-0")

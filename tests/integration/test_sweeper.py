@@ -78,8 +78,8 @@ async def test_a_live_lease_is_left_alone(system: System) -> None:
     await system.claim(task["id"])
     current, revision = await system.record(task["id"])
     renewed = replace(current, lease_expires_at=datetime.now(UTC) + timedelta(seconds=60))
-    revision = await system.link.update(TASKS, task["id"], encode_task(renewed), revision=revision)
-    await system.link.set_timer("lease", task["id"], datetime.now(UTC), encode_task(renewed))
+    revision = await system.link.entries.update(TASKS, task["id"], encode_task(renewed), revision=revision)
+    await system.link.timers.set("lease", task["id"], datetime.now(UTC), encode_task(renewed))
 
     async def swept() -> bool:
         # the sweeper has answered the due timer with another one at the lease's end
@@ -142,7 +142,7 @@ async def test_a_reroute_that_was_cut_short_is_completed(system: System) -> None
     current, revision = await system.record(task["id"])
     assert current.decision is not None
     cut_short = lifecycle.reroute(current, decision=current.decision, wait_s=60, now=datetime.now(UTC))
-    await system.link.update(TASKS, task["id"], encode_task(cut_short), revision=revision)
+    await system.link.entries.update(TASKS, task["id"], encode_task(cut_short), revision=revision)
 
     async def published() -> bool:
         return [message.epoch for message in await system.messages("degraded", task["id"])] == [1]
@@ -240,7 +240,7 @@ async def test_a_held_request_whose_server_is_away_is_503_with_an_unknown_outcom
     system.gateway.nats.start()
 
     async def back() -> bool:
-        return system.link.is_connected
+        return system.link.connection.is_connected
 
     await eventually(back)
     failed = await system.becomes(task_id, TaskStatus.FAILED, epoch=0)
@@ -254,8 +254,8 @@ async def test_a_task_without_a_record_is_recorded_as_refused(system: System) ->
     task = replace(task, parameters=replace(task.parameters, image=image))
     assert task.image_path is not None
     await Artifacts.in_folder(system.gateway.artifacts).put(task.image_path, b"x")
-    await system.link.publish(work_subject("degraded", task.model, task.id), encode_task(task))
-    await system.link.set_timer("admit", task.id, datetime.now(UTC), encode_task(task))
+    await system.link.messages.publish(work_subject("degraded", task.model, task.id), encode_task(task))
+    await system.link.timers.set("admit", task.id, datetime.now(UTC), encode_task(task))
     refused = await system.becomes(task.id, TaskStatus.FAILED, epoch=0)
     assert refused.error is not None
     assert refused.error.code == "queue_overloaded"
@@ -273,8 +273,8 @@ async def test_a_requeue_that_was_cut_short_is_completed(system: System) -> None
     current, revision = await system.record(task["id"])
     assert current.decision is not None
     cut_short = lifecycle.requeue(current, route="lane", decision=current.decision, wait_s=60, now=datetime.now(UTC))
-    await system.link.update(TASKS, task["id"], encode_task(cut_short), revision=revision)
-    await system.link.set_timer("lease", task["id"], datetime.now(UTC), encode_task(cut_short))
+    await system.link.entries.update(TASKS, task["id"], encode_task(cut_short), revision=revision)
+    await system.link.timers.set("lease", task["id"], datetime.now(UTC), encode_task(cut_short))
 
     async def published() -> bool:
         return any(message.epoch == 1 for message in await system.messages("lane", task["id"]))
@@ -316,7 +316,7 @@ async def test_whoever_reads_an_overdue_record_settles_it_first(
     now = datetime.now(UTC)
     queued_at, deadline_at = now - timedelta(seconds=60), now - timedelta(seconds=30)
     task = pending_task(route=route, created_at=now, queued_at=queued_at, deadline_at=deadline_at)
-    await system.link.create(TASKS, task.id, encode_task(task))
+    await system.link.entries.create(TASKS, task.id, encode_task(task))
     answer = (await system.http.get(f"/tasks/{task.id}")).json()
     error = answer["error"]["code"] if answer["error"] else None
     assert (answer["status"], answer["route"], error) == expected
@@ -339,7 +339,7 @@ async def test_a_gateway_that_leaves_answers_those_who_wait(system: System) -> N
 
 
 async def test_an_unreadable_timer_is_dropped(system: System) -> None:
-    await system.link.set_timer("admit", "garbage", datetime.now(UTC), b"\xff")
+    await system.link.timers.set("admit", "garbage", datetime.now(UTC), b"\xff")
 
     async def drained() -> bool:
         return (await js_of(system.link).stream_info("DEADLINES")).state.messages == 0

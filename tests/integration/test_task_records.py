@@ -8,7 +8,8 @@ from msgspec.structs import replace
 
 from contracts.tasks import GenerationTask, encode_task
 from contracts.topology import TASKS
-from ops.nats.link import NatsLink, WrongRevision
+from ops.nats.errors import WrongRevision
+from ops.nats.link import NatsLink
 from ops.nats.records import TaskAtRevision, TaskRecords
 from tests.kit.records import pending_task
 
@@ -53,7 +54,7 @@ async def test_what_is_to_stay_is_not_written(link: NatsLink) -> None:
 @pytest.mark.parametrize("stored", [None, b"\xff", encode_task(replace(pending_task(), id="another"))])
 async def test_what_has_no_record_or_none_to_be_read_is_not_moved(link: NatsLink, stored: bytes | None) -> None:
     if stored is not None:
-        await link.create(TASKS, "mine", stored)
+        await link.entries.create(TASKS, "mine", stored)
     assert await TaskRecords(link).move("mine", promised) is None
-    entry = await link.get(TASKS, "mine")
+    entry = await link.entries.get(TASKS, "mine")
     assert (None if entry is None else entry.value) == stored

@@ -47,28 +47,28 @@ async def test_it_is_refused_and_changes_nothing(
     # of the other folder, only the entry can tell
     held_in, started_in = tmp_path / "a", tmp_path / ("a" if beside == "the same folder" else "b")
     async with holding_name(held_in, NAME):
-        revision = await link.put(LANES, KEY, heartbeat(os.getpid(), process_started_at()))
+        revision = await link.entries.put(LANES, KEY, heartbeat(os.getpid(), process_started_at()))
         result = await asyncio.to_thread(lane, nats_server, started_in)
         assert result.returncode == 1
         assert f"a worker called {NAME} runs already: process {os.getpid()} on this machine" in result.stderr
-        entry = await link.get(LANES, KEY)
+        entry = await link.entries.get(LANES, KEY)
         assert entry is not None
         assert entry.revision == revision
-        assert await link.get(COLD_STARTS, "anisora") is None
+        assert await link.entries.get(COLD_STARTS, "anisora") is None
 
 
 async def test_one_on_another_machine_is_heard(link: NatsLink) -> None:
     far = (1 << 22) + 1, datetime.now(UTC)  # no process here has such a pid
-    await link.put(LANES, KEY, heartbeat(*far))
+    await link.entries.put(LANES, KEY, heartbeat(*far))
     asking = asyncio.create_task(require_nobody(link, KEY, NAME, None, silent_s=60))
     while not asking.done():  # it beats, as lanes do
-        await link.put(LANES, KEY, heartbeat(*far))
+        await link.entries.put(LANES, KEY, heartbeat(*far))
     with pytest.raises(NameHeld, match=f"process {far[0]} on another machine"):
         await asking
 
 
 async def test_who_is_gone_is_not_waited_for(link: NatsLink) -> None:
     far = (1 << 22) + 1, datetime.now(UTC)
-    await link.put(LANES, KEY, heartbeat(*far))
+    await link.entries.put(LANES, KEY, heartbeat(*far))
     await require_nobody(link, KEY, NAME, NameHolder(*far), silent_s=600)
     await require_nobody(link, KEY, NAME, None, silent_s=0.3)  # and a stranger for so long

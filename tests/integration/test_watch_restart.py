@@ -10,7 +10,8 @@ import pytest
 from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.topology import CONTROL, DEGRADED, control_key
-from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, System, report_lane
@@ -38,7 +39,7 @@ async def system(tmp_path: Path) -> AsyncIterator[System]:
 async def put_when_it_answers(system: System, value: bytes) -> None:
     async def written() -> bool:
         try:
-            await system.link.put(CONTROL, control_key("anisora"), value)
+            await system.link.entries.put(CONTROL, control_key("anisora"), value)
         except TransportUnavailable:
             return False
         return True

@@ -17,7 +17,8 @@ from contracts.settings import load_settings
 from contracts.tasks import TaskStatus
 from contracts.topology import CONTROL, KEYS, TASKS, bucket_stream, control_key
 from ops.commands.keys import add, revoke
-from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit.behind import js_of
 from tests.kit.gateway import System, fresh_system, report_lane
@@ -95,7 +96,7 @@ class Tail:
     async def write_what_is_lost(self) -> None:
         for n in range(3):
             await make_key(self.link, f"lost-{n}")
-        await self.link.put(CONTROL, control_key("phr00t"), b"degraded")
+        await self.link.entries.put(CONTROL, control_key("phr00t"), b"degraded")
         self.lost = await self.submit("lost")
         cancelled = await self.http.delete(f"/tasks/{self.ended}", headers=by(self.operator))
         assert cancelled.json()["status"] == "failed"
@@ -201,7 +202,7 @@ async def test_every_watch_lives_on_when_its_consumer_is_deleted(system: System)
                 await js_of(system.link).delete_consumer(str(name), consumer.name)
         await report_lane(system.link, "anisora", state)
         wanted_mode = "degraded" if state is LaneState.DRAINING else "auto"
-        await system.link.put(CONTROL, control_key("anisora"), wanted_mode.encode())
+        await system.link.entries.put(CONTROL, control_key("anisora"), wanted_mode.encode())
         new = await make_key(system.link, f"new-{state.value}")
 
         async def all_is_seen(state: LaneState = state, mode: str = wanted_mode, new: Presented = new) -> bool:

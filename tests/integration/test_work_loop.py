@@ -31,7 +31,8 @@ from lane_worker.runtime.lease import LeaseKeeper
 from lane_worker.runtime.outcome import GaveUp, Result, Succeeded, Unsuccessful
 from lane_worker.runtime.scratch import LOCK
 from ops.artifacts import Artifacts
-from ops.nats.link import NatsLink, TransportUnavailable, WrongRevision
+from ops.nats.errors import TransportUnavailable, WrongRevision
+from ops.nats.link import NatsLink
 from ops.telemetry.tracing import traceparent_of
 from tests.kit.behind import js_of
 from tests.kit.lanes import CutWire
@@ -72,13 +73,13 @@ def fresh_task() -> GenerationTask:
 
 async def queue(link: NatsLink, task: GenerationTask, *, record: bool = True, message_id: str | None = None) -> None:
     if record:
-        await link.create(TASKS, task.id, encode_task(task))
+        await link.entries.create(TASKS, task.id, encode_task(task))
     subject = work_subject("lane", "anisora", task.id)
-    await link.publish(subject, encode_task(task), message_id=message_id or task.message_id)
+    await link.messages.publish(subject, encode_task(task), message_id=message_id or task.message_id)
 
 
 async def recorded(link: NatsLink, task_id: str) -> tuple[GenerationTask, int]:
-    entry = await link.get(TASKS, task_id)
+    entry = await link.entries.get(TASKS, task_id)
     assert entry is not None
     assert entry.value is not None
     return decode_task(entry.value), entry.revision
@@ -86,7 +87,7 @@ async def recorded(link: NatsLink, task_id: str) -> tuple[GenerationTask, int]:
 
 async def becomes(link: NatsLink, task_id: str, status: TaskStatus) -> GenerationTask:
     async def look() -> GenerationTask | None:
-        entry = await link.get(TASKS, task_id)
+        entry = await link.entries.get(TASKS, task_id)
         task = decode_task(entry.value) if entry is not None and entry.value is not None else None
         return task if task is not None and task.status is status else None
 
@@ -133,7 +134,7 @@ async def test_two_workers_and_a_message_that_comes_twice(
     """Invariant 3: one of them runs it."""
     other = Worker(link, windows, tmp_path, "two")
     task = fresh_task()
-    await link.create(TASKS, task.id, encode_task(task))
+    await link.entries.create(TASKS, task.id, encode_task(task))
     await asyncio.gather(*(queue(link, task, record=False, message_id=f"copy-{n}") for n in range(6)))
     for each in (worker, other):
         each.runner.may_end.set()
@@ -146,7 +147,7 @@ async def test_two_workers_and_a_message_that_comes_twice(
 async def test_a_message_of_an_older_placement_is_dropped(link: NatsLink, worker: Worker) -> None:
     task = fresh_task()
     newer = replace(task, epoch=1)
-    await link.create(TASKS, task.id, encode_task(newer))
+    await link.entries.create(TASKS, task.id, encode_task(newer))
     await queue(link, task, record=False)
     await queue_is_empty(link)
     assert worker.runner.ran == []
@@ -158,7 +159,7 @@ async def test_a_message_of_an_older_placement_is_dropped(link: NatsLink, worker
 
 async def test_a_message_ahead_of_its_record_waits_for_it(link: NatsLink, worker: Worker) -> None:
     task = fresh_task()
-    revision = await link.create(TASKS, task.id, encode_task(task))
+    revision = await link.entries.create(TASKS, task.id, encode_task(task))
     newer = replace(task, epoch=1)
     await queue(link, newer, record=False)
 
@@ -168,7 +169,7 @@ async def test_a_message_ahead_of_its_record_waits_for_it(link: NatsLink, worker
 
     await eventually(delivered)
     assert worker.runner.ran == []
-    await link.update(TASKS, task.id, encode_task(newer), revision=revision)
+    await link.entries.update(TASKS, task.id, encode_task(newer), revision=revision)
     await worker.runner.started.wait()
     worker.runner.may_end.set()
     await becomes(link, task.id, TaskStatus.DONE)
@@ -176,7 +177,7 @@ async def test_a_message_ahead_of_its_record_waits_for_it(link: NatsLink, worker
 
 @pytest.mark.parametrize("garbage", [b"", b"\xff", b"{}", b'{"id":"\xff"}', b"x" * 1_000_000, b"[" * 100_000])
 async def test_a_poisoned_message_leaves_the_queue(garbage: bytes, link: NatsLink, worker: Worker) -> None:
-    await link.publish("lane.anisora.poison", garbage)
+    await link.messages.publish("lane.anisora.poison", garbage)
     await queue_is_empty(link)
     task = fresh_task()
     await queue(link, task)
@@ -186,7 +187,7 @@ async def test_a_poisoned_message_leaves_the_queue(garbage: bytes, link: NatsLin
 
 async def test_a_poisoned_record_is_not_run(link: NatsLink, worker: Worker) -> None:
     task = fresh_task()
-    await link.put(TASKS, task.id, b"\xff")
+    await link.entries.put(TASKS, task.id, b"\xff")
     await queue(link, task, record=False)
     await queue_is_empty(link)
     assert worker.runner.ran == []
@@ -232,7 +233,7 @@ async def cancel(link: NatsLink, task_id: str) -> None:
         current, revision = await recorded(link, task_id)
         cancelled = lifecycle.fail(current, code=FailureCode.CANCELLED, message="", now=datetime.now(UTC))
         with contextlib.suppress(WrongRevision):  # the worker renewed meanwhile: look again
-            await link.update(TASKS, task_id, encode_task(cancelled), revision=revision)
+            await link.entries.update(TASKS, task_id, encode_task(cancelled), revision=revision)
             return
     raise AssertionError("never got in between two renewals")
 
@@ -247,7 +248,7 @@ async def test_a_worker_that_lost_its_task_publishes_nothing(link: NatsLink, wor
         current, revision = await recorded(link, task.id)
         taken = lifecycle.requeue(current, route="lane", decision=DECISION, wait_s=60, now=datetime.now(UTC))
         with contextlib.suppress(WrongRevision):
-            await link.update(TASKS, task.id, encode_task(taken), revision=revision)
+            await link.entries.update(TASKS, task.id, encode_task(taken), revision=revision)
             break
     worker.runner.may_end.set()
     await worker.idle.wait()
@@ -370,7 +371,7 @@ async def test_who_waits_for_an_image_learns_that_the_task_has_ended(link: NatsL
         held, revision = await recorded(link, waits_for_ever.id)
         ended = lifecycle.fail(held, code=FailureCode.STORAGE_FAILED, message="no image", now=datetime.now(UTC))
         with contextlib.suppress(WrongRevision):  # the lease was renewed meanwhile
-            return await link.update(TASKS, held.id, encode_task(ended), revision=revision)
+            return await link.entries.update(TASKS, held.id, encode_task(ended), revision=revision)
         return None
 
     await eventually(end_it)
@@ -444,7 +445,7 @@ async def test_a_second_attempt_is_linked_to_the_first_and_its_cancel_is_told(
     await worker.runner.started.wait()
     held, revision = await recorded(link, worker.runner.ran[0].id)
     cancelled = lifecycle.fail(held, code=FailureCode.CANCELLED, message="enough", now=datetime.now(UTC))
-    await link.update(TASKS, held.id, encode_task(cancelled), revision=revision)
+    await link.entries.update(TASKS, held.id, encode_task(cancelled), revision=revision)
     await worker.idle.wait()
     (span,) = (span for span in spans.get_finished_spans() if span.name == PROCESS)
     # the record named the span before it began: whoever finds its worker lost can tell it
@@ -527,7 +528,7 @@ async def test_a_renewal_that_waits_for_the_settling_ends_quietly(
 ) -> None:
     """As while a slow server holds up both: then nothing is left to renew, and nothing went wrong."""
     claimed = lifecycle.claim(fresh_task(), owner="one", worker="w", lease_s=2, now=datetime.now(UTC))
-    revision = await link.create(TASKS, claimed.id, encode_task(claimed))
+    revision = await link.entries.create(TASKS, claimed.id, encode_task(claimed))
     wire = CutWire(nats_server.port)
     slow = await NatsLink.connect(as_admin(await wire.start()), name="slow")
     held = HeldTask(slow, claimed, revision)

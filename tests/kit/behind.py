@@ -8,9 +8,9 @@ from ops.nats.link import NatsLink
 
 def js_of(link: NatsLink) -> JetStreamContext:
     """nats-py's JetStream on the connection of *link*."""
-    return link._js
+    return link.streams._js
 
 
 def client_of(link: NatsLink) -> NatsClient:
     """The connection of *link*."""
-    return link._client
+    return link.connection._client

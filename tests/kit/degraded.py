@@ -27,7 +27,7 @@ class DegradedProcess(WorkerProcess):
 
 async def leader_of(link: NatsLink) -> Leadership | None:
     """Who leads now."""
-    entry = await link.get(LEADER, LEADER_KEY)
+    entry = await link.entries.get(LEADER, LEADER_KEY)
     return None if entry is None or entry.value is None else msgspec.json.decode(entry.value, type=Leadership)
 
 
@@ -74,9 +74,9 @@ def task_of(model: str, number: int, *, traceparent: str | None = None) -> Gener
 
 async def place(link: NatsLink, task: GenerationTask) -> GenerationTask:
     """Records and queues *task*."""
-    await link.create(TASKS, task.id, encode_task(task))
+    await link.entries.create(TASKS, task.id, encode_task(task))
     subject = work_subject(task.route, task.model, task.id)
-    await link.publish(subject, encode_task(task), message_id=task.message_id)
+    await link.messages.publish(subject, encode_task(task), message_id=task.message_id)
     return task
 
 
@@ -84,7 +84,7 @@ async def becomes(link: NatsLink, task: GenerationTask, *statuses: TaskStatus, w
     """The record of *task*, once it is in one of *statuses*."""
 
     async def look() -> GenerationTask | None:
-        entry = await link.get(TASKS, task.id)
+        entry = await link.entries.get(TASKS, task.id)
         now = decode_task(entry.value) if entry is not None and entry.value is not None else None
         return now if now is not None and now.status in statuses else None
 

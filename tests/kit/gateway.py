@@ -109,7 +109,7 @@ async def report_lane(link: NatsLink, model: str, state: LaneState, *, worker: s
         pid=1,
         started_at=datetime.now(UTC),
     )
-    await link.put(LANES, f"{model}.{heartbeat.worker}", msgspec.json.encode(heartbeat))
+    await link.entries.put(LANES, f"{model}.{heartbeat.worker}", msgspec.json.encode(heartbeat))
 
 
 class System:
@@ -130,7 +130,7 @@ class System:
         return task
 
     async def record(self, task_id: str) -> tuple[GenerationTask, int]:
-        entry = await self.link.get(TASKS, task_id)
+        entry = await self.link.entries.get(TASKS, task_id)
         assert entry is not None
         assert entry.value is not None
         return decode_task(entry.value), entry.revision
@@ -139,7 +139,7 @@ class System:
         self, task_id: str, status: TaskStatus, *, epoch: int, within_s: float = BOUND_S
     ) -> GenerationTask:
         async def look() -> GenerationTask | None:
-            entry = await self.link.get(TASKS, task_id)
+            entry = await self.link.entries.get(TASKS, task_id)
             if entry is None or entry.value is None:
                 return None
             task = decode_task(entry.value)
@@ -154,9 +154,9 @@ class System:
         task, revision = await self.record(task_id)
         claimed = lifecycle.claim(task, owner="nonce", worker="by-hand", lease_s=lease_s, now=datetime.now(UTC))
         at = datetime.now(UTC) + timedelta(seconds=lease_s)
-        await self.link.set_timer("lease", task_id, at, encode_task(claimed))
-        await self.link.update(TASKS, task_id, encode_task(claimed), revision=revision)
-        await self.link.remove_subject(
+        await self.link.timers.set("lease", task_id, at, encode_task(claimed))
+        await self.link.entries.update(TASKS, task_id, encode_task(claimed), revision=revision)
+        await self.link.messages.purge(
             work_stream(task.route, task.model), work_subject(task.route, task.model, task_id)
         )
         return claimed
@@ -171,7 +171,7 @@ class System:
         state = (await js_of(self.link).stream_info(stream)).state
         found = []
         for sequence in range(max(1, state.first_seq), state.last_seq + 1):
-            stored = await self.link.stored_message(stream, sequence)
+            stored = await self.link.messages.get(stream, sequence)
             if stored is not None and stored.subject == subject:
                 found.append(decode_task(stored.data or b""))
         return found
@@ -181,9 +181,9 @@ class System:
 
         async def look() -> str | None:
             state = (await js_of(self.link).stream_info(DEGRADED)).state
-            stored = await self.link.stored_message(DEGRADED, state.last_seq) if state.messages == 1 else None
+            stored = await self.link.messages.get(DEGRADED, state.last_seq) if state.messages == 1 else None
             task_id = (stored.subject or "").rsplit(".", 1)[-1] if stored is not None else ""
-            return task_id if task_id and await self.link.get(TASKS, task_id) is not None else None
+            return task_id if task_id and await self.link.entries.get(TASKS, task_id) is not None else None
 
         task_id = await eventually(look)
         assert task_id is not None
@@ -192,7 +192,7 @@ class System:
     async def fill(self) -> None:
         """Takes every place of the degraded queue that is left."""
         for number in range(DEGRADED_MAX_MSGS - await self.depth()):
-            await self.link.publish(work_subject("degraded", "phr00t", f"filler-{number}"), b"")
+            await self.link.messages.publish(work_subject("degraded", "phr00t", f"filler-{number}"), b"")
 
     async def lane_is(self, state: LaneState, *, model: str = "anisora") -> None:
         """Reports a lane of *model*, and returns when the gateway knows."""

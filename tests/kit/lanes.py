@@ -18,7 +18,8 @@ from lane_worker.forking.slot import lock_path, read_note
 from lane_worker.runtime.assembly import Setup
 from lane_worker.worker import LaneWorker
 from ops.artifacts import Artifacts
-from ops.nats.link import Entry, NatsLink
+from ops.nats.link import NatsLink
+from ops.nats.watch import Entry
 from tests.kit.support import ROGUE_HOST, eventually, fork_server_at
 from tests.kit.workers import WorkerProcess
 
@@ -102,7 +103,7 @@ class Lane:
 
 async def heartbeat_of(link: NatsLink, name: str) -> LaneHeartbeat | None:
     """What the lane *name* said last."""
-    entry = await link.get(LANES, f"{name.partition('-')[0]}.{name}")
+    entry = await link.entries.get(LANES, f"{name.partition('-')[0]}.{name}")
     return None if entry is None or entry.value is None else msgspec.json.decode(entry.value, type=LaneHeartbeat)
 
 
@@ -114,7 +115,7 @@ class StateLog:
         self.seen: list[dict[str, LaneHeartbeat]] = []
 
     async def start(self, link: NatsLink) -> None:
-        await (await link.watch(LANES, self._on_entry)).wait()
+        await (await link.watches.start(LANES, self._on_entry)).wait()
 
     def states(self, name: str) -> list[LaneState]:
         """The states of one lane, each change once."""

@@ -27,8 +27,10 @@ import lane_worker.runtime.lease
 import lane_worker.runtime.loop
 import ops.nats.bucket
 import ops.nats.connecting
-import ops.nats.link
+import ops.nats.connection
+import ops.nats.messages
 import ops.nats.pull
+import ops.nats.server_clock
 import ops.nats.watch
 from tests.model.model_loop import HOST
 from tests.model.network import SimulatedClient, current
@@ -45,7 +47,8 @@ _WITH_DATETIME: tuple[Any, ...] = (
     lane_worker.runtime.held,
     lane_worker.runtime.lease,
     lane_worker.runtime.loop,
-    ops.nats.link,
+    ops.nats.connection,
+    ops.nats.server_clock,
     ops.nats.watch,
 )
 _WITH_LOG: tuple[Any, ...] = (
@@ -61,7 +64,7 @@ _WITH_LOG: tuple[Any, ...] = (
     lane_worker.runtime.lease,
     lane_worker.runtime.loop,
     ops.nats.connecting,
-    ops.nats.link,
+    ops.nats.connection,
     ops.nats.pull,
     ops.nats.watch,
 )
@@ -131,7 +134,8 @@ def simulated_product() -> Iterator[None]:
         for module in _WITH_UNREADABLES:
             stack.enter_context(patch.object(module, "unreadables", _Unreadables()))
         stack.enter_context(patch.object(ops.nats.connecting, "NatsClient", SimulatedClient))
-        stack.enter_context(patch.object(ops.nats.link, "time", clock))
+        stack.enter_context(patch.object(ops.nats.connection, "time", clock))
+        stack.enter_context(patch.object(ops.nats.messages, "time", clock))
         stack.enter_context(patch.object(ops.nats.watch, "time", clock))
         stack.enter_context(patch.object(lane_worker.runtime.lease, "time", clock))
         stack.enter_context(patch.object(lane_worker.runtime.loop, "time", clock))

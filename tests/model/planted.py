@@ -24,7 +24,9 @@ from gateway.placing.sweeper import Sweeper
 from lane_worker.runtime.claim import Mine, claim_decision
 from lane_worker.runtime.held import HeldTask
 from lane_worker.runtime.loop import WorkLoop
-from ops.nats.link import NatsLink, StreamFull, TransportUnavailable
+from ops.nats.entries import Entries
+from ops.nats.errors import StreamFull, TransportUnavailable
+from ops.nats.link import NatsLink
 from ops.nats.watch import Mark, Verdict, Watch
 
 
@@ -50,17 +52,27 @@ def epoch_not_compared() -> AbstractContextManager[Any]:
     return patch.object(lane_worker.runtime.loop, "claim_decision", careless)
 
 
+class _BlindEntries:
+    """Entries whose compare-and-set does not compare."""
+
+    def __init__(self, entries: Entries) -> None:
+        self._entries = entries
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._entries, name)
+
+    async def update(self, bucket: str, key: str, value: bytes, *, revision: int) -> int:
+        return await self._entries.put(bucket, key, value)
+
+
 class _BlindLink:
-    """A link whose compare-and-set does not compare."""
+    """A link with such entries."""
 
     def __init__(self, link: NatsLink) -> None:
-        self._link = link
+        self._link, self.entries = link, _BlindEntries(link.entries)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._link, name)
-
-    async def update(self, bucket: str, key: str, value: bytes, *, revision: int) -> int:
-        return await self._link.put(bucket, key, value)
 
 
 def claim_without_compare_and_set() -> AbstractContextManager[Any]:
@@ -87,7 +99,7 @@ def settle_without_compare_and_set() -> AbstractContextManager[Any]:
     async def put(self: HeldTask, change: Callable[[GenerationTask], GenerationTask]) -> GenerationTask:
         self.task = change(self.task)
         with contextlib.suppress(TransportUnavailable):
-            await self._link.put(TASKS, self.task.id, encode_task(self.task))
+            await self._link.entries.put(TASKS, self.task.id, encode_task(self.task))
         return self.task
 
     return patch.object(HeldTask, "update", put)
@@ -111,7 +123,7 @@ def record_before_timer() -> AbstractContextManager[Any]:
 
     async def recorded_first(self: Admission, task: GenerationTask, request: Any) -> Any:
         with contextlib.suppress(Exception):
-            await self._link.create(TASKS, task.id, encode_task(task))
+            await self._link.entries.create(TASKS, task.id, encode_task(task))
         return await record(self, task, request)
 
     return patch.object(Admission, "_record", recorded_first)
@@ -207,8 +219,8 @@ def full_is_refused_and_recorded() -> AbstractContextManager[Any]:
         except StreamFull:
             if task.route == "degraded":
                 with contextlib.suppress(Exception):
-                    await self._link.set_timer("admit", task.id, task.deadline_at, encode_task(task))
-                    await self._link.create(TASKS, task.id, encode_task(task))
+                    await self._link.timers.set("admit", task.id, task.deadline_at, encode_task(task))
+                    await self._link.entries.create(TASKS, task.id, encode_task(task))
             raise
 
     return patch.object(Admission, "_publish", careless)

@@ -25,10 +25,12 @@ from contracts.topology import (
     topology,
     work_subject,
 )
-from ops.nats.link import NatsLink, StreamFull, WrongRevision
+from ops.nats.errors import StreamFull, WrongRevision
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision
 from ops.nats.pull import ack_sync
-from tests.kit.behind import js_of
+from ops.nats.watches import WatchedServer
+from tests.kit.behind import client_of, js_of
 from tests.kit.support import NatsServer
 from tests.model.network import Network, use
 from tests.model.patches import simulated_product
@@ -66,10 +68,10 @@ class Broker:
 
     async def publish(self, name: str, task_id: str, *, message_id: str | None = None) -> Any:
         subject = work_subject("lane", name, task_id)
-        return await self.link.publish(subject, task_id.encode(), message_id=message_id)
+        return await self.link.messages.publish(subject, task_id.encode(), message_id=message_id)
 
     async def messages(self, stream: str) -> int:
-        return (await self.link.depth(stream)).messages
+        return (await self.link.streams.depth(stream)).messages
 
     async def refusal(self, call: Awaitable[object]) -> int | None:
         """The server's own code for refusing *call*."""
@@ -85,9 +87,9 @@ async def limits(broker: Broker) -> None:
     acks = [await broker.publish("limits", f"t{n}", message_id=f"t{n}.0") for n in range(MAX_MSGS)]
     assert await broker.refusal(broker.publish("limits", "t9", message_id="t9.0")) == 10077
     assert (await broker.publish("limits", "t0", message_id="t0.0")).duplicate, "known ids come before the limit"
-    await broker.link.remove_message(lane_stream("limits"), acks[1].seq)
-    await broker.link.remove_message(lane_stream("limits"), acks[1].seq)
-    assert await broker.link.stored_message(lane_stream("limits"), acks[1].seq) is None
+    await broker.link.messages.remove(lane_stream("limits"), acks[1].seq)
+    await broker.link.messages.remove(lane_stream("limits"), acks[1].seq)
+    assert await broker.link.messages.get(lane_stream("limits"), acks[1].seq) is None
     # what was refused is not remembered
     assert not (await broker.publish("limits", "t9", message_id="t9.0")).duplicate
     assert await broker.messages(lane_stream("limits")) == MAX_MSGS
@@ -100,11 +102,11 @@ async def duplicates(broker: Broker) -> None:
     assert not first.duplicate
     again = await broker.publish("duplicates", "gone", message_id="gone.0")
     assert (again.duplicate, again.seq) == (True, first.seq)
-    await link.remove_subject(stream, work_subject("lane", "duplicates", "gone"))
+    await link.messages.purge(stream, work_subject("lane", "duplicates", "gone"))
     deleted = await broker.publish("duplicates", "deleted", message_id="deleted.0")
-    await link.remove_message(stream, deleted.seq)
+    await link.messages.remove(stream, deleted.seq)
     acked = await broker.publish("duplicates", "acked", message_id="acked.0")
-    pull = await link.pull(stream, WORK_CONSUMER)
+    pull = await link.messages.pull(stream, WORK_CONSUMER)
     [message] = await broker.until(pull.fetch)
     await ack_sync(message)
     for known in ("gone", "deleted", "acked"):
@@ -120,15 +122,15 @@ async def duplicates(broker: Broker) -> None:
 async def expiry(broker: Broker) -> None:
     """A message goes at its age also while a worker holds it, and its ack succeeds all the same (design §10.2)."""
     link = broker.link
-    ack = await link.publish(work_subject("degraded", "any", "t"), b"t", message_id="t.0")
-    await link.publish(work_subject("degraded", "any", "u"), b"u", message_id="u.0")
-    pull = await link.pull(DEGRADED, WORK_CONSUMER)
+    ack = await link.messages.publish(work_subject("degraded", "any", "t"), b"t", message_id="t.0")
+    await link.messages.publish(work_subject("degraded", "any", "u"), b"u", message_id="u.0")
+    pull = await link.messages.pull(DEGRADED, WORK_CONSUMER)
     [held] = await broker.until(pull.fetch)
     assert held.data == b"t"
     await broker.until(lambda: _is(broker.messages(DEGRADED), 0))
-    assert await link.stored_message(DEGRADED, ack.seq) is None
+    assert await link.messages.get(DEGRADED, ack.seq) is None
     await ack_sync(held)
-    await link.publish(work_subject("degraded", "any", "v"), b"v")
+    await link.messages.publish(work_subject("degraded", "any", "v"), b"v")
     [later] = await broker.until(pull.fetch)
     assert later.data == b"v", "neither comes again"
     await later.nak()
@@ -140,42 +142,42 @@ async def expiry(broker: Broker) -> None:
 async def compare_and_set(broker: Broker) -> None:
     """One key moves by its revision only; a deletion marker is one too."""
     link = broker.link
-    first = await link.create(TASKS, "cas", b"1")
-    assert await broker.refusal(link.create(TASKS, "cas", b"x")) == 10071
-    second = await link.update(TASKS, "cas", b"2", revision=first)
+    first = await link.entries.create(TASKS, "cas", b"1")
+    assert await broker.refusal(link.entries.create(TASKS, "cas", b"x")) == 10071
+    second = await link.entries.update(TASKS, "cas", b"2", revision=first)
     assert second > first
-    assert await broker.refusal(link.update(TASKS, "cas", b"x", revision=first)) == 10071
-    assert await broker.refusal(link.update(TASKS, "cas", b"x", revision=second + 1_000)) == 10071
-    entry = await link.get(TASKS, "cas")
+    assert await broker.refusal(link.entries.update(TASKS, "cas", b"x", revision=first)) == 10071
+    assert await broker.refusal(link.entries.update(TASKS, "cas", b"x", revision=second + 1_000)) == 10071
+    entry = await link.entries.get(TASKS, "cas")
     assert entry is not None
     assert (entry.value, entry.revision) == (b"2", second)
-    await link.delete(TASKS, "cas", revision=second)
-    marker = await link.get(TASKS, "cas")
+    await link.entries.delete(TASKS, "cas", revision=second)
+    marker = await link.entries.get(TASKS, "cas")
     assert marker is not None
     assert marker.value is None
-    assert await broker.refusal(link.create(TASKS, "cas", b"x")) == 10071
-    assert await link.update(TASKS, "cas", b"3", revision=marker.revision) > marker.revision
-    assert await link.get(TASKS, "never") is None
+    assert await broker.refusal(link.entries.create(TASKS, "cas", b"x")) == 10071
+    assert await link.entries.update(TASKS, "cas", b"3", revision=marker.revision) > marker.revision
+    assert await link.entries.get(TASKS, "never") is None
 
 
 async def compare_and_set_again(broker: Broker) -> None:
     """A compare-and-set that is sent again is refused, also with its Nats-Msg-Id: the revision is looked at first."""
     headers = {"Nats-Expected-Last-Subject-Sequence": "0"}
     call = ("$KV.tasks.twice", b"1")
-    await broker.link.publish(*call, message_id="twice", headers=headers)
-    assert await broker.refusal(broker.link.publish(*call, message_id="twice", headers=headers)) == 10071
+    await broker.link.messages.publish(*call, message_id="twice", headers=headers)
+    assert await broker.refusal(broker.link.messages.publish(*call, message_id="twice", headers=headers)) == 10071
 
 
 async def history(broker: Broker) -> None:
     """A bucket keeps the newest revisions of a key, and a watch begins with the last of each key."""
     revision = 0
     for number in range(20):
-        revision = await broker.link.update(TASKS, "history", str(number).encode(), revision=revision)
+        revision = await broker.link.entries.update(TASKS, "history", str(number).encode(), revision=revision)
     seen: dict[str, bytes | None] = {}
-    synced = await broker.link.watch(TASKS, lambda entry: seen.__setitem__(entry.key, entry.value))
+    synced = await broker.link.watches.start(TASKS, lambda entry: seen.__setitem__(entry.key, entry.value))
     await synced.wait()
     assert seen["history"] == b"19"
-    await broker.link.update(TASKS, "history", b"20", revision=revision)
+    await broker.link.entries.update(TASKS, "history", b"20", revision=revision)
     await broker.until(lambda: _is(_now(seen["history"]), b"20"))
     state = await js_of(broker.link).stream_info("KV_tasks")
     assert state.config.max_msgs_per_subject == 4
@@ -184,17 +186,18 @@ async def history(broker: Broker) -> None:
 async def proofs(broker: Broker) -> None:
     """By what a watch finds out whether its stream went back: when it was made, its end, and what stands where."""
     link, stream = broker.link, bucket_stream(TASKS)
-    first = await link.put(TASKS, "proofs", b"0")
-    begun = await link.stream_state(stream)
-    there, entry = await link.message_at(stream, first), await link.get(TASKS, "proofs")
+    first = await link.entries.put(TASKS, "proofs", b"0")
+    begun = await link.streams.state(stream)
+    server = WatchedServer(client_of(link), link.connection, link.streams)
+    there, entry = await server.message_at(stream, first), await link.entries.get(TASKS, "proofs")
     assert there is not None
     assert entry is not None
     assert (there.content, there.time) == (b"0", entry.time)
     last = first
     for number in range(KEPT):
-        last = await link.put(TASKS, "proofs", str(number).encode())
-    assert await link.message_at(stream, first) is None, "newer revisions of its key have taken its place"
-    ended = await link.stream_state(stream)
+        last = await link.entries.put(TASKS, "proofs", str(number).encode())
+    assert await server.message_at(stream, first) is None, "newer revisions of its key have taken its place"
+    ended = await link.streams.state(stream)
     assert ended.created == begun.created
     assert first <= begun.last_seq <= last <= ended.last_seq
 
@@ -202,12 +205,12 @@ async def proofs(broker: Broker) -> None:
 async def timers(broker: Broker) -> None:
     """A timer fires once, at its target, with its payload; the next of its kind and task replaces it."""
     link, now = broker.link, broker.now()
-    await link.set_timer("admit", "replaced", now + timedelta(seconds=0.3), b"old")
-    await link.set_timer("admit", "replaced", now + timedelta(seconds=0.9), b"new")
-    await link.set_timer("admit", "overdue", now - timedelta(seconds=5), b"overdue")
-    await link.set_timer("lease", "other", now + timedelta(seconds=0.3), b"other")
+    await link.timers.set("admit", "replaced", now + timedelta(seconds=0.3), b"old")
+    await link.timers.set("admit", "replaced", now + timedelta(seconds=0.9), b"new")
+    await link.timers.set("admit", "overdue", now - timedelta(seconds=5), b"overdue")
+    await link.timers.set("lease", "other", now + timedelta(seconds=0.3), b"other")
     due: list[tuple[str, bytes, datetime]] = []
-    pulls = [await link.pull(DEADLINES, sweep_consumer(kind)) for kind in ("admit", "lease")]
+    pulls = [await link.messages.pull(DEADLINES, sweep_consumer(kind)) for kind in ("admit", "lease")]
 
     async def drain(pull: Any) -> None:
         while True:
@@ -237,7 +240,7 @@ async def redelivery(broker: Broker) -> None:
     link, stream = broker.link, lane_stream("redelivery")
     for name in ("acked", "silent", "bad"):
         await broker.publish("redelivery", name)
-    pull, other = await link.pull(stream, WORK_CONSUMER), await link.pull(stream, WORK_CONSUMER)
+    pull, other = await link.messages.pull(stream, WORK_CONSUMER), await link.messages.pull(stream, WORK_CONSUMER)
     [acked] = await broker.until(pull.fetch)
     [silent] = await broker.until(other.fetch)
     [bad] = await broker.until(pull.fetch)
@@ -263,10 +266,10 @@ async def removal(broker: Broker) -> None:
     link, stream = broker.link, lane_stream("removal")
     for name in ("one", "two", "three"):
         await broker.publish("removal", name)
-    pull = await link.pull(stream, WORK_CONSUMER)
+    pull = await link.messages.pull(stream, WORK_CONSUMER)
     [one] = await broker.until(pull.fetch)
-    await link.remove_subject(stream, work_subject("lane", "removal", "one"))
-    await link.remove_subject(stream, work_subject("lane", "removal", "two"))
+    await link.messages.purge(stream, work_subject("lane", "removal", "one"))
+    await link.messages.purge(stream, work_subject("lane", "removal", "two"))
     [three] = await broker.until(pull.fetch)
     assert (one.data, three.data) == (b"one", b"three")
     await ack_sync(one)

@@ -40,7 +40,8 @@ from lane_worker.runtime.outcome import GaveUp, Result, Stopped, Succeeded, Unsu
 from lane_worker.runtime.scratch import Scratch
 from ops.artifacts import Artifacts, StorageFailed
 from ops.background import Background
-from ops.nats.link import NatsLink, TransportUnavailable
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import _stream_config, wanted
 from ops.nats.pull import consumer_config
 from tests.kit.behind import client_of

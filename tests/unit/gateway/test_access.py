@@ -26,7 +26,7 @@ from gateway.http.lookup import find
 from gateway.http.problems import ProblemError, problem_handlers
 from gateway.services import Services
 from ops.commands.options import ListenHost, Origin
-from ops.nats.link import Entry
+from ops.nats.watch import Entry
 from tests.kit.records import pending_task
 from tests.kit.samples import catalog
 from tests.unit.gateway.test_openapi import NEEDS, TINY, operations

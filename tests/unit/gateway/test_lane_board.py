@@ -11,7 +11,7 @@ from contracts.topology import LEADER_KEY
 from gateway.boards.lane_board import LaneBoard
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import HEARTBEATS, LEADERSHIPS
-from ops.nats.link import Entry
+from ops.nats.watch import Entry
 from tests.kit.records import NOW, after
 
 

@@ -1,0 +1,92 @@
+"""Messages that a stream stores: publish, read, remove, consume."""
+
+import asyncio
+import contextlib
+import time
+from typing import Final
+
+import nats.js.errors
+from nats.js.api import Header, RawStreamMsg
+from nats.js.client import JetStreamContext
+
+from contracts.topology import stream_of
+from ops.nats.client import REPLY_TIMEOUT_S, Ack, NatsClient
+from ops.nats.connection import Connection
+from ops.nats.errors import UNDECIDED, stored, translated
+from ops.nats.pull import Pull
+from ops.nats.write_health import Writes
+from ops.telemetry.metrics import consumers_made_anew
+
+UNDECIDED_WAIT_S: Final = 0.01
+# JetStream's own limit, of the server or of the account.
+_NO_RESOURCES: Final = 10023
+
+
+class Messages:
+    """The messages of all streams, as *client* stores, reads and fetches them."""
+
+    def __init__(self, client: NatsClient, js: JetStreamContext, connection: Connection) -> None:
+        self._client, self._js, self._connection = client, js, connection
+        self.writes = Writes()
+        """What became of the writes of this process, by stream."""
+        connection.on_reconnect(self.writes.forget)
+
+    async def publish(
+        self, subject: str, payload: bytes, *, message_id: str | None = None, headers: dict[str, str] | None = None
+    ) -> Ack:
+        """Stores a message and returns the server's ack. Raises StreamFull, WrongRevision, TransportUnavailable.
+
+        StreamFull only for a work queue. Whatever else the server will not store is TransportUnavailable: nobody who
+        writes a record or a timer can do better than to try again.
+        """
+        all_headers = dict(headers or {})
+        if message_id is not None:
+            all_headers[Header.MSG_ID.value] = message_id
+        until_s = time.monotonic() + REPLY_TIMEOUT_S
+        while True:
+            with stored(subject):
+                try:
+                    ack = await self._client.store(subject, payload, all_headers, timeout_s=REPLY_TIMEOUT_S)
+                    if self.writes:
+                        self.writes.stored(stream_of(subject))
+                    return ack
+                except nats.js.errors.BadRequestError as error:
+                    if error.err_code != UNDECIDED or time.monotonic() > until_s:
+                        raise
+                except (TimeoutError, nats.js.errors.ServiceUnavailableError) as error:
+                    self._note_failure(subject, error)
+                    raise
+            await asyncio.sleep(UNDECIDED_WAIT_S)
+
+    def _note_failure(self, subject: str, error: Exception) -> None:
+        # a stall of a server that is away as a whole, or comes back just now, says nothing of the stream
+        if isinstance(error, nats.js.errors.APIError):
+            if error.err_code == _NO_RESOURCES:
+                self.writes.failed(stream_of(subject), "limit", time.monotonic())
+        elif self._connection.unbroken_s() >= REPLY_TIMEOUT_S:
+            self.writes.failed(stream_of(subject), "silent", time.monotonic())
+
+    async def get(self, stream: str, sequence: int) -> RawStreamMsg | None:
+        """The message at *sequence*, or None when it is gone. Raises TransportUnavailable."""
+        with translated(stream):
+            try:
+                return await self._js.get_msg(stream, seq=sequence)
+            except nats.js.errors.NotFoundError:
+                return None
+
+    async def remove(self, stream: str, sequence: int) -> None:
+        """Removes a queued message; one that is gone already is fine. Raises TransportUnavailable."""
+        with translated(stream), contextlib.suppress(nats.js.errors.NotFoundError, nats.js.errors.BadRequestError):
+            await self._js.delete_msg(stream, sequence)
+
+    async def purge(self, stream: str, subject: str) -> None:
+        """Removes all messages of *stream* on *subject*. Raises TransportUnavailable."""
+        with translated(stream), contextlib.suppress(nats.js.errors.NotFoundError):
+            await self._js.purge_stream(stream, subject=subject)
+
+    async def pull(self, stream: str, consumer: str) -> Pull:
+        """A handle on a durable pull consumer that provisioning has made. Raises TransportUnavailable."""
+        with translated(stream):
+            pull = Pull(self._client, await self._js.pull_subscribe_bind(consumer, stream), stream, consumer)
+        consumers_made_anew.begin(stream, consumer)
+        return pull
