@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from contracts.nesting import decode_json
+from contracts.wire import Unreadable
 
 Scope = Literal["submit", "read", "metrics", "admin"]
 SCOPES: Final[tuple[Scope, ...]] = ("submit", "read", "metrics", "admin")
@@ -71,7 +72,7 @@ class Presented(Struct, frozen=True):
         return f"wl_{self.id}_{self.secret}"
 
 
-class UnreadableKey(ValueError):
+class UnreadableKey(Unreadable):
     """The bytes are not an ApiKey. The text repeats no value."""
 
 

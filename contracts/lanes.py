@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
 from msgspec import Meta, Struct
 
@@ -72,6 +72,21 @@ class LaneReport(Struct, frozen=True, kw_only=True):
     leaving_for: LeavingFor | None = None
 
 
+LaneMode = Literal["auto", "degraded"]
+MODES: Final[tuple[LaneMode, ...]] = get_args(LaneMode)
+
+
+class LaneSwitch(Struct, frozen=True):
+    """The value at key `lanes.<model>` of KV `control`, as an operator typed it: *text*, without blanks around it."""
+
+    text: str
+
+    @property
+    def mode(self) -> LaneMode | None:
+        """The mode that it names; None for any other text, which is ignored."""
+        return next((mode for mode in MODES if mode == self.text), None)
+
+
 FallbackCause = Literal["manual", "quota", "capacity"]
 
 
@@ -135,15 +150,15 @@ class VideoPipelineSlot(Struct, frozen=True, kw_only=True):
     detail: str = ""
 
 
-def is_shown(slot: VideoPipelineSlot, *, told_at: datetime, now: datetime) -> bool:
-    """Whether *slot*, as it was written last at *told_at*, tells of *now*. Pure.
+def is_shown(slot: VideoPipelineSlot, *, written_at: datetime, now: datetime) -> bool:
+    """Whether *slot*, which was written last at *written_at*, still says what is there *now*. Pure.
 
     1. Only a lift ends a quarantine, whatever became of its worker.
-    2. What its worker does not write any more, within SLOTS_SHOWN_S, is of a worker that is gone.
+    2. Its worker writes it again within SLOTS_SHOWN_S; otherwise the worker is gone.
     """
     if slot.state is SlotState.QUARANTINED:  # 1
         return True
-    return now - told_at <= timedelta(seconds=SLOTS_SHOWN_S)  # 2
+    return now - written_at <= timedelta(seconds=SLOTS_SHOWN_S)  # 2
 
 
 class Leadership(Struct, frozen=True, kw_only=True):
@@ -181,6 +196,16 @@ def decode_cold_start(data: bytes) -> ColdStart:
 def decode_slot(data: bytes) -> VideoPipelineSlot:
     """The slot in *data*. Raises Unreadable."""
     return decode(data, _SLOTS)
+
+
+def decode_switch(data: bytes) -> LaneSwitch:
+    """The switch in *data*, which people type: any text is one, and bytes that are no text are replaced."""
+    return LaneSwitch(data.decode(errors="replace").strip())
+
+
+def encode_switch(switch: LaneSwitch) -> bytes:
+    """*switch* as it is stored."""
+    return switch.text.encode()
 
 
 def decode_leadership(data: bytes) -> Leadership:

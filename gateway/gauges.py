@@ -1,6 +1,6 @@
-"""What a gateway tells of lanes, queues, slots and fallbacks when somebody looks at its metrics (FR-013, FR-015).
+"""What a gateway reports of lanes, queues, slots and fallbacks when its metrics are read (FR-013, FR-015).
 
-Everything is read from the boards, in memory: looking costs no call to NATS.
+Everything comes from the boards, in memory: a look costs no call to NATS.
 """
 
 import time
@@ -17,6 +17,8 @@ from contracts.tasks import TaskStatus
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, lane_stream
 from gateway.boards.cold_starts import TARGET_S, ColdStarts, share_within
 from gateway.boards.lane_board import LaneBoard
+from gateway.boards.leader_board import LeaderBoard
+from gateway.boards.slot_board import SlotBoard
 from gateway.boards.storage import Storage, StorageWatch
 from gateway.boards.work_queues import WorkQueue, WorkQueues
 from gateway.placing.fallbacks import Fallbacks
@@ -28,10 +30,12 @@ CAUSES: Final[tuple[FallbackCause, ...]] = ("manual", "quota", "capacity")
 
 
 class Known(Struct, frozen=True, kw_only=True):
-    """What the figures are read from."""
+    """The boards that the figures are read from."""
 
     catalog: Catalog
     lanes: LaneBoard
+    leader: LeaderBoard
+    slots: SlotBoard
     fallbacks: Fallbacks
     cold_starts: ColdStarts
     work_queues: WorkQueues
@@ -41,31 +45,31 @@ class Known(Struct, frozen=True, kw_only=True):
 
 
 def gauges(known: Known) -> Mapping[Observed, Source]:
-    """The sources of every figure that all gateways tell alike."""
-    looks = _Looks(known)
+    """The sources of every figure that is the same at all gateways."""
+    lanes, fallbacks, queues, server = _Lanes(known), _Fallbacks(known), _Queues(known), _Server(known)
     return {
-        metrics.lanes: looks.lanes,
-        metrics.lanes_wanted: looks.lanes_wanted,
-        metrics.lanes_ready: looks.lanes_ready,
-        metrics.lane_silence: looks.lane_silence,
-        metrics.cold_starts_within_target: looks.cold_starts_within_target,
-        metrics.fallback_active: looks.fallback_active,
-        metrics.fallback_running: looks.fallback_running,
-        metrics.queue_depth: looks.queue_depth,
-        metrics.queue_limit: looks.queue_limit,
-        metrics.queue_oldest_age: looks.queue_oldest_age,
-        metrics.tasks_live: looks.tasks_live,
-        metrics.degraded_worker_alive: looks.degraded_worker_alive,
-        metrics.slot_state: looks.slot_state,
-        metrics.stream_refusing: looks.stream_refusing,
-        metrics.storage_used: looks.storage_used,
-        metrics.storage_limit: looks.storage_limit,
-        metrics.storage_room: looks.storage_room,
+        metrics.lanes: lanes.states,
+        metrics.lanes_wanted: lanes.wanted,
+        metrics.lanes_ready: lanes.ready,
+        metrics.lane_silence: lanes.silence,
+        metrics.cold_starts_within_target: lanes.cold_starts_within_target,
+        metrics.degraded_worker_alive: lanes.degraded_worker_alive,
+        metrics.slot_state: lanes.slot_state,
+        metrics.fallback_active: fallbacks.active,
+        metrics.fallback_running: fallbacks.running,
+        metrics.queue_depth: queues.depth,
+        metrics.queue_limit: queues.limit,
+        metrics.queue_oldest_age: queues.oldest_age,
+        metrics.tasks_live: queues.tasks_live,
+        metrics.stream_refusing: server.refusing,
+        metrics.storage_used: server.storage_used,
+        metrics.storage_limit: server.storage_limit,
+        metrics.storage_room: server.storage_room,
     }
 
 
 def begin(models: Mapping[str, ModelEntry]) -> None:
-    """What a gateway counts stands at 0 from its start, so that the first event shows."""
+    """Sets what a gateway counts to 0 at its start, so that the first event shows as a rise."""
     for model, entry in models.items():
         for route in ("lane", "degraded"):
             metrics.requests_accepted.begin(model, route)
@@ -86,26 +90,28 @@ def begin(models: Mapping[str, ModelEntry]) -> None:
         metrics.begin_tasks(models, route, metrics.ENDED_BY_GATEWAYS)
 
 
-class _Looks:
+class _Lanes:
+    """Figures of those who work: lanes, the degraded worker, and their slots."""
+
     def __init__(self, known: Known) -> None:
         self._known = known
         self._models = known.catalog.models
 
-    def lanes(self) -> Readings:
+    def states(self) -> Readings:
         now = datetime.now(UTC)
         for model in self._models:
             states, _ = self._known.lanes.states(model, now)
             for state in LaneState:
                 yield states.count(state), (model, state.value)
 
-    def lanes_wanted(self) -> Readings:
+    def wanted(self) -> Readings:
         return [(entry.lanes, (model,)) for model, entry in self._models.items()]
 
-    def lanes_ready(self) -> Readings:
+    def ready(self) -> Readings:
         now = datetime.now(UTC)
         return [(self._known.lanes.ready_count(model, now), (model,)) for model in self._models]
 
-    def lane_silence(self) -> Readings:
+    def silence(self) -> Readings:
         now = datetime.now(UTC)
         for model in self._models:
             for report in self._known.lanes.reports(model):
@@ -118,58 +124,79 @@ class _Looks:
             if share is not None:
                 yield share, (model,)
 
-    def fallback_active(self) -> Readings:
-        for model, cause, episode in self._fallbacks():
+    def degraded_worker_alive(self) -> Readings:
+        return [(1.0 if self._known.leader.is_alive(datetime.now(UTC)) else 0.0, ())]
+
+    def slot_state(self) -> Readings:
+        slots = self._known.slots.slots(datetime.now(UTC))
+        return [(1.0, (slot.slot, slot.state.value, slot.model or "")) for slot in slots]
+
+
+class _Fallbacks:
+    """Figures of the fallback that lasts, by model and cause."""
+
+    def __init__(self, known: Known) -> None:
+        self._fallbacks = known.fallbacks
+        self._models = known.catalog.models
+
+    def active(self) -> Readings:
+        for model, cause, episode in self._running(datetime.now(UTC)):
             yield 0.0 if episode is None else 1.0, (model, cause)
 
-    def fallback_running(self) -> Readings:
+    def running(self) -> Readings:
         now = datetime.now(UTC)
-        for model, cause, episode in self._fallbacks():
+        for model, cause, episode in self._running(now):
             lasted_s = 0.0 if episode is None else max(0.0, (now - episode.since).total_seconds())
             yield lasted_s, (model, cause)
 
-    def _fallbacks(self) -> Iterator[tuple[str, FallbackCause, FallbackEpisode | None]]:
-        now = datetime.now(UTC)
+    def _running(self, now: datetime) -> Iterator[tuple[str, FallbackCause, FallbackEpisode | None]]:
         for model in self._models:
-            newest = self._known.fallbacks.as_of(model, now)[-1:]
+            newest = self._fallbacks.as_of(model, now)[-1:]
             for cause in CAUSES:
                 running = [episode for episode in newest if episode.until is None and episode.cause == cause]
                 yield model, cause, running[0] if running else None
 
-    def queue_depth(self) -> Readings:
-        return [(len(queue.waiting), (name,)) for name, queue in self._queues()]
 
-    def queue_limit(self) -> Readings:
-        limit = self._known.catalog.lane_queue_max_msgs
-        for name, _ in self._queues():
-            yield DEGRADED_MAX_MSGS if name == DEGRADED else limit, (name,)
+class _Queues:
+    """Figures of the tasks that wait and run."""
 
-    def queue_oldest_age(self) -> Readings:
+    def __init__(self, known: Known) -> None:
+        self._queues = known.work_queues
+        self._models = known.catalog.models
+        self._lane_queue_max_msgs = known.catalog.lane_queue_max_msgs
+
+    def depth(self) -> Readings:
+        return [(len(queue.waiting), (name,)) for name, queue in self._named()]
+
+    def limit(self) -> Readings:
+        for name, _ in self._named():
+            yield DEGRADED_MAX_MSGS if name == DEGRADED else self._lane_queue_max_msgs, (name,)
+
+    def oldest_age(self) -> Readings:
         now = datetime.now(UTC)
-        for name, queue in self._queues():
+        for name, queue in self._named():
             ages_s = [(now - task.queued_at).total_seconds() for task in queue.waiting[:1]]
             yield max(0.0, *ages_s) if ages_s else 0.0, (name,)
 
-    def _queues(self) -> Iterator[tuple[str, WorkQueue]]:
-        queues = self._known.work_queues
-        for model in self._models:
-            yield lane_stream(model), queues.of("lane", model)
-        yield DEGRADED, queues.of("degraded", "")
-
     def tasks_live(self) -> Readings:
-        live = [task for _, queue in self._queues() for task in (*queue.waiting, *queue.running)]
+        live = [task for _, queue in self._named() for task in (*queue.waiting, *queue.running)]
         for model in self._models:
             for status in (TaskStatus.PENDING, TaskStatus.PROCESSING):
                 yield sum(task.model == model and task.status is status for task in live), (model, status.value)
 
-    def degraded_worker_alive(self) -> Readings:
-        return [(1.0 if self._known.lanes.degraded_worker_alive(datetime.now(UTC)) else 0.0, ())]
+    def _named(self) -> Iterator[tuple[str, WorkQueue]]:
+        for model in self._models:
+            yield lane_stream(model), self._queues.of("lane", model)
+        yield DEGRADED, self._queues.of("degraded", "")
 
-    def slot_state(self) -> Readings:
-        slots = self._known.lanes.slots(datetime.now(UTC))
-        return [(1.0, (slot.slot, slot.state.value, slot.model or "")) for slot in slots]
 
-    def stream_refusing(self) -> Readings:
+class _Server:
+    """Figures of nats-server, as far as a gateway sees it."""
+
+    def __init__(self, known: Known) -> None:
+        self._known = known
+
+    def refusing(self) -> Readings:
         refusing = self._known.refusals.now(time.monotonic())
         return [(float(name in refusing), (name,)) for name in self._known.streams_wanted]
 

@@ -15,7 +15,9 @@ from contracts.settings import Catalog
 from gateway.boards.cold_starts import ColdStarts
 from gateway.boards.key_board import KeyBoard
 from gateway.boards.lane_board import LaneBoard
+from gateway.boards.leader_board import LeaderBoard
 from gateway.boards.open_streams import Streams
+from gateway.boards.slot_board import SlotBoard
 from gateway.boards.storage import DEFAULT_LIMIT_BYTES, StorageWatch
 from gateway.boards.task_board import TaskBoard
 from gateway.gauges import Known, begin, gauges
@@ -75,6 +77,8 @@ class Services:
         self.lanes = LaneBoard(
             health_timeout_s=catalog.windows.health_timeout_s, grace_s=catalog.windows.reconnect_grace_s
         )
+        self.leader = LeaderBoard()
+        self.slots = SlotBoard(judged_at=self.lanes.judged_at)
         self.fallbacks = Fallbacks(lanes=self.lanes, models=catalog.models)
         self.cold_starts = ColdStarts()
         self.tasks = TaskBoard()
@@ -99,6 +103,8 @@ class Services:
             await self.keys.start(self.link)
             await self.tasks.start(self.link)
             await self.lanes.start(self.link)
+            await self.leader.start(self.link)
+            await self.slots.start(self.link)
             await self.fallbacks.start(self.link)
             await self.cold_starts.start(self.link)
             self.sweeper = Sweeper(
@@ -160,6 +166,8 @@ class Services:
         return Known(
             catalog=self.catalog,
             lanes=self.lanes,
+            leader=self.leader,
+            slots=self.slots,
             fallbacks=self.fallbacks,
             cold_starts=self.cold_starts,
             work_queues=self.tasks.work_queues,

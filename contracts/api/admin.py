@@ -8,10 +8,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-from contracts.lanes import ColdStart, FallbackEpisode, LaneState, VideoPipelineSlot
+from contracts.lanes import ColdStart, FallbackEpisode, LaneMode, LaneState, VideoPipelineSlot
 from contracts.tasks import RoutingDecision, SwapReceipt, TaskStatus
-
-LaneMode = Literal["auto", "degraded"]
 
 
 class IgnoredControl(Struct, frozen=True):

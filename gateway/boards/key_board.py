@@ -16,17 +16,15 @@ from contracts.keys import (
     ApiKey,
     Presented,
     Scope,
-    UnreadableKey,
-    decode_key,
     has_scope,
     is_valid,
     parse_presented,
 )
 from contracts.tasks import GenerationTask
-from contracts.topology import KEYS
+from ops.nats.bucket import Bucket, Versioned
+from ops.nats.buckets import API_KEYS
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import NoKeys
-from ops.nats.watch import Entry
 
 log = structlog.get_logger("keys")
 
@@ -73,7 +71,7 @@ class KeyBoard:
 
         Raises NoKeys where nobody could be let in and the gateway may not be open; TransportUnavailable.
         """
-        await (await link.watches.start(KEYS, self.on_key)).wait()
+        await (await Bucket(link, API_KEYS).watch(self.on_key)).wait()
         self._is_started = True
         in_force = sum(key.revoked_at is None for key in self._keys.values())
         if not in_force and not self._opens_without_keys:
@@ -88,18 +86,14 @@ class KeyBoard:
         """Whether everybody who reaches this gateway may do everything."""
         return self._opens_without_keys and not self._was_one_made
 
-    def on_key(self, entry: Entry) -> None:
+    def on_key(self, entry: Versioned[ApiKey]) -> None:
         """A key was made, revoked or removed. One that cannot be read lets nobody in."""
         if self.is_open and self._is_started:
             log.info("closed", reason="a key was made")
         self._was_one_made = True
         self._keys.pop(entry.key, None)
-        if entry.value is None:
-            return
-        try:
-            key = decode_key(entry.key, entry.value)
-        except UnreadableKey as error:
-            log.warning("unreadable_key", key=entry.key, revision=entry.revision, error=str(error))
+        key = entry.value
+        if key is None:
             return
         self._keys[entry.key] = key
         if self._is_started:

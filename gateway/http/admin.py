@@ -1,7 +1,7 @@
 """`/admin`: what operators look at, and the switch of a model's lanes. HTTP only."""
 
-from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, Literal
 
 from litestar import Request, Response, get, put
@@ -13,7 +13,6 @@ from contracts.api.admin import (
     ColdStartsView,
     ExplainView,
     FallbacksView,
-    LaneMode,
     LanesView,
     ModeView,
     QueuesView,
@@ -21,10 +20,10 @@ from contracts.api.admin import (
 )
 from contracts.generation.body import MalformedBody, parse_body
 from contracts.generation.errors import FieldError
+from contracts.lanes import MODES, LaneMode
 from contracts.settings import ModelEntry
-from contracts.topology import CONTROL, control_key, work_stream
+from contracts.topology import work_stream
 from gateway.boards.key_board import Caller
-from gateway.boards.lane_board import MODES
 from gateway.http.access import Turn, needs
 from gateway.http.admin_views import (
     cold_starts_view,
@@ -45,7 +44,6 @@ from gateway.http.openapi.operations import KeyedOperation, ModeOperation, Switc
 from gateway.http.problems import ProblemError
 from gateway.http.queries import require_known_query
 from gateway.services import Services
-from ops.nats.errors import WrongRevision
 
 _Request = Request[Caller, Turn, State]
 _Services = NamedDependency[Services]
@@ -69,8 +67,8 @@ async def get_lanes(services: _Services) -> LanesView:
         now=now,
         judged_at=services.lanes.judged_at(now),
         models=tuple(model_lanes(entry, services.lanes, now) for entry in services.catalog.models.values()),
-        slots=tuple(services.lanes.slots(now)),
-        ignored_control=tuple(services.lanes.ignored_control(services.catalog.models)),
+        slots=tuple(services.slots.slots(now)),
+        ignored_control=tuple(services.lanes.switches.ignored(services.catalog.models)),
     )
 
 
@@ -115,31 +113,15 @@ async def put_mode(request: _Request, services: _Services, model: FromPath[str])
     require_known_query(request.scope)
     mode = _mode(body)
     request.auth.take()
-    key = control_key(name)
-    await _set(services, key, mode, conditions_of(request))
-    stored = await reachable(services.link.entries.get(CONTROL, key))
-    if stored is not None:
-        services.lanes.on_control(stored)  # not only when the watch tells, and with the server's time
+    conditions = conditions_of(request)
+    require = None if conditions == Conditions() else partial(require_to_change, conditions)
+    await reachable(services.lanes.switches.set(name, mode, require=require))
     return _mode_answer(services, name)
 
 
-async def _set(services: Services, key: str, mode: LaneMode, conditions: Conditions) -> None:
-    """Raises the problem `precondition_failed` where *conditions* do not hold, also only when it is written."""
-    if conditions == Conditions():
-        await reachable(services.link.entries.put(CONTROL, key, mode.encode()))
-        return
-    while True:
-        stored = await reachable(services.link.entries.get(CONTROL, key))
-        revision = 0 if stored is None else stored.revision
-        require_to_change(conditions, revision)
-        with suppress(WrongRevision):  # somebody was faster: look again
-            await reachable(services.link.entries.update(CONTROL, key, mode.encode(), revision=revision))
-            return
-
-
 def _mode_answer(services: Services, model: str) -> Response[ModeView]:
-    etag = f'"{services.lanes.mode_revision(model)}"'
-    return JsonAnswer(mode_view(model, services.lanes.mode(model)), headers={"etag": etag})
+    etag = f'"{services.lanes.switches.revision(model)}"'
+    return JsonAnswer(mode_view(model, services.lanes.switches.mode(model)), headers={"etag": etag})
 
 
 @get(
@@ -156,7 +138,7 @@ async def get_queues(services: _Services) -> QueuesView:
     models = tuple(services.catalog.models)
     queues = [await _queue(services, "lane", (model,), now) for model in models]
     queues.append(await _queue(services, "degraded", models, now))
-    return QueuesView(leader=leader_view(services.lanes.leader(now)), queues=tuple(queues))
+    return QueuesView(leader=leader_view(services.leader.leader(now)), queues=tuple(queues))
 
 
 @get(

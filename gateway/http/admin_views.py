@@ -20,7 +20,8 @@ from contracts.lanes import ColdStart, FallbackEpisode, Leadership
 from contracts.settings import ModelEntry
 from contracts.tasks import GenerationTask
 from gateway.boards.cold_starts import TARGET_S, share_within
-from gateway.boards.lane_board import Lane, LaneBoard, Mode
+from gateway.boards.lane_board import Lane, LaneBoard
+from gateway.boards.switches import Mode
 from gateway.rules.routing import OUTCOMES, RULES, Route, derive
 from ops.nats.streams import Depth
 
@@ -32,7 +33,7 @@ def route_view(outcome: Route) -> RouteView:
 
 def model_lanes(entry: ModelEntry, board: LaneBoard, now: datetime) -> ModelLanes:
     """The lanes of one model."""
-    mode = board.mode(entry.name)
+    mode = board.switches.mode(entry.name)
     return ModelLanes(
         model=entry.name,
         mode=mode.mode,

@@ -51,7 +51,7 @@ async def healthz() -> Health:
 async def readyz(services: NamedDependency[Services]) -> Response[Readiness]:
     """200 when requests for every model can be accepted, else 503 with what is missing."""
     now = datetime.now(UTC)
-    degraded_worker = services.lanes.degraded_worker_alive(now)
+    degraded_worker = services.leader.is_alive(now)
     models = {}
     for model in services.catalog.models:
         states, warm = services.lanes.states(model, now)

@@ -24,9 +24,6 @@ from contracts.keys import (
     ApiKey,
     Presented,
     Scope,
-    UnreadableKey,
-    decode_key,
-    encode_key,
     is_caller,
     parse_presented,
     sha256_of,
@@ -34,11 +31,12 @@ from contracts.keys import (
 from contracts.topology import DAY_S, KEYS, bucket_stream
 from ops.commands.options import nats_options
 from ops.nats.access import NatsAccess
+from ops.nats.bucket import Bucket, Versioned
+from ops.nats.buckets import API_KEYS
 from ops.nats.call import on_nats
 from ops.nats.errors import WrongRevision
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import NotProvisioned
-from ops.nats.watch import Entry
 
 ID_BYTES: Final = 6
 # A gateway remembers the time of every request in a burst.
@@ -76,23 +74,11 @@ class StoredKey(Struct, frozen=True):
 
 async def read_keys(link: NatsLink) -> StoredKey:
     """Every key that was made. Raises NotProvisioned, TransportUnavailable."""
-    entries: dict[str, Entry] = {}
-
-    def on_entry(entry: Entry) -> None:
-        entries[entry.key] = entry
-
-    await _require_bucket(link)
-    await (await link.watches.start(KEYS, on_entry)).wait()
-    keys, unreadable = [], []
-    for name, entry in sorted(entries.items()):
-        if entry.value is None:
-            continue
-        try:
-            keys.append(decode_key(name, entry.value))
-        except UnreadableKey:
-            unreadable.append(name)
-    keys.sort(key=lambda key: key.created_at)
-    return StoredKey(tuple(keys), tuple(unreadable), bool(entries))
+    entries = {entry.key: entry for entry in await (await _bucket(link)).entries()}
+    keys = [entry.value for entry in entries.values() if entry.value is not None]
+    unreadable = [name for name, entry in entries.items() if entry.value is None and not entry.is_deleted]
+    keys.sort(key=lambda key: (key.created_at, key.id))
+    return StoredKey(tuple(keys), tuple(sorted(unreadable)), bool(entries))
 
 
 async def add(
@@ -105,7 +91,7 @@ async def add(
     now: datetime,
 ) -> Presented:
     """Makes a key and returns the only copy of its secret. Raises NotProvisioned, TransportUnavailable."""
-    await _require_bucket(link)
+    bucket = await _bucket(link)
     while True:
         presented = Presented(secrets.token_hex(ID_BYTES), secrets.token_hex(SECRET_BYTES))
         key = ApiKey(
@@ -118,7 +104,7 @@ async def add(
             burst_s=burst_s,
         )
         try:
-            await link.entries.create(KEYS, key.id, encode_key(key))
+            await bucket.create(key.id, key)
         except WrongRevision:
             continue  # the id is taken
         return presented
@@ -129,24 +115,22 @@ async def revoke(link: NatsLink, key_id: str, *, now: datetime) -> ApiKey:
 
     Raises NoSuchKey, NotProvisioned, TransportUnavailable.
     """
-    await _require_bucket(link)
+    bucket = await _bucket(link)
     while True:
-        try:
-            entry = await link.entries.get(KEYS, key_id)
-        except ValueError:  # no id of anything
-            entry = None
-        if entry is None or entry.value is None:
+        entry: Versioned[ApiKey] | None = None
+        with contextlib.suppress(ValueError):  # no id of anything
+            entry = await bucket.get(key_id)
+        if entry is None or entry.is_deleted:
             raise NoSuchKey(f"no key has the id {key_id!r}; `warmlane keys list` shows them")
-        try:
-            key = decode_key(key_id, entry.value)
-        except UnreadableKey as error:
+        key = entry.value
+        if key is None:
             raise NoSuchKey(
                 f"the entry {key_id} cannot be read and lets nobody in; `nats kv del keys {key_id}` removes it"
-            ) from error
+            )
         if key.revoked_at is not None:
             return key
         try:
-            await link.entries.update(KEYS, key_id, encode_key(replace(key, revoked_at=now)), revision=entry.revision)
+            await bucket.update(key_id, replace(key, revoked_at=now), revision=entry.revision)
         except WrongRevision:
             continue
         return key
@@ -157,12 +141,12 @@ async def forget_revoked(link: NatsLink, *, now: datetime) -> int:
 
     Raises NotProvisioned, TransportUnavailable.
     """
-    removed = 0
+    bucket, removed = await _bucket(link), 0
     for key in (await read_keys(link)).revoked:
-        entry = await link.entries.get(KEYS, key.id) if is_to_go(key, now) else None
-        if entry is not None and entry.value is not None:
+        entry = await bucket.get(key.id) if is_to_go(key, now) else None
+        if entry is not None and not entry.is_deleted:
             with contextlib.suppress(WrongRevision):
-                await link.entries.delete(KEYS, key.id, revision=entry.revision)
+                await bucket.delete(key.id, revision=entry.revision)
                 removed += 1
     return removed
 
@@ -173,10 +157,10 @@ def is_to_go(key: ApiKey, now: datetime) -> bool:
 
 
 def shown(key: ApiKey) -> dict[str, Any]:
-    """What may be told of *key*: neither its secret nor what is stored of it."""
-    told: dict[str, Any] = msgspec.to_builtins(key)
-    del told["secret_sha256"]
-    return told
+    """What may be shown of *key*: neither its secret nor what is stored of it."""
+    fields: dict[str, Any] = msgspec.to_builtins(key)
+    del fields["secret_sha256"]
+    return fields
 
 
 def table_of(keys: Iterable[ApiKey]) -> Table:
@@ -197,9 +181,10 @@ def table_of(keys: Iterable[ApiKey]) -> Table:
     return table
 
 
-async def _require_bucket(link: NatsLink) -> None:
+async def _bucket(link: NatsLink) -> Bucket[ApiKey]:
     if not await link.streams.exists(bucket_stream(KEYS)):
         raise NotProvisioned("the server lacks the bucket keys; run `warmlane provision`")
+    return Bucket(link, API_KEYS, reports=False)
 
 
 @click.group(

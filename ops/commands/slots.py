@@ -37,7 +37,7 @@ async def read_slots(link: NatsLink, *, now: datetime) -> list[VideoPipelineSlot
     return [
         entry.value
         for entry in sorted(entries, key=lambda entry: entry.key)
-        if entry.value is not None and is_shown(entry.value, told_at=entry.time, now=now)
+        if entry.value is not None and is_shown(entry.value, written_at=entry.time, now=now)
     ]
 
 

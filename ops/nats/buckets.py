@@ -6,10 +6,12 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import Struct
 
+from contracts.keys import ApiKey, decode_key, encode_key
 from contracts.lanes import (
     ColdStart,
     FallbackEpisode,
     LaneHeartbeat,
+    LaneSwitch,
     Leadership,
     VideoPipelineSlot,
     decode_cold_start,
@@ -17,9 +19,11 @@ from contracts.lanes import (
     decode_heartbeat,
     decode_leadership,
     decode_slot,
+    decode_switch,
+    encode_switch,
 )
 from contracts.tasks import GenerationTask, decode_task_of, encode_task
-from contracts.topology import COLD_STARTS, FALLBACKS, LANES, LEADER, SLOTS, TASKS
+from contracts.topology import COLD_STARTS, CONTROL, FALLBACKS, KEYS, LANES, LEADER, SLOTS, TASKS
 from ops.nats.bucket import Content
 
 S = TypeVar("S", bound=Struct)
@@ -36,4 +40,6 @@ STARTS: Final = Content[ColdStart](COLD_STARTS, "cold_start", msgspec.json.encod
 EPISODES: Final = Content[FallbackEpisode](
     FALLBACKS, "fallback_episode", msgspec.json.encode, _by_value(decode_episode)
 )
+SWITCHES: Final = Content[LaneSwitch](CONTROL, "entry", encode_switch, _by_value(decode_switch))
+API_KEYS: Final = Content[ApiKey](KEYS, "api_key", encode_key, decode_key)
 RECORDS: Final = Content[GenerationTask](TASKS, "record", encode_task, decode_task_of)

@@ -368,7 +368,7 @@ async def test_a_record_that_cannot_be_read_is_said_and_ignored(system: System, 
     await system.link.entries.put(KEYS, "0123456789ab", b'{"id": "\xff"}')
 
     async def said() -> bool:
-        return "unreadable_key" in keyed.gateway.log()
+        return '"kind": "api_key"' in keyed.gateway.log()
 
     await eventually(said)
     await every_gateway_answers(keyed, Presented("0123456789ab", "0" * 64), 401)

@@ -26,6 +26,8 @@ from gateway.http.lookup import find
 from gateway.http.problems import ProblemError, problem_handlers
 from gateway.services import Services
 from ops.commands.options import ListenHost, Origin
+from ops.nats.bucket import Versioned
+from ops.nats.buckets import API_KEYS
 from ops.nats.watch import Entry
 from tests.kit.records import pending_task
 from tests.kit.samples import catalog
@@ -53,8 +55,8 @@ METRICS, BY_PROMETHEUS = key(4, "metrics", caller="prometheus")
 BY = {"submit": BY_SUBMITTER, "read": BY_READER, "metrics": BY_PROMETHEUS, "admin": BY_ADMIN}
 
 
-def entry(stored: ApiKey, value: bytes | None = None, *, revision: int = 1) -> Entry:
-    return Entry(stored.id, encode_key(stored) if value is None else value, revision, NOW)
+def entry(stored: ApiKey, value: bytes | None = None, *, revision: int = 1) -> Versioned[ApiKey]:
+    return Versioned(API_KEYS, Entry(stored.id, encode_key(stored) if value is None else value, revision, NOW))
 
 
 def board(*stored: ApiKey, opens_without_keys: bool = True) -> KeyBoard:
@@ -83,7 +85,7 @@ def test_a_gateway_on_the_loopback_is_open_until_the_first_key_and_never_again()
     assert known(keys, BY_SUBMITTER)
     keys.on_key(entry(replace(SUBMIT, revoked_at=NOW), revision=2))
     assert not known(keys, BY_SUBMITTER)
-    keys.on_key(Entry(SUBMIT.id, None, 3, NOW))  # `nats kv del`
+    keys.on_key(Versioned(API_KEYS, Entry(SUBMIT.id, None, 3, NOW)))  # `nats kv del`
     assert not keys.is_open
     assert keys.caller([]) is None
 
@@ -99,7 +101,8 @@ def test_a_record_that_cannot_be_read_is_said_and_lets_nobody_in() -> None:
     with capture_logs() as logged:
         keys.on_key(entry(SUBMIT, b'{"id": "\xff"}', revision=2))
         keys.on_key(entry(ADMIN, b"{}"))
-    assert [line["event"] for line in logged] == ["unreadable_key", "unreadable_key"]
+    assert [line["event"] for line in logged] == ["unreadable", "unreadable"]
+    assert {(line["kind"], line["where"]) for line in logged} == {("api_key", SUBMIT.id), ("api_key", ADMIN.id)}
     assert [known(keys, BY[name]) for name in ("submit", "read", "admin")] == [False, True, False]
     # nor does one alone leave a gateway open
     alone = KeyBoard(opens_without_keys=True)

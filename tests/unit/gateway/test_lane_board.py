@@ -1,4 +1,4 @@
-"""What the board concludes from the buckets that it watches."""
+"""What the board concludes from heartbeats."""
 
 from datetime import datetime
 
@@ -7,35 +7,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from contracts.lanes import LaneHeartbeat, LaneState, LeavingFor
-from contracts.topology import LEADER_KEY
 from gateway.boards.lane_board import LaneBoard
 from ops.nats.bucket import Versioned
-from ops.nats.buckets import HEARTBEATS, LEADERSHIPS
+from ops.nats.buckets import HEARTBEATS, SWITCHES
 from ops.nats.watch import Entry
 from tests.kit.records import NOW, after
-
-
-def leader(at: datetime, value: bytes | None = b"{}", key: str = LEADER_KEY) -> Entry:
-    return Entry(key, value, 1, at)
-
-
-@pytest.mark.parametrize(
-    ("entries", "expected"),
-    [
-        pytest.param([], False, id="never-heard-of"),
-        pytest.param([leader(NOW)], True, id="serves"),
-        pytest.param([leader(after(-3.5)), leader(NOW)], True, id="refreshed"),
-        pytest.param([leader(NOW), leader(NOW, None)], False, id="expired"),
-        pytest.param([leader(NOW), leader(NOW, None), leader(NOW)], True, id="a-standby-took-over"),
-        pytest.param([leader(after(-6))], False, id="a-marker-that-was-missed"),
-        pytest.param([leader(NOW, key="another")], False, id="another-key"),
-    ],
-)
-def test_a_degraded_worker_is_alive_while_its_key_is_refreshed(entries: list[Entry], expected: bool) -> None:
-    board = LaneBoard(health_timeout_s=60, grace_s=10)
-    for entry in entries:
-        board.on_leader(Versioned(LEADERSHIPS, entry))
-    assert board.degraded_worker_alive(NOW) is expected
 
 
 def board_with(*entries: Entry) -> LaneBoard:
@@ -122,56 +98,11 @@ def test_since_is_when_the_state_changed() -> None:
     assert (lane.since, lane.report.healthy_at) == (after(5), after(15))
 
 
-def control(value: bytes | None, revision: int, key: str = "lanes.anisora") -> Entry:
-    return Entry(key, value, revision, after(revision))
-
-
-@pytest.mark.parametrize(
-    ("entries", "mode", "ignored"),
-    [
-        pytest.param([], "auto", [], id="never-set"),
-        pytest.param([control(b"degraded", 1)], "degraded", [], id="degraded"),
-        pytest.param([control(b"degraded\n", 1)], "degraded", [], id="with-a-newline"),
-        pytest.param([control(b"degraded", 1), control(b"auto", 2)], "auto", [], id="and-back"),
-        pytest.param([control(b"degraded", 1), control(None, 2)], "auto", [], id="deleted"),
-        pytest.param([control(b"degraded", 1), control(b"auto", 1)], "degraded", [], id="a-revision-twice"),
-        pytest.param([control(b"degraded", 1), control(b"Auto", 2)], "degraded", ["Auto"], id="the-last-usable-stays"),
-        pytest.param([control(b"off", 1)], "auto", ["off"], id="unusable"),
-        pytest.param([control(b"\xff" * 99, 1)], "auto", ["\ufffd" * 64], id="not-text"),
-        pytest.param([control(b"off", 1), control(b"degraded", 2)], "degraded", [], id="mended"),
-        pytest.param([control(b"degraded", 1, "lane.anisora")], "auto", ["degraded"], id="another-key"),
-        pytest.param([control(b"x", 1, "y"), control(None, 2, "y")], "auto", [], id="another-key-is-gone"),
-    ],
-)
-def test_the_operators_switch(entries: list[Entry], mode: str, ignored: list[str]) -> None:
-    board = LaneBoard(health_timeout_s=60, grace_s=10)
-    with capture_logs() as logged:
-        for entry in entries:
-            board.on_control(entry)
-    assert board.mode("anisora").mode == mode
-    assert [entry.value for entry in board.ignored_control(["anisora", "phr00t"])] == ignored
-    if ignored:
-        assert "control_ignored" in [line["event"] for line in logged]
-
-
 def test_a_lane_that_is_switched_off_is_not_asked() -> None:
     board = board_with(heartbeat(NOW))
-    board.on_control(control(b"degraded", 1))
+    board.switches.on_entry(Versioned(SWITCHES, Entry("lanes.anisora", b"degraded", 1, NOW)))
     assert board.cause("anisora", NOW) == "manual"
     assert board.states("anisora", NOW) == ([LaneState.WARM], True)
-
-
-def switch(model: str, value: bytes | None, revision: int) -> Entry:
-    return Entry(f"lanes.{model}", value, revision, after(revision))
-
-
-def test_a_switch_that_was_read_hides_no_older_one_of_another_model() -> None:
-    """Both feeders: the answer to who set the one, and the watch, which comes to the other later."""
-    board = LaneBoard(health_timeout_s=60, grace_s=10)
-    board.on_control(switch("phr00t", b"auto", 9))
-    for entry in (switch("anisora", b"degraded", 8), switch("phr00t", b"degraded", 7), switch("phr00t", b"auto", 9)):
-        board.on_control(entry)
-    assert (board.mode("anisora").mode, board.mode("phr00t").mode) == ("degraded", "auto")
 
 
 def test_a_lane_that_is_busy_and_warm_again_is_no_news_for_an_operator() -> None:

@@ -27,7 +27,7 @@ from ops.commands.status import Status, screen, span
 from ops.commands.submit import Bar
 from ops.commands.trace import VARIABLE
 from ops.nats.bucket import Versioned
-from ops.nats.buckets import HEARTBEATS
+from ops.nats.buckets import HEARTBEATS, SWITCHES
 from ops.nats.streams import Depth
 from ops.nats.watch import Entry
 from tests.kit.records import NOW, after, processing_task
@@ -61,7 +61,7 @@ def answers(running: Catalog, board: LaneBoard) -> dict[str, Any]:
             judged_at=after(-3),
             models=tuple(model_lanes(entry, board, NOW) for entry in running.models.values()),
             slots=(slot,),
-            ignored_control=tuple(board.ignored_control(running.models)),
+            ignored_control=tuple(board.switches.ignored(running.models)),
         ),
         "queue": QueuesView(
             leader=None,
@@ -90,9 +90,8 @@ def drawn() -> str:
     board.on_lane(Versioned(HEARTBEATS, heartbeat("anisora-0", LaneState.WARM, after(-2))))
     board.on_lane(Versioned(HEARTBEATS, heartbeat("anisora-1", LaneState.CRASH_LOOPING, after(-2), detail="exit [1]")))
     board.on_lane(Versioned(HEARTBEATS, heartbeat("anisora-2", LaneState.BUSY, after(-300))))
-    board.on_control(Entry("lanes.phr00t", b"offf", 1, NOW))
-    board.on_control(Entry("lanes.gone", b"degraded", 2, NOW))
-    board.on_control(Entry("lanes.gone-too", b"auto", 3, NOW))
+    for key, value in (("phr00t", b"offf"), ("gone", b"degraded"), ("gone-too", b"auto")):
+        board.switches.on_entry(Versioned(SWITCHES, Entry(f"lanes.{key}", value, 1, NOW)))
     told = json.loads(msgspec.json.encode(answers(catalog(), board)))
     console = Console(width=200)
     with console.capture() as captured:
