@@ -12,9 +12,9 @@ from contracts.tasks import GenerationTask, TaskStatus, encode_task
 from contracts.topology import TASKS
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import RECORDS
+from ops.nats.entry import Entry
 from ops.nats.errors import TransportUnavailable, WrongRevision
 from ops.nats.link import NatsLink
-from ops.nats.watch import Entry
 
 # NATS being away is no reason to drop a result (design §4, Settle): wait for it, without hurry.
 RETRY_WAIT_S: Final = 0.2

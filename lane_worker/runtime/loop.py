@@ -33,10 +33,10 @@ from lane_worker.runtime.scratch import Scratch
 from ops.artifacts import Artifacts, StorageFailed
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import RECORDS
+from ops.nats.entry import Entry
 from ops.nats.errors import TransportUnavailable, WrongRevision
 from ops.nats.link import NatsLink
 from ops.nats.pull import Pull, ack_sync
-from ops.nats.watch import Entry
 from ops.telemetry import metrics
 from ops.telemetry.tracing import (
     CONSUMER,

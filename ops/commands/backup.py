@@ -48,10 +48,10 @@ from contracts.tasks import TaskStatus, UnreadableTask, decode_task
 from contracts.topology import DEADLINES, TASKS, TimerKind, Topology, bucket_stream
 from ops.commands.options import nats_options, profile_option, replicas_option, settings_option
 from ops.nats.access import NatsAccess
+from ops.nats.entry import Entry
 from ops.nats.errors import TransportUnavailable, UnusableServer, translated
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import wanted
-from ops.nats.watch import Entry
 
 MANIFEST: Final = "manifest.json"
 UNENDED: Final = "unended.json"

@@ -11,8 +11,9 @@ from typing import Final, Generic, TypeVar
 from msgspec import Struct
 
 from contracts.wire import Unreadable
+from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
-from ops.nats.watch import Entry, Watch
+from ops.nats.watch import Watch
 from ops.telemetry.unreadable import Kind, unreadables
 
 T = TypeVar("T")

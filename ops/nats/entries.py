@@ -14,9 +14,10 @@ from contracts.topology import bucket_stream, bucket_subject
 from ops.nats.client import REPLY_TIMEOUT_S, NatsClient
 from ops.nats.clock import parse_time
 from ops.nats.connection import Connection
+from ops.nats.entry import Entry
 from ops.nats.errors import NO_MESSAGE, translated
 from ops.nats.messages import Messages
-from ops.nats.watch import Entry, Mark
+from ops.nats.stream_proof import Mark
 from ops.nats.watches import Watches
 
 

@@ -13,7 +13,7 @@ from contracts.nesting import loads
 from ops.nats.client import REPLY_TIMEOUT_S, NatsClient
 from ops.nats.clock import parse_time
 from ops.nats.errors import TransportUnavailable, translated
-from ops.nats.watch import StreamState
+from ops.nats.stream_proof import StreamState
 
 
 class Depth(Struct, frozen=True):

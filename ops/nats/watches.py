@@ -10,9 +10,11 @@ from contracts.topology import bucket_stream
 from ops.nats.client import REPLY_TIMEOUT_S, Following, NatsClient
 from ops.nats.clock import parse_time
 from ops.nats.connection import Connection
+from ops.nats.entry import Entry
 from ops.nats.errors import NO_MESSAGE, translated
+from ops.nats.stream_proof import Mark, StreamState, There
 from ops.nats.streams import Streams
-from ops.nats.watch import Entry, Mark, StreamState, There, Watch
+from ops.nats.watch import Watch
 
 
 class WatchedServer:
@@ -106,10 +108,10 @@ class Watches:
                 await watch.look()
 
     def note(self, bucket: str, mark: Mark, cuts: int) -> None:
-        """The process knows by itself that *bucket* holds *mark* (`Watch.note`)."""
+        """The process knows by itself that *bucket* holds *mark* (`KnownStream.note`)."""
         for watch in self._watches:
             if watch.bucket == bucket:
-                watch.note(mark, cuts)
+                watch.known.note(mark, cuts)
 
     def close(self) -> None:
         """No watch reports anything any more."""

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 
 from contracts.tasks import GenerationTask, TaskStatus, decode_task
 from contracts.topology import DEGRADED_MAX_MSGS, TASKS
+from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
-from ops.nats.watch import Entry
 from tests.bench.accept import submitted
 from tests.bench.arrivals import OVERLOADED, Answer, client_of, moments, post, send
 from tests.bench.load import LoadFailed, connect, percentile, request

@@ -27,11 +27,11 @@ from contracts.tasks import GenerationTask, TaskStatus, decode_task
 from contracts.topology import DEGRADED, TASKS
 from ops.ending import end
 from ops.machine.processes import warmlane_command
+from ops.nats.entry import Entry
 from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import ProvisioningRefused, provision, wanted
 from ops.nats.server import find_nats_server
-from ops.nats.watch import Entry
 from tests.kit.behind import js_of
 from tests.kit.degraded import DegradedProcess, leads
 from tests.kit.lanes import LaneProcess, heartbeat_of

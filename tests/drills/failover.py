@@ -31,8 +31,8 @@ from contracts.tasks import GenerationTask, RoutingDecision, TaskStatus, decode_
 from contracts.topology import LANES, TASKS
 from gateway.rules.routing import READY_STATES, ToLane
 from ops.commands.demo.command import percentile
+from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
-from ops.nats.watch import Entry
 from tests.bench.arrivals import CLIENT_TIMEOUT_S, Answer, post
 from tests.kit.support import eventually, settings_file
 from tests.kit.system import UpProcess

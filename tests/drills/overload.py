@@ -24,8 +24,8 @@ from rich.table import Table
 from contracts.tasks import GenerationTask, SwapReceipt, TaskStatus, decode_task
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, TASKS, work_subject
 from ops.commands.demo.command import percentile
+from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
-from ops.nats.watch import Entry
 from tests.bench.arrivals import Answer, client_of, moments, post, send
 from tests.kit.behind import js_of
 from tests.kit.support import eventually

@@ -25,9 +25,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from contracts.settings import load_settings
 from contracts.topology import TASKS
 from ops.ending import end
+from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import wanted
-from ops.nats.watch import Entry
 from tests.bench.load import Answer, Connection, connect, request
 from tests.drills.soak_report import Seen, judge, report, write
 from tests.drills.soak_samples import Sampler

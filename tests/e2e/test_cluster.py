@@ -15,10 +15,10 @@ from contracts.settings import load_settings
 from contracts.topology import DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, LEADER, LEADER_KEY, TASKS, sweep_consumer
 from ops.commands.backup import backup, restore
 from ops.commands.provision import command
+from ops.nats.entry import Entry
 from ops.nats.errors import StreamFull, TransportUnavailable, WrongRevision
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import ProvisioningRefused, differences, provision, wanted
-from ops.nats.watch import Entry
 from tests.drills.cluster import Cluster, Gateway, Load, outcome, provision_three, stream_leader
 from tests.kit.behind import js_of
 from tests.kit.lanes import Lane, SharedForkServer

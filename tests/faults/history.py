@@ -24,8 +24,8 @@ from contracts.lanes import Leadership
 from contracts.tasks import GenerationTask, UnreadableTask, decode_task
 from contracts.topology import LEADER, TASKS, bucket_stream
 from ops.nats.clock import parse_time
+from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
-from ops.nats.watch import Entry
 from tests.kit.behind import client_of, js_of
 from tests.kit.support import is_running
 

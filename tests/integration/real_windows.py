@@ -11,7 +11,7 @@ from contracts.lanes import LaneState
 from contracts.settings import Catalog
 from contracts.tasks import GenerationTask, TaskStatus, decode_task
 from contracts.topology import LANES, TASKS
-from ops.nats.watch import Entry
+from ops.nats.entry import Entry
 from tests.integration.outage import server_away
 from tests.kit.gateway import System, report_lane
 from tests.kit.support import eventually

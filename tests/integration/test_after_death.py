@@ -12,9 +12,9 @@ from contracts.tasks import FailureCode, GenerationTask, Progress, TaskStatus, d
 from contracts.topology import COLD_STARTS, DEADLINES, TASKS, bucket_stream, timer_due_subject
 from gateway.boards.cold_starts import ColdStarts
 from ops.lanes.recovery import LostStarts, give_back, is_same_start
+from ops.nats.entry import Entry
 from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
-from ops.nats.watch import Entry
 from tests.kit.behind import js_of
 from tests.kit.records import DECISION, NOW, TASK_ID, after, processing_task
 from tests.kit.support import eventually

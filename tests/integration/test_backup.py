@@ -30,10 +30,10 @@ from ops.commands.backup import (
     restore_order,
     snapshot_order,
 )
+from ops.nats.entry import Entry
 from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import differences, provision, wanted
-from ops.nats.watch import Entry
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, System
 from tests.kit.lanes import Lane, SharedForkServer

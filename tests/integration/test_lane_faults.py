@@ -17,9 +17,9 @@ from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.tasks import GenerationTask, TaskStatus, decode_task
 from contracts.topology import TASKS, lane_stream
+from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
-from ops.nats.watch import Entry
 from tests.kit.degraded import DegradedProcess, leads
 from tests.kit.gateway import GatewayProcess, System
 from tests.kit.lanes import CutWire, LaneProcess, heartbeat_of

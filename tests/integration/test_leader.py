@@ -19,8 +19,8 @@ from degraded_worker.leader import Leader, Standing, leads, vacancy
 from ops.ending import end
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import LEADERSHIPS
+from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
-from ops.nats.watch import Entry
 from tests.kit.support import NatsServer, clean_environment, eventually
 
 ROOT = Path(__file__).parents[2]

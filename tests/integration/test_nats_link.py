@@ -10,12 +10,12 @@ import uvloop
 from structlog.testing import capture_logs
 
 from contracts.topology import DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, TASKS, sweep_consumer, work_subject
+from ops.nats.entry import Entry
 from ops.nats.errors import StreamFull, TransportUnavailable, UnusableServer, WrongRevision
 from ops.nats.link import NatsLink
 from ops.nats.link_health import telling_of
 from ops.nats.pull import ack_sync
 from ops.nats.server_clock import MAX_SKEW_S
-from ops.nats.watch import Entry
 from tests.kit.behind import client_of, js_of
 from tests.kit.measured import Measured
 from tests.kit.support import NatsServer, as_admin, eventually, free_port

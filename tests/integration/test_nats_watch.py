@@ -10,10 +10,11 @@ from structlog.testing import capture_logs
 
 from contracts.settings import Catalog
 from contracts.topology import CONTROL, TASKS, bucket_stream
+from ops.nats.entry import Entry
 from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
-from ops.nats.watch import Entry, Watch
+from ops.nats.watch import Watch
 from tests.kit.behind import js_of
 from tests.kit.measured import Measured
 from tests.kit.support import KEEP_S, NatsServer, eventually

@@ -32,8 +32,8 @@ from ops.lanes.supervisor import Supervised, Supervisor
 from ops.machine.processes import Process, warmlane_command
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import HEARTBEATS
+from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
-from ops.nats.watch import Entry
 from tests.kit.gateway import System, fresh_system, report_lane
 from tests.kit.records import TASK_ID, processing_task
 from tests.kit.support import (

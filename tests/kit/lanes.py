@@ -18,8 +18,8 @@ from lane_worker.forking.slot import lock_path, read_note
 from lane_worker.runtime.assembly import Setup
 from lane_worker.worker import LaneWorker
 from ops.artifacts import Artifacts
+from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
-from ops.nats.watch import Entry
 from tests.kit.support import ROGUE_HOST, eventually, fork_server_at
 from tests.kit.workers import WorkerProcess
 

@@ -30,6 +30,7 @@ import ops.nats.connecting
 import ops.nats.connection
 import ops.nats.messages
 import ops.nats.pull
+import ops.nats.reader
 import ops.nats.server_clock
 import ops.nats.watch
 from tests.model.model_loop import HOST
@@ -48,8 +49,8 @@ _WITH_DATETIME: tuple[Any, ...] = (
     lane_worker.runtime.lease,
     lane_worker.runtime.loop,
     ops.nats.connection,
+    ops.nats.reader,
     ops.nats.server_clock,
-    ops.nats.watch,
 )
 _WITH_LOG: tuple[Any, ...] = (
     gateway.placing.admission,
@@ -66,6 +67,7 @@ _WITH_LOG: tuple[Any, ...] = (
     ops.nats.connecting,
     ops.nats.connection,
     ops.nats.pull,
+    ops.nats.reader,
     ops.nats.watch,
 )
 
@@ -74,7 +76,7 @@ _WITH_UNREADABLES: tuple[Any, ...] = (
     gateway.placing.sweeper,
     lane_worker.runtime.loop,
     ops.nats.bucket,
-    ops.nats.watch,
+    ops.nats.reader,
 )
 
 

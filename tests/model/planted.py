@@ -27,7 +27,7 @@ from lane_worker.runtime.loop import WorkLoop
 from ops.nats.entries import Entries
 from ops.nats.errors import StreamFull, TransportUnavailable
 from ops.nats.link import NatsLink
-from ops.nats.watch import Mark, Verdict, Watch
+from ops.nats.stream_proof import KnownStream, Mark, Verdict
 
 
 def ack_before_claim() -> AbstractContextManager[Any]:
@@ -228,24 +228,24 @@ def full_is_refused_and_recorded() -> AbstractContextManager[Any]:
 
 def goes_on_blindly() -> AbstractContextManager[Any]:
     """A watch goes on after the last sequence that it was told, whatever stands there now."""
-    return patch("ops.nats.watch.judged", lambda **_: Verdict.SAME)
+    return patch("ops.nats.stream_proof.judged", lambda **_: Verdict.SAME)
 
 
 def proof_of_a_later_time() -> AbstractContextManager[Any]:
     """What was written after a break counts as proof that nothing from before it is lost."""
-    note = Watch.note
-    return patch.object(Watch, "note", lambda self, mark, _: note(self, mark, self._cuts))
+    note = KnownStream.note
+    return patch.object(KnownStream, "note", lambda self, mark, _: note(self, mark, self._cuts))
 
 
 def doubts_forgotten() -> AbstractContextManager[Any]:
     """What was written between a break and the watch's look is not remembered when the next break comes first."""
-    note = Watch.note
+    note = KnownStream.note
 
-    def before(self: Watch, mark: Mark, cuts: int) -> None:
+    def before(self: KnownStream, mark: Mark, cuts: int) -> None:
         if cuts == self._cuts:
             note(self, mark, cuts)
 
-    return patch.object(Watch, "note", before)
+    return patch.object(KnownStream, "note", before)
 
 
 def lost_timers_stay_lost() -> AbstractContextManager[Any]:

@@ -28,7 +28,7 @@ from gateway.services import Services
 from ops.commands.options import ListenHost, Origin
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import API_KEYS
-from ops.nats.watch import Entry
+from ops.nats.entry import Entry
 from tests.kit.records import pending_task
 from tests.kit.samples import catalog
 from tests.unit.gateway.test_openapi import NEEDS, TINY, operations

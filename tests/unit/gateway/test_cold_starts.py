@@ -7,7 +7,7 @@ from contracts.lanes import ColdStart
 from gateway.boards.cold_starts import STARTS_MAX, TARGET_S, ColdStarts, share_within
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import STARTS
-from ops.nats.watch import Entry
+from ops.nats.entry import Entry
 from tests.kit.records import NOW, after
 
 

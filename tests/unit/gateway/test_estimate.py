@@ -23,7 +23,7 @@ from gateway.boards.work_queues import SAMPLES_MAX, WorkQueues
 from gateway.placing.estimate import Ahead, Estimates, degraded_wait_s, lane_wait_s, retry_after_s
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import HEARTBEATS, RECORDS
-from ops.nats.watch import Entry
+from ops.nats.entry import Entry
 from tests.kit import samples
 from tests.kit.records import DECISION, NOW, after, pending_task
 

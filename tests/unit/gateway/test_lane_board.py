@@ -10,7 +10,7 @@ from contracts.lanes import LaneHeartbeat, LaneState, LeavingFor
 from gateway.boards.lane_board import LaneBoard
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import HEARTBEATS, SWITCHES
-from ops.nats.watch import Entry
+from ops.nats.entry import Entry
 from tests.kit.records import NOW, after
 
 

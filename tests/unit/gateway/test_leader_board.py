@@ -8,7 +8,7 @@ from contracts.topology import LEADER_KEY
 from gateway.boards.leader_board import LeaderBoard
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import LEADERSHIPS
-from ops.nats.watch import Entry
+from ops.nats.entry import Entry
 from tests.kit.records import NOW, after
 
 

@@ -6,7 +6,7 @@ from structlog.testing import capture_logs
 from gateway.boards.switches import Switches
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import SWITCHES
-from ops.nats.watch import Entry
+from ops.nats.entry import Entry
 from tests.kit.records import after
 
 

@@ -15,7 +15,7 @@ from gateway.boards.task_index import Place, TaskIndex, TaskRow
 from ops.ending import end
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import RECORDS
-from ops.nats.watch import Entry
+from ops.nats.entry import Entry
 from tests.kit.records import NOW, pending_task, processing_task
 
 MANY = 3_000

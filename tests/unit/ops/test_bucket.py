@@ -7,7 +7,7 @@ from contracts.lanes import ColdStart
 from contracts.tasks import encode_task
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import RECORDS, STARTS
-from ops.nats.watch import Entry
+from ops.nats.entry import Entry
 from tests.kit.records import NOW, processing_task
 
 START = ColdStart(model="anisora", worker="a-0", started_at=NOW, ended_at=NOW, seconds=1.0)

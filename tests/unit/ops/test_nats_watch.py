@@ -3,19 +3,10 @@
 import pytest
 
 from ops.nats import client as nats_client
-from ops.nats.watch import (
-    SILENT_S,
-    Entry,
-    KnownRevision,
-    Mark,
-    StreamState,
-    There,
-    Verdict,
-    contradicts,
-    is_news,
-    judged,
-    was_emptied,
-)
+from ops.nats.entry import Entry
+from ops.nats.reader import KnownRevision, contradicts, is_news
+from ops.nats.stream_proof import Mark, StreamState, There, Verdict, judged, was_emptied
+from ops.nats.watch import SILENT_S
 from tests.kit.records import NOW, after
 
 MADE, LATER = "2026-01-02T03:04:05Z", "2026-01-02T03:04:06Z"

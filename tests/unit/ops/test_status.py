@@ -28,8 +28,8 @@ from ops.commands.submit import Bar
 from ops.commands.trace import VARIABLE
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import HEARTBEATS, SWITCHES
+from ops.nats.entry import Entry
 from ops.nats.streams import Depth
-from ops.nats.watch import Entry
 from tests.kit.records import NOW, after, processing_task
 from tests.kit.samples import catalog
 
