@@ -7,10 +7,11 @@ PIP_ARGS ?=
 # More arguments for `warmlane up`, and for pytest.
 UP_ARGS ?=
 PYTEST_ARGS ?=
-# More arguments for tests/bench and for tests/drills/fuzz.py, overload.py, swap.py, swap_parts.py, failover.py, regression.py and
+# More arguments for tests/bench and for tests/drills/fuzz.py, order.py, overload.py, swap.py, swap_parts.py, failover.py, regression.py and
 # soak.py; --help lists them. GPU_ARGS are more arguments for pytest.
 FAILOVER_ARGS ?=
 FUZZ_ARGS ?=
+ORDER_ARGS ?=
 OVERLOAD_ARGS ?=
 SWAP_ARGS ?=
 GPU_ARGS ?=
@@ -29,7 +30,7 @@ TYPES_LOG := $(VENV)/types.log
 PYTEST = $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test tools-test lint style types fuzz numbers overload swap windows starts lanes swap-parts gpu-test failover chaos chaos-plants cluster observe regression soak bench bench-all model audit clean
+.PHONY: help run test tools-test lint style types fuzz numbers order overload swap windows starts lanes swap-parts gpu-test failover chaos chaos-plants cluster observe regression soak bench bench-all model audit clean
 
 help: ## List the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +69,9 @@ fuzz: $(TEST_READY) ## Send 3,000 generated requests to a gateway, and hold it t
 
 numbers: $(TEST_READY) ## Measure what the main job costs on this machine (about 2 minutes)
 	$(BIN)/python -m tests.drills.numbers
+
+order: $(TEST_READY) ## Compare orders of the degraded queue: what each serves, swaps and lets wait (about 1 minute)
+	$(BIN)/python -m tests.drills.order $(ORDER_ARGS)
 
 overload: $(TEST_READY) ## Send ten times what the degraded worker can do, and judge its limits (about 4 minutes)
 	$(BIN)/python -m tests.drills.overload $(OVERLOAD_ARGS)

@@ -29,6 +29,22 @@ class TaskStatus(StrEnum):
         return self in (TaskStatus.DONE, TaskStatus.FAILED)
 
 
+class Priority(StrEnum):
+    """The class of a request, strictest first: what waits in a stricter one starts first (`contracts/order.py`)."""
+
+    INTERACTIVE = "interactive"
+    STANDARD = "standard"
+    BACKGROUND = "background"
+
+    @property
+    def rank(self) -> int:
+        """0 for the strictest."""
+        return _PRIORITIES.index(self)
+
+
+_PRIORITIES: Final = tuple(Priority)
+
+
 class FailureCode(StrEnum):
     """Why a task failed. Clients switch on these; the list only grows."""
 

@@ -1,0 +1,228 @@
+"""Which of the tasks that wait for one card it starts next. Pure: no clock, no I/O, no logging.
+
+It stands here and not with the worker that asks it: the gateway says from the same function when a task will start,
+and a lane orders its own queue by it. All times are seconds by one clock of the asker's choice.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from contracts.tasks import Priority
+
+OrderName = Literal["fifo", "swap-aware"]
+
+# What a caller has had of the card counts half after so long.
+HALF_LIFE_S: Final = 60.0
+# Less than this is as good as nothing, and is forgotten.
+FORGOTTEN_S: Final = 0.01
+
+# What an operator is told of the rules of `choose`.
+RULES: Final[Mapping[int, str]] = {
+    2: "the order is first in, first out",
+    3: "stricter classes had their share, and it is the turn of this one",
+    4: "no stricter class waits",
+    5: "it would have expired within the slice, and its caller has had less of the card",
+    6: "its model is loaded, and its slice lasts or no other model waits",
+    7: "the oldest task of its model waits longest",
+}
+
+
+class Waiting(Struct, frozen=True, kw_only=True):
+    """A task that waits. It may start before *deadline_s*, and not at it."""
+
+    task_id: str
+    model: str
+    queued_s: float
+    deadline_s: float
+    caller: str = ""
+    priority: Priority = Priority.STANDARD
+
+
+class OnCard(Struct, frozen=True):
+    """The model that is loaded, since *since_s*."""
+
+    model: str
+    since_s: float
+
+
+class Costs(Struct, frozen=True, kw_only=True):
+    """What a run of each model takes, and to have it loaded instead of another one, in seconds.
+
+    A model that is missing counts as the slowest that is there; where none is, as 0.
+    """
+
+    run_s: Mapping[str, float] = {}
+    swap_s: Mapping[str, float] = {}
+
+    def run_of(self, model: str) -> float:
+        return _of(self.run_s, model)
+
+    def swap_to(self, model: str) -> float:
+        return _of(self.swap_s, model)
+
+
+class Policy(Struct, frozen=True, kw_only=True):
+    """How the card is shared. *swap_share* is the most of its time that goes into swaps while two models wait all the
+    time, unless a slice would be longer than *slice_max_s*. *turn_share* is what each class gets at least of it."""
+
+    order: OrderName = "swap-aware"
+    swap_share: float = 0.2
+    slice_max_s: float = 120.0
+    turn_share: float = 0.2
+
+
+class Ledger(Struct, frozen=True, kw_only=True):
+    """What the order remembers of the tasks that it started: `started` keeps it.
+
+    *callers* are the seconds of the card that each had, as of *at_s*, of which half is forgotten in HALF_LIFE_S.
+    *passed_s* are those that stricter classes had since a class that waited was last served.
+    """
+
+    callers: Mapping[str, float] = {}
+    passed_s: Mapping[Priority, float] = {}
+    at_s: float = 0.0
+
+    def had_s(self, caller: str) -> float:
+        return self.callers.get(caller, 0.0)
+
+
+class Choice(Struct, frozen=True):
+    """*task* is next, by the *rules* of `choose`; *slice_left_s* of the loaded model's slice were left (0: none)."""
+
+    task: Waiting
+    rules: tuple[int, ...]
+    slice_left_s: float = 0.0
+
+
+def choose(
+    waiting: Iterable[Waiting],
+    *,
+    loaded: OnCard | None,
+    costs: Costs,
+    ledger: Ledger,
+    policy: Policy,
+    now_s: float,
+) -> Choice | None:
+    """The task that starts next on a card that is free at *now_s*. The order of *waiting* does not matter.
+
+    1. A task at its deadline is left to expire: it starts no more, and costs no swap. None where nothing else waits.
+    2. By the order `fifo`: the oldest task.
+    3. The strictest class whose turn it is: while it waited, stricter ones had so many seconds that a task of it, with
+       a swap to its model and back, is `turn_share` of them or less. So no class starves another.
+    4. Where it is no class's turn, the strictest one that waits.
+       Of this class:
+    5. A task of another model that would expire during the next run, where its caller has had less of the card than
+       whoever would be served, by half a slice or more. So nobody with many tasks pushes out one with a single task.
+    6. The loaded model, while its slice lasts (`slice_s`).
+    7. The model whose oldest task waits longest; that may be the loaded one.
+       Of this class and model: the caller who has had the least of the card lately, and of this caller the oldest task.
+    """
+    able = sorted((task for task in waiting if now_s < task.deadline_s), key=_age)  # 1
+    if not able:
+        return None
+    if policy.order == "fifo":  # 2
+        return Choice(able[0], (2,))
+    turns = [
+        priority
+        for priority in sorted({task.priority for task in able}, key=_rank)
+        if _is_turn_of(priority, able, loaded=loaded, costs=costs, ledger=ledger, policy=policy)
+    ]
+    priority, class_rule = (turns[0], 3) if turns else (min((task.priority for task in able), key=_rank), 4)  # 3, 4
+    able = [task for task in able if task.priority is priority]
+    here = [task for task in able if loaded is not None and task.model == loaded.model]
+    others = [task for task in able if loaded is None or task.model != loaded.model]
+    if not here or not others:
+        task = _fair(here or others, ledger)
+        return Choice(task, (class_rule, 6 if here else 7))
+    assert loaded is not None
+    whole_s = slice_s(loaded.model, others[0].model, costs=costs, policy=policy)
+    left_s = max(0.0, loaded.since_s + whole_s - now_s)
+    if left_s:
+        following = _fair(here, ledger)
+        over_s = now_s + costs.run_of(loaded.model)
+        for task in others:  # 5
+            less_s = ledger.had_s(following.caller) - ledger.had_s(task.caller)
+            if task.deadline_s <= over_s and less_s >= whole_s / 2:
+                return Choice(task, (class_rule, 5), left_s)
+        return Choice(following, (class_rule, 6), left_s)  # 6
+    return Choice(_fair(here if _age(here[0]) < _age(others[0]) else others, ledger), (class_rule, 7))  # 7
+
+
+def slice_s(model: str, other: str, *, costs: Costs, policy: Policy) -> float:
+    """For how long *model* is served, counted from when it was loaded, while *other* waits.
+
+    So long that the swap which ends it is at most `swap_share` of slice and swap together, and one run more, because
+    none is cut short: a slice that is shorter than a swap would be worse than none.
+    """
+    return min(policy.slice_max_s, (costs.swap_to(other) + costs.run_of(model)) / policy.swap_share)
+
+
+def cost_s(task: Waiting, *, loaded: OnCard | None, costs: Costs) -> float:
+    """The expected seconds of the card of *task*, with the swap to its model where another one is loaded."""
+    is_there = loaded is not None and loaded.model == task.model
+    return costs.run_of(task.model) + (0.0 if is_there else costs.swap_to(task.model))
+
+
+def started(
+    ledger: Ledger,
+    task: Waiting,
+    waiting: Iterable[Waiting],
+    *,
+    loaded: OnCard | None,
+    costs: Costs,
+    now_s: float,
+) -> Ledger:
+    """*ledger* after *task* was started at *now_s*, of those that were *waiting* then. It is charged to its caller and
+    to its class by what it is expected to cost."""
+    spent_s = cost_s(task, loaded=loaded, costs=costs)
+    left = 0.5 ** (max(0.0, now_s - ledger.at_s) / HALF_LIFE_S)
+    callers = {caller: had_s * left for caller, had_s in ledger.callers.items() if had_s * left > FORGOTTEN_S}
+    callers[task.caller] = callers.get(task.caller, 0.0) + spent_s
+    lower = {each.priority for each in waiting if each.priority.rank > task.priority.rank and now_s < each.deadline_s}
+    passed_s = {
+        priority: ledger.passed_s.get(priority, 0.0) + (spent_s if priority in lower else 0.0)
+        for priority in {*ledger.passed_s, *lower} - {task.priority}
+    }
+    return Ledger(callers=callers, passed_s=passed_s, at_s=now_s)
+
+
+def _is_turn_of(
+    priority: Priority,
+    able: Sequence[Waiting],
+    *,
+    loaded: OnCard | None,
+    costs: Costs,
+    ledger: Ledger,
+    policy: Policy,
+) -> bool:
+    passed_s = ledger.passed_s.get(priority, 0.0)
+    if not passed_s:
+        return False
+    oldest = next(task for task in able if task.priority is priority)
+    spent_s = cost_s(oldest, loaded=loaded, costs=costs)
+    if loaded is not None and loaded.model != oldest.model:
+        spent_s += costs.swap_to(loaded.model)
+    return passed_s * policy.turn_share >= spent_s * (1 - policy.turn_share)
+
+
+def _fair(tasks: Sequence[Waiting], ledger: Ledger) -> Waiting:
+    """Of *tasks* of one class. Without a model in common, those of the model of the first."""
+    model = tasks[0].model
+    return min(
+        (task for task in tasks if task.model == model), key=lambda task: (ledger.had_s(task.caller), *_age(task))
+    )
+
+
+def _age(task: Waiting) -> tuple[float, str]:
+    return task.queued_s, task.task_id
+
+
+def _rank(priority: Priority) -> int:
+    return priority.rank
+
+
+def _of(seconds: Mapping[str, float], model: str) -> float:
+    found = seconds.get(model)
+    return max(seconds.values(), default=0.0) if found is None else found

@@ -1,0 +1,66 @@
+"""Orders of a queue for one card, beside the product's own: what `make order` compares it with."""
+
+from collections.abc import Callable, Sequence
+
+from contracts.order import Costs, Ledger, OnCard, Policy, Waiting, choose, started
+
+# Of what waits and may still start, oldest first.
+Order = Callable[[Sequence[Waiting], OnCard | None, Costs, float], Waiting]
+
+
+def first_in_first_out(waiting: Sequence[Waiting], loaded: OnCard | None, costs: Costs, now_s: float) -> Waiting:
+    """In order of arrival."""
+    return waiting[0]
+
+
+def fixed_slice(slice_s: float) -> Order:
+    """The loaded model for at most *slice_s* while another one waits, then the other one."""
+
+    def order(waiting: Sequence[Waiting], loaded: OnCard | None, costs: Costs, now_s: float) -> Waiting:
+        here, others = _parted(waiting, loaded)
+        if loaded is not None and here and (not others or now_s < loaded.since_s + slice_s):
+            return here[0]
+        return others[0]
+
+    return order
+
+
+def llama_swap(waiting: Sequence[Waiting], loaded: OnCard | None, costs: Costs, now_s: float) -> Waiting:
+    """ABCABC becomes AABBCC: a request for the loaded model starts at once, whatever waits; only when there is none,
+    the oldest of the others has its model loaded (mostlygeek/llama-swap, `internal/router/scheduler/fifo.go`)."""
+    here, others = _parted(waiting, loaded)
+    return (here or others)[0]
+
+
+def swarm_ui(waiting: Sequence[Waiting], loaded: OnCard | None, costs: Costs, now_s: float) -> Waiting:
+    """The oldest request, if its model is loaded; else one for the model with the largest sum of ten times the
+    count and the seconds that its first one has waited (mcmonkeyprojects/SwarmUI, `src/Backends/BackendHandler.cs`)."""
+    if loaded is not None and waiting[0].model == loaded.model:
+        return waiting[0]
+    models = dict.fromkeys(task.model for task in waiting)
+
+    def pressure(model: str) -> float:
+        tasks = [task for task in waiting if task.model == model]
+        return 10 * len(tasks) + now_s - tasks[0].queued_s
+
+    highest = max(models, key=pressure)
+    return next(task for task in waiting if task.model == highest)
+
+
+def product(policy: Policy) -> Order:
+    """`choose` of the product, with a ledger of its own."""
+    ledger = Ledger()
+
+    def order(waiting: Sequence[Waiting], loaded: OnCard | None, costs: Costs, now_s: float) -> Waiting:
+        nonlocal ledger
+        choice = choose(waiting, loaded=loaded, costs=costs, ledger=ledger, policy=policy, now_s=now_s)
+        assert choice is not None
+        ledger = started(ledger, choice.task, waiting, loaded=loaded, costs=costs, now_s=now_s)
+        return choice.task
+
+    return order
+
+
+def _parted(waiting: Sequence[Waiting], loaded: OnCard | None) -> tuple[list[Waiting], list[Waiting]]:
+    here = [task for task in waiting if loaded is not None and task.model == loaded.model]
+    return here, [task for task in waiting if task not in here]
