@@ -1,4 +1,4 @@
-"""What `admin` can undo the system with, as the runbook's table says: verb by verb, by the real NATS CLI, on a gateway
+"""How `admin` can damage the system, as the runbook's table says: verb by verb, by the real NATS CLI, on a gateway
 with workers that live on meanwhile. What comes back by itself does; of the rest, what the table says is what there is.
 
 A row of the table without a test here fails, and so does a bucket or a queue that no row names.
@@ -357,7 +357,7 @@ ROWS: Final[dict[str, Callable[[Scene], Awaitable[None]]]] = {
 
 def rows() -> list[str]:
     """The first column of the table."""
-    section = RUNBOOK.read_text().split("### What `admin` can undo the system with")[1].split("\n## ")[0]
+    section = RUNBOOK.read_text().split("### How `admin` can damage the system")[1].split("\n## ")[0]
     return re.findall(r"^\| (.+?) \|", section, re.MULTILINE)[1:]
 
 
