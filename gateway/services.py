@@ -44,7 +44,7 @@ JANITOR_BATCH: Final = 32
 ORPHAN_GRACE_S: Final = 3_600.0
 # How long a gateway that leaves tries to add its last counts to the fallback episodes.
 LAST_COUNTS_S: Final = 2.0
-# How often event streams are told that their tasks moved up, while they do. Telling 500 of them takes 50 ms in all.
+# How often event streams learn that their tasks moved up, while they do. For 500 of them that takes 50 ms in all.
 MOVES_EVERY_S: Final = 1.0
 
 log = structlog.get_logger("gateway")
@@ -147,7 +147,7 @@ class Services:
             counting = asyncio.create_task(
                 self.background.keep("fallback episodes", partial(self.fallbacks.run, all_counted))
             )
-            telling = asyncio.create_task(self.background.keep("moves", self._tell_moves))
+            telling = asyncio.create_task(self.background.keep("moves", self._announce_moves))
             begin(self.catalog.models)
             try:
                 async with telling_of(self.link, "gateway", self.background):
@@ -179,12 +179,12 @@ class Services:
     def stop(self) -> None:
         """Wakes every request that waits, so that the server can leave at once."""
         self.stopping.set()
-        self.tasks.close()
+        self.tasks.readers.close()
 
-    async def _tell_moves(self) -> None:
+    async def _announce_moves(self) -> None:
         while True:
             await asyncio.sleep(MOVES_EVERY_S)
-            await self.tasks.tell_moves()
+            await self.tasks.readers.announce_moves()
 
     async def _janitor(self) -> None:
         # never longer than what is kept, or `--keep 40s` would mean a minute and a half
@@ -209,7 +209,7 @@ class Services:
         stored = await self.artifacts.list()
         grace_s = min(ORPHAN_GRACE_S, self.keep_s)
         # in a thread: with 100,000 objects, requests would wait for 0.1 s and more
-        found = await asyncio.to_thread(orphans, stored, self.tasks.named_paths_of, now=now, grace_s=grace_s)
+        found = await asyncio.to_thread(orphans, stored, self.tasks.index.paths_of, now=now, grace_s=grace_s)
         removed = 0
         for first in range(0, len(found), JANITOR_BATCH):
             # one at a time, a busy gateway removes less than it accepts
@@ -221,7 +221,7 @@ class Services:
     async def _remove(self, orphan: StoredObject) -> bool:
         # what is in memory may be behind: the server has the last word before anything is deleted
         snapshot = await self.tasks.read(task_id_of(orphan.path))
-        if snapshot is not None and orphan.path in self.tasks.named_paths_of(snapshot.task.id):
+        if snapshot is not None and orphan.path in self.tasks.index.paths_of(snapshot.task.id):
             return False
         await self.artifacts.delete(orphan.path)
         return True

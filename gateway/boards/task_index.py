@@ -34,25 +34,48 @@ class TaskRow(Struct, frozen=True, gc=False):
 
 
 class TaskIndex:
-    """The rows. Every row stands on two shelves, its caller's and everybody's, each of one status and one model."""
+    """The rows. Every row stands on two shelves, its caller's and everybody's, each of one status and one model.
+
+    A row can be in doubt: while the bucket is read once more, the server may have lost the record (ADR 0030).
+    """
 
     def __init__(self) -> None:
         self._rows: dict[str, TaskRow] = {}  # in the order in which they were written last
         self._shelves: dict[str | None, _Shelves] = {}
+        self._doubted: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._rows)
-
-    def ids(self) -> set[str]:
-        """The ids of all of them."""
-        return set(self._rows)
 
     def get(self, task_id: str) -> TaskRow | None:
         """The row of *task_id*, if there is one."""
         return self._rows.get(task_id)
 
+    def is_known(self, task_id: str, revision: int) -> bool:
+        """Whether the row is of *revision* or a newer one, and in no doubt."""
+        known = self._rows.get(task_id)
+        return known is not None and known.revision >= revision and task_id not in self._doubted
+
+    def paths_of(self, task_id: str) -> tuple[str, ...]:
+        """The objects that the record of *task_id* names; none without a record."""
+        row = self._rows.get(task_id)
+        return () if row is None else row.paths
+
+    def doubt_all(self) -> None:
+        """Puts every row in doubt, until it is confirmed, or put or popped."""
+        self._doubted = set(self._rows)
+
+    def confirm(self, task_id: str) -> None:
+        """The row of *task_id* is right as it is."""
+        self._doubted.discard(task_id)
+
+    def doubted(self) -> list[str]:
+        """The ids of the rows that are in doubt."""
+        return list(self._doubted)
+
     def put(self, row: TaskRow) -> None:
         """Takes in *row*, in the place of an earlier one of its id, which may have been made at another time."""
+        self._doubted.discard(row.id)
         known = self._rows.pop(row.id, None)
         self._rows[row.id] = row
         if known is None:
@@ -63,6 +86,7 @@ class TaskIndex:
 
     def pop(self, task_id: str) -> TaskRow | None:
         """Forgets *task_id*; its row, if there was one."""
+        self._doubted.discard(task_id)
         row = self._rows.pop(task_id, None)
         if row is not None:
             self._unshelve(row)

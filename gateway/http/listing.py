@@ -47,7 +47,7 @@ async def list_tasks(
     before = _decode_cursor(cursor)
     while True:
         wanted = limit + 1 - len(found)  # one more tells whether there is another page
-        places = services.tasks.newest(
+        places = services.tasks.index.newest(
             statuses=statuses, models=models, caller=caller.sees_only, before=before, limit=wanted
         )
         for place in places:

@@ -12,7 +12,7 @@ from litestar.datastructures import State
 from contracts.api.tasks import QueuePlace, TaskView
 from contracts.tasks import GenerationTask, TaskStatus
 from gateway.boards.key_board import Caller
-from gateway.boards.task_board import Snapshot
+from gateway.boards.snapshots import Snapshot
 from gateway.http.access import Turn, unauthorized
 from gateway.http.problems import ProblemError
 from gateway.http.views import root_of, view
@@ -82,7 +82,7 @@ async def awaited(
 
     Raises ProblemError: task_not_found where its record is gone, and unauthorized where the key was revoked meanwhile.
     """
-    waited = await services.tasks.wait(snapshot, seen_revision=seen_revision, timeout_s=wait_s)
+    waited = await services.tasks.readers.wait(snapshot, seen_revision=seen_revision, timeout_s=wait_s)
     if not services.keys.still_counts(request.user):
         raise unauthorized(request)
     if waited is None:

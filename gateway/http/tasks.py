@@ -10,7 +10,7 @@ from litestar.params import FromPath, QueryParameter
 
 from contracts.api.tasks import TaskView
 from gateway.boards.open_streams import TooManyStreams
-from gateway.boards.task_board import Snapshot
+from gateway.boards.snapshots import Snapshot
 from gateway.http.access import needs
 from gateway.http.answers import JsonAnswer
 from gateway.http.conditions import conditions_of, require_to_change
@@ -112,7 +112,7 @@ def _has_seen_the_end(request: CallerRequest, snapshot: Snapshot) -> bool:
 
 async def _events(request: CallerRequest, services: Services, snapshot: Snapshot) -> AsyncIterator[bytes]:
     yield beginning()
-    async for change in services.tasks.changes(snapshot, idle_s=KEEP_ALIVE_S):
+    async for change in services.tasks.readers.changes(snapshot, idle_s=KEEP_ALIVE_S):
         if not services.keys.still_counts(request.user):
             return  # its key was revoked: not a word more
         if change is None:

@@ -29,7 +29,8 @@ from contracts.tasks import (
 )
 from contracts.topology import DEGRADED_MAX_AGE_S, DEGRADED_MAX_MSGS, TASKS, work_stream, work_subject
 from gateway.boards.lane_board import LaneBoard, TaskRoute
-from gateway.boards.task_board import Snapshot, TaskBoard
+from gateway.boards.snapshots import Snapshot
+from gateway.boards.task_board import TaskBoard
 from gateway.placing.estimate import Estimates
 from gateway.placing.fallbacks import Fallbacks
 from gateway.placing.hold import Holds, UntilGone, is_held

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 from contracts import lifecycle
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus
-from gateway.boards.task_board import Snapshot, TaskBoard
+from gateway.boards.snapshots import Snapshot
+from gateway.boards.task_board import TaskBoard
 from gateway.placing.leftovers import remove_leftovers
 from ops.artifacts import Artifacts
 from ops.nats.errors import WrongRevision

@@ -16,7 +16,8 @@ import structlog
 from contracts import lifecycle
 from contracts.tasks import GenerationTask, TaskStatus
 from contracts.topology import WAITING_SUBJECTS, waiting_subject
-from gateway.boards.task_board import Snapshot, TaskBoard
+from gateway.boards.snapshots import Snapshot
+from gateway.boards.task_board import TaskBoard
 from gateway.placing.leftovers import remove_leftovers
 from gateway.placing.retries import until_answered
 from gateway.placing.sweeper import Sweeper
@@ -112,7 +113,7 @@ class Holds:
             else:
                 if held_until is not None:
                     left_s = min(left_s, (held_until - now).total_seconds())
-                waited = await self._tasks.wait(snapshot, seen_revision=snapshot.revision, timeout_s=left_s)
+                waited = await self._tasks.readers.wait(snapshot, seen_revision=snapshot.revision, timeout_s=left_s)
                 snapshot = _present(waited)
         return snapshot
 

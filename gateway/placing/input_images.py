@@ -8,7 +8,8 @@ from contracts import lifecycle
 from contracts.generation.request import AcceptedRequest
 from contracts.tasks import FailureCode, GenerationTask, encode_task
 from contracts.topology import TASKS
-from gateway.boards.task_board import Snapshot, TaskBoard
+from gateway.boards.snapshots import Snapshot
+from gateway.boards.task_board import TaskBoard
 from gateway.placing.leftovers import remove_leftovers
 from ops.artifacts import Artifacts, StorageFailed
 from ops.nats.errors import WrongRevision

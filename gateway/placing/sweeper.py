@@ -33,7 +33,8 @@ from contracts.topology import (
     work_subject,
 )
 from gateway.boards.lane_board import LaneBoard
-from gateway.boards.task_board import Snapshot, TaskBoard
+from gateway.boards.snapshots import Snapshot
+from gateway.boards.task_board import TaskBoard
 from gateway.placing.fallbacks import Fallbacks
 from gateway.placing.leftovers import remove_leftovers
 from gateway.rules.due import Fail, Forget, RecordAsRefused, Republish, Requeue, Reroute, SetTimer, due_action

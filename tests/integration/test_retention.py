@@ -16,7 +16,7 @@ from contracts import lifecycle
 from contracts.settings import Catalog
 from contracts.tasks import GenerationTask, ImageReference, TaskStatus, VideoFile, encode_task
 from contracts.topology import TASKS
-from gateway.boards.task_board import Snapshot
+from gateway.boards.snapshots import Snapshot
 from gateway.services import Services
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
@@ -106,7 +106,7 @@ async def test_files_go_when_the_server_drops_the_record(services: Services, tmp
         return not any(file.exists() for file in files)
 
     await eventually(cleaned)
-    assert services.tasks.named_paths_of(task.id) == ()
+    assert services.tasks.index.paths_of(task.id) == ()
 
 
 async def test_a_timer_that_is_later_than_the_record_lasts_brings_nothing_back(services: Services) -> None:

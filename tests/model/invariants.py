@@ -82,7 +82,7 @@ class Ledger:
         """All is over: what gateway *who* has in memory is what the server has."""
         stored = self._server.stream(bucket_stream(TASKS)).last_of_each()
         there = {entry.subject.removeprefix(_PREFIX): entry.seq for entry in stored}
-        known = {row.id: row.revision for row in board._index._rows.values()}
+        known = {row.id: row.revision for row in board.index._rows.values()}
         if known != there:
             wrong = sorted(known.items() ^ there.items())
             raise Violation(f"8: {who} and the server know different things of {wrong}")

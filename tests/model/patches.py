@@ -11,6 +11,7 @@ from unittest.mock import patch
 import stamina.instrumentation
 
 import gateway.boards.lane_board
+import gateway.boards.switches
 import gateway.boards.task_board
 import gateway.http.lookup
 import gateway.placing.admission
@@ -58,6 +59,7 @@ _WITH_LOG: tuple[Any, ...] = (
     gateway.placing.hold,
     gateway.placing.input_images,
     gateway.boards.lane_board,
+    gateway.boards.switches,
     gateway.placing.leftovers,
     gateway.placing.rearm,
     gateway.placing.sweeper,

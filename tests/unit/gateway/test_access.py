@@ -20,7 +20,7 @@ from contracts.hosts import names_loopback
 from contracts.keys import ApiKey, Presented, Scope, encode_key, sha256_of
 from gateway.app import create_app
 from gateway.boards.key_board import ANYBODY, Caller, KeyBoard
-from gateway.boards.task_board import Snapshot
+from gateway.boards.snapshots import Snapshot
 from gateway.http.access import RateLimits, access_control
 from gateway.http.lookup import find
 from gateway.http.problems import ProblemError, problem_handlers

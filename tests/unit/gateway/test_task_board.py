@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from contracts.tasks import GenerationTask, TaskStatus
-from gateway.boards.task_board import FORGOTTEN_AT_ONCE, MOVED_AT_ONCE, Snapshot, TaskBoard
+from gateway.boards.readers import MOVED_AT_ONCE
+from gateway.boards.snapshots import Snapshot
+from gateway.boards.task_board import FORGOTTEN_AT_ONCE, TaskBoard
 from gateway.boards.task_index import Place, TaskIndex, TaskRow
 from ops.ending import end
 from ops.nats.bucket import Versioned
@@ -148,7 +150,7 @@ def board() -> TaskBoard:
 
 
 def everything(board: TaskBoard) -> list[Place]:
-    return board.newest(statuses=None, models=None, caller=None, before=None, limit=MANY)
+    return board.index.newest(statuses=None, models=None, caller=None, before=None, limit=MANY)
 
 
 async def test_others_run_while_many_tasks_are_forgotten(board: TaskBoard) -> None:
@@ -186,7 +188,7 @@ def test_a_record_that_is_deleted_is_forgotten(board: TaskBoard) -> None:
 
 
 class _Followed:
-    """A reader of `TaskBoard.changes`, and what it was told."""
+    """A reader of `Readers.changes`, and what it was told."""
 
     def __init__(self, board: TaskBoard, task: GenerationTask) -> None:
         self.heard: list[tuple[int, int]] = []
@@ -194,7 +196,7 @@ class _Followed:
         self._running = asyncio.create_task(self._read(task))
 
     async def _read(self, task: GenerationTask) -> None:
-        async for change in self._board.changes(Snapshot(task, 1), idle_s=60):
+        async for change in self._board.readers.changes(Snapshot(task, 1), idle_s=60):
             assert change is not None
             self.heard.append((change.revision, self._board.work_queues.ahead_of(change.task)))
 
@@ -213,11 +215,11 @@ async def test_moves_are_told_once_and_only_to_those_who_moved() -> None:
     for task in queue:
         board.record(task, 1, NOW)
     readers = [_Followed(board, task) for task in (*queue[:3], queue[2])]
-    waiting = asyncio.create_task(board.wait(Snapshot(queue[2], 1), seen_revision=1, timeout_s=60))
+    waiting = asyncio.create_task(board.readers.wait(Snapshot(queue[2], 1), seen_revision=1, timeout_s=60))
     await _turns()
 
     async def told() -> list[list[tuple[int, int]]]:
-        await board.tell_moves()
+        await board.readers.announce_moves()
         await _turns()
         return [reader.heard for reader in readers]
 
@@ -249,7 +251,7 @@ async def test_others_run_while_many_readers_are_told() -> None:
     readers = [_Followed(board, task) for task in queue]
     await _turns()
     board.on_entry(Versioned(RECORDS, Entry("task-0", None, 2, NOW)))
-    telling, turns = asyncio.create_task(board.tell_moves()), 0
+    telling, turns = asyncio.create_task(board.readers.announce_moves()), 0
     while not telling.done():
         turns += 1
         await asyncio.sleep(0)
