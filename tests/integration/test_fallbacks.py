@@ -224,4 +224,4 @@ async def test_a_write_without_an_answer_is_not_added_twice(
     monkeypatch.undo()
     await fallbacks.sent("anisora", decision, served=1)
     await fallbacks.write()
-    assert [episode.served for episode in fallbacks.episodes("anisora")] == [3]
+    assert [episode.served for episode in fallbacks.known.episodes("anisora")] == [3]

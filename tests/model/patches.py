@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import stamina.instrumentation
 
+import gateway.boards.episode_board
 import gateway.boards.lane_board
 import gateway.boards.switches
 import gateway.boards.task_board
@@ -38,6 +39,7 @@ from tests.model.model_loop import HOST
 from tests.model.network import SimulatedClient, current
 
 _WITH_DATETIME: tuple[Any, ...] = (
+    gateway.boards.episode_board,
     gateway.boards.task_board,
     gateway.placing.admission,
     gateway.placing.fallbacks,

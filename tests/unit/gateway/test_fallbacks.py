@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.lanes import FallbackCause, FallbackEpisode
-from gateway.placing.fallbacks import EPISODES_MAX, SETTLE_S, VOUCH_S, Sent, advance, is_same, noted, with_newer
+from gateway.rules.episodes import EPISODES_MAX, SETTLE_S, VOUCH_S, Sent, advance, is_same, noted, with_newer
 from tests.kit.records import NOW, after
 
 
