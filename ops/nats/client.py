@@ -1,65 +1,26 @@
-"""nats-py's client, except that what nats-server denies is known at once and not after a time-out (design §10.8), that
-a stored message costs a third of the CPU time (docs/benchmarks/notes.md), and that nothing is sent later than its
-sender waits for it (design §10.5, ADR 0030)."""
+"""nats-py's client, except that what nats-server denies is known at once and not after a time-out (design §10.8), and
+that a stored message costs a third of the CPU time (ADR 0020)."""
 
 import asyncio
-import contextlib
 import re
-import socket
-import struct
-import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
-import nats.aio.client
 import nats.errors
 import nats.js.errors
 from msgspec import Struct
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header
 from nats.js.client import JetStreamContext
 
 from contracts.nesting import Decoder
-
-# nats-py hands the server's words on in small letters.
-_VIOLATION: Final = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]*)\"", re.IGNORECASE)
-_UNAUTHORISED: Final = re.compile(r"authorization violation|authentication (?:timeout|expired|revoked)", re.IGNORECASE)
-
-
-class Denied(nats.errors.Error):
-    """nats-server does not let this user ask on the subject; nothing was stored."""
-
-
-class PermissionDenial(Struct, frozen=True):
-    """What the server denied. *subject* is in small letters, as nats-py tells it."""
-
-    operation: Literal["publish", "subscription"]
-    subject: str
-
-    @property
-    def kind(self) -> str:
-        """The same for all denials that one line of permissions would end: tasks and acks have a subject each."""
-        tokens = self.subject.split(".")
-        return f"{self.operation} {'.'.join(tokens[: 5 if tokens[0] == '$js' else 2])}"
-
-
-def denial_in(error: Exception) -> PermissionDenial | None:
-    """What *error*, as nats-py reports it, says that the server denied; None for every other error. Pure."""
-    found = _VIOLATION.search(str(error))
-    if found is None:
-        return None
-    return PermissionDenial("publish" if found[1].lower() == "publish" else "subscription", found[2].lower())
-
-
-def is_unauthorised(error: Exception) -> bool:
-    """Whether *error* says that the server does not know this user, or not with this password. Pure."""
-    return isinstance(error, nats.errors.AuthorizationError) or _UNAUTHORISED.search(str(error)) is not None
+from ops.nats.denials import Denied, PermissionDenial
+from ops.nats.following import Following, following_config
+from ops.nats.unbuffered import UnbufferedClient
 
 
 class Ack(Struct, frozen=True):
-    """JetStream's word that a message is stored, at *seq* of its stream. *duplicate*: it was there already."""
+    """JetStream's answer that a message is stored, at *seq* of its stream. *duplicate*: it was there already."""
 
     seq: int
     duplicate: bool = False
@@ -96,105 +57,18 @@ class _Asked(Struct, eq=False):
 
 # nats-server's answer where no stream takes the subject.
 _NO_RESPONDERS: Final = b"NATS/1.0 503"
-# The same to a fetch, and what a fetch that waits is told: its consumer, or the whole stream, was deleted.
+# The same to a fetch, and what a waiting fetch gets: its consumer, or the whole stream, was deleted.
 _CONSUMER_GONE: Final = (_NO_RESPONDERS, b"NATS/1.0 409 Consumer Deleted", b"NATS/1.0 404 Consumer Not Found")
 _WHITE: Final = re.compile(r"\s")
-# What the socket does not take at once stays here, where it can be dropped, but for so much.
-WRITTEN_AT_ONCE_BYTES: Final = 65_536
-# Closing discards what the kernel has not sent.
-_DISCARDING: Final = struct.pack("ii", 1, 0)
 _decode_answer: Final = Decoder(_JetStreamAnswer).decode
 
 
-# What is asked is answered within this time, or taken for not answered.
+# What has no answer after this time is taken for not answered.
 REPLY_TIMEOUT_S: Final = 2.0
-# How often a consumer that has nothing to tell says that it lives, and after how many looks, in each of which nothing
-# was heard of it, it is taken for gone. Looks are counted, and not seconds: this process may have been stopped.
-HEARTBEAT_S: Final = 0.5
-LOOK_EVERY_S: Final = 0.2
-SILENT_LOOKS: Final = 4
-# A consumer that nobody listens to is removed by the server.
-FORGOTTEN_S: Final = 30.0
-_STATUS_CONTROL: Final = "100"
 
 
-class Following:
-    """A consumer that the server forgets with the connection: it brings every message once, in their order, until it
-    has ended (`NatsClient.follow`). *on_end* tells of that; whoever wants more makes another."""
-
-    def __init__(self, client: "NatsClient", on_message: Callable[[Msg], None], on_end: Callable[[], None]) -> None:
-        self._client, self._on_message, self._on_end = client, on_message, on_end
-        self._subscription: Subscription | None = None
-        self._brought = 0
-        self._has_ended = False
-        self._silent_looks = 0
-        self._looking: asyncio.TimerHandle | None = None
-        self.heard_s = time.monotonic()
-        self.pending = 0
-
-    async def begin(self, stream: str, config: ConsumerConfig, *, timeout_s: float) -> None:
-        """Makes the consumer. Raises what `JetStreamContext.add_consumer` does."""
-        config.deliver_subject = self._client.new_inbox()
-        self._subscription = await self._client.subscribe(config.deliver_subject, cb=self._receive)
-        try:
-            made = await self._client.jetstream(timeout=timeout_s).add_consumer(stream, config)
-        except BaseException:
-            await self.close()
-            raise
-        # what was delivered before the answer was made is on its way as well
-        self.pending = (made.num_pending or 0) + (made.delivered.consumer_seq if made.delivered is not None else 0)
-        if not self._has_ended:
-            self._look()
-
-    async def close(self) -> None:
-        """It tells nothing any more."""
-        self._has_ended = True
-        if self._looking is not None:
-            self._looking.cancel()
-        if self._subscription is not None:
-            subscription, self._subscription = self._subscription, None
-            with contextlib.suppress(nats.errors.Error, OSError):
-                await subscription.unsubscribe()
-
-    def _end(self) -> None:
-        if not self._has_ended:
-            self._has_ended = True
-            self._on_end()
-
-    def _look(self) -> None:
-        self._silent_looks += 1
-        if self._silent_looks > SILENT_LOOKS:
-            self._end()
-        else:
-            self._looking = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
-
-    async def _receive(self, message: Msg) -> None:
-        if self._has_ended:
-            return
-        self.heard_s, self._silent_looks = time.monotonic(), 0
-        headers = message.headers or {}
-        if headers.get(Header.STATUS.value) == _STATUS_CONTROL and not message.data:
-            await self._control(message.reply, headers)
-            return
-        sequence = message.metadata.sequence.consumer
-        if sequence != self._brought + 1:
-            self._end()
-            return
-        self._brought = sequence
-        self._on_message(message)
-
-    async def _control(self, flow_reply: str, headers: Mapping[str, str]) -> None:
-        # what came before was handed on already, so that the server may send more
-        reply = flow_reply or headers.get(Header.CONSUMER_STALLED.value)
-        if reply:
-            with contextlib.suppress(nats.errors.Error, OSError):
-                await self._client.publish(reply)
-        elif headers.get(Header.LAST_CONSUMER.value, str(self._brought)) != str(self._brought):
-            self._end()  # one was lost on its way
-
-
-class NatsClient(nats.aio.client.Client):
-    """Tell it of denials (`deny`), which nats-py reports only to the error callback."""
+class NatsClient(UnbufferedClient):
+    """All answers come to one subscription. nats-py reports denials to the error callback only, which calls `deny`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,7 +85,7 @@ class NatsClient(nats.aio.client.Client):
         return bool(self._server_info.get("tls_required"))
 
     def lost_its_consumer(self, subscription: JetStreamContext.PullSubscription) -> bool:
-        """Whether the server has said since the last call that its consumer is gone, which nats-py keeps to itself."""
+        """Whether the server reported since the last call that its consumer is gone; nats-py keeps that to itself."""
         sid = subscription._sub._id
         was_lost = sid in self._gone
         self._gone.discard(sid)
@@ -238,8 +112,8 @@ class NatsClient(nats.aio.client.Client):
             data, _ = await self._ask(subject, payload, headers, timeout_s)
         except nats.errors.NoRespondersError:
             raise nats.js.errors.NoStreamResponseError from None
-        told = _decoded(data)
-        return Ack(told.seq, told.duplicate)
+        answer = _decoded(data)
+        return Ack(answer.seq, answer.duplicate)
 
     async def last_on(self, stream: str, subject: str, *, timeout_s: float) -> StoredMessage | None:
         """The newest message on *subject*, as the stream's leader has it; as `JetStreamContext.get_last_msg`.
@@ -274,22 +148,8 @@ class NatsClient(nats.aio.client.Client):
         nothing. nats-py's ordered consumer goes on by itself, at a sequence that may mean another message by then, and
         not at all once its own supervision has failed (ADR 0030). Raises what `JetStreamContext.add_consumer` does.
         """
-        config = ConsumerConfig(
-            filter_subject=subject,
-            deliver_policy=DeliverPolicy.ALL if history else DeliverPolicy.LAST_PER_SUBJECT,
-            ack_policy=AckPolicy.NONE,
-            max_deliver=1,
-            ack_wait=22 * 3600,
-            flow_control=True,
-            idle_heartbeat=HEARTBEAT_S,
-            inactive_threshold=FORGOTTEN_S,
-            num_replicas=1,
-            mem_storage=True,
-        )
-        if start is not None:
-            config.deliver_policy, config.opt_start_seq = DeliverPolicy.BY_START_SEQUENCE, start
         following = Following(self, on_message, on_end)
-        await following.begin(stream, config, timeout_s=timeout_s)
+        await following.begin(stream, following_config(subject, start, history=history), timeout_s=timeout_s)
         return following
 
     async def request(
@@ -322,25 +182,16 @@ class NatsClient(nats.aio.client.Client):
         try:
             return await asked.answer
         except BaseException:
-            self._drop(command)
+            self.drop(command)
             raise
         finally:
             expiry.cancel()
             del self._asked[number]
 
-    def _drop(self, command: bytes) -> None:
-        """Nobody waits for *command* any more: it is not sent, if it was not yet."""
-        with contextlib.suppress(ValueError):
-            self._pending.remove(command)
-            self._pending_data_size -= len(command)
-
     def _send(self, subject: str, reply: str, payload: bytes, headers: Mapping[str, str]) -> bytes:
         if not subject or _WHITE.search(subject):
             raise nats.errors.BadSubjectError
-        if self.is_closed:
-            raise nats.errors.ConnectionClosedError
-        if not self.is_connected or self._flush_queue is None:
-            raise nats.errors.OutboundBufferLimitError  # it is never buffered (design §10.5)
+        self.require_connection()
         if len(payload) > self._max_payload:
             raise nats.errors.MaxPayloadError
         if headers:
@@ -352,63 +203,8 @@ class NatsClient(nats.aio.client.Client):
             command = b"".join((control, head, payload, b"\r\n"))
         else:
             command = b"".join((f"PUB {subject} {reply} {len(payload)}\r\n".encode(), payload, b"\r\n"))
-        self._pending.append(command)
-        self._pending_data_size += len(command)
-        if self._flush_queue.empty():
-            self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
+        self.enqueue(command)
         return command
-
-    async def _send_command(self, cmd: bytes, priority: bool = False) -> None:
-        # away, nothing is kept for later: nats-py makes the subscriptions anew by itself
-        if not self.is_reconnecting:
-            await super()._send_command(cmd, priority)
-
-    async def _flusher(self) -> None:
-        """As nats-py's, but in pieces: a server that stalls leaves the rest in `_pending`, and not in a buffer of which
-        nothing can be taken back."""
-        assert self._flush_queue is not None
-        assert self._transport is not None
-        while self.is_connected and not self.is_connecting:
-            flushed: asyncio.Future[None] = await self._flush_queue.get()
-            try:
-                while self._pending:
-                    self._transport.writelines(self._piece())
-                    await self._transport.drain()  # type: ignore[no-untyped-call]
-            except OSError as error:
-                await self._error_cb(error)
-                await self._process_op_err(error)
-                break
-            except (RuntimeError, AttributeError):  # the loop, or the connection, is at its end
-                break
-            finally:
-                if not flushed.done():
-                    flushed.set_result(None)
-
-    def _piece(self) -> list[bytes]:
-        count, size = 0, 0
-        while count < len(self._pending) and size < WRITTEN_AT_ONCE_BYTES:
-            size += len(self._pending[count])
-            count += 1
-        piece, self._pending = self._pending[:count], self._pending[count:]
-        self._pending_data_size -= size
-        return piece
-
-    async def _attempt_reconnect(self) -> None:
-        self._pending.clear()
-        self._pending_data_size = 0
-        self._abort()
-        await super()._attempt_reconnect()
-
-    def _abort(self) -> None:
-        """Takes back what can be taken back of what was written: nats-py would wait until it is sent."""
-        # whatever it raises about a connection that is over, the next one must be made
-        with contextlib.suppress(Exception):
-            writer: Any = getattr(self._transport, "_io_writer", None)
-            transport = writer.transport
-            link = transport.get_extra_info("socket")  # None where uvloop has closed it
-            if link is not None:
-                link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARDING)
-            transport.abort()
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         if sid != self._answers_sid:
@@ -426,10 +222,10 @@ class NatsClient(nats.aio.client.Client):
 
 
 def _decoded(data: bytes) -> _JetStreamAnswer:
-    told = _decode_answer(data)
-    if told.error is not None:
-        raise nats.js.errors.APIError.from_error(told.error)
-    return told
+    answer = _decode_answer(data)
+    if answer.error is not None:
+        raise nats.js.errors.APIError.from_error(answer.error)
+    return answer
 
 
 def _expire(asked: _Asked) -> None:

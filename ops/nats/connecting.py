@@ -9,7 +9,8 @@ import nats.errors
 import structlog
 
 from ops.nats.access import NatsAccess, inbox_prefix
-from ops.nats.client import NatsClient, PermissionDenial, denial_in, is_unauthorised
+from ops.nats.client import NatsClient
+from ops.nats.denials import PermissionDenial, denial_in, is_unauthorised
 from ops.nats.errors import TransportUnavailable, UnusableServer
 from ops.telemetry.seldom import Seldom
 

@@ -13,7 +13,7 @@ import nats.errors
 import nats.js.errors
 
 from contracts.topology import is_work_subject
-from ops.nats.client import Denied
+from ops.nats.denials import Denied
 
 # Whatever the store said: one of its limits, or what the file system said to it.
 _STREAM_FULL: Final = 10077

@@ -7,11 +7,12 @@ import nats.js.errors
 from nats.aio.msg import Msg
 
 from contracts.topology import bucket_stream
-from ops.nats.client import REPLY_TIMEOUT_S, Following, NatsClient
+from ops.nats.client import REPLY_TIMEOUT_S, NatsClient
 from ops.nats.clock import parse_time
 from ops.nats.connection import Connection
 from ops.nats.entry import Entry
 from ops.nats.errors import NO_MESSAGE, translated
+from ops.nats.following import Following
 from ops.nats.stream_proof import Mark, StreamState, There
 from ops.nats.streams import Streams
 from ops.nats.watch import Watch

@@ -18,7 +18,7 @@ from contracts.settings import Catalog, load_settings
 from contracts.topology import TASKS
 from ops.machine.processes import warmlane_command
 from ops.nats.access import ROLES, NatsAccess, Role, access, environment_for, make_users, password_variable
-from ops.nats.client import Denied
+from ops.nats.denials import Denied
 from ops.nats.errors import NotAllowed, TransportUnavailable, UnusableServer
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted

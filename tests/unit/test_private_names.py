@@ -13,20 +13,21 @@ ROOMS: Final = ("contracts", "degraded_worker", "gateway", "lane_worker", "ops")
 
 CONNECTIONS: Final = "gateway/server/connections.py"
 NATS: Final = "ops/nats/client.py"
+SENDING: Final = "ops/nats/unbuffered.py"
 
 # file, name → the module in whose source it stands
 USED: Final[dict[tuple[str, str], str]] = {
     (CONNECTIONS, "uvicorn._types"): "uvicorn._types",  # the type of an application, which uvicorn exports nowhere
     (CONNECTIONS, "_unset_keepalive_if_required"): "uvicorn.protocols.http.httptools_impl",  # our own time-outs
-    (NATS, "_error_cb"): "nats.aio.client",  # errors of replies that we read ourselves
-    (NATS, "_flush_queue"): "nats.aio.client",  # many messages in one write
+    (SENDING, "_error_cb"): "nats.aio.client",  # errors of replies that we read ourselves
+    (SENDING, "_flush_queue"): "nats.aio.client",  # many messages in one write
     (NATS, "_id"): "nats.aio.subscription",  # which subscription a reply is for
     (NATS, "_max_payload"): "nats.aio.client",
     (NATS, "_process_headers"): "nats.aio.client",
-    (NATS, "_process_op_err"): "nats.aio.client",
+    (SENDING, "_process_op_err"): "nats.aio.client",
     (NATS, "_server_info"): "nats.aio.client",
     (NATS, "_sub"): "nats.js.client",  # of a pull subscription
-    (NATS, "_transport"): "nats.aio.client",
+    (SENDING, "_transport"): "nats.aio.client",
     ("lane_worker/pipelines/allocation.py", "_C"): "torch",
     ("lane_worker/pipelines/allocation.py", "_accelerator_getAllocatorSettings"): "torch._C",
     ("lane_worker/pipelines/allocation.py", "_snapshot"): "torch.cuda.memory",

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ops.nats import client as nats_client
 from ops.nats.entry import Entry
+from ops.nats.following import HEARTBEAT_S, LOOK_EVERY_S, SILENT_LOOKS
 from ops.nats.reader import KnownRevision, contradicts, is_news
 from ops.nats.stream_proof import Mark, StreamState, There, Verdict, judged, was_emptied
 from ops.nats.watch import SILENT_S
@@ -62,9 +62,9 @@ def test_whether_a_bucket_was_emptied(
 def test_a_consumer_that_is_gone_is_missed_within_a_second() -> None:
     """As a `FollowedStream` looks: in the last look at the latest, counted from when it was heard last. It is heard
     twice in that time, so that one word that is late is not taken for a deletion."""
-    missed_s = (nats_client.SILENT_LOOKS + 1) * nats_client.LOOK_EVERY_S
+    missed_s = (SILENT_LOOKS + 1) * LOOK_EVERY_S
     assert missed_s <= SILENT_S <= 1.0
-    assert missed_s >= 2 * nats_client.HEARTBEAT_S
+    assert missed_s >= 2 * HEARTBEAT_S
 
 
 @pytest.mark.parametrize(
