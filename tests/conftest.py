@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from tests.kit.support import (
 )
 from tests.kit.system import UpProcess
 
+# As the pipeline hosts have it, which tests compare with what they compute themselves. Read when torch is imported.
+os.environ.setdefault("MKL_CBWR", "AUTO")
+
 # A shell that starts the tests in the background has Ctrl-C ignored in all of their processes, also in those that a
 # test interrupts. What is caught here is the default again in a new process.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -36,6 +40,13 @@ def pytest_configure(config: pytest.Config) -> None:
     reaper.watch()
     if not hasattr(config, "workerinput"):
         os.environ[SHARED_FOLDER] = str(shared_folder())
+
+
+def pytest_collection_finish() -> None:
+    """What a test computes in its own process takes one thread, as in a pipeline host: where other processes want the
+    cores, two threads that wait for each other take twenty times as long."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -648,6 +648,8 @@ def host_environment(base: Mapping[str, str]) -> dict[str, str]:
     # fork of the process could use it then. Each host sets it to its own slot.
     inherited.pop(VISIBLE, None)
     return {
+        # Without it MKL's rounding may depend on where in memory a tensor lies: one seed then made two videos on a CPU.
+        "MKL_CBWR": "AUTO",
         # whoever takes over the process that decodes what clients send must not find a password there
         **inherited,
         **allocator.environment(base),

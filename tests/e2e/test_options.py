@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -39,15 +38,6 @@ MODELS = ("anisora", "phr00t")
 CAST = {"layerwise_casting": "float8_e4m3fn"}
 BETA = Scheduler(kind="FlowMatchEulerDiscreteScheduler", flow_shift=8.0, sigmas="beta")
 BLOCKS = {"offload": "group", "group_offload": GroupOffload(level="block", blocks=2, stream=False)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in the pipeline host: two threads on a small shared machine are slower by far."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

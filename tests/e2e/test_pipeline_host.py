@@ -206,7 +206,6 @@ async def test_a_video_equals_the_one_of_the_pipeline_called_directly(
     wanted = parameters(model)
     outcome = await finished(hosts[model], request(tmp_path, wanted))
 
-    torch.set_num_threads(1)
     checkpoint = CATALOG.models[model].checkpoint
     pipeline = diffusers.DiffusionPipeline.from_pretrained(shared.models_dir / checkpoint.folder)
     if checkpoint.scheduler.sigmas == "beta":

@@ -15,7 +15,6 @@ from typing import Any
 
 import click
 import pytest
-import torch
 from click.testing import CliRunner
 from msgspec import json as msgjson
 
@@ -104,8 +103,6 @@ def production_on_a_cpu(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
     """`warmlane up` on the two folders. It is up only when both lanes are warm."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the pipeline host: two on a small shared machine are slower by far
     folder = tmp_path_factory.mktemp("prepared")
     up = UpProcess(folder, "--settings", str(production_on_a_cpu(folder)), **shared_forks())
     publish(folder)
@@ -113,7 +110,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
     up.start()
     yield up
     up.stop()
-    torch.set_num_threads(threads)
 
 
 def fields_of(model: str) -> dict[str, Any]:

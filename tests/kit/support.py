@@ -210,9 +210,9 @@ def command_line(pid: int) -> str:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment of a process under test: none of the machine's own WARMLANE_ settings, and the passwords of the
-    servers under test."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("WARMLANE_")}
+    """The environment of a process under test: none of the machine's own settings, and the passwords of the servers
+    under test."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("WARMLANE_", "MKL_"))}
     return clean | {password_variable(role): f"pw-{role}" for role in ROLES}
 
 
