@@ -1,4 +1,4 @@
-"""Who was answered what: a line for each request that was refused or failed, and for every one where that is asked for.
+"""The access log: a line for each request that was refused or failed, and for every one where that is asked for.
 
 A line names the caller of the key or, without one, the address; never a query, a header, a body or a key. Its
 `request_id` stands in the answer too, as `X-Request-Id`.
@@ -80,7 +80,7 @@ class Budget(Struct):
 
 
 class Answered(Struct, frozen=True, kw_only=True):
-    """What a line tells. *status* None: the caller left before there was an answer."""
+    """What a line says. *status* None: the caller left before there was an answer."""
 
     noted: Noted
     address: str
@@ -120,7 +120,7 @@ class AccessLog:
                 status = status or 500  # which the server answers by itself
                 raise
             finally:
-                self.tell(
+                self.log_answer(
                     Answered(
                         noted=noted,
                         address=address_of(scope.get("client")),
@@ -133,19 +133,19 @@ class AccessLog:
 
         return answer
 
-    def tell(self, answered: Answered) -> None:
-        """Logs it, if it is one of those that are."""
+    def log_answer(self, answered: Answered) -> None:
+        """Logs *answered* if it was refused, within the budget; with *logs_all* in any case."""
         is_refused = answered.status is not None and answered.status >= 400
         if not is_refused and not self._logs_all:
             return
         if is_refused and not self._budget.takes(answered.noted.key or answered.address, time.monotonic()):
             requests_not_logged.add()
             if self._budget.left_out_count == 1:
-                asyncio.get_running_loop().call_later(WINDOW_S, self._tell_left_out)
+                asyncio.get_running_loop().call_later(WINDOW_S, self._log_left_out)
             return
         log.info("request", **fields_of(answered))
 
-    def _tell_left_out(self) -> None:
+    def _log_left_out(self) -> None:
         count, most = self._budget.take_left_out()
         log.warning("requests_not_logged", requests=count, callers=most, within_s=WINDOW_S)
 
@@ -153,10 +153,10 @@ class AccessLog:
 def fields_of(answered: Answered) -> dict[str, Any]:
     """What the line of *answered* says. Pure."""
     noted = answered.noted
-    told = {
+    fields = {
         "request_id": noted.request_id,
         "method": answered.method,
-        "path": path_told(answered.path),
+        "path": shown_path(answered.path),
         "status": answered.status,
         "code": noted.code,
         "caller": noted.caller,
@@ -165,14 +165,14 @@ def fields_of(answered: Answered) -> dict[str, Any]:
         "address": answered.address,
         "took_s": None if answered.took_s is None else round(answered.took_s, 4),
     }
-    return {name: value for name, value in told.items() if name == "status" or value not in (None, "")}
+    return {name: value for name, value in fields.items() if name == "status" or value not in (None, "")}
 
 
-def path_told(path: str) -> str:
+def shown_path(path: str) -> str:
     """*path* without a key that somebody put there, and not longer than any of ours. Pure."""
-    told = _KEY.sub(r"\1_...", path)
-    told = told if len(told) <= PATH_MAX_CHARS else told[:PATH_MAX_CHARS] + "..."
-    return quote(told, safe="/:@!$&'()*+,;=~-._", errors="backslashreplace")
+    shown = _KEY.sub(r"\1_...", path)
+    shown = shown if len(shown) <= PATH_MAX_CHARS else shown[:PATH_MAX_CHARS] + "..."
+    return quote(shown, safe="/:@!$&'()*+,;=~-._", errors="backslashreplace")
 
 
 def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:

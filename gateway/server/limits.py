@@ -48,8 +48,8 @@ class Limits(Struct, frozen=True, kw_only=True):
 class Waits(Struct, kw_only=True):
     """Since when a connection keeps the gateway waiting, and for what, by the loop's clock; None for what it does not.
 
-    *body_moved_s* is when a byte of the body came last; *unread_s* is when the client last took a byte of what waits to
-    be sent to it; *leaving_s* is when it was refused.
+    *body_moved_s* is when a byte of the body came last. *unread_s* is when the client last took a byte of the
+    *unsent_bytes* that wait to be sent to it. *leaving_s* is when it was refused.
     """
 
     head_s: float | None = None
@@ -57,6 +57,13 @@ class Waits(Struct, kw_only=True):
     body_moved_s: float = 0.0
     unread_s: float | None = None
     leaving_s: float | None = None
+    unsent_bytes: int = 0
+
+    def note_unsent(self, unsent_bytes: int, now_s: float) -> None:
+        """At *now_s* so many bytes wait to be sent; where they are fewer than before, the client has read."""
+        if unsent_bytes < self.unsent_bytes:
+            self.unread_s = now_s
+        self.unsent_bytes = unsent_bytes
 
 
 Overdue = Literal["leaving", "unread", "head", "body"]

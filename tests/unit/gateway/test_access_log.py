@@ -17,8 +17,8 @@ from gateway.server.access_log import (
     Answered,
     Budget,
     fields_of,
-    path_told,
     request_id_of,
+    shown_path,
 )
 
 SECRET = "0123456789abcdef" * 4
@@ -51,7 +51,7 @@ def test_a_flood_of_one_caller_leaves_lines_for_others_and_all_have_a_bound() ->
     ],
 )
 def test_a_path_is_told_without_secrets_and_in_one_line(path: str, told: str) -> None:
-    assert path_told(path) == told
+    assert shown_path(path) == told
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ async def test_what_was_not_logged_is_said_when_the_window_is_over(monkeypatch: 
     monkeypatch.setattr(access_log, "WINDOW_S", 0.05)
     monkeypatch.setattr(access_log, "LINES_OF_CALLER_MAX", 0)
     said = asyncio.Event()
-    monkeypatch.setattr(access_log.AccessLog, "_tell_left_out", noticing(AccessLog._tell_left_out, said))
+    monkeypatch.setattr(access_log.AccessLog, "_log_left_out", noticing(AccessLog._log_left_out, said))
     with capture_logs() as told:
         log = AccessLog()
         for _ in range(3):
