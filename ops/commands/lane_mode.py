@@ -5,10 +5,12 @@ does the same.
 """
 
 from typing import Literal
+from urllib.parse import quote
 
 import click
 
-from ops.commands.client import Gateway, gateway_options
+from contracts.api.admin import ModeView
+from ops.commands.api.options import Gateway, gateway_options
 
 
 @click.command(
@@ -26,6 +28,7 @@ def command(model: str, mode: Literal["auto", "degraded"] | None, gateway: Gatew
     decides. Every gateway obeys within a second. Tasks that are queued already stay where they are.
     """
     with gateway.client() as client:
-        known = client.lane_mode(model) if mode is None else client.set_lane_mode(model, mode)
+        path = f"/admin/lanes/{quote(model, safe='')}/mode"
+        known = client.get(path, ModeView) if mode is None else client.put(path, {"mode": mode}, ModeView)
     since = "" if known.since is None else f" since {known.since:%Y-%m-%d %H:%M:%S} UTC"
     click.echo(f"{known.model} is {known.mode}{since}")

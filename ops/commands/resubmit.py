@@ -13,7 +13,8 @@ import click
 
 from contracts.api.tasks import TaskView
 from contracts.tasks import ImageReference
-from ops.commands.client import Client, Gateway, gateway_options, task_id_of
+from ops.commands.api.client import Client
+from ops.commands.api.options import Gateway, gateway_options, task_id_of
 from ops.commands.saving import how_to_get, require_writable, save
 from ops.commands.submit import INTERRUPTED, Bar, data_uri, out_option, reason_of, saved_line
 

@@ -10,7 +10,8 @@ import click
 
 from contracts.api.tasks import TaskView
 from ops.commands.addresses import DEFAULT_URL
-from ops.commands.client import Client, DamagedVideo, Unreachable
+from ops.commands.api.client import Client
+from ops.commands.api.problems import DamagedVideo, Unreachable
 
 # What has to fit where a video is to be saved, tried before it is made.
 PROBE_BYTES: Final = 1 << 20

@@ -25,7 +25,9 @@ from contracts.api.admin import (
     QueuesView,
     RunningView,
 )
-from ops.commands.client import Client, Gateway, Unreachable, gateway_options
+from ops.commands.api.client import Client
+from ops.commands.api.options import Gateway, gateway_options
+from ops.commands.api.problems import Unreachable
 from ops.commands.trace import link_option, trace_link
 
 REFRESH_S: Final = 1.0

@@ -13,7 +13,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from contracts.api.tasks import TaskView
 from contracts.images import BadImage, read_header
-from ops.commands.client import Client, Gateway, NotWarmlane, Refused, gateway_options
+from ops.commands.api.client import Client
+from ops.commands.api.options import Gateway, gateway_options
+from ops.commands.api.problems import NotWarmlane, Refused
 from ops.commands.durations import Duration
 from ops.commands.patience import SERVICE_UNAVAILABLE, Busy, pause_s
 from ops.commands.saving import require_writable, save
@@ -139,7 +141,7 @@ class Submission:
                 busy, code = _busy(error)
                 self.is_nowhere = code != "transport_unavailable"
                 if not self._waits(bar, busy, code):
-                    raise self._client.explained(error) from error
+                    raise self._client.health.explained(error) from error
                 continue
             bar.accepted(self._client, self.task)
             self.task = self._client.follow(self.task, revision, bar.show)
@@ -212,7 +214,7 @@ def _interrupted(client: Client, task: TaskView | None, body: Mapping[str, Any],
             task = client.find(body, idempotency_key=key)
         if task.has_ended:
             return f"interrupted; the task is {task.status}, and its video stays at {client.url}/tasks/{task.id}/video"
-        ended = client.cancel(task)
+        ended = client.cancel(task.id)
     except click.ClickException as error:
         if task is None:
             return (

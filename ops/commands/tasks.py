@@ -14,7 +14,9 @@ import msgspec
 
 from contracts.api.lenient import lenient
 from contracts.api.tasks import TaskView
-from ops.commands.client import Client, Gateway, Refused, gateway_options, task_id_of
+from ops.commands.api.client import Client
+from ops.commands.api.options import Gateway, gateway_options, task_id_of
+from ops.commands.api.problems import Refused
 from ops.commands.saving import how_to_get, require_writable, save
 from ops.commands.submit import INTERRUPTED, Bar, out_option, reason_of, saved_line, waiting_line
 
@@ -187,7 +189,7 @@ def cancel(client: Client, task_id: str) -> str | None:
     try:
         task, _ = client.task(task_id)
         if not task.has_ended:
-            task = client.cancel(task)
+            task = client.cancel(task.id)
             if task.error is not None and task.error.code == CANCELLED:
                 return None
     except Refused as error:

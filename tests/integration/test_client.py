@@ -204,7 +204,7 @@ def test_a_task_that_cannot_move_is_not_followed_for_ever(
     gateway: ScriptedGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where the disk of the server became full after the task was accepted."""
-    monkeypatch.setattr("ops.commands.client.STUCK_AFTER_S", 0.0)
+    monkeypatch.setattr("ops.commands.api.following.STUCK_AFTER_S", 0.0)
     well = {"degraded_worker": True, "models": {}, "troubles": ["the queue's storage is nearly full"]}
     gateway.script = [Answer(202, PENDING, etag='"1"'), Answer(200, well), Answer(304), Answer(503, NOT_READY)]
     result = submit(gateway, tmp_path)

@@ -19,7 +19,7 @@ from contracts.lanes import LaneState, Leadership
 from contracts.tasks import FailureCode, TaskStatus, encode_task
 from contracts.topology import DEGRADED, LEADER, LEADER_KEY, TASKS
 from ops.cli import cli
-from ops.commands.client import Client
+from ops.commands.api.client import Client
 from ops.commands.submit import INTERRUPTED, generate
 from ops.machine.processes import warmlane_command
 from tests.kit.gateway import System

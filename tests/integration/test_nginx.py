@@ -24,7 +24,7 @@ from contracts.topology import DEGRADED
 from gateway.http.body import MAX_BODY_BYTES
 from gateway.server.connections import Connections, http_config
 from gateway.server.limits import Limits
-from ops.commands.client import Client
+from ops.commands.api.client import Client
 from ops.commands.keys import add
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted

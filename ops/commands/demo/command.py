@@ -23,7 +23,9 @@ from contracts.api.health import Readiness
 from contracts.api.settings import ModelView
 from contracts.api.tasks import TaskView
 from contracts.tasks import SwapReceipt
-from ops.commands.client import Client, Gateway, Refused, gateway_options
+from ops.commands.api.client import Client
+from ops.commands.api.options import Gateway, gateway_options
+from ops.commands.api.problems import Refused
 from ops.commands.demo.story import tell
 from ops.commands.saving import require_writable
 
@@ -301,7 +303,7 @@ def run_one(
     try:
         task = client.follow(task, revision, on_change)
     except (KeyboardInterrupt, OnALane):
-        client.cancel(task)
+        client.cancel(task.id)
         raise
     video = None
     if task.video is not None:
@@ -412,7 +414,7 @@ def wait_for_workers(console: Console, client: Client, *, degraded: bool) -> Non
     """Waits a while for workers that still start. If they do not, the requests will tell why."""
     deadline_s = time.monotonic() + WARM_UP_S
     with console.status("waiting for the degraded worker" if degraded else "waiting for the lanes to warm up"):
-        while not are_there(client.readiness(), degraded=degraded) and time.monotonic() < deadline_s:
+        while not are_there(client.health.readiness(), degraded=degraded) and time.monotonic() < deadline_s:
             time.sleep(0.2)
 
 

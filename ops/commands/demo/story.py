@@ -15,7 +15,8 @@ from rich.console import Console
 
 from contracts.api.admin import LanesView, LaneView
 from contracts.api.tasks import TaskView
-from ops.commands.client import Client, Refused
+from ops.commands.api.client import Client
+from ops.commands.api.problems import Refused
 
 BEFORE: Final = 3
 AFTER: Final = 5

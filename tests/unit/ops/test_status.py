@@ -22,7 +22,7 @@ from gateway.http.admin_views import (
     running_view,
 )
 from gateway.http.views import view
-from ops.commands.client import Client
+from ops.commands.api.client import Client
 from ops.commands.status import Status, screen, span
 from ops.commands.submit import Bar
 from ops.commands.trace import VARIABLE

@@ -1,0 +1,107 @@
+"""The options of every command that calls a gateway, and the argument that names a task."""
+
+import functools
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from msgspec import Struct
+
+from contracts.keys import Presented, parse_presented
+from ops.commands.addresses import DEFAULT_URL, address_of
+from ops.commands.api.client import Client
+from ops.commands.api.problems import KEY_VARIABLE
+from ops.nats.access import DEFAULT_DATA_DIR
+
+_TASK_ID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_url_option = click.option(
+    "--url",
+    envvar="WARMLANE_URL",
+    show_default=f"of the `warmlane up` in the data folder, else {DEFAULT_URL}",
+    show_envvar=True,
+    help="Where the gateway answers.",
+)
+_folder_option = click.option(
+    "--data-dir",
+    "client_dir",
+    envvar="WARMLANE_DATA_DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_DATA_DIR,
+    show_default=True,
+    show_envvar=True,
+    help="Data folder of `warmlane up`, where its addresses stand.",
+)
+
+
+class Gateway(Struct, frozen=True):
+    """Which gateway a command talks to, and as whom."""
+
+    url: str
+    key: Presented | None = None
+    ca: Path | None = None
+    said_by: str = ""
+
+    def client(self) -> Client:
+        """A connection to it. Raises what `Client` raises."""
+        return Client(self.url, key=self.key, ca=self.ca, said_by=self.said_by)
+
+
+def presented_key(file: Path | None) -> Presented | None:
+    """The key in *file*, else the one in WARMLANE_API_KEY, if any.
+
+    Raises click.ClickException, which does not repeat it, for what has not the form of a key.
+    """
+    try:
+        text = os.environ.get(KEY_VARIABLE, "") if file is None else file.read_text(errors="replace")
+    except OSError as error:
+        raise click.ClickException(f"--api-key-file {file} cannot be read: {error.strerror}") from error
+    if file is None and not text.strip():
+        return None
+    presented = parse_presented(text.strip())
+    if presented is None:
+        raise click.ClickException(
+            f"{KEY_VARIABLE if file is None else file} does not hold an API key as `warmlane keys add` prints it, "
+            "which begins with wl_"
+        )
+    return presented
+
+
+def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--url`, `--data-dir`, `--api-key-file` and `--ca`; the command gets them as *gateway*, a `Gateway`."""
+
+    @_url_option
+    @_folder_option
+    @click.option(
+        "--api-key-file",
+        envvar="WARMLANE_API_KEY_FILE",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        show_envvar=True,
+        # never as an option: every user of a machine sees the arguments of its processes
+        help=f"File with the API key. [default: what {KEY_VARIABLE} holds]",
+    )
+    @click.option(
+        "--ca",
+        envvar="WARMLANE_CA",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        show_envvar=True,
+        help="PEM file of the authority to trust, where the gateway's certificate is a private one.",
+    )
+    @functools.wraps(command)
+    def with_gateway(
+        *arguments: Any, url: str | None, client_dir: Path, api_key_file: Path | None, ca: Path | None, **options: Any
+    ) -> Any:
+        address = address_of("url", "url", url or None, client_dir, "client_dir")
+        gateway = Gateway(address.url, presented_key(api_key_file), ca, said_by=address.said_by)
+        return command(*arguments, gateway=gateway, **options)
+
+    return with_gateway
+
+
+def task_id_of(_: click.Context, __: click.Parameter, value: str) -> str:
+    """For an argument: the id of a task. Raises click.BadParameter for what cannot be one."""
+    if not _TASK_ID.fullmatch(value):
+        raise click.BadParameter(f"{value!r} is no id of a task; `warmlane tasks list` shows them")
+    return value.lower()

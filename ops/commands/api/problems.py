@@ -1,0 +1,97 @@
+"""What a call of the gateway may end with, in words for a person."""
+
+from collections.abc import Iterator, Sequence
+from typing import Final, TypeVar
+
+import click
+import httpx
+import msgspec
+
+from contracts.api.lenient import lenient
+from contracts.api.problems import Problem
+from contracts.nesting import decode_json
+
+KEY_VARIABLE: Final = "WARMLANE_API_KEY"
+# What to do about a refusal, where the gateway cannot know it.
+HINTS: Final = {
+    "unauthorized": f"Set {KEY_VARIABLE}, or name a file that holds the key with --api-key-file. "
+    "Where the nats-server is, `warmlane keys add` makes one.",
+    "forbidden": "Use another key. Where the nats-server is, `warmlane keys add` makes one with the missing scope.",
+}
+
+T = TypeVar("T")
+
+
+class Refused(click.ClickException):
+    """The gateway answered with a problem document. As an uncaught error it is shown line by line; exit status 1.
+
+    *retry_after_s* is when another try makes sense, where the gateway could tell; *troubles* are what is wrong with it.
+    """
+
+    def __init__(self, problem: Problem, *, troubles: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([*problem_lines(problem), *(f"  The gateway says: {text}" for text in troubles)]))
+        self.problem = problem
+        self.retry_after_s = problem.retry_after_s
+
+
+class Unreachable(click.ClickException):
+    """No gateway answers."""
+
+
+class Stuck(click.ClickException):
+    """A task does not move, since the server stores nothing: its disk is full, most likely."""
+
+
+class NotWarmlane(click.ClickException):
+    """What answers is not a Warmlane gateway; *status* and *retry_after_s* are those of an answer by whom it may be."""
+
+    def __init__(self, message: str, *, status: int = 200, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class DamagedVideo(click.ClickException):
+    """What was downloaded is not what the task says."""
+
+
+def problem_lines(problem: Problem) -> Iterator[str]:
+    """*problem* for a person: what it is, then one line for each wrong field."""
+    yield f"{problem.title} ({problem.status} {problem.code})"
+    if problem.errors:
+        for error in problem.errors:
+            yield f"  {error.message}"
+    elif problem.detail:
+        yield f"  {problem.detail}"
+    if problem.code in HINTS:
+        yield f"  {HINTS[problem.code]}"
+    if problem.retry_after_s is not None:
+        yield f"  Try again in {problem.retry_after_s:g} s."
+
+
+def refusal(reply: httpx.Response) -> click.ClickException:
+    """What *reply*, which is no success, says: Refused, or NotWarmlane where no gateway wrote it."""
+    try:
+        problem = decode_json(reply.content, lenient(Problem))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return NotWarmlane(
+            f"{reply.request.url} answered {reply.status_code}, and not as a Warmlane gateway does; check the address",
+            status=reply.status_code,
+            retry_after_s=_retry_after_s(reply),
+        )
+    if problem.retry_after_s is None:
+        problem = msgspec.structs.replace(problem, retry_after_s=_retry_after_s(reply))
+    return Refused(problem)
+
+
+def _retry_after_s(reply: httpx.Response) -> float | None:
+    header = reply.headers.get("Retry-After", "")
+    return float(header) if header.isascii() and header.isdigit() else None
+
+
+def decoded(reply: httpx.Response, kind: type[T]) -> T:
+    """The body of *reply* as *kind*; what a newer gateway adds is ignored. Raises NotWarmlane."""
+    try:
+        return decode_json(reply.content, lenient(kind))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise NotWarmlane(f"{reply.request.url} did not answer as a Warmlane gateway does ({error})") from error
