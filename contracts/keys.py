@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from contracts.nesting import decode_json
+from contracts.tasks import Priority
 from contracts.wire import Unreadable
 
 Scope = Literal["submit", "read", "metrics", "admin"]
@@ -37,6 +38,7 @@ class ApiKey(Struct, frozen=True, kw_only=True):
 
     *caller* is whom it is for: several keys may have one caller, so that a new key finds the tasks of the old one.
     *rate_per_s* is how many requests a second it may make, counted over any *burst_s* seconds; None is no limit.
+    *highest_priority* is the strictest class that its requests may name.
     A key that was revoked stays on record for a month, with *revoked_at*.
     """
 
@@ -48,6 +50,7 @@ class ApiKey(Struct, frozen=True, kw_only=True):
     revoked_at: datetime | None = None
     rate_per_s: Annotated[float, Meta(gt=0)] | None = DEFAULT_RATE_PER_S
     burst_s: Annotated[int, Meta(ge=1, le=BURST_MAX_S)] = DEFAULT_BURST_S
+    highest_priority: Priority = Priority.INTERACTIVE
 
     @property
     def burst(self) -> int | None:

@@ -246,6 +246,7 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
       HANDED_BACK_MAX.
     - *owner* is the nonce of the worker process that holds the task.
     - *deadline_at* is the end of the wait for a worker. *lease_expires_at* is when a silent owner loses the task.
+    - *priority* is its class, by which what waits is ordered (`contracts/order.py`).
     - *promised*: a client was given the id. From then on only a cancel may take the task back, no closed connection.
     - *withdrawn*: every caller had hung up before any of them was given the id.
     - *replaced* is what the request asked for and did not get. It is stored for whoever asks later: after an answer was
@@ -265,6 +266,7 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     queued_at: Moment
     deadline_at: Moment
     caller: str = "anonymous"
+    priority: Priority = Priority.STANDARD
     attempt: Counted = 0
     handed_back: Counted = 0
     owner: str | None = None

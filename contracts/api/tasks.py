@@ -13,6 +13,7 @@ from msgspec import Struct
 from contracts.tasks import (
     GenerationParameters,
     MemoryReading,
+    Priority,
     Progress,
     SwapReceipt,
     TaskError,
@@ -70,19 +71,20 @@ class TaskLinks(Struct, frozen=True, kw_only=True):
 class TaskView(Struct, frozen=True, kw_only=True):
     """One generation as its caller sees it.
 
-    *route* is the dedicated warm lane or the degraded worker, where all models take turns on one card; *worker* is the
-    one that holds or held the task; *attempt* counts the workers that began it. *warnings* lists the parameters that
-    the request named otherwise, where the enforcement of its model was `report`. *queue* is where it stands, as long as
-    it is pending; a task that moves up there is a change for event streams, and not for clients that wait. *swap*, on a
-    task that ended on the degraded worker, is the proof that the card was empty before the model was loaded; null
-    if the model was there already. *memory* is the host's reading after cleanup (FR-009). *trace_id* names its trace,
-    null where tasks are not traced.
+    *route* is the dedicated warm lane or the degraded worker, where all models take turns on one card; *priority* is
+    its class; *worker* is the one that holds or held the task; *attempt* counts the workers that began it. *warnings*
+    lists the parameters that the request named otherwise, where the enforcement of its model was `report`. *queue* is
+    where it stands, as long as it is pending; a task that moves up there is a change for event streams, and not for
+    clients that wait. *swap*, on a task that ended on the degraded worker, is the proof that the card was empty before
+    the model was loaded; null if the model was there already. *memory* is the host's reading after cleanup (FR-009).
+    *trace_id* names its trace, null where tasks are not traced.
     """
 
     id: str
     status: TaskStatus
     model: str
     route: Literal["lane", "degraded"]
+    priority: Priority
     worker: str | None
     attempt: int
     parameters: GenerationParameters

@@ -11,7 +11,7 @@ from contracts.generation.errors import FieldError, missing, refused, shown, wro
 from contracts.geometry import Size, most_frames
 from contracts.images import BadImage, parse_data_uri, read_header
 from contracts.settings import ModelEntry
-from contracts.tasks import ImageReference
+from contracts.tasks import ImageReference, Priority
 
 # Behind which field the size of the video as a whole is judged.
 LAST_OF_SIZE: Final = "num_frames"
@@ -116,6 +116,18 @@ def _image(name: str, value: Any, field: ImageField, errors: list[FieldError]) -
     return reference, content
 
 
+def _priority(name: str, value: Any, errors: list[FieldError]) -> Priority | None:
+    if value is UNSET:
+        return None
+    if not isinstance(value, str):
+        errors.append(wrong_type(name, "string", value))
+        return None
+    if value not in list(Priority):
+        errors.append(refused(name, "unknown_priority", list(Priority), value))
+        return None
+    return Priority(value)
+
+
 _Check = Callable[[str, Any, VideoGenerationConstraints, list[FieldError]], Any]
 FIELD_CHECKS: Final[Mapping[str, _Check]] = {
     "prompt": lambda name, value, limits, errors: _text(name, value, limits.prompt, errors),
@@ -128,6 +140,7 @@ FIELD_CHECKS: Final[Mapping[str, _Check]] = {
     "seed": lambda name, value, limits, errors: _integer(name, value, limits.seed, errors),
     "steps": lambda name, value, limits, errors: _integer(name, value, limits.steps, errors),
     "cfg": lambda name, value, limits, errors: _number(name, value, limits.cfg, errors),
+    "priority": lambda name, value, limits, errors: _priority(name, value, errors),
 }
 
 

@@ -16,7 +16,7 @@ from contracts.fields import SEED_SPAN
 from contracts.generation.checks import FIELD_CHECKS, FIXED_VALUE, LAST_OF_SIZE, size_errors
 from contracts.generation.errors import SHOWN_CHARS_MAX, FieldError, InvalidRequest, missing, refused, shown, wrong_type
 from contracts.settings import Catalog, ModelEntry
-from contracts.tasks import GenerationParameters, ImageReference, ReplacedParameter
+from contracts.tasks import GenerationParameters, ImageReference, Priority, ReplacedParameter
 
 # What people coming from other video APIs write, where spelling alone does not lead to the right field.
 SYNONYMS: Final[Mapping[str, str]] = {
@@ -48,6 +48,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     seed: int | UnsetType = UNSET
     steps: int | UnsetType = UNSET
     cfg: float | UnsetType = UNSET
+    priority: str | UnsetType = UNSET
 
 
 FIELDS: Final = GenerationRequest.__struct_fields__
@@ -59,7 +60,8 @@ class AcceptedRequest(Struct, frozen=True, kw_only=True):
     """A request that passed every check; the seed is None where the caller left it to us.
 
     *fingerprint* is equal for equal requests: it decides whether an Idempotency-Key is used again for the same thing.
-    *replaced* lists the fixed values that stand in the place of others, in the order of the fields.
+    *replaced* lists the fixed values that stand in the place of others, in the order of the fields. *priority* is None
+    where the request names no class; it says when the task runs and not what it makes, and is not in the fingerprint.
     """
 
     model: str
@@ -76,6 +78,7 @@ class AcceptedRequest(Struct, frozen=True, kw_only=True):
     cfg: float
     fingerprint: str
     replaced: tuple[ReplacedParameter, ...] = ()
+    priority: Priority | None = None
 
     def parameters(self, seed: int) -> GenerationParameters:
         """The parameters of the task; *seed* is used where the request named none."""
@@ -130,6 +133,7 @@ def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
     if "negative_prompt" not in body:
         values["negative_prompt"] = entry.constraints.negative_prompt.when_absent(values["cfg"])
     image: tuple[ImageReference, bytes] | None = values.pop("image")
+    priority: Priority | None = values.pop("priority")
     reference, content = image or (None, None)
     sent = [[each.field, _same_for_equal(body[each.field])] for each in replaced]
     fingerprint = msgspec.json.encode([entry.name, values, reference, *([sent] if sent else [])])
@@ -139,6 +143,7 @@ def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
         image_content=content,
         fingerprint=hashlib.sha256(fingerprint).hexdigest(),
         replaced=tuple(replaced),
+        priority=priority,
         **values,
     )
 
@@ -158,7 +163,7 @@ def parameter_errors(parameters: GenerationParameters, entry: ModelEntry) -> lis
     values: dict[str, Any] = {}
     limits = entry.constraints
     for name in FIELDS[1:]:
-        if name not in ("image", "seed"):
+        if name not in ("image", "seed", "priority"):
             values[name] = FIELD_CHECKS[name](name, getattr(parameters, name), limits, errors)
         if name == LAST_OF_SIZE:
             errors.extend(size_errors(values, entry))
@@ -213,6 +218,7 @@ _EXPECTED_TYPES: Final[Mapping[str, tuple[str, tuple[type, ...]]]] = {
     "seed": ("integer", (int,)),
     "steps": ("integer", (int,)),
     "cfg": ("number", (int, float)),
+    "priority": ("string", (str,)),
 }
 
 

@@ -23,6 +23,7 @@ from gateway.http.conditions import conditions_of, require_to_change
 from gateway.http.lookup import CallerRequest, awaited, etag_of, shown
 from gateway.http.openapi.operations import GenerateOperation, problem_responses
 from gateway.http.preferences import MAX_WAIT_S, Preferences
+from gateway.http.priority import class_of
 from gateway.http.problems import ProblemError, answer_of
 from gateway.http.queries import require_known_query
 from gateway.http.views import root_of, task_url
@@ -53,6 +54,7 @@ _TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
             "precondition_failed",
             "body_too_large",
             "unsupported_media_type",
+            "priority_forbidden",
             "validation_failed",
             "idempotency_key_reused",
             "queue_overloaded",
@@ -76,6 +78,9 @@ async def generate(request: CallerRequest, services: NamedDependency[Services]) 
     so.
 
     With `Prefer: wait=S` the answer comes when the task has ended, as `200`, or after S seconds, as `202`.
+
+    `priority` names the class of the request: what waits in a stricter one starts first. Where the API key may not name
+    that class, the answer is `403 priority_forbidden`, and nothing is queued.
 
     With an `Idempotency-Key`, the same key and body lead to the same task, also to one that is still held; after a `503
     queue_overloaded` the same key makes a new task.
@@ -105,12 +110,14 @@ async def generate(request: CallerRequest, services: NamedDependency[Services]) 
     if not is_costly:
         request.auth.take()
     require_to_change(conditions_of(request), None)
+    priority = class_of(accepted.priority, request.headers.getall("priority", []), request.user.key)
     preferred = Preferences.of(request.headers.getall("prefer", []), wait_max_s=MAX_WAIT_S)
     try:
         snapshot = await services.admission.accept(
             accepted,
             caller=request.user.name,
             key=key,
+            priority=priority,
             traceparent=traceparent_of(current_span()) or _traceparent(request.headers.get("traceparent")),
             until_gone=None if preferred.responds_async else partial(_until_gone, request),
             hold_s=_left_s(preferred, since_s),

@@ -58,6 +58,11 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "The API key does not allow this",
         "This needs a key with the scope submit; yours has read.",
     ),
+    "priority_forbidden": ProblemKind(
+        403,
+        "The API key may not name this class",
+        "This key may name standard at most. Leave priority out, or name a lower class.",
+    ),
     "foreign_host": ProblemKind(
         403,
         "Without API keys the gateway answers to this machine's own names only",

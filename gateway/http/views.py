@@ -41,6 +41,7 @@ def view(task: GenerationTask, place: QueuePlace | None, *, root: str = "") -> T
         status=task.status,
         model=task.model,
         route=task.route,
+        priority=task.priority,
         worker=task.worker,
         attempt=task.attempt,
         parameters=task.parameters,

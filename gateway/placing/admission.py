@@ -19,6 +19,7 @@ from contracts.settings import Catalog
 from contracts.tasks import (
     FailureCode,
     GenerationTask,
+    Priority,
     RoutingDecision,
     TaskStatus,
     UnreadableTask,
@@ -101,6 +102,7 @@ class Admission:
         *,
         caller: str,
         key: str | None,
+        priority: Priority = Priority.STANDARD,
         traceparent: str | None,
         until_gone: UntilGone | None,
         hold_s: float | None = None,
@@ -116,7 +118,12 @@ class Admission:
         """
         while True:
             snapshot = await self._submit(
-                request, caller=caller, key=key, traceparent=traceparent, promised=until_gone is None
+                request,
+                caller=caller,
+                key=key,
+                priority=priority,
+                traceparent=traceparent,
+                promised=until_gone is None,
             )
             if until_gone is None:
                 snapshot = await self._holds.promise(snapshot)
@@ -132,7 +139,14 @@ class Admission:
             # the other callers of this key had hung up just before this one came
 
     async def _submit(
-        self, request: AcceptedRequest, *, caller: str, key: str | None, traceparent: str | None, promised: bool
+        self,
+        request: AcceptedRequest,
+        *,
+        caller: str,
+        key: str | None,
+        priority: Priority,
+        traceparent: str | None,
+        promised: bool,
     ) -> Snapshot:
         task_id, known = await self._identify(request, caller, key)
         if known is not None:
@@ -146,6 +160,7 @@ class Admission:
                 id=task_id,
                 model=request.model,
                 caller=caller,
+                priority=priority,
                 parameters=request.parameters(seed_of(task_id, SEED_SPAN)),
                 request_sha256=request.fingerprint,
                 status=TaskStatus.PENDING,

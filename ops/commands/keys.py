@@ -28,6 +28,7 @@ from contracts.keys import (
     parse_presented,
     sha256_of,
 )
+from contracts.tasks import Priority
 from contracts.topology import DAY_S, KEYS, bucket_stream
 from ops.commands.options import nats_options
 from ops.nats.access import NatsAccess
@@ -88,6 +89,7 @@ async def add(
     *,
     rate_per_s: float | None = DEFAULT_RATE_PER_S,
     burst_s: int = DEFAULT_BURST_S,
+    highest_priority: Priority = Priority.INTERACTIVE,
     now: datetime,
 ) -> Presented:
     """Makes a key and returns the only copy of its secret. Raises NotProvisioned, TransportUnavailable."""
@@ -102,6 +104,7 @@ async def add(
             created_at=now,
             rate_per_s=rate_per_s,
             burst_s=burst_s,
+            highest_priority=highest_priority,
         )
         try:
             await bucket.create(key.id, key)
@@ -168,7 +171,7 @@ def table_of(keys: Iterable[ApiKey]) -> Table:
     table = Table(show_header=True)
     table.add_column("id", no_wrap=True)  # to be copied
     table.add_column("state", no_wrap=True)
-    for heading in ("caller", "scopes", "rate", "created (UTC)", "revoked (UTC)"):
+    for heading in ("caller", "scopes", "rate", "highest class", "created (UTC)", "revoked (UTC)"):
         table.add_column(heading, overflow="fold")
     for key in keys:
         rate = "no limit" if key.rate_per_s is None else f"{key.rate_per_s:g}/s in {key.burst_s} s"
@@ -176,7 +179,14 @@ def table_of(keys: Iterable[ApiKey]) -> Table:
         times = [at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S") if at else "" for at in moments]
         state = "[red]revoked[/]" if key.revoked_at else "[green]in force[/]"
         table.add_row(
-            key.id, state, key.caller, " ".join(key.scopes), rate, *times, style="dim" if key.revoked_at else None
+            key.id,
+            state,
+            key.caller,
+            " ".join(key.scopes),
+            rate,
+            key.highest_priority.value,
+            *times,
+            style="dim" if key.revoked_at else None,
         )
     return table
 
@@ -237,8 +247,22 @@ def _caller(_: click.Context, __: click.Parameter, value: str) -> str:
     show_default=True,
     help="Seconds over which they are counted: so long a pause can be made up for at once.",
 )
+@click.option(
+    "--highest-priority",
+    type=click.Choice([each.value for each in Priority]),
+    default=Priority.INTERACTIVE.value,
+    show_default=True,
+    help="The strictest class that its requests may name; those that name none get `standard`, or this if it is lower.",
+)
 @nats_options("admin", asks_for_folder=True)
-def add_command(caller: str, scopes: tuple[Scope, ...], rate_per_s: float, burst_s: int, nats: NatsAccess) -> None:
+def add_command(
+    caller: str,
+    scopes: tuple[Scope, ...],
+    rate_per_s: float,
+    burst_s: int,
+    highest_priority: str,
+    nats: NatsAccess,
+) -> None:
     """Make a key for CALLER and print it, this once: alone on standard output.
 
     Keys of the same caller see the same tasks: to change a key, add another, then revoke the first.
@@ -257,7 +281,15 @@ def add_command(caller: str, scopes: tuple[Scope, ...], rate_per_s: float, burst
     async def make(link: NatsLink) -> Presented:
         now = datetime.now(UTC)
         await forget_revoked(link, now=now)
-        return await add(link, caller, scopes, rate_per_s=rate_per_s or None, burst_s=burst_s, now=now)
+        return await add(
+            link,
+            caller,
+            scopes,
+            rate_per_s=rate_per_s or None,
+            burst_s=burst_s,
+            highest_priority=Priority(highest_priority),
+            now=now,
+        )
 
     presented = on_nats(nats, make, name="keys", told=(NotProvisioned, NoSuchKey))
     click.echo(

@@ -48,7 +48,7 @@ def request_again(original: TaskView, parameters: Mapping[str, Any], image: Path
             f"task {original.id} is {original.status}: it may still end well. To give it up first, "
             f"`warmlane tasks cancel {original.id}`"
         )
-    body = {"model": original.model, **parameters}
+    body = {"model": original.model, **parameters, "priority": original.priority.value}
     body.pop("image", None)
     had = original.parameters.image
     if had is None and image is not None:

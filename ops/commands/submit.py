@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from contracts.api.tasks import TaskView
 from contracts.images import BadImage, read_header
+from contracts.tasks import Priority
 from ops.commands.api.client import Client
 from ops.commands.api.options import Gateway, gateway_options
 from ops.commands.api.problems import NotWarmlane, Refused
@@ -263,6 +264,11 @@ retry_option = click.option(
 @click.option("--seed", type=int, help="The same seed gives the same video. Without it, one is chosen and shown.")
 @click.option("--steps", type=int, help="Inference steps; fixed for most models, so best left out.")
 @click.option("--cfg", type=float, help="Guidance scale; fixed for some models.")
+@click.option(
+    "--priority",
+    type=click.Choice([each.value for each in Priority]),
+    help="Its class: what waits in a stricter one starts first. [default: standard, or what the API key may name]",
+)
 @click.option(
     "--idempotency-key",
     help="The same key and request lead to the same task, however often they are sent. [default: a new one]",

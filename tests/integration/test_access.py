@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from contracts.keys import Presented, Scope
 from contracts.lanes import LaneState
 from contracts.settings import load_settings
-from contracts.tasks import TaskStatus
+from contracts.tasks import Priority, TaskStatus
 from contracts.topology import KEYS
 from gateway.boards.key_board import KeyBoard
 from gateway.http.admin import MODE_MAX_BYTES
@@ -203,6 +203,19 @@ async def test_an_idempotency_key_belongs_to_its_caller(system: System, keyed: K
     alices = await submit(system, keyed.keys["alice"], **same)
     assert await submit(system, keyed.keys["alice"], **same) == alices
     assert await submit(system, keyed.keys["bob"], **same) != alices
+
+
+async def test_a_key_names_no_class_above_its_highest(system: System, keyed: Keyed) -> None:
+    presented = await add(
+        system.link, "night", ("submit",), highest_priority=Priority.BACKGROUND, now=datetime.now(UTC)
+    )
+    await every_gateway_answers(keyed, presented, 200)
+    url, headers = keyed.gateway.url, by(presented)
+    named = await system.http.post(f"{url}/generate", json=BODY | {"priority": "standard"}, headers=headers)
+    assert (named.status_code, named.json()["code"]) == (403, "priority_forbidden")
+    assert "background at most" in named.json()["detail"]
+    unnamed = await system.http.post(f"{url}/generate", json=BODY, headers=headers)
+    assert (unnamed.status_code, unnamed.json()["priority"]) == (202, "background")
 
 
 # ── in which order ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -464,7 +477,9 @@ async def test_the_last_known_keys_stay_in_force_while_the_server_is_away(tmp_pa
 async def test_the_commands(system: System, keyed: Keyed) -> None:
     nats = ("--nats-url", system.gateway.nats.url)
     made = await asyncio.to_thread(
-        run, "keys", "add", "dora@example.org", "--scope", "read", "--scope", "submit", "--rate", "10", *nats
+        run,
+        *("keys", "add", "dora@example.org", "--scope", "read", "--scope", "submit", "--rate", "10"),
+        *("--highest-priority", "standard", *nats),
     )
     assert made.returncode == 0, made.stderr
     assert made.stdout.count("\n") == 1
@@ -473,6 +488,7 @@ async def test_the_commands(system: System, keyed: Keyed) -> None:
     await every_gateway_answers(keyed, Presented(key_id, secret), 200)
     stored = next(key for key in (await read_keys(system.link)).keys if key.id == key_id)
     assert (stored.scopes, stored.rate_per_s) == (("submit", "read"), 10)
+    assert stored.highest_priority == "standard"
 
     listed = await asyncio.to_thread(run, "keys", "list", "--json", *nats)
     found = next(key for key in json.loads(listed.stdout) if key["id"] == key_id)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from contracts.generation.request import validate
 from contracts.settings import Catalog
-from contracts.tasks import encode_task, keyed_task_id
+from contracts.tasks import decode_task, encode_task, keyed_task_id
 from contracts.topology import DEADLINES, TASKS, bucket_stream, lane_stream, work_subject
 from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
@@ -211,6 +211,27 @@ async def test_one_key_one_task(http: httpx.AsyncClient, gateway_link: NatsLink)
     assert (await js_of(gateway_link).stream_info(lane_stream("phr00t"))).state.messages == before + 1
     other = await http.post("/generate", json=body | {"prompt": "twice"}, headers={"idempotency-key": "the-key"})
     assert (other.status_code, problem(other)["code"]) == (422, "idempotency_key_reused")
+
+
+async def test_the_class_of_a_request_is_that_of_its_task(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:
+    """Of the body, of the header where the body names none; the message carries it, and a repeat does not change it."""
+    for fields, headers, expected in (
+        ({}, {}, "standard"),
+        ({"priority": "interactive"}, {"priority": "background"}, "interactive"),
+        ({}, {"priority": "u=1, background"}, "background"),
+    ):
+        task = (await http.post("/generate", json=GOOD | fields, headers=headers)).json()
+        assert task["priority"] == expected
+        assert (await http.get(f"/tasks/{task['id']}")).json()["priority"] == expected
+        message = await js_of(gateway_link).get_last_msg(lane_stream("anisora"), f"lane.anisora.{task['id']}")
+        assert message.data is not None
+        assert decode_task(message.data).priority == expected
+    wrong = await http.post("/generate", json=GOOD | {"priority": "urgent"})
+    assert [error["pointer"] for error in problem(wrong)["errors"]] == ["/priority"]
+    key = {"idempotency-key": "of-a-class"}
+    first = (await http.post("/generate", json=GOOD | {"priority": "background"}, headers=key)).json()
+    again = (await http.post("/generate", json=GOOD | {"priority": "interactive"}, headers=key)).json()
+    assert (again["id"], again["priority"]) == (first["id"], "background")
 
 
 async def test_equal_bodies_without_a_key_are_two_tasks_with_two_seeds(http: httpx.AsyncClient) -> None:

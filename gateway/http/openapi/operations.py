@@ -169,6 +169,12 @@ class GenerateOperation(_DescribedOperation):
                 f"ended, and after S seconds in any case, {MAX_WAIT_S:g} at most; both together are possible.",
                 "respond-async, wait=30",
             ),
+            _parameter(
+                "Priority",
+                "The class of a request whose body names none: `interactive`, `standard` or `background`, alone or "
+                "beside the parameters of RFC 9218, which are ignored, as is what is not known.",
+                "background",
+            ),
         )
         accepted = {"pending": PENDING, "pending, with a warning": REPLACED}
         ended = {"done": DONE, "failed": FAILED}

@@ -14,6 +14,7 @@ from litestar.openapi.spec import Example, OpenAPIMediaType, OpenAPIType, Parame
 from contracts.fields import Enforcement, ImageField, IntegerField, NumberField, TextField, VideoGenerationConstraints
 from contracts.generation.request import FIELDS
 from contracts.settings import Catalog, ModelEntry
+from contracts.tasks import Priority
 from gateway.http.openapi.examples import EXAMPLE_PROMPT
 from gateway.http.views import MODES
 
@@ -84,6 +85,12 @@ def request_schema(entry: ModelEntry) -> Schema:
         "seed": number(limits.seed, "The same seed gives the same video. Absent: the task names the one chosen."),
         "steps": number(limits.steps, "Inference steps."),
         "cfg": number(limits.cfg, "Classifier-free guidance scale."),
+        "priority": Schema(
+            type=OpenAPIType.STRING,
+            enum=list(Priority),
+            description="Its class: what waits in a stricter one starts first, and none starves another. Absent: that "
+            "of the header Priority, else `standard`, or the highest that the API key may name.",
+        ),
     }
     required = ["model"]
     if limits.prompt.min_chars:
@@ -196,6 +203,7 @@ def full_request(entry: ModelEntry) -> dict[str, Any]:
         "model": entry.name,
         "prompt": _example_text(limits.prompt, EXAMPLE_PROMPT),
         "negative_prompt": _example_text(limits.negative_prompt, "blurry, text"),
+        "priority": Priority.STANDARD.value,
         "seed": limits.seed.value_when_absent if limits.seed.value_when_absent is not None else limits.seed.minimum,
     }
     if limits.image.presence != "unsupported":

@@ -23,6 +23,7 @@ from contracts.generation.errors import FieldError, InvalidRequest
 from contracts.generation.request import FIELDS, UNKNOWN_FIELDS_MAX, AcceptedRequest, parameter_errors, validate
 from contracts.geometry import most_frames
 from contracts.settings import Catalog, ModelEntry
+from contracts.tasks import Priority
 from tests.kit.samples import catalog, data_uri, picture, png_of
 
 PROFILES = ("tiny", "production")
@@ -82,6 +83,9 @@ def valid_requests(entry: ModelEntry) -> st.SearchStrategy[dict[str, Any]]:
     limits = entry.constraints
     values: dict[str, st.SearchStrategy[Any]] = {"model": st.sampled_from([entry.name, *entry.aliases])}
     for name in FIELDS[1:]:
+        if name == "priority":
+            values[name] = st.sampled_from([each.value for each in Priority])
+            continue
         field = getattr(limits, name)
         if isinstance(field, ImageField):
             if field.presence != "unsupported":
@@ -122,6 +126,8 @@ def wrong_number(field: IntegerField | NumberField) -> st.SearchStrategy[Any]:
 
 
 def wrong_value(name: str, limits: Any) -> st.SearchStrategy[Any]:
+    if name == "priority":
+        return NO_TEXT | st.sampled_from(["", "urgent", "Standard", " background"])
     field = getattr(limits, name)
     if isinstance(field, TextField):
         wrong = [NO_TEXT, st.integers(1, 100_000).map(lambda more: "x" * (field.max_chars + more))]
@@ -155,6 +161,8 @@ def test_every_request_within_the_constraints_is_accepted(data: st.DataObject) -
             assert (accepted.image is None) == (accepted.image_content is None) == ("image" not in body)
         elif name in body:
             assert getattr(accepted, name) == body[name]
+        elif name == "priority":
+            assert accepted.priority is None
         elif name == "negative_prompt":
             assert accepted.negative_prompt == (
                 entry.constraints.negative_prompt.guided_default if accepted.cfg > 1 else ""
@@ -506,6 +514,7 @@ def test_equal_requests_have_equal_fingerprints_and_others_have_not(data: st.Dat
         **{name: getattr(accepted, name) for name in ("steps", "cfg", "width", "negative_prompt")},
     }
     assert submit(spelled_out, running).fingerprint == accepted.fingerprint
+    assert submit({**body, "priority": "background"}, running).fingerprint == accepted.fingerprint
     other = {**body, "prompt": ("y" if body["prompt"][:1] != "y" else "z") + body["prompt"][1:]}
     assert submit(other, running).fingerprint != accepted.fingerprint
 

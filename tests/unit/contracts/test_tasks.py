@@ -88,7 +88,7 @@ def test_a_receipt_without_parts_of_the_load_is_read() -> None:
 def test_a_record_of_a_newer_version_is_read() -> None:
     """Unknown fields are refused on HTTP and ignored on NATS (design §9), at every level."""
     stored = json.loads(encode_task(task()))
-    stored["priority"] = {"a": [1]}
+    stored["tariff"] = {"a": [1]}
     stored["parameters"]["motion"] = 0.5
     assert decode_task(json.dumps(stored).encode()) == task()
 

@@ -148,7 +148,7 @@ def test_generate_is_described() -> None:
     operation = TINY["paths"]["/generate"]["post"]
     assert operation["operationId"] == "generate"
     assert operation["requestBody"] == {"$ref": "#/components/requestBodies/GenerationRequest"}
-    assert [parameter["name"] for parameter in operation["parameters"]] == ["Idempotency-Key", "Prefer"]
+    assert [parameter["name"] for parameter in operation["parameters"]] == ["Idempotency-Key", "Prefer", "Priority"]
     for words in ("30 s", "35 s", "Prefer: respond-async"):
         assert words in operation["description"]
     for words in ("`limit`", "`depth`", "`wait`"):

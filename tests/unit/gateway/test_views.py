@@ -39,6 +39,7 @@ def test_every_key_is_always_there_and_none_of_the_protocol(task: GenerationTask
         "status",
         "model",
         "route",
+        "priority",
         "worker",
         "attempt",
         "parameters",

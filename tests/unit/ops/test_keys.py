@@ -154,7 +154,16 @@ def test_how_many_requests_a_burst_holds(rate_per_s: float | None, burst_s: int,
 
 
 def test_what_is_listed_holds_neither_secret_nor_hash() -> None:
-    assert set(shown(KEY)) == {"id", "caller", "scopes", "created_at", "revoked_at", "rate_per_s", "burst_s"}
+    assert set(shown(KEY)) == {
+        "id",
+        "caller",
+        "scopes",
+        "created_at",
+        "revoked_at",
+        "rate_per_s",
+        "burst_s",
+        "highest_priority",
+    }
     assert KEY.secret_sha256 not in str(shown(KEY))
     cells = [cell for column in table_of([KEY, REVOKED]).columns for cell in column.cells]
     assert KEY.secret_sha256 not in str(cells)

@@ -1,0 +1,43 @@
+"""The class of a request: which one it names, and whether its key may. Pure.
+
+The header is that of RFC 9218, whose parameters `u` and `i` browsers send with every request; a class is a parameter of
+our own there, and what is not known is ignored, as the RFC wants it.
+"""
+
+from collections.abc import Iterable
+
+from werkzeug.http import parse_list_header
+
+from contracts.keys import ApiKey
+from contracts.tasks import Priority
+from gateway.http.problems import ProblemError
+
+
+def named_in(lines: Iterable[str]) -> Priority | None:
+    """The class that the *lines* of the header `Priority` name, of several the first; None where they name none."""
+    for line in lines:
+        for item in parse_list_header(line):
+            name = item.partition(";")[0].strip()
+            if name in list(Priority):
+                return Priority(name)
+    return None
+
+
+def class_of(asked: Priority | None, lines: Iterable[str], key: ApiKey | None) -> Priority:
+    """The class of a request whose body asks for *asked*, with these *lines* of `Priority`, sent with *key*.
+
+    1. The body names it, or the header does where the body does not: that one. Raises the problem `priority_forbidden`
+       where it is stricter than the *key* may name.
+    2. Neither does: `standard`, or the highest class of the key where that is lower.
+    """
+    highest = Priority.INTERACTIVE if key is None else key.highest_priority
+    wanted = asked or named_in(lines)
+    if wanted is None:  # 2
+        return max(Priority.STANDARD, highest, key=lambda priority: priority.rank)
+    if wanted.rank < highest.rank:
+        raise ProblemError(
+            "priority_forbidden",
+            f"this key may name {highest} at most, and not {wanted}; leave priority out, or name {highest} or a lower "
+            "class",
+        )
+    return wanted  # 1
