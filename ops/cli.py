@@ -30,7 +30,7 @@ class CommandEntry(Struct, frozen=True):
 
 
 COMMANDS: Final[dict[str, CommandEntry]] = {
-    "up": CommandEntry("ops.commands.up:command", "Run the whole system on this machine."),
+    "up": CommandEntry("ops.commands.up.command:command", "Run the whole system on this machine."),
     "submit": CommandEntry("ops.commands.submit:command", "Generate one video and save it."),
     "tasks": CommandEntry("ops.commands.tasks:command", "List, show, cancel and download tasks."),
     "resubmit": CommandEntry("ops.commands.resubmit:command", "Submit the request of a failed task again."),

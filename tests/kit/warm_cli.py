@@ -27,7 +27,7 @@ PRELOADED: Final = (
     "lane_worker.command",
     "degraded_worker.command",
     "ops.commands.keys",
-    "ops.commands.up",
+    "ops.commands.up.command",
 )
 NUMBER: Final = struct.Struct("i")
 REQUEST_MAX_BYTES: Final = 1 << 18

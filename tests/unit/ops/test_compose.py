@@ -23,7 +23,7 @@ from lane_worker.forking.slot import lock_path
 from lane_worker.runtime.leaving import HAND_BACK_S, LEAVE_S
 from ops.cli import COMMANDS, LazyGroup, cli
 from ops.commands.durations import Duration
-from ops.commands.up import STOP_S, SUPERVISOR_EXTRA_S
+from ops.commands.up.processes import STOP_S, SUPERVISOR_EXTRA_S
 from ops.lanes.supervisor import DRAIN_EXTRA_S
 from ops.nats.access import ROLES, password_variable
 from ops.nats.connecting import MINIMUM_SERVER

@@ -1,4 +1,4 @@
-"""What `warmlane up` says of its start: numbered as in `ops.commands.start.how_started`."""
+"""What `warmlane up` says of its start: numbered as in `ops.commands.up.start.how_started`."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from contracts.lanes import LaneState
-from ops.commands.start import StartStage, answers, how_started
+from ops.commands.up.start import StartStage, answers, how_started
 from ops.machine.processes import Process
 
 WARM, LOADING, LOOPING, DENIED = LaneState.WARM, LaneState.LOADING, LaneState.CRASH_LOOPING, LaneState.QUOTA_DENIED

@@ -1,0 +1,1 @@
+"""`warmlane up`: the whole system on one machine."""

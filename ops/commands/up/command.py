@@ -1,0 +1,155 @@
+"""`warmlane up`: the whole system on one machine, on loopback unless `--host` says otherwise."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import IO, cast
+
+import click
+from rich.console import Console
+
+from contracts.settings import SettingsError, load_settings
+from ops.commands.addresses import telling
+from ops.commands.behind import Behind, behind_options
+from ops.commands.options import (
+    ListenHost,
+    cors_origins_option,
+    data_dir_option,
+    gpus_option,
+    host_option,
+    keep_option,
+    lanes_option,
+    log_size_option,
+    nats_port_option,
+    oom_snapshots_option,
+    port_option,
+    profile_option,
+    quota_option,
+    require_kept_long_enough,
+    settings_option,
+    step_seconds_option,
+    tls_cert_option,
+    tls_key_option,
+)
+from ops.commands.up.screen import Screen
+from ops.commands.up.setup import Setup
+from ops.commands.up.stack import Stack
+from ops.lanes.quota import QuotaError
+from ops.machine.placement import wanted_lanes
+from ops.machine.ports import require_distinct, require_free
+from ops.machine.processes import asked_to_end, only_one
+from ops.machine.tls import tls_of
+from ops.nats.errors import TransportUnavailable, UnusableServer
+from ops.nats.provisioning import NoKeys, NotProvisioned
+from ops.nats.server import NATS_HOST, NoNatsServer, find_nats_server
+from ops.nats.store_lock import holding_store
+from ops.telemetry.line_writer import SafeText
+from ops.telemetry.logs import configure_logging
+
+
+@click.command(
+    epilog="Examples:\n\n  warmlane up\n\n  warmlane up --port 8080 --nats-port 4333 --lanes anisora=2,phr00t=1\n\n"
+    "  warmlane up --lanes anisora=0,phr00t=0 --standbys 1   (degraded mode only)\n\n"
+    "  warmlane up --gpus 2   (two slots: one lane is denied, and the degraded worker serves its requests)\n\n"
+    "  warmlane up --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem   (after `warmlane keys add`)\n\n"
+    "  warmlane up --step-seconds 1   (tiny pipelines as slow as a real card)"
+)
+@host_option
+@port_option
+@nats_port_option
+@data_dir_option
+@lanes_option
+@gpus_option
+@quota_option
+@click.option(
+    "--standbys",
+    envvar="WARMLANE_STANDBYS",
+    type=click.IntRange(0, 8),
+    default=0,
+    show_default=True,
+    show_envvar=True,
+    help="Hot standbys of the degraded worker: one takes over when it dies.",
+)
+@settings_option
+@profile_option
+@log_size_option
+@step_seconds_option
+@oom_snapshots_option
+@keep_option
+@cors_origins_option
+@behind_options
+@tls_cert_option
+@tls_key_option
+def command(
+    host: ListenHost,
+    port: int,
+    nats_port: int,
+    data_dir: Path,
+    lanes: dict[str, int] | None,
+    gpus: int | None,
+    quota: Path | None,
+    standbys: int,
+    settings: Path | None,
+    profile: str,
+    log_max_bytes: int,
+    step_seconds: float,
+    oom_snapshots: int,
+    keep_s: float,
+    cors_origins: tuple[str, ...],
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    behind: Behind,
+) -> None:
+    """Run the whole system on this machine: nats-server, gateway, warm lanes and degraded worker, on loopback.
+
+    On another --host it starts when there is an API key.
+
+    It goes on until Ctrl-C, which drains: tasks in hand are finished, nothing is left running.
+    """
+    require_distinct({"--port": port, "--nats-port": nats_port})
+    tls = tls_of(tls_cert, tls_key)
+    configure_logging("up", level="warning")
+    # a terminal or a disk that takes no text ends nothing
+    console = Console(file=cast(IO[str], SafeText(sys.stdout)))
+    try:
+        catalog = load_settings(settings).catalog(profile)
+        find_nats_server()
+    except (SettingsError, NoNatsServer) as error:
+        raise click.ClickException(str(error)) from error
+    require_kept_long_enough(keep_s, catalog.windows)
+    data_dir = data_dir.absolute()
+    with only_one(data_dir, "up"), holding_store(data_dir, "up", nats_port=nats_port, port=port) as store_lock:
+        require_free(host.address, port, option="--port")
+        require_free(NATS_HOST, nats_port, option="--nats-port")
+        setup = Setup(
+            catalog=catalog,
+            host=host,
+            port=port,
+            tls=tls,
+            cors_origins=cors_origins,
+            behind=behind,
+            nats_port=nats_port,
+            data_dir=data_dir,
+            lanes=wanted_lanes(lanes, catalog),
+            gpus=gpus,
+            quota_file=quota.absolute() if quota else None,
+            standbys=standbys,
+            settings=settings.absolute() if settings else None,
+            keep_s=keep_s,
+            log_max_bytes=log_max_bytes,
+            step_seconds=step_seconds,
+            oom_snapshots=oom_snapshots,
+        )
+        try:
+            stack = Stack(setup, Screen(console), store_lock=store_lock)
+        except QuotaError as error:
+            raise click.ClickException(str(error)) from error
+
+        async def run() -> None:
+            with asked_to_end() as (stop, hurry), telling(data_dir, stack.addresses):
+                await stack.run(stop, hurry)
+
+        try:
+            asyncio.run(run())
+        except* (TransportUnavailable, UnusableServer, NotProvisioned, NoKeys) as group:
+            raise click.ClickException(str(group.exceptions[0])) from group

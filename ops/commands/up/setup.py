@@ -1,0 +1,47 @@
+"""What one `warmlane up` was asked for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from msgspec import Struct
+
+from contracts.settings import Catalog
+from ops.commands.behind import Behind
+from ops.commands.options import ListenHost
+from ops.machine.tls import Tls
+
+
+class Setup(Struct, frozen=True, kw_only=True):
+    """The options of the command, checked; *lanes* is how many each model gets. Paths are absolute."""
+
+    catalog: Catalog
+    host: ListenHost
+    port: int
+    tls: Tls | None
+    cors_origins: tuple[str, ...]
+    behind: Behind
+    nats_port: int
+    data_dir: Path
+    lanes: Mapping[str, int]
+    gpus: int | None
+    quota_file: Path | None
+    standbys: int
+    settings: Path | None
+    keep_s: float
+    log_max_bytes: int
+    step_seconds: float
+    oom_snapshots: int
+
+    @property
+    def url(self) -> str:
+        """Where clients on this machine find the gateway."""
+        return self.host.url("http" if self.tls is None else "https", self.port)
+
+    @property
+    def lane_count(self) -> int:
+        """Of all models together."""
+        return sum(self.lanes.values())
+
+    def log_file(self, name: str) -> Path:
+        """Where the process *name* logs."""
+        return self.data_dir / "logs" / f"{name}.log"
