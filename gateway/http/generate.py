@@ -27,8 +27,9 @@ from gateway.http.priority import class_of
 from gateway.http.problems import ProblemError, answer_of
 from gateway.http.queries import require_known_query
 from gateway.http.views import root_of, task_url
-from gateway.placing.admission import KeyReused, Overloaded
+from gateway.placing.admission import KeyReused
 from gateway.placing.hold import CallerGone
+from gateway.placing.overload import Overloaded
 from gateway.services import Services
 from ops.artifacts import StorageFailed
 from ops.nats.errors import TransportUnavailable

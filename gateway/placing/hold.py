@@ -6,7 +6,8 @@ gateways, which therefore ask each other before one of them takes it back (ADR 0
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -25,6 +26,7 @@ from ops.artifacts import Artifacts
 from ops.nats.errors import TransportUnavailable, WrongRevision
 from ops.nats.link import NatsLink
 from ops.telemetry import metrics
+from ops.telemetry.tracing import of_task, span
 from ops.waiting import unless
 
 # The timer usually comes before this; with the time to settle it makes 30.5 s since the request was queued.
@@ -81,18 +83,25 @@ class Holds:
         if not is_held(snapshot.task):
             return snapshot
         task_id = snapshot.task.id
+        with span("hold", of_task(snapshot.task)):
+            with self._counted(task_id):
+                free = await unless(until_gone(), self._until_free(snapshot, hold_s))
+            if free:
+                return free.value
+            log.info("caller_gone", task_id=task_id, callers=self._callers[task_id])
+            await self._leave(snapshot, is_shared=is_shared)
+            raise CallerGone
+
+    @contextmanager
+    def _counted(self, task_id: str) -> Iterator[None]:
         self._callers[task_id] += 1
         log.info("caller_held", task_id=task_id, callers=self._callers[task_id])
         try:
-            if free := await unless(until_gone(), self._until_free(snapshot, hold_s)):
-                return free.value
+            yield
         finally:
             self._callers[task_id] -= 1
             if not self._callers[task_id]:
                 del self._callers[task_id]
-        log.info("caller_gone", task_id=task_id, callers=self._callers[task_id])
-        await self._leave(snapshot, is_shared=is_shared)
-        raise CallerGone
 
     async def promise(self, snapshot: Snapshot) -> Snapshot:
         """The task, whose id may be given to a client: from now on no connection that closes takes it back.

@@ -6,8 +6,7 @@ import structlog
 
 from contracts import lifecycle
 from contracts.generation.request import AcceptedRequest
-from contracts.tasks import FailureCode, GenerationTask, encode_task
-from contracts.topology import TASKS
+from contracts.tasks import FailureCode, GenerationTask
 from gateway.boards.snapshots import Snapshot
 from gateway.boards.task_board import TaskBoard
 from gateway.placing.leftovers import remove_leftovers
@@ -40,12 +39,12 @@ class InputImages:
     async def refuse(self, task: GenerationTask, error: StorageFailed, *, is_ours: bool) -> Snapshot:
         """The image could not be stored: a terminal record fences the message off, then both answers are honest.
 
-        A worker that was faster waits for the image: it is told that there is none. Where an equal request queued the
-        task (not *is_ours*), its gateway stores the image, and judges.
+        A worker that was faster waits for the image: the record that it moved is ended. Where an equal request queued
+        the task (not *is_ours*), its gateway stores the image, and judges.
         """
         log.error("image_not_stored", task_id=task.id, error=str(error))
         try:
-            await self._link.entries.create(TASKS, task.id, encode_task(_without_image(task)))
+            await self._tasks.create(_without_image(task))
         except WrongRevision:
             known = await self._tasks.read(task.id)
             if known is not None:

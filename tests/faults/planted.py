@@ -128,18 +128,18 @@ def slot_without_lock() -> None:
 
 def refused_and_run() -> None:
     """What the degraded queue refuses is queued for the lane all the same; its caller is answered 503."""
-    from gateway.placing.admission import Admission
+    from gateway.placing.queueing import Queueing
 
-    publish = Admission._publish
+    publish = Queueing.publish
 
-    async def sneak(self: Admission, task: GenerationTask) -> Any:
+    async def sneak(self: Queueing, task: GenerationTask) -> Any:
         try:
             return await publish(self, task)
         except StreamFull:
             await self._link.messages.publish(work_subject("lane", task.model, task.id), encode_task(task))
             raise
 
-    _replace(Admission, "_publish", sneak)
+    _replace(Queueing, "publish", sneak)
 
 
 PLANTED: Final[dict[str, Plant]] = {

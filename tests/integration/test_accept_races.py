@@ -14,7 +14,7 @@ from contracts.settings import Catalog
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus, decode_task, encode_task, keyed_task_id
 from contracts.topology import DEGRADED, TASKS
 from gateway.boards.snapshots import Snapshot
-from gateway.placing.admission import Overloaded
+from gateway.placing.overload import Overloaded
 from gateway.services import Services
 from ops.nats.link import NatsLink
 from tests.kit.behind import js_of

@@ -11,7 +11,7 @@ from contracts import lifecycle
 from contracts.lanes import LaneState
 from contracts.tasks import FailureCode, TaskStatus, encode_task
 from contracts.topology import CONTROL, DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, TASKS, bucket_stream, lane_stream
-from gateway.placing.admission import FULL_FOR_S, is_known_full
+from gateway.placing.overload import FULL_FOR_S, is_known_full
 from tests.kit.behind import js_of
 from tests.kit.gateway import System
 from tests.kit.samples import data_uri, picture

@@ -21,6 +21,8 @@ import gateway.placing.fallbacks
 import gateway.placing.hold
 import gateway.placing.input_images
 import gateway.placing.leftovers
+import gateway.placing.overload
+import gateway.placing.queueing
 import gateway.placing.rearm
 import gateway.placing.retries
 import gateway.placing.sweeper
@@ -45,6 +47,8 @@ _WITH_DATETIME: tuple[Any, ...] = (
     gateway.placing.fallbacks,
     gateway.placing.hold,
     gateway.placing.input_images,
+    gateway.placing.overload,
+    gateway.placing.queueing,
     gateway.placing.sweeper,
     gateway.http.lookup,
     gateway.placing.cancelling,
@@ -146,7 +150,7 @@ def simulated_product() -> Iterator[None]:
         stack.enter_context(patch.object(lane_worker.runtime.lease, "time", clock))
         stack.enter_context(patch.object(lane_worker.runtime.loop, "time", clock))
         stack.enter_context(patch.object(gateway.placing.retries, "time", clock))
-        stack.enter_context(patch.object(gateway.placing.admission, "time", clock))
+        stack.enter_context(patch.object(gateway.placing.overload, "time", clock))
         stack.enter_context(patch("tenacity.time", clock))
         hooks = stamina.instrumentation.get_on_retry_hooks()
         stamina.instrumentation.set_on_retry_hooks([])

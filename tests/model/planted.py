@@ -17,8 +17,8 @@ import lane_worker.runtime.loop
 from contracts import lifecycle
 from contracts.tasks import GenerationTask, encode_task
 from contracts.topology import TASKS
-from gateway.placing.admission import Admission
 from gateway.placing.hold import Holds
+from gateway.placing.queueing import Queueing
 from gateway.placing.rearm import Rearm
 from gateway.placing.sweeper import Sweeper
 from lane_worker.runtime.claim import Mine, claim_decision
@@ -119,14 +119,14 @@ def timer_acked_first() -> AbstractContextManager[Any]:
 
 def record_before_timer() -> AbstractContextManager[Any]:
     """The record is made before there is a timer that ends it."""
-    record = Admission._record
+    record = Queueing.record
 
-    async def recorded_first(self: Admission, task: GenerationTask, request: Any) -> Any:
+    async def recorded_first(self: Queueing, task: GenerationTask) -> Any:
         with contextlib.suppress(Exception):
             await self._link.entries.create(TASKS, task.id, encode_task(task))
-        return await record(self, task, request)
+        return await record(self, task)
 
-    return patch.object(Admission, "_record", recorded_first)
+    return patch.object(Queueing, "record", recorded_first)
 
 
 def no_timer_after_a_requeue() -> AbstractContextManager[Any]:
@@ -211,9 +211,9 @@ def one_file_for_all_epochs() -> AbstractContextManager[Any]:
 
 def full_is_refused_and_recorded() -> AbstractContextManager[Any]:
     """A full queue is answered with a refusal, and a record is made all the same."""
-    publish = Admission._publish
+    publish = Queueing.publish
 
-    async def careless(self: Admission, task: GenerationTask) -> Any:
+    async def careless(self: Queueing, task: GenerationTask) -> Any:
         try:
             return await publish(self, task)
         except StreamFull:
@@ -223,7 +223,7 @@ def full_is_refused_and_recorded() -> AbstractContextManager[Any]:
                     await self._link.entries.create(TASKS, task.id, encode_task(task))
             raise
 
-    return patch.object(Admission, "_publish", careless)
+    return patch.object(Queueing, "publish", careless)
 
 
 def goes_on_blindly() -> AbstractContextManager[Any]:
@@ -299,7 +299,7 @@ def another_model() -> AbstractContextManager[Any]:
 
 def forgotten_by_the_server() -> AbstractContextManager[Any]:
     """`queue_overloaded` although an earlier try was stored, so long ago that the server does not know it any more."""
-    return patch("gateway.placing.admission.DEGRADED_MAX_AGE_S", 1e9)
+    return patch("gateway.placing.queueing.DEGRADED_MAX_AGE_S", 1e9)
 
 
 Plant = Callable[[], AbstractContextManager[Any]]

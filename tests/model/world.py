@@ -26,11 +26,12 @@ from gateway.boards.lane_board import LaneBoard
 from gateway.boards.task_board import TaskBoard
 from gateway.http.lookup import find
 from gateway.http.problems import ProblemError
-from gateway.placing.admission import Admission, KeyReused, Overloaded
+from gateway.placing.admission import Admission, KeyReused
 from gateway.placing.cancelling import cancel
 from gateway.placing.estimate import Estimates
 from gateway.placing.fallbacks import Fallbacks
 from gateway.placing.hold import CallerGone, Holds
+from gateway.placing.overload import Overloaded
 from gateway.placing.rearm import Rearm
 from gateway.placing.sweeper import Sweeper
 from gateway.services import Services
