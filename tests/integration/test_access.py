@@ -322,7 +322,7 @@ def test_a_body_of_undeclared_size_is_measured_after_the_key_and_before_the_rest
     assert b"connection: close" in answer
 
 
-async def test_a_key_that_asks_too_often_is_told_when_to_come_back(system: System, keyed: Keyed) -> None:
+async def test_a_key_over_its_rate_learns_when_to_come_back(system: System, keyed: Keyed) -> None:
     limited = await worn_out(system, keyed.gateway.url, "alice", "read")
     answer = await system.http.get("/tasks", headers=limited)
     assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
@@ -377,7 +377,7 @@ async def test_a_key_counts_on_every_gateway_until_it_is_revoked(system: System,
     assert (await asyncio.wait_for(waiting, 90)).status_code == 401
 
 
-async def test_a_record_that_cannot_be_read_is_said_and_ignored(system: System, keyed: Keyed) -> None:
+async def test_an_unreadable_key_is_logged_and_ignored(system: System, keyed: Keyed) -> None:
     await system.link.entries.put(KEYS, "0123456789ab", b'{"id": "\xff"}')
 
     async def said() -> bool:

@@ -64,7 +64,7 @@ async def all_told(starts: LostStarts) -> None:
     await eventually(starts.tell)
 
 
-async def test_a_lost_start_is_stored_unless_the_lane_told_it_itself(link: NatsLink) -> None:
+async def test_a_lost_start_is_stored_unless_the_lane_stored_it_itself(link: NatsLink) -> None:
     await link.entries.put(COLD_STARTS, "anisora", msgspec.json.encode(start(0.01, 4.9, detail="its own")))
     await link.entries.put(
         COLD_STARTS, "anisora", msgspec.json.encode(start(0, 5, worker="anisora-1", detail="beside"))
@@ -104,7 +104,7 @@ async def test_an_entry_that_the_watch_brings_during_the_read_is_not_forgotten(
     assert await stored(link) == ["before", "lost"]
 
 
-async def test_a_word_of_the_lane_that_comes_in_between_wins(link: NatsLink, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_entry_of_the_lane_that_comes_in_between_wins(link: NatsLink, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was on its way when the process died: compare-and-set refuses."""
     starts = LostStarts(link)
     await starts.start()
@@ -208,7 +208,7 @@ async def test_a_task_that_is_not_in_the_dead_hands_is_left_alone(link: NatsLink
 
 
 @pytest.mark.parametrize("takes_over", [False, True])
-async def test_a_write_in_between_is_looked_at(
+async def test_a_write_in_between_is_taken_into_account(
     link: NatsLink, monkeypatch: pytest.MonkeyPatch, takes_over: bool
 ) -> None:
     """The last renewal of the dead owner does not help it; the claim of another one stands."""

@@ -138,7 +138,7 @@ def test_the_video_is_saved_and_described(gateway: ScriptedGateway, tmp_path: Pa
     assert result.stdout == f"{tmp_path / 'fox.mp4'}  18 bytes, 96x64, 17 frames at 16 fps, seed 7\n"
 
 
-def test_a_warning_is_told_and_the_video_saved(gateway: ScriptedGateway, tmp_path: Path) -> None:
+def test_a_warning_is_printed_and_the_video_saved(gateway: ScriptedGateway, tmp_path: Path) -> None:
     told = (
         "steps: expected 8, got 20; 8 was used [sic], and that is told in one line, however long it is for a terminal"
     )
@@ -229,7 +229,7 @@ def test_a_key_that_asked_too_often_waits_for_its_turn(gateway: ScriptedGateway,
     assert len({headers["idempotency-key"] for method, _, headers, _ in gateway.asked if method == "POST"}) == 1
 
 
-def test_a_turn_that_is_far_off_is_told_and_not_waited_for(gateway: ScriptedGateway, tmp_path: Path) -> None:
+def test_a_retry_after_that_is_far_off_is_printed_and_not_waited_for(gateway: ScriptedGateway, tmp_path: Path) -> None:
     gateway.script = [problem(429, "rate_limited", retry_after_s=3_000)]
     result = submit(gateway, tmp_path)
     assert (result.exit_code, "Try again in 3000 s." in result.stderr) == (1, True)
@@ -289,7 +289,7 @@ def test_ctrl_c_ends_the_wait_for_another_try(
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "interrupted; nothing was accepted")
 
 
-def test_the_header_tells_too_when_to_try_again(gateway: ScriptedGateway, tmp_path: Path) -> None:
+def test_the_header_alone_also_says_when_to_try_again(gateway: ScriptedGateway, tmp_path: Path) -> None:
     refusal = problem(503, "queue_overloaded")
     refusal.retry_after = "12"
     gateway.script = [refusal]
@@ -357,7 +357,7 @@ def test_a_place_in_the_queue_is_asked_for_anew(gateway: ScriptedGateway, tmp_pa
         (QueuePlace(position=1, expected_wait_s=None), "waiting in place 1"),
     ],
 )
-def test_what_is_told_of_a_task_that_waits(queue: QueuePlace | None, line: str) -> None:
+def test_what_submit_prints_of_a_waiting_task(queue: QueuePlace | None, line: str) -> None:
     task = msgspec.convert(PENDING, lenient(TaskView))
     assert waiting_line(msgspec.structs.replace(task, queue=queue)) == line
 
@@ -375,7 +375,7 @@ def test_a_task_that_nobody_took_says_what_to_do_next(gateway: ScriptedGateway, 
     )
 
 
-def test_a_failed_task_is_told_with_its_reason(gateway: ScriptedGateway, tmp_path: Path) -> None:
+def test_a_failed_task_is_printed_with_its_reason(gateway: ScriptedGateway, tmp_path: Path) -> None:
     failed = {**PENDING, "status": "failed", "error": {"code": "a_later_code", "message": "it broke"}}
     gateway.script = [Answer(202, PENDING, etag='"1"'), Answer(200, failed, etag='"2"')]
     result = submit(gateway, tmp_path)
@@ -439,7 +439,9 @@ def test_a_demo_looks_where_it_saves_first(gateway: ScriptedGateway, out: str) -
     assert (result.exit_code, "--out" in result.stderr, gateway.asked) == (2, True, [])
 
 
-def test_a_full_disk_is_told_before_or_with_where_the_video_is(gateway: ScriptedGateway, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_before_the_request_or_with_the_address_of_the_video(
+    gateway: ScriptedGateway, tmp_path: Path
+) -> None:
     large = bytes(3 << 20)
     video = DONE["video"] | {"bytes": len(large), "sha256": hashlib.sha256(large).hexdigest()}
     with small_disk(tmp_path / "disk", mib=2) as disk:

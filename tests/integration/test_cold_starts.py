@@ -30,7 +30,7 @@ async def known_starts(link: NatsLink) -> list[ColdStart]:
     return known.newest_first()
 
 
-async def test_starts_in_a_row_are_all_warm_and_each_is_told(tmp_path: Path) -> None:
+async def test_starts_in_a_row_are_all_warm_and_each_is_recorded(tmp_path: Path) -> None:
     """The seconds are the process's: its imports count."""
     told = await cold_starts(2, tmp_path)
     assert [start.detail for start in told] == ["", ""]
@@ -51,7 +51,7 @@ def test_the_start_of_a_process_is_before_its_imports() -> None:
     assert abs((process_started_at() - whole_seconds).total_seconds()) < 2  # what else the system says
 
 
-async def test_a_lane_that_does_not_get_its_slot_says_so(link: NatsLink, catalog: Catalog, tmp_path: Path) -> None:
+async def test_a_lane_that_does_not_get_its_slot_records_that(link: NatsLink, catalog: Catalog, tmp_path: Path) -> None:
     lock = SlotLock.acquire(tmp_path / "locks", "cpu-0", role="lane", term=0, wait_s=0)
     lane = Lane(link, catalog, tmp_path)
     lane.start()
@@ -63,7 +63,7 @@ async def test_a_lane_that_does_not_get_its_slot_says_so(link: NatsLink, catalog
     assert lock.unfinished is None
 
 
-async def test_what_a_start_tells_waits_for_the_server(link: NatsLink, nats_server: NatsServer) -> None:
+async def test_the_record_of_a_start_waits_for_the_server(link: NatsLink, nats_server: NatsServer) -> None:
     """A lane that failed at first is told once, by how it ended; so is one that gives up."""
     starts = ColdStartLog(link, model="phr00t", worker="phr00t-0", started_at=datetime.now(UTC))
     await asyncio.to_thread(nats_server.kill)

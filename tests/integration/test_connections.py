@@ -181,7 +181,7 @@ async def test_a_large_body_is_no_large_head(talk: Talk) -> None:
         b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     ],
 )
-async def test_what_is_no_http(junk: bytes, served: Served, talk: Talk) -> None:
+async def test_a_request_that_is_not_http_is_refused(junk: bytes, served: Served, talk: Talk) -> None:
     await talk.say(junk)
     assert problem(await talk.answer()) == (400, "malformed_request")
     await talk.close()
@@ -265,7 +265,9 @@ async def test_junk_behind_a_request_is_not_answered_in_its_place(served: Served
     await served.becomes_free()
 
 
-async def test_who_hangs_up_with_a_second_request_behind_the_first_is_noticed(served: Served, talk: Talk) -> None:
+async def test_a_client_that_hangs_up_with_a_second_request_behind_the_first_is_noticed(
+    served: Served, talk: Talk
+) -> None:
     await talk.say(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n" + GET)
 
     async def in_hand() -> bool:

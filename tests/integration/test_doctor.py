@@ -66,7 +66,7 @@ def test_a_machine_that_runs_the_tests_can_run_up(tmp_path: Path) -> None:
     assert not (tmp_path / "not").exists(), "doctor made a folder"
 
 
-def test_a_model_that_is_not_prepared_is_told_with_the_command(tmp_path: Path) -> None:
+def test_a_model_that_is_not_prepared_is_reported_with_the_command(tmp_path: Path) -> None:
     result = doctor(tmp_path, "--profile", "production")
     for model, folder in (("anisora", "anisora-v3.2"), ("phr00t", "phr00t-aio")):
         told = " ".join(re.sub(r"[│┃]", " ", result.output).split())
@@ -75,7 +75,7 @@ def test_a_model_that_is_not_prepared_is_told_with_the_command(tmp_path: Path) -
         assert folder in told
 
 
-def test_a_profile_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_profile_is_reported(tmp_path: Path) -> None:
     result = doctor(tmp_path, "--profile", "huge")
     assert result.exit_code == 1
     assert "no profile 'huge'" in result.output
@@ -103,7 +103,7 @@ def test_a_prepared_model_is_held_to_the_largest_card(
     assert advice in found.advice
 
 
-def test_a_taken_port_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_a_taken_port_is_reported_with_what_to_do(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         result = doctor(tmp_path, "--port", str(port))
@@ -122,7 +122,7 @@ def test_a_taken_port_is_told_with_what_to_do(tmp_path: Path) -> None:
     ],
     ids=["too-old", "silent", "broken", "absent"],
 )
-def test_an_unusable_nats_server_is_told_with_what_to_do(
+def test_an_unusable_nats_server_is_reported_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str | None, found: str, advice: str
 ) -> None:
     path = tmp_path / "nats-server"
@@ -148,7 +148,7 @@ async def test_the_clock_is_compared_with_a_server_that_runs(
     assert "the nats-server" in told.found
 
 
-async def test_what_a_server_lacks_is_told(tmp_path: Path, link: NatsLink, nats_server: NatsServer) -> None:
+async def test_what_a_server_lacks_is_reported(tmp_path: Path, link: NatsLink, nats_server: NatsServer) -> None:
     """With the rights of `operator`, which changes nothing."""
     url = nats_server.address.replace("://", "://operator:pw-operator@")
     told = await asyncio.to_thread(doctor, tmp_path, "--nats-url", url)
@@ -159,7 +159,7 @@ async def test_what_a_server_lacks_is_told(tmp_path: Path, link: NatsLink, nats_
     assert "run `warmlane provision`" in told.output
 
 
-def test_a_server_without_streams_is_told_and_left_as_it_is(tmp_path: Path, nats_server: NatsServer) -> None:
+def test_a_server_without_streams_is_reported_and_left_as_it_is(tmp_path: Path, nats_server: NatsServer) -> None:
     for _ in range(2):  # the second look sees what the first one left
         told = clock(tmp_path, nats_server)
         assert told.level == "note"
@@ -248,20 +248,20 @@ def test_the_cuda_of_torch_is_read_without_importing_it() -> None:
     assert told[0] == expected
 
 
-def test_who_holds_a_card_is_told() -> None:
+def test_the_holders_of_a_card_are_reported() -> None:
     holders = (Holder(pid=7, used_bytes=3 * GIB, name="trainer"), Holder(pid=8, used_bytes=None))
     told = judge_gpus([replace(GPU, holders=holders)], None)
     assert "GPU-1), process 7 (trainer) holds 3.00 GiB, process 8 holds an unknown amount" in told.found
 
 
-def test_a_card_in_mig_mode_without_an_instance_is_told() -> None:
+def test_a_card_in_mig_mode_without_an_instance_is_reported() -> None:
     told = judge_gpus([GPU], "2.13.0", ["GPU-2"])
     assert (told.level, "GPU-2 is in MIG mode and has no instance" in told.found) == ("note", True)
     assert "H200" in told.found
     assert "nvidia-smi mig -cgi" in told.advice
 
 
-def test_what_keeps_a_card_from_being_used_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_keeps_a_card_from_being_used_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     told = judge_gpus([GPU], "2.13.0", hidden=["GPU-2"])
     assert (told.level, "GPU-2 is hidden by CUDA_VISIBLE_DEVICES='0'" in told.found) == ("ok", True)
@@ -285,7 +285,7 @@ def test_what_keeps_a_card_from_being_used_is_told(monkeypatch: pytest.MonkeyPat
     ],
     ids=["shared-memory", "updated-and-not-restarted", "lost", "hidden"],
 )
-def test_what_the_driver_says_of_the_cards_is_told(
+def test_the_drivers_messages_about_the_cards_are_reported(
     figures: dict[str, int], visible: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

@@ -51,7 +51,7 @@ async def test_a_stream_as_a_browser_reads_it(
     assert (again.status_code, again.content) == (204, b"")
 
 
-async def test_a_task_that_moves_up_is_told(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:
+async def test_a_client_hears_when_its_task_moves_up(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:
     """Before, the place was told again when the record changed: 28 s later, when the wait ran out."""
     first, second, task = [await submitted(http, model="phr00t") for _ in range(3)]
     at = task["queue"]["position"]

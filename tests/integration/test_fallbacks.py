@@ -171,7 +171,7 @@ async def test_the_same_request_again_is_counted_once(system: System) -> None:
     await become(system, [("capacity", False, 4)])
 
 
-async def test_evicted_lanes_are_told_that_they_are_wanted(system: System) -> None:
+async def test_evicted_lanes_learn_that_they_are_wanted(system: System) -> None:
     told: list[str] = []
 
     async def hear(message: Any) -> None:

@@ -152,7 +152,7 @@ async def test_requests_are_refused_before_the_limit_is_reached_and_tasks_end(tm
         assert await troubles(system) == []
 
 
-async def test_the_limit_itself_is_told(tmp_path: Path) -> None:
+async def test_the_limit_itself_is_reported(tmp_path: Path) -> None:
     """Where a gateway was not told the right limit, the server's refusals say it."""
     async with running(with_limit(tmp_path, "1MB")) as system:
         await system.lane_is(LaneState.WARM)

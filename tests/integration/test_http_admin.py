@@ -278,7 +278,7 @@ async def test_a_wrong_switch_is_refused_and_changes_nothing(
     assert (await js_of(system.link).stream_info(bucket_stream(CONTROL))).state.last_seq == before
 
 
-async def test_what_does_not_exist(system: System) -> None:
+async def test_a_task_or_model_that_does_not_exist_is_404(system: System) -> None:
     async def code(call: httpx.Response) -> tuple[int, str]:
         return call.status_code, problem(call)["code"]
 

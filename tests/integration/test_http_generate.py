@@ -54,7 +54,9 @@ async def test_a_model_goes_by_its_names_in_any_case(http: httpx.AsyncClient) ->
             assert (answer.status_code, answer.json()["model"]) == (202, model["name"]), name
 
 
-async def test_what_a_request_cannot_depend_on(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:
+async def test_a_condition_or_a_query_that_makes_no_sense_is_refused(
+    http: httpx.AsyncClient, gateway_link: NatsLink
+) -> None:
     before = await stored(gateway_link)
     answer = await http.post("/generate", json=GOOD, headers={"if-match": "*"})
     assert (answer.status_code, problem(answer)["code"]) == (412, "precondition_failed")

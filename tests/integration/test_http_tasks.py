@@ -119,7 +119,7 @@ async def test_a_wait_that_ends_without_news_answers_the_task(http: httpx.AsyncC
 
 
 @pytest.mark.parametrize("wait", ["61", "-1", "nan", "x"])
-async def test_a_wait_that_is_none(wait: str, http: httpx.AsyncClient) -> None:
+async def test_a_wait_that_is_no_number_is_refused(wait: str, http: httpx.AsyncClient) -> None:
     task = await submitted(http)
     response = await http.get(f"/tasks/{task['id']}?wait={wait}")
     assert (response.status_code, problem(response)["code"]) == (400, "invalid_query")
@@ -395,7 +395,7 @@ async def test_the_swap_receipt_is_shown(http: httpx.AsyncClient, gateway_link: 
         ("state=done", "'state': no such query parameter; this path takes cursor, limit, model, status"),
     ],
 )
-async def test_a_listing_that_cannot_be(query: str, told: str, http: httpx.AsyncClient) -> None:
+async def test_an_impossible_listing_is_refused(query: str, told: str, http: httpx.AsyncClient) -> None:
     response = await http.get(f"/tasks?{query}")
     assert (response.status_code, problem(response)["code"]) == (400, "invalid_query")
     assert told in response.json()["detail"]

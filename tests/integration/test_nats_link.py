@@ -200,7 +200,9 @@ class ServerAhead:
         return b'"ts":"' + moved.isoformat(timespec="seconds").encode()
 
 
-async def test_a_clock_that_drifts_away_is_told(link: NatsLink, nats_server: NatsServer, measured: Measured) -> None:
+async def test_a_clock_that_drifts_away_is_reported(
+    link: NatsLink, nats_server: NatsServer, measured: Measured
+) -> None:
     """At the start it would be refused; later it shows in the metric and in the log."""
     async with telling_of(link, "lane"):
         await eventually(lambda: _is_known(link))

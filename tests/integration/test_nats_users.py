@@ -214,7 +214,7 @@ async def test_system_sees_the_server_and_nothing_of_the_product(server: NatsSer
         await link.close()
 
 
-async def test_a_denied_call_says_so_at_once_and_stores_nothing(server: NatsServer) -> None:
+async def test_a_denied_call_fails_at_once_and_stores_nothing(server: NatsServer) -> None:
     """Not as a time-out: that would be told as `TransportUnavailable` alone, and without a word in the log."""
     link = await as_role(server, "supervisor")
     try:
@@ -237,7 +237,7 @@ async def test_a_denied_call_says_so_at_once_and_stores_nothing(server: NatsServ
         await link.close()
 
 
-async def test_a_denied_fetch_is_told(server: NatsServer) -> None:
+async def test_a_denied_fetch_is_reported(server: NatsServer) -> None:
     link = await as_role(server, "lane")
     try:
         pull = await link.messages.pull("DEGRADED", "worker")
@@ -264,7 +264,7 @@ async def test_nobody_gets_in_without_a_password(
     assert password is None or password not in str(refused.value)
 
 
-async def test_a_password_that_counts_no_more_is_said(tmp_path: Path) -> None:
+async def test_a_password_that_is_no_longer_valid_is_reported(tmp_path: Path) -> None:
     """The server comes back with other passwords: the process goes on trying, and says once why it cannot."""
     server = NatsServer(tmp_path)
     server.start()
@@ -399,7 +399,7 @@ async def test_a_tls_address_is_never_spoken_to_without_tls(server: NatsServer, 
         anybodys.stop()
 
 
-async def test_no_password_is_said_to_who_does_not_speak_tls() -> None:
+async def test_no_password_is_sent_to_a_server_without_tls() -> None:
     """Somebody listens in the server's place, and asks for a user in the clear."""
     heard = bytearray()
 

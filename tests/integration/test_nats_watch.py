@@ -78,7 +78,7 @@ async def holds(reader: Reader, expected: dict[str, tuple[bytes, int]]) -> None:
 
 @pytest.mark.parametrize("is_large", [False, True])
 @pytest.mark.parametrize("written_since", [0, 3])
-async def test_what_a_power_cut_lost_is_forgotten_and_what_comes_after_is_told(
+async def test_what_a_power_cut_lost_is_forgotten_and_later_writes_are_delivered(
     nats_server: NatsServer, link: NatsLink, tmp_path: Path, measured: Measured, is_large: bool, written_since: int
 ) -> None:
     """Also where others have written as much since, before the watch is back: its own writes come after that."""
@@ -108,7 +108,7 @@ async def _made_anew(link: NatsLink, catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize("is_large", [False, True])
-async def test_a_message_that_was_on_its_way_when_the_connection_broke_is_not_all_that_there_is(
+async def test_a_message_in_flight_at_the_break_is_not_taken_for_the_end_of_the_bucket(
     link: NatsLink, catalog: Catalog, monkeypatch: pytest.MonkeyPatch, is_large: bool
 ) -> None:
     """The client hands it on after the break, and before the watch has looked: it says that nothing comes after it. If
@@ -162,7 +162,7 @@ async def test_a_bucket_that_was_purged(link: NatsLink, is_large: bool) -> None:
     await holds(reader, {"c": (b"2", revision)})
 
 
-async def test_history_is_told_anew_in_its_order(link: NatsLink, catalog: Catalog) -> None:
+async def test_history_is_delivered_again_in_its_order(link: NatsLink, catalog: Catalog) -> None:
     told: list[bytes | None] = []
     watch = await link.watches.start(CONTROL, lambda entry: told.append(entry.value), history=True, on_again=told.clear)
     await watch.wait()
@@ -211,7 +211,9 @@ async def test_a_watch_that_was_interrupted_goes_on_where_it_was(
     assert "stream_went_back" not in [line["event"] for line in logged]
 
 
-async def test_what_is_told_is_as_old_as_the_server_is_silent(nats_server: NatsServer, link: NatsLink) -> None:
+async def test_the_age_of_a_watch_is_how_long_its_server_has_been_silent(
+    nats_server: NatsServer, link: NatsLink
+) -> None:
     """A server that stalls counts as connected."""
     watch = await link.watches.start(TASKS, lambda _: None)
     await watch.wait()

@@ -70,7 +70,7 @@ async def test_everything_outlives_a_server_that_is_away_for_longer_than_every_l
 TOLD_AGAIN = ("heartbeat_lost", "slot_not_shown", "cold_start_not_stored", "leader_unknown", "leader_not_refreshed")
 
 
-async def test_whoever_tries_again_and_again_says_so_once(
+async def test_repeated_tries_are_logged_once(
     link: NatsLink, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everyone who writes or follows something tries several times a second while the server is away, or has lost what
@@ -154,7 +154,9 @@ async def test_lanes_are_seen_again_after_a_restart(link: NatsLink, nats_server:
     await eventually(warm)
 
 
-async def test_a_heartbeat_tells_changes_at_once_comes_back_and_leaves(link: NatsLink, nats_server: NatsServer) -> None:
+async def test_a_heartbeat_reports_changes_at_once_comes_back_and_leaves(
+    link: NatsLink, nats_server: NatsServer
+) -> None:
     heartbeat = Heartbeat(
         link,
         model="anisora",

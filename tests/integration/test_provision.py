@@ -69,7 +69,7 @@ def test_the_command(nats_server: NatsServer) -> None:
     assert (again.exit_code, again.output) == (0, "nothing to do: the server matches\n")
 
 
-async def test_what_is_there_gets_its_description(link: NatsLink, catalog: Catalog) -> None:
+async def test_existing_streams_get_their_description(link: NatsLink, catalog: Catalog) -> None:
     """As after an upgrade from a version that described nothing."""
     want = wanted(catalog, keep_s=KEEP_S)
     config = (await js_of(link).stream_info("DEGRADED")).config

@@ -55,7 +55,7 @@ def told(tmp_path: Path) -> Iterator[Path]:
         pytest.param("run", signal.SIGINT, "nats_server", {"nats-server"}, id="ctrl-c"),
     ],
 )
-def test_nothing_stays(
+def test_nothing_that_a_test_started_outlives_it(
     tmp_path: Path, told: Path, victim: str, number: signal.Signals, fixtures: str, expected: set[str]
 ) -> None:
     """A suite that is ended so, and everything that one test of it started."""

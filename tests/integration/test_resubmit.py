@@ -89,7 +89,7 @@ def test_the_image_is_sent_again_if_it_is_the_same(gateway: ScriptedGateway, tmp
     ],
     ids=["done", "pending", "processing", "no image", "another image", "no picture", "an image too many"],
 )
-def test_what_is_not_to_be_sent_is_not_sent(
+def test_a_request_that_must_not_be_sent_again_is_not_sent(
     gateway: ScriptedGateway, tmp_path: Path, task: dict[str, Any], image: bytes | None, status: int, expected: str
 ) -> None:
     file = tmp_path / "boat.png"
@@ -102,7 +102,7 @@ def test_what_is_not_to_be_sent_is_not_sent(
     assert len(gateway.asked) == 1
 
 
-def test_an_unknown_task_is_told(gateway: ScriptedGateway) -> None:
+def test_an_unknown_task_is_reported(gateway: ScriptedGateway) -> None:
     gateway.script = [problem(404, "task_not_found", detail="no task has this id")]
     result = resubmit(gateway)
     assert (result.exit_code, "no task has this id" in result.stderr) == (1, True)
@@ -122,7 +122,7 @@ def test_the_video_is_saved_as_submit_does(gateway: ScriptedGateway, tmp_path: P
     assert result.stdout.splitlines()[-1] == f"{path}  18 bytes, 96x64, 17 frames at 16 fps, seed 7"
 
 
-def test_a_new_task_that_fails_too_is_told(gateway: ScriptedGateway) -> None:
+def test_a_new_task_that_fails_too_is_reported(gateway: ScriptedGateway) -> None:
     lost = {**NEW, "status": "failed", "error": {"code": "worker_lost", "message": "2 workers were lost"}}
     gateway.script = [Answer(200, FAILED), Answer(202, NEW, etag='"1"'), Answer(200, lost, etag='"2"')]
     result = resubmit(gateway)

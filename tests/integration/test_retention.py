@@ -70,7 +70,7 @@ async def test_orphans_go_and_what_a_record_names_stays(services: Services, tmp_
     assert [file.exists() for file in (video, image, loser, orphan, fresh)] == [True, True, False, False, True]
 
 
-async def test_orphans_do_not_go_one_by_one(
+async def test_orphans_are_removed_many_at_a_time(
     services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gateway that is busy answers each look late: what is looked up one by one grows faster than it goes."""

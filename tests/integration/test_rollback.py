@@ -184,7 +184,7 @@ async def test_clients_can_see_the_switch(pair: Pair) -> None:
     assert '"fixed_values_not_enforced"' in pair.reporting.log()
 
 
-async def test_no_prompt_is_told(pair: Pair) -> None:
+async def test_no_prompt_is_logged(pair: Pair) -> None:
     await pair.report.post("/generate", json=body("anisora", steps=20))
     assert pair.told()
     assert SECRET not in pair.reporting.log()

@@ -287,7 +287,7 @@ async def test_what_a_worker_shows_stands_in_a_bucket_that_was_made_anew_too(
         (["slots", "drop"], 2, "No such command 'drop'"),
     ],
 )
-async def test_what_cannot_be_lifted_is_said(
+async def test_what_cannot_be_lifted_is_reported(
     arguments: list[str], status: int, expected: str, link: NatsLink, nats_server: NatsServer
 ) -> None:
     resident = VideoPipelineSlot(

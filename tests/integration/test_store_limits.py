@@ -49,7 +49,7 @@ async def test_a_full_bucket_is_no_error_of_the_gateway(
     assert "unexpected_error" not in gateway.log()
 
 
-async def test_limits_of_timers_are_told(link: NatsLink, catalog: Catalog) -> None:
+async def test_limits_of_timers_are_reported(link: NatsLink, catalog: Catalog) -> None:
     """A bound on messages or bytes removes timers without a word, one on their size refuses them."""
     await limit(link, DEADLINES, max_bytes=100_000, max_msgs=100, max_msg_size=1)
     task = pending_task()

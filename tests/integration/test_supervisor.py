@@ -394,7 +394,7 @@ def spoken(pid: int, state: LaneState, *, in_hand: InHand | None = None) -> byte
     )
 
 
-async def test_the_last_word_of_a_dead_lane_does_not_stand(link: NatsLink, catalog: Catalog) -> None:
+async def test_the_last_report_of_a_dead_lane_is_withdrawn(link: NatsLink, catalog: Catalog) -> None:
     """A `warm` that was on its way when the lane died is taken back; the word of its successor is not."""
     provider = HandProvider()
     async with by_hand(link, catalog, provider) as lanes:
@@ -421,7 +421,7 @@ async def test_the_last_word_of_a_dead_lane_does_not_stand(link: NatsLink, catal
     await lanes.are_gone("phr00t-0")
 
 
-async def test_a_word_of_the_successor_that_comes_in_between_wins(link: NatsLink, catalog: Catalog) -> None:
+async def test_a_report_of_the_successor_that_comes_in_between_wins(link: NatsLink, catalog: Catalog) -> None:
     """The new process speaks when the supervisor has read the word of the dead one: compare-and-set refuses."""
     provider = HandProvider()
     async with by_hand(link, catalog, provider) as lanes:
@@ -445,7 +445,7 @@ async def test_a_word_of_the_successor_that_comes_in_between_wins(link: NatsLink
         assert lanes.states("anisora-0")[-2:] == [(LaneState.WARM, 100), (LaneState.WARM, 101)]
 
 
-async def test_a_start_that_ends_with_its_process_is_told_once(link: NatsLink, catalog: Catalog) -> None:
+async def test_a_start_that_ends_with_its_process_is_recorded_once(link: NatsLink, catalog: Catalog) -> None:
     """SC-006: not where the lane told it itself, nor where it had been warm."""
     provider = HandProvider()
     async with by_hand(link, catalog, provider) as lanes:
@@ -535,7 +535,7 @@ async def record_of(link: NatsLink) -> GenerationTask:
     return decode_task(entry.value)
 
 
-async def test_a_lane_that_leaves_for_the_quota_is_told_why_and_its_last_word_is_taken_back(
+async def test_a_lane_that_leaves_for_the_quota_learns_why_and_its_last_report_is_withdrawn(
     link: NatsLink, catalog: Catalog, tmp_path: Path
 ) -> None:
     """Also by a supervisor that leaves before the lane has; a lane that leaves with its supervisor is told nothing."""
@@ -556,7 +556,7 @@ async def test_a_lane_that_leaves_for_the_quota_is_told_why_and_its_last_word_is
     assert provider.lanes["phr00t-0"].leaving_for is None
 
 
-async def test_a_denial_of_the_provider_is_told_and_asked_about_again(
+async def test_a_denial_of_the_provider_is_reported_and_the_lane_requested_again(
     link: NatsLink, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A provider's own quota is told as one. The lane is asked for again at once when the quota file changes."""
@@ -580,7 +580,7 @@ async def test_a_denial_of_the_provider_is_told_and_asked_about_again(
         await lanes.becomes("anisora-0", LaneState.STARTING)
 
 
-async def test_a_denied_lane_is_told_of_and_asked_for_again_and_again(
+async def test_a_denied_lane_is_reported_and_requested_again_and_again(
     link: NatsLink, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider = HandProvider()

@@ -309,7 +309,7 @@ async def test_a_timer_that_could_not_be_served_comes_again(system: System, cata
     ("route", "expected"),
     [("degraded", ("failed", "degraded", "queue_overloaded")), ("lane", ("pending", "degraded", None))],
 )
-async def test_whoever_reads_an_overdue_record_settles_it_first(
+async def test_a_reader_of_an_overdue_record_settles_it_first(
     system: System, route: str, expected: tuple[str, str, str | None]
 ) -> None:
     """Even when its timer was lost: the record alone is enough (design §4, Timers)."""

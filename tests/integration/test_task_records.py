@@ -18,7 +18,7 @@ def promised(task: GenerationTask, _: int) -> GenerationTask | None:
     return None if task.promised else replace(task, promised=True)
 
 
-async def test_whoever_is_slower_looks_again(link: NatsLink) -> None:
+async def test_a_move_that_lost_a_race_reads_the_record_again(link: NatsLink) -> None:
     records, task = TaskRecords(link), replace(pending_task(), promised=False)
     first = await records.create(task.id, task)
     second = await records.update(task.id, replace(task, attempt=1), revision=first)  # which our caller has not seen
@@ -43,7 +43,7 @@ async def test_whoever_is_slower_looks_again(link: NatsLink) -> None:
     assert moved.revision > second
 
 
-async def test_what_is_to_stay_is_not_written(link: NatsLink) -> None:
+async def test_a_record_that_is_to_stay_is_not_written(link: NatsLink) -> None:
     records, task = TaskRecords(link), pending_task()
     revision = await records.create(task.id, task)
     moved = await records.move(task.id, promised)
@@ -52,7 +52,7 @@ async def test_what_is_to_stay_is_not_written(link: NatsLink) -> None:
 
 
 @pytest.mark.parametrize("stored", [None, b"\xff", encode_task(replace(pending_task(), id="another"))])
-async def test_what_has_no_record_or_none_to_be_read_is_not_moved(link: NatsLink, stored: bytes | None) -> None:
+async def test_a_missing_or_unreadable_record_is_not_moved(link: NatsLink, stored: bytes | None) -> None:
     if stored is not None:
         await link.entries.create(TASKS, "mine", stored)
     assert await TaskRecords(link).move("mine", promised) is None

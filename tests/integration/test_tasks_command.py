@@ -83,7 +83,7 @@ def test_a_list_goes_on_page_after_page(
     ]
 
 
-def test_json_is_what_the_gateway_told(gateway: ScriptedGateway) -> None:
+def test_json_is_what_the_gateway_answered(gateway: ScriptedGateway) -> None:
     gateway.script = [page(PENDING, following="c1")]
     listed = tasks(gateway, "list", "--limit", "1", "--json")
     assert json.loads(listed.stdout) == {"tasks": [PENDING], "next_cursor": "c1"}
@@ -108,7 +108,7 @@ def test_a_task_is_shown_with_why_it_failed_and_where_it_is(gateway: ScriptedGat
     assert f"  address   {gateway.url}/tasks/{ID}" in lines
 
 
-def test_what_can_be_cancelled_is_and_the_rest_is_told(gateway: ScriptedGateway) -> None:
+def test_what_can_be_cancelled_is_and_the_rest_is_reported(gateway: ScriptedGateway) -> None:
     gateway.script = [
         Answer(200, DONE),
         problem(404, "task_not_found", detail="no task has this id"),
@@ -141,7 +141,9 @@ def test_a_video_is_downloaded(gateway: ScriptedGateway, tmp_path: Path) -> None
         (FAILED, f"task {ID} failed: worker_lost: 2 workers were lost\n"),
     ],
 )
-def test_what_has_no_video_is_told(gateway: ScriptedGateway, tmp_path: Path, task: dict[str, Any], text: str) -> None:
+def test_a_task_without_a_video_is_reported(
+    gateway: ScriptedGateway, tmp_path: Path, task: dict[str, Any], text: str
+) -> None:
     gateway.script = [Answer(200, task)]
     result = tasks(gateway, "download", ID, "--out", str(tmp_path))
     assert (result.exit_code, result.stderr) == (1, text)
@@ -149,7 +151,7 @@ def test_what_has_no_video_is_told(gateway: ScriptedGateway, tmp_path: Path, tas
 
 @pytest.mark.parametrize("wrong", ["", "..", "fox", f"{ID}0", f"/{ID}", f"{ID}?wait=5", "\u0664" * 36])
 @pytest.mark.parametrize("command", ["show", "cancel", "download"])
-def test_what_is_no_id_is_not_asked_for(gateway: ScriptedGateway, command: str, wrong: str) -> None:
+def test_an_invalid_id_is_not_sent(gateway: ScriptedGateway, command: str, wrong: str) -> None:
     result = tasks(gateway, command, wrong)
     assert (result.exit_code, gateway.asked) == (2, [])
     assert "is no id of a task; `warmlane tasks list` shows them" in result.stderr

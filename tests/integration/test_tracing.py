@@ -120,7 +120,7 @@ def run_program(program: str, **environment: str) -> subprocess.CompletedProcess
         pytest.param({"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}, id="disabled"),
     ],
 )
-def test_without_an_endpoint_nothing_is_imported_and_nothing_said(environment: dict[str, str]) -> None:
+def test_without_an_endpoint_nothing_is_imported_and_nothing_logged(environment: dict[str, str]) -> None:
     result = run_program(PROGRAM, **environment)
     assert (result.stdout.split(), result.stderr) == ([], "")
 
@@ -143,7 +143,7 @@ with exporting("test", instance="test"):
 """
 
 
-def test_an_attempt_that_another_process_told_is_not_sent_twice(collector: Collector) -> None:
+def test_an_attempt_that_another_process_recorded_is_not_sent_twice(collector: Collector) -> None:
     run_program(SUPERSEDED, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{collector.url}/v1/traces")
     assert [span.attributes["warmlane.outcome"] for span in collector.spans] == ["cancelled"]
 
@@ -196,7 +196,7 @@ with exporting("test", instance="test"):
 """
 
 
-def test_a_collector_that_is_away_is_said_once_and_costs_nothing_else() -> None:
+def test_a_collector_that_is_away_is_logged_once_and_costs_nothing_else() -> None:
     """The spans are lost, the log lines have their trace all the same, and the process ends as it would."""
     lines = run_program(
         LOGGING, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}", OTEL_BSP_SCHEDULE_DELAY="1"
@@ -232,7 +232,7 @@ async def test_a_collector_that_is_away_costs_no_task(link: NatsLink, nats_serve
         worker.kill()
 
 
-def test_a_taken_metrics_port_is_said(nats_server: NatsServer, tmp_path: Path) -> None:
+def test_a_taken_metrics_port_is_reported(nats_server: NatsServer, tmp_path: Path) -> None:
     worker = DegradedProcess(
         nats_server.address, tmp_path, "degraded-0", "cpu-0", "--metrics-port", str(nats_server.port)
     )

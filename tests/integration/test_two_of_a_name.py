@@ -41,7 +41,7 @@ def lane(server: NatsServer, data_dir: Path) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.parametrize("beside", ["the same folder", "another folder"])
-async def test_it_is_refused_and_changes_nothing(
+async def test_a_second_lane_of_a_name_is_refused_and_changes_nothing(
     beside: str, link: NatsLink, nats_server: NatsServer, tmp_path: Path
 ) -> None:
     # of the other folder, only the entry can tell
@@ -57,7 +57,7 @@ async def test_it_is_refused_and_changes_nothing(
         assert await link.entries.get(COLD_STARTS, "anisora") is None
 
 
-async def test_one_on_another_machine_is_heard(link: NatsLink) -> None:
+async def test_a_process_of_that_name_on_another_machine_is_noticed(link: NatsLink) -> None:
     far = (1 << 22) + 1, datetime.now(UTC)  # no process here has such a pid
     await link.entries.put(LANES, KEY, heartbeat(*far))
     asking = asyncio.create_task(require_nobody(link, KEY, NAME, None, silent_s=60))
@@ -67,7 +67,7 @@ async def test_one_on_another_machine_is_heard(link: NatsLink) -> None:
         await asking
 
 
-async def test_who_is_gone_is_not_waited_for(link: NatsLink) -> None:
+async def test_a_process_that_is_gone_is_not_waited_for(link: NatsLink) -> None:
     far = (1 << 22) + 1, datetime.now(UTC)
     await link.entries.put(LANES, KEY, heartbeat(*far))
     await require_nobody(link, KEY, NAME, NameHolder(*far), silent_s=600)

@@ -24,7 +24,7 @@ def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
         yield card
 
 
-async def test_a_lane_says_what_the_driver_says_and_goes_on_asking(
+async def test_a_lane_repeats_the_drivers_message_and_goes_on_asking(
     link: NatsLink, catalog: Catalog, card: FakeNvml, tmp_path: Path
 ) -> None:
     card.set(init_error=pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)

@@ -142,9 +142,7 @@ async def test_residue_is_counted_from_the_warm_up_also_in_a_host_that_had_none(
     assert worker._clean is clean
 
 
-async def test_two_lanes_that_are_worn_out_together_are_never_both_away(
-    lanes: Lanes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_two_worn_out_lanes_never_reload_at_the_same_time(lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though each has seen the other one warm; and one of them looks again only when the other one has decided."""
     states = StateLog()
     await states.start(lanes.link)

@@ -193,7 +193,7 @@ async def test_a_poisoned_record_is_not_run(link: NatsLink, worker: Worker) -> N
     assert worker.runner.ran == []
 
 
-async def test_the_lease_is_renewed_and_progress_is_told(link: NatsLink, worker: Worker) -> None:
+async def test_the_lease_is_renewed_and_progress_is_recorded(link: NatsLink, worker: Worker) -> None:
     task = fresh_task()
     await queue(link, task)
     await worker.runner.started.wait()
@@ -362,7 +362,7 @@ async def test_the_image_may_come_long_after_the_message(
     await becomes(link, task.id, TaskStatus.DONE)
 
 
-async def test_who_waits_for_an_image_learns_that_the_task_has_ended(link: NatsLink, worker: Worker) -> None:
+async def test_a_worker_that_waits_for_an_image_learns_that_the_task_has_ended(link: NatsLink, worker: Worker) -> None:
     waits_for_ever, task = task_with_image(), replace(fresh_task(), id=OTHER_ID)
     await queue(link, waits_for_ever)
     await becomes(link, waits_for_ever.id, TaskStatus.PROCESSING)
@@ -435,7 +435,7 @@ async def test_the_work_is_a_span_of_the_tasks_trace(
     }.items() <= said.items()
 
 
-async def test_a_second_attempt_is_linked_to_the_first_and_its_cancel_is_told(
+async def test_a_second_attempt_is_linked_to_the_first_and_its_cancel_is_recorded(
     link: NatsLink, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spans = kept_spans(monkeypatch)

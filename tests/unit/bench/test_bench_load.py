@@ -112,7 +112,7 @@ async def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) ->
     assert (found.sent, found.failures) == (2, {"no answer within 0.05 s": 2})
 
 
-async def test_what_is_no_http_is_told() -> None:
+async def test_an_answer_that_is_not_http_is_a_failure() -> None:
     async def nonsense(_: int) -> bytes:
         return b"220 smtp ready\r\n"
 
@@ -122,7 +122,7 @@ async def test_what_is_no_http_is_told() -> None:
             await line.ask(post(address))
 
 
-async def test_a_body_that_does_not_end_is_told_piece_by_piece() -> None:
+async def test_a_body_that_does_not_end_is_passed_on_piece_by_piece() -> None:
     async def event(_: int) -> bytes:
         return b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nevent\r\n"
 

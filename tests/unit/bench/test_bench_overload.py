@@ -54,7 +54,7 @@ def test_a_level() -> None:
     )
 
 
-def test_nothing_is_told_of_refusals_where_there_are_none() -> None:
+def test_a_run_without_refusals_has_no_figures_of_them() -> None:
     assert figures_of(level(ACCEPTED)) == {"goodput": 0, "refused_percent": 0}
     assert figures_of(level()) == {"goodput": 0, "refused_percent": 0}
     assert accepted_percent([]) is None

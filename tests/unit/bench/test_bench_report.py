@@ -178,7 +178,7 @@ def test_the_cpu_time_that_growth_costs_stands_beside_the_verdicts() -> None:
     assert "growth: CPU time of accept with 10 finished tasks for that with 100,000 | 0.50 | | for comparison |" in text
 
 
-def test_a_peer_that_wins_is_told() -> None:
+def test_a_peer_that_wins_is_reported() -> None:
     of = part(
         "accept",
         (WARMLANE, "per_s", (100.0,)),
@@ -197,13 +197,13 @@ def test_a_peer_that_wins_is_told() -> None:
     assert all(f"- {sentence}" in report(of) for sentence in wins(of))
 
 
-def test_a_peer_that_was_not_run_is_told_with_the_reason() -> None:
+def test_a_peer_that_was_not_run_is_reported_with_the_reason() -> None:
     text = report(part("accept", (WARMLANE, "per_s", (1.0,)), absent=(Absent(CELERY, "there is no redis-server"),)))
     assert f"- {CELERY} was not run: there is no redis-server" in text
 
 
 @pytest.mark.parametrize(("taken", "is_shared"), [((3.0, 8.0), False), ((3.0, 60.0), True)])
-def test_a_shared_machine_is_told(taken: tuple[float, ...], is_shared: bool) -> None:
+def test_a_shared_machine_is_reported(taken: tuple[float, ...], is_shared: bool) -> None:
     text = report(part("accept", (WARMLANE, "others_percent", taken)))
     assert f"({taken[0]:.0f} to {taken[1]:.0f} %)" in text
     assert ("It is shared" in text) == is_shared

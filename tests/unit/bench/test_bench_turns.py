@@ -38,7 +38,7 @@ def test_only_proven_swaps_count() -> None:
 
 
 @pytest.mark.parametrize("receipt", [None, replace(RECEIPT, how="killed"), replace(RECEIPT, samples=0)])
-def test_a_swap_that_was_not_proven_is_told(receipt: SwapReceipt | None) -> None:
+def test_a_swap_that_was_not_proven_is_an_error(receipt: SwapReceipt | None) -> None:
     with pytest.raises(LoadFailed, match="was not preceded by a proven swap"):
         require_proven([replace(TASK, swap=RECEIPT), replace(TASK, swap=receipt)])
 
@@ -62,7 +62,7 @@ def test_the_figures_of_a_round() -> None:
     assert (figures[DIRECT, "peak_mb"], figures[DIRECT, "others_percent"]) == ((2.0,), (7.0,))
 
 
-async def test_a_script_answers_line_by_line_and_its_end_is_told(tmp_path: Path) -> None:
+async def test_a_script_answers_line_by_line_and_its_end_is_an_error(tmp_path: Path) -> None:
     code = (
         "import sys\nfor line in sys.stdin: print(line.strip() * 2, flush=True) if line != 'x\\n' else sys.exit('no')"
     )

@@ -380,13 +380,13 @@ def test_each_side_within_its_limit_can_be_too_large_together(profile: str, mode
     assert submit(least(model, **sides | {"num_frames": fewer}, **image), running).num_frames == fewer  # as it says
 
 
-def test_what_is_absent_counts_with_its_default() -> None:
+def test_an_absent_side_counts_with_its_default() -> None:
     production = catalog("production")
     [error] = errors_of(least("phr00t", width=1280, height=736), production)
     assert (error.code, error.got) == ("too_large", 1280 * 736 * 81)
 
 
-def test_a_side_that_is_wrong_by_itself_is_told_alone_and_the_whole_in_its_place() -> None:
+def test_a_wrong_side_is_reported_alone_and_a_wrong_volume_in_its_place() -> None:
     large = {"width": 256, "height": 256, "num_frames": 81}
     assert [error.code for error in errors_of(least(**large | {"width": 257}))] == ["out_of_range"]
     errors = errors_of(least(**large, fps=0, negative_prompt=7, zoom=1))
@@ -419,7 +419,7 @@ def test_missing_fields_come_without_got() -> None:
 
 
 @pytest.mark.parametrize(("model", "code"), [("sora", "unknown_model"), ("", "unknown_model"), (7, "wrong_type")])
-def test_an_unknown_model_is_told_with_the_names_there_are(model: Any, code: str) -> None:
+def test_an_unknown_model_is_reported_with_the_known_names(model: Any, code: str) -> None:
     error, *others = errors_of({"model": model, "steps": "8", "stesp": 8, "width": 100})
     assert (error.pointer, error.code) == ("/model", code)
     assert code == "wrong_type" or error.expected == ["anisora", "phr00t"]
@@ -443,7 +443,7 @@ def test_an_unknown_field_comes_with_a_suggestion(name: str, suggestion: str) ->
     assert f"did you mean '{suggestion}'?" in error.message
 
 
-def test_a_field_like_no_other_comes_with_the_names_there_are() -> None:
+def test_an_unknown_field_without_a_near_match_comes_with_the_known_names() -> None:
     [error] = errors_of(least(**{"~q/": 8}))
     assert (error.pointer, error.expected) == ("/~0q~1", list(FIELDS))
 
@@ -504,7 +504,7 @@ def test_image_required_and_unsupported() -> None:
 
 
 @given(st.data())
-def test_equal_requests_have_equal_fingerprints_and_others_have_not(data: st.DataObject) -> None:
+def test_equal_requests_have_equal_fingerprints_and_different_ones_do_not(data: st.DataObject) -> None:
     running, entry = data.draw(models())
     body = data.draw(valid_requests(entry))
     accepted = submit(body, running)
@@ -528,7 +528,7 @@ def test_another_image_is_another_request() -> None:
 
 
 @given(st.data())
-def test_report_takes_back_the_errors_of_fixed_values_and_nothing_else(data: st.DataObject) -> None:
+def test_report_drops_the_errors_of_fixed_values_and_nothing_else(data: st.DataObject) -> None:
     running, entry = data.draw(models())
     reporting = catalog(running.profile, enforcement="report")
     body = data.draw(valid_requests(entry))
@@ -577,12 +577,12 @@ def test_what_report_replaces(model: str, sent: dict[str, Any], told: list[tuple
 
 
 @pytest.mark.parametrize("steps", ["8", 8.0, True, None, [8], {}])
-def test_report_takes_no_other_type(steps: Any) -> None:
+def test_report_accepts_no_value_of_another_type(steps: Any) -> None:
     [error] = errors_of(least(steps=steps), catalog(enforcement="report"))
     assert (error.pointer, error.code) == ("/steps", "wrong_type")
 
 
-def test_the_switch_of_one_model_is_not_that_of_another() -> None:
+def test_each_model_has_a_switch_of_its_own() -> None:
     mixed = catalog()
     entry = msgspec.structs.replace(mixed.models["anisora"], enforcement="report")
     mixed = msgspec.structs.replace(mixed, models={**mixed.models, "anisora": entry})
@@ -590,7 +590,7 @@ def test_the_switch_of_one_model_is_not_that_of_another() -> None:
     assert [error.code for error in errors_of(least("phr00t", steps=20), mixed)] == ["fixed_value"]
 
 
-def test_a_worker_takes_no_wrong_fixed_value_whatever_the_enforcement() -> None:
+def test_a_worker_refuses_a_wrong_fixed_value_whatever_the_enforcement() -> None:
     reporting = catalog(enforcement="report")
     parameters = msgspec.structs.replace(submit(least()).parameters(seed=1), steps=20)
     assert [error.code for error in parameter_errors(parameters, reporting.models["anisora"])] == ["fixed_value"]
@@ -678,7 +678,7 @@ def test_the_message_about_a_malformed_body_repeats_nothing_of_it() -> None:
         (b"", 0),
     ],
 )
-def test_what_stands_beside_the_image(body: bytes, left_out: int) -> None:
+def test_the_bytes_beside_the_image_are_counted(body: bytes, left_out: int) -> None:
     assert beside_image_bytes(body) == len(body) - left_out
 
 
@@ -689,7 +689,7 @@ def test_an_image_is_never_counted_however_it_is_written(prompt: str, image: str
     assert beside_image_bytes(written) == len(without)
 
 
-def test_the_longest_texts_that_the_settings_allow_find_room() -> None:
+def test_the_longest_texts_that_the_settings_allow_fit() -> None:
     running = catalog()
     assert beside_image_max_bytes(running) == BESIDE_IMAGE_BYTES
     longer = msgspec.structs.replace(running.models["phr00t"].constraints, prompt=TextField(1, 100_000))
@@ -702,7 +702,7 @@ def test_the_longest_texts_that_the_settings_allow_find_room() -> None:
     assert validate(parse_body(written), running).prompt == texts["prompt"]
 
 
-def test_a_byte_order_mark_is_passed_over() -> None:
+def test_a_byte_order_mark_is_ignored() -> None:
     body = json.dumps(least("phr00t")).encode()
     assert parse_body(codecs.BOM_UTF8 + body) == parse_body(body)
     with pytest.raises(MalformedBody):

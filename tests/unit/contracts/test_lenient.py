@@ -31,7 +31,7 @@ def test_an_answer_of_this_version_is_read_as_it_is() -> None:
     assert answer(read) == answer(told)
 
 
-def test_what_a_later_version_says_is_read_as_far_as_it_is_known() -> None:
+def test_an_answer_of_a_later_version_is_read_as_far_as_it_is_known() -> None:
     told = answer(view(pending_task(), None))
     told |= {"status": "dreaming", "route": "moon", "more": {"x": 1}, "error": {"code": "later", "message": "m"}}
     read = msgspec.convert(told, lenient(TaskView))
@@ -42,7 +42,7 @@ def test_what_a_later_version_says_is_read_as_far_as_it_is_known() -> None:
         msgspec.convert(told, TaskView)
 
 
-def test_what_an_earlier_version_does_not_say_is_nothing() -> None:
+def test_a_field_that_an_earlier_version_lacks_is_empty() -> None:
     told = answer(view(pending_task(), None))
     for name in ("queue", "warnings", "attempt", "trace_id"):
         del told[name]
@@ -51,14 +51,14 @@ def test_what_an_earlier_version_does_not_say_is_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["id", "status", "created_at", "parameters"])
-def test_without_its_words_it_is_no_answer(name: str) -> None:
+def test_an_answer_without_its_basic_fields_is_refused(name: str) -> None:
     told = answer(view(pending_task(), None))
     del told[name]
     with pytest.raises(msgspec.ValidationError, match=name):
         msgspec.convert(told, lenient(TaskView))
 
 
-def test_limits_that_a_later_version_adds_are_passed_over() -> None:
+def test_limits_that_a_later_version_adds_are_ignored() -> None:
     told = answer(settings_view(catalog("production")))
     told["models"][0]["constraints"]["width"]["later"] = 1
     read = msgspec.convert(told, lenient(SettingsView))
@@ -69,7 +69,7 @@ def test_limits_that_a_later_version_adds_are_passed_over() -> None:
     "kind",
     [TaskPage, LanesView, QueuesView, FallbacksView, ColdStartsView, ExplainView, ModeView, Readiness, Problem],
 )
-def test_every_answer_can_be_read_so(kind: type[Any]) -> None:
+def test_every_answer_can_be_read_leniently(kind: type[Any]) -> None:
     assert issubclass(lenient(kind), kind)
     assert lenient(kind) is lenient(kind)
     msgspec.json.Decoder(lenient(kind))

@@ -56,7 +56,7 @@ def test_msgpack_is_refused_exactly_where_it_nests_deeper(value: Any, deepest: i
 
 
 @given(st.binary(max_size=60))
-def test_no_bytes_trouble_the_check(data: bytes) -> None:
+def test_the_check_survives_any_bytes(data: bytes) -> None:
     for bound in (bounded, bounded_msgpack):
         is_refused(bound, data, 3)
 
@@ -64,13 +64,13 @@ def test_no_bytes_trouble_the_check(data: bytes) -> None:
 @given(
     st.lists(OPENINGS, min_size=NESTING_MAX + 1, max_size=NESTING_MAX + 1), st.sampled_from([b"", b"]", b'"', b"\xff"])
 )
-def test_what_never_ends_is_refused_as_well(openings: list[bytes], end: bytes) -> None:
+def test_nesting_that_never_closes_is_refused_as_well(openings: list[bytes], end: bytes) -> None:
     with pytest.raises(NestedTooDeeply, match="more than 64 objects and arrays"):
         loads(b"".join(openings) + end)
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":', b'[1,{"x":'])
-def test_every_reader_refuses_it(opening: bytes) -> None:
+def test_every_reader_refuses_deep_nesting(opening: bytes) -> None:
     deep = b'{"id":"a","x":' + opening * FAR_TOO_DEEP
     for reader, error in (
         (loads, ValueError),

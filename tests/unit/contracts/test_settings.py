@@ -76,7 +76,7 @@ def test_aliases_lead_to_the_model() -> None:
     assert running.resolve("") is None
 
 
-def test_an_unknown_profile_is_refused_with_those_there_are() -> None:
+def test_an_unknown_profile_is_refused_with_the_known_ones() -> None:
     with pytest.raises(SettingsError) as error:
         load_settings().catalog("huge")
     assert str(error.value) == "$.models.anisora.profiles: no profile 'huge'; it has production, tiny"
@@ -286,7 +286,7 @@ def test_a_mistake_is_refused_with_its_place(path: str, value: Any, place: str) 
     assert place in refusal(changed(path, value))
 
 
-def test_without_a_limit_of_the_size_that_of_each_side_is_told() -> None:
+def test_without_a_volume_limit_the_limit_of_each_side_is_reported() -> None:
     entry = parse_settings(changed(f"{TINY}/geometry/max_volume", REMOVE)).catalog("tiny").models["phr00t"]
     assert entry.constraints.max_volume == 256 * 256 * 81
 
@@ -371,7 +371,7 @@ def test_a_name_that_no_subject_could_carry_is_refused(name: str) -> None:
     "text",
     [b"", b"{", b"[]", b"null", b'{"schema": NaN}', b'{"schema": "\xff"}', b"[" * 100_000, PACKAGED[:-9]],
 )
-def test_what_is_no_settings_file_is_refused(text: bytes) -> None:
+def test_a_file_that_is_not_a_settings_file_is_refused(text: bytes) -> None:
     assert refusal(text)
 
 
@@ -379,12 +379,12 @@ def test_a_mistake_before_the_place_where_the_file_breaks_is_told() -> None:
     assert "`titel`" in refusal(PACKAGED[:-20].replace(b'"title"', b'"titel"', 1))
 
 
-def test_an_entry_that_stands_twice_is_refused() -> None:
+def test_a_duplicate_entry_is_refused() -> None:
     twice = PACKAGED.replace(b'"phr00t": {', b'"anisora": {')
     assert refusal(twice) == "'anisora' stands twice in one object"
 
 
-def test_every_mistake_is_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     document = json.loads(changed("attempts", 0))
     document["windows"]["lease_s"] = 0
     told = refusal(json.dumps(document).encode())

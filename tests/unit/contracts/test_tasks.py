@@ -111,7 +111,7 @@ def test_a_record_of_a_newer_version_is_read() -> None:
         pytest.param(b'{"x":' + b"[" * 200_000, id="nested-in-an-unknown-field"),
     ],
 )
-def test_what_is_no_record_is_unreadable(data: bytes) -> None:
+def test_bytes_that_are_not_a_record_are_unreadable(data: bytes) -> None:
     with pytest.raises(UnreadableTask):
         decode_task(data)
 

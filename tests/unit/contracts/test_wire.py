@@ -231,7 +231,7 @@ def test_a_task_of_another_id_is_refused() -> None:
         decode_task_of("other", data)
 
 
-def test_it_is_counted_and_told_once_and_without_its_content() -> None:
+def test_an_unreadable_message_is_counted_and_logged_once_without_its_content() -> None:
     unreadables = Unreadables()
     with capture_logs() as lines:
         try:
@@ -249,7 +249,7 @@ def test_it_is_counted_and_told_once_and_without_its_content() -> None:
     assert SECRET not in str(lines)
 
 
-def test_what_is_remembered_of_them_is_bounded() -> None:
+def test_the_memory_of_unreadable_messages_is_bounded() -> None:
     unreadables = Unreadables()
     with capture_logs():
         for number in range(2 * KNOWN_MAX):
@@ -289,6 +289,6 @@ def test_what_an_older_version_wrote_is_read(decode: Decode) -> None:
     assert decode(json.dumps({name: good(decode)[name] for name in named}).encode()) is not None
 
 
-def test_moments_of_other_zones_are_fine() -> None:
+def test_times_in_other_zones_are_accepted() -> None:
     task = decode_task(json.dumps(good(decode_task) | {"created_at": "2026-01-01T00:00:00+05:30"}).encode())
     assert task.created_at == datetime(2025, 12, 31, 18, 30, tzinfo=UTC)

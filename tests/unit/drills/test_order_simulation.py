@@ -116,7 +116,7 @@ def test_what_others_do() -> None:
     assert swarm_ui(waiting[1:], loaded_a, costs, 4).task_id == "a1"
 
 
-def test_a_miss_is_told() -> None:
+def test_a_missed_aim_is_reported() -> None:
     row = Row(
         case=Case(2, 4),
         times=3,

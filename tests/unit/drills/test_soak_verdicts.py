@@ -54,7 +54,7 @@ def missed(run: Seen) -> list[str]:
     return [line.what for line in judge(run) if not line.is_met]
 
 
-def test_a_flat_run_passes_and_is_told() -> None:
+def test_a_flat_run_passes_and_is_described() -> None:
     assert missed(GOOD) == []
     text = markdown(GOOD, judge(GOOD), {"machine": "a machine"})
     assert "Nothing was lost, and nothing grew." in text
@@ -130,7 +130,7 @@ def test_a_run_that_is_too_short_is_not_judged() -> None:
     assert {line.verdict for line in judge(few) if line.limit is None} == {"not judged: too few samples"}
 
 
-def test_processes_are_told_apart() -> None:
+def test_processes_are_labelled_by_what_they_are() -> None:
     assert label(["/usr/bin/nats-server", "-c", "nats.conf"], "warmlane up") == "nats-server"
     assert label(["python", "bin/warmlane", "gateway", "--port", "8000"], "warmlane up") == "gateway"
     assert label(["python", "-m", "tests.kit.noop", "supervisor", "--lanes", "a=1"], "warmlane up") == "supervisor"

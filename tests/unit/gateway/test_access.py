@@ -96,7 +96,7 @@ def test_a_gateway_on_another_address_is_never_open() -> None:
     assert keys.caller([]) is None
 
 
-def test_a_record_that_cannot_be_read_is_said_and_lets_nobody_in() -> None:
+def test_an_unreadable_key_is_logged_and_lets_nobody_in() -> None:
     keys = board(SUBMIT, READ)
     with capture_logs() as logged:
         keys.on_key(entry(SUBMIT, b'{"id": "\xff"}', revision=2))
@@ -250,12 +250,12 @@ def test_which_names_are_this_machines(host: str, expected: bool) -> None:
     assert names_loopback(host) is expected
 
 
-def test_the_methods_of_a_path_are_told_to_anybody(client: TestClient[Litestar]) -> None:
+def test_anybody_may_ask_for_the_methods_of_a_path(client: TestClient[Litestar]) -> None:
     answer = client.options("/generate")
     assert (answer.status_code, answer.headers["allow"]) == (204, "OPTIONS, POST")
 
 
-def test_an_answer_does_not_tell_a_wrong_secret_from_an_unknown_key(client: TestClient[Litestar]) -> None:
+def test_a_wrong_secret_and_an_unknown_key_get_the_same_answer(client: TestClient[Litestar]) -> None:
     answers = [
         client.get("/settings", headers={"authorization": f"Bearer {Presented(key_id, secret).text}"})
         for key_id, secret in ((READ.id, "5f" * 32), ("0" * 12, SECRET))
@@ -277,7 +277,7 @@ def test_a_declared_body_that_is_too_large_comes_before_everything(client: TestC
 # ── how often ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_key_that_asks_too_often_has_to_wait_and_its_neighbour_has_not() -> None:
+def test_a_key_over_its_rate_has_to_wait_and_another_key_does_not() -> None:
     limits = RateLimits()
     slow, other = replace(READ, rate_per_s=0.001, burst_s=3_600), replace(SUBMIT, rate_per_s=0.001, burst_s=3_600)
     before_s = time.time()
@@ -362,7 +362,7 @@ def test_a_refused_preflight_says_what_is_not_allowed(changes: dict[str, str], w
         assert "access-control-allow-origin" not in refused.headers
 
 
-def test_a_cache_is_told_what_an_answer_depends_on() -> None:
+def test_vary_names_what_an_answer_depends_on() -> None:
     with TestClient(application(READ, cors_origins=(PAGE,))) as client:
         for headers in (BY_READER, {"origin": PAGE, **BY_READER}):
             answer = client.get("/settings", headers=headers)

@@ -50,7 +50,7 @@ def test_a_flood_of_one_caller_leaves_lines_for_others_and_all_have_a_bound() ->
         ("/\udcff", "/%5Cudcff"),
     ],
 )
-def test_a_path_is_told_without_secrets_and_in_one_line(path: str, told: str) -> None:
+def test_a_path_is_logged_without_secrets_and_in_one_line(path: str, told: str) -> None:
     assert shown_path(path) == told
 
 
@@ -148,7 +148,9 @@ async def test_what_the_application_raises_is_a_500() -> None:
     assert [line["status"] for line in told] == [500]
 
 
-async def test_what_was_not_logged_is_said_when_the_window_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lines_that_were_left_out_are_counted_in_the_log_when_the_window_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(access_log, "WINDOW_S", 0.05)
     monkeypatch.setattr(access_log, "LINES_OF_CALLER_MAX", 0)
     said = asyncio.Event()

@@ -65,7 +65,7 @@ def test_rows_7_and_8_attempts(catalog: Catalog) -> None:
     assert decide(replace(second, handed_back=1), after(20), catalog=catalog) == Requeue()
 
 
-def test_rows_7_and_8_workers_that_are_told_to_go_again_and_again(catalog: Catalog) -> None:
+def test_rows_7_and_8_workers_that_are_stopped_again_and_again(catalog: Catalog) -> None:
     """Each costs the task nothing, and still it ends: a worker that leaves in each run is a fault as well."""
     task, claims = pending_task(), 0
     while True:

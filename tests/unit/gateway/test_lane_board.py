@@ -71,7 +71,7 @@ def test_a_denial_counts_as_long_as_somebody_repeats_it(
     assert board.route("anisora", NOW)[1].outcome == expected
 
 
-def test_a_heartbeat_of_before_has_the_fields_that_came_later() -> None:
+def test_a_heartbeat_of_an_earlier_version_gets_the_later_fields() -> None:
     entry = heartbeat(NOW, state=LaneState.DRAINING)
     told = msgspec.json.decode(entry.value or b"")
     del told["leaving_for"], told["in_hand"]

@@ -55,7 +55,7 @@ def test_a_read_is_traced_where_it_is_asked_for(
     assert sorted(span.name for span in spans.get_finished_spans()) == names
 
 
-def test_who_sends_is_said() -> None:
+def test_telemetry_names_its_sender() -> None:
     said = resource_attributes("lane", "anisora-0")
     assert said["service.name"] == "warmlane-lane"
     assert said["service.namespace"] == "warmlane"

@@ -43,7 +43,7 @@ def test_what_is_preferred(lines: list[str], wait_s: float | None, responds_asyn
     assert preferred(*lines) == Preferences(wait_s, responds_async)
 
 
-def test_what_was_followed_is_said() -> None:
+def test_preference_applied_names_what_was_followed() -> None:
     assert preferred("wait=90", "respond-async").applied == {"preference-applied": "respond-async, wait=60"}
     assert preferred("wait=0").applied == {"preference-applied": "wait=0"}
     assert preferred("return=minimal").applied == {}

@@ -26,12 +26,12 @@ TASK_ID = "019cab2e-5c00-7c3f-9b1a-2f6f0d4d7a55"
         ({"limit": 2}, "limit: 2 times in the query; send it once"),
     ],
 )
-def test_what_is_told(sent: dict[str, int], told: str | None) -> None:
+def test_the_message_names_what_is_wrong_with_a_query(sent: dict[str, int], told: str | None) -> None:
     assert objection(QUERY, sent) == told
 
 
 @given(st.text(), st.integers(1, 3))
-def test_what_is_repeated_of_it_is_short_and_printable(name: str, times: int) -> None:
+def test_a_query_is_repeated_in_short_and_printable_form(name: str, times: int) -> None:
     told = objection(Query({}), {name: times})
     assert told is not None
     assert told.isascii()
@@ -57,7 +57,7 @@ def test_every_operation_refuses_what_it_does_not_take() -> None:
                 assert f"takes {', '.join(sorted(takes)) or 'none'}" in answer.json()["detail"], (method, path)
 
 
-def test_a_wrong_media_type_is_told_first() -> None:
+def test_a_wrong_media_type_is_reported_first() -> None:
     """The order of refusals: 415, then 400."""
     with TestClient(application(ADMIN)) as client:
         assert client.post("/generate?x=1", content=b"{}", headers=BY_ADMIN).status_code == 415

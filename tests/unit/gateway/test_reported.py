@@ -17,7 +17,7 @@ def counted(measured: Measured) -> dict[str, float]:
     }
 
 
-def test_each_field_is_counted_and_the_request_told_once(measured: Measured) -> None:
+def test_each_field_is_counted_and_the_request_logged_once(measured: Measured) -> None:
     before = counted(measured)
     task = replace(pending_task(model="phr00t", caller="alice"), replaced=REPLACED)
     with capture_logs() as lines:
@@ -35,7 +35,7 @@ def test_each_field_is_counted_and_the_request_told_once(measured: Measured) -> 
     assert len(lines) == 2
 
 
-def test_nothing_is_told_of_a_request_that_was_right(measured: Measured) -> None:
+def test_a_correct_request_is_neither_counted_nor_logged(measured: Measured) -> None:
     before = counted(measured)
     with capture_logs() as lines:
         admission.report_replaced(pending_task())

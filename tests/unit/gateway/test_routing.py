@@ -93,7 +93,7 @@ def test_only_warm_and_busy_lanes_take_requests(state: LaneState) -> None:
         (ToDegraded("capacity"), 4, "degraded: capacity"),
     ],
 )
-def test_the_rule_that_fired_is_told(outcome: Route, rule: int, text: str) -> None:
+def test_the_decision_names_the_rule_that_applied(outcome: Route, rule: int, text: str) -> None:
     assert (outcome.rule, str(outcome)) == (rule, text)
 
 

@@ -209,7 +209,7 @@ async def _turns() -> None:
         await asyncio.sleep(0)
 
 
-async def test_moves_are_told_once_and_only_to_those_who_moved() -> None:
+async def test_readers_hear_once_of_a_move_and_only_of_their_own_task() -> None:
     board = TaskBoard()
     queue = [pending_task(f"task-{number}", queued_at=NOW + timedelta(seconds=number)) for number in range(4)]
     for task in queue:
@@ -243,7 +243,7 @@ async def test_moves_are_told_once_and_only_to_those_who_moved() -> None:
     await end(waiting)
 
 
-async def test_others_run_while_many_readers_are_told() -> None:
+async def test_others_run_while_many_readers_are_notified() -> None:
     board = TaskBoard()
     queue = [pending_task(f"task-{number}", queued_at=NOW + timedelta(seconds=number)) for number in range(500)]
     for task in queue:

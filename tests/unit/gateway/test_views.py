@@ -131,7 +131,7 @@ def test_the_swap_receipt_is_public_as_it_is() -> None:
     assert explain_view(DONE, ToDegraded("capacity")).swap is None
 
 
-def test_settings_tell_what_a_form_needs() -> None:
+def test_settings_hold_what_a_form_needs() -> None:
     told = json.loads(msgspec.json.encode(settings_view(catalog())))
     assert (told["profile"], told["wait_limit_s"]) == ("tiny", 30)
     anisora, phr00t = told["models"]
@@ -143,7 +143,7 @@ def test_settings_tell_what_a_form_needs() -> None:
     assert phr00t["constraints"]["max_volume"] == catalog().models["phr00t"].constraints.max_volume
 
 
-def test_settings_tell_what_a_model_makes_a_video_from() -> None:
+def test_settings_say_what_a_model_makes_a_video_from() -> None:
     told = json.loads(msgspec.json.encode(settings_view(catalog("production"))))
     anisora, phr00t = told["models"]
     assert anisora["constraints"]["image"] == {

@@ -170,7 +170,9 @@ FP8 = ("F8_E4M3", (8, 4))
         pytest.param({"q.weight": ("BF16", (8, 4)), "q.scale_weight": ("F32", ())}, ["q"], id="of-bf16"),
     ],
 )
-def test_scales_are_told_from_weights(found: Mapping[str, tuple[str, tuple[int, ...]]], scales: list[str]) -> None:
+def test_scales_are_distinguished_from_weights(
+    found: Mapping[str, tuple[str, tuple[int, ...]]], scales: list[str]
+) -> None:
     weights, found_scales = scaled(tensors(found), "aio.safetensors")
     assert list(weights) == [name for name in found if name.endswith(".weight")]
     assert list(found_scales) == [f"{name}.weight" for name in scales]

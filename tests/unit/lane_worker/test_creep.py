@@ -40,7 +40,7 @@ noise = st.lists(st.integers(0, 2 * LEAST), min_size=READINGS, max_size=READINGS
 
 
 @given(st.integers(0, 2**40), noise, st.integers(0, READINGS), st.integers(0, 2**40))
-def test_noise_and_one_step_are_none(base: int, noise: list[int], at: int, step: int) -> None:
+def test_noise_and_a_single_step_are_no_trend(base: int, noise: list[int], at: int, step: int) -> None:
     assert creep(*(base + each + (step if index >= at else 0) for index, each in enumerate(noise))) is None
 
 
@@ -57,6 +57,6 @@ def test_only_the_last_nine_count(earlier: list[int], last: list[int]) -> None:
 
 
 @given(st.lists(st.integers(0, 2**40), max_size=20), st.integers(0, 2**40), st.integers(1, 2**40))
-def test_where_the_memory_stands_does_not_matter(stayed: list[int], base: int, tolerance: int) -> None:
+def test_the_level_of_the_memory_does_not_matter(stayed: list[int], base: int, tolerance: int) -> None:
     moved = creep_bytes([base + each for each in stayed], tolerance_bytes=tolerance)
     assert moved == creep_bytes(stayed, tolerance_bytes=tolerance)

@@ -192,7 +192,7 @@ def test_what_fits_to_the_byte_is_not_refused() -> None:
     assert never_fits(*wanted(), room_bytes=room_bytes - 1, free_bytes=0) is not None
 
 
-def test_a_refusal_tells_the_arithmetic_and_what_would_fit() -> None:
+def test_a_refusal_shows_the_arithmetic_and_what_would_fit() -> None:
     text = never_fits(*wanted(), room_bytes=CONTEXT_BYTES + 6000, free_bytes=5500)
     assert text is not None
     assert f"needs {CONTEXT_BYTES + ALL + USED:,} bytes on the card, which has {CONTEXT_BYTES + 6000:,} in all" in text
@@ -203,7 +203,7 @@ def test_a_refusal_tells_the_arithmetic_and_what_would_fit() -> None:
     assert text.index('"model"') < text.index('"group"')
 
 
-def test_where_nothing_would_fit_that_is_said() -> None:
+def test_a_refusal_says_when_no_option_would_fit() -> None:
     text = never_fits(*wanted(), room_bytes=100, free_bytes=100)
     assert text is not None
     assert "would fit" not in text
@@ -218,7 +218,7 @@ def test_the_hosts_part_is_refused_with_its_arithmetic() -> None:
     assert f"{ALL:,} bytes of the host's memory, of which {ALL - 1:,} are available" in text
 
 
-def test_what_the_host_can_never_hold_is_told() -> None:
+def test_what_the_host_can_never_hold_is_reported() -> None:
     found, _, _ = wanted(offload="group")
     assert host_never_holds(found, total_bytes=PINNED + PROCESSES_BYTES) is None
     text = host_never_holds(found, total_bytes=PINNED + PROCESSES_BYTES - 1)
@@ -269,7 +269,7 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def test_a_folder_tells_its_tensors(folder: Path) -> None:
+def test_the_tensors_of_a_folder_are_read_from_its_headers(folder: Path) -> None:
     assert weights_of(folder) == {
         "text_encoder": (StoredTensor("shared.weight", "float16", 5),),
         "transformer": (
@@ -290,7 +290,7 @@ def test_a_folder_tells_its_tensors(folder: Path) -> None:
         ("text_encoder/model.safetensors", struct.pack("<Q", 2) + b"[]"),
     ],
 )
-def test_files_that_tell_nothing_are_named(folder: Path, path: str, content: bytes) -> None:
+def test_unreadable_weight_files_are_named(folder: Path, path: str, content: bytes) -> None:
     (folder / path).write_bytes(content)
     with pytest.raises(WeightsUnreadable, match=re.escape(str(folder / path))):
         weights_of(folder)

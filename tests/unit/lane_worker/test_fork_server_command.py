@@ -29,7 +29,7 @@ def test_it_becomes_the_fork_server_without_a_password(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("is_ready", [True, False])
-def test_one_that_lives_is_not_put_aside(is_ready: bool, tmp_path: Path) -> None:
+def test_a_fork_server_that_lives_keeps_its_socket(is_ready: bool, tmp_path: Path) -> None:
     """It would go on for ever, and no worker find it."""
     path = tmp_path / "forks"
     with listen(path):
@@ -41,7 +41,7 @@ def test_one_that_lives_is_not_put_aside(is_ready: bool, tmp_path: Path) -> None
         assert path.exists() is is_ready
 
 
-def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     result = CliRunner().invoke(command, [str(tmp_path / "nowhere" / "forks")])
     assert result.exit_code == 2
     assert "make it first" in result.output

@@ -263,7 +263,7 @@ BROKEN_BESIDE = {
 
 
 @pytest.mark.parametrize("name", BROKEN_BESIDE)
-def test_what_is_broken_beside_the_picture_is_passed_over(name: str, tmp_path: Path) -> None:
+def test_damage_outside_the_picture_is_ignored(name: str, tmp_path: Path) -> None:
     content, kind, orientation = BROKEN_BESIDE[name]
     declared = f"image/{kind.lower()}"
     reference = accepted(content, declared)
@@ -284,7 +284,7 @@ def test_what_is_broken_beside_the_picture_is_passed_over(name: str, tmp_path: P
 
 @pytest.mark.parametrize("kept", [0.2, 0.5, 0.9, 0.98])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_jpeg_of_which_something_is_missing_is_refused(kept: float, progressive: bool, tmp_path: Path) -> None:
+def test_an_incomplete_jpeg_is_refused(kept: float, progressive: bool, tmp_path: Path) -> None:
     good = photo("JPEG", progressive=progressive, quality=95)
     begins = good.index(b"\xff\xda")
     content = good[: begins + int((len(good) - begins) * kept)]

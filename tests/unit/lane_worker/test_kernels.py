@@ -23,7 +23,7 @@ GOOD = BuildPlace(compiler="/usr/bin/gcc", headers=True, cache=Path("/cache"), m
         pytest.param(replace(GOOD, may_execute=False), "nothing may be executed in /cache", id="3-noexec"),
     ],
 )
-def test_what_is_missing_is_told(place: BuildPlace, told: str) -> None:
+def test_what_is_missing_is_named(place: BuildPlace, told: str) -> None:
     assert told in (cannot_build(place) or "")
 
 

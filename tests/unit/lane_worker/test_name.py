@@ -64,7 +64,7 @@ async def test_a_name_has_one_process(tmp_path: Path) -> None:
         assert held.before.pid == os.getpid()
 
 
-async def test_who_drains_is_waited_for(tmp_path: Path) -> None:
+async def test_a_draining_process_is_waited_for(tmp_path: Path) -> None:
     """A supervisor that died is there again before its lanes have finished their tasks."""
     order = []
 

@@ -45,7 +45,7 @@ class Scripted(ForkServer):
 
 
 @pytest.mark.parametrize(("kept", "arguments"), [(0, []), (3, ["--oom-snapshots", "3"])])
-def test_a_worker_is_told(kept: int, arguments: list[str]) -> None:
+def test_a_worker_gets_the_snapshot_option(kept: int, arguments: list[str]) -> None:
     assert snapshotting(kept) == arguments
 
 
@@ -56,7 +56,7 @@ def test_every_command_that_starts_workers_has_the_option(command: str) -> None:
     assert "101 is not in the range 0<=x<=100" in told.output
 
 
-async def test_a_host_is_told(tmp_path: Path) -> None:
+async def test_a_host_gets_the_snapshot_option(tmp_path: Path) -> None:
     forks = Scripted(Ready(1))
     host = Host(
         slot="cpu-0",
@@ -73,7 +73,7 @@ async def test_a_host_is_told(tmp_path: Path) -> None:
     assert (forks.request.oom_dir, forks.request.oom_snapshots) == (str(tmp_path / "oom"), 3)
 
 
-async def test_the_worker_tells_where_the_snapshot_is(tmp_path: Path) -> None:
+async def test_the_worker_logs_where_the_snapshot_is(tmp_path: Path) -> None:
     forks = Scripted(Ready(1), FULL)
     host = Host(slot="cpu-0", lock_dir=tmp_path, models_dir=tmp_path, fork_server=forks)
     await host.start()

@@ -56,7 +56,7 @@ def test_nothing_after_a_stop(folder: Path, asked: list[tuple[str, int]]) -> Non
     assert asked == []
 
 
-def test_what_cannot_be_read_is_for_the_load_to_tell(tmp_path: Path, asked: list[tuple[str, int]]) -> None:
+def test_unreadable_files_are_left_for_the_load_to_report(tmp_path: Path, asked: list[tuple[str, int]]) -> None:
     (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nowhere")
     assert read_ahead(tmp_path, threading.Event()) == 0
     assert read_ahead(tmp_path / "missing", threading.Event()) == 0

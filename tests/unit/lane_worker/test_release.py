@@ -140,7 +140,7 @@ def test_nothing_is_loaded_without_room_or_on_one_look(taken: list[MemorySample]
 
 
 @given(samples, limits)
-def test_a_release_says_truly_how_it_was_concluded(taken: list[MemorySample], limits: dict[str, Any]) -> None:
+def test_a_release_names_its_real_proof(taken: list[MemorySample], limits: dict[str, Any]) -> None:
     found, last_two = judge(taken, **limits), taken[-2:]
     tolerance = limits["tolerance_bytes"]
 
@@ -159,7 +159,7 @@ def test_a_release_says_truly_how_it_was_concluded(taken: list[MemorySample], li
 
 
 @given(samples, limits)
-def test_our_own_leftover_is_never_another_s(taken: list[MemorySample], limits: dict[str, Any]) -> None:
+def test_our_own_leftover_is_never_blamed_on_others(taken: list[MemorySample], limits: dict[str, Any]) -> None:
     own_base_bytes = 0
     held = [replace(each, own_bytes=own_base_bytes + limits["tolerance_bytes"] + 1) for each in taken]
     assert not isinstance(judge(held, **limits | {"own_base_bytes": own_base_bytes}), Released)

@@ -133,7 +133,7 @@ def test_the_floor_is_never_above_the_base() -> None:
     assert (falling.base_bytes, falling.floor_bytes) == (5, 5)
 
 
-def test_the_hosts_own_figure_is_believed_where_it_came_with_the_host() -> None:
+def test_the_hosts_own_figure_is_trusted_if_it_appeared_with_the_host() -> None:
     came = baseline_of(7, floor=Reading(1, 0), base=Reading(2, 0, {7: 1}), last=Baseline(), is_proven=True)
     another = baseline_of(7, floor=Reading(1, 0, {7: 1}), base=Reading(2, 0, {7: 1}), last=Baseline(), is_proven=True)
     assert (came.own_base_bytes, another.own_base_bytes) == (1, None)

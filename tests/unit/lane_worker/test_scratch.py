@@ -72,7 +72,7 @@ def test_a_folder_whose_lock_alone_was_removed_is_held_again(mine: Scratch, tmp_
     assert (mine.folder / LOCK).exists()
 
 
-def test_a_folder_without_a_lock_is_let_be(mine: Scratch) -> None:
+def test_a_folder_without_a_lock_is_left_alone(mine: Scratch) -> None:
     """One of an earlier version, whose worker may live; or of a worker that is about to hold it."""
     folder = mine.folder.with_name("earlier")
     folder.mkdir()

@@ -43,7 +43,7 @@ def test_the_warm_up_is_a_request_that_the_model_admits(entry: ModelEntry, tmp_p
         assert (header.media_type, header.width, header.height) == ("image/png", reference.width, reference.height)
 
 
-def test_a_picture_is_no_plain_colour() -> None:
+def test_the_picture_of_a_warm_up_is_not_a_plain_colour() -> None:
     """Those are all the same to a VAE, which divides by what a frame holds."""
     assert len(set(picture())) > 100
 
@@ -75,7 +75,7 @@ def test_the_largest_runs_the_fewest_steps_and_the_smallest_all() -> None:
     assert warm_up_parameters(TINY["anisora"]).steps == 8
 
 
-def test_a_card_that_is_too_small_is_told_with_the_size_and_what_to_change() -> None:
+def test_a_card_that_is_too_small_is_reported_with_the_size_and_what_to_change() -> None:
     plain = replace(ANISORA, checkpoint=replace(ANISORA.checkpoint, vae_tiling=False, offload="none"))
     failure = warm_up_failure(plain, OUT_OF_MEMORY)
     assert isinstance(failure, TooLargeForCard)

@@ -46,7 +46,7 @@ def test_a_nats_server_alone_is_found_as_well() -> None:
     assert chosen("nats_url", None, "--nats-url", Found(why="…"), FOLDER).url == DEFAULT_NATS_URL
 
 
-def test_it_is_told_while_it_runs_and_gone_afterwards(tmp_path: Path) -> None:
+def test_up_publishes_its_addresses_while_it_runs(tmp_path: Path) -> None:
     with telling(tmp_path, UP):
         assert [path.name for path in tmp_path.iterdir()] == [FILE]
         assert find(tmp_path, is_named=True) == Found(UP)
@@ -54,7 +54,7 @@ def test_it_is_told_while_it_runs_and_gone_afterwards(tmp_path: Path) -> None:
     assert find(tmp_path, is_named=True).why == f"there is no {tmp_path / FILE} of a `warmlane up`"
 
 
-def test_what_a_killed_one_left_is_noticed_whoever_has_its_pid_now(tmp_path: Path) -> None:
+def test_the_file_of_a_killed_up_is_recognised_whatever_process_has_its_pid(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from ops.commands.addresses import *\n"
         f"with telling(Path(sys.argv[1]), Addresses(pid={os.getpid()}, command='up', nats_url='nats://x')):\n"

@@ -10,7 +10,7 @@ from ops.ending import end
 from tests.kit.support import eventually
 
 
-async def test_a_piece_that_fails_is_told_and_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_background_task_that_fails_is_reported_and_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "RETRY_FIRST_S", 0.01)
     pieces, tries, may_go_on = Background(), 0, asyncio.Event()
 
@@ -38,7 +38,7 @@ async def test_a_piece_that_fails_is_told_and_started_again(monkeypatch: pytest.
     assert pieces.names == []
 
 
-async def test_a_piece_is_ended_like_any_task() -> None:
+async def test_a_background_task_is_cancelled_like_any_other() -> None:
     pieces = Background()
 
     async def work() -> None:

@@ -112,7 +112,7 @@ def test_what_is_given_counts_and_what_is_not_is_marked_as_assumed() -> None:
         (["--plot", "capacity.pdf"], "neither in .png nor in .svg"),
     ],
 )
-def test_what_cannot_be_used_is_told(arguments: list[str], told: str) -> None:
+def test_unusable_input_is_reported(arguments: list[str], told: str) -> None:
     result = run(*arguments)
     assert result.exit_code == 2
     assert told in " ".join(result.stderr.split())
@@ -137,7 +137,7 @@ def test_without_lanes_both_are_the_same() -> None:
     assert document["verdict"] == "No lanes are asked for: both columns are the degraded worker alone."
 
 
-def test_never_is_said() -> None:
+def test_a_break_even_of_never_is_printed() -> None:
     assert found("--arrivals", "anisora=0,phr00t=6", "--lanes", "phr00t=1")["verdict"].endswith(
         "lanes never cost less per video."
     )
@@ -178,7 +178,7 @@ def test_matplotlib_is_needed_for_the_plot_alone(monkeypatch: pytest.MonkeyPatch
     assert "pip install -c constraints.txt -e '.[plot]'" in " ".join(result.stderr.split())
 
 
-def test_a_plot_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_plot_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     result = run("--plot", str(tmp_path / "no" / "x.svg"))
     assert result.exit_code == 1
     assert "the plot cannot be written" in result.stderr

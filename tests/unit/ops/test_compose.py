@@ -146,7 +146,7 @@ def test_without_a_password_nothing_starts_and_the_error_says_what_to_do(name: s
         services({**SECRETS, name: ""})
 
 
-def test_nothing_else_is_asked_for() -> None:
+def test_nothing_but_passwords_is_required() -> None:
     """A card that is not set must not stop the profiles without cards: Compose puts every service's variables in."""
     found = services(SECRETS)
     assert found["lane-anisora-gpu"]["command"][6] == "WARMLANE_ANISORA_GPU-is-not-set"
@@ -239,7 +239,7 @@ def test_others_are_let_in_to_the_gateway_alone() -> None:
         assert opened[name]["command"][1:3] == ["--host", "0.0.0.0"]
 
 
-def test_what_shows_the_system_cannot_reach_nats_server() -> None:
+def test_monitoring_services_cannot_reach_nats_server() -> None:
     assert ALL["nats"]["networks"] == ["core"]
     assert {name for name, each in ALL.items() if "core" in each["networks"]} == {"nats", *OURS}
 
@@ -467,7 +467,7 @@ def seconds(text: str) -> float:
 
 
 @pytest.mark.parametrize("profile", ["tiny", "production"])
-def test_a_drain_can_finish_before_the_engine_kills(profile: str) -> None:
+def test_a_drain_can_finish_before_the_engine_kills_the_worker(profile: str) -> None:
     catalog = load_settings().catalog(profile)
     drain_s = catalog.windows.drains_s(catalog.models.values())
     # so long a worker takes to stop its task and to hand it back; what is left is for the card
@@ -509,7 +509,7 @@ def test_the_table_of_variables_is_that_of_the_file() -> None:
             assert re.search(rf"^\| `{name}` \| `{re.escape(default)}` \|", text, re.MULTILINE), name
 
 
-def test_the_documentation_runs_commands_that_there_are() -> None:
+def test_the_documentation_runs_commands_that_exist() -> None:
     text = (ROOT / "docs" / "operate" / "deploy.md").read_text()
     named = set(re.findall(r"\badmin\s+([a-z][a-z-]*)", " ".join(re.findall(r"docker compose run[^#`]*", text))))
     assert {"keys", "slots", "status", "backup"} <= named <= set(COMMANDS)
@@ -523,7 +523,7 @@ def observed(name: str) -> Any:
     return yaml.safe_load((ROOT / "ops" / "deploy" / "observe" / name).read_text())
 
 
-def test_what_the_processes_send_arrives_where_it_is_shown() -> None:
+def test_telemetry_arrives_where_it_is_shown() -> None:
     """From the endpoint that they are told to the collector, to Jaeger and Prometheus, and from those to Grafana."""
     collector = observed("otel-collector.yaml")
     assert collector["receivers"]["otlp"]["protocols"] == {"http": {"endpoint": "0.0.0.0:4318"}}
@@ -603,5 +603,5 @@ def test_prometheus_reads_its_configuration(tmp_path: Path) -> None:
         ("${X:?is not set}", "1"),
     ],
 )
-def test_interpolated(text: str, expected: str) -> None:
+def test_variables_are_interpolated_as_compose_does_it(text: str, expected: str) -> None:
     assert interpolated(text, {"X": "1", "E": ""}) == expected

@@ -99,7 +99,7 @@ def unique(values: Sequence[object]) -> bool:
     return len(set(values)) == len(values)
 
 
-def test_dashboards_are_told_apart() -> None:
+def test_dashboards_have_titles_and_numbers_of_their_own() -> None:
     assert {"overview.json", "memory.json", "capacity.json"} <= set(DASHBOARDS)
     for key in ("uid", "title"):
         assert unique([dashboard[key] for dashboard in DASHBOARDS.values()])
@@ -145,7 +145,7 @@ def test_legends_name_labels_that_are_left(name: str) -> None:
 
 
 @pytest.mark.parametrize("place", QUERIES)
-def test_a_query_asks_for_what_is_told(place: str) -> None:
+def test_a_query_asks_for_metrics_that_exist(place: str) -> None:
     """Metrics, labels and their values are those there are: a wrong one is an empty panel, or an alert that sleeps."""
     expr, grouped = QUERIES[place], set[str]()
     known = {"le", "job", "instance"}

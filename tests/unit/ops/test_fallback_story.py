@@ -35,7 +35,7 @@ def test_what_is_not_good(scenes: list[Scene], wrong: str) -> None:
     assert [text.startswith(wrong) for text, is_good in verdicts(scenes) if not is_good] == [True]
 
 
-def test_it_is_told_when_the_lane_serves_for_good() -> None:
+def test_the_story_is_printed_when_the_lane_serves_for_good() -> None:
     assert not is_told(BACK)
     assert is_told([scene(0.1, "degraded"), *BACK])
     assert not is_told([scene(0.1, "degraded"), *BACK[:-1], scene(20, "degraded")])

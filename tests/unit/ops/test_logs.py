@@ -77,7 +77,7 @@ NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_value_is_told_in_what_json_has(value: Any, told: Any) -> None:
+def test_every_value_is_logged_as_json(value: Any, told: Any) -> None:
     assert plain(value) == told
     assert json.loads(render(None, "", {"value": value})) == {"value": told}
 
@@ -88,7 +88,7 @@ def test_what_holds_itself_has_an_end() -> None:
     assert "<list>" in render(None, "", {"value": loop})
 
 
-def test_a_cold_start_is_told_with_its_times() -> None:
+def test_a_cold_start_is_logged_with_its_times() -> None:
     start = ColdStart(model="phr00t", worker="phr00t-0", started_at=NOON, ended_at=NOON, seconds=None)
     assert plain(start)["started_at"] == "2026-01-02T12:00:00Z"
 

@@ -141,14 +141,14 @@ def test_a_card_that_shares_the_hosts_memory_is_read_from_the_system(
     assert (gpu.unified, gpu.total_bytes, gpu.free_bytes) == (True, psutil.virtual_memory().total, 70 * GIB)
 
 
-def test_a_card_that_has_told_its_memory_does_not_share_the_hosts(card: FakeNvml) -> None:
+def test_a_card_that_has_reported_its_memory_does_not_share_the_hosts(card: FakeNvml) -> None:
     probe = NvmlProbe(UUID)
     assert probe.read(None) is not None
     card.set(**NO_OWN_MEMORY)
     assert (probe.read(None), probe.name) == (None, "nvml")
 
 
-def test_an_instance_whose_memory_is_not_told_does_not_share_the_hosts(card: FakeNvml) -> None:
+def test_an_instance_whose_memory_is_not_reported_does_not_share_the_hosts(card: FakeNvml) -> None:
     card.set({"GPU-fake-1": {"mig": 1, "instances": 1}}, **NO_OWN_MEMORY)
     probe = NvmlProbe("MIG-fake-1-0")
     assert (probe.read(None), probe.name) == (None, "nvml")
@@ -247,13 +247,13 @@ def test_without_a_driver_there_are_no_cards(card: FakeNvml, code: int) -> None:
     assert undivided_gpus() == []
 
 
-def test_a_driver_that_was_updated_without_a_restart_is_said(card: FakeNvml) -> None:
+def test_a_driver_that_was_updated_without_a_restart_is_reported(card: FakeNvml) -> None:
     card.set(init_error=pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
     with pytest.raises(DriverUnusable, match="version mismatch"):
         list_gpus()
 
 
-def test_a_card_that_is_lost_is_said(card: FakeNvml) -> None:
+def test_a_card_that_is_lost_is_reported(card: FakeNvml) -> None:
     card.set(read_error=pynvml.NVML_ERROR_GPU_IS_LOST)
     with pytest.raises(DriverUnusable, match="GPU is lost"):
         list_gpus()
@@ -329,7 +329,7 @@ def test_nobody_holds_a_card(card: FakeNvml) -> None:
 
 
 @pytest.mark.parametrize("code", [pynvml.NVML_ERROR_NO_PERMISSION, pynvml.NVML_ERROR_NOT_SUPPORTED])
-def test_processes_that_the_driver_does_not_tell_are_no_fault_of_the_card(card: FakeNvml, code: int) -> None:
+def test_a_driver_that_lists_no_processes_is_no_fault_of_the_card(card: FakeNvml, code: int) -> None:
     card.set(used_bytes=GIB, processes_error=code)
     probe = NvmlProbe(UUID)
     assert probe.holders() == ()
@@ -337,7 +337,7 @@ def test_processes_that_the_driver_does_not_tell_are_no_fault_of_the_card(card: 
     assert [gpu.holders for gpu in list_gpus()] == [()]
 
 
-def test_nobody_is_told_of_a_card_that_is_not_there(card: FakeNvml) -> None:
+def test_a_card_that_is_not_there_has_no_holders(card: FakeNvml) -> None:
     assert NvmlProbe("GPU-another-machine").holders() == ()
 
 

@@ -45,7 +45,7 @@ def test_each_series_has_the_name_of_its_process() -> None:
     assert (family.name, family.documentation, family.type) == ("warmlane_some", "Some", "gauge")
 
 
-def test_of_two_processes_of_one_name_the_newer_tells() -> None:
+def test_of_two_processes_with_one_name_the_newer_reports() -> None:
     """One that drains beside the one that took its place: together they would count twice, and Prometheus takes no
     series twice."""
     pages = [
@@ -61,7 +61,7 @@ def test_a_family_is_of_one_type() -> None:
     assert series(pages) == {("warmlane/warmlane-lane", "anisora-0", "a"): 1}
 
 
-async def test_who_is_dead_stopped_or_talks_nonsense_is_missing(
+async def test_a_process_that_is_dead_stopped_or_answers_nonsense_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody holds the others up. The folder has a path that is too long for a socket's name."""

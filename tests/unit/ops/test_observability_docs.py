@@ -34,7 +34,7 @@ def test_every_metric_is_explained_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("row", MUSTS, ids=lambda row: f"{row.cause}: {row.signal.replace('`', '')}")
-def test_a_must_names_what_there_is(row: Row) -> None:
+def test_every_must_names_signals_that_exist(row: Row) -> None:
     assert row.cause in STEPS
     name = re.sub(r"\{.*", "", row.signal.split("`")[1])
     if not row.signal.startswith("metric"):

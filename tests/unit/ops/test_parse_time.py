@@ -14,7 +14,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 @given(st.integers(0, 4_000_000_000), st.integers(0, 999_999_999))
 @example(1_795_544_922, 955_000_500)
 @example(1_795_544_922, 0)
-def test_what_is_read_and_what_a_watch_tells_are_equal(seconds: int, nanoseconds: int) -> None:
+def test_a_read_and_a_watch_give_the_same_time(seconds: int, nanoseconds: int) -> None:
     """Both gateways tell one time of a switch, the one that was asked and the one that was told."""
     whole = (EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
     fraction = f".{nanoseconds:09d}".rstrip("0") if nanoseconds else ""  # as Go writes it

@@ -35,14 +35,14 @@ def test_slots(profile: str, lanes: int, gpus: int | None, expected: Slots, monk
     assert slots(profile, lanes=lanes, gpus=gpus) == expected
 
 
-def test_no_card_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_a_card_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ops.machine.placement.list_gpus", lambda: [])
     monkeypatch.setattr("ops.machine.placement.undivided_gpus", lambda: [])
     with pytest.raises(click.ClickException, match=r"no NVIDIA card, .*--profile tiny"):
         slots("production", lanes=2, gpus=None)
 
 
-def test_a_card_without_an_instance_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_without_an_instance_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ops.machine.placement.list_gpus", lambda: [])
     monkeypatch.setattr("ops.machine.placement.undivided_gpus", lambda: ["GPU-7"])
     with pytest.raises(click.ClickException, match=r"GPU-7: in MIG mode, .*`warmlane doctor`"):

@@ -9,7 +9,7 @@ import pytest
 from ops.machine.ports import require_distinct, require_free, why_not
 
 
-def test_a_port_that_is_taken_is_told_as_taken() -> None:
+def test_a_taken_port_is_reported_as_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(click.ClickException, match=rf"port {port} on 127.0.0.1 is taken .*another with --port"):

@@ -37,7 +37,7 @@ def everything() -> Iterator[tuple[tuple[str, ...], click.Parameter]]:
         yield from parameters(command, (name,))
 
 
-def test_no_command_takes_for_text_what_is_none() -> None:
+def test_no_command_accepts_an_argument_that_is_not_text() -> None:
     for path, parameter in everything():
         given = [WRONG] if isinstance(parameter, click.Argument) else [parameter.opts[0], WRONG]
         result = CliRunner().invoke(cli, [*path, *given], env=clean_environment())
@@ -67,14 +67,14 @@ def test_no_command_takes_for_text_what_is_none() -> None:
     ],
     ids=lambda it: " ".join(it[:-1]),
 )
-def test_it_is_told_in_one_line(arguments: list[str]) -> None:
+def test_a_bad_argument_is_reported_in_one_line(arguments: list[str]) -> None:
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].endswith("type it anew, or convert it with iconv")
     assert "not UTF-8 at character " in result.stderr
 
 
-def test_variables_are_held_to_the_same() -> None:
+def test_variables_are_checked_like_arguments() -> None:
     result = CliRunner().invoke(cli, ["status"], env={"WARMLANE_URL": f"http://{WRONG}"})
     assert (result.exit_code, "not UTF-8 at character 9" in result.stderr) == (2, True)
 
@@ -86,7 +86,7 @@ def test_the_name_of_a_file_may_be_any_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["up", "nats-server", "gateway", "supervisor", "degraded", "doctor"])
-def test_a_system_runs_where_its_processes_can_tell_each_other_of_files(
+def test_a_system_runs_only_where_its_processes_can_exchange_file_names(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else it would start, and every worker would end at its first message to its pipeline host."""

@@ -150,7 +150,7 @@ def test_the_trace_of_a_running_task_is_a_link_where_jaeger_is_known(jaeger_url:
         ("http://asked", "http://known", f"trace http://asked/trace/{TRACE_ID}\n"),
     ],
 )
-def test_submit_tells_the_trace_of_what_it_submitted(
+def test_submit_prints_the_trace_of_its_task(
     asked: str | None,
     environment: str | None,
     told: str,
@@ -183,5 +183,5 @@ def test_nothing_happened_yet() -> None:
     ("seconds", "text"),
     [(-1, "0.0 s"), (4.24, "4.2 s"), (59.94, "59.9 s"), (60, "1 min"), (185.4, "3 min 5 s"), (7620, "2 h 7 min")],
 )
-def test_times_are_told_as_people_read_them(seconds: float, text: str) -> None:
+def test_times_are_printed_as_people_read_them(seconds: float, text: str) -> None:
     assert span(seconds) == text

@@ -19,7 +19,7 @@ def test_nobody_holds_what_is_not_there(tmp_path: Path) -> None:
     assert store_holder(tmp_path) is None
 
 
-def test_whoever_comes_second_is_told_who_has_it(tmp_path: Path) -> None:
+def test_the_second_process_learns_which_one_holds_the_lock(tmp_path: Path) -> None:
     with holding_store(tmp_path, "up", nats_port=4222, port=8000):
         assert store_holder(tmp_path) == StoreHolder(pid=os.getpid(), command="up", nats_port=4222, port=8000)
         expected = rf"in use by `warmlane up` \(pid {os.getpid()}, NATS port 4222\).*--data-dir"

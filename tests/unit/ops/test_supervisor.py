@@ -108,7 +108,7 @@ def death(how: str = "signal 6, SIGABRT", *, again_in_s: float = 0) -> Death:
         ),
     ],
 )
-def test_what_is_told(about: Deny | Silence, expected: ReportedState) -> None:
+def test_what_the_supervisor_reports_of_a_lane(about: Deny | Silence, expected: ReportedState) -> None:
     assert told_of(about, now_s=NOW_S) == expected
 
 
@@ -194,7 +194,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("text", "expected"), MISTAKES)
-def test_a_mistake_in_the_quota_file_is_said_and_changes_nothing(
+def test_a_mistake_in_the_quota_file_is_reported_and_changes_nothing(
     text: str | bytes, expected: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "quota.json"

@@ -51,7 +51,7 @@ def test_an_id_is_a_link_where_jaeger_is_known(trace_id: str | None, url: str | 
 
 
 @pytest.mark.parametrize(("status", "body"), [(200, "<html>"), (200, "[]"), (500, "{}")])
-def test_what_is_not_jaeger_is_said(status: int, body: str) -> None:
+def test_an_answer_that_is_not_jaegers_is_reported(status: int, body: str) -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(status, text=body))
     with httpx.Client(transport=transport, base_url="http://j") as client, pytest.raises(click.ClickException):
         fetch(client, "01890a5d")

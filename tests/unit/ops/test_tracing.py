@@ -25,7 +25,9 @@ def claimed() -> GenerationTask:
 
 
 @pytest.mark.parametrize("is_found_dead", [False, True])
-def test_a_lost_attempt_is_told_by_whoever_finds_it(is_found_dead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_attempt_is_recorded_by_the_process_that_finds_it(
+    is_found_dead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the id that its worker gave it: what that had sent of it stays below it."""
     spans = kept_spans(monkeypatch)
     lost = claimed()
@@ -46,7 +48,7 @@ def test_a_lost_attempt_is_told_by_whoever_finds_it(is_found_dead: bool, monkeyp
 
 
 @pytest.mark.parametrize(("on_purpose", "reason"), [(True, "handed_back"), (False, "lease_released")])
-def test_an_attempt_that_was_given_up_is_told_by_its_worker(
+def test_an_attempt_that_was_given_up_is_recorded_by_its_worker(
     on_purpose: bool, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spans = kept_spans(monkeypatch)

@@ -38,7 +38,7 @@ def test_a_refusal_is_over(end: str) -> None:
     assert bool(writes) is (end != "forget")
 
 
-def test_a_word_holds_for_a_while_and_is_counted_from_the_first() -> None:
+def test_a_report_holds_for_a_while_and_counts_from_the_first() -> None:
     refusals = Refusals()
     for now_s in (0.0, 2.0, 4.0):
         refusals.hear("KV_tasks", "silent", now_s)
