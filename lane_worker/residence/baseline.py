@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from lane_worker.residence.release import own_figure
-from ops.machine.memory import Reading
+from ops.machine.readings import Reading
 
 
 class Baseline(Struct, frozen=True):

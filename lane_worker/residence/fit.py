@@ -15,7 +15,8 @@ from contracts import fit
 from contracts.checkpoints import Checkpoint
 from contracts.settings import ModelEntry
 from lane_worker.residence.kernels import BACKENDS, BuildPlace, cannot_build
-from ops.machine.memory import Reading, available_bytes, total_bytes
+from ops.machine.host_memory import available_bytes, total_bytes
+from ops.machine.readings import Reading
 from ops.machine.weights import MODEL_INDEX, WeightsUnreadable, missing_folder, weights_of
 
 # What an attention backend of diffusers needs beside torch. Which version, diffusers checks at the load.

@@ -11,7 +11,7 @@ from lane_worker.residence.baseline import Baseline
 from lane_worker.residence.patience import PatientProbe
 from lane_worker.residence.quarantine import MemoryUnreadable
 from lane_worker.residence.release import MemorySample, StillHeld, Unmeasurable, Verdict
-from ops.machine.memory import Holder, MemoryProbe, Reading
+from ops.machine.readings import Holder, MemoryProbe, Reading
 
 # A driver without persistence mode takes seconds to wake each card up. The next try asks again.
 FIRST_ANSWER_S: Final = 30.0

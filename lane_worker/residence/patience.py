@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from ops.machine.memory import Holder, MemoryProbe, Reading
+from ops.machine.readings import Holder, MemoryProbe, Reading
 
 ANSWER_S: Final = 2.0
 

@@ -15,7 +15,7 @@ from lane_worker.residence.baseline import Baseline
 from lane_worker.residence.creep import READINGS, creep_bytes
 from lane_worker.residence.memory import SlotMemory
 from lane_worker.residence.release import MemorySample, Released, Unmeasurable, Verdict, judge
-from ops.machine.memory import MB, Holder, MemoryProbe
+from ops.machine.readings import MB, Holder, MemoryProbe
 
 AFTER_KILL_S: Final = 30.0
 NO_PROBE: Final = "nothing here can measure memory, so the host is killed between models"

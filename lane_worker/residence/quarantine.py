@@ -5,7 +5,7 @@ from typing import Final
 from contracts.tasks import SwapReceipt
 from lane_worker.forking.host import HostLost
 from lane_worker.residence.states import InQuarantine
-from ops.machine.memory import Holder
+from ops.machine.readings import Holder
 
 _ADVICE: Final = "end what holds the memory of {slot}, then lift the quarantine"
 # How many of the processes on a card a quarantine names; those that hold most come first.

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from ops.machine.memory import available_bytes
+from ops.machine.host_memory import available_bytes
 
 # The kernel cuts each request to what a disk takes at once, which is at least about this: so in pieces.
 PIECE_BYTES: Final = 1 << 20

@@ -44,7 +44,8 @@ from lane_worker.residence.states import (
     State,
     after,
 )
-from ops.machine.memory import Holder, MemoryProbe, Reading, rss_bytes
+from ops.machine.host_memory import rss_bytes
+from ops.machine.readings import Holder, MemoryProbe, Reading
 from ops.telemetry import metrics
 from ops.telemetry.tracing import span
 

@@ -20,7 +20,7 @@ from lane_worker.runtime.inference_spans import record_inference
 from lane_worker.runtime.memory_line import log_memory, with_device
 from lane_worker.runtime.outcome import GaveUp, Result, Stopped, Succeeded, Unsuccessful
 from lane_worker.runtime.streak import Streak, failed, not_loaded
-from ops.machine.memory import Reading
+from ops.machine.readings import Reading
 from ops.telemetry import metrics
 
 # What a client reads when its model does not load: the details name folders, and are for the log.

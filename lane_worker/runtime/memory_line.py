@@ -10,7 +10,7 @@ import structlog
 from msgspec.structs import replace
 
 from contracts.tasks import MemoryReading
-from ops.machine.memory import Reading
+from ops.machine.readings import Reading
 from ops.telemetry.metrics import memory_read
 
 EVENT: Final = "memory_after_cleanup"

@@ -16,7 +16,7 @@ from lane_worker.forking.allocator import AllocatorMisconfigured
 from lane_worker.forking.host import HostLost, SlotTaken
 from lane_worker.runtime.name import HeldName, NameHeld, holding_name
 from ops.artifacts import Artifacts, StorageFailed
-from ops.machine.memory import DriverUnusable
+from ops.machine.nvml import DriverUnusable
 from ops.machine.processes import LEAVE_FOR_QUOTA
 from ops.nats.access import NatsAccess
 from ops.nats.errors import TransportUnavailable, UnusableServer

@@ -29,7 +29,8 @@ from contracts.topology import DEADLINES, Topology
 from ops.commands.addresses import find
 from ops.commands.options import data_dir_option, nats_port_option, port_option, profile_option, settings_option
 from ops.machine.cuda_driver import SOURCE, cuda_of_torch, oldest_driver
-from ops.machine.memory import DriverUnusable, GpuInfo, driver_version, survey, total_bytes
+from ops.machine.host_memory import total_bytes
+from ops.machine.nvml import DriverUnusable, GpuInfo, driver_version, survey
 from ops.machine.placement import needs_cards, slots
 from ops.machine.ports import require_distinct
 from ops.machine.visible_cards import VISIBLE, AmbiguousOrder

@@ -7,7 +7,7 @@ import click
 from msgspec import Struct
 
 from contracts.settings import Catalog
-from ops.machine.memory import DriverUnusable, list_gpus, survey, undivided_gpus
+from ops.machine.nvml import DriverUnusable, list_gpus, survey, undivided_gpus
 from ops.machine.visible_cards import VISIBLE, AmbiguousOrder
 
 

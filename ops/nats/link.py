@@ -14,7 +14,7 @@ from ops.nats.core import Core
 from ops.nats.entries import Entries
 from ops.nats.messages import Messages
 from ops.nats.server_clock import ServerClock
-from ops.nats.streams import Streams
+from ops.nats.streams import ServerStreams
 from ops.nats.timers import Timers
 from ops.nats.watches import WatchedServer, Watches
 
@@ -26,7 +26,7 @@ class NatsLink:
         js = client.jetstream(timeout=REPLY_TIMEOUT_S)
         self.connection = Connection(client)
         self.core = Core(client)
-        self.streams = Streams(client, js)
+        self.streams = ServerStreams(client, js)
         # made before the others, the watches are the first that learn of a reconnect
         self.watches = Watches(WatchedServer(client, self.connection, self.streams), self.connection)
         self.messages = Messages(client, js, self.connection)

@@ -32,7 +32,7 @@ class Usage(Struct, frozen=True):
     limit_bytes: int
 
 
-class Streams:
+class ServerStreams:
     """All streams, those of buckets too."""
 
     def __init__(self, client: NatsClient, js: JetStreamContext) -> None:

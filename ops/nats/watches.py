@@ -14,14 +14,14 @@ from ops.nats.entry import Entry
 from ops.nats.errors import NO_MESSAGE, translated
 from ops.nats.following import Following
 from ops.nats.stream_proof import Mark, StreamState, There
-from ops.nats.streams import Streams
+from ops.nats.streams import ServerStreams
 from ops.nats.watch import Watch
 
 
 class WatchedServer:
     """The server, as a watch asks it (`ops.nats.watch.Server`)."""
 
-    def __init__(self, client: NatsClient, connection: Connection, streams: Streams) -> None:
+    def __init__(self, client: NatsClient, connection: Connection, streams: ServerStreams) -> None:
         self._client, self._connection, self._streams = client, connection, streams
 
     @property
@@ -30,7 +30,7 @@ class WatchedServer:
         return self._connection.cuts
 
     async def stream_state(self, stream: str) -> StreamState:
-        """As `Streams.state`."""
+        """As `ServerStreams.state`."""
         return await self._streams.state(stream)
 
     async def message_at(self, stream: str, seq: int) -> There | None:

@@ -37,7 +37,9 @@ from lane_worker.residence.read_ahead import ReadAhead
 from lane_worker.residence.residence import Residence
 from lane_worker.runtime.host_runner import HostRunner
 from lane_worker.runtime.outcome import GaveUp, Result, Stopped, Succeeded, Unsuccessful
-from ops.machine.memory import MemoryProbe, NvmlProbe, RssProbe
+from ops.machine.memory import RssProbe
+from ops.machine.nvml import NvmlProbe
+from ops.machine.readings import MemoryProbe
 from tests.bench.peers.heavy import heavy_models, parameters_of
 from tests.drills import swap_parts
 from tests.drills.swap import alternate, judge

@@ -30,7 +30,8 @@ from lane_worker.runtime import assembly
 from lane_worker.runtime.assembly import Setup
 from ops.artifacts import Artifacts
 from ops.commands.slots import lift
-from ops.machine.memory import MemoryProbe, RssProbe, probe_for
+from ops.machine.memory import RssProbe, probe_for
+from ops.machine.readings import MemoryProbe
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit.degraded import leads, shown

@@ -15,7 +15,9 @@ import torch
 from msgspec import Struct
 
 from contracts.settings import ModelEntry, load_settings
-from ops.machine.memory import MemoryProbe, list_gpus, probe_for
+from ops.machine.memory import probe_for
+from ops.machine.nvml import list_gpus
+from ops.machine.readings import MemoryProbe
 from tests.bench.peers.heavy import NARROW, WIDE, Shape, make_pipelines
 
 MODELS: Final = ("anisora", "phr00t")  # anisora has two transformers

@@ -24,7 +24,7 @@ from lane_worker.forking.host_messages import Failed, Finished, Generate, StepFi
 from lane_worker.forking.slot import lock_path, read_note
 from lane_worker.residence.residence import Residence
 from lane_worker.runtime.warm_up import with_picture
-from ops.machine.memory import Reading
+from ops.machine.readings import Reading
 from ops.nats.link import NatsLink
 from tests.bench.peers.heavy import parameters_of
 from tests.drills.overload import is_proven

@@ -16,7 +16,8 @@ from contracts.settings import load_settings
 from lane_worker.forking.host import Host, LoadFailed
 from lane_worker.forking.host_messages import Finished, Generate
 from lane_worker.residence.patience import PatientProbe
-from ops.machine.memory import GIB, NvmlProbe, list_gpus
+from ops.machine.nvml import NvmlProbe, list_gpus
+from ops.machine.readings import GIB
 from tests.bench.peers.heavy import heavy_models, parameters_of
 
 PHR00T = load_settings().catalog("tiny").models["phr00t"]

@@ -31,7 +31,8 @@ from ops.commands.doctor import (
     look,
 )
 from ops.machine.cuda_driver import cuda_of_torch
-from ops.machine.memory import GpuInfo, Holder
+from ops.machine.nvml import GpuInfo
+from ops.machine.readings import Holder
 from ops.nats.access import NatsAccess
 from ops.nats.link import NatsLink
 from tests.kit.behind import js_of

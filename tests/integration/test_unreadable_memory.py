@@ -8,7 +8,7 @@ import pytest
 
 from contracts.lanes import LaneState, SlotState
 from contracts.settings import Catalog
-from ops.machine.memory import NvmlProbe
+from ops.machine.nvml import NvmlProbe
 from ops.nats.link import NatsLink
 from tests.kit.degraded import shown
 from tests.kit.fake_nvml import UUID, FakeNvml, fake_nvml

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from ops.machine.memory import Holder, Reading
+from ops.machine.readings import Holder, Reading
 
 
 class StuckCard:

@@ -25,14 +25,14 @@ def test_contracts_use_the_standard_library_and_msgspec_only() -> None:
     assert found - allowed == set()
 
 
-def test_only_ops_memory_talks_to_nvml() -> None:
+def test_only_one_file_talks_to_nvml() -> None:
     found = {
         path.relative_to(ROOT).as_posix()
         for room in ROOMS
         for path in (ROOT / room).rglob("*.py")
         if "pynvml" in imported(path)
     }
-    assert found == {"ops/machine/memory.py"}
+    assert found == {"ops/machine/nvml.py"}
 
 
 def test_a_class_has_a_name_of_its_own() -> None:

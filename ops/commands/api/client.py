@@ -16,7 +16,7 @@ from contracts.api.settings import SettingsView
 from contracts.api.tasks import TaskPage, TaskView
 from contracts.keys import Presented
 from ops.commands.api.following import FollowedTask
-from ops.commands.api.health import Health
+from ops.commands.api.health import GatewayHealth
 from ops.commands.api.problems import DamagedVideo, decoded
 from ops.commands.api.requests import CONNECT_TIMEOUT_S, REPLY_TIMEOUT_S, Requests
 
@@ -40,7 +40,7 @@ class Client:
         """
         self.url = url.rstrip("/")
         self._requests = Requests(self.url, key=key, ca=ca, said_by=said_by)
-        self.health = Health(self._requests)
+        self.health = GatewayHealth(self._requests)
 
     def __enter__(self) -> "Client":
         return self

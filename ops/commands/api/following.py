@@ -7,7 +7,7 @@ from typing import Final
 import httpx
 
 from contracts.api.tasks import TaskView
-from ops.commands.api.health import Health
+from ops.commands.api.health import GatewayHealth
 from ops.commands.api.problems import Stuck, decoded
 from ops.commands.api.requests import REPLY_TIMEOUT_S, Requests
 
@@ -24,7 +24,7 @@ TAKES_NO_WRITES: Final = "takes no writes"
 class FollowedTask:
     """*task*, known at *revision* (its ETag; empty where it is not known)."""
 
-    def __init__(self, requests: Requests, health: Health, url: str, task: TaskView, revision: str) -> None:
+    def __init__(self, requests: Requests, health: GatewayHealth, url: str, task: TaskView, revision: str) -> None:
         self._requests, self._health, self._url = requests, health, url
         self._task, self._revision = task, revision
         self._moved_s = self._looked_s = time.monotonic()

@@ -13,7 +13,7 @@ from ops.commands.api.requests import Requests
 NOT_STORED: Final = frozenset({"transport_unavailable", "storage_full"})
 
 
-class Health:
+class GatewayHealth:
     """The health of one system, as its gateway reports it."""
 
     def __init__(self, requests: Requests) -> None:

@@ -32,7 +32,7 @@ from ops.commands.options import (
     tls_key_option,
 )
 from ops.commands.up.screen import Screen
-from ops.commands.up.setup import Setup
+from ops.commands.up.setup import SystemSetup
 from ops.commands.up.stack import Stack
 from ops.lanes.quota import QuotaError
 from ops.machine.placement import wanted_lanes
@@ -121,7 +121,7 @@ def command(
     with only_one(data_dir, "up"), holding_store(data_dir, "up", nats_port=nats_port, port=port) as store_lock:
         require_free(host.address, port, option="--port")
         require_free(NATS_HOST, nats_port, option="--nats-port")
-        setup = Setup(
+        setup = SystemSetup(
             catalog=catalog,
             host=host,
             port=port,

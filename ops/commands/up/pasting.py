@@ -9,7 +9,7 @@ import msgspec
 
 from contracts.settings import ModelEntry
 from ops.commands.addresses import DEFAULT_URL
-from ops.commands.up.setup import Setup
+from ops.commands.up.setup import SystemSetup
 from ops.machine.processes import warmlane_command
 
 # The line of `curl` waits a minute, once. Where a task may take longer than this, `warmlane submit` is offered instead:
@@ -19,7 +19,7 @@ PICTURE: Final = "PICTURE.png"
 PROMPTS: Final = ("a red fox in fresh snow", "a paper boat on a quiet lake", "a lantern in the rain")
 
 
-def lines_for_each_model(setup: Setup, *, needs_key: bool) -> Iterator[str]:
+def lines_for_each_model(setup: SystemSetup, *, needs_key: bool) -> Iterator[str]:
     """For each model that has a lane, or for all where none has: lines that make a video and save it."""
     models = [model for model, count in setup.lanes.items() if count] or list(setup.catalog.models)
     for model, prompt in zip(models, PROMPTS * len(models), strict=False):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ops.commands.options import Shared, slowed, snapshotting
-from ops.commands.up.setup import Setup
+from ops.commands.up.setup import SystemSetup
 from ops.ending import end
 from ops.lanes.supervisor import DRAIN_EXTRA_S
 from ops.machine.fork_socket import SHARED_FORK_SERVER, can_listen, importing, remove
@@ -32,7 +32,7 @@ class Processes:
     """Made, and not started: whoever has them runs each when its turn comes."""
 
     def __init__(
-        self, setup: Setup, nats: NatsAccess, secrets: Mapping[str, str], *, store_lock: int, on_death: OnDeath
+        self, setup: SystemSetup, nats: NatsAccess, secrets: Mapping[str, str], *, store_lock: int, on_death: OnDeath
     ) -> None:
         """*secrets* are the passwords of the server's users, *store_lock* is the descriptor of `holding_store`.
 

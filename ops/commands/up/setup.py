@@ -11,7 +11,7 @@ from ops.commands.options import ListenHost
 from ops.machine.tls import Tls
 
 
-class Setup(Struct, frozen=True, kw_only=True):
+class SystemSetup(Struct, frozen=True, kw_only=True):
     """The options of the command, checked; *lanes* is how many each model gets. Paths are absolute."""
 
     catalog: Catalog

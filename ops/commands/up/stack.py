@@ -15,10 +15,10 @@ from ops.background import Background
 from ops.commands.addresses import Addresses
 from ops.commands.keys import forget_revoked, read_keys
 from ops.commands.up.processes import STOP_S, Processes
-from ops.commands.up.progress import Progress
 from ops.commands.up.screen import Screen
-from ops.commands.up.setup import Setup
+from ops.commands.up.setup import SystemSetup
 from ops.commands.up.start import unchecked, until_answers
+from ops.commands.up.start_report import StartReport
 from ops.ending import end
 from ops.lanes.left_behind import forget_the_dead
 from ops.lanes.quota import POLL_S, Quota, QuotaError
@@ -40,7 +40,7 @@ TURN_S: Final = 15.0
 class Stack:
     """One `warmlane up`."""
 
-    def __init__(self, setup: Setup, screen: Screen, *, store_lock: int) -> None:
+    def __init__(self, setup: SystemSetup, screen: Screen, *, store_lock: int) -> None:
         """*store_lock* is the descriptor of `holding_store`. Raises QuotaError."""
         self._setup, self._screen, self._store_lock = setup, screen, store_lock
         self._begun_s, self._begun_at = time.monotonic(), datetime.now(UTC)
@@ -59,7 +59,7 @@ class Stack:
         processes = Processes(
             self._setup, self._nats, self._users, store_lock=self._store_lock, on_death=self._on_death
         )
-        progress = Progress(
+        report = StartReport(
             self._setup, self._screen, processes.failing, begun_s=self._begun_s, begun_at=self._begun_at
         )
         shutil.rmtree(processes.metrics, ignore_errors=True)  # of an earlier run
@@ -72,20 +72,20 @@ class Stack:
                 link = await NatsLink.connect(self._nats, name="up")
                 try:
                     await provision(link, wanted(self._setup.catalog, keep_s=self._setup.keep_s))
-                    progress.needs_key = await self._judge_access(link)
+                    report.needs_key = await self._judge_access(link)
                     await self._forget_earlier_runs()
                     group.create_task(processes.gateway.run())
                     await processes.forks_listen()
                     if self._setup.lane_count:
                         group.create_task(processes.supervisor.run())
-                    await Bucket(link, HEARTBEATS, reports=False).watch(progress.on_lane)
-                    await Bucket(link, LEADERSHIPS, reports=False).watch(progress.on_leader)
-                    in_turn = group.create_task(self._start_in_turn(group, processes.degraded, progress))
+                    await Bucket(link, HEARTBEATS, reports=False).watch(report.on_lane)
+                    await Bucket(link, LEADERSHIPS, reports=False).watch(report.on_leader)
+                    in_turn = group.create_task(self._start_in_turn(group, processes.degraded, report))
                     polling = group.create_task(self._poll_quota())
                     keeping = group.create_task(Background().keep("store", self._keeper(link, processes.server).run))
-                    await self._serve(progress, stop)
+                    await self._serve(report, stop)
                     await end(in_turn, polling, keeping)
-                    progress.drains()
+                    report.drains()
                     self._screen.say("draining: the tasks in hand are finished (Ctrl-C again stops at once)")
                     await processes.drain(hurry)
                     self._screen.say("stopped")
@@ -123,21 +123,21 @@ class Stack:
             )
         return keys.was_one_made
 
-    async def _start_in_turn(self, group: asyncio.TaskGroup, degraded: list[Process], progress: Progress) -> None:
+    async def _start_in_turn(self, group: asyncio.TaskGroup, degraded: list[Process], report: StartReport) -> None:
         first, *standbys = degraded
         if self._setup.lane_count:
-            await set_within(TURN_S, progress.lanes_imported)
+            await set_within(TURN_S, report.lanes_imported)
         group.create_task(first.run())
         if standbys:
-            await set_within(TURN_S, progress.led)
+            await set_within(TURN_S, report.led)
         for standby in standbys:
             group.create_task(standby.run())
 
-    async def _serve(self, progress: Progress, stop: asyncio.Event) -> None:
+    async def _serve(self, report: StartReport, stop: asyncio.Event) -> None:
         async def say_when_answering() -> None:
             tls = None if self._setup.tls is None else unchecked()
             await until_answers(self._setup.host.near, self._setup.port, tls)
-            await progress.gateway_answers()
+            await report.gateway_answers()
 
         answering = asyncio.create_task(say_when_answering())
         await stop.wait()

@@ -27,7 +27,7 @@ from contracts.fit import (
 )
 from contracts.settings import ModelEntry, load_settings
 from lane_worker.residence.fit import PACKAGES, Refusal, SlotDemand
-from ops.machine.memory import Reading
+from ops.machine.readings import Reading
 from ops.machine.weights import WeightsUnreadable, weights_of
 
 PLAIN = Checkpoint(

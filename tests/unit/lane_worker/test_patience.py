@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from lane_worker.residence.patience import PatientProbe
-from ops.machine.memory import Holder, Reading
+from ops.machine.readings import Holder, Reading
 
 
 class Slow:

@@ -28,7 +28,7 @@ from lane_worker.residence.states import (
     State,
     after,
 )
-from ops.machine.memory import Reading
+from ops.machine.readings import Reading
 
 RECEIPT = SwapReceipt(slot="cpu-0", released_model=None, loaded_model="anisora", how="unloaded", probe="rss")
 RESIDENT = Resident("anisora", MemoryReading(rss_bytes=1), RECEIPT)

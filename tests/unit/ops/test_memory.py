@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ops.machine.memory import RssProbe, available_bytes, probe_for, rss_bytes, total_bytes
+from ops.machine.host_memory import available_bytes, rss_bytes, total_bytes
+from ops.machine.memory import RssProbe, probe_for
 from tests.kit.support import eventually_sync
 
 MIB = 1024 * 1024

@@ -10,18 +10,10 @@ import psutil
 import pynvml
 import pytest
 
-from ops.machine import memory
-from ops.machine.memory import (
-    GIB,
-    DriverUnusable,
-    Holder,
-    NvmlProbe,
-    Reading,
-    list_gpus,
-    probe_for,
-    survey,
-    undivided_gpus,
-)
+from ops.machine import nvml
+from ops.machine.memory import probe_for
+from ops.machine.nvml import DriverUnusable, NvmlProbe, list_gpus, survey, undivided_gpus
+from ops.machine.readings import GIB, Holder, Reading
 from tests.kit.fake_nvml import UUID, FakeNvml, fake_nvml
 
 
@@ -128,7 +120,7 @@ NO_OWN_MEMORY: Final = {"v2_error": pynvml.NVML_ERROR_NOT_SUPPORTED, "read_error
 def test_a_card_that_shares_the_hosts_memory_is_read_from_the_system(
     card: FakeNvml, figures: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ops.machine.memory.available_bytes", lambda: 70 * GIB)
+    monkeypatch.setattr("ops.machine.nvml.available_bytes", lambda: 70 * GIB)
     card.set(processes=1, process_0=os.getpid(), process_0_bytes=GIB, **figures)
     probe = NvmlProbe(UUID)
     reading = probe.read(os.getpid())
@@ -209,7 +201,7 @@ def test_an_nvml_that_fails_is_a_probe_that_proves_nothing(card: FakeNvml) -> No
 def test_a_driver_that_hangs_is_a_probe_that_proves_nothing(
     card: FakeNvml, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    monkeypatch.setattr(memory, "ANSWER_S", 0.05)
+    monkeypatch.setattr(nvml, "ANSWER_S", 0.05)
     card.set(hangs=1)
     request.addfinalizer(_let_go(card))
     assert probe_for(UUID) is not None

@@ -7,7 +7,7 @@ import pynvml
 import pytest
 
 from contracts.settings import Catalog
-from ops.machine.memory import GpuInfo
+from ops.machine.nvml import GpuInfo
 from ops.machine.placement import Slots, refuse_hidden, slots, wanted_lanes
 from tests.kit.fake_nvml import fake_nvml
 

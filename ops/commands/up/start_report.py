@@ -11,7 +11,7 @@ from rich.markup import escape
 from contracts.lanes import LaneHeartbeat, LaneState, Leadership
 from ops.commands.up.pasting import lines_for_each_model, warmlane_line
 from ops.commands.up.screen import Screen
-from ops.commands.up.setup import Setup
+from ops.commands.up.setup import SystemSetup
 from ops.commands.up.start import DENIED, StartStage, how_started
 from ops.lanes.quota import POLL_S
 from ops.nats.bucket import Versioned
@@ -20,11 +20,17 @@ BEFORE_WARM: Final = frozenset({LaneState.STARTING, LaneState.LOADING})
 COLOURS: Final = {LaneState.WARM: "green", LaneState.CRASH_LOOPING: "red"}
 
 
-class Progress:
+class StartReport:
     """What lanes, degraded workers and gateway have reported since *begun_at*, on the *screen*: each change once."""
 
     def __init__(
-        self, setup: Setup, screen: Screen, failing: Callable[[], list[str]], *, begun_s: float, begun_at: datetime
+        self,
+        setup: SystemSetup,
+        screen: Screen,
+        failing: Callable[[], list[str]],
+        *,
+        begun_s: float,
+        begun_at: datetime,
     ) -> None:
         """*failing* names the processes that end again and again. *begun_s* is *begun_at* in monotonic seconds."""
         self._setup, self._screen, self._failing = setup, screen, failing

@@ -1,0 +1,62 @@
+"""What is read of a slot's memory, and by whom it is held."""
+
+from collections.abc import Mapping
+from typing import Final, Literal, Protocol
+
+from msgspec import Struct
+
+GIB: Final = 1 << 30
+MB: Final = 1_000_000
+
+
+class Holder(Struct, frozen=True, kw_only=True):
+    """A process with a CUDA context on a card, by the driver's word. For people: verdicts know `Reading.by_pid` alone.
+
+    *used_bytes* is None where the driver does not tell. In a container *pid* may be a number of the host's, and *name*
+    (never the command line, which may hold a secret) is None where no process here has it.
+    """
+
+    pid: int
+    used_bytes: int | None
+    name: str | None = None
+
+    def __str__(self) -> str:
+        name = "" if self.name is None else f" ({self.name})"
+        held = "an unknown amount" if self.used_bytes is None else f"{self.used_bytes / GIB:.2f} GiB"
+        return f"process {self.pid}{name} holds {held}"
+
+
+class Reading(Struct, frozen=True):
+    """One look at a slot's memory: in use, and free for a pipeline to come.
+
+    *by_pid* is what the driver says of each process there; empty where it does not tell them apart.
+    """
+
+    used_bytes: int
+    free_bytes: int
+    by_pid: Mapping[int, int] = {}
+
+
+class MemoryProbe(Protocol):
+    """Reads the memory of one slot (design §7).
+
+    *absolute_bytes* is the noise that it cannot tell from a leak (ADR 0029); it is asked every *poll_s* seconds, for
+    *deadline_s* at most, whether a pipeline is gone.
+    """
+
+    @property
+    def name(self) -> Literal["nvml", "unified", "rss"]: ...
+
+    absolute_bytes: int
+    poll_s: float
+    deadline_s: float
+    trouble: str
+    """Why the last `read` is missing, and what to do; empty where it is not."""
+
+    def read(self, pid: int | None) -> Reading | None:
+        """What is in use while *pid* is the pipeline host; None where it cannot be read. Never raises. May block."""
+        ...
+
+    def holders(self) -> tuple[Holder, ...]:
+        """Who uses the slot, for people to read; empty where that is not known. Never raises. May block."""
+        ...
