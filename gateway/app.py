@@ -90,7 +90,8 @@ def create_app(
             declare_query(handler)
     plugins: list[PluginProtocol] = []
     if observes_http:
-        from gateway.http.observed import http_plugin  # imported where it is wanted: a tenth of a gateway's start
+        # imported where it is wanted: a tenth of a gateway's start
+        from gateway.http.observed import http_plugin, with_roots
 
         plugins.append(http_plugin(routes, traces_reads=traces_reads))
     cors = _cors(cors_origins) if cors_origins else None
@@ -115,6 +116,8 @@ def create_app(
         logging_config=None,
     )
     app.asgi_handler = cross_origin(app.asgi_handler, cors)
+    if observes_http:
+        app.asgi_handler = with_roots(app.asgi_handler)
     return app
 
 

@@ -33,7 +33,7 @@ from gateway.placing.overload import Overloaded
 from gateway.services import Services
 from ops.artifacts import StorageFailed
 from ops.nats.errors import TransportUnavailable
-from ops.telemetry.tracing import current_span, traceparent_of
+from ops.telemetry.tracing import below_root, current_root, current_span, traceparent_of
 
 RETRY_SOON_S: Final = 5.0
 
@@ -114,15 +114,16 @@ async def generate(request: CallerRequest, services: NamedDependency[Services]) 
     priority = class_of(accepted.priority, request.headers.getall("priority", []), request.user.key)
     preferred = Preferences.of(request.headers.getall("prefer", []), wait_max_s=MAX_WAIT_S)
     try:
-        snapshot = await services.admission.accept(
-            accepted,
-            caller=request.user.name,
-            key=key,
-            priority=priority,
-            traceparent=traceparent_of(current_span()) or _traceparent(request.headers.get("traceparent")),
-            until_gone=None if preferred.responds_async else partial(_until_gone, request),
-            hold_s=_left_s(preferred, since_s),
-        )
+        with below_root():
+            snapshot = await services.admission.accept(
+                accepted,
+                caller=request.user.name,
+                key=key,
+                priority=priority,
+                traceparent=traceparent_of(current_root()) or _traceparent(request.headers.get("traceparent")),
+                until_gone=None if preferred.responds_async else partial(_until_gone, request),
+                hold_s=_left_s(preferred, since_s),
+            )
     except StorageFull as error:
         raise ProblemError(
             "storage_full",

@@ -1,5 +1,5 @@
 """A duration for every HTTP request, and a span for those that make or change a task, by Litestar's OpenTelemetry
-plugin."""
+plugin; and the root of each task's trace."""
 
 import os
 import re
@@ -8,8 +8,14 @@ from typing import Any, Final
 
 from litestar.handlers import HTTPRouteHandler
 from litestar.plugins.opentelemetry import OpenTelemetryConfig, OpenTelemetryPlugin
-from litestar.types import Scope
+from litestar.types import ASGIApp, Receive, Scope, Send
 from opentelemetry import context, trace
+from opentelemetry.propagate import extract
+
+from ops.telemetry.tracing import current_root, root
+
+ACCEPT: Final = "accept"
+MAKES_A_TASK: Final = ("POST", "/generate")
 
 # Probes and scrapes come every few seconds for ever, and the page is no part of anybody's task.
 _UNTRACED: Final = trace.NonRecordingSpan(trace.INVALID_SPAN_CONTEXT)
@@ -35,7 +41,7 @@ def http_plugin(routes: Iterable[object], *, traces_reads: bool = False) -> Open
     return OpenTelemetryPlugin(
         OpenTelemetryConfig(
             scope_span_details_extractor=describe,
-            tracer_provider=None if traces_reads else _WithoutReads(),
+            tracer_provider=_BelowRoots(traces_reads=traces_reads),
             exclude=_UNOBSERVED,
             exclude_spans=["receive", "send"],
         )
@@ -47,21 +53,42 @@ def changes_a_task(method: str, route: str) -> bool:
     return method not in {"GET", "HEAD", "OPTIONS"} and re.match(r"/(generate|tasks)(/|$)", route) is not None
 
 
-class _WithoutReads(trace.TracerProvider):
-    """The process's provider for requests that make or change a task; the others have no span, and are timed."""
+def with_roots(app: ASGIApp) -> ASGIApp:
+    """*app*, where a request for a generation is below a root, which is sent before there is a task (ADR 0036)."""
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if (scope.get("method"), scope["path"]) != MAKES_A_TASK:
+            await app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        with root(ACCEPT, extract(headers)):
+            await app(scope, receive, send)
+
+    return serve
+
+
+class _BelowRoots(trace.TracerProvider):
+    """The process's provider, for requests that make or change a task or, with *traces_reads*, for all of them; others
+    have no span, and are timed."""
+
+    def __init__(self, *, traces_reads: bool) -> None:
+        self._traces_reads = traces_reads
 
     def get_tracer(self, *args: Any, **kwargs: Any) -> trace.Tracer:
-        return _TracerWithoutReads(trace.get_tracer_provider().get_tracer(*args, **kwargs))
+        return _Tracer(trace.get_tracer_provider().get_tracer(*args, **kwargs), traces_reads=self._traces_reads)
 
 
-class _TracerWithoutReads(trace.NoOpTracer):
-    def __init__(self, tracer: trace.Tracer) -> None:
-        self._tracer = tracer
+class _Tracer(trace.NoOpTracer):
+    def __init__(self, tracer: trace.Tracer, *, traces_reads: bool) -> None:
+        self._tracer, self._traces_reads = tracer, traces_reads
 
     def start_span(self, name: str, context: context.Context | None = None, *args: Any, **kwargs: Any) -> trace.Span:
         method, _, route = name.partition(" ")
-        if not changes_a_task(method, route):
+        if not self._traces_reads and not changes_a_task(method, route):
             return _UNTRACED
+        above = current_root()
+        if above.get_span_context().is_valid:
+            context = trace.set_span_in_context(above, context)
         return self._tracer.start_span(name, context, *args, **kwargs)
 
 

@@ -5,8 +5,6 @@ Each of them can be made again: the server, or the record that stands, shows wha
 
 from datetime import UTC, datetime, timedelta
 
-from msgspec.structs import replace
-
 from contracts.tasks import GenerationTask, UnreadableTask, decode_task_of, encode_task
 from contracts.topology import DEGRADED_MAX_AGE_S, work_stream, work_subject
 from gateway.boards.snapshots import Snapshot
@@ -15,7 +13,7 @@ from gateway.placing.retries import until_answered
 from ops.nats.client import Ack
 from ops.nats.errors import StreamFull, TransportUnavailable, WrongRevision
 from ops.nats.link import NatsLink
-from ops.telemetry.tracing import PRODUCER, TRACEPARENT, message_name, of_message, span, traceparent_of
+from ops.telemetry.tracing import PRODUCER, TRACEPARENT, message_name, of_message, of_task, send_root, span
 
 
 class Queueing:
@@ -33,11 +31,8 @@ class Queueing:
         subject = work_subject(task.route, task.model, task.id)
         stream = work_stream(task.route, task.model)
         message = of_message(task, "publish", stream)
-        with span(message_name("publish", stream), message, kind=PRODUCER) as current:
-            # whoever works on the task goes on below this span; without an exporter here, below the caller's
-            traceparent = traceparent_of(current)
-            if traceparent is not None:
-                task = replace(task, traceparent=traceparent)
+        await send_root(of_task(task))  # from here on, others may add to its trace
+        with span(message_name("publish", stream), message, kind=PRODUCER):
             ack = await self._send(task, subject)
             return await self._queued_before(task, stream, ack) if ack.duplicate else task
 

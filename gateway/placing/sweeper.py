@@ -283,9 +283,9 @@ class Sweeper:
         subject = work_subject(task.route, task.model, task.id)
         stream = work_stream(task.route, task.model)
         message = of_message(task, "publish", stream)
-        with span(message_name("publish", stream), message, traceparent=_continued(task), kind=PRODUCER) as current:
-            traceparent = traceparent_of(current) or task.traceparent
-            headers = None if traceparent is None else {TRACEPARENT: traceparent}
+        # whoever takes it goes on below the root: this gateway's own spans are lost where it is killed (ADR 0036)
+        headers = None if task.traceparent is None else {TRACEPARENT: task.traceparent}
+        with span(message_name("publish", stream), message, traceparent=_continued(task), kind=PRODUCER):
             await self._link.messages.publish(subject, encode_task(task), message_id=task.message_id, headers=headers)
 
 
@@ -316,7 +316,7 @@ def record_lost(task: GenerationTask, now: datetime) -> Attributes:
 
 
 def _continued(task: GenerationTask) -> str | None:
-    """Where *task*'s trace goes on: below what is done to it now, or where it was accepted."""
+    """What the sending of *task* is below: what is done to it now, or its root."""
     return traceparent_of(current_span()) or task.traceparent
 
 

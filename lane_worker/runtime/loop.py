@@ -181,8 +181,7 @@ class WorkLoop:
         attributes = of_message(task, "process", self._stream) | of_attempt(task)
         # beside what follows and not below it: they are sent while it runs
         claimed_at = datetime.now(UTC)
-        # From when the server had stored it: at `queued_at` its parent, the sending, had not begun.
-        queue_wait = record("queue.wait", message.metadata.timestamp, claimed_at, of_task(task), traceparent=sender)
+        queue_wait = record("queue.wait", task.queued_at, claimed_at, of_task(task), traceparent=sender)
         record("claim", delivered_at, claimed_at, of_task(task), traceparent=queue_wait)
         itself = task.attempt_traceparent
         with (

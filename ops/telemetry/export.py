@@ -23,9 +23,8 @@ import click
 import structlog
 from msgspec import Struct
 from opentelemetry import metrics, trace
-from opentelemetry.trace import SpanKind
 
-from ops.telemetry.tracing import OUTCOME, SUPERSEDED, chosen_id, switch_on
+from ops.telemetry.tracing import chosen_id, switch_on
 
 if TYPE_CHECKING:  # nothing of the SDK is imported where nothing is sent
     from opentelemetry.sdk.resources import Resource
@@ -37,7 +36,6 @@ FLUSH_S: Final = 2.0
 SILENT_S: Final = 60.0
 EXPORT_INTERVAL_S: Final = 15.0
 SPANS_WAIT_S: Final = 1.0
-ROOTS_EVERY_S: Final = 0.05
 PROTOCOL: Final = "http/protobuf"
 _IS_NUMBER: Final = re.compile(r"OTEL_\w+_(INTERVAL|TIMEOUT|DELAY|SIZE|LIMIT)")
 
@@ -162,40 +160,16 @@ def _serve(listen: Listen) -> Callable[[], None]:
 
 def _send_traces(role: str, instance: str) -> Callable[[], None]:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.trace import ReadableSpan
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    class Processor(BatchSpanProcessor):
-        """Sends what answered a request at once, for it is the root of what other processes send (ADR 0034)."""
-
-        def __init__(self, *given: Any, **options: Any) -> None:
-            super().__init__(*given, **options)
-            self._news, self._is_over = threading.Event(), threading.Event()
-            threading.Thread(target=self._send_roots, name="roots", daemon=True).start()
-
-        def on_end(self, span: ReadableSpan) -> None:
-            if (span.attributes or {}).get(OUTCOME) != SUPERSEDED:
-                super().on_end(span)
-                if span.kind is SpanKind.SERVER:
-                    self._news.set()
-
-        def shutdown(self) -> None:
-            self._is_over.set()
-            self._news.set()
-            super().shutdown()  # type: ignore[no-untyped-call]
-
-        def _send_roots(self) -> None:
-            while self._news.wait() and not self._is_over.is_set():
-                self._news.clear()
-                self.force_flush()
-                self._is_over.wait(ROOTS_EVERY_S)  # under load many go together
+    from ops.telemetry.sending import Sender
 
     # Of a process that is killed, what it had not sent is lost: the SDK's own default of 5 s is too long for that.
     delay_ms = float(os.environ.get("OTEL_BSP_SCHEDULE_DELAY") or SPANS_WAIT_S * 1e3)
     provider = tracer_provider(_resource(role, instance))
-    provider.add_span_processor(Processor(OTLPSpanExporter(), schedule_delay_millis=delay_ms))
+    sender = Sender(OTLPSpanExporter(), OTLPSpanExporter(), delay_ms=delay_ms)
+    provider.add_span_processor(sender)
     trace.set_tracer_provider(provider)
-    switch_on()
+    switch_on(sender.end_ahead)
     return provider.shutdown
 
 

@@ -7,7 +7,7 @@ or that was over before anybody knew that it mattered, is `record`ed afterwards 
 import contextlib
 import secrets
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -34,12 +34,20 @@ _is_on = False
 _task_id: ContextVar[str | None] = ContextVar("task_id", default=None)
 _propagator = TraceContextTextMapPropagator()
 _chosen_id: ContextVar[int | None] = ContextVar("span_id", default=None)
+_root: ContextVar[Span | None] = ContextVar("root", default=None)
 
 
-def switch_on() -> None:
-    """There is somebody from now on to whom spans are sent."""
-    global _is_on
-    _is_on = True
+async def _end(span: Span) -> None:
+    span.end()
+
+
+_end_ahead: Callable[[Span], Awaitable[None]] = _end
+
+
+def switch_on(end_ahead: Callable[[Span], Awaitable[None]]) -> None:
+    """There is somebody from now on to whom spans are sent. *end_ahead* ends a span, and returns when they have it."""
+    global _is_on, _end_ahead
+    _is_on, _end_ahead = True, end_ahead
 
 
 def span(
@@ -135,6 +143,50 @@ def chosen_id() -> int:
     """The id of the span that begins now: the one that it is to be known by, or a random one."""
     chosen = _chosen_id.get()
     return _random_id() if chosen is None else chosen
+
+
+@contextlib.contextmanager
+def root(name: str, context: Context) -> Iterator[None]:
+    """The span that other processes go below, around the block and in *context*, which may hold a caller's span.
+
+    It ends where the block calls `send_root`, else with the block, and is nobody's current span by itself.
+    """
+    if not _is_on:
+        yield
+        return
+    begun = _tracer.start_span(name, context)
+    token = _root.set(begun)
+    try:
+        yield
+    finally:
+        _root.reset(token)
+        if begun.is_recording():
+            begun.end()
+
+
+def current_root() -> Span:
+    """The root that this code runs for, which may have ended; an invalid span where there is none."""
+    return _root.get() or trace.INVALID_SPAN
+
+
+def below_root() -> contextlib.AbstractContextManager[Span]:
+    """Spans of the block go below the root: one that lasts longer may never come, and they would have no parent."""
+    begun = _root.get()
+    if begun is None:
+        return _NO_SPAN
+    return trace.use_span(begun, record_exception=False, set_status_on_exception=False)
+
+
+async def send_root(attributes: Attributes) -> None:
+    """Ends the root, with *attributes*, and returns when whoever keeps spans has it, or does not answer (ADR 0036).
+
+    To be awaited before another process can learn of the trace: none is without its root, then, whoever is killed.
+    Nothing where there is no root, or where it has ended.
+    """
+    begun = current_root()
+    if begun.is_recording():
+        begun.set_attributes(attributes)
+        await _end_ahead(begun)
 
 
 @contextlib.contextmanager

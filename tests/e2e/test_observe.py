@@ -2,6 +2,7 @@
 what was done are looked at span by span (design §11)."""
 
 import asyncio
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -141,9 +142,7 @@ def trace_of(stage: Stage, task: str) -> list[str]:
     """The trace of a task as paths from its root, each with who was there and what failed, sorted."""
     task_id = next(step.tasks[task] for step in stage.steps.values() if task in step.tasks)
     (root,) = [
-        span
-        for span in stage.collector.spans
-        if span.name == "POST /generate" and span.attributes.get("task.id") == task_id
+        span for span in stage.collector.spans if span.name == ROOT and span.attributes.get("task.id") == task_id
     ]
     spans = {span.span_id: span for span in stage.collector.trace(root.trace_id)}
     assert all(span.attributes["task.id"] == task_id for span in spans.values())
@@ -163,15 +162,15 @@ def trace_of(stage: Stage, task: str) -> list[str]:
 
 def operation(span: SeenSpan) -> str:
     """Its name, without the stream that a message went through."""
-    return span.name.partition(" ")[0]
+    return re.sub(r" (LANE_\w+|DEGRADED)$", "", span.name)
 
 
 def below(parent: str, service: str, *names: str) -> list[str]:
     return [f"{parent} > {name} ({service})" for name in names]
 
 
-ROOT = "POST /generate"
-PUBLISHED = f"{ROOT} > publish"
+ROOT = "accept"
+REQUEST = "POST /generate"
 WAITED = ("queue.wait", "queue.wait > claim")
 INFERRED = ("inference", "cleanup")
 FINISHED = (*INFERRED, "encode", "store", "settle")
@@ -179,63 +178,61 @@ SWAPPED = ("swap.release", "swap.verify", "load")
 
 
 def accepted(*more: str, error: str = "") -> list[str]:
-    root = ROOT + error
-    return [f"{root} (gateway)", *below(root, "gateway", "route", "publish", "record", *more)]
+    return [f"{ROOT} (gateway)", *below(ROOT, "gateway", REQUEST + error, "route", "publish", "record", *more)]
 
 
-def served(published: str, service: str, *inside: str, error: str = "") -> list[str]:
+def served(service: str, *inside: str, error: str = "") -> list[str]:
     return [
-        *below(published, service, *WAITED, f"process{error}"),
-        *below(f"{published} > process{error}", service, *inside),
+        *below(ROOT, service, *WAITED, f"process{error}"),
+        *below(f"{ROOT} > process{error}", service, *inside),
     ]
 
 
 DIED = " !gave_up: the pipeline host died"
 LOST = "inference !host_lost"
 TRACES = {
-    "lane": [*accepted(), *served(PUBLISHED, "lane", *FINISHED)],
-    "degraded": [*accepted(), *served(PUBLISHED, "degraded", *SWAPPED, *FINISHED)],
-    "swapped": [*accepted(), *served(PUBLISHED, "degraded", *SWAPPED, *FINISHED)],
+    "lane": [*accepted(), *served("lane", *FINISHED)],
+    "degraded": [*accepted(), *served("degraded", *SWAPPED, *FINISHED)],
+    "swapped": [*accepted(), *served("degraded", *SWAPPED, *FINISHED)],
     # FR-021 c: nobody claimed it at first; the degraded worker had its model already
     "rerouted": [
         *accepted(),
-        *below(PUBLISHED, "gateway", "reroute", "reroute > publish"),
-        *served(f"{PUBLISHED} > reroute > publish", "degraded", *FINISHED),
+        *below(ROOT, "gateway", "reroute", "reroute > publish"),
+        *served("degraded", *FINISHED),
     ],
     "cancelled": [
         *accepted(),
-        *below(PUBLISHED, "gateway", "cancel !cancelled"),
-        *served(PUBLISHED, "lane", *INFERRED, error=" !cancelled"),
+        *below(ROOT, "gateway", "cancel !cancelled"),
+        *served("lane", *INFERRED, error=" !cancelled"),
     ],
     "requeued": [
         *accepted(),
         # the lane was killed: whoever found that tells its attempt
-        *below(PUBLISHED, "gateway", "process !worker_lost", "requeue", "requeue > publish"),
-        *served(f"{PUBLISHED} > requeue > publish", "degraded", *FINISHED),
+        *below(ROOT, "gateway", "process !worker_lost", "requeue", "requeue > publish"),
+        *served("degraded", *FINISHED),
     ],
     # two attempts, and the host of each is killed
     "failed": [
         *accepted(),
-        *served(PUBLISHED, "degraded", LOST, error=DIED),
-        *below(PUBLISHED, "gateway", "requeue", "requeue > publish", "expire !worker_lost"),
-        *served(f"{PUBLISHED} > requeue > publish", "degraded", *SWAPPED, LOST, error=DIED),
+        *served("degraded", LOST, error=DIED),
+        *below(ROOT, "gateway", "requeue", "requeue > publish", "expire !worker_lost"),
+        *served("degraded", *SWAPPED, LOST, error=DIED),
     ],
 }
 
 
 @pytest.mark.parametrize("task", TRACES)
 def test_a_task_is_one_trace(stage: Stage, task: str) -> None:
-    """From `POST /generate` to its end, through NATS, the worker and what its pipeline host reported."""
+    """From its request to its end, through NATS, the worker and what its pipeline host reported."""
     found = trace_of(stage, task)
     perhaps = [f"{ROOT} > hold (gateway)"]  # unless the worker was faster than the answer
     if task == "requeued":  # a worker that is killed takes with it what it has not sent
-        perhaps += below(PUBLISHED, "lane", *WAITED)
+        perhaps += below(ROOT, "lane", *WAITED)
     assert [line for line in found if line not in perhaps] == sorted(TRACES[task])
 
 
 def test_a_request_that_waited_too_long_is_one_failed_trace(stage: Stage) -> None:
-    root = f"{ROOT} !error"
-    ended = f"{root} > publish > expire !queue_overloaded"
+    ended = f"{ROOT} > expire !queue_overloaded"
     found = [line for line in trace_of(stage, "overloaded") if not line.startswith(ended)]
     assert found == sorted([*accepted("hold", error=" !error")])
     # whoever was first: a sweeper, the held request itself, or the worker that took it too late
@@ -373,11 +370,11 @@ def test_a_refusal_by_depth_names_what_was_full(stage: Stage) -> None:
     full = [span for span in stage.collector.spans if operation(span) == "publish" and span.error == "StreamFull"]
     # a queue that was full a moment ago refuses the next request without being asked, so without this span
     assert 1 <= len(full) <= stage.collector.value("warmlane.requests.overloaded", limit="depth")
-    roots = {span.span_id: span for span in stage.collector.spans if span.name == ROOT}
+    requests = {span.trace_id: span for span in stage.collector.spans if span.name == REQUEST}
     for span in full:
-        root = roots[span.parent_id]
-        assert (root.error, root.attributes["warmlane.problem.code"]) == ("error", "queue_overloaded")
-        assert root.attributes["http.response.status_code"] == 503
+        request = requests[span.trace_id]
+        assert (request.error, request.attributes["warmlane.problem.code"]) == ("error", "queue_overloaded")
+        assert request.attributes["http.response.status_code"] == 503
 
 
 def test_log_lines_lead_to_their_trace(stage: Stage) -> None:

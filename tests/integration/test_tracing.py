@@ -148,29 +148,27 @@ def test_an_attempt_that_another_process_recorded_is_not_sent_twice(collector: C
     assert [span.attributes["warmlane.outcome"] for span in collector.spans] == ["cancelled"]
 
 
-ANSWERED = """
+ATTEMPTED = """
 import sys
 from opentelemetry.trace import SpanKind
 from ops.telemetry.export import exporting
 from ops.telemetry.tracing import span
 
 with exporting("test", instance="test"):
-    with span("GET /", kind=SpanKind.INTERNAL):
-        pass
-    with span("POST /generate", kind=SpanKind.SERVER), span("publish"):
+    with span("process", kind=SpanKind.CONSUMER), span("inference"):
         pass
     sys.stdin.read()
 """
 
 
-def test_a_process_that_is_killed_has_sent_the_root_of_what_it_answered(collector: Collector) -> None:
-    """At once, and what is below it: what other processes tell of the task is never without its root."""
+def test_the_end_of_an_attempt_is_sent_at_once(collector: Collector) -> None:
+    """With what is below it: a worker that is killed then leaves nothing without its parent (ADR 0036)."""
     environment = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.url}/v1/traces"}
     environment |= {"OTEL_BSP_SCHEDULE_DELAY": "600000"}  # so long the others may wait
-    command = [sys.executable, "-c", ANSWERED]
+    command = [sys.executable, "-c", ATTEMPTED]
     process = subprocess.Popen(command, cwd=ROOT, env=clean_environment() | environment, stdin=subprocess.PIPE)
     try:
-        eventually_sync(lambda: {"POST /generate", "publish"} <= {span.name for span in collector.spans})
+        eventually_sync(lambda: {"process", "inference"} <= {span.name for span in collector.spans})
     finally:
         process.kill()
         process.wait()

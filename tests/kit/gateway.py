@@ -55,7 +55,7 @@ class GatewayProcess:
         self.nats: NatsServer = NatsServer(folder / "nats") if beside is None else beside.nats
         self._process: subprocess.Popen[bytes] | Forked | None = None
 
-    def start(self, *options: str) -> None:
+    def start(self, *options: str, **environment: str) -> None:
         """Starts the server on the first call, and a gateway that answers when this returns."""
         arguments = [
             "gateway",
@@ -67,12 +67,12 @@ class GatewayProcess:
             str(self.data_dir),
         ]
         with self.log_file.open("ab") as log:
-            environment = clean_environment()
+            env = clean_environment() | environment
             if self._forked:
-                self._process = Forked(*arguments, *options, stdout=log, stderr=log, env=environment)
+                self._process = Forked(*arguments, *options, stdout=log, stderr=log, env=env)
             else:
                 command = warmlane_command(*arguments, *options)
-                self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+                self._process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
         eventually_sync(self._answers)
 
     def _answers(self) -> bool:
@@ -90,6 +90,13 @@ class GatewayProcess:
 
     def log(self) -> str:
         return self.log_file.read_text()
+
+    def kill(self) -> None:
+        """`kill -9`, and it is dead when this returns."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(timeout=BOUND_S)
+        self._process = None
 
     def stop(self) -> None:
         if self._process is not None:
@@ -206,8 +213,8 @@ class System:
 
 
 @contextlib.asynccontextmanager
-async def fresh_system(folder: Path, settings: Path) -> AsyncIterator[System]:
-    """A system of its own, with *settings*."""
+async def fresh_system(folder: Path, settings: Path, **environment: str) -> AsyncIterator[System]:
+    """A system of its own, with *settings*, and a gateway with *environment*."""
     gateway = GatewayProcess(folder)
     async with contextlib.AsyncExitStack() as leave:
         leave.callback(gateway.nats.stop)
@@ -216,6 +223,7 @@ async def fresh_system(folder: Path, settings: Path) -> AsyncIterator[System]:
         leave.push_async_callback(link.close)
         await provision(link, wanted(load_settings(settings).catalog("tiny"), keep_s=KEEP_S))
         leave.callback(gateway.stop)
-        await asyncio.to_thread(gateway.start, "--settings", str(settings), "--keep", f"{KEEP_S:g}s")
+        options = ("--settings", str(settings), "--keep", f"{KEEP_S:g}s")
+        await asyncio.to_thread(lambda: gateway.start(*options, **environment))
         http = await leave.enter_async_context(httpx.AsyncClient(base_url=gateway.url, timeout=BOUND_S))
         yield System(gateway, link, http)
