@@ -1,31 +1,24 @@
-"""`POST /generate`: parse, check, submit, reply. HTTP only."""
+"""`POST /generate`: read, submit, reply. HTTP only."""
 
-import asyncio
 import re
 import time
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from litestar import Response, post
 from litestar.di import NamedDependency
 from litestar.openapi import ResponseSpec
 
 from contracts.api.tasks import TaskView
-from contracts.generation.body import MalformedBody, beside_image_bytes, parse_body
-from contracts.generation.errors import InvalidRequest
-from contracts.generation.request import AcceptedRequest, validate
 from contracts.topology import DEGRADED_MAX_MSGS
 from gateway.boards.storage import RETRY_AFTER_S, StorageFull
 from gateway.http.access import needs
 from gateway.http.answers import JsonAnswer
-from gateway.http.body import COSTLY_BYTES, read_body, require_json
-from gateway.http.conditions import conditions_of, require_to_change
 from gateway.http.lookup import CallerRequest, awaited, etag_of, shown
 from gateway.http.openapi.operations import GenerateOperation, problem_responses
-from gateway.http.preferences import MAX_WAIT_S, Preferences
-from gateway.http.priority import class_of
+from gateway.http.preferences import Preferences
 from gateway.http.problems import ProblemError, answer_of
-from gateway.http.queries import require_known_query
+from gateway.http.submission import read_submission
 from gateway.http.views import root_of, task_url
 from gateway.placing.admission import KeyReused
 from gateway.placing.hold import CallerGone
@@ -37,7 +30,6 @@ from ops.telemetry.tracing import below_root, current_root, current_span, tracep
 
 RETRY_SOON_S: Final = 5.0
 
-_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -74,7 +66,7 @@ async def generate(request: CallerRequest, services: NamedDependency[Services]) 
     gives up its place. With `Prefer: respond-async` the answer is `202` at once, and a task that is not taken in time
     ends as `failed` with the code `queue_overloaded`.
 
-    Every wrong field is listed at once, before anything is written. Where `GET /settings` tells the `enforcement`
+    Every wrong field is listed at once, before anything is written. Where `GET /settings` gives the `enforcement`
     `report` for a model, another number for a fixed parameter is not wrong: the fixed one is used, and `warnings` says
     so.
 
@@ -87,77 +79,24 @@ async def generate(request: CallerRequest, services: NamedDependency[Services]) 
     queue_overloaded` the same key makes a new task.
     """
     since_s = time.monotonic()
-    body = await read_body(request)
-    beside_image = beside_image_bytes(body)
-    if beside_image > services.beside_image_max_bytes:
-        limit = f"at most {services.beside_image_max_bytes} may be"
-        raise ProblemError("body_too_large", f"{beside_image} bytes of it are not the image; {limit}")
-    is_costly = len(body) > COSTLY_BYTES
-    if is_costly:
-        request.auth.take()
-    require_json(request)
-    require_known_query(request.scope)
-    key = request.headers.get("idempotency-key")
-    if key is not None and not _KEY.fullmatch(key):
-        raise ProblemError("invalid_query", "Idempotency-Key: 1 to 255 printable ASCII characters without blanks")
-    try:
-        accepted = await asyncio.to_thread(_accepted, body, services) if is_costly else _accepted(body, services)
-    except MalformedBody as error:
-        raise ProblemError("malformed_body", str(error)) from error
-    except InvalidRequest as error:
-        count = len(error.errors)
-        detail = f"{count} field{'s are' if count > 1 else ' is'} wrong; see errors"
-        raise ProblemError("validation_failed", detail, errors=error.errors) from error
-    if not is_costly:
-        request.auth.take()
-    require_to_change(conditions_of(request), None)
-    priority = class_of(accepted.priority, request.headers.getall("priority", []), request.user.key)
-    preferred = Preferences.of(request.headers.getall("prefer", []), wait_max_s=MAX_WAIT_S)
+    submission = await read_submission(request, services)
+    preferred = submission.preferred
     try:
         with below_root():
             snapshot = await services.admission.accept(
-                accepted,
+                submission.accepted,
                 caller=request.user.name,
-                key=key,
-                priority=priority,
+                key=submission.key,
+                priority=submission.priority,
                 traceparent=traceparent_of(current_root()) or _traceparent(request.headers.get("traceparent")),
                 until_gone=None if preferred.responds_async else partial(_until_gone, request),
                 hold_s=_left_s(preferred, since_s),
             )
-    except StorageFull as error:
-        raise ProblemError(
-            "storage_full",
-            "the queue has no room for more requests, and nothing of this one was stored; try again later",
-            retry_after_s=RETRY_AFTER_S,
-        ) from error
-    except KeyReused as error:
-        raise ProblemError(
-            "idempotency_key_reused", "this Idempotency-Key came with another body before; use a new key"
-        ) from error
     except Overloaded as error:
-        if error.task_id is not None:
-            current_span().set_attribute("task.id", error.task_id)
-        reasons = {
-            "depth": f"{DEGRADED_MAX_MSGS} requests are waiting already",
-            "wait": f"no worker took the request within {services.catalog.windows.wait_limit_s:g} s; it will not run",
-        }
-        refusal = ProblemError(
-            "queue_overloaded",
-            f"{reasons[error.limit]}; try again after the time in Retry-After",
-            limit=error.limit,
-            retry_after_s=error.retry_after_s,
-            instance=None if error.task_id is None else task_url(root_of(request), error.task_id),
-        )
-        return answer_of(refusal)  # type: ignore[return-value]  # what a busy gateway answers most often
-    except CallerGone as error:  # nobody reads the answer
-        raise ProblemError("malformed_body", "the caller hung up") from error
-    except StorageFailed as error:
-        raise _again("storage_unavailable", "the image could not be stored; the request will not run") from error
-    except TransportUnavailable as error:
-        hint = "the same request with the same Idempotency-Key is safe" if key else "use an Idempotency-Key"
-        raise _again(
-            "transport_unavailable", f"the queue did not answer; {hint} to try again", outcome="unknown"
-        ) from error
+        # a busy gateway answers this most often: it is returned, and not raised
+        return answer_of(_overloaded(error, request, services))  # type: ignore[return-value]
+    except _NOT_ACCEPTED as error:
+        raise _problem(error, has_key=submission.key is not None) from error
     current_span().set_attributes({"task.id": snapshot.task.id, "model": snapshot.task.model})
     left_s = _left_s(preferred, since_s)
     if left_s:
@@ -175,19 +114,50 @@ def _left_s(preferred: Preferences, since_s: float) -> float | None:
     return max(0.0, preferred.wait_s - (time.monotonic() - since_s))
 
 
-def _accepted(body: bytes, services: Services) -> AcceptedRequest:
-    return validate(parse_body(body), services.catalog)
-
-
 async def _until_gone(request: CallerRequest) -> None:
     # the body has been read: what is still received is that the client hung up
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-def _again(code: str, detail: str, **extra: Any) -> ProblemError:
-    return ProblemError(code, detail, retry_after_s=RETRY_SOON_S, **extra)
-
-
 def _traceparent(header: str | None) -> str | None:
     return header if header is not None and _TRACEPARENT.fullmatch(header) else None
+
+
+def _overloaded(error: Overloaded, request: CallerRequest, services: Services) -> ProblemError:
+    if error.task_id is not None:
+        current_span().set_attribute("task.id", error.task_id)
+    reasons = {
+        "depth": f"{DEGRADED_MAX_MSGS} requests are waiting already",
+        "wait": f"no worker took the request within {services.catalog.windows.wait_limit_s:g} s; it will not run",
+    }
+    return ProblemError(
+        "queue_overloaded",
+        f"{reasons[error.limit]}; try again after the time in Retry-After",
+        limit=error.limit,
+        retry_after_s=error.retry_after_s,
+        instance=None if error.task_id is None else task_url(root_of(request), error.task_id),
+    )
+
+
+_NotAccepted = StorageFull | KeyReused | CallerGone | StorageFailed | TransportUnavailable
+_NOT_ACCEPTED: Final = (StorageFull, KeyReused, CallerGone, StorageFailed, TransportUnavailable)
+
+
+def _problem(error: _NotAccepted, *, has_key: bool) -> ProblemError:
+    match error:
+        case StorageFull():
+            detail = "the queue has no room for more requests, and nothing of this one was stored; try again later"
+            return ProblemError("storage_full", detail, retry_after_s=RETRY_AFTER_S)
+        case KeyReused():
+            detail = "this Idempotency-Key came with another body before; use a new key"
+            return ProblemError("idempotency_key_reused", detail)
+        case CallerGone():  # nobody reads the answer
+            return ProblemError("malformed_body", "the caller hung up")
+        case StorageFailed():
+            detail = "the image could not be stored; the request will not run"
+            return ProblemError("storage_unavailable", detail, retry_after_s=RETRY_SOON_S)
+        case TransportUnavailable():
+            hint = "the same request with the same Idempotency-Key is safe" if has_key else "use an Idempotency-Key"
+            detail = f"the queue did not answer; {hint} to try again"
+            return ProblemError("transport_unavailable", detail, retry_after_s=RETRY_SOON_S, outcome="unknown")

@@ -39,6 +39,14 @@ class KeyReused(Exception):
     """The Idempotency-Key belongs to another request."""
 
 
+class _QueueFull(Exception):
+    """*decision* sent a request to the degraded queue, which is full."""
+
+    def __init__(self, decision: RoutingDecision) -> None:
+        super().__init__(decision.outcome)
+        self.decision = decision
+
+
 class _Sender(Struct, frozen=True):
     """Who sends a request, and what they say beside it. *promised*: they are given the id at once, and not held."""
 
@@ -76,7 +84,7 @@ class Admission:
         self._catalog = catalog
         self._images = InputImages(link=link, artifacts=artifacts, tasks=tasks)
         self._queueing = Queueing(link=link, tasks=tasks)
-        self._overload = Overload(tasks=tasks, fallbacks=fallbacks, estimates=estimates)
+        self._overload = Overload(tasks=tasks, estimates=estimates)
 
     async def accept(
         self,
@@ -115,10 +123,13 @@ class Admission:
     async def _submit(self, request: AcceptedRequest, sender: _Sender) -> Snapshot:
         task_id, known = await self._identify(request, sender)
         if known is not None:
-            await self._images.complete(known.task, request)
             return known
         self._require_room()
-        task, found = await self._queue(request, sender, task_id)
+        try:
+            task, found = await self._queue(request, sender, task_id)
+        except _QueueFull as full:
+            await self._fallbacks.sent(request.model, full.decision, served=0)
+            raise self._overload.full(request.model) from full
         is_ours = _task_of(found).created_at == task.created_at  # and not an equal request's, which came first
         if is_ours:
             if task.route == "degraded" and task.decision is not None:
@@ -147,7 +158,7 @@ class Admission:
             if known is None:
                 return task_id, None
             if not known.task.was_refused:
-                return task_id, _same_request(known, request)
+                return task_id, await self._again(known, request)
             # a refused key may try again, under another id: the server still remembers the first one as a duplicate
             n += 1
 
@@ -155,22 +166,23 @@ class Admission:
         self, request: AcceptedRequest, sender: _Sender, task_id: str
     ) -> tuple[GenerationTask, GenerationTask | Snapshot]:
         """The task on the queue that routing chose, and what is queued there under its id, which an equal request may
-        have queued before. Raises Overloaded, TransportUnavailable."""
+        have queued before. Raises _QueueFull, TransportUnavailable."""
         now, lanes_passed = datetime.now(UTC), False
         while True:
-            with span("route", {"task.id": task_id, "model": request.model}) as current:
+            with span("route") as current:
                 route, decision = self._lanes.route(request.model, now, lanes_passed=lanes_passed)
-                current.set_attribute("warmlane.decision", decision.outcome)
+                decided = {"task.id": task_id, "model": request.model, "warmlane.decision": decision.outcome}
+                current.set_attributes(decided)
             # not for a request with a key, which may be queued already: the server knows its message before it counts
             if sender.key is None and route == "degraded" and self._overload.is_known_full(request.model):
-                raise await self._overload.full(request.model, decision)
+                raise _QueueFull(decision)
             task = self._task(request, sender, task_id, route, decision)
             try:
                 return task, await self._queueing.publish(task)
             except StreamFull as full:
                 if route == "degraded":
                     self._overload.note_refused()
-                    raise await self._overload.full(request.model, decision) from full
+                    raise _QueueFull(decision) from full
                 lanes_passed = True
 
     def _task(
@@ -200,9 +212,7 @@ class Admission:
 
     async def _record(self, found: GenerationTask | Snapshot, request: AcceptedRequest, *, is_ours: bool) -> Snapshot:
         if isinstance(found, Snapshot):
-            known = _same_request(found, request)
-            await self._images.complete(known.task, request)
-            return known
+            return await self._again(found, request)
         if found.request_sha256 != request.fingerprint:
             raise KeyReused
         if found.image_path is not None and request.image_content is not None:
@@ -211,6 +221,11 @@ class Admission:
             except StorageFailed as error:
                 return await self._images.refuse(found, error, is_ours=is_ours)
         return _same_request(await self._queueing.record(found), request)
+
+    async def _again(self, known: Snapshot, request: AcceptedRequest) -> Snapshot:
+        """*known*, which an equal request has made, and whose image may still be missing. Raises KeyReused."""
+        await self._images.complete(_same_request(known, request).task, request)
+        return known
 
 
 def _task_of(found: GenerationTask | Snapshot) -> GenerationTask:

@@ -4,11 +4,10 @@ import time
 from datetime import UTC, datetime
 from typing import Final, Literal
 
-from contracts.tasks import FailureCode, GenerationTask, RoutingDecision
+from contracts.tasks import FailureCode, GenerationTask
 from contracts.topology import DEGRADED_MAX_MSGS
 from gateway.boards.task_board import TaskBoard
 from gateway.placing.estimate import Estimates
-from gateway.placing.fallbacks import Fallbacks
 from ops.telemetry import metrics
 
 # While the queue looks full, the server is not asked again for this long after a refusal: it would refuse again.
@@ -43,9 +42,8 @@ def is_known_full(*, waiting: int, refused_ago_s: float, news_age_s: float) -> b
 class Overload:
     """Makes the refusals of one gateway, and counts them."""
 
-    def __init__(self, *, tasks: TaskBoard, fallbacks: Fallbacks, estimates: Estimates) -> None:
+    def __init__(self, *, tasks: TaskBoard, estimates: Estimates) -> None:
         self._tasks = tasks
-        self._fallbacks = fallbacks
         self._estimates = estimates
         self._refused_s = -FULL_FOR_S
         """When the server said last that the degraded queue is full."""
@@ -62,9 +60,8 @@ class Overload:
         """The server has just said that the degraded queue is full."""
         self._refused_s = time.monotonic()
 
-    async def full(self, model: str, decision: RoutingDecision) -> Overloaded:
-        """To be raised for a request for *model* that *decision* sends to the full degraded queue."""
-        await self._fallbacks.sent(model, decision, served=0)
+    def full(self, model: str) -> Overloaded:
+        """To be raised for a request for *model* that found the degraded queue full."""
         return self._overloaded("depth", model)
 
     def late(self, task: GenerationTask) -> Overloaded:

@@ -1,0 +1,71 @@
+"""What a client submits to `POST /generate`: read whole, and checked in the order of refusals (`access.py`)."""
+
+import asyncio
+import re
+from typing import Final
+
+from msgspec import Struct
+
+from contracts.generation.body import MalformedBody, beside_image_bytes, parse_body
+from contracts.generation.errors import InvalidRequest
+from contracts.generation.request import AcceptedRequest, validate
+from contracts.settings import Catalog
+from contracts.tasks import Priority
+from gateway.http.body import COSTLY_BYTES, read_body, require_json
+from gateway.http.conditions import conditions_of, require_to_change
+from gateway.http.lookup import CallerRequest
+from gateway.http.preferences import MAX_WAIT_S, Preferences
+from gateway.http.priority import class_of
+from gateway.http.problems import ProblemError
+from gateway.http.queries import require_known_query
+from gateway.services import Services
+
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+class Submission(Struct, frozen=True):
+    """An accepted request, and what its headers say beside it. *key* is the Idempotency-Key, if there is one."""
+
+    accepted: AcceptedRequest
+    key: str | None
+    priority: Priority
+    preferred: Preferences
+
+
+async def read_submission(request: CallerRequest, services: Services) -> Submission:
+    """What *request* submits. Nothing is written. Raises HTTPException (413), ProblemError."""
+    body = await read_body(request)
+    beside_image = beside_image_bytes(body)
+    if beside_image > services.beside_image_max_bytes:
+        limit = f"at most {services.beside_image_max_bytes} may be"
+        raise ProblemError("body_too_large", f"{beside_image} bytes of it are not the image; {limit}")
+    is_costly = len(body) > COSTLY_BYTES
+    if is_costly:
+        request.auth.take()
+    require_json(request)
+    require_known_query(request.scope)
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise ProblemError("invalid_query", "Idempotency-Key: 1 to 255 printable ASCII characters without blanks")
+    catalog = services.catalog
+    accepted = await asyncio.to_thread(_accepted, body, catalog) if is_costly else _accepted(body, catalog)
+    if not is_costly:
+        request.auth.take()
+    require_to_change(conditions_of(request), None)
+    return Submission(
+        accepted=accepted,
+        key=key,
+        priority=class_of(accepted.priority, request.headers.getall("priority", []), request.user.key),
+        preferred=Preferences.of(request.headers.getall("prefer", []), wait_max_s=MAX_WAIT_S),
+    )
+
+
+def _accepted(body: bytes, catalog: Catalog) -> AcceptedRequest:
+    try:
+        return validate(parse_body(body), catalog)
+    except MalformedBody as error:
+        raise ProblemError("malformed_body", str(error)) from error
+    except InvalidRequest as error:
+        count = len(error.errors)
+        detail = f"{count} field{'s are' if count > 1 else ' is'} wrong; see errors"
+        raise ProblemError("validation_failed", detail, errors=error.errors) from error
