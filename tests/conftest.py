@@ -25,7 +25,7 @@ from tests.kit.support import (
 )
 from tests.kit.system import UpProcess
 
-# As the pipeline hosts have it, which tests compare with what they compute themselves. Read when torch is imported.
+# The same setting as in the pipeline hosts, because tests compare their results. torch reads it when it is imported.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
 # A shell that starts the tests in the background has Ctrl-C ignored in all of their processes, also in those that a
@@ -35,8 +35,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The processes of pytest-xdist share what is started once for all tests; it ends with the one that starts them.
-    Whatever else one of them starts ends with that one."""
+    """The processes of pytest-xdist share what is started once for all tests; it ends with the process that starts
+    them. Everything else that one of them starts ends with that one."""
     reaper.watch()
     if not hasattr(config, "workerinput"):
         os.environ[SHARED_FOLDER] = str(shared_folder())

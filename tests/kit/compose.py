@@ -1,4 +1,5 @@
-"""compose.yaml as Docker Compose reads it: variables put in, services chosen by profile. For tests without an engine.
+"""compose.yaml as Docker Compose reads it, with variables put in and services chosen by profile. For tests without an
+engine.
 
 `tests/unit/ops/test_compose.py` holds this against Docker Compose itself, where there is one.
 """

@@ -17,7 +17,7 @@ class Message(Struct, frozen=True):
 
 
 class EventSource:
-    """Reads a stream piece by piece. *retry_ms*, *last_id*: what the stream told so far."""
+    """Reads a stream piece by piece. *retry_ms*, *last_id*: what the stream has set so far."""
 
     def __init__(self) -> None:
         self.retry_ms: int | None = None

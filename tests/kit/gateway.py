@@ -130,7 +130,7 @@ class System:
         return await self.http.post("/generate", json=body, headers=headers)
 
     async def submit(self, model: str = "anisora", *, image: str | None = None, **headers: str) -> dict[str, Any]:
-        """A task whose caller was told its id at once."""
+        """A task whose caller got its id at once."""
         response = await self.post(model, image=image, **{"prefer": "respond-async"} | headers)
         assert response.status_code == 202, response.text
         task: dict[str, Any] = response.json()
@@ -157,7 +157,7 @@ class System:
         return found
 
     async def claim(self, task_id: str, *, lease_s: float = 60) -> GenerationTask:
-        """Claims as a worker does that then says no word again: timer, record, ack."""
+        """Claims as a worker does, and then falls silent: timer, record, ack."""
         task, revision = await self.record(task_id)
         claimed = lifecycle.claim(task, owner="nonce", worker="by-hand", lease_s=lease_s, now=datetime.now(UTC))
         at = datetime.now(UTC) + timedelta(seconds=lease_s)

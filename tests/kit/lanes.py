@@ -102,13 +102,13 @@ class Lane:
 
 
 async def heartbeat_of(link: NatsLink, name: str) -> LaneHeartbeat | None:
-    """What the lane *name* said last."""
+    """The last report of the lane *name*."""
     entry = await link.entries.get(LANES, f"{name.partition('-')[0]}.{name}")
     return None if entry is None or entry.value is None else msgspec.json.decode(entry.value, type=LaneHeartbeat)
 
 
 class StateLog:
-    """What every lane told last, after each word of any of them, in the order in which the server had them."""
+    """The last report of every lane, after each report of any of them, in the order in which the server stored them."""
 
     def __init__(self) -> None:
         self._now: dict[str, LaneHeartbeat] = {}
@@ -150,7 +150,7 @@ class LaneProcess(WorkerProcess):
 
 
 class CutWire:
-    """A TCP proxy. While it is cut, nothing passes and nobody is told: what was sent waits, as in a partition."""
+    """A TCP proxy. While it is cut, nothing passes and neither side notices: what was sent waits, as in a partition."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -190,5 +190,5 @@ class CutWire:
                 await self._passes.wait()
                 sink.write(content)
                 await sink.drain()
-            await self._passes.wait()  # the end of a connection is news, too
+            await self._passes.wait()  # the end of a connection must not pass either
         sink.close()

@@ -1,4 +1,4 @@
-"""What Warmlane tells Prometheus: every metric with its labels, and what these may hold. For dashboards and alerts."""
+"""What Warmlane reports to Prometheus: every metric with its labels and their values. For dashboards and alerts."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -26,9 +26,9 @@ METRICS: Final = {
     metric.prometheus_name: Metric(metric.prometheus_name, metric.kind, metric.labels) for metric in CATALOGUE.values()
 }
 
-# What every gateway tells alike, because it watches the same buckets: max or min over gateways, never a sum.
+# Every gateway reports these alike, because all watch the same buckets: max or min over gateways, never a sum.
 ALIKE: Final = frozenset(list(METRICS)[: list(METRICS).index("warmlane_requests_accepted_total")])
-# What every process tells of itself.
+# Every process reports these about itself.
 OWN: Final = frozenset(
     {
         "warmlane_background_trouble",
@@ -38,11 +38,11 @@ OWN: Final = frozenset(
         "warmlane_streams_went_back_total",
     }
 )
-# What is counted once, by whoever did it: the sum is the truth. Of a slot's memory its worker alone tells.
+# The process that did the work counts these once: the sum is the truth. Only its worker reports a slot's memory.
 COUNTED: Final = METRICS.keys() - ALIKE - OWN - {"warmlane_memory_after_cleanup_bytes"}
 
 _OUTCOMES: Final = ("done", *(code.value for code in FailureCode))
-# What a label may hold: of one metric, or of every one. An alert or a panel that asks for anything else is wrong.
+# The values that a label may have, in one metric or in all. An alert or a panel that asks for another value is wrong.
 VALUES: Final[dict[str, tuple[str, ...]]] = {
     "model": ("anisora", "phr00t"),
     "route": ("lane", "degraded"),

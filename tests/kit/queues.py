@@ -25,7 +25,7 @@ class Tally(Struct):
 
 
 class Simulation:
-    """Runs until *requests* have arrived; `tallies` and the busy shares tell what came of them.
+    """Runs until *requests* have arrived; `tallies` and the busy shares say what became of them.
 
     A task takes its model's service time, or one drawn from a gamma distribution around it with the coefficient of
     variation *spread*.

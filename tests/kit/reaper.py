@@ -1,4 +1,5 @@
-"""Whatever a test process starts ends with it, also where that is killed: no nats-server, fork server or gateway stays.
+"""Everything that a test process starts ends with it, even if it is killed: no nats-server, fork server or gateway
+stays.
 
 `watch` has a process beside this one wait for its end, and kill what carries this one's mark in its environment then.
 Children inherit the mark, however far below and in whatever session, and a fork keeps it. Signals to a group pass the
@@ -24,7 +25,7 @@ _RUN: Final = "TESTS_RUN"
 
 
 def watch() -> None:
-    """What this process starts from here on ends with it. A second call changes nothing."""
+    """From now on, everything that this process starts ends with it. A second call changes nothing."""
     mark = f"{os.getpid()}-{uuid.uuid4().hex}"
     above = [each for each in os.environ.get(MARKS, "").split(",") if each]
     if above and above[-1].startswith(f"{os.getpid()}-"):
@@ -37,19 +38,19 @@ def watch() -> None:
     assert watcher.stdout is not None
     with watcher.stdout as told:
         assert told.read(1), "nobody watches this process"
-    watcher.returncode = 0  # it outlives this process: nobody waits for it, and no warning says so
+    watcher.returncode = 0  # it outlives this process, so nobody waits for it, and Python need not warn of that
     os.environ[MARKS] = ",".join([*above, mark])
     if "PYTEST_XDIST_WORKER" not in os.environ:
         os.environ[_RUN] = os.environ[MARKS]
 
 
 def of_the_run() -> dict[str, str]:
-    """The marks of what all processes of pytest-xdist share: it ends with the one that starts them, and no sooner."""
+    """The marks of everything that the processes of pytest-xdist share: it ends with the process that starts them."""
     return {MARKS: os.environ[_RUN]} if _RUN in os.environ else {}
 
 
 def marked(mark: str) -> Iterator[psutil.Process]:
-    """What runs with *mark*, and what is below that."""
+    """The processes that run with *mark*, and their descendants."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if mark in process.environ().get(MARKS, "").split(","):
@@ -71,7 +72,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     watched = psutil.Process(int(sys.argv[1]))
     os.write(1, b"!")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever reads what the tests print waits for nobody
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a reader of the tests' output must not wait for this process
     os.dup2(1, 2)
     watched.wait()
     _kill_all(sys.argv[2])

@@ -100,7 +100,7 @@ class Worker:
             await self.loop.serve_one(self._stop)
 
     async def drain(self, *, unanswered_s: float = math.inf) -> None:
-        """As a worker that is told to go does; it returns when nothing is served any more."""
+        """Does what a worker does when it is asked to stop; returns when nothing is served any more."""
         self._stop.set()
 
         async def kill() -> None:

@@ -36,7 +36,7 @@ PORTS: Final = range(20_000, 32_000)
 PORTS_PER_PROCESS: Final = 1_500
 # How long the servers of tests keep what has ended.
 KEEP_S: Final = 3_600.0
-# By then something is broken. On a machine that others keep busy, starting a gateway once took 25 s.
+# After this time something is broken. On a machine that others keep busy, starting a gateway once took 25 s.
 BOUND_S: Final = 60.0
 # as `tests.kit.rogue_host.COMMAND`, without its import of torch
 ROGUE_HOST: Final = (sys.executable, "-m", "tests.kit.rogue_host")

@@ -32,7 +32,7 @@ class UpProcess:
     """What gives the command line of `warmlane`."""
 
     def __init__(self, folder: Path, *options: str, warm: Sequence[str] | None = None, **environment: str) -> None:
-        """*warm* names the models that get a warm lane, where `--lanes` does not tell."""
+        """*warm* names the models that get a warm lane, if `--lanes` does not say."""
         self.data_dir = folder / "data"
         self.output = folder / "up.log"
         self.port = free_port()

@@ -1,4 +1,4 @@
-"""A program on a terminal of its own, which it asks and draws on: what only people see, and no pipe.
+"""A program on a terminal of its own, on which it asks and draws: people see this, and a pipe does not.
 
 `python -m tests.kit.terminal COMMAND...` says `y` to all that it asks: the NATS CLI asks on terminals alone.
 """
@@ -47,7 +47,7 @@ class Terminal:
             return b""
         try:
             more = os.read(self._master, 4096)
-        except OSError:  # so Linux says that nobody is at the other end any more
+        except OSError:  # this is how Linux reports that nobody is at the other end any more
             return b""
         self.said += more
         for _ in range(more.count(_WHERE)):
@@ -55,7 +55,7 @@ class Terminal:
         return more
 
     def until(self, text: str) -> str:
-        """Returns once it has said *text*; all that it said since the last call."""
+        """Returns once it has printed *text*: everything that it printed since the last call."""
         deadline_s = time.monotonic() + BOUND_S
         while text.encode() not in self.said:
             self.read()
@@ -70,7 +70,7 @@ def main() -> None:
         while terminal.process.poll() is None:
             asked = asked or b"y/N" in terminal.said
             if not terminal.read() and asked:
-                terminal.type("y\r")  # again, until it is taken: what was typed too early is thrown away
+                terminal.type("y\r")  # repeated until it is accepted: the terminal throws away what was typed too early
         while terminal.read():
             pass
         sys.stdout.write(terminal.said.decode(errors="replace"))

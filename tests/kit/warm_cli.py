@@ -137,7 +137,7 @@ def _next_command(listener: socket.socket) -> list[str]:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         head, outputs, _, _ = socket.recv_fds(connection, NUMBER.size, 2)
         request = json.loads(connection.recv(NUMBER.unpack(head)[0], socket.MSG_WAITALL))
-        # in between is one that waits: only a parent is told how a process ended
+        # a process in between waits, because only a parent learns how a process ended
         pid = os.fork()
         if pid:
             connection.sendall(NUMBER.pack(pid))

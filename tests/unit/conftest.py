@@ -2,6 +2,6 @@
 
 from hypothesis import settings
 
-# a deadline would make a test fail because the machine is busy
+# a deadline would fail a test when the machine is busy
 settings.register_profile("warmlane", deadline=None)
 settings.load_profile("warmlane")

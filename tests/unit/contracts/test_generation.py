@@ -36,12 +36,12 @@ TEXT = st.characters(exclude_categories=["Cs"])
 
 
 def submit(body: Any, running: Catalog | None = None) -> AcceptedRequest:
-    """As the gateway does it: from bytes."""
+    """Parses a request from bytes, as the gateway does."""
     return validate(parse_body("".join(json_text(body)).encode()), running or catalog())
 
 
 def json_text(body: Any) -> Iterator[str]:
-    """Python writes an infinity as no parser reads it; 1e999 is the JSON that gives one."""
+    """JSON for *value*. Python writes an infinity in a form that no parser reads; in JSON 1e999 is one."""
     for piece in json.JSONEncoder().iterencode(body):
         # a piece that is a text ends with its quote
         yield piece.replace("Infinity", "1e999") if piece.endswith("Infinity") else piece
@@ -99,7 +99,7 @@ def valid_requests(entry: ModelEntry) -> st.SearchStrategy[dict[str, Any]]:
 
 
 def within(body: Mapping[str, Any], limits: VideoGenerationConstraints) -> bool:
-    """Whether the size as a whole is: that has tests of its own."""
+    """Whether the volume is within its limit, which has tests of its own."""
     sides = ("width", "height", "num_frames")
     volume = math.prod(int(body.get(name, getattr(limits, name).default)) for name in sides)
     return volume <= limits.max_volume
@@ -303,7 +303,7 @@ def test_a_bare_request_takes_the_fixed_and_default_values(model: str) -> None:
 
 
 def test_a_guided_request_without_a_negative_prompt_gets_its_models() -> None:
-    """And no other does; an Idempotency-Key takes the two ways to say the same for one request."""
+    """No other request gets it; and for an Idempotency-Key, the two ways to say the same are one request."""
     default = catalog("production").models["anisora"].constraints.negative_prompt.guided_default
     # the text of Wan's authors, at the commit that ADR 0028 names
     sha256 = hashlib.sha256(default.encode()).hexdigest()
@@ -597,7 +597,7 @@ def test_a_worker_refuses_a_wrong_fixed_value_whatever_the_enforcement() -> None
 
 
 def test_bodies_that_ask_for_different_values_have_different_fingerprints() -> None:
-    """An Idempotency-Key never leads to a task that says nothing of what this request asked for."""
+    """An Idempotency-Key never leads to a task whose warnings do not match this request."""
     reporting = catalog(enforcement="report")
     values = [1.0, 2, 3, 2.5, -2, 2**63, 10**300, 10**300 + 1, math.inf]
     prints = [submit(least("phr00t", cfg=value), reporting).fingerprint for value in values]

@@ -1,4 +1,4 @@
-"""What a client makes of the answers of another version."""
+"""How a client reads the answers of another version."""
 
 import json
 from typing import Any

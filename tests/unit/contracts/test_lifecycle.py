@@ -169,7 +169,8 @@ def test_a_reroute_is_a_new_placement_on_the_degraded_queue() -> None:
 
 
 def test_only_a_task_that_waits_and_was_promised_to_nobody_is_withdrawn() -> None:
-    """Invariants 1 and 6: a client that was given the id finds the task; nobody else does."""
+    """Invariants 1 and 6: a client that got the id finds the task, so only a task without such a client is
+    withdrawn."""
     before = pending_task(promised=False)
     after = lifecycle.withdraw(before, now=LATER)
     assert (after.status, after.withdrawn, after.was_refused) == (TaskStatus.FAILED, True, True)

@@ -1,4 +1,4 @@
-"""The bound on nesting is a number: the same for every interpreter, thread and parser, and exact."""
+"""The limit on nesting is an exact number, the same for every interpreter, thread and parser."""
 
 import json
 from collections.abc import Callable
@@ -84,7 +84,7 @@ def test_every_reader_refuses_deep_nesting(opening: bytes) -> None:
 
 
 def test_a_parser_that_asks_for_utf_8_gets_nothing_else() -> None:
-    """The standard library's guesses UTF-16, in which the brackets would be counted wrongly."""
+    """The standard library's parser guesses UTF-16, in which the brackets would be counted wrongly."""
     with pytest.raises(ValueError, match="Expecting"):
         loads('["a"]'.encode("utf-16-le"))
     assert loads(b'\xef\xbb\xbf["a"]') == ["a"]

@@ -49,7 +49,7 @@ def test_the_packaged_file_holds_the_fixed_parameters() -> None:
 
 
 def test_fixed_values_are_enforced_unless_the_settings_say_otherwise() -> None:
-    """FR-007; the other word is for docs/operate/rollback.md."""
+    """FR-007. docs/operate/rollback.md explains the other word."""
     for place in json.loads(PACKAGED)["models"].values():
         assert place["enforcement"] == "reject"
     reporting = parse_settings(changed("models/phr00t/enforcement", "report")).catalog("tiny").models
@@ -348,7 +348,7 @@ def test_an_image_is_asked_for_as_the_pipeline_takes_it(
 
 
 def test_the_documented_mega_build_is_a_settings_file() -> None:
-    """docs/models/models.md tells an operator which parts of the file to change."""
+    """docs/models/models.md says which parts of the file an operator changes."""
     text = (Path(__file__).parents[3] / "docs" / "models" / "models.md").read_text()
     (changes,) = re.findall(r"^```json\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     document = json.loads(PACKAGED)

@@ -149,7 +149,7 @@ def test_a_keyed_id_is_a_uuid_of_the_form_for_hashes(key: tuple[str, str, int]) 
 
 
 def test_keyed_ids_are_stable() -> None:
-    """A client retries over a deployment: the same key must go on giving the same id."""
+    """A client may retry across a deployment: the same key must still give the same id."""
     assert keyed_task_id("anonymous", "order-17") == "5d6c2221-1ff4-8bf9-93b8-94f3f5b1f2d4"
     assert keyed_task_id("anonymous", "order-17", 1) == "7c2c3761-7493-8b5f-8181-795a075cb717"
 

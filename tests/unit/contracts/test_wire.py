@@ -1,4 +1,4 @@
-"""What others wrote is read or refused: no bytes raise anything else, and no refusal shows what they hold."""
+"""What others wrote is read or refused: no bytes raise any other error, and no refusal shows their content."""
 
 import contextlib
 import json
@@ -272,7 +272,7 @@ def test_a_task_with_a_warning_and_versions_that_know_of_none() -> None:
     assert decode_task(written_back) == pending_task()
 
 
-# Never one more: what an older version wrote has to be readable, so a field that is added has a default.
+# Never add one: what an older version wrote has to stay readable, so a new field needs a default.
 REQUIRED: dict[Decode, str] = {
     decode_task: "id model parameters request_sha256 status route epoch created_at queued_at deadline_at",
     decode_heartbeat: "model worker state health_age_s slot pid started_at",

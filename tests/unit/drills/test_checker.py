@@ -219,7 +219,7 @@ def good(**changes: Any) -> History:
         ),
         pytest.param(
             good(
-                # it had ended, ran again, and was told as done in between
+                # it had ended, ran again, and was reported as done in between
                 lost=stored((CLAIMED, 1), (DONE, 2)),
                 revisions=stored((WAITING, 0), (requeued(CLAIMED, 12), 12), (REFUSED, 20)),
                 calls=(submit(), submit(kind="poll", status=200, task_status="done", ended_at=after(2.5))),

@@ -158,7 +158,7 @@ def test_what_was_never_seen_is_missed(changes: dict[str, object], never: int) -
 
 
 def test_where_nobody_saw_the_death_the_silence_alone_moves_routing() -> None:
-    """Not the word of a supervisor that was woken since."""
+    """The report of a supervisor that woke up later does not count."""
     unseen = replace(LOSS, how="lane killed, unseen", limit_s=3)
     told_later = [word for word in WORDS if word.at != after(0.05)]
     by_silence = judge(replace(GOOD, losses=[unseen], words=told_later))
@@ -168,7 +168,8 @@ def test_where_nobody_saw_the_death_the_silence_alone_moves_routing() -> None:
 
 
 def test_only_what_concerns_the_lane_counts() -> None:
-    """Not another model, nor a task that its lanes passed on, nor what came before the loss or after the next one."""
+    """Another model does not count, nor a task that its lanes passed on, nor anything before the loss or after the
+    next one."""
     others = [
         *decided([(0.01, "degraded: capacity"), (3, "lane")], model="phr00t"),
         *decided([(0.02, "degraded: capacity")], passed=True),

@@ -81,7 +81,7 @@ def test_a_gateway_on_the_loopback_is_open_until_the_first_key_and_never_again()
     keys.on_key(entry(SUBMIT))
     assert not keys.is_open
     assert keys.caller([]) is None
-    assert not keys.still_counts(ANYBODY)  # whoever came in before waits for nothing any more
+    assert not keys.still_counts(ANYBODY)  # a caller that was let in before gets nothing any more
     assert known(keys, BY_SUBMITTER)
     keys.on_key(entry(replace(SUBMIT, revoked_at=NOW), revision=2))
     assert not known(keys, BY_SUBMITTER)
@@ -140,7 +140,7 @@ def test_a_caller_sees_its_own_tasks_and_admin_sees_all() -> None:
 
 
 def test_nothing_is_done_for_somebody_elses_task() -> None:
-    """Whoever reads an overdue task runs its timer's handler: not for those who may not know of the task."""
+    """A read of an overdue task runs its timer's handler; but not for a caller who may not see the task."""
     task = replace(pending_task(), id=TASK_ID, caller="alice", deadline_at=NOW)
     looked = []
 
@@ -182,7 +182,7 @@ ROUTES = [(method, path) for method, path, _ in operations(TINY)]
 def test_what_a_route_needs(client: TestClient[Litestar], method: str, path: str) -> None:
     scope = "admin" if path.startswith("/admin/") else NEEDS[method, path]
     url = path.format(task_id=TASK_ID, model="anisora")
-    # /readyz asks what was not started; nothing else is let through to a handler here
+    # /readyz needs services that were not started; no other request reaches a handler here
     answer = client.request(method, url)
     if scope is None:
         assert answer.status_code != 401
@@ -202,7 +202,7 @@ def test_what_a_route_needs(client: TestClient[Litestar], method: str, path: str
         if method != "head":
             assert answer.json()["code"] == "forbidden"
             assert f"scope {scope}" in answer.json()["detail"]
-    # with a key that may, the request gets as far as the handler, which misses the services that were not started
+    # with a sufficient key, the request reaches the handler, which lacks the services that were not started
     for headers in (BY[scope], BY_ADMIN):
         assert client.request(method, url, headers=headers).status_code not in {401, 403}
 
@@ -320,7 +320,7 @@ def test_no_page_of_another_origin_may_call_unless_it_is_named() -> None:
         assert (refused.status_code, refused.headers["content-type"]) == (403, "application/problem+json")
         assert refused.json()["code"] == "cross_origin_refused"
         assert "--cors-origin" in refused.json()["detail"]
-        assert client.options("/generate", headers={"origin": PAGE}).status_code == 204  # no browser's question
+        assert client.options("/generate", headers={"origin": PAGE}).status_code == 204  # not a preflight request
 
 
 def test_a_page_that_is_named_may_call_with_a_key() -> None:

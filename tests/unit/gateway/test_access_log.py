@@ -1,4 +1,4 @@
-"""Which requests have a line, and what it says."""
+"""Which requests have a line in the access log, and what it says."""
 
 import asyncio
 import json
@@ -93,7 +93,7 @@ def test_a_line_says_who_asked_for_what_and_nothing_that_is_not_known() -> None:
 
 
 async def ask(log: AccessLog, app: Any, **headers: str) -> list[dict[str, Any]]:
-    """What *app* sends, below *log*, for a request with a query that is nobody's business."""
+    """What *app* sends, below *log*, for a request with a query that must not be logged."""
     sent: list[dict[str, Any]] = []
 
     async def send(message: Any) -> None:

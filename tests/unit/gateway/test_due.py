@@ -66,7 +66,7 @@ def test_rows_7_and_8_attempts(catalog: Catalog) -> None:
 
 
 def test_rows_7_and_8_workers_that_are_stopped_again_and_again(catalog: Catalog) -> None:
-    """Each costs the task nothing, and still it ends: a worker that leaves in each run is a fault as well."""
+    """Handing back costs the task nothing, and yet it ends: a worker that leaves in every run is a fault as well."""
     task, claims = pending_task(), 0
     while True:
         task = lifecycle.claim(task, owner="o", worker="w", lease_s=20, now=NOW)

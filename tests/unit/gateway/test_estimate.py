@@ -224,7 +224,7 @@ def test_the_place_on_the_degraded_queue(catalog: Catalog) -> None:
         QueuePlace(position=2, expected_wait_s=8.0),
         QueuePlace(position=3, expected_wait_s=18.0),
     ]
-    # the second would be taken after 8 s, when it has given up
+    # the second would be taken after 8 s, but it has given up by then
     late = replace(queue[1], deadline_at=after(33))
     scene.queues.take_in(late)
     assert scene.estimates.place(queue[2], now) == QueuePlace(position=3, expected_wait_s=8.0)
@@ -271,7 +271,7 @@ def test_retry_after_is_not_before_a_place_is_free(catalog: Catalog) -> None:
 
 
 def test_a_full_queue_has_room_when_the_first_of_it_gives_up(catalog: Catalog) -> None:
-    """What runs takes 20 s, but who waits longest is gone in 9.5 s."""
+    """The running task takes 20 s, but the one that has waited longest gives up in 9.5 s."""
     ran = (served(0, 20), served(1, 0.5, model="phr00t"))
     queue = [waiting(10 + number, number / 10, model="phr00t") for number in range(DEGRADED_MAX_MSGS)]
     scene = Scene(catalog, *ran, claimed(waiting(4), 20), *queue)

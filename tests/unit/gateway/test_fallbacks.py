@@ -1,4 +1,4 @@
-"""Fallback episodes: what is written next, for every order of events, and what several gateways make of it."""
+"""Fallback episodes: what is written next, for every order of events, and what several gateways write together."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -118,7 +118,7 @@ def test_values_of_one_episode_are_one_episode() -> None:
         episode(served=1),
         episode(served=2),
         episode(until_s=5, served=2),
-        episode(until_s=5, served=4),  # what another gateway added when it had ended
+        episode(until_s=5, served=4),  # what another gateway added after the episode had ended
         episode("manual", since_s=8, served=1),
     ]
     history: list[FallbackEpisode] = []

@@ -54,7 +54,7 @@ def heartbeat(
 def test_the_60_s_rule_counts_from_the_servers_time_and_the_hosts_age(
     heard_s: float, health_age_s: float, expected: str
 ) -> None:
-    """FR-021 b: the lane goes on reporting `warm` when its host hangs; only the age tells."""
+    """FR-021 b: the lane goes on reporting `warm` when its host hangs; only the age shows that."""
     board = board_with(heartbeat(after(-heard_s), health_age_s=health_age_s))
     assert str(board.outcome("anisora", NOW)) == expected
     assert board.route("anisora", NOW)[1].outcome == expected

@@ -1,4 +1,4 @@
-"""Head and body of an answer in one write: in order, whatever is asked in between, and nothing held back."""
+"""Head and body of an answer go out in one write: in order, whatever is called in between, and nothing is held back."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What every answer goes through on its way out: compression, conditions, and HEAD."""
+"""The steps of every answer on its way out: compression, conditions, and HEAD."""
 
 import gzip
 from collections.abc import AsyncIterator, Iterator
@@ -50,7 +50,7 @@ def test_who_accepts_gzip(header: str | None, accepted: bool) -> None:
 
 
 def test_equal_bytes_are_compressed_to_equal_bytes() -> None:
-    """Else one strong tag would stand for two representations."""
+    """Otherwise one strong tag would name two representations."""
     body = b"a paper boat " * 500
     assert gzipped(body) == gzipped(body)
     assert gzip.decompress(gzipped(body)) == body

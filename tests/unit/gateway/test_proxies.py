@@ -1,4 +1,4 @@
-"""Under which path the API is served, who is believed about it, and who is let in without a key through a proxy."""
+"""Under which path the API is served, which proxies are trusted, and who is let in without a key through a proxy."""
 
 import ipaddress
 import re
@@ -136,7 +136,7 @@ def test_who_is_foreign_without_a_key(headers: dict[str, str], expected: bool) -
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     assert is_foreign(raw, ALLOWED) is expected
     assert is_foreign(raw, ()) or not expected
-    # a second Host, a nearer one, makes nobody near
+    # a second Host, even a local one, makes no request local
     assert is_foreign([*raw, (b"host", b"127.0.0.1")], ALLOWED) is (expected and headers != {})
 
 
@@ -196,7 +196,7 @@ async def test_only_a_trusted_proxy_is_believed(app: Litestar, trusted: Any, sai
 
 
 async def test_whom_the_scope_names_as_the_client() -> None:
-    """The caller's address, for whoever logs it: the last one that no trusted proxy wrote."""
+    """The caller's address in the log: the last one that no trusted proxy wrote."""
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

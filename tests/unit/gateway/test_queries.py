@@ -40,7 +40,7 @@ def test_a_query_is_repeated_in_short_and_printable_form(name: str, times: int) 
 
 
 def test_every_operation_refuses_what_it_does_not_take() -> None:
-    """Those that need a key: what calls a probe may add what it likes."""
+    """Every operation that needs a key. Callers of a probe may add any parameter."""
     with TestClient(application(ADMIN)) as client:
         for method, path, operation in operations(TINY):
             url = path.replace("{task_id}", TASK_ID).replace("{model}", "anisora")

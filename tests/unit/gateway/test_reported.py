@@ -1,4 +1,4 @@
-"""What enforcement `report` replaced is counted and told, in numbers (docs/operate/rollback.md)."""
+"""The gateway counts and logs what enforcement `report` replaced, without texts (docs/operate/rollback.md)."""
 
 from msgspec.structs import replace
 from structlog.testing import capture_logs

@@ -8,7 +8,7 @@ from tests.kit.event_source import EventSource, Message
 
 
 def test_the_heartbeat_calls_no_handler() -> None:
-    """An empty line of data would: a page's `onmessage` was called with nothing, which is no JSON."""
+    """An empty line of data would call a page's `onmessage` with an empty text, which is not JSON."""
     source = EventSource()
     data = json.dumps({"prompt": "one\r\ntwo\u2028"}).encode()
     assert source.read(beginning()) == []

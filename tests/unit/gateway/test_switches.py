@@ -47,7 +47,8 @@ def switch(model: str, value: bytes | None, revision: int) -> Entry:
 
 
 def test_a_switch_that_was_read_hides_no_older_one_of_another_model() -> None:
-    """Both feeders: the answer to who set the one, and the watch, which comes to the other later."""
+    """The board has two sources: the answer to the caller that set a switch, and the watch, which delivers the other
+    later."""
     switches = Switches()
     switches.on_entry(Versioned(SWITCHES, switch("phr00t", b"auto", 9)))
     for entry in (switch("anisora", b"degraded", 8), switch("phr00t", b"degraded", 7), switch("phr00t", b"auto", 9)):

@@ -1,4 +1,4 @@
-"""What a gateway remembers of a great many tasks: listed and forgotten at the cost of what is asked for."""
+"""A gateway's memory of very many tasks: listing and forgetting cost only what is asked for."""
 
 import asyncio
 from datetime import datetime, timedelta
@@ -57,7 +57,7 @@ def test_newest_first_and_on_from_a_place() -> None:
 
 
 class _Counted(datetime):
-    """A moment that counts how often it is compared: what a look at a listing costs."""
+    """A time that counts how often it is compared, which is the cost of a listing."""
 
     compared = 0
 
@@ -74,7 +74,7 @@ class _Counted(datetime):
 
 @pytest.mark.parametrize("wanted", [{"caller": "bob"}, {"statuses": {TaskStatus.FAILED}}, {"models": {"phr00t"}}, {}])
 def test_a_page_costs_no_more_among_many(wanted: dict[str, Any]) -> None:
-    """Before, each of the tasks of others was looked at: 0.46 s of a million."""
+    """Before, the board looked at each task of other callers: 0.46 s for a million."""
     index = TaskIndex()
     for number in range(MANY):
         index.put(row(number, created_at=_Counted.fromtimestamp(number, NOW.tzinfo)))
@@ -84,7 +84,7 @@ def test_a_page_costs_no_more_among_many(wanted: dict[str, Any]) -> None:
 
 
 def test_an_id_that_is_recorded_anew_leaves_the_others_alone() -> None:
-    """A keyed id, whose first record expired or was purged: its earlier place is gone, and no other's."""
+    """The first record of a keyed id expired or was purged: its earlier place is removed, and no other task's."""
     index = TaskIndex()
     for number in range(5):
         index.put(row(number))
@@ -188,7 +188,7 @@ def test_a_record_that_is_deleted_is_forgotten(board: TaskBoard) -> None:
 
 
 class _Followed:
-    """A reader of `Readers.changes`, and what it was told."""
+    """A reader of `Readers.changes`, and the changes that it received."""
 
     def __init__(self, board: TaskBoard, task: GenerationTask) -> None:
         self.heard: list[tuple[int, int]] = []
@@ -231,13 +231,13 @@ async def test_readers_hear_once_of_a_move_and_only_of_their_own_task() -> None:
     board.record(claimed, 2, NOW)
     assert await told() == [[(1, 0)], [(1, 1), (2, 0)], [(1, 2), (1, 1)], [(1, 2), (1, 1)]]
     assert await told() == [[(1, 0)], [(1, 1), (2, 0)], [(1, 2), (1, 1)], [(1, 2), (1, 1)]]
-    # two moves before anybody was told are one; one that was taken back is none
+    # two moves before a notification are one; a move that was undone is none
     board.record(pending_task("between", queued_at=NOW + timedelta(seconds=0.5)), 1, NOW)
     board.on_entry(Versioned(RECORDS, Entry("between", None, 2, NOW)))
     assert (await told())[2] == [(1, 2), (1, 1)]
     board.on_entry(Versioned(RECORDS, Entry("task-0", None, 2, NOW)))
     assert (await told())[2:] == [[(1, 2), (1, 1), (1, 0)], [(1, 2), (1, 1), (1, 0)]]
-    assert not waiting.done()  # who waits for another revision is not woken by a place
+    assert not waiting.done()  # a reader that waits for another revision is not woken by a move in the queue
     for reader in readers:
         await reader.stop()
     await end(waiting)

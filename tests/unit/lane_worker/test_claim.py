@@ -39,7 +39,7 @@ def test_2_a_lane_drops_a_task_that_was_rerouted() -> None:
 
 
 def test_2_another_model() -> None:
-    """Two bodies came with one Idempotency-Key at once, and each is queued: the record decides which of them runs."""
+    """Two bodies with one Idempotency-Key came at once, and both are queued: the record decides which one runs."""
     other = replace(QUEUED, model="phr00t")
     assert decide(other, QUEUED) == Drop()
     assert decide(other, None) == Take(other, 0)
@@ -51,7 +51,7 @@ def test_3_a_claim_whose_answer_was_lost() -> None:
 
 
 def test_4_given_back() -> None:
-    """The message comes again before the sweeper has looked: the worker that gave up must not run it once more."""
+    """The message is delivered again before the sweeper acts: the worker that gave up must not run it once more."""
     released = lifecycle.release_lease(processing_task("owner-1"), reason="the host died", now=after(0.5))
     assert decide(QUEUED, released) == Drop()
     assert decide(QUEUED, processing_task("owner-1", lease_s=1)) == Drop()

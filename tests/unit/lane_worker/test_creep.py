@@ -1,4 +1,4 @@
-"""A leak that no single release shows: the trend of what stays, and all that is none (ADR 0029)."""
+"""A leak that no single release shows: the trend of what stays, and what is not a trend (ADR 0029)."""
 
 import pytest
 from hypothesis import given

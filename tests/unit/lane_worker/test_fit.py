@@ -1,4 +1,4 @@
-"""What a checkpoint needs, option by option, and what is said where a slot cannot serve it."""
+"""What a checkpoint needs, option by option, and the refusal when a slot cannot serve it."""
 
 import json
 import re
@@ -142,7 +142,8 @@ def test_what_is_locked_for_a_tensor(held: int, locked: int) -> None:
 
 
 def test_components_that_come_one_after_another_do_not_add_up() -> None:
-    """The text encoder's largest groups are there before the first step, then the transformer's and the activations."""
+    """The text encoder's largest groups are on the card before the first step, the transformer's and the activations
+    later."""
     wide: Components = {
         "text_encoder": (StoredTensor("shared.weight", "bfloat16", 5_000_000_000),),
         "transformer": TRANSFORMER,
@@ -296,7 +297,7 @@ def test_unreadable_weight_files_are_named(folder: Path, path: str, content: byt
         weights_of(folder)
 
 
-# What a worker asks before it loads
+# What a worker checks before it loads
 
 
 def demand(at: Path, *, slot: str = "GPU-1", **changes: Any) -> SlotDemand:
@@ -375,7 +376,7 @@ def test_more_than_the_host_can_ever_hold_is_refused_when_the_slot_is_taken(fold
 def test_an_attention_backend_whose_kernels_cannot_be_built_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in the containers: no compiler. The package is one that is there."""
+    """As in the containers there is no compiler. The package is installed."""
     monkeypatch.setitem(PACKAGES, "sage", "json")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -30,7 +30,7 @@ def test_it_becomes_the_fork_server_without_a_password(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("is_ready", [True, False])
 def test_a_fork_server_that_lives_keeps_its_socket(is_ready: bool, tmp_path: Path) -> None:
-    """It would go on for ever, and no worker find it."""
+    """Otherwise it would run for ever, and no worker would find it."""
     path = tmp_path / "forks"
     with listen(path):
         if is_ready:
@@ -49,7 +49,7 @@ def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("first", "tracked"), [("pass", True), ("lock_progress_bars_in_process()", False)])
 def test_a_progress_bar_starts_no_process(first: str, tracked: bool) -> None:
-    """As it would where a process starts others by a fork server, which Python 3.14 does by itself."""
+    """It would if processes were started by a fork server, which is the default of Python 3.14."""
     script = (
         "import multiprocessing; multiprocessing.set_start_method('forkserver')\n"
         "from multiprocessing.resource_tracker import _resource_tracker as tracker\n"

@@ -30,7 +30,7 @@ def test_the_allocator_is_configured(before: dict[str, str], expected: str) -> N
 
 
 async def test_the_fork_server_does_not_know_which_cards_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`MIG-…` there has torch start CUDA at its import, and CUDA does not survive a fork."""
+    """With `MIG-…` in the variable torch starts CUDA at its import, and CUDA does not survive a fork."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-41b36db5-df92-5926-ab5e-ba2c4bb2b3e5")
     monkeypatch.setenv("WARMLANE_MARK", "here")
     server = ForkServer(shared="")

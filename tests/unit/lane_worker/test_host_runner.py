@@ -1,4 +1,4 @@
-"""What counts as a failure of the worker's own (ADR 0026), and what an input image that was removed costs."""
+"""What counts as the worker's own failure (ADR 0026), and what a removed input image costs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ TWO: Final = Streak(failures=2)
 
 
 class ScriptedHost(Host):
-    """Its generation ends as the test says; there is no process."""
+    """A host without a process, whose generation ends as the test says."""
 
     def __init__(self, outcome: Outcome) -> None:
         self._outcome = outcome
@@ -92,7 +92,7 @@ async def test_a_load_that_was_refused_before_it_began_does_not_count(tmp_path: 
 
 
 async def test_an_image_that_was_removed_costs_an_attempt_and_not_the_task(tmp_path: Path) -> None:
-    """As by one who tidies up during a swap, which takes minutes."""
+    """As by a clean-up during a swap, which takes minutes."""
     runner = runner_of(tmp_path, Cancelled("t", MEMORY))
     image = ImageReference(sha256="ab" * 32, media_type="image/png", bytes=9, width=3, height=2)
     task = pending_task()

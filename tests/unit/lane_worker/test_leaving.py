@@ -1,4 +1,5 @@
-"""How a worker leaves that is told to go: what it waits for, and what it does when that does not come (ADR 0004)."""
+"""How a worker leaves when it is asked to stop: what it waits for, and what it does if that does not happen (ADR
+0004)."""
 
 import asyncio
 
@@ -10,7 +11,7 @@ from lane_worker.runtime import leaving
 
 
 class Task:
-    """What a worker serves: it ends at the first of *ends_at* that happens to it."""
+    """A task that ends with the first event of *ends_at*."""
 
     def __init__(self, *ends_at: str) -> None:
         self.told: list[str] = []
@@ -65,7 +66,8 @@ async def test_a_server_that_takes_nothing_is_not_waited_for_as_long_as_an_infer
     monkeypatch.setattr(leaving, "LOOK_EVERY_S", 0.01)
     task = Task()
     serving = asyncio.create_task(task.serve())
-    waits = iter((0.0, 600.0, 600.0, 600.0))  # since long before it was told to go: it is waited for all the same
+    # the server had stored nothing for long before the request to stop, and the worker still waits for it
+    waits = iter((0.0, 600.0, 600.0, 600.0))
     asked = []
 
     def waits_for_server_s(now_s: float) -> float:

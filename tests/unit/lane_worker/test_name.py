@@ -1,4 +1,5 @@
-"""Whose the name of a worker is: numbered as in `lane_worker.runtime.name.whose`; and the lock of a data folder."""
+"""Which process owns the name of a worker: numbered as in `lane_worker.runtime.name.whose`; and the lock of a data
+folder."""
 
 import asyncio
 import os
@@ -65,7 +66,7 @@ async def test_a_name_has_one_process(tmp_path: Path) -> None:
 
 
 async def test_a_draining_process_is_waited_for(tmp_path: Path) -> None:
-    """A supervisor that died is there again before its lanes have finished their tasks."""
+    """A supervisor that died is back before its lanes have finished their tasks."""
     order = []
 
     async def follow() -> None:

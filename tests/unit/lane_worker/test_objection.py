@@ -1,4 +1,5 @@
-"""A worker runs only what the gateway would have accepted: who can write to the queue can write any number."""
+"""A worker runs only what the gateway would have accepted, because whoever can write to the queue can write any
+number."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -59,7 +60,7 @@ def test_what_was_accepted_is_run(profile: str, seed: int) -> None:
     ],
 )
 async def test_what_was_not_is_invalid_input(changes: dict[str, Any], tmp_path: Path) -> None:
-    """The host is None: whoever asked it to load or to run anything would fail."""
+    """The host is None, so any attempt to load or to run would fail."""
     residence = Residence(
         host=cast(Host, None), slot="cpu-0", models=catalog().models, probe=None, on_state=lambda *_: None
     )

@@ -22,7 +22,7 @@ FULL = Failed(None, "out_of_memory", "full", MemoryReading(rss_bytes=1), snapsho
 
 
 class Scripted(ForkServer):
-    """Forks no pipeline host: at the other end of the pipe stand *answers*, and a process that there is to kill."""
+    """Forks no pipeline host: the other end of the pipe sends *answers*, and there is a process to kill."""
 
     def __init__(self, *answers: FromChild, stays: bool = True) -> None:
         super().__init__(shared="")

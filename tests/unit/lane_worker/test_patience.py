@@ -1,4 +1,4 @@
-"""A probe behind which a driver may hang: what is asked in vain, and what is never answered late."""
+"""A probe whose driver may hang: questions may stay without an answer, and no answer is used late."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ from ops.machine.readings import Holder, Reading
 
 
 class Slow:
-    """A probe that answers when it is let go, with the number of the question. It counts how many are asked at once."""
+    """A probe that answers when the test says so, with the number of the question. It counts simultaneous questions."""
 
     name = "nvml"
     absolute_bytes = 1
@@ -62,7 +62,7 @@ async def test_a_driver_that_hangs_costs_one_thread_and_no_answer_is_late(slow: 
     assert [thread.daemon for thread in hung] == [True]
     slow.may_answer.set()
     hung[0].join()
-    # not the answer of the first question, which was of another moment
+    # not the answer to the first question, which is about another moment
     assert await PatientProbe(slow).read(1) == Reading(used_bytes=2, free_bytes=1)  # type: ignore[arg-type]
     assert await patient.read(1) == Reading(used_bytes=3, free_bytes=1)
 

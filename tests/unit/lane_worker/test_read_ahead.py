@@ -1,4 +1,4 @@
-"""What is read ahead: a folder's weights, whole, in order, and nothing where that cannot help."""
+"""What is read ahead: the weights of a folder, complete and in order; and nothing where that cannot help."""
 
 import os
 import threading

@@ -130,7 +130,7 @@ limits = st.fixed_dictionaries(
 
 @given(samples, limits)
 def test_nothing_is_loaded_without_room_or_on_one_look(taken: list[MemorySample], limits: dict[str, Any]) -> None:
-    """Whatever else is known: never where bytes of ours could be in the way."""
+    """Whatever else is known, nothing is loaded while memory of ours could be in the way."""
     found = judge(taken, **limits)
     if isinstance(found, Released):
         assert len(taken) >= 2

@@ -1,4 +1,4 @@
-"""The table of what is on a slot: nothing is loaded that is not proven to be free, and nothing else happens."""
+"""The table of the states of a slot: nothing is loaded on a slot that is not proven to be free."""
 
 from typing import get_args
 
@@ -128,7 +128,7 @@ def test_the_base_rises_only_after_a_proven_release() -> None:
 
 
 def test_the_floor_is_never_above_the_base() -> None:
-    """What the slot's last holder had was still on its way out when the floor was read."""
+    """The memory of the slot's last holder was still being freed when the floor was read."""
     falling = baseline_of(2, floor=Reading(9, 0), base=Reading(5, 0), last=Baseline(), is_proven=True)
     assert (falling.base_bytes, falling.floor_bytes) == (5, 5)
 

@@ -1,4 +1,4 @@
-"""Whose folders of `scratch` are whose: told by locks of living processes, whatever their age."""
+"""Which process owns a folder in `scratch`: locks of living processes decide, whatever the folder's age."""
 
 import os
 import shutil
@@ -73,7 +73,7 @@ def test_a_folder_whose_lock_alone_was_removed_is_held_again(mine: Scratch, tmp_
 
 
 def test_a_folder_without_a_lock_is_left_alone(mine: Scratch) -> None:
-    """One of an earlier version, whose worker may live; or of a worker that is about to hold it."""
+    """It may be of an earlier version whose worker lives, or of a worker that is about to lock it."""
     folder = mine.folder.with_name("earlier")
     folder.mkdir()
     grow_old(folder)

@@ -30,7 +30,7 @@ OUT_OF_MEMORY = Failed("warmup", "out_of_memory", "the device ran out of memory"
 
 @pytest.mark.parametrize("entry", [*TINY.values(), *PRODUCTION.values()], ids=lambda entry: entry.checkpoint.folder)
 def test_the_warm_up_is_a_request_that_the_model_admits(entry: ModelEntry, tmp_path: Path) -> None:
-    """With a picture wherever the model takes one, real weights or not: without one AniSora was never warm."""
+    """It has a picture if the model takes one, with real weights or without: otherwise AniSora would never be warm."""
     request = warm_up_request(entry, tmp_path)
     fewest = replace(request.parameters, steps=entry.constraints.steps.fixed or 0)
     assert parameter_errors(fewest, entry) == []
@@ -44,7 +44,7 @@ def test_the_warm_up_is_a_request_that_the_model_admits(entry: ModelEntry, tmp_p
 
 
 def test_the_picture_of_a_warm_up_is_not_a_plain_colour() -> None:
-    """Those are all the same to a VAE, which divides by what a frame holds."""
+    """A VAE divides by what a frame holds, so all plain colours are the same to it."""
     assert len(set(picture())) > 100
 
 

@@ -82,7 +82,8 @@ def test_what_up_did_not_write_is_no_address(tmp_path: Path, content: bytes) -> 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_another_users_folder_counts_only_by_name(tmp_path: Path) -> None:
-    """`.warmlane` of the current folder may be a trap in /tmp: prompts and keys would be sent where it says."""
+    """`.warmlane` in the current folder may be a trap in /tmp, which would send prompts and keys to an address of its
+    own."""
     with telling(tmp_path, UP):
         os.chown(tmp_path / FILE, 12_345, 12_345)
         assert find(tmp_path, is_named=True) == Found(UP)

@@ -1,4 +1,4 @@
-"""Whatever a record names, the artifact store is not left."""
+"""No path that a record names leads out of the artifact store."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,7 +45,7 @@ async def test_ours_are_fine(tmp_path: Path) -> None:
 
 
 def test_what_is_none_of_ours_is_left_alone() -> None:
-    """The janitor could not delete it, and would try for ever."""
+    """Otherwise the janitor would try for ever to delete a file that it cannot delete."""
     old = datetime(2026, 1, 1, tzinfo=UTC)
     objects = [StoredObject(path, 1, old) for path in ("videos/x.0.mp4", "a note.txt", "a/b/c")]
     found = orphans(objects, lambda _: set(), now=datetime.now(UTC), grace_s=1)

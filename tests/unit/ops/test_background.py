@@ -1,4 +1,4 @@
-"""Whatever a process does beside answering goes on, and says so while it does not."""
+"""The background tasks of a process go on, and the process reports one that cannot do its work."""
 
 import asyncio
 

@@ -1,4 +1,5 @@
-"""The formulas of capacity against closed forms, against a simulation, and against what has to hold of any of them."""
+"""The capacity formulas, compared with closed forms and a simulation, and checked for properties that must always
+hold."""
 
 import math
 from itertools import pairwise
@@ -275,5 +276,5 @@ def test_where_both_cost_the_same() -> None:
 
 
 def test_lanes_for_one_model_that_never_swaps_never_cost_less() -> None:
-    """One card for one model is busy all the time when there is enough to do; a second one cannot be cheaper."""
+    """With enough work, one card for one model is always busy; a second card cannot be cheaper."""
     assert break_even_per_h([demand(arrivals_per_h=6)], TERMS) is None

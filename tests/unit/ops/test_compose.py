@@ -1,4 +1,4 @@
-"""compose.yaml and the images: what can be known of them without a container engine."""
+"""compose.yaml and the images, as far as they can be checked without a container engine."""
 
 import fnmatch
 import json
@@ -89,7 +89,7 @@ def test_no_anchor_is_given_twice() -> None:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_profile_chooses_one_of_each(profile: str) -> None:
-    """What serves, what shows it, and the lanes either each by itself or under one supervisor."""
+    """The servers, the monitoring, and the lanes, either one by one or under one supervisor."""
     hardware = "-gpu" if profile.endswith("gpu") else ""
     lanes = {"supervisor"} if profile.startswith("supervised") else {"lane-anisora", "lane-phr00t"}
     serving = {f"{name}{hardware}" for name in {"gateway", "degraded", "degraded-standby"} | lanes}
@@ -147,7 +147,8 @@ def test_without_a_password_nothing_starts_and_the_error_says_what_to_do(name: s
 
 
 def test_nothing_but_passwords_is_required() -> None:
-    """A card that is not set must not stop the profiles without cards: Compose puts every service's variables in."""
+    """Compose substitutes the variables of every service, so a card that is not set must not stop profiles without
+    cards."""
     found = services(SECRETS)
     assert found["lane-anisora-gpu"]["command"][6] == "WARMLANE_ANISORA_GPU-is-not-set"
 
@@ -524,7 +525,7 @@ def observed(name: str) -> Any:
 
 
 def test_telemetry_arrives_where_it_is_shown() -> None:
-    """From the endpoint that they are told to the collector, to Jaeger and Prometheus, and from those to Grafana."""
+    """From the endpoint in their environment to the collector, to Jaeger and Prometheus, and from there to Grafana."""
     collector = observed("otel-collector.yaml")
     assert collector["receivers"]["otlp"]["protocols"] == {"http": {"endpoint": "0.0.0.0:4318"}}
     for each in OURS.values():

@@ -1,4 +1,5 @@
-"""The dashboards and alert rules as files: whole, legible, and of metrics that exist. promtool judges their queries."""
+"""The dashboards and alert rules as files: complete, readable, and about metrics that exist. promtool checks their
+queries."""
 
 import json
 import re
@@ -110,7 +111,7 @@ def test_dashboards_have_titles_and_numbers_of_their_own() -> None:
 
 @pytest.mark.parametrize("name", DASHBOARDS)
 def test_dashboard(name: str) -> None:
-    """Grafana shows it as it stands here, and whoever sees a panel knows what to do about it."""
+    """Grafana shows the dashboard unchanged, and each panel says what to do."""
     dashboard = DASHBOARDS[name]
     assert dashboard["schemaVersion"] >= 39
     variables = {variable["name"] for variable in dashboard["templating"]["list"]}
@@ -146,7 +147,7 @@ def test_legends_name_labels_that_are_left(name: str) -> None:
 
 @pytest.mark.parametrize("place", QUERIES)
 def test_a_query_asks_for_metrics_that_exist(place: str) -> None:
-    """Metrics, labels and their values are those there are: a wrong one is an empty panel, or an alert that sleeps."""
+    """Metrics, labels and values exist: with a wrong one a panel stays empty, or an alert never fires."""
     expr, grouped = QUERIES[place], set[str]()
     known = {"le", "job", "instance"}
     for selector in selectors(expr):
@@ -172,7 +173,8 @@ def labels_of(expr: str) -> frozenset[str]:
 
 @pytest.mark.parametrize("place", QUERIES)
 def test_gateways_are_not_added_up(place: str) -> None:
-    """What two gateways tell alike would count twice; what each counts by itself has to be summed."""
+    """Figures that two gateways report alike would count twice; figures that each counts by itself have to be
+    summed."""
     for selector in selectors(QUERIES[place]):
         name = selector.series
         if name == "ALERTS":

@@ -85,7 +85,7 @@ def test_on_a_full_disk_the_old_one_makes_room(tmp_path: Path) -> None:
 
 def test_what_cannot_be_copied_is_thrown_away_only_when_there_is_far_too_much(tmp_path: Path) -> None:
     kept = LogFile(tmp_path / "a.log", max_bytes=1000)
-    kept.old_path.mkdir()  # no copy can be there
+    kept.old_path.mkdir()  # so that no copy can be made
     (kept.old_path / "in the way").touch()
     with kept.open() as file:
         file.write(b"x" * HOPELESS * 1000)
@@ -99,7 +99,7 @@ def test_what_cannot_be_copied_is_thrown_away_only_when_there_is_far_too_much(tm
 
 
 async def test_a_child_runs_where_no_log_can_be(tmp_path: Path) -> None:
-    (tmp_path / "logs").touch()  # no folder can be there
+    (tmp_path / "logs").touch()  # so that no folder can be made
     note = tmp_path / "note"
     command = [sys.executable, "-c", f"print('lost'); open({str(note)!r}, 'w').write('ran')"]
     process = Process("child", command, log_file=tmp_path / "logs" / "a.log", on_death=lambda *_: process.kill())

@@ -1,4 +1,4 @@
-"""Log lines: what stands in them, and that nobody fails for them."""
+"""Log lines: what they hold, and that a line which cannot be written fails nothing else."""
 
 import json
 import os
@@ -207,7 +207,7 @@ def test_a_reader_that_does_not_read_is_not_waited_for(is_blocking: bool) -> Non
 
 
 def test_an_error_of_the_disk_costs_lines() -> None:
-    """/dev/full is Linux' own device that has never room."""
+    """/dev/full is Linux's own device that never has room."""
     reasons: list[str] = []
     fd = os.open("/dev/full", os.O_WRONLY)
     LineWriter(fd, word_of=word, on_loss=reasons.append).write(b"x\n")

@@ -1,4 +1,4 @@
-"""The NVML probe, through the real pynvml, on a library that lies as it is told."""
+"""The NVML probe, through the real pynvml, on a fake library whose figures the tests set."""
 
 import os
 import threading
@@ -187,7 +187,7 @@ def test_where_there_is_an_nvml_there_is_a_probe(card: FakeNvml) -> None:
 
 
 def test_an_nvml_that_fails_is_a_probe_that_proves_nothing(card: FakeNvml) -> None:
-    """Not "no probe": that would load after every kill, without a proof."""
+    """It is not "no probe", because then the worker would load after every kill without a proof."""
     another = probe_for("GPU-another-machine")
     assert another is not None
     assert another.read(1) is None

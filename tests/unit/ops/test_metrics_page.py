@@ -1,4 +1,4 @@
-"""The page that a gateway of `warmlane up` makes of what every process there tells (`ops/telemetry/page.py`)."""
+"""The page on which a gateway of `warmlane up` shows the metrics of every process (`ops/telemetry/page.py`)."""
 
 import asyncio
 import os
@@ -64,7 +64,7 @@ def test_a_family_is_of_one_type() -> None:
 async def test_a_process_that_is_dead_stopped_or_answers_nonsense_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody holds the others up. The folder has a path that is too long for a socket's name."""
+    """Such a process does not delay the others. The folder has a path that is too long for a socket's name."""
     monkeypatch.setattr(metrics_page, "ASK_S", 0.3)
     folder = tmp_path / ("deep" * 20) / ("deeper" * 20)
     stop = answer_in(folder, "lane", "anisora-0")
@@ -111,7 +111,7 @@ def answer(listening: socket.socket, said: bytes) -> None:
 
 
 def test_a_loop_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What such a process counted is told all the same; each of its figures would take a second."""
+    """The counters of such a process are still shown; reading each of its gauges would take a second."""
     monkeypatch.setattr(metrics, "ANSWER_S", 0.05)
     asked = []
 
@@ -132,7 +132,7 @@ def test_a_loop_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_end_is_begun_at_0_only_by_who_may_store_it() -> None:
-    """A gateway that shows `done` at 0 denies what its workers did."""
+    """A gateway that shows `done` at 0 would contradict its workers."""
     assert {*ENDED_BY_GATEWAYS, *ENDED_BY_WORKERS} == {"done", *(code.value for code in FailureCode)}
     assert "done" not in ENDED_BY_GATEWAYS
     assert not {"cancelled", "worker_lost"} & set(ENDED_BY_WORKERS)

@@ -15,7 +15,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 @example(1_795_544_922, 955_000_500)
 @example(1_795_544_922, 0)
 def test_a_read_and_a_watch_give_the_same_time(seconds: int, nanoseconds: int) -> None:
-    """Both gateways tell one time of a switch, the one that was asked and the one that was told."""
+    """Two gateways show the same time of a switch: the one that set it and the one whose watch delivered it."""
     whole = (EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
     fraction = f".{nanoseconds:09d}".rstrip("0") if nanoseconds else ""  # as Go writes it
     watched = Msg.Metadata._from_reply(f"$JS.ACK.KV_control.watch.1.2.3.{seconds}{nanoseconds:09d}.0").timestamp

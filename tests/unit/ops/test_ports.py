@@ -1,4 +1,4 @@
-"""What keeps a process from listening is told as what it is, before anything starts."""
+"""The reason why a process cannot listen is reported exactly, before anything starts."""
 
 import errno
 import socket

@@ -1,4 +1,4 @@
-"""What would be logged again and again is logged now and then."""
+"""A line that would be repeated many times is logged once in a while."""
 
 from types import SimpleNamespace
 

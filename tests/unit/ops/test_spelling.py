@@ -1,4 +1,5 @@
-"""Arguments that are no text, and terminals that show little: one line and status 2, and never a traceback."""
+"""Arguments that are not text give one line and status 2; a poor terminal shows what it can. Neither gives a
+traceback."""
 
 import io
 import os
@@ -89,7 +90,7 @@ def test_the_name_of_a_file_may_be_any_bytes(tmp_path: Path) -> None:
 def test_a_system_runs_only_where_its_processes_can_exchange_file_names(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else it would start, and every worker would end at its first message to its pipeline host."""
+    """Otherwise it would start, and every worker would end at its first message to its pipeline host."""
     (tmp_path / WRONG).mkdir()
     monkeypatch.chdir(tmp_path / WRONG)
     for options in ([], ["--data-dir", str(tmp_path / WRONG)]):

@@ -42,7 +42,7 @@ def test_a_system_without_lanes_is_ready_with_its_degraded_worker() -> None:
 
 
 async def test_another_program_at_the_port_is_no_gateway() -> None:
-    """A nats-server speaks first, and a web server of somebody else's has no such page."""
+    """A nats-server sends the first message, and another web server has no such page."""
 
     async def at(line: bytes) -> bool:
         async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""`warmlane status`: what it draws of what a gateway answers."""
+"""`warmlane status`: what it draws from a gateway's answers."""
 
 import json
 from datetime import datetime
@@ -44,7 +44,7 @@ def heartbeat(worker: str, state: LaneState, at: datetime, detail: str = "") -> 
 
 
 def answers(running: Catalog, board: LaneBoard) -> dict[str, Any]:
-    """What the gateway says, by its own views."""
+    """The gateway's answers, made by its own views."""
     slot = VideoPipelineSlot(
         slot="cpu-9",
         worker="degraded-0",

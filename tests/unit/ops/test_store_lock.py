@@ -28,7 +28,7 @@ def test_the_second_process_learns_which_one_holds_the_lock(tmp_path: Path) -> N
 
 
 def test_a_server_that_outlives_its_parent_holds_it_and_the_next_one_waits_for_its_end(tmp_path: Path) -> None:
-    """Here the parent's note is of a process that has ended: what `kill -9` of a `warmlane up` leaves."""
+    """The note names a parent that has ended: this is what `kill -9` of a `warmlane up` leaves."""
     command = [sys.executable, "-c", "input()", "-sd", str(tmp_path / "nats")]
     with holding_store(tmp_path, "up", nats_port=4222) as lock:
         server = subprocess.Popen(command, pass_fds=[lock], stdin=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""What the supervisor does and says: tables. The quota file, and the last error of a log."""
+"""What the supervisor does and reports, as tables; the quota file, and the last error of a log."""
 
 from pathlib import Path
 

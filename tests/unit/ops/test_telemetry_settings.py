@@ -1,4 +1,4 @@
-"""A setting of telemetry never takes the product down: it is told once, and left out."""
+"""A bad setting of telemetry never stops the product: it is logged once, and ignored."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ WRONG = {
 
 @pytest.mark.parametrize("endpoint", ["", "http://127.0.0.1:1"])
 def test_a_process_goes_on_whatever_is_set(endpoint: str) -> None:
-    """All of them at once, in a process of its own, which then imports what the gateway does."""
+    """All bad settings at once, in a process of its own, which then imports what the gateway imports."""
     code = (
         "from ops.telemetry.metrics import requests_accepted\n"
         "import asyncio\n"

@@ -1,4 +1,4 @@
-"""`warmlane trace` on what Jaeger 1.76 answered, cut down to what is read of it."""
+"""`warmlane trace` on answers of Jaeger 1.76, cut down to what the command reads."""
 
 from typing import Any
 

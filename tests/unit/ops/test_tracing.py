@@ -1,4 +1,4 @@
-"""The structure of spans, as the SDK is given them."""
+"""The structure of the spans that the SDK receives."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -28,7 +28,7 @@ def claimed() -> GenerationTask:
 def test_a_lost_attempt_is_recorded_by_the_process_that_finds_it(
     is_found_dead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the id that its worker gave it: what that had sent of it stays below it."""
+    """The span has the id that its worker chose, so the spans that the worker had sent stay below it."""
     spans = kept_spans(monkeypatch)
     lost = claimed()
     if is_found_dead:  # by its supervisor, before its lease is over

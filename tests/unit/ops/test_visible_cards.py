@@ -1,4 +1,4 @@
-"""What CUDA_VISIBLE_DEVICES leaves of a machine's cards, as CUDA reads it."""
+"""The cards of a machine that CUDA_VISIBLE_DEVICES leaves visible, read as CUDA does."""
 
 from typing import Final
 
@@ -57,7 +57,7 @@ MIXED: Final = [Card("GPU-a", "RTX 4000", ("GPU-a",)), Card("GPU-b", "H100", ("G
 
 
 def test_indices_of_cards_of_several_kinds_need_an_order() -> None:
-    """CUDA would take the H100 for 0, the driver the other."""
+    """Index 0 is the H100 for CUDA, and the other card for the driver."""
     with pytest.raises(AmbiguousOrder, match="CUDA_DEVICE_ORDER=PCI_BUS_ID"):
         visible_slots(MIXED, {"CUDA_VISIBLE_DEVICES": "0"})
     with pytest.raises(AmbiguousOrder):

@@ -1,4 +1,4 @@
-"""What people have in their environment, and the commands that call a gateway."""
+"""The commands that call a gateway, in environments as people have them."""
 
 from pathlib import Path
 
