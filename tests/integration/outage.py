@@ -76,7 +76,8 @@ async def server_away(system: System, windows: Windows, *, away_s: float) -> Ret
 
 
 def _said_once(log: str) -> None:
-    """An outage is no flood of lines: a watch says once a minute that it is interrupted, and nobody repeats nats-py."""
+    """An outage floods no log: a watch logs once a minute that it is interrupted, and no process repeats nats-py's
+    lines."""
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     said = Counter((line["event"], line.get("bucket")) for line in lines if line["level"] in ("warning", "error"))
     assert said["nats_disconnected", None] == 1
@@ -99,7 +100,7 @@ async def _is_connected(system: System) -> bool:
 
 
 async def _refused(system: System) -> None:
-    """A submission is refused in time, and told when to try again."""
+    """A submission is refused in time, and the refusal says when to try again."""
     refused = await system.post()
     body = refused.json()
     assert (refused.status_code, body["code"], body["outcome"]) == (503, "transport_unavailable", "unknown")
@@ -107,7 +108,7 @@ async def _refused(system: System) -> None:
 
 
 async def _known(system: System, task_id: str, status: str) -> int:
-    """A task is answered as it was, whether one waits for news or not; how old that is at most, in seconds."""
+    """A task is answered from memory, with or without a wait; returns the greatest age of the answer in seconds."""
     polled = await system.http.get(f"/tasks/{task_id}")
     assert (polled.status_code, polled.json()["status"]) == (200, status)
     waited = await system.http.get(f"/tasks/{task_id}?wait=0.2")
@@ -120,7 +121,7 @@ async def _known(system: System, task_id: str, status: str) -> int:
 
 
 async def _bounds_hold(system: System, windows: Windows) -> None:
-    """What is sent now is answered, and ends in its time; and no answer is old any more."""
+    """New requests are answered and end in time, and no answer is old any more."""
 
     async def accepted() -> str | None:
         answer = await system.post(prefer="respond-async")

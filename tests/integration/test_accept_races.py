@@ -97,7 +97,7 @@ async def test_a_worker_was_first(services: Services, request_: AcceptedRequest)
 async def test_a_worker_was_first_and_the_image_cannot_be_stored(
     services: Services, request_: AcceptedRequest, tmp_path: Path
 ) -> None:
-    """The worker waits for the image: it is told at once that there is none."""
+    """The worker waits for the image, and learns at once that there is none."""
     (tmp_path / "artifacts" / "images").write_text("a file where the folder should be")
     meanwhile(services, claimed)
     snapshot = await accept(services, request_)
@@ -122,7 +122,7 @@ async def test_the_same_key_brings_the_image_that_its_first_gateway_did_not_stor
 
 
 async def test_all_others_with_the_key_hung_up(services: Services, request_: AcceptedRequest, tmp_path: Path) -> None:
-    """Its task was taken back under its feet: it gets the next one of its key, and the image of the first goes."""
+    """Its task was withdrawn meanwhile: it gets the next task of its key, and the image of the first one is removed."""
     meanwhile(services, lambda task: lifecycle.withdraw(task, now=datetime.now(UTC)))
     accepting = accept(services, request_)
 
@@ -137,7 +137,7 @@ async def test_all_others_with_the_key_hung_up(services: Services, request_: Acc
 
 
 async def test_an_equal_request_is_held_already(services: Services, request_: AcceptedRequest) -> None:
-    """`Prefer: respond-async` joins it: the task is promised before its id is told."""
+    """`Prefer: respond-async` joins it: the task is promised before the client gets its id."""
     meanwhile(services, lambda task: replace(task, promised=False))
     snapshot = await accept(services, request_, held=False)
     assert (snapshot.task.id, snapshot.task.status) == (FIRST, TaskStatus.PENDING)

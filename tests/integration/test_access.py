@@ -1,4 +1,4 @@
-"""API keys on real gateways: what they open until when, whose tasks they show, in which order requests are refused."""
+"""API keys on real gateways: how long they are valid, whose tasks they show, and the order of refusals."""
 
 import asyncio
 import contextlib
@@ -233,7 +233,7 @@ async def worn_out(system: System, url: str, caller: str, *scopes: Scope) -> dic
 
 
 async def test_the_order_of_refusals(system: System, keyed: Keyed) -> None:
-    """Each request is wrong in all the ways that follow, too."""
+    """Each request is also wrong in all the ways that come later in the order."""
     await system.link.entries.put("control", "lanes.anisora", b"degraded")
     try:
         limited = await worn_out(system, keyed.gateway.url, "alice", "submit")
@@ -293,7 +293,7 @@ def exchange(port: int, head: bytes, body: bytes = b"") -> bytes:
 
 @pytest.mark.parametrize("target", ["POST /generate", "PUT /admin/lanes/anisora/mode"])
 def test_without_a_key_no_body_is_waited_for(keyed: Keyed, target: str) -> None:
-    """Not one byte of it was sent, and here is the answer. Where nobody said how much will come, it hangs up."""
+    """The gateway answers before one byte of the body is sent. If the length is undeclared, it also hangs up."""
     head = f"{target} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
     declared = exchange(keyed.gateway.port, head + b"Content-Length: 1000\r\n\r\n")
     assert declared.startswith(b"http/1.1 401")
@@ -405,7 +405,7 @@ def test_no_secret_is_in_a_log(keyed: Keyed) -> None:
 
 
 async def test_the_last_known_keys_stay_in_force_while_the_server_is_away(tmp_path: Path) -> None:
-    """From the first key on, for good: also after the last one was revoked, and after a restart."""
+    """From the first key on a gateway stays closed, also after the last key was revoked and after a restart."""
     gateway = GatewayProcess(tmp_path)
     with contextlib.ExitStack() as leave:
         leave.callback(gateway.nats.stop)
@@ -548,7 +548,7 @@ def test_what_keys_add_refuses(arguments: list[str], told: str) -> None:
 
 
 def asked(keyed: Keyed, *arguments: str, key: str | None, tls: bool = False, **more: str) -> tuple[int, str]:
-    """A client command in this process: its status, and what it says."""
+    """A client command in this process: its status and output."""
     environment: dict[str, str | None] = {"WARMLANE_API_KEY": None if key is None else keyed.keys[key].text}
     url = keyed.tls.url if tls else keyed.gateway.url
     result = CliRunner().invoke(cli, [*arguments, "--url", url], env=environment | more)
@@ -633,7 +633,7 @@ def test_up_for_others_needs_a_key_first_and_then_speaks_https(keyed: Keyed, tmp
 
 
 def tls_error(*arguments: str) -> tuple[int, str]:
-    """What `warmlane gateway` says of these files before it does anything else."""
+    """The error of `warmlane gateway` about these files, before it does anything else."""
     result = CliRunner().invoke(cli, ["gateway", "--nats-url", "nats://127.0.0.1:1", *arguments])
     return result.exit_code, " ".join(result.stderr.split())
 
@@ -666,7 +666,7 @@ def test_files_that_make_no_tls(tmp_path: Path) -> None:
 
 
 async def test_a_refusal_is_traced_to_its_caller_by_its_line_in_the_log(keyed: Keyed, system: System) -> None:
-    """By the name of the key, also of one that is revoked or shown with a wrong secret; else by the address."""
+    """By the name of the key, also of one that is revoked or sent with a wrong secret; otherwise by the address."""
     alice, reader = keyed.keys["alice"], keyed.keys["alice-reads"]
     wrong = Presented(alice.id, "0" * 64)
     gone = await make(system.link, "carol", "read")

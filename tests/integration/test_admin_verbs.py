@@ -1,5 +1,5 @@
 """How `admin` can damage the system, as the runbook's table says: verb by verb, by the real NATS CLI, on a gateway
-with workers that live on meanwhile. What comes back by itself does; of the rest, what the table says is what there is.
+with workers that go on meanwhile. Some things come back by themselves; for the rest, the state is what the table says.
 
 A row of the table without a test here fails, and so does a bucket or a queue that no row names.
 """
@@ -246,7 +246,7 @@ async def keys_of_control(scene: Scene) -> None:
 
 
 async def keys_of_figures(scene: Scene) -> None:
-    """They are told and shown, and nothing depends on them: the next one is written as ever."""
+    """They are only shown, and nothing depends on them: the next entry is written as usual."""
     await scene.submit("degraded")
     await scene.stands_again(FALLBACKS, "anisora")
     for verb in ("kv del {} {} --force", "kv purge {} {} --force", "kv put {} {} poison"):
@@ -371,8 +371,8 @@ def test_every_row_has_its_test() -> None:
 
 
 async def test_what_operator_can_put_among_the_records_is_no_record(scene: Scene) -> None:
-    """The one passage that its rights leave (ADR 0033): to the record of the task in hand, to which its worker listens,
-    it can have entries of another bucket delivered. They keep their own name there."""
+    """The one gap that its rights leave (ADR 0033): it can have entries of another bucket delivered to the record of
+    the task in hand, to which the worker listens. They keep their own name there."""
     worker = await scene.worker("lane")
     worker.runner.may_end.clear()
     task_id = await scene.submit()

@@ -81,7 +81,7 @@ async def test_a_lost_start_is_stored_unless_the_lane_stored_it_itself(link: Nat
 async def test_an_entry_that_the_watch_brings_during_the_read_is_not_forgotten(
     link: NatsLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once it was: an older revision replaced the one that the watch had brought, and `tell` failed for ever."""
+    """It once was: an older revision replaced the one that the watch had brought, and `tell` failed for ever."""
     starts = LostStarts(link)
     await starts.start()
     update, get = link.entries.update, link.entries.get
@@ -105,7 +105,7 @@ async def test_an_entry_that_the_watch_brings_during_the_read_is_not_forgotten(
 
 
 async def test_an_entry_of_the_lane_that_comes_in_between_wins(link: NatsLink, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was on its way when the process died: compare-and-set refuses."""
+    """The entry was on its way when the process died: compare-and-set refuses the later write."""
     starts = LostStarts(link)
     await starts.start()
     update = link.entries.update
@@ -211,7 +211,7 @@ async def test_a_task_that_is_not_in_the_dead_hands_is_left_alone(link: NatsLink
 async def test_a_write_in_between_is_taken_into_account(
     link: NatsLink, monkeypatch: pytest.MonkeyPatch, takes_over: bool
 ) -> None:
-    """The last renewal of the dead owner does not help it; the claim of another one stands."""
+    """The last renewal of the dead owner does not keep the task; the claim of another owner does."""
     now = datetime.now(UTC)
     task = processing_task(now=now)
     revision = await place(link, task)

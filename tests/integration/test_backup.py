@@ -94,7 +94,7 @@ async def fork_server() -> AsyncIterator[SharedForkServer]:
 async def test_every_task_ends_once_after_the_server_lost_its_disk(
     tmp_path: Path, fork_server: SharedForkServer
 ) -> None:
-    """Saved while clients submit: done records come back byte for byte, and what had not ended ends, once."""
+    """It is saved while clients submit. Done records come back byte for byte, and unfinished tasks end, once."""
     settings = settings_file(tmp_path, wait_limit_s=6, lease_s=2, lease_renew_s=0.5, reconnect_grace_s=0.5)
     catalog = load_settings(settings).catalog("tiny")
     gateway = GatewayProcess(tmp_path)
@@ -248,7 +248,7 @@ async def test_a_record_that_outruns_its_snapshot_comes_back(
 async def test_every_task_that_has_not_ended_gets_a_timer(
     nats_server: NatsServer, link: NatsLink, catalog: Catalog, tmp_path: Path
 ) -> None:
-    """Also one whose timer had done its work when its turn came to be saved."""
+    """Also a task whose timer was already spent when the timers were saved."""
     for task in (pending_task("waits"), pending_task("ended")):
         await place(link, task)
     running = replace(processing_task(), id="runs")

@@ -174,7 +174,7 @@ def test_a_key_of_ones_own_is_used(gateway: ScriptedGateway, tmp_path: Path) -> 
 
 
 def test_a_submit_is_not_held(gateway: ScriptedGateway, tmp_path: Path) -> None:
-    """So that a task that waits has an id, a place in the queue, and a way to be cancelled."""
+    """`submit` does not hold the request, so that a waiting task has an id, shows its place, and can be cancelled."""
     gateway.script = [Answer(202, DONE, etag='"5"'), Answer(200, VIDEO)]
     submit(gateway, tmp_path)
     assert gateway.asked[0][2]["prefer"] == "respond-async"
@@ -203,7 +203,7 @@ def test_a_refusal_for_lack_of_room_names_the_cause(gateway: ScriptedGateway, tm
 def test_a_task_that_cannot_move_is_not_followed_for_ever(
     gateway: ScriptedGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the disk of the server became full after the task was accepted."""
+    """For example when the disk of the server became full after the task was accepted."""
     monkeypatch.setattr("ops.commands.api.following.STUCK_AFTER_S", 0.0)
     well = {"degraded_worker": True, "models": {}, "troubles": ["the queue's storage is nearly full"]}
     gateway.script = [Answer(202, PENDING, etag='"1"'), Answer(200, well), Answer(304), Answer(503, NOT_READY)]
@@ -214,7 +214,7 @@ def test_a_task_that_cannot_move_is_not_followed_for_ever(
 
 
 def test_a_key_that_asked_too_often_waits_for_its_turn(gateway: ScriptedGateway, tmp_path: Path) -> None:
-    """At every step, and as long as it is told to."""
+    """At every step, and as long as `Retry-After` says."""
     limited = problem(429, "rate_limited", retry_after_s=0.01)
     gateway.script = [
         *[limited] * 5,  # more often than a lost answer would be asked for again
@@ -236,7 +236,7 @@ def test_a_retry_after_that_is_far_off_is_printed_and_not_waited_for(gateway: Sc
 
 
 def test_a_busy_system_is_asked_again_as_it_says(gateway: ScriptedGateway, tmp_path: Path) -> None:
-    """Every way to be busy, under one key: refused at once, by a proxy, or as a task that nobody took."""
+    """Every way to be busy, with one key: refused at once, refused by a proxy, or ended as a task that nobody took."""
     proxy = Answer(503, b"<html>Service Unavailable")
     proxy.retry_after = "0"
     error = {"code": "queue_overloaded", "message": "no worker took it within 30 s"}
@@ -331,7 +331,7 @@ def test_waiting_names_the_last_revision_and_survives_a_lost_connection(
 
 
 def test_a_place_in_the_queue_is_asked_for_anew(gateway: ScriptedGateway, tmp_path: Path) -> None:
-    """While it waits the revision stays the same, so the long poll alone would never tell."""
+    """While a task waits its revision stays the same, so the long poll alone would never report a new place."""
 
     def in_place(position: int) -> dict[str, Any]:
         return {**PENDING, "queue": {"position": position, "expected_wait_s": None}}

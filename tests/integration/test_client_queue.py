@@ -50,7 +50,7 @@ async def fail(system: System, task_id: str) -> None:
 
 
 async def test_a_task_is_followed_up_the_queue(bare_system: System) -> None:
-    """Its record does not change while it moves up, and still its place is told."""
+    """Its record does not change while it moves up, and yet the client sees its place."""
     ahead = await bare_system.submit()
     seen: list[TaskView] = []
 

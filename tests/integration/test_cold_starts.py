@@ -1,4 +1,4 @@
-"""What a lane tells of its own start (SC-006): real processes, and a server that goes away at the wrong time."""
+"""How a lane records its own start (SC-006): real processes, and a server that goes away at the wrong time."""
 
 import asyncio
 import os
@@ -64,7 +64,7 @@ async def test_a_lane_that_does_not_get_its_slot_records_that(link: NatsLink, ca
 
 
 async def test_the_record_of_a_start_waits_for_the_server(link: NatsLink, nats_server: NatsServer) -> None:
-    """A lane that failed at first is told once, by how it ended; so is one that gives up."""
+    """A lane that failed at first is recorded once, by how its start ended; so is one that gives up."""
     starts = ColdStartLog(link, model="phr00t", worker="phr00t-0", started_at=datetime.now(UTC))
     await asyncio.to_thread(nats_server.kill)
     running = asyncio.create_task(starts.run())

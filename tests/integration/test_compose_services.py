@@ -200,7 +200,7 @@ def test_what_a_health_check_takes_for_healthy(status: int, body: str, pattern: 
 
 
 async def test_a_supervisor_in_the_place_of_the_lanes_obeys_the_mounted_quota(composed: Composed) -> None:
-    """Its own command; a quota of nothing keeps it from starting what the next test starts."""
+    """It runs its own command; a quota of no lanes keeps it from starting what the next test starts."""
     composed.quota.write_text(json.dumps({"max_lanes": {"anisora": 0, "phr00t": 0}}))
     composed.start("supervisor")
     link = await NatsLink.connect(composed.nats_url, name="test")
@@ -279,7 +279,7 @@ def test_the_services_of_the_profile_cpu_serve(composed: Composed) -> None:
         assert composed.is_healthy(name), name
     composed.stop("degraded-standby", *workers)
     composed.stop("gateway")
-    # what they were told to send to the collector came there; the last of it when they left
+    # everything that they send to the collector arrived there, the last of it when they left
     names = {f"warmlane-{role}" for role in ("gateway", "lane", "degraded", "supervisor")}
     assert {service for service, _ in composed.collector.exports()} == names
     assert {span.service for span in composed.collector.spans} >= {"warmlane-gateway", "warmlane-lane"}

@@ -118,7 +118,7 @@ async def test_a_head_that_does_not_end(start: bytes, served: Served, talk: Talk
 
 
 async def test_a_head_of_slow_headers(talk: Talk) -> None:
-    """Progress does not buy time."""
+    """A slow head gets no more time because it makes progress."""
     await talk.say(b"GET / HTTP/1.1\r\nHost: x\r\n")
     answer = asyncio.create_task(talk.answer())
     while not answer.done():
@@ -279,7 +279,7 @@ async def test_a_client_that_hangs_up_with_a_second_request_behind_the_first_is_
 
 
 async def test_a_waiting_client_is_left_alone(served: Served, talk: Talk) -> None:
-    """Whoever waits for an answer keeps nobody waiting, also with a stray line end behind its request."""
+    """A client that waits for its answer is not cut, even with a stray line end after its request."""
     await talk.say(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n\r\n")
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(talk.reader.read(), 3 * LIMITS.head_s)

@@ -1,4 +1,4 @@
-"""A consumer that was deleted, on a real server with the users of `nats.conf`: whoever needs it makes it anew."""
+"""A deleted consumer, on a real server with the users of `nats.conf`: the process that needs it makes it again."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,7 +30,8 @@ from tests.kit.support import KEEP_S, NatsServer, eventually, settings_file
 
 
 async def test_a_gateway_makes_its_sweepers_consumers_anew(tmp_path: Path) -> None:
-    """Without them a `202` stood `pending` for ever. Where even the stream is gone, `/readyz` says what to do."""
+    """Without them an accepted task stayed `pending` for ever. If even the stream is gone, `/readyz` says what to
+    do."""
     settings = settings_file(tmp_path, wait_limit_s=2.0, degraded_margin_s=0.5)
     async with fresh_system(tmp_path, settings) as system:
         for kind in TIMER_KINDS:
@@ -67,7 +68,7 @@ def catalog_of(settings: Path) -> Catalog:
 async def test_a_worker_makes_its_queues_consumer_anew(
     route: Literal["lane", "degraded"], link: NatsLink, nats_server: NatsServer, catalog: Catalog, tmp_path: Path
 ) -> None:
-    """Also one that is deleted while a fetch waits; with the rights of the worker's own user."""
+    """Also one that is deleted while a fetch waits. The worker's own user has the right to make it."""
     stream = lane_stream("anisora") if route == "lane" else DEGRADED
     own = await NatsLink.connect(
         NatsAccess(urls=nats_server.address, user=route, password=f"pw-{route}"), name="worker"

@@ -64,13 +64,14 @@ async def test_25_wait_and_the_26th_is_refused(system: System) -> None:
 def test_a_queue_that_was_full_just_now_is_not_asked(
     waiting: int, refused_ago_s: float, news_age_s: float, expected: bool
 ) -> None:
-    """Refusals are what a busy server gets most of."""
+    """A busy gateway answers refusals more often than anything else."""
     assert is_known_full(waiting=waiting, refused_ago_s=refused_ago_s, news_age_s=news_age_s) is expected
 
 
 @pytest.mark.parametrize("state", [LaneState.STARTING, LaneState.LOADING, LaneState.EVICTED])
 async def test_a_cold_lane_is_not_waited_for_and_the_limit_holds(state: LaneState, system: System) -> None:
-    """Nothing is loaded, after a deploy, a scale-up or an eviction: the same answers each time (FR-020, FR-017)."""
+    """After a deploy, a scale-up or an eviction nothing is loaded, and the answers are the same each time (FR-020,
+    FR-017)."""
     await system.lane_is(state)
     try:
         tasks = [await system.submit() for _ in range(2)]
@@ -169,7 +170,7 @@ async def test_respond_async_is_answered_at_once(system: System) -> None:
 
 
 async def test_a_client_waits_no_longer_than_it_prefers(system: System) -> None:
-    """Neither for a worker that would take its task, nor for its end; from then on the task is promised."""
+    """It waits neither for a worker to take its task nor for the end; from then on the task is promised."""
     for prefer, said in (("wait=1", "wait=1"), ("respond-async, wait=0", "respond-async, wait=0")):
         answer = await system.post(prefer=prefer)
         assert (answer.status_code, answer.json()["status"]) == (202, "pending")

@@ -106,7 +106,7 @@ async def test_models_alternate_on_one_slot_with_a_receipt_each(pair: Pair, pair
 
 
 async def test_sigterm_finishes_the_task_in_hand_and_hands_over(pair: Pair, pair_link: NatsLink) -> None:
-    """The standby's folder is still there then, however long it stood by, and whatever its leader found dead."""
+    """The standby's folder still exists then, however long it stood by, and whichever folders its leader removed."""
     leader, standby = await pair.roles(pair_link)
     await eventually(lambda: asyncio.sleep(0, bool(standby.log_lines("stands_by"))), within_s=60)
     await opens_a_new_host_among_old_folders(pair, leader)
@@ -147,7 +147,7 @@ async def opens_a_new_host_among_old_folders(pair: Pair, leader: DegradedProcess
 async def test_a_stopped_leader_loses_the_slot_and_changes_nothing_when_it_wakes(
     pair: Pair, pair_link: NatsLink
 ) -> None:
-    """Its child keeps the card whatever KV says: the new leader ends that child before it loads (design §7)."""
+    """Its child keeps the card, whatever KV says: the new leader ends that child before it loads (design §7)."""
     await eventually(lambda: asyncio.sleep(0, len(pair.first.hosts) + len(pair.second.hosts) == 1), within_s=60)
     leader, standby = await pair.roles(pair_link)
     await eventually(lambda: asyncio.sleep(0, bool(standby.log_lines("stands_by"))), within_s=60)

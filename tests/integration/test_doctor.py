@@ -199,7 +199,7 @@ def test_gpus(gpus: list[GpuInfo], torch: str | None, level: str, text: str) -> 
 
 
 def test_production_without_a_card_is_missing_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `warmlane up` would say; and with an old driver or a torch without CUDA, every host would fail."""
+    """`warmlane up` would refuse too; and with an old driver or a torch without CUDA, every host would fail."""
     with fake_nvml(tmp_path, monkeypatch) as cards:
         cards.set(cards=0)
         without = doctor(tmp_path, "--profile", "production")

@@ -52,7 +52,7 @@ async def test_a_stream_as_a_browser_reads_it(
 
 
 async def test_a_client_hears_when_its_task_moves_up(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:
-    """Before, the place was told again when the record changed: 28 s later, when the wait ran out."""
+    """Before, a client saw the new place only when the record changed: 28 s later, when the wait ran out."""
     first, second, task = [await submitted(http, model="phr00t") for _ in range(3)]
     at = task["queue"]["position"]
     source, seen = EventSource(), []
@@ -98,7 +98,7 @@ async def done(http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: N
 
 @pytest.mark.parametrize("asked", ["Accept: */*", "Connection: keep-alive", "Expect: 100-continue"])
 async def test_no_answer_to_http_1_0_has_chunks(asked: str, done: str, gateway: GatewayProcess) -> None:
-    """nginx speaks it by default, and so do old monitors: every answer ends with its length or its connection."""
+    """nginx uses it by default, and so do old monitors: every answer ends by its length or with its connection."""
     answers = {}
     for path in (
         f"/tasks/{done}/events",

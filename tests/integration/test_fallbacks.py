@@ -1,4 +1,4 @@
-"""Fallback episodes of two gateways on a real server: causes, ends, sums, and what evicted lanes are told."""
+"""Fallback episodes of two gateways on a real server: causes, ends, sums, and how evicted lanes learn of demand."""
 
 import asyncio
 import os
@@ -53,7 +53,7 @@ async def second(system: System, tmp_path: Path) -> AsyncIterator[System]:
 
 
 async def episodes(system: System, model: str = "anisora") -> list[FallbackEpisode]:
-    """The episodes of *model*, the oldest first, as the gateway tells them."""
+    """The episodes of *model*, the oldest first, as the gateway reports them."""
     told = (await system.http.get("/admin/fallbacks")).json()
     found = msgspec.convert([*told["past"][::-1], *told["current"]], type=list[FallbackEpisode])
     return [episode for episode in found if episode.model == model]
@@ -104,7 +104,7 @@ async def test_an_episode_begins_changes_its_cause_and_ends(system: System) -> N
 
 
 async def tell_alike(one: System, other: System) -> None:
-    """Until the end of an episode is written, each gateway says of it when it was asked."""
+    """Until the end of an episode is written, each gateway reports the time of the request as its end."""
 
     async def alike() -> bool:
         return await episodes(one) == await episodes(other)

@@ -153,7 +153,7 @@ async def test_requests_are_refused_before_the_limit_is_reached_and_tasks_end(tm
 
 
 async def test_the_limit_itself_is_reported(tmp_path: Path) -> None:
-    """Where a gateway was not told the right limit, the server's refusals say it."""
+    """If a gateway does not know the right limit, the server's refusals show it."""
     async with running(with_limit(tmp_path, "1MB")) as system:
         await system.lane_is(LaneState.WARM)
         with contextlib.suppress(TransportUnavailable):
@@ -169,7 +169,7 @@ async def test_the_limit_itself_is_reported(tmp_path: Path) -> None:
 
 
 async def test_a_full_disk_of_the_log_fails_no_request(tmp_path: Path) -> None:
-    """Nothing but lines is lost, and how many is said in the log and in the metrics once there is room."""
+    """Only lines are lost; log and metrics report how many once there is room."""
     with small_disk(tmp_path / "logs", mib=1) as disk:
         gateway = GatewayProcess(tmp_path)
         gateway.log_file = disk.folder / "gateway.log"

@@ -1,4 +1,4 @@
-"""A short run of `make fuzz`: 300 cases, with a seed that stays."""
+"""A short run of `make fuzz`: 300 cases with a fixed seed."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""Held requests: who hangs up gives up its place, unless somebody else waits for the same task (FR-017, ADR 0011)."""
+"""Held requests: a caller that hangs up gives up its place, unless another waits for the same task (FR-017, ADR
+0011)."""
 
 import asyncio
 import json
@@ -85,7 +86,7 @@ async def withdrawn(system: System, task_id: str) -> None:
 
 @pytest.mark.parametrize("half", [False, True], ids=["closed", "half-closed"])
 async def test_a_caller_that_hangs_up_frees_its_place(half: bool, system: System) -> None:
-    """Nothing is left: no message, no image, and a record that says what became of it."""
+    """No message and no image are left, and the record says what became of the task."""
     caller = await Caller.post(system.gateway.port, image=IMAGE)
     task_id = await system.only_task()
     assert list(system.gateway.artifacts.rglob(f"{task_id}.*"))
@@ -143,7 +144,7 @@ async def test_a_caller_at_another_gateway_keeps_the_task(system: System, second
 
 
 async def test_a_task_that_was_promised_is_not_withdrawn(system: System) -> None:
-    """From the first `202` on, no connection that closes takes it back; who was held is answered too."""
+    """After the first `202` no closed connection withdraws the task; held callers are answered too."""
     held = await Caller.post(system.gateway.port, key="promised")
     task_id = await system.only_task()
     promised = await system.submit(**{"idempotency-key": "promised"})
@@ -157,7 +158,7 @@ async def test_a_task_that_was_promised_is_not_withdrawn(system: System) -> None
 
 
 async def test_a_waiting_caller_whose_task_was_withdrawn_is_submitted_again(system: System) -> None:
-    """A gateway that did not hear of this caller took the task back: it gets the next one of its key."""
+    """A gateway that did not know of this caller withdrew the task: the caller gets the next task of its key."""
     caller = await Caller.post(system.gateway.port, key="race")
     task_id = await system.only_task()
     record, revision = await system.record(task_id)
@@ -172,7 +173,7 @@ async def test_a_waiting_caller_whose_task_was_withdrawn_is_submitted_again(syst
 
 
 async def test_a_gateway_that_leaves_promises_what_it_holds(system: System, second_gateway: GatewayProcess) -> None:
-    """SIGTERM: whoever is held gets `202`, and the task stays in the queue."""
+    """At SIGTERM held callers get `202`, and their tasks stay in the queue."""
     caller = await Caller.post(second_gateway.port)
     task_id = await system.only_task()
     await logged(second_gateway, "caller_held", task_id)

@@ -1,4 +1,4 @@
-"""`/admin` over real HTTP: what operators see, and why a task went where it went."""
+"""`/admin` over real HTTP: what operators see, and why a task was routed as it was."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ from tests.kit.support import clean_environment, eventually
 
 @pytest.fixture
 async def system(bare_system: System) -> System:
-    """A gateway whose lanes, switches, slots and queues are as nobody had touched them."""
+    """A gateway whose lanes, switches, slots and queues are in their initial state."""
     for bucket in (LANES, CONTROL, SLOTS):
         for key in await keys(bare_system, bucket):
             entry = await bare_system.link.entries.get(bucket, key)

@@ -187,7 +187,7 @@ async def test_a_place_in_the_queue_is_in_the_tag(http: httpx.AsyncClient, gatew
     after = await http.get(url, headers={"if-none-match": before.headers["etag"]})
     assert (after.status_code, after.json()["queue"]["position"]) == (200, before.json()["queue"]["position"] - 1)
     assert after.headers["etag"] != before.headers["etag"]
-    # whoever waits is told of changes of the task, and of its place only when the wait is over
+    # a waiting client is answered when the task changes, and sees a new place only when the wait is over
     waited = await http.get(f"{url}?wait=0.05", headers={"if-none-match": f'"1", {before.headers["etag"]}'})
     assert (waited.status_code, waited.headers["etag"]) == (200, after.headers["etag"])
     waiting = asyncio.create_task(

@@ -183,7 +183,7 @@ async def test_no_header_leads_an_answer_elsewhere(header: bytes, gateway: Gatew
     "form", ["http://127.0.0.1:{}/x.png", "//127.0.0.1:{}/x", "data:image/png,http://127.0.0.1:{}/"]
 )
 async def test_no_url_is_ever_fetched(form: str, http: httpx.AsyncClient) -> None:
-    """Neither is one inside an SVG. Somebody listens, and hears nothing."""
+    """Not even one inside an SVG. A server listens at the URL, and nobody connects."""
     heard = 0
 
     async def hear(reader: object, writer: asyncio.StreamWriter) -> None:

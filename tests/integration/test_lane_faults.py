@@ -206,7 +206,7 @@ async def away_in_mid_run(scene: Scene, leave: Act, come_back: Act) -> None:
 
 
 async def test_lanes_that_fall_silent(scene: Scene) -> None:
-    """Stopped with SIGSTOP or partitioned, before a claim or after it, and back too late."""
+    """Lanes that are stopped with SIGSTOP or partitioned, before a claim or after it, and come back too late."""
 
     def stop() -> None:
         scene.lane.signal(signal.SIGSTOP)
@@ -225,7 +225,7 @@ async def test_lanes_that_fall_silent(scene: Scene) -> None:
 
 @SEVERAL_WAIT
 async def test_kill_9_of_a_lane_with_tasks_waiting(scene: Scene) -> None:
-    """The one in hand is run again when its lease has ended, the others when they have waited long enough."""
+    """The task in hand runs again when its lease has ended, the others when they have waited long enough."""
     await scene.ready()
     tasks = [await scene.submit()]
     await scene.runs(tasks[0])

@@ -1,4 +1,4 @@
-"""A lane in this process, with a real pipeline host, on a real server: what it says of itself and of its slot."""
+"""A lane in this process, with a real pipeline host, on a real server: what it reports of itself and of its slot."""
 
 import os
 import re
@@ -64,7 +64,8 @@ async def test_a_warm_lane_shows_what_is_resident_and_nothing_when_it_left(
 
 
 async def test_a_lane_that_is_to_leave_gives_up_its_load(link: NatsLink, catalog: Catalog, tmp_path: Path) -> None:
-    """At once: nothing is in hand, and a production model loads for minutes. This one would load for ever."""
+    """It does so at once, because it has no task, and a production model loads for minutes. This one would load for
+    ever."""
     model = catalog.models["phr00t"]
     hanging = replace(model, checkpoint=replace(model.checkpoint, folder="hang-in-load"))
     models = {**catalog.models, "phr00t": hanging}
@@ -122,7 +123,7 @@ async def test_a_lane_that_can_never_serve_its_model_says_why(link: NatsLink, ca
 async def test_a_card_that_cannot_serve_the_largest_video_says_so_before_a_client_does(
     link: NatsLink, catalog: Catalog, tmp_path: Path
 ) -> None:
-    """And is not loaded anew all the time: the next try would end in the same way."""
+    """The lane does not keep reloading, because the next try would end in the same way."""
     model = catalog.models["phr00t"]
     small_card = replace(model, warm_up="largest", checkpoint=replace(model.checkpoint, folder="small-card"))
     catalog = replace(catalog, models={**catalog.models, "phr00t": small_card})
@@ -168,7 +169,7 @@ async def test_a_lane_that_cannot_load_crash_loops_until_it_can(
 
 
 async def test_a_host_that_hangs_while_nobody_asks_for_it_is_replaced(link: NatsLink, lane: Lane) -> None:
-    """FR-021 b: up to the limit only the health age grows, and nothing is claimed; then the lane is unhealthy."""
+    """FR-021 b: up to the limit only the health age grows, and the lane claims nothing; then it is unhealthy."""
     states = StateLog()
     await states.start(link)
     lane.start()

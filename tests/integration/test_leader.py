@@ -147,7 +147,7 @@ async def test_a_refresh_whose_answer_was_lost_is_no_loss(link: NatsLink, candid
 async def test_a_leader_that_is_cut_off_stops_leading_by_its_own_clock(
     nats_server: NatsServer, candidates: list[Leader]
 ) -> None:
-    """And when the server comes back, somebody leads again: a restart loses no standby."""
+    """When the server comes back, some candidate leads again: a restart loses no standby."""
     leader = candidates[0]
     term = await leader.campaign()
     holding = asyncio.create_task(leader.hold())
@@ -199,7 +199,7 @@ def candidate(nats_server: NatsServer) -> Iterator[Callable[[str], Candidate]]:
 async def test_kill_9_and_a_resumed_leader_steals_nothing(
     link: NatsLink, candidate: Callable[[str], Candidate]
 ) -> None:
-    """SIGSTOP, takeover, SIGCONT: a blind refresh would take the key back; this one finds out and stands by."""
+    """SIGSTOP, takeover, SIGCONT: a blind refresh would take the key back; this leader notices and stands by."""
     leader = candidate("first")
     term = int((await leader.says()).removeprefix("leads "))
     standby = candidate("second")

@@ -167,7 +167,7 @@ async def test_nobody_there_is_a_clear_error() -> None:
 
 
 class ServerAhead:
-    """A relay to a server, behind which its clock reads *ahead_s* more: every time that it tells is moved."""
+    """A relay to a server whose clock seems *ahead_s* ahead: the relay moves every time in the server's messages."""
 
     STAMP = re.compile(rb'"ts":"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)')
 
@@ -203,7 +203,7 @@ class ServerAhead:
 async def test_a_clock_that_drifts_away_is_reported(
     link: NatsLink, nats_server: NatsServer, measured: Measured
 ) -> None:
-    """At the start it would be refused; later it shows in the metric and in the log."""
+    """At its start the process would refuse; later the skew shows in the metric and in the log."""
     async with telling_of(link, "lane"):
         await eventually(lambda: _is_known(link))
         assert abs(await _told(measured, "warmlane.clock.skew")) < MAX_SKEW_S
@@ -263,7 +263,8 @@ async def test_what_was_reported_as_failed_is_not_sent_later(
 
 
 def test_a_connection_that_uvloop_has_closed_is_made_anew(nats_server: NatsServer) -> None:
-    """As it does, in one of several processes, when the server is killed: there is no socket left to be given up."""
+    """uvloop closes it in one of several processes when the server is killed: no socket is left that could be given
+    up."""
 
     async def run() -> None:
         link = await NatsLink.connect(nats_server.url, name="test")

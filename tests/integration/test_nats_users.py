@@ -215,7 +215,7 @@ async def test_system_sees_the_server_and_nothing_of_the_product(server: NatsSer
 
 
 async def test_a_denied_call_fails_at_once_and_stores_nothing(server: NatsServer) -> None:
-    """Not as a time-out: that would be told as `TransportUnavailable` alone, and without a word in the log."""
+    """It is not a time-out, which would be a mere `TransportUnavailable` without a log line."""
     link = await as_role(server, "supervisor")
     try:
         with capture_logs() as lines:
@@ -265,7 +265,7 @@ async def test_nobody_gets_in_without_a_password(
 
 
 async def test_a_password_that_is_no_longer_valid_is_reported(tmp_path: Path) -> None:
-    """The server comes back with other passwords: the process goes on trying, and says once why it cannot."""
+    """The server comes back with other passwords: the process goes on trying, and logs once why it cannot connect."""
     server = NatsServer(tmp_path)
     server.start()
     link = await as_role(server, "lane")
@@ -400,7 +400,7 @@ async def test_a_tls_address_is_never_spoken_to_without_tls(server: NatsServer, 
 
 
 async def test_no_password_is_sent_to_a_server_without_tls() -> None:
-    """Somebody listens in the server's place, and asks for a user in the clear."""
+    """Another program listens in the server's place, and asks for a user without TLS."""
     heard = bytearray()
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

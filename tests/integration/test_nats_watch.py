@@ -1,4 +1,4 @@
-"""A watch tells what its bucket holds, whatever becomes of the consumer, the server and what that had stored."""
+"""A watch delivers what its bucket holds, whatever happens to the consumer, the server and its store."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from tests.kit.support import KEEP_S, NatsServer, eventually
 
 
 class Reader:
-    """Keeps what it is told of a bucket, as boards do: small ones at once, large ones by what was not told anew."""
+    """Keeps a bucket in memory as boards do: small ones by differences, large ones by what was not delivered again."""
 
     def __init__(self, *, is_large: bool) -> None:
         self.held: dict[str, tuple[bytes, int]] = {}
@@ -81,7 +81,7 @@ async def holds(reader: Reader, expected: dict[str, tuple[bytes, int]]) -> None:
 async def test_what_a_power_cut_lost_is_forgotten_and_later_writes_are_delivered(
     nats_server: NatsServer, link: NatsLink, tmp_path: Path, measured: Measured, is_large: bool, written_since: int
 ) -> None:
-    """Also where others have written as much since, before the watch is back: its own writes come after that."""
+    """Even if others have written as many messages before the watch is back; its own writes come after these."""
     reader, before = Reader(is_large=is_large), await went_back(measured)
     await reader.start(link, TASKS)
     kept = await link.entries.put(TASKS, "kept", b"1")
@@ -111,8 +111,8 @@ async def _made_anew(link: NatsLink, catalog: Catalog) -> None:
 async def test_a_message_in_flight_at_the_break_is_not_taken_for_the_end_of_the_bucket(
     link: NatsLink, catalog: Catalog, monkeypatch: pytest.MonkeyPatch, is_large: bool
 ) -> None:
-    """The client hands it on after the break, and before the watch has looked: it says that nothing comes after it. If
-    that were believed, what is read anew would never be whole, and nothing be told any more."""
+    """The client passes it on after the break, before the watch has looked, and the message says that it is the last.
+    If the watch believed that, its new reading would never be complete, and it would deliver nothing any more."""
     brought: list[Msg] = []
     receive = Watch._receive
 
@@ -148,7 +148,7 @@ async def test_a_bucket_that_was_made_anew(link: NatsLink, catalog: Catalog, is_
 
 @pytest.mark.parametrize("is_large", [False, True])
 async def test_a_bucket_that_was_purged(link: NatsLink, is_large: bool) -> None:
-    """Nobody tells of that: a look does, also where others have written since."""
+    """The server announces no purge: a comparison finds it, even if others have written since."""
     reader = Reader(is_large=is_large)
     await reader.start(link, TASKS)
     first = {key: (b"1", await link.entries.put(TASKS, key, b"1")) for key in "abc"}
@@ -193,7 +193,7 @@ async def _killed(_: NatsLink, server: NatsServer) -> None:
 async def test_a_watch_that_was_interrupted_goes_on_where_it_was(
     nats_server: NatsServer, link: NatsLink, interrupted: Callable[[NatsLink, NatsServer], object]
 ) -> None:
-    """It tells nothing twice, and misses nothing."""
+    """It delivers nothing twice, and misses nothing."""
     told: list[tuple[str, bytes | None]] = []
     watch = await link.watches.start(TASKS, lambda entry: told.append((entry.key, entry.value)), history=True)
     await watch.wait()

@@ -247,7 +247,7 @@ async def test_a_large_body_is_refused_by_the_gateway(site: Site) -> None:
 
 
 def test_nginx_lets_idle_connections_go_first() -> None:
-    """Or a request would meet one that the gateway is closing."""
+    """Otherwise a request could use a connection that the gateway is closing."""
     (idle_s,) = re.findall(r"keepalive_timeout (\d+)s;", CONFIGURATION)
     assert int(idle_s) < http_config(None, Connections(Limits())).timeout_keep_alive
 

@@ -1,4 +1,4 @@
-"""Poisoned messages and entries on a real server: counted, told once without their content, and survived."""
+"""Poisoned messages and entries on a real server: counted, logged once without their content, and survived."""
 
 import asyncio
 import json
@@ -131,7 +131,7 @@ async def test_a_poisoned_queue(route: Route, link: NatsLink, worker: Worker, mo
 async def test_what_a_newer_version_wrote_is_left_for_one_of_its_workers(
     link: NatsLink, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message, and the record that this worker cannot read: both come again, and are served once they can be."""
+    """The worker cannot read the message, nor the record: both come again, and are served by a version that can."""
     monkeypatch.setattr(loop, "LEFT_S", 0.1)
     worker = Worker(link, catalog.windows, tmp_path, "one")
     worker.runner.may_end.set()
@@ -255,7 +255,7 @@ VALUES = {
 async def test_poisoned_buckets(
     http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink, tmp_path: Path
 ) -> None:
-    """Also a gateway that starts then finds its way through them."""
+    """A gateway that starts then copes with them as well."""
     count = len(unreadable_lines(gateway))
     for bucket, keys in KEYS.items():
         for key in keys:

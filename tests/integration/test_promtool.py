@@ -33,13 +33,14 @@ def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_alerts() -> None:
-    """Each is silent, fires with these very words, and is over when `ops/alerts/warmlane.tests.yaml` says so."""
+    """Each alert is silent, fires with exactly these words, and is over when `ops/alerts/warmlane.tests.yaml` says
+    so."""
     said = promtool("test", "rules", TESTS_FILE)
     assert said.returncode == 0, said.stdout + said.stderr
 
 
 def test_every_panel_shows_something_of_a_busy_system(tmp_path: Path) -> None:
-    """Every query is one that Prometheus takes, and finds a number where every series there can be is told."""
+    """Prometheus accepts every query, and each gives a number when every possible series is present."""
     asked = {}
     for name, dashboard in DASHBOARDS.items():
         for panel in panels(dashboard):

@@ -1,4 +1,4 @@
-"""Whatever a test has started ends with its process, however that ends."""
+"""Everything that a test has started ends with its process, however that ends."""
 
 import contextlib
 import os
@@ -58,7 +58,7 @@ def told(tmp_path: Path) -> Iterator[Path]:
 def test_nothing_that_a_test_started_outlives_it(
     tmp_path: Path, told: Path, victim: str, number: signal.Signals, fixtures: str, expected: set[str]
 ) -> None:
-    """A suite that is ended so, and everything that one test of it started."""
+    """A suite that ends in this way, and everything that one test of it started."""
     file = tmp_path / "test_it.py"
     file.write_text(TEST.format(fixtures=fixtures, told=str(told), gateway="warm_cli" in expected))
     inherited = {SHARED_FOLDER, reaper.MARKS, "PYTEST_XDIST_WORKER"}

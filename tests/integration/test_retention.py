@@ -1,4 +1,4 @@
-"""Retention: videos, input images and orphans go with their record, and nothing else goes."""
+"""Retention: videos and input images are removed with their record, orphans too, and nothing else."""
 
 import asyncio
 import itertools
@@ -73,7 +73,7 @@ async def test_orphans_go_and_what_a_record_names_stays(services: Services, tmp_
 async def test_orphans_are_removed_many_at_a_time(
     services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A gateway that is busy answers each look late: what is looked up one by one grows faster than it goes."""
+    """A busy gateway answers each look-up late: with one look-up at a time, orphans would grow faster than they go."""
     read, reads, together = services.tasks.read, itertools.count(1), asyncio.Event()
 
     async def read_together(task_id: str) -> Snapshot | None:
@@ -110,7 +110,7 @@ async def test_files_go_when_the_server_drops_the_record(services: Services, tmp
 
 
 async def test_a_timer_that_is_later_than_the_record_lasts_brings_nothing_back(services: Services) -> None:
-    """A sweeper that is behind finds the timers of tasks that ended, and expired: they must not end once more."""
+    """A late sweeper finds timers of tasks that ended and expired: these must not end once more."""
     now = datetime.now(UTC)
 
     async def comes_due(queued_at: datetime) -> TaskStatus | None:

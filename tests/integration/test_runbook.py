@@ -1,7 +1,7 @@
 """`ops/runbook.md`, line by line, as printed: by the real NATS CLI, in a real shell, on a real server, as the user
-that the line names; what it prints, and what becomes of it. Skipped where the CLI of `.ci/tools` is not there.
+that the line names; its output and its effect are checked. Skipped without the CLI of `.ci/tools`.
 
-A section without a test here fails, and so does a line that its test does not come to.
+A section without a test fails, and so does a line that its test does not reach.
 """
 
 import asyncio

@@ -118,7 +118,7 @@ async def test_a_quarantine_reaches_the_server_however_long_it_is_away(
 async def test_a_quarantine_stands_until_an_operator_lifts_it(
     how: str, link: NatsLink, nats_server: NatsServer, display: Callable[[str], "asyncio.Future[Shown]"]
 ) -> None:
-    """Nobody's display overwrites it, everybody stays away, and all hear of the lift."""
+    """No worker's display overwrites it, every worker stays away, and all of them notice the lift."""
     first, second = await display("degraded-0"), await display("degraded-1")
     first.take()
     first.show(SlotState.QUARANTINED, None, "3 GiB are still held")
@@ -205,7 +205,7 @@ async def test_what_is_shown_is_written_again_and_removed_by_who_leaves(
 async def test_a_quarantine_is_neither_written_again_nor_removed(
     link: NatsLink, display: Callable[[str], "asyncio.Future[Shown]"]
 ) -> None:
-    """Else one that writes or leaves just then would undo what an operator did."""
+    """Otherwise a worker that writes or leaves at that moment would undo what an operator did."""
     shown = await display("degraded-0")
     shown.take()
     shown.show(SlotState.QUARANTINED, None, "held")
@@ -224,7 +224,8 @@ async def test_a_quarantine_is_neither_written_again_nor_removed(
 
 
 async def test_a_new_system_forgets_who_is_dead(link: NatsLink, nats_server: NatsServer) -> None:
-    """Lanes and slots of processes that are gone; a quarantine stands, and so does what a living process says."""
+    """Entries of lanes and slots whose processes are gone are removed; a quarantine stays, and so do living
+    processes."""
     now = datetime.now(UTC)
     for slot, pid, state in (
         ("cpu-1", DEAD, SlotState.RESIDENT),

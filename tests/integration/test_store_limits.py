@@ -1,4 +1,4 @@
-"""A bucket or a stream of timers that takes nothing more, on a real server: said as it is, and nothing is dropped."""
+"""A full bucket or stream of timers on a real server: it is reported as what it is, and nothing is dropped."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

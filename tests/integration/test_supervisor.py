@@ -1,4 +1,4 @@
-"""The supervisor on a real server: what it says of lanes that are denied, that die and that cannot start.
+"""The supervisor on a real server: what it reports of lanes that are denied, that die and that cannot start.
 
 With `warmlane supervisor` and real lanes, beside a real gateway; where the order of two writes matters, with a provider
 that is played by hand.
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.usefixtures("forks")
 
 
 class Lanes:
-    """What is told of lanes, in the order in which the server has it."""
+    """The reports of lanes, in the order in which the server stored them."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, LaneHeartbeat | None]] = []
@@ -66,7 +66,7 @@ class Lanes:
         return next((value for key, value in reversed(self.told) if key == name), None)
 
     def states(self, name: str) -> list[tuple[LaneState, int]]:
-        """State and process of everything that was told, without repetitions."""
+        """State and process of every report, without repetitions."""
         told = [(value.state, value.pid) for key, value in self.told if key == name and value is not None]
         return [now for before, now in zip([None, *told], told, strict=False) if now != before]
 
@@ -83,11 +83,11 @@ class Lanes:
         return found
 
     async def hears(self, name: str, state: LaneState, pid: int) -> None:
-        """Returns when *pid* has told *state*, which may have been overwritten by then."""
+        """Returns when *pid* has reported *state*, which may have been overwritten by then."""
         await eventually(lambda: asyncio.sleep(0, (state, pid) in self.states(name)))
 
     async def holds(self, name: str, task_id: str) -> None:
-        """Returns when the lane tells that it runs *task_id*."""
+        """Returns when the lane reports that it runs *task_id*."""
 
         async def look() -> bool:
             last = self.last(name)
@@ -395,7 +395,7 @@ def spoken(pid: int, state: LaneState, *, in_hand: InHand | None = None) -> byte
 
 
 async def test_the_last_report_of_a_dead_lane_is_withdrawn(link: NatsLink, catalog: Catalog) -> None:
-    """A `warm` that was on its way when the lane died is taken back; the word of its successor is not."""
+    """A `warm` that was on its way when the lane died is withdrawn; its successor's report is not."""
     provider = HandProvider()
     async with by_hand(link, catalog, provider) as lanes:
         await lanes.becomes("anisora-0", LaneState.STARTING)
@@ -422,7 +422,7 @@ async def test_the_last_report_of_a_dead_lane_is_withdrawn(link: NatsLink, catal
 
 
 async def test_a_report_of_the_successor_that_comes_in_between_wins(link: NatsLink, catalog: Catalog) -> None:
-    """The new process speaks when the supervisor has read the word of the dead one: compare-and-set refuses."""
+    """The new process reports after the supervisor has read the dead one's entry: compare-and-set refuses."""
     provider = HandProvider()
     async with by_hand(link, catalog, provider) as lanes:
         await lanes.becomes("anisora-0", LaneState.STARTING)
@@ -446,7 +446,7 @@ async def test_a_report_of_the_successor_that_comes_in_between_wins(link: NatsLi
 
 
 async def test_a_start_that_ends_with_its_process_is_recorded_once(link: NatsLink, catalog: Catalog) -> None:
-    """SC-006: not where the lane told it itself, nor where it had been warm."""
+    """SC-006: but not if the lane recorded it itself, nor if it had been warm."""
     provider = HandProvider()
     async with by_hand(link, catalog, provider) as lanes:
         await lanes.becomes("anisora-0", LaneState.STARTING)
@@ -515,7 +515,8 @@ async def test_the_task_of_a_dead_lane_is_given_back(link: NatsLink, catalog: Ca
 
 
 def test_the_task_of_a_dead_lane_is_known_though_its_successor_speaks_first() -> None:
-    """As when the supervisor could not reach the server meanwhile: nobody can read the last word of the dead one."""
+    """For example when the supervisor could not reach the server meanwhile, and the dead one's last report is
+    overwritten."""
     hand, lane = HandLane(lambda _: None), Supervised(Want("anisora", "anisora-0"))
     in_hand, death = InHand(task_id=TASK_ID, owner="owner-1"), Death("signal 9", 100, datetime.now(UTC), again_at_s=0.0)
     lane.granted, hand.pid = hand, 100
@@ -538,7 +539,7 @@ async def record_of(link: NatsLink) -> GenerationTask:
 async def test_a_lane_that_leaves_for_the_quota_learns_why_and_its_last_report_is_withdrawn(
     link: NatsLink, catalog: Catalog, tmp_path: Path
 ) -> None:
-    """Also by a supervisor that leaves before the lane has; a lane that leaves with its supervisor is told nothing."""
+    """Also if the supervisor leaves before the lane does; a lane that leaves with its supervisor gets no reason."""
     file = tmp_path / "quota.json"
     file.write_text('{"max_lanes": {}}')
     provider = HandProvider()
@@ -559,7 +560,7 @@ async def test_a_lane_that_leaves_for_the_quota_learns_why_and_its_last_report_i
 async def test_a_denial_of_the_provider_is_reported_and_the_lane_requested_again(
     link: NatsLink, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A provider's own quota is told as one. The lane is asked for again at once when the quota file changes."""
+    """A provider's own quota is reported as quota. When the quota file changes, the lane is requested again at once."""
     file = tmp_path / "quota.json"
     file.write_text('{"max_lanes": {}}')
     provider = HandProvider()

@@ -117,7 +117,7 @@ async def test_an_overdue_lane_task_is_rerouted_once(system: System, second_gate
 
 
 async def test_a_rerouted_task_is_taken_by_the_degraded_worker(system: System) -> None:
-    """With its image, which only a refusal removes."""
+    """The worker gets its image too, which only a refusal removes."""
     task = await system.submit(image=IMAGE)
     await system.becomes(task["id"], TaskStatus.PENDING, epoch=1)
 
@@ -204,7 +204,7 @@ async def test_a_task_that_nobody_takes_ends_queue_overloaded(system: System) ->
 
 
 async def test_a_held_request_that_nobody_takes_is_503(system: System) -> None:
-    """FR-018: which limit it was and when to come back; the record tells the same (SC-008)."""
+    """FR-018: the answer names the limit and when to come back; the record says the same (SC-008)."""
     await system.lane_is(LaneState.DRAINING)
     answers = await asyncio.gather(*(system.post(image=IMAGE) for _ in range(3)))
     for answer in answers:
@@ -283,7 +283,8 @@ async def test_a_requeue_that_was_cut_short_is_completed(system: System) -> None
 
 
 async def test_a_timer_that_could_not_be_served_comes_again(system: System, catalog: Catalog) -> None:
-    """Acked only when another is stored: here the queue is missing for a while, and the requeue still arrives."""
+    """It is acked only when another timer is stored: the queue is missing for a while, and the requeue still
+    arrives."""
     task = await system.submit()
     await system.claim(task["id"], lease_s=LEASE_S)
     await js_of(system.link).delete_stream(lane_stream("anisora"))

@@ -1,4 +1,4 @@
-"""`TaskRecords.move` on a real nats-server: somebody else may be faster, and no write of theirs is lost."""
+"""`TaskRecords.move` on a real nats-server: another process may be faster, and its write is never lost."""
 
 import contextlib
 from collections.abc import Iterator

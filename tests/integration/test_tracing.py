@@ -36,7 +36,7 @@ def collector() -> Iterator[Collector]:
 async def test_a_swap_is_in_the_trace_of_the_request(
     collector: Collector, link: NatsLink, nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    """The receipt's figures, below the span of whoever asked; and `/metrics` of the worker says the same in sum."""
+    """The receipt's figures are below the span of the request, and `/metrics` of the worker has the same sums."""
     port = free_port()
     worker = DegradedProcess(
         nats_server.address,
@@ -162,7 +162,7 @@ with exporting("test", instance="test"):
 
 
 def test_the_end_of_an_attempt_is_sent_at_once(collector: Collector) -> None:
-    """With what is below it: a worker that is killed then leaves nothing without its parent (ADR 0036)."""
+    """The spans below it are sent too: a worker that is killed then leaves no span without its parent (ADR 0036)."""
     environment = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.url}/v1/traces"}
     environment |= {"OTEL_BSP_SCHEDULE_DELAY": "600000"}  # so long the others may wait
     command = [sys.executable, "-c", ATTEMPTED]
@@ -195,7 +195,7 @@ with exporting("test", instance="test"):
 
 
 def test_a_collector_that_is_away_is_logged_once_and_costs_nothing_else() -> None:
-    """The spans are lost, the log lines have their trace all the same, and the process ends as it would."""
+    """The spans are lost, but log lines still have their trace id, and the process ends normally."""
     lines = run_program(
         LOGGING, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}", OTEL_BSP_SCHEDULE_DELAY="1"
     ).stderr.splitlines()

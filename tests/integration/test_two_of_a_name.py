@@ -1,4 +1,4 @@
-"""A second lane of a name is refused before it says or counts anything, whatever its data folder."""
+"""A second lane of a name is refused before it reports or counts anything, whatever its data folder."""
 
 import asyncio
 import os

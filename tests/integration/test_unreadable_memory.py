@@ -1,4 +1,5 @@
-"""A lane whose card does not tell its memory: what it says meanwhile, and that nobody has to lift anything."""
+"""A lane whose card does not report its memory: what the lane reports meanwhile, and that nobody has to lift
+anything."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -96,7 +96,7 @@ async def unloaded(link: NatsLink, lane: Lane) -> None:
 
 
 async def test_the_pipeline_stays_until_it_is_worn_out_then_it_is_loaded_in_a_fresh_host(lanes: Lanes) -> None:
-    """FR-019, by tasks and by what they leave in memory. A lane that is alone does it when nothing waits."""
+    """FR-019: worn out by tasks or by the memory that they leave. A lone lane reloads when nothing waits."""
     states = StateLog()
     await states.start(lanes.link)
     (lane,) = await lanes.start(replace(NEVER, recycle_after_tasks=3, recycle_residue_bytes=150_000_000))
@@ -128,8 +128,8 @@ async def test_the_pipeline_stays_until_it_is_worn_out_then_it_is_loaded_in_a_fr
 
 
 async def test_residue_is_counted_from_the_warm_up_also_in_a_host_that_had_none(lanes: Lanes) -> None:
-    """A task that ran out of memory has had the model loaded anew. By what a load holds, the next large task would look
-    like a leak."""
+    """A task that ran out of memory made the lane reload. Counted from what a load holds, the next large task would
+    look like a leak."""
     (lane,) = await lanes.start(NEVER)
     worker = lane._worker
     loaded, clean = worker._loaded, worker._clean
@@ -215,7 +215,7 @@ async def test_an_idle_lane_unloads_and_is_warm_again_on_demand(lanes: Lanes) ->
 
 
 async def test_a_task_that_was_sent_before_the_eviction_was_known_is_run(lanes: Lanes) -> None:
-    """Without a load, and without a demand: the gateway that sent it took the lane for warm."""
+    """It runs without a demand for the lane: the gateway that sent it believed that the lane was warm."""
     (lane,) = await lanes.start(replace(NEVER, evict_idle_s=0.5))
     await lane.becomes(LaneState.EVICTED)
     assert (await lanes.run()).swap is None
@@ -308,7 +308,7 @@ async def test_tasks_that_fail_in_a_row_renew_the_host_then_the_lane_rests_until
 async def test_a_degraded_worker_begins_anew_when_tasks_fail_in_a_row(
     link: NatsLink, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has no other to go to but its standby: it gives the leadership back, and takes it where nobody else does."""
+    """Only a standby could replace it: it gives the leadership back, and takes it again if nobody else does."""
     monkeypatch.setattr(streak, "REST_FIRST_S", 1.0)
     forks = SharedForkServer()
     catalog = replace(catalog, warmth=replace(NEVER, renew_after_failures=2))

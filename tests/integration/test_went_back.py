@@ -1,5 +1,5 @@
-"""nats-server loses what it stored last, or a bucket is made anew: a gateway answers nothing from memory that the
-server does not have, and sees what comes after it."""
+"""nats-server loses what it stored last, or a bucket is made again: a gateway answers nothing from memory that the
+server does not have, and sees everything that is written afterwards."""
 
 import asyncio
 import json
@@ -192,7 +192,7 @@ async def test_buckets_that_were_made_anew(system: System) -> None:
 
 
 async def test_every_watch_lives_on_when_its_consumer_is_deleted(system: System) -> None:
-    """Each bucket that a gateway follows, twice: a watch that was mended is a watch."""
+    """For each bucket that a gateway follows, twice: a repaired watch can be repaired again."""
     tail = Tail(system)
     await tail.write_what_stays()
     for state in (LaneState.DRAINING, LaneState.WARM):

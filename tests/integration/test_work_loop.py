@@ -239,7 +239,7 @@ async def cancel(link: NatsLink, task_id: str) -> None:
 
 
 async def test_a_worker_that_lost_its_task_publishes_nothing(link: NatsLink, worker: Worker) -> None:
-    """Fencing: the task went back to the queue while the worker was silent; what it finishes late is thrown away."""
+    """Fencing: the task went back to the queue while the worker was silent; its late result is thrown away."""
     task = fresh_task()
     await queue(link, task)
     await worker.runner.started.wait()
@@ -303,7 +303,7 @@ async def test_a_folder_that_is_removed_between_two_tasks_costs_nothing(link: Na
     ],
 )
 async def test_giving_up_ends_the_lease_at_once(result: Result, event: str, link: NatsLink, worker: Worker) -> None:
-    """The sweeper requeues: the worker only says that it cannot go on (ADR 0004)."""
+    """The sweeper requeues: the worker only reports that it cannot go on (ADR 0004)."""
     worker.runner.result = result
     worker.runner.may_end.set()
     task = fresh_task()
@@ -456,7 +456,7 @@ async def test_a_second_attempt_is_linked_to_the_first_and_its_cancel_is_recorde
 
 
 async def test_a_result_outlives_the_server(link: NatsLink, worker: Worker, nats_server: NatsServer) -> None:
-    """NATS being away is no reason to drop a result."""
+    """A worker does not drop a result because NATS is away."""
     task = fresh_task()
     await queue(link, task)
     await worker.runner.started.wait()
@@ -481,7 +481,7 @@ async def test_a_result_outlives_the_server(link: NatsLink, worker: Worker, nats
 
 
 async def test_a_worker_leaves_though_its_claim_is_not_stored(link: NatsLink, worker: Worker) -> None:
-    """As on a full disk, where timers are not stored. The message stays for whoever comes."""
+    """For example on a full disk, where timers are not stored. The message stays for the next worker."""
     await js_of(link).delete_stream(DEADLINES)
     task = fresh_task()
     with capture_logs() as lines:
@@ -525,7 +525,7 @@ async def test_a_worker_that_leaves_waits_for_the_server_only_so_long(
 async def test_a_renewal_that_waits_for_the_settling_ends_quietly(
     link: NatsLink, nats_server: NatsServer, windows: Windows
 ) -> None:
-    """As while a slow server holds up both: then nothing is left to renew, and nothing went wrong."""
+    """A slow server may hold up both: then nothing is left to renew, and that is no error."""
     claimed = lifecycle.claim(fresh_task(), owner="one", worker="w", lease_s=2, now=datetime.now(UTC))
     revision = await link.entries.create(TASKS, claimed.id, encode_task(claimed))
     wire = CutWire(nats_server.port)
