@@ -65,7 +65,7 @@ WHATS: Final = (ACCEPT, POLL_LIVE, POLL_NEW, POLL_OLD, DISPATCH)
 class Grown(Struct, kw_only=True):
     """A stack with what is polled there. *old* is a task that is not held in memory; None where all are.
 
-    *shown* is the task whose record is told of in the report.
+    *shown* is the task whose record the report describes.
     """
 
     stack: Stack

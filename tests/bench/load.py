@@ -1,7 +1,7 @@
 """A load generator for HTTP/1.1: keep-alive connections over plain sockets, in two ways.
 
-`closed`: so many connections, each of which sends its next request when it has its answer. It tells the throughput; its
-latencies say little, for a slow server is asked less often.
+`closed`: a number of connections, each of which sends its next request when it has its answer. It measures throughput;
+its latencies say little, because a slow server gets fewer requests.
 
 `paced`: requests at a fixed rate, whatever the answers do. A latency counts from the moment at which its request was
 *meant* to be sent, so that the requests which a slow server holds up count with the time for which they were held up
@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
         return outcome
 
     def close(self) -> None:
-        """Cuts it; what was asked for is not told any more."""
+        """Cuts the connection; an outstanding answer is dropped."""
         self._done = None
         self._transport.abort()
 

@@ -96,7 +96,7 @@ async def _poll(
 
 
 class _Waiter(Struct):
-    """When it was told of the end; None before. *is_open* is known of streams only: their first event came."""
+    """When it learned of the end; None before. *is_open* is known only for streams: their first event came."""
 
     told_s: float | None = None
     is_open: bool = False

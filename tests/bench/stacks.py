@@ -315,7 +315,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def started_file(folder: Path) -> Path:
-    """Where a peer's worker in *folder* tells when tasks began."""
+    """The file in which a peer's worker in *folder* reports when tasks began."""
     return folder / "started.txt"
 
 

@@ -41,7 +41,7 @@ class Scripted(Struct, frozen=True):
 
 
 class _Seen(Struct, frozen=True):
-    """Of what a client is told about its task."""
+    """The part of a client's answers about its task that is read here."""
 
     status: TaskStatus
 

@@ -40,7 +40,7 @@ from tests.kit.support import eventually
 # A fault every so many seconds, on average.
 FAULT_EVERY_S: Final = 6.5
 SETTLE_S: Final = 90.0
-# What a planted bug has lost never ends, and needs not be waited for so long.
+# A task that a planted bug has lost never ends, so waiting for it may be short.
 SETTLE_PLANTED_S: Final = 15.0
 LATE_S: Final = 5.0
 SHOWN: Final = 20
@@ -95,7 +95,7 @@ async def chaos(
     lanes_off: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> tuple[History, Summary]:
-    """One run, as `--help` tells. Faults last *lasts_s*. *lanes_off*: an operator keeps requests off the lanes.
+    """One run, as `--help` describes it. Faults last *lasts_s*. *lanes_off*: an operator keeps requests off the lanes.
 
     *environment* is added to that of every process.
     """

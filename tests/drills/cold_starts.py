@@ -1,6 +1,6 @@
 """Cold starts in a row, each in a process of its own: `python -m tests.drills.cold_starts --count 20`.
 
-Prints the seconds from the start of each process to `warm`, as the lane itself tells them in KV `cold_starts`. Exits
+Prints the seconds from the start of each process to `warm`, as the lane itself records them in KV `cold_starts`. Exits
 with 1 when a start did not reach `warm`.
 """
 
@@ -59,7 +59,7 @@ async def cold_starts(
 @click.option("--count", default=20, show_default=True, type=click.IntRange(1, 60), help="How many starts.")
 @click.option("--model", default="phr00t", show_default=True, help="The model of the lane (tiny profile).")
 def main(count: int, model: str) -> None:
-    """Start a lane again and again, and tell how long it took to become warm."""
+    """Start a lane again and again, and print how long it took to become warm."""
 
     def say(start: ColdStart) -> None:
         click.echo(f"  {'gave up: ' + start.detail if start.seconds is None else f'{start.seconds:6.2f} s'}")

@@ -1,8 +1,8 @@
-"""`make failover`: lanes are lost under steady load, and come back. What that cost is told by what the server recorded.
+"""`make failover`: lanes are lost under steady load, and come back. The server's records show what that cost.
 
 A lane is lost in three ways: its process is killed; its pipeline host is; its process is killed while the supervisor
-is stopped, so that nobody sees it and only the silence tells. When routing moved is taken from the decisions that the
-records keep, and when the lane was warm again from the server's time of its entry in KV `lanes`.
+is stopped, so that nobody sees it and only the silence shows it. When routing moved is taken from the decisions that
+the records keep, and when the lane was warm again from the server's time of its entry in KV `lanes`.
 """
 
 import asyncio
@@ -97,8 +97,8 @@ class Seen(Struct, frozen=True, kw_only=True):
 class Move(Struct, frozen=True, kw_only=True):
     """What became of the requests of a lost lane's model; a time is None where that was never seen.
 
-    *told_at*: the first word that the lane was gone. *moved_at*: the first decision for the degraded worker. *strays*:
-    decisions for the dead lane after that one.
+    *told_at*: the first report that the lane was gone. *moved_at*: the first decision for the degraded worker.
+    *strays*: decisions for the dead lane after that one.
     *warm_at*: the lane was ready again. *back_at*: the first decision for it then. *after*: the tasks from there on.
     """
 

@@ -118,7 +118,7 @@ def row(case: Case, times: float, name: str, outcome: Outcome, came: Sequence[Ar
 
 
 def judge(rows: Sequence[Row], *, wait_s: float = WAIT_S) -> list[str]:
-    """What the product's order misses of what it is for; empty when nothing."""
+    """The aims that the product's order misses; empty when there are none."""
     ours = [row for row in rows if row.order == SWAP_AWARE]
     missed = []
     for row in ours:

@@ -44,7 +44,7 @@ RATE: Final = 2.0
 SIDE_MAX: Final = 96
 FRAMES_MAX: Final = 17
 POLL_S: Final = 20
-# What has not ended so long after the last request was sent is told as it is.
+# A task that has not ended this long after the last request is reported with its status.
 END_S: Final = 120.0
 AGAIN_S: Final = 0.5
 BASELINE: Final = Path("docs/benchmarks/regression.json")

@@ -288,7 +288,7 @@ async def soak(
     "  python -m tests.drills.soak --count 5000 --out docs/benchmarks"
 )
 @click.option("--count", type=click.IntRange(1), help=f"How many submissions. [default: {COUNT:,} without --hours]")
-@click.option("--hours", type=click.FloatRange(0, min_open=True), help="Go on for so long.")
+@click.option("--hours", type=click.FloatRange(0, min_open=True), help="Run for this long instead of a count.")
 @click.option("--clients", type=click.IntRange(1), default=CLIENTS, show_default=True, help="Who submit at once.")
 @click.option(
     "--keep", type=click.FloatRange(KEEP_S), default=KEEP_S, show_default=True, help="Seconds for which a task is kept."

@@ -25,7 +25,7 @@ from tests.faults.history import Artifact, Call, Fault, History, HostProcess, Re
 SAMPLE: Final = timedelta(seconds=0.2)
 # A gateway tries for 5 s to finish what it had begun; a worker's claim is shorter.
 UNDER_WAY: Final = timedelta(seconds=7)
-# So long after the server's return no gateway tells any more what the server has lost.
+# This long after the server's return no gateway reports any more what the server has lost.
 NOTICED: Final = timedelta(seconds=5)
 LOST: Final = "lost: "
 LIE: Final = "a gateway says "
@@ -55,7 +55,7 @@ class Violation(Struct, frozen=True, order=True):
 
     @property
     def of_all(self) -> bool:
-        """Whether this is promised of every task, also of one of which the server lost something."""
+        """Whether this is promised of every task, even of one of which the server lost something."""
         return self.text.startswith((LOST, LIE))
 
 
@@ -100,7 +100,8 @@ class Story:
         )
 
     def may_be_lost(self, at: datetime) -> bool:
-        """Whether what a client was told at *at* may have been lost since, or told before the gateway had noticed."""
+        """Whether an answer at *at* may be about something that was lost since, or came before the gateway had
+        noticed."""
         return any(
             fault.lost_since <= at <= fault.until + NOTICED
             for fault in self.history.faults
@@ -133,7 +134,7 @@ def check(history: History) -> list[Violation]:
 def one_end(story: Story) -> Iterator[Violation]:
     """1. Every id that a client was given reaches exactly one terminal status, and never leaves it.
 
-    So does every other recorded task. What a client was told of the end is what the record says. The reason is true:
+    So does every other recorded task. Every answer about the end agrees with the record. The reason is true:
     cancelled by a client, worker_lost after a claim, storage_failed while the store was broken, with the memory that
     was left noted. And until its first claim, a task is in its queue: its message goes only after its record has moved.
     """

@@ -1,4 +1,4 @@
-"""Clients that behave like people and programs: they hold, poll, cancel, hang up, try again, and note every answer."""
+"""Clients that behave like people and programs: they hold, poll, cancel, hang up, retry, and record every answer."""
 
 import asyncio
 import base64
@@ -76,7 +76,7 @@ class Clients:
         self.calls: list[Call] = []
 
     async def run(self, wanted: list[Wish]) -> None:
-        """Sends each at its moment, whatever becomes of those before; returns when the last one is content."""
+        """Sends each wish at its time, whatever becomes of those before; returns when the last client is done."""
         begun_s = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for wish in wanted:
@@ -125,7 +125,8 @@ class Clients:
             await self._follow(wish, task_id)
 
     async def _submit(self, wish: Wish) -> str | None:
-        """The id that it was given, if it was. A key makes every retry safe; without one, only what was not sent is."""
+        """The id that the client got, if any. A key makes every retry safe; without one, only a request that was not
+        sent."""
         body: dict[str, Any] = {"model": wish.model, "prompt": f"request {wish.number}"}
         if wish.image:
             body["image"] = _PICTURE

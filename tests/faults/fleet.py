@@ -47,7 +47,7 @@ STORE_MIB: Final = 32
 NATS_DISK_MIB: Final = 256
 STEP_SECONDS: Final = "0.03"
 WATCH_S: Final = 0.3
-# What ended by itself is started again after so long, as any service manager would.
+# A process that ended by itself is started again after this time, as any service manager would do it.
 REVIVE_S: Final = 1.0
 WINDOWS: Final = {
     "wait_limit_s": 6.0,
@@ -370,7 +370,7 @@ class Fleet:
 
 
 async def _keep_history(link: NatsLink) -> None:
-    """More revisions than in production: the watcher is to see each of them, also when it was cut off for a while."""
+    """Keeps more revisions than production, so that the watcher sees each of them, even after it was cut off."""
     config = (await js_of(link).stream_info(bucket_stream(TASKS))).config
     await js_of(link).update_stream(config.evolve(max_msgs_per_subject=WATCHED_HISTORY))
 

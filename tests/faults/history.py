@@ -1,4 +1,4 @@
-"""What was observed of a run: plain data (`History`), and those who write it down.
+"""What was observed in a run: plain data (`History`), and the watchers that record it.
 
 Nothing here asks the product what it did. Calls are noted by the clients; records, queues and leaders by a link of the
 watcher's own; slots by the kernel (`/proc`); videos by reading the store at the end.
@@ -73,7 +73,7 @@ class Call(Struct, frozen=True, kw_only=True):
     """One HTTP call of a client, and its answer.
 
     *request* numbers what a client wants; retries with the same *key* share it. *status* is None where no answer came:
-    *sent* tells whether anybody may have read the call. *task_id* is what the answer named, if it named a task. A
+    *sent* says whether anybody may have read the call. *task_id* is the task that the answer named, if any. A
     `look` is what a gateway said of a task when all was over.
     """
 
@@ -158,7 +158,7 @@ class Artifact(Struct, frozen=True, kw_only=True):
 
 
 class History(Struct, frozen=True, kw_only=True):
-    """All that was observed. *gaps* tells what the watcher missed, in words: with one, nothing is proven.
+    """All that was observed. *gaps* says in words what the watcher missed: with a gap, nothing is proven.
 
     *lost* are revisions that the server had stored and lost again.
     """

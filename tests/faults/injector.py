@@ -43,9 +43,9 @@ ALL_KINDS: Final[tuple[FaultKind, ...]] = get_args(FaultKind)
 BUCKETS: Final = (LANES_BUCKET, SLOTS_BUCKET, LEADER, CONTROL, FALLBACKS, COLD_STARTS)
 # No fault before this, and none that begins so shortly before the end.
 QUIET_S: Final = 2.0
-# For how long a target that is not there just now is waited for.
+# How long the injector waits for a target that does not exist at the moment.
 AWAITED_S: Final = 10.0
-# By then a server whose disk has room again was restarted, also where another restart had just been.
+# After this time a server whose disk has room again was restarted, even if another restart had come just before.
 TAKES_WRITES_WITHIN_S: Final = 60.0
 EVERY: Final = "*"
 CONSUMERS: Final = (

@@ -73,7 +73,7 @@ def video_before_cas() -> None:
 
 
 def no_epoch_check() -> None:
-    """A worker whose write was refused looks up the newest revision, and writes over it, whoever owns it by then."""
+    """A worker whose write was refused reads the newest revision and overwrites it, whoever owns the task by then."""
     from lane_worker.runtime.held import HeldTask, OwnershipLost
 
     async def adopt(self: HeldTask, written: bytes | None) -> bool:

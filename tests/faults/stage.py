@@ -194,7 +194,7 @@ class Stage:
             raise AssertionError(f"expected {state}; state, hosts and lock are {await look()}") from None
 
     async def memory_is_asked_for(self) -> None:
-        """Returns once the worker waits for a driver that does not tell the memory, and has no host."""
+        """Returns once the worker waits for a driver that does not report the memory, and has no host."""
 
         async def look() -> bool:
             told = [line for line in self._lines if line["event"] in {"memory_not_read_yet", "serves"}]

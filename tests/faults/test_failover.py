@@ -19,7 +19,7 @@ SAMPLE_S = 0.02
 
 
 class Card:
-    """Looks again and again who holds the slot with a model, and whether anybody who did before still lives."""
+    """Looks repeatedly which process holds the slot with a model, and whether an earlier holder still lives."""
 
     def __init__(self, up: UpProcess) -> None:
         self.lock = lock_path(up.data_dir / "locks", SLOT)
@@ -69,7 +69,7 @@ def up(pair: UpProcess) -> Iterator[UpProcess]:
 
 
 def role(up: UpProcess, name: str) -> str:
-    """What *name* said last of its own part."""
+    """The last report of *name* about its role."""
     try:
         lines = up.log_lines(name)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Processes that really die, and what becomes of their tasks."""
+"""Processes that really die, and what happens to their tasks."""
 
 import os
 import signal

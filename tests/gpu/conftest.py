@@ -40,7 +40,7 @@ def scene(where: Where, tmp_path_factory: pytest.TempPathFactory) -> Scene:
 
 @pytest.fixture
 async def rogues(rogue_forks: None) -> AsyncIterator[ForkServer]:
-    """Hosts of it behave, unless a prompt tells them otherwise."""
+    """Its hosts behave well, unless a prompt says otherwise."""
     server = ForkServer(ROGUE_HOST, shared=fork_server_at(ROGUE_HOST))
     yield server
     await server.close()

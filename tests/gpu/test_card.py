@@ -229,7 +229,7 @@ async def test_two_models_take_turns_where_only_one_fits(
                     assert task.memory.cuda_allocated_bytes, "it ran on the card"
                 receipts.append(receipt)
             assert host_of(tmp_path, scene) == host
-            if scene.where.kind == "cpu":  # nothing fills a CPU's memory: that there never were two shows the peak
+            if scene.where.kind == "cpu":  # nothing fills a CPU's memory: the peak shows that there never were two
                 assert peak_bytes(host) < context_bytes + scene.room_bytes + empty.probe.absolute_bytes
             assert worker.log_lines("out_of_memory_so_once_more") == []
             assert {line["outcome"] for line in worker.log_lines("memory_after_cleanup")} == {"done"}

@@ -1,4 +1,4 @@
-"""What torch and NVML tell on a real card, and what is left behind when it is full. Skipped without one."""
+"""What torch and NVML report on a real card, and the snapshot that is left when it is full. Skipped without a card."""
 
 import asyncio
 import os

@@ -41,7 +41,7 @@ def bare_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayPr
 async def bare_system(bare_gateway: GatewayProcess) -> AsyncIterator[System]:
     """`bare_gateway` with nothing in its queues, and with no task that would come back to them.
 
-    A lane task that no lane takes goes to the degraded queue after 30 s, in the middle of whichever test is then.
+    A lane task that no lane takes goes to the degraded queue after 30 s, in the middle of whichever test runs then.
     """
     link = await NatsLink.connect(bare_gateway.nats.url, name="test")
     await js_of(link).purge_stream(DEGRADED)

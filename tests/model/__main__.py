@@ -21,7 +21,7 @@ EXAMPLES_A_ROUND = 100
 @click.command(epilog="Examples:\n\n  python -m tests.model --seconds 120\n\n  python -m tests.model --seed 711")
 @click.option("--seconds", default=120.0, show_default=True, help="Search for so long, half of it with hypothesis.")
 @click.option("--first-seed", default=1_000, show_default=True, help="Where the search begins.")
-@click.option("--seed", "one_seed", type=int, help="Run this seed only, and tell its story.")
+@click.option("--seed", "one_seed", type=int, help="Run this seed only, and print its story.")
 def command(seconds: float, first_seed: int, one_seed: int | None) -> None:
     """Search for interleavings of the protocol that break an invariant of design §4."""
     if one_seed is not None:

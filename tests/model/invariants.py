@@ -63,11 +63,11 @@ class Ledger:
     # ── while it happens ─────────────────────────────────────────────────────────────────────────────────────────
 
     def on_went_back(self, torn: set[str]) -> None:
-        """The server lost what it had stored of the tasks *torn*, or some of it.
+        """The server lost some or all of what it had stored of the tasks *torn*.
 
-        What was seen of them since the copy is not promised any more: that they are not forgotten, that none of their
-        epochs runs twice, that they stay as they ended. What the server still has of them ends, as of any other; and
-        no gateway tells what the server has not (`check_memory`).
+        Whatever was seen of them since the copy is no longer promised: they may be forgotten, run twice at one epoch,
+        or end again. A task that the server still has must end, as any other; and no gateway reports what the server
+        does not have (`check_memory`).
         """
         stored = self._server.stream(bucket_stream(TASKS)).last_of_each()
         self.torn |= torn
@@ -79,7 +79,7 @@ class Ledger:
             ids -= self.torn
 
     def check_memory(self, who: str, board: TaskBoard) -> None:
-        """All is over: what gateway *who* has in memory is what the server has."""
+        """At the end, gateway *who* has in memory exactly what the server has."""
         stored = self._server.stream(bucket_stream(TASKS)).last_of_each()
         there = {entry.subject.removeprefix(_PREFIX): entry.seq for entry in stored}
         known = {row.id: row.revision for row in board.index._rows.values()}
@@ -172,7 +172,7 @@ class Ledger:
             raise Violation(f"4: {task.id} runs, and was claimed {waited_s:.3f} s after it was queued")
 
     def on_told(self, task: GenerationTask, how: str) -> None:
-        """A client was given the id of *task*."""
+        """A client got the id of *task*."""
         if task.id in self.torn:
             return
         self.told[task.id] = how
@@ -182,7 +182,7 @@ class Ledger:
             raise Violation(f"6: {task.id} was refused ({self.refused[task.id]}), and then answered {how}")
 
     def on_refused(self, task_id: str, why: str, *, is_shared: bool) -> None:
-        """A client was told that *task_id* will not run. *is_shared*: equal requests use the same id."""
+        """A client got the answer that *task_id* will not run. *is_shared*: equal requests use the same id."""
         if task_id in self.torn or (why == "depth" and is_shared):
             return  # an equal request may have brought it in
         self.refused[task_id] = why
@@ -236,7 +236,7 @@ class Ledger:
         )
 
     def at_end(self, files: dict[str, bytes]) -> None:
-        """Everything was mended, and time went on."""
+        """Everything was repaired, and time went on."""
         for name, stream in self._server.streams.items():
             if not name.startswith("KV_") and stream.messages:
                 subjects = [stored.subject for stored in stream.messages.values()]

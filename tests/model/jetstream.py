@@ -1,7 +1,7 @@
 """A nats-server with JetStream, as far as the protocol uses it (design §3, §10). Pure: the time is an argument.
 
-What it does is held to the real server by test_conformance.py. It is told by the same configurations that
-`ops/nats/provisioning.py` sends to the real one. Times are seconds of one clock, whose zero is `EPOCH`.
+test_conformance.py compares it with the real server. It gets the same configurations that `ops/nats/provisioning.py`
+sends to the real one. Times are seconds of one clock, whose zero is `EPOCH`.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,7 +20,7 @@ _NO_CONSUMER: Final = 10014
 
 
 class Refused(Exception):
-    """The server says no, and has changed nothing."""
+    """The server refuses, and has changed nothing."""
 
     def __init__(self, code: int, err_code: int, description: str) -> None:
         super().__init__(description)

@@ -1,6 +1,6 @@
 """An event loop without a system below it: its clock is set by hand, and nothing happens by itself.
 
-Processes are told apart by their context: what a process that was killed had still to do is never done, and what one
+The context distinguishes processes: what a process that was killed had still to do is never done, and what one
 that was stopped had to do is done when it goes on.
 """
 

@@ -256,7 +256,7 @@ class Network:
             self.loop.run_ready()
 
     def give_up(self, operation: Operation) -> None:
-        """Its caller is told that nobody knows; it may happen later all the same."""
+        """Its caller gets an unknown outcome; the operation may still happen later."""
         if operation.future is None or operation.can_happen is not None:
             return
         self.steps += 1
@@ -299,7 +299,7 @@ class Network:
     # ── what the server does for clients ─────────────────────────────────────────────────────────────────────────
 
     def core_publish(self, subject: str, payload: bytes = b"") -> None:
-        """Tells subscribers of *subject*, whether or not a stream takes it."""
+        """Delivers to subscribers of *subject*, whether or not a stream stores it."""
         for client in self.clients:
             for matches, callback in client.subscriptions:
                 if matches(subject):

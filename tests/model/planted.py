@@ -175,7 +175,7 @@ def age_not_checked_again() -> AbstractContextManager[Any]:
 
 
 def promise_forgotten() -> AbstractContextManager[Any]:
-    """A client is given the id, and the record does not say so: who hangs up later takes the task back."""
+    """A client gets the id, and the record does not say so: a caller that hangs up later withdraws the task."""
 
     async def unmoved(_: Holds, snapshot: Any) -> Any:
         return snapshot
@@ -227,12 +227,12 @@ def full_is_refused_and_recorded() -> AbstractContextManager[Any]:
 
 
 def goes_on_blindly() -> AbstractContextManager[Any]:
-    """A watch goes on after the last sequence that it was told, whatever stands there now."""
+    """A watch goes on after the last sequence that it received, whatever is there now."""
     return patch("ops.nats.stream_proof.judged", lambda **_: Verdict.SAME)
 
 
 def proof_of_a_later_time() -> AbstractContextManager[Any]:
-    """What was written after a break counts as proof that nothing from before it is lost."""
+    """A write after a break counts as proof that nothing from before it is lost."""
     note = KnownStream.note
     return patch.object(KnownStream, "note", lambda self, mark, _: note(self, mark, self._cuts))
 

@@ -131,7 +131,7 @@ def a_timer_is_lost_before_its_record_is_made(world: World) -> None:
 
 
 def a_write_of_after_the_loss_is_acked_before_the_watch_looks(world: World) -> None:
-    """What was acked last is there, and what was told before it is not."""
+    """The newest acked write is there, and an older one that was reported is not."""
     world.copy_store()
     world.post("gateway-0", "anisora", is_async=True)
     world.live(5.0)

@@ -741,7 +741,7 @@ class World:
             self.mend(name)
         mended_s = self.now_s + MENDED_S
         until_s = self.now_s + END_S
-        # for a while the pipelines are as slow as they were, so that some tasks wait in vain on a sound system
+        # for a while the pipelines stay slow, so that some tasks wait in vain on a healthy system
         slow_until_s = self.now_s + SLOW_S
         while self.now_s < until_s:
             if self.now_s >= slow_until_s:

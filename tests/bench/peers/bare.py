@@ -43,7 +43,7 @@ class Body(Struct):
 
 
 class Accepted(Struct):
-    """What it is told."""
+    """The answer."""
 
     id: str
     status: str

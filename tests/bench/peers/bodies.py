@@ -1,4 +1,4 @@
-"""What a client sends to a peer that stands on FastAPI, and is told by it."""
+"""What a client sends to a peer that uses FastAPI, and the peer's answer."""
 
 from pydantic import BaseModel
 
@@ -12,7 +12,7 @@ class Body(BaseModel):
 
 
 class Accepted(BaseModel):
-    """What it is told."""
+    """The answer."""
 
     id: str
     status: str

@@ -26,7 +26,7 @@ app = FastAPI(openapi_url=None)
 
 @celery.task(name="generate")
 def generate(request: dict[str, object], published_ns: int) -> None:
-    """The task: it tells that it began."""
+    """The task: it reports that it began."""
     tell_started(published_ns)
 
 

@@ -1,4 +1,4 @@
-"""How a peer's worker tells when a task began: a line in the file that `BENCH_STARTED` names."""
+"""How a peer's worker reports when a task began: a line in the file that `BENCH_STARTED` names."""
 
 import os
 import time
