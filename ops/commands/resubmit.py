@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 
 from contracts.api.tasks import TaskView
-from contracts.tasks import ImageReference
+from contracts.tasks import ImageReference, Priority
 from ops.commands.api.client import Client
 from ops.commands.api.options import Gateway, gateway_options, task_id_of
 from ops.commands.saving import how_to_get, require_writable, save
@@ -48,7 +48,9 @@ def request_again(original: TaskView, parameters: Mapping[str, Any], image: Path
             f"task {original.id} is {original.status}: it may still end well. To give it up first, "
             f"`warmlane tasks cancel {original.id}`"
         )
-    body = {"model": original.model, **parameters, "priority": original.priority.value}
+    body = {"model": original.model, **parameters}
+    if original.priority is not Priority.STANDARD:  # which gateways of an earlier version do not know
+        body["priority"] = original.priority.value
     body.pop("image", None)
     had = original.parameters.image
     if had is None and image is not None:
