@@ -11,11 +11,11 @@ from lane_worker.forking.slot import lock_path
 from lane_worker.runtime.assembly import Setup
 from lane_worker.runtime.name import HeldName
 from lane_worker.runtime.process import connected, run_to_end
+from ops.commands.nats_options import nats_options
 from ops.commands.options import (
     data_dir_option,
     metrics_options,
     name_option,
-    nats_options,
     oom_snapshots_option,
     profile_option,
     settings_option,

@@ -24,15 +24,15 @@ from gateway.server.proxies import behind_proxies
 from gateway.services import Services
 from ops.artifacts import StorageFailed
 from ops.commands.behind import Behind, behind_options
+from ops.commands.nats_options import nats_options
+from ops.commands.option_types import ListenHost
 from ops.commands.options import (
-    ListenHost,
     access_log_option,
     cors_origins_option,
     data_dir_option,
     host_option,
     keep_option,
     lanes_option,
-    nats_options,
     nats_storage_option,
     port_option,
     profile_option,

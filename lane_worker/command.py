@@ -12,11 +12,11 @@ from lane_worker.runtime.cold_start import process_started_at
 from lane_worker.runtime.name import SILENT_BEATS, HeldName, require_nobody
 from lane_worker.runtime.process import connected, run_to_end
 from lane_worker.worker import LaneWorker
+from ops.commands.nats_options import nats_options
 from ops.commands.options import (
     data_dir_option,
     metrics_options,
     name_option,
-    nats_options,
     oom_snapshots_option,
     profile_option,
     settings_option,

@@ -37,13 +37,15 @@ COMMANDS: Final[dict[str, CommandEntry]] = {
     "demo": CommandEntry(
         "ops.commands.demo.command:command", "Alternate the models, save every video, judge the result."
     ),
-    "doctor": CommandEntry("ops.commands.doctor:command", "Tell what this machine has, and what to do about the rest."),
+    "doctor": CommandEntry(
+        "ops.commands.doctor.command:command", "Tell what this machine has, and what to do about the rest."
+    ),
     "nats-server": CommandEntry("ops.commands.nats_server:command", "Run the nats-server of `warmlane up` by itself."),
     "provision": CommandEntry(
         "ops.commands.provision:command", "Make the nats-server hold streams, consumers and buckets."
     ),
-    "backup": CommandEntry("ops.commands.backup:backup_command", "Save every stream and bucket into a folder."),
-    "restore": CommandEntry("ops.commands.backup:restore_command", "Bring back what `warmlane backup` saved."),
+    "backup": CommandEntry("ops.commands.backup.command:backup_command", "Save every stream and bucket into a folder."),
+    "restore": CommandEntry("ops.commands.backup.command:restore_command", "Bring back what `warmlane backup` saved."),
     "gateway": CommandEntry("gateway.command:command", "Serve the HTTP API."),
     "supervisor": CommandEntry("ops.commands.supervisor:command", "Keep the wanted lanes running on this machine."),
     "lane": CommandEntry("lane_worker.command:command", "Run one warm lane."),

@@ -30,7 +30,7 @@ from contracts.keys import (
 )
 from contracts.tasks import Priority
 from contracts.topology import DAY_S, KEYS, bucket_stream
-from ops.commands.options import nats_options
+from ops.commands.nats_options import nats_options
 from ops.nats.access import NatsAccess
 from ops.nats.bucket import Bucket, Versioned
 from ops.nats.buckets import API_KEYS

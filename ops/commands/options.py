@@ -1,150 +1,22 @@
 """Command-line options that several commands share, each with its environment variable, and their units."""
 
-import ipaddress
-import os
-import re
-import socket
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import click
 from msgspec import Struct
-from msgspec.structs import replace
 
 from contracts.settings import Windows
-from ops.commands.addresses import DEFAULT_NATS_URL, address_of
 from ops.commands.durations import Duration
+from ops.commands.option_types import ByteSize, HostType, Lanes, ListenHost, Origin
 from ops.commands.spelling import require_text
-from ops.nats.access import DEFAULT_DATA_DIR, NatsAccess, Role, access
+from ops.nats.access import DEFAULT_DATA_DIR, NatsAccess
 from ops.telemetry.export import METRICS_LISTEN, Listen
 
 # Timers come late: by a second when a server is busy, by more when it was away.
 KEEP_MARGIN_S: Final = 10.0
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([KMGT])B")
-
-
-class ByteSize(click.ParamType[int]):
-    """A size such as `512MB` or `20GB`, in bytes, as nats.conf means it: 1 KB is 1024."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = _SIZE.fullmatch(str(value))
-        if match is None or float(match[1]) <= 0:
-            self.fail(f"{value!r} is not a size such as 512MB or 20GB", param, ctx)
-        return int(float(match[1]) * 1024 ** (1 + "KMGT".index(match[2])))
-
-
-class Lanes(click.ParamType[dict[str, int]]):
-    """Lanes per model, such as `anisora=1,phr00t=1`, as a dict."""
-
-    name = "lanes"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, int]:
-        if isinstance(value, dict):
-            return value
-        lanes: dict[str, int] = {}
-        for part in str(value).split(","):
-            model, equals, count = part.strip().partition("=")
-            if not equals or not count.isascii() or not count.isdigit() or model in lanes:
-                self.fail(f"{part!r} is not MODEL=COUNT with every model once, as in anisora=1,phr00t=1", param, ctx)
-            lanes[model] = int(count)
-        return lanes
-
-
-class ListenHost(Struct, frozen=True):
-    """Where to listen: *name* as it was given, and the one *address* that it stands for."""
-
-    name: str
-    address: str
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        return ipaddress.ip_address(self.address).is_loopback
-
-    @property
-    def near(self) -> str:
-        """Where a program on this machine reaches it: for all addresses of the machine (0.0.0.0, ::) the loopback."""
-        address = ipaddress.ip_address(self.address)
-        if address.is_unspecified:
-            return "127.0.0.1" if address.version == 4 else "::1"
-        return self.name
-
-    def url(self, scheme: str, port: int) -> str:
-        """The URL to call from this machine."""
-        return f"{scheme}://{f'[{self.near}]' if ':' in self.near else self.near}:{port}"
-
-    @classmethod
-    def of(cls, name: str) -> "ListenHost":
-        """Raises ValueError for what is neither an address nor a name that stands for one."""
-        name = "127.0.0.1" if name == "localhost" else name
-        try:
-            return cls(name, str(ipaddress.ip_address(name)))
-        except ValueError:
-            pass
-        try:
-            found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM) if name else []
-        except (OSError, UnicodeError) as error:
-            raise ValueError(f"{name!r} is neither an address nor a name that is known here ({error})") from error
-        if not found:
-            raise ValueError("an empty host is no address; 0.0.0.0 stands for all of this machine's")
-        # listened on is the address that was judged, whatever the name stands for a moment later
-        return cls(name, str(found[0][4][0]))
-
-
-class HostType(click.ParamType[ListenHost]):
-    """An address to listen on, or a name that stands for one."""
-
-    name = "host"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ListenHost:
-        if isinstance(value, ListenHost):
-            return value
-        try:
-            return ListenHost.of(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class Origin(click.ParamType[str]):
-    """A web origin: scheme, host and port, as browsers send it in the header `Origin`."""
-
-    name = "origin"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            parts = urlsplit(str(value))
-            usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-        except ValueError:
-            usable = False
-        if not usable or str(value) != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc or "*" in parts.netloc:
-            self.fail(f"{value!r} is not an origin such as https://app.example.org, without a path", param, ctx)
-        return str(value).lower()
-
-
-class NatsUrls(click.ParamType[str]):
-    """One nats-server, or several of a cluster separated by commas as the NATS CLI takes them."""
-
-    name = "url"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        for url in str(value).split(","):
-            try:
-                parts = urlsplit(url if "://" in url else f"nats://{url}")
-                usable = parts.scheme in {"nats", "tls", "ws", "wss"} and parts.hostname and parts.port != 0
-            except ValueError:
-                usable = False
-            if not usable:
-                self.fail(f"{url!r} is not the address of a server, as in nats://127.0.0.1:4222", param, ctx)
-        return str(value)
-
-
 host_option = click.option(
     "--host",
     envvar="WARMLANE_HOST",
@@ -211,21 +83,6 @@ nats_port_option = click.option(
     show_default=True,
     show_envvar=True,
     help="Port of the embedded nats-server.",
-)
-_nats_url_option = click.option(
-    "--nats-url",
-    envvar="WARMLANE_NATS_URL",
-    type=NatsUrls(),
-    show_default=f"of the `warmlane up` in the data folder, else {DEFAULT_NATS_URL}",
-    show_envvar=True,
-    help="Where the nats-server listens; the servers of a cluster separated by commas.",
-)
-_nats_ca_option = click.option(
-    "--nats-ca",
-    envvar="WARMLANE_NATS_CA",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    show_envvar=True,
-    help="Certificates (PEM) that a nats-server at tls:// is checked against. [default: those of the system]",
 )
 settings_option = click.option(
     "--settings",
@@ -422,45 +279,3 @@ def snapshotting(oom_snapshots: int) -> list[str]:
 def name_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--name`, with a help text of the command's own, which tells the default."""
     return click.option("--name", envvar="WARMLANE_NAME", show_envvar=True, help=text)
-
-
-def nats_access(role: Role, urls: str, *, data_dir: Path | None = None, ca: Path | None = None) -> NatsAccess:
-    """How *role* speaks to the server at *urls*, for a command that may have no option for the data folder."""
-    folder = data_dir or Path(os.environ.get("WARMLANE_DATA_DIR") or DEFAULT_DATA_DIR)
-    return access(role, urls, data_dir=folder, ca=ca)
-
-
-_auth_dir_option = click.option(
-    "--data-dir",
-    "auth_dir",
-    envvar="WARMLANE_DATA_DIR",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=DEFAULT_DATA_DIR,
-    show_default=True,
-    show_envvar=True,
-    help="Data folder of `warmlane up`, which holds the address and the passwords of its nats-server.",
-)
-
-
-def nats_options(role: Role, *, asks_for_folder: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`--nats-url` and `--nats-ca`; the command is given *nats*, which is how *role* speaks to that server.
-
-    *asks_for_folder* adds `--data-dir`, for a command that needs the data folder for nothing but the password.
-    """
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        @_nats_url_option
-        @_nats_ca_option
-        @wraps(function)
-        def command(
-            *args: Any, nats_url: str | None, nats_ca: Path | None, auth_dir: Path | None = None, **options: Any
-        ) -> Any:
-            folder: Path = auth_dir or options["data_dir"]
-            named = "data_dir" if auth_dir is None else "auth_dir"
-            address = address_of("nats_url", "nats_url", nats_url, folder, named)
-            nats = replace(nats_access(role, address.url, data_dir=folder, ca=nats_ca), said_by=address.said_by)
-            return function(*args, nats=nats, **options)
-
-        return _auth_dir_option(command) if asks_for_folder else command
-
-    return decorate

@@ -10,14 +10,8 @@ from typing import Final
 import click
 
 from contracts.settings import SettingsError, load_settings
-from ops.commands.options import (
-    keep_option,
-    nats_options,
-    profile_option,
-    replicas_option,
-    require_kept_long_enough,
-    settings_option,
-)
+from ops.commands.nats_options import nats_options
+from ops.commands.options import keep_option, profile_option, replicas_option, require_kept_long_enough, settings_option
 from ops.nats.access import NatsAccess
 from ops.nats.errors import TransportUnavailable, UnusableServer
 from ops.nats.link import NatsLink

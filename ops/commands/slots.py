@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from contracts.lanes import SlotState, VideoPipelineSlot, is_shown
-from ops.commands.options import nats_access, nats_options
+from ops.commands.nats_options import nats_access, nats_options
 from ops.nats.access import NatsAccess
 from ops.nats.bucket import Bucket
 from ops.nats.buckets import SHOWN_SLOTS

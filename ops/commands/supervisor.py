@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from contracts.settings import SettingsError, load_settings
+from ops.commands.nats_options import nats_options
 from ops.commands.options import (
     Shared,
     data_dir_option,
@@ -14,7 +15,6 @@ from ops.commands.options import (
     lanes_option,
     log_size_option,
     metrics_options,
-    nats_options,
     oom_snapshots_option,
     profile_option,
     quota_option,

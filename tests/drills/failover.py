@@ -30,7 +30,7 @@ from contracts.lanes import LaneHeartbeat
 from contracts.tasks import GenerationTask, RoutingDecision, TaskStatus, decode_task
 from contracts.topology import LANES, TASKS
 from gateway.rules.routing import READY_STATES, ToLane
-from ops.commands.demo.command import percentile
+from ops.commands.demo.tables import percentile
 from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
 from tests.bench.arrivals import CLIENT_TIMEOUT_S, Answer, post

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from contracts.tasks import GenerationTask, SwapReceipt, TaskStatus, decode_task
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, TASKS, work_subject
-from ops.commands.demo.command import percentile
+from ops.commands.demo.tables import percentile
 from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
 from tests.bench.arrivals import Answer, client_of, moments, post, send

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.topology import DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, LEADER, LEADER_KEY, TASKS, sweep_consumer
-from ops.commands.backup import backup, restore
+from ops.commands.backup.restoring import restore
+from ops.commands.backup.saving import backup
 from ops.commands.provision import command
 from ops.nats.entry import Entry
 from ops.nats.errors import StreamFull, TransportUnavailable, WrongRevision

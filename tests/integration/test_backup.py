@@ -20,16 +20,10 @@ from contracts.lanes import LaneState
 from contracts.settings import Catalog, load_settings
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus, decode_task, encode_task
 from contracts.topology import DEADLINES, TASKS, work_subject
-from ops.commands.backup import (
-    BackupError,
-    BackupManifest,
-    backup,
-    backup_command,
-    restore,
-    restore_command,
-    restore_order,
-    snapshot_order,
-)
+from ops.commands.backup.command import backup_command, restore_command
+from ops.commands.backup.layout import BackupError, BackupManifest, restore_order, snapshot_order
+from ops.commands.backup.restoring import restore
+from ops.commands.backup.saving import backup
 from ops.nats.entry import Entry
 from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink

@@ -19,16 +19,16 @@ from msgspec.structs import replace
 from contracts.settings import load_settings
 from contracts.topology import DEADLINES
 from ops.cli import cli
-from ops.commands.doctor import (
+from ops.commands.doctor.findings import Finding
+from ops.commands.doctor.machine import look
+from ops.commands.doctor.verdicts import (
     GIB,
-    Finding,
     judge_disk,
     judge_driver,
     judge_gpus,
     judge_model,
     judge_nats_version,
     judge_skew,
-    look,
 )
 from ops.machine.cuda_driver import cuda_of_torch
 from ops.machine.nvml import GpuInfo

@@ -13,7 +13,7 @@ from openapi_schema_validator import OAS31Validator
 
 from contracts.api.settings import SettingsView
 from contracts.settings import load_settings
-from ops.commands.demo.command import bodies
+from ops.commands.demo.runs import bodies
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.integration.test_http_generate import png, problem, stored

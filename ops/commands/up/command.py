@@ -11,8 +11,8 @@ from rich.console import Console
 from contracts.settings import SettingsError, load_settings
 from ops.commands.addresses import telling
 from ops.commands.behind import Behind, behind_options
+from ops.commands.option_types import ListenHost
 from ops.commands.options import (
-    ListenHost,
     cors_origins_option,
     data_dir_option,
     gpus_option,

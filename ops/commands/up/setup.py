@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from contracts.settings import Catalog
 from ops.commands.behind import Behind
-from ops.commands.options import ListenHost
+from ops.commands.option_types import ListenHost
 from ops.machine.tls import Tls
 
 

@@ -25,7 +25,7 @@ from gateway.http.access import RateLimits, access_control
 from gateway.http.lookup import find
 from gateway.http.problems import ProblemError, problem_handlers
 from gateway.services import Services
-from ops.commands.options import ListenHost, Origin
+from ops.commands.option_types import ListenHost, Origin
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import API_KEYS
 from ops.nats.entry import Entry

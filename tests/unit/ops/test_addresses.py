@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from ops.cli import cli
 from ops.commands.addresses import DEFAULT_NATS_URL, DEFAULT_URL, FILE, Address, Addresses, Found, chosen, find, telling
-from ops.commands.options import nats_options
+from ops.commands.nats_options import nats_options
 from ops.nats.access import NatsAccess
 
 FOLDER: Final = Path("data")

@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 from contracts.settings import load_settings
 from contracts.topology import DEGRADED_MAX_MSGS
 from ops.cli import cli
-from ops.commands.capacity.command import case_of, compare, plot
+from ops.commands.capacity.case import case_of, compare
+from ops.commands.capacity.report import plot
 from tests.kit.support import reporting_file
 
 OPS = Path(__file__).parents[3] / "ops"

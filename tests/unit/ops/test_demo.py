@@ -10,18 +10,10 @@ from rich.console import Console
 from contracts.api.health import ModelReadiness, Readiness
 from contracts.tasks import FailureCode, MemoryReading, SwapReceipt, TaskError, TaskStatus, TimelineEntry
 from gateway.http.views import settings_view, view
-from ops.commands.demo.command import (
-    OnALane,
-    Run,
-    are_there,
-    figures,
-    judge_acceptance,
-    judge_memory,
-    judge_oom,
-    judge_release,
-    percentile,
-    receipts_of,
-)
+from ops.commands.demo.command import are_there
+from ops.commands.demo.runs import OnALane, Run
+from ops.commands.demo.tables import figures, percentile, receipts_of
+from ops.commands.demo.verdicts import judge_acceptance, judge_memory, judge_oom, judge_release
 from tests.kit.records import after, pending_task
 from tests.kit.samples import catalog
 

@@ -1,0 +1,1 @@
+"""`warmlane backup` and `warmlane restore`."""

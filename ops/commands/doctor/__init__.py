@@ -1,0 +1,1 @@
+"""`warmlane doctor`."""
