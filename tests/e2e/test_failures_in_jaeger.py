@@ -255,5 +255,5 @@ def test_every_case_is_documented() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_jaeger_tells(case: str, scene: Scene) -> None:
+def test_what_jaeger_shows_of_a_failure(case: str, scene: Scene) -> None:
     assert failures(CASES[case](scene)) == documented()[case]

@@ -49,7 +49,7 @@ def told(stage: Stage) -> dict[str, Any]:
 # ── metrics ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_metric_is_told_with_its_labels_and_no_other(stage: Stage) -> None:
+def test_every_metric_is_reported_with_its_labels_and_no_other(stage: Stage) -> None:
     seen = stage.collector.metrics()
     assert {name: set(metric.labels) for name, metric in CATALOGUE.items()} == {
         name: labels for name, labels in seen.items() if name.startswith("warmlane.")
@@ -73,7 +73,7 @@ ROUTES = {
 }
 
 
-def test_the_gateways_own_page_says_what_the_collector_was_told(stage: Stage, told: dict[str, Any]) -> None:
+def test_the_gateways_own_page_agrees_with_the_collector(stage: Stage, told: dict[str, Any]) -> None:
     (ready,) = (sample for sample in told["warmlane_lanes_ready"].samples if sample.labels["model"] == "anisora")
     assert ready.value == 1
     overloaded = {
@@ -239,7 +239,7 @@ def test_a_request_that_waited_too_long_is_one_failed_trace(stage: Stage) -> Non
     assert len(trace_of(stage, "overloaded")) == len(found) + 1
 
 
-def test_nothing_begins_before_what_it_is_below(stage: Stage) -> None:
+def test_no_span_begins_before_its_parent(stage: Stage) -> None:
     spans = {span.span_id: span for span in stage.collector.spans}
     early = [
         (span.name, spans[span.parent_id].name)
@@ -383,5 +383,5 @@ def test_log_lines_lead_to_their_trace(stage: Stage) -> None:
     assert {line["event"] for line in lines} >= {"memory_after_cleanup", "task_done"}
 
 
-def test_nothing_of_a_request_is_told(stage: Stage) -> None:
+def test_nothing_of_a_request_is_exported(stage: Stage) -> None:
     assert "red fox" not in str(stage.collector.spans)

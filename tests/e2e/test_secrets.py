@@ -83,7 +83,7 @@ def wrong_requests(http: httpx.Client, image: str) -> list[httpx.Response]:
     return answers
 
 
-def test_nothing_that_is_secret_is_told(tmp_path: Path) -> None:
+def test_no_secret_is_revealed(tmp_path: Path) -> None:
     collector = RawCollector()
     up = UpProcess(
         tmp_path, "--lanes", "anisora=1,phr00t=0", "--step-seconds", "0.1", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url

@@ -75,7 +75,7 @@ def test_the_same_key_finds_the_same_video(system: System, tmp_path: Path) -> No
     assert (tmp_path / "1.mp4").read_bytes() == (tmp_path / "2.mp4").read_bytes()
 
 
-def test_wrong_fields_are_told_and_nothing_is_saved(system: System, tmp_path: Path) -> None:
+def test_wrong_fields_are_printed_and_nothing_is_saved(system: System, tmp_path: Path) -> None:
     out = tmp_path / "no.mp4"
     result = warmlane(system, "submit", "phr00t", "a fox", "--steps", "5", "--width", "50", "--out", str(out))
     assert result.returncode == 1

@@ -289,7 +289,7 @@ async def test_a_lane_that_cannot_start_is_no_denial(bare_system: System, tmp_pa
         (["--quota", "{folder}/bad.json"], "names sora; there are anisora, phr00t"),
     ],
 )
-def test_what_cannot_be_is_said(options: list[str], expected: str, tmp_path: Path) -> None:
+def test_impossible_options_are_reported(options: list[str], expected: str, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"max_lanes": {"sora": 1}}')
     arguments = [option.format(folder=tmp_path) for option in options]
     command = warmlane_command("supervisor", "--data-dir", str(tmp_path / "data"), *arguments)
