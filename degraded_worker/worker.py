@@ -9,15 +9,15 @@ import structlog
 from contracts.lanes import SlotState
 from contracts.topology import DEGRADED
 from degraded_worker.leader import Leader
-from lane_worker.forking.host import ForkServer, Host, HostLost, SlotTaken
+from lane_worker.forking.fork_server import ForkServer
+from lane_worker.forking.host import Host
+from lane_worker.forking.outcome import HostLost, SlotTaken
 from lane_worker.residence.quarantine import Quarantined
-from lane_worker.runtime.assembly import Setup, assemble
+from lane_worker.runtime.assembly import Setup, assemble, open_up
 from lane_worker.runtime.leaving import drain
-from lane_worker.runtime.streak import DISTRUST, Advice, Renew, Rest, Serve, advice, renewed, rested, words
+from lane_worker.runtime.streak import Renew, Rest, Serve
 from ops.ending import end
 from ops.nats.errors import TransportUnavailable
-from ops.telemetry import metrics
-from ops.telemetry.metrics import ENDED_BY_WORKERS, begin_tasks, memory_cleanups
 from ops.waiting import set_within, unless
 
 RETRY_FIRST_S: Final = 0.5
@@ -36,12 +36,14 @@ class DegradedWorker:
     def __init__(self, setup: Setup) -> None:
         self._models = setup.catalog.models
         self._windows = setup.catalog.windows
-        self._renew_after = setup.catalog.warmth.renew_after_failures
         self._name, self._slot = setup.name, setup.slot
         self._fork_server = ForkServer()
-        parts = assemble(setup, self._models, role="degraded", stream=DEGRADED, fork_server=self._fork_server)
+        self._parts = parts = assemble(
+            setup, self._models, role="degraded", stream=DEGRADED, fork_server=self._fork_server
+        )
         self._scratch, self._host, self._display = parts.scratch, parts.host, parts.display
         self._residence, self._runner, self._loop = parts.residence, parts.runner, parts.loop
+        self._distrust = parts.distrust
         self._leader = Leader(setup.link, worker=setup.name, owner=parts.owner, slot=setup.slot)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -49,13 +51,7 @@ class DegradedWorker:
 
         Raises TransportUnavailable when the server is away at the start.
         """
-        self._scratch.ensure()
-        begin_tasks(self._models, "degraded", ENDED_BY_WORKERS)
-        for model in self._models:
-            memory_cleanups.begin(model, "done")
-        for reason in DISTRUST:
-            metrics.hosts_distrusted.begin(self._slot, reason)
-        await self._display.start()
+        await open_up(self._parts, self._models, role="degraded")
         await self._leader.start()
         displaying = asyncio.create_task(self._display.run())
         serving = asyncio.create_task(self._serve(stop))
@@ -97,24 +93,18 @@ class DegradedWorker:
                 await set_within(wait_s, stop)
                 wait_s = min(RETRY_MAX_S, wait_s * 2)
 
-    def _advice(self) -> Advice:
-        return advice(self._runner.streak, renew_after=self._renew_after)
-
     async def _begin_anew(self) -> None:
         """After tasks that failed in a row, the leadership was given back and the host ended: a standby on another card
         may do better. Returns when this worker may lead again: at once, and later where a fresh host failed as well."""
-        streak = self._runner.streak
-        match self._advice():
+        match self._distrust.advice():
             case Renew():
-                log.error("renewed_after_failures", failures=streak.failures)
-                metrics.hosts_distrusted.add(self._slot, "in_a_row")
-                self._runner.streak = renewed(streak)
+                self._distrust.renew()
             case Rest(pause_s):
-                log.error("rests_after_failures", failures=streak.failures, pause_s=pause_s)
-                metrics.hosts_distrusted.add(self._slot, "rest")
-                self._display.show(SlotState.EMPTY, None, f"{words(streak)}; it serves again in {pause_s:g} s")
+                self._distrust.rest(pause_s)
+                words = f"{self._distrust.words()}; it serves again in {pause_s:g} s"
+                self._display.show(SlotState.EMPTY, None, words)
                 await asyncio.sleep(pause_s)
-                self._runner.streak = rested(streak)
+                self._distrust.rested()
 
     async def _candidate(self) -> None:
         """Returns when this worker leads. While its slot is quarantined it does not compete."""
@@ -125,8 +115,8 @@ class DegradedWorker:
         await self._leader.campaign()
 
     async def _rehearse(self) -> None:
-        """Forks a host that holds neither slot nor pipeline, and ends it: from here on, taking over is a matter of a
-        fork. Until the fork server has its imports, a standby would lead for seconds without serving. Raises HostLost.
+        """Forks a host that holds neither slot nor pipeline, and ends it: from here on, taking over costs one fork.
+        Until the fork server has its imports, a standby would lead for seconds without serving. Raises HostLost.
         """
         host = Host(
             slot="cpu-0",
@@ -167,8 +157,8 @@ class DegradedWorker:
             if self._host.pid is None:
                 ready = await self._residence.open(term=self._leader.term)
                 self._scratch.remove_what_others_left()
-                await self._runner.account_for(ready)
+                await self._runner.accounts.close_for_last_holder(ready)
                 log.info("serves", worker=self._name, slot=self._slot, term=self._leader.term)
             await self._loop.serve_one(leave)
-            if not isinstance(self._advice(), Serve):
+            if not isinstance(self._distrust.advice(), Serve):
                 return

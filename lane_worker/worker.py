@@ -1,52 +1,36 @@
 """A lane: one model, kept warm on a card of its own, serving the stream of its model (FR-011, FR-019)."""
 
 import asyncio
-import time
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 import structlog
 
 from contracts.lanes import LaneState
 from contracts.settings import ModelEntry
-from contracts.tasks import MemoryReading
 from contracts.topology import demand_subject, lane_stream
-from lane_worker.forking.host import PING_S, HostLost, LoadFailed, SlotTaken
+from lane_worker.forking.host_child import PING_S
 from lane_worker.forking.host_messages import Finished
+from lane_worker.forking.outcome import HostLost, LoadFailed, SlotTaken
 from lane_worker.residence.quarantine import Quarantined
-from lane_worker.residence.states import Resident
-from lane_worker.runtime.assembly import Setup, assemble
+from lane_worker.runtime.assembly import Setup, assemble, open_up
 from lane_worker.runtime.cold_start import ColdStartLog
 from lane_worker.runtime.heartbeat import Heartbeat
-from lane_worker.runtime.lanes_beside import lane_reports
+from lane_worker.runtime.host_watch import HostWatch
+from lane_worker.runtime.keeping import Keeping
+from lane_worker.runtime.lane_status import LaneStatus
 from lane_worker.runtime.leaving import drain
-from lane_worker.runtime.streak import DISTRUST, Advice, Renew, Rest, Serve, advice, renewed, rested, words
+from lane_worker.runtime.streak import Renew, Rest, Serve
 from lane_worker.runtime.warm_up import TooLargeForCard, warm_up_failure, warm_up_request, warm_up_size
-from lane_worker.runtime.warmth import (
-    Evict,
-    Others,
-    Recycle,
-    Stay,
-    Step,
-    Wear,
-    next_step,
-    others_of,
-    residue_bytes,
-    worn_out,
-)
+from lane_worker.runtime.warmth import Evict, Recycle, Stay, Step
 from ops.ending import end
-from ops.lanes.plan import crash_loops, failed_again
-from ops.nats.errors import TransportUnavailable
-from ops.telemetry import metrics
-from ops.telemetry.metrics import ENDED_BY_WORKERS, begin_tasks, memory_cleanups
 from ops.telemetry.tracing import span
 from ops.waiting import set_within, unless
 
 RESTART_FIRST_S: Final = 0.5
 RESTART_MAX_S: Final = 30.0
-# What memory of the card is short of in a warm-up is seldom there a minute later, and each try loads everything again.
+# A card that was short of memory in a warm-up is seldom less so a minute later, and each try loads everything again.
 TOO_LARGE_RETRY_S: Final = 600.0
-TOLD_S: Final = 2.0
 # A host that missed this many seconds of pings is given no task; one that misses `health_timeout_s` is killed.
 SILENT_S: Final = 3 * PING_S
 
@@ -62,8 +46,8 @@ class LaneWorker:
         self._model = model
         self._windows = setup.catalog.windows
         self._warmth = setup.catalog.warmth
-        self._name, self._slot = setup.name, setup.slot
-        parts = assemble(
+        self._name = setup.name
+        self._parts = parts = assemble(
             setup,
             {model.name: model},
             role="lane",
@@ -73,6 +57,7 @@ class LaneWorker:
         )
         self._scratch, self._host, self._display = parts.scratch, parts.host, parts.display
         self._residence, self._runner, self._loop = parts.residence, parts.runner, parts.loop
+        self._distrust = parts.distrust
         self._heartbeat = Heartbeat(
             setup.link,
             model=model.name,
@@ -84,15 +69,19 @@ class LaneWorker:
             in_hand=lambda: self._loop.in_hand,
         )
         self._starts = ColdStartLog(setup.link, model=model.name, worker=setup.name, started_at=started_at)
-        self._draining = False
+        self._status = LaneStatus(self._heartbeat)
+        self._keeping = Keeping(
+            setup.link, model=model.name, worker=setup.name, warmth=self._warmth, windows=self._windows
+        )
+        self._watch = HostWatch(
+            parts.residence,
+            limit_s=self._windows.health_timeout_s,
+            look_every_s=self._windows.heartbeat_s,
+            on_hang=self._on_hang,
+        )
         self._has_trouble = False
-        self._failures: tuple[float, ...] = ()  # when loads failed, since the last one that did not
         self._demand = asyncio.Event()
         self._renew_because: str | None = None
-        self._loaded: Resident | None = None  # the load that is counted from
-        self._clean: MemoryReading | None = None  # what the host held after the generation that warmed it up
-        self._tasks = 0
-        self._idle_since_s = 0.0
 
     async def run(self, stop: asyncio.Event, *, for_quota: asyncio.Event | None = None) -> None:
         """Serves until *stop*; then finishes the task in hand within `windows.drains_s`, releases and leaves.
@@ -102,16 +91,11 @@ class LaneWorker:
         Raises SlotTaken when another process holds the card, HostLost when its host does not even start,
         TransportUnavailable when the server is away at the start.
         """
-        self._scratch.ensure()
-        begin_tasks([self._model.name], "lane", ENDED_BY_WORKERS)
-        memory_cleanups.begin(self._model.name, "done")
-        for reason in DISTRUST:
-            metrics.hosts_distrusted.begin(self._slot, reason)
-        await self._display.start()
+        await open_up(self._parts, [self._model.name], role="lane")
         beating = asyncio.create_task(self._heartbeat.run())
         displaying = asyncio.create_task(self._display.run())
         recording = asyncio.create_task(self._starts.run())
-        watching = asyncio.create_task(self._watch_host())
+        watching = asyncio.create_task(self._watch.run())
         serving = asyncio.create_task(self._serve(stop))
         stopped = asyncio.create_task(stop.wait())
         try:
@@ -121,7 +105,7 @@ class LaneWorker:
                 if keeper.done():
                     await keeper  # a lane that cannot be heard of must not look warm: fail, and be started again
             if stop.is_set():
-                self._drains(for_quota is not None and for_quota.is_set())
+                self._status.drain(for_quota=for_quota is not None and for_quota.is_set())
             if self._loop.in_hand is not None or self._is_loaded():
                 await drain(
                     serving,
@@ -151,18 +135,20 @@ class LaneWorker:
 
     async def _serve(self, stop: asyncio.Event) -> None:
         if self._warmth.evict_idle_s:
-            await self._link.core.subscribe(demand_subject(self._model.name), self._on_demand)
+            await self._link.core.subscribe(demand_subject(self._model.name), lambda *_: self._demand.set())
         wait_s = RESTART_FIRST_S
         while not stop.is_set():
             if self._residence.quarantined or self._display.quarantine is not None:
                 self._starts.failed("the slot is quarantined")
-                self._show(LaneState.UNHEALTHY, "the slot is quarantined")
-                await self._until_lifted(stop)
+                self._status.show(LaneState.UNHEALTHY, "the slot is quarantined")
+                if await unless(stop.wait(), self._display.usable()):
+                    self._residence.lift()
                 continue
             try:
                 with span("cold_start", {"model": self._model.name, "warmlane.worker": self._name}):
                     await self._warm_up()
-                wait_s, self._failures = RESTART_FIRST_S, ()
+                wait_s = RESTART_FIRST_S
+                self._status.succeeded()
                 await self._stay_warm(stop)
             except Quarantined:
                 continue
@@ -170,14 +156,9 @@ class LaneWorker:
                 pause_s = TOO_LARGE_RETRY_S if isinstance(error, TooLargeForCard) else wait_s
                 log.error("not_warm", error=str(error), again_in_s=pause_s)
                 self._starts.failed(str(error))
-                self._failures = failed_again(self._failures, now_s=time.monotonic())
-                self._show_failure(str(error), again_in_s=pause_s)
+                self._status.failed(str(error), again_in_s=pause_s)
                 await set_within(pause_s, stop)
                 wait_s = min(RESTART_MAX_S, wait_s * 2)
-
-    async def _until_lifted(self, stop: asyncio.Event) -> None:
-        if await unless(stop.wait(), self._display.usable()):
-            self._residence.lift()
 
     async def _warm_up(self) -> None:
         """Starts the host, loads, and runs the generation of `warm_up_request`.
@@ -188,26 +169,22 @@ class LaneWorker:
             self._display.take()
             ready = await self._residence.open()
             self._scratch.remove_what_others_left()
-            await self._runner.account_for(ready)
+            await self._runner.accounts.close_for_last_holder(ready)
         renew_because, self._renew_because = self._renew_because, None
-        if not crash_loops(self._failures):  # one that does is reported until a load succeeds
-            self._show(LaneState.LOADING, renew_because or "")
+        self._status.show_start(LaneState.LOADING, renew_because or "")
         resident = await self._residence.ready(self._model.name, renew_because=renew_because or "")
-        if not crash_loops(self._failures):
-            warming_up = f"warms up with {warm_up_size(self._model)}"
-            self._show(LaneState.LOADING, "; ".join(filter(None, [renew_because, warming_up])))
+        size = str(warm_up_size(self._model))
+        self._status.show_start(LaneState.LOADING, "; ".join(filter(None, [renew_because, f"warms up with {size}"])))
         self._scratch.ensure()
         outcome = await self._host.generate(warm_up_request(self._model, self._scratch.folder), lambda _: None)
         if not isinstance(outcome, Finished):
             await self._host.kill()
             raise warm_up_failure(self._model, outcome)
-        size, load_s = str(warm_up_size(self._model)), round(resident.receipt.load_s, 3)
+        load_s = round(resident.receipt.load_s, 3)
         log.info("warm", load_s=load_s, rss_bytes=resident.memory.rss_bytes, warmed_up_with=size)
-        if resident is not self._loaded:  # else it was not loaded: what tasks left since then still counts
-            self._loaded, self._clean, self._tasks = resident, outcome.memory, 0
-        self._idle_since_s = time.monotonic()
-        self._show(LaneState.WARM)
-        if not self._draining:
+        self._keeping.warmed_up(resident, outcome.memory)
+        self._status.show(LaneState.WARM)
+        if not self._status.drains:
             self._starts.warm()
 
     async def _stay_warm(self, stop: asyncio.Event) -> None:
@@ -236,77 +213,50 @@ class LaneWorker:
         """A lane to which no task can come is not warm, or it would be sent every request."""
         had_trouble, self._has_trouble = self._has_trouble, self._loop.trouble is not None
         if self._loop.trouble is not None and not had_trouble:
-            self._show(LaneState.UNHEALTHY, self._loop.trouble)
+            self._status.show(LaneState.UNHEALTHY, self._loop.trouble)
         elif had_trouble and not self._has_trouble:
-            self._show(*self._when_idle())
-
-    def _advice(self) -> Advice:
-        return advice(self._runner.streak, renew_after=self._warmth.renew_after_failures)
+            self._status.show(*self._when_idle())
 
     async def _distrusts(self, stop: asyncio.Event) -> bool:
         """Whether the lane has to warm up again before it takes another task (ADR 0026), now that its rest is over."""
-        streak = self._runner.streak
-        match self._advice():
+        match self._distrust.advice():
             case Renew():
-                log.error("renewed_after_failures", failures=streak.failures)
-                metrics.hosts_distrusted.add(self._slot, "in_a_row")
                 if self._is_loaded():
-                    self._renew_because = words(streak)
-                self._runner.streak = renewed(streak)
+                    self._renew_because = self._distrust.words()
+                self._distrust.renew()
             case Rest(pause_s):
-                log.error("rests_after_failures", failures=streak.failures, pause_s=pause_s)
-                metrics.hosts_distrusted.add(self._slot, "rest")
-                self._show(*self._when_idle())
+                self._distrust.rest(pause_s)
+                self._status.show(*self._when_idle())
                 await set_within(pause_s, stop)
-                self._runner.streak = rested(streak)
+                self._distrust.rested()
             case Serve():
                 return False
         return True
 
     def _when_idle(self) -> tuple[LaneState, str]:
         """What the lane says of itself when it has nothing in hand."""
-        match self._advice():
+        match self._distrust.advice():
             case Rest(pause_s):
-                return LaneState.UNHEALTHY, f"{words(self._runner.streak)}; it tries itself again in {pause_s:g} s"
+                return LaneState.UNHEALTHY, f"{self._distrust.words()}; it tries itself again in {pause_s:g} s"
             case Renew():
-                return LaneState.LOADING, words(self._runner.streak)
+                return LaneState.LOADING, self._distrust.words()
         # without its model the lane is not warm: it is about to load again
         return (LaneState.WARM if self._is_loaded() else LaneState.LOADING), ""
 
     async def _next_step(self, *, queue_is_empty: bool) -> Step:
-        resident = self._residence.resident
-        if resident is not None and resident is not self._loaded:  # by a task that needed it anew
-            # `_clean` stays: this host had no warm-up, and by what a load holds, the first large task would be a leak
-            self._loaded, self._tasks = resident, 0
-        wear = Wear(self._tasks, residue_bytes(self._clean, self._runner.memory) if self._tasks else 0)
-        others = Others.NONE
-        if worn_out(self._warmth, wear) is not None:
-            try:
-                others = await self._others()
-            except TransportUnavailable:
-                return Stay()
-        idle_s = time.monotonic() - self._idle_since_s
-        return next_step(self._warmth, wear, idle_s=idle_s, queue_is_empty=queue_is_empty, others=others)
-
-    async def _others(self) -> Others:
-        """The other lanes of the model as the server has them now. Raises TransportUnavailable."""
-        return others_of(
-            await lane_reports(self._link, self._model.name),
-            self._name,
-            health_timeout_s=self._windows.health_timeout_s,
-            now=datetime.now(UTC),
-        )
+        memory = self._runner.accounts.memory
+        return await self._keeping.next_step(self._residence.resident, memory, queue_is_empty=queue_is_empty)
 
     async def _may_recycle(self, *, queue_is_empty: bool) -> bool:
         """Takes the lane out of service, then decides again; it is back in service where that says otherwise.
 
         Two lanes that are worn out together both say so before either looks, so never do both leave.
         """
-        if not await self._announce(LaneState.LOADING, "about to be recycled"):
+        if not await self._status.announce(LaneState.LOADING, "about to be recycled"):
             return False
         if isinstance(await self._next_step(queue_is_empty=queue_is_empty), Recycle):
             return True
-        self._show(LaneState.WARM)
+        self._status.show(LaneState.WARM)
         return False
 
     async def _evict(self, stop: asyncio.Event) -> bool:
@@ -315,11 +265,11 @@ class LaneWorker:
         Raises Quarantined, HostLost.
         """
         self._demand.clear()
-        if not await self._announce(LaneState.EVICTED, "no task for a while"):
+        if not await self._status.announce(LaneState.EVICTED, "no task for a while"):
             return False
         # what was sent here before that was known still finds the pipeline
         if await self._loop.serve_one(stop) or self._demand.is_set() or stop.is_set():
-            self._show(LaneState.WARM)
+            self._status.show(LaneState.WARM)
             return False
         await self._residence.evict()
         await unless(stop.wait(), self._demand.wait())
@@ -327,73 +277,18 @@ class LaneWorker:
             self._starts.demanded()
         return True
 
-    async def _announce(self, state: LaneState, detail: str) -> bool:
-        """Whether the server knows of *state*; it is WARM again where that is unknown."""
-        self._show(state, detail)
-        try:
-            async with asyncio.timeout(TOLD_S):
-                await self._heartbeat.told()
-        except TimeoutError:
-            self._show(LaneState.WARM)
-            return False
-        return not self._draining
-
-    def _on_demand(self, _: str, __: bytes) -> None:
-        self._demand.set()
-
-    async def _watch_host(self) -> None:
-        """Kills a host with a model that has not answered for `health_timeout_s`; `_serve` starts another one."""
-        limit_s = self._windows.health_timeout_s
-        while True:
-            silent_s = self._silent_s()
-            if silent_s < limit_s:
-                await asyncio.sleep(min(limit_s - silent_s, self._windows.heartbeat_s))
-                continue
-            # It may be this process that was stopped: then the host's answers are still to be read.
-            await asyncio.sleep(2 * PING_S)
-            silent_s = self._silent_s()
-            if silent_s >= limit_s:
-                log.error("host_hangs", silent_s=round(silent_s, 1))
-                self._show(LaneState.UNHEALTHY, f"the pipeline host did not answer for {silent_s:.0f} s")
-                try:
-                    await self._host.kill()
-                except HostLost as error:
-                    log.error("host_not_killed", error=str(error))
-
-    def _silent_s(self) -> float:
-        return self._host.health_age_s if self._is_loaded() else 0.0
-
     def _is_loaded(self) -> bool:
         return self._residence.resident is not None
 
+    def _on_hang(self, silent_s: float) -> None:
+        self._status.show(LaneState.UNHEALTHY, f"the pipeline host did not answer for {silent_s:.0f} s")
+
     def _on_wait(self, detail: str) -> None:
-        if not crash_loops(self._failures):
-            self._show(LaneState.STARTING, detail)
+        self._status.show_start(LaneState.STARTING, detail)
 
     def _on_busy(self, busy: bool) -> None:
-        if not busy:
-            self._tasks += 1
-            self._idle_since_s = time.monotonic()
         if busy:
-            self._show(LaneState.BUSY)
+            self._status.show(LaneState.BUSY)
         else:
-            self._show(*self._when_idle())
-
-    def _show_failure(self, error: str, *, again_in_s: float) -> None:
-        if crash_loops(self._failures):
-            again = f"the last: {error}; tried again after {again_in_s:g} s"
-            self._show(LaneState.CRASH_LOOPING, f"{len(self._failures)} times in a row it could not load; {again}")
-        else:
-            self._show(LaneState.UNHEALTHY, error)
-
-    def _drains(self, for_quota: bool) -> None:
-        if for_quota:
-            self._heartbeat.set(LaneState.DRAINING, "the quota does not allow it any more", leaving_for="quota")
-        else:
-            self._heartbeat.set(LaneState.DRAINING)
-        self._draining = True
-
-    def _show(self, state: LaneState, detail: str = "") -> None:
-        """The lane is in *state* now. One that leaves is `draining`, whatever else it does meanwhile."""
-        if not self._draining:
-            self._heartbeat.set(state, detail)
+            self._keeping.task_ended()
+            self._status.show(*self._when_idle())

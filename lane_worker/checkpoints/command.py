@@ -167,15 +167,14 @@ def prepare_command(
             raise click.BadParameter(f"{layout.title} is of several files", param_hint="--sha256")
         if target.exists() and _is_prepared(target, layout, source, base, sha256):
             return
-        pipelines = pipelines_module("prepare")
-        planned = pipelines.plan(layout, source, base=base, tokenizer=tokenizer)
+        planned = pipelines_module("preparing.planning").plan(layout, source, base=base, tokenizer=tokenizer)
         with _bar() as bar:
             task = bar.add_task("")
 
             def on_progress(done_bytes: int, total_bytes: int, file: str) -> None:
                 bar.update(task, description=file, completed=done_bytes, total=total_bytes)
 
-            manifest = pipelines.prepare(
+            manifest = pipelines_module("preparing.writing").prepare(
                 planned, target, now=datetime.now(UTC), on_progress=on_progress, sha256=sha256, restart=restart
             )
     click.echo(f"prepared: {target} holds {layout.title}, {_size(manifest)}")
@@ -215,10 +214,10 @@ def verify_command(ctx: click.Context, folder: Path) -> None:
     """Read all of a prepared folder: sizes and SHA-256 against its manifest, keys and shapes against the model."""
     with _told():
         total_bytes = read_manifest(folder).size_bytes
-        pipelines = pipelines_module("prepare")
+        verify = pipelines_module("preparing.verifying").verify
         with _bar() as bar:
             task = bar.add_task("verify", total=total_bytes)
-            manifest, faults = pipelines.verify(
+            manifest, faults = verify(
                 folder, ctx.obj or published_layouts(), lambda read_bytes: bar.update(task, advance=read_bytes)
             )
     for fault in faults:

@@ -81,8 +81,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 def quick_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
     """What is wrong by name and size: missing, extra and truncated files. Reads no content."""
-    told = {file.path: file for file in manifest.files}
-    for path, file in told.items():
+    listed = {file.path: file for file in manifest.files}
+    for path, file in listed.items():
         try:
             size_bytes = (folder / path).stat().st_size
         except OSError as error:
@@ -91,11 +91,11 @@ def quick_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
         if size_bytes != file.bytes:
             yield f"{path} has {size_bytes:,} bytes instead of {file.bytes:,}"
     present = {str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if not path.is_dir()}
-    yield from (f"{path} is not in the manifest" for path in sorted(present - {*told, MANIFEST}))
+    yield from (f"{path} is not in the manifest" for path in sorted(present - {*listed, MANIFEST}))
 
 
 def content_faults(folder: Path, manifest: Manifest, on_bytes: OnBytes) -> Iterator[str]:
-    """Which files have another SHA-256 than the manifest's. Reads everything; *on_bytes* hears of each piece."""
+    """Which files have another SHA-256 than the manifest's. Reads everything; *on_bytes* is called for each piece."""
     for file in manifest.files:
         try:
             if sha256_of(folder / file.path, on_bytes) != file.sha256:

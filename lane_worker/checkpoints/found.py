@@ -60,13 +60,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _packings(opened: Any, names: Collection[str], path: Path) -> dict[str, str]:
-    """How the weights are packed of which the file says so, by the weight's name. Reads the few bytes that say it."""
+    """How weights are packed, by their names, where the file says it. Reads the few bytes that say it."""
     try:
         layers = loads((opened.metadata() or {}).get(QUANTIZED, "{}").encode()).get("layers", {})
         for name in names:
             if name.endswith(QUANTIZED_LAYER):
                 layers[name.removesuffix(QUANTIZED_LAYER)] = loads(opened.get_tensor(name).tobytes())
-        packings = {f"{layer}.weight": str(told["format"]) for layer, told in layers.items()}
+        packings = {f"{layer}.weight": str(words["format"]) for layer, words in layers.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointRefused(
             f"{path} says how its weights are packed, and not in a way that can be read ({error!r}); take another build"

@@ -112,8 +112,8 @@ def measure_command(
         checkpoint = msgspec.structs.replace(entry.checkpoint, vae_tiling=tiled)
         measured: Measured = pipelines_module("measure").measure(layout, checkpoint, entry.name, sizes)
     if as_json:
-        told = msgspec.to_builtins(measured) | {"activation_bytes": measured.activation_bytes}
-        click.echo(json.dumps(told, indent=2))
+        figures = msgspec.to_builtins(measured) | {"activation_bytes": measured.activation_bytes}
+        click.echo(json.dumps(figures, indent=2))
     else:
         _tell(measured, entry)
 
@@ -143,7 +143,7 @@ def _tell(measured: Measured, entry: ModelEntry) -> None:
 @_profile_option
 @_json_option
 def fit_command(data_dir: Path, settings: Path | None, profile: str, as_json: bool) -> None:
-    """Tell what a card of 16, 24, 48, 80 and 141 GB can serve of each model, and with which options.
+    """Say what a card of 16, 24, 48, 80 and 141 GB can serve of each model, and with which options.
 
     Counted for the largest video that the settings admit, from the headers of the prepared folder, or from the
     published shapes where there is none. The fastest options come first; fp8 is "layerwise_casting": "float8_e4m3fn".

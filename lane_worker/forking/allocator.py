@@ -43,7 +43,7 @@ def environment(base: Mapping[str, str]) -> dict[str, str]:
     if settings.get("backend", "native") != "native":
         raise AllocatorMisconfigured(
             f"{' and '.join(given)} has backend:{settings['backend']}: remove it, only torch's own allocator has "
-            "expandable segments and tells what it holds"
+            "expandable segments and reports what it holds"
         )
     rounding = settings.get(PINNED)
     if rounding is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from lane_worker.forking.allocator import AllocatorMisconfigured
-from lane_worker.forking.host import FORK_SERVER, host_environment
+from lane_worker.forking.fork_server import FORK_SERVER, host_environment
 from ops.machine.fork_socket import SHARED_FORK_SERVER, can_listen, is_answered, remove
 
 

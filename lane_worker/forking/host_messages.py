@@ -1,7 +1,7 @@
 """The pipe between a worker and its pipeline host: every message, tagged, as MessagePack with a 4-byte length.
 
 One protocol, one file; `tests/unit/lane_worker/test_host_messages.py` pins its bytes. The parent is
-`host.py`; the child is `lane_worker/pipelines/child.py`. This module imports neither torch nor asyncio.
+`host_child.py`; the child is `lane_worker/pipelines/child.py`. This module imports neither torch nor asyncio.
 """
 
 import struct

@@ -105,7 +105,7 @@ class SlotLock:
         return lock
 
     def write(self, *, model: str | None = None, task_id: str | None = None, attempt: int = 0) -> None:
-        """Note what is resident now and which task runs; what is left out, is not."""
+        """Notes what is resident now and which task runs; None where an argument is left out."""
         note = SlotNote(
             pid=os.getpid(),
             started=self._started,
@@ -120,9 +120,9 @@ class SlotLock:
             self._put()
 
     def keep(self) -> None:
-        """The file is there, or is there again: one who tidies up may have removed it, and a lock without a name keeps
-        nobody off the card. Call it often, from any thread. Raises SlotHeld when another process has the slot by now:
-        this one has to end. Raises OSError."""
+        """Makes the file again where somebody has removed it: a lock without a name keeps nobody off the card. Call it
+        often, from any thread. Raises SlotHeld when another process has the slot by now: this one has to end. Raises
+        OSError."""
         with self._turn:
             if _is_at(self._path, self._descriptor):
                 return

@@ -1,4 +1,4 @@
-"""Whether torch runs with the allocator that it was asked to run with (FR-010): torch itself is asked."""
+"""Asks torch itself whether it runs with the allocator that Warmlane set (FR-010)."""
 
 import os
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from lane_worker.forking.allocator import NAMES, WANTED, AllocatorMisconfigured
 
 
 def check_allocator(device: str) -> None:
-    """FR-010, read back from torch. Its CPU build ignores a name that it does not know, its CUDA build refuses it, and
-    both take what they are given later on.
+    """Reads the setting back from torch (FR-010). The environment alone proves nothing: torch's CPU build ignores a
+    name that it does not know, its CUDA build refuses it, and both let a later call change the setting.
 
-    Raises AllocatorMisconfigured. On a CPU it is asked for the text alone that it took.
+    On a CPU only the text that torch took is read. Raises AllocatorMisconfigured.
     """
     try:
         taken = str(torch._C._accelerator_getAllocatorSettings())
-    except ValueError as error:  # the text is parsed when it is asked for first
+    except ValueError as error:  # torch parses the text when somebody first asks for it
         setting = f"{NAMES[0]}={os.environ.get(NAMES[0])}"
         raise AllocatorMisconfigured(
             f"torch does not understand {setting}: {str(error).rstrip('.')}. Warmlane needs {WANTED} there"

@@ -1,7 +1,7 @@
 """The pipeline host: the process that holds a slot's lock and the one pipeline on it, and runs one task at a time.
 
 Its main thread loads and infers. A second thread reads the pipe, so that pings and cancels are answered during an
-inference, and so that the process ends at once when its worker does. The parent's side is `runtime/host.py`.
+inference, and so that the process ends at once when its worker does. The parent's side is `forking/host.py`.
 """
 
 import contextlib
@@ -70,7 +70,7 @@ _NOT_READ = MemoryReading(rss_bytes=0)
 def child_main(pipe: socket.socket, request: Fork) -> NoReturn:
     """Serve the worker at the other end of *pipe* until it says `Exit` or closes it. Never returns.
 
-    Whatever is raised meanwhile is logged by the worker, and answered to it where it waits for an answer.
+    Whatever is raised meanwhile goes into the worker's log, and to the worker as an answer where it waits for one.
     """
     status = 1
     child = _Child(pipe)
@@ -102,7 +102,7 @@ class _Child:
         self._sending = threading.Lock()
         self._work: queue.SimpleQueue[Load | Unload | _Job] = queue.SimpleQueue()
         self._job: _Job | None = None
-        self._owes = True  # whether the worker waits for an answer: first of all for `Ready`
+        self._owes = True  # whether the worker waits for an answer; the first one is `Ready`
         self._broken = False
         self._keep_slot: Callable[[], None] = lambda: None
         self._pipeline: Any = None
@@ -160,16 +160,16 @@ class _Child:
                     self._generate(work)
 
     def give_up(self, error: BaseException) -> None:
-        """Tells a worker that waits for an answer what there will be none for. Never raises."""
+        """Answers a worker that waits with the reason why nothing else comes. Never raises."""
         if not self._owes:
             return
         if self._job is None:
-            told = Failed(None, "inference_failed", f"{type(error).__name__}: {error}"[:500], _NOT_READ, fatal=True)
+            answer = Failed(None, "inference_failed", f"{type(error).__name__}: {error}"[:500], _NOT_READ, fatal=True)
         else:
             fault = inference_fault(error)
-            told = Failed(self._job.request.task_id, fault.code, fault.message, _NOT_READ, fatal=True)
+            answer = Failed(self._job.request.task_id, fault.code, fault.message, _NOT_READ, fatal=True)
         with contextlib.suppress(OSError):
-            self._send(told)
+            self._send(answer)
 
     # The reading thread
 
@@ -265,8 +265,8 @@ class _Child:
             self._job = None
 
     def _cleaned(self, *, is_broken: bool, heap_kept_bytes: int = 0) -> MemoryReading:
-        """The reading after cleanup. A broken device would fail again here, and one that nobody knew of fails now: then
-        the answer that is due is the last one, whatever it says, and the process ends."""
+        """The reading after cleanup. A broken device is not asked again. One that breaks here ends the process, after
+        the answer that is due, whatever that says."""
         if not is_broken:
             try:
                 return clean(self._device, heap_kept_bytes=heap_kept_bytes)
@@ -328,9 +328,8 @@ class _Child:
 
 
 def _print(error: BaseException) -> None:
-    """Into the worker's log, without the errors before it: those are a pipeline's, and may quote a prompt.
-
-    Where that is on a full disk, the worker is told all the same.
+    """Writes *error* into the worker's log, without the errors before it: those are a pipeline's, and may quote a
+    prompt. Where the log is on a full disk, the line is lost and the worker still gets its answer.
     """
     text = "".join(traceback.format_exception(error, chain=False))
     with contextlib.suppress(OSError):
@@ -346,8 +345,8 @@ def _be_quiet() -> None:
 
 
 def _warm_up(device: str) -> None:
-    """Have what every pipeline needs (a CUDA context, kernels), so that it does not look like a part of the first."""
-    # a device that is broken or full says so at the load, where somebody asks
+    """Makes what every pipeline needs (a CUDA context, kernels), so that it does not count as part of the first one."""
+    # a device that is broken or full fails again at the load, where the worker waits for the answer
     with contextlib.suppress(Exception), torch.inference_mode():
         torch.ones(64, 64, device=device) @ torch.ones(64, 64, device=device)
         torch.conv3d(torch.ones(1, 4, 4, 8, 8, device=device), torch.ones(4, 4, 3, 3, 3, device=device))
@@ -359,6 +358,6 @@ def _objection(device: str) -> str | None:
         check_allocator(device)
     except AllocatorMisconfigured as error:
         return str(error)
-    except Exception:  # a device that is broken; it is asked again at the load, where somebody hears of it
+    except Exception:  # a broken device fails again at the load, where the worker waits
         return None
     return None

@@ -33,8 +33,8 @@ CUDA_FIGURES: Final = {
 _HELD: Final = ("RssAnon", "RssFile")
 _peak_is_of_now = False
 
-# What may stay free in the heap between two tasks of a warm pipeline. The next one takes it at once, and to fault it in
-# again costs a tiny pipeline a tenth of its time (docs/benchmarks/notes.md); whatever is larger goes back.
+# A warm pipeline keeps this much of the heap free between two tasks. The next task takes it at once; to fault it in
+# again costs a tiny pipeline a tenth of its time (docs/benchmarks/notes.md). Anything larger goes back to the system.
 HEAP_KEPT_BYTES: Final = 64_000_000
 
 
@@ -82,7 +82,7 @@ def clean(device: str, *, heap_kept_bytes: int = 0) -> MemoryReading:
 
 
 def begin(device: str) -> None:
-    """The peaks and counts of the next reading are of what comes now: call it before a load and an inference."""
+    """Resets peaks and counts for the next reading. Call it before a load, and before an inference."""
     global _peak_is_of_now
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident set, and nothing else
@@ -100,8 +100,8 @@ def cuda_figures(stats: Mapping[str, int]) -> dict[str, int | None]:
 
 
 def release(device: str) -> MemoryReading:
-    """As `clean`, for a pipeline that was dropped: it leaves nothing to a next one, not even what a next run reuses."""
-    gc.collect()  # a second round, in `clean`, takes what finalizers of this one let go of
+    """As `clean`, after a pipeline was dropped: nothing stays for a next run to reuse."""
+    gc.collect()  # `clean` collects a second time: what the finalizers of this round let go of
     if device == "cuda":
         torch.cuda.synchronize()
         torch._C._cuda_clearCublasWorkspaces()  # before the cache is emptied: they lie in it
@@ -157,7 +157,7 @@ def _trim_heap(kept_bytes: int) -> None:
 def _free_in_heap_bytes(libc: ctypes.CDLL) -> float:
     try:
         mallinfo2 = libc.mallinfo2
-    except AttributeError:  # glibc before 2.33, or another one: nobody knows
+    except AttributeError:  # glibc before 2.33, or another C library: the figure is unknown
         return math.inf
     mallinfo2.restype = _Mallinfo2
     return int(mallinfo2().fordblks)

@@ -1,7 +1,7 @@
 """What an exception means for the task and for the process: a code, a text without input, and whether it is fatal.
 
-`TABLE` is what is known of the texts and types by which torch, CUDA's libraries and Python report a failure, each row
-with its source. What is in no row is taken for the task's own; many of those in a row renew the host (ADR 0026).
+`TABLE` lists the texts and types by which torch, CUDA's libraries and Python report a failure, each row with its
+source. A failure that no row names counts as the task's own; several of those in succession renew the host (ADR 0026).
 """
 
 import re
@@ -18,7 +18,7 @@ from lane_worker.pipelines.video import VideoNotWritten
 
 Verdict = Literal["out_of_memory", "out_of_memory_and_fatal", "fatal", "harmless"]
 """*fatal*: the process can no longer be trusted, and is replaced. Memory that ran out in torch's own allocator, or in
-Python, leaves the process as it was; where a call of a library or the driver was cut off by it, nobody knows."""
+Python, leaves the process as it was. Where it cut off a call of a library or the driver, the state is unknown."""
 
 
 class FaultRow(Struct, frozen=True):
@@ -85,7 +85,7 @@ TABLE: Final = (
         "nvml_assert",
         "out_of_memory_and_fatal",
         "^NVML_SUCCESS == .*INTERNAL ASSERT FAILED",
-        "pytorch/pytorch#185240: raised where the allocator wants to tell what was free",
+        "pytorch/pytorch#185240: raised where the allocator asks what is free",
     ),
     FaultRow(
         "triton_memory",
@@ -176,7 +176,7 @@ TABLE: Final = (
         "fatal",
         "^(No CUDA GPUs are available|Found no NVIDIA driver|CUDA driver initialization failed|CUDA unknown error"
         "|Unexpected error from cudaGetDeviceCount|Cannot re-initialize CUDA in forked)",
-        "c10/cuda/CUDAFunctions.cpp, torch/cuda/__init__.py: what a process found once, it is told for ever",
+        "c10/cuda/CUDAFunctions.cpp, torch/cuda/__init__.py: torch answers a process for ever with what it once found",
     ),
 )
 
@@ -221,7 +221,7 @@ def load_fault(error: BaseException) -> Fault:
 
 
 def row_of(error: BaseException) -> FaultRow | None:
-    """The row of `TABLE` of *error*, or of what it was raised for or while; None where nothing is known of them."""
+    """The row of `TABLE` for *error*, its cause, or the error that it was raised in; None where there is none."""
     errors = tuple(_chain(error))
     return next((row for row in TABLE if any(row.is_of(each) for each in errors)), None)
 

@@ -1,4 +1,4 @@
-"""The fork server of a worker: `python -m lane_worker.pipelines.forkserver FD`, started by `runtime/host.py`.
+"""The fork server of a worker: `python -m lane_worker.pipelines.forkserver FD`, started by `forking/fork_server.py`.
 
 With the path of a Unix socket in place of FD it is the one that the workers of a machine share (`warmlane fork-server`,
 ADR 0018): it forks a fork server for each worker that connects, and that one serves the worker as if it were its own.
@@ -42,7 +42,7 @@ def main() -> None:
     control = socket.socket(fileno=int(place)) if place.isdecimal() else None
     listener = listen(Path(place)) if control is None else None
     faulthandler.enable()
-    gc.disable()  # what imports make stays: looking through it again and again costs a sixth of their time
+    gc.disable()  # what the imports make stays: to search it for garbage again and again costs a sixth of their time
     lock_progress_bars_in_process()
     from lane_worker.pipelines import child  # noqa: F401  # takes seconds, so Ctrl-C is ignored before
 
@@ -59,10 +59,10 @@ def main() -> None:
 
 
 def lock_progress_bars_in_process() -> None:
-    """Gives tqdm, which every library here counts with, a lock that is no named semaphore.
+    """Gives tqdm, with which every library here shows progress, a lock that is no named semaphore.
 
-    For its own one Python 3.14 starts a second process (`multiprocessing.resource_tracker`) beside each pipeline host,
-    which counts as the host's memory and outlives it.
+    For tqdm's own lock Python 3.14 starts a second process (`multiprocessing.resource_tracker`) beside each pipeline
+    host. That process counts as the host's memory, and outlives it.
     """
     tqdm.set_lock(threading.RLock())
 
@@ -89,7 +89,7 @@ def _next_worker(listener: socket.socket) -> socket.socket:
     """Listens for ever. Returns only in forks of this process: in each with the connection of a worker."""
     while True:
         connection, _ = listener.accept()
-        with connection, contextlib.suppress(OSError):  # no process to be had: the worker sees its connection close
+        with connection, contextlib.suppress(OSError):  # no process can be made: the worker sees its connection close
             if os.fork() == 0:
                 listener.close()
                 return connection.dup()  # `with` closes the one that was accepted
@@ -98,7 +98,7 @@ def _next_worker(listener: socket.socket) -> socket.socket:
 def _adopt(control: socket.socket) -> None:
     """Makes this fork the fork server of the worker at the other end of *control*: it prints where the worker does."""
     body, descriptors, _, _ = socket.recv_fds(control, 1, 2)
-    if not body:  # one who only looked whether somebody answers
+    if not body:  # a client that only checked whether somebody answers
         sys.exit()
     for number, descriptor in enumerate(descriptors, start=1):
         os.dup2(descriptor, number)

@@ -1,4 +1,4 @@
-"""The input image: decoded here, in the child, within limits that the gateway's look at the header had set."""
+"""The input image: decoded here, in the child, within the limits that the gateway has read from its header."""
 
 import hashlib
 import warnings
@@ -11,7 +11,7 @@ from PIL import Image
 from contracts.tasks import ImageReference
 from lane_worker.pipelines.pictures import load_picture, open_picture
 
-# Above any limit of the settings: what stands between a forged reference and the memory of the child.
+# Above any limit of the settings. It protects the memory of the child from a forged reference.
 MAX_PIXELS: Final = 1 << 26
 # Wan's VAE packs 8 x 8 pixels, its transformers 2 x 2 of those: the authors round sizes down to such steps.
 GRID_PIXELS: Final = 16

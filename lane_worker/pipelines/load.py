@@ -234,7 +234,7 @@ def _frames(
 
 
 def _drop_state(pipeline: Any) -> None:
-    """Let go of what a run leaves behind in the pipeline; after one that was cut short this can be gigabytes."""
+    """Drops what a run leaves behind in the pipeline: gigabytes, after a run that was cut short."""
     pipeline.maybe_free_model_hooks()
     pipeline.vae.clear_cache()
     pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)

@@ -19,7 +19,7 @@ from contracts.measured import Measured
 from lane_worker.checkpoints.layouts import Component, Layout
 from lane_worker.pipelines.live_bytes import FusedAttention, LiveBytes, RepeatedCoder
 from lane_worker.pipelines.load import DTYPES
-from lane_worker.pipelines.prepare import parameters_of
+from lane_worker.pipelines.preparing.parameters import parameters_of
 
 # Tokens of a prompt, to which the pipelines of Wan pad it.
 TEXT_TOKENS: Final = 512

@@ -10,7 +10,7 @@ class Baseline(Struct, frozen=True):
     """The memory in use around the start of host *pid*; None is what could not be read.
 
     *base_bytes*: with the host there, warm and empty. *floor_bytes*: before there was that host. *own_base_bytes*: of
-    the base, what the driver says is the host's own, where it tells processes apart.
+    the base, what the driver says is the host's own, where it distinguishes processes.
     """
 
     pid: int | None = None

@@ -17,8 +17,8 @@ class PatientProbe:
     """*probe*, asked in threads of its own and never twice at a time. For one event loop.
 
     A driver that hangs costs one thread, which keeps neither the process from ending nor others from their pool's
-    threads. While it does not come back, every question is answered by None, or by nothing: never by a reading of an
-    earlier question.
+    threads. While it does not come back, the answer to every question is None, or nothing: never a reading that an
+    earlier question asked for.
     """
 
     def __init__(self, probe: MemoryProbe, *, answer_s: float = ANSWER_S) -> None:

@@ -10,7 +10,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from contracts.tasks import SwapReceipt
-from lane_worker.forking.host import Host, HostLost
+from lane_worker.forking.host import Host
+from lane_worker.forking.outcome import HostLost
 from lane_worker.residence.baseline import Baseline
 from lane_worker.residence.creep import READINGS, creep_bytes
 from lane_worker.residence.memory import SlotMemory
@@ -72,7 +73,7 @@ class Prover:
         self.baseline, self._stayed = baseline, []
 
     async def release(self, receipt: SwapReceipt, *, kill_because: str, is_used: bool) -> Given:
-        """Step 2: the host, which was told to load before if *is_used*, gives back what it has, or is killed."""
+        """Step 2: the host, which was asked to load before if *is_used*, gives back what it has, or is killed."""
         if self._host.pid is None:
             return Given(replace(receipt, how="killed", reason=DIED))
         if kill_because:

@@ -11,7 +11,7 @@ from typing import Final
 
 from ops.machine.host_memory import available_bytes
 
-# The kernel cuts each request to what a disk takes at once, which is at least about this: so in pieces.
+# The kernel cuts each request to what a disk takes at once. That is about this or more, so we ask in such pieces.
 PIECE_BYTES: Final = 1 << 20
 WEIGHTS: Final = "*.safetensors"
 
@@ -23,13 +23,13 @@ class ReadAhead:
         self._stop = threading.Event()
 
     def begin(self, folder: Path) -> None:
-        """From now on *folder*'s weights, and no other's."""
+        """Reads the weights of *folder* from now on, and no others."""
         self.stop()
         self._stop = threading.Event()
         threading.Thread(target=read_ahead, args=(folder, self._stop), name="read-ahead", daemon=True).start()
 
     def stop(self) -> None:
-        """Asks for nothing more."""
+        """Reads no more."""
         self._stop.set()
 
 

@@ -17,8 +17,9 @@ from opentelemetry.trace import Span
 from contracts.lanes import SlotState
 from contracts.settings import ModelEntry
 from contracts.tasks import MemoryReading, SwapReceipt
-from lane_worker.forking.host import Host, HostLost, LoadFailed, SlotTaken
+from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Failed, Ready, Rehearsed
+from lane_worker.forking.outcome import HostLost, LoadFailed, SlotTaken
 from lane_worker.residence.baseline import baseline_of
 from lane_worker.residence.fit import Refusal, SlotDemand
 from lane_worker.residence.memory import FIRST_ANSWER_S, SlotMemory
@@ -49,7 +50,7 @@ from ops.machine.readings import Holder, MemoryProbe, Reading
 from ops.telemetry import metrics
 from ops.telemetry.tracing import span
 
-# Of the metric `releases`: those of a receipt, and four more.
+# The outcomes of the metric `releases`: those of a receipt, and four more.
 RELEASE_OUTCOMES: Final = (
     "nothing_resident",
     "unloaded",
@@ -86,7 +87,7 @@ class Residence:
         self.host = host
         self.memory = SlotMemory(slot, probe, on_wait=on_wait, first_answer_s=first_answer_s)
         self.read_ahead = ReadAhead()
-        """Of the weights that are wanted next (ADR 0023)."""
+        """Reads the weights that are wanted next (ADR 0023)."""
         self._slot = slot
         self._models = models
         self._show = on_state

@@ -18,7 +18,7 @@ class Closed(Struct, frozen=True):
 
 
 class Empty(Struct, frozen=True):
-    """Nothing is resident. The host, if it lives, was told to load before (*is_used*) or never.
+    """Nothing is resident. The host, if it lives, was asked to load before (*is_used*) or never.
 
     *is_proven*: nothing of an earlier pipeline is on the slot. Only then is anything loaded.
     """
@@ -28,7 +28,7 @@ class Empty(Struct, frozen=True):
 
 
 class Resident(Struct, frozen=True):
-    """*model* is loaded. *memory* is what the host held then; *receipt* tells how the slot was made free for it."""
+    """*model* is loaded. *memory* is what the host held then; *receipt* says how the slot was made free for it."""
 
     model: str
     memory: MemoryReading
@@ -62,7 +62,7 @@ class Doubted(Struct, frozen=True):
 
 
 class LoadBegun(Struct, frozen=True):
-    """The host was told to load: from here on a pipeline may be on the slot, whatever is answered."""
+    """The host was asked to load: from here on a pipeline may be on the slot, whatever is answered."""
 
 
 class LoadEnded(Struct, frozen=True):

@@ -1,16 +1,18 @@
 """Puts a worker together: what both kinds of worker are made of, from one set of values."""
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from msgspec import Struct
 
 from contracts.lanes import SlotState
 from contracts.settings import Catalog, ModelEntry
-from lane_worker.forking.host import OOM_FOLDER, ForkServer, Host
+from lane_worker.forking.fork_server import ForkServer
+from lane_worker.forking.host import OOM_FOLDER, Host
 from lane_worker.forking.host_messages import Role
 from lane_worker.residence.residence import Residence
+from lane_worker.runtime.distrust import Distrust
 from lane_worker.runtime.host_runner import HostRunner
 from lane_worker.runtime.loop import WorkLoop
 from lane_worker.runtime.scratch import Scratch
@@ -18,6 +20,7 @@ from lane_worker.runtime.slot_display import SlotDisplay
 from ops.artifacts import Artifacts
 from ops.machine.memory import probe_for
 from ops.nats.link import NatsLink
+from ops.telemetry.metrics import ENDED_BY_WORKERS, begin_tasks, memory_cleanups
 
 
 class Setup(Struct, frozen=True):
@@ -42,6 +45,7 @@ class Parts(Struct, frozen=True):
     display: SlotDisplay
     residence: Residence
     runner: HostRunner
+    distrust: Distrust
     loop: WorkLoop
 
 
@@ -81,6 +85,7 @@ def assemble(
         on_wait=on_wait or (lambda detail: display.show(SlotState.EMPTY, None, detail)),
     )
     runner = HostRunner(residence=residence, models=models, slot=setup.slot, scratch=scratch.folder)
+    distrust = Distrust(runner, setup.slot, renew_after=setup.catalog.warmth.renew_after_failures)
     loop = WorkLoop(
         link=setup.link,
         artifacts=setup.artifacts,
@@ -92,4 +97,15 @@ def assemble(
         scratch=scratch,
         on_busy=on_busy,
     )
-    return Parts(owner, scratch, host, display, residence, runner, loop)
+    return Parts(owner, scratch, host, display, residence, runner, distrust, loop)
+
+
+async def open_up(parts: Parts, models: Collection[str], *, role: Role) -> None:
+    """What a worker of *models* does before it serves: its files have a folder, its counts stand at 0, and it knows
+    its slot's entry. Raises OSError, TransportUnavailable."""
+    parts.scratch.ensure()
+    begin_tasks(models, role, ENDED_BY_WORKERS)
+    for model in models:
+        memory_cleanups.begin(model, "done")
+    parts.distrust.begin()
+    await parts.display.start()

@@ -48,7 +48,7 @@ class ColdStartLog:
         self._begun_at: datetime | None = started_at
         self._detail = ""
         self._failure: str | None = None
-        self._untold: list[ColdStart] = []
+        self._unstored: list[ColdStart] = []
         self._seldom = Seldom()
         self._news = asyncio.Event()
         self._settled = asyncio.Event()
@@ -61,7 +61,7 @@ class ColdStartLog:
     def warm(self) -> None:
         """The lane is warm. Reports how long the start took; a lane that was warm before has nothing to report."""
         if self._begun_at is not None:
-            self._tell(self._begun_at, is_warm=True, detail=self._detail)
+            self._report(self._begun_at, is_warm=True, detail=self._detail)
             self._begun_at = None
 
     def failed(self, reason: str) -> None:
@@ -73,16 +73,16 @@ class ColdStartLog:
         while True:
             await self._news.wait()
             self._news.clear()
-            while self._untold:
+            while self._unstored:
                 try:
-                    await self._bucket.put(self._model, self._untold[0])
+                    await self._bucket.put(self._model, self._unstored[0])
                 except TransportUnavailable as error:
                     self._seldom.tell(log.warning, "cold_start_not_stored", error=str(error))
                     await asyncio.sleep(RETRY_S)
                     continue
                 except Exception:  # a figure that the server refuses is no reason to stop a lane
                     log.exception("cold_start_dropped")
-                del self._untold[0]
+                del self._unstored[0]
             self._settled.set()
 
     async def leave(self) -> None:
@@ -91,13 +91,13 @@ class ColdStartLog:
         `run` must still be running.
         """
         if self._begun_at is not None and self._failure is not None:
-            self._tell(self._begun_at, is_warm=False, detail=self._failure)
+            self._report(self._begun_at, is_warm=False, detail=self._failure)
             self._begun_at = None
         await set_within(LEAVE_S, self._settled)
 
-    def _tell(self, begun_at: datetime, *, is_warm: bool, detail: str) -> None:
+    def _report(self, begun_at: datetime, *, is_warm: bool, detail: str) -> None:
         ended_at = datetime.now(UTC)
-        self._untold.append(
+        self._unstored.append(
             ColdStart(
                 model=self._model,
                 worker=self._worker,
@@ -107,6 +107,6 @@ class ColdStartLog:
                 detail=detail,
             )
         )
-        log.info("cold_start", **msgspec.structs.asdict(self._untold[-1]))
+        log.info("cold_start", **msgspec.structs.asdict(self._unstored[-1]))
         self._settled.clear()
         self._news.set()

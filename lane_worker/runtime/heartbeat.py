@@ -1,4 +1,4 @@
-"""What a worker says about itself, every few seconds and at once on a change or a reconnect (design §6)."""
+"""What a lane reports of itself: every few seconds, and at once on a change or a reconnect (design §6)."""
 
 import asyncio
 import os
@@ -46,8 +46,8 @@ class Heartbeat:
         self._detail = ""
         self._leaving_for: LeavingFor | None = None
         self._news = asyncio.Event()
-        self._changes = self._told_changes = 0
-        self._told = asyncio.Event()
+        self._changes = self._published_changes = 0
+        self._published = asyncio.Event()
         self.state = LaneState.STARTING
         self._seldom = Seldom()
         link.connection.on_reconnect(self._news.set)
@@ -64,11 +64,11 @@ class Heartbeat:
         self._changes += 1
         self._news.set()
 
-    async def told(self) -> None:
+    async def published(self) -> None:
         """Returns once everybody can know the state that was set last. `run` must be running."""
-        while self._told_changes != self._changes:
-            self._told.clear()
-            await self._told.wait()
+        while self._published_changes != self._changes:
+            self._published.clear()
+            await self._published.wait()
 
     async def run(self) -> None:
         """Reports until cancelled."""
@@ -82,8 +82,8 @@ class Heartbeat:
                 self._seldom.tell(log.warning, "heartbeat_lost", error=str(error))
                 await asyncio.sleep(0.2)
                 continue
-            self._told_changes = changes
-            self._told.set()
+            self._published_changes = changes
+            self._published.set()
             await set_within(max(0.0, begun_s + self._interval_s - time.monotonic()), self._news)
 
     async def leave(self) -> None:
@@ -105,8 +105,8 @@ class Heartbeat:
             log.warning("lane_key_left", error=str(error))  # it ages out
 
     def _is_mine(self, entry: Versioned[LaneHeartbeat]) -> bool:
-        told = entry.value
-        return told is None or (told.pid, told.started_at) == (os.getpid(), self._started_at)
+        there = entry.value
+        return there is None or (there.pid, there.started_at) == (os.getpid(), self._started_at)
 
     def _value(self) -> LaneHeartbeat:
         return LaneHeartbeat(

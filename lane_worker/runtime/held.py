@@ -15,6 +15,8 @@ from ops.nats.buckets import RECORDS
 from ops.nats.entry import Entry
 from ops.nats.errors import TransportUnavailable, WrongRevision
 from ops.nats.link import NatsLink
+from ops.telemetry import metrics
+from ops.telemetry.tracing import of_task, span
 
 # NATS being away is no reason to drop a result (design §4, Settle): wait for it, without hurry.
 RETRY_WAIT_S: Final = 0.2
@@ -47,7 +49,7 @@ class HeldTask:
 
         Raises OwnershipLost; then nothing of this call was stored.
         """
-        told = False
+        is_logged = False
         async with self._lock:
             while True:
                 changed = change(self.task)
@@ -61,15 +63,22 @@ class HeldTask:
                         return self.task
                 except TransportUnavailable as error:
                     self._unanswered()
-                    if not told:  # once for an outage, or for a bucket that takes nothing
+                    if not is_logged:  # once for an outage, or for a bucket that takes nothing
                         log.warning("record_not_stored", task_id=changed.id, error=str(error))
-                        told = True
+                        is_logged = True
                     if await self._refresh(encoded):
                         return self.task
                     await asyncio.sleep(RETRY_WAIT_S)
                 else:
                     self.task, self.unanswered_since_s = changed, None
                     return changed
+
+    async def end(self, change: Callable[[GenerationTask], GenerationTask]) -> GenerationTask:
+        """As `update`, by a *change* that ends the task: in the span `settle`, and counted. Raises OwnershipLost."""
+        with span("settle", of_task(self.task), unless=(OwnershipLost,)):
+            ended = await self.update(change)
+        metrics.task_ended(ended)
+        return ended
 
     async def check(self) -> None:
         """Reads the record, unless this worker has settled it. Raises OwnershipLost when it belongs to others."""
@@ -102,15 +111,15 @@ class HeldTask:
             self.unanswered_since_s = time.monotonic()
 
     async def _read(self) -> Entry | None:
-        told = False
+        is_logged = False
         while True:
             try:
                 return await self._link.entries.get(TASKS, self.task.id)
             except TransportUnavailable as error:
                 self._unanswered()
-                if not told:  # once for an outage
+                if not is_logged:  # once for an outage
                     log.warning("record_unreachable", task_id=self.task.id, error=str(error))
-                    told = True
+                    is_logged = True
                 await asyncio.sleep(RETRY_WAIT_S)
 
 

@@ -3,36 +3,28 @@
 So the process that holds the card needs no exporter, and one that is killed loses no span (design §11).
 """
 
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from contracts.tasks import GenerationTask, MemoryReading
 from lane_worker.forking import host_messages as messages
-from lane_worker.forking.host import Lost, Outcome, TimedOut
+from lane_worker.forking.outcome import Lost, Outcome, TimedOut
+from lane_worker.runtime.steps import Steps
 from ops.telemetry.tracing import of_task, record
 
 
-def record_inference(
-    task: GenerationTask,
-    outcome: Outcome,
-    started_at: datetime,
-    steps: Sequence[messages.StepFinished],
-    *,
-    host_pid: int,
-    first_step_s: float | None = None,
-) -> None:
+def record_inference(task: GenerationTask, outcome: Outcome, steps: Steps, *, host_pid: int) -> None:
     """`inference` with an event for each of *steps*, `encode` and `cleanup`, below the current span.
 
-    *outcome* has come just now. *first_step_s* is given where a swap came before.
+    *outcome* has come just now.
     """
     now = datetime.now(UTC)
-    inferred_at = now
+    started_at, inferred_at = steps.started_at, now
     if isinstance(outcome, messages.Finished):
         inferred_at = started_at + timedelta(seconds=outcome.inference_s)
     attributes = of_task(task, **{"warmlane.host_pid": host_pid, "steps": task.parameters.steps})
-    if first_step_s is not None:
-        attributes["warmlane.swap.first_step_s"] = first_step_s
-    events = [("step", datetime.fromtimestamp(step.at_s, UTC), {"warmlane.step": step.step}) for step in steps]
+    if steps.swap is not None and steps.swap.first_step_s is not None:
+        attributes["warmlane.swap.first_step_s"] = steps.swap.first_step_s
+    events = [("step", datetime.fromtimestamp(step.at_s, UTC), {"warmlane.step": step.step}) for step in steps.finished]
     record("inference", started_at, inferred_at, attributes, events=events, error=_error(outcome))
     if isinstance(outcome, messages.Finished):
         encoded_at = inferred_at + timedelta(seconds=outcome.encode_s)

@@ -25,10 +25,10 @@ async def lane_reports(link: NatsLink, model: str) -> list[LaneReport]:
 def _report(entry: Versioned[LaneHeartbeat] | None) -> LaneReport | None:
     if entry is None or entry.value is None:
         return None
-    told = entry.value
+    heartbeat = entry.value
     return LaneReport(
-        model=told.model,
-        worker=told.worker,
-        state=told.state,
-        healthy_at=entry.time - timedelta(seconds=told.health_age_s),
+        model=heartbeat.model,
+        worker=heartbeat.worker,
+        state=heartbeat.state,
+        healthy_at=entry.time - timedelta(seconds=heartbeat.health_age_s),
     )

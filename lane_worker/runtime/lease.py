@@ -85,7 +85,7 @@ class LeaseKeeper:
             # hints only make a cancel quicker; the renewal finds it out as well
             log.warning("no_hints", task_id=self._held.task.id, error=repr(error))
         renewed_s = written_s = time.monotonic()
-        told, is_away = self._progress, False
+        written, is_away = self._progress, False
         while True:
             wait_s = max(0.0, renewed_s + self._windows.lease_renew_s - time.monotonic())
             await set_within(wait_s, self._wake)
@@ -96,13 +96,13 @@ class LeaseKeeper:
                     await self._held.check()
                 now_s = time.monotonic()
                 must_renew = now_s - renewed_s >= self._windows.lease_renew_s
-                has_news = self._progress != told and now_s - written_s >= PROGRESS_INTERVAL_S
+                has_news = self._progress != written and now_s - written_s >= PROGRESS_INTERVAL_S
                 if must_renew:
                     await self._held.store_lease_timer(lease_end(self._windows.lease_s))
                     renewed_s = now_s
                 if must_renew or has_news:
-                    told = self._progress
-                    await self._write(told)
+                    written = self._progress
+                    await self._write(written)
                     written_s = now_s
                 is_away = False
             except TransportUnavailable as error:

@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from lane_worker.forking.host import HostLost
+from lane_worker.forking.outcome import HostLost
 from ops.ending import end
 
 # After the drain, how long the task in hand may take to come to the end of its step, and then to be handed back.
@@ -32,8 +32,8 @@ async def drain(
     """Waits *drain_s* for *serving* to end by itself, then calls *leave* to stop its task and hand it back.
 
     A step or a load that does not stop for that within LEAVE_S is ended with its host, by *kill*, and the task is
-    handed back all the same. Where the task waits for nothing but a server that does not answer, as one whose disk is
-    full, that is waited for *unanswered_s* at most: *waits_for_server_s* says for how long it has been so.
+    handed back all the same. A task that waits for nothing but a server that does not answer, such as one whose disk
+    is full, is waited for *unanswered_s* at most; *waits_for_server_s* says for how long it has waited.
     *serving* is over when this returns.
     """
     begun_s = time.monotonic()

@@ -34,7 +34,8 @@ SILENT_BEATS: Final = 1.5
 _NOBODY: Final = frozenset(
     {LaneState.STARTING, LaneState.CRASH_LOOPING, LaneState.QUOTA_DENIED, LaneState.CAPACITY_DENIED}
 )
-# Both are the start of one process: told to a hundredth of a second, by a clock that may have been set since.
+# Two figures that differ by less are the start of one process. Each is exact to a hundredth of a second, by a clock
+# that may have been set since.
 _SAME_START_S: Final = 2.0
 
 
@@ -119,9 +120,15 @@ class Whose(Enum):
 
 
 def whose(
-    told: LaneHeartbeat | None, before: NameHolder | None, *, is_here: bool, beats: bool, age_s: float, silent_s: float
+    seen: LaneHeartbeat | None,
+    before: NameHolder | None,
+    *,
+    is_here: bool,
+    beats: bool,
+    age_s: float,
+    silent_s: float,
 ) -> Whose:
-    """Whether the process that wrote *told* lives. Pure.
+    """Whether the process that wrote *seen* lives. Pure.
 
     *before* held the name in our data folder and is gone. *is_here*: the writer runs on this machine. *beats*: it has
     spoken again since we first looked. *age_s* is how old its last word is; after *silent_s* it counts as gone.
@@ -132,17 +139,17 @@ def whose(
     4. It was silent for too long: ours.
     5. It may run elsewhere: uncertain.
     """
-    if told is None or told.state in _NOBODY:  # 1
+    if seen is None or seen.state in _NOBODY:  # 1
         return Whose.OURS
     if is_here or beats:  # 2
         return Whose.ANOTHERS
-    if before is not None and _is_same(told, before):  # 3
+    if before is not None and _is_same(seen, before):  # 3
         return Whose.OURS
     return Whose.OURS if age_s > silent_s else Whose.UNCERTAIN  # 4, 5
 
 
 async def require_nobody(link: NatsLink, key: str, name: str, before: NameHolder | None, *, silent_s: float) -> None:
-    """No other lane speaks at *key* of KV `lanes`. One of which nobody can tell yet is listened to for *silent_s*.
+    """Makes sure that no other lane reports at *key* of KV `lanes`, and waits *silent_s* where that is uncertain.
 
     Raises NameHeld, TransportUnavailable.
     """
@@ -150,41 +157,41 @@ async def require_nobody(link: NatsLink, key: str, name: str, before: NameHolder
     first = await bucket.get(key)
     entry = first
     while True:
-        told = None if entry is None else entry.value
+        seen = None if entry is None else entry.value
         beats = entry is not None and first is not None and entry.revision != first.revision
         now = datetime.now(UTC)
         verdict = whose(
-            told,
+            seen,
             before,
-            is_here=told is not None and _runs_here(told),
-            beats=beats and told is not None and _writer(told) == _writer(None if first is None else first.value),
+            is_here=seen is not None and _runs_here(seen),
+            beats=beats and seen is not None and _writer(seen) == _writer(None if first is None else first.value),
             age_s=0.0 if entry is None else (now - entry.time).total_seconds(),
             silent_s=silent_s,
         )
         if verdict is Whose.OURS:
             return
-        if verdict is Whose.ANOTHERS and told is not None:
-            where = "on this machine" if _runs_here(told) else "on another machine"
-            raise NameHeld(_held(name, told.pid, told.started_at, where))
+        if verdict is Whose.ANOTHERS and seen is not None:
+            where = "on this machine" if _runs_here(seen) else "on another machine"
+            raise NameHeld(_held(name, seen.pid, seen.started_at, where))
         await asyncio.sleep(LOOK_S)
         entry = await bucket.get(key)
 
 
-def _writer(told: LaneHeartbeat | None) -> tuple[int, datetime] | None:
-    return None if told is None else (told.pid, told.started_at)
+def _writer(seen: LaneHeartbeat | None) -> tuple[int, datetime] | None:
+    return None if seen is None else (seen.pid, seen.started_at)
 
 
-def _is_same(told: LaneHeartbeat, holder: NameHolder) -> bool:
-    return told.pid == holder.pid and abs((told.started_at - holder.started_at).total_seconds()) < _SAME_START_S
+def _is_same(seen: LaneHeartbeat, holder: NameHolder) -> bool:
+    return seen.pid == holder.pid and abs((seen.started_at - holder.started_at).total_seconds()) < _SAME_START_S
 
 
-def _runs_here(told: LaneHeartbeat) -> bool:
-    if told.pid == os.getpid():
+def _runs_here(seen: LaneHeartbeat) -> bool:
+    if seen.pid == os.getpid():
         return False
     try:
-        if psutil.Process(told.pid).status() == psutil.STATUS_ZOMBIE:
+        if psutil.Process(seen.pid).status() == psutil.STATUS_ZOMBIE:
             return False
-        began_at = process_started_at(told.pid)
+        began_at = process_started_at(seen.pid)
     except psutil.Error:
         return False
-    return abs((told.started_at - began_at).total_seconds()) < _SAME_START_S
+    return abs((seen.started_at - began_at).total_seconds()) < _SAME_START_S

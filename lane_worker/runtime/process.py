@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from contracts.settings import SettingsError
 from lane_worker.forking.allocator import AllocatorMisconfigured
-from lane_worker.forking.host import HostLost, SlotTaken
+from lane_worker.forking.outcome import HostLost, SlotTaken
 from lane_worker.runtime.name import HeldName, NameHeld, holding_name
 from ops.artifacts import Artifacts, StorageFailed
 from ops.machine.nvml import DriverUnusable
@@ -40,7 +40,8 @@ class Surroundings(Struct, frozen=True):
 async def connected(
     nats: NatsAccess, *, role: Role, name: str, data_dir: Path, require: Callable[[NatsLink, HeldName], Awaitable[None]]
 ) -> AsyncIterator[Surroundings]:
-    """The *name* is ours, signals are listened to, and the server is there: as *require* finds, with the right time.
+    """What a worker stands in: the *name* is ours, signals end it, and the server is there, with the right time
+    and with what *require* asks for.
 
     Raises NameHeld before anything is written, and what *require* raises.
     """

@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 LOCK: Final = "lock"
+
+log = structlog.get_logger("loop")
 
 
 class Scratch:
@@ -30,7 +34,7 @@ class Scratch:
             self.folder.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # removed this very moment: once more
                 self._lock = _open(self.folder / LOCK, os.O_CREAT)
-                # not in vain: who holds it removes what it takes for nobody's, and lets go
+                # it ends: whoever holds it takes the folder for nobody's, removes it, and lets go
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def remove_what_others_left(self) -> None:
@@ -57,6 +61,14 @@ class Scratch:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def make_room(scratch: Scratch, task_id: str) -> None:
+    """Makes the folder of *scratch* again where somebody has removed it since the last task."""
+    try:
+        scratch.ensure()
+    except OSError as error:  # then the image cannot be kept, or the video not be written, and that ends the task
+        log.error("no_scratch_folder", task_id=task_id, error=str(error))
 
 
 def _folders(root: Path) -> Iterator[Path]:

@@ -6,23 +6,21 @@ It is for display, with one exception: nobody opens a slot whose entry reads `qu
 
 import asyncio
 import contextlib
-import os
-from datetime import UTC, datetime
 from typing import Final
 
 import structlog
 
 from contracts.lanes import SlotState, VideoPipelineSlot
 from contracts.topology import SLOTS_REFRESH_S
-from ops.nats.bucket import Bucket, Versioned
-from ops.nats.buckets import SHOWN_SLOTS
+from lane_worker.runtime.slot_entry import SlotEntry
+from ops.nats.bucket import Versioned
 from ops.nats.errors import TransportUnavailable, WrongRevision
 from ops.nats.link import NatsLink
 from ops.telemetry.seldom import Seldom
 from ops.waiting import set_within
 
 RETRY_S: Final = 0.2
-# Safety net, should the watch be deaf: whoever waits for a lift looks for themselves so often.
+# How often a worker that waits for a lift reads the entry itself, in case the watch delivers nothing.
 POLL_S: Final = 5.0
 LEAVE_S: Final = 3.0
 
@@ -33,12 +31,12 @@ class SlotDisplay:
     """The entry of one slot, as one worker writes it. `start` it and keep `run` running."""
 
     def __init__(self, link: NatsLink, *, slot: str, worker: str) -> None:
-        self._bucket = Bucket(link, SHOWN_SLOTS)
-        self._slot, self._worker = slot, worker
+        self._entry = SlotEntry(link, slot=slot, worker=worker)
         self._wanted: VideoPipelineSlot | None = None
-        self._told: VideoPipelineSlot | None = None
+        # what was stored of that, or given up because the entry is another worker's
+        self._stored: VideoPipelineSlot | None = None
         self._revision: int | None = None
-        # by what was seen last; one that another worker wrote is not ours to write again when it is gone
+        # by what was seen last; an entry that another worker wrote is not ours to write again when it is gone
         self._is_ours = False
         self._seen = 0
         self.quarantine: VideoPipelineSlot | None = None
@@ -49,8 +47,7 @@ class SlotDisplay:
 
     async def start(self) -> None:
         """Watches the entry; returns once it is known. Raises TransportUnavailable."""
-        watch = await self._bucket.watch(self._on_entry, on_again=self._again)
-        await watch.wait()
+        await self._entry.watch(self._see, on_again=self._again)
 
     def take(self) -> None:
         """This worker opens the slot now: what it shows from here on replaces what another worker showed.
@@ -63,15 +60,7 @@ class SlotDisplay:
         """The slot is in *state* now. The last call wins, except that only a lift ends `quarantined`."""
         if self.quarantine is not None:
             return
-        self._wanted = VideoPipelineSlot(
-            slot=self._slot,
-            worker=self._worker,
-            pid=os.getpid(),
-            model=model,
-            state=state,
-            since=datetime.now(UTC),
-            detail=detail,
-        )
+        self._wanted = self._entry.of(state, model, detail)
         if state is SlotState.QUARANTINED:
             self.quarantine = self._wanted
         self._news.set()
@@ -82,23 +71,23 @@ class SlotDisplay:
             if not await set_within(SLOTS_REFRESH_S, self._news):
                 await self.refresh()
             self._news.clear()
-            while (wanted := self._wanted) is not None and wanted is not self._told:
+            while (wanted := self._wanted) is not None and wanted is not self._stored:
                 try:
                     await self._store(wanted)
                 except WrongRevision:
                     continue  # somebody wrote in between: look again
                 except TransportUnavailable as error:
                     self._seldom.tell(
-                        log.warning, "slot_not_shown", slot=self._slot, state=wanted.state.value, error=str(error)
+                        log.warning, "slot_not_shown", slot=self._entry.slot, state=wanted.state.value, error=str(error)
                     )
                     await asyncio.sleep(RETRY_S)
                     continue
-                self._told = wanted
+                self._stored = wanted
                 self._changed.set()
 
     async def settled(self) -> None:
         """Returns once what was shown last is stored, or is not ours to store any more: then `quarantine` is true."""
-        while self._wanted is not self._told:
+        while self._wanted is not self._stored:
             self._changed.clear()
             await self._changed.wait()
 
@@ -106,17 +95,17 @@ class SlotDisplay:
         """Writes again what this worker shows: as long as that is done, it is there (`contracts.lanes.is_shown`)."""
         with contextlib.suppress(TransportUnavailable, WrongRevision):
             if self._stands is not None:
-                told, revision = self._stands
-                self._revision = await self._bucket.update(self._slot, told, revision=revision)
+                shown, revision = self._stands
+                self._revision = await self._entry.write(shown, revision=revision)
                 self._seen = max(self._seen, self._revision)
 
     @property
     def _stands(self) -> tuple[VideoPipelineSlot, int] | None:
         """What this worker shows, and its revision; None where another worker has the slot, or it is quarantined."""
-        if self._told is None or self._told is not self._wanted or self._revision is None:
+        if self._stored is None or self._stored is not self._wanted or self._revision is None:
             return None
-        is_quarantined = self.quarantine is not None or self._told.state is SlotState.QUARANTINED
-        return None if is_quarantined else (self._told, self._revision)
+        is_quarantined = self.quarantine is not None or self._stored.state is SlotState.QUARANTINED
+        return None if is_quarantined else (self._stored, self._revision)
 
     async def leave(self) -> None:
         """The last state gets some seconds to be stored, and is removed then, unless it is a quarantine.
@@ -127,46 +116,45 @@ class SlotDisplay:
             async with asyncio.timeout(LEAVE_S):
                 await self.settled()
                 if self._stands is not None:
-                    await self._bucket.delete(self._slot, revision=self._stands[1])
+                    await self._entry.remove(self._stands[1])
 
     async def look(self) -> VideoPipelineSlot | None:
         """`quarantine`, asked of the server itself. Look before the slot is opened. Raises TransportUnavailable."""
-        self._see(await self._bucket.get(self._slot))
+        self._see(await self._entry.read())
         return self.quarantine
 
     async def usable(self) -> None:
         """Returns when the slot is not quarantined, as the server itself says; waits for the lift if it is."""
-        said = False
+        is_logged = False
         while True:
             self._changed.clear()
             with contextlib.suppress(TransportUnavailable):
                 if await self.look() is None:
                     return
-            if self.quarantine is not None and not said:
-                said = True
-                advice = f"find out what holds its memory, then `warmlane slots lift {self._slot}`"
-                log.error("slot_quarantined", slot=self._slot, why=self.quarantine.detail, advice=advice)
-            await set_within(POLL_S if said else RETRY_S, self._changed)
+            if self.quarantine is not None and not is_logged:
+                is_logged = True
+                advice = f"find out what holds its memory, then `warmlane slots lift {self._entry.slot}`"
+                log.error("slot_quarantined", slot=self._entry.slot, why=self.quarantine.detail, advice=advice)
+            await set_within(POLL_S if is_logged else RETRY_S, self._changed)
 
     async def _store(self, wanted: VideoPipelineSlot) -> None:
-        entry = await self._bucket.get(self._slot)
+        entry = await self._entry.read()
         there = None if entry is None else entry.value
         if there is not None:
-            is_anothers = (there.worker, there.pid) != (self._worker, os.getpid())
-            if is_anothers and (self._revision is not None or there.since > wanted.since):
+            if not self._entry.is_ours(there) and (self._revision is not None or there.since > wanted.since):
                 # It opened the slot after us. What we have to say is about a card that was ours before: even a
                 # quarantine, since it is the other's pipeline that our probe saw.
-                log.warning("slot_is_anothers", slot=self._slot, state=wanted.state.value, worker=there.worker)
-                self._told = wanted
+                log.warning("slot_is_anothers", slot=self._entry.slot, state=wanted.state.value, worker=there.worker)
+                self._stored = wanted
                 self._is_ours = False
                 self._know(there)
                 return
             if there.state is SlotState.QUARANTINED and wanted.state is not SlotState.QUARANTINED:
-                log.warning("slot_stays_quarantined", slot=self._slot, state=wanted.state.value)
+                log.warning("slot_stays_quarantined", slot=self._entry.slot, state=wanted.state.value)
                 self._know(there)
                 return
         revision = 0 if entry is None else entry.revision
-        self._revision = await self._bucket.update(self._slot, wanted, revision=revision)
+        self._revision = await self._entry.write(wanted, revision=revision)
         self._seen = max(self._seen, self._revision)
         self._is_ours = True
 
@@ -177,19 +165,15 @@ class SlotDisplay:
         """
         self._seen = 0
         if self._wanted is not None and self._revision is not None:
-            self._revision = self._told = None
+            self._revision = self._stored = None
             self._news.set()
-
-    def _on_entry(self, entry: Versioned[VideoPipelineSlot]) -> None:
-        if entry.key == self._slot:
-            self._see(entry)
 
     def _see(self, entry: Versioned[VideoPipelineSlot] | None) -> None:
         """The entry as the server had it; what is older than what was seen or written proves nothing."""
         revision = 0 if entry is None else entry.revision
         if revision <= self._seen and entry is not None:
             return
-        if self._wanted is not self._told and self._wanted is self.quarantine:
+        if self._wanted is not self._stored and self._wanted is self.quarantine:
             return  # ours is not stored yet, so nobody can have lifted it
         self._seen = max(self._seen, revision)
         self._know(None if entry is None else entry.value)
@@ -198,10 +182,10 @@ class SlotDisplay:
         before = self.quarantine
         self.quarantine = there if there is not None and there.state is SlotState.QUARANTINED else None
         if before is not None and self.quarantine is None:
-            log.info("slot_not_quarantined", slot=self._slot)
-        elif there is None and self._is_ours and self._wanted is self._told:
-            self._told = None  # somebody removed what this worker shows, or wrote what cannot be read: shown again
+            log.info("slot_not_quarantined", slot=self._entry.slot)
+        elif there is None and self._is_ours and self._wanted is self._stored:
+            self._stored = None  # somebody removed what this worker shows, or wrote what cannot be read: shown again
             self._news.set()
-        elif there is not None and (there.worker, there.pid) != (self._worker, os.getpid()):
+        elif there is not None and not self._entry.is_ours(there):
             self._is_ours = False
         self._changed.set()

@@ -14,8 +14,8 @@ from contracts.geometry import Size, largest_sizes, values
 from contracts.images import PNG_MAGIC
 from contracts.settings import ModelEntry
 from contracts.tasks import GenerationParameters, ImageReference
-from lane_worker.forking.host import HostLost, Outcome, TimedOut
 from lane_worker.forking.host_messages import Failed, Generate
+from lane_worker.forking.outcome import HostLost, Outcome, TimedOut
 
 WARM_UP_TASK: Final = "warmup"
 PICTURE_PIXELS: Final = 64  # of a side

@@ -23,7 +23,8 @@ from rich.table import Table
 
 from contracts.settings import ModelEntry
 from contracts.tasks import SwapReceipt
-from lane_worker.forking.host import FORK_SERVER, ForkServer, Host
+from lane_worker.forking.fork_server import FORK_SERVER, ForkServer
+from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Finished, Generate
 from lane_worker.residence.residence import Residence
 from ops.machine.memory import probe_for

@@ -24,7 +24,8 @@ from rich.table import Table
 
 from contracts.settings import ModelEntry, load_settings
 from contracts.tasks import SwapReceipt
-from lane_worker.forking.host import ForkServer, Host
+from lane_worker.forking.fork_server import ForkServer
+from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Finished, Generate, StepFinished
 from lane_worker.residence.read_ahead import ReadAhead
 from lane_worker.residence.residence import Residence

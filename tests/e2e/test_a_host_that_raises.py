@@ -10,8 +10,10 @@ import msgspec
 import pytest
 
 from contracts.settings import ModelEntry, load_settings
-from lane_worker.forking.host import ForkServer, Host, HostLost, LoadFailed
+from lane_worker.forking.fork_server import ForkServer
+from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Failed, Finished, Generate
+from lane_worker.forking.outcome import HostLost, LoadFailed
 from lane_worker.runtime.warm_up import warm_up_parameters
 from tests.kit.rogue_host import BROKEN
 from tests.kit.support import ROGUE_HOST, eventually, fork_server_at

@@ -13,7 +13,8 @@ import torch
 from msgspec.structs import replace
 
 from contracts.settings import load_settings
-from lane_worker.forking.host import ForkServer, Host
+from lane_worker.forking.fork_server import ForkServer
+from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Failed, Finished, Generate
 from lane_worker.pipelines.faults import TABLE, inference_fault, load_fault, row_of
 from tests.bench.peers.heavy import parameters_of

@@ -15,7 +15,7 @@ from torch.cuda import _memory_viz as viz
 
 from contracts.tasks import MemoryReading
 from lane_worker.forking.allocator import NAMES, WANTED, AllocatorMisconfigured
-from lane_worker.forking.host import host_environment
+from lane_worker.forking.fork_server import host_environment
 from lane_worker.pipelines import oom_snapshots
 from lane_worker.pipelines.allocation import check_allocator, require_expandable
 from lane_worker.pipelines.cleanup import CUDA_FIGURES, begin, clean, cuda_figures

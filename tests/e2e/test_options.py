@@ -25,7 +25,7 @@ from lane_worker.checkpoints.layouts import published_layouts
 from lane_worker.pipelines.cleanup import Watched, release
 from lane_worker.pipelines.load import CheckpointUnusable, load_pipeline, run_pipeline, with_suffix
 from lane_worker.pipelines.load import _scheduler as scheduler_of
-from lane_worker.pipelines.prepare import parameters_of
+from lane_worker.pipelines.preparing.parameters import parameters_of
 from lane_worker.pipelines.rehearsal import rehearse
 from lane_worker.pipelines.sigmas import beta_levels
 from lane_worker.pipelines.video import Frames

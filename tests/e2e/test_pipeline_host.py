@@ -22,8 +22,10 @@ from PIL import Image
 
 from contracts.settings import Catalog, ModelEntry, load_settings
 from contracts.tasks import GenerationParameters, ImageReference
-from lane_worker.forking.host import ForkServer, Host, HostLost, LoadFailed, LoadTimedOut, Lost, SlotTaken, TimedOut
+from lane_worker.forking.fork_server import ForkServer
+from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Cancelled, Failed, Finished, Generate, StepFinished
+from lane_worker.forking.outcome import HostLost, LoadFailed, LoadTimedOut, Lost, SlotTaken, TimedOut
 from lane_worker.forking.slot import lock_path, read_note
 from tests.kit.support import eventually
 

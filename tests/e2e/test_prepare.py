@@ -35,7 +35,11 @@ from lane_worker.checkpoints.folder import MANIFEST, Manifest, SourceFile, read_
 from lane_worker.checkpoints.found import CheckpointRefused
 from lane_worker.checkpoints.layouts import WAN_FLOAT32, Layout, published_layouts
 from lane_worker.pipelines.load import load_pipeline, run_pipeline
-from lane_worker.pipelines.prepare import OnProgress, free_bytes_at, parameters_of, plan, prepare, verify
+from lane_worker.pipelines.preparing.parameters import parameters_of
+from lane_worker.pipelines.preparing.planning import plan
+from lane_worker.pipelines.preparing.verifying import verify
+from lane_worker.pipelines.preparing.work_folder import free_bytes_at
+from lane_worker.pipelines.preparing.writing import OnProgress, prepare
 from tests.kit.small_checkpoints import (
     SHARD_BYTES,
     SMALL_LAYOUTS,

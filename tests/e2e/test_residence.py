@@ -28,8 +28,10 @@ from contracts.checkpoints import Checkpoint
 from contracts.lanes import SlotState
 from contracts.settings import Catalog, ModelEntry, load_settings
 from contracts.tasks import FailureCode, GenerationTask, SwapReceipt
-from lane_worker.forking.host import ForkServer, Host, HostLost, LoadFailed, LoadTimedOut, SlotTaken
+from lane_worker.forking.fork_server import ForkServer
+from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Finished, Generate, Ready, SlotNote
+from lane_worker.forking.outcome import HostLost, LoadFailed, LoadTimedOut, SlotTaken
 from lane_worker.forking.slot import lock_path, process_start
 from lane_worker.residence.patience import PatientProbe
 from lane_worker.residence.quarantine import MemoryUnreadable, Quarantined
@@ -743,7 +745,7 @@ async def test_a_card_without_memory_of_its_own_is_proven_by_the_systems(
     await slot.residence.open()
     receipt = await slot.ready("anisora")
     assert (receipt.probe, receipt.free_bytes is not None) == ("unified", True)
-    assert await slot.runner._device() is not None
+    assert await slot.runner.accounts.device() is not None
 
 
 # Without a probe
@@ -1074,7 +1076,7 @@ async def test_the_memory_line_tells_the_card(yard: Yard, card: FakeNvml, tmp_pa
     assert isinstance(done, Succeeded)
     assert (done.memory.device_used_bytes, done.memory.device_free_bytes) == (2 * GIB, 77 * GIB)
     assert done.memory.cuda_allocated_bytes is None  # the host ran on the CPU
-    assert slot.runner.memory is None
+    assert slot.runner.accounts.memory is None
     first, second = (line for line in logs if line["event"] == "memory_after_cleanup")
     assert (first["device_used_bytes"], first["device_free_bytes"]) == (2 * GIB, 77 * GIB)
     assert first["rss_peak_bytes"] >= first["rss_bytes"]

@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lane_worker.forking.host import ForkServer, Host, host_environment
+from lane_worker.forking.fork_server import ForkServer, host_environment
+from lane_worker.forking.host import Host
 from ops.machine.fork_socket import importing
 from tests.kit.support import clean_environment, eventually, is_running
 

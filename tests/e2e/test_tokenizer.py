@@ -11,7 +11,7 @@ import sentencepiece
 import transformers
 
 from lane_worker.checkpoints.found import CheckpointRefused
-from lane_worker.pipelines.prepare import plan
+from lane_worker.pipelines.preparing.planning import plan
 from lane_worker.pipelines.tokens import AS_IT_IS, CONFIG, TEXTS, TOKENIZER_JSON, load_faults, prepared_tokenizer
 from tests.kit.small_checkpoints import layout, original, published, tokenizer, write_all_in_one
 

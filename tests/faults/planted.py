@@ -4,6 +4,7 @@ Each replaces one rule of the protocol (design §4, §7) by what somebody might 
 to find every one of them; `PLANTED` says with which seed and faults it did, and which invariant caught it.
 """
 
+import asyncio
 import os
 import signal
 import sys
@@ -53,23 +54,23 @@ def ack_before_cas() -> None:
 
     serve = WorkLoop._serve
 
-    async def acked_first(self: WorkLoop, message: Msg) -> None:
+    async def acked_first(self: WorkLoop, message: Msg, stop: asyncio.Event) -> None:
         await ack_sync(message)
         if zlib.crc32(message.subject.encode()) % DIES_ONCE_IN == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        await serve(self, message)
+        await serve(self, message, stop)
 
     _replace(WorkLoop, "_serve", acked_first)
 
 
 def video_before_cas() -> None:
     """A video counts as published once it is stored: a worker that lost its task does not take it back."""
-    from lane_worker.runtime.loop import WorkLoop
+    from lane_worker.runtime.settling import Settlement
 
-    async def keep(self: WorkLoop, held: object, record: object) -> None:
+    async def keep(self: Settlement, record: object) -> None:
         """Leaves it where it is."""
 
-    _replace(WorkLoop, "_discard_video", keep)
+    _replace(Settlement, "discard_video", keep)
 
 
 def no_epoch_check() -> None:
@@ -215,7 +216,7 @@ def main() -> None:
         forkserver.main()
         return
     if role in ("lane", "degraded"):
-        from lane_worker.forking.host import ForkServer
+        from lane_worker.forking.fork_server import ForkServer
 
         ForkServer.__init__.__defaults__ = ((*planted_command(name), FORK_SERVER),)
     sys.argv = ["warmlane", role, *rest]

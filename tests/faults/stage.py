@@ -22,7 +22,7 @@ from contracts.settings import Catalog, load_settings
 from contracts.tasks import GenerationTask, TaskStatus
 from degraded_worker import worker as worker_module
 from degraded_worker.worker import DegradedWorker
-from lane_worker.forking.host import ForkServer
+from lane_worker.forking.fork_server import ForkServer
 from lane_worker.forking.host_messages import Fork
 from lane_worker.forking.slot import lock_path, read_note
 from lane_worker.residence.residence import Residence

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lane_worker.forking.host import ForkServer
+from lane_worker.forking.fork_server import ForkServer
 from tests.gpu.numbers import Numbers
 from tests.gpu.scene import Scene, Where, build, on_card, on_cpu
 from tests.kit.support import ROGUE_HOST, fork_server_at

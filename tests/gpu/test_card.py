@@ -19,7 +19,8 @@ from msgspec.structs import replace
 
 from contracts.lanes import LaneState
 from contracts.tasks import GenerationTask, SwapReceipt, TaskStatus
-from lane_worker.forking.host import ForkServer, Host
+from lane_worker.forking.fork_server import ForkServer
+from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Failed, Finished, Generate, StepFinished
 from lane_worker.forking.slot import lock_path, read_note
 from lane_worker.residence.residence import Residence

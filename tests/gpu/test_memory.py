@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from contracts.settings import load_settings
-from lane_worker.forking.host import Host, LoadFailed
+from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Finished, Generate
+from lane_worker.forking.outcome import LoadFailed
 from lane_worker.residence.patience import PatientProbe
 from ops.machine.nvml import NvmlProbe, list_gpus
 from ops.machine.readings import GIB

@@ -217,7 +217,7 @@ async def keys_of_workers(scene: Scene) -> None:
     display.show(SlotState.RESIDENT, "phr00t")
     scene.running(heartbeat.run(), leader.hold(), display.run())
     await display.settled()
-    await heartbeat.told()
+    await heartbeat.published()
     for bucket, key in ((LANES, lane_key("anisora", "a-0")), (SLOTS, "cpu-1")):
         for verb in ("kv del {} {} --force", "kv purge {} {} --force", "kv put {} {} poison"):
             await scene.admin(verb.format(bucket, key))

@@ -13,7 +13,7 @@ import pytest
 from contracts.lanes import ColdStart
 from contracts.settings import Catalog
 from gateway.boards.cold_starts import ColdStarts
-from lane_worker.forking.host import SlotTaken
+from lane_worker.forking.outcome import SlotTaken
 from lane_worker.forking.slot import SlotLock
 from lane_worker.runtime.cold_start import ColdStartLog, process_started_at
 from ops.ending import end

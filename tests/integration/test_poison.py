@@ -31,7 +31,7 @@ from contracts.topology import (
     work_subject,
 )
 from degraded_worker.leader import Leader
-from lane_worker.runtime import loop
+from lane_worker.runtime import claiming, loop, queued
 from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, report_lane
@@ -97,8 +97,8 @@ async def done(link: NatsLink, task_id: str) -> None:
 
 
 async def test_a_poisoned_queue(route: Route, link: NatsLink, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "AHEAD_MAX_LOOKS", 2)
-    monkeypatch.setattr(loop, "LEFT_MAX_S", 0)  # what could be of a newer version has been left for long enough
+    monkeypatch.setattr(claiming, "AHEAD_MAX_LOOKS", 2)
+    monkeypatch.setattr(queued, "LEFT_MAX_S", 0)  # what could be of a newer version has been left for long enough
     known = fresh("known", route)
     await link.entries.create(TASKS, known.id, encode_task(known))
     subject = work_subject(route, "anisora", "poison")

@@ -520,7 +520,7 @@ async def drain(stage: Stage, page: Page) -> None:
     running = asyncio.create_task(heartbeat.run())
     stage.leave.push_async_callback(end, running)
     heartbeat.set(LaneState.DRAINING)
-    await heartbeat.told()
+    await heartbeat.published()
     assert values(await page.run("nats kv get lanes anisora.anisora-0")) == ["draining", os.getpid()]
     watch = await page.watch("nats kv watch lanes anisora.anisora-0")
     await watch.says("anisora.anisora-0", '"state":"draining"')

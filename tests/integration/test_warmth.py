@@ -19,8 +19,8 @@ from lane_worker.forking.slot import lock_path, read_note
 from lane_worker.runtime import streak
 from lane_worker.runtime.assembly import Setup
 from lane_worker.runtime.cold_start import EVICTED
+from lane_worker.runtime.keeping import Keeping
 from lane_worker.runtime.warmth import READY, Others
-from lane_worker.worker import LaneWorker
 from ops.artifacts import Artifacts
 from ops.nats.link import NatsLink
 from tests.kit.behind import client_of
@@ -131,15 +131,15 @@ async def test_residue_is_counted_from_the_warm_up_also_in_a_host_that_had_none(
     """A task that ran out of memory made the lane reload. Counted from what a load holds, the next large task would
     look like a leak."""
     (lane,) = await lanes.start(NEVER)
-    worker = lane._worker
-    loaded, clean = worker._loaded, worker._clean
+    keeping = lane._worker._keeping
+    loaded, clean = keeping.loaded, keeping.clean
     assert None not in (loaded, clean)
     first = lane.host
     assert (await lanes.run("oom in step 3 in a used host")).swap is not None
     await lanes.run()
     assert lane.host != first
-    assert worker._loaded is not loaded
-    assert worker._clean is clean
+    assert keeping.loaded is not loaded
+    assert keeping.clean is clean
 
 
 async def test_two_worn_out_lanes_never_reload_at_the_same_time(lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ async def test_two_worn_out_lanes_never_reload_at_the_same_time(lanes: Lanes, mo
     states = StateLog()
     await states.start(lanes.link)
     looks = {"phr00t-0": 0, "phr00t-1": 0}
-    look = LaneWorker._others
+    look = Keeping._others
 
     async def both_have_looked() -> bool:
         return min(looks.values()) > 0
@@ -157,18 +157,18 @@ async def test_two_worn_out_lanes_never_reload_at_the_same_time(lanes: Lanes, mo
         left_service = any(heartbeat.detail == "about to be recycled" for heartbeat in told)
         return told[-1].detail.startswith("recycled") or (left_service and told[-1].state in READY)
 
-    async def slow_look(worker: LaneWorker) -> Others:
-        if looks[worker._name] == 0:
-            seen = await look(worker)
-            looks[worker._name] = 1  # not before it has seen: the other one goes on at once
+    async def slow_look(keeping: Keeping) -> Others:
+        if looks[keeping._worker] == 0:
+            seen = await look(keeping)
+            looks[keeping._worker] = 1  # not before it has seen: the other one goes on at once
             await eventually(both_have_looked)
             return seen
-        looks[worker._name] += 1
-        if looks["phr00t-1"] == 2 and worker._name == "phr00t-1":
+        looks[keeping._worker] += 1
+        if looks["phr00t-1"] == 2 and keeping._worker == "phr00t-1":
             await eventually(the_other_has_decided)
-        return await look(worker)
+        return await look(keeping)
 
-    monkeypatch.setattr(LaneWorker, "_others", slow_look)
+    monkeypatch.setattr(Keeping, "_others", slow_look)
     both = await lanes.start(replace(NEVER, recycle_after_tasks=5), count=2)
     hosts = {lane.name: lane.host for lane in both}
     for _ in range(2):

@@ -13,7 +13,7 @@ from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.settings import Catalog
 from contracts.topology import LANES
 from lane_worker.forking import host as host_module
-from lane_worker.forking.host import ForkServer
+from lane_worker.forking.fork_server import ForkServer
 from lane_worker.forking.slot import lock_path, read_note
 from lane_worker.runtime.assembly import Setup
 from lane_worker.worker import LaneWorker

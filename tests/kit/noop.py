@@ -39,7 +39,7 @@ def main() -> None:
         serve_hosts(rest)
         return
     if role in WORKERS:
-        from lane_worker.forking.host import ForkServer
+        from lane_worker.forking.fork_server import ForkServer
 
         ForkServer.__init__.__defaults__ = (noop_command(FORK_SERVER),)
     os.environ[SHARED_FORK_SERVER] = ""  # there is no import to share

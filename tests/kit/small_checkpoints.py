@@ -23,7 +23,8 @@ from contracts.checkpoints import Checkpoint, Scheduler
 from contracts.settings import load_settings
 from lane_worker.checkpoints.command import command
 from lane_worker.checkpoints.layouts import Component, Layout, published_layouts
-from lane_worker.pipelines.prepare import plan, prepare
+from lane_worker.pipelines.preparing.planning import plan
+from lane_worker.pipelines.preparing.writing import prepare
 from lane_worker.pipelines.tiny import ensure_tiny_pipeline
 
 SHARD_BYTES: Final = 30_000  # of a transformer of 52 kB and more

@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 
 from filelock import FileLock
 
-from lane_worker.forking.host import FORK_SERVER, host_environment
+from lane_worker.forking.fork_server import FORK_SERVER, host_environment
 from ops.nats.access import ROLES, password_variable
 from ops.nats.server import find_nats_server, nats_conf
 from tests.kit.reaper import of_the_run

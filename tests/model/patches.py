@@ -26,9 +26,16 @@ import gateway.placing.queueing
 import gateway.placing.rearm
 import gateway.placing.retries
 import gateway.placing.sweeper
+import lane_worker.runtime.attempt
+import lane_worker.runtime.claiming
 import lane_worker.runtime.held
+import lane_worker.runtime.input_image
 import lane_worker.runtime.lease
 import lane_worker.runtime.loop
+import lane_worker.runtime.orphans
+import lane_worker.runtime.queued
+import lane_worker.runtime.scratch
+import lane_worker.runtime.settling
 import ops.nats.bucket
 import ops.nats.connecting
 import ops.nats.connection
@@ -52,9 +59,12 @@ _WITH_DATETIME: tuple[Any, ...] = (
     gateway.placing.sweeper,
     gateway.http.lookup,
     gateway.placing.cancelling,
+    lane_worker.runtime.claiming,
     lane_worker.runtime.held,
     lane_worker.runtime.lease,
     lane_worker.runtime.loop,
+    lane_worker.runtime.queued,
+    lane_worker.runtime.settling,
     ops.nats.connection,
     ops.nats.reader,
     ops.nats.server_clock,
@@ -69,9 +79,15 @@ _WITH_LOG: tuple[Any, ...] = (
     gateway.placing.leftovers,
     gateway.placing.rearm,
     gateway.placing.sweeper,
+    lane_worker.runtime.attempt,
+    lane_worker.runtime.claiming,
     lane_worker.runtime.held,
+    lane_worker.runtime.input_image,
     lane_worker.runtime.lease,
     lane_worker.runtime.loop,
+    lane_worker.runtime.orphans,
+    lane_worker.runtime.scratch,
+    lane_worker.runtime.settling,
     ops.nats.connecting,
     ops.nats.connection,
     ops.nats.pull,
@@ -148,7 +164,7 @@ def simulated_product() -> Iterator[None]:
         stack.enter_context(patch.object(ops.nats.messages, "time", clock))
         stack.enter_context(patch.object(ops.nats.watch, "time", clock))
         stack.enter_context(patch.object(lane_worker.runtime.lease, "time", clock))
-        stack.enter_context(patch.object(lane_worker.runtime.loop, "time", clock))
+        stack.enter_context(patch.object(lane_worker.runtime.input_image, "time", clock))
         stack.enter_context(patch.object(gateway.placing.retries, "time", clock))
         stack.enter_context(patch.object(gateway.placing.overload, "time", clock))
         stack.enter_context(patch("tenacity.time", clock))

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 import gateway.placing.sweeper
 import gateway.rules.due
 import lane_worker.runtime.claim
-import lane_worker.runtime.loop
+import lane_worker.runtime.claiming
 from contracts import lifecycle
 from contracts.tasks import GenerationTask, encode_task
 from contracts.topology import TASKS
@@ -22,8 +22,12 @@ from gateway.placing.queueing import Queueing
 from gateway.placing.rearm import Rearm
 from gateway.placing.sweeper import Sweeper
 from lane_worker.runtime.claim import Mine, claim_decision
+from lane_worker.runtime.claiming import Claims
 from lane_worker.runtime.held import HeldTask
+from lane_worker.runtime.lease import LeaseKeeper
 from lane_worker.runtime.loop import WorkLoop
+from lane_worker.runtime.orphans import delete_or_leave
+from lane_worker.runtime.settling import Settlement
 from ops.nats.entries import Entries
 from ops.nats.errors import StreamFull, TransportUnavailable
 from ops.nats.link import NatsLink
@@ -32,13 +36,13 @@ from ops.nats.stream_proof import KnownStream, Mark, Verdict
 
 def ack_before_claim() -> AbstractContextManager[Any]:
     """The message is acked when it comes, and not when the record says who holds it."""
-    claim = WorkLoop._claim
+    serve = WorkLoop._serve
 
-    async def acked_first(self: WorkLoop, queued: GenerationTask, message: Any, *rest: Any) -> HeldTask | None:
+    async def acked_first(self: WorkLoop, message: Any, *rest: Any) -> None:
         await self._ack(message)
-        return await claim(self, queued, message, *rest)
+        await serve(self, message, *rest)
 
-    return patch.object(WorkLoop, "_claim", acked_first)
+    return patch.object(WorkLoop, "_serve", acked_first)
 
 
 def epoch_not_compared() -> AbstractContextManager[Any]:
@@ -49,7 +53,7 @@ def epoch_not_compared() -> AbstractContextManager[Any]:
             queued = replace(queued, epoch=record.epoch)
         return claim_decision(queued, record, **rest)
 
-    return patch.object(lane_worker.runtime.loop, "claim_decision", careless)
+    return patch.object(lane_worker.runtime.claiming, "claim_decision", careless)
 
 
 class _BlindEntries:
@@ -77,9 +81,9 @@ class _BlindLink:
 
 def claim_without_compare_and_set() -> AbstractContextManager[Any]:
     """The claim overwrites the record."""
-    claim = WorkLoop._try_claim
+    claim = Claims._try_claim
 
-    async def blind(self: WorkLoop, queued: GenerationTask, entry: Any, *rest: Any) -> HeldTask | None:
+    async def blind(self: Claims, queued: GenerationTask, entry: Any, *rest: Any) -> HeldTask | None:
         link = self._link
         self._link = cast(NatsLink, _BlindLink(link))
         try:
@@ -90,7 +94,7 @@ def claim_without_compare_and_set() -> AbstractContextManager[Any]:
             held._link = link
         return held
 
-    return patch.object(WorkLoop, "_try_claim", blind)
+    return patch.object(Claims, "_try_claim", blind)
 
 
 def settle_without_compare_and_set() -> AbstractContextManager[Any]:
@@ -164,14 +168,14 @@ def age_not_checked() -> AbstractContextManager[Any]:
     """A worker takes what it finds in the degraded queue, however old."""
     never: Callable[..., bool] = lambda *_: False  # noqa: E731
     stack = contextlib.ExitStack()
-    stack.enter_context(patch.object(lane_worker.runtime.loop, "is_overdue", never))
+    stack.enter_context(patch.object(lane_worker.runtime.claiming, "is_overdue", never))
     stack.enter_context(patch.object(lane_worker.runtime.claim, "is_overdue", never))
     return stack
 
 
 def age_not_checked_again() -> AbstractContextManager[Any]:
     """A worker checks the age before its claim, and not whether the claim was stored in time."""
-    return patch.object(lane_worker.runtime.loop, "is_overdue", lambda *_: False)
+    return patch.object(lane_worker.runtime.claiming, "is_overdue", lambda *_: False)
 
 
 def promise_forgotten() -> AbstractContextManager[Any]:
@@ -198,10 +202,10 @@ def message_of_the_refused_stays() -> AbstractContextManager[Any]:
 def loser_deletes_the_video() -> AbstractContextManager[Any]:
     """A worker whose result was not taken removes the file, also when the record publishes it."""
 
-    async def careless(self: WorkLoop, held: HeldTask, _: GenerationTask | None) -> None:
-        await self._delete(held.task.video_path)
+    async def careless(self: Settlement, _: GenerationTask | None) -> None:
+        await delete_or_leave(self._artifacts, self._held.task.video_path)
 
-    return patch.object(WorkLoop, "_discard_video", careless)
+    return patch.object(Settlement, "discard_video", careless)
 
 
 def one_file_for_all_epochs() -> AbstractContextManager[Any]:
@@ -268,22 +272,26 @@ def given_back_and_taken_again() -> AbstractContextManager[Any]:
             return Mine(record, rest["revision"])
         return claim_decision(queued, record, **rest)
 
-    return patch.object(lane_worker.runtime.loop, "claim_decision", before)
+    return patch.object(lane_worker.runtime.claiming, "claim_decision", before)
 
 
 def renewed_after_it_was_given_back() -> AbstractContextManager[Any]:
     """The keeper of a lease renews it while the worker gives it back."""
 
-    give_up = WorkLoop._give_up
+    give_up = Settlement._give_up
 
-    async def unstopped(self: WorkLoop, held: HeldTask, reason: str, **told: bool) -> None:
-        keeper, self._keeper = self._keeper, None
+    class Unstopped:
+        async def stop(self) -> None:
+            pass
+
+    async def unstopped(self: Settlement, reason: str, **how: bool) -> None:
+        keeper, self._keeper = self._keeper, cast(LeaseKeeper, Unstopped())
         try:
-            await give_up(self, held, reason, **told)
+            await give_up(self, reason, **how)
         finally:
             self._keeper = keeper
 
-    return patch.object(WorkLoop, "_give_up", unstopped)
+    return patch.object(Settlement, "_give_up", unstopped)
 
 
 def another_model() -> AbstractContextManager[Any]:
@@ -294,7 +302,7 @@ def another_model() -> AbstractContextManager[Any]:
             queued = replace(queued, model=record.model)
         return claim_decision(queued, record, **rest)
 
-    return patch.object(lane_worker.runtime.loop, "claim_decision", before)
+    return patch.object(lane_worker.runtime.claiming, "claim_decision", before)
 
 
 def forgotten_by_the_server() -> AbstractContextManager[Any]:

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from lane_worker.forking.allocator import NAMES, AllocatorMisconfigured, environment, require
 from lane_worker.forking.command import command
-from lane_worker.forking.host import FORK_SERVER, host_environment
+from lane_worker.forking.fork_server import FORK_SERVER, host_environment
 
 CUDA = "PYTORCH_CUDA_ALLOC_CONF"
 ANY = "PYTORCH_ALLOC_CONF"

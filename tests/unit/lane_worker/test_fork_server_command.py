@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from lane_worker.forking.command import command
-from lane_worker.forking.host import FORK_SERVER
+from lane_worker.forking.fork_server import FORK_SERVER
 from ops.machine.fork_socket import importing, listen
 from ops.nats.access import ROLES, password_variable
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lane_worker.forking.host import ForkServer, host_environment
+from lane_worker.forking.fork_server import ForkServer, host_environment
 from ops.nats.access import ROLES, password_variable
 
 NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")

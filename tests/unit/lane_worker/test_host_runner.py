@@ -9,8 +9,9 @@ from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from contracts.tasks import ImageReference, MemoryReading, SwapReceipt
-from lane_worker.forking.host import Host, HostLost, LoadFailed, Lost, Outcome, TimedOut
+from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Cancelled, Failed, Finished, Generate, StepFinished, WrittenVideo
+from lane_worker.forking.outcome import HostLost, LoadFailed, Lost, Outcome, TimedOut
 from lane_worker.residence.residence import Residence
 from lane_worker.residence.states import Resident
 from lane_worker.runtime.host_runner import HostRunner

@@ -6,7 +6,7 @@ import asyncio
 import pytest
 
 from contracts.settings import load_settings
-from lane_worker.forking.host import HostLost
+from lane_worker.forking.outcome import HostLost
 from lane_worker.runtime import leaving
 
 

@@ -12,8 +12,10 @@ from click.testing import CliRunner
 from contracts.settings import load_settings
 from contracts.tasks import MemoryReading
 from lane_worker.forking.allocator import AllocatorMisconfigured
-from lane_worker.forking.host import ForkServer, Host, LoadFailed
+from lane_worker.forking.fork_server import ForkServer
+from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Failed, Fork, FromChild, Ready, frame
+from lane_worker.forking.outcome import LoadFailed
 from ops.cli import cli
 from ops.commands.options import snapshotting
 

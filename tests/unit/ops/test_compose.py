@@ -18,7 +18,9 @@ import yaml
 
 from contracts.settings import load_settings
 from contracts.topology import lane_key
-from lane_worker.forking.host import DEATH_S, EXIT_S, host_environment
+from lane_worker.forking.fork_server import host_environment
+from lane_worker.forking.host import EXIT_S
+from lane_worker.forking.host_child import DEATH_S
 from lane_worker.forking.slot import lock_path
 from lane_worker.runtime.leaving import HAND_BACK_S, LEAVE_S
 from ops.cli import COMMANDS, LazyGroup, cli

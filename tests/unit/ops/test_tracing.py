@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from contracts import lifecycle
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus
 from gateway.placing.sweeper import record_lost
-from lane_worker.runtime.loop import outcome_of
+from lane_worker.runtime.attempt import outcome_of
 from ops.telemetry.tracing import attempt_below, failed, record, span
 from tests.kit.records import pending_task
 from tests.kit.spans import kept_spans

@@ -1,0 +1,120 @@
+"""A running pipeline host and the worker's end of its pipe."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import time
+from typing import Final, Self
+
+from lane_worker.forking.host_messages import (
+    LENGTH,
+    BadMessage,
+    FromChild,
+    Ping,
+    Pong,
+    ToChild,
+    body_length,
+    decode_from_child,
+    frame,
+)
+from lane_worker.forking.outcome import HostLost
+from lane_worker.forking.process_end import process_end
+from ops.waiting import set_within
+
+PING_S: Final = 1.0
+DEATH_S: Final = 10.0
+
+
+class HostChild:
+    """A running child and our end of its pipe. It is `gone` when the process has ended, and its memory with it."""
+
+    def __init__(self, pid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.pid = pid
+        self._ended = process_end(pid)
+        self.gone = asyncio.Event()
+        self.answered_at_s = time.monotonic()
+        self._reader = reader
+        self._writer = writer
+        self._end = "the pipeline host died"
+        self._messages: asyncio.Queue[FromChild | None] = asyncio.Queue()
+        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._ping())]
+
+    @classmethod
+    async def connect(cls, pid: int, pipe: socket.socket) -> Self:
+        return cls(pid, *await asyncio.open_connection(sock=pipe))
+
+    @property
+    def is_gone(self) -> bool:
+        return self.gone.is_set()
+
+    def send(self, message: ToChild) -> None:
+        # Not drained: a child that reads nothing must not hold us up. Its deadlines end it, and the buffer with it.
+        if not self._writer.is_closing():
+            self._writer.write(frame(message))
+
+    async def next_message(self) -> FromChild:
+        """Raises HostLost when the child is gone and everything that it had sent was taken."""
+        message = await self._messages.get()
+        if message is None:
+            self._messages.put_nowait(None)
+            raise HostLost(self._end)
+        return message
+
+    async def answer(self, limit_s: float, complaint: str, overrun: type[HostLost] = HostLost) -> FromChild:
+        """The next message. Raises HostLost, and *overrun* where it *complaint* within *limit_s*; it is killed then."""
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self.next_message()
+        except TimeoutError:
+            await self.kill()
+            raise overrun(f"the pipeline host {complaint} within {limit_s:g} s and was killed") from None
+        except asyncio.CancelledError:
+            self.send_signal(signal.SIGKILL)
+            raise
+
+    async def nonsense(self, message: FromChild) -> HostLost:
+        """Kills the child for *message*, which nobody asked for; what to raise then."""
+        await self.kill()
+        return HostLost(f"the pipeline host sent an unexpected {type(message).__name__} and was killed")
+
+    def send_signal(self, number: signal.Signals) -> None:
+        # until it is gone the pid is this child's
+        if not self.is_gone:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    async def kill(self) -> None:
+        """SIGKILL, and wait until it is gone. Raises HostLost when even that does not end it (a driver that hangs)."""
+        self.send_signal(signal.SIGKILL)
+        if not await set_within(DEATH_S, self.gone):
+            raise HostLost(f"process {self.pid} survives SIGKILL; its slot stays locked until it ends")
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                head = await self._reader.readexactly(LENGTH.size)
+                message = decode_from_child(await self._reader.readexactly(body_length(head)))
+                if isinstance(message, Pong):
+                    self.answered_at_s = time.monotonic()
+                else:
+                    self._messages.put_nowait(message)
+        except BadMessage as error:
+            self._end = f"the pipeline host broke the protocol and was killed: {error}"
+        except (asyncio.IncompleteReadError, OSError):
+            pass  # the usual end of the pipe
+        finally:
+            # A child without a pipe is of no use. And its pipe may close before its card does: only its end counts.
+            self.send_signal(signal.SIGKILL)
+            await self._ended
+            self.gone.set()
+            self._messages.put_nowait(None)
+            self._writer.close()
+            self._tasks[1].cancel()
+
+    async def _ping(self) -> None:
+        for number in itertools.count(1):
+            self.send(Ping(number))
+            await asyncio.sleep(PING_S)

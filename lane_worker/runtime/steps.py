@@ -1,0 +1,49 @@
+"""The steps of one inference, as its pipeline host reports them."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import structlog
+from msgspec.structs import replace
+
+from contracts.tasks import GenerationTask, Progress, SwapReceipt
+from lane_worker.forking.host_messages import StepFinished
+from ops.telemetry import metrics
+
+log = structlog.get_logger("runner")
+
+
+class Steps:
+    """Takes the steps of *task*, which *swap* came before if any, and passes them on to *on_progress*."""
+
+    def __init__(
+        self, task: GenerationTask, slot: str, swap: SwapReceipt | None, on_progress: Callable[[Progress], None]
+    ) -> None:
+        self.started_at = datetime.now(UTC)
+        """When the inference began: when it was asked for, until its host has reported step 0."""
+        self.finished: list[StepFinished] = []
+        self.swap = swap
+        """With the time of the first step, once that is known."""
+        self._task = task
+        self._slot = slot
+        self._on_progress = on_progress
+
+    def report(self, progress: StepFinished) -> None:
+        """The host has finished a step, or has begun, with step 0."""
+        if progress.step == 0:
+            self.started_at = datetime.fromtimestamp(progress.at_s, UTC)
+        else:
+            if not self.finished:
+                self._take_first(progress)
+            self.finished.append(progress)
+        self._on_progress(Progress(step=progress.step, steps=progress.steps))
+
+    def _take_first(self, first: StepFinished) -> None:
+        """The last part of a swap: weights are read as they are touched, so a swap costs the first step too."""
+        if self.swap is None:
+            return
+        task = self._task
+        first_step_s = max(0.0, round(first.at_s - self.started_at.timestamp(), 4))
+        metrics.swap_duration.record(first_step_s, task.model, "first_step")
+        log.info("first_step", task_id=task.id, model=task.model, slot=self._slot, first_step_s=first_step_s)
+        self.swap = replace(self.swap, first_step_s=first_step_s)
