@@ -1,6 +1,7 @@
 """compose.yaml and the images, as far as they can be checked without a container engine."""
 
 import fnmatch
+import ipaddress
 import json
 import os
 import re
@@ -30,6 +31,7 @@ from ops.lanes.supervisor import DRAIN_EXTRA_S
 from ops.nats.access import ROLES, password_variable
 from ops.nats.connecting import MINIMUM_SERVER
 from ops.nats.provisioning import wanted
+from ops.telemetry.logs import LEVEL_VARIABLE
 from tests.kit.compose import (
     FILE,
     IMAGES,
@@ -453,7 +455,7 @@ def test_its_command_and_environment_are_understood(name: str, monkeypatch: pyte
     assert options["nats_url"] == "nats://nats:4222"
     known = {parameter.envvar for parameter in found.params}
     asked = {variable for variable in each["environment"] if variable.startswith("WARMLANE_")}
-    assert asked - known <= {password_variable(role) for role in ROLES}
+    assert asked - known <= {password_variable(role) for role in ROLES} | {LEVEL_VARIABLE}
     catalog = load_settings(options["settings"]).catalog(options["profile"])
     if "model" in options:
         model = catalog.resolve(options["model"])
@@ -461,6 +463,50 @@ def test_its_command_and_environment_are_understood(name: str, monkeypatch: pyte
         lane_key(model.name, options["name"])
     if "slot" in options:
         lock_path(tmp_path, options["slot"])
+
+
+# What an operator may set of a gateway, beside what the containers need as it is: values, and what is made of them.
+ASKED: Final[dict[str, tuple[str, str, Any]]] = {
+    "WARMLANE_KEEP": ("2d", "keep_s", 172_800.0),
+    "WARMLANE_ROOT_PATH": ("/warmlane", "root_path", "/warmlane"),
+    "WARMLANE_TRUSTED_PROXIES": (
+        *("10.1.0.0/16, 10.2.0.1", "trusted_proxies"),
+        (ipaddress.ip_network("10.1.0.0/16"), ipaddress.ip_network("10.2.0.1")),
+    ),
+    "WARMLANE_ALLOWED_HOSTS": ("video.example.org", "allowed_hosts", ("video.example.org",)),
+    "WARMLANE_CORS_ORIGINS": ("https://app.example.org", "cors_origins", ("https://app.example.org",)),
+    "WARMLANE_ACCESS_LOG": ("all", "access_log", "all"),
+    "WARMLANE_TRACE_READS": ("1", "trace_reads", True),
+}
+
+
+@pytest.mark.parametrize("name", ["gateway", "gateway-gpu"])
+def test_what_the_env_file_says_reaches_the_gateway(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what it does not say stays at the command's own default."""
+    command, arguments = command_of(ALL[name])
+    asked = {variable: text for variable, (text, _, _) in ASKED.items()}
+
+    def options(told: dict[str, str]) -> dict[str, Any]:
+        for variable in ASKED:
+            monkeypatch.delenv(variable, raising=False)
+        for variable, text in told.items():
+            monkeypatch.setenv(variable, text)
+        parsed = command.make_context(str(command.name), arguments).params
+        return {option: parsed[option] for _, option, _ in ASKED.values()}
+
+    def passed(variables: dict[str, str]) -> dict[str, str]:
+        environment = services(SECRETS | CARDS | variables)[name]["environment"]
+        return {variable: environment[variable] for variable in ASKED}
+
+    monkeypatch.delenv("WARMLANE_SETTINGS", raising=False)
+    assert options(passed(asked)) == {option: value for _, option, value in ASKED.values()}
+    assert options(passed({})) == options({})
+
+
+def test_the_log_level_of_the_env_file_is_that_of_every_process() -> None:
+    told = services(SECRETS | CARDS | {LEVEL_VARIABLE: "debug"})
+    assert {told[name]["environment"].get(LEVEL_VARIABLE) for name in OURS if name not in ONE_SHOT} == {"debug"}
+    assert {OURS[name]["environment"].get(LEVEL_VARIABLE) for name in OURS if name not in ONE_SHOT} == {"info"}
 
 
 def seconds(text: str) -> float:
