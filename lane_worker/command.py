@@ -83,7 +83,7 @@ def command(
             silent_s = SILENT_BEATS * catalog.windows.heartbeat_s
             await require_nobody(link, key, name, held.before, silent_s=silent_s)
 
-        async with connected(nats, role="lane", name=name, data_dir=data_dir, require=require) as here:
+        async with connected(nats, role="lane", name=name, data_dir=data_dir, require=require, slot=slot) as here:
             setup = Setup(
                 here.link,
                 here.artifacts,

@@ -1,4 +1,5 @@
-"""The name of a worker belongs to one process: two of one name would overwrite each other in KV `lanes`.
+"""The name of a worker belongs to one process: two of one name would overwrite each other in KV `lanes`. So does a slot
+that a lane has: a second one could only wait for its card.
 
 Within a data folder a lock says whose it is; the kernel drops it with the process. Beyond that, the entry in KV `lanes`
 has to show: its writer may run with another data folder, or on another machine.
@@ -7,7 +8,7 @@ has to show: its writer may run with another data folder, or on another machine.
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from enum import Enum, auto
 from pathlib import Path
@@ -21,12 +22,14 @@ from msgspec import Struct
 from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.nesting import decode_json
 from contracts.topology import is_token
+from lane_worker.forking.slot import lock_path
 from lane_worker.runtime.cold_start import process_started_at
 from ops.nats.bucket import Bucket
 from ops.nats.buckets import HEARTBEATS
 from ops.nats.link import NatsLink
 
 FOLDER: Final = "workers"
+SLOTS: Final = "slots"
 LOOK_S: Final = 0.1
 # A lane that lives has spoken by then.
 SILENT_BEATS: Final = 1.5
@@ -40,23 +43,24 @@ _SAME_START_S: Final = 2.0
 
 
 class NameHeld(Exception):
-    """Another process works under the name. The text says which, and what to do."""
+    """Another process works under the name, or is the lane of the slot. The text says which, and what to do."""
 
 
 class NameHolder(Struct, frozen=True):
-    """The process that holds a name, or held it last. One that *leaves* lets go of it soon."""
+    """The process that holds a name, or held it last. One that *leaves* lets go of it soon. *name* is its own."""
 
     pid: int
     started_at: datetime
     leaves: bool = False
+    name: str = ""
 
 
 class HeldName:
-    """A name that is ours until this process ends."""
+    """A name, or the lane of a slot, that is ours until this process ends."""
 
-    def __init__(self, path: Path, before: NameHolder | None) -> None:
+    def __init__(self, path: Path, before: NameHolder | None, *, name: str) -> None:
         self._path = path
-        self._me = NameHolder(os.getpid(), process_started_at())
+        self._me = NameHolder(os.getpid(), process_started_at(), name=name)
         self.before = before
         """Who held it last, and is gone."""
         self._write()
@@ -79,22 +83,47 @@ async def holding_name(data_dir: Path, name: str) -> AsyncIterator[HeldName]:
     """
     if not is_token(name):
         raise ValueError(f"not a name: {name!r}")
-    folder = data_dir / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.lock"
+
+    def held(by: NameHolder) -> str:
+        return _held(name, by.pid, by.started_at, "on this machine")
+
+    async with _holding(data_dir / FOLDER / f"{name}.lock", name, held) as ours:
+        yield ours
+
+
+@contextlib.asynccontextmanager
+async def holding_slot(data_dir: Path, slot: str, name: str) -> AsyncIterator[HeldName]:
+    """The lane *name* holds *slot* in *data_dir*, before it has a card and after; waits for a lane that leaves.
+
+    Raises NameHeld at once for one that does not, ValueError for what is no slot, OSError.
+    """
+
+    def held(by: NameHolder) -> str:
+        return (
+            f"slot {slot} has a lane: {by.name}, process {by.pid}, since {by.started_at:%Y-%m-%d %H:%M:%S} UTC; choose "
+            "another slot with --slot, or stop that lane first"
+        )
+
+    async with _holding(lock_path(data_dir / FOLDER / SLOTS, slot), name, held) as ours:
+        yield ours
+
+
+@contextlib.asynccontextmanager
+async def _holding(path: Path, name: str, held: Callable[[NameHolder], str]) -> AsyncIterator[HeldName]:
+    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, fallback_to_soft=False)
     while True:
         try:
-            held = lock.acquire(blocking=False)
+            ours = lock.acquire(blocking=False)
             break
         except Timeout as error:
             holder = _read(path)
             if holder is None or holder.leaves:
                 await asyncio.sleep(LOOK_S)
                 continue
-            raise NameHeld(_held(name, holder.pid, holder.started_at, "on this machine")) from error
-    with held:
-        yield HeldName(path, _read(path))
+            raise NameHeld(held(holder)) from error
+    with ours:
+        yield HeldName(path, _read(path), name=name)
 
 
 def _read(path: Path) -> NameHolder | None:

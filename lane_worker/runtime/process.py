@@ -1,6 +1,7 @@
 """A worker's process, from its start to its end. Shared by both kinds of worker."""
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from msgspec import Struct
 from contracts.settings import SettingsError
 from lane_worker.forking.allocator import AllocatorMisconfigured
 from lane_worker.forking.outcome import HostLost, SlotTaken
-from lane_worker.runtime.name import HeldName, NameHeld, holding_name
+from lane_worker.runtime.name import HeldName, NameHeld, holding_name, holding_slot
 from ops.artifacts import Artifacts, StorageFailed
 from ops.machine.nvml import DriverUnusable
 from ops.machine.processes import LEAVE_FOR_QUOTA
@@ -38,18 +39,29 @@ class Surroundings(Struct, frozen=True):
 
 @asynccontextmanager
 async def connected(
-    nats: NatsAccess, *, role: Role, name: str, data_dir: Path, require: Callable[[NatsLink, HeldName], Awaitable[None]]
+    nats: NatsAccess,
+    *,
+    role: Role,
+    name: str,
+    data_dir: Path,
+    require: Callable[[NatsLink, HeldName], Awaitable[None]],
+    slot: str | None = None,
 ) -> AsyncIterator[Surroundings]:
-    """What a worker stands in: the *name* is ours, signals end it, and the server is there, with the right time
-    and with what *require* asks for.
+    """What a worker stands in: the *name* is ours, and the *slot* of a lane; signals end it, and the server is there,
+    with the right time and with what *require* asks for.
 
     Raises NameHeld before anything is written, and what *require* raises.
     """
     stop, for_quota = asyncio.Event(), asyncio.Event()
-    async with holding_name(data_dir, name) as held:
+    async with contextlib.AsyncExitStack() as stack:
+        held = await stack.enter_async_context(holding_name(data_dir, name))
+        all_held = [held]
+        if slot is not None:
+            all_held.append(await stack.enter_async_context(holding_slot(data_dir, slot, name)))
 
         def leave() -> None:
-            held.leaves()
+            for each in all_held:
+                each.leaves()
             stop.set()
 
         def leave_for_quota() -> None:

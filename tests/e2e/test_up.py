@@ -207,11 +207,13 @@ def test_one_up_to_a_folder(system: UpProcess) -> None:
 
 
 def test_one_lane_to_a_slot(system: UpProcess) -> None:
-    """Design §7: the lock, and not the server, keeps two pipelines off one card."""
+    """Design §7: the lock, and not the server, keeps two pipelines off one card. A second lane is refused before it
+    waits for that, and counts as no cold start."""
     options = ["--nats-url", system.nats_url, "--data-dir", str(system.data_dir)]
     result = run("lane", "--model", "phr00t", "--name", "intruder", "--slot", "cpu-0", *options)
     assert result.returncode == 1
-    assert f"slot cpu-0 is held by process {system.host_of('anisora-0')}" in result.stderr
+    assert f"slot cpu-0 has a lane: anisora-0, process {system.find('--name anisora-0')}, since" in result.stderr
+    assert "intruder" not in system.http.get("/admin/cold_starts").text + system.http.get("/admin/lanes").text
 
 
 async def test_every_reader_of_a_bucket_outlives_its_consumer_while_tasks_run(system: UpProcess) -> None:

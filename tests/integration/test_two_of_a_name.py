@@ -1,4 +1,4 @@
-"""A second lane of a name is refused before it reports or counts anything, whatever its data folder."""
+"""A second lane of a name, or of a slot, is refused before it reports or counts anything."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ import pytest
 from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.topology import COLD_STARTS, LANES
 from lane_worker.runtime.cold_start import process_started_at
-from lane_worker.runtime.name import NameHeld, NameHolder, holding_name, require_nobody
+from lane_worker.runtime.name import NameHeld, NameHolder, holding_name, holding_slot, require_nobody
 from ops.nats.link import NatsLink
 from tests.kit import warm_cli
 from tests.kit.support import NatsServer, clean_environment
@@ -54,6 +54,19 @@ async def test_a_second_lane_of_a_name_is_refused_and_changes_nothing(
         entry = await link.entries.get(LANES, KEY)
         assert entry is not None
         assert entry.revision == revision
+        assert await link.entries.get(COLD_STARTS, "anisora") is None
+
+
+async def test_a_second_lane_of_a_slot_is_refused_and_changes_nothing(
+    link: NatsLink, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """At once, and not after it has waited for the card; it is no cold start that failed."""
+    async with holding_slot(tmp_path, "cpu-5", "phr00t-0"):
+        result = await asyncio.to_thread(lane, nats_server, tmp_path)
+        assert result.returncode == 1
+        assert f"slot cpu-5 has a lane: phr00t-0, process {os.getpid()}" in result.stderr
+        assert "choose another slot with --slot" in result.stderr
+        assert await link.entries.get(LANES, KEY) is None
         assert await link.entries.get(COLD_STARTS, "anisora") is None
 
 

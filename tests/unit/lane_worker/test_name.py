@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from contracts.lanes import LaneHeartbeat, LaneState
-from lane_worker.runtime.name import NameHeld, NameHolder, Whose, holding_name, whose
+from lane_worker.runtime.name import NameHeld, NameHolder, Whose, holding_name, holding_slot, whose
 
 THEN: Final = datetime(2026, 2, 26, 12, tzinfo=UTC)
 BEFORE: Final = NameHolder(7, THEN)
@@ -74,6 +74,27 @@ async def test_a_draining_process_is_waited_for(tmp_path: Path) -> None:
             order.append("successor")
 
     async with holding_name(tmp_path, "anisora-0") as held:
+        held.leaves()
+        following = asyncio.create_task(follow())
+        await asyncio.sleep(0)
+        order.append("drained")
+    await following
+    assert order == ["drained", "successor"]
+
+
+async def test_a_slot_has_one_lane(tmp_path: Path) -> None:
+    """Another name does not help. A lane that leaves is waited for, as its supervisor's next one does."""
+    order = []
+
+    async def follow() -> None:
+        async with holding_slot(tmp_path, "cpu-0", "phr00t-0"):
+            order.append("successor")
+
+    async with holding_slot(tmp_path, "cpu-0", "anisora-0") as held:
+        with pytest.raises(NameHeld, match=f"slot cpu-0 has a lane: anisora-0, process {os.getpid()}"):
+            await follow()
+        async with holding_slot(tmp_path, "cpu-1", "phr00t-0"):
+            pass
         held.leaves()
         following = asyncio.create_task(follow())
         await asyncio.sleep(0)
