@@ -70,8 +70,8 @@ def ways(rows: Sequence[Serving]) -> str:
     models = list(dict.fromkeys(row.model for row in rows))
     lines = [f"| card | {' | '.join(models)} |", "|---" * (1 + len(models)) + "|"]
     for card in CARDS:
-        told = [_way([row for row in rows if row.model == model and card in row.cards]) for model in models]
-        lines.append(f"| {card} GB | {' | '.join(told)} |")
+        ways_of = [_way([row for row in rows if row.model == model and card in row.cards]) for model in models]
+        lines.append(f"| {card} GB | {' | '.join(ways_of)} |")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from contracts.checkpoints import Checkpoint, GroupOffload
 
 GB: Final = 1_000_000_000
 WIDTH_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
-# What stays float32 whatever the dtype: modules of Wan's transformers, and of UMT5 in float16 only.
+# The modules that stay float32 whatever the dtype: of Wan's transformers, and, in float16 only, of UMT5.
 KEPT_FLOAT32: Final = frozenset({"rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"})
 KEPT_FLOAT32_IN_FLOAT16: Final = frozenset({"wo"})
 # Modules whose layers layerwise casting leaves alone: diffusers' own list, that of Wan's transformers, and what is
@@ -38,7 +38,7 @@ TEXT_ENCODER_BYTES: Final = 500_000_000
 # What CUDA takes of a card for a process and its kernels, before any tensor. Where a host runs it is in use already: no
 # part of what has to be free, but of what a card must have in all.
 CONTEXT_BYTES: Final = 600_000_000
-# Of the host's memory what its processes take beside the weights: torch alone is half a gigabyte.
+# How much of the host's memory its processes take beside the weights: torch alone takes half a gigabyte.
 PROCESSES_BYTES: Final = 2_000_000_000
 # torch rounds a pinned block up to a power of two, up to this size: `lane_worker/forking/allocator.py` sets it, because
 # without it 68.6 GB of weights take 104.7. Beyond it, whole pages are locked.
@@ -179,8 +179,8 @@ def need(components: Components | None, checkpoint: Checkpoint, *, on_card: bool
     words = ", ".join(f"{part.name} {gb(part.bytes)}" for part in parts)
     beside = max(checkpoint.activation_bytes, *(_beside(part, checkpoint) for part in parts))
     if not on_card:  # 1
-        told = f"weights {gb(weights)} ({words}), activations {gb(beside)}"
-        return Need(on_card=False, card_bytes=0, host_bytes=weights + beside, parts=told)
+        what = f"weights {gb(weights)} ({words}), activations {gb(beside)}"
+        return Need(on_card=False, card_bytes=0, host_bytes=weights + beside, parts=what)
     pinned = False
     if checkpoint.offload == "none":  # 2
         on, host = weights + beside, sum(part.converted_bytes for part in parts)

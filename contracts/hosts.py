@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
 
-# The first segments of the API's own paths. A prefix that began with one could not be told from the path itself.
+# The first segments of the API's own paths. A prefix that began with one could not be distinguished from such a path.
 OWN_SEGMENTS: Final = frozenset(
     {"admin", "docs", "generate", "healthz", "metrics", "openapi.json", "readyz", "settings", "tasks"}
 )

@@ -6,13 +6,13 @@ from msgspec import Struct
 
 from contracts.geometry import Size
 
-# Counted is what torch's tensors hold: less than what is taken. Real decodes on a CPU (320 x 176 x 9) took 1.26 and
-# 1.37 GB where 1.10 were counted: convolutions need room to work in. Matrix products need next to none: a real pass of
-# a transformer's block took 0.5539 GB where 0.5534 were counted.
+# What is counted is what torch's tensors hold, and less than what is taken. Real decodes on a CPU (320 x 176 x 9) took
+# 1.26 and 1.37 GB where 1.10 were counted: convolutions need room to work in. Matrix products need next to none: a real
+# pass of a transformer's block took 0.5539 GB where 0.5534 were counted.
 VAE_MARGIN: Final = 1.25
 TRANSFORMER_MARGIN: Final = 1.10
 STEP_BYTES: Final = 100_000_000
-# Which pipelines encode an image or a video before they begin.
+# The pipelines that encode an image or a video before they begin.
 ENCODING: Final = frozenset({"WanImageToVideoPipeline", "WanVACEPipeline"})
 
 

@@ -114,7 +114,7 @@ def bounded_msgpack(body: bytes, *, deepest: int = NESTING_MAX) -> bytes:
 
 
 # https://github.com/msgpack/msgpack/blob/master/spec.md: how many bytes follow the first, by the first; and of those
-# whose length is told, how it is told, and how many bytes an extension's type takes.
+# whose length is stated, how it is stated, and how many bytes an extension's type takes.
 _FIXED: Final = {
     **{0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8},
     **{0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17},

@@ -18,7 +18,7 @@ HALF_LIFE_S: Final = 60.0
 # Less than this is as good as nothing, and is forgotten.
 FORGOTTEN_S: Final = 0.01
 
-# What an operator is told of the rules of `choose`.
+# The rules of `choose`, in words for an operator.
 RULES: Final[Mapping[int, str]] = {
     2: "the order is first in, first out",
     3: "stricter classes had their share, and it is the turn of this one",

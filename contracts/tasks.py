@@ -124,8 +124,9 @@ class MemoryReading(Struct, frozen=True, kw_only=True, gc=False):
     """Memory of the host child after cleanup (FR-009), in bytes. What a machine does not report is None.
 
     The peaks, and *cuda_alloc_retries* (allocations that were tried once more after the cache was given up) and
-    *cuda_ooms* (those that failed), are of the load or inference alone that the cleanup followed. *cuda_…* is torch's
-    word for its own process; *device_…* is NVML's for the whole card, read by the worker, None on a CPU.
+    *cuda_ooms* (those that failed), are of the load or inference alone that the cleanup followed. *cuda_…* is what
+    torch reports of its own process. *device_…* is what NVML reports of the whole card; the worker reads it, and it is
+    None on a CPU.
     """
 
     rss_bytes: int
@@ -148,8 +149,8 @@ class SwapReceipt(Struct, frozen=True, kw_only=True, gc=False):
     *how*: `nothing_resident` (the host held no pipeline), `unloaded` (it gave its pipeline back), `killed` (it had to
     be killed, for *reason*). *alive* names the components that the host could not let go of. The byte figures are the
     *probe*'s: device memory in use (`nvml`), the system's where host and card share one memory (`unified`), resident
-    memory of the host's processes (`rss`); None where it had none. *own_…* is the driver's word for the host's process
-    alone, None where it does not list processes.
+    memory of the host's processes (`rss`); None where it had none. *own_…* is what the driver reports of the host's
+    process alone; None where it does not list processes.
     Released means: two samples in a row with *free_bytes* ≥ *needed_bytes*, and by *proof*: *after_bytes* ≤
     *base_bytes* + *tolerance_bytes* (`base`); *own_bytes* ≤ *own_base_bytes* + *tolerance_bytes* (`own_figure`);
     the host had ended, or was never asked to load (`no_pipeline`): what is in use beyond the base is another's then.

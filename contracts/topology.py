@@ -20,7 +20,8 @@ LANES_TTL_S: Final = 600.0
 CONTROL: Final = "control"
 SLOTS: Final = "slots"
 SLOTS_REFRESH_S: Final = 60.0
-# What a worker showed and does not show again is of one that is gone; a quarantine stands until it is lifted.
+# An entry that its worker has not written again for this long is of a worker that is gone. A quarantine stands until
+# it is lifted.
 SLOTS_SHOWN_S: Final = 180.0
 LEADER: Final = "leader"
 LEADER_KEY: Final = "degraded"
@@ -153,7 +154,7 @@ def topology(
 
 
 def consumer_on(stream: str, name: str) -> ConsumerSpec:
-    """The consumer *name* of *stream*, as it is to be made by whoever finds it gone."""
+    """The consumer *name* of *stream*, as whoever finds it gone makes it again."""
     if stream == DEADLINES:
         kind = name.removeprefix("sweep-")
         return ConsumerSpec(

@@ -1,7 +1,7 @@
 """Bytes that others wrote, decoded within bounds, and what their types demand beyond being of a type.
 
 Whoever may write to the server can write anything. What is decoded here has a bounded size, moments with a time zone in
-this age, and names that stay one token of a subject or a path. What has not is `Unreadable`; nothing else is raised.
+this age, and names that stay one token of a subject or a path. Anything else raises `Unreadable`, and nothing but that.
 """
 
 import re

@@ -19,7 +19,7 @@ from gateway.http.outgoing import outgoing
 from gateway.http.queries import declare_query
 from gateway.services import Services
 
-# What a page of another origin may send, and may see of an answer.
+# The headers that a page of another origin may send, and those of an answer that it may see.
 CORS_REQUEST_HEADERS: Final = [
     "Authorization",
     "Content-Type",
@@ -44,7 +44,7 @@ CORS_ANSWER_HEADERS: Final = [
     "X-Request-Id",
 ]
 
-# What calls these may add to their query what it likes.
+# Callers of these may add anything to the query.
 PROBES: Final = (meta.healthz, meta.readyz)
 
 

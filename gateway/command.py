@@ -53,8 +53,8 @@ from ops.telemetry.logs import configure_logging
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
-# Containers made and not yet freed, before the youngest are looked at. Python's own figure is 700. Every request waits
-# for a look: 1 ms for so many, 3 to 7 ms for ten times as many.
+# How many containers may be made and not freed before the collector looks at the youngest; Python's default is 700.
+# Every request waits for a look: 1 ms with this figure, 3 to 7 ms with ten times as many.
 GARBAGE_AFTER: Final = 2_000
 
 log = structlog.get_logger("gateway")
@@ -88,10 +88,10 @@ class _GatewayServer(uvicorn.Server):
 
 
 def settle_garbage() -> None:
-    """Python's collector of cycles leaves alone from now on what stands, which stays, and looks more rarely.
+    """From now on Python's garbage collector leaves alone what is in memory already, and looks more rarely.
 
-    What every task leaves in memory is never part of a cycle (`gc=False` in `contracts/tasks.py`). Each look at all of
-    it held up every request for 50 to 70 ms (docs/benchmarks/notes.md).
+    What a task leaves in memory is never part of a cycle (`gc=False` in `contracts/tasks.py`). Each look at all of it
+    held up every request for 50 to 70 ms (docs/benchmarks/notes.md).
     """
     gc.collect()
     gc.freeze()

@@ -147,7 +147,7 @@ class Services:
             counting = asyncio.create_task(
                 self.background.keep("fallback episodes", partial(self.fallbacks.run, all_counted))
             )
-            telling = asyncio.create_task(self.background.keep("moves", self._announce_moves))
+            announcing = asyncio.create_task(self.background.keep("moves", self._announce_moves))
             begin(self.catalog.models)
             try:
                 async with telling_of(self.link, "gateway", self.background):
@@ -155,7 +155,7 @@ class Services:
                         yield
             finally:
                 self.stop()
-                await end(sweeping, cleaning, rearming, timing, measuring, telling)
+                await end(sweeping, cleaning, rearming, timing, measuring, announcing)
                 all_counted.set()
                 await asyncio.wait({counting}, timeout=LAST_COUNTS_S)
                 await end(counting)

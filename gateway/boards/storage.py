@@ -15,9 +15,9 @@ from ops.nats.link import NatsLink
 LOOK_EVERY_S: Final = 5.0
 # As nats.conf says it.
 DEFAULT_LIMIT_BYTES: Final = 20 * 1024**3
-# What was seen last counts for so long; then nothing is known, and the server itself decides.
+# How long the last reading counts. After that nothing is known, and the server itself decides.
 KNOWN_FOR_S: Final = 30.0
-# What the tasks of full queues need to end: some 3,000 of 12 kB, with as much again to spare.
+# What the tasks of full queues need to end: some 3,000 tasks of 12 kB, and as much again to spare.
 RESERVED_BYTES: Final = 64 * 1024 * 1024
 RETRY_AFTER_S: Final = 30.0
 
@@ -51,11 +51,11 @@ class StorageWatch:
     """Asks the server every few seconds."""
 
     def __init__(self, *, limit_bytes: int, store: Path) -> None:
-        """*limit_bytes* is the server's `max_file_store`, which it does not tell; *store* its folder, if it is here."""
+        """*limit_bytes* is the server's `max_file_store`, which it does not report; *store* its folder, if here."""
         self._limit_bytes = limit_bytes
         self._store = store
         self._known: tuple[Storage, float] | None = None
-        self._told = False
+        self._is_reported_full = False
 
     @property
     def known(self) -> Storage | None:
@@ -91,9 +91,9 @@ class StorageWatch:
         limits = [self._limit_bytes, *([usage.limit_bytes] if usage.limit_bytes else [])]
         storage = Storage(used_bytes=usage.used_bytes, limit_bytes=min(limits), free_bytes=self._free_bytes())
         self._known = (storage, time.monotonic())
-        if storage.takes_requests == self._told:
-            self._told = not storage.takes_requests
-            log.warning("storage_full" if self._told else "storage_has_room", room_bytes=storage.room_bytes)
+        if storage.takes_requests == self._is_reported_full:
+            self._is_reported_full = not storage.takes_requests
+            log.warning("storage_full" if self._is_reported_full else "storage_has_room", room_bytes=storage.room_bytes)
 
     def _free_bytes(self) -> int | None:
         try:

@@ -11,7 +11,7 @@ from gateway.http.problems import ProblemError
 MAX_BODY_BYTES: Final = 12 * 1024 * 1024
 
 
-# From here on a key's turn is taken before a body is parsed, which is done in a thread.
+# From this size on a key's turn is taken before the body is parsed, and a thread parses it.
 COSTLY_BYTES: Final = 8 * 1024
 
 

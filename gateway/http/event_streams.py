@@ -14,9 +14,9 @@ from litestar.types import Receive, Scope, Send
 
 from gateway.boards.open_streams import Place
 
-# When somebody's stream may have ended: tasks take seconds to minutes.
+# By then somebody's stream may have ended: tasks take seconds to minutes.
 RETRY_AFTER_S: Final = 5.0
-# After so long a browser comes back, when a stream ends before its task: browsers have 3 to 5 s of their own.
+# A browser comes back after this time when a stream ends before its task. Its own default is 3 to 5 s.
 COME_BACK_S: Final = 2.0
 
 STILL_THERE: Final = ServerSentEventMessage(data=None, comment="still there").encode()

@@ -46,7 +46,7 @@ async def list_tasks(
     found: list[GenerationTask] = []
     before = _decode_cursor(cursor)
     while True:
-        wanted = limit + 1 - len(found)  # one more tells whether there is another page
+        wanted = limit + 1 - len(found)  # one more shows whether there is another page
         places = services.tasks.index.newest(
             statuses=statuses, models=models, caller=caller.sees_only, before=before, limit=wanted
         )

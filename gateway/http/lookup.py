@@ -27,7 +27,7 @@ CallerRequest = Request[Caller, Turn, State]
 
 
 async def find(services: Services, caller: Caller, task_id: str) -> Snapshot:
-    """The task, after what was due has been done where the server can be reached.
+    """The task. Where it is overdue, and the server can be reached, what is due is done first.
 
     Raises ProblemError: task_not_found, also for a task that *caller* may not see, for which nothing is done then; and
     transport_unavailable where nothing is known of it.
@@ -104,7 +104,7 @@ def etag_of(snapshot: Snapshot, place: QueuePlace | None) -> str:
 
 
 def age_of(services: Services) -> dict[str, str]:
-    """What says how old an answer from memory is, while nothing newer can be had (RFC 9111)."""
+    """The header that gives the greatest age of an answer from memory, while nothing newer can be had (RFC 9111)."""
     age_s = services.tasks.news_age_s()
     return {"age": str(math.ceil(age_s))} if age_s else {}
 

@@ -89,7 +89,7 @@ PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
     **needs("metrics"),
 )
 async def get_metrics() -> Response[str]:
-    """All that this gateway measures, in Prometheus' text format; docs/operate/observability.md explains each. The
-    gateway of `warmlane up` tells it of every process there, which `job` and `instance` name."""
+    """Everything that this gateway measures, in Prometheus' text format; docs/operate/observability.md explains each
+    figure. The gateway of `warmlane up` reports every process of it, by `job` and `instance`."""
     text = await metrics_text()
     return Response(text.decode(), headers={"Content-Type": PROMETHEUS})

@@ -46,7 +46,7 @@ async def _answered_by_get() -> None:
 
 
 def _as_get(app: ASGIApp) -> ASGIApp:
-    # behind all that tells by the method what was asked: the path has both
+    # behind everything that judges by the method: the path has both
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "method": "GET"}, receive, send)  # type: ignore[arg-type]  # the scope that it was
 

@@ -21,12 +21,12 @@ _NOTED: Final[ContextVar[Noted | None]] = ContextVar("noted", default=None)
 
 
 def noted() -> Noted:
-    """That of the request in hand; outside of any, one that nobody reads."""
+    """What is noted of the request in hand; outside of any request, a note that nobody reads."""
     return _NOTED.get() or Noted()
 
 
 def begin(request_id: str) -> Noted:
-    """A new one, for this context and those that are made of it."""
+    """Begins a new note, for this context and those that are made of it."""
     begun = Noted(request_id)
     _NOTED.set(begun)
     return begun

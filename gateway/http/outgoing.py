@@ -1,4 +1,4 @@
-"""What every answer goes through on its way out: conditions of who reads, compression, and HEAD.
+"""What every answer goes through on its way out: the reader's conditions, compression, and HEAD.
 
 Only answers that are sent in one piece: a video and an event stream pass as they are.
 """
@@ -15,12 +15,12 @@ from gateway.http.conditions import GZIP, Conditions, encoded, precondition_fail
 from gateway.http.problems import answer_of
 
 GZIP_MIN_BYTES: Final = 2 * 1024
-# From here on, what takes a millisecond and more is done in a thread.
+# A body of this size takes a millisecond or more, and is compressed in a thread.
 GZIP_THREAD_BYTES: Final = 64 * 1024
 _GZIP_LEVEL: Final = 4
 _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS  # with gzip's header, which has no time in it: equal bytes for equal bytes
 _COMPRESSED: Final = (b"application/json", b"application/problem+json", b"text/plain", b"text/html")
-# What is sent as it comes.
+# These are sent as they come.
 _STREAMED: Final = (b"text/event-stream", b"video/")
 _OF_A_BODY: Final = frozenset({b"content-length", b"content-type", b"content-encoding"})
 _READING: Final = frozenset({"GET", "HEAD"})

@@ -20,7 +20,7 @@ from ops.telemetry import metrics
 from ops.telemetry.tracing import current_span, failed
 
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
-# How much of a body that was refused for its size is read and thrown away, so that the client sees why.
+# How much of a body is read and thrown away after it was refused for its size, so that the client sees why.
 DISCARD_MAX_BYTES: Final = 64 * 1024 * 1024
 # Where a route's options have what its query may hold (`queries.Query`).
 QUERY: Final = "query"
@@ -30,7 +30,7 @@ _log = structlog.get_logger(__name__)
 
 
 class ProblemKind(Struct, frozen=True):
-    """One row of the table. *detail* is an example of what a client is told, for the documentation."""
+    """One row of the table. *detail* is an example of what a client reads, for the documentation."""
 
     status: int
     title: str
@@ -120,7 +120,7 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     "range_not_satisfiable": ProblemKind(
         416,
         "The range lies beyond the end of the video",
-        "The header Content-Range tells how many bytes the video has.",
+        "The header Content-Range says how many bytes the video has.",
     ),
     "validation_failed": ProblemKind(
         422, "The request breaks the constraints of its model", "2 fields are wrong; errors lists each of them."
@@ -144,7 +144,9 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         431, "The request head is too large", "The request head has more than 65536 bytes. The connection is closed."
     ),
     "internal_error": ProblemKind(
-        500, "The gateway failed", "The cause is in the gateway's log. Try again; tell the operator if it persists."
+        500,
+        "The gateway failed",
+        "The cause is in the gateway's log. Try again; report it to the operator if it persists.",
     ),
     "queue_overloaded": ProblemKind(
         503,
@@ -159,7 +161,7 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     "storage_full": ProblemKind(
         503,
         "The queue has no room for more requests",
-        "Nothing of the request was stored. Try again after the time in Retry-After; the operator is told.",
+        "Nothing of the request was stored. Try again after the time in Retry-After. The metrics show it to operators.",
     ),
     "storage_unavailable": ProblemKind(
         503,
@@ -217,7 +219,7 @@ class ProblemError(Exception):
         )
 
 
-# What Litestar raises by itself, by status. Its texts are for developers; the client gets ours.
+# The problems of what Litestar raises by itself, by status. Its texts are for developers; the client gets ours.
 _BY_STATUS: Final[Mapping[int, str]] = {
     400: "invalid_query",
     404: "not_found",
@@ -228,7 +230,7 @@ _BY_STATUS: Final[Mapping[int, str]] = {
 
 
 def begin() -> None:
-    """What is counted of refusals stands at 0 from a gateway's start, so that the first one shows."""
+    """Sets the counters of refusals to 0 at a gateway's start, so that the first refusal shows as a rise."""
     for code in PROBLEMS:
         metrics.requests_refused.begin(code)
 
@@ -294,8 +296,8 @@ def _what_is_wrong(request: Request[Any, Any, Any], error: HTTPException) -> str
 
 def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
     # as text: a renderer that is given the exception may print local variables, and prompts and keys are among them
-    told = "".join(traceback.format_exception(error))
+    text = "".join(traceback.format_exception(error))
     _log.error(
-        "unexpected_error", request_id=noted().request_id, method=request.method, path=request.url.path, exception=told
+        "unexpected_error", request_id=noted().request_id, method=request.method, path=request.url.path, exception=text
     )
     return answer_of(ProblemError("internal_error", PROBLEMS["internal_error"].detail))

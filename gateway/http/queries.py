@@ -1,6 +1,6 @@
-"""Query parameters: a route takes those that its handler declares, each once unless it is a list; all else is told.
+"""Query parameters: a route takes those that its handler declares, each once unless it is a list; any other is refused.
 
-One that is ignored would be worse than one that is refused: `?limt=5` would list twenty, and nobody would see why.
+To ignore one would be worse: `?limt=5` would list twenty, and nobody would see why.
 """
 
 from collections import Counter

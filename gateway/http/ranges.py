@@ -21,7 +21,7 @@ class RangeNotSatisfiable(ValueError):
 
     @property
     def content_range(self) -> str:
-        """The value of `Content-Range` that tells the client how long the file is."""
+        """The value of `Content-Range` that says how long the file is."""
         return f"bytes */{self.size_bytes}"
 
 

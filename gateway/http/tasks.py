@@ -81,10 +81,10 @@ async def get_task(
 )
 async def follow_task(request: CallerRequest, services: _Services, task_id: FromPath[str]) -> Response[Any]:
     """Server-sent events: an event `task` with the task's JSON now and at every change, until it has ended. While it
-    waits, its place in the queue is such a change, told once a second at most.
+    waits, its place in the queue is such a change, sent once a second at most.
 
     The event's id is the revision. A client that comes back with that of the end in `Last-Event-ID` gets 204, which
-    tells a browser's `EventSource` to stay away. Between events a comment comes every 15 s.
+    keeps a browser's `EventSource` away. Between events a comment comes every 15 s.
     """
     snapshot = await find(services, request.user, task_id)
     if _has_seen_the_end(request, snapshot):

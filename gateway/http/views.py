@@ -23,7 +23,7 @@ MODES: Final[Mapping[Presence, tuple[Mode, ...]]] = {
 
 
 def root_of(request: ASGIConnection[Any, Any, Any, Any]) -> str:
-    """What stands before every path that the caller is told: empty, or as in `/warmlane` (`server/proxies.py`)."""
+    """What stands before every path in an answer: empty, or as in `/warmlane` (`server/proxies.py`)."""
     return request.scope["root_path"]
 
 

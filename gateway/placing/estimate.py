@@ -19,7 +19,7 @@ from gateway.rules.routing import READY_STATES
 
 RETRY_UNMEASURED_S: Final = 5.0
 RETRY_MIN_S: Final = 1.0
-# For so long one answer is given to everybody: it is in whole seconds, and a busy gateway is asked thousands of times.
+# One answer serves everybody for this long: it is in whole seconds, and a busy gateway gives thousands of them.
 RETRY_KEPT_S: Final = 0.1
 
 
@@ -68,7 +68,7 @@ class Estimates:
         self._queues = queues
         self._lanes = lanes
         self._windows = catalog.windows
-        self._told: dict[str, tuple[datetime, float]] = {}
+        self._answered: dict[str, tuple[datetime, float]] = {}
 
     def place(self, task: GenerationTask, now: datetime) -> QueuePlace | None:
         """Where *task* stands in its queue; None unless it waits."""
@@ -83,11 +83,11 @@ class Estimates:
 
         Worked out ten times a second at most.
         """
-        at, told_s = self._told.get(model, (now, 0.0))
+        at, answered_s = self._answered.get(model, (now, 0.0))
         if not 0 < _seconds(now - at) < RETRY_KEPT_S:
-            told_s = self._retry_after_s(model, now)
-            self._told[model] = now, told_s
-        return told_s
+            answered_s = self._retry_after_s(model, now)
+            self._answered[model] = now, answered_s
+        return answered_s
 
     def _retry_after_s(self, model: str, now: datetime) -> float:
         if self._queues.service_s("degraded", model) is None:

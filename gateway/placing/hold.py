@@ -45,7 +45,7 @@ class CallerGone(Exception):
 
 
 def is_held(task: GenerationTask) -> bool:
-    """Whether callers of *task* are held: it waits on the degraded queue for the first time, and none has its id."""
+    """Whether callers of *task* are held: it waits for a degraded worker the first time, and no client has its id."""
     return task.status is TaskStatus.PENDING and task.route == "degraded" and task.attempt == 0 and not task.promised
 
 
@@ -72,9 +72,10 @@ class Holds:
     async def hold(
         self, snapshot: Snapshot, *, is_shared: bool, until_gone: UntilGone, hold_s: float | None = None
     ) -> Snapshot:
-        """The task as soon as its callers are not held any more: claimed, ended, or promised, which a gateway that
-        stops does itself, and this one after *hold_s*, which is as long as its caller waits. It comes within 1 s of the
-        task's deadline, also when no other sweeper lives.
+        """The task as soon as its callers are no longer held: a worker claimed it, it ended, or it was promised.
+
+        This gateway promises it when it stops, and after *hold_s*, which is as long as its caller waits. The task comes
+        within 1 s of its deadline, also when no other sweeper lives.
 
         *until_gone* returns when the caller has hung up. If it was the last one of the task, the task is withdrawn
         and its place is free. *is_shared*: other gateways may hold callers of it.

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 async def until_answered(call: Callable[[], Awaitable[T]]) -> T:
-    """What *call* returns; it is made again while it raises TransportUnavailable, for RETRY_S in all, and then that is
+    """What *call* returns. It is called again while it raises TransportUnavailable, for RETRY_S in all; then that is
     raised.
 
     Every call that is tried again here is recognised by the server as the same one (design §4, Accept 2).
@@ -26,7 +26,7 @@ async def until_answered(call: Callable[[], Awaitable[T]]) -> T:
     except TransportUnavailable:
         if time.monotonic() - begun_s >= RETRY_S:
             raise
-        # nearly every call is answered: what retries need is made for the others only
+        # nearly every call is answered: only the others pay for what retries need
         await asyncio.sleep(FIRST_WAIT_S)
     async for attempt in stamina.retry_context(
         on=TransportUnavailable,

@@ -11,7 +11,7 @@ from contracts.tasks import LaneInput, RoutingDecision
 
 READY_STATES: Final = frozenset({LaneState.WARM, LaneState.BUSY})
 
-# What an operator is told of the rules of `route`.
+# The rules of `route`, in words for an operator.
 RULES: Final[Mapping[int, str]] = {
     1: "the operator switched the model to degraded",
     2: "a lane is warm or busy, and was heard of in time",

@@ -21,7 +21,7 @@ from gateway.http.noted import Noted, begin
 from ops.telemetry.metrics import requests_not_logged
 
 ID_HEADER: Final = b"x-request-id"
-# What a caller or a proxy calls the request stands, where it can be read in any log and is not long.
+# The id that a caller or a proxy gave the request is kept, where it is short and can be read in any log.
 _GIVEN_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 # An id of ours in a path is no secret; the rest of a key is.
 _KEY: Final = re.compile(r"(wl_[0-9a-f]{12})_[0-9a-zA-Z]+")
@@ -31,10 +31,10 @@ WINDOW_S: Final = 10.0
 LINES_MAX: Final = 100
 LINES_OF_CALLER_MAX: Final = 20
 CALLERS_MAX: Final = 1_000
-# So many callers are named of those whose refusals were not logged.
+# How many callers are named of those whose refusals were not logged.
 NAMED_MAX: Final = 5
 
-# randomness for each request would be a call of the kernel each time
+# new randomness for each request would cost a call of the kernel each time
 _PROCESS: Final = secrets.token_hex(6)
 _COUNT: Final = itertools.count(1)
 

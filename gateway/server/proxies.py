@@ -1,8 +1,8 @@
 """Behind a reverse proxy: under which path the API is served, and who is believed about that.
 
-Anybody can send `X-Forwarded-…`, so only those count that come from an address that the operator named. The prefix is
-taken off a path that has it, whether a proxy leaves it there or not; handlers find it in the scope as `root_path`, and
-put it before every path that they hand out. None of those names a scheme or a host.
+Anybody can send `X-Forwarded-…`, so these headers count only from an address that the operator named. The prefix is
+taken off a path that has it, whether a proxy leaves it there or not. Handlers find it in the scope as `root_path`, and
+put it before every path in an answer. No such path names a scheme or a host.
 """
 
 import ipaddress
@@ -51,7 +51,7 @@ def is_trusted(peer: str | None, trusted: Sequence[Network]) -> bool:
 def behind_proxies(app: Any, root_path: str, trusted: Sequence[Network]) -> Any:
     """*app*, as served under *root_path*, or under what one of the *trusted* proxies says.
 
-    From these, `X-Forwarded-For` and `X-Forwarded-Proto` tell whom the scope names as the client, and the scheme.
+    From a trusted proxy, `X-Forwarded-For` names the client in the scope, and `X-Forwarded-Proto` the scheme.
     """
     if not root_path and not trusted:
         return app

@@ -137,8 +137,8 @@ _BYTES: Final = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
 _OF_A_VIDEO: Final = "The SHA-256 of the video."
 _RETRY_AFTER: Final = {"Retry-After": "Seconds until another try makes sense."}
 _AGE: Final = {
-    "Age": "Only while the gateway is cut off from the queue: how old, at most, what it answers from memory is, in "
-    "seconds."
+    "Age": "Only while the gateway is cut off from the queue, and answers from memory: the greatest age of the answer, "
+    "in seconds."
 }
 
 
@@ -202,7 +202,7 @@ class GenerateOperation(_DescribedOperation):
         if isinstance(refused, OpenAPIResponse):
             refused.description += (
                 " With `queue_overloaded`, `limit` says which limit of the degraded queue was hit: `depth`, it was "
-                "full (told at once), or `wait`, no worker took the request within 30 s. Neither will run."
+                "full (answered at once), or `wait`, no worker took the request within 30 s. Neither will run."
             )
 
 
