@@ -27,9 +27,9 @@ What each shows, beside the numbers:
 - `kill -9` of a host gives everything back.
 """
 NO_CARD: Final = """\
-**No card was available so far.** Nothing here was seen on one: the numbers are those of the rehearsal on a CPU. The
-code is the same, but what only a card has was not seen: NVML's figures, the copy to the device, the process that
-fills the card, memory that is taken past torch, and CUDA's own words for out of memory.
+**No card was available so far.** The numbers here are those of the rehearsal on a CPU. The code is the same, but some
+things exist only on a card and were not seen: NVML's figures, the copy to the device, the process that fills the
+card, memory that is taken past torch, and CUDA's own words for out of memory.
 """
 
 
