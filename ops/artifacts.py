@@ -116,7 +116,7 @@ def task_id_of(path: str) -> str:
 def orphans(
     objects: Iterable[StoredObject], named: Callable[[str], Collection[str]], *, now: datetime, grace_s: float
 ) -> list[StoredObject]:
-    """The objects that no record names. *named* tells the paths that the record of a task names; none without one.
+    """The objects that no record names. *named* gives the paths that the record of a task names; none without one.
 
     An object younger than *grace_s* may belong to a task that is about to be recorded: it stays. So does one with a
     name that is none of ours.

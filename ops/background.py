@@ -22,7 +22,7 @@ class Background:
         self.names: list[str] = []
 
     async def keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Runs *work* until it returns; where it raises, that is logged, told, and it runs again after a while."""
+        """Runs *work* until it returns; where it raises, that is logged and reported, and it runs again later."""
         self.names.append(name)
         loop, wait_s = asyncio.get_running_loop(), RETRY_FIRST_S
         try:

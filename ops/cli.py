@@ -38,7 +38,7 @@ COMMANDS: Final[dict[str, CommandEntry]] = {
         "ops.commands.demo.command:command", "Alternate the models, save every video, judge the result."
     ),
     "doctor": CommandEntry(
-        "ops.commands.doctor.command:command", "Tell what this machine has, and what to do about the rest."
+        "ops.commands.doctor.command:command", "Report what this machine has, and what to do about the rest."
     ),
     "nats-server": CommandEntry("ops.commands.nats_server:command", "Run the nats-server of `warmlane up` by itself."),
     "provision": CommandEntry(
@@ -61,7 +61,7 @@ COMMANDS: Final[dict[str, CommandEntry]] = {
     "status": CommandEntry("ops.commands.status:command", "Show lanes, queues, fallbacks, and where requests go."),
     "trace": CommandEntry("ops.commands.trace:command", "Print the trace of a task as a tree, from Jaeger."),
     "capacity": CommandEntry(
-        "ops.commands.capacity.command:command", "Tell what dedicated lanes carry, and what they cost."
+        "ops.commands.capacity.command:command", "Estimate what dedicated lanes carry, and what they cost."
     ),
     "lane-mode": CommandEntry(
         "ops.commands.lane_mode:command", "Keep new requests off a model's lanes, or let routing decide."
@@ -125,7 +125,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Examples:\n\n  warmlane up\n\n  warmlane submit anisora 'a red fox in fresh snow'\n\n  warmlane demo\n\n"
-    "`warmlane COMMAND --help` tells more, also the variables that stand for options, such as WARMLANE_PORT.",
+    "`warmlane COMMAND --help` explains each, also the variables that stand for options, such as WARMLANE_PORT.",
 )
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version."

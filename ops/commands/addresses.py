@@ -39,7 +39,7 @@ class Addresses(Struct, frozen=True, kw_only=True):
 
 
 class Found(Struct, frozen=True):
-    """What a data folder tells: *addresses* of a system that runs, or else *why* there are none."""
+    """What a data folder says: *addresses* of a system that runs, or else *why* there are none."""
 
     addresses: Addresses | None = None
     why: str = ""
@@ -53,7 +53,7 @@ class Address(Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def telling(data_dir: Path, addresses: Addresses, *, outlives: bool = False) -> Iterator[None]:
+def published(data_dir: Path, addresses: Addresses, *, outlives: bool = False) -> Iterator[None]:
     """*addresses* stand in *data_dir* while the block runs, written whole or not at all.
 
     *outlives*: they stay beyond an exec of this process, for as long as what it has become runs; so the lock is on the
@@ -74,7 +74,7 @@ def telling(data_dir: Path, addresses: Addresses, *, outlives: bool = False) -> 
 
 
 def find(data_dir: Path, *, is_named: bool) -> Found:
-    """What *data_dir* tells. Changes nothing, raises nothing.
+    """What *data_dir* says. Changes nothing, raises nothing.
 
     Where the user did not name the folder (*is_named*), it is whatever folder of that name the current one holds: then
     the file must be the user's own, or anybody could be sent his prompts and keys.
@@ -109,16 +109,16 @@ def chosen(kind: Kind, given: str | None, given_by: str, found: Found, folder: P
     """Which address counts. Pure.
 
     1. *given*, by the option or the variable *given_by*.
-    2. What the data *folder* tells of a system that runs.
+    2. What the data *folder* says of a system that runs.
     3. The default.
     """
     if given is not None:  # 1
         return Address(given, given_by)
     if found.addresses is not None:
-        told: str | None = getattr(found.addresses, kind)
-        if told is not None:  # 2
+        written: str | None = getattr(found.addresses, kind)
+        if written is not None:  # 2
             of = f"`warmlane {found.addresses.command}`, process {found.addresses.pid}"
-            return Address(told, f"{folder / FILE} of {of}")
+            return Address(written, f"{folder / FILE} of {of}")
         why = f"`warmlane {found.addresses.command}` of {folder / FILE} has no gateway"
         return Address(_DEFAULTS[kind], f"the default, since {why}")
     return Address(_DEFAULTS[kind], f"the default, since {found.why}")  # 3

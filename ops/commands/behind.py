@@ -1,4 +1,4 @@
-"""What a gateway behind a reverse proxy is told on the command line (docs/operate/behind-nginx.md)."""
+"""The options of a gateway behind a reverse proxy (docs/operate/behind-nginx.md)."""
 
 import ipaddress
 from collections.abc import Callable

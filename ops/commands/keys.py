@@ -291,7 +291,7 @@ def add_command(
             now=now,
         )
 
-    presented = on_nats(nats, make, name="keys", told=(NotProvisioned, NoSuchKey))
+    presented = on_nats(nats, make, name="keys", shown=(NotProvisioned, NoSuchKey))
     click.echo(
         f"key {presented.id} for {caller} ({', '.join(scopes)}) counts from now on. "
         "Keep what follows: it is stored nowhere and cannot be shown again.",
@@ -307,7 +307,7 @@ def add_command(
 @nats_options("admin", asks_for_folder=True)
 def list_command(with_revoked: bool, as_json: bool, nats: NatsAccess) -> None:
     """Show the keys that are in force; never a secret."""
-    stored = on_nats(nats, read_keys, name="keys", told=(NotProvisioned, NoSuchKey))
+    stored = on_nats(nats, read_keys, name="keys", shown=(NotProvisioned, NoSuchKey))
     keys = stored.keys if with_revoked else stored.in_force
     if as_json:
         click.echo(json.dumps([shown(key) for key in keys]))
@@ -342,7 +342,7 @@ def revoke_command(key_id: str, nats: NatsAccess) -> None:
         await forget_revoked(link, now=now)
         return await revoke(link, key_id, now=now), await read_keys(link)
 
-    was, stored = on_nats(nats, end, name="keys", told=(NotProvisioned, NoSuchKey))
+    was, stored = on_nats(nats, end, name="keys", shown=(NotProvisioned, NoSuchKey))
     if was.revoked_at is not None:
         click.echo(f"key {was.id} of {was.caller} was revoked already, at {was.revoked_at:%Y-%m-%d %H:%M:%S} UTC")
     else:

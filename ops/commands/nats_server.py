@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ops.commands.addresses import Addresses, telling
+from ops.commands.addresses import Addresses, published
 from ops.commands.options import data_dir_option, nats_port_option
 from ops.machine.ports import require_free
 from ops.nats.access import environment_for, make_users
@@ -32,5 +32,5 @@ def command(data_dir: Path, nats_port: int) -> None:
             raise click.ClickException(str(error)) from error
         os.set_inheritable(lock, True)
         addresses = Addresses(pid=os.getpid(), command="nats-server", nats_url=embedded_url(nats_port))
-        with telling(data_dir, addresses, outlives=True):
+        with published(data_dir, addresses, outlives=True):
             os.execve(arguments[0], arguments, environment_for(None, os.environ) | users)  # noqa: S606  # our own program

@@ -102,7 +102,7 @@ profile_option = click.option(
 
 
 def _shareable(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
-    # the processes of a system tell each other of files in it, in messages that are UTF-8
+    # the processes of a system name files in it to each other, in messages that are UTF-8
     require_text(ctx, parameter, str(value.absolute()))
     return value
 
@@ -154,7 +154,7 @@ nats_storage_option = click.option(
     default="20GB",
     show_default=True,
     show_envvar=True,
-    help="What nats-server may store: max_file_store of its nats.conf, which it tells nobody. Near it, new requests "
+    help="What nats-server may store: max_file_store of its nats.conf, which it does not report. Near it, new requests "
     "are refused, so that those in hand can end.",
 )
 log_size_option = click.option(
@@ -239,7 +239,7 @@ def metrics_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Shared(Struct, frozen=True):
-    """What every process of one deployment is told alike."""
+    """What every process of one deployment gets alike."""
 
     nats: NatsAccess
     data_dir: Path
@@ -277,5 +277,5 @@ def snapshotting(oom_snapshots: int) -> list[str]:
 
 
 def name_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`--name`, with a help text of the command's own, which tells the default."""
+    """`--name`, with a help text of the command's own, which names the default."""
     return click.option("--name", envvar="WARMLANE_NAME", show_envvar=True, help=text)

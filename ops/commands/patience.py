@@ -10,7 +10,7 @@ SERVICE_UNAVAILABLE: Final = 503
 
 
 class Busy(Struct, frozen=True):
-    """Why nothing was accepted: the *status* of the answer, and when another try makes sense, where that was told."""
+    """Why nothing was accepted: the *status* of the answer, and when another try makes sense, where it says so."""
 
     status: int
     retry_after_s: float | None = None
@@ -20,8 +20,8 @@ def pause_s(busy: Busy, *, tries: int, left_s: float) -> float | None:
     """How long to wait before the next try, after *tries* that failed and with *left_s* of patience; None to give up.
 
     1. Only a 503 passes by itself.
-    2. What was told in Retry-After is waited for.
-    3. Where nothing was told: 1 s, then twice as long each time, and 30 s at most.
+    2. What Retry-After says is waited for.
+    3. Where it says nothing: 1 s, then twice as long each time, and 30 s at most.
     4. What is further off than the patience reaches is not waited for.
     """
     if busy.status != SERVICE_UNAVAILABLE:  # 1

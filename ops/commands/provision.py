@@ -1,4 +1,4 @@
-"""`warmlane provision`: makes a nats-server hold what Warmlane needs, or tells where it differs."""
+"""`warmlane provision`: makes a nats-server hold what Warmlane needs, or reports where it differs."""
 
 import asyncio
 import time

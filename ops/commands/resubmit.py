@@ -34,7 +34,7 @@ def resubmit_key(task_id: str) -> str:
 def request_again(original: TaskView, parameters: Mapping[str, Any], image: Path | None, *, url: str) -> dict[str, Any]:
     """The body of `POST /generate` that asks for what *original* asked for; *image* is the file that it started from.
 
-    Its *parameters* are passed on as they were told, also those of later versions.
+    Its *parameters* are passed on as they were answered, also those of later versions.
 
     Raises NotToBeSent for a task that has not failed, click.BadParameter for an image that is not the one it had.
     """
@@ -83,8 +83,8 @@ def resubmit(client: Client, task_id: str, image: Path | None, out: Path | None,
 
     Ctrl-C leaves the new task alone. Raises NotToBeSent, click.BadParameter, NotSaved, and what `Client` raises.
     """
-    original, told = client.task(task_id)
-    body = request_again(original, told["parameters"], image, url=client.url)
+    original, answered = client.task(task_id)
+    body = request_again(original, answered["parameters"], image, url=client.url)
     task, revision = client.submit(body, idempotency_key=resubmit_key(original.id), hold=False)
     click.echo(f"{task.id} is {task.status}: the request of {original.id} again, seed {task.parameters.seed}")
     if not wait:

@@ -1,4 +1,4 @@
-"""Where a video goes: looked at before it is made, and told where it stays if it cannot be saved after all."""
+"""Where a video goes: checked before it is made; an error says where the video stays if it cannot be saved."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ def output_path(out: Path | None, task: TaskView) -> Path:
 
 
 def require_writable(out: Path | None) -> None:
-    """A video can be saved at *out* as `output_path` means it, as far as that can be told before. Leaves nothing.
+    """A video can be saved at *out* as `output_path` means it, as far as that can be known before. Leaves nothing.
 
     Raises click.BadParameter, which says what is in the way.
     """

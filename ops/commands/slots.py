@@ -92,7 +92,7 @@ def command(ctx: click.Context, /, nats: NatsAccess) -> None:
     ctx.obj = nats
     if ctx.invoked_subcommand is not None:
         return
-    slots = on_nats(nats, lambda link: read_slots(link, now=datetime.now(UTC)), name="slots", told=(NotQuarantined,))
+    slots = on_nats(nats, lambda link: read_slots(link, now=datetime.now(UTC)), name="slots", shown=(NotQuarantined,))
     if slots:
         Console().print(table_of(slots))
     else:
@@ -114,7 +114,7 @@ def lift_command(group: NatsAccess, /, slot: str, nats_url: str | None) -> None:
     """
     nats = group if nats_url is None else nats_access("admin", nats_url, ca=group.ca)
     try:
-        was = on_nats(nats, lambda link: lift(link, slot, now=datetime.now(UTC)), name="slots", told=(NotQuarantined,))
+        was = on_nats(nats, lambda link: lift(link, slot, now=datetime.now(UTC)), name="slots", shown=(NotQuarantined,))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="SLOT") from error
     click.echo(f"lifted: slot {slot} was quarantined since {was.since:%Y-%m-%d %H:%M:%S} UTC ({was.detail})")

@@ -139,12 +139,12 @@ def _queues(queues: QueuesView, jaeger_url: str | None) -> Table:
 def _running(task: RunningView, jaeger_url: str | None) -> str:
     steps = "" if task.step is None else f", step {task.step} of {task.steps}"
     left = "" if task.left_s is None else f", about {span(task.left_s)} left"
-    told = escape(f"{task.model} on {task.worker or '?'}{steps}{left}")
+    text = escape(f"{task.model} on {task.worker or '?'}{steps}{left}")
     if task.trace_id is None:
-        return told
+        return text
     link = trace_link(task.trace_id, jaeger_url)
     named = escape(f"trace {task.trace_id}")
-    return f"{told}\n" + (named if link == task.trace_id else f"[link={link}]{named}[/link]")
+    return f"{text}\n" + (named if link == task.trace_id else f"[link={link}]{named}[/link]")
 
 
 def _slots(lanes: LanesView, now: datetime) -> Table:
@@ -253,8 +253,8 @@ def command(watch: bool, as_json: bool, jaeger_url: str | None, gateway: Gateway
         raise click.UsageError("--json prints once; leave out --watch")
     with gateway.client() as client:
         if as_json:
-            told: dict[str, Any] = {name: client.get(path, dict[str, Any]) for name, path in PATHS.items()}
-            click.echo(json.dumps(told))
+            answers: dict[str, Any] = {name: client.get(path, dict[str, Any]) for name, path in PATHS.items()}
+            click.echo(json.dumps(answers))
         elif watch:
             with contextlib.suppress(KeyboardInterrupt):
                 follow(client, Console(), jaeger_url)

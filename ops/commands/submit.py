@@ -45,7 +45,7 @@ def request_body(model: str, prompt: str, image: Path | None, fields: Mapping[st
 
 
 def waiting_line(task: TaskView) -> str:
-    """What is told of a task that waits: its place in the queue, and how long that will probably take."""
+    """What is shown of a task that waits: its place in the queue, and how long that will probably take."""
     if task.queue is None:
         return "waiting for a worker"
     place = f"waiting in place {task.queue.position}"
@@ -60,17 +60,17 @@ def reason_of(task: TaskView) -> str:
 
 def failure_text(task: TaskView, key: str) -> str:
     """Why *task* has no video, and what to do next where that is known."""
-    told = f"task {task.id} failed: {reason_of(task)}"
+    text = f"task {task.id} failed: {reason_of(task)}"
     if task.error is not None and task.error.code == "queue_overloaded":
-        told += f"\nNothing ran. Try again in a while, or with --retry 10m; --idempotency-key {key} may be used again."
-    return told
+        text += f"\nNothing ran. Try again in a while, or with --retry 10m; --idempotency-key {key} may be used again."
+    return text
 
 
 class Bar:
     """A progress bar on standard error that follows one task."""
 
     def __init__(self, jaeger_url: str | None = None) -> None:
-        """With *jaeger_url*, or where the environment names one, a trace is told as a link."""
+        """With *jaeger_url*, or where the environment names one, a trace is shown as a link."""
         self._jaeger_url = jaeger_url or known_jaeger()
         console = Console(stderr=True)
         self._progress = Progress(
@@ -199,7 +199,7 @@ def generate(
 
 
 def saved_line(path: Path, task: TaskView) -> str:
-    """What is told of the video of *task* that was saved at *path*."""
+    """What is shown of the video of *task* that was saved at *path*."""
     video = task.video
     assert video is not None
     return (
@@ -293,8 +293,8 @@ def command(
 ) -> None:
     """Generate one video and save it.
 
-    MODEL is a name or an alias from GET /settings. The task's address is told as soon as it is accepted; Ctrl-C cancels
-    the task.
+    MODEL is a name or an alias from GET /settings. The task's address is printed as soon as it is accepted; Ctrl-C
+    cancels the task.
     """
     require_writable(out)
     body = request_body(model, prompt, image, fields)

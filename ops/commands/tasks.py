@@ -50,8 +50,8 @@ def command() -> None:
     "--limit", type=click.IntRange(1), default=20, show_default=True, help="How many at most, over as many pages."
 )
 @click.option("--all", "everything", is_flag=True, help="All there are, instead of --limit.")
-@click.option("--cursor", help="Go on where the list before ended: the cursor that it told.")
-@click.option("--json", "as_json", is_flag=True, help="Print what the gateway tells: an object as GET /tasks has it.")
+@click.option("--cursor", help="Go on where the list before ended: the cursor that it printed.")
+@click.option("--json", "as_json", is_flag=True, help="Print what the gateway answers: an object as GET /tasks has it.")
 @gateway_options
 def list_command(
     status: str | None,
@@ -125,9 +125,9 @@ def fitted(line: str) -> str:
 def show_command(task_id: str, as_json: bool, gateway: Gateway) -> None:
     """Show one task: what was asked for, where it is, how it ended, and its timeline."""
     with gateway.client() as client:
-        task, told = client.task(task_id)
+        task, answered = client.task(task_id)
         if as_json:
-            click.echo(json.dumps(told))
+            click.echo(json.dumps(answered))
             return
         for line in shown(client, task):
             click.echo(line)

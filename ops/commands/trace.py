@@ -19,11 +19,11 @@ ROOT_SERVICE: Final = "warmlane-gateway"
 TIMEOUT_S: Final = 10.0
 _TRACE_ID: Final = re.compile(r"[0-9a-f]{32}")
 # Beside a name: who did it, and what became of it.
-_TOLD: Final = ("warmlane.worker", "warmlane.attempt", "warmlane.reason", "warmlane.lost_s", "warmlane.outcome")
+_SHOWN: Final = ("warmlane.worker", "warmlane.attempt", "warmlane.reason", "warmlane.lost_s", "warmlane.outcome")
 
 
 class Span(Struct, frozen=True, kw_only=True):
-    """One span as Jaeger tells it; times in microseconds."""
+    """One span as Jaeger reports it; times in microseconds."""
 
     span_id: str
     parent_id: str | None
@@ -64,12 +64,12 @@ def tree(spans: list[Span]) -> Iterator[str]:
     def lines(parent: str | None, depth: int) -> Iterator[str]:
         for span in children.get(parent, ()):
             begun_s, took_s = (span.start_us - spans[0].start_us) / 1e6, span.duration_us / 1e6
-            told = " ".join(
-                f"{name.removeprefix('warmlane.')}={span.tags[name]}" for name in _TOLD if name in span.tags
+            shown = " ".join(
+                f"{name.removeprefix('warmlane.')}={span.tags[name]}" for name in _SHOWN if name in span.tags
             )
             error = f"  !! {span.tags.get('error.type', 'error')}" if span.tags.get("error") else ""
             name = f"{'  ' * depth}{span.name}"
-            yield f"{begun_s:+10.3f} s {took_s:9.3f} s  {name:<36} {span.service:<9} {told}{error}".rstrip()
+            yield f"{begun_s:+10.3f} s {took_s:9.3f} s  {name:<36} {span.service:<9} {shown}{error}".rstrip()
             yield from lines(span.span_id, depth + 1)
 
     yield from lines(None, 0)
@@ -91,7 +91,7 @@ link_option = click.option(
     "--jaeger-url",
     envvar=VARIABLE,
     show_envvar=True,
-    help="Jaeger's pages: what is told of a trace is a link there. [default: its ID alone]",
+    help="Jaeger's pages: a trace is shown as a link there. [default: its ID alone]",
 )
 
 

@@ -110,7 +110,7 @@ def _within_quota(wanted: Sequence[Want], lanes: Mapping[str, Seen], quota: Mapp
 class Death(Struct, frozen=True):
     """The process *pid* of a lane ended, and has been reaped: it writes nothing any more.
 
-    *how* is its signal or status, with its last error if it told one.
+    *how* is its signal or status, with its last error if it logged one.
     """
 
     how: str

@@ -46,7 +46,7 @@ class GrantedLane(Protocol):
         ...
 
     async def stop(self, *, within_s: float, leaving_for: LeavingFor | None = None) -> None:
-        """Drains it, which tells what it is *leaving_for*; ends it *within_s* at the latest; gives its slot back."""
+        """Drains it; it reports what it is *leaving_for*. ends it *within_s* at the latest; gives its slot back."""
         ...
 
     def kill(self) -> None:
@@ -161,12 +161,12 @@ def _error_in(line: str) -> str:
     if not line.startswith("{"):
         return line.removeprefix("Error: ")
     try:
-        told = decode_json(line.encode(errors="surrogateescape"), _LogLine)
+        logged = decode_json(line.encode(errors="surrogateescape"), _LogLine)
     except msgspec.DecodeError:
         return line
-    if told.level not in {"error", "critical"}:
+    if logged.level not in {"error", "critical"}:
         return ""
-    return f"{told.event}: {told.error}" if told.error else told.event
+    return f"{logged.event}: {logged.error}" if logged.error else logged.event
 
 
 def _tail(path: Path) -> str:

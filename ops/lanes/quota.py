@@ -34,7 +34,7 @@ class Quota:
         self.max_lanes: Mapping[str, int] = {} if path is None else self._read(path)
 
     def poll(self) -> bool:
-        """Reads the file again if it changed, and tells whether the limits changed.
+        """Reads the file again if it changed; whether the limits changed.
 
         Raises QuotaError, once for each bad edit; the last good limits stay.
         """

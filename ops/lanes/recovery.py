@@ -48,7 +48,7 @@ class LostStarts:
         self._untold.append(start)
 
     async def tell(self) -> bool:
-        """Stores what there is to tell; whether nothing is left. Raises TransportUnavailable."""
+        """Stores the starts that were lost; whether nothing is left. Raises TransportUnavailable."""
         while self._untold:
             start = self._untold[0]
             if not any(is_same_start(start, known) for known in self._known):
@@ -73,7 +73,7 @@ class LostStarts:
 
 
 def is_same_start(one: ColdStart, other: ColdStart) -> bool:
-    """Whether both tell of one process: a lane has one at a time, so those of two do not overlap. Pure.
+    """Whether both are of one process: a lane has one at a time, so those of two do not overlap. Pure.
 
     One may have ended in the microsecond in which it began: then it overlaps with nothing.
     """

@@ -104,7 +104,7 @@ class Supervised:
         return self.granted is not None and self.granted.pid is not None and self.granted.pid == spoken
 
     def told(self, now_s: float) -> ReportedState | None:
-        """What the supervisor has to say of it; None when its own process tells, or is about to leave."""
+        """What the supervisor has to report of it; None when its own process reports, or is about to leave."""
         if self.granted is None:
             return None if self.denied is None else told_of(self.denied, now_s=now_s)
         return None if self.stopping or self.speaks_for_itself else told_of(self.silence, now_s=now_s)

@@ -35,7 +35,7 @@ def can_listen(path: Path) -> bool:
 
 
 def is_answered(path: Path) -> bool:
-    """Whether a process listens at *path*, or will when it has imported: the kernel tells, a file does not."""
+    """Whether a process listens at *path*, or will when it has imported: the kernel knows, a file does not."""
     return any(_connects(name) for name in (path, importing(path)))
 
 

@@ -32,7 +32,7 @@ class LogFile:
        lost.
     2. The old one goes first, so that there is room for the copy on a disk that is full.
     3. Where it cannot be copied, it may grow to HOPELESS times *max_bytes*, and is then made empty all the same.
-    4. What goes wrong here is told once, and ends nothing.
+    4. What goes wrong here is logged once, and ends nothing.
     """
 
     def __init__(self, path: Path, *, max_bytes: int = LOG_MAX_BYTES) -> None:
@@ -40,7 +40,7 @@ class LogFile:
         self.old_path = path.with_suffix(".old.log")
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._told: str | None = None
+        self._logged: str | None = None
 
     def open(self) -> BinaryIO:
         """The file to append to, or the null device where there can be none."""
@@ -64,7 +64,7 @@ class LogFile:
             try:
                 if self._is_large():
                     self._move()
-                    self._told = None
+                    self._logged = None
             except OSError as error:  # 4
                 self._tell("log_not_rotated", error)
 
@@ -96,8 +96,8 @@ class LogFile:
                 copied_bytes += len(chunk)
 
     def _tell(self, event: str, error: OSError) -> None:
-        if self._told != event:
-            self._told = event
+        if self._logged != event:
+            self._logged = event
             log.warning(
                 event, path=self.path, error=error, advice="make room on its disk, or choose another --data-dir"
             )

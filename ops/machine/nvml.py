@@ -76,7 +76,7 @@ _ADVICE: Final = {
     pynvml.NVML_ERROR_IRQ_ISSUE: "the kernel has an interrupt issue with the card: look at `dmesg`",
     pynvml.NVML_ERROR_NO_PERMISSION: "let this user read /dev/nvidia*",
     pynvml.NVML_ERROR_NOT_FOUND: "no such card is here: `nvidia-smi -L` lists them",
-    pynvml.NVML_ERROR_NOT_SUPPORTED: "the driver tells no memory of this card or instance",
+    pynvml.NVML_ERROR_NOT_SUPPORTED: "the driver reports no memory of this card or instance",
     pynvml.NVML_ERROR_UNKNOWN: "look for Xid and NVRM in `dmesg`; a restart of the machine helps where it stays",
 }
 
@@ -101,7 +101,7 @@ def _nvml() -> Iterator[bool]:
     except pynvml.NVMLError as error:
         raise DriverUnusable(in_words(error)) from error
     finally:
-        with contextlib.suppress(pynvml.NVMLError):  # a card that is lost is told by the reading
+        with contextlib.suppress(pynvml.NVMLError):  # the reading reports a card that is lost
             pynvml.nvmlShutdown()
 
 
@@ -205,7 +205,7 @@ class _SystemMemory(NamedTuple):
 def _memory(handle: object, uuid: str) -> Any:
     """The memory of the card, or instance; the system's where the card has none of its own.
 
-    NVML says Not Supported there, or tells nought: https://docs.nvidia.com/dgx/dgx-spark/known-issues.html
+    NVML answers Not Supported there, or zero: https://docs.nvidia.com/dgx/dgx-spark/known-issues.html
     """
     if uuid.startswith("MIG-"):
         return _device_memory(handle)
@@ -235,7 +235,7 @@ def _device_memory(handle: object) -> Any:
 
 
 def _processes(handle: object) -> list[Any]:
-    """The processes on the card. None where the driver does not tell: old or busy."""
+    """The processes on the card. None where the driver does not list them: old or busy."""
     try:
         # by its number: the name without one answers an old driver with an exception that is no NVMLError
         return list(pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle))
@@ -351,7 +351,7 @@ class NvmlProbe:
     def holders(self) -> tuple[Holder, ...]:
         try:
             return _holders(self._device())
-        except pynvml.NVMLError:  # `read` tells it, and asks anew
+        except pynvml.NVMLError:  # `read` reports it, and asks anew
             return ()
 
     def _device(self) -> object:

@@ -61,7 +61,7 @@ def _cards() -> list[str]:
 
 
 def refuse_hidden(slot: str) -> None:
-    """Raises click.ClickException where CUDA_VISIBLE_DEVICES hides *slot*. What the driver does not tell, passes."""
+    """Raises click.ClickException where CUDA_VISIBLE_DEVICES hides *slot*. A slot unknown to the driver passes."""
     if slot.startswith("cpu-") or VISIBLE not in os.environ:
         return
     try:

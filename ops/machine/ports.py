@@ -1,4 +1,4 @@
-"""Ports that a process is to listen on: what is wrong with them is told before anything is started."""
+"""Ports that a process is to listen on: what is wrong with them is reported before anything is started."""
 
 import errno
 import socket

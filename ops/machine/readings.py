@@ -12,8 +12,8 @@ MB: Final = 1_000_000
 class Holder(Struct, frozen=True, kw_only=True):
     """A process with a CUDA context on a card, by the driver's word. For people: verdicts know `Reading.by_pid` alone.
 
-    *used_bytes* is None where the driver does not tell. In a container *pid* may be a number of the host's, and *name*
-    (never the command line, which may hold a secret) is None where no process here has it.
+    *used_bytes* is None where the driver does not report it. In a container *pid* may be a number of the host's, and
+    *name* (never the command line, which may hold a secret) is None where no process here has it.
     """
 
     pid: int
@@ -29,7 +29,7 @@ class Holder(Struct, frozen=True, kw_only=True):
 class Reading(Struct, frozen=True):
     """One look at a slot's memory: in use, and free for a pipeline to come.
 
-    *by_pid* is what the driver says of each process there; empty where it does not tell them apart.
+    *by_pid* is what the driver says of each process there; empty where it does not list them.
     """
 
     used_bytes: int
@@ -40,8 +40,8 @@ class Reading(Struct, frozen=True):
 class MemoryProbe(Protocol):
     """Reads the memory of one slot (design §7).
 
-    *absolute_bytes* is the noise that it cannot tell from a leak (ADR 0029); it is asked every *poll_s* seconds, for
-    *deadline_s* at most, whether a pipeline is gone.
+    *absolute_bytes* is the noise that it cannot distinguish from a leak (ADR 0029); it is asked every *poll_s* seconds,
+    for *deadline_s* at most, whether a pipeline is gone.
     """
 
     @property

@@ -7,7 +7,7 @@ import click
 
 
 class Tls:
-    """A certificate and its key, read once: what is wrong with them is told before anything is started."""
+    """A certificate and its key, read once: what is wrong with them is reported before anything is started."""
 
     def __init__(self, cert: Path, key: Path) -> None:
         """Raises click.ClickException, with what is wrong with which file."""
@@ -32,7 +32,7 @@ class Tls:
                     f"--tls-key {key} is not the key of the certificate in --tls-cert {cert}; "
                     "the certificate itself has to come first in its file"
                 ) from error
-            raise click.ClickException(f"--tls-cert {cert} with --tls-key {key}: {_told(error)}") from error
+            raise click.ClickException(f"--tls-cert {cert} with --tls-key {key}: {_reason(error)}") from error
 
     def arguments(self) -> list[str]:
         """The same, for the command line of another process."""
@@ -61,7 +61,7 @@ def trusting(ca: Path) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=ca)
     except ssl.SSLError as error:
-        raise click.ClickException(f"--ca {ca}: {_told(error)}") from error
+        raise click.ClickException(f"--ca {ca}: {_reason(error)}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
@@ -76,5 +76,5 @@ def _require(path: Path, option: str, marker: str) -> None:
         raise click.ClickException(f"{option} {path} holds no {what} in PEM, which begins with -----BEGIN")
 
 
-def _told(error: ssl.SSLError) -> str:
+def _reason(error: ssl.SSLError) -> str:
     return (error.reason or str(error)).replace("_", " ").lower()

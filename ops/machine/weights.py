@@ -16,12 +16,12 @@ MODEL_INDEX: Final = "model_index.json"
 # As diffusers and transformers name them, without a variant.
 STEMS: Final = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 HEADER_MAX_BYTES: Final = 100_000_000
-# The floating-point types of safetensors, by torch's names; others are told by their own.
+# The floating-point types of safetensors, by torch's names; others keep their own.
 NAMES: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "float8_e4m3fn"}
 
 
 class WeightsUnreadable(Exception):
-    """The folder's files do not tell what they hold. The text names the file."""
+    """The folder's files do not say what they hold. The text names the file."""
 
 
 def weights_of(folder: Path) -> Components | None:
@@ -77,8 +77,8 @@ def _tensors(path: Path) -> tuple[StoredTensor, ...]:
             header: dict[str, Any] = loads(file.read(length))
         header.pop("__metadata__", None)
         return tuple(
-            StoredTensor(name, NAMES.get(told["dtype"], told["dtype"]), math.prod(told["shape"]))
-            for name, told in header.items()
+            StoredTensor(name, NAMES.get(stored["dtype"], stored["dtype"]), math.prod(stored["shape"]))
+            for name, stored in header.items()
         )
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsUnreadable(f"{path} is truncated or no safetensors file: {error!r}") from error

@@ -53,7 +53,7 @@ class NatsAccess(Struct, frozen=True, kw_only=True):
         return cls(urls=plain, user=unquote(named.username or ""), password=unquote(named.password or ""), ca=ca)
 
     @property
-    def told(self) -> str:
+    def shown(self) -> str:
         """The addresses for an error, and who named them."""
         return f"{self.urls} ({self.said_by})" if self.said_by else self.urls
 

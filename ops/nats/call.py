@@ -14,11 +14,11 @@ T = TypeVar("T")
 
 
 def on_nats(
-    nats: NatsAccess, work: Callable[[NatsLink], Awaitable[T]], *, name: str, told: tuple[type[Exception], ...]
+    nats: NatsAccess, work: Callable[[NatsLink], Awaitable[T]], *, name: str, shown: tuple[type[Exception], ...]
 ) -> T:
     """What *work* returns, with a connection called *name*.
 
-    Raises click.ClickException where the server cannot be used, and for *told*, whose text is for the user.
+    Raises click.ClickException where the server cannot be used, and for *shown*, whose text is for the user.
     """
 
     async def run() -> T:
@@ -28,7 +28,7 @@ def on_nats(
         finally:
             await link.close()
 
-    expected: tuple[type[Exception], ...] = (TransportUnavailable, UnusableServer, *told)
+    expected: tuple[type[Exception], ...] = (TransportUnavailable, UnusableServer, *shown)
     try:
         return asyncio.run(run())
     except expected as error:

@@ -126,7 +126,7 @@ class Connector:
         if self._refusals:
             return _refused(self._access, self._refusals[-1])
         return TransportUnavailable(
-            f"no nats-server answers at {self._access.told}; start one with "
+            f"no nats-server answers at {self._access.shown}; start one with "
             "`warmlane up`, name the folder of one with --data-dir, or its address with --nats-url"
         )
 
@@ -172,18 +172,18 @@ class Connector:
 def _refused(access: NatsAccess, error: Exception) -> UnusableServer:
     if isinstance(error, ssl.SSLError):
         return UnusableServer(
-            f"the certificate of the nats-server at {access.told} is not trusted ({error}); name the file of its "
+            f"the certificate of the nats-server at {access.shown} is not trusted ({error}); name the file of its "
             "authority with --nats-ca"
         )
     if isinstance(error, nats.errors.SecureConnRequiredError):
         return UnusableServer(
-            f"the nats-server at {access.told} offers no TLS; start it with --tls, or leave tls:// and --nats-ca out"
+            f"the nats-server at {access.shown} offers no TLS; start it with --tls, or leave tls:// and --nats-ca out"
         )
     if access.user is None:
         return UnusableServer(
-            f"the nats-server at {access.told} wants a user and a password: set WARMLANE_NATS_<ROLE>_PASSWORD, or, "
+            f"the nats-server at {access.shown} wants a user and a password: set WARMLANE_NATS_<ROLE>_PASSWORD, or, "
             "on the machine of `warmlane up`, name its --data-dir"
         )
     return UnusableServer(
-        f"the nats-server at {access.told} does not know the user {access.user}, or not with this password"
+        f"the nats-server at {access.shown} does not know the user {access.user}, or not with this password"
     )

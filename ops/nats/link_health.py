@@ -1,4 +1,4 @@
-"""What a process tells of its connection to nats-server: whether it stands, and how far the clocks are apart."""
+"""What a process reports of its connection to nats-server: whether it stands, and how far the clocks are apart."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from ops.telemetry.metrics import background_trouble, clock_skew, nats_connected
 from ops.telemetry.unreadable import Role, begin
 
 LOOK_EVERY_S: Final = 60.0
-# A purge tells nobody. Each look is a small question for each bucket that the process follows.
+# Nobody is notified of a purge. Each look is a small question for each bucket that the process follows.
 EMPTIED_EVERY_S: Final = 5.0
 # After a try that failed: soon again, and not in the middle of an outage.
 RETRY_S: Final = 5.0
@@ -28,18 +28,18 @@ log = structlog.get_logger("nats")
 
 @contextlib.asynccontextmanager
 async def telling_of(link: NatsLink, role: Role, background: Background | None = None) -> AsyncIterator[None]:
-    """Measures the clocks every LOOK_EVERY_S while the block runs, and tells both in the metrics of this process, which
-    is of *role*; and says to everybody which streams take no writes of it. Buckets that somebody purged are read
-    again (`Watch.look`).
+    """While the block runs, this process, which is of *role*, reports in its metrics whether *link* is connected, and
+    how far the clocks are apart, as it measures every LOOK_EVERY_S. It publishes which streams take no writes of it,
+    and reads buckets again that somebody purged (`Watch.look`).
 
-    At the start a clock that is off is refused (`ServerClock.require`). One that drifts away later is said, and not
+    At the start a clock that is off is refused (`ServerClock.require`). One that drifts away later is logged, and not
     acted upon: the tasks in hand are worth more than a timer that comes a second late.
     """
     begin(role)
     background = background or Background()
     looking = asyncio.create_task(background.keep("clock", partial(_look, link)))
     watching = asyncio.create_task(background.keep("buckets", partial(_look_at_watches, link)))
-    telling = asyncio.create_task(background.keep("writes", partial(report_refusals, link)))
+    reporting = asyncio.create_task(background.keep("writes", partial(report_refusals, link)))
     try:
         with observing(
             {
@@ -52,7 +52,7 @@ async def telling_of(link: NatsLink, role: Role, background: Background | None =
         ):
             yield
     finally:
-        await end(looking, watching, telling)
+        await end(looking, watching, reporting)
 
 
 async def _look(link: NatsLink) -> None:

@@ -80,7 +80,7 @@ class NotProvisioned(Exception):
 
 
 class NoKeys(Exception):
-    """Others than this machine could call the gateway, and there is no API key to tell them apart by."""
+    """Others than this machine could call the gateway, and there is no API key by which to distinguish them."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -136,7 +136,7 @@ async def require_provisioned(link: NatsLink, want: Topology) -> None:
 
 
 async def require_lane(link: NatsLink, model: str) -> None:
-    """Raises NotProvisioned when there is no queue for lanes of *model*, or no bucket for what they tell."""
+    """Raises NotProvisioned when there is no queue for lanes of *model*, or no bucket for what they report."""
     await _require(link, lane_stream(model), bucket_stream(LANES))
 
 

@@ -39,7 +39,7 @@ class Pull:
         self._client, self._subscription = client, subscription
         self._stream, self._consumer = stream, consumer
         self._name = f"{stream}/{consumer}"
-        self._told = False
+        self._was_logged = False
         self.trouble: str | None = None
         """Why nothing can come from here; None while all is well."""
 
@@ -74,12 +74,12 @@ class Pull:
             messages = []
         except (nats.errors.Error, OSError) as error:
             # not connected: that was said already. A cluster that elects a leader says no for seconds: once is enough
-            if not isinstance(error, nats.errors.OutboundBufferLimitError) and not self._told:
+            if not isinstance(error, nats.errors.OutboundBufferLimitError) and not self._was_logged:
                 log.warning("fetch_failed", consumer=self._name, error=repr(error))
-                self._told = True
+                self._was_logged = True
             await asyncio.sleep(0.1)
             return []
-        self._told = False
+        self._was_logged = False
         return messages
 
     async def close(self) -> None:

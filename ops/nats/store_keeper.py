@@ -59,7 +59,7 @@ class StoreKeeper:
         self._restart, self._say = restart, say
         self._refusals = Refusals()
         self._restarts = Restarts()
-        self._told_room = False
+        self._said_room = False
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -71,8 +71,8 @@ class StoreKeeper:
     async def _look(self, now_s: float) -> None:
         silent_for_s = self._refusals.silent_for_s(now_s)
         free_bytes = shutil.disk_usage(self._store).free
-        if needs_room(silent_for_s, free_bytes) and not self._told_room:
-            self._told_room = True
+        if needs_room(silent_for_s, free_bytes) and not self._said_room:
+            self._said_room = True
             self._say(
                 f"nats-server cannot write: {free_bytes / 2**20:.0f} MiB are free at {self._store}, and "
                 f"{NEEDED_BYTES / 2**20:.0f} are needed; make room, and it is restarted by itself"
@@ -83,5 +83,5 @@ class StoreKeeper:
             streams = ", ".join(sorted(self._refusals.now(now_s)))
             self._say(f"nats-server has refused writes ({streams}) since its disk was full: it is restarted")
             self._restarts = Restarts(self._restarts.count + 1, now_s)
-            self._told_room = False
+            self._said_room = False
             await self._restart()

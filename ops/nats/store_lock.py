@@ -116,7 +116,7 @@ def _is_running(pid: int) -> bool:
 
 
 def _server_on(store: Path) -> int | None:
-    """The nats-server whose store is *store*, where the system tells command lines."""
+    """The nats-server whose store is *store*, where the system shows command lines."""
     wanted = b"\0-sd\0" + os.fsencode(store) + b"\0"
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):

@@ -27,7 +27,7 @@ class LineWriter:
 
     1. A line of which only a part could be written is completed before anything else is written. Where something else
        stands behind that part, the next line begins on a line of its own.
-    2. A line that could not be written is lost, and told to *on_loss* with the name of the error.
+    2. A line that could not be written is lost, and reported to *on_loss* with the name of the error.
     3. The first line that can be written again comes after *word_of* what was lost meanwhile.
     4. A reader that does not read, as of a pipe or a stopped terminal, is waited for once, for PATIENCE_S; then not at
        all until it reads again.

@@ -21,7 +21,7 @@ def plain(value: Any, depth: int = 0) -> Any:
     """*value* of what JSON has: moments in ISO 8601 (UTC, with Z), times in seconds, enums by their value, structs and
     mappings as objects, exceptions as `Class: text`; whatever cannot be said otherwise, by its repr.
 
-    It never raises: where a value's own code does, that is what is told of it.
+    It never raises: where a value's own code does, that is what is logged of it.
     """
     kind = type(value)
     if (kind is str and len(value) <= CHARS_MAX) or kind is bool or value is None:  # most values are one of these
@@ -84,19 +84,19 @@ def _held(inner: Mapping[Any, Any] | Iterable[Any], depth: int) -> Any:
         held = {_key(name): plain(value, depth) for name, value in named[:ITEMS_MAX]}
         return held if len(named) <= ITEMS_MAX else held | {"…": f"{len(named) - ITEMS_MAX} more"}
     listed = list(inner)
-    told = [plain(value, depth) for value in listed[:ITEMS_MAX]]
-    return told if len(listed) <= ITEMS_MAX else [*told, f"… {len(listed) - ITEMS_MAX} more"]
+    logged = [plain(value, depth) for value in listed[:ITEMS_MAX]]
+    return logged if len(listed) <= ITEMS_MAX else [*logged, f"… {len(listed) - ITEMS_MAX} more"]
 
 
 def _key(name: Any) -> str:
     if type(name) is str:
         return name
-    told = plain(name)
-    return told if isinstance(told, str) else str(told)
+    logged = plain(name)
+    return logged if isinstance(logged, str) else str(logged)
 
 
 def _moment(value: datetime) -> str:
-    # one without a zone is told as it is: nobody knows which it means
+    # one without a zone is logged as it is: nobody knows which it means
     return value.isoformat() if value.tzinfo is None else value.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 

@@ -84,7 +84,7 @@ class _Logger:
 
 
 class _Handler(logging.Handler):
-    """What libraries log with. A message whose arguments do not fit is told without them."""
+    """What libraries log with. A message whose arguments do not fit is logged without them."""
 
     def __init__(self, lines: LineWriter) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 The instruments are those of the OpenTelemetry API: until `ops/telemetry/export.py` sets an exporter up they do
 nothing. Labels have few values: a model, a worker, a slot, a code; never a task, a caller or a prompt.
 
-Two kinds: what every gateway tells alike, because it watches the same buckets (`Observed`; take the maximum over
+Two kinds: what every gateway reports alike, because it watches the same buckets (`Observed`; take the maximum over
 gateways), and what is counted once, by the process that did it (the others; take the sum). `Metric.by` names the roles
 that have it: a zero from any other would say of all that nothing happened.
 """
@@ -26,7 +26,7 @@ _meter = metrics.get_meter("warmlane")
 _SHORT_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60)
 _LONG_S: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 180, 300, 600, 1200, 3600)
 
-# Who tells a metric: roles, as `service.name` has them after `warmlane-`.
+# Who reports a metric: roles, as `service.name` has them after `warmlane-`.
 GATEWAYS: Final = ("gateway",)
 WORKERS: Final = ("lane", "degraded")
 SUPERVISORS: Final = ("supervisor",)
@@ -35,7 +35,7 @@ EVERYBODY: Final = (*GATEWAYS, *WORKERS, *SUPERVISORS)
 
 # Exporters look from threads of their own; an event loop that does not come to it for so long is not waited for.
 ANSWER_S: Final = 1.0
-# Those that did not, until they come to it: what else there is to tell does not wait for each of their figures.
+# Those that did not, until they come to it: what else there is to report does not wait for each of their figures.
 _hung = WeakSet[asyncio.AbstractEventLoop]()
 
 Readings = Iterable[tuple[float, Sequence[str]]]
@@ -44,7 +44,7 @@ Source = Callable[[], Readings]
 
 
 class Metric(Struct, frozen=True, kw_only=True):
-    """What the documentation, the dashboards and the alerts have to agree with. *by* are the roles that tell it."""
+    """What the documentation, the dashboards and the alerts have to agree with. *by* are the roles that report it."""
 
     name: str
     kind: str
@@ -147,7 +147,7 @@ class Observed:
 
 @contextlib.contextmanager
 def observing(sources: Mapping[Observed, Source]) -> Iterator[None]:
-    """*sources* tell those figures while the block runs, always in the event loop that runs now."""
+    """*sources* give those figures while the block runs, always in the event loop that runs now."""
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:
         for observed, source in sources.items():
@@ -177,7 +177,7 @@ def _asked_in(loop: asyncio.AbstractEventLoop, source: Source) -> list[tuple[flo
     return []
 
 
-# ── told alike by every gateway ──────────────────────────────────────────────────────────────────────────────────────
+# ── reported alike by every gateway ──────────────────────────────────────────────────────────────────────────────────
 
 lanes = Observed("warmlane.lanes", "model state", "Lanes in each state", by=GATEWAYS)
 lanes_wanted = Observed("warmlane.lanes.wanted", "model", "Lanes that the settings want, or `--lanes`", by=GATEWAYS)
@@ -298,7 +298,7 @@ consumers_made_anew = Counter(
 )
 unreadable = Counter("warmlane.unreadable", "kind", "Messages and entries that could not be read", by=EVERYBODY)
 
-# ── told by every process ────────────────────────────────────────────────────────────────────────────────────────────
+# ── reported by every process ────────────────────────────────────────────────────────────────────────────────────────
 
 background_trouble = Observed(
     "warmlane.background.trouble", "task", "1 while a background task of the process cannot do its work", by=EVERYBODY

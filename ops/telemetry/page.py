@@ -51,7 +51,7 @@ class Family(Struct, frozen=True, array_like=True):
 
 
 class ProcessPage(Struct, frozen=True):
-    """What one process tells of itself. *began_s* is when it began to, by the clock of the machine."""
+    """What one process reports of itself. *began_s* is when it began to, by the clock of the machine."""
 
     role: str
     instance: str
@@ -62,16 +62,16 @@ class ProcessPage(Struct, frozen=True):
 def joined(pages: Iterable[ProcessPage]) -> list[Metric]:
     """The families of *pages* as one page, each sample with the `job` and the `instance` of its process. Pure.
 
-    1. Of two processes of one name only the newer tells: it took the place of the other.
+    1. Of two processes of one name only the newer counts: it took the place of the other.
     2. A family of which two processes disagree what it is, stays what it is in the first.
     """
     newest: dict[tuple[str, str], ProcessPage] = {}
-    for told in sorted(pages, key=lambda told: told.began_s):  # 1
-        newest[told.role, told.instance] = told
+    for page in sorted(pages, key=lambda page: page.began_s):  # 1
+        newest[page.role, page.instance] = page
     families: dict[str, Metric] = {}
-    for told in sorted(newest.values(), key=lambda told: (told.role, told.instance)):
-        process = {"job": JOB_PREFIX + told.role, "instance": told.instance}
-        for family in told.families:
+    for page in sorted(newest.values(), key=lambda page: (page.role, page.instance)):
+        process = {"job": JOB_PREFIX + page.role, "instance": page.instance}
+        for family in page.families:
             of_all = families.setdefault(family.name, Metric(family.name, family.description, family.type))
             if of_all.type == family.type:  # 2
                 for sample in family.samples:
@@ -87,11 +87,11 @@ class _Joined(Collector):
         yield from joined(self._pages)
 
 
-_TOLD: Final = MsgpackDecoder[ProcessPage](ProcessPage)
+_PAGE: Final = MsgpackDecoder[ProcessPage](ProcessPage)
 
 
 async def page_of_all(folder: Path) -> bytes:
-    """What the processes that answer in *folder* tell, in Prometheus' text format, within ASK_S."""
+    """What the processes that answer in *folder* report, in Prometheus' text format, within ASK_S."""
     sockets = await asyncio.to_thread(lambda: sorted(folder.glob("*.sock")))
     answers = await asyncio.gather(*map(_ask, sockets))
     pages = [answer for answer in answers if answer is not None]
@@ -104,7 +104,7 @@ async def _ask(path: Path) -> ProcessPage | None:
             with _short(path) as address:
                 reader, writer = await asyncio.open_unix_connection(address)
             try:
-                return _TOLD.decode(await reader.read(-1))
+                return _PAGE.decode(await reader.read(-1))
             finally:
                 writer.close()
     except ConnectionRefusedError:
@@ -154,9 +154,9 @@ class _PageAnswer(socketserver.BaseRequestHandler):
     server: _PageServer
 
     def handle(self) -> None:
-        told = ProcessPage(self.server.role, self.server.instance, self.server.began_s, tuple(_families()))
+        page = ProcessPage(self.server.role, self.server.instance, self.server.began_s, tuple(_families()))
         self.request.settimeout(_SEND_S)
-        self.request.sendall(msgspec.msgpack.encode(told))
+        self.request.sendall(msgspec.msgpack.encode(page))
 
 
 def _families() -> Iterator[Family]:

@@ -1,4 +1,4 @@
-"""What would be logged again and again is told now and then: an outage is worth a line of each kind, not eight each
+"""What would be logged again and again is logged now and then: an outage is worth a line of each kind, not eight each
 second."""
 
 import time
@@ -9,19 +9,19 @@ TOLD_EVERY_S: Final = 60.0
 
 
 class Seldom:
-    """Remembers what was told when. What is told of a *kind* again within *every_s* seconds is no news."""
+    """Remembers what was logged when. What comes of a *kind* again within *every_s* seconds is no news."""
 
     def __init__(self, every_s: float = TOLD_EVERY_S) -> None:
         self._every_s = every_s
-        self._told_s: dict[str, float] = {}
+        self._logged_s: dict[str, float] = {}
 
     def is_news(self, kind: str) -> bool:
-        """Whether to tell something of *kind* now. Kinds are few: they are remembered."""
+        """Whether to log something of *kind* now. Kinds are few: they are remembered."""
         now_s = time.monotonic()
-        told_s = self._told_s.get(kind)
-        if told_s is not None and now_s < told_s + self._every_s:
+        logged_s = self._logged_s.get(kind)
+        if logged_s is not None and now_s < logged_s + self._every_s:
             return False
-        self._told_s[kind] = now_s
+        self._logged_s[kind] = now_s
         return True
 
     def tell(self, say: Callable[..., Any], event: str, **fields: Any) -> None:

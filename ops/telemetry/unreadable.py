@@ -1,4 +1,4 @@
-"""What cannot be read is counted, told once and passed over: one bad message does not stop what serves good ones."""
+"""What cannot be read is counted, logged once and passed over: one bad message does not stop what serves good ones."""
 
 from collections import OrderedDict
 from typing import Final, Literal
@@ -45,8 +45,8 @@ class Unreadables:
     def tell(self, kind: Kind, where: str, error: Exception | str, *, revision: int = 0) -> None:
         """A *kind* of thing at *where* (a subject or a key) cannot be read, because of *error*, whose text is logged.
 
-        It must hold nothing of the content, as that of `contracts.wire.Unreadable` does not. *revision* tells one entry
-        of a key from the next; the same one that is met again is neither counted nor told again.
+        It must hold nothing of the content, as that of `contracts.wire.Unreadable` does not. *revision* is that of
+        the entry; one that is met again at the same revision is neither counted nor logged again.
         """
         known = (kind, where, revision)
         if revision and known in self._known:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 class Refused(click.ClickException):
     """The gateway answered with a problem document. As an uncaught error it is shown line by line; exit status 1.
 
-    *retry_after_s* is when another try makes sense, where the gateway could tell; *troubles* are what is wrong with it.
+    *retry_after_s* is when another try makes sense, where the gateway knows it; *troubles* are what is wrong with it.
     """
 
     def __init__(self, problem: Problem, *, troubles: Sequence[str] = ()) -> None:

@@ -86,8 +86,8 @@ async def _begin(link: NatsLink, meta: Path, name: str, replicas: int | None) ->
     request = loads(meta.read_bytes())
     if replicas is not None:
         request["config"]["num_replicas"] = replicas
-    told = await ask(link, f"$JS.API.STREAM.RESTORE.{name}", request)
-    return str(told["deliver_subject"])
+    begun = await ask(link, f"$JS.API.STREAM.RESTORE.{name}", request)
+    return str(begun["deliver_subject"])
 
 
 async def _send_all(link: NatsLink, folder: Path, stream: SavedStream, subject: str, on_bytes: OnBytes) -> None:

@@ -35,7 +35,7 @@ from ops.nats.link import NatsLink
 async def backup(link: NatsLink, want: Topology, folder: Path, on_bytes: OnBytes) -> BackupManifest:
     """Saves every stream and bucket of *want* into *folder*, which appears when all of it is written.
 
-    *on_bytes* is told a stream, the bytes that came, and about how many there are. Raises BackupError,
+    *on_bytes* is called with a stream, the bytes that came, and about how many there are. Raises BackupError,
     TransportUnavailable.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -75,11 +75,13 @@ async def _save(link: NatsLink, name: str, folder: Path, on_bytes: OnBytes) -> S
     try:
         # consumers too: what is acked stays acked
         request = {"deliver_subject": inbox, "chunk_size": CHUNK_BYTES, "jsck": True}
-        told = await ask(link, f"$JS.API.STREAM.SNAPSHOT.{name}", request)
+        saved = await ask(link, f"$JS.API.STREAM.SNAPSHOT.{name}", request)
         (folder / name).mkdir(mode=0o700)
-        _write(folder / name / META, json.dumps({"config": told["config"], "state": told["state"]}, indent=2).encode())
+        _write(
+            folder / name / META, json.dumps({"config": saved["config"], "state": saved["state"]}, indent=2).encode()
+        )
         arriving = folder / name / "stream.part"
-        total = told["state"]["bytes"]
+        total = saved["state"]["bytes"]
         begins, sha256 = await _receive(chunks, name, arriving, lambda came: on_bytes(name, came, total))
     finally:
         with contextlib.suppress(Exception):
@@ -92,7 +94,7 @@ async def _save(link: NatsLink, name: str, folder: Path, on_bytes: OnBytes) -> S
         file=file,
         bytes=(folder / file).stat().st_size,
         sha256=sha256,
-        messages=told["state"]["messages"],
+        messages=saved["state"]["messages"],
     )
 
 

@@ -119,7 +119,7 @@ def command(
     as_json_: bool,
     plot_path: Path | None,
 ) -> None:
-    """Tell what dedicated warm lanes carry and cost, beside one degraded worker for all models.
+    """Estimate what dedicated warm lanes carry and cost, beside one degraded worker for all models.
 
     Arrivals and times are yours to give: what is not given is an assumption, marked with a star, and not a
     measurement. Limits and the number of lanes come from the settings. ops/capacity.md has the formulas.

@@ -87,21 +87,21 @@ def verdict(comparison: Comparison) -> str:
     arrivals_per_h = lanes.total.arrivals_per_h
     if lanes.gpus == 1:
         return "No lanes are asked for: both columns are the degraded worker alone."
-    told = (
+    costs = (
         f"At {arrivals_per_h:g} requests an hour, dedicated lanes cost {_cost(lanes.cost_per_video)} per video and "
         f"overload {_percent(lanes.total.overloaded)}; one degraded worker costs {_cost(alone.cost_per_video)} and "
         f"overloads {_percent(alone.total.overloaded)}."
     )
     turn = comparison.break_even_per_h
     if turn is None:
-        return f"{told} In this mix, lanes never cost less per video."
+        return f"{costs} In this mix, lanes never cost less per video."
     there = scaled(comparison.case.demands, turn / arrivals_per_h)
     left, left_alone = (
         _percent(deployment(demands, comparison.case.terms).total.overloaded)
         for demands in (there, without_lanes(there))
     )
     return (
-        f"{told} In this mix, lanes cost less per video from {turn:.3g} requests an hour on, where they overload "
+        f"{costs} In this mix, lanes cost less per video from {turn:.3g} requests an hour on, where they overload "
         f"{left} and the degraded worker alone {left_alone}."
     )
 

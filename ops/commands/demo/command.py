@@ -14,7 +14,7 @@ from ops.commands.api.client import Client
 from ops.commands.api.options import Gateway, gateway_options
 from ops.commands.demo.pictures import save_sheet
 from ops.commands.demo.runs import OnALane, Run, bodies, run_one
-from ops.commands.demo.story import tell
+from ops.commands.demo.story import tell_story
 from ops.commands.demo.tables import figures, receipts_of, table_of
 from ops.commands.demo.verdicts import REQUESTS_ASKED, judge_acceptance, judge_memory, judge_oom, judge_release
 from ops.commands.saving import require_writable
@@ -24,7 +24,7 @@ WARM_UP_S: Final = 60.0
 
 
 def no_picture(error: ImportError) -> click.ClickException:
-    """What a user is told who has no Pillow."""
+    """The error for a user who has no Pillow."""
     return click.ClickException(
         f"a model of this profile needs a picture, and {error.name} is not installed; "
         "pip install -e '.[demo]' in the checkout"
@@ -55,7 +55,7 @@ def are_there(readiness: Readiness, *, degraded: bool) -> bool:
 
 
 def wait_for_workers(console: Console, client: Client, *, degraded: bool) -> None:
-    """Waits a while for workers that still start. If they do not, the requests will tell why."""
+    """Waits a while for workers that still start. If they do not, the requests will show why."""
     deadline_s = time.monotonic() + WARM_UP_S
     with console.status("waiting for the degraded worker" if degraded else "waiting for the lanes to warm up"):
         while not are_there(client.health.readiness(), degraded=degraded) and time.monotonic() < deadline_s:
@@ -99,7 +99,7 @@ def _make(out: Path) -> None:
 @click.option(
     "--fallback",
     is_flag=True,
-    help="Instead: kill a lane with a request in hand, and tell how its requests degrade and come back.",
+    help="Instead: kill a lane with a request in hand, and report how its requests degrade and come back.",
 )
 @gateway_options
 @click.pass_context
@@ -116,7 +116,7 @@ def command(ctx: click.Context, /, count: int, out: Path, degraded: bool, fallba
             wait_for_workers(console, client, degraded=True)
             try:
                 (body,) = bodies(client.settings().models[:1], 1)
-                ctx.exit(0 if tell(console, client, body) else 1)
+                ctx.exit(0 if tell_story(console, client, body) else 1)
             except KeyboardInterrupt:
                 ctx.exit(INTERRUPTED)
             except ImportError as error:

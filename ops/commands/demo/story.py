@@ -1,4 +1,4 @@
-"""`warmlane demo --fallback`: a lane is killed, its requests degrade, and they come back. Told as it happens."""
+"""`warmlane demo --fallback`: a lane is killed, its requests degrade, and they come back. Reported as it happens."""
 
 import contextlib
 import signal
@@ -44,7 +44,7 @@ def verdicts(scenes: Sequence[Scene]) -> list[tuple[str, bool]]:
     """What the story shows, each with whether it is good. Pure."""
     failed = sum(scene.outcome != "done" for scene in scenes)
     degraded = [scene for scene in scenes if scene.route == "degraded"]
-    # the request in hand is told last, and was sent before the kill
+    # the request in hand is reported last, and was sent before the kill
     gone_s = max((scene.sent_s for scene in degraded if scene.sent_s > 0), default=0.0)
     back = [scene for scene in scenes if scene.sent_s > gone_s and scene.route == "lane"]
     lines = [(f"{failed} of {len(scenes)} requests failed", not failed)]
@@ -59,12 +59,12 @@ def verdicts(scenes: Sequence[Scene]) -> list[tuple[str, bool]]:
     return lines
 
 
-def is_told(since_kill: Sequence[Scene]) -> bool:
+def is_complete(since_kill: Sequence[Scene]) -> bool:
     """Whether the lane serves again, for good as far as one can see. Pure."""
     return len(since_kill) > AFTER and all(scene.route == "lane" for scene in since_kill[-AFTER:])
 
 
-def tell(console: Console, client: Client, body: Mapping[str, Any]) -> bool:
+def tell_story(console: Console, client: Client, body: Mapping[str, Any]) -> bool:
     """Tells the story for the model of *body*, which is sent again and again, and returns whether it ended well.
 
     Raises click.ClickException where no lane is warm, or it is no process of this machine.
@@ -90,7 +90,7 @@ def tell(console: Console, client: Client, body: Mapping[str, Any]) -> bool:
     console.print(f"[red]kill -9[/] of {lane.worker}, with a request in hand", highlight=False)
     _await_move(client, model, lane)
     console.print(f"routing moved {time.monotonic() - killed_s:.2f} s later", highlight=False)
-    while not is_told(scenes[BEFORE:]) and time.monotonic() - killed_s < RECOVER_WITHIN_S:
+    while not is_complete(scenes[BEFORE:]) and time.monotonic() - killed_s < RECOVER_WITHIN_S:
         sent_s = time.monotonic()
         show(_end(client, _begin(client, body), sent_s))
         time.sleep(PAUSE_S)

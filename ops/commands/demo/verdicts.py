@@ -14,7 +14,7 @@ ACCEPT_SHARE: Final = 0.95
 
 
 class CriterionVerdict(Struct, frozen=True):
-    """What the runs say about one success criterion; *shown* is None where they cannot tell."""
+    """What the runs say about one success criterion; *shown* is None where they do not show it."""
 
     criterion: str
     text: str

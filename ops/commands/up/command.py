@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from contracts.settings import SettingsError, load_settings
-from ops.commands.addresses import telling
+from ops.commands.addresses import published
 from ops.commands.behind import Behind, behind_options
 from ops.commands.option_types import ListenHost
 from ops.commands.options import (
@@ -146,7 +146,7 @@ def command(
             raise click.ClickException(str(error)) from error
 
         async def run() -> None:
-            with asked_to_end() as (stop, hurry), telling(data_dir, stack.addresses):
+            with asked_to_end() as (stop, hurry), published(data_dir, stack.addresses):
                 await stack.run(stop, hurry)
 
         try:

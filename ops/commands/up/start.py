@@ -27,7 +27,7 @@ class StartStage(Enum):
 def how_started(
     lanes: Sequence[LaneState], *, wanted: int, leads: bool, answers: bool, failing: Sequence[str]
 ) -> StartStage:
-    """What may be told of a start. Pure.
+    """What may be said of a start. Pure.
 
     1. While the gateway does not answer, or a lane is still on its way: not yet.
     2. With nobody who serves: not yet. That is every lane warm, or a degraded worker that leads.

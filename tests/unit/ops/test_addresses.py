@@ -12,7 +12,17 @@ import pytest
 from click.testing import CliRunner
 
 from ops.cli import cli
-from ops.commands.addresses import DEFAULT_NATS_URL, DEFAULT_URL, FILE, Address, Addresses, Found, chosen, find, telling
+from ops.commands.addresses import (
+    DEFAULT_NATS_URL,
+    DEFAULT_URL,
+    FILE,
+    Address,
+    Addresses,
+    Found,
+    chosen,
+    find,
+    published,
+)
 from ops.commands.nats_options import nats_options
 from ops.nats.access import NatsAccess
 
@@ -47,7 +57,7 @@ def test_a_nats_server_alone_is_found_as_well() -> None:
 
 
 def test_up_publishes_its_addresses_while_it_runs(tmp_path: Path) -> None:
-    with telling(tmp_path, UP):
+    with published(tmp_path, UP):
         assert [path.name for path in tmp_path.iterdir()] == [FILE]
         assert find(tmp_path, is_named=True) == Found(UP)
         assert find(tmp_path, is_named=False) == Found(UP)
@@ -57,7 +67,7 @@ def test_up_publishes_its_addresses_while_it_runs(tmp_path: Path) -> None:
 def test_the_file_of_a_killed_up_is_recognised_whatever_process_has_its_pid(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from ops.commands.addresses import *\n"
-        f"with telling(Path(sys.argv[1]), Addresses(pid={os.getpid()}, command='up', nats_url='nats://x')):\n"
+        f"with published(Path(sys.argv[1]), Addresses(pid={os.getpid()}, command='up', nats_url='nats://x')):\n"
         "    print('told', flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE) as process:
@@ -67,7 +77,7 @@ def test_the_file_of_a_killed_up_is_recognised_whatever_process_has_its_pid(tmp_
         process.send_signal(signal.SIGKILL)
     ended = f"{tmp_path / FILE} is of a `warmlane up` (process {os.getpid()}) that has ended"
     assert find(tmp_path, is_named=True) == Found(why=ended)
-    with telling(tmp_path, UP):  # the next one's
+    with published(tmp_path, UP):  # the next one's
         assert find(tmp_path, is_named=True) == Found(UP)
 
 
@@ -84,7 +94,7 @@ def test_what_up_did_not_write_is_no_address(tmp_path: Path, content: bytes) -> 
 def test_another_users_folder_counts_only_by_name(tmp_path: Path) -> None:
     """`.warmlane` in the current folder may be a trap in /tmp, which would send prompts and keys to an address of its
     own."""
-    with telling(tmp_path, UP):
+    with published(tmp_path, UP):
         os.chown(tmp_path / FILE, 12_345, 12_345)
         assert find(tmp_path, is_named=True) == Found(UP)
         assert "is another user's: name the folder with --data-dir" in find(tmp_path, is_named=False).why
@@ -107,7 +117,7 @@ def test_an_error_says_who_named_the_address(
         return text.replace("{folder}", str(tmp_path))
 
     addresses = Addresses(pid=7, command="up", url="http://127.0.0.1:8", nats_url="nats://127.0.0.1:7")
-    with telling(tmp_path, addresses):
+    with published(tmp_path, addresses):
         result = CliRunner().invoke(
             cli,
             ["lane-mode", "anisora", *map(named, arguments)],
@@ -122,8 +132,8 @@ def test_commands_on_nats_find_it_too(tmp_path: Path) -> None:
     @click.command()
     @nats_options("admin", asks_for_folder=True)
     def command(nats: NatsAccess) -> None:
-        click.echo(nats.told)
+        click.echo(nats.shown)
 
-    with telling(tmp_path, UP):
+    with published(tmp_path, UP):
         result = CliRunner().invoke(command, ["--data-dir", str(tmp_path)])
     assert result.stdout == f"{UP.nats_url} ({tmp_path}/up.json of `warmlane up`, process 7)\n"

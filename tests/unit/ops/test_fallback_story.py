@@ -2,7 +2,7 @@
 
 import pytest
 
-from ops.commands.demo.story import AFTER, Scene, is_told, verdicts
+from ops.commands.demo.story import AFTER, Scene, is_complete, verdicts
 
 
 def scene(sent_s: float, route: str | None = "lane", outcome: str = "done") -> Scene:
@@ -36,6 +36,6 @@ def test_what_is_not_good(scenes: list[Scene], wrong: str) -> None:
 
 
 def test_the_story_is_printed_when_the_lane_serves_for_good() -> None:
-    assert not is_told(BACK)
-    assert is_told([scene(0.1, "degraded"), *BACK])
-    assert not is_told([scene(0.1, "degraded"), *BACK[:-1], scene(20, "degraded")])
+    assert not is_complete(BACK)
+    assert is_complete([scene(0.1, "degraded"), *BACK])
+    assert not is_complete([scene(0.1, "degraded"), *BACK[:-1], scene(20, "degraded")])
