@@ -20,10 +20,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from gateway.server.access_log import AccessLog, Answered, address_of
 from gateway.server.counted import CountedRequests
-from gateway.server.in_hand import InHand
+from gateway.server.in_hand import RequestInHand
 from gateway.server.limits import Limits, Waits, overdue
 from gateway.server.one_write import OneWrite
-from gateway.server.refusal import CONNECTIONS_FULL, NO_HTTP, Answer, Refusal, answer_of, late_body, late_head
+from gateway.server.refusal import CONNECTIONS_FULL, NO_HTTP, Answer, ConnectionRefusal, answer_of, late_body, late_head
 
 # Connections above the limit that are still being answered so; the next one is cut without a word.
 TURNED_AWAY_MAX: Final = 64
@@ -98,7 +98,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(**given)
         self._all = connections
         self._waits = Waits()
-        self._in_hand = InHand()
+        self._in_hand = RequestInHand()
         self._requests = CountedRequests(self, connections.limits, self._waits)
         # as uvicorn makes its own
         self.parser = httptools.HttpRequestParser(self._requests)
@@ -185,7 +185,7 @@ class BoundedProtocol(HttpToolsProtocol):
             case _:
                 pass
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: ConnectionRefusal) -> None:
         """Answers with *refusal*, unless that would stand in another answer's place, and closes."""
         if self._waits.leaving_s is not None or self.transport.is_closing():
             return

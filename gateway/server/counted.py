@@ -3,7 +3,7 @@
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.server.limits import Limits, Waits
-from gateway.server.refusal import Refusal
+from gateway.server.refusal import ConnectionRefusal
 
 
 class CountedRequests:
@@ -19,7 +19,7 @@ class CountedRequests:
         self._is_in_message = False
         self.is_in_head = False
         """Whether a request head has begun, and is not complete."""
-        self.refusal: Refusal | None = None
+        self.refusal: ConnectionRefusal | None = None
         """Which bound the parser was stopped for."""
 
     def receive(self, size_bytes: int, *, is_answering: bool) -> None:
@@ -30,7 +30,7 @@ class CountedRequests:
         if not self._is_in_message or self.is_in_head:
             self._head_bytes += size_bytes
 
-    def head_grew_too_large(self) -> Refusal | None:
+    def head_grew_too_large(self) -> ConnectionRefusal | None:
         """Why a head whose end has not come is refused; None where it may go on."""
         return self._too_large() if self.is_in_head and self._head_bytes > self._limits.head_max_bytes else None
 
@@ -57,7 +57,7 @@ class CountedRequests:
         self._waits.head_s = None
         self._waits.body_s = self._waits.body_moved_s = self._now_s()
         if len(protocol.pipeline) >= self._limits.pipelined_max:
-            self._stop(Refusal("malformed_request", "too many requests before the first answer"))
+            self._stop(ConnectionRefusal("malformed_request", "too many requests before the first answer"))
         if protocol.parser.get_http_version() == "1.0":
             protocol.expect_100_continue = False  # RFC 9110, 10.1.1: such a client does not wait for it
         protocol.on_headers_complete()
@@ -78,12 +78,14 @@ class CountedRequests:
             self._stop(self._too_large())
         if len(self._protocol.headers) > self._limits.headers_max:
             detail = f"the request has more than {self._limits.headers_max} headers"
-            self._stop(Refusal("headers_too_large", detail))
+            self._stop(ConnectionRefusal("headers_too_large", detail))
 
-    def _too_large(self) -> Refusal:
-        return Refusal("headers_too_large", f"the request head has more than {self._limits.head_max_bytes} bytes")
+    def _too_large(self) -> ConnectionRefusal:
+        return ConnectionRefusal(
+            "headers_too_large", f"the request head has more than {self._limits.head_max_bytes} bytes"
+        )
 
-    def _stop(self, refusal: Refusal) -> None:
+    def _stop(self, refusal: ConnectionRefusal) -> None:
         self.refusal = refusal
         raise ValueError(refusal.code)
 

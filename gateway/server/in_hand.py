@@ -5,7 +5,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
-class InHand:
+class RequestInHand:
     """The request in hand; none before the first."""
 
     def __init__(self) -> None:

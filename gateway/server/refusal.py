@@ -11,25 +11,25 @@ from gateway.server.access_log import new_request_id
 from gateway.server.limits import Limits
 
 
-class Refusal(Struct, frozen=True):
+class ConnectionRefusal(Struct, frozen=True):
     """The row *code* of `PROBLEMS`, and the *detail* that the client reads."""
 
     code: str
     detail: str
 
 
-NO_HTTP = Refusal("malformed_request", "this is no HTTP/1.1 request")
-CONNECTIONS_FULL = Refusal("too_many_connections", "this gateway has as many connections as it can have")
+NO_HTTP = ConnectionRefusal("malformed_request", "this is no HTTP/1.1 request")
+CONNECTIONS_FULL = ConnectionRefusal("too_many_connections", "this gateway has as many connections as it can have")
 
 
-def late_head(limits: Limits) -> Refusal:
+def late_head(limits: Limits) -> ConnectionRefusal:
     """The request head did not come in time."""
-    return Refusal("request_timeout", f"the request head was not complete within {limits.head_s:g} s")
+    return ConnectionRefusal("request_timeout", f"the request head was not complete within {limits.head_s:g} s")
 
 
-def late_body(limits: Limits) -> Refusal:
+def late_body(limits: Limits) -> ConnectionRefusal:
     """The body of the request did not come in time."""
-    return Refusal(
+    return ConnectionRefusal(
         "request_timeout",
         f"no byte of the body within {limits.body_idle_s:g} s, or not all of it within {limits.body_s:g} s",
     )
@@ -43,7 +43,7 @@ class Answer(Struct, frozen=True):
     noted: Noted
 
 
-def answer_of(refusal: Refusal) -> Answer:
+def answer_of(refusal: ConnectionRefusal) -> Answer:
     """The problem document of *refusal*, as it goes over the connection."""
     problem = ProblemError(
         refusal.code, refusal.detail, retry_after_s=1.0 if refusal.code == "too_many_connections" else None

@@ -115,7 +115,7 @@ class Bar:
         self._progress.update(self._row, description=what, completed=step, total=steps, steps=f"step {step} of {steps}")
 
 
-class Submission:
+class SubmitRun:
     """One request that is wanted done: sent again where the system is busy, and followed to its end."""
 
     def __init__(self, client: Client, body: Mapping[str, Any], key: str, *, retry_s: float = 0.0) -> None:
@@ -180,7 +180,7 @@ def generate(
 
     A 503 is tried again for *retry_s*. Ctrl-C cancels the task. Raises NotSaved, and what `Client` raises.
     """
-    submission = Submission(client, body, key, retry_s=retry_s)
+    submission = SubmitRun(client, body, key, retry_s=retry_s)
     try:
         with Bar(jaeger_url) as bar:
             task = submission.run(bar)

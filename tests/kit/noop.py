@@ -14,7 +14,7 @@ from typing import Any, Final
 from unittest.mock import MagicMock
 
 from ops import cli
-from ops.commands import up as stack
+from ops.commands.up import processes
 from ops.lanes import providers as lane_providers
 from ops.machine.fork_socket import SHARED_FORK_SERVER
 from ops.machine.processes import warmlane_command
@@ -33,7 +33,7 @@ def noop_command(*arguments: str) -> list[str]:
 def main() -> None:
     """Replaces the pipelines here, sees to it that what is started from here has them replaced, and runs the role."""
     role, *rest = sys.argv[1:]
-    _replace(stack, "warmlane_command", noop_command)
+    _replace(processes, "warmlane_command", noop_command)
     _replace(lane_providers, "warmlane_command", noop_command)
     if role == FORK_SERVER:
         serve_hosts(rest)
