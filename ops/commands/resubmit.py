@@ -49,8 +49,8 @@ def request_again(original: TaskView, parameters: Mapping[str, Any], image: Path
             f"`warmlane tasks cancel {original.id}`"
         )
     body = {"model": original.model, **parameters}
-    if original.priority is not Priority.STANDARD:  # which gateways of an earlier version do not know
-        body["priority"] = original.priority.value
+    if original.priority != Priority.STANDARD:  # which gateways of an earlier version do not know
+        body["priority"] = str(original.priority)  # as it was told: maybe one of a later version
     body.pop("image", None)
     had = original.parameters.image
     if had is None and image is not None:

@@ -68,6 +68,25 @@ def test_the_same_request_is_sent_under_a_key_that_follows_from_the_id(gateway: 
         assert json.loads(body) == {"model": "anisora", **PARAMETERS, "added_later": 3}
 
 
+@pytest.mark.parametrize(
+    ("told", "sent"),
+    [
+        ({}, {}),
+        ({"priority": "standard"}, {}),
+        ({"priority": "background"}, {"priority": "background"}),
+        ({"priority": "added_later"}, {"priority": "added_later"}),
+    ],
+)
+def test_its_class_is_sent_again(gateway: ScriptedGateway, told: dict[str, str], sent: dict[str, str]) -> None:
+    """But for the one that all requests had before there were classes."""
+    original = {name: value for name, value in FAILED.items() if name != "priority"}
+    gateway.script = [Answer(200, original | told), Answer(202, NEW)]
+    result = resubmit(gateway, "--no-wait")
+    assert result.exit_code == 0, result.output
+    body = json.loads(gateway.asked[1][3])
+    assert {name: value for name, value in body.items() if name == "priority"} == sent
+
+
 def test_the_image_is_sent_again_if_it_is_the_same(gateway: ScriptedGateway, tmp_path: Path) -> None:
     (tmp_path / "boat.png").write_bytes(IMAGE)
     gateway.script = [Answer(200, WITH_IMAGE), Answer(202, NEW)]
