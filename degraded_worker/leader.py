@@ -105,7 +105,7 @@ class Leader:
             except WrongRevision:
                 pass  # another standby was faster
             except TransportUnavailable as error:
-                self._seldom.tell(log.info, "leader_unknown", error=str(error))
+                self._seldom.log(log.info, "leader_unknown", error=str(error))
             await set_within(POLL_S, self._vacant)
 
     async def _take(self) -> bool:
@@ -132,7 +132,7 @@ class Leader:
             except WrongRevision:
                 await self._look_again(standing)
             except TransportUnavailable as error:
-                self._seldom.tell(log.warning, "leader_not_refreshed", error=str(error))
+                self._seldom.log(log.warning, "leader_not_refreshed", error=str(error))
                 await asyncio.sleep(RETRY_S)
 
     async def _look_again(self, standing: Standing) -> None:

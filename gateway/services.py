@@ -33,7 +33,7 @@ from ops.ending import end
 from ops.nats.access import NatsAccess
 from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
-from ops.nats.link_health import telling_of
+from ops.nats.link_health import reporting_on
 from ops.nats.provisioning import require_provisioned, wanted
 from ops.nats.refusals import learn_refusals
 from ops.nats.write_health import Refusals
@@ -150,7 +150,7 @@ class Services:
             announcing = asyncio.create_task(self.background.keep("moves", self._announce_moves))
             begin(self.catalog.models)
             try:
-                async with telling_of(self.link, "gateway", self.background):
+                async with reporting_on(self.link, "gateway", self.background):
                     with observing(gauges(self._known())):
                         yield
             finally:

@@ -105,7 +105,7 @@ class Fallbacks:
             try:
                 await self.write()
             except TransportUnavailable as error:
-                self._seldom.tell(log.info, "fallbacks_delayed", error=str(error))
+                self._seldom.log(log.info, "fallbacks_delayed", error=str(error))
             except Exception:
                 log.exception("fallbacks_failed")  # the next round may succeed
 

@@ -51,7 +51,7 @@ class Rearm:
             try:
                 await self._rearm()
             except TransportUnavailable as error:
-                self._seldom.tell(log.info, "rearm_delayed", error=str(error))
+                self._seldom.log(log.info, "rearm_delayed", error=str(error))
                 self._wanted.set()
                 await asyncio.sleep(RETRY_S)
 

@@ -123,7 +123,7 @@ class Sweeper:
                 return await self._link.messages.pull(DEADLINES, sweep_consumer(kind))
             except TransportUnavailable as error:
                 # without a sweeper no timer is ever served: this one does not give up
-                self._seldom.tell(log.warning, "sweeper_waits", kind=kind, error=str(error))
+                self._seldom.log(log.warning, "sweeper_waits", kind=kind, error=str(error))
                 await asyncio.sleep(0.5)
 
     async def _on_due(self, message: Msg) -> None:
@@ -147,7 +147,7 @@ class Sweeper:
 
     async def _on_unreadable(self, message: Msg, task_id: str, error: UnreadableTask) -> None:
         """What a newer version may have written is left for a gateway of that version; the stream drops it in a day."""
-        unreadables.tell("timer", message.subject, error, revision=message.metadata.sequence.stream)
+        unreadables.report("timer", message.subject, error, revision=message.metadata.sequence.stream)
         is_left = isinstance(error, UnreadableRecord) or may_be_newer(task_id, message.data)
         with contextlib.suppress(Exception):
             await (message.nak(delay=LEFT_S) if is_left else message.term())

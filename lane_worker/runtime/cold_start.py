@@ -77,7 +77,7 @@ class ColdStartLog:
                 try:
                     await self._bucket.put(self._model, self._unstored[0])
                 except TransportUnavailable as error:
-                    self._seldom.tell(log.warning, "cold_start_not_stored", error=str(error))
+                    self._seldom.log(log.warning, "cold_start_not_stored", error=str(error))
                     await asyncio.sleep(RETRY_S)
                     continue
                 except Exception:  # a figure that the server refuses is no reason to stop a lane

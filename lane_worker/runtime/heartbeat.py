@@ -79,7 +79,7 @@ class Heartbeat:
             try:
                 await self._bucket.put(self._key, self._value())
             except TransportUnavailable as error:
-                self._seldom.tell(log.warning, "heartbeat_lost", error=str(error))
+                self._seldom.log(log.warning, "heartbeat_lost", error=str(error))
                 await asyncio.sleep(0.2)
                 continue
             self._published_changes = changes

@@ -112,7 +112,7 @@ class WorkLoop:
             sender = (message.headers or {}).get(TRACEPARENT) or queued.traceparent
             held = await self._claims.claim(queued, message, stop, attempt_below(sender))
         except UnreadableTask as error:
-            unreadables.tell("task", message.subject, error, revision=message.metadata.sequence.stream)
+            unreadables.report("task", message.subject, error, revision=message.metadata.sequence.stream)
             with contextlib.suppress(Exception):
                 await (message.nak(delay=LEFT_S) if is_left(message, error) else message.term())
             return

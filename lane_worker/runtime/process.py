@@ -22,7 +22,7 @@ from ops.machine.processes import LEAVE_FOR_QUOTA
 from ops.nats.access import NatsAccess
 from ops.nats.errors import TransportUnavailable, UnusableServer
 from ops.nats.link import NatsLink
-from ops.nats.link_health import telling_of
+from ops.nats.link_health import reporting_on
 from ops.nats.provisioning import NotProvisioned
 from ops.telemetry.export import Listen, exporting
 from ops.telemetry.unreadable import Role
@@ -77,7 +77,7 @@ async def connected(
         try:
             await require(link, held)
             await link.clock.require()
-            async with telling_of(link, role):
+            async with reporting_on(link, role):
                 yield Surroundings(link, artifacts, stop, for_quota)
         finally:
             await link.close()

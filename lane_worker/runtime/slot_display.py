@@ -77,7 +77,7 @@ class SlotDisplay:
                 except WrongRevision:
                     continue  # somebody wrote in between: look again
                 except TransportUnavailable as error:
-                    self._seldom.tell(
+                    self._seldom.log(
                         log.warning, "slot_not_shown", slot=self._entry.slot, state=wanted.state.value, error=str(error)
                     )
                     await asyncio.sleep(RETRY_S)

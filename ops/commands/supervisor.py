@@ -32,7 +32,7 @@ from ops.machine.processes import asked_to_end, only_one
 from ops.nats.access import NatsAccess
 from ops.nats.errors import TransportUnavailable, UnusableServer
 from ops.nats.link import NatsLink
-from ops.nats.link_health import telling_of
+from ops.nats.link_health import reporting_on
 from ops.nats.provisioning import NotProvisioned, require_lane
 from ops.telemetry.export import Listen, exporting
 from ops.telemetry.logs import configure_logging
@@ -101,7 +101,7 @@ def command(
                         lane_deaths.begin(model)
                     drain_s = catalog.windows.drains_s(catalog.models.values())
                     supervisor = Supervisor(link, provider, wanted, limits, catalog.windows, drain_s=drain_s)
-                    async with telling_of(link, "supervisor"):
+                    async with reporting_on(link, "supervisor"):
                         await supervisor.run(stop, hurry)
             finally:
                 await link.close()

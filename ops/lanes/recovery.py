@@ -44,10 +44,10 @@ class LostStarts:
         self._stored.clear()
 
     def lost(self, start: ColdStart) -> None:
-        """*start* ended with its process. `tell` stores it."""
+        """*start* ended with its process. `store` stores it."""
         self._untold.append(start)
 
-    async def tell(self) -> bool:
+    async def store(self) -> bool:
         """Stores the starts that were lost; whether nothing is left. Raises TransportUnavailable."""
         while self._untold:
             start = self._untold[0]

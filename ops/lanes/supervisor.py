@@ -255,7 +255,7 @@ class Supervisor:
                     await self._say(lane)
             return await self._clear_up()
         except TransportUnavailable as error:
-            self._seldom.tell(log.warning, "not_told", error=str(error))
+            self._seldom.log(log.warning, "not_told", error=str(error))
             return False
 
     async def _clear_up(self) -> bool:
@@ -264,7 +264,7 @@ class Supervisor:
                 in_hand, death = lane.orphan
                 await give_back(self._link, in_hand, how=death.how)
                 lane.orphan = None
-        return await self._lost_starts.tell()
+        return await self._lost_starts.store()
 
     async def _say(self, lane: Supervised) -> None:
         """Stores it, unless the lane's own process has spoken: its newer word is never overwritten."""

@@ -87,7 +87,7 @@ class Versioned(Generic[T]):
             return self._content.decode(self._entry.key, self._entry.value)
         except Unreadable as error:
             if self._reports:
-                unreadables.tell(self._content.kind, self._entry.key, error, revision=self._entry.revision)
+                unreadables.report(self._content.kind, self._entry.key, error, revision=self._entry.revision)
             return None
 
 

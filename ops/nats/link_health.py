@@ -27,7 +27,7 @@ log = structlog.get_logger("nats")
 
 
 @contextlib.asynccontextmanager
-async def telling_of(link: NatsLink, role: Role, background: Background | None = None) -> AsyncIterator[None]:
+async def reporting_on(link: NatsLink, role: Role, background: Background | None = None) -> AsyncIterator[None]:
     """While the block runs, this process, which is of *role*, reports in its metrics whether *link* is connected, and
     how far the clocks are apart, as it measures every LOOK_EVERY_S. It publishes which streams take no writes of it,
     and reads buckets again that somebody purged (`Watch.look`).

@@ -129,7 +129,7 @@ class Reader:
             # (the text of the error may repeat what stands in the entry: only its place is reported)
             place = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__} in {place.name}, line {place.lineno}"
-            unreadables.tell("entry", what, reason, revision=revision)
+            unreadables.report("entry", what, reason, revision=revision)
 
     def _give_all(self, entries: list[Entry], revision: int) -> None:
         if self._on_whole is not None:

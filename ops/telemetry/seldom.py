@@ -24,7 +24,7 @@ class Seldom:
         self._logged_s[kind] = now_s
         return True
 
-    def tell(self, say: Callable[..., Any], event: str, **fields: Any) -> None:
+    def log(self, say: Callable[..., Any], event: str, **fields: Any) -> None:
         """Logs *event* by *say*, a method of a logger, unless that was done lately."""
         if self.is_news(event):
             say(event, **fields)

@@ -42,7 +42,7 @@ class Unreadables:
         self.count = 0
         self._known: OrderedDict[tuple[Kind, str, int], None] = OrderedDict()
 
-    def tell(self, kind: Kind, where: str, error: Exception | str, *, revision: int = 0) -> None:
+    def report(self, kind: Kind, where: str, error: Exception | str, *, revision: int = 0) -> None:
         """A *kind* of thing at *where* (a subject or a key) cannot be read, because of *error*, whose text is logged.
 
         It must hold nothing of the content, as that of `contracts.wire.Unreadable` does not. *revision* is that of

@@ -61,7 +61,7 @@ async def is_stored(link: NatsLink, detail: str) -> bool:
 
 
 async def all_told(starts: LostStarts) -> None:
-    await eventually(starts.tell)
+    await eventually(starts.store)
 
 
 async def test_a_lost_start_is_stored_unless_the_lane_stored_it_itself(link: NatsLink) -> None:
@@ -81,7 +81,7 @@ async def test_a_lost_start_is_stored_unless_the_lane_stored_it_itself(link: Nat
 async def test_an_entry_that_the_watch_brings_during_the_read_is_not_forgotten(
     link: NatsLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It once was: an older revision replaced the one that the watch had brought, and `tell` failed for ever."""
+    """It once was: an older revision replaced the one that the watch had brought, and `store` failed for ever."""
     starts = LostStarts(link)
     await starts.start()
     update, get = link.entries.update, link.entries.get
@@ -137,7 +137,7 @@ async def test_a_write_without_an_answer_is_not_made_twice(
     monkeypatch.setattr(link.entries, "update", without_an_answer)
     starts.lost(start())
     with pytest.raises(TransportUnavailable):
-        await starts.tell()
+        await starts.store()
     monkeypatch.undo()
     await all_told(starts)
     assert await stored(link) == [HOW]

@@ -13,7 +13,7 @@ from contracts.topology import DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, TASKS, sw
 from ops.nats.entry import Entry
 from ops.nats.errors import StreamFull, TransportUnavailable, UnusableServer, WrongRevision
 from ops.nats.link import NatsLink
-from ops.nats.link_health import telling_of
+from ops.nats.link_health import reporting_on
 from ops.nats.pull import ack_sync
 from ops.nats.server_clock import MAX_SKEW_S
 from tests.kit.behind import client_of, js_of
@@ -204,13 +204,13 @@ async def test_a_clock_that_drifts_away_is_reported(
     link: NatsLink, nats_server: NatsServer, measured: Measured
 ) -> None:
     """At its start the process would refuse; later the skew shows in the metric and in the log."""
-    async with telling_of(link, "lane"):
+    async with reporting_on(link, "lane"):
         await eventually(lambda: _is_known(link))
         assert abs(await _told(measured, "warmlane.clock.skew")) < MAX_SKEW_S
     async with ServerAhead(nats_server, ahead_s=3) as ahead:
         skewed = await NatsLink.connect(ahead.url, name="test")
         with capture_logs() as logged:
-            async with telling_of(skewed, "lane"):
+            async with reporting_on(skewed, "lane"):
                 await eventually(lambda: _is_known(skewed))
                 assert await _told(measured, "warmlane.clock.skew") > 3 - MAX_SKEW_S
                 assert await _told(measured, "warmlane.nats.connected") == 1

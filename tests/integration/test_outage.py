@@ -76,7 +76,7 @@ async def test_repeated_tries_are_logged_once(
     """Processes that write or follow something try several times a second while the server is away, or has lost what
     they follow."""
     tried: Counter[str] = Counter()
-    tell, is_news = Seldom.tell, Seldom.is_news
+    tell, is_news = Seldom.log, Seldom.is_news
 
     def counted_tell(self: Seldom, say: Callable[..., Any], event: str, **fields: Any) -> None:
         tried[event] += 1
@@ -86,7 +86,7 @@ async def test_repeated_tries_are_logged_once(
         tried[kind] += kind == "interrupted"
         return is_news(self, kind)
 
-    monkeypatch.setattr(Seldom, "tell", counted_tell)
+    monkeypatch.setattr(Seldom, "log", counted_tell)
     monkeypatch.setattr(Seldom, "is_news", counted_is_news)
 
     async def tried_again(*kinds: str) -> None:

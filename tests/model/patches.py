@@ -136,7 +136,7 @@ class SilentLogger:
 class _Unreadables:
     """In the model nobody writes what cannot be read: an entry that is not taken is a mistake of its reader."""
 
-    def tell(self, kind: str, where: str, error: Exception | str, *, revision: int = 0) -> None:
+    def report(self, kind: str, where: str, error: Exception | str, *, revision: int = 0) -> None:
         if where.rpartition(".")[2] in TORN:
             return
         host = HOST.get()

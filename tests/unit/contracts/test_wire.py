@@ -237,11 +237,11 @@ def test_an_unreadable_message_is_counted_and_logged_once_without_its_content() 
         try:
             decode_task(json.dumps(good(decode_task) | {"status": SECRET, "prompt": SECRET}).encode())
         except UnreadableTask as error:
-            unreadables.tell("record", "a-key", error, revision=7)
-            unreadables.tell("record", "a-key", error, revision=7)  # read again
-            unreadables.tell("record", "a-key", error, revision=8)
-            unreadables.tell("task", "lane.anisora.x" + "y" * 9_999, error)
-            unreadables.tell("task", "lane.anisora.x" + "y" * 9_999, error)  # a message has no revision: another one
+            unreadables.report("record", "a-key", error, revision=7)
+            unreadables.report("record", "a-key", error, revision=7)  # read again
+            unreadables.report("record", "a-key", error, revision=8)
+            unreadables.report("task", "lane.anisora.x" + "y" * 9_999, error)
+            unreadables.report("task", "lane.anisora.x" + "y" * 9_999, error)  # a message has no revision: another one
     assert [line["count"] for line in lines] == [1, 2, 3, 4]
     assert (lines[0]["kind"], lines[0]["where"], lines[0]["revision"]) == ("record", "a-key", 7)
     assert lines[0]["reason"] == "Invalid enum value - at `$.status`"
@@ -253,7 +253,7 @@ def test_the_memory_of_unreadable_messages_is_bounded() -> None:
     unreadables = Unreadables()
     with capture_logs():
         for number in range(2 * KNOWN_MAX):
-            unreadables.tell("record", f"key-{number}", "x", revision=1)
+            unreadables.report("record", f"key-{number}", "x", revision=1)
     assert len(unreadables._known) == KNOWN_MAX
 
 

@@ -18,8 +18,8 @@ def test_a_kind_is_news_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> 
 
     for now_s in (100.0, 100.2, 159.9, 160.0, 160.2):
         clock.now_s = now_s
-        seldom.tell(say, "heartbeat_lost", error="away")
-        seldom.tell(say, "slot_not_shown")
+        seldom.log(say, "heartbeat_lost", error="away")
+        seldom.log(say, "slot_not_shown")
     assert said == [
         (at_s, event, fields)
         for at_s in (100.0, 160.0)
