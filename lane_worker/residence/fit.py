@@ -35,7 +35,7 @@ PACKAGES: Final = {
 }
 
 
-class Refusal(Struct, frozen=True):
+class LoadRefusal(Struct, frozen=True):
     """Why a model is not loaded, for the operator, under the code that its tasks end with."""
 
     code: Literal["out_of_memory", "storage_failed"]
@@ -66,7 +66,7 @@ class SlotDemand(Struct, frozen=True):
         need = fit.need(components, entry.checkpoint, on_card=on_card)
         return cls(entry.name, entry.checkpoint, folder, fit.pooled(need) if unified else need, components)
 
-    def refusal(self, reading: Reading | None) -> Refusal | None:
+    def refusal(self, reading: Reading | None) -> LoadRefusal | None:
         """What no waiting would change; *reading* is the slot's memory, None where it cannot be read.
 
         1. There is no folder, and no recipe to make one.
@@ -75,11 +75,11 @@ class SlotDemand(Struct, frozen=True):
         4. The host is too small for the weights that are not on the card, even when nothing else uses it.
         """
         if self.checkpoint.random_weights is None and not (self.folder / MODEL_INDEX).is_file():  # 1
-            return Refusal("storage_failed", missing_folder(self.model, self.folder))
+            return LoadRefusal("storage_failed", missing_folder(self.model, self.folder))
         objection = _backend_objection(self.checkpoint.attention_backend)
         if objection is not None:  # 2
             instead = f"or set checkpoint.attention_backend of {self.model} to native"
-            return Refusal("storage_failed", f"{objection}, {instead}")
+            return LoadRefusal("storage_failed", f"{objection}, {instead}")
         if reading is None:
             return None
         text = fit.never_fits(  # 3
@@ -90,7 +90,7 @@ class SlotDemand(Struct, frozen=True):
             free_bytes=reading.free_bytes,
         )
         text = text or self._host_never_holds()  # 4
-        return None if text is None else Refusal("out_of_memory", f"{self.model} does not fit: {text}")
+        return None if text is None else LoadRefusal("out_of_memory", f"{self.model} does not fit: {text}")
 
     def _host_never_holds(self) -> str | None:
         try:
@@ -98,7 +98,7 @@ class SlotDemand(Struct, frozen=True):
         except (OSError, ValueError, psutil.Error):  # another kernel's wording
             return None
 
-    def host_refusal(self) -> Refusal | None:
+    def host_refusal(self) -> LoadRefusal | None:
         """Whether the host can take its part now, when nothing is resident: for a slot with a card."""
         if not self.need.on_card:
             return None  # the slot's own memory, which is proven to be there
@@ -107,7 +107,7 @@ class SlotDemand(Struct, frozen=True):
         except (OSError, ValueError, KeyError, psutil.Error):  # another kernel's wording
             return None
         text = fit.host_shortage(self.need, free_bytes=free_bytes)
-        return None if text is None else Refusal("out_of_memory", f"{self.model} is not loaded: {text}")
+        return None if text is None else LoadRefusal("out_of_memory", f"{self.model} is not loaded: {text}")
 
 
 def _backend_objection(backend: str) -> str | None:

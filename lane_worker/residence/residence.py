@@ -21,7 +21,7 @@ from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Failed, Ready, Rehearsed
 from lane_worker.forking.outcome import HostLost, LoadFailed, SlotTaken
 from lane_worker.residence.baseline import baseline_of
-from lane_worker.residence.fit import Refusal, SlotDemand
+from lane_worker.residence.fit import LoadRefusal, SlotDemand
 from lane_worker.residence.memory import FIRST_ANSWER_S, SlotMemory
 from lane_worker.residence.proof import AFTER_KILL_S, Given, Proof, Prover, since
 from lane_worker.residence.quarantine import Quarantined, quarantine_of
@@ -322,7 +322,7 @@ async def _demand(entry: ModelEntry, host: Host, slot: str, memory: SlotMemory) 
     return await asyncio.to_thread(SlotDemand.of, entry, host.models_dir, slot=slot, unified=memory.name == "unified")
 
 
-def _refuse(refusal: Refusal | None, host: Host) -> None:
+def _refuse(refusal: LoadRefusal | None, host: Host) -> None:
     if refusal is None:
         return
     held_bytes = 0

@@ -26,7 +26,7 @@ from contracts.fit import (
     pinned_block,
 )
 from contracts.settings import ModelEntry, load_settings
-from lane_worker.residence.fit import PACKAGES, Refusal, SlotDemand
+from lane_worker.residence.fit import PACKAGES, LoadRefusal, SlotDemand
 from ops.machine.readings import Reading
 from ops.machine.weights import WeightsUnreadable, weights_of
 
@@ -312,7 +312,7 @@ def with_options(entry: ModelEntry, **changes: Any) -> ModelEntry:
 ROOMY = Reading(used_bytes=0, free_bytes=1000 + CONTEXT_BYTES)
 
 
-def refusal(found: SlotDemand, reading: Reading | None = ROOMY) -> Refusal:
+def refusal(found: SlotDemand, reading: Reading | None = ROOMY) -> LoadRefusal:
     told = found.refusal(reading)
     assert told is not None
     return told
