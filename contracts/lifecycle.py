@@ -12,6 +12,7 @@ from contracts.tasks import (
     FailureCode,
     GenerationTask,
     MemoryReading,
+    OrderDecision,
     Progress,
     RoutingDecision,
     SwapReceipt,
@@ -77,8 +78,10 @@ def claim(
     lease_s: float,
     now: datetime,
     attempt_traceparent: str | None = None,
+    order: OrderDecision | None = None,
 ) -> GenerationTask:
-    """pending → processing, owned by *owner* for *lease_s*; one more attempt, with a span where that is traced."""
+    """pending → processing, owned by *owner* for *lease_s*; one more attempt, with a span where that is traced. *order*
+    is why the owner took this one and not another."""
     return _move(
         task,
         TaskEvent.CLAIM,
@@ -89,6 +92,7 @@ def claim(
         worker=worker,
         claimed_at=now,
         attempt_traceparent=attempt_traceparent,
+        order=order,
         lease_expires_at=now + timedelta(seconds=lease_s),
         progress=Progress(step=0, steps=task.parameters.steps),
     )

@@ -5,13 +5,15 @@ and a lane orders its own queue by it. All times are seconds by one clock of the
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from msgspec import Struct
 
+from contracts.strict import Strict
 from contracts.tasks import Priority
 
 OrderName = Literal["fifo", "swap-aware"]
+ORDER_NAMES: Final[tuple[OrderName, ...]] = get_args(OrderName)
 
 # What a caller has had of the card counts half after so long.
 HALF_LIFE_S: Final = 60.0
@@ -63,9 +65,12 @@ class Costs(Struct, frozen=True, kw_only=True):
         return _of(self.swap_s, model)
 
 
-class Policy(Struct, frozen=True, kw_only=True):
-    """How the card is shared. *swap_share* is the most of its time that goes into swaps while two models wait all the
-    time, unless a slice would be longer than *slice_max_s*. *turn_share* is what each class gets at least of it."""
+class Policy(Strict, frozen=True):
+    """How the card is shared: `degraded` of the settings.
+
+    *swap_share* is the most of its time that goes into swaps while two models wait all the time, unless a slice would
+    be longer than *slice_max_s*. *turn_share* is what each class that waits gets of it at least.
+    """
 
     order: OrderName = "swap-aware"
     swap_share: float = 0.2

@@ -29,6 +29,7 @@ from contracts.fields import (
     volume_mistakes,
 )
 from contracts.nesting import decode_json, loads
+from contracts.order import Policy
 from contracts.strict import Strict
 from contracts.topology import DEGRADED_MAX_AGE_S
 
@@ -158,6 +159,7 @@ class Catalog(Struct, frozen=True, kw_only=True):
     windows: Windows
     warmth: Warmth
     tolerances: Tolerances
+    degraded: Policy
     attempts: int
     lane_queue_max_msgs: int
     models: Mapping[str, ModelEntry]
@@ -185,6 +187,7 @@ class InferenceSettings(Strict, frozen=True):
     lane_queue_max_msgs: int
     models: dict[str, ModelSettings]
     tolerances: Tolerances = Tolerances()
+    degraded: Policy = Policy()
 
     def catalog(self, profile: str) -> Catalog:
         """The settings of *profile*. Raises SettingsError when a model has no such profile."""
@@ -222,6 +225,7 @@ class InferenceSettings(Strict, frozen=True):
             windows=self.windows,
             warmth=self.warmth,
             tolerances=self.tolerances,
+            degraded=self.degraded,
             attempts=self.attempts,
             lane_queue_max_msgs=self.lane_queue_max_msgs,
             models=models,
@@ -316,6 +320,11 @@ def _mistakes(settings: InferenceSettings) -> Iterator[str]:
     for name, limit in msgspec.structs.asdict(settings.tolerances).items():
         if limit < 1:
             yield f"$.tolerances.{name}: more than 0 bytes"
+    for name in ("swap_share", "turn_share"):
+        if not 0 < getattr(settings.degraded, name) < 1:
+            yield f"$.degraded.{name}: a share of the card's time, more than 0 and less than 1"
+    if not 0 <= settings.degraded.slice_max_s < float("inf"):
+        yield "$.degraded.slice_max_s: 0 seconds or more"
     if settings.windows.wait_limit_s > DEGRADED_MAX_AGE_S:
         yield f"$.windows.wait_limit_s: at most {DEGRADED_MAX_AGE_S:g}, when the degraded queue drops its messages"
     if settings.windows.degraded_margin_s >= settings.windows.wait_limit_s:

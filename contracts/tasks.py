@@ -231,6 +231,30 @@ class RoutingDecision(Struct, frozen=True, kw_only=True, gc=False):
     judged_at: Moment | None = None
 
 
+class WaitingGroup(Struct, frozen=True, kw_only=True, gc=False):
+    """The tasks of one model and class that waited when a worker chose; the oldest had waited for *oldest_s*."""
+
+    model: Token
+    priority: Priority
+    count: Counted
+    oldest_s: float
+
+
+class OrderDecision(Struct, frozen=True, kw_only=True, gc=False):
+    """Why the degraded worker started a task at *at*, and none of the others that were *waiting*, itself among them.
+
+    *rules* are those of `contracts.order.choose`. *loaded* is the model that was loaded then, *slice_left_s* what was
+    left of its slice.
+    """
+
+    at: Moment
+    order: str
+    rules: tuple[int, ...]
+    loaded: str | None
+    slice_left_s: float
+    waiting: tuple[WaitingGroup, ...]
+
+
 class TimelineEntry(Struct, frozen=True, kw_only=True, gc=False):
     """One line of a task's short history."""
 
@@ -248,6 +272,7 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     - *owner* is the nonce of the worker process that holds the task.
     - *deadline_at* is the end of the wait for a worker. *lease_expires_at* is when a silent owner loses the task.
     - *priority* is its class, by which what waits is ordered (`contracts/order.py`).
+    - *order* is why the degraded worker started it when it did: of the newest claim.
     - *promised*: a client was given the id. From then on only a cancel may take the task back, no closed connection.
     - *withdrawn*: every caller had hung up before any of them was given the id.
     - *replaced* is what the request asked for and did not get. It is stored for whoever asks later: after an answer was
@@ -273,6 +298,7 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     owner: str | None = None
     worker: str | None = None
     decision: RoutingDecision | None = None
+    order: OrderDecision | None = None
     claimed_at: Moment | None = None
     lease_expires_at: Moment | None = None
     finished_at: Moment | None = None

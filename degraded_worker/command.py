@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import click
+from msgspec.structs import replace
 
+from contracts.order import OrderName
 from contracts.settings import load_settings
 from contracts.topology import bucket_subject, is_token
 from degraded_worker.worker import DegradedWorker
@@ -14,6 +16,8 @@ from lane_worker.runtime.process import connected, run_to_end
 from ops.commands.nats_options import nats_options
 from ops.commands.options import (
     data_dir_option,
+    degraded_order_option,
+    load_seconds_option,
     metrics_options,
     name_option,
     oom_snapshots_option,
@@ -41,6 +45,8 @@ from ops.telemetry.logs import configure_logging
 @settings_option
 @profile_option
 @step_seconds_option
+@load_seconds_option
+@degraded_order_option
 @oom_snapshots_option
 @metrics_options
 def command(
@@ -51,6 +57,8 @@ def command(
     settings: Path | None,
     profile: str,
     step_seconds: float,
+    load_seconds: float,
+    degraded_order: OrderName | None,
     oom_snapshots: int,
     listen: Listen | None,
 ) -> None:
@@ -65,6 +73,8 @@ def command(
 
     async def run() -> None:
         catalog = load_settings(settings).catalog(profile)
+        if degraded_order is not None:
+            catalog = replace(catalog, degraded=replace(catalog.degraded, order=degraded_order))
         try:
             lock_path(data_dir, slot)
             bucket_subject("slots", slot)
@@ -85,6 +95,7 @@ def command(
                 slot=slot,
                 data_dir=data_dir,
                 step_seconds=step_seconds,
+                load_seconds=load_seconds,
                 oom_snapshots=oom_snapshots,
             )
             worker = DegradedWorker(setup)

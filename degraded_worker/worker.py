@@ -2,22 +2,29 @@
 
 import asyncio
 import time
+from functools import partial
 from typing import Final
 
 import structlog
 
 from contracts.lanes import SlotState
+from contracts.order import Policy
 from contracts.topology import DEGRADED
+from degraded_worker.hand import Hand
 from degraded_worker.leader import Leader
+from degraded_worker.order import Order, OrderedRunner
 from lane_worker.forking.fork_server import ForkServer
 from lane_worker.forking.host import Host
 from lane_worker.forking.outcome import HostLost, SlotTaken
 from lane_worker.residence.quarantine import Quarantined
+from lane_worker.residence.residence import Residence
 from lane_worker.runtime.assembly import Setup, assemble, open_up
 from lane_worker.runtime.leaving import drain
+from lane_worker.runtime.outcome import Runner
 from lane_worker.runtime.streak import Renew, Rest, Serve
 from ops.ending import end
 from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 from ops.waiting import set_within, unless
 
 RETRY_FIRST_S: Final = 0.5
@@ -39,12 +46,26 @@ class DegradedWorker:
         self._name, self._slot = setup.name, setup.slot
         self._fork_server = ForkServer()
         self._parts = parts = assemble(
-            setup, self._models, role="degraded", stream=DEGRADED, fork_server=self._fork_server
+            setup,
+            self._models,
+            role="degraded",
+            stream=DEGRADED,
+            fork_server=self._fork_server,
+            ordered=partial(self._ordered, setup.link, setup.catalog.degraded),
         )
         self._scratch, self._host, self._display = parts.scratch, parts.host, parts.display
         self._residence, self._runner, self._loop = parts.residence, parts.runner, parts.loop
         self._distrust = parts.distrust
         self._leader = Leader(setup.link, worker=setup.name, owner=parts.owner, slot=setup.slot)
+
+    def _ordered(
+        self, link: NatsLink, policy: Policy, owner: str, residence: Residence, runner: Runner
+    ) -> tuple[Hand, OrderedRunner]:
+        order = Order(policy, resident=lambda: None if residence.resident is None else residence.resident.model)
+        return Hand(link, order=order, owner=owner, leads=self._leads), OrderedRunner(runner, order)
+
+    def _leads(self) -> bool:
+        return self._leader.is_leader(time.monotonic())
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves whenever it leads, until *stop*; then finishes the task in hand within `windows.drains_s` and leaves.
@@ -144,6 +165,8 @@ class DegradedWorker:
         except Quarantined as error:
             log.error("quarantined", slot=self._slot, error=str(error))
         finally:
+            # first what waits: nobody here takes it any more
+            await self._loop.close()
             # the leadership last: a standby that took it earlier would kill the pipeline host that is leaving
             await self._residence.close()
             if self._residence.quarantined:
@@ -153,7 +176,7 @@ class DegradedWorker:
 
     async def _serve_as_leader(self, leave: asyncio.Event) -> None:
         self._display.take()
-        while not leave.is_set() and not self._residence.quarantined and self._leader.is_leader(time.monotonic()):
+        while not leave.is_set() and not self._residence.quarantined and self._leads():
             if self._host.pid is None:
                 ready = await self._residence.open(term=self._leader.term)
                 self._scratch.remove_what_others_left()

@@ -15,6 +15,7 @@ from lane_worker.worker import LaneWorker
 from ops.commands.nats_options import nats_options
 from ops.commands.options import (
     data_dir_option,
+    load_seconds_option,
     metrics_options,
     name_option,
     oom_snapshots_option,
@@ -45,6 +46,7 @@ from ops.telemetry.logs import configure_logging
 @settings_option
 @profile_option
 @step_seconds_option
+@load_seconds_option
 @oom_snapshots_option
 @metrics_options
 def command(
@@ -56,6 +58,7 @@ def command(
     settings: Path | None,
     profile: str,
     step_seconds: float,
+    load_seconds: float,
     oom_snapshots: int,
     listen: Listen | None,
 ) -> None:
@@ -92,6 +95,7 @@ def command(
                 slot=slot,
                 data_dir=data_dir,
                 step_seconds=step_seconds,
+                load_seconds=load_seconds,
                 oom_snapshots=oom_snapshots,
             )
             worker = LaneWorker(setup, model=entry, started_at=started_at)

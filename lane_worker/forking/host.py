@@ -54,12 +54,14 @@ class Host:
         models_dir: Path,
         role: Role = "lane",
         step_seconds: float = 0.0,
+        load_seconds: float = 0.0,
         lock_wait_s: float = LOCK_WAIT_S,
         fork_server: ForkServer | None = None,
         oom_dir: Path | None = None,
         oom_snapshots: int = 0,
     ) -> None:
-        """*step_seconds* slows each step down, to imitate a real card. Without *fork_server* it has one of its own.
+        """*step_seconds* slows each step down, and *load_seconds* each load, to imitate a real card. Without
+        *fork_server* it has one of its own.
 
         When a card runs out of memory, a snapshot goes into *oom_dir*; the newest *oom_snapshots* are kept there.
         """
@@ -67,7 +69,7 @@ class Host:
         self._lock_dir = lock_dir
         self._role = role
         self._models_dir = models_dir
-        self._step_seconds = step_seconds
+        self._step_seconds, self._load_seconds = step_seconds, load_seconds
         self._lock_wait_s = lock_wait_s
         self._oom = ("", 0) if oom_dir is None else (str(oom_dir), oom_snapshots)
         self._owns_fork_server = fork_server is None
@@ -128,7 +130,7 @@ class Host:
     async def load(self, model: ModelEntry) -> Loaded:
         """Load *model*; nothing may be resident. Raises LoadFailed, LoadTimedOut, HostLost."""
         child = self._running()
-        child.send(Load(model.name, model.checkpoint, str(self._models_dir), self._step_seconds))
+        child.send(Load(model.name, model.checkpoint, str(self._models_dir), self._step_seconds, self._load_seconds))
         answer = await child.answer(model.timeouts.load_s, "did not load its model", LoadTimedOut)
         match answer:
             case Loaded():

@@ -39,12 +39,16 @@ class Fork(Struct, frozen=True, tag="fork"):
 
 
 class Load(Struct, frozen=True, tag="load"):
-    """Load this checkpoint from *models_dir*; answered by `Loaded` or `Failed`. Tiny weights are made if absent."""
+    """Load this checkpoint from *models_dir*; answered by `Loaded` or `Failed`. Tiny weights are made if absent.
+
+    It takes *load_seconds* at least, and each step of its inferences *step_seconds* more: to imitate a real card.
+    """
 
     model: str
     checkpoint: Checkpoint
     models_dir: str
     step_seconds: float = 0.0
+    load_seconds: float = 0.0
 
 
 class Unload(Struct, frozen=True, tag="unload"):

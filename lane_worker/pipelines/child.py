@@ -236,6 +236,7 @@ class _Child:
         self._invents_images = request.checkpoint.random_weights is not None
         self._lock.write(model=self._model)
         memory = clean(self._device)
+        time.sleep(max(0.0, request.load_seconds - (time.perf_counter() - started_s)))
         seconds = time.perf_counter() - started_s
         self._send(Loaded(request.model, seconds, memory, times.read_s, times.copy_s))
 

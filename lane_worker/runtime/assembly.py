@@ -15,8 +15,10 @@ from lane_worker.residence.residence import Residence
 from lane_worker.runtime.distrust import Distrust
 from lane_worker.runtime.host_runner import HostRunner
 from lane_worker.runtime.loop import WorkLoop
+from lane_worker.runtime.outcome import Runner
 from lane_worker.runtime.scratch import Scratch
 from lane_worker.runtime.slot_display import SlotDisplay
+from lane_worker.runtime.source import Source
 from ops.artifacts import Artifacts
 from ops.machine.memory import probe_for
 from ops.nats.link import NatsLink
@@ -33,6 +35,7 @@ class Setup(Struct, frozen=True):
     slot: str
     data_dir: Path
     step_seconds: float = 0.0
+    load_seconds: float = 0.0
     oom_snapshots: int = 0
 
 
@@ -58,9 +61,12 @@ def assemble(
     fork_server: ForkServer | None = None,
     on_wait: Callable[[str], None] | None = None,
     on_busy: Callable[[bool], None] = lambda _: None,
+    ordered: Callable[[str, Residence, Runner], tuple[Source, Runner]] | None = None,
 ) -> Parts:
     """The parts of a worker that serves *models* from *stream*. Nothing runs yet.
 
+    *ordered* is called with the owner, the residence and the runner, and returns where the messages come from and the
+    runner that runs them; without it they come in the order of their arrival.
     *on_wait* is called with the reason why nothing is loaded yet; without it, the slot's detail says so.
     """
     owner = uuid.uuid4().hex
@@ -71,6 +77,7 @@ def assemble(
         lock_dir=setup.data_dir / "locks",
         models_dir=setup.data_dir / "models",
         step_seconds=setup.step_seconds,
+        load_seconds=setup.load_seconds,
         fork_server=fork_server,
         oom_dir=setup.data_dir / OOM_FOLDER,
         oom_snapshots=setup.oom_snapshots,
@@ -86,6 +93,7 @@ def assemble(
     )
     runner = HostRunner(residence=residence, models=models, slot=setup.slot, scratch=scratch.folder)
     distrust = Distrust(runner, setup.slot, renew_after=setup.catalog.warmth.renew_after_failures)
+    source, runs = (None, runner) if ordered is None else ordered(owner, residence, runner)
     loop = WorkLoop(
         link=setup.link,
         artifacts=setup.artifacts,
@@ -93,9 +101,10 @@ def assemble(
         owner=owner,
         worker=setup.name,
         windows=setup.catalog.windows,
-        runner=runner,
+        runner=runs,
         scratch=scratch,
         on_busy=on_busy,
+        source=source,
     )
     return Parts(owner, scratch, host, display, residence, runner, distrust, loop)
 

@@ -10,7 +10,15 @@ from nats.aio.msg import Msg
 
 from contracts import lifecycle
 from contracts.settings import Windows
-from contracts.tasks import FailureCode, GenerationTask, UnreadableRecord, UnreadableTask, encode_task, may_be_newer
+from contracts.tasks import (
+    FailureCode,
+    GenerationTask,
+    OrderDecision,
+    UnreadableRecord,
+    UnreadableTask,
+    encode_task,
+    may_be_newer,
+)
 from contracts.topology import TASKS
 from lane_worker.runtime.claim import Drop, Expire, Mine, Reread, Take, claim_decision, is_overdue
 from lane_worker.runtime.held import HeldTask, lease_end
@@ -49,13 +57,18 @@ class Claims:
         self._windows = windows
 
     async def claim(
-        self, queued: GenerationTask, message: Msg, stop: asyncio.Event, attempt: str | None = None
+        self,
+        queued: GenerationTask,
+        message: Msg,
+        stop: asyncio.Event,
+        attempt: str | None = None,
+        order: OrderDecision | None = None,
     ) -> HeldTask | None:
         """The task that *message* carries, held by this worker, or None when it is not to be run.
 
-        *attempt* is the `traceparent` of what is done for it from then on. Raises UnreadableTask for a message that no
-        record catches up with, and NotClaimed where the server does not answer and *stop* is set: a claim of ours that
-        was stored all the same ends with its lease.
+        *attempt* is the `traceparent` of what is done for it from then on, *order* why it comes next. Raises
+        UnreadableTask for a message that no record catches up with, and NotClaimed where the server does not answer and
+        *stop* is set: a claim of ours that was stored all the same ends with its lease.
         """
         looks_ahead, has_timer, expects_record = 0, False, not is_fresh(message, queued)
         unanswered = 0
@@ -70,7 +83,7 @@ class Claims:
                     needed.append(self._set_lease_timer(queued, message))
                 entry = (await asyncio.gather(*needed))[0]
                 has_timer = expects_record = True
-                return await self._try_claim(queued, entry, attempt)
+                return await self._try_claim(queued, entry, attempt, order)
             except WrongRevision:
                 continue  # somebody moved the record between our look and our write: look again, under the same timer
             except _Ahead:
@@ -93,7 +106,11 @@ class Claims:
         await self._link.timers.set("lease", queued.id, lease_end(self._windows.lease_s), message.data)
 
     async def _try_claim(
-        self, queued: GenerationTask, entry: Entry | None, attempt: str | None = None
+        self,
+        queued: GenerationTask,
+        entry: Entry | None,
+        attempt: str | None = None,
+        order: OrderDecision | None = None,
     ) -> HeldTask | None:
         revision = entry.revision if entry is not None else 0
         record = None if entry is None else Versioned(RECORDS, entry).value
@@ -116,9 +133,11 @@ class Claims:
                 await self._expire(task, revision)
                 return None
             case Take(task, revision):
-                return await self._take(task, revision, attempt)
+                return await self._take(task, revision, attempt, order)
 
-    async def _take(self, task: GenerationTask, revision: int, attempt: str | None) -> HeldTask | None:
+    async def _take(
+        self, task: GenerationTask, revision: int, attempt: str | None, order: OrderDecision | None
+    ) -> HeldTask | None:
         claimed = lifecycle.claim(
             task,
             owner=self._owner,
@@ -126,6 +145,7 @@ class Claims:
             lease_s=self._windows.lease_s,
             now=datetime.now(UTC),
             attempt_traceparent=attempt,
+            order=order,
         )
         revision = await self._link.entries.update(TASKS, task.id, encode_task(claimed), revision=revision)
         metrics.task_claimed(claimed)

@@ -11,18 +11,18 @@ from nats.aio.msg import Msg
 
 from contracts.lanes import InHand
 from contracts.settings import Windows
-from contracts.tasks import GenerationTask, UnreadableTask
-from contracts.topology import WORK_CONSUMER
+from contracts.tasks import GenerationTask, OrderDecision, UnreadableTask
 from lane_worker.runtime.attempt import Attempt
 from lane_worker.runtime.claiming import Claims, NotClaimed
 from lane_worker.runtime.held import HeldTask
 from lane_worker.runtime.outcome import Runner
 from lane_worker.runtime.queued import is_left, queued_task
 from lane_worker.runtime.scratch import Scratch
+from lane_worker.runtime.source import Arrivals, Source
 from ops.artifacts import Artifacts
 from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
-from ops.nats.pull import Pull, ack_sync
+from ops.nats.pull import ack_sync
 from ops.telemetry.tracing import (
     CONSUMER,
     TRACEPARENT,
@@ -59,7 +59,9 @@ class WorkLoop:
         runner: Runner,
         scratch: Scratch,
         on_busy: Callable[[bool], None],
+        source: Source | None = None,
     ) -> None:
+        """*source* is where the messages of *stream* come from; without it they come in the order of their arrival."""
         self._link = link
         self._artifacts = artifacts
         self._stream = stream
@@ -69,7 +71,7 @@ class WorkLoop:
         self._scratch = scratch
         self._on_busy = on_busy
         self._claims = Claims(link, artifacts, owner=owner, worker=worker, windows=windows)
-        self._pull: Pull | None = None
+        self._source = source or Arrivals(link, stream)
         self._attempt: Attempt | None = None
         self.in_hand: InHand | None = None
         """The task that runs now."""
@@ -82,7 +84,7 @@ class WorkLoop:
     @property
     def trouble(self) -> str | None:
         """Why no task can come: the queue's consumer is gone, and cannot be made anew. None while all is well."""
-        return None if self._pull is None else self._pull.trouble
+        return self._source.trouble
 
     def waits_for_server_s(self, now_s: float) -> float:
         """As `Attempt.waits_for_server_s`, of the task in hand; 0 without one."""
@@ -91,26 +93,23 @@ class WorkLoop:
     async def serve_one(self, stop: asyncio.Event) -> bool:
         """Waits up to 2 s for a task, and runs it to its end; whether one came. Returns at once when *stop* is set
         while waiting, and soon where the server then does not take the claim."""
-        if self._pull is None:
-            self._pull = await self._link.messages.pull(self._stream, WORK_CONSUMER)
-        # a message that arrives for a cancelled fetch is delivered again after ack_wait
-        fetched = await unless(stop.wait(), self._pull.fetch())
-        messages = [] if fetched is None else fetched.value
-        for message in messages:
-            await self._serve(message, stop)
-        return bool(messages)
+        came = await unless(stop.wait(), self._source.next())
+        following = None if came is None else came.value
+        if following is None:
+            return False
+        await self._serve(following.message, stop, following.order)
+        return True
 
     async def close(self) -> None:
         """Takes no more messages."""
-        if self._pull is not None:
-            await self._pull.close()
+        await self._source.close()
 
-    async def _serve(self, message: Msg, stop: asyncio.Event) -> None:
+    async def _serve(self, message: Msg, stop: asyncio.Event, order: OrderDecision | None = None) -> None:
         delivered_at = datetime.now(UTC)
         try:
             queued = queued_task(message)
             sender = (message.headers or {}).get(TRACEPARENT) or queued.traceparent
-            held = await self._claims.claim(queued, message, stop, attempt_below(sender))
+            held = await self._claims.claim(queued, message, stop, attempt_below(sender), order)
         except UnreadableTask as error:
             unreadables.report("task", message.subject, error, revision=message.metadata.sequence.stream)
             with contextlib.suppress(Exception):

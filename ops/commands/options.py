@@ -8,6 +8,7 @@ from typing import Any, Final
 import click
 from msgspec import Struct
 
+from contracts.order import ORDER_NAMES
 from contracts.settings import Windows
 from ops.commands.durations import Duration
 from ops.commands.option_types import ByteSize, HostType, Lanes, ListenHost, Origin
@@ -135,6 +136,23 @@ step_seconds_option = click.option(
     show_default=True,
     show_envvar=True,
     help="Make every inference step of a tiny pipeline take so long, to imitate a real card.",
+)
+load_seconds_option = click.option(
+    "--load-seconds",
+    envvar="WARMLANE_LOAD_SECONDS",
+    type=click.FloatRange(0, 3600),
+    default=0.0,
+    show_default=True,
+    show_envvar=True,
+    help="Make every load of a tiny pipeline take so long at least, to imitate a real card.",
+)
+degraded_order_option = click.option(
+    "--degraded-order",
+    envvar="WARMLANE_DEGRADED_ORDER",
+    type=click.Choice(ORDER_NAMES),
+    show_envvar=True,
+    help="Which waiting task the degraded worker starts next: in order of arrival (fifo), or by class, swaps and "
+    "callers (swap-aware). [default: as the settings say, swap-aware]",
 )
 oom_snapshots_option = click.option(
     "--oom-snapshots",
@@ -266,9 +284,15 @@ def require_kept_long_enough(keep_s: float, windows: Windows) -> None:
         )
 
 
-def slowed(step_seconds: float) -> list[str]:
-    """`--step-seconds` for the command line of a worker, if there is anything to say."""
-    return ["--step-seconds", f"{step_seconds:g}"] if step_seconds else []
+def slowed(step_seconds: float, load_seconds: float) -> list[str]:
+    """`--step-seconds` and `--load-seconds` for the command line of a worker, if there is anything to say."""
+    steps = ["--step-seconds", f"{step_seconds:g}"] if step_seconds else []
+    return [*steps, *(["--load-seconds", f"{load_seconds:g}"] if load_seconds else [])]
+
+
+def ordered(degraded_order: str | None) -> list[str]:
+    """`--degraded-order` for the command line of a degraded worker, if there is anything to say."""
+    return [] if degraded_order is None else ["--degraded-order", degraded_order]
 
 
 def snapshotting(oom_snapshots: int) -> list[str]:

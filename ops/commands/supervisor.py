@@ -13,6 +13,7 @@ from ops.commands.options import (
     data_dir_option,
     gpus_option,
     lanes_option,
+    load_seconds_option,
     log_size_option,
     metrics_options,
     oom_snapshots_option,
@@ -52,6 +53,7 @@ from ops.telemetry.metrics import lane_deaths
 @quota_option
 @log_size_option
 @step_seconds_option
+@load_seconds_option
 @oom_snapshots_option
 @metrics_options
 def command(
@@ -64,6 +66,7 @@ def command(
     quota: Path | None,
     log_max_bytes: int,
     step_seconds: float,
+    load_seconds: float,
     oom_snapshots: int,
     listen: Listen | None,
 ) -> None:
@@ -92,7 +95,11 @@ def command(
                 async with asyncio.TaskGroup() as group:
                     provider = ProcessProvider(
                         places.lanes,
-                        arguments=[*slowed(step_seconds), *snapshotting(oom_snapshots), *shared.arguments()],
+                        arguments=[
+                            *slowed(step_seconds, load_seconds),
+                            *snapshotting(oom_snapshots),
+                            *shared.arguments(),
+                        ],
                         logs=data_dir / "logs",
                         group=group,
                         log_max_bytes=log_max_bytes,

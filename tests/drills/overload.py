@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from contracts.order import ORDER_NAMES
 from contracts.tasks import GenerationTask, SwapReceipt, TaskStatus, decode_task
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, TASKS, work_subject
 from ops.commands.demo.tables import percentile
@@ -295,11 +296,13 @@ def report(console: Console, seen: Seen, verdicts: Sequence[Verdict]) -> None:
 @click.option("--seconds", type=click.FloatRange(5), default=180, show_default=True, help="How long to send.")
 @click.option("--times", type=click.FloatRange(0.1), default=10, show_default=True, help="Multiple of the capacity.")
 @click.option("--step-seconds", type=float, default=0.25, show_default=True, help="How slow an inference step is.")
-def command(seconds: float, times: float, step_seconds: float) -> None:
+@click.option("--degraded-order", type=click.Choice(ORDER_NAMES), default="swap-aware", show_default=True)
+def command(seconds: float, times: float, step_seconds: float, degraded_order: str) -> None:
     """Start a system without lanes, overload it, and judge what the limits are worth. Exit status 1 on a miss."""
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        up = UpProcess(Path(folder), "--lanes", "anisora=0,phr00t=0", "--step-seconds", str(step_seconds))
+        slowed = ("--step-seconds", str(step_seconds), "--degraded-order", degraded_order)
+        up = UpProcess(Path(folder), "--lanes", "anisora=0,phr00t=0", *slowed)
         try:
             up.start()
             seen = asyncio.run(overload(up, times=times, seconds=seconds, console=console))

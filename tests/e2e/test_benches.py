@@ -10,8 +10,10 @@ import signal
 from pathlib import Path
 from typing import Literal
 
+import pytest
 from rich.console import Console
 
+from contracts.order import ORDER_NAMES
 from contracts.tasks import SwapReceipt
 from contracts.topology import DEGRADED_MAX_MSGS
 from tests.drills.failover import UNSEEN, fail_over, settings_for
@@ -31,10 +33,12 @@ QUIET = Console(quiet=True)
 WAIT_LIMIT_S = 6.0
 
 
-def test_ten_times_what_the_worker_can_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", ORDER_NAMES)
+def test_ten_times_what_the_worker_can_do(tmp_path: Path, order: str) -> None:
     """SC-007, SC-008, SC-009."""
     settings = settings_file(tmp_path, wait_limit_s=WAIT_LIMIT_S)
-    options = ("--lanes", "anisora=0,phr00t=0", "--step-seconds", "0.05", "--settings", str(settings))
+    slowed = ("--step-seconds", "0.05", "--degraded-order", order)
+    options = ("--lanes", "anisora=0,phr00t=0", *slowed, "--settings", str(settings))
     up = UpProcess(tmp_path, *options, **shared_forks())
     try:
         up.start()

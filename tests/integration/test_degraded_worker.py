@@ -10,10 +10,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from contracts.lanes import SlotState, VideoPipelineSlot
 from contracts.settings import Catalog, load_settings
-from contracts.tasks import TaskStatus
+from contracts.tasks import Priority, TaskStatus
 from contracts.topology import SLOTS
 from degraded_worker.worker import DegradedWorker
 from lane_worker.forking.slot import lock_path, read_note
@@ -53,7 +54,8 @@ class Pair:
         await link.close()
 
     def worker(self, name: str) -> DegradedProcess:
-        return DegradedProcess(self.nats.address, self.folder, name, SLOT, "--step-seconds", "0.05", **shared_forks())
+        options = ("--step-seconds", "0.05", "--degraded-order", "fifo")
+        return DegradedProcess(self.nats.address, self.folder, name, SLOT, *options, **shared_forks())
 
     async def roles(self, link: NatsLink) -> tuple[DegradedProcess, DegradedProcess]:
         """The leader, and the standby."""
@@ -178,6 +180,39 @@ async def test_a_stopped_leader_loses_the_slot_and_changes_nothing_when_it_wakes
     assert [note.pid] == standby.hosts, "the card is still its own"
     assert await shown(pair_link, SLOT) == before
     assert leader.hosts == []
+
+
+async def test_models_take_turns_in_slices_and_the_record_says_why(
+    link: NatsLink, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """What waits is in the hand of the leader, which serves the loaded model first; a stricter class goes before."""
+    options = ("--step-seconds", "0.05", "--load-seconds", "1")
+    worker = DegradedProcess(nats_server.address, tmp_path, "degraded-0", "cpu-5", *options, **shared_forks())
+    try:
+        await leads(link, "degraded-0")
+        first = await place(link, task_of("anisora", 1))
+        await becomes(link, first, TaskStatus.PROCESSING, TaskStatus.DONE)
+        waiting = [await place(link, task_of(MODELS[(number + 1) % 2], number)) for number in range(2, 6)]
+        urgent = await place(link, replace(task_of("phr00t", 7), priority=Priority.INTERACTIVE))
+        done = [await becomes(link, task, TaskStatus.DONE, TaskStatus.FAILED) for task in (first, *waiting, urgent)]
+        assert {task.status for task in done} == {TaskStatus.DONE}
+        in_turn = sorted(done, key=lambda task: task.claimed_at or NOW)
+        assert [task.model for task in in_turn] == ["anisora", *["phr00t"] * 3, *["anisora"] * 2]
+        assert in_turn[1].id == urgent.id
+        assert [task.swap is not None for task in in_turn] == [True, True, False, False, True, False]
+        assert in_turn[0].swap is not None
+        assert in_turn[0].swap.load_s >= 1
+        decision = in_turn[1].order
+        assert decision is not None
+        assert (decision.order, decision.rules, decision.loaded) == ("swap-aware", (4, 7), "anisora")
+        assert {(group.model, group.priority.value, group.count) for group in decision.waiting} == {
+            ("phr00t", "interactive", 1),
+            ("phr00t", "standard", 2),
+            ("anisora", "standard", 2),
+        }
+        assert worker.stop() == 0
+    finally:
+        worker.kill()
 
 
 async def test_a_quarantined_slot_is_not_opened_until_an_operator_lifts_it(

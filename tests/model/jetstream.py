@@ -86,6 +86,11 @@ class Consumer:
         if seq in self._unacked:
             self._stream.remove(seq)
 
+    def keep(self, seq: int, now_s: float) -> None:
+        """It is still worked on: it is delivered again after `ack_wait` from now."""
+        if seq in self._unacked:
+            self._unacked[seq] = now_s + self._ack_wait_s
+
     def nak(self, seq: int, now_s: float) -> None:
         if seq in self._unacked:
             self._unacked[seq] = now_s

@@ -191,6 +191,7 @@ class ModelLoop:
         self.tearing_down = True
         for host in self._stopped:
             self._never.extend(host.parked)
+            host.parked.clear()  # it is listed once for each time that it was stopped
         self._ready.extend(self._never)
         with self.running():
             for _ in range(50):

@@ -362,6 +362,7 @@ class Delivered:
             sequence=SimpleNamespace(stream=self._stored.seq),
             timestamp=moment(self._stored.stored_s),
             num_pending=self._pending,
+            num_delivered=1,
         )
 
     async def ack(self) -> None:
@@ -370,6 +371,10 @@ class Delivered:
 
     async def term(self) -> None:
         await self.ack()
+
+    async def in_progress(self) -> None:
+        self._client.require_connection()
+        self._client.network.send(f"keep {self.subject}", self._keep, lane=f"ack {self.subject}")
 
     async def nak(self) -> None:
         self._client.require_connection()
@@ -381,6 +386,10 @@ class Delivered:
     def _ack(self) -> None:
         assert self._consumer is not None
         self._consumer.ack(self._stored.seq)
+
+    def _keep(self) -> None:
+        assert self._consumer is not None
+        self._consumer.keep(self._stored.seq, self._client.network.now_s)
 
     def _nak(self) -> None:
         assert self._consumer is not None

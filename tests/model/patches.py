@@ -10,6 +10,8 @@ from unittest.mock import patch
 
 import stamina.instrumentation
 
+import degraded_worker.hand
+import degraded_worker.order
 import gateway.boards.episode_board
 import gateway.boards.lane_board
 import gateway.boards.switches
@@ -48,6 +50,8 @@ from tests.model.model_loop import HOST
 from tests.model.network import SimulatedClient, current
 
 _WITH_DATETIME: tuple[Any, ...] = (
+    degraded_worker.hand,
+    degraded_worker.order,
     gateway.boards.episode_board,
     gateway.boards.task_board,
     gateway.placing.admission,
@@ -70,6 +74,7 @@ _WITH_DATETIME: tuple[Any, ...] = (
     ops.nats.server_clock,
 )
 _WITH_LOG: tuple[Any, ...] = (
+    degraded_worker.hand,
     gateway.placing.admission,
     gateway.placing.fallbacks,
     gateway.placing.hold,
@@ -163,6 +168,8 @@ def simulated_product() -> Iterator[None]:
         stack.enter_context(patch.object(ops.nats.connection, "time", clock))
         stack.enter_context(patch.object(ops.nats.messages, "time", clock))
         stack.enter_context(patch.object(ops.nats.watch, "time", clock))
+        stack.enter_context(patch.object(degraded_worker.hand, "time", clock))
+        stack.enter_context(patch.object(degraded_worker.order, "time", clock))
         stack.enter_context(patch.object(lane_worker.runtime.lease, "time", clock))
         stack.enter_context(patch.object(lane_worker.runtime.input_image, "time", clock))
         stack.enter_context(patch.object(gateway.placing.retries, "time", clock))

@@ -17,6 +17,7 @@ import lane_worker.runtime.claiming
 from contracts import lifecycle
 from contracts.tasks import GenerationTask, encode_task
 from contracts.topology import TASKS
+from degraded_worker.hand import Hand
 from gateway.placing.hold import Holds
 from gateway.placing.queueing import Queueing
 from gateway.placing.rearm import Rearm
@@ -310,6 +311,17 @@ def forgotten_by_the_server() -> AbstractContextManager[Any]:
     return patch("gateway.placing.queueing.DEGRADED_MAX_AGE_S", 1e9)
 
 
+def acked_into_the_hand() -> AbstractContextManager[Any]:
+    """A leader acks what it takes into its hand, as if that were a claim."""
+    take = Hand._take
+
+    def careless(self: Hand, message: Any) -> None:
+        message._client.network.send("ack", message._ack, lane=f"ack {message.subject}")
+        take(self, message)
+
+    return patch.object(Hand, "_take", careless)
+
+
 Plant = Callable[[], AbstractContextManager[Any]]
 # the bug, the invariant that it breaks, and the first seed that shows it
 PLANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
@@ -329,4 +341,5 @@ PLANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
     (one_file_for_all_epochs, "2", 228),
     (full_is_refused_and_recorded, "6", 14),
     (goes_on_blindly, "8", 2),
+    (acked_into_the_hand, "7", 0),
 )

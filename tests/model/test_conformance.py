@@ -261,6 +261,28 @@ async def redelivery(broker: Broker) -> None:
     assert await broker.messages(stream) == 0
 
 
+async def keeping(broker: Broker) -> None:
+    """What is said to be in progress is not delivered again, for as long as that is said; then it is."""
+    link, stream = broker.link, lane_stream("keeping")
+    for name in ("kept", "silent"):
+        await broker.publish("keeping", name)
+    pull, other = await link.messages.pull(stream, WORK_CONSUMER), await link.messages.pull(stream, WORK_CONSUMER)
+    [kept] = await broker.until(pull.fetch)
+    [silent] = await broker.until(pull.fetch)
+    assert [kept.data, silent.data] == [b"kept", b"silent"]
+    for _ in range(6):
+        await kept.in_progress()
+        await broker.advance(ACK_WAIT_S / 3)
+    await kept.in_progress()
+    [again] = await broker.until(other.fetch)
+    assert again.data == b"silent"
+    await ack_sync(again)
+    [at_last] = await broker.until(other.fetch)
+    assert at_last.data == b"kept"
+    await ack_sync(at_last)
+    assert await broker.messages(stream) == 0
+
+
 async def removal(broker: Broker) -> None:
     """Purging a subject takes a message away that was not delivered yet, and one that was."""
     link, stream = broker.link, lane_stream("removal")
@@ -289,6 +311,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     proofs,
     timers,
     redelivery,
+    keeping,
     removal,
 )
 

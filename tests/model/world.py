@@ -21,6 +21,8 @@ from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.settings import Catalog, load_settings
 from contracts.tasks import FailureCode, GenerationTask, ImageReference, MemoryReading, Progress
 from contracts.topology import DEADLINES, DEGRADED, LANES, TASKS, Topology, bucket_stream, bucket_subject, lane_stream
+from degraded_worker.hand import Hand
+from degraded_worker.order import Order, OrderedRunner
 from gateway.boards.key_board import ANYBODY
 from gateway.boards.lane_board import LaneBoard
 from gateway.boards.task_board import TaskBoard
@@ -37,8 +39,9 @@ from gateway.placing.sweeper import Sweeper
 from gateway.services import Services
 from lane_worker.forking.host_messages import WrittenVideo
 from lane_worker.runtime.loop import WorkLoop
-from lane_worker.runtime.outcome import GaveUp, Result, Stopped, Succeeded, Unsuccessful
+from lane_worker.runtime.outcome import GaveUp, Result, Runner, Stopped, Succeeded, Unsuccessful
 from lane_worker.runtime.scratch import Scratch
+from lane_worker.runtime.source import NextMessage
 from ops.artifacts import Artifacts, StorageFailed
 from ops.background import Background
 from ops.nats.errors import TransportUnavailable
@@ -316,6 +319,19 @@ class GatewayHost(ModelHost):
                 raise Violation(f"1: {task_id} was shown as ended, and now as {snapshot.task.status}")
 
 
+class WatchedHand(Hand):
+    """A hand that knows whether its worker waits for a message: it fetches also while the worker runs a task."""
+
+    waits = False
+
+    async def next(self) -> NextMessage | None:
+        self.waits = True
+        try:
+            return await super().next()
+        finally:
+            self.waits = False
+
+
 class WorkerHost(ModelHost):
     """A worker with a `WorkLoop`; its runner is played."""
 
@@ -325,9 +341,17 @@ class WorkerHost(ModelHost):
         model = name.partition("-")[0]
         self.stream = DEGRADED if model == "degraded" else lane_stream(model)
         self._stopped = asyncio.Event()
+        self._resident: str | None = None
+        self._hand: WatchedHand | None = None
 
     async def main(self) -> None:
         link = await self.connect()
+        source: WatchedHand | None = None
+        runner: Runner = self
+        if self.stream == DEGRADED:
+            order = Order(self.world.catalog.degraded, resident=lambda: self._resident)
+            source = self._hand = WatchedHand(link, order=order, owner=self.owner, leads=lambda: True)
+            runner = OrderedRunner(self, order)
         loop = WorkLoop(
             link=link,
             artifacts=cast(Artifacts, self.world.artifacts),
@@ -335,13 +359,20 @@ class WorkerHost(ModelHost):
             owner=self.owner,
             worker=self.name,
             windows=self.world.catalog.windows,
-            runner=self,
+            runner=runner,
             scratch=cast(Scratch, _Scratch()),
             on_busy=lambda _: None,
+            source=source,
         )
         never = asyncio.Event()
         while True:
             await loop.serve_one(never)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for a message."""
+        waits = self._hand is None or self._hand.waits
+        return self.alive and waits and self.world.network.waits_for_messages(self)
 
     # it is the runner of its own loop
 
@@ -351,6 +382,7 @@ class WorkerHost(ModelHost):
     async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[Progress], None]) -> Result:
         world, owner = self.world, self.owner
         world.ledger.on_run(task, owner)
+        self._resident = task.model
         self._stopped.clear()
         outcome, run_s = world.next_run(task)
         on_progress(Progress(step=1, steps=task.parameters.steps))
@@ -715,11 +747,7 @@ class World:
 
     def _idle_streams(self) -> set[str]:
         """The work streams from which a worker waits for a message."""
-        return {
-            host.stream
-            for host in self.hosts.values()
-            if isinstance(host, WorkerHost) and host.alive and self.network.waits_for_messages(host)
-        }
+        return {host.stream for host in self.hosts.values() if isinstance(host, WorkerHost) and host.is_idle}
 
     def settle(self) -> None:
         """All that is under way happens, in order, and is answered."""

@@ -8,6 +8,7 @@ from typing import IO, cast
 import click
 from rich.console import Console
 
+from contracts.order import OrderName
 from contracts.settings import SettingsError, load_settings
 from ops.commands.addresses import published
 from ops.commands.behind import Behind, behind_options
@@ -15,10 +16,12 @@ from ops.commands.option_types import ListenHost
 from ops.commands.options import (
     cors_origins_option,
     data_dir_option,
+    degraded_order_option,
     gpus_option,
     host_option,
     keep_option,
     lanes_option,
+    load_seconds_option,
     log_size_option,
     nats_port_option,
     oom_snapshots_option,
@@ -74,6 +77,8 @@ from ops.telemetry.logs import configure_logging
 @profile_option
 @log_size_option
 @step_seconds_option
+@load_seconds_option
+@degraded_order_option
 @oom_snapshots_option
 @keep_option
 @cors_origins_option
@@ -93,6 +98,8 @@ def command(
     profile: str,
     log_max_bytes: int,
     step_seconds: float,
+    load_seconds: float,
+    degraded_order: OrderName | None,
     oom_snapshots: int,
     keep_s: float,
     cors_origins: tuple[str, ...],
@@ -138,6 +145,8 @@ def command(
             keep_s=keep_s,
             log_max_bytes=log_max_bytes,
             step_seconds=step_seconds,
+            load_seconds=load_seconds,
+            degraded_order=degraded_order,
             oom_snapshots=oom_snapshots,
         )
         try:

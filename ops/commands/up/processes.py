@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from ops.commands.options import Shared, slowed, snapshotting
+from ops.commands.options import Shared, ordered, slowed, snapshotting
 from ops.commands.up.setup import SystemSetup
 from ops.ending import end
 from ops.lanes.supervisor import DRAIN_EXTRA_S
@@ -149,11 +149,11 @@ class Processes:
         yield from self._worker_arguments()
 
     def _degraded_arguments(self, name: str, slot: str) -> Iterator[str]:
-        yield from ("--name", name, "--slot", slot)
+        yield from ("--name", name, "--slot", slot, *ordered(self._setup.degraded_order))
         yield from self._worker_arguments()
 
     def _worker_arguments(self) -> Iterator[str]:
-        yield from slowed(self._setup.step_seconds)
+        yield from slowed(self._setup.step_seconds, self._setup.load_seconds)
         yield from snapshotting(self._setup.oom_snapshots)
         yield from self._shared.arguments()
 

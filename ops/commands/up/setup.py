@@ -5,6 +5,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from contracts.order import OrderName
 from contracts.settings import Catalog
 from ops.commands.behind import Behind
 from ops.commands.option_types import ListenHost
@@ -30,6 +31,8 @@ class SystemSetup(Struct, frozen=True, kw_only=True):
     keep_s: float
     log_max_bytes: int
     step_seconds: float
+    load_seconds: float
+    degraded_order: OrderName | None
     oom_snapshots: int
 
     @property

@@ -46,11 +46,12 @@ PARAMETERS = GenerationParameters(
 )
 TO_CHILD: list[tuple[m.ToChild, bytes]] = [
     (
-        m.Load("anisora", CHECKPOINT, "/models", 0.5),
-        b"\x00\x00\x01\x85\x85\xa4type\xa4load\xa5model\xa7anisora\xaacheckpoint"
+        m.Load("anisora", CHECKPOINT, "/models", 0.5, 2.0),
+        b"\x00\x00\x01\x9b\x86\xa4type\xa4load\xa5model\xa7anisora\xaacheckpoint"
         + CHECKPOINT_BYTES
         + b"\xaamodels_dir\xa7/models\xacstep_seconds"
-        b"\xcb?\xe0\x00\x00\x00\x00\x00\x00",
+        b"\xcb?\xe0\x00\x00\x00\x00\x00\x00"
+        b"\xacload_seconds\xcb@\x00\x00\x00\x00\x00\x00\x00",
     ),
     (
         m.Generate("t", 1, PARAMETERS, "/v.mp4", "/i"),

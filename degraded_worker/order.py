@@ -1,0 +1,142 @@
+"""What one leader knows when it chooses the next task: what it has loaded, measured and started (ADR 0038).
+
+`contracts/order.py` decides; here is its memory. A new leader begins without one.
+"""
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from contracts.order import Choice, Costs, Ledger, OnCard, Policy, Waiting, choose, started
+from contracts.tasks import GenerationTask, OrderDecision, Priority, Progress, WaitingGroup
+from lane_worker.runtime.outcome import Result, Runner, Succeeded, Unsuccessful
+
+# The median of so many is what a run or a swap is expected to take.
+SAMPLES_MAX: Final = 9
+
+
+class Order:
+    """The order of one worker's degraded queue. *resident* is the model that is loaded now."""
+
+    def __init__(self, policy: Policy, *, resident: Callable[[], str | None]) -> None:
+        self._policy = policy
+        self._resident = resident
+        self._on_card: OnCard | None = None
+        self._ledger = Ledger()
+        self._runs_s: dict[str, deque[float]] = {}
+        self._swaps_s: dict[str, deque[float]] = {}
+        self._chosen: tuple[Choice, Sequence[Waiting]] | None = None
+
+    def choose(self, waiting: Sequence[Waiting], *, now: datetime) -> tuple[str, OrderDecision] | None:
+        """The id of the task among those *waiting* that is to be claimed next, and why; None where none may start.
+
+        It is charged to its class and its caller when it runs.
+        """
+        now_s = now.timestamp()
+        choice = choose(
+            waiting,
+            loaded=self._loaded(now_s),
+            costs=self._costs(),
+            ledger=self._ledger,
+            policy=self._policy,
+            now_s=now_s,
+        )
+        if choice is None:
+            return None
+        self._chosen = choice, waiting
+        decision = OrderDecision(
+            at=now,
+            order=self._policy.order,
+            rules=choice.rules,
+            loaded=None if self._on_card is None else self._on_card.model,
+            slice_left_s=round(choice.slice_left_s, 3),
+            waiting=groups(waiting, now_s=now_s),
+        )
+        return choice.task.task_id, decision
+
+    def starts(self, task: GenerationTask, *, now: datetime) -> None:
+        """*task*, which was chosen last, is claimed and starts now."""
+        if self._chosen is None or self._chosen[0].task.task_id != task.message_id:
+            return
+        (choice, waiting), self._chosen = self._chosen, None
+        now_s = now.timestamp()
+        self._ledger = started(
+            self._ledger, choice.task, waiting, loaded=self._loaded(now_s), costs=self._costs(), now_s=now_s
+        )
+
+    def ran(self, task: GenerationTask, result: Result, *, seconds: float, now: datetime) -> None:
+        """The run of *task* took *seconds* in all, with the swap where there was one."""
+        swap = result.swap if isinstance(result, (Succeeded, Unsuccessful)) else None
+        swap_s = 0.0
+        if swap is not None:
+            swap_s = swap.release_s + swap.verify_s + swap.load_s
+            _note(self._swaps_s, task.model, swap_s)
+            self._on_card = OnCard(task.model, now.timestamp() - max(0.0, seconds - swap_s))
+        if isinstance(result, Succeeded):
+            _note(self._runs_s, task.model, max(0.0, seconds - swap_s))
+
+    def _loaded(self, now_s: float) -> OnCard | None:
+        model = self._resident()
+        if model is None:
+            self._on_card = None
+        elif self._on_card is None or self._on_card.model != model:
+            self._on_card = OnCard(model, now_s)
+        return self._on_card
+
+    def _costs(self) -> Costs:
+        return Costs(run_s=_medians(self._runs_s), swap_s=_medians(self._swaps_s))
+
+
+class OrderedRunner:
+    """A `Runner` that lets *order* know what starts and how long it took."""
+
+    def __init__(self, runner: Runner, order: Order) -> None:
+        self._runner = runner
+        self._order = order
+
+    async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[Progress], None]) -> Result:
+        """As `Runner.run`."""
+        self._order.starts(task, now=datetime.now(UTC))
+        begun_s = time.monotonic()
+        result = await self._runner.run(task, image, on_progress)
+        self._order.ran(task, result, seconds=time.monotonic() - begun_s, now=datetime.now(UTC))
+        return result
+
+    def stop(self, task_id: str) -> None:
+        """As `Runner.stop`."""
+        self._runner.stop(task_id)
+
+
+def waiting_of(task: GenerationTask) -> Waiting:
+    """*task* as the order sees it."""
+    return Waiting(
+        task_id=task.message_id,
+        model=task.model,
+        caller=task.caller,
+        priority=task.priority,
+        queued_s=task.queued_at.timestamp(),
+        deadline_s=task.deadline_at.timestamp(),
+    )
+
+
+def groups(waiting: Sequence[Waiting], *, now_s: float) -> tuple[WaitingGroup, ...]:
+    """Those *waiting* by class, the strictest first, and by model, as a task keeps them."""
+    found: dict[tuple[Priority, str], list[float]] = {}
+    for task in waiting:
+        found.setdefault((task.priority, task.model), []).append(max(0.0, now_s - task.queued_s))
+    return tuple(
+        WaitingGroup(model=model, priority=priority, count=len(waits_s), oldest_s=round(max(waits_s), 3))
+        for (priority, model), waits_s in sorted(found.items(), key=lambda each: (each[0][0].rank, each[0][1]))
+    )
+
+
+def _note(samples: dict[str, deque[float]], model: str, seconds: float) -> None:
+    samples.setdefault(model, deque(maxlen=SAMPLES_MAX)).append(seconds)
+
+
+def _medians(samples: dict[str, deque[float]]) -> dict[str, float]:
+    return {model: statistics.median(each) for model, each in samples.items()}

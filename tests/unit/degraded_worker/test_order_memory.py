@@ -1,0 +1,149 @@
+"""What a leader remembers between two choices: costs, slices, and what was charged."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from contracts.order import Policy
+from contracts.tasks import FailureCode, GenerationTask, Priority, WaitingGroup
+from degraded_worker.order import Order, OrderedRunner, waiting_of
+from lane_worker.runtime.outcome import GaveUp, Result, Succeeded, Unsuccessful
+from tests.kit.records import NOW, after, pending_task
+from tests.kit.steered import MEMORY, RECEIPT, SteeredRunner
+
+SWAP = replace(RECEIPT, release_s=1.0, verify_s=0.5, load_s=2.5)
+
+
+def task(name: str, *, queued_s: float = 0.0, caller: str = "one") -> GenerationTask:
+    """Named by its model's first letter."""
+    model = {"a": "anisora", "p": "phr00t"}[name[0]]
+    return pending_task(
+        name, model=model, route="degraded", caller=caller, queued_at=after(queued_s), deadline_at=after(queued_s + 30)
+    )
+
+
+class Card:
+    """An order, and what is loaded."""
+
+    def __init__(self, policy: Policy = Policy()) -> None:  # noqa: B008 - it is frozen
+        self.model: str | None = None
+        self.order = Order(policy, resident=lambda: self.model)
+
+    def chosen(self, *tasks: GenerationTask, at_s: float) -> tuple[str, tuple[int, ...]]:
+        found = self.order.choose([waiting_of(each) for each in tasks], now=after(at_s))
+        assert found is not None
+        return found[0].removesuffix(".0"), found[1].rules
+
+    def run(self, done: GenerationTask, *, from_s: float, seconds: float, result: Result) -> None:
+        """It is claimed at *from_s*, and its run ends after *seconds*."""
+        self.order.starts(done, now=after(from_s))
+        self.model = done.model
+        self.order.ran(done, result, seconds=seconds, now=after(from_s + seconds))
+
+
+def succeeded(*, swapped: bool) -> Succeeded:
+    return Succeeded(
+        path=Path(),
+        video=None,  # type: ignore[arg-type]  # nobody looks
+        memory=MEMORY,
+        started_at=NOW,
+        inference_s=0.1,
+        encode_s=0.1,
+        swap=SWAP if swapped else None,
+    )
+
+
+def test_a_slice_is_as_long_as_what_was_measured_asks_for() -> None:
+    """A run of 2 s and a swap of 4 s: 30 s from the end of the load, which was at second 4."""
+    card = Card()
+    first = task("a1")
+    assert card.chosen(first, at_s=0) == ("a1", (4, 7))
+    card.run(first, from_s=0, seconds=6, result=succeeded(swapped=True))
+    older, younger = task("p1", queued_s=5), task("a2", queued_s=6)
+    assert card.chosen(older, younger, at_s=33.9) == ("a2", (4, 6))
+    assert card.chosen(older, younger, at_s=34) == ("p1", (4, 7))
+
+
+def test_what_never_succeeded_is_not_what_a_run_takes() -> None:
+    card = Card()
+    first = task("a1")
+    card.chosen(first, at_s=0)
+    card.run(first, from_s=0, seconds=6, result=Unsuccessful(FailureCode.INFERENCE_FAILED, "no", MEMORY, SWAP))
+    # the swap was measured, a run was not: 4 s / 0.2
+    older, younger = task("p1", queued_s=5), task("a2", queued_s=6)
+    assert card.chosen(older, younger, at_s=23.9)[0] == "a2"
+    assert card.chosen(older, younger, at_s=24)[0] == "p1"
+
+
+def test_without_measurements_it_is_first_in_first_out() -> None:
+    card = Card()
+    card.model = "anisora"
+    assert card.chosen(task("p1"), task("a1", queued_s=1), at_s=2) == ("p1", (4, 7))
+
+
+def test_whose_host_has_died_has_no_slice() -> None:
+    card = Card()
+    first = task("a1")
+    card.chosen(first, at_s=0)
+    card.run(first, from_s=0, seconds=6, result=succeeded(swapped=True))
+    card.model = None
+    assert card.chosen(task("p1", queued_s=5), task("a2", queued_s=6), at_s=7) == ("p1", (4, 7))
+
+
+def test_only_what_was_started_is_charged() -> None:
+    card = Card()
+    chosen = task("a1")
+    card.chosen(chosen, at_s=0)  # and withdrawn before it was claimed
+    assert card.chosen(task("a2"), task("a3", queued_s=1, caller="two"), at_s=2)[0] == "a2"
+    card.run(task("a2"), from_s=2, seconds=6, result=succeeded(swapped=True))
+    card.run(task("a9"), from_s=8, seconds=6, result=GaveUp("nobody chose it"))
+    assert card.chosen(task("a4"), task("a3", queued_s=1, caller="two"), at_s=9)[0] == "a4"  # nothing was measured then
+    card.run(task("a4"), from_s=9, seconds=2, result=succeeded(swapped=False))
+    assert card.chosen(task("a5"), task("a3", queued_s=1, caller="two"), at_s=12)[0] == "a3"
+
+
+def test_the_decision_says_what_waited() -> None:
+    card = Card(Policy(order="fifo"))
+    card.model = "phr00t"
+    low = replace(task("p1", queued_s=3), priority=Priority.BACKGROUND)
+    found = card.order.choose([waiting_of(each) for each in (low, task("a1"), task("a2", queued_s=1))], now=after(4))
+    assert found is not None
+    decision = found[1]
+    assert (decision.at, decision.order, decision.rules, decision.loaded) == (after(4), "fifo", (2,), "phr00t")
+    assert decision.waiting == (
+        WaitingGroup(model="anisora", priority=Priority.STANDARD, count=2, oldest_s=4),
+        WaitingGroup(model="phr00t", priority=Priority.BACKGROUND, count=1, oldest_s=1),
+    )
+
+
+async def test_the_runner_notes_what_it_runs(tmp_path: Path) -> None:
+    """By the clock of this machine: what was chosen and run is charged to its caller."""
+    card = Card()
+    runner = SteeredRunner(tmp_path)
+    runner.may_end.set()
+    now = datetime.now(UTC)
+
+    def queued(name: str, caller: str, seconds_ago: float) -> GenerationTask:
+        at = now - timedelta(seconds=seconds_ago)
+        return replace(task(name, caller=caller), queued_at=at, deadline_at=at + timedelta(seconds=30))
+
+    first, second, third = queued("a1", "one", 3), queued("a2", "one", 2), queued("a3", "two", 1)
+    ordered = OrderedRunner(runner, card.order)
+    for each in (first, second):
+        card.order.choose([waiting_of(each)], now=now)
+        await ordered.run(each, None, lambda _: None)
+        card.model = "anisora"
+    assert runner.ran == [first, second]
+    found = card.order.choose([waiting_of(each) for each in (second, third)], now=datetime.now(UTC))
+    assert found is not None
+    assert found[0] == third.message_id
+    ordered.stop("a1")
+    assert runner.stopped.is_set()
+
+
+@pytest.mark.parametrize("order", ["fifo", "swap-aware"])
+def test_nothing_that_may_start_is_nothing(order: str) -> None:
+    card = Card(Policy(order="fifo") if order == "fifo" else Policy())
+    assert card.order.choose([waiting_of(task("a1"))], now=after(30)) is None
