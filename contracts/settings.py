@@ -81,7 +81,8 @@ class ModelSettings(Strict, frozen=True):
 class Windows(Strict, frozen=True):
     """The protocol's times, in seconds (design §4, §6).
 
-    On the degraded queue the wait ends *degraded_margin_s* before the limit: timers come late, by up to 0.25 s.
+    On the degraded queue the wait ends *degraded_margin_s* before the limit: a gateway looks up to 0.1 s late, and
+    then acts.
     *drain_s* is `drains_s`, where it is not None.
     """
 

@@ -30,16 +30,12 @@ LEADER_REFRESH_S: Final = 1.0
 FALLBACKS: Final = "fallbacks"
 COLD_STARTS: Final = "cold_starts"
 KEYS: Final = "keys"
-DEADLINES: Final = "DEADLINES"
+# Of earlier versions; nothing of this one writes to them or reads them (ADR 0037). `warmlane provision` removes them.
+RETIRED: Final = ("DEADLINES",)
 DEGRADED: Final = "DEGRADED"
 LANE_PREFIX: Final = "LANE_"
-# Timers that a gateway leaves to one that can read them are unacked meanwhile: they must not hold up the others.
-SWEPT_MAX_PENDING: Final = 20_000
 WAITING_SUBJECTS: Final = "waiting.*"
 REFUSING_SUBJECTS: Final = "refusing.*"
-
-TimerKind = Literal["admit", "lease"]
-TIMER_KINDS: Final[tuple[TimerKind, ...]] = ("admit", "lease")
 
 _SAFE_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -65,8 +61,6 @@ class StreamSpec(Struct, frozen=True, kw_only=True):
     max_msgs: int = -1
     max_age_s: float = 0.0
     duplicate_window_s: float = 120.0
-    allow_msg_schedules: bool = False
-    allow_msg_ttl: bool = False
     consumers: tuple[ConsumerSpec, ...] = ()
 
 
@@ -114,24 +108,14 @@ def topology(
         name=DEGRADED,
         description="Tasks of every model that wait for the degraded worker, 30 s at most.",
         subjects=("degraded.*.*",),
-        # FR-017, the server's own limits. Never marker TTL or schedules here: both wedge it (design §10.3, §10.4).
+        # FR-017, the server's own limits. Never a marker TTL here: it wedges a full queue (design §10.3).
         max_msgs=DEGRADED_MAX_MSGS,
         max_age_s=DEGRADED_MAX_AGE_S,
         duplicate_window_s=30.0,
         consumers=(consumer_on(DEGRADED, WORK_CONSUMER),),
     )
-    deadlines = StreamSpec(
-        name=DEADLINES,
-        description="Timers of unended tasks: until when one may wait, and until when its worker has it.",
-        subjects=("deadline.set.>", "deadline.due.>"),
-        discard="old",
-        max_age_s=DAY_S,
-        allow_msg_schedules=True,
-        allow_msg_ttl=True,
-        consumers=tuple(consumer_on(DEADLINES, sweep_consumer(kind)) for kind in TIMER_KINDS),
-    )
     return Topology(
-        streams=(*lanes, degraded, deadlines),
+        streams=(*lanes, degraded),
         buckets=(
             # the record carries its own moves (`timeline`); each older revision that is kept costs as much again
             BucketSpec(name=TASKS, description="The record of every task, with its timeline.", history=4, ttl_s=keep_s),
@@ -155,15 +139,6 @@ def topology(
 
 def consumer_on(stream: str, name: str) -> ConsumerSpec:
     """The consumer *name* of *stream*, as whoever finds it gone makes it again."""
-    if stream == DEADLINES:
-        kind = name.removeprefix("sweep-")
-        return ConsumerSpec(
-            name=name,
-            description=f"Timers of the kind {kind} that are due, shared by all gateways.",
-            filter_subject=f"deadline.due.{kind}.>",
-            ack_wait_s=1.0,
-            max_ack_pending=SWEPT_MAX_PENDING,
-        )
     # a model's name is in small letters
     model = stream.removeprefix(LANE_PREFIX).lower()
     subject = "degraded.*.*" if stream == DEGRADED else f"lane.{model}.*"
@@ -192,16 +167,6 @@ def is_work_subject(subject: str) -> bool:
     return subject.startswith(("lane.", "degraded."))
 
 
-def timer_set_subject(kind: TimerKind, task_id: str) -> str:
-    """Where a timer is stored; storing again replaces it."""
-    return f"deadline.set.{kind}.{_token(task_id)}"
-
-
-def timer_due_subject(kind: TimerKind, task_id: str) -> str:
-    """Where a timer arrives when it is due."""
-    return f"deadline.due.{kind}.{_token(task_id)}"
-
-
 def control_key(model: str) -> str:
     """The key of the operator's switch of *model* in KV `control`."""
     return f"lanes.{_token(model)}"
@@ -223,7 +188,7 @@ def refusing_subject(stream: str) -> str:
 
 
 def stream_of(subject: str) -> str:
-    """The stream that a message on *subject* is stored in; one of ours."""
+    """The stream that a message on *subject* is stored in. Raises ValueError where it is none of ours."""
     tokens = subject.split(".", 2)
     match tokens[0]:
         case "$KV":
@@ -233,12 +198,7 @@ def stream_of(subject: str) -> str:
         case "degraded":
             return DEGRADED
         case _:
-            return DEADLINES
-
-
-def sweep_consumer(kind: TimerKind) -> str:
-    """The consumer of due timers of *kind*, shared by all gateways."""
-    return f"sweep-{kind}"
+            raise ValueError(f"no stream takes {subject!r}")
 
 
 def bucket_subject(bucket: str, key: str) -> str:

@@ -88,6 +88,7 @@ def begin(models: Mapping[str, ModelEntry]) -> None:
         metrics.tasks_requeued.begin(model)
     for route in ("lane", "degraded"):
         metrics.begin_tasks(models, route, metrics.ENDED_BY_GATEWAYS)
+    metrics.records_missed.begin()
 
 
 class _Lanes:

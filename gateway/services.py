@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +26,7 @@ from gateway.placing.admission import Admission
 from gateway.placing.estimate import Estimates
 from gateway.placing.fallbacks import Fallbacks
 from gateway.placing.hold import Holds
-from gateway.placing.rearm import Rearm
+from gateway.placing.slow_look import SlowLook
 from gateway.placing.sweeper import Sweeper
 from ops.artifacts import Artifacts, StorageFailed, StoredObject, orphans, task_id_of
 from ops.background import Background
@@ -81,7 +82,7 @@ class Services:
         self.slots = SlotBoard(judged_at=self.lanes.judged_at)
         self.fallbacks = Fallbacks(lanes=self.lanes, models=catalog.models)
         self.cold_starts = ColdStarts()
-        self.tasks = TaskBoard()
+        self.tasks = TaskBoard(secrets.token_hex(8))
         self.streams = Streams()
         self.estimates = Estimates(queues=self.tasks.work_queues, lanes=self.lanes, catalog=catalog)
         self.link: NatsLink
@@ -101,6 +102,8 @@ class Services:
             await require_provisioned(self.link, wanted(self.catalog, keep_s=self.keep_s))
             await self.link.clock.require()
             await self.keys.start(self.link)
+            slow_look = SlowLook(link=self.link, tasks=self.tasks)
+            await slow_look.begin()
             await self.tasks.start(self.link)
             await self.lanes.start(self.link)
             await self.leader.start(self.link)
@@ -114,7 +117,6 @@ class Services:
                 lanes=self.lanes,
                 fallbacks=self.fallbacks,
                 catalog=self.catalog,
-                keep_s=self.keep_s,
                 background=self.background,
             )
             holds = Holds(
@@ -140,9 +142,7 @@ class Services:
             measuring = asyncio.create_task(self.background.keep("storage", partial(self.storage.run, self.link)))
             sweeping = asyncio.create_task(self.sweeper.run(self.stopping))
             cleaning = asyncio.create_task(self.background.keep("janitor", self._janitor))
-            rearm = Rearm(link=self.link, tasks=self.tasks)
-            rearming = asyncio.create_task(self.background.keep("rearming", rearm.run))
-            timing = asyncio.create_task(self.background.keep("timers", rearm.watch))
+            comparing = asyncio.create_task(self.background.keep("slow look", slow_look.run))
             all_counted = asyncio.Event()
             counting = asyncio.create_task(
                 self.background.keep("fallback episodes", partial(self.fallbacks.run, all_counted))
@@ -155,7 +155,7 @@ class Services:
                         yield
             finally:
                 self.stop()
-                await end(sweeping, cleaning, rearming, timing, measuring, announcing)
+                await end(sweeping, cleaning, comparing, measuring, announcing)
                 all_counted.set()
                 await asyncio.wait({counting}, timeout=LAST_COUNTS_S)
                 await end(counting)

@@ -44,7 +44,3 @@ class Snapshots:
     def get(self, task_id: str) -> Snapshot | None:
         """The snapshot of *task_id*; None where it is not held."""
         return self._live.get(task_id) or self._finished.get(task_id)
-
-    def live(self) -> list[Snapshot]:
-        """The tasks that have not ended."""
-        return list(self._live.values())

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from contracts.tasks import GenerationTask
+from gateway.boards.deadlines import Deadlines
 from gateway.boards.readers import Readers
 from gateway.boards.snapshots import Snapshot, Snapshots
 from gateway.boards.task_index import TaskIndex, TaskRow
@@ -26,16 +27,17 @@ FORGOTTEN_MAX: Final = 100_000
 class TaskBoard:
     """Every task that has a record. `start` it before use.
 
-    *work_queues* says which tasks wait and run on each work queue. *index* has a row of every task. *readers* are those
-    who wait for news of one. Only the board changes them.
+    *work_queues* says which tasks wait and run on each work queue, *deadlines* which are to be looked at when. *index*
+    has a row of every task. *readers* are those who wait for news of one. Only the board changes them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "gateway") -> None:
+        """*name* is this gateway's own among those of one deployment."""
         self.work_queues = WorkQueues()
+        self.deadlines = Deadlines(name)
         self.index = TaskIndex()
         self._snapshots = Snapshots()
         self.readers = Readers(self._snapshots, self.work_queues)
-        self._on_told_anew: list[Callable[[], None]] = []
 
     async def start(self, link: NatsLink) -> None:
         """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
@@ -80,6 +82,7 @@ class TaskBoard:
         )
         self._snapshots.put(snapshot)
         self.work_queues.take_in(task)
+        self.deadlines.take_in(task)
         self.readers.publish(snapshot)
         return snapshot
 
@@ -89,16 +92,6 @@ class TaskBoard:
     def _whole(self) -> None:
         for task_id in self.index.doubted():
             self._forget(task_id)
-        for callback in self._on_told_anew:
-            callback()
-
-    def on_told_anew(self, callback: Callable[[], None]) -> None:
-        """Calls *callback* whenever the bucket has been read once more from its start."""
-        self._on_told_anew.append(callback)
-
-    def live(self) -> list[Snapshot]:
-        """The tasks that have not ended."""
-        return self._snapshots.live()
 
     async def get(self, task_id: str) -> Snapshot | None:
         """The task's newest known snapshot; asks the server for one that is not in memory.
@@ -159,6 +152,7 @@ class TaskBoard:
         self.index.pop(task_id)
         self._snapshots.pop(task_id)
         self.work_queues.forget(task_id)
+        self.deadlines.forget(task_id)
         self.readers.publish_lost(task_id)
 
 

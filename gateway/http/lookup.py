@@ -41,9 +41,9 @@ async def find(services: Services, caller: Caller, task_id: str) -> Snapshot:
 
 
 async def _look_if_overdue(services: Services, snapshot: Snapshot) -> Snapshot:
-    """Whoever reads an overdue pending record runs the timer's handler before answering (design §4).
+    """Whoever reads an overdue pending record does what is due before answering (design §4).
 
-    While the server is away it stays as it is: the first timer after the return ends it.
+    While the server is away it stays as it is: the first look after the return ends it.
     """
     task = snapshot.task
     if task.status is not TaskStatus.PENDING or datetime.now(UTC) < task.deadline_at:

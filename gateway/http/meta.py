@@ -10,7 +10,7 @@ from litestar.openapi import ResponseSpec
 
 from contracts.api.health import Health, ModelReadiness, Readiness
 from contracts.api.settings import SettingsView
-from contracts.topology import DEADLINES, DEGRADED, LANE_PREFIX, TASKS, bucket_stream
+from contracts.topology import DEGRADED, LANE_PREFIX, TASKS, bucket_stream
 from gateway.http.access import needs, needs_nothing
 from gateway.http.openapi.operations import KeyedOperation, problem_responses
 from gateway.http.views import settings_view
@@ -66,14 +66,14 @@ async def readyz(services: NamedDependency[Services]) -> Response[Readiness]:
     # what a request goes through on its way to its end
     stores = services.storage.trouble is None and not any(_carries_tasks(stream) for stream in refusing)
     # without a sweeper no task ends whose worker was lost, or whom nobody takes
-    sweeps = not any(name.startswith(SWEEPER) for name in troubles)
+    sweeps = SWEEPER not in troubles
     ready = nats and sweeps and stores and all(model.ready for model in models.values())
     body = Readiness(ready=ready, nats=nats, degraded_worker=degraded_worker, models=models, troubles=texts)
     return Response(body, status_code=200 if ready else 503)
 
 
 def _carries_tasks(stream: str) -> bool:
-    return stream in (DEGRADED, DEADLINES, bucket_stream(TASKS)) or stream.startswith(LANE_PREFIX)
+    return stream in (DEGRADED, bucket_stream(TASKS)) or stream.startswith(LANE_PREFIX)
 
 
 PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"

@@ -1,6 +1,6 @@
 """Acceptance: a request becomes a task that ends exactly once, whatever is killed (design §4).
 
-No record without a stored timer; no answer without a record; a refusal leaves nothing behind. The order of the writes
+No record without a queued message; no answer without a record; a refusal leaves nothing behind. The order of the writes
 is that of `Queueing`.
 """
 

@@ -29,7 +29,7 @@ from ops.telemetry import metrics
 from ops.telemetry.tracing import of_task, span
 from ops.waiting import unless
 
-# The timer usually comes before this; with the time to settle it makes 30.5 s since the request was queued.
+# The sweeper usually comes before this; with the time to settle it makes 30.5 s since the request was queued.
 LOOK_AFTER_S: Final = 0.25
 SETTLE_WITHIN_S: Final = 0.7
 SETTLE_RETRY_S: Final = 0.05
@@ -128,7 +128,7 @@ class Holds:
         return snapshot
 
     async def _settle(self, task_id: str) -> Snapshot:
-        """Does what the sweeper does when the timer is due: ours may be the only gateway."""
+        """Does what the sweeper does when the deadline has come: ours may be behind, and the only one."""
         try:
             async with asyncio.timeout(SETTLE_WITHIN_S):
                 while True:

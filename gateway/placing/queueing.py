@@ -1,4 +1,4 @@
-"""The writes by which a task comes into being, in their order: queue message, timer, record (design §4).
+"""The writes by which a task comes into being, in their order: queue message, record (design §4).
 
 Each of them can be made again: the server, or the record that stands, shows what an earlier try has done.
 """
@@ -73,12 +73,10 @@ class Queueing:
         return known
 
     async def record(self, task: GenerationTask) -> Snapshot:
-        """Sets the timer of *task*, which is queued, then writes its record; the record as it stands then.
+        """Writes the record of *task*, which is queued; the record as it stands then.
 
         Raises TransportUnavailable: it may be recorded or not.
         """
-        encoded = encode_task(task)
-        await until_answered(lambda: self._link.timers.set("admit", task.id, task.deadline_at, encoded))
 
         async def create() -> Snapshot | None:
             try:

@@ -1,4 +1,4 @@
-"""Due timers: looks at the record of each, and does what `due.py` says. Any number of gateways share the work."""
+"""Looks at every task whose deadline has come, and does what `due.py` says. Any number of gateways share the work."""
 
 import asyncio
 import contextlib
@@ -7,44 +7,23 @@ from functools import partial
 from typing import Final
 
 import structlog
-from nats.aio.msg import Msg
 from opentelemetry.trace import Span
 
 from contracts import lifecycle
 from contracts.settings import Catalog
-from contracts.tasks import (
-    FailureCode,
-    GenerationTask,
-    TaskStatus,
-    UnreadableRecord,
-    UnreadableTask,
-    decode_task_of,
-    encode_task,
-    may_be_newer,
-)
-from contracts.topology import (
-    DEADLINES,
-    TASKS,
-    TIMER_KINDS,
-    TimerKind,
-    is_token,
-    sweep_consumer,
-    work_stream,
-    work_subject,
-)
+from contracts.tasks import FailureCode, GenerationTask, TaskStatus, encode_task
+from contracts.topology import TASKS, work_stream, work_subject
 from gateway.boards.lane_board import LaneBoard
 from gateway.boards.snapshots import Snapshot
 from gateway.boards.task_board import TaskBoard
 from gateway.placing.fallbacks import Fallbacks
 from gateway.placing.leftovers import remove_leftovers
-from gateway.rules.due import Fail, Forget, RecordAsRefused, Republish, Requeue, Reroute, SetTimer, due_action
+from gateway.rules.due import Fail, Leave, LookAgain, Republish, Requeue, Reroute, due_action
 from ops.artifacts import Artifacts
 from ops.background import Background
 from ops.nats.errors import StreamFull, TransportUnavailable, WrongRevision
 from ops.nats.link import NatsLink
-from ops.nats.pull import Pull
 from ops.telemetry import metrics
-from ops.telemetry.seldom import Seldom
 from ops.telemetry.tracing import (
     CONSUMER,
     PRODUCER,
@@ -60,20 +39,22 @@ from ops.telemetry.tracing import (
     span,
     traceparent_of,
 )
-from ops.telemetry.unreadable import unreadables
+from ops.waiting import set_within
 
 SWEEPER: Final = "sweeper"
 BATCH: Final = 64
-# Soon enough for a gateway that can read it, where only some are of the newer version.
-LEFT_S: Final = 5.0
-# For two clocks that differ a little.
-EXPIRY_MARGIN_S: Final = 1.0
+# So that a clock that was set is noticed.
+SLEEP_MAX_S: Final = 5.0
+# Between two looks whether the watch has caught up.
+BEHIND_S: Final = 0.5
+# A watch that has brought nothing for so long, though the connection stands, is in trouble.
+BEHIND_MAX_S: Final = 10.0
 
 log = structlog.get_logger("sweeper")
 
 
 class Sweeper:
-    """The effects of a due timer. A timer of a task that has not ended is acked only after another is stored."""
+    """The effects of a deadline. `run` looks when one has come; whoever may not wait for that calls `look`."""
 
     def __init__(
         self,
@@ -84,10 +65,8 @@ class Sweeper:
         lanes: LaneBoard,
         fallbacks: Fallbacks,
         catalog: Catalog,
-        keep_s: float,
         background: Background,
     ) -> None:
-        """*keep_s* is how long the server keeps a record after its last change."""
         self._background = background
         self._link = link
         self._artifacts = artifacts
@@ -95,89 +74,79 @@ class Sweeper:
         self._lanes = lanes
         self._fallbacks = fallbacks
         self._catalog = catalog
-        self._keep_s = keep_s
-        self._seldom = Seldom()
+        self._sooner = asyncio.Event()
+        tasks.deadlines.on_sooner = self._sooner.set
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Handles due timers until *stop* is set."""
-        async with asyncio.TaskGroup() as group:
-            for kind in TIMER_KINDS:
-                group.create_task(self._background.keep(f"{SWEEPER} {kind}", partial(self._sweep, kind, stop)))
+        """Looks at every task whose deadline has come, until *stop* is set.
 
-    async def _sweep(self, kind: TimerKind, stop: asyncio.Event) -> None:
-        pull, name = await self._pull(kind), f"{SWEEPER} {kind}"
+        Not while the watch of the records is behind: what would be due then may be over long ago.
+        """
+        await self._background.keep(SWEEPER, partial(self._sweep, stop))
+
+    async def _sweep(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            if not self._has_caught_up():
+                await asyncio.sleep(BEHIND_S)
+                continue
+            self._sooner.clear()
+            now = datetime.now(UTC)
+            due = self._tasks.deadlines.due(now, limit=BATCH)
+            if due:
+                await asyncio.gather(*map(self._on_due, due))
+            else:
+                await set_within(self._wait_s(now), self._sooner)
+
+    def _wait_s(self, now: datetime) -> float:
+        at = self._tasks.deadlines.next_at()
+        return SLEEP_MAX_S if at is None else max(0.0, min(SLEEP_MAX_S, (at - now).total_seconds()))
+
+    def _has_caught_up(self) -> bool:
+        age_s = self._tasks.news_age_s()
+        if age_s > BEHIND_MAX_S and self._link.connection.unbroken_s() > BEHIND_MAX_S:
+            self._background.trouble(SWEEPER, f"the watch of KV {TASKS} is {age_s:.0f} s behind: see the log")
+        elif age_s == 0:
+            self._background.works(SWEEPER)
+        return age_s == 0
+
+    async def _on_due(self, task_id: str) -> None:
         try:
-            while not stop.is_set():
-                messages = await pull.fetch(BATCH)
-                if pull.trouble is None:
-                    self._background.works(name)
-                else:
-                    self._background.trouble(name, pull.trouble)
-                await asyncio.gather(*(self._on_due(message) for message in messages))
-        finally:
-            await pull.close()
-
-    async def _pull(self, kind: TimerKind) -> Pull:
-        while True:
-            try:
-                return await self._link.messages.pull(DEADLINES, sweep_consumer(kind))
-            except TransportUnavailable as error:
-                # without a sweeper no timer is ever served: this one does not give up
-                self._seldom.log(log.warning, "sweeper_waits", kind=kind, error=str(error))
-                await asyncio.sleep(0.5)
-
-    async def _on_due(self, message: Msg) -> None:
-        task_id = message.subject.rsplit(".", 1)[-1]
-        try:
-            if not is_token(task_id):
-                raise UnreadableTask("its subject names no task")
-            await self.look(task_id, message.data)
-        except UnreadableTask as error:
-            await self._on_unreadable(message, task_id, error)
-            return
+            await self.look(task_id)
         except (TransportUnavailable, WrongRevision) as error:
-            # not acked: the timer comes again in a second, to this gateway or another
-            log.info("timer_retried", task_id=task_id, error=str(error))
-            return
+            # it is due again in a second, here as well as at every other gateway
+            log.info("look_retried", task_id=task_id, error=str(error))
         except Exception:
-            log.exception("timer_failed", task_id=task_id)
-            return
-        with contextlib.suppress(Exception):
-            await message.ack()
+            log.exception("look_failed", task_id=task_id)
 
-    async def _on_unreadable(self, message: Msg, task_id: str, error: UnreadableTask) -> None:
-        """What a newer version may have written is left for a gateway of that version; the stream drops it in a day."""
-        unreadables.report("timer", message.subject, error, revision=message.metadata.sequence.stream)
-        is_left = isinstance(error, UnreadableRecord) or may_be_newer(task_id, message.data)
-        with contextlib.suppress(Exception):
-            await (message.nak(delay=LEFT_S) if is_left else message.term())
+    async def look(self, task_id: str) -> Snapshot | None:
+        """Reads the record of *task_id*, does what is due, and returns the record afterwards; None without one.
 
-    async def look(self, task_id: str, payload: bytes | None = None) -> Snapshot | None:
-        """Reads the record of *task_id*, does what is due, and returns the record afterwards.
-
-        *payload* is the timer's content, the task as it was queued. Raises WrongRevision when somebody else moved
-        the record meanwhile, TransportUnavailable when nobody knows; both mean: look again. Raises UnreadableTask when
-        there is no record, and nothing in *payload* of which one could be made.
+        Raises WrongRevision when somebody else moved the record meanwhile, TransportUnavailable when nobody knows; both
+        mean: look again.
         """
         now = datetime.now(UTC)
+        # of the server: what is in memory may be a moment old, and a lease may have been renewed in it
         snapshot = await self._tasks.read(task_id)
+        if snapshot is None:
+            # there is none, or none that this version can read: when it changes it is taken in anew
+            self._tasks.deadlines.forget(task_id)
+            return None
         action = due_action(
-            snapshot.task if snapshot else None,
+            snapshot.task,
+            is_placed=self._tasks.deadlines.is_placed(snapshot.task),
             unbroken_s=self._link.connection.unbroken_s(),
             windows=self._catalog.windows,
             attempts=self._catalog.attempts,
             now=now,
         )
-        if snapshot is None:
-            return await self._record_as_refused(task_id, payload, now) if payload is not None else None
         match action:
-            case Forget() | RecordAsRefused():
+            case Leave():
                 return snapshot
-            case SetTimer(kind, at):
-                await self._link.timers.set(kind, task_id, at, encode_task(snapshot.task))
+            case LookAgain(at):
+                self._tasks.deadlines.put_off(task_id, at)
                 return snapshot
-            case Republish(at):
-                return await self._republish(snapshot, at, now)
+            case Republish():
+                return await self._republish(snapshot, now)
             case Reroute():
                 with _span("reroute", snapshot.task):
                     return await self._reroute(snapshot, now)
@@ -188,50 +157,13 @@ class Sweeper:
                 with _span("expire", snapshot.task):
                     return await self._fail(snapshot, code, message, now)
 
-    async def _record_as_refused(self, task_id: str, payload: bytes, now: datetime) -> Snapshot | None:
-        """The new record; None where one was there and deleted, or may have been and expired: timers can be so late."""
-        task = decode_task_of(task_id, payload)
-        if task.status.is_terminal:
-            raise UnreadableTask("a task that has ended, and has no record - at `$.status`")
-        if (now - task.queued_at).total_seconds() >= self._keep_s - EXPIRY_MARGIN_S:
-            # There was a record, most likely, and the server has dropped it by age: what had ended as `done` must not
-            # come back as refused. A record that was never written would be gone by now as well.
-            return None
-        refused = lifecycle.fail(
-            task, code=FailureCode.QUEUE_OVERLOADED, message="it was never recorded; submit it again", now=now
-        )
-        try:
-            revision = await self._link.entries.create(TASKS, task_id, encode_task(refused))
-        except WrongRevision:
-            if await self._tasks.read(task_id) is None:
-                reason = await self._why_unreadable(task_id)
-                if reason is None:
-                    return None
-                raise reason from None
-            raise
-        # at once: what is taken in later may be from before the bucket was read once more (ADR 0030)
-        recorded = self._tasks.record(refused, revision, now)
-        metrics.task_ended(refused)
-        await remove_leftovers(refused, link=self._link, artifacts=self._artifacts)
-        return recorded
-
-    async def _why_unreadable(self, task_id: str) -> Exception | None:
-        """None where a deletion marker stands: somebody deleted the record, and the task with it."""
-        entry = await self._link.entries.get(TASKS, task_id)
-        if entry is None:
-            return WrongRevision(task_id)  # it expired meanwhile
-        if entry.value is None:
-            return None
-        text = "the record of its task cannot be read"
-        return UnreadableRecord(text) if may_be_newer(task_id, entry.value) else UnreadableTask(text)
-
-    async def _republish(self, snapshot: Snapshot, at: datetime, now: datetime) -> Snapshot:
+    async def _republish(self, snapshot: Snapshot, now: datetime) -> Snapshot:
         task = snapshot.task
         try:
             await self._publish(task)
         except StreamFull:
             return await self._fail(snapshot, *_overloaded(task), now)
-        await self._link.timers.set("admit", task.id, at, encode_task(task))
+        self._tasks.deadlines.placed(task)
         return snapshot
 
     async def _reroute(self, snapshot: Snapshot, now: datetime) -> Snapshot:
@@ -259,7 +191,7 @@ class Sweeper:
         return await self._place_again(moved, now)
 
     async def _place_again(self, moved: Snapshot, now: datetime) -> Snapshot:
-        placed = await self._republish(moved, moved.task.deadline_at, now)
+        placed = await self._republish(moved, now)
         task = placed.task
         if task.route == "degraded" and task.decision is not None:
             await self._fallbacks.sent(task.model, task.decision, served=0 if task.status.is_terminal else 1)

@@ -1,20 +1,22 @@
-"""What to do when a timer is due (design §4, Timers). Pure: a due timer is an invitation to look, never an order."""
+"""What to do with a task that somebody looks at, and when to look (design §4, Deadlines). Pure.
+
+A deadline that has come is an invitation to look, never an order: the record decides.
+"""
 
 from datetime import datetime, timedelta
+from typing import Final
 
 from msgspec import Struct
 
 from contracts.settings import Windows
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus
-from contracts.topology import TimerKind
+
+# Whoever moved a record to another queue has published its message by then, or has died in between.
+PLACED_WITHIN_S: Final = 2.0
 
 
-class Forget(Struct, frozen=True):
-    """The task has ended: nothing to do."""
-
-
-class RecordAsRefused(Struct, frozen=True):
-    """The task has no record: write one that says it was refused, so that its message never runs."""
+class Leave(Struct, frozen=True):
+    """Nothing is to be done now. The record says when to look again, if at all."""
 
 
 class Fail(Struct, frozen=True):
@@ -33,49 +35,59 @@ class Reroute(Struct, frozen=True):
 
 
 class Republish(Struct, frozen=True):
-    """Waiting, not overdue: make sure that its message and a timer at *at* exist."""
+    """It was moved to its queue, and its message may never have been sent: send it. A duplicate is harmless."""
+
+
+class LookAgain(Struct, frozen=True):
+    """It cannot be judged before *at*."""
 
     at: datetime
 
 
-class SetTimer(Struct, frozen=True):
-    """Look again at *at*."""
-
-    kind: TimerKind
-    at: datetime
+DueAction = Leave | Fail | Requeue | Reroute | Republish | LookAgain
 
 
-DueAction = Forget | RecordAsRefused | Fail | Requeue | Reroute | Republish | SetTimer
+def look_at(task: GenerationTask, *, is_placed: bool) -> datetime | None:
+    """When somebody has to look at *task*; None once it has ended.
+
+    *is_placed*: this gateway has sent the message of this placement itself. Of the first placement (epoch 0) the
+    message is always there: it is sent before the record is made.
+    """
+    if task.status.is_terminal:
+        return None
+    if task.status is TaskStatus.PROCESSING:
+        return task.lease_expires_at or task.queued_at
+    if is_placed or task.epoch == 0:
+        return task.deadline_at
+    return min(task.deadline_at, task.queued_at + timedelta(seconds=PLACED_WITHIN_S))
 
 
 def due_action(
     task: GenerationTask | None,
     *,
+    is_placed: bool,
     unbroken_s: float,
     windows: Windows,
     attempts: int,
     now: datetime,
 ) -> DueAction:
-    """The handler's table; the record decides, not the timer's kind.
+    """The table. *unbroken_s* is for how long this gateway's connection has stood; *is_placed* as in `look_at`.
 
-    *unbroken_s* is for how long this sweeper's connection has stood.
-
-    1. No record: RecordAsRefused.
-    2. Ended: Forget.
+    1. No record: Leave. Its message makes one when a worker claims it, or expires; nobody was given its id.
+    2. Ended: Leave.
     3. Pending and overdue: on a lane Reroute (ADR 0007), on the degraded queue Fail(queue_overloaded).
-    4. Pending, not overdue: Republish.
-    5. Processing, lease live: SetTimer at its end.
-    6. Processing, lease over, but this sweeper was cut off lately (so the owner may have been too): SetTimer later.
+    4. Pending, not overdue: Republish where it was moved here and its message may be missing (`look_at`), else Leave.
+    5. Processing, lease live: Leave.
+    6. Processing, lease over, but this gateway was cut off lately (so the owner may have been too): LookAgain later.
     7. Processing, lease over, attempts left, of which those that were handed back are none: Requeue.
     8. Processing, lease over, none left: Fail(worker_lost).
     """
-    if task is None:  # 1
-        return RecordAsRefused()
-    if task.status.is_terminal:  # 2
-        return Forget()
+    if task is None or task.status.is_terminal:  # 1, 2
+        return Leave()
     if task.status is TaskStatus.PENDING:
         if now < task.deadline_at:  # 4
-            return Republish(task.deadline_at)
+            at = look_at(task, is_placed=is_placed)
+            return Republish() if at is not None and at <= now else Leave()
         if task.route == "lane":  # 3
             return Reroute()
         return Fail(
@@ -83,9 +95,9 @@ def due_action(
             f"no worker took it within {windows.wait_limit_s:g} s; submit it again later",
         )
     if task.lease_expires_at is not None and now < task.lease_expires_at:  # 5
-        return SetTimer("lease", task.lease_expires_at)
+        return Leave()
     if unbroken_s < windows.reconnect_grace_s:  # 6
-        return SetTimer("lease", now + timedelta(seconds=windows.reconnect_grace_s))
+        return LookAgain(now + timedelta(seconds=windows.reconnect_grace_s - unbroken_s))
     if task.lost_attempts < attempts:  # 7
         return Requeue()
     return Fail(

@@ -1,7 +1,6 @@
 """Makes a task of a work queue this worker's own, by compare-and-set on its record (design §4, Claim)."""
 
 import asyncio
-from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Final
 
@@ -21,7 +20,7 @@ from contracts.tasks import (
 )
 from contracts.topology import TASKS
 from lane_worker.runtime.claim import Drop, Expire, Mine, Reread, Take, claim_decision, is_overdue
-from lane_worker.runtime.held import HeldTask, lease_end
+from lane_worker.runtime.held import HeldTask
 from lane_worker.runtime.orphans import delete_or_leave
 from lane_worker.runtime.queued import is_fresh
 from ops.artifacts import Artifacts
@@ -70,22 +69,16 @@ class Claims:
         UnreadableTask for a message that no record catches up with, and NotClaimed where the server does not answer and
         *stop* is set: a claim of ours that was stored all the same ends with its lease.
         """
-        looks_ahead, has_timer, expects_record = 0, False, not is_fresh(message, queued)
+        looks_ahead, expects_record = 0, not is_fresh(message, queued)
         unanswered = 0
         while True:
             pause_s = REREAD_WAIT_S
             try:
-                needed: list[Awaitable[Entry | None]] = []
-                if expects_record:
-                    needed.append(self._link.entries.get(TASKS, queued.id))
-                if not has_timer:
-                    # the timer before the claim: from then on, somebody looks when this worker falls silent
-                    needed.append(self._set_lease_timer(queued, message))
-                entry = (await asyncio.gather(*needed))[0]
-                has_timer = expects_record = True
+                entry = await self._link.entries.get(TASKS, queued.id) if expects_record else None
+                expects_record = True
                 return await self._try_claim(queued, entry, attempt, order)
             except WrongRevision:
-                continue  # somebody moved the record between our look and our write: look again, under the same timer
+                continue  # somebody moved the record between our look and our write: look again
             except _Ahead:
                 looks_ahead += 1
                 if looks_ahead == AHEAD_MAX_LOOKS:
@@ -99,11 +92,7 @@ class Claims:
                     raise NotClaimed from None
                 pause_s = min(UNANSWERED_MAX_S, REREAD_WAIT_S * 2 ** min(unanswered, 10))
                 unanswered += 1
-            has_timer = False  # time passes now
             await asyncio.sleep(pause_s)
-
-    async def _set_lease_timer(self, queued: GenerationTask, message: Msg) -> None:
-        await self._link.timers.set("lease", queued.id, lease_end(self._windows.lease_s), message.data)
 
     async def _try_claim(
         self,

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import structlog
@@ -86,10 +85,6 @@ class HeldTask:
             if not self.task.status.is_terminal:
                 await self._refresh(None)
 
-    async def store_lease_timer(self, at: datetime) -> None:
-        """Renews the server-side timer of this lease. Raises TransportUnavailable."""
-        await self._link.timers.set("lease", self.task.id, at, encode_task(self.task))
-
     async def _refresh(self, written: bytes | None) -> bool:
         """Reads the record; True when it is what *written* says, so that an unanswered write did succeed."""
         entry = await self._read()
@@ -121,8 +116,3 @@ class HeldTask:
                     log.warning("record_unreachable", task_id=self.task.id, error=str(error))
                     is_logged = True
                 await asyncio.sleep(RETRY_WAIT_S)
-
-
-def lease_end(lease_s: float) -> datetime:
-    """When a lease that is taken or renewed now ends."""
-    return datetime.now(UTC) + timedelta(seconds=lease_s)

@@ -13,7 +13,7 @@ from contracts import lifecycle
 from contracts.settings import Windows
 from contracts.tasks import Progress
 from contracts.topology import TASKS
-from lane_worker.runtime.held import HeldTask, OwnershipLost, lease_end
+from lane_worker.runtime.held import HeldTask, OwnershipLost
 from ops.ending import end
 from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
@@ -97,13 +97,10 @@ class LeaseKeeper:
                 now_s = time.monotonic()
                 must_renew = now_s - renewed_s >= self._windows.lease_renew_s
                 has_news = self._progress != written and now_s - written_s >= PROGRESS_INTERVAL_S
-                if must_renew:
-                    await self._held.store_lease_timer(lease_end(self._windows.lease_s))
-                    renewed_s = now_s
                 if must_renew or has_news:
                     written = self._progress
                     await self._write(written)
-                    written_s = now_s
+                    renewed_s = written_s = now_s
                 is_away = False
             except TransportUnavailable as error:
                 if not is_away:  # once for an outage

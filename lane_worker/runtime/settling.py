@@ -1,6 +1,5 @@
 """Brings what became of a task onto its record, under the lease (design §4, Settle)."""
 
-import contextlib
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -12,7 +11,6 @@ from lane_worker.runtime.lease import LeaseKeeper
 from lane_worker.runtime.orphans import delete_or_leave
 from lane_worker.runtime.outcome import GaveUp, Result, Stopped, Succeeded, Unsuccessful
 from ops.artifacts import Artifacts, StorageFailed
-from ops.nats.errors import TransportUnavailable
 from ops.telemetry import metrics
 from ops.telemetry.tracing import current_span, failed, of_task, span
 
@@ -100,8 +98,6 @@ class Settlement:
         failed(current_span(), "gave_up", reason)
         report = log.info if on_purpose else log.warning
         report("lease_released", task_id=task.id, attempt=task.attempt, reason=reason, on_purpose=on_purpose)
-        with contextlib.suppress(TransportUnavailable):  # the old timer comes too, only later
-            await self._held.store_lease_timer(datetime.now(UTC))
 
 
 def finished(task: GenerationTask, result: Succeeded, *, now: datetime) -> GenerationTask:

@@ -16,7 +16,7 @@ from ops.commands.spelling import require_text
 from ops.nats.access import DEFAULT_DATA_DIR, NatsAccess
 from ops.telemetry.export import METRICS_LISTEN, Listen
 
-# Timers come late: by a second when a server is busy, by more when it was away.
+# Whoever looks at a task does so late: by a second when a server is busy, by more when it was away.
 KEEP_MARGIN_S: Final = 10.0
 host_option = click.option(
     "--host",
@@ -271,15 +271,14 @@ class Shared(Struct, frozen=True):
 
 
 def require_kept_long_enough(keep_s: float, windows: Windows) -> None:
-    """Raises click.BadParameter when records would expire before the timers of their tasks are due.
+    """Raises click.BadParameter when records would expire before their deadlines.
 
-    A timer that finds no record takes the task for one that was never recorded: what had ended as `done`, and was
-    forgotten, would come back as refused. And what waits would be forgotten while it waits.
+    What waits or runs would be forgotten meanwhile.
     """
     least_s = max(windows.wait_limit_s, windows.lease_s) + KEEP_MARGIN_S
     if keep_s < least_s:
         raise click.BadParameter(
-            f"{keep_s:g}s is less than the {least_s:g}s for which a task may have a timer; keep tasks longer",
+            f"{keep_s:g}s is less than the {least_s:g}s for which a task may wait or be silent; keep tasks longer",
             param_hint="--keep",
         )
 

@@ -16,6 +16,7 @@ from ops.nats.access import NatsAccess
 from ops.nats.errors import TransportUnavailable, UnusableServer
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import Difference, ProvisioningRefused, differences, provision, wanted
+from ops.nats.retired import Retired, retire, retired
 
 # A cluster that has just started, or lost its leader, elects one within so long.
 ELECTION_S: Final = 15.0
@@ -34,27 +35,34 @@ ELECTION_S: Final = 15.0
 def command(
     nats: NatsAccess, settings: Path | None, profile: str, keep_s: float, replicas: int | None, check: bool
 ) -> None:
-    """Make the nats-server hold Warmlane's streams, consumers and buckets."""
+    """Make the nats-server hold Warmlane's streams, consumers and buckets.
 
-    async def run() -> list[Difference]:
+    What an earlier version needed and this one does not is removed once no process of that version uses it.
+    """
+
+    async def run() -> tuple[list[Difference], list[Retired]]:
         catalog = load_settings(settings).catalog(profile)
         require_kept_long_enough(keep_s, catalog.windows)
         link = await NatsLink.connect(nats, name="provision")
         try:
             want = wanted(catalog, keep_s=keep_s, replicas=replicas)
-            return await _patiently(partial(differences if check else provision, link, want))
+            found = await _patiently(partial(differences if check else provision, link, want))
+            return found, await (retired if check else retire)(link)
         finally:
             await link.close()
 
     try:
-        found = asyncio.run(run())
+        found, old = asyncio.run(run())
     except (SettingsError, TransportUnavailable, UnusableServer, ProvisioningRefused) as error:
         raise click.ClickException(str(error)) from error
     for difference in found:
         click.echo(f"{'differs' if check else 'mended '}  {difference}")
-    if check and found:
+    for stream in old:
+        done = "differs" if check else "kept   " if stream.used_by else "removed"
+        click.echo(f"{done}  {stream}")
+    if check and (found or old):
         raise click.exceptions.Exit(1)
-    if not found:
+    if not (found or old):
         click.echo("nothing to do: the server matches")
 
 

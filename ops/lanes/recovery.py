@@ -12,7 +12,7 @@ import structlog
 
 from contracts import lifecycle
 from contracts.lanes import ColdStart, InHand
-from contracts.tasks import GenerationTask, TaskStatus, encode_task
+from contracts.tasks import GenerationTask, TaskStatus
 from ops.nats.bucket import Bucket, Versioned
 from ops.nats.buckets import STARTS
 from ops.nats.errors import WrongRevision
@@ -82,7 +82,7 @@ def is_same_start(one: ColdStart, other: ColdStart) -> bool:
 
 
 async def give_back(link: NatsLink, held: InHand, *, how: str) -> None:
-    """Ends the lease of *held*, whose owner has been reaped, and has the sweeper look now; *how* its process ended.
+    """Ends the lease of *held*, whose owner has been reaped, so that a gateway looks now; *how* its process ended.
 
     Only the record of that very owner is touched: who claimed the task later keeps it. Raises TransportUnavailable.
     """
@@ -95,12 +95,9 @@ async def give_back(link: NatsLink, held: InHand, *, how: str) -> None:
 
     # it may take a second look: the owner's last write was on its way
     moved = await TaskRecords(link, reports=False).move(held.task_id, released)
-    if moved is None or not _is_in_hand(moved.task, held):
-        return
-    task = moved.task
-    if moved.before is not None:
+    if moved is not None and moved.before is not None:
+        task = moved.task
         log.warning("lease_released", task_id=task.id, attempt=task.attempt, worker=task.worker)
-    await link.timers.set("lease", task.id, datetime.now(UTC), encode_task(task))
 
 
 def _is_in_hand(task: GenerationTask, held: InHand) -> bool:

@@ -23,7 +23,7 @@ DEFAULT_DATA_DIR: Final = Path(".warmlane")
 # Below the data folder. The files are what `nats --context FILE` takes.
 AUTH_FOLDER: Final = "nats-auth"
 DESCRIPTIONS: Final[Mapping[Role, str]] = {
-    "operator": "Warmlane, to look: streams, buckets, timers; no change",
+    "operator": "Warmlane, to look: streams, buckets; no change",
     "system": "the nats-server of Warmlane: connections, denials, how full it is; no change",
     "admin": "Warmlane, everything: provision, keys, switches, backup",
 }

@@ -12,8 +12,3 @@ def parse_time(text: str) -> datetime:
     seconds = int(datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp())
     nanoseconds = seconds * 1_000_000_000 + int(fraction.ljust(9, "0"))
     return datetime.fromtimestamp(nanoseconds / 1e9, UTC)
-
-
-def rfc3339(at: datetime) -> str:
-    """*at* as the server reads it."""
-    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")

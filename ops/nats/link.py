@@ -15,7 +15,6 @@ from ops.nats.entries import Entries
 from ops.nats.messages import Messages
 from ops.nats.server_clock import ServerClock
 from ops.nats.streams import ServerStreams
-from ops.nats.timers import Timers
 from ops.nats.watches import WatchedServer, Watches
 
 
@@ -30,7 +29,6 @@ class NatsLink:
         # made before the others, the watches are the first that learn of a reconnect
         self.watches = Watches(WatchedServer(client, self.connection, self.streams), self.connection)
         self.messages = Messages(client, js, self.connection)
-        self.timers = Timers(client, self.messages)
         self.entries = Entries(client, self.connection, self.messages, self.watches)
         self.clock = ServerClock(client)
 
@@ -38,7 +36,7 @@ class NatsLink:
     async def connect(cls, server: NatsAccess | str, *, name: str, wait_s: float = 10.0) -> Self:
         """Connects to *server*, trying for *wait_s* seconds. Of several addresses any one, and another when that dies.
 
-        Raises TransportUnavailable when nobody answers, UnusableServer for one that is too old (before 2.12), that
+        Raises TransportUnavailable when nobody answers, UnusableServer for one that is too old (before 2.11), that
         does not know the user, or whose certificate is not trusted.
         """
         connector = Connector(server if isinstance(server, NatsAccess) else NatsAccess.at(server), name=name)

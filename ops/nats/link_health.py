@@ -33,7 +33,7 @@ async def reporting_on(link: NatsLink, role: Role, background: Background | None
     and reads buckets again that somebody purged (`Watch.look`).
 
     At the start a clock that is off is refused (`ServerClock.require`). One that drifts away later is logged, and not
-    acted upon: the tasks in hand are worth more than a timer that comes a second late.
+    acted upon: the tasks in hand are worth more than a look that comes a second late.
     """
     begin(role)
     background = background or Background()

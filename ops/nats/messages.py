@@ -37,7 +37,7 @@ class Messages:
         """Stores a message and returns the server's ack. Raises StreamFull, WrongRevision, TransportUnavailable.
 
         StreamFull only for a work queue. Whatever else the server will not store is TransportUnavailable: nobody who
-        writes a record or a timer can do better than to try again.
+        writes a record can do better than to try again.
         """
         all_headers = dict(headers or {})
         if message_id is not None:

@@ -16,7 +16,6 @@ from nats.js.errors import NotFoundError
 
 from contracts.settings import Catalog
 from contracts.topology import (
-    DEADLINES,
     DEGRADED,
     LANES,
     LEADER,
@@ -44,14 +43,13 @@ _STREAM_FIELDS: Final = [
     "max_age",
     "duplicate_window",
     "max_msgs_per_subject",
-    "allow_msg_schedules",
     "allow_msg_ttl",
     "allow_rollup_hdrs",
     "deny_delete",
     "allow_direct",
     "subject_delete_marker_ttl",
 ]
-# Whatever limits one of these loses records or timers; of a work queue the operator may want less than we do.
+# Whatever limits one of these loses records; of a work queue the operator may want less than we do.
 _RECORD_FIELDS: Final = [*_STREAM_FIELDS, "max_bytes", "max_msg_size"]
 _NOT_A_CLUSTER: Final = 10074
 _CONSUMER_FIELDS: Final = ["description", "filter_subject", "ack_policy", "ack_wait", "max_deliver", "max_ack_pending"]
@@ -146,7 +144,7 @@ async def require_degraded(link: NatsLink) -> None:
 
 
 async def _require(link: NatsLink, *streams: str) -> None:
-    for name in (*streams, bucket_stream(SLOTS), bucket_stream(TASKS), DEADLINES):
+    for name in (*streams, bucket_stream(SLOTS), bucket_stream(TASKS)):
         if not await link.streams.exists(name):
             raise NotProvisioned(f"the server lacks {name}; run `warmlane provision`")
 
@@ -157,7 +155,7 @@ _Mend = Callable[[], Awaitable[object]]
 async def _compare(link: NatsLink, want: Topology) -> AsyncIterator[tuple[Difference, _Mend]]:
     manager = link.streams.manager
     specs: list[StreamSpec | BucketSpec] = [*want.streams, *want.buckets]
-    work_queues = {spec.name for spec in want.streams if spec.name != DEADLINES}
+    work_queues = {spec.name for spec in want.streams}
     for spec in specs:
         config = _stream_config(spec).evolve(num_replicas=want.replicas)
         fields = _STREAM_FIELDS if spec.name in work_queues else _RECORD_FIELDS
@@ -233,9 +231,6 @@ def _stream_config(spec: StreamSpec | BucketSpec) -> StreamConfig:
         max_msgs_per_subject=-1,
         max_age=spec.max_age_s,
         duplicate_window=spec.duplicate_window_s,
-        allow_msg_schedules=spec.allow_msg_schedules or None,
-        allow_msg_ttl=spec.allow_msg_ttl or None,
-        # replacing a timer is a rollup of its subject
-        allow_rollup_hdrs=spec.allow_msg_schedules,
+        allow_rollup_hdrs=False,
         allow_direct=False,
     )

@@ -1,4 +1,4 @@
-"""Work and due timers, fetched from durable consumers."""
+"""Work, fetched from durable consumers."""
 
 import asyncio
 import contextlib

@@ -1,14 +1,17 @@
-"""The server's clock, by which timers run, and how far it is from this machine's."""
+"""The server's clock, to which every machine is held, since deadlines are set on one and judged on another."""
 
 from datetime import UTC, datetime
 from typing import Final
 
 from contracts.nesting import loads
+from contracts.topology import TASKS, bucket_stream
 from ops.nats.client import REPLY_TIMEOUT_S, NatsClient
 from ops.nats.clock import parse_time
 from ops.nats.errors import UnusableServer, translated
 
 MAX_SKEW_S: Final = 0.25
+# One that everybody may ask for.
+_ANY_STREAM: Final = f"$JS.API.STREAM.INFO.{bucket_stream(TASKS)}"
 
 
 class ServerClock:
@@ -28,11 +31,11 @@ class ServerClock:
         for _ in range(5):
             sent = datetime.now(UTC)
             with translated("clock"):
-                reply = await self._client.request("$JS.API.STREAM.INFO.DEADLINES", timeout=REPLY_TIMEOUT_S)
+                reply = await self._client.request(_ANY_STREAM, timeout=REPLY_TIMEOUT_S)
             received = datetime.now(UTC)
             stamp = loads(reply.data).get("ts")
             if stamp is None:
-                raise UnusableServer("the server's answers carry no time; Warmlane needs nats-server 2.12 or later")
+                raise UnusableServer("the server's answers carry no time; Warmlane needs nats-server 2.11 or later")
             middle = sent + (received - sent) / 2
             sample = ((received - sent).total_seconds(), (parse_time(stamp) - middle).total_seconds())
             best = sample if best is None else min(best, sample)

@@ -74,7 +74,7 @@ def was_emptied(*, standing: int | None, lately: Iterable[int], before: StreamSt
     """
     if standing is not None:  # 1
         return now.subjects < standing
-    if before.first_seq <= before.last_seq < now.first_seq:  # 2
+    if 0 < before.first_seq <= before.last_seq < now.first_seq:  # 2; one that was never written to begins at 0
         return True
     return any(revision < now.first_seq for revision in lately)  # 3
 

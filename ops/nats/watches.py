@@ -1,5 +1,6 @@
 """The watches of one connection, and what each of them needs of the server."""
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from ops.nats.client import REPLY_TIMEOUT_S, NatsClient
 from ops.nats.clock import parse_time
 from ops.nats.connection import Connection
 from ops.nats.entry import Entry
-from ops.nats.errors import NO_MESSAGE, translated
+from ops.nats.errors import NO_MESSAGE, TransportUnavailable, translated
 from ops.nats.following import Following
 from ops.nats.stream_proof import Mark, StreamState, There
 from ops.nats.streams import ServerStreams
@@ -101,6 +102,31 @@ class Watches:
             self._watches.remove(watch)
             raise
         return watch
+
+    async def written(self, bucket: str, *, after: int, upto: int) -> dict[str, int]:
+        """The keys of *bucket* that were written after the sequence *after*, up to *upto*, each with its newest
+        revision of those. Raises NotFoundError, TransportUnavailable."""
+        found: dict[str, int] = {}
+        prefix, is_over, is_whole = f"$KV.{bucket}.", asyncio.Event(), False
+
+        def note(message: Msg) -> None:
+            nonlocal is_whole
+            metadata = message.metadata
+            if metadata.sequence.stream <= upto:
+                found[message.subject.removeprefix(prefix)] = metadata.sequence.stream
+            if metadata.sequence.stream >= upto or metadata.num_pending == 0:
+                is_whole = True
+                is_over.set()
+
+        following = await self._server.follow(bucket, after + 1, history=True, on_message=note, on_end=is_over.set)
+        try:
+            if following.pending:
+                await is_over.wait()
+        finally:
+            await following.close()
+        if following.pending and not is_whole:  # it ended by itself
+            raise TransportUnavailable(f"{bucket}: the server fell silent")
+        return found
 
     async def look(self) -> None:
         """Every watch finds out whether its bucket was emptied (`Watch.look`). Raises TransportUnavailable."""

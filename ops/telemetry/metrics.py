@@ -296,6 +296,9 @@ consumers_made_anew = Counter(
     "Consumers that were gone, and were made anew by who needs them",
     by=WHO_HOLDS_TASKS,
 )
+records_missed = Counter(
+    "warmlane.records.missed", "", "Records that the watch did not bring, and the slow look found", by=GATEWAYS
+)
 unreadable = Counter("warmlane.unreadable", "kind", "Messages and entries that could not be read", by=EVERYBODY)
 
 # ── reported by every process ────────────────────────────────────────────────────────────────────────────────────────

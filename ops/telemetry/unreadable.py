@@ -8,14 +8,13 @@ import structlog
 from ops.telemetry.metrics import unreadable
 
 Kind = Literal[
-    "task", "timer", "record", "heartbeat", "slot", "leadership", "fallback_episode", "cold_start", "api_key", "entry"
+    "task", "record", "heartbeat", "slot", "leadership", "fallback_episode", "cold_start", "api_key", "entry"
 ]
 Role = Literal["gateway", "lane", "degraded", "supervisor"]
 _WORKERS: Final[tuple[Kind, ...]] = ("task", "record", "slot", "entry")
 # What a process of each role reads.
 READ: Final[dict[Role, tuple[Kind, ...]]] = {
     "gateway": (
-        "timer",
         "record",
         "heartbeat",
         "slot",

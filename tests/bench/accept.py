@@ -7,15 +7,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from contracts.topology import (
-    DEADLINES,
-    TASKS,
-    bucket_stream,
-    bucket_subject,
-    lane_stream,
-    timer_set_subject,
-    work_subject,
-)
+from contracts.topology import TASKS, bucket_stream, bucket_subject, lane_stream, work_subject
 from tests.bench.load import LoadFailed, connect
 from tests.bench.names import BARE, WARMLANE
 from tests.bench.procs import Cores
@@ -57,7 +49,6 @@ async def stored(stack: Stack, sample: Sample) -> tuple[tuple[str, int], ...]:
     assert link is not None
     where = (
         (lane_stream(MODEL), work_subject("lane", MODEL, sample.id)),
-        (DEADLINES, timer_set_subject("admit", sample.id)),
         (bucket_stream(TASKS), bucket_subject(TASKS, sample.id)),
     )
     found = [(stream, await js_of(link).get_last_msg(stream, subject)) for stream, subject in where]

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from nats.aio.msg import Msg
 
 from contracts.tasks import GenerationTask, decode_task, encode_task
-from contracts.topology import DEADLINES, TASKS, bucket_stream, bucket_subject, lane_stream
+from contracts.topology import TASKS, bucket_stream, bucket_subject, lane_stream
 from ops.ending import end as ended
 from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
@@ -336,10 +336,9 @@ async def _rounds(
 
 
 async def _remove_accepted(grown: Grown) -> None:
-    """Everything of the tasks that nobody takes, before their 30 s are over: record, message and timer."""
+    """Everything of the tasks that nobody takes, before their 30 s are over: record and message."""
     link = grown.link
-    for stream in (DEADLINES, lane_stream(MODEL)):
-        await _surely(partial(link.messages.purge, stream, ">"))
+    await _surely(partial(link.messages.purge, lane_stream(MODEL), ">"))
     while ids := await _listed(grown.stack, "pending", PAGE):
         marked = (partial(link.messages.publish, bucket_subject(TASKS, each), b"", headers=REMOVED) for each in ids)
         await asyncio.gather(*(_surely(each) for each in marked))

@@ -92,13 +92,13 @@ def contenders() -> tuple[Contender, ...]:
     return (
         Contender(
             name=WARMLANE,
-            durability=f"message, timer and record, each acked: {nats}",
+            durability=f"message and record, each acked: {nats}",
             absent=None,
             start=lambda given: warmlane(given.folder, given.cores, works=given.works),
         ),
         Contender(
             name=BARE,
-            durability=f"message, timer and record, each acked: {nats}",
+            durability=f"message and record, each acked: {nats}",
             absent=None,
             start=lambda given: bare(given.folder, given.cores, given.record),
         ),

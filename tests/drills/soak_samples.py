@@ -12,7 +12,7 @@ from typing import Any, Final
 import psutil
 from msgspec import Struct
 
-from contracts.topology import DEADLINES, TASKS, Topology, bucket_stream
+from contracts.topology import TASKS, Topology, bucket_stream
 from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
@@ -20,7 +20,7 @@ from tests.kit.behind import js_of
 # Listing thousands of files is not done at every sample.
 FOLDERS_EVERY: Final = 5
 # Those that hold something for every task of a while; what all others hold is added up.
-LARGE: Final = frozenset({DEADLINES, bucket_stream(TASKS)})
+LARGE: Final = frozenset({bucket_stream(TASKS)})
 OTHERS: Final = "all other streams and buckets"
 ROLES: Final = ("gateway", "supervisor", "nats-server")
 FORK_SERVER: Final = "'s fork server"

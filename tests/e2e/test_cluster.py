@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -12,7 +11,7 @@ from click.testing import CliRunner
 
 from contracts.lanes import LaneState
 from contracts.settings import load_settings
-from contracts.topology import DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, LEADER, LEADER_KEY, TASKS, sweep_consumer
+from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, LEADER, LEADER_KEY, TASKS
 from ops.commands.backup.restoring import restore
 from ops.commands.backup.saving import backup
 from ops.commands.provision import command
@@ -100,13 +99,8 @@ async def test_limits_and_races_are_decided_as_on_one_server(cluster: Cluster, c
             await link.close()
 
 
-async def test_timers_and_keys_that_expire(cluster_link: NatsLink) -> None:
+async def test_keys_that_expire(cluster_link: NatsLink) -> None:
     await cluster_link.entries.update(LEADER, LEADER_KEY, b"x", revision=0, ttl_s=1)
-    await cluster_link.timers.set("lease", "t", datetime.now(UTC) + timedelta(milliseconds=300), b"due")
-    pull = await cluster_link.messages.pull(DEADLINES, sweep_consumer("lease"))
-    messages = await eventually(pull.fetch)
-    assert [message.data for message in messages] == [b"due"]
-    await messages[0].ack()
 
     async def expired() -> bool:
         entry = await cluster_link.entries.get(LEADER, LEADER_KEY)

@@ -177,7 +177,7 @@ def test_a_real_prometheus(observed: tuple[UpProcess, Prometheus, Jaeger], tmp_p
         ("WarmlaneNoDegradedWorker", *stopping(up, "degraded")),
         ("WarmlaneSlotQuarantined", full.fill, full.give_back),
         ("WarmlaneQueueNearFull", lambda: overload(up), lambda: mode(up, "auto")),
-        ("WarmlaneBackgroundTrouble", lambda: nats_cli(up, "stream rm DEADLINES --force"), lambda: provision(up)),
+        ("WarmlaneBackgroundTrouble", lambda: nats_cli(up, "stream rm KV_tasks --force"), lambda: provision(up)),
         ("WarmlaneNatsDisconnected", *stopping(up, "nats-server")),
     ]
     for alert, cause, mend in cause_and_mend:

@@ -322,7 +322,7 @@ def _targets(status: TaskStatus) -> set[TaskStatus]:
 def bounded_queue(story: Story) -> Iterator[Violation]:
     """4. DEGRADED never holds more than 25 messages; none is claimed, or still pending, 30 s after it was queued.
 
-    (While a server and a sweeper live; else at the first timer after their return.) The limit is the run's own. A
+    (While a server and a gateway live; else at the first look after their return.) The limit is the run's own. A
     claim that was stored later is never run. What waits on a lane has moved on by then as well (FR-021 c), though a
     lane may be the one that takes it.
     """

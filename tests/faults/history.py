@@ -61,7 +61,7 @@ FaultKind = Literal[
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """What the invariants are judged by. *late_s* is how late a timer may be served before it counts as lost."""
+    """What the invariants are judged by. *late_s* is how late somebody may look at a task, or nobody does."""
 
     wait_limit_s: float
     attempts: int

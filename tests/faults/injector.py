@@ -16,16 +16,13 @@ from msgspec import Struct
 from contracts.topology import (
     COLD_STARTS,
     CONTROL,
-    DEADLINES,
     DEGRADED,
     FALLBACKS,
     LEADER,
     TASKS,
-    TIMER_KINDS,
     WORK_CONSUMER,
     bucket_stream,
     lane_stream,
-    sweep_consumer,
 )
 from contracts.topology import LANES as LANES_BUCKET
 from contracts.topology import SLOTS as SLOTS_BUCKET
@@ -53,7 +50,6 @@ CONSUMERS: Final = (
     *((bucket_stream(bucket), EVERY) for bucket in (TASKS, LANES_BUCKET, SLOTS_BUCKET, LEADER, CONTROL, COLD_STARTS)),
     *((lane_stream(model), WORK_CONSUMER) for model in LANES),
     (DEGRADED, WORK_CONSUMER),
-    *((DEADLINES, sweep_consumer(kind)) for kind in TIMER_KINDS),
 )
 # How long it lasts, in seconds: for a kill, the time until we start it again. Workers are stopped past their lease.
 LASTS_S: Final[dict[FaultKind, tuple[float, float]]] = {

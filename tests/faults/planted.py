@@ -17,13 +17,12 @@ from typing import Any, Final
 from msgspec import Struct
 from nats.aio.msg import Msg
 
-from contracts.tasks import GenerationTask, encode_task
+from contracts.tasks import GenerationTask, TaskStatus, encode_task
 from contracts.topology import work_subject
 from ops import cli
 from ops.lanes import providers as lane_providers
 from ops.nats.errors import StreamFull
 from ops.nats.pull import ack_sync
-from ops.nats.timers import Timers
 from tests.faults.fleet import planted_command
 from tests.faults.history import FaultKind
 
@@ -87,24 +86,28 @@ def no_epoch_check() -> None:
     _replace(HeldTask, "_refresh", adopt)
 
 
-def lost_timer() -> None:
-    """No timer watches over a task that waits."""
-    _lose_timer("admit")
+def waiting_forgotten() -> None:
+    """No gateway looks at a task that waits."""
+    _forget(TaskStatus.PENDING)
 
 
-def lost_lease_timer() -> None:
-    """No timer watches over a task that runs."""
-    _lose_timer("lease")
+def running_forgotten() -> None:
+    """No gateway looks at a task that runs."""
+    _forget(TaskStatus.PROCESSING)
 
 
-def _lose_timer(lost: str) -> None:
-    set_timer = Timers.set
+def _forget(status: TaskStatus) -> None:
+    from gateway.boards.deadlines import Deadlines
 
-    async def lossy(self: Timers, kind: Any, *arguments: Any) -> None:
-        if kind != lost:
-            await set_timer(self, kind, *arguments)
+    take_in = Deadlines.take_in
 
-    _replace(Timers, "set", lossy)
+    def forgetful(self: Deadlines, task: GenerationTask) -> None:
+        if task.status is status:
+            self.forget(task.id)
+        else:
+            take_in(self, task)
+
+    _replace(Deadlines, "take_in", forgetful)
 
 
 def slot_without_proof() -> None:
@@ -147,9 +150,9 @@ PLANTED: Final[dict[str, Plant]] = {
     "ack-before-cas": Plant(
         bug="the message is acked before the claim's compare-and-set", plant=ack_before_cas, rule=1, seed=1, seconds=6
     ),
-    "lost-lease-timer": Plant(
-        bug="the timer of a running task is not stored",
-        plant=lost_lease_timer,
+    "running-forgotten": Plant(
+        bug="no gateway looks at a task that runs",
+        plant=running_forgotten,
         rule=1,
         seed=1,
         seconds=12,
@@ -172,9 +175,9 @@ PLANTED: Final[dict[str, Plant]] = {
         seconds=10,
         faults=("stop-lane",),
     ),
-    "lost-timer": Plant(
-        bug="the timer of a waiting task is not stored",
-        plant=lost_timer,
+    "waiting-forgotten": Plant(
+        bug="no gateway looks at a task that waits",
+        plant=waiting_forgotten,
         rule=4,
         seed=1,
         seconds=8,

@@ -18,7 +18,7 @@ from tests.kit.support import eventually
 
 HEALTH_TIMEOUT = timedelta(seconds=60)
 WAIT_LIMIT = timedelta(seconds=30)
-LATE = timedelta(seconds=0.5)  # a timer comes up to 0.25 s late
+LATE = timedelta(seconds=0.5)  # a gateway looks up to 0.1 s late, by its spread, and then acts
 
 
 @pytest.mark.timeout(240)

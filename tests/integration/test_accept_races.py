@@ -10,16 +10,17 @@ from msgspec.structs import replace
 
 from contracts import lifecycle
 from contracts.generation.request import AcceptedRequest, validate
-from contracts.settings import Catalog
+from contracts.settings import Catalog, load_settings
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus, decode_task, encode_task, keyed_task_id
 from contracts.topology import DEGRADED, TASKS
+from gateway.boards.deadlines import Deadlines
 from gateway.boards.snapshots import Snapshot
 from gateway.placing.overload import Overloaded
 from gateway.services import Services
 from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
 from tests.kit.samples import data_uri, picture
-from tests.kit.support import KEEP_S, NatsServer, eventually
+from tests.kit.support import KEEP_S, NatsServer, eventually, settings_file
 
 FIRST, SECOND = (keyed_task_id("someone", "key", n) for n in range(2))
 
@@ -39,20 +40,14 @@ def request_(catalog: Catalog) -> AcceptedRequest:
     return validate({"model": "anisora", "prompt": "x", "image": data_uri(picture("PNG"))}, catalog)
 
 
-def meanwhile(services: Services, record: Callable[[GenerationTask], GenerationTask | None]) -> None:
-    """After the publish and before timer and record of the next request, somebody else records *record* of its task;
-    None: a sweeper meets its timer."""
+def meanwhile(services: Services, record: Callable[[GenerationTask], GenerationTask]) -> None:
+    """After the publish and before the record of the next request, somebody else records *record* of its task."""
     put = services.artifacts.put
 
     async def put_late(path: str, content: bytes | Path) -> None:
         services.artifacts.put = put  # type: ignore[method-assign]
         message = await js_of(services.link).get_last_msg(DEGRADED, "degraded.anisora.*")
-        payload = message.data or b""
-        recorded = record(decode_task(payload))
-        if recorded is None:
-            await services.sweeper.look(FIRST, payload)
-        else:
-            await services.link.entries.create(TASKS, FIRST, encode_task(recorded))
+        await services.link.entries.create(TASKS, FIRST, encode_task(record(decode_task(message.data or b""))))
         await put(path, content)
 
     services.artifacts.put = put_late  # type: ignore[method-assign]  # only the moment is chosen
@@ -73,19 +68,39 @@ def claimed(task: GenerationTask) -> GenerationTask:
     return lifecycle.claim(task, owner="nonce", worker="by-hand", lease_s=60, now=datetime.now(UTC))
 
 
+def refused(task: GenerationTask) -> GenerationTask:
+    return lifecycle.fail(task, code=FailureCode.QUEUE_OVERLOADED, message="too late", now=datetime.now(UTC))
+
+
 def images(tmp_path: Path) -> list[str]:
     return [path.name.split(".")[0] for path in (tmp_path / "artifacts").rglob("*.*")]
 
 
 @pytest.mark.parametrize("held", [True, False])
-async def test_a_sweeper_was_first(held: bool, services: Services, request_: AcceptedRequest, tmp_path: Path) -> None:
-    """The record says refused, so the answer does, and nothing stays behind (design §4, Timers: absent)."""
-    meanwhile(services, lambda _: None)
+async def test_a_late_worker_was_first(
+    held: bool, services: Services, request_: AcceptedRequest, tmp_path: Path
+) -> None:
+    """It found the message too old: the record says refused, so the answer does, and nothing stays behind."""
+    meanwhile(services, refused)
     with pytest.raises(Overloaded) as raised:
         await accept(services, request_, held=held)
     assert (raised.value.limit, raised.value.task_id) == ("wait", FIRST)
     assert images(tmp_path) == []
     assert (await js_of(services.link).stream_info(DEGRADED)).state.messages == 0
+
+
+async def test_a_held_request_is_answered_when_no_sweeper_looks(
+    nats_server: NatsServer, link: NatsLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder looks itself: here the sweeper finds nothing due."""
+    monkeypatch.setattr(Deadlines, "due", lambda *_, **__: [])
+    catalog = load_settings(settings_file(tmp_path, wait_limit_s=1.0, degraded_margin_s=0.5)).catalog("tiny")
+    artifacts = tmp_path / "artifacts"
+    services = Services(catalog=catalog, nats=nats_server.url, artifacts_dir=artifacts, keep_s=KEEP_S)
+    async with services.running():
+        with pytest.raises(Overloaded) as raised:
+            await accept(services, validate({"model": "anisora", "prompt": "x"}, catalog))
+    assert raised.value.limit == "wait"
 
 
 async def test_a_worker_was_first(services: Services, request_: AcceptedRequest) -> None:

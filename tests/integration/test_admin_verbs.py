@@ -22,7 +22,6 @@ from contracts.tasks import GenerationTask, TaskStatus
 from contracts.topology import (
     COLD_STARTS,
     CONTROL,
-    DEADLINES,
     DEGRADED,
     FALLBACKS,
     KEYS,
@@ -31,14 +30,12 @@ from contracts.topology import (
     LEADER_KEY,
     SLOTS,
     TASKS,
-    TIMER_KINDS,
     WORK_CONSUMER,
     Topology,
     bucket_stream,
     control_key,
     lane_key,
     lane_stream,
-    sweep_consumer,
 )
 from degraded_worker.leader import Leader
 from lane_worker.runtime.heartbeat import Heartbeat
@@ -150,8 +147,6 @@ async def rm_of_a_queues_consumer(scene: Scene) -> None:
         await scene.worker(route)
         await scene.admin(f"consumer rm {LANE if route == 'lane' else DEGRADED} {WORK_CONSUMER} --force")
         await scene.ends(await scene.submit(route))
-    for kind in TIMER_KINDS:
-        await scene.admin(f"consumer rm {DEADLINES} {sweep_consumer(kind)} --force")
 
     async def is_whole() -> bool:
         return await differences(scene.system.link, scene.want) == []
@@ -193,14 +188,6 @@ async def purge_of_a_queue(scene: Scene) -> None:
     await scene.worker("degraded")
     moved = await scene.ends(on_a_lane, epoch=1)
     assert moved.route == "degraded"
-
-
-async def purge_of_the_timers(scene: Scene) -> None:
-    waits = await scene.submit("degraded")
-    await scene.admin(f"stream purge {DEADLINES} --force")
-    assert not await scene.system.link.timers.exists(waits)
-    assert (await scene.ends(waits, TaskStatus.FAILED)).was_refused
-    assert "timers_gone" in scene.system.gateway.log()
 
 
 async def keys_of_workers(scene: Scene) -> None:
@@ -275,17 +262,13 @@ async def keys_of_tasks(scene: Scene) -> None:
 async def purge_of_the_records(scene: Scene) -> None:
     ended = await scene.submit("degraded")
     await scene.system.http.delete(f"/tasks/{ended}")
-
-    async def is_long_over() -> bool:
-        return not await scene.system.link.timers.exists(ended)
-
-    await eventually(is_long_over)
-    served, waits = await scene.submit(), await scene.submit("degraded")
+    served, lost = await scene.submit(), await scene.submit("degraded")
     await scene.admin(f"stream purge {bucket_stream(TASKS)} --force")
     await scene.answers(ended, 404)
     await scene.worker("lane")
     await scene.ends(served)
-    assert (await scene.ends(waits, TaskStatus.FAILED)).was_refused
+    # nobody takes it: its message goes after 30 s, and of the task nothing is left
+    await scene.answers(lost, 404)
 
 
 async def purge_of_another_bucket(scene: Scene) -> None:
@@ -311,7 +294,7 @@ async def purge_of_another_bucket(scene: Scene) -> None:
 
 async def rm_of_a_stream(scene: Scene) -> None:
     await scene.submit()
-    for stream in (LANE, DEADLINES, bucket_stream(TASKS), bucket_stream(LANES)):
+    for stream in (LANE, bucket_stream(TASKS), bucket_stream(LANES)):
         await scene.admin(f"stream rm {stream} --force")
     await provision(scene.system.link, scene.want)
     await scene.worker("lane")
@@ -338,11 +321,10 @@ async def traced(scene: Scene) -> None:
 
 
 ROWS: Final[dict[str, Callable[[Scene], Awaitable[None]]]] = {
-    "`consumer rm` of `LANE_*`, `DEGRADED` (`worker`) and `DEADLINES` (`sweep-*`)": rm_of_a_queues_consumer,
+    "`consumer rm` of `LANE_*`, `DEGRADED` (`worker`)": rm_of_a_queues_consumer,
     "`consumer rm` of `KV_*`": rm_of_a_watchs_consumer,
     "`consumer next` of a queue": next_of_a_queue,
     "`stream purge` of `LANE_*`, `DEGRADED`": purge_of_a_queue,
-    "`stream purge DEADLINES`": purge_of_the_timers,
     "`kv put`, `kv del`, `kv purge` of `lanes`, `leader`, `slots`": keys_of_workers,
     "`kv del`, `kv purge` of `control`": keys_of_control,
     "`kv put`, `kv del`, `kv purge` of `fallbacks`, `cold_starts`": keys_of_figures,

@@ -14,12 +14,13 @@ import httpx
 import pytest
 from click.testing import CliRunner
 from msgspec.structs import replace
+from nats.js.api import StreamConfig
 
 from contracts import lifecycle
 from contracts.lanes import LaneState
 from contracts.settings import Catalog, load_settings
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus, decode_task, encode_task
-from contracts.topology import DEADLINES, TASKS, work_subject
+from contracts.topology import RETIRED, TASKS, StreamSpec, lane_stream, work_subject
 from ops.commands.backup.command import backup_command, restore_command
 from ops.commands.backup.layout import BackupError, BackupManifest, restore_order, snapshot_order
 from ops.commands.backup.restoring import restore
@@ -28,6 +29,7 @@ from ops.nats.entry import Entry
 from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import differences, provision, wanted
+from ops.nats.retired import retired
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, System
 from tests.kit.lanes import Lane, SharedForkServer
@@ -53,7 +55,7 @@ async def save(link: NatsLink, catalog: Catalog, folder: Path) -> BackupManifest
 
 
 async def bring_back(link: NatsLink, folder: Path) -> int:
-    """Restores, and says for how many tasks a timer was stored."""
+    """Restores, and says how many tasks have not ended."""
     return (await restore(link, folder, lambda *_: None, replicas=None))[1]
 
 
@@ -196,7 +198,6 @@ async def place(link: NatsLink, task: GenerationTask) -> None:
     await link.messages.publish(
         work_subject("lane", task.model, task.id), encode_task(task), message_id=task.message_id
     )
-    await link.timers.set("admit", task.id, task.deadline_at, encode_task(task))
     await link.entries.create(TASKS, task.id, encode_task(task))
 
 
@@ -239,53 +240,37 @@ async def test_a_record_that_outruns_its_snapshot_comes_back(
     assert entry.value == encode_task(task)
 
 
-async def test_every_task_that_has_not_ended_gets_a_timer(
+async def test_a_backup_of_an_earlier_version_comes_back_without_its_timers(
     nats_server: NatsServer, link: NatsLink, catalog: Catalog, tmp_path: Path
 ) -> None:
-    """Also a task whose timer was already spent when the timers were saved."""
+    """Every task that has not ended is counted: a gateway reads the deadline of each from its record."""
+    await js_of(link).add_stream(StreamConfig(name=RETIRED[0], subjects=["deadline.set.>"]))
     for task in (pending_task("waits"), pending_task("ended")):
         await place(link, task)
     running = replace(processing_task(), id="runs")
     await link.entries.create(TASKS, running.id, encode_task(running))
     ended = await link.entries.get(TASKS, "ended")
     assert ended is not None
-    cancelled = cancelled_task("ended")
-    await link.entries.update(TASKS, "ended", encode_task(cancelled), revision=ended.revision)
-    await js_of(link).purge_stream(DEADLINES)
-    await save(link, catalog, tmp_path / "backup")
+    await link.entries.update(TASKS, "ended", encode_task(cancelled_task("ended")), revision=ended.revision)
+    want = wanted(catalog, keep_s=KEEP_S)
+    timers = StreamSpec(name=RETIRED[0], description="", subjects=("deadline.set.>",))
+    with_timers = replace(want, streams=(*want.streams, timers))
+    await backup(link, with_timers, tmp_path / "backup", lambda *_: None)
+    assert (tmp_path / "backup" / RETIRED[0]).is_dir()
     wipe(nats_server)
     async with connected(nats_server) as link:
         assert await bring_back(link, tmp_path / "backup") == 2
-        for kind, task_id in (("admit", "waits"), ("lease", "runs")):
-            due = await timer_fired(link, kind, task_id)
-            assert due.id == task_id
-        assert await timer_subjects(link) == {"deadline.due.admit.waits", "deadline.due.lease.runs"}
-
-
-async def timer_subjects(link: NatsLink) -> set[str]:
-    info = await js_of(link).stream_info(DEADLINES, subjects_filter=">")
-    return set(info.state.subjects or {})
-
-
-async def timer_fired(link: NatsLink, kind: str, task_id: str) -> GenerationTask:
-    """What the timer carries, once it is due."""
-
-    async def due() -> bool:
-        return f"deadline.due.{kind}.{task_id}" in await timer_subjects(link)
-
-    await eventually(due)
-    stored = await js_of(link).get_last_msg(DEADLINES, f"deadline.due.{kind}.{task_id}")
-    return decode_task(stored.data or b"")
+        assert await differences(link, want) == []
+        assert await retired(link) == []
 
 
 def test_the_order(catalog: Catalog) -> None:
     names = snapshot_order(wanted(catalog, keep_s=KEEP_S))
     assert sorted(names) == sorted(set(names)) == sorted(wanted(catalog, keep_s=KEEP_S).names)
     queues = {names.index(name) for name in ("LANE_ANISORA", "LANE_PHR00T", "DEGRADED")}
-    assert max(queues) < names.index("KV_tasks") < names.index("DEADLINES")
+    assert max(queues) < names.index("KV_tasks")
     back = restore_order(names)
     assert sorted(back) == sorted(names)
-    assert back[-1] == "DEADLINES"
     assert back.index("KV_tasks") < min(back.index(name) for name in ("LANE_ANISORA", "LANE_PHR00T", "DEGRADED"))
 
 
@@ -342,7 +327,7 @@ async def test_what_is_refused_leaves_nothing_behind(
 
     wipe(nats_server)
     async with connected(nats_server) as link:
-        archive = folder / "DEADLINES" / "stream.arc.s2"
+        archive = folder / "KV_tasks" / "stream.arc.s2"
         whole = archive.read_bytes()
         archive.write_bytes(whole[:-1])
         with pytest.raises(BackupError, match="SHA-256"):
@@ -352,7 +337,7 @@ async def test_what_is_refused_leaves_nothing_behind(
             await bring_back(link, folder)
         archive.write_bytes(whole)
         with pytest.raises(BackupError, match=r"has no manifest\.json"):
-            await bring_back(link, folder / "DEADLINES")
+            await bring_back(link, folder / "KV_tasks")
         with pytest.raises(BackupError, match="replicas > 1 not supported"):
             await restore(link, folder, lambda *_: None, replicas=3)
         assert (await js_of(link).account_info()).streams == 0
@@ -367,7 +352,7 @@ async def test_a_restore_that_breaks_off_removes_what_it_brought(
     wipe(nats_server)
 
     def break_off(name: str, _: int, __: int) -> None:
-        if name == DEADLINES:
+        if name == lane_stream("phr00t"):
             raise KeyboardInterrupt
 
     async with connected(nats_server) as link:

@@ -83,7 +83,7 @@ async def judge_figures(every: list[Contender], cores: Cores) -> None:
         assert all(found[figure] > 0 for figure in ("per_s", "p50_ms", "p99_ms", "peak_mb"))
         assert found["p50_ms"] <= found["p99_ms"]
     writes = re.findall(r"([\d,]+) bytes in `(\w+)`", accepted.notes[-1])
-    assert [stream for _, stream in writes] == ["LANE_PHR00T", "DEADLINES", "KV_tasks"]
+    assert [stream for _, stream in writes] == ["LANE_PHR00T", "KV_tasks"]
     assert len({size for size, _ in writes}) == 1
 
     polled, waited = await poll.measure(every, cores, rounds=1, seconds=SECONDS, say=told, waiters=5)

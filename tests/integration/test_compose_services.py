@@ -31,7 +31,7 @@ from ops.nats.server import find_nats_server
 from tests.kit.collector import Collector
 from tests.kit.compose import ROOT, dockerfile, image_environment, is_ours, services
 from tests.kit.degraded import leader_of
-from tests.kit.support import as_admin, eventually, eventually_sync, free_port, require_no_denial
+from tests.kit.support import as_admin, eventually, eventually_sync, free_port, require_sound
 
 SECRETS: Final = {password_variable(role): f"pw-{role}" for role in ROLES} | {"WARMLANE_GRAFANA_PASSWORD": "pw-grafana"}
 # Of the loopback, and another one than nats.conf has: that the command line moves it is a part of what is shown.
@@ -136,7 +136,7 @@ class Composed:
             grace_s = Duration().convert(self._services[name]["stop_grace_period"], None, None)
             assert isinstance(grace_s, float)
             assert self._running.pop(name).wait(timeout=grace_s) == 0, self.log(name)
-            require_no_denial(self.log(name))
+            require_sound(self.log(name))
 
     def close(self) -> None:
         for process in self._running.values():

@@ -7,61 +7,22 @@ from typing import Literal
 import pytest
 from msgspec.structs import replace
 
-from contracts.settings import Catalog, load_settings
+from contracts.settings import Catalog
 from contracts.tasks import TaskStatus, decode_task, encode_task
 from contracts.topology import (
-    DEADLINES,
     DEGRADED,
     TASKS,
-    TIMER_KINDS,
     WORK_CONSUMER,
     lane_stream,
-    sweep_consumer,
     work_subject,
 )
 from ops.nats.access import NatsAccess
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import differences, provision, wanted
 from tests.kit.behind import js_of
-from tests.kit.gateway import fresh_system
 from tests.kit.records import pending_task
 from tests.kit.steered import Worker
-from tests.kit.support import KEEP_S, NatsServer, eventually, settings_file
-
-
-async def test_a_gateway_makes_its_sweepers_consumers_anew(tmp_path: Path) -> None:
-    """Without them an accepted task stayed `pending` for ever. If even the stream is gone, `/readyz` says what to
-    do."""
-    settings = settings_file(tmp_path, wait_limit_s=2.0, degraded_margin_s=0.5)
-    async with fresh_system(tmp_path, settings) as system:
-        for kind in TIMER_KINDS:
-            await js_of(system.link).delete_consumer(DEADLINES, sweep_consumer(kind))
-        task = await system.submit()
-        await system.becomes(task["id"], TaskStatus.FAILED, epoch=0)
-        assert system.gateway.log().count("consumer_made_anew") == len(TIMER_KINDS)
-        want = wanted(catalog_of(settings), keep_s=KEEP_S)
-        assert await differences(system.link, want) == []
-        await js_of(system.link).delete_stream(DEADLINES)
-
-        async def troubles() -> list[str]:
-            found: list[str] = (await system.http.get("/readyz")).json()["troubles"]
-            return found
-
-        async def all_told() -> bool:
-            return len(await troubles()) == len(TIMER_KINDS)
-
-        await eventually(all_told)
-        assert "DEADLINES/sweep-admit is missing; run `warmlane provision`" in await troubles()
-        await provision(system.link, want)
-
-        async def well() -> bool:
-            return await troubles() == []
-
-        await eventually(well)
-
-
-def catalog_of(settings: Path) -> Catalog:
-    return load_settings(settings).catalog("tiny")
+from tests.kit.support import KEEP_S, NatsServer, eventually
 
 
 @pytest.mark.parametrize("route", ["lane", "degraded"])

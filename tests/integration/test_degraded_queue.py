@@ -10,7 +10,7 @@ import pytest
 from contracts import lifecycle
 from contracts.lanes import LaneState
 from contracts.tasks import FailureCode, TaskStatus, encode_task
-from contracts.topology import CONTROL, DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, TASKS, bucket_stream, lane_stream
+from contracts.topology import CONTROL, DEGRADED, DEGRADED_MAX_MSGS, TASKS, bucket_stream, lane_stream
 from gateway.placing.overload import FULL_FOR_S, is_known_full
 from tests.kit.behind import js_of
 from tests.kit.gateway import System
@@ -27,7 +27,7 @@ def system(bare_system: System) -> System:
 
 async def written(system: System) -> tuple[object, ...]:
     """All that a request could write."""
-    streams = [DEGRADED, DEADLINES, bucket_stream(TASKS), lane_stream("anisora")]
+    streams = [DEGRADED, bucket_stream(TASKS), lane_stream("anisora")]
     states = [(await js_of(system.link).stream_info(name)).state for name in streams]
     return *(state.last_seq for state in states), sorted(system.gateway.artifacts.rglob("*"))
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from msgspec.structs import replace
 
 from contracts.settings import load_settings
-from contracts.topology import DEADLINES
+from contracts.topology import DEGRADED, WORK_CONSUMER
 from ops.cli import cli
 from ops.commands.doctor.findings import Finding
 from ops.commands.doctor.machine import look
@@ -116,8 +116,8 @@ def test_a_taken_port_is_reported_with_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("program", "found", "advice"),
     [
-        ("#!/bin/sh\necho nats-server: v2.9.10", "2.9.10", "2.12 or later"),
-        ("#!/bin/sh\nexit 1", "does not tell its version", "2.12 or later"),
+        ("#!/bin/sh\necho nats-server: v2.9.10", "2.9.10", "2.11 or later"),
+        ("#!/bin/sh\nexit 1", "does not tell its version", "2.11 or later"),
         ("not a program", "does not run", "reinstall"),
         (None, "none", "not a program"),
     ],
@@ -154,9 +154,9 @@ async def test_what_a_server_lacks_is_reported(tmp_path: Path, link: NatsLink, n
     url = nats_server.address.replace("://", "://operator:pw-operator@")
     told = await asyncio.to_thread(doctor, tmp_path, "--nats-url", url)
     assert "every stream, bucket and consumer is there" in told.output
-    await js_of(link).delete_consumer(DEADLINES, "sweep-admit")
+    await js_of(link).delete_consumer(DEGRADED, WORK_CONSUMER)
     told = await asyncio.to_thread(doctor, tmp_path, "--nats-url", url)
-    assert "DEADLINES/sweep-admit: missing" in told.output
+    assert "DEGRADED/worker: missing" in told.output
     assert "run `warmlane provision`" in told.output
 
 
@@ -170,10 +170,10 @@ def test_a_server_without_streams_is_reported_and_left_as_it_is(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("text", "level"),
     [
-        ("nats-server: v2.12.0", "ok"),
+        ("nats-server: v2.11.0", "ok"),
         ("nats-server: v2.15.1-RC.1", "ok"),
         ("nats-server: v3.0.0", "ok"),
-        ("nats-server: v2.11.9", "missing"),
+        ("nats-server: v2.10.26", "missing"),
         ("", "missing"),
     ],
 )

@@ -16,7 +16,7 @@ from PIL import Image
 from contracts.generation.request import validate
 from contracts.settings import Catalog
 from contracts.tasks import decode_task, encode_task, keyed_task_id
-from contracts.topology import DEADLINES, TASKS, bucket_stream, lane_stream, work_subject
+from contracts.topology import TASKS, bucket_stream, lane_stream, work_subject
 from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
 from tests.kit.gateway import MODELS, GatewayProcess
@@ -33,7 +33,7 @@ def png(width: int = 32, height: int = 32) -> str:
 
 async def stored(link: NatsLink) -> tuple[int, ...]:
     """The last sequence of every stream that a request could touch: equal sums mean that nothing was written."""
-    names = [*(lane_stream(model) for model in MODELS), "DEGRADED", DEADLINES, bucket_stream(TASKS)]
+    names = [*(lane_stream(model) for model in MODELS), "DEGRADED", bucket_stream(TASKS)]
     return tuple([(await js_of(link).stream_info(name)).state.last_seq for name in names])
 
 
@@ -67,9 +67,7 @@ async def test_a_condition_or_a_query_that_makes_no_sense_is_refused(
     assert (await http.post("/generate", json=GOOD, headers={"if-none-match": "*"})).status_code == 202
 
 
-async def test_an_accepted_request_is_queued_recorded_and_timed(
-    http: httpx.AsyncClient, gateway_link: NatsLink
-) -> None:
+async def test_an_accepted_request_is_queued_and_recorded(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:
     response = await http.post("/generate", json={"model": "anisora-v3.2", "prompt": "a red fox", "cfg": 1})
     assert response.status_code == 202
     task = response.json()
@@ -78,9 +76,9 @@ async def test_an_accepted_request_is_queued_recorded_and_timed(
     assert task["parameters"]["steps"] == 8
     message = await js_of(gateway_link).get_last_msg(lane_stream("anisora"), f"lane.anisora.{task['id']}")
     assert json.loads(message.data or b"")["id"] == task["id"]
-    timer = await js_of(gateway_link).get_last_msg(DEADLINES, f"deadline.set.admit.{task['id']}")
-    assert timer.headers is not None
-    assert timer.headers["Nats-Schedule-Target"] == f"deadline.due.admit.{task['id']}"
+    entry = await gateway_link.entries.get(TASKS, task["id"])
+    assert entry is not None
+    assert entry.value == message.data
     again = await http.get(response.headers["location"])
     assert again.json() == task
 

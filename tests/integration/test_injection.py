@@ -7,7 +7,7 @@ import urllib.parse
 import httpx
 import pytest
 
-from contracts.topology import CONTROL, DEADLINES, DEGRADED, FALLBACKS, TASKS, bucket_stream, lane_stream
+from contracts.topology import CONTROL, DEGRADED, FALLBACKS, TASKS, bucket_stream, lane_stream
 from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
 from tests.kit.event_source import EventSource
@@ -36,7 +36,7 @@ NAMES = {
     "with-line-end": "01890a5d-ac96-774b-bcce-b302099a8057\n",
     "quote": '";filename="x',
 }
-STREAMS = (*map(lane_stream, MODELS), DEGRADED, DEADLINES, *map(bucket_stream, (TASKS, CONTROL, FALLBACKS)))
+STREAMS = (*map(lane_stream, MODELS), DEGRADED, *map(bucket_stream, (TASKS, CONTROL, FALLBACKS)))
 
 
 async def touched(link: NatsLink) -> dict[str, tuple[int, int]]:

@@ -3,18 +3,17 @@
 import asyncio
 import contextlib
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import pytest
 import uvloop
 from structlog.testing import capture_logs
 
-from contracts.topology import DEADLINES, DEGRADED, DEGRADED_MAX_MSGS, TASKS, sweep_consumer, work_subject
+from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, TASKS, work_subject
 from ops.nats.entry import Entry
 from ops.nats.errors import StreamFull, TransportUnavailable, UnusableServer, WrongRevision
 from ops.nats.link import NatsLink
 from ops.nats.link_health import reporting_on
-from ops.nats.pull import ack_sync
 from ops.nats.server_clock import MAX_SKEW_S
 from tests.kit.behind import client_of, js_of
 from tests.kit.measured import Measured
@@ -63,39 +62,6 @@ async def test_the_same_message_is_stored_once(link: NatsLink) -> None:
     stored = await link.messages.get("LANE_ANISORA", again.seq)
     assert stored is not None
     assert stored.data == b"first"
-
-
-async def test_a_timer_fires_once_and_a_later_one_replaces_it(link: NatsLink) -> None:
-    now = datetime.now(UTC)
-    await link.timers.set("lease", "t", now + timedelta(seconds=600), b"first")
-    await link.timers.set("lease", "t", now + timedelta(milliseconds=200), b"second")
-    pull = await link.messages.pull(DEADLINES, sweep_consumer("lease"))
-    messages = await eventually(pull.fetch)
-    assert [(message.subject, message.data) for message in messages] == [("deadline.due.lease.t", b"second")]
-    await ack_sync(messages[0])
-
-    async def empty() -> bool:
-        return (await js_of(link).stream_info(DEADLINES)).state.messages == 0
-
-    await eventually(empty)
-
-
-async def test_a_timer_survives_kill_9_of_the_server(nats_server: NatsServer, link: NatsLink) -> None:
-    await link.timers.set("admit", "t", datetime.now(UTC) + timedelta(milliseconds=500), b"x")
-    nats_server.kill()
-    nats_server.start()
-
-    async def due() -> list[bytes]:
-        pull = await link.messages.pull(DEADLINES, sweep_consumer("admit"))
-        return [message.data for message in await pull.fetch()]
-
-    async def reached() -> list[bytes]:
-        try:
-            return await due()
-        except TransportUnavailable:
-            return []
-
-    assert await eventually(reached) == [b"x"]
 
 
 async def test_a_publish_that_failed_is_not_stored_later(nats_server: NatsServer, link: NatsLink) -> None:

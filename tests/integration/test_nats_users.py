@@ -36,9 +36,6 @@ BUCKETS = [bucket.name for bucket in WANT.buckets]
 PUBLISHERS: dict[str, set[Role]] = {
     "lane.anisora.t1": {"gateway"},
     "degraded.anisora.t1": {"gateway"},
-    "deadline.set.admit.t1": {"gateway"},
-    "deadline.set.lease.t1": {"gateway", "lane", "degraded", "supervisor"},
-    "deadline.due.lease.t1": set(),
     "demand.anisora": {"gateway"},
     "waiting.t1": {"gateway"},
     "refusing.KV_tasks": {"gateway", "lane", "degraded", "supervisor"},
@@ -60,23 +57,18 @@ PUBLISHERS: dict[str, set[Role]] = {
     "$JS.API.CONSUMER.CREATE.KV_keys": {"gateway"},
     "$JS.API.CONSUMER.CREATE.DEGRADED": set(),
     # anew, with the filter that it has: that is a part of the subject, and the server compares them
-    "$JS.API.CONSUMER.CREATE.DEADLINES.sweep-admit.deadline.due.admit.>": {"gateway"},
-    "$JS.API.CONSUMER.CREATE.DEADLINES.sweep-admit.deadline.set.admit.>": set(),
-    "$JS.API.CONSUMER.CREATE.DEADLINES.mine.deadline.due.admit.>": set(),
     "$JS.API.CONSUMER.CREATE.LANE_ANISORA.worker.lane.anisora.*": {"lane"},
+    "$JS.API.CONSUMER.CREATE.LANE_ANISORA.mine.lane.anisora.*": set(),
     "$JS.API.CONSUMER.CREATE.DEGRADED.worker.degraded.*.*": {"degraded"},
     "$JS.API.INFO": {"operator", "gateway"},
     "$JS.API.CONSUMER.MSG.NEXT.DEGRADED.worker": {"degraded"},
     "$JS.API.CONSUMER.MSG.NEXT.LANE_ANISORA.worker": {"lane"},
-    "$JS.API.CONSUMER.MSG.NEXT.DEADLINES.sweep-lease": {"gateway"},
     "$JS.ACK.DEGRADED.worker.1.1.1.1.0": {"degraded"},
     "$JS.ACK.LANE_ANISORA.worker.1.1.1.1.0": {"lane"},
-    "$JS.ACK.DEADLINES.sweep-lease.1.1.1.1.0": {"gateway"},
     "$JS.API.STREAM.MSG.DELETE.DEGRADED": {"gateway"},
     "$JS.API.STREAM.PURGE.LANE_ANISORA": {"gateway"},
     **{f"$JS.API.STREAM.PURGE.KV_{bucket}": set() for bucket in BUCKETS},
     **{f"$JS.API.STREAM.MSG.DELETE.KV_{bucket}": set() for bucket in BUCKETS},
-    "$JS.API.STREAM.PURGE.DEADLINES": set(),
     "$JS.API.STREAM.CREATE.MINE": set(),
     "$JS.API.STREAM.UPDATE.DEGRADED": set(),
     "$JS.API.STREAM.DELETE.DEGRADED": set(),
@@ -85,7 +77,6 @@ PUBLISHERS: dict[str, set[Role]] = {
     "$JS.API.CONSUMER.DELETE.DEGRADED.worker": set(),
     "$JS.API.CONSUMER.DELETE.KV_lanes.mine": {"operator"},  # the NATS CLI asks for it after `nats kv ls`
     "$JS.API.CONSUMER.DELETE.KV_keys.mine": set(),
-    "$JS.API.CONSUMER.DELETE.DEADLINES.sweep-admit": set(),
     "$SYS.REQ.USER.INFO": {"operator"},
     "$JS.API.CONSUMER.PAUSE.DEGRADED.worker": set(),
     "_INBOX_gateway.x": {"gateway"},
@@ -98,7 +89,6 @@ LISTENERS: dict[str, set[Role]] = {
     "$KV.keys.>": set(),
     "lane.>": set(),
     "degraded.anisora.t1": set(),
-    "deadline.set.admit.t1": set(),
     "demand.anisora": {"operator", "lane"},
     "waiting.*": {"operator", "gateway"},
     "refusing.*": {"operator", "gateway"},
@@ -190,7 +180,7 @@ async def test_operator_cannot_put_a_message_into_a_queue(server: NatsServer) ->
         ).encode()
         await client_of(operator).request("$JS.API.CONSUMER.CREATE.KV_control.seen.$KV.control.>", asked, timeout=20)
         assert (await heard.next_msg(timeout=20)).subject == "$KV.control.lanes.clog"
-        for stream in ("DEGRADED", "LANE_ANISORA", "DEADLINES"):
+        for stream in ("DEGRADED", "LANE_ANISORA"):
             assert (await js_of(admin).stream_info(stream)).state.messages == 0
     finally:
         await operator.close()

@@ -6,7 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from contracts import lifecycle
 from contracts.settings import Catalog
-from contracts.tasks import GenerationTask, ImageReference, TaskStatus, VideoFile, encode_task
+from contracts.tasks import GenerationTask, ImageReference, VideoFile, encode_task
 from contracts.topology import TASKS
 from gateway.boards.snapshots import Snapshot
 from gateway.services import Services
@@ -107,22 +107,6 @@ async def test_files_go_when_the_server_drops_the_record(services: Services, tmp
 
     await eventually(cleaned)
     assert services.tasks.index.paths_of(task.id) == ()
-
-
-async def test_a_timer_that_is_later_than_the_record_lasts_brings_nothing_back(services: Services) -> None:
-    """A late sweeper finds timers of tasks that ended and expired: these must not end once more."""
-    now = datetime.now(UTC)
-
-    async def comes_due(queued_at: datetime) -> TaskStatus | None:
-        """The status of the record that the timer of a task queued at that time leaves, where there is none before."""
-        task = pending_task(str(uuid.uuid4()), created_at=queued_at, queued_at=queued_at)
-        snapshot = await services.sweeper.look(task.id, encode_task(task))
-        assert (await services.link.entries.get(TASKS, task.id) is None) == (snapshot is None)
-        return None if snapshot is None else snapshot.task.status
-
-    assert await comes_due(now - timedelta(seconds=KEEP_S)) is None
-    # this one cannot have expired: it was never recorded, and whoever waits for it is told
-    assert await comes_due(now - timedelta(seconds=KEEP_S / 2)) is TaskStatus.FAILED
 
 
 async def test_the_file_of_a_running_task_stays(services: Services, tmp_path: Path) -> None:

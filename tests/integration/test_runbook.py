@@ -28,12 +28,12 @@ from contracts.tasks import FailureCode, GenerationTask, TaskStatus, decode_task
 from contracts.topology import (
     COLD_STARTS,
     CONTROL,
-    DEADLINES,
     DEGRADED,
     FALLBACKS,
     LANES,
     LEADER,
     LEADER_KEY,
+    RETIRED,
     TASKS,
     lane_stream,
     work_subject,
@@ -370,8 +370,6 @@ async def what_is_waiting(stage: Stage, page: Page) -> None:
     assert number("Waiting Pulls", info) == 0
     assert "Where the lanes of anisora take the next task." in info
     assert number("Unprocessed Messages", await page.run("nats consumer info DEGRADED worker")) == 1
-    for kind in ("admit", "lease"):  # the gateway asks for due timers
-        assert f"Name: sweep-{kind}\n" in await page.run(f"nats consumer info DEADLINES sweep-{kind}")
 
 
 async def the_server_itself(stage: Stage, page: Page) -> None:
@@ -457,8 +455,8 @@ async def a_tasks_timeline(stage: Stage, page: Page) -> None:
     waits = await stage.submit()
     shown = await page.run("nats stream get LANE_ANISORA --last-for", ID=waits)
     assert decode_task(json_in(shown)).id == waits
-    timers = subjects(await page.run("nats stream subjects DEADLINES", ID=waits))
-    assert timers == {f"deadline.set.admit.{waits}": 1}
+    deadline_at, lease_end = values(await page.run("nats kv get tasks", ID=waits))
+    assert (datetime.fromisoformat(deadline_at) > datetime.now(UTC), lease_end) == (True, None)
     assert json.loads(await page.run("curl", ID=task_id))["decision"]["outcome"] == "lane"
 
 
@@ -634,12 +632,7 @@ async def upgrade(stage: Stage, page: Page) -> None:
         await watch.says('"state":"warm"')
     await leads(stage, "degraded-2")
     assert json.loads(await page.run("nats kv get leader degraded"))["worker"] == "degraded-2"
-
-    async def asks() -> bool:  # the gateway does, again and again
-        return bool((await js_of(stage.link).consumer_info(DEADLINES, "sweep-lease")).num_waiting)
-
-    await eventually(asks)
-    assert "Waiting Pulls: " in await page.run("nats consumer info DEADLINES sweep-lease")
+    assert {row[0] for row in rows(await page.run("nats stream ls --all"))}.isdisjoint(RETIRED)
 
 
 async def roll_back(stage: Stage, page: Page) -> None:
@@ -654,9 +647,8 @@ async def leads(stage: Stage, worker: str) -> None:
 
 async def a_queue_that_does_not_work(stage: Stage, page: Page) -> None:
     assert (await stage.http.get("/readyz")).json()["troubles"] == []
-    await page.run("nats consumer info DEADLINES sweep-admit")
     streams = {row[0] for row in rows(await page.run("nats stream ls --all"))}
-    assert {"DEADLINES", "DEGRADED", "LANE_ANISORA", "KV_tasks"} <= streams
+    assert {"DEGRADED", "LANE_ANISORA", "KV_tasks"} <= streams
 
 
 async def a_worker_that_fails(stage: Stage, page: Page) -> None:
@@ -710,7 +702,7 @@ def test_the_headings_stay() -> None:
 REFUSED: Final = (
     "consumer next LANE_ANISORA worker",
     "consumer rm LANE_ANISORA worker --force",
-    "consumer rm DEADLINES sweep-admit --force",
+    "consumer rm DEGRADED worker --force",
     "stream purge LANE_ANISORA --force",
     "stream rm LANE_ANISORA --force",
     "kv put tasks mine x",

@@ -1,4 +1,4 @@
-"""A full bucket or stream of timers on a real server: it is reported as what it is, and nothing is dropped."""
+"""A bucket that takes nothing more, on a real server: said as it is, and nothing is dropped."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from contracts.settings import Catalog
 from contracts.tasks import TaskStatus, decode_task, encode_task
-from contracts.topology import DEADLINES, TASKS, bucket_stream, lane_stream, work_subject
+from contracts.topology import TASKS, bucket_stream, lane_stream, work_subject
 from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import differences, provision, wanted
@@ -49,14 +49,14 @@ async def test_a_full_bucket_is_no_error_of_the_gateway(
     assert "unexpected_error" not in gateway.log()
 
 
-async def test_limits_of_timers_are_reported(link: NatsLink, catalog: Catalog) -> None:
-    """A bound on messages or bytes removes timers without a word, one on their size refuses them."""
-    await limit(link, DEADLINES, max_bytes=100_000, max_msgs=100, max_msg_size=1)
+async def test_limits_of_records_are_told(link: NatsLink, catalog: Catalog) -> None:
+    """A bound on messages removes records without a word, one on bytes or on their size refuses them."""
+    await limit(link, bucket_stream(TASKS), max_bytes=100_000, max_msgs=100, max_msg_size=1)
     task = pending_task()
     with pytest.raises(TransportUnavailable):
-        await link.timers.set("admit", task.id, datetime.now(UTC), encode_task(task))
+        await link.entries.create(TASKS, task.id, encode_task(task))
     told = {f"{each.name}: {each.field}" for each in await differences(link, wanted(catalog, keep_s=KEEP_S))}
-    assert told == {f"{DEADLINES}: {field}" for field in ("max_bytes", "max_msgs", "max_msg_size")}
+    assert told == {f"KV_tasks: {field}" for field in ("max_bytes", "max_msgs", "max_msg_size")}
 
 
 async def test_a_finished_result_waits_for_a_bucket_that_takes_it(

@@ -1,4 +1,4 @@
-"""Due timers on a real server, with a real gateway and short windows: whatever stops working, a task ends."""
+"""Deadlines on a real server, with a real gateway and short windows: whatever stops working, a task ends."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,18 +7,16 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from nats.js.errors import NotFoundError
 
 from contracts import lifecycle
 from contracts.lanes import LaneState
 from contracts.settings import Catalog
-from contracts.tasks import GenerationTask, ImageReference, TaskStatus, encode_task
-from contracts.topology import DEADLINES, DEGRADED_MAX_MSGS, TASKS, lane_stream, work_subject
-from ops.artifacts import Artifacts
+from contracts.tasks import GenerationTask, TaskStatus, encode_task
+from contracts.topology import DEGRADED_MAX_MSGS, TASKS, bucket_stream, lane_stream
 from ops.nats.provisioning import provision, wanted
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, System, fresh_system, report_lane
-from tests.kit.records import pending_task
+from tests.kit.records import NOW, pending_task
 from tests.kit.samples import data_uri, picture
 from tests.kit.support import KEEP_S, eventually, settings_file
 
@@ -73,29 +71,22 @@ async def test_a_lost_worker_costs_one_attempt_then_the_task(system: System) -> 
 
 
 async def test_a_live_lease_is_left_alone(system: System) -> None:
-    """The timer is due, but the record says that the owner renewed: nothing moves."""
+    """Its end comes, but the owner has renewed it meanwhile: nothing moves."""
     task = await system.submit()
-    await system.claim(task["id"])
+    claimed = await system.claim(task["id"], lease_s=LEASE_S)
     current, revision = await system.record(task["id"])
     renewed = replace(current, lease_expires_at=datetime.now(UTC) + timedelta(seconds=60))
     revision = await system.link.entries.update(TASKS, task["id"], encode_task(renewed), revision=revision)
-    await system.link.timers.set("lease", task["id"], datetime.now(UTC), encode_task(renewed))
-
-    async def swept() -> bool:
-        # the sweeper has answered the due timer with another one at the lease's end
-        try:
-            stored = await js_of(system.link).get_last_msg("DEADLINES", f"deadline.set.lease.{task['id']}")
-        except NotFoundError:  # the first one is due, and the next is not stored yet
-            return False
-        schedule = (stored.headers or {})["Nats-Schedule"].removeprefix("@at ")
-        return datetime.fromisoformat(schedule) == renewed.lease_expires_at
-
-    await eventually(swept)
+    # one whose lease ends later is lost, so that the end of this one has come, too
+    other = await system.submit()
+    lost = await system.claim(other["id"], lease_s=LEASE_S)
+    assert (lost.lease_expires_at or NOW) > (claimed.lease_expires_at or NOW)
+    await system.becomes(other["id"], TaskStatus.PENDING, epoch=1)
     assert await system.record(task["id"]) == (renewed, revision)
 
 
 async def test_an_overdue_lane_task_is_rerouted_once(system: System, second_gateway: GatewayProcess) -> None:
-    """FR-021 c, with two sweepers: moved once, and no message stays behind; then the wait limit ends it."""
+    """FR-021 c, with two gateways: moved once, and no message stays behind; then the wait limit ends it."""
     tasks = [(await system.post()).json() for _ in range(5)]
     for task in tasks:
         failed = await system.becomes(task["id"], TaskStatus.FAILED, epoch=1)
@@ -113,7 +104,7 @@ async def test_an_overdue_lane_task_is_rerouted_once(system: System, second_gate
     await eventually(gone)
     logs = system.gateway.log() + second_gateway.log()
     assert logs.count("task_rerouted") == len(tasks)
-    assert "timer_failed" not in logs
+    assert "look_failed" not in logs
 
 
 async def test_a_rerouted_task_is_taken_by_the_degraded_worker(system: System) -> None:
@@ -137,7 +128,7 @@ async def test_a_rerouted_task_is_taken_by_the_degraded_worker(system: System) -
 
 
 async def test_a_reroute_that_was_cut_short_is_completed(system: System) -> None:
-    """A sweeper died after it had moved the record and before it published."""
+    """A gateway died after it had moved the record and before it published."""
     task = await system.submit()
     current, revision = await system.record(task["id"])
     assert current.decision is not None
@@ -221,14 +212,6 @@ async def test_a_held_request_that_nobody_takes_is_503(system: System) -> None:
     await eventually(nothing_left)
 
 
-async def test_a_held_request_is_answered_when_no_timer_comes(system: System) -> None:
-    """The holder runs the timer's handler itself: here no sweeper gets to see the timer."""
-    await system.lane_is(LaneState.DRAINING)
-    await js_of(system.link).pause_consumer(DEADLINES, "sweep-admit", "2199-01-01T00:00:00Z")
-    answer = await system.post()
-    assert (answer.status_code, answer.json()["limit"]) == (503, "wait")
-
-
 async def test_a_held_request_whose_server_is_away_is_503_with_an_unknown_outcome(system: System) -> None:
     await system.lane_is(LaneState.DRAINING)
     post = asyncio.create_task(system.post())
@@ -247,34 +230,14 @@ async def test_a_held_request_whose_server_is_away_is_503_with_an_unknown_outcom
     assert failed.was_refused
 
 
-async def test_a_task_without_a_record_is_recorded_as_refused(system: System) -> None:
-    """The gateway died after the timer and before the record: nobody was answered, and it never runs."""
-    image = ImageReference(sha256="ab" * 32, media_type="image/png", bytes=1, width=1, height=1)
-    task = pending_task(route="degraded", queued_at=datetime.now(UTC), deadline_at=datetime.now(UTC))
-    task = replace(task, parameters=replace(task.parameters, image=image))
-    assert task.image_path is not None
-    await Artifacts.in_folder(system.gateway.artifacts).put(task.image_path, b"x")
-    await system.link.messages.publish(work_subject("degraded", task.model, task.id), encode_task(task))
-    await system.link.timers.set("admit", task.id, datetime.now(UTC), encode_task(task))
-    refused = await system.becomes(task.id, TaskStatus.FAILED, epoch=0)
-    assert refused.error is not None
-    assert refused.error.code == "queue_overloaded"
-
-    async def nothing_left() -> bool:
-        return await system.depth() == 0 and not list(system.gateway.artifacts.rglob("*.*"))
-
-    await eventually(nothing_left)
-
-
 async def test_a_requeue_that_was_cut_short_is_completed(system: System) -> None:
-    """A sweeper died after it had moved the record and before it published: the timer comes again and publishes."""
+    """A gateway died after it had moved the record and before it published: another one does, 2 s later."""
     task = await system.submit()
     await system.claim(task["id"])
     current, revision = await system.record(task["id"])
     assert current.decision is not None
     cut_short = lifecycle.requeue(current, route="lane", decision=current.decision, wait_s=60, now=datetime.now(UTC))
     await system.link.entries.update(TASKS, task["id"], encode_task(cut_short), revision=revision)
-    await system.link.timers.set("lease", task["id"], datetime.now(UTC), encode_task(cut_short))
 
     async def published() -> bool:
         return any(message.epoch == 1 for message in await system.messages("lane", task["id"]))
@@ -282,9 +245,8 @@ async def test_a_requeue_that_was_cut_short_is_completed(system: System) -> None
     await eventually(published)
 
 
-async def test_a_timer_that_could_not_be_served_comes_again(system: System, catalog: Catalog) -> None:
-    """It is acked only when another timer is stored: the queue is missing for a while, and the requeue still
-    arrives."""
+async def test_a_look_that_came_to_nothing_is_repeated(system: System, catalog: Catalog) -> None:
+    """Here the queue is missing for a while, and the requeue still arrives."""
     task = await system.submit()
     await system.claim(task["id"], lease_s=LEASE_S)
     await js_of(system.link).delete_stream(lane_stream("anisora"))
@@ -292,7 +254,7 @@ async def test_a_timer_that_could_not_be_served_comes_again(system: System, cata
 
     async def refused() -> bool:
         await report_lane(system.link, "anisora", LaneState.WARM)
-        return "timer_retried" in system.gateway.log()
+        return "look_retried" in system.gateway.log()
 
     await eventually(refused)
     await provision(system.link, wanted(catalog, keep_s=KEEP_S))
@@ -313,7 +275,7 @@ async def test_a_timer_that_could_not_be_served_comes_again(system: System, cata
 async def test_a_reader_of_an_overdue_record_settles_it_first(
     system: System, route: str, expected: tuple[str, str, str | None]
 ) -> None:
-    """Even when its timer was lost: the record alone is enough (design §4, Timers)."""
+    """The record alone is enough (design §4, Deadlines)."""
     now = datetime.now(UTC)
     queued_at, deadline_at = now - timedelta(seconds=60), now - timedelta(seconds=30)
     task = pending_task(route=route, created_at=now, queued_at=queued_at, deadline_at=deadline_at)
@@ -339,11 +301,46 @@ async def test_a_gateway_that_leaves_answers_those_who_wait(system: System) -> N
     assert (answer.status_code, answer.json()["status"]) == (200, "pending")
 
 
-async def test_an_unreadable_timer_is_dropped(system: System) -> None:
-    await system.link.timers.set("admit", "garbage", datetime.now(UTC), b"\xff")
+async def test_a_gateway_that_starts_finds_what_was_left(system: System) -> None:
+    """None lived when the deadlines came: one task was moved and not published, one waited, one lost its worker."""
+    moved, waits, runs = [await system.submit() for _ in range(3)]
+    await system.claim(moved["id"], lease_s=60)
+    await system.claim(runs["id"], lease_s=0.1)
+    await asyncio.to_thread(system.gateway.stop)
+    current, revision = await system.record(moved["id"])
+    assert current.decision is not None
+    again = lifecycle.requeue(current, route="lane", decision=current.decision, wait_s=60, now=datetime.now(UTC))
+    await system.link.entries.update(TASKS, moved["id"], encode_task(again), revision=revision)
+    options = ("--settings", str(system.gateway.folder / "settings.json"), "--keep", f"{KEEP_S:g}s")
+    await asyncio.to_thread(system.gateway.start, *options)
 
-    async def drained() -> bool:
-        return (await js_of(system.link).stream_info("DEADLINES")).state.messages == 0
+    async def published() -> bool:
+        return [message.epoch for message in await system.messages("lane", moved["id"])] == [1]
 
-    await eventually(drained)
-    assert '"kind": "timer"' in system.gateway.log()
+    await eventually(published)
+    await system.becomes(waits["id"], TaskStatus.FAILED, epoch=1)
+    assert (await system.record(runs["id"]))[0].epoch >= 1
+
+
+async def test_a_gateway_whose_watch_cannot_follow_says_so(system: System, catalog: Catalog) -> None:
+    """It looks at nothing then, and is not ready."""
+    await js_of(system.link).delete_stream(bucket_stream(TASKS))
+
+    async def troubles() -> list[str]:
+        ready = await system.http.get("/readyz")
+        found: list[str] = ready.json()["troubles"]
+        assert not found or ready.status_code == 503
+        return found
+
+    async def is_told() -> bool:
+        return any("the watch of KV tasks is" in trouble for trouble in await troubles())
+
+    await eventually(is_told)
+    await provision(system.link, wanted(catalog, keep_s=KEEP_S))
+
+    async def is_well() -> bool:
+        return await troubles() == []
+
+    await eventually(is_well)
+    task = await system.submit()
+    await system.becomes(task["id"], TaskStatus.FAILED, epoch=1)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import subprocess
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from tests.kit.support import (
     eventually,
     eventually_sync,
     free_port,
-    require_no_denial,
+    require_sound,
 )
 from tests.kit.warm_cli import Forked
 
@@ -102,7 +102,7 @@ class GatewayProcess:
         if self._process is not None:
             self._process.terminate()
             assert self._process.wait(timeout=BOUND_S) == 0, self.log()
-            require_no_denial(self.log())
+            require_sound(self.log())
 
 
 async def report_lane(link: NatsLink, model: str, state: LaneState, *, worker: str | None = None) -> None:
@@ -157,11 +157,9 @@ class System:
         return found
 
     async def claim(self, task_id: str, *, lease_s: float = 60) -> GenerationTask:
-        """Claims as a worker does, and then falls silent: timer, record, ack."""
+        """Claims as a worker does that then says no word again: record, ack."""
         task, revision = await self.record(task_id)
         claimed = lifecycle.claim(task, owner="nonce", worker="by-hand", lease_s=lease_s, now=datetime.now(UTC))
-        at = datetime.now(UTC) + timedelta(seconds=lease_s)
-        await self.link.timers.set("lease", task_id, at, encode_task(claimed))
         await self.link.entries.update(TASKS, task_id, encode_task(claimed), revision=revision)
         await self.link.messages.purge(
             work_stream(task.route, task.model), work_subject(task.route, task.model, task_id)

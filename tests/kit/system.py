@@ -21,7 +21,7 @@ from tests.kit.support import (
     eventually_sync,
     fork_servers_of,
     free_port,
-    require_no_denial,
+    require_sound,
 )
 
 
@@ -165,4 +165,4 @@ class UpProcess:
             self.interrupt()
         self.http.close()
         for log in self.logs.glob("*.log"):
-            require_no_denial(log.read_text())
+            require_sound(log.read_text())

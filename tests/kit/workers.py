@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from tests.kit.support import children_of, clean_environment, fork_servers_of, require_no_denial
+from tests.kit.support import children_of, clean_environment, fork_servers_of, require_sound
 from tests.kit.warm_cli import Forked
 
 
@@ -47,7 +47,7 @@ class WorkerProcess:
         if self.is_running:
             self._process.terminate()
         status = self._process.wait(timeout=60)
-        require_no_denial(self.log_file.read_text())
+        require_sound(self.log_file.read_text())
         return status
 
     def kill(self) -> None:

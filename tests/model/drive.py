@@ -38,7 +38,7 @@ def _drive(world: World, draw: random.Random, actions: int) -> None:
     random.seed(0)  # the jitter of retries
     # loud: any choice; else no effect is lost, and only the order is drawn
     loud, crowded, has_lanes = draw.random() < 0.6, draw.random() < 0.6, draw.random() < 0.5
-    loses = draw.random() < 0.4
+    loses, misses = draw.random() < 0.4, draw.random() < 0.2
     models = MODELS[:1] if crowded else MODELS
     world.default_run = draw.choice(RUNS[:3] if crowded else RUNS[:1])
     if not has_lanes:
@@ -78,6 +78,7 @@ def _drive(world: World, draw: random.Random, actions: int) -> None:
         (1, lambda: world.delete_consumers(bucket_stream(draw.choice((TASKS, LANES))))),
         *((2, what) for what in (world.copy_store, world.lose_tail) if loses),
         *((1, what) for what in (world.make_anew,) if loses),
+        *((3, what) for what in (lambda: world.miss(draw.choice(GATEWAYS)),) if misses),
     ]
     weights = [weight for weight, _ in menu]
     for _ in range(actions):

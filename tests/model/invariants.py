@@ -10,17 +10,7 @@ from typing import Final
 
 from contracts.lifecycle import TRANSITIONS
 from contracts.tasks import HANDED_BACK_MAX, FailureCode, GenerationTask, TaskStatus, decode_task
-from contracts.topology import (
-    DEADLINES,
-    DEGRADED,
-    TASKS,
-    TIMER_KINDS,
-    bucket_stream,
-    lane_stream,
-    timer_due_subject,
-    timer_set_subject,
-    work_stream,
-)
+from contracts.topology import DEGRADED, TASKS, bucket_stream, lane_stream, work_stream
 from gateway.boards.task_board import TaskBoard
 from tests.model.jetstream import JetStream, Stored, moment
 from tests.model.model_loop import Host
@@ -35,6 +25,8 @@ _MOVES: Final = {(before, after) for (before, _), after in TRANSITIONS.items()} 
 REDELIVERED_S: Final = 7.0
 # The place of a refused task is free so soon.
 FREE_S: Final = 1.0
+# Somebody has looked at a task so soon after its deadline: their spread, two looks, and clocks that differ.
+LOOKED_S: Final = 2.0
 
 
 class Violation(AssertionError):
@@ -44,9 +36,14 @@ class Violation(AssertionError):
 class Ledger:
     """What happened to every task."""
 
-    def __init__(self, server: JetStream, *, degraded_max: int, attempts: int, wait_limit_s: float) -> None:
+    def __init__(
+        self, server: JetStream, *, degraded_max: int, attempts: int, wait_limit_s: float, grace_s: float
+    ) -> None:
         self._server = server
         self._degraded_max, self._attempts, self._wait_limit_s = degraded_max, attempts, wait_limit_s
+        self._grace_s = grace_s
+        # how much later somebody looks where a watch has missed a write
+        self.slack_s = 0.0
         self.records: dict[str, GenerationTask] = {}
         # what ran: (task, epoch) -> owners
         self.runs: dict[tuple[str, int], list[str]] = defaultdict(list)
@@ -57,7 +54,6 @@ class Ledger:
         self.keyed: dict[str, set[str]] = defaultdict(set)
         # when the server stored the claim of (task, epoch)
         self._claimed_s: dict[tuple[str, int], float] = {}
-        self._deadlines = server.stream(DEADLINES)
         self._degraded = server.stream(DEGRADED)
 
     # ── while it happens ─────────────────────────────────────────────────────────────────────────────────────────
@@ -123,7 +119,6 @@ class Ledger:
             raise Violation(f"1: {task_id} was handed back {was_back} times, and {task.handed_back} by {who}")
         if task.withdrawn and task_id in self.told:
             raise Violation(f"1: {task_id} was withdrawn by {who}, but a client had been given it")
-        self.check_timer(task_id)
 
     def _check_owner(self, before: GenerationTask, task: GenerationTask, owner: str | None, who: str) -> None:
         held = before.status is TaskStatus.PROCESSING
@@ -136,19 +131,17 @@ class Ledger:
         if not held and task.status is TaskStatus.PROCESSING and task.epoch != before.epoch:
             raise Violation(f"3: {who} claimed {task.id} at epoch {task.epoch}, which is at {before.epoch}")
 
-    def check_timer(self, task_id: str) -> None:
-        """Somebody will look at every task that has not ended (design §4, Timers)."""
-        task = self.records.get(task_id)
-        if task is None or task.status.is_terminal or task_id in self.torn:
+    def check_lease(self, stored: Stored, host: Host | None, unbroken_s: float) -> None:
+        """*host*, a gateway whose connection stands for *unbroken_s* again, writes a record: where it takes a task from
+        an owner whose lease is over, that one has had the time to renew it (row 6)."""
+        task, before = decode_task(stored.data), self.records.get(stored.subject.removeprefix(_PREFIX))
+        if before is None or before.status is not TaskStatus.PROCESSING or task.id in self.torn:
             return
-        for kind in TIMER_KINDS:
-            for subject in (timer_set_subject(kind, task_id), timer_due_subject(kind, task_id)):
-                if self._deadlines.last_on(subject) is not None:
-                    return
-        raise Violation(f"1: {task_id} is {task.status}, and no timer of it is left")
-
-    def on_timer_gone(self, stored: Stored) -> None:
-        self.check_timer(stored.subject.rsplit(".", 1)[-1])
+        is_lost = task.error is not None and task.error.code is FailureCode.WORKER_LOST
+        if (task.epoch > before.epoch or is_lost) and 0 <= unbroken_s < self._grace_s and host is not None:
+            raise Violation(
+                f"9: {host.name} was cut off until {unbroken_s:.1f} s ago, and took {task.id} from its owner"
+            )
 
     def on_queued(self, _: Stored) -> None:
         if len(self._degraded.messages) > self._degraded_max:
@@ -208,7 +201,7 @@ class Ledger:
         """What holds where servers, sweepers and workers live and nothing goes wrong, since *sound_from_s*.
 
         Nothing waits longer than the limit on the degraded queue, or longer than a redelivery for a worker that is
-        *idle*; what has ended takes no place.
+        *idle*; nothing is long past its deadline; what has ended takes no place.
         """
         now, sound_from = moment(now_s), moment(sound_from_s)
         for task in self.records.values():
@@ -217,10 +210,18 @@ class Ledger:
                 continue
             if task.status is TaskStatus.PENDING:
                 waited_s = (now - max(task.queued_at, sound_from)).total_seconds()
-                if task.route == "degraded" and (now - task.queued_at).total_seconds() > self._wait_limit_s:
+                overdue_s = (now - max(task.deadline_at, sound_from)).total_seconds() - self.slack_s
+                limit_s = self._wait_limit_s + self.slack_s
+                if task.route == "degraded" and (now - task.queued_at).total_seconds() > limit_s:
                     raise Violation(f"4: {task.id} still waits for {DEGRADED}, since {task.queued_at}")
-                if waited_s > REDELIVERED_S and stream in idle:
+                if overdue_s > LOOKED_S:
+                    raise Violation(f"1: {task.id} waits for {stream}, overdue since {task.deadline_at}")
+                if waited_s - self.slack_s > REDELIVERED_S and stream in idle:
                     raise Violation(f"7: {task.id} waits for {waited_s:.1f} s, and a worker of {stream} is idle")
+            elif task.status is TaskStatus.PROCESSING and task.lease_expires_at is not None:
+                over_s = (now - max(task.lease_expires_at, sound_from)).total_seconds() - self.slack_s
+                if over_s > self._grace_s + LOOKED_S:
+                    raise Violation(f"1: {task.id} is {task.owner}'s, whose lease was over at {task.lease_expires_at}")
             elif task.was_refused and task.finished_at is not None and task.finished_at > sound_from:
                 ended_s = (now - task.finished_at).total_seconds()
                 if ended_s > FREE_S and (left := self._left_of(task.id, stream)):

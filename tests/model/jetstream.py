@@ -103,7 +103,6 @@ class StreamCopy(NamedTuple):
     last_seq: int
     by_subject: dict[str, list[int]]
     known_ids: dict[str, tuple[int, float]]
-    schedules: dict[str, float]
     consumers: dict[str, tuple[dict[int, None], dict[int, float]]]
 
 
@@ -121,31 +120,26 @@ class Stream:
         self.on_removed: list[Callable[[Stored], None]] = []
         self._by_subject: dict[str, list[int]] = {}
         self._known_ids: dict[str, tuple[int, float]] = {}
-        # subject -> when its schedule fires
-        self._schedules: dict[str, float] = {}
         # how late the server is, as the measured one is
-        self.timer_late_s = 0.0
         self.expiry_late_s = 0.0
 
     def state(self) -> "StreamCopy":
         """All that is stored, to go back to."""
         by_subject = {subject: list(seqs) for subject, seqs in self._by_subject.items()}
         consumers = {name: consumer.state() for name, consumer in self.consumers.items()}
-        return StreamCopy(
-            dict(self.messages), self.last_seq, by_subject, dict(self._known_ids), dict(self._schedules), consumers
-        )
+        return StreamCopy(dict(self.messages), self.last_seq, by_subject, dict(self._known_ids), consumers)
 
     def go_back(self, copy: "StreamCopy") -> None:
         """What was stored since *copy* is lost, as by a power cut."""
         self.messages, self.last_seq = dict(copy.messages), copy.last_seq
         self._by_subject = {subject: list(seqs) for subject, seqs in copy.by_subject.items()}
-        self._known_ids, self._schedules = dict(copy.known_ids), dict(copy.schedules)
+        self._known_ids = dict(copy.known_ids)
         for name, consumer in self.consumers.items():
             consumer.go_back(copy.consumers[name])
 
     def make_anew(self, now_s: float) -> None:
         """It is removed, and made anew with the same configuration."""
-        self.go_back(StreamCopy({}, 0, {}, {}, {}, dict.fromkeys(self.consumers, ({}, {}))))
+        self.go_back(StreamCopy({}, 0, {}, {}, dict.fromkeys(self.consumers, ({}, {}))))
         self.created = moment(now_s).isoformat().replace("+00:00", "Z")
 
     def last_on(self, subject: str) -> Stored | None:
@@ -182,11 +176,6 @@ class Stream:
         message = self._append(subject, data, headers, now_s)
         if message_id is not None:
             self._known_ids[message_id] = (message.seq, now_s)
-        if "Nats-Schedule" in headers:
-            at = datetime.fromisoformat(headers["Nats-Schedule"].removeprefix("@at "))
-            self._schedules[subject] = (at - EPOCH).total_seconds()
-            for older in self._by_subject[subject][:-1]:  # a new schedule replaces the one of its subject
-                self.remove(older)
         return message.seq, False
 
     def _append(self, subject: str, data: bytes, headers: dict[str, str], now_s: float) -> Stored:
@@ -213,7 +202,6 @@ class Stream:
         seqs.remove(seq)
         if not seqs:
             del self._by_subject[message.subject]
-            self._schedules.pop(message.subject, None)
         for consumer in self.consumers.values():
             consumer.forget(seq)
         for callback in self.on_removed:
@@ -224,10 +212,10 @@ class Stream:
             self.remove(message.seq)
 
     def next_event_s(self, after_s: float) -> float | None:
-        """When something happens by itself after *after_s*: an expiry, a timer, a redelivery."""
+        """When something happens by itself after *after_s*: an expiry, a redelivery."""
         if not self.messages:
             return None
-        moments = [at_s + self.timer_late_s for at_s in self._schedules.values()]
+        moments: list[float] = []
         max_age_s = self.config.max_age
         if max_age_s and self.messages:
             moments.append(next(iter(self.messages.values())).stored_s + max_age_s + self.expiry_late_s)
@@ -238,7 +226,7 @@ class Stream:
         return min(moments, default=None)
 
     def pass_time(self, now_s: float) -> None:
-        """Expiries and timers up to *now_s*. A delivered message that was not acked expires as any other."""
+        """Expiries up to *now_s*. A delivered message that was not acked expires as any other."""
         if not self.messages:
             return
         max_age_s = self.config.max_age
@@ -248,15 +236,6 @@ class Stream:
                 if oldest.stored_s + max_age_s + self.expiry_late_s > now_s:
                     break
                 self.remove(oldest.seq)
-        if self._schedules:
-            for subject, at_s in list(self._schedules.items()):
-                if at_s + self.timer_late_s <= now_s:
-                    schedule = self.messages[self._by_subject[subject][-1]]
-                    # the due message is there before the schedule is gone
-                    self._append(
-                        schedule.headers["Nats-Schedule-Target"], schedule.data, {"Nats-Scheduler": subject}, now_s
-                    )
-                    self.remove(schedule.seq)
 
 
 class JetStream:

@@ -109,6 +109,10 @@ class Protocol(RuleBasedStateMachine):
     def cut(self, name: str) -> None:
         self.it.cut(name)
 
+    @rule(name=_gateways)
+    def miss(self, name: str) -> None:
+        self.it.miss(name)
+
     @rule()
     def copy_store(self) -> None:
         self.it.copy_store()

@@ -39,7 +39,18 @@ class Operation:
     *future* is None where nobody waits for the answer. *is_push*: it goes to the process, and not to the server.
     """
 
-    __slots__ = ("can_happen", "effect", "future", "host", "is_push", "lane", "loses_quietly", "sent_s", "what")
+    __slots__ = (
+        "can_happen",
+        "effect",
+        "future",
+        "host",
+        "is_push",
+        "lane",
+        "loses_quietly",
+        "made_s",
+        "sent_s",
+        "what",
+    )
 
     def __init__(
         self,
@@ -56,6 +67,7 @@ class Operation:
     ) -> None:
         self.what, self.effect, self.host, self.lane, self.future = what, effect, host, lane, future
         self.sent_s, self.is_push, self.loses_quietly, self.can_happen = sent_s, is_push, loses_quietly, can_happen
+        self.made_s = sent_s
 
 
 class Network:
@@ -69,8 +81,9 @@ class Network:
         self.steps = 0
         self.on_new_id: Callable[[str], None] = lambda _: None
         self._ids = itertools.count(1)
-        # who an effect is of, while it happens
+        # who an effect is of, while it happens, and when it was asked for
         self.acting: Host | None = None
+        self.asked_s = 0.0
 
     # ── the clock ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -177,7 +190,7 @@ class Network:
         self.under_way.remove(operation)
         self.steps += 1
         with self.loop.running():
-            self.acting = operation.host
+            self.acting, self.asked_s = operation.host, operation.made_s
             try:
                 result = operation.effect()
             except Refused as refused:
@@ -210,7 +223,7 @@ class Network:
         self.under_way.remove(operation)
         self.steps += 1
         outcome: Callable[[], None]
-        self.acting = operation.host
+        self.acting, self.asked_s = operation.host, operation.made_s
         with self.loop.running():
             try:
                 result = operation.effect()
@@ -254,6 +267,11 @@ class Network:
         with self.loop.running():
             self._fail(operation)
             self.loop.run_ready()
+
+    def miss(self, operation: Operation) -> None:
+        """What *operation* brings never arrives, and nobody learns that something did not."""
+        self.under_way.remove(operation)
+        self.steps += 1
 
     def give_up(self, operation: Operation) -> None:
         """Its caller gets an unknown outcome; the operation may still happen later."""

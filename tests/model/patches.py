@@ -25,8 +25,8 @@ import gateway.placing.input_images
 import gateway.placing.leftovers
 import gateway.placing.overload
 import gateway.placing.queueing
-import gateway.placing.rearm
 import gateway.placing.retries
+import gateway.placing.slow_look
 import gateway.placing.sweeper
 import lane_worker.runtime.attempt
 import lane_worker.runtime.claiming
@@ -64,7 +64,6 @@ _WITH_DATETIME: tuple[Any, ...] = (
     gateway.http.lookup,
     gateway.placing.cancelling,
     lane_worker.runtime.claiming,
-    lane_worker.runtime.held,
     lane_worker.runtime.lease,
     lane_worker.runtime.loop,
     lane_worker.runtime.queued,
@@ -82,7 +81,7 @@ _WITH_LOG: tuple[Any, ...] = (
     gateway.boards.lane_board,
     gateway.boards.switches,
     gateway.placing.leftovers,
-    gateway.placing.rearm,
+    gateway.placing.slow_look,
     gateway.placing.sweeper,
     lane_worker.runtime.attempt,
     lane_worker.runtime.claiming,
@@ -102,7 +101,6 @@ _WITH_LOG: tuple[Any, ...] = (
 
 
 _WITH_UNREADABLES: tuple[Any, ...] = (
-    gateway.placing.sweeper,
     lane_worker.runtime.loop,
     ops.nats.bucket,
     ops.nats.reader,

@@ -20,12 +20,11 @@ from contracts.topology import TASKS
 from degraded_worker.hand import Hand
 from gateway.placing.hold import Holds
 from gateway.placing.queueing import Queueing
-from gateway.placing.rearm import Rearm
+from gateway.placing.slow_look import SlowLook
 from gateway.placing.sweeper import Sweeper
 from lane_worker.runtime.claim import Mine, claim_decision
 from lane_worker.runtime.claiming import Claims
 from lane_worker.runtime.held import HeldTask
-from lane_worker.runtime.lease import LeaseKeeper
 from lane_worker.runtime.loop import WorkLoop
 from lane_worker.runtime.orphans import delete_or_leave
 from lane_worker.runtime.settling import Settlement
@@ -110,41 +109,55 @@ def settle_without_compare_and_set() -> AbstractContextManager[Any]:
     return patch.object(HeldTask, "update", put)
 
 
-def timer_acked_first() -> AbstractContextManager[Any]:
-    """A due timer is acked before another is stored."""
-    handle = Sweeper._on_due
-
-    async def acked_first(self: Sweeper, message: Any) -> None:
-        with contextlib.suppress(Exception):
-            await message.ack()
-        await handle(self, message)
-
-    return patch.object(Sweeper, "_on_due", acked_first)
+def looked_at_once() -> AbstractContextManager[Any]:
+    """A task that came due does not come again: a look that failed was the last one."""
+    return patch("gateway.boards.deadlines.AGAIN_S", 1e9)
 
 
-def record_before_timer() -> AbstractContextManager[Any]:
-    """The record is made before there is a timer that ends it."""
-    record = Queueing.record
+def moved_without_compare_and_set() -> AbstractContextManager[Any]:
+    """Whoever looks writes what is due, whatever the record says by now."""
+
+    async def blind(self: Sweeper, task: GenerationTask, revision: int, now: datetime) -> Any:
+        return self._tasks.record(task, await self._link.entries.put(TASKS, task.id, encode_task(task)), now)
+
+    return patch.object(Sweeper, "_store", blind)
+
+
+def acts_before_it_has_caught_up() -> AbstractContextManager[Any]:
+    """A gateway judges leases as soon as it is connected again, by what it knew before."""
+    decide = gateway.rules.due.due_action
+    stack = contextlib.ExitStack()
+    stack.enter_context(patch.object(Sweeper, "_has_caught_up", lambda _: True))
+    careless: Callable[..., Any] = lambda task, **rest: decide(task, **rest | {"unbroken_s": 1e9})  # noqa: E731
+    stack.enter_context(patch.object(gateway.placing.sweeper, "due_action", careless))
+    return stack
+
+
+def no_slow_look() -> AbstractContextManager[Any]:
+    """What a watch has missed is missed for good."""
+
+    async def never(_: SlowLook) -> None:
+        await asyncio.Event().wait()
+
+    return patch.object(SlowLook, "run", never)
+
+
+def record_before_message() -> AbstractContextManager[Any]:
+    """The record is made before its message is queued."""
+    publish = Queueing.publish
 
     async def recorded_first(self: Queueing, task: GenerationTask) -> Any:
         with contextlib.suppress(Exception):
             await self._link.entries.create(TASKS, task.id, encode_task(task))
-        return await record(self, task)
+        return await publish(self, task)
 
-    return patch.object(Queueing, "record", recorded_first)
+    return patch.object(Queueing, "publish", recorded_first)
 
 
-def no_timer_after_a_requeue() -> AbstractContextManager[Any]:
-    """The sweeper publishes a lost task again, and forgets the timer."""
-
-    async def forgetful(self: Sweeper, snapshot: Any, at: datetime, now: datetime) -> Any:
-        try:
-            await self._publish(snapshot.task)
-        except StreamFull:
-            return await self._fail(snapshot, *gateway.placing.sweeper._overloaded(snapshot.task), now)
-        return snapshot
-
-    return patch.object(Sweeper, "_republish", forgetful)
+def nobody_completes_a_requeue() -> AbstractContextManager[Any]:
+    """Whoever moved a record and died before it published had queued it, the others think."""
+    at = gateway.rules.due.look_at
+    return patch("gateway.boards.deadlines.look_at", lambda task, **_: at(task, is_placed=True))
 
 
 def same_epoch_after_a_requeue() -> AbstractContextManager[Any]:
@@ -224,7 +237,6 @@ def full_is_refused_and_recorded() -> AbstractContextManager[Any]:
         except StreamFull:
             if task.route == "degraded":
                 with contextlib.suppress(Exception):
-                    await self._link.timers.set("admit", task.id, task.deadline_at, encode_task(task))
                     await self._link.entries.create(TASKS, task.id, encode_task(task))
             raise
 
@@ -253,15 +265,6 @@ def doubts_forgotten() -> AbstractContextManager[Any]:
     return patch.object(KnownStream, "note", before)
 
 
-def lost_timers_stay_lost() -> AbstractContextManager[Any]:
-    """Nobody sets a timer again that the server lost after it had acked it."""
-
-    async def never(_: Rearm) -> None:
-        await asyncio.Event().wait()
-
-    return patch.object(Rearm, "run", never)
-
-
 # ── what the model found, put back as it was ─────────────────────────────────────────────────────────────────────────
 
 
@@ -274,25 +277,6 @@ def given_back_and_taken_again() -> AbstractContextManager[Any]:
         return claim_decision(queued, record, **rest)
 
     return patch.object(lane_worker.runtime.claiming, "claim_decision", before)
-
-
-def renewed_after_it_was_given_back() -> AbstractContextManager[Any]:
-    """The keeper of a lease renews it while the worker gives it back."""
-
-    give_up = Settlement._give_up
-
-    class Unstopped:
-        async def stop(self) -> None:
-            pass
-
-    async def unstopped(self: Settlement, reason: str, **how: bool) -> None:
-        keeper, self._keeper = self._keeper, cast(LeaseKeeper, Unstopped())
-        try:
-            await give_up(self, reason, **how)
-        finally:
-            self._keeper = keeper
-
-    return patch.object(Settlement, "_give_up", unstopped)
 
 
 def another_model() -> AbstractContextManager[Any]:
@@ -325,20 +309,22 @@ def acked_into_the_hand() -> AbstractContextManager[Any]:
 Plant = Callable[[], AbstractContextManager[Any]]
 # the bug, the invariant that it breaks, and the first seed that shows it
 PLANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
-    (ack_before_claim, "7", 256),
-    (epoch_not_compared, "3", 26),
-    (claim_without_compare_and_set, "3", 3),
-    (settle_without_compare_and_set, "1", 26),
-    (timer_acked_first, "1", 3),
-    (record_before_timer, "1", 0),
-    (no_timer_after_a_requeue, "1", 3),
-    (same_epoch_after_a_requeue, "3", 7),
-    (attempts_not_counted, "1", 132),
-    (age_not_checked, "4", 46),
-    (promise_forgotten, "1", 392),
-    (message_of_the_refused_stays, "6", 65),
-    (loser_deletes_the_video, "2", 204),
-    (one_file_for_all_epochs, "2", 228),
+    (ack_before_claim, "7", 52),
+    (epoch_not_compared, "3", 60),
+    (claim_without_compare_and_set, "3", 15),
+    (settle_without_compare_and_set, "1", 37),
+    (looked_at_once, "1", 33),
+    (moved_without_compare_and_set, "1", 19),
+    (acts_before_it_has_caught_up, "9", 25),
+    (record_before_message, "6", 3),
+    (nobody_completes_a_requeue, "7", 467),
+    (same_epoch_after_a_requeue, "3", 27),
+    (attempts_not_counted, "1", 99),
+    (age_not_checked, "4", 73),
+    (promise_forgotten, "1", 648),
+    (message_of_the_refused_stays, "6", 52),
+    (loser_deletes_the_video, "2", 142),
+    (one_file_for_all_epochs, "2", 192),
     (full_is_refused_and_recorded, "6", 14),
     (goes_on_blindly, "8", 2),
     (acked_into_the_hand, "7", 0),

@@ -10,10 +10,9 @@ from typing import Any, Final
 
 import pytest
 from msgspec.structs import replace
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import APIError
 
 from contracts.topology import (
-    DEADLINES,
     DEGRADED,
     TASKS,
     WORK_CONSUMER,
@@ -21,7 +20,6 @@ from contracts.topology import (
     Topology,
     bucket_stream,
     lane_stream,
-    sweep_consumer,
     topology,
     work_subject,
 )
@@ -40,7 +38,7 @@ KEPT: Final = 16  # no bucket keeps more revisions of a task
 MAX_AGE_S: Final = 1.0
 ACK_WAIT_S: Final = 1.0
 WINDOW_S: Final = 1.5
-# What the real server may take over an expiry, a timer or a redelivery, when this machine is busy.
+# What the real server may take over an expiry or a redelivery, when this machine is busy.
 LATE_S: Final = 1.5
 
 
@@ -202,37 +200,18 @@ async def proofs(broker: Broker) -> None:
     assert first <= begun.last_seq <= last <= ended.last_seq
 
 
-async def timers(broker: Broker) -> None:
-    """A timer fires once, at its target, with its payload; the next of its kind and task replaces it."""
-    link, now = broker.link, broker.now()
-    await link.timers.set("admit", "replaced", now + timedelta(seconds=0.3), b"old")
-    await link.timers.set("admit", "replaced", now + timedelta(seconds=0.9), b"new")
-    await link.timers.set("admit", "overdue", now - timedelta(seconds=5), b"overdue")
-    await link.timers.set("lease", "other", now + timedelta(seconds=0.3), b"other")
-    due: list[tuple[str, bytes, datetime]] = []
-    pulls = [await link.messages.pull(DEADLINES, sweep_consumer(kind)) for kind in ("admit", "lease")]
-
-    async def drain(pull: Any) -> None:
-        while True:
-            for message in await pull.fetch(16):
-                due.append((message.subject, message.data, broker.now()))
-                await ack_sync(message)
-
-    draining = [asyncio.ensure_future(drain(pull)) for pull in pulls]
-    await broker.advance(0.9 + LATE_S)
-    for task in draining:
-        task.cancel()
-    assert sorted((subject, data) for subject, data, _ in due) == [
-        ("deadline.due.admit.overdue", b"overdue"),
-        ("deadline.due.admit.replaced", b"new"),
-        ("deadline.due.lease.other", b"other"),
-    ]
-    at = {data: fired - now for _, data, fired in due}
-    assert at[b"new"] >= timedelta(seconds=0.9)
-    assert at[b"overdue"] < at[b"new"]
-    with pytest.raises(NotFoundError):
-        await js_of(link).get_last_msg(DEADLINES, "deadline.set.admit.replaced")
-    assert await broker.messages(DEADLINES) == 0
+async def written(broker: Broker) -> None:
+    """Which keys were written between two sequences, and where each stood last; one that moved on since is left out."""
+    link = broker.link
+    before = (await link.streams.state(bucket_stream(TASKS))).last_seq
+    revisions = {key: [await link.entries.put(TASKS, f"written-{key}", b"x") for _ in range(2)] for key in "ab"}
+    upto = max(max(each) for each in revisions.values())
+    await link.entries.put(TASKS, "written-later", b"x")
+    found = await link.watches.written(TASKS, after=before, upto=upto)
+    ours = {key: revision for key, revision in found.items() if key.startswith("written-")}
+    assert ours == {f"written-{key}": each[-1] for key, each in revisions.items()}
+    newest = (await link.streams.state(bucket_stream(TASKS))).last_seq
+    assert await link.watches.written(TASKS, after=newest + 1_000, upto=newest + 2_000) == {}
 
 
 async def redelivery(broker: Broker) -> None:
@@ -309,7 +288,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     compare_and_set_again,
     history,
     proofs,
-    timers,
+    written,
     redelivery,
     keeping,
     removal,
@@ -326,9 +305,7 @@ async def _now(value: Any) -> Any:
 
 def short(spec: StreamSpec) -> StreamSpec:
     """*spec* with windows that a test can wait for."""
-    consumers = spec.consumers
-    if spec.name != DEADLINES:
-        consumers = tuple(replace(consumer, ack_wait_s=ACK_WAIT_S) for consumer in consumers)
+    consumers = tuple(replace(consumer, ack_wait_s=ACK_WAIT_S) for consumer in spec.consumers)
     if spec.name == DEGRADED:
         return replace(spec, max_age_s=MAX_AGE_S, duplicate_window_s=MAX_AGE_S, consumers=consumers)
     if spec.name == lane_stream("limits"):

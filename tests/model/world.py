@@ -20,7 +20,7 @@ from contracts.generation.request import AcceptedRequest
 from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.settings import Catalog, load_settings
 from contracts.tasks import FailureCode, GenerationTask, ImageReference, MemoryReading, Progress
-from contracts.topology import DEADLINES, DEGRADED, LANES, TASKS, Topology, bucket_stream, bucket_subject, lane_stream
+from contracts.topology import DEGRADED, LANES, TASKS, Topology, bucket_stream, bucket_subject, lane_stream
 from degraded_worker.hand import Hand
 from degraded_worker.order import Order, OrderedRunner
 from gateway.boards.key_board import ANYBODY
@@ -28,13 +28,13 @@ from gateway.boards.lane_board import LaneBoard
 from gateway.boards.task_board import TaskBoard
 from gateway.http.lookup import find
 from gateway.http.problems import ProblemError
+from gateway.placing import slow_look
 from gateway.placing.admission import Admission, KeyReused
 from gateway.placing.cancelling import cancel
 from gateway.placing.estimate import Estimates
 from gateway.placing.fallbacks import Fallbacks
 from gateway.placing.hold import CallerGone, Holds
 from gateway.placing.overload import Overloaded
-from gateway.placing.rearm import Rearm
 from gateway.placing.sweeper import Sweeper
 from gateway.services import Services
 from lane_worker.forking.host_messages import WrittenVideo
@@ -56,8 +56,6 @@ from tests.model.network import Network, Operation, StoreAway, use
 from tests.model.patches import ERRORS
 
 MODELS: Final = ("anisora", "phr00t")
-# Nothing expires within a run.
-KEEP_S: Final = 604_800.0
 DEGRADED_MAX: Final = 3
 LANE_MAX: Final = 3
 GATEWAYS: Final = ("gateway-0", "gateway-1")
@@ -65,10 +63,12 @@ WORKERS: Final = ("anisora-0", "anisora-1", "phr00t-0", "degraded-0")
 MEMORY: Final = MemoryReading(rss_bytes=1)
 # A supervisor starts again what ended, this much later.
 RESTART_S: Final = 1.0
-# How long after everything was mended the bounds hold again: a timer that nobody served comes again after 1 s.
+# How long after everything was mended the bounds hold again: watches have caught up, and what failed is tried again.
 MENDED_S: Final = 3.0
 END_S: Final = 600.0
 IDLE_MAX_S: Final = 60.0
+# By then a slow look has found what a watch has missed.
+FOUND_S: Final = slow_look.EVERY_S + slow_look.ARRIVED_S + 1.0
 SLOW_S: Final = 35.0
 
 CALLER: ContextVar["Call | None"] = ContextVar("caller", default=None)
@@ -150,6 +150,7 @@ class ModelHost(Host):
         self.world = world
         self.link: NatsLink | None = None
         self.is_cut = False
+        self.connected_s = 0.0
 
     def start(self) -> None:
         with self.world.loop.running():
@@ -171,6 +172,7 @@ class ModelHost(Host):
 
     async def connect(self) -> NatsLink:
         self.link = await NatsLink.connect("nats://simulated", name=self.name)
+        self.connected_s = self.world.now_s
         if self.is_cut:
             self.client.cut()
         return self.link
@@ -194,9 +196,11 @@ class GatewayHost(ModelHost):
         link = await self.connect()
         stopping = asyncio.Event()
         artifacts = cast(Artifacts, world.artifacts)
-        tasks = TaskBoard()
+        tasks = TaskBoard(self.name)
         lanes = LaneBoard(health_timeout_s=catalog.windows.health_timeout_s, grace_s=catalog.windows.reconnect_grace_s)
         fallbacks = Fallbacks(lanes=lanes, models=catalog.models)
+        second_look = slow_look.SlowLook(link=link, tasks=tasks)
+        await second_look.begin()
         await tasks.start(link)
         await lanes.start(link)
         await fallbacks.start(link)
@@ -207,7 +211,6 @@ class GatewayHost(ModelHost):
             lanes=lanes,
             fallbacks=fallbacks,
             catalog=catalog,
-            keep_s=KEEP_S,
             background=Background(),
         )
         holds = Holds(link=link, artifacts=artifacts, tasks=tasks, sweeper=sweeper, stopping=stopping)
@@ -235,8 +238,8 @@ class GatewayHost(ModelHost):
         )
         self.services = cast(Services, parts)
         self.is_ready = True
-        rearming = asyncio.create_task(Rearm(link=link, tasks=tasks).run())
-        rearming.add_done_callback(lambda _: stopping.set())
+        comparing = asyncio.create_task(second_look.run())
+        comparing.add_done_callback(lambda _: stopping.set())
         await sweeper.run(stopping)
 
     def spawn(self, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -441,9 +444,9 @@ class World:
             degraded_max=DEGRADED_MAX,
             attempts=self.catalog.attempts,
             wait_limit_s=self.catalog.windows.wait_limit_s,
+            grace_s=self.catalog.windows.reconnect_grace_s,
         )
         self.network.server.stream(bucket_stream(TASKS)).on_stored.append(self._on_record)
-        self.network.server.stream(DEADLINES).on_removed.append(self.ledger.on_timer_gone)
         self.network.server.stream(DEGRADED).on_stored.append(self.ledger.on_queued)
         for model in MODELS:
             self.lane_says(model, 0, LaneState.WARM)
@@ -465,6 +468,8 @@ class World:
         host = self.network.acting
         worker = host if isinstance(host, WorkerHost) else None
         owner, stream = (worker.owner, worker.stream) if worker is not None else (None, None)
+        if isinstance(host, GatewayHost):
+            self.ledger.check_lease(stored, host, self.network.asked_s - host.connected_s)
         self.ledger.on_record(stored, host, owner, stream)
         task_id = stored.subject.rsplit(".", 1)[-1]
         if task_id not in self.ids:
@@ -624,10 +629,20 @@ class World:
         host = self.hosts[name]
         if host.is_cut:
             self._note(f"{name} is connected again")
-            host.is_cut = False
+            host.is_cut, host.connected_s = False, self.now_s
             if host.link is not None and host.alive:
                 host.client.mend()
             self.check()
+
+    def miss(self, name: str) -> None:
+        """What the watch of the records brings next to *name* does not arrive, and the watch does not notice."""
+        host, lane = self.hosts[name], f"watch {bucket_stream(TASKS)}"
+        for operation in self.network.under_way:
+            if operation.host is host and operation.lane == lane:
+                self._note_operation(operation, "is missed")
+                self.network.miss(operation)
+                self.ledger.slack_s = FOUND_S
+                return
 
     def copy_store(self) -> None:
         """What the server has stored now is what a power cut will leave of it."""
@@ -782,6 +797,8 @@ class World:
             if call.outcome is None:
                 raise Violation(f"1: call {call.number} is never answered")
         self.ledger.at_end(self.files)
+        if self.ledger.slack_s:
+            self.live(FOUND_S)
         for host in self.hosts.values():
             if isinstance(host, GatewayHost) and host.alive and host.is_ready:
                 self.ledger.check_memory(host.name, host.services.tasks)

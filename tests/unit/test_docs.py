@@ -37,7 +37,9 @@ _NAMED: Final = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|json|md|toml)|[\w-]+\
 _LINK: Final = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
 _BLOCK: Final = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # "design §4, Accept 2", "§10.7", "§7, steps 3 and 4", but not "RFC 9110 §14".
-_CITED: Final = re.compile(r"(RFC \d+ )?§(\d+)(?:\.(\d+)|,? (Accept|Claim|Settle|Timers|invariant|steps?)(?: (\d+))?)?")
+_CITED: Final = re.compile(
+    r"(RFC \d+ )?§(\d+)(?:\.(\d+)|,? (Accept|Claim|Settle|Deadlines|invariant|steps?)(?: (\d+))?)?"
+)
 _REQUIREMENTS: Final = [f"FR-{n:03}" for n in range(1, 22)] + [f"SC-{n:03}" for n in range(1, 10)]
 
 

@@ -1,19 +1,17 @@
 """A backup: every stream and bucket as files, in the layout of the NATS CLI, and the order in which they are safe.
 
 Each stream is a snapshot of its own, taken a moment after the one before, while tasks go on. Their order makes what
-lies between harmless (`snapshot_order`): queues, then records, then timers, then the other buckets.
+lies between harmless (`snapshot_order`): queues, then records, then the other buckets.
 
 - Records are younger than queues. So a message is never ahead of its record, which a worker would wait for; one that
-  is behind is dropped, as ever. A pending record whose message is not in the backup gets a new one from the sweeper.
+  is behind is dropped, as ever. A pending record whose message is not in the backup is overdue when it comes back, and
+  is moved or ended by the gateway that looks at it.
 - A snapshot takes time, and holds only what is still there when its turn comes: of a key that moves on more often
   than its history is long, nothing or an old revision. So the records of tasks that have not ended are read before
   the snapshot of their bucket, and `restore` puts those forward that it brought back older or not at all. Records that
   have ended move no more. Other buckets may lack what changed just then; their owners write it again.
-- Timers are younger than records, so a task that was accepted between the two has no record: its timer ends it as
-  refused, under an id that the backup does not know otherwise.
-- A timer that was replaced, or had done its work, between the two is missing, and with it what would end its task. So
-  `restore` stores a timer for every task that has not ended, due at once: the sweeper looks at each, and goes on from
-  what its record says.
+- A backup of an earlier version holds the timers of its tasks, too. They are passed over: a gateway reads the deadline
+  of each task from its record (ADR 0037).
 
 What is restored then goes on by the usual rules: a task that was running loses its lease and is queued again; one that
 waited too long for the degraded worker ends as `queue_overloaded`, for a lane it is rerouted. What was accepted after
@@ -30,7 +28,7 @@ import msgspec
 from msgspec import Struct
 
 from contracts.nesting import decode_json
-from contracts.topology import DEADLINES, TASKS, Topology, bucket_stream
+from contracts.topology import TASKS, Topology, bucket_stream
 
 MANIFEST: Final = "manifest.json"
 UNENDED: Final = "unended.json"
@@ -75,14 +73,13 @@ class BackupManifest(Struct, frozen=True, kw_only=True):
 
 def snapshot_order(want: Topology) -> list[str]:
     """The streams of *want* in the order in which they must be saved (see above). Pure."""
-    first = [stream.name for stream in want.streams if stream.name != DEADLINES]
-    first += [bucket_stream(TASKS), DEADLINES]
+    first = [*(stream.name for stream in want.streams), bucket_stream(TASKS)]
     return first + [name for name in want.names if name not in first]
 
 
 def restore_order(names: list[str]) -> list[str]:
-    """*names* in the order in which they must come back: what acts on records after them, timers last. Pure."""
-    return sorted(names, key=lambda name: (name == DEADLINES, not name.startswith(bucket_stream("")), name))
+    """*names* in the order in which they must come back: what acts on records after them. Pure."""
+    return sorted(names, key=lambda name: (not name.startswith(bucket_stream("")), name))
 
 
 def read_manifest(folder: Path) -> BackupManifest:

@@ -3,15 +3,13 @@
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from nats.js.errors import NotFoundError
 
 from contracts.nesting import decode_json, loads
-from contracts.tasks import TaskStatus, decode_task
-from contracts.topology import TASKS, TimerKind
+from contracts.topology import RETIRED, TASKS
 from ops.commands.backup.layout import (
     CHUNK_BYTES,
     META,
@@ -35,13 +33,13 @@ REBUILD_S: Final = 120.0
 async def restore(
     link: NatsLink, folder: Path, on_bytes: OnBytes, *, replicas: int | None
 ) -> tuple[BackupManifest, int]:
-    """Brings back every stream of the backup in *folder*, on *replicas* servers each (None: as they were), and stores
-    a timer for every task that has not ended; how many those are.
+    """Brings back every stream of the backup in *folder*, on *replicas* servers each (None: as they were); how
+    many tasks of it have not ended, which go on when a gateway runs.
 
     It touches no stream that exists, and leaves none behind when it fails. Raises BackupError, TransportUnavailable.
     """
     manifest = read_manifest(folder)
-    saved = {stream.name: stream for stream in manifest.streams}
+    saved = {stream.name: stream for stream in manifest.streams if stream.name not in RETIRED}
     _verify(folder / UNENDED, manifest.unended_sha256)
     for stream in manifest.streams:
         _verify(folder / stream.file, stream.sha256)
@@ -59,7 +57,7 @@ async def restore(
             begun.append(name)
             await _send_all(link, folder, saved[name], subject, on_bytes)
         await _put_forward(link, unended)
-        return manifest, await _store_timers(link)
+        return manifest, len(await unended_tasks(link))
     except BaseException:
         for name in begun:
             with contextlib.suppress(NotFoundError, TransportUnavailable):
@@ -118,12 +116,3 @@ async def _put_forward(link: NatsLink, unended: list[Record]) -> None:
         revision = entry.revision if entry is not None else 0
         if revision < record.revision:
             await link.entries.update(TASKS, record.task_id, record.value, revision=revision)
-
-
-async def _store_timers(link: NatsLink) -> int:
-    """Stores a timer for every task that has not ended, and returns how many those are."""
-    unended = await unended_tasks(link)
-    for record in unended:
-        kind: TimerKind = "admit" if decode_task(record.value).status is TaskStatus.PENDING else "lease"
-        await link.timers.set(kind, record.task_id, datetime.now(UTC), record.value)
-    return len(unended)

@@ -10,7 +10,7 @@ import nats.errors
 from nats.js.errors import NotFoundError
 
 from contracts.settings import SettingsError, load_settings
-from contracts.topology import DEADLINES, Topology
+from contracts.topology import TASKS, Topology, bucket_stream
 from ops.commands.doctor.findings import Finding
 from ops.commands.doctor.verdicts import judge_skew
 from ops.nats.access import NatsAccess
@@ -35,10 +35,10 @@ async def clock(server: NatsAccess) -> Finding:
             what="clock", level="missing", found=f"the server at {server.urls} is unusable", advice=str(error)
         )
     try:
-        await link.streams.state(DEADLINES)  # its replies carry the server's time
+        await link.streams.state(bucket_stream(TASKS))  # its replies carry the server's time
         return judge_skew(await link.clock.measure_skew_s())
     except NotFoundError:
-        found = f"the server at {server.urls} holds no {DEADLINES}, whose answers carry its time"
+        found = f"the server at {server.urls} holds no KV {TASKS}, whose answers carry its time"
         return Finding(what="clock", level="note", found=found, advice="run `warmlane provision` once")
     except (TransportUnavailable, UnusableServer, nats.errors.Error) as error:
         return Finding(

@@ -159,7 +159,7 @@ def judge_disk(folder: Path, free_bytes: int, writable: bool) -> Finding:
 
 
 def judge_skew(skew_s: float) -> Finding:
-    """This machine's clock against the nats-server's, on which all timers run (design §10.4)."""
+    """This machine's clock against the nats-server's, by which deadlines are set and judged (design §10.4)."""
     found = f"{abs(skew_s) * 1000:.0f} ms {'behind' if skew_s > 0 else 'ahead of'} the nats-server"
     if abs(skew_s) <= MAX_SKEW_S:
         return Finding(what="clock", level="ok", found=found)

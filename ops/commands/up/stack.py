@@ -28,6 +28,7 @@ from ops.nats.bucket import Bucket
 from ops.nats.buckets import HEARTBEATS, LEADERSHIPS
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import NoKeys, provision, wanted
+from ops.nats.retired import retire
 from ops.nats.server import embedded_url
 from ops.nats.store_keeper import StoreKeeper
 from ops.waiting import set_within
@@ -72,6 +73,7 @@ class Stack:
                 link = await NatsLink.connect(self._nats, name="up")
                 try:
                     await provision(link, wanted(self._setup.catalog, keep_s=self._setup.keep_s))
+                    await retire(link)
                     report.needs_key = await self._judge_access(link)
                     await self._forget_earlier_runs()
                     group.create_task(processes.gateway.run())

@@ -1,8 +1,8 @@
-"""The limit: Litestar and nats-py, and the three writes of an acceptance, with nothing around them.
+"""The limit: Litestar and nats-py, and the two writes of an acceptance, with nothing around them.
 
-`POST /generate` decodes the body, publishes the message, stores the timer and creates the record: the same bytes on the
-same subjects with the same headers as the gateway, in the same order, each after the ack of the one before. It checks
-nothing, knows no callers, routes nowhere, keeps no task in memory, and retries nothing.
+`POST /generate` decodes the body, publishes the message and creates the record: the same bytes on the same subjects
+with the same headers as the gateway, in the same order, each after the ack of the one before. It checks nothing, knows
+no callers, routes nowhere, keeps no task in memory, and retries nothing.
 
 `GET /tasks/{id}` answers JSON that was put there before. `POST /refuse` does nothing, and says so with a constant 503.
 """
@@ -10,7 +10,6 @@ nothing, knows no callers, routes nowhere, keeps no task in memory, and retries 
 import contextlib
 import os
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +24,7 @@ from nats.aio.client import Client
 from nats.js.client import JetStreamContext
 
 from contracts.tasks import GenerationTask
-from contracts.topology import TASKS, bucket_subject, timer_due_subject, timer_set_subject, work_subject
+from contracts.topology import TASKS, bucket_subject, work_subject
 from ops.nats.access import inbox_prefix
 from ops.nats.client import REPLY_TIMEOUT_S
 from ops.nats.connecting import MAX_OUTSTANDING_PINGS, PING_INTERVAL_S
@@ -56,7 +55,6 @@ class Bare:
         self._record = record
         template = msgspec.json.decode(record, type=GenerationTask)
         self._id = template.id.encode()
-        self._wait = template.deadline_at - template.created_at
         self._client: Client
         self._js: JetStreamContext
         self._known: dict[str, Any] = {}
@@ -77,25 +75,15 @@ class Bare:
         await self._client.close()
 
     async def accept(self, body: bytes) -> Accepted:
-        """Message, timer, record."""
+        """Message, record."""
         request = msgspec.json.decode(body, type=Body)
         task_id = str(uuid_utils.uuid7())
         stored = self._record.replace(self._id, task_id.encode())
-        deadline_at = datetime.now(UTC) + self._wait
         await self._js.publish(
             work_subject("lane", request.model, task_id),
             stored,
             timeout=REPLY_TIMEOUT_S,
             headers={"Nats-Msg-Id": f"{task_id}.0"},
-        )
-        await self._js.publish(
-            timer_set_subject("admit", task_id),
-            stored,
-            timeout=REPLY_TIMEOUT_S,
-            headers={
-                "Nats-Schedule": f"@at {deadline_at.isoformat().replace('+00:00', 'Z')}",
-                "Nats-Schedule-Target": timer_due_subject("admit", task_id),
-            },
         )
         await self._js.publish(
             bucket_subject(TASKS, task_id),

@@ -5,20 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.topology import (
-    DEADLINES,
     DEGRADED,
     TASKS,
-    TIMER_KINDS,
     StreamSpec,
-    TimerKind,
     Topology,
     bucket_stream,
     bucket_subject,
     consumer_on,
     stream_of,
-    sweep_consumer,
-    timer_due_subject,
-    timer_set_subject,
     topology,
     work_stream,
     work_subject,
@@ -47,40 +41,23 @@ def test_the_stream_of_a_subject() -> None:
         assert {stream_of(subject) for subject in spec.subjects} == {spec.name}
         assert all(consumer_on(spec.name, consumer.name) == consumer for consumer in spec.consumers)
     assert {stream_of(bucket_subject(bucket.name, "a")) for bucket in WANTED.buckets} <= set(WANTED.names)
-
-
-def test_degraded_has_nothing_that_wedges_it() -> None:
-    """Marker TTL and discard new wedge a full stream; schedules are forbidden there (design §10.3, §10.4)."""
-    assert not stream(DEGRADED).allow_msg_ttl
-    assert not stream(DEGRADED).allow_msg_schedules
+    with pytest.raises(ValueError, match="no stream takes"):
+        stream_of("deadline.set.admit.a")
 
 
 def test_a_stream_for_each_model() -> None:
-    assert [spec.name for spec in WANTED.streams] == ["LANE_ANISORA", "LANE_PHR00T", DEGRADED, DEADLINES]
+    assert [spec.name for spec in WANTED.streams] == ["LANE_ANISORA", "LANE_PHR00T", DEGRADED]
     lane = stream("LANE_PHR00T")
     assert lane.subjects == ("lane.phr00t.*",)
     assert (lane.max_msgs, lane.discard, lane.retention) == (1000, "new", "workqueue")
-    assert lane.max_age_s == 0  # FR-021 c is a timer: a lane's message must not vanish by itself
+    assert lane.max_age_s == 0  # FR-021 c is a deadline of the record: a lane's message must not vanish by itself
     assert stream("LANE_THIRD", topology(("third",), lane_queue_max_msgs=5, keep_s=1)).max_msgs == 5
-
-
-def test_deadlines_holds_timers_and_gives_each_away_once() -> None:
-    spec = stream(DEADLINES)
-    assert spec.subjects == ("deadline.set.>", "deadline.due.>")
-    assert (spec.retention, spec.discard) == ("workqueue", "old")
-    assert spec.allow_msg_schedules
-    assert spec.allow_msg_ttl
-    assert {consumer.name: consumer.filter_subject for consumer in spec.consumers} == {
-        "sweep-admit": "deadline.due.admit.>",
-        "sweep-lease": "deadline.due.lease.>",
-    }
 
 
 def test_every_work_stream_has_the_one_consumer_of_its_workers() -> None:
     for spec in WANTED.streams:
-        if spec.name != DEADLINES:
-            [consumer] = spec.consumers
-            assert (consumer.name, consumer.filter_subject, consumer.ack_wait_s) == ("worker", spec.subjects[0], 5.0)
+        [consumer] = spec.consumers
+        assert (consumer.name, consumer.filter_subject, consumer.ack_wait_s) == ("worker", spec.subjects[0], 5.0)
 
 
 def test_buckets() -> None:
@@ -108,14 +85,6 @@ def matches(pattern: str, subject: str) -> bool:
     return len(wanted) == len(given_) and all(part in ("*", name) for part, name in zip(wanted, given_, strict=True))
 
 
-@pytest.mark.parametrize("kind", TIMER_KINDS)
-def test_timers_are_set_and_due_where_deadlines_and_its_consumers_listen(kind: TimerKind) -> None:
-    assert timer_set_subject(kind, TASK_ID) == f"deadline.set.{kind}.{TASK_ID}"
-    due = timer_due_subject(kind, TASK_ID)
-    listening = [spec.name for spec in stream(DEADLINES).consumers if matches(spec.filter_subject, due)]
-    assert listening == [sweep_consumer(kind)]
-
-
 def test_bucket_names() -> None:
     assert bucket_subject(TASKS, TASK_ID) == f"$KV.tasks.{TASK_ID}"
     assert bucket_subject("lanes", "anisora.worker-1") == "$KV.lanes.anisora.worker-1"
@@ -131,10 +100,6 @@ def test_an_id_that_would_mean_another_subject_is_refused(text: str) -> None:
         work_subject("lane", "anisora", text)
     with pytest.raises(ValueError, match="not usable in a subject"):
         work_subject("degraded", text, TASK_ID)
-    with pytest.raises(ValueError, match="not usable in a subject"):
-        timer_set_subject("admit", text)
-    with pytest.raises(ValueError, match="not usable in a subject"):
-        timer_due_subject("lease", text)
 
 
 @pytest.mark.parametrize("key", ["", ".", "a.", ".a", "a..b", "a.*", "a.>", "a b", ">"])

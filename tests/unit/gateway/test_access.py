@@ -140,7 +140,7 @@ def test_a_caller_sees_its_own_tasks_and_admin_sees_all() -> None:
 
 
 def test_nothing_is_done_for_somebody_elses_task() -> None:
-    """A read of an overdue task runs its timer's handler; but not for a caller who may not see the task."""
+    """Whoever reads an overdue task does what is due of it: not for those who may not know of the task."""
     task = replace(pending_task(), id=TASK_ID, caller="alice", deadline_at=NOW)
     looked = []
 

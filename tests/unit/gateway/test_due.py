@@ -1,4 +1,4 @@
-"""The timer handler's table, row by row (design §4)."""
+"""The table of deadlines, row by row (design §4), and when somebody looks."""
 
 from datetime import datetime
 
@@ -11,26 +11,34 @@ from contracts.tasks import HANDED_BACK_MAX, FailureCode, GenerationTask, Routin
 from gateway.rules.due import (
     DueAction,
     Fail,
-    Forget,
-    RecordAsRefused,
+    Leave,
+    LookAgain,
     Republish,
     Requeue,
     Reroute,
-    SetTimer,
     due_action,
+    look_at,
 )
 from tests.kit.records import NOW, after, pending_task, processing_task
 
 CANCELLED = lifecycle.fail(pending_task(), code=FailureCode.CANCELLED, message="", now=NOW)
 
 
-def decide(task: GenerationTask | None, now: datetime, *, unbroken_s: float = 1_000, catalog: Catalog) -> DueAction:
-    return due_action(task, unbroken_s=unbroken_s, windows=catalog.windows, attempts=2, now=now)
+def decide(
+    task: GenerationTask | None,
+    now: datetime,
+    *,
+    unbroken_s: float = 1_000,
+    is_placed: bool = False,
+    catalog: Catalog,
+) -> DueAction:
+    return due_action(task, is_placed=is_placed, unbroken_s=unbroken_s, windows=catalog.windows, attempts=2, now=now)
 
 
 def test_rows_1_and_2_no_record_and_ended(catalog: Catalog) -> None:
-    assert decide(None, NOW, catalog=catalog) == RecordAsRefused()
-    assert decide(CANCELLED, after(1_000), catalog=catalog) == Forget()
+    assert decide(None, NOW, catalog=catalog) == Leave()
+    assert decide(CANCELLED, after(1_000), catalog=catalog) == Leave()
+    assert look_at(CANCELLED, is_placed=False) is None
 
 
 def test_row_3_overdue(catalog: Catalog) -> None:
@@ -43,15 +51,25 @@ def test_row_3_overdue(catalog: Catalog) -> None:
 
 @pytest.mark.parametrize("route", ["lane", "degraded"])
 def test_row_4_not_overdue(route: str, catalog: Catalog) -> None:
-    assert decide(pending_task(route=route), after(29.999), catalog=catalog) == Republish(after(30))
+    """Its message was queued before its record was made; where it was moved, by whoever moved it, or by nobody."""
+    first, moved = pending_task(route=route), pending_task(route=route, epoch=1)
+    assert decide(first, after(29.999), catalog=catalog) == Leave()
+    assert look_at(first, is_placed=False) == after(30)
+    assert decide(moved, after(1.999), catalog=catalog) == Leave()
+    assert decide(moved, after(2), catalog=catalog) == Republish()
+    assert look_at(moved, is_placed=False) == after(2)
+    assert decide(moved, after(29.999), is_placed=True, catalog=catalog) == Leave()
+    assert look_at(moved, is_placed=True) == after(30)
 
 
 def test_row_5_live_lease(catalog: Catalog) -> None:
-    assert decide(processing_task(), after(19.999), catalog=catalog) == SetTimer("lease", after(20))
+    assert decide(processing_task(), after(19.999), catalog=catalog) == Leave()
+    assert look_at(processing_task(), is_placed=False) == after(20)
+    assert look_at(processing_task(lease_expires_at=None), is_placed=False) == NOW
 
 
-def test_row_6_a_sweeper_that_was_cut_off_does_not_judge(catalog: Catalog) -> None:
-    assert decide(processing_task(), after(25), unbroken_s=9.9, catalog=catalog) == SetTimer("lease", after(35))
+def test_row_6_a_gateway_that_was_cut_off_does_not_judge(catalog: Catalog) -> None:
+    assert decide(processing_task(), after(25), unbroken_s=4, catalog=catalog) == LookAgain(after(31))
     assert decide(processing_task(), after(25), unbroken_s=10, catalog=catalog) == Requeue()
 
 

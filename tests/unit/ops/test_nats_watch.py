@@ -34,6 +34,7 @@ def test_whether_a_stream_went_back(
 
 
 HELD, EMPTY = StreamState(MADE, 9, first_seq=3, subjects=4), StreamState(MADE, 9, first_seq=10)
+NEW = StreamState(MADE, 0)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,7 @@ HELD, EMPTY = StreamState(MADE, 9, first_seq=3, subjects=4), StreamState(MADE, 9
         pytest.param(None, [], HELD, EMPTY, True, id="2-purged"),
         pytest.param(None, [], HELD, StreamState(MADE, 20, first_seq=10, subjects=9), True, id="2-purged-and-written"),
         pytest.param(None, [], EMPTY, EMPTY, False, id="2-it-was-empty-then"),
+        pytest.param(None, [], NEW, StreamState(MADE, 1, first_seq=1, subjects=1), False, id="2-the-first-of-all"),
         pytest.param(None, [9], HELD, HELD, False, id="3-what-came-lately-is-there"),
         pytest.param(None, [11, 14], EMPTY, StreamState(MADE, 14, first_seq=13, subjects=1), True, id="3-purged"),
         pytest.param(None, [], EMPTY, StreamState(MADE, 20, first_seq=12, subjects=9), False, id="2-there-was-nothing"),

@@ -1,0 +1,101 @@
+"""When each task that has not ended is to be looked at, by its own record. Pure: no clock, no I/O; the task board feeds
+it."""
+
+import heapq
+import zlib
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Final
+
+from contracts.tasks import GenerationTask
+from gateway.rules.due import look_at
+
+# Every gateway may act, and a compare-and-set decides. Each waits a share of this, by a hash of its name and the task:
+# so another one comes first for each task, and the others see what it did before their turn comes.
+SPREAD_S: Final = 0.1
+# Whoever looked and could do nothing, as when the server did not answer, looks again so much later.
+AGAIN_S: Final = 1.0
+
+
+class Deadlines:
+    """A heap of the live records' own deadlines.
+
+    A task that came due comes again after AGAIN_S until its record says something else, or that it is to be looked at
+    later: so that one look that came to nothing loses no task.
+    """
+
+    def __init__(self, name: str) -> None:
+        """*name* is this gateway's own among those of one deployment."""
+        self._name = name
+        self._live: dict[str, GenerationTask] = {}
+        self._at: dict[str, datetime] = {}
+        self._placed: dict[str, int] = {}
+        # of what was put off or has changed an entry stays here until its time comes; it counts no more
+        self._heap: list[tuple[datetime, str]] = []
+        self.on_sooner: Callable[[], None] = lambda: None
+        """Called when the next task is due sooner than `next_at` said last."""
+
+    def take_in(self, task: GenerationTask) -> None:
+        """The record of *task* is new, or changed."""
+        if task.status.is_terminal:
+            self.forget(task.id)
+        else:
+            self._live[task.id] = task
+            self._schedule(task)
+
+    def forget(self, task_id: str) -> None:
+        """The task has ended or is gone; one that was unknown is fine."""
+        self._live.pop(task_id, None)
+        self._at.pop(task_id, None)
+        self._placed.pop(task_id, None)
+
+    def placed(self, task: GenerationTask) -> None:
+        """This gateway has sent the message of *task*'s placement."""
+        known = self._live.get(task.id)
+        if known is not None:
+            self._placed[task.id] = task.epoch
+            self._schedule(known)
+
+    def is_placed(self, task: GenerationTask) -> bool:
+        """Whether this gateway has sent the message of *task*'s placement."""
+        return self._placed.get(task.id) == task.epoch
+
+    def put_off(self, task_id: str, at: datetime) -> None:
+        """*task_id* cannot be judged before *at*. What its record says when it changes counts all the same."""
+        if task_id in self._live:
+            self._put(task_id, at)
+
+    def due(self, now: datetime, *, limit: int) -> list[str]:
+        """At most *limit* tasks that are to be looked at now, those that were due first first."""
+        found: list[str] = []
+        again_at = now + timedelta(seconds=AGAIN_S)
+        while self._heap and self._heap[0][0] <= now and len(found) < limit:
+            at, task_id = heapq.heappop(self._heap)
+            if self._at.get(task_id) == at:
+                found.append(task_id)
+                self._put(task_id, again_at)
+        return found
+
+    def next_at(self) -> datetime | None:
+        """When the next task is due; None without any."""
+        while self._heap and self._at.get(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def _schedule(self, task: GenerationTask) -> None:
+        at = look_at(task, is_placed=self.is_placed(task))
+        if at is not None:
+            self._put(task.id, at + timedelta(seconds=SPREAD_S * share(self._name, task.id)))
+
+    def _put(self, task_id: str, at: datetime) -> None:
+        if self._at.get(task_id) == at:
+            return
+        self._at[task_id] = at
+        heapq.heappush(self._heap, (at, task_id))
+        if self._heap[0] == (at, task_id):
+            self.on_sooner()
+
+
+def share(name: str, task_id: str) -> float:
+    """Where gateway *name* stands among all for *task_id*: from 0, the first, up to 1."""
+    return zlib.crc32(f"{name} {task_id}".encode()) / 0xFFFFFFFF
