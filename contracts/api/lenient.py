@@ -2,8 +2,9 @@
 
 1. What it does not know is passed over.
 2. A word out of a list (an enum, a Literal) may be any word: lists grow.
-3. What is missing is null where it may be null, and otherwise 0, false or empty. Words, moments and objects must be
-   there: without them it is no answer of a gateway.
+3. What is missing is null where it may be null, and otherwise 0, false or empty. A task without a class is `standard`:
+   gateways of an earlier version have no other. Other words, moments and objects must be there: without them it is no
+   answer of a gateway.
 """
 
 import types
@@ -14,9 +15,11 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_
 import msgspec
 from msgspec import NODEFAULT, Struct
 
+from contracts.tasks import Priority
+
 T = TypeVar("T")
-# What stands for a figure, a flag or a list that is missing.
-_NOTHING: dict[Any, Any] = {int: 0, float: 0.0, bool: False, tuple: (), list: []}
+# What stands for a figure, a flag, a list or a class that is missing.
+_NOTHING: dict[Any, Any] = {int: 0, float: 0.0, bool: False, tuple: (), list: [], Priority: Priority.STANDARD.value}
 
 
 def lenient(kind: type[T]) -> type[T]:

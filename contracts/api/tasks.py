@@ -84,7 +84,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
     status: TaskStatus
     model: str
     route: Literal["lane", "degraded"]
-    priority: Priority = Priority.STANDARD  # a gateway of an earlier version does not name it
+    priority: Priority
     worker: str | None
     attempt: int
     parameters: GenerationParameters

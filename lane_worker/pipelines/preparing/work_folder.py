@@ -34,7 +34,7 @@ class Stamp(Struct, frozen=True):
     changed_ns: int
 
 
-class Source(Struct, frozen=True):
+class PublishedFile(Struct, frozen=True):
     """A published file whose SHA-256 is known, and when that was so."""
 
     name: str
@@ -47,7 +47,7 @@ class FolderState(Struct, frozen=True):
 
     source: str
     way: str
-    sources: tuple[Source, ...] = ()
+    sources: tuple[PublishedFile, ...] = ()
     files: tuple[PreparedFile, ...] = ()
 
 

@@ -26,7 +26,7 @@ from lane_worker.pipelines.preparing.work_folder import (
     LOCK,
     STATE,
     FolderState,
-    Source,
+    PublishedFile,
     Stamp,
     begun_from_others,
     free_bytes_at,
@@ -102,7 +102,7 @@ def _identified(
         known = next((each for each in state.sources if each.name == name), None)
         stamp = stamp_of(path)
         if known is None or known.stamp != stamp:
-            found = Source(name, stamp, _read_through(path, done_bytes, total_bytes, on_progress))
+            found = PublishedFile(name, stamp, _read_through(path, done_bytes, total_bytes, on_progress))
             _require_unchanged_file(path, stamp)
             if known is not None and known.sha256 != found.sha256:
                 raise begun_from_others(part, state)
