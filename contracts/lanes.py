@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal, get_args
 from msgspec import Meta, Struct
 
 from contracts.nesting import Decoder
+from contracts.order import OrderState
 from contracts.topology import SLOTS_SHOWN_S
 from contracts.wire import Moment, decode
 
@@ -162,13 +163,17 @@ def is_shown(slot: VideoPipelineSlot, *, written_at: datetime, now: datetime) ->
 
 
 class Leadership(Struct, frozen=True, kw_only=True):
-    """The value at key `degraded` of KV `leader`: who serves the degraded queue. It expires when not refreshed."""
+    """The value at key `degraded` of KV `leader`: who serves the degraded queue. It expires when not refreshed.
+
+    *order* is what its order stood on at the last refresh; None for a leader that has not said so.
+    """
 
     worker: str
     owner: str
     slot: str
     pid: int
     since: Moment
+    order: OrderState | None = None
 
 
 _HEARTBEATS: Final = Decoder(LaneHeartbeat)

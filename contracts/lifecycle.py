@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 from msgspec.structs import replace
 
+from contracts.order import words
 from contracts.tasks import (
     HANDED_BACK_MAX,
     TIMELINE_MAX,
@@ -86,7 +87,7 @@ def claim(
         task,
         TaskEvent.CLAIM,
         now,
-        f"attempt {task.attempt + 1} by {worker}",
+        f"attempt {task.attempt + 1} by {worker}" + ("" if order is None else f": {words(order.rules)}"),
         attempt=task.attempt + 1,
         owner=owner,
         worker=worker,

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, get_args
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from contracts.strict import Strict
-from contracts.tasks import Priority
+from contracts.tasks import GenerationTask, Priority
+from contracts.wire import Moment
 
 OrderName = Literal["fifo", "swap-aware"]
 ORDER_NAMES: Final[tuple[OrderName, ...]] = get_args(OrderName)
@@ -29,6 +31,11 @@ RULES: Final[Mapping[int, str]] = {
     6: "its model is loaded, and its slice lasts or no other model waits",
     7: "the oldest task of its model waits longest",
 }
+
+
+def words(rules: Iterable[int]) -> str:
+    """*rules* for a person; one of a later version by its number."""
+    return "; ".join(RULES.get(rule, f"rule {rule}") for rule in rules)
 
 
 class Waiting(Struct, frozen=True, kw_only=True):
@@ -231,3 +238,98 @@ def _rank(priority: Priority) -> int:
 def _of(seconds: Mapping[str, float], model: str) -> float:
     found = seconds.get(model)
     return max(seconds.values(), default=0.0) if found is None else found
+
+
+class Forecast(Struct, frozen=True, kw_only=True):
+    """When a task will start, *position* 1 being the next one. *in_time*: before its deadline."""
+
+    position: int
+    start_s: float
+    in_time: bool
+
+
+def forecast(
+    waiting: Iterable[Waiting],
+    *,
+    loaded: OnCard | None,
+    costs: Costs,
+    ledger: Ledger,
+    policy: Policy,
+    free_s: float,
+) -> dict[str, Forecast]:
+    """When each of those *waiting* will start on a card that is free at *free_s*, by its id, if nobody else comes.
+
+    What cannot start in time gives up its place and costs nothing. It stands behind those that can, at the moment at
+    which it would start if it waited on.
+    """
+    left = {task.task_id: task for task in waiting}
+    found: dict[str, Forecast] = {}
+    now_s, in_time = free_s, True
+    while left:
+        choice = choose(left.values(), loaded=loaded, costs=costs, ledger=ledger, policy=policy, now_s=now_s)
+        if choice is None:
+            in_time = False
+            left = {task_id: replace(task, deadline_s=float("inf")) for task_id, task in left.items()}
+            continue
+        task = choice.task
+        found[task.task_id] = Forecast(position=len(found) + 1, start_s=now_s, in_time=in_time)
+        ledger = started(ledger, task, left.values(), loaded=loaded, costs=costs, now_s=now_s)
+        del left[task.task_id]
+        run_s = costs.run_of(task.model)
+        now_s += cost_s(task, loaded=loaded, costs=costs)
+        if loaded is None or loaded.model != task.model:
+            loaded = OnCard(task.model, now_s - run_s)
+    return found
+
+
+class OrderState(Struct, frozen=True, kw_only=True):
+    """What a leader's order stands on, as of *at*: everything that `forecast` asks for but the tasks.
+
+    The model *loaded* since *loaded_at*; the card is free at *free_at*, None where it is free now. *callers* are those
+    who had most of it lately.
+    """
+
+    at: Moment
+    order: OrderName
+    swap_share: float
+    slice_max_s: float
+    turn_share: float
+    loaded: str | None = None
+    loaded_at: Moment | None = None
+    free_at: Moment | None = None
+    run_s: dict[str, float] = {}
+    swap_s: dict[str, float] = {}
+    callers: dict[str, float] = {}
+    passed_s: dict[Priority, float] = {}
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(
+            order=self.order, swap_share=self.swap_share, slice_max_s=self.slice_max_s, turn_share=self.turn_share
+        )
+
+    @property
+    def on_card(self) -> OnCard | None:
+        if self.loaded is None or self.loaded_at is None:
+            return None
+        return OnCard(self.loaded, self.loaded_at.timestamp())
+
+    @property
+    def costs(self) -> Costs:
+        return Costs(run_s=self.run_s, swap_s=self.swap_s)
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(callers=self.callers, passed_s=self.passed_s, at_s=self.at.timestamp())
+
+
+def waiting_of(task: GenerationTask) -> Waiting:
+    """*task* as the order sees it: by the seconds of the epoch."""
+    return Waiting(
+        task_id=task.message_id,
+        model=task.model,
+        caller=task.caller,
+        priority=task.priority,
+        queued_s=task.queued_at.timestamp(),
+        deadline_s=task.deadline_at.timestamp(),
+    )

@@ -15,9 +15,10 @@ import structlog
 from msgspec import Struct
 from nats.aio.msg import Msg
 
+from contracts.order import waiting_of
 from contracts.tasks import GenerationTask, UnreadableTask
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, TASKS, WORK_CONSUMER
-from degraded_worker.order import Order, waiting_of
+from degraded_worker.order import Order
 from lane_worker.runtime.claim import Drop, Mine, claim_decision
 from lane_worker.runtime.queued import queued_task
 from lane_worker.runtime.source import NextMessage

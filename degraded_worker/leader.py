@@ -7,6 +7,7 @@ new leader shows it to put a stopped one's pipeline host aside.
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
@@ -15,6 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from contracts.lanes import Leadership
+from contracts.order import OrderState
 from contracts.topology import LEADER_KEY, LEADER_REFRESH_S, LEADER_TTL_S
 from ops.nats.bucket import Bucket, Versioned
 from ops.nats.buckets import LEADERSHIPS
@@ -68,8 +70,17 @@ def vacancy(entry: Versioned[Leadership] | None, *, owner: str) -> int | None:
 class Leader:
     """The candidacy of one worker process. In turn: `campaign`, then `hold` while it leads, then `resign`."""
 
-    def __init__(self, link: NatsLink, *, worker: str, owner: str, slot: str) -> None:
+    def __init__(
+        self,
+        link: NatsLink,
+        *,
+        worker: str,
+        owner: str,
+        slot: str,
+        order: Callable[[], OrderState | None] = lambda: None,
+    ) -> None:
         """*owner* is the nonce of this process; *worker* and *slot* are shown to whoever looks."""
+        self._order = order
         self._bucket = Bucket(link, LEADERSHIPS, reports=False)
         self._worker, self._owner, self._slot = worker, owner, slot
         self._standing: Standing | None = None
@@ -160,9 +171,10 @@ class Leader:
             log.info("not_resigned", error=str(error))
 
     async def _store(self, revision: int) -> int:
+        leadership = replace(self._leadership, order=self._order())
         # An answer that stays away longer than this is not worth waiting for: the next refresh finds out.
         try:
             async with asyncio.timeout(LEADER_REFRESH_S):
-                return await self._bucket.update(LEADER_KEY, self._leadership, revision=revision, ttl_s=LEADER_TTL_S)
+                return await self._bucket.update(LEADER_KEY, leadership, revision=revision, ttl_s=LEADER_TTL_S)
         except TimeoutError:
             raise TransportUnavailable(f"no answer within {LEADER_REFRESH_S:g} s") from None

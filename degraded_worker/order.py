@@ -7,16 +7,30 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from contracts.order import Choice, Costs, Ledger, OnCard, Policy, Waiting, choose, started
+from contracts.order import (
+    Choice,
+    Costs,
+    Ledger,
+    OnCard,
+    OrderState,
+    Policy,
+    Waiting,
+    choose,
+    cost_s,
+    started,
+    waiting_of,
+)
 from contracts.tasks import GenerationTask, OrderDecision, Priority, Progress, WaitingGroup
 from lane_worker.runtime.outcome import Result, Runner, Succeeded, Unsuccessful
 
 # The median of so many is what a run or a swap is expected to take.
 SAMPLES_MAX: Final = 9
+# Of so many callers others learn how much of the card they had.
+CALLERS_SHOWN: Final = 32
 
 
 class Order:
@@ -30,6 +44,7 @@ class Order:
         self._runs_s: dict[str, deque[float]] = {}
         self._swaps_s: dict[str, deque[float]] = {}
         self._chosen: tuple[Choice, Sequence[Waiting]] | None = None
+        self._free_at: datetime | None = None  # when what runs is expected to end
 
     def choose(self, waiting: Sequence[Waiting], *, now: datetime) -> tuple[str, OrderDecision] | None:
         """The id of the task among those *waiting* that is to be claimed next, and why; None where none may start.
@@ -60,6 +75,8 @@ class Order:
 
     def starts(self, task: GenerationTask, *, now: datetime) -> None:
         """*task*, which was chosen last, is claimed and starts now."""
+        lasts_s = cost_s(waiting_of(task), loaded=self._loaded(now.timestamp()), costs=self._costs())
+        self._free_at = now + timedelta(seconds=lasts_s)
         if self._chosen is None or self._chosen[0].task.task_id != task.message_id:
             return
         (choice, waiting), self._chosen = self._chosen, None
@@ -70,6 +87,7 @@ class Order:
 
     def ran(self, task: GenerationTask, result: Result, *, seconds: float, now: datetime) -> None:
         """The run of *task* took *seconds* in all, with the swap where there was one."""
+        self._free_at = None
         swap = result.swap if isinstance(result, (Succeeded, Unsuccessful)) else None
         swap_s = 0.0
         if swap is not None:
@@ -78,6 +96,25 @@ class Order:
             self._on_card = OnCard(task.model, now.timestamp() - max(0.0, seconds - swap_s))
         if isinstance(result, Succeeded):
             _note(self._runs_s, task.model, max(0.0, seconds - swap_s))
+
+    def state(self, now: datetime) -> OrderState:
+        """What others need to say when a task will start."""
+        loaded, policy = self._loaded(now.timestamp()), self._policy
+        most = sorted(self._ledger.callers.items(), key=lambda each: (-each[1], each[0]))[:CALLERS_SHOWN]
+        return OrderState(
+            at=datetime.fromtimestamp(self._ledger.at_s, UTC) if self._ledger.at_s else now,
+            order=policy.order,
+            swap_share=policy.swap_share,
+            slice_max_s=policy.slice_max_s,
+            turn_share=policy.turn_share,
+            loaded=None if loaded is None else loaded.model,
+            loaded_at=None if loaded is None else datetime.fromtimestamp(loaded.since_s, UTC),
+            free_at=self._free_at,
+            run_s=_rounded(_medians(self._runs_s)),
+            swap_s=_rounded(_medians(self._swaps_s)),
+            callers=_rounded(dict(most)),
+            passed_s=dict(self._ledger.passed_s),
+        )
 
     def _loaded(self, now_s: float) -> OnCard | None:
         model = self._resident()
@@ -111,18 +148,6 @@ class OrderedRunner:
         self._runner.stop(task_id)
 
 
-def waiting_of(task: GenerationTask) -> Waiting:
-    """*task* as the order sees it."""
-    return Waiting(
-        task_id=task.message_id,
-        model=task.model,
-        caller=task.caller,
-        priority=task.priority,
-        queued_s=task.queued_at.timestamp(),
-        deadline_s=task.deadline_at.timestamp(),
-    )
-
-
 def groups(waiting: Sequence[Waiting], *, now_s: float) -> tuple[WaitingGroup, ...]:
     """Those *waiting* by class, the strictest first, and by model, as a task keeps them."""
     found: dict[tuple[Priority, str], list[float]] = {}
@@ -140,3 +165,7 @@ def _note(samples: dict[str, deque[float]], model: str, seconds: float) -> None:
 
 def _medians(samples: dict[str, deque[float]]) -> dict[str, float]:
     return {model: statistics.median(each) for model, each in samples.items()}
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in seconds.items()}

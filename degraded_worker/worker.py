@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
@@ -56,12 +57,20 @@ class DegradedWorker:
         self._scratch, self._host, self._display = parts.scratch, parts.host, parts.display
         self._residence, self._runner, self._loop = parts.residence, parts.runner, parts.loop
         self._distrust = parts.distrust
-        self._leader = Leader(setup.link, worker=setup.name, owner=parts.owner, slot=setup.slot)
+        self._leader = Leader(
+            setup.link,
+            worker=setup.name,
+            owner=parts.owner,
+            slot=setup.slot,
+            order=lambda: self._order.state(datetime.now(UTC)),
+        )
 
     def _ordered(
         self, link: NatsLink, policy: Policy, owner: str, residence: Residence, runner: Runner
     ) -> tuple[Hand, OrderedRunner]:
-        order = Order(policy, resident=lambda: None if residence.resident is None else residence.resident.model)
+        self._order = order = Order(
+            policy, resident=lambda: None if residence.resident is None else residence.resident.model
+        )
         return Hand(link, order=order, owner=owner, leads=self._leads), OrderedRunner(runner, order)
 
     def _leads(self) -> bool:

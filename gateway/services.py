@@ -84,7 +84,9 @@ class Services:
         self.cold_starts = ColdStarts()
         self.tasks = TaskBoard(secrets.token_hex(8))
         self.streams = Streams()
-        self.estimates = Estimates(queues=self.tasks.work_queues, lanes=self.lanes, catalog=catalog)
+        self.estimates = Estimates(
+            queues=self.tasks.work_queues, lanes=self.lanes, catalog=catalog, leader=self.leader.leader
+        )
         self.link: NatsLink
         self.artifacts: Artifacts
         self.admission: Admission

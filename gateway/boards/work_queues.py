@@ -3,7 +3,7 @@
 import bisect
 import statistics
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Final, Literal
 
@@ -19,6 +19,8 @@ class WorkQueue:
     def __init__(self) -> None:
         self._waiting: list[GenerationTask] = []
         self._running: dict[str, GenerationTask] = {}
+        self.changes = 0
+        """Grows whenever a task comes or goes, and when one is claimed."""
         self.moves = 0
         """Grows whenever a task that waits may stand elsewhere than before."""
 
@@ -37,6 +39,7 @@ class WorkQueue:
         return bisect.bisect_left(self._waiting, _turn(task), key=_turn)
 
     def add(self, task: GenerationTask) -> None:
+        self.changes += 1
         if task.status is TaskStatus.PENDING:
             ahead = bisect.bisect_right(self._waiting, _turn(task), key=_turn)
             self.moves += ahead < len(self._waiting)
@@ -45,6 +48,7 @@ class WorkQueue:
             self._running[task.id] = task
 
     def remove(self, task: GenerationTask) -> None:
+        self.changes += 1
         if task.status is TaskStatus.PENDING:
             ahead = self.ahead_of(task)
             del self._waiting[ahead]
@@ -61,6 +65,8 @@ class WorkQueues:
         self._live: dict[str, GenerationTask] = {}
         self._service_s: dict[tuple[str, str], deque[float]] = {}
         self._median_s: dict[tuple[str, str], float] = {}
+        self.degraded_ahead_of: Callable[[GenerationTask], int] | None = None
+        """Who knows the order of the degraded queue sets it; without it, it is that of arrival."""
 
     def of(self, route: Literal["lane", "degraded"], model: str) -> WorkQueue:
         """The queue that carries tasks of *model* on *route*."""
@@ -69,11 +75,16 @@ class WorkQueues:
     @property
     def moves(self) -> int:
         """Grows whenever a task that waits on any of them may stand elsewhere than before."""
-        return sum(queue.moves for queue in self._queues.values())
+        ordered = self.of("degraded", "") if self.degraded_ahead_of else None
+        return sum(queue.changes if queue is ordered else queue.moves for queue in self._queues.values())
 
     def ahead_of(self, task: GenerationTask) -> int:
         """How many tasks go before *task*; 0 unless it waits."""
-        return self.of(task.route, task.model).ahead_of(task) if task.status is TaskStatus.PENDING else 0
+        if task.status is not TaskStatus.PENDING:
+            return 0
+        if task.route == "degraded" and self.degraded_ahead_of is not None:
+            return self.degraded_ahead_of(task)
+        return self.of(task.route, task.model).ahead_of(task)
 
     def take_in(self, task: GenerationTask) -> None:
         """The record of *task* is new, or changed."""
@@ -92,6 +103,10 @@ class WorkQueues:
         task = self._live.pop(task_id, None)
         if task is not None:
             self.of(task.route, task.model).remove(task)
+
+    def services_s(self, route: Literal["lane", "degraded"]) -> dict[str, float]:
+        """The median service times of all models on *route* of which there is one."""
+        return {model: median_s for (served, model), median_s in self._median_s.items() if served == route}
 
     def service_s(self, route: Literal["lane", "degraded"], model: str) -> float | None:
         """The median service time of *model* on *route*; None when nothing was measured.

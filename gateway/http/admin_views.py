@@ -17,6 +17,7 @@ from contracts.api.admin import (
     RunningView,
 )
 from contracts.lanes import ColdStart, FallbackEpisode, Leadership
+from contracts.order import words
 from contracts.settings import ModelEntry
 from contracts.tasks import GenerationTask
 from gateway.boards.cold_starts import TARGET_S, share_within
@@ -150,6 +151,8 @@ def explain_view(task: GenerationTask, now: Route) -> ExplainView:
         derived=None if derived is None else route_view(derived),
         agrees=None if decision is None or derived is None else decision.outcome == str(derived),
         now=route_view(now),
+        order=task.order,
+        chosen=None if task.order is None else words(task.order.rules),
         swap=task.swap,
         trace_id=task.trace_id,
     )

@@ -19,6 +19,7 @@ import gateway.boards.task_board
 import gateway.http.lookup
 import gateway.placing.admission
 import gateway.placing.cancelling
+import gateway.placing.estimate
 import gateway.placing.fallbacks
 import gateway.placing.hold
 import gateway.placing.input_images
@@ -55,6 +56,7 @@ _WITH_DATETIME: tuple[Any, ...] = (
     gateway.boards.episode_board,
     gateway.boards.task_board,
     gateway.placing.admission,
+    gateway.placing.estimate,
     gateway.placing.fallbacks,
     gateway.placing.hold,
     gateway.placing.input_images,

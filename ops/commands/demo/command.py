@@ -15,7 +15,7 @@ from ops.commands.api.options import Gateway, gateway_options
 from ops.commands.demo.pictures import save_sheet
 from ops.commands.demo.runs import OnALane, Run, bodies, run_one
 from ops.commands.demo.story import tell_story
-from ops.commands.demo.tables import figures, receipts_of, table_of
+from ops.commands.demo.tables import choices_of, figures, receipts_of, table_of
 from ops.commands.demo.verdicts import REQUESTS_ASKED, judge_acceptance, judge_memory, judge_oom, judge_release
 from ops.commands.saving import require_writable
 
@@ -36,6 +36,8 @@ def report(console: Console, runs: Sequence[Run], *, degraded: bool) -> None:
     console.print(table_of(runs))
     if degraded:
         console.print(receipts_of(runs))
+        for line in choices_of(runs):
+            console.print(f"started when it was  {line}", highlight=False)
     for line in figures(runs):
         console.print(line, highlight=False)
     judges = (judge_release, judge_memory) if degraded else (judge_oom, judge_acceptance, judge_memory)

@@ -100,3 +100,14 @@ def _megabytes(count: int | None) -> str:
 
 def _between(start: datetime, end: datetime | None, unit: float, form: str) -> str:
     return "" if end is None else format((end - start).total_seconds() * unit, form)
+
+
+def choices_of(runs: Sequence[Run]) -> list[str]:
+    """Why the degraded worker started each of *runs* when it did: a line for each reason, with the numbers of those."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        claims = [entry.detail for entry in run.task.timeline if entry.event == "claim"] if run.task else []
+        reason = claims[-1].partition(": ")[2] if claims else ""
+        if reason:
+            found.setdefault(reason, []).append(str(run.number))
+    return [f"{', '.join(numbers)}: {reason}" for reason, numbers in found.items()]

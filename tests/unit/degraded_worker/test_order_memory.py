@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from contracts.order import Policy
+from contracts.order import Policy, waiting_of
 from contracts.tasks import FailureCode, GenerationTask, Priority, WaitingGroup
-from degraded_worker.order import Order, OrderedRunner, waiting_of
+from degraded_worker.order import Order, OrderedRunner
 from lane_worker.runtime.outcome import GaveUp, Result, Succeeded, Unsuccessful
 from tests.kit.records import NOW, after, pending_task
 from tests.kit.steered import MEMORY, RECEIPT, SteeredRunner

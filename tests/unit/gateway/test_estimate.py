@@ -13,14 +13,15 @@ from msgspec.structs import replace
 
 from contracts import lifecycle
 from contracts.api.tasks import QueuePlace
-from contracts.lanes import LaneHeartbeat, LaneState
+from contracts.lanes import LaneHeartbeat, LaneState, Leadership
+from contracts.order import OrderState
 from contracts.settings import Catalog
-from contracts.tasks import FailureCode, GenerationTask, ImageReference, TaskStatus, encode_task
+from contracts.tasks import FailureCode, GenerationTask, ImageReference, Priority, TaskStatus, encode_task
 from contracts.topology import DEGRADED_MAX_MSGS
 from gateway.boards.lane_board import LaneBoard
 from gateway.boards.task_board import TaskBoard
 from gateway.boards.work_queues import SAMPLES_MAX, WorkQueues
-from gateway.placing.estimate import Ahead, Estimates, degraded_wait_s, lane_wait_s, retry_after_s
+from gateway.placing.estimate import Estimates, lane_wait_s, retry_after_s
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import HEARTBEATS, RECORDS
 from ops.nats.entry import Entry
@@ -57,27 +58,6 @@ def test_the_wait_on_lanes_is_that_of_lanes_that_take_the_next_when_free(
         heapq.heapreplace(free_s, free_s[0] + 10)
     found_s = lane_wait_s(ahead, service_s=10, remaining_s=remaining_s, lanes=lanes)
     assert found_s == pytest.approx(free_s[0])
-
-
-@pytest.mark.parametrize(
-    ("ahead", "expected_s"),
-    [
-        pytest.param([], 3, id="next"),
-        pytest.param([Ahead(5, 29), Ahead(2, 29)], 10, id="each-by-its-model"),
-        pytest.param([Ahead(5, 2.9), Ahead(2, 29)], 5, id="the-first-gives-up"),
-        pytest.param([Ahead(5, 3), Ahead(2, 29)], 10, id="just-in-time"),
-        pytest.param([Ahead(5, -1)], 3, id="overdue-and-not-swept-yet"),
-    ],
-)
-def test_the_wait_on_the_degraded_worker(ahead: list[Ahead], expected_s: float) -> None:
-    assert degraded_wait_s(ahead, remaining_s=3) == expected_s
-
-
-@given(st.lists(st.builds(Ahead, seconds, seconds)), seconds)
-def test_nobody_waits_less_than_those_ahead(ahead: list[Ahead], remaining_s: float) -> None:
-    waits_s = [degraded_wait_s(ahead[:count], remaining_s=remaining_s) for count in range(len(ahead) + 1)]
-    assert waits_s == sorted(waits_s)
-    assert waits_s[0] == remaining_s
 
 
 @pytest.mark.parametrize(
@@ -185,10 +165,10 @@ def test_a_queue_is_in_order_however_its_records_came(chance: random.Random, ste
 class Scene:
     """Queues, lanes and the estimates over them."""
 
-    def __init__(self, catalog: Catalog, *tasks: GenerationTask) -> None:
+    def __init__(self, catalog: Catalog, *tasks: GenerationTask, leader: Leadership | None = None) -> None:
         self.queues = queues_with(*tasks)
         self.lanes = LaneBoard(health_timeout_s=60, grace_s=10)
-        self.estimates = Estimates(queues=self.queues, lanes=self.lanes, catalog=catalog)
+        self.estimates = Estimates(queues=self.queues, lanes=self.lanes, catalog=catalog, leader=lambda _: leader)
 
     def report(self, worker: str, state: LaneState, at: datetime = NOW) -> None:
         heartbeat = LaneHeartbeat(
@@ -227,13 +207,46 @@ def test_the_place_on_the_degraded_queue(catalog: Catalog) -> None:
     # the second would be taken after 8 s, but it has given up by then
     late = replace(queue[1], deadline_at=after(33))
     scene.queues.take_in(late)
-    assert scene.estimates.place(queue[2], now) == QueuePlace(position=3, expected_wait_s=8.0)
+    assert scene.estimates.place(queue[2], now) == QueuePlace(position=2, expected_wait_s=8.0)
+    assert scene.estimates.place(late, now) == QueuePlace(position=3, expected_wait_s=12.0)
 
 
 def test_a_task_that_takes_longer_than_expected_may_end_at_any_moment(catalog: Catalog) -> None:
     task = waiting(2, 1)
     scene = Scene(catalog, served(0, 10), claimed(waiting(1), 1), task)
     assert scene.estimates.place(task, after(29)) == QueuePlace(position=1, expected_wait_s=0.0)
+
+
+def test_the_places_follow_the_order_of_the_leader(catalog: Catalog) -> None:
+    """phr00t is loaded for 20 s more; what runs ends in 3 s. The other model comes after the slice, with a swap."""
+    first, *rest = [waiting(3, 21), waiting(4, 22, model="phr00t"), waiting(5, 23), waiting(6, 24, model="phr00t")]
+    urgent = replace(waiting(7, 25, model="phr00t"), priority=Priority.INTERACTIVE)
+    state = OrderState(
+        at=after(26),
+        order="swap-aware",
+        swap_share=0.2,
+        slice_max_s=120,
+        turn_share=0.2,
+        loaded="phr00t",
+        loaded_at=after(16),
+        free_at=after(29),
+        run_s={"anisora": 3, "phr00t": 2},
+        swap_s={"anisora": 4, "phr00t": 4},
+    )
+    leader = Leadership(worker="degraded-0", owner="o", slot="cpu-0", pid=1, since=NOW, order=state)
+    scene = Scene(catalog, claimed(waiting(2), 20), first, *rest, urgent, leader=leader)
+    now = after(26)
+    assert [scene.estimates.place(task, now) for task in (urgent, rest[0], rest[2], first, rest[1])] == [
+        QueuePlace(position=1, expected_wait_s=3.0),
+        QueuePlace(position=2, expected_wait_s=5.0),
+        QueuePlace(position=3, expected_wait_s=7.0),
+        QueuePlace(position=4, expected_wait_s=9.0),
+        QueuePlace(position=5, expected_wait_s=16.0),
+    ]
+    assert scene.queues.ahead_of(claimed(first, 27)) == 0
+    scene.queues.take_in(claimed(urgent, 27))
+    assert scene.estimates.place(rest[0], now) == QueuePlace(position=1, expected_wait_s=3.0)
+    assert scene.estimates.retry_after_s("phr00t", now) == 1
 
 
 def test_the_place_on_lanes_counts_those_that_are_ready(catalog: Catalog) -> None:
@@ -283,8 +296,9 @@ def test_estimates_are_in_bounds_whatever_waits(queue: list[tuple[float, str]], 
     tasks = [waiting(100 + number, queued_s, model=model) for number, (queued_s, model) in enumerate(queue)]
     scene = Scene(samples.catalog(), served(0, 3), served(1, 11, model="phr00t"), claimed(waiting(2), 5), *tasks)
     places = [scene.estimates.place(task, after(now_s)) for task in scene.queues.of("degraded", "anisora").waiting]
-    assert [place.position for place in places if place] == list(range(1, len(tasks) + 1))
-    waits_s = [place.expected_wait_s for place in places if place and place.expected_wait_s is not None]
+    in_turn = sorted((place for place in places if place), key=lambda place: place.position)
+    assert [place.position for place in in_turn] == list(range(1, len(tasks) + 1))
+    waits_s = [place.expected_wait_s for place in in_turn if place.expected_wait_s is not None]
     assert len(waits_s) == len(tasks)
     assert waits_s == sorted(waits_s)
     for model in ("anisora", "phr00t"):
