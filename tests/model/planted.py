@@ -327,5 +327,5 @@ PLANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
     (one_file_for_all_epochs, "2", 192),
     (full_is_refused_and_recorded, "6", 14),
     (goes_on_blindly, "8", 2),
-    (acked_into_the_hand, "7", 548),
+    (acked_into_the_hand, "7", 367),
 )
