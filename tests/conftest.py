@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from contracts.settings import Catalog, load_settings
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
+from ops.telemetry.unreadable import unreadables
 from tests.kit import reaper
 from tests.kit.measured import Measured
 from tests.kit.support import (
@@ -94,6 +96,12 @@ def measured() -> Measured:
     """The metrics of this process. Before any test: a command that one runs in this process sets a provider, too, and
     OpenTelemetry keeps the first."""
     return Measured()
+
+
+@pytest.fixture(autouse=True)
+def unreadable_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test before this one could not read is forgotten: a process logs each such entry once."""
+    monkeypatch.setattr(unreadables, "_known", OrderedDict())
 
 
 @pytest.fixture(scope="session")
