@@ -1,7 +1,7 @@
-"""As whom a process speaks to nats-server: a user for each role, whose rights stand in `nats.conf` (design §10.8).
+"""The user as which a process speaks to nats-server: one for each role, whose rights `nats.conf` sets (design §10.8).
 
-The password comes from the address, from the environment, or from the folder in which `warmlane up` keeps the ones that
-it made. It never stands on a command line of ours, in a log or in an error.
+The password comes from the address, from the environment, or from the folder in which `warmlane up` keeps the passwords
+that it made. Warmlane never writes one on a command line, in a log or in an error.
 """
 
 import os
@@ -20,7 +20,7 @@ from contracts.nesting import decode_json
 Role = Literal["gateway", "lane", "degraded", "supervisor", "operator", "system", "admin"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 DEFAULT_DATA_DIR: Final = Path(".warmlane")
-# Below the data folder. The files are what `nats --context FILE` takes.
+# A folder below the data folder. `nats --context FILE` takes its files.
 AUTH_FOLDER: Final = "nats-auth"
 DESCRIPTIONS: Final[Mapping[Role, str]] = {
     "operator": "Warmlane, to look: streams, buckets; no change",
@@ -30,10 +30,10 @@ DESCRIPTIONS: Final[Mapping[Role, str]] = {
 
 
 class NatsAccess(Struct, frozen=True, kw_only=True):
-    """Where nats-server is, and as whom to speak to it. *urls* are separated by commas and hold no password.
+    """Where nats-server is, and the user as which to speak to it. *urls* are separated by commas and hold no password.
 
-    *ca* is a file with the certificates that its own is checked against, instead of the system's. *said_by* is who
-    named the *urls*, for errors.
+    *ca* is a file of certificates: the server's certificate is checked against these, and not against the system's.
+    *said_by* says who named the *urls*, for errors.
     """
 
     urls: str
@@ -61,7 +61,8 @@ class NatsAccess(Struct, frozen=True, kw_only=True):
         return f"NatsAccess({self.urls!r}, user={self.user!r})"
 
     def tls(self) -> ssl.SSLContext | None:
-        """How its certificate is checked; None where none of the *urls* asks for TLS. Raises OSError for a bad *ca*."""
+        """How the server's certificate is checked; None where none of the *urls* asks for TLS. Raises OSError for a bad
+        *ca*."""
         if self.ca is None and not any(url.startswith(("tls://", "wss://")) for url in self.urls.split(",")):
             return None
         context = ssl.create_default_context(cafile=self.ca)
@@ -69,7 +70,7 @@ class NatsAccess(Struct, frozen=True, kw_only=True):
         return context
 
     def arguments(self) -> list[str]:
-        """The same, for the command line of another process, which finds its own user and password."""
+        """The addresses and *ca*, for the command line of another process, which finds its own user and password."""
         arguments = ["--nats-url", self.urls]
         return arguments if self.ca is None else [*arguments, "--nats-ca", str(self.ca)]
 
@@ -95,7 +96,7 @@ def access(role: Role, urls: str, *, data_dir: Path, ca: Path | None = None) -> 
     1. A user in *urls*.
     2. `WARMLANE_NATS_<ROLE>_PASSWORD`.
     3. What `warmlane up` keeps in *data_dir*, for the server that it runs.
-    4. Nobody: a server with users refuses that, and says so.
+    4. No user: a server with users refuses that, and says so.
     """
     given = NatsAccess.at(urls, ca=ca)
     if given.user is not None:  # 1
@@ -110,8 +111,9 @@ def access(role: Role, urls: str, *, data_dir: Path, ca: Path | None = None) -> 
 
 
 def make_users(data_dir: Path, url: str) -> dict[str, str]:
-    """The users of an embedded server at *url*: a file each in *data_dir*, readable by its owner only, kept from start
-    to start. Returns the environment that `nats.conf` takes their passwords from. Raises OSError.
+    """Makes the users of an embedded server at *url*, and returns the environment from which `nats.conf` takes their
+    passwords. Each user has a file in *data_dir* that its owner alone may read, and that is kept from start to start.
+    Raises OSError.
     """
     folder = data_dir / AUTH_FOLDER
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -120,7 +122,7 @@ def make_users(data_dir: Path, url: str) -> dict[str, str]:
     for role in ROLES:
         path = folder / f"{role}.json"
         kept = _read(path)
-        # letters first: nats-server would read 1e5 as a number
+        # a letter first: nats-server would read 1e5 as a number
         password = kept.password if kept is not None and kept.password else f"w{secrets.token_hex(24)}"
         context = _Context(
             description=DESCRIPTIONS.get(role, f"Warmlane, as {role}"),
@@ -135,12 +137,13 @@ def make_users(data_dir: Path, url: str) -> dict[str, str]:
 
 
 def inbox_prefix(user: str) -> str:
-    """Where the answers to *user* arrive, and nobody else may listen."""
+    """The prefix of the subjects on which answers to *user* arrive, and nobody else may listen."""
     return f"_INBOX_{user}".replace(".", "_")
 
 
 def environment_for(role: Role | None, base: Mapping[str, str]) -> dict[str, str]:
-    """*base* for a process of *role*: without the passwords of the others. None is nobody's: without any."""
+    """*base* for a process of *role*: without the passwords of other roles. Where *role* is None, it holds no
+    password."""
     others = {password_variable(other) for other in ROLES if other != role}
     return {name: value for name, value in base.items() if name not in others}
 

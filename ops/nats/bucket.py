@@ -1,7 +1,7 @@
 """A KV bucket whose entries are of one type.
 
-What cannot be read is handled here, once: it is counted, logged and then passed over as no value, so that one bad entry
-does not stop what reads good ones.
+An entry that cannot be read is handled here, once: it is counted and logged, and its reader gets no value. So one bad
+entry does not stop whoever reads good ones.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ T = TypeVar("T")
 class Content(Struct, Generic[T], frozen=True):
     """What the entries of *bucket* hold. *decode* takes key and bytes, and raises Unreadable.
 
-    *kind* is what one that cannot be read is counted as.
+    An entry that cannot be read is counted as *kind*.
     """
 
     bucket: str
@@ -41,7 +41,8 @@ _UNDECODED: Final = _Undecoded()
 class Versioned(Generic[T]):
     """What stands at *key* at one *revision*, since *time* by the server's clock.
 
-    It is decoded when it is asked for, once: whoever knows by the revision that it is no news pays nothing.
+    The value is decoded once, when it is first asked for: whoever knows by the revision that it is no news pays
+    nothing.
     """
 
     __slots__ = ("_content", "_entry", "_reports", "_value")
@@ -94,8 +95,9 @@ class Versioned(Generic[T]):
 class Bucket(Generic[T]):
     """The entries of one bucket, as *link* reads and writes them.
 
-    Without *reports* an entry that cannot be read is passed over in silence: for commands, and for processes beside a
-    gateway that reports the same entry. Every method raises TransportUnavailable when nobody knows what happened.
+    Without *reports* an entry that cannot be read is passed over in silence: that is for commands, and for processes
+    beside a gateway that reports the same entry. Every method raises TransportUnavailable when nobody knows what
+    happened.
     """
 
     def __init__(self, link: NatsLink, content: Content[T], *, reports: bool = True) -> None:
@@ -123,7 +125,7 @@ class Bucket(Generic[T]):
         on_again: Callable[[], None] | None = None,
         on_whole: Callable[[], None] | None = None,
     ) -> Watch:
-        """As `Watches.start`. Raises NotFoundError without the bucket."""
+        """As `Watches.start`. Raises NotFoundError where there is no such bucket."""
         return await self._link.watches.start(
             self._content.bucket,
             lambda entry: on_change(self._versioned(entry)),

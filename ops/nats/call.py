@@ -1,4 +1,4 @@
-"""One thing done on nats-server by a command that then ends."""
+"""A command does one thing on nats-server, and ends."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -16,9 +16,10 @@ T = TypeVar("T")
 def on_nats(
     nats: NatsAccess, work: Callable[[NatsLink], Awaitable[T]], *, name: str, shown: tuple[type[Exception], ...]
 ) -> T:
-    """What *work* returns, with a connection called *name*.
+    """Runs *work* on a connection called *name*, and returns what it returns.
 
-    Raises click.ClickException where the server cannot be used, and for *shown*, whose text is for the user.
+    Raises click.ClickException where the server cannot be used, and for each error of *shown*, whose text is for the
+    user.
     """
 
     async def run() -> T:

@@ -1,5 +1,5 @@
-"""nats-py's client, except that what nats-server denies is known at once and not after a time-out (design §10.8), and
-that a stored message costs a third of the CPU time (ADR 0020)."""
+"""nats-py's client, with two differences: a denial by nats-server is known at once, and not after a time-out (design
+§10.8), and a stored message costs a third of the CPU time (ADR 0020)."""
 
 import asyncio
 import re
@@ -20,7 +20,7 @@ from ops.nats.unbuffered import UnbufferedClient
 
 
 class Ack(Struct, frozen=True):
-    """JetStream's answer that a message is stored, at *seq* of its stream. *duplicate*: it was there already."""
+    """JetStream's answer that a message is stored, at *seq* of its stream. *duplicate*: the stream had it."""
 
     seq: int
     duplicate: bool = False
@@ -36,7 +36,7 @@ class StoredMessage(Struct, frozen=True):
 
 
 class _JetStreamAnswer(Struct, frozen=True):
-    """What JetStream answers: to a message an ack, to a question for one that message; or an error."""
+    """What JetStream answers: an ack to a message, the message to a question for one, or an error."""
 
     seq: int = 0
     duplicate: bool = False
@@ -57,13 +57,14 @@ class _Asked(Struct, eq=False):
 
 # nats-server's answer where no stream takes the subject.
 _NO_RESPONDERS: Final = b"NATS/1.0 503"
-# The same to a fetch, and what a waiting fetch gets: its consumer, or the whole stream, was deleted.
+# A fetch gets the first of these when its consumer, or the whole stream, is gone, and the others when that is deleted
+# while the fetch waits.
 _CONSUMER_GONE: Final = (_NO_RESPONDERS, b"NATS/1.0 409 Consumer Deleted", b"NATS/1.0 404 Consumer Not Found")
 _WHITE: Final = re.compile(r"\s")
 _decode_answer: Final = Decoder(_JetStreamAnswer).decode
 
 
-# What has no answer after this time is taken for not answered.
+# After this time a request counts as not answered.
 REPLY_TIMEOUT_S: Final = 2.0
 
 
@@ -72,7 +73,7 @@ class NatsClient(UnbufferedClient):
 
     def __init__(self) -> None:
         super().__init__()
-        # Answers come to one subscription, on subjects that end in the number of what was asked.
+        # Answers come to one subscription, on subjects that end in the number of the request.
         self._asked: dict[bytes, _Asked] = {}
         self._count = 0
         self._answers_sid = 0
@@ -81,7 +82,7 @@ class NatsClient(UnbufferedClient):
 
     @property
     def speaks_tls(self) -> bool:
-        """Whether the server that was reached last wants TLS, which is then spoken."""
+        """Whether the server that was reached last requires TLS; the client then speaks it."""
         return bool(self._server_info.get("tls_required"))
 
     def lost_its_consumer(self, subscription: JetStreamContext.PullSubscription) -> bool:
@@ -144,9 +145,10 @@ class NatsClient(UnbufferedClient):
         """Brings the messages of *stream* on *subject*, each once and in their order, from the sequence *start* on.
 
         Without *start* it begins with all that the stream holds, if *history*, and otherwise with the last of each
-        subject. *on_end* is called once, when one was missed, or nothing was heard for a while: a deleted consumer says
-        nothing. nats-py's ordered consumer goes on by itself, at a sequence that may mean another message by then, and
-        not at all once its own supervision has failed (ADR 0030). Raises what `JetStreamContext.add_consumer` does.
+        subject. *on_end* is called once: when a message was missed, or when nothing was heard for a while, since a
+        deleted consumer says nothing. This is not nats-py's ordered consumer: that one goes on by itself at a sequence
+        that may mean another message by then, and stops for good once its own supervision has failed (ADR 0030). Raises
+        what `JetStreamContext.add_consumer` does.
         """
         following = Following(self, on_message, on_end)
         await following.begin(stream, following_config(subject, start, history=history), timeout_s=timeout_s)

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 def parse_time(text: str) -> datetime:
     """A server timestamp (RFC 3339 with up to nanoseconds) as an aware datetime.
 
-    Rounded as nats-py rounds that of a message: what was read and what a watch reported of it are equal.
+    It is rounded as nats-py rounds the time of a message: an entry has the same time whether it was read or came from a
+    watch.
     """
     whole, _, fraction = text.removesuffix("Z").removesuffix("+00:00").partition(".")
     seconds = int(datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp())

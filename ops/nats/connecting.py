@@ -1,4 +1,4 @@
-"""How a connection comes about, and what becomes of its news: it broke, it stands again, something was denied."""
+"""Makes the connection, and passes on what nats-py reports of it: it broke, it stands again, something was denied."""
 
 import asyncio
 import contextlib
@@ -14,14 +14,14 @@ from ops.nats.denials import PermissionDenial, denial_in, is_unauthorised
 from ops.nats.errors import TransportUnavailable, UnusableServer
 from ops.telemetry.seldom import Seldom
 
-# That expires a single key (KV `leader`).
+# The first version that expires a single key (KV `leader`).
 MINIMUM_SERVER: Final = (2, 11)
 PING_INTERVAL_S: Final = 2
 MAX_OUTSTANDING_PINGS: Final = 2
 RECONNECT_WAIT_S: Final = 0.1
 CONNECT_TIMEOUT_S: Final = 2
 
-# That the connection is lost is reported by other callbacks.
+# Other callbacks report that the connection is lost.
 _LOST: Final = (ConnectionError, nats.errors.UnexpectedEOF, nats.errors.StaleConnectionError)
 
 log = structlog.get_logger("nats")
@@ -31,10 +31,10 @@ class Connected(Protocol):
     """Who learns what becomes of a connection that once stood."""
 
     def on_lost(self) -> None:
-        """It broke."""
+        """The connection broke."""
 
     def on_back(self) -> None:
-        """It stands again."""
+        """The connection stands again."""
 
 
 class Connector:
@@ -54,7 +54,7 @@ class Connector:
         self._connected: Connected | None = None
 
     async def connect(self, *, wait_s: float) -> NatsClient:
-        """A client that is connected, or was so within *wait_s* seconds.
+        """Connects within *wait_s* seconds, and returns the client. Its connection may have broken again since.
 
         Raises TransportUnavailable when nobody answers; UnusableServer for a server that is too old, that does not
         know the user, or whose certificate is not trusted.
@@ -78,7 +78,7 @@ class Connector:
         self._connected = connected
 
     async def _try_until_connected(self) -> None:
-        # tries again and again by itself, also the first time
+        # nats-py tries again and again by itself, also the first time
         await self._client.connect(
             self._access.urls.split(","),
             name=self._name,
@@ -99,8 +99,8 @@ class Connector:
         )
 
     def _password(self) -> str:
-        # asked for when it is about to be sent: not in the clear, also not to a server that was put in the place of
-        # ours while we were cut off
+        # nats-py asks for the password when it is about to send it. Where TLS is wanted, none is sent without it, not
+        # even to a server that took the place of ours while we were cut off
         if self._tls is not None and not self._client.speaks_tls:
             raise nats.errors.SecureConnRequiredError
         return self._access.password or ""

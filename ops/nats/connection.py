@@ -1,4 +1,4 @@
-"""Whether the connection of one process stands, since when, and who is to know when it breaks or comes back."""
+"""Whether the connection of one process stands, since when, and whom to call when it breaks or comes back."""
 
 import contextlib
 import time
@@ -41,7 +41,7 @@ class Connection:
 
     @property
     def server_version(self) -> str:
-        """Of the server that is connected, as `2.12.1`."""
+        """The version of the server that is connected, as `2.12.1`."""
         version = self._client.connected_server_version
         return f"{version.major}.{version.minor}.{version.patch}"
 

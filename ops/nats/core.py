@@ -35,7 +35,8 @@ class Core:
             await self._client.subscribe(subjects, cb=receive)
 
     async def answer(self, subjects: str, knows: Callable[[str], bool]) -> None:
-        """From now on, says yes to a question on *subjects* when *knows* does; otherwise it says nothing.
+        """From now on answers yes to a question on *subjects* when *knows* returns true for its subject, and otherwise
+        nothing.
 
         Raises TransportUnavailable.
         """
@@ -48,7 +49,7 @@ class Core:
             await self._client.subscribe(subjects, cb=receive)
 
     async def ask(self, subject: str, *, timeout_s: float) -> bool:
-        """Whether some process says yes within *timeout_s*. Raises TransportUnavailable when nobody could be asked."""
+        """Whether some process answers within *timeout_s*. Raises TransportUnavailable when nobody could be asked."""
         with translated(subject):
             try:
                 await self._client.request(subject, timeout=timeout_s)

@@ -23,7 +23,8 @@ class PermissionDenial(Struct, frozen=True):
 
     @property
     def kind(self) -> str:
-        """The same for all denials that one line of permissions would end: tasks and acks have a subject each."""
+        """A name for all denials that one line of permissions would end: each task, and each ack, has its own
+        subject."""
         tokens = self.subject.split(".")
         return f"{self.operation} {'.'.join(tokens[: 5 if tokens[0] == '$js' else 2])}"
 

@@ -1,4 +1,4 @@
-"""The entries of KV buckets: read, compare-and-set, delete, and hints that somebody writes one.
+"""The entries of KV buckets: read, compare-and-set, delete, and be notified that somebody writes one.
 
 `Bucket` gives them a type.
 """
@@ -57,7 +57,7 @@ class Entries:
         """Compare-and-set: stores *value* if *key* is still at *revision*, and returns the new revision.
 
         With *ttl_s* (whole seconds) the entry expires unless it is stored again; a marker then stands in its place.
-        Raises WrongRevision when it is not, TransportUnavailable when nobody knows.
+        Raises WrongRevision when *key* is at another revision, TransportUnavailable when nobody knows what happened.
         """
         expected = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
         if ttl_s is not None:
@@ -83,7 +83,8 @@ class Entries:
         return ack.seq
 
     async def hints(self, bucket: str, key: str, on_hint: Callable[[], Awaitable[None]]) -> Subscription:
-        """Calls *on_hint* when somebody writes, or tries to write, *key*: re-read before acting. Not durable."""
+        """Calls *on_hint* when somebody writes, or tries to write, *key*: read it before you act. A hint may be
+        lost."""
 
         async def receive(_: Msg) -> None:
             await on_hint()

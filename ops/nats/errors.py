@@ -15,11 +15,11 @@ import nats.js.errors
 from contracts.topology import is_work_subject
 from ops.nats.denials import Denied
 
-# Whatever the store said: one of its limits, or what the file system said to it.
+# The code for whatever the server's store reports: that it is at a limit, or an error of the file system.
 _STREAM_FULL: Final = 10077
 _AT_A_LIMIT: Final = re.compile("maximum (?:messages|bytes)")
 _WRONG_LAST_SEQUENCE: Final = 10071
-# In a cluster, another write of the same key is being replicated. Soon it is decided which of the two won.
+# In a cluster, another write of the same key is being replicated. The server decides soon which of the two won.
 UNDECIDED: Final = 10164
 NO_MESSAGE: Final = 10037
 
@@ -29,11 +29,11 @@ class TransportUnavailable(Exception):
 
 
 class StreamFull(Exception):
-    """The work queue is at its limit; nothing was stored. Of a bucket that is TransportUnavailable."""
+    """The work queue is at its limit; nothing was stored. For a bucket the error is TransportUnavailable."""
 
 
 class WrongRevision(Exception):
-    """Somebody else moved the key first; nothing was stored."""
+    """Somebody else wrote the key first; nothing was stored."""
 
 
 class NotAllowed(TransportUnavailable):
@@ -46,7 +46,7 @@ class UnusableServer(Exception):
 
 @contextlib.contextmanager
 def stored(subject: str) -> Iterator[None]:
-    """`translated`, of a message for *subject* that is to be stored."""
+    """As `translated`, for a message that is to be stored on *subject*: what it leaves is TransportUnavailable here."""
     try:
         with translated(subject):
             yield
@@ -62,7 +62,8 @@ def stored(subject: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Errors of nats-py about *what* as those of this file; a refusal that none of them means stays as it is."""
+    """Raises errors of nats-py about *what* as errors of this file. A refusal that none of those stands for stays as it
+    is."""
     try:
         yield
     except nats.js.errors.NotFoundError:

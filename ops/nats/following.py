@@ -12,19 +12,20 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header
 
-# The server is to send a heartbeat so often where there is nothing else. After so many looks, in each of which nothing
-# came, the consumer is taken for gone. Looks are counted, and not seconds: this process may have been stopped.
+# The server sends a heartbeat this often when it has nothing else to send. After SILENT_LOOKS looks in a row at which
+# nothing had come, the consumer is taken for gone. Looks are counted, and not seconds: this process may have been
+# stopped.
 HEARTBEAT_S: Final = 0.5
 LOOK_EVERY_S: Final = 0.2
 SILENT_LOOKS: Final = 4
-# The server removes a consumer that nobody listens to.
+# After this time the server removes a consumer that nobody listens to.
 FORGOTTEN_S: Final = 30.0
 _STATUS_CONTROL: Final = "100"
 
 
 def following_config(subject: str, start: int | None, *, history: bool) -> ConsumerConfig:
-    """A consumer of what is on *subject*: from the sequence *start* on, or, without one, from the start: all that the
-    stream holds, if *history*, and otherwise the last message of each subject. Pure."""
+    """The settings of a consumer of *subject*. It begins at the sequence *start*; without one it begins with all that
+    the stream holds, if *history*, and otherwise with the last message of each subject. Pure."""
     config = ConsumerConfig(
         filter_subject=subject,
         deliver_policy=DeliverPolicy.ALL if history else DeliverPolicy.LAST_PER_SUBJECT,

@@ -34,7 +34,8 @@ class NatsLink:
 
     @classmethod
     async def connect(cls, server: NatsAccess | str, *, name: str, wait_s: float = 10.0) -> Self:
-        """Connects to *server*, trying for *wait_s* seconds. Of several addresses any one, and another when that dies.
+        """Connects to *server*, trying for *wait_s* seconds. Of several addresses it takes any one, and another when
+        that server dies.
 
         Raises TransportUnavailable when nobody answers, UnusableServer for one that is too old (before 2.11), that
         does not know the user, or whose certificate is not trusted.

@@ -18,9 +18,9 @@ from ops.telemetry.metrics import background_trouble, clock_skew, nats_connected
 from ops.telemetry.unreadable import Role, begin
 
 LOOK_EVERY_S: Final = 60.0
-# Nobody is notified of a purge. Each look is a small question for each bucket that the process follows.
+# The server notifies nobody of a purge. Each look is a small question for each bucket that the process follows.
 EMPTIED_EVERY_S: Final = 5.0
-# After a try that failed: soon again, and not in the middle of an outage.
+# The pause after a measurement that failed.
 RETRY_S: Final = 5.0
 
 log = structlog.get_logger("nats")
@@ -28,9 +28,9 @@ log = structlog.get_logger("nats")
 
 @contextlib.asynccontextmanager
 async def reporting_on(link: NatsLink, role: Role, background: Background | None = None) -> AsyncIterator[None]:
-    """While the block runs, this process, which is of *role*, reports in its metrics whether *link* is connected, and
-    how far the clocks are apart, as it measures every LOOK_EVERY_S. It publishes which streams take no writes of it,
-    and reads buckets again that somebody purged (`Watch.look`).
+    """While the block runs, the metrics of this process, which has *role*, say whether *link* is connected, and how far
+    the clocks are apart; it measures that every LOOK_EVERY_S. It publishes which streams refuse its writes, and reads a
+    bucket again that somebody purged (`Watch.look`).
 
     At the start a clock that is off is refused (`ServerClock.require`). One that drifts away later is logged, and not
     acted upon: the tasks in hand are worth more than a look that comes a second late.

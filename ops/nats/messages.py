@@ -36,8 +36,8 @@ class Messages:
     ) -> Ack:
         """Stores a message and returns the server's ack. Raises StreamFull, WrongRevision, TransportUnavailable.
 
-        StreamFull only for a work queue. Whatever else the server will not store is TransportUnavailable: nobody who
-        writes a record can do better than to try again.
+        Only a work queue raises StreamFull. Whatever else the server does not store raises TransportUnavailable:
+        whoever writes a record can only try again.
         """
         all_headers = dict(headers or {})
         if message_id is not None:
@@ -75,7 +75,7 @@ class Messages:
                 return None
 
     async def remove(self, stream: str, sequence: int) -> None:
-        """Removes a queued message; one that is gone already is fine. Raises TransportUnavailable."""
+        """Removes a queued message; one that is gone already is no error. Raises TransportUnavailable."""
         with translated(stream), contextlib.suppress(nats.js.errors.NotFoundError, nats.js.errors.BadRequestError):
             await self._js.delete_msg(stream, sequence)
 

@@ -32,7 +32,8 @@ from ops.nats.errors import translated
 from ops.nats.link import NatsLink
 from ops.nats.pull import consumer_config
 
-# What an operator may have set for reasons of their own, and what the server fills in, is left alone.
+# The settings that are compared. What an operator may have set for reasons of their own, and what the server fills in,
+# is left alone.
 _STREAM_FIELDS: Final = [
     "description",
     "subjects",
@@ -49,7 +50,7 @@ _STREAM_FIELDS: Final = [
     "allow_direct",
     "subject_delete_marker_ttl",
 ]
-# Whatever limits one of these loses records; of a work queue the operator may want less than we do.
+# A limit on one of these streams would lose records. A work queue is different: the operator may want less than we do.
 _RECORD_FIELDS: Final = [*_STREAM_FIELDS, "max_bytes", "max_msg_size"]
 _NOT_A_CLUSTER: Final = 10074
 _CONSUMER_FIELDS: Final = ["description", "filter_subject", "ack_policy", "ack_wait", "max_deliver", "max_ack_pending"]
@@ -103,7 +104,7 @@ async def differences(link: NatsLink, want: Topology) -> list[Difference]:
 async def provision(link: NatsLink, want: Topology) -> list[Difference]:
     """Makes the server match *want* and returns what was changed. Safe to run again, and by several at once.
 
-    Raises Refused when the server will not have it so, TransportUnavailable when it does not answer.
+    Raises ProvisioningRefused when the server cannot hold *want*, TransportUnavailable when it does not answer.
     """
     changed = []
     async for difference, mend in _compare(link, want):
@@ -159,7 +160,7 @@ async def _compare(link: NatsLink, want: Topology) -> AsyncIterator[tuple[Differ
     for spec in specs:
         config = _stream_config(spec).evolve(num_replicas=want.replicas)
         fields = _STREAM_FIELDS if spec.name in work_queues else _RECORD_FIELDS
-        # what nobody asks for is the operator's own, as is their placement
+        # a number of replicas that nobody asks for is the operator's own, as is the placement
         fields = fields if want.replicas is None else [*fields, "num_replicas"]
         name = str(config.name)
         try:

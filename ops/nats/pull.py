@@ -19,7 +19,7 @@ from ops.telemetry.metrics import consumers_made_anew
 
 # A fetch in flight when the server restarts hangs until its own time-out (design §10.6).
 FETCH_TIMEOUT_S: Final = 2.0
-# Where a consumer cannot be made anew, it is tried again so often.
+# The pause before the next try to make a consumer anew.
 MISSING_PAUSE_S: Final = 1.0
 _ALREADY_THERE: Final = 10148
 
@@ -62,7 +62,7 @@ class Pull:
                 consumers_made_anew.add(self._stream, self._consumer)
             self.trouble = None
         except TransportUnavailable as error:
-            if self.trouble is None:  # a cluster that elects a leader has none for seconds
+            if self.trouble is None:  # logged once: a cluster that elects a leader refuses for seconds
                 log.warning("consumer_missing", consumer=self._name, error=str(error))
             self.trouble = f"{self._name} is missing; run `warmlane provision`"
             await asyncio.sleep(MISSING_PAUSE_S)
@@ -73,7 +73,8 @@ class Pull:
         except TimeoutError:
             messages = []
         except (nats.errors.Error, OSError) as error:
-            # not connected: that was said already. A cluster that elects a leader says no for seconds: once is enough
+            # a lost connection was logged already, and a cluster that elects a leader refuses for seconds: one line is
+            # enough
             if not isinstance(error, nats.errors.OutboundBufferLimitError) and not self._was_logged:
                 log.warning("fetch_failed", consumer=self._name, error=repr(error))
                 self._was_logged = True
@@ -83,15 +84,15 @@ class Pull:
         return messages
 
     async def close(self) -> None:
-        """No more messages; one that was on its way is delivered to another consumer after ack_wait."""
+        """Ends the subscription. A message that was on its way is delivered to another process after ack_wait."""
         with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
             await self._subscription.unsubscribe()
 
 
 async def make_consumer(client: NatsClient, stream: str, name: str) -> bool:
-    """Makes the consumer *name* of *stream* where it is gone; whether it was.
+    """Makes the consumer *name* of *stream* where it is gone, and returns whether it was.
 
-    Raises TransportUnavailable, also where the stream is gone, or this user may not.
+    Raises TransportUnavailable, also where the stream is gone, or this user may not make it.
     """
     spec = consumer_on(stream, name)
     config = consumer_config(spec).evolve(name=name)

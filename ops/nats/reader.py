@@ -1,4 +1,4 @@
-"""What the reader of a bucket has been given, by which it learns of every change once, and of what is gone."""
+"""Keeps what the reader of a bucket has been given, so that it learns of every change once, and of what is gone."""
 
 import contextlib
 import traceback
@@ -70,7 +70,7 @@ class Reader:
 
     @property
     def is_behind(self) -> bool:
-        """Whether the bucket is read once more, and the reader has what was there before."""
+        """Whether the bucket is being read once more, and the reader still has what was there before."""
         return self._held_back is not None
 
     def begin_again(self) -> None:
@@ -93,7 +93,7 @@ class Reader:
             self._held_back, self.has_lost = None, False
 
     def went_back(self) -> None:
-        """The server lost what it had stored: that is reported once until the reader has what is there now."""
+        """The server lost what it had stored. That is reported once, until the reader has what is there now."""
         if not self.has_lost:
             self.has_lost = True
             streams_went_back.add(self._bucket)
@@ -122,7 +122,8 @@ class Reader:
 
     @contextlib.contextmanager
     def _reported(self, what: str, revision: int) -> Iterator[None]:
-        """Whatever one entry makes its reader raise, it is given the others, and nobody waits for ever at the start."""
+        """Reports what the reader raises at one entry: it still gets the others, and nobody waits for ever at the
+        start."""
         try:
             yield
         except Exception as error:

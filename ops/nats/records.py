@@ -1,4 +1,4 @@
-"""The records of tasks (KV `tasks`), and how one is moved by whoever does not hold its task."""
+"""The records of tasks (KV `tasks`), and how a process moves one whose task it does not hold."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +13,7 @@ from ops.nats.errors import WrongRevision
 from ops.nats.link import NatsLink
 
 Change = Callable[[GenerationTask, int], GenerationTask | None]
-"""What becomes of a task, whose record is at a revision; None leaves it as it is."""
+"""Takes a task and the revision of its record, and returns what the task becomes; None leaves it as it is."""
 
 
 class KnownTask(Protocol):
@@ -52,7 +52,7 @@ class TaskRecords(Bucket[GenerationTask]):
         super().__init__(link, RECORDS, reports=reports)
 
     async def read(self, task_id: str) -> KnownTask | None:
-        """The task; None where no record is, or none that can be read. Raises TransportUnavailable."""
+        """The task; None where there is no record, or none that can be read. Raises TransportUnavailable."""
         entry = await self.get(task_id)
         return None if entry is None or entry.value is None else TaskAtRevision(entry.value, entry.revision)
 
@@ -65,14 +65,15 @@ class TaskRecords(Bucket[GenerationTask]):
         read: Callable[[str], Awaitable[KnownTask | None]] | None = None,
         around: Callable[[GenerationTask], AbstractContextManager[object]] = _unwatched,
     ) -> Moved | None:
-        """Moves the record by *change*, by compare-and-set; the task as it is then, or None where there is no record.
+        """Moves the record by *change*, with compare-and-set. Returns the task as it is then; None where there is no
+        record.
 
         1. *known* is what the caller saw last; without it the record is read, by *read* where that is given.
-        2. *change* says what the task becomes. It may be asked several times, and raises where nothing is to be done.
+        2. *change* says what the task becomes. It may be called several times, and raises where nothing is to be done.
         3. The write happens within `around(task)`, which sees WrongRevision where somebody else was faster.
-        4. Then the record is read once more, and *change* is asked again.
+        4. Then the record is read once more, and *change* is called again.
 
-        Raises TransportUnavailable: then it was moved or not.
+        Raises TransportUnavailable: then nobody knows whether the record was moved.
         """
         at = known
         while True:

@@ -1,4 +1,4 @@
-"""Reports which streams take no writes, and learns it from the reports of other processes (ADR 0031).
+"""Reports which streams take no writes, and learns the same from the reports of other processes (ADR 0031).
 
 A process whose write was not answered looks whether the server answers a read of the same stream. If it does, the
 process publishes that the stream refuses, in a message that is not stored.
@@ -14,7 +14,7 @@ from contracts.topology import REFUSING_SUBJECTS, refusing_subject
 from ops.nats.link import NatsLink
 from ops.nats.write_health import Refusals, Why
 
-# A report is published again so often; `Refusals` believes it for a few times as long.
+# A process publishes its report again this often; `Refusals` believes it for a few times as long.
 LOOK_EVERY_S: Final = 1.0
 
 log = structlog.get_logger("nats")

@@ -10,13 +10,15 @@ from contracts.topology import RETIRED
 from ops.nats.errors import translated
 from ops.nats.link import NatsLink
 
-# A gateway asks for due timers again at once after each answer: of several looks one sees that it waits.
+# A gateway of that version asks for due timers again as soon as it has an answer: one of several looks finds it
+# waiting.
 LOOKS: Final = 5
 LOOK_EVERY_S: Final = 0.05
 
 
 class Retired(Struct, frozen=True):
-    """A stream that this version does not use, and the server has; *used_by* says who still does, None: nobody."""
+    """A stream that the server has and this version does not use. *used_by* says who still uses it; None where nobody
+    does."""
 
     name: str
     used_by: str | None
@@ -36,7 +38,8 @@ async def retired(link: NatsLink) -> list[Retired]:
 
 
 async def retire(link: NatsLink) -> list[Retired]:
-    """Removes what nobody uses any more; all that there was, as it was found. Raises TransportUnavailable."""
+    """Removes what nobody uses any more, and returns all that was there, as it was found. Raises
+    TransportUnavailable."""
     found = await retired(link)
     for each in found:
         if each.used_by is None:

@@ -1,4 +1,4 @@
-"""The server's clock, to which every machine is held, since deadlines are set on one and judged on another."""
+"""The server's clock, to which every machine is held, since one machine sets a deadline and another judges it."""
 
 from datetime import UTC, datetime
 from typing import Final
@@ -10,7 +10,7 @@ from ops.nats.clock import parse_time
 from ops.nats.errors import UnusableServer, translated
 
 MAX_SKEW_S: Final = 0.25
-# One that everybody may ask for.
+# Every user may ask for this one.
 _ANY_STREAM: Final = f"$JS.API.STREAM.INFO.{bucket_stream(TASKS)}"
 
 

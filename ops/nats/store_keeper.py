@@ -14,16 +14,16 @@ from ops.nats.refusals import learn_refusals
 from ops.nats.write_health import Refusals
 
 LOOK_EVERY_S: Final = 1.0
-# Refused for so long: a write of ours may have been stored meanwhile by itself.
+# Writes must have been refused for so long: meanwhile one of them may be stored after all.
 STEADY_S: Final = 3.0
-# With less than this free it would refuse again at once.
+# With less free space than this, nats-server would refuse again at once.
 NEEDED_BYTES: Final = 32 * 1024 * 1024
 PAUSE_FIRST_S: Final = 30.0
 PAUSE_MAX_S: Final = 600.0
 
 
 class Restarts(Struct, frozen=True):
-    """Those of late: how many in a row, and when the last one was."""
+    """The latest restarts: how many in a row, and when the last one was."""
 
     count: int = 0
     last_s: float = float("-inf")
@@ -50,7 +50,8 @@ def may_restart(silent_for_s: float, free_bytes: int, restarts: Restarts, now_s:
 
 
 class StoreKeeper:
-    """Hears which streams refuse; restarts the server whose store is *store* by *restart*, and says so by *say*."""
+    """Learns which streams refuse writes, calls *restart* for the server whose store is *store*, and *say* with what it
+    does."""
 
     def __init__(
         self, link: NatsLink, store: Path, restart: Callable[[], Awaitable[None]], say: Callable[[str], None]
@@ -62,7 +63,7 @@ class StoreKeeper:
         self._said_room = False
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Looks every LOOK_EVERY_S, until cancelled."""
         await learn_refusals(self._link, self._refusals)
         while True:
             await asyncio.sleep(LOOK_EVERY_S)

@@ -1,7 +1,8 @@
 """The JetStream store of a data folder has one nats-server, on whatever port (ADR 0031).
 
-Two on one store corrupt it: each believes what it read at its start. The lock is on a file, and nats-server inherits
-it: it is held until that process is gone, however its parent ended. `filelock` would end it for both: it unlocks.
+Two servers on one store corrupt it: each believes what it read at its start. The lock is on a file, and nats-server
+inherits it, so that it is held until that process is gone, however its parent ended. `filelock` does not serve: it
+unlocks the file when the parent ends, for both.
 """
 
 import contextlib
@@ -19,12 +20,12 @@ from msgspec import Struct
 from contracts.nesting import decode_json
 
 LOCK_FILE: Final = "nats.lock"
-# The nats-server of a `warmlane up` that was killed ends by itself; the next one waits so long for it.
+# The nats-server of a `warmlane up` that was killed ends by itself; the next `warmlane up` waits this long for it.
 ENDS_WITHIN_S: Final = 5.0
 
 
 class StoreHolder(Struct, frozen=True, kw_only=True):
-    """Who runs a nats-server on the store. *pid* is that of *command*, or of nats-server where that one has ended."""
+    """Who runs a nats-server on the store. *pid* is that of *command*, or of nats-server where *command* has ended."""
 
     pid: int
     command: str
@@ -99,7 +100,7 @@ def _named(text: bytes, data_dir: Path) -> StoreHolder:
 
 
 def _is_orphan(data_dir: Path) -> bool:
-    """Whether who took the lock has ended, and only its nats-server still holds it."""
+    """Whether the process that took the lock has ended, and only its nats-server still holds it."""
     with contextlib.suppress(OSError, msgspec.DecodeError):
         return not _is_running(decode_json((data_dir / LOCK_FILE).read_bytes(), StoreHolder).pid)
     return False
@@ -116,7 +117,7 @@ def _is_running(pid: int) -> bool:
 
 
 def _server_on(store: Path) -> int | None:
-    """The nats-server whose store is *store*, where the system shows command lines."""
+    """The pid of the nats-server whose store is *store*, where the system shows command lines."""
     wanted = b"\0-sd\0" + os.fsencode(store) + b"\0"
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):

@@ -50,7 +50,8 @@ def judged(*, made_at: str | None, mark: Mark | None, state: StreamState, there:
     2. It has not come as far as *mark*: it lost what came last.
     3. Another message stands there: it lost what came last, and others have written since.
     4. The message of *mark* is there: nothing before it can be lost.
-    5. None is: it was replaced by a newer one of its key, or has expired, or was lost. That proves nothing.
+    5. No message stands there: that of *mark* was replaced by a newer one of its key, or has expired, or was lost. That
+       proves nothing.
     """
     if made_at is not None and made_at != state.created:  # 1
         return Verdict.WENT_BACK
@@ -111,7 +112,8 @@ class KnownStream:
         self._made_at = created
 
     def note(self, mark: Mark, cuts: int) -> None:
-        """The process knows by itself that the stream holds *mark*: it wrote it, or read it, having asked after *cuts*.
+        """The process knows without a watch that the stream holds *mark*: it wrote or read it, and had asked for that
+        when the connection had broken *cuts* times.
 
         What was asked after a break proves nothing of the time before it, and may itself be lost by the next one.
         """

@@ -34,13 +34,13 @@ class UnbufferedClient(nats.aio.client.Client):
             self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
 
     def drop(self, command: bytes) -> None:
-        """Nobody waits for *command* any more: it is not sent, if it was not yet."""
+        """Nobody waits for *command* any more: it is dropped, unless it was sent already."""
         with contextlib.suppress(ValueError):
             self._pending.remove(command)
             self._pending_data_size -= len(command)
 
     async def _send_command(self, cmd: bytes, priority: bool = False) -> None:
-        # away, nothing is kept for later: nats-py makes the subscriptions anew by itself
+        # without a connection nothing is kept for later: nats-py makes the subscriptions anew by itself
         if not self.is_reconnecting:
             await super()._send_command(cmd, priority)
 
@@ -81,7 +81,7 @@ class UnbufferedClient(nats.aio.client.Client):
         await super()._attempt_reconnect()
 
     def _abort(self) -> None:
-        """Takes back what can be taken back of what was written: nats-py would wait until it is sent."""
+        """Discards, as far as it can, what was written and is not yet sent: nats-py would wait until it is sent."""
         # whatever it raises about a connection that is over, the next one must be made
         with contextlib.suppress(Exception):
             writer: Any = getattr(self._transport, "_io_writer", None)

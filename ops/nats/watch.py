@@ -22,9 +22,9 @@ from ops.nats.stream_proof import KnownStream, Mark, StreamSource, StreamState, 
 from ops.telemetry.metrics import streams_went_back, watch_restarts
 from ops.telemetry.seldom import Seldom
 
-# A consumer is to say twice a second that it lives. One that is silent for so long is taken for gone.
+# The server reports twice a second that a consumer lives. One that is silent for so long is taken for gone.
 SILENT_S: Final = 1.0
-# After a try to follow the bucket again that failed.
+# The pause after a failed try to follow the bucket again.
 RETRY_S: Final = 0.2
 
 log = structlog.get_logger("nats")

@@ -90,8 +90,7 @@ class Watches:
         With *history* it begins with every entry that the bucket still holds, in their order. `Watch.wait` returns once
         the entries of the start have been reported. A bucket that lost what was reported is reported anew: a reader
         that compares revisions gives *on_again*, and one that keeps too much for that to be done at once gives
-        *on_whole* as well (`Watch`).
-        Raises NotFoundError without the bucket; TransportUnavailable.
+        *on_whole* as well (`Watch`). Raises NotFoundError where there is no such bucket, and TransportUnavailable.
         """
         watch = Watch(self._server, bucket, on_change, history=history, on_again=on_again, on_whole=on_whole)
         self._watches.append(watch)
@@ -131,11 +130,11 @@ class Watches:
     async def look(self) -> None:
         """Every watch finds out whether its bucket was emptied (`Watch.look`). Raises TransportUnavailable."""
         for watch in list(self._watches):
-            with contextlib.suppress(nats.js.errors.NotFoundError):  # its consumer is gone with it: that it sees itself
+            with contextlib.suppress(nats.js.errors.NotFoundError):  # the bucket is gone: the watch finds out by itself
                 await watch.look()
 
     def note(self, bucket: str, mark: Mark, cuts: int) -> None:
-        """The process knows by itself that *bucket* holds *mark* (`KnownStream.note`)."""
+        """The process knows without a watch that *bucket* holds *mark* (`KnownStream.note`)."""
         for watch in self._watches:
             if watch.bucket == bucket:
                 watch.known.note(mark, cuts)

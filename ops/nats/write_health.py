@@ -9,11 +9,11 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
-# Unanswered for so long, and twice: a disk that was slow once is no disk that was full.
+# A stream refuses when two writes or more had no answer over so long: a disk that was slow once was not full.
 REFUSES_AFTER_S: Final = 4.0
-# Nobody wrote there since: what becomes of a write now is not known.
+# After so long without a write, nobody knows what would become of one.
 FORGOTTEN_AFTER_S: Final = 60.0
-# A word holds for so long; it is said again every LOOK_EVERY_S.
+# A report holds for so long; it is published again every LOOK_EVERY_S.
 HEARD_S: Final = 5.0
 
 Why = Literal["silent", "limit"]
@@ -69,7 +69,7 @@ class Writes:
 
 
 class Refusals:
-    """Which streams somebody says refuse. Pure; a word holds for `HEARD_S`."""
+    """Which streams refuse writes, by the reports of all processes. Pure; a report holds for `HEARD_S`."""
 
     def __init__(self) -> None:
         self._heard: dict[str, tuple[Why, float, float]] = {}
