@@ -181,6 +181,7 @@ class Watch:
         last = self.known.last
         if verdict is Verdict.SAME and last is not None and not self._reader.is_behind and self._synced.is_set():
             await self._follow(last.seq + 1)
+            await self._require_unchanged(state)
             return
         if verdict is Verdict.WENT_BACK:
             self._reader.went_back()
@@ -189,6 +190,11 @@ class Watch:
         self._state = self._looked = state
         self._reader.begin_again()
         await self._follow(None)
+
+    async def _require_unchanged(self, state: StreamState) -> None:
+        """Looks again where the bucket was made anew between the proof and the consumer: no message would say so."""
+        if (await self._server.stream_state(self._stream)).created != state.created:
+            self._interrupt()
 
     async def _follow(self, start: int | None) -> None:
         self._following = following = await self._server.follow(

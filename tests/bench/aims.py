@@ -152,14 +152,14 @@ AIMS: Final = (
 REASONS: Final[Mapping[str, str]] = {
     "accept_limit": "on top of the limit's work: validation and fingerprint, the routing decision, the guard, the "
     "gateway's own writes that come back by its watch, and the bounds of connections; next: docs/benchmarks/notes.md",
-    "accept_peer": "a peer's answer follows one write; Warmlane's follows two, the second after the ack of the first: "
-    "the record is what lets a task end exactly once and be asked for, and what a peer leaves out",
+    "accept_peer": "a peer's answer follows one write; Warmlane's follows two, and three until ADR 0037, each acked "
+    "before the next: the record is what lets a task end exactly once and be asked for, and what a peer leaves out",
     "accept_p99": "at half of its own throughput the gateway is busy for 75 to 80 % of the time and the limit for 65 "
     "to 70, since the more it is asked at once, the less a request costs; so it is the queue of a fuller server. No "
     "pause of the collector is longer than 2 ms. Next: fewer wake-ups for a request (the watch's own writes)",
     "poll_live": "on top of the bare handler's work: the guard, the view of the task, its place in the queue, ETag",
-    "dispatch_p50": "three round trips that follow each other: message, claim (each acked by the "
-    "nats-server), and the hop to the pipeline's process. The hop is the longest: the process shares its core with "
+    "dispatch_p50": "three round trips that follow each other, and four until ADR 0037: message, claim (each acked by "
+    "the nats-server), and the hop to the pipeline's process. The hop is the longest: the process shares its core with "
     "worker, nats-server and load, and waits until the worker has nothing to do (notes.md). 2.9 to 3.3 ms were seen on "
     "the same machine in other runs. Next: the same with a core more",
     "dispatch_p99": "the same round trips, each of which may have to wait for a core that is taken",

@@ -32,6 +32,7 @@ from ops.nats.entries import Entries
 from ops.nats.errors import StreamFull, TransportUnavailable
 from ops.nats.link import NatsLink
 from ops.nats.stream_proof import KnownStream, Mark, Verdict
+from ops.nats.watch import Watch
 
 
 def ack_before_claim() -> AbstractContextManager[Any]:
@@ -263,6 +264,15 @@ def doubts_forgotten() -> AbstractContextManager[Any]:
             note(self, mark, cuts)
 
     return patch.object(KnownStream, "note", before)
+
+
+def not_asked_again() -> AbstractContextManager[Any]:
+    """A watch follows what it has proven to be its bucket, without a look whether it still is."""
+
+    async def trust(_: Watch, __: Any) -> None:
+        pass
+
+    return patch.object(Watch, "_require_unchanged", trust)
 
 
 # ── what the model found, put back as it was ─────────────────────────────────────────────────────────────────────────

@@ -18,6 +18,7 @@ from tests.model.planted import (
     forgotten_by_the_server,
     given_back_and_taken_again,
     no_slow_look,
+    not_asked_again,
     proof_of_a_later_time,
 )
 from tests.model.world import GATEWAYS, MODELS, WORKERS, World
@@ -164,6 +165,17 @@ def what_was_written_before_the_watch_looked_is_lost(world: World) -> None:
     world.lose_tail()
 
 
+def a_bucket_is_made_anew_before_the_watch_follows_it(world: World) -> None:
+    """The watch has proven that the bucket is the one that it followed, and has no consumer yet."""
+    world.post("gateway-0", "anisora", is_async=True)
+    world.live(5.0)
+    world.cut("gateway-1")
+    world.mend("gateway-1")
+    settle(world, but="follow KV_tasks")
+    world.make_anew()
+    world.live(5.0)
+
+
 Story = Callable[[World], None]
 FOUND: Final[tuple[tuple[Story, Callable[[], AbstractContextManager[Any]], str], ...]] = (
     (a_task_that_was_given_up_comes_again, given_back_and_taken_again, "3"),
@@ -171,6 +183,7 @@ FOUND: Final[tuple[tuple[Story, Callable[[], AbstractContextManager[Any]], str],
     (a_gateway_stops_for_longer_than_the_server_remembers, forgotten_by_the_server, "6"),
     (a_claim_is_stored_too_late, age_not_checked_again, "4"),
     (a_claim_that_no_watch_brings, no_slow_look, "1"),
+    (a_bucket_is_made_anew_before_the_watch_follows_it, not_asked_again, "8"),
     (what_was_written_before_the_watch_looked_is_lost, doubts_forgotten, "8"),
     (a_write_of_after_the_loss_is_acked_before_the_watch_looks, proof_of_a_later_time, "8"),
 )
