@@ -74,7 +74,8 @@ class Artifacts:
             raise StorageFailed(str(error)) from error
 
     async def read(self, path: str, start: int, end: int) -> AsyncIterator[bytes]:
-        """The bytes from *start* up to, not including, *end*, in chunks. Raises StorageFailed for no path of ours."""
+        """The bytes from *start* up to, not including, *end*, in chunks. Raises StorageFailed for a path that is not
+        ours."""
         _require_path(path)
         while start < end:
             upto = min(start + CHUNK_BYTES, end)
@@ -82,7 +83,7 @@ class Artifacts:
             start = upto
 
     async def delete(self, path: str) -> None:
-        """Removes the object; one that is gone already is fine. Raises StorageFailed."""
+        """Removes the object; one that is gone already is no error. Raises StorageFailed."""
         _require_path(path)
         try:
             await obstore.delete_async(self._store, path)
@@ -103,7 +104,8 @@ class Artifacts:
 
 
 def _require_path(path: str) -> None:
-    # none of ours begins with a dot or a slash, or has more than one folder: whatever a record names stays in the store
+    # no path of ours begins with a dot or a slash, or has more than one folder: whatever a record names stays in the
+    # store
     if not _PATH.fullmatch(path):
         raise StorageFailed("not a path of the artifact store")
 
@@ -116,10 +118,11 @@ def task_id_of(path: str) -> str:
 def orphans(
     objects: Iterable[StoredObject], named: Callable[[str], Collection[str]], *, now: datetime, grace_s: float
 ) -> list[StoredObject]:
-    """The objects that no record names. *named* gives the paths that the record of a task names; none without one.
+    """The objects that no record names. *named* gives the paths that the record of a task names; none where there is no
+    record.
 
-    An object younger than *grace_s* may belong to a task that is about to be recorded: it stays. So does one with a
-    name that is none of ours.
+    An object younger than *grace_s* may belong to a task that is about to be recorded: it stays. So does one whose name
+    is not ours.
     """
     oldest = now - timedelta(seconds=grace_s)
     return [

@@ -1,4 +1,4 @@
-"""What a process does beside answering: each piece is started again when it fails, and says so meanwhile."""
+"""What a process does beside answering: each piece is started again when it fails, and is reported meanwhile."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,7 +15,7 @@ log = structlog.get_logger("background")
 
 
 class Background:
-    """The pieces of one process, by name. A piece that is not `kept` here could end without a word."""
+    """The pieces of one process, by name. A piece that does not run in `keep` could end without a log line."""
 
     def __init__(self) -> None:
         self._troubles: dict[str, str] = {}
@@ -35,7 +35,7 @@ class Background:
                 except Exception as error:
                     if loop.time() - begun_s > RETRY_MAX_S:
                         wait_s = RETRY_FIRST_S
-                    # its kind alone: the text may repeat what it read
+                    # its class alone: the text may repeat what was read
                     self._troubles[name] = f"{name} ended with {type(error).__name__}; again in {wait_s:g} s"
                     log.exception("background_failed", name=name, again_in_s=wait_s)
                 finally:
@@ -46,11 +46,11 @@ class Background:
             self.names.remove(name)
 
     def works(self, name: str) -> None:
-        """*name* has just done what it is there for: whatever its trouble was, it is over."""
+        """*name* has just done its work: whatever its trouble was, it is over."""
         self._troubles.pop(name, None)
 
     def trouble(self, name: str, text: str) -> None:
-        """*name* goes on, and cannot do what it is there for, because of *text*."""
+        """*name* goes on, but cannot do its work, because of *text*."""
         self._troubles[name] = text
 
     @property

@@ -135,13 +135,13 @@ def cli() -> None:
 
 
 def _say(show: Callable[[], object]) -> None:
-    # where that cannot be written either, the exit status says it
+    # where even that cannot be written, the exit status shows the failure
     with contextlib.suppress(OSError):
         show()
 
 
 def main() -> None:
-    """The console script. Ends the process with the exit status above."""
+    """The console script. It ends the process with an exit status of those above."""
     hold_standard_descriptors()
     show_everything()
     try:
@@ -155,7 +155,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        # what it was to print, most likely; with what it was to do it may have gone on
+        # most likely the command could not print; what it was to do may be done
         text = f"{error}; make room, or send the output elsewhere"
         _say(click.ClickException(text).show)
         status = 1

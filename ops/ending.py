@@ -9,8 +9,8 @@ RETRY_S: Final = 0.05
 async def end(*tasks: asyncio.Future[Any] | None) -> None:
     """Cancels *tasks* and returns when all of them are over; what they raise is dropped.
 
-    Once is not enough: Python 3.11's `asyncio.wait_for`, which nats-py uses, swallows a cancel that meets a result,
-    and a loop around it would then go on for ever.
+    One cancel is not enough: Python 3.11's `asyncio.wait_for`, which nats-py uses, swallows a cancel that meets a
+    result, and a loop around it would then go on for ever.
     """
     open_tasks = {task for task in tasks if task is not None}
     while open_tasks:

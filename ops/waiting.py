@@ -18,7 +18,7 @@ class Came(Generic[T]):
 
 
 async def set_within(seconds: float, event: asyncio.Event) -> bool:
-    """Waits until *event* is set, *seconds* at most; whether it is set."""
+    """Waits until *event* is set, *seconds* at most, and returns whether it is set."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
@@ -26,7 +26,7 @@ async def set_within(seconds: float, event: asyncio.Event) -> bool:
 
 
 async def unless(given_up: Awaitable[object], work: Coroutine[Any, Any, T]) -> Came[T] | None:
-    """What came of *work*; None where *given_up* was over first, and *work* was cancelled.
+    """The outcome of *work*; None where *given_up* was over first, and *work* was cancelled.
 
     Both are over when this returns. Work that no cancel reached, because its result was there already, counts as come:
     a message that was fetched is not lost. What *work* raises is raised here; what *given_up* raises ends it.

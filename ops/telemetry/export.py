@@ -1,8 +1,8 @@
 """Where traces and metrics go: by OTLP where the standard variables name an endpoint, and to `/metrics`.
 
 Without an endpoint nothing is sent and nothing of the exporters is imported; a process that serves no `/metrics` then
-measures nothing either. A collector that is away costs nobody but itself: sending is another thread's work. A setting
-that the SDK would stop at is told once and left out: what is seen of the product never takes it down.
+measures nothing either. A collector that is away holds nobody up: another thread sends. A setting at which the SDK
+would stop is logged once and left out: telemetry never takes the product down.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # nothing of the SDK is imported where nothing is sent
 
 # A collector that does not answer must not hold up a process that leaves; by itself the SDK tries for 10 s.
 FLUSH_S: Final = 2.0
-# What the SDK says of a collector that is away, it says at every try.
+# The SDK logs at every try that a collector is away; each of its loggers gets one line in this time.
 SILENT_S: Final = 60.0
 EXPORT_INTERVAL_S: Final = 15.0
 SPANS_WAIT_S: Final = 1.0
@@ -40,9 +40,10 @@ PROTOCOL: Final = "http/protobuf"
 _IS_NUMBER: Final = re.compile(r"OTEL_\w+_(INTERVAL|TIMEOUT|DELAY|SIZE|LIMIT)")
 
 METRICS_LISTEN: Final = ("WARMLANE_METRICS_PORT", "WARMLANE_METRICS_HOST")
-"""The variables that say where a process serves `/metrics`: that one, and not those which it starts."""
+"""The variables that say where a process serves `/metrics`. They hold for that process, not for those that it
+starts."""
 METRICS_FOLDER: Final = "WARMLANE_METRICS_FOLDER"
-"""The variable that names the folder in which processes answer a gateway. Without it each tells of itself alone."""
+"""The variable that names the folder in which processes answer a gateway. Without it each reports itself alone."""
 
 log = structlog.get_logger("telemetry")
 
@@ -69,10 +70,10 @@ def exporting(
     """Sends this process's spans and metrics as `warmlane-<role>` while the block runs, and what is left within
     FLUSH_S of its end.
 
-    *instance* tells it from others of the role, and stays the same when it is started again. *serves_metrics*: the
-    process answers `/metrics` itself (`metrics_text`); *listen*: it is answered there. Under `warmlane up` the page of
-    the gateway has it as well (`ops.telemetry.page`).
-    Raises click.ClickException where *listen* cannot be listened on.
+    *instance* distinguishes it from others of the role, and stays the same when it is started again. *serves_metrics*:
+    the process answers `/metrics` itself (`metrics_text`); *listen*: a server of this function answers it there. Under
+    `warmlane up` the gateway's page has the figures as well (`ops.telemetry.page`). Raises click.ClickException where
+    it cannot listen at *listen*.
     """
     _leave_out_unusable()
     traces, figures = has_endpoint("traces"), has_endpoint("metrics")
@@ -103,7 +104,8 @@ def exporting(
 
 
 async def metrics_text() -> bytes:
-    """What `/metrics` answers, in Prometheus' text format: of this process, or of all those of a `warmlane up`."""
+    """What `/metrics` answers, in Prometheus' text format: the metrics of this process, or of all those of `warmlane
+    up`."""
     import prometheus_client
 
     folder = os.environ.get(METRICS_FOLDER)
@@ -111,17 +113,17 @@ async def metrics_text() -> bytes:
         from ops.telemetry.page import page_of_all
 
         return await page_of_all(Path(folder))
-    # in a thread, since it asks this loop for what only it may look at
+    # in a thread: it asks this event loop for figures that only the loop may read
     return await asyncio.to_thread(prometheus_client.generate_latest)
 
 
 def gateway_instance(port: int) -> str:
-    """The name of a gateway among others: by its machine and port."""
+    """The name by which a gateway differs from others: its machine and port."""
     return f"{socket.gethostname()}:{port}"
 
 
 def _is_asked(role: str, instance: str, stack: contextlib.ExitStack) -> bool:
-    """Whether a gateway asks this process for its metrics, which is answered until *stack* ends."""
+    """Whether a gateway asks this process for its metrics. Answers it until *stack* ends."""
     folder = os.environ.get(METRICS_FOLDER)
     if not folder:
         return False
@@ -131,7 +133,7 @@ def _is_asked(role: str, instance: str, stack: contextlib.ExitStack) -> bool:
         stack.callback(answer_in(Path(folder), role, instance))
     except OSError as error:
         log.warning("metrics_not_gathered", folder=folder, error=str(error), advice="--metrics-port PORT serves them")
-        del os.environ[METRICS_FOLDER]  # a gateway tells of itself, then
+        del os.environ[METRICS_FOLDER]  # a gateway then reports itself alone
         return False
     return True
 
@@ -163,7 +165,7 @@ def _send_traces(role: str, instance: str) -> Callable[[], None]:
 
     from ops.telemetry.sending import Sender
 
-    # Of a process that is killed, what it had not sent is lost: the SDK's own default of 5 s is too long for that.
+    # A process that is killed loses what it has not sent: the SDK's own default of 5 s is too long for that.
     delay_ms = float(os.environ.get("OTEL_BSP_SCHEDULE_DELAY") or SPANS_WAIT_S * 1e3)
     provider = tracer_provider(_resource(role, instance))
     sender = Sender(OTLPSpanExporter(), OTLPSpanExporter(), delay_ms=delay_ms)
@@ -210,7 +212,7 @@ def _resource(role: str, instance: str) -> Any:
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
     ours = Resource.create(resource_attributes(role, instance))
-    # what an operator says of a machine is more than what is found; who a process is, is ours to say
+    # an operator's attributes of a machine come before those that were found; which process it is, we say
     said = OTELResourceDetector().detect().attributes
     return ours.merge(Resource({name: value for name, value in said.items() if name not in _OURS}))
 
@@ -221,9 +223,9 @@ _OURS: Final = ("service.name", "service.instance.id")
 def resource_attributes(role: str, instance: str) -> dict[str, str | int]:
     """Who sends, by the semantic conventions.
 
-    `host.id` is that of the running kernel, which containers share: processes that have it have one clock. Jaeger
-    corrects, or warns of, the times of a child from another host, and cannot tell skew from a queue. What it compares
-    of the traces that its page shows is called `ip`, from before the conventions; any text will do (ADR 0034).
+    `host.id` is that of the running kernel, which containers share: processes with the same one have the same clock.
+    Jaeger corrects the times of a child from another host, or warns of them, and cannot distinguish skew from a queue.
+    The attribute that it compares is called `ip`, a name older than the conventions; any text will do (ADR 0034).
     """
     attributes: dict[str, str | int] = {
         "service.name": f"warmlane-{role}",
@@ -233,14 +235,14 @@ def resource_attributes(role: str, instance: str) -> dict[str, str | int]:
         "host.name": socket.gethostname(),
         "process.pid": os.getpid(),
     }
-    with contextlib.suppress(OSError):  # not of Linux
+    with contextlib.suppress(OSError):  # not on Linux
         attributes["host.id"] = attributes["ip"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return attributes
 
 
 def unusable(environment: Mapping[str, str], *, propagators: Collection[str]) -> dict[str, str]:
-    """The standard variables in *environment* that the SDK would stop at, with the reason. *propagators* are installed.
-    Pure."""
+    """The standard variables in *environment* at which the SDK would stop, with the reason. *propagators* are
+    installed. Pure."""
     found = {}
     asked = [name.strip() for name in environment.get("OTEL_PROPAGATORS", "").split(",") if name.strip()]
     missing = [name for name in asked if name not in (*propagators, "none")]
@@ -267,7 +269,7 @@ def _leave_out_unusable() -> None:
 
 @contextlib.contextmanager
 def _going_on_without(what: str) -> Iterator[None]:
-    """Whatever the SDK or one of its plugins raises at a setting of theirs: it is told, and the process goes on."""
+    """Logs whatever the SDK or one of its plugins raises at a setting of theirs, and lets the process go on."""
     try:
         yield
     except Exception as error:
@@ -297,7 +299,7 @@ class _Seldom(logging.Filter):
         if now_s - self._last_s.get(record.name, -SILENT_S) < SILENT_S:
             return False
         self._last_s[record.name] = now_s
-        record.exc_info = record.exc_text = None  # pages of frames of the exporter's, for a connection refused
+        record.exc_info = record.exc_text = None  # pages of the exporter's frames for a refused connection
         return True
 
 

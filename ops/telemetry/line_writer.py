@@ -1,4 +1,4 @@
-"""Whole lines to a descriptor that may fail: the log of a process, and what `warmlane up` prints."""
+"""Writes whole lines to a descriptor that may fail: the log of a process, and what `warmlane up` prints."""
 
 import contextlib
 import errno
@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Final, TextIO
 
-# A pipe that says it has room has room for so much.
+# A pipe that reports room has room for this much.
 CHUNK_BYTES: Final = select.PIPE_BUF
-# A reader that is merely slow, such as a busy terminal, is waited for so long.
+# The wait for a reader that is merely slow, such as a busy terminal.
 PATIENCE_S: Final = 0.1
 # The line was cut, and could not be completed: others wrote behind it, or the file was made empty.
 CUT: Final = "cut"
@@ -23,12 +23,12 @@ Losses = Mapping[str, int]
 
 
 class LineWriter:
-    """Writes lines to *fd* and never raises: who says something goes on, whatever became of it.
+    """Writes lines to *fd* and never raises: whoever logs goes on, whatever became of the line.
 
     1. A line of which only a part could be written is completed before anything else is written. Where something else
        stands behind that part, the next line begins on a line of its own.
     2. A line that could not be written is lost, and reported to *on_loss* with the name of the error.
-    3. The first line that can be written again comes after *word_of* what was lost meanwhile.
+    3. Before the first line that can be written again comes the line that *word_of* makes of what was lost meanwhile.
     4. A reader that does not read, as of a pipe or a stopped terminal, is waited for once, for PATIENCE_S; then not at
        all until it reads again.
     """
@@ -74,7 +74,8 @@ class LineWriter:
         self._on_loss(reason)
 
     def _put(self, data: bytes, *, is_begun: bool = False) -> None:
-        """Writes all of *data*, or raises OSError; but where it could be begun, the rest is kept for `_complete`."""
+        """Writes all of *data*, or raises OSError. Where a part was written, it keeps the rest for `_complete`
+        instead."""
         written = 0
         try:
             while written < len(data):
@@ -116,8 +117,8 @@ class SafeText(io.TextIOBase):
     """A text stream that is written by a `LineWriter`: for a `rich.console.Console` that must not end its process."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        """In place of *stream*, which is sys.stdout or sys.stderr; None where there is none. One that is no file
-        gets the text as it is."""
+        """Stands in for *stream*, which is sys.stdout or sys.stderr, or None where there is none. A stream that is no
+        file gets the text as it is."""
         self._stream = stream
         self._lines: LineWriter | None = None
         with contextlib.suppress(OSError):

@@ -8,20 +8,20 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-# Nothing that is logged is deeper or longer; what is, by mistake, does not fill the disk.
+# Nothing that is logged should be deeper or longer. What is so by mistake is cut, and does not fill the disk.
 DEPTH_MAX: Final = 6
 ITEMS_MAX: Final = 100
 CHARS_MAX: Final = 16_384
 BYTES_MAX: Final = 64
-# JSON's readers keep whole numbers exact to here.
+# Up to here readers of JSON keep whole numbers exact.
 _EXACT_MAX: Final = 2**63
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """*value* of what JSON has: moments in ISO 8601 (UTC, with Z), times in seconds, enums by their value, structs and
-    mappings as objects, exceptions as `Class: text`; whatever cannot be said otherwise, by its repr.
+    """*value* in types that JSON has: moments in ISO 8601 (UTC, with Z), times in seconds, enums by their value,
+    structs and mappings as objects, exceptions as `Class: text`; whatever has no other form, by its repr.
 
-    It never raises: where a value's own code does, that is what is logged of it.
+    It never raises: where a value's own code does, the log states that instead of the value.
     """
     kind = type(value)
     if (kind is str and len(value) <= CHARS_MAX) or kind is bool or value is None:  # most values are one of these
@@ -74,7 +74,7 @@ def _inner(value: Any) -> Mapping[Any, Any] | Iterable[Any] | None:
         "dict_keys",
         "dict_values",
     }:
-        return value  # type: ignore[no-any-return]  # of the last three too
+        return value  # type: ignore[no-any-return]  # the last three are iterable, too
     return None
 
 
@@ -96,7 +96,7 @@ def _key(name: Any) -> str:
 
 
 def _moment(value: datetime) -> str:
-    # one without a zone is logged as it is: nobody knows which it means
+    # a moment without a zone is logged as it is: nobody knows which zone it means
     return value.isoformat() if value.tzinfo is None else value.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 

@@ -1,8 +1,8 @@
-"""Structured logs: one JSON line an event on standard error, with the trace it belongs to. Never a prompt, an image or
+"""Structured logs: one JSON line for each event on standard error, with its trace. No line holds a prompt, an image or
 a key.
 
-What becomes of a line is nobody's concern but the log's: a full disk, a reader that is gone or a value that cannot be
-told fails no request, no task and no process (`LineWriter`, `plain`).
+Logging fails no request, no task and no process: not with a full disk, a reader that is gone or a value that has no
+text (`LineWriter`, `plain`).
 """
 
 import json
@@ -23,21 +23,20 @@ from ops.telemetry.metrics import log_lines_lost
 STANDARD_ERROR: Final = 2
 LEVEL_VARIABLE: Final = "WARMLANE_LOG_LEVEL"
 LEVELS: Final = ("debug", "info", "warning", "error")
-# What a log meets most likely: these stand at 0 before the first one.
+# The likeliest losses: their counters stand at 0 before the first one.
 USUAL_LOSSES: Final = ("ENOSPC", "EIO", "EPIPE", "EAGAIN")
 
 
 def configure_logging(role: str, *, level: str = "info") -> None:
-    """Every log line of this process becomes one JSON object with time, level, role and event.
-
-    Lines below *level* are left out, or below what WARMLANE_LOG_LEVEL says.
+    """Every log line of this process becomes one JSON object with time, level, role and event. Lines below *level*, or
+    below WARMLANE_LOG_LEVEL where that is set, are left out.
     """
     asked = os.environ.get(LEVEL_VARIABLE, "").strip().lower()
     chosen = asked if asked in LEVELS else level
     lines = LineWriter(STANDARD_ERROR, word_of=partial(_loss, role), on_loss=log_lines_lost.add)
     for reason in USUAL_LOSSES:
         log_lines_lost.begin(reason)
-    # an exception is text before it is a value: with its frames
+    # an exception becomes text, with its frames, before `render` sees it as a value
     chain: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         _add_trace,
@@ -72,7 +71,7 @@ def render(_: WrappedLogger, __: str, line: EventDict) -> str:
 
 
 class _Logger:
-    """What structlog writes rendered lines with."""
+    """structlog writes rendered lines with it."""
 
     def __init__(self, lines: LineWriter) -> None:
         self._lines = lines
@@ -84,7 +83,7 @@ class _Logger:
 
 
 class _Handler(logging.Handler):
-    """What libraries log with. A message whose arguments do not fit is logged without them."""
+    """Libraries log with it. A message whose arguments do not fit is logged without them."""
 
     def __init__(self, lines: LineWriter) -> None:
         super().__init__()
@@ -94,8 +93,8 @@ class _Handler(logging.Handler):
         try:
             text = self.format(record)
         except Exception as error:
-            told: dict[str, Any] = {"event": str(record.msg), "not_formatted": error, "logger": record.name}
-            text = render(None, "", told | {"level": record.levelname.lower(), "timestamp": datetime.now(UTC)})
+            line: dict[str, Any] = {"event": str(record.msg), "not_formatted": error, "logger": record.name}
+            text = render(None, "", line | {"level": record.levelname.lower(), "timestamp": datetime.now(UTC)})
         self._lines.write(text.encode("ascii") + b"\n")
 
 
@@ -105,7 +104,7 @@ def _loss(role: str, lost: Losses) -> bytes:
 
 
 def _add_trace(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
-    """The ids of the trace that this happened in, as Jaeger shows them; nothing where nothing is traced."""
+    """Adds the ids of the current trace and span, as Jaeger shows them; nothing where nothing is traced."""
     context = trace.get_current_span().get_span_context()
     if context.is_valid:
         line["trace_id"], line["span_id"] = f"{context.trace_id:032x}", f"{context.span_id:016x}"

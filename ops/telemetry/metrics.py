@@ -1,11 +1,11 @@
 """Every metric of Warmlane (design §11), one line each; `docs/operate/observability.md` says what each is good for.
 
-The instruments are those of the OpenTelemetry API: until `ops/telemetry/export.py` sets an exporter up they do
+The instruments are those of the OpenTelemetry API: until `ops/telemetry/export.py` sets up an exporter, they do
 nothing. Labels have few values: a model, a worker, a slot, a code; never a task, a caller or a prompt.
 
-Two kinds: what every gateway reports alike, because it watches the same buckets (`Observed`; take the maximum over
-gateways), and what is counted once, by the process that did it (the others; take the sum). `Metric.by` names the roles
-that have it: a zero from any other would say of all that nothing happened.
+There are two kinds. Every gateway reports the same figure where it watches the same buckets (`Observed`; take the
+maximum over gateways). Everything else is counted once, by the process that did it (take the sum). `Metric.by` names
+the roles that report a metric: a zero from any other role would say that nothing happened anywhere.
 """
 
 import asyncio
@@ -33,18 +33,19 @@ SUPERVISORS: Final = ("supervisor",)
 WHO_HOLDS_TASKS: Final = (*GATEWAYS, *WORKERS)
 EVERYBODY: Final = (*GATEWAYS, *WORKERS, *SUPERVISORS)
 
-# Exporters look from threads of their own; an event loop that does not come to it for so long is not waited for.
+# Exporters ask from threads of their own. They wait no longer than this for an event loop that does not get to it.
 ANSWER_S: Final = 1.0
-# Those that did not, until they come to it: what else there is to report does not wait for each of their figures.
+# The loops that did not answer in time, until they do: nobody waits for each of their figures.
 _hung = WeakSet[asyncio.AbstractEventLoop]()
 
 Readings = Iterable[tuple[float, Sequence[str]]]
-"""Values, each with those of its labels."""
+"""Values, each with the values of its labels."""
 Source = Callable[[], Readings]
 
 
 class Metric(Struct, frozen=True, kw_only=True):
-    """What the documentation, the dashboards and the alerts have to agree with. *by* are the roles that report it."""
+    """A metric, with which the documentation, the dashboards and the alerts have to agree. *by* are the roles that
+    report it."""
 
     name: str
     kind: str
@@ -74,18 +75,19 @@ class Counter:
 
     def __init__(self, name: str, labels: str, description: str, *, by: tuple[str, ...], unit: str = "") -> None:
         self.metric = _enter(name, "counter", unit, labels, description, by)
-        # counted here, and asked for when somebody looks: a tenth of what the API's own counter costs a request
+        # counted here, and read when somebody looks: that costs a request a tenth of the API's own counter
         self._counts: dict[tuple[str, ...], float] = {}
         _meter.create_observable_counter(name, [self._observe], unit, description)
 
     def add(self, *values: str, by: float = 1) -> None:
-        """Counts *by* more for the labels' *values*, in the order of `metric.labels`. ValueError for a wrong number."""
+        """Counts *by* more for the labels' *values*, in `metric.labels`' order. Raises ValueError for a wrong
+        number."""
         if len(values) != len(self.metric.labels):
             raise ValueError(f"{self.metric.name} has the labels {self.metric.labels}, not {len(values)}")
         self._counts[values] = self._counts.get(values, 0) + by
 
     def _observe(self, _: CallbackOptions) -> Iterator[Observation]:
-        # a copy, which is made at once: the exporter asks from a thread of its own
+        # a copy, made in one step: the exporter asks from a thread of its own
         for values, count in self._counts.copy().items():
             yield Observation(count, dict(zip(self.metric.labels, values, strict=True)))
 
@@ -106,7 +108,7 @@ class Histogram:
         )
 
     def record(self, value_s: float, *values: str) -> None:
-        """*value_s* for the labels' *values*. ValueError for a wrong number of them."""
+        """Records *value_s* for the labels' *values*. Raises ValueError for a wrong number of them."""
         self._instrument.record(max(0.0, value_s), dict(zip(self.metric.labels, values, strict=True)))
 
 
@@ -118,12 +120,12 @@ class Gauge:
         self._instrument = _meter.create_gauge(name, unit, description)
 
     def set(self, value: float, *values: str) -> None:
-        """*value* for the labels' *values*. ValueError for a wrong number of them."""
+        """Sets *value* for the labels' *values*. Raises ValueError for a wrong number of them."""
         self._instrument.set(value, dict(zip(self.metric.labels, values, strict=True)))
 
 
 class Observed:
-    """A figure that is asked for when somebody looks, of whoever is `observing` it."""
+    """A figure that is read when somebody looks, from the sources that `observing` gives it."""
 
     def __init__(self, name: str, labels: str, description: str, *, by: tuple[str, ...], unit: str = "") -> None:
         self.metric = _enter(name, "gauge", unit, labels, description, by)
@@ -147,7 +149,7 @@ class Observed:
 
 @contextlib.contextmanager
 def observing(sources: Mapping[Observed, Source]) -> Iterator[None]:
-    """*sources* give those figures while the block runs, always in the event loop that runs now."""
+    """While the block runs, *sources* give these figures. They are always called in the event loop that runs now."""
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:
         for observed, source in sources.items():
@@ -156,7 +158,8 @@ def observing(sources: Mapping[Observed, Source]) -> Iterator[None]:
 
 
 def _asked_in(loop: asyncio.AbstractEventLoop, source: Source) -> list[tuple[float, Sequence[str]]]:
-    """What *source* reads, from any other thread than that of *loop*; nothing where that does not come to it."""
+    """What *source* reads in *loop*, for a caller in another thread; nothing where the loop does not get to it in
+    time."""
     answer: Future[list[tuple[float, Sequence[str]]]] = Future()
 
     def look() -> None:
@@ -320,14 +323,14 @@ log_lines_lost = Counter(
     "warmlane.log.lines_lost", "reason", "Log lines that could not be written, by the error", by=EVERYBODY
 )
 
-# How a task can end, by who stores that.
+# How a task can end, by the process that stores the end.
 ENDED_BY_GATEWAYS: Final = tuple(
     code.value
     for code in (
         FailureCode.QUEUE_OVERLOADED,
         FailureCode.CANCELLED,
         FailureCode.WORKER_LOST,
-        FailureCode.STORAGE_FAILED,  # of the image; a worker's is of the video
+        FailureCode.STORAGE_FAILED,  # when an image is stored; a worker's is for the video
     )
 )
 ENDED_BY_WORKERS: Final = (
@@ -372,13 +375,13 @@ def memory_read(held: MemoryReading, *, slot: str, model: str, outcome: str) -> 
         if figure is not None:
             memory_after_cleanup.set(figure, slot, model, kind)
     for event, count in (("retry", held.cuda_alloc_retries), ("oom", held.cuda_ooms)):
-        # of a CPU as well: a series that stands at 0 is there when the first one comes
+        # on a CPU as well: a series that stands at 0 is there when the first event comes
         allocator_events.add(slot, model, event, by=count or 0)
 
 
 def begin_tasks(models: Iterable[str], route: str, outcomes: Iterable[str]) -> None:
-    """The counts of tasks on *route* that this process may end, in one of *outcomes*, stand at 0, so that the first one
-    shows. The others are counted elsewhere, and a zero here would deny them."""
+    """Sets to 0 the counts of tasks on *route* that this process may end with one of *outcomes*, so that the first one
+    shows. Other processes count the other outcomes: a zero here would deny them."""
     for model in models:
         queue_timeouts.begin(model, route)
         for outcome in outcomes:

@@ -1,8 +1,8 @@
-"""One page of metrics for all processes of a `warmlane up`, so that a Prometheus has one target on a machine.
+"""One page of metrics for all processes of a `warmlane up`, so that Prometheus has one target for each machine.
 
 Each process answers on a socket in a folder that `up` names to all of them; the gateway asks every socket, and its
-`/metrics` is what they said. Each series has the labels `job` and `instance` of its process, as the committed
-collector gives them. A process that is dead or stopped is missing, and holds nobody up.
+`/metrics` is what they answered. Each series has the labels `job` and `instance` of its process, as the repository's
+collector configuration gives them. A process that is dead or stopped is missing, and holds nobody up.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from contracts.nesting import MsgpackDecoder
 
 # Longer than a process waits for its own event loop (`metrics.ANSWER_S`), and shorter than a scrape may take.
 ASK_S: Final = 2.5
-# `service.namespace/service.name`, as OpenTelemetry says of Prometheus.
+# `service.namespace/service.name`, as OpenTelemetry specifies for Prometheus.
 JOB_PREFIX: Final = "warmlane/warmlane-"
 _SEND_S: Final = 5.0
 
@@ -63,7 +63,7 @@ def joined(pages: Iterable[ProcessPage]) -> list[Metric]:
     """The families of *pages* as one page, each sample with the `job` and the `instance` of its process. Pure.
 
     1. Of two processes of one name only the newer counts: it took the place of the other.
-    2. A family of which two processes disagree what it is, stays what it is in the first.
+    2. Where two processes disagree on the type of a family, it has the type of the first.
     """
     newest: dict[tuple[str, str], ProcessPage] = {}
     for page in sorted(pages, key=lambda page: page.began_s):  # 1
@@ -108,17 +108,18 @@ async def _ask(path: Path) -> ProcessPage | None:
             finally:
                 writer.close()
     except ConnectionRefusedError:
-        path.unlink(missing_ok=True)  # of a process that was killed: nobody else ever gets this name
+        path.unlink(missing_ok=True)  # its process was killed: no other process will take this name
     except (OSError, TimeoutError, msgspec.DecodeError) as error:
         log.info("process_does_not_tell", socket=path.name, error=str(error) or type(error).__name__)
     return None
 
 
 def answer_in(folder: Path, role: str, instance: str) -> Callable[[], None]:
-    """Answers there with what this process measures, from a thread, until the result is called. Raises OSError."""
+    """Answers in *folder* with what this process measures, from a thread, until the returned function is called. Raises
+    OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{os.getpid()}.sock"
-    # it gets its name when it listens: who is refused takes it for dead
+    # the socket gets its name only when it listens: a gateway that is refused takes its process for dead
     part = path.with_suffix(".part")
     for left in (path, part):
         left.unlink(missing_ok=True)
@@ -147,7 +148,7 @@ class _PageServer(socketserver.ThreadingUnixStreamServer):
         path.chmod(0o700)  # processes of this user alone may ask
 
     def handle_error(self, request: object, client_address: object) -> None:
-        log.info("metrics_not_told", exc_info=True)  # who asked has gone
+        log.info("metrics_not_told", exc_info=True)  # the gateway that asked has gone
 
 
 class _PageAnswer(socketserver.BaseRequestHandler):
@@ -167,7 +168,7 @@ def _families() -> Iterator[Family]:
 
 @contextlib.contextmanager
 def _short(path: Path) -> Iterator[str]:
-    """A name for *path* that a socket can have, which is 100 bytes or so, however long the path is."""
+    """A name for *path* that is short enough for a socket, which allows about 100 bytes, however long the path is."""
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         there = Path(f"/proc/self/fd/{folder}")

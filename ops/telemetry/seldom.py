@@ -1,5 +1,5 @@
-"""What would be logged again and again is logged now and then: an outage is worth a line of each kind, not eight each
-second."""
+"""Logs now and then what would otherwise be logged again and again: an outage is worth one line of each kind, not eight
+a second."""
 
 import time
 from collections.abc import Callable
@@ -9,14 +9,15 @@ TOLD_EVERY_S: Final = 60.0
 
 
 class Seldom:
-    """Remembers what was logged when. What comes of a *kind* again within *every_s* seconds is no news."""
+    """Remembers what was logged when. An event of a *kind* that was logged within the last *every_s* seconds is no
+    news."""
 
     def __init__(self, every_s: float = TOLD_EVERY_S) -> None:
         self._every_s = every_s
         self._logged_s: dict[str, float] = {}
 
     def is_news(self, kind: str) -> bool:
-        """Whether to log something of *kind* now. Kinds are few: they are remembered."""
+        """Whether to log something of *kind* now. Every kind is remembered, so there may be few."""
         now_s = time.monotonic()
         logged_s = self._logged_s.get(kind)
         if logged_s is not None and now_s < logged_s + self._every_s:

@@ -1,4 +1,4 @@
-"""How spans leave a process: most of them together once a second; a root before others can go below it (ADR 0036)."""
+"""How spans leave a process: most go together once a second; a root goes before others can be below it (ADR 0036)."""
 
 import asyncio
 import threading
@@ -14,11 +14,12 @@ from opentelemetry.trace import Span, SpanKind
 
 from ops.telemetry.tracing import OUTCOME, SUPERSEDED
 
-# What a request waits for its collector at most; one that is slower than this is not waited for again until it is not.
+# The longest that a request waits for the collector. After a slower answer none waits, until the collector is fast
+# again.
 WAIT_S: Final = 0.25
-# Each export costs its process some milliseconds: under load many roots go together.
+# The pause between exports. Each costs its process some milliseconds: under load many roots go together.
 PAUSE_S: Final = 0.01
-# As many as the SDK keeps of the other spans while a collector is away.
+# The most roots that are kept while a collector is away: as many as the SDK keeps of other spans.
 KEPT: Final = 2048
 
 log = structlog.get_logger("telemetry")
@@ -27,9 +28,9 @@ _Waiting = tuple[ReadableSpan, Future[None]]
 
 
 class Sender(BatchSpanProcessor):
-    """Sends every span that ends, but for an attempt that another process has told (`superseded`, ADR 0034).
+    """Sends every span that ends, except that of an attempt that another process has recorded (`superseded`, ADR 0034).
 
-    The end of an attempt, which what was sent of it before is below, is sent at once, with all that waits.
+    The span of an attempt is sent as soon as it ends, with all that waits: spans below it were sent before.
     """
 
     def __init__(self, exporter: SpanExporter, ahead: SpanExporter, *, delay_ms: float) -> None:
@@ -48,7 +49,7 @@ class Sender(BatchSpanProcessor):
     async def end_ahead(self, span: Span) -> None:
         """Ends *span*, and returns when the collector has it.
 
-        A collector that is away, or takes longer than WAIT_S, is not waited for: whoever is traced pays that once.
+        It waits for WAIT_S at most. After a collector was away, or slower, nobody waits until it answers in time again.
         """
         sent: Future[None] = Future()
         self._expected[span.get_span_context().span_id] = sent
@@ -98,7 +99,7 @@ class Sender(BatchSpanProcessor):
         since_s = time.monotonic()
         try:
             is_sent = self._ahead.export([span for span, _ in batch]) is SpanExportResult.SUCCESS
-        except Exception as error:  # of a plugin of the SDK's: no reason to send nothing any more
+        except Exception as error:  # raised by a plugin of the SDK: no reason to stop sending
             log.warning("spans_lost", spans=len(batch), error=f"{type(error).__name__}: {error}")
             is_sent = False
         self._is_prompt = is_sent and time.monotonic() - since_s <= WAIT_S

@@ -1,7 +1,7 @@
 """Spans around the parts of a task (design §11): one trace from the request to the end, over all processes.
 
-They cost nothing until `ops/telemetry/export.py` sets an exporter up. A span of something that another process did,
-or that was over before anybody knew that it mattered, is `record`ed afterwards with its own times.
+They cost nothing until `ops/telemetry/export.py` sets up an exporter. A span of something that another process did, or
+that was over before anybody knew that it mattered, is `record`ed afterwards with its own times.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ _end_ahead: Callable[[Span], Awaitable[None]] = _end
 
 
 def switch_on(end_ahead: Callable[[Span], Awaitable[None]]) -> None:
-    """There is somebody from now on to whom spans are sent. *end_ahead* ends a span, and returns when they have it."""
+    """From now on spans are sent to somebody. *end_ahead* ends a span, and returns when the receiver has it."""
     global _is_on, _end_ahead
     _is_on, _end_ahead = True, end_ahead
 
@@ -62,9 +62,9 @@ def span(
 ) -> contextlib.AbstractContextManager[Span]:
     """A span around the block, below the current one or, where it is given, below *traceparent* (W3C).
 
-    *itself* is the `traceparent` that it is to be known by (`attempt_below`); *after* that of a span it is linked to.
-    An exception that leaves the block marks it as failed, by its class alone: its text may quote a request. Those of
-    *unless* do not, being no failure: somebody else was faster.
+    *itself* is the `traceparent` that names the span (`attempt_below`); *after* is that of a span to which it is
+    linked. An exception that leaves the block marks the span as failed, by its class alone: its text may quote a
+    request. An exception of *unless* does not: it is no failure, since somebody else was faster.
     """
     if traceparent is None and not _is_on and not trace.get_current_span().get_span_context().is_valid:
         return _NO_SPAN  # nobody records it, and it has nothing to hand on
@@ -114,7 +114,7 @@ def record(
 ) -> str | None:
     """A span of what happened from *begun_at* to *ended_at*; *error* says why it failed, if it did.
 
-    *itself* is the `traceparent` that it is to be known by. Returns the one that it is known by, as `traceparent_of`.
+    *itself* is the `traceparent` that names the span. Returns the one that does so in the end, as `traceparent_of`.
     """
     with _known_by(itself):
         past = _tracer.start_span(
@@ -131,7 +131,7 @@ def record(
 def attempt_below(sender: str | None) -> str | None:
     """The `traceparent` of a span that is still to come, below *sender*; None where nothing is traced.
 
-    A claim stores it, so that the span can be told by whoever finds its worker lost, and what was below it stays there.
+    A claim stores it, so that whoever finds the worker lost can record the span, and the spans below it stay there.
     """
     context = _span_context(sender) if _is_on else None
     if context is None:
@@ -140,7 +140,7 @@ def attempt_below(sender: str | None) -> str | None:
 
 
 def chosen_id() -> int:
-    """The id of the span that begins now: the one that it is to be known by, or a random one."""
+    """The id of the span that begins now: the one that was chosen for it, or a random one."""
     chosen = _chosen_id.get()
     return _random_id() if chosen is None else chosen
 
@@ -149,7 +149,7 @@ def chosen_id() -> int:
 def root(name: str, context: Context) -> Iterator[None]:
     """The span that other processes go below, around the block and in *context*, which may hold a caller's span.
 
-    It ends where the block calls `send_root`, else with the block, and is nobody's current span by itself.
+    It ends where the block calls `send_root`, or else with the block. It does not become the current span.
     """
     if not _is_on:
         yield
@@ -170,7 +170,8 @@ def current_root() -> Span:
 
 
 def below_root() -> contextlib.AbstractContextManager[Span]:
-    """Spans of the block go below the root: one that lasts longer may never come, and they would have no parent."""
+    """Spans of the block go below the root. Below a span that lasts longer they might have no parent: it may never be
+    sent."""
     begun = _root.get()
     if begun is None:
         return _NO_SPAN
@@ -178,10 +179,9 @@ def below_root() -> contextlib.AbstractContextManager[Span]:
 
 
 async def send_root(attributes: Attributes) -> None:
-    """Ends the root, with *attributes*, and returns when whoever keeps spans has it, or does not answer (ADR 0036).
-
-    To be awaited before another process can learn of the trace: none is without its root, then, whoever is killed.
-    Nothing where there is no root, or where it has ended.
+    """Ends the root, with *attributes*, and returns when the collector has it, or does not answer (ADR 0036). Await it
+    before another process can learn of the trace: then the trace has its root, whichever process is killed. It does
+    nothing where there is no root, or where the root has ended.
     """
     begun = current_root()
     if begun.is_recording():
@@ -191,7 +191,7 @@ async def send_root(attributes: Attributes) -> None:
 
 @contextlib.contextmanager
 def working_on(task: GenerationTask) -> Iterator[None]:
-    """Every span of the block is of *task*, also those of code that knows no tasks."""
+    """Every span of the block gets the id of *task*, also those of code that knows no tasks."""
     token = _task_id.set(task.id)
     try:
         yield
@@ -245,7 +245,7 @@ def of_task(task: GenerationTask, **more: Any) -> dict[str, Any]:
 
 
 def of_attempt(task: GenerationTask) -> dict[str, Any]:
-    """Who attempts *task*, which is claimed, and for the how manieth time."""
+    """The attributes of an attempt at *task*, which is claimed: its worker, and the number of the attempt."""
     return {"warmlane.worker": task.worker or "", "warmlane.attempt": task.attempt, **_GROUP}
 
 

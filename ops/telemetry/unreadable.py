@@ -1,4 +1,5 @@
-"""What cannot be read is counted, logged once and passed over: one bad message does not stop what serves good ones."""
+"""What cannot be read is counted, logged once and passed over: one bad message does not stop those who serve good
+ones."""
 
 from collections import OrderedDict
 from typing import Final, Literal
@@ -35,7 +36,7 @@ log = structlog.get_logger("unreadable")
 
 
 class Unreadables:
-    """Those that this process met."""
+    """The messages and entries that this process could not read."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -44,8 +45,8 @@ class Unreadables:
     def report(self, kind: Kind, where: str, error: Exception | str, *, revision: int = 0) -> None:
         """A *kind* of thing at *where* (a subject or a key) cannot be read, because of *error*, whose text is logged.
 
-        It must hold nothing of the content, as that of `contracts.wire.Unreadable` does not. *revision* is that of
-        the entry; one that is met again at the same revision is neither counted nor logged again.
+        That text must hold nothing of the content; the text of `contracts.wire.Unreadable` holds none. *revision* is
+        that of the entry: one that comes again at the same revision is neither counted nor logged again.
         """
         known = (kind, where, revision)
         if revision and known in self._known:
