@@ -38,7 +38,8 @@ class ApiKey(Struct, frozen=True, kw_only=True):
 
     *caller* is whom it is for: several keys may have one caller, so that a new key finds the tasks of the old one.
     *rate_per_s* is how many requests a second it may make, counted over any *burst_s* seconds; None is no limit.
-    *highest_priority* is the strictest class that its requests may name.
+    *highest_priority* is the strictest class that its requests may name. While *max_waiting* tasks of its caller wait,
+    or *max_running* of them run, it gets no further one; None is no bound.
     A key that was revoked stays on record for a month, with *revoked_at*.
     """
 
@@ -51,6 +52,8 @@ class ApiKey(Struct, frozen=True, kw_only=True):
     rate_per_s: Annotated[float, Meta(gt=0)] | None = DEFAULT_RATE_PER_S
     burst_s: Annotated[int, Meta(ge=1, le=BURST_MAX_S)] = DEFAULT_BURST_S
     highest_priority: Priority = Priority.INTERACTIVE
+    max_waiting: Annotated[int, Meta(ge=1)] | None = None
+    max_running: Annotated[int, Meta(ge=1)] | None = None
 
     @property
     def burst(self) -> int | None:

@@ -26,11 +26,15 @@ from contracts.order import (
 )
 from contracts.tasks import GenerationTask, OrderDecision, Priority, Progress, WaitingGroup
 from lane_worker.runtime.outcome import Result, Runner, Succeeded, Unsuccessful
+from ops.telemetry import metrics
 
 # The median of so many is what a run or a swap is expected to take.
 SAMPLES_MAX: Final = 9
 # Of so many callers others learn how much of the card they had.
 CALLERS_SHOWN: Final = 32
+# What ends the slice of a model: none of it waits; its time is over; a stricter class, or one whose turn it is, waits
+# for another model; a task would expire (rule 5); or the order is that of arrival, which has no slices.
+SLICE_ENDS: Final = ("none_waits", "time", "class", "deadline", "arrival")
 
 
 class Order:
@@ -44,6 +48,8 @@ class Order:
         self._runs_s: dict[str, deque[float]] = {}
         self._swaps_s: dict[str, deque[float]] = {}
         self._chosen: tuple[Choice, Sequence[Waiting]] | None = None
+        for cause in SLICE_ENDS:
+            metrics.order_slices.begin(cause)
         self._free_at: datetime | None = None  # when what runs is expected to end
 
     def choose(self, waiting: Sequence[Waiting], *, now: datetime) -> tuple[str, OrderDecision] | None:
@@ -81,6 +87,9 @@ class Order:
             return
         (choice, waiting), self._chosen = self._chosen, None
         now_s = now.timestamp()
+        cause = slice_end(choice, waiting, loaded=self._loaded(now_s), now_s=now_s)
+        if cause is not None:
+            metrics.order_slices.add(cause)
         self._ledger = started(
             self._ledger, choice.task, waiting, loaded=self._loaded(now_s), costs=self._costs(), now_s=now_s
         )
@@ -146,6 +155,20 @@ class OrderedRunner:
     def stop(self, task_id: str) -> None:
         """As `Runner.stop`."""
         self._runner.stop(task_id)
+
+
+def slice_end(choice: Choice, waiting: Sequence[Waiting], *, loaded: OnCard | None, now_s: float) -> str | None:
+    """Which of SLICE_ENDS ended the slice of the model that is *loaded*, where *choice* is for another. Pure."""
+    if loaded is None or loaded.model == choice.task.model:
+        return None
+    here = [task for task in waiting if task.model == loaded.model and now_s < task.deadline_s]
+    if 2 in choice.rules:
+        return "arrival"
+    if not here:
+        return "none_waits"
+    if not any(task.priority is choice.task.priority for task in here):
+        return "class"
+    return "deadline" if 5 in choice.rules else "time"
 
 
 def groups(waiting: Sequence[Waiting], *, now_s: float) -> tuple[WaitingGroup, ...]:

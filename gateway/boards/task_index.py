@@ -109,6 +109,11 @@ class TaskIndex:
         ]
         return list(islice(merge(*runs, reverse=True), limit))
 
+    def count(self, caller: str, status: TaskStatus) -> int:
+        """How many tasks of *caller* are in *status*."""
+        shelves = self._shelves.get(caller, {}).items()
+        return sum(len(shelf) for (of_status, _), shelf in shelves if of_status is status)
+
     def written_before(self, moment: datetime, *, limit: int) -> list[str]:
         """The ids of at most *limit* tasks that were last written before *moment*, the oldest first.
 

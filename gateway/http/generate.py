@@ -14,6 +14,7 @@ from contracts.topology import DEGRADED_MAX_MSGS
 from gateway.boards.storage import RETRY_AFTER_S, StorageFull
 from gateway.http.access import needs
 from gateway.http.answers import JsonAnswer
+from gateway.http.bounds import require_within_bounds
 from gateway.http.lookup import CallerRequest, awaited, etag_of, shown
 from gateway.http.openapi.operations import GenerateOperation, problem_responses
 from gateway.http.preferences import Preferences
@@ -48,6 +49,7 @@ _TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
             "body_too_large",
             "unsupported_media_type",
             "priority_forbidden",
+            "too_many_tasks",
             "validation_failed",
             "idempotency_key_reused",
             "queue_overloaded",
@@ -91,6 +93,7 @@ async def generate(request: CallerRequest, services: NamedDependency[Services]) 
                 traceparent=traceparent_of(current_root()) or _traceparent(request.headers.get("traceparent")),
                 until_gone=None if preferred.responds_async else partial(_until_gone, request),
                 hold_s=_left_s(preferred, since_s),
+                require=partial(require_within_bounds, request.user, services.tasks.index),
             )
     except Overloaded as error:
         # a busy gateway answers this most often: it is returned, and not raised

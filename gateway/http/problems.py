@@ -135,6 +135,11 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "The API key made too many requests",
         "It may make 500 requests in any 10 s. Try again after the time in Retry-After.",
     ),
+    "too_many_tasks": ProblemKind(
+        429,
+        "As many tasks of this caller wait or run as its API key allows",
+        "20 tasks of yours wait, and this key allows 20. Try again when one has ended, or been cancelled.",
+    ),
     "too_many_streams": ProblemKind(
         429,
         "Too many event streams are open",

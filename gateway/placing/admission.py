@@ -48,13 +48,15 @@ class _QueueFull(Exception):
 
 
 class _Sender(Struct, frozen=True):
-    """Who sends a request, and what they say beside it. *promised*: they are given the id at once, and not held."""
+    """Who sends a request, and what they say beside it. *promised*: they are given the id at once, and not held.
+    *require* raises what speaks against a new task of theirs."""
 
     caller: str
     key: str | None
     priority: Priority
     traceparent: str | None
     promised: bool
+    require: Callable[[], None]
 
 
 class Admission:
@@ -96,16 +98,17 @@ class Admission:
         traceparent: str | None,
         until_gone: UntilGone | None,
         hold_s: float | None = None,
+        require: Callable[[], None] = lambda: None,
     ) -> Snapshot:
         """The task of *request*, whose id its caller may learn; the same one again for the same *caller* and *key*.
 
         On a lane it comes at once. On the degraded queue it comes when a worker has claimed it; *until_gone* returns
         when the caller hangs up meanwhile. Without *until_gone* it comes at once there too. After *hold_s* it comes as
-        it is then, and is promised.
+        it is then, and is promised. *require* is called before a new task is made, and raises what speaks against it.
         Raises StorageFull (nothing was written), KeyReused, Overloaded, CallerGone, StorageFailed (it will not run),
         and TransportUnavailable (it may or may not run: the same key finds out).
         """
-        sender = _Sender(caller, key, priority, traceparent, promised=until_gone is None)
+        sender = _Sender(caller, key, priority, traceparent, promised=until_gone is None, require=require)
         while True:
             snapshot = await self._submit(request, sender)
             if until_gone is None:
@@ -124,6 +127,7 @@ class Admission:
         task_id, known = await self._identify(request, sender)
         if known is not None:
             return known
+        sender.require()
         self._require_room()
         try:
             task, found = await self._queue(request, sender, task_id)

@@ -90,6 +90,8 @@ async def add(
     rate_per_s: float | None = DEFAULT_RATE_PER_S,
     burst_s: int = DEFAULT_BURST_S,
     highest_priority: Priority = Priority.INTERACTIVE,
+    max_waiting: int | None = None,
+    max_running: int | None = None,
     now: datetime,
 ) -> Presented:
     """Makes a key and returns the only copy of its secret. Raises NotProvisioned, TransportUnavailable."""
@@ -105,6 +107,8 @@ async def add(
             rate_per_s=rate_per_s,
             burst_s=burst_s,
             highest_priority=highest_priority,
+            max_waiting=max_waiting,
+            max_running=max_running,
         )
         try:
             await bucket.create(key.id, key)
@@ -171,7 +175,7 @@ def table_of(keys: Iterable[ApiKey]) -> Table:
     table = Table(show_header=True)
     table.add_column("id", no_wrap=True)  # to be copied
     table.add_column("state", no_wrap=True)
-    for heading in ("caller", "scopes", "rate", "highest class", "created (UTC)", "revoked (UTC)"):
+    for heading in ("caller", "scopes", "rate", "highest class", "at most", "created (UTC)", "revoked (UTC)"):
         table.add_column(heading, overflow="fold")
     for key in keys:
         rate = "no limit" if key.rate_per_s is None else f"{key.rate_per_s:g}/s in {key.burst_s} s"
@@ -185,10 +189,17 @@ def table_of(keys: Iterable[ApiKey]) -> Table:
             " ".join(key.scopes),
             rate,
             key.highest_priority.value,
+            bounds_of(key),
             *times,
             style="dim" if key.revoked_at else None,
         )
     return table
+
+
+def bounds_of(key: ApiKey) -> str:
+    """How many tasks may wait and run for *key*."""
+    bounds = ((key.max_waiting, "waiting"), (key.max_running, "running"))
+    return ", ".join(f"{most} {what}" for most, what in bounds if most is not None) or "no bound"
 
 
 async def _bucket(link: NatsLink) -> Bucket[ApiKey]:
@@ -254,6 +265,16 @@ def _caller(_: click.Context, __: click.Parameter, value: str) -> str:
     show_default=True,
     help="The strictest class that its requests may name; those that name none get `standard`, or this if it is lower.",
 )
+@click.option(
+    "--max-waiting",
+    type=click.IntRange(1),
+    help="While so many tasks of CALLER wait, each further request is a 429. [default: no bound]",
+)
+@click.option(
+    "--max-running",
+    type=click.IntRange(1),
+    help="While so many tasks of CALLER run, each further request is a 429. [default: no bound]",
+)
 @nats_options("admin", asks_for_folder=True)
 def add_command(
     caller: str,
@@ -261,6 +282,8 @@ def add_command(
     rate_per_s: float,
     burst_s: int,
     highest_priority: str,
+    max_waiting: int | None,
+    max_running: int | None,
     nats: NatsAccess,
 ) -> None:
     """Make a key for CALLER and print it, this once: alone on standard output.
@@ -288,6 +311,8 @@ def add_command(
             rate_per_s=rate_per_s or None,
             burst_s=burst_s,
             highest_priority=Priority(highest_priority),
+            max_waiting=max_waiting,
+            max_running=max_running,
             now=now,
         )
 

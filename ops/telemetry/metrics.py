@@ -272,6 +272,12 @@ swap_duration = Histogram(
     by=WORKERS,
 )
 releases = Counter("warmlane.releases", "slot outcome", "How slots were made empty before a load", by=WORKERS)
+order_slices = Counter(
+    "warmlane.order.slices",
+    "cause",
+    "Slices of a model that ended on the degraded worker, by what ended them",
+    by=("degraded",),
+)
 hosts_distrusted = Counter(
     "warmlane.hosts.distrusted",
     "slot reason",

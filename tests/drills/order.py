@@ -3,8 +3,9 @@
 The orders of others run in the same simulation as the product's own: same places, same wait, same arrivals.
 """
 
+import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,8 +17,9 @@ from rich.table import Table
 
 from contracts.order import Policy
 from contracts.topology import DEGRADED_MAX_MSGS
+from tests.drills.order_real import REAL_HEADINGS, REAL_TIMES, compare_real, judge_real, real_cells
 from tests.kit.ordered_queue import WAIT_S, Arrival, Outcome, costs_alike, simulate
-from tests.kit.orders import Order, first_in_first_out, fixed_slice, llama_swap, product, swarm_ui
+from tests.kit.orders import Order, named, product
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "benchmarks" / "order.md"
 MODELS: Final = ("anisora", "phr00t")
@@ -70,12 +72,13 @@ class Row(Struct, frozen=True, kw_only=True):
 
 def orders() -> dict[str, Order]:
     """The orders that are compared, each with a memory of its own."""
+    others = named(30)
     return {
-        FIFO: first_in_first_out,
-        "slice of 30 s": fixed_slice(30),
+        FIFO: others["fifo"],
+        "slice of 30 s": others["slice"],
         SWAP_AWARE: product(Policy()),
-        "llama-swap": llama_swap,
-        "SwarmUI": swarm_ui,
+        "llama-swap": others["llama-swap"],
+        "SwarmUI": others["SwarmUI"],
     }
 
 
@@ -162,22 +165,47 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def page(rows: Sequence[Row], text: str, *, name: str) -> str:
     """*text* with the table of *rows* in the part that is called *name*."""
+    return with_part(text, name, HEADINGS, map(cells, rows))
+
+
+def with_part(text: str, name: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """*text* with a table of *rows* in its part *name*."""
     begin, end = f"<!-- {name}: make order -->", f"<!-- end of {name} -->"
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     if not rest or not after:
         raise click.ClickException(f"{PAGE.name} has no part {begin} ... {end}; put these two lines back")
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
-    lines += ["| " + " | ".join(cells(each)) + " |" for each in rows]
+    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    lines += ["| " + " | ".join(each) + " |" for each in rows]
     return f"{before}{begin}\n\n" + "\n".join(lines) + f"\n\n{end}{after}"
+
+
+def on_the_real_worker(console: Console, *, write: bool) -> int:
+    """Prints what each order made of the real worker, beside the simulation of it; the exit status."""
+    pairs = asyncio.run(compare_real(say=console.print))
+    title = f"The real worker, with pipelines that sleep, {REAL_TIMES:g} times the capacity"
+    table = Table(*REAL_HEADINGS, title=title)
+    for pair in pairs:
+        table.add_row(*real_cells(pair))
+    console.print(table)
+    if write:
+        PAGE.write_text(with_part(PAGE.read_text(), "real", REAL_HEADINGS, map(real_cells, pairs)))
+    missed = judge_real(pairs)
+    for line in missed:
+        console.print(f"[red]missed[/]: {line}", highlight=False)
+    return 1 if missed else 0
 
 
 @click.command(epilog="Examples:\n\n  python -m tests.drills.order\n\n  python -m tests.drills.order --write")
 @click.option("--tasks", type=click.IntRange(50), default=TASKS, show_default=True, help="As many would FIFO serve.")
 @click.option("--write", is_flag=True, help="Write the table into docs/benchmarks/order.md.")
-def command(tasks: int, write: bool) -> None:
-    """Compare orders of the degraded queue in a simulation. Exit status 1 where the product's own misses its aim."""
+@click.option("--real", is_flag=True, help="On the real worker instead, at three times the capacity (6 minutes).")
+def command(tasks: int, write: bool, real: bool) -> None:
+    """Compare orders of the degraded queue in a simulation. Exit status 1 where the product's own misses its aim, or
+    the real worker does otherwise than the simulation says."""
     console = Console(width=max(140, Console().width))
+    if real:
+        raise SystemExit(on_the_real_worker(console, write=write))
     loads = [(case, times) for case in CASES for times in TIMES]
     rows = [each for case, times in track(loads, "simulating") for each in compare(case, times, tasks=tasks)]
     table = Table(*HEADINGS, title=f"{DEGRADED_MAX_MSGS} places, {WAIT_S:g} s, one card")

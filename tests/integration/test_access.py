@@ -218,6 +218,31 @@ async def test_a_key_names_no_class_above_its_highest(system: System, keyed: Key
     assert (unnamed.status_code, unnamed.json()["priority"]) == (202, "background")
 
 
+async def test_a_key_has_bounds_on_what_waits_and_runs_for_its_caller(system: System, keyed: Keyed) -> None:
+    """What is repeated with its Idempotency-Key is no new task, and passes."""
+    presented = await add(
+        system.link, "bounded", ("submit", "read"), max_waiting=2, max_running=1, now=datetime.now(UTC)
+    )
+    await every_gateway_answers(keyed, presented, 200)
+    same = {"idempotency-key": "bounded-1"}
+    first = await submit(system, presented, **same)
+    second = await submit(system, presented)
+    refused = await system.http.post("/generate", json=BODY, headers=by(presented))
+    assert (refused.status_code, refused.json()["code"]) == (429, "too_many_tasks")
+    assert "2 tasks of yours wait, and this key allows 2" in refused.json()["detail"]
+    assert "retry-after" in refused.headers
+    assert await submit(system, presented, **same) == first
+    await submit(system, keyed.keys["bob"])  # the bounds of one caller are nobody else's
+    await system.claim(second)
+
+    async def runs() -> bool:
+        answer = await system.http.post("/generate", json=BODY, headers=by(presented))
+        assert answer.status_code == 429
+        return "1 tasks of yours run, and this key allows 1" in answer.json()["detail"]
+
+    await eventually(runs)
+
+
 # ── in which order ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -18,6 +18,7 @@ from ops.commands.up import processes
 from ops.lanes import providers as lane_providers
 from ops.machine.fork_socket import SHARED_FORK_SERVER
 from ops.machine.processes import warmlane_command
+from tests.kit.orders import ORDER_VARIABLE, in_the_product, named
 
 FORK_SERVER: Final = "forkserver"
 WORKERS: Final = ("lane", "degraded")
@@ -42,9 +43,18 @@ def main() -> None:
         from lane_worker.forking.fork_server import ForkServer
 
         ForkServer.__init__.__defaults__ = (noop_command(FORK_SERVER),)
+    if role == "degraded" and os.environ.get(ORDER_VARIABLE):
+        _order_by(*os.environ[ORDER_VARIABLE].split())
     os.environ[SHARED_FORK_SERVER] = ""  # there is no import to share
     sys.argv = ["warmlane", role, *rest]
     cli.main()
+
+
+def _order_by(name: str, slice_s: str) -> None:
+    """The degraded worker chooses by an order that is not the product's own."""
+    import degraded_worker.order
+
+    _replace(degraded_worker.order, "choose", in_the_product(named(float(slice_s))[name]))
 
 
 def serve_hosts(arguments: list[str]) -> None:

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from contracts.lanes import LaneState, SlotState
 from contracts.tasks import FailureCode
+from degraded_worker.order import SLICE_ENDS
 from lane_worker.runtime.streak import DISTRUST
 from ops.telemetry.logs import USUAL_LOSSES
 from ops.telemetry.metrics import CATALOGUE
@@ -69,6 +70,7 @@ VALUES: Final[dict[str, tuple[str, ...]]] = {
         "quarantined",
     ),
     "warmlane_hosts_distrusted_total reason": DISTRUST,
+    "warmlane_order_slices_total cause": SLICE_ENDS,
     "warmlane_log_lines_lost_total reason": USUAL_LOSSES,
     "warmlane_memory_cleanups_total outcome": (*_OUTCOMES, "host_lost", "quarantined", "gave_up"),
     "warmlane_memory_after_cleanup_bytes kind": (

@@ -1,8 +1,8 @@
 """Orders of a queue for one card, beside the product's own: what `make order` compares it with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from contracts.order import Costs, Ledger, OnCard, Policy, Waiting, choose, started
+from contracts.order import Choice, Costs, Ledger, OnCard, Policy, Waiting, choose, started
 
 # Of what waits and may still start, oldest first.
 Order = Callable[[Sequence[Waiting], OnCard | None, Costs, float], Waiting]
@@ -64,3 +64,29 @@ def product(policy: Policy) -> Order:
 def _parted(waiting: Sequence[Waiting], loaded: OnCard | None) -> tuple[list[Waiting], list[Waiting]]:
     here = [task for task in waiting if loaded is not None and task.model == loaded.model]
     return here, [task for task in waiting if task not in here]
+
+
+# Of a worker that runs the order of somebody else: its name in `NAMED`.
+ORDER_VARIABLE = "WARMLANE_TEST_ORDER"
+
+
+def named(seconds_of_slice: float = 30) -> dict[str, Order]:
+    """The orders that are not the product's own, by name; the fixed slice is so long."""
+    return {
+        "fifo": first_in_first_out,
+        "slice": fixed_slice(seconds_of_slice),
+        "llama-swap": llama_swap,
+        "SwarmUI": swarm_ui,
+    }
+
+
+def in_the_product(order: Order) -> Callable[..., Choice | None]:
+    """*order* in the place of `contracts.order.choose`."""
+
+    def choose_by(
+        waiting: Iterable[Waiting], *, loaded: OnCard | None, costs: Costs, now_s: float, **_: object
+    ) -> Choice | None:
+        able = sorted((task for task in waiting if now_s < task.deadline_s), key=lambda task: task.queued_s)
+        return Choice(order(able, loaded, costs, now_s), (0,)) if able else None
+
+    return choose_by

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from contracts.order import Policy, waiting_of
+from contracts.order import Choice, OnCard, Policy, waiting_of
 from contracts.tasks import FailureCode, GenerationTask, Priority, WaitingGroup
-from degraded_worker.order import Order, OrderedRunner
+from degraded_worker.order import SLICE_ENDS, Order, OrderedRunner, slice_end
 from lane_worker.runtime.outcome import GaveUp, Result, Succeeded, Unsuccessful
+from tests.kit.measured import Measured
 from tests.kit.records import NOW, after, pending_task
 from tests.kit.steered import MEMORY, RECEIPT, SteeredRunner
 
@@ -147,3 +148,39 @@ async def test_the_runner_notes_what_it_runs(tmp_path: Path) -> None:
 def test_nothing_that_may_start_is_nothing(order: str) -> None:
     card = Card(Policy(order="fifo") if order == "fifo" else Policy())
     assert card.order.choose([waiting_of(task("a1"))], now=after(30)) is None
+
+
+@pytest.mark.parametrize(
+    ("waits", "rules", "cause"),
+    [
+        pytest.param([], (4, 7), "none_waits", id="nothing-of-it-waits"),
+        pytest.param([task("a1")], (4, 7), "time", id="its-slice-is-over"),
+        pytest.param([task("a1")], (4, 5), "deadline", id="another-would-expire"),
+        pytest.param([replace(task("a1"), priority=Priority.BACKGROUND)], (4, 7), "class", id="a-stricter-class"),
+        pytest.param([task("a1", queued_s=-30)], (4, 7), "none_waits", id="what-is-overdue-does-not-wait"),
+        pytest.param([task("a1")], (2,), "arrival", id="no-slices"),
+    ],
+)
+def test_what_ended_a_slice(waits: list[GenerationTask], rules: tuple[int, ...], cause: str) -> None:
+    following = waiting_of(task("p1"))
+    waiting = [following, *map(waiting_of, waits)]
+    found = slice_end(Choice(following, rules), waiting, loaded=OnCard("anisora", 0.0), now_s=after(0).timestamp())
+    assert found == cause
+    assert cause in SLICE_ENDS
+
+
+def test_a_slice_that_goes_on_has_no_end() -> None:
+    following = waiting_of(task("p1"))
+    assert slice_end(Choice(following, (4, 6)), [following], loaded=OnCard("phr00t", 0.0), now_s=0.0) is None
+    assert slice_end(Choice(following, (4, 7)), [following], loaded=None, now_s=0.0) is None
+
+
+def test_slices_that_end_are_counted(measured: Measured) -> None:
+    card = Card()
+    first, second = task("a1"), task("p1", queued_s=1)
+    card.chosen(first, at_s=0)
+    card.run(first, from_s=0, seconds=6, result=succeeded(swapped=True))
+    card.chosen(second, at_s=7)
+    before = measured.value("warmlane.order.slices", cause="none_waits")
+    card.run(second, from_s=7, seconds=6, result=succeeded(swapped=True))
+    assert measured.value("warmlane.order.slices", cause="none_waits") == before + 1

@@ -163,6 +163,8 @@ def test_what_is_listed_holds_neither_secret_nor_hash() -> None:
         "rate_per_s",
         "burst_s",
         "highest_priority",
+        "max_waiting",
+        "max_running",
     }
     assert KEY.secret_sha256 not in str(shown(KEY))
     cells = [cell for column in table_of([KEY, REVOKED]).columns for cell in column.cells]

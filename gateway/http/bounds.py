@@ -1,0 +1,32 @@
+"""How many tasks may wait and run for one caller, as its API key says."""
+
+from typing import Final
+
+from contracts.tasks import TaskStatus
+from gateway.boards.key_board import Caller
+from gateway.boards.task_index import TaskIndex
+from gateway.http.problems import ProblemError
+
+# When a place is free, nobody knows.
+RETRY_S: Final = 5.0
+
+
+def require_within_bounds(caller: Caller, index: TaskIndex) -> None:
+    """Raises the problem `too_many_tasks` where, by *index*, the tasks of *caller* are as many as its key allows."""
+    if caller.key is None:
+        return
+    bounds = (
+        (caller.key.max_waiting, TaskStatus.PENDING, "wait"),
+        (caller.key.max_running, TaskStatus.PROCESSING, "run"),
+    )
+    for most, status, what in bounds:
+        if most is None:
+            continue
+        there = index.count(caller.name, status)
+        if there >= most:
+            raise ProblemError(
+                "too_many_tasks",
+                f"{there} tasks of yours {what}, and this key allows {most}; try again when one has ended, or cancel "
+                "one",
+                retry_after_s=RETRY_S,
+            )
