@@ -1,7 +1,7 @@
 """What processes that are gone left in KV `lanes` and `slots`, which a new `warmlane up` clears away.
 
-By themselves a lane's word goes after ten minutes, and a slot is not shown after three. Here more is known: all that
-was connected to the server of `warmlane up` ran on this machine.
+Otherwise a lane's heartbeat would expire after ten minutes, and a slot would be shown for three. Here more is known:
+every process that was connected to the server of `warmlane up` ran on this machine.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ log = structlog.get_logger("left_behind")
 
 
 def pid_in(word: LaneHeartbeat | VideoPipelineSlot | None) -> int | None:
-    """The process whose *word* it is; None where that stays whoever wrote it: a quarantine, or what cannot be read.
+    """The process that wrote *word*; None where the entry stays whoever wrote it: a quarantine, or what cannot be read.
     Pure."""
     if word is None or (isinstance(word, VideoPipelineSlot) and word.state is SlotState.QUARANTINED):
         return None
@@ -26,7 +26,7 @@ def pid_in(word: LaneHeartbeat | VideoPipelineSlot | None) -> int | None:
 
 
 async def forget_the_dead(link: NatsLink, *, is_alive: Callable[[int], bool]) -> int:
-    """Removes what processes said that are not *is_alive*; how many entries. Raises TransportUnavailable."""
+    """Removes the entries of processes that are not *is_alive*, and returns how many. Raises TransportUnavailable."""
     buckets: tuple[Bucket[LaneHeartbeat] | Bucket[VideoPipelineSlot], ...] = (
         Bucket(link, HEARTBEATS, reports=False),
         Bucket(link, SHOWN_SLOTS, reports=False),
@@ -40,7 +40,7 @@ async def forget_the_dead(link: NatsLink, *, is_alive: Callable[[int], bool]) ->
             try:
                 await bucket.delete(entry.key, revision=entry.revision)
             except WrongRevision:
-                continue  # somebody has spoken
+                continue  # another process has written it since
             removed += 1
     if removed:
         log.info("forgotten", entries=removed)

@@ -1,5 +1,5 @@
-"""What the supervisor does about each wanted lane, and what it says; when a lane crash-loops, which a lane may find out
-of itself. Pure: no clock, no I/O, no logging (design §6)."""
+"""What the supervisor does about each wanted lane, and what it reports of it; and when a lane crash-loops, which the
+lane may find out by itself. Pure: no clock, no I/O, no logging (design §6)."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -9,8 +9,8 @@ from msgspec import Struct
 
 from contracts.lanes import LaneState
 
-# So many starts of a lane, one after another, that came to nothing, within so long (a production model takes minutes
-# to load): the lane crash-loops. A start is that of its process to its supervisor, that of its model to the lane.
+# A lane crash-loops when so many starts in a row came to nothing within so long (a production model takes minutes to
+# load). For the supervisor a start is that of the lane's process, for the lane it is that of its model.
 CRASHES: Final = 3
 CRASH_WINDOW_S: Final = 3_600.0
 
@@ -33,7 +33,8 @@ class LaneDenial(Struct, frozen=True):
 
 
 class Seen(Struct, frozen=True):
-    """A wanted lane now. *granted* has a slot, be its process up or between two starts; *stopping* still has it."""
+    """A wanted lane now. A *granted* one has a slot, whether its process is up or between two starts; a *stopping* one
+    still has it."""
 
     phase: Literal["absent", "granted", "stopping"] = "absent"
     warm: bool = False
@@ -41,19 +42,19 @@ class Seen(Struct, frozen=True):
 
 
 class Keep(Struct, frozen=True):
-    """Leave it as it is."""
+    """Leave the lane as it is."""
 
 
 class Start(Struct, frozen=True):
-    """Ask the provider for it."""
+    """Ask the provider for the lane."""
 
 
 class Stop(Struct, frozen=True):
-    """Drain it: the quota does not allow it any more."""
+    """Drain the lane: the quota does not allow it any more."""
 
 
 class Deny(Struct, frozen=True):
-    """It cannot be had, for the reason in *text*."""
+    """The lane cannot be had, for the reason in *text*."""
 
     kind: DenialKind
     text: str
@@ -73,9 +74,9 @@ def plan(
 ) -> dict[str, Verdict]:
     """The verdict on every lane of *wanted*, by name and in its order. *quota* limits models; others are not limited.
 
-    1. Beyond the quota of its model, a lane that has a slot is stopped, and one that has none is denied (`quota`).
-       Within it are the warm lanes first, then those that have a slot, then by number.
-    2. A lane that has a slot, or is leaving one, is let be.
+    1. Beyond the quota of its model, a lane that has a slot is stopped, and one that has none is denied (`quota`). The
+       quota goes to warm lanes first, then to those that have a slot, then by number.
+    2. A lane that has a slot, or is leaving one, is left as it is.
     3. One that the provider denied stays so until its time to try again.
     4. Any other is started.
     """
@@ -110,7 +111,7 @@ def _within_quota(wanted: Sequence[Want], lanes: Mapping[str, Seen], quota: Mapp
 class Death(Struct, frozen=True):
     """The process *pid* of a lane ended, and has been reaped: it writes nothing any more.
 
-    *how* is its signal or status, with its last error if it logged one.
+    *how* is its signal or status, and its last error if it logged one.
     """
 
     how: str
@@ -120,9 +121,9 @@ class Death(Struct, frozen=True):
 
 
 class Silence(Struct, frozen=True):
-    """A lane with a slot whose process has not spoken yet, or ended: the supervisor speaks in its place.
+    """A lane with a slot whose process has not reported yet, or has ended: the supervisor reports in its place.
 
-    *crashes* are the times of the ends that came before it was warm, since it was warm last.
+    *crashes* are the times at which its process ended before it was warm, since it was warm last.
     """
 
     crashes: tuple[float, ...] = ()
@@ -140,21 +141,22 @@ def crash_loops(failures: Sequence[float]) -> bool:
 
 
 class ReportedState(Struct, frozen=True):
-    """What the supervisor says of a lane."""
+    """What the supervisor reports of a lane."""
 
     state: LaneState
     detail: str = ""
 
 
 def after_death(silence: Silence, death: Death, *, was_warm: bool, now_s: float) -> Silence:
-    """The lane's process ended at *now_s*. Having been warm clears its record."""
+    """The state after the lane's process ended at *now_s*. A lane that was warm begins again without crashes."""
     if was_warm:
         return Silence(last=death)
     return Silence(crashes=failed_again(silence.crashes, now_s=now_s), last=death)
 
 
-def told_of(about: Deny | Silence, *, now_s: float) -> ReportedState:
-    """What is said of a lane that does not speak for itself: a denial and a crash loop are different facts."""
+def report_of(about: Deny | Silence, *, now_s: float) -> ReportedState:
+    """What the supervisor reports of a lane that does not report itself: a denial and a crash loop are different
+    facts."""
     if isinstance(about, Deny):
         return ReportedState(LaneState.QUOTA_DENIED if about.kind == "quota" else LaneState.CAPACITY_DENIED, about.text)
     if about.last is None:

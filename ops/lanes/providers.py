@@ -19,7 +19,7 @@ from ops.machine.processes import LEAVE_FOR_QUOTA, Process, warmlane_command
 from ops.nats.access import environment_for
 from ops.telemetry.export import METRICS_LISTEN
 
-# Enough of a log for the last thing that a process said.
+# Enough of a log for the last line of a process.
 LOG_TAIL_BYTES: Final = 16 * 1024
 ERROR_MAX_CHARS: Final = 300
 
@@ -46,11 +46,12 @@ class GrantedLane(Protocol):
         ...
 
     async def stop(self, *, within_s: float, leaving_for: LeavingFor | None = None) -> None:
-        """Drains it; it reports what it is *leaving_for*. ends it *within_s* at the latest; gives its slot back."""
+        """Drains the lane, which reports what it is *leaving_for*; ends it after *within_s* at the latest; frees its
+        slot."""
         ...
 
     def kill(self) -> None:
-        """Ends it at once; a `stop` under way returns."""
+        """Kills the lane; a `stop` under way returns."""
         ...
 
 
@@ -58,7 +59,7 @@ class LaneProvider(Protocol):
     """Starts lanes."""
 
     async def start(self, want: Want, on_death: Callable[[Death], None]) -> GrantedLane:
-        """The lane, being started; *on_death* is called whenever it ended by itself. Raises Denied."""
+        """Starts the lane, and calls *on_death* whenever its process ends by itself. Raises LaneDenied."""
         ...
 
 
@@ -66,7 +67,8 @@ class ProcessProvider:
     """The provider `process`: one process a slot, on this machine. The slots are its cards' UUIDs, or cpu-N.
 
     The processes die with this one (SIGTERM, so that they drain). *arguments* are those of every `warmlane lane`;
-    *group* holds the tasks that watch them. A file of *logs* bears each lane's name; it is kept within *log_max_bytes*.
+    *group* holds the tasks that watch them. Each lane has a file of its name in *logs*, which is kept within
+    *log_max_bytes*.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class ProcessProvider:
         self._group = group
 
     async def start(self, want: Want, on_death: Callable[[Death], None]) -> GrantedLane:
-        """The lane on the first free slot. Raises Denied (`capacity`) when there is none."""
+        """Starts the lane on the first free slot. Raises LaneDenied (`capacity`) when there is none."""
         slot = next((slot for slot, lane in self._slots.items() if lane is None), None)
         if slot is None:
             count = len(self._slots)

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from contracts.nesting import decode_json
 
-# How often the file is looked at while it may change.
+# How often the file is looked at: it may change at any time.
 POLL_S: Final = 0.5
 
 
@@ -34,7 +34,7 @@ class Quota:
         self.max_lanes: Mapping[str, int] = {} if path is None else self._read(path)
 
     def poll(self) -> bool:
-        """Reads the file again if it changed; whether the limits changed.
+        """Reads the file again if it changed, and returns whether the limits changed.
 
         Raises QuotaError, once for each bad edit; the last good limits stay.
         """

@@ -1,6 +1,7 @@
-"""What a lane whose process has ended cannot do any more, and its supervisor therefore does.
+"""What the supervisor does for a lane whose process has ended.
 
-The entry of a start that came to nothing (SC-006), and the task that it had in hand, which is not held by anybody now.
+It stores the start that came to nothing (SC-006), and gives back the task that the lane had in hand, which nobody holds
+now.
 """
 
 from collections import deque
@@ -25,14 +26,15 @@ log = structlog.get_logger("after_death")
 
 
 class LostStarts:
-    """Cold starts that ended with their process, each stored once: not where the lane wrote one itself. `start` it."""
+    """Stores cold starts that ended with their process, each once, and none that the lane stored itself. Call `start`
+    first."""
 
     def __init__(self, link: NatsLink) -> None:
         self._bucket = Bucket(link, STARTS)
         self._known: deque[ColdStart] = deque(maxlen=KNOWN_MAX)
         self._seen: dict[str, int] = {}
         self._stored: dict[str, int] = {}
-        self._untold: list[ColdStart] = []
+        self._to_store: list[ColdStart] = []
 
     async def start(self) -> None:
         """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
@@ -45,25 +47,26 @@ class LostStarts:
 
     def lost(self, start: ColdStart) -> None:
         """*start* ended with its process. `store` stores it."""
-        self._untold.append(start)
+        self._to_store.append(start)
 
     async def store(self) -> bool:
-        """Stores the starts that were lost; whether nothing is left. Raises TransportUnavailable."""
-        while self._untold:
-            start = self._untold[0]
+        """Stores the starts that were lost, and returns whether nothing is left to store. Raises
+        TransportUnavailable."""
+        while self._to_store:
+            start = self._to_store[0]
             if not any(is_same_start(start, known) for known in self._known):
                 seen = self._seen.get(start.model, 0)
                 expected = min(seen, self._stored.get(start.model, seen))
                 try:
                     await self._bucket.update(start.model, start, revision=expected)
                 except WrongRevision:
-                    # the watch has not brought everything yet, which may be this very entry; or it was removed. What
+                    # the watch has not brought everything yet, perhaps this very entry; or the entry was removed. What
                     # the watch has seen is never lowered: it may bring the entry while the read is on its way
                     last = await self._bucket.get(start.model)
                     self._stored[start.model] = 0 if last is None else last.revision
                     return False
                 log.info("cold_start", **msgspec.structs.asdict(start))
-            del self._untold[0]
+            del self._to_store[0]
         return True
 
     def _on_entry(self, entry: Versioned[ColdStart]) -> None:
@@ -73,7 +76,7 @@ class LostStarts:
 
 
 def is_same_start(one: ColdStart, other: ColdStart) -> bool:
-    """Whether both are of one process: a lane has one at a time, so those of two do not overlap. Pure.
+    """Whether both are starts of one process: a lane has one process at a time, so starts of two do not overlap. Pure.
 
     One may have ended in the microsecond in which it began: then it overlaps with nothing.
     """
@@ -82,9 +85,11 @@ def is_same_start(one: ColdStart, other: ColdStart) -> bool:
 
 
 async def give_back(link: NatsLink, held: InHand, *, how: str) -> None:
-    """Ends the lease of *held*, whose owner has been reaped, so that a gateway looks now; *how* its process ended.
+    """Ends the lease of *held*, whose owner has been reaped, so that a gateway looks at it now. *how* says how the
+    process ended.
 
-    Only the record of that very owner is touched: who claimed the task later keeps it. Raises TransportUnavailable.
+    It touches only a record that this very owner holds: whoever claimed the task later keeps it. Raises
+    TransportUnavailable.
     """
 
     def released(task: GenerationTask, _: int) -> GenerationTask | None:

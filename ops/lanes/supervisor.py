@@ -1,4 +1,4 @@
-"""Keeps the wanted lanes, and says which cannot be had, and why (FR-011, design §6)."""
+"""Keeps the wanted lanes, and reports which cannot be had, and why (FR-011, design §6)."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ from ops.lanes.plan import (
     Want,
     after_death,
     plan,
-    told_of,
+    report_of,
 )
 from ops.lanes.providers import GrantedLane, LaneDenied, LaneProvider
 from ops.lanes.quota import POLL_S, Quota, QuotaError
@@ -40,11 +40,12 @@ from ops.telemetry.metrics import lane_deaths
 from ops.telemetry.seldom import Seldom
 from ops.waiting import set_within
 
-# A denied lane is asked for again when a slot becomes free or the quota changes, and so often.
+# A denied lane is asked for again when a slot becomes free, when the quota changes, and otherwise this often.
 DENIAL_RETRY_S: Final = 5.0
-# While the server is away, what is to be said is tried so often.
+# The pause between tries to report while the server is away.
 RETRY_S: Final = 0.2
-# A lane whose drain is over stops its task, hands it back and lets go of its card. So long after it, it is killed.
+# When a lane's drain is over, it stops its task, hands the task back and lets go of its card. After this time more it
+# is killed.
 DRAIN_EXTRA_S: Final = 40.0
 WAS_WARM: Final = frozenset({LaneState.WARM, LaneState.BUSY})
 
@@ -65,19 +66,19 @@ class Supervised:
         self.was_warm = False
         """Whether the process in hand has been warm."""
         self.orphan: tuple[InHand, Death] | None = None
-        """What the process that ended last had in hand, until it was given back."""
+        """What the process that ended last had in hand, until that is given back."""
         self._heard: LaneHeartbeat | None = None
         self._said: ReportedState | None = None
         self._since = datetime.now(UTC)
 
     def seen(self) -> Seen:
-        """As `plan` takes it."""
+        """The lane as `plan` takes it."""
         if self.granted is None:
             return Seen(denial=self.denial)
         return Seen("stopping" if self.stopping else "granted", warm=self.was_warm)
 
     def hear(self, heartbeat: LaneHeartbeat | None) -> bool:
-        """What stands at its key now. True when that is from a process which is gone."""
+        """Takes in what stands at the lane's key now. Returns True when a process wrote it that is gone."""
         self._heard = heartbeat
         if self.speaks_for_itself:
             self.was_warm |= heartbeat is not None and heartbeat.state in WAS_WARM
@@ -86,53 +87,53 @@ class Supervised:
         return heartbeat is not None and heartbeat.pid != os.getpid()
 
     def died(self, death: Death, *, now_s: float) -> None:
-        """Its process ended by itself."""
+        """The lane's process ended by itself."""
         self.silence = after_death(self.silence, death, was_warm=self.was_warm, now_s=now_s)
         self.was_warm = False
         self._find_orphan()
 
     def _find_orphan(self) -> None:
-        # only of a process that was reaped: another one that is no child of ours may live, and drain
+        # only for a process that was reaped: one that is no child of ours may live, and drain
         last = self.silence.last
         if last is not None and self._heard is not None and self._heard.pid == last.pid and self._heard.in_hand:
             self.orphan = self._heard.in_hand, last
 
     @property
     def speaks_for_itself(self) -> bool:
-        """Whether its process is there, and has written its key."""
+        """Whether the lane's process is there, and has written the lane's key."""
         spoken = None if self._heard is None else self._heard.pid
         return self.granted is not None and self.granted.pid is not None and self.granted.pid == spoken
 
-    def told(self, now_s: float) -> ReportedState | None:
-        """What the supervisor has to report of it; None when its own process reports, or is about to leave."""
+    def report(self, now_s: float) -> ReportedState | None:
+        """What the supervisor has to report of the lane; None when its own process reports, or is about to leave."""
         if self.granted is None:
-            return None if self.denied is None else told_of(self.denied, now_s=now_s)
-        return None if self.stopping or self.speaks_for_itself else told_of(self.silence, now_s=now_s)
+            return None if self.denied is None else report_of(self.denied, now_s=now_s)
+        return None if self.stopping or self.speaks_for_itself else report_of(self.silence, now_s=now_s)
 
-    def heartbeat(self, told: ReportedState) -> LaneHeartbeat:
-        """*told* as it is stored. `started_at` is since when its state stands."""
-        if self._said is None or self._said.state is not told.state:
+    def heartbeat(self, report: ReportedState) -> LaneHeartbeat:
+        """*report* as it is stored. `started_at` is the time since which its state stands."""
+        if self._said is None or self._said.state is not report.state:
             self._since = datetime.now(UTC)
-            log.info("lane_told", lane=self.want.name, state=told.state.value, detail=told.detail)
-        self._said = told
+            log.info("lane_told", lane=self.want.name, state=report.state.value, detail=report.detail)
+        self._said = report
         return LaneHeartbeat(
             model=self.want.model,
             worker=self.want.name,
-            state=told.state,
+            state=report.state,
             health_age_s=0.0,
             slot="" if self.granted is None else self.granted.slot,
             pid=os.getpid(),
             started_at=self._since,
-            detail=told.detail,
+            detail=report.detail,
         )
 
     def leaves_it_to_its_process(self) -> None:
-        """Nothing is said of it now: the next thing is news again."""
+        """The supervisor reports nothing of the lane now: its next report is news again."""
         self._said = None
 
 
 class Supervisor:
-    """Starts, stops and denies as `plan` says, and speaks for lanes that do not speak for themselves."""
+    """Starts, stops and denies lanes as `plan` says, and reports for lanes that do not report themselves."""
 
     def __init__(
         self,
@@ -159,7 +160,7 @@ class Supervisor:
         self._seldom = Seldom()
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
-        """Keeps the lanes until *stop*; then drains them all, or kills them on *hurry*, and takes back what it said.
+        """Keeps the lanes until *stop*; then drains them all, or kills them on *hurry*, and removes its own reports.
 
         Raises TransportUnavailable when the server is away at the start.
         """
@@ -173,7 +174,7 @@ class Supervisor:
             while not stop.is_set():
                 self._news.clear()
                 await self._act(group)
-                wait_s = self._windows.heartbeat_s if await self._tell() else RETRY_S
+                wait_s = self._windows.heartbeat_s if await self._report() else RETRY_S
                 await set_within(wait_s, self._news)
             await end(polling)
             await self._leave(hurry)
@@ -245,11 +246,12 @@ class Supervisor:
                 log.info("quota_changed", max_lanes=dict(self._quota.max_lanes))
                 self._ask_again()
 
-    async def _tell(self) -> bool:
-        """Says what there is to say, and does what dead lanes left undone; false when that is to be tried again."""
+    async def _report(self) -> bool:
+        """Stores what there is to report, and does what dead lanes left undone. Returns false when that is to be tried
+        again."""
         try:
             for lane in self._lanes.values():
-                if lane.told(time.monotonic()) is None:
+                if lane.report(time.monotonic()) is None:
                     lane.leaves_it_to_its_process()
                 else:
                     await self._say(lane)
@@ -267,16 +269,16 @@ class Supervisor:
         return await self._lost_starts.store()
 
     async def _say(self, lane: Supervised) -> None:
-        """Stores it, unless the lane's own process has spoken: its newer word is never overwritten."""
+        """Stores the report, unless the lane's own process has written: its newer entry is never overwritten."""
         while True:
             entry = await self._heartbeats.get(lane.key)
             lane.hear(None if entry is None else entry.value)
-            told = lane.told(time.monotonic())
-            if told is None:
+            report = lane.report(time.monotonic())
+            if report is None:
                 return
             revision = 0 if entry is None else entry.revision
             with contextlib.suppress(WrongRevision):
-                await self._heartbeats.update(lane.key, lane.heartbeat(told), revision=revision)
+                await self._heartbeats.update(lane.key, lane.heartbeat(report), revision=revision)
                 return
 
     async def _leave(self, hurry: asyncio.Event) -> None:
@@ -290,7 +292,7 @@ class Supervisor:
         killing = asyncio.create_task(kill())
         await asyncio.gather(*(lane.stop(within_s=self._leaves_within_s) for lane in granted))
         await end(killing)
-        with contextlib.suppress(TransportUnavailable):  # what was said ages out
+        with contextlib.suppress(TransportUnavailable):  # the reports expire by themselves
             await self._clear_up()
             for key in self._by_key:
                 await self._take_back(key)
@@ -300,7 +302,7 @@ class Supervisor:
         heartbeat = None if entry is None else entry.value
         if entry is None or heartbeat is None:
             return
-        # a lane that left for the quota left its last word for us to replace
+        # a lane that left for the quota left its last entry for us to replace
         if heartbeat.pid == os.getpid() or heartbeat.leaving_for is not None:
             with contextlib.suppress(WrongRevision):
                 await self._heartbeats.delete(key, revision=entry.revision)

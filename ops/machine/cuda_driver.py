@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import Final
 
 SOURCE: Final = "https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html"
-# Of that page, table 1: by the major version of the CUDA that a program was built with, the oldest driver it runs on.
+# Table 1 of that page: for the major version of CUDA that a program was built with, the oldest driver it runs on.
 OLDEST: Final[Mapping[int, int]] = {11: 450, 12: 525, 13: 580}
 
 
 def cuda_of_torch() -> str | None:
-    """The CUDA version that torch was built with, such as `13.0`; None for a build without, or where there is no torch.
-
-    Read from the file `version.py` of the package, which its build writes.
+    """The CUDA version that torch was built with, such as `13.0`; None for a build without CUDA, or where there is no
+    torch. Read from the package's `version.py`.
     """
     spec = importlib.util.find_spec("torch")
     folders = () if spec is None else spec.submodule_search_locations or ()
     for folder in folders:
         try:
             return cuda_in(Path(folder, "version.py").read_text())
-        except (OSError, SyntaxError, ValueError):  # no build that we know: the doctor must not fall over it
+        except (OSError, SyntaxError, ValueError):  # a build that we do not know: the doctor must not fail at it
             continue
     return None
 

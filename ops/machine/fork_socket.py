@@ -5,18 +5,19 @@ from pathlib import Path
 from typing import Final
 
 SHARED_FORK_SERVER: Final = "WARMLANE_FORK_SERVER"
-"""The variable that gives a worker the socket. Empty, it has none: its worker imports torch itself."""
+"""The variable that gives a worker the socket. Where it is empty, the worker imports torch itself."""
 
 
 def importing(path: Path) -> Path:
-    """What the socket *path* is called until torch is imported: one may connect, and is answered after that."""
+    """The name of the socket *path* until torch is imported: workers may connect, and are answered after that."""
     return path.with_name(f"{path.name}.part")
 
 
 def listen(path: Path) -> socket.socket:
     """A socket that listens, under the name of `importing`; what was left there is removed.
 
-    Raises OSError where there can be none: some file systems have no sockets, and the path of one has 100 bytes or so.
+    Raises OSError where there can be none: some file systems have no sockets, and the path of a socket may have about
+    100 bytes.
     """
     remove(path)
     return _listen(importing(path))
@@ -40,7 +41,7 @@ def is_answered(path: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Removes what a fork server left that was killed."""
+    """Removes what a killed fork server left."""
     for name in (path, importing(path)):
         name.unlink(missing_ok=True)
 
@@ -50,7 +51,7 @@ def _connects(path: Path) -> bool:
         trial.setblocking(False)
         try:
             trial.connect(str(path))
-        except BlockingIOError:  # so many wait for it already
+        except BlockingIOError:  # its queue is full: a process listens
             return True
         except OSError:
             return False

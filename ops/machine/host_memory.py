@@ -21,7 +21,8 @@ _V2: Final = _CgroupNames("memory.max", "memory.current", ("inactive_file", "act
 
 
 def available_bytes(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
-    """What a new process could use: what the system has available, or less, where a cgroup of ours allows less.
+    """The memory that a new process could use: what the system has available, or less where a cgroup of ours allows
+    less.
 
     File pages count as available, also those of weights that were just unmapped: the kernel drops them when asked.
     """
@@ -30,7 +31,8 @@ def available_bytes(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = P
 
 
 def total_bytes(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
-    """What all processes together could ever use: the system's memory, or less, where a cgroup of ours allows less."""
+    """The memory that all processes together could ever use: the system's, or less where a cgroup of ours allows
+    less."""
     limits = [limit_bytes for limit_bytes, _, _ in _limits(cgroups, _memberships(membership))]
     return min([int(psutil.virtual_memory().total), *limits])
 

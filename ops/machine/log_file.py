@@ -1,8 +1,8 @@
 """The file that a child process writes its log into, kept small while it runs.
 
-Whoever started the child keeps it so, for whatever the child and those that it starts print: they all append to the one
-file that they inherited, and know nothing of it. A pipe to a collector would hold the child up whenever the collector
-stops, and lose its last words where the collector is killed first.
+The process that started the child keeps the file small. The child, and those that it starts, append to the one file
+that they inherited, and need not know. A pipe to a collector would hold the child up whenever the collector stops, and
+lose the child's last lines where the collector is killed first.
 """
 
 import asyncio
@@ -17,22 +17,22 @@ import structlog
 LOG_MAX_BYTES: Final = 20 * 1024 * 1024
 LOOK_EVERY_S: Final = 0.5
 CHUNK_BYTES: Final = 1024 * 1024
-# Of a log that is so many times too large, and cannot be copied or grows faster than that, the rest is thrown away.
+# A log that is this many times too large, and cannot be copied or grows faster than it is copied, is made empty.
 HOPELESS: Final = 2
 
 log = structlog.get_logger("log_file")
 
 
 class LogFile:
-    """The log at *path*, and beside it, as `NAME.old.log`, what stood there before: together twice *max_bytes*, and
-    what is written within LOOK_EVERY_S.
+    """The log at *path*, and beside it, as `NAME.old.log`, what stood there before. Together they have twice
+    *max_bytes* at most, and what is written within LOOK_EVERY_S.
 
     1. A log that is larger than *max_bytes* is copied to the old one's place and then made empty. Lines stay whole,
        since each is appended in one write; one that comes between the last read and the cut, a few microseconds, is
        lost.
     2. The old one goes first, so that there is room for the copy on a disk that is full.
     3. Where it cannot be copied, it may grow to HOPELESS times *max_bytes*, and is then made empty all the same.
-    4. What goes wrong here is logged once, and ends nothing.
+    4. An error here is logged once, and ends nothing.
     """
 
     def __init__(self, path: Path, *, max_bytes: int = LOG_MAX_BYTES) -> None:
@@ -48,11 +48,11 @@ class LogFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return self.path.open("ab")
         except OSError as error:  # 4
-            self._tell("log_not_opened", error)
+            self._log_once("log_not_opened", error)
             return open(os.devnull, "ab")
 
     async def keep(self) -> None:
-        """Keeps it small, until cancelled."""
+        """Keeps the log small, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             if self._is_large():
@@ -66,7 +66,7 @@ class LogFile:
                     self._move()
                     self._logged = None
             except OSError as error:  # 4
-                self._tell("log_not_rotated", error)
+                self._log_once("log_not_rotated", error)
 
     def _is_large(self) -> bool:
         try:
@@ -87,7 +87,7 @@ class LogFile:
             os.ftruncate(current.fileno(), 0)  # 1
 
     def _copy(self, current: BinaryIO) -> None:
-        """Until nothing more comes, or too much of it."""
+        """Copies until nothing more comes, or until it is too much."""
         copied_bytes = 0
         with self.old_path.open("wb") as old:
             while copied_bytes <= HOPELESS * self._max_bytes and (chunk := current.read(CHUNK_BYTES)):
@@ -95,7 +95,7 @@ class LogFile:
                 old.flush()
                 copied_bytes += len(chunk)
 
-    def _tell(self, event: str, error: OSError) -> None:
+    def _log_once(self, event: str, error: OSError) -> None:
         if self._logged != event:
             self._logged = event
             log.warning(

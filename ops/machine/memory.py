@@ -11,7 +11,7 @@ from ops.machine.host_memory import available_bytes, tree_bytes
 from ops.machine.nvml import MEASURED, DriverUnusable, NvmlProbe, has_nvml
 from ops.machine.readings import Holder, MemoryProbe, Reading
 
-# ValueError, KeyError: another kernel's wording
+# ValueError, KeyError: another kernel words its files differently
 _SYSTEM_ERRORS: Final = (OSError, ValueError, KeyError, psutil.Error)
 
 log = structlog.get_logger("memory_probe")
@@ -44,8 +44,8 @@ class RssProbe:
 def probe_for(slot: str, tolerances: Tolerances = MEASURED) -> MemoryProbe | None:
     """The probe of *slot*; None where there is none: no NVML on this machine, or a system without /proc.
 
-    An NVML that is there and fails is a probe all the same, also where the driver is not loaded (yet): its readings are
-    missing, and prove nothing.
+    An NVML that is there and fails is a probe all the same, also where the driver is not loaded (yet): it then has no
+    readings, and proves nothing.
     """
     if slot.startswith("cpu-"):
         return RssProbe(tolerances) if Path("/proc/self/status").exists() else None

@@ -21,10 +21,10 @@ from ops.machine.visible_cards import Card, visible_slots
 MEASURED: Final = Tolerances()
 # A driver that wakes a card up takes seconds; one that hangs never answers.
 ANSWER_S: Final = 20.0
-# What everything else on a machine takes and gives back within seconds, where cards share its memory. Not measured.
+# What everything else on a machine takes and gives back within seconds, where cards share its memory. An estimate.
 UNIFIED_NOISE_BYTES: Final = GIB
 
-# ValueError, KeyError: another kernel's wording
+# ValueError, KeyError: another kernel words its files differently
 _SYSTEM_ERRORS: Final = (OSError, ValueError, KeyError, psutil.Error)
 
 T = TypeVar("T")
@@ -35,8 +35,8 @@ log = structlog.get_logger("memory_probe")
 class GpuInfo(Struct, frozen=True, kw_only=True):
     """One card, addressed by UUID: NVML ignores CUDA_VISIBLE_DEVICES, so an index would mislead.
 
-    Or one MIG instance of a card that is split up: CUDA takes its UUID (`MIG-…`) as it takes a card's. One that is
-    *unified* has no memory of its own (GB10, Jetson): the figures are the system's, which the host uses too.
+    It may also be one MIG instance of a card that is split up: CUDA takes its UUID (`MIG-…`) as it takes a card's. A
+    *unified* card has no memory of its own (GB10, Jetson): the figures are the system's, which the host uses too.
     """
 
     uuid: str
@@ -51,7 +51,7 @@ class Survey(Struct, frozen=True, kw_only=True):
     """The NVIDIA cards of this machine: *gpus* are those that can be used, in the order of use.
 
     By their UUIDs, *hidden* are those that CUDA_VISIBLE_DEVICES hides, and *undivided* those in MIG mode without an
-    instance. *broken* says of each card that the driver fails on which it is, why, and what to do.
+    instance. *broken* has a text for each card on which the driver fails: which card, why, and what to do.
     """
 
     gpus: tuple[GpuInfo, ...] = ()
@@ -61,10 +61,11 @@ class Survey(Struct, frozen=True, kw_only=True):
 
 
 class DriverUnusable(Exception):
-    """There is an NVIDIA driver, but it does not answer. The text says what it said, and what to do."""
+    """There is an NVIDIA driver, but it fails or does not answer. The text has the driver's own words, and what to
+    do."""
 
 
-# What the driver's errors ask for, after their own words. Those that are left out are over by themselves, or unknown.
+# What to do about an error of the driver. Errors that are not here pass by themselves, or nobody knows what they mean.
 _ADVICE: Final = {
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "load the kernel module (`modprobe nvidia`), or restart the machine",
     pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "the driver was updated under the loaded kernel module: restart the "
@@ -82,7 +83,7 @@ _ADVICE: Final = {
 
 
 def in_words(error: pynvml.NVMLError) -> str:
-    """What the driver said, and what to do about it where that is known."""
+    """The driver's own words, and what to do about the error where that is known."""
     advice = _ADVICE.get(error.value)
     return str(error) if advice is None else f"{error}: {advice}"
 
@@ -101,12 +102,13 @@ def _nvml() -> Iterator[bool]:
     except pynvml.NVMLError as error:
         raise DriverUnusable(in_words(error)) from error
     finally:
-        with contextlib.suppress(pynvml.NVMLError):  # the reading reports a card that is lost
+        with contextlib.suppress(pynvml.NVMLError):  # a lost card: the reading reports it
             pynvml.nvmlShutdown()
 
 
 def survey(environ: Mapping[str, str] = os.environ) -> Survey:
-    """The NVIDIA cards of this machine; none without a driver. A card in MIG mode stands there as its instances.
+    """The NVIDIA cards of this machine; none without a driver. In place of a card in MIG mode it has the card's
+    instances.
 
     Raises DriverUnusable where a driver is loaded and fails (after an update without a restart, say) or fails on every
     card, or does not answer within ANSWER_S; AmbiguousOrder where it is not clear what CUDA_VISIBLE_DEVICES means.
@@ -175,7 +177,7 @@ def _is_divided(card: object) -> bool:
 def _mig_instances(card: object) -> list[object]:
     found: list[object] = []
     for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(card)):
-        # a place where none was made; the instances that there are need not be the first ones
+        # no instance has this number; those that there are need not have the first numbers
         with contextlib.suppress(pynvml.NVMLError_NotFound):
             found.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(card, index))
     return found
@@ -229,15 +231,15 @@ def _device_memory(handle: object) -> Any:
         pynvml.NVMLError_ArgumentVersionMismatch,
         pynvml.NVMLError_NotSupported,
     ):
-        # A driver that knows the first version only. For no other error: the first version counts what the driver
-        # reserves as used, and figures of both must never be compared.
+        # This driver knows the first version only. After other errors it is not asked: the first version counts what
+        # the driver reserves as used, and figures of both must never be compared.
         return pynvml.nvmlDeviceGetMemoryInfo(handle)
 
 
 def _processes(handle: object) -> list[Any]:
-    """The processes on the card. None where the driver does not list them: old or busy."""
+    """The processes on the card; an empty list where the driver, old or busy, does not list them."""
     try:
-        # by its number: the name without one answers an old driver with an exception that is no NVMLError
+        # by its number: with an old driver the name without one raises an exception that is no NVMLError
         return list(pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle))
     except pynvml.NVMLError as error:
         log.debug("processes_unknown", error=str(error))
@@ -258,7 +260,7 @@ def _holders(handle: object) -> tuple[Holder, ...]:
 def _name_of(pid: int) -> str | None:
     try:
         return str(psutil.Process(pid).name())
-    except (psutil.Error, OSError, ValueError):  # ValueError: no number of a process here
+    except (psutil.Error, OSError, ValueError):  # ValueError: not a pid of this system
         return None
 
 
@@ -272,7 +274,7 @@ def _within(limit_s: float, ask: Callable[[], T]) -> T:
         except BaseException as error:
             answer.set_exception(error)
 
-    # a daemon: one that the driver never lets go of must not keep this process from ending
+    # a daemon: a thread that the driver never lets go must not keep this process from ending
     threading.Thread(target=run, name="nvml", daemon=True).start()
     try:
         return answer.result(timeout=limit_s)
@@ -298,7 +300,8 @@ def _has_nvml() -> bool:
 
 
 class NvmlProbe:
-    """The memory of a whole card, or MIG instance. What others hold there counts: the next pipeline misses it, too.
+    """The memory of a whole card, or MIG instance. What others hold there counts: the next pipeline cannot have it
+    either.
 
     A card without memory of its own shares the system's, which is then what is read; from the first reading on *name*
     is `unified`. The host's resident memory is part of its own figure there.
@@ -356,7 +359,7 @@ class NvmlProbe:
 
     def _device(self) -> object:
         if self._handle is None:
-            pynvml.nvmlInit()  # and kept: an idle card would be woken up for every look
+            pynvml.nvmlInit()  # and stays so: otherwise every look would wake up an idle card
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
         elif self._uuid.startswith("MIG-"):
             # the handle of an instance that was removed may be that of another one now

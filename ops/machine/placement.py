@@ -19,15 +19,16 @@ class Slots(Struct, frozen=True):
 
 
 def needs_cards(profile: str) -> bool:
-    """Whether workers of *profile* run on cards. Its name is all that decides it."""
+    """Whether workers of *profile* run on cards. The name alone decides."""
     return profile != "tiny"
 
 
 def slots(profile: str, *, lanes: int, gpus: int | None) -> Slots:
     """Tiny pipelines run on CPU slots, real ones on a card each; the degraded worker's is set aside first.
 
-    *gpus* caps their number; otherwise there are all cards of this machine that CUDA_VISIBLE_DEVICES leaves, in its
-    order, or CPU slots for *lanes* and the degraded worker. Raises click.ClickException when there is no card at all.
+    *gpus* caps their number. Without it the slots are all cards of this machine that CUDA_VISIBLE_DEVICES leaves, in
+    its order, or CPU slots for *lanes* and the degraded worker. Raises click.ClickException when there is no card at
+    all.
     """
     if not needs_cards(profile):
         count = lanes + 1 if gpus is None else gpus
@@ -66,7 +67,7 @@ def refuse_hidden(slot: str) -> None:
         return
     try:
         hidden = survey().hidden
-    except DriverUnusable:  # the worker finds it out, and waits
+    except DriverUnusable:  # the worker finds out by itself, and waits
         return
     except AmbiguousOrder as error:
         raise click.ClickException(str(error)) from error

@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-# Of these, another port would not help.
+# With these errors another port would not help.
 _OF_THE_ADDRESS: Final = {
     errno.EADDRNOTAVAIL: "{host} is no address of this machine; choose one that is, or 0.0.0.0 for all of them, "
     "with {host_option}",

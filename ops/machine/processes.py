@@ -23,9 +23,9 @@ from ops.waiting import set_within
 
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_MAX_S: Final = 15.0
-# A process that lived so long was well: its next death starts the backoff anew.
+# A process that has lived so long is well: its next death starts the backoff anew.
 HEALTHY_AFTER_S: Final = 30.0
-# To a lane: leave, as for SIGTERM, and say that it is for a quota.
+# Asks a lane to leave, as SIGTERM does, and to report that a quota is why.
 LEAVE_FOR_QUOTA: Final = signal.SIGUSR1
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -46,8 +46,8 @@ class Process:
         inherits: Sequence[int] = (),
         log_max_bytes: int = LOG_MAX_BYTES,
     ) -> None:
-        """*inherits* are open files that it gets as they are, such as a lock that it is to hold. What it prints goes to
-        *log_file*, which is kept within *log_max_bytes* (`LogFile`)."""
+        """*inherits* are open files that the child gets as they are, such as a lock that it is to hold. What it prints
+        goes to *log_file*, which is kept within *log_max_bytes* (`LogFile`)."""
         self.name = name
         self.command = list(command)
         self.log_file = log_file
@@ -66,7 +66,7 @@ class Process:
 
     @property
     def is_failing(self) -> bool:
-        """Whether it ended by itself and is not there again, or ended more than once lately."""
+        """Whether the process ended by itself and has not been started again yet, or ended more than once lately."""
         if self._deaths == 0 or self._stopping.is_set():
             return False
         if self.pid is None:
@@ -120,7 +120,7 @@ class Process:
             await end(keeping)
 
     async def restart(self, *, within_s: float) -> None:
-        """Asks it to end, kills it after *within_s*, and has `run` start it again at once."""
+        """Asks the process to end, kills it after *within_s*, and has `run` start it again at once."""
         self._restarting = True
         self.send(signal.SIGTERM)
         if self._child is not None:
@@ -131,7 +131,7 @@ class Process:
                 self.send(signal.SIGKILL)
 
     async def stop(self, *, within_s: float, by: signal.Signals = signal.SIGTERM) -> None:
-        """Asks it to end, with the signal *by*, and kills it after *within_s*. It is not started again."""
+        """Asks the process to end, with the signal *by*, and kills it after *within_s*. It is not started again."""
         self._stopping.set()
         if self._child is None or self._child.returncode is not None:
             return
@@ -145,12 +145,12 @@ class Process:
             await self._child.wait()
 
     def kill(self) -> None:
-        """Ends it at once."""
+        """Kills the process. It is not started again."""
         self._stopping.set()
         self.send(signal.SIGKILL)
 
     def send(self, number: signal.Signals) -> None:
-        """Sends it a signal, if it runs."""
+        """Sends the process a signal, if it runs."""
         if self._child is not None and self._child.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._child.send_signal(number)
@@ -167,7 +167,7 @@ def die_with_parent(parent_pid: int) -> None:
     """For the child between fork and exec: SIGTERM reaches it when the thread of *parent_pid* that forked it ends."""
     # the embedded server and the workers must not outlive a killed `warmlane up`, nor lanes their supervisor
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent_pid:  # it died before the line above
+    if os.getppid() != parent_pid:  # the parent ended before the line above
         os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -1,4 +1,4 @@
-"""What is read of a slot's memory, and by whom it is held."""
+"""What is read of a slot's memory, and who holds it."""
 
 from collections.abc import Mapping
 from typing import Final, Literal, Protocol
@@ -10,7 +10,8 @@ MB: Final = 1_000_000
 
 
 class Holder(Struct, frozen=True, kw_only=True):
-    """A process with a CUDA context on a card, by the driver's word. For people: verdicts know `Reading.by_pid` alone.
+    """A process that has a CUDA context on a card, as the driver lists it. It is for people: verdicts use
+    `Reading.by_pid`.
 
     *used_bytes* is None where the driver does not report it. In a container *pid* may be a number of the host's, and
     *name* (never the command line, which may hold a secret) is None where no process here has it.
@@ -29,7 +30,7 @@ class Holder(Struct, frozen=True, kw_only=True):
 class Reading(Struct, frozen=True):
     """One look at a slot's memory: in use, and free for a pipeline to come.
 
-    *by_pid* is what the driver says of each process there; empty where it does not list them.
+    *by_pid* is what each process there uses, as the driver lists it; empty where it does not.
     """
 
     used_bytes: int
@@ -40,8 +41,8 @@ class Reading(Struct, frozen=True):
 class MemoryProbe(Protocol):
     """Reads the memory of one slot (design §7).
 
-    *absolute_bytes* is the noise that it cannot distinguish from a leak (ADR 0029); it is asked every *poll_s* seconds,
-    for *deadline_s* at most, whether a pipeline is gone.
+    *absolute_bytes* is the noise that it cannot distinguish from a leak (ADR 0029). Whoever waits for a pipeline to be
+    gone asks it every *poll_s* seconds, for *deadline_s* at most.
     """
 
     @property
@@ -51,7 +52,7 @@ class MemoryProbe(Protocol):
     poll_s: float
     deadline_s: float
     trouble: str
-    """Why the last `read` is missing, and what to do; empty where it is not."""
+    """Why the last `read` returned None, and what to do; empty where it did not."""
 
     def read(self, pid: int | None) -> Reading | None:
         """What is in use while *pid* is the pipeline host; None where it cannot be read. Never raises. May block."""

@@ -1,4 +1,5 @@
-"""TLS from PEM files: what the gateway shows, and which authority a client trusts. Nothing older than TLS 1.2."""
+"""TLS from PEM files: the certificate that the gateway shows, and the authority that a client trusts. TLS 1.2 or
+later."""
 
 import ssl
 from pathlib import Path
@@ -10,7 +11,7 @@ class Tls:
     """A certificate and its key, read once: what is wrong with them is reported before anything is started."""
 
     def __init__(self, cert: Path, key: Path) -> None:
-        """Raises click.ClickException, with what is wrong with which file."""
+        """Raises click.ClickException, which says what is wrong with which file."""
         self.cert, self.key = cert.absolute(), key.absolute()
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2

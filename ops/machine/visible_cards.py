@@ -19,7 +19,7 @@ BY_BUS: Final = "PCI_BUS_ID"
 class Card(Struct, frozen=True):
     """A card as NVML names it. *slots* are what CUDA can use of it: itself, or its MIG instances.
 
-    One that the driver fails on has no name and no slots, and keeps its number.
+    A card on which the driver fails has no name and no slots, and keeps its number.
     """
 
     uuid: str
@@ -41,9 +41,9 @@ def visible_slots(cards: Sequence[Card], environ: Mapping[str, str]) -> list[str
     3. Otherwise they are indices, as far as an entry begins with a number. NVML counts by the bus, and so does CUDA
        where CUDA_DEVICE_ORDER is PCI_BUS_ID. By default it counts the fastest first, by a rule that is not published:
        that is the same order where all cards are of one kind, else AmbiguousOrder.
-    4. The first entry that names none, or more than one, and all after it are ignored; so an empty value and -1 leave
-       nothing.
-    5. One that is named twice leaves nothing at all.
+    4. The first entry that names no card, or more than one, is ignored, and so are all after it: an empty value and -1
+       leave nothing.
+    5. A card that is named twice leaves nothing at all.
     """
     value = environ.get(VISIBLE)
     if value is None:  # 1

@@ -21,7 +21,7 @@ NAMES: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3
 
 
 class WeightsUnreadable(Exception):
-    """The folder's files do not say what they hold. The text names the file."""
+    """The headers of the folder's files cannot be read. The text names the file."""
 
 
 def weights_of(folder: Path) -> Components | None:
@@ -50,7 +50,7 @@ def missing_folder(model: str, folder: Path) -> str:
 
 
 def _files(folder: Path) -> tuple[Path, ...]:
-    """The weights' files of one component; none for a scheduler or a tokenizer."""
+    """The files with the weights of one component; none for a scheduler or a tokenizer."""
     for stem in STEMS:
         index = folder / f"{stem}.index.json"
         if index.is_file():

@@ -49,7 +49,7 @@ class LineWriter:
         with self._lock:
             try:
                 self._complete()
-                self._tell()
+                self._report_losses()
                 self._put(line)
             except OSError as error:
                 self._lose(errno.errorcode.get(error.errno or 0, "unknown"))
@@ -64,7 +64,7 @@ class LineWriter:
         rest, self._rest = self._rest, b""
         self._put(rest, is_begun=True)
 
-    def _tell(self) -> None:  # 3
+    def _report_losses(self) -> None:  # 3
         if self._lost:
             self._put(self._word_of(dict(self._lost)))
             self._lost.clear()

@@ -22,7 +22,7 @@ from ops.lanes.plan import (
     after_death,
     in_turn,
     plan,
-    told_of,
+    report_of,
 )
 from ops.lanes.providers import how_it_ended, last_error
 from ops.lanes.quota import Quota, QuotaError
@@ -109,14 +109,14 @@ def death(how: str = "signal 6, SIGABRT", *, again_in_s: float = 0) -> Death:
     ],
 )
 def test_what_the_supervisor_reports_of_a_lane(about: Deny | Silence, expected: ReportedState) -> None:
-    assert told_of(about, now_s=NOW_S) == expected
+    assert report_of(about, now_s=NOW_S) == expected
 
 
 def test_crashes_count_until_the_lane_was_warm() -> None:
     now = Silence()
     for number in range(CRASHES):
         now = after_death(now, death(), was_warm=False, now_s=NOW_S + number)
-    assert told_of(now, now_s=NOW_S).state is LaneState.CRASH_LOOPING
+    assert report_of(now, now_s=NOW_S).state is LaneState.CRASH_LOOPING
     now = after_death(now, death(), was_warm=True, now_s=NOW_S)
     assert now == Silence(last=death())
 
