@@ -1,7 +1,7 @@
 """Where the system of a data folder answers: `warmlane up` writes it there, and every client command finds it there.
 
-The file is its own sign of life. Who writes it keeps it locked; the kernel drops the lock with the process, so that
-what a killed `warmlane up` left behind is never taken for a system that runs.
+The process that writes the file keeps it locked. The kernel drops the lock with the process, so that the file of a
+killed `warmlane up` is never taken for that of a system that runs.
 """
 
 import contextlib
@@ -39,14 +39,14 @@ class Addresses(Struct, frozen=True, kw_only=True):
 
 
 class Found(Struct, frozen=True):
-    """What a data folder says: *addresses* of a system that runs, or else *why* there are none."""
+    """What is found in a data folder: the *addresses* of a system that runs, or *why* there are none."""
 
     addresses: Addresses | None = None
     why: str = ""
 
 
 class Address(Struct, frozen=True):
-    """An address, and *said_by*, for errors: who named it."""
+    """An address, and who named it (*said_by*), for errors."""
 
     url: str
     said_by: str
@@ -54,10 +54,10 @@ class Address(Struct, frozen=True):
 
 @contextlib.contextmanager
 def published(data_dir: Path, addresses: Addresses, *, outlives: bool = False) -> Iterator[None]:
-    """*addresses* stand in *data_dir* while the block runs, written whole or not at all.
+    """Keeps *addresses* in *data_dir* while the block runs, written whole or not at all.
 
-    *outlives*: they stay beyond an exec of this process, for as long as what it has become runs; so the lock is on the
-    descriptor of the file itself, which `filelock` does not give away. Raises OSError.
+    *outlives*: they stay when this process replaces itself by exec, for as long as the new program runs. So the lock is
+    on the descriptor of the file itself, which `filelock` does not give away. Raises OSError.
     """
     path = data_dir / FILE
     part = path.with_suffix(".part")
@@ -74,10 +74,10 @@ def published(data_dir: Path, addresses: Addresses, *, outlives: bool = False) -
 
 
 def find(data_dir: Path, *, is_named: bool) -> Found:
-    """What *data_dir* says. Changes nothing, raises nothing.
+    """What is found in *data_dir*. Changes nothing, raises nothing.
 
-    Where the user did not name the folder (*is_named*), it is whatever folder of that name the current one holds: then
-    the file must be the user's own, or anybody could be sent his prompts and keys.
+    *is_named*: the user named the folder. Where they did not, it is whatever folder of that name the current one holds:
+    then the file must be the user's own, or anybody could have their prompts and keys sent elsewhere.
     """
     path = data_dir / FILE
     try:
@@ -109,7 +109,7 @@ def chosen(kind: Kind, given: str | None, given_by: str, found: Found, folder: P
     """Which address counts. Pure.
 
     1. *given*, by the option or the variable *given_by*.
-    2. What the data *folder* says of a system that runs.
+    2. The address in the data *folder* of a system that runs.
     3. The default.
     """
     if given is not None:  # 1

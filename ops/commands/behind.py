@@ -71,14 +71,14 @@ class HostName(click.ParamType[str]):
 
 
 class Behind(Struct, frozen=True):
-    """How a gateway is reached through proxies. As it stands, it is reached without."""
+    """How a gateway is reached through proxies. The defaults are for one that is reached without."""
 
     root_path: str = ""
     trusted: tuple[Network, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
 
     def arguments(self) -> list[str]:
-        """The same, for the command line of another process."""
+        """The same as options, for the command line of another process."""
         arguments = ["--root-path", self.root_path] if self.root_path else []
         for network in self.trusted:
             arguments += ("--trusted-proxy", str(network))

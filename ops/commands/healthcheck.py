@@ -15,7 +15,7 @@ ANSWERS_WITHIN_S: Final = 4.0
 def complaint(url: str, pattern: str | None = None) -> str | None:
     """What is wrong with what *url* (http) answers; None if nothing is."""
     try:
-        # not by a proxy of the environment: it is this container that is asked
+        # without a proxy of the environment: the URL is in this container
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(url, timeout=ANSWERS_WITHIN_S) as response:
             text = response.read().decode(errors="replace")

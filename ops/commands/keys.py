@@ -42,7 +42,7 @@ from ops.nats.provisioning import NotProvisioned
 ID_BYTES: Final = 6
 # A gateway remembers the time of every request in a burst.
 BURST_MAX: Final = 100_000
-# So long one can look up whose a revoked key was. It lets nobody in without its entry either.
+# How long one can look up whose a revoked key was. A key whose entry is gone lets nobody in either.
 REVOKED_KEPT_S: Final = 30 * DAY_S
 
 T = TypeVar("T")
@@ -55,7 +55,8 @@ class NoSuchKey(Exception):
 class StoredKey(Struct, frozen=True):
     """What KV `keys` holds: the keys, oldest first, and the names of entries that cannot be read and let nobody in.
 
-    *was_one_made*: a gateway on the loopback is closed, also when no key is in force any more.
+    *was_one_made*: a key was made once, so that even a gateway on the loopback stays closed when none is in force any
+    more.
     """
 
     keys: tuple[ApiKey, ...]
@@ -64,12 +65,12 @@ class StoredKey(Struct, frozen=True):
 
     @property
     def in_force(self) -> tuple[ApiKey, ...]:
-        """Those that were not revoked."""
+        """The keys that were not revoked."""
         return tuple(key for key in self.keys if key.revoked_at is None)
 
     @property
     def revoked(self) -> tuple[ApiKey, ...]:
-        """The others."""
+        """The keys that were revoked."""
         return tuple(key for key in self.keys if key.revoked_at is not None)
 
 
@@ -118,14 +119,15 @@ async def add(
 
 
 async def revoke(link: NatsLink, key_id: str, *, now: datetime) -> ApiKey:
-    """The key as it was before: from now on it lets nobody in. One that was revoked already stays as it is.
+    """Revokes the key: from now on it lets nobody in. Returns it as it was before; one that was revoked already stays
+    as it is.
 
     Raises NoSuchKey, NotProvisioned, TransportUnavailable.
     """
     bucket = await _bucket(link)
     while True:
         entry: Versioned[ApiKey] | None = None
-        with contextlib.suppress(ValueError):  # no id of anything
+        with contextlib.suppress(ValueError):  # a text that cannot be an id
             entry = await bucket.get(key_id)
         if entry is None or entry.is_deleted:
             raise NoSuchKey(f"no key has the id {key_id!r}; `warmlane keys list` shows them")
@@ -144,7 +146,8 @@ async def revoke(link: NatsLink, key_id: str, *, now: datetime) -> ApiKey:
 
 
 async def forget_revoked(link: NatsLink, *, now: datetime) -> int:
-    """Removes keys that were revoked REVOKED_KEPT_S ago; how many. A marker stays: no gateway opens again for it.
+    """Removes keys that were revoked REVOKED_KEPT_S ago, and returns how many. A marker stays, so that no gateway opens
+    again.
 
     Raises NotProvisioned, TransportUnavailable.
     """
@@ -159,7 +162,7 @@ async def forget_revoked(link: NatsLink, *, now: datetime) -> int:
 
 
 def is_to_go(key: ApiKey, now: datetime) -> bool:
-    """Whether *key* was revoked so long ago that nobody asks for it. Pure."""
+    """Whether *key* was revoked REVOKED_KEPT_S ago. Pure."""
     return key.revoked_at is not None and (now - key.revoked_at).total_seconds() >= REVOKED_KEPT_S
 
 
@@ -360,7 +363,7 @@ def revoke_command(key_id: str, nats: NatsAccess) -> None:
     """
     presented = parse_presented(key_id)
     if presented is not None:
-        key_id = presented.id  # of a key that leaked, the text may be all that somebody has
+        key_id = presented.id  # somebody may have nothing but the text of a key that leaked
 
     async def end(link: NatsLink) -> tuple[ApiKey, StoredKey]:
         now = datetime.now(UTC)

@@ -31,7 +31,7 @@ _nats_ca_option = click.option(
 
 
 def nats_access(role: Role, urls: str, *, data_dir: Path | None = None, ca: Path | None = None) -> NatsAccess:
-    """How *role* speaks to the server at *urls*, for a command that may have no option for the data folder."""
+    """How *role* speaks to the server at *urls*, also for a command without an option for the data folder."""
     folder = data_dir or Path(os.environ.get("WARMLANE_DATA_DIR") or DEFAULT_DATA_DIR)
     return access(role, urls, data_dir=folder, ca=ca)
 
@@ -51,7 +51,7 @@ _auth_dir_option = click.option(
 def nats_options(role: Role, *, asks_for_folder: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--nats-url` and `--nats-ca`; the command is given *nats*, which is how *role* speaks to that server.
 
-    *asks_for_folder* adds `--data-dir`, for a command that needs the data folder for nothing but the password.
+    *asks_for_folder* adds `--data-dir`, for a command that needs the data folder only for the address and the password.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

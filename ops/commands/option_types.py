@@ -80,7 +80,7 @@ class ListenHost(Struct, frozen=True):
             raise ValueError(f"{name!r} is neither an address nor a name that is known here ({error})") from error
         if not found:
             raise ValueError("an empty host is no address; 0.0.0.0 stands for all of this machine's")
-        # listened on is the address that was judged, whatever the name stands for a moment later
+        # the process listens on the address that was judged, whatever the name stands for a moment later
         return cls(name, str(found[0][4][0]))
 
 

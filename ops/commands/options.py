@@ -16,7 +16,7 @@ from ops.commands.spelling import require_text
 from ops.nats.access import DEFAULT_DATA_DIR, NatsAccess
 from ops.telemetry.export import METRICS_LISTEN, Listen
 
-# Whoever looks at a task does so late: by a second when a server is busy, by more when it was away.
+# A process may look at a task late: by a second when a server is busy, by more when it was away.
 KEEP_MARGIN_S: Final = 10.0
 host_option = click.option(
     "--host",
@@ -103,7 +103,7 @@ profile_option = click.option(
 
 
 def _shareable(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
-    # the processes of a system name files in it to each other, in messages that are UTF-8
+    # the processes of a system send each other names of files in it, in messages that are UTF-8
     require_text(ctx, parameter, str(value.absolute()))
     return value
 
@@ -257,7 +257,7 @@ def metrics_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Shared(Struct, frozen=True):
-    """What every process of one deployment gets alike."""
+    """The options that every process of one deployment shares."""
 
     nats: NatsAccess
     data_dir: Path
@@ -265,7 +265,7 @@ class Shared(Struct, frozen=True):
     settings: Path | None
 
     def arguments(self) -> list[str]:
-        """The same, for the command line of another process."""
+        """The same as options, for the command line of another process."""
         arguments = [*self.nats.arguments(), "--data-dir", str(self.data_dir), "--profile", self.profile]
         return arguments if self.settings is None else [*arguments, "--settings", str(self.settings)]
 
@@ -273,7 +273,7 @@ class Shared(Struct, frozen=True):
 def require_kept_long_enough(keep_s: float, windows: Windows) -> None:
     """Raises click.BadParameter when records would expire before their deadlines.
 
-    What waits or runs would be forgotten meanwhile.
+    A task that waits or runs would then be forgotten.
     """
     least_s = max(windows.wait_limit_s, windows.lease_s) + KEEP_MARGIN_S
     if keep_s < least_s:
@@ -284,18 +284,18 @@ def require_kept_long_enough(keep_s: float, windows: Windows) -> None:
 
 
 def slowed(step_seconds: float, load_seconds: float) -> list[str]:
-    """`--step-seconds` and `--load-seconds` for the command line of a worker, if there is anything to say."""
+    """`--step-seconds` and `--load-seconds` for the command line of a worker, where they are not 0."""
     steps = ["--step-seconds", f"{step_seconds:g}"] if step_seconds else []
     return [*steps, *(["--load-seconds", f"{load_seconds:g}"] if load_seconds else [])]
 
 
 def ordered(degraded_order: str | None) -> list[str]:
-    """`--degraded-order` for the command line of a degraded worker, if there is anything to say."""
+    """`--degraded-order` for the command line of a degraded worker, where it was given."""
     return [] if degraded_order is None else ["--degraded-order", degraded_order]
 
 
 def snapshotting(oom_snapshots: int) -> list[str]:
-    """`--oom-snapshots` for the command line of a worker or a supervisor, if there is anything to say."""
+    """`--oom-snapshots` for the command line of a worker or a supervisor, where it is not 0."""
     return ["--oom-snapshots", str(oom_snapshots)] if oom_snapshots else []
 
 

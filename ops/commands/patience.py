@@ -10,7 +10,8 @@ SERVICE_UNAVAILABLE: Final = 503
 
 
 class Busy(Struct, frozen=True):
-    """Why nothing was accepted: the *status* of the answer, and when another try makes sense, where it says so."""
+    """Why nothing was accepted: the *status* of the answer, and when another try makes sense, where the answer says
+    so."""
 
     status: int
     retry_after_s: float | None = None
@@ -19,10 +20,10 @@ class Busy(Struct, frozen=True):
 def pause_s(busy: Busy, *, tries: int, left_s: float) -> float | None:
     """How long to wait before the next try, after *tries* that failed and with *left_s* of patience; None to give up.
 
-    1. Only a 503 passes by itself.
-    2. What Retry-After says is waited for.
-    3. Where it says nothing: 1 s, then twice as long each time, and 30 s at most.
-    4. What is further off than the patience reaches is not waited for.
+    1. Only the cause of a 503 passes by itself.
+    2. The client waits for as long as Retry-After says.
+    3. Without a Retry-After it waits for 1 s, then twice as long each time, and 30 s at most.
+    4. It gives up where the wait would be longer than *left_s*.
     """
     if busy.status != SERVICE_UNAVAILABLE:  # 1
         return None

@@ -18,7 +18,7 @@ from ops.nats.link import NatsLink
 from ops.nats.provisioning import Difference, ProvisioningRefused, differences, provision, wanted
 from ops.nats.retired import Retired, retire, retired
 
-# A cluster that has just started, or lost its leader, elects one within so long.
+# A cluster that has just started, or lost its leader, elects one within this time.
 ELECTION_S: Final = 15.0
 
 

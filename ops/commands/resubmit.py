@@ -34,7 +34,7 @@ def resubmit_key(task_id: str) -> str:
 def request_again(original: TaskView, parameters: Mapping[str, Any], image: Path | None, *, url: str) -> dict[str, Any]:
     """The body of `POST /generate` that asks for what *original* asked for; *image* is the file that it started from.
 
-    Its *parameters* are passed on as they were answered, also those of later versions.
+    Its *parameters* are passed on as the gateway answered them, also those of later versions.
 
     Raises NotToBeSent for a task that has not failed, click.BadParameter for an image that is not the one it had.
     """
@@ -50,7 +50,7 @@ def request_again(original: TaskView, parameters: Mapping[str, Any], image: Path
         )
     body = {"model": original.model, **parameters}
     if original.priority != Priority.STANDARD:  # which gateways of an earlier version do not know
-        body["priority"] = str(original.priority)  # as it was told: maybe one of a later version
+        body["priority"] = str(original.priority)  # as the gateway answered it: it may be a class of a later version
     body.pop("image", None)
     had = original.parameters.image
     if had is None and image is not None:
@@ -79,7 +79,7 @@ def _same_image(task_id: str, had: ImageReference, image: Path | None) -> str:
 
 def resubmit(client: Client, task_id: str, image: Path | None, out: Path | None, *, wait: bool) -> int:
     """Sends the request of *task_id* again; with *wait*, follows the new task and saves its video as `warmlane submit`
-    does. The exit status.
+    does. Returns the exit status.
 
     Ctrl-C leaves the new task alone. Raises NotToBeSent, click.BadParameter, NotSaved, and what `Client` raises.
     """

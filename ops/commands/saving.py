@@ -1,4 +1,5 @@
-"""Where a video goes: checked before it is made; an error says where the video stays if it cannot be saved."""
+"""Where a video goes. The place is checked before the video is made; where it cannot be saved, the error says where it
+stays."""
 
 import contextlib
 import os
@@ -13,12 +14,12 @@ from ops.commands.addresses import DEFAULT_URL
 from ops.commands.api.client import Client
 from ops.commands.api.problems import DamagedVideo, Unreachable
 
-# What has to fit where a video is to be saved, tried before it is made.
+# So many bytes are written on trial where a video is to be saved, before it is made.
 PROBE_BYTES: Final = 1 << 20
 
 
 class NotSaved(click.ClickException):
-    """The video is there, and not here. The text says where, and how to get it."""
+    """The video was made and could not be saved here. The text says where it is, and how to get it."""
 
 
 def output_path(out: Path | None, task: TaskView) -> Path:
@@ -30,7 +31,8 @@ def output_path(out: Path | None, task: TaskView) -> Path:
 
 
 def require_writable(out: Path | None) -> None:
-    """A video can be saved at *out* as `output_path` means it, as far as that can be known before. Leaves nothing.
+    """Checks that a video can be saved at *out*, as `output_path` means it, as far as that can be known before. Leaves
+    nothing.
 
     Raises click.BadParameter, which says what is in the way.
     """
@@ -47,7 +49,7 @@ def require_writable(out: Path | None) -> None:
     except OSError as error:
         raise click.BadParameter(f"{out or folder} cannot be written: {error.strerror}", param_hint="--out") from error
     finally:
-        # where it cannot even be looked for, nothing was made
+        # where nobody can even look for it, nothing was made
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
 
@@ -77,5 +79,5 @@ def how_to_get(client: Client, task: TaskView) -> str:
 
 
 def _part(path: Path) -> Path:
-    # of this process: another one may be saving to the same place
+    # with the pid: another process may be saving to the same place
     return path.with_name(f"{path.name}.{os.getpid()}.part")

@@ -1,7 +1,7 @@
-"""Text from outside that is no text, and text that a terminal cannot show: neither ends a command in a traceback.
+"""Input that is not UTF-8, and text that a terminal cannot show: neither ends a command with a traceback.
 
-A name of a file may be any bytes; Python holds those that are not UTF-8 as lone surrogates. They are fine where they
-name a file, and nowhere else: no JSON, no subject and no header can carry them.
+The name of a file may be any bytes; Python holds bytes that are not UTF-8 as lone surrogates. They are allowed where
+they name a file, and nowhere else: no JSON, no subject and no header can carry them.
 """
 
 import codecs
@@ -17,7 +17,8 @@ _GUARDED: Final[set[click.Command]] = set()
 
 
 def shown(error: UnicodeError) -> tuple[str | bytes, int]:
-    """For output: the bytes of a file's name as they are, and what the encoding does not have as `\\u2026`."""
+    """For output: the bytes of a file's name stay as they are, and what the encoding does not have becomes
+    `\\u2026`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
@@ -39,7 +40,7 @@ def show_everything() -> None:
 
 
 def guarded(command: click.Command) -> click.Command:
-    """*command*, and those below it, refusing what is not UTF-8 in anything but the name of a file."""
+    """Makes *command*, and those below it, refuse what is not UTF-8 in anything but the name of a file."""
     if command in _GUARDED:
         return command
     _GUARDED.add(command)

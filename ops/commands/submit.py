@@ -96,7 +96,7 @@ class Bar:
         self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def accepted(self, client: Client, task: TaskView) -> None:
-        """Prints where *task* is, what the gateway did otherwise than it was asked to, and what leads to its trace."""
+        """Prints where *task* is, what the gateway changed in the request, and how to find the trace."""
         self.say(f"accepted: {client.url}/tasks/{task.id}")
         for warning in task.warnings:
             self.say(f"warning: {warning.message}")
@@ -116,7 +116,7 @@ class Bar:
 
 
 class SubmitRun:
-    """One request that is wanted done: sent again where the system is busy, and followed to its end."""
+    """One request: sent again where the system is busy, and followed to its end."""
 
     def __init__(self, client: Client, body: Mapping[str, Any], key: str, *, retry_s: float = 0.0) -> None:
         """A 503 is tried again for *retry_s*, always under the same *key*."""
@@ -128,7 +128,7 @@ class SubmitRun:
         self.task: TaskView | None = None
         """The task in hand; None before anything was accepted."""
         self.is_nowhere = True
-        """Whether it is known that no task runs or waits."""
+        """Whether it is certain that no task of this request runs or waits."""
 
     def run(self, bar: "Bar") -> TaskView:
         """The task when it has ended. Raises what `Client` raises."""
@@ -176,7 +176,7 @@ def generate(
     retry_s: float = 0.0,
     jaeger_url: str | None = None,
 ) -> int:
-    """Submits *body*, follows the task, saves the video. The exit status.
+    """Submits *body*, follows the task, saves the video. Returns the exit status.
 
     A 503 is tried again for *retry_s*. Ctrl-C cancels the task. Raises NotSaved, and what `Client` raises.
     """
@@ -211,7 +211,7 @@ def saved_line(path: Path, task: TaskView) -> str:
 def _interrupted(client: Client, task: TaskView | None, body: Mapping[str, Any], key: str) -> str:
     try:
         if task is None:
-            # its answer had not been read: the same request with the same key finds the task, if it was accepted
+            # the answer had not been read: the same request with the same key finds the task, if it was accepted
             task = client.find(body, idempotency_key=key)
         if task.has_ended:
             return f"interrupted; the task is {task.status}, and its video stays at {client.url}/tasks/{task.id}/video"

@@ -1,4 +1,4 @@
-"""`warmlane supervisor`: a supervisor of this machine's lanes as a process."""
+"""`warmlane supervisor`: the supervisor of this machine's lanes, as a process."""
 
 import asyncio
 import socket

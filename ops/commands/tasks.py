@@ -103,7 +103,7 @@ def line_of(task: TaskView) -> str:
 
 
 def plain(text: str) -> str:
-    """*text*, which others wrote, without what would move the cursor of a terminal or give it orders."""
+    """*text*, which others wrote, without characters that would move a terminal's cursor or control the terminal."""
     return "".join(" " if unicodedata.category(letter) in {"Cc", "Cf", "Zl", "Zp"} else letter for letter in text)
 
 
@@ -185,7 +185,7 @@ def cancel_command(ctx: click.Context, /, task_ids: tuple[str, ...], gateway: Ga
 
 
 def cancel(client: Client, task_id: str) -> str | None:
-    """Cancels the task; or why that cannot be. Raises Unreachable, NotWarmlane."""
+    """Cancels the task, and returns None; where it cannot, returns why. Raises Unreachable, NotWarmlane."""
     try:
         task, _ = client.task(task_id)
         if not task.has_ended:
@@ -218,7 +218,7 @@ def download_command(ctx: click.Context, /, task_id: str, wait: bool, out: Path 
 
 
 def download(client: Client, task_id: str, out: Path | None, *, wait: bool) -> int:
-    """The exit status. Raises NotSaved, and what `Client` raises."""
+    """Saves the video of *task_id*, and returns the exit status. Raises NotSaved, and what `Client` raises."""
     task, _ = client.task(task_id)
     try:
         if wait and not task.has_ended:

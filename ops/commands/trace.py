@@ -54,7 +54,7 @@ def spans_of(trace: Mapping[str, Any]) -> list[Span]:
 def tree(spans: list[Span]) -> Iterator[str]:
     """*spans* as lines: when each began after the first, how long it took, and below what. Pure.
 
-    A span whose parent has not come stands at the top.
+    A span whose parent was not received stands at the top.
     """
     known = {span.span_id for span in spans}
     children: dict[str | None, list[Span]] = {}
@@ -76,7 +76,7 @@ def tree(spans: list[Span]) -> Iterator[str]:
 
 
 def trace_link(trace_id: str | None, jaeger_url: str | None) -> str | None:
-    """What leads to a trace: a page of Jaeger's where its address is known, else the id. Pure."""
+    """How to find a trace: the address of its page where that of Jaeger is known, or else its id. Pure."""
     if trace_id is None or not jaeger_url:
         return trace_id
     return f"{jaeger_url.rstrip('/')}/trace/{trace_id}"

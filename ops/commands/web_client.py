@@ -1,6 +1,6 @@
-"""An HTTP client as the environment asks for it, and what is wrong with the environment in words.
+"""An HTTP client that obeys the environment (proxies, authorities); errors say what is wrong with the environment.
 
-A gateway on this machine is called without a proxy: what is sent to it, prompts and keys, is nobody else's.
+A gateway on this machine is called without a proxy: prompts and keys are sent to nobody else.
 """
 
 import os
@@ -28,7 +28,7 @@ def web_client(url: str, *, headers: Mapping[str, str], ca: Path | None, timeout
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise click.BadParameter(f"{url!r} is not a URL: {error}", param_hint="--url") from error
-    # over plain HTTP there is nothing to trust, so that nothing of it can be missing either
+    # plain HTTP checks no certificate, so that no file of authorities can be missing
     trusted = trusting(ca) if ca is not None else parsed.scheme == "https"
     try:
         return httpx.Client(

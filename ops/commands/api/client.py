@@ -1,7 +1,7 @@
 """The HTTP API as `warmlane submit`, `warmlane demo` and the others use it.
 
-A submit carries an Idempotency-Key, so it is tried again safely when an answer was lost. Replies are read leniently:
-what a newer gateway adds is ignored.
+A submit carries an Idempotency-Key, so that it may safely be sent again when an answer was lost. Answers are read
+leniently: what a newer gateway adds is ignored.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from ops.commands.api.health import GatewayHealth
 from ops.commands.api.problems import DamagedVideo, decoded
 from ops.commands.api.requests import CONNECT_TIMEOUT_S, REPLY_TIMEOUT_S, Requests
 
-# A submit may be held for 30 s, until a worker takes it or nobody did.
+# A gateway may hold a submit for 30 s, until a worker takes it or nobody did.
 HELD_REPLY_TIMEOUT_S: Final = 45.0
 
 T = TypeVar("T")
@@ -33,8 +33,8 @@ class Client:
     """
 
     def __init__(self, url: str, *, key: Presented | None = None, ca: Path | None = None, said_by: str = "") -> None:
-        """Shows *key* with every request; with *ca*, trusts the certificates of that authority alone. *said_by* is who
-        named the *url*, for errors.
+        """Shows *key* with every request; with *ca*, trusts the certificates of that authority alone. *said_by* says
+        who named the *url*, for errors.
 
         Raises what `web_client` raises.
         """
@@ -61,7 +61,7 @@ class Client:
         return decoded(self._requests.send("GET", path), kind)
 
     def put(self, path: str, body: Mapping[str, Any], kind: type[T]) -> T:
-        """Puts *body* at *path*; the answer, as *kind*."""
+        """Puts *body* at *path*, and returns the answer as *kind*."""
         return decoded(self._requests.send("PUT", path, json=body), kind)
 
     def task(self, task_id: str) -> tuple[TaskView, dict[str, Any]]:
@@ -76,10 +76,10 @@ class Client:
         return written["tasks"] if page.tasks else [], page.next_cursor
 
     def submit(self, body: Mapping[str, Any], *, idempotency_key: str, hold: bool = True) -> tuple[TaskView, str]:
-        """Submits *body*, and again with the same key when the answer was lost. The task and its revision.
+        """Submits *body*, and again with the same key when the answer was lost. Returns the task and its revision.
 
-        Where no lane is free this may take 30 s, until a worker took it. Without *hold* the answer comes at once, and
-        what nobody took in time ends as failed with `queue_overloaded`.
+        Where no lane is free this may take 30 s, until a worker took it. Without *hold* the answer comes at once, and a
+        task that nobody took in time ends as failed with `queue_overloaded`.
         """
         headers = {"Idempotency-Key": idempotency_key} | ({} if hold else {"Prefer": "respond-async"})
         timeout = httpx.Timeout(HELD_REPLY_TIMEOUT_S if hold else REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
@@ -87,7 +87,8 @@ class Client:
         return decoded(reply, TaskView), reply.headers.get("ETag", "")
 
     def find(self, body: Mapping[str, Any], *, idempotency_key: str) -> TaskView:
-        """The task of a `submit` of *body* whose answer was not read; asks once, for REPLY_TIMEOUT_S / 3 at most.
+        """The task of a `submit` of *body* whose answer was not read; it is asked for once, for REPLY_TIMEOUT_S / 3 at
+        most.
 
         Where that submit never arrived, the task is a new one.
         """
@@ -103,13 +104,13 @@ class Client:
         return FollowedTask(self._requests, self.health, self.url, task, revision).until_ended(on_change)
 
     def cancel(self, task_id: str) -> TaskView:
-        """Cancels the task of that id, unless it has ended already; the task as it is then."""
+        """Cancels the task of that id, unless it has ended already, and returns it as it is then."""
         return decoded(self._requests.send("DELETE", _path(task_id)), TaskView)
 
     def download(self, task: TaskView, path: Path, *, part: Path | None = None) -> None:
         """Saves the video of *task*, which is done, at *path*: whole and checked, or not at all.
 
-        Until then it is called *part*.
+        Until it is whole, the file is called *part*.
 
         Raises DamagedVideo when its hash is not the one in the task; OSError when it cannot be written.
         """
@@ -124,7 +125,7 @@ class Client:
 
 
 def _written(chunks: Iterable[bytes], part: Path) -> str:
-    """The SHA-256 of *chunks*, which are at *part* then."""
+    """Writes *chunks* to *part*, and returns their SHA-256."""
     digest = hashlib.sha256()
     with part.open("wb") as file:
         for chunk in chunks:

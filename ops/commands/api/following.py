@@ -17,7 +17,7 @@ WAIT_S: Final = 20.0
 QUEUED_WAIT_S: Final = 1.0
 # When a task has not moved for so long, the gateway is asked whether it can.
 STUCK_AFTER_S: Final = 20.0
-# `/readyz` says so of a stream.
+# What `/readyz` says of a stream that refuses writes.
 TAKES_NO_WRITES: Final = "takes no writes"
 
 
@@ -41,7 +41,7 @@ class FollowedTask:
         return self._task
 
     def _poll(self) -> bool:
-        """Whether the task, or its place in a queue, may be another one now."""
+        """Asks for the task, and returns whether it, or its place in a queue, may have changed."""
         headers = {"If-None-Match": self._revision} if self._revision else {}
         reply = self._get(headers, wait_s=QUEUED_WAIT_S if self._task.queue else WAIT_S)
         if reply.status_code == httpx.codes.NOT_MODIFIED:

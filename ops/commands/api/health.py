@@ -1,4 +1,4 @@
-"""What a gateway says about the system behind it."""
+"""What a gateway reports of the system behind it."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -9,7 +9,7 @@ from contracts.api.health import Readiness
 from ops.commands.api.problems import Refused, decoded
 from ops.commands.api.requests import Requests
 
-# A request was refused since the queue could not store it: what keeps it from that, `/readyz` says.
+# The codes of requests that the queue could not store: `/readyz` says why it cannot.
 NOT_STORED: Final = frozenset({"transport_unavailable", "storage_full"})
 
 
@@ -24,14 +24,14 @@ class GatewayHealth:
         return decoded(self._requests.get_whatever("/readyz"), Readiness)
 
     def troubles(self) -> Sequence[str]:
-        """What the gateway says is wrong; nothing where it does not answer."""
+        """What is wrong, as the gateway reports it; nothing where it does not answer."""
         try:
             return self.readiness().troubles
         except click.ClickException:
             return ()
 
     def explained(self, error: click.ClickException) -> click.ClickException:
-        """*error*, and what the gateway says is wrong with it where that is why it refused."""
+        """*error*, with what the gateway reports as wrong where it refused because of that."""
         if isinstance(error, Refused) and error.problem.code in NOT_STORED:
             return Refused(error.problem, troubles=self.troubles())
         return error

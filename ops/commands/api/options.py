@@ -37,7 +37,7 @@ _folder_option = click.option(
 
 
 class Gateway(Struct, frozen=True):
-    """Which gateway a command talks to, and as whom."""
+    """The gateway that a command talks to, and the key that it shows."""
 
     url: str
     key: Presented | None = None
@@ -52,7 +52,7 @@ class Gateway(Struct, frozen=True):
 def presented_key(file: Path | None) -> Presented | None:
     """The key in *file*, else the one in WARMLANE_API_KEY, if any.
 
-    Raises click.ClickException, which does not repeat it, for what has not the form of a key.
+    Raises click.ClickException for a text that has not the form of a key, and does not repeat that text.
     """
     try:
         text = os.environ.get(KEY_VARIABLE, "") if file is None else file.read_text(errors="replace")

@@ -1,4 +1,4 @@
-"""What a call of the gateway may end with, in words for a person."""
+"""The ways in which a call of the gateway may fail, in words for a person."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final, TypeVar
@@ -23,9 +23,10 @@ T = TypeVar("T")
 
 
 class Refused(click.ClickException):
-    """The gateway answered with a problem document. As an uncaught error it is shown line by line; exit status 1.
+    """The gateway answered with a problem document. A command that does not catch it shows it line by line, and ends
+    with exit status 1.
 
-    *retry_after_s* is when another try makes sense, where the gateway knows it; *troubles* are what is wrong with it.
+    *retry_after_s* is when another try makes sense, where the gateway knows; *troubles* is what it reports as wrong.
     """
 
     def __init__(self, problem: Problem, *, troubles: Sequence[str] = ()) -> None:
@@ -43,7 +44,7 @@ class Stuck(click.ClickException):
 
 
 class NotWarmlane(click.ClickException):
-    """What answers is not a Warmlane gateway; *status* and *retry_after_s* are those of an answer by whom it may be."""
+    """Something answers that is not a Warmlane gateway; *status* and *retry_after_s* are those of its answer."""
 
     def __init__(self, message: str, *, status: int = 200, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -52,7 +53,7 @@ class NotWarmlane(click.ClickException):
 
 
 class DamagedVideo(click.ClickException):
-    """What was downloaded is not what the task says."""
+    """The video that was downloaded has another hash than the task says."""
 
 
 def problem_lines(problem: Problem) -> Iterator[str]:

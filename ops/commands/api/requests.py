@@ -14,11 +14,11 @@ from ops.commands.web_client import web_client
 
 CONNECT_TIMEOUT_S: Final = 5.0
 REPLY_TIMEOUT_S: Final = 30.0
-# A submit that finds nobody is given up soon: most likely nothing was started.
+# A submit that reaches nobody is given up soon: most likely no gateway was started.
 SUBMIT_ATTEMPTS: Final = 4
-# A task that was accepted goes on without us: be patient with a gateway that is started again.
+# A task that was accepted goes on without us: the client waits for a gateway that is started again.
 FOLLOW_PATIENCE_S: Final = 60.0
-# To a key that asked too often the gateway says when its next turn is. A turn that is further off is not waited for.
+# The gateway tells a key that asked too often when its next turn is. The client waits no longer than this for a turn.
 TURN_PATIENCE_S: Final = 60.0
 TURN_ATTEMPTS: Final = 20
 
@@ -30,7 +30,8 @@ _in_turn: Final = stamina.RetryingCaller(attempts=TURN_ATTEMPTS, timeout=None)
 
 
 class Requests:
-    """A connection to one gateway. Every method raises Unreachable, and Refused or NotWarmlane by what is answered."""
+    """A connection to one gateway. Every method raises Unreachable where nobody answers, and Refused or NotWarmlane for
+    an answer that is no success."""
 
     def __init__(self, url: str, *, key: Presented | None, ca: Path | None, said_by: str) -> None:
         """As `Client`. Raises what `web_client` raises."""
@@ -50,15 +51,16 @@ class Requests:
         self._http.close()
 
     def send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """The answer, a success or 304. A request that came too often is sent again when its turn is."""
+        """The answer, a success or 304. A request that came too often is sent again when its turn has come."""
         return self.in_turn(lambda: self._send_once(method, path, **options))
 
     def send_soon(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """As `send`; up to SUBMIT_ATTEMPTS times, where nobody answers. For what may safely arrive twice."""
+        """As `send`, but up to SUBMIT_ATTEMPTS times where nobody answers: only for what may safely arrive twice."""
         return _soon(_worth_another_try, self.send, method, path, **options)
 
     def send_patiently(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """As `send`; again and again for FOLLOW_PATIENCE_S, where nobody answers. For what may safely arrive twice."""
+        """As `send`, but again and again for FOLLOW_PATIENCE_S where nobody answers: only for what may safely arrive
+        twice."""
         return _patiently(_worth_another_try, self.send, method, path, **options)
 
     def get_whatever(self, path: str) -> httpx.Response:
@@ -69,8 +71,8 @@ class Requests:
             raise self._unreachable(error) from error
 
     def in_turn(self, call: Callable[[], T]) -> T:
-        """What *call* returns; it is called again, in its turn, where the gateway says that it came too often."""
-        # such a request was not looked at, so that it is safe to send it again
+        """What *call* returns. Where the gateway answers that it came too often, it is called again in its turn."""
+        # the gateway did not look at such a request, so that it is safe to send it again
         return _in_turn(_until_turn, call)
 
     def chunks(self, path: str) -> Iterator[bytes]:
