@@ -1,7 +1,7 @@
 """`make overload`, `make failover`, `make regression` and `make soak`, shortened: all that they judge, except how long
 things take and what grows.
 
-`make swap` is in `test_residence.py`, which makes the heavy pipelines anyway.
+`make swap` is in `test_heavy_swaps.py`, which makes the heavy pipelines anyway.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What `make swap-parts` makes of its measurements. That it measures is shown in tests/e2e/test_residence.py."""
+"""What `make swap-parts` makes of its measurements; `tests/e2e/test_heavy_swaps.py` runs the measuring."""
 
 from typing import Final
 
