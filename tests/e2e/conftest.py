@@ -1,5 +1,6 @@
-"""Fixtures of hosts and their slots. What imports torch is imported by the fixture that needs it."""
+"""Fixtures of hosts, their slots, and published files. What imports torch is imported by the fixture that needs it."""
 
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,3 +35,57 @@ def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
     """A card of 80 GiB whose figures the test sets."""
     with fake_nvml(tmp_path, monkeypatch) as card:
         yield card
+
+
+@pytest.fixture(scope="session")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tokenizer as it would be published."""
+    from tests.kit.small_checkpoints import tokenizer
+
+    return tokenizer(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def anisora(tmp_path_factory: pytest.TempPathFactory, tokens: Path) -> Path:
+    """What `publish_anisora` makes, to be read only."""
+    from tests.kit.published import publish_anisora
+
+    return publish_anisora(tmp_path_factory.mktemp("anisora"), tokens)
+
+
+@pytest.fixture(scope="session")
+def phr00t(tmp_path_factory: pytest.TempPathFactory, tokens: Path) -> Path:
+    """What `publish_phr00t` makes, to be read only."""
+    from tests.kit.published import publish_phr00t
+
+    return publish_phr00t(tmp_path_factory.mktemp("phr00t"), tokens)
+
+
+@pytest.fixture(scope="session")
+def as_published(phr00t: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file in the types of Phr00t's v9 and v10, in a folder with the tokenizer; to be read only."""
+    from lane_worker.pipelines.load import load_pipeline
+    from tests.kit.published import PHR00T
+    from tests.kit.small_checkpoints import as_phr00t_publishes, checkpoint, published, write_all_in_one
+
+    folder = tmp_path_factory.mktemp("v10")
+    pipeline = load_pipeline(checkpoint(PHR00T, "original"), phr00t.parent, device="cpu")
+    write_all_in_one(PHR00T, as_phr00t_publishes(published(PHR00T, pipeline)), folder / "aio.safetensors")
+    shutil.copytree(phr00t / "google", folder / "google")
+    return folder / "aio.safetensors"
+
+
+@pytest.fixture
+def as_downloaded(anisora: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """The folders Index-anisora, with one file for each expert of V3.2, and Wan2.2-I2V-A14B, with everything."""
+    from safetensors.torch import save_file
+
+    from tests.kit.published import load_all
+
+    downloads = tmp_path / "downloads"
+    for name in ("high_noise_model", "low_noise_model"):
+        (downloads / "Index-anisora" / "V3.2" / name).mkdir(parents=True)
+        expert = downloads / "Index-anisora" / "V3.2" / name / "diffusion_pytorch_model.safetensors"
+        save_file(load_all(anisora / name), expert)
+    shutil.copytree(anisora, downloads / "Wan2.2-I2V-A14B")
+    return downloads / "Index-anisora", downloads / "Wan2.2-I2V-A14B"

@@ -23,17 +23,8 @@ from contracts.tasks import GenerationParameters
 from lane_worker.checkpoints.command import command as models_command
 from ops.commands.submit import command as submit
 from tests.e2e.test_main_job import frames_of, image_uri, png
-from tests.kit.small_checkpoints import (
-    SMALL_LAYOUTS,
-    as_phr00t_publishes,
-    checkpoint,
-    layout,
-    original,
-    published,
-    tokenizer,
-    write_all_in_one,
-    write_files,
-)
+from tests.kit.published import PHR00T, phr00t_in_bf16, publish_anisora
+from tests.kit.small_checkpoints import SMALL_LAYOUTS, as_phr00t_publishes, tokenizer, write_all_in_one
 from tests.kit.support import settings_file, shared_forks
 from tests.kit.system import UpProcess
 
@@ -51,25 +42,15 @@ GEOMETRY = {
 
 def publish(folder: Path) -> None:
     """What docs/operate/production.md has downloaded: AniSora's experts, the base with the rest, Phr00t's one file."""
-    anisora, phr00t, base = layout("anisora", "v3.2"), layout("phr00t", "t2v"), folder / "Wan2.2-I2V-A14B"
-    tokens = tokenizer(folder / "tiny").rename(folder / "tokens")
-    write_files(anisora, published(anisora, original(anisora, tokens)), base)
-    (base / "google").mkdir()
-    tokens.rename(base / "google" / "umt5-xxl")
+    tokens, base = tokenizer(folder / "tiny"), folder / "Wan2.2-I2V-A14B"
+    publish_anisora(folder / "anisora", tokens).rename(base)
     experts = folder / "Index-anisora" / "V3.2"
     experts.mkdir(parents=True)
     for name in ("high_noise_model", "low_noise_model"):
         (base / name).rename(experts / name)
     (folder / "v10").mkdir()
     one_file = folder / "v10" / "wan2.2-t2v-rapid-aio-v10.safetensors"
-    write_all_in_one(phr00t, as_phr00t_publishes(_published_bf16(phr00t, base, folder)), one_file)
-
-
-def _published_bf16(phr00t: Any, base: Path, folder: Path) -> dict[str, dict[str, Any]]:
-    from lane_worker.pipelines.load import load_pipeline
-
-    original(phr00t, base / "google" / "umt5-xxl").save_pretrained(folder / "original")
-    return published(phr00t, load_pipeline(checkpoint(phr00t, "original"), folder, device="cpu"))
+    write_all_in_one(PHR00T, as_phr00t_publishes(phr00t_in_bf16(folder, tokens)), one_file)
 
 
 def type_in(begin: str, folder: Path, data_dir: Path, group: click.Command, **options: Any) -> None:
@@ -143,10 +124,10 @@ def test_the_main_job_on_prepared_folders(served: UpProcess, tmp_path: Path) -> 
     (tmp_path / "fox.png").write_bytes(png())
     type_in("warmlane submit", tmp_path, served.data_dir, submit, env={"WARMLANE_URL": served.url})
     (printed,) = [line for line in served.output.read_text().splitlines() if "submit anisora" in line]
-    for name, file in (("PICTURE.png", "fox.png"), ("anisora.mp4", "as-told.mp4")):
+    for name, file in (("PICTURE.png", "fox.png"), ("anisora.mp4", "as-printed.mp4")):
         printed = printed.replace(name, str(tmp_path / file))
     subprocess.run(["bash", "-c", printed], check=True, capture_output=True, timeout=120)
-    for name in ("fox", "lantern", "as-told"):
+    for name in ("fox", "lantern", "as-printed"):
         assert len(frames_of((tmp_path / f"{name}.mp4").read_bytes())) == 5
 
 
