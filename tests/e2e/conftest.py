@@ -11,6 +11,8 @@ import pytest_asyncio
 from tests.kit.fake_nvml import FakeNvml, fake_nvml
 
 if TYPE_CHECKING:
+    from lane_worker.forking.host import Host
+    from tests.kit.workshop import Workshop
     from tests.kit.yard import Yard
 
 
@@ -28,6 +30,33 @@ async def yard(module_yard: "Yard") -> AsyncIterator["Yard"]:
     """`module_yard`; the slots that a test opens in it are closed when the test ends."""
     yield module_yard
     await module_yard.close_slots()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def module_workshop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator["Workshop"]:
+    """The workshop of a module's tests."""
+    from tests.kit.workshop import open_workshop
+
+    async with open_workshop(tmp_path_factory.mktemp("host")) as workshop:
+        yield workshop
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def workshop(module_workshop: "Workshop") -> AsyncIterator["Workshop"]:
+    """`module_workshop`; the hosts that a test takes from it are closed when the test ends."""
+    yield module_workshop
+    await module_workshop.close_hosts()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def hosts(
+    tmp_path_factory: pytest.TempPathFactory, module_workshop: "Workshop"
+) -> AsyncIterator[dict[str, "Host"]]:
+    """A loaded host for each model, for tests that leave it as it was."""
+    from tests.kit.workshop import loaded_hosts
+
+    async with loaded_hosts(tmp_path_factory.mktemp("lasting"), module_workshop) as hosts:
+        yield hosts
 
 
 @pytest.fixture
