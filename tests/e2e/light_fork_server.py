@@ -1,6 +1,6 @@
 """A shared fork server whose hosts know no torch (`python -m tests.e2e.light_fork_server SOCKET`).
 
-All but the hosts is the product's own. What a host is told goes to its error output, until its worker is gone.
+Everything but the hosts is the product's own. A host prints what it receives to its error output until its worker ends.
 """
 
 import importlib.abc

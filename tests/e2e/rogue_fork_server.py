@@ -53,7 +53,7 @@ def main() -> None:
             if slot == "cpu-truncated":
                 os._exit(0)
             while True:
-                time.sleep(1)  # deaf to Exit and to the end of the pipe
+                time.sleep(1)  # ignores Exit and the end of the pipe
         os.close(descriptors[0])
         control.sendall(PID.pack(pid))
 

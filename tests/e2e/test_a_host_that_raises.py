@@ -1,5 +1,5 @@
-"""A pipeline host in which something is raised that nothing expects: the worker's log has the traceback, and whoever
-waits for an answer has one. What a broken device does is done by `tests/kit/rogue_host.py`."""
+"""A pipeline host in which an unexpected error is raised: the worker's log has the traceback, and whoever waits for an
+answer gets one. `tests/kit/rogue_host.py` acts as the broken device."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,13 +23,13 @@ SECRET = "canary-4c1e"
 
 
 def in_folder(folder: str) -> ModelEntry:
-    """phr00t, whose folder's name says what its host does."""
+    """phr00t in a folder whose name says how its host misbehaves."""
     return msgspec.structs.replace(PHR00T, checkpoint=msgspec.structs.replace(PHR00T.checkpoint, folder=folder))
 
 
 @pytest.fixture
 async def host(tmp_path: Path, rogue_forks: None, capfd: pytest.CaptureFixture[str]) -> AsyncIterator[Host]:
-    """A host whose output is this test's."""
+    """A host that prints to this test's output."""
     server = ForkServer(ROGUE_HOST, shared=fork_server_at(ROGUE_HOST))
     host = Host(slot="cpu-0", lock_dir=tmp_path / "locks", models_dir=tmp_path / "models", fork_server=server)
     yield host
@@ -47,21 +47,25 @@ async def ended(host: Host) -> None:
 
 
 def printed(capfd: pytest.CaptureFixture[str], error: str) -> None:
-    """The traceback is there, once, and no prompt is."""
-    told = capfd.readouterr().err
-    assert told.count("Traceback (most recent call last)") == 1, told
-    assert error in told
-    assert SECRET not in told
+    """The output has one traceback and no prompt."""
+    output = capfd.readouterr().err
+    assert output.count("Traceback (most recent call last)") == 1, output
+    assert error in output
+    assert SECRET not in output
 
 
-async def test_at_its_start(host: Host, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_an_error_at_the_start_is_logged_once_with_its_traceback(
+    host: Host, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "locks").write_text("no folder")
     with pytest.raises(HostLost, match=r"could not start: \w+Error: .*locks"):
         await host.start()
     printed(capfd, "child.py")
 
 
-async def test_in_the_cleanup_after_a_load(host: Host, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_an_error_in_the_cleanup_after_a_load_fails_the_load(
+    host: Host, capfd: pytest.CaptureFixture[str]
+) -> None:
     await host.start()
     with pytest.raises(LoadFailed, match=BROKEN) as failed:
         await host.load(in_folder("fail-in-clean"))
@@ -70,8 +74,10 @@ async def test_in_the_cleanup_after_a_load(host: Host, capfd: pytest.CaptureFixt
     printed(capfd, BROKEN)
 
 
-async def test_in_the_cleanup_after_a_load_that_failed(host: Host, capfd: pytest.CaptureFixture[str]) -> None:
-    """What failed first is what is told; the process is not used again."""
+async def test_an_error_in_the_cleanup_after_a_failed_load_does_not_hide_the_failure(
+    host: Host, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The host reports the first failure, and its process is not used again."""
     await host.start()
     with pytest.raises(LoadFailed) as failed:
         await host.load(in_folder("oom-and-fail-in-clean"))
@@ -80,8 +86,10 @@ async def test_in_the_cleanup_after_a_load_that_failed(host: Host, capfd: pytest
     printed(capfd, BROKEN)
 
 
-async def test_in_the_cleanup_after_a_video(host: Host, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The video is there, and is delivered. The host ends."""
+async def test_an_error_in_the_cleanup_after_a_video_ends_the_host_and_keeps_the_video(
+    host: Host, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The worker delivers the video, and the host ends."""
     await host.start()
     await host.load(PHR00T)
     outcome = await generate(host, "fail in clean", tmp_path)
@@ -92,7 +100,9 @@ async def test_in_the_cleanup_after_a_video(host: Host, tmp_path: Path, capfd: p
     printed(capfd, BROKEN)
 
 
-async def test_in_the_cleanup_after_a_failure(host: Host, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_an_error_in_the_cleanup_after_a_failure_does_not_hide_the_failure(
+    host: Host, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     await host.start()
     await host.load(PHR00T)
     outcome = await generate(host, "oom and fail in clean", tmp_path)
@@ -102,7 +112,7 @@ async def test_in_the_cleanup_after_a_failure(host: Host, tmp_path: Path, capfd:
     printed(capfd, BROKEN)
 
 
-async def test_while_it_unloads(host: Host, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_an_error_while_unloading_ends_the_host(host: Host, capfd: pytest.CaptureFixture[str]) -> None:
     await host.start()
     await host.load(in_folder("fail-in-release"))
     with pytest.raises(HostLost, match=f"could not unload its model: RuntimeError: {BROKEN}"):

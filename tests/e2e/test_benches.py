@@ -34,7 +34,7 @@ WAIT_LIMIT_S = 6.0
 
 
 @pytest.mark.parametrize("order", ORDER_NAMES)
-def test_ten_times_what_the_worker_can_do(tmp_path: Path, order: str) -> None:
+def test_an_overload_of_ten_times_the_capacity_is_refused_in_order(tmp_path: Path, order: str) -> None:
     """SC-007, SC-008, SC-009."""
     settings = settings_file(tmp_path, wait_limit_s=WAIT_LIMIT_S)
     slowed = ("--step-seconds", "0.05", "--degraded-order", order)
@@ -49,13 +49,13 @@ def test_ten_times_what_the_worker_can_do(tmp_path: Path, order: str) -> None:
         up.stop()
     assert {answer.limit for answer in seen.answers} == {"", "depth", "wait"}
     missed = [verdict for verdict in judge_overload(seen, wait_limit_s=WAIT_LIMIT_S) if not verdict.passed]
-    # how long an answer takes tells of the machine, too; how long a task waited in the queue is in its record
+    # the time of an answer depends on the machine too; the record has the time that a task waited in the queue
     timed = ("longest held answer", *(verdict.what for verdict in missed if "p99" in verdict.what))
     assert [verdict.what for verdict in missed if verdict.what not in timed] == [], missed
 
 
-def test_a_lane_that_dies_while_nobody_looks(tmp_path: Path) -> None:
-    """FR-021 b, and back: only its silence tells, and no request fails for it."""
+def test_a_lane_that_dies_unnoticed_fails_no_request(tmp_path: Path) -> None:
+    """FR-021 b, and back: nothing but its silence shows the death, and no request fails for it."""
     window_s = 4.0
     settings = settings_for(tmp_path, window_s, lease_s=2.0, lease_renew_s=0.5)
     up = UpProcess(tmp_path, "--settings", str(settings), **shared_forks())
@@ -70,8 +70,8 @@ def test_a_lane_that_dies_while_nobody_looks(tmp_path: Path) -> None:
     assert [(figure.what, figure.note) for figure in figures.values() if not figure.is_met] == []
 
 
-def test_a_soak_and_a_regression(tmp_path: Path) -> None:
-    """SC-004, on a system whose pipelines do nothing: all is accepted, until its server is stopped."""
+def test_a_short_soak_and_a_short_regression_pass(tmp_path: Path) -> None:
+    """SC-004, on a system whose pipelines do nothing: it accepts every request until its server stops."""
     up = NoopSystem(tmp_path, "--keep", f"{KEEP_S:g}s")
     try:
         up.start()
@@ -102,7 +102,7 @@ def test_a_soak_and_a_regression(tmp_path: Path) -> None:
 
 
 def test_the_judge_of_swaps_sees_a_leak() -> None:
-    """On receipts as a leak of 200 MB leaves them: `make swap SWAP_ARGS=--leak` plants a real one."""
+    """On receipts like those of a leak of 200 MB; `make swap SWAP_ARGS=--leak` plants a real one."""
 
     def alternation(after_bytes: int, how: Literal["unloaded", "killed"] = "unloaded") -> Alternation:
         receipt = SwapReceipt(

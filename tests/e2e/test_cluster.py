@@ -56,11 +56,11 @@ def test_an_address_that_cannot_be_one_is_a_usage_error(wrong: str) -> None:
     assert (told.exit_code, "is not the address of a server" in told.output) == (2, True), told.output
 
 
-async def test_three_replicas_by_a_setting(cluster: Cluster, cluster_link: NatsLink) -> None:
+async def test_replicas_are_three_where_the_setting_says_so(cluster: Cluster, cluster_link: NatsLink) -> None:
     for name in WANT.names:
         info = await js_of(cluster_link).stream_info(name)
         assert info.config.num_replicas == 3
-    assert await differences(cluster_link, WANT) == []  # not asked for: the operator's own
+    assert await differences(cluster_link, WANT) == []  # nobody asked for it: the operator decides
     check = ["--nats-url", cluster.url, "--keep", f"{KEEP_S:g}s", "--check", "--replicas"]
     same = await asyncio.to_thread(CliRunner().invoke, command, [*check, "3"])
     assert (same.exit_code, same.output) == (0, "nothing to do: the server matches\n")
@@ -69,7 +69,7 @@ async def test_three_replicas_by_a_setting(cluster: Cluster, cluster_link: NatsL
     assert differs.output.splitlines() == [f"differs  {name}: num_replicas is 3, should be 1" for name in WANT.names]
 
 
-async def test_three_replicas_need_a_cluster(nats_server: NatsServer) -> None:
+async def test_a_single_server_refuses_three_replicas(nats_server: NatsServer) -> None:
     link = await NatsLink.connect(nats_server.url, name="test")
     with pytest.raises(ProvisioningRefused, match="replicas > 1 not supported"):
         await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S, replicas=3))
@@ -91,7 +91,7 @@ async def test_limits_and_races_are_decided_as_on_one_server(cluster: Cluster, c
         revision = await cluster_link.entries.create(TASKS, "race", b"0")
         moving = (links[n % 3].entries.update(TASKS, "race", b"%d" % n, revision=revision) for n in range(60))
         moved = await asyncio.gather(*moving, return_exceptions=True)
-        # one of them had not been decided yet when most came, which a cluster tells by another code
+        # the cluster had not decided the first one when the others came: it answers them with another code
         assert Counter(type(result).__name__ for result in moved) == {"int": 1, WrongRevision.__name__: 59}
         await js_of(cluster_link).purge_stream("KV_tasks")
     finally:
@@ -99,7 +99,7 @@ async def test_limits_and_races_are_decided_as_on_one_server(cluster: Cluster, c
             await link.close()
 
 
-async def test_keys_that_expire(cluster_link: NatsLink) -> None:
+async def test_a_cluster_expires_keys(cluster_link: NatsLink) -> None:
     await cluster_link.entries.update(LEADER, LEADER_KEY, b"x", revision=0, ttl_s=1)
 
     async def expired() -> bool:
@@ -116,10 +116,10 @@ async def fork_server() -> AsyncIterator[SharedForkServer]:
     await server.close_at_last()
 
 
-async def test_kill_9_of_the_leader_under_load(
+async def test_a_killed_leader_under_load_loses_no_accepted_task(
     cluster: Cluster, cluster_link: NatsLink, fork_server: SharedForkServer, tmp_path: Path, nats_server: NatsServer
 ) -> None:
-    """Nothing accepted is lost or done twice, watches go on, and a backup of it comes back on a single server."""
+    """No accepted task is lost or done twice, watches go on, and a single server restores the cluster's backup."""
     gateway = Gateway(cluster.address, tmp_path)
     link = await NatsLink.connect(cluster.url, name="lane")
     lane = Lane(link, load_settings().catalog("tiny"), tmp_path, fork_server=fork_server)
@@ -174,8 +174,8 @@ async def test_kill_9_of_the_leader_under_load(
     await single.close()
 
 
-async def test_without_a_majority_nobody_answers(cluster: Cluster) -> None:
-    """Last: it leaves one server of three."""
+async def test_a_cluster_without_a_majority_answers_nobody(cluster: Cluster) -> None:
+    """The last test: it leaves one server of three."""
     for name in ("n1", "n2"):
         cluster.nodes[name].kill()
     link = await NatsLink.connect(cluster.url, name="test")

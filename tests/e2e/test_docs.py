@@ -97,7 +97,7 @@ def test_no_page_with_commands_is_missing() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_the_commands_of(document: Path, system: UpProcess, tmp_path: Path) -> None:
+def test_the_commands_of_a_document_answer_as_it_shows(document: Path, system: UpProcess, tmp_path: Path) -> None:
     wanted = steps(document)
     outputs = run_all([step.command for step in wanted], tmp_path, system.url)
     for step, output in zip(wanted, outputs, strict=True):
@@ -106,7 +106,7 @@ def test_the_commands_of(document: Path, system: UpProcess, tmp_path: Path) -> N
         if step.shown.startswith("{\n") or step.shown.startswith('{"ready'):
             shown, real = json.loads(step.shown), json.loads(output)
             same_keys(shown, real)
-            for key in ("status", "code", "title", "detail", "errors"):  # what a reader will rely on
+            for key in ("status", "code", "title", "detail", "errors"):  # a reader relies on these
                 assert shown.get(key) == real.get(key), step.command
         else:
             # the last line: of events, a fast reader sees more than a slow one
@@ -148,7 +148,7 @@ FIRST_DAY: Final = (
 
 
 @pytest.mark.timeout(300)
-def test_a_first_day_elsewhere(tmp_path: Path) -> None:
+def test_the_first_day_works_with_other_ports_names_and_locales(tmp_path: Path) -> None:
     """Other ports, names that are not ASCII or not UTF-8, a proxy in the environment and an odd locale: no option is
     needed, since `up` says in its folder where it is; and nothing ends in a traceback."""
     folder = tmp_path / "dəğerler"
@@ -179,7 +179,7 @@ def test_a_first_day_elsewhere(tmp_path: Path) -> None:
     assert "ready in" in up.output.read_text(errors="replace")
 
 
-async def test_what_the_nats_commands_name_is_there(system: UpProcess) -> None:
+async def test_what_the_documented_nats_commands_name_exists(system: UpProcess) -> None:
     """The `nats` tool is no dependency of the tests: its commands' names are looked up through the JetStream API."""
     text = NATS_PAGE.read_text()
     task_id = system.ended(system.submit(num_frames=9)["id"])["id"]
@@ -202,7 +202,7 @@ async def test_what_the_nats_commands_name_is_there(system: UpProcess) -> None:
         await link.close()
 
 
-async def test_the_switch_by_the_nats_command(system: UpProcess) -> None:
+async def test_the_documented_nats_command_switches_a_lane_without_a_restart(system: UpProcess) -> None:
     """`nats kv put control lanes.anisora …`: off and on again, without a restart."""
     puts = re.findall(r"^nats kv put (\S+) (\S+) (\S+)", NATS_PAGE.read_text(), re.MULTILINE)
     assert [mode for *_, mode in puts] == ["degraded", "auto"]

@@ -1,4 +1,4 @@
-"""Each way in which a task fails, really made, and what the real Jaeger tells of it: the table of
+"""Each way in which a task fails, made for real, and what the real Jaeger shows of it: the table of
 docs/operate/observability.md, line by line."""
 
 import contextlib
@@ -28,7 +28,7 @@ LANE: Final = "--name anisora-0"
 
 
 def settings(folder: Path) -> Path:
-    """Lanes that are patient with nobody: a step that takes 4 s hangs, and who is told to go hands back after 1 s."""
+    """Lanes with short limits: a step times out after 4 s, and a lane that has to leave hands back after 1 s."""
     path = settings_for(folder)
     told = json.loads(path.read_text())
     told["windows"]["drain_s"] = 1.0
@@ -68,7 +68,7 @@ class Scene:
 
     @contextlib.contextmanager
     def nobody_serves(self) -> Iterator[None]:
-        """What goes to the degraded worker stays there."""
+        """Tasks of the degraded worker stay in its queue."""
         pid = self.up.find("degraded", "--name")
         self.mode("degraded")
         os.kill(pid, signal.SIGSTOP)
@@ -86,7 +86,7 @@ class Scene:
         return self.up.http.post("/generate", json=body, headers=headers).json()
 
     def trace(self, task_id: str) -> list[Any]:
-        """The spans of a task's trace, when its root and its end are there."""
+        """The spans of a task's trace, once the trace has its root and its end."""
         trace_id = self.up.task(task_id)["trace_id"]
 
         def look() -> list[Any]:

@@ -1,4 +1,4 @@
-"""Failures that are not the task's own: what they are taken for, and what becomes of the process (ADR 0026)."""
+"""Failures of something other than the task: how they are classified, and what happens to the process (ADR 0026)."""
 
 import ctypes
 import importlib.util
@@ -30,7 +30,7 @@ needs_cuda_build = pytest.mark.skipif(not CUDART.exists(), reason="CUDA's librar
 
 
 @pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
-def test_what_a_failure_is_taken_for(sample: Sample) -> None:
+def test_each_sample_is_classified_as_its_row_says(sample: Sample) -> None:
     error = sample.make()
     row = row_of(error)
     assert (None if row is None else row.name) == sample.row
@@ -44,8 +44,8 @@ def test_every_row_has_a_sample_and_a_name_of_its_own() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_a_prompt_that_is_quoted_is_no_failure_of_the_device() -> None:
-    """Or else whoever may send a prompt may have a lane loaded anew."""
+def test_a_prompt_quoted_in_an_error_is_no_failure_of_the_device() -> None:
+    """Otherwise anybody who may send a prompt could make a lane load again."""
     for sample in SAMPLES.values():
         quoted = ValueError(f"cannot tokenize {sample.make()}")
         assert not inference_fault(quoted).fatal
@@ -116,8 +116,8 @@ async def host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", {sample.row: name for name, sample in SAMPLES.items()}.values())
-async def test_what_becomes_of_the_host(host: Host, tmp_path: Path, name: str) -> None:
-    """Seen from outside: a host that can be trusted runs the next task; one that cannot is gone with its memory."""
+async def test_a_trusted_host_runs_on_and_another_ends(host: Host, tmp_path: Path, name: str) -> None:
+    """Seen from outside: a host that can be trusted runs the next task; any other ends, and its memory is free."""
     if host.pid is None:
         await host.start()
         await host.load(ENTRY)

@@ -71,7 +71,7 @@ def test_the_video_is_that_of_the_pipeline_called_directly(
     model: str, system: UpProcess, catalog: Catalog, tmp_path: Path
 ) -> None:
     """Whatever stands between HTTP and the pipeline changes not one byte."""
-    from lane_worker.pipelines.load import load_pipeline, run_pipeline  # imports torch: only where it is needed
+    from lane_worker.pipelines.load import load_pipeline, run_pipeline  # imports torch, which only this test needs
     from lane_worker.pipelines.video import write_video
 
     done = system.ended(system.submit(model=model, seed=77)["id"])
@@ -83,7 +83,7 @@ def test_the_video_is_that_of_the_pipeline_called_directly(
     assert direct.sha256 == done["video"]["sha256"]
 
 
-def test_the_seed_decides(system: UpProcess) -> None:
+def test_the_same_seed_makes_the_same_video(system: UpProcess) -> None:
     ended = [system.ended(system.submit(seed=seed)["id"]) for seed in (5, 5, 6)]
     first, same, other = [task["video"]["sha256"] for task in ended]
     assert first == same
@@ -97,8 +97,8 @@ def test_an_image_shapes_the_video(system: UpProcess) -> None:
     assert shaped["video"]["sha256"] != plain["video"]["sha256"]
 
 
-def test_an_image_that_only_looks_right_ends_invalid_input(system: UpProcess) -> None:
-    """The header passes the gateway; the worker's child decodes the rest and says no."""
+def test_an_image_with_a_valid_header_only_ends_as_invalid_input(system: UpProcess) -> None:
+    """The gateway accepts the header; the worker's child decodes the rest and refuses it."""
     done = system.ended(system.submit(image=image_uri(damaged(png())))["id"])
     assert (done["status"], done["error"]["code"]) == ("failed", "invalid_input")
     assert [line["outcome"] for line in system.memory_lines(done["id"])] == ["invalid_input"]
@@ -166,7 +166,7 @@ def test_twenty_alternating_requests(system: UpProcess) -> None:
 
 
 def test_a_forged_task_ends_as_invalid_input_and_the_next_one_runs(system: UpProcess) -> None:
-    """Nothing is run that the gateway would not have accepted."""
+    """A worker runs nothing that the gateway would refuse."""
     now = datetime.now(UTC)
     task = pending_task(
         "01890a5d-ac96-774b-bcce-b302099a8f00",

@@ -1,4 +1,4 @@
-"""What an inference holds beside its weights, counted on the real classes, and what follows from it for cards."""
+"""The memory that an inference holds beside its weights, counted on the real classes, and what a card can serve."""
 
 import json
 import math
@@ -47,15 +47,13 @@ def test_a_count_on_the_meta_device_is_that_of_real_tensors() -> None:
             with FusedAttention(), LiveBytes(vae) as count:
                 video = vae.decode(torch.zeros(1, 16, 2, 4, 4)).sample
             assert video.shape == (1, 3, 5, 32, 32)
-            assert count.live_bytes == video.untyped_storage().nbytes()  # all else was let go of
+            assert count.live_bytes == video.untyped_storage().nbytes()  # everything else was freed
             peaks.append(count.peak_bytes)
     assert peaks[0] == peaks[1] > 10 * 4 * 3 * 5 * 32 * 32
 
 
 @pytest.mark.parametrize("tiled", [True, False])
-def test_what_is_counted_once_for_its_shapes_is_what_all_of_it_takes(
-    tiled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counting_each_shape_once_gives_the_total_of_all_blocks(tiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     size = Size(464, 272, 13) if tiled else Size(64, 32, 21)
     with torch.no_grad(), torch.device("meta"):
         vae = diffusers.AutoencoderKLWan(**SMALL_VAE)
@@ -91,7 +89,7 @@ def test_a_size_at_720p_without_tiles() -> None:
         (["measure", "anisora", "--profile", "tiny"], "makes small random weights"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(arguments: list[str], words: str) -> None:
+def test_a_wrong_request_to_measure_is_refused(arguments: list[str], words: str) -> None:
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 2
     assert words in result.output
@@ -144,7 +142,7 @@ def rows(components: dict[str, Components]) -> list[Serving]:
         ("phr00t", "group, fp8", (16, 24, 48, 80, 141), 11.6),
     ],
 )
-def test_what_a_card_can_serve(
+def test_a_card_serves_what_the_count_allows(
     rows: list[Serving], model: str, options: str, cards: tuple[int, ...], card_gb: float
 ) -> None:
     (row,) = (row for row in rows if (row.model, row.options) == (model, options))
@@ -152,7 +150,7 @@ def test_what_a_card_can_serve(
     assert row.card_bytes == pytest.approx(card_gb * 1e9, abs=0.06e9)
 
 
-def test_the_tables_of_the_documentation_are_these(rows: list[Serving]) -> None:
+def test_the_tables_of_the_documentation_show_the_counted_figures(rows: list[Serving]) -> None:
     assert markdown(rows) in (ROOT / "docs" / "models" / "checkpoint-options.md").read_text()
     assert ways(rows) in (ROOT / "docs" / "operate" / "production.md").read_text()
 

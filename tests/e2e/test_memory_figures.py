@@ -1,4 +1,4 @@
-"""What the pipeline host tells of memory, and what it leaves behind when a card is full: all that needs no card."""
+"""What the pipeline host reports of memory, and what it leaves behind when a card is full: all that needs no card."""
 
 import os
 import pickle
@@ -45,7 +45,7 @@ def test_the_figures_of_torch() -> None:
     assert (reading.cuda_inactive_split_bytes, reading.cuda_alloc_retries, reading.cuda_ooms) == (5, 2, 1)
 
 
-def test_figures_that_torch_does_not_tell_are_none_and_not_zero() -> None:
+def test_figures_that_torch_does_not_report_are_none_and_not_zero() -> None:
     assert cuda_figures(torch.cuda.memory_stats() if not torch.cuda.is_available() else {}) == dict.fromkeys(
         CUDA_FIGURES
     )
@@ -77,7 +77,7 @@ def test_a_reading_of_an_earlier_version_is_still_one() -> None:
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset here")
-def test_the_peak_is_of_what_came_since_it_was_begun() -> None:
+def test_the_peak_counts_from_its_last_reset() -> None:
     begin("cpu")
     held = bytearray(os.urandom(128 * MIB))
     del held
@@ -90,7 +90,7 @@ def test_the_peak_is_of_what_came_since_it_was_begun() -> None:
     assert later.rss_peak_bytes < reading.rss_peak_bytes - 100 * MIB
 
 
-def test_a_peak_that_cannot_be_begun_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peak_that_cannot_be_reset_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "write_text", _refuse)
     begin("cpu")
     assert clean("cpu").rss_peak_bytes is None
@@ -103,7 +103,7 @@ def _refuse(*_: object) -> int:
 # The allocator
 
 
-def test_torch_is_asked_what_it_took() -> None:
+def test_the_allocator_setting_is_read_back_from_torch() -> None:
     """In a process of its own, since torch reads the variables once; with a name that it does not know.
 
     The CPU build takes such a name and ignores it; the CUDA build refuses it by itself. Both end as ours.
@@ -119,7 +119,7 @@ def test_torch_is_asked_what_it_took() -> None:
     assert WANTED in said
 
 
-def test_a_setting_that_torch_does_not_understand_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_that_torch_does_not_understand_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     before = str(torch._C._accelerator_getAllocatorSettings())
 
     def ask() -> str:
@@ -134,13 +134,13 @@ def test_a_setting_that_torch_does_not_understand_is_said(monkeypatch: pytest.Mo
         check_allocator("cpu")
 
 
-def test_a_setting_that_somebody_changed_later_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_that_was_changed_later_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._C, "_accelerator_getAllocatorSettings", lambda: "expandable_segments:False")
     with pytest.raises(AllocatorMisconfigured, match="runs with the allocator setting"):
         check_allocator("cpu")
 
 
-def test_segments_that_the_driver_has_not_are_refused() -> None:
+def test_segments_that_the_driver_does_not_support_are_refused() -> None:
     require_expandable({"expandable_segments": True})
     with pytest.raises(AllocatorMisconfigured, match="this driver or platform has none"):
         require_expandable({"expandable_segments": False})
@@ -201,7 +201,7 @@ def test_a_snapshot_holds_frames_and_sizes_and_nothing_of_the_machine() -> None:
     assert made["allocator_settings"] == {"expandable_segments": True}
 
 
-def test_torch_reads_what_was_left_of_a_snapshot() -> None:
+def test_torch_reads_a_cleaned_snapshot() -> None:
     made = pickle.loads(pickle.dumps(legible(snapshot_of())))
     assert "total_allocated: 64.0MiB" in viz.segsum(made)
     assert "raise OutOfMemoryError # 16.0GiB requested" in viz.trace(made)

@@ -39,7 +39,7 @@ def test_a_signal_shows_its_cause(stage: Stage, row: Row) -> None:
 
 
 @pytest.fixture(scope="module")
-def told(stage: Stage) -> dict[str, Any]:
+def page(stage: Stage) -> dict[str, Any]:
     """What the gateway answers at `/metrics`, by the name of each family."""
     answer = stage.up.http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -73,12 +73,12 @@ ROUTES = {
 }
 
 
-def test_the_gateways_own_page_agrees_with_the_collector(stage: Stage, told: dict[str, Any]) -> None:
-    (ready,) = (sample for sample in told["warmlane_lanes_ready"].samples if sample.labels["model"] == "anisora")
+def test_the_gateways_own_page_agrees_with_the_collector(stage: Stage, page: dict[str, Any]) -> None:
+    (ready,) = (sample for sample in page["warmlane_lanes_ready"].samples if sample.labels["model"] == "anisora")
     assert ready.value == 1
     overloaded = {
         sample.labels["limit"]: sample.value
-        for sample in told["warmlane_requests_overloaded"].samples
+        for sample in page["warmlane_requests_overloaded"].samples
         if sample.name.endswith("_total") and sample.labels["model"] == "anisora"
     }
     assert overloaded == {
@@ -87,18 +87,18 @@ def test_the_gateways_own_page_agrees_with_the_collector(stage: Stage, told: dic
     }
     refused = {
         sample.labels["code"]: sample.value
-        for sample in told["warmlane_requests_refused"].samples
+        for sample in page["warmlane_requests_refused"].samples
         if sample.name.endswith("_total")
     }
     assert refused["validation_failed"] == 1
     assert refused["queue_overloaded"] == sum(overloaded.values())
-    assert "process_resident_memory_bytes" in told
+    assert "process_resident_memory_bytes" in page
 
 
-def test_the_page_has_every_process_and_what_each_counts(stage: Stage, told: dict[str, Any]) -> None:
-    """The one target of the machine: all that dashboards and alerts ask for, each told by those who have it alone."""
+def test_the_page_has_every_process_and_what_each_counts(stage: Stage, page: dict[str, Any]) -> None:
+    """The one target of the machine has all that dashboards and alerts ask for, each reported by its owner alone."""
     for metric in CATALOGUE.values():
-        family = told[metric.prometheus_name.removesuffix("_total")]
+        family = page[metric.prometheus_name.removesuffix("_total")]
         roles = {sample.labels["job"].removeprefix(JOB_PREFIX) for sample in family.samples}
         assert roles, metric.name
         assert roles <= set(metric.by), metric.name
@@ -107,10 +107,10 @@ def test_the_page_has_every_process_and_what_each_counts(stage: Stage, told: dic
             "job",
             "instance",
         }
-    for sample in told["warmlane_tasks_finished"].samples:
+    for sample in page["warmlane_tasks_finished"].samples:
         role = sample.labels["job"].removeprefix(JOB_PREFIX)
         assert sample.labels["outcome"] in (ENDED_BY_GATEWAYS if role == "gateway" else ENDED_BY_WORKERS)
-    done = sum(sample.value for sample in told["warmlane_tasks_finished"].samples if sample.labels["outcome"] == "done")
+    done = sum(sample.value for sample in page["warmlane_tasks_finished"].samples if sample.labels["outcome"] == "done")
     assert done == stage.collector.value("warmlane.tasks.finished", outcome="done") > 0
 
 
@@ -207,7 +207,7 @@ TRACES = {
     ],
     "requeued": [
         *accepted(),
-        # the lane was killed: whoever found that tells its attempt
+        # the lane was killed: whoever found that out reports its attempt
         *below(ROOT, "gateway", "process !worker_lost", "requeue", "requeue > publish"),
         *served("degraded", *FINISHED),
     ],

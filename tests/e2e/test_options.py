@@ -113,7 +113,7 @@ def test_the_lists_of_what_is_kept_are_those_of_the_libraries() -> None:
 
 
 def test_the_packaged_figures_are_those_of_the_published_shapes() -> None:
-    """`expected_bytes`, which docs/models/models.md and docs/models/checkpoint-options.md tell in gigabytes."""
+    """`expected_bytes`, which docs/models/models.md and docs/models/checkpoint-options.md state in gigabytes."""
     for name, entry in load_settings().catalog("production").models.items():
         layout = next(
             each for each in published_layouts() if (each.model, each.pipeline) == (name, entry.checkpoint.pipeline)

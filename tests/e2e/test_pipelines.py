@@ -336,7 +336,7 @@ def test_vace_without_an_image_is_a_pipeline_of_text(
 def test_vace_makes_videos_of_text_and_of_images(
     catalog: Catalog, experts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Told apart by what is decoded: the tiny VAE makes nearly the same frames of nearly any latents."""
+    """The decoded latents differ: the tiny VAE makes nearly the same frames of nearly any latents."""
     checkpoint = msgspec.structs.replace(vace(catalog, experts=experts), boundary_ratio=0.9 if experts == 2 else None)
     pipeline = load_pipeline(checkpoint, tmp_path, device="cpu")
     decoded = calls_of(pipeline.vae, "decode", monkeypatch)
@@ -489,8 +489,8 @@ def test_faults_of_a_load(error: BaseException, code: str, fatal: bool) -> None:
     assert (fault.code, fault.fatal) == (code, fatal)
 
 
-def test_what_a_host_cannot_print_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its worker is still to be told, after that. /dev/full is Linux' own device that has never room."""
+def test_a_host_whose_output_is_full_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host still has to answer its worker. /dev/full is the device of Linux that never has room."""
     full = os.open("/dev/full", os.O_WRONLY)
     monkeypatch.setattr(child, "STANDARD_ERROR", full)
     child._print(ValueError("\ud800"))

@@ -47,7 +47,7 @@ pytestmark = [pytest.mark.tools, pytest.mark.usefixtures("forks")]
 RULES_FILE: Final = OPS / "alerts" / "warmlane.rules.yaml"
 # What Grafana puts in the place of its variables.
 GRAFANA: Final = {"$__rate_interval": "1m", "$__interval": "10s", "$model": ".*", "$slot": ".*"}
-# Told by then, all that a look at the targets needs.
+# Reported by then: all that a look at the targets needs.
 LIVE: Final = ("warmlane_lanes_ready", "warmlane_queue_depth", "warmlane_requests_accepted_total")
 
 

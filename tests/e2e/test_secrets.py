@@ -105,7 +105,7 @@ def test_no_secret_is_revealed(tmp_path: Path) -> None:
             up.submit(model="phr00t", prompt=PROMPT, negative_prompt=NEGATIVE),
         ]
         assert [up.ended(task["id"])["status"] for task in done] == ["done", "done"]
-        assert PROMPT in up.http.get(f"/tasks/{done[0]['id']}").text  # its caller is told
+        assert PROMPT in up.http.get(f"/tasks/{done[0]['id']}").text  # its caller may read it
         cancelled = up.submit(prompt=PROMPT)
         up.http.delete(f"/tasks/{cancelled['id']}")
         payload = image.partition(",")[2]

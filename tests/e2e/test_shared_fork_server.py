@@ -36,7 +36,7 @@ class Shared:
         self.servers: list[ForkServer] = []
 
     def worker(self, slot: str) -> tuple[ForkServer, Host]:
-        """Its fork server, and its host. Without the shared server it has one of its own, whose hosts say nothing."""
+        """A worker's fork server and host. Without the shared server it starts its own, whose hosts are silent."""
         server = ForkServer(OWN, shared=str(self.socket))
         host = Host(slot=slot, lock_dir=self._folder, models_dir=self._folder, fork_server=server)
         self.servers.append(server)
@@ -89,7 +89,7 @@ def gone(pid: int) -> Callable[[], "asyncio.Future[bool]"]:
 async def test_every_worker_has_a_fork_server_and_a_host_of_its_own(
     shared: Shared, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One that dies is replaced, and no other worker notices. What a host prints goes where its worker prints."""
+    """A fork server that dies is replaced, and no other worker notices. A host prints where its worker prints."""
     (first, one), (second, other) = shared.worker("cpu-1"), shared.worker("cpu-2")
     pids = [(await host.start()).pid for host in (one, other)]
     assert shared.has_forked(first)
@@ -108,7 +108,7 @@ async def test_every_worker_has_a_fork_server_and_a_host_of_its_own(
     assert other.pid == pids[1]
 
 
-async def test_a_shared_fork_server_that_dies_takes_nobody_along(shared: Shared) -> None:
+async def test_the_death_of_a_shared_fork_server_ends_no_worker(shared: Shared) -> None:
     server, host = shared.worker("cpu-1")
     pid = (await host.start()).pid
     shared.process.kill()
@@ -119,7 +119,7 @@ async def test_a_shared_fork_server_that_dies_takes_nobody_along(shared: Shared)
     await silent.start()
     assert server.pid is not None
     assert late.pid is not None
-    assert psutil.Process(late.pid).ppid() == os.getpid()  # its own: nobody answered
+    assert psutil.Process(late.pid).ppid() == os.getpid()  # the worker's own: the shared server did not answer
 
 
 async def test_a_worker_that_is_gone_leaves_neither_fork_server_nor_host(shared: Shared) -> None:
@@ -150,16 +150,16 @@ async def test_a_worker_that_is_gone_leaves_neither_fork_server_nor_host(shared:
         await eventually(gone(pid))
 
 
-async def test_only_its_user_may_connect(shared: Shared) -> None:
-    """And what its forks write is as readable as what other processes write."""
+async def test_only_the_user_of_a_shared_fork_server_may_connect(shared: Shared) -> None:
+    """The files of its forks have the permissions of those of other processes."""
     assert stat.S_IMODE(shared.socket.stat().st_mode) == 0o700
     server, host = shared.worker("cpu-1")
     await host.start()
     assert umask_of(server.pid) == umask_of(os.getpid())
 
 
-async def test_a_worker_waits_for_one_that_still_imports(tmp_path: Path) -> None:
-    """And has one of its own when that dies meanwhile."""
+async def test_a_worker_waits_for_a_shared_fork_server_that_still_imports(tmp_path: Path) -> None:
+    """The worker starts its own when the shared one dies meanwhile."""
     folder = tmp_path / "starting"
     folder.mkdir()
     for dies in (False, True):
@@ -169,7 +169,7 @@ async def test_a_worker_waits_for_one_that_still_imports(tmp_path: Path) -> None
         await eventually(partial(soon, partial(listens, name)))
         server, host = starting.worker(f"cpu-{dies}")
         ready = asyncio.create_task(host.start())
-        # it holds a connection, to which nobody has said anything
+        # the shared server holds a connection on which nothing was sent
         await eventually(partial(soon, partial(several_connections_to, name)))
         assert not starting.socket.exists()
         assert not ready.done()
@@ -182,7 +182,7 @@ async def test_a_worker_waits_for_one_that_still_imports(tmp_path: Path) -> None
         await starting.end()
 
 
-async def test_a_connection_that_says_nothing_holds_nobody_up(shared: Shared) -> None:
+async def test_a_silent_connection_delays_no_worker(shared: Shared) -> None:
     _, writer = await asyncio.open_unix_connection(shared.socket)
     server, host = shared.worker("cpu-1")
     await host.start()

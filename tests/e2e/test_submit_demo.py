@@ -172,14 +172,14 @@ def test_demo_degraded_shows_what_was_proven_before_each_load(degraded_only: UpP
     assert "6 of 6 done" in result.stdout
     assert "FR-002  5 of 5 model switches proved the release before the load" in result.stdout
     assert "SC-003  6 of 6 tasks carry a memory reading" in result.stdout
-    assert "SC-001" not in result.stdout  # it is about warm lanes
+    assert "SC-001" not in result.stdout  # SC-001 is about warm lanes
     rows = [" ".join(line.replace("│", " ").split()) for line in result.stdout.splitlines()]
     switches = [row for row in rows if re.match(r"\d anisora → phr00t|\d phr00t → anisora", row)]
     assert [row[0] for row in switches] == ["2", "3", "4", "5", "6"]
     assert len(list(tmp_path.glob("*.mp4"))) == 6
 
 
-def test_submit_without_a_lane(degraded_only: UpProcess, tmp_path: Path) -> None:
+def test_submit_is_served_without_a_lane(degraded_only: UpProcess, tmp_path: Path) -> None:
     out = tmp_path / "fox.mp4"
     result = warmlane(degraded_only, "submit", "phr00t", "a red fox", "--num-frames", "5", "--out", str(out))
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""The tokenizer of a prepared folder, from a small SentencePiece model of UMT5's kind, and held to what that says."""
+"""The tokenizer of a prepared folder agrees with the small SentencePiece model of UMT5's kind that it is made from."""
 
 import io
 import json
@@ -82,8 +82,8 @@ def test_every_text_becomes_the_tokens_that_its_spiece_model_says(form: str, mod
     assert rebuilt.unk_token_id in rebuilt("🦊").input_ids
 
 
-def test_a_prepared_tokenizer_stays_as_it_is(model: bytes, tmp_path: Path) -> None:
-    """One that is prepared again, and one that is no Unigram model with bytes."""
+def test_preparing_leaves_a_prepared_tokenizer_unchanged(model: bytes, tmp_path: Path) -> None:
+    """A tokenizer that is prepared twice, and one that is no Unigram model with bytes."""
     unpacked(publish(tmp_path / "published", model, "byte_fallback"), tmp_path / "made")
     once = prepared_tokenizer(tmp_path / "published")
     again = prepared_tokenizer(tmp_path / "made")
@@ -93,7 +93,7 @@ def test_a_prepared_tokenizer_stays_as_it_is(model: bytes, tmp_path: Path) -> No
     assert kept.files == {path.name: path.read_bytes() for path in tiny.iterdir()}
 
 
-def test_verify_tells_how_a_tokenizer_differs(model: bytes, tmp_path: Path) -> None:
+def test_verify_reports_how_a_tokenizer_differs(model: bytes, tmp_path: Path) -> None:
     unpacked(publish(tmp_path / "published", model, "byte_fallback"), tmp_path / "made")
     before = prepared_tokenizer(tmp_path / "made").tokens
     assert list(load_faults(tmp_path / "made", before)) == []

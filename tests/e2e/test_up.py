@@ -49,7 +49,7 @@ def phr00t_only(tmp_path: Path) -> UpProcess:
 
 
 def test_ctrl_c_finishes_the_task_in_hand_and_kill_9_takes_everything_with_it(phr00t_only: UpProcess) -> None:
-    """Neither leaves a process behind."""
+    """Neither of the two leaves a process behind."""
     up = phr00t_only
     # the first is answered when the degraded worker has taken it: the other way round, a lane's might end before that
     tasks = [up.submit(model="anisora", num_frames=9), up.submit(model="phr00t")]
@@ -63,7 +63,7 @@ def test_ctrl_c_finishes_the_task_in_hand_and_kill_9_takes_everything_with_it(ph
     assert not list(up.data_dir.glob("forks*"))
     for path in (up.data_dir / "locks").iterdir():
         with path.open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises when somebody still holds it
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if a process still holds it
     up.start()  # the same folder and ports again: what was accepted before is still known
     for task in tasks:
         done = up.ended(task["id"])
@@ -75,7 +75,7 @@ def test_ctrl_c_finishes_the_task_in_hand_and_kill_9_takes_everything_with_it(ph
     up.stop()
 
 
-def test_a_supervisor_that_is_killed_takes_its_lanes_along_and_comes_back(phr00t_only: UpProcess) -> None:
+def test_a_killed_supervisor_drains_its_lanes_and_is_started_again(phr00t_only: UpProcess) -> None:
     """Its lanes drain: the task in hand is finished. `up` starts it again, and it starts the lane again.
 
     The fork server that all workers share dies before: of their processes none goes with it, and a lane that is started
@@ -108,8 +108,8 @@ def test_a_supervisor_that_is_killed_takes_its_lanes_along_and_comes_back(phr00t
     up.stop()
 
 
-def test_lanes_that_are_denied_and_given_under_load(tmp_path: Path) -> None:
-    """Two slots for three workers: one lane at most. Which one is the quota's choice, and no request fails for it."""
+def test_lanes_denied_and_granted_under_load_fail_no_request(tmp_path: Path) -> None:
+    """Two slots for three workers leave one lane at most. The quota chooses which one, and no request fails for it."""
     quota = tmp_path / "quota.json"
     quota.write_text('{"max_lanes": {"phr00t": 1}}')
     behind = ("--root-path", "/warmlane", "--allowed-host", "video.example.org")
@@ -158,8 +158,8 @@ def test_lanes_that_are_denied_and_given_under_load(tmp_path: Path) -> None:
     up.stop()
 
 
-def test_a_full_disk_is_over_when_there_is_room_again(tmp_path: Path) -> None:
-    """nats-server alone would refuse every write from then on: `warmlane up` restarts it, and everything lives on."""
+def test_a_full_disk_recovers_when_there_is_room_again(tmp_path: Path) -> None:
+    """nats-server alone would refuse every write from then on: `warmlane up` restarts it, and all processes go on."""
     with small_disk(tmp_path / "data" / "nats", mib=48) as disk:
         storage = {"WARMLANE_NATS_STORAGE": "100MB"}
         up = UpProcess(tmp_path, "--lanes", "anisora=0,phr00t=0", **shared_forks(), **storage)
@@ -182,7 +182,7 @@ def test_a_full_disk_is_over_when_there_is_room_again(tmp_path: Path) -> None:
         assert up.interrupt() == 0
 
 
-def test_a_taken_port_is_said(tmp_path: Path) -> None:
+def test_a_taken_port_is_reported(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         taken = str(listener.getsockname()[1])
         for option, other in (("--port", "--nats-port"), ("--nats-port", "--port")):
@@ -192,11 +192,11 @@ def test_a_taken_port_is_said(tmp_path: Path) -> None:
             assert option in result.stderr
 
 
-def test_one_up_to_a_folder(system: UpProcess) -> None:
+def test_a_data_folder_has_one_up_at_a_time(system: UpProcess) -> None:
     result = run("up", "--port", str(free_port()), "--nats-port", str(free_port()), "--data-dir", str(system.data_dir))
     assert result.returncode == 1
     assert "another `warmlane up` uses" in result.stderr
-    # its store is as much in use, on whatever port
+    # its store is in use on any port
     result = run("nats-server", "--nats-port", str(free_port()), "--data-dir", str(system.data_dir))
     assert (result.returncode, f"is in use by `warmlane up` (pid {system.pid}" in result.stderr) == (1, True)
     ports = ["--port", str(system.port), "--nats-port", str(system.nats_port)]
@@ -206,7 +206,7 @@ def test_one_up_to_a_folder(system: UpProcess) -> None:
     assert (result.returncode, f"running: `warmlane up` (pid {system.pid}" in result.stdout) == (0, True), result.stdout
 
 
-def test_one_lane_to_a_slot(system: UpProcess) -> None:
+def test_a_slot_has_one_lane_at_a_time(system: UpProcess) -> None:
     """Design §7: the lock, and not the server, keeps two pipelines off one card. A second lane is refused before it
     waits for that, and counts as no cold start."""
     options = ["--nats-url", system.nats_url, "--data-dir", str(system.data_dir)]
@@ -279,7 +279,7 @@ async def test_every_reader_of_a_bucket_outlives_its_consumer_while_tasks_run(sy
         (["degraded", "--slot", "cpu.0 "], "not a slot"),
     ],
 )
-def test_what_cannot_be_is_said(arguments: list[str], expected: str, tmp_path: Path) -> None:
+def test_impossible_arguments_are_refused_with_the_reason(arguments: list[str], expected: str, tmp_path: Path) -> None:
     result = run(*arguments, "--data-dir", str(tmp_path / "data"))
     assert result.returncode in (1, 2)
     assert expected in result.stderr
@@ -295,7 +295,7 @@ def test_a_settings_file_with_a_mistake_names_its_place(tmp_path: Path) -> None:
     assert "$.windows" in result.stderr
 
 
-def test_a_named_server_program_that_is_none(tmp_path: Path) -> None:
+def test_a_server_program_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     environment = clean_environment() | {"WARMLANE_NATS_SERVER": str(tmp_path / "missing")}
     result = subprocess.run(
         warmlane_command("up", "--data-dir", str(tmp_path / "data")),
