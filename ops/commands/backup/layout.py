@@ -1,11 +1,12 @@
-"""A backup: every stream and bucket as files, in the layout of the NATS CLI, and the order in which they are safe.
+"""A backup: every stream and bucket as files, in the layout of the NATS CLI, and the order in which saving them is
+safe.
 
 Each stream is a snapshot of its own, taken a moment after the one before, while tasks go on. Their order makes what
 lies between harmless (`snapshot_order`): queues, then records, then the other buckets.
 
-- Records are younger than queues. So a message is never ahead of its record, which a worker would wait for; one that
-  is behind is dropped, as ever. A pending record whose message is not in the backup is overdue when it comes back, and
-  is moved or ended by the gateway that looks at it.
+- Records are saved after queues. So a message is never ahead of its record, for which a worker would wait; a message
+  that is behind its record is dropped, as always. A pending record whose message is not in the backup is overdue when
+  it comes back, and is moved or ended by the gateway that looks at it.
 - A snapshot takes time, and holds only what is still there when its turn comes: of a key that moves on more often
   than its history is long, nothing or an old revision. So the records of tasks that have not ended are read before
   the snapshot of their bucket, and `restore` puts those forward that it brought back older or not at all. Records that
@@ -39,7 +40,7 @@ OnBytes = Callable[[str, int, int], None]
 
 
 class BackupError(Exception):
-    """It did not succeed. The text says what to do."""
+    """The backup or the restore failed. The text says what to do."""
 
 
 class SavedStream(Struct, frozen=True, kw_only=True):

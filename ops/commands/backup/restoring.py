@@ -26,15 +26,15 @@ from ops.commands.backup.server import SILENCE_S, answered, ask, unended_tasks
 from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
 
-# It answers the end of a restore when it has read the whole stream again.
+# The server answers the end of a restore only when it has read the whole stream again.
 REBUILD_S: Final = 120.0
 
 
 async def restore(
     link: NatsLink, folder: Path, on_bytes: OnBytes, *, replicas: int | None
 ) -> tuple[BackupManifest, int]:
-    """Brings back every stream of the backup in *folder*, on *replicas* servers each (None: as they were); how
-    many tasks of it have not ended, which go on when a gateway runs.
+    """Brings back every stream of the backup in *folder*, on *replicas* servers each (None: as they were). Returns the
+    manifest, and how many tasks have not ended; those go on when a gateway runs.
 
     It touches no stream that exists, and leaves none behind when it fails. Raises BackupError, TransportUnavailable.
     """
@@ -80,7 +80,7 @@ async def _exists(link: NatsLink, name: str) -> bool:
 
 
 async def _begin(link: NatsLink, meta: Path, name: str, replicas: int | None) -> str:
-    """Where the server expects the messages of *name* from now on."""
+    """Begins the restore of *name*, and returns the subject on which the server now expects its messages."""
     request = loads(meta.read_bytes())
     if replicas is not None:
         request["config"]["num_replicas"] = replicas

@@ -99,7 +99,7 @@ async def _save(link: NatsLink, name: str, folder: Path, on_bytes: OnBytes) -> S
 
 
 async def _receive(chunks: Subscription, name: str, path: Path, on_bytes: Callable[[int], None]) -> tuple[bytes, str]:
-    """Writes the snapshot to *path*; how it begins, and its SHA-256."""
+    """Writes the snapshot to *path*, and returns how it begins, and its SHA-256."""
     digest, begins, came = hashlib.sha256(), b"", 0
     with _private(path) as file:
         while chunk := await _next(chunks, name):
@@ -110,7 +110,7 @@ async def _receive(chunks: Subscription, name: str, path: Path, on_bytes: Callab
             on_bytes(came)
             if chunk.reply:
                 with translated(name):
-                    await chunk.respond(b"")  # it sends no more than a few without
+                    await chunk.respond(b"")  # without an answer the server sends no more than a few
         file.flush()
         os.fsync(file.fileno())
     return begins, digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What saving and restoring ask of nats-server alike."""
+"""The requests to nats-server that saving and restoring share."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from ops.commands.backup.layout import BackupError, Record
 from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
 
-# The server gives up on a client that is silent for 5 s; so do we on a server, with something to spare.
+# The server gives up on a client that is silent for 5 s; we give up on a server after twice that.
 SILENCE_S: Final = 10.0
 
 

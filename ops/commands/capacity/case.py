@@ -1,4 +1,4 @@
-"""What `warmlane capacity` was asked, and both deployments that answer it."""
+"""The question to `warmlane capacity`, and the two deployments that are compared."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -17,7 +17,7 @@ ASSUMED_LOAD_S: Final = {"anisora": 180.0, "phr00t": 120.0}
 
 
 class Case(Struct, frozen=True, kw_only=True):
-    """What was asked, and which of its numbers (`MODEL.what`) are assumptions of ours."""
+    """The question, and which of its numbers (`MODEL.what`) are assumptions of ours."""
 
     demands: tuple[Demand, ...]
     terms: Terms
@@ -36,7 +36,7 @@ def case_of(
 ) -> Case:
     """The demand on the models of *settings*, with assumed numbers where none are given.
 
-    Raises click.BadParameter for a model that the settings do not have, for one that nothing is assumed of, and when
+    Raises click.BadParameter for a model that the settings do not have, for one for which we assume nothing, and when
     nothing arrives at all.
     """
     for option, given in (("--arrivals", arrivals), ("--service", service), ("--load", load), ("--lanes", lanes or {})):

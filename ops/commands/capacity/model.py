@@ -1,7 +1,7 @@
 """What a deployment carries and costs: arrivals, service times, lanes in; shares, waits, cost per video out. Pure.
 
-Each worker is a queue that is left by whoever is not taken within a limit. `ops/capacity.md` derives the formulas, says
-what each assumes and where it is off; `warmlane capacity` prints what comes out.
+Each worker is a queue that requests leave when they are not taken within a limit. `ops/capacity.md` derives the
+formulas, and says what each assumes and where it is off; `warmlane capacity` prints the results.
 """
 
 import math
@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 HOUR_S: Final = 3_600.0
-# The wait is followed in steps; so many at least, and at most.
+# The wait is computed in steps: the least and the most of them.
 STEPS_MIN: Final = 200
 STEPS_MAX: Final = 1_000
 # Numbers above this are scaled down: the wait's density grows exponentially with an overload.
@@ -23,9 +23,10 @@ BREAK_EVEN_FACTORS: Final = tuple(10 ** (power / 8) for power in range(-16, 17))
 
 
 class Demand(Struct, frozen=True, kw_only=True):
-    """What is asked of one model, and what is there for it.
+    """The demand on one model, and the lanes that it has.
 
-    *service_s* is a worker's time for one task: inference, encoding, cleanup. *load_s* loads the model after another.
+    *service_s* is a worker's time for one task: inference, encoding, cleanup. *load_s* is the time to load the model
+    after another.
     """
 
     model: str
@@ -52,7 +53,7 @@ class Station(Struct, frozen=True, kw_only=True):
     """A queue and its servers in the long run.
 
     *taken_by* is the share of arrivals that is taken after a wait of at most 0, *step_s*, …, *patience_s*; the rest is
-    not taken. *waited_s* is what those who are taken have waited, per arrival.
+    not taken. *waited_s* is the wait of those that are taken, per arrival.
     """
 
     patience_s: float
@@ -78,7 +79,7 @@ class Station(Struct, frozen=True, kw_only=True):
 
 
 def station(*, rate_per_s: float, servers: int, services: Sequence[tuple[float, float]], patience_s: float) -> Station:
-    """Arrivals at random (Poisson), taken in their order by *servers*, lost to those who wait for *patience_s*.
+    """Arrivals at random (Poisson), which *servers* take in their order; those that have waited for *patience_s* leave.
 
     *services* are the service times in seconds, each with its probability. Exact for one server, for service times
     that vary exponentially, and for no patience at all; in between, the other servers are taken to be at a random point
@@ -174,7 +175,7 @@ class Deployment(Struct, frozen=True, kw_only=True):
 
     @property
     def cost_per_video(self) -> float | None:
-        """Of a video that comes out; None where none does."""
+        """The cost of each video that comes out; None where none does."""
         return self.cost_per_h / self.total.videos_per_h if self.total.videos_per_h else None
 
 
@@ -285,13 +286,14 @@ def _degraded(demands: Sequence[Demand], share: Mapping[str, float], per_h: floa
         services.append((same * (1.0 - same), demand.service_s + terms.release_s + demand.load_s))
     likely = [(chance, service_s) for chance, service_s in services if chance > 0]
     mean_s = sum(chance * service_s for chance, service_s in likely)
-    # whoever finds the queue full would have waited for so many tasks; with long ones the wait limit comes first
+    # a request that finds the queue full would have waited for that many tasks; with long tasks the wait limit comes
+    # first
     patience_s = min(terms.degraded_wait_s, terms.degraded_depth * mean_s) if likely else terms.degraded_wait_s
     return station(rate_per_s=per_h / HOUR_S, servers=1, services=likely, patience_s=patience_s)
 
 
 def _waits(waits: Sequence[_Wait]) -> tuple[float, float]:
-    """Mean and 95th percentile of the wait of those who are taken."""
+    """Mean and 95th percentile of the wait of requests that are taken."""
     taken_per_h = sum(each.per_h * each.station.taken for each in waits)
     if not taken_per_h:
         return 0.0, 0.0

@@ -12,7 +12,7 @@ from ops.commands.capacity.case import Case, Comparison
 from ops.commands.capacity.model import Demand, Deployment, Flow, deployment, scaled, without_lanes
 from ops.commands.capacity.plots import plot_into
 
-# Of the plot: from this part of the arrivals to so many times as many.
+# The plot goes from a tenth of the arrivals to about 30 times as many.
 PLOTTED: Final = tuple(10 ** (power / 20) for power in range(-20, 31))
 
 

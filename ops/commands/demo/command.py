@@ -32,7 +32,7 @@ def no_picture(error: ImportError) -> click.ClickException:
 
 
 def report(console: Console, runs: Sequence[Run], *, degraded: bool) -> None:
-    """Prints the tables, the figures and the verdicts: on the degraded worker those about the release."""
+    """Prints the tables, the figures and the verdicts; for the degraded worker, those about the release."""
     console.print(table_of(runs))
     if degraded:
         console.print(receipts_of(runs))
@@ -49,7 +49,8 @@ def report(console: Console, runs: Sequence[Run], *, degraded: bool) -> None:
 
 
 def are_there(readiness: Readiness, *, degraded: bool) -> bool:
-    """Whether the workers are there that the requests are meant for: a warm lane each, or the degraded worker."""
+    """Whether the workers are there for which the requests are meant: a warm lane for each model, or the degraded
+    worker."""
     with_lanes = [model for model in readiness.models.values() if model.lanes]
     if degraded or not with_lanes:
         return readiness.degraded_worker
@@ -65,7 +66,7 @@ def wait_for_workers(console: Console, client: Client, *, degraded: bool) -> Non
 
 
 def _make(out: Path) -> None:
-    """The folder *out*, in which something can be written. Raises click.ClickException."""
+    """Makes the folder *out*, and checks that it can be written. Raises click.ClickException."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

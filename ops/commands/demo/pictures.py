@@ -48,7 +48,7 @@ def contact_sheet(runs: Sequence[Run], columns: int, path: Path) -> None:
 
 
 def save_sheet(console: Console, runs: Sequence[Run], columns: int, out: Path) -> None:
-    """Makes the contact sheet, or says what it needs."""
+    """Makes the contact sheet, or prints what it needs."""
     if not any(run.video for run in runs):
         return
     sheet = out / "contact-sheet.png"

@@ -54,12 +54,12 @@ class Run(Struct, frozen=True, kw_only=True):
 
 
 def model_switches(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Every run that asks for another model than the one before it, after that one."""
+    """Pairs of runs that follow each other and ask for different models."""
     return [(before, run) for before, run in itertools.pairwise(runs) if run.model != before.model]
 
 
 class OnALane(click.ClickException):
-    """A lane got what was meant for the degraded worker."""
+    """A lane got a request that was meant for the degraded worker."""
 
     def __init__(self, model: str, models: Sequence[ModelView]) -> None:
         none = ",".join(f"{other.name}=0" for other in models)
@@ -80,7 +80,7 @@ def run_one(
 ) -> Run:
     """Submits *body*, waits for its end and saves its video in *out*; *on_change* sees every state of the task.
 
-    Ctrl-C, or OnALane out of *on_change*, cancels the task and goes on upwards.
+    Ctrl-C, or OnALane from *on_change*, cancels the task and is raised further.
     """
     model = str(body["model"])
     begun_s = time.monotonic()

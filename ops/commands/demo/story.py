@@ -27,7 +27,8 @@ SERVING: Final = frozenset({"warm", "busy"})
 
 
 class Scene(Struct, frozen=True, kw_only=True):
-    """One request: when it was sent, in seconds since the lane was killed (before: negative), and what became of it.
+    """One request: when it was sent, in seconds since the lane was killed (negative before that), and what became of
+    it.
 
     *route* is None for one that was refused.
     """
@@ -41,7 +42,7 @@ class Scene(Struct, frozen=True, kw_only=True):
 
 
 def verdicts(scenes: Sequence[Scene]) -> list[tuple[str, bool]]:
-    """What the story shows, each with whether it is good. Pure."""
+    """The lines that sum up the story, each with whether it is good. Pure."""
     failed = sum(scene.outcome != "done" for scene in scenes)
     degraded = [scene for scene in scenes if scene.route == "degraded"]
     # the request in hand is reported last, and was sent before the kill
@@ -60,14 +61,15 @@ def verdicts(scenes: Sequence[Scene]) -> list[tuple[str, bool]]:
 
 
 def is_complete(since_kill: Sequence[Scene]) -> bool:
-    """Whether the lane serves again, for good as far as one can see. Pure."""
+    """Whether the lane serves again, and has served the last AFTER requests. Pure."""
     return len(since_kill) > AFTER and all(scene.route == "lane" for scene in since_kill[-AFTER:])
 
 
 def tell_story(console: Console, client: Client, body: Mapping[str, Any]) -> bool:
-    """Tells the story for the model of *body*, which is sent again and again, and returns whether it ended well.
+    """Plays and prints the story for the model of *body*, which is sent again and again, and returns whether it ended
+    well.
 
-    Raises click.ClickException where no lane is warm, or it is no process of this machine.
+    Raises click.ClickException where no lane is warm, or where the lane is no process of this machine.
     """
     model = str(body["model"])
     lane = _warm_lane(client, model)
@@ -117,7 +119,7 @@ def _await_claim(client: Client, begun: tuple[TaskView, str] | Refused) -> None:
 
 
 def _await_move(client: Client, model: str, lane: LaneView) -> None:
-    """Until no gateway would send a request to the dead process any more."""
+    """Returns when no gateway would send a request to the dead process any more."""
 
     def serves() -> bool:
         return any(one.pid == lane.pid and one.state in SERVING for one in _lanes_of(client, model))

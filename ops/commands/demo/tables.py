@@ -66,7 +66,7 @@ def receipts_of(runs: Sequence[Run]) -> Table:
     table.add_column("#", justify="right")
     table.add_column("from → to")
     table.add_column("how", overflow="fold")
-    # what tiny pipelines weigh does not show in the memory: for them this is the proof
+    # tiny pipelines are too small to show in the memory: for them this is the proof
     table.add_column("alive", overflow="fold")
     for heading in ("before", "after", "limit", "n"):
         table.add_column(heading, justify="right")

@@ -72,7 +72,7 @@ def judge_release(runs: Sequence[Run]) -> CriterionVerdict:
 
 
 def doubt_of_release(before: Run, run: Run) -> str | None:
-    """What is missing in the proof that *run* carries of its release; None when nothing is.
+    """What is missing in the proof of release that *run* carries; None when nothing is.
 
     1. There is a receipt, and it is for the model of the run.
     2. `nothing_resident` is no release where the run before left its pipeline with the same worker.

@@ -1,4 +1,4 @@
-"""What a look at this machine found: a line each, and the table of them."""
+"""The findings of `warmlane doctor`, a line each, and their table."""
 
 from collections.abc import Sequence
 from typing import Literal

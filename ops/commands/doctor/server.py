@@ -1,4 +1,4 @@
-"""What a nats-server that runs has: its clock beside this one's, its streams, buckets and consumers."""
+"""Looks at a nats-server that runs: its clock beside this machine's, its streams, buckets and consumers."""
 
 import asyncio
 import contextlib
@@ -49,7 +49,7 @@ async def clock(server: NatsAccess) -> Finding:
 
 
 def queue(server: NatsAccess, settings: Path | None, profile: str) -> Iterator[Finding]:
-    """What *server* lacks of the streams that these settings want; nothing where none runs there."""
+    """The streams that these settings want and *server* lacks; nothing where none runs there."""
     with contextlib.suppress(SettingsError):  # the line of the models names it
         found = asyncio.run(_lacks(server, wanted(load_settings(settings).catalog(profile), keep_s=0)))
         if found is not None:

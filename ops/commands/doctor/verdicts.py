@@ -1,4 +1,4 @@
-"""What is said of each thing that `warmlane doctor` has looked at."""
+"""The verdict on each thing that `warmlane doctor` has looked at."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from ops.nats.connecting import MINIMUM_SERVER
 from ops.nats.server_clock import MAX_SKEW_S
 
 GIB: Final = 1024**3
-# Below the first nothing can be kept, below the second not for long (tiny videos are small, streams grow).
+# Below the first there is no room to begin, below the second not for long (tiny videos are small, streams grow).
 DISK_NEEDED_BYTES: Final = GIB // 2
 DISK_ADVISED_BYTES: Final = 5 * GIB
 
@@ -45,7 +45,7 @@ def judge_gpus(
 ) -> Finding:
     """The cards, who holds their memory, and whether the torch that is installed can use them.
 
-    The others are those of a `Survey`.
+    *gpus*, *undivided*, *hidden* and *broken* are those of a `Survey`.
     """
     found = "; ".join(
         [
@@ -82,11 +82,11 @@ def judge_gpus(
 
 
 def judge_driver(cuda: str | None, driver: str | None, *, cards_are_needed: bool) -> Finding:
-    """The driver, held to the CUDA that torch was built with. *driver* is None where none is loaded.
+    """The driver, compared with what the CUDA that torch was built with needs. *driver* is None where none is loaded.
 
-    1. A torch without CUDA needs none, and runs on no card.
-    2. Of a CUDA that we do not know, nothing can be said.
-    3. An older driver than NVIDIA's table asks for: every pipeline host would fail at its first step on a card.
+    1. A torch without CUDA needs no driver, and runs on no card.
+    2. For a version of CUDA that we do not know there is no verdict.
+    3. With an older driver than NVIDIA's table asks for, every pipeline host would fail at its first step on a card.
     """
     what = "NVIDIA driver"
     wrong: Level = "missing" if cards_are_needed else "note"
@@ -119,8 +119,8 @@ def _gpu(gpu: GpuInfo) -> str:
 
 
 def judge_model(entry: ModelEntry, models_dir: Path, gpus: Sequence[GpuInfo]) -> Finding:
-    """A model that is loaded from a prepared folder: whether the largest card can serve it, when it is empty,
-    and the host."""
+    """A model that is loaded from a prepared folder: whether the largest card, when it is empty, and the host can serve
+    it."""
     what, folder = f"model {entry.name}", models_dir / entry.checkpoint.folder
     try:
         components = weights_of(folder)

@@ -116,7 +116,7 @@ def command(
     require_distinct({"--port": port, "--nats-port": nats_port})
     tls = tls_of(tls_cert, tls_key)
     configure_logging("up", level="warning")
-    # a terminal or a disk that takes no text ends nothing
+    # a terminal or a disk that takes no text does not end the command
     console = Console(file=cast(IO[str], SafeText(sys.stdout)))
     try:
         catalog = load_settings(settings).catalog(profile)

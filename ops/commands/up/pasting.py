@@ -1,4 +1,4 @@
-"""The lines that `warmlane up` offers for pasting into a shell. Pure but for where the program is."""
+"""The lines that `warmlane up` offers for pasting into a shell. Pure, except that it looks where the program is."""
 
 import os
 import shlex
@@ -12,8 +12,8 @@ from ops.commands.addresses import DEFAULT_URL
 from ops.commands.up.setup import SystemSetup
 from ops.machine.processes import warmlane_command
 
-# The line of `curl` waits a minute, once. Where a task may take longer than this, `warmlane submit` is offered instead:
-# a usual run is far shorter than the longest.
+# The line with `curl` waits a minute, once: a usual run is far shorter than the longest. Where a task may take longer
+# than this, `warmlane submit` is offered instead.
 CURL_WAITS_FOR_S: Final = 600.0
 PICTURE: Final = "PICTURE.png"
 PROMPTS: Final = ("a red fox in fresh snow", "a paper boat on a quiet lake", "a lantern in the rain")
@@ -31,7 +31,7 @@ def lines_for_each_model(setup: SystemSetup, *, needs_key: bool) -> Iterator[str
 
 
 def submit_line(url: str, entry: ModelEntry, prompt: str) -> str:
-    """One line that waits as long as it takes, with a place for the picture where the model needs one."""
+    """One line that waits for as long as the task takes, with a place for the picture where the model needs one."""
     picture = ["--image", PICTURE] if entry.constraints.image.presence == "required" else []
     return f"  {warmlane_line(url, 'submit', entry.name, prompt, *picture, '--out', f'{entry.name}.mp4')}"
 

@@ -20,7 +20,7 @@ from ops.nats.server import embedded_command
 from ops.telemetry.export import METRICS_FOLDER, METRICS_LISTEN
 
 STOP_S: Final = 10.0
-# The supervisor kills lanes that do not drain; it needs so much longer for that.
+# The supervisor kills lanes that do not drain, and has this much longer for that.
 SUPERVISOR_EXTRA_S: Final = 5.0
 # How long the shared fork server may take to accept workers. On an idle machine it takes a few tenths of a second.
 FORKS_LISTEN_S: Final = 5.0
@@ -29,7 +29,7 @@ OnDeath = Callable[[Process, int, float], None]
 
 
 class Processes:
-    """Made, and not started: whoever has them runs each when its turn comes."""
+    """The processes, made and not started: the `Stack` runs each when its turn comes."""
 
     def __init__(
         self, setup: SystemSetup, nats: NatsAccess, secrets: Mapping[str, str], *, store_lock: int, on_death: OnDeath
@@ -57,7 +57,7 @@ class Processes:
         ]
 
     def failing(self) -> list[str]:
-        """The names of those that end again and again."""
+        """The names of the processes that end again and again."""
         parts = (self.server, self.forks, self.gateway, self.supervisor, *self.degraded)
         return [part.name for part in parts if part.is_failing]
 
@@ -69,7 +69,7 @@ class Processes:
     async def forks_listen(self) -> None:
         """Returns when workers find the shared fork server, or after FORKS_LISTEN_S.
 
-        A worker that finds nobody there imports torch itself, which is what the shared server is to spare it.
+        A worker that finds nobody there imports torch itself, and the shared server is there to spare it that.
         """
         if not self.shares_forks:
             return
@@ -81,7 +81,8 @@ class Processes:
                     await asyncio.sleep(0.02)
 
     async def drain(self, hurry: asyncio.Event) -> None:
-        """The tasks in hand are finished; *hurry* kills what still drains. nats-server and the fork server go on."""
+        """Lets the tasks in hand be finished; *hurry* kills what still drains. nats-server and the fork server go
+        on."""
         windows, models = self._setup.catalog.windows, self._setup.catalog.models
         within_s = windows.drains_s(models.values()) + DRAIN_EXTRA_S
 
@@ -100,7 +101,7 @@ class Processes:
         await end(hurrying)
 
     async def end(self) -> None:
-        """Nothing runs any more. nats-server is the last to go, so that the others may still write."""
+        """Ends every process. nats-server is the last, so that the others may still write."""
         for process in (self.gateway, *self.degraded, self.forks):
             process.kill()
         self.supervisor.send(signal.SIGQUIT)
@@ -111,8 +112,8 @@ class Processes:
     def _process(
         self, name: str, command: list[str], *, secrets: Mapping[str, str] | None = None, inherits: Sequence[int] = ()
     ) -> Process:
-        # Each takes its password from its own file: what the environment holds is another server's. One port for
-        # metrics cannot be that of every worker: the gateway's page has them all.
+        # Each process takes its password from its own file: a password in the environment is for another server. One
+        # port for metrics cannot serve every worker: the gateway's page has the metrics of all.
         inherited = {variable: os.environ[variable] for variable in os.environ.keys() - set(METRICS_LISTEN)}
         environment = environment_for(None, inherited) | dict(secrets or {}) | {METRICS_FOLDER: str(self.metrics)}
         if self.shares_forks:

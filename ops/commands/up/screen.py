@@ -1,4 +1,4 @@
-"""What the operator of a `warmlane up` reads."""
+"""The terminal on which the operator of a `warmlane up` reads."""
 
 from rich.console import Console
 

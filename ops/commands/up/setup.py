@@ -42,9 +42,9 @@ class SystemSetup(Struct, frozen=True, kw_only=True):
 
     @property
     def lane_count(self) -> int:
-        """Of all models together."""
+        """The lanes of all models together."""
         return sum(self.lanes.values())
 
     def log_file(self, name: str) -> Path:
-        """Where the process *name* logs."""
+        """The file in which the process *name* logs."""
         return self.data_dir / "logs" / f"{name}.log"

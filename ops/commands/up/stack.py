@@ -33,8 +33,9 @@ from ops.nats.server import embedded_url
 from ops.nats.store_keeper import StoreKeeper
 from ops.waiting import set_within
 
-# The degraded worker starts when the lanes have their libraries imported, and a standby when it leads, or after so
-# long: on a machine with few cores, all at once would hold up the lanes by seconds.
+# The degraded worker starts when the lanes have imported their libraries, a standby when a degraded worker leads, and
+# either after this time at the latest: on a machine with few cores, starting all at once would delay the lanes by
+# seconds.
 TURN_S: Final = 15.0
 
 
@@ -52,7 +53,7 @@ class Stack:
 
     @property
     def addresses(self) -> Addresses:
-        """Where clients on this machine find it."""
+        """Where clients on this machine find the system."""
         return Addresses(pid=os.getpid(), command="up", url=self._setup.url, nats_url=self._nats.urls)
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
@@ -97,7 +98,7 @@ class Stack:
                 await processes.end()
 
     async def _forget_earlier_runs(self) -> None:
-        # by a connection of its own, which follows those buckets no longer than that
+        # on a connection of its own, so that these buckets are followed no longer than needed
         link = await NatsLink.connect(self._nats, name="up")
         try:
             await forget_the_dead(link, is_alive=psutil.pid_exists)
@@ -146,7 +147,7 @@ class Stack:
         await end(answering)
 
     async def _poll_quota(self) -> None:
-        # the supervisor obeys the file; this says where the operator looks that there is a mistake in it
+        # the supervisor obeys the file; this reports a mistake in it where the operator looks
         while True:
             await asyncio.sleep(POLL_S)
             try:

@@ -1,4 +1,4 @@
-"""How far a `warmlane up` has come: what it may say of itself."""
+"""How far a `warmlane up` has come, and what it may therefore report."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from typing import Final
 from contracts.lanes import LaneState
 
 DENIED: Final = frozenset({LaneState.QUOTA_DENIED, LaneState.CAPACITY_DENIED})
-# What can be warm is warm, when every lane is in one of these.
+# When every lane is in one of these states, every lane that can be warm is warm.
 SETTLED: Final = DENIED | {LaneState.WARM, LaneState.CRASH_LOOPING}
 PROBE_S: Final = 2.0
 
@@ -27,10 +27,10 @@ class StartStage(Enum):
 def how_started(
     lanes: Sequence[LaneState], *, wanted: int, leads: bool, answers: bool, failing: Sequence[str]
 ) -> StartStage:
-    """What may be said of a start. Pure.
+    """The stage that a start has reached. Pure.
 
     1. While the gateway does not answer, or a lane is still on its way: not yet.
-    2. With nobody who serves: not yet. That is every lane warm, or a degraded worker that leads.
+    2. While nobody serves every model: not yet. Either all lanes have to be warm, or a degraded worker has to lead.
     3. A part that ends again and again: partly.
     4. No degraded worker leads yet: not yet.
     5. Otherwise ready.
@@ -67,7 +67,7 @@ async def until_answers(host: str, port: int, tls: ssl.SSLContext | None) -> Non
 
 
 def unchecked() -> ssl.SSLContext:
-    """For a probe of our own gateway, whose certificate is for others: nothing is sent that matters."""
+    """For a probe of our own gateway, whose certificate names another host: the probe sends nothing that matters."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context

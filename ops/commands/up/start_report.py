@@ -1,4 +1,4 @@
-"""How far a `warmlane up` has come, and what it says of that."""
+"""Reports how far a `warmlane up` has come."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ COLOURS: Final = {LaneState.WARM: "green", LaneState.CRASH_LOOPING: "red"}
 
 
 class StartReport:
-    """What lanes, degraded workers and gateway have reported since *begun_at*, on the *screen*: each change once."""
+    """Shows on *screen* what lanes, degraded workers and gateway have reported since *begun_at*: each change once."""
 
     def __init__(
         self,
@@ -44,9 +44,9 @@ class StartReport:
         self.needs_key = True
         """Whether a client has to present an API key."""
         self.lanes_imported = asyncio.Event()
-        """Every lane has its libraries imported."""
+        """Set when every lane has imported its libraries."""
         self.led = asyncio.Event()
-        """A degraded worker leads."""
+        """Set when a degraded worker leads."""
 
     def on_lane(self, entry: Versioned[LaneHeartbeat]) -> None:
         """A lane reported."""
@@ -55,7 +55,7 @@ class StartReport:
             return
         if lane.started_at < self._begun_at:
             return  # what an earlier run left in the bucket
-        # busy lanes are warm ones: only what changes for a caller is said
+        # a busy lane is a warm one: only what changes for a caller is shown
         state = lane.state.readiness
         self._states[lane.worker] = state
         if not (self._said.get(lane.worker) == (LaneState.CRASH_LOOPING, True) and state in BEFORE_WARM):
@@ -78,14 +78,14 @@ class StartReport:
         if leadership is None:
             return
         if leadership.since < self._begun_at or self._leader == leadership.owner:
-            return  # of an earlier run; or a refresh
+            return  # from an earlier run, or a renewal
         self._leader = leadership.owner
         self.led.set()
         self._screen.say(f"degraded worker {leadership.worker} [green]leads[/]")
         self._say_start()
 
     async def gateway_answers(self) -> None:
-        """The gateway answers. Returns when it has been said that everything runs."""
+        """Shows that the gateway answers. Returns when it has been shown that everything runs."""
         self._answers = True
         url = self._setup.url
         self._screen.say(f"[bold]{url}[/]  ·  docs {url}/docs  ·  logs {self._setup.data_dir / 'logs'}")
@@ -98,7 +98,7 @@ class StartReport:
             await asyncio.sleep(POLL_S)
 
     def drains(self) -> None:
-        """From now on nothing is said of a start, or of who leads."""
+        """From now on nothing is shown of the start, or of who leads."""
         self._draining = True
 
     def _say_lane(self, lane: LaneHeartbeat, state: LaneState) -> None:
