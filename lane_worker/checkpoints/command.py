@@ -65,8 +65,8 @@ class _Sha256(click.ParamType[str]):
 
 
 @contextmanager
-def _told(part: Path | None = None) -> Iterator[None]:
-    """Refusals and failures of the disk as one line."""
+def _in_one_line(part: Path | None = None) -> Iterator[None]:
+    """Shows refusals, and failures of the disk, as one line."""
     kept = "" if part is None else f"; what is finished is kept in {part}: run the same command again"
     try:
         yield
@@ -158,7 +158,7 @@ def prepare_command(
     source, target = source.absolute(), target.absolute()
     base, tokenizer = base and base.absolute(), tokenizer and tokenizer.absolute()
     part = target.with_name(target.name + PART)
-    with _told(part):
+    with _in_one_line(part):
         entry = load_settings(settings).catalog(PROFILE).resolve(model)
         if entry is None:
             raise click.BadParameter(f"no model is called {model}", param_hint="MODEL")
@@ -196,7 +196,7 @@ def _is_prepared(target: Path, layout: Layout, source: Path, base: Path | None, 
     folders = [source if source.is_dir() else source.parent, *([] if base is None else [base])]
     for file in manifest.sources:
         sizes = [(folder / file.path).stat().st_size for folder in folders if (folder / file.path).is_file()]
-        # what is pinned is the one file of --from; those of --base are torch's
+        # --sha256 pins the one file of --from; the files of --base are torch's
         others = file.path.endswith(".safetensors") and sha256 not in {None, file.sha256}
         if others or (source.exists() and file.bytes not in sizes):
             raise CheckpointRefused(
@@ -212,7 +212,7 @@ def _is_prepared(target: Path, layout: Layout, source: Path, base: Path | None, 
 @click.pass_context
 def verify_command(ctx: click.Context, folder: Path) -> None:
     """Read all of a prepared folder: sizes and SHA-256 against its manifest, keys and shapes against the model."""
-    with _told():
+    with _in_one_line():
         total_bytes = read_manifest(folder).size_bytes
         verify = pipelines_module("preparing.verifying").verify
         with _bar() as bar:

@@ -43,7 +43,8 @@ class _AnyManifest(Struct, frozen=True):
 class Manifest(Struct, frozen=True, kw_only=True):
     """What a prepared folder holds; written last, so that a folder with one is whole.
 
-    *tokens*: what the tokenizer made of some texts when it was prepared; none in folders of before that.
+    *tokens*: what the tokenizer made of some texts when it was prepared; none in folders that are older than this
+    field.
     """
 
     format: int
@@ -61,7 +62,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises CheckpointRefused where *folder* was not made by `warmlane models prepare`, or by another version."""
+    """The manifest of *folder*. Raises CheckpointRefused where `warmlane models prepare` did not make the folder, or
+    another version did."""
     try:
         text = (folder / MANIFEST).read_bytes()
         found = decode_json(text, _AnyManifest).format

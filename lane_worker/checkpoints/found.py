@@ -25,7 +25,7 @@ class CheckpointRefused(Exception):
 class Tensor(Struct, frozen=True):
     """A tensor of a published file, by its header: *dtype* as safetensors writes it (`BF16`, `F8_E4M3`).
 
-    *packing*: how ComfyUI says that it is packed; None where it says nothing.
+    *packing*: how it is packed, as ComfyUI writes that; None where the file does not say.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What is published of each model, and the diffusers folder that it becomes. Data; pure.
+"""The published files of each model, and the diffusers folder that they become. Data; pure.
 
 AniSora V3.2 has the layout of Wan 2.2 I2V-A14B: two folders of safetensors (the experts), torch files for UMT5 and VAE.
 It publishes the experts alone; the rest is Wan's, unchanged.
@@ -17,7 +17,7 @@ from lane_worker.checkpoints.keys import KeyTable, key_table
 TOKENIZER_FOLDER: Final = (
     "google/umt5-xxl"  # below the published folder, as in t5_tokenizer of the Wan authors' configs
 )
-# Modules that diffusers keeps in float32 whatever dtype it is asked for (ADR 0021); a test compares.
+# Modules that diffusers keeps in float32 whatever dtype it is asked for (ADR 0021); a test compares them with its own.
 WAN_FLOAT32: Final = ("rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
 
 
@@ -25,8 +25,8 @@ class Component(Struct, frozen=True, kw_only=True):
     """One part of a pipeline.
 
     *source* is a prefix of the keys of an all-in-one file, else a file or folder below the published folder. Parameters
-    are written as *dtype*; those below a module named in *float32* keep it where the source is wider than bfloat16.
-    A *shared* component is that of the base model, and may be taken from its folder.
+    are written as *dtype*; those below a module named in *float32* keep it where the source is wider than bfloat16. A
+    *shared* component is the base model's, and may be taken from that model's folder.
     """
 
     name: str
@@ -147,7 +147,7 @@ def _phr00t(variant: str, title: str, pipeline: str, config: str, index: dict[st
 
 
 def published_layouts() -> tuple[Layout, ...]:
-    """Every published form that can be prepared. Which one a model needs is said by the pipeline of its settings."""
+    """Every published form that can be prepared. The pipeline in a model's settings decides which one it needs."""
     plain: Mapping[str, Any] = {"expand_timesteps": False}
     image = {**plain, "image_encoder": None, "image_processor": None}
     return (

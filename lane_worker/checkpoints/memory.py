@@ -38,7 +38,7 @@ def _json_option(command: _Command) -> _Command:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _in_one_line() -> Iterator[None]:
     try:
         yield
     except (CheckpointRefused, SettingsError, WeightsUnreadable) as error:
@@ -55,7 +55,7 @@ def _entry(settings: Path | None, profile: str, model: str) -> ModelEntry:
 
 
 def _whole(size: Size) -> Size:
-    """*size*, or a refusal: of another size the VAE would make other frames than were asked for."""
+    """*size*, or a refusal: with another size the VAE would make other frames than those that were asked for."""
     sides = {"--width": size.width, "--height": size.height}
     for option, pixels in sides.items():
         if pixels < PIXELS_PER_POSITION or pixels % PIXELS_PER_POSITION:
@@ -97,7 +97,7 @@ def measure_command(
     Attention counts as the fused kernels of a card do it, without the matrix of all scores. What backends take beside
     the tensors is not counted: activation_bytes, which is what the settings should say, has a margin for that.
     """
-    with _told():
+    with _in_one_line():
         entry = _entry(settings, profile, model)
         if entry.checkpoint.random_weights is not None:
             raise click.BadParameter(f"the profile {profile} makes small random weights", param_hint="--profile")
@@ -115,10 +115,10 @@ def measure_command(
         figures = msgspec.to_builtins(measured) | {"activation_bytes": measured.activation_bytes}
         click.echo(json.dumps(figures, indent=2))
     else:
-        _tell(measured, entry)
+        _print(measured, entry)
 
 
-def _tell(measured: Measured, entry: ModelEntry) -> None:
+def _print(measured: Measured, entry: ModelEntry) -> None:
     tiled = "the VAE in tiles" if measured.vae_tiling else "the VAE whole"
     sizes = ", ".join(map(str, measured.sizes))
     click.echo(f"{measured.model}: {measured.pipeline}, {measured.dtype}, {tiled}, {sizes}")
@@ -149,7 +149,7 @@ def fit_command(data_dir: Path, settings: Path | None, profile: str, as_json: bo
     published shapes where there is none. The fastest options come first; fp8 is "layerwise_casting": "float8_e4m3fn".
     """
     rows: list[Serving] = []
-    with _told():
+    with _in_one_line():
         for entry in load_settings(settings).catalog(profile).models.values():
             rows += servings(entry.name, _components(entry, data_dir / "models"), entry.checkpoint)
     if as_json:

@@ -12,7 +12,7 @@ from lane_worker.checkpoints.found import QUANTIZED_LAYER, CheckpointRefused, Sh
 from lane_worker.checkpoints.keys import keys_beside
 from lane_worker.checkpoints.layouts import Component, Layout
 
-# One shard is held in memory while it is written, so this bounds memory, and what is done again after an interruption.
+# A shard is held in memory while it is written: this bounds the memory, and the work that an interruption loses.
 SHARD_BYTES: Final = 2_500_000_000
 WIDTH_BYTES: Final = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 # How the key of a weight's scale ends, in ComfyUI's older and newer convention, and those of what is not needed for it:
@@ -25,7 +25,7 @@ FP8: Final = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 PATCH: Final = "patch_embedding.weight"
 CLIP: Final = "img_emb.proj.1.weight"
 VACE_PATCH: Final = "vace_patch_embedding.weight"
-# What only transformers of other models have; to name them is worth more than a list of unexpected keys.
+# Keys that only transformers of other models have. To name that model helps more than a list of unexpected keys.
 MARKS: Final = {
     CLIP: "an image-to-video transformer of Wan 2.1 (it has a CLIP embedder)",
     "motion_encoder.dec.direction.weight": "a transformer of Wan Animate",
@@ -110,7 +110,7 @@ def scaled(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor]
     1. Left out: the marker of older files, scales of activations, and what `Tensor.packing` already says.
     2. A scale belongs to one weight that is there, under one of two names, and is a float.
     3. It is one number, or one for each row of a matrix.
-    4. Where any fp8 matrix has a scale, or the marker says so, all have one: else one may have been lost.
+    4. Where any fp8 matrix has a scale, or the marker is there, all must have one: otherwise one may have been lost.
     5. What is packed is fp8 with a scale.
     Raises CheckpointRefused, naming the keys.
     """
@@ -154,7 +154,7 @@ def matched(
     """Where each parameter of *component* comes from, in the order of *expected* (its parameters and their shapes).
 
     1. Scales are distinguished from weights, by `scaled`.
-    2. A transformer of another base model is refused by what it is.
+    2. A transformer of another base model is refused, and the refusal names that model.
     3. Every parameter has a source, every tensor a parameter, of the same shape.
     4. Every tensor is of a floating-point type that can be written without loss of range.
     Raises CheckpointRefused.
@@ -163,9 +163,9 @@ def matched(
     if component.library == "diffusers" and PATCH in expected:
         _refuse_other_base(layout, tensors, expected, where)  # 2
     sources = {parameter: component.table.source(parameter) for parameter in expected}
-    untold = [parameter for parameter, source in sources.items() if source is None]
-    if untold:
-        raise CheckpointRefused(f"no published key is known for {some(untold)} of {component.kind}; report this")
+    unknown = [parameter for parameter, source in sources.items() if source is None]
+    if unknown:
+        raise CheckpointRefused(f"no published key is known for {some(unknown)} of {component.kind}; report this")
     missing = [source for source in sources.values() if source is not None and source not in tensors]
     if missing:  # 3
         raise CheckpointRefused(
@@ -221,7 +221,7 @@ def _refuse_other_base(
 
 
 def _written_as(component: Component, move: Move) -> str:
-    # bf16 and fp8 hold nothing that bf16 would not, until they are multiplied
+    # bf16 can hold every value of bf16 and fp8, until a scale multiplies it
     narrow = move.tensor.dtype in {"BF16", *FP8} and move.scale is None
     keeps = any(part in component.float32 for part in move.parameter.split("."))
     return "F32" if component.dtype == "F32" or (keeps and not narrow) else "BF16"
@@ -248,7 +248,7 @@ def shards_of(component: Component, moves: Iterable[Move], *, limit_bytes: int) 
 
 
 def weights_stem(component: Component) -> str:
-    """How the files with the weights of *component* begin."""
+    """How the names of the files with the weights of *component* begin."""
     return "diffusion_pytorch_model" if component.library == "diffusers" else "model"
 
 

@@ -7,10 +7,10 @@ from ops.machine.readings import Reading
 
 
 class Baseline(Struct, frozen=True):
-    """The memory in use around the start of host *pid*; None is what could not be read.
+    """The memory in use around the start of host *pid*; a figure that could not be read is None.
 
-    *base_bytes*: with the host there, warm and empty. *floor_bytes*: before there was that host. *own_base_bytes*: of
-    the base, what the driver says is the host's own, where it distinguishes processes.
+    *base_bytes*: when the host was there, warm and empty. *floor_bytes*: before the host was there. *own_base_bytes*:
+    the host's own part of the base, where the driver distinguishes processes.
     """
 
     pid: int | None = None
@@ -22,11 +22,11 @@ class Baseline(Struct, frozen=True):
 def baseline_of(
     pid: int | None, *, floor: Reading | None, base: Reading | None, last: Baseline, is_proven: bool
 ) -> Baseline:
-    """That of the fresh host *pid*, by the readings before (*floor*) and after (*base*) its start.
+    """The baseline of the fresh host *pid*, by the readings before (*floor*) and after (*base*) its start.
 
-    It is above the *last* host's only where the last release is proven: else what was not given back would be taken
-    for the slot's own. Before our host had the lock, the memory of the slot's last holder may still have been on its
-    way out, so the floor is never above the base.
+    It may be above that of the *last* host only where the last release is proven: otherwise memory that was not given
+    back would be taken for the slot's own. Before our host had the lock, the memory of the slot's last holder may still
+    have been on its way out, so the floor is never above the base.
     """
     before, after = ({} if reading is None else reading.by_pid for reading in (floor, base))
     base_bytes = None if base is None else base.used_bytes
@@ -38,5 +38,5 @@ def baseline_of(
 
 
 def _lower(one: int | None, other: int | None) -> int | None:
-    """The lower one of those that are known."""
+    """The lower figure; where one is unknown, the other."""
     return min((each for each in (one, other) if each is not None), default=None)

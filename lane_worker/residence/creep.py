@@ -6,20 +6,20 @@ from typing import Final
 
 THIRD: Final = 3
 READINGS: Final = 3 * THIRD
-# A leak that would use the tolerance of a release up within so many releases is found within READINGS of them.
+# A leak that would use up a release's tolerance within this many releases is found within READINGS of them.
 RELEASES_TO_THE_LIMIT: Final = 20
 
 
 def creep_bytes(stayed: Sequence[int], *, tolerance_bytes: int) -> int | None:
-    """How much more stays after each release, by the latest of *stayed*; None where that is no trend.
+    """How many bytes more stay after each release, by the latest of *stayed*; None where there is no trend.
 
     *stayed* is what was in use after each release of one living host, the oldest first.
 
     1. There are fewer than 9: None.
     2. Of the last 9, the median of each third counts: one odd reading in a third changes nothing.
     3. From third to third it rose by less than a leak of *tolerance_bytes* within 20 releases would: None. Both rises
-       are asked for, so a single step, however high, is none: it was taken once.
-    4. Otherwise it creeps, by what the lesser rise was for each release.
+       count, so that a single step, however high, is no creep: it was taken once.
+    4. Otherwise it creeps, by the lesser rise, divided by the releases in it.
     """
     if len(stayed) < READINGS:  # 1
         return None

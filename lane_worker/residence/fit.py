@@ -1,6 +1,6 @@
-"""Whether a slot can serve a model with the options of its checkpoint: asked before anything is loaded.
+"""Whether a slot can serve a model with the options of its checkpoint: checked before anything is loaded.
 
-The arithmetic is in `contracts/fit.py`; here it meets the folder, the packages and the memory that there are.
+The arithmetic is in `contracts/fit.py`; here it is applied to the folder, the packages and the memory of this machine.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ from ops.machine.host_memory import available_bytes, total_bytes
 from ops.machine.readings import Reading
 from ops.machine.weights import MODEL_INDEX, WeightsUnreadable, missing_folder, weights_of
 
-# What an attention backend of diffusers needs beside torch. Which version, diffusers checks at the load.
+# The package that an attention backend of diffusers needs beside torch. diffusers checks its version at the load.
 PACKAGES: Final = {
     "flash": "flash_attn",
     "flash_varlen": "flash_attn",
@@ -67,7 +67,8 @@ class SlotDemand(Struct, frozen=True):
         return cls(entry.name, entry.checkpoint, folder, fit.pooled(need) if unified else need, components)
 
     def refusal(self, reading: Reading | None) -> LoadRefusal | None:
-        """What no waiting would change; *reading* is the slot's memory, None where it cannot be read.
+        """A refusal that no waiting would change, or None; *reading* is the slot's memory, None where it cannot be
+        read.
 
         1. There is no folder, and no recipe to make one.
         2. The attention backend's package is not installed, or its kernels cannot be built here.
@@ -99,7 +100,7 @@ class SlotDemand(Struct, frozen=True):
             return None
 
     def host_refusal(self) -> LoadRefusal | None:
-        """Whether the host can take its part now, when nothing is resident: for a slot with a card."""
+        """A refusal where the host cannot take its part now, when nothing is resident: for a slot with a card."""
         if not self.need.on_card:
             return None  # the slot's own memory, which is proven to be there
         try:

@@ -39,7 +39,7 @@ class BuildPlace(Struct, frozen=True):
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "BuildPlace":
-        """As `triton.runtime.build` and `triton.knobs` look for them under *environment*."""
+        """Looks under *environment* as `triton.runtime.build` and `triton.knobs` do."""
         path = environment.get("PATH")
         compiler = environment.get("CC") or shutil.which("gcc", path=path) or shutil.which("clang", path=path)
         home = environment.get("TRITON_HOME") or environment.get("HOME") or os.path.expanduser("~")
@@ -55,11 +55,11 @@ class BuildPlace(Struct, frozen=True):
 
 
 def cannot_build(place: BuildPlace) -> str | None:
-    """Why not, and what to do; None where it can. Pure.
+    """Why Triton cannot build there, and what to do; None where it can. Pure.
 
     1. There is no C compiler.
     2. There are no headers of Python.
-    3. The cache folder cannot be written, or nothing in it be executed.
+    3. The cache folder cannot be written, or nothing in it can be executed.
     """
     if place.compiler is None:  # 1
         return "there is no C compiler: install gcc, or name one in CC"

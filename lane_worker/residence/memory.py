@@ -1,4 +1,4 @@
-"""A slot's memory, as its probe reports it, asked with patience."""
+"""A slot's memory, as its probe reports it. Waits for a slow driver, and not for ever."""
 
 import asyncio
 import time
@@ -50,11 +50,11 @@ class SlotMemory:
 
     @property
     def is_card(self) -> bool:
-        """Whether it is a card's; on a CPU the host's own figures are all that there is."""
+        """Whether it is the memory of a card; on a CPU there are only the host's own figures."""
         return self.name not in {"none", "rss"}
 
     async def sample(self, pid: int | None, baseline: Baseline) -> MemorySample:
-        """One look, with the host's own figure where the driver gave one when the host was empty."""
+        """One look, with the host's own figure where the driver reported one when the host was empty."""
         reading = await self.read(pid)
         if reading is None:
             return MemorySample(time.monotonic(), None, None)
@@ -66,7 +66,8 @@ class SlotMemory:
         return () if self._patient is None else await self._patient.holders()
 
     async def answered(self) -> Reading | None:
-        """What is in use before there is a host, once the driver answers. Raises MemoryUnreadable."""
+        """Waits until the driver answers, and returns what is in use before there is a host. Raises
+        MemoryUnreadable."""
         if self.probe is None:
             return None
         begun_s, is_logged = time.monotonic(), False

@@ -17,8 +17,8 @@ class PatientProbe:
     """*probe*, asked in threads of its own and never twice at a time. For one event loop.
 
     A driver that hangs costs one thread, which keeps neither the process from ending nor others from their pool's
-    threads. While it does not come back, the answer to every question is None, or nothing: never a reading that an
-    earlier question asked for.
+    threads. While it does not come back, every question is answered with None, or with nothing, and never with the
+    reading of an earlier question.
     """
 
     def __init__(self, probe: MemoryProbe, *, answer_s: float = ANSWER_S) -> None:
@@ -26,7 +26,7 @@ class PatientProbe:
         self._answer_s = answer_s
         self._pending: asyncio.Future[None] | None = None
         self.trouble = ""
-        """Why the last reading is missing, in the driver's words; empty where it is not."""
+        """Why the last reading is missing, in the driver's words; empty where there is one."""
 
     async def read(self, pid: int | None) -> Reading | None:
         """As `MemoryProbe.read`; None also where there is no answer within the time."""

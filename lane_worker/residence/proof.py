@@ -1,4 +1,4 @@
-"""Has a host give back what it holds, and proves that it is gone: by force if need be (design §7, steps 2 to 4)."""
+"""Has a host give back what it holds, by force if need be, and proves that it is gone (design §7, steps 2 to 4)."""
 
 import asyncio
 import contextlib
@@ -33,9 +33,9 @@ class Given(Struct, frozen=True):
 
 
 class Proof(Struct, frozen=True):
-    """What came of a release. *verdict* is None where nothing can measure it, and the host's end is believed.
+    """The outcome of a release. *verdict* is None where nothing can measure it, and the host's end counts as proof.
 
-    *creeps*: it was the last release of its host, since more stays each time. *holders* use the slot now.
+    *creeps*: more stays after each release, so that this was its host's last. *holders* are those who use the slot now.
     """
 
     receipt: SwapReceipt
@@ -73,7 +73,7 @@ class Prover:
         self.baseline, self._stayed = baseline, []
 
     async def release(self, receipt: SwapReceipt, *, kill_because: str, is_used: bool) -> Given:
-        """Step 2: the host, which was asked to load before if *is_used*, gives back what it has, or is killed."""
+        """Step 2: the host gives back what it has, or is killed. *is_used*: it was asked to load before."""
         if self._host.pid is None:
             return Given(replace(receipt, how="killed", reason=DIED))
         if kill_because:
@@ -144,7 +144,8 @@ class Prover:
         return replace(proof, receipt=receipt, verdict=verdict)
 
     async def _end_what_creeps(self, proof: Proof, probe: MemoryProbe) -> Proof:
-        """Ends a host whose leftovers go on growing, now that it is empty: long before they are a failed release."""
+        """Ends a host whose leftovers go on growing, now that it is empty, long before a release would fail because of
+        them."""
         receipt = proof.receipt
         stayed_bytes = receipt.own_bytes if receipt.proof == "own_figure" else receipt.after_bytes
         self._stayed = [*self._stayed, stayed_bytes or 0][-READINGS:]
@@ -153,7 +154,7 @@ class Prover:
             return proof
         reason = f"each release left {grows_bytes // MB} MB more than the one before, so the host was renewed"
         log.warning("host_creeps", slot=self._slot, bytes_per_release=grows_bytes, stayed_bytes=self._stayed)
-        with contextlib.suppress(HostLost):  # the start that follows finds it out, and says so
+        with contextlib.suppress(HostLost):  # the start that follows finds out, and reports it
             await self._host.kill()
         return replace(proof, receipt=replace(receipt, reason=reason), creeps=True)
 
@@ -169,7 +170,7 @@ class Prover:
         return Given(await self._kill(replace(receipt, alive=unloaded.alive), reason), is_escalated=True)
 
     async def _kill(self, receipt: SwapReceipt, reason: str) -> SwapReceipt:
-        # one that survives SIGKILL is found out by the probe, and by the next start
+        # the probe, and the next start, find a host that survives SIGKILL
         with contextlib.suppress(HostLost):
             await self._host.kill()
         return replace(receipt, how="killed", reason=reason)

@@ -15,7 +15,7 @@ HOLDERS_NAMED: Final = 5
 class Quarantined(Exception):
     """The slot's memory was not given back, even by a killed host. Nothing loads until `Residence.lift`.
 
-    *detail* is for operators; the text, which a client may come to read, names no process of the machine.
+    *detail* is for operators. A client may come to read the text, so it names no process of the machine.
     """
 
     def __init__(self, receipt: SwapReceipt, detail: str) -> None:
@@ -25,9 +25,9 @@ class Quarantined(Exception):
 
 
 class MemoryUnreadable(HostLost):
-    """The slot's memory cannot be read, so nothing is loaded, and no host runs. The text says what the driver said.
+    """The slot's memory cannot be read, so nothing is loaded, and no host runs. The text has the driver's own words.
 
-    Nothing is known to be held there: it is no quarantine, and the next call asks again (ADR 0027).
+    Nothing is known to be held there, so this is no quarantine: the next call asks again (ADR 0027).
     """
 
 

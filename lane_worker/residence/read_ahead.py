@@ -1,6 +1,6 @@
-"""The files of the next pipeline, asked for while the last one is given back and proven gone (ADR 0023).
+"""Reads the files of the next pipeline while the last one is given back and proven gone (ADR 0023).
 
-They come into the page cache, which the system drops when it needs the memory. Nothing is resident by it: invariant 5
+They come into the page cache, which the system drops when it needs the memory. That makes nothing resident: invariant 5
 is about what a host and a card hold.
 """
 
@@ -17,7 +17,8 @@ WEIGHTS: Final = "*.safetensors"
 
 
 class ReadAhead:
-    """Reads one folder's weights ahead at a time, in a thread of its own. A hint: nothing here raises or waits."""
+    """Reads the weights of one folder at a time ahead, in a thread of its own. It is a hint: nothing here raises or
+    waits."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
@@ -53,6 +54,6 @@ def read_ahead(folder: Path, stop: threading.Event) -> int:
                         return asked_bytes
                     os.posix_fadvise(file.fileno(), offset, PIECE_BYTES, os.POSIX_FADV_WILLNEED)
                     asked_bytes += min(PIECE_BYTES, size_bytes - offset)
-    except OSError:  # the load finds out, and says so
+    except OSError:  # the load finds out, and reports it
         pass
     return asked_bytes

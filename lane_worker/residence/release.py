@@ -10,9 +10,9 @@ Proof = Literal["base", "own_figure", "no_pipeline"]
 
 
 class MemorySample(Struct, frozen=True):
-    """One look at the memory; *at_s* is monotonic. None is a figure that could not be read, never 0.
+    """One look at the memory; *at_s* is monotonic. A figure that could not be read is None, and never 0.
 
-    *own_bytes* is what the driver says of our host's process alone, where it says so.
+    *own_bytes* is the figure of our host's process alone, where the driver reports it.
     """
 
     at_s: float
@@ -41,9 +41,10 @@ Verdict = Released | StillHeld | Unmeasurable
 
 
 def own_figure(pid: int, before: Mapping[int, int], after: Mapping[int, int]) -> int | None:
-    """What the driver says that our host *pid* holds, by its figures *before* and *after* the host's start; else None.
+    """What our host *pid* holds, by the driver's figures *before* and *after* the host's start; None where they do not
+    show it.
 
-    In a container the driver may know it by another number, and another process by this one, so the figure is believed
+    In a container the driver may know the host by another number, and another process by this one. So a figure counts
     only where it came with the host.
     """
     return None if pid in before else after.get(pid)
@@ -60,15 +61,15 @@ def judge(
 ) -> Verdict:
     """What the last two of *samples* prove. Earlier ones prove nothing: what was free then may be taken now.
 
-    *base_bytes* and *own_base_bytes* are what the card and our process held when the host was empty. *no_pipeline*
-    says that no process of ours can hold one: the host has ended, by the kernel's word, or was never asked to load.
+    *base_bytes* and *own_base_bytes* are what the card and our process held when the host was empty. *no_pipeline* says
+    that no process of ours can hold one: the host has ended, as the kernel reports, or was never asked to load.
 
     1. There are fewer than two, or in one of the last two what is in use or free is missing: Unmeasurable.
     2. In one of them less than *needed_bytes* is free: StillHeld. Whoever holds the rest, there is no room.
     3. In both the driver reports our own process's figure. It is the proof, whatever others take or give back:
        *own_figure* where it is within *own_base_bytes* + *tolerance_bytes*, else StillHeld.
     4. There is a base, and both are within *base_bytes* + *tolerance_bytes*: Released by the *base*.
-    5. *no_pipeline*: so is this; what else is in use is another's, and the room was proven by rule 2.
+    5. *no_pipeline*: Released by that. Whatever else is in use is another's, and rule 2 proved the room.
     6. Otherwise StillHeld; without a base Unmeasurable.
     """
     last_two = samples[-2:]

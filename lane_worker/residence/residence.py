@@ -1,6 +1,6 @@
 """The one pipeline of a slot: `ready(model)` makes room, proves it, and loads (FR-001..003, design §7).
 
-Both kinds of worker use it. They ask for the outcome and never look at the state first.
+Both kinds of worker use it. They ask for an outcome, and never look at the state first.
 """
 
 import asyncio
@@ -108,18 +108,18 @@ class Residence:
         return isinstance(self._state, InQuarantine)
 
     def lift(self) -> None:
-        """An operator says that the slot is usable: what is in use there now is nobody's leftover."""
+        """An operator declares the slot usable: what is in use there now counts as nobody's leftover."""
         if self.quarantined:
             log.info("quarantine_lifted", slot=self._slot)
             self._state = after(self._state, Lifted())
             self._show(SlotState.EMPTY, None, "")
 
     async def open(self, *, term: int = 0) -> Ready:
-        """Starts the host, under leadership *term*; it holds the slot's lock then, and nothing is resident.
+        """Starts the host, under leadership *term*. It then holds the slot's lock, and nothing is resident.
 
-        Call it first, and after `close`; a host that dies in between is started again by `ready`, or by this.
-        A model that this slot cannot serve with the options of its checkpoint is named at once: in the log, and as the
-        slot's detail. Raises SlotTaken, HostLost, MemoryUnreadable, Quarantined.
+        Call it first, and after `close`; a host that dies in between is started again by `ready`, or by this. The log,
+        and the slot's detail, name at once each model that this slot cannot serve with the options of its checkpoint.
+        Raises SlotTaken, HostLost, MemoryUnreadable, Quarantined.
         """
         _refuse_in_quarantine(self._state)
         self._term = term
@@ -170,7 +170,7 @@ class Residence:
         self._show(SlotState.EMPTY, None, "")
 
     async def close(self) -> None:
-        """Ends the host, which unloads and unlocks. Bounded."""
+        """Ends the host, which unloads and unlocks, within a bounded time."""
         self.read_ahead.stop()
         self._state = after(self._state, Left()) if isinstance(self._state, Resident) else self._state
         await self.host.close()
@@ -244,7 +244,8 @@ class Residence:
         return replace(given, receipt=replace(given.receipt, before_bytes=before_bytes, release_s=since(begun_s)))
 
     async def _prove(self, given: Given) -> Proof:
-        """§7, steps 3 and 4. What holds memory there is looked up for people, and is no part of the proof."""
+        """§7, steps 3 and 4. The processes that hold memory there are looked up for people, and are no part of the
+        proof."""
         self._state = after(self._state, Doubted())
         proof = await self._prover.prove(given, is_used=_is_used(self._state))
         if proof.is_proven:
@@ -253,7 +254,8 @@ class Residence:
         return replace(proof, holders=await self.memory.holders())
 
     def _require(self, proof: Proof) -> None:
-        """Raises MemoryUnreadable, or Quarantined from now on, where *proof* is none."""
+        """Where *proof* proves nothing, raises MemoryUnreadable, or puts the slot in quarantine and raises
+        Quarantined."""
         if proof.is_proven:
             return
         if isinstance(proof.verdict, Unmeasurable):
@@ -280,7 +282,7 @@ class Residence:
         """A fresh host, empty. Raises SlotTaken, HostLost, MemoryUnreadable."""
         if isinstance(self._state, Resident):  # its host has died
             self._state = after(self._state, Left())
-        with contextlib.suppress(HostLost):  # the start below finds it out, and says so
+        with contextlib.suppress(HostLost):  # the start below finds out, and reports it
             await self.host.kill()
         floor = await self.memory.answered()
         ready = await self.host.start(
@@ -297,7 +299,7 @@ class Residence:
 
 
 async def _again(starting: Awaitable[Ready]) -> None:
-    """*starting* a host on a slot that was ours: whoever took it meanwhile has ended our host."""
+    """Awaits *starting* a host on a slot that was ours: a process that took the slot meanwhile has ended our host."""
     try:
         await starting
     except SlotTaken as error:
@@ -343,7 +345,7 @@ def _record_parts(receipt: SwapReceipt) -> None:
 
 
 def _log_rehearsal(rehearsed: Rehearsed | None, slot: str) -> None:
-    if rehearsed is not None and rehearsed.error:  # what its first task takes once may then look like a leak
+    if rehearsed is not None and rehearsed.error:  # memory that its first task takes once may then look like a leak
         log.warning("not_rehearsed", slot=slot, error=rehearsed.error, seconds=rehearsed.seconds)
     elif rehearsed is not None:
         log.info("rehearsed", slot=slot, seconds=rehearsed.seconds)

@@ -46,7 +46,7 @@ State = Closed | Empty | Resident | InQuarantine
 
 
 class Left(Struct, frozen=True):
-    """Whatever was resident is given up, or was lost with its host: by itself this proves nothing."""
+    """Whatever was resident is given up, or was lost with its host. That alone proves nothing."""
 
 
 class Started(Struct, frozen=True):
@@ -62,7 +62,7 @@ class Doubted(Struct, frozen=True):
 
 
 class LoadBegun(Struct, frozen=True):
-    """The host was asked to load: from here on a pipeline may be on the slot, whatever is answered."""
+    """The host was asked to load: from here on a pipeline may be on the slot, whatever the host answers."""
 
 
 class LoadEnded(Struct, frozen=True):
@@ -78,7 +78,7 @@ class Barred(Struct, frozen=True):
 
 
 class Lifted(Struct, frozen=True):
-    """An operator says that the slot is usable."""
+    """An operator declares the slot usable."""
 
 
 class HandedOver(Struct, frozen=True):
@@ -90,7 +90,8 @@ _Move = Callable[[Any, Any], State]
 
 
 class IllegalMove(Exception):
-    """A slot was about to do what nothing may do, such as to load what is not proven to be free. A defect of ours."""
+    """A slot was about to make a move that none may make, such as a load where it is not proven to be free. A defect of
+    ours."""
 
 
 # What is not here never happens: `after` refuses it.
@@ -116,8 +117,8 @@ TABLE: Final[Mapping[tuple[type[State], type[Event]], _Move]] = {
 def after(state: State, event: Event) -> State:
     """*state* once *event* has happened. Raises IllegalMove for what `TABLE` does not have.
 
-    Two moves are refused in a state that the table has them for: a load where the slot is not proven to be free, and
-    a `LoadEnded` that no `LoadBegun` came before.
+    Two moves are refused in some states although the table has them: a load where the slot is not proven to be free,
+    and a `LoadEnded` that no `LoadBegun` came before.
     """
     move = TABLE.get((type(state), type(event)))
     if move is None:
