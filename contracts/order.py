@@ -1,7 +1,7 @@
-"""Which of the tasks that wait for one card it starts next. Pure: no clock, no I/O, no logging.
+"""Which of the tasks that wait for one card starts next. Pure: no clock, no I/O, no logging.
 
-It stands here and not with the worker that asks it: the gateway says from the same function when a task will start,
-and a lane orders its own queue by it. All times are seconds by one clock of the asker's choice.
+It stands here, and not with the worker that calls it: by the same function the gateway forecasts when a task will
+start, and a lane orders its own queue. All times are seconds by one clock of the caller's choice.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from contracts.wire import Moment
 OrderName = Literal["fifo", "swap-aware"]
 ORDER_NAMES: Final[tuple[OrderName, ...]] = get_args(OrderName)
 
-# What a caller has had of the card counts half after so long.
+# After this time, what a caller has had of the card counts half.
 HALF_LIFE_S: Final = 60.0
 # Less than this is as good as nothing, and is forgotten.
 FORGOTTEN_S: Final = 0.01
@@ -34,7 +34,7 @@ RULES: Final[Mapping[int, str]] = {
 
 
 def words(rules: Iterable[int]) -> str:
-    """*rules* for a person; one of a later version by its number."""
+    """*rules* in words for a person; a rule of a later version by its number."""
     return "; ".join(RULES.get(rule, f"rule {rule}") for rule in rules)
 
 
@@ -57,9 +57,9 @@ class OnCard(Struct, frozen=True):
 
 
 class Costs(Struct, frozen=True, kw_only=True):
-    """What a run of each model takes, and to have it loaded instead of another one, in seconds.
+    """What a run of each model takes, and what it takes to load the model in place of another, in seconds.
 
-    A model that is missing counts as the slowest that is there; where none is, as 0.
+    A model without a figure counts as the slowest that has one; where none has, as 0.
     """
 
     run_s: Mapping[str, float] = {}
@@ -259,8 +259,8 @@ def forecast(
 ) -> dict[str, Forecast]:
     """When each of those *waiting* will start on a card that is free at *free_s*, by its id, if nobody else comes.
 
-    What cannot start in time gives up its place and costs nothing. It stands behind those that can, at the moment at
-    which it would start if it waited on.
+    A task that cannot start in time gives up its place and costs nothing. It stands behind those that can, at the
+    moment at which it would start if it went on waiting.
     """
     left = {task.task_id: task for task in waiting}
     found: dict[str, Forecast] = {}
@@ -324,7 +324,7 @@ class OrderState(Struct, frozen=True, kw_only=True):
 
 
 def waiting_of(task: GenerationTask) -> Waiting:
-    """*task* as the order sees it: by the seconds of the epoch."""
+    """*task* as the order sees it, with times in seconds since the epoch."""
     return Waiting(
         task_id=task.message_id,
         model=task.model,

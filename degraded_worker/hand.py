@@ -1,7 +1,8 @@
-"""What waits on the degraded queue, in the hand of the leader: fetched, unclaimed, and kept alive (ADR 0038).
+"""The hand of the leader: the messages of the degraded queue that it has fetched, not claimed, and keeps alive (ADR
+0038).
 
-A message in the hand keeps its place in the queue: nats-server counts it until it is acked, removed or too old. So
-depth and wait are the server's to bound, as they are where a worker fetches one message at a time.
+A message in the hand keeps its place in the queue: nats-server counts it until it is acked, removed or too old. So the
+server bounds depth and wait, as it does where a worker fetches one message at a time.
 """
 
 import asyncio
@@ -30,12 +31,12 @@ from ops.nats.link import NatsLink
 from ops.nats.pull import FETCH_TIMEOUT_S, Pull
 from ops.waiting import set_within
 
-# How often the server hears that the hand is alive, and the records are read. A message of which it hears nothing for
-# `ack_wait`, 5 s, goes to the next leader: one word that is lost costs nothing.
+# How often the leader reports to the server that the hand is alive, and reads the records. A message of which the
+# server hears nothing for `ack_wait`, 5 s, goes to the next leader: one lost report costs nothing.
 KEEP_S: Final = 1.5
-# Where more waits than is in the hand, it is awaited before a choice, and no longer than this.
+# Where more messages are on their way into the hand, a choice waits for them, and no longer than this.
 GATHER_S: Final = 0.1
-# After its deadline a task is left to whoever ends it, and its message to the server, which drops it by age.
+# This long after its deadline a task is left to whoever ends it, and its message to the server, which drops it by age.
 OVERDUE_S: Final = 1.0
 
 log = structlog.get_logger("hand")
@@ -137,13 +138,13 @@ class Hand:
         try:
             task = queued_task(message)
         except UnreadableTask:
-            self._unreadable.append(message)  # the work loop says so, and ends it or leaves it
+            self._unreadable.append(message)  # the work loop reports it, and ends it or leaves it
             return
-        # one that is delivered again, since the server heard nothing for a while, takes the place of the first
+        # a message that is delivered again, since the server heard nothing for a while, takes the place of the first
         self._fetched[task.message_id] = Fetched(message, task)
 
     async def _keep(self) -> None:
-        """Keeps the hand alive, and drops from it what nobody may claim any more, while this worker leads."""
+        """While this worker leads, keeps the hand alive, and drops from it what nobody may claim any more."""
         while self._leads():
             for fetched in list(self._fetched.values()):
                 with contextlib.suppress(Exception):
@@ -154,14 +155,14 @@ class Hand:
         await self._give_back()
 
     async def _look(self, fetched: Fetched) -> None:
-        """Drops *fetched* where its record says that it ended, moved on, or runs; and where its wait is over."""
+        """Drops *fetched* where its record says that the task ended, moved on, or runs, and where its wait is over."""
         task, now = fetched.task, datetime.now(UTC)
         entry = await self._link.entries.get(TASKS, task.id)
         if self._fetched.get(task.message_id) is not fetched:
             return  # claimed, or delivered again, meanwhile
         record = None if entry is None else Versioned(RECORDS, entry).value
         if entry is not None and entry.value is not None and record is None:
-            return  # it cannot be read: the claim says so
+            return  # the record cannot be read: the claim reports it
         revision = 0 if entry is None else entry.revision
         decision = claim_decision(task, record, revision=revision, owner=self._owner, now=now)
         if isinstance(decision, (Drop, Mine)):
@@ -176,7 +177,8 @@ class Hand:
         self._room.set()
 
     async def _give_back(self) -> None:
-        """Every message to whoever leads next, at once; one that does not get there is delivered again after 5 s."""
+        """Gives every message back at once, to whoever leads next; one that does not get back is delivered again after
+        5 s."""
         messages = [each.message for each in self._fetched.values()] + self._unreadable
         self._fetched, self._unreadable, self._gathers_until_s = {}, [], 0.0
         self._room.set()

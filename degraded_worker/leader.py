@@ -1,7 +1,7 @@
 """Who serves the degraded queue: one worker, by a key that expires (KV `leader`, design §3, §10.9).
 
-The key says who may fetch. It does not guard a card: the lock of the slot does (design §7), and the *term* is what a
-new leader shows it to put a stopped one's pipeline host aside.
+The key says who may fetch. It does not guard a card: the lock of the slot does (design §7). A new leader shows that
+lock its *term*, to put aside the pipeline host of a leader that was stopped.
 """
 
 import asyncio
@@ -33,7 +33,8 @@ log = structlog.get_logger("leader")
 
 
 class Standing(Struct, frozen=True, kw_only=True):
-    """A leadership that this process took. *term* is the revision at which it did, and grows with every new leader.
+    """A leadership that this process took. *term* is the revision at which it took the key, and grows with every new
+    leader.
 
     The key was stored at *revision*, at *sent_s* (monotonic seconds) or later.
     """
@@ -46,8 +47,8 @@ class Standing(Struct, frozen=True, kw_only=True):
 def leads(standing: Standing | None, *, now_s: float) -> bool:
     """Whether the key is surely still ours: it was stored less than its time to live ago. Pure.
 
-    Counted from when the refresh was sent, so that we stop believing it before the server does. A process that was
-    stopped, or cut off, finds out here and not from the server.
+    The time counts from when the refresh was sent, so that we stop believing it before the server does. A process that
+    was stopped, or cut off, finds out here and not from the server.
     """
     return standing is not None and now_s < standing.sent_s + LEADER_TTL_S
 
@@ -56,9 +57,10 @@ def vacancy(entry: Versioned[Leadership] | None, *, owner: str) -> int | None:
     """The revision over which *owner* may take the key; None while somebody else has it. Pure.
 
     1. There is no entry: 0, as for a create.
-    2. A marker stands, since it expired or was given back: over the marker (a create fails there, design §10.7).
-    3. It is *owner*'s own, from a take whose answer was lost: over that one.
-    4. It cannot be read: over that one, since nobody of ours holds it, and it may never expire.
+    2. A marker stands there, since the key expired or was given back: over the marker (a create fails there, design
+       §10.7).
+    3. The entry is *owner*'s own, from a take whose answer was lost: over that one.
+    4. The entry cannot be read: over that one, since no worker of ours holds it, and it may never expire.
     """
     if entry is None:  # 1
         return 0

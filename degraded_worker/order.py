@@ -1,6 +1,6 @@
 """What one leader knows when it chooses the next task: what it has loaded, measured and started (ADR 0038).
 
-`contracts/order.py` decides; here is its memory. A new leader begins without one.
+`contracts/order.py` decides; its memory is here. A new leader begins without any.
 """
 
 import statistics
@@ -28,9 +28,9 @@ from contracts.tasks import GenerationTask, OrderDecision, Priority, Progress, W
 from lane_worker.runtime.outcome import Result, Runner, Succeeded, Unsuccessful
 from ops.telemetry import metrics
 
-# The median of so many is what a run or a swap is expected to take.
+# A run, or a swap, is expected to take the median of its last so many.
 SAMPLES_MAX: Final = 9
-# Of so many callers others learn how much of the card they had.
+# The state shows for this many callers how much of the card they had.
 CALLERS_SHOWN: Final = 32
 # What ends the slice of a model: none of it waits; its time is over; a stricter class, or one whose turn it is, waits
 # for another model; a task would expire (rule 5); or the order is that of arrival, which has no slices.
@@ -107,7 +107,7 @@ class Order:
             _note(self._runs_s, task.model, max(0.0, seconds - swap_s))
 
     def state(self, now: datetime) -> OrderState:
-        """What others need to say when a task will start."""
+        """What other processes need to forecast when a task will start."""
         loaded, policy = self._loaded(now.timestamp()), self._policy
         most = sorted(self._ledger.callers.items(), key=lambda each: (-each[1], each[0]))[:CALLERS_SHOWN]
         return OrderState(

@@ -77,7 +77,8 @@ class DegradedWorker:
         return self._leader.is_leader(time.monotonic())
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serves whenever it leads, until *stop*; then finishes the task in hand within `windows.drains_s` and leaves.
+        """Serves whenever this worker leads, until *stop*; then finishes the task in hand within `windows.drains_s`,
+        and leaves.
 
         Raises TransportUnavailable when the server is away at the start.
         """
@@ -118,7 +119,7 @@ class DegradedWorker:
                     await unless(stop.wait(), self._begin_anew())
                 wait_s = RETRY_FIRST_S
             except (SlotTaken, HostLost, TransportUnavailable) as error:
-                # another slot's standby may do better
+                # a standby on another slot may do better
                 log.error("cannot_serve", slot=self._slot, error=str(error), again_in_s=wait_s)
                 await set_within(wait_s, stop)
                 wait_s = min(RETRY_MAX_S, wait_s * 2)
@@ -174,7 +175,7 @@ class DegradedWorker:
         except Quarantined as error:
             log.error("quarantined", slot=self._slot, error=str(error))
         finally:
-            # first what waits: nobody here takes it any more
+            # first what waits is given back: nobody here takes it any more
             await self._loop.close()
             # the leadership last: a standby that took it earlier would kill the pipeline host that is leaving
             await self._residence.close()
