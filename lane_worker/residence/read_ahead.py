@@ -35,10 +35,11 @@ class ReadAhead:
 
 
 def read_ahead(folder: Path, stop: threading.Event) -> int:
-    """The bytes that the system was asked for, in the order in which diffusers loads them.
+    """Asks the system to read the weights, in the order in which diffusers loads them; returns for how many bytes it
+    asked.
 
-    None where the system has no such call, or where the files would not fit in what memory is available: their
-    beginning would be dropped before it is used.
+    It asks for nothing where the system has no such call, or where the files would not fit into the available memory:
+    their beginning would be dropped before it is used.
     """
     if not hasattr(os, "posix_fadvise"):
         return 0

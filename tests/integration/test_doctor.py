@@ -117,7 +117,7 @@ def test_a_taken_port_is_reported_with_what_to_do(tmp_path: Path) -> None:
     ("program", "found", "advice"),
     [
         ("#!/bin/sh\necho nats-server: v2.9.10", "2.9.10", "2.11 or later"),
-        ("#!/bin/sh\nexit 1", "does not tell its version", "2.11 or later"),
+        ("#!/bin/sh\nexit 1", "does not state its version", "2.11 or later"),
         ("not a program", "does not run", "reinstall"),
         (None, "none", "not a program"),
     ],

