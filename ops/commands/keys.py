@@ -259,7 +259,7 @@ def _caller(_: click.Context, __: click.Parameter, value: str) -> str:
     type=click.IntRange(1, BURST_MAX_S),
     default=DEFAULT_BURST_S,
     show_default=True,
-    help="Seconds over which they are counted: so long a pause can be made up for at once.",
+    help="Seconds over which its requests are counted: it may make up at once for a pause of that length.",
 )
 @click.option(
     "--highest-priority",

@@ -183,7 +183,7 @@ log_size_option = click.option(
     default="20MB",
     show_default=True,
     show_envvar=True,
-    help="How large the log of a process may grow before it becomes its old one, of which there is one.",
+    help="The size at which the log of a process becomes its old log. One old log is kept.",
 )
 replicas_option = click.option(
     "--replicas",

@@ -23,9 +23,9 @@ DEFAULT_DATA_DIR: Final = Path(".warmlane")
 # A folder below the data folder. `nats --context FILE` takes its files.
 AUTH_FOLDER: Final = "nats-auth"
 DESCRIPTIONS: Final[Mapping[Role, str]] = {
-    "operator": "Warmlane, to look: streams, buckets; no change",
-    "system": "the nats-server of Warmlane: connections, denials, how full it is; no change",
-    "admin": "Warmlane, everything: provision, keys, switches, backup",
+    "operator": "Warmlane, read only: streams and buckets",
+    "system": "the nats-server of Warmlane, read only: connections, denials, how full it is",
+    "admin": "Warmlane, all rights: provision, keys, switches, backup",
 }
 
 

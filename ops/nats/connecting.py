@@ -150,7 +150,7 @@ class Connector:
                 user=self._access.user,
                 operation=denial.operation,
                 subject=denial.subject,
-                advice="its permissions stand in nats.conf; give it another user, or grant it this there",
+                advice="nats.conf sets what this user may do: grant it the subject there, or use another user",
             )
 
     def _on_refusal(self, error: Exception) -> None:

@@ -76,13 +76,13 @@ class StoreKeeper:
             self._said_room = True
             self._say(
                 f"nats-server cannot write: {free_bytes / 2**20:.0f} MiB are free at {self._store}, and "
-                f"{NEEDED_BYTES / 2**20:.0f} are needed; make room, and it is restarted by itself"
+                f"{NEEDED_BYTES / 2**20:.0f} are needed; make room, and `warmlane up` restarts it"
             )
         if now_s - self._restarts.last_s > PAUSE_MAX_S:
             self._restarts = Restarts(0, self._restarts.last_s)
         if may_restart(silent_for_s, free_bytes, self._restarts, now_s):
             streams = ", ".join(sorted(self._refusals.now(now_s)))
-            self._say(f"nats-server has refused writes ({streams}) since its disk was full: it is restarted")
+            self._say(f"nats-server has refused writes ({streams}) ever since its disk was full: restarting it")
             self._restarts = Restarts(self._restarts.count + 1, now_s)
             self._said_room = False
             await self._restart()
