@@ -326,8 +326,7 @@ def test_the_values_of_4_k_plus_1_begin_within_the_limits(minimum: int, first: i
 def test_a_task_is_described_with_every_key() -> None:
     schema = TINY["components"]["schemas"]["TaskView"]
     assert set(schema["properties"]) == set(TaskView.__struct_fields__)
-    # a gateway always names the class; that a client need not find it is for gateways of an earlier version
-    assert set(schema["required"]) == set(schema["properties"]) - {"priority"}
+    assert set(schema["required"]) == set(schema["properties"])
     assert "self" in TINY["components"]["schemas"]["TaskLinks"]["properties"]
 
 
