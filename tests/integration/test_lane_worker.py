@@ -69,7 +69,8 @@ async def test_a_lane_that_is_to_leave_gives_up_its_load(link: NatsLink, catalog
     model = catalog.models["phr00t"]
     hanging = replace(model, checkpoint=replace(model.checkpoint, folder="hang-in-load"))
     models = {**catalog.models, "phr00t": hanging}
-    before, forks = children_of(os.getpid()), SharedForkServer()
+    forks = SharedForkServer()  # which starts what the tests share, unless one before this did
+    before = children_of(os.getpid())
     windows = replace(catalog.windows, drain_s=5.0)
     lane = Lane(link, replace(catalog, models=models, windows=windows), tmp_path, fork_server=forks)
     with capture_logs() as logs:
