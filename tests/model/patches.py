@@ -19,7 +19,6 @@ import gateway.boards.task_board
 import gateway.http.lookup
 import gateway.placing.admission
 import gateway.placing.cancelling
-import gateway.placing.estimate
 import gateway.placing.fallbacks
 import gateway.placing.hold
 import gateway.placing.input_images
@@ -29,6 +28,7 @@ import gateway.placing.queueing
 import gateway.placing.retries
 import gateway.placing.slow_look
 import gateway.placing.sweeper
+import gateway.placing.turns
 import lane_worker.runtime.attempt
 import lane_worker.runtime.claiming
 import lane_worker.runtime.held
@@ -56,7 +56,7 @@ _WITH_DATETIME: tuple[Any, ...] = (
     gateway.boards.episode_board,
     gateway.boards.task_board,
     gateway.placing.admission,
-    gateway.placing.estimate,
+    gateway.placing.turns,
     gateway.placing.fallbacks,
     gateway.placing.hold,
     gateway.placing.input_images,

@@ -21,7 +21,8 @@ from contracts.topology import DEGRADED_MAX_MSGS
 from gateway.boards.lane_board import LaneBoard
 from gateway.boards.task_board import TaskBoard
 from gateway.boards.work_queues import SAMPLES_MAX, WorkQueues
-from gateway.placing.estimate import Estimates, lane_wait_s, retry_after_s
+from gateway.placing.estimate import Estimates, lane_wait_s
+from gateway.placing.turns import retry_after_s
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import HEARTBEATS, RECORDS
 from ops.nats.entry import Entry
