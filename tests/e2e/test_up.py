@@ -175,7 +175,7 @@ def test_a_full_disk_recovers_when_there_is_room_again(tmp_path: Path) -> None:
 
         eventually_sync(lambda: says("nats-server cannot write"))
         disk.empty()
-        eventually_sync(lambda: says("it is restarted"))
+        eventually_sync(lambda: says("restarting it"))
         eventually_sync(up.is_ready)
         done = up.ended(up.submit(num_frames=9)["id"])
         assert done["status"] == "done"

@@ -91,7 +91,7 @@ async def test_a_server_whose_disk_was_full_is_restarted_and_goes_on(tmp_path: P
 
             await eventually(lambda: is_said("make room"))
             disk.empty()
-            await eventually(lambda: is_said("it is restarted"))  # with room again it is refused all the same
+            await eventually(lambda: is_said("restarting it"))  # with room again it is refused all the same
 
             async def accepted() -> bool:
                 return (await post()).status_code == 202
