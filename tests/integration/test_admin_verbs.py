@@ -167,9 +167,10 @@ async def rm_of_a_watchs_consumer(scene: Scene) -> None:
 
 
 async def next_of_a_queue(scene: Scene) -> None:
-    kept, taken = await scene.submit(), await scene.submit()
+    kept = await scene.submit()
     shown = await scene.admin(f"consumer next {LANE} {WORK_CONSUMER} --no-ack --raw")
     assert kept in shown
+    taken = await scene.submit()  # only now: nobody takes it, so it leaves the lane's queue after `WAIT_S`
     shown = await scene.admin(f"consumer next {LANE} {WORK_CONSUMER} --raw --ack")
     assert taken in shown
     await scene.worker("degraded")
