@@ -6,17 +6,16 @@ from typing import Any, Final, Literal
 
 from msgspec.structs import replace
 
+from contracts.memory import MemoryReading, SwapReceipt
 from contracts.order import words
 from contracts.tasks import (
     HANDED_BACK_MAX,
     TIMELINE_MAX,
     FailureCode,
     GenerationTask,
-    MemoryReading,
     OrderDecision,
     Progress,
     RoutingDecision,
-    SwapReceipt,
     TaskError,
     TaskStatus,
     TimelineEntry,

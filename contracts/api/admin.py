@@ -9,7 +9,8 @@ from typing import Literal
 from msgspec import Struct
 
 from contracts.lanes import ColdStart, FallbackEpisode, LaneMode, LaneState, VideoPipelineSlot
-from contracts.tasks import OrderDecision, RoutingDecision, SwapReceipt, TaskStatus
+from contracts.memory import SwapReceipt
+from contracts.tasks import OrderDecision, RoutingDecision, TaskStatus
 
 
 class IgnoredControl(Struct, frozen=True):

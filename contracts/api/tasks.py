@@ -10,16 +10,8 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from contracts.tasks import (
-    GenerationParameters,
-    MemoryReading,
-    Priority,
-    Progress,
-    SwapReceipt,
-    TaskError,
-    TaskStatus,
-    TimelineEntry,
-)
+from contracts.memory import MemoryReading, SwapReceipt
+from contracts.tasks import GenerationParameters, Priority, Progress, TaskError, TaskStatus, TimelineEntry
 
 
 class QueuePlace(Struct, frozen=True, kw_only=True):

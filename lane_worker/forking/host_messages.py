@@ -11,8 +11,9 @@ import msgspec
 from msgspec import Struct
 
 from contracts.checkpoints import Checkpoint
+from contracts.memory import MemoryReading
 from contracts.nesting import MsgpackDecoder
-from contracts.tasks import GenerationParameters, MemoryReading
+from contracts.tasks import GenerationParameters
 
 MAX_MESSAGE_BYTES: Final = 1 << 20
 LENGTH: Final = struct.Struct(">I")

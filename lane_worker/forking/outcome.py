@@ -4,7 +4,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from contracts.tasks import MemoryReading, SwapReceipt
+from contracts.memory import MemoryReading, SwapReceipt
 from lane_worker.forking.host_messages import Cancelled, Failed, Finished, SlotNote
 
 

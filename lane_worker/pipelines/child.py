@@ -23,7 +23,7 @@ import torch
 import transformers
 from diffusers import WanImageToVideoPipeline, WanPipeline, WanVACEPipeline
 
-from contracts.tasks import MemoryReading
+from contracts.memory import MemoryReading
 from lane_worker.forking.allocator import AllocatorMisconfigured
 from lane_worker.forking.host_messages import (
     LENGTH,

@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from contracts.tasks import MemoryReading
+from contracts.memory import MemoryReading
 
 _STATUS = Path("/proc/self/status")
 CUDA_FIGURES: Final = {

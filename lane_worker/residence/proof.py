@@ -9,7 +9,7 @@ import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 
-from contracts.tasks import SwapReceipt
+from contracts.memory import SwapReceipt
 from lane_worker.forking.host import Host
 from lane_worker.forking.outcome import HostLost
 from lane_worker.residence.baseline import Baseline

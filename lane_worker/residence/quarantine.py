@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from contracts.tasks import SwapReceipt
+from contracts.memory import SwapReceipt
 from lane_worker.forking.outcome import HostLost
 from lane_worker.residence.states import InQuarantine
 from ops.machine.readings import Holder

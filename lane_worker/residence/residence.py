@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from opentelemetry.trace import Span
 
 from contracts.lanes import SlotState
+from contracts.memory import MemoryReading, SwapReceipt
 from contracts.settings import ModelEntry
-from contracts.tasks import MemoryReading, SwapReceipt
 from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Failed, Ready, Rehearsed
 from lane_worker.forking.outcome import HostLost, LoadFailed, SlotTaken

@@ -10,7 +10,7 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from contracts.tasks import MemoryReading, SwapReceipt
+from contracts.memory import MemoryReading, SwapReceipt
 
 
 class Closed(Struct, frozen=True):

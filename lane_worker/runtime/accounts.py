@@ -2,7 +2,8 @@
 
 from msgspec.structs import replace
 
-from contracts.tasks import GenerationTask, MemoryReading
+from contracts.memory import MemoryReading
+from contracts.tasks import GenerationTask
 from lane_worker.forking.host_messages import Ready
 from lane_worker.residence.residence import Residence
 from lane_worker.runtime.ended import Ended

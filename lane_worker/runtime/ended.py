@@ -6,7 +6,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from contracts.tasks import FailureCode, MemoryReading, SwapReceipt
+from contracts.memory import MemoryReading, SwapReceipt
+from contracts.tasks import FailureCode
 from lane_worker.forking import host_messages as messages
 from lane_worker.forking.outcome import HostLost, LoadFailed, LoadTimedOut, Lost, Outcome, TimedOut
 from lane_worker.residence.quarantine import Quarantined

@@ -7,8 +7,9 @@ import structlog
 from msgspec.structs import replace
 
 from contracts.generation.request import parameter_errors
+from contracts.memory import SwapReceipt
 from contracts.settings import ModelEntry
-from contracts.tasks import FailureCode, GenerationTask, Progress, SwapReceipt
+from contracts.tasks import FailureCode, GenerationTask, Progress
 from lane_worker.forking.host_messages import Failed, Generate
 from lane_worker.forking.outcome import HostLost, LoadFailed, Lost, Outcome
 from lane_worker.residence.quarantine import Quarantined

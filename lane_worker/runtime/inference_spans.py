@@ -5,7 +5,8 @@ So the process that holds the card needs no exporter, and one that is killed los
 
 from datetime import UTC, datetime, timedelta
 
-from contracts.tasks import GenerationTask, MemoryReading
+from contracts.memory import MemoryReading
+from contracts.tasks import GenerationTask
 from lane_worker.forking import host_messages as messages
 from lane_worker.forking.outcome import Lost, Outcome, TimedOut
 from lane_worker.runtime.steps import Steps

@@ -3,8 +3,8 @@
 import time
 from datetime import UTC, datetime
 
+from contracts.memory import MemoryReading
 from contracts.settings import Warmth, Windows
-from contracts.tasks import MemoryReading
 from lane_worker.residence.states import Resident
 from lane_worker.runtime.lanes_beside import lane_reports
 from lane_worker.runtime.warmth import Others, Stay, Step, Wear, next_step, others_of, residue_bytes, worn_out

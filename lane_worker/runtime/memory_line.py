@@ -9,7 +9,7 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
-from contracts.tasks import MemoryReading
+from contracts.memory import MemoryReading
 from ops.machine.readings import Reading
 from ops.telemetry.metrics import memory_read
 

@@ -7,7 +7,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from contracts.tasks import FailureCode, GenerationTask, MemoryReading, Progress, SwapReceipt
+from contracts.memory import MemoryReading, SwapReceipt
+from contracts.tasks import FailureCode, GenerationTask, Progress
 from lane_worker.forking.host_messages import WrittenVideo
 
 

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 import structlog
 from msgspec.structs import replace
 
-from contracts.tasks import GenerationTask, Progress, SwapReceipt
+from contracts.memory import SwapReceipt
+from contracts.tasks import GenerationTask, Progress
 from lane_worker.forking.host_messages import StepFinished
 from ops.telemetry import metrics
 

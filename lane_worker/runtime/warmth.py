@@ -8,8 +8,8 @@ from typing import Final
 from msgspec import Struct
 
 from contracts.lanes import LaneReport, LaneState
+from contracts.memory import MemoryReading
 from contracts.settings import Warmth
-from contracts.tasks import MemoryReading
 
 MB: Final = 1_000_000
 READY: Final = frozenset({LaneState.WARM, LaneState.BUSY})

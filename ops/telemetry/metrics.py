@@ -20,7 +20,8 @@ from msgspec import Struct
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from contracts.tasks import FailureCode, GenerationTask, MemoryReading
+from contracts.memory import MemoryReading
+from contracts.tasks import FailureCode, GenerationTask
 
 _meter = metrics.get_meter("warmlane")
 _SHORT_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60)

@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from contracts.memory import SwapReceipt
 from contracts.order import ORDER_NAMES
-from contracts.tasks import GenerationTask, SwapReceipt, TaskStatus, decode_task
+from contracts.tasks import GenerationTask, TaskStatus, decode_task
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, TASKS, work_subject
 from ops.commands.demo.tables import percentile
 from ops.nats.entry import Entry

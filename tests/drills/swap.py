@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from contracts.memory import SwapReceipt
 from contracts.settings import ModelEntry
-from contracts.tasks import SwapReceipt
 from lane_worker.forking.fork_server import FORK_SERVER, ForkServer
 from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Finished, Generate

@@ -22,8 +22,8 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
+from contracts.memory import SwapReceipt
 from contracts.settings import ModelEntry, load_settings
-from contracts.tasks import SwapReceipt
 from lane_worker.forking.fork_server import ForkServer
 from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Finished, Generate, StepFinished

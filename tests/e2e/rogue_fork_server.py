@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 
-from contracts.tasks import MemoryReading
+from contracts.memory import MemoryReading
 from lane_worker.forking.host_messages import (
     LENGTH,
     PID,

@@ -13,8 +13,8 @@ from typing import Literal
 import pytest
 from rich.console import Console
 
+from contracts.memory import SwapReceipt
 from contracts.order import ORDER_NAMES
-from contracts.tasks import SwapReceipt
 from contracts.topology import DEGRADED_MAX_MSGS
 from tests.drills.failover import UNSEEN, fail_over, settings_for
 from tests.drills.failover import judge as judge_failover

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.cuda import _memory_viz as viz
 
-from contracts.tasks import MemoryReading
+from contracts.memory import MemoryReading
 from lane_worker.forking.allocator import NAMES, WANTED, AllocatorMisconfigured
 from lane_worker.forking.fork_server import host_environment
 from lane_worker.pipelines import oom_snapshots

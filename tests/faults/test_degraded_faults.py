@@ -11,7 +11,8 @@ import pytest_asyncio
 from msgspec import Struct
 
 from contracts.lanes import SlotState
-from contracts.tasks import GenerationTask, SwapReceipt, TaskStatus
+from contracts.memory import SwapReceipt
+from contracts.tasks import GenerationTask, TaskStatus
 from tests.faults.stage import ProbeName, Stage, staged
 from tests.kit.fake_nvml import GIB
 

@@ -18,7 +18,8 @@ import pytest
 from msgspec.structs import replace
 
 from contracts.lanes import LaneState
-from contracts.tasks import GenerationTask, SwapReceipt, TaskStatus
+from contracts.memory import SwapReceipt
+from contracts.tasks import GenerationTask, TaskStatus
 from lane_worker.forking.fork_server import ForkServer
 from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Failed, Finished, Generate, StepFinished

@@ -15,16 +15,8 @@ from openapi_spec_validator import validate
 
 from contracts import lifecycle
 from contracts.lanes import LaneState, Leadership
-from contracts.tasks import (
-    FailureCode,
-    GenerationTask,
-    MemoryReading,
-    Progress,
-    SwapReceipt,
-    VideoFile,
-    decode_task,
-    encode_task,
-)
+from contracts.memory import MemoryReading, SwapReceipt
+from contracts.tasks import FailureCode, GenerationTask, Progress, VideoFile, decode_task, encode_task
 from contracts.topology import LEADER, LEADER_KEY, TASKS, lane_stream
 from ops.nats.link import NatsLink
 from tests.integration.test_http_generate import problem

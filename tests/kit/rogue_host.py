@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 
 from contracts.checkpoints import Checkpoint
-from contracts.tasks import GenerationParameters, MemoryReading
+from contracts.memory import MemoryReading
+from contracts.tasks import GenerationParameters
 from lane_worker.forking import host_messages
 from lane_worker.forking.host_messages import FromChild, StepFinished
 from lane_worker.pipelines import child, forkserver

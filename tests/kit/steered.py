@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from contracts.memory import MemoryReading, SwapReceipt
 from contracts.settings import Windows
-from contracts.tasks import GenerationTask, MemoryReading, Progress, SwapReceipt
+from contracts.tasks import GenerationTask, Progress
 from contracts.topology import lane_stream
 from lane_worker.forking.host_messages import WrittenVideo
 from lane_worker.runtime.leaving import drain

@@ -12,8 +12,9 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from contracts.lanes import SlotState
+from contracts.memory import SwapReceipt
 from contracts.settings import Catalog, ModelEntry, load_settings
-from contracts.tasks import GenerationTask, SwapReceipt
+from contracts.tasks import GenerationTask
 from lane_worker.forking.fork_server import FORK_SERVER, ForkServer
 from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Finished, Generate

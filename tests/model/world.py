@@ -18,8 +18,9 @@ from msgspec.structs import replace
 
 from contracts.generation.request import AcceptedRequest
 from contracts.lanes import LaneHeartbeat, LaneState
+from contracts.memory import MemoryReading
 from contracts.settings import Catalog, load_settings
-from contracts.tasks import FailureCode, GenerationTask, ImageReference, MemoryReading, Progress
+from contracts.tasks import FailureCode, GenerationTask, ImageReference, Progress
 from contracts.topology import DEGRADED, LANES, TASKS, Topology, bucket_stream, bucket_subject, lane_stream
 from degraded_worker.hand import Hand
 from degraded_worker.order import Order, OrderedRunner

@@ -10,14 +10,13 @@ from litestar.openapi.spec import Example
 from contracts.api.problems import Problem
 from contracts.api.tasks import QueuePlace
 from contracts.generation.errors import FieldError
+from contracts.memory import MemoryReading, SwapReceipt
 from contracts.tasks import (
     FailureCode,
     GenerationParameters,
     GenerationTask,
-    MemoryReading,
     Progress,
     ReplacedParameter,
-    SwapReceipt,
     TaskError,
     TaskStatus,
     TimelineEntry,

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from rich.table import Table
 
-from contracts.tasks import SwapReceipt
+from contracts.memory import SwapReceipt
 from ops.commands.demo.runs import Run
 
 

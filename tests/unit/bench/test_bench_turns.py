@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from contracts.tasks import SwapReceipt, TimelineEntry
+from contracts.memory import SwapReceipt
+from contracts.tasks import TimelineEntry
 from tests.bench.jobs import Made
 from tests.bench.load import LoadFailed
 from tests.bench.names import DIRECT, WARMLANE

@@ -9,16 +9,8 @@ from msgspec.structs import replace
 
 from contracts import lifecycle
 from contracts.lifecycle import TRANSITIONS, IllegalTransition, TaskEvent
-from contracts.tasks import (
-    TIMELINE_MAX,
-    FailureCode,
-    GenerationTask,
-    MemoryReading,
-    Progress,
-    TaskStatus,
-    VideoFile,
-    encode_task,
-)
+from contracts.memory import MemoryReading
+from contracts.tasks import TIMELINE_MAX, FailureCode, GenerationTask, Progress, TaskStatus, VideoFile, encode_task
 from tests.kit.records import DECISION, NOW, pending_task
 
 LATER = NOW + timedelta(seconds=7)

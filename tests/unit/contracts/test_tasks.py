@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from msgspec import Meta
 from msgspec.structs import replace
 
+from contracts.memory import SwapReceipt
 from contracts.tasks import (
     FailureCode,
     GenerationTask,
     ImageReference,
-    SwapReceipt,
     TaskStatus,
     UnreadableTask,
     decode_task,

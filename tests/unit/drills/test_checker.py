@@ -8,14 +8,8 @@ from msgspec.structs import replace
 
 from contracts import lifecycle
 from contracts.keys import ANONYMOUS
-from contracts.tasks import (
-    FailureCode,
-    GenerationTask,
-    MemoryReading,
-    SwapReceipt,
-    VideoFile,
-    keyed_task_id,
-)
+from contracts.memory import MemoryReading, SwapReceipt
+from contracts.tasks import FailureCode, GenerationTask, VideoFile, keyed_task_id
 from contracts.topology import DEGRADED
 from tests.faults.checker import Violation, check
 from tests.faults.history import (

@@ -7,7 +7,8 @@ import pytest
 from msgspec.structs import replace
 
 from contracts import lifecycle
-from contracts.tasks import FailureCode, SwapReceipt
+from contracts.memory import SwapReceipt
+from contracts.tasks import FailureCode
 from tests.bench.arrivals import Answer
 from tests.drills.overload import Life, Seen, is_proven, judge
 from tests.kit.records import NOW, pending_task

@@ -4,7 +4,7 @@ from typing import Final
 
 import pytest
 
-from contracts.tasks import SwapReceipt
+from contracts.memory import SwapReceipt
 from tests.drills.swap_parts import Cache, Limits, Line, beside_limits, part_s
 
 GB: Final = 1_000_000_000

@@ -6,16 +6,8 @@ import pytest
 
 from contracts import lifecycle
 from contracts.api.tasks import QueuePlace
-from contracts.tasks import (
-    FailureCode,
-    GenerationTask,
-    MemoryReading,
-    OrderDecision,
-    ReplacedParameter,
-    SwapReceipt,
-    TaskStatus,
-    VideoFile,
-)
+from contracts.memory import MemoryReading, SwapReceipt
+from contracts.tasks import FailureCode, GenerationTask, OrderDecision, ReplacedParameter, TaskStatus, VideoFile
 from gateway.http.admin_views import explain_view
 from gateway.http.views import settings_view, view
 from gateway.rules.routing import ToDegraded

@@ -6,7 +6,8 @@ from typing import get_args
 import pytest
 
 from contracts.checkpoints import Checkpoint, RandomWeights, Scheduler
-from contracts.tasks import GenerationParameters, ImageReference, MemoryReading
+from contracts.memory import MemoryReading
+from contracts.tasks import GenerationParameters, ImageReference
 from lane_worker.forking import host_messages as m
 
 MEMORY = MemoryReading(rss_bytes=1, cleanup_s=0.5)

@@ -8,7 +8,8 @@ import pytest
 from msgspec.structs import replace
 from structlog.testing import capture_logs
 
-from contracts.tasks import ImageReference, MemoryReading, SwapReceipt
+from contracts.memory import MemoryReading, SwapReceipt
+from contracts.tasks import ImageReference
 from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Cancelled, Failed, Finished, Generate, StepFinished, WrittenVideo
 from lane_worker.forking.outcome import HostLost, LoadFailed, Lost, Outcome, TimedOut

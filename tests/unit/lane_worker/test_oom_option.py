@@ -9,8 +9,8 @@ import pytest
 import structlog
 from click.testing import CliRunner
 
+from contracts.memory import MemoryReading
 from contracts.settings import load_settings
-from contracts.tasks import MemoryReading
 from lane_worker.forking.allocator import AllocatorMisconfigured
 from lane_worker.forking.fork_server import ForkServer
 from lane_worker.forking.host import Host

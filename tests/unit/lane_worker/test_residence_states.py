@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.tasks import MemoryReading, SwapReceipt
+from contracts.memory import MemoryReading, SwapReceipt
 from lane_worker.residence.baseline import Baseline, baseline_of
 from lane_worker.residence.states import (
     TABLE,

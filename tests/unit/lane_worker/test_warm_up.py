@@ -9,8 +9,8 @@ from msgspec.structs import replace
 from contracts.generation.request import parameter_errors
 from contracts.geometry import Size, largest_sizes
 from contracts.images import read_header
+from contracts.memory import MemoryReading
 from contracts.settings import ModelEntry, load_settings
-from contracts.tasks import MemoryReading
 from lane_worker.forking.host_messages import Failed
 from lane_worker.forking.outcome import Lost, TimedOut
 from lane_worker.runtime.warm_up import (

@@ -6,8 +6,8 @@ from typing import Final
 import pytest
 
 from contracts.lanes import LaneReport, LaneState
+from contracts.memory import MemoryReading
 from contracts.settings import Warmth
-from contracts.tasks import MemoryReading
 from lane_worker.runtime.warmth import Evict, Others, Recycle, Stay, Step, Wear, next_step, others_of, residue_bytes
 from tests.kit.records import NOW
 

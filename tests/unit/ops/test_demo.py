@@ -8,7 +8,8 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from contracts.api.health import ModelReadiness, Readiness
-from contracts.tasks import FailureCode, MemoryReading, SwapReceipt, TaskError, TaskStatus, TimelineEntry
+from contracts.memory import MemoryReading, SwapReceipt
+from contracts.tasks import FailureCode, TaskError, TaskStatus, TimelineEntry
 from gateway.http.views import settings_view, view
 from ops.commands.demo.command import are_there
 from ops.commands.demo.runs import OnALane, Run
