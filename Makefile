@@ -79,7 +79,7 @@ overload: $(TEST_READY) ## Send ten times what the degraded worker can do, and j
 swap: $(TEST_READY) ## Swap two pipelines of several hundred MB 200 times, each release proven (about 12 minutes)
 	$(BIN)/python -m tests.drills.swap $(SWAP_ARGS)
 
-swap-parts: $(TEST_READY) ## Tell where a swap's time goes, part by part, beside what disk and bus allow (about 3 minutes)
+swap-parts: $(TEST_READY) ## Show where a swap's time goes, part by part, beside what disk and bus allow (about 3 minutes)
 	$(BIN)/python -m tests.drills.swap_parts $(SWAP_ARGS)
 
 gpu-test: $(TEST_READY) ## Prove on a card that only one pipeline is ever on it; skipped without one (about 10 minutes)
@@ -91,7 +91,7 @@ windows: $(TEST_READY) ## Wait out the real 30 s and 60 s of a silent lane (abou
 starts: $(TEST_READY) ## Start a lane 20 times, and judge the cold starts (about 2 minutes)
 	$(BIN)/python -m tests.drills.cold_starts --count 20
 
-lanes: $(TEST_READY) ## Let 100 lanes report, and tell what that costs a gateway (about 1 minute)
+lanes: $(TEST_READY) ## Let 100 lanes report, and measure what that costs a gateway (about 1 minute)
 	$(BIN)/python -m tests.drills.many_lanes
 
 failover: $(TEST_READY) ## Lose lanes under steady load in three ways, and judge what that cost (about 3 minutes)

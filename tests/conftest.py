@@ -87,7 +87,7 @@ def forks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def rogue_forks() -> None:
-    """As `forks`, for hosts that misbehave when told to."""
+    """As `forks`, for hosts that misbehave when a test asks them to."""
     fork_server_at(ROGUE_HOST)
 
 

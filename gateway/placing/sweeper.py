@@ -227,8 +227,10 @@ def _span(name: str, task: GenerationTask) -> contextlib.AbstractContextManager[
 
 
 def record_lost(task: GenerationTask, now: datetime) -> Attributes:
-    """Tells the span of the attempt that ended with its worker, whose own it would have been. Returns why there is no
-    worker any more, and what was lost."""
+    """Exports the span of an attempt whose worker is lost and cannot export it itself.
+
+    Returns why there is no worker any more, and what was lost.
+    """
     if task.status is not TaskStatus.PROCESSING or task.claimed_at is None:
         return {}
     reason = lifecycle.why_requeued(task)

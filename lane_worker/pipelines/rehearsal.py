@@ -44,7 +44,7 @@ def rehearse(checkpoints: Sequence[Checkpoint], folder: Path, device: str) -> Re
             error = _one(checkpoint, folder, device) or error
         release(device)
     except Exception as broken:
-        error = error or _told(broken)
+        error = error or _described(broken)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return Rehearsed(round(time.perf_counter() - begun_s, 4), error)
@@ -60,9 +60,9 @@ def _one(checkpoint: Checkpoint, folder: Path, device: str) -> str:
         pipeline.remove_all_hooks()
     except Exception as error:
         forget(error)
-        return _told(error)
+        return _described(error)
     return ""
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:500]

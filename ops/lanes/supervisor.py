@@ -114,7 +114,7 @@ class Supervised:
         """*report* as it is stored. `started_at` is the time since which its state stands."""
         if self._said is None or self._said.state is not report.state:
             self._since = datetime.now(UTC)
-            log.info("lane_told", lane=self.want.name, state=report.state.value, detail=report.detail)
+            log.info("lane_reported", lane=self.want.name, state=report.state.value, detail=report.detail)
         self._said = report
         return LaneHeartbeat(
             model=self.want.model,
@@ -257,7 +257,7 @@ class Supervisor:
                     await self._say(lane)
             return await self._clear_up()
         except TransportUnavailable as error:
-            self._seldom.log(log.warning, "not_told", error=str(error))
+            self._seldom.log(log.warning, "lane_not_reported", error=str(error))
             return False
 
     async def _clear_up(self) -> bool:

@@ -110,7 +110,7 @@ async def _ask(path: Path) -> ProcessPage | None:
     except ConnectionRefusedError:
         path.unlink(missing_ok=True)  # its process was killed: no other process will take this name
     except (OSError, TimeoutError, msgspec.DecodeError) as error:
-        log.info("process_does_not_tell", socket=path.name, error=str(error) or type(error).__name__)
+        log.info("process_without_metrics", socket=path.name, error=str(error) or type(error).__name__)
     return None
 
 
@@ -148,7 +148,7 @@ class _PageServer(socketserver.ThreadingUnixStreamServer):
         path.chmod(0o700)  # processes of this user alone may ask
 
     def handle_error(self, request: object, client_address: object) -> None:
-        log.info("metrics_not_told", exc_info=True)  # the gateway that asked has gone
+        log.info("metrics_not_sent", exc_info=True)  # the gateway that asked has gone
 
 
 class _PageAnswer(socketserver.BaseRequestHandler):

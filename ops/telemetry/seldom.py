@@ -5,14 +5,14 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-TOLD_EVERY_S: Final = 60.0
+LOG_EVERY_S: Final = 60.0
 
 
 class Seldom:
     """Remembers what was logged when. An event of a *kind* that was logged within the last *every_s* seconds is no
     news."""
 
-    def __init__(self, every_s: float = TOLD_EVERY_S) -> None:
+    def __init__(self, every_s: float = LOG_EVERY_S) -> None:
         self._every_s = every_s
         self._logged_s: dict[str, float] = {}
 

@@ -29,7 +29,7 @@ Measure = Callable[[Part], float | None]
 
 
 class Aim(Struct, frozen=True, kw_only=True):
-    """A number that is asked for. *measure* gives what was measured of it; None when that cannot be told."""
+    """A number that is asked for. *measure* gives what was measured of it; None when that is unknown."""
 
     name: str
     what: str

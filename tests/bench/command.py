@@ -180,9 +180,9 @@ def _measured(parts: tuple[str, ...], *, rounds: int, seconds: float, tasks: int
     click.echo(str(cores))
     if sys.platform == "linux":
         os.sched_setaffinity(0, cores.rest)
-    told = facts(cores, rounds=rounds, seconds=seconds)
+    machine = facts(cores, rounds=rounds, seconds=seconds)
     running = measure(parts, cores, rounds=rounds, seconds=seconds, tasks=tasks, say=click.echo)
-    return Results(facts=told, parts=uvloop.run(running))
+    return Results(facts=machine, parts=uvloop.run(running))
 
 
 def _installed() -> list[metadata.Distribution]:
@@ -190,5 +190,5 @@ def _installed() -> list[metadata.Distribution]:
 
 
 def _version(program: str) -> str:
-    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout.strip()
-    return told.partition(" sha=")[0]
+    printed = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    return printed.partition(" sha=")[0]

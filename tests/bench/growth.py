@@ -245,8 +245,8 @@ async def _surely(call: Callable[[], Awaitable[object]]) -> None:
             await call()
             return
         except TransportUnavailable as error:
-            told = str(error)
-    raise LoadFailed(f"the nats-server does not answer {TRIES} times: {told}")
+            last_error = str(error)
+    raise LoadFailed(f"the nats-server does not answer {TRIES} times: {last_error}")
 
 
 async def _is_newest(stack: Stack, task_id: str) -> bool:

@@ -105,7 +105,7 @@ class Connection(asyncio.Protocol):
         if done is not None:
             done(outcome)
 
-    # What transport and parser tell
+    # What transport and parser report
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # that of a TCP connection
@@ -287,6 +287,6 @@ def percentile(values: Sequence[float], percent: float) -> float:
 def require_expected(load: Load, what: str) -> Load:
     """*load*, if every request got the answer that was expected. Raises LoadFailed."""
     if load.failures:
-        told = "; ".join(f"{count} times {text}" for text, count in load.failures.items())
-        raise LoadFailed(f"{what}: {load.sent} requests were sent; {told}")
+        failures = "; ".join(f"{count} times {text}" for text, count in load.failures.items())
+        raise LoadFailed(f"{what}: {load.sent} requests were sent; {failures}")
     return load

@@ -20,7 +20,7 @@ FRESH: Final = "a new process for each task"
 CAPACITY: Final = "the worker alone, never idle"
 REFUSAL: Final = "Warmlane, refusal"
 NO_OP: Final = "bare Litestar, constant 503"
-TOLD: Final = "after Retry-After"
+IN_TIME: Final = "after Retry-After"
 TOO_EARLY: Final = "after half of it"
 # How many finished tasks there are while something is measured. From SOME on the oldest is no longer in memory.
 FEW: Final = 10

@@ -20,7 +20,7 @@ from ops.nats.link import NatsLink
 from tests.bench.accept import submitted
 from tests.bench.arrivals import OVERLOADED, Answer, client_of, moments, post, send
 from tests.bench.load import LoadFailed, connect, percentile, request
-from tests.bench.names import BARE, CAPACITY, NO_OP, REFUSAL, TOLD, TOO_EARLY, at_times
+from tests.bench.names import BARE, CAPACITY, IN_TIME, NO_OP, REFUSAL, TOO_EARLY, at_times
 from tests.bench.procs import Cores, Watch
 from tests.bench.results import Part
 from tests.bench.rounds import Values, empty_folder, one_round, rotated
@@ -29,7 +29,7 @@ from tests.bench.stacks import BODY, MODEL, Contender, Given, Stack, degraded
 TIMES: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
 # A task takes some 0.4 s: a full queue is served within a quarter of the time for which it holds a task.
 STEP_S: Final = 0.05
-# A task takes some 1.6 s: a full queue is 10 s more work than fits into that time, which `Retry-After` has to tell.
+# A task takes some 1.6 s: a full queue is 10 s more work than fits into that time, which `Retry-After` has to cover.
 SLOW_STEP_S: Final = 0.35
 CALIBRATION: Final = 15
 # Of `--seconds`: how long each level is watched.
@@ -40,13 +40,13 @@ ENDED_S: Final = 60.0
 AGAIN_EVERY_S: Final = 0.4
 SMALL: Final = {"seed": 7, "width": 32, "height": 32, "num_frames": 5}
 
-When = Literal["told", "half"]
+When = Literal["full", "half"]
 Start = Callable[[float], contextlib.AbstractAsyncContextManager[Stack]]
 
 
 class Level(Struct, frozen=True, kw_only=True):
     """What became of the requests of *seconds*: *answers* of those that came by themselves, *again* of those that were
-    refused before and were sent again, each with whether that was when they were told or after half of that time; and
+    refused before and were sent again, each with whether that was after the full `Retry-After` or after half of it; and
     the tasks that count: of a full queue those that ended meanwhile, otherwise those of *answers*."""
 
     seconds: float
@@ -71,8 +71,8 @@ def figures_of(level: Level) -> dict[str, float]:
     }
     if at_once_ms:
         found |= {"refused_p50_ms": percentile(at_once_ms, 50), "refused_p99_ms": percentile(at_once_ms, 99)}
-    for when, figure in (("told", "again_percent"), ("half", "early_percent")):
-        share = accepted_percent([answer for told, answer in level.again if told == when])
+    for when, figure in (("full", "again_percent"), ("half", "early_percent")):
+        share = accepted_percent([answer for moment, answer in level.again if moment == when])
         if share is not None:
             found[figure] = share
     return found
@@ -173,7 +173,7 @@ async def one_level(offered: Offered, *, rate_per_s: float, seconds: float, is_f
         nonlocal next_again_s
         answer = await offered.post(number, due_s)
         now_s = time.perf_counter()
-        when: When = "half" if len(again) % 2 else "told"
+        when: When = "half" if len(again) % 2 else "full"
         wait_s = answer.retry_after_s / (2 if when == "half" else 1)
         if answer.limit == "depth" and now_s >= next_again_s and now_s + wait_s < until_s:
             next_again_s = now_s + AGAIN_EVERY_S
@@ -374,7 +374,7 @@ async def _empty(offered: Offered) -> None:
 
 async def _alone(start: Start, *, rounds: int, say: Callable[[str], None]) -> Part:
     """Refused, and sent again while nobody else comes: a stack for each way, for what is accepted delays others."""
-    ways: tuple[tuple[str, When], ...] = ((TOLD, "told"), (TOO_EARLY, "half"))
+    ways: tuple[tuple[str, When], ...] = ((IN_TIME, "full"), (TOO_EARLY, "half"))
     values = Values()
     async with contextlib.AsyncExitStack() as leave:
         every = [(name, when, await leave.enter_async_context(offered_by(start, SLOW_STEP_S))) for name, when in ways]
@@ -385,8 +385,8 @@ async def _alone(start: Start, *, rounds: int, say: Callable[[str], None]) -> Pa
             found = await asyncio.gather(*(refused_once(offered, when) for _, when, offered in every))
             for (name, _, _), (first, second) in zip(every, found, strict=True):
                 figures_of(Level(seconds=1, answers=(first, second), again=(), ended=()))  # raises for other answers
-                told = {"retry_after_s": first.retry_after_s, "again_percent": accepted_percent([second]) or 0.0}
-                values.add(name, told | {"again_s": second.took_s})
+                waited = {"retry_after_s": first.retry_after_s, "again_percent": accepted_percent([second]) or 0.0}
+                values.add(name, waited | {"again_s": second.took_s})
     shown = ", ".join(f"{1 / each:.2f}" for each in services)
     return Part(
         name="again",

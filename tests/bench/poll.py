@@ -26,7 +26,7 @@ from tests.bench.stacks import Contender, Given, Stack
 # A caller may have 500 streams open at a gateway.
 CALLERS: Final = 4
 END_PER_S: Final = 200.0
-TOLD_S: Final = 20.0
+ANSWER_S: Final = 20.0
 LEASE_S: Final = 3_600.0
 
 
@@ -98,7 +98,7 @@ async def _poll(
 class _Waiter(Struct):
     """When it learned of the end; None before. *is_open* is known only for streams: their first event came."""
 
-    told_s: float | None = None
+    answered_s: float | None = None
     is_open: bool = False
 
 
@@ -126,7 +126,7 @@ async def _wait(stack: Stack, live: Sample, waiters: int) -> Part:
             line.start(get(f"/tasks/{task.id}/events"), lambda _: None)
         await _until(lambda: all(stream.is_open for stream in streams), "event streams are not open")
         await _until_let_in(address, keys[0], live.id)  # an answer to what was asked last: it has read all before
-        early = sum(poll.told_s is not None for poll in polls)
+        early = sum(poll.answered_s is not None for poll in polls)
         if early:
             raise LoadFailed(f"{early} long-polls were answered before their task ended")
         begun_cpu_s, ended = gateway.usage().cpu_s, []
@@ -135,16 +135,16 @@ async def _wait(stack: Stack, live: Sample, waiters: int) -> Part:
             await end(link, (task, revision))
             await asyncio.sleep(max(0.0, ended[0] + (number + 1) / END_PER_S - time.perf_counter()))
         every = [*polls, *streams]
-        await _until(lambda: all(waiter.told_s is not None for waiter in every), "waiters were not told of the end")
+        await _until(lambda: all(waiter.answered_s is not None for waiter in every), "waiters did not hear of the end")
         used = gateway.usage()
     finally:
         for line in lines:
             line.close()
     values = Values()
     for name, group in ((LONG_POLLS, polls), (STREAMS, streams)):
-        late_s = [(waiter.told_s or 0.0) - since_s for waiter, since_s in zip(group, ended, strict=True)]
-        told = {"open": len(group), "p50_ms": percentile(late_s, 50) * 1e3, "p99_ms": percentile(late_s, 99) * 1e3}
-        values.add(name, told)
+        late_s = [(waiter.answered_s or 0.0) - since_s for waiter, since_s in zip(group, ended, strict=True)]
+        figures = {"open": len(group), "p50_ms": percentile(late_s, 50) * 1e3, "p99_ms": percentile(late_s, 99) * 1e3}
+        values.add(name, figures)
     return Part(
         name="waiters",
         title="Waiters",
@@ -162,40 +162,40 @@ async def _wait(stack: Stack, live: Sample, waiters: int) -> Part:
 
 def _on_answer(waiter: _Waiter, outcome: Answer | ConnectionError) -> None:
     if isinstance(outcome, Answer) and outcome.status == 200 and b'"status":"done"' in outcome.body:
-        waiter.told_s = time.perf_counter()
+        waiter.answered_s = time.perf_counter()
 
 
 def _on_event(waiter: _Waiter, part: bytes) -> None:
     waiter.is_open = waiter.is_open or b"event: task" in part
     if b'"status":"done"' in part:
-        waiter.told_s = time.perf_counter()
+        waiter.answered_s = time.perf_counter()
 
 
 async def _until(holds: Callable[[], bool], otherwise: str) -> None:
-    until_s = time.perf_counter() + TOLD_S
+    until_s = time.perf_counter() + ANSWER_S
     while not holds():
         if time.perf_counter() > until_s:
-            raise LoadFailed(f"{otherwise} within {TOLD_S:g} s")
+            raise LoadFailed(f"{otherwise} within {ANSWER_S:g} s")
         await asyncio.sleep(0.01)
 
 
 async def _until_let_in(address: Address, key: str, task_id: str) -> None:
     line = await connect(address)
-    until_s = time.perf_counter() + TOLD_S
+    until_s = time.perf_counter() + ANSWER_S
     while (await line.ask(request("GET", f"/tasks/{task_id}", address, authorization=f"Bearer {key}"))).status != 200:
         if time.perf_counter() > until_s:
-            raise LoadFailed(f"the gateway does not know a new key or task within {TOLD_S:g} s")
+            raise LoadFailed(f"the gateway does not know a new key or task within {ANSWER_S:g} s")
         await asyncio.sleep(0.01)
     line.close()
 
 
 async def until_shown(address: Address, statuses: dict[str, str]) -> None:
     """The gateway has read what was written: it shows each task with its status."""
-    until_s = time.perf_counter() + TOLD_S
+    until_s = time.perf_counter() + ANSWER_S
     for task_id, status in statuses.items():
         while f'"status":"{status}"'.encode() not in (view := await view_of(address, task_id)):
             if time.perf_counter() > until_s:
-                raise LoadFailed(f"no task is shown as {status} within {TOLD_S:g} s: {view.decode(errors='replace')}")
+                raise LoadFailed(f"no task is shown as {status} within {ANSWER_S:g} s: {view.decode(errors='replace')}")
             await asyncio.sleep(0.01)
 
 

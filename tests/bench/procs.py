@@ -56,7 +56,7 @@ def apart(available: Iterable[int]) -> Cores:
 
 
 def usable_cores() -> frozenset[int]:
-    """The cores that this process may use; none where the system does not tell."""
+    """The cores that this process may use; none where the system does not say."""
     if sys.platform == "linux":
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(psutil.cpu_count() or 1))
@@ -211,15 +211,15 @@ class Script(Server):
         return answer
 
     def _ask(self, line: bytes) -> bytes:
-        given, told = self._process.stdin, self._process.stdout
+        given, stdout = self._process.stdin, self._process.stdout
         assert given is not None
-        assert told is not None
+        assert stdout is not None
         try:
             given.write(line + b"\n")
             given.flush()
         except BrokenPipeError:
             return b""
-        return told.readline()
+        return stdout.readline()
 
     def stop(self) -> None:
         super().stop()

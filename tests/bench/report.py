@@ -102,13 +102,13 @@ def noise(results: Results) -> str:
     values = [value for part in results.parts for each in part.series if each.figure == OTHERS for value in each.values]
     if not values:
         return ""
-    told = (
+    described = (
         f"Everything else on this machine took {statistics.median(values):.0f} % of it "
         f"({min(values):.0f} to {max(values):.0f} %) while throughputs were measured."
     )
     if max(values) < QUIET_PERCENT:
-        return told
-    return f"{told} It is shared: compare ratios and CPU seconds, and no timing with one of another run."
+        return described
+    return f"{described} It is shared: compare ratios and CPU seconds, and no timing with one of another run."
 
 
 def markdown(results: Results) -> str:

@@ -131,8 +131,8 @@ class Results(Struct, frozen=True, kw_only=True):
         """*newer*, and the parts of these results that it has not. Those of another machine or version are gone."""
         if self.facts != newer.facts:
             return newer
-        told = {part.name: part for part in (*self.parts, *newer.parts)}
-        return Results(facts=newer.facts, parts=tuple(told[name] for name in _ordered(told)))
+        by_name = {part.name: part for part in (*self.parts, *newer.parts)}
+        return Results(facts=newer.facts, parts=tuple(by_name[name] for name in _ordered(by_name)))
 
 
 def _ordered(names: Iterable[str]) -> list[str]:

@@ -363,7 +363,7 @@ def _worker(
 ) -> contextlib.AbstractContextManager[Server]:
     program = str(Path(sys.executable).with_name(command[0]))
     started = started_file(folder)
-    # when it takes work is not told: whoever measures sends a task and waits for it to begin
+    # it does not say when it takes work: whoever measures sends a task and waits for it to begin
     return server(
         "worker",
         [program, *command[1:]],

@@ -22,7 +22,7 @@ from tests.bench.stacks import Stack, degraded, direct
 from tests.bench.turns import Scripted, Through, between_ms, in_turns, scripted, through
 
 SWAPS: Final = 6
-# A new process takes many times as long; one for each model tells as much.
+# A new process takes many times as long; one for each model is enough.
 FRESH_SWAPS: Final = 2
 MODELS: Final = ("anisora", "phr00t")
 PROOF_SAMPLES: Final = 2
@@ -38,9 +38,9 @@ async def make_checkpoints(folder: Path) -> Path:
     """Two pipelines of 680 to 830 MB in *folder*, and the settings that name them. Raises NotStarted."""
     command = (sys.executable, "-m", "tests.bench.peers.heavy", str(folder))
     made = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
-    _, told = await made.communicate()
+    _, printed = await made.communicate()
     if made.returncode:
-        raise NotStarted(f"the pipelines were not made: {told[-2000:].decode(errors='replace')}")
+        raise NotStarted(f"the pipelines were not made: {printed[-2000:].decode(errors='replace')}")
     return folder / "settings.json"
 
 

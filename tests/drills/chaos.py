@@ -157,12 +157,12 @@ class Run:
                 transient=True,
             ) as progress:
                 bar = progress.add_task("chaos", total=len(wanted), now="")
-                telling = asyncio.create_task(self._tell(progress, bar))
+                showing = asyncio.create_task(self._show(progress, bar))
                 await asyncio.gather(self.clients.run(wanted), self.injector.run(planned))
                 progress.update(bar, description="settling")
                 await self._settle()
                 await self._look()
-                await end(telling)
+                await end(showing)
         finally:
             await end(*keeping)
             await self.clients.close()
@@ -194,7 +194,7 @@ class Run:
         latest = {sample.stream: sample for sample in self.watcher.queues}
         return not any(latest[stream].messages for stream in self.fleet.streams if stream in latest)
 
-    async def _tell(self, progress: Progress, bar: TaskID) -> None:
+    async def _show(self, progress: Progress, bar: TaskID) -> None:
         while True:
             ends = Counter(task.status.value for task in self.watcher.latest.values())
             now = f"{self._answers['202']} accepted, {ends['done']} done, {len(self.injector.faults)} faults"

@@ -122,8 +122,8 @@ class Cluster:
         try:
             eventually_sync(self.is_whole, within_s=60)
         except AssertionError:
-            told = "\n".join(node.last_words() for node in self.nodes.values())
-            raise AssertionError(f"the cluster is not whole after 60 s\n{told}") from None
+            last_words = "\n".join(node.last_words() for node in self.nodes.values())
+            raise AssertionError(f"the cluster is not whole after 60 s\n{last_words}") from None
 
     def is_whole(self) -> bool:
         return all(node.has_caught_up() for node in self.nodes.values())
@@ -411,16 +411,16 @@ class Verdict(Struct, frozen=True):
 
 def judge(seen: Seen) -> list[Verdict]:
     """What the run says."""
-    load, told = seen.load, seen.outcome
+    load, ends = seen.load, seen.outcome
     stall_s = load.longest_stall_s()
 
     def zero(what: str, count: int) -> Verdict:
         return Verdict(what, str(count), "0", str(count) if count else "")
 
     return [
-        zero(f"lost, of {told.accepted} accepted", told.lost),
-        zero("ended twice, or moved after their end", told.doubled),
-        zero("ended without a video", sum(told.failed.values())),
+        zero(f"lost, of {ends.accepted} accepted", ends.lost),
+        zero("ended twice, or moved after their end", ends.doubled),
+        zero("ended without a video", sum(ends.failed.values())),
         zero(f"requests that were not accepted within {PATIENCE_S:g} s", load.given_up),
         Verdict(
             "longest time without an accepted request",

@@ -41,10 +41,10 @@ async def cold_starts(
         for number in range(count):
             lane = LaneProcess(server.address, folder, model=model)
 
-            async def told(count: int = number + 1) -> bool:
+            async def is_recorded(count: int = number + 1) -> bool:
                 return len(known.newest_first()) == count
 
-            await eventually(told, within_s=120)
+            await eventually(is_recorded, within_s=120)
             on_start(known.newest_first()[0])
             status = await asyncio.to_thread(lane.stop)
             if status != 0:
@@ -65,12 +65,12 @@ def main(count: int, model: str) -> None:
         click.echo(f"  {'gave up: ' + start.detail if start.seconds is None else f'{start.seconds:6.2f} s'}")
 
     with tempfile.TemporaryDirectory(prefix="warmlane-cold-starts-") as folder:
-        told = asyncio.run(cold_starts(count, Path(folder), model=model, on_start=say))
-    seconds = [start.seconds for start in told if start.seconds is not None]
+        starts = asyncio.run(cold_starts(count, Path(folder), model=model, on_start=say))
+    seconds = [start.seconds for start in starts if start.seconds is not None]
     if seconds:
         click.echo(f"p50 {statistics.median(seconds):.2f} s, max {max(seconds):.2f} s")
     for limit_s in (TINY_LIMIT_S, TARGET_S):
-        click.echo(f"warm within {limit_s:g} s: {share_within(told, limit_s) or 0:.0%} of {len(told)}")
+        click.echo(f"warm within {limit_s:g} s: {share_within(starts, limit_s) or 0:.0%} of {len(starts)}")
     sys.exit(0 if len(seconds) == count else 1)
 
 

@@ -97,12 +97,12 @@ class Seen(Struct, frozen=True, kw_only=True):
 class Move(Struct, frozen=True, kw_only=True):
     """What became of the requests of a lost lane's model; a time is None where that was never seen.
 
-    *told_at*: the first report that the lane was gone. *moved_at*: the first decision for the degraded worker.
+    *seen_at*: the first report that the lane was gone. *moved_at*: the first decision for the degraded worker.
     *strays*: decisions for the dead lane after that one.
     *warm_at*: the lane was ready again. *back_at*: the first decision for it then. *after*: the tasks from there on.
     """
 
-    told_at: datetime | None
+    seen_at: datetime | None
     moved_at: datetime | None
     strays: int
     warm_at: datetime | None
@@ -141,10 +141,10 @@ def move_of(loss: Loss, decided: Sequence[Decided], words: Sequence[Word], *, un
     def counts(at: datetime) -> bool:
         return at > loss.at and (until is None or at < until)
 
-    told = [word for word in words if word.worker == loss.worker and counts(word.at)]
+    reports = [word for word in words if word.worker == loss.worker and counts(word.at)]
     # a word of the dead process may still have been on its way
-    gone = list(itertools.dropwhile(lambda word: word.ready, told))
-    told_at = gone[0].at if gone else None
+    gone = list(itertools.dropwhile(lambda word: word.ready, reports))
+    seen_at = gone[0].at if gone else None
     warm_at = next((word.at for word in gone if word.ready), None)
     # where the lanes had their turn, that is no judgement of whether they are there
     plain = [
@@ -160,7 +160,7 @@ def move_of(loss: Loss, decided: Sequence[Decided], words: Sequence[Word], *, un
     )
     firsts = first_decisions(decided)
     after = [each.task_id for each in plain if back_at and each.decision.at >= back_at and each is firsts[each.task_id]]
-    return Move(told_at=told_at, moved_at=moved_at, strays=strays, warm_at=warm_at, back_at=back_at, after=after)
+    return Move(seen_at=seen_at, moved_at=moved_at, strays=strays, warm_at=warm_at, back_at=back_at, after=after)
 
 
 def first_decisions(decided: Iterable[Decided]) -> dict[str, Decided]:
@@ -210,7 +210,7 @@ def judge(seen: Seen) -> list[Figure]:
         move = move_of(loss, seen.decided, seen.words, until=until)
         warm = sum(task in seen.tasks and is_served_warm(seen.tasks[task], of_task[task]) for task in move.after)
         moved_at = move.moved_at
-        if loss.how == UNSEEN and moved_at is not None and move.told_at is not None and moved_at >= move.told_at:
+        if loss.how == UNSEEN and moved_at is not None and move.seen_at is not None and moved_at >= move.seen_at:
             moved_at = None  # somebody had to say so: the silence alone did not do it
         name = f"{loss.how}: {loss.worker}"
         figures += [
@@ -365,7 +365,7 @@ async def lose(up: UpProcess, watcher: Watcher, load: Load, how: How, model: str
 
 
 async def in_time(look: Callable[[], bool], *, within_s: float = WITHIN_S) -> None:
-    """Waits for *look*; where it never comes true, the verdict tells."""
+    """Waits for *look*; where it never comes true, the verdict says so."""
 
     async def looked() -> bool:
         return look()
@@ -469,7 +469,7 @@ def command(hows: tuple[How, ...], rate: float, window: float, after: int, is_js
     """Lose lanes under steady load, and judge what that cost. Exit status 1 on a miss."""
     console = Console(stderr=is_json)
 
-    def tell(loss: Loss) -> None:
+    def show(loss: Loss) -> None:
         console.print(f"{loss.how}: {loss.worker}, and routing has moved", highlight=False)
 
     with tempfile.TemporaryDirectory() as name:
@@ -477,7 +477,7 @@ def command(hows: tuple[How, ...], rate: float, window: float, after: int, is_js
         up = UpProcess(folder, "--settings", str(settings_for(folder, window)))
         try:
             up.start()
-            seen = asyncio.run(fail_over(up, hows or HOWS, rate=rate, window_s=window, after=after, on_loss=tell))
+            seen = asyncio.run(fail_over(up, hows or HOWS, rate=rate, window_s=window, after=after, on_loss=show))
         finally:
             up.stop()
     figures = judge(seen)

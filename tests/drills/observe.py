@@ -68,13 +68,13 @@ def rows(text: str) -> list[Row]:
 class Step(Struct, kw_only=True):
     """What was done from *begun_at* to *ended_at*, and the tasks that it made, by a name for each.
 
-    By *told_at* everybody had exported what they counted.
+    By *exported_at* everybody had exported what they counted.
     """
 
     name: str
     begun_at: datetime
     ended_at: datetime
-    told_at: datetime
+    exported_at: datetime
     tasks: dict[str, str]
 
 
@@ -120,7 +120,7 @@ class Stage:
     async def step(self, name: str) -> AsyncIterator[Step]:
         """Everything from here to the end of the block is *name*."""
         now = datetime.now(UTC)
-        step = Step(name=name, begun_at=now, ended_at=now, told_at=now, tasks={})
+        step = Step(name=name, begun_at=now, ended_at=now, exported_at=now, tasks={})
         yield step
         step.ended_at = datetime.now(UTC)
         self.steps[name] = step
@@ -131,7 +131,7 @@ class Stage:
                 count >= heard[process] + 2 for process, count in self.collector.exports().items() if process in heard
             )
         )
-        step.told_at = datetime.now(UTC)
+        step.exported_at = datetime.now(UTC)
 
     def lines(self) -> list[dict[str, Any]]:
         """What every process logged, a dict a line."""
@@ -162,7 +162,7 @@ class Stage:
         async with self.step("manual fallback") as step:
             await self._mode("anisora", "degraded")
             step.tasks["swapped"] = await self._done("anisora")
-            await self._fallback_is_told("anisora", "manual")
+            await self._fallback_is_shown("anisora", "manual")
             await self._mode("anisora", "auto")
             # it is over as soon as the switch is back; a gateway writes that down within a second, and says so
             await self._eventually(lambda: not self._running_fallbacks("anisora"))
@@ -178,7 +178,7 @@ class Stage:
             self.quota.write_text('{"max_lanes": {"phr00t": 0}}')
             await self._lanes_say("phr00t", "quota_denied")
             step.tasks["quota"] = await self._done("phr00t")
-            await self._fallback_is_told("phr00t", "quota")
+            await self._fallback_is_shown("phr00t", "quota")
             self.quota.write_text(NO_QUOTA)
             await self._lanes_say("phr00t", "capacity_denied")
 
@@ -279,7 +279,7 @@ class Stage:
             yield
 
     async def play(self, on_step: Callable[[str], None]) -> None:
-        """All steps, each told to *on_step* before it begins; then until everything that they caused has arrived."""
+        """All steps, each passed to *on_step* before it begins; then until everything that they caused has arrived."""
         async with self._http():
             for act in self.STEPS:
                 on_step(act.__name__.replace("_", " "))
@@ -340,7 +340,7 @@ class Stage:
     def _running_fallbacks(self, model: str, **cause: str) -> float:
         return self.collector.value("warmlane.fallback.active", model=model, **cause)
 
-    async def _fallback_is_told(self, model: str, cause: str) -> None:
+    async def _fallback_is_shown(self, model: str, cause: str) -> None:
         await self._eventually(lambda: self._running_fallbacks(model, cause=cause) > 0)
 
     async def _eventually(self, look: Callable[[], Any]) -> None:
@@ -372,7 +372,7 @@ class Stage:
 
     def _metric(self, step: Step, text: str) -> str:
         name, labels = parse_series(text)
-        changes = self.collector.changes(name, step.begun_at, step.told_at, **labels)
+        changes = self.collector.changes(name, step.begun_at, step.exported_at, **labels)
         return ", ".join(f"{before:g} → {after:g}" for before, after in changes[:1])
 
     def _log(self, step: Step, event: str) -> str:
@@ -392,7 +392,7 @@ class Stage:
         return self._is_in(step, datetime.fromisoformat(timestamp))
 
     def _is_in(self, step: Step, at: datetime) -> bool:
-        return step.begun_at <= at <= step.told_at  # the next one begins after that
+        return step.begun_at <= at <= step.exported_at  # the next one begins after that
 
 
 def parse_series(text: str) -> tuple[str, dict[str, str]]:

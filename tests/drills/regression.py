@@ -284,8 +284,8 @@ def report(console: Console, seen: Seen, figures: Sequence[Figure]) -> None:
     kinds: tuple[tuple[Kind, str], ...] = (("submit", "submits"), ("other", "polls and videos"))
     for kind, name in kinds:
         of_kind = sorted((status, number) for (each, status), number in seen.answers.items() if each == kind)
-        told = ", ".join(f"{number} x {status or 'no answer'}" for status, number in of_kind)
-        console.print(f"{name}: {told or 'none'}", highlight=False)
+        counts = ", ".join(f"{number} x {status or 'no answer'}" for status, number in of_kind)
+        console.print(f"{name}: {counts or 'none'}", highlight=False)
     ends = ", ".join(f"{number} {end}" for end, number in seen.ends.items())
     console.print(f"accepted tasks: {ends or 'none'}; {seen.seconds:.0f} s in all", highlight=False)
     if set(seen.ends) - {"done"}:

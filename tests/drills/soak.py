@@ -154,9 +154,9 @@ class Ledger:
         if now.status not in ENDED:
             self.moved_after_end += known is not None
             return
-        told = now.status if now.error is None else f"failed: {now.error.code}"
-        self.moved_after_end += known not in (None, told)
-        self.ends[entry.key] = told
+        end = now.status if now.error is None else f"failed: {now.error.code}"
+        self.moved_after_end += known not in (None, end)
+        self.ends[entry.key] = end
         if entry.key in self._waiting:
             self._waiting[entry.key].set()
 
@@ -253,9 +253,9 @@ async def soak(
                 while True:
                     await sampler.take(ledger.accepted)
                     done_s = time.monotonic() - begun_s
-                    told = f"{ledger.accepted:,} accepted, {ledger.accepted / done_s:.0f} a second"
+                    rate = f"{ledger.accepted:,} accepted, {ledger.accepted / done_s:.0f} a second"
                     done = ledger.accepted if count is not None else done_s
-                    progress.update(bar, completed=done, description=told)
+                    progress.update(bar, completed=done, description=rate)
                     await asyncio.sleep(SAMPLE_S)
 
             sampling = asyncio.create_task(sample())

@@ -160,7 +160,7 @@ def median_at(seen: Seen, name: str, since: float, until: float) -> float | None
 
 
 def rate(samples: Sequence[Sample]) -> float:
-    """Tasks accepted a second; 0 where that cannot be told."""
+    """Tasks accepted a second; 0 where that is unknown."""
     if len(samples) < 2 or samples[-1].at_s == samples[0].at_s:
         return 0.0
     return (samples[-1].accepted - samples[0].accepted) / (samples[-1].at_s - samples[0].at_s)
@@ -170,7 +170,7 @@ def _place(name: str) -> tuple[int, str]:
     return list(RULES).index(name.partition(" ")[0]), name
 
 
-def told(seen: Seen) -> Iterator[str]:
+def sentences_of(seen: Seen) -> Iterator[str]:
     """What was done, in sentences."""
 
     def counted(counts: Mapping[str, int]) -> str:
@@ -192,7 +192,7 @@ def told(seen: Seen) -> Iterator[str]:
 
 
 def cpu_per_1000(seen: Seen, process: str) -> float:
-    """The CPU seconds that *process* used for each 1,000 tasks, while it was seen. 0 where that cannot be told."""
+    """The CPU seconds that *process* used for each 1,000 tasks, while it was seen. 0 where that is unknown."""
     found = [each for each in seen.samples if f"{CPU}{process}" in each.values]
     if not found or found[-1].accepted == found[0].accepted:
         return 0.0
@@ -208,7 +208,7 @@ def report(console: Console, seen: Seen, lines: Sequence[Line]) -> None:
         shown = (line.shown(value) for value in (line.first, line.last, line.limit))
         table.add_row(line.what, *shown, f"[{colour}]{line.verdict}[/]")
     console.print(table)
-    for sentence in told(seen):
+    for sentence in sentences_of(seen):
         console.print(sentence, highlight=False)
 
 
@@ -237,7 +237,7 @@ def markdown(seen: Seen, lines: Sequence[Line], facts: Mapping[str, str]) -> str
             "",
             "![Soak](soak.svg)",
             "",
-            *(f"- {sentence[0].upper()}{sentence[1:]}." for sentence in told(seen)),
+            *(f"- {sentence[0].upper()}{sentence[1:]}." for sentence in sentences_of(seen)),
             "",
             "| | |",
             "|---|---|",
@@ -258,8 +258,8 @@ def write(folder: Path, seen: Seen, lines: Sequence[Line]) -> None:
     }
     kept = thinned(list(seen.samples), KEPT_SAMPLES)
     folder.mkdir(parents=True, exist_ok=True)
-    told = {"facts": facts, **msgspec.structs.asdict(seen), "samples": as_columns(kept)}
-    (folder / "soak.json").write_bytes(msgspec.json.encode(told) + b"\n")
+    document = {"facts": facts, **msgspec.structs.asdict(seen), "samples": as_columns(kept)}
+    (folder / "soak.json").write_bytes(msgspec.json.encode(document) + b"\n")
     (folder / "soak.md").write_text(markdown(seen, lines, facts))
     plot(kept, folder / "soak.svg")
 

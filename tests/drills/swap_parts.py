@@ -191,9 +191,9 @@ def beside_limits(found: Swaps, limits: Limits, *, weights_bytes: int, poll_s: f
     ]
     copy_s = part_s(found["warm"], "copy")
     for name, rate in (("pageable", limits.pageable_copy), ("pinned", limits.pinned_copy)):
-        told = "no card" if rate is None else f"{name} memory to the card, {rate / 1e9:.2f} GB/s"
+        limit_is = "no card" if rate is None else f"{name} memory to the card, {rate / 1e9:.2f} GB/s"
         limit_s = None if rate is None else weights_bytes / rate
-        lines.append(Line(what=f"copy, beside {name}", took_s=copy_s, limit_s=limit_s, limit_is=told))
+        lines.append(Line(what=f"copy, beside {name}", took_s=copy_s, limit_s=limit_s, limit_is=limit_is))
     return lines
 
 
@@ -222,8 +222,8 @@ def compare_variants(shapes: Mapping[str, Path], *, slot: str, rounds: int, name
     for kind, folder in shapes.items():
         for name in names:
             command = [sys.executable, "-m", "tests.drills.load_variants", name, str(folder), device, str(rounds)]
-            told = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
-            best = msgspec.json.decode(told, type=Best)
+            printed = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
+            best = msgspec.json.decode(printed, type=Best)
             times = (f"{each.read_s:.2f} + {each.copy_s:.2f}" for each in (best.warm, best.cold))
             table.add_row(kind, name, *times, f"{best.peak_bytes / 1e6:.0f} MB")
     return table

@@ -52,8 +52,8 @@ async def cluster_link(cluster: Cluster) -> AsyncIterator[NatsLink]:
     "wrong", ["", "nats://", "http://127.0.0.1:4222", "nats://127.0.0.1:x", "127.0.0.1,,127.0.0.2"]
 )
 def test_an_address_that_cannot_be_one_is_a_usage_error(wrong: str) -> None:
-    told = CliRunner().invoke(command, ["--nats-url", wrong])
-    assert (told.exit_code, "is not the address of a server" in told.output) == (2, True), told.output
+    result = CliRunner().invoke(command, ["--nats-url", wrong])
+    assert (result.exit_code, "is not the address of a server" in result.output) == (2, True), result.output
 
 
 async def test_replicas_are_three_where_the_setting_says_so(cluster: Cluster, cluster_link: NatsLink) -> None:
@@ -152,8 +152,8 @@ async def test_a_killed_leader_under_load_loses_no_accepted_task(
             cluster.nodes[victim].start()
             stop.set()
             await sending
-        told = await outcome(cluster_link, list(load.accepted))
-        assert (told.done, told.lost, told.doubled, load.given_up) == (told.accepted, 0, 0, 0)
+        ends = await outcome(cluster_link, list(load.accepted))
+        assert (ends.done, ends.lost, ends.doubled, load.given_up) == (ends.accepted, 0, 0, 0)
         assert set(load.refusals) <= {"503 transport_unavailable"}
     finally:
         await lane.leave()

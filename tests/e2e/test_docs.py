@@ -159,10 +159,10 @@ def test_the_first_day_works_with_other_ports_names_and_locales(tmp_path: Path) 
     try:
         environment = ELSEWHERE | {"CURL_HOME": str(tmp_path), "WARMLANE_DATA_DIR": str(up.data_dir)}
         readme = [step.command for document in (ROOT / "README.md", COMMANDS_PAGE) for step in steps(document)]
-        told = run_all([*readme, *FIRST_DAY], tmp_path, up.url, environment)[len(readme) :]
+        outputs = run_all([*readme, *FIRST_DAY], tmp_path, up.url, environment)[len(readme) :]
     finally:
         up.stop()
-    status, slots, keys, provisioned, mode, _, task, _, ended, misspelt, unsaved, doctor = told
+    status, slots, keys, provisioned, mode, _, task, _, ended, misspelt, unsaved, doctor = outputs
     assert "anisora-0" in status
     assert "phr00t-0" in slots
     assert "no API key yet" in keys
@@ -174,7 +174,7 @@ def test_the_first_day_works_with_other_ports_names_and_locales(tmp_path: Path) 
     assert "Invalid value for 'PROMPT': not UTF-8 at character 2" in misspelt
     assert "again.mp4 is a file and no folder" in unsaved
     assert "running: `warmlane up`" in doctor
-    for text in (*told, up.output.read_text(errors="replace")):
+    for text in (*outputs, up.output.read_text(errors="replace")):
         assert "Traceback" not in text
     assert "ready in" in up.output.read_text(errors="replace")
 

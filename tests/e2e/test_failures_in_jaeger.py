@@ -30,11 +30,11 @@ LANE: Final = "--name anisora-0"
 def settings(folder: Path) -> Path:
     """Lanes with short limits: a step times out after 4 s, and a lane that has to leave hands back after 1 s."""
     path = settings_for(folder)
-    told = json.loads(path.read_text())
-    told["windows"]["drain_s"] = 1.0
-    for model in told["models"].values():
+    document = json.loads(path.read_text())
+    document["windows"]["drain_s"] = 1.0
+    for model in document["models"].values():
         model["profiles"]["tiny"]["timeouts"]["step_s"] = 4
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(document))
     return path
 
 
@@ -92,7 +92,7 @@ class Scene:
         def look() -> list[Any]:
             with contextlib.suppress(Exception):
                 (trace,) = self.jaeger.get(f"/api/traces/{trace_id}")
-                return told(trace)
+                return spans_of(trace)
             return []
 
         spans: list[Any] = []
@@ -114,7 +114,7 @@ class Scene:
         return spans
 
 
-def told(trace: Any) -> list[Any]:
+def spans_of(trace: Any) -> list[Any]:
     for span in trace["spans"]:
         span["service"] = trace["processes"][span["processID"]]["serviceName"].removeprefix("warmlane-")
         span["tags"] = {tag["key"]: tag["value"] for tag in span["tags"]}
@@ -219,7 +219,7 @@ def full(scene: Scene) -> list[Any]:
                 scene.up.http.delete(f"/tasks/{answer['id']}")
     assert any(answer.get("limit") == "depth" for answer in answers)
     eventually_sync(lambda: scene.jaeger.find(ROOT_SERVICE, **{"error.type": "StreamFull"}), within_s=60)
-    return told(scene.jaeger.find(ROOT_SERVICE, **{"error.type": "StreamFull"})[0])
+    return spans_of(scene.jaeger.find(ROOT_SERVICE, **{"error.type": "StreamFull"})[0])
 
 
 CASES: Final[dict[str, Callable[[Scene], list[Any]]]] = {
@@ -230,7 +230,7 @@ CASES: Final[dict[str, Callable[[Scene], list[Any]]]] = {
     "the video cannot be stored": storage_fails,
     "cancelled while it waits": cancelled_while_it_waits,
     "cancelled while it runs": cancelled_while_it_runs,
-    "the lane is told to go (hand-back)": signalled(signal.SIGTERM),
+    "the lane is asked to stop (hand-back)": signalled(signal.SIGTERM),
     "the lane is killed": signalled(signal.SIGKILL),
     "nobody takes it in time": expired,
     "refused with 503: the queue is full": full,

@@ -57,8 +57,8 @@ def test_the_texts_of_cuda_are_those_of_its_library() -> None:
     library = ctypes.CDLL(str(CUDART))
     library.cudaGetErrorString.restype = ctypes.c_char_p
     real = {library.cudaGetErrorString(code).decode() for code in range(1000)}
-    told = (str(sample.make()).partition("\n")[0] for sample in SAMPLES.values())
-    for text in told:
+    texts = (str(sample.make()).partition("\n")[0] for sample in SAMPLES.values())
+    for text in texts:
         plain = re.fullmatch(r"CUDA error: ((?!CUBLAS_).*)|(?:CUDA driver|Triton) [Ee]rror(?: \[CUDA\])?: (.*)", text)
         assert plain is None or (plain[1] or plain[2]) in real, text
 

@@ -70,13 +70,13 @@ def test_a_size_at_720p_without_tiles() -> None:
     size = ["--width", "1280", "--height", "720", "--num-frames", "81"]
     result = CliRunner().invoke(command, ["measure", "anisora", *size, "--no-vae-tiling", "--json"])
     assert result.exit_code == 0, result.output
-    told = json.loads(result.output)
-    assert told["decode_bytes"] == pytest.approx(18.84e9, rel=0.01)
-    assert told["encode_bytes"] == pytest.approx(13.91e9, rel=0.01)
+    measured = json.loads(result.output)
+    assert measured["decode_bytes"] == pytest.approx(18.84e9, rel=0.01)
+    assert measured["encode_bytes"] == pytest.approx(13.91e9, rel=0.01)
     # a real pass of one block on a CPU took 0.5539 GB for 4,680 positions where this count says 0.5534
-    assert told["transformer_bytes"] == pytest.approx(0.5539e9 / 4680 * 75_600, rel=0.04)
-    assert told["activation_bytes"] == pytest.approx(18.84e9 * 1.25, rel=0.01)
-    assert told["sizes"] == [{"width": 1280, "height": 720, "num_frames": 81}]
+    assert measured["transformer_bytes"] == pytest.approx(0.5539e9 / 4680 * 75_600, rel=0.04)
+    assert measured["activation_bytes"] == pytest.approx(18.84e9 * 1.25, rel=0.01)
+    assert measured["sizes"] == [{"width": 1280, "height": 720, "num_frames": 81}]
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,8 @@ def test_a_card_of_80_gb_is_refused_what_does_not_fit_without_tiles(components: 
     whole = replace(packaged, vae_tiling=False, activation_bytes=math.ceil(18.84e9))
     for checkpoint, fits in ((packaged, True), (whole, False)):
         wanted = need(components["anisora"], checkpoint, on_card=True)
-        told = never_fits(wanted, components["anisora"], checkpoint, room_bytes=room_bytes, free_bytes=room_bytes)
-        assert (told is None) is fits
+        refused = never_fits(wanted, components["anisora"], checkpoint, room_bytes=room_bytes, free_bytes=room_bytes)
+        assert (refused is None) is fits
 
 
 def test_pinned_memory_is_counted_block_by_block(components: dict[str, Components]) -> None:

@@ -212,8 +212,8 @@ def one_target_is_enough(up: UpProcess, folder: Path, *, by_otlp: Prometheus) ->
             "count by (job, instance) (warmlane_nats_connected)",
             'sum by (job, instance, model) (warmlane_tasks_finished_total{outcome="done"})',
         ):
-            assert told_by(by_otlp, query)
-            told_alike(query, prometheus, by_otlp)
+            assert answer_of(by_otlp, query)
+            answer_alike(query, prometheus, by_otlp)
         assert [target["health"] for target in prometheus.ask("targets")["activeTargets"]] == ["up"]
         assert "duplicate" not in prometheus.log.read_text().lower()
     finally:
@@ -221,17 +221,17 @@ def one_target_is_enough(up: UpProcess, folder: Path, *, by_otlp: Prometheus) ->
         prometheus.process.wait()
 
 
-def told_alike(query: str, *prometheus: Prometheus) -> None:
-    def told() -> list[dict[tuple[str, ...], str]]:
-        return [told_by(each, query) for each in prometheus]
+def answer_alike(query: str, *prometheus: Prometheus) -> None:
+    def answers() -> list[dict[tuple[str, ...], str]]:
+        return [answer_of(each, query) for each in prometheus]
 
     try:
-        eventually_sync(lambda: all(each == told()[0] for each in told()), within_s=20)
+        eventually_sync(lambda: all(each == answers()[0] for each in answers()), within_s=20)
     except AssertionError as error:
-        raise AssertionError(f"{query}: {told()}") from error
+        raise AssertionError(f"{query}: {answers()}") from error
 
 
-def told_by(prometheus: Prometheus, query: str) -> dict[tuple[str, ...], str]:
+def answer_of(prometheus: Prometheus, query: str) -> dict[tuple[str, ...], str]:
     return {tuple(sorted(found["metric"].values())): found["value"][1] for found in prometheus.value(query)}
 
 

@@ -40,10 +40,10 @@ class RawCollector(Collector):
 
 def picture() -> str:
     """A PNG with the canary in its metadata, as a data URI."""
-    told = PngInfo()
-    told.add_text("Comment", IMAGE)
+    metadata = PngInfo()
+    metadata.add_text("Comment", IMAGE)
     file = io.BytesIO()
-    Image.new("RGB", (96, 64), (7, 77, 177)).save(file, "PNG", pnginfo=told)
+    Image.new("RGB", (96, 64), (7, 77, 177)).save(file, "PNG", pnginfo=metadata)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -139,10 +139,10 @@ async def test_a_worker_that_is_gone_leaves_neither_fork_server_nor_host(shared:
         env=clean_environment() | {"WARMLANE_FORK_SERVER": str(shared.socket)},
     )
     assert worker.stdout is not None
-    told = b""
-    while not told.startswith(b"started"):  # log lines go first
-        told = await worker.stdout.readline()
-    host, server = map(int, told.split()[1:])
+    line = b""
+    while not line.startswith(b"started"):  # log lines go first
+        line = await worker.stdout.readline()
+    host, server = map(int, line.split()[1:])
     assert psutil.Process(server).ppid() == shared.process.pid
     worker.kill()
     await worker.wait()

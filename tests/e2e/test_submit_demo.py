@@ -109,9 +109,9 @@ def test_ctrl_c_cancels_the_task(system: System, tmp_path: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 130, errors
-    told = re.search(r"cancelled task (\S+)", errors)
-    assert told is not None, errors
-    task = httpx.get(f"{system.url}/tasks/{told[1]}").json()
+    cancelled = re.search(r"cancelled task (\S+)", errors)
+    assert cancelled is not None, errors
+    task = httpx.get(f"{system.url}/tasks/{cancelled[1]}").json()
     assert (task["status"], task["error"]["code"]) == ("failed", "cancelled")
     assert list(tmp_path.iterdir()) == []
 

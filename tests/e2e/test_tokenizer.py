@@ -98,16 +98,16 @@ def test_verify_reports_how_a_tokenizer_differs(model: bytes, tmp_path: Path) ->
     before = prepared_tokenizer(tmp_path / "made").tokens
     assert list(load_faults(tmp_path / "made", before)) == []
     changed = {**before, "🦊": (2, END)}
-    (told,) = load_faults(tmp_path / "made", changed)
-    assert told.endswith("of '🦊', and [2, 1] when it was prepared")
+    (fault,) = load_faults(tmp_path / "made", changed)
+    assert fault.endswith("of '🦊', and [2, 1] when it was prepared")
     # what transformers rebuilds: the folder with the class that was published
     config = json.loads((tmp_path / "made" / CONFIG).read_bytes())
     (tmp_path / "made" / CONFIG).write_text(json.dumps({**config, **PUBLISHED}))
     faults = list(load_faults(tmp_path / "made", {}))
     assert "it has no token for a part of '🦊'" in faults
     (tmp_path / "made" / TOKENIZER_JSON).write_text("{")
-    (told,) = load_faults(tmp_path / "made", before)
-    assert told.startswith("it does not load (")
+    (fault,) = load_faults(tmp_path / "made", before)
+    assert fault.startswith("it does not load (")
 
 
 def test_a_tokenizer_without_bytes_or_end_is_refused(model: bytes, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_tokenizer_without_bytes_or_end_is_refused(model: bytes, tmp_path: Pat
         "it does not end '' with </s>": {"post_processor": None},
     }
     (folder / CONFIG).write_text(json.dumps({**PUBLISHED, "tokenizer_class": AS_IT_IS}))
-    for told, change in changes.items():
+    for reason, change in changes.items():
         (folder / TOKENIZER_JSON).write_text(json.dumps({**state, **change}))
-        with pytest.raises(CheckpointRefused, match=f"is not the tokenizer of UMT5: {told}; give --tokenizer google"):
+        with pytest.raises(CheckpointRefused, match=f"is not the tokenizer of UMT5: {reason}; give --tokenizer google"):
             plan(wanted, source, tokenizer=folder)

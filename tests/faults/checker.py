@@ -160,7 +160,7 @@ def _given_ids_end(story: Story) -> Iterator[Violation]:
             text = f"{LIE}{call.task_status} when all is over, the record says {last.status}"
             yield Violation(1, call.task_id, text)
         elif call.task_status in ("done", "failed") and call.task_status != last.status.value:
-            yield Violation(1, call.task_id, f"a client was told {call.task_status}, the record says {last.status}")
+            yield Violation(1, call.task_id, f"a client was answered {call.task_status}, the record says {last.status}")
 
 
 def _ends_once(task_id: str, life: Sequence[Revision]) -> Iterator[Violation]:
@@ -380,14 +380,14 @@ def one_pipeline(story: Story) -> Iterator[Violation]:
     samples in a row must agree, since a look at several processes is not a look at one moment. Every receipt of a
     task that ran is a proof.
     """
-    told = set()
+    reported = set()
     for before, after in pairwise(story.history.hosts):
         was = {(host.pid, host.started): _misplaced(host, before.holders) for host in before.hosts}
         for host in after.hosts:
             process = (host.pid, host.started)
             text = _misplaced(host, after.holders)
-            if text is not None and was.get(process) is not None and process not in told:
-                told.add(process)
+            if text is not None and was.get(process) is not None and process not in reported:
+                reported.add(process)
                 yield Violation(5, host.slot or f"process {host.pid}", f"{text} at {after.at:%X}")
     for task_id, life in story.lives.items():
         end = life[-1].task

@@ -191,7 +191,7 @@ class Clients:
             sent = False
         except (httpx.TransportError, TimeoutError):
             pass
-        told = _read(response)
+        answer = _read(response)
         call = Call(
             request=wish.number,
             kind=kind,
@@ -201,10 +201,10 @@ class Clients:
             key=wish.key,
             sent=sent,
             status=None if response is None else response.status_code,
-            code=str(told.get("code") or ""),
-            limit=str(told.get("limit") or ""),
-            task_id=str(told.get("id") or str(told.get("instance") or "").removeprefix("/tasks/") or task_id),
-            task_status="" if response is None or response.status_code >= 300 else str(told.get("status") or ""),
+            code=str(answer.get("code") or ""),
+            limit=str(answer.get("limit") or ""),
+            task_id=str(answer.get("id") or str(answer.get("instance") or "").removeprefix("/tasks/") or task_id),
+            task_status="" if response is None or response.status_code >= 300 else str(answer.get("status") or ""),
         )
         self.calls.append(call)
         self._on_call(call)
@@ -213,10 +213,10 @@ class Clients:
 
 def _read(response: httpx.Response | None) -> dict[str, Any]:
     try:
-        told = {} if response is None else response.json()
+        answer = {} if response is None else response.json()
     except ValueError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return answer if isinstance(answer, dict) else {}
 
 
 def _picture() -> str:

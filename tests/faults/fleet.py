@@ -346,9 +346,9 @@ class Fleet:
             for line in path.read_text(errors="replace").splitlines():
                 if line.startswith("{") and any(event in line for event in events):
                     with contextlib.suppress(ValueError):
-                        told = json.loads(line)
-                        if told.get("event") in events:
-                            yield told
+                        entry = json.loads(line)
+                        if entry.get("event") in events:
+                            yield entry
 
     def _add(self, name: str, *arguments: str) -> None:
         shared = ["--nats-url", self._nats_address, "--data-dir", str(self.data_dir), "--settings", str(self.settings)]

@@ -276,10 +276,10 @@ class Watcher:
     async def _stream_info(self, stream: str) -> dict[str, Any]:
         request = json.dumps({"subjects_filter": ">"}) if stream in self._streams else ""
         reply = await client_of(self._link).request(f"$JS.API.STREAM.INFO.{stream}", request.encode(), timeout=2)
-        told: dict[str, Any] = json.loads(reply.data)
-        if "state" not in told:
-            raise ValueError(f"{stream}: {told.get('error')}")
-        return told
+        answer: dict[str, Any] = json.loads(reply.data)
+        if "state" not in answer:
+            raise ValueError(f"{stream}: {answer.get('error')}")
+        return answer
 
     def _on_leader(self, entry: Entry) -> None:
         value = None if entry.value is None else msgspec.json.decode(entry.value, type=Leadership)

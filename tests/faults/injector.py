@@ -249,7 +249,7 @@ class Injector:
         except (nats.errors.Error, TimeoutError):  # the server is away, or nobody has made it anew yet
             self.skipped.append(planned)
             return
-        # a fetch that waits is told at once, the next one comes within 2 s
+        # a fetch that waits hears of it at once, the next one comes within 2 s
         await asyncio.sleep(FETCH_TIMEOUT_S)
         self._note(planned, f"{stream}/{consumer}", at)
 

@@ -197,8 +197,8 @@ class Stage:
         """Returns once the worker waits for a driver that does not report the memory, and has no host."""
 
         async def look() -> bool:
-            told = [line for line in self._lines if line["event"] in {"memory_not_read_yet", "serves"}]
-            return bool(told) and told[-1]["event"] == "memory_not_read_yet" and not self._forks.running
+            logged = [line for line in self._lines if line["event"] in {"memory_not_read_yet", "serves"}]
+            return bool(logged) and logged[-1]["event"] == "memory_not_read_yet" and not self._forks.running
 
         await eventually(look)
 

@@ -34,13 +34,13 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture
-def telling(collector: Collector) -> dict[str, str]:
+def exporting(collector: Collector) -> dict[str, str]:
     return {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.url}/v1/traces", "OTEL_BSP_SCHEDULE_DELAY": "600000"}
 
 
 @pytest.fixture
-async def system(tmp_path: Path, telling: dict[str, str]) -> AsyncIterator[System]:
-    async with fresh_system(tmp_path, settings_file(tmp_path), **telling) as system:
+async def system(tmp_path: Path, exporting: dict[str, str]) -> AsyncIterator[System]:
+    async with fresh_system(tmp_path, settings_file(tmp_path), **exporting) as system:
         yield system
 
 
@@ -67,7 +67,7 @@ async def killed_with(system: System, epoch: int) -> asyncio.Future[Msg]:
     return seen
 
 
-async def test_killed_while_it_holds_a_request(system: System, collector: Collector, telling: dict[str, str]) -> None:
+async def test_killed_while_it_holds_a_request(system: System, collector: Collector, exporting: dict[str, str]) -> None:
     """The worker that then comes finishes the task: its spans have their root, and nothing is without its parent."""
     forks = shared_forks()  # torch is imported now, and not while the task waits
     held = asyncio.create_task(system.post())
@@ -77,7 +77,7 @@ async def test_killed_while_it_holds_a_request(system: System, collector: Collec
     with pytest.raises(httpx.HTTPError):
         await held
     worker = DegradedProcess(
-        system.gateway.nats.address, system.gateway.folder, "degraded-0", "cpu-0", **telling, **forks
+        system.gateway.nats.address, system.gateway.folder, "degraded-0", "cpu-0", **exporting, **forks
     )
     try:
         await system.becomes(task_id, TaskStatus.DONE, epoch=0, within_s=60)
@@ -92,19 +92,19 @@ async def test_killed_while_it_holds_a_request(system: System, collector: Collec
 
 
 async def test_killed_while_it_holds_a_request_that_nobody_takes(
-    collector: Collector, telling: dict[str, str], tmp_path: Path
+    collector: Collector, exporting: dict[str, str], tmp_path: Path
 ) -> None:
     """Another gateway ends it."""
     settings = settings_file(tmp_path, wait_limit_s=3.0)
     (tmp_path / "other").mkdir()
-    async with fresh_system(tmp_path, settings, **telling) as system:
+    async with fresh_system(tmp_path, settings, **exporting) as system:
         held = asyncio.create_task(system.post(traceparent=CALLER))
         task_id = await system.only_task()
         other = GatewayProcess(tmp_path / "other", beside=system.gateway)
         system.gateway.kill()
         with pytest.raises(httpx.HTTPError):
             await held
-        await asyncio.to_thread(lambda: other.start("--settings", str(settings), **telling))
+        await asyncio.to_thread(lambda: other.start("--settings", str(settings), **exporting))
         try:
             await system.becomes(task_id, TaskStatus.FAILED, epoch=0)
         finally:

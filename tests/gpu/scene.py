@@ -93,7 +93,7 @@ class Scene(Struct, frozen=True, kw_only=True):
     def probe(self) -> MemoryProbe:
         """The product's own."""
         probe = probe_for(self.where.slot)
-        assert probe is not None, "this machine cannot tell what a process holds"
+        assert probe is not None, "this machine does not report what a process holds"
         return probe
 
 

@@ -96,7 +96,7 @@ class Player:
         assert receipt.probe == self.probe.name
         return receipt
 
-    def tell(self, what: str, value: str) -> None:
+    def report(self, what: str, value: str) -> None:
         """Kept for docs/models/gpu.md."""
         where = self.scene.where
         self._numbers.add(where.device, what, value, is_card=where.kind == "card")
@@ -128,9 +128,9 @@ async def test_what_an_empty_host_holds(player: Player) -> None:
     sizes = ", ".join(
         f"{name} {entry.checkpoint.expected_bytes / MB:,.0f} MB" for name, entry in player.scene.models.items()
     )
-    player.tell("pipelines, as they are on disk", sizes)
-    player.tell("context of an empty host", f"{context_bytes / MB:,.0f} MB")
-    player.tell("left by a release beyond that", f"{residue_bytes / MB:,.0f} MB")
+    player.report("pipelines, as they are on disk", sizes)
+    player.report("context of an empty host", f"{context_bytes / MB:,.0f} MB")
+    player.report("left by a release beyond that", f"{residue_bytes / MB:,.0f} MB")
 
 
 async def test_a_second_request_needs_no_load(player: Player) -> None:
@@ -145,8 +145,8 @@ async def test_a_second_request_needs_no_load(player: Player) -> None:
     assert await player.residence.ready("phr00t") is loaded
     warm_s = await player.generate("phr00t")
     assert player.host.pid == pid
-    player.tell("to the first step, with the load", f"{cold_s:.2f} s")
-    player.tell("to the first step of the second request", f"{warm_s:.2f} s, {warm_s / cold_s:.0%} of that")
+    player.report("to the first step, with the load", f"{cold_s:.2f} s")
+    player.report("to the first step of the second request", f"{warm_s:.2f} s, {warm_s / cold_s:.0%} of that")
 
 
 async def test_a_warm_lane_loads_once(scene: Scene, nats_server: NatsServer, link: NatsLink, tmp_path: Path) -> None:
@@ -239,11 +239,11 @@ async def test_two_models_take_turns_where_only_one_fits(
         finally:
             worker.kill()
     if free_bytes is not None:
-        empty.tell("free for both models, context included", f"{free_bytes / MB:,.0f} MB")
-    empty.tell("swaps, each proven, without an out-of-memory error", str(len(receipts)))
+        empty.report("free for both models, context included", f"{free_bytes / MB:,.0f} MB")
+    empty.report("swaps, each proven, without an out-of-memory error", str(len(receipts)))
     for part in ("release", "verify", "read", "copy", "load", "first_step"):
         seconds = statistics.median(getattr(receipt, f"{part}_s") for receipt in receipts)
-        empty.tell(f"{part.replace('_', ' ')}, median", f"{seconds:.3f} s")
+        empty.report(f"{part.replace('_', ' ')}, median", f"{seconds:.3f} s")
 
 
 @asynccontextmanager
@@ -257,8 +257,8 @@ async def only(scene: Scene, leave_bytes: int) -> AsyncIterator[int | None]:
     )
     try:
         assert filler.stdout is not None
-        told: dict[str, Any] = msgspec.json.decode(await filler.stdout.readline())
-        yield told["free_bytes"]
+        answer: dict[str, Any] = msgspec.json.decode(await filler.stdout.readline())
+        yield answer["free_bytes"]
     finally:
         filler.kill()
         await filler.wait()
@@ -289,7 +289,7 @@ async def test_a_leak_is_caught_and_the_host_killed(player: Player, leak: str) -
         assert "more were in use" in receipt.reason
     assert not is_running(pid)
     await player.generate("phr00t")
-    player.tell(f"a leaked {leak}: the host is killed, proof after", f"{receipt.verify_s:.2f} s")
+    player.report(f"a leaked {leak}: the host is killed, proof after", f"{receipt.verify_s:.2f} s")
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ async def test_what_a_card_says_when_it_breaks(player: Player, misdeed: str, cod
     request = Generate("task", 1, parameters_of(entry, misdeed), str(player.folder / "video.mp4"))
     outcome = await player.host.generate(with_picture(request, entry, player.folder), lambda _: None)
     assert isinstance(outcome, Failed), outcome
-    player.tell(f"{misdeed}: what it is taken for", f"{outcome.code}, {outcome.message}")
+    player.report(f"{misdeed}: what it is taken for", f"{outcome.code}, {outcome.message}")
     assert outcome.code == code
     await player.residence.ready("phr00t", renew_because="it broke")
     await player.generate("phr00t")
@@ -329,13 +329,13 @@ async def test_kill_9_gives_everything_back(player: Player) -> None:
     receipt = await player.ready("anisora")
     assert (receipt.how, receipt.released_model) == ("killed", "phr00t")
     gave = (held.used_bytes - player.before.used_bytes) / MB
-    player.tell("`kill -9` of a host", f"{gave:,.0f} MB back within {seconds:.2f} s")
+    player.report("`kill -9` of a host", f"{gave:,.0f} MB back within {seconds:.2f} s")
 
 
 # What these scenarios stand on, and no card is needed for
 
 
-async def test_the_filler_leaves_what_it_is_told_to() -> None:
+async def test_the_filler_leaves_what_it_is_asked_to() -> None:
     free = 10 * PIECE_BYTES + 5
     kept: list[int] = []
 

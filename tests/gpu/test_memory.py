@@ -57,7 +57,7 @@ async def host_on(card: str, folder: Path, models_dir: Path) -> AsyncIterator[Ho
         await host.close()
 
 
-async def test_every_figure_is_told(card: str, tmp_path: Path) -> None:
+async def test_every_figure_is_reported(card: str, tmp_path: Path) -> None:
     async with host_on(card, tmp_path, tmp_path) as host:
         loaded = (await host.load(PHR00T)).memory
         request = Generate("task", 1, parameters_of(PHR00T, "a lighthouse"), str(tmp_path / "video.mp4"))
@@ -74,7 +74,7 @@ async def test_every_figure_is_told(card: str, tmp_path: Path) -> None:
         assert (memory.cuda_alloc_retries, memory.cuda_ooms) == (0, 0)
 
 
-async def test_nvml_tells_the_card_and_who_is_on_it(card: str, tmp_path: Path) -> None:
+async def test_nvml_reports_the_card_and_who_is_on_it(card: str, tmp_path: Path) -> None:
     async with host_on(card, tmp_path, tmp_path) as host:
         probe = PatientProbe(NvmlProbe(card))
         reading = await probe.read(host.pid)

@@ -519,10 +519,10 @@ async def test_the_commands(system: System, keyed: Keyed) -> None:
     found = next(key for key in json.loads(listed.stdout) if key["id"] == key_id)
     assert (found["caller"], found["revoked_at"]) == ("dora@example.org", None)
     table = await asyncio.to_thread(run, "keys", "list", *nats)
-    for told in (listed.stdout, table.stdout):
-        assert key_id in told
-        assert secret not in told
-        assert stored.secret_sha256 not in told
+    for printed in (listed.stdout, table.stdout):
+        assert key_id in printed
+        assert secret not in printed
+        assert stored.secret_sha256 not in printed
 
     # of a key that leaked, its text may be all that is known
     revoked = await asyncio.to_thread(run, "keys", "revoke", made.stdout.strip(), *nats)
@@ -556,7 +556,7 @@ async def test_a_revoked_key_goes_after_a_month_and_leaves_every_gateway_closed(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["two words", "--scope", "read"], "1 to 64 letters"),
         (["anonymous", "--scope", "read"], "not anonymous"),
@@ -566,10 +566,10 @@ async def test_a_revoked_key_goes_after_a_month_and_leaves_every_gateway_closed(
         (["alice", "--scope", "read", "--rate", "50000"], "shorter --burst"),
     ],
 )
-def test_what_keys_add_refuses(arguments: list[str], told: str) -> None:
+def test_what_keys_add_refuses(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(cli, ["keys", "add", *arguments, "--nats-url", "nats://127.0.0.1:1"])
     assert result.exit_code == 2
-    assert told in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.split())
 
 
 def asked(keyed: Keyed, *arguments: str, key: str | None, tls: bool = False, **more: str) -> tuple[int, str]:
@@ -581,27 +581,27 @@ def asked(keyed: Keyed, *arguments: str, key: str | None, tls: bool = False, **m
 
 
 def test_client_commands_show_their_key_and_say_what_is_missing(keyed: Keyed, tmp_path: Path) -> None:
-    status, told = asked(keyed, "status", key=None)
-    assert (status, "401 unauthorized" in told, "Set WARMLANE_API_KEY" in told) == (1, True, True)
-    status, told = asked(keyed, "status", key="alice")
-    assert (status, "403 forbidden" in told, "the scope admin" in told) == (1, True, True)
+    status, printed = asked(keyed, "status", key=None)
+    assert (status, "401 unauthorized" in printed, "Set WARMLANE_API_KEY" in printed) == (1, True, True)
+    status, printed = asked(keyed, "status", key="alice")
+    assert (status, "403 forbidden" in printed, "the scope admin" in printed) == (1, True, True)
     assert asked(keyed, "status", key="operator")[0] == 0
     assert asked(keyed, "lane-mode", "anisora", key="operator")[1].startswith("anisora is auto")
     file = tmp_path / "key"
     file.write_text(keyed.keys["operator"].text + "\n")
     assert asked(keyed, "status", "--api-key-file", str(file), key="alice")[0] == 0
     file.write_text("wl_not-a-key")
-    status, told = asked(keyed, "status", "--api-key-file", str(file), key=None)
-    assert (status, "does not hold an API key" in told, "not-a-key" in told) == (1, True, False)
+    status, printed = asked(keyed, "status", "--api-key-file", str(file), key=None)
+    assert (status, "does not hold an API key" in printed, "not-a-key" in printed) == (1, True, False)
 
 
 def test_client_commands_trust_the_authority_that_they_are_given(keyed: Keyed) -> None:
-    status, told = asked(keyed, "status", key="operator", tls=True)
-    assert (status, "--ca or WARMLANE_CA" in told) == (1, True), told
+    status, printed = asked(keyed, "status", key="operator", tls=True)
+    assert (status, "--ca or WARMLANE_CA" in printed) == (1, True), printed
     assert asked(keyed, "status", "--ca", str(keyed.tls.ca), key="operator", tls=True)[0] == 0
     assert asked(keyed, "status", key="operator", tls=True, WARMLANE_CA=str(keyed.tls.ca))[0] == 0
-    status, told = asked(keyed, "status", "--ca", str(keyed.tls.key), key="operator", tls=True)
-    assert (status, "holds no certificate" in told) == (1, True)
+    status, printed = asked(keyed, "status", "--ca", str(keyed.tls.key), key="operator", tls=True)
+    assert (status, "holds no certificate" in printed) == (1, True)
 
 
 def test_https_is_served_and_plain_http_is_not(keyed: Keyed) -> None:
@@ -640,11 +640,11 @@ def test_up_for_others_needs_a_key_first_and_then_speaks_https(keyed: Keyed, tmp
     try:
         url = f"https://127.0.0.1:{port}"
 
-        def is_told() -> bool:
+        def is_logged() -> bool:
             assert up.poll() is None, output.read_text()
             return url in output.read_text()
 
-        eventually_sync(is_told)
+        eventually_sync(is_logged)
         assert "open:" not in output.read_text()
         with httpx.Client(base_url=url, verify=keyed.tls.trust()) as http:
             assert http.get("/tasks").status_code == 401
@@ -675,14 +675,14 @@ def test_files_that_make_no_tls(tmp_path: Path) -> None:
     assert tls_error("--tls-cert", str(cert))[0] == 2
     assert "--tls-key is missing" in tls_error("--tls-cert", str(cert))[1]
     assert "--tls-cert is missing" in tls_error("--tls-key", str(key))[1]
-    status, told = tls_error("--tls-cert", str(cert), "--tls-key", str(other))
-    assert (status, f"{other} is not the key of the certificate in --tls-cert {cert}" in told) == (1, True)
+    status, printed = tls_error("--tls-cert", str(cert), "--tls-key", str(other))
+    assert (status, f"{other} is not the key of the certificate in --tls-cert {cert}" in printed) == (1, True)
     assert "holds no certificate" in tls_error("--tls-cert", str(key), "--tls-key", str(key))[1]
     assert "holds no private key" in tls_error("--tls-cert", str(cert), "--tls-key", str(cert))[1]
     cut = tmp_path / "cut.pem"
     cut.write_text(cert.read_text()[:200])
-    status, told = tls_error("--tls-cert", str(cut), "--tls-key", str(key))
-    assert (status, str(cut) in told) == (1, True)
+    status, printed = tls_error("--tls-cert", str(cut), "--tls-key", str(key))
+    assert (status, str(cut) in printed) == (1, True)
     if shutil.which("openssl"):
         locked = tmp_path / "locked.pem"
         command = ["openssl", "pkey", "-in", str(key), "-aes256", "-passout", "pass:x", "-out", str(locked)]

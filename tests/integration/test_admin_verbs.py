@@ -369,8 +369,8 @@ async def test_what_operator_can_put_among_the_records_is_no_record(scene: Scene
     assert await shell.wait() == 0
 
     async def has_come() -> bool:
-        told = await js_of(scene.system.link).stream_info(bucket_stream(TASKS), subjects_filter=f"$KV.{CONTROL}.>")
-        return bool(told.state.subjects)
+        info = await js_of(scene.system.link).stream_info(bucket_stream(TASKS), subjects_filter=f"$KV.{CONTROL}.>")
+        return bool(info.state.subjects)
 
     await eventually(has_come)
     assert [task["id"] for task in (await scene.system.http.get("/tasks")).json()["tasks"]] == [task_id]

@@ -60,7 +60,7 @@ async def is_stored(link: NatsLink, detail: str) -> bool:
     return detail in await stored(link)
 
 
-async def all_told(starts: LostStarts) -> None:
+async def all_reported(starts: LostStarts) -> None:
     await eventually(starts.store)
 
 
@@ -73,7 +73,7 @@ async def test_a_lost_start_is_stored_unless_the_lane_stored_it_itself(link: Nat
     await starts.start()
     for number in range(3):
         starts.lost(start(10 * number, 10 * number + 5, detail=f"life {number}"))
-    await all_told(starts)
+    await all_reported(starts)
     # in the order in which they ended: the first of them is known by the word of its own lane
     assert await stored(link) == ["its own", "beside", "life 1", "life 2"]
 
@@ -100,7 +100,7 @@ async def test_an_entry_that_the_watch_brings_during_the_read_is_not_forgotten(
     monkeypatch.setattr(link.entries, "update", overtaken)
     monkeypatch.setattr(link.entries, "get", slow)
     starts.lost(start(detail="lost"))
-    await all_told(starts)
+    await all_reported(starts)
     assert await stored(link) == ["before", "lost"]
 
 
@@ -117,7 +117,7 @@ async def test_an_entry_of_the_lane_that_comes_in_between_wins(link: NatsLink, m
 
     monkeypatch.setattr(link.entries, "update", overtaken)
     starts.lost(start())
-    await all_told(starts)
+    await all_reported(starts)
     assert await stored(link) == ["its own"]
 
 
@@ -139,7 +139,7 @@ async def test_a_write_without_an_answer_is_not_made_twice(
     with pytest.raises(TransportUnavailable):
         await starts.store()
     monkeypatch.undo()
-    await all_told(starts)
+    await all_reported(starts)
     assert await stored(link) == [HOW]
 
 
@@ -149,7 +149,7 @@ async def test_an_operator_may_empty_the_bucket(link: NatsLink) -> None:
     await starts.start()
     await js_of(link).purge_stream(bucket_stream(COLD_STARTS))
     starts.lost(start(detail="afterwards"))
-    await all_told(starts)
+    await all_reported(starts)
     assert await stored(link) == ["afterwards"]
 
 

@@ -142,11 +142,11 @@ async def test_every_task_ends_once_after_the_server_lost_its_disk(
         await link.close()
         wipe(gateway.nats)
 
-        told = await asyncio.to_thread(
+        result = await asyncio.to_thread(
             CliRunner().invoke, restore_command, [str(tmp_path / "backup"), "--nats-url", gateway.nats.url]
         )
-        assert told.exit_code == 0, told.output
-        assert "tasks had not ended and go on" in told.output
+        assert result.exit_code == 0, result.output
+        assert "tasks had not ended and go on" in result.output
         system.link = link = await NatsLink.connect(gateway.nats.url, name="test")
         assert await differences(link, wanted(catalog, keep_s=KEEP_S)) == []
         assert {task_id: await link.entries.get(TASKS, task_id) for task_id in finished} == before
@@ -318,10 +318,10 @@ async def test_what_is_refused_leaves_nothing_behind(
     with pytest.raises(BackupError, match=r"the server holds .*DEGRADED.* already"):
         await bring_back(link, folder)
     await js_of(link).delete_stream("DEGRADED")
-    told = await asyncio.to_thread(
+    result = await asyncio.to_thread(
         CliRunner().invoke, backup_command, [str(tmp_path / "second"), "--nats-url", nats_server.url]
     )
-    assert (told.exit_code, "DEGRADED: stream not found" in told.output) == (1, True)
+    assert (result.exit_code, "DEGRADED: stream not found" in result.output) == (1, True)
     assert not (tmp_path / "second").exists()
     assert not (tmp_path / "second.part").exists()
 

@@ -45,7 +45,7 @@ SECONDS = 0.1
 FIGURES = {"per_s", "p50_ms", "p99_ms", "cpu_s", "busy_percent", "peak_mb", "others_percent"}
 
 
-def told(_: str) -> None:
+def quiet(_: str) -> None:
     """Progress, which nobody reads here."""
 
 
@@ -75,7 +75,7 @@ def shared(leave: contextlib.AsyncExitStack) -> list[Contender]:
 
 async def judge_figures(every: list[Contender], cores: Cores) -> None:
     # raises where the two do not store the same number of bytes in the same order
-    accepted = await accept.measure(every, cores, rounds=1, seconds=SECONDS, say=told)
+    accepted = await accept.measure(every, cores, rounds=1, seconds=SECONDS, say=quiet)
     assert accepted.contenders == (WARMLANE, BARE)
     for contender in accepted.contenders:
         found = {series.figure: series.median for series in accepted.series if series.contender == contender}
@@ -86,7 +86,7 @@ async def judge_figures(every: list[Contender], cores: Cores) -> None:
     assert [stream for _, stream in writes] == ["LANE_PHR00T", "KV_tasks"]
     assert len({size for size, _ in writes}) == 1
 
-    polled, waited = await poll.measure(every, cores, rounds=1, seconds=SECONDS, say=told, waiters=5)
+    polled, waited = await poll.measure(every, cores, rounds=1, seconds=SECONDS, say=quiet, waiters=5)
     assert set(polled.contenders) == {LIVE, FINISHED, BARE_JSON}
     assert {series.figure for series in polled.series} == FIGURES
     assert {(each.contender, each.values) for each in waited.series if each.figure == "open"} == {
@@ -110,8 +110,8 @@ async def test_overhead_and_swap_can_be_measured(tmp_path: Path) -> None:
             def start(_: str) -> contextlib.AbstractContextManager[Script]:
                 return contextlib.nullcontext(script)  # a new process would cost six CPU seconds for its imports
 
-            over = await overhead.compare(stack, script, rounds=1, tasks=2, say=told)
-            swapped = await swap.compare(stack, script, start, rounds=1, swaps=2, fresh_swaps=1, say=told)
+            over = await overhead.compare(stack, script, rounds=1, tasks=2, say=quiet)
+            swapped = await swap.compare(stack, script, start, rounds=1, swaps=2, fresh_swaps=1, say=quiet)
             task = (await through(stack, swap.body_of("phr00t"))).task
             other = structs.replace(task, parameters=structs.replace(task.parameters, seed=8))
             with pytest.raises(LoadFailed, match="made another video"):
@@ -140,7 +140,7 @@ async def test_overload_and_growth_can_be_measured() -> None:
 async def judge_growth(every: list[Contender], cores: Cores) -> None:
     """On the second level, the oldest of 1,001 finished tasks is not in memory any more; on the first, all are."""
     tasks, lanes = await growth.measure(
-        every, cores, rounds=1, seconds=2 * SECONDS, tasks=1, say=told, tasks_levels=(2, 1_000), lanes_levels=(1,)
+        every, cores, rounds=1, seconds=2 * SECONDS, tasks=1, say=quiet, tasks_levels=(2, 1_000), lanes_levels=(1,)
     )
     assert set(tasks.contenders) == {finished(what, count) for what, _ in GROWING for count in (2, 1_000)} - {
         finished(POLL_OLD, 2)
@@ -167,10 +167,10 @@ async def judge_overload(stack: Stack, bare: Contender, cores: Cores) -> None:
         found = overload.figures_of(level)
         assert 0 < found["refused_percent"] <= 100
         assert 0 < found["refused_p50_ms"] <= found["refused_p99_ms"]
-        first, second = await overload.refused_once(offered, "told")
+        first, second = await overload.refused_once(offered, "full")
         assert (first.status, first.limit, second.status) == (503, "depth", 202)
         assert first.retry_after_s >= 1
-        refusals = await overload.refusals_of([bare], cores, offered, rounds=1, seconds=SECONDS, say=told)
+        refusals = await overload.refusals_of([bare], cores, offered, rounds=1, seconds=SECONDS, say=quiet)
     assert refusals.contenders == (REFUSAL, NO_OP)
     assert all(each.median > 0 for each in refusals.series if each.figure == "per_s")
 

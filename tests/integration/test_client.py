@@ -57,8 +57,8 @@ class Answer:
 
 
 def problem(status: int, code: str, **more: object) -> Answer:
-    told = {"type": f"urn:warmlane:problem:{code}", "title": f"title of {code}", "status": status, "detail": ""}
-    return Answer(status, {**told, "code": code, **more})
+    document = {"type": f"urn:warmlane:problem:{code}", "title": f"title of {code}", "status": status, "detail": ""}
+    return Answer(status, {**document, "code": code, **more})
 
 
 class ScriptedGateway:
@@ -139,16 +139,16 @@ def test_the_video_is_saved_and_described(gateway: ScriptedGateway, tmp_path: Pa
 
 
 def test_a_warning_is_printed_and_the_video_saved(gateway: ScriptedGateway, tmp_path: Path) -> None:
-    told = (
-        "steps: expected 8, got 20; 8 was used [sic], and that is told in one line, however long it is for a terminal"
+    message = (
+        "steps: expected 8, got 20; 8 was used [sic], and that is said in one line, however long it is for a terminal"
     )
     warned = DONE | {
-        "warnings": [{"pointer": "/steps", "code": "a_later_one", "message": told, "expected": 8, "got": 20}]
+        "warnings": [{"pointer": "/steps", "code": "a_later_one", "message": message, "expected": 8, "got": 20}]
     }
     gateway.script = [Answer(202, warned, etag='"5"'), Answer(200, VIDEO)]
     result = submit(gateway, tmp_path, "--steps", "20")
     assert result.exit_code == 0, result.output
-    assert result.stderr == f"accepted: {gateway.url}/tasks/{ID}\nwarning: {told}\n"
+    assert result.stderr == f"accepted: {gateway.url}/tasks/{ID}\nwarning: {message}\n"
     assert result.stdout.startswith(str(tmp_path / "fox.mp4"))
 
 
@@ -254,7 +254,7 @@ def test_a_busy_system_is_asked_again_as_it_says(gateway: ScriptedGateway, tmp_p
         patch.setattr("ops.commands.submit.time.sleep", slept.append)
         result = submit(gateway, tmp_path, "--retry", "10m")
     assert result.exit_code == 0, result.output
-    assert slept == [0.01, 0.02, 0.0, 8.0]  # the fourth told nothing
+    assert slept == [0.01, 0.02, 0.0, 8.0]  # the fourth said nothing of it
     assert len({headers["idempotency-key"] for method, _, headers, _ in gateway.asked if method == "POST"}) == 1
     assert "queue_overloaded (503); trying again in 0.01 s\n" in result.stderr
     assert "unavailable (503); trying again in 0 s\n" in result.stderr

@@ -103,9 +103,9 @@ async def test_a_refused_submit_says_when_to_try_again(bare_system: System, tmp_
     result = await warmlane(bare_system, "submit", "anisora", "a fox", "--out", str(tmp_path))
     assert result.exit_code == 1
     assert "(503 queue_overloaded)" in result.stderr
-    told = re.search(r"Try again in ([\d.]+) s\.", result.stderr)
-    assert told is not None, result.stderr
-    assert 1 <= float(told[1]) <= 30
+    advice = re.search(r"Try again in ([\d.]+) s\.", result.stderr)
+    assert advice is not None, result.stderr
+    assert 1 <= float(advice[1]) <= 30
     assert list(tmp_path.iterdir()) == []
 
 
@@ -123,14 +123,14 @@ async def test_a_task_that_waits_shows_its_place_and_ctrl_c_cancels_it(bare_syst
             while not re.search(r"waiting in place \d", shown):
                 shown += (await asyncio.to_thread(os.read, terminal, 4096)).decode()
             process.send_signal(signal.SIGINT)
-            while not (told := re.search(r"cancelled task (\S+)", shown)):
+            while not (printed := re.search(r"cancelled task (\S+)", shown)):
                 shown += (await asyncio.to_thread(os.read, terminal, 4096)).decode()
             assert await process.wait() == 130
     finally:
         if process.returncode is None:
             process.kill()
         os.close(terminal)
-    cancelled = await bare_system.becomes(told[1], TaskStatus.FAILED, epoch=0)
+    cancelled = await bare_system.becomes(printed[1], TaskStatus.FAILED, epoch=0)
     assert cancelled.error is not None
     assert cancelled.error.code is FailureCode.CANCELLED
     assert await bare_system.depth() == 0
@@ -168,9 +168,9 @@ async def test_ctrl_c_before_the_answer_is_read_cancels_the_task(
             return generate(client, {"model": "phr00t", "prompt": "a lantern"}, "unread", None)
 
     assert await asyncio.to_thread(submit) == INTERRUPTED
-    told = re.fullmatch(r"cancelled task (\S+)", capsys.readouterr().err.strip())
-    assert told is not None
-    task, _ = await bare_system.record(told[1])
+    printed = re.fullmatch(r"cancelled task (\S+)", capsys.readouterr().err.strip())
+    assert printed is not None
+    task, _ = await bare_system.record(printed[1])
     assert task.error is not None
     assert task.error.code is FailureCode.CANCELLED
 

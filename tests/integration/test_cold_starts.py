@@ -32,10 +32,10 @@ async def known_starts(link: NatsLink) -> list[ColdStart]:
 
 async def test_starts_in_a_row_are_all_warm_and_each_is_recorded(tmp_path: Path) -> None:
     """The seconds are the process's: its imports count."""
-    told = await cold_starts(2, tmp_path)
-    assert [start.detail for start in told] == ["", ""]
-    assert len({start.started_at for start in told}) == 2
-    for start in told:
+    starts = await cold_starts(2, tmp_path)
+    assert [start.detail for start in starts] == ["", ""]
+    assert len({start.started_at for start in starts}) == 2
+    for start in starts:
         assert start.seconds is not None
         assert start.seconds == pytest.approx((start.ended_at - start.started_at).total_seconds(), abs=0.01)
 

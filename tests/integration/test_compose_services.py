@@ -78,8 +78,8 @@ class Composed:
         each = self._services[name]
         path = dockerfile(each)
         image = image_environment(path) if path is not None else {}
-        told = {variable: self.here(name, value) for variable, value in each["environment"].items()}
-        return image | told | {"PATH": os.environ["PATH"], "HOME": str(self._folder / "home")}
+        given = {variable: self.here(name, value) for variable, value in each["environment"].items()}
+        return image | given | {"PATH": os.environ["PATH"], "HOME": str(self._folder / "home")}
 
     def command(self, name: str, *instead: str) -> list[str]:
         """Its command line, or with *instead* the one of `docker compose run SERVICE …`."""
@@ -210,8 +210,8 @@ async def test_a_supervisor_in_the_place_of_the_lanes_obeys_the_mounted_quota(co
             async def is_denied(key: str = f"{model}.{model}-0") -> bool:
                 composed.require_running()
                 entry = await link.entries.get(LANES, key)
-                told = None if entry is None or entry.value is None else decode_heartbeat(entry.value)
-                return told is not None and told.state is LaneState.QUOTA_DENIED
+                heartbeat = None if entry is None or entry.value is None else decode_heartbeat(entry.value)
+                return heartbeat is not None and heartbeat.state is LaneState.QUOTA_DENIED
 
             await eventually(is_denied)
     finally:
@@ -247,10 +247,9 @@ def test_the_services_of_the_profile_cpu_serve(composed: Composed) -> None:
         def readiness() -> dict[str, Any] | None:
             composed.require_running()
             with contextlib.suppress(httpx.TransportError):
-                told: dict[str, Any] = http.get("/readyz").json()
-                return (
-                    told if told["degraded_worker"] and all(each["warm"] for each in told["models"].values()) else None
-                )
+                ready: dict[str, Any] = http.get("/readyz").json()
+                warm = all(each["warm"] for each in ready["models"].values())
+                return ready if ready["degraded_worker"] and warm else None
             return None
 
         ready = eventually_sync(readiness, within_s=120)

@@ -103,10 +103,10 @@ def problem(answer: bytes) -> tuple[int, str]:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"content-type: application/problem+json" in head
     assert b"connection: close" in head
-    told = json.loads(body)
+    document = json.loads(body)
     assert f"content-length: {len(body)}".encode() in head
-    assert int(head.split()[1]) == told["status"]
-    return told["status"], told["code"]
+    assert int(head.split()[1]) == document["status"]
+    return document["status"], document["code"]
 
 
 @pytest.mark.parametrize("start", [b"", b"\r\n", b"GET / HTTP/1.1\r\n", GET[:-1]])
@@ -203,10 +203,10 @@ async def test_what_never_became_a_request_has_its_line_too(sent: bytes, line: d
     with capture_logs() as lines:
         await talk.say(sent)
         answer = await talk.answer()
-    (told,) = lines
-    assert told.items() >= (line | {"event": "request", "address": "127.0.0.1"}).items()
-    assert f"x-request-id: {told['request_id']}\r\n".encode() in answer
-    assert "secret" not in str(told)
+    (logged,) = lines
+    assert logged.items() >= (line | {"event": "request", "address": "127.0.0.1"}).items()
+    assert f"x-request-id: {logged['request_id']}\r\n".encode() in answer
+    assert "secret" not in str(logged)
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 1000", b"Transfer-Encoding: chunked"])

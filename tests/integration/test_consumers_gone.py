@@ -52,10 +52,10 @@ async def test_a_worker_makes_its_queues_consumer_anew(
     assert await differences(link, wanted(catalog, keep_s=KEEP_S)) == []
     await js_of(link).delete_stream(stream)  # which is not the worker's to make
 
-    async def is_told() -> bool:
+    async def is_reported() -> bool:
         return worker.loop.trouble == f"{stream}/worker is missing; run `warmlane provision`"
 
-    await eventually(is_told)
+    await eventually(is_reported)
     await provision(link, wanted(catalog, keep_s=KEEP_S))
 
     async def is_well() -> bool:

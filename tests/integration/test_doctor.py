@@ -70,10 +70,10 @@ def test_a_machine_that_runs_the_tests_can_run_up(tmp_path: Path) -> None:
 def test_a_model_that_is_not_prepared_is_reported_with_the_command(tmp_path: Path) -> None:
     result = doctor(tmp_path, "--profile", "production")
     for model, folder in (("anisora", "anisora-v3.2"), ("phr00t", "phr00t-aio")):
-        told = " ".join(re.sub(r"[│┃]", " ", result.output).split())
-        assert f"model {model}" in told
-        assert f"warmlane models prepare {model} --from PATH --to" in told
-        assert folder in told
+        text = " ".join(re.sub(r"[│┃]", " ", result.output).split())
+        assert f"model {model}" in text
+        assert f"warmlane models prepare {model} --from PATH --to" in text
+        assert folder in text
 
 
 def test_a_missing_profile_is_reported(tmp_path: Path) -> None:
@@ -131,10 +131,10 @@ def test_an_unusable_nats_server_is_reported_with_what_to_do(
         path.write_text(program)
         path.chmod(0o755)
     monkeypatch.setenv("WARMLANE_NATS_SERVER", str(path))
-    told = finding("nats-server", look_around(tmp_path))
-    assert told.level == "missing"
-    assert found in told.found
-    assert advice in told.advice
+    result = finding("nats-server", look_around(tmp_path))
+    assert result.level == "missing"
+    assert found in result.found
+    assert advice in result.advice
 
 
 def clock(tmp_path: Path, server: NatsServer) -> Finding:
@@ -144,27 +144,27 @@ def clock(tmp_path: Path, server: NatsServer) -> Finding:
 async def test_the_clock_is_compared_with_a_server_that_runs(
     tmp_path: Path, nats_server: NatsServer, link: NatsLink
 ) -> None:
-    told = await asyncio.to_thread(clock, tmp_path, nats_server)
-    assert told.level == "ok"
-    assert "the nats-server" in told.found
+    result = await asyncio.to_thread(clock, tmp_path, nats_server)
+    assert result.level == "ok"
+    assert "the nats-server" in result.found
 
 
 async def test_what_a_server_lacks_is_reported(tmp_path: Path, link: NatsLink, nats_server: NatsServer) -> None:
     """With the rights of `operator`, which changes nothing."""
     url = nats_server.address.replace("://", "://operator:pw-operator@")
-    told = await asyncio.to_thread(doctor, tmp_path, "--nats-url", url)
-    assert "every stream, bucket and consumer is there" in told.output
+    result = await asyncio.to_thread(doctor, tmp_path, "--nats-url", url)
+    assert "every stream, bucket and consumer is there" in result.output
     await js_of(link).delete_consumer(DEGRADED, WORK_CONSUMER)
-    told = await asyncio.to_thread(doctor, tmp_path, "--nats-url", url)
-    assert "DEGRADED/worker: missing" in told.output
-    assert "run `warmlane provision`" in told.output
+    result = await asyncio.to_thread(doctor, tmp_path, "--nats-url", url)
+    assert "DEGRADED/worker: missing" in result.output
+    assert "run `warmlane provision`" in result.output
 
 
 def test_a_server_without_streams_is_reported_and_left_as_it_is(tmp_path: Path, nats_server: NatsServer) -> None:
     for _ in range(2):  # the second look sees what the first one left
-        told = clock(tmp_path, nats_server)
-        assert told.level == "note"
-        assert "warmlane provision" in told.advice
+        result = clock(tmp_path, nats_server)
+        assert result.level == "note"
+        assert "warmlane provision" in result.advice
 
 
 @pytest.mark.parametrize(
@@ -191,11 +191,11 @@ def test_versions(text: str, level: str) -> None:
     ],
 )
 def test_gpus(gpus: list[GpuInfo], torch: str | None, level: str, text: str) -> None:
-    told = judge_gpus(gpus, torch)
-    assert told.level == level
-    assert text in told.advice
+    result = judge_gpus(gpus, torch)
+    assert result.level == level
+    assert text in result.advice
     if gpus:
-        assert "H200 (100 of 139 GiB free, GPU-1)" in told.found
+        assert "H200 (100 of 139 GiB free, GPU-1)" in result.found
 
 
 def test_production_without_a_card_is_missing_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +217,7 @@ def test_production_without_a_card_is_missing_one(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("cuda", "driver", "levels", "told"),
+    ("cuda", "driver", "levels", "message"),
     [
         ("13.0", "580.65.06", ("ok", "ok"), "580.65.06; torch is built with CUDA 13.0, which needs 580 or later"),
         ("13.0", "575.51.03", ("note", "missing"), "update the driver to 580 or later"),
@@ -229,12 +229,12 @@ def test_production_without_a_card_is_missing_one(tmp_path: Path, monkeypatch: p
     ],
 )
 def test_the_driver_is_held_to_the_cuda_of_torch(
-    cuda: str | None, driver: str | None, levels: tuple[str, str], told: str
+    cuda: str | None, driver: str | None, levels: tuple[str, str], message: str
 ) -> None:
     found = [judge_driver(cuda, driver, cards_are_needed=needed) for needed in (False, True)]
     assert tuple(each.level for each in found) == levels
     for each in found:
-        assert told in f"{each.found} {each.advice}" or each.level == "ok"
+        assert message in f"{each.found} {each.advice}" or each.level == "ok"
         assert (each.level == "ok") is (each.advice == "")
 
 
@@ -242,34 +242,34 @@ def test_the_cuda_of_torch_is_read_without_importing_it() -> None:
     code = (
         "from ops.machine.cuda_driver import cuda_of_torch; import sys; print(cuda_of_torch(), 'torch' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert told[1] == "False"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert printed[1] == "False"
     _, _, build = metadata.version("torch").partition("+")  # the build's own name for it, where it has one
-    expected = {"cpu": "None", "": told[0]}.get(build, f"{build[2:-1]}.{build[-1:]}")
-    assert told[0] == expected
+    expected = {"cpu": "None", "": printed[0]}.get(build, f"{build[2:-1]}.{build[-1:]}")
+    assert printed[0] == expected
 
 
 def test_the_holders_of_a_card_are_reported() -> None:
     holders = (Holder(pid=7, used_bytes=3 * GIB, name="trainer"), Holder(pid=8, used_bytes=None))
-    told = judge_gpus([replace(GPU, holders=holders)], None)
-    assert "GPU-1), process 7 (trainer) holds 3.00 GiB, process 8 holds an unknown amount" in told.found
+    result = judge_gpus([replace(GPU, holders=holders)], None)
+    assert "GPU-1), process 7 (trainer) holds 3.00 GiB, process 8 holds an unknown amount" in result.found
 
 
 def test_a_card_in_mig_mode_without_an_instance_is_reported() -> None:
-    told = judge_gpus([GPU], "2.13.0", ["GPU-2"])
-    assert (told.level, "GPU-2 is in MIG mode and has no instance" in told.found) == ("note", True)
-    assert "H200" in told.found
-    assert "nvidia-smi mig -cgi" in told.advice
+    result = judge_gpus([GPU], "2.13.0", ["GPU-2"])
+    assert (result.level, "GPU-2 is in MIG mode and has no instance" in result.found) == ("note", True)
+    assert "H200" in result.found
+    assert "nvidia-smi mig -cgi" in result.advice
 
 
 def test_what_keeps_a_card_from_being_used_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    told = judge_gpus([GPU], "2.13.0", hidden=["GPU-2"])
-    assert (told.level, "GPU-2 is hidden by CUDA_VISIBLE_DEVICES='0'" in told.found) == ("ok", True)
-    told = judge_gpus([], "2.13.0", hidden=["GPU-2"])
-    assert (told.level, "remove CUDA_VISIBLE_DEVICES" in told.advice) == ("note", True)
-    told = judge_gpus([GPU], "2.13.0", broken=["card 1: GPU is lost"])
-    assert (told.level, "card 1: GPU is lost" in told.found) == ("note", True)
+    result = judge_gpus([GPU], "2.13.0", hidden=["GPU-2"])
+    assert (result.level, "GPU-2 is hidden by CUDA_VISIBLE_DEVICES='0'" in result.found) == ("ok", True)
+    result = judge_gpus([], "2.13.0", hidden=["GPU-2"])
+    assert (result.level, "remove CUDA_VISIBLE_DEVICES" in result.advice) == ("note", True)
+    result = judge_gpus([GPU], "2.13.0", broken=["card 1: GPU is lost"])
+    assert (result.level, "card 1: GPU is lost" in result.found) == ("note", True)
 
 
 @pytest.mark.parametrize(
@@ -305,15 +305,15 @@ def test_disk(free_bytes: int, writable: bool, level: str) -> None:
 
 @pytest.mark.parametrize(("skew_s", "level"), [(0.25, "ok"), (-0.25, "ok"), (0.26, "missing"), (-0.26, "missing")])
 def test_skew(skew_s: float, level: str) -> None:
-    told = judge_skew(skew_s)
-    assert told.level == level
-    assert ("behind" in told.found) is (skew_s > 0)
+    result = judge_skew(skew_s)
+    assert result.level == level
+    assert ("behind" in result.found) is (skew_s > 0)
 
 
 def test_every_problem_comes_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WARMLANE_NATS_SERVER", os.devnull)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         found = list(look_around(tmp_path, port=listener.getsockname()[1]))
-    assert {told.what for told in found if told.level == "missing"} == {"nats-server", "HTTP port"}
-    for told in found:
-        assert (told.level == "ok") is (told.advice == ""), told
+    assert {each.what for each in found if each.level == "missing"} == {"nats-server", "HTTP port"}
+    for each in found:
+        assert (each.level == "ok") is (each.advice == ""), each

@@ -123,8 +123,8 @@ async def test_no_answer_to_http_1_0_has_chunks(asked: str, done: str, gateway: 
         elif "content-length" in headers:
             assert len(body) == int(headers["content-length"]), path
     assert answers[f"/tasks/{done}/video"] == CONTENT
-    (told,) = EventSource().read(answers[f"/tasks/{done}/events"])
-    assert json.loads(told.data)["status"] == "done"
+    (event,) = EventSource().read(answers[f"/tasks/{done}/events"])
+    assert json.loads(event.data)["status"] == "done"
 
 
 async def test_a_stream_to_http_1_0_is_seen_as_it_goes(http: httpx.AsyncClient, gateway: GatewayProcess) -> None:

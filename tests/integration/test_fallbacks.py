@@ -54,8 +54,8 @@ async def second(system: System, tmp_path: Path) -> AsyncIterator[System]:
 
 async def episodes(system: System, model: str = "anisora") -> list[FallbackEpisode]:
     """The episodes of *model*, the oldest first, as the gateway reports them."""
-    told = (await system.http.get("/admin/fallbacks")).json()
-    found = msgspec.convert([*told["past"][::-1], *told["current"]], type=list[FallbackEpisode])
+    answer = (await system.http.get("/admin/fallbacks")).json()
+    found = msgspec.convert([*answer["past"][::-1], *answer["current"]], type=list[FallbackEpisode])
     return [episode for episode in found if episode.model == model]
 
 
@@ -64,8 +64,8 @@ async def become(system: System, expected: list[tuple[str, bool, int]]) -> list[
 
     async def look() -> list[FallbackEpisode] | None:
         found = await episodes(system)
-        told = [(episode.cause, episode.until is not None, episode.served) for episode in found]
-        return found if told == expected else None
+        shown = [(episode.cause, episode.until is not None, episode.served) for episode in found]
+        return found if shown == expected else None
 
     try:
         found = await eventually(look)
@@ -93,7 +93,7 @@ async def test_an_episode_begins_changes_its_cause_and_ends(system: System) -> N
     await submit(system, 1)
     await become(system, [("capacity", True, 5), ("manual", False, 5)])
     await system.http.put("/admin/lanes/anisora/mode", json={"mode": "auto"})
-    # whoever looks at once is not told that it goes on, though a gateway writes that it ended a second later
+    # whoever looks at once does not read that it goes on, though a gateway writes that it ended a second later
     assert (await system.http.get("/admin/fallbacks")).json()["current"] == []
     # no request is needed to end it
     first, second = await become(system, [("capacity", True, 5), ("manual", True, 5)])
@@ -103,7 +103,7 @@ async def test_an_episode_begins_changes_its_cause_and_ends(system: System) -> N
     assert await episodes(system, "phr00t") == []
 
 
-async def tell_alike(one: System, other: System) -> None:
+async def show_alike(one: System, other: System) -> None:
     """Until the end of an episode is written, each gateway reports the time of the request as its end."""
 
     async def alike() -> bool:
@@ -122,7 +122,7 @@ async def test_the_sum_of_two_gateways_is_exact_and_the_past_holds_one_revision_
     await become(system, [("capacity", False, 6 * 4 + 5 * 2 * 4)])
     await system.lane_is(LaneState.WARM)
     await become(second, [("capacity", True, 64)])
-    await tell_alike(system, second)
+    await show_alike(system, second)
 
     async def others() -> bool:
         return [episode.served for episode in await episodes(second, "phr00t")] == [24]
@@ -147,7 +147,7 @@ async def test_a_gateway_that_was_killed_leaves_an_episode_that_others_end(syste
     await system.lane_is(LaneState.WARM)
     await become(system, [("capacity", True, 3)])
     await asyncio.to_thread(second.gateway.start, "--keep", f"{KEEP_S:g}s")
-    await tell_alike(system, second)
+    await show_alike(system, second)
 
 
 async def test_a_gateway_that_leaves_adds_its_last_counts(system: System, second: System) -> None:
@@ -172,13 +172,13 @@ async def test_the_same_request_again_is_counted_once(system: System) -> None:
 
 
 async def test_evicted_lanes_learn_that_they_are_wanted(system: System) -> None:
-    told: list[str] = []
+    published: list[str] = []
 
     async def hear(message: Any) -> None:
-        told.append(message.subject)
+        published.append(message.subject)
 
     await client_of(system.link).subscribe("demand.*", cb=hear)
-    await submit(system, 1)  # no lane is evicted: nobody is told
+    await submit(system, 1)  # no lane is evicted: nothing is published
     await system.lane_is(LaneState.EVICTED)
     await system.link.entries.put(CONTROL, control_key("anisora"), b"degraded")
 
@@ -189,15 +189,15 @@ async def test_evicted_lanes_learn_that_they_are_wanted(system: System) -> None:
     await eventually(manual)
     await submit(system, 1)  # kept out by the operator: loading would be for nothing
     await system.http.put("/admin/lanes/anisora/mode", json={"mode": "auto"})
-    assert told == []
+    assert published == []
     await submit(system, 20)
 
     async def heard() -> bool:
-        return bool(told)
+        return bool(published)
 
     await eventually(heard)
-    assert set(told) == {demand_subject("anisora")}
-    assert len(told) < 5  # 20 requests in a moment: at most one in each second
+    assert set(published) == {demand_subject("anisora")}
+    assert len(published) < 5  # 20 requests in a moment: at most one in each second
 
 
 @pytest.mark.parametrize("is_stored", [True, False])

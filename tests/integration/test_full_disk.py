@@ -75,11 +75,11 @@ async def test_a_server_whose_disk_was_full_is_restarted_and_goes_on(tmp_path: P
                 await report_lane_if_it_can(system)
                 return await system.post(prefer="respond-async")
 
-            async def told() -> bool:
+            async def is_reported() -> bool:
                 await post()
                 return any("takes no writes: make room" in each for each in await troubles(system))
 
-            await eventually(told)
+            await eventually(is_reported)
             # `transport_unavailable` until the gateway has seen the disk
             await eventually(lambda: is_refused(post()))
             ready = (await system.http.get("/readyz")).json()
@@ -160,12 +160,12 @@ async def test_the_limit_itself_is_reported(tmp_path: Path) -> None:
             for number in range(30):
                 await system.link.entries.put(TASKS, f"ballast-{number}", b"x" * 100_000)
 
-        async def told() -> bool:
+        async def is_reported() -> bool:
             answer = await system.post(prefer="respond-async")
             assert (answer.status_code, problem(answer)["code"]) == (503, "transport_unavailable")
             return any("max_file_store is reached" in each for each in await troubles(system))
 
-        await eventually(told)
+        await eventually(is_reported)
 
 
 async def test_a_full_disk_of_the_log_fails_no_request(tmp_path: Path) -> None:

@@ -172,14 +172,14 @@ async def test_a_decision_is_explained_and_derived_again(system: System) -> None
     on_lane = await system.submit()
     await system.lane_is(LaneState.UNHEALTHY)
     degraded = await system.submit()
-    told = await admin(system, f"tasks/{on_lane['id']}/explain")
-    assert (told["route"], told["fired"]["rule"], told["agrees"]) == ("lane", 2, True)
-    assert told["derived"] == told["fired"]
-    assert [(lane["worker"], lane["state"]) for lane in told["decision"]["lanes"]] == [("anisora-0", "warm")]
-    assert (told["now"]["outcome"], told["now"]["rule"]) == ("degraded: capacity", 4)
-    told = await admin(system, f"tasks/{degraded['id']}/explain")
-    assert (told["route"], told["fired"]["rule"], told["agrees"]) == ("degraded", 4, True)
-    assert [lane["state"] for lane in told["decision"]["lanes"]] == ["unhealthy"]
+    answer = await admin(system, f"tasks/{on_lane['id']}/explain")
+    assert (answer["route"], answer["fired"]["rule"], answer["agrees"]) == ("lane", 2, True)
+    assert answer["derived"] == answer["fired"]
+    assert [(lane["worker"], lane["state"]) for lane in answer["decision"]["lanes"]] == [("anisora-0", "warm")]
+    assert (answer["now"]["outcome"], answer["now"]["rule"]) == ("degraded: capacity", 4)
+    answer = await admin(system, f"tasks/{degraded['id']}/explain")
+    assert (answer["route"], answer["fired"]["rule"], answer["agrees"]) == ("degraded", 4, True)
+    assert [lane["state"] for lane in answer["decision"]["lanes"]] == ["unhealthy"]
 
 
 async def test_a_switch_that_somebody_else_has_set_meanwhile(system: System) -> None:
@@ -204,11 +204,11 @@ async def test_a_switch_that_somebody_else_has_set_meanwhile(system: System) -> 
     # what `nats kv put` sets counts as well, also what is ignored
     await system.link.entries.put(CONTROL, "lanes.anisora", b"off")
 
-    async def told() -> str | None:
+    async def reported() -> str | None:
         lanes = await admin(system, "lanes")
         return (await http.get(url)).headers["etag"] if lanes["ignored_control"] else None
 
-    ignored = await eventually(told)
+    ignored = await eventually(reported)
     assert ignored is not None
     assert (await put("auto", if_match=ignored)).status_code == 200
     # and a key that was deleted, which is as if it had never been set
@@ -228,9 +228,9 @@ async def test_a_switch_that_somebody_else_has_set_meanwhile(system: System) -> 
 async def test_a_decision_of_a_model_that_was_switched_off(system: System) -> None:
     await system.lane_is(LaneState.WARM)
     assert (await system.http.put("/admin/lanes/anisora/mode", json={"mode": "degraded"})).status_code == 200
-    told = await admin(system, f"tasks/{(await system.submit())['id']}/explain")
-    assert (told["fired"]["rule"], told["fired"]["outcome"], told["agrees"]) == (1, "degraded: manual", True)
-    assert told["decision"]["forced_degraded"] is True
+    answer = await admin(system, f"tasks/{(await system.submit())['id']}/explain")
+    assert (answer["fired"]["rule"], answer["fired"]["outcome"], answer["agrees"]) == (1, "degraded: manual", True)
+    assert answer["decision"]["forced_degraded"] is True
 
 
 async def test_cold_starts_with_their_share(system: System) -> None:
@@ -248,13 +248,13 @@ async def test_cold_starts_with_their_share(system: System) -> None:
         now += timedelta(seconds=1)
 
     async def known() -> dict[str, Any] | None:
-        told = await admin(system, "cold_starts")
-        return told if len(told["starts"]) == 4 else None
+        answer = await admin(system, "cold_starts")
+        return answer if len(answer["starts"]) == 4 else None
 
-    told = await eventually(known)
-    assert told is not None
-    assert (told["target_s"], told["share"]) == (600, 0.5)
-    assert [start["seconds"] for start in told["starts"]] == [601.0, None, 4.0, 9.5]
+    answer = await eventually(known)
+    assert answer is not None
+    assert (answer["target_s"], answer["share"]) == (600, 0.5)
+    assert [start["seconds"] for start in answer["starts"]] == [601.0, None, 4.0, 9.5]
 
 
 @pytest.mark.parametrize(
@@ -309,10 +309,10 @@ async def test_the_command_prints_a_table_or_json(system: System) -> None:
     for words in ("anisora-0", "warm", "lane (2)", "LANE_PHR00T", "of 25"):
         assert words in table
     printed, _ = await asyncio.to_thread(status(system, "--json").communicate, timeout=60)
-    told = json.loads(printed)
-    assert set(told) == {"lanes", "queue", "fallbacks", "cold_starts"}
-    assert told["lanes"]["models"][0]["lanes"][0]["worker"] == "anisora-0"
-    assert set(told["queue"]) == set(await admin(system, "queue"))
+    answer = json.loads(printed)
+    assert set(answer) == {"lanes", "queue", "fallbacks", "cold_starts"}
+    assert answer["lanes"]["models"][0]["lanes"][0]["worker"] == "anisora-0"
+    assert set(answer["queue"]) == set(await admin(system, "queue"))
 
 
 def read_until(terminal: int, words: bytes) -> None:

@@ -371,7 +371,7 @@ async def test_the_swap_receipt_is_shown(http: httpx.AsyncClient, gateway_link: 
 
 
 @pytest.mark.parametrize(
-    ("query", "told"),
+    ("query", "message"),
     [
         ("cursor=x", "cursor: use next_cursor"),
         ("limit=0", "limit: expected an integer from 1 to 100"),
@@ -387,10 +387,10 @@ async def test_the_swap_receipt_is_shown(http: httpx.AsyncClient, gateway_link: 
         ("state=done", "'state': no such query parameter; this path takes cursor, limit, model, status"),
     ],
 )
-async def test_an_impossible_listing_is_refused(query: str, told: str, http: httpx.AsyncClient) -> None:
+async def test_an_impossible_listing_is_refused(query: str, message: str, http: httpx.AsyncClient) -> None:
     response = await http.get(f"/tasks?{query}")
     assert (response.status_code, problem(response)["code"]) == (400, "invalid_query")
-    assert told in response.json()["detail"]
+    assert message in response.json()["detail"]
 
 
 async def test_the_video(http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink) -> None:

@@ -83,8 +83,8 @@ class Scene:
             self.lane = self._start_lane()
 
         async def warm() -> bool:
-            told = await heartbeat_of(self.system.link, LANE)
-            mine = told is not None and told.pid == self.lane.pid and told.state is LaneState.WARM
+            heartbeat = await heartbeat_of(self.system.link, LANE)
+            mine = heartbeat is not None and heartbeat.pid == self.lane.pid and heartbeat.state is LaneState.WARM
             return mine and await self.system.depth(STREAM) == 0
 
         await eventually(warm, within_s=60)
@@ -253,7 +253,7 @@ async def test_sigterm_of_a_lane_with_tasks_waiting(scene: Scene) -> None:
     assert await heartbeat_of(scene.system.link, LANE) is None
 
 
-# A step lasts longer than it takes to tell the lane to go, also on a machine that others keep busy.
+# A step lasts longer than it takes to ask the lane to stop, also on a machine that others keep busy.
 @pytest.mark.parametrize(
     "scene", [{"wait_limit_s": 10.0, "drain_s": 0.2, "attempts": 1, "step_s": 1.5}], indirect=True, ids=["one"]
 )
@@ -265,6 +265,6 @@ async def test_a_lane_that_is_asked_to_stop_hands_its_task_back_at_no_cost(scene
     assert await asyncio.to_thread(scene.lane.stop) == 0
     done = await scene.done(task_id)
     assert (done.worker, done.attempt, done.handed_back) == (DEGRADED, 2, 1)
-    told = [(line.event, line.detail) for line in done.timeline]
-    assert ("handed_back", "the worker is leaving") in told
-    assert ("requeue", f"{LANE} left in attempt 1") in told
+    timeline = [(line.event, line.detail) for line in done.timeline]
+    assert ("handed_back", "the worker is leaving") in timeline
+    assert ("requeue", f"{LANE} left in attempt 1") in timeline

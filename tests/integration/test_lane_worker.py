@@ -55,8 +55,8 @@ async def test_a_warm_lane_shows_what_is_resident_and_nothing_when_it_left(
     assert slot is not None
     assert (slot.model, slot.state, slot.worker) == ("phr00t", SlotState.RESIDENT, "phr00t-0")
     await js_of(link).delete_stream(lane_stream("phr00t"))  # no task can come: it must not be sent any
-    told = await lane.becomes(LaneState.UNHEALTHY)
-    assert told.detail == "LANE_PHR00T/worker is missing; run `warmlane provision`"
+    heartbeat = await lane.becomes(LaneState.UNHEALTHY)
+    assert heartbeat.detail == "LANE_PHR00T/worker is missing; run `warmlane provision`"
     await provision(link, wanted(catalog, keep_s=KEEP_S))
     await lane.becomes(LaneState.WARM)
     await lane.leave()
@@ -111,12 +111,12 @@ async def test_a_lane_that_can_never_serve_its_model_says_why(link: NatsLink, ca
     large = replace(model, checkpoint=replace(model.checkpoint, activation_bytes=1 << 60))
     lane = Lane(link, replace(catalog, models={**catalog.models, "phr00t": large}), tmp_path)
     lane.start()
-    told = await lane.becomes(LaneState.UNHEALTHY)
-    assert told.detail.startswith(f"phr00t does not fit: with offload none it needs {1 << 60:,} bytes on the host")
+    heartbeat = await lane.becomes(LaneState.UNHEALTHY)
+    assert heartbeat.detail.startswith(f"phr00t does not fit: with offload none it needs {1 << 60:,} bytes on the host")
     slot = await shown(link)
     assert slot is not None
-    # each is told with what was free at its moment
-    assert (slot.state, without_numbers(slot.detail)) == (SlotState.EMPTY, without_numbers(told.detail))
+    # each names what was free at its moment
+    assert (slot.state, without_numbers(slot.detail)) == (SlotState.EMPTY, without_numbers(heartbeat.detail))
     await lane.leave()
     assert not (tmp_path / "models").exists(), "it was refused before anything was loaded"
 
@@ -131,9 +131,10 @@ async def test_a_card_that_cannot_serve_the_largest_video_says_so_before_a_clien
     lane = Lane(link, catalog, tmp_path, fork_server=SharedForkServer())
     with capture_logs() as lines:
         lane.start()
-        told = await lane.becomes(LaneState.UNHEALTHY)
-    assert "cannot serve the largest video that the settings of phr00t admit: 256 x 256 x " in told.detail
-    assert 'lower max_volume, or the limits of width, height and num_frames; or set "vae_tiling": true' in told.detail
+        heartbeat = await lane.becomes(LaneState.UNHEALTHY)
+    assert "cannot serve the largest video that the settings of phr00t admit: 256 x 256 x " in heartbeat.detail
+    advice = 'lower max_volume, or the limits of width, height and num_frames; or set "vae_tiling": true'
+    assert advice in heartbeat.detail
     assert [line["again_in_s"] for line in lines if line["event"] == "not_warm"] == [TOO_LARGE_RETRY_S]
     await lane.leave()
 
@@ -148,7 +149,7 @@ async def test_a_lane_that_cannot_load_crash_loops_until_it_can(
     before = ["loading", "unhealthy"] * (CRASHES - 1) + ["loading", "crash_looping"]
     with capture_logs() as lines:
         lane.start()
-        looping = await lane.becomes(LaneState.CRASH_LOOPING, when=lambda told: told.detail.startswith("5 times"))
+        looping = await lane.becomes(LaneState.CRASH_LOOPING, when=lambda each: each.detail.startswith("5 times"))
         assert f"{CRASHES + 2} times in a row it could not load; the last: " in looping.detail
         assert str(models) in looping.detail
         assert looping.detail.endswith("; tried again after 0.8 s")  # 0.05 s, and twice as long after each failure
@@ -178,7 +179,7 @@ async def test_a_host_that_hangs_while_nobody_asks_for_it_is_replaced(link: Nats
     host = lane.host
     os.kill(host, signal.SIGSTOP)
     # the last look into the queue that began before the silence was noticed has ended
-    await lane.becomes(LaneState.WARM, when=lambda told: told.health_age_s > SILENT_S + FETCH_TIMEOUT_S + 1)
+    await lane.becomes(LaneState.WARM, when=lambda each: each.health_age_s > SILENT_S + FETCH_TIMEOUT_S + 1)
     task = await place(link, replace(task_of("phr00t", 1), route="lane"))
     heartbeat = await lane.becomes(LaneState.UNHEALTHY)
     assert "did not answer" in heartbeat.detail
@@ -202,8 +203,8 @@ async def test_a_host_that_answers_again_in_time_is_left_alone(link: NatsLink, l
     await lane.becomes(LaneState.WARM)
     host = lane.host
     os.kill(host, signal.SIGSTOP)
-    await lane.becomes(LaneState.WARM, when=lambda told: told.health_age_s > HEALTH_TIMEOUT_S / 2)
+    await lane.becomes(LaneState.WARM, when=lambda each: each.health_age_s > HEALTH_TIMEOUT_S / 2)
     os.kill(host, signal.SIGCONT)
-    await lane.becomes(LaneState.WARM, when=lambda told: told.health_age_s < 2)
+    await lane.becomes(LaneState.WARM, when=lambda each: each.health_age_s < 2)
     done = await becomes(link, await place(link, replace(task_of("phr00t", 1), route="lane")), TaskStatus.DONE)
     assert (done.attempt, lane.host) == (1, host)

@@ -172,22 +172,23 @@ async def test_a_clock_that_drifts_away_is_reported(
     """At its start the process would refuse; later the skew shows in the metric and in the log."""
     async with reporting_on(link, "lane"):
         await eventually(lambda: _is_known(link))
-        assert abs(await _told(measured, "warmlane.clock.skew")) < MAX_SKEW_S
+        assert abs(await _reported(measured, "warmlane.clock.skew")) < MAX_SKEW_S
     async with ServerAhead(nats_server, ahead_s=3) as ahead:
         skewed = await NatsLink.connect(ahead.url, name="test")
         with capture_logs() as logged:
             async with reporting_on(skewed, "lane"):
                 await eventually(lambda: _is_known(skewed))
-                assert await _told(measured, "warmlane.clock.skew") > 3 - MAX_SKEW_S
-                assert await _told(measured, "warmlane.nats.connected") == 1
+                assert await _reported(measured, "warmlane.clock.skew") > 3 - MAX_SKEW_S
+                assert await _reported(measured, "warmlane.nats.connected") == 1
         assert [line["limit_s"] for line in logged if line["event"] == "clock_skewed"] == [MAX_SKEW_S]
         with pytest.raises(UnusableServer, match="behind the nats-server"):
             await skewed.clock.require()
         await skewed.close()
-    assert await _told(measured, "warmlane.nats.connected") == 0  # whom nobody tells of is not there
+    # a link that reports nothing counts as not connected
+    assert await _reported(measured, "warmlane.nats.connected") == 0
 
 
-async def _told(measured: Measured, name: str) -> float:
+async def _reported(measured: Measured, name: str) -> float:
     # the figure is asked for in this very loop: only another thread may wait for that
     return await asyncio.to_thread(measured.value, name)
 
@@ -234,7 +235,7 @@ def test_a_connection_that_uvloop_has_closed_is_made_anew(nats_server: NatsServe
 
     async def run() -> None:
         link = await NatsLink.connect(nats_server.url, name="test")
-        writer = getattr(client_of(link)._transport, "_io_writer")  # noqa: B009  # nats-py's own, which no type tells of
+        writer = getattr(client_of(link)._transport, "_io_writer")  # noqa: B009  # nats-py's own, which has no type
         writer.transport.abort()
 
         async def is_back() -> bool:

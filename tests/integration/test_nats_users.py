@@ -190,8 +190,8 @@ async def test_operator_cannot_put_a_message_into_a_queue(server: NatsServer) ->
 async def test_system_sees_the_server_and_nothing_of_the_product(server: NatsServer) -> None:
     link = await as_role(server, "system")
     try:
-        told = json.loads((await client_of(link).request("$SYS.REQ.SERVER.PING.JSZ", b"{}", timeout=20)).data)
-        assert told["data"]["streams"] > 0
+        answer = json.loads((await client_of(link).request("$SYS.REQ.SERVER.PING.JSZ", b"{}", timeout=20)).data)
+        assert answer["data"]["streams"] > 0
         for subject in (
             "$SYS.REQ.SERVER.X.RELOAD",
             "$SYS.REQ.SERVER.X.KICK",
@@ -213,14 +213,14 @@ async def test_a_denied_call_fails_at_once_and_stores_nothing(server: NatsServer
                 await link.entries.put("leader", "degraded", b"mine")
             with pytest.raises(NotAllowed):
                 await link.entries.put("leader", "degraded", b"mine")
-        told = [line for line in lines if line["event"] == "nats_denied"]
-        assert len(told) == 1  # the same denial again is not news
-        assert (told[0]["user"], told[0]["operation"], told[0]["subject"]) == (
+        denied = [line for line in lines if line["event"] == "nats_denied"]
+        assert len(denied) == 1  # the same denial again is not news
+        assert (denied[0]["user"], denied[0]["operation"], denied[0]["subject"]) == (
             "supervisor",
             "publish",
             "$kv.leader.degraded",
         )
-        assert "nats.conf" in told[0]["advice"]
+        assert "nats.conf" in denied[0]["advice"]
         await link.entries.put(TASKS, "allowed", b"x")  # and the connection goes on
         assert await link.entries.get(TASKS, "allowed") is not None
     finally:
@@ -266,8 +266,8 @@ async def test_a_password_that_is_no_longer_valid_is_reported(tmp_path: Path) ->
             server.options = ("-c", str(tmp_path / "other.conf"))  # the last -c counts
             server.start()
             await eventually(lambda: asyncio.sleep(0, [line for line in lines if line["event"] == "nats_refused"]))
-        (told,) = [line for line in lines if line["event"] == "nats_refused"]
-        assert "does not know the user lane, or not with this password" in told["error"]
+        (refused,) = [line for line in lines if line["event"] == "nats_refused"]
+        assert "does not know the user lane, or not with this password" in refused["error"]
         assert "pw-lane" not in str(lines)
     finally:
         await link.close()
@@ -434,7 +434,7 @@ def test_the_embedded_server_by_itself(tmp_path: Path) -> None:
         eventually_sync(lambda: access("admin", url, data_dir=tmp_path).user == "admin")
         asyncio.run(use())
         # a command that needs nothing else of the folder finds its password there, too
-        told = subprocess.run(
+        result = subprocess.run(
             warmlane_command("keys", "list", "--nats-url", url, "--data-dir", str(tmp_path)),
             env=environment_for(None, clean_environment()),
             capture_output=True,
@@ -442,7 +442,7 @@ def test_the_embedded_server_by_itself(tmp_path: Path) -> None:
             timeout=60,
             check=False,
         )
-        assert (told.returncode, "no API key yet" in told.stdout) == (0, True), told.stderr
+        assert (result.returncode, "no API key yet" in result.stdout) == (0, True), result.stderr
         assert (tmp_path / "nats" / "jetstream").is_dir()
         second = warmlane_command("nats-server", "--nats-port", str(free_port()), "--data-dir", str(tmp_path))
         refused = subprocess.run(

@@ -26,7 +26,7 @@ class Reader:
     def __init__(self, *, is_large: bool) -> None:
         self.held: dict[str, tuple[bytes, int]] = {}
         self._is_large = is_large
-        self._untold: set[str] = set()
+        self._unconfirmed: set[str] = set()
         self.watch: Watch
 
     async def start(self, link: NatsLink, bucket: str) -> None:
@@ -37,17 +37,17 @@ class Reader:
         await self.watch.wait()
 
     def _on_entry(self, entry: Entry) -> None:
-        self._untold.discard(entry.key)
+        self._unconfirmed.discard(entry.key)
         if entry.value is None:
             self.held.pop(entry.key, None)
         else:
             self.held[entry.key] = entry.value, entry.revision
 
     def _again(self) -> None:
-        self._untold = set(self.held)
+        self._unconfirmed = set(self.held)
 
     def _whole(self) -> None:
-        for key in self._untold:
+        for key in self._unconfirmed:
             del self.held[key]
 
 
@@ -70,10 +70,10 @@ async def went_back(measured: Measured) -> float:
 
 
 async def holds(reader: Reader, expected: dict[str, tuple[bytes, int]]) -> None:
-    async def is_told() -> bool:
+    async def is_delivered() -> bool:
         return reader.held == expected and reader.watch.age_s() == 0
 
-    await eventually(is_told)
+    await eventually(is_delivered)
 
 
 @pytest.mark.parametrize("is_large", [False, True])
@@ -163,8 +163,10 @@ async def test_a_bucket_that_was_purged(link: NatsLink, is_large: bool) -> None:
 
 
 async def test_history_is_delivered_again_in_its_order(link: NatsLink, catalog: Catalog) -> None:
-    told: list[bytes | None] = []
-    watch = await link.watches.start(CONTROL, lambda entry: told.append(entry.value), history=True, on_again=told.clear)
+    delivered: list[bytes | None] = []
+    watch = await link.watches.start(
+        CONTROL, lambda entry: delivered.append(entry.value), history=True, on_again=delivered.clear
+    )
     await watch.wait()
     for value in (b"1", b"2", b"3"):
         await link.entries.put(CONTROL, "lanes.a", value)
@@ -173,10 +175,10 @@ async def test_history_is_delivered_again_in_its_order(link: NatsLink, catalog: 
     for value in (b"4", b"5"):
         await link.entries.put(CONTROL, "lanes.b", value)
 
-    async def is_told() -> bool:
-        return told == [None, b"4", b"5"]  # what is gone, then what is there
+    async def is_delivered() -> bool:
+        return delivered == [None, b"4", b"5"]  # what is gone, then what is there
 
-    await eventually(is_told)
+    await eventually(is_delivered)
 
 
 async def _consumer_deleted(link: NatsLink, _: NatsServer) -> None:
@@ -194,8 +196,8 @@ async def test_a_watch_that_was_interrupted_goes_on_where_it_was(
     nats_server: NatsServer, link: NatsLink, interrupted: Callable[[NatsLink, NatsServer], object]
 ) -> None:
     """It delivers nothing twice, and misses nothing."""
-    told: list[tuple[str, bytes | None]] = []
-    watch = await link.watches.start(TASKS, lambda entry: told.append((entry.key, entry.value)), history=True)
+    delivered: list[tuple[str, bytes | None]] = []
+    watch = await link.watches.start(TASKS, lambda entry: delivered.append((entry.key, entry.value)), history=True)
     await watch.wait()
     for n in range(3):
         await link.entries.put(TASKS, f"before-{n}", b"1")
@@ -203,11 +205,11 @@ async def test_a_watch_that_was_interrupted_goes_on_where_it_was(
         await interrupted(link, nats_server)  # type: ignore[misc]
         await put(link, TASKS, "after", b"1")
 
-        async def is_told() -> bool:
-            return ("after", b"1") in told and watch.age_s() == 0
+        async def is_delivered() -> bool:
+            return ("after", b"1") in delivered and watch.age_s() == 0
 
-        await eventually(is_told)
-    assert [key for key, _ in told] == ["before-0", "before-1", "before-2", "after"]
+        await eventually(is_delivered)
+    assert [key for key, _ in delivered] == ["before-0", "before-1", "before-2", "after"]
     assert "stream_went_back" not in [line["event"] for line in logged]
 
 

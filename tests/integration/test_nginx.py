@@ -184,7 +184,7 @@ async def test_every_address_leads_back_through_nginx(site: Site) -> None:
             assert (await http.get(document)).json()["servers"] == [{"url": "/warmlane"}]
         assert '"servers":[{"url":"/warmlane"}]' in docs.text
 
-        # who calls without nginx is told paths without the prefix, and nobody is believed who is not trusted
+        # without nginx: paths have no prefix, and what an untrusted address says in its headers is ignored
         direct = await anywhere.get(f"{site.gateway.url}/tasks?limit=1", headers=authorized)
         assert direct.json()["tasks"][0]["links"]["self"] == url.removeprefix("/warmlane")
 

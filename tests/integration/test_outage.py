@@ -60,14 +60,14 @@ async def test_a_gateway_without_its_server(gateway: GatewayProcess, http: httpx
 
 
 async def test_everything_outlives_a_server_that_is_away_for_longer_than_every_limit(tmp_path: Path) -> None:
-    """Running work settles, what waited ends by the first look, and clients are told how old their answers are."""
+    """Running work settles, what waited ends by the first look, and clients read how old their answers are."""
     windows = {"wait_limit_s": 2.0, "degraded_margin_s": 0.5, "lease_s": 1.0, "lease_renew_s": 0.3}
     settings = settings_file(tmp_path, **windows, reconnect_grace_s=1.0)
     async with fresh_system(tmp_path, settings) as system:
         await server_away(system, load_settings(settings).catalog("tiny").windows, away_s=4.0)
 
 
-TOLD_AGAIN = ("heartbeat_lost", "slot_not_shown", "cold_start_not_stored", "leader_unknown", "leader_not_refreshed")
+LOGGED_AGAIN = ("heartbeat_lost", "slot_not_shown", "cold_start_not_stored", "leader_unknown", "leader_not_refreshed")
 
 
 async def test_repeated_tries_are_logged_once(
@@ -76,17 +76,17 @@ async def test_repeated_tries_are_logged_once(
     """Processes that write or follow something try several times a second while the server is away, or has lost what
     they follow."""
     tried: Counter[str] = Counter()
-    tell, is_news = Seldom.log, Seldom.is_news
+    log, is_news = Seldom.log, Seldom.is_news
 
-    def counted_tell(self: Seldom, say: Callable[..., Any], event: str, **fields: Any) -> None:
+    def counted_log(self: Seldom, say: Callable[..., Any], event: str, **fields: Any) -> None:
         tried[event] += 1
-        tell(self, say, event, **fields)
+        log(self, say, event, **fields)
 
     def counted_is_news(self: Seldom, kind: str) -> bool:
         tried[kind] += kind == "interrupted"
         return is_news(self, kind)
 
-    monkeypatch.setattr(Seldom, "log", counted_tell)
+    monkeypatch.setattr(Seldom, "log", counted_log)
     monkeypatch.setattr(Seldom, "is_news", counted_is_news)
 
     async def tried_again(*kinds: str) -> None:
@@ -115,12 +115,12 @@ async def test_repeated_tries_are_logged_once(
         starts.warm()
         running = [heartbeat.run(), display.run(), starts.run(), leader.hold(), standby.campaign()]
         tasks = [asyncio.create_task(each) for each in running]
-        await tried_again(*TOLD_AGAIN)
+        await tried_again(*LOGGED_AGAIN)
         for task in tasks:
             await end(task)
     counts = Counter(line["event"] for line in said)
-    assert {event: counts[event] for event in (*TOLD_AGAIN, "watch_interrupted")} == dict.fromkeys(
-        (*TOLD_AGAIN, "watch_interrupted"), 1
+    assert {event: counts[event] for event in (*LOGGED_AGAIN, "watch_interrupted")} == dict.fromkeys(
+        (*LOGGED_AGAIN, "watch_interrupted"), 1
     )
 
 
@@ -162,14 +162,14 @@ async def test_a_heartbeat_reports_changes_at_once_comes_back_and_leaves(
         model="anisora",
         worker="a-0",
         slot="cpu-0",
-        interval_s=600,  # so that only changes and reconnects are told in this test
+        interval_s=600,  # so that only changes and reconnects are reported in this test
         health_age_s=lambda: 1.5,
         started_at=datetime.now(UTC),
     )
     beating = asyncio.create_task(heartbeat.run())
     key = lane_key("anisora", "a-0")
 
-    async def told(state: LaneState) -> LaneHeartbeat | None:
+    async def reported(state: LaneState) -> LaneHeartbeat | None:
         try:
             entry = await link.entries.get(LANES, key)
         except TransportUnavailable:
@@ -178,9 +178,9 @@ async def test_a_heartbeat_reports_changes_at_once_comes_back_and_leaves(
         report = None if value is None else msgspec.json.decode(value, type=LaneHeartbeat)
         return report if report is not None and report.state is state else None
 
-    assert await eventually(lambda: told(LaneState.STARTING))
+    assert await eventually(lambda: reported(LaneState.STARTING))
     heartbeat.set(LaneState.WARM)
-    warm = await eventually(lambda: told(LaneState.WARM))
+    warm = await eventually(lambda: reported(LaneState.WARM))
     assert warm is not None
     assert warm.health_age_s == 1.5
     assert warm.warm_after_s is not None

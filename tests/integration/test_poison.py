@@ -113,9 +113,9 @@ async def test_a_poisoned_queue(route: Route, link: NatsLink, worker: Worker, mo
         await link.messages.publish(work_subject(route, "anisora", good.id), newer)
         await done(link, good.id)
     assert [task.id for task in worker.runner.ran] == [good.id]
-    told = [line for line in lines if line["event"] == "unreadable"]
-    assert [line["where"] for line in told] == [subject] * len(every) + [ahead]
-    assert {line["kind"] for line in told} == {"task"}
+    unreadable = [line for line in lines if line["event"] == "unreadable"]
+    assert [line["where"] for line in unreadable] == [subject] * len(every) + [ahead]
+    assert {line["kind"] for line in unreadable} == {"task"}
     assert SECRET not in str(lines)
     assert await link.entries.get(TASKS, "poison") is None
 
@@ -145,8 +145,8 @@ async def test_what_a_newer_version_wrote_is_left_for_one_of_its_workers(
             return (info.num_redelivered or 0) == 2
 
         await eventually(left)
-        told = [line["where"] for line in lines if line["event"] == "unreadable"]
-        assert len(told) == len(set(told))  # each of them once, however often it comes
+        unreadable = [line["where"] for line in lines if line["event"] == "unreadable"]
+        assert len(unreadable) == len(set(unreadable))  # each of them once, however often it comes
         await link.entries.update(
             TASKS, task.id, encode_task(task), revision=revision
         )  # as by an upgrade of this worker
@@ -217,13 +217,13 @@ async def test_poisoned_buckets(
                 # past `Entries.put`, which would refuse some of the keys
                 await gateway_link.messages.publish(f"$KV.{bucket}.{key}", value)
     await gateway_link.messages.publish(f"$KV.{LANES}.anisora.poison", b"", headers={"KV-Operation": "DEL"})
-    # switches are ignored and told apart; the other keys of `leader` say nothing
+    # switches are ignored, each by itself; the other keys of `leader` say nothing
     others = {key for bucket, keys in KEYS.items() if bucket not in (CONTROL, LEADER) for key in keys} | {LEADER_KEY}
 
-    async def all_told() -> bool:  # each key at least once: a value may be replaced before it is sent to the watch
+    async def all_reported() -> bool:  # each key at least once: a value may be replaced before it is sent to the watch
         return {line["where"] for line in unreadable_lines(gateway)[count:]} >= {key[:200] for key in others}
 
-    await eventually(all_told)
+    await eventually(all_reported)
     second = GatewayProcess(tmp_path, beside=gateway)
     await asyncio.to_thread(second.start)
     try:
@@ -242,5 +242,5 @@ async def test_poisoned_buckets(
     for process in (gateway, second):
         assert SECRET not in process.log()
         assert "Traceback" not in process.log()
-    told = unreadable_lines(gateway)[count:]
-    assert len(told) == len({(line["kind"], line["where"], line["revision"]) for line in told})  # once each
+    unreadable = unreadable_lines(gateway)[count:]
+    assert len(unreadable) == len({(line["kind"], line["where"], line["revision"]) for line in unreadable})  # once each

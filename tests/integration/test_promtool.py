@@ -48,15 +48,15 @@ def test_every_panel_shows_something_of_a_busy_system(tmp_path: Path) -> None:
         for panel in panels(dashboard):
             for target in panel["targets"]:
                 asked[as_sent(target["expr"])] = f"{name}: {panel['title']} {target['refId']}"
-    told = [{"series": name, "values": values} for name, values in series()]
-    told += [{"series": f'ALERTS{{alertname="{RULES[0]["alert"]}",alertstate="firing"}}', "values": "1x90"}]
+    inputs = [{"series": name, "values": values} for name, values in series()]
+    inputs += [{"series": f'ALERTS{{alertname="{RULES[0]["alert"]}",alertstate="firing"}}', "values": "1x90"}]
     cases = [
         # NaN is no number: it is not at or above anything
         {"expr": f"count(({expr}) >= -Inf) > bool 0", "eval_time": "90m", "exp_samples": [{"labels": "{}", "value": 1}]}
         for expr in asked
     ]
     file = tmp_path / "panels.yaml"
-    file.write_text(yaml.safe_dump({"tests": [{"interval": "1m", "input_series": told, "promql_expr_test": cases}]}))
+    file.write_text(yaml.safe_dump({"tests": [{"interval": "1m", "input_series": inputs, "promql_expr_test": cases}]}))
     said = promtool("test", "rules", file)
     empty = [place for expr, place in asked.items() if f"({expr})" in said.stdout]
     assert said.returncode == 0, f"{empty}\n{said.stdout}"

@@ -27,20 +27,20 @@ def test_that_never_ends({fixtures}, tmp_path):
         gateway = GatewayProcess(tmp_path / "gateway")
         gateway.nats = nats_server
         gateway.start()
-    part = Path({told!r} + ".part")
+    part = Path({marker!r} + ".part")
     part.write_text(f"{{os.getpid()}} {{os.environ[reaper.MARKS]}}")
-    part.rename({told!r})
+    part.rename({marker!r})
     signal.pause()
 """
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Iterator[Path]:
+def marker(tmp_path: Path) -> Iterator[Path]:
     """Where the test under test says which process it is; nothing of it stays where ours fails."""
-    told = tmp_path / "told"
-    yield told
-    if told.exists():
-        for process in list(reaper.marked(told.read_text().split()[1].split(",")[0])):
+    marker = tmp_path / "marker"
+    yield marker
+    if marker.exists():
+        for process in list(reaper.marked(marker.read_text().split()[1].split(",")[0])):
             with contextlib.suppress(psutil.Error):
                 process.kill()
 
@@ -56,11 +56,11 @@ def told(tmp_path: Path) -> Iterator[Path]:
     ],
 )
 def test_nothing_that_a_test_started_outlives_it(
-    tmp_path: Path, told: Path, victim: str, number: signal.Signals, fixtures: str, expected: set[str]
+    tmp_path: Path, marker: Path, victim: str, number: signal.Signals, fixtures: str, expected: set[str]
 ) -> None:
     """A suite that ends in this way, and everything that one test of it started."""
     file = tmp_path / "test_it.py"
-    file.write_text(TEST.format(fixtures=fixtures, told=str(told), gateway="warm_cli" in expected))
+    file.write_text(TEST.format(fixtures=fixtures, marker=str(marker), gateway="warm_cli" in expected))
     inherited = {SHARED_FOLDER, reaper.MARKS, "PYTEST_XDIST_WORKER"}
     clean = {name: value for name, value in os.environ.items() if name not in inherited}
     options = ["-p", "tests.conftest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
@@ -69,9 +69,9 @@ def test_nothing_that_a_test_started_outlives_it(
         command = [sys.executable, "-m", "pytest", *options, str(file)]
         run = subprocess.Popen(command, cwd=ROOT, env=clean, stdout=output, stderr=output)
     try:
-        eventually_sync(lambda: told.exists() or run.poll() is not None, within_s=300)
-        assert told.exists(), (tmp_path / "output").read_text()
-        worker, marks = told.read_text().split()
+        eventually_sync(lambda: marker.exists() or run.poll() is not None, within_s=300)
+        assert marker.exists(), (tmp_path / "output").read_text()
+        worker, marks = marker.read_text().split()
         started = {process.pid: " ".join(process.cmdline()) for process in reaper.marked(marks.split(",")[0])}
         assert {name for name in expected if not any(name in line for line in started.values())} == set(), started
 

@@ -69,7 +69,7 @@ def test_the_same_request_is_sent_under_a_key_that_follows_from_the_id(gateway: 
 
 
 @pytest.mark.parametrize(
-    ("told", "sent"),
+    ("recorded", "sent"),
     [
         ({}, {}),
         ({"priority": "standard"}, {}),
@@ -77,10 +77,10 @@ def test_the_same_request_is_sent_under_a_key_that_follows_from_the_id(gateway: 
         ({"priority": "added_later"}, {"priority": "added_later"}),
     ],
 )
-def test_its_class_is_sent_again(gateway: ScriptedGateway, told: dict[str, str], sent: dict[str, str]) -> None:
+def test_its_class_is_sent_again(gateway: ScriptedGateway, recorded: dict[str, str], sent: dict[str, str]) -> None:
     """But for the one that all requests had before there were classes."""
     original = {name: value for name, value in FAILED.items() if name != "priority"}
-    gateway.script = [Answer(200, original | told), Answer(202, NEW)]
+    gateway.script = [Answer(200, original | recorded), Answer(202, NEW)]
     result = resubmit(gateway, "--no-wait")
     assert result.exit_code == 0, result.output
     body = json.loads(gateway.asked[1][3])

@@ -40,7 +40,7 @@ class Pair(Struct):
     reject: httpx.AsyncClient
     link: NatsLink
 
-    def told(self) -> list[dict[str, Any]]:
+    def logged(self) -> list[dict[str, Any]]:
         """The lines that say what was replaced."""
         lines = [json.loads(line) for line in self.reporting.log().splitlines() if '"parameters_reported"' in line]
         return [{key: line[key] for key in ("task_id", "caller", "model", "fields")} for line in lines]
@@ -105,9 +105,9 @@ async def test_report_accepts_with_the_fixed_value_and_a_warning_and_reject_does
     ]
     queued = await js_of(pair.link).get_last_msg(work_stream("lane", model), work_subject("lane", model, task["id"]))
     assert FIXED[model].items() <= json.loads(queued.data or b"")["parameters"].items()
-    for gateway in (pair.report, pair.reject):  # whoever asks later is told as well
+    for gateway in (pair.report, pair.reject):  # whoever asks later reads it as well
         assert (await gateway.get(f"/tasks/{task['id']}")).json() == task
-    assert pair.told()[-1] == {
+    assert pair.logged()[-1] == {
         "task_id": task["id"],
         "caller": "anonymous",
         "model": model,
@@ -144,11 +144,11 @@ async def test_one_key_one_task_whatever_the_switch(pair: Pair) -> None:
 
     # what was refused before, and left nothing behind, is a task after
     assert (await post(pair.reject, "wrong", steps=20)).status_code == 422
-    told = len(pair.told())
+    before = len(pair.logged())
     answers = await asyncio.gather(*(post(pair.report, "wrong", steps=20) for _ in range(20)))
     [task_id] = {answer.json()["id"] for answer in answers}
     assert {answer.json()["warnings"][0]["got"] for answer in answers} == {20}
-    assert [line["task_id"] for line in pair.told()[told:]] == [task_id]
+    assert [line["task_id"] for line in pair.logged()[before:]] == [task_id]
 
     # another wrong value is another request, and so is the right one: nobody is given a task that conceals it
     for other in ({"steps": 21}, {"steps": 4}, {}, {"steps": 20, "cfg": 2}):
@@ -172,10 +172,10 @@ async def test_what_another_gateway_has_queued_is_not_counted_again(pair: Pair) 
     )
     subject = work_subject("lane", "anisora", queued.id)
     await pair.link.messages.publish(subject, encode_task(queued), message_id=queued.message_id)
-    told = pair.told()
+    before = pair.logged()
     answer = await pair.report.post("/generate", json=sent, headers={"idempotency-key": "half-done"})
     assert (answer.json()["id"], answer.json()["warnings"][0]["got"]) == (queued.id, 20)
-    assert pair.told() == told
+    assert pair.logged() == before
 
 
 async def test_clients_can_see_the_switch(pair: Pair) -> None:
@@ -186,7 +186,7 @@ async def test_clients_can_see_the_switch(pair: Pair) -> None:
 
 async def test_no_prompt_is_logged(pair: Pair) -> None:
     await pair.report.post("/generate", json=body("anisora", steps=20))
-    assert pair.told()
+    assert pair.logged()
     assert SECRET not in pair.reporting.log()
 
 

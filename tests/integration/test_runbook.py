@@ -161,7 +161,7 @@ class Watching:
         self._said: list[str] = []
 
     async def says(self, *wanted: str) -> str:
-        """The first line that is not told yet and holds every one of *wanted*."""
+        """The first line that is not used yet and holds every one of *wanted*."""
         assert self._process.stdout is not None
         while True:
             line = (await asyncio.wait_for(self._process.stdout.readline(), 60)).decode()
@@ -234,9 +234,9 @@ class Page:
         return await in_shell(typed, server or self._stage.gateway.nats, self._stage.folder, variables, goes_on=goes_on)
 
     async def _http(self, command: str, variables: dict[str, object]) -> httpx.Response:
-        told = _CURL.match(command.replace("$ID", str(variables.get("ID"))))
-        assert told is not None, command
-        return await self._stage.http.request(told[1] or "GET", told[2])
+        request = _CURL.match(command.replace("$ID", str(variables.get("ID"))))
+        assert request is not None, command
+        return await self._stage.http.request(request[1] or "GET", request[2])
 
     async def _warmlane(self, arguments: list[str], server: NatsServer | None) -> str:
         environment = environment_for("admin", clean_environment()) | {
@@ -265,7 +265,7 @@ async def in_shell(
         file, content = made / f"{role}.json", json.dumps(context)
         if not file.exists() or file.read_text() != content:  # another shell may be reading it
             file.write_text(content)
-    told = "".join(f"{name}={shlex.quote(str(value))}\n" for name, value in (variables or {}).items())
+    assignments = "".join(f"{name}={shlex.quote(str(value))}\n" for name, value in (variables or {}).items())
     environment = clean_environment() | {
         "PATH": f"{tool('nats').parent}:{os.environ['PATH']}",
         "HOME": str(folder),
@@ -277,7 +277,7 @@ async def in_shell(
         "-o",
         "pipefail",
         "-c",
-        f"set -a\n{switched_over()}\n{told}{'exec ' if goes_on else ''}{typed}",
+        f"set -a\n{switched_over()}\n{assignments}{'exec ' if goes_on else ''}{typed}",
         cwd=folder,
         env=environment,
         stdin=asyncio.subprocess.DEVNULL,
@@ -312,7 +312,7 @@ def values(text: str) -> list[Any]:
 
 
 def json_in(text: str) -> bytes:
-    """The object that a message holds, after what the CLI tells of it."""
+    """The object that a message holds, after what the CLI says of it."""
     return text[text.index("\n{") :].strip().encode()
 
 
@@ -346,9 +346,9 @@ async def stage(
 
 async def the_context(stage: Stage, page: Page) -> None:
     want = wanted(load_settings().catalog("tiny"), keep_s=KEEP_S)
-    told = {row[0]: row[1] for row in rows(await page.run("nats stream ls --all")) if row[0]}
-    assert set(told) == set(want.names)
-    assert all(told.values()), "each with what it is for"
+    purposes = {row[0]: row[1] for row in rows(await page.run("nats stream ls --all")) if row[0]}
+    assert set(purposes) == set(want.names)
+    assert all(purposes.values()), "each with what it is for"
     assert re.search(r"User: operator\n", await page.run("nats account info"))
 
 
@@ -373,7 +373,7 @@ async def what_is_waiting(stage: Stage, page: Page) -> None:
 
 
 async def the_server_itself(stage: Stage, page: Page) -> None:
-    """Also whoever is not let in is told to whoever looks."""
+    """The listener also hears of users who are not let in."""
     assert re.search(r"^warmlane +rtt=", await page.run("nats server ping"), re.MULTILINE)
     assert rows(await page.run("nats server list"))[0][0] == "warmlane"
     summary = rows(await page.run("nats server report jetstream"))[0]
@@ -388,19 +388,19 @@ async def the_server_itself(stage: Stage, page: Page) -> None:
     await events.says("CLIENT.AUTH")
     intruder = NatsAccess(urls=stage.gateway.nats.address, user="nobody", password="x")
 
-    async def told() -> None:
+    async def hear() -> None:
         await events.says("nobody")
 
-    telling = asyncio.create_task(told())
-    stage.leave.push_async_callback(end, telling)
+    hearing = asyncio.create_task(hear())
+    stage.leave.push_async_callback(end, hearing)
 
     async def tried() -> bool:  # again: it may have begun to listen only after the first
         with pytest.raises(UnusableServer):
             await NatsLink.connect(intruder, name="intruder")
-        return telling.done()
+        return hearing.done()
 
     await eventually(tried)
-    await telling
+    await hearing
     top = await page.watch("nats top warmlane", terminal=True)
     await top.draws("Slow", "Connections")
 
@@ -436,8 +436,8 @@ async def who_is_warm(stage: Stage, page: Page) -> None:
     assert json.loads(await page.run("nats kv get leader degraded"))["worker"] == "degraded-0"
     slots = {row[0]: row[-1] for row in rows(await page.run("nats kv ls slots"))}
     assert '"model":"phr00t"' in slots["cpu-2"]
-    told = json.loads(await page.run("nats kv get fallbacks anisora"))
-    assert (told["cause"], told["until"]) == ("manual", None)
+    switch = json.loads(await page.run("nats kv get fallbacks anisora"))
+    assert (switch["cause"], switch["until"]) == ("manual", None)
     starts = rows(await page.run("nats kv history cold_starts anisora"))
     assert [row[2] for row in starts[-2:]] == ["PUT", "PUT"]
 
@@ -731,8 +731,8 @@ async def test_what_is_refused_to_operator(stage: Stage) -> None:
         output, _ = await asyncio.wait_for(process.communicate(), 60)
         return output.decode() if process.returncode else f"it succeeded: {output.decode()}"
 
-    told = dict(zip(changing, await asyncio.gather(*map(said, changing)), strict=True))
-    assert {command: text for command, text in told.items() if "Permissions Violation" not in text} == {}
+    printed = dict(zip(changing, await asyncio.gather(*map(said, changing)), strict=True))
+    assert {command: text for command, text in printed.items() if "Permissions Violation" not in text} == {}
     await client_of(stage.link).request(f"$JS.API.CONSUMER.PAUSE.{LANE}.worker", b"{}", timeout=20)
     await js_of(stage.link).purge_stream("KV_tasks", subject="$KV.tasks.mine")
     after = await js_of(stage.link).stream_info(LANE), await js_of(stage.link).stream_info("KV_tasks")

@@ -49,14 +49,14 @@ async def test_a_full_bucket_is_no_error_of_the_gateway(
     assert "unexpected_error" not in gateway.log()
 
 
-async def test_limits_of_records_are_told(link: NatsLink, catalog: Catalog) -> None:
+async def test_limits_of_records_are_reported(link: NatsLink, catalog: Catalog) -> None:
     """A bound on messages removes records without a word, one on bytes or on their size refuses them."""
     await limit(link, bucket_stream(TASKS), max_bytes=100_000, max_msgs=100, max_msg_size=1)
     task = pending_task()
     with pytest.raises(TransportUnavailable):
         await link.entries.create(TASKS, task.id, encode_task(task))
-    told = {f"{each.name}: {each.field}" for each in await differences(link, wanted(catalog, keep_s=KEEP_S))}
-    assert told == {f"KV_tasks: {field}" for field in ("max_bytes", "max_msgs", "max_msg_size")}
+    found = {f"{each.name}: {each.field}" for each in await differences(link, wanted(catalog, keep_s=KEEP_S))}
+    assert found == {f"KV_tasks: {field}" for field in ("max_bytes", "max_msgs", "max_msg_size")}
 
 
 async def test_a_finished_result_waits_for_a_bucket_that_takes_it(

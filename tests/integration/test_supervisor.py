@@ -54,21 +54,21 @@ class Lanes:
     """The reports of lanes, in the order in which the server stored them."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, LaneHeartbeat | None]] = []
+        self.reported: list[tuple[str, LaneHeartbeat | None]] = []
         self.entries: list[Entry] = []
 
     def on_entry(self, entry: Entry) -> None:
         self.entries.append(entry)
         value = None if entry.value is None else msgspec.json.decode(entry.value, type=LaneHeartbeat)
-        self.told.append((entry.key.partition(".")[2], value))
+        self.reported.append((entry.key.partition(".")[2], value))
 
     def last(self, name: str) -> LaneHeartbeat | None:
-        return next((value for key, value in reversed(self.told) if key == name), None)
+        return next((value for key, value in reversed(self.reported) if key == name), None)
 
     def states(self, name: str) -> list[tuple[LaneState, int]]:
         """State and process of every report, without repetitions."""
-        told = [(value.state, value.pid) for key, value in self.told if key == name and value is not None]
-        return [now for before, now in zip([None, *told], told, strict=False) if now != before]
+        reported = [(value.state, value.pid) for key, value in self.reported if key == name and value is not None]
+        return [now for before, now in zip([None, *reported], reported, strict=False) if now != before]
 
     async def becomes(self, name: str, state: LaneState) -> LaneHeartbeat:
         async def look() -> LaneHeartbeat | None:
@@ -78,7 +78,7 @@ class Lanes:
         try:
             found = await eventually(look, within_s=60)
         except AssertionError:
-            raise AssertionError(f"{name} is never {state}: {self.told[-10:]}") from None
+            raise AssertionError(f"{name} is never {state}: {self.reported[-10:]}") from None
         assert found is not None
         return found
 
@@ -217,8 +217,8 @@ async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(quick_syst
         in_hand = (await quick_system.submit("phr00t"))["id"]
         await rig.lanes.holds("phr00t-0", in_hand)
         (killed,) = rig.lane_pids()
-        told = Path(f"/proc/{killed}/environ").read_bytes()  # its own password, and not the supervisor's
-        assert (b"pw-lane" in told, b"pw-supervisor" in told, b"pw-admin" in told) == (True, False, False)
+        given = Path(f"/proc/{killed}/environ").read_bytes()  # its own password, and not the supervisor's
+        assert (b"pw-lane" in given, b"pw-supervisor" in given, b"pw-admin" in given) == (True, False, False)
         os.kill(killed, signal.SIGKILL)
         # nobody waits for the end of its lease
         requeued = await quick_system.becomes(in_hand, TaskStatus.PENDING, epoch=1)
@@ -233,7 +233,7 @@ async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(quick_syst
         speakers = [pid for _, pid in rig.lanes.states("phr00t-0")]
         assert list(dict.fromkeys(speakers[speakers.index(killed) :])) == [killed, rig.process.pid, new.pid]
         assert speakers[-1] == new.pid
-        said = next(told for key, told in rig.lanes.told[::-1] if told is not None and told.pid == rig.process.pid)
+        said = next(beat for _, beat in rig.lanes.reported[::-1] if beat is not None and beat.pid == rig.process.pid)
         assert said.detail.startswith("ended (signal 9, SIGKILL); ")
         await rig.routes("phr00t", "lane")
 
@@ -270,11 +270,11 @@ async def test_a_lane_that_cannot_start_is_no_denial(bare_system: System, tmp_pa
         await rig.lanes.becomes("anisora-0", LaneState.WARM)
         deaths = [line for line in rig.log if line["event"] == "lane_ended"]
 
-        async def told() -> list[ColdStart] | None:
+        async def recorded() -> list[ColdStart] | None:
             starts = await starts_of(bare_system.link, "anisora-0")
             return starts if len(starts) > len(deaths) else None
 
-        starts = await eventually(told)
+        starts = await eventually(recorded)
         assert starts is not None
         assert [start.seconds is None for start in starts] == [*(True for _ in deaths), False]
         assert str(data_dir / "artifacts") in starts[0].detail
@@ -359,7 +359,7 @@ async def by_hand(
     provider: HandProvider,
     *,
     quota: Quota | None = None,
-    heartbeat_s: float = 3_600.0,  # what is told is told because something happened
+    heartbeat_s: float = 3_600.0,  # what is reported is reported because something happened
 ) -> AsyncIterator[Lanes]:
     lanes = Lanes()
     await (await link.watches.start(LANES, lanes.on_entry)).wait()
@@ -373,7 +373,7 @@ async def by_hand(
     finally:
         stop.set()
         await asyncio.wait([running], timeout=None if not provider.drains else 0.1)
-        assert running.done() is not provider.drains  # it waits for a lane that drains, until it is told to hurry
+        assert running.done() is not provider.drains  # it waits for a lane that drains, until it is asked to hurry
         hurry.set()
         await running
 
@@ -470,13 +470,13 @@ async def test_a_start_that_ends_with_its_process_is_recorded_once(link: NatsLin
         lane.dies("killed when it was warm")
         lane.dies("killed again")
 
-        async def told() -> list[str] | None:
+        async def recorded() -> list[str] | None:
             details = [start.detail for start in await starts_of(link, "anisora-0")]
             return details if details[-1:] == ["killed again"] else None
 
-        await eventually(told)
+        await eventually(recorded)
     # by the moments at which they ended
-    assert await told() == ["killed while it loaded", "the slot is taken, it said", "killed again"]
+    assert await recorded() == ["killed while it loaded", "the slot is taken, it said", "killed again"]
 
 
 @pytest.mark.parametrize("heard", ["before", "after"])
@@ -588,7 +588,7 @@ async def test_a_denied_lane_is_reported_and_requested_again_and_again(
     provider.denies["anisora-0"] = LaneDenied("capacity", "none left")
     monkeypatch.setattr("ops.lanes.supervisor.DENIAL_RETRY_S", 0.3)
     async with by_hand(link, catalog, provider, heartbeat_s=0.1) as lanes:
-        await eventually(lambda: asyncio.sleep(0, provider.asked > 2 and len(lanes.told) > 4))
+        await eventually(lambda: asyncio.sleep(0, provider.asked > 2 and len(lanes.reported) > 4))
         assert lanes.states("anisora-0") == [(LaneState.CAPACITY_DENIED, os.getpid())]
         del provider.denies["anisora-0"]
         await lanes.becomes("anisora-0", LaneState.STARTING)

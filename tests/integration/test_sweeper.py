@@ -142,7 +142,7 @@ async def test_a_reroute_that_was_cut_short_is_completed(system: System) -> None
 
 
 async def test_a_reroute_into_a_full_queue_ends_queue_overloaded(system: System) -> None:
-    """10077 is final for it: its caller was told `202` long ago, so the code stands in the task (ADR 0008)."""
+    """10077 is final for it: its caller was answered `202` long ago, so the code stands in the task (ADR 0008)."""
     task = await system.submit(image=IMAGE)
     await system.fill()
     failed = await system.becomes(task["id"], TaskStatus.FAILED, epoch=1)
@@ -332,10 +332,10 @@ async def test_a_gateway_whose_watch_cannot_follow_says_so(system: System, catal
         assert not found or ready.status_code == 503
         return found
 
-    async def is_told() -> bool:
+    async def is_logged() -> bool:
         return any("the watch of KV tasks is" in trouble for trouble in await troubles())
 
-    await eventually(is_told)
+    await eventually(is_logged)
     await provision(system.link, wanted(catalog, keep_s=KEEP_S))
 
     async def is_well() -> bool:

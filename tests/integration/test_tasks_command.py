@@ -76,8 +76,8 @@ def test_a_list_goes_on_page_after_page(
     following = json.loads(pages[-1].content)["next_cursor"]
     result = tasks(gateway, "list", *arguments)
     assert result.exit_code == 0, result.output
-    told = f"there are more: --all, a larger --limit, or --cursor {following}\n" if following else ""
-    assert result.stderr == told
+    advice = f"there are more: --all, a larger --limit, or --cursor {following}\n" if following else ""
+    assert result.stderr == advice
     assert asked(gateway) == [
         {"limit": [limit]} | ({} if cursor is None else {"cursor": [cursor]}) for limit, cursor in queries
     ]

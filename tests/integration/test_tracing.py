@@ -75,8 +75,8 @@ async def test_a_swap_is_in_the_trace_of_the_request(
     assert figures["warmlane.swap.read_s"] == pytest.approx(receipt.read_s)
     assert figures["warmlane.swap.copy_s"] == receipt.copy_s == 0
     assert spans["inference"].attributes["warmlane.swap.first_step_s"] == pytest.approx(receipt.first_step_s)
-    (told,) = (line for line in worker.log_lines("swap") if line["loaded_model"] == "phr00t")
-    assert (told["read_s"], told["copy_s"]) == (receipt.read_s, 0)
+    (logged,) = (line for line in worker.log_lines("swap") if line["loaded_model"] == "phr00t")
+    assert (logged["read_s"], logged["copy_s"]) == (receipt.read_s, 0)
     (step,) = (line for line in worker.log_lines("first_step") if line["task_id"] == done.id)
     assert step["first_step_s"] == receipt.first_step_s
     assert "red fox" not in str(collector.spans), "never a prompt"
@@ -237,8 +237,8 @@ def test_a_taken_metrics_port_is_reported(nats_server: NatsServer, tmp_path: Pat
     try:
         eventually_sync(lambda: not worker.is_running)
         assert worker.stop() == 1
-        told = worker.log_file.read_text()
-        assert f"cannot serve metrics on 127.0.0.1:{nats_server.port} (Address already in use)" in told
-        assert "--metrics-port" in told
+        logs = worker.log_file.read_text()
+        assert f"cannot serve metrics on 127.0.0.1:{nats_server.port} (Address already in use)" in logs
+        assert "--metrics-port" in logs
     finally:
         worker.kill()

@@ -44,7 +44,7 @@ def lane(server: NatsServer, data_dir: Path) -> subprocess.CompletedProcess[str]
 async def test_a_second_lane_of_a_name_is_refused_and_changes_nothing(
     beside: str, link: NatsLink, nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    # of the other folder, only the entry can tell
+    # of the other folder, only the entry says it
     held_in, started_in = tmp_path / "a", tmp_path / ("a" if beside == "the same folder" else "b")
     async with holding_name(held_in, NAME):
         revision = await link.entries.put(LANES, KEY, heartbeat(os.getpid(), process_started_at()))

@@ -32,11 +32,11 @@ async def test_a_lane_repeats_the_drivers_message_and_goes_on_asking(
     lane = Lane(link, catalog, tmp_path)
     lane.start()
     try:
-        await lane.becomes(LaneState.STARTING, when=lambda told: TEXT in told.detail)
+        await lane.becomes(LaneState.STARTING, when=lambda heartbeat: TEXT in heartbeat.detail)
         residence = lane._worker._residence
         residence.memory._first_answer_s = 0.0
-        await lane.becomes(LaneState.UNHEALTHY, when=lambda told: TEXT in told.detail)
-        await lane.becomes(LaneState.CRASH_LOOPING, when=lambda told: TEXT in told.detail)
+        await lane.becomes(LaneState.UNHEALTHY, when=lambda heartbeat: TEXT in heartbeat.detail)
+        await lane.becomes(LaneState.CRASH_LOOPING, when=lambda heartbeat: TEXT in heartbeat.detail)
         slot = await shown(link, lane.slot)
         assert slot is None or slot.state is not SlotState.QUARANTINED
         assert residence.host.pid is None

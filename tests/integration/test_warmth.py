@@ -116,7 +116,7 @@ async def test_the_pipeline_stays_until_it_is_worn_out_then_it_is_loaded_in_a_fr
     assert not is_running(first)
 
     await lanes.run("leak 200 MB")
-    heartbeat = await lane.becomes(LaneState.LOADING, when=lambda told: "MB behind" in told.detail)
+    heartbeat = await lane.becomes(LaneState.LOADING, when=lambda each: "MB behind" in each.detail)
     await lane.becomes(LaneState.WARM)
     assert lane.host != second
     assert (await lanes.run()).swap is None
@@ -153,9 +153,9 @@ async def test_two_worn_out_lanes_never_reload_at_the_same_time(lanes: Lanes, mo
         return min(looks.values()) > 0
 
     async def the_other_has_decided() -> bool:
-        told = [moment["phr00t-0"] for moment in states.seen if "phr00t-0" in moment]
-        left_service = any(heartbeat.detail == "about to be recycled" for heartbeat in told)
-        return told[-1].detail.startswith("recycled") or (left_service and told[-1].state in READY)
+        reports = [moment["phr00t-0"] for moment in states.seen if "phr00t-0" in moment]
+        left_service = any(heartbeat.detail == "about to be recycled" for heartbeat in reports)
+        return reports[-1].detail.startswith("recycled") or (left_service and reports[-1].state in READY)
 
     async def slow_look(keeping: Keeping) -> Others:
         if looks[keeping._worker] == 0:
@@ -185,7 +185,7 @@ async def test_two_worn_out_lanes_never_reload_at_the_same_time(lanes: Lanes, mo
         return False
 
     await eventually(both_recycled, within_s=60)
-    away = [sum(told.detail.startswith("recycled") for told in moment.values()) for moment in states.seen]
+    away = [sum(each.detail.startswith("recycled") for each in moment.values()) for moment in states.seen]
     assert max(away) == 1
 
 
@@ -285,15 +285,15 @@ async def test_tasks_that_fail_in_a_row_renew_the_host_then_the_lane_rests_until
     assert (await becomes(lanes.link, invalid, TaskStatus.FAILED)).error is not None
     assert lane.host == first
     await lanes.fail(FAILS)
-    await lane.becomes(LaneState.LOADING, when=lambda told: told.detail.startswith("2 tasks in a row failed"))
+    await lane.becomes(LaneState.LOADING, when=lambda heartbeat: heartbeat.detail.startswith("2 tasks in a row failed"))
     await lane.becomes(LaneState.WARM)
     second = lane.host
     assert second != first
     assert not is_running(first)
 
     await lanes.fail(FAILS)
-    told = await lane.becomes(LaneState.UNHEALTHY)
-    assert told.detail == "1 task failed, in a fresh process too; it tries itself again in 1 s"
+    heartbeat = await lane.becomes(LaneState.UNHEALTHY)
+    assert heartbeat.detail == "1 task failed, in a fresh process too; it tries itself again in 1 s"
     waiting = await lanes.place()
     await becomes(lanes.link, waiting, TaskStatus.DONE)
     assert lane.host == second, "what has just run is not loaded anew"

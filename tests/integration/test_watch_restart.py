@@ -107,9 +107,9 @@ async def test_lanes_are_not_lost_because_the_gateway_was_cut_off(system: System
     first = await eventually(task)
     assert first is not None
     assert first["route"] == "lane"
-    told = (await system.http.get(f"/admin/tasks/{first['id']}/explain")).json()
-    assert (told["fired"]["rule"], told["agrees"]) == (2, True)
-    assert told["decision"]["judged_at"] is not None
+    answer = (await system.http.get(f"/admin/tasks/{first['id']}/explain")).json()
+    assert (answer["fired"]["rule"], answer["agrees"]) == (2, True)
+    assert answer["decision"]["judged_at"] is not None
 
     # nothing more is heard of the lane: when the grace period is over, it is lost
     async def lost() -> bool:

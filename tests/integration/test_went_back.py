@@ -131,7 +131,7 @@ async def test_a_power_cut_that_lost_a_tail(system: System, tmp_path: Path) -> N
     await eventually(is_followed)
     await asyncio.to_thread(nats.lose_tail, tmp_path / "copy")
 
-    # who waits for what is gone is told so
+    # who waits for what is gone is answered so
     assert (await asyncio.wait_for(waiting, 30)).status_code == 404
     await asyncio.wait_for(following, 30)
     await gets(system, f"/tasks/{tail.lost}", tail.operator, 404)
@@ -207,10 +207,10 @@ async def test_every_watch_lives_on_when_its_consumer_is_deleted(system: System)
 
         async def all_is_seen(state: LaneState = state, mode: str = wanted_mode, new: Presented = new) -> bool:
             ready = (await system.http.get("/readyz")).json()
-            told = await system.http.get("/admin/lanes/anisora/mode", headers=by(new))
+            response = await system.http.get("/admin/lanes/anisora/mode", headers=by(new))
             return (
-                told.status_code == 200
-                and told.json()["mode"] == mode
+                response.status_code == 200
+                and response.json()["mode"] == mode
                 and ready["models"]["anisora"]["lanes"] == [state.value]
             )
 

@@ -293,7 +293,7 @@ async def test_a_folder_that_is_removed_between_two_tasks_costs_nothing(link: Na
     ("result", "event"),
     [
         pytest.param(GaveUp("the host died"), "lease_released", id="host-died"),
-        pytest.param(GaveUp("the worker is leaving", on_purpose=True), "handed_back", id="told-to-go"),
+        pytest.param(GaveUp("the worker is leaving", on_purpose=True), "handed_back", id="asked-to-stop"),
         pytest.param(
             VIDEO_GONE, "lease_released", id="video-removed"
         ),  # by one who tidies up: the store is not at fault
@@ -409,9 +409,9 @@ async def test_the_work_is_a_span_of_the_tasks_trace(
     worker.runner.may_end.set()
     await queue(link, task)
     await worker.idle.wait()
-    told = {span.name: span for span in spans.get_finished_spans()}
-    begun = {name: span.start_time or 0 for name, span in told.items()}
-    span, waited, claim = told[PROCESS], told["queue.wait"], told["claim"]
+    by_name = {span.name: span for span in spans.get_finished_spans()}
+    begun = {name: span.start_time or 0 for name, span in by_name.items()}
+    span, waited, claim = by_name[PROCESS], by_name["queue.wait"], by_name["claim"]
     assert waited.parent is not None
     assert waited.parent.span_id == int(parent_id, 16)
     # while its parent, the root, lasted
@@ -444,7 +444,7 @@ async def test_a_second_attempt_is_linked_to_the_first_and_its_cancel_is_recorde
     await link.entries.update(TASKS, held.id, encode_task(cancelled), revision=revision)
     await worker.idle.wait()
     (span,) = (span for span in spans.get_finished_spans() if span.name == PROCESS)
-    # the record named the span before it began: whoever finds its worker lost can tell it
+    # the record named the span before it began: whoever finds its worker lost can end it
     assert held.attempt_traceparent == traceparent_of(NonRecordingSpan(span.context))
     assert [f"{link.context.span_id:016x}" for link in span.links] == ["00f067aa0ba902b7"]
     assert (span.attributes or {})["warmlane.outcome"] == "cancelled"

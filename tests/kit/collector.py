@@ -164,7 +164,7 @@ class Collector:
             self._exports[service, instance] += 1
             for scope in resource.scope_metrics:
                 for metric in scope.metrics:
-                    # a series that is not told any more is over: gauges are told whole each time
+                    # a series that is not exported any more is over: gauges are exported whole each time
                     if metric.HasField("gauge"):
                         gone = [key for key in self._series if key[:3] == (service, instance, metric.name)]
                         before = {key[3]: self._series.pop(key) for key in gone}

@@ -25,7 +25,7 @@ from tests.kit.workers import WorkerProcess
 
 
 class SharedForkServer(ForkServer):
-    """One for several lanes of a test, which spares an import of torch each. Its hosts misbehave when told to."""
+    """One for several lanes of a test, which spares an import of torch each. A test can ask its hosts to misbehave."""
 
     def __init__(self) -> None:
         super().__init__(ROGUE_HOST, shared=fork_server_at(ROGUE_HOST))
@@ -119,8 +119,8 @@ class StateLog:
 
     def states(self, name: str) -> list[LaneState]:
         """The states of one lane, each change once."""
-        told = [moment[name].state for moment in self.seen if name in moment]
-        return [state for state, before in zip(told, [None, *told], strict=False) if state is not before]
+        reported = [moment[name].state for moment in self.seen if name in moment]
+        return [state for state, before in zip(reported, [None, *reported], strict=False) if state is not before]
 
     def _on_entry(self, entry: Entry) -> None:
         name = entry.key.partition(".")[2]

@@ -36,8 +36,8 @@ def watch() -> None:
         command, cwd=ROOT, env=unmarked, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
     )
     assert watcher.stdout is not None
-    with watcher.stdout as told:
-        assert told.read(1), "nobody watches this process"
+    with watcher.stdout as ready:
+        assert ready.read(1), "nobody watches this process"
     watcher.returncode = 0  # it outlives this process, so nobody waits for it, and Python need not warn of that
     os.environ[MARKS] = ",".join([*above, mark])
     if "PYTEST_XDIST_WORKER" not in os.environ:

@@ -134,7 +134,7 @@ class UpProcess:
         """*series* at `/metrics`, of every process together."""
         families = text_string_to_metric_families(self.http.get("/metrics").text)
         samples = [sample for family in families for sample in family.samples if sample.name == series]
-        assert samples, f"nobody tells {series}"
+        assert samples, f"nobody reports {series}"
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
     def video(self, task_id: str) -> bytes:

@@ -83,12 +83,12 @@ class Forked:
         if self.returncode is None:
             self._connection.settimeout(timeout)
             try:
-                told = self._connection.recv(NUMBER.size, socket.MSG_WAITALL)
+                answer = self._connection.recv(NUMBER.size, socket.MSG_WAITALL)
             except (BlockingIOError, TimeoutError):
                 return None
             self._connection.close()
-            assert told, "the process that forks commands is gone"
-            self.returncode = NUMBER.unpack(told)[0]
+            assert answer, "the process that forks commands is gone"
+            self.returncode = NUMBER.unpack(answer)[0]
         return self.returncode
 
 

@@ -25,7 +25,7 @@ EXAMPLES_A_ROUND = 100
 def command(seconds: float, first_seed: int, one_seed: int | None) -> None:
     """Search for interleavings of the protocol that break an invariant of design §4."""
     if one_seed is not None:
-        sys.exit(tell(one_seed))
+        sys.exit(describe(one_seed))
     began_s, began_cpu_s = time.monotonic(), time.process_time()
     outcomes, steps, runs = Counter[str](), 0, 0
     with simulated_product():
@@ -67,7 +67,7 @@ def report(how: str, runs: int, steps: int, took_s: float) -> None:
     )
 
 
-def tell(number: int) -> int:
+def describe(number: int) -> int:
     """Prints what happens in the run of seed *number*."""
     worlds: list[World] = []
     with simulated_product():

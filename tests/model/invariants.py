@@ -47,7 +47,7 @@ class Ledger:
         self.records: dict[str, GenerationTask] = {}
         # what ran: (task, epoch) -> owners
         self.runs: dict[tuple[str, int], list[str]] = defaultdict(list)
-        self.told: dict[str, str] = {}
+        self.answered: dict[str, str] = {}
         self.refused: dict[str, str] = {}
         self.torn = TORN
         self.torn.clear()
@@ -69,7 +69,7 @@ class Ledger:
         self.torn |= torn
         self.records = {entry.subject.removeprefix(_PREFIX): decode_task(entry.data) for entry in stored}
         for task_id in self.torn:
-            self.told.pop(task_id, None)
+            self.answered.pop(task_id, None)
             self.refused.pop(task_id, None)
         for ids in self.keyed.values():
             ids -= self.torn
@@ -117,7 +117,7 @@ class Ledger:
         was_back = before.handed_back if before is not None else 0
         if task.handed_back != was_back and not (owner is not None and was_back < task.handed_back <= HANDED_BACK_MAX):
             raise Violation(f"1: {task_id} was handed back {was_back} times, and {task.handed_back} by {who}")
-        if task.withdrawn and task_id in self.told:
+        if task.withdrawn and task_id in self.answered:
             raise Violation(f"1: {task_id} was withdrawn by {who}, but a client had been given it")
 
     def _check_owner(self, before: GenerationTask, task: GenerationTask, owner: str | None, who: str) -> None:
@@ -164,11 +164,11 @@ class Ledger:
         if task.route == "degraded" and waited_s > self._wait_limit_s:
             raise Violation(f"4: {task.id} runs, and was claimed {waited_s:.3f} s after it was queued")
 
-    def on_told(self, task: GenerationTask, how: str) -> None:
+    def on_answered(self, task: GenerationTask, how: str) -> None:
         """A client got the id of *task*."""
         if task.id in self.torn:
             return
-        self.told[task.id] = how
+        self.answered[task.id] = how
         if task.id not in self.records:
             raise Violation(f"1: a client was given {task.id}, which has no record")
         if task.id in self.refused:
@@ -253,9 +253,9 @@ class Ledger:
             owners = [owner for (run_id, _), runs in self.runs.items() if run_id == task.id for owner in runs]
             if task.was_refused and owners and task.id not in self.torn:
                 raise Violation(f"6: {task.id} ended as {_end(task)}, and had run in {owners}")
-            if task.withdrawn and task.id in self.told:
+            if task.withdrawn and task.id in self.answered:
                 raise Violation(f"1: {task.id} was withdrawn, and a client had been given it")
-        for task_id in self.told:
+        for task_id in self.answered:
             if task_id not in self.records:
                 raise Violation(f"1: {task_id} was given to a client, and has no record")
         published = {task.video.path for task in self.records.values() if task.video is not None}

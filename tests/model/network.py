@@ -611,8 +611,8 @@ class SimulatedClient:
         }
         config = {"max_msgs": stream.config.max_msgs or -1, "max_age": int((stream.config.max_age or 0) * 1e9)}
         now = moment(self.network.now_s).isoformat().replace("+00:00", "Z")
-        told = {"state": state, "config": config, "ts": now, "created": stream.created}
-        return SimpleNamespace(data=json.dumps(told).encode())
+        info = {"state": state, "config": config, "ts": now, "created": stream.created}
+        return SimpleNamespace(data=json.dumps(info).encode())
 
     def _ask(self, subject: str) -> Any:
         said: list[bytes] = []
@@ -634,7 +634,7 @@ class SimulatedClient:
 
     async def publish(self, subject: str) -> None:
         self.require_connection()
-        self.network.send(f"tell {subject}", lambda: self.network.core_publish(subject), lane=f"tell {subject}")
+        self.network.send(f"publish {subject}", lambda: self.network.core_publish(subject), lane=f"publish {subject}")
 
     async def subscribe(self, subject: str, **options: Any) -> Any:
         self.require_connection()

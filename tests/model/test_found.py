@@ -189,7 +189,7 @@ FOUND: Final[tuple[tuple[Story, Callable[[], AbstractContextManager[Any]], str],
 )
 
 
-def tell(story: Story) -> None:
+def play(story: Story) -> None:
     world = World()
     try:
         story(world)
@@ -201,10 +201,10 @@ def tell(story: Story) -> None:
 @pytest.mark.parametrize("story", [story for story, _, _ in FOUND], ids=lambda story: story.__name__)
 def test_no_invariant_is_broken(story: Story) -> None:
     with simulated_product():
-        tell(story)
+        play(story)
 
 
 @pytest.mark.parametrize(("story", "before", "invariant"), FOUND, ids=[story.__name__ for story, _, _ in FOUND])
 def test_the_code_before_broke_one(story: Story, before: Callable[[], Any], invariant: str) -> None:
     with simulated_product(), before(), pytest.raises(Violation, match=f"^{invariant}:"):
-        tell(story)
+        play(story)

@@ -287,7 +287,7 @@ class GatewayHost(ModelHost):
             call.outcome = "202"
             if call.gone.done() and not call.is_async:
                 return  # nobody read it
-            ledger.on_told(snapshot.task, "202")
+            ledger.on_answered(snapshot.task, "202")
             if call.key is not None:
                 ledger.keyed[call.key].add(snapshot.task.id)
 
@@ -305,20 +305,20 @@ class GatewayHost(ModelHost):
         except TransportUnavailable:
             return
         except ProblemError as problem:
-            if problem.problem.code != "transport_unavailable" and task_id in self.world.ledger.told:
+            if problem.problem.code != "transport_unavailable" and task_id in self.world.ledger.answered:
                 raise Violation(f"1: {task_id} was given to a client: {problem}") from problem
             return
-        if cancelled is None and task_id in self.world.ledger.told:
+        if cancelled is None and task_id in self.world.ledger.answered:
             raise Violation(f"1: {task_id} was given to a client, and has no record")
 
     async def read(self, task_id: str) -> None:
         try:
             snapshot = await find(self.services, ANYBODY, task_id)
         except ProblemError as problem:
-            if problem.problem.code != "transport_unavailable" and task_id in self.world.ledger.told:
+            if problem.problem.code != "transport_unavailable" and task_id in self.world.ledger.answered:
                 raise Violation(f"1: {task_id} was given to a client: {problem}") from problem
         else:
-            known = self.world.ledger.told.get(task_id, "")
+            known = self.world.ledger.answered.get(task_id, "")
             if known.startswith("ended") and not snapshot.task.status.is_terminal:
                 raise Violation(f"1: {task_id} was shown as ended, and now as {snapshot.task.status}")
 
@@ -397,7 +397,7 @@ class WorkerHost(ModelHost):
         except TimeoutError:
             pass
         if outcome == "gave up":
-            return GaveUp("told to go", on_purpose=True) if task.epoch % 2 else GaveUp("the host is gone")
+            return GaveUp("asked to stop", on_purpose=True) if task.epoch % 2 else GaveUp("the host is gone")
         if outcome == "failed":
             return Unsuccessful(FailureCode.INFERENCE_FAILED, "no", MEMORY)
         content = f"{task.id} {task.epoch} {owner}"
@@ -459,7 +459,7 @@ class World:
         self._numbers += 1
         return self._numbers
 
-    # ── what the parts tell ──────────────────────────────────────────────────────────────────────────────────────
+    # ── what the parts report ──────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def now_s(self) -> float:

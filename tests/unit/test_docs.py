@@ -225,8 +225,8 @@ def test_every_stream_and_bucket_that_is_named_exists() -> None:
     buckets = {bucket.name for bucket in wanted.buckets}
     named = re.findall(r"^nats kv (?:get|history|ls|watch|put|del) (\S+)", text, re.MULTILINE)
     assert set(named) == {"tasks", "lanes", "control", "leader", "slots", "cold_starts"} <= buckets
-    told = re.findall(r"^\| (?:streams?|buckets?) (.+?) \|", text, re.MULTILINE)
-    assert {name for names in told for name in re.findall(r"`(\w+)`", names)} == {*streams, *buckets}
+    listed = re.findall(r"^\| (?:streams?|buckets?) (.+?) \|", text, re.MULTILINE)
+    assert {name for names in listed for name in re.findall(r"`(\w+)`", names)} == {*streams, *buckets}
 
 
 # ── the repository ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -18,7 +18,7 @@ REPLY_TIMEOUT_S: Final = 30.0
 SUBMIT_ATTEMPTS: Final = 4
 # A task that was accepted goes on without us: the client waits for a gateway that is started again.
 FOLLOW_PATIENCE_S: Final = 60.0
-# The gateway tells a key that asked too often when its next turn is. The client waits no longer than this for a turn.
+# A refusal of a key that asked too often says when its next turn is. The client waits no longer than this for a turn.
 TURN_PATIENCE_S: Final = 60.0
 TURN_ATTEMPTS: Final = 20
 

@@ -14,7 +14,7 @@ from ops.commands.api.client import Client
 from ops.commands.api.options import Gateway, gateway_options
 from ops.commands.demo.pictures import save_sheet
 from ops.commands.demo.runs import OnALane, Run, bodies, run_one
-from ops.commands.demo.story import tell_story
+from ops.commands.demo.story import print_story
 from ops.commands.demo.tables import choices_of, figures, receipts_of, table_of
 from ops.commands.demo.verdicts import REQUESTS_ASKED, judge_acceptance, judge_memory, judge_oom, judge_release
 from ops.commands.saving import require_writable
@@ -119,7 +119,7 @@ def command(ctx: click.Context, /, count: int, out: Path, degraded: bool, fallba
             wait_for_workers(console, client, degraded=True)
             try:
                 (body,) = bodies(client.settings().models[:1], 1)
-                ctx.exit(0 if tell_story(console, client, body) else 1)
+                ctx.exit(0 if print_story(console, client, body) else 1)
             except KeyboardInterrupt:
                 ctx.exit(INTERRUPTED)
             except ImportError as error:

@@ -65,7 +65,7 @@ def is_complete(since_kill: Sequence[Scene]) -> bool:
     return len(since_kill) > AFTER and all(scene.route == "lane" for scene in since_kill[-AFTER:])
 
 
-def tell_story(console: Console, client: Client, body: Mapping[str, Any]) -> bool:
+def print_story(console: Console, client: Client, body: Mapping[str, Any]) -> bool:
     """Plays and prints the story for the model of *body*, which is sent again and again, and returns whether it ended
     well.
 

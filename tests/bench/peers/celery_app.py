@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from tests.bench.peers.bodies import Accepted, Body
 from tests.bench.peers.serving import PATH, serve
-from tests.bench.peers.started import tell_started
+from tests.bench.peers.started import report_started
 
 celery = Celery("tests.bench.peers.celery_app", broker=os.environ.get("BENCH_REDIS_URL"))
 celery.conf.update(
@@ -27,7 +27,7 @@ app = FastAPI(openapi_url=None)
 @celery.task(name="generate")
 def generate(request: dict[str, object], published_ns: int) -> None:
     """The task: it reports that it began."""
-    tell_started(published_ns)
+    report_started(published_ns)
 
 
 # not `async`: `delay` blocks, and one that blocks the loop gets a fifth less done than FastAPI's threads do

@@ -4,7 +4,7 @@ import os
 import time
 
 
-def tell_started(published_ns: int) -> None:
+def report_started(published_ns: int) -> None:
     """The task that was about to be published at *published_ns* runs since just now; both are `time.time_ns`."""
     started_ns = time.time_ns()
     with open(os.environ["BENCH_STARTED"], "a") as file:

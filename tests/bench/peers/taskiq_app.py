@@ -13,7 +13,7 @@ from taskiq_nats import PullBasedJetStreamBroker
 
 from tests.bench.peers.bodies import Accepted, Body
 from tests.bench.peers.serving import PATH, serve
-from tests.bench.peers.started import tell_started
+from tests.bench.peers.started import report_started
 
 broker = PullBasedJetStreamBroker(os.environ.get("BENCH_NATS_URL", ""), queue="generate")
 
@@ -21,7 +21,7 @@ broker = PullBasedJetStreamBroker(os.environ.get("BENCH_NATS_URL", ""), queue="g
 @broker.task(task_name="generate")
 async def generate(request: dict[str, object], published_ns: int) -> None:
     """The task: it reports that it began."""
-    tell_started(published_ns)
+    report_started(published_ns)
 
 
 @contextlib.asynccontextmanager

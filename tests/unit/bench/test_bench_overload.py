@@ -36,7 +36,7 @@ def level(*answers: Answer, again: Sequence[tuple[When, Answer]] = (), ended: Se
 
 
 def test_a_level() -> None:
-    again: list[tuple[When, Answer]] = [("told", ACCEPTED), ("told", refused(1)), ("half", EXPIRED)]
+    again: list[tuple[When, Answer]] = [("full", ACCEPTED), ("full", refused(1)), ("half", EXPIRED)]
     found = figures_of(
         level(
             ACCEPTED, ACCEPTED, EXPIRED, refused(0.002), refused(0.004), again=again, ended=[done(1), done(30), FAILED]
@@ -68,7 +68,7 @@ def test_another_answer_is_no_refusal(other: Answer) -> None:
     with pytest.raises(LoadFailed, match=f"1 requests were answered otherwise, as with {other.status} {other.code}"):
         figures_of(level(ACCEPTED, other))
     with pytest.raises(LoadFailed, match="answered otherwise"):
-        figures_of(level(ACCEPTED, again=[("told", other)]))
+        figures_of(level(ACCEPTED, again=[("full", other)]))
 
 
 def test_only_a_video_of_a_task_that_was_taken_in_time_counts() -> None:

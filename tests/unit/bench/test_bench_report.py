@@ -257,8 +257,8 @@ def test_the_report_can_be_written_again_and_says_what_is_missed(tmp_path: Path)
     missed = part("dispatch", (WARMLANE, "p50_ms", (33.0,)), (WARMLANE, "all_p99_ms", (1.0,)))
     (tmp_path / "results.json").write_bytes(msgspec.json.encode(Results(facts={}, parts=(missed,))))
     assert isinstance(command, click.Command)
-    told = CliRunner().invoke(command, ["--again", "--out", str(tmp_path)])
-    assert (told.exit_code, "missed by 1e+03 %" in told.output) == (0, True), told.output
+    result = CliRunner().invoke(command, ["--again", "--out", str(tmp_path)])
+    assert (result.exit_code, "missed by 1e+03 %" in result.output) == (0, True), result.output
     assert (tmp_path / "README.md").is_file()
     strict = CliRunner().invoke(command, ["--again", "--strict", "--out", str(tmp_path)])
     assert strict.exit_code == 1

@@ -211,10 +211,10 @@ def test_any_object_is_accepted_or_refused_in_valid_json(body: dict[str, Any]) -
         return
     assert errors
     for error in errors:
-        told = json.loads(msgspec.json.encode(error))
-        assert told["message"]
+        answer = json.loads(msgspec.json.encode(error))
+        assert answer["message"]
         if error.got is not msgspec.UNSET and error.got is not None:
-            assert told["got"] is not None  # msgspec writes an infinity as null
+            assert answer["got"] is not None  # msgspec writes an infinity as null
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))
@@ -408,9 +408,9 @@ def test_a_fixed_side_counts_where_it_is_put_in_the_place_of_another() -> None:
 
 
 def test_missing_fields_come_without_got() -> None:
-    told = json.loads(msgspec.json.encode(errors_of({})))
-    assert [(error["pointer"], error["code"]) for error in told] == [("/model", "missing"), ("/prompt", "missing")]
-    assert all("got" not in error for error in told)
+    answer = json.loads(msgspec.json.encode(errors_of({})))
+    assert [(error["pointer"], error["code"]) for error in answer] == [("/model", "missing"), ("/prompt", "missing")]
+    assert all("got" not in error for error in answer)
 
 
 @pytest.mark.parametrize(("model", "code"), [("sora", "unknown_model"), ("", "unknown_model"), (7, "wrong_type")])
@@ -458,7 +458,7 @@ def test_a_long_field_name_is_not_repeated() -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "told"),
+    ("image", "reason"),
     [
         pytest.param("fox.png", "not a data URI", id="no-uri"),
         pytest.param(data_uri(b"GIF89a" + b"\0" * 30), "judging by its first bytes", id="wrong-magic"),
@@ -469,10 +469,10 @@ def test_a_long_field_name_is_not_repeated() -> None:
         pytest.param(data_uri(picture("PNG")) + "!", "base64", id="broken-base64"),
     ],
 )
-def test_refused_images(image: str, told: str) -> None:
+def test_refused_images(image: str, reason: str) -> None:
     [error] = errors_of(least(image=image))
     assert (error.pointer, error.code) == ("/image", "bad_image")
-    assert told in error.message
+    assert reason in error.message
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -552,7 +552,7 @@ def test_report_drops_the_errors_of_fixed_values_and_nothing_else(data: st.DataO
 
 
 @pytest.mark.parametrize(
-    ("model", "sent", "told"),
+    ("model", "sent", "replaced"),
     [
         ("anisora", {"steps": 20}, [("steps", 8, 20)]),
         ("anisora", {"steps": -8, "cfg": 2.5}, [("steps", 8, -8)]),  # cfg is free here
@@ -563,10 +563,10 @@ def test_report_drops_the_errors_of_fixed_values_and_nothing_else(data: st.DataO
         ("phr00t", {"cfg": math.inf}, [("cfg", 1.0, "number too large")]),  # 1e999
     ],
 )
-def test_what_report_replaces(model: str, sent: dict[str, Any], told: list[tuple[str, float, Any]]) -> None:
+def test_what_report_replaces(model: str, sent: dict[str, Any], replaced: list[tuple[str, float, Any]]) -> None:
     """FR-004..006 hold for what runs."""
     accepted = submit(least(model, **sent), catalog(enforcement="report"))
-    assert [(each.field, each.used, each.got) for each in accepted.replaced] == told
+    assert [(each.field, each.used, each.got) for each in accepted.replaced] == replaced
     assert accepted.steps == {"anisora": 8, "phr00t": 4}[model]
     assert model == "anisora" or accepted.cfg == 1.0
 

@@ -24,44 +24,44 @@ def answer(task: Any) -> dict[str, Any]:
 
 
 def test_an_answer_of_this_version_is_read_as_it_is() -> None:
-    told = view(processing_task(), None)
-    read = msgspec.convert(answer(told), lenient(TaskView))
+    sent = view(processing_task(), None)
+    read = msgspec.convert(answer(sent), lenient(TaskView))
     assert isinstance(read, TaskView)
     assert read.status == TaskStatus.PROCESSING
-    assert answer(read) == answer(told)
+    assert answer(read) == answer(sent)
 
 
 def test_an_answer_of_a_later_version_is_read_as_far_as_it_is_known() -> None:
-    told = answer(view(pending_task(), None))
-    told |= {"status": "dreaming", "route": "moon", "more": {"x": 1}, "error": {"code": "later", "message": "m"}}
-    read = msgspec.convert(told, lenient(TaskView))
+    sent = answer(view(pending_task(), None))
+    sent |= {"status": "dreaming", "route": "moon", "more": {"x": 1}, "error": {"code": "later", "message": "m"}}
+    read = msgspec.convert(sent, lenient(TaskView))
     assert (read.status, read.route, read.has_ended) == ("dreaming", "moon", False)
     assert read.error is not None
     assert read.error.code == "later"
     with pytest.raises(msgspec.ValidationError):
-        msgspec.convert(told, TaskView)
+        msgspec.convert(sent, TaskView)
 
 
 def test_a_field_that_an_earlier_version_lacks_is_empty() -> None:
-    told = answer(view(pending_task(), None))
+    sent = answer(view(pending_task(), None))
     for name in ("queue", "warnings", "attempt", "trace_id"):
-        del told[name]
-    read = msgspec.convert(told, lenient(TaskView))
+        del sent[name]
+    read = msgspec.convert(sent, lenient(TaskView))
     assert (read.queue, read.warnings, read.attempt, read.trace_id) == (None, (), 0, None)
 
 
 @pytest.mark.parametrize("name", ["id", "status", "created_at", "parameters"])
 def test_an_answer_without_its_basic_fields_is_refused(name: str) -> None:
-    told = answer(view(pending_task(), None))
-    del told[name]
+    sent = answer(view(pending_task(), None))
+    del sent[name]
     with pytest.raises(msgspec.ValidationError, match=name):
-        msgspec.convert(told, lenient(TaskView))
+        msgspec.convert(sent, lenient(TaskView))
 
 
 def test_limits_that_a_later_version_adds_are_ignored() -> None:
-    told = answer(settings_view(catalog("production")))
-    told["models"][0]["constraints"]["width"]["later"] = 1
-    read = msgspec.convert(told, lenient(SettingsView))
+    sent = answer(settings_view(catalog("production")))
+    sent["models"][0]["constraints"]["width"]["later"] = 1
+    read = msgspec.convert(sent, lenient(SettingsView))
     assert read.models[0].constraints.image.presence == "required"
 
 

@@ -375,7 +375,7 @@ def test_a_file_that_is_not_a_settings_file_is_refused(text: bytes) -> None:
     assert refusal(text)
 
 
-def test_a_mistake_before_the_place_where_the_file_breaks_is_told() -> None:
+def test_a_mistake_before_the_place_where_the_file_breaks_is_reported() -> None:
     assert "`titel`" in refusal(PACKAGED[:-20].replace(b'"title"', b'"titel"', 1))
 
 
@@ -387,9 +387,9 @@ def test_a_duplicate_entry_is_refused() -> None:
 def test_all_mistakes_are_reported_at_once() -> None:
     document = json.loads(changed("attempts", 0))
     document["windows"]["lease_s"] = 0
-    told = refusal(json.dumps(document).encode())
-    assert "$.attempts" in told
-    assert "$.windows.lease_s" in told
+    message = refusal(json.dumps(document).encode())
+    assert "$.attempts" in message
+    assert "$.windows.lease_s" in message
 
 
 def test_a_file_is_named_in_its_refusal(tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def test_a_good_history_passes(history: History) -> None:
             1, good(revisions=stored((WAITING, 0), (CLAIMED, 1), (DONE, 2), (DONE, 3))), id="1-written-after-its-end"
         ),
         pytest.param(
-            1, good(calls=(submit(), submit(kind="poll", status=200, task_status="failed"))), id="1-told-another-end"
+            1, good(calls=(submit(), submit(kind="poll", status=200, task_status="failed"))), id="1-showed-another-end"
         ),
         pytest.param(
             1,
@@ -455,7 +455,7 @@ def test_a_good_history_passes(history: History) -> None:
                 artifacts=(),
                 calls=(submit(), submit(kind="poll", status=200, ended_at=after(8.1))),
             ),
-            id="told-from-memory-after-it-was-lost",
+            id="answered-from-memory-after-it-was-lost",
         ),
         pytest.param(
             1,

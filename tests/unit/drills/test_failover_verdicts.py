@@ -160,8 +160,8 @@ def test_what_was_never_seen_is_missed(changes: dict[str, object], never: int) -
 def test_where_nobody_saw_the_death_the_silence_alone_moves_routing() -> None:
     """The report of a supervisor that woke up later does not count."""
     unseen = replace(LOSS, how="lane killed, unseen", limit_s=3)
-    told_later = [word for word in WORDS if word.at != after(0.05)]
-    by_silence = judge(replace(GOOD, losses=[unseen], words=told_later))
+    reported_later = [word for word in WORDS if word.at != after(0.05)]
+    by_silence = judge(replace(GOOD, losses=[unseen], words=reported_later))
     assert (by_silence[1].measured, by_silence[1].is_met) == (0.6, True)
     by_word = judge(replace(GOOD, losses=[unseen]))
     assert [figure.verdict for figure in by_word[1:3]] == ["missed: never seen"] * 2

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from tests.drills.soak_report import MB, Seen, judge, markdown, told
+from tests.drills.soak_report import MB, Seen, judge, markdown, sentences_of
 from tests.drills.soak_samples import Sample, as_columns, label, thinned
 
 COUNT = 1_000
@@ -58,7 +58,7 @@ def test_a_flat_run_passes_and_is_described() -> None:
     assert missed(GOOD) == []
     text = markdown(GOOD, judge(GOOD), {"machine": "a machine"})
     assert "Nothing was lost, and nothing grew." in text
-    sentences = " ".join(told(GOOD))
+    sentences = " ".join(sentences_of(GOOD))
     assert "990 done, 10 failed: cancelled" in sentences
     assert "3 queue_overloaded" in sentences
     assert "gateway 10.0" in sentences

@@ -41,7 +41,7 @@ def test_a_flood_of_one_caller_leaves_lines_for_others_and_all_have_a_bound() ->
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "expected"),
     [
         ("/tasks/01a21950-0000-7000-8000-000000000000", "/tasks/01a21950-0000-7000-8000-000000000000"),
         (f"/tasks/{KEY}", "/tasks/wl_0123456789ab_..."),
@@ -50,8 +50,8 @@ def test_a_flood_of_one_caller_leaves_lines_for_others_and_all_have_a_bound() ->
         ("/\udcff", "/%5Cudcff"),
     ],
 )
-def test_a_path_is_logged_without_secrets_and_in_one_line(path: str, told: str) -> None:
-    assert shown_path(path) == told
+def test_a_path_is_logged_without_secrets_and_in_one_line(path: str, expected: str) -> None:
+    assert shown_path(path) == expected
 
 
 @pytest.mark.parametrize(
@@ -129,11 +129,11 @@ def answering(status: int, code: str = "") -> Any:
 async def test_refusals_always_have_a_line_and_others_where_it_is_asked_for(
     status: int, logs_all: bool, lines: int
 ) -> None:
-    with capture_logs() as told:
+    with capture_logs() as logged:
         sent = await ask(AccessLog(logs_all=logs_all), answering(status, "some_code"), **{"x-request-id": "mine"})
     assert sent[0]["headers"] == [(b"a", b"b"), (b"x-request-id", b"mine")]
-    assert len(told) == lines
-    for line in told:
+    assert len(logged) == lines
+    for line in logged:
         assert (line["event"], line["request_id"], line["code"]) == ("request", "mine", "some_code")
         assert (line["address"], line["path"], line["status"]) == ("10.0.0.1", "/generate", status)
         assert "fox" not in json.dumps(line)
@@ -143,9 +143,9 @@ async def test_what_the_application_raises_is_a_500() -> None:
     async def app(*_: Any) -> None:
         raise ZeroDivisionError
 
-    with capture_logs() as told, pytest.raises(ZeroDivisionError):
+    with capture_logs() as logged, pytest.raises(ZeroDivisionError):
         await ask(AccessLog(), app)
-    assert [line["status"] for line in told] == [500]
+    assert [line["status"] for line in logged] == [500]
 
 
 async def test_lines_that_were_left_out_are_counted_in_the_log_when_the_window_is_over(
@@ -155,18 +155,18 @@ async def test_lines_that_were_left_out_are_counted_in_the_log_when_the_window_i
     monkeypatch.setattr(access_log, "LINES_OF_CALLER_MAX", 0)
     said = asyncio.Event()
     monkeypatch.setattr(access_log.AccessLog, "_log_left_out", noticing(AccessLog._log_left_out, said))
-    with capture_logs() as told:
+    with capture_logs() as logged:
         log = AccessLog()
         for _ in range(3):
             await ask(log, answering(404))
         await said.wait()
-    (line,) = told
+    (line,) = logged
     assert (line["event"], line["requests"], line["callers"]) == ("requests_not_logged", 3, {"10.0.0.1": 3})
 
 
-def noticing(tell: Any, said: asyncio.Event) -> Any:
-    def told(self: AccessLog) -> None:
-        tell(self)
+def noticing(log: Any, said: asyncio.Event) -> Any:
+    def logged(self: AccessLog) -> None:
+        log(self)
         said.set()
 
-    return told
+    return logged

@@ -89,7 +89,7 @@ def test_rows_7_and_8_workers_that_are_stopped_again_and_again(catalog: Catalog)
     while True:
         task = lifecycle.claim(task, owner="o", worker="w", lease_s=20, now=NOW)
         claims += 1
-        task = lifecycle.release_lease(task, reason="told to go", now=NOW, on_purpose=True)
+        task = lifecycle.release_lease(task, reason="asked to stop", now=NOW, on_purpose=True)
         action = decide(task, after(1), catalog=catalog)
         if not isinstance(action, Requeue):
             break

@@ -73,8 +73,8 @@ def test_the_wait_on_lanes_is_that_of_lanes_that_take_the_next_when_free(
     ],
 )
 def test_retry_after(running_s: float, waiting_s: float, place_free_s: float, expected_s: float) -> None:
-    told_s = retry_after_s(running_s=running_s, waiting_s=waiting_s, place_free_s=place_free_s, wait_s=30)
-    assert told_s == expected_s
+    answered_s = retry_after_s(running_s=running_s, waiting_s=waiting_s, place_free_s=place_free_s, wait_s=30)
+    assert answered_s == expected_s
 
 
 # What runs and what waits

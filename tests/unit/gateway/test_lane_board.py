@@ -73,9 +73,9 @@ def test_a_denial_counts_as_long_as_somebody_repeats_it(
 
 def test_a_heartbeat_of_an_earlier_version_gets_the_later_fields() -> None:
     entry = heartbeat(NOW, state=LaneState.DRAINING)
-    told = msgspec.json.decode(entry.value or b"")
-    del told["leaving_for"], told["in_hand"]
-    board = board_with(Entry(entry.key, msgspec.json.encode(told), 1, NOW))
+    stored = msgspec.json.decode(entry.value or b"")
+    del stored["leaving_for"], stored["in_hand"]
+    board = board_with(Entry(entry.key, msgspec.json.encode(stored), 1, NOW))
     assert str(board.outcome("anisora", NOW)) == "degraded: capacity"
 
 
@@ -109,6 +109,6 @@ def test_a_lane_that_is_busy_and_warm_again_is_no_news_for_an_operator() -> None
     states = [LaneState.STARTING, LaneState.WARM, LaneState.BUSY, LaneState.WARM, LaneState.BUSY, LaneState.DRAINING]
     with capture_logs() as lines:
         board_with(*(heartbeat(NOW, state=state) for state in states))
-    told = [(line["state"], line["log_level"]) for line in lines if line["event"] == "lane_state"]
-    assert [state for state, level in told if level == "info"] == ["starting", "warm", "draining"]
-    assert [state for state, level in told if level == "debug"] == ["busy", "warm", "busy"]
+    logged = [(line["state"], line["log_level"]) for line in lines if line["event"] == "lane_state"]
+    assert [state for state, level in logged if level == "info"] == ["starting", "warm", "draining"]
+    assert [state for state, level in logged if level == "debug"] == ["busy", "warm", "busy"]

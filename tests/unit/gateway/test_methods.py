@@ -14,9 +14,9 @@ def test_every_get_has_its_head_and_options_name_them() -> None:
             if not isinstance(route, HTTPRoute) or "path:" in route.path:
                 continue  # files of the docs page, and where there is nothing beside them
             assert ("GET" in route.methods) <= ("HEAD" in route.methods), route.path
-            told = client.options(route.path.replace("{task_id:str}", "x").replace("{model:str}", "y"))
-            assert told.status_code == 204
-            assert told.headers["allow"].split(", ") == sorted(set(route.methods)), route.path
+            response = client.options(route.path.replace("{task_id:str}", "x").replace("{model:str}", "y"))
+            assert response.status_code == 204
+            assert response.headers["allow"].split(", ") == sorted(set(route.methods)), route.path
             found += 1
         assert found > 15
 

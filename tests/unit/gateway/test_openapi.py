@@ -132,13 +132,13 @@ def test_every_operation_says_which_key_it_needs() -> None:
     assert TINY["components"]["securitySchemes"]["apiKey"]["scheme"] == "bearer"
     for method, path, operation in operations(TINY):
         scope = "admin" if path.startswith("/admin/") else NEEDS[method, path]
-        told = operation.get("security")
+        security = operation.get("security")
         answers = operation["responses"]
         if scope is None:
-            assert told is None
+            assert security is None
             assert not {"401", "403", "429"} & set(answers)
             continue
-        assert told == [{"apiKey": [scope] if scope else []}], (method, path)
+        assert security == [{"apiKey": [scope] if scope else []}], (method, path)
         assert "WWW-Authenticate" in answers["401"]["headers"], (method, path)
         assert "Retry-After" in answers["429"]["headers"], (method, path)
         assert ("`forbidden`" in answers["403"]["description"]) is bool(scope), (method, path)
@@ -175,8 +175,8 @@ def test_the_limit_of_the_size_as_a_whole_is_described(profile: str) -> None:
     for entry, schema in zip(
         catalog(profile).models.values(), request_schema(DOCUMENTS[profile])["oneOf"], strict=True
     ):
-        told = f"width x height x num_frames is at most {entry.constraints.max_volume}; more is refused as `too_large`."
-        assert told in schema["description"]
+        limit = f"width x height x num_frames is at most {entry.constraints.max_volume}; "
+        assert f"{limit}more is refused as `too_large`." in schema["description"]
 
 
 def test_where_fixed_values_are_not_enforced_the_document_says_so() -> None:
@@ -284,7 +284,7 @@ def requests(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 
 
 @given(requests())
-def test_the_schema_tells_the_truth(drawn: tuple[str, dict[str, Any]]) -> None:
+def test_the_schema_agrees_with_the_gateway(drawn: tuple[str, dict[str, Any]]) -> None:
     """A request that fits the schema is accepted, and one that does not is refused. A schema knows no products."""
     profile, body = drawn
     try:
@@ -297,7 +297,7 @@ def test_the_schema_tells_the_truth(drawn: tuple[str, dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["", "ab", " ab", "a b", "abc", " abc ", "abcdef", "  a  "])
-def test_the_schema_tells_the_truth_about_short_texts(prompt: str) -> None:
+def test_the_schema_agrees_with_the_gateway_about_short_texts(prompt: str) -> None:
     replace = msgspec.structs.replace
     running = catalog()
     entry = running.models["phr00t"]

@@ -61,12 +61,12 @@ def client() -> TestClient[Litestar]:
 def test_every_error_is_a_problem_document(client: TestClient[Litestar], method: str, path: str, code: str) -> None:
     answer = client.request(method, path)
     assert answer.headers["content-type"] == "application/problem+json"
-    told = answer.json()
-    assert told["code"] == code
-    assert told["type"] == f"urn:warmlane:problem:{code}"
-    assert answer.status_code == told["status"] == PROBLEMS[code].status
-    assert told["title"] == PROBLEMS[code].title
-    assert told["detail"]
+    document = answer.json()
+    assert document["code"] == code
+    assert document["type"] == f"urn:warmlane:problem:{code}"
+    assert answer.status_code == document["status"] == PROBLEMS[code].status
+    assert document["title"] == PROBLEMS[code].title
+    assert document["detail"]
 
 
 def test_a_wrong_parameter_is_named(client: TestClient[Litestar]) -> None:
@@ -98,8 +98,8 @@ def test_retry_after_is_whole_seconds_and_never_now(retry_after_s: float, header
 
 def test_wrong_fields_are_listed() -> None:
     wrong = [FieldError(pointer="/steps", code="wrong_type", message="steps: no", expected=8, got=None)]
-    told = ProblemError("validation_failed", "1 field is wrong", errors=wrong).problem
-    assert told.errors == wrong
+    problem = ProblemError("validation_failed", "1 field is wrong", errors=wrong).problem
+    assert problem.errors == wrong
 
 
 def test_the_cause_of_an_unexpected_error_is_logged_and_not_sent(client: TestClient[Litestar]) -> None:

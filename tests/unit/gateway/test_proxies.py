@@ -220,7 +220,7 @@ async def test_whom_the_scope_names_as_the_client() -> None:
 
 @click.command()
 @behind_options
-def told(behind: Behind) -> None:
+def printed(behind: Behind) -> None:
     click.echo(" ".join(behind.arguments()))
 
 
@@ -244,9 +244,9 @@ def told(behind: Behind) -> None:
     ],
 )
 def test_what_is_passed_on(arguments: list[str], environment: dict[str, str], expected: str) -> None:
-    said = CliRunner().invoke(told, arguments, env=environment)
+    said = CliRunner().invoke(printed, arguments, env=environment)
     assert (said.exit_code, said.output.strip()) == (0, expected)
-    assert CliRunner().invoke(told, expected.split()).output.strip() == expected
+    assert CliRunner().invoke(printed, expected.split()).output.strip() == expected
 
 
 @pytest.mark.parametrize(
@@ -268,6 +268,6 @@ def test_what_is_passed_on(arguments: list[str], environment: dict[str, str], ex
     ],
 )
 def test_what_is_refused(option: str, value: str, reason: str) -> None:
-    said = CliRunner().invoke(told, [option, value])
+    said = CliRunner().invoke(printed, [option, value])
     assert said.exit_code == 2
     assert reason in " ".join(said.output.split()).replace("│ ", "")

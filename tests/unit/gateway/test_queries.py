@@ -16,7 +16,7 @@ TASK_ID = "019cab2e-5c00-7c3f-9b1a-2f6f0d4d7a55"
 
 
 @pytest.mark.parametrize(
-    ("sent", "told"),
+    ("sent", "expected"),
     [
         ({}, None),
         ({"limit": 1, "status": 3}, None),
@@ -26,17 +26,17 @@ TASK_ID = "019cab2e-5c00-7c3f-9b1a-2f6f0d4d7a55"
         ({"limit": 2}, "limit: 2 times in the query; send it once"),
     ],
 )
-def test_the_message_names_what_is_wrong_with_a_query(sent: dict[str, int], told: str | None) -> None:
-    assert objection(QUERY, sent) == told
+def test_the_message_names_what_is_wrong_with_a_query(sent: dict[str, int], expected: str | None) -> None:
+    assert objection(QUERY, sent) == expected
 
 
 @given(st.text(), st.integers(1, 3))
 def test_a_query_is_repeated_in_short_and_printable_form(name: str, times: int) -> None:
-    told = objection(Query({}), {name: times})
-    assert told is not None
-    assert told.isascii()
-    assert told.isprintable()
-    assert len(told) < 800
+    message = objection(Query({}), {name: times})
+    assert message is not None
+    assert message.isascii()
+    assert message.isprintable()
+    assert len(message) < 800
 
 
 def test_every_operation_refuses_what_it_does_not_take() -> None:

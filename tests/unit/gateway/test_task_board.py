@@ -218,25 +218,25 @@ async def test_readers_hear_once_of_a_move_and_only_of_their_own_task() -> None:
     waiting = asyncio.create_task(board.readers.wait(Snapshot(queue[2], 1), seen_revision=1, timeout_s=60))
     await _turns()
 
-    async def told() -> list[list[tuple[int, int]]]:
+    async def moves_read() -> list[list[tuple[int, int]]]:
         await board.readers.announce_moves()
         await _turns()
         return [reader.heard for reader in readers]
 
     as_begun = [[(1, 0)], [(1, 1)], [(1, 2)], [(1, 2)]]
-    assert await told() == as_begun
+    assert await moves_read() == as_begun
     board.record(pending_task("behind", queued_at=NOW + timedelta(seconds=9)), 1, NOW)
-    assert await told() == as_begun
+    assert await moves_read() == as_begun
     claimed = processing_task(id="task-1", queued_at=queue[1].queued_at)
     board.record(claimed, 2, NOW)
-    assert await told() == [[(1, 0)], [(1, 1), (2, 0)], [(1, 2), (1, 1)], [(1, 2), (1, 1)]]
-    assert await told() == [[(1, 0)], [(1, 1), (2, 0)], [(1, 2), (1, 1)], [(1, 2), (1, 1)]]
+    assert await moves_read() == [[(1, 0)], [(1, 1), (2, 0)], [(1, 2), (1, 1)], [(1, 2), (1, 1)]]
+    assert await moves_read() == [[(1, 0)], [(1, 1), (2, 0)], [(1, 2), (1, 1)], [(1, 2), (1, 1)]]
     # two moves before a notification are one; a move that was undone is none
     board.record(pending_task("between", queued_at=NOW + timedelta(seconds=0.5)), 1, NOW)
     board.on_entry(Versioned(RECORDS, Entry("between", None, 2, NOW)))
-    assert (await told())[2] == [(1, 2), (1, 1)]
+    assert (await moves_read())[2] == [(1, 2), (1, 1)]
     board.on_entry(Versioned(RECORDS, Entry("task-0", None, 2, NOW)))
-    assert (await told())[2:] == [[(1, 2), (1, 1), (1, 0)], [(1, 2), (1, 1), (1, 0)]]
+    assert (await moves_read())[2:] == [[(1, 2), (1, 1), (1, 0)], [(1, 2), (1, 1), (1, 0)]]
     assert not waiting.done()  # a reader that waits for another revision is not woken by a move in the queue
     for reader in readers:
         await reader.stop()
@@ -251,8 +251,8 @@ async def test_others_run_while_many_readers_are_notified() -> None:
     readers = [_Followed(board, task) for task in queue]
     await _turns()
     board.on_entry(Versioned(RECORDS, Entry("task-0", None, 2, NOW)))
-    telling, turns = asyncio.create_task(board.readers.announce_moves()), 0
-    while not telling.done():
+    announcing, turns = asyncio.create_task(board.readers.announce_moves()), 0
+    while not announcing.done():
         turns += 1
         await asyncio.sleep(0)
     assert turns >= 499 // MOVED_AT_ONCE

@@ -20,9 +20,9 @@ FAILED = lifecycle.fail(processing_task(), code=FailureCode.OUT_OF_MEMORY, messa
 
 
 def shown(task: GenerationTask, place: QueuePlace | None = None) -> dict[str, Any]:
-    told = json.loads(msgspec.json.encode(view(task, place)))
-    assert isinstance(told, dict)
-    return told
+    answer = json.loads(msgspec.json.encode(view(task, place)))
+    assert isinstance(answer, dict)
+    return answer
 
 
 @pytest.mark.parametrize("task", [pending_task(), processing_task(), DONE, FAILED])
@@ -135,9 +135,9 @@ def test_why_a_task_was_started_when_it_was_is_explained() -> None:
 
 
 def test_settings_hold_what_a_form_needs() -> None:
-    told = json.loads(msgspec.json.encode(settings_view(catalog())))
-    assert (told["profile"], told["wait_limit_s"]) == ("tiny", 30)
-    anisora, phr00t = told["models"]
+    answer = json.loads(msgspec.json.encode(settings_view(catalog())))
+    assert (answer["profile"], answer["wait_limit_s"]) == ("tiny", 30)
+    anisora, phr00t = answer["models"]
     assert (anisora["name"], anisora["title"]) == ("anisora", "AniSora V3.2")
     assert anisora["constraints"]["steps"]["fixed"] == 8
     assert phr00t["aliases"] == ["phr00t-aio", "rapid-aio"]
@@ -147,8 +147,8 @@ def test_settings_hold_what_a_form_needs() -> None:
 
 
 def test_settings_say_what_a_model_makes_a_video_from() -> None:
-    told = json.loads(msgspec.json.encode(settings_view(catalog("production"))))
-    anisora, phr00t = told["models"]
+    answer = json.loads(msgspec.json.encode(settings_view(catalog("production"))))
+    anisora, phr00t = answer["models"]
     assert anisora["constraints"]["image"] == {
         "presence": "required",
         "max_bytes": 8_388_608,

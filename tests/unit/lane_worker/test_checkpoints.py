@@ -108,7 +108,7 @@ def test_what_diffusers_keeps_in_float32_is_written_so_where_the_source_has_it()
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reason"),
     [
         pytest.param({"blocks.1.ffn.0.scale_weight": ("F32", ())}, "is not the one scale of a weight", id="1-scale"),
         pytest.param({"patch_embedding.weight": ("BF16", (5120, 36, 1, 2, 2))}, "of Wan 2.2, and", id="2-i2v"),
@@ -128,8 +128,8 @@ def test_what_diffusers_keeps_in_float32_is_written_so_where_the_source_has_it()
         pytest.param({"blocks.0.ffn.0.weight": ("F64", (8, 4))}, r"blocks.0.ffn.0.weight \(F64\)", id="4-double"),
     ],
 )
-def test_a_component_is_refused(changes: Mapping[str, tuple[str, tuple[int, ...]]], told: str) -> None:
-    with pytest.raises(CheckpointRefused, match=told):
+def test_a_component_is_refused(changes: Mapping[str, tuple[str, tuple[int, ...]]], reason: str) -> None:
+    with pytest.raises(CheckpointRefused, match=reason):
         match(changes)
 
 
@@ -180,7 +180,7 @@ def test_scales_are_distinguished_from_weights(
 
 
 @pytest.mark.parametrize(
-    ("found", "told"),
+    ("found", "reason"),
     [
         pytest.param({"q.scale_weight": ("F32", ())}, r"q\.scale_weight \(F32\) is not the one", id="2-no-weight"),
         pytest.param(
@@ -199,8 +199,10 @@ def test_scales_are_distinguished_from_weights(
         pytest.param({"q.weight": FP8, "scaled_fp8": ("F8_E4M3", (0,))}, r"q\.weight have no scale", id="4-all-lost"),
     ],
 )
-def test_scales_that_cannot_be_applied_are_refused(found: Mapping[str, tuple[str, tuple[int, ...]]], told: str) -> None:
-    with pytest.raises(CheckpointRefused, match=told):
+def test_scales_that_cannot_be_applied_are_refused(
+    found: Mapping[str, tuple[str, tuple[int, ...]]], reason: str
+) -> None:
+    with pytest.raises(CheckpointRefused, match=reason):
         scaled(tensors(found), "aio.safetensors")
 
 

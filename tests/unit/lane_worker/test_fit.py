@@ -313,9 +313,9 @@ ROOMY = Reading(used_bytes=0, free_bytes=1000 + CONTEXT_BYTES)
 
 
 def refusal(found: SlotDemand, reading: Reading | None = ROOMY) -> LoadRefusal:
-    told = found.refusal(reading)
-    assert told is not None
-    return told
+    refused = found.refusal(reading)
+    assert refused is not None
+    return refused
 
 
 def test_a_folder_that_fits_is_not_refused(folder: Path) -> None:
@@ -323,17 +323,17 @@ def test_a_folder_that_fits_is_not_refused(folder: Path) -> None:
     assert demand(folder).need.card_bytes == 12 + 16 + 10 + 7
     assert demand(folder).refusal(Reading(used_bytes=44, free_bytes=1 + CONTEXT_BYTES)) is None
     assert demand(folder).refusal(None) is None  # a card that cannot be read: the release finds that out
-    told = refusal(demand(folder), Reading(used_bytes=43, free_bytes=1 + CONTEXT_BYTES))
-    assert told.code == "out_of_memory"
-    assert told.message.startswith(
+    refused = refusal(demand(folder), Reading(used_bytes=43, free_bytes=1 + CONTEXT_BYTES))
+    assert refused.code == "out_of_memory"
+    assert refused.message.startswith(
         f"phr00t does not fit: with offload none it needs {45 + CONTEXT_BYTES:,} bytes on the card, which has "
         f"{44 + CONTEXT_BYTES:,} in all and {1 + CONTEXT_BYTES:,} free"
     )
 
 
 def test_a_slot_without_a_card_counts_on_the_hosts_memory(folder: Path) -> None:
-    told = refusal(demand(folder, slot="cpu-0", offload="model"), Reading(used_bytes=0, free_bytes=44))
-    assert "45 bytes on the host, which has 44 in all" in told.message
+    refused = refusal(demand(folder, slot="cpu-0", offload="model"), Reading(used_bytes=0, free_bytes=44))
+    assert "45 bytes on the host, which has 44 in all" in refused.message
     assert demand(folder, slot="cpu-0", offload="model").host_refusal() is None
 
 
@@ -345,32 +345,32 @@ def test_a_card_that_shares_the_hosts_memory_needs_room_for_both_parts(folder: P
     assert shared.need.slot_bytes == apart.need.card_bytes + apart.need.host_bytes
     assert shared.host_refusal() is None  # it is counted already
     assert shared.refusal(Reading(used_bytes=0, free_bytes=shared.need.room_bytes)) is None
-    told = refusal(shared, Reading(used_bytes=0, free_bytes=shared.need.room_bytes - 1))
-    assert "since card and host share one memory" in told.message
+    refused = refusal(shared, Reading(used_bytes=0, free_bytes=shared.need.room_bytes - 1))
+    assert "since card and host share one memory" in refused.message
     assert refusal(shared, Reading(used_bytes=0, free_bytes=20)).message.count("would fit") == 0
 
 
 def test_a_missing_folder_is_refused_with_the_command_that_makes_it(folder: Path) -> None:
-    told = refusal(demand(folder, folder="nowhere"))
-    assert told.code == "storage_failed"
-    assert f"`warmlane models prepare phr00t --from PATH --to {folder.parent / 'nowhere'}`" in told.message
+    refused = refusal(demand(folder, folder="nowhere"))
+    assert refused.code == "storage_failed"
+    assert f"`warmlane models prepare phr00t --from PATH --to {folder.parent / 'nowhere'}`" in refused.message
     tiny = RandomWeights(seed=1)  # is made by the load
     assert demand(folder, folder="nowhere", random_weights=tiny).refusal(ROOMY) is None
 
 
 @pytest.mark.parametrize("backend", ["flash", "_flash_3", "sage_varlen", "xformers"])
 def test_an_attention_backend_without_its_package_is_refused(folder: Path, backend: str) -> None:
-    told = refusal(demand(folder, attention_backend=backend))
-    assert told.code == "storage_failed"
-    assert f"the attention backend {backend} needs the package" in told.message
+    refused = refusal(demand(folder, attention_backend=backend))
+    assert refused.code == "storage_failed"
+    assert f"the attention backend {backend} needs the package" in refused.message
 
 
 def test_more_than_the_host_can_ever_hold_is_refused_when_the_slot_is_taken(folder: Path) -> None:
     tiny = RandomWeights(seed=1)  # a folder that is made by the load
     huge = demand(folder, folder="nowhere", offload="group", expected_bytes=1 << 60, random_weights=tiny)
-    told = refusal(huge, Reading(used_bytes=0, free_bytes=1 << 61))
-    assert told.code == "out_of_memory"
-    assert f"phr00t does not fit: it needs {1 << 60:,} bytes of the host's memory in pinned memory" in told.message
+    refused = refusal(huge, Reading(used_bytes=0, free_bytes=1 << 61))
+    assert refused.code == "out_of_memory"
+    assert f"phr00t does not fit: it needs {1 << 60:,} bytes of the host's memory in pinned memory" in refused.message
 
 
 def test_an_attention_backend_whose_kernels_cannot_be_built_is_refused(
@@ -380,17 +380,17 @@ def test_an_attention_backend_whose_kernels_cannot_be_built_is_refused(
     monkeypatch.setitem(PACKAGES, "sage", "json")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    told = refusal(demand(folder, attention_backend="sage"))
-    assert "has Triton build its kernels, which it cannot do here: there is no C compiler" in told.message
-    assert "or set checkpoint.attention_backend of phr00t to native" in told.message
+    refused = refusal(demand(folder, attention_backend="sage"))
+    assert "has Triton build its kernels, which it cannot do here: there is no C compiler" in refused.message
+    assert "or set checkpoint.attention_backend of phr00t to native" in refused.message
 
 
 def test_more_than_the_host_has_is_refused_before_the_load(folder: Path) -> None:
     huge = demand(folder / "nowhere", folder="f", offload="model", expected_bytes=1 << 60)
-    told = huge.host_refusal()
-    assert told is not None
-    assert told.code == "out_of_memory"
-    assert f"{1 << 60:,} bytes of the host's memory" in told.message
+    refused = huge.host_refusal()
+    assert refused is not None
+    assert refused.code == "out_of_memory"
+    assert f"{1 << 60:,} bytes of the host's memory" in refused.message
     assert demand(folder, offload="model").host_refusal() is None
 
 

@@ -36,11 +36,11 @@ async def test_the_fork_server_does_not_know_which_cards_are_hidden(monkeypatch:
     server = ForkServer(shared="")
     await server.start()
     try:
-        told = Path(f"/proc/{server.pid}/environ").read_bytes().split(b"\0")
+        variables = Path(f"/proc/{server.pid}/environ").read_bytes().split(b"\0")
     finally:
         await server.close()
-    assert b"WARMLANE_MARK=here" in told
-    assert not [each for each in told if each.startswith(b"CUDA_VISIBLE_DEVICES")]
+    assert b"WARMLANE_MARK=here" in variables
+    assert not [each for each in variables if each.startswith(b"CUDA_VISIBLE_DEVICES")]
 
 
 def test_no_password_is_handed_to_the_process_that_decodes_what_clients_send() -> None:

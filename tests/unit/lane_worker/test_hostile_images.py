@@ -389,10 +389,10 @@ def test_what_a_bomb_costs(size: tuple[int, int], expected: str, max_bytes: int,
         "height": size[1],
     }
     command = [sys.executable, "-c", _DECODE, str(path), json.dumps(reference)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
-    assert " ".join(told[:-1]) == expected
-    print(f"{size}: {len(content)} bytes of file, {told[-1]} bytes of memory")
-    assert int(told[-1]) < max_bytes
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    assert " ".join(printed[:-1]) == expected
+    print(f"{size}: {len(content)} bytes of file, {printed[-1]} bytes of memory")
+    assert int(printed[-1]) < max_bytes
 
 
 def test_base64_costs_no_more_than_it_holds() -> None:

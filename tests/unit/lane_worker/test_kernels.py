@@ -15,7 +15,7 @@ GOOD = BuildPlace(compiler="/usr/bin/gcc", headers=True, cache=Path("/cache"), m
 
 
 @pytest.mark.parametrize(
-    ("place", "told"),
+    ("place", "reason"),
     [
         pytest.param(replace(GOOD, compiler=None), "no C compiler", id="1"),
         pytest.param(replace(GOOD, headers=False), "headers of Python", id="2"),
@@ -23,8 +23,8 @@ GOOD = BuildPlace(compiler="/usr/bin/gcc", headers=True, cache=Path("/cache"), m
         pytest.param(replace(GOOD, may_execute=False), "nothing may be executed in /cache", id="3-noexec"),
     ],
 )
-def test_what_is_missing_is_named(place: BuildPlace, told: str) -> None:
-    assert told in (cannot_build(place) or "")
+def test_what_is_missing_is_named(place: BuildPlace, reason: str) -> None:
+    assert reason in (cannot_build(place) or "")
 
 
 def test_nothing_is_missing() -> None:

@@ -14,7 +14,7 @@ class Task:
     """A task that ends with the first event of *ends_at*."""
 
     def __init__(self, *ends_at: str) -> None:
-        self.told: list[str] = []
+        self.happened: list[str] = []
         self._ends_at = ends_at
         self._ended = asyncio.Event()
 
@@ -22,7 +22,7 @@ class Task:
         await self._ended.wait()
 
     def happens(self, what: str) -> None:
-        self.told.append(what)
+        self.happened.append(what)
         if what in self._ends_at:
             self._ended.set()
 
@@ -33,7 +33,7 @@ class Task:
 
 
 @pytest.mark.parametrize(
-    ("ends_at", "told"),
+    ("ends_at", "happened"),
     [
         pytest.param(("the worker is leaving", "kill"), ["the worker is leaving"], id="it-stops-at-its-step"),
         pytest.param(("kill",), ["the worker is leaving", "kill"], id="a-step-that-is-too-long"),
@@ -41,7 +41,7 @@ class Task:
     ],
 )
 async def test_a_task_that_does_not_end_is_stopped_then_its_host_is_killed(
-    ends_at: tuple[str, ...], told: list[str], monkeypatch: pytest.MonkeyPatch
+    ends_at: tuple[str, ...], happened: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for bound in ("LEAVE_S", "HAND_BACK_S"):
         monkeypatch.setattr(leaving, bound, 0.02)
@@ -49,7 +49,7 @@ async def test_a_task_that_does_not_end_is_stopped_then_its_host_is_killed(
     serving = asyncio.create_task(task.serve())
     await leaving.drain(serving, drain_s=0.01, leave=task.happens, kill=task.kill)
     assert serving.done()
-    assert task.told == told
+    assert task.happened == happened
 
 
 async def test_a_task_that_ends_in_time_is_left_alone() -> None:
@@ -57,7 +57,7 @@ async def test_a_task_that_ends_in_time_is_left_alone() -> None:
     serving = asyncio.create_task(task.serve())
     asyncio.get_running_loop().call_soon(task.happens, "end")
     await leaving.drain(serving, drain_s=30, leave=task.happens, kill=task.kill)
-    assert task.told == ["end"]
+    assert task.happened == ["end"]
 
 
 async def test_a_server_that_takes_nothing_is_not_waited_for_as_long_as_an_inference_may_take(
@@ -83,7 +83,7 @@ async def test_a_server_that_takes_nothing_is_not_waited_for_as_long_as_an_infer
         unanswered_s=0.05,
     )
     assert serving.cancelled()
-    assert task.told == [], "nothing runs that could be stopped"
+    assert task.happened == [], "nothing runs that could be stopped"
     assert len(asked) > 2
 
 

@@ -18,7 +18,7 @@ THEN: Final = datetime(2026, 2, 26, 12, tzinfo=UTC)
 BEFORE: Final = NameHolder(7, THEN)
 
 
-def told(state: LaneState = LaneState.WARM, *, pid: int = 7, later_s: float = 0.0) -> LaneHeartbeat:
+def lane(state: LaneState = LaneState.WARM, *, pid: int = 7, later_s: float = 0.0) -> LaneHeartbeat:
     return LaneHeartbeat(
         model="anisora",
         worker="anisora-0",
@@ -34,16 +34,16 @@ def told(state: LaneState = LaneState.WARM, *, pid: int = 7, later_s: float = 0.
     ("heard", "before", "is_here", "beats", "age_s", "expected"),
     [
         pytest.param(None, None, False, False, 0, Whose.OURS, id="1"),
-        pytest.param(told(LaneState.STARTING), None, False, False, 0, Whose.OURS, id="1-its-supervisor"),
-        pytest.param(told(LaneState.CRASH_LOOPING), BEFORE, False, True, 0, Whose.OURS, id="1-its-supervisor-again"),
-        pytest.param(told(LaneState.STARTING), None, True, False, 0, Whose.OURS, id="1-a-supervisor-that-runs-here"),
-        pytest.param(told(), None, True, False, 0, Whose.ANOTHERS, id="2-here"),
-        pytest.param(told(), None, False, True, 0, Whose.ANOTHERS, id="2-elsewhere"),
-        pytest.param(told(), BEFORE, False, False, 0, Whose.OURS, id="3"),
-        pytest.param(told(later_s=60), BEFORE, False, False, 0, Whose.UNCERTAIN, id="3-the-same-pid-later"),
-        pytest.param(told(pid=8), BEFORE, False, False, 0, Whose.UNCERTAIN, id="3-another"),
-        pytest.param(told(), None, False, False, 7.6, Whose.OURS, id="4"),
-        pytest.param(told(), None, False, False, 7.4, Whose.UNCERTAIN, id="5"),
+        pytest.param(lane(LaneState.STARTING), None, False, False, 0, Whose.OURS, id="1-its-supervisor"),
+        pytest.param(lane(LaneState.CRASH_LOOPING), BEFORE, False, True, 0, Whose.OURS, id="1-its-supervisor-again"),
+        pytest.param(lane(LaneState.STARTING), None, True, False, 0, Whose.OURS, id="1-a-supervisor-that-runs-here"),
+        pytest.param(lane(), None, True, False, 0, Whose.ANOTHERS, id="2-here"),
+        pytest.param(lane(), None, False, True, 0, Whose.ANOTHERS, id="2-elsewhere"),
+        pytest.param(lane(), BEFORE, False, False, 0, Whose.OURS, id="3"),
+        pytest.param(lane(later_s=60), BEFORE, False, False, 0, Whose.UNCERTAIN, id="3-the-same-pid-later"),
+        pytest.param(lane(pid=8), BEFORE, False, False, 0, Whose.UNCERTAIN, id="3-another"),
+        pytest.param(lane(), None, False, False, 7.6, Whose.OURS, id="4"),
+        pytest.param(lane(), None, False, False, 7.4, Whose.UNCERTAIN, id="5"),
     ],
 )
 def test_whose(

@@ -53,9 +53,9 @@ def test_a_worker_gets_the_snapshot_option(kept: int, arguments: list[str]) -> N
 
 @pytest.mark.parametrize("command", ["up", "supervisor", "lane", "degraded"])
 def test_every_command_that_starts_workers_has_the_option(command: str) -> None:
-    told = CliRunner().invoke(cli, [command, "--oom-snapshots", "101"])
-    assert told.exit_code == 2
-    assert "101 is not in the range 0<=x<=100" in told.output
+    result = CliRunner().invoke(cli, [command, "--oom-snapshots", "101"])
+    assert result.exit_code == 2
+    assert "101 is not in the range 0<=x<=100" in result.output
 
 
 async def test_a_host_gets_the_snapshot_option(tmp_path: Path) -> None:

@@ -84,8 +84,8 @@ def test_by_what_is_in_use(samples: list[MemorySample], expected: Verdict) -> No
             StillHeld(51),
             id="3-named-when-it-had-ended",
         ),
-        pytest.param([EMPTY, replace(OURS_GONE, own_bytes=9000)], {}, BY_BASE, id="4-told-once-is-not-told"),
-        pytest.param([FULL] * 2, {}, StillHeld(8472), id="6-nobody-is-told-apart"),
+        pytest.param([EMPTY, replace(OURS_GONE, own_bytes=9000)], {}, BY_BASE, id="4-reported-once-is-not-enough"),
+        pytest.param([FULL] * 2, {}, StillHeld(8472), id="6-no-process-is-listed"),
         pytest.param([FULL] * 2, {"no_pipeline": True}, BY_NO_PIPELINE, id="5-the-host-has-ended"),
         pytest.param([FULL] * 2, {"no_pipeline": True, "base_bytes": None}, BY_NO_PIPELINE, id="5-without-a-base"),
         pytest.param([EMPTY] * 2, {"no_pipeline": True}, BY_BASE, id="4-ended-and-back-at-the-base"),
@@ -145,8 +145,8 @@ def test_a_release_names_its_real_proof(taken: list[MemorySample], limits: dict[
     tolerance = limits["tolerance_bytes"]
 
     def all_within(name: str, base: int | None) -> bool:
-        told = [getattr(each, name) for each in last_two]
-        return base is not None and all(bytes_ is not None and bytes_ <= base + tolerance for bytes_ in told)
+        figures = [getattr(each, name) for each in last_two]
+        return base is not None and all(bytes_ is not None and bytes_ <= base + tolerance for bytes_ in figures)
 
     match found:
         case Released("own_figure"):

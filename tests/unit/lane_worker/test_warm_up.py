@@ -79,24 +79,24 @@ def test_a_card_that_is_too_small_is_reported_with_the_size_and_what_to_change()
     plain = replace(ANISORA, checkpoint=replace(ANISORA.checkpoint, vae_tiling=False, offload="none"))
     failure = warm_up_failure(plain, OUT_OF_MEMORY)
     assert isinstance(failure, TooLargeForCard)
-    told = str(failure)
-    assert told.startswith("this slot cannot serve the largest video that the settings of anisora admit: ")
-    assert str(warm_up_size(plain)) in told
+    message = str(failure)
+    assert message.startswith("this slot cannot serve the largest video that the settings of anisora admit: ")
+    assert str(warm_up_size(plain)) in message
     for change in ("lower max_volume", '"vae_tiling": true', '"offload": "model" or "group"'):
-        assert change in told
+        assert change in message
     offloaded = replace(ANISORA, checkpoint=replace(ANISORA.checkpoint, vae_tiling=True, offload="group"))
     assert "vae_tiling" not in str(warm_up_failure(offloaded, OUT_OF_MEMORY))
     assert "offload" not in str(warm_up_failure(offloaded, OUT_OF_MEMORY))
 
 
 @pytest.mark.parametrize(
-    ("outcome", "told"),
+    ("outcome", "reason"),
     [
         (Lost("warmup", "the pipeline host died"), "did not succeed: the pipeline host died"),
         (TimedOut("warmup", "step_s", 180, None), "took longer than timeouts.step_s of 180 s: raise that"),
     ],
 )
-def test_another_failure_says_nothing_of_the_card(outcome: Lost | TimedOut, told: str) -> None:
+def test_another_failure_says_nothing_of_the_card(outcome: Lost | TimedOut, reason: str) -> None:
     failure = warm_up_failure(ANISORA, outcome)
     assert not isinstance(failure, TooLargeForCard)
-    assert told in str(failure)
+    assert reason in str(failure)

@@ -68,11 +68,11 @@ def test_the_file_of_a_killed_up_is_recognised_whatever_process_has_its_pid(tmp_
     program = (
         "import sys, time; from pathlib import Path; from ops.commands.addresses import *\n"
         f"with published(Path(sys.argv[1]), Addresses(pid={os.getpid()}, command='up', nats_url='nats://x')):\n"
-        "    print('told', flush=True); time.sleep(60)\n"
+        "    print('heard', flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"told\n"
+        assert process.stdout.readline() == b"heard\n"
         assert find(tmp_path, is_named=True).addresses is not None
         process.send_signal(signal.SIGKILL)
     ended = f"{tmp_path / FILE} is of a `warmlane up` (process {os.getpid()}) that has ended"
@@ -101,7 +101,7 @@ def test_another_users_folder_counts_only_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "variables", "told"),
+    ("arguments", "variables", "named_by"),
     [
         (["--url", "http://127.0.0.1:9"], {}, "http://127.0.0.1:9 (--url)"),
         ([], {"WARMLANE_URL": "http://127.0.0.1:9"}, "http://127.0.0.1:9 (WARMLANE_URL)"),
@@ -111,7 +111,7 @@ def test_another_users_folder_counts_only_by_name(tmp_path: Path) -> None:
     ],
 )
 def test_an_error_says_who_named_the_address(
-    tmp_path: Path, arguments: list[str], variables: dict[str, str], told: str
+    tmp_path: Path, arguments: list[str], variables: dict[str, str], named_by: str
 ) -> None:
     def named(text: str) -> str:
         return text.replace("{folder}", str(tmp_path))
@@ -124,7 +124,7 @@ def test_an_error_says_who_named_the_address(
             env={name: named(value) for name, value in variables.items()},
         )
     assert result.exit_code == 1
-    assert f"no gateway answers at {named(told)}: " in result.stderr
+    assert f"no gateway answers at {named(named_by)}: " in result.stderr
     assert "start one with `warmlane up`, name the folder of one with --data-dir" in result.stderr
 
 

@@ -24,10 +24,10 @@ async def test_a_background_task_that_fails_is_reported_and_started_again(monkey
 
     kept = asyncio.create_task(pieces.keep("sweeper", work))
 
-    async def told() -> bool:
+    async def is_reported() -> bool:
         return pieces.troubles == {"sweeper": "sweeper ended with KeyError; again in 0.02 s"}
 
-    await eventually(told)
+    await eventually(is_reported)
 
     async def well() -> bool:
         return tries == 3 and pieces.troubles == {}

@@ -97,7 +97,7 @@ def test_what_is_given_counts_and_what_is_not_is_marked_as_assumed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--arrivals", "sora=6"], "no model 'sora'; there are anisora, phr00t"),
         (["--lanes", "sora=1"], "no model 'sora'"),
@@ -113,10 +113,10 @@ def test_what_is_given_counts_and_what_is_not_is_marked_as_assumed() -> None:
         (["--plot", "capacity.pdf"], "neither in .png nor in .svg"),
     ],
 )
-def test_unusable_input_is_reported(arguments: list[str], told: str) -> None:
+def test_unusable_input_is_reported(arguments: list[str], message: str) -> None:
     result = run(*arguments)
     assert result.exit_code == 2
-    assert told in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.split())
 
 
 def test_of_another_model_nothing_is_assumed(tmp_path: Path) -> None:

@@ -40,8 +40,8 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
 def test_help_of_submit_says_which_models_need_an_image() -> None:
     production = load_settings().catalog("production").models
     needing = [name for name, entry in production.items() if entry.constraints.image.presence == "required"]
-    told = " ".join(CliRunner().invoke(cli, ["submit", "--help"]).output.split())
-    assert f"The production profile's {' and '.join(needing)} need" in told
+    help_text = " ".join(CliRunner().invoke(cli, ["submit", "--help"]).output.split())
+    assert f"The production profile's {' and '.join(needing)} need" in help_text
 
 
 def test_help_names_every_command() -> None:

@@ -1,4 +1,4 @@
-"""What a shell is told to complete: the lines of ops/runbook.md, in the shells that are here."""
+"""What a shell offers to complete: the lines of ops/runbook.md, in the shells that are here."""
 
 import os
 import re
@@ -44,5 +44,5 @@ def test_the_line_of_the_runbook_makes_a_shell_complete(shell: str) -> None:
 )
 def test_commands_options_and_values_are_offered(typed: str, expected: list[str]) -> None:
     words = typed.split(" ")
-    told = run("warmlane", _WARMLANE_COMPLETE="bash_complete", COMP_WORDS=typed, COMP_CWORD=str(len(words) - 1))
-    assert sorted(line.partition(",")[2] for line in told.splitlines()) == sorted(expected)
+    offered = run("warmlane", _WARMLANE_COMPLETE="bash_complete", COMP_WORDS=typed, COMP_CWORD=str(len(words) - 1))
+    assert sorted(line.partition(",")[2] for line in offered.splitlines()) == sorted(expected)

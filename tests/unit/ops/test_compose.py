@@ -129,16 +129,16 @@ def test_docker_compose_reads_it_as_the_tests_do(profile: str, tmp_path: Path) -
         [*command, "config", "--format", "json"], capture_output=True, text=True, env=clean, check=False
     )
     assert config.returncode == 0, config.stderr
-    told = json.loads(config.stdout)["services"]
+    composed = json.loads(config.stdout)["services"]
     mine = chosen(ALL, profile)
-    assert set(told) == set(mine)
+    assert set(composed) == set(mine)
     for name, each in mine.items():
-        assert told[name].get("command") == each.get("command"), name
-        assert told[name].get("environment", {}) == each.get("environment", {}), name
-        assert [mount["target"] for mount in told[name].get("volumes", [])] == [
+        assert composed[name].get("command") == each.get("command"), name
+        assert composed[name].get("environment", {}) == each.get("environment", {}), name
+        assert [mount["target"] for mount in composed[name].get("volumes", [])] == [
             mount["target"] for mount in each.get("volumes", [])
         ]
-        assert told[name].get("healthcheck", {}).get("test") == each.get("healthcheck", {}).get("test"), name
+        assert composed[name].get("healthcheck", {}).get("test") == each.get("healthcheck", {}).get("test"), name
 
 
 # ── variables and passwords ──────────────────────────────────────────────────────────────────────────────────────────
@@ -486,10 +486,10 @@ def test_what_the_env_file_says_reaches_the_gateway(name: str, monkeypatch: pyte
     command, arguments = command_of(ALL[name])
     asked = {variable: text for variable, (text, _, _) in ASKED.items()}
 
-    def options(told: dict[str, str]) -> dict[str, Any]:
+    def options(given: dict[str, str]) -> dict[str, Any]:
         for variable in ASKED:
             monkeypatch.delenv(variable, raising=False)
-        for variable, text in told.items():
+        for variable, text in given.items():
             monkeypatch.setenv(variable, text)
         parsed = command.make_context(str(command.name), arguments).params
         return {option: parsed[option] for _, option, _ in ASKED.values()}
@@ -504,8 +504,8 @@ def test_what_the_env_file_says_reaches_the_gateway(name: str, monkeypatch: pyte
 
 
 def test_the_log_level_of_the_env_file_is_that_of_every_process() -> None:
-    told = services(SECRETS | CARDS | {LEVEL_VARIABLE: "debug"})
-    assert {told[name]["environment"].get(LEVEL_VARIABLE) for name in OURS if name not in ONE_SHOT} == {"debug"}
+    composed = services(SECRETS | CARDS | {LEVEL_VARIABLE: "debug"})
+    assert {composed[name]["environment"].get(LEVEL_VARIABLE) for name in OURS if name not in ONE_SHOT} == {"debug"}
     assert {OURS[name]["environment"].get(LEVEL_VARIABLE) for name in OURS if name not in ONE_SHOT} == {"info"}
 
 
@@ -610,9 +610,9 @@ def test_telemetry_arrives_where_it_is_shown() -> None:
 
 
 def test_grafana_lets_nobody_in_without_a_password() -> None:
-    told = ALL["grafana"]["environment"]
-    assert told["GF_AUTH_ANONYMOUS_ENABLED"] == told["GF_USERS_ALLOW_SIGN_UP"] == "false"
-    assert told["GF_SECURITY_ADMIN_PASSWORD"] == "pw-grafana"
+    environment = ALL["grafana"]["environment"]
+    assert environment["GF_AUTH_ANONYMOUS_ENABLED"] == environment["GF_USERS_ALLOW_SIGN_UP"] == "false"
+    assert environment["GF_SECURITY_ADMIN_PASSWORD"] == "pw-grafana"
 
 
 def test_prometheus_reads_its_configuration(tmp_path: Path) -> None:

@@ -209,12 +209,12 @@ def switch_to_anisora(swap: SwapReceipt | None, *, worker: str = "degraded-0", *
                 replace(RECEIPT, proof="own_figure", after_bytes=9_000 * MB, own_base_bytes=MB, own_bytes=129 * MB)
             ),
             None,
-            id="another-has-grown-and-ours-is-told-apart",
+            id="another-has-grown-and-ours-is-listed",
         ),
         pytest.param(
             switch_to_anisora(replace(RECEIPT, proof="own_figure", own_base_bytes=MB, own_bytes=129 * MB + 1)),
             "1 bytes too many in use",
-            id="ours-is-told-apart-and-is-there",
+            id="ours-is-listed-and-is-there",
         ),
         pytest.param(
             switch_to_anisora(replace(RECEIPT, how="killed", after_bytes=529 * MB)),
@@ -246,8 +246,8 @@ def test_fr_002(runs: list[Run], doubt: str | None) -> None:
     verdict = judge_release(runs)
     assert verdict.shown is (doubt is None)
     proven = "1 of 1" if doubt is None else "0 of 1"
-    told = f"{proven} model switches proved the release before the load"
-    assert verdict.text == (told if doubt is None else f"{told}; request 2: {doubt}")
+    sentence = f"{proven} model switches proved the release before the load"
+    assert verdict.text == (sentence if doubt is None else f"{sentence}; request 2: {doubt}")
 
 
 def test_fr_002_counts_every_switch() -> None:

@@ -1,4 +1,4 @@
-"""The verdicts of `warmlane demo --fallback`, and when its story is told."""
+"""The verdicts of `warmlane demo --fallback`, and when its story is printed."""
 
 import pytest
 

@@ -61,9 +61,9 @@ def test_who_is_let_in(
 
 def test_what_is_presented_can_be_read_back_and_hides_in_a_repr() -> None:
     assert parse_presented(PRESENTED.text) == PRESENTED
-    for told in (repr(PRESENTED), str(PRESENTED), f"{PRESENTED}", repr([PRESENTED])):
-        assert SECRET not in told
-        assert PRESENTED.id in told
+    for text in (repr(PRESENTED), str(PRESENTED), f"{PRESENTED}", repr([PRESENTED])):
+        assert SECRET not in text
+        assert PRESENTED.id in text
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,9 @@ async def test_what_several_processes_print_is_rotated_while_they_run(
     last = {"child": -1, "parent": -1}
     for line in lines_of(old, path):
         assert len(line) == LINE_BYTES, "a line was cut, or two were joined"
-        told = json.loads(line)
-        assert told["number"] > last[told["who"]], "in the order in which they were written"
-        last[told["who"]] = told["number"]
+        logged = json.loads(line)
+        assert logged["number"] > last[logged["who"]], "in the order in which they were written"
+        last[logged["who"]] = logged["number"]
     assert old.stat().st_size <= (HOPELESS + 1) * 2**20
 
 

@@ -46,7 +46,7 @@ NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "expected"),
     [
         (NOON, "2026-01-02T12:00:00Z"),
         (NOON.astimezone(timezone(timedelta(hours=2))), "2026-01-02T12:00:00Z"),
@@ -77,9 +77,9 @@ NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_every_value_is_logged_as_json(value: Any, told: Any) -> None:
-    assert plain(value) == told
-    assert json.loads(render(None, "", {"value": value})) == {"value": told}
+def test_every_value_is_logged_as_json(value: Any, expected: Any) -> None:
+    assert plain(value) == expected
+    assert json.loads(render(None, "", {"value": value})) == {"value": expected}
 
 
 def test_what_holds_itself_has_an_end() -> None:
@@ -124,11 +124,11 @@ def test_a_full_disk_costs_lines_that_are_counted_and_leaves_none_cut(tmp_path: 
         assert path.stat().st_size % 4096 == 0, "no line was cut: the test shows nothing"
         disk.empty()
         lines.write(b"last\n")
-        told = path.read_bytes().splitlines()
+        kept = path.read_bytes().splitlines()
     whole = [b"first" * 100, *(b"%d" % number * 700 for number in range(20)), b"last"]
-    assert [line for line in told if line not in whole] == [json.dumps({"lost": {"ENOSPC": len(reasons)}}).encode()]
-    assert told[-2:] == [word({"ENOSPC": len(reasons)}).strip(), b"last"]
-    assert len(told) + len(reasons) == len(whole) + 1
+    assert [line for line in kept if line not in whole] == [json.dumps({"lost": {"ENOSPC": len(reasons)}}).encode()]
+    assert kept[-2:] == [word({"ENOSPC": len(reasons)}).strip(), b"last"]
+    assert len(kept) + len(reasons) == len(whole) + 1
     os.close(lines.fd)
 
 
@@ -147,8 +147,8 @@ def test_what_others_wrote_behind_a_cut_line_is_left_alone(tmp_path: Path) -> No
         with path.open("ab") as other:
             other.write(b"of a child")
         lines.write(b"z\n")
-        told = path.read_bytes().splitlines()
-    assert told[1:] == [b"y" * 95 + b"of a child", word({"cut": 1}).strip(), b"z"]
+        kept = path.read_bytes().splitlines()
+    assert kept[1:] == [b"y" * 95 + b"of a child", word({"cut": 1}).strip(), b"z"]
     os.close(lines.fd)
 
 
@@ -201,8 +201,8 @@ def test_a_reader_that_does_not_read_is_not_waited_for(is_blocking: bool) -> Non
     whole = [line for line in found if line in sent]
     assert whole == sent[: len(whole)]
     assert all(line == b"end\n" or b"lost" in line for line in found if line not in sent)
-    told = sum(sum(json.loads(line)["lost"].values()) for line in found if b"lost" in line)
-    assert told == len(reasons)
+    counted = sum(sum(json.loads(line)["lost"].values()) for line in found if b"lost" in line)
+    assert counted == len(reasons)
     assert len(found) > len(whole)
 
 

@@ -19,7 +19,7 @@ from ops.telemetry.page import Family, ProcessPage, Sample, answer_in, joined, p
 OF_ITSELF = "process_cpu_seconds_total"
 
 
-def told(
+def page_of(
     role: str, instance: str, value: float, *, began_s: float = 0.0, type_: str = "gauge", label: str = "a"
 ) -> ProcessPage:
     samples = (Sample("warmlane_some", {"model": label}, value),)
@@ -35,7 +35,7 @@ def series(pages: list[ProcessPage]) -> dict[tuple[str, str, str], float]:
 
 
 def test_each_series_has_the_name_of_its_process() -> None:
-    pages = [told("lane", "anisora-0", 1), told("lane", "phr00t-0", 2), told("degraded", "degraded-0", 3)]
+    pages = [page_of("lane", "anisora-0", 1), page_of("lane", "phr00t-0", 2), page_of("degraded", "degraded-0", 3)]
     assert series(pages) == {
         ("warmlane/warmlane-degraded", "degraded-0", "a"): 3,
         ("warmlane/warmlane-lane", "anisora-0", "a"): 1,
@@ -49,15 +49,15 @@ def test_of_two_processes_with_one_name_the_newer_reports() -> None:
     """One that drains beside the one that took its place: together they would count twice, and Prometheus takes no
     series twice."""
     pages = [
-        told("lane", "anisora-0", 2, began_s=20),
-        told("lane", "anisora-0", 1, began_s=10),
-        told("lane", "anisora-0", 5, began_s=15, label="b"),
+        page_of("lane", "anisora-0", 2, began_s=20),
+        page_of("lane", "anisora-0", 1, began_s=10),
+        page_of("lane", "anisora-0", 5, began_s=15, label="b"),
     ]
     assert series(pages) == {("warmlane/warmlane-lane", "anisora-0", "a"): 2}
 
 
 def test_a_family_is_of_one_type() -> None:
-    pages = [told("lane", "anisora-0", 1), told("lane", "phr00t-0", 2, type_="counter")]
+    pages = [page_of("lane", "anisora-0", 1), page_of("lane", "phr00t-0", 2, type_="counter")]
     assert series(pages) == {("warmlane/warmlane-lane", "anisora-0", "a"): 1}
 
 

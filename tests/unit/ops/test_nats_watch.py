@@ -10,20 +10,20 @@ from ops.nats.watch import SILENT_S
 from tests.kit.records import NOW, after
 
 MADE, LATER = "2026-01-02T03:04:05Z", "2026-01-02T03:04:06Z"
-TOLD, WRITTEN = Mark(7, time=NOW), Mark(7, content=b"x")
+DELIVERED, WRITTEN = Mark(7, time=NOW), Mark(7, content=b"x")
 
 
 @pytest.mark.parametrize(
     ("created", "last_seq", "mark", "there", "expected"),
     [
-        pytest.param(LATER, 0, None, None, Verdict.WENT_BACK, id="1-made-anew-before-anything-was-told"),
-        pytest.param(LATER, 9, TOLD, There(NOW, b"x"), Verdict.WENT_BACK, id="1-made-anew"),
-        pytest.param(MADE, 6, TOLD, None, Verdict.WENT_BACK, id="2-shorter"),
-        pytest.param(MADE, 7, TOLD, There(after(1), b"x"), Verdict.WENT_BACK, id="3-another-message"),
+        pytest.param(LATER, 0, None, None, Verdict.WENT_BACK, id="1-made-anew-before-anything-was-delivered"),
+        pytest.param(LATER, 9, DELIVERED, There(NOW, b"x"), Verdict.WENT_BACK, id="1-made-anew"),
+        pytest.param(MADE, 6, DELIVERED, None, Verdict.WENT_BACK, id="2-shorter"),
+        pytest.param(MADE, 7, DELIVERED, There(after(1), b"x"), Verdict.WENT_BACK, id="3-another-message"),
         pytest.param(MADE, 9, WRITTEN, There(after(1), b"y"), Verdict.WENT_BACK, id="3-another-than-was-written"),
-        pytest.param(MADE, 7, TOLD, There(NOW, b"x"), Verdict.SAME, id="4-the-one-that-was-told"),
+        pytest.param(MADE, 7, DELIVERED, There(NOW, b"x"), Verdict.SAME, id="4-the-one-that-was-delivered"),
         pytest.param(MADE, 9, WRITTEN, There(after(1), b"x"), Verdict.SAME, id="4-the-one-that-was-written"),
-        pytest.param(MADE, 9, TOLD, None, Verdict.UNPROVEN, id="5-none-any-more"),
+        pytest.param(MADE, 9, DELIVERED, None, Verdict.UNPROVEN, id="5-none-any-more"),
         pytest.param(MADE, 9, None, None, Verdict.UNPROVEN, id="5-nothing-was-known"),
     ],
 )
@@ -40,11 +40,11 @@ NEW = StreamState(MADE, 0)
 @pytest.mark.parametrize(
     ("standing", "lately", "before", "now", "expected"),
     [
-        pytest.param(4, [], HELD, HELD, False, id="1-as-many-keys-as-were-told"),
+        pytest.param(4, [], HELD, HELD, False, id="1-as-many-keys-as-were-delivered"),
         pytest.param(3, [], HELD, HELD, False, id="1-more-others-are-deletion-markers"),
         pytest.param(4, [], HELD, EMPTY, True, id="1-purged"),
         pytest.param(4, [], HELD, StreamState(MADE, 11, first_seq=10, subjects=2), True, id="1-purged-two-came-back"),
-        pytest.param(0, [], HELD, EMPTY, False, id="1-nothing-was-told"),
+        pytest.param(0, [], HELD, EMPTY, False, id="1-nothing-was-delivered"),
         pytest.param(None, [], HELD, StreamState(MADE, 20, first_seq=9, subjects=1), False, id="2-one-is-left"),
         pytest.param(None, [], HELD, EMPTY, True, id="2-purged"),
         pytest.param(None, [], HELD, StreamState(MADE, 20, first_seq=10, subjects=9), True, id="2-purged-and-written"),
@@ -70,7 +70,7 @@ def test_a_consumer_that_is_gone_is_missed_within_a_second() -> None:
 
 
 @pytest.mark.parametrize(
-    ("revision", "at_s", "shows_a_loss", "is_told", "is_told_after_a_loss"),
+    ("revision", "at_s", "shows_a_loss", "is_news_now", "is_news_after_a_loss"),
     [
         pytest.param(8, 1, False, True, True, id="newer"),
         pytest.param(7, 0, False, False, False, id="the-same"),
@@ -79,10 +79,10 @@ def test_a_consumer_that_is_gone_is_missed_within_a_second() -> None:
     ],
 )
 def test_what_an_entry_shows(
-    revision: int, at_s: float, shows_a_loss: bool, is_told: bool, is_told_after_a_loss: bool
+    revision: int, at_s: float, shows_a_loss: bool, is_news_now: bool, is_news_after_a_loss: bool
 ) -> None:
-    told, entry = KnownRevision(7, NOW), Entry("a", b"x", revision, after(at_s))
-    assert contradicts({"a": told, "gone": told}, {"a": entry, "new": entry}) is shows_a_loss
-    assert is_news(entry, told, went_back=False) is is_told
-    assert is_news(entry, told, went_back=True) is is_told_after_a_loss
+    known, entry = KnownRevision(7, NOW), Entry("a", b"x", revision, after(at_s))
+    assert contradicts({"a": known, "gone": known}, {"a": entry, "new": entry}) is shows_a_loss
+    assert is_news(entry, known, went_back=False) is is_news_now
+    assert is_news(entry, known, went_back=True) is is_news_after_a_loss
     assert is_news(entry, None, went_back=False)

@@ -92,10 +92,10 @@ def drawn() -> str:
     board.on_lane(Versioned(HEARTBEATS, heartbeat("anisora-2", LaneState.BUSY, after(-300))))
     for key, value in (("phr00t", b"offf"), ("gone", b"degraded"), ("gone-too", b"auto")):
         board.switches.on_entry(Versioned(SWITCHES, Entry(f"lanes.{key}", value, 1, NOW)))
-    told = json.loads(msgspec.json.encode(answers(catalog(), board)))
+    answer = json.loads(msgspec.json.encode(answers(catalog(), board)))
     console = Console(width=200)
     with console.capture() as captured:
-        console.print(screen(msgspec.convert(told, type=Status)))
+        console.print(screen(msgspec.convert(answer, type=Status)))
     return captured.get()
 
 
@@ -133,17 +133,17 @@ TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 @pytest.mark.parametrize("jaeger_url", [None, "http://jaeger:16686/"])
 def test_the_trace_of_a_running_task_is_a_link_where_jaeger_is_known(jaeger_url: str | None) -> None:
     board = LaneBoard(health_timeout_s=60, grace_s=10)
-    told = json.loads(msgspec.json.encode(answers(catalog(), board)))
-    told["queue"]["queues"][0]["running"][0]["trace_id"] = TRACE_ID
+    answer = json.loads(msgspec.json.encode(answers(catalog(), board)))
+    answer["queue"]["queues"][0]["running"][0]["trace_id"] = TRACE_ID
     console = Console(width=200, force_terminal=True, legacy_windows=False)
     with console.capture() as captured:
-        console.print(screen(msgspec.convert(told, type=Status), jaeger_url))
+        console.print(screen(msgspec.convert(answer, type=Status), jaeger_url))
     assert f"trace {TRACE_ID}" in captured.get()
     assert (f";http://jaeger:16686/trace/{TRACE_ID}\x1b" in captured.get()) is (jaeger_url is not None)
 
 
 @pytest.mark.parametrize(
-    ("asked", "environment", "told"),
+    ("asked", "environment", "expected"),
     [
         (None, None, f"trace {TRACE_ID}\n"),
         (None, "http://known", f"trace http://known/trace/{TRACE_ID}\n"),
@@ -153,7 +153,7 @@ def test_the_trace_of_a_running_task_is_a_link_where_jaeger_is_known(jaeger_url:
 def test_submit_prints_the_trace_of_its_task(
     asked: str | None,
     environment: str | None,
-    told: str,
+    expected: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -165,16 +165,16 @@ def test_submit_prints_the_trace_of_its_task(
     with Bar(asked) as bar, Client("http://gateway") as client:
         bar.accepted(client, task)
         bar.accepted(client, msgspec.structs.replace(task, trace_id=None))  # which is not traced
-    assert [line for line in capsys.readouterr().err.splitlines(keepends=True) if "trace" in line] == [told]
+    assert [line for line in capsys.readouterr().err.splitlines(keepends=True) if "trace" in line] == [expected]
 
 
 def test_nothing_happened_yet() -> None:
     board = LaneBoard(health_timeout_s=60, grace_s=10)
-    told = json.loads(msgspec.json.encode(answers(catalog(), board)))
-    told |= {"fallbacks": {"current": [], "past": []}, "cold_starts": {"target_s": 600, "share": None, "starts": []}}
+    answer = json.loads(msgspec.json.encode(answers(catalog(), board)))
+    answer |= {"fallbacks": {"current": [], "past": []}, "cold_starts": {"target_s": 600, "share": None, "starts": []}}
     console = Console(width=200)
     with console.capture() as captured:
-        console.print(screen(msgspec.convert(told, type=Status)))
+        console.print(screen(msgspec.convert(answer, type=Status)))
     assert "no fallback yet" in captured.get()
     assert "no cold start yet" in captured.get()
 

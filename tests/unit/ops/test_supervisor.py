@@ -151,7 +151,7 @@ def test_the_last_error_of_a_log(log: str, expected: str) -> None:
 def test_how_a_process_ended(tmp_path: Path) -> None:
     log = tmp_path / "lane.log"
     log.write_text("Error: of an earlier run\n")
-    assert how_it_ended(-9, log) == "signal 9, SIGKILL"  # it could not tell an error any more
+    assert how_it_ended(-9, log) == "signal 9, SIGKILL"  # it could not report an error any more
     assert how_it_ended(-63, log) == "signal 63"
     assert how_it_ended(0, log) == "status 0"
     assert how_it_ended(1, log) == "status 1: of an earlier run"

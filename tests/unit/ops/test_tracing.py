@@ -52,7 +52,7 @@ def test_an_attempt_that_was_given_up_is_recorded_by_its_worker(
     on_purpose: bool, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spans = kept_spans(monkeypatch)
-    given_up = lifecycle.release_lease(claimed(), reason="told to", now=NOW, on_purpose=on_purpose)
+    given_up = lifecycle.release_lease(claimed(), reason="asked to", now=NOW, on_purpose=on_purpose)
     assert record_lost(given_up, NOW)["warmlane.reason"] == reason
     assert spans.get_finished_spans() == ()
 

@@ -37,7 +37,7 @@ def test_a_gateway_on_this_machine_is_called_without_a_proxy(
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         ("ALL_PROXY=socks5://127.0.0.1:1", "needs the package socksio"),
         ("NO_PROXY=fe80::/10", "correct or unset it"),
@@ -45,10 +45,10 @@ def test_a_gateway_on_this_machine_is_called_without_a_proxy(
         ("HTTP_PROXY=ftp://proxy.example", "correct or unset it"),
     ],
 )
-def test_an_error_names_the_variable(setting: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_the_variable(setting: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:3128")  # without one, NO_PROXY says nothing
     monkeypatch.setenv(*setting.split("=", 1))
-    with pytest.raises(click.ClickException, match=told) as raised:
+    with pytest.raises(click.ClickException, match=message) as raised:
         client("http://gateway.example:8000")
     assert setting in raised.value.message
 
