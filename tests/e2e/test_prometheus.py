@@ -27,14 +27,12 @@ from contracts.settings import load_settings
 from contracts.topology import DEGRADED_MAX_MSGS
 from degraded_worker.worker import DegradedWorker
 from lane_worker.residence.residence import Residence
-from lane_worker.runtime.assembly import Setup
-from ops.artifacts import Artifacts
 from ops.commands.trace import ROOT_SERVICE
 from ops.machine.processes import warmlane_command
 from ops.nats.access import environment_for
 from ops.nats.link import NatsLink
 from tests.drills.observe import DOCS, settings_for
-from tests.kit.degraded import leads, place, shown, task_of
+from tests.kit.degraded import leading, place, setup_of, shown, task_of
 from tests.kit.jaeger import Jaeger
 from tests.kit.stuck_card import StuckCard
 from tests.kit.support import clean_environment, eventually, eventually_sync, free_port, shared_forks
@@ -262,25 +260,20 @@ class FullCard:
     async def _work(self) -> None:
         self._folder.mkdir()
         catalog = load_settings().catalog("tiny")
-        link, stop = await NatsLink.connect(self._up.nats_url, name="full"), asyncio.Event()
+        link = await NatsLink.connect(self._up.nats_url, name="full")
         with (
             patch("lane_worker.runtime.assembly.probe_for", lambda *_: self._card),
             patch("lane_worker.runtime.assembly.Residence", partial(Residence, after_kill_s=0.2)),
         ):
-            artifacts = Artifacts.in_folder(self._folder / "artifacts")
-            setup = Setup(link, artifacts, catalog, name="full-0", slot=self.SLOT, data_dir=self._folder)
-            worker = DegradedWorker(setup)
-            running = asyncio.create_task(worker.run(stop))
-            await leads(link, "full-0")
-            await place(link, task_of("anisora", 1))
-            await eventually(partial(self._reads, link, SlotState.RESIDENT))
-            self._card.used_bytes = 1 << 30
-            await place(link, task_of("phr00t", 2))
-            await eventually(partial(self._reads, link, SlotState.QUARANTINED))
-            self._is_full.set()
-            await asyncio.to_thread(self._is_over.wait)
-            stop.set()
-            await running
+            worker = DegradedWorker(setup_of(link, catalog, self._folder, self.SLOT, name="full-0"))
+            async with leading(worker, link, "full-0"):
+                await place(link, task_of("anisora", 1))
+                await eventually(partial(self._reads, link, SlotState.RESIDENT))
+                self._card.used_bytes = 1 << 30
+                await place(link, task_of("phr00t", 2))
+                await eventually(partial(self._reads, link, SlotState.QUARANTINED))
+                self._is_full.set()
+                await asyncio.to_thread(self._is_over.wait)
         await link.close()
 
     async def _reads(self, link: NatsLink, state: SlotState) -> bool:

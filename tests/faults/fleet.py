@@ -29,6 +29,7 @@ from ops.nats.refusals import learn_refusals
 from ops.nats.server import find_nats_server, nats_conf
 from ops.nats.store_keeper import StoreKeeper
 from ops.nats.write_health import Refusals
+from tests.faults.store import Store
 from tests.kit.behind import js_of
 from tests.kit.small_disk import SmallDisk, mount, unmount
 from tests.kit.support import as_admin, clean_environment, command_line, eventually, free_port, is_running
@@ -42,7 +43,6 @@ DEGRADED_SLOT: Final = f"cpu-{len(LANES)}"
 SLOTS: Final = ("cpu-0", "cpu-1", DEGRADED_SLOT)
 KEEP: Final = "1h"
 WATCHED_HISTORY: Final = 16
-STORE_MIB: Final = 32
 # For some 8,000 tasks with all their revisions.
 NATS_DISK_MIB: Final = 256
 STEP_SECONDS: Final = "0.03"
@@ -149,70 +149,6 @@ class Member:
             if time.monotonic() > deadline_s:
                 self.kill()
             await asyncio.sleep(0.02)
-
-
-class Store:
-    """The folder of the artifacts: a small file system of its own where that can be mounted (root, Linux).
-
-    Then it can be full, and read-only. Otherwise a file takes the place of the folder of videos, for both.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._filler = folder / "filler"
-        self._aside = folder / "videos.aside"
-        folder.mkdir(parents=True)
-        size = f"size={STORE_MIB}m"
-        command = ["mount", "-t", "tmpfs", "-o", size, "warmlane-chaos", str(folder)]
-        self.is_mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
-        (folder / "videos").mkdir()
-
-    def fill(self) -> None:
-        """Nothing fits any more."""
-        if not self.is_mounted:
-            self.deny()
-            return
-        free = os.statvfs(self.folder)
-        with self._filler.open("ab") as filler:
-            with contextlib.suppress(OSError):
-                os.posix_fallocate(filler.fileno(), 0, free.f_bavail * free.f_frsize)
-            with contextlib.suppress(OSError):
-                while True:
-                    os.write(filler.fileno(), b"\0" * 4096)
-
-    def empty(self) -> None:
-        """As before `fill`."""
-        self._filler.unlink(missing_ok=True)
-        self.allow()
-
-    def deny(self) -> None:
-        """Nothing can be written."""
-        if self.is_mounted:
-            self._remount("ro")
-        elif not self._aside.exists():
-            (self.folder / "videos").rename(self._aside)
-            (self.folder / "videos").write_bytes(b"")
-
-    def allow(self) -> None:
-        """As before `deny`."""
-        if self.is_mounted:
-            self._remount("rw")
-        elif self._aside.exists():
-            (self.folder / "videos").unlink()
-            self._aside.rename(self.folder / "videos")
-
-    def close(self) -> None:
-        if self.is_mounted:
-            subprocess.run(["umount", "-l", str(self.folder)], capture_output=True, check=False)
-            self.is_mounted = False
-
-    def _remount(self, how: str) -> None:
-        # refused (EBUSY) for as long as some file is open for writing
-        deadline_s = time.monotonic() + 5
-        while subprocess.run(["mount", "-o", f"remount,{how}", str(self.folder)], capture_output=True).returncode:
-            if time.monotonic() > deadline_s:
-                raise RuntimeError(f"{self.folder} could not be made {how}")
-            time.sleep(0.02)
 
 
 class Fleet:

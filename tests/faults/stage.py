@@ -27,14 +27,12 @@ from lane_worker.forking.host_messages import Fork
 from lane_worker.forking.slot import lock_path, read_note
 from lane_worker.residence.residence import Residence
 from lane_worker.runtime import assembly
-from lane_worker.runtime.assembly import Setup
-from ops.artifacts import Artifacts
 from ops.commands.slots import lift
 from ops.machine.memory import RssProbe, probe_for
 from ops.machine.readings import MemoryProbe
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
-from tests.kit.degraded import leads, shown
+from tests.kit.degraded import leads, setup_of, shown
 from tests.kit.fake_nvml import GIB, UUID, FakeNvml, fake_nvml
 from tests.kit.gateway import GatewayProcess, System
 from tests.kit.support import KEEP_S, ROGUE_HOST, eventually, fork_server_at, is_running, settings_file
@@ -101,14 +99,7 @@ class Stage:
             # the hosts have no card: their slot is a CPU's, whatever its memory is read from
             patch.setattr(assembly, "probe_for", lambda *_: self._probe(probe))
             patch.setattr(assembly, "Residence", partial(Residence, after_kill_s=0.3))
-            setup = Setup(
-                self._system.link,
-                Artifacts.in_folder(self._folder / "artifacts"),
-                self._catalog,
-                name=self.slot,
-                slot=self.slot,
-                data_dir=self._folder,
-            )
+            setup = setup_of(self._system.link, self._catalog, self._folder, self.slot, name=self.slot)
             return DegradedWorker(setup)
 
     def _probe(self, name: ProbeName) -> MemoryProbe | None:

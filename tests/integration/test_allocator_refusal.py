@@ -9,10 +9,9 @@ import pytest
 from contracts.settings import Catalog
 from degraded_worker.worker import DegradedWorker
 from lane_worker.forking.allocator import AllocatorMisconfigured
-from lane_worker.runtime.assembly import Setup
 from lane_worker.runtime.process import run_to_end
-from ops.artifacts import Artifacts
 from ops.nats.link import NatsLink
+from tests.kit.degraded import setup_of
 from tests.kit.lanes import Lane
 
 WORDS = "PYTORCH_ALLOC_CONF has expandable_segments:False: remove it"
@@ -32,15 +31,7 @@ async def test_a_lane_ends(link: NatsLink, catalog: Catalog, tmp_path: Path) -> 
 
 
 async def test_a_degraded_worker_ends(link: NatsLink, catalog: Catalog, tmp_path: Path) -> None:
-    setup = Setup(
-        link,
-        Artifacts.in_folder(tmp_path / "artifacts"),
-        catalog,
-        name="degraded-0",
-        slot="cpu-0",
-        data_dir=tmp_path,
-    )
-    worker = DegradedWorker(setup)
+    worker = DegradedWorker(setup_of(link, catalog, tmp_path, "cpu-0"))
     with pytest.raises(AllocatorMisconfigured, match=WORDS):
         await worker.run(asyncio.Event())
 

@@ -19,13 +19,11 @@ from contracts.topology import SLOTS
 from degraded_worker.worker import DegradedWorker
 from lane_worker.forking.slot import lock_path, read_note
 from lane_worker.residence.residence import Residence
-from lane_worker.runtime.assembly import Setup
 from lane_worker.runtime.scratch import LOCK, Scratch
-from ops.artifacts import Artifacts
 from ops.commands.slots import lift
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
-from tests.kit.degraded import DegradedProcess, becomes, leader_of, leads, place, shown, task_of
+from tests.kit.degraded import DegradedProcess, becomes, leader_of, leading, leads, place, setup_of, shown, task_of
 from tests.kit.records import NOW
 from tests.kit.stuck_card import StuckCard
 from tests.kit.support import KEEP_S, NatsServer, eventually, is_running, shared_forks
@@ -251,41 +249,29 @@ async def test_a_card_that_keeps_its_memory_is_quarantined_and_left(
     card = StuckCard()
     monkeypatch.setattr("lane_worker.runtime.assembly.probe_for", lambda *_: card)
     monkeypatch.setattr("lane_worker.runtime.assembly.Residence", partial(Residence, after_kill_s=0.2))
-    setup = Setup(
-        link,
-        Artifacts.in_folder(tmp_path / "artifacts"),
-        catalog,
-        name="degraded-0",
-        slot="cpu-5",
-        data_dir=tmp_path,
-    )
-    worker = DegradedWorker(setup)
-    stop = asyncio.Event()
-    running = asyncio.create_task(worker.run(stop))
-    await leads(link, "degraded-0")
-    standby = DegradedProcess(nats_server.address, tmp_path, "degraded-1", "cpu-5", **shared_forks())
-    try:
-        await place(link, task_of("anisora", 1))
-        await eventually(partial(is_shown_as, link, SlotState.RESIDENT))
-        await eventually(lambda: asyncio.sleep(0, bool(standby.log_lines("stands_by"))), within_s=60)
-        card.used_bytes = 1 << 30
-        await place(link, task_of("phr00t", 2))
-        quarantined = await eventually(partial(is_shown_as, link, SlotState.QUARANTINED))
-        assert quarantined is not None
-        assert quarantined.worker == "degraded-0"
-        assert "process 4711 (trainer) holds 1.00 GiB" in quarantined.detail
-        await eventually(lambda: asyncio.sleep(0, bool(standby.log_lines("slot_quarantined"))))
-        assert standby.log_lines("serves") == []
-        assert await shown(link, "cpu-5") == quarantined
-        card.used_bytes = 0
-        # by deletion, as `nats kv del slots cpu-5`; by the command: test_slots.py
-        await link.messages.publish(f"$KV.{SLOTS}.cpu-5", b"", headers={"KV-Operation": "DEL"})
-        done = await becomes(link, await place(link, task_of("phr00t", 3)), TaskStatus.DONE, TaskStatus.FAILED)
-        assert done.status is TaskStatus.DONE
-    finally:
-        stop.set()
-        standby.kill()
-    await asyncio.wait_for(running, 60)
+    worker = DegradedWorker(setup_of(link, catalog, tmp_path, "cpu-5"))
+    async with leading(worker, link):
+        standby = DegradedProcess(nats_server.address, tmp_path, "degraded-1", "cpu-5", **shared_forks())
+        try:
+            await place(link, task_of("anisora", 1))
+            await eventually(partial(is_shown_as, link, SlotState.RESIDENT))
+            await eventually(lambda: asyncio.sleep(0, bool(standby.log_lines("stands_by"))), within_s=60)
+            card.used_bytes = 1 << 30
+            await place(link, task_of("phr00t", 2))
+            quarantined = await eventually(partial(is_shown_as, link, SlotState.QUARANTINED))
+            assert quarantined is not None
+            assert quarantined.worker == "degraded-0"
+            assert "process 4711 (trainer) holds 1.00 GiB" in quarantined.detail
+            await eventually(lambda: asyncio.sleep(0, bool(standby.log_lines("slot_quarantined"))))
+            assert standby.log_lines("serves") == []
+            assert await shown(link, "cpu-5") == quarantined
+            card.used_bytes = 0
+            # by deletion, as `nats kv del slots cpu-5`; by the command: test_slots.py
+            await link.messages.publish(f"$KV.{SLOTS}.cpu-5", b"", headers={"KV-Operation": "DEL"})
+            done = await becomes(link, await place(link, task_of("phr00t", 3)), TaskStatus.DONE, TaskStatus.FAILED)
+            assert done.status is TaskStatus.DONE
+        finally:
+            standby.kill()
 
 
 async def is_shown_as(link: NatsLink, state: SlotState) -> VideoPipelineSlot | None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from contracts.lanes import LaneHeartbeat, LaneState, SlotState, VideoPipelineSlot
+from contracts.lanes import SlotState, VideoPipelineSlot
 from contracts.settings import Catalog
 from contracts.topology import LANES, SLOTS, SLOTS_SHOWN_S, bucket_stream, lane_key
 from lane_worker.runtime.slot_display import SlotDisplay
@@ -22,6 +22,7 @@ from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit.behind import js_of
 from tests.kit.degraded import shown
+from tests.kit.records import lane_report
 from tests.kit.support import KEEP_S, NatsServer, clean_environment, eventually
 
 SLOT = "cpu-7"
@@ -236,16 +237,8 @@ async def test_a_new_system_forgets_who_is_dead(link: NatsLink, nats_server: Nat
         await link.entries.put(SLOTS, slot, msgspec.json.encode(shown))
     await link.entries.put(SLOTS, "cpu-4", b"no slot")
     for worker, pid in (("anisora-0", DEAD), ("anisora-1", os.getpid())):
-        lane = LaneHeartbeat(
-            model="anisora",
-            worker=worker,
-            state=LaneState.WARM,
-            health_age_s=0,
-            slot="cpu-1",
-            pid=pid,
-            started_at=now,
-        )
-        await link.entries.put(LANES, lane_key("anisora", worker), msgspec.json.encode(lane))
+        report = lane_report(worker, slot="cpu-1", pid=pid, started_at=now)
+        await link.entries.put(LANES, lane_key("anisora", worker), msgspec.json.encode(report))
     other = await NatsLink.connect(nats_server.url, name="up")
     try:
         assert await forget_the_dead(other, is_alive=lambda pid: pid != DEAD) == 2

@@ -35,7 +35,7 @@ from ops.nats.buckets import HEARTBEATS
 from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
 from tests.kit.gateway import System, fresh_system, report_lane
-from tests.kit.records import TASK_ID, processing_task
+from tests.kit.records import TASK_ID, lane_report, processing_task
 from tests.kit.support import (
     below,
     children_of,
@@ -381,16 +381,7 @@ async def by_hand(
 def spoken(pid: int, state: LaneState, *, in_hand: InHand | None = None) -> bytes:
     """A heartbeat of anisora-0."""
     return msgspec.json.encode(
-        LaneHeartbeat(
-            model="anisora",
-            worker="anisora-0",
-            state=state,
-            health_age_s=0,
-            slot="by-hand",
-            pid=pid,
-            started_at=datetime.now(UTC),
-            in_hand=in_hand,
-        )
+        lane_report(state=state, slot="by-hand", pid=pid, started_at=datetime.now(UTC), in_hand=in_hand)
     )
 
 

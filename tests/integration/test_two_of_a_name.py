@@ -9,12 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.topology import COLD_STARTS, LANES
 from lane_worker.runtime.cold_start import process_started_at
 from lane_worker.runtime.name import NameHeld, NameHolder, holding_name, holding_slot, require_nobody
 from ops.nats.link import NatsLink
 from tests.kit import warm_cli
+from tests.kit.records import lane_report
 from tests.kit.support import NatsServer, clean_environment
 
 NAME = "anisora-0"
@@ -22,17 +22,7 @@ KEY = f"anisora.{NAME}"
 
 
 def heartbeat(pid: int, started_at: datetime) -> bytes:
-    return msgspec.json.encode(
-        LaneHeartbeat(
-            model="anisora",
-            worker=NAME,
-            state=LaneState.WARM,
-            health_age_s=0.0,
-            slot="cpu-0",
-            pid=pid,
-            started_at=started_at,
-        )
-    )
+    return msgspec.json.encode(lane_report(NAME, pid=pid, started_at=started_at))
 
 
 def lane(server: NatsServer, data_dir: Path) -> subprocess.CompletedProcess[str]:

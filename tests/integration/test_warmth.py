@@ -1,6 +1,5 @@
 """When a lane gives up its warm pipeline, and when it does not: lanes of this process, with real pipeline hosts."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,14 +16,12 @@ from degraded_worker.worker import DegradedWorker
 from gateway.boards.cold_starts import ColdStarts
 from lane_worker.forking.slot import lock_path, read_note
 from lane_worker.runtime import streak
-from lane_worker.runtime.assembly import Setup
 from lane_worker.runtime.cold_start import EVICTED
 from lane_worker.runtime.keeping import Keeping
 from lane_worker.runtime.warmth import READY, Others
-from ops.artifacts import Artifacts
 from ops.nats.link import NatsLink
 from tests.kit.behind import client_of
-from tests.kit.degraded import becomes, leads, place, shown, task_of
+from tests.kit.degraded import becomes, leading, place, setup_of, shown, task_of
 from tests.kit.gateway import System, fresh_system
 from tests.kit.lanes import Lane, SharedForkServer, StateLog
 from tests.kit.support import eventually, is_running, settings_file
@@ -249,21 +246,9 @@ async def degraded_worker(
     """It leads, in this process; its name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(degraded_module, "ForkServer", lambda: forks)
-        setup = Setup(
-            link,
-            Artifacts.in_folder(folder / "artifacts"),
-            catalog,
-            name="degraded-0",
-            slot="cpu-9",
-            data_dir=folder,
-        )
-        worker = DegradedWorker(setup)
-    stop = asyncio.Event()
-    running = asyncio.create_task(worker.run(stop))
-    await leads(link, "degraded-0")
-    yield "degraded-0"
-    stop.set()
-    await running
+        worker = DegradedWorker(setup_of(link, catalog, folder, "cpu-9", name="degraded-0"))
+    async with leading(worker, link, "degraded-0"):
+        yield "degraded-0"
 
 
 FAILS = "raise a shape"  # nothing that is known to break a process

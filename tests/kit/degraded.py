@@ -1,5 +1,8 @@
 """Real degraded workers on a real nats-server, without a gateway: tests place the tasks themselves."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -7,9 +10,12 @@ import msgspec
 from msgspec.structs import replace
 
 from contracts.lanes import Leadership, VideoPipelineSlot
-from contracts.settings import load_settings
+from contracts.settings import Catalog, load_settings
 from contracts.tasks import GenerationTask, TaskStatus, decode_task, encode_task
 from contracts.topology import LEADER, LEADER_KEY, TASKS, work_subject
+from degraded_worker.worker import DegradedWorker
+from lane_worker.runtime.assembly import Setup
+from ops.artifacts import Artifacts
 from ops.nats.bucket import Bucket
 from ops.nats.buckets import SHOWN_SLOTS
 from ops.nats.link import NatsLink
@@ -23,6 +29,25 @@ class DegradedProcess(WorkerProcess):
 
     def __init__(self, nats_url: str, data_dir: Path, name: str, slot: str, *options: str, **environment: str) -> None:
         super().__init__("degraded", nats_url, data_dir, *options, name=name, slot=slot, **environment)
+
+
+def setup_of(link: NatsLink, catalog: Catalog, folder: Path, slot: str, *, name: str = "degraded-0") -> Setup:
+    """Of a worker in this process, which keeps everything in *folder*."""
+    artifacts = Artifacts.in_folder(folder / "artifacts")
+    return Setup(link, artifacts, catalog, name=name, slot=slot, data_dir=folder)
+
+
+@asynccontextmanager
+async def leading(worker: DegradedWorker, link: NatsLink, name: str = "degraded-0") -> AsyncIterator[None]:
+    """Runs *worker* in this process; it leads, and leaves when the block ends."""
+    stop = asyncio.Event()
+    running = asyncio.create_task(worker.run(stop))
+    try:
+        await leads(link, name)
+        yield
+    finally:
+        stop.set()
+        await asyncio.wait_for(running, 60)
 
 
 async def leader_of(link: NatsLink) -> Leadership | None:

@@ -12,7 +12,7 @@ import httpx
 import msgspec
 
 from contracts import lifecycle
-from contracts.lanes import LaneHeartbeat, LaneState
+from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.tasks import GenerationTask, TaskStatus, decode_task, encode_task
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, LANES, TASKS, work_stream, work_subject
@@ -20,6 +20,7 @@ from ops.machine.processes import warmlane_command
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit.behind import js_of
+from tests.kit.records import lane_report
 from tests.kit.support import (
     BOUND_S,
     KEEP_S,
@@ -107,16 +108,9 @@ class GatewayProcess:
 
 async def report_lane(link: NatsLink, model: str, state: LaneState, *, worker: str | None = None) -> None:
     """Puts a heartbeat, as a lane worker does."""
-    heartbeat = LaneHeartbeat(
-        model=model,
-        worker=worker or f"{model}-0",
-        state=state,
-        health_age_s=0.0,
-        slot="cpu-0",
-        pid=1,
-        started_at=datetime.now(UTC),
-    )
-    await link.entries.put(LANES, f"{model}.{heartbeat.worker}", msgspec.json.encode(heartbeat))
+    name = worker or f"{model}-0"
+    report = lane_report(name, state, model=model, started_at=datetime.now(UTC))
+    await link.entries.put(LANES, f"{model}.{name}", msgspec.json.encode(report))
 
 
 class System:

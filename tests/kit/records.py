@@ -1,4 +1,4 @@
-"""Records for tests: one valid task, and the moves that lead to the others."""
+"""Records for tests: one valid task, the moves that lead to the others, and the report of a lane."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from contracts import lifecycle
+from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.tasks import GenerationParameters, GenerationTask, RoutingDecision, TaskStatus
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -44,6 +45,20 @@ def pending_task(task_id: str = TASK_ID, **changes: Any) -> GenerationTask:
         deadline_at=after(30),
     )
     return replace(task, **changes)
+
+
+def lane_report(worker: str = "anisora-0", state: LaneState = LaneState.WARM, **changes: Any) -> LaneHeartbeat:
+    """What the lane *worker* reports of itself: it started at NOW."""
+    report = LaneHeartbeat(
+        model=worker.rpartition("-")[0],
+        worker=worker,
+        state=state,
+        health_age_s=0.0,
+        slot="cpu-0",
+        pid=1,
+        started_at=NOW,
+    )
+    return replace(report, **changes)
 
 
 def processing_task(

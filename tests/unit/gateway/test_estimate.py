@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from contracts import lifecycle
 from contracts.api.tasks import QueuePlace
-from contracts.lanes import LaneHeartbeat, LaneState, Leadership
+from contracts.lanes import LaneState, Leadership
 from contracts.order import OrderState
 from contracts.settings import Catalog
 from contracts.tasks import FailureCode, GenerationTask, ImageReference, Priority, TaskStatus, encode_task
@@ -27,7 +27,7 @@ from ops.nats.bucket import Versioned
 from ops.nats.buckets import HEARTBEATS, RECORDS
 from ops.nats.entry import Entry
 from tests.kit import samples
-from tests.kit.records import DECISION, NOW, after, pending_task
+from tests.kit.records import DECISION, NOW, after, lane_report, pending_task
 
 seconds = st.floats(0, 100)
 
@@ -172,10 +172,8 @@ class Scene:
         self.estimates = Estimates(queues=self.queues, lanes=self.lanes, catalog=catalog, leader=lambda _: leader)
 
     def report(self, worker: str, state: LaneState, at: datetime = NOW) -> None:
-        heartbeat = LaneHeartbeat(
-            model="anisora", worker=worker, state=state, health_age_s=0, slot="cpu-0", pid=1, started_at=NOW
-        )
-        self.lanes.on_lane(Versioned(HEARTBEATS, Entry(f"anisora.{worker}", msgspec.json.encode(heartbeat), 1, at)))
+        report = msgspec.json.encode(lane_report(worker, state))
+        self.lanes.on_lane(Versioned(HEARTBEATS, Entry(f"anisora.{worker}", report, 1, at)))
 
 
 def test_only_a_task_that_waits_has_a_place(catalog: Catalog) -> None:

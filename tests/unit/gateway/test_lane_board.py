@@ -6,12 +6,12 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from contracts.lanes import LaneHeartbeat, LaneState, LeavingFor
+from contracts.lanes import LaneState, LeavingFor
 from gateway.boards.lane_board import LaneBoard
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import HEARTBEATS, SWITCHES
 from ops.nats.entry import Entry
-from tests.kit.records import NOW, after
+from tests.kit.records import NOW, after, lane_report
 
 
 def board_with(*entries: Entry) -> LaneBoard:
@@ -29,17 +29,8 @@ def heartbeat(
     worker: str = "a-0",
     leaving_for: LeavingFor | None = None,
 ) -> Entry:
-    said = LaneHeartbeat(
-        model="anisora",
-        worker=worker,
-        state=state,
-        health_age_s=health_age_s,
-        slot="cpu-0",
-        pid=1,
-        started_at=NOW,
-        leaving_for=leaving_for,
-    )
-    return Entry(f"anisora.{worker}", msgspec.json.encode(said), 1, at)
+    report = lane_report(worker, state, model="anisora", health_age_s=health_age_s, leaving_for=leaving_for)
+    return Entry(f"anisora.{worker}", msgspec.json.encode(report), 1, at)
 
 
 @pytest.mark.parametrize(

@@ -13,21 +13,14 @@ import pytest
 
 from contracts.lanes import LaneHeartbeat, LaneState
 from lane_worker.runtime.name import NameHeld, NameHolder, Whose, holding_name, holding_slot, whose
+from tests.kit.records import lane_report
 
 THEN: Final = datetime(2026, 2, 26, 12, tzinfo=UTC)
 BEFORE: Final = NameHolder(7, THEN)
 
 
 def lane(state: LaneState = LaneState.WARM, *, pid: int = 7, later_s: float = 0.0) -> LaneHeartbeat:
-    return LaneHeartbeat(
-        model="anisora",
-        worker="anisora-0",
-        state=state,
-        health_age_s=0.0,
-        slot="cpu-0",
-        pid=pid,
-        started_at=THEN + timedelta(seconds=later_s),
-    )
+    return lane_report(state=state, pid=pid, started_at=THEN + timedelta(seconds=later_s))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from contracts.api.admin import LanesView, QueuesView
 from contracts.api.tasks import TaskView
-from contracts.lanes import ColdStart, FallbackEpisode, LaneHeartbeat, LaneState, SlotState, VideoPipelineSlot
+from contracts.lanes import ColdStart, FallbackEpisode, LaneState, SlotState, VideoPipelineSlot
 from contracts.settings import Catalog
 from gateway.boards.lane_board import LaneBoard
 from gateway.http.admin_views import (
@@ -30,17 +30,15 @@ from ops.nats.bucket import Versioned
 from ops.nats.buckets import HEARTBEATS, SWITCHES
 from ops.nats.entry import Entry
 from ops.nats.streams import Depth
-from tests.kit.records import NOW, after, processing_task
+from tests.kit.records import NOW, after, lane_report, processing_task
 from tests.kit.samples import catalog
 
 EPISODE = FallbackEpisode(model="phr00t", cause="quota", since=after(-200), until=after(-15), served=12)
 
 
 def heartbeat(worker: str, state: LaneState, at: datetime, detail: str = "") -> Entry:
-    said = LaneHeartbeat(
-        model="anisora", worker=worker, state=state, health_age_s=0, slot="cpu-0", pid=1, started_at=NOW, detail=detail
-    )
-    return Entry(f"anisora.{worker}", msgspec.json.encode(said), 1, at)
+    report = lane_report(worker, state, detail=detail)
+    return Entry(f"anisora.{worker}", msgspec.json.encode(report), 1, at)
 
 
 def answers(running: Catalog, board: LaneBoard) -> dict[str, Any]:
