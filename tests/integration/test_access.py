@@ -3,18 +3,13 @@
 import asyncio
 import contextlib
 import json
-import shutil
-import signal
 import socket
-import ssl
-import subprocess
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import pytest
-import trustme
 from click.testing import CliRunner
 
 from contracts.keys import Presented, Scope
@@ -22,73 +17,16 @@ from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.tasks import Priority, TaskStatus
 from contracts.topology import KEYS
-from gateway.boards.key_board import KeyBoard
 from gateway.http.admin import MODE_MAX_BYTES
 from ops.cli import cli
-from ops.commands.keys import add, forget_revoked, read_keys, revoke
-from ops.machine.processes import warmlane_command
-from ops.machine.tls import tls_of
+from ops.commands.keys import add, read_keys, revoke
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
-from tests.kit import warm_cli
 from tests.kit.gateway import GatewayProcess, System, report_lane
-from tests.kit.support import KEEP_S, NatsServer, clean_environment, eventually, eventually_sync, free_port
+from tests.kit.keyed import ASYNC, BODY, KEEP, Keyed, TlsGateway, by, make, run
+from tests.kit.support import KEEP_S, eventually
 
-BODY = {"model": "anisora", "prompt": "a red fox"}
 BODY_MAX = 12 * 1024 * 1024
-ASYNC = {"prefer": "respond-async"}
-KEEP = ("--keep", f"{KEEP_S:g}s")
-
-
-def by(presented: Presented) -> dict[str, str]:
-    return {"authorization": f"Bearer {presented.text}"}
-
-
-def run(*arguments: str, key: Presented | None = None) -> subprocess.CompletedProcess[str]:
-    """`warmlane …`, with the key in its environment."""
-    environment = clean_environment() | ({} if key is None else {"WARMLANE_API_KEY": key.text})
-    return warm_cli.run(*arguments, env=environment)
-
-
-async def make(link: NatsLink, caller: str, *scopes: Scope, rate_per_s: float | None = None) -> Presented:
-    return await add(link, caller, scopes, rate_per_s=rate_per_s, burst_s=3_600, now=datetime.now(UTC))
-
-
-class TlsGateway(GatewayProcess):
-    """A gateway that speaks HTTPS, with a certificate of an authority of its own."""
-
-    def __init__(self, folder: Path, *, beside: GatewayProcess) -> None:
-        super().__init__(folder, beside=beside)
-        self.url = f"https://127.0.0.1:{self.port}"
-        authority = trustme.CA()
-        self.ca, self.cert, self.key = folder / "ca.pem", folder / "cert.pem", folder / "key.pem"
-        authority.cert_pem.write_to_path(self.ca)
-        issued = authority.issue_cert("127.0.0.1")
-        issued.private_key_pem.write_to_path(self.key)
-        for blob in issued.cert_chain_pems:
-            blob.write_to_path(self.cert, append=True)
-
-    @property
-    def options(self) -> list[str]:
-        return ["--tls-cert", str(self.cert), "--tls-key", str(self.key)]
-
-    def trust(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=self.ca)
-
-    def _answers(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, self.log()
-        try:
-            return httpx.get(f"{self.url}/healthz", verify=self.trust()).status_code == 200
-        except httpx.TransportError:
-            return False
-
-
-class Keyed:
-    """Two gateways on one server: one on the loopback, one that speaks HTTPS on every address of this machine."""
-
-    def __init__(self, gateway: GatewayProcess, tls: TlsGateway, keys: dict[str, Presented]) -> None:
-        self.gateway, self.tls, self.keys = gateway, tls, keys
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +53,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     keys = asyncio.run(prepare())
     with contextlib.ExitStack() as leave:
         leave.callback(first.nats.stop)
-        for gateway, options in ((first, []), (second, ["--host", "0.0.0.0", *second.options])):
+        for gateway, options in ((first, []), (second, ["--host", "0.0.0.0", *second.certificate.options])):
             gateway.start(*KEEP, *options)
             leave.callback(gateway.stop)
         yield Keyed(first, second, keys)
@@ -353,7 +291,7 @@ async def test_a_key_over_its_rate_learns_when_to_come_back(system: System, keye
     assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
     assert 0 < int(answer.headers["retry-after"]) <= 3_600
     # each gateway counts for itself, and each key by itself
-    async with httpx.AsyncClient(base_url=keyed.tls.url, verify=keyed.tls.trust()) as http:
+    async with httpx.AsyncClient(base_url=keyed.tls.url, verify=keyed.tls.certificate.trust()) as http:
         assert (await http.get("/tasks", headers=limited)).status_code == 200
         assert (await http.get("/tasks", headers=limited)).status_code == 429
     assert (await system.http.get("/tasks", headers=by(keyed.keys["alice"]))).status_code == 200
@@ -364,7 +302,7 @@ async def test_a_key_over_its_rate_learns_when_to_come_back(system: System, keye
 
 async def every_gateway_answers(keyed: Keyed, key: Presented, status: int) -> None:
     for gateway in (keyed.gateway, keyed.tls):
-        async with httpx.AsyncClient(base_url=gateway.url, verify=keyed.tls.trust()) as http:
+        async with httpx.AsyncClient(base_url=gateway.url, verify=keyed.tls.certificate.trust()) as http:
 
             async def answers(http: httpx.AsyncClient = http) -> bool:
                 return (await http.get("/settings", headers=by(key))).status_code == status
@@ -419,7 +357,7 @@ async def test_an_unreadable_key_is_logged_and_ignored(system: System, keyed: Ke
 
 def test_no_secret_is_in_a_log(keyed: Keyed) -> None:
     for gateway in (keyed.gateway, keyed.tls):
-        with httpx.Client(base_url=gateway.url, verify=keyed.tls.trust()) as http:
+        with httpx.Client(base_url=gateway.url, verify=keyed.tls.certificate.trust()) as http:
             for presented in (*keyed.keys.values(), Presented("ab" * 6, "cd" * 32)):
                 http.get("/tasks", headers=by(presented))
                 http.post("/generate", json=BODY | {"steps": 1}, headers=by(presented))
@@ -427,73 +365,6 @@ def test_no_secret_is_in_a_log(keyed: Keyed) -> None:
         assert '"closed"' in log
         assert not [presented.id for presented in keyed.keys.values() if presented.secret in log]
         assert "cd" * 32 not in log
-
-
-async def test_the_last_known_keys_stay_in_force_while_the_server_is_away(tmp_path: Path) -> None:
-    """From the first key on a gateway stays closed, also after the last key was revoked and after a restart."""
-    gateway = GatewayProcess(tmp_path)
-    with contextlib.ExitStack() as leave:
-        leave.callback(gateway.nats.stop)
-        gateway.nats.start()
-        link = await NatsLink.connect(gateway.nats.url, name="test")
-        await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
-        nats = ("--nats-url", gateway.nats.url)
-
-        # no key was ever made: a gateway for others does not start, one on the loopback is open
-        refused = await asyncio.to_thread(
-            run, "gateway", "--host", "0.0.0.0", "--port", str(free_port()), "--data-dir", str(tmp_path), *nats
-        )
-        assert refused.returncode == 1
-        assert "warmlane keys add" in refused.stderr
-        await asyncio.to_thread(gateway.start, *KEEP)
-        leave.callback(gateway.stop)
-        assert '"open"' in gateway.log()
-        async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
-            answer = await http.post("/generate", json=BODY, headers=ASYNC)
-            assert answer.status_code == 202
-            before = f"/tasks/{answer.json()['id']}"
-            assert (await http.get(before)).status_code == 200
-
-            # a page whose own name leads here cannot use it, though its browser is on this machine
-            rebound = await http.post("/generate", json=BODY, headers=ASYNC | {"host": "attacker.example:8000"})
-            assert (rebound.status_code, rebound.json()["code"]) == (403, "foreign_host")
-            assert (await http.get("/healthz", headers={"host": "attacker.example"})).status_code == 200
-
-            made = await asyncio.to_thread(run, "keys", "add", "alice", "--scope", "read", *nats)
-            assert made.returncode == 0, made.stderr
-            key = {"authorization": f"Bearer {made.stdout.strip()}"}
-
-            async def answers(headers: dict[str, str], status: int, path: str = "/settings") -> None:
-                async def look() -> bool:
-                    return (await http.get(path, headers=headers)).status_code == status
-
-                await eventually(look)
-
-            await answers({}, 401)
-            await answers(key, 200)
-            await answers(key, 404, before)
-
-            gateway.nats.kill()
-
-            async def notices() -> bool:
-                return "nats_disconnected" in gateway.log()
-
-            await eventually(notices)
-            assert (await http.get("/settings", headers=key)).status_code == 200
-            assert (await http.get("/settings")).status_code == 401
-            gateway.nats.start()
-
-            key_id = made.stdout.split("_")[1]
-            revoked = await asyncio.to_thread(run, "keys", "revoke", key_id, *nats)
-            assert revoked.returncode == 0, revoked.stderr
-            assert "no key is in force now" in revoked.stderr
-            await answers(key, 401)
-            await answers({}, 401)
-        await asyncio.to_thread(gateway.stop)
-        await asyncio.to_thread(gateway.start, *KEEP)
-        async with httpx.AsyncClient(base_url=gateway.url) as http:
-            assert (await http.get("/settings")).status_code == 401
-        await link.close()
 
 
 # ── by which command ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -539,39 +410,6 @@ async def test_the_commands(system: System, keyed: Keyed) -> None:
     assert (unknown.returncode, "warmlane keys list" in unknown.stderr) == (1, True)
 
 
-async def test_a_revoked_key_goes_after_a_month_and_leaves_every_gateway_closed(link: NatsLink) -> None:
-    now = datetime.now(UTC)
-    for days in (29, 30):
-        presented = await add(link, f"left-{days}", ("read",), now=now - timedelta(days=60))
-        await revoke(link, presented.id, now=now - timedelta(days=days))
-    assert await forget_revoked(link, now=now) == 1
-    stored = await read_keys(link)
-    assert [key.caller for key in stored.keys] == ["left-29"]
-    assert await forget_revoked(link, now=now + timedelta(days=30)) == 1
-    stored = await read_keys(link)
-    assert (stored.keys, stored.was_one_made) == ((), True)
-    board = KeyBoard(opens_without_keys=True)
-    await board.start(link)
-    assert not board.is_open
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["two words", "--scope", "read"], "1 to 64 letters"),
-        (["anonymous", "--scope", "read"], "not anonymous"),
-        (["alice"], "--scope"),
-        (["alice", "--scope", "write"], "'submit', 'read', 'metrics', 'admin'"),
-        (["alice", "--scope", "read", "--rate", "0.01"], "--burst 100"),
-        (["alice", "--scope", "read", "--rate", "50000"], "shorter --burst"),
-    ],
-)
-def test_what_keys_add_refuses(arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(cli, ["keys", "add", *arguments, "--nats-url", "nats://127.0.0.1:1"])
-    assert result.exit_code == 2
-    assert message in " ".join(result.stderr.split())
-
-
 def asked(keyed: Keyed, *arguments: str, key: str | None, tls: bool = False, **more: str) -> tuple[int, str]:
     """A client command in this process: its status and output."""
     environment: dict[str, str | None] = {"WARMLANE_API_KEY": None if key is None else keyed.keys[key].text}
@@ -598,96 +436,17 @@ def test_client_commands_show_their_key_and_say_what_is_missing(keyed: Keyed, tm
 def test_client_commands_trust_the_authority_that_they_are_given(keyed: Keyed) -> None:
     status, printed = asked(keyed, "status", key="operator", tls=True)
     assert (status, "--ca or WARMLANE_CA" in printed) == (1, True), printed
-    assert asked(keyed, "status", "--ca", str(keyed.tls.ca), key="operator", tls=True)[0] == 0
-    assert asked(keyed, "status", key="operator", tls=True, WARMLANE_CA=str(keyed.tls.ca))[0] == 0
-    status, printed = asked(keyed, "status", "--ca", str(keyed.tls.key), key="operator", tls=True)
+    assert asked(keyed, "status", "--ca", str(keyed.tls.certificate.ca), key="operator", tls=True)[0] == 0
+    assert asked(keyed, "status", key="operator", tls=True, WARMLANE_CA=str(keyed.tls.certificate.ca))[0] == 0
+    status, printed = asked(keyed, "status", "--ca", str(keyed.tls.certificate.key), key="operator", tls=True)
     assert (status, "holds no certificate" in printed) == (1, True)
 
 
 def test_https_is_served_and_plain_http_is_not(keyed: Keyed) -> None:
-    with httpx.Client(verify=keyed.tls.trust()) as http:
+    with httpx.Client(verify=keyed.tls.certificate.trust()) as http:
         assert http.get(f"{keyed.tls.url}/healthz").json() == {"status": "ok"}
     with pytest.raises(httpx.TransportError):
         httpx.get(keyed.tls.url.replace("https", "http") + "/healthz")
-
-
-def test_up_for_others_needs_a_key_first_and_then_speaks_https(keyed: Keyed, tmp_path: Path) -> None:
-    data_dir = tmp_path / "data"
-    port, nats_port = free_port(), free_port()
-    options = ["up", "--host", "0.0.0.0", "--port", str(port), "--nats-port", str(nats_port)]
-    options += ["--data-dir", str(data_dir), "--lanes", "anisora=0,phr00t=0", *keyed.tls.options]
-    refused = run(*options)
-    assert refused.returncode == 1
-    assert "warmlane keys add" in refused.stderr
-    assert "without --host" in refused.stderr
-    for number in (port, nats_port):
-        socket.create_server(("127.0.0.1", number)).close()  # nothing is left running
-
-    server = NatsServer(data_dir / "nats")
-    server.start()
-
-    async def prepare() -> Presented:
-        link = await NatsLink.connect(server.url, name="test")
-        presented = await make(link, "alice", "read")
-        await link.close()
-        return presented
-
-    presented = asyncio.run(prepare())
-    server.stop()
-    output = tmp_path / "up.log"
-    with output.open("wb") as log:
-        up = subprocess.Popen(warmlane_command(*options), stdout=log, stderr=log, env=clean_environment())
-    try:
-        url = f"https://127.0.0.1:{port}"
-
-        def is_logged() -> bool:
-            assert up.poll() is None, output.read_text()
-            return url in output.read_text()
-
-        eventually_sync(is_logged)
-        assert "open:" not in output.read_text()
-        with httpx.Client(base_url=url, verify=keyed.tls.trust()) as http:
-            assert http.get("/tasks").status_code == 401
-            assert http.get("/tasks", headers=by(presented)).status_code == 200
-    finally:
-        up.send_signal(signal.SIGINT)
-        assert up.wait(timeout=60) == 0, output.read_text()
-
-
-# ── certificates that cannot be used ─────────────────────────────────────────────────────────────────────────────────
-
-
-def tls_error(*arguments: str) -> tuple[int, str]:
-    """The error of `warmlane gateway` about these files, before it does anything else."""
-    result = CliRunner().invoke(cli, ["gateway", "--nats-url", "nats://127.0.0.1:1", *arguments])
-    return result.exit_code, " ".join(result.stderr.split())
-
-
-def test_files_that_make_no_tls(tmp_path: Path) -> None:
-    first, second = (trustme.CA().issue_cert("127.0.0.1") for _ in range(2))
-    cert, key, other = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "other.pem"
-    first.cert_chain_pems[0].write_to_path(cert)
-    first.private_key_pem.write_to_path(key)
-    second.private_key_pem.write_to_path(other)
-    usable = tls_of(cert, key)
-    assert usable is not None
-    assert usable.context.minimum_version is ssl.TLSVersion.TLSv1_2
-    assert tls_error("--tls-cert", str(cert))[0] == 2
-    assert "--tls-key is missing" in tls_error("--tls-cert", str(cert))[1]
-    assert "--tls-cert is missing" in tls_error("--tls-key", str(key))[1]
-    status, printed = tls_error("--tls-cert", str(cert), "--tls-key", str(other))
-    assert (status, f"{other} is not the key of the certificate in --tls-cert {cert}" in printed) == (1, True)
-    assert "holds no certificate" in tls_error("--tls-cert", str(key), "--tls-key", str(key))[1]
-    assert "holds no private key" in tls_error("--tls-cert", str(cert), "--tls-key", str(cert))[1]
-    cut = tmp_path / "cut.pem"
-    cut.write_text(cert.read_text()[:200])
-    status, printed = tls_error("--tls-cert", str(cut), "--tls-key", str(key))
-    assert (status, str(cut) in printed) == (1, True)
-    if shutil.which("openssl"):
-        locked = tmp_path / "locked.pem"
-        command = ["openssl", "pkey", "-in", str(key), "-aes256", "-passout", "pass:x", "-out", str(locked)]
-        subprocess.run(command, check=True, capture_output=True)
-        assert "has a passphrase" in tls_error("--tls-cert", str(cert), "--tls-key", str(locked))[1]
 
 
 async def test_a_refusal_is_traced_to_its_caller_by_its_line_in_the_log(keyed: Keyed, system: System) -> None:

@@ -44,9 +44,9 @@ from ops.ending import end
 from ops.nats.access import NatsAccess, Role
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import differences, provision, wanted
-from tests.integration.test_runbook import RUNBOOK, in_shell
 from tests.kit.behind import js_of
 from tests.kit.gateway import System, fresh_system
+from tests.kit.runbook import RUNBOOK, in_shell
 from tests.kit.steered import Worker
 from tests.kit.support import KEEP_S, eventually, settings_file
 from tests.kit.tools import tool

