@@ -1,7 +1,6 @@
-"""The supervisor on a real server: what it reports of lanes that are denied, that die and that cannot start.
+"""`warmlane supervisor` with real lanes, beside a real gateway: lanes that are denied, that die and that cannot start.
 
-With `warmlane supervisor` and real lanes, beside a real gateway; where the order of two writes matters, with a provider
-that is played by hand.
+Where the order of two writes matters, a test moves the lanes by hand: `test_supervisor_reports.py`.
 """
 
 import asyncio

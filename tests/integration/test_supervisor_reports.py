@@ -23,9 +23,7 @@ from ops.machine.processes import Process
 from ops.nats.link import NatsLink
 from tests.kit.records import TASK_ID, lane_report, processing_task
 from tests.kit.reported_lanes import Lanes, starts_of
-from tests.kit.support import (
-    eventually,
-)
+from tests.kit.support import eventually
 
 
 class HandLane:

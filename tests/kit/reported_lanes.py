@@ -11,9 +11,7 @@ from ops.nats.bucket import Versioned
 from ops.nats.buckets import HEARTBEATS
 from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
-from tests.kit.support import (
-    eventually,
-)
+from tests.kit.support import eventually
 
 
 class Lanes:
