@@ -224,6 +224,7 @@ class Run:
             faults=tuple(self.injector.faults),
             artifacts=self._artifacts,
             gaps=tuple(self.watcher.gaps),
+            missed=tuple(line["task_id"] for line in self.fleet.log_events("record_missed")),
         )
 
 

@@ -277,7 +277,7 @@ class Fleet:
             unmount(self.nats_disk.folder)
 
     def log_events(self, *events: str) -> Iterator[dict[str, Any]]:
-        """What the workers logged as one of *events*, a dict a line."""
+        """What gateways and workers logged as one of *events*, a dict a line."""
         for path in self._logs.glob("*.log"):
             for line in path.read_text(errors="replace").splitlines():
                 if line.startswith("{") and any(event in line for event in events):

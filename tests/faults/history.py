@@ -160,7 +160,8 @@ class Artifact(Struct, frozen=True, kw_only=True):
 class History(Struct, frozen=True, kw_only=True):
     """All that was observed. *gaps* says in words what the watcher missed: with a gap, nothing is proven.
 
-    *lost* are revisions that the server had stored and lost again.
+    *lost* are revisions that the server had stored and lost again. *missed* are the tasks whose record the watch of a
+    gateway did not bring, and its slow look found.
     """
 
     seed: int
@@ -174,6 +175,7 @@ class History(Struct, frozen=True, kw_only=True):
     faults: tuple[Fault, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     gaps: tuple[str, ...] = ()
+    missed: tuple[str, ...] = ()
 
 
 class Watcher:

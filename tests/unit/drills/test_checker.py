@@ -232,6 +232,7 @@ def test_a_good_history_passes(history: History) -> None:
     ("rule", "history"),
     [
         pytest.param(0, good(gaps=("revision 3 was gone",)), id="0-a-gap"),
+        pytest.param(0, good(missed=(TASK_ID,)), id="0-a-watch-missed-a-record"),
         pytest.param(1, good(revisions=(), artifacts=()), id="1-no-record-of-an-id"),
         pytest.param(1, good(revisions=stored((WAITING, 0), (CLAIMED, 1)), artifacts=()), id="1-never-ended"),
         pytest.param(
