@@ -47,8 +47,10 @@ UNEXPECTED: Final = frozenset(
 
 
 class Violation(Struct, frozen=True, order=True):
-    """Invariant *rule* of design §4 does not hold for *subject* (a task, a stream, a slot). 0: the history has gaps, or a
-    gateway's watch missed a record."""
+    """Invariant *rule* of design §4 does not hold for *subject* (a task, a stream, a slot).
+
+    0: the history has gaps, or a gateway's watch missed a record.
+    """
 
     rule: int
     subject: str

@@ -30,6 +30,7 @@ from lane_worker.runtime.held import HeldTask
 from lane_worker.runtime.lease import LeaseKeeper
 from lane_worker.runtime.outcome import GaveUp, Result, Succeeded, Unsuccessful
 from lane_worker.runtime.scratch import LOCK
+from lane_worker.runtime.settling import Settlement
 from ops.artifacts import Artifacts
 from ops.nats.errors import TransportUnavailable, WrongRevision
 from ops.nats.link import NatsLink
@@ -551,6 +552,22 @@ async def test_a_renewal_that_waits_for_the_settling_ends_quietly(
     assert [entry for entry in logs if entry["log_level"] == "error"] == []
     await slow.close()
     await wire.close()
+
+
+async def test_nothing_renews_a_lease_that_is_given_back(link: NatsLink, windows: Windows, tmp_path: Path) -> None:
+    """Or nobody would look at the task before the end of a lease that nobody holds."""
+    claimed = lifecycle.claim(fresh_task(), owner="one", worker="w", lease_s=2, now=datetime.now(UTC))
+    revision = await link.entries.create(TASKS, claimed.id, encode_task(claimed))
+    held = HeldTask(link, claimed, revision)
+    keeper = LeaseKeeper(link, held, windows=windows, on_lost=lambda: pytest.fail("it is not lost"))
+    settlement = Settlement(held, keeper, Artifacts.in_folder(tmp_path / "artifacts"))
+    async with keeper:
+        await eventually(lambda: _at_revision(link, claimed.id, revision + 1))  # it renews
+        await settlement.settle(GaveUp("the host died"))
+        await asyncio.sleep(5 * windows.lease_renew_s)  # renewals would be due
+    given_back, _ = await recorded(link, claimed.id)
+    assert given_back.timeline[-1].event == lifecycle.LEASE_RELEASED
+    assert given_back.lease_expires_at == given_back.timeline[-1].at
 
 
 async def _at_revision(link: NatsLink, task_id: str, revision: int) -> bool:
