@@ -40,7 +40,8 @@ class NegativePromptField(TextField, frozen=True):
 class NumberField(Strict, frozen=True):
     """A number: fixed, or with a default between two limits.
 
-    With *step*, a value v is valid when (v - offset) is a multiple of step, so 4k+1 is step 4, offset 1.
+    With *step*, a value v is valid when (v - offset) is a multiple of step, so 4k+1 is step 4, offset 1. *reason* says
+    to people why it is fixed.
     """
 
     fixed: float | None = None
@@ -49,6 +50,7 @@ class NumberField(Strict, frozen=True):
     maximum: float | None = None
     step: int | None = None
     offset: int = 0
+    reason: str = ""
 
     @property
     def value_when_absent(self) -> float | None:
@@ -64,6 +66,7 @@ class IntegerField(Strict, frozen=True):
     maximum: int | None = None
     step: int | None = None
     offset: int = 0
+    reason: str = ""
 
     @property
     def value_when_absent(self) -> int | None:

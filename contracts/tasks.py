@@ -109,8 +109,17 @@ class TaskError(Struct, frozen=True, kw_only=True, gc=False):
     message: str
 
 
+class ThumbnailFile(Struct, frozen=True, kw_only=True, gc=False):
+    """A frame of a video, as WebP in the artifact store."""
+
+    path: str
+    bytes: int
+    sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+
+
 class VideoFile(Struct, frozen=True, kw_only=True, gc=False):
-    """A finished MP4 in the artifact store."""
+    """A finished MP4 in the artifact store. *thumbnail* is None where none could be made or stored, and in records of
+    versions that made none."""
 
     path: str
     bytes: int
@@ -119,6 +128,7 @@ class VideoFile(Struct, frozen=True, kw_only=True, gc=False):
     height: int
     frames: int
     fps: int
+    thumbnail: ThumbnailFile | None = None
 
 
 class LaneInput(Struct, frozen=True, kw_only=True, gc=False):
@@ -264,6 +274,11 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
         """Where the video of this placement goes. The epoch keeps a late loser from overwriting the winner."""
         return f"videos/{self.id}.{self.epoch}.mp4"
 
+    @property
+    def thumbnail_path(self) -> str:
+        """Where a frame of that video goes."""
+        return f"thumbnails/{self.id}.{self.epoch}.webp"
+
 
 _ENCODER: Final = msgspec.json.Encoder()
 _DECODER: Final = Decoder(GenerationTask)
@@ -293,8 +308,11 @@ def decode_task(data: bytes) -> GenerationTask:
             check_age(task.decision)
     except Unreadable as error:
         raise UnreadableTask(str(error)) from None
-    if task.video is not None and not _is_video_path(task.video.path, task.id):
+    if task.video is not None and not _is_path_in("videos", task.video.path, task.id):
         raise UnreadableTask("a path that is not one of the task's videos - at `$.video.path`")
+    thumbnail = None if task.video is None else task.video.thumbnail
+    if thumbnail is not None and not _is_path_in("thumbnails", thumbnail.path, task.id):
+        raise UnreadableTask("a path that is not one of the task's thumbnails - at `$.video.thumbnail.path`")
     return task
 
 
@@ -323,8 +341,8 @@ def decode_task_of(task_id: str, data: bytes) -> GenerationTask:
     return task
 
 
-def _is_video_path(path: str, task_id: str) -> bool:
-    return path.startswith(f"videos/{task_id}.") and "/" not in path.removeprefix("videos/") and ".." not in path
+def _is_path_in(folder: str, path: str, task_id: str) -> bool:
+    return path.startswith(f"{folder}/{task_id}.") and "/" not in path.removeprefix(f"{folder}/") and ".." not in path
 
 
 def keyed_task_id(caller: str, key: str, n: int = 0) -> str:

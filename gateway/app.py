@@ -1,6 +1,7 @@
 """The Litestar application: routes and error documents."""
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from litestar import Litestar, Request
@@ -10,7 +11,21 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.plugins import PluginProtocol
 
 from gateway.boards.key_board import Caller
-from gateway.http import access, admin, generate, listing, meta, problems, tasks, video
+from gateway.http import (
+    access,
+    admin,
+    admin_keys,
+    admin_slots,
+    feed,
+    generate,
+    listing,
+    meta,
+    panel,
+    problems,
+    resubmission,
+    tasks,
+    video,
+)
 from gateway.http.body import MAX_BODY_BYTES
 from gateway.http.cross_origin import cross_origin
 from gateway.http.methods import with_heads_and_options
@@ -55,24 +70,30 @@ def create_app(
     allowed_hosts: Collection[str] = (),
     observes_http: bool = False,
     traces_reads: bool = False,
+    panel_folder: Path = panel.FOLDER,
 ) -> Litestar:
     """The gateway's ASGI application around *services*, which the caller starts and stops.
 
     Pages of *cors_origins*, and no others, may call it from a browser. Without a key it may be called by the names of
     *allowed_hosts*, beside those of this machine. *observes_http*: every request is
     timed, and one that makes or changes a task is a span, with *traces_reads* every one; without an exporter that would
-    only cost.
+    only cost. *panel_folder* has the files of the panel.
     """
     problems.begin()
     routes: list[HTTPRouteHandler] = [
         generate.generate,
         listing.list_tasks,
+        feed.follow_tasks,
+        feed.head_follow_tasks,
         tasks.get_task,
         tasks.follow_task,
         tasks.cancel_task,
         tasks.head_follow_task,
+        resubmission.resubmit_task,
         video.get_video,
         video.head_video,
+        video.get_thumbnail,
+        video.head_thumbnail,
         meta.get_settings,
         meta.healthz,
         meta.readyz,
@@ -83,6 +104,12 @@ def create_app(
         admin.get_queues,
         admin.get_fallbacks,
         admin.get_cold_starts,
+        admin.get_swaps,
+        admin.get_history,
+        admin_slots.lift_quarantine,
+        admin_keys.get_keys,
+        admin_keys.make_key,
+        admin_keys.revoke_key,
         admin.explain_task,
     ]
     for handler in routes:
@@ -96,7 +123,7 @@ def create_app(
         plugins.append(http_plugin(routes, traces_reads=traces_reads))
     cors = _cors(cors_origins) if cors_origins else None
     app = Litestar(
-        route_handlers=[*with_heads_and_options(routes), *docs_routes()],
+        route_handlers=[*with_heads_and_options([*routes, *panel.panel_routes(panel_folder)]), *docs_routes()],
         plugins=plugins,
         dependencies={
             "services": Provide(lambda: services, sync_to_thread=False),

@@ -40,6 +40,7 @@ from ops.commands.options import (
     settings_option,
     tls_cert_option,
     tls_key_option,
+    trace_link_option,
     trace_reads_option,
 )
 from ops.machine.placement import wanted_lanes
@@ -124,6 +125,7 @@ def listen(host: str, port: int) -> socket.socket:
 @cors_origins_option
 @trace_reads_option
 @access_log_option
+@trace_link_option
 @behind_options
 @tls_cert_option
 @tls_key_option
@@ -140,6 +142,7 @@ def command(
     cors_origins: tuple[str, ...],
     trace_reads: bool,
     access_log: str,
+    jaeger_url: str | None,
     tls_cert: Path | None,
     tls_key: Path | None,
     behind: Behind,
@@ -160,6 +163,7 @@ def command(
             keep_s=keep_s,
             storage=StorageWatch(limit_bytes=nats_storage_bytes, store=data_dir / "nats"),
             opens_without_keys=host.is_loopback,
+            jaeger_url=jaeger_url,
         )
         limits = Limits(connections_max=connections_max(CONNECTIONS_MAX, raise_fd_limit()))
         requests = AccessLog(logs_all=access_log == "all")

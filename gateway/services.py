@@ -14,6 +14,7 @@ import structlog
 from contracts.generation.body import beside_image_max_bytes
 from contracts.settings import Catalog
 from gateway.boards.cold_starts import ColdStarts
+from gateway.boards.kept_texts import KeptTexts
 from gateway.boards.key_board import KeyBoard
 from gateway.boards.lane_board import LaneBoard
 from gateway.boards.leader_board import LeaderBoard
@@ -26,6 +27,7 @@ from gateway.placing.admission import Admission
 from gateway.placing.estimate import Estimates
 from gateway.placing.fallbacks import Fallbacks
 from gateway.placing.hold import Holds
+from gateway.placing.places import Places
 from gateway.placing.slow_look import SlowLook
 from gateway.placing.sweeper import Sweeper
 from ops.artifacts import Artifacts, StorageFailed, StoredObject, orphans, task_id_of
@@ -63,9 +65,12 @@ class Services:
         keep_s: float,
         storage: StorageWatch | None = None,
         opens_without_keys: bool = True,
+        jaeger_url: str | None = None,
     ) -> None:
+        """*jaeger_url* is where people see traces; None where that is not known."""
         self.catalog = catalog
         self.keep_s = keep_s
+        self.jaeger_url = jaeger_url
         self.beside_image_max_bytes = beside_image_max_bytes(catalog)
         self.stopping = asyncio.Event()
         self.background = Background()
@@ -84,9 +89,11 @@ class Services:
         self.cold_starts = ColdStarts()
         self.tasks = TaskBoard(secrets.token_hex(8))
         self.streams = Streams()
+        self.texts = KeptTexts()
         self.estimates = Estimates(
             queues=self.tasks.work_queues, lanes=self.lanes, catalog=catalog, leader=self.leader.leader
         )
+        self.places = Places(self.tasks.work_queues, self.estimates, catalog.models)
         self.link: NatsLink
         self.artifacts: Artifacts
         self.admission: Admission
@@ -182,11 +189,13 @@ class Services:
         """Wakes every request that waits, so that the server can leave at once."""
         self.stopping.set()
         self.tasks.readers.close()
+        self.tasks.feeds.close()
 
     async def _announce_moves(self) -> None:
         while True:
             await asyncio.sleep(MOVES_EVERY_S)
             await self.tasks.readers.announce_moves()
+            self.tasks.feeds.announce_moves(self.tasks.work_queues.moves)
 
     async def _janitor(self) -> None:
         # never longer than what is kept, or `--keep 40s` would mean a minute and a half

@@ -1,4 +1,5 @@
-"""Videos and input images, in an object store. A folder today; obstore makes an S3 bucket a matter of its URL.
+"""Videos, their thumbnails and input images, in an object store. A folder today; obstore makes an S3 bucket a matter of
+its URL.
 
 Writes are atomic: a reader sees the whole object or none. `orphans` is the janitor's decision, pure.
 """

@@ -8,9 +8,10 @@ from typing import Literal
 
 from msgspec import Struct
 
+from contracts.keys import Scope
 from contracts.lanes import ColdStart, FallbackEpisode, LaneMode, LaneState, VideoPipelineSlot
 from contracts.memory import SwapReceipt
-from contracts.tasks import OrderDecision, RoutingDecision, TaskStatus
+from contracts.tasks import OrderDecision, Priority, RoutingDecision, TaskStatus
 
 
 class IgnoredControl(Struct, frozen=True):
@@ -109,9 +110,24 @@ class EstimateView(Struct, frozen=True, kw_only=True):
     wait_s: float | None
 
 
+class WaitingView(Struct, frozen=True, kw_only=True):
+    """A task that waits at *position* of its queue, for *age_s* so far; in *left_s* its wait is over. *expected_wait_s*
+    is what the measured service times say; null before anything was measured."""
+
+    id: str
+    model: str
+    priority: Priority
+    caller: str
+    position: int
+    age_s: float
+    left_s: float
+    expected_wait_s: float | None
+
+
 class QueueView(Struct, frozen=True, kw_only=True):
     """One work queue: *messages* of *max_msgs*, as the server counts them now. After *wait_limit_s* in it a task goes
-    on to the degraded queue, or ends there as `queue_overloaded`."""
+    on to the degraded queue, or ends there as `queue_overloaded`. *waiting* are those of them that this gateway knows,
+    the next one first: 100 at most."""
 
     stream: str
     route: Literal["lane", "degraded"]
@@ -119,6 +135,7 @@ class QueueView(Struct, frozen=True, kw_only=True):
     max_msgs: int
     wait_limit_s: float
     oldest_age_s: float | None
+    waiting: tuple[WaitingView, ...]
     running: tuple[RunningView, ...]
     estimates: tuple[EstimateView, ...]
 
@@ -137,6 +154,83 @@ class FallbacksView(Struct, frozen=True, kw_only=True):
 
     current: tuple[FallbackEpisode, ...]
     past: tuple[FallbackEpisode, ...]
+
+
+class SwapView(Struct, frozen=True, kw_only=True):
+    """A load that the task *task_id* needed on the degraded worker, which ended at *at*. Its parts are in *swap*."""
+
+    task_id: str
+    model: str
+    worker: str | None
+    at: datetime
+    swap: SwapReceipt
+
+
+class SwapsView(Struct, frozen=True, kw_only=True):
+    """The newest swaps, newest first, 64 at most."""
+
+    swaps: tuple[SwapView, ...]
+
+
+class MinuteView(Struct, frozen=True, kw_only=True):
+    """What became of tasks of *model* on *route* in the minute that began at *at*: how many a worker *started*, how
+    long these had waited in all and at most, and how many ended as `done`, as `queue_overloaded`, and as failed
+    otherwise.
+
+    *overloaded* also counts requests that found the degraded queue full, of which there is no task: those that this
+    gateway refused since it started."""
+
+    at: datetime
+    model: str
+    route: Literal["lane", "degraded"]
+    started: int
+    wait_sum_s: float
+    wait_max_s: float
+    done: int
+    failed: int
+    overloaded: int
+
+
+class HistoryView(Struct, frozen=True, kw_only=True):
+    """The last hour in *buckets* of *bucket_s*, a minute: one for each minute, model and route in which something
+    happened, the oldest first. *since* is the beginning of the oldest minute that is shown; *now* is this
+    gateway's clock."""
+
+    now: datetime
+    since: datetime
+    bucket_s: float
+    buckets: tuple[MinuteView, ...]
+
+
+class KeyView(Struct, frozen=True, kw_only=True):
+    """An API key without its secret. *revoked_at* is null while it is in force. Null bounds are none."""
+
+    id: str
+    caller: str
+    scopes: tuple[Scope, ...]
+    created_at: datetime
+    revoked_at: datetime | None
+    rate_per_s: float | None
+    burst_s: int
+    highest_priority: Priority
+    max_waiting: int | None
+    max_running: int | None
+
+
+class KeysView(Struct, frozen=True, kw_only=True):
+    """Every key on record, the oldest first; revoked ones stay for 30 days. *is_open*: none was ever made, and
+    everybody on this machine may do everything. *unreadable* names entries that let nobody in."""
+
+    is_open: bool
+    keys: tuple[KeyView, ...]
+    unreadable: tuple[str, ...]
+
+
+class NewKeyView(Struct, frozen=True, kw_only=True):
+    """A key that was just made, and the only copy of its *secret*: what goes into `Authorization: Bearer`."""
+
+    key: KeyView
+    secret: str
 
 
 class ColdStartsView(Struct, frozen=True, kw_only=True):

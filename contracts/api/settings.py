@@ -5,6 +5,8 @@ from typing import Literal
 from msgspec import Struct
 
 from contracts.fields import Enforcement, VideoGenerationConstraints
+from contracts.keys import Scope
+from contracts.tasks import Priority
 
 # As model hubs and libraries call what a model does.
 Mode = Literal["text-to-video", "image-to-video"]
@@ -26,12 +28,42 @@ class ModelView(Struct, frozen=True, kw_only=True):
     constraints: VideoGenerationConstraints
 
 
+class PriorityView(Struct, frozen=True, kw_only=True):
+    """A class of requests; *allowed*: the caller's key may name it."""
+
+    name: Priority
+    allowed: bool
+
+
+class CallerView(Struct, frozen=True, kw_only=True):
+    """Who asks: the caller and the scopes of the API key. *key_id* is null, and *is_open* true, where nobody made a key
+    yet and everybody on this machine may do everything. The bounds are those of the key; null is no bound."""
+
+    name: str
+    scopes: tuple[Scope, ...]
+    key_id: str | None
+    is_open: bool
+    max_waiting: int | None
+    max_running: int | None
+
+
 class SettingsView(Struct, frozen=True, kw_only=True):
     """What a form needs: the models of the running profile with every limit, default and fixed value.
 
-    *wait_limit_s* is the longest that a request waits for a worker (FR-017, FR-021 c).
+    *wait_limit_s* is the longest that a request waits for a worker (FR-017, FR-021 c). *priorities* are the classes,
+    the strictest first; a request that names none gets *default_priority*. The body of a request has *body_max_bytes*
+    at most, with the image in it as base64. Tasks and their videos are kept for *keep_s*. *trace_url* leads to the
+    trace of a task when `{trace_id}` in it is replaced; null where no address of Jaeger is set. *caller* and *version*
+    are null only where a gateway of an earlier version answers.
     """
 
     profile: str
     wait_limit_s: float
     models: tuple[ModelView, ...]
+    priorities: tuple[PriorityView, ...]
+    default_priority: Priority
+    body_max_bytes: int
+    keep_s: float
+    trace_url: str | None
+    caller: CallerView | None
+    version: str | None

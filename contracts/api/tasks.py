@@ -51,12 +51,13 @@ class ParameterWarning(Struct, frozen=True, kw_only=True):
 
 
 class TaskLinks(Struct, frozen=True, kw_only=True):
-    """Where to go from a task: paths on the host that was called. *video* is null until it is done, *cancel* once it
-    ended."""
+    """Where to go from a task: paths on the host that was called. *video* is null until it is done, *thumbnail* too,
+    and where no frame of the video was kept; *cancel* is null once it ended."""
 
     self_: str = msgspec.field(name="self")
     events: str
     video: str | None
+    thumbnail: str | None
     cancel: str | None
 
 

@@ -63,6 +63,7 @@ class KeyBoard:
     def __init__(self, *, opens_without_keys: bool) -> None:
         self._opens_without_keys = opens_without_keys
         self._keys: dict[str, ApiKey] = {}
+        self._unreadable: set[str] = set()
         self._was_one_made = False
         self._is_started = False
 
@@ -92,12 +93,23 @@ class KeyBoard:
             log.info("closed", reason="a key was made")
         self._was_one_made = True
         self._keys.pop(entry.key, None)
+        self._unreadable.discard(entry.key)
         key = entry.value
         if key is None:
+            if not entry.is_deleted:
+                self._unreadable.add(entry.key)
             return
         self._keys[entry.key] = key
         if self._is_started:
             log.info("key", id=key.id, caller=key.caller, scopes=key.scopes, in_force=key.revoked_at is None)
+
+    def known(self) -> list[ApiKey]:
+        """Every key on record, revoked ones too, the oldest first."""
+        return sorted(self._keys.values(), key=lambda key: (key.created_at, key.id))
+
+    def unreadable(self) -> list[str]:
+        """The names of entries that cannot be read and let nobody in."""
+        return sorted(self._unreadable)
 
     def caller(self, authorization: Sequence[str]) -> Caller | None:
         """Who presents these headers `Authorization`; None for nobody that is known.

@@ -1,6 +1,7 @@
 """Tasks held in memory by watching KV `tasks`: live ones and the newest finished ones whole, older ones as a row.
 
-`Readers` wait for its news, so that long-polls and event streams cost the server nothing.
+`Readers` wait for news of one task and `Feeds` for that of many, so that long-polls and event streams cost the server
+nothing.
 """
 
 import asyncio
@@ -11,7 +12,9 @@ from typing import Final
 
 from contracts.tasks import GenerationTask
 from gateway.boards.deadlines import Deadlines
+from gateway.boards.feeds import Feeds
 from gateway.boards.readers import Readers
+from gateway.boards.recent_work import RecentWork
 from gateway.boards.snapshots import Snapshot, Snapshots
 from gateway.boards.task_index import TaskIndex, TaskRow
 from gateway.boards.work_queues import WorkQueues
@@ -28,7 +31,8 @@ class TaskBoard:
     """Every task that has a record. `start` it before use.
 
     *work_queues* says which tasks wait and run on each work queue, *deadlines* which are to be looked at when. *index*
-    has a row of every task. *readers* are those who wait for news of one. Only the board changes them.
+    has a row of every task. *readers* are those who wait for news of one, *feeds* those who follow many. *recent* is
+    what became of tasks lately. Only the board changes them.
     """
 
     def __init__(self, name: str = "gateway") -> None:
@@ -38,12 +42,15 @@ class TaskBoard:
         self.index = TaskIndex()
         self._snapshots = Snapshots()
         self.readers = Readers(self._snapshots, self.work_queues)
+        self.feeds = Feeds()
+        self.recent = RecentWork()
 
     async def start(self, link: NatsLink) -> None:
         """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
         self._records = TaskRecords(link)
         self._watch = await self._records.watch(self.on_entry, on_again=self._again, on_whole=self._whole)
         await self._watch.wait()
+        self.feeds.whole()
 
     def news_age_s(self) -> float:
         """The greatest age of what is in memory, in seconds; 0 while every change arrives at once."""
@@ -51,6 +58,10 @@ class TaskBoard:
 
     def on_entry(self, entry: Versioned[GenerationTask]) -> None:
         """A record changed."""
+        self._take_in(entry)
+        self.feeds.seen(entry.revision)
+
+    def _take_in(self, entry: Versioned[GenerationTask]) -> None:
         if entry.is_deleted:
             self._forget(entry.key)
             return
@@ -68,30 +79,34 @@ class TaskBoard:
         snapshot = Snapshot(task, revision)
         if self.index.is_known(task.id, revision):
             return snapshot
-        self.index.put(
-            TaskRow(
-                id=task.id,
-                caller=task.caller,
-                model=task.model,
-                status=task.status,
-                created_at=task.created_at,
-                written_at=written_at,
-                revision=revision,
-                paths=named_paths(task),
-            )
+        before = self.index.get(task.id)
+        row = TaskRow(
+            id=task.id,
+            caller=task.caller,
+            model=task.model,
+            status=task.status,
+            created_at=task.created_at,
+            written_at=written_at,
+            revision=revision,
+            paths=named_paths(task),
         )
+        self.index.put(row)
         self._snapshots.put(snapshot)
         self.work_queues.take_in(task)
         self.deadlines.take_in(task)
         self.readers.publish(snapshot)
+        self.feeds.changed(before, row)
+        self.recent.take_in(None if before is None else before.status, task, datetime.now(UTC))
         return snapshot
 
     def _again(self) -> None:
         self.index.doubt_all()
+        self.feeds.again()
 
     def _whole(self) -> None:
         for task_id in self.index.doubted():
             self._forget(task_id)
+        self.feeds.whole()
 
     async def get(self, task_id: str) -> Snapshot | None:
         """The task's newest known snapshot; asks the server for one that is not in memory.
@@ -149,18 +164,24 @@ class TaskBoard:
             await asyncio.sleep(0)
 
     def _forget(self, task_id: str) -> None:
-        self.index.pop(task_id)
+        row = self.index.pop(task_id)
         self._snapshots.pop(task_id)
         self.work_queues.forget(task_id)
         self.deadlines.forget(task_id)
         self.readers.publish_lost(task_id)
+        if row is not None:
+            self.feeds.gone(row)
 
 
 def named_paths(task: GenerationTask) -> tuple[str, ...]:
-    """The objects that *task* owns: its image, and its video or the one that is being made; none if it was refused."""
+    """The objects that *task* owns: its image, its video or the one that is being made, and that one's thumbnail; none
+    if it was refused."""
     if task.was_refused:
         return ()
-    video = task.video.path if task.video else None
     if not task.status.is_terminal:
-        video = task.video_path
-    return tuple([path for path in (task.image_path, video) if path is not None])
+        made: tuple[str | None, ...] = (task.video_path, task.thumbnail_path)
+    elif task.video is not None:
+        made = (task.video.path, None if task.video.thumbnail is None else task.video.thumbnail.path)
+    else:
+        made = ()
+    return tuple([path for path in (task.image_path, *made) if path is not None])

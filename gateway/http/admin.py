@@ -13,10 +13,13 @@ from contracts.api.admin import (
     ColdStartsView,
     ExplainView,
     FallbacksView,
+    HistoryView,
     LanesView,
     ModeView,
     QueuesView,
     QueueView,
+    SwapsView,
+    WaitingView,
 )
 from contracts.generation.body import MalformedBody, parse_body
 from contracts.generation.errors import FieldError
@@ -30,13 +33,17 @@ from gateway.http.admin_views import (
     estimate_view,
     explain_view,
     fallbacks_view,
+    history_view,
     leader_view,
     mode_view,
     model_lanes,
     queue_view,
     running_view,
+    swaps_view,
+    waiting_view,
 )
 from gateway.http.answers import JsonAnswer
+from gateway.http.audit import audited
 from gateway.http.body import read_body, require_json
 from gateway.http.conditions import Conditions, conditions_of, require_to_change
 from gateway.http.lookup import find, reachable
@@ -116,6 +123,7 @@ async def put_mode(request: _Request, services: _Services, model: FromPath[str])
     conditions = conditions_of(request)
     require = None if conditions == Conditions() else partial(require_to_change, conditions)
     await reachable(services.lanes.switches.set(name, mode, require=require))
+    audited(request, "lane_mode", on=name, detail=mode)
     return _mode_answer(services, name)
 
 
@@ -171,6 +179,32 @@ async def get_cold_starts(services: _Services) -> ColdStartsView:
 
 
 @get(
+    "/admin/swaps",
+    summary="Swaps and their parts",
+    tags=_TAGS,
+    operation_class=KeyedOperation,
+    responses=problem_responses(),
+    **needs("admin"),
+)
+async def get_swaps(services: _Services) -> SwapsView:
+    """The newest loads on the degraded worker, each with its proof and the times of its parts."""
+    return swaps_view(services.tasks.recent, services.catalog.models)
+
+
+@get(
+    "/admin/history",
+    summary="The last hour, by the minute",
+    tags=_TAGS,
+    operation_class=KeyedOperation,
+    responses=problem_responses(),
+    **needs("admin"),
+)
+async def get_history(services: _Services) -> HistoryView:
+    """How long tasks waited, and how they ended: of all gateways and workers, from the records."""
+    return history_view(services.tasks.recent, services.catalog.models, datetime.now(UTC))
+
+
+@get(
     "/admin/tasks/{task_id:str}/explain",
     summary="Why a task went where it went",
     tags=_TAGS,
@@ -196,6 +230,7 @@ async def _queue(
         route,
         depth,
         wait_limit_s=services.catalog.windows.wait_limit_s,
+        waiting=_waiting(services, route, models[0], now),
         running=tuple(running_view(task, estimates.left_s(task, now)) for task in queues.of(route, models[0]).running),
         estimates=tuple(
             estimate_view(model, queues.service_s(route, model), estimates.new_wait_s(route, model, now))
@@ -203,6 +238,18 @@ async def _queue(
         ),
         now=now,
     )
+
+
+def _waiting(
+    services: Services, route: Literal["lane", "degraded"], model: str, now: datetime
+) -> tuple[WaitingView, ...]:
+    stream = work_stream(route, model)
+    found = [
+        waiting_view(standing.task, standing.place, now)
+        for standing in services.places.first(now)
+        if work_stream(standing.task.route, standing.task.model) == stream
+    ]
+    return tuple(sorted(found, key=lambda each: each.position))
 
 
 def _entry(services: Services, model: str) -> ModelEntry:

@@ -1,5 +1,6 @@
 """What operators see: the structs of `contracts.api.admin`, filled in."""
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Final, Literal
 
@@ -8,20 +9,29 @@ from contracts.api.admin import (
     EstimateView,
     ExplainView,
     FallbacksView,
+    HistoryView,
+    KeyView,
     LaneView,
     LeaderView,
+    MinuteView,
     ModelLanes,
     ModeView,
     QueueView,
     RouteView,
     RunningView,
+    SwapsView,
+    SwapView,
+    WaitingView,
 )
+from contracts.api.tasks import QueuePlace
+from contracts.keys import ApiKey
 from contracts.lanes import ColdStart, FallbackEpisode, Leadership
 from contracts.order import words
 from contracts.settings import ModelEntry
 from contracts.tasks import GenerationTask
 from gateway.boards.cold_starts import TARGET_S, share_within
 from gateway.boards.lane_board import Lane, LaneBoard
+from gateway.boards.recent_work import MINUTE, RecentWork
 from gateway.boards.switches import Mode
 from gateway.rules.routing import OUTCOMES, RULES, Route, derive
 from ops.nats.streams import Depth
@@ -96,6 +106,7 @@ def queue_view(
     depth: Depth,
     *,
     wait_limit_s: float,
+    waiting: tuple[WaitingView, ...],
     running: tuple[RunningView, ...],
     estimates: tuple[EstimateView, ...],
     now: datetime,
@@ -109,8 +120,72 @@ def queue_view(
         max_msgs=depth.max_msgs,
         wait_limit_s=wait_limit_s,
         oldest_age_s=_tenths(age_s),
+        waiting=waiting,
         running=running,
         estimates=estimates,
+    )
+
+
+def waiting_view(task: GenerationTask, place: QueuePlace, now: datetime) -> WaitingView:
+    """One task that waits at *place*."""
+    return WaitingView(
+        id=task.id,
+        model=task.model,
+        priority=task.priority,
+        caller=task.caller,
+        position=place.position,
+        age_s=max(0.0, round((now - task.queued_at).total_seconds(), 1)),
+        left_s=max(0.0, round((task.deadline_at - now).total_seconds(), 1)),
+        expected_wait_s=place.expected_wait_s,
+    )
+
+
+def history_view(recent: RecentWork, models: Collection[str], now: datetime) -> HistoryView:
+    """The last hour of *models*."""
+    return HistoryView(
+        now=now,
+        since=recent.since(now),
+        bucket_s=MINUTE.total_seconds(),
+        buckets=tuple(
+            MinuteView(
+                at=each.at,
+                model=each.model,
+                route=each.route,
+                started=each.started,
+                wait_sum_s=round(each.wait_sum_s, 3),
+                wait_max_s=round(each.wait_max_s, 3),
+                done=each.done,
+                failed=each.failed,
+                overloaded=each.overloaded,
+            )
+            for each in recent.minutes(models, now)
+        ),
+    )
+
+
+def swaps_view(recent: RecentWork, models: Collection[str]) -> SwapsView:
+    """The newest swaps to one of *models*."""
+    return SwapsView(
+        swaps=tuple(
+            SwapView(task_id=each.task_id, model=each.model, worker=each.worker, at=each.at, swap=each.swap)
+            for each in recent.swaps(models)
+        )
+    )
+
+
+def key_view(key: ApiKey) -> KeyView:
+    """What may be shown of *key*: neither its secret nor what is stored of it."""
+    return KeyView(
+        id=key.id,
+        caller=key.caller,
+        scopes=key.scopes,
+        created_at=key.created_at,
+        revoked_at=key.revoked_at,
+        rate_per_s=key.rate_per_s,
+        burst_s=key.burst_s,
+        highest_priority=key.highest_priority,
+        max_waiting=key.max_waiting,
+        max_running=key.max_running,
     )
 
 

@@ -11,7 +11,7 @@ from gateway.http.problems import ProblemError, answer_of
 # What a browser may always ask for (the Fetch Standard's safelist).
 SAFE_HEADERS: Final = frozenset({"accept", "accept-language", "content-language", "content-type"})
 _SHOWN_CHARS: Final = 128
-_VARY: Final = (b"vary", b"Accept-Encoding, Origin")
+_VARY: Final = ("Accept-Encoding", "Origin")
 
 
 def objection(cors: CORSConfig | None, preflight: Mapping[str, str]) -> str | None:
@@ -60,7 +60,10 @@ def _with_vary(send: Send) -> Send:
     async def varied(message: Message) -> None:
         if message["type"] == "http.response.start":
             # also for who sends no origin, whose answer may be kept for one who does; Litestar forgets the encoding
-            message["headers"] = [*(each for each in message["headers"] if each[0] != b"vary"), _VARY]
+            own = ", ".join(value.decode("latin-1") for name, value in message["headers"] if name == b"vary")
+            names = dict.fromkeys([*filter(None, map(str.strip, own.split(","))), *_VARY])
+            others = [each for each in message["headers"] if each[0] != b"vary"]
+            message["headers"] = [*others, (b"vary", ", ".join(names).encode("latin-1"))]
         await send(message)
 
     return varied

@@ -18,6 +18,8 @@ from gateway.boards.open_streams import Place
 RETRY_AFTER_S: Final = 5.0
 # A browser comes back after this time when a stream ends before its task. Its own default is 3 to 5 s.
 COME_BACK_S: Final = 2.0
+# A stream on which nothing happens says so this often.
+KEEP_ALIVE_S: Final = 15.0
 
 STILL_THERE: Final = ServerSentEventMessage(data=None, comment="still there").encode()
 """What keeps a silent stream open, and calls no handler: a comment, without a line of data."""
@@ -31,6 +33,16 @@ def beginning() -> bytes:
 def event(name: str, data: bytes, *, id: int) -> bytes:
     """The event *name*, with *data* in UTF-8. A client that comes back sends *id* as `Last-Event-ID`."""
     return ServerSentEventMessage(data=data, event=name, id=id).encode()
+
+
+def without_id(name: str, data: bytes) -> bytes:
+    """The event *name*, after which a client that comes back still sends the id that it had before."""
+    return ServerSentEventMessage(data=data, event=name).encode()
+
+
+def with_id(block: bytes, id: int) -> bytes:
+    """*block*, an event or a comment, with *id* as that which a client sends when it comes back."""
+    return b"id: %d\r\n%b" % (id, block)
 
 
 class EventStream(Stream):

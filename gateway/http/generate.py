@@ -10,26 +10,18 @@ from litestar.di import NamedDependency
 from litestar.openapi import ResponseSpec
 
 from contracts.api.tasks import TaskView
-from contracts.topology import DEGRADED_MAX_MSGS
-from gateway.boards.storage import RETRY_AFTER_S, StorageFull
 from gateway.http.access import needs
 from gateway.http.answers import JsonAnswer
 from gateway.http.bounds import require_within_bounds
 from gateway.http.lookup import CallerRequest, awaited, etag_of, shown
+from gateway.http.not_accepted import NOT_ACCEPTED, not_accepted, overloaded
 from gateway.http.openapi.operations import GenerateOperation, problem_responses
 from gateway.http.preferences import Preferences
-from gateway.http.problems import ProblemError, answer_of
+from gateway.http.problems import answer_of
 from gateway.http.submission import read_submission
-from gateway.http.views import root_of, task_url
-from gateway.placing.admission import KeyReused
-from gateway.placing.hold import CallerGone
 from gateway.placing.overload import Overloaded
 from gateway.services import Services
-from ops.artifacts import StorageFailed
-from ops.nats.errors import TransportUnavailable
 from ops.telemetry.tracing import below_root, current_root, current_span, traceparent_of
-
-RETRY_SOON_S: Final = 5.0
 
 _TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -90,16 +82,16 @@ async def generate(request: CallerRequest, services: NamedDependency[Services]) 
                 caller=request.user.name,
                 key=submission.key,
                 priority=submission.priority,
-                traceparent=traceparent_of(current_root()) or _traceparent(request.headers.get("traceparent")),
+                traceparent=traceparent_of(current_root()) or traceparent_in(request.headers.get("traceparent")),
                 until_gone=None if preferred.responds_async else partial(_until_gone, request),
                 hold_s=_left_s(preferred, since_s),
                 require=partial(require_within_bounds, request.user, services.tasks.index),
             )
     except Overloaded as error:
         # a busy gateway answers this most often: it is returned, and not raised
-        return answer_of(_overloaded(error, request, services))  # type: ignore[return-value]
-    except _NOT_ACCEPTED as error:
-        raise _problem(error, has_key=submission.key is not None) from error
+        return answer_of(overloaded(error, request, services))  # type: ignore[return-value]
+    except NOT_ACCEPTED as error:
+        raise not_accepted(error, has_key=submission.key is not None) from error
     current_span().set_attributes({"task.id": snapshot.task.id, "model": snapshot.task.model})
     left_s = _left_s(preferred, since_s)
     if left_s:
@@ -123,44 +115,6 @@ async def _until_gone(request: CallerRequest) -> None:
         pass
 
 
-def _traceparent(header: str | None) -> str | None:
+def traceparent_in(header: str | None) -> str | None:
+    """What the header `traceparent` says, where it has the form of one."""
     return header if header is not None and _TRACEPARENT.fullmatch(header) else None
-
-
-def _overloaded(error: Overloaded, request: CallerRequest, services: Services) -> ProblemError:
-    if error.task_id is not None:
-        current_span().set_attribute("task.id", error.task_id)
-    reasons = {
-        "depth": f"{DEGRADED_MAX_MSGS} requests are waiting already",
-        "wait": f"no worker took the request within {services.catalog.windows.wait_limit_s:g} s; it will not run",
-    }
-    return ProblemError(
-        "queue_overloaded",
-        f"{reasons[error.limit]}; try again after the time in Retry-After",
-        limit=error.limit,
-        retry_after_s=error.retry_after_s,
-        instance=None if error.task_id is None else task_url(root_of(request), error.task_id),
-    )
-
-
-_NotAccepted = StorageFull | KeyReused | CallerGone | StorageFailed | TransportUnavailable
-_NOT_ACCEPTED: Final = (StorageFull, KeyReused, CallerGone, StorageFailed, TransportUnavailable)
-
-
-def _problem(error: _NotAccepted, *, has_key: bool) -> ProblemError:
-    match error:
-        case StorageFull():
-            detail = "the queue has no room for more requests, and nothing of this one was stored; try again later"
-            return ProblemError("storage_full", detail, retry_after_s=RETRY_AFTER_S)
-        case KeyReused():
-            detail = "this Idempotency-Key came with another body before; use a new key"
-            return ProblemError("idempotency_key_reused", detail)
-        case CallerGone():  # nobody reads the answer
-            return ProblemError("malformed_body", "the caller hung up")
-        case StorageFailed():
-            detail = "the image could not be stored; the request will not run"
-            return ProblemError("storage_unavailable", detail, retry_after_s=RETRY_SOON_S)
-        case TransportUnavailable():
-            hint = "the same request with the same Idempotency-Key is safe" if has_key else "use an Idempotency-Key"
-            detail = f"the queue did not answer; {hint} to try again"
-            return ProblemError("transport_unavailable", detail, retry_after_s=RETRY_SOON_S, outcome="unknown")

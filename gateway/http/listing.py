@@ -42,7 +42,7 @@ async def list_tasks(
 ) -> Response[TaskPage]:
     """The tasks of the key's caller (every task for `admin`), newest first. `next_cursor` leads to the next page; it is
     null on the last one. With several values of a filter, repeated or with commas, a task of any of them is listed."""
-    statuses, models = _statuses(status), _models(model, services.catalog)
+    statuses, models = statuses_of(status), models_of(model, services.catalog)
     found: list[GenerationTask] = []
     before = _decode_cursor(cursor)
     while True:
@@ -62,7 +62,8 @@ async def list_tasks(
         before = places[-1]
 
 
-def _statuses(values: list[str] | None) -> frozenset[TaskStatus] | None:
+def statuses_of(values: list[str] | None) -> frozenset[TaskStatus] | None:
+    """The filter `status`; None without one. Raises the problem `invalid_query`."""
     if values is None:
         return None
     known = {status.value: status for status in TaskStatus}
@@ -72,7 +73,8 @@ def _statuses(values: list[str] | None) -> frozenset[TaskStatus] | None:
     return frozenset(status for status in found if status is not None)
 
 
-def _models(values: list[str] | None, catalog: Catalog) -> frozenset[str] | None:
+def models_of(values: list[str] | None, catalog: Catalog) -> frozenset[str] | None:
+    """The filter `model`, by their names; None without one. Raises the problem `invalid_query`."""
     if values is None:
         return None
     entries = [catalog.resolve(value) for value in _each(values)]

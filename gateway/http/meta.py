@@ -11,7 +11,9 @@ from litestar.openapi import ResponseSpec
 from contracts.api.health import Health, ModelReadiness, Readiness
 from contracts.api.settings import SettingsView
 from contracts.topology import DEGRADED, LANE_PREFIX, TASKS, bucket_stream
+from gateway.boards.key_board import Caller
 from gateway.http.access import needs, needs_nothing
+from gateway.http.openapi.document import own_version
 from gateway.http.openapi.operations import KeyedOperation, problem_responses
 from gateway.http.views import settings_view
 from gateway.placing.sweeper import SWEEPER
@@ -28,9 +30,16 @@ from ops.telemetry.export import metrics_text
     responses=problem_responses(is_scoped=False),
     **needs(None),
 )
-async def get_settings(services: NamedDependency[Services]) -> SettingsView:
-    """What a form needs: every model with the limits, defaults and fixed values of its fields."""
-    return settings_view(services.catalog)
+async def get_settings(services: NamedDependency[Services], caller: NamedDependency[Caller]) -> SettingsView:
+    """What a form needs: every model with the limits, defaults and fixed values of its fields, and why those are fixed;
+    the classes that the key may name; and what else the key may do."""
+    return settings_view(
+        services.catalog,
+        caller,
+        keep_s=services.keep_s,
+        jaeger_url=services.jaeger_url,
+        version=own_version(),
+    )
 
 
 @get("/healthz", summary="Liveness", tags=["operations"], opt=needs_nothing())

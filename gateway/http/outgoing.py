@@ -106,6 +106,8 @@ async def _compressed(headers: _Headers, body: bytes, accepted: str | None) -> t
     """*headers* and *body* as they are sent, if not as they are. Where the client has a choice, `Vary` says so."""
     if len(body) < GZIP_MIN_BYTES or not _value(headers, b"content-type").startswith(_COMPRESSED):
         return None
+    if _value(headers, b"vary"):  # the handler has chosen already
+        return None
     headers = [*headers, (b"vary", b"Accept-Encoding")]
     if accepted is None or not accepts_gzip(accepted):
         return headers, body

@@ -11,6 +11,8 @@ from werkzeug.http import parse_list_header, unquote_header_value
 
 # The longest wait that a client may ask for, by `Prefer` or `?wait`.
 MAX_WAIT_S: Final = 60.0
+# The longest time after which a client may have a stream of many tasks end.
+FEED_WAIT_MAX_S: Final = 3_600.0
 _DIGITS_MAX: Final = 9  # of seconds: 30 years
 
 

@@ -23,6 +23,16 @@ def named_in(lines: Iterable[str]) -> Priority | None:
     return None
 
 
+def allowed_by(key: ApiKey | None) -> Priority:
+    """The strictest class that requests with *key* may name."""
+    return Priority.INTERACTIVE if key is None else key.highest_priority
+
+
+def default_of(key: ApiKey | None) -> Priority:
+    """The class of a request with *key* that names none."""
+    return max(Priority.STANDARD, allowed_by(key), key=lambda priority: priority.rank)
+
+
 def class_of(asked: Priority | None, lines: Iterable[str], key: ApiKey | None) -> Priority:
     """The class of a request whose body asks for *asked*, with these *lines* of `Priority`, sent with *key*.
 
@@ -30,10 +40,10 @@ def class_of(asked: Priority | None, lines: Iterable[str], key: ApiKey | None) -
        where it is stricter than the *key* may name.
     2. Neither does: `standard`, or the highest class of the key where that is lower.
     """
-    highest = Priority.INTERACTIVE if key is None else key.highest_priority
+    highest = allowed_by(key)
     wanted = asked or named_in(lines)
     if wanted is None:  # 2
-        return max(Priority.STANDARD, highest, key=lambda priority: priority.rank)
+        return default_of(key)
     if wanted.rank < highest.rank:
         raise ProblemError(
             "priority_forbidden",

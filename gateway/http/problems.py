@@ -95,6 +95,15 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "The task failed and has no video",
         "The task failed: worker_lost. Send the request again to try anew.",
     ),
+    "slot_not_found": ProblemKind(
+        404, "No worker has shown a slot of this name", "GET /admin/lanes lists the slots that workers show."
+    ),
+    "key_not_found": ProblemKind(404, "No API key has this id", "GET /admin/keys lists the keys with their ids."),
+    "no_thumbnail": ProblemKind(
+        404,
+        "No frame of the video was kept",
+        "No frame of this video was kept; the video is at links.video of the task.",
+    ),
     "method_not_allowed": ProblemKind(
         405, "The path exists, but not for this method", "The header Allow lists the methods of this path."
     ),
@@ -102,6 +111,17 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         408,
         "The request came too slowly",
         "The request head was not complete within 10 s. The connection is closed; send the request again.",
+    ),
+    "not_quarantined": ProblemKind(
+        409, "The slot is not quarantined", "Slot cpu-2 is resident, not quarantined: there is nothing to lift."
+    ),
+    "task_not_ended": ProblemKind(
+        409,
+        "The task may still end well",
+        "The task is processing. Wait for it, or cancel it with DELETE /tasks/{id} first.",
+    ),
+    "image_expired": ProblemKind(
+        410, "The image of the request was removed", "Send the request itself again, with its image: POST /generate."
     ),
     "video_expired": ProblemKind(
         410, "The video was removed", "Videos are kept for a limited time. Send the request again, with the same seed."
@@ -119,8 +139,8 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     ),
     "range_not_satisfiable": ProblemKind(
         416,
-        "The range lies beyond the end of the video",
-        "The header Content-Range says how many bytes the video has.",
+        "The range lies beyond the end of the file",
+        "The header Content-Range says how many bytes the file has.",
     ),
     "validation_failed": ProblemKind(
         422, "The request breaks the constraints of its model", "2 fields are wrong; errors lists each of them."

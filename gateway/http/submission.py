@@ -44,9 +44,7 @@ async def read_submission(request: CallerRequest, services: Services) -> Submiss
         request.auth.take()
     require_json(request)
     require_known_query(request.scope)
-    key = request.headers.get("idempotency-key")
-    if key is not None and not _KEY.fullmatch(key):
-        raise ProblemError("invalid_query", "Idempotency-Key: 1 to 255 printable ASCII characters without blanks")
+    key = idempotency_key_of(request)
     catalog = services.catalog
     accepted = await asyncio.to_thread(_accepted, body, catalog) if is_costly else _accepted(body, catalog)
     if not is_costly:
@@ -58,6 +56,14 @@ async def read_submission(request: CallerRequest, services: Services) -> Submiss
         priority=class_of(accepted.priority, request.headers.getall("priority", []), request.user.key),
         preferred=Preferences.of(request.headers.getall("prefer", []), wait_max_s=MAX_WAIT_S),
     )
+
+
+def idempotency_key_of(request: CallerRequest) -> str | None:
+    """The Idempotency-Key of *request*, if there is one. Raises the problem `invalid_query`."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise ProblemError("invalid_query", "Idempotency-Key: 1 to 255 printable ASCII characters without blanks")
+    return key
 
 
 def _accepted(body: bytes, catalog: Catalog) -> AcceptedRequest:

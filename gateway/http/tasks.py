@@ -1,7 +1,7 @@
 """`/tasks/{id}`: look, wait, follow, cancel. HTTP only."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Response, delete, get, head
@@ -14,7 +14,7 @@ from gateway.boards.snapshots import Snapshot
 from gateway.http.access import needs
 from gateway.http.answers import JsonAnswer
 from gateway.http.conditions import conditions_of, require_to_change
-from gateway.http.event_streams import RETRY_AFTER_S, STILL_THERE, EventStream, beginning, event
+from gateway.http.event_streams import KEEP_ALIVE_S, RETRY_AFTER_S, STILL_THERE, EventStream, beginning, event
 from gateway.http.lookup import CallerRequest, age_of, awaited, etag_of, find, no_such_task, reachable, shown
 from gateway.http.openapi.operations import (
     CancelOperation,
@@ -26,8 +26,6 @@ from gateway.http.preferences import MAX_WAIT_S, Preferences
 from gateway.http.problems import ProblemError
 from gateway.placing.cancelling import cancel
 from gateway.services import Services
-
-KEEP_ALIVE_S: Final = 15.0
 
 _Services = NamedDependency[Services]
 _Wait = Annotated[

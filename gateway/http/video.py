@@ -1,4 +1,4 @@
-"""`/tasks/{id}/video`: the MP4 of a finished task. HTTP only."""
+"""`/tasks/{id}/video` and `/tasks/{id}/thumbnail`: the MP4 of a finished task, and a frame of it. HTTP only."""
 
 from typing import Any, Final
 
@@ -6,24 +6,21 @@ from litestar import Request, Response, get, head
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.params import FromPath
-from litestar.response import Stream
 
 from contracts.tasks import TaskStatus, VideoFile
 from gateway.boards.key_board import Caller
 from gateway.http.access import Turn, needs
-from gateway.http.conditions import conditions_of, precondition_failed, tag_of, to_read
 from gateway.http.lookup import find
-from gateway.http.openapi.operations import VideoHeadOperation, VideoOperation, problem_responses
+from gateway.http.openapi.operations import FileHeadOperation, ThumbnailOperation, VideoOperation, problem_responses
 from gateway.http.problems import ProblemError
-from gateway.http.ranges import RangeNotSatisfiable, content_range, parse_range, range_applies
+from gateway.http.stored_files import StoredFile, file_answer, head_answer, require_stored
 from gateway.http.views import root_of, task_url
 from gateway.services import Services
-from ops.artifacts import StorageFailed
 
 _Request = Request[Caller, Turn, State]
 _Services = NamedDependency[Services]
 
-_PROBLEMS: Final = problem_responses(
+_CODES: Final = (
     "task_not_found",
     "video_not_ready",
     "video_failed",
@@ -33,6 +30,8 @@ _PROBLEMS: Final = problem_responses(
     "storage_unavailable",
     "transport_unavailable",
 )
+_PROBLEMS: Final = problem_responses(*_CODES)
+_THUMBNAIL_PROBLEMS: Final = problem_responses(*_CODES, "no_thumbnail")
 
 
 @get(
@@ -46,65 +45,75 @@ _PROBLEMS: Final = problem_responses(
 )
 async def get_video(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[Any]:
     """The MP4 of a finished task; `Range`, `If-Range`, `If-Match` and `If-None-Match` are understood."""
-    video = await _video(request, services, task_id)
-    headers = _headers(video, task_id)
-    if _is_known(request, headers):
-        return _not_modified(headers)
-    wanted = request.headers.get("range") if range_applies(request.headers.get("if-range"), headers["ETag"]) else None
-    try:
-        part = parse_range(wanted, video.bytes)
-    except RangeNotSatisfiable as error:
-        raise ProblemError(
-            "range_not_satisfiable",
-            f"the video has {video.bytes} bytes",
-            headers={"Content-Range": error.content_range},
-        ) from error
-    first, last = part or (0, video.bytes - 1)
-    headers["Content-Length"] = str(last - first + 1)
-    if part is not None:
-        headers["Content-Range"] = content_range(first, last, video.bytes)
-    return Stream(
-        services.artifacts.read(video.path, first, last + 1),
-        status_code=200 if part is None else 206,
-        media_type="video/mp4",
-        headers=headers,
-    )
+    return file_answer(request, services, await _video(request, services, task_id))
 
 
 @head(
     "/tasks/{task_id:str}/video",
     summary="Size and hash of the video",
     tags=["tasks"],
-    operation_class=VideoHeadOperation,
+    operation_class=FileHeadOperation,
     responses=_PROBLEMS,
     **needs("read"),
 )
 async def head_video(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[None]:
     """The headers of the video without its bytes. `Range` means nothing here (RFC 9110)."""
-    video = await _video(request, services, task_id)
-    headers = _headers(video, task_id)
-    if _is_known(request, headers):
-        return _not_modified(headers)
-    return Response(
-        b"",  # type: ignore[arg-type]  # Litestar wants None declared, and cannot render None as this media type
+    return head_answer(request, await _video(request, services, task_id))
+
+
+@get(
+    "/tasks/{task_id:str}/thumbnail",
+    summary="A frame of the video",
+    tags=["tasks"],
+    media_type="image/webp",
+    operation_class=ThumbnailOperation,
+    responses=_THUMBNAIL_PROBLEMS,
+    **needs("read"),
+)
+async def get_thumbnail(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[Any]:
+    """The middle frame of a finished task's video as WebP, 320 pixels at most on its longer side.
+
+    It is kept for as long as the video. Where a task has one, `links.thumbnail` says so."""
+    return file_answer(request, services, await _thumbnail(request, services, task_id))
+
+
+@head("/tasks/{task_id:str}/thumbnail", include_in_schema=False, **needs("read"))
+async def head_thumbnail(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[None]:
+    """The headers of the thumbnail without its bytes."""
+    return head_answer(request, await _thumbnail(request, services, task_id))
+
+
+async def _video(request: _Request, services: Services, task_id: str) -> StoredFile:
+    video = await _finished(request, services, task_id)
+    file = StoredFile(
+        path=video.path,
+        bytes=video.bytes,
+        sha256=video.sha256,
         media_type="video/mp4",
-        headers={**headers, "Content-Length": str(video.bytes)},
+        name=f"{task_id}.mp4",
+        what="video",
     )
+    await require_stored(file, services)
+    return file
 
 
-def _is_known(request: _Request, headers: dict[str, str]) -> bool:
-    """Whether the client has the video already. Raises the problem `precondition_failed`."""
-    verdict = to_read(conditions_of(request), tag_of(headers["ETag"]))
-    if verdict == "failed":
-        raise precondition_failed(headers["ETag"])
-    return verdict == "not modified"
+async def _thumbnail(request: _Request, services: Services, task_id: str) -> StoredFile:
+    thumbnail = (await _finished(request, services, task_id)).thumbnail
+    if thumbnail is None:
+        raise ProblemError("no_thumbnail", "no frame of this video was kept; the video is at links.video of the task")
+    file = StoredFile(
+        path=thumbnail.path,
+        bytes=thumbnail.bytes,
+        sha256=thumbnail.sha256,
+        media_type="image/webp",
+        name=f"{task_id}.webp",
+        what="thumbnail",
+    )
+    await require_stored(file, services)
+    return file
 
 
-def _not_modified(headers: dict[str, str]) -> Response[Any]:
-    return Response(b"", status_code=304, headers=headers)
-
-
-async def _video(request: _Request, services: Services, task_id: str) -> VideoFile:
+async def _finished(request: _Request, services: Services, task_id: str) -> VideoFile:
     task = (await find(services, request.user, task_id)).task
     if task.status is TaskStatus.FAILED:
         code = task.error.code if task.error else "failed"
@@ -112,19 +121,4 @@ async def _video(request: _Request, services: Services, task_id: str) -> VideoFi
     if task.video is None:
         url = task_url(root_of(request), task_id)
         raise ProblemError("video_not_ready", f"the task is {task.status}; GET {url}?wait=60 waits for it")
-    try:
-        size = await services.artifacts.size(task.video.path)
-    except StorageFailed as error:
-        raise ProblemError("storage_unavailable", "the video cannot be read now; try again") from error
-    if size != task.video.bytes:
-        raise ProblemError("video_expired", "the video is gone from the store; submit the request again")
     return task.video
-
-
-def _headers(video: VideoFile, task_id: str) -> dict[str, str]:
-    return {
-        "ETag": f'"{video.sha256}"',
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, max-age=3600, immutable",
-        "Content-Disposition": f'inline; filename="{task_id}.mp4"',
-    }

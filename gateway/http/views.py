@@ -5,15 +5,19 @@ from typing import Any, Final
 
 from litestar.connection import ASGIConnection
 
-from contracts.api.settings import Mode, ModelView, SettingsView
+from contracts.api.settings import CallerView, Mode, ModelView, PriorityView, SettingsView
 from contracts.api.tasks import ParameterWarning, QueuePlace, TaskLinks, TaskView, VideoView
 from contracts.fields import Presence
 from contracts.settings import Catalog
 from contracts.tasks import (
     GenerationTask,
+    Priority,
     ReplacedParameter,
     TaskStatus,
 )
+from gateway.boards.key_board import ANYBODY, Caller
+from gateway.http.body import MAX_BODY_BYTES
+from gateway.http.priority import allowed_by, default_of
 
 MODES: Final[Mapping[Presence, tuple[Mode, ...]]] = {
     "unsupported": ("text-to-video",),
@@ -71,6 +75,7 @@ def view(task: GenerationTask, place: QueuePlace | None, *, root: str = "") -> T
             self_=url,
             events=f"{url}/events",
             video=f"{url}/video" if task.status is TaskStatus.DONE else None,
+            thumbnail=None if video is None or video.thumbnail is None else f"{url}/thumbnail",
             cancel=None if task.status.is_terminal else url,
         ),
     )
@@ -86,8 +91,16 @@ def _warning(replaced: ReplacedParameter) -> ParameterWarning:
     )
 
 
-def settings_view(catalog: Catalog) -> SettingsView:
-    """The body of `GET /settings`, models by name."""
+def settings_view(
+    catalog: Catalog,
+    caller: Caller = ANYBODY,
+    *,
+    keep_s: float = 0.0,
+    jaeger_url: str | None = None,
+    version: str | None = None,
+) -> SettingsView:
+    """The body of `GET /settings` for *caller*, models by name."""
+    key = caller.key
     return SettingsView(
         profile=catalog.profile,
         wait_limit_s=catalog.windows.wait_limit_s,
@@ -102,4 +115,18 @@ def settings_view(catalog: Catalog) -> SettingsView:
             )
             for _, entry in sorted(catalog.models.items())
         ),
+        priorities=tuple(PriorityView(name=each, allowed=each.rank >= allowed_by(key).rank) for each in Priority),
+        default_priority=default_of(key),
+        body_max_bytes=MAX_BODY_BYTES,
+        keep_s=keep_s,
+        trace_url=f"{jaeger_url.rstrip('/')}/trace/{{trace_id}}" if jaeger_url else None,
+        caller=CallerView(
+            name=caller.name,
+            scopes=caller.scopes,
+            key_id=None if key is None else key.id,
+            is_open=key is None,
+            max_waiting=None if key is None else key.max_waiting,
+            max_running=None if key is None else key.max_running,
+        ),
+        version=version,
     )

@@ -62,6 +62,7 @@ class Overload:
 
     def full(self, model: str) -> Overloaded:
         """To be raised for a request for *model* that found the degraded queue full."""
+        self._tasks.recent.refused(model, datetime.now(UTC))
         return self._overloaded("depth", model)
 
     def late(self, task: GenerationTask) -> Overloaded:

@@ -143,8 +143,11 @@ class StepFinished(Struct, frozen=True, tag="progress"):
     at_s: float
 
 
+WebP = bytes  # in `WrittenVideo`, "bytes" is a number of them
+
+
 class WrittenVideo(Struct, frozen=True):
-    """The MP4 that was written to `Generate.video_path`."""
+    """The MP4 that was written to `Generate.video_path`, and a frame of it as WebP; empty where none could be made."""
 
     bytes: int
     sha256: str
@@ -152,6 +155,7 @@ class WrittenVideo(Struct, frozen=True):
     height: int
     frames: int
     fps: int
+    thumbnail: WebP = b""
 
 
 class Finished(Struct, frozen=True, tag="finished"):

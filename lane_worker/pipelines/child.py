@@ -58,6 +58,7 @@ from lane_worker.pipelines.inputs import BadInput, read_image
 from lane_worker.pipelines.load import LoadTimes, load_pipeline, needs_image, run_pipeline, with_suffix
 from lane_worker.pipelines.oom_snapshots import OomSnapshots
 from lane_worker.pipelines.rehearsal import rehearse
+from lane_worker.pipelines.thumbnail import thumbnail_of
 from lane_worker.pipelines.video import write_video
 from ops.machine.visible_cards import VISIBLE
 
@@ -319,6 +320,8 @@ class _Child:
         if job.cancelled.is_set():
             raise TaskCancelled
         video = write_video(frames, Path(request.video_path), fps=parameters.fps)
+        with contextlib.suppress(Exception):  # a video without a thumbnail is one all the same
+            video = msgspec.structs.replace(video, thumbnail=thumbnail_of(frames))
         return Finished(
             task_id=task_id,
             video=video,

@@ -1,11 +1,13 @@
 """Brings what became of a task onto its record, under the lease (design §4, Settle)."""
 
+import hashlib
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 import structlog
 
 from contracts import lifecycle
-from contracts.tasks import FailureCode, GenerationTask, VideoFile
+from contracts.tasks import FailureCode, GenerationTask, ThumbnailFile, VideoFile
 from lane_worker.runtime.held import HeldTask
 from lane_worker.runtime.lease import LeaseKeeper
 from lane_worker.runtime.orphans import delete_or_leave
@@ -13,6 +15,9 @@ from lane_worker.runtime.outcome import GaveUp, Result, Stopped, Succeeded, Unsu
 from ops.artifacts import Artifacts, StorageFailed
 from ops.telemetry import metrics
 from ops.telemetry.tracing import current_span, failed, of_task, span
+
+# One of 320 pixels has 5 to 20 kB.
+THUMBNAIL_MAX_BYTES: Final = 256 * 1024
 
 log = structlog.get_logger("loop")
 
@@ -47,6 +52,7 @@ class Settlement:
             if not elsewhere or (record.video is not None and record.video.path == ours.video_path):
                 return
         await delete_or_leave(self._artifacts, ours.video_path)
+        await delete_or_leave(self._artifacts, ours.thumbnail_path)
 
     async def _publish_video(self, result: Succeeded) -> None:
         task = self._held.task
@@ -63,7 +69,8 @@ class Settlement:
             return
         finally:
             result.path.unlink(missing_ok=True)
-        ended = await self._held.end(lambda task: finished(task, result, now=datetime.now(UTC)))
+        thumbnail = await self._store_thumbnail(result.video.thumbnail)
+        ended = await self._held.end(lambda task: finished(task, result, thumbnail=thumbnail, now=datetime.now(UTC)))
         metrics.inference_duration.record(result.inference_s, ended.model)
         log.info(
             "task_done",
@@ -73,6 +80,19 @@ class Settlement:
             inference_s=round(result.inference_s, 4),
             encode_s=round(result.encode_s, 4),
         )
+
+    async def _store_thumbnail(self, content: bytes) -> ThumbnailFile | None:
+        """Stores *content*, if it is one; what becomes of it changes nothing about the video."""
+        task = self._held.task
+        if not 0 < len(content) <= THUMBNAIL_MAX_BYTES:
+            return None
+        try:
+            await self._artifacts.put(task.thumbnail_path, content)
+        except StorageFailed as error:
+            log.warning("thumbnail_not_stored", task_id=task.id, error=str(error))
+            return None
+        sha256 = hashlib.sha256(content).hexdigest()
+        return ThumbnailFile(path=task.thumbnail_path, bytes=len(content), sha256=sha256)
 
     async def _fail(self, result: Unsuccessful) -> None:
         def fail(task: GenerationTask) -> GenerationTask:
@@ -100,8 +120,10 @@ class Settlement:
         report("lease_released", task_id=task.id, attempt=task.attempt, reason=reason, on_purpose=on_purpose)
 
 
-def finished(task: GenerationTask, result: Succeeded, *, now: datetime) -> GenerationTask:
-    """*task*, done with the video of *result*, which is stored at its `video_path`. Pure."""
+def finished(
+    task: GenerationTask, result: Succeeded, *, thumbnail: ThumbnailFile | None = None, now: datetime
+) -> GenerationTask:
+    """*task*, done with the video of *result*, which is stored at its `video_path`, and its *thumbnail*. Pure."""
     written = result.video
     video = VideoFile(
         path=task.video_path,
@@ -111,6 +133,7 @@ def finished(task: GenerationTask, result: Succeeded, *, now: datetime) -> Gener
         height=written.height,
         frames=written.frames,
         fps=written.fps,
+        thumbnail=thumbnail,
     )
     finished_at = result.started_at + timedelta(seconds=result.inference_s)
     task = lifecycle.with_event(task, "inference_started", result.started_at)

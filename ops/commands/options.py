@@ -46,6 +46,13 @@ cors_origins_option = click.option(
     help="Let pages of this origin, as in https://app.example.org, call the API from a browser. May be repeated; "
     "the variable separates several by blanks. [default: none]",
 )
+JAEGER_VARIABLE: Final = "WARMLANE_JAEGER_URL"
+trace_link_option = click.option(
+    "--jaeger-url",
+    envvar=JAEGER_VARIABLE,
+    show_envvar=True,
+    help="Jaeger's pages: a trace is shown as a link there. [default: its ID alone]",
+)
 trace_reads_option = click.option(
     "--trace-reads",
     envvar="WARMLANE_TRACE_READS",

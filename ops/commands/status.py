@@ -28,7 +28,8 @@ from contracts.api.admin import (
 from ops.commands.api.client import Client
 from ops.commands.api.options import Gateway, gateway_options
 from ops.commands.api.problems import Unreachable
-from ops.commands.trace import link_option, trace_link
+from ops.commands.options import trace_link_option
+from ops.commands.trace import trace_link
 
 REFRESH_S: Final = 1.0
 MODES: Final = ("auto", "degraded")
@@ -245,7 +246,7 @@ def follow(client: Client, console: Console, jaeger_url: str | None = None) -> N
 )
 @click.option("--watch", is_flag=True, help="Go on, drawn anew every second, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print what the gateway answers, once, as one JSON object.")
-@link_option
+@trace_link_option
 @gateway_options
 def command(watch: bool, as_json: bool, jaeger_url: str | None, gateway: Gateway) -> None:
     """Show lanes, queues, slots, fallbacks and cold starts, and where a request would go now."""

@@ -18,9 +18,10 @@ from ops.commands.api.client import Client
 from ops.commands.api.options import Gateway, gateway_options
 from ops.commands.api.problems import NotWarmlane, Refused
 from ops.commands.durations import Duration
+from ops.commands.options import trace_link_option
 from ops.commands.patience import SERVICE_UNAVAILABLE, Busy, pause_s
 from ops.commands.saving import require_writable, save
-from ops.commands.trace import known_jaeger, link_option, trace_link
+from ops.commands.trace import known_jaeger, trace_link
 
 INTERRUPTED: Final = 130
 OVERLOADED: Final = "queue_overloaded"
@@ -275,7 +276,7 @@ retry_option = click.option(
 )
 @out_option
 @retry_option
-@link_option
+@trace_link_option
 @gateway_options
 @click.pass_context
 def command(

@@ -11,10 +11,10 @@ import httpx
 from msgspec import Struct
 
 from contracts.nesting import loads
+from ops.commands.options import JAEGER_VARIABLE
 from ops.commands.web_client import web_client
 
 DEFAULT_URL: Final = "http://127.0.0.1:16686"
-VARIABLE: Final = "WARMLANE_JAEGER_URL"
 ROOT_SERVICE: Final = "warmlane-gateway"
 TIMEOUT_S: Final = 10.0
 _TRACE_ID: Final = re.compile(r"[0-9a-f]{32}")
@@ -84,15 +84,7 @@ def trace_link(trace_id: str | None, jaeger_url: str | None) -> str | None:
 
 def known_jaeger() -> str | None:
     """The address of Jaeger in the environment."""
-    return os.environ.get(VARIABLE)
-
-
-link_option = click.option(
-    "--jaeger-url",
-    envvar=VARIABLE,
-    show_envvar=True,
-    help="Jaeger's pages: a trace is shown as a link there. [default: its ID alone]",
-)
+    return os.environ.get(JAEGER_VARIABLE)
 
 
 def fetch(client: httpx.Client, wanted: str) -> list[Mapping[str, Any]]:
@@ -109,7 +101,8 @@ def fetch(client: httpx.Client, wanted: str) -> list[Mapping[str, Any]]:
         return list(loads(answer.content)["data"] or [])
     except httpx.HTTPError as error:
         raise click.ClickException(
-            f"Jaeger at {client.base_url} does not answer ({error}); name its query API with --jaeger-url or {VARIABLE}"
+            f"Jaeger at {client.base_url} does not answer ({error}); name its query API with --jaeger-url or "
+            f"{JAEGER_VARIABLE}"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise click.ClickException(f"{client.base_url} is not Jaeger's query API") from error
@@ -122,7 +115,7 @@ def fetch(client: httpx.Client, wanted: str) -> list[Mapping[str, Any]]:
 @click.argument("wanted", metavar="ID")
 @click.option(
     "--jaeger-url",
-    envvar=VARIABLE,
+    envvar=JAEGER_VARIABLE,
     default=DEFAULT_URL,
     show_default=True,
     show_envvar=True,

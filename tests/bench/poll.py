@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from contracts import lifecycle
 from contracts.tasks import GenerationTask, VideoFile, decode_task, encode_task
 from contracts.topology import TASKS
-from ops.commands.keys import add
+from ops.nats.api_keys import add
 from ops.nats.link import NatsLink
 from tests.bench.accept import Sample, submitted
 from tests.bench.load import Address, Answer, Connection, LoadFailed, connect, percentile, request

@@ -54,6 +54,9 @@ def test_a_request_becomes_a_playable_video(model: str, system: UpProcess) -> No
     assert (len(video), hashlib.sha256(video).hexdigest()) == (done["video"]["bytes"], done["video"]["sha256"])
     frames = frames_of(video)
     assert [(frame.width, frame.height) for frame in frames] == [(64, 96)] * 9
+    thumbnail = system.http.get(done["links"]["thumbnail"])
+    with Image.open(io.BytesIO(thumbnail.content), formats=["WEBP"]) as picture:
+        assert picture.size == (64, 96)
     assert (done["worker"], done["attempt"], done["route"]) == (f"{model}-0", 1, "lane")
     # once, by whoever did it, and the page of the gateway has it; a worker counts what it has stored
     eventually_sync(lambda: system.counted("warmlane_tasks_finished_total", outcome="done") == counted + 1)

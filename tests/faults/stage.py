@@ -27,11 +27,11 @@ from lane_worker.forking.host_messages import Fork
 from lane_worker.forking.slot import lock_path, read_note
 from lane_worker.residence.residence import Residence
 from lane_worker.runtime import assembly
-from ops.commands.slots import lift
 from ops.machine.memory import RssProbe, probe_for
 from ops.machine.readings import MemoryProbe
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
+from ops.nats.shown_slots import lift
 from tests.kit.degraded import leads, setup_of, shown
 from tests.kit.fake_nvml import GIB, UUID, FakeNvml, fake_nvml
 from tests.kit.gateway import GatewayProcess, System

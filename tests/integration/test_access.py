@@ -19,7 +19,7 @@ from contracts.tasks import Priority, TaskStatus
 from contracts.topology import KEYS
 from gateway.http.admin import MODE_MAX_BYTES
 from ops.cli import cli
-from ops.commands.keys import add, read_keys, revoke
+from ops.nats.api_keys import add, read_keys, revoke
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit.gateway import GatewayProcess, System, report_lane

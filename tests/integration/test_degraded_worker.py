@@ -20,9 +20,9 @@ from degraded_worker.worker import DegradedWorker
 from lane_worker.forking.slot import lock_path, read_note
 from lane_worker.residence.residence import Residence
 from lane_worker.runtime.scratch import LOCK, Scratch
-from ops.commands.slots import lift
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
+from ops.nats.shown_slots import lift
 from tests.kit.degraded import DegradedProcess, becomes, leader_of, leading, leads, place, setup_of, shown, task_of
 from tests.kit.records import NOW
 from tests.kit.stuck_card import StuckCard

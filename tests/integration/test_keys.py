@@ -19,9 +19,9 @@ from contracts.keys import Presented
 from contracts.settings import load_settings
 from gateway.boards.key_board import KeyBoard
 from ops.cli import cli
-from ops.commands.keys import add, forget_revoked, read_keys, revoke
 from ops.machine.processes import warmlane_command
 from ops.machine.tls import tls_of
+from ops.nats.api_keys import add, forget_revoked, read_keys, revoke
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit.gateway import GatewayProcess

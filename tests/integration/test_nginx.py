@@ -25,7 +25,7 @@ from gateway.http.body import MAX_BODY_BYTES
 from gateway.server.connections import Connections, http_config
 from gateway.server.limits import Limits
 from ops.commands.api.client import Client
-from ops.commands.keys import add
+from ops.nats.api_keys import add
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.integration.test_http_tasks import CONTENT, finished
@@ -155,7 +155,8 @@ async def test_every_address_leads_back_through_nginx(site: Site) -> None:
         answer = await submitted(http)
         url = f"/warmlane/tasks/{answer.json()['id']}"
         assert answer.headers["location"] == url
-        assert answer.json()["links"] == {"self": url, "events": f"{url}/events", "video": None, "cancel": url}
+        links = answer.json()["links"]
+        assert links == {"self": url, "events": f"{url}/events", "video": None, "thumbnail": None, "cancel": url}
         address = answer.url.join(answer.headers["location"])  # as RFC 9110 has it
         authorized = {"authorization": f"Bearer {site.key.text}"}
         shown = await anywhere.get(address, headers=authorized)
@@ -180,6 +181,12 @@ async def test_every_address_leads_back_through_nginx(site: Site) -> None:
         assert len(assets) == 4
         for asset in assets:
             assert (await anywhere.get(docs.url.join(asset))).status_code == 200, asset
+        panel = await anywhere.get(f"{site.nginx.url}/", headers={"accept": "text/html"})
+        assert '<base href="/warmlane/">' in panel.text
+        files = re.findall(r'(?:src|href)="(panel/[^"]+)"', panel.text)
+        assert len(files) > 2
+        for file in files:
+            assert (await anywhere.get(f"{site.nginx.url}/{file}")).status_code == 200, file
         for document in ("/openapi.json", "/docs/openapi.json"):
             assert (await http.get(document)).json()["servers"] == [{"url": "/warmlane"}]
         assert '"servers":[{"url":"/warmlane"}]' in docs.text

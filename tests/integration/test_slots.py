@@ -14,12 +14,12 @@ from contracts.lanes import SlotState, VideoPipelineSlot
 from contracts.settings import Catalog
 from contracts.topology import LANES, SLOTS, SLOTS_SHOWN_S, bucket_stream, lane_key
 from lane_worker.runtime.slot_display import SlotDisplay
-from ops.commands.slots import lift, read_slots
 from ops.ending import end
 from ops.lanes.left_behind import forget_the_dead
 from ops.machine.processes import warmlane_command
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
+from ops.nats.shown_slots import lift, read_slots
 from tests.kit.behind import js_of
 from tests.kit.degraded import shown
 from tests.kit.records import lane_report

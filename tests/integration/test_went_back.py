@@ -16,7 +16,7 @@ from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.tasks import TaskStatus
 from contracts.topology import CONTROL, KEYS, TASKS, bucket_stream, control_key
-from ops.commands.keys import add, revoke
+from ops.nats.api_keys import add, revoke
 from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted

@@ -39,7 +39,7 @@ from tests.kit.behind import js_of
 from tests.kit.lanes import CutWire
 from tests.kit.records import DECISION, pending_task
 from tests.kit.spans import kept_spans
-from tests.kit.steered import CONTENT, MEMORY, RECEIPT, Worker
+from tests.kit.steered import CONTENT, MEMORY, RECEIPT, THUMBNAIL, Worker
 from tests.kit.support import NatsServer, as_admin, eventually
 
 STREAM = lane_stream("anisora")
@@ -116,6 +116,9 @@ async def test_done_means_published(link: NatsLink, worker: Worker) -> None:
     done = await becomes(link, task.id, TaskStatus.DONE)
     assert done.video is not None
     assert (worker.artifacts / done.video.path).read_bytes() == CONTENT
+    assert done.video.thumbnail is not None
+    assert (worker.artifacts / done.video.thumbnail.path).read_bytes() == THUMBNAIL
+    assert done.video.thumbnail.bytes == len(THUMBNAIL)
     assert (done.memory, done.swap, done.lease_expires_at) == (MEMORY, RECEIPT, None)
     assert [path.name for path in worker.folder.iterdir()] == [LOCK]
 
@@ -252,6 +255,7 @@ async def test_a_worker_that_lost_its_task_publishes_nothing(link: NatsLink, wor
     await worker.idle.wait()
     assert [path.name for path in worker.folder.iterdir()] == [LOCK]
     assert not (worker.artifacts / task.video_path).exists()
+    assert not (worker.artifacts / task.thumbnail_path).exists()
     current, _ = await recorded(link, task.id)
     assert (current.status, current.epoch, current.video) == (TaskStatus.PENDING, 1, None)
 
@@ -326,6 +330,17 @@ async def test_a_video_that_cannot_be_stored(link: NatsLink, worker: Worker) -> 
     assert failed.error is not None
     assert (failed.error.code, failed.memory, failed.swap) == (FailureCode.STORAGE_FAILED, MEMORY, RECEIPT)
     assert [path.name for path in worker.folder.iterdir()] == [LOCK]
+
+
+async def test_a_video_is_published_also_where_its_thumbnail_cannot_be_stored(link: NatsLink, worker: Worker) -> None:
+    (worker.artifacts / "thumbnails").write_text("a file where the folder should be")
+    worker.runner.may_end.set()
+    task = fresh_task()
+    await queue(link, task)
+    done = await becomes(link, task.id, TaskStatus.DONE)
+    assert done.video is not None
+    assert done.video.thumbnail is None
+    assert (worker.artifacts / done.video.path).read_bytes() == CONTENT
 
 
 def task_with_image() -> GenerationTask:

@@ -9,7 +9,7 @@ import httpx
 import trustme
 
 from contracts.keys import Presented, Scope
-from ops.commands.keys import add
+from ops.nats.api_keys import add
 from ops.nats.link import NatsLink
 from tests.kit import warm_cli
 from tests.kit.gateway import GatewayProcess

@@ -21,6 +21,7 @@ from ops.ending import end
 from ops.nats.link import NatsLink
 
 CONTENT: Final = b"a finished video"
+THUMBNAIL: Final = b"a frame of it"
 MEMORY: Final = MemoryReading(rss_bytes=1)
 RECEIPT: Final = SwapReceipt(slot="cpu-0", released_model="phr00t", loaded_model="anisora", how="unloaded", probe="rss")
 
@@ -52,7 +53,9 @@ class SteeredRunner:
             return self.result
         path = self._scratch / "video.mp4"
         path.write_bytes(CONTENT)
-        video = WrittenVideo(bytes=len(CONTENT), sha256="0" * 64, width=96, height=64, frames=17, fps=16)
+        video = WrittenVideo(
+            bytes=len(CONTENT), sha256="0" * 64, width=96, height=64, frames=17, fps=16, thumbnail=THUMBNAIL
+        )
         return Succeeded(
             path=path,
             video=video,

@@ -23,7 +23,7 @@ MOVED: Final = {"ops/nats.conf": "nats.conf"}
 DATA: Final = {
     "contracts": {".json"},
     "degraded_worker": set[str](),
-    "gateway": set[str](),
+    "gateway": {".css", ".html", ".js", ".json", ".svg", ".txt"},
     "lane_worker": {".json", ".txt"},
     "ops": {".Dockerfile", ".conf", ".env", ".json", ".md", ".sh", ".svg", ".yaml"},
 }

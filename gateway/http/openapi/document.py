@@ -74,7 +74,7 @@ def openapi_config(catalog: Catalog) -> OpenAPIConfig:
     """The document for the models of *catalog*, and the page at `/docs`. `docs_routes` serves the rest of it."""
     return OpenAPIConfig(
         title="Warmlane",
-        version=_version(),
+        version=own_version(),
         description=_description(catalog.windows.wait_limit_s),
         tags=[
             Tag(name="generation", description="Ask for a video."),
@@ -156,10 +156,11 @@ def _description(wait_limit_s: float) -> str:
     return text + "".join(f"| {kind.status} | `{code}` | {kind.title} |\n" for code, kind in PROBLEMS.items())
 
 
-def _version() -> str:
+def own_version() -> str:
+    """The version of this gateway; `unreleased` in a source tree that was never installed."""
     try:
         return version("warmlane")
-    except PackageNotFoundError:  # a source tree that was never installed
+    except PackageNotFoundError:
         return "unreleased"
 
 

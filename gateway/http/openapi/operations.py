@@ -20,7 +20,10 @@ from litestar.openapi.spec import (
 )
 
 from contracts.api.problems import Problem
-from contracts.tasks import GenerationTask, TaskStatus
+from contracts.fields import SEED_SPAN
+from contracts.keys import ANONYMOUS, DEFAULT_RATE_PER_S, SCOPES
+from contracts.tasks import GenerationTask, Priority, TaskStatus
+from gateway.http.key_request import BOUND_MAX, RATE_MAX_PER_S, RATE_MIN_PER_S
 from gateway.http.openapi.examples import (
     CANCELLED,
     DONE,
@@ -33,7 +36,7 @@ from gateway.http.openapi.examples import (
     problem_example,
 )
 from gateway.http.openapi.request import MODEL_QUERY, REQUEST_BODY, filter_of
-from gateway.http.preferences import MAX_WAIT_S
+from gateway.http.preferences import FEED_WAIT_MAX_S, MAX_WAIT_S
 from gateway.http.problems import PROBLEM_MEDIA_TYPE, PROBLEMS
 from gateway.http.views import view
 
@@ -102,6 +105,16 @@ class _DescribedOperation(Operation):
             described: dict[str, OpenAPIHeader | Reference] = {name: _header(text) for name, text in headers.items()}
             response.headers = {**(response.headers or {}), **described}
 
+    def _filter(self) -> None:
+        """Of the parameters that filter tasks: which names there are, the running catalog knows."""
+        known: dict[str, Parameter | Reference] = {
+            "model": Reference(ref=f"#/components/parameters/{MODEL_QUERY}"),
+            "status": filter_of("status", list(TaskStatus), "Only tasks in these states."),
+        }
+        self.parameters = [
+            known.get(each.name, each) if isinstance(each, Parameter) else each for each in self.parameters or []
+        ]
+
     def _conditional(self, tag: str, *, example: str = '"7"', more: str = "") -> None:
         """What can be read only if it has changed: its `ETag` is *tag*."""
         self._accept(
@@ -134,7 +147,7 @@ class _DescribedOperation(Operation):
 
 # Raw bytes. JSON Schema of OpenAPI 3.1 would need no more than the media type; generators of clients look for this.
 _BYTES: Final = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
-_OF_A_VIDEO: Final = "The SHA-256 of the video."
+_OF_A_FILE: Final = "The SHA-256 of the file."
 _RETRY_AFTER: Final = {"Retry-After": "Seconds until another try makes sense."}
 _AGE: Final = {
     "Age": "Only while the gateway is cut off from the queue, and answers from memory: the greatest age of the answer, "
@@ -145,6 +158,83 @@ _AGE: Final = {
 @dataclass
 class KeyedOperation(_DescribedOperation):
     """An operation that needs a key; its handler's signature shows the rest."""
+
+
+@dataclass
+class ChangeOperation(_DescribedOperation):
+    """What an operator changes without a body."""
+
+    def __post_init__(self) -> None:
+        self._send(503, _RETRY_AFTER)
+
+
+@dataclass
+class NewKeyOperation(_DescribedOperation):
+    """`POST /admin/keys`: its body, which the handler checks itself."""
+
+    def __post_init__(self) -> None:
+        self._send(503, _RETRY_AFTER)
+        bound = Schema(type=[OpenAPIType.INTEGER, OpenAPIType.NULL], minimum=1, maximum=BOUND_MAX)
+        schema = Schema(
+            type=OpenAPIType.OBJECT,
+            properties={
+                "caller": Schema(
+                    type=OpenAPIType.STRING,
+                    pattern=f"^(?!{ANONYMOUS}$)[A-Za-z0-9._@-]{{1,64}}$",
+                    description="Whom it is for. Keys of the same caller see the same tasks.",
+                ),
+                "scopes": Schema(
+                    type=OpenAPIType.ARRAY, items=Schema(type=OpenAPIType.STRING, enum=list(SCOPES)), min_items=1
+                ),
+                "rate_per_s": Schema(
+                    type=[OpenAPIType.NUMBER, OpenAPIType.NULL],
+                    minimum=RATE_MIN_PER_S,
+                    maximum=RATE_MAX_PER_S,
+                    default=DEFAULT_RATE_PER_S,
+                    description="Requests a second, counted over ten seconds; null is no limit.",
+                ),
+                "highest_priority": Schema(
+                    type=OpenAPIType.STRING, enum=[each.value for each in Priority], default=Priority.INTERACTIVE.value
+                ),
+                "max_waiting": bound,
+                "max_running": bound,
+            },
+            required=["caller", "scopes"],
+            additional_properties=False,
+        )
+        value = {"caller": "alice", "scopes": ["submit", "read"]}
+        examples: dict[str, Example | Reference] = {"a client": Example(summary="A client", value=value)}
+        self.request_body = RequestBody(
+            required=True, content={"application/json": OpenAPIMediaType(schema=schema, examples=examples)}
+        )
+
+
+@dataclass
+class ResubmitOperation(_DescribedOperation):
+    """`POST /tasks/{id}/resubmit`: its body, which the handler checks itself."""
+
+    def __post_init__(self) -> None:
+        self._accept(
+            _parameter("Idempotency-Key", "As of `POST /generate`.", "order-17-again", pattern="^[!-~]{1,255}$")
+        )
+        self._show(202, "Accepted: the new task.", {"pending": PENDING})
+        self._send(202, {"Location": "The path of the new task.", "ETag": "As of the task's own path."})
+        self._send(503, _RETRY_AFTER)
+        seed = Schema(
+            one_of=[
+                Schema(type=OpenAPIType.INTEGER, minimum=0, maximum=SEED_SPAN - 1),
+                Schema(type=OpenAPIType.STRING, enum=["new"]),
+            ],
+            description="Absent: the seed that the task had.",
+        )
+        schema = Schema(type=OpenAPIType.OBJECT, properties={"seed": seed}, additional_properties=False)
+        examples: dict[str, Example | Reference] = {
+            "the same": Example(summary="With the same seed", value={}),
+            "another": Example(summary="With a new seed", value={"seed": "new"}),
+        }
+        self.request_body = RequestBody(
+            required=True, content={"application/json": OpenAPIMediaType(schema=schema, examples=examples)}
+        )
 
 
 @dataclass
@@ -267,16 +357,32 @@ class TasksOperation(_DescribedOperation):
     """`GET /tasks`: a page."""
 
     def __post_init__(self) -> None:
-        # which names there are, the running catalog knows
-        known: dict[str, Parameter | Reference] = {
-            "model": Reference(ref=f"#/components/parameters/{MODEL_QUERY}"),
-            "status": filter_of("status", list(TaskStatus), "Only tasks in these states."),
-        }
-        self.parameters = [
-            known.get(each.name, each) if isinstance(each, Parameter) else each for each in self.parameters or []
-        ]
+        self._filter()
         self._send(200, _AGE)
         self._send(503, _RETRY_AFTER)
+
+
+@dataclass
+class FeedOperation(_DescribedOperation):
+    """`GET /tasks/events`: a stream of server-sent events about many tasks."""
+
+    def __post_init__(self) -> None:
+        self._filter()
+        self._constrain("wait", Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=FEED_WAIT_MAX_S))
+        self._accept(
+            _parameter(
+                "Last-Event-ID",
+                "The newest id of the stream before: what changed since is told first.",
+                "1742",
+                pattern="^[0-9]{1,18}$",
+            )
+        )
+        self._answer(
+            200,
+            "Events `open`, `reset`, `task`, `left`, `gone` and `places`, until somebody hangs up.",
+            "text/event-stream",
+        )
+        self._send(429, _RETRY_AFTER)
 
 
 @dataclass
@@ -306,28 +412,44 @@ class EventsOperation(_DescribedOperation):
 
 
 @dataclass
-class VideoOperation(_DescribedOperation):
-    """`GET /tasks/{id}/video`: an MP4, whole or in part."""
+class _FileOperation(_DescribedOperation):
+    """A file of the artifact store, whole or in part."""
 
-    def __post_init__(self) -> None:
+    def _file(self, what: str, media_type: str) -> None:
         self._accept(
             _parameter("Range", "One range of bytes; several, or another unit, give the whole file.", "bytes=0-1023"),
-            _parameter("If-Range", "Honour Range only while the video has this ETag.", EXAMPLE_ETAG),
+            _parameter("If-Range", "Honour Range only while the file has this ETag.", EXAMPLE_ETAG),
         )
         sent = {"Accept-Ranges": "`bytes`", "Content-Length": "How many bytes follow."}
-        self._answer(200, "The whole video.", "video/mp4", schema=_BYTES)
-        self._answer(206, "The bytes that Range asked for.", "video/mp4", schema=_BYTES)
+        self._answer(200, f"The whole {what}.", media_type, schema=_BYTES)
+        self._answer(206, "The bytes that Range asked for.", media_type, schema=_BYTES)
         self._send(200, sent)
-        self._send(206, {"ETag": _OF_A_VIDEO, **sent, "Content-Range": "Which bytes, of how many."})
-        self._conditional(_OF_A_VIDEO, example=EXAMPLE_ETAG)
-        self._send(416, {"Content-Range": "How many bytes the video has."})
+        self._send(206, {"ETag": _OF_A_FILE, **sent, "Content-Range": "Which bytes, of how many."})
+        self._conditional(_OF_A_FILE, example=EXAMPLE_ETAG)
+        self._send(416, {"Content-Range": f"How many bytes the {what} has."})
 
 
 @dataclass
-class VideoHeadOperation(_DescribedOperation):
+class VideoOperation(_FileOperation):
+    """`GET /tasks/{id}/video`: an MP4."""
+
+    def __post_init__(self) -> None:
+        self._file("video", "video/mp4")
+
+
+@dataclass
+class ThumbnailOperation(_FileOperation):
+    """`GET /tasks/{id}/thumbnail`: a WebP."""
+
+    def __post_init__(self) -> None:
+        self._file("thumbnail", "image/webp")
+
+
+@dataclass
+class FileHeadOperation(_DescribedOperation):
     """`HEAD /tasks/{id}/video`: the headers alone."""
 
     def __post_init__(self) -> None:
         self._answer(200, "The video exists.")
         self._send(200, {"Content-Length": "Its size in bytes."})
-        self._conditional(_OF_A_VIDEO, example=EXAMPLE_ETAG)
+        self._conditional(_OF_A_FILE, example=EXAMPLE_ETAG)

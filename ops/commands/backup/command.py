@@ -61,7 +61,7 @@ def _size(manifest: BackupManifest) -> str:
 def backup_command(folder: Path, nats: NatsAccess, settings: Path | None, profile: str) -> None:
     """Save every stream and bucket into DIR, while tasks go on.
 
-    DIR must be new or empty. Videos are not in it: copy the artifact store afterwards.
+    DIR must be new or empty. Videos and images are not in it: copy the artifact store afterwards.
     """
 
     async def work(link: NatsLink, on_bytes: OnBytes) -> BackupManifest:

@@ -16,8 +16,8 @@ lies between harmless (`snapshot_order`): queues, then records, then the other b
 
 What is restored then goes on by the usual rules: a task that was running loses its lease and is queued again; one that
 waited too long for the degraded worker ends as `queue_overloaded`, for a lane it is rerouted. What was accepted after
-the backup is not known any more. Videos and images are files of the artifact store: copied after the backup, so that
-everything that a record names is there.
+the backup is not known any more. Videos, their thumbnails and images are files of the artifact store: copied after the
+backup, so that everything that a record names is there.
 """
 
 from collections.abc import Callable

@@ -13,7 +13,6 @@ from rich.markup import escape
 
 from ops.background import Background
 from ops.commands.addresses import Addresses
-from ops.commands.keys import forget_revoked, read_keys
 from ops.commands.up.processes import STOP_S, Processes
 from ops.commands.up.screen import Screen
 from ops.commands.up.setup import SystemSetup
@@ -24,6 +23,7 @@ from ops.lanes.left_behind import forget_the_dead
 from ops.lanes.quota import POLL_S, Quota, QuotaError
 from ops.machine.processes import Process
 from ops.nats.access import NatsAccess, make_users, password_variable
+from ops.nats.api_keys import forget_revoked, read_keys
 from ops.nats.bucket import Bucket
 from ops.nats.buckets import HEARTBEATS, LEADERSHIPS
 from ops.nats.link import NatsLink

@@ -5,9 +5,21 @@ import msgspec
 import pytest
 
 from contracts import lifecycle
+from contracts.api.settings import CallerView
 from contracts.api.tasks import QueuePlace
+from contracts.keys import ApiKey
 from contracts.memory import MemoryReading, SwapReceipt
-from contracts.tasks import FailureCode, GenerationTask, OrderDecision, ReplacedParameter, TaskStatus, VideoFile
+from contracts.tasks import (
+    FailureCode,
+    GenerationTask,
+    OrderDecision,
+    Priority,
+    ReplacedParameter,
+    TaskStatus,
+    ThumbnailFile,
+    VideoFile,
+)
+from gateway.boards.key_board import Caller
 from gateway.http.admin_views import explain_view
 from gateway.http.views import settings_view, view
 from gateway.rules.routing import ToDegraded
@@ -85,11 +97,16 @@ def test_nothing_internal_is_shown() -> None:
 
 def test_links_follow_the_status() -> None:
     url = f"/tasks/{TASK_ID}"
-    waiting = {"self": url, "events": f"{url}/events", "video": None, "cancel": url}
+    waiting = {"self": url, "events": f"{url}/events", "video": None, "thumbnail": None, "cancel": url}
     assert shown(pending_task())["links"] == waiting
     assert shown(processing_task())["links"] == waiting
     assert shown(DONE)["links"] == {**waiting, "video": f"{url}/video", "cancel": None}
     assert shown(FAILED)["links"] == {**waiting, "cancel": None}
+    assert DONE.video is not None
+    thumbnail = ThumbnailFile(path=f"thumbnails/{TASK_ID}.0.webp", bytes=7, sha256="ef" * 32)
+    with_one = msgspec.structs.replace(DONE, video=msgspec.structs.replace(DONE.video, thumbnail=thumbnail))
+    assert shown(with_one)["links"]["thumbnail"] == f"{url}/thumbnail"
+    assert "thumbnails/" not in json.dumps(shown(with_one))
 
 
 def test_the_ends_of_a_task() -> None:
@@ -144,6 +161,39 @@ def test_settings_hold_what_a_form_needs() -> None:
     assert (phr00t["constraints"]["steps"]["fixed"], phr00t["constraints"]["cfg"]["fixed"]) == (4, 1.0)
     assert phr00t["constraints"]["image"]["presence"] == "unsupported"
     assert phr00t["constraints"]["max_volume"] == catalog().models["phr00t"].constraints.max_volume
+    assert answer["body_max_bytes"] > anisora["constraints"]["image"]["max_bytes"] * 4 / 3
+    for fixed in (anisora["constraints"]["steps"], phr00t["constraints"]["steps"], phr00t["constraints"]["cfg"]):
+        assert "distilled" in fixed["reason"]
+    assert anisora["constraints"]["cfg"]["reason"] == ""
+
+
+def test_settings_say_what_the_key_of_the_caller_may_do() -> None:
+    key = ApiKey(
+        id="0" * 12,
+        caller="nightly",
+        scopes=("submit",),
+        secret_sha256="0" * 64,
+        created_at=NOW,
+        highest_priority=Priority.BACKGROUND,
+        max_waiting=3,
+    )
+    bound = settings_view(catalog(), Caller(key.caller, key.scopes, key), keep_s=60, jaeger_url="http://jaeger:16686/")
+    assert [(each.name, each.allowed) for each in bound.priorities] == [
+        ("interactive", False),
+        ("standard", False),
+        ("background", True),
+    ]
+    assert (bound.default_priority, bound.keep_s) == ("background", 60)
+    assert bound.trace_url == "http://jaeger:16686/trace/{trace_id}"
+    assert bound.caller == CallerView(
+        name="nightly", scopes=("submit",), key_id=key.id, is_open=False, max_waiting=3, max_running=None
+    )
+    free = settings_view(catalog())
+    assert all(each.allowed for each in free.priorities)
+    assert (free.default_priority, free.trace_url) == ("standard", None)
+    assert free.caller is not None
+    assert (free.caller.is_open, free.caller.key_id) == (True, None)
+    assert "admin" in free.caller.scopes
 
 
 def test_settings_say_what_a_model_makes_a_video_from() -> None:

@@ -104,9 +104,10 @@ FROM_CHILD: list[tuple[m.FromChild, bytes]] = [
         b"T\xfc@\x10\x00\x00",
     ),
     (
-        m.Finished("t", m.WrittenVideo(5, "cd", 32, 16, 5, 8), 1.5, 0.5, MEMORY),
-        b"\x00\x00\x01\x6a\x86\xa4type\xa8finished\xa7task_id\xa1t\xa5video\x86\xa5bytes\x05\xa6sha256"
-        b"\xa2cd\xa5width \xa6height\x10\xa6frames\x05\xa3fps\x08\xabinference_s\xcb?\xf8\x00\x00\x00\x00"
+        m.Finished("t", m.WrittenVideo(5, "cd", 32, 16, 5, 8, b"RIFF"), 1.5, 0.5, MEMORY),
+        b"\x00\x00\x01\x7a\x86\xa4type\xa8finished\xa7task_id\xa1t\xa5video\x87\xa5bytes\x05\xa6sha256"
+        b"\xa2cd\xa5width \xa6height\x10\xa6frames\x05\xa3fps\x08\xa9thumbnail\xc4\x04RIFF"
+        b"\xabinference_s\xcb?\xf8\x00\x00\x00\x00"
         b"\x00\x00\xa8encode_s\xcb?\xe0\x00\x00\x00\x00\x00\x00\xa6memory" + READING,
     ),
     (

@@ -369,6 +369,7 @@ ASKED: Final[dict[str, tuple[str, str, Any]]] = {
     "WARMLANE_CORS_ORIGINS": ("https://app.example.org", "cors_origins", ("https://app.example.org",)),
     "WARMLANE_ACCESS_LOG": ("all", "access_log", "all"),
     "WARMLANE_TRACE_READS": ("1", "trace_reads", True),
+    "WARMLANE_JAEGER_URL": ("http://127.0.0.1:16686", "jaeger_url", "http://127.0.0.1:16686"),
 }
 
 

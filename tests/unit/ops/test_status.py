@@ -23,9 +23,9 @@ from gateway.http.admin_views import (
 )
 from gateway.http.views import view
 from ops.commands.api.client import Client
+from ops.commands.options import JAEGER_VARIABLE
 from ops.commands.status import Status, screen, span
 from ops.commands.submit import Bar
-from ops.commands.trace import VARIABLE
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import HEARTBEATS, SWITCHES
 from ops.nats.entry import Entry
@@ -69,6 +69,7 @@ def answers(running: Catalog, board: LaneBoard) -> dict[str, Any]:
                     "degraded",
                     Depth(messages=7, max_msgs=25, max_age_s=30, oldest_at=after(-12)),
                     wait_limit_s=30,
+                    waiting=(),
                     running=(running_view(processing_task(), 4.25),),
                     estimates=(estimate_view("anisora", 5, 31.5), estimate_view("phr00t", None, None)),
                     now=NOW,
@@ -155,9 +156,9 @@ def test_submit_prints_the_trace_of_its_task(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(JAEGER_VARIABLE, raising=False)
     if environment is not None:
-        monkeypatch.setenv(VARIABLE, environment)
+        monkeypatch.setenv(JAEGER_VARIABLE, environment)
     answer = msgspec.json.encode(view(processing_task(), None))
     task = msgspec.structs.replace(msgspec.json.decode(answer, type=TaskView), trace_id=TRACE_ID)
     with Bar(asked) as bar, Client("http://gateway") as client:

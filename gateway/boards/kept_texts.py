@@ -1,0 +1,23 @@
+"""Texts that were made once and are sent to many. In memory, pure."""
+
+from collections.abc import Callable, Hashable
+from typing import Final
+
+TEXTS_MAX: Final = 2_000
+
+
+class KeptTexts:
+    """The newest *most* texts, by what they are of."""
+
+    def __init__(self, most: int = TEXTS_MAX) -> None:
+        self._most = most
+        self._kept: dict[Hashable, bytes] = {}
+
+    def of(self, what: Hashable, make: Callable[[], bytes]) -> bytes:
+        """The text of *what*, which *make* makes where it is not kept."""
+        text = self._kept.get(what)
+        if text is None:
+            text = self._kept[what] = make()
+            if len(self._kept) > self._most:
+                del self._kept[next(iter(self._kept))]
+        return text

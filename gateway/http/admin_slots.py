@@ -1,0 +1,48 @@
+"""`/admin/slots`: the lifting of a quarantine. HTTP only."""
+
+from datetime import UTC, datetime
+
+from litestar import Request, delete
+from litestar.datastructures import State
+from litestar.di import NamedDependency
+from litestar.params import FromPath
+
+from contracts.lanes import VideoPipelineSlot
+from contracts.topology import is_token
+from gateway.boards.key_board import Caller
+from gateway.http.access import Turn, needs
+from gateway.http.audit import audited
+from gateway.http.lookup import reachable
+from gateway.http.openapi.operations import ChangeOperation, problem_responses
+from gateway.http.problems import ProblemError
+from gateway.services import Services
+from ops.nats.shown_slots import NoSuchSlot, NotQuarantined, lift
+
+
+@delete(
+    "/admin/slots/{slot:str}/quarantine",
+    status_code=200,
+    summary="Lift the quarantine of a slot",
+    tags=["admin"],
+    operation_class=ChangeOperation,
+    responses=problem_responses("slot_not_found", "not_quarantined", "transport_unavailable"),
+    **needs("admin"),
+)
+async def lift_quarantine(
+    request: Request[Caller, Turn, State], services: NamedDependency[Services], slot: FromPath[str]
+) -> VideoPipelineSlot:
+    """Its worker loads on the slot again, at once; the answer is the slot as it was, with the reason in `detail`.
+
+    Find out first what holds the card's memory, and end it: else the next release is not proven either. It is the same
+    as `warmlane slots lift`.
+    """
+    if not is_token(slot):
+        raise ProblemError("slot_not_found", "no slot has such a name; GET /admin/lanes lists them")
+    try:
+        was = await reachable(lift(services.link, slot, now=datetime.now(UTC)))
+    except NoSuchSlot as error:
+        raise ProblemError("slot_not_found", f"no worker has shown a slot {slot}") from error
+    except NotQuarantined as error:
+        raise ProblemError("not_quarantined", str(error)) from error
+    audited(request, "quarantine_lifted", on=slot, detail=was.detail)
+    return was

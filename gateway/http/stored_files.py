@@ -1,0 +1,102 @@
+"""A file of the artifact store as an answer: whole or in part, and its conditions."""
+
+from typing import Any
+
+from litestar import Request, Response
+from litestar.response import Stream
+from msgspec import Struct
+
+from gateway.http.conditions import conditions_of, precondition_failed, tag_of, to_read
+from gateway.http.problems import ProblemError
+from gateway.http.ranges import RangeNotSatisfiable, content_range, parse_range, range_applies
+from gateway.services import Services
+from ops.artifacts import StorageFailed
+
+_Request = Request[Any, Any, Any]
+
+
+class StoredFile(Struct, frozen=True, kw_only=True):
+    """A file that a record names, at *path* of the store. *name* is what it is called where it is saved; *what* it is,
+    for errors, as in `video`."""
+
+    path: str
+    bytes: int
+    sha256: str
+    media_type: str
+    name: str
+    what: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {
+            "ETag": f'"{self.sha256}"',
+            "Accept-Ranges": "bytes",
+            "Cache-Control": "private, max-age=3600, immutable",
+            "Content-Disposition": f'inline; filename="{self.name}"',
+            "X-Content-Type-Options": "nosniff",
+        }
+
+
+async def require_stored(file: StoredFile, services: Services) -> None:
+    """Raises the problem `storage_unavailable`, or `video_expired` where the store has not, or not all of, *file*."""
+    try:
+        size = await services.artifacts.size(file.path)
+    except StorageFailed as error:
+        raise ProblemError("storage_unavailable", f"the {file.what} cannot be read now; try again") from error
+    if size != file.bytes:
+        raise ProblemError("video_expired", f"the {file.what} is gone from the store; submit the request again")
+
+
+def file_answer(request: _Request, services: Services, file: StoredFile) -> Response[Any]:
+    """*file*, or the range of it that *request* asks for; 304 where the client has it already.
+
+    Raises the problems `precondition_failed` and `range_not_satisfiable`.
+    """
+    headers = file.headers
+    if _is_known(request, headers):
+        return _not_modified(headers)
+    wanted = request.headers.get("range") if range_applies(request.headers.get("if-range"), headers["ETag"]) else None
+    try:
+        part = parse_range(wanted, file.bytes)
+    except RangeNotSatisfiable as error:
+        raise ProblemError(
+            "range_not_satisfiable",
+            f"the {file.what} has {file.bytes} bytes",
+            headers={"Content-Range": error.content_range},
+        ) from error
+    first, last = part or (0, file.bytes - 1)
+    headers["Content-Length"] = str(last - first + 1)
+    if part is not None:
+        headers["Content-Range"] = content_range(first, last, file.bytes)
+    return Stream(
+        services.artifacts.read(file.path, first, last + 1),
+        status_code=200 if part is None else 206,
+        media_type=file.media_type,
+        headers=headers,
+    )
+
+
+def head_answer(request: _Request, file: StoredFile) -> Response[None]:
+    """The headers of *file* without its bytes. `Range` means nothing here (RFC 9110).
+
+    Raises the problem `precondition_failed`.
+    """
+    headers = file.headers
+    if _is_known(request, headers):
+        return _not_modified(headers)
+    return Response(
+        b"",  # type: ignore[arg-type]  # Litestar wants None declared, and cannot render None as this media type
+        media_type=file.media_type,
+        headers={**headers, "Content-Length": str(file.bytes)},
+    )
+
+
+def _is_known(request: _Request, headers: dict[str, str]) -> bool:
+    verdict = to_read(conditions_of(request), tag_of(headers["ETag"]))
+    if verdict == "failed":
+        raise precondition_failed(headers["ETag"])
+    return verdict == "not modified"
+
+
+def _not_modified(headers: dict[str, str]) -> Response[Any]:
+    return Response(b"", status_code=304, headers=headers)
