@@ -20,6 +20,9 @@ REGRESSION_ARGS ?=
 SOAK_ARGS ?=
 BENCH_ARGS ?=
 
+# Tests start a thousand processes. Where the environment forbids Python to keep what it compiled, each would compile the product anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 RUN_READY := $(VENV)/.ready-run
