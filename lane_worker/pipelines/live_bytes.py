@@ -6,6 +6,7 @@ gone. Not counted is what a backend takes beside it: workspaces, rounding, and i
 
 import weakref
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -23,35 +24,85 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.live_bytes: int = 0
         self.peak_bytes: int = 0
-        self._known: set[int] = set()
-        self._weights = [
-            tensor.untyped_storage()
-            for module in free_of_charge
-            for tensor in (*module.parameters(), *module.buffers())
-        ]
-        self._known.update(map(id, self._weights))
+        self._operators = _Operators()
+        # by identity: torch keeps one object for each storage as long as that lives
+        self._known: dict[int, torch.UntypedStorage | weakref.ref[torch.UntypedStorage]] = {}
+        for module in free_of_charge:
+            for tensor in (*module.parameters(), *module.buffers()):
+                storage = tensor.untyped_storage()
+                self._known[id(storage)] = storage
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        made = func(*args, **(kwargs or {}))
+        made = self._operators.call(func, args, kwargs or {})
         for each in made if isinstance(made, tuple | list) else (made,):
             if isinstance(each, torch.Tensor):
                 self._count(each.untyped_storage())
         return made
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        key, held = id(storage), storage.nbytes()  # torch keeps one object for each storage as long as that lives
+        key = id(storage)
         if key in self._known:
             return
-        self._known.add(key)
+        held = storage.nbytes()
         self.live_bytes += held
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        weakref.finalize(storage, self._drop, key, held)
+        self._known[key] = weakref.ref(storage, partial(self._drop, key, held))
 
-    def _drop(self, key: int, held: int) -> None:
-        self._known.discard(key)
+    def _drop(self, key: int, held: int, _: object) -> None:
+        del self._known[key]
         self.live_bytes -= held
+
+
+class _Operators:
+    """Calls operators. What one makes of meta tensors is worked out once for each set of shapes: torch does that in
+    Python, which takes most of the time of a count."""
+
+    def __init__(self) -> None:
+        self._results: dict[Any, torch.Tensor | None] = {}
+
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What *func* returns, or a new tensor like the one that it returned for the same shapes."""
+        try:
+            key = (func, _shapes(args), _shapes(tuple(kwargs.items()))) if _makes_anew(func) else None
+            known = None if key is None else self._results.get(key)
+        except (TypeError, NotImplementedError):  # what has no hash, or is no meta tensor
+            key = known = None
+        if known is not None:
+            return torch.empty_strided(known.shape, known.stride(), dtype=known.dtype, device="meta")
+        made = func(*args, **kwargs)
+        if key is not None and key not in self._results:
+            self._results[key] = _twin(made, args)
+        return made
+
+
+@cache
+def _makes_anew(func: Any) -> bool:
+    """Whether *func* changes none of its arguments, and returns no view of one."""
+    schema = func._schema
+    return all(each.alias_info is None for each in (*schema.arguments, *schema.returns))
+
+
+def _shapes(value: Any) -> Any:
+    """What an operator can know of *value*, where tensors have no contents. Raises NotImplementedError on others."""
+    if isinstance(value, torch.Tensor):
+        if not value.is_meta:
+            raise NotImplementedError
+        return value.shape, value.stride(), value.dtype
+    return tuple(map(_shapes, value)) if isinstance(value, tuple | list) else (type(value), value)
+
+
+def _twin(made: Any, args: tuple[Any, ...]) -> torch.Tensor | None:
+    """A tensor with the form of *made* and a storage of the same size. None where *made* is no simple tensor, or has
+    its storage from one of *args*."""
+    if type(made) is not torch.Tensor or not made.is_meta:
+        return None
+    storages = (each.untyped_storage() for each in args if isinstance(each, torch.Tensor))
+    if any(each is made.untyped_storage() for each in storages):
+        return None
+    twin = torch.empty_strided(made.shape, made.stride(), dtype=made.dtype, device="meta")
+    return twin if twin.untyped_storage().nbytes() == made.untyped_storage().nbytes() else None
 
 
 class FusedAttention(TorchFunctionMode):
