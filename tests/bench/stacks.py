@@ -29,6 +29,7 @@ from ops.nats.server import find_nats_server, nats_conf
 from tests.bench.load import Address, request
 from tests.bench.names import BARE, CELERY, TASKIQ, UVICORN, WARMLANE
 from tests.bench.procs import HOST, Cores, Script, Server, free_port, listens, script, server
+from tests.kit.support import NO_TLS
 
 MODEL: Final = "phr00t"
 LANE: Final = f"{MODEL}-0"
@@ -376,6 +377,6 @@ def _worker(
 
 def _answers(port: int, holds: Callable[[dict[str, Any]], bool]) -> bool:
     try:
-        return holds(httpx.get(f"http://{HOST}:{port}/readyz", timeout=5).json())
+        return holds(httpx.get(f"http://{HOST}:{port}/readyz", timeout=5, verify=NO_TLS).json())
     except (httpx.TransportError, json.JSONDecodeError):
         return False

@@ -35,7 +35,7 @@ from ops.nats.server import find_nats_server
 from tests.kit.behind import js_of
 from tests.kit.degraded import DegradedProcess, leads
 from tests.kit.lanes import LaneProcess, heartbeat_of
-from tests.kit.support import KEEP_S, as_admin, clean_environment, eventually, eventually_sync, free_port
+from tests.kit.support import KEEP_S, NO_TLS, as_admin, clean_environment, eventually, eventually_sync, free_port
 
 CONFIG: Final = Path(__file__).parents[2] / "ops" / "deploy" / "cluster" / "node.conf"
 NODES: Final = ("n1", "n2", "n3")
@@ -88,7 +88,7 @@ class Node:
     def monitored(self, path: str) -> dict[str, Any]:
         """What it says at *path*; nothing when it does not answer."""
         with contextlib.suppress(httpx.HTTPError):
-            answer: dict[str, Any] = httpx.get(f"{self.monitor}/{path}", timeout=2).json()
+            answer: dict[str, Any] = httpx.get(f"{self.monitor}/{path}", timeout=2, verify=NO_TLS).json()
             return answer
         return {}
 
@@ -200,7 +200,7 @@ class Gateway:
     def _answers(self) -> bool:
         assert self._process.poll() is None, self.log_file.read_text()
         try:
-            return httpx.get(f"{self.url}/healthz").status_code == 200
+            return httpx.get(f"{self.url}/healthz", verify=NO_TLS).status_code == 200
         except httpx.TransportError:
             return False
 

@@ -32,7 +32,7 @@ from ops.nats.write_health import Refusals
 from tests.faults.store import Store
 from tests.kit.behind import js_of
 from tests.kit.small_disk import SmallDisk, mount, unmount
-from tests.kit.support import as_admin, clean_environment, command_line, eventually, free_port, is_running
+from tests.kit.support import NO_TLS, as_admin, clean_environment, command_line, eventually, free_port, is_running
 
 LANES: Final = ("anisora", "phr00t")
 # A model that wants no lane: its requests are the steady load of the degraded worker.
@@ -221,7 +221,7 @@ class Fleet:
 
     async def is_ready(self) -> bool:
         """Whether both gateways say that all lanes are warm, and that somebody serves the model without one."""
-        async with httpx.AsyncClient(timeout=5) as http:
+        async with httpx.AsyncClient(timeout=5, verify=NO_TLS) as http:
             for url in self.urls.values():
                 try:
                     ready = (await http.get(f"{url}/readyz")).json()

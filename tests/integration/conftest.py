@@ -16,6 +16,7 @@ from tests.kit.gateway import MODELS, GatewayProcess, System, report_lane
 from tests.kit.support import (
     BOUND_S,
     KEEP_S,
+    NO_TLS,
 )
 
 
@@ -45,7 +46,7 @@ async def bare_system(bare_gateway: GatewayProcess) -> AsyncIterator[System]:
     """
     link = await NatsLink.connect(bare_gateway.nats.url, name="test")
     await js_of(link).purge_stream(DEGRADED)
-    async with httpx.AsyncClient(base_url=bare_gateway.url, timeout=BOUND_S) as http:
+    async with httpx.AsyncClient(base_url=bare_gateway.url, timeout=BOUND_S, verify=NO_TLS) as http:
         yield System(bare_gateway, link, http)
         while pending := (await http.get("/tasks", params={"status": "pending", "limit": 100})).json()["tasks"]:
             for task in pending:
@@ -80,7 +81,7 @@ async def http(gateway: GatewayProcess) -> AsyncIterator[httpx.AsyncClient]:
     for model in MODELS:
         await report_lane(link, model, LaneState.WARM)
     await link.close()
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=BOUND_S) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=BOUND_S, verify=NO_TLS) as client:
         yield client
 
 

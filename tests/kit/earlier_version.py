@@ -16,7 +16,7 @@ from contracts.tasks import GenerationTask, encode_task
 from contracts.topology import TASKS, work_subject
 from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
-from tests.kit.support import BOUND_S, eventually_sync, free_port
+from tests.kit.support import BOUND_S, NO_TLS, eventually_sync, free_port
 
 ROOT: Final = Path(__file__).parents[2]
 # The last commit of that version. The messages below are from its `contracts/topology.py`, `ops/nats/timers.py` and
@@ -119,7 +119,7 @@ class EarlierGateway:
         assert self._process is not None
         assert self._process.poll() is None, self.log_file.read_text()
         try:
-            return httpx.get(f"{self.url}/healthz").status_code == 200
+            return httpx.get(f"{self.url}/healthz", verify=NO_TLS).status_code == 200
         except httpx.TransportError:
             return False
 

@@ -24,6 +24,7 @@ from tests.kit.records import lane_report
 from tests.kit.support import (
     BOUND_S,
     KEEP_S,
+    NO_TLS,
     NatsServer,
     clean_environment,
     eventually,
@@ -80,7 +81,7 @@ class GatewayProcess:
         assert self._process is not None
         assert self._process.poll() is None, self.log()
         try:
-            return httpx.get(f"{self.url}/healthz").status_code == 200
+            return httpx.get(f"{self.url}/healthz", verify=NO_TLS).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -217,5 +218,5 @@ async def fresh_system(folder: Path, settings: Path, **environment: str) -> Asyn
         leave.callback(gateway.stop)
         options = ("--settings", str(settings), "--keep", f"{KEEP_S:g}s")
         await asyncio.to_thread(lambda: gateway.start(*options, **environment))
-        http = await leave.enter_async_context(httpx.AsyncClient(base_url=gateway.url, timeout=BOUND_S))
+        http = await leave.enter_async_context(httpx.AsyncClient(base_url=gateway.url, timeout=BOUND_S, verify=NO_TLS))
         yield System(gateway, link, http)

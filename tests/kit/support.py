@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,8 @@ T = TypeVar("T")
 # those could take a port between our look and the server's start. Each pytest process has a part of it for itself.
 PORTS: Final = range(20_000, 32_000)
 PORTS_PER_PROCESS: Final = 1_500
+# For clients of plain HTTP. By itself httpx reads the certificates of all authorities for each client that is made.
+NO_TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 # How long the servers of tests keep what has ended.
 KEEP_S: Final = 3_600.0
 # After this time something is broken. On a machine that others keep busy, starting a gateway once took 25 s.
