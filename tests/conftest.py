@@ -1,5 +1,6 @@
 """Fixtures of all tests: a real nats-server each, or one whole system for many."""
 
+import gc
 import os
 import signal
 import sys
@@ -45,8 +46,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What a test computes in its own process takes one thread, as in a pipeline host: where other processes want the
+    """What the imports made stays: the cleanup of a pipeline, which collects garbage, need not search it each time.
+
+    What a test computes in its own process takes one thread, as in a pipeline host: where other processes want the
     cores, two threads that wait for each other take twenty times as long."""
+    gc.collect()
+    gc.freeze()
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
 
