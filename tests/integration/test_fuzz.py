@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from tests.drills.fuzz import fuzz, system
-
 
 def test_the_gateway_keeps_to_its_description(tmp_path: Path) -> None:
+    # here, because schemathesis takes seconds to import, and every process of a run collects this file
+    from tests.drills.fuzz import fuzz, system
+
     with system(tmp_path) as (gateway, ids):
         report = fuzz(gateway.url, ids, cases=300, seed=20261124)
         assert "Traceback" not in gateway.log()
