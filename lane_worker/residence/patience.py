@@ -9,6 +9,8 @@ from typing import Final, TypeVar
 from ops.machine.readings import Holder, MemoryProbe, Reading
 
 ANSWER_S: Final = 2.0
+# The time is counted in turns of the loop: a process that was stopped, or whose loop was held up, is late by one turn.
+TURNS: Final = 20
 
 T = TypeVar("T")
 
@@ -39,26 +41,33 @@ class PatientProbe:
         return await self._ask(self._probe.holders, ())
 
     async def _ask(self, question: Callable[[], T], otherwise: T) -> T:
-        loop = asyncio.get_running_loop()
         answers: list[T] = []
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._answer_s):
-                while self._pending is not None:
-                    await asyncio.shield(self._pending)
-                pending = self._pending = loop.create_future()
+        own: asyncio.Future[None] | None = None
+        turns_left = TURNS
+        while turns_left:
+            if own is not None and own.done():
+                break
+            if self._pending is None:
+                own = self._pending = self._in_a_thread(question, answers)
+            done, _ = await asyncio.wait([self._pending], timeout=self._answer_s / TURNS)
+            turns_left -= not done
+        return answers[0] if answers else otherwise
 
-                def came_back() -> None:
-                    self._pending = None
-                    pending.set_result(None)
+    def _in_a_thread(self, question: Callable[[], T], answers: list[T]) -> asyncio.Future[None]:
+        """Done when the driver has come back, with its answer in *answers* unless it raised."""
+        loop = asyncio.get_running_loop()
+        pending: asyncio.Future[None] = loop.create_future()
 
-                def run() -> None:
-                    try:
-                        answers.append(question())
-                    finally:
-                        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                            loop.call_soon_threadsafe(came_back)
+        def came_back() -> None:
+            self._pending = None
+            pending.set_result(None)
 
-                threading.Thread(target=run, name="memory-probe", daemon=True).start()
-                await asyncio.shield(pending)
-                return answers[0] if answers else otherwise
-        return otherwise
+        def run() -> None:
+            try:
+                answers.append(question())
+            finally:
+                with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                    loop.call_soon_threadsafe(came_back)
+
+        threading.Thread(target=run, name="memory-probe", daemon=True).start()
+        return pending

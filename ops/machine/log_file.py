@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -19,6 +20,9 @@ LOOK_EVERY_S: Final = 0.5
 CHUNK_BYTES: Final = 1024 * 1024
 # A log that is this many times too large, and cannot be copied or grows faster than it is copied, is made empty.
 HOPELESS: Final = 2
+# A line that crosses a page of the file is seen by halves while its process is in the middle of its one write.
+WHOLE_LINE_LOOKS: Final = 100
+WHOLE_LINE_LOOK_EVERY_S: Final = 0.005
 
 log = structlog.get_logger("log_file")
 
@@ -28,8 +32,8 @@ class LogFile:
     *max_bytes* at most, and what is written within LOOK_EVERY_S.
 
     1. A log that is larger than *max_bytes* is copied to the old one's place and then made empty. Lines stay whole,
-       since each is appended in one write; one that comes between the last read and the cut, a few microseconds, is
-       lost.
+       since each is appended in one write and the copy waits for the end of the last one, for half a second at most;
+       a line that comes between the last read and the cut, a few microseconds, is lost.
     2. The old one goes first, so that there is room for the copy on a disk that is full.
     3. Where it cannot be copied, it may grow to HOPELESS times *max_bytes*, and is then made empty all the same.
     4. An error here is logged once, and ends nothing.
@@ -87,13 +91,19 @@ class LogFile:
             os.ftruncate(current.fileno(), 0)  # 1
 
     def _copy(self, current: BinaryIO) -> None:
-        """Copies until nothing more comes, or until it is too much."""
-        copied_bytes = 0
+        """Copies until nothing more comes and the last line is whole, or until it is too much."""
+        copied_bytes, last, looks_left = 0, b"\n", WHOLE_LINE_LOOKS
         with self.old_path.open("wb") as old:
-            while copied_bytes <= HOPELESS * self._max_bytes and (chunk := current.read(CHUNK_BYTES)):
-                old.write(chunk)
-                old.flush()
-                copied_bytes += len(chunk)
+            while copied_bytes <= HOPELESS * self._max_bytes:
+                if chunk := current.read(CHUNK_BYTES):
+                    old.write(chunk)
+                    old.flush()
+                    copied_bytes, last = copied_bytes + len(chunk), chunk[-1:]
+                elif last == b"\n" or not looks_left:
+                    break
+                else:
+                    looks_left -= 1
+                    time.sleep(WHOLE_LINE_LOOK_EVERY_S)
 
     def _log_once(self, event: str, error: OSError) -> None:
         if self._logged != event:

@@ -146,7 +146,7 @@ class Stage:
         async def look() -> bool:
             return await self._system.depth() == 0
 
-        await eventually(look, within_s=2)
+        await eventually(look, within_s=8)
 
     def events(self, task_id: str) -> list[str]:
         """What the worker logged of the task, in this order."""
@@ -240,7 +240,7 @@ async def staged(folder: Path) -> AsyncIterator[Stage]:
 
 def settings_with_faults(folder: Path) -> Path:
     """Settings with short waits, and editions of phr00t whose folder names are misdeeds (`tests/kit/rogue_host.py`)."""
-    path = settings_file(folder, wait_limit_s=6.0, reconnect_grace_s=0.5)
+    path = settings_file(folder, wait_limit_s=12.0, reconnect_grace_s=0.5)
     settings = json.loads(path.read_text())
     add = partial(_add, settings["models"])
     add("impatient", step_s=2.0)

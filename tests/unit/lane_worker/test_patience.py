@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -50,6 +51,18 @@ async def test_an_answer_in_time(slow: Slow) -> None:
     assert await patient.read(7) == Reading(used_bytes=1, free_bytes=7)
     assert await patient.read(None) == Reading(used_bytes=2, free_bytes=0)
     assert await patient.holders() == (Holder(pid=1, used_bytes=None),)
+
+
+async def test_a_loop_that_was_held_up_for_longer_than_the_driver_may_take(slow: Slow) -> None:
+    patient = PatientProbe(slow, answer_s=0.2)  # type: ignore[arg-type]
+
+    async def hold_up() -> None:
+        await asyncio.to_thread(slow.was_asked.wait)
+        time.sleep(0.3)  # noqa: ASYNC251 - as a process that is stopped, or has no CPU
+        slow.may_answer.set()
+
+    reading, _ = await asyncio.gather(patient.read(7), hold_up())
+    assert reading == Reading(used_bytes=1, free_bytes=7)
 
 
 async def test_a_driver_that_hangs_costs_one_thread_and_no_answer_is_late(slow: Slow) -> None:

@@ -11,6 +11,7 @@ from ops.ending import end
 from ops.machine.log_file import HOPELESS, LogFile
 from ops.machine.processes import Process
 from tests.kit.small_disk import small_disk
+from tests.kit.support import eventually
 
 MAX_BYTES = 64 * 1024
 LINE_BYTES = 100
@@ -67,6 +68,18 @@ def test_the_newest_stays_whole_and_the_old_one_is_replaced(tmp_path: Path) -> N
         file.flush()
         kept.keep_small()
     assert lines_of(kept.path) == [b"small\n"]
+
+
+async def test_the_copy_waits_for_the_end_of_a_line_that_is_being_written(tmp_path: Path) -> None:
+    kept = LogFile(tmp_path / "a.log", max_bytes=10)
+    with kept.open() as file:
+        file.write(b"a long line, ")
+        file.flush()
+        rotating = asyncio.create_task(asyncio.to_thread(kept.keep_small))
+        await eventually(lambda: asyncio.sleep(0, kept.old_path.exists() and kept.old_path.stat().st_size > 0))
+        file.write(b"and its end\n")
+    await rotating
+    assert lines_of(kept.old_path, kept.path) == [b"a long line, and its end\n"]
 
 
 def test_on_a_full_disk_the_old_one_makes_room(tmp_path: Path) -> None:
