@@ -3,7 +3,6 @@
 The orders of others run in the same simulation as the product's own: same places, same wait, same arrivals.
 """
 
-import asyncio
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,9 +16,9 @@ from rich.table import Table
 
 from contracts.order import Policy
 from contracts.topology import DEGRADED_MAX_MSGS
-from tests.drills.order_real import REAL_HEADINGS, REAL_TIMES, compare_real, judge_real, real_cells
-from tests.kit.ordered_queue import WAIT_S, Arrival, Outcome, costs_alike, simulate
-from tests.kit.orders import Order, named, product
+from ops.simulation import WAIT_S, Arrival, ChooseNext, Outcome, by_policy, costs_alike, simulate
+from tests.drills.order_real import REAL_HEADINGS, compare_real, judge_real, real_cells
+from tests.kit.orders import named
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "benchmarks" / "order.md"
 MODELS: Final = ("anisora", "phr00t")
@@ -70,13 +69,13 @@ class Row(Struct, frozen=True, kw_only=True):
     few_served: float
 
 
-def orders() -> dict[str, Order]:
+def orders() -> dict[str, ChooseNext]:
     """The orders that are compared, each with a memory of its own."""
     others = named(30)
     return {
         FIFO: others["fifo"],
         "slice of 30 s": others["slice"],
-        SWAP_AWARE: product(Policy()),
+        SWAP_AWARE: by_policy(Policy()),
         "llama-swap": others["llama-swap"],
         "SwarmUI": others["SwarmUI"],
     }
@@ -182,14 +181,15 @@ def with_part(text: str, name: str, headings: Sequence[str], rows: Iterable[Sequ
 
 def on_the_real_worker(console: Console, *, write: bool) -> int:
     """Prints what each order made of the real worker, beside the simulation of it; the exit status."""
-    pairs = asyncio.run(compare_real(say=console.print))
-    title = f"The real worker, with pipelines that sleep, {REAL_TIMES:g} times the capacity"
-    table = Table(*REAL_HEADINGS, title=title)
-    for pair in pairs:
+    table = Table(*REAL_HEADINGS, title="The real worker, with pipelines that sleep")
+    pairs = []
+    for pair in compare_real(say=console.print):
+        console.print(*real_cells(pair), sep="  ")
+        pairs.append(pair)
         table.add_row(*real_cells(pair))
+        if write:
+            PAGE.write_text(with_part(PAGE.read_text(), "real", REAL_HEADINGS, map(real_cells, pairs)))
     console.print(table)
-    if write:
-        PAGE.write_text(with_part(PAGE.read_text(), "real", REAL_HEADINGS, map(real_cells, pairs)))
     missed = judge_real(pairs)
     for line in missed:
         console.print(f"[red]missed[/]: {line}", highlight=False)
@@ -199,7 +199,7 @@ def on_the_real_worker(console: Console, *, write: bool) -> int:
 @click.command(epilog="Examples:\n\n  python -m tests.drills.order\n\n  python -m tests.drills.order --write")
 @click.option("--tasks", type=click.IntRange(50), default=TASKS, show_default=True, help="As many would FIFO serve.")
 @click.option("--write", is_flag=True, help="Write the table into docs/benchmarks/order.md.")
-@click.option("--real", is_flag=True, help="On the real worker instead, at three times the capacity (6 minutes).")
+@click.option("--real", is_flag=True, help="On the real worker instead (half an hour).")
 def command(tasks: int, write: bool, real: bool) -> None:
     """Compare orders of the degraded queue in a simulation. Exit status 1 where the product's own misses its aim, or
     the real worker does otherwise than the simulation says."""

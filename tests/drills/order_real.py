@@ -9,7 +9,7 @@ import itertools
 import random
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -18,13 +18,13 @@ import httpx
 from msgspec import Struct
 
 from contracts.order import Costs, Policy
+from ops.simulation import Arrival, Outcome, by_policy, simulate
 from tests.drills.soak import NoopSystem
-from tests.kit.ordered_queue import Arrival, Outcome, simulate
-from tests.kit.orders import ORDER_VARIABLE, named, product
+from tests.kit.orders import ORDER_VARIABLE, named
 from tests.kit.support import settings_file
 
 MODELS: Final = ("anisora", "phr00t")
-REAL_TIMES: Final = 3.0
+REAL_TIMES: Final = (0.5, 1.0, 3.0, 10.0)
 # A run of 2 s, a swap of 4 s and a wait of 30 s, in quarters.
 RUN_S: Final = 0.5
 SWAP_S: Final = 1.0
@@ -43,9 +43,11 @@ RIGHT_S: Final = 0.5
 class RealPair(Struct, frozen=True, kw_only=True):
     """What one order made of the real worker, and what the simulation makes of the same arrivals and measured times.
 
-    *waits_off* are how far the expected waits at acceptance were off, in shares of what the wait was then.
+    The load was *times* what first in, first out can serve. *right_waits* is the share of the waits said at acceptance
+    that were right, and *median_off_s* how far they were off.
     """
 
+    times: float
     order: str
     real: int
     simulated: int
@@ -65,15 +67,13 @@ def arrivals(rate_per_s: float, seconds: float) -> list[Arrival]:
     return found
 
 
-async def compare_real(*, say: Callable[[str], object], seconds: float = SECONDS) -> list[RealPair]:
-    """Every order on a system of its own, one after the other."""
-    came = arrivals(REAL_TIMES / (RUN_S + SWAP_S / 2), seconds)
-    pairs = []
-    for name in NAMES:
-        say(f"{name}: {len(came)} requests in {seconds:g} s")
-        tasks = await asyncio.to_thread(run_on_system, name, came)
-        pairs.append(pair_of(name, came, tasks, seconds))
-    return pairs
+def compare_real(*, say: Callable[[str], object], seconds: float = SECONDS) -> Iterator[RealPair]:
+    """Every load with every order, each on a system of its own, one after the other."""
+    for times in REAL_TIMES:
+        came = arrivals(times / (RUN_S + SWAP_S / 2), seconds)
+        for name in NAMES:
+            say(f"{times:g} times the capacity, {name}: {len(came)} requests in {seconds:g} s")
+            yield pair_of(name, came, run_on_system(name, came), times=times, seconds=seconds)
 
 
 def run_on_system(name: str, came: Sequence[Arrival]) -> list[dict[str, Any]]:
@@ -116,13 +116,15 @@ async def send_all(url: str, came: Sequence[Arrival]) -> list[dict[str, Any]]:
     return [task for task in answers if task is not None]
 
 
-def pair_of(name: str, came: Sequence[Arrival], tasks: Sequence[dict[str, Any]], seconds: float) -> RealPair:
+def pair_of(
+    name: str, came: Sequence[Arrival], tasks: Sequence[dict[str, Any]], *, times: float, seconds: float
+) -> RealPair:
     """*tasks* of the real worker beside the simulation with the times that it took."""
     began = min(datetime.fromisoformat(task["queued_at"]).timestamp() for task in tasks) - came[0].at_s
     started = [task for task in tasks if task["claimed_at"] is not None]
     in_time = [task for task in started if _at(task, "claimed_at") - began <= seconds]
     costs = costs_of(started)
-    order = product(Policy()) if name == "swap-aware" else named(SLICE_S)[name]
+    order = by_policy(Policy()) if name == "swap-aware" else named(SLICE_S)[name]
     outcome: Outcome = simulate(came, order=order, costs=costs, until_s=seconds, wait_s=WAIT_S - MARGIN_S)
     said = [
         (task["expected_s"], _at(task, "claimed_at") - _at(task, "queued_at"))
@@ -132,6 +134,7 @@ def pair_of(name: str, came: Sequence[Arrival], tasks: Sequence[dict[str, Any]],
     off_s = [abs(expected_s - waited_s) for expected_s, waited_s in said]
     right = [off <= max(RIGHT_S, RIGHT_SHARE * waited_s) for off, (_, waited_s) in zip(off_s, said, strict=True)]
     return RealPair(
+        times=times,
         order=name,
         real=len(in_time),
         simulated=outcome.served,
@@ -169,13 +172,14 @@ def judge_real(pairs: Sequence[RealPair]) -> list[str]:
     missed = []
     for pair in pairs:
         if abs(pair.real - pair.simulated) > MAY_DIFFER * pair.simulated:
-            missed.append(f"{pair.order}: {pair.real} started, {pair.simulated} simulated")
+            missed.append(f"{pair.times:g} times, {pair.order}: {pair.real} started, {pair.simulated} simulated")
         if pair.longest_wait_s > WAIT_S:
-            missed.append(f"{pair.order}: somebody waited {pair.longest_wait_s:.2f} s")
+            missed.append(f"{pair.times:g} times, {pair.order}: somebody waited {pair.longest_wait_s:.2f} s")
     return missed
 
 
 REAL_HEADINGS: Final = (
+    "times the capacity",
     "order",
     "started",
     "simulated",
@@ -191,6 +195,7 @@ REAL_HEADINGS: Final = (
 def real_cells(pair: RealPair) -> tuple[str, ...]:
     """*pair* as it is printed."""
     return (
+        f"{pair.times:g}",
         pair.order,
         f"{pair.real} of {pair.of}",
         str(pair.simulated),

@@ -2,18 +2,11 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from contracts.order import Choice, Costs, Ledger, OnCard, Policy, Waiting, choose, started
-
-# Of what waits and may still start, oldest first.
-Order = Callable[[Sequence[Waiting], OnCard | None, Costs, float], Waiting]
+from contracts.order import Choice, Costs, OnCard, Waiting
+from ops.simulation import ChooseNext, first_in_first_out
 
 
-def first_in_first_out(waiting: Sequence[Waiting], loaded: OnCard | None, costs: Costs, now_s: float) -> Waiting:
-    """In order of arrival."""
-    return waiting[0]
-
-
-def fixed_slice(slice_s: float) -> Order:
+def fixed_slice(slice_s: float) -> ChooseNext:
     """The loaded model for at most *slice_s* while another one waits, then the other one."""
 
     def order(waiting: Sequence[Waiting], loaded: OnCard | None, costs: Costs, now_s: float) -> Waiting:
@@ -47,20 +40,6 @@ def swarm_ui(waiting: Sequence[Waiting], loaded: OnCard | None, costs: Costs, no
     return next(task for task in waiting if task.model == highest)
 
 
-def product(policy: Policy) -> Order:
-    """`choose` of the product, with a ledger of its own."""
-    ledger = Ledger()
-
-    def order(waiting: Sequence[Waiting], loaded: OnCard | None, costs: Costs, now_s: float) -> Waiting:
-        nonlocal ledger
-        choice = choose(waiting, loaded=loaded, costs=costs, ledger=ledger, policy=policy, now_s=now_s)
-        assert choice is not None
-        ledger = started(ledger, choice.task, waiting, loaded=loaded, costs=costs, now_s=now_s)
-        return choice.task
-
-    return order
-
-
 def _parted(waiting: Sequence[Waiting], loaded: OnCard | None) -> tuple[list[Waiting], list[Waiting]]:
     here = [task for task in waiting if loaded is not None and task.model == loaded.model]
     return here, [task for task in waiting if task not in here]
@@ -70,7 +49,7 @@ def _parted(waiting: Sequence[Waiting], loaded: OnCard | None) -> tuple[list[Wai
 ORDER_VARIABLE = "WARMLANE_TEST_ORDER"
 
 
-def named(seconds_of_slice: float = 30) -> dict[str, Order]:
+def named(seconds_of_slice: float = 30) -> dict[str, ChooseNext]:
     """The orders that are not the product's own, by name; the fixed slice is so long."""
     return {
         "fifo": first_in_first_out,
@@ -80,7 +59,7 @@ def named(seconds_of_slice: float = 30) -> dict[str, Order]:
     }
 
 
-def in_the_product(order: Order) -> Callable[..., Choice | None]:
+def in_the_product(order: ChooseNext) -> Callable[..., Choice | None]:
     """*order* in the place of `contracts.order.choose`."""
 
     def choose_by(

@@ -5,6 +5,7 @@ from msgspec.structs import replace
 
 from contracts.order import OnCard, Policy, Waiting
 from contracts.tasks import Priority
+from ops.simulation import Arrival, by_policy, costs_alike, first_in_first_out, simulate
 from tests.drills.order import (
     CASES,
     FIFO,
@@ -19,8 +20,7 @@ from tests.drills.order import (
     judge,
     page,
 )
-from tests.kit.ordered_queue import Arrival, costs_alike, simulate
-from tests.kit.orders import first_in_first_out, fixed_slice, llama_swap, product, swarm_ui
+from tests.kit.orders import fixed_slice, llama_swap, swarm_ui
 
 # At three times the capacity: tasks served with a fixed slice, against first in, first out; and swaps for each task.
 FIXED_SLICES = [
@@ -78,7 +78,7 @@ def test_a_caller_with_few_tasks_is_not_pushed_out() -> None:
     came.sort(key=lambda arrival: arrival.at_s)
     found = {
         name: simulate(came, order=order, costs=costs, until_s=500, places=1_000)
-        for name, order in {"slices": fixed_slice(60), "ours": product(Policy())}.items()
+        for name, order in {"slices": fixed_slice(60), "ours": by_policy(Policy())}.items()
     }
     few = {name: sum(start.task.caller == "few" for start in outcome.starts) for name, outcome in found.items()}
     assert few["ours"] == 10
@@ -94,10 +94,10 @@ def test_a_class_gets_its_share_where_a_stricter_one_would_take_all() -> None:
         for number in range(2_000)
         for priority in (Priority.INTERACTIVE, Priority.BACKGROUND)
     ]
-    found = simulate(came, order=product(Policy()), costs=costs, until_s=1_000, places=1_000)
+    found = simulate(came, order=by_policy(Policy()), costs=costs, until_s=1_000, places=1_000)
     shares = found.shares("priority")
     assert shares["background"] == pytest.approx(0.2, abs=0.02)
-    alone = simulate(came, order=product(Policy(turn_share=1e-9)), costs=costs, until_s=1_000, places=1_000)
+    alone = simulate(came, order=by_policy(Policy(turn_share=1e-9)), costs=costs, until_s=1_000, places=1_000)
     assert alone.shares("priority").get("background", 0.0) == 0
 
 
