@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from contracts.strict import Strict
-from contracts.tasks import GenerationTask, Priority
+from contracts.tasks import GenerationTask, Priority, WaitingGroup
 from contracts.wire import Moment
 
 OrderName = Literal["fifo", "swap-aware"]
@@ -282,6 +282,17 @@ def forecast(
     return found
 
 
+class OrderTally(Struct, frozen=True, kw_only=True):
+    """What a leader's order has made of the card since it leads: tasks that ran, swaps, the seconds of each, and how
+    many slices ended for which cause."""
+
+    tasks: int = 0
+    swaps: int = 0
+    running_s: float = 0.0
+    swapping_s: float = 0.0
+    slice_ends: dict[str, int] = {}
+
+
 class OrderState(Struct, frozen=True, kw_only=True):
     """What a leader's order stands on, as of *at*: everything that `forecast` asks for but the tasks.
 
@@ -301,6 +312,7 @@ class OrderState(Struct, frozen=True, kw_only=True):
     swap_s: dict[str, float] = {}
     callers: dict[str, float] = {}
     passed_s: dict[Priority, float] = {}
+    tally: OrderTally = OrderTally()
 
     @property
     def policy(self) -> Policy:
@@ -332,4 +344,15 @@ def waiting_of(task: GenerationTask) -> Waiting:
         priority=task.priority,
         queued_s=task.queued_at.timestamp(),
         deadline_s=task.deadline_at.timestamp(),
+    )
+
+
+def groups(waiting: Sequence[Waiting], *, now_s: float) -> tuple[WaitingGroup, ...]:
+    """Those *waiting* by class, the strictest first, and by model, as a task keeps them."""
+    found: dict[tuple[Priority, str], list[float]] = {}
+    for task in waiting:
+        found.setdefault((task.priority, task.model), []).append(max(0.0, now_s - task.queued_s))
+    return tuple(
+        WaitingGroup(model=model, priority=priority, count=len(waits_s), oldest_s=round(max(waits_s), 3))
+        for (priority, model), waits_s in sorted(found.items(), key=lambda each: (each[0][0].rank, each[0][1]))
     )

@@ -11,20 +11,24 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from msgspec.structs import replace
+
 from contracts.order import (
     Choice,
     Costs,
     Ledger,
     OnCard,
     OrderState,
+    OrderTally,
     Policy,
     Waiting,
     choose,
     cost_s,
+    groups,
     started,
     waiting_of,
 )
-from contracts.tasks import GenerationTask, OrderDecision, Priority, Progress, WaitingGroup
+from contracts.tasks import GenerationTask, OrderDecision, Progress
 from lane_worker.runtime.outcome import Result, Runner, Succeeded, Unsuccessful
 from ops.telemetry import metrics
 
@@ -48,6 +52,7 @@ class Order:
         self._runs_s: dict[str, deque[float]] = {}
         self._swaps_s: dict[str, deque[float]] = {}
         self._chosen: tuple[Choice, Sequence[Waiting]] | None = None
+        self._tally = OrderTally()
         for cause in SLICE_ENDS:
             metrics.order_slices.begin(cause)
         self._free_at: datetime | None = None  # when what runs is expected to end
@@ -90,6 +95,8 @@ class Order:
         cause = slice_end(choice, waiting, loaded=self._loaded(now_s), now_s=now_s)
         if cause is not None:
             metrics.order_slices.add(cause)
+            ends = self._tally.slice_ends
+            self._tally = replace(self._tally, slice_ends=ends | {cause: ends.get(cause, 0) + 1})
         self._ledger = started(
             self._ledger, choice.task, waiting, loaded=self._loaded(now_s), costs=self._costs(), now_s=now_s
         )
@@ -103,6 +110,13 @@ class Order:
             swap_s = swap.release_s + swap.verify_s + swap.load_s
             _note(self._swaps_s, task.model, swap_s)
             self._on_card = OnCard(task.model, now.timestamp() - max(0.0, seconds - swap_s))
+        self._tally = replace(
+            self._tally,
+            tasks=self._tally.tasks + 1,
+            swaps=self._tally.swaps + (swap is not None),
+            running_s=self._tally.running_s + max(0.0, seconds - swap_s),
+            swapping_s=self._tally.swapping_s + swap_s,
+        )
         if isinstance(result, Succeeded):
             _note(self._runs_s, task.model, max(0.0, seconds - swap_s))
 
@@ -123,6 +137,7 @@ class Order:
             swap_s=_rounded(_medians(self._swaps_s)),
             callers=_rounded(dict(most)),
             passed_s=dict(self._ledger.passed_s),
+            tally=self._tally,
         )
 
     def _loaded(self, now_s: float) -> OnCard | None:
@@ -169,17 +184,6 @@ def slice_end(choice: Choice, waiting: Sequence[Waiting], *, loaded: OnCard | No
     if not any(task.priority is choice.task.priority for task in here):
         return "class"
     return "deadline" if 5 in choice.rules else "time"
-
-
-def groups(waiting: Sequence[Waiting], *, now_s: float) -> tuple[WaitingGroup, ...]:
-    """Those *waiting* by class, the strictest first, and by model, as a task keeps them."""
-    found: dict[tuple[Priority, str], list[float]] = {}
-    for task in waiting:
-        found.setdefault((task.priority, task.model), []).append(max(0.0, now_s - task.queued_s))
-    return tuple(
-        WaitingGroup(model=model, priority=priority, count=len(waits_s), oldest_s=round(max(waits_s), 3))
-        for (priority, model), waits_s in sorted(found.items(), key=lambda each: (each[0][0].rank, each[0][1]))
-    )
 
 
 def _note(samples: dict[str, deque[float]], model: str, seconds: float) -> None:

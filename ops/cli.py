@@ -63,6 +63,9 @@ COMMANDS: Final[dict[str, CommandEntry]] = {
     "capacity": CommandEntry(
         "ops.commands.capacity.command:command", "Estimate what dedicated lanes carry, and what they cost."
     ),
+    "replay": CommandEntry(
+        "gateway.replay.command:command", "Serve a recorded day again by another policy, in a simulation."
+    ),
     "lane-mode": CommandEntry(
         "ops.commands.lane_mode:command", "Keep new requests off a model's lanes, or let routing decide."
     ),

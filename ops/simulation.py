@@ -59,7 +59,7 @@ class Arrival(Struct, frozen=True, kw_only=True):
     to_lane: bool = False
 
 
-class Start(Struct, frozen=True, kw_only=True):
+class SimulatedStart(Struct, frozen=True, kw_only=True):
     """*task*, which came as *arrival*, was started at *at_s*, after a swap where it *swapped*."""
 
     at_s: float
@@ -76,7 +76,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     *refused* found no place; *expired* waited in vain; *withdrawn* were taken back by their callers.
     """
 
-    starts: Sequence[Start]
+    starts: Sequence[SimulatedStart]
     refused: Sequence[Arrival]
     expired: Sequence[Arrival]
     withdrawn: Sequence[Arrival]
@@ -103,7 +103,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
         return found
 
 
-class Lanes(Struct, frozen=True, kw_only=True):
+class SimulatedLanes(Struct, frozen=True, kw_only=True):
     """The lanes of each model, which take what waits for them by *order*. A task waits there for *wait_s* at most, and
     then goes to the degraded queue. They have loaded what they serve."""
 
@@ -121,13 +121,13 @@ def simulate(
     until_s: float | None = None,
     places: int = DEGRADED_MAX_MSGS,
     wait_s: float = WAIT_S,
-    lanes: Lanes | None = None,
+    lanes: SimulatedLanes | None = None,
 ) -> Outcome:
     """Serves *arrivals*, in order of their times, until *until_s*; None: until nobody waits.
 
     A task keeps its place until it is started or its wait is over. The card knows what a run and a swap take.
     """
-    return _Run(arrivals, order, costs, until_s, places, wait_s, lanes or Lanes()).outcome()
+    return _Run(arrivals, order, costs, until_s, places, wait_s, lanes or SimulatedLanes()).outcome()
 
 
 class _Line:
@@ -153,12 +153,12 @@ class _Run:
         until_s: float | None,
         places: int,
         wait_s: float,
-        lanes: Lanes,
+        lanes: SimulatedLanes,
     ) -> None:
         self._env = simpy.Environment()
         self._costs, self._places, self._wait_s, self._lanes = costs, places, wait_s, lanes
         self._arrivals: dict[str, Arrival] = {}
-        self._starts: list[Start] = []
+        self._starts: list[SimulatedStart] = []
         self._refused: list[Arrival] = []
         self._expired: list[Arrival] = []
         self._withdrawn: list[Arrival] = []
@@ -247,7 +247,7 @@ class _Run:
                 loaded = OnCard(task.model, self._env.now)
             yield self._env.timeout(costs.run_of(task.model) if arrival.run_s is None else arrival.run_s)
             self._starts.append(
-                Start(
+                SimulatedStart(
                     at_s=now_s,
                     task=task,
                     arrival=arrival,

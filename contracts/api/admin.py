@@ -11,7 +11,7 @@ from msgspec import Struct
 from contracts.keys import Scope
 from contracts.lanes import ColdStart, FallbackEpisode, LaneMode, LaneState, VideoPipelineSlot
 from contracts.memory import SwapReceipt
-from contracts.tasks import OrderDecision, Priority, RoutingDecision, TaskStatus
+from contracts.tasks import OrderDecision, Priority, RoutingDecision, TaskStatus, WaitingGroup
 
 
 class IgnoredControl(Struct, frozen=True):
@@ -140,10 +140,33 @@ class QueueView(Struct, frozen=True, kw_only=True):
     estimates: tuple[EstimateView, ...]
 
 
+class OrderView(Struct, frozen=True, kw_only=True):
+    """How the degraded worker orders its queue (ADR 0038), and what that has made of its card since it leads.
+
+    At most *swap_share* of the time goes into swaps while two models wait, unless a slice would be longer than
+    *slice_max_s*; each class that waits gets *turn_share* at least. *swaps_per_task* and *swap_time_share* (0 to 1) are
+    null before the first task. *slice_ends* counts the slices of a model that ended, by what ended them. *waiting* are
+    those that wait by class, the strictest first, and by model.
+    """
+
+    name: str
+    swap_share: float
+    slice_max_s: float
+    turn_share: float
+    loaded: str | None
+    tasks: int
+    swaps: int
+    swaps_per_task: float | None
+    swap_time_share: float | None
+    slice_ends: dict[str, int]
+    waiting: tuple[WaitingGroup, ...]
+
+
 class QueuesView(Struct, frozen=True, kw_only=True):
-    """Every work queue, and who serves the degraded one; null: nobody."""
+    """Every work queue, who serves the degraded one, and in which order; null: nobody."""
 
     leader: LeaderView | None
+    order: OrderView | None
     queues: tuple[QueueView, ...]
 
 

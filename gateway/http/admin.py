@@ -37,6 +37,7 @@ from gateway.http.admin_views import (
     leader_view,
     mode_view,
     model_lanes,
+    order_view,
     queue_view,
     running_view,
     swaps_view,
@@ -146,7 +147,12 @@ async def get_queues(services: _Services) -> QueuesView:
     models = tuple(services.catalog.models)
     queues = [await _queue(services, "lane", (model,), now) for model in models]
     queues.append(await _queue(services, "degraded", models, now))
-    return QueuesView(leader=leader_view(services.leader.leader(now)), queues=tuple(queues))
+    leadership = services.leader.leader(now)
+    return QueuesView(
+        leader=leader_view(leadership),
+        order=order_view(leadership, services.tasks.work_queues.of("degraded", "").waiting, now),
+        queues=tuple(queues),
+    )
 
 
 @get(

@@ -1,6 +1,6 @@
 """What operators see: the structs of `contracts.api.admin`, filled in."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Final, Literal
 
@@ -16,6 +16,7 @@ from contracts.api.admin import (
     MinuteView,
     ModelLanes,
     ModeView,
+    OrderView,
     QueueView,
     RouteView,
     RunningView,
@@ -26,7 +27,7 @@ from contracts.api.admin import (
 from contracts.api.tasks import QueuePlace
 from contracts.keys import ApiKey
 from contracts.lanes import ColdStart, FallbackEpisode, Leadership
-from contracts.order import words
+from contracts.order import groups, waiting_of, words
 from contracts.settings import ModelEntry
 from contracts.tasks import GenerationTask
 from gateway.boards.cold_starts import TARGET_S, share_within
@@ -83,6 +84,28 @@ def leader_view(leadership: Leadership | None) -> LeaderView | None:
     if leadership is None:
         return None
     return LeaderView(worker=leadership.worker, slot=leadership.slot, pid=leadership.pid, since=leadership.since)
+
+
+def order_view(leadership: Leadership | None, waiting: Iterable[GenerationTask], now: datetime) -> OrderView | None:
+    """How the leader orders those *waiting*, if it has said so."""
+    state = None if leadership is None else leadership.order
+    if state is None:
+        return None
+    tally = state.tally
+    busy_s = tally.running_s + tally.swapping_s
+    return OrderView(
+        name=state.order,
+        swap_share=state.swap_share,
+        slice_max_s=state.slice_max_s,
+        turn_share=state.turn_share,
+        loaded=state.loaded,
+        tasks=tally.tasks,
+        swaps=tally.swaps,
+        swaps_per_task=round(tally.swaps / tally.tasks, 3) if tally.tasks else None,
+        swap_time_share=round(tally.swapping_s / busy_s, 3) if busy_s else None,
+        slice_ends=tally.slice_ends,
+        waiting=groups([waiting_of(task) for task in waiting], now_s=now.timestamp()),
+    )
 
 
 def running_view(task: GenerationTask, left_s: float | None) -> RunningView:

@@ -140,7 +140,18 @@ def derive(decision: RoutingDecision, *, lanes_passed: bool) -> Route:
 
     Raises ValueError for a state that this version does not know.
     """
-    reports = [
+    return route(
+        reports_of(decision),
+        forced_degraded=decision.forced_degraded,
+        health_timeout_s=decision.health_timeout_s,
+        now=decision.judged_at or decision.at,
+        lanes_passed=lanes_passed,
+    )
+
+
+def reports_of(decision: RoutingDecision) -> list[LaneReport]:
+    """The lanes as *decision* saw them. Raises ValueError for a state that this version does not know."""
+    return [
         LaneReport(
             model="",
             worker=lane.worker,
@@ -150,10 +161,3 @@ def derive(decision: RoutingDecision, *, lanes_passed: bool) -> Route:
         )
         for lane in decision.lanes
     ]
-    return route(
-        reports,
-        forced_degraded=decision.forced_degraded,
-        health_timeout_s=decision.health_timeout_s,
-        now=decision.judged_at or decision.at,
-        lanes_passed=lanes_passed,
-    )

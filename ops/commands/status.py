@@ -22,6 +22,7 @@ from contracts.api.admin import (
     IgnoredControl,
     LanesView,
     LaneView,
+    OrderView,
     QueuesView,
     RunningView,
 )
@@ -74,6 +75,8 @@ def _parts(status: Status, jaeger_url: str | None) -> Iterator[RenderableType]:
     yield _lanes(status.lanes, now)
     yield from _warnings(status)
     yield _queues(status.queue, jaeger_url)
+    if status.queue.order is not None:
+        yield _order(status.queue.order)
     if status.lanes.slots:
         yield _slots(status.lanes, now)
     yield _fallbacks(status.fallbacks, now)
@@ -134,6 +137,25 @@ def _queues(queues: QueuesView, jaeger_url: str | None) -> Table:
         )
     if queues.leader is not None:
         table.caption = f"{escape(queues.leader.worker)} on {escape(queues.leader.slot)} serves DEGRADED"
+    return table
+
+
+def _order(order: OrderView) -> Table:
+    table = _table("order", "loaded", "swaps a task", "time in swaps", "slices ended by", "waits, by class")
+    limits = f"\nat most {order.swap_share:.0%} in swaps,\nslices of {span(order.slice_max_s)}"
+    ends = "\n".join(f"{escape(cause)} {count}" for cause, count in sorted(order.slice_ends.items()))
+    waits = "\n".join(
+        f"{escape(group.priority)}: {group.count} for {escape(group.model)}, {span(group.oldest_s)}"
+        for group in order.waiting
+    )
+    table.add_row(
+        escape(order.name) + ("" if order.name == "fifo" else limits),
+        escape(order.loaded or "-"),
+        "[dim]no task yet[/]" if order.swaps_per_task is None else f"{order.swaps_per_task:.2f}",
+        "" if order.swap_time_share is None else f"{order.swap_time_share:.0%}",
+        ends or "[dim]none yet[/]",
+        waits or "[dim]nobody[/]",
+    )
     return table
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from contracts.order import Choice, OnCard, Policy, waiting_of
+from contracts.order import Choice, OnCard, OrderTally, Policy, waiting_of
 from contracts.tasks import FailureCode, GenerationTask, Priority, WaitingGroup
 from degraded_worker.order import SLICE_ENDS, Order, OrderedRunner, slice_end
 from lane_worker.runtime.outcome import GaveUp, Result, Succeeded, Unsuccessful
@@ -76,6 +76,17 @@ def test_what_never_succeeded_is_not_what_a_run_takes() -> None:
     older, younger = task("p1", queued_s=5), task("a2", queued_s=6)
     assert card.chosen(older, younger, at_s=23.9)[0] == "a2"
     assert card.chosen(older, younger, at_s=24)[0] == "p1"
+
+
+def test_what_the_order_made_of_the_card_is_counted() -> None:
+    card = Card(Policy(order="fifo"))
+    for number, name in enumerate(("a1", "a2", "p1")):
+        done = task(name)
+        card.chosen(done, at_s=10 * number)
+        card.run(done, from_s=10 * number, seconds=2 if name == "a2" else 6, result=succeeded(swapped=name != "a2"))
+    assert card.order.state(after(30)).tally == OrderTally(
+        tasks=3, swaps=2, running_s=6, swapping_s=8, slice_ends={"arrival": 1}
+    )
 
 
 def test_without_measurements_it_is_first_in_first_out() -> None:

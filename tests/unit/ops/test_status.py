@@ -6,18 +6,22 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from contracts.api.admin import LanesView, QueuesView
 from contracts.api.tasks import TaskView
-from contracts.lanes import ColdStart, FallbackEpisode, LaneState, SlotState, VideoPipelineSlot
+from contracts.lanes import ColdStart, FallbackEpisode, LaneState, Leadership, SlotState, VideoPipelineSlot
+from contracts.order import OrderState, OrderTally
 from contracts.settings import Catalog
+from contracts.tasks import Priority
 from gateway.boards.lane_board import LaneBoard
 from gateway.http.admin_views import (
     cold_starts_view,
     estimate_view,
     fallbacks_view,
     model_lanes,
+    order_view,
     queue_view,
     running_view,
 )
@@ -30,7 +34,7 @@ from ops.nats.bucket import Versioned
 from ops.nats.buckets import HEARTBEATS, SWITCHES
 from ops.nats.entry import Entry
 from ops.nats.streams import Depth
-from tests.kit.records import NOW, after, lane_report, processing_task
+from tests.kit.records import NOW, after, lane_report, pending_task, processing_task
 from tests.kit.samples import catalog
 
 EPISODE = FallbackEpisode(model="phr00t", cause="quota", since=after(-200), until=after(-15), served=12)
@@ -39,6 +43,14 @@ EPISODE = FallbackEpisode(model="phr00t", cause="quota", since=after(-200), unti
 def heartbeat(worker: str, state: LaneState, at: datetime, detail: str = "") -> Entry:
     report = lane_report(worker, state, detail=detail)
     return Entry(f"anisora.{worker}", msgspec.json.encode(report), 1, at)
+
+
+def leadership() -> Leadership:
+    tally = OrderTally(tasks=40, swaps=3, running_s=80, swapping_s=12, slice_ends={"time": 2, "none_waits": 1})
+    state = OrderState(
+        at=NOW, order="swap-aware", swap_share=0.2, slice_max_s=120, turn_share=0.2, loaded="phr00t", tally=tally
+    )
+    return Leadership(worker="degraded-0", owner="o", slot="cpu-9", pid=1, since=NOW, order=state)
 
 
 def answers(running: Catalog, board: LaneBoard) -> dict[str, Any]:
@@ -63,6 +75,7 @@ def answers(running: Catalog, board: LaneBoard) -> dict[str, Any]:
         ),
         "queue": QueuesView(
             leader=None,
+            order=order_view(leadership(), (pending_task(priority=Priority.BACKGROUND, queued_at=after(-3)),), NOW),
             queues=(
                 queue_view(
                     "DEGRADED",
@@ -110,6 +123,9 @@ def drawn() -> str:
         ["ignored in control: lanes.phr00t = 'offf'", "use auto or degraded"],
         ["ignored in control: lanes.gone = 'degraded'", "nats kv del control lanes.gone"],
         ["DEGRADED", "7 of 25", "12.0 s", "anisora on anisora-0", "about 4.2 s left", "anisora 31.5 s"],
+        ["swap-aware", "phr00t", "0.07", "13%", "none_waits 1", "background: 1 for anisora, 3.0 s"],
+        ["at most 20% in swaps", "time 2"],
+        ["slices of 2 min"],
         ["cpu-9", "degraded-0", "quarantined", "[held]"],
         ["anisora", "manual", "1 min 5 s, goes on", "3"],
         ["phr00t", "quota", "3 min 5 s", "12"],
@@ -120,6 +136,26 @@ def drawn() -> str:
 )
 def test_the_screen(drawn: str, words: list[str]) -> None:
     assert any(all(word in line for word in words) for line in drawn.splitlines()), drawn
+
+
+def test_an_order_that_nobody_has_said_and_one_without_a_task_are_drawn() -> None:
+    silent = structs.replace(leadership(), order=None)
+    assert order_view(silent, (), NOW) is None
+    assert order_view(None, (), NOW) is None
+    state = leadership().order
+    assert state is not None
+    fresh = structs.replace(leadership(), order=structs.replace(state, tally=OrderTally(), order="fifo"))
+    board = LaneBoard(health_timeout_s=60, grace_s=10)
+    answer = msgspec.convert(json.loads(msgspec.json.encode(answers(catalog(), board))), type=Status)
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(
+            screen(structs.replace(answer, queue=structs.replace(answer.queue, order=order_view(fresh, (), NOW))))
+        )
+    (line,) = [line for line in captured.get().splitlines() if line.startswith("fifo")]
+    assert line.split("  ")[0] == "fifo"
+    assert all(words in line for words in ("no task yet", "none yet", "nobody"))
+    assert "in swaps" not in captured.get().replace("time in swaps", "")
 
 
 def test_a_switch_back_of_a_model_that_is_gone_is_no_news(drawn: str) -> None:

@@ -1,0 +1,1 @@
+"""`warmlane replay`: a recorded day, by another policy."""
