@@ -48,7 +48,8 @@ from gateway.http.audit import audited
 from gateway.http.body import read_body, require_json
 from gateway.http.conditions import Conditions, conditions_of, require_to_change
 from gateway.http.lookup import find, reachable
-from gateway.http.openapi.operations import KeyedOperation, ModeOperation, SwitchOperation, problem_responses
+from gateway.http.openapi.admin_operations import ModeOperation, SwitchOperation
+from gateway.http.openapi.operations import KeyedOperation, problem_responses
 from gateway.http.problems import ProblemError
 from gateway.http.queries import require_known_query
 from gateway.services import Services

@@ -21,7 +21,8 @@ from gateway.http.audit import audited
 from gateway.http.body import read_body, require_json
 from gateway.http.key_request import WrongKeyRequest, parse_key_request
 from gateway.http.lookup import reachable
-from gateway.http.openapi.operations import ChangeOperation, KeyedOperation, NewKeyOperation, problem_responses
+from gateway.http.openapi.admin_operations import ChangeOperation, NewKeyOperation
+from gateway.http.openapi.operations import KeyedOperation, problem_responses
 from gateway.http.problems import ProblemError
 from gateway.http.queries import require_known_query
 from gateway.services import Services

@@ -13,7 +13,8 @@ from gateway.boards.key_board import Caller
 from gateway.http.access import Turn, needs
 from gateway.http.audit import audited
 from gateway.http.lookup import reachable
-from gateway.http.openapi.operations import ChangeOperation, problem_responses
+from gateway.http.openapi.admin_operations import ChangeOperation
+from gateway.http.openapi.operations import problem_responses
 from gateway.http.problems import ProblemError
 from gateway.services import Services
 from ops.nats.shown_slots import NoSuchSlot, NotQuarantined, lift

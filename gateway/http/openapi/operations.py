@@ -21,9 +21,7 @@ from litestar.openapi.spec import (
 
 from contracts.api.problems import Problem
 from contracts.fields import SEED_SPAN
-from contracts.keys import ANONYMOUS, DEFAULT_RATE_PER_S, SCOPES
-from contracts.tasks import GenerationTask, Priority, TaskStatus
-from gateway.http.key_request import BOUND_MAX, RATE_MAX_PER_S, RATE_MIN_PER_S
+from contracts.tasks import GenerationTask, TaskStatus
 from gateway.http.openapi.examples import (
     CANCELLED,
     DONE,
@@ -71,7 +69,8 @@ def _header(description: str) -> OpenAPIHeader:
     return OpenAPIHeader(schema=Schema(type=OpenAPIType.STRING), description=description)
 
 
-def _parameter(name: str, description: str, example: str, *, pattern: str | None = None) -> Parameter:
+def parameter(name: str, description: str, example: str, *, pattern: str | None = None) -> Parameter:
+    """A header that may be sent."""
     # the example stands in the text: the docs page would send one that it is given
     return Parameter(
         name=name,
@@ -82,12 +81,12 @@ def _parameter(name: str, description: str, example: str, *, pattern: str | None
 
 
 @dataclass
-class _DescribedOperation(Operation):
+class DescribedOperation(Operation):
     """An operation, of a route that needs a key, whose subclass adds what its handler's signature does not show."""
 
     def to_schema(self) -> dict[str, Any]:
         self._send(401, {"WWW-Authenticate": "`Bearer`, and what is wrong with the key."})
-        self._send(429, _RETRY_AFTER)
+        self._send(429, RETRY_AFTER)
         return super().to_schema()
 
     def _accept(self, *headers: Parameter) -> None:
@@ -118,8 +117,8 @@ class _DescribedOperation(Operation):
     def _conditional(self, tag: str, *, example: str = '"7"', more: str = "") -> None:
         """What can be read only if it has changed: its `ETag` is *tag*."""
         self._accept(
-            _parameter("If-None-Match", f"Answer 304 while it has one of these ETags, or `*`.{more}", example),
-            _parameter("If-Match", "Answer 412 unless it has one of these ETags.", example),
+            parameter("If-None-Match", f"Answer 304 while it has one of these ETags, or `*`.{more}", example),
+            parameter("If-Match", "Answer 412 unless it has one of these ETags.", example),
         )
         self._send(200, {"ETag": tag})
         self._answer(304, "As in the answer that had one of the ETags of If-None-Match.")
@@ -148,7 +147,7 @@ class _DescribedOperation(Operation):
 # Raw bytes. JSON Schema of OpenAPI 3.1 would need no more than the media type; generators of clients look for this.
 _BYTES: Final = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
 _OF_A_FILE: Final = "The SHA-256 of the file."
-_RETRY_AFTER: Final = {"Retry-After": "Seconds until another try makes sense."}
+RETRY_AFTER: Final = {"Retry-After": "Seconds until another try makes sense."}
 _AGE: Final = {
     "Age": "Only while the gateway is cut off from the queue, and answers from memory: the greatest age of the answer, "
     "in seconds."
@@ -156,70 +155,21 @@ _AGE: Final = {
 
 
 @dataclass
-class KeyedOperation(_DescribedOperation):
+class KeyedOperation(DescribedOperation):
     """An operation that needs a key; its handler's signature shows the rest."""
 
 
 @dataclass
-class ChangeOperation(_DescribedOperation):
-    """What an operator changes without a body."""
-
-    def __post_init__(self) -> None:
-        self._send(503, _RETRY_AFTER)
-
-
-@dataclass
-class NewKeyOperation(_DescribedOperation):
-    """`POST /admin/keys`: its body, which the handler checks itself."""
-
-    def __post_init__(self) -> None:
-        self._send(503, _RETRY_AFTER)
-        bound = Schema(type=[OpenAPIType.INTEGER, OpenAPIType.NULL], minimum=1, maximum=BOUND_MAX)
-        schema = Schema(
-            type=OpenAPIType.OBJECT,
-            properties={
-                "caller": Schema(
-                    type=OpenAPIType.STRING,
-                    pattern=f"^(?!{ANONYMOUS}$)[A-Za-z0-9._@-]{{1,64}}$",
-                    description="Whom it is for. Keys of the same caller see the same tasks.",
-                ),
-                "scopes": Schema(
-                    type=OpenAPIType.ARRAY, items=Schema(type=OpenAPIType.STRING, enum=list(SCOPES)), min_items=1
-                ),
-                "rate_per_s": Schema(
-                    type=[OpenAPIType.NUMBER, OpenAPIType.NULL],
-                    minimum=RATE_MIN_PER_S,
-                    maximum=RATE_MAX_PER_S,
-                    default=DEFAULT_RATE_PER_S,
-                    description="Requests a second, counted over ten seconds; null is no limit.",
-                ),
-                "highest_priority": Schema(
-                    type=OpenAPIType.STRING, enum=[each.value for each in Priority], default=Priority.INTERACTIVE.value
-                ),
-                "max_waiting": bound,
-                "max_running": bound,
-            },
-            required=["caller", "scopes"],
-            additional_properties=False,
-        )
-        value = {"caller": "alice", "scopes": ["submit", "read"]}
-        examples: dict[str, Example | Reference] = {"a client": Example(summary="A client", value=value)}
-        self.request_body = RequestBody(
-            required=True, content={"application/json": OpenAPIMediaType(schema=schema, examples=examples)}
-        )
-
-
-@dataclass
-class ResubmitOperation(_DescribedOperation):
+class ResubmitOperation(DescribedOperation):
     """`POST /tasks/{id}/resubmit`: its body, which the handler checks itself."""
 
     def __post_init__(self) -> None:
         self._accept(
-            _parameter("Idempotency-Key", "As of `POST /generate`.", "order-17-again", pattern="^[!-~]{1,255}$")
+            parameter("Idempotency-Key", "As of `POST /generate`.", "order-17-again", pattern="^[!-~]{1,255}$")
         )
         self._show(202, "Accepted: the new task.", {"pending": PENDING})
         self._send(202, {"Location": "The path of the new task.", "ETag": "As of the task's own path."})
-        self._send(503, _RETRY_AFTER)
+        self._send(503, RETRY_AFTER)
         seed = Schema(
             one_of=[
                 Schema(type=OpenAPIType.INTEGER, minimum=0, maximum=SEED_SPAN - 1),
@@ -238,20 +188,20 @@ class ResubmitOperation(_DescribedOperation):
 
 
 @dataclass
-class GenerateOperation(_DescribedOperation):
+class GenerateOperation(DescribedOperation):
     """`POST /generate`: its body, its headers and those of its answers."""
 
     def __post_init__(self) -> None:
         self.request_body = Reference(ref=f"#/components/requestBodies/{REQUEST_BODY}")
         self._accept(
-            _parameter(
+            parameter(
                 "Idempotency-Key",
                 "Names the request: sending it again gives the same task and not a second one. "
                 "1 to 255 printable ASCII characters.",
                 "order-17",
                 pattern="^[!-~]{1,255}$",
             ),
-            _parameter(
+            parameter(
                 "Prefer",
                 "`respond-async` answers `202` at once, and a task that is not taken in time then ends as `failed` "
                 "with the code `queue_overloaded`. Without it the answer waits for the degraded worker, up to 30 s, "
@@ -259,7 +209,7 @@ class GenerateOperation(_DescribedOperation):
                 f"ended, and after S seconds in any case, {MAX_WAIT_S:g} at most; both together are possible.",
                 "respond-async, wait=30",
             ),
-            _parameter(
+            parameter(
                 "Priority",
                 "The class of a request whose body names none: `interactive`, `standard` or `background`, alone or "
                 "beside the parameters of RFC 9218, which are ignored, as is what is not known.",
@@ -297,46 +247,13 @@ class GenerateOperation(_DescribedOperation):
 
 
 @dataclass
-class ModeOperation(_DescribedOperation):
-    """`GET /admin/lanes/{model}/mode`."""
-
-    def __post_init__(self) -> None:
-        self._conditional("The revision of the switch.")
-
-
-@dataclass
-class SwitchOperation(_DescribedOperation):
-    """`PUT /admin/lanes/{model}/mode`: its body, which the handler checks itself."""
-
-    def __post_init__(self) -> None:
-        self._accept(_parameter("If-Match", "Set it only if it is still as the answer with this ETag said.", '"7"'))
-        self._send(200, {"ETag": "The revision of the switch."})
-        mode = Schema(
-            type=OpenAPIType.STRING,
-            enum=["auto", "degraded"],
-            description="`auto` lets routing decide; `degraded` sends nothing new to the model's lanes.",
-        )
-        schema = Schema(
-            type=OpenAPIType.OBJECT, properties={"mode": mode}, required=["mode"], additional_properties=False
-        )
-        examples: dict[str, Example | Reference] = {
-            "degraded": Example(summary="Keep new requests off the lanes", value={"mode": "degraded"}),
-            "auto": Example(summary="Let routing decide again", value={"mode": "auto"}),
-        }
-        self.request_body = RequestBody(
-            required=True, content={"application/json": OpenAPIMediaType(schema=schema, examples=examples)}
-        )
-        self._send(503, _RETRY_AFTER)
-
-
-@dataclass
-class TaskOperation(_DescribedOperation):
+class TaskOperation(DescribedOperation):
     """`GET /tasks/{id}`: waiting for a change."""
 
     def __post_init__(self) -> None:
         self._constrain("wait", Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=MAX_WAIT_S))
         self._accept(
-            _parameter("Prefer", "`wait=S` is the same as the query parameter `wait`.", "wait=60"),
+            parameter("Prefer", "`wait=S` is the same as the query parameter `wait`.", "wait=60"),
         )
         self._conditional(
             "The revision of the task; while it waits, with its place and its expected wait.",
@@ -349,28 +266,28 @@ class TaskOperation(_DescribedOperation):
             200,
             {"Preference-Applied": "The wait that Prefer asked for.", **_AGE},
         )
-        self._send(503, _RETRY_AFTER)
+        self._send(503, RETRY_AFTER)
 
 
 @dataclass
-class TasksOperation(_DescribedOperation):
+class TasksOperation(DescribedOperation):
     """`GET /tasks`: a page."""
 
     def __post_init__(self) -> None:
         self._filter()
         self._send(200, _AGE)
-        self._send(503, _RETRY_AFTER)
+        self._send(503, RETRY_AFTER)
 
 
 @dataclass
-class FeedOperation(_DescribedOperation):
+class FeedOperation(DescribedOperation):
     """`GET /tasks/events`: a stream of server-sent events about many tasks."""
 
     def __post_init__(self) -> None:
         self._filter()
         self._constrain("wait", Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=FEED_WAIT_MAX_S))
         self._accept(
-            _parameter(
+            parameter(
                 "Last-Event-ID",
                 "The newest id of the stream before: what changed since is told first.",
                 "1742",
@@ -382,43 +299,43 @@ class FeedOperation(_DescribedOperation):
             "Events `open`, `reset`, `task`, `left`, `gone` and `places`, until somebody hangs up.",
             "text/event-stream",
         )
-        self._send(429, _RETRY_AFTER)
+        self._send(429, RETRY_AFTER)
 
 
 @dataclass
-class CancelOperation(_DescribedOperation):
+class CancelOperation(DescribedOperation):
     """`DELETE /tasks/{id}`."""
 
     def __post_init__(self) -> None:
         self._accept(
-            _parameter("If-Match", "Cancel it only if it is still at the revision that this ETag begins with.", '"7"')
+            parameter("If-Match", "Cancel it only if it is still at the revision that this ETag begins with.", '"7"')
         )
         ended = {"cancelled": CANCELLED, "ended before": DONE}
         self._show(200, "The task, which has ended: now, or as it had before.", ended)
         self._send(200, {"ETag": "The revision of the task."})
-        self._send(503, _RETRY_AFTER)
+        self._send(503, RETRY_AFTER)
 
 
 @dataclass
-class EventsOperation(_DescribedOperation):
+class EventsOperation(DescribedOperation):
     """`GET /tasks/{id}/events`: a stream of server-sent events."""
 
     def __post_init__(self) -> None:
-        self._accept(_parameter("Last-Event-ID", "The last event seen, which browsers send when they reconnect.", "7"))
+        self._accept(parameter("Last-Event-ID", "The last event seen, which browsers send when they reconnect.", "7"))
         self._answer(200, "An event `task` for each change, and one for now, until the task ends.", "text/event-stream")
         self._answer(204, "The task has ended and Last-Event-ID names its last event.")
-        self._send(429, _RETRY_AFTER)
-        self._send(503, _RETRY_AFTER)
+        self._send(429, RETRY_AFTER)
+        self._send(503, RETRY_AFTER)
 
 
 @dataclass
-class _FileOperation(_DescribedOperation):
+class _FileOperation(DescribedOperation):
     """A file of the artifact store, whole or in part."""
 
     def _file(self, what: str, media_type: str) -> None:
         self._accept(
-            _parameter("Range", "One range of bytes; several, or another unit, give the whole file.", "bytes=0-1023"),
-            _parameter("If-Range", "Honour Range only while the file has this ETag.", EXAMPLE_ETAG),
+            parameter("Range", "One range of bytes; several, or another unit, give the whole file.", "bytes=0-1023"),
+            parameter("If-Range", "Honour Range only while the file has this ETag.", EXAMPLE_ETAG),
         )
         sent = {"Accept-Ranges": "`bytes`", "Content-Length": "How many bytes follow."}
         self._answer(200, f"The whole {what}.", media_type, schema=_BYTES)
@@ -446,7 +363,7 @@ class ThumbnailOperation(_FileOperation):
 
 
 @dataclass
-class FileHeadOperation(_DescribedOperation):
+class FileHeadOperation(DescribedOperation):
     """`HEAD /tasks/{id}/video`: the headers alone."""
 
     def __post_init__(self) -> None:
