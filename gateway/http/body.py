@@ -37,10 +37,11 @@ async def read_body(request: Request[Any, Any, Any], *, max_bytes: int = MAX_BOD
 
 def require_json(request: Request[Any, Any, Any]) -> None:
     """Raises the problem `unsupported_media_type` unless the body is declared as JSON, and as nothing around it."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    headers = request.headers  # Litestar looks them up anew each time
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise ProblemError("unsupported_media_type", "send it as application/json")
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         raise ProblemError(
             "unsupported_media_type",

@@ -45,6 +45,7 @@ async def read_submission(request: CallerRequest, services: Services) -> Submiss
     require_json(request)
     require_known_query(request.scope)
     key = idempotency_key_of(request)
+    headers = request.headers
     catalog = services.catalog
     accepted = await asyncio.to_thread(_accepted, body, catalog) if is_costly else _accepted(body, catalog)
     if not is_costly:
@@ -53,8 +54,8 @@ async def read_submission(request: CallerRequest, services: Services) -> Submiss
     return Submission(
         accepted=accepted,
         key=key,
-        priority=class_of(accepted.priority, request.headers.getall("priority", []), request.user.key),
-        preferred=Preferences.of(request.headers.getall("prefer", []), wait_max_s=MAX_WAIT_S),
+        priority=class_of(accepted.priority, headers.getall("priority", []), request.user.key),
+        preferred=Preferences.of(headers.getall("prefer", []), wait_max_s=MAX_WAIT_S),
     )
 
 

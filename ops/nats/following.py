@@ -3,14 +3,16 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final, Protocol
 
-import nats.aio.client
 import nats.errors
-from nats.aio.msg import Msg
+import structlog
+from msgspec import Struct
 from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header
+from nats.js.client import JetStreamContext
 
 # The server sends a heartbeat this often when it has nothing else to send. After SILENT_LOOKS looks in a row at which
 # nothing had come, the consumer is taken for gone. Looks are counted, and not seconds: this process may have been
@@ -20,7 +22,12 @@ LOOK_EVERY_S: Final = 0.2
 SILENT_LOOKS: Final = 4
 # After this time the server removes a consumer that nobody listens to.
 FORGOTTEN_S: Final = 30.0
-_STATUS_CONTROL: Final = "100"
+# How the header block of a heartbeat, or of a question whether more may come, begins.
+_CONTROL: Final = b"NATS/1.0 100"
+# How many tokens the reply subject of a consumer's message has, without and with domain and account.
+_SHORT, _LONG = 9, 11
+
+log = structlog.get_logger("nats")
 
 
 def following_config(subject: str, start: int | None, *, history: bool) -> ConsumerConfig:
@@ -43,15 +50,48 @@ def following_config(subject: str, start: int | None, *, history: bool) -> Consu
     return config
 
 
+class Followed(Struct, frozen=True, gc=False):
+    """A message of a followed stream. It stands at *seq* since *time*, by the server's clock; *pending* more are there
+    already. *is_marker*: it says that the key is deleted, or has expired."""
+
+    subject: str
+    data: bytes
+    seq: int
+    time: datetime
+    pending: int
+    is_marker: bool
+
+
+OnRaw = Callable[[bytes, bytes, bytes, bytes], None]
+"""Takes subject, reply subject, payload and header block of a message, as they came."""
+
+
+class FollowingClient(Protocol):
+    """What a following needs of the client."""
+
+    def new_inbox(self) -> str: ...
+
+    async def subscribe(self, subject: str) -> Subscription: ...
+
+    def jetstream(self, *, timeout: float) -> JetStreamContext: ...
+
+    def hand_raw(self, subscription: Subscription, on_raw: OnRaw | None) -> None:
+        """Whatever comes on *subscription* goes to *on_raw*, where the socket is read; with None, nowhere."""
+
+    def tell(self, subject: str) -> None:
+        """Publishes an empty message. Raises nats.errors.Error without a connection."""
+
+
 class Following:
     """A consumer that the server forgets with the connection. It calls *on_message* with every message once and in
     order, until it has ended; then it calls *on_end*, and whoever wants more makes another (`NatsClient.follow`)."""
 
     def __init__(
-        self, client: nats.aio.client.Client, on_message: Callable[[Msg], None], on_end: Callable[[], None]
+        self, client: FollowingClient, on_message: Callable[[Followed], None], on_end: Callable[[], None]
     ) -> None:
         self._client, self._on_message, self._on_end = client, on_message, on_end
         self._subscription: Subscription | None = None
+        self._unread: list[tuple[bytes, bytes, bytes, bytes]] = []
         self._brought = 0
         self._has_ended = False
         self._silent_looks = 0
@@ -62,7 +102,8 @@ class Following:
     async def begin(self, stream: str, config: ConsumerConfig, *, timeout_s: float) -> None:
         """Makes the consumer. Raises what `JetStreamContext.add_consumer` does."""
         config.deliver_subject = self._client.new_inbox()
-        self._subscription = await self._client.subscribe(config.deliver_subject, cb=self._receive)
+        self._subscription = await self._client.subscribe(config.deliver_subject)
+        self._client.hand_raw(self._subscription, self._receive)
         try:
             made = await self._client.jetstream(timeout=timeout_s).add_consumer(stream, config)
         except BaseException:
@@ -80,6 +121,7 @@ class Following:
             self._looking.cancel()
         if self._subscription is not None:
             subscription, self._subscription = self._subscription, None
+            self._client.hand_raw(subscription, None)
             with contextlib.suppress(nats.errors.Error, OSError):
                 await subscription.unsubscribe()
 
@@ -95,26 +137,65 @@ class Following:
         else:
             self._looking = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
 
-    async def _receive(self, message: Msg) -> None:
-        if self._has_ended:
-            return
+    def _receive(self, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        # Not handed on at once. Most often it is what this process wrote itself, and the server's ack came just before
+        # it: whoever waits for that runs first, and then the message is no news and costs nothing.
+        self._unread.append((subject, reply, data, headers))
+        if len(self._unread) == 1:
+            asyncio.get_running_loop().call_soon(self._hand_on)
+
+    def _hand_on(self) -> None:
+        unread, self._unread = self._unread, []
         self.heard_s, self._silent_looks = time.monotonic(), 0
-        headers = message.headers or {}
-        if headers.get(Header.STATUS.value) == _STATUS_CONTROL and not message.data:
-            await self._control(message.reply, headers)
+        for message in unread:
+            if self._has_ended:
+                return
+            try:
+                self._take(*message)
+            except Exception as error:  # of a reader, or of a message that no JetStream has sent; the others still come
+                log.error("message_not_taken", error=type(error).__name__)
+
+    def _take(self, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        if not data and headers.startswith(_CONTROL):
+            self._control(reply, headers)
             return
-        sequence = message.metadata.sequence.consumer
+        sequence, message = parsed(subject, reply, data, headers)
         if sequence != self._brought + 1:
             self._end()
             return
         self._brought = sequence
         self._on_message(message)
 
-    async def _control(self, flow_reply: str, headers: Mapping[str, str]) -> None:
+    def _control(self, flow_reply: bytes, headers: bytes) -> None:
         # what came before was handed on already: the server may send more
-        reply = flow_reply or headers.get(Header.CONSUMER_STALLED.value)
+        reply = flow_reply.decode() or value_of(headers, Header.CONSUMER_STALLED.value)
         if reply:
             with contextlib.suppress(nats.errors.Error, OSError):
-                await self._client.publish(reply)
-        elif headers.get(Header.LAST_CONSUMER.value, str(self._brought)) != str(self._brought):
+                self._client.tell(reply)
+        elif value_of(headers, Header.LAST_CONSUMER.value) not in (None, str(self._brought)):
             self._end()  # one was lost on its way
+
+
+def parsed(subject: bytes, reply: bytes, data: bytes, headers: bytes) -> tuple[int, Followed]:
+    """A message that a consumer brought, and which one of its messages it is, from 1. Pure.
+
+    JetStream writes that into the reply subject, `$JS.ACK.` and seven fields, or nine and more where it names domain
+    and account too. The time is rounded as nats-py rounds it (`parse_time`). Raises ValueError for any other message.
+    """
+    tokens = reply.split(b".")
+    if tokens[:2] != [b"$JS", b"ACK"] or (len(tokens) != _SHORT and len(tokens) < _LONG):
+        raise ValueError("not a message of a consumer")
+    at = 5 if len(tokens) == _SHORT else 7
+    seq, sequence, at_ns, pending = map(int, tokens[at : at + 4])
+    moment = datetime.fromtimestamp(at_ns / 1_000_000_000.0, UTC)
+    is_marker = b"\r\nKV-Operation:" in headers or b"\r\nNats-Marker-Reason:" in headers
+    return sequence, Followed(subject.decode(), data, seq, moment, pending, is_marker)
+
+
+def value_of(headers: bytes, name: str) -> str | None:
+    """The value of the first line *name* of a block of *headers*; None without one. Pure."""
+    for line in headers.split(b"\r\n")[1:]:
+        found, _, value = line.partition(b":")
+        if found.decode("latin-1") == name:
+            return value.strip().decode("latin-1")
+    return None

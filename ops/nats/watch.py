@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 import structlog
-from nats.aio.msg import Msg
 
 from contracts.topology import bucket_stream
 from ops.nats.entry import Entry
+from ops.nats.following import Followed
 from ops.nats.reader import Reader
 from ops.nats.stream_proof import KnownStream, Mark, StreamSource, StreamState, Verdict, was_emptied
 from ops.telemetry.metrics import streams_went_back, watch_restarts
@@ -54,7 +54,7 @@ class Server(StreamSource, Protocol):
         start: int | None,
         *,
         history: bool,
-        on_message: Callable[[Msg], None],
+        on_message: Callable[[Followed], None],
         on_end: Callable[[], None],
     ) -> FollowedStream:
         """Brings every message from *start* on; without one, from the start, with or without *history*.
@@ -203,14 +203,12 @@ class Watch:
         if following.pending == 0:
             self._all_is_there()
 
-    def _receive(self, message: Msg) -> None:
-        metadata = message.metadata
-        value = None if _is_marker(message.headers) else message.data
-        key, revision = message.subject.removeprefix(self._prefix), metadata.sequence.stream
-        entry = Entry(key, value, revision, metadata.timestamp)
-        self.known.last = Mark(revision, time=entry.time)
+    def _receive(self, message: Followed) -> None:
+        value = None if message.is_marker else message.data
+        entry = Entry(message.subject.removeprefix(self._prefix), value, message.seq, message.time)
+        self.known.last = Mark(entry.revision, time=entry.time)
         self._reader.receive(entry, is_whole=self._is_whole)
-        if metadata.num_pending == 0:
+        if message.pending == 0:
             self._all_is_there()
 
     def _all_is_there(self) -> None:
@@ -220,7 +218,3 @@ class Watch:
         self._reader.all_is_there(self._state.last_seq)
         self._is_whole = True
         self._synced.set()
-
-
-def _is_marker(headers: dict[str, str] | None) -> bool:
-    return headers is not None and ("KV-Operation" in headers or "Nats-Marker-Reason" in headers)

@@ -5,7 +5,6 @@ import contextlib
 from collections.abc import Callable
 
 import nats.js.errors
-from nats.aio.msg import Msg
 
 from contracts.topology import bucket_stream
 from ops.nats.client import REPLY_TIMEOUT_S, NatsClient
@@ -13,7 +12,7 @@ from ops.nats.clock import parse_time
 from ops.nats.connection import Connection
 from ops.nats.entry import Entry
 from ops.nats.errors import NO_MESSAGE, TransportUnavailable, translated
-from ops.nats.following import Following
+from ops.nats.following import Followed, Following
 from ops.nats.stream_proof import Mark, StreamState, There
 from ops.nats.streams import ServerStreams
 from ops.nats.watch import Watch
@@ -51,7 +50,7 @@ class WatchedServer:
         start: int | None,
         *,
         history: bool,
-        on_message: Callable[[Msg], None],
+        on_message: Callable[[Followed], None],
         on_end: Callable[[], None],
     ) -> Following:
         """`NatsClient.follow`, of *bucket*. Raises NotFoundError, TransportUnavailable."""
@@ -108,12 +107,11 @@ class Watches:
         found: dict[str, int] = {}
         prefix, is_over, is_whole = f"$KV.{bucket}.", asyncio.Event(), False
 
-        def note(message: Msg) -> None:
+        def note(message: Followed) -> None:
             nonlocal is_whole
-            metadata = message.metadata
-            if metadata.sequence.stream <= upto:
-                found[message.subject.removeprefix(prefix)] = metadata.sequence.stream
-            if metadata.sequence.stream >= upto or metadata.num_pending == 0:
+            if message.seq <= upto:
+                found[message.subject.removeprefix(prefix)] = message.seq
+            if message.seq >= upto or message.pending == 0:
                 is_whole = True
                 is_over.set()
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from nats.aio.msg import Msg
 from structlog.testing import capture_logs
 
 from contracts.settings import Catalog
 from contracts.topology import CONTROL, TASKS, bucket_stream
 from ops.nats.entry import Entry
 from ops.nats.errors import TransportUnavailable
+from ops.nats.following import Followed
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from ops.nats.watch import Watch
@@ -113,10 +113,10 @@ async def test_a_message_in_flight_at_the_break_is_not_taken_for_the_end_of_the_
 ) -> None:
     """The client passes it on after the break, before the watch has looked, and the message says that it is the last.
     If the watch believed that, its new reading would never be complete, and it would deliver nothing any more."""
-    brought: list[Msg] = []
+    brought: list[Followed] = []
     receive = Watch._receive
 
-    def noted(self: Watch, message: Msg) -> None:
+    def noted(self: Watch, message: Followed) -> None:
         brought.append(message)
         receive(self, message)
 

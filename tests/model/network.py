@@ -20,6 +20,7 @@ from nats.js.api import ConsumerConfig, RawStreamMsg, StreamConfig
 from nats.js.errors import APIError
 
 from ops.nats.client import Ack, StoredMessage
+from ops.nats.following import Followed
 from ops.nats.pull import FETCH_TIMEOUT_S
 from tests.model.jetstream import NO_MESSAGE, Consumer, JetStream, Refused, Stored, Stream, matcher, moment
 from tests.model.model_loop import HOST, Host, ModelLoop
@@ -444,7 +445,9 @@ class SimulatedFollowing:
 
     def bring(self, stored: Stored, pending: int = 0) -> None:
         lane = f"watch {self._stream.name}"
-        message = Delivered(self._client, stored, None, pending)
+        is_marker = not {"KV-Operation", "Nats-Marker-Reason"}.isdisjoint(stored.headers or {})
+        at = moment(stored.stored_s)
+        message = Followed(stored.subject, stored.data, stored.seq, at, pending, is_marker)
 
         async def receive(_: Any) -> None:
             if self.is_open:
