@@ -28,6 +28,8 @@ HANDED_BACK: Final = "handed_back"
 LEASE_RELEASED: Final = "lease_released"
 # And: whoever started the owner found it dead.
 WORKER_LOST: Final = "worker_lost"
+# And: another request took its place on the degraded queue.
+DISPLACED: Final = "displaced"
 
 
 class TaskEvent(StrEnum):
@@ -237,6 +239,18 @@ def withdraw(task: GenerationTask, *, now: datetime) -> GenerationTask:
         raise IllegalTransition(f"task {task.id} is {task.status}, promised: {task.promised}; it cannot be withdrawn")
     failed = fail(task, code=FailureCode.CANCELLED, message="the caller hung up before it was accepted", now=now)
     return replace(failed, withdrawn=True)
+
+
+def displace(task: GenerationTask, *, by: GenerationTask, now: datetime) -> GenerationTask:
+    """pending → failed: *by*, of a higher class, takes its place on the full degraded queue (ADR 0039).
+
+    Raises IllegalTransition when it is not pending: a worker has claimed it, or it has ended.
+    """
+    if task.status is not TaskStatus.PENDING:
+        raise IllegalTransition(f"task {task.id} is {task.status}: it cannot be displaced")
+    what = f"a request of the class {by.priority} took its place"
+    displaced = with_event(replace(task, displaced_by=by.id), DISPLACED, now, what)
+    return fail(displaced, code=FailureCode.QUEUE_OVERLOADED, message=f"{what}; submit it again later", now=now)
 
 
 def promise(task: GenerationTask) -> GenerationTask:

@@ -49,6 +49,17 @@ class Timeouts(Strict, frozen=True):
     total_s: float
 
 
+class OverloadPolicy(Strict, frozen=True):
+    """What a gateway does about a degraded queue that is too long, beside refusing what finds it full (ADR 0039).
+
+    *displace*: a request of a higher class takes the place of one of a lower class that waits there.
+    *refuse_expected*: a request that will almost certainly not start within its wait is refused at once.
+    """
+
+    displace: bool = False
+    refuse_expected: bool = False
+
+
 # With which of the sizes that the limits admit a lane warms up. The largest shows that the card can serve it, before a
 # client does; on a CPU it would take minutes.
 WarmUp = Literal["largest", "smallest"]
@@ -161,6 +172,7 @@ class Catalog(Struct, frozen=True, kw_only=True):
     warmth: Warmth
     tolerances: Tolerances
     degraded: Policy
+    overload: OverloadPolicy
     attempts: int
     lane_queue_max_msgs: int
     models: Mapping[str, ModelEntry]
@@ -189,6 +201,7 @@ class InferenceSettings(Strict, frozen=True):
     models: dict[str, ModelSettings]
     tolerances: Tolerances = Tolerances()
     degraded: Policy = Policy()
+    overload: OverloadPolicy = OverloadPolicy()
 
     def catalog(self, profile: str) -> Catalog:
         """The settings of *profile*. Raises SettingsError when a model has no such profile."""
@@ -227,6 +240,7 @@ class InferenceSettings(Strict, frozen=True):
             warmth=self.warmth,
             tolerances=self.tolerances,
             degraded=self.degraded,
+            overload=self.overload,
             attempts=self.attempts,
             lane_queue_max_msgs=self.lane_queue_max_msgs,
             models=models,

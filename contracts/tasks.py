@@ -167,7 +167,7 @@ class WaitingGroup(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class OrderDecision(Struct, frozen=True, kw_only=True, gc=False):
-    """Why the degraded worker started a task at *at*, and none of the others that were *waiting*, itself among them.
+    """Why a worker started a task at *at*, and none of the others that were *waiting*, itself among them.
 
     *rules* are those of `contracts.order.choose`. *loaded* is the model that was loaded then, *slice_left_s* what was
     left of its slice.
@@ -198,7 +198,9 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     - *owner* is the nonce of the worker process that holds the task.
     - *deadline_at* is the end of the wait for a worker. *lease_expires_at* is when a silent owner loses the task.
     - *priority* is its class, by which what waits is ordered (`contracts/order.py`).
-    - *order* is why the degraded worker started it when it did: of the newest claim.
+    - *order* is why a worker started it when it did: of the newest claim.
+    - *displaced* is the task whose place on the full degraded queue it took; *displaced_by* is the one that took its
+      own (ADR 0039).
     - *promised*: a client was given the id. From then on only a cancel may take the task back, no closed connection.
     - *withdrawn*: every caller had hung up before any of them was given the id.
     - *replaced* is what the request asked for and did not get. It is stored for whoever asks later: after an answer was
@@ -225,6 +227,8 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     worker: str | None = None
     decision: RoutingDecision | None = None
     order: OrderDecision | None = None
+    displaced: Token | None = None
+    displaced_by: Token | None = None
     claimed_at: Moment | None = None
     lease_expires_at: Moment | None = None
     finished_at: Moment | None = None

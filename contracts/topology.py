@@ -10,6 +10,8 @@ from msgspec import Struct
 
 DEGRADED_MAX_MSGS: Final = 25
 DEGRADED_MAX_AGE_S: Final = 30.0
+# So many of the oldest messages of its queue a lane looks at before it chooses one.
+LANE_LOOK_MAX: Final = 100
 DAY_S: Final = 86_400.0
 HOUR_S: Final = 3_600.0
 

@@ -16,11 +16,11 @@ import structlog
 from msgspec import Struct
 from nats.aio.msg import Msg
 
-from contracts.order import waiting_of
+from contracts.order import Waiting, waiting_of
 from contracts.tasks import GenerationTask, UnreadableTask
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, TASKS, WORK_CONSUMER
-from degraded_worker.order import Order
 from lane_worker.runtime.claim import Drop, Mine, claim_decision
+from lane_worker.runtime.order import Order
 from lane_worker.runtime.queued import queued_task
 from lane_worker.runtime.source import NextMessage
 from ops.ending import end
@@ -36,6 +36,8 @@ from ops.waiting import set_within
 KEEP_S: Final = 1.5
 # Where more messages are on their way into the hand, a choice waits for them, and no longer than this.
 GATHER_S: Final = 0.1
+# What ended while it waited has no place on the server any more, and is in the hand until the next look at its record.
+HAND_MAX: Final = 2 * DEGRADED_MAX_MSGS
 # This long after its deadline a task is left to whoever ends it, and its message to the server, which drops it by age.
 OVERDUE_S: Final = 1.0
 
@@ -50,16 +52,26 @@ class Fetched(Struct, frozen=True):
 
 
 class Hand:
-    """The `Source` of a leader: at most as many messages as the queue has places, of which *order* chooses the next.
+    """The `Source` of a leader: all the messages that wait, of which *order* chooses the next.
 
-    *leads* says whether this worker leads: asked before each message is handed out, and while they are kept.
+    *leads* says whether this worker leads: asked before each message is handed out, and while they are kept. *expect*
+    is told, again and again, which model the order will have loaded when what runs is done.
     """
 
-    def __init__(self, link: NatsLink, *, order: Order, owner: str, leads: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        link: NatsLink,
+        *,
+        order: Order,
+        owner: str,
+        leads: Callable[[], bool],
+        expect: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._link = link
         self._order = order
         self._owner = owner
         self._leads = leads
+        self._expect = expect
         self._pull: Pull | None = None
         self._fetched: dict[str, Fetched] = {}
         self._unreadable: list[Msg] = []
@@ -100,14 +112,16 @@ class Hand:
     def _choose(self) -> NextMessage | None:
         if self._unreadable:
             return NextMessage(self._unreadable.pop(0))
-        waiting = [waiting_of(each.task) for each in self._fetched.values()]
-        chosen = self._order.choose(waiting, now=datetime.now(UTC))
+        chosen = self._order.choose(self._waiting(), now=datetime.now(UTC))
         if chosen is None or not self._leads():
             return None
         task_id, decision = chosen
         fetched = self._fetched.pop(task_id)
         self._room.set()
         return NextMessage(fetched.message, decision)
+
+    def _waiting(self) -> list[Waiting]:
+        return [waiting_of(each.task) for each in self._fetched.values()]
 
     async def _open(self) -> None:
         if self._tasks and not any(task.done() for task in self._tasks):
@@ -122,16 +136,17 @@ class Hand:
     async def _fill(self, pull: Pull) -> None:
         """Takes what waits into the hand, one message after the other: a fetch of several waits for all of them."""
         while self._leads():
-            if len(self._fetched) >= DEGRADED_MAX_MSGS:
+            if len(self._fetched) >= HAND_MAX:
                 self._room.clear()
                 await self._room.wait()
             messages = await pull.fetch()
             for message in messages:
                 self._take(message)
-            has_room = len(self._fetched) < DEGRADED_MAX_MSGS
+            has_room = len(self._fetched) < HAND_MAX
             has_more = has_room and bool(messages) and has_followers(messages[-1])
             self._gathers_until_s = time.monotonic() + GATHER_S if has_more else 0.0
             self._news.set()
+            self._look_ahead()
         await self._give_back()
 
     def _take(self, message: Msg) -> None:
@@ -151,6 +166,7 @@ class Hand:
                     await fetched.message.in_progress()
             with contextlib.suppress(TransportUnavailable):
                 await asyncio.gather(*(self._look(each) for each in list(self._fetched.values())))
+            self._look_ahead()
             await asyncio.sleep(KEEP_S)
         await self._give_back()
 
@@ -171,6 +187,11 @@ class Hand:
                 await fetched.message.ack()
         elif now >= task.deadline_at + timedelta(seconds=OVERDUE_S):
             self._drop(task)
+
+    def _look_ahead(self) -> None:
+        model = self._order.next_model(self._waiting())
+        if model is not None:
+            self._expect(model)
 
     def _drop(self, task: GenerationTask) -> None:
         del self._fetched[task.message_id]

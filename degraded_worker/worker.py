@@ -13,7 +13,6 @@ from contracts.order import Policy
 from contracts.topology import DEGRADED
 from degraded_worker.hand import Hand
 from degraded_worker.leader import Leader
-from degraded_worker.order import Order, OrderedRunner
 from lane_worker.forking.fork_server import ForkServer
 from lane_worker.forking.host import Host
 from lane_worker.forking.outcome import HostLost, SlotTaken
@@ -21,11 +20,13 @@ from lane_worker.residence.quarantine import Quarantined
 from lane_worker.residence.residence import Residence
 from lane_worker.runtime.assembly import Setup, assemble, open_up
 from lane_worker.runtime.leaving import drain
+from lane_worker.runtime.order import SLICE_ENDS, Order, OrderedRunner
 from lane_worker.runtime.outcome import Runner
 from lane_worker.runtime.streak import Renew, Rest, Serve
 from ops.ending import end
 from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
+from ops.telemetry import metrics
 from ops.waiting import set_within, unless
 
 RETRY_FIRST_S: Final = 0.5
@@ -68,10 +69,18 @@ class DegradedWorker:
     def _ordered(
         self, link: NatsLink, policy: Policy, owner: str, residence: Residence, runner: Runner
     ) -> tuple[Hand, OrderedRunner]:
+        for cause in SLICE_ENDS:
+            metrics.order_slices.begin(cause)
         self._order = order = Order(
             policy, resident=lambda: None if residence.resident is None else residence.resident.model
         )
-        return Hand(link, order=order, owner=owner, leads=self._leads), OrderedRunner(runner, order)
+        hand = Hand(link, order=order, owner=owner, leads=self._leads, expect=partial(self._expect, residence))
+        return hand, OrderedRunner(runner, order)
+
+    def _expect(self, residence: Residence, model: str) -> None:
+        entry = self._models.get(model)
+        if entry is not None:
+            residence.read_ahead.expect(residence.host.folder_of(entry))
 
     def _leads(self) -> bool:
         return self._leader.is_leader(time.monotonic())

@@ -43,6 +43,7 @@ from ops.commands.options import (
     trace_link_option,
     trace_reads_option,
 )
+from ops.commands.overload import OverloadOptions, overload_options
 from ops.machine.placement import wanted_lanes
 from ops.machine.ports import listener, why_not
 from ops.machine.tls import tls_of
@@ -127,6 +128,7 @@ def listen(host: str, port: int) -> socket.socket:
 @access_log_option
 @trace_link_option
 @behind_options
+@overload_options
 @tls_cert_option
 @tls_key_option
 def command(
@@ -146,6 +148,7 @@ def command(
     tls_cert: Path | None,
     tls_key: Path | None,
     behind: Behind,
+    overload: OverloadOptions,
 ) -> None:
     """Serve the HTTP API. Any number of gateways can run on the same nats-server and artifact store."""
     tls = tls_of(tls_cert, tls_key)
@@ -153,7 +156,7 @@ def command(
 
     async def run() -> None:
         catalog = load_settings(settings).catalog(profile)
-        catalog = catalog.with_lanes(wanted_lanes(lanes, catalog))
+        catalog = overload.on(catalog.with_lanes(wanted_lanes(lanes, catalog)))
         require_kept_long_enough(keep_s, catalog.windows)
         listening = listen(host.address, port)
         services = Services(

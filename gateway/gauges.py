@@ -6,14 +6,15 @@ Everything comes from the boards, in memory: a look costs no call to NATS.
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, get_args
 
 import msgspec
 from msgspec import Struct
 
+from contracts.api.problems import OverloadLimit
 from contracts.lanes import FallbackCause, FallbackEpisode, LaneState
 from contracts.settings import Catalog, ModelEntry
-from contracts.tasks import TaskStatus
+from contracts.tasks import Priority, TaskStatus
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, lane_stream
 from gateway.boards.cold_starts import TARGET_S, ColdStarts, share_within
 from gateway.boards.lane_board import LaneBoard
@@ -73,7 +74,7 @@ def begin(models: Mapping[str, ModelEntry]) -> None:
     for model, entry in models.items():
         for route in ("lane", "degraded"):
             metrics.requests_accepted.begin(model, route)
-        for limit in ("depth", "wait"):
+        for limit in get_args(OverloadLimit):
             metrics.requests_overloaded.begin(model, limit)
         for cause in CAUSES:
             metrics.fallback_activations.begin(model, cause)
@@ -86,6 +87,8 @@ def begin(models: Mapping[str, ModelEntry]) -> None:
                 metrics.parameters_reported.begin(model, field)
         metrics.tasks_rerouted.begin(model)
         metrics.tasks_requeued.begin(model)
+        for priority in Priority:
+            metrics.tasks_displaced.begin(model, priority.value)
     for route in ("lane", "degraded"):
         metrics.begin_tasks(models, route, metrics.ENDED_BY_GATEWAYS)
     metrics.records_missed.begin()

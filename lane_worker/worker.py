@@ -18,6 +18,7 @@ from lane_worker.runtime.cold_start import ColdStartLog
 from lane_worker.runtime.heartbeat import Heartbeat
 from lane_worker.runtime.host_watch import HostWatch
 from lane_worker.runtime.keeping import Keeping
+from lane_worker.runtime.lane_hand import in_order
 from lane_worker.runtime.lane_status import LaneStatus
 from lane_worker.runtime.leaving import drain
 from lane_worker.runtime.streak import Renew, Rest, Serve
@@ -52,6 +53,7 @@ class LaneWorker:
             {model.name: model},
             role="lane",
             stream=lane_stream(model.name),
+            ordered=in_order(setup.link, lane_stream(model.name), setup.catalog.degraded),
             on_wait=self._on_wait,
             on_busy=self._on_busy,
         )

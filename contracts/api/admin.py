@@ -271,10 +271,11 @@ class ExplainView(Struct, frozen=True, kw_only=True):
     *decision* is what was stored with it: the inputs of the newest routing decision, and its outcome. *fired* is the
     rule of that outcome; *derived* is what the rules say of the stored inputs, worked out again; *agrees*: both are
     equal. *now* is what routing would say of a new request for the model. The first three are null for a task that
-    was recorded without a decision. *order* is why the degraded worker started the task when it did, and what else
-    waited then, *chosen* the same in words; both are null for a task that it did not start. *swap* says what its
-    model's load took, by part, and what proved the room for it; null where the model was resident. *trace_id* names its
-    trace, null where tasks are not traced.
+    was recorded without a decision. *order* is why a worker started the task when it did, and what else waited
+    then, *chosen* the same in words; both are null for a task that no worker chose among others. *displaced* is the
+    task whose place on the full degraded queue it took, *displaced_by* the one that took its own; null where there was
+    none. *swap* says what its model's load took, by part, and what proved the room for it; null where the model was
+    resident. *trace_id* names its trace, null where tasks are not traced.
     """
 
     id: str
@@ -288,5 +289,7 @@ class ExplainView(Struct, frozen=True, kw_only=True):
     now: RouteView
     order: OrderDecision | None
     chosen: str | None
+    displaced: str | None
+    displaced_by: str | None
     swap: SwapReceipt | None
     trace_id: str | None

@@ -1,13 +1,15 @@
 """Who waits and who runs on each work queue, and how long tasks took there. In memory; the task board feeds it."""
 
 import bisect
+import math
 import statistics
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Final, Literal
 
-from contracts.tasks import GenerationTask, TaskStatus
+from contracts.order import Costs, Ledger, OnCard, Waiting, started, waiting_of
+from contracts.tasks import GenerationTask, Priority, TaskStatus
 from contracts.topology import work_stream
 
 SAMPLES_MAX: Final = 20
@@ -19,6 +21,9 @@ class WorkQueue:
     def __init__(self) -> None:
         self._waiting: list[GenerationTask] = []
         self._running: dict[str, GenerationTask] = {}
+        self._kinds: Counter[tuple[Priority, str]] = Counter()
+        self.ledger = Ledger()
+        """What the order of those who serve it remembers, as far as their claims show."""
         self.changes = 0
         """Grows whenever a task comes or goes, and when one is claimed."""
         self.moves = 0
@@ -30,19 +35,25 @@ class WorkQueue:
         return self._waiting
 
     @property
+    def is_uniform(self) -> bool:
+        """Whether all that wait are of one class and caller: the order of arrival is the right one then."""
+        return len(self._kinds) <= 1
+
+    @property
     def running(self) -> Collection[GenerationTask]:
         """The tasks that a worker holds."""
         return self._running.values()
 
     def ahead_of(self, task: GenerationTask) -> int:
-        """How many tasks go before *task*, which waits. Costs a binary search."""
+        """How many tasks came before *task*, which waits. Costs a binary search."""
         return bisect.bisect_left(self._waiting, _turn(task), key=_turn)
 
     def add(self, task: GenerationTask) -> None:
         self.changes += 1
         if task.status is TaskStatus.PENDING:
             ahead = bisect.bisect_right(self._waiting, _turn(task), key=_turn)
-            self.moves += ahead < len(self._waiting)
+            self._kinds[task.priority, task.caller] += 1
+            self.moves += ahead < len(self._waiting) or not self.is_uniform
             self._waiting.insert(ahead, task)
         else:
             self._running[task.id] = task
@@ -52,9 +63,23 @@ class WorkQueue:
         if task.status is TaskStatus.PENDING:
             ahead = self.ahead_of(task)
             del self._waiting[ahead]
-            self.moves += ahead < len(self._waiting)
+            self.moves += ahead < len(self._waiting) or not self.is_uniform
+            self._kinds[task.priority, task.caller] -= 1
+            if not self._kinds[task.priority, task.caller]:
+                del self._kinds[task.priority, task.caller]
         else:
             del self._running[task.id]
+
+    def charge(self, task: GenerationTask, *, service_s: float, at_s: float) -> None:
+        """A worker of one model claimed *task* at *at_s*, which waited here; it will run for *service_s*."""
+        # of each class that waits one is enough: the ledger asks which there are
+        waits = [
+            Waiting(task_id="", model=task.model, queued_s=at_s, deadline_s=math.inf, priority=priority)
+            for priority in {priority for priority, _ in self._kinds}
+        ]
+        costs = Costs(run_s={task.model: service_s})
+        loaded = OnCard(task.model, at_s)
+        self.ledger = started(self.ledger, waiting_of(task), waits, loaded=loaded, costs=costs, now_s=at_s)
 
 
 class WorkQueues:
@@ -67,6 +92,8 @@ class WorkQueues:
         self._median_s: dict[tuple[str, str], float] = {}
         self.degraded_ahead_of: Callable[[GenerationTask], int] | None = None
         """Who knows the order of the degraded queue sets it; without it, it is that of arrival."""
+        self.lane_ahead_of: Callable[[GenerationTask], int] | None = None
+        """The same for the queues of lanes, asked where classes or callers differ."""
 
     def of(self, route: Literal["lane", "degraded"], model: str) -> WorkQueue:
         """The queue that carries tasks of *model* on *route*."""
@@ -84,14 +111,22 @@ class WorkQueues:
             return 0
         if task.route == "degraded" and self.degraded_ahead_of is not None:
             return self.degraded_ahead_of(task)
-        return self.of(task.route, task.model).ahead_of(task)
+        queue = self.of(task.route, task.model)
+        if task.route == "lane" and self.lane_ahead_of is not None and not queue.is_uniform:
+            return self.lane_ahead_of(task)
+        return queue.ahead_of(task)
 
     def take_in(self, task: GenerationTask) -> None:
         """The record of *task* is new, or changed."""
+        before = self._live.get(task.id)
         self.forget(task.id)
         if not task.status.is_terminal:
             self._live[task.id] = task
-            self.of(task.route, task.model).add(task)
+            queue = self.of(task.route, task.model)
+            queue.add(task)
+            if task.route == "lane" and task.claimed_at is not None and before is not None and _waited(before, task):
+                service_s = self.service_s("lane", task.model) or 0.0
+                queue.charge(before, service_s=service_s, at_s=task.claimed_at.timestamp())
         # only a task that ended while it was claimed has an owner then: what ended in the queue was not served
         elif task.owner is not None and task.claimed_at is not None and task.finished_at is not None:
             samples = self._service_s.setdefault((task.route, task.model), deque(maxlen=SAMPLES_MAX))
@@ -118,6 +153,10 @@ class WorkQueues:
             return measured_s
         samples = [sample for (served, _), each in self._service_s.items() if served == route for sample in each]
         return statistics.median(samples) if samples else None
+
+
+def _waited(before: GenerationTask, task: GenerationTask) -> bool:
+    return before.status is TaskStatus.PENDING and task.status is TaskStatus.PROCESSING
 
 
 def _turn(task: GenerationTask) -> tuple[datetime, str]:

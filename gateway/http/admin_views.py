@@ -251,6 +251,8 @@ def explain_view(task: GenerationTask, now: Route) -> ExplainView:
         now=route_view(now),
         order=task.order,
         chosen=None if task.order is None else words(task.order.rules),
+        displaced=task.displaced,
+        displaced_by=task.displaced_by,
         swap=task.swap,
         trace_id=task.trace_id,
     )

@@ -24,6 +24,8 @@ def overloaded(error: Overloaded, request: CallerRequest, services: Services) ->
         current_span().set_attribute("task.id", error.task_id)
     reasons = {
         "depth": f"{DEGRADED_MAX_MSGS} requests are waiting already",
+        "expected": f"no worker is expected to be free for it within {services.catalog.windows.wait_limit_s:g} s",
+        "displaced": "a request of a higher class took the place of this one; it will not run",
         "wait": f"no worker took the request within {services.catalog.windows.wait_limit_s:g} s; it will not run",
     }
     return ProblemError(

@@ -11,7 +11,7 @@ from litestar.exceptions import HTTPException, ValidationException
 from litestar.types import ExceptionHandlersMap
 from msgspec import Struct
 
-from contracts.api.problems import Problem
+from contracts.api.problems import OverloadLimit, Problem
 from contracts.generation.errors import FieldError
 from contracts.wire import without_content
 from gateway.http.answers import JsonAnswer
@@ -215,7 +215,7 @@ class ProblemError(Exception):
         errors: list[FieldError] | None = None,
         instance: str | None = None,
         outcome: Literal["unknown"] | None = None,
-        limit: Literal["depth", "wait"] | None = None,
+        limit: OverloadLimit | None = None,
         retry_after_s: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:

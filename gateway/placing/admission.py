@@ -4,8 +4,9 @@ No record without a queued message; no answer without a record; a refusal leaves
 is that of `Queueing`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Final, Literal
 
 import structlog
 import uuid_utils
@@ -19,6 +20,7 @@ from contracts.tasks import GenerationTask, Priority, RoutingDecision, TaskStatu
 from gateway.boards.lane_board import LaneBoard, TaskRoute
 from gateway.boards.snapshots import Snapshot
 from gateway.boards.task_board import TaskBoard
+from gateway.placing.displacement import DISPLACED_MAX, Displacement
 from gateway.placing.estimate import Estimates
 from gateway.placing.fallbacks import Fallbacks
 from gateway.placing.hold import Holds, UntilGone, is_held
@@ -39,12 +41,13 @@ class KeyReused(Exception):
     """The Idempotency-Key belongs to another request."""
 
 
-class _QueueFull(Exception):
-    """*decision* sent a request to the degraded queue, which is full."""
+class _Refused(Exception):
+    """*decision* sent a request to the degraded queue, whose *limit* keeps it out: nothing was written of it."""
 
-    def __init__(self, decision: RoutingDecision) -> None:
+    def __init__(self, decision: RoutingDecision, limit: Literal["depth", "expected"]) -> None:
         super().__init__(decision.outcome)
         self.decision = decision
+        self.limit: Final = limit
 
 
 class _Sender(Struct, frozen=True):
@@ -86,7 +89,10 @@ class Admission:
         self._catalog = catalog
         self._images = InputImages(link=link, artifacts=artifacts, tasks=tasks)
         self._queueing = Queueing(link=link, tasks=tasks)
+        self._estimates = estimates
+        self._refuses_expected = catalog.overload.refuse_expected
         self._overload = Overload(tasks=tasks, estimates=estimates)
+        self._displacement = Displacement(link=link, artifacts=artifacts, tasks=tasks, is_on=catalog.overload.displace)
 
     async def accept(
         self,
@@ -131,9 +137,9 @@ class Admission:
         self._require_room()
         try:
             task, found = await self._queue(request, sender, task_id)
-        except _QueueFull as full:
-            await self._fallbacks.sent(request.model, full.decision, served=0)
-            raise self._overload.full(request.model) from full
+        except _Refused as refused:
+            await self._fallbacks.sent(request.model, refused.decision, served=0)
+            raise self._overload.refused(refused.limit, request.model, sender.priority) from refused
         is_ours = _task_of(found).created_at == task.created_at  # and not an equal request's, which came first
         if is_ours:
             if task.route == "degraded" and task.decision is not None:
@@ -170,27 +176,39 @@ class Admission:
         self, request: AcceptedRequest, sender: _Sender, task_id: str
     ) -> tuple[GenerationTask, GenerationTask | Snapshot]:
         """The task on the queue that routing chose, and what is queued there under its id, which an equal request may
-        have queued before. Raises _QueueFull, TransportUnavailable."""
+        have queued before. Raises _Refused, TransportUnavailable."""
         now, lanes_passed = datetime.now(UTC), False
+        displaced: list[GenerationTask] = []
         while True:
             with span("route") as current:
                 route, decision = self._lanes.route(request.model, now, lanes_passed=lanes_passed)
                 decided = {"task.id": task_id, "model": request.model, "warmlane.decision": decision.outcome}
                 current.set_attributes(decided)
+            task = self._task(request, sender, task_id, route, decision, displaced)
             # not for a request with a key, which may be queued already: the server knows its message before it counts
-            if sender.key is None and route == "degraded" and self._overload.is_known_full(request.model):
-                raise _QueueFull(decision)
-            task = self._task(request, sender, task_id, route, decision)
-            try:
-                return task, await self._queueing.publish(task)
-            except StreamFull as full:
-                if route == "degraded":
+            is_unknown = sender.key is None and route == "degraded"
+            if is_unknown and self._refuses_expected and self._estimates.is_hopeless(task, decision.at):
+                raise _Refused(decision, "expected")
+            if not (is_unknown and self._overload.is_known_full(request.model)):
+                try:
+                    return task, await self._queueing.publish(task)
+                except StreamFull:
+                    if route == "lane":
+                        lanes_passed = True
+                        continue
                     self._overload.note_refused()
-                    raise _QueueFull(decision) from full
-                lanes_passed = True
+            if len(displaced) == DISPLACED_MAX or (made_room := await self._displacement.make_room(task)) is None:
+                raise _Refused(decision, "depth")
+            displaced.append(made_room)
 
     def _task(
-        self, request: AcceptedRequest, sender: _Sender, task_id: str, route: TaskRoute, decision: RoutingDecision
+        self,
+        request: AcceptedRequest,
+        sender: _Sender,
+        task_id: str,
+        route: TaskRoute,
+        decision: RoutingDecision,
+        displaced: Sequence[GenerationTask],
     ) -> GenerationTask:
         now = decision.at
         task = GenerationTask(
@@ -204,6 +222,7 @@ class Admission:
             route=route,
             epoch=0,
             decision=decision,
+            displaced=displaced[-1].id if displaced else None,
             created_at=now,
             queued_at=now,
             deadline_at=now + timedelta(seconds=self._catalog.windows.wait_s(route)),
@@ -212,6 +231,8 @@ class Admission:
             traceparent=sender.traceparent,
         )
         detail = f"to {route}.{request.model}{', the queue of its lane is full' if decision.lanes_passed else ''}"
+        if displaced:
+            detail += f", in the place of a task of the class {displaced[-1].priority}"
         return lifecycle.with_event(task, "accepted", now, detail)
 
     async def _record(self, found: GenerationTask | Snapshot, request: AcceptedRequest, *, is_ours: bool) -> Snapshot:

@@ -17,9 +17,22 @@ async def remove_leftovers(task: GenerationTask, *, link: NatsLink, artifacts: A
     Never raises: a message that stays is fenced off by the record, and the janitor takes an image that no record names.
     """
     try:
-        await link.messages.purge(work_stream(task.route, task.model), work_subject(task.route, task.model, task.id))
+        await remove_message(task, link=link)
     except TransportUnavailable as error:
         log.info("message_not_removed", task_id=task.id, error=str(error))
+    await remove_image(task, artifacts=artifacts)
+
+
+async def remove_message(task: GenerationTask, *, link: NatsLink) -> None:
+    """Removes the queue message of *task*'s placement; one that is gone already is no error.
+
+    Raises TransportUnavailable: then its place may still be taken.
+    """
+    await link.messages.purge(work_stream(task.route, task.model), work_subject(task.route, task.model, task.id))
+
+
+async def remove_image(task: GenerationTask, *, artifacts: Artifacts) -> None:
+    """Removes the image of *task* if it was refused. Never raises."""
     if task.was_refused and task.image_path is not None:
         try:
             await artifacts.delete(task.image_path)

@@ -4,7 +4,8 @@ import time
 from datetime import UTC, datetime
 from typing import Final, Literal
 
-from contracts.tasks import FailureCode, GenerationTask
+from contracts.api.problems import OverloadLimit
+from contracts.tasks import FailureCode, GenerationTask, Priority
 from contracts.topology import DEGRADED_MAX_MSGS
 from gateway.boards.task_board import TaskBoard
 from gateway.placing.estimate import Estimates
@@ -15,10 +16,14 @@ FULL_FOR_S: Final = 0.1
 
 
 class Overloaded(Exception):
-    """A limit of the degraded queue was hit. `depth`: it is full, and nothing was written. `wait`: no worker took the
-    task *task_id* in time; it has ended, and never ran."""
+    """A limit of the degraded queue was hit.
 
-    def __init__(self, limit: Literal["depth", "wait"], *, retry_after_s: float, task_id: str | None = None) -> None:
+    `depth`: it is full; `expected`: no worker will be free in time. In both cases nothing was written. `wait`: no
+    worker took the task *task_id* in time; `displaced`: another one took its place. In both cases it has ended, and
+    never ran.
+    """
+
+    def __init__(self, limit: OverloadLimit, *, retry_after_s: float, task_id: str | None = None) -> None:
         super().__init__(limit)
         self.limit = limit
         self.retry_after_s = retry_after_s
@@ -60,16 +65,19 @@ class Overload:
         """The server has just said that the degraded queue is full."""
         self._refused_s = time.monotonic()
 
-    def full(self, model: str) -> Overloaded:
-        """To be raised for a request for *model* that found the degraded queue full."""
+    def refused(self, limit: Literal["depth", "expected"], model: str, priority: Priority) -> Overloaded:
+        """To be raised for a request for *model* that did not come into the degraded queue."""
         self._tasks.recent.refused(model, datetime.now(UTC))
-        return self._overloaded("depth", model)
+        return self._overloaded(limit, model, priority)
 
     def late(self, task: GenerationTask) -> Overloaded:
-        """To be raised for *task*, which no worker took in time."""
-        return self._overloaded("wait", task.model, task.id)
+        """To be raised for *task*, which no worker took in time, or which was displaced."""
+        limit: OverloadLimit = "wait" if task.displaced_by is None else "displaced"
+        return self._overloaded(limit, task.model, task.priority, task.id)
 
-    def _overloaded(self, limit: Literal["depth", "wait"], model: str, task_id: str | None = None) -> Overloaded:
-        retry_after_s = self._estimates.retry_after_s(model, datetime.now(UTC))
+    def _overloaded(
+        self, limit: OverloadLimit, model: str, priority: Priority, task_id: str | None = None
+    ) -> Overloaded:
+        retry_after_s = self._estimates.retry_after_s(model, datetime.now(UTC), priority=priority)
         metrics.requests_overloaded.add(model, limit)
         return Overloaded(limit, retry_after_s=retry_after_s, task_id=task_id)

@@ -11,10 +11,11 @@ from msgspec.structs import replace
 from contracts.api.tasks import QueuePlace
 from contracts.lanes import Leadership
 from contracts.order import Forecast, OrderState, Waiting, forecast, waiting_of
-from contracts.tasks import GenerationTask
+from contracts.tasks import GenerationTask, Priority
 from contracts.topology import DEGRADED_MAX_MSGS
 from gateway.boards.work_queues import WorkQueues
 from gateway.placing.service_times import remaining_s, seconds
+from gateway.rules.expected import Running, is_hopeless
 
 RETRY_UNMEASURED_S: Final = 5.0
 RETRY_MIN_S: Final = 1.0
@@ -45,7 +46,7 @@ class Turns:
         self._queues = queues
         self._leader = leader
         self._wait_limit_s = wait_limit_s
-        self._answered: dict[str, tuple[datetime, float]] = {}
+        self._answered: dict[tuple[str, Priority], tuple[datetime, float]] = {}
         self._forecast: tuple[datetime, int, dict[str, Forecast]] | None = None
         queues.degraded_ahead_of = self._ahead_of
 
@@ -99,18 +100,37 @@ class Turns:
             return max(0.0, seconds(state.free_at - now))
         return max(remaining_s(self._queues, self._queues.of("degraded", ""), now), default=0.0)
 
-    def retry_after_s(self, model: str, now: datetime) -> float:
+    def is_hopeless(self, task: GenerationTask, now: datetime) -> bool:
+        """Whether *task*, if it came now, would almost certainly not start in time (`gateway/rules/expected.py`). No
+        while nobody leads: a leader may come."""
+        leadership = self._leader(now)
+        state = None if leadership is None else leadership.order
+        if state is None:
+            return False
+        now_s, queue = now.timestamp(), self._queues.of("degraded", "")
+        running = next((each for each in queue.running if each.claimed_at is not None), None)
+        return is_hopeless(
+            waiting_of(task),
+            [waiting_of(each) for each in queue.waiting],
+            state=state,
+            running=None
+            if running is None or running.claimed_at is None
+            else Running(running.model, running.claimed_at.timestamp(), now_s + self._busy_s(state, now)),
+            now_s=now_s,
+        )
+
+    def retry_after_s(self, model: str, now: datetime, *, priority: Priority = Priority.STANDARD) -> float:
         """`Retry-After` of a request that the degraded queue refused, in seconds; 5 when nothing was measured there.
 
         Worked out ten times a second at most.
         """
-        at, answered_s = self._answered.get(model, (now, 0.0))
+        at, answered_s = self._answered.get((model, priority), (now, 0.0))
         if not 0 < seconds(now - at) < RETRY_KEPT_S:
-            answered_s = self._retry_after_s(model, now)
-            self._answered[model] = now, answered_s
+            answered_s = self._retry_after_s(model, now, priority)
+            self._answered[model, priority] = now, answered_s
         return answered_s
 
-    def _retry_after_s(self, model: str, now: datetime) -> float:
+    def _retry_after_s(self, model: str, now: datetime, priority: Priority) -> float:
         if not self.is_measured(now):
             return RETRY_UNMEASURED_S
         queue = self._queues.of("degraded", model)
@@ -120,16 +140,16 @@ class Turns:
             place_free_s = min(running_s, *(seconds(task.deadline_at - now) for task in queue.waiting))
         return retry_after_s(
             running_s=running_s,
-            waiting_s=self.new_wait_s(model, now, gives_up=False) - running_s,
+            waiting_s=self.new_wait_s(model, now, gives_up=False, priority=priority) - running_s,
             place_free_s=place_free_s,
             wait_s=self._wait_limit_s,
         )
 
-    def new_wait_s(self, model: str, now: datetime, *, gives_up: bool) -> float:
-        """How long a task of *model* would wait on the degraded queue that came now; unless it *gives_up*, and so those
-        that wait, when its wait is over."""
+    def new_wait_s(self, model: str, now: datetime, *, gives_up: bool, priority: Priority = Priority.STANDARD) -> float:
+        """How long a task of *model* and *priority* that came now would wait on the degraded queue; unless it
+        *gives_up*, and so those that wait, when its wait is over."""
         waiting = [waiting_of(task) for task in self._queues.of("degraded", model).waiting]
         if not gives_up:
             waiting = [replace(task, deadline_s=math.inf) for task in waiting]
-        new = Waiting(task_id=_NEW, model=model, queued_s=now.timestamp(), deadline_s=math.inf)
+        new = Waiting(task_id=_NEW, model=model, queued_s=now.timestamp(), deadline_s=math.inf, priority=priority)
         return self._forecast_of([*waiting, new], now)[_NEW].start_s - now.timestamp()

@@ -1,4 +1,5 @@
-"""Reads the files of the next pipeline while the last one is given back and proven gone (ADR 0023).
+"""Reads the files of the next pipeline while the last one still runs, is given back and proven gone (ADR 0023, ADR
+0043).
 
 They come into the page cache, which the system drops when it needs the memory. That makes nothing resident: invariant 5
 is about what a host and a card hold.
@@ -22,16 +23,23 @@ class ReadAhead:
 
     def __init__(self) -> None:
         self._stop = threading.Event()
+        self._folder: Path | None = None
 
     def begin(self, folder: Path) -> None:
         """Reads the weights of *folder* from now on, and no others."""
         self.stop()
-        self._stop = threading.Event()
+        self._stop, self._folder = threading.Event(), folder
         threading.Thread(target=read_ahead, args=(folder, self._stop), name="read-ahead", daemon=True).start()
+
+    def expect(self, folder: Path) -> None:
+        """As `begin`, for a folder that is probably asked for next; nothing for the one that was begun last."""
+        if folder != self._folder:
+            self.begin(folder)
 
     def stop(self) -> None:
         """Reads no more."""
         self._stop.set()
+        self._folder = None
 
 
 def read_ahead(folder: Path, stop: threading.Event) -> int:

@@ -58,15 +58,15 @@ def assemble(
     *,
     role: Role,
     stream: str,
+    ordered: Callable[[str, Residence, Runner], tuple[Source, Runner]],
     fork_server: ForkServer | None = None,
     on_wait: Callable[[str], None] | None = None,
     on_busy: Callable[[bool], None] = lambda _: None,
-    ordered: Callable[[str, Residence, Runner], tuple[Source, Runner]] | None = None,
 ) -> Parts:
     """The parts of a worker that serves *models* from *stream*. Nothing runs yet.
 
     *ordered* is called with the owner, the residence and the runner, and returns where the messages come from and the
-    runner that runs them; without it they come in the order of their arrival.
+    runner that runs them.
     *on_wait* is called with the reason why nothing is loaded yet; without it, the slot's detail says so.
     """
     owner = uuid.uuid4().hex
@@ -93,7 +93,7 @@ def assemble(
     )
     runner = HostRunner(residence=residence, models=models, slot=setup.slot, scratch=scratch.folder)
     distrust = Distrust(runner, setup.slot, renew_after=setup.catalog.warmth.renew_after_failures)
-    source, runs = (None, runner) if ordered is None else ordered(owner, residence, runner)
+    source, runs = ordered(owner, residence, runner)
     loop = WorkLoop(
         link=setup.link,
         artifacts=setup.artifacts,

@@ -18,7 +18,7 @@ from lane_worker.runtime.held import HeldTask
 from lane_worker.runtime.outcome import Runner
 from lane_worker.runtime.queued import is_left, queued_task
 from lane_worker.runtime.scratch import Scratch
-from lane_worker.runtime.source import Arrivals, Source
+from lane_worker.runtime.source import Source
 from ops.artifacts import Artifacts
 from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
@@ -59,9 +59,9 @@ class WorkLoop:
         runner: Runner,
         scratch: Scratch,
         on_busy: Callable[[bool], None],
-        source: Source | None = None,
+        source: Source,
     ) -> None:
-        """*source* is where the messages of *stream* come from; without it they come in the order of their arrival."""
+        """*source* is where the messages of *stream* come from."""
         self._link = link
         self._artifacts = artifacts
         self._stream = stream
@@ -71,7 +71,7 @@ class WorkLoop:
         self._scratch = scratch
         self._on_busy = on_busy
         self._claims = Claims(link, artifacts, owner=owner, worker=worker, windows=windows)
-        self._source = source or Arrivals(link, stream)
+        self._source = source
         self._attempt: Attempt | None = None
         self.in_hand: InHand | None = None
         """The task that runs now."""

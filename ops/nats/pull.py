@@ -43,12 +43,12 @@ class Pull:
         self.trouble: str | None = None
         """Why nothing can come from here; None while all is well."""
 
-    async def fetch(self, batch: int = 1) -> list[Msg]:
-        """Up to *batch* messages; an empty list when none came within 2 s or the server is away.
+    async def fetch(self, batch: int = 1, *, timeout_s: float = FETCH_TIMEOUT_S) -> list[Msg]:
+        """*batch* messages, or those that came within *timeout_s*; an empty list when none did or the server is away.
 
         A consumer that is gone is made anew, as provisioning does: nobody else would notice (ADR 0031).
         """
-        messages = await self._fetch(batch)
+        messages = await self._fetch(batch, timeout_s)
         if self._client.lost_its_consumer(self._subscription):
             await self._make_anew()
         else:
@@ -67,9 +67,9 @@ class Pull:
             self.trouble = f"{self._name} is missing; run `warmlane provision`"
             await asyncio.sleep(MISSING_PAUSE_S)
 
-    async def _fetch(self, batch: int) -> list[Msg]:
+    async def _fetch(self, batch: int, timeout_s: float) -> list[Msg]:
         try:
-            messages = await self._subscription.fetch(batch, timeout=FETCH_TIMEOUT_S)
+            messages = await self._subscription.fetch(batch, timeout=timeout_s)
         except TimeoutError:
             messages = []
         except (nats.errors.Error, OSError) as error:

@@ -260,6 +260,12 @@ task_duration = Histogram(
 )
 tasks_rerouted = Counter("warmlane.tasks.rerouted", "model", "Tasks that no lane took in time (FR-021 c)", by=GATEWAYS)
 tasks_requeued = Counter("warmlane.tasks.requeued", "model", "Tasks whose worker was lost", by=GATEWAYS)
+tasks_displaced = Counter(
+    "warmlane.tasks.displaced",
+    "model priority",
+    "Tasks whose place on the full degraded queue a request of a higher class took, by their own class",
+    by=GATEWAYS,
+)
 queue_timeouts = Counter(
     "warmlane.queue.timeouts", "model route", "Tasks that nobody took within the wait limit", by=WHO_HOLDS_TASKS
 )

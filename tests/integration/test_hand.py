@@ -14,7 +14,7 @@ from contracts.order import Policy
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus, decode_task, encode_task
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, TASKS, WORK_CONSUMER, work_subject
 from degraded_worker.hand import Hand
-from degraded_worker.order import Order
+from lane_worker.runtime.order import Order
 from ops.nats.errors import StreamFull
 from ops.nats.link import NatsLink
 from tests.kit.behind import client_of, js_of

@@ -52,9 +52,9 @@ def main() -> None:
 
 def _order_by(name: str, slice_s: str) -> None:
     """The degraded worker chooses by an order that is not the product's own."""
-    import degraded_worker.order
+    import lane_worker.runtime.order
 
-    _replace(degraded_worker.order, "choose", in_the_product(named(float(slice_s))[name]))
+    _replace(lane_worker.runtime.order, "choose", in_the_product(named(float(slice_s))[name]))
 
 
 def serve_hosts(arguments: list[str]) -> None:

@@ -6,9 +6,10 @@ from typing import Final, get_args
 
 from msgspec import Struct
 
+from contracts.api.problems import OverloadLimit
 from contracts.lanes import LaneState, SlotState
-from contracts.tasks import FailureCode
-from degraded_worker.order import SLICE_ENDS
+from contracts.tasks import FailureCode, Priority
+from lane_worker.runtime.order import SLICE_ENDS
 from lane_worker.runtime.streak import DISTRUST
 from ops.telemetry.logs import USUAL_LOSSES
 from ops.telemetry.metrics import CATALOGUE
@@ -48,7 +49,8 @@ VALUES: Final[dict[str, tuple[str, ...]]] = {
     "model": ("anisora", "phr00t"),
     "route": ("lane", "degraded"),
     "cause": ("manual", "quota", "capacity"),
-    "limit": ("depth", "wait"),
+    "limit": get_args(OverloadLimit),
+    "priority": tuple(Priority),
     "status": ("pending", "processing"),
     "worker": ("anisora-0",),
     "slot": ("cpu-0", "cpu-2"),

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Final
 
 from contracts.memory import MemoryReading, SwapReceipt
+from contracts.order import Policy
 from contracts.settings import Windows
 from contracts.tasks import GenerationTask, Progress
-from contracts.topology import lane_stream
+from contracts.topology import LANE_PREFIX, lane_stream
 from lane_worker.forking.host_messages import WrittenVideo
+from lane_worker.runtime.lane_hand import LaneHand
 from lane_worker.runtime.leaving import drain
 from lane_worker.runtime.loop import WorkLoop
+from lane_worker.runtime.order import Order, OrderedRunner
 from lane_worker.runtime.outcome import Result, Stopped, Succeeded
 from lane_worker.runtime.scratch import Scratch
 from ops.artifacts import Artifacts
@@ -80,6 +83,7 @@ class Worker:
         self.folder = scratch.folder
         self.artifacts = folder / "artifacts"
         self.runner = SteeredRunner(self.folder)
+        order = Order(Policy(), resident=lambda: stream.removeprefix(LANE_PREFIX).lower())
         self.loop = WorkLoop(
             link=link,
             artifacts=Artifacts.in_folder(self.artifacts),
@@ -87,9 +91,10 @@ class Worker:
             owner=owner,
             worker=f"worker-{owner}",
             windows=windows,
-            runner=self.runner,
+            runner=OrderedRunner(self.runner, order),
             scratch=scratch,
             on_busy=self._on_busy,
+            source=LaneHand(link, stream, order=order),
         )
         self.idle = asyncio.Event()
         self._stop = asyncio.Event()

@@ -4,7 +4,7 @@
 which the model has none of.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Set
 from typing import Final
 
@@ -12,6 +12,7 @@ from contracts.lifecycle import TRANSITIONS
 from contracts.tasks import HANDED_BACK_MAX, FailureCode, GenerationTask, TaskStatus, decode_task
 from contracts.topology import DEGRADED, TASKS, bucket_stream, lane_stream, work_stream
 from gateway.boards.task_board import TaskBoard
+from gateway.placing.displacement import DISPLACED_MAX
 from tests.model.jetstream import JetStream, Stored, moment
 from tests.model.model_loop import Host
 from tests.model.patches import TORN
@@ -54,6 +55,7 @@ class Ledger:
         self.keyed: dict[str, set[str]] = defaultdict(set)
         # when the server stored the claim of (task, epoch)
         self._claimed_s: dict[tuple[str, int], float] = {}
+        self._displaced: Counter[str] = Counter()
         self._degraded = server.stream(DEGRADED)
 
     # ── while it happens ─────────────────────────────────────────────────────────────────────────────────────────
@@ -117,6 +119,13 @@ class Ledger:
         was_back = before.handed_back if before is not None else 0
         if task.handed_back != was_back and not (owner is not None and was_back < task.handed_back <= HANDED_BACK_MAX):
             raise Violation(f"1: {task_id} was handed back {was_back} times, and {task.handed_back} by {who}")
+        if task.displaced_by is not None and (before is None or before.displaced_by is None):
+            if before is None or before.status is not TaskStatus.PENDING or owner is not None:
+                was = "nobody's" if before is None else before.status
+                raise Violation(f"10: {task_id}, which was {was}, was displaced by {task.displaced_by}, by {who}")
+            self._displaced[task.displaced_by] += 1
+            if self._displaced[task.displaced_by] > DISPLACED_MAX:
+                raise Violation(f"10: {task.displaced_by} displaced {self._displaced[task.displaced_by]} tasks")
         if task.withdrawn and task_id in self.answered:
             raise Violation(f"1: {task_id} was withdrawn by {who}, but a client had been given it")
 
@@ -186,6 +195,8 @@ class Ledger:
             raise Violation(f"6: {task_id} is refused (depth), and is recorded as {_end(record)}")
         if why == "wait" and (record is None or not record.was_refused):
             raise Violation(f"6: {task_id} is refused (wait), and its record is {record and _end(record)}")
+        if why == "displaced" and (record is None or not record.was_refused or record.displaced_by is None):
+            raise Violation(f"6: {task_id} is refused (displaced), and its record is {record and _end(record)}")
         if why == "depth" and (left := self._left_of(task_id)):
             raise Violation(f"6: {task_id} is refused (depth), and left {left}")
 
@@ -243,7 +254,11 @@ class Ledger:
                 subjects = [stored.subject for stored in stream.messages.values()]
                 raise Violation(f"1: {name} still holds {subjects}")
         stored = self._server.stream(bucket_stream(TASKS)).last_of_each()
-        for task in [decode_task(entry.data) for entry in stored]:
+        tasks = {task.id: task for task in (decode_task(entry.data) for entry in stored)}
+        for task in tasks.values():
+            by = None if task.displaced_by is None else tasks.get(task.displaced_by)
+            if by is not None and by.priority.rank >= task.priority.rank and not self.torn & {task.id, by.id}:
+                raise Violation(f"10: {by.id} ({by.priority}) displaced {task.id} ({task.priority})")
             if not task.status.is_terminal:
                 raise Violation(f"1: {task.id} is {task.status} for ever")
             if task.status is TaskStatus.DONE:

@@ -48,6 +48,8 @@ class Consumer:
         self._new: dict[int, None] = {}
         # sequence -> when it is delivered again unless it is acked
         self._unacked: dict[int, float] = {}
+        # sequence -> how often it was given to somebody
+        self._delivered: dict[int, int] = {}
 
     def add(self, message: Stored) -> None:
         if self._matches(message.subject):
@@ -63,6 +65,7 @@ class Consumer:
         """The message is gone from the stream."""
         self._new.pop(seq, None)
         self._unacked.pop(seq, None)
+        self._delivered.pop(seq, None)
 
     def fetch(self, batch: int, now_s: float) -> list[Stored]:
         """Up to *batch* messages: those whose ack is overdue, then new ones."""
@@ -71,7 +74,17 @@ class Consumer:
         for seq in seqs:
             self._new.pop(seq, None)
             self._unacked[seq] = now_s + self._ack_wait_s
+            self._delivered[seq] = self.delivered(seq) + 1
         return [self._stream.messages[seq] for seq in seqs]
+
+    @property
+    def pending(self) -> int:
+        """How many messages nobody was given yet."""
+        return len(self._new)
+
+    def delivered(self, seq: int) -> int:
+        """How often the message was given to somebody."""
+        return self._delivered.get(seq, 0)
 
     def has_messages(self, now_s: float) -> bool:
         """Whether `fetch` would bring any."""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from contracts.lanes import LaneState
+from contracts.tasks import Priority
 from contracts.topology import LANES, TASKS, bucket_stream
 from tests.model.drive import LANE_STATES, PROCESSES, RUNS, SECONDS, SKEWS_S
 from tests.model.world import GATEWAYS, MODELS, World
@@ -18,6 +19,7 @@ _processes = st.sampled_from(PROCESSES)
 _indexes = st.integers(0, 7)
 _seconds = st.sampled_from(SECONDS)
 _runs = st.sampled_from(RUNS)
+_priorities = st.sampled_from((Priority.STANDARD, *Priority))
 
 
 class Protocol(RuleBasedStateMachine):
@@ -34,10 +36,10 @@ class Protocol(RuleBasedStateMachine):
         assert self.world is not None
         return self.world
 
-    @initialize(lanes=st.booleans(), skewed=st.booleans(), run=_runs)
-    def start(self, lanes: bool, skewed: bool, run: tuple[str, float]) -> None:
+    @initialize(lanes=st.booleans(), skewed=st.booleans(), displaces=st.booleans(), run=_runs)
+    def start(self, lanes: bool, skewed: bool, displaces: bool, run: tuple[str, float]) -> None:
         random.seed(0)  # the jitter of retries
-        self.world = World(skews_s=SKEWS_S if skewed else ())
+        self.world = World(skews_s=SKEWS_S if skewed else (), displaces=displaces)
         self.world.default_run = run
         if not lanes:
             for model in MODELS:
@@ -45,10 +47,10 @@ class Protocol(RuleBasedStateMachine):
 
     # several of a kind are there for weight: most of what happens are requests, and steps between them
 
-    @rule(gateway=_gateways, model=_models, is_async=st.booleans(), count=st.integers(1, 3))
-    def post(self, gateway: str, model: str, is_async: bool, count: int) -> None:
+    @rule(gateway=_gateways, model=_models, is_async=st.booleans(), count=st.integers(1, 3), priority=_priorities)
+    def post(self, gateway: str, model: str, is_async: bool, count: int, priority: Priority) -> None:
         for _ in range(count):
-            self.it.post(gateway, model, is_async=is_async)
+            self.it.post(gateway, model, is_async=is_async, priority=priority)
 
     @rule(gateway=_gateways, model=_models, key=st.sampled_from("kl"), image=st.booleans(), is_async=st.booleans())
     def post_with_a_key(self, gateway: str, model: str, key: str, image: bool, is_async: bool) -> None:

@@ -5,6 +5,7 @@ call, answer and delivery is an `Operation` in `Network.under_way`; whoever driv
 takes effect next, whose answer is lost, and when time passes.
 """
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -381,7 +382,7 @@ class Delivered:
             sequence=SimpleNamespace(stream=self._stored.seq),
             timestamp=moment(self._stored.stored_s),
             num_pending=self._pending,
-            num_delivered=1,
+            num_delivered=1 if self._consumer is None else self._consumer.delivered(self._stored.seq),
         )
 
     async def ack(self) -> None:
@@ -486,7 +487,8 @@ class SimulatedFollowing:
 
 
 class PullSubscription:
-    """A bound pull consumer. A fetch waits for as long as it takes, as the product's loop of fetches does."""
+    """A bound pull consumer. A fetch of usual length waits for as long as it takes, as the product's loop of fetches
+    does."""
 
     def __init__(self, client: "SimulatedClient", consumer: Consumer, name: str) -> None:
         self._client, self._consumer, self._name = client, consumer, name
@@ -496,14 +498,17 @@ class PullSubscription:
 
         def take() -> list[Delivered]:
             found = self._consumer.fetch(batch, network.now_s)
-            return [Delivered(self._client, stored, self._consumer, 0) for stored in found]
+            pending = self._consumer.pending
+            return [Delivered(self._client, stored, self._consumer, pending) for stored in found]
 
         def can_happen() -> bool:
             return self._client.is_connected and self._asks() and self._consumer.has_messages(network.now_s)
 
-        messages: list[Delivered] = await network.call(
-            f"fetch {self._name}", take, lane=f"fetch {self._name} {id(self)}", can_happen=can_happen
-        )
+        is_short = timeout is not None and timeout < FETCH_TIMEOUT_S
+        async with asyncio.timeout(timeout if is_short else None):
+            messages: list[Delivered] = await network.call(
+                f"fetch {self._name}", take, lane=f"fetch {self._name} {id(self)}", can_happen=can_happen
+            )
         return messages
 
     def _asks(self) -> bool:

@@ -11,7 +11,6 @@ from unittest.mock import patch
 import stamina.instrumentation
 
 import degraded_worker.hand
-import degraded_worker.order
 import gateway.boards.episode_board
 import gateway.boards.lane_board
 import gateway.boards.switches
@@ -19,6 +18,7 @@ import gateway.boards.task_board
 import gateway.http.lookup
 import gateway.placing.admission
 import gateway.placing.cancelling
+import gateway.placing.displacement
 import gateway.placing.fallbacks
 import gateway.placing.hold
 import gateway.placing.input_images
@@ -33,8 +33,10 @@ import lane_worker.runtime.attempt
 import lane_worker.runtime.claiming
 import lane_worker.runtime.held
 import lane_worker.runtime.input_image
+import lane_worker.runtime.lane_hand
 import lane_worker.runtime.lease
 import lane_worker.runtime.loop
+import lane_worker.runtime.order
 import lane_worker.runtime.orphans
 import lane_worker.runtime.queued
 import lane_worker.runtime.scratch
@@ -52,10 +54,11 @@ from tests.model.network import SimulatedClient, current
 
 _WITH_DATETIME: tuple[Any, ...] = (
     degraded_worker.hand,
-    degraded_worker.order,
+    lane_worker.runtime.order,
     gateway.boards.episode_board,
     gateway.boards.task_board,
     gateway.placing.admission,
+    gateway.placing.displacement,
     gateway.placing.turns,
     gateway.placing.fallbacks,
     gateway.placing.hold,
@@ -66,6 +69,7 @@ _WITH_DATETIME: tuple[Any, ...] = (
     gateway.http.lookup,
     gateway.placing.cancelling,
     lane_worker.runtime.claiming,
+    lane_worker.runtime.lane_hand,
     lane_worker.runtime.lease,
     lane_worker.runtime.loop,
     lane_worker.runtime.queued,
@@ -77,6 +81,7 @@ _WITH_DATETIME: tuple[Any, ...] = (
 _WITH_LOG: tuple[Any, ...] = (
     degraded_worker.hand,
     gateway.placing.admission,
+    gateway.placing.displacement,
     gateway.placing.fallbacks,
     gateway.placing.hold,
     gateway.placing.input_images,
@@ -169,7 +174,8 @@ def simulated_product() -> Iterator[None]:
         stack.enter_context(patch.object(ops.nats.messages, "time", clock))
         stack.enter_context(patch.object(ops.nats.watch, "time", clock))
         stack.enter_context(patch.object(degraded_worker.hand, "time", clock))
-        stack.enter_context(patch.object(degraded_worker.order, "time", clock))
+        stack.enter_context(patch.object(lane_worker.runtime.order, "time", clock))
+        stack.enter_context(patch.object(lane_worker.runtime.lane_hand, "time", clock))
         stack.enter_context(patch.object(lane_worker.runtime.lease, "time", clock))
         stack.enter_context(patch.object(lane_worker.runtime.input_image, "time", clock))
         stack.enter_context(patch.object(gateway.placing.retries, "time", clock))

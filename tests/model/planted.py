@@ -10,14 +10,17 @@ from unittest.mock import patch
 
 from msgspec.structs import replace
 
+import gateway.placing.displacement
 import gateway.placing.sweeper
 import gateway.rules.due
 import lane_worker.runtime.claim
 import lane_worker.runtime.claiming
 from contracts import lifecycle
-from contracts.tasks import GenerationTask, encode_task
+from contracts.tasks import FailureCode, GenerationTask, Priority, encode_task
 from contracts.topology import TASKS
 from degraded_worker.hand import Hand
+from gateway.boards.task_board import TaskBoard
+from gateway.placing.displacement import Displacement
 from gateway.placing.hold import Holds
 from gateway.placing.queueing import Queueing
 from gateway.placing.slow_look import SlowLook
@@ -31,6 +34,7 @@ from lane_worker.runtime.settling import Settlement
 from ops.nats.entries import Entries
 from ops.nats.errors import StreamFull, TransportUnavailable
 from ops.nats.link import NatsLink
+from ops.nats.records import Change, Moved
 from ops.nats.stream_proof import KnownStream, Mark, Verdict
 from ops.nats.watch import Watch
 
@@ -316,6 +320,62 @@ def acked_into_the_hand() -> AbstractContextManager[Any]:
     return patch.object(Hand, "_take", careless)
 
 
+def displaces_the_claimed() -> AbstractContextManager[Any]:
+    """A request of a higher class takes the place of whatever has not ended."""
+
+    def careless(task: GenerationTask, arrival: Priority) -> bool:
+        return task.priority.rank > arrival.rank and not task.status.is_terminal
+
+    def displace(task: GenerationTask, *, by: GenerationTask, now: datetime) -> GenerationTask:
+        return lifecycle.fail(
+            replace(task, displaced_by=by.id), code=FailureCode.QUEUE_OVERLOADED, message="displaced", now=now
+        )
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(patch.object(gateway.placing.displacement, "may_be_displaced", careless))
+    stack.enter_context(patch.object(lifecycle, "displace", displace))
+    return stack
+
+
+class _BlindBoard:
+    """A task board that moves a task from what is in memory, whatever its record says."""
+
+    def __init__(self, board: TaskBoard) -> None:
+        self._board = board
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._board, name)
+
+    async def move(self, task_id: str, change: Change, **_: Any) -> Moved | None:
+        known = await self._board.get(task_id)
+        changed = None if known is None else change(known.task, known.revision)
+        if known is None or changed is None:
+            return None
+        revision = await self._board._records.put(task_id, changed)
+        self._board.record(changed, revision, changed.finished_at or changed.queued_at)
+        return Moved(changed, revision, known.task)
+
+
+def displaced_without_compare_and_set() -> AbstractContextManager[Any]:
+    """A gateway ends the task that it displaces, whatever the record says by now."""
+    make_room = Displacement.make_room
+
+    async def blind(self: Displacement, arrival: GenerationTask) -> GenerationTask | None:
+        self._tasks = cast(TaskBoard, _BlindBoard(self._tasks))
+        return await make_room(self, arrival)
+
+    return patch.object(Displacement, "make_room", blind)
+
+
+def place_of_the_displaced_stays_taken() -> AbstractContextManager[Any]:
+    """A task is displaced, and its message stays in the queue."""
+
+    async def nothing(*_: Any, **__: Any) -> None:
+        pass
+
+    return patch.object(gateway.placing.displacement, "remove_message", nothing)
+
+
 Plant = Callable[[], AbstractContextManager[Any]]
 # the bug, the invariant that it breaks, and the first seed that shows it
 PLANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
@@ -338,4 +398,7 @@ PLANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
     (full_is_refused_and_recorded, "6", 14),
     (goes_on_blindly, "8", 2),
     (acked_into_the_hand, "7", 367),
+    (displaces_the_claimed, "10", 0),
+    (displaced_without_compare_and_set, "1", 0),
+    (place_of_the_displaced_stays_taken, "6", 0),
 )

@@ -19,11 +19,10 @@ from msgspec.structs import replace
 from contracts.generation.request import AcceptedRequest
 from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.memory import MemoryReading
-from contracts.settings import Catalog, load_settings
-from contracts.tasks import FailureCode, GenerationTask, ImageReference, Progress
+from contracts.settings import Catalog, OverloadPolicy, load_settings
+from contracts.tasks import FailureCode, GenerationTask, ImageReference, Priority, Progress
 from contracts.topology import DEGRADED, LANES, TASKS, Topology, bucket_stream, bucket_subject, lane_stream
 from degraded_worker.hand import Hand
-from degraded_worker.order import Order, OrderedRunner
 from gateway.boards.key_board import ANYBODY
 from gateway.boards.lane_board import LaneBoard
 from gateway.boards.task_board import TaskBoard
@@ -39,10 +38,12 @@ from gateway.placing.overload import Overloaded
 from gateway.placing.sweeper import Sweeper
 from gateway.services import Services
 from lane_worker.forking.host_messages import WrittenVideo
+from lane_worker.runtime.lane_hand import LaneHand
 from lane_worker.runtime.loop import WorkLoop
-from lane_worker.runtime.outcome import GaveUp, Result, Runner, Stopped, Succeeded, Unsuccessful
+from lane_worker.runtime.order import Order, OrderedRunner
+from lane_worker.runtime.outcome import GaveUp, Result, Stopped, Succeeded, Unsuccessful
 from lane_worker.runtime.scratch import Scratch
-from lane_worker.runtime.source import NextMessage
+from lane_worker.runtime.source import NextMessage, Source
 from ops.artifacts import Artifacts, StorageFailed
 from ops.background import Background
 from ops.nats.errors import TransportUnavailable
@@ -78,8 +79,11 @@ CALLER: ContextVar["Call | None"] = ContextVar("caller", default=None)
 class Call:
     """A client's `POST /generate`."""
 
-    def __init__(self, number: int, gateway: "GatewayHost", *, is_async: bool, key: str | None) -> None:
+    def __init__(
+        self, number: int, gateway: "GatewayHost", *, is_async: bool, key: str | None, priority: Priority
+    ) -> None:
         self.number, self.gateway, self.is_async, self.key = number, gateway, is_async, key
+        self.priority = priority
         self.gone = gateway.world.loop.create_future()
         self.outcome: str | None = None
 
@@ -266,6 +270,7 @@ class GatewayHost(ModelHost):
                 request,
                 caller=caller,
                 key=call.key,
+                priority=call.priority,
                 traceparent=None,
                 until_gone=None if call.is_async else call.until_gone,
             )
@@ -350,12 +355,10 @@ class WorkerHost(ModelHost):
 
     async def main(self) -> None:
         link = await self.connect()
-        source: WatchedHand | None = None
-        runner: Runner = self
+        order = Order(self.world.catalog.degraded, resident=lambda: self._resident)
+        source: Source = LaneHand(link, self.stream, order=order)
         if self.stream == DEGRADED:
-            order = Order(self.world.catalog.degraded, resident=lambda: self._resident)
             source = self._hand = WatchedHand(link, order=order, owner=self.owner, leads=lambda: True)
-            runner = OrderedRunner(self, order)
         loop = WorkLoop(
             link=link,
             artifacts=cast(Artifacts, self.world.artifacts),
@@ -363,7 +366,7 @@ class WorkerHost(ModelHost):
             owner=self.owner,
             worker=self.name,
             windows=self.world.catalog.windows,
-            runner=runner,
+            runner=OrderedRunner(self, order),
             scratch=cast(Scratch, _Scratch()),
             on_busy=lambda _: None,
             source=source,
@@ -415,12 +418,14 @@ class WorkerHost(ModelHost):
 class World:
     """The system, its clients, and what may go wrong."""
 
-    def __init__(self, *, skews_s: tuple[float, ...] = (), is_tracing: bool = False) -> None:
+    def __init__(self, *, skews_s: tuple[float, ...] = (), is_tracing: bool = False, displaces: bool = False) -> None:
+        """*displaces*: a full degraded queue makes room for a higher class (ADR 0039)."""
         self.network = Network()
         use(self.network)
         self.network.on_new_id = self._on_new_id
         self.loop = self.network.loop
         self.catalog, self.topology = configured()
+        self.catalog = replace(self.catalog, overload=OverloadPolicy(displace=displaces))
         self.files: dict[str, bytes] = {}
         self.artifacts = ModelArtifacts(self.network, self.files)
         self.hosts: dict[str, ModelHost] = {}
@@ -510,14 +515,24 @@ class World:
 
     # ── what clients and operators do ────────────────────────────────────────────────────────────────────────────
 
-    def post(self, gateway: str, model: str, *, is_async: bool, key: str | None = None, image: bool = False) -> None:
+    def post(
+        self,
+        gateway: str,
+        model: str,
+        *,
+        is_async: bool,
+        key: str | None = None,
+        image: bool = False,
+        priority: Priority = Priority.STANDARD,
+    ) -> None:
         """A client asks *gateway* for a video; the call goes on until it is answered."""
         host = self.hosts.get(gateway)
         if not isinstance(host, GatewayHost) or not host.is_ready or not host.alive:
             return
-        call = Call(self.number(), host, is_async=is_async, key=key)
+        call = Call(self.number(), host, is_async=is_async, key=key, priority=priority)
         self.calls.append(call)
-        self._note(f"{gateway}: POST {model} {'async' if is_async else 'sync'} key={key} image={image}")
+        how = "async" if is_async else "sync"
+        self._note(f"{gateway}: POST {model} {how} key={key} image={image} {priority}")
         host.spawn(partial(self._posted, host, call, request_of(model, image=image)))
         self.check()
 

@@ -242,7 +242,9 @@ class GenerateOperation(DescribedOperation):
         if isinstance(refused, OpenAPIResponse):
             refused.description += (
                 " With `queue_overloaded`, `limit` says which limit of the degraded queue was hit: `depth`, it was "
-                "full (answered at once), or `wait`, no worker took the request within 30 s. Neither will run."
+                "full (answered at once); `wait`, no worker took the request within 30 s; where the settings switch it "
+                "on, `displaced`, a request of a higher class took its place; and likewise `expected`, no worker will "
+                "be free within 30 s (answered at once). None of them will run."
             )
 
 

@@ -34,6 +34,7 @@ from ops.commands.options import (
     tls_cert_option,
     tls_key_option,
 )
+from ops.commands.overload import OverloadOptions, overload_options
 from ops.commands.up.screen import Screen
 from ops.commands.up.setup import SystemSetup
 from ops.commands.up.stack import Stack
@@ -79,6 +80,7 @@ from ops.telemetry.logs import configure_logging
 @step_seconds_option
 @load_seconds_option
 @degraded_order_option
+@overload_options
 @oom_snapshots_option
 @keep_option
 @cors_origins_option
@@ -106,6 +108,7 @@ def command(
     tls_cert: Path | None,
     tls_key: Path | None,
     behind: Behind,
+    overload: OverloadOptions,
 ) -> None:
     """Run the whole system on this machine: nats-server, gateway, warm lanes and degraded worker, on loopback.
 
@@ -147,6 +150,7 @@ def command(
             step_seconds=step_seconds,
             load_seconds=load_seconds,
             degraded_order=degraded_order,
+            overload=overload,
             oom_snapshots=oom_snapshots,
         )
         try:

@@ -135,6 +135,7 @@ class Processes:
         for origin in setup.cors_origins:
             yield from ("--cors-origin", origin)
         yield from setup.behind.arguments()
+        yield from setup.overload.arguments()
         if setup.tls is not None:
             yield from setup.tls.arguments()
         yield from self._shared.arguments()

@@ -9,6 +9,7 @@ from contracts.order import OrderName
 from contracts.settings import Catalog
 from ops.commands.behind import Behind
 from ops.commands.option_types import ListenHost
+from ops.commands.overload import OverloadOptions
 from ops.machine.tls import Tls
 
 
@@ -33,6 +34,7 @@ class SystemSetup(Struct, frozen=True, kw_only=True):
     step_seconds: float
     load_seconds: float
     degraded_order: OrderName | None
+    overload: OverloadOptions
     oom_snapshots: int
 
     @property

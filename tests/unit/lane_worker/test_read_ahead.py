@@ -67,6 +67,29 @@ def test_without_such_a_call_nothing_is_asked(folder: Path, monkeypatch: pytest.
     assert read_ahead(folder, threading.Event()) == 0
 
 
+async def test_what_is_expected_is_read_once_until_another_folder_was_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(module, "read_ahead", lambda path, _: begun.append(path.name))
+    ahead = ReadAhead()
+    for name in ("one", "one", "two", "one"):
+        ahead.expect(folder / name)
+    ahead.begin(folder / "one")  # the swap asks for it in any case
+
+    async def all_of_them() -> bool:
+        return sorted(begun) == ["one", "one", "one", "two"]
+
+    await eventually(all_of_them)
+    ahead.stop()
+    ahead.expect(folder / "one")
+
+    async def anew() -> bool:
+        return len(begun) == 5
+
+    await eventually(anew)
+
+
 async def test_the_next_folder_ends_the_one_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[tuple[Path, threading.Event]] = []
     monkeypatch.setattr(module, "read_ahead", lambda *arguments: begun.append(arguments))

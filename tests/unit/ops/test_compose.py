@@ -370,6 +370,8 @@ ASKED: Final[dict[str, tuple[str, str, Any]]] = {
     "WARMLANE_ACCESS_LOG": ("all", "access_log", "all"),
     "WARMLANE_TRACE_READS": ("1", "trace_reads", True),
     "WARMLANE_JAEGER_URL": ("http://127.0.0.1:16686", "jaeger_url", "http://127.0.0.1:16686"),
+    "WARMLANE_DISPLACE": ("1", "displace", True),
+    "WARMLANE_REFUSE_EXPECTED": ("1", "refuse_expected", True),
 }
 
 

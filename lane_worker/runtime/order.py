@@ -1,6 +1,6 @@
-"""What one leader knows when it chooses the next task: what it has loaded, measured and started (ADR 0038).
+"""What a worker knows when it chooses its next task: what it has loaded, measured and started (ADR 0038, ADR 0042).
 
-`contracts/order.py` decides; its memory is here. A new leader begins without any.
+`contracts/order.py` decides; its memory is here. A new worker, and a new leader, begins without any.
 """
 
 import statistics
@@ -42,7 +42,7 @@ SLICE_ENDS: Final = ("none_waits", "time", "class", "deadline", "arrival")
 
 
 class Order:
-    """The order of one worker's degraded queue. *resident* is the model that is loaded now."""
+    """The order in which one worker starts what waits. *resident* is the model that is loaded now."""
 
     def __init__(self, policy: Policy, *, resident: Callable[[], str | None]) -> None:
         self._policy = policy
@@ -53,9 +53,8 @@ class Order:
         self._swaps_s: dict[str, deque[float]] = {}
         self._chosen: tuple[Choice, Sequence[Waiting]] | None = None
         self._tally = OrderTally()
-        for cause in SLICE_ENDS:
-            metrics.order_slices.begin(cause)
         self._free_at: datetime | None = None  # when what runs is expected to end
+        self._running: OnCard | None = None  # its model, from when that is loaded
 
     def choose(self, waiting: Sequence[Waiting], *, now: datetime) -> tuple[str, OrderDecision] | None:
         """The id of the task among those *waiting* that is to be claimed next, and why; None where none may start.
@@ -86,8 +85,12 @@ class Order:
 
     def starts(self, task: GenerationTask, *, now: datetime) -> None:
         """*task*, which was chosen last, is claimed and starts now."""
-        lasts_s = cost_s(waiting_of(task), loaded=self._loaded(now.timestamp()), costs=self._costs())
+        loaded = self._loaded(now.timestamp())
+        lasts_s = cost_s(waiting_of(task), loaded=loaded, costs=self._costs())
         self._free_at = now + timedelta(seconds=lasts_s)
+        if loaded is None or loaded.model != task.model:
+            loaded = OnCard(task.model, now.timestamp() + self._costs().swap_to(task.model))
+        self._running = loaded
         if self._chosen is None or self._chosen[0].task.task_id != task.message_id:
             return
         (choice, waiting), self._chosen = self._chosen, None
@@ -103,7 +106,7 @@ class Order:
 
     def ran(self, task: GenerationTask, result: Result, *, seconds: float, now: datetime) -> None:
         """The run of *task* took *seconds* in all, with the swap where there was one."""
-        self._free_at = None
+        self._free_at = self._running = None
         swap = result.swap if isinstance(result, (Succeeded, Unsuccessful)) else None
         swap_s = 0.0
         if swap is not None:
@@ -119,6 +122,24 @@ class Order:
         )
         if isinstance(result, Succeeded):
             _note(self._runs_s, task.model, max(0.0, seconds - swap_s))
+
+    def next_model(self, waiting: Sequence[Waiting]) -> str | None:
+        """The model that will be loaded in place of the one that runs, when that is done, if nobody else comes.
+
+        None where the same one goes on, where nothing waits that may still start then, and while nothing runs or its
+        own model is not loaded yet.
+        """
+        if self._running is None or self._free_at is None or self._resident() != self._running.model:
+            return None
+        choice = choose(
+            waiting,
+            loaded=self._running,
+            costs=self._costs(),
+            ledger=self._ledger,
+            policy=self._policy,
+            now_s=self._free_at.timestamp(),
+        )
+        return None if choice is None or choice.task.model == self._running.model else choice.task.model
 
     def state(self, now: datetime) -> OrderState:
         """What other processes need to forecast when a task will start."""

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from contracts.order import Choice, OnCard, OrderTally, Policy, waiting_of
 from contracts.tasks import FailureCode, GenerationTask, Priority, WaitingGroup
-from degraded_worker.order import SLICE_ENDS, Order, OrderedRunner, slice_end
+from lane_worker.runtime.order import SLICE_ENDS, Order, OrderedRunner, slice_end
 from lane_worker.runtime.outcome import GaveUp, Result, Succeeded, Unsuccessful
 from tests.kit.measured import Measured
 from tests.kit.records import NOW, after, pending_task
@@ -128,6 +128,29 @@ def test_the_decision_says_what_waited() -> None:
         WaitingGroup(model="anisora", priority=Priority.STANDARD, count=2, oldest_s=4),
         WaitingGroup(model="phr00t", priority=Priority.BACKGROUND, count=1, oldest_s=1),
     )
+
+
+def test_what_comes_after_what_runs_is_known_while_it_runs() -> None:
+    """Its slice ends at second 34; what runs then ends at 36."""
+    card = Card()
+    card.run(task("a1"), from_s=0, seconds=6, result=succeeded(swapped=True))
+    others = [waiting_of(task("p1", queued_s=20)), waiting_of(task("a3", queued_s=21))]
+    assert card.order.next_model(others) is None, "nothing runs"
+    card.order.starts(task("a2", queued_s=3), now=after(33))
+    assert card.order.next_model(others) == "phr00t", "the slice is over by then"
+    assert card.order.next_model(others[1:]) is None, "its own model goes on"
+    assert card.order.next_model([]) is None
+    assert card.order.next_model([replace(others[0], deadline_s=after(35).timestamp())]) is None, "it expires before"
+
+
+def test_nothing_is_expected_before_the_model_of_what_runs_is_loaded() -> None:
+    card = Card()
+    card.run(task("a1"), from_s=0, seconds=6, result=succeeded(swapped=True))
+    back = [waiting_of(task("a3", queued_s=21))]
+    card.order.starts(task("p1", queued_s=3), now=after(40))
+    assert card.order.next_model(back) is None, "its own files are being read"
+    card.model = "phr00t"
+    assert card.order.next_model(back) == "anisora"
 
 
 async def test_the_runner_notes_what_it_runs(tmp_path: Path) -> None:

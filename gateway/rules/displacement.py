@@ -1,0 +1,31 @@
+"""Which task gives up its place on a full degraded queue, and for whom (ADR 0039). Pure: no clock, no I/O, no
+logging."""
+
+from collections.abc import Collection, Iterable
+
+from contracts.tasks import GenerationTask, Priority, TaskStatus
+
+
+def may_be_displaced(task: GenerationTask, arrival: Priority) -> bool:
+    """Whether a request of the class *arrival* may take the place of *task*.
+
+    1. It waits on the degraded queue. One that a worker has claimed never loses its place, nor one that has ended.
+    2. Its class is lower than that of the arrival.
+    3. It came to this queue first, and was moved there by nobody. What a lane did not take in time has waited for as
+       long once already, and what a worker lost has run.
+    """
+    if task.status is not TaskStatus.PENDING or task.route != "degraded":  # 1
+        return False
+    return task.priority.rank > arrival.rank and task.epoch == 0  # 2, 3
+
+
+def displaced(
+    waiting: Iterable[GenerationTask], arrival: Priority, *, passed: Collection[str] = ()
+) -> GenerationTask | None:
+    """Which of those *waiting* gives up its place to a request of the class *arrival*; None where none does.
+
+    Of those that may be displaced the one of the lowest class, and of these the newest: it has waited for the least.
+    Those in *passed*, by their ids, were asked before and are not asked again.
+    """
+    able = (task for task in waiting if may_be_displaced(task, arrival) and task.id not in passed)
+    return max(able, key=lambda task: (task.priority.rank, task.queued_at, task.id), default=None)

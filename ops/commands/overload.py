@@ -1,0 +1,57 @@
+"""The options of a gateway whose degraded queue is too long (ADR 0039)."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+from msgspec import Struct
+from msgspec.structs import asdict, replace
+
+from contracts.settings import Catalog
+
+
+class OverloadOptions(Struct, frozen=True):
+    """What the command line says of `overload` of the settings; None leaves it to them."""
+
+    displace: bool | None = None
+    refuse_expected: bool | None = None
+
+    def on(self, catalog: Catalog) -> Catalog:
+        """*catalog* with what these options say."""
+        return replace(catalog, overload=replace(catalog.overload, **self._said()))
+
+    def arguments(self) -> list[str]:
+        """The same as options, for the command line of another process."""
+        return [f"--{'' if said else 'no-'}{name.replace('_', '-')}" for name, said in self._said().items()]
+
+    def _said(self) -> dict[str, bool]:
+        return {name: said for name, said in asdict(self).items() if said is not None}
+
+
+def overload_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--displace` and `--refuse-expected`; the command is given them as *overload*, an `OverloadOptions`."""
+
+    @click.option(
+        "--displace/--no-displace",
+        "displace",
+        envvar="WARMLANE_DISPLACE",
+        default=None,
+        show_envvar=True,
+        help="Where the degraded queue is full, let a request of a higher class take the place of a waiting one of a "
+        "lower class. [default: as the settings say, no]",
+    )
+    @click.option(
+        "--refuse-expected/--no-refuse-expected",
+        "refuse_expected",
+        envvar="WARMLANE_REFUSE_EXPECTED",
+        default=None,
+        show_envvar=True,
+        help="Refuse at once what will almost certainly not start on the degraded worker within its wait, by what was "
+        "measured. [default: as the settings say, no]",
+    )
+    @wraps(function)
+    def command(*args: Any, displace: bool | None, refuse_expected: bool | None, **options: Any) -> Any:
+        return function(*args, overload=OverloadOptions(displace, refuse_expected), **options)
+
+    return command
