@@ -52,7 +52,7 @@ def most_frames(limits: VideoGenerationConstraints, *, area: int) -> int | None:
 
 
 def largest_sizes(limits: VideoGenerationConstraints) -> tuple[Size, ...]:
-    """The sizes that need most memory of all that *limits* admit, the first one most of time.
+    """Of all sizes that *limits* admit, those that need most memory. The first also takes most time.
 
     1. The one with most positions, on which the transformer's share follows.
     2. The one with the largest frame, and the most frames of that, on which the share of a VAE without tiling follows.

@@ -62,7 +62,7 @@ class ApiKey(Struct, frozen=True, kw_only=True):
 
 
 class Presented(Struct, frozen=True):
-    """A key as its holder shows it. Its repr leaves the secret out: it may end in a log or a traceback."""
+    """A key as its holder shows it. Its repr leaves the secret out: it may end up in a log or a traceback."""
 
     id: str
     secret: str

@@ -201,7 +201,7 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     - *order* is why a worker started it when it did: of the newest claim.
     - *displaced* is the task whose place on the full degraded queue it took; *displaced_by* is the one that took its
       own (ADR 0039).
-    - *promised*: a client was given the id. From then on only a cancel may take the task back, no closed connection.
+    - *promised*: a client was given the id. From then on only a cancel may take the task back.
     - *withdrawn*: every caller had hung up before any of them was given the id.
     - *replaced* is what the request asked for and did not get. It is stored for whoever asks later: after an answer was
       lost, or with the same Idempotency-Key.

@@ -139,7 +139,7 @@ def create_app(
         exception_handlers=problems.problem_handlers(),
         openapi_config=openapi_config(services.catalog),
         request_max_body_size=MAX_BODY_BYTES,
-        # `gateway.server.access_log` does it: a prompt must not end in a log
+        # `gateway.server.access_log` does it: a prompt must not end up in a log
         logging_config=None,
     )
     app.asgi_handler = cross_origin(app.asgi_handler, cors)

@@ -20,8 +20,8 @@ AGAIN_S: Final = 1.0
 class Deadlines:
     """A heap of the live records' own deadlines.
 
-    A task that came due comes again after AGAIN_S until its record says something else, or that it is to be looked at
-    later: so that one look that came to nothing loses no task.
+    A task that is due comes up again every AGAIN_S, until its record changes or asks for a later look. So a look that
+    achieved nothing loses no task.
     """
 
     def __init__(self, name: str) -> None:

@@ -112,9 +112,9 @@ class KeyBoard:
         return sorted(self._unreadable)
 
     def caller(self, authorization: Sequence[str]) -> Caller | None:
-        """Who presents these headers `Authorization`; None for nobody that is known.
+        """Who presents these `Authorization` headers; None where no key that counts is presented.
 
-        Only `Bearer KEY`, and that once, names anybody.
+        Only a single header, of the form `Bearer KEY`, names a caller.
         """
         if self.is_open:
             return ANYBODY

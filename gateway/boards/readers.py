@@ -10,7 +10,7 @@ from gateway.boards.snapshots import Snapshot, Snapshots
 from gateway.boards.work_queues import WorkQueues
 
 SUBSCRIBER_QUEUE_MAX: Final = 64
-# Of so many tasks the readers are woken before others run: 500 at once would hold up every request.
+# The readers of this many tasks are woken in one go; then requests run. 500 in one go would hold up every request.
 MOVED_AT_ONCE: Final = 50
 
 

@@ -30,6 +30,6 @@ class SlotBoard:
             self._slots[entry.key] = slot, entry.time
 
     def slots(self, now: datetime) -> list[VideoPipelineSlot]:
-        """What is resident on which slot, by name; of a worker that is gone only a quarantine is."""
+        """What is resident on which slot, by name. Of a worker that is gone only a quarantine is kept."""
         judged = self._judged_at(now)
         return [slot for _, (slot, at) in sorted(self._slots.items()) if is_shown(slot, written_at=at, now=judged)]

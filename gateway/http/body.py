@@ -16,10 +16,11 @@ COSTLY_BYTES: Final = 8 * 1024
 
 
 async def read_body(request: Request[Any, Any, Any], *, max_bytes: int = MAX_BODY_BYTES) -> bytes:
-    """All of it. One of more than *max_bytes* ends here as 413, before anything of the request but its key is judged.
+    """The whole body. More than *max_bytes* is refused as 413, before anything of the request but its key is judged.
 
-    As `Request.body`, but without a generator and Litestar's view of the headers, a tenth of a refusal's CPU time. A
-    length that was declared has been judged before (`access_control`). Raises HTTPException (413), ProblemError.
+    This does what `Request.body` does, without a generator and without Litestar's view of the headers, which would be a
+    tenth of a refusal's CPU time. `access_control` has judged a declared length before. Raises HTTPException (413),
+    ProblemError.
     """
     chunks: list[bytes] = []
     size_bytes = 0

@@ -74,7 +74,7 @@ async def readyz(services: NamedDependency[Services]) -> Response[Readiness]:
         texts.append(services.storage.trouble)
     # what a request goes through on its way to its end
     stores = services.storage.trouble is None and not any(_carries_tasks(stream) for stream in refusing)
-    # without a sweeper no task ends whose worker was lost, or whom nobody takes
+    # without a sweeper, a task whose worker was lost never ends, nor does one that nobody takes
     sweeps = SWEEPER not in troubles
     ready = nats and sweeps and stores and all(model.ready for model in models.values())
     body = Readiness(ready=ready, nats=nats, degraded_worker=degraded_worker, models=models, troubles=texts)

@@ -29,7 +29,7 @@ _Headers = list[tuple[bytes, bytes]]
 
 
 def accepts_gzip(header: str | None) -> bool:
-    """Whether `Accept-Encoding`, with all of its lines, has gzip sooner than what is not compressed (RFC 9110 §12.5.3).
+    """Whether a client prefers gzip to no compression, by all lines of `Accept-Encoding` (RFC 9110 §12.5.3).
 
     1. Without the header, nothing was asked for: no.
     2. gzip, `x-gzip` or `*` has no weight above 0: no.

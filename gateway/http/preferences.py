@@ -1,6 +1,6 @@
 """What a client would like: the header `Prefer` (RFC 7240). Pure.
 
-A preference that is not understood is ignored, as the RFC wants it; of one that comes twice the first counts.
+A preference that is not understood is ignored, as the RFC wants it; where one comes twice, the first counts.
 """
 
 from collections.abc import Iterable

@@ -14,7 +14,7 @@ from gateway.http.problems import ProblemError
 
 
 def named_in(lines: Iterable[str]) -> Priority | None:
-    """The class that the *lines* of the header `Priority` name, of several the first; None where they name none."""
+    """The class that the *lines* of the header `Priority` name first; None where they name none."""
     for line in lines:
         for item in parse_list_header(line):
             name = item.partition(";")[0].strip()

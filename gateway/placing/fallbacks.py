@@ -34,7 +34,7 @@ log = structlog.get_logger("fallbacks")
 
 
 class _Attempt(Struct, frozen=True):
-    """A write: *written*, over which *left* would remain of *sent*."""
+    """A write of *written*. Once it is stored, *left* is what remains of *sent* to be written."""
 
     written: FallbackEpisode
     sent: tuple[Sent, ...]

@@ -39,7 +39,7 @@ def is_known_full(*, waiting: int, refused_ago_s: float, news_age_s: float) -> b
     """Whether the server, if it was asked again so soon, would say once more that the degraded queue is full. Pure.
 
     It said so *refused_ago_s* ago, and since then none of the *waiting* tasks was seen to leave; a place that becomes
-    free is noticed when the record of its task arrives. A refusal by this costs a busy server nothing.
+    free is noticed when the record of its task arrives. Such a refusal costs a busy server nothing.
     """
     return refused_ago_s < FULL_FOR_S and waiting >= DEGRADED_MAX_MSGS and not news_age_s
 

@@ -1,4 +1,4 @@
-"""How long what runs will probably run on: from the measured service times."""
+"""How much longer the tasks that run will probably take, by the measured service times."""
 
 from datetime import datetime, timedelta
 

@@ -21,7 +21,7 @@ RETRY_UNMEASURED_S: Final = 5.0
 RETRY_MIN_S: Final = 1.0
 # One answer serves everybody for this long: it is in whole seconds, and a busy gateway gives thousands of them.
 RETRY_KEPT_S: Final = 0.1
-# And so long, while nothing comes or goes, it is the turn of those that wait on the degraded queue.
+# While no task comes or goes, one forecast of the degraded queue serves everybody for this long.
 FORECAST_KEPT_S: Final = 0.1
 # The id of a request that has not come.
 _NEW: Final = "new"
@@ -86,8 +86,8 @@ class Turns:
         )
 
     def _order(self, now: datetime) -> OrderState:
-        """What the order of the degraded queue stands on: what its leader says, and where it has measured nothing yet,
-        what tasks took before it led. Without a leader, the order of arrival."""
+        """What the order of the degraded queue is computed from: the leader's own figures. Where it has none yet, the
+        times that earlier tasks took stand in. Without a leader the order is that of arrival."""
         leadership = self._leader(now)
         state = None if leadership is None else leadership.order
         if state is None:
@@ -146,8 +146,10 @@ class Turns:
         )
 
     def new_wait_s(self, model: str, now: datetime, *, gives_up: bool, priority: Priority = Priority.STANDARD) -> float:
-        """How long a task of *model* and *priority* that came now would wait on the degraded queue; unless it
-        *gives_up*, and so those that wait, when its wait is over."""
+        """How many seconds a task of *model* and *priority* that came now would wait on the degraded queue.
+
+        With *gives_up* the tasks that wait leave the queue when their wait is over; otherwise none ever leaves.
+        """
         waiting = [waiting_of(task) for task in self._queues.of("degraded", model).waiting]
         if not gives_up:
             waiting = [replace(task, deadline_s=math.inf) for task in waiting]

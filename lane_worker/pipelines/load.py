@@ -103,7 +103,7 @@ def _transformers(pipeline: Any) -> list[Any]:
 
 
 def _check_experts(pipeline: Any, folder: Path) -> None:
-    """One transformer and no boundary, or two with one: else a step would find none, or one would never be used."""
+    """Two transformers need a boundary and one allows none: else a step has no expert, or one expert is never used."""
     experts, boundary_ratio = len(_transformers(pipeline)), pipeline.config.get("boundary_ratio")
     if (experts == 2) != (boundary_ratio is not None):
         raise CheckpointUnusable(

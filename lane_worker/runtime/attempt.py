@@ -66,8 +66,8 @@ class Attempt:
         self._keeper.renew_now()
 
     def waits_for_server_s(self, now_s: float) -> float:
-        """For how long nothing has kept the task from its end but a server that does not answer; 0 where it does, or
-        where the task runs. By the monotonic clock."""
+        """For how many seconds the task, which has run, has only waited for a server that does not answer; 0 where the
+        server answers, or the task still runs. By the monotonic clock."""
         since_s = None if self._runs else self._held.unanswered_since_s
         return 0.0 if since_s is None else now_s - since_s
 

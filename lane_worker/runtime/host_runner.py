@@ -53,9 +53,9 @@ class HostRunner:
             self.stop(self._task_id)
 
     async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[Progress], None]) -> Result:
-        """Runs *task*, in the second place in a fresh host if the first one runs out of memory.
+        """Runs *task*. If its host runs out of memory, it is tried once more, in a fresh host.
 
-        Memory is clean and the memory line written on return, one for each place.
+        On return memory is clean, and each try has its memory line.
         """
         refused = self._refusal(task, image)
         if refused is not None:

@@ -42,7 +42,7 @@ class Keeping:
     async def next_step(self, resident: Resident | None, memory: MemoryReading | None, *, queue_is_empty: bool) -> Step:
         """What the idle lane does with *resident*, whose host held *memory* after its last task."""
         if resident is not None and resident is not self.loaded:  # by a task that needed it anew
-            # `clean` stays: this host had no warm-up, and by what a load holds, the first large task would be a leak
+            # `clean` stays: this host had no warm-up, and beside a mere load its first large task would seem to leak
             self.loaded, self._tasks = resident, 0
         wear = Wear(self._tasks, residue_bytes(self.clean, memory) if self._tasks else 0)
         others = Others.NONE

@@ -38,7 +38,7 @@ from ops.telemetry.tracing import (
 from ops.telemetry.unreadable import unreadables
 from ops.waiting import unless
 
-# A message that a newer version may have written rests for so long before another worker gets it.
+# How long a message that a newer version may have written rests before another worker gets it.
 LEFT_S: Final = 2.0
 
 log = structlog.get_logger("loop")

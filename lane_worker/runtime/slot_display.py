@@ -142,8 +142,8 @@ class SlotDisplay:
         there = None if entry is None else entry.value
         if there is not None:
             if not self._entry.is_ours(there) and (self._revision is not None or there.since > wanted.since):
-                # It opened the slot after us. What we have to say is about a card that was ours before: even a
-                # quarantine, since it is the other's pipeline that our probe saw.
+                # The other worker opened the slot after us, so our state is out of date. Even a quarantine is: what
+                # our probe saw was the other's pipeline.
                 log.warning("slot_is_anothers", slot=self._entry.slot, state=wanted.state.value, worker=there.worker)
                 self._stored = wanted
                 self._is_ours = False

@@ -39,7 +39,7 @@ DISTRUST: Final = ("fatal", "in_a_row", "rest")
 
 
 def advice(streak: Streak, *, renew_after: int) -> Advice:
-    """What a worker does next that has had *streak*.
+    """What a worker does next after *streak*.
 
     1. No task failed since one was done, or since the process was renewed; or *renew_after* is 0: Serve.
     2. A task failed in the fresh process too, and none was done in between: Rest, for longer each time.

@@ -59,7 +59,7 @@ class Messages:
             await asyncio.sleep(UNDECIDED_WAIT_S)
 
     def _note_failure(self, subject: str, error: Exception) -> None:
-        # a stall of a server that is away as a whole, or comes back just now, says nothing of the stream
+        # where the whole server is away, or is just coming back, a missing answer says nothing of the stream
         if isinstance(error, nats.js.errors.APIError):
             if error.err_code == _NO_RESOURCES:
                 self.writes.failed(stream_of(subject), "limit", time.monotonic())

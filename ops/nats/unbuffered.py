@@ -9,7 +9,7 @@ from typing import Any, Final
 import nats.aio.client
 import nats.errors
 
-# So much is handed to the socket at once. What it does not take stays in `_pending`, where it can be dropped.
+# The most that is handed to the socket at once. The rest stays in `_pending`, where it can still be dropped.
 WRITTEN_AT_ONCE_BYTES: Final = 65_536
 # Closing discards what the kernel has not sent.
 _DISCARDING: Final = struct.pack("ii", 1, 0)

@@ -1,1 +1,1 @@
-"""HTTP: parse, call, reply."""
+"""What the API says of itself: OpenAPI, made from the routes and the running catalog."""
