@@ -20,7 +20,6 @@ from transformers import UMT5EncoderModel
 from contracts.checkpoints import AttentionBackend, Checkpoint, GroupOffload, Scheduler, SchedulerKind
 from contracts.fit import KEPT_FLOAT32, KEPT_FLOAT32_IN_FLOAT16, NOT_CAST, StoredTensor, loaded, need
 from contracts.settings import Catalog, load_settings
-from contracts.tasks import GenerationParameters
 from lane_worker.checkpoints.layouts import published_layouts
 from lane_worker.pipelines.cleanup import Watched, release
 from lane_worker.pipelines.load import CheckpointUnusable, load_pipeline, run_pipeline, with_suffix
@@ -33,6 +32,7 @@ from lane_worker.residence.fit import PACKAGES
 from lane_worker.residence.rehearsal import to_rehearse
 from lane_worker.runtime.warm_up import fewest_steps
 from ops.machine.weights import weights_of
+from tests.kit.records import small_parameters
 
 MODELS = ("anisora", "phr00t")
 CAST = {"layerwise_casting": "float8_e4m3fn"}
@@ -60,24 +60,8 @@ def options(catalog: Catalog, model: str, **changes: Any) -> Checkpoint:
     return msgspec.structs.replace(catalog.models[model].checkpoint, **{"dtype": "bfloat16", **changes})
 
 
-def small(**changes: Any) -> GenerationParameters:
-    wanted = GenerationParameters(
-        prompt="a cat",
-        negative_prompt="",
-        image=None,
-        width=32,
-        height=32,
-        num_frames=5,
-        fps=8,
-        seed=1,
-        steps=2,
-        cfg=1.0,
-    )
-    return msgspec.structs.replace(wanted, **changes)
-
-
 def frames(pipeline: Any, **changes: Any) -> Frames:
-    return run_pipeline(pipeline, small(**changes), None, lambda _: None)
+    return run_pipeline(pipeline, small_parameters(**changes), None, lambda _: None)
 
 
 # ── what is loaded is what was counted ───────────────────────────────────────────────────────────────────────────────
@@ -319,7 +303,7 @@ def test_a_boundary_needs_two_experts_and_they_need_one(
 
 
 def test_a_suffix_follows_the_prompt_of_the_pipeline_alone() -> None:
-    accepted = small(prompt="a cat", negative_prompt="grey")
+    accepted = small_parameters(prompt="a cat", negative_prompt="grey")
     assert with_suffix(accepted, "").prompt == "a cat"
     shown = with_suffix(accepted, "There is no text.")
     assert (shown.prompt, shown.negative_prompt) == ("a cat There is no text.", "grey")

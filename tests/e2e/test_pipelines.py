@@ -18,7 +18,7 @@ from PIL import Image
 
 from contracts.checkpoints import Checkpoint, RandomWeights
 from contracts.settings import Catalog
-from contracts.tasks import GenerationParameters, ImageReference
+from contracts.tasks import ImageReference
 from lane_worker.pipelines import child
 from lane_worker.pipelines.child import TaskCancelled
 from lane_worker.pipelines.cleanup import HEAP_KEPT_BYTES, Watched, clean, forget, release
@@ -28,6 +28,7 @@ from lane_worker.pipelines.load import CheckpointUnusable, load_pipeline, run_pi
 from lane_worker.pipelines.tiny import ensure_tiny_pipeline
 from lane_worker.pipelines.video import Frames, VideoNotWritten, write_video
 from tests.drills import load_variants
+from tests.kit.records import small_parameters
 
 
 def noise(count: int = 17, height: int = 64, width: int = 96) -> Frames:
@@ -135,7 +136,9 @@ def test_a_folder_of_another_class_is_refused(catalog: Catalog, tmp_path: Path) 
 @pytest.mark.parametrize("model", ["anisora", "phr00t"])
 def test_a_pipeline_that_was_dropped_is_gone(catalog: Catalog, model: str, tmp_path: Path) -> None:
     pipeline = load_pipeline(catalog.models[model].checkpoint, tmp_path, device="cpu")
-    run_pipeline(pipeline, small(steps=catalog.models[model].constraints.steps.fixed or 0), None, lambda _: None)
+    run_pipeline(
+        pipeline, small_parameters(steps=catalog.models[model].constraints.steps.fixed or 0), None, lambda _: None
+    )
     watched = Watched(pipeline)
     whole = set(watched.still_alive())
     assert {"transformer", "text_encoder", "vae", "tokenizer", "scheduler"} <= whole
@@ -186,25 +189,10 @@ def test_a_forgotten_error_pins_nothing() -> None:
     assert [reference() for reference in seen] == [None, None]
 
 
-def small(*, steps: int) -> GenerationParameters:
-    return GenerationParameters(
-        prompt="a cat",
-        negative_prompt="",
-        image=None,
-        width=32,
-        height=32,
-        num_frames=5,
-        fps=8,
-        seed=1,
-        steps=steps,
-        cfg=1.0,
-    )
-
-
 @pytest.mark.parametrize("model", ["anisora", "phr00t"])
 def test_a_run_that_is_cut_short_leaves_no_tensor_in_the_pipeline(catalog: Catalog, model: str, tmp_path: Path) -> None:
     pipeline = load_pipeline(catalog.models[model].checkpoint, tmp_path, device="cpu")
-    wanted = small(steps=catalog.models[model].constraints.steps.fixed or 0)
+    wanted = small_parameters(steps=catalog.models[model].constraints.steps.fixed or 0)
 
     def stop_at_two(step: int) -> None:
         if step == 2:
@@ -223,7 +211,7 @@ def test_a_decoder_that_fails_keeps_no_features(catalog: Catalog, tmp_path: Path
     pipeline = load_pipeline(catalog.models["phr00t"].checkpoint, tmp_path, device="cpu")
     pipeline.vae.decoder.conv_out.weight.data = torch.zeros(1)  # fails when everything before it was kept for later
     with pytest.raises(RuntimeError):
-        run_pipeline(pipeline, small(steps=4), None, lambda _: None)
+        run_pipeline(pipeline, small_parameters(steps=4), None, lambda _: None)
     assert set(pipeline.vae._feat_map) == {None}
 
 
@@ -293,7 +281,7 @@ def test_an_image_reaches_the_vae_as_it_is(catalog: Catalog, tmp_path: Path, mon
     prepared = calls_of(pipeline, "prepare_latents", monkeypatch)
     bright = Image.new("RGB", (48, 32), (255, 250, 200))  # nothing in it is below the middle
     for image in (pixels(48, 32), bright):
-        run_pipeline(pipeline, msgspec.structs.replace(small(steps=1), width=48), image, lambda _: None)
+        run_pipeline(pipeline, msgspec.structs.replace(small_parameters(steps=1), width=48), image, lambda _: None)
         assert torch.allclose(prepared.pop()[0][0], as_wan_sees(image), atol=1e-6)
 
 
@@ -305,7 +293,7 @@ def test_vace_is_given_a_first_frame_and_grey_behind_it(
     prepared = calls_of(pipeline, "prepare_video_latents", monkeypatch)
     bright = Image.new("RGB", (48, 32), (255, 250, 200))
     for image in (pixels(48, 32), bright):
-        run_pipeline(pipeline, msgspec.structs.replace(small(steps=1), width=48), image, lambda _: None)
+        run_pipeline(pipeline, msgspec.structs.replace(small_parameters(steps=1), width=48), image, lambda _: None)
         video, mask, references, *_ = prepared.pop()
         assert video.shape == (1, 3, 5, 32, 48)
         assert torch.allclose(video[0, :, 0], as_wan_sees(image), atol=1e-6)
@@ -325,8 +313,8 @@ def test_vace_without_an_image_is_a_pipeline_of_text(
     plain.text_encoder, plain.vae = pipeline.text_encoder, pipeline.vae
     decoded = calls_of(pipeline.vae, "decode", monkeypatch)
     for each in (pipeline, plain):
-        run_pipeline(each, small(steps=4), None, lambda _: None)
-    run_pipeline(pipeline, small(steps=4), pixels(), lambda _: None)
+        run_pipeline(each, small_parameters(steps=4), None, lambda _: None)
+    run_pipeline(pipeline, small_parameters(steps=4), pixels(), lambda _: None)
     without, of_text, with_image = (latents for latents, *_ in decoded)
     assert torch.equal(without, of_text)
     assert not torch.allclose(with_image, of_text)
@@ -342,7 +330,7 @@ def test_vace_makes_videos_of_text_and_of_images(
     decoded = calls_of(pipeline.vae, "decode", monkeypatch)
 
     def made(image: Image.Image | None, *, seed: int = 1, count: int = 5) -> tuple[bytes, bytes]:
-        wanted = msgspec.structs.replace(small(steps=2), seed=seed, num_frames=count)
+        wanted = msgspec.structs.replace(small_parameters(steps=2), seed=seed, num_frames=count)
         frames = run_pipeline(pipeline, wanted, image, lambda _: None)
         assert frames.shape == (count, 32, 32, 3)
         return decoded.pop()[0].numpy().tobytes(), frames.tobytes()
@@ -372,7 +360,7 @@ def test_a_negative_prompt_is_read_above_cfg_1_only(
     def latents(cfg: float, negative_prompt: str) -> tuple[bytes, int, int]:
         passes.clear()
         encoded.clear()
-        wanted = msgspec.structs.replace(small(steps=4), cfg=cfg, negative_prompt=negative_prompt)
+        wanted = msgspec.structs.replace(small_parameters(steps=4), cfg=cfg, negative_prompt=negative_prompt)
         run_pipeline(pipeline, wanted, None, lambda _: None)
         return decoded.pop()[0].numpy().tobytes(), len(passes), len(encoded)
 
@@ -387,7 +375,7 @@ def test_a_negative_prompt_is_read_above_cfg_1_only(
 def test_an_image_is_never_silently_left_out(catalog: Catalog, tmp_path: Path) -> None:
     pipeline = load_pipeline(catalog.models["phr00t"].checkpoint, tmp_path, device="cpu")
     with pytest.raises(BadInput, match="takes text only"):
-        run_pipeline(pipeline, small(steps=4), pixels(), lambda _: None)
+        run_pipeline(pipeline, small_parameters(steps=4), pixels(), lambda _: None)
 
 
 def test_the_frame_is_close_to_what_the_authors_resize() -> None:

@@ -10,11 +10,11 @@ import torch
 
 from contracts.checkpoints import GroupOffload
 from contracts.fit import need
-from contracts.tasks import GenerationParameters
 from lane_worker.pipelines.cleanup import Watched, clean, release
 from lane_worker.pipelines.load import load_pipeline, run_pipeline
 from ops.machine.weights import weights_of
 from tests.bench.peers.heavy import heavy_models, make_heavy
+from tests.kit.records import small_parameters
 
 pytestmark = pytest.mark.gpu
 
@@ -37,18 +37,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"offload": "group", "group_offload": BLOCK},
     {"offload": "group", "group_offload": msgspec.structs.replace(BLOCK, blocks=4, stream=False), **CAST},
 ]
-PARAMETERS = GenerationParameters(
-    prompt="a cat",
-    negative_prompt="",
-    image=None,
-    width=64,
-    height=64,
-    num_frames=5,
-    fps=8,
-    seed=1,
-    steps=4,
-    cfg=1.0,
-)
+PARAMETERS = small_parameters(width=64, height=64, steps=4)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,41 +1,23 @@
 """Fixtures of a real gateway process on a real nats-server, with lanes that are reported warm, or without."""
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
 
 from contracts.lanes import LaneState
-from contracts.settings import load_settings
 from contracts.topology import DEGRADED
 from ops.nats.link import NatsLink
-from ops.nats.provisioning import provision, wanted
 from tests.kit.behind import js_of
-from tests.kit.gateway import MODELS, GatewayProcess, System, report_lane
-from tests.kit.support import (
-    BOUND_S,
-    KEEP_S,
-    NO_TLS,
-)
+from tests.kit.gateway import MODELS, GatewayProcess, System, provisioned_gateway, report_lane
+from tests.kit.support import BOUND_S, NO_TLS
 
 
 @pytest.fixture(scope="module")
 def bare_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """One gateway for the tests of a module. No lane was ever heard of."""
-    process = GatewayProcess(tmp_path_factory.mktemp("gateway"))
-    process.nats.start()
-
-    async def prepare() -> None:
-        link = await NatsLink.connect(process.nats.url, name="test")
-        await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
-        await link.close()
-
-    asyncio.run(prepare())
-    process.start("--keep", f"{KEEP_S:g}s")
-    yield process
-    process.stop()
-    process.nats.stop()
+    with provisioned_gateway(tmp_path_factory.mktemp("gateway")) as process:
+        yield process
 
 
 @pytest.fixture
@@ -57,21 +39,8 @@ async def bare_system(bare_gateway: GatewayProcess) -> AsyncIterator[System]:
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """One gateway for the tests of a module; both models have a lane that was reported warm."""
-    process = GatewayProcess(tmp_path_factory.mktemp("gateway"))
-    process.nats.start()
-
-    async def prepare() -> None:
-        link = await NatsLink.connect(process.nats.url, name="test")
-        await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
-        for model in MODELS:
-            await report_lane(link, model, LaneState.WARM)
-        await link.close()
-
-    asyncio.run(prepare())
-    process.start("--keep", f"{KEEP_S:g}s")
-    yield process
-    process.stop()
-    process.nats.stop()
+    with provisioned_gateway(tmp_path_factory.mktemp("gateway"), *MODELS) as process:
+        yield process
 
 
 @pytest.fixture

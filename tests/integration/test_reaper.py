@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 TEST = """
 import os, signal
 from pathlib import Path
-from tests.integration.conftest import GatewayProcess
+from tests.kit.gateway import GatewayProcess
 from tests.kit import reaper
 
 def test_that_never_ends({fixtures}, tmp_path):

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -105,6 +105,26 @@ class GatewayProcess:
             self._process.terminate()
             assert self._process.wait(timeout=BOUND_S) == 0, self.log()
             require_sound(self.log())
+
+
+@contextlib.contextmanager
+def provisioned_gateway(folder: Path, *warm: str) -> Iterator[GatewayProcess]:
+    """A gateway on a server with its streams and buckets. Each model of *warm* has a lane that was reported warm."""
+    process = GatewayProcess(folder)
+    process.nats.start()
+
+    async def prepare() -> None:
+        link = await NatsLink.connect(process.nats.url, name="test")
+        await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
+        for model in warm:
+            await report_lane(link, model, LaneState.WARM)
+        await link.close()
+
+    asyncio.run(prepare())
+    process.start("--keep", f"{KEEP_S:g}s")
+    yield process
+    process.stop()
+    process.nats.stop()
 
 
 async def report_lane(link: NatsLink, model: str, state: LaneState, *, worker: str | None = None) -> None:

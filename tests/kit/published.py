@@ -12,13 +12,13 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
-from contracts.tasks import GenerationParameters
 from lane_worker.checkpoints.command import command
 from lane_worker.checkpoints.folder import Manifest
 from lane_worker.checkpoints.layouts import Layout
 from lane_worker.pipelines.load import load_pipeline, run_pipeline
 from lane_worker.pipelines.preparing.planning import plan
 from lane_worker.pipelines.preparing.writing import OnProgress, prepare
+from tests.kit.records import small_parameters
 from tests.kit.small_checkpoints import (
     SMALL_LAYOUTS,
     checkpoint,
@@ -133,18 +133,7 @@ def run_models(*arguments: str | Path, layouts: tuple[Layout, ...] | None = SMAL
 def frames(wanted: Layout, folder: Path) -> Any:
     """What the pipeline in *folder* makes, always from the same seed and prompt."""
     pipeline = load_pipeline(checkpoint(wanted, folder.name), folder.parent, device="cpu")
-    parameters = GenerationParameters(
-        prompt="a red fox",
-        negative_prompt="",
-        image=None,
-        width=32,
-        height=32,
-        num_frames=5,
-        fps=16,
-        seed=11,
-        steps=4,
-        cfg=1.0,
-    )
+    parameters = small_parameters(prompt="a red fox", fps=16, seed=11, steps=4)
     return run_pipeline(pipeline, parameters, None, lambda _: None)
 
 

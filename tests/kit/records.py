@@ -19,23 +19,29 @@ def after(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
 
 
+def small_parameters(**changes: Any) -> GenerationParameters:
+    """The parameters of a video that a tiny pipeline makes in a moment, with *changes*."""
+    parameters = GenerationParameters(
+        prompt="a cat",
+        negative_prompt="",
+        image=None,
+        width=32,
+        height=32,
+        num_frames=5,
+        fps=8,
+        seed=1,
+        steps=2,
+        cfg=1.0,
+    )
+    return replace(parameters, **changes)
+
+
 def pending_task(task_id: str = TASK_ID, **changes: Any) -> GenerationTask:
     """A task that waits on a lane since NOW, overdue after 30 s."""
     task = GenerationTask(
         id=task_id,
         model="anisora",
-        parameters=GenerationParameters(
-            prompt="a red fox",
-            negative_prompt="",
-            image=None,
-            width=96,
-            height=64,
-            num_frames=17,
-            fps=16,
-            seed=7,
-            steps=8,
-            cfg=1.0,
-        ),
+        parameters=small_parameters(prompt="a red fox", width=96, height=64, num_frames=17, fps=16, seed=7, steps=8),
         request_sha256="0" * 64,
         status=TaskStatus.PENDING,
         route="lane",

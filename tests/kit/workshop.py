@@ -15,6 +15,7 @@ from contracts.tasks import GenerationParameters, ImageReference
 from lane_worker.forking.fork_server import FORK_SERVER, ForkServer
 from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Finished, Generate, StepFinished
+from tests.kit.records import small_parameters
 from tests.kit.support import fork_server_at
 
 PROMPT: Final = "a lighthouse at dusk, é 火"
@@ -96,19 +97,7 @@ def parameters(model: str = "phr00t", **changes: Any) -> GenerationParameters:
     """A small video of *model*, with *changes*."""
     steps = CATALOG.models[model].constraints.steps.fixed
     assert steps is not None
-    small = GenerationParameters(
-        prompt=PROMPT,
-        negative_prompt="",
-        image=None,
-        width=48,
-        height=32,
-        num_frames=5,
-        fps=8,
-        seed=7,
-        steps=steps,
-        cfg=1.0,
-    )
-    return replace(small, **changes)
+    return replace(small_parameters(prompt=PROMPT, width=48, seed=7, steps=steps), **changes)
 
 
 def request(
