@@ -167,7 +167,7 @@ class NatsClient(UnbufferedClient):
         else:
             self._raw[subscription._id] = on_raw
 
-    def tell(self, subject: str) -> None:
+    def publish_empty(self, subject: str) -> None:
         """Publishes an empty message. Raises ConnectionClosedError, OutboundBufferLimitError."""
         self.require_connection()
         self.enqueue(f"PUB {subject} 0\r\n\r\n".encode())

@@ -78,7 +78,7 @@ class FollowingClient(Protocol):
     def hand_raw(self, subscription: Subscription, on_raw: OnRaw | None) -> None:
         """Whatever comes on *subscription* goes to *on_raw*, where the socket is read; with None, nowhere."""
 
-    def tell(self, subject: str) -> None:
+    def publish_empty(self, subject: str) -> None:
         """Publishes an empty message. Raises nats.errors.Error without a connection."""
 
 
@@ -171,7 +171,7 @@ class Following:
         reply = flow_reply.decode() or value_of(headers, Header.CONSUMER_STALLED.value)
         if reply:
             with contextlib.suppress(nats.errors.Error, OSError):
-                self._client.tell(reply)
+                self._client.publish_empty(reply)
         elif value_of(headers, Header.LAST_CONSUMER.value) not in (None, str(self._brought)):
             self._end()  # one was lost on its way
 

@@ -291,7 +291,7 @@ class FeedOperation(DescribedOperation):
         self._accept(
             parameter(
                 "Last-Event-ID",
-                "The newest id of the stream before: what changed since is told first.",
+                "The newest id of the stream before: what changed since comes first.",
                 "1742",
                 pattern="^[0-9]{1,18}$",
             )
