@@ -109,16 +109,19 @@ def unreadable_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unreadables, "_known", OrderedDict())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
-    """A running system with a warm lane of each model, shared by all tests that break nothing."""
+    """A running system with a warm lane of each model, shared by a module's tests that break nothing.
+
+    Few modules want it. One that idles until all tests have ended takes more than to start another one.
+    """
     up = UpProcess(tmp_path_factory.mktemp("system"), **shared_forks())
     up.start()
     yield up
     up.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def slow_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
     """As `system`, but a step takes a quarter of a second, and a silent worker loses its lease after 2 s."""
     folder = tmp_path_factory.mktemp("slow")

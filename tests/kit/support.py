@@ -75,8 +75,8 @@ async def eventually(look: Callable[[], Awaitable[T]], *, within_s: float = BOUN
         await asyncio.sleep(0.02)
 
 
-def eventually_sync(look: Callable[[], T], *, within_s: float = BOUND_S) -> T:
-    """As `eventually`, for tests without an event loop."""
+def eventually_sync(look: Callable[[], T], *, within_s: float = BOUND_S, every_s: float = 0.02) -> T:
+    """As `eventually`, for tests without an event loop. *every_s* is longer where a look costs others something."""
     deadline_s = time.monotonic() + within_s
     while True:
         value = look()
@@ -84,7 +84,7 @@ def eventually_sync(look: Callable[[], T], *, within_s: float = BOUND_S) -> T:
             return value
         if time.monotonic() > deadline_s:
             raise AssertionError(f"not within {within_s} s: {look}")
-        time.sleep(0.02)  # between two looks, not in their place
+        time.sleep(every_s)  # between two looks, not in their place
 
 
 class NatsServer:

@@ -56,7 +56,7 @@ class UpProcess:
                 env=clean_environment() | self._environment,
             )
         atexit.register(self._process.kill)  # of a test that fails, nothing goes on; all that it started ends with it
-        eventually_sync(self.is_ready, within_s=120)
+        eventually_sync(self.is_ready, within_s=120, every_s=0.1)  # each look wakes a gateway that is still starting
 
     def is_ready(self) -> bool:
         assert self._process is not None
