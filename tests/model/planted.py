@@ -382,7 +382,7 @@ PLANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
     (same_epoch_after_a_requeue, "3", 27),
     (attempts_not_counted, "1", 99),
     (age_not_checked, "4", 17),
-    (promise_forgotten, "1", 648),
+    (promise_forgotten, "1", 1205),
     (message_of_the_refused_stays, "6", 52),
     (loser_deletes_the_video, "2", 30),
     (one_file_for_all_epochs, "2", 192),
