@@ -29,6 +29,7 @@ class Settlement:
         self._held = held
         self._keeper = keeper
         self._artifacts = artifacts
+        self._has_stored_thumbnail = False
 
     async def settle(self, result: Result) -> None:
         """Moves the record by *result*. Raises OwnershipLost; then the record is another's to move."""
@@ -52,7 +53,8 @@ class Settlement:
             if not elsewhere or (record.video is not None and record.video.path == ours.video_path):
                 return
         await delete_or_leave(self._artifacts, ours.video_path)
-        await delete_or_leave(self._artifacts, ours.thumbnail_path)
+        if self._has_stored_thumbnail:
+            await delete_or_leave(self._artifacts, ours.thumbnail_path)
 
     async def _publish_video(self, result: Succeeded) -> None:
         task = self._held.task
@@ -86,6 +88,7 @@ class Settlement:
         task = self._held.task
         if not 0 < len(content) <= THUMBNAIL_MAX_BYTES:
             return None
+        self._has_stored_thumbnail = True  # or a part of it
         try:
             await self._artifacts.put(task.thumbnail_path, content)
         except StorageFailed as error:

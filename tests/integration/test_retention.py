@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from contracts import lifecycle
 from contracts.settings import Catalog
-from contracts.tasks import GenerationTask, ImageReference, VideoFile, encode_task
+from contracts.tasks import GenerationTask, ImageReference, ThumbnailFile, VideoFile, encode_task
 from contracts.topology import TASKS
 from gateway.boards.snapshots import Snapshot
 from gateway.services import Services
@@ -39,13 +39,16 @@ async def services(nats_server: NatsServer, catalog: Catalog, tmp_path: Path) ->
 
 
 def done_task() -> GenerationTask:
-    """A finished task with an image, in its second placement."""
+    """A finished task with an image and a thumbnail, in its second placement."""
     now = datetime.now(UTC)
     image = ImageReference(sha256="ab" * 32, media_type="image/png", bytes=1, width=1, height=1)
     parameters = replace(pending_task().parameters, image=image)
     task = pending_task(epoch=1, created_at=now, queued_at=now, parameters=parameters)
     task = lifecycle.claim(task, owner="o", worker="w", lease_s=20, now=now)
-    video = VideoFile(path=task.video_path, bytes=1, sha256="0", width=1, height=1, frames=1, fps=1)
+    thumbnail = ThumbnailFile(path=task.thumbnail_path, bytes=1, sha256="ab" * 32)
+    video = VideoFile(
+        path=task.video_path, bytes=1, sha256="0", width=1, height=1, frames=1, fps=1, thumbnail=thumbnail
+    )
     return lifecycle.finish(task, video=video, memory=None, now=now)
 
 
@@ -63,11 +66,14 @@ async def test_orphans_go_and_what_a_record_names_stays(services: Services, tmp_
     await services.link.entries.create(TASKS, task.id, encode_task(task))
     video = store(services, tmp_path, task.video_path, age_s=100)
     image = store(services, tmp_path, task.image_path, age_s=100)
+    thumbnail = store(services, tmp_path, task.thumbnail_path, age_s=100)
     loser = store(services, tmp_path, f"videos/{task.id}.0.mp4", age_s=100)
+    losers_thumbnail = store(services, tmp_path, f"thumbnails/{task.id}.0.webp", age_s=100)
     orphan = store(services, tmp_path, f"videos/{GONE}.0.mp4", age_s=100)
     fresh = store(services, tmp_path, f"images/{GONE}.abcd", age_s=0)
     await services.clean()
-    assert [file.exists() for file in (video, image, loser, orphan, fresh)] == [True, True, False, False, True]
+    assert [file.exists() for file in (video, image, thumbnail, fresh)] == [True] * 4
+    assert [file.exists() for file in (loser, losers_thumbnail, orphan)] == [False] * 3
 
 
 async def test_orphans_are_removed_many_at_a_time(
