@@ -74,6 +74,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     skipped: int
     recoveries: list[Recovery]
     deepest_queue: int
+    displaced: int
     left_to_the_janitor: int
     ended_by_themselves: dict[str, int]
     lost: int
@@ -250,6 +251,7 @@ def summarize(history: History, run: Run, *, seconds: float) -> Summary:
         skipped=len(run.injector.skipped),
         recoveries=recoveries(story),
         deepest_queue=max((sample.messages for sample in history.queues if sample.stream == DEGRADED), default=0),
+        displaced=sum(life[-1].task.displaced_by is not None for life in story.lives.values()),
         left_to_the_janitor=sum(item.path not in named for videos in story.videos.values() for item in videos),
         ended_by_themselves={
             name: member.ended_by_itself for name, member in run.fleet.members.items() if member.ended_by_itself
@@ -327,7 +329,7 @@ def report(console: Console, summary: Summary) -> None:
         f"{summary.tasks} tasks: {ends}",
         f"{summary.faults} faults; {summary.attempts} attempts, {summary.requeued} tasks needed a second one, "
         f"{summary.fenced} results fenced off, {summary.left_to_the_janitor} videos left to the janitor; "
-        f"deepest degraded queue {summary.deepest_queue}",
+        f"deepest degraded queue {summary.deepest_queue}; {summary.displaced} displaced by a higher class",
     ]
     if summary.ended_by_themselves:
         lines.append(f"ended by themselves: {summary.ended_by_themselves}")

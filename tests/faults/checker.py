@@ -140,8 +140,8 @@ def one_end(story: Story) -> Iterator[Violation]:
     """1. Every id that a client was given reaches exactly one terminal status, and never leaves it.
 
     So does every other recorded task. Every answer about the end agrees with the record. The reason is true:
-    cancelled by a client, worker_lost after a claim, storage_failed while the store was broken, with the memory that
-    was left noted. And until its first claim, a task is in its queue: its message goes only after its record has moved.
+    cancelled by a client, worker_lost after a claim, displaced before one, storage_failed while the store was broken,
+    with the memory that was left noted. And until its first claim, a task is in its queue: its message goes only after its record has moved.
     """
     yield from _given_ids_end(story)
     for task_id, life in story.lives.items():
@@ -189,6 +189,8 @@ def _ends_for_a_reason(story: Story, task_id: str, life: Sequence[Revision]) -> 
         yield Violation(1, task_id, "cancelled, though nobody asked for it")
     elif error.code is FailureCode.WORKER_LOST and not end.task.attempt:
         yield Violation(1, task_id, "worker_lost, though nobody had claimed it")
+    elif end.task.displaced_by is not None and any(revision.task.attempt for revision in life):
+        yield Violation(1, task_id, f"displaced by {end.task.displaced_by}, though a worker had claimed it")
     elif error.code is FailureCode.STORAGE_FAILED:
         if not story.faults(STORE_FAULTS, life[0].at, end.at):
             yield Violation(1, task_id, "storage_failed, though the store was well")
@@ -434,7 +436,7 @@ def refused_is_refused(story: Story) -> Iterator[Violation]:
         if asked is None:
             yield from (Violation(6, task_id, "a record of what no client has asked for") for task_id in ids)
         elif all(is_refusal(call) or not call.sent for call in asked):
-            recorded = any(call.limit == "wait" or call.code == "storage_unavailable" for call in asked)
+            recorded = any(call.limit in ("wait", "displaced") or call.code == "storage_unavailable" for call in asked)
             for task_id in ids:
                 if not recorded:
                     yield Violation(6, task_id, "it was refused at the door, and left a record")

@@ -14,6 +14,7 @@ import httpx
 from msgspec import Struct
 from PIL import Image
 
+from contracts.tasks import Priority
 from tests.faults.fleet import LANELESS, LANES
 from tests.faults.history import Call, CallKind
 
@@ -35,11 +36,13 @@ class Wish(Struct, frozen=True, kw_only=True):
     follow: bool
     cancel_after_s: float | None
     hang_up_after_s: float | None
+    priority: Priority = Priority.STANDARD
 
 
 def wishes(seed: int, *, seconds: float, rate: float) -> list[Wish]:
     """*rate* a second at random moments; the same for the same seed, but for the keys, which no run may share."""
     dice = random.Random(f"wishes {seed}")
+    classes = random.Random(f"classes {seed}")  # of their own: whatever else a seed decides stays as it was
     run = uuid.uuid4().hex[:8]
     found: list[Wish] = []
     at_s = dice.expovariate(rate)
@@ -59,6 +62,7 @@ def wishes(seed: int, *, seconds: float, rate: float) -> list[Wish]:
             follow=dice.random() < 0.2,
             cancel_after_s=dice.uniform(0, 0.6) if dice.random() < 0.06 else None,
             hang_up_after_s=dice.uniform(0.02, 1.5) if hangs_up else None,
+            priority=classes.choice(tuple(Priority)),
         )
         found.append(wish)
         at_s += dice.expovariate(rate)
@@ -130,7 +134,9 @@ class Clients:
         body: dict[str, Any] = {"model": wish.model, "prompt": f"request {wish.number}"}
         if wish.image:
             body["image"] = _PICTURE
-        headers = {} if wish.key is None else {"Idempotency-Key": wish.key}
+        headers = {"Priority": wish.priority.value}
+        if wish.key is not None:
+            headers["Idempotency-Key"] = wish.key
         if wish.respond_async:
             headers["Prefer"] = "respond-async"
         deadline_s, tries = time.monotonic() + TRIES_S, 0

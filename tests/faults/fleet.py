@@ -177,7 +177,7 @@ class Fleet:
         self.nats = self._member("nats", self._nats_command(nats_port))
         self.members = {self.nats.name: self.nats}
         for name, url in self.urls.items():
-            self._add(name, "gateway", "--port", url.rsplit(":", 1)[1], "--keep", KEEP)
+            self._add(name, "gateway", "--port", url.rsplit(":", 1)[1], "--keep", KEEP, "--displace")
         lanes = ",".join(f"{model}={int(model in LANES)}" for model in self.catalog.models)
         self._add("supervisor", "supervisor", "--lanes", lanes, "--step-seconds", STEP_SECONDS)
         for name in DEGRADED_WORKERS:
