@@ -141,7 +141,8 @@ def one_end(story: Story) -> Iterator[Violation]:
 
     So does every other recorded task. Every answer about the end agrees with the record. The reason is true:
     cancelled by a client, worker_lost after a claim, displaced before one, storage_failed while the store was broken,
-    with the memory that was left noted. And until its first claim, a task is in its queue: its message goes only after its record has moved.
+    with the memory that was left noted. And until its first claim, a task is in its queue: its message goes only after
+    its record has moved.
     """
     yield from _given_ids_end(story)
     for task_id, life in story.lives.items():
