@@ -17,7 +17,7 @@ PINS: Final = Path(__file__).parents[2] / ".ci" / "tools"
 FOLDER: Final = os.environ.get("WARMLANE_TEST_TOOLS")
 _PINNED: Final = {"nats": "NATS_CLI", "jaeger": "JAEGER", "actionlint": "ACTIONLINT"}
 
-Tool = Literal["nats", "jaeger", "prometheus", "promtool", "jq", "actionlint", "nginx"]
+Tool = Literal["nats", "jaeger", "prometheus", "promtool", "jq", "actionlint", "nginx", "chromium", "node"]
 
 
 @cache
