@@ -25,7 +25,7 @@ from gateway.boards.work_queues import WorkQueue, WorkQueues
 from gateway.placing.fallbacks import Fallbacks
 from ops.nats.write_health import Refusals
 from ops.telemetry import metrics
-from ops.telemetry.metrics import Observed, Readings, Source
+from ops.telemetry.instruments import Observed, Readings, Source
 
 CAUSES: Final[tuple[FallbackCause, ...]] = ("manual", "quota", "capacity")
 

@@ -40,7 +40,7 @@ from ops.nats.link_health import reporting_on
 from ops.nats.provisioning import require_provisioned, wanted
 from ops.nats.refusals import learn_refusals
 from ops.nats.write_health import Refusals
-from ops.telemetry.metrics import observing
+from ops.telemetry.instruments import observing
 
 JANITOR_INTERVAL_S: Final = 60.0
 JANITOR_BATCH: Final = 32

@@ -14,7 +14,8 @@ from ops.nats.errors import TransportUnavailable, UnusableServer
 from ops.nats.link import NatsLink
 from ops.nats.refusals import report_refusals
 from ops.nats.server_clock import MAX_SKEW_S
-from ops.telemetry.metrics import background_trouble, clock_skew, nats_connected, observing
+from ops.telemetry.instruments import observing
+from ops.telemetry.metrics import background_trouble, clock_skew, nats_connected
 from ops.telemetry.unreadable import Role, begin
 
 LOOK_EVERY_S: Final = 60.0

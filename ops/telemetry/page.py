@@ -24,7 +24,7 @@ from prometheus_client.registry import REGISTRY, Collector
 
 from contracts.nesting import MsgpackDecoder
 
-# Longer than a process waits for its own event loop (`metrics.ANSWER_S`), and shorter than a scrape may take.
+# Longer than a process waits for its own event loop (`instruments.ANSWER_S`), and shorter than a scrape may take.
 ASK_S: Final = 2.5
 # `service.namespace/service.name`, as OpenTelemetry specifies for Prometheus.
 JOB_PREFIX: Final = "warmlane/warmlane-"

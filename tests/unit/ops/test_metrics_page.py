@@ -11,7 +11,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from contracts.tasks import FailureCode
-from ops.telemetry import metrics, unreadable
+from ops.telemetry import instruments, unreadable
 from ops.telemetry import page as metrics_page
 from ops.telemetry.metrics import CATALOGUE, ENDED_BY_GATEWAYS, ENDED_BY_WORKERS
 from ops.telemetry.page import Family, ProcessPage, Sample, answer_in, joined, page_of_all
@@ -112,7 +112,7 @@ def answer(listening: socket.socket, said: bytes) -> None:
 
 def test_a_loop_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The counters of such a process are still shown; reading each of its gauges would take a second."""
-    monkeypatch.setattr(metrics, "ANSWER_S", 0.05)
+    monkeypatch.setattr(instruments, "ANSWER_S", 0.05)
     asked = []
 
     def source() -> list[tuple[float, tuple[str, ...]]]:
@@ -121,14 +121,14 @@ def test_a_loop_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -
 
     loop = asyncio.new_event_loop()  # nobody runs it
     try:
-        assert [metrics._asked_in(loop, source) for _ in range(3)] == [[], [], []]
+        assert [instruments._asked_in(loop, source) for _ in range(3)] == [[], [], []]
         loop.run_until_complete(asyncio.sleep(0))
         assert len(asked) == 1, "of the three looks only the first one was left with the loop"
-        again = asyncio.to_thread(metrics._asked_in, loop, source)
+        again = asyncio.to_thread(instruments._asked_in, loop, source)
         assert loop.run_until_complete(again) == [(1.0, ())]
     finally:
         loop.close()
-    assert metrics._asked_in(loop, source) == []
+    assert instruments._asked_in(loop, source) == []
 
 
 def test_an_end_is_begun_at_0_only_by_who_may_store_it() -> None:
