@@ -15,7 +15,7 @@ class ChangeOperation(DescribedOperation):
     """What an operator changes without a body."""
 
     def __post_init__(self) -> None:
-        self._send(503, RETRY_AFTER)
+        self.send(503, RETRY_AFTER)
 
 
 @dataclass
@@ -23,7 +23,7 @@ class NewKeyOperation(DescribedOperation):
     """`POST /admin/keys`: its body, which the handler checks itself."""
 
     def __post_init__(self) -> None:
-        self._send(503, RETRY_AFTER)
+        self.send(503, RETRY_AFTER)
         bound = Schema(type=[OpenAPIType.INTEGER, OpenAPIType.NULL], minimum=1, maximum=BOUND_MAX)
         schema = Schema(
             type=OpenAPIType.OBJECT,
@@ -64,7 +64,7 @@ class ModeOperation(DescribedOperation):
     """`GET /admin/lanes/{model}/mode`."""
 
     def __post_init__(self) -> None:
-        self._conditional("The revision of the switch.")
+        self.conditional("The revision of the switch.")
 
 
 @dataclass
@@ -72,8 +72,8 @@ class SwitchOperation(DescribedOperation):
     """`PUT /admin/lanes/{model}/mode`: its body, which the handler checks itself."""
 
     def __post_init__(self) -> None:
-        self._accept(parameter("If-Match", "Set it only if it is still as the answer with this ETag said.", '"7"'))
-        self._send(200, {"ETag": "The revision of the switch."})
+        self.accept(parameter("If-Match", "Set it only if it is still as the answer with this ETag said.", '"7"'))
+        self.send(200, {"ETag": "The revision of the switch."})
         mode = Schema(
             type=OpenAPIType.STRING,
             enum=["auto", "degraded"],
@@ -89,4 +89,4 @@ class SwitchOperation(DescribedOperation):
         self.request_body = RequestBody(
             required=True, content={"application/json": OpenAPIMediaType(schema=schema, examples=examples)}
         )
-        self._send(503, RETRY_AFTER)
+        self.send(503, RETRY_AFTER)

@@ -85,11 +85,12 @@ class DescribedOperation(Operation):
     """An operation, of a route that needs a key, whose subclass adds what its handler's signature does not show."""
 
     def to_schema(self) -> dict[str, Any]:
-        self._send(401, {"WWW-Authenticate": "`Bearer`, and what is wrong with the key."})
-        self._send(429, RETRY_AFTER)
+        self.send(401, {"WWW-Authenticate": "`Bearer`, and what is wrong with the key."})
+        self.send(429, RETRY_AFTER)
         return super().to_schema()
 
-    def _accept(self, *headers: Parameter) -> None:
+    def accept(self, *headers: Parameter) -> None:
+        """*headers* may be sent with a request."""
         self.parameters = [*(self.parameters or []), *headers]
 
     def _constrain(self, name: str, schema: Schema) -> None:
@@ -98,7 +99,8 @@ class DescribedOperation(Operation):
             if isinstance(parameter, Parameter) and parameter.name == name:
                 parameter.schema = schema
 
-    def _send(self, status: int, headers: Mapping[str, str]) -> None:
+    def send(self, status: int, headers: Mapping[str, str]) -> None:
+        """The answer with *status*, where there is one, has *headers*, each with its description."""
         response = (self.responses or {}).get(str(status))
         if isinstance(response, OpenAPIResponse):
             described: dict[str, OpenAPIHeader | Reference] = {name: _header(text) for name, text in headers.items()}
@@ -114,15 +116,15 @@ class DescribedOperation(Operation):
             known.get(each.name, each) if isinstance(each, Parameter) else each for each in self.parameters or []
         ]
 
-    def _conditional(self, tag: str, *, example: str = '"7"', more: str = "") -> None:
+    def conditional(self, tag: str, *, example: str = '"7"', more: str = "") -> None:
         """What can be read only if it has changed: its `ETag` is *tag*."""
-        self._accept(
+        self.accept(
             parameter("If-None-Match", f"Answer 304 while it has one of these ETags, or `*`.{more}", example),
             parameter("If-Match", "Answer 412 unless it has one of these ETags.", example),
         )
-        self._send(200, {"ETag": tag})
+        self.send(200, {"ETag": tag})
         self._answer(304, "As in the answer that had one of the ETags of If-None-Match.")
-        self._send(304, {"ETag": tag})
+        self.send(304, {"ETag": tag})
 
     def _show(self, status: int, description: str, examples: Mapping[str, GenerationTask]) -> None:
         # as structs: in a plain dict Litestar would drop the nulls
@@ -164,12 +166,10 @@ class ResubmitOperation(DescribedOperation):
     """`POST /tasks/{id}/resubmit`: its body, which the handler checks itself."""
 
     def __post_init__(self) -> None:
-        self._accept(
-            parameter("Idempotency-Key", "As of `POST /generate`.", "order-17-again", pattern="^[!-~]{1,255}$")
-        )
+        self.accept(parameter("Idempotency-Key", "As of `POST /generate`.", "order-17-again", pattern="^[!-~]{1,255}$"))
         self._show(202, "Accepted: the new task.", {"pending": PENDING})
-        self._send(202, {"Location": "The path of the new task.", "ETag": "As of the task's own path."})
-        self._send(503, RETRY_AFTER)
+        self.send(202, {"Location": "The path of the new task.", "ETag": "As of the task's own path."})
+        self.send(503, RETRY_AFTER)
         seed = Schema(
             one_of=[
                 Schema(type=OpenAPIType.INTEGER, minimum=0, maximum=SEED_SPAN - 1),
@@ -193,7 +193,7 @@ class GenerateOperation(DescribedOperation):
 
     def __post_init__(self) -> None:
         self.request_body = Reference(ref=f"#/components/requestBodies/{REQUEST_BODY}")
-        self._accept(
+        self.accept(
             parameter(
                 "Idempotency-Key",
                 "Names the request: sending it again gives the same task and not a second one. "
@@ -223,7 +223,7 @@ class GenerateOperation(DescribedOperation):
             (200, "The task has ended within the wait that Prefer asked for.", ended),
         ):
             self._show(status, description, examples)
-            self._send(
+            self.send(
                 status,
                 {
                     "Location": "The path of the task.",
@@ -231,7 +231,7 @@ class GenerateOperation(DescribedOperation):
                     "Preference-Applied": "What was followed of Prefer: `respond-async`, `wait=S`, or both.",
                 },
             )
-        self._send(
+        self.send(
             503,
             {
                 "Retry-After": "Seconds until another try makes sense; with `queue_overloaded` from measured service "
@@ -254,21 +254,21 @@ class TaskOperation(DescribedOperation):
 
     def __post_init__(self) -> None:
         self._constrain("wait", Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=MAX_WAIT_S))
-        self._accept(
+        self.accept(
             parameter("Prefer", "`wait=S` is the same as the query parameter `wait`.", "wait=60"),
         )
-        self._conditional(
+        self.conditional(
             "The revision of the task; while it waits, with its place and its expected wait.",
             more=" With `wait`, the answer comes at the first change after the revision of the tag.",
         )
         self._show(
             200, "The task.", {"done": DONE, "done, after a swap": SWAPPED, "pending": PENDING, "failed": FAILED}
         )
-        self._send(
+        self.send(
             200,
             {"Preference-Applied": "The wait that Prefer asked for.", **_AGE},
         )
-        self._send(503, RETRY_AFTER)
+        self.send(503, RETRY_AFTER)
 
 
 @dataclass
@@ -277,8 +277,8 @@ class TasksOperation(DescribedOperation):
 
     def __post_init__(self) -> None:
         self._filter()
-        self._send(200, _AGE)
-        self._send(503, RETRY_AFTER)
+        self.send(200, _AGE)
+        self.send(503, RETRY_AFTER)
 
 
 @dataclass
@@ -288,7 +288,7 @@ class FeedOperation(DescribedOperation):
     def __post_init__(self) -> None:
         self._filter()
         self._constrain("wait", Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=FEED_WAIT_MAX_S))
-        self._accept(
+        self.accept(
             parameter(
                 "Last-Event-ID",
                 "The newest id of the stream before: what changed since comes first.",
@@ -301,7 +301,7 @@ class FeedOperation(DescribedOperation):
             "Events `open`, `reset`, `task`, `left`, `gone` and `places`, until somebody hangs up.",
             "text/event-stream",
         )
-        self._send(429, RETRY_AFTER)
+        self.send(429, RETRY_AFTER)
 
 
 @dataclass
@@ -309,13 +309,13 @@ class CancelOperation(DescribedOperation):
     """`DELETE /tasks/{id}`."""
 
     def __post_init__(self) -> None:
-        self._accept(
+        self.accept(
             parameter("If-Match", "Cancel it only if it is still at the revision that this ETag begins with.", '"7"')
         )
         ended = {"cancelled": CANCELLED, "ended before": DONE}
         self._show(200, "The task, which has ended: now, or as it had before.", ended)
-        self._send(200, {"ETag": "The revision of the task."})
-        self._send(503, RETRY_AFTER)
+        self.send(200, {"ETag": "The revision of the task."})
+        self.send(503, RETRY_AFTER)
 
 
 @dataclass
@@ -323,11 +323,11 @@ class EventsOperation(DescribedOperation):
     """`GET /tasks/{id}/events`: a stream of server-sent events."""
 
     def __post_init__(self) -> None:
-        self._accept(parameter("Last-Event-ID", "The last event seen, which browsers send when they reconnect.", "7"))
+        self.accept(parameter("Last-Event-ID", "The last event seen, which browsers send when they reconnect.", "7"))
         self._answer(200, "An event `task` for each change, and one for now, until the task ends.", "text/event-stream")
         self._answer(204, "The task has ended and Last-Event-ID names its last event.")
-        self._send(429, RETRY_AFTER)
-        self._send(503, RETRY_AFTER)
+        self.send(429, RETRY_AFTER)
+        self.send(503, RETRY_AFTER)
 
 
 @dataclass
@@ -335,17 +335,17 @@ class _FileOperation(DescribedOperation):
     """A file of the artifact store, whole or in part."""
 
     def _file(self, what: str, media_type: str) -> None:
-        self._accept(
+        self.accept(
             parameter("Range", "One range of bytes; several, or another unit, give the whole file.", "bytes=0-1023"),
             parameter("If-Range", "Honour Range only while the file has this ETag.", EXAMPLE_ETAG),
         )
         sent = {"Accept-Ranges": "`bytes`", "Content-Length": "How many bytes follow."}
         self._answer(200, f"The whole {what}.", media_type, schema=_BYTES)
         self._answer(206, "The bytes that Range asked for.", media_type, schema=_BYTES)
-        self._send(200, sent)
-        self._send(206, {"ETag": _OF_A_FILE, **sent, "Content-Range": "Which bytes, of how many."})
-        self._conditional(_OF_A_FILE, example=EXAMPLE_ETAG)
-        self._send(416, {"Content-Range": f"How many bytes the {what} has."})
+        self.send(200, sent)
+        self.send(206, {"ETag": _OF_A_FILE, **sent, "Content-Range": "Which bytes, of how many."})
+        self.conditional(_OF_A_FILE, example=EXAMPLE_ETAG)
+        self.send(416, {"Content-Range": f"How many bytes the {what} has."})
 
 
 @dataclass
@@ -370,5 +370,5 @@ class FileHeadOperation(DescribedOperation):
 
     def __post_init__(self) -> None:
         self._answer(200, "The video exists.")
-        self._send(200, {"Content-Length": "Its size in bytes."})
-        self._conditional(_OF_A_FILE, example=EXAMPLE_ETAG)
+        self.send(200, {"Content-Length": "Its size in bytes."})
+        self.conditional(_OF_A_FILE, example=EXAMPLE_ETAG)
