@@ -70,7 +70,10 @@ def any_of(kind: Any) -> st.SearchStrategy[Any]:
 @given(any_of(GenerationTask))
 def test_a_record_comes_back_as_it_was_stored(record: GenerationTask) -> None:
     if record.video is not None:
-        record = replace(record, video=replace(record.video, path=record.video_path))
+        thumbnail = record.video.thumbnail
+        if thumbnail is not None:
+            thumbnail = replace(thumbnail, path=record.thumbnail_path)
+        record = replace(record, video=replace(record.video, path=record.video_path, thumbnail=thumbnail))
     assert decode_task(encode_task(record)) == record
 
 

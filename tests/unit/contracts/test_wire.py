@@ -207,9 +207,14 @@ def with_video(**changes: Any) -> bytes:
     return json.dumps(good(decode_task) | {"video": video | {"frames": 1, "fps": 1} | changes}).encode()
 
 
+def with_thumbnail(path: str, sha256: str = "ab" * 32) -> bytes:
+    return with_video(thumbnail={"path": path, "bytes": 1, "sha256": sha256})
+
+
 def test_paths_stay_in_the_store_and_with_their_task() -> None:
     assert decode_task(with_image("ab" * 32)).image_path == f"images/{TASK_ID}.{'ab' * 8}"
     assert decode_task(with_video()).video is not None
+    assert decode_task(with_thumbnail(f"thumbnails/{TASK_ID}.0.webp")).video is not None
     for data in (
         with_image("/../../../etc/x"),
         with_image("AB" * 32),
@@ -219,6 +224,10 @@ def test_paths_stay_in_the_store_and_with_their_task() -> None:
         with_video(path="videos/01890a5d-ac96-774b-bcce-b302099a8058.0.mp4"),  # of another task
         with_video(path=f"images/{TASK_ID}.0.mp4"),
         with_video(sha256='"\r\nSet-Cookie: x'),  # it becomes an ETag
+        with_thumbnail("/etc/passwd"),
+        with_thumbnail(f"thumbnails/{TASK_ID}.0/../../x"),
+        with_thumbnail(f"videos/{TASK_ID}.0.mp4"),
+        with_thumbnail(f"thumbnails/{TASK_ID}.0.webp", '"\r\nSet-Cookie: x'),
     ):
         with pytest.raises(UnreadableTask):
             decode_task(data)
