@@ -384,7 +384,7 @@ PLANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
     (age_not_checked, "4", 17),
     (promise_forgotten, "1", 1205),
     (message_of_the_refused_stays, "6", 52),
-    (loser_deletes_the_video, "2", 30),
+    (loser_deletes_the_video, "2", 31),
     (one_file_for_all_epochs, "2", 192),
     (full_is_refused_and_recorded, "6", 14),
     (goes_on_blindly, "8", 2),
