@@ -8,7 +8,8 @@ from typing import Final
 from contracts.lanes import LaneState
 from contracts.tasks import Priority
 from contracts.topology import LANES, TASKS, bucket_stream
-from tests.model.world import GATEWAYS, MODELS, WORKERS, World
+from tests.model.setting import GATEWAYS, MODELS, WORKERS
+from tests.model.world import World
 
 LANE_STATES: Final = (LaneState.WARM, LaneState.WARM, LaneState.DRAINING, LaneState.QUOTA_DENIED, None)
 RUNS: Final = (("done", 0.5), ("done", 7.0), ("done", 45.0), ("failed", 0.2), ("gave up", 1.0))

@@ -11,7 +11,8 @@ from contracts.lanes import LaneState
 from contracts.tasks import Priority
 from contracts.topology import LANES, TASKS, bucket_stream
 from tests.model.drive import LANE_STATES, PROCESSES, RUNS, SECONDS, SKEWS_S
-from tests.model.world import GATEWAYS, MODELS, World
+from tests.model.setting import GATEWAYS, MODELS
+from tests.model.world import World
 
 _gateways = st.sampled_from(GATEWAYS)
 _models = st.sampled_from(MODELS)

@@ -21,7 +21,8 @@ from tests.model.planted import (
     not_asked_again,
     proof_of_a_later_time,
 )
-from tests.model.world import GATEWAYS, MODELS, WORKERS, World
+from tests.model.setting import GATEWAYS, MODELS, WORKERS
+from tests.model.world import World
 
 
 def settle(world: World, *, but: str = "nothing") -> Operation | None:
