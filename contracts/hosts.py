@@ -8,7 +8,19 @@ from urllib.parse import urlsplit
 
 # The first segments of the API's own paths. A prefix that began with one could not be distinguished from such a path.
 OWN_SEGMENTS: Final = frozenset(
-    {"admin", "docs", "generate", "healthz", "metrics", "openapi.json", "panel", "readyz", "settings", "tasks"}
+    {
+        "admin",
+        "docs",
+        "generate",
+        "healthz",
+        "metrics",
+        "openapi.json",
+        "panel",
+        "readyz",
+        "settings",
+        "tasks",
+        "webhooks",
+    }
 )
 PREFIX_MAX_CHARS: Final = 256
 # What RFC 3986 calls unreserved: the same with or without percent signs, in a header, in JSON and in HTML.

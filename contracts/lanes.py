@@ -163,9 +163,11 @@ def is_shown(slot: VideoPipelineSlot, *, written_at: datetime, now: datetime) ->
 
 
 class Leadership(Struct, frozen=True, kw_only=True):
-    """The value at key `degraded` of KV `leader`: who serves the degraded queue. It expires when not refreshed.
+    """The value at a key of KV `leader`: who serves the degraded queue (`degraded`), or delivers webhooks (`webhooks`).
+    It expires when not refreshed.
 
-    *order* is what its order stood on at the last refresh; None for a leader that has not said so.
+    *slot* is empty for a gateway, which has none. *order* is what its order stood on at the last refresh; None for a
+    leader that has not said so.
     """
 
     worker: str

@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 
 from contracts.memory import MemoryReading, SwapReceipt
 from contracts.nesting import Decoder, decode_json
+from contracts.webhooks import TaskWebhook
 from contracts.wire import RECORD_MAX_BYTES, Counted, Moment, Token, Unreadable, check_age, decode
 
 TIMELINE_MAX: Final = 24
@@ -205,6 +206,7 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     - *withdrawn*: every caller had hung up before any of them was given the id.
     - *replaced* is what the request asked for and did not get. It is stored for whoever asks later: after an answer was
       lost, or with the same Idempotency-Key.
+    - *webhook* is whom the request asked to be told of it.
     - *traceparent* is where the trace began. *attempt_traceparent* is the span of the newest claim; whoever finds the
       worker lost ends that span in its stead.
     """
@@ -240,6 +242,7 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     promised: bool = True
     withdrawn: bool = False
     replaced: tuple[ReplacedParameter, ...] = ()
+    webhook: TaskWebhook | None = None
     traceparent: str | None = None
     attempt_traceparent: str | None = None
     timeline: tuple[TimelineEntry, ...] = ()

@@ -27,11 +27,17 @@ SLOTS_REFRESH_S: Final = 60.0
 SLOTS_SHOWN_S: Final = 180.0
 LEADER: Final = "leader"
 LEADER_KEY: Final = "degraded"
+WEBHOOKS_LEADER_KEY: Final = "webhooks"
 LEADER_TTL_S: Final = 3.0
 LEADER_REFRESH_S: Final = 1.0
 FALLBACKS: Final = "fallbacks"
 COLD_STARTS: Final = "cold_starts"
 KEYS: Final = "keys"
+WEBHOOKS: Final = "webhooks"
+DELIVERIES: Final = "deliveries"
+# A delivery outlives the record that it follows from, or it would be made a second time; and it is still there after
+# the longest pause between two attempts, a day and a tenth.
+DELIVERIES_TTL_MIN_S: Final = 3 * DAY_S
 # Of earlier versions; nothing of this one writes to them or reads them (ADR 0037). `warmlane provision` removes them.
 RETIRED: Final = ("DEADLINES",)
 DEGRADED: Final = "DEGRADED"
@@ -124,7 +130,9 @@ def topology(
             BucketSpec(name=LANES, description="What each lane last said of itself.", ttl_s=LANES_TTL_S),
             BucketSpec(name=SLOTS, description="What is resident on each card; removing a key lifts a quarantine."),
             BucketSpec(
-                name=LEADER, description="The degraded worker that serves the degraded queue.", marker_ttl_s=60.0
+                name=LEADER,
+                description="The degraded worker that serves the degraded queue, the gateway that delivers webhooks.",
+                marker_ttl_s=60.0,
             ),
             # so that the last usable value is known where the newest one is not
             BucketSpec(name=CONTROL, description="The operator's switch of each model: auto or degraded.", history=16),
@@ -134,9 +142,20 @@ def topology(
             BucketSpec(name=COLD_STARTS, description="How long each lane took to become warm.", history=64),
             # no ttl: a key counts until it is revoked, and by what is left of one a gateway knows that it is closed
             BucketSpec(name=KEYS, description="The hashes of API keys, and what each may do.", history=4),
+            BucketSpec(name=WEBHOOKS, description="The endpoints of webhooks, with their sealed secrets.", history=4),
+            BucketSpec(
+                name=DELIVERIES,
+                description="What is on its way to receivers of webhooks, was delivered, or is dead.",
+                ttl_s=deliveries_ttl_s(keep_s),
+            ),
         ),
         replicas=replicas,
     )
+
+
+def deliveries_ttl_s(keep_s: float) -> float:
+    """How long a delivery is kept after its last change, where finished tasks are kept for *keep_s*."""
+    return max(DELIVERIES_TTL_MIN_S, keep_s + DAY_S)
 
 
 def consumer_on(stream: str, name: str) -> ConsumerSpec:

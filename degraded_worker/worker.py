@@ -12,7 +12,6 @@ from contracts.lanes import SlotState
 from contracts.order import Policy
 from contracts.topology import DEGRADED
 from degraded_worker.hand import Hand
-from degraded_worker.leader import Leader
 from lane_worker.forking.fork_server import ForkServer
 from lane_worker.forking.host import Host
 from lane_worker.forking.outcome import HostLost, SlotTaken
@@ -25,6 +24,7 @@ from lane_worker.runtime.outcome import Runner
 from lane_worker.runtime.streak import Renew, Rest, Serve
 from ops.ending import end
 from ops.nats.errors import TransportUnavailable
+from ops.nats.leader import Leader
 from ops.nats.link import NatsLink
 from ops.telemetry import metrics
 from ops.waiting import set_within, unless

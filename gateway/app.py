@@ -25,6 +25,7 @@ from gateway.http import (
     resubmission,
     tasks,
     video,
+    webhooks,
 )
 from gateway.http.body import MAX_BODY_BYTES
 from gateway.http.cross_origin import cross_origin
@@ -111,6 +112,7 @@ def create_app(
         admin_keys.make_key,
         admin_keys.revoke_key,
         admin.explain_task,
+        *webhooks.ROUTES,
     ]
     for handler in routes:
         if handler not in PROBES:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -17,13 +18,16 @@ import uvloop
 from contracts.settings import SettingsError, load_settings
 from gateway.app import create_app
 from gateway.boards.storage import StorageWatch
+from gateway.rules.webhook_addresses import allowing
 from gateway.server.access_log import AccessLog
 from gateway.server.connections import Connections, http_config
 from gateway.server.limits import CONNECTIONS_MAX, Limits, connections_max, raise_fd_limit
 from gateway.server.proxies import behind_proxies
 from gateway.services import Services
+from gateway.webhooks.sealing import KEY_VARIABLE, BadSealingKey
+from gateway.webhooks.service import WebhookOptions
 from ops.artifacts import StorageFailed
-from ops.commands.behind import Behind, behind_options
+from ops.commands.behind import Behind, Network, behind_options, webhooks_allow_option
 from ops.commands.nats_options import nats_options
 from ops.commands.option_types import ListenHost
 from ops.commands.options import (
@@ -58,6 +62,16 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 # How many containers may be made and not freed before the collector looks at the youngest; Python's default is 700.
 # Every request waits for a look: 1 ms with this figure, 3 to 7 ms with ten times as many.
 GARBAGE_AFTER: Final = 2_000
+
+_CANNOT_START: Final = (
+    SettingsError,
+    TransportUnavailable,
+    UnusableServer,
+    NotProvisioned,
+    NoKeys,
+    StorageFailed,
+    BadSealingKey,
+)
 
 log = structlog.get_logger("gateway")
 
@@ -127,6 +141,7 @@ def listen(host: str, port: int) -> socket.socket:
 @trace_reads_option
 @access_log_option
 @trace_link_option
+@webhooks_allow_option
 @behind_options
 @overload_options
 @tls_cert_option
@@ -145,6 +160,7 @@ def command(
     trace_reads: bool,
     access_log: str,
     jaeger_url: str | None,
+    webhooks_allow: tuple[Network, ...],
     tls_cert: Path | None,
     tls_key: Path | None,
     behind: Behind,
@@ -167,6 +183,7 @@ def command(
             storage=StorageWatch(limit_bytes=nats_storage_bytes, store=data_dir / "nats"),
             opens_without_keys=host.is_loopback,
             jaeger_url=jaeger_url,
+            webhooks=WebhookOptions(data_dir, allowing(webhooks_allow), os.environ.get(KEY_VARIABLE)),
         )
         limits = Limits(connections_max=connections_max(CONNECTIONS_MAX, raise_fd_limit()))
         requests = AccessLog(logs_all=access_log == "all")
@@ -205,5 +222,13 @@ def command(
     try:
         with exporting("gateway", instance=gateway_instance(port), serves_metrics=True):
             uvloop.run(run())
-    except (SettingsError, TransportUnavailable, UnusableServer, NotProvisioned, NoKeys, StorageFailed) as error:
+    except (
+        SettingsError,
+        TransportUnavailable,
+        UnusableServer,
+        NotProvisioned,
+        NoKeys,
+        StorageFailed,
+        BadSealingKey,
+    ) as error:
         raise click.ClickException(str(error)) from error

@@ -16,13 +16,16 @@ from contracts.lanes import FallbackCause, FallbackEpisode, LaneState
 from contracts.settings import Catalog, ModelEntry
 from contracts.tasks import Priority, TaskStatus
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, lane_stream
+from contracts.webhooks import KEPT_EVENTS
 from gateway.boards.cold_starts import TARGET_S, ColdStarts, share_within
+from gateway.boards.delivery_board import DeliveryBoard
 from gateway.boards.lane_board import LaneBoard
 from gateway.boards.leader_board import LeaderBoard
 from gateway.boards.slot_board import SlotBoard
 from gateway.boards.storage import Storage, StorageWatch
 from gateway.boards.work_queues import WorkQueue, WorkQueues
 from gateway.placing.fallbacks import Fallbacks
+from gateway.rules.webhook_retries import OUTCOMES
 from ops.nats.write_health import Refusals
 from ops.telemetry import metrics
 from ops.telemetry.instruments import Observed, Readings, Source
@@ -43,11 +46,13 @@ class Known(Struct, frozen=True, kw_only=True):
     refusals: Refusals
     streams_wanted: Collection[str]
     storage: StorageWatch
+    deliveries: DeliveryBoard
 
 
 def gauges(known: Known) -> Mapping[Observed, Source]:
     """The sources of every figure that is the same at all gateways."""
     lanes, fallbacks, queues, server = _Lanes(known), _Fallbacks(known), _Queues(known), _Server(known)
+    webhooks = _Webhooks(known.deliveries)
     return {
         metrics.lanes: lanes.states,
         metrics.lanes_wanted: lanes.wanted,
@@ -66,6 +71,9 @@ def gauges(known: Known) -> Mapping[Observed, Source]:
         metrics.storage_used: server.storage_used,
         metrics.storage_limit: server.storage_limit,
         metrics.storage_room: server.storage_room,
+        metrics.webhooks_pending: webhooks.pending,
+        metrics.webhooks_dead: webhooks.dead,
+        metrics.webhooks_overdue: webhooks.overdue,
     }
 
 
@@ -92,6 +100,11 @@ def begin(models: Mapping[str, ModelEntry]) -> None:
     for route in ("lane", "degraded"):
         metrics.begin_tasks(models, route, metrics.ENDED_BY_GATEWAYS)
     metrics.records_missed.begin()
+    for outcome in OUTCOMES:
+        metrics.webhook_attempts.begin(outcome)
+    for event in KEPT_EVENTS:
+        for end in ("delivered", "dead"):
+            metrics.webhook_deliveries.begin(event.value, end)
 
 
 class _Lanes:
@@ -192,6 +205,22 @@ class _Queues:
         for model in self._models:
             yield lane_stream(model), self._queues.of("lane", model)
         yield DEGRADED, self._queues.of("degraded", "")
+
+
+class _Webhooks:
+    """Figures of what is on its way to receivers."""
+
+    def __init__(self, deliveries: DeliveryBoard) -> None:
+        self._deliveries = deliveries
+
+    def pending(self) -> Readings:
+        return [(self._deliveries.count("pending"), ())]
+
+    def dead(self) -> Readings:
+        return [(self._deliveries.count("dead"), ())]
+
+    def overdue(self) -> Readings:
+        return [(self._deliveries.most_overdue_s(datetime.now(UTC)), ())]
 
 
 class _Server:

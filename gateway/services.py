@@ -13,6 +13,7 @@ import structlog
 
 from contracts.generation.body import beside_image_max_bytes
 from contracts.settings import Catalog
+from contracts.topology import deliveries_ttl_s
 from gateway.boards.cold_starts import ColdStarts
 from gateway.boards.kept_texts import KeptTexts
 from gateway.boards.key_board import KeyBoard
@@ -30,6 +31,7 @@ from gateway.placing.hold import Holds
 from gateway.placing.places import Places
 from gateway.placing.slow_look import SlowLook
 from gateway.placing.sweeper import Sweeper
+from gateway.webhooks.service import WebhookOptions, Webhooks
 from ops.artifacts import Artifacts, StorageFailed, StoredObject, orphans, task_id_of
 from ops.background import Background
 from ops.ending import end
@@ -66,8 +68,11 @@ class Services:
         storage: StorageWatch | None = None,
         opens_without_keys: bool = True,
         jaeger_url: str | None = None,
+        webhooks: WebhookOptions | None = None,
     ) -> None:
-        """*jaeger_url* is where people see traces; None where that is not known."""
+        """*jaeger_url* is where people see traces; None where that is not known. Without *webhooks* receivers may stand
+        on the public internet alone.
+        """
         self.catalog = catalog
         self.keep_s = keep_s
         self.jaeger_url = jaeger_url
@@ -90,6 +95,11 @@ class Services:
         self.tasks = TaskBoard(secrets.token_hex(8))
         self.streams = Streams()
         self.texts = KeptTexts()
+        self.webhooks = Webhooks(
+            webhooks or WebhookOptions(artifacts_dir.parent),
+            tasks=self.tasks,
+            background=self.background,
+        )
         self.estimates = Estimates(
             queues=self.tasks.work_queues, lanes=self.lanes, catalog=catalog, leader=self.leader.leader
         )
@@ -103,7 +113,8 @@ class Services:
     async def running(self) -> AsyncIterator[None]:
         """Connects, fills the boards, and sweeps until the block ends.
 
-        Raises TransportUnavailable, UnusableServer, NotProvisioned, NoKeys or StorageFailed when it cannot start.
+        Raises TransportUnavailable, UnusableServer, NotProvisioned, NoKeys, StorageFailed or BadSealingKey when it
+        cannot start.
         """
         self.artifacts = Artifacts.in_folder(self._artifacts_dir)
         self.link = await NatsLink.connect(self._nats, name="gateway")
@@ -147,6 +158,7 @@ class Services:
                 catalog=self.catalog,
                 require_room=self.storage.require_room,
             )
+            await self.webhooks.start(self.link)
             await learn_refusals(self.link, self.refusals)
             measuring = asyncio.create_task(self.background.keep("storage", partial(self.storage.run, self.link)))
             sweeping = asyncio.create_task(self.sweeper.run(self.stopping))
@@ -169,6 +181,7 @@ class Services:
                 await asyncio.wait({counting}, timeout=LAST_COUNTS_S)
                 await end(counting)
         finally:
+            await self.webhooks.close()
             await self.link.close()
 
     def _known(self) -> Known:
@@ -183,6 +196,7 @@ class Services:
             refusals=self.refusals,
             streams_wanted=self.streams_wanted,
             storage=self.storage,
+            deliveries=self.webhooks.deliveries,
         )
 
     def stop(self) -> None:
@@ -217,6 +231,7 @@ class Services:
         now = datetime.now(UTC)
         await self.tasks.drop_expired(keep_s=self.keep_s, now=now)
         self.lanes.drop_expired(now)
+        self.webhooks.deliveries.drop_expired(ttl_s=deliveries_ttl_s(self.keep_s), now=now)
         stored = await self.artifacts.list()
         grace_s = min(ORPHAN_GRACE_S, self.keep_s)
         # in a thread: with 100,000 objects, requests would wait for 0.1 s and more

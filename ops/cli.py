@@ -70,6 +70,7 @@ COMMANDS: Final[dict[str, CommandEntry]] = {
         "ops.commands.lane_mode:command", "Keep new requests off a model's lanes, or let routing decide."
     ),
     "keys": CommandEntry("ops.commands.keys:command", "Make, list and revoke API keys."),
+    "webhooks": CommandEntry("ops.commands.webhooks:command", "Be told of tasks: register, test, deliver again."),
     "slots": CommandEntry("ops.commands.slots:command", "Show what is resident on which slot; lift a quarantine."),
 }
 

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from contracts.memory import MemoryReading, SwapReceipt
 from contracts.tasks import GenerationParameters, Priority, Progress, TaskError, TaskStatus, TimelineEntry
+from contracts.webhooks import TaskWebhook
 
 
 class QueuePlace(Struct, frozen=True, kw_only=True):
@@ -70,6 +71,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
     where it stands, as long as it is pending; a task that moves up there is a change for event streams, and not for
     clients that wait. *swap*, on a task that ended on the degraded worker, is the proof that the card was empty before
     the model was loaded; null if the model was there already. *memory* is the host's reading after cleanup (FR-009).
+    *webhook* is whom the request asked to be told.
     *trace_id* names its trace, null where tasks are not traced.
     """
 
@@ -82,6 +84,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
     attempt: int
     parameters: GenerationParameters
     warnings: tuple[ParameterWarning, ...]
+    webhook: TaskWebhook | None
     created_at: datetime
     queued_at: datetime
     claimed_at: datetime | None

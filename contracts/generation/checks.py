@@ -12,6 +12,7 @@ from contracts.geometry import Size, most_frames
 from contracts.images import BadImage, parse_data_uri, read_header
 from contracts.settings import ModelEntry
 from contracts.tasks import ImageReference, Priority
+from contracts.webhooks import DEFAULT_EVENTS, BadWebhookUrl, TaskWebhook, WebhookEvent, parse_url
 
 # Behind which field the size of the video as a whole is judged.
 LAST_OF_SIZE: Final = "num_frames"
@@ -128,6 +129,52 @@ def _priority(name: str, value: Any, errors: list[FieldError]) -> Priority | Non
     return Priority(value)
 
 
+def _webhook(name: str, value: Any, errors: list[FieldError]) -> TaskWebhook | None:
+    if value is UNSET:
+        return None
+    if not isinstance(value, dict):
+        errors.append(wrong_type(name, '{"url": …, "events": […]}', value))
+        return None
+    for unknown in sorted(value.keys() - {"url", "events"})[:1]:
+        message = f"{name}: no such field {shown(unknown)!r}; the fields are url and events"
+        errors.append(FieldError(pointer=f"/{name}", code="unknown_field", message=message, expected=["url", "events"]))
+    url = webhook_url(f"{name}/url", value.get("url", UNSET), errors)
+    events = webhook_events(f"{name}/events", value.get("events", UNSET), errors)
+    return None if url is None or events is None else TaskWebhook(url=url, events=events)
+
+
+def webhook_url(name: str, value: Any, errors: list[FieldError]) -> str | None:
+    """The address of a receiver at the field *name*, as it came; None where it is none."""
+    if value is UNSET:
+        errors.append(missing(name, "URL"))
+    elif not isinstance(value, str):
+        errors.append(wrong_type(name, "URL", value))
+    else:
+        try:
+            parse_url(value)
+        except BadWebhookUrl as error:
+            message = f"{name}: {error}"
+            errors.append(FieldError(pointer=f"/{name}", code="bad_url", message=message, expected="https URL"))
+        else:
+            return value
+    return None
+
+
+def webhook_events(name: str, value: Any, errors: list[FieldError]) -> tuple[str, ...] | None:
+    """The events at the field *name*, each once and in the order of the list; None where one is unknown."""
+    if value is UNSET:
+        return tuple(event.value for event in DEFAULT_EVENTS)
+    known = [event.value for event in WebhookEvent]
+    if not isinstance(value, list):
+        errors.append(wrong_type(name, known, value))
+        return None
+    wrong = [each for each in value if each not in known]
+    if wrong or not value:
+        errors.append(refused(name, "unknown_event", known, wrong[0] if wrong else value))
+        return None
+    return tuple(event for event in known if event in value)
+
+
 _Check = Callable[[str, Any, VideoGenerationConstraints, list[FieldError]], Any]
 FIELD_CHECKS: Final[Mapping[str, _Check]] = {
     "prompt": lambda name, value, limits, errors: _text(name, value, limits.prompt, errors),
@@ -141,6 +188,7 @@ FIELD_CHECKS: Final[Mapping[str, _Check]] = {
     "steps": lambda name, value, limits, errors: _integer(name, value, limits.steps, errors),
     "cfg": lambda name, value, limits, errors: _number(name, value, limits.cfg, errors),
     "priority": lambda name, value, limits, errors: _priority(name, value, errors),
+    "webhook": lambda name, value, limits, errors: _webhook(name, value, errors),
 }
 
 

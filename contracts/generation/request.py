@@ -17,6 +17,7 @@ from contracts.generation.checks import FIELD_CHECKS, FIXED_VALUE, LAST_OF_SIZE,
 from contracts.generation.errors import SHOWN_CHARS_MAX, FieldError, InvalidRequest, missing, refused, shown, wrong_type
 from contracts.settings import Catalog, ModelEntry
 from contracts.tasks import GenerationParameters, ImageReference, Priority, ReplacedParameter
+from contracts.webhooks import TaskWebhook
 
 # What people coming from other video APIs write, where spelling alone does not lead to the right field.
 SYNONYMS: Final[Mapping[str, str]] = {
@@ -29,6 +30,8 @@ SYNONYMS: Final[Mapping[str, str]] = {
     "image_url": "image",
     "init_image": "image",
     "negative": "negative_prompt",
+    "callback_url": "webhook",
+    "webhook_url": "webhook",
     "text": "prompt",
     "model_id": "model",
 }
@@ -49,6 +52,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     steps: int | UnsetType = UNSET
     cfg: float | UnsetType = UNSET
     priority: str | UnsetType = UNSET
+    webhook: dict[str, Any] | UnsetType = UNSET
 
 
 FIELDS: Final = GenerationRequest.__struct_fields__
@@ -62,6 +66,7 @@ class AcceptedRequest(Struct, frozen=True, kw_only=True):
     *fingerprint* is equal for equal requests: it decides whether an Idempotency-Key is used again for the same thing.
     *replaced* lists the fixed values that stand in the place of others, in the order of the fields. *priority* is None
     where the request names no class; it says when the task runs and not what it makes, and is not in the fingerprint.
+    *webhook* is in it: whoever repeats a request with another one means another request.
     """
 
     model: str
@@ -79,6 +84,7 @@ class AcceptedRequest(Struct, frozen=True, kw_only=True):
     fingerprint: str
     replaced: tuple[ReplacedParameter, ...] = ()
     priority: Priority | None = None
+    webhook: TaskWebhook | None = None
 
     def parameters(self, seed: int) -> GenerationParameters:
         """The parameters of the task; *seed* is used where the request named none."""
@@ -134,9 +140,11 @@ def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
         values["negative_prompt"] = entry.constraints.negative_prompt.when_absent(values["cfg"])
     image: tuple[ImageReference, bytes] | None = values.pop("image")
     priority: Priority | None = values.pop("priority")
+    webhook: TaskWebhook | None = values.pop("webhook")
     reference, content = image or (None, None)
     sent = [[each.field, _same_for_equal(body[each.field])] for each in replaced]
-    fingerprint = msgspec.json.encode([entry.name, values, reference, *([sent] if sent else [])])
+    beside = [each for each in (sent, webhook) if each]
+    fingerprint = msgspec.json.encode([entry.name, values, reference, *beside])
     return AcceptedRequest(
         model=entry.name,
         image=reference,
@@ -144,6 +152,7 @@ def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
         fingerprint=hashlib.sha256(fingerprint).hexdigest(),
         replaced=tuple(replaced),
         priority=priority,
+        webhook=webhook,
         **values,
     )
 
@@ -163,7 +172,7 @@ def parameter_errors(parameters: GenerationParameters, entry: ModelEntry) -> lis
     values: dict[str, Any] = {}
     limits = entry.constraints
     for name in FIELDS[1:]:
-        if name not in ("image", "seed", "priority"):
+        if name not in ("image", "seed", "priority", "webhook"):
             values[name] = FIELD_CHECKS[name](name, getattr(parameters, name), limits, errors)
         if name == LAST_OF_SIZE:
             errors.extend(size_errors(values, entry))
@@ -219,6 +228,7 @@ _EXPECTED_TYPES: Final[Mapping[str, tuple[str, tuple[type, ...]]]] = {
     "steps": ("integer", (int,)),
     "cfg": ("number", (int, float)),
     "priority": ("string", (str,)),
+    "webhook": ("object", (dict,)),
 }
 
 

@@ -44,6 +44,8 @@ class TaskBoard:
         self.readers = Readers(self._snapshots, self.work_queues)
         self.feeds = Feeds()
         self.recent = RecentWork()
+        self.on_change: Callable[[Snapshot], None] = lambda _: None
+        """Called with every record that is new or has changed."""
 
     async def start(self, link: NatsLink) -> None:
         """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
@@ -89,6 +91,7 @@ class TaskBoard:
             written_at=written_at,
             revision=revision,
             paths=named_paths(task),
+            webhook=task.webhook is not None,
         )
         self.index.put(row)
         self._snapshots.put(snapshot)
@@ -97,6 +100,7 @@ class TaskBoard:
         self.readers.publish(snapshot)
         self.feeds.changed(before, row)
         self.recent.take_in(None if before is None else before.status, task, datetime.now(UTC))
+        self.on_change(snapshot)
         return snapshot
 
     def _again(self) -> None:

@@ -21,7 +21,8 @@ _Shelves = dict[tuple[TaskStatus, str], Any]  # SortedLists of places, of one ca
 
 
 class TaskRow(Struct, frozen=True, gc=False):
-    """What is remembered of a task. *paths* are the objects that its record names."""
+    """What is remembered of a task. *paths* are the objects that its record names. *webhook*: its request asked for
+    one."""
 
     id: str
     caller: str
@@ -31,6 +32,7 @@ class TaskRow(Struct, frozen=True, gc=False):
     written_at: datetime
     revision: int
     paths: tuple[str, ...]
+    webhook: bool = False
 
 
 class TaskIndex:
@@ -50,6 +52,10 @@ class TaskIndex:
     def get(self, task_id: str) -> TaskRow | None:
         """The row of *task_id*, if there is one."""
         return self._rows.get(task_id)
+
+    def rows(self) -> tuple[TaskRow, ...]:
+        """Every row, those that were written first first."""
+        return tuple(self._rows.values())
 
     def is_known(self, task_id: str, revision: int) -> bool:
         """Whether the row is of *revision* or a newer one, and in no doubt."""

@@ -85,6 +85,14 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "No task has this id",
         "It was never accepted here, or its record expired. List the tasks with GET /tasks.",
     ),
+    "webhook_not_found": ProblemKind(
+        404, "No webhook has this id", "It was removed, or is another caller's. GET /webhooks lists yours."
+    ),
+    "delivery_not_found": ProblemKind(
+        404,
+        "No delivery has this id",
+        "It was never made, or it is older than what is kept. GET /webhooks/deliveries lists yours.",
+    ),
     "video_not_ready": ProblemKind(
         404,
         "The video is not finished yet",
@@ -160,6 +168,9 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "As many tasks of this caller wait or run as its API key allows",
         "20 tasks of yours wait, and this key allows 20. Try again when one has ended, or been cancelled.",
     ),
+    "too_many_webhooks": ProblemKind(
+        429, "The caller has as many webhooks as one may have", "20 endpoints are registered; remove one first."
+    ),
     "too_many_streams": ProblemKind(
         429,
         "Too many event streams are open",
@@ -192,6 +203,11 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         503,
         "The artifact store cannot be used",
         "The image could not be stored, and the request will not run. Try again.",
+    ),
+    "webhook_secret_unavailable": ProblemKind(
+        503,
+        "The secret of the webhook cannot be read",
+        "It was sealed with another key than the gateway has. An operator finds out why in its log.",
     ),
     "transport_unavailable": ProblemKind(
         503,

@@ -7,10 +7,11 @@ from typing import Final
 from msgspec import Struct
 
 from contracts.generation.body import MalformedBody, beside_image_bytes, parse_body
-from contracts.generation.errors import InvalidRequest
+from contracts.generation.errors import FieldError, InvalidRequest
 from contracts.generation.request import AcceptedRequest, validate
 from contracts.settings import Catalog
 from contracts.tasks import Priority
+from contracts.webhooks import parse_url
 from gateway.http.body import COSTLY_BYTES, read_body, require_json
 from gateway.http.conditions import conditions_of, require_to_change
 from gateway.http.lookup import CallerRequest
@@ -51,6 +52,8 @@ async def read_submission(request: CallerRequest, services: Services) -> Submiss
     if not is_costly:
         request.auth.take()
     require_to_change(conditions_of(request), None)
+    if accepted.webhook is not None:
+        require_reachable(services, accepted.webhook.url)
     return Submission(
         accepted=accepted,
         key=key,
@@ -65,6 +68,15 @@ def idempotency_key_of(request: CallerRequest) -> str | None:
     if key is not None and not _KEY.fullmatch(key):
         raise ProblemError("invalid_query", "Idempotency-Key: 1 to 255 printable ASCII characters without blanks")
     return key
+
+
+def require_reachable(services: Services, url: str) -> None:
+    """Raises the problem `validation_failed` where no webhook may go to *url*, as far as that is known without asking
+    anybody: the rest is judged when it is sent."""
+    why = services.webhooks.sender.objection_at_once(parse_url(url))
+    if why is not None:
+        error = FieldError(pointer="/webhook/url", code="address_refused", message=f"webhook/url: {why}")
+        raise ProblemError("validation_failed", "1 field is wrong; see errors", errors=[error])
 
 
 def _accepted(body: bytes, catalog: Catalog) -> AcceptedRequest:

@@ -50,6 +50,7 @@ def view(task: GenerationTask, place: QueuePlace | None, *, root: str = "") -> T
         attempt=task.attempt,
         parameters=task.parameters,
         warnings=tuple(_warning(each) for each in task.replaced),
+        webhook=task.webhook,
         created_at=task.created_at,
         queued_at=task.queued_at,
         claimed_at=task.claimed_at,

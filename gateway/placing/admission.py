@@ -228,6 +228,7 @@ class Admission:
             deadline_at=now + timedelta(seconds=self._catalog.windows.wait_s(route)),
             promised=sender.promised or route == "lane",
             replaced=request.replaced,
+            webhook=request.webhook,
             traceparent=sender.traceparent,
         )
         detail = f"to {route}.{request.model}{', the queue of its lane is full' if decision.lanes_passed else ''}"

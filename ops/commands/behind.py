@@ -54,6 +54,19 @@ class NetworkType(click.ParamType[Network]):
             )
 
 
+webhooks_allow_option = click.option(
+    "--webhooks-allow",
+    "webhooks_allow",
+    envvar="WARMLANE_WEBHOOKS_ALLOW",
+    type=NetworkType(),
+    multiple=True,
+    show_envvar=True,
+    help="Deliver webhooks to this address or network too (127.0.0.0/8 is the loopback), and not only to the public "
+    "internet; there plain http is allowed as well. May be repeated; the variable separates several by blanks or "
+    "commas. [default: none]",
+)
+
+
 class HostName(click.ParamType[str]):
     """A name or address by which clients call, without a port."""
 

@@ -23,7 +23,19 @@ from contracts.lanes import (
     encode_switch,
 )
 from contracts.tasks import GenerationTask, decode_task_of, encode_task
-from contracts.topology import COLD_STARTS, CONTROL, FALLBACKS, KEYS, LANES, LEADER, SLOTS, TASKS
+from contracts.topology import (
+    COLD_STARTS,
+    CONTROL,
+    DELIVERIES,
+    FALLBACKS,
+    KEYS,
+    LANES,
+    LEADER,
+    SLOTS,
+    TASKS,
+    WEBHOOKS,
+)
+from contracts.webhooks import WebhookDelivery, WebhookEndpoint, decode_delivery, decode_endpoint, encode_entry
 from ops.nats.bucket import Content
 
 S = TypeVar("S", bound=Struct)
@@ -42,4 +54,6 @@ EPISODES: Final = Content[FallbackEpisode](
 )
 SWITCHES: Final = Content[LaneSwitch](CONTROL, "entry", encode_switch, _by_value(decode_switch))
 API_KEYS: Final = Content[ApiKey](KEYS, "api_key", encode_key, decode_key)
+ENDPOINTS: Final = Content[WebhookEndpoint](WEBHOOKS, "webhook_endpoint", encode_entry, decode_endpoint)
+WEBHOOK_DELIVERIES: Final = Content[WebhookDelivery](DELIVERIES, "webhook_delivery", encode_entry, decode_delivery)
 RECORDS: Final = Content[GenerationTask](TASKS, "record", encode_task, decode_task_of)

@@ -66,6 +66,11 @@ storage_limit = Observed("warmlane.storage.limit", "", "What it may store", unit
 storage_room = Observed(
     "warmlane.storage.room", "", "What may still be stored, by its limit and its disk", unit="By", by=GATEWAYS
 )
+webhooks_pending = Observed("warmlane.webhooks.pending", "", "Deliveries that are still to be made", by=GATEWAYS)
+webhooks_dead = Observed("warmlane.webhooks.dead", "", "Deliveries that were given up, as long as kept", by=GATEWAYS)
+webhooks_overdue = Observed(
+    "warmlane.webhooks.overdue", "", "How long the delivery that is due longest has been due", unit="s", by=GATEWAYS
+)
 
 # ── counted once, by whoever did it ──────────────────────────────────────────────────────────────────────────────────
 
@@ -154,6 +159,12 @@ consumers_made_anew = Counter(
     "stream consumer",
     "Consumers that were gone, and were made anew by who needs them",
     by=WHO_HOLDS_TASKS,
+)
+webhook_attempts = Counter(
+    "warmlane.webhooks.attempts", "outcome", "Attempts to reach a receiver, by what came of them", by=GATEWAYS
+)
+webhook_deliveries = Counter(
+    "warmlane.webhooks.deliveries", "event outcome", "Deliveries that ended: delivered, or dead", by=GATEWAYS
 )
 records_missed = Counter(
     "warmlane.records.missed", "", "Records that the watch did not bring, and the slow look found", by=GATEWAYS

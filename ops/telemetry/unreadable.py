@@ -9,7 +9,17 @@ import structlog
 from ops.telemetry.metrics import unreadable
 
 Kind = Literal[
-    "task", "record", "heartbeat", "slot", "leadership", "fallback_episode", "cold_start", "api_key", "entry"
+    "task",
+    "record",
+    "heartbeat",
+    "slot",
+    "leadership",
+    "fallback_episode",
+    "cold_start",
+    "api_key",
+    "webhook_endpoint",
+    "webhook_delivery",
+    "entry",
 ]
 Role = Literal["gateway", "lane", "degraded", "supervisor"]
 _WORKERS: Final[tuple[Kind, ...]] = ("task", "record", "slot", "entry")
@@ -23,6 +33,8 @@ READ: Final[dict[Role, tuple[Kind, ...]]] = {
         "fallback_episode",
         "cold_start",
         "api_key",
+        "webhook_endpoint",
+        "webhook_delivery",
         "entry",
     ),
     "lane": (*_WORKERS, "heartbeat"),

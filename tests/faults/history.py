@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from contracts.lanes import Leadership
 from contracts.tasks import GenerationTask, UnreadableTask, decode_task
-from contracts.topology import LEADER, TASKS, bucket_stream
+from contracts.topology import LEADER, LEADER_KEY, TASKS, bucket_stream
 from ops.nats.clock import parse_time
 from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
@@ -284,6 +284,8 @@ class Watcher:
         return answer
 
     def _on_leader(self, entry: Entry) -> None:
+        if entry.key != LEADER_KEY:
+            return  # the gateway that delivers webhooks
         value = None if entry.value is None else msgspec.json.decode(entry.value, type=Leadership)
         owners = [None if leader is None else leader.owner for leader in (self.leader, value)]
         if owners[0] != owners[1]:

@@ -6,7 +6,7 @@ It reports on standard output what it does: `leads TERM`, `lost`. Nothing else r
 import asyncio
 import sys
 
-from degraded_worker.leader import Leader
+from ops.nats.leader import Leader
 from ops.nats.link import NatsLink
 from ops.telemetry.logs import configure_logging
 

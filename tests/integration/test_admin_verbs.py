@@ -37,11 +37,11 @@ from contracts.topology import (
     lane_key,
     lane_stream,
 )
-from degraded_worker.leader import Leader
 from lane_worker.runtime.heartbeat import Heartbeat
 from lane_worker.runtime.slot_display import SlotDisplay
 from ops.ending import end
 from ops.nats.access import NatsAccess, Role
+from ops.nats.leader import Leader
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import differences, provision, wanted
 from tests.kit.behind import js_of

@@ -15,11 +15,11 @@ import pytest
 
 from contracts.lanes import Leadership
 from contracts.topology import LEADER, LEADER_KEY, LEADER_REFRESH_S, LEADER_TTL_S
-from degraded_worker.leader import Leader, Standing, leads, vacancy
 from ops.ending import end
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import LEADERSHIPS
 from ops.nats.entry import Entry
+from ops.nats.leader import Leader, Standing, leads, vacancy
 from ops.nats.link import NatsLink
 from tests.kit.support import NatsServer, clean_environment, eventually
 

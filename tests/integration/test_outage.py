@@ -15,13 +15,13 @@ from structlog.testing import capture_logs
 from contracts.lanes import LaneHeartbeat, LaneState, SlotState
 from contracts.settings import load_settings
 from contracts.topology import CONTROL, LANES, bucket_stream, lane_key
-from degraded_worker.leader import Leader
 from gateway.boards.lane_board import LaneBoard
 from lane_worker.runtime.cold_start import ColdStartLog
 from lane_worker.runtime.heartbeat import Heartbeat
 from lane_worker.runtime.slot_display import SlotDisplay
 from ops.ending import end
 from ops.nats.errors import TransportUnavailable
+from ops.nats.leader import Leader
 from ops.nats.link import NatsLink
 from ops.telemetry.seldom import Seldom
 from tests.integration.outage import server_away

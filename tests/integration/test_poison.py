@@ -29,8 +29,8 @@ from contracts.topology import (
     lane_stream,
     work_subject,
 )
-from degraded_worker.leader import Leader
 from lane_worker.runtime import claiming, loop, queued
+from ops.nats.leader import Leader
 from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, report_lane

@@ -9,6 +9,8 @@ from msgspec import Struct
 from contracts.api.problems import OverloadLimit
 from contracts.lanes import LaneState, SlotState
 from contracts.tasks import FailureCode, Priority
+from contracts.webhooks import KEPT_EVENTS
+from gateway.rules.webhook_retries import OUTCOMES
 from lane_worker.runtime.order import SLICE_ENDS
 from lane_worker.runtime.streak import DISTRUST
 from ops.telemetry.logs import USUAL_LOSSES
@@ -79,10 +81,23 @@ VALUES: Final[dict[str, tuple[str, ...]]] = {
         *("rss", "rss_peak", "cuda_allocated", "cuda_reserved", "cuda_peak_allocated", "cuda_peak_reserved"),
         *("cuda_inactive_split", "device_used", "device_free"),
     ),
-    "task": ("sweeper", "slow look", "janitor", "fallback episodes", "clock", "storage", "writes", "buckets"),
+    "task": (
+        "sweeper",
+        "slow look",
+        "janitor",
+        "fallback episodes",
+        "clock",
+        "storage",
+        "writes",
+        "buckets",
+        "webhooks",
+    ),
     "stream": ("DEGRADED", "LANE_ANISORA", "KV_tasks"),
     "consumer": ("worker",),
     "event": ("retry", "oom"),
+    "warmlane_webhooks_attempts_total outcome": OUTCOMES,
+    "warmlane_webhooks_deliveries_total event": tuple(event.value for event in KEPT_EVENTS),
+    "warmlane_webhooks_deliveries_total outcome": ("delivered", "dead"),
     "bucket": ("tasks", "keys"),
     "warmlane_unreadable_total kind": get_args(Kind),
 }

@@ -38,6 +38,8 @@ Warmlane turns a prompt, and for some models an image, into a short video.
 2. `GET /tasks/{{id}}?wait=60` answers when the task has ended; `GET /tasks/{{id}}/events` streams its changes.
 3. `GET /tasks/{{id}}/video` is the MP4.
 
+Who would rather be told than ask names an address in `webhook`, or registers one with `POST /webhooks`.
+
 ## Waiting
 
 A model with a warm lane is answered at once. A model without one shares one worker with all others, which holds one
@@ -79,6 +81,7 @@ def openapi_config(catalog: Catalog) -> OpenAPIConfig:
         tags=[
             Tag(name="generation", description="Ask for a video."),
             Tag(name="tasks", description="Follow, cancel and collect what was asked for."),
+            Tag(name="webhooks", description="Be told, and not ask."),
             Tag(name="settings", description="What can be asked for."),
             Tag(name="operations", description="How the gateway is."),
             Tag(name="admin", description="What operators look at, and the switch of a model's lanes."),

@@ -15,6 +15,7 @@ from contracts.fields import Enforcement, ImageField, IntegerField, NumberField,
 from contracts.generation.request import FIELDS
 from contracts.settings import Catalog, ModelEntry
 from contracts.tasks import Priority
+from contracts.webhooks import DEFAULT_EVENTS, URL_MAX_CHARS, WebhookEvent
 from gateway.http.openapi.examples import EXAMPLE_PROMPT
 from gateway.http.views import MODES
 
@@ -91,6 +92,7 @@ def request_schema(entry: ModelEntry) -> Schema:
             description="Its class: what waits in a stricter one starts first, and none starves another. Absent: that "
             "of the header Priority, else `standard`, or the highest that the API key may name.",
         ),
+        "webhook": webhook_schema(),
     }
     required = ["model"]
     if limits.prompt.min_chars:
@@ -111,6 +113,39 @@ def request_schema(entry: ModelEntry) -> Schema:
         properties=properties,
         required=required,
         additional_properties=False,
+    )
+
+
+def webhook_schema() -> Schema:
+    """Whom a request asks to be told of its task."""
+    return Schema(
+        type=OpenAPIType.OBJECT,
+        properties={"url": url_schema(), "events": events_schema()},
+        required=["url"],
+        additional_properties=False,
+        description="Somebody to be told of the task, at an address of their own. `GET /webhooks/secret` gives the "
+        "secret that signs the messages; for an address that is registered it is that one's.",
+    )
+
+
+def url_schema() -> Schema:
+    """The address of a receiver."""
+    return Schema(
+        type=OpenAPIType.STRING,
+        max_length=URL_MAX_CHARS,
+        pattern=r"^https?://[^\s#@]+$",
+        description="Where to. https, and on the public internet, unless the operator allows more.",
+    )
+
+
+def events_schema() -> Schema:
+    """The events that a receiver may be told of."""
+    return Schema(
+        type=OpenAPIType.ARRAY,
+        items=Schema(type=OpenAPIType.STRING, enum=[event.value for event in WebhookEvent]),
+        min_items=1,
+        default=[event.value for event in DEFAULT_EVENTS],
+        description="Which events. `task.progress` comes only where it is named, every 2 s at most.",
     )
 
 
@@ -204,6 +239,7 @@ def full_request(entry: ModelEntry) -> dict[str, Any]:
         "prompt": _example_text(limits.prompt, EXAMPLE_PROMPT),
         "negative_prompt": _example_text(limits.negative_prompt, "blurry, text"),
         "priority": Priority.STANDARD.value,
+        "webhook": {"url": "https://example.com/warmlane", "events": ["task.done", "task.failed"]},
         "seed": limits.seed.value_when_absent if limits.seed.value_when_absent is not None else limits.seed.minimum,
     }
     if limits.image.presence != "unsupported":

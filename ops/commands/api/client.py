@@ -19,6 +19,7 @@ from ops.commands.api.following import FollowedTask
 from ops.commands.api.health import GatewayHealth
 from ops.commands.api.problems import DamagedVideo, decoded
 from ops.commands.api.requests import CONNECT_TIMEOUT_S, REPLY_TIMEOUT_S, Requests
+from ops.commands.api.webhooks import WebhookCalls
 
 # A gateway may hold a submit for 30 s, until a worker takes it or nobody did.
 HELD_REPLY_TIMEOUT_S: Final = 45.0
@@ -41,6 +42,7 @@ class Client:
         self.url = url.rstrip("/")
         self._requests = Requests(self.url, key=key, ca=ca, said_by=said_by)
         self.health = GatewayHealth(self._requests)
+        self.webhooks = WebhookCalls(self._requests)
 
     def __enter__(self) -> "Client":
         return self

@@ -11,7 +11,7 @@ from rich.console import Console
 from contracts.order import OrderName
 from contracts.settings import SettingsError, load_settings
 from ops.commands.addresses import published
-from ops.commands.behind import Behind, behind_options
+from ops.commands.behind import Behind, Network, behind_options, webhooks_allow_option
 from ops.commands.option_types import ListenHost
 from ops.commands.options import (
     cors_origins_option,
@@ -84,6 +84,7 @@ from ops.telemetry.logs import configure_logging
 @oom_snapshots_option
 @keep_option
 @cors_origins_option
+@webhooks_allow_option
 @behind_options
 @tls_cert_option
 @tls_key_option
@@ -105,6 +106,7 @@ def command(
     oom_snapshots: int,
     keep_s: float,
     cors_origins: tuple[str, ...],
+    webhooks_allow: tuple[Network, ...],
     tls_cert: Path | None,
     tls_key: Path | None,
     behind: Behind,
@@ -137,6 +139,7 @@ def command(
             port=port,
             tls=tls,
             cors_origins=cors_origins,
+            webhooks_allow=webhooks_allow,
             behind=behind,
             nats_port=nats_port,
             data_dir=data_dir,

@@ -134,6 +134,8 @@ class Processes:
         yield from ("--lanes", self._lanes_argument())
         for origin in setup.cors_origins:
             yield from ("--cors-origin", origin)
+        for network in setup.webhooks_allow:
+            yield from ("--webhooks-allow", str(network))
         yield from setup.behind.arguments()
         yield from setup.overload.arguments()
         if setup.tls is not None:

@@ -9,6 +9,7 @@ from typing import Final
 from rich.markup import escape
 
 from contracts.lanes import LaneHeartbeat, LaneState, Leadership
+from contracts.topology import LEADER_KEY
 from ops.commands.up.pasting import lines_for_each_model, warmlane_line
 from ops.commands.up.screen import Screen
 from ops.commands.up.setup import SystemSetup
@@ -67,7 +68,7 @@ class StartReport:
 
     def on_leader(self, entry: Versioned[Leadership]) -> None:
         """The leadership of the degraded workers changed, or was renewed."""
-        if self._draining:
+        if self._draining or entry.key != LEADER_KEY:
             return
         if entry.is_deleted:
             if self._leader is not None:

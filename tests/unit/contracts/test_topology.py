@@ -62,7 +62,11 @@ def test_every_work_stream_has_the_one_consumer_of_its_workers() -> None:
 
 def test_buckets() -> None:
     buckets = {bucket.name: bucket for bucket in WANTED.buckets}
-    assert list(buckets) == ["tasks", "lanes", "slots", "leader", "control", "fallbacks", "cold_starts", "keys"]
+    first = ["tasks", "lanes", "slots", "leader", "control", "fallbacks", "cold_starts", "keys"]
+    assert list(buckets) == [*first, "webhooks", "deliveries"]
+    # or a delivery would be made a second time from its record, or be gone before its last attempt
+    assert buckets["deliveries"].ttl_s >= buckets[TASKS].ttl_s + 86_400
+    assert topology(("anisora",), lane_queue_max_msgs=1, keep_s=1).buckets[-1].ttl_s >= 2 * 86_400
     assert (buckets[TASKS].history, buckets[TASKS].ttl_s) == (4, 604_800)
     assert buckets["lanes"].ttl_s == 600
     assert buckets["leader"].marker_ttl_s == 60

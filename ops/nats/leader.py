@@ -1,7 +1,8 @@
-"""Who serves the degraded queue: one worker, by a key that expires (KV `leader`, design §3, §10.9).
+"""Which of several processes does what only one may do, by a key that expires (KV `leader`, design §3, §10.9).
 
-The key says who may fetch. It does not guard a card: the lock of the slot does (design §7). A new leader shows that
-lock its *term*, to put aside the pipeline host of a leader that was stopped.
+One degraded worker serves the degraded queue; one gateway delivers webhooks. The key of the degraded
+queue says who may fetch. It does not guard a card: the lock of the slot does (design §7). A new leader shows that lock
+its *term*, to put aside the pipeline host of a leader that was stopped.
 """
 
 import asyncio
@@ -70,7 +71,7 @@ def vacancy(entry: Versioned[Leadership] | None, *, owner: str) -> int | None:
 
 
 class Leader:
-    """The candidacy of one worker process. In turn: `campaign`, then `hold` while it leads, then `resign`."""
+    """The candidacy of one process for one *key*. In turn: `campaign`, then `hold` while it leads, then `resign`."""
 
     def __init__(
         self,
@@ -78,10 +79,12 @@ class Leader:
         *,
         worker: str,
         owner: str,
-        slot: str,
+        slot: str = "",
+        key: str = LEADER_KEY,
         order: Callable[[], OrderState | None] = lambda: None,
     ) -> None:
-        """*owner* is the nonce of this process; *worker* and *slot* are shown to whoever looks."""
+        """*owner* is the nonce of this process; *worker*, and *slot* where it has one, are shown to whoever looks."""
+        self._key = key
         self._order = order
         self._bucket = Bucket(link, LEADERSHIPS, reports=False)
         self._worker, self._owner, self._slot = worker, owner, slot
@@ -105,7 +108,7 @@ class Leader:
         await self._bucket.watch(self._on_change)
 
     def _on_change(self, entry: Versioned[Leadership]) -> None:
-        if entry.key == LEADER_KEY and entry.is_deleted:
+        if entry.key == self._key and entry.is_deleted:
             self._vacant.set()
 
     async def campaign(self) -> int:
@@ -122,7 +125,7 @@ class Leader:
             await set_within(POLL_S, self._vacant)
 
     async def _take(self) -> bool:
-        revision = vacancy(await self._bucket.get(LEADER_KEY), owner=self._owner)
+        revision = vacancy(await self._bucket.get(self._key), owner=self._owner)
         if revision is None:
             return False
         self._leadership = Leadership(
@@ -131,7 +134,7 @@ class Leader:
         sent_s = time.monotonic()
         term = await self._store(revision)
         self._standing = Standing(term=term, revision=term, sent_s=sent_s)
-        log.info("leads", worker=self._worker, slot=self._slot, term=term)
+        log.info("leads", key=self._key, worker=self._worker, slot=self._slot, term=term)
         return True
 
     async def hold(self) -> None:
@@ -151,7 +154,7 @@ class Leader:
     async def _look_again(self, standing: Standing) -> None:
         """Our revision is not the last one: a refresh of ours whose answer was lost, or the end of the leadership."""
         try:
-            entry = await self._bucket.get(LEADER_KEY)
+            entry = await self._bucket.get(self._key)
         except TransportUnavailable:
             return  # tried again by the next refresh
         if entry is not None and entry.value is not None and entry.value.owner == self._owner:
@@ -161,12 +164,12 @@ class Leader:
 
     async def resign(self) -> None:
         """Gives the key back, if it is still ours: a standby takes it at once. Never raises; it expires anyway."""
-        log.info("leads_no_more", worker=self._worker)
+        log.info("leads_no_more", key=self._key, worker=self._worker)
         self._standing = None
         try:
-            entry = await self._bucket.get(LEADER_KEY)
+            entry = await self._bucket.get(self._key)
             if entry is not None and entry.value is not None and entry.value.owner == self._owner:
-                await self._bucket.delete(LEADER_KEY, revision=entry.revision)
+                await self._bucket.delete(self._key, revision=entry.revision)
         except WrongRevision:
             return  # it expired just now, and has another owner
         except TransportUnavailable as error:
@@ -177,6 +180,6 @@ class Leader:
         # An answer that stays away longer than this is not worth waiting for: the next refresh finds out.
         try:
             async with asyncio.timeout(LEADER_REFRESH_S):
-                return await self._bucket.update(LEADER_KEY, leadership, revision=revision, ttl_s=LEADER_TTL_S)
+                return await self._bucket.update(self._key, leadership, revision=revision, ttl_s=LEADER_TTL_S)
         except TimeoutError:
             raise TransportUnavailable(f"no answer within {LEADER_REFRESH_S:g} s") from None

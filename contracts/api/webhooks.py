@@ -1,0 +1,112 @@
+"""Webhooks as their callers see them: endpoints, deliveries, and what a receiver is sent.
+
+Every key is always present; null means "not yet" or "does not apply". A secret is shown when it is made, and to whoever
+asks for the one that signs the addresses of requests.
+"""
+
+from datetime import datetime
+
+import msgspec
+from msgspec import Struct
+
+from contracts.api.tasks import VideoView
+from contracts.tasks import Progress, TaskError, TaskStatus
+from contracts.webhooks import DeliveryStatus, DeliveryTry
+
+
+class WebhookTaskLinks(Struct, frozen=True, kw_only=True):
+    """Paths of the gateway, which a receiver calls with a key."""
+
+    self_: str = msgspec.field(name="self")
+    video: str | None
+
+
+class WebhookTask(Struct, frozen=True, kw_only=True):
+    """What a receiver is sent of a task: where it is, and neither its prompt nor its video."""
+
+    id: str
+    status: TaskStatus
+    model: str
+    attempt: int
+    created_at: datetime
+    claimed_at: datetime | None
+    finished_at: datetime | None
+    progress: Progress | None
+    error: TaskError | None
+    video: VideoView | None
+    links: WebhookTaskLinks
+
+
+class WebhookMessage(Struct, frozen=True, kw_only=True):
+    """The body that a receiver is sent. *timestamp* is when it happened; *data* is empty for `webhook.test`."""
+
+    type: str
+    timestamp: datetime
+    data: WebhookTask | dict[str, str]
+
+
+class EndpointView(Struct, frozen=True, kw_only=True):
+    """A registered endpoint. *secrets* is how many sign now: two or more during a rotation. Nothing is delivered once
+    it is disabled, for the reason in *disabled_why*."""
+
+    id: str
+    url: str
+    events: tuple[str, ...]
+    caller: str
+    made_at: datetime
+    secrets: int
+    disabled_at: datetime | None
+    disabled_why: str | None
+
+
+class EndpointsPage(Struct, frozen=True, kw_only=True):
+    """The endpoints of a caller, oldest first."""
+
+    endpoints: tuple[EndpointView, ...]
+
+
+class EndpointSecret(Struct, frozen=True, kw_only=True):
+    """An endpoint, and the newest of its secrets: this is the only time that it is shown."""
+
+    endpoint: EndpointView
+    secret: str
+
+
+class RequestsSecret(Struct, frozen=True, kw_only=True):
+    """The newest secret that signs what goes to the addresses that a caller's requests name."""
+
+    secret: str
+
+
+class DeliveryView(Struct, frozen=True, kw_only=True):
+    """One event on its way to a receiver. *endpoint* is null where the request named the address. *next_at* is the next
+    attempt, null once it has ended; *last* is what came of the newest one."""
+
+    id: str
+    endpoint: str | None
+    url: str
+    caller: str
+    task_id: str
+    event: str
+    status: DeliveryStatus
+    attempts: int
+    made_at: datetime
+    next_at: datetime | None
+    ended_at: datetime | None
+    last: DeliveryTry | None
+
+
+class DeliveriesPage(Struct, frozen=True, kw_only=True):
+    """Deliveries, newest first. *more*: there are others beyond the limit that was asked for."""
+
+    deliveries: tuple[DeliveryView, ...]
+    more: bool
+
+
+class WebhookTestView(Struct, frozen=True, kw_only=True):
+    """What came of a test message: *delivered* is whether the receiver answered with a 2xx."""
+
+    delivered: bool
+    status: int | None
+    error: str
+    took_s: float

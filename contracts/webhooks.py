@@ -1,0 +1,231 @@
+"""Webhooks: what somebody asked to be told of, where to, and what is stored of it (ADR 0044). Pure.
+
+An *endpoint* is an address that a caller registered, with the secrets that sign what goes there. A request may name an
+address of its own beside it. A *delivery* is one event of one task on its way to one of them.
+"""
+
+import hashlib
+import re
+from datetime import datetime
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from contracts.nesting import Decoder
+from contracts.wire import Counted, Moment, Token, Unreadable, decode
+
+URL_MAX_CHARS: Final = 2_048
+ENDPOINTS_PER_CALLER_MAX: Final = 20
+# Standard Webhooks asks for less than 20 kB.
+PAYLOAD_MAX_BYTES: Final = 20_000
+# What a secret of the time before a rotation still signs, unless its caller says otherwise.
+OVERLAP_S: Final = 86_400.0
+OVERLAP_MAX_S: Final = 7 * 86_400.0
+TEST_EVENT: Final = "webhook.test"
+_ENDPOINT_PREFIX: Final = "ep_"
+# Of the entry whose secrets sign what goes to the addresses that a caller's requests name themselves.
+_REQUESTS_PREFIX: Final = "rq_"
+
+
+class WebhookEvent(StrEnum):
+    """What a receiver can be told of a task. The list only grows."""
+
+    CLAIMED = "task.claimed"
+    PROGRESS = "task.progress"
+    DONE = "task.done"
+    FAILED = "task.failed"
+
+
+# Delivered at least once; progress is told as it comes, or not at all.
+KEPT_EVENTS: Final = (WebhookEvent.CLAIMED, WebhookEvent.DONE, WebhookEvent.FAILED)
+DEFAULT_EVENTS: Final = KEPT_EVENTS
+
+EventName = Annotated[str, Meta(pattern=r"\A[a-zA-Z0-9_.]{1,64}\Z")]
+"""The name of an event, also one that only a newer version knows."""
+
+
+class BadWebhookUrl(ValueError):
+    """Nothing can be delivered there. The text says why."""
+
+
+class WebhookUrl(Struct, frozen=True):
+    """An address in its parts, so that nobody reads it a second time, and differently. *target* is path and query."""
+
+    scheme: Literal["http", "https"]
+    host: str
+    port: int
+    target: str
+
+    @property
+    def authority(self) -> str:
+        """What goes into `Host`."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def literal(self) -> IPv4Address | IPv6Address | None:
+        """The IP address that stands in the place of a name, if one does."""
+        try:
+            return ip_address(self.host)
+        except ValueError:
+            return None
+
+
+class TaskWebhook(Struct, frozen=True, kw_only=True, gc=False):
+    """The address that a request named, and the events that it asked for."""
+
+    url: str
+    events: tuple[EventName, ...]
+
+
+class SealedSecret(Struct, frozen=True, kw_only=True):
+    """A signing secret, encrypted. It signs until *until*; None is for as long as its endpoint stands."""
+
+    sealed: str
+    made_at: Moment
+    until: Moment | None = None
+
+
+class WebhookEndpoint(Struct, frozen=True, kw_only=True):
+    """An address of *caller*, in KV `webhooks` under its id. Where *url* is None: the secrets for the addresses that
+    the caller's requests name.
+
+    Events from *since* on count. *disabled_at*: nothing is delivered any more, because of *disabled_why*.
+    """
+
+    id: Token
+    caller: str
+    url: str | None
+    events: tuple[EventName, ...]
+    secrets: tuple[SealedSecret, ...]
+    made_at: Moment
+    since: Moment
+    disabled_at: Moment | None = None
+    disabled_why: str = ""
+
+    def signing(self, now: datetime) -> tuple[SealedSecret, ...]:
+        """The secrets that sign now, the newest first."""
+        return tuple(each for each in reversed(self.secrets) if each.until is None or now < each.until)
+
+    def takes(self, event: str, at: datetime) -> bool:
+        """Whether *event*, which happened *at*, goes to this endpoint."""
+        return self.url is not None and self.disabled_at is None and event in self.events and self.since <= at
+
+
+class DeliveryTry(Struct, frozen=True, kw_only=True):
+    """What came of one attempt: the *status* of the answer, or why there was none."""
+
+    at: Moment
+    status: int | None
+    error: str
+    took_s: float
+
+
+DeliveryStatus = Literal["pending", "delivered", "dead"]
+
+
+class WebhookDelivery(Struct, frozen=True, kw_only=True):
+    """One event of one task on its way to one endpoint, in KV `deliveries` under its id, which is also its
+    `webhook-id`.
+
+    *attempts* counts those since it was made, or was last asked for again. While it is pending, *next_at* is the next
+    one. *payload* is what is sent, the same at every attempt.
+    """
+
+    id: Token
+    caller: str
+    endpoint: Token
+    url: str
+    task_id: Token
+    event: EventName
+    payload: str
+    made_at: Moment
+    status: DeliveryStatus = "pending"
+    attempts: Counted = 0
+    next_at: Moment | None = None
+    ended_at: Moment | None = None
+    last: DeliveryTry | None = None
+
+
+_PORTS: Final = {"http": 80, "https": 443}
+_UNRESERVED: Final = r"A-Za-z0-9._~!$&'()*+,;=:@%/-"
+_URL: Final = re.compile(
+    rf"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{{1,5}}))?"
+    rf"(?P<path>/[{_UNRESERVED}]*)?(?P<query>\?[{_UNRESERVED}?]*)?",
+    re.IGNORECASE,
+)
+_NUMBER: Final = re.compile(r"0[xX][0-9A-Fa-f]*|[0-9]+")
+
+
+def parse_url(text: str) -> WebhookUrl:
+    """*text* in its parts. Raises BadWebhookUrl.
+
+    It is stricter than most readers of a URL: no user, no fragment, no character that two of them read differently, and
+    no number that some of them take for an IP address.
+    """
+    if len(text) > URL_MAX_CHARS:
+        raise BadWebhookUrl(f"at most {URL_MAX_CHARS} characters, got {len(text)}")
+    match = _URL.fullmatch(text)
+    if match is None:
+        raise BadWebhookUrl("expected https://HOST/PATH, without a user, a fragment or characters that need escaping")
+    host = match["host"].lower()
+    if host.startswith("["):
+        host = host[1:-1]
+        try:
+            IPv6Address(host)
+        except ValueError:
+            raise BadWebhookUrl("what stands in brackets is no IPv6 address") from None
+    elif _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):
+        try:
+            IPv4Address(host)
+        except ValueError:
+            raise BadWebhookUrl("the host is a number, and no IPv4 address in its usual form") from None
+    elif len(host) > 253 or not all(0 < len(label) <= 63 for label in host.removesuffix(".").split(".")):
+        raise BadWebhookUrl("the host is no name")
+    scheme: Literal["http", "https"] = "https" if match["scheme"].lower() == "https" else "http"
+    port = _PORTS[scheme] if match["port"] is None else int(match["port"])
+    if not 0 < port < 65_536:
+        raise BadWebhookUrl("the port is not one from 1 to 65535")
+    return WebhookUrl(scheme, host, port, (match["path"] or "/") + (match["query"] or ""))
+
+
+def requests_id(caller: str) -> str:
+    """The id of the entry whose secrets sign what goes to the addresses that *caller*'s requests name."""
+    return _REQUESTS_PREFIX + hashlib.sha256(caller.encode()).hexdigest()[:16]
+
+
+def endpoint_id(random_hex: str) -> str:
+    """The id of a registered endpoint."""
+    return _ENDPOINT_PREFIX + random_hex
+
+
+def delivery_id(task_id: str, event: str, endpoint: str) -> str:
+    """The id of the one delivery of *event* of *task_id* to *endpoint*: whoever makes it twice makes it once."""
+    return f"{task_id}_{event.rpartition('.')[2]}_{endpoint}"
+
+
+_ENDPOINTS: Final = Decoder(WebhookEndpoint)
+_DELIVERIES: Final = Decoder(WebhookDelivery)
+
+
+def decode_endpoint(name: str, data: bytes) -> WebhookEndpoint:
+    """The endpoint in *data*, stored under *name*. Raises Unreadable."""
+    endpoint = decode(data, _ENDPOINTS)
+    if endpoint.id != name:
+        raise Unreadable("it carries the id of another endpoint")
+    return endpoint
+
+
+def decode_delivery(name: str, data: bytes) -> WebhookDelivery:
+    """The delivery in *data*, stored under *name*. Raises Unreadable."""
+    delivery = decode(data, _DELIVERIES)
+    if delivery.id != name:
+        raise Unreadable("it carries the id of another delivery")
+    return delivery
+
+
+encode_entry: Final = msgspec.json.Encoder().encode
+"""An endpoint or a delivery as JSON, the form in which it is stored."""

@@ -1,0 +1,68 @@
+"""The endpoints of webhooks, held in memory by watching KV `webhooks`."""
+
+from collections.abc import Callable
+from typing import Final
+
+from contracts.webhooks import WebhookEndpoint, requests_id
+from ops.nats.bucket import Bucket, Versioned
+from ops.nats.buckets import ENDPOINTS
+from ops.nats.link import NatsLink
+
+
+class EndpointBoard:
+    """Every endpoint, and the secrets for the addresses of requests. `start` it before use."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, WebhookEndpoint] = {}
+        self._of: dict[str, dict[str, WebhookEndpoint]] = {}
+        self.on_change: Callable[[str], None] = lambda _: None
+        """Called with the caller whose endpoints have changed."""
+
+    async def start(self, link: NatsLink) -> None:
+        """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
+        await (await Bucket(link, ENDPOINTS).watch(self.on_entry)).wait()
+
+    def on_entry(self, entry: Versioned[WebhookEndpoint]) -> None:
+        """An endpoint was made, changed or removed."""
+        before, after = self._known.pop(entry.key, None), entry.value
+        callers = {each.caller for each in (before, after) if each is not None}
+        if before is not None:
+            of_caller = self._of[before.caller]
+            of_caller.pop(entry.key, None)
+            if not of_caller:
+                del self._of[before.caller]
+        if after is not None:
+            self._known[entry.key] = after
+            self._of.setdefault(after.caller, {})[entry.key] = after
+        for caller in callers:
+            self.on_change(caller)
+
+    def get(self, endpoint: str) -> WebhookEndpoint | None:
+        """The endpoint of that id, if there is one."""
+        return self._known.get(endpoint)
+
+    def of(self, caller: str) -> tuple[WebhookEndpoint, ...]:
+        """The registered endpoints of *caller*, oldest first."""
+        return _sorted(self._of.get(caller, {}))
+
+    def every(self) -> tuple[WebhookEndpoint, ...]:
+        """The registered endpoints of all callers, oldest first."""
+        return _sorted(self._known)
+
+    def has_any(self) -> bool:
+        """Whether somebody has registered one."""
+        return bool(self._known)
+
+    def for_requests(self, caller: str) -> WebhookEndpoint | None:
+        """The secrets for the addresses that *caller*'s requests name, once they are made."""
+        return self._known.get(requests_id(caller))
+
+
+_NOBODY: Final[tuple[WebhookEndpoint, ...]] = ()
+
+
+def _sorted(endpoints: dict[str, WebhookEndpoint]) -> tuple[WebhookEndpoint, ...]:
+    if not endpoints:
+        return _NOBODY
+    registered = [each for each in endpoints.values() if each.url is not None]
+    return tuple(sorted(registered, key=lambda each: (each.made_at, each.id)))

@@ -1,0 +1,126 @@
+"""Which events of a task are told to whom, and what a receiver reads. Pure: no clock, no I/O, no logging."""
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from contracts.api.tasks import VideoView
+from contracts.api.webhooks import WebhookMessage, WebhookTask, WebhookTaskLinks
+from contracts.tasks import GenerationTask, TaskError, TaskStatus
+from contracts.webhooks import (
+    PAYLOAD_MAX_BYTES,
+    WebhookDelivery,
+    WebhookEndpoint,
+    WebhookEvent,
+    delivery_id,
+    requests_id,
+)
+
+REASON_MAX_CHARS: Final = 500
+ENDS: Final = {TaskStatus.DONE: WebhookEvent.DONE, TaskStatus.FAILED: WebhookEvent.FAILED}
+
+
+class Happened(Struct, frozen=True):
+    """An event of a task, and when its record says that it happened."""
+
+    event: WebhookEvent
+    at: datetime
+
+
+class Target(Struct, frozen=True):
+    """Where an event goes: a registered endpoint, or the address of the request, whose *endpoint* is its caller's."""
+
+    endpoint: str
+    url: str
+
+
+def happened(task: GenerationTask) -> Iterator[Happened]:
+    """What has happened to *task* so far that is told at least once, in its order; progress is not.
+
+    1. Nothing of a request that was refused or taken back before its caller was given the id: nobody knows it.
+    2. `task.claimed` once a worker has begun it; of several attempts the newest one that the record names.
+    3. `task.done` or `task.failed` once it has ended.
+    """
+    if task.attempt == 0 and not task.promised:  # 1
+        return
+    if task.claimed_at is not None:  # 2
+        yield Happened(WebhookEvent.CLAIMED, task.claimed_at)
+    if task.status.is_terminal and task.finished_at is not None:  # 3
+        yield Happened(ENDS[task.status], task.finished_at)
+
+
+def targets(
+    task: GenerationTask, endpoints: Iterable[WebhookEndpoint], event: WebhookEvent, at: datetime
+) -> Iterator[Target]:
+    """Where *event* of *task*, which happened *at*, goes. *endpoints* are those of its caller.
+
+    1. Every endpoint that takes the event.
+    2. The address of the request, if it asked for the event. One that is registered as well is told once, by 1 or here,
+       and signed with that endpoint's secrets.
+    """
+    asked = task.webhook if task.webhook is not None and event in task.webhook.events else None
+    told = False
+    for endpoint in endpoints:
+        if endpoint.url is None:
+            continue
+        is_same = asked is not None and endpoint.url == asked.url and endpoint.disabled_at is None
+        if endpoint.takes(event, at) or (is_same and not told):
+            told = told or is_same
+            yield Target(endpoint.id, endpoint.url)  # 1
+    if asked is not None and not told:
+        yield Target(requests_id(task.caller), asked.url)  # 2
+
+
+def deliveries(task: GenerationTask, endpoints: Iterable[WebhookEndpoint], now: datetime) -> Iterator[WebhookDelivery]:
+    """Every delivery that *task* is owed by what its record says now; the same ones however often one asks."""
+    known = tuple(endpoints)
+    for each in happened(task):
+        for target in targets(task, known, each.event, each.at):
+            yield WebhookDelivery(
+                id=delivery_id(task.id, each.event, target.endpoint),
+                caller=task.caller,
+                endpoint=target.endpoint,
+                url=target.url,
+                task_id=task.id,
+                event=each.event.value,
+                payload=payload(task, each.event, each.at),
+                made_at=now,
+                next_at=now,
+            )
+
+
+def payload(task: GenerationTask, event: WebhookEvent, at: datetime) -> str:
+    """The body that a receiver is sent: JSON of less than 20 kB, without prompt or video."""
+    video, error = task.video, task.error
+    told = WebhookTask(
+        id=task.id,
+        status=task.status,
+        model=task.model,
+        attempt=task.attempt,
+        created_at=task.created_at,
+        claimed_at=task.claimed_at,
+        finished_at=task.finished_at,
+        progress=task.progress,
+        error=None if error is None else TaskError(code=error.code, message=error.message[:REASON_MAX_CHARS]),
+        video=None
+        if video is None
+        else VideoView(
+            bytes=video.bytes,
+            sha256=video.sha256,
+            width=video.width,
+            height=video.height,
+            frames=video.frames,
+            fps=video.fps,
+        ),
+        links=WebhookTaskLinks(
+            self_=f"/tasks/{task.id}",
+            video=f"/tasks/{task.id}/video" if task.status is TaskStatus.DONE else None,
+        ),
+    )
+    text = msgspec.json.encode(WebhookMessage(type=event.value, timestamp=at, data=told)).decode()
+    if len(text.encode()) >= PAYLOAD_MAX_BYTES:
+        raise ValueError("the body of a webhook has grown beyond its bound")
+    return text

@@ -1,0 +1,158 @@
+"""The endpoints that callers register, and the secrets that sign what goes there."""
+
+import secrets
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Final
+
+from msgspec.structs import replace
+
+from contracts.webhooks import (
+    ENDPOINTS_PER_CALLER_MAX,
+    OVERLAP_S,
+    SealedSecret,
+    WebhookEndpoint,
+    endpoint_id,
+    requests_id,
+)
+from gateway.boards.endpoint_board import EndpointBoard
+from gateway.webhooks.sealing import Sealer, new_secret
+from ops.nats.bucket import Bucket
+from ops.nats.buckets import ENDPOINTS
+from ops.nats.errors import WrongRevision
+from ops.nats.link import NatsLink
+
+_ID_BYTES: Final = 8
+# Of several rotations within one overlap the newest secrets sign: a header with hundreds of signatures helps nobody.
+SECRETS_MAX: Final = 4
+
+
+class NoSuchEndpoint(Exception):
+    """There is no endpoint of that id."""
+
+
+class TooManyEndpoints(Exception):
+    """The caller has as many as one may have."""
+
+
+class Registry:
+    """Changes KV `webhooks`, by compare-and-set. Every method raises TransportUnavailable."""
+
+    def __init__(self, link: NatsLink, endpoints: EndpointBoard, sealer: Sealer) -> None:
+        self._bucket = Bucket(link, ENDPOINTS)
+        self._endpoints, self._sealer = endpoints, sealer
+
+    async def add(
+        self, caller: str, url: str, events: tuple[str, ...], *, now: datetime
+    ) -> tuple[WebhookEndpoint, str]:
+        """Registers *url* for *caller*; the endpoint, and the only copy of its secret. Raises TooManyEndpoints."""
+        if len(self._endpoints.of(caller)) >= ENDPOINTS_PER_CALLER_MAX:
+            raise TooManyEndpoints(f"{ENDPOINTS_PER_CALLER_MAX} endpoints are registered; remove one first")
+        while True:
+            made, secret = self._made(endpoint_id(secrets.token_hex(_ID_BYTES)), caller, url, events, now)
+            try:
+                await self._bucket.create(made.id, made)
+            except WrongRevision:
+                continue  # the id is taken
+            return made, secret
+
+    async def rotate(
+        self, endpoint: str, *, now: datetime, overlap_s: float = OVERLAP_S
+    ) -> tuple[WebhookEndpoint, str]:
+        """A new secret for *endpoint*; the ones before it sign as well for *overlap_s* more. Raises NoSuchEndpoint."""
+        secret = new_secret()
+
+        def rotated(known: WebhookEndpoint) -> WebhookEndpoint:
+            until = now + timedelta(seconds=overlap_s)
+            before = [
+                replace(each, until=until if each.until is None else min(each.until, until))
+                for each in reversed(known.signing(now))
+            ]
+            made = SealedSecret(sealed=self._sealer.seal(known.id, secret), made_at=now)
+            return replace(known, secrets=(*before, made)[-SECRETS_MAX:])
+
+        return await self._change(endpoint, rotated), secret
+
+    async def remove(self, endpoint: str) -> None:
+        """Nothing goes to *endpoint* any more. Raises NoSuchEndpoint."""
+        while True:
+            entry = await self._bucket.get(endpoint)
+            if entry is None or entry.is_deleted:
+                raise NoSuchEndpoint(endpoint)
+            try:
+                await self._bucket.delete(endpoint, revision=entry.revision)
+            except WrongRevision:
+                continue
+            return
+
+    async def disable(self, endpoint: str, why: str, *, now: datetime) -> WebhookEndpoint:
+        """Nothing goes to *endpoint* until `enable`; one that is disabled stays as it is. Raises NoSuchEndpoint."""
+        return await self._change(
+            endpoint,
+            lambda known: known if known.disabled_at is not None else replace(known, disabled_at=now, disabled_why=why),
+        )
+
+    async def enable(self, endpoint: str, *, now: datetime) -> WebhookEndpoint:
+        """Events from *now* on go to *endpoint* again. Raises NoSuchEndpoint."""
+        return await self._change(
+            endpoint,
+            lambda known: (
+                known if known.disabled_at is None else replace(known, disabled_at=None, disabled_why="", since=now)
+            ),
+        )
+
+    async def get(self, endpoint: str) -> WebhookEndpoint | None:
+        """The endpoint, from memory or else from the server: what is in memory may be behind. None without one."""
+        known = self._endpoints.get(endpoint)
+        if known is not None:
+            return known
+        entry = await self._bucket.get(endpoint)
+        return None if entry is None else entry.value
+
+    async def for_requests(self, caller: str, *, now: datetime) -> WebhookEndpoint:
+        """The entry whose secrets sign for the addresses of *caller*'s requests; it is made where it is missing."""
+        name = requests_id(caller)
+        while True:
+            known = await self.get(name)
+            if known is not None:
+                return known
+            made, _ = self._made(name, caller, None, (), now)
+            entry = await self._bucket.get(name)
+            try:
+                await self._bucket.update(name, made, revision=0 if entry is None else entry.revision)
+            except WrongRevision:
+                continue  # another gateway was faster
+            return made
+
+    def secrets_of(self, endpoint: WebhookEndpoint, now: datetime) -> tuple[str, ...]:
+        """The secrets that sign now, the newest first. Raises CannotUnseal."""
+        return tuple(self._sealer.open(endpoint.id, each.sealed) for each in endpoint.signing(now))
+
+    def _made(
+        self, name: str, caller: str, url: str | None, events: tuple[str, ...], now: datetime
+    ) -> tuple[WebhookEndpoint, str]:
+        secret = new_secret()
+        made = WebhookEndpoint(
+            id=name,
+            caller=caller,
+            url=url,
+            events=events,
+            secrets=(SealedSecret(sealed=self._sealer.seal(name, secret), made_at=now),),
+            made_at=now,
+            since=now,
+        )
+        return made, secret
+
+    async def _change(self, endpoint: str, change: Callable[[WebhookEndpoint], WebhookEndpoint]) -> WebhookEndpoint:
+        while True:
+            entry = await self._bucket.get(endpoint)
+            if entry is None or entry.value is None:
+                raise NoSuchEndpoint(endpoint)
+            changed = change(entry.value)
+            if changed is entry.value:
+                return changed
+            try:
+                await self._bucket.update(endpoint, changed, revision=entry.revision)
+            except WrongRevision:
+                continue
+            return changed

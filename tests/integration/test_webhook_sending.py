@@ -1,0 +1,212 @@
+"""One attempt against hostile receivers: real HTTP servers, real TLS, and a real name server that changes its mind."""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from ipaddress import ip_address, ip_network
+from typing import cast
+
+import dns.asyncresolver
+import dns.exception
+import dns.message
+import dns.rdatatype
+import dns.rrset
+import pytest
+import trustme
+
+from contracts.webhooks import parse_url
+from gateway.rules.webhook_addresses import Address, Network, allowing
+from gateway.webhooks.sending import Resolve, WebhookSender
+from tests.kit.receivers import answering, endless, endless_head, receiving, silent
+from tests.kit.support import free_port
+
+HEADERS = {"webhook-id": "x", "content-type": "application/json"}
+LOOPBACK = allowing([ip_network("127.0.0.0/8")])
+# Nobody is there, and nothing may go there: a network for documentation.
+FORBIDDEN = "203.0.113.7"
+
+
+@contextlib.asynccontextmanager
+async def sending(
+    allowed: Sequence[Network] = LOOPBACK,
+    *,
+    resolve: Resolve | None = None,
+    trusted: ssl.SSLContext | None = None,
+    attempt_s: float = 20,
+) -> AsyncIterator[WebhookSender]:
+    sender = WebhookSender(allowed, resolve=resolve, trusted=trusted, attempt_s=attempt_s)
+    try:
+        yield sender
+    finally:
+        await sender.close()
+
+
+class NameServer(asyncio.DatagramProtocol):
+    """A name server of the test's own. Each question takes the next of its answers; the last one stays."""
+
+    def __init__(self, *answers: Sequence[str]) -> None:
+        self._answers = list(answers)
+        self.questions = 0
+        self.port = free_port()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+
+    def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
+        asked = dns.message.from_wire(data)
+        answer = dns.message.make_response(asked)
+        question = asked.question[0]
+        if question.rdtype == dns.rdatatype.A:
+            self.questions += 1
+            found = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+            if found:
+                answer.answer.append(dns.rrset.from_text_list(question.name, 0, "IN", "A", list(found)))
+        self._transport.sendto(answer.to_wire(), address)
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[Resolve]:
+        """The resolver that asks it, by real DNS over UDP."""
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+            lambda: self, local_addr=("127.0.0.1", self.port)
+        )
+        resolver = dns.asyncresolver.Resolver(configure=False)
+        resolver.nameservers, resolver.port, resolver.lifetime = ["127.0.0.1"], self.port, 10
+        resolver.cache = None
+
+        async def resolve(host: str, port: int) -> Sequence[Address]:
+            try:
+                found = await resolver.resolve(f"{host}.", "A")
+            except dns.exception.DNSException as error:
+                raise OSError(type(error).__name__) from error
+            return [ip_address(record.address) for record in found]
+
+        try:
+            yield resolve
+        finally:
+            transport.close()
+
+
+async def test_the_address_that_was_judged_is_the_one_that_is_called_whatever_the_name_says_next() -> None:
+    """DNS rebinding: the name leads to an allowed address when it is judged, and elsewhere a moment later."""
+    names = NameServer(["127.0.0.1"], [FORBIDDEN])
+    async with receiving() as receiver, names.serving() as resolve, sending(resolve=resolve) as sender:
+        url = f"http://receiver.test:{receiver.port}/hook"
+        first = await sender.send(url, HEADERS, "{}")
+        assert first.status == 204
+        assert receiver.received[0].headers["host"] == f"receiver.test:{receiver.port}"
+        # the name has changed: it is judged anew, and nothing is sent
+        second = await sender.send(url, HEADERS, "{}")
+        assert second.status is None
+        assert FORBIDDEN in second.error
+        assert len(receiver.received) == 1
+
+
+async def test_a_name_is_asked_for_once_for_each_attempt() -> None:
+    names = NameServer(["127.0.0.1"])
+    async with receiving() as receiver, names.serving() as resolve, sending(resolve=resolve) as sender:
+        assert (await sender.send(f"http://receiver.test:{receiver.port}/", HEADERS, "{}")).status == 204
+        assert names.questions == 1
+
+
+@pytest.mark.parametrize("answers", [["127.0.0.1", "10.0.0.1"], ["10.0.0.1", "127.0.0.1"], [FORBIDDEN], []])
+async def test_one_address_of_several_that_is_refused_refuses_all(answers: list[str]) -> None:
+    names = NameServer(answers)
+    async with receiving() as receiver, names.serving() as resolve, sending(resolve=resolve) as sender:
+        url = f"http://receiver.test:{receiver.port}/"
+        answer = await sender.send(url, HEADERS, "{}")
+        assert answer.status is None
+        assert answer.error
+        assert await sender.objection_to(parse_url(url)) is not None
+        assert receiver.connections == 0
+
+
+async def test_without_a_word_of_the_operator_nothing_goes_to_this_machine() -> None:
+    async with receiving() as receiver, sending(()) as sender:
+        for host in ("127.0.0.1", "localhost", "[::1]", "0.0.0.0", "[::ffff:127.0.0.1]"):
+            answer = await sender.send(f"https://{host}:{receiver.port}/", HEADERS, "{}")
+            assert (answer.status, bool(answer.error)) == (None, True), host
+        assert receiver.connections == 0
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed(status: int) -> None:
+    async with receiving() as inside, sending() as sender:
+        async with receiving(answering(status, location=inside.url)) as receiver:
+            assert (await sender.send(receiver.url, HEADERS, "{}")).status == status
+        assert inside.connections == 0
+
+
+async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with receiving() as proxy, receiving() as receiver:
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        async with sending() as sender:
+            assert (await sender.send(receiver.url, HEADERS, "{}")).status == 204
+        assert (proxy.connections, receiver.connections) == (0, 1)
+
+
+async def test_an_answer_without_end_is_not_read() -> None:
+    async with receiving(endless) as receiver, sending() as sender:
+        assert (await sender.send(receiver.url, HEADERS, "{}")).status == 200
+
+
+async def test_a_head_without_end_is_given_up() -> None:
+    async with receiving(endless_head) as receiver, sending() as sender:
+        answer = await sender.send(receiver.url, HEADERS, "{}")
+        assert answer.status is None
+        assert answer.error
+
+
+async def test_whoever_never_answers_has_failed() -> None:
+    async with receiving(silent) as receiver, sending(attempt_s=0.2) as sender:
+        answer = await sender.send(receiver.url, HEADERS, "{}")
+        assert (answer.status, bool(answer.error)) == (None, True)
+
+
+async def test_whoever_drips_has_failed_when_the_time_is_over() -> None:
+    async def drip(_: object, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+
+    async with receiving(drip) as receiver, sending(attempt_s=0.3) as sender:
+        answer = await sender.send(receiver.url, HEADERS, "{}")
+        assert answer.status is None
+
+
+async def test_nobody_there_is_an_answer_too() -> None:
+    async with sending() as sender:
+        answer = await sender.send(f"http://127.0.0.1:{free_port()}/", HEADERS, "{}")
+        assert answer.status is None
+        assert "ConnectError" in answer.error
+
+
+async def test_the_certificate_is_that_of_the_name_and_not_of_the_address() -> None:
+    authority = trustme.CA()
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("receiver.test").configure_cert(server)
+    trusted = ssl.create_default_context()
+    authority.configure_trust(trusted)
+    async with receiving(tls=server) as receiver, NameServer(["127.0.0.1"]).serving() as resolve:
+        async with sending(resolve=resolve, trusted=trusted) as sender:
+            good = await sender.send(f"https://receiver.test:{receiver.port}/", HEADERS, "{}")
+            assert good.status == 204
+            other = await sender.send(f"https://other.test:{receiver.port}/", HEADERS, "{}")
+            assert other.status is None
+            assert "certificate" in other.error.lower()
+        async with sending(resolve=resolve) as sender:  # an authority that nobody knows
+            assert (await sender.send(f"https://receiver.test:{receiver.port}/", HEADERS, "{}")).status is None
+    assert [each.headers["host"] for each in receiver.received] == [f"receiver.test:{receiver.port}"]
+
+
+async def test_slow_receivers_do_not_hold_each_other_up() -> None:
+    async with receiving(silent) as deaf, receiving() as receiver, sending(attempt_s=30) as sender:
+        waiting = [asyncio.create_task(sender.send(deaf.url, HEADERS, "{}")) for _ in range(50)]
+        assert (await sender.send(receiver.url, HEADERS, "{}")).status == 204
+        assert not any(task.done() for task in waiting)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)

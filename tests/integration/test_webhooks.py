@@ -1,0 +1,238 @@
+"""Webhooks of a real gateway: registered, signed, delivered, tried again, given up and delivered anew."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+
+import pytest
+from standardwebhooks.webhooks import WebhookVerificationError
+
+from contracts import lifecycle
+from contracts.tasks import Progress, encode_task
+from contracts.topology import DELIVERIES, TASKS, WEBHOOKS
+from tests.kit.gateway import GatewayProcess, System
+from tests.kit.receivers import Receiver, answering, receiving, silent
+from tests.kit.support import eventually
+from tests.kit.webhooks import OPTIONS, allowing_gateway, deliveries, delivery, finish, register, run, submit, system_of
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    with allowing_gateway(tmp_path_factory.mktemp("webhooks")) as process:
+        yield process
+
+
+@pytest.fixture
+async def system(gateway: GatewayProcess) -> AsyncIterator[System]:
+    async with system_of(gateway) as found:
+        yield found
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving() as found:
+        yield found
+
+
+async def test_an_endpoint_is_told_what_becomes_of_a_task_and_can_check_who_says_so(
+    system: System, receiver: Receiver
+) -> None:
+    _, secret = await register(system, receiver.url)
+    task_id = await run(system)
+    told = await receiver.gets(task_id, "task.claimed", "task.done")
+    for each in told:
+        body = each.verified(secret)
+        assert each.headers["content-type"] == "application/json"
+        assert body["data"]["id"] == task_id
+    done = next(each.json for each in told if each.type == "task.done")
+    assert done["data"]["status"] == "done"
+    assert done["data"]["links"] == {"self": f"/tasks/{task_id}", "video": f"/tasks/{task_id}/video"}
+    with pytest.raises(WebhookVerificationError):
+        told[0].verified("whsec_" + "A" * 43 + "=")
+    failed_id = await submit(system)
+    await system.http.delete(f"/tasks/{failed_id}")
+    (failed,) = await receiver.gets(failed_id, "task.failed")
+    assert failed.json["data"]["error"]["code"] == "cancelled"
+
+
+async def test_a_request_names_an_address_of_its_own(system: System, receiver: Receiver) -> None:
+    task_id = await run(system, webhook={"url": receiver.url, "events": ["task.done"]})
+    (done,) = await receiver.gets(task_id, "task.done")
+    secret = (await system.http.get("/webhooks/secret")).json()["secret"]
+    assert done.verified(secret)["type"] == "task.done"
+    assert (await system.http.get(f"/tasks/{task_id}")).json()["webhook"] == {
+        "url": receiver.url,
+        "events": ["task.done"],
+    }
+    # one that is registered signs with its own secret, and is told once
+    _, own = await register(system, receiver.url, "task.done")
+    again = await run(system, webhook={"url": receiver.url, "events": ["task.done"]})
+    (told,) = await receiver.gets(again, "task.done")
+    told.verified(own)
+    ids = [each["id"] for each in await deliveries(system) if each["task_id"] == again]
+    assert len(ids) == 1
+
+
+async def test_progress_is_told_where_it_is_asked_for(system: System, receiver: Receiver) -> None:
+    await register(system, receiver.url, "task.progress", "task.done")
+    task_id = await submit(system)
+    await system.claim(task_id)
+    task, revision = await system.record(task_id)
+    moved = lifecycle.renew(task, progress=Progress(step=3, steps=8), lease_s=60, now=datetime.now(UTC))
+    await system.link.entries.update(TASKS, task_id, encode_task(moved), revision=revision)
+
+    async def came() -> bool:
+        return "task.progress" in receiver.types(task_id)
+
+    await eventually(came)
+    (told,) = receiver.of(task_id)
+    assert told.json["data"]["progress"] == {"step": 3, "steps": 8}
+    await finish(system, task_id)
+    await receiver.gets(task_id, "task.progress", "task.done")
+
+
+async def test_both_secrets_sign_while_a_receiver_changes_over(system: System, receiver: Receiver) -> None:
+    endpoint, before = await register(system, receiver.url, "task.done")
+    after = (await system.http.post(f"/webhooks/{endpoint}/rotate")).json()["secret"]
+    assert (await system.http.get(f"/webhooks/{endpoint}")).json()["secrets"] == 2
+    (told,) = await receiver.gets(await run(system), "task.done")
+    assert told.verified(before) == told.verified(after)
+    last = (await system.http.post(f"/webhooks/{endpoint}/rotate", params={"overlap_s": 0})).json()["secret"]
+
+    async def one_signs() -> bool:
+        return bool((await system.http.get(f"/webhooks/{endpoint}")).json()["secrets"] == 1)
+
+    await eventually(one_signs)
+    (told,) = await receiver.gets(await run(system), "task.done")
+    told.verified(last)
+    with pytest.raises(WebhookVerificationError):
+        told.verified(after)
+
+
+async def test_what_failed_is_tried_again_under_the_same_id(system: System) -> None:
+    async with receiving(answering(500)) as receiver:
+        _, secret = await register(system, receiver.url, "task.done")
+        task_id = await run(system)
+        (first,) = await receiver.gets(task_id, "task.done")
+        known = await delivery(system, first.id, "pending", attempts=1)
+        assert known["last"]["status"] == 500
+        receiver.answer = answering(204)
+        known = await delivery(system, first.id, "delivered")
+        assert known["attempts"] == 2
+        first, second = receiver.of(task_id)
+        assert (first.id, first.body) == (second.id, second.body)
+        second.verified(secret)
+
+
+async def test_a_receiver_that_is_gone_is_disabled_and_a_good_test_enables_it(system: System) -> None:
+    async with receiving(answering(410)) as receiver:
+        endpoint, _ = await register(system, receiver.url, "task.done")
+        (told,) = await receiver.gets(await run(system), "task.done")
+        await delivery(system, told.id, "dead")
+        shown = (await system.http.get(f"/webhooks/{endpoint}")).json()
+        assert (shown["disabled_at"] is not None, shown["disabled_why"]) == (True, "it answered 410 Gone")
+        receiver.answer = answering(200)
+        tested = (await system.http.post(f"/webhooks/{endpoint}/test")).json()
+        assert (tested["delivered"], tested["status"]) == (True, 200)
+        assert receiver.received[-1].type == "webhook.test"
+
+        async def enabled() -> bool:
+            return (await system.http.get(f"/webhooks/{endpoint}")).json()["disabled_at"] is None
+
+        await eventually(enabled)
+        await receiver.gets(await run(system), "task.done")
+        # what is dead comes back when it is asked for
+        again = await system.http.post(f"/webhooks/deliveries/{told.id}/redeliver")
+        assert again.json()["status"] == "pending"
+        await delivery(system, told.id, "delivered", attempts=1)
+        assert [each.id for each in receiver.received].count(told.id) == 2
+
+
+async def test_redirects_are_no_success_and_are_not_followed(system: System, receiver: Receiver) -> None:
+    async with receiving(answering(302, location=receiver.url)) as redirecting:
+        await register(system, redirecting.url, "task.done")
+        (told,) = await redirecting.gets(await run(system), "task.done")
+        known = await delivery(system, told.id, "pending", attempts=1)
+        assert known["last"]["status"] == 302
+    assert receiver.connections == 0
+
+
+async def test_a_receiver_may_ask_for_time(system: System) -> None:
+    async with receiving(answering(503, retry_after="3600")) as receiver:
+        await register(system, receiver.url, "task.done")
+        (told,) = await receiver.gets(await run(system), "task.done")
+        known = await delivery(system, told.id, "pending", attempts=1)
+        waits_s = datetime.fromisoformat(known["next_at"]) - datetime.fromisoformat(known["last"]["at"])
+        assert 3_590 < waits_s.total_seconds() < 3_601
+
+
+async def test_receivers_that_never_answer_delay_neither_tasks_nor_other_receivers(
+    system: System, receiver: Receiver
+) -> None:
+    async with receiving(silent) as deaf:
+        await register(system, deaf.url, "task.done")
+        await register(system, receiver.url, "task.done")
+        ids = [await run(system) for _ in range(6)]
+        for task_id in ids:
+            await receiver.gets(task_id, "task.done")
+        assert not [each for each in await deliveries(system, status="delivered") if each["url"] == deaf.url]
+
+
+async def test_what_cannot_be_delivered_to_is_refused_at_once(system: System) -> None:
+    for url in ("http://10.0.0.1/hook", "https://169.254.169.254/latest", "https://[::ffff:127.0.0.1]/", "ftp://x/"):
+        answer = await system.http.post("/webhooks", json={"url": url})
+        assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed"), url
+        assert answer.json()["errors"][0]["pointer"] == "/url"
+        body = {"model": "anisora", "prompt": "x", "webhook": {"url": url}}
+        answer = await system.http.post("/generate", json=body)
+        assert answer.status_code == 422, url
+        assert answer.json()["errors"][0]["pointer"] == "/webhook/url"
+    answer = await system.http.post("/webhooks", json={"url": "http://127.0.0.1:9/", "events": ["task.exploded"]})
+    assert answer.json()["errors"][0]["code"] == "unknown_event"
+
+
+async def test_neither_secrets_nor_addresses_end_in_a_log_and_the_server_stores_no_secret(
+    system: System, receiver: Receiver
+) -> None:
+    endpoint, secret = await register(system, f"{receiver.url}?token=hidden", "task.done")
+    await receiver.gets(await run(system), "task.done")
+    stored = await system.link.entries.get(WEBHOOKS, endpoint)
+    assert stored is not None
+    assert stored.value is not None
+    plain = secret.removeprefix("whsec_")
+    assert plain not in stored.value.decode()
+    assert plain not in system.gateway.log()
+    assert "token=hidden" not in system.gateway.log()
+    assert oct((system.gateway.data_dir / "webhooks.key").stat().st_mode)[-3:] == "600"
+
+
+async def test_a_removed_endpoint_gets_nothing_more(system: System) -> None:
+    async with receiving(answering(500)) as receiver:
+        endpoint, _ = await register(system, receiver.url, "task.done")
+        (told,) = await receiver.gets(await run(system), "task.done")
+        await delivery(system, told.id, "pending", attempts=1)
+        assert (await system.http.delete(f"/webhooks/{endpoint}")).status_code == 204
+        known = await delivery(system, told.id, "dead")
+        assert known["last"]["error"] == "the endpoint was removed"
+        assert (await system.http.get(f"/webhooks/{endpoint}")).status_code == 404
+        assert len(receiver.of(told.task_id)) == 1
+
+
+async def test_a_delivery_that_was_lost_on_the_way_is_made_from_the_record(system: System, receiver: Receiver) -> None:
+    """Nothing says that a delivery is missing but the record itself, to the gateway that takes over."""
+    await register(system, receiver.url, "task.done")
+    task_id = await run(system)
+    (told,) = await receiver.gets(task_id, "task.done")
+    await delivery(system, told.id, "delivered")
+    entry = await system.link.entries.get(DELIVERIES, told.id)
+    assert entry is not None
+    system.gateway.kill()
+    # what a gateway that dies between the end of a task and its delivery leaves behind
+    await system.link.streams.manager.purge_stream("KV_deliveries", subject=f"$KV.deliveries.{told.id}")
+    await asyncio.to_thread(system.gateway.start, *OPTIONS)
+
+    async def came_again() -> bool:
+        return len(receiver.of(task_id)) == 2
+
+    await eventually(came_again)
+    assert {each.id for each in receiver.of(task_id)} == {told.id}
