@@ -370,7 +370,7 @@ def displaced_without_compare_and_set() -> AbstractContextManager[Any]:
 Plant = Callable[[], AbstractContextManager[Any]]
 # the bug, the invariant that it breaks, and the first seed that shows it
 PLANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
-    (ack_before_claim, "7", 52),
+    (ack_before_claim, "7", 268),
     (epoch_not_compared, "3", 60),
     (claim_without_compare_and_set, "3", 15),
     (settle_without_compare_and_set, "1", 37),
