@@ -144,7 +144,8 @@ def command(
     """Measure PARTS (accept, poll and dispatch when none is named) and write a report with verdicts and plots.
 
     Every contender is started on this machine, on loopback ports and in folders that are removed afterwards. Parts that
-    are not measured stay in the report as they are, if they were measured on this machine with the same versions.
+    are not measured stay in the report as they are. Where they were measured on another machine, or with other
+    versions, the report says so.
     """
     try:
         if again:

@@ -60,10 +60,13 @@ def judge_all(results: Results) -> tuple[Verdict, ...]:
 def beside(results: Results) -> Iterator[tuple[str, float, str]]:
     """What the verdicts are to be read with, though nobody asked for it: what, how much, and what it means."""
     accept = results.part("accept")
-    most = None if accept is None else over_best_peer(accept, BARE)
-    if most is not None:
-        why = "three acked writes for each task cannot do more than the limit, whoever makes them"
-        yield "accept: throughput of the bare limit for that of the best durable peer", most, why
+    for who, shown, why in (
+        (WARMLANE, "throughput", "such a peer makes one write for each task, and cannot be asked what became of it"),
+        (BARE, "throughput of the bare limit", "two acked writes for each task cannot do more, whoever makes them"),
+    ):
+        most = None if accept is None else over_best_peer(accept, who)
+        if most is not None:
+            yield f"accept: {shown} for that of the best peer that stores the message alone", most, why
     for name, ours, limit in (("accept", WARMLANE, BARE), ("poll", LIVE, BARE_JSON)):
         part = results.part(name)
         value = None if part is None else ratio(part, "cpu_s", limit, ours)
@@ -143,6 +146,7 @@ def markdown(results: Results) -> str:
         lines += [f"- {each.contender} was not run: {each.reason}" for each in part.absent]
         lines += [f"- {note}" for note in part.notes]
         lines += [f"- Measured {part.when}."] if part.when else []
+        lines += [f"- Here {name} was another than under How: {fact}." for name, fact in part.elsewhere.items()]
     lines += ["", "## How", "", "| | |", "|---|---|", *(f"| {name} | {fact} |" for name, fact in results.facts.items())]
     return "\n".join([*lines, ""])
 

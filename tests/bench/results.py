@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 
 class Figure(Struct, frozen=True, kw_only=True):
@@ -99,7 +99,10 @@ class Absent(Struct, frozen=True):
 
 
 class Part(Struct, frozen=True, kw_only=True):
-    """What was measured in one part, such as accept, in turns and in one run. *when* it was."""
+    """What was measured in one part, such as accept, in turns and in one run. *when* it was.
+
+    *elsewhere* are the facts in which it differs from the rest of the report: another machine, another version.
+    """
 
     name: str
     title: str
@@ -107,6 +110,7 @@ class Part(Struct, frozen=True, kw_only=True):
     series: tuple[Series, ...]
     absent: tuple[Absent, ...] = ()
     notes: tuple[str, ...] = ()
+    elsewhere: dict[str, str] = {}
 
     def find(self, contender: str, figure: str) -> Series | None:
         """That figure of that contender; None where it was not measured."""
@@ -128,11 +132,13 @@ class Results(Struct, frozen=True, kw_only=True):
         return next((each for each in self.parts if each.name == name), None)
 
     def replaced_by(self, newer: "Results") -> "Results":
-        """*newer*, and the parts of these results that it has not. Those of another machine or version are gone."""
-        if self.facts != newer.facts:
-            return newer
-        by_name = {part.name: part for part in (*self.parts, *newer.parts)}
+        """*newer*, and the parts of these results that it has not. Each of those says in which facts it differs."""
+        kept = (structs.replace(part, elsewhere=self._unlike(part, newer.facts)) for part in self.parts)
+        by_name = {part.name: part for part in (*kept, *newer.parts)}
         return Results(facts=newer.facts, parts=tuple(by_name[name] for name in _ordered(by_name)))
+
+    def _unlike(self, part: Part, facts: Mapping[str, str]) -> dict[str, str]:
+        return {name: fact for name, fact in (self.facts | part.elsewhere).items() if facts.get(name) != fact}
 
 
 def _ordered(names: Iterable[str]) -> list[str]:

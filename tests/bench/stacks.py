@@ -27,7 +27,7 @@ from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from ops.nats.server import find_nats_server, nats_conf
 from tests.bench.load import Address, request
-from tests.bench.names import BARE, CELERY, TASKIQ, UVICORN, WARMLANE
+from tests.bench.names import BARE, CELERY, TASKIQ, TASKIQ_KV, UVICORN, WARMLANE
 from tests.bench.procs import HOST, Cores, Script, Server, free_port, listens, script, server
 from tests.kit.support import NO_TLS
 
@@ -111,9 +111,15 @@ def contenders() -> tuple[Contender, ...]:
         ),
         Contender(
             name=TASKIQ,
-            durability=f"the message alone, acked: {nats}; no result backend",
+            durability=f"the message alone, acked: {nats}; no record, nothing to ask for",
             absent=lacks("taskiq", "taskiq_nats", "fastapi"),
             start=lambda given: taskiq(given.folder, given.cores, works=given.works),
+        ),
+        Contender(
+            name=TASKIQ_KV,
+            durability=f"message and record, each acked: {nats}; the record can be asked for by its id",
+            absent=lacks("taskiq", "taskiq_nats", "fastapi"),
+            start=lambda given: taskiq(given.folder, given.cores, app="taskiq_kv_app", works=given.works),
         ),
     )
 
@@ -239,14 +245,14 @@ async def celery(folder: Path, cores: Cores, *, works: bool = False) -> AsyncIte
 
 
 @contextlib.asynccontextmanager
-async def taskiq(folder: Path, cores: Cores, *, works: bool = False) -> AsyncIterator[Stack]:
-    """The service with nats-server, and a worker where it *works*."""
+async def taskiq(folder: Path, cores: Cores, *, app: str = "taskiq_app", works: bool = False) -> AsyncIterator[Stack]:
+    """The service *app* with nats-server, and a worker where it *works*."""
     port = free_port()
     with nats(folder, cores) as broker:
         given = {"BENCH_NATS_URL": broker.url}
         work = ["taskiq", "worker", "--workers", "1", "tests.bench.peers.taskiq_app:broker"]
         with (
-            _service("taskiq_app", folder, cores, port, given) as served,
+            _service(app, folder, cores, port, given) as served,
             _worker(work, folder, cores, given) if works else contextlib.nullcontext() as worker,
         ):
             yield _stack(folder, port, (served,) if worker is None else (served, worker), broker, None)

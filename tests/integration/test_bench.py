@@ -5,12 +5,13 @@ import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec import structs
 
 from tests.bench import accept, growth, overhead, overload, poll, swap
 from tests.bench.dispatch import delays_ms
-from tests.bench.load import LoadFailed
+from tests.bench.load import LoadFailed, connect, request
 from tests.bench.names import (
     ACCEPT,
     BARE,
@@ -31,13 +32,14 @@ from tests.bench.names import (
     REFUSAL,
     STREAMS,
     TASKIQ,
+    TASKIQ_KV,
     WARMLANE,
     finished,
 )
 from tests.bench.procs import Cores, Script, apart, usable_cores
 from tests.bench.results import OTHERS
 from tests.bench.rounds import empty_folder
-from tests.bench.stacks import Contender, Given, Stack, contenders, degraded, direct
+from tests.bench.stacks import BODY, Contender, Given, Stack, contenders, degraded, direct
 from tests.bench.turns import scripted, through
 from tests.kit.support import settings_file
 
@@ -175,7 +177,7 @@ async def judge_overload(stack: Stack, bare: Contender, cores: Cores) -> None:
     assert all(each.median > 0 for each in refusals.series if each.figure == "per_s")
 
 
-@pytest.mark.parametrize("name", [CELERY, TASKIQ])
+@pytest.mark.parametrize("name", [CELERY, TASKIQ, TASKIQ_KV])
 async def test_a_peer_runs_what_it_accepts(name: str) -> None:
     contender = next(each for each in contenders() if each.name == name)
     if contender.absent is not None:
@@ -184,5 +186,22 @@ async def test_a_peer_runs_what_it_accepts(name: str) -> None:
         given = Given(folder=folder, cores=apart(usable_cores()), works=True)
         async with contender.start(given) as stack:
             found_ms = await delays_ms(name, stack, 2)
+            if name == TASKIQ_KV:
+                await judge_record(stack)
     assert len(found_ms) == 2
     assert min(found_ms) > 0
+
+
+async def judge_record(stack: Stack) -> None:
+    """What is accepted can be asked for."""
+    line = await connect(stack.address)
+    try:
+        accepted = msgspec.json.decode((await line.ask(stack.post())).body)
+        asked = await line.ask(request("GET", f"/tasks/{accepted['id']}", stack.address))
+        unknown = await line.ask(request("GET", "/tasks/none", stack.address))
+    finally:
+        line.close()
+    record = msgspec.json.decode(asked.body)
+    assert (record["id"], record["status"]) == (accepted["id"], "pending")
+    assert record["request"] == msgspec.json.decode(BODY)
+    assert unknown.status == 404

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.server.connections import Connections, http_config
 from gateway.server.limits import Limits
-from tests.bench.names import CELERY, TASKIQ
+from tests.bench.names import CELERY, TASKIQ, TASKIQ_KV
 from tests.bench.peers.serving import config_of
 from tests.bench.procs import Cores, NotStarted, Watch, apart, free_port, listens, server, usable_cores
 from tests.bench.rounds import rotated
@@ -86,7 +86,7 @@ def test_a_peer_that_cannot_run_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "taskiq" else object())
     monkeypatch.setattr(shutil, "which", lambda _: None)
     absent = {each.name: each.absent for each in contenders() if each.absent is not None}
-    assert set(absent) == {CELERY, TASKIQ}
+    assert set(absent) == {CELERY, TASKIQ, TASKIQ_KV}
     assert "redis-server" in absent[CELERY]
     assert "not installed: taskiq; pip install" in absent[TASKIQ]
 

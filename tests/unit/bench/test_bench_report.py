@@ -22,6 +22,7 @@ from tests.bench.names import (
     NO_OP,
     REFUSAL,
     TASKIQ,
+    TASKIQ_KV,
     WARMLANE,
     at_times,
     finished,
@@ -47,11 +48,17 @@ ACCEPT = part(
     (BARE, "per_s", (100.0, 100.0, 100.0)),
     (CELERY, "per_s", (30.0, 40.0, 50.0)),
     (TASKIQ, "per_s", (20.0, 20.0, 200.0)),
+    (TASKIQ_KV, "per_s", (80.0, 60.0, 50.0)),
     (WARMLANE, "p99_ms", (20.0, 20.0, 20.0)),
     (BARE, "p99_ms", (10.0, 10.0, 10.0)),
 )
 POLL = part("poll", (LIVE, "per_s", (70.0,)), (BARE_JSON, "per_s", (100.0,)))
-DISPATCH = part("dispatch", (WARMLANE, "p50_ms", (2.0, 3.0, 9.0)), (WARMLANE, "all_p99_ms", (15.0,)))
+DISPATCH = part(
+    "dispatch",
+    (WARMLANE, "p50_ms", (2.0, 3.0, 9.0)),
+    (CELERY, "p50_ms", (2.0, 3.5, 9.0)),
+    (WARMLANE, "all_p99_ms", (15.0,)),
+)
 OVERHEAD = part("overhead", (WARMLANE, "p50_ms", (390.0, 440.0, 1320.0)), (DIRECT, "p50_ms", (300.0, 400.0, 1200.0)))
 SWAP = part(
     "swap",
@@ -77,10 +84,11 @@ def grown(what: str, few: int, figure: str, at_few: float, at_many: float) -> Pa
     ("name", "of", "measured"),
     [
         ("accept_limit", ACCEPT, 0.9),
-        ("accept_peer", ACCEPT, 2.25),  # the best by its median is Celery
+        ("accept_peer", ACCEPT, 1.5),
         ("accept_p99", ACCEPT, 2.0),
         ("poll_live", POLL, 0.7),
         ("dispatch_p50", DISPATCH, 3.0),
+        ("dispatch_peer", DISPATCH, 1.0),
         ("dispatch_p99", DISPATCH, 15.0),
         ("overhead", OVERHEAD, 1.1),
         ("swap", SWAP, 1.15),
@@ -104,10 +112,10 @@ def test_an_aim_that_is_met(name: str, of: Part, measured: float) -> None:
     [
         (
             "accept_limit",
-            part("accept", (WARMLANE, "per_s", (60.0,)), (BARE, "per_s", (100.0,))),
+            part("accept", (WARMLANE, "per_s", (67.5,)), (BARE, "per_s", (100.0,))),
             "missed by 25 %",
         ),
-        ("accept_peer", part("accept", (WARMLANE, "per_s", (60.0,)), (TASKIQ, "per_s", (60.0,))), "missed by 50 %"),
+        ("accept_peer", part("accept", (WARMLANE, "per_s", (30.0,)), (TASKIQ_KV, "per_s", (60.0,))), "missed by 50 %"),
         ("accept_p99", part("accept", (WARMLANE, "p99_ms", (30.0,)), (BARE, "p99_ms", (10.0,))), "missed by 50 %"),
         ("poll_live", part("poll", (LIVE, "per_s", (69.999,)), (BARE_JSON, "per_s", (100.0,))), "missed by 0.00143 %"),
         ("dispatch_p50", part("dispatch", (WARMLANE, "p50_ms", (3.3,))), "missed by 10 %"),
@@ -165,8 +173,11 @@ def test_a_ratio_is_that_of_the_rounds() -> None:
 
 
 def test_what_the_limit_itself_could_reach_stands_beside_the_verdicts() -> None:
-    assert "the bare limit for that of the best durable peer | 2.50 | | for comparison |" in report(ACCEPT)
-    assert "best durable peer | 2.50" not in report(part("accept", (BARE, "per_s", (100.0,))))
+    assert (
+        "the bare limit for that of the best peer that stores the message alone | 2.50 | | for comparison |"
+        in report(ACCEPT)
+    )
+    assert "stores the message alone | 2.50" not in report(part("accept", (BARE, "per_s", (100.0,))))
 
 
 def test_what_starting_anew_costs_stands_beside_the_verdicts() -> None:
@@ -241,7 +252,10 @@ def test_the_committed_report_is_that_of_the_committed_values() -> None:
     results = msgspec.json.decode((DOCS / "results.json").read_bytes(), type=Results)
     assert (DOCS / "README.md").read_text() == markdown(results), "python -m tests.bench --again writes it"
     verdicts = judge_all(results)
-    assert [each.aim.name for each in verdicts if each.outcome.startswith("not judged")] == []
+    # a contender that was not run is named there, with the reason
+    complete = {part.name for part in results.parts if not part.absent}
+    not_judged = [each.aim for each in verdicts if each.outcome.startswith("not judged")]
+    assert [each.name for each in not_judged if each.part in complete] == []
     assert [each.aim.name for each in verdicts if each.reason == UNKNOWN] == []
 
 
@@ -250,7 +264,25 @@ def test_a_part_that_is_measured_again_replaces_itself_alone() -> None:
     again = part("accept", (WARMLANE, "per_s", (1.0,)))
     both = before.replaced_by(Results(facts={"machine": "this"}, parts=(POLL, again)))
     assert both.parts == (again, POLL, DISPATCH)
-    assert before.replaced_by(Results(facts={"machine": "another"}, parts=(POLL,))).parts == (POLL,)
+
+
+def test_a_part_of_another_machine_stays_and_says_so() -> None:
+    facts = {"machine": "this", "rounds": "5"}
+    moved = Results(facts=facts, parts=(ACCEPT, DISPATCH)).replaced_by(
+        Results(facts=facts | {"machine": "another"}, parts=(POLL, DISPATCH))
+    )
+    assert [(each.name, each.elsewhere) for each in moved.parts] == [
+        ("accept", {"machine": "this"}),
+        ("poll", {}),
+        ("dispatch", {}),
+    ]
+    assert "- Here machine was another than under How: this." in markdown(moved)
+    back = moved.replaced_by(Results(facts=facts, parts=(DISPATCH,)))
+    assert [(each.name, each.elsewhere) for each in back.parts] == [
+        ("accept", {}),
+        ("poll", {"machine": "another"}),
+        ("dispatch", {}),
+    ]
 
 
 def test_the_report_can_be_written_again_and_says_what_is_missed(tmp_path: Path) -> None:
