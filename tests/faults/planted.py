@@ -39,6 +39,8 @@ class Plant(Struct, frozen=True, kw_only=True):
     rule: int
     seed: int
     seconds: float
+    or_rule: int | None = None
+    """Another invariant that shows it as well, where the machine is slow."""
     faults: tuple[FaultKind, ...] = ()
     lasts_s: float | None = None
     """How long each fault lasts, where not as long as the seed says."""
@@ -179,6 +181,7 @@ PLANTED: Final[dict[str, Plant]] = {
         bug="no gateway looks at a task that waits",
         plant=waiting_forgotten,
         rule=4,
+        or_rule=1,  # the worker ends it late, or is not back before the run ends, and nobody does
         seed=1,
         seconds=8,
         faults=("stop-host",),
