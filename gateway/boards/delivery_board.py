@@ -29,6 +29,8 @@ class DeliveryBoard:
         self._shelves: dict[tuple[str | None, DeliveryStatus], Any] = {}  # SortedLists of when it was made, and its id
         self.on_change: Callable[[WebhookDelivery], None] = lambda _: None
         """Called with every delivery that is new or has changed."""
+        self.gone = 0
+        """How many deliveries the server has no more, other than by age: it may lose what it stored last."""
         self._watch: Watch
 
     async def start(self, link: NatsLink) -> None:
@@ -43,6 +45,7 @@ class DeliveryBoard:
     def on_entry(self, entry: Versioned[WebhookDelivery]) -> None:
         """A delivery was made, or has changed."""
         if entry.value is None:
+            self.gone += entry.key in self._known
             self._forget(entry.key)
         else:
             self.take_in(entry.value, entry.revision, entry.time)

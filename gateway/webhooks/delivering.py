@@ -119,7 +119,9 @@ class Delivering:
             now = datetime.now(UTC)
             delivery = self._lineup.take(now) if self.is_leading and not self._is_leaving else None
             if delivery is None:
-                await set_within(self._wait_s(now), self._sooner)
+                # one that is about to lose the leadership takes nothing, though much may be due
+                least_s = 0.0 if self.is_leading else RETRY_S
+                await set_within(max(least_s, self._wait_s(now)), self._sooner)
                 continue
             attempt = asyncio.create_task(self._attempt(delivery))
             self._attempts.add(attempt)

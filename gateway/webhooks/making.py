@@ -46,6 +46,7 @@ class Making:
         # the revision at which nothing was missing, by task: it is not read again for nothing
         self._made: dict[str, int] = {}
         self._looked_s = 0.0
+        self._gone = 0
         self._sooner = asyncio.Event()
         self._seldom = Seldom()
 
@@ -89,6 +90,9 @@ class Making:
             await set_within(LOOK_EVERY_S, self._sooner)
 
     async def _look_at_all(self) -> None:
+        if self._gone != self._deliveries.gone:  # made once, and lost by the server since
+            self._gone = self._deliveries.gone
+            self._made.clear()
         for task_id in [each for each in self._made if self._tasks.index.get(each) is None]:
             del self._made[task_id]
         for number, row in enumerate(self._tasks.index.rows(), 1):

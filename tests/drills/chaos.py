@@ -32,9 +32,11 @@ from ops.nats.link import NatsLink
 from tests.faults.checker import Story, Violation, check
 from tests.faults.clients import Clients, Wish, wishes
 from tests.faults.fleet import LANES, Fleet
-from tests.faults.history import Artifact, Call, FaultKind, History, HostWatcher, Limits, Watcher, read_store
+from tests.faults.history import Artifact, Call, FaultKind, History, HostWatcher, Limits, Told, Watcher, read_store
 from tests.faults.injector import ALL_KINDS, Injector, Planned, plan
 from tests.faults.planted import PLANTED
+from tests.faults.told import missing, told_what_ended
+from tests.kit.receivers import Receiver, answering
 from tests.kit.support import eventually
 
 # A fault every so many seconds, on average.
@@ -101,10 +103,12 @@ async def chaos(
     *environment* is added to that of every process.
     """
     fleet = Fleet(folder, plant=plant, environment=environment)
+    receiver = Receiver(answering(204))
     try:
         await fleet.start()
         link = await NatsLink.connect(fleet.nats_url, name="chaos-watcher")
-        run = Run(fleet, link, seed=seed, settle_s=SETTLE_S if plant is None else SETTLE_PLANTED_S, console=console)
+        settle_s = SETTLE_S if plant is None else SETTLE_PLANTED_S
+        run = Run(fleet, link, receiver, seed=seed, settle_s=settle_s, console=console)
         try:
             if lanes_off:
                 await _switch_lanes_off(fleet)
@@ -112,13 +116,22 @@ async def chaos(
             planned = plan(seed, seconds=seconds, count=count, kinds=kinds)
             if lasts_s is not None:
                 planned = [replace(fault, for_s=lasts_s) for fault in planned]
-            await run.run(wishes(seed, seconds=seconds, rate=rate), planned)
+            async with receiver.listening():
+                await _register(fleet, receiver)
+                await run.run(wishes(seed, seconds=seconds, rate=rate), planned)
         finally:
             await link.close()
         history = run.history()
         return history, summarize(history, run, seconds=seconds)
     finally:
         await fleet.close()
+
+
+async def _register(fleet: Fleet, receiver: Receiver) -> None:
+    """From now on *receiver* is told of every task."""
+    async with httpx.AsyncClient(timeout=10) as http:
+        url = next(iter(fleet.urls.values()))
+        (await http.post(f"{url}/webhooks", json={"url": receiver.url})).raise_for_status()
 
 
 async def _switch_lanes_off(fleet: Fleet) -> None:
@@ -132,7 +145,10 @@ async def _switch_lanes_off(fleet: Fleet) -> None:
 class Run:
     """The load, the faults and the watching of one run."""
 
-    def __init__(self, fleet: Fleet, link: NatsLink, *, seed: int, settle_s: float, console: Console) -> None:
+    def __init__(
+        self, fleet: Fleet, link: NatsLink, receiver: Receiver, *, seed: int, settle_s: float, console: Console
+    ) -> None:
+        self._receiver = receiver
         self.fleet = fleet
         self.watcher = Watcher(link, fleet.streams)
         self.hosts = HostWatcher(fleet.data_dir)
@@ -176,10 +192,21 @@ class Run:
         """Until everything that was recorded has ended, and the queues are empty; the checker judges what has not."""
 
         async def settled() -> bool:
-            return self.watcher.all_ended() and self._queues_are_empty()
+            return self.watcher.all_ended() and self._queues_are_empty() and not self._untold()
 
         with contextlib.suppress(AssertionError):
             await eventually(settled, within_s=self._settle_s)
+
+    def _untold(self) -> list[str]:
+        """The tasks that ended, and of which the receiver was not told; without those of which the server lost
+        something, which may never come."""
+        lost = {revision.task.id for revision in self.watcher.lost}
+        tasks = [task for task in self.watcher.latest.values() if task.id not in lost]
+        return missing(tasks, self.told())
+
+    def told(self) -> tuple[Told, ...]:
+        """What the receiver was sent so far."""
+        return tuple(Told(each.id, each.task_id, each.type) for each in self._receiver.received)
 
     async def _look(self) -> None:
         # a gateway that was killed last may still be starting
@@ -226,13 +253,14 @@ class Run:
             artifacts=self._artifacts,
             gaps=tuple(self.watcher.gaps),
             missed=tuple(line["task_id"] for line in self.fleet.log_events("record_missed")),
+            told=self.told(),
         )
 
 
 def summarize(history: History, run: Run, *, seconds: float) -> Summary:
     """The figures of *history*, and the verdict."""
     story = Story(history)
-    violations = check(history)
+    violations = [*check(history), *sorted(told_what_ended(story))]
     last = [life[-1].task for life in story.lives.values()]
     submits = [call for call in history.calls if call.kind == "submit"]
     named = {task.video.path for task in last if task.video is not None}

@@ -42,6 +42,7 @@ DEGRADED_WORKERS: Final = ("degraded-0", "degraded-1")
 DEGRADED_SLOT: Final = f"cpu-{len(LANES)}"
 SLOTS: Final = ("cpu-0", "cpu-1", DEGRADED_SLOT)
 KEEP: Final = "1h"
+WEBHOOKS: Final = ("--webhooks-allow", "127.0.0.0/8")
 WATCHED_HISTORY: Final = 16
 # For some 8,000 tasks with all their revisions.
 NATS_DISK_MIB: Final = 256
@@ -177,7 +178,7 @@ class Fleet:
         self.nats = self._member("nats", self._nats_command(nats_port))
         self.members = {self.nats.name: self.nats}
         for name, url in self.urls.items():
-            self._add(name, "gateway", "--port", url.rsplit(":", 1)[1], "--keep", KEEP, "--displace")
+            self._add(name, "gateway", "--port", url.rsplit(":", 1)[1], "--keep", KEEP, "--displace", *WEBHOOKS)
         lanes = ",".join(f"{model}={int(model in LANES)}" for model in self.catalog.models)
         self._add("supervisor", "supervisor", "--lanes", lanes, "--step-seconds", STEP_SECONDS)
         for name in DEGRADED_WORKERS:

@@ -19,12 +19,14 @@ from contracts.topology import (
     COLD_STARTS,
     CONTROL,
     DEGRADED,
+    DELIVERIES,
     FALLBACKS,
     LANES,
     LEADER,
     LEADER_KEY,
     SLOTS,
     TASKS,
+    WEBHOOKS,
     WORK_CONSUMER,
     lane_stream,
     work_subject,
@@ -195,6 +197,8 @@ KEYS = {
     CONTROL: ("lanes.phr00t", "poison", "lanes.a.b", "lanes.\N{SNOWMAN}"),
     FALLBACKS: ("phr00t", "phr00t.past", "poison", "a.b.c"),
     COLD_STARTS: ("phr00t", "poison"),
+    WEBHOOKS: ("poison", "a.b.c"),
+    DELIVERIES: ("poison", "a.b.c"),
 }
 VALUES = {
     "garbage": b"\0\xff" * 99,
