@@ -17,7 +17,7 @@ from typing import Any, Final
 import httpx
 from msgspec import Struct
 
-from contracts.order import Costs, Policy
+from contracts.order import ORDER_NAMES, Costs, Policy
 from ops.simulation import Arrival, Outcome, by_policy, simulate
 from tests.drills.soak import NoopSystem
 from tests.kit.orders import ORDER_VARIABLE, named
@@ -81,10 +81,10 @@ def run_on_system(name: str, came: Sequence[Arrival]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         settings = settings_file(Path(folder), wait_limit_s=WAIT_S, degraded_margin_s=MARGIN_S)
         slowed = ("--step-seconds", f"{RUN_S:g}", "--load-seconds", f"{SWAP_S:g}")
-        environment = {} if name == "swap-aware" else {ORDER_VARIABLE: f"{name} {SLICE_S:g}"}
-        up = NoopSystem(
-            Path(folder), "--lanes", "anisora=0,phr00t=0", "--settings", str(settings), *slowed, **environment
-        )
+        own = ("--degraded-order", name) if name in ORDER_NAMES else ()
+        environment = {} if own else {ORDER_VARIABLE: f"{name} {SLICE_S:g}"}
+        options = ("--lanes", "anisora=0,phr00t=0", "--settings", str(settings), *slowed, *own)
+        up = NoopSystem(Path(folder), *options, **environment)
         try:
             up.start()
             return asyncio.run(send_all(up.url, came))

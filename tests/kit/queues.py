@@ -1,4 +1,5 @@
-"""The queues of `ops/commands/capacity` as SimPy simulates them: the same limits, none of the same formulas."""
+"""The queues of `ops/commands/capacity` as SimPy simulates them, in order of arrival: the same limits, and nothing else
+that is the same. And a formula for the degraded worker."""
 
 import random
 from collections.abc import Generator, Sequence
@@ -7,7 +8,7 @@ from typing import Any, TypeAlias
 import simpy
 from msgspec import Struct
 
-from ops.commands.capacity.model import HOUR_S, Demand, Terms
+from ops.commands.capacity.stations import HOUR_S, Demand, Station, Terms, station
 
 Steps: TypeAlias = Generator[simpy.Event, Any, None]
 
@@ -113,3 +114,20 @@ class Simulation:
             tally.loaded += 1
         self._degraded_s += busy_s
         return busy_s
+
+
+def degraded_station(demands: Sequence[Demand], terms: Terms) -> Station:
+    """One server for all models in order of arrival, which loads a model whenever the task before was of another: the
+    formula of `ops/capacity.md`."""
+    per_h = sum(demand.arrivals_per_h for demand in demands)
+    services = []
+    for demand in demands:
+        same = demand.arrivals_per_h / per_h
+        services.append((same * same, demand.service_s))
+        services.append((same * (1.0 - same), demand.service_s + terms.release_s + demand.load_s))
+    likely = [(chance, service_s) for chance, service_s in services if chance > 0]
+    mean_s = sum(chance * service_s for chance, service_s in likely)
+    # a request that finds the queue full would have waited for that many tasks; with long tasks the wait limit comes
+    # first
+    patience_s = min(terms.degraded_wait_s, terms.degraded_depth * mean_s)
+    return station(rate_per_s=per_h / HOUR_S, servers=1, services=likely, patience_s=patience_s)

@@ -5,10 +5,13 @@ from typing import Final
 
 import click
 from msgspec import Struct
+from msgspec.structs import replace
 
+from contracts.order import OrderName
 from contracts.settings import InferenceSettings
 from contracts.topology import DEGRADED_MAX_MSGS
-from ops.commands.capacity.model import Demand, Deployment, Terms, break_even_per_h, deployment, without_lanes
+from ops.commands.capacity.model import Deployment, break_even_per_h, deployment, without_lanes
+from ops.commands.capacity.stations import Demand, Terms
 
 # Examples to begin with. None of them was measured: the real models were never run here.
 ASSUMED_ARRIVALS_PER_H: Final = {"anisora": 6.0, "phr00t": 12.0}
@@ -33,8 +36,10 @@ def case_of(
     lanes: Mapping[str, int] | None,
     release_s: float,
     gpu_price_per_h: float,
+    order: OrderName | None = None,
 ) -> Case:
-    """The demand on the models of *settings*, with assumed numbers where none are given.
+    """The demand on the models of *settings*, with assumed numbers where none are given. *order* replaces that of the
+    settings.
 
     Raises click.BadParameter for a model that the settings do not have, for one for which we assume nothing, and when
     nothing arrives at all.
@@ -72,6 +77,7 @@ def case_of(
         degraded_depth=DEGRADED_MAX_MSGS,
         release_s=release_s,
         gpu_price_per_h=gpu_price_per_h,
+        policy=settings.degraded if order is None else replace(settings.degraded, order=order),
     )
     return Case(demands=demands, terms=terms, assumed=frozenset(assumed))
 

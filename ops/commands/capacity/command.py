@@ -8,11 +8,12 @@ from typing import Any, Final
 import click
 from rich.console import Console
 
+from contracts.order import OrderName
 from contracts.settings import SettingsError, load_settings
 from ops.commands.capacity.case import case_of, compare
 from ops.commands.capacity.report import as_json, inputs_table, outcome_table, plot, verdict
 from ops.commands.durations import Duration
-from ops.commands.options import lanes_option, settings_option
+from ops.commands.options import degraded_order_option, lanes_option, settings_option
 
 ASSUMED_RELEASE_S: Final = "15s"
 ASSUMED_PRICE: Final = 2.5
@@ -100,6 +101,7 @@ def _seconds(text: str) -> float | None:
     help="Of one card for an hour, in any currency.",
 )
 @lanes_option
+@degraded_order_option
 @settings_option
 @click.option("--json", "as_json_", is_flag=True, help="Print everything as JSON, for programs.")
 @click.option(
@@ -115,6 +117,7 @@ def command(
     release_s: float,
     gpu_price: float,
     lanes: dict[str, int] | None,
+    degraded_order: OrderName | None,
     settings: Path | None,
     as_json_: bool,
     plot_path: Path | None,
@@ -122,7 +125,8 @@ def command(
     """Estimate what dedicated warm lanes carry and cost, beside one degraded worker for all models.
 
     Arrivals and times are yours to give: what is not given is an assumption, marked with a star, and not a
-    measurement. Limits and the number of lanes come from the settings. ops/capacity.md has the formulas.
+    measurement. Limits, the order of the degraded queue and the number of lanes come from the settings.
+    ops/capacity.md says what is computed and what is simulated.
     """
     if plot_path is not None and plot_path.suffix not in PLOT_FORMATS:
         raise click.BadParameter(f"{plot_path} ends neither in .png nor in .svg", param_hint="--plot")
@@ -138,6 +142,7 @@ def command(
         lanes=lanes,
         release_s=release_s,
         gpu_price_per_h=gpu_price,
+        order=degraded_order,
     )
     comparison = compare(case)
     if plot_path is not None:
@@ -156,7 +161,7 @@ def command(
     click.echo(
         f"a swap gives the last model back in {terms.release_s:g} s; a card costs {terms.gpu_price_per_h:g} an hour; "
         f"a lane's\nqueue is left after {terms.lane_wait_s:g} s, the degraded one after {terms.degraded_wait_s:g} s, "
-        f"and holds {terms.degraded_depth}"
+        f"and holds {terms.degraded_depth}; its order is {terms.policy.order}"
     )
     if case.assumed:
         click.echo("* assumed, not measured: give your own with --arrivals, --service and --load")

@@ -9,11 +9,12 @@ import msgspec
 from rich.table import Table
 
 from ops.commands.capacity.case import Case, Comparison
-from ops.commands.capacity.model import Demand, Deployment, Flow, deployment, scaled, without_lanes
+from ops.commands.capacity.model import Deployment, Flow, deployment, scaled, without_lanes
 from ops.commands.capacity.plots import plot_into
+from ops.commands.capacity.stations import Demand
 
 # The plot goes from a tenth of the arrivals to about 30 times as many.
-PLOTTED: Final = tuple(10 ** (power / 20) for power in range(-20, 31))
+PLOTTED: Final = tuple(10 ** (power / 10) for power in range(-10, 16))
 
 
 def inputs_table(case: Case) -> Table:

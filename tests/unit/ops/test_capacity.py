@@ -9,20 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from contracts.order import Policy
 from contracts.settings import load_settings
 from contracts.topology import DEGRADED_MAX_MSGS
-from ops.commands.capacity.model import (
-    HOUR_S,
-    Demand,
-    Station,
-    Terms,
-    break_even_per_h,
-    deployment,
-    scaled,
-    station,
-    without_lanes,
-)
-from tests.kit.queues import Simulation
+from ops.commands.capacity.degraded import simulated
+from ops.commands.capacity.model import break_even_per_h, deployment, scaled, without_lanes
+from ops.commands.capacity.stations import HOUR_S, Demand, Station, Terms, station
+from tests.kit.queues import Simulation, degraded_station
 
 WINDOWS = load_settings().windows
 TERMS = Terms(
@@ -31,7 +24,9 @@ TERMS = Terms(
     degraded_depth=DEGRADED_MAX_MSGS,
     release_s=15,
     gpu_price_per_h=2.5,
+    policy=Policy(order="fifo"),
 )
+AWARE = replace(TERMS, policy=Policy())
 LIMIT_S = TERMS.lane_wait_s
 
 
@@ -156,11 +151,38 @@ def test_the_degraded_worker_alone(name: str) -> None:
     seen = Simulation(asked, terms_of(name), seed=7, requests=2 * REQUESTS)
     found = deployment(asked, terms_of(name))
     for share in ("warm", "loaded", "overloaded"):
-        assert getattr(found.total, share) == pytest.approx(seen.share(share), abs=0.015), share
+        assert getattr(found.total, share) == pytest.approx(seen.share(share), abs=0.02), share
     assert found.degraded_utilisation == pytest.approx(seen.degraded_busy, abs=0.015)
     waits_s = seen.waits_s()
     assert found.total.wait_s == pytest.approx(sum(waits_s) / len(waits_s), abs=0.5)
     assert found.total.wait_p95_s == pytest.approx(waits_s[len(waits_s) * 95 // 100], abs=1.5)
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_in_order_of_arrival_the_degraded_worker_is_that_of_the_formula(name: str) -> None:
+    asked = without_lanes(two(name))
+    found, exact = deployment(asked, terms_of(name)), degraded_station(asked, terms_of(name))
+    assert 1 - found.total.overloaded == pytest.approx(exact.taken, abs=0.02)
+    assert found.degraded_utilisation == pytest.approx(exact.utilisation, abs=0.02)
+
+
+def test_an_order_that_knows_swaps_takes_more_where_tasks_are_short() -> None:
+    """Of those that wait longer than they run."""
+    asked, terms = without_lanes(two("short")), terms_of("short")
+    fifo, aware = deployment(asked, terms), deployment(asked, replace(terms, policy=Policy()))
+    assert aware.total.overloaded < fifo.total.overloaded - 0.05
+    assert aware.total.loaded < fifo.total.loaded
+    assert aware.cost_per_video is not None
+    assert fifo.cost_per_video is not None
+    assert aware.cost_per_video < fifo.cost_per_video
+
+
+def test_the_same_question_gives_the_same_answer() -> None:
+    asked = without_lanes(two("some"))
+    per_h = {demand.model: demand.arrivals_per_h for demand in asked}
+    assert simulated(asked, per_h, AWARE) == simulated(list(asked), dict(per_h), AWARE)
+    nobody = simulated(asked, dict.fromkeys(per_h, 0.0), AWARE)
+    assert (nobody.utilisation, nobody.stations["anisora"].taken) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +210,7 @@ RATES = st.floats(0.05, 500)
 SERVICES_S = st.floats(5, 900)
 LANES = st.integers(1, 6)
 few = settings(max_examples=40, deadline=None)
+fewer = settings(max_examples=12, deadline=None)  # of what is simulated
 
 
 @few
@@ -215,10 +238,10 @@ def demands(draw: st.DrawFn, lanes: st.SearchStrategy[int] = st.integers(0, 3)) 
     )
 
 
-@few
+@fewer
 @given(demands())
 def test_every_request_is_taken_or_overloaded(asked: tuple[Demand, ...]) -> None:
-    found = deployment(asked, TERMS)
+    found = deployment(asked, AWARE)
     for flow in (found.total, *found.flows):
         assert flow.warm + flow.loaded + flow.overloaded == pytest.approx(1)
         assert min(flow.warm, flow.loaded, flow.overloaded, flow.rerouted) >= -1e-9
@@ -230,14 +253,16 @@ def test_every_request_is_taken_or_overloaded(asked: tuple[Demand, ...]) -> None
     assert found.gpus == 1 + sum(each.lanes for each in asked)
 
 
-@few
+@fewer
 @given(demands(lanes=st.just(0)))
 def test_more_of_the_same_mix_never_overloads_the_degraded_worker_less(asked: tuple[Demand, ...]) -> None:
-    shares = [deployment(scaled(asked, factor), TERMS).total.overloaded for factor in (0.5, 1, 2, 8)]
-    assert all(less <= more + 1e-6 for less, more in pairwise(shares))
+    shares = [degraded_station(scaled(asked, factor), TERMS).taken for factor in (0.5, 1, 2, 8)]
+    assert all(less <= more + 1e-6 for more, less in pairwise(shares))
+    overloaded = [deployment(scaled(asked, factor), AWARE).total.overloaded for factor in (0.5, 2, 8)]
+    assert all(less <= more + 0.01 for less, more in pairwise(overloaded))
 
 
-@few
+@fewer
 @given(demands(), st.integers(0, 1))
 def test_one_more_lane_never_overloads_its_model_more(asked: tuple[Demand, ...], which: int) -> None:
     more = tuple(
@@ -269,7 +294,7 @@ def test_where_both_cost_the_same() -> None:
         return lanes, alone
 
     lanes, alone = costs(turn)
-    assert lanes == pytest.approx(alone, rel=1e-3)
+    assert lanes == pytest.approx(alone, rel=5e-3)  # one request of those simulated more, or less
     for factor, is_cheaper in ((0.5, False), (0.9, False), (1.1, True), (3, True)):
         lanes, alone = costs(turn * factor)
         assert (lanes < alone) is is_cheaper

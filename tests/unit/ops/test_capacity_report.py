@@ -46,10 +46,10 @@ def test_the_commands_of_the_guide_print_what_it_shows() -> None:
 @pytest.mark.parametrize(
     ("arguments", "way", "name", "places"),
     [
-        ((), "lanes", "overloaded", "2.1 %"),
-        ((), "alone", "overloaded", "45.3 %"),
+        ((), "lanes", "overloaded", "2.2 %"),
+        ((), "alone", "overloaded", "46.2 %"),
         (("--lanes", "anisora=2,phr00t=1"), "lanes", "overloaded", "0.3 %"),
-        (("--lanes", "phr00t=1"), "lanes", "overloaded", "12 %"),
+        (("--lanes", "phr00t=1"), "lanes", "overloaded", "13 %"),
         (("--arrivals", "anisora=1,phr00t=2"), "lanes", "cost_per_video", "2.50"),
         (("--arrivals", "anisora=1,phr00t=2"), "alone", "cost_per_video", "0.95"),
     ],
@@ -73,6 +73,15 @@ def test_limits_and_lanes_come_from_the_settings(tmp_path: Path) -> None:
     assert document["lanes"]["gpus"] == 5
     terms = document["terms"]
     assert (terms["lane_wait_s"], terms["degraded_wait_s"], terms["degraded_depth"]) == (20, 19, DEGRADED_MAX_MSGS)
+
+
+def test_the_order_is_that_of_the_settings_unless_one_is_asked_for() -> None:
+    assert "its order is swap-aware" in run().stdout
+    quick = ["--service", "anisora=8s,phr00t=8s", "--load", "anisora=15s,phr00t=15s", "--release", "1s"]
+    quick += ["--arrivals", "anisora=300,phr00t=300", "--lanes", "anisora=0,phr00t=0"]
+    fifo, aware = (found(*quick, "--degraded-order", order) for order in ("fifo", "swap-aware"))
+    assert [document["terms"]["policy"]["order"] for document in (fifo, aware)] == ["fifo", "swap-aware"]
+    assert aware["alone"]["total"]["videos_per_h"] > 1.1 * fifo["alone"]["total"]["videos_per_h"]
 
 
 def test_what_is_given_counts_and_what_is_not_is_marked_as_assumed() -> None:
