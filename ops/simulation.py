@@ -104,8 +104,10 @@ class Outcome(Struct, frozen=True, kw_only=True):
 
 
 class SimulatedLanes(Struct, frozen=True, kw_only=True):
-    """The lanes of each model, which take what waits for them by *order*. A task waits there for *wait_s* at most, and
-    then goes to the degraded queue. They have loaded what they serve."""
+    """The lanes of each model, which take what waits for them, each by an *order* of its own (ADR 0042).
+
+    A task waits there for *wait_s* at most, and then goes to the degraded queue. They have loaded what they serve.
+    """
 
     count: Mapping[str, int] = {}
     wait_s: float = WAIT_S
@@ -167,10 +169,9 @@ class _Run:
         self._env.process(self._arrive(arrivals))
         self._env.process(self._serve(self._degraded, order, costs))
         for model, line in self._lines.items():
-            lane_order = lanes.order()
             for _ in repeat(None, lanes.count[model]):
                 lane = OnCard(model, 0.0)
-                self._env.process(self._serve(line, lane_order, Costs(run_s=lanes.run_s), lane))
+                self._env.process(self._serve(line, lanes.order(), Costs(run_s=lanes.run_s), lane))
         self._env.run(until_s)
 
     def outcome(self) -> Outcome:

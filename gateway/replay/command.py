@@ -99,14 +99,12 @@ def command(
         day = recorded_day(between(records, _utc(since), _utc(until)))
     except (BackupError, NoTasks, NoNatsServer, TransportUnavailable, UnusableServer, SettingsError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    given: dict[str, Any] = {
-        "order": degraded_order,
-        "swap_share": swap_share,
-        "slice_max_s": slice_max_s,
-        "turn_share": turn_share,
-    }
-    policy = changed(known.degraded, **{name: value for name, value in given.items() if value is not None})
-    terms = changed(terms_of(day, known, wait_s=wait_s), policy=policy, lanes=lanes, places=places)
+    shares: dict[str, Any] = {"swap_share": swap_share, "slice_max_s": slice_max_s, "turn_share": turn_share}
+    lane_policy = changed(known.degraded, **{name: value for name, value in shares.items() if value is not None})
+    policy = lane_policy if degraded_order is None else changed(lane_policy, order=degraded_order)
+    terms = changed(
+        terms_of(day, known, wait_s=wait_s), policy=policy, lane_policy=lane_policy, lanes=lanes, places=places
+    )
     happened, replayed = accounts(day.fates), accounts(replay(day, terms))
     if as_json_:
         click.echo(as_text(as_json(day, terms, happened, replayed, unreadable=records.unreadable)))

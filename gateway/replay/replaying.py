@@ -14,9 +14,10 @@ from ops.simulation import Arrival, Outcome, SimulatedLanes, by_policy, simulate
 
 class ReplayTerms(Struct, frozen=True, kw_only=True):
     """How the day is served again. *lanes* gives the number of warm lanes for each model; None: as routing saw them
-    then. The waits are in seconds."""
+    then. *policy* orders the degraded queue, *lane_policy* what waits for lanes (ADR 0042). Waits are in seconds."""
 
     policy: Policy
+    lane_policy: Policy = Policy()
     lanes: Mapping[str, int] | None
     places: int = DEGRADED_MAX_MSGS
     lane_wait_s: float
@@ -58,6 +59,7 @@ def replay(day: RecordedDay, terms: ReplayTerms) -> list[Fate]:
             count=day.lanes if terms.lanes is None else terms.lanes,
             wait_s=terms.lane_wait_s,
             run_s=day.measured.lane_run_s,
+            order=lambda: by_policy(terms.lane_policy),
         ),
     )
     return fates(outcome)

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from contracts import lifecycle
 from contracts.memory import SwapReceipt
 from contracts.order import Policy
-from contracts.tasks import FailureCode, GenerationTask, LaneInput, RoutingDecision, TaskStatus
+from contracts.tasks import FailureCode, GenerationTask, LaneInput, Priority, RoutingDecision, TaskStatus
 from gateway.replay.day import Fate, NoTasks, RecordedDay, arrivals, recorded_day
 from gateway.replay.records import Records, between
 from gateway.replay.replaying import DayAccount, ReplayTerms, account, accounts, replay
@@ -157,6 +157,16 @@ def test_more_lanes_take_what_the_degraded_worker_had() -> None:
     assert (found.all.served, found.all.on_lanes, found.all.swaps) == (12, 12, 0)
     one = accounts(replay(day, terms(day, Policy(), lanes={"anisora": 1})))
     assert (one.models["anisora"].on_lanes, one.models["phr00t"].on_lanes) == (6, 0)
+
+
+def test_lanes_order_what_waits_too() -> None:
+    """One lane is busy until 20 s; then the interactive one goes before the older background one."""
+    first = served(request(1, 0, warm_lanes=1), 0, worker="anisora-0", run_s=20)
+    background = served(replace(request(2, 1, warm_lanes=1), priority=Priority.BACKGROUND), 20, worker="anisora-0")
+    urgent = served(replace(request(3, 2, warm_lanes=1), priority=Priority.INTERACTIVE), 22, worker="anisora-0")
+    day = recorded_day([first, background, urgent])
+    waits_s = [fate.wait_s for fate in replay(day, terms(day, Policy()))]
+    assert waits_s == [0, 18, 21]
 
 
 def test_a_switch_of_the_operator_keeps_requests_from_more_lanes_too() -> None:
