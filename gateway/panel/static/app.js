@@ -137,10 +137,10 @@ function Away() {
   }, [isAway]);
   if (!isAway) return null;
   const leftS = Math.ceil((connection.retryAtMs - nowMs) / 1000);
-  return html`<div class="away">
+  return html`<section class="away" aria-label=${texts.connection.away}>
     <${Icon} name="failed" />
     <p>${texts.away(leftS > 0 ? texts.awayIn(seconds(leftS)) : texts.awayNow)}</p>
-  </div>`;
+  </section>`;
 }
 
 render(html`<${App} />`, document.getElementById("app"));

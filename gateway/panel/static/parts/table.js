@@ -3,7 +3,7 @@ import { html } from "../vendor/preact-htm.js";
 
 /** @param {{caption: string, head: string[], rows: any[][]}} props the first cell of a row names it */
 export function Table({ caption, head, rows }) {
-  return html`<div class="table" role="region" aria-label=${caption} tabindex="0">
+  return html`<div class="table" role="group" aria-label=${caption} tabindex="0">
     <table>
       <caption>${caption}</caption>
       <thead><tr>${head.map((text) => html`<th scope="col">${text}</th>`)}</tr></thead>

@@ -14,7 +14,7 @@ export function Explain({ task }) {
     asking.run();
   }, [task.id, task.status]);
   return html`<section>
-    <h3>${taskTexts.sections.explain}</h3>
+    <h2>${taskTexts.sections.explain}</h2>
     <${Trouble} error=${asking.error} onAgain=${asking.run} />
     ${found && html`<${Found} found=${found} />`}
   </section>`;

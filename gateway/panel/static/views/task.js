@@ -39,7 +39,7 @@ function Whole({ task, settings, heading }) {
   return html`
     <header>
       <${TaskBadge} task=${task} />
-      <h2 id="detail-title" ref=${heading} tabindex="-1">${task.parameters.prompt || texts.noPrompt}</h2>
+      <h1 id="detail-title" ref=${heading} tabindex="-1">${task.parameters.prompt || texts.noPrompt}</h1>
     </header>
     ${task.status === "pending" && html`<p class="hint">${task.route === "degraded" ? texts.held : texts.queued}</p>`}
     <${Progress} task=${task} />
@@ -47,16 +47,16 @@ function Whole({ task, settings, heading }) {
     <${Failure} task=${task} />
     <${Actions} task=${task} onAgain=${(made) => (location.hash = `#/watch/${made.id}`)} />
     ${task.warnings.length > 0 &&
-    html`<section><h3>${texts.warnings}</h3><ul>${task.warnings.map((each) => html`<li>${each.message}</li>`)}</ul></section>`}
-    <section><h3>${texts.sections.parameters}</h3><${Parameters} task=${task} /></section>
-    <section><h3>${texts.sections.timeline}</h3><${Timeline} task=${task} /></section>
+    html`<section><h2>${texts.warnings}</h2><ul>${task.warnings.map((each) => html`<li>${each.message}</li>`)}</ul></section>`}
+    <section><h2>${texts.sections.parameters}</h2><${Parameters} task=${task} /></section>
+    <section><h2>${texts.sections.timeline}</h2><${Timeline} task=${task} /></section>
     ${task.swap &&
     html`<section>
-      <h3>${texts.sections.swap}</h3>
+      <h2>${texts.sections.swap}</h2>
       <p>${receiptWords(task.swap).join(" ")}</p>
       <${SwapBar} swap=${task.swap} />
     </section>`}
-    <section><h3>${texts.sections.facts}</h3><${Facts} task=${task} traceUrl=${settings?.trace_url ?? null} /></section>
+    <section><h2>${texts.sections.facts}</h2><${Facts} task=${task} traceUrl=${settings?.trace_url ?? null} /></section>
     ${isOperator && html`<${Explain} task=${task} />`}
   `;
 }

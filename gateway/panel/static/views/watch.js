@@ -37,7 +37,7 @@ export function Watch({ id }) {
   return html`<div class="watch ${id ? "has-detail" : ""}">
     <section class="list" aria-labelledby="watch-title">
       <header class="list-head">
-        <h1 id="watch-title" tabindex="-1">${texts.title}</h1>
+        <${id ? "h2" : "h1"} id="watch-title" tabindex="-1">${texts.title}<//>
         <${Filters} filter=${filter} models=${settings?.models ?? []} />
       </header>
       <${Pair} pair=${pair} />

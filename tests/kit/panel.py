@@ -1,0 +1,123 @@
+"""The panel in a real Chromium: Debian's, with a profile of its own for each test."""
+
+import contextlib
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, ConsoleMessage, Locator, Page, Request, async_playwright, expect
+
+from tests.kit.tools import tool
+
+FLAGS: Final = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+# Nothing is judged by time: a machine that runs other tests is slow.
+PATIENCE_MS: Final = 60_000
+PHONE: Final = {"width": 390, "height": 844}
+DESK: Final = {"width": 1280, "height": 900}
+# Chromium's own line about an answer that is no success, or that did not come: a test expects those by what is shown.
+_ANSWER: Final = re.compile(r"Failed to load resource: (the server responded with a status of|net::ERR_)")
+
+expect.set_options(timeout=PATIENCE_MS)
+
+
+@contextlib.asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    """The browser; the test is skipped where there is none."""
+    program = tool("chromium")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=program, args=FLAGS, timeout=PATIENCE_MS)
+        yield browser
+        await browser.close()
+
+
+class Panel:
+    """The panel in a tab, what it complained of, and every address that it asked for."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page, self.url = page, url
+        self.complaints: list[str] = []
+        self.answers: list[str] = []
+        self.asked: list[str] = []
+        page.on("console", self._hear)
+        page.on("pageerror", lambda error: self.complaints.append(f"{error}\n{error.stack}"))
+        page.on("request", self._note)
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            (self.answers if _ANSWER.match(message.text) else self.complaints).append(message.text)
+
+    def _note(self, request: Request) -> None:
+        self.asked.append(request.url)
+
+    async def open(self, view: str = "make") -> None:
+        """The page at *view*, when its heading is there."""
+        await self.page.goto(f"{self.url}/#/{view}")
+        await expect(self.page.get_by_role("heading").first).to_be_visible()
+
+    async def go(self, view: str) -> None:
+        """From the view that is open to another one, as by the navigation."""
+        await self.page.get_by_role("navigation").get_by_role("link", name=view).click()
+
+    @property
+    def prompt(self) -> Locator:
+        return self.page.get_by_label("Prompt required")
+
+    async def choose(self, title: str) -> None:
+        """The model that goes by *title*."""
+        await self.page.get_by_role("radio", name=title).check()
+
+    async def send(self, prompt: str) -> None:
+        """Sends the form, with *prompt*."""
+        await self.prompt.fill(prompt)
+        await self.page.get_by_role("button", name="Make the video").click()
+
+    @property
+    def sent(self) -> Locator:
+        """What was sent from the page, newest first."""
+        return self.page.locator(".sent article")
+
+    async def drop(self, name: str, media_type: str, content: bytes) -> None:
+        """Drops a file on the place for an image, as a hand with a mouse does."""
+        transfer = await self.page.evaluate_handle(
+            """([name, type, bytes]) => {
+                const transfer = new DataTransfer();
+                transfer.items.add(new File([new Uint8Array(bytes)], name, { type }));
+                return transfer;
+            }""",
+            [name, media_type, list(content)],
+        )
+        await self.page.dispatch_event(".drop", "drop", {"dataTransfer": transfer})
+
+    async def barriers(self) -> list[str]:
+        """What axe objects to in the page as it is now."""
+        found = await Axe().run(self.page)
+        return [
+            f"{each['id']}: {[node['html'][:200] for node in each['nodes']]}" for each in found.response["violations"]
+        ]
+
+    async def picture(self, path: Path) -> None:
+        await self.page.screenshot(path=path, full_page=True)
+
+
+@contextlib.asynccontextmanager
+async def panel_in(browser: Browser, url: str, **options: Any) -> AsyncIterator[Panel]:
+    """The panel at *url* in a tab of its own, with a session of its own. It must not have complained when it is left.
+
+    *options* are those of a context of Playwright's, such as `color_scheme`.
+    """
+    context = await browser.new_context(**{"viewport": DESK, "reduced_motion": "reduce"} | options)
+    context.set_default_timeout(PATIENCE_MS)
+    panel = Panel(await context.new_page(), url)
+    yield panel
+    await context.close()
+    assert panel.complaints == []
