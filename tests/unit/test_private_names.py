@@ -35,6 +35,7 @@ USED: Final[dict[tuple[str, str], str]] = {
     ("lane_worker/pipelines/cleanup.py", "_cuda_clearCublasWorkspaces"): "torch._C",
     ("lane_worker/pipelines/live_bytes.py", "torch.utils._python_dispatch"): "torch.utils._python_dispatch",
     ("lane_worker/pipelines/live_bytes.py", "_C"): "torch",
+    ("lane_worker/pipelines/live_bytes.py", "_schema"): "torch._ops",  # which operators change what they are given
     ("lane_worker/pipelines/measure.py", "_keep_in_fp32_modules"): "diffusers.models.modeling_utils",
     ("lane_worker/pipelines/oom_snapshots.py", "_record_memory_history"): "torch.cuda.memory",
     ("lane_worker/pipelines/oom_snapshots.py", "_snapshot"): "torch.cuda.memory",

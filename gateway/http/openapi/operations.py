@@ -291,9 +291,9 @@ class FeedOperation(DescribedOperation):
         self.accept(
             parameter(
                 "Last-Event-ID",
-                "The newest id of the stream before: what changed since comes first.",
+                "The newest id of the stream before: what changed since comes first. An empty one counts as none.",
                 "1742",
-                pattern="^[0-9]{1,18}$",
+                pattern="^[0-9]{0,18}$",
             )
         )
         self._answer(
