@@ -22,15 +22,16 @@ from tests.kit.support import settings_file
 
 GUIDE: Final = Path(__file__).parents[2] / "docs" / "operate" / "replay.md"
 MODELS: Final = ("anisora", "phr00t")
-# Twice what first in, first out can serve, and too few at once to fill the queue: so each request has a record.
-RATE_PER_S: Final = 2.0
+# Three times what first in, first out can serve, and too few at once to fill the queue: so each request has a record.
+RATE_PER_S: Final = 3.0
 SECONDS: Final = 20.0
 WAIT_S: Final = 7.5
 MAY_DIFFER: Final = 0.10
 
 
 class Served(Struct, frozen=True):
-    """What a system in order of arrival left behind."""
+    """What a system left behind that served in the order of the settings: it swaps seldom, so that what it does hangs
+    on no single moment."""
 
     up: NoopSystem
     backup: Path
@@ -50,7 +51,7 @@ def warmlane(*arguments: str) -> Result:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("replay")
     settings = settings_file(folder, wait_limit_s=WAIT_S, degraded_margin_s=0.25)
-    slowed = ("--step-seconds", "0.5", "--load-seconds", "1", "--degraded-order", "fifo")
+    slowed = ("--step-seconds", "0.5", "--load-seconds", "1")
     up = NoopSystem(folder, "--lanes", "anisora=0,phr00t=0", "--settings", str(settings), *slowed)
     try:
         up.start()
@@ -63,10 +64,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def test_the_same_policy_gives_what_happened(served: Served) -> None:
-    found = served.replay("--degraded-order", "fifo")
+    found = served.replay()
     happened, replayed = found["happened"]["all"], found["replayed"]["all"]
     assert happened["refused"] > 0  # or there was no overload
-    assert found["orders"] == ["fifo"]
+    assert found["orders"] == ["swap-aware"]
     assert found["notes"] == []
     for what in ("served", "refused", "swaps"):
         assert replayed[what] == pytest.approx(happened[what], rel=MAY_DIFFER, abs=2), what
@@ -77,7 +78,7 @@ def test_the_same_policy_gives_what_happened(served: Served) -> None:
         assert now["served"] == pytest.approx(then["served"], rel=MAY_DIFFER, abs=2)
 
 
-def test_the_other_order_serves_more_and_swaps_less(served: Served) -> None:
+def test_the_other_order_serves_less_and_swaps_more(served: Served) -> None:
     fifo, aware = served.replay("--degraded-order", "fifo"), served.replay("--degraded-order", "swap-aware")
     assert aware["happened"] == fifo["happened"]
     assert aware["replayed"]["all"]["served"] > 1.2 * fifo["replayed"]["all"]["served"]
