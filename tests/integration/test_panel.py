@@ -208,6 +208,7 @@ async def test_the_switch_moves_routing(panel: Panel, stage: Stage) -> None:
     assert (await stage.submit())["route"] == "lane"
     await lanes.get_by_role("button", name="Send to the shared worker").click()
     await dialog.get_by_role("button", name="Send to the shared worker").click()
+    await expect(lanes).to_contain_text("New requests go to the shared worker")
     await expect(lanes).to_contain_text("Held off its lanes by an operator")
     assert (await stage.submit())["route"] == "degraded"
     await expect(panel.page.get_by_text("1 of 25 places taken").first).to_be_visible()

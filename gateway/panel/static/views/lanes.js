@@ -30,7 +30,7 @@ function ModelLanes({ of, again }) {
   return html`<section class="model-lanes" aria-label=${of.model}>
     <header>
       <h3>${of.model}</h3>
-      <p>${texts.goes} <strong>${texts.outcome[of.route.outcome.split(" ")[0]] ?? of.route.outcome}</strong>. <span class="hint">${of.route.reason}</span></p>
+      <p>${texts.goes} <strong>${texts.outcome[of.route.outcome.split(":")[0]] ?? of.route.outcome}</strong>. <span class="hint">${of.route.reason}</span></p>
       <button type="button" class="quiet" onClick=${() => setAsking(true)}>${toDegraded ? texts.toDegraded : texts.toAuto}</button>
     </header>
     ${!toDegraded && html`<p class="notice">${texts.forced}</p>`}

@@ -72,9 +72,9 @@ export function Operate() {
     <div class="board">
       ${part("lanes", Lanes)}
       <div class="columns">
-        <div>${part("queue", SharedQueue)} ${part("swaps", Swaps)}</div>
+        <div>${part("queue", SharedQueue)} ${part("swaps", Swaps)} ${part("cold_starts", ColdStarts)}</div>
         <div>
-          ${read.lanes && html`<${Slots} of=${read.lanes} again=${again} />`} ${part("history", History)} ${part("cold_starts", ColdStarts)}
+          ${read.lanes && html`<${Slots} of=${read.lanes} again=${again} />`} ${part("history", History)}
           <section class="card">
             <h2>${texts.failed.title}</h2>
             <p class="hint">${texts.failed.hint}</p>
