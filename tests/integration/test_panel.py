@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -259,7 +260,8 @@ async def test_a_thousand_tasks_are_drawn(panel: Panel, stage: Stage) -> None:
     await panel.open("watch")
     for _ in range(19):
         await panel.page.get_by_role("button", name="Show older ones").click()
-    await expect(panel.page.get_by_text("1001 tasks.")).to_be_visible()  # and the one that is real
+    # with the one that is real, if the stream began before it was written
+    await expect(panel.page.get_by_text(re.compile(r"^100[01] tasks\."))).to_be_visible()
 
 
 async def test_the_gateway_goes_and_comes_back(panel: Panel, stage: Stage) -> None:
