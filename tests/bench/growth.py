@@ -233,7 +233,7 @@ async def fill(stack: Stack, count: int) -> str:
 async def _copy(stack: Stack, link: NatsLink, task: GenerationTask, task_id: str, number: int) -> None:
     assert task.video is not None
     copied = replace(task, id=task_id, created_at=task.created_at + timedelta(microseconds=number + 1))
-    copied = replace(copied, video=replace(task.video, path=copied.video_path))
+    copied = replace(copied, video=replace(task.video, path=copied.video_path, thumbnail=None))
     (stack.folder / "artifacts" / copied.video_path).touch()
     await _surely(partial(link.entries.put, TASKS, task_id, encode_task(copied)))
 

@@ -86,8 +86,10 @@ ALSO_FAIR: Final[Mapping[str, str]] = {
 
 
 # What has to hold of a request and cannot be said in JSON Schema: cases that are to be accepted are made to fit.
+RECEIVER: Final = "http://127.0.0.1:9/videos"  # where nobody listens
 UNSAYABLE: Final[Mapping[str, str]] = {
     "image": "a data URI has to hold a real image, within the model's limits",
+    "webhook": "the address of a receiver has rules of its own (docs/use/webhooks.md)",
     "too_large": "width x height x num_frames has a limit of its own; where it is passed, the frames are left out",
     "cursor": "one that was handed out before; left out",
     "integers": "to JSON Schema 8.0 is an integer, to us it is none",
@@ -266,6 +268,10 @@ def _meet(case: AnyCase, ids: Ids, chance: random.Random) -> None:
         }
         if "image" in case.body:
             case.body["image"] = IMAGE
+        if isinstance(case.body.get("webhook"), dict):
+            case.body["webhook"] |= {"url": RECEIVER}
+        if case.path.startswith("/webhooks") and "url" in case.body:
+            case.body["url"] = RECEIVER
         if _is_too_large(case.body):
             del case.body["num_frames"]
     if case.query and "cursor" in case.query and _is_allowed(case, ParameterLocation.QUERY):
@@ -337,7 +343,14 @@ def system(folder: Path) -> Iterator[tuple[GatewayProcess, Ids]]:
         gateway.nats.start()
         ids = asyncio.run(_prepare(gateway))
         leave.callback(gateway.stop)
-        gateway.start("--keep", f"{KEEP_S:g}s", "--settings", str(reporting_file(folder, "anisora")))
+        gateway.start(
+            "--webhooks-allow",
+            "127.0.0.0/8",
+            "--keep",
+            f"{KEEP_S:g}s",
+            "--settings",
+            str(reporting_file(folder, "anisora")),
+        )
         warming = threading.Thread(target=lambda: asyncio.run(_keep_warm(gateway.nats.url, stop)))
         warming.start()
         leave.callback(warming.join)

@@ -90,7 +90,7 @@ def test_a_short_soak_and_a_short_regression_pass(tmp_path: Path) -> None:
     assert [line.what for line in judge_soak(soaked)[:3] if not line.is_met] == []
     last = soaked.samples[-1].values
     assert last["messages KV_tasks"] >= 200
-    assert last["objects artifacts"] == 200
+    assert last["objects artifacts"] == 2 * 200  # a video and its thumbnail
     assert min(last[f"rss {name}"] for name in ("gateway", "nats-server", "supervisor", "phr00t-0's host")) > 1e6
 
     baseline = result_of(well, rate=10)

@@ -83,7 +83,7 @@ def test_the_gateways_own_page_agrees_with_the_collector(stage: Stage, page: dic
     }
     assert overloaded == {
         limit: stage.collector.value("warmlane.requests.overloaded", model="anisora", limit=limit)
-        for limit in ("depth", "wait")
+        for limit in ("depth", "displaced", "expected", "wait")
     }
     refused = {
         sample.labels["code"]: sample.value

@@ -54,6 +54,9 @@ def valid_requests(entry: ModelEntry) -> st.SearchStrategy[dict[str, Any]]:
         if name == "priority":
             values[name] = st.sampled_from([each.value for each in Priority])
             continue
+        if name == "webhook":  # whose address has tests of its own
+            values[name] = st.just({"url": "https://receiver.example/videos"})
+            continue
         field = getattr(limits, name)
         if isinstance(field, ImageField):
             if field.presence != "unsupported":
@@ -96,6 +99,8 @@ def wrong_number(field: IntegerField | NumberField) -> st.SearchStrategy[Any]:
 def wrong_value(name: str, limits: Any) -> st.SearchStrategy[Any]:
     if name == "priority":
         return NO_TEXT | st.sampled_from(["", "urgent", "Standard", " background"])
+    if name == "webhook":
+        return st.sampled_from(["https://receiver.example/videos", 7, 1.5, True, []])
     field = getattr(limits, name)
     if isinstance(field, TextField):
         wrong = [NO_TEXT, st.integers(1, 100_000).map(lambda more: "x" * (field.max_chars + more))]
@@ -127,6 +132,8 @@ def test_every_request_within_the_constraints_is_accepted(data: st.DataObject) -
     for name in FIELDS[1:]:
         if name == "image":
             assert (accepted.image is None) == (accepted.image_content is None) == ("image" not in body)
+        elif name == "webhook":
+            assert (None if accepted.webhook is None else accepted.webhook.url) == body.get("webhook", {}).get("url")
         elif name in body:
             assert getattr(accepted, name) == body[name]
         elif name == "priority":

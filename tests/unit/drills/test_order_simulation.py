@@ -139,4 +139,4 @@ def test_the_page_has_the_table_of_the_drill() -> None:
     rows = compare(CASES[0], 0.5, tasks=50)
     written = page(rows, PAGE.read_text(), name="simulated")
     assert page(rows, written, name="simulated") == written
-    assert written.count("| 0.5 | swap-aware |") == 1
+    assert written.count("| 2 s, 4 s | 0.5 | swap-aware |") == 1

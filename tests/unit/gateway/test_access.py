@@ -178,10 +178,13 @@ def client() -> Iterator[TestClient[Litestar]]:
 ROUTES = [(method, path) for method, path, _ in operations(TINY)]
 
 
+ID = "0" * 12
+
+
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_what_a_route_needs(client: TestClient[Litestar], method: str, path: str) -> None:
     scope = "admin" if path.startswith("/admin/") else NEEDS[method, path]
-    url = path.format(task_id=TASK_ID, model="anisora", slot="cpu-2", key_id="0" * 12)
+    url = path.format(task_id=TASK_ID, model="anisora", slot="cpu-2", key_id="0" * 12, endpoint_id=ID, delivery_id=ID)
     url += "?wait=0" if path == "/tasks/events" else ""  # a stream without an end
     # /readyz needs services that were not started; no other request reaches a handler here
     answer = client.request(method, url)
