@@ -268,8 +268,8 @@ def _meet(case: AnyCase, ids: Ids, chance: random.Random) -> None:
         }
         if "image" in case.body:
             case.body["image"] = IMAGE
-        if isinstance(case.body.get("webhook"), dict):
-            case.body["webhook"] |= {"url": RECEIVER}
+        if isinstance(webhook := case.body.get("webhook"), dict):
+            case.body["webhook"] = {**webhook, "url": RECEIVER}
         if case.path.startswith("/webhooks") and "url" in case.body:
             case.body["url"] = RECEIVER
         if _is_too_large(case.body):
