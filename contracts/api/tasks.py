@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from contracts.memory import MemoryReading, SwapReceipt
-from contracts.tasks import GenerationParameters, Priority, Progress, TaskError, TaskStatus, TimelineEntry
+from contracts.tasks import GenerationParameters, Priority, Progress, TaskError, TaskStatus, TimelineEntry, VideoFile
 from contracts.webhooks import TaskWebhook
 
 
@@ -35,6 +35,18 @@ class VideoView(Struct, frozen=True, kw_only=True):
     height: int
     frames: int
     fps: int
+
+    @classmethod
+    def of(cls, video: VideoFile) -> "VideoView":
+        """What callers see of *video*."""
+        return cls(
+            bytes=video.bytes,
+            sha256=video.sha256,
+            width=video.width,
+            height=video.height,
+            frames=video.frames,
+            fps=video.fps,
+        )
 
 
 class ParameterWarning(Struct, frozen=True, kw_only=True):

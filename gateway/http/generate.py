@@ -18,7 +18,7 @@ from gateway.http.not_accepted import NOT_ACCEPTED, not_accepted, overloaded
 from gateway.http.openapi.operations import GenerateOperation, problem_responses
 from gateway.http.preferences import Preferences
 from gateway.http.problems import answer_of
-from gateway.http.submission import read_submission
+from gateway.http.submission import SUBMISSION_PROBLEMS, read_submission
 from gateway.placing.overload import Overloaded
 from gateway.services import Services
 from ops.telemetry.tracing import below_root, current_root, current_span, traceparent_of
@@ -35,19 +35,9 @@ _TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
     responses={
         200: ResponseSpec(TaskView, description="", generate_examples=False),
         **problem_responses(
-            "malformed_body",
             "invalid_query",
             "precondition_failed",
-            "body_too_large",
-            "unsupported_media_type",
-            "priority_forbidden",
-            "too_many_tasks",
-            "validation_failed",
-            "idempotency_key_reused",
-            "queue_overloaded",
-            "storage_full",
-            "storage_unavailable",
-            "transport_unavailable",
+            *SUBMISSION_PROBLEMS,
         ),
     },
     **needs("submit", counts_late=True),

@@ -32,7 +32,7 @@ from gateway.http.openapi.operations import ResubmitOperation, problem_responses
 from gateway.http.priority import class_of
 from gateway.http.problems import ProblemError, answer_of
 from gateway.http.queries import require_known_query
-from gateway.http.submission import idempotency_key_of
+from gateway.http.submission import SUBMISSION_PROBLEMS, idempotency_key_of
 from gateway.placing.overload import Overloaded
 from gateway.services import Services
 from ops.artifacts import StorageFailed
@@ -50,20 +50,10 @@ Seed = int | Literal["new"] | UnsetType
     tags=["tasks"],
     operation_class=ResubmitOperation,
     responses=problem_responses(
-        "malformed_body",
         "task_not_found",
         "task_not_ended",
         "image_expired",
-        "body_too_large",
-        "unsupported_media_type",
-        "priority_forbidden",
-        "too_many_tasks",
-        "validation_failed",
-        "idempotency_key_reused",
-        "queue_overloaded",
-        "storage_full",
-        "storage_unavailable",
-        "transport_unavailable",
+        *SUBMISSION_PROBLEMS,
     ),
     **needs("submit", counts_late=True),
 )
@@ -73,8 +63,9 @@ async def resubmit_task(
     """Makes a new task with all parameters of a task that has ended, its image among them; that one stays as it is.
 
     `{}` keeps the seed, so that the same video comes of it, `{"seed": "new"}` draws another, and a number is used. The
-    new task belongs to the caller of the key. The answer comes at once, as for `POST /generate` with `Prefer:
-    respond-async`. Of a failed task, `{}` without an `Idempotency-Key` makes one new task, however often it is sent.
+    new task belongs to the caller of the key; a webhook that the first one named is not taken over. The answer comes
+    at once, as for `POST /generate` with `Prefer: respond-async`. Of a failed task, `{}` without an `Idempotency-Key`
+    makes one new task, however often it is sent.
     """
     body = await read_body(request, max_bytes=BODY_MAX_BYTES)
     require_json(request)

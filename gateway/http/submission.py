@@ -23,6 +23,21 @@ from gateway.services import Services
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
+# What every route that queues a task may answer.
+SUBMISSION_PROBLEMS: Final = (
+    "malformed_body",
+    "body_too_large",
+    "unsupported_media_type",
+    "priority_forbidden",
+    "too_many_tasks",
+    "validation_failed",
+    "idempotency_key_reused",
+    "queue_overloaded",
+    "storage_full",
+    "storage_unavailable",
+    "transport_unavailable",
+)
+
 
 class Submission(Struct, frozen=True):
     """An accepted request, and what its headers say beside it. *key* is the Idempotency-Key, if there is one."""

@@ -38,8 +38,7 @@ def task_url(root: str, task_id: str) -> str:
 
 def view(task: GenerationTask, place: QueuePlace | None, *, root: str = "") -> TaskView:
     """*task*, which stands in its queue at *place* (`Estimates.place`), as its caller may see it under *root*."""
-    url = task_url(root, task.id)
-    video = task.video
+    url, video = task_url(root, task.id), task.video
     return TaskView(
         id=task.id,
         status=task.status,
@@ -58,16 +57,7 @@ def view(task: GenerationTask, place: QueuePlace | None, *, root: str = "") -> T
         queue=place,
         progress=task.progress,
         error=task.error,
-        video=None
-        if video is None
-        else VideoView(
-            bytes=video.bytes,
-            sha256=video.sha256,
-            width=video.width,
-            height=video.height,
-            frames=video.frames,
-            fps=video.fps,
-        ),
+        video=None if video is None else VideoView.of(video),
         swap=task.swap,
         memory=task.memory,
         timeline=task.timeline,

@@ -94,7 +94,7 @@ def deliveries(task: GenerationTask, endpoints: Iterable[WebhookEndpoint], now: 
 
 def payload(task: GenerationTask, event: WebhookEvent, at: datetime) -> str:
     """The body that a receiver is sent: JSON of less than 20 kB, without prompt or video."""
-    video, error = task.video, task.error
+    error = task.error
     told = WebhookTask(
         id=task.id,
         status=task.status,
@@ -105,16 +105,7 @@ def payload(task: GenerationTask, event: WebhookEvent, at: datetime) -> str:
         finished_at=task.finished_at,
         progress=task.progress,
         error=None if error is None else TaskError(code=error.code, message=error.message[:REASON_MAX_CHARS]),
-        video=None
-        if video is None
-        else VideoView(
-            bytes=video.bytes,
-            sha256=video.sha256,
-            width=video.width,
-            height=video.height,
-            frames=video.frames,
-            fps=video.fps,
-        ),
+        video=None if task.video is None else VideoView.of(task.video),
         links=WebhookTaskLinks(
             self_=f"/tasks/{task.id}",
             video=f"/tasks/{task.id}/video" if task.status is TaskStatus.DONE else None,
