@@ -4,7 +4,6 @@ Where the order of two writes matters, a test moves the lanes by hand: `test_sup
 """
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
@@ -29,6 +28,7 @@ from tests.kit.support import (
     command_line,
     eventually,
     is_running,
+    logged_in,
     settings_file,
     shared_forks,
 )
@@ -44,8 +44,7 @@ class Rig:
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        lines = (self.data_dir / "supervisor.log").read_text().splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{")]
+        return logged_in(self.data_dir / "supervisor.log")
 
     def lane_pids(self) -> list[int]:
         return [pid for pid in children_of(self.process.pid) if "warmlane lane" in command_line(pid)]

@@ -31,6 +31,7 @@ from tests.kit.support import (
     eventually_sync,
     free_port,
     require_sound,
+    whole_lines,
 )
 from tests.kit.warm_cli import Forked
 
@@ -91,7 +92,7 @@ class GatewayProcess:
         return self._process.pid
 
     def log(self) -> str:
-        return self.log_file.read_text()
+        return whole_lines(self.log_file.read_text())
 
     def kill(self) -> None:
         """`kill -9`, and it is dead when this returns."""

@@ -277,10 +277,19 @@ def shared_folder() -> Path:
     return folder
 
 
+def whole_lines(text: str) -> str:
+    """*text* of a log without its last line, where that has no end yet: a reader may see half of a single write."""
+    return text[: text.rfind("\n") + 1]
+
+
+def logged_in(log: Path) -> list[dict[str, Any]]:
+    """The lines of *log* that are JSON, whole ones only."""
+    return [json.loads(line) for line in whole_lines(log.read_text()).splitlines() if line.startswith("{")]
+
+
 def fork_servers_of(log: Path) -> list[int]:
     """The fork servers that the worker with this *log* has had, the last one last. A shared one's are not below it."""
-    lines = (json.loads(line) for line in log.read_text().splitlines() if line.startswith("{"))
-    return [line["pid"] for line in lines if line["event"] == "fork_server_started"]
+    return [line["pid"] for line in logged_in(log) if line["event"] == "fork_server_started"]
 
 
 def below(pid: int, logs: Path) -> list[int]:

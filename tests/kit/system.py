@@ -21,6 +21,7 @@ from tests.kit.support import (
     eventually_sync,
     fork_servers_of,
     free_port,
+    logged_in,
     require_sound,
 )
 
@@ -144,8 +145,7 @@ class UpProcess:
 
     def log_lines(self, worker: str) -> list[dict[str, Any]]:
         """What the worker logged, a dict a line."""
-        text = (self.logs / f"{worker}.log").read_text()
-        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        return logged_in(self.logs / f"{worker}.log")
 
     def memory_lines(self, task_id: str) -> list[dict[str, Any]]:
         """The memory lines of the task, by any worker, the first one first."""

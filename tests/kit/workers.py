@@ -1,11 +1,10 @@
 """A worker with the command line that a user starts one with: `warmlane lane` or `warmlane degraded`."""
 
-import json
 import signal
 from pathlib import Path
 from typing import Any
 
-from tests.kit.support import children_of, clean_environment, fork_servers_of, require_sound
+from tests.kit.support import children_of, clean_environment, fork_servers_of, logged_in, require_sound
 from tests.kit.warm_cli import Forked
 
 
@@ -36,8 +35,7 @@ class WorkerProcess:
 
     def log_lines(self, event: str) -> list[dict[str, Any]]:
         """What it logged as *event*."""
-        lines = (json.loads(line) for line in self.log_file.read_text().splitlines() if line.startswith("{"))
-        return [line for line in lines if line["event"] == event]
+        return [line for line in logged_in(self.log_file) if line["event"] == event]
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
