@@ -117,10 +117,11 @@ class Delivering:
         while True:
             self._sooner.clear()
             now = datetime.now(UTC)
-            delivery = self._lineup.take(now) if self.is_leading and not self._is_leaving else None
+            may_begin = self.is_leading and not self._is_leaving
+            delivery = self._lineup.take(now) if may_begin else None
             if delivery is None:
-                # one that is about to lose the leadership takes nothing, though much may be due
-                least_s = 0.0 if self.is_leading else RETRY_S
+                # one that leaves, or is about to lose the leadership, takes nothing, though much may be due
+                least_s = 0.0 if may_begin else RETRY_S
                 await set_within(max(least_s, self._wait_s(now)), self._sooner)
                 continue
             attempt = asyncio.create_task(self._attempt(delivery))
