@@ -87,11 +87,15 @@ async def fork_server() -> AsyncIterator[SharedForkServer]:
     await server.close_at_last()
 
 
+# What is submitted while a system is saved: no more than the lane takes later within the wait limit, on a busy machine.
+MEANWHILE_MAX: Final = 5
+
+
 async def test_every_task_ends_once_after_the_server_lost_its_disk(
     tmp_path: Path, fork_server: SharedForkServer
 ) -> None:
     """It is saved while clients submit. Done records come back byte for byte, and unfinished tasks end, once."""
-    settings = settings_file(tmp_path, wait_limit_s=6, lease_s=2, lease_renew_s=0.5, reconnect_grace_s=0.5)
+    settings = settings_file(tmp_path, wait_limit_s=12, lease_s=2, lease_renew_s=0.5, reconnect_grace_s=0.5)
     catalog = load_settings(settings).catalog("tiny")
     gateway = GatewayProcess(tmp_path)
     gateway.nats.start()
@@ -127,7 +131,10 @@ async def test_every_task_ends_once_after_the_server_lost_its_disk(
 
         async def go_on() -> None:
             while not saved.is_set():
-                meanwhile.append(await submit())
+                if len(meanwhile) < MEANWHILE_MAX:
+                    meanwhile.append(await submit())
+                else:
+                    await asyncio.sleep(0.01)
 
         client = asyncio.create_task(go_on())
 
