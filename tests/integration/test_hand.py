@@ -36,7 +36,7 @@ class Leader:
 
     async def takes(self) -> GenerationTask:
         """The task that comes next."""
-        found = await self.hand.next()
+        found = await eventually(self.hand.next)  # it may take the server a moment to give what another hand gave back
         assert found is not None
         await found.message.ack()
         return decode_task(found.message.data)

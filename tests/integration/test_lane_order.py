@@ -47,7 +47,7 @@ def hand_of(link: NatsLink, policy: Policy = Policy()) -> LaneHand:  # noqa: B00
 
 
 async def take(hand: LaneHand) -> GenerationTask:
-    found = await hand.next()
+    found = await eventually(hand.next)  # it may take the server a moment to give what another hand gave back
     assert found is not None
     await found.message.ack()
     return decode_task(found.message.data)
