@@ -126,7 +126,7 @@ async def test_every_fields_refusal_stands_at_the_field(panel: Panel, stage: Sta
 
     await panel.page.get_by_role("button", name="Start afresh").click()
     await panel.send("right this time")
-    await expect(panel.sent).to_have_count(1)
+    await expect(panel.accepted).to_have_count(1)
     assert await panel.page.locator(".error").count() == 0
 
 
@@ -158,7 +158,7 @@ async def test_an_image_by_drop_and_its_refusals_before_it_is_sent(panel: Panel,
     await expect(panel.page.get_by_role("img", name="Preview of boat.png")).to_be_visible()
     await expect(panel.page.get_by_text(f"boat.png: 48 {TIMES} 32")).to_be_visible()
     await panel.send("a boat drifts away")
-    await expect(panel.sent).to_have_count(1)
+    await expect(panel.accepted).to_have_count(1)
     (task,) = await stage.tasks()
     image = task["parameters"]["image"]
     assert (image["media_type"], image["width"], image["height"], image["bytes"]) == ("image/png", 48, 32, len(png()))
@@ -336,7 +336,7 @@ async def test_the_keyboard_alone_makes_a_video(panel: Panel, stage: Stage) -> N
         if await panel.page.evaluate("document.activeElement.type === 'submit'"):
             break
     await keyboard.press("Enter")
-    await expect(panel.sent).to_have_count(1)
+    await expect(panel.accepted).to_have_count(1)
     assert [task["parameters"]["prompt"] for task in await stage.tasks()] == ["by hand"]
 
 

@@ -86,6 +86,11 @@ class Panel:
         """What was sent from the page, newest first."""
         return self.page.locator(".sent article")
 
+    @property
+    def accepted(self) -> Locator:
+        """Those of `sent` that the gateway accepted. Until it answers, a card only says that its request goes out."""
+        return self.page.locator(".sent article[aria-label]")
+
     async def drop(self, name: str, media_type: str, content: bytes) -> None:
         """Drops a file on the place for an image, as a hand with a mouse does."""
         transfer = await self.page.evaluate_handle(
