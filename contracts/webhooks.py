@@ -5,10 +5,8 @@ address of its own beside it. A *delivery* is one event of one task on its way t
 """
 
 import hashlib
-import re
 from datetime import datetime
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -17,7 +15,6 @@ from msgspec import Meta, Struct
 from contracts.nesting import Decoder
 from contracts.wire import Counted, Moment, Token, Unreadable, decode
 
-URL_MAX_CHARS: Final = 2_048
 ENDPOINTS_PER_CALLER_MAX: Final = 20
 # Standard Webhooks asks for less than 20 kB.
 PAYLOAD_MAX_BYTES: Final = 20_000
@@ -45,33 +42,6 @@ DEFAULT_EVENTS: Final = KEPT_EVENTS
 
 EventName = Annotated[str, Meta(pattern=r"\A[a-zA-Z0-9_.]{1,64}\Z")]
 """The name of an event, also one that only a newer version knows."""
-
-
-class BadWebhookUrl(ValueError):
-    """Nothing can be delivered there. The text says why."""
-
-
-class WebhookUrl(Struct, frozen=True):
-    """An address in its parts, so that nobody reads it a second time, and differently. *target* is path and query."""
-
-    scheme: Literal["http", "https"]
-    host: str
-    port: int
-    target: str
-
-    @property
-    def authority(self) -> str:
-        """What goes into `Host`."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
-
-    @property
-    def literal(self) -> IPv4Address | IPv6Address | None:
-        """The IP address that stands in the place of a name, if one does."""
-        try:
-            return ip_address(self.host)
-        except ValueError:
-            return None
 
 
 class TaskWebhook(Struct, frozen=True, kw_only=True, gc=False):
@@ -148,48 +118,6 @@ class WebhookDelivery(Struct, frozen=True, kw_only=True):
     next_at: Moment | None = None
     ended_at: Moment | None = None
     last: DeliveryTry | None = None
-
-
-_PORTS: Final = {"http": 80, "https": 443}
-_UNRESERVED: Final = r"A-Za-z0-9._~!$&'()*+,;=:@%/-"
-_URL: Final = re.compile(
-    rf"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{{1,5}}))?"
-    rf"(?P<path>/[{_UNRESERVED}]*)?(?P<query>\?[{_UNRESERVED}?]*)?",
-    re.IGNORECASE,
-)
-_NUMBER: Final = re.compile(r"0[xX][0-9A-Fa-f]*|[0-9]+")
-
-
-def parse_url(text: str) -> WebhookUrl:
-    """*text* in its parts. Raises BadWebhookUrl.
-
-    It is stricter than most readers of a URL: no user, no fragment, no character that two of them read differently, and
-    no number that some of them take for an IP address.
-    """
-    if len(text) > URL_MAX_CHARS:
-        raise BadWebhookUrl(f"at most {URL_MAX_CHARS} characters, got {len(text)}")
-    match = _URL.fullmatch(text)
-    if match is None:
-        raise BadWebhookUrl("expected https://HOST/PATH, without a user, a fragment or characters that need escaping")
-    host = match["host"].lower()
-    if host.startswith("["):
-        host = host[1:-1]
-        try:
-            IPv6Address(host)
-        except ValueError:
-            raise BadWebhookUrl("what stands in brackets is no IPv6 address") from None
-    elif _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):
-        try:
-            IPv4Address(host)
-        except ValueError:
-            raise BadWebhookUrl("the host is a number, and no IPv4 address in its usual form") from None
-    elif len(host) > 253 or not all(0 < len(label) <= 63 for label in host.removesuffix(".").split(".")):
-        raise BadWebhookUrl("the host is no name")
-    scheme: Literal["http", "https"] = "https" if match["scheme"].lower() == "https" else "http"
-    port = _PORTS[scheme] if match["port"] is None else int(match["port"])
-    if not 0 < port < 65_536:
-        raise BadWebhookUrl("the port is not one from 1 to 65535")
-    return WebhookUrl(scheme, host, port, (match["path"] or "/") + (match["query"] or ""))
 
 
 def requests_id(caller: str) -> str:

@@ -18,7 +18,7 @@ import uvloop
 from contracts.settings import SettingsError, load_settings
 from gateway.app import create_app
 from gateway.boards.storage import StorageWatch
-from gateway.rules.webhook_addresses import allowing
+from gateway.rules.addresses import allowing
 from gateway.server.access_log import AccessLog
 from gateway.server.connections import Connections, http_config
 from gateway.server.limits import CONNECTIONS_MAX, Limits, connections_max, raise_fd_limit

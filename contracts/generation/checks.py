@@ -12,7 +12,8 @@ from contracts.geometry import Size, most_frames
 from contracts.images import BadImage, parse_data_uri, read_header
 from contracts.settings import ModelEntry
 from contracts.tasks import ImageReference, Priority
-from contracts.webhooks import DEFAULT_EVENTS, BadWebhookUrl, TaskWebhook, WebhookEvent, parse_url
+from contracts.urls import BadUrl, parse_url
+from contracts.webhooks import DEFAULT_EVENTS, TaskWebhook, WebhookEvent
 
 # Behind which field the size of the video as a whole is judged.
 LAST_OF_SIZE: Final = "num_frames"
@@ -152,7 +153,7 @@ def webhook_url(name: str, value: Any, errors: list[FieldError]) -> str | None:
     else:
         try:
             parse_url(value)
-        except BadWebhookUrl as error:
+        except BadUrl as error:
             message = f"{name}: {error}"
             errors.append(FieldError(pointer=f"/{name}", code="bad_url", message=message, expected="https URL"))
         else:

@@ -11,7 +11,7 @@ from contracts.generation.errors import FieldError, InvalidRequest
 from contracts.generation.request import AcceptedRequest, validate
 from contracts.settings import Catalog
 from contracts.tasks import Priority
-from contracts.webhooks import parse_url
+from contracts.urls import parse_url
 from gateway.http.body import COSTLY_BYTES, read_body, require_json
 from gateway.http.conditions import conditions_of, require_to_change
 from gateway.http.lookup import CallerRequest

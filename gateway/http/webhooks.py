@@ -21,7 +21,8 @@ from contracts.api.webhooks import (
 from contracts.generation.body import MalformedBody, parse_body
 from contracts.generation.checks import webhook_events, webhook_url
 from contracts.generation.errors import FieldError
-from contracts.webhooks import OVERLAP_MAX_S, OVERLAP_S, WebhookDelivery, WebhookEndpoint, parse_url
+from contracts.urls import parse_url
+from contracts.webhooks import OVERLAP_MAX_S, OVERLAP_S, WebhookDelivery, WebhookEndpoint
 from gateway.boards.key_board import Caller
 from gateway.http.access import needs
 from gateway.http.body import read_body, require_json

@@ -9,7 +9,8 @@ from typing import Final
 import structlog
 from msgspec.structs import replace
 
-from contracts.webhooks import BadWebhookUrl, DeliveryTry, WebhookDelivery, WebhookEndpoint, parse_url, requests_id
+from contracts.urls import BadUrl, parse_url
+from contracts.webhooks import DeliveryTry, WebhookDelivery, WebhookEndpoint, requests_id
 from gateway.boards.delivery_board import DeliveryBoard
 from gateway.rules.webhook_retries import Again, Dead, Delivered, WebhookAnswer, outcome_of, verdict
 from gateway.webhooks.lineup import Lineup
@@ -252,5 +253,5 @@ def count(answer: WebhookAnswer, follows: Delivered | Again | Dead, event: str) 
 def _receiver_of(url: str) -> str:
     try:
         return parse_url(url).authority
-    except BadWebhookUrl:
+    except BadUrl:
         return ""

@@ -18,7 +18,7 @@ from gateway.boards.delivery_board import DeliveryBoard
 from gateway.boards.endpoint_board import EndpointBoard
 from gateway.boards.snapshots import Snapshot
 from gateway.boards.task_board import TaskBoard
-from gateway.rules.webhook_addresses import Network
+from gateway.rules.addresses import Network
 from gateway.rules.webhook_retries import WebhookAnswer, outcome_of
 from gateway.webhooks.delivering import WEBHOOKS_WORK, Delivering
 from gateway.webhooks.making import Making

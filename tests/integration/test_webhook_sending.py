@@ -15,9 +15,10 @@ import dns.rrset
 import pytest
 import trustme
 
-from contracts.webhooks import parse_url
-from gateway.rules.webhook_addresses import Address, Network, allowing
-from gateway.webhooks.sending import Resolve, WebhookSender
+from contracts.urls import parse_url
+from gateway.outbound.connecting import Resolve
+from gateway.rules.addresses import Address, Network, allowing
+from gateway.webhooks.sending import WebhookSender
 from tests.kit.receivers import answering, endless, endless_head, receiving, silent
 from tests.kit.support import free_port
 

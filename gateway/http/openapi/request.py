@@ -15,7 +15,8 @@ from contracts.fields import Enforcement, ImageField, IntegerField, NumberField,
 from contracts.generation.request import FIELDS
 from contracts.settings import Catalog, ModelEntry
 from contracts.tasks import Priority
-from contracts.webhooks import DEFAULT_EVENTS, URL_MAX_CHARS, WebhookEvent
+from contracts.urls import URL_MAX_CHARS
+from contracts.webhooks import DEFAULT_EVENTS, WebhookEvent
 from gateway.http.openapi.examples import EXAMPLE_PROMPT
 from gateway.http.views import MODES
 

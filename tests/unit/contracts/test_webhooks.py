@@ -2,24 +2,25 @@
 
 import pytest
 
-from contracts.webhooks import BadWebhookUrl, WebhookUrl, delivery_id, parse_url, requests_id
+from contracts.urls import BadUrl, NamedUrl, parse_url
+from contracts.webhooks import delivery_id, requests_id
 
 
 @pytest.mark.parametrize(
     ("text", "expected", "authority"),
     [
-        ("https://example.com", WebhookUrl("https", "example.com", 443, "/"), "example.com"),
+        ("https://example.com", NamedUrl("https", "example.com", 443, "/"), "example.com"),
         (
             "HTTPS://Example.COM:443/a?c=d",
-            WebhookUrl("https", "example.com", 443, "/a?c=d"),
+            NamedUrl("https", "example.com", 443, "/a?c=d"),
             "example.com",
         ),
-        ("http://127.0.0.1:9000/hook", WebhookUrl("http", "127.0.0.1", 9000, "/hook"), "127.0.0.1:9000"),
-        ("https://[2606:4700::1]:8443/", WebhookUrl("https", "2606:4700::1", 8443, "/"), "[2606:4700::1]:8443"),
-        ("https://example.com?token=1", WebhookUrl("https", "example.com", 443, "/?token=1"), "example.com"),
+        ("http://127.0.0.1:9000/hook", NamedUrl("http", "127.0.0.1", 9000, "/hook"), "127.0.0.1:9000"),
+        ("https://[2606:4700::1]:8443/", NamedUrl("https", "2606:4700::1", 8443, "/"), "[2606:4700::1]:8443"),
+        ("https://example.com?token=1", NamedUrl("https", "example.com", 443, "/?token=1"), "example.com"),
     ],
 )
-def test_an_address_is_read(text: str, expected: WebhookUrl, authority: str) -> None:
+def test_an_address_is_read(text: str, expected: NamedUrl, authority: str) -> None:
     assert parse_url(text) == expected
     assert parse_url(text).authority == authority
 
@@ -54,7 +55,7 @@ def test_an_address_is_read(text: str, expected: WebhookUrl, authority: str) -> 
     ],
 )
 def test_what_two_readers_could_read_differently_is_refused(text: str) -> None:
-    with pytest.raises(BadWebhookUrl):
+    with pytest.raises(BadUrl):
         parse_url(text)
 
 

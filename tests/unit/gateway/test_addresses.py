@@ -1,18 +1,19 @@
-"""Where a webhook may go: on the public internet, and where an operator says so."""
+"""Where a gateway connects for its callers: on the public internet, and where an operator says so."""
 
 from ipaddress import ip_address, ip_network
 
 import pytest
 
-from gateway.rules.webhook_addresses import METADATA, REFUSED, allowing, objection, objection_to
+from gateway.rules.addresses import METADATA, REFUSED, allowing, objection, objection_to
 
+OPTION = "--webhooks-allow"
 LOOPBACK = allowing([ip_network("127.0.0.0/8")])
 EVERYTHING = tuple(ip_network(text) for text in ("0.0.0.0/0", "::/0"))
 
 
 @pytest.mark.parametrize("text", ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "100.63.255.255", "172.32.0.1"])
 def test_public_addresses_may_be_sent_to(text: str) -> None:
-    assert objection(ip_address(text), ()) is None
+    assert objection(ip_address(text), (), option=OPTION) is None
 
 
 @pytest.mark.parametrize(
@@ -27,35 +28,35 @@ def test_public_addresses_may_be_sent_to(text: str) -> None:
     ],
 )
 def test_what_is_not_on_the_public_internet_is_refused(text: str) -> None:
-    assert objection(ip_address(text), ()) is not None
+    assert objection(ip_address(text), (), option=OPTION) is not None
 
 
 def test_both_ends_of_every_refused_network_are_refused() -> None:
     for network in REFUSED:
         for address in (network[0], network[-1]):
-            assert objection(address, ()) is not None, address
+            assert objection(address, (), option=OPTION) is not None, address
 
 
 def test_an_operator_allows_the_loopback_of_both_kinds_by_one_network() -> None:
     for text in ("127.0.0.1", "127.8.9.10", "::1"):
-        assert objection(ip_address(text), LOOPBACK) is None
+        assert objection(ip_address(text), LOOPBACK, option=OPTION) is None
     for text in ("10.0.0.1", "::2", "169.254.0.1", "::ffff:127.0.0.1"):
-        assert objection(ip_address(text), LOOPBACK) is not None
+        assert objection(ip_address(text), LOOPBACK, option=OPTION) is not None
 
 
 @pytest.mark.parametrize("address", METADATA)
 def test_no_operator_allows_credentials_of_the_machine(address: object) -> None:
-    assert objection(ip_address(str(address)), EVERYTHING) is not None
+    assert objection(ip_address(str(address)), EVERYTHING, option=OPTION) is not None
 
 
 def test_every_address_of_a_host_counts() -> None:
     public, private = ip_address("1.1.1.1"), ip_address("10.0.0.1")
-    assert objection_to([public], (), is_plain=False) is None
-    assert objection_to([public, private], (), is_plain=False) is not None
-    assert objection_to([private, public], (), is_plain=False) is not None
-    assert objection_to([], (), is_plain=False) is not None
+    assert objection_to([public], (), is_plain=False, option=OPTION) is None
+    assert objection_to([public, private], (), is_plain=False, option=OPTION) is not None
+    assert objection_to([private, public], (), is_plain=False, option=OPTION) is not None
+    assert objection_to([], (), is_plain=False, option=OPTION) is not None
 
 
 def test_plain_http_goes_only_where_an_operator_allowed_it() -> None:
-    assert "https" in (objection_to([ip_address("1.1.1.1")], LOOPBACK, is_plain=True) or "")
-    assert objection_to([ip_address("127.0.0.1")], LOOPBACK, is_plain=True) is None
+    assert "https" in (objection_to([ip_address("1.1.1.1")], LOOPBACK, is_plain=True, option=OPTION) or "")
+    assert objection_to([ip_address("127.0.0.1")], LOOPBACK, is_plain=True, option=OPTION) is None

@@ -1,6 +1,6 @@
-"""To which IP addresses a webhook may be sent: not into the network that the gateway stands in. Pure.
+"""To which IP addresses a gateway connects for its callers: not into the network that it stands in. Pure.
 
-A caller chooses the address that a gateway connects to (server-side request forgery). What is not on the public
+A caller chooses the address, of a webhook or of an image (server-side request forgery). What is not on the public
 internet is refused, unless the operator allowed it; what hands out credentials of a cloud machine is refused in any
 case.
 """
@@ -41,12 +41,12 @@ def allowing(networks: Iterable[Network]) -> tuple[Network, ...]:
     return (*named, _LOOPBACK_6) if _LOOPBACK in named else named
 
 
-def objection(address: Address, allowed: Sequence[Network]) -> str | None:
-    """Why nothing may be sent to *address*; None where it may be.
+def objection(address: Address, allowed: Sequence[Network], *, option: str) -> str | None:
+    """Why nobody may connect to *address*; None where one may. *option* is by what an operator allows a network.
 
     1. An address of IPv4 inside one of IPv6 is judged as neither: it is refused.
     2. An address that hands out credentials is refused, whatever is allowed.
-    3. What the operator allowed may be sent to.
+    3. What the operator allowed may be connected to.
     4. What is not on the public internet is refused.
     """
     if isinstance(address, IPv6Address) and (address.ipv4_mapped is not None or address.scope_id is not None):  # 1
@@ -56,7 +56,7 @@ def objection(address: Address, allowed: Sequence[Network]) -> str | None:
     if is_allowed(address, allowed):  # 3
         return None
     if not address.is_global or address.is_multicast or any(address in network for network in REFUSED):  # 4
-        return f"{address} is not on the public internet; an operator allows it with --webhooks-allow"
+        return f"{address} is not on the public internet; an operator allows it with {option}"
     return None
 
 
@@ -65,15 +65,17 @@ def is_allowed(address: Address, allowed: Sequence[Network]) -> bool:
     return any(address in network for network in allowed)
 
 
-def objection_to(addresses: Sequence[Address], allowed: Sequence[Network], *, is_plain: bool) -> str | None:
-    """Why nothing may be sent to a host that has these *addresses*; *is_plain*: it would be sent without TLS.
+def objection_to(
+    addresses: Sequence[Address], allowed: Sequence[Network], *, is_plain: bool, option: str
+) -> str | None:
+    """Why nobody may connect to a host that has these *addresses*; *is_plain*: it would be without TLS.
 
     Every address counts, and not the first one alone: which of them is used is chance.
     """
     if not addresses:
         return "its name leads to no address"
     for address in addresses:
-        found = objection(address, allowed)
+        found = objection(address, allowed, option=option)
         if found is not None:
             return found
         if is_plain and not is_allowed(address, allowed):
