@@ -19,7 +19,7 @@ from gateway.boards.kept_texts import KeptTexts
 from gateway.boards.key_board import KeyBoard
 from gateway.boards.lane_board import LaneBoard
 from gateway.boards.leader_board import LeaderBoard
-from gateway.boards.open_streams import Streams
+from gateway.boards.open_streams import WAITS_PER_CALLER_MAX, WAITS_PER_GATEWAY_MAX, Streams
 from gateway.boards.slot_board import SlotBoard
 from gateway.boards.storage import DEFAULT_LIMIT_BYTES, StorageWatch
 from gateway.boards.task_board import TaskBoard
@@ -94,6 +94,9 @@ class Services:
         self.cold_starts = ColdStarts()
         self.tasks = TaskBoard(secrets.token_hex(8))
         self.streams = Streams()
+        self.waits = Streams(
+            what="requests wait for a task", per_caller_max=WAITS_PER_CALLER_MAX, per_gateway_max=WAITS_PER_GATEWAY_MAX
+        )
         self.texts = KeptTexts()
         self.webhooks = Webhooks(
             webhooks or WebhookOptions(artifacts_dir.parent),

@@ -61,12 +61,13 @@ class News(Struct, frozen=True):
     task.
 
     *upto* is the revision up to which nothing is missing then; None while that is not known. *moved*: tasks that wait
-    may stand elsewhere in their queue.
+    may stand elsewhere in their queue. *caught_up*: what was sent before *upto* had come to it is behind *upto* now.
     """
 
     changes: tuple[tuple[str, What], ...] = ()
     reset: Reset | None = None
     moved: bool = False
+    caught_up: bool = False
     upto: int | None = None
 
 
@@ -79,6 +80,7 @@ class Feed:
         self._unsent: dict[str, What] = {}
         self._reset: Reset | None = None
         self._moved = False
+        self._caught_up = False
         self._is_over = False
         self._wake = asyncio.Event()
 
@@ -106,6 +108,11 @@ class Feed:
         self._moved = True
         self._wake.set()
 
+    def catch_up(self) -> None:
+        """The watch has brought all that was offered."""
+        self._caught_up = True
+        self._wake.set()
+
     def end(self) -> None:
         """There will be no more news."""
         self._is_over = True
@@ -119,9 +126,9 @@ class Feed:
         if self._is_over:
             return None
         self._wake.clear()
-        found = News(tuple(self._unsent.items()), self._reset, self._moved, self._upto())
+        found = News(tuple(self._unsent.items()), self._reset, self._moved, self._caught_up, self._upto())
         self._unsent.clear()
-        self._reset, self._moved = None, False
+        self._reset, self._moved, self._caught_up = None, False, False
         return found
 
 
@@ -131,6 +138,8 @@ class Feeds:
     def __init__(self, log: ChangeLog | None = None) -> None:
         self._log = log or ChangeLog()
         self._feeds: dict[str | None, set[Feed]] = {}
+        # what this gateway wrote is offered before the watch brings it: up to which revision, of each feed
+        self._ahead: dict[Feed, int] = {}
         self._seen_upto = 0
         self._moves_announced = 0
         self._is_whole = False
@@ -150,7 +159,7 @@ class Feeds:
                 what = sent_of(feed.wanted, None if before is None else before.status, row.status)
                 # a task that is new to all has left nobody
                 if what is not None and not (what == "left" and before is None):
-                    feed.offer(row.id, what)
+                    self._offer(feed, row, what)
 
     def gone(self, row: TaskRow) -> None:
         """The record of *row* is gone."""
@@ -160,12 +169,21 @@ class Feeds:
                 feed.offer(row.id, "gone")
 
     def seen(self, revision: int) -> None:
-        """The watch has brought everything up to *revision*, or, while the bucket is read, has come to it."""
+        """The watch has brought everything up to *revision*, or, while the bucket is read, has come to it.
+
+        Whoever was sent a change before that is told at once from where to go on: a client that comes back is not sent
+        the change a second time.
+        """
         self._seen_upto = revision
+        if self._ahead:
+            for feed in [feed for feed, ahead in self._ahead.items() if ahead <= revision]:
+                del self._ahead[feed]
+                feed.catch_up()
 
     def again(self) -> None:
         """The bucket is read once more, from its start: what was known of revisions may be wrong."""
         self._is_whole, self._is_read_again = False, True
+        self._ahead.clear()
         for feed in self._every():
             feed.reset("unknown")
 
@@ -206,6 +224,7 @@ class Feeds:
             yield feed
         finally:
             followers.discard(feed)
+            self._ahead.pop(feed, None)
             if not followers and self._feeds.get(wanted.caller) is followers:
                 del self._feeds[wanted.caller]
 
@@ -226,7 +245,12 @@ class Feeds:
             if row is not None and feed.wanted.covers(row):
                 what = sent_of(feed.wanted, None, row.status)
                 if what is not None:
-                    feed.offer(row.id, what)
+                    self._offer(feed, row, what)
+
+    def _offer(self, feed: Feed, row: TaskRow, what: What) -> None:
+        feed.offer(row.id, what)
+        if row.revision > self._seen_upto:
+            self._ahead[feed] = max(row.revision, self._ahead.get(feed, 0))
 
     def _of(self, caller: str) -> list[Feed]:
         return [*self._feeds.get(None, ()), *self._feeds.get(caller, ())]

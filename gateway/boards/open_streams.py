@@ -1,4 +1,7 @@
-"""How many event streams are open, and for whom. An open one costs memory for as long as its client likes."""
+"""How many event streams are open, and how many requests wait for the end of a task, and for whom.
+
+One that is open costs memory for as long as its client likes.
+"""
 
 import contextlib
 from collections import Counter
@@ -7,6 +10,9 @@ from typing import Final
 
 PER_CALLER_MAX: Final = 500
 PER_GATEWAY_MAX: Final = 2_000
+# Requests that wait: long-polls, and those that are answered with the end of their task.
+WAITS_PER_CALLER_MAX: Final = 1_000
+WAITS_PER_GATEWAY_MAX: Final = 2_000
 
 
 class TooManyStreams(Exception):
@@ -14,9 +20,16 @@ class TooManyStreams(Exception):
 
 
 class Streams:
-    """The open event streams of one gateway."""
+    """The open event streams of one gateway, or *what* else it holds open for its clients."""
 
-    def __init__(self, *, per_caller_max: int = PER_CALLER_MAX, per_gateway_max: int = PER_GATEWAY_MAX) -> None:
+    def __init__(
+        self,
+        *,
+        per_caller_max: int = PER_CALLER_MAX,
+        per_gateway_max: int = PER_GATEWAY_MAX,
+        what: str = "event streams are open",
+    ) -> None:
+        self._what = what
         self._per_caller_max = per_caller_max
         self._per_gateway_max = per_gateway_max
         self._open: Counter[str] = Counter()
@@ -27,9 +40,9 @@ class Streams:
     def take(self, caller: str) -> "Place":
         """A place for one more stream of *caller*, which is taken until `Place.free`. Raises TooManyStreams."""
         if self._open[caller] >= self._per_caller_max:
-            raise TooManyStreams(f"{self._per_caller_max} event streams are open already")
+            raise TooManyStreams(f"{self._per_caller_max} {self._what} already")
         if self._open.total() >= self._per_gateway_max:
-            raise TooManyStreams(f"this gateway has {self._per_gateway_max} event streams open already")
+            raise TooManyStreams(f"{self._per_gateway_max} {self._what} already, of all callers")
         self._open[caller] += 1
         return Place(self._open, caller)
 

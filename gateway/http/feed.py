@@ -73,9 +73,9 @@ async def follow_tasks(
     longer in a `status` that was asked for, `gone` one whose record was removed. `places` says where tasks that wait
     stand now, once a second at most.
 
-    The last event of each batch has an id. A client that comes back with the newest one in `Last-Event-ID`, to any
-    gateway, is sent all that changed since, before anything else. Where that is too much, or too long ago, it gets
-    `reset`, and lists again. Every 15 s without an event a comment comes.
+    The last event of each batch has an id, or a comment behind it has. A client that comes back with the newest one in
+    `Last-Event-ID`, to any gateway, is sent all that changed since, before anything else. Where that is too much, or
+    too long ago, it gets `reset`, and lists again. Every 15 s without an event a comment comes.
     """
     wanted = _wanted(services, caller, status, model)
     since = _since(request)
@@ -137,7 +137,7 @@ async def _events(
                 text = await events.text(news)
             except TransportUnavailable:
                 return  # the client comes back with the id that it has, and misses nothing
-            if not text and clock() - silent_since_s >= KEEP_ALIVE_S:
+            if not text and (news.caught_up or clock() - silent_since_s >= KEEP_ALIVE_S):
                 text = STILL_THERE if news.upto is None else with_id(STILL_THERE, news.upto)
             if text:
                 yield text

@@ -10,10 +10,11 @@ from litestar.di import NamedDependency
 from litestar.openapi import ResponseSpec
 
 from contracts.api.tasks import TaskView
+from gateway.boards.open_streams import TooManyStreams
 from gateway.http.access import needs
 from gateway.http.answers import JsonAnswer
 from gateway.http.bounds import require_within_bounds
-from gateway.http.lookup import CallerRequest, awaited, etag_of, shown
+from gateway.http.lookup import CallerRequest, awaited, etag_of, shown, until_gone
 from gateway.http.not_accepted import NOT_ACCEPTED, not_accepted, overloaded
 from gateway.http.openapi.operations import GenerateOperation, problem_responses
 from gateway.http.preferences import Preferences
@@ -54,7 +55,8 @@ async def generate(request: CallerRequest, services: NamedDependency[Services]) 
     `report` for a model, another number for a fixed parameter is not wrong: the fixed one is used, and `warnings` says
     so.
 
-    With `Prefer: wait=S` the answer comes when the task has ended, as `200`, or after S seconds, as `202`.
+    With `Prefer: wait=S` the answer comes when the task has ended, as `200`, or after S seconds, as `202`; where as
+    many requests wait as may, at once. `Preference-Applied` says whether it was waited.
 
     `priority` names the class of the request: what waits in a stricter one starts first. Where the API key may not name
     that class, the answer is `403 priority_forbidden`, and nothing is queued.
@@ -73,7 +75,7 @@ async def generate(request: CallerRequest, services: NamedDependency[Services]) 
                 key=submission.key,
                 priority=submission.priority,
                 traceparent=traceparent_of(current_root()) or traceparent_in(request.headers.get("traceparent")),
-                until_gone=None if preferred.responds_async else partial(_until_gone, request),
+                until_gone=None if preferred.responds_async else partial(until_gone, request),
                 hold_s=_left_s(preferred, since_s),
                 require=partial(require_within_bounds, request.user, services.tasks.index),
             )
@@ -85,7 +87,10 @@ async def generate(request: CallerRequest, services: NamedDependency[Services]) 
     current_span().set_attributes({"task.id": snapshot.task.id, "model": snapshot.task.model})
     left_s = _left_s(preferred, since_s)
     if left_s:
-        snapshot = await awaited(request, services, snapshot, seen_revision=None, wait_s=left_s)
+        try:
+            snapshot = await awaited(request, services, snapshot, seen_revision=None, wait_s=left_s)
+        except TooManyStreams:  # it is accepted all the same
+            preferred = Preferences(responds_async=preferred.responds_async)
     task = shown(request, services, snapshot.task)
     headers = {"location": task.links.self_, "etag": etag_of(snapshot, task.queue)} | preferred.applied
     has_ended = preferred.wait_s is not None and snapshot.task.status.is_terminal
@@ -97,12 +102,6 @@ def _left_s(preferred: Preferences, since_s: float) -> float | None:
     if preferred.wait_s is None:
         return None
     return max(0.0, preferred.wait_s - (time.monotonic() - since_s))
-
-
-async def _until_gone(request: CallerRequest) -> None:
-    # the body has been read: what is still received is that the client hung up
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def traceparent_in(header: str | None) -> str | None:

@@ -18,6 +18,7 @@ from gateway.http.problems import ProblemError
 from gateway.http.views import root_of, view
 from gateway.services import Services
 from ops.nats.errors import TransportUnavailable, WrongRevision
+from ops.waiting import unless
 
 TASK_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -78,16 +79,29 @@ def _unreachable() -> ProblemError:
 async def awaited(
     request: CallerRequest, services: Services, snapshot: Snapshot, *, seen_revision: int | None, wait_s: float
 ) -> Snapshot:
-    """The task when it has ended, or is not at *seen_revision*, or as it is after *wait_s*.
+    """The task when it has ended, or is not at *seen_revision*, or as it is after *wait_s*; at once where the client
+    has hung up, so that nobody who is gone is waited for.
 
-    Raises ProblemError: task_not_found where its record is gone, and unauthorized where the key was revoked meanwhile.
+    Raises TooManyStreams where as many requests wait as may, and ProblemError: task_not_found where its record is gone,
+    and unauthorized where the key was revoked meanwhile.
     """
-    waited = await services.tasks.readers.wait(snapshot, seen_revision=seen_revision, timeout_s=wait_s)
+    if snapshot.task.status.is_terminal:
+        return snapshot
+    with services.waits.take(request.user.name).held():
+        waiting = services.tasks.readers.wait(snapshot, seen_revision=seen_revision, timeout_s=wait_s)
+        came = await unless(until_gone(request), waiting)
+    waited = snapshot if came is None else came.value
     if not services.keys.still_counts(request.user):
         raise unauthorized(request)
     if waited is None:
         raise no_such_task()
     return await _look_if_overdue(services, waited)
+
+
+async def until_gone(request: CallerRequest) -> None:
+    """Returns when the client has hung up. Its body was read, or it has none."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def shown(request: CallerRequest, services: Services, task: GenerationTask) -> TaskView:

@@ -1,6 +1,7 @@
 """What a client would like: the header `Prefer` (RFC 7240). Pure.
 
-A preference that is not understood is ignored, as the RFC wants it; where one comes twice, the first counts.
+A preference that is not understood is ignored, as the RFC wants it; where one comes twice, the first counts. `wait`
+without a number, which clients of Replicate send, is the longest wait there is.
 """
 
 from collections.abc import Iterable
@@ -28,8 +29,9 @@ class Preferences(Struct, frozen=True):
         found: dict[str, str] = {}
         for line in lines:  # one by one: a quote that is open in one of them spoils no other
             for item in parse_list_header(line):
-                name, _, value = item.partition(";")[0].partition("=")  # behind a semicolon are its own parameters
-                found.setdefault(name.strip().lower(), unquote_header_value(value.strip()))
+                name, sign, value = item.partition(";")[0].partition("=")  # behind a semicolon are its own parameters
+                name, value = name.strip().lower(), unquote_header_value(value.strip())
+                found.setdefault(name, f"{wait_max_s:.0f}" if name == "wait" and not sign else value)
         seconds = found.get("wait", "")
         waits = seconds.isascii() and seconds.isdigit() and len(seconds) <= _DIGITS_MAX
         return cls(wait_s=min(float(seconds), wait_max_s) if waits else None, responds_async="respond-async" in found)

@@ -176,6 +176,11 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "Too many event streams are open",
         "Close streams of tasks that have ended, or wait with GET /tasks/{id}?wait=60.",
     ),
+    "too_many_waits": ProblemKind(
+        429,
+        "Too many requests wait for the end of a task",
+        "1000 requests wait for a task already; ask without wait, or follow the tasks with GET /tasks/events.",
+    ),
     "headers_too_large": ProblemKind(
         431, "The request head is too large", "The request head has more than 65536 bytes. The connection is closed."
     ),

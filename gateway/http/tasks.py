@@ -41,7 +41,9 @@ _Wait = Annotated[
     summary="Look at a task, or wait for it",
     tags=["tasks"],
     operation_class=TaskOperation,
-    responses=problem_responses("invalid_query", "task_not_found", "precondition_failed", "transport_unavailable"),
+    responses=problem_responses(
+        "invalid_query", "task_not_found", "precondition_failed", "too_many_waits", "transport_unavailable"
+    ),
     **needs("read"),
 )
 async def get_task(
@@ -60,7 +62,11 @@ async def get_task(
         seen = conditions_of(request).revisions
         # one of those that were seen, or any of them, which is not the present one
         seen_revision = snapshot.revision if snapshot.revision in seen else min(seen, default=None)
-        snapshot = await awaited(request, services, snapshot, seen_revision=seen_revision, wait_s=wait)
+        try:
+            snapshot = await awaited(request, services, snapshot, seen_revision=seen_revision, wait_s=wait)
+        except TooManyStreams as error:
+            detail = f"{error}; ask without wait, or follow the tasks with GET /tasks/events"
+            raise ProblemError("too_many_waits", detail, retry_after_s=RETRY_AFTER_S) from error
     task = shown(request, services, snapshot.task)
     headers = applied | {"etag": etag_of(snapshot, task.queue)}
     if not snapshot.task.status.is_terminal:

@@ -6,7 +6,7 @@ import json
 import httpx
 import psutil
 
-from gateway.boards.open_streams import PER_CALLER_MAX
+from gateway.boards.open_streams import PER_CALLER_MAX, WAITS_PER_CALLER_MAX
 from gateway.server.limits import HEAD_MAX_BYTES, raise_fd_limit
 from tests.kit.gateway import GatewayProcess
 from tests.kit.loopback import Talk
@@ -101,6 +101,42 @@ async def test_a_stream_whose_client_goes_is_counted_down(http: httpx.AsyncClien
             return status == 200 and connections_of(gateway.pid) <= 2
 
         await eventually(all_gone)
+
+
+async def test_requests_that_wait_are_bounded_and_those_whose_client_goes_make_room(
+    http: httpx.AsyncClient, gateway: GatewayProcess
+) -> None:
+    raise_fd_limit(WAITS_PER_CALLER_MAX)
+    task = (await http.post("/generate", json={"model": "anisora", "prompt": "x"})).json()
+    path = f"/tasks/{task['id']}?wait=60"
+    waiting = await asyncio.gather(*(Talk.to(gateway.port) for _ in range(WAITS_PER_CALLER_MAX)))
+    for talk in waiting:
+        await talk.say(f"GET {path} HTTP/1.1\r\nHost: [::1]\r\n\r\n".encode())
+
+    async def is_full() -> httpx.Response | None:
+        answer = await http.get(f"/tasks/{task['id']}?wait=0.05")
+        return answer if answer.status_code == 429 else None
+
+    refused = await eventually(is_full)
+    assert refused is not None
+    assert (refused.json()["code"], refused.headers["retry-after"]) == ("too_many_waits", "5")
+    # what is accepted is answered at once, and says that it did not wait
+    body = {"model": "anisora", "prompt": "x"}
+    answer = await http.post("/generate", json=body, headers={"prefer": "wait=60, respond-async"})
+    assert (answer.status_code, answer.json()["status"]) == (202, "pending")
+    assert answer.headers["preference-applied"] == "respond-async"
+    # what need not wait does not count
+    assert (await http.get(f"/tasks/{task['id']}")).json()["status"] == "pending"
+
+    for talk in waiting:
+        talk.writer.transport.abort()
+
+    async def has_room() -> bool:
+        return (await http.get(f"/tasks/{task['id']}?wait=0.05")).status_code == 200
+
+    await eventually(has_room)
+    # the task is none the worse for it
+    assert (await http.get(f"/tasks/{task['id']}")).json()["status"] == "pending"
 
 
 async def test_a_head_that_is_too_large_for_a_real_gateway(gateway: GatewayProcess) -> None:

@@ -21,6 +21,7 @@ from contracts.topology import LEADER, LEADER_KEY, TASKS, lane_stream
 from ops.nats.link import NatsLink
 from tests.integration.test_http_generate import problem
 from tests.kit.behind import js_of
+from tests.kit.event_source import EventSource
 from tests.kit.gateway import GatewayProcess, report_lane
 from tests.kit.records import pending_task
 from tests.kit.support import eventually
@@ -90,6 +91,61 @@ async def test_waiting_for_the_end(http: httpx.AsyncClient, gateway: GatewayProc
     for answer in await asyncio.gather(waiting, preferring):
         assert (answer.status_code, answer.json()["status"]) == (200, "done")
     assert (await preferring).headers["preference-applied"] == "wait=30"
+
+
+async def test_whoever_hangs_up_while_the_end_is_awaited_takes_nothing_back(
+    http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink
+) -> None:
+    body, key = {"model": "anisora", "prompt": "x"}, {"idempotency-key": "hangs-up"}
+    waiting = asyncio.create_task(http.post("/generate", json=body, headers=key | {"prefer": "wait"}))
+
+    async def accepted() -> str | None:
+        tasks = (await http.get("/tasks", params={"limit": 1})).json()["tasks"]
+        again = await http.post("/generate", json=body, headers=key | {"prefer": "respond-async"})
+        return again.json()["id"] if tasks and again.json()["id"] == tasks[0]["id"] else None
+
+    task_id = await eventually(accepted)
+    assert task_id is not None
+    assert not waiting.done()
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    await finished(gateway_link, gateway, task_id)
+    assert (await http.get(f"/tasks/{task_id}?wait=10")).json()["status"] == "done"
+
+
+async def test_every_answer_about_a_task_has_one_shape(
+    http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink
+) -> None:
+    """Waited for or not, ended or not, alone, in a list or on a stream."""
+    body, key = {"model": "anisora", "prompt": "x"}, {"idempotency-key": "one-shape"}
+    async with http.stream("GET", "/tasks/events") as stream:
+        pieces = stream.aiter_bytes()
+        source = EventSource()
+        source.read(await anext(pieces))
+        at_once = await http.post("/generate", json=body, headers=key | {"prefer": "respond-async"})
+        task_id = at_once.json()["id"]
+        waited = await http.post("/generate", json=body, headers=key | {"prefer": "wait=0"})
+        waiting = asyncio.create_task(http.post("/generate", json=body, headers=key | {"prefer": "wait"}))
+        await finished(gateway_link, gateway, task_id)
+        ended = await waiting
+        assert (at_once.status_code, waited.status_code, ended.status_code) == (202, 202, 200)
+        assert ended.headers["preference-applied"] == "wait=60"
+        streamed: list[dict[str, Any]] = []
+        while not any(each["status"] == "done" for each in streamed):
+            streamed += [json.loads(each.data) for each in source.read(await anext(pieces)) if each.name == "task"]
+    async with http.stream("GET", f"/tasks/{task_id}/events") as stream:
+        (event,) = EventSource().read(await stream.aread())
+    cancelled = await http.delete(f"/tasks/{(await submitted(http))['id']}")
+    found = [
+        *(answer.json() for answer in (at_once, waited, ended, cancelled)),
+        (await http.get(f"/tasks/{task_id}")).json(),
+        *(await http.get("/tasks")).json()["tasks"],
+        *streamed,
+        json.loads(event.data),
+    ]
+    assert {each["status"] for each in found} >= {"pending", "done", "failed"}
+    assert len({(*each,) for each in found}) == 1  # the same keys, in the same order
+    assert len({(*each["links"],) for each in found}) == 1
 
 
 async def test_waiting_for_a_change(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:

@@ -57,6 +57,13 @@ class Page:
             if found == name and fields.items() <= data.items():
                 return data
 
+    async def until_it_is_at(self, revision: int) -> None:
+        """Reads on until a client that comes back is sent nothing of *revision* any more."""
+        while int(self.last_id or 0) < revision:
+            async with asyncio.timeout(BOUND_S):
+                piece = await anext(self._pieces)
+            self._unread += [(each.name, json.loads(each.data)) for each in self._source.read(piece)]
+
     async def rest(self) -> list[tuple[str, dict[str, Any]]]:
         found = []
         with contextlib.suppress(StopAsyncIteration):
@@ -166,6 +173,64 @@ async def test_no_end_is_lost_when_the_gateway_is_killed(bare_system: System) ->
         assert (name, sent["id"], sent["status"]) == ("task", before, "failed")
         await http.delete(f"/tasks/{after}")
         assert (await again.until("task", id=after))["status"] == "failed"
+
+
+async def test_an_end_that_was_seen_does_not_come_again(bare_system: System) -> None:
+    """The gateway writes the end itself, and knows it before the watch does. It is killed once the page has heard."""
+    gateway, link, http = bare_system.gateway, bare_system.link, bare_system.http
+    task_id = await wait(link)
+    async with page(http) as seen:
+        await seen.until("open")
+        await http.delete(f"/tasks/{task_id}")
+        assert (await seen.until("task", id=task_id, status="failed"))["error"]["code"] == "cancelled"
+        _, revision = await bare_system.record(task_id)
+        await seen.until_it_is_at(revision)  # told by a comment: nothing else happens
+        gateway.kill()
+        with contextlib.suppress(httpx.TransportError):
+            assert await seen.rest() == []
+    await asyncio.to_thread(gateway.start, "--keep", f"{KEEP_S:g}s")
+    async with page(http, seen.last_id) as again:
+        assert await again.next() == ("open", {"resumed": True})
+        following = await wait(link)
+        name, sent = await again.next()
+        assert (name, sent["id"]) == ("task", following)
+
+
+async def test_a_client_of_one_task_hears_its_end_once_whatever_becomes_of_the_gateway(bare_system: System) -> None:
+    """It comes back as a browser does, with the last id that it has, until it is sent away. The gateway is killed
+    twice: before the task ends, which happens while no gateway lives, and right after the client heard of the end."""
+    gateway, link, http = bare_system.gateway, bare_system.link, bare_system.http
+    task_id = await wait(link)
+    heard: list[tuple[str, str]] = []
+    source = EventSource()
+
+    async def listen() -> int:
+        headers = {"last-event-id": source.last_id} if source.last_id else {}
+        with contextlib.suppress(httpx.TransportError):
+            async with http.stream("GET", f"/tasks/{task_id}/events", headers=headers) as stream:
+                async for piece in stream.aiter_bytes():
+                    for message in source.read(piece):
+                        heard.append((message.last_id, json.loads(message.data)["status"]))
+                        if len(heard) == 1:
+                            await asyncio.to_thread(gateway.kill)
+                            task, revision = await bare_system.record(task_id)
+                            ended = lifecycle.fail(
+                                task, code=FailureCode.INFERENCE_FAILED, message="x", now=datetime.now(UTC)
+                            )
+                            await link.entries.update(TASKS, task_id, encode_task(ended), revision=revision)
+                        elif len(heard) == 2:
+                            await asyncio.to_thread(gateway.kill)
+                return stream.status_code
+        return 0
+
+    for _ in range(2):
+        assert await listen() in (0, 200)
+        await asyncio.to_thread(gateway.start, "--keep", f"{KEEP_S:g}s")
+    _, revision = await bare_system.record(task_id)
+    assert [status for _, status in heard] == ["pending", "failed"]
+    assert heard[-1][0] == str(revision)
+    assert await listen() == 204
+    assert len(heard) == 2
 
 
 async def test_a_page_whose_id_is_not_known_lists_again(bare_system: System) -> None:

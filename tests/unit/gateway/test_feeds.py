@@ -124,6 +124,29 @@ async def test_a_place_is_where_the_watch_is_and_not_what_the_gateway_wrote_itse
         assert (await news(gateway.follow(stack, since=1))).changes == (("b", "task"), ("c", "task"))
 
 
+async def test_whoever_was_sent_what_the_gateway_wrote_hears_at_once_when_the_watch_has_brought_it() -> None:
+    """Or a client that comes back before the next event would be sent the end of a task a second time."""
+    gateway = Gateway()
+    with ExitStack() as stack:
+        feed = gateway.follow(stack)
+        gateway.watches(row("a", 1))
+        assert (await news(feed)).caught_up
+        gateway.takes_in(row("b", 3, DONE))
+        late = gateway.follow(stack, since=1)
+        for each in (feed, late):
+            sent = await news(each)
+            assert (sent.changes, sent.upto, sent.caught_up) == ((("b", "task"),), 1, False)
+        gateway.watches(row("c", 2, caller="bob"))
+        assert not (await news(feed)).caught_up
+        gateway.watches(row("b", 3, DONE))
+        for each in (feed, late):
+            sent = await news(each)
+            assert (sent.upto, sent.caught_up) == (3, True)
+            assert not (await news(each)).caught_up
+        assert (await news(gateway.follow(stack, since=3))).changes == ()
+    assert not gateway.feeds._ahead
+
+
 async def test_when_a_client_has_to_list_again() -> None:
     gateway = Gateway(most=3)
     with ExitStack() as stack:

@@ -26,7 +26,7 @@ def test_every_caller_has_a_bound_and_all_have_one() -> None:
     with pytest.raises(TooManyStreams, match="2 event streams are open"):
         streams.take("one")
     other = streams.take("other")
-    with pytest.raises(TooManyStreams, match="this gateway has 3"):
+    with pytest.raises(TooManyStreams, match="3 event streams are open already, of all"):
         streams.take("another")
     first[0].free()
     first[0].free()  # changes nothing
