@@ -61,7 +61,7 @@ CORS_ANSWER_HEADERS: Final = [
 ]
 
 # Callers of these may add anything to the query.
-PROBES: Final = (meta.healthz, meta.readyz)
+PROBES: Final = (meta.check_health, meta.check_readiness)
 
 
 def create_app(
@@ -96,19 +96,19 @@ def create_app(
         video.get_thumbnail,
         video.head_thumbnail,
         meta.get_settings,
-        meta.healthz,
-        meta.readyz,
+        meta.check_health,
+        meta.check_readiness,
         meta.get_metrics,
         admin.get_lanes,
-        admin.get_mode,
-        admin.put_mode,
+        admin.get_lane_mode,
+        admin.set_lane_mode,
         admin.get_queues,
         admin.get_fallbacks,
         admin.get_cold_starts,
         admin.get_swaps,
         admin.get_history,
         admin_slots.lift_quarantine,
-        admin_keys.get_keys,
+        admin_keys.list_keys,
         admin_keys.make_key,
         admin_keys.revoke_key,
         admin.explain_task,

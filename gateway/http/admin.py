@@ -89,7 +89,7 @@ async def get_lanes(services: _Services) -> LanesView:
     responses=problem_responses("model_not_found", "precondition_failed"),
     **needs("admin"),
 )
-async def get_mode(services: _Services, model: FromPath[str]) -> Response[ModeView]:
+async def get_lane_mode(services: _Services, model: FromPath[str]) -> Response[ModeView]:
     """`auto`, or `degraded` when an operator keeps new requests off the lanes."""
     return _mode_answer(services, _entry(services, model).name)
 
@@ -110,7 +110,7 @@ async def get_mode(services: _Services, model: FromPath[str]) -> Response[ModeVi
     ),
     **needs("admin", counts_late=True),
 )
-async def put_mode(request: _Request, services: _Services, model: FromPath[str]) -> Response[ModeView]:
+async def set_lane_mode(request: _Request, services: _Services, model: FromPath[str]) -> Response[ModeView]:
     """Sets the switch, which every gateway obeys within a second; tasks that are queued already stay where they are.
 
     It is the same as the key `lanes.MODEL` of the bucket `control`. With `If-Match`, nothing is done if somebody else

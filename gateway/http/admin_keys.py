@@ -42,7 +42,7 @@ KEY_MAX_BYTES: Final = 4 * 1024
     responses=problem_responses(),
     **needs("admin"),
 )
-async def get_keys(services: _Services) -> KeysView:
+async def list_keys(services: _Services) -> KeysView:
     """Every key on record, revoked ones too; never a secret."""
     return KeysView(
         is_open=services.keys.is_open,

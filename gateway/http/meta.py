@@ -43,7 +43,7 @@ async def get_settings(services: NamedDependency[Services], caller: NamedDepende
 
 
 @get("/healthz", summary="Liveness", tags=["operations"], opt=needs_nothing())
-async def healthz() -> Health:
+async def check_health() -> Health:
     """200 while the process can answer."""
     return Health(status="ok")
 
@@ -57,7 +57,7 @@ async def healthz() -> Health:
         503: ResponseSpec(Readiness, description="Not yet, or not now: what is missing", generate_examples=False)
     },
 )
-async def readyz(services: NamedDependency[Services]) -> Response[Readiness]:
+async def check_readiness(services: NamedDependency[Services]) -> Response[Readiness]:
     """200 when requests for every model can be accepted, else 503 with what is missing."""
     now = datetime.now(UTC)
     degraded_worker = services.leader.is_alive(now)

@@ -7,6 +7,7 @@ from litestar.response import Stream
 from msgspec import Struct
 
 from gateway.http.conditions import conditions_of, precondition_failed, tag_of, to_read
+from gateway.http.media_types import sent_as
 from gateway.http.problems import ProblemError
 from gateway.http.ranges import RangeNotSatisfiable, content_range, parse_range, range_applies
 from gateway.services import Services
@@ -32,6 +33,7 @@ class StoredFile(Struct, frozen=True, kw_only=True):
             "ETag": f'"{self.sha256}"',
             "Accept-Ranges": "bytes",
             "Cache-Control": "private, max-age=3600, immutable",
+            "Vary": "Accept",
             "Content-Disposition": f'inline; filename="{self.name}"',
             "X-Content-Type-Options": "nosniff",
         }
@@ -71,8 +73,8 @@ def file_answer(request: _Request, services: Services, file: StoredFile) -> Resp
     return Stream(
         services.artifacts.read(file.path, first, last + 1),
         status_code=200 if part is None else 206,
-        media_type=file.media_type,
-        headers=headers,
+        # as a header: to Litestar's streams the media type of the route counts for more than their own
+        headers=headers | {"Content-Type": _media_type(request, file)},
     )
 
 
@@ -86,9 +88,13 @@ def head_answer(request: _Request, file: StoredFile) -> Response[None]:
         return _not_modified(headers)
     return Response(
         b"",  # type: ignore[arg-type]  # Litestar wants None declared, and cannot render None as this media type
-        media_type=file.media_type,
+        media_type=_media_type(request, file),
         headers={**headers, "Content-Length": str(file.bytes)},
     )
+
+
+def _media_type(request: _Request, file: StoredFile) -> str:
+    return sent_as(file.media_type, ", ".join(request.headers.getall("accept", [])))
 
 
 def _is_known(request: _Request, headers: dict[str, str]) -> bool:

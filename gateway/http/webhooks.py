@@ -187,7 +187,7 @@ async def test_webhook(services: _Services, caller: _Caller, endpoint_id: FromPa
     responses=problem_responses("webhook_secret_unavailable", *_UNREACHABLE),
     **needs("submit"),
 )
-async def get_secret(services: _Services, caller: _Caller) -> RequestsSecret:
+async def get_webhook_secret(services: _Services, caller: _Caller) -> RequestsSecret:
     """The secret that signs what goes to the addresses that the caller's requests name in `webhook`. It is made when it
     is first needed."""
     now, registry = datetime.now(UTC), services.webhooks.registry
@@ -207,7 +207,9 @@ async def get_secret(services: _Services, caller: _Caller) -> RequestsSecret:
     responses=problem_responses(*_UNREACHABLE),
     **needs("submit"),
 )
-async def rotate_secret(services: _Services, caller: _Caller, overlap_s: _Overlap = OVERLAP_S) -> RequestsSecret:
+async def rotate_webhook_secret(
+    services: _Services, caller: _Caller, overlap_s: _Overlap = OVERLAP_S
+) -> RequestsSecret:
     """As `POST /webhooks/{endpoint_id}/rotate`."""
     now, registry = datetime.now(UTC), services.webhooks.registry
     endpoint = await reachable(registry.for_requests(caller.name, now=now))
@@ -223,7 +225,7 @@ async def rotate_secret(services: _Services, caller: _Caller, overlap_s: _Overla
     responses=problem_responses("invalid_query"),
     **needs("read"),
 )
-async def list_deliveries(
+async def list_webhook_deliveries(
     services: _Services,
     caller: _Caller,
     status: FromQuery[Literal["pending", "delivered", "dead"] | None] = None,
@@ -244,7 +246,7 @@ async def list_deliveries(
     responses=problem_responses("delivery_not_found", *_UNREACHABLE),
     **needs("submit"),
 )
-async def redeliver(services: _Services, caller: _Caller, delivery_id: FromPath[str]) -> DeliveryView:
+async def redeliver_webhook(services: _Services, caller: _Caller, delivery_id: FromPath[str]) -> DeliveryView:
     """Sends it again, whatever became of it: the same body under the same `webhook-id`, with all attempts before it."""
     known: WebhookDelivery | None = services.webhooks.deliveries.get(delivery_id)
     if known is None or caller.sees_only not in (None, known.caller):
@@ -262,10 +264,10 @@ ROUTES: Final = (
     remove_webhook,
     rotate_webhook,
     test_webhook,
-    get_secret,
-    rotate_secret,
-    list_deliveries,
-    redeliver,
+    get_webhook_secret,
+    rotate_webhook_secret,
+    list_webhook_deliveries,
+    redeliver_webhook,
 )
 
 

@@ -113,6 +113,26 @@ async def test_whoever_hangs_up_while_the_end_is_awaited_takes_nothing_back(
     assert (await http.get(f"/tasks/{task_id}?wait=10")).json()["status"] == "done"
 
 
+async def test_a_file_is_sent_as_plain_bytes_to_those_who_ask_for_them(
+    http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink
+) -> None:
+    """As the document says; everybody else gets a video."""
+    task = await submitted(http)
+    await finished(gateway_link, gateway, task["id"])
+    assert (await http.get(f"/tasks/{task['id']}?wait=10")).json()["status"] == "done"
+    for method in ("GET", "HEAD"):
+        for accept, sent in (
+            ("*/*", "video/mp4"),
+            ("application/json", "video/mp4"),
+            ("video/*;q=0.5, application/octet-stream;q=0.4", "video/mp4"),
+            ("application/octet-stream", "application/octet-stream"),
+        ):
+            answer = await http.request(method, f"/tasks/{task['id']}/video", headers={"accept": accept})
+            assert (answer.status_code, answer.headers["content-type"]) == (200, sent), accept
+            assert (answer.content, answer.headers["vary"]) == (CONTENT if method == "GET" else b"", "Accept")
+            assert answer.headers["content-length"] == str(len(CONTENT))
+
+
 async def test_every_answer_about_a_task_has_one_shape(
     http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink
 ) -> None:

@@ -15,9 +15,27 @@ import pytest
 
 PINS: Final = Path(__file__).parents[2] / ".ci" / "tools"
 FOLDER: Final = os.environ.get("WARMLANE_TEST_TOOLS")
-_PINNED: Final = {"nats": "NATS_CLI", "jaeger": "JAEGER", "actionlint": "ACTIONLINT"}
+_PINNED: Final = {
+    "nats": "NATS_CLI",
+    "jaeger": "JAEGER",
+    "actionlint": "ACTIONLINT",
+    "openapi-python-client": "OPENAPI_PYTHON_CLIENT",
+    "openapi-typescript": "OPENAPI_TYPESCRIPT",
+}
 
-Tool = Literal["nats", "jaeger", "prometheus", "promtool", "jq", "actionlint", "nginx", "chromium", "node"]
+Tool = Literal[
+    "nats",
+    "jaeger",
+    "prometheus",
+    "promtool",
+    "jq",
+    "actionlint",
+    "nginx",
+    "chromium",
+    "node",
+    "openapi-python-client",
+    "openapi-typescript",
+]
 
 
 @cache
@@ -33,7 +51,7 @@ def tool(name: Tool) -> Path:
     path, said = Path(FOLDER) / name, Path(FOLDER) / f"{name}.version"
     wanted = pinned(name)
     if not os.access(path, os.X_OK) or not said.exists() or said.read_text().strip() != wanted:
-        pytest.skip(f"no {name} {wanted} in {FOLDER}: .ci/build-tools builds it, and needs Go")
+        pytest.skip(f"no {name} {wanted} in {FOLDER}: .ci/build-tools builds it, and says what it needs")
     return path.absolute()
 
 

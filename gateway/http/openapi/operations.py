@@ -22,6 +22,7 @@ from litestar.openapi.spec import (
 from contracts.api.problems import Problem
 from contracts.fields import SEED_SPAN
 from contracts.tasks import GenerationTask, TaskStatus
+from gateway.http.media_types import PLAIN_BYTES
 from gateway.http.openapi.examples import (
     CANCELLED,
     DONE,
@@ -138,11 +139,9 @@ class DescribedOperation(Operation):
             for media_type in (response.content or {}).values():
                 media_type.examples = shown
 
-    def _answer(
-        self, status: int, description: str, media_type: str | None = None, *, schema: Schema | None = None
-    ) -> None:
-        content = None if media_type is None else {media_type: OpenAPIMediaType(schema=schema)}
-        response = OpenAPIResponse(description=description, content=content)
+    def _answer(self, status: int, description: str, *media_types: str, schema: Schema | None = None) -> None:
+        content = {media_type: OpenAPIMediaType(schema=schema) for media_type in media_types}
+        response = OpenAPIResponse(description=description, content=content or None)
         self.responses = dict(sorted({**(self.responses or {}), str(status): response}.items()))
 
 
@@ -340,8 +339,9 @@ class _FileOperation(DescribedOperation):
             parameter("If-Range", "Honour Range only while the file has this ETag.", EXAMPLE_ETAG),
         )
         sent = {"Accept-Ranges": "`bytes`", "Content-Length": "How many bytes follow."}
-        self._answer(200, f"The whole {what}.", media_type, schema=_BYTES)
-        self._answer(206, "The bytes that Range asked for.", media_type, schema=_BYTES)
+        # the second is for whoever accepts no other, and what generators of clients know as bytes
+        self._answer(200, f"The whole {what}.", media_type, PLAIN_BYTES, schema=_BYTES)
+        self._answer(206, "The bytes that Range asked for.", media_type, PLAIN_BYTES, schema=_BYTES)
         self.send(200, sent)
         self.send(206, {"ETag": _OF_A_FILE, **sent, "Content-Range": "Which bytes, of how many."})
         self.conditional(_OF_A_FILE, example=EXAMPLE_ETAG)

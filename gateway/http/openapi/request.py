@@ -64,7 +64,7 @@ def request_body(catalog: Catalog) -> RequestBody:
 
 def request_name(entry: ModelEntry) -> str:
     """What generators of clients name the class of requests for *entry* after: its name, which stays, not its title."""
-    return f"{REQUEST_BODY}_{entry.name}"
+    return f"{entry.name}_request"
 
 
 def request_schema(entry: ModelEntry) -> Schema:

@@ -1,0 +1,138 @@
+"""What clients may rely on, read from an OpenAPI document, and what of it a later document no longer keeps. Pure.
+
+A surface is a flat table: each line names one thing and says what it is. A promise is kept as long as its line stands.
+Of what operators use, below `/admin`, only the names are in it.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+Surface = dict[str, str]
+
+_SCHEMAS: Final = "#/components/schemas/"
+_OPERATORS: Final = "/admin/"
+
+
+def surface_of(document: dict[str, Any]) -> Surface:
+    """What *document* promises: names of operations, their parameters, answers and bodies, the keys of each schema with
+    their types, the values of each enumeration, and the codes of errors."""
+    found: Surface = {}
+    used: dict[str, None] = {}
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            name = operation["operationId"]
+            found[f"operation {name}"] = f"{method.upper()} {path}"
+            if not path.startswith(_OPERATORS):
+                found.update(_asked(document, name, operation))
+                found.update(_answered(name, operation))
+                used.update(dict.fromkeys(_schemas_in(operation["responses"])))
+    for name in _reached(document, used):
+        found.update(_keys(name, document["components"]["schemas"][name]))
+    for code, example in document["components"]["examples"].items():
+        found[f"problem {code}"] = str(example["value"]["status"])
+    return found
+
+
+def broken(promised: Surface, found: Surface) -> list[str]:
+    """What *found* no longer keeps of *promised*, and what it newly demands of clients.
+
+    1. A line is gone, or says something else.
+    2. A line is new that says that clients have to send something, of an operation that was there.
+    """
+    gone = [
+        f"{line}: {said}, now {found.get(line, 'gone')}" for line, said in promised.items() if found.get(line) != said
+    ]
+    demands = [
+        f"{line}: {said}, which clients do not send"
+        for line, said in found.items()
+        if line not in promised and said.endswith(", required") and f"operation {line.split()[1]}" in promised
+    ]
+    return gone + demands
+
+
+def _asked(document: dict[str, Any], name: str, operation: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for given in operation.get("parameters", []):
+        each = _resolved(document, given)
+        yield f"parameter {name} {each['in']} {each['name']}", _said(type_of(each["schema"]), each.get("required"))
+    body = _resolved(document, operation.get("requestBody", {}))
+    for media_type, content in body.get("content", {}).items():
+        schema = content["schema"]
+        for variant in schema.get("oneOf", [schema]):
+            title = variant.get("title", media_type)
+            required = variant.get("required", [])
+            for key, value in variant.get("properties", {}).items():
+                yield f"body {name} {title} {key}", _said(type_of(value), key in required)
+
+
+def _answered(name: str, operation: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for status, answer in operation["responses"].items():
+        if int(status) >= 400:
+            continue  # a problem document, with a code that is promised by itself
+        content = answer.get("content", {})
+        yield f"answer {name} {status}", ", ".join(content) or "empty"
+        for media_type, described in content.items():
+            if "schema" in described:
+                yield f"answer {name} {status} {media_type}", type_of(described["schema"])
+        for header in answer.get("headers", {}):
+            yield f"header {name} {status} {header}", "may be sent"
+
+
+def _keys(name: str, schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    required = schema.get("required", [])
+    for key, value in schema.get("properties", {}).items():
+        yield f"key {name} {key}", f"{type_of(value)}, {'always there' if key in required else 'may be absent'}"
+    for value in schema.get("enum", []):
+        yield f"value {name} {value}", "may come"
+
+
+def _schemas_in(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str) and node["$ref"].startswith(_SCHEMAS):
+            yield node["$ref"].removeprefix(_SCHEMAS)
+        for key, child in node.items():
+            if key != "examples":
+                yield from _schemas_in(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _schemas_in(child)
+
+
+def _reached(document: dict[str, Any], names: Iterable[str]) -> list[str]:
+    """The schemas of *names*, and those that they are made of."""
+    found: dict[str, None] = {}
+    left = list(names)
+    while left:
+        name = left.pop()
+        if name not in found:
+            found[name] = None
+            left += _schemas_in(document["components"]["schemas"][name])
+    return list(found)
+
+
+def type_of(schema: dict[str, Any]) -> str:
+    """The type of a value of *schema*, in words, without its limits, its default or the values of an enumeration."""
+    if "$ref" in schema:
+        return str(schema["$ref"]).removeprefix(_SCHEMAS)
+    for choice in ("oneOf", "anyOf"):
+        if choice in schema:
+            return " or ".join(sorted({type_of(each) for each in schema[choice]}))
+    kind = schema.get("type", "anything")
+    if isinstance(kind, list):
+        return " or ".join(sorted(kind))
+    if kind == "array":
+        return f"list of {type_of(schema.get('items', {}))}"
+    return f"{kind} ({schema['format']})" if "format" in schema else str(kind)
+
+
+def _said(kind: str, is_required: object) -> str:
+    return f"{kind}, required" if is_required else kind
+
+
+def _resolved(document: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" not in given:
+        return given
+    node: Any = document
+    for part in given["$ref"].removeprefix("#/").split("/"):
+        node = node[part]
+    assert isinstance(node, dict)
+    return node
