@@ -45,6 +45,9 @@ def main() -> None:
     gc.disable()  # what the imports make stays: to search it for garbage again and again costs a sixth of their time
     lock_progress_bars_in_process()
     from lane_worker.pipelines import child  # noqa: F401  # takes seconds, so Ctrl-C is ignored before
+    from lane_worker.pipelines.preload import preload
+
+    preload()
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
     gc.collect()

@@ -14,7 +14,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, expect
 
 from tests.kit.panel import PHONE, Panel, chromium, panel_in
-from tests.kit.support import eventually_sync
+from tests.kit.support import eventually_sync, shared_forks
 from tests.kit.system import UpProcess
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
@@ -24,7 +24,8 @@ SHARED: Final = "Phr00t Rapid AIO"
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
-    up = UpProcess(tmp_path_factory.mktemp("up"), "--lanes", "anisora=1,phr00t=0", "--step-seconds", "0.5")
+    options = ("--lanes", "anisora=1,phr00t=0", "--step-seconds", "0.5")
+    up = UpProcess(tmp_path_factory.mktemp("up"), *options, **shared_forks())
     up.start()
     yield up
     up.stop()

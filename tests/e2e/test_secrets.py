@@ -17,7 +17,7 @@ from ops.machine.processes import warmlane_command
 from ops.nats.access import ROLES, environment_for
 from tests.kit.collector import Collector
 from tests.kit.samples import damaged, data_uri
-from tests.kit.support import children_of, clean_environment, command_line, eventually_sync
+from tests.kit.support import children_of, clean_environment, command_line, eventually_sync, shared_forks
 from tests.kit.system import UpProcess
 
 PROMPT = "canaryprompt"
@@ -85,9 +85,8 @@ def wrong_requests(http: httpx.Client, image: str) -> list[httpx.Response]:
 
 def test_no_secret_is_revealed(tmp_path: Path) -> None:
     collector = RawCollector()
-    up = UpProcess(
-        tmp_path, "--lanes", "anisora=1,phr00t=0", "--step-seconds", "0.1", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url
-    )
+    options = ("--lanes", "anisora=1,phr00t=0", "--step-seconds", "0.1")
+    up = UpProcess(tmp_path, *options, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, **shared_forks())
     image = picture()
     try:
         up.start()
