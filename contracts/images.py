@@ -62,15 +62,29 @@ def parse_data_uri(uri: str, *, max_bytes: int) -> tuple[str, bytes]:
     return _SPELLINGS.get(media_type, media_type), content
 
 
+# So many of the first bytes say what a file is.
+MAGIC_BYTES: Final = 12
+
+
+def looks_like(head: bytes) -> str | None:
+    """The media type of a file that begins with *head*, MAGIC_BYTES or more of it; None where it is none of ours."""
+    if head.startswith(PNG_MAGIC):
+        return "image/png"
+    if head.startswith(JPEG_MAGIC):
+        return "image/jpeg"
+    return "image/webp" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
+
+
 def read_header(content: bytes) -> ImageHeader:
     """Media type and dimensions of a PNG, JPEG or WebP file, of whose picture nothing is missing that its structure
     shows. Raises BadImage."""
-    if content.startswith(PNG_MAGIC):
-        return _png(content)
-    if content.startswith(JPEG_MAGIC):
-        return _jpeg(content)
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        return _webp(content)
+    match looks_like(content[:MAGIC_BYTES]):
+        case "image/png":
+            return _png(content)
+        case "image/jpeg":
+            return _jpeg(content)
+        case "image/webp":
+            return _webp(content)
     raise BadImage("neither PNG, JPEG nor WebP, judging by its first bytes")
 
 

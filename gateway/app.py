@@ -18,6 +18,7 @@ from gateway.http import (
     admin_slots,
     feed,
     generate,
+    images,
     listing,
     meta,
     panel,
@@ -113,6 +114,7 @@ def create_app(
         admin_keys.revoke_key,
         admin.explain_task,
         *webhooks.ROUTES,
+        *images.ROUTES,
     ]
     for handler in routes:
         if handler not in PROBES:

@@ -28,6 +28,7 @@ from gateway.webhooks.sealing import KEY_VARIABLE, BadSealingKey
 from gateway.webhooks.service import WebhookOptions
 from ops.artifacts import StorageFailed
 from ops.commands.behind import Behind, Network, behind_options, webhooks_allow_option
+from ops.commands.images import ImageOptions, image_options
 from ops.commands.nats_options import nats_options
 from ops.commands.option_types import ListenHost
 from ops.commands.options import (
@@ -142,6 +143,7 @@ def listen(host: str, port: int) -> socket.socket:
 @access_log_option
 @trace_link_option
 @webhooks_allow_option
+@image_options
 @behind_options
 @overload_options
 @tls_cert_option
@@ -165,6 +167,7 @@ def command(
     tls_key: Path | None,
     behind: Behind,
     overload: OverloadOptions,
+    images: ImageOptions,
 ) -> None:
     """Serve the HTTP API. Any number of gateways can run on the same nats-server and artifact store."""
     tls = tls_of(tls_cert, tls_key)
@@ -184,6 +187,7 @@ def command(
             opens_without_keys=host.is_loopback,
             jaeger_url=jaeger_url,
             webhooks=WebhookOptions(data_dir, allowing(webhooks_allow), os.environ.get(KEY_VARIABLE)),
+            images=images,
         )
         limits = Limits(connections_max=connections_max(CONNECTIONS_MAX, raise_fd_limit()))
         requests = AccessLog(logs_all=access_log == "all")

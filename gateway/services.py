@@ -12,8 +12,10 @@ from typing import Final
 import structlog
 
 from contracts.generation.body import beside_image_max_bytes
+from contracts.generation.images import widest_limits
 from contracts.settings import Catalog
 from contracts.topology import deliveries_ttl_s
+from contracts.uploads import is_upload
 from gateway.boards.cold_starts import ColdStarts
 from gateway.boards.kept_texts import KeptTexts
 from gateway.boards.key_board import KeyBoard
@@ -24,6 +26,9 @@ from gateway.boards.slot_board import SlotBoard
 from gateway.boards.storage import DEFAULT_LIMIT_BYTES, StorageWatch
 from gateway.boards.task_board import TaskBoard
 from gateway.gauges import Known, begin, gauges
+from gateway.images.fetching import ImageFetcher
+from gateway.images.sources import ImageSources
+from gateway.images.uploads import Uploads
 from gateway.placing.admission import Admission
 from gateway.placing.estimate import Estimates
 from gateway.placing.fallbacks import Fallbacks
@@ -31,9 +36,11 @@ from gateway.placing.hold import Holds
 from gateway.placing.places import Places
 from gateway.placing.slow_look import SlowLook
 from gateway.placing.sweeper import Sweeper
+from gateway.rules.image_hosts import ImageHosts
 from gateway.webhooks.service import WebhookOptions, Webhooks
 from ops.artifacts import Artifacts, StorageFailed, StoredObject, orphans, task_id_of
 from ops.background import Background
+from ops.commands.images import ImageOptions
 from ops.ending import end
 from ops.nats.access import NatsAccess
 from ops.nats.errors import TransportUnavailable
@@ -69,14 +76,18 @@ class Services:
         opens_without_keys: bool = True,
         jaeger_url: str | None = None,
         webhooks: WebhookOptions | None = None,
+        images: ImageOptions | None = None,
     ) -> None:
         """*jaeger_url* is where people see traces; None where that is not known. Without *webhooks* receivers may stand
-        on the public internet alone.
+        on the public internet alone. Without *images* none is fetched.
         """
         self.catalog = catalog
         self.keep_s = keep_s
         self.jaeger_url = jaeger_url
         self.beside_image_max_bytes = beside_image_max_bytes(catalog)
+        limits = widest_limits(catalog)
+        self.image_max_bytes = 0 if limits is None else limits.max_bytes
+        self._images = images or ImageOptions()
         self.stopping = asyncio.Event()
         self.background = Background()
         self.storage = storage or StorageWatch(limit_bytes=DEFAULT_LIMIT_BYTES, store=artifacts_dir.parent / "nats")
@@ -84,6 +95,7 @@ class Services:
         self.streams_wanted = wanted(catalog, keep_s=keep_s).names
         self._nats = nats
         self._artifacts_dir = artifacts_dir
+        self._fetcher = ImageFetcher(ImageHosts.of(self._images.hosts))
         self.keys = KeyBoard(opens_without_keys=opens_without_keys)
         self.lanes = LaneBoard(
             health_timeout_s=catalog.windows.health_timeout_s, grace_s=catalog.windows.reconnect_grace_s
@@ -109,6 +121,7 @@ class Services:
         self.places = Places(self.tasks.work_queues, self.estimates, catalog.models)
         self.link: NatsLink
         self.artifacts: Artifacts
+        self.uploads: Uploads
         self.admission: Admission
         self.sweeper: Sweeper
 
@@ -150,6 +163,8 @@ class Services:
                 stopping=self.stopping,
             )
             await holds.start()
+            self.uploads = Uploads(self.artifacts, keep_s=self._images.keep_s)
+            sources = ImageSources(uploads=self.uploads, fetcher=self._fetcher, catalog=self.catalog)
             self.admission = Admission(
                 link=self.link,
                 artifacts=self.artifacts,
@@ -160,6 +175,7 @@ class Services:
                 estimates=self.estimates,
                 catalog=self.catalog,
                 require_room=self.storage.require_room,
+                complete=sources.complete,
             )
             await self.webhooks.start(self.link)
             await learn_refusals(self.link, self.refusals)
@@ -185,6 +201,7 @@ class Services:
                 await end(counting)
         finally:
             await self.webhooks.close()
+            await self._fetcher.close()
             await self.link.close()
 
     def _known(self) -> Known:
@@ -227,7 +244,8 @@ class Services:
                 log.exception("janitor_failed")  # the next round may succeed
 
     async def clean(self) -> int:
-        """Removes objects that no record names, and forgets tasks and lanes that expired. Returns how many objects.
+        """Removes objects that no record names and uploads that expired, and forgets tasks and lanes that expired.
+        Returns how many objects.
 
         Raises TransportUnavailable, StorageFailed.
         """
@@ -238,14 +256,20 @@ class Services:
         stored = await self.artifacts.list()
         grace_s = min(ORPHAN_GRACE_S, self.keep_s)
         # in a thread: with 100,000 objects, requests would wait for 0.1 s and more
-        found = await asyncio.to_thread(orphans, stored, self.tasks.index.paths_of, now=now, grace_s=grace_s)
+        of_tasks = [item for item in stored if not is_upload(item.path)]
+        found = await asyncio.to_thread(orphans, of_tasks, self.tasks.index.paths_of, now=now, grace_s=grace_s)
         removed = 0
         for first in range(0, len(found), JANITOR_BATCH):
             # one at a time, a busy gateway removes less than it accepts
             removed += sum(await asyncio.gather(*map(self._remove, found[first : first + JANITOR_BATCH])))
         if removed:
             log.info("orphans_removed", objects=removed)
-        return removed
+        expired = self.uploads.expired(stored, now=now)
+        for upload in expired:  # nobody can store under these names any more
+            await self.artifacts.delete(upload.path)
+        if expired:
+            log.info("uploads_removed", objects=len(expired))
+        return removed + len(expired)
 
     async def _remove(self, orphan: StoredObject) -> bool:
         # what is in memory may be behind: the server has the last word before anything is deleted

@@ -72,6 +72,18 @@ def parse_body(body: bytes) -> dict[str, Any]:
     return parsed
 
 
+def form_value(text: str, *, is_text: bool) -> Any:
+    """What the field of a form means that came as *text*. One that *is_text* is taken as it is; any other is JSON, as
+    in `8`, and where it is no JSON, it is the text, which a check then refuses by its type."""
+    if is_text:
+        return text
+    try:
+        parsed = parse_body(b'{"value":%s}' % text.encode())
+    except MalformedBody:
+        return text
+    return parsed["value"] if parsed.keys() == {"value"} else text
+
+
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):

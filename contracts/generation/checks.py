@@ -1,17 +1,16 @@
 """What each field of a request may hold, by the constraints of its model. Pure: a check adds to the list of errors."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from msgspec import UNSET
 
-from contracts.fields import ImageField, IntegerField, NumberField, TextField, VideoGenerationConstraints
+from contracts.fields import IntegerField, NumberField, TextField, VideoGenerationConstraints
 from contracts.generation.errors import FieldError, missing, refused, shown, wrong_type
+from contracts.generation.images import image_of
 from contracts.geometry import Size, most_frames
-from contracts.images import BadImage, parse_data_uri, read_header
 from contracts.settings import ModelEntry
-from contracts.tasks import ImageReference, Priority
+from contracts.tasks import Priority
 from contracts.urls import BadUrl, parse_url
 from contracts.webhooks import DEFAULT_EVENTS, TaskWebhook, WebhookEvent
 
@@ -70,52 +69,6 @@ def _in_limits(name: str, value: float, field: IntegerField | NumberField, error
         errors.append(refused(name, "not_a_multiple", expected, value))
         return False
     return True
-
-
-def _image(name: str, value: Any, field: ImageField, errors: list[FieldError]) -> tuple[ImageReference, bytes] | None:
-    if value is UNSET:
-        if field.presence == "required":
-            errors.append(
-                FieldError(
-                    pointer=f"/{name}",
-                    code="image_required",
-                    message="image: this model turns an image into a video; send one as a data URI",
-                    expected="data URI",
-                )
-            )
-        return None
-    if not isinstance(value, str):
-        errors.append(wrong_type(name, "data URI", value))
-        return None
-    if field.presence == "unsupported":
-        errors.append(
-            FieldError(
-                pointer=f"/{name}",
-                code="image_unsupported",
-                message="image: this model takes text only; leave the field out",
-            )
-        )
-        return None
-    try:
-        declared, content = parse_data_uri(value, max_bytes=field.max_bytes)
-        header = read_header(content)
-        if declared != header.media_type:
-            raise BadImage(f"declared as {shown(declared)}, but its first bytes are those of {header.media_type}")
-        if header.media_type not in field.media_types:
-            raise BadImage(f"{header.media_type} is not accepted; send one of {', '.join(field.media_types)}")
-        if header.width * header.height > field.max_pixels:
-            raise BadImage(f"{header.width} x {header.height} is more than {field.max_pixels} pixels")
-    except BadImage as error:
-        errors.append(FieldError(pointer=f"/{name}", code="bad_image", message=f"image: {error}"))
-        return None
-    reference = ImageReference(
-        sha256=hashlib.sha256(content).hexdigest(),
-        media_type=header.media_type,
-        bytes=len(content),
-        width=header.width,
-        height=header.height,
-    )
-    return reference, content
 
 
 def _priority(name: str, value: Any, errors: list[FieldError]) -> Priority | None:
@@ -180,7 +133,7 @@ _Check = Callable[[str, Any, VideoGenerationConstraints, list[FieldError]], Any]
 FIELD_CHECKS: Final[Mapping[str, _Check]] = {
     "prompt": lambda name, value, limits, errors: _text(name, value, limits.prompt, errors),
     "negative_prompt": lambda name, value, limits, errors: _text(name, value, limits.negative_prompt, errors),
-    "image": lambda name, value, limits, errors: _image(name, value, limits.image, errors),
+    "image": lambda name, value, limits, errors: image_of(name, value, limits.image, errors),
     "width": lambda name, value, limits, errors: _integer(name, value, limits.width, errors),
     "height": lambda name, value, limits, errors: _integer(name, value, limits.height, errors),
     "num_frames": lambda name, value, limits, errors: _integer(name, value, limits.num_frames, errors),

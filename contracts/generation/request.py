@@ -15,6 +15,8 @@ from msgspec import UNSET, Struct, UnsetType
 from contracts.fields import SEED_SPAN
 from contracts.generation.checks import FIELD_CHECKS, FIXED_VALUE, LAST_OF_SIZE, size_errors
 from contracts.generation.errors import SHOWN_CHARS_MAX, FieldError, InvalidRequest, missing, refused, shown, wrong_type
+from contracts.generation.images import IMAGE_FORMS, ImageFile, ImageSource, bad_image, judged
+from contracts.images import BadImage
 from contracts.settings import Catalog, ModelEntry
 from contracts.tasks import GenerationParameters, ImageReference, Priority, ReplacedParameter
 from contracts.webhooks import TaskWebhook
@@ -43,7 +45,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     model: str
     prompt: str
     negative_prompt: str | UnsetType = UNSET
-    image: str | UnsetType = UNSET
+    image: str | dict[str, Any] | UnsetType = UNSET
     width: int | UnsetType = UNSET
     height: int | UnsetType = UNSET
     num_frames: int | UnsetType = UNSET
@@ -67,6 +69,9 @@ class AcceptedRequest(Struct, frozen=True, kw_only=True):
     *replaced* lists the fixed values that stand in the place of others, in the order of the fields. *priority* is None
     where the request names no class; it says when the task runs and not what it makes, and is not in the fingerprint.
     *webhook* is in it: whoever repeats a request with another one means another request.
+
+    Where *image_source* is not None, the image did not come with the request: `with_image` completes it. The
+    fingerprint has that source and not the image, so that a request can be repeated when its image is gone.
     """
 
     model: str
@@ -85,9 +90,15 @@ class AcceptedRequest(Struct, frozen=True, kw_only=True):
     replaced: tuple[ReplacedParameter, ...] = ()
     priority: Priority | None = None
     webhook: TaskWebhook | None = None
+    image_source: ImageSource | None = None
 
     def parameters(self, seed: int) -> GenerationParameters:
-        """The parameters of the task; *seed* is used where the request named none."""
+        """The parameters of the task; *seed* is used where the request named none.
+
+        Raises ValueError for a request that still lacks its image.
+        """
+        if self.image_source is not None:
+            raise ValueError("the request still lacks its image")
         return GenerationParameters(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
@@ -138,13 +149,14 @@ def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
         raise InvalidRequest(errors)
     if "negative_prompt" not in body:
         values["negative_prompt"] = entry.constraints.negative_prompt.when_absent(values["cfg"])
-    image: tuple[ImageReference, bytes] | None = values.pop("image")
+    image: tuple[ImageReference, bytes] | ImageSource | None = values.pop("image")
     priority: Priority | None = values.pop("priority")
     webhook: TaskWebhook | None = values.pop("webhook")
-    reference, content = image or (None, None)
+    reference, content = image if isinstance(image, tuple) else (None, None)
+    source = None if isinstance(image, tuple) else image
     sent = [[each.field, _same_for_equal(body[each.field])] for each in replaced]
     beside = [each for each in (sent, webhook) if each]
-    fingerprint = msgspec.json.encode([entry.name, values, reference, *beside])
+    fingerprint = msgspec.json.encode([entry.name, values, reference if source is None else source, *beside])
     return AcceptedRequest(
         model=entry.name,
         image=reference,
@@ -153,8 +165,18 @@ def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
         replaced=tuple(replaced),
         priority=priority,
         webhook=webhook,
+        image_source=source,
         **values,
     )
+
+
+def with_image(request: AcceptedRequest, file: ImageFile, catalog: Catalog) -> AcceptedRequest:
+    """*request* with *file*, which was where its image is. Raises InvalidRequest."""
+    try:
+        image = judged(file, catalog.models[request.model].constraints.image)
+    except BadImage as error:
+        raise InvalidRequest([bad_image(error)]) from error
+    return msgspec.structs.replace(request, image=image, image_content=file.content, image_source=None)
 
 
 def _same_for_equal(value: Any) -> str:
@@ -181,7 +203,7 @@ def parameter_errors(parameters: GenerationParameters, entry: ModelEntry) -> lis
     image = parameters.image
     if image is None:
         if limits.image.presence == "required":
-            errors.append(missing("image", "data URI"))
+            errors.append(missing("image", IMAGE_FORMS))
     elif (
         limits.image.presence == "unsupported"
         or image.media_type not in limits.image.media_types
@@ -219,7 +241,7 @@ def _model(body: Mapping[str, Any], catalog: Catalog, errors: list[FieldError]) 
 _EXPECTED_TYPES: Final[Mapping[str, tuple[str, tuple[type, ...]]]] = {
     "prompt": ("string", (str,)),
     "negative_prompt": ("string", (str,)),
-    "image": ("data URI", (str,)),
+    "image": (IMAGE_FORMS, (str, dict, ImageFile)),
     "width": ("integer", (int,)),
     "height": ("integer", (int,)),
     "num_frames": ("integer", (int,)),

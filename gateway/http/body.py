@@ -1,5 +1,6 @@
 """The body of a request: read once, whole, and never more of it than may be sent."""
 
+from collections.abc import AsyncIterator, Collection
 from typing import Any, Final
 
 from litestar import Request
@@ -11,6 +12,7 @@ from gateway.http.problems import ProblemError
 MAX_BODY_BYTES: Final = 12 * 1024 * 1024
 
 
+JSON: Final = "application/json"
 # From this size on a key's turn is taken before the body is parsed, and a thread parses it.
 COSTLY_BYTES: Final = 8 * 1024
 
@@ -36,12 +38,44 @@ async def read_body(request: Request[Any, Any, Any], *, max_bytes: int = MAX_BOD
             return b"".join(chunks)
 
 
+async def body_chunks(request: Request[Any, Any, Any], *, max_bytes: int) -> AsyncIterator[bytes]:
+    """The body as it comes, for whoever keeps less than all of it; otherwise as `read_body`."""
+    size_bytes = 0
+    while True:
+        event: Any = await request.receive()
+        if event["type"] == "http.disconnect":  # nobody reads the answer
+            raise ProblemError("malformed_body", "the body was cut off")
+        size_bytes += len(event["body"])
+        if size_bytes > max_bytes:
+            raise HTTPException(status_code=413)
+        yield event["body"]
+        if not event.get("more_body", False):
+            return
+
+
+def too_much_beside(beside_image_bytes: int, max_bytes: int) -> ProblemError:
+    """To be raised where what is not the image is more than *max_bytes*."""
+    detail = f"{beside_image_bytes} bytes of it are not the image; at most {max_bytes} may be"
+    return ProblemError("body_too_large", detail)
+
+
+def media_type_of(request: Request[Any, Any, Any]) -> str:
+    """As what the body is declared, in small letters and without parameters; empty where it is not."""
+    declared: str = request.headers.get("content-type", "")
+    return declared.partition(";")[0].strip().lower()
+
+
 def require_json(request: Request[Any, Any, Any]) -> None:
     """Raises the problem `unsupported_media_type` unless the body is declared as JSON, and as nothing around it."""
+    require_media_type(request, (JSON,))
+
+
+def require_media_type(request: Request[Any, Any, Any], accepted: Collection[str]) -> None:
+    """Raises the problem `unsupported_media_type` unless the body is declared as one that is *accepted*, and as nothing
+    around it."""
     headers = request.headers  # Litestar looks them up anew each time
-    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise ProblemError("unsupported_media_type", "send it as application/json")
+    if media_type_of(request) not in accepted:
+        raise ProblemError("unsupported_media_type", f"send it as {' or '.join(accepted)}")
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         raise ProblemError(

@@ -2,11 +2,13 @@
 
 from typing import Final
 
+from contracts.generation.errors import InvalidRequest
 from contracts.topology import DEGRADED_MAX_MSGS
 from gateway.boards.storage import RETRY_AFTER_S, StorageFull
 from gateway.http.lookup import CallerRequest
-from gateway.http.problems import ProblemError
+from gateway.http.problems import ProblemError, wrong_fields
 from gateway.http.views import root_of, task_url
+from gateway.images.fetching import TooManyFetches
 from gateway.placing.admission import KeyReused
 from gateway.placing.hold import CallerGone
 from gateway.placing.overload import Overloaded
@@ -37,8 +39,18 @@ def overloaded(error: Overloaded, request: CallerRequest, services: Services) ->
     )
 
 
-NotAccepted = StorageFull | KeyReused | CallerGone | StorageFailed | TransportUnavailable
-NOT_ACCEPTED: Final = (StorageFull, KeyReused, CallerGone, StorageFailed, TransportUnavailable)
+NotAccepted = (
+    StorageFull | KeyReused | CallerGone | StorageFailed | TransportUnavailable | InvalidRequest | TooManyFetches
+)
+NOT_ACCEPTED: Final = (
+    StorageFull,
+    KeyReused,
+    CallerGone,
+    StorageFailed,
+    TransportUnavailable,
+    InvalidRequest,
+    TooManyFetches,
+)
 
 
 def not_accepted(error: NotAccepted, *, has_key: bool) -> ProblemError:
@@ -53,8 +65,13 @@ def not_accepted(error: NotAccepted, *, has_key: bool) -> ProblemError:
         case CallerGone():  # nobody reads the answer
             return ProblemError("malformed_body", "the caller hung up")
         case StorageFailed():
-            detail = "the image could not be stored; the request will not run"
+            detail = "the image could not be stored or read; the request will not run"
             return ProblemError("storage_unavailable", detail, retry_after_s=RETRY_SOON_S)
+        case InvalidRequest():  # of an image that was named
+            return wrong_fields(error)
+        case TooManyFetches():
+            detail = "as many images as may be are being fetched; try again after the time in Retry-After"
+            return ProblemError("too_many_fetches", detail, retry_after_s=RETRY_SOON_S)
         case TransportUnavailable():
             hint = "the same request with the same Idempotency-Key is safe" if has_key else "use an Idempotency-Key"
             detail = f"the queue did not answer; {hint} to try again"

@@ -12,7 +12,7 @@ from litestar.types import ExceptionHandlersMap
 from msgspec import Struct
 
 from contracts.api.problems import OverloadLimit, Problem
-from contracts.generation.errors import FieldError
+from contracts.generation.errors import FieldError, InvalidRequest
 from contracts.wire import without_content
 from gateway.http.answers import JsonAnswer
 from gateway.http.noted import noted
@@ -128,6 +128,11 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "The task may still end well",
         "The task is processing. Wait for it, or cancel it with DELETE /tasks/{id} first.",
     ),
+    "image_not_found": ProblemKind(
+        404,
+        "No image has this reference",
+        "It was removed, has expired, or is another caller's. POST /images gives one.",
+    ),
     "image_expired": ProblemKind(
         410, "The image of the request was removed", "Send the request itself again, with its image: POST /generate."
     ),
@@ -143,7 +148,7 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         413, "The body is too large", "Send a smaller image; GET /settings names the limits of each model."
     ),
     "unsupported_media_type": ProblemKind(
-        415, "The body is not declared as JSON", "Send the header Content-Type: application/json."
+        415, "The body is declared as what this path does not take", "Send it as application/json."
     ),
     "range_not_satisfiable": ProblemKind(
         416,
@@ -170,6 +175,16 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     ),
     "too_many_webhooks": ProblemKind(
         429, "The caller has as many webhooks as one may have", "20 endpoints are registered; remove one first."
+    ),
+    "too_many_images": ProblemKind(
+        429,
+        "The caller has as many images as one may have",
+        "200 images of yours are stored; remove one first, or wait until some expire.",
+    ),
+    "too_many_fetches": ProblemKind(
+        429,
+        "As many images as may be are being fetched",
+        "Images that other requests name are being fetched. Try again after the time in Retry-After.",
     ),
     "too_many_streams": ProblemKind(
         429,
@@ -263,6 +278,13 @@ class ProblemError(Exception):
         return JsonAnswer(
             self.problem, status_code=self.problem.status, media_type=PROBLEM_MEDIA_TYPE, headers=self.headers
         )
+
+
+def wrong_fields(error: InvalidRequest) -> ProblemError:
+    """The problem of a request that breaks constraints."""
+    count = len(error.errors)
+    detail = f"{count} field{'s are' if count > 1 else ' is'} wrong; see errors"
+    return ProblemError("validation_failed", detail, errors=error.errors)
 
 
 # The problems of what Litestar raises by itself, by status. Its texts are for developers; the client gets ours.

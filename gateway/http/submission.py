@@ -12,12 +12,13 @@ from contracts.generation.request import AcceptedRequest, validate
 from contracts.settings import Catalog
 from contracts.tasks import Priority
 from contracts.urls import parse_url
-from gateway.http.body import COSTLY_BYTES, read_body, require_json
+from gateway.http.body import COSTLY_BYTES, JSON, read_body, require_media_type, too_much_beside
 from gateway.http.conditions import conditions_of, require_to_change
+from gateway.http.form import FORM, FormReader, is_form, read_form
 from gateway.http.lookup import CallerRequest
 from gateway.http.preferences import MAX_WAIT_S, Preferences
 from gateway.http.priority import class_of
-from gateway.http.problems import ProblemError
+from gateway.http.problems import ProblemError, wrong_fields
 from gateway.http.queries import require_known_query
 from gateway.services import Services
 
@@ -30,6 +31,7 @@ SUBMISSION_PROBLEMS: Final = (
     "unsupported_media_type",
     "priority_forbidden",
     "too_many_tasks",
+    "too_many_fetches",
     "validation_failed",
     "idempotency_key_reused",
     "queue_overloaded",
@@ -50,15 +52,23 @@ class Submission(Struct, frozen=True):
 
 async def read_submission(request: CallerRequest, services: Services) -> Submission:
     """What *request* submits. Nothing is written. Raises HTTPException (413), ProblemError."""
-    body = await read_body(request)
-    beside_image = beside_image_bytes(body)
-    if beside_image > services.beside_image_max_bytes:
-        limit = f"at most {services.beside_image_max_bytes} may be"
-        raise ProblemError("body_too_large", f"{beside_image} bytes of it are not the image; {limit}")
-    is_costly = len(body) > COSTLY_BYTES
+    body: bytes | FormReader
+    if is_form(request):
+        is_costly = True
+        body = await read_form(
+            request,
+            image_max_bytes=services.image_max_bytes,
+            text_max_bytes=services.beside_image_max_bytes,
+        )
+    else:
+        body = await read_body(request)
+        beside_image = beside_image_bytes(body)
+        if beside_image > services.beside_image_max_bytes:
+            raise too_much_beside(beside_image, services.beside_image_max_bytes)
+        is_costly = len(body) > COSTLY_BYTES
     if is_costly:
         request.auth.take()
-    require_json(request)
+    require_media_type(request, (JSON, FORM))
     require_known_query(request.scope)
     key = idempotency_key_of(request)
     headers = request.headers
@@ -94,12 +104,10 @@ def require_reachable(services: Services, url: str) -> None:
         raise ProblemError("validation_failed", "1 field is wrong; see errors", errors=[error])
 
 
-def _accepted(body: bytes, catalog: Catalog) -> AcceptedRequest:
+def _accepted(body: bytes | FormReader, catalog: Catalog) -> AcceptedRequest:
     try:
-        return validate(parse_body(body), catalog)
+        return validate(body.fields() if isinstance(body, FormReader) else parse_body(body), catalog)
     except MalformedBody as error:
         raise ProblemError("malformed_body", str(error)) from error
     except InvalidRequest as error:
-        count = len(error.errors)
-        detail = f"{count} field{'s are' if count > 1 else ' is'} wrong; see errors"
-        raise ProblemError("validation_failed", detail, errors=error.errors) from error
+        raise wrong_fields(error) from error

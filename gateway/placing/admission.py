@@ -4,7 +4,7 @@ No record without a queued message; no answer without a record; a refusal leaves
 is that of `Queueing`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
@@ -24,7 +24,7 @@ from gateway.placing.displacement import DISPLACED_MAX, Displacement
 from gateway.placing.estimate import Estimates
 from gateway.placing.fallbacks import Fallbacks
 from gateway.placing.hold import Holds, UntilGone, is_held
-from gateway.placing.input_images import InputImages
+from gateway.placing.input_images import InputImages, has_image_of
 from gateway.placing.leftovers import remove_leftovers
 from gateway.placing.overload import Overload, is_overloaded
 from gateway.placing.queueing import Queueing
@@ -35,6 +35,15 @@ from ops.telemetry import metrics
 from ops.telemetry.tracing import of_task, span
 
 log = structlog.get_logger("admission")
+
+
+Complete = Callable[[AcceptedRequest, str], Awaitable[AcceptedRequest]]
+"""Brings the image of a request of that caller."""
+
+
+async def complete_as_it_is(request: AcceptedRequest, _: str) -> AcceptedRequest:
+    """Of requests that carry their images."""
+    return request
 
 
 class KeyReused(Exception):
@@ -77,9 +86,12 @@ class Admission:
         estimates: Estimates,
         catalog: Catalog,
         require_room: Callable[[], None] = lambda: None,
+        complete: Complete = complete_as_it_is,
     ) -> None:
-        """*require_room* raises StorageFull where the server has no room for one more request."""
+        """*require_room* raises StorageFull where the server has no room for one more request. *complete* brings the
+        image of a request that only names it, and raises what speaks against it."""
         self._require_room = require_room
+        self._complete = complete
         self._link = link
         self._artifacts = artifacts
         self._tasks = tasks
@@ -112,7 +124,8 @@ class Admission:
         when the caller hangs up meanwhile. Without *until_gone* it comes at once there too. After *hold_s* it comes as
         it is then, and is promised. *require* is called before a new task is made, and raises what speaks against it.
         Raises StorageFull (nothing was written), KeyReused, Overloaded, CallerGone, StorageFailed (it will not run),
-        and TransportUnavailable (it may or may not run: the same key finds out).
+        TransportUnavailable (it may or may not run: the same key finds out), and what `complete` raises (nothing was
+        written).
         """
         sender = _Sender(caller, key, priority, traceparent, promised=until_gone is None, require=require)
         while True:
@@ -135,6 +148,7 @@ class Admission:
             return known
         sender.require()
         self._require_room()
+        request = await self._complete(request, sender.caller)
         try:
             task, found = await self._queue(request, sender, task_id)
         except _Refused as refused:
@@ -241,7 +255,8 @@ class Admission:
             return await self._again(found, request)
         if found.request_sha256 != request.fingerprint:
             raise KeyReused
-        if found.image_path is not None and request.image_content is not None:
+        # an equal request may have queued it with what its address led to a moment before
+        if found.image_path is not None and request.image_content is not None and has_image_of(found, request):
             try:
                 await self._artifacts.put(found.image_path, request.image_content)
             except StorageFailed as error:
@@ -250,7 +265,9 @@ class Admission:
 
     async def _again(self, known: Snapshot, request: AcceptedRequest) -> Snapshot:
         """*known*, which an equal request has made, and whose image may still be missing. Raises KeyReused."""
-        await self._images.complete(_same_request(known, request).task, request)
+        task = _same_request(known, request).task
+        if await self._images.is_missing(task):
+            await self._images.complete(task, await self._complete(request, task.caller))
         return known
 
 

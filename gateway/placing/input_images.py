@@ -26,13 +26,22 @@ class InputImages:
         self._artifacts = artifacts
         self._tasks = tasks
 
+    async def is_missing(self, task: GenerationTask) -> bool:
+        """Whether *task*, which has not ended, lacks its image: its first gateway may have died before it stored it."""
+        if task.status.is_terminal or task.image_path is None:
+            return False
+        try:
+            return await self._artifacts.size(task.image_path) is None
+        except StorageFailed as error:
+            log.error("image_not_stored", task_id=task.id, error=str(error))
+            return False
+
     async def complete(self, task: GenerationTask, request: AcceptedRequest) -> None:
-        """Stores the image of *task*, whose first gateway died before it did; a worker may be waiting for it."""
-        if task.status.is_terminal or task.image_path is None or request.image_content is None:
+        """Stores the image of *task* that is missing; a worker may be waiting for it."""
+        if task.image_path is None or request.image_content is None or not has_image_of(task, request):
             return
         try:
-            if await self._artifacts.size(task.image_path) is None:
-                await self._artifacts.put(task.image_path, request.image_content)
+            await self._artifacts.put(task.image_path, request.image_content)
         except StorageFailed as error:
             log.error("image_not_stored", task_id=task.id, error=str(error))
 
@@ -63,6 +72,11 @@ class InputImages:
         if moved.before is not None:
             metrics.task_ended(moved.task)
         return Snapshot(moved.task, moved.revision)
+
+
+def has_image_of(task: GenerationTask, request: AcceptedRequest) -> bool:
+    """Whether the image of *request* is the one that *task* names. What an address leads to may have changed since."""
+    return task.parameters.image == request.image
 
 
 def _without_image(task: GenerationTask) -> GenerationTask:

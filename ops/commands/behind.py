@@ -30,7 +30,7 @@ class RootPath(click.ParamType[str]):
         return prefix
 
 
-def _split(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The values in a variable of the environment: parted by blanks or commas."""
     return text.replace(",", " ").split()
 
@@ -41,7 +41,7 @@ class NetworkType(click.ParamType[Network]):
     name = "network"
 
     def split_envvar_value(self, rv: str) -> list[str]:
-        return _split(rv)
+        return split_words(rv)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Network:
         try:
@@ -73,7 +73,7 @@ class HostName(click.ParamType[str]):
     name = "host"
 
     def split_envvar_value(self, rv: str) -> list[str]:
-        return _split(rv)
+        return split_words(rv)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(value)

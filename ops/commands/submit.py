@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from contracts.api.tasks import TaskView
 from contracts.images import BadImage, read_header
 from contracts.tasks import Priority
+from contracts.uploads import is_ref
 from ops.commands.api.client import Client
 from ops.commands.api.options import Gateway, gateway_options
 from ops.commands.api.problems import NotWarmlane, Refused
@@ -37,11 +38,29 @@ def data_uri(image: Path) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def request_body(model: str, prompt: str, image: Path | None, fields: Mapping[str, Any]) -> dict[str, Any]:
+class ImageArgument(click.Path):
+    """A file, or what names an image elsewhere: an address, or the reference of an upload."""
+
+    name = "image"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, exists=True, dir_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and value.lower().startswith(("http://", "https://")):
+            return {"url": value}
+        if isinstance(value, str) and is_ref(value):
+            return {"ref": value}
+        return super().convert(value, param, ctx)
+
+
+def request_body(
+    model: str, prompt: str, image: Path | dict[str, str] | None, fields: Mapping[str, Any]
+) -> dict[str, Any]:
     """The JSON of `POST /generate`: only what was given, so that the model's own values stand for the rest."""
     body = {"model": model, "prompt": prompt, **{name: value for name, value in fields.items() if value is not None}}
     if image is not None:
-        body["image"] = data_uri(image)
+        body["image"] = data_uri(image) if isinstance(image, Path) else image
     return body
 
 
@@ -246,6 +265,7 @@ retry_option = click.option(
 @click.command(
     epilog="Examples:\n\n  warmlane submit anisora 'a red fox in fresh snow'\n\n"
     "  warmlane submit anisora 'the boat drifts away' --image boat.png --out boat.mp4\n\n"
+    "  warmlane submit anisora 'the boat drifts away' --image https://images.example.com/boat.png\n\n"
     "  warmlane submit phr00t 'a lantern in the rain' --num-frames 33 --seed 7\n\n"
     "  warmlane submit phr00t 'a paper boat' --retry 10m   (waits for its turn where the system is busy)"
 )
@@ -253,9 +273,12 @@ retry_option = click.option(
 @click.argument("prompt")
 @click.option(
     "--image",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A PNG, JPEG or WebP that the video starts from. The production profile's anisora needs one; for other models "
-    "and profiles, `constraints.image` in GET /settings says whether it is required, optional or unsupported.",
+    type=ImageArgument(),
+    metavar="FILE|URL|REF",
+    help="A PNG, JPEG or WebP that the video starts from: a file, the address of one on a host from which the gateway "
+    "fetches images, or the id of an image that was uploaded (img_…). The production profile's anisora needs one; for "
+    "other models and profiles, `constraints.image` in GET /settings says whether it is required, optional or "
+    "unsupported.",
 )
 @click.option("--negative-prompt", help="What should not be seen.")
 @click.option("--width", type=int, help="Pixels, a multiple of 16.")
@@ -284,7 +307,7 @@ def command(
     /,
     model: str,
     prompt: str,
-    image: Path | None,
+    image: Path | dict[str, str] | None,
     idempotency_key: str | None,
     out: Path | None,
     retry_s: float | None,

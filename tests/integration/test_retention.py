@@ -13,14 +13,18 @@ import pytest
 from msgspec.structs import replace
 
 from contracts import lifecycle
+from contracts.generation.images import ImageFile, widest_limits
 from contracts.settings import Catalog
 from contracts.tasks import GenerationTask, ImageReference, ThumbnailFile, VideoFile, encode_task
 from contracts.topology import TASKS
+from contracts.uploads import upload_path
 from gateway.boards.snapshots import Snapshot
+from gateway.images import uploads
 from gateway.services import Services
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit.records import pending_task
+from tests.kit.samples import picture
 from tests.kit.support import NatsServer, eventually
 
 KEEP_S = 4.0
@@ -74,6 +78,44 @@ async def test_orphans_go_and_what_a_record_names_stays(services: Services, tmp_
     await services.clean()
     assert [file.exists() for file in (video, image, thumbnail, fresh)] == [True] * 4
     assert [file.exists() for file in (loser, losers_thumbnail, orphan)] == [False] * 3
+
+
+async def test_uploads_go_when_they_expire_and_not_before(services: Services, tmp_path: Path) -> None:
+    """By their names, whatever the store says of their age: so a copy of the store keeps what it holds as long."""
+    limits = widest_limits(services.catalog)
+    assert limits is not None
+    now = datetime.now(UTC)
+    kept = await services.uploads.add("c", ImageFile(picture("PNG")), limits, now=now)
+    (fresh,) = (tmp_path / "artifacts" / "uploads").iterdir()
+    os.utime(fresh, (1, 1))
+    over = store(services, tmp_path, upload_path(kept.ref, "c", int(now.timestamp())), age_s=0)
+    foreign = store(services, tmp_path, "uploads/not-ours", age_s=10_000)
+    assert await services.clean() == 1
+    assert [file.exists() for file in (fresh, foreign, over)] == [True, True, False]
+    assert await services.uploads.find("c", kept.ref, limits, now=now) == kept
+    assert await services.uploads.find("c", kept.ref, limits, now=kept.expires_at) is None
+
+
+async def test_a_caller_has_so_many_uploads_and_no_more(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "IMAGES_PER_CALLER", 2)
+    limits = widest_limits(services.catalog)
+    assert limits is not None
+    now = datetime.now(UTC)
+
+    async def add(caller: str, width: int) -> str:
+        return (await services.uploads.add(caller, ImageFile(picture("PNG", (width, 9))), limits, now=now)).ref
+
+    first = await add("c", 1)
+    await add("c", 2)
+    with pytest.raises(uploads.TooManyImages):
+        await add("c", 3)
+    assert await add("c", 1) == first
+    await add("d", 3)
+    await services.clean()  # which counts what is stored
+    with pytest.raises(uploads.TooManyImages):
+        await add("c", 3)
+    assert await services.uploads.remove("c", first, now=now)
+    await add("c", 3)
 
 
 async def test_orphans_are_removed_many_at_a_time(

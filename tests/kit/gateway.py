@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -109,8 +109,9 @@ class GatewayProcess:
 
 
 @contextlib.contextmanager
-def provisioned_gateway(folder: Path, *warm: str) -> Iterator[GatewayProcess]:
-    """A gateway on a server with its streams and buckets. Each model of *warm* has a lane that was reported warm."""
+def provisioned_gateway(folder: Path, *warm: str, options: Sequence[str] = ()) -> Iterator[GatewayProcess]:
+    """A gateway with *options* on a server with its streams and buckets. Each model of *warm* has a lane that was
+    reported warm."""
     process = GatewayProcess(folder)
     process.nats.start()
 
@@ -122,7 +123,7 @@ def provisioned_gateway(folder: Path, *warm: str) -> Iterator[GatewayProcess]:
         await link.close()
 
     asyncio.run(prepare())
-    process.start("--keep", f"{KEEP_S:g}s")
+    process.start("--keep", f"{KEEP_S:g}s", *options)
     yield process
     process.stop()
     process.nats.stop()

@@ -81,6 +81,7 @@ def openapi_config(catalog: Catalog) -> OpenAPIConfig:
         tags=[
             Tag(name="generation", description="Ask for a video."),
             Tag(name="tasks", description="Follow, cancel and collect what was asked for."),
+            Tag(name="images", description="Upload an image once, and name it in many requests."),
             Tag(name="webhooks", description="Be told, and not ask."),
             Tag(name="settings", description="What can be asked for."),
             Tag(name="operations", description="How the gateway is."),

@@ -9,7 +9,16 @@ from functools import partial
 from math import ceil
 from typing import Any, Final
 
-from litestar.openapi.spec import Example, OpenAPIMediaType, OpenAPIType, Parameter, Reference, RequestBody, Schema
+from litestar.openapi.spec import (
+    Example,
+    OpenAPIFormat,
+    OpenAPIMediaType,
+    OpenAPIType,
+    Parameter,
+    Reference,
+    RequestBody,
+    Schema,
+)
 
 from contracts.fields import Enforcement, ImageField, IntegerField, NumberField, TextField, VideoGenerationConstraints
 from contracts.generation.request import FIELDS
@@ -51,13 +60,15 @@ def request_body(catalog: Catalog) -> RequestBody:
         required=True,
         description=(
             "The fields depend on the model. A field that is absent takes its default or fixed value. "
-            "Integers are written without a decimal point: 8 and not 8.0."
+            "Integers are written without a decimal point: 8 and not 8.0. A form has the same fields, each as it is in "
+            "JSON but for texts, which have no quotes, and the image as a file."
         ),
         content={
             "application/json": OpenAPIMediaType(
                 schema=Schema(one_of=[request_schema(entry) for entry in entries]),
                 examples=examples,
-            )
+            ),
+            "multipart/form-data": OpenAPIMediaType(schema=Schema(one_of=[form_schema(entry) for entry in entries])),
         },
     )
 
@@ -115,6 +126,17 @@ def request_schema(entry: ModelEntry) -> Schema:
         required=required,
         additional_properties=False,
     )
+
+
+def form_schema(entry: ModelEntry) -> Schema:
+    """The same as a form: the image is a file."""
+    schema = request_schema(entry)
+    schema.title = f"{schema.title}_form"
+    if schema.properties and "image" in schema.properties:
+        described = schema.properties["image"]
+        text = described.description if isinstance(described, Schema) else None
+        schema.properties["image"] = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY, description=text)
+    return schema
 
 
 def webhook_schema() -> Schema:
@@ -208,15 +230,42 @@ def _number(field: IntegerField | NumberField, description: str, *, enforcement:
 def _image(field: ImageField) -> Schema:
     names = [media_type.removeprefix("image/") for media_type in field.media_types]
     shortest = min((len(name) for name in names), default=0)
-    return Schema(
+    data_uri = Schema(
         type=OpenAPIType.STRING,
+        title="ImageInRequest",
         pattern=f"^data:image/({'|'.join(names)});base64,[A-Za-z0-9+/]+={{0,2}}$",
         max_length=len("data:image/;base64,") + shortest + field.max_bytes // 3 * 4,
+        description="The file as a base64 data URI. The declared type must be that of the file.",
+    )
+    return Schema(
+        one_of=[
+            data_uri,
+            _named("ref", "^img_[0-9a-f]{32}$", "ImageByReference", "The `id` that `POST /images` gave."),
+            _named(
+                "url",
+                r"^https?://[^\s#@]+$",
+                "ImageByAddress",
+                "The gateway fetches it before it answers, from hosts that its operator allowed.",
+            ),
+        ],
         description=(
-            f"The first frame, {field.presence}: a {', '.join(names)} file as a base64 data URI, at most "
-            f"{field.max_bytes} bytes and {field.max_pixels} pixels. The declared type must be that of the file. "
-            "The image is scaled to cover width and height, and cropped at its centre."
+            f"The first frame, {field.presence}: a {', '.join(names)} file, at most {field.max_bytes} bytes and "
+            f"{field.max_pixels} pixels; as a data URI, as the reference of an upload, or by its address. A form may "
+            "hold the file itself. The image is scaled to cover width and height, and cropped at its centre."
         ),
+    )
+
+
+def _named(name: str, pattern: str, title: str, description: str) -> Schema:
+    """An image that the request only names."""
+    value = Schema(type=OpenAPIType.STRING, pattern=pattern, max_length=URL_MAX_CHARS)
+    return Schema(
+        type=OpenAPIType.OBJECT,
+        title=title,
+        properties={name: value},
+        required=[name],
+        additional_properties=False,
+        description=description,
     )
 
 

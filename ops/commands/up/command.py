@@ -12,6 +12,7 @@ from contracts.order import OrderName
 from contracts.settings import SettingsError, load_settings
 from ops.commands.addresses import published
 from ops.commands.behind import Behind, Network, behind_options, webhooks_allow_option
+from ops.commands.images import ImageOptions, image_options
 from ops.commands.option_types import ListenHost
 from ops.commands.options import (
     cors_origins_option,
@@ -85,6 +86,7 @@ from ops.telemetry.logs import configure_logging
 @keep_option
 @cors_origins_option
 @webhooks_allow_option
+@image_options
 @behind_options
 @tls_cert_option
 @tls_key_option
@@ -107,6 +109,7 @@ def command(
     keep_s: float,
     cors_origins: tuple[str, ...],
     webhooks_allow: tuple[Network, ...],
+    images: ImageOptions,
     tls_cert: Path | None,
     tls_key: Path | None,
     behind: Behind,
@@ -140,6 +143,7 @@ def command(
             tls=tls,
             cors_origins=cors_origins,
             webhooks_allow=webhooks_allow,
+            images=images,
             behind=behind,
             nats_port=nats_port,
             data_dir=data_dir,

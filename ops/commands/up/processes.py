@@ -136,6 +136,7 @@ class Processes:
             yield from ("--cors-origin", origin)
         for network in setup.webhooks_allow:
             yield from ("--webhooks-allow", str(network))
+        yield from setup.images.arguments()
         yield from setup.behind.arguments()
         yield from setup.overload.arguments()
         if setup.tls is not None:

@@ -8,6 +8,7 @@ from msgspec import Struct
 from contracts.order import OrderName
 from contracts.settings import Catalog
 from ops.commands.behind import Behind, Network
+from ops.commands.images import ImageOptions
 from ops.commands.option_types import ListenHost
 from ops.commands.overload import OverloadOptions
 from ops.machine.tls import Tls
@@ -22,6 +23,7 @@ class SystemSetup(Struct, frozen=True, kw_only=True):
     tls: Tls | None
     cors_origins: tuple[str, ...]
     webhooks_allow: tuple[Network, ...]
+    images: ImageOptions
     behind: Behind
     nats_port: int
     data_dir: Path

@@ -1,0 +1,52 @@
+"""The fields of a form (`multipart/form-data`) as those of a JSON body. Pure."""
+
+from typing import Any, Final, get_args, get_type_hints
+
+from msgspec import UnsetType
+
+from contracts.generation.body import MalformedBody, form_value
+from contracts.generation.images import ImageFile
+from contracts.generation.request import GenerationRequest
+
+IMAGE_FIELD: Final = "image"
+# A form of more parts is refused: a request has fewer fields.
+PARTS_MAX: Final = 64
+
+
+def _text_fields() -> frozenset[str]:
+    kinds = {name: set(get_args(hint) or (hint,)) for name, hint in get_type_hints(GenerationRequest).items()}
+    return frozenset(name for name, kind in kinds.items() if kind - {UnsetType} == {str})
+
+
+TEXT_FIELDS: Final = _text_fields()
+"""Fields that are text whatever stands in them: a prompt of `8` is a prompt."""
+
+
+class FormFields:
+    """Takes in the parts of a form as they end, and keeps what a JSON body of the same fields would hold."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def add_text(self, name: str, content: bytes) -> None:
+        """A part without a file. Raises MalformedBody for one that is no UTF-8, or comes twice."""
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            raise MalformedBody(f"the field {_named(name)} is not valid UTF-8 at byte {error.start}") from None
+        self._add(name, form_value(text, is_text=name in TEXT_FIELDS))
+
+    def add_image(self, content: bytes, declared: str) -> None:
+        """The part with the file `image`. One that is empty is a form in which no file was chosen. Raises
+        MalformedBody for a second one."""
+        if content:
+            self._add(IMAGE_FIELD, ImageFile(content, declared))
+
+    def _add(self, name: str, value: Any) -> None:
+        if name in self.values:
+            raise MalformedBody(f"the field {_named(name)} stands twice in the form")
+        self.values[name] = value
+
+
+def _named(name: str) -> str:
+    return repr(name[:64])

@@ -1,0 +1,68 @@
+"""Images that were uploaded by themselves: their references, and where they lie until they expire (ADR 0048). Pure.
+
+A name says everything: whose the image is, by a hash of the caller, and until when it stays. So no record can be lost
+or be behind, and whoever looks for the reference of another caller looks where nothing is.
+"""
+
+import hashlib
+import re
+from datetime import UTC, datetime
+from typing import Final
+
+FOLDER: Final = "uploads"
+_REF: Final = re.compile(r"img_[0-9a-f]{32}", re.ASCII)
+_PATH: Final = re.compile(rf"{FOLDER}/(?P<ref>img_[0-9a-f]{{32}})\.(?P<owner>[0-9a-f]{{16}})\.(?P<until>[0-9]{{1,12}})")
+
+
+def ref_of(caller: str, sha256: str) -> str:
+    """The reference of the bytes with this hash, of *caller*: always the same one, and none that another caller has."""
+    return "img_" + hashlib.sha256(f"{caller}\0{sha256}".encode()).hexdigest()[:32]
+
+
+def is_ref(text: str) -> bool:
+    """Whether *text* has the form of a reference."""
+    return _REF.fullmatch(text) is not None
+
+
+def owner_of(caller: str) -> str:
+    """How a path names *caller*: by a hash, since a name may hold what no path may."""
+    return hashlib.sha256(caller.encode()).hexdigest()[:16]
+
+
+def expiries(now: datetime, keep_s: int) -> tuple[int, int]:
+    """Until when what is uploaded now stays, and until when what was uploaded in the period before does; in seconds
+    since 1970.
+
+    Time is cut into periods of *keep_s*, and an image stays until the period after its own is over: for *keep_s* at
+    least, and twice that at most. So uploading again writes another object than the one that is about to be removed,
+    and the janitor can never take what was just promised.
+    """
+    period = int(now.timestamp()) // keep_s
+    return (period + 2) * keep_s, (period + 1) * keep_s
+
+
+def upload_path(ref: str, caller: str, until: int) -> str:
+    """Where *caller*'s image *ref*, which stays *until* then, is in the artifact store."""
+    return f"{FOLDER}/{ref}.{owner_of(caller)}.{until}"
+
+
+def owner_and_ref(path: str) -> tuple[str, str] | None:
+    """Whose image is at *path*, as `owner_of` has it, and its reference; None for what is no upload."""
+    found = _PATH.fullmatch(path)
+    return None if found is None else (found["owner"], found["ref"])
+
+
+def is_upload(path: str) -> bool:
+    """Whether *path* is in the folder of uploads, whatever its name."""
+    return path.startswith(f"{FOLDER}/")
+
+
+def is_over(path: str, now: datetime) -> bool:
+    """Whether the upload at *path* has expired; never of what is no upload."""
+    found = _PATH.fullmatch(path)
+    return found is not None and int(found["until"]) <= now.timestamp()
+
+
+def moment(until: int) -> datetime:
+    """An expiry as a time."""
+    return datetime.fromtimestamp(until, UTC)

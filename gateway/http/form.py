@@ -1,0 +1,110 @@
+"""A body of `multipart/form-data`: parsed while it streams, and no more of it kept than a request may hold."""
+
+from typing import Any, Final
+
+from litestar import Request
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
+
+from contracts.generation.body import MalformedBody
+from contracts.generation.form import IMAGE_FIELD, PARTS_MAX, FormFields
+from gateway.http.body import MAX_BODY_BYTES, body_chunks, media_type_of, too_much_beside
+from gateway.http.problems import ProblemError
+
+FORM: Final = "multipart/form-data"
+
+
+class Part:
+    """One part of a form, while it comes."""
+
+    def __init__(self, segment: MultipartSegment, most: int) -> None:
+        """*most* bytes of it are kept."""
+        self.name = segment.name or ""
+        self.declared = (segment.content_type or "").lower()
+        # an image is told from the text of a data URI by what browsers and libraries say of a file alone
+        self.is_image = self.name == IMAGE_FIELD and (segment.filename is not None or bool(self.declared))
+        self.most = most
+        self.content = bytearray()
+
+    def add(self, chunk: bytes) -> None:
+        """Keeps of *chunk* what may be kept."""
+        self.content += chunk[: self.most - len(self.content)]
+
+
+class FormReader:
+    """Parses a form from its chunks. Of an image *image_max_bytes* are kept, and one more, by which it is known to be
+    too large; of all that is no image together *text_max_bytes*."""
+
+    def __init__(self, content_type: str, *, image_max_bytes: int, text_max_bytes: int) -> None:
+        self._image_most, self._text_max = image_max_bytes + 1, text_max_bytes
+        self._fields = FormFields()
+        self._part: Part | None = None
+        self._text_bytes = 0
+        self._error: ProblemError | None = None
+        try:
+            _, options = parse_options_header(content_type)
+            self._parser = PushMultipartParser(options.get("boundary", ""), max_segment_count=PARTS_MAX)
+        except (MultipartError, UnicodeEncodeError) as error:
+            self._error = _malformed(error)
+
+    def feed(self, chunk: bytes) -> None:
+        """Takes in *chunk*. After an error the rest is passed over: what is wrong is said when all has come."""
+        if self._error is not None or not chunk:
+            return
+        try:
+            for event in self._parser.parse(chunk):
+                self._take(event)
+        except (MultipartError, MalformedBody) as error:
+            self._error = _malformed(error)
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of the form, which has come whole. Raises ProblemError."""
+        if self._text_bytes > self._text_max:
+            raise too_much_beside(self._text_bytes, self._text_max)
+        if self._error is None:
+            try:
+                self._parser.close()
+            except MultipartError as error:
+                self._error = _malformed(error)
+        if self._error is not None:
+            raise self._error
+        return self._fields.values
+
+    def _take(self, event: MultipartSegment | bytes | bytearray | None) -> None:
+        if isinstance(event, MultipartSegment):
+            self._part = Part(event, self._text_max)
+            if self._part.is_image:
+                self._part.most = self._image_most
+            else:
+                self._text_bytes += len(self._part.name)
+            return
+        part = self._part
+        assert part is not None  # a part begins before it goes on
+        if event is not None:
+            if not part.is_image:
+                self._text_bytes += len(event)
+            part.add(bytes(event))
+        elif part.is_image:
+            self._fields.add_image(bytes(part.content), part.declared)
+        elif self._text_bytes <= self._text_max:
+            self._fields.add_text(part.name, bytes(part.content))
+
+
+async def read_form(
+    request: Request[Any, Any, Any], *, image_max_bytes: int, text_max_bytes: int, max_bytes: int = MAX_BODY_BYTES
+) -> FormReader:
+    """The form in the body of *request*, which may have *max_bytes*. Raises HTTPException (413), ProblemError."""
+    reader = FormReader(
+        request.headers.get("content-type", ""), image_max_bytes=image_max_bytes, text_max_bytes=text_max_bytes
+    )
+    async for chunk in body_chunks(request, max_bytes=max_bytes):
+        reader.feed(chunk)
+    return reader
+
+
+def is_form(request: Request[Any, Any, Any]) -> bool:
+    """Whether the body is declared as a form."""
+    return media_type_of(request) == FORM
+
+
+def _malformed(error: Exception) -> ProblemError:
+    return ProblemError("malformed_body", f"the form cannot be read: {error}")

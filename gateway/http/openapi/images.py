@@ -1,0 +1,31 @@
+"""What the signatures of the routes of images cannot say."""
+
+from dataclasses import dataclass
+
+from litestar.openapi.spec import OpenAPIFormat, OpenAPIMediaType, OpenAPIType, RequestBody, Schema
+
+from contracts.fields import ImageField
+from gateway.http.openapi.operations import DescribedOperation
+
+_FILE = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
+
+
+@dataclass
+class UploadOperation(DescribedOperation):
+    """`POST /images`: its body, which the handler reads itself."""
+
+    def __post_init__(self) -> None:
+        form = Schema(
+            type=OpenAPIType.OBJECT, properties={"image": _FILE}, required=["image"], additional_properties=False
+        )
+        # what there is in any profile: which of them a model takes, GET /settings says
+        files: dict[str, OpenAPIMediaType] = {
+            media_type: OpenAPIMediaType(schema=_FILE) for media_type in ImageField("optional").media_types
+        }
+        self.request_body = RequestBody(
+            required=True,
+            description="The file itself, declared as what it is, or a form with the file `image`.",
+            content={**files, "multipart/form-data": OpenAPIMediaType(schema=form)},
+        )
+        self.send(201, {"Location": "The path of the image."})
+        self.send(503, {"Retry-After": "Seconds until another try makes sense."})

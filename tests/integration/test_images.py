@@ -1,0 +1,472 @@
+"""Images as files, by reference and by address: a real gateway, and hosts of images that do what they like."""
+
+import asyncio
+import hashlib
+import ssl
+from collections.abc import Iterator
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trustme
+
+from contracts.generation.images import ImageFile
+from contracts.settings import load_settings
+from gateway.images.fetching import FETCHES_PER_CALLER, ImageFetcher, NotFetched, TooManyFetches
+from gateway.rules.image_hosts import ImageHosts
+from ops.nats.link import NatsLink
+from tests.kit.gateway import MODELS, GatewayProcess, provisioned_gateway
+from tests.kit.keyed import by, make
+from tests.kit.names import NameServer
+from tests.kit.receivers import Answer, Received, answering, endless_head, receiving, silent
+from tests.kit.samples import data_uri, picture
+from tests.kit.support import eventually, free_port
+
+GOOD = {"model": "anisora", "prompt": "8", "seed": 7}
+ASYNC = {"prefer": "respond-async"}
+PNG, JPEG, WEBP = picture("PNG"), picture("JPEG"), picture("WEBP")
+LIMITS = load_settings().catalog("tiny").models["anisora"].constraints.image
+# Nobody is there, and nothing may go there: a network for documentation.
+FORBIDDEN = "203.0.113.7"
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    options = ("--images-allow-host", "127.0.0.0/8", "--images-allow-host", "localhost")
+    with provisioned_gateway(tmp_path_factory.mktemp("images"), *MODELS, options=options) as process:
+        yield process
+
+
+def problem(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["code"]
+
+
+def errors(answer: httpx.Response) -> list[tuple[str, str]]:
+    assert problem(answer) == (422, "validation_failed"), answer.text
+    return [(error["pointer"], error["code"]) for error in answer.json()["errors"]]
+
+
+def stored(gateway: GatewayProcess, task: dict[str, Any]) -> bytes:
+    (path,) = gateway.artifacts.glob(f"images/{task['id']}.*")
+    return path.read_bytes()
+
+
+async def submit(http: httpx.AsyncClient, image: Any, **headers: str) -> httpx.Response:
+    return await http.post("/generate", json=GOOD | {"image": image}, headers=ASYNC | headers)
+
+
+async def upload(http: httpx.AsyncClient, content: bytes = PNG, media_type: str = "image/png") -> dict[str, Any]:
+    answer = await http.post("/images", content=content, headers={"content-type": media_type})
+    assert answer.status_code == 201, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+# As a file
+
+
+async def test_a_form_is_the_same_request_as_json(http: httpx.AsyncClient, gateway: GatewayProcess) -> None:
+    fields = {"model": "anisora", "prompt": "8", "seed": "7"}
+    key = {"idempotency-key": "form"}
+    sent = await http.post("/generate", data=fields, files={"image": ("x.png", PNG)}, headers=ASYNC | key)
+    assert sent.status_code == 202, sent.text
+    task = sent.json()
+    assert (task["parameters"]["prompt"], task["parameters"]["seed"]) == ("8", 7)
+    assert stored(gateway, task) == PNG
+    # the same key with a data URI: the same request, so the same task
+    assert (await submit(http, data_uri(PNG), **key)).json()["id"] == task["id"]
+
+
+async def test_a_form_is_refused_as_json_is(http: httpx.AsyncClient) -> None:
+    wrong = {"model": "anisora", "steps": "4", "cfg": "many", "zoom": "1", "num_frames": "17.0"}
+    form = await http.post("/generate", data=wrong, files={"image": ("x.png", b"GIF89a")})
+    same = {"model": "anisora", "steps": 4, "cfg": "many", "zoom": 1, "num_frames": 17.0}
+    json = await http.post("/generate", json=same | {"image": data_uri(b"GIF89a")})
+    assert errors(form) == errors(json)
+    assert form.content == json.content
+
+
+def part(name: str, content: bytes, *, more: str = "") -> bytes:
+    return f'--b\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n'.encode() + content + b"\r\n"
+
+
+FORM = {"content-type": "multipart/form-data; boundary=b"}
+END = b"--b--\r\n"
+
+
+async def test_a_form_in_which_no_file_was_chosen_is_a_request_without_an_image(http: httpx.AsyncClient) -> None:
+    """As browsers send it, also for a model that takes none."""
+    chosen = part("image", b"", more='; filename=""\r\nContent-Type: application/octet-stream')
+    body = part("model", b"phr00t") + part("prompt", b"x") + chosen + END
+    answer = await http.post("/generate", content=body, headers=ASYNC | FORM)
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["parameters"]["image"] is None
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "expected"),
+    [
+        pytest.param(b"", FORM, (400, "malformed_body"), id="empty"),
+        pytest.param(part("model", b"anisora"), FORM, (400, "malformed_body"), id="cut-off"),
+        pytest.param(part("a", b"1") + part("a", b"2") + END, FORM, (400, "malformed_body"), id="twice"),
+        pytest.param(part("prompt", b"\xff") + END, FORM, (400, "malformed_body"), id="not-utf-8"),
+        pytest.param(b'{"model":"anisora"}', FORM, (400, "malformed_body"), id="json"),
+        pytest.param(END, {"content-type": "multipart/form-data"}, (400, "malformed_body"), id="no-boundary"),
+        pytest.param(
+            b"".join(part(f"f{n}", b"") for n in range(70)) + END, FORM, (400, "malformed_body"), id="many-parts"
+        ),
+        pytest.param(part("prompt", b"x" * 200_000) + END, FORM, (413, "body_too_large"), id="long-text"),
+        pytest.param(
+            b"".join(part(f"{n}" + "x" * 3_000, b"") for n in range(60)) + END,
+            FORM,
+            (413, "body_too_large"),
+            id="long-names",
+        ),
+        pytest.param(
+            part("image", b"x" * 13_000_000, more='; filename="x"') + END, FORM, (413, "body_too_large"), id="13-MB"
+        ),
+        pytest.param(END, FORM | {"content-encoding": "gzip"}, (415, "unsupported_media_type"), id="gzip"),
+        pytest.param(END, {"content-type": "text/plain"}, (415, "unsupported_media_type"), id="text"),
+    ],
+)
+async def test_a_form_that_cannot_be_read(
+    body: bytes, headers: dict[str, str], expected: tuple[int, str], http: httpx.AsyncClient
+) -> None:
+    assert problem(await http.post("/generate", content=body, headers=headers)) == expected
+
+
+async def test_a_file_that_is_too_large_is_refused_with_all_else_that_is_wrong(http: httpx.AsyncClient) -> None:
+    too_large = part("image", PNG + b"x" * LIMITS.max_bytes, more='; filename="x.png"')
+    answer = await http.post("/generate", content=too_large + part("model", b"anisora") + END, headers=FORM)
+    assert errors(answer) == [("/prompt", "missing"), ("/image", "bad_image")]
+
+
+# By reference
+
+
+async def test_an_upload_is_used_in_many_requests_and_each_task_keeps_its_own(
+    http: httpx.AsyncClient, gateway: GatewayProcess
+) -> None:
+    image = await upload(http)
+    assert image["id"].startswith("img_")
+    assert (image["bytes"], image["sha256"]) == (len(PNG), hashlib.sha256(PNG).hexdigest())
+    assert (image["width"], image["height"], image["media_type"]) == (33, 21, "image/png")
+    answers = [await submit(http, {"ref": image["id"]}) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [202] * 3
+    assert len({answer.json()["id"] for answer in answers}) == 3
+    assert (await http.delete(f"/images/{image['id']}")).status_code == 204
+    # removed for new requests, and not for those that have it
+    assert [stored(gateway, answer.json()) for answer in answers] == [PNG] * 3
+    assert errors(await submit(http, {"ref": image["id"]})) == [("/image/ref", "image_not_found")]
+
+
+async def test_the_same_bytes_have_the_same_reference_in_either_form(http: httpx.AsyncClient) -> None:
+    image = await upload(http, JPEG, "image/jpeg")
+    form = await http.post("/images", files={"image": ("photo.jpg", JPEG, "image/jpeg")})
+    assert form.status_code == 201
+    assert form.headers["location"] == f"/images/{image['id']}"
+    assert form.json() == image
+    assert (await http.get(form.headers["location"])).json() == image
+    assert (await http.head(form.headers["location"])).status_code == 200
+
+
+async def test_a_repeated_request_needs_its_image_no_more(http: httpx.AsyncClient) -> None:
+    image, key = await upload(http, WEBP, "image/webp"), {"idempotency-key": "by-reference"}
+    task = (await submit(http, {"ref": image["id"]}, **key)).json()
+    await http.delete(f"/images/{image['id']}")
+    assert (await submit(http, {"ref": image["id"]}, **key)).json()["id"] == task["id"]
+    other = await submit(http, data_uri(PNG), **key)
+    assert problem(other) == (422, "idempotency_key_reused")
+
+
+@pytest.mark.parametrize("ref", ["img_" + "0" * 32, "img_1", "", "../../nats", "x" * 5_000])
+async def test_a_reference_that_leads_nowhere(ref: str, http: httpx.AsyncClient) -> None:
+    assert errors(await submit(http, {"ref": ref})) == [("/image/ref", "image_not_found")]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE"])
+async def test_a_path_that_leads_nowhere(method: str, http: httpx.AsyncClient) -> None:
+    for ref in ("img_" + "0" * 32, "x", "..%2fx"):
+        assert (await http.request(method, f"/images/{ref}")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("content", "media_type", "expected"),
+    [
+        pytest.param(PNG, "image/jpeg", (422, "validation_failed"), id="declared-as-another"),
+        pytest.param(b"GIF89a", "image/png", (422, "validation_failed"), id="no-image"),
+        pytest.param(PNG[:40], "image/png", (422, "validation_failed"), id="cut-short"),
+        pytest.param(PNG, "image/gif", (415, "unsupported_media_type"), id="gif"),
+        pytest.param(PNG, "application/octet-stream", (415, "unsupported_media_type"), id="not-said"),
+        pytest.param(PNG + b"x" * LIMITS.max_bytes, "image/png", (413, "body_too_large"), id="too-large"),
+        pytest.param(part("other", PNG) + END, FORM["content-type"], (413, "body_too_large"), id="no-room-for-other"),
+        pytest.param(part("image", b"x") + END, FORM["content-type"], (422, "validation_failed"), id="text"),
+        pytest.param(END, FORM["content-type"], (422, "validation_failed"), id="empty-form"),
+    ],
+)
+async def test_what_is_no_upload(
+    content: bytes, media_type: str, expected: tuple[int, str], http: httpx.AsyncClient, gateway: GatewayProcess
+) -> None:
+    if "other" in str(content[:60]):
+        content = content.replace(PNG, b"x" * 2_000)
+    before = sorted(gateway.artifacts.glob("uploads/*"))
+    answer = await http.post("/images", content=content, headers={"content-type": media_type})
+    assert problem(answer) == expected
+    assert sorted(gateway.artifacts.glob("uploads/*")) == before
+
+
+# By address
+
+
+def serving(content: bytes, *head: str, length: bool = True) -> Answer:
+    """A host that answers with *content*."""
+
+    async def answer(_: Received, writer: asyncio.StreamWriter) -> None:
+        lines = [*head, *([f"Content-Length: {len(content)}"] if length else [])]
+        writer.write("".join(f"{line}\r\n" for line in ("HTTP/1.1 200 OK", *lines, "")).encode() + content)
+
+    return answer
+
+
+async def test_an_image_is_fetched_before_the_answer_and_the_task_holds_it(
+    http: httpx.AsyncClient, gateway: GatewayProcess
+) -> None:
+    async with receiving(serving(PNG, "Content-Type: image/png")) as host:
+        key = {"idempotency-key": "by-address"}
+        answer = await submit(http, {"url": f"http://localhost:{host.port}/x.png?sig=secret7319"}, **key)
+        assert answer.status_code == 202, answer.text
+        assert stored(gateway, answer.json()) == PNG
+        assert host.received[0].target == "/x.png?sig=secret7319"
+        assert "authorization" not in host.received[0].headers
+        # the same request again is the same task, and asks nobody
+        again = await submit(http, {"url": f"http://localhost:{host.port}/x.png?sig=secret7319"}, **key)
+        assert again.json()["id"] == answer.json()["id"]
+        assert host.connections == 1
+    log = gateway.log()
+    assert '"image_fetched"' in log
+    assert "secret7319" not in log
+
+
+async def test_what_the_rest_of_a_request_is_refused_for_costs_no_fetch(http: httpx.AsyncClient) -> None:
+    async with receiving(serving(PNG)) as host:
+        answer = await http.post("/generate", json=GOOD | {"steps": 4, "image": {"url": host.url}})
+        assert errors(answer) == [("/steps", "fixed_value")]
+        assert host.connections == 0
+
+
+async def test_a_host_that_nobody_allowed_is_not_asked(http: httpx.AsyncClient) -> None:
+    answer = await submit(http, {"url": "https://example.com/x.png"})
+    assert errors(answer) == [("/image/url", "url_not_allowed")]
+    assert "--images-allow-host" in answer.json()["errors"][0]["message"]
+
+
+async def drip(_: Received, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + PNG[:8])
+    await writer.drain()
+    await writer.wait_closed()
+
+
+def endless_image(sent: list[int]) -> Answer:
+    """A host whose image never ends; *sent* gets how much of it went out."""
+
+    async def answer(_: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        chunk = PNG + b"x" * (0x10000 - len(PNG))
+        try:
+            while not writer.is_closing():
+                writer.write(b"10000\r\n" + chunk + b"\r\n")
+                await writer.drain()
+                sent.append(len(chunk))
+        except ConnectionError:
+            pass
+
+    return answer
+
+
+def fetcher(*hosts: str, fetch_s: float = 10, **options: Any) -> ImageFetcher:
+    return ImageFetcher(ImageHosts.of([*hosts, ip_network("127.0.0.0/8")]), fetch_s=fetch_s, **options)
+
+
+async def fetch(address: str, *, using: ImageFetcher | None = None) -> ImageFile:
+    used = using or fetcher()
+    try:
+        return await used.fetch(address, caller="c", limits=LIMITS)
+    finally:
+        if using is None:
+            await used.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        pytest.param(answering(302, location="https://example.com/"), "answered 302: redirects", id="redirect"),
+        pytest.param(answering(404), "answered 404", id="absent"),
+        pytest.param(answering(206), "answered 206", id="a-part"),
+        pytest.param(serving(b"GIF89a-more-of-it", "Content-Type: image/png"), "neither PNG", id="another-kind"),
+        pytest.param(serving(PNG, "Content-Type: text/html"), "declares it as text/html", id="declared"),
+        pytest.param(serving(PNG, "Content-Encoding: gzip"), "Content-Encoding: gzip", id="compressed"),
+        pytest.param(serving(b"", "Content-Length: 99999999", length=False), "more than", id="declared-length"),
+        pytest.param(serving(PNG[:50], "Content-Length: 1000", length=False), "peer closed", id="cut-off"),
+        pytest.param(endless_head, "Protocol", id="endless-head"),
+    ],
+)
+async def test_what_a_host_may_answer(answer: Answer, expected: str) -> None:
+    async with receiving(answer) as host:
+        with pytest.raises(NotFetched, match=expected):
+            await fetch(host.url)
+
+
+@pytest.mark.parametrize("answer", [silent, drip])
+async def test_a_host_that_takes_its_time_is_given_up(answer: Answer) -> None:
+    async with receiving(answer) as host:
+        hasty = fetcher(fetch_s=0.3)
+        with pytest.raises(NotFetched, match=r"did not come within 0\.3 s"):
+            await fetch(host.url, using=hasty)
+        await hasty.close()
+
+
+async def test_an_image_without_end_is_read_up_to_the_limit() -> None:
+    sent: list[int] = []
+    async with receiving(endless_image(sent)) as host:
+        with pytest.raises(NotFetched, match="more than"):
+            await fetch(host.url)
+    # and what fits into the buffers between the two
+    assert sum(sent) < LIMITS.max_bytes + 32 * 2**20
+
+
+async def test_what_is_no_image_is_given_up_at_its_first_bytes() -> None:
+    async def answer(_: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n<!DOCTYPE html>")
+        await writer.drain()
+        await writer.wait_closed()  # it says no more, and does not end
+
+    async with receiving(answer) as host:
+        with pytest.raises(NotFetched, match="first bytes"):
+            await fetch(host.url)
+
+
+async def test_a_name_that_changes_its_mind_is_asked_once_and_judged_each_time() -> None:
+    """DNS rebinding: an allowed name leads to an allowed address, and then elsewhere."""
+    names = NameServer(["127.0.0.1"], [FORBIDDEN])
+    async with receiving(serving(PNG)) as host, names.serving() as resolve:
+        used = fetcher("images.test", resolve=resolve)
+        url = f"http://images.test:{host.port}/x.png"
+        assert (await fetch(url, using=used)).content == PNG
+        assert (names.questions, host.received[0].headers["host"]) == (1, f"images.test:{host.port}")
+        with pytest.raises(NotFetched, match=FORBIDDEN):
+            await fetch(url, using=used)
+        assert host.connections == 1
+        await used.close()
+
+
+@pytest.mark.parametrize("answers", [["127.0.0.1", "10.0.0.1"], [FORBIDDEN], ["169.254.169.254"], []])
+async def test_an_allowed_name_leads_nowhere_inside(answers: list[str]) -> None:
+    async with receiving(serving(PNG)) as host, NameServer(answers).serving() as resolve:
+        used = fetcher("images.test", resolve=resolve)
+        with pytest.raises(NotFetched):
+            await fetch(f"https://images.test:{host.port}/", using=used)
+        assert host.connections == 0
+        await used.close()
+
+
+async def test_an_allowed_name_on_the_inside_needs_its_network_too() -> None:
+    async with receiving(serving(PNG)) as host:
+        used = ImageFetcher(ImageHosts.of(["localhost"]))
+        with pytest.raises(NotFetched, match="not on the public internet"):
+            await fetch(f"https://localhost:{host.port}/", using=used)
+        assert host.connections == 0
+        await used.close()
+
+
+def tls_of(name: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    authority = trustme.CA()
+    server, trusted = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert(name).configure_cert(server)
+    authority.configure_trust(trusted)
+    return server, trusted
+
+
+async def test_the_certificate_is_that_of_the_name() -> None:
+    server, trusted = tls_of("images.test")
+    async with receiving(serving(PNG), tls=server) as host, NameServer(["127.0.0.1"]).serving() as resolve:
+        used = fetcher("*.test", resolve=resolve, trusted=trusted)
+        assert (await fetch(f"https://images.test:{host.port}/", using=used)).content == PNG
+        with pytest.raises(NotFetched, match=r"(?i)certificate"):
+            await fetch(f"https://other.test:{host.port}/", using=used)
+        await used.close()
+
+
+async def test_nobody_there_is_an_answer_too() -> None:
+    with pytest.raises(NotFetched, match="ConnectError"):
+        await fetch(f"http://127.0.0.1:{free_port()}/")
+
+
+async def test_a_caller_whose_hosts_are_slow_takes_no_more_than_its_own_places() -> None:
+    used = fetcher(fetch_s=30)
+    async with receiving(silent) as deaf, receiving(serving(PNG)) as host:
+        waiting = [asyncio.create_task(fetch(deaf.url, using=used)) for _ in range(FETCHES_PER_CALLER)]
+        await eventually(lambda: _all_ask(deaf.received))
+        with pytest.raises(TooManyFetches):
+            await fetch(host.url, using=used)
+        assert (await used.fetch(host.url, caller="another", limits=LIMITS)).content == PNG
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        assert (await fetch(host.url, using=used)).content == PNG  # the places are free again
+    await used.close()
+
+
+async def _all_ask(received: list[Received]) -> bool:
+    return len(received) == FETCHES_PER_CALLER
+
+
+# Of others, and of a gateway whose operator said nothing. Last: from the first key on the gateway asks for keys.
+
+
+async def test_an_image_is_its_callers_alone(http: httpx.AsyncClient, gateway: GatewayProcess) -> None:
+    link = await NatsLink.connect(gateway.nats.url, name="test")
+    ann, bob = await make(link, "ann", "submit", "read"), await make(link, "bob", "submit", "read")
+    operator = await make(link, "root", "admin")
+    await link.close()
+
+    async def closed() -> bool:
+        return (await http.get("/tasks")).status_code == 401
+
+    await eventually(closed)
+    png = {"content-type": "image/png"}
+    image = (await http.post("/images", content=PNG, headers=png | by(ann))).json()["id"]
+    others = (await http.post("/images", content=PNG, headers=png | by(bob))).json()["id"]
+    assert image != others
+    for stranger in (bob, operator):
+        for method in ("GET", "DELETE"):
+            answer = await http.request(method, f"/images/{image}", headers=by(stranger))
+            assert problem(answer) == (404, "image_not_found")
+            nowhere = await http.request(method, f"/images/img_{'0' * 32}", headers=by(stranger))
+            # nothing tells an image of another caller from one that is not there
+            assert {**nowhere.json(), "instance": None} == {**answer.json(), "instance": None}
+        assert errors(await submit(http, {"ref": image}, **by(stranger))) == [("/image/ref", "image_not_found")]
+    assert (await submit(http, {"ref": image}, **by(ann))).status_code == 202
+    assert (await http.post("/images", content=PNG, headers=png)).status_code == 401
+
+
+async def test_a_gateway_whose_operator_said_nothing_fetches_nothing(gateway: GatewayProcess, tmp_path: Path) -> None:
+    silent_one = GatewayProcess(tmp_path, beside=gateway)
+    silent_one.start()
+    link = await NatsLink.connect(gateway.nats.url, name="test")
+    key = await make(link, "cat", "submit", "read")
+    await link.close()
+    try:
+        async with receiving(serving(PNG)) as host, httpx.AsyncClient(base_url=silent_one.url) as http:
+
+            async def is_let_in() -> bool:
+                return (await http.get("/tasks", headers=by(key))).status_code == 200
+
+            await eventually(is_let_in)
+            answer = await submit(http, {"url": host.url}, **by(key))
+            assert errors(answer) == [("/image/url", "url_not_allowed")]
+            assert "POST /images" in answer.json()["errors"][0]["message"]
+            assert host.connections == 0
+    finally:
+        silent_one.stop()
