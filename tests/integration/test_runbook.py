@@ -390,6 +390,25 @@ async def a_worker_that_fails(stage: Stage, page: Page) -> None:
     assert (error["code"], worker) == ("inference_failed", "anisora-0")
 
 
+async def webhooks_that_are_late(stage: Stage, page: Page) -> None:
+    """A receiver that is nowhere to be found, told of a task that was cancelled."""
+    task_id = await stage.submit(webhook={"url": "https://receiver.invalid/hook"})
+    await stage.http.delete(f"/tasks/{task_id}")
+
+    async def tried() -> bool:
+        deliveries = (await stage.http.get("/webhooks/deliveries")).json()["deliveries"]
+        return any(each["task_id"] == task_id and each["attempts"] for each in deliveries)
+
+    await eventually(tried)
+    assert re.search(r"│ pending +│ +[1-9]", await page.run("warmlane webhooks deliveries --status pending"))
+    worker, since = values(await page.run("nats kv get leader webhooks"))
+    assert worker.startswith("gateway at ")
+    assert datetime.fromisoformat(since) <= datetime.now(UTC)
+    assert json.loads(await page.run("curl -s http://127.0.0.1:8000/readyz"))["troubles"] == []
+    await page.run("warmlane webhooks deliveries --status dead")
+    assert "no delivery is dead" in await page.run("warmlane webhooks redeliver --dead")
+
+
 SECTIONS: Final[dict[str, Callable[[Stage, Page], Awaitable[None]]]] = {
     "Runbook": the_context,
     "What is waiting": what_is_waiting,
@@ -404,6 +423,7 @@ SECTIONS: Final[dict[str, Callable[[Stage, Page], Awaitable[None]]]] = {
     "A worker that fails every task": a_worker_that_fails,
     "Requeue a failed task": requeue,
     "Lift a quarantine": lift_a_quarantine,
+    "Webhooks that are late": webhooks_that_are_late,
     "Back up and restore": back_up_and_restore,
     "Upgrade": upgrade,
     "Roll back": roll_back,
