@@ -13,6 +13,7 @@ OWN_SEGMENTS: Final = frozenset(
         "docs",
         "generate",
         "healthz",
+        "images",
         "metrics",
         "openapi.json",
         "panel",

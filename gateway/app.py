@@ -146,7 +146,7 @@ def create_app(
         # `gateway.server.access_log` does it: a prompt must not end up in a log
         logging_config=None,
     )
-    app.asgi_handler = cross_origin(app.asgi_handler, cors)
+    app.asgi_handler = cross_origin(app.asgi_handler, cors, allowed_hosts)
     if observes_http:
         app.asgi_handler = with_roots(app.asgi_handler)
     return app

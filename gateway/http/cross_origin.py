@@ -1,16 +1,20 @@
 """Pages of other origins: Litestar's CORS, with a refusal that says why, and all of `Vary`."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from litestar.config.cors import CORSConfig
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from contracts.hosts import host_name
 from gateway.http.problems import ProblemError, answer_of
 
 # What a browser may always ask for (the Fetch Standard's safelist).
 SAFE_HEADERS: Final = frozenset({"accept", "accept-language", "content-language", "content-type"})
 _SHOWN_CHARS: Final = 128
+_NOT_ALLOWED: Final = "pages of {!a} may not call this gateway; an operator allows them with --cors-origin"
+# What a page must not do behind its reader's back.
+CHANGING: Final = frozenset({"POST", "PUT", "DELETE"})
 _VARY: Final = ("Accept-Encoding", "Origin")
 
 
@@ -23,9 +27,7 @@ def objection(cors: CORSConfig | None, preflight: Mapping[str, str]) -> str | No
     """
     origin = preflight.get("origin", "")
     if cors is None or not cors.is_origin_allowed(origin):  # 1
-        return (
-            f"pages of {origin[:_SHOWN_CHARS]!a} may not call this gateway; an operator allows them with --cors-origin"
-        )
+        return _NOT_ALLOWED.format(origin[:_SHOWN_CHARS])
     method = preflight.get("access-control-request-method")
     if method is not None and method not in cors.allow_methods:  # 2
         return f"the method {method[:_SHOWN_CHARS]!a} may not be used; pages may use {', '.join(cors.allow_methods)}"
@@ -38,10 +40,41 @@ def objection(cors: CORSConfig | None, preflight: Mapping[str, str]) -> str | No
     return None
 
 
-def cross_origin(app: ASGIApp, cors: CORSConfig | None) -> ASGIApp:
+def comes_from_elsewhere(headers: Mapping[str, str], cors: CORSConfig | None, allowed_hosts: Collection[str]) -> bool:
+    """Whether a request that changes something was made by a page of an origin that may not call. Pure.
+
+    A browser asks before most of what a page sends elsewhere, but not before a form or an empty `POST`. Nobody else
+    sends the headers that this looks at.
+
+    1. It shows a key: a browser adds none by itself, so its page was allowed to send the header, or is our own.
+    2. The browser says that the page is of this origin, or that no page made it.
+    3. It names no origin: it is no browser's.
+    4. The origin is the one that was called, or by a name of *allowed_hosts* (behind a proxy), or one of *cors*.
+    """
+    if "authorization" in headers:  # 1
+        return False
+    if headers.get("sec-fetch-site") in ("same-origin", "none"):  # 2
+        return False
+    origin = headers.get("origin")
+    if origin is None:  # 3
+        return "sec-fetch-site" in headers
+    called = {headers.get("host", "").lower(), *map(str.strip, headers.get("x-forwarded-host", "").lower().split(","))}
+    authority = origin.lower().partition("://")[2]
+    is_ours = bool(authority) and (authority in called or host_name(authority) in allowed_hosts)
+    return not (is_ours or (cors is not None and cors.is_origin_allowed(origin)))  # 4
+
+
+def cross_origin(app: ASGIApp, cors: CORSConfig | None, allowed_hosts: Collection[str] = ()) -> ASGIApp:
     """*app*, which answers what *cors* allows, with the rest refused by a problem document."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("method") in CHANGING:
+            sent = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            if comes_from_elsewhere(sent, cors, allowed_hosts):
+                origin = sent.get("origin", "another origin")[:_SHOWN_CHARS]
+                refusal = answer_of(ProblemError("cross_origin_refused", _NOT_ALLOWED.format(origin)))
+                await refusal.to_asgi_response(None, None)(scope, receive, send)  # type: ignore[arg-type]  # JsonAnswer
+                return
         if scope.get("method") == "OPTIONS":
             asked = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             # without CORS, what has an origin is no question of a browser unless it names the method

@@ -12,6 +12,7 @@ from typing import Any, cast
 import click
 import pytest
 from litestar import Litestar, get
+from litestar.config.cors import CORSConfig
 from litestar.testing import TestClient
 from msgspec.structs import replace
 from structlog.testing import capture_logs
@@ -22,6 +23,7 @@ from gateway.app import create_app
 from gateway.boards.key_board import ANYBODY, Caller, KeyBoard
 from gateway.boards.snapshots import Snapshot
 from gateway.http.access import RateLimits, access_control
+from gateway.http.cross_origin import comes_from_elsewhere
 from gateway.http.lookup import find
 from gateway.http.problems import ProblemError, problem_handlers
 from gateway.services import Services
@@ -184,7 +186,9 @@ ID = "0" * 12
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_what_a_route_needs(client: TestClient[Litestar], method: str, path: str) -> None:
     scope = "admin" if path.startswith("/admin/") else NEEDS[method, path]
-    url = path.format(task_id=TASK_ID, model="anisora", slot="cpu-2", key_id="0" * 12, endpoint_id=ID, delivery_id=ID)
+    url = path.format(
+        task_id=TASK_ID, model="anisora", slot="cpu-2", key_id="0" * 12, endpoint_id=ID, delivery_id=ID, image_id=ID
+    )
     url += "?wait=0" if path == "/tasks/events" else ""  # a stream without an end
     # /readyz needs services that were not started; no other request reaches a handler here
     answer = client.request(method, url)
@@ -325,6 +329,53 @@ def test_no_page_of_another_origin_may_call_unless_it_is_named() -> None:
         assert refused.json()["code"] == "cross_origin_refused"
         assert "--cors-origin" in refused.json()["detail"]
         assert client.options("/generate", headers={"origin": PAGE}).status_code == 204  # not a preflight request
+
+
+CHANGES_WITHOUT_A_QUESTION = [("POST", "/generate"), ("POST", "/images"), ("POST", "/webhooks/secret/rotate")]
+FORM = {"content-type": "multipart/form-data; boundary=b"}
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGES_WITHOUT_A_QUESTION)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": PAGE},
+        {"origin": "null"},
+        {"origin": PAGE, "sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+    ],
+    ids=["origin", "null", "cross-site", "same-site"],
+)
+def test_a_page_of_another_origin_changes_nothing_though_its_browser_asked_nobody(
+    method: str, path: str, headers: dict[str, str]
+) -> None:
+    """A form, and a body that is none, are sent to another origin without a preflight request."""
+    with TestClient(application(), base_url="http://127.0.0.1:8000") as client:
+        refused = client.request(method, path, headers=FORM | headers)
+        assert (refused.status_code, refused.json()["code"]) == (403, "cross_origin_refused")
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        pytest.param({}, False, id="no-browser"),
+        pytest.param({"origin": PAGE}, True, id="another-page"),
+        pytest.param({"origin": "null"}, True, id="no-origin"),
+        pytest.param({"origin": "http://127.0.0.1:8000"}, False, id="our-own"),
+        pytest.param({"origin": "http://127.0.0.1:3000"}, True, id="another-port"),
+        pytest.param({"origin": PAGE, "x-forwarded-host": "app.example.org"}, False, id="behind-a-proxy"),
+        pytest.param({"origin": "https://video.example.org"}, False, id="an-allowed-host"),
+        pytest.param({"origin": "https://named.example.org"}, False, id="a-named-origin"),
+        pytest.param({"origin": PAGE, "sec-fetch-site": "same-origin"}, False, id="the-browser-knows"),
+        pytest.param({"origin": PAGE, "sec-fetch-site": "cross-site"}, True, id="and-says-so"),
+        pytest.param({"sec-fetch-site": "none"}, False, id="typed"),
+        pytest.param({"origin": PAGE, "authorization": "Bearer x"}, False, id="with-a-key"),
+    ],
+)
+def test_where_a_change_comes_from(headers: dict[str, str], expected: bool) -> None:
+    cors = CORSConfig(allow_origins=["https://named.example.org"])
+    sent = {"host": "127.0.0.1:8000"} | headers
+    assert comes_from_elsewhere(sent, cors, {"video.example.org"}) is expected
 
 
 def test_a_page_that_is_named_may_call_with_a_key() -> None:
