@@ -13,6 +13,8 @@ from lane_worker.forking.slot import lock_path
 from lane_worker.runtime.assembly import Setup
 from lane_worker.runtime.name import HeldName
 from lane_worker.runtime.process import connected, run_to_end
+from ops.artifact_place import ArtifactPlace
+from ops.commands.artifact_options import artifacts_option, place_in
 from ops.commands.nats_options import nats_options
 from ops.commands.options import (
     data_dir_option,
@@ -42,6 +44,7 @@ from ops.telemetry.logs import configure_logging
 @name_option("Name of the worker, unique and stable. [default: degraded and the slot]")
 @nats_options("degraded")
 @data_dir_option
+@artifacts_option
 @settings_option
 @profile_option
 @step_seconds_option
@@ -54,6 +57,7 @@ def command(
     name: str | None,
     nats: NatsAccess,
     data_dir: Path,
+    artifacts: ArtifactPlace | None,
     settings: Path | None,
     profile: str,
     step_seconds: float,
@@ -86,7 +90,10 @@ def command(
         async def require(link: NatsLink, _: HeldName) -> None:
             await require_degraded(link)
 
-        async with connected(nats, role="degraded", name=name, data_dir=data_dir, require=require) as here:
+        place = place_in(data_dir, artifacts)
+        async with connected(
+            nats, role="degraded", name=name, data_dir=data_dir, require=require, artifacts=place
+        ) as here:
             setup = Setup(
                 here.link,
                 here.artifacts,

@@ -26,7 +26,9 @@ from gateway.server.proxies import behind_proxies
 from gateway.services import Services
 from gateway.webhooks.sealing import KEY_VARIABLE, BadSealingKey
 from gateway.webhooks.service import WebhookOptions
+from ops.artifact_place import ArtifactPlace
 from ops.artifacts import StorageFailed
+from ops.commands.artifact_options import artifacts_option, links_option, require_links_possible
 from ops.commands.behind import Behind, Network, behind_options, webhooks_allow_option
 from ops.commands.images import ImageOptions, image_options
 from ops.commands.nats_options import nats_options
@@ -133,6 +135,8 @@ def listen(host: str, port: int) -> socket.socket:
 @port_option
 @nats_options("gateway")
 @data_dir_option
+@artifacts_option
+@links_option
 @settings_option
 @profile_option
 @lanes_option
@@ -153,6 +157,8 @@ def command(
     port: int,
     nats: NatsAccess,
     data_dir: Path,
+    artifacts: ArtifactPlace | None,
+    links_last_s: float | None,
     settings: Path | None,
     profile: str,
     lanes: dict[str, int] | None,
@@ -170,6 +176,7 @@ def command(
     images: ImageOptions,
 ) -> None:
     """Serve the HTTP API. Any number of gateways can run on the same nats-server and artifact store."""
+    require_links_possible(links_last_s, artifacts)
     tls = tls_of(tls_cert, tls_key)
     configure_logging("gateway")
 
@@ -182,6 +189,8 @@ def command(
             catalog=catalog,
             nats=nats,
             artifacts_dir=data_dir / "artifacts",
+            artifacts=artifacts,
+            links_last_s=links_last_s,
             keep_s=keep_s,
             storage=StorageWatch(limit_bytes=nats_storage_bytes, store=data_dir / "nats"),
             opens_without_keys=host.is_loopback,

@@ -38,6 +38,7 @@ from gateway.placing.slow_look import SlowLook
 from gateway.placing.sweeper import Sweeper
 from gateway.rules.image_hosts import ImageHosts
 from gateway.webhooks.service import WebhookOptions, Webhooks
+from ops.artifact_place import ArtifactPlace, FolderPlace, open_artifacts
 from ops.artifacts import Artifacts, StorageFailed, StoredObject, orphans, task_id_of
 from ops.background import Background
 from ops.commands.images import ImageOptions
@@ -72,13 +73,18 @@ class Services:
         nats: NatsAccess | str,
         artifacts_dir: Path,
         keep_s: float,
+        artifacts: ArtifactPlace | None = None,
+        links_last_s: float | None = None,
         storage: StorageWatch | None = None,
         opens_without_keys: bool = True,
         jaeger_url: str | None = None,
         webhooks: WebhookOptions | None = None,
         images: ImageOptions | None = None,
     ) -> None:
-        """*jaeger_url* is where people see traces; None where that is not known. Without *webhooks* receivers may stand
+        """The artifacts are in *artifacts_dir*, unless *artifacts* names another place. *links_last_s* is how long a
+        link to a file of a bucket lasts; None where downloads pass through the gateway.
+
+        *jaeger_url* is where people see traces; None where that is not known. Without *webhooks* receivers may stand
         on the public internet alone. Without *images* none is fetched.
         """
         self.catalog = catalog
@@ -94,8 +100,9 @@ class Services:
         self.refusals = Refusals()
         self.streams_wanted = wanted(catalog, keep_s=keep_s).names
         self._nats = nats
-        self._artifacts_dir = artifacts_dir
         self._fetcher = ImageFetcher(ImageHosts.of(self._images.hosts))
+        self.links_last_s = links_last_s
+        self._place = artifacts or FolderPlace(artifacts_dir)
         self.keys = KeyBoard(opens_without_keys=opens_without_keys)
         self.lanes = LaneBoard(
             health_timeout_s=catalog.windows.health_timeout_s, grace_s=catalog.windows.reconnect_grace_s
@@ -132,7 +139,7 @@ class Services:
         Raises TransportUnavailable, UnusableServer, NotProvisioned, NoKeys, StorageFailed or BadSealingKey when it
         cannot start.
         """
-        self.artifacts = Artifacts.in_folder(self._artifacts_dir)
+        self.artifacts = await open_artifacts(self._place)
         self.link = await NatsLink.connect(self._nats, name="gateway")
         try:
             await require_provisioned(self.link, wanted(self.catalog, keep_s=self.keep_s))

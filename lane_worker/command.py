@@ -12,6 +12,8 @@ from lane_worker.runtime.cold_start import process_started_at
 from lane_worker.runtime.name import SILENT_BEATS, HeldName, require_nobody
 from lane_worker.runtime.process import connected, run_to_end
 from lane_worker.worker import LaneWorker
+from ops.artifact_place import ArtifactPlace
+from ops.commands.artifact_options import artifacts_option, place_in
 from ops.commands.nats_options import nats_options
 from ops.commands.options import (
     data_dir_option,
@@ -43,6 +45,7 @@ from ops.telemetry.logs import configure_logging
 @slot_option
 @nats_options("lane")
 @data_dir_option
+@artifacts_option
 @settings_option
 @profile_option
 @step_seconds_option
@@ -55,6 +58,7 @@ def command(
     slot: str,
     nats: NatsAccess,
     data_dir: Path,
+    artifacts: ArtifactPlace | None,
     settings: Path | None,
     profile: str,
     step_seconds: float,
@@ -86,7 +90,10 @@ def command(
             silent_s = SILENT_BEATS * catalog.windows.heartbeat_s
             await require_nobody(link, key, name, held.before, silent_s=silent_s)
 
-        async with connected(nats, role="lane", name=name, data_dir=data_dir, require=require, slot=slot) as here:
+        place = place_in(data_dir, artifacts)
+        async with connected(
+            nats, role="lane", name=name, data_dir=data_dir, require=require, slot=slot, artifacts=place
+        ) as here:
             setup = Setup(
                 here.link,
                 here.artifacts,

@@ -1,10 +1,13 @@
-"""Videos, their thumbnails and input images, in an object store. A folder today; obstore makes an S3 bucket a matter of
-its URL.
+"""Videos, their thumbnails and input images, in an object store: a folder, or a bucket of S3 (`ops/artifact_place.py`).
 
-Writes are atomic: a reader sees the whole object or none. `orphans` is the janitor's decision, pure.
+Both behave alike: writes are atomic, so that a reader sees the whole object or none. `orphans` is the janitor's
+decision, pure.
 """
 
+import asyncio
+import contextlib
 import re
+import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,15 +15,25 @@ from typing import Final
 
 import obstore
 from msgspec import Struct
-from obstore.exceptions import BaseError
-from obstore.store import LocalStore, ObjectStore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, ObjectStore, S3Store
 
 CHUNK_BYTES: Final = 1 << 20
+# A larger object goes to a bucket in parts of this size, a few at once: each part has the time-out of a request.
+PART_BYTES: Final = 8 << 20
+PARTS_AT_ONCE: Final = 4
 _PATH: Final = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/)?[A-Za-z0-9_-][A-Za-z0-9_.-]*", re.ASCII)
+_CODE: Final = re.compile(r"<Code>(\w+)</Code>", re.ASCII)
+# What a bucket says of an object to whoever downloads it by a link.
+_TYPES: Final = {"mp4": "video/mp4", "webp": "image/webp"}
 
 
 class StorageFailed(Exception):
     """The store could not write or read: no space, no permission, or it is away."""
+
+
+class ConditionsIgnored(StorageFailed):
+    """The store overwrites where it was told to create."""
 
 
 class StoredObject(Struct, frozen=True):
@@ -34,15 +47,19 @@ class StoredObject(Struct, frozen=True):
 class Artifacts:
     """The artifact store of one deployment."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, name: str, *, answers_within_s: float | None = None) -> None:
+        """*name* is what errors call it. A read, a deletion or a page of a listing fails after *answers_within_s*
+        seconds, where that is given; how long a write may take is a matter of *store*."""
         self._store = store
+        self.name = name
+        self._answers_within_s = answers_within_s
 
     @classmethod
     def in_folder(cls, folder: Path) -> "Artifacts":
         """A store in *folder*, which is made. Raises StorageFailed."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            return cls(LocalStore(folder))
+            return cls(LocalStore(folder), str(folder))
         except (OSError, BaseError) as error:
             raise StorageFailed(f"cannot use {folder}: {error}") from error
 
@@ -50,58 +67,147 @@ class Artifacts:
         """Stores *content*, replacing what was there. Raises StorageFailed."""
         _require_path(path)
         try:
-            await obstore.put_async(self._store, path, content)
+            await obstore.put_async(
+                self._store,
+                path,
+                content,
+                attributes=self._attributes(path),
+                chunk_size=PART_BYTES,
+                max_concurrency=PARTS_AT_ONCE,
+            )
         except (OSError, BaseError) as error:
-            raise StorageFailed(str(error)) from error
+            raise StorageFailed(_told(error)) from error
+
+    async def put_new(self, path: str, content: bytes) -> bool:
+        """Stores *content* where there is nothing yet. Of several that try, one gets True, and its content is there.
+
+        A writer whose answer was lost may get False although the content is its own. Raises StorageFailed.
+        """
+        _require_path(path)
+        try:
+            await obstore.put_async(self._store, path, content, attributes=self._attributes(path), mode="create")
+        except AlreadyExistsError:
+            return False
+        except (OSError, BaseError) as error:
+            raise StorageFailed(_told(error)) from error
+        return True
 
     async def size(self, path: str) -> int | None:
         """The size of the object in bytes, or None when there is none. Raises StorageFailed."""
         _require_path(path)
         try:
-            return (await obstore.head_async(self._store, path))["size"]
+            async with self._answering():
+                return (await obstore.head_async(self._store, path))["size"]
         except FileNotFoundError:
             return None
-        except (OSError, BaseError) as error:
-            raise StorageFailed(str(error)) from error
 
     async def get(self, path: str) -> bytes | None:
         """The whole object, or None when there is none. Raises StorageFailed."""
         _require_path(path)
         try:
-            return bytes(await (await obstore.get_async(self._store, path)).bytes_async())
+            async with self._answering():
+                return bytes(await (await obstore.get_async(self._store, path)).bytes_async())
         except FileNotFoundError:
             return None
-        except (OSError, BaseError) as error:
-            raise StorageFailed(str(error)) from error
 
     async def read(self, path: str, start: int, end: int) -> AsyncIterator[bytes]:
-        """The bytes from *start* up to, not including, *end*, in chunks. Raises StorageFailed for a path that is not
-        ours."""
+        """The bytes from *start* up to, not including, *end*, in chunks. Raises StorageFailed, also where the object is
+        gone."""
         _require_path(path)
         while start < end:
             upto = min(start + CHUNK_BYTES, end)
-            yield bytes(await obstore.get_range_async(self._store, path, start=start, end=upto))
+            try:
+                async with self._answering():
+                    chunk = bytes(await obstore.get_range_async(self._store, path, start=start, end=upto))
+            except FileNotFoundError as error:
+                raise StorageFailed(f"{path} is gone from {self.name}") from error
+            if len(chunk) != upto - start:
+                raise StorageFailed(f"{path} is shorter in {self.name} than its record says")
+            yield chunk
             start = upto
 
     async def delete(self, path: str) -> None:
         """Removes the object; one that is gone already is no error. Raises StorageFailed."""
         _require_path(path)
-        try:
-            await obstore.delete_async(self._store, path)
-        except FileNotFoundError:
-            return
-        except (OSError, BaseError) as error:
-            raise StorageFailed(str(error)) from error
+        with contextlib.suppress(FileNotFoundError):
+            async with self._answering():
+                await obstore.delete_async(self._store, path)
 
     async def list(self) -> list[StoredObject]:
         """All objects. Raises StorageFailed."""
+        found: list[StoredObject] = []
+        pages = aiter(obstore.list(self._store))
+        while True:
+            try:
+                async with self._answering():
+                    page = await anext(pages, None)
+            except FileNotFoundError as error:
+                raise StorageFailed(_told(error)) from error
+            if page is None:
+                return found
+            found.extend(StoredObject(item["path"], item["size"], item["last_modified"]) for item in page)
+
+    async def link(self, path: str, *, lasts_s: float) -> str | None:
+        """A URL from which whoever has it downloads the object for *lasts_s* seconds. None where the store has no such
+        links, as a folder. Whether the object is there is not looked at. Raises StorageFailed.
+        """
+        _require_path(path)
+        if not isinstance(self._store, S3Store):
+            return None
+        async with self._answering():
+            return await obstore.sign_async(self._store, "GET", path, timedelta(seconds=lasts_s))
+
+    async def prove(self) -> None:
+        """Proves that this process can write, read and delete, and that the store keeps the condition of `put_new`. A
+        small object is written for it, and removed.
+
+        Raises ConditionsIgnored for a store that overwrites, StorageFailed otherwise; either says what to do.
+        """
+        # where it stays, a janitor finds it
+        path, ours, others = f"probe-{uuid.uuid4().hex}", uuid.uuid4().hex.encode(), b"another's"
+        await self.put_new(path, ours)
+        overwritten = await self.put_new(path, others)
+        found = await self.get(path)
+        await self.delete(path)
+        if overwritten or found == others:
+            raise ConditionsIgnored(
+                "it ignores conditional writes (If-None-Match: *), so that two processes could overwrite each other "
+                "unseen; use a store that keeps them"
+            )
+        if found != ours:
+            raise StorageFailed("it does not return what was just written")
+
+    def _attributes(self, path: str) -> dict[str, str] | None:
+        if not isinstance(self._store, S3Store):  # a folder keeps none, and refuses them
+            return None
+        suffix = path.rsplit(".", 1)[-1]
+        if suffix not in _TYPES:
+            return {"Content-Type": "application/octet-stream"}
+        name = f"{task_id_of(path)}.{suffix}"
+        return {"Content-Type": _TYPES[suffix], "Content-Disposition": f'inline; filename="{name}"'}
+
+    @contextlib.asynccontextmanager
+    async def _answering(self) -> AsyncIterator[None]:
+        """What the store does not do within its time, or refuses, is a StorageFailed; that it has no such object is a
+        FileNotFoundError."""
         try:
-            found: list[StoredObject] = []
-            async for page in obstore.list(self._store):
-                found.extend(StoredObject(item["path"], item["size"], item["last_modified"]) for item in page)
-            return found
+            async with asyncio.timeout(self._answers_within_s):
+                yield
+        except FileNotFoundError:
+            raise
+        except TimeoutError as error:
+            raise StorageFailed(f"{self.name} did not answer within {self._answers_within_s or 0:g} s") from error
         except (OSError, BaseError) as error:
-            raise StorageFailed(str(error)) from error
+            raise StorageFailed(_told(error)) from error
+
+
+def _told(error: Exception) -> str:
+    # the first line says what happened; below it stand the rest of an S3 server's answer, of which its code is worth
+    # keeping, and how the library's own structs look
+    text = str(error).strip()
+    first = (text.splitlines() or [type(error).__name__])[0]
+    code = _CODE.search(text)
+    return first if code is None or code[1] in first else f"{first} ({code[1]})"
 
 
 def _require_path(path: str) -> None:

@@ -78,6 +78,32 @@ def file_answer(request: _Request, services: Services, file: StoredFile) -> Resp
     )
 
 
+async def link_answer(request: _Request, services: Services, file: StoredFile) -> Response[Any] | None:
+    """Where to download *file* without this gateway, or 304 where the client has it already. None where this gateway
+    gives no links. Whoever has the link needs no key while it lasts.
+
+    Raises the problems `precondition_failed` and `storage_unavailable`.
+    """
+    if services.links_last_s is None:
+        return None
+    headers = file.headers
+    if _is_known(request, headers):
+        return _not_modified(headers)
+    try:
+        link = await services.artifacts.link(file.path, lasts_s=services.links_last_s)
+    except StorageFailed as error:
+        raise ProblemError("storage_unavailable", f"the {file.what} cannot be read now; try again") from error
+    if link is None:
+        return None
+    # no cache may keep what ends before the file does
+    return Response(
+        b"",
+        status_code=302,
+        media_type=file.media_type,
+        headers={"Location": link, "ETag": headers["ETag"], "Cache-Control": "private, no-store"},
+    )
+
+
 def head_answer(request: _Request, file: StoredFile) -> Response[None]:
     """The headers of *file* without its bytes. `Range` means nothing here (RFC 9110).
 

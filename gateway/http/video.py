@@ -1,11 +1,11 @@
 """`/tasks/{id}/video` and `/tasks/{id}/thumbnail`: the MP4 of a finished task, and a frame of it. HTTP only."""
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from litestar import Request, Response, get, head
 from litestar.datastructures import State
 from litestar.di import NamedDependency
-from litestar.params import FromPath
+from litestar.params import FromPath, QueryParameter
 
 from contracts.tasks import TaskStatus, VideoFile
 from gateway.boards.key_board import Caller
@@ -13,12 +13,17 @@ from gateway.http.access import Turn, needs
 from gateway.http.lookup import find
 from gateway.http.openapi.operations import FileHeadOperation, ThumbnailOperation, VideoOperation, problem_responses
 from gateway.http.problems import ProblemError
-from gateway.http.stored_files import StoredFile, file_answer, head_answer, require_stored
+from gateway.http.stored_files import StoredFile, file_answer, head_answer, link_answer, require_stored
 from gateway.http.views import root_of, task_url
 from gateway.services import Services
 
 _Request = Request[Caller, Turn, State]
 _Services = NamedDependency[Services]
+
+_Redirect = Annotated[
+    bool,
+    QueryParameter(name="redirect", description="Whether the answer may be a link to the object store."),
+]
 
 _CODES: Final = (
     "task_not_found",
@@ -43,9 +48,16 @@ _THUMBNAIL_PROBLEMS: Final = problem_responses(*_CODES, "no_thumbnail")
     responses=_PROBLEMS,
     **needs("read"),
 )
-async def get_video(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[Any]:
-    """The MP4 of a finished task; `Range`, `If-Range`, `If-Match` and `If-None-Match` are understood."""
-    return file_answer(request, services, await _video(request, services, task_id))
+async def get_video(
+    request: _Request, services: _Services, task_id: FromPath[str], redirect: _Redirect = True
+) -> Response[Any]:
+    """The MP4 of a finished task; `Range`, `If-Range`, `If-Match` and `If-None-Match` are understood.
+
+    Where the operator chose it, the answer is 302 with a link to the object store, which lasts for a while and needs no
+    key; with `?redirect=false` the gateway sends the file itself."""
+    file = await _video(request, services, task_id)
+    link = await link_answer(request, services, file) if redirect else None
+    return link or file_answer(request, services, file)
 
 
 @head(

@@ -17,6 +17,7 @@ from lane_worker.forking import allocator
 from lane_worker.forking.host_messages import PID, Fork, encode_fork
 from lane_worker.forking.outcome import HostLost
 from lane_worker.forking.process_end import process_end
+from ops.artifact_place import without_secrets
 from ops.machine.fork_socket import SHARED_FORK_SERVER, importing
 from ops.machine.visible_cards import VISIBLE
 from ops.nats.access import environment_for
@@ -171,7 +172,7 @@ def host_environment(base: Mapping[str, str]) -> dict[str, str]:
 
     Raises AllocatorMisconfigured where *base* asks for another allocator (FR-010).
     """
-    inherited = environment_for(None, base)
+    inherited = without_secrets(environment_for(None, base))
     # An instance in it (MIG-…) would have torch start CUDA at its import, since it cannot count those without, and no
     # fork of the process could use it then. Each host sets it to its own slot.
     inherited.pop(VISIBLE, None)

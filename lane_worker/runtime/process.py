@@ -16,6 +16,7 @@ from contracts.settings import SettingsError
 from lane_worker.forking.allocator import AllocatorMisconfigured
 from lane_worker.forking.outcome import HostLost, SlotTaken
 from lane_worker.runtime.name import HeldName, NameHeld, holding_name, holding_slot
+from ops.artifact_place import ArtifactPlace, open_artifacts
 from ops.artifacts import Artifacts, StorageFailed
 from ops.machine.nvml import DriverUnusable
 from ops.machine.processes import LEAVE_FOR_QUOTA
@@ -44,13 +45,15 @@ async def connected(
     role: Role,
     name: str,
     data_dir: Path,
+    artifacts: ArtifactPlace,
     require: Callable[[NatsLink, HeldName], Awaitable[None]],
     slot: str | None = None,
 ) -> AsyncIterator[Surroundings]:
     """What a worker stands in: the *name* is ours, and the *slot* of a lane; signals end it, and the server is there,
-    with the right time and with what *require* asks for.
+    with the right time and with what *require* asks for. So is the store of the *artifacts*, which takes what is
+    written: no card spends minutes on a video that cannot be stored.
 
-    Raises NameHeld before anything is written, and what *require* raises.
+    Raises NameHeld before anything is written, StorageFailed, and what *require* raises.
     """
     stop, for_quota = asyncio.Event(), asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
@@ -72,13 +75,13 @@ async def connected(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, leave)
         loop.add_signal_handler(LEAVE_FOR_QUOTA, leave_for_quota)
-        artifacts = Artifacts.in_folder(data_dir / "artifacts")
+        store = await open_artifacts(artifacts)
         link = await NatsLink.connect(nats, name=f"{role}-{name}")
         try:
             await require(link, held)
             await link.clock.require()
             async with reporting_on(link, role):
-                yield Surroundings(link, artifacts, stop, for_quota)
+                yield Surroundings(link, store, stop, for_quota)
         finally:
             await link.close()
 

@@ -10,6 +10,8 @@ from msgspec import Struct
 
 from contracts.order import ORDER_NAMES
 from contracts.settings import Windows
+from ops.artifact_place import ArtifactPlace
+from ops.commands.artifact_options import placed
 from ops.commands.durations import Duration
 from ops.commands.option_types import ByteSize, HostType, Lanes, ListenHost, Origin
 from ops.commands.spelling import require_text
@@ -270,10 +272,12 @@ class Shared(Struct, frozen=True):
     data_dir: Path
     profile: str
     settings: Path | None
+    artifacts: ArtifactPlace | None = None
 
     def arguments(self) -> list[str]:
         """The same as options, for the command line of another process."""
         arguments = [*self.nats.arguments(), "--data-dir", str(self.data_dir), "--profile", self.profile]
+        arguments += placed(self.artifacts)
         return arguments if self.settings is None else [*arguments, "--settings", str(self.settings)]
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from contracts.settings import SettingsError, load_settings
+from ops.artifact_place import ArtifactPlace
+from ops.commands.artifact_options import artifacts_option
 from ops.commands.nats_options import nats_options
 from ops.commands.options import (
     Shared,
@@ -46,6 +48,7 @@ from ops.telemetry.metrics import lane_deaths
 )
 @nats_options("supervisor")
 @data_dir_option
+@artifacts_option
 @settings_option
 @profile_option
 @lanes_option
@@ -59,6 +62,7 @@ from ops.telemetry.metrics import lane_deaths
 def command(
     nats: NatsAccess,
     data_dir: Path,
+    artifacts: ArtifactPlace | None,
     settings: Path | None,
     profile: str,
     lanes: dict[str, int] | None,
@@ -84,7 +88,7 @@ def command(
         raise click.ClickException(str(error)) from error
     wanted = in_turn(wanted_lanes(lanes, catalog))
     places = slots(profile, lanes=len(wanted), gpus=gpus)
-    shared = Shared(nats, data_dir, profile, settings.absolute() if settings else None)
+    shared = Shared(nats, data_dir, profile, settings.absolute() if settings else None, artifacts)
 
     async def run() -> None:
         with asked_to_end() as (stop, hurry):

@@ -354,6 +354,8 @@ class VideoOperation(_FileOperation):
 
     def __post_init__(self) -> None:
         self._file("video", "video/mp4")
+        self._answer(302, "Where to download it, if this deployment gives links. It needs no key, and lasts a while.")
+        self.send(302, {"Location": "A URL of the object store.", "ETag": _OF_A_FILE})
 
 
 @dataclass

@@ -118,7 +118,7 @@ class Client:
         """
         part = part or path.with_name(f"{path.name}.part")
         try:
-            sha256 = self._requests.in_turn(lambda: _written(self._requests.chunks(f"/tasks/{task.id}/video"), part))
+            sha256 = self._requests.in_turn(lambda: _written(self._requests.file(f"/tasks/{task.id}/video"), part))
             if task.video is None or sha256 != task.video.sha256:
                 raise DamagedVideo(f"the video of task {task.id} arrived damaged; download it again from {self.url}")
             part.replace(path)

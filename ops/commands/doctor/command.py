@@ -7,7 +7,10 @@ import click
 from rich.console import Console
 
 from contracts.settings import SettingsError, load_settings
+from ops.artifact_place import ArtifactPlace, BucketPlace
 from ops.commands.addresses import find
+from ops.commands.artifact_options import artifacts_option
+from ops.commands.doctor.artifacts import bucket
 from ops.commands.doctor.findings import Finding, table_of
 from ops.commands.doctor.machine import HOST, RUNNING, look
 from ops.commands.doctor.server import queue
@@ -40,6 +43,7 @@ def models_of(models_dir: Path, settings: Path | None, profile: str) -> Iterator
     "\n\n  warmlane doctor --profile production"
 )
 @data_dir_option
+@artifacts_option
 @port_option
 @nats_port_option
 @settings_option
@@ -55,6 +59,7 @@ def command(
     ctx: click.Context,
     /,
     data_dir: Path,
+    artifacts: ArtifactPlace | None,
     port: int,
     nats_port: int,
     settings: Path | None,
@@ -71,6 +76,7 @@ def command(
     server = access("operator", nats_url or here, data_dir=data_dir)
     findings = [
         *look(data_dir, port, nats_port, server, profile=profile),
+        *([bucket(artifacts)] if isinstance(artifacts, BucketPlace) else []),
         *queue(server, settings, profile),
         *models_of(data_dir / "models", settings, profile),
     ]

@@ -10,7 +10,9 @@ from rich.console import Console
 
 from contracts.order import OrderName
 from contracts.settings import SettingsError, load_settings
+from ops.artifact_place import ArtifactPlace
 from ops.commands.addresses import published
+from ops.commands.artifact_options import artifacts_option, links_option, require_links_possible
 from ops.commands.behind import Behind, Network, behind_options, webhooks_allow_option
 from ops.commands.images import ImageOptions, image_options
 from ops.commands.option_types import ListenHost
@@ -63,6 +65,8 @@ from ops.telemetry.logs import configure_logging
 @port_option
 @nats_port_option
 @data_dir_option
+@artifacts_option
+@links_option
 @lanes_option
 @gpus_option
 @quota_option
@@ -95,6 +99,8 @@ def command(
     port: int,
     nats_port: int,
     data_dir: Path,
+    artifacts: ArtifactPlace | None,
+    links_last_s: float | None,
     lanes: dict[str, int] | None,
     gpus: int | None,
     quota: Path | None,
@@ -122,6 +128,7 @@ def command(
     It goes on until Ctrl-C, which drains: tasks in hand are finished, nothing is left running.
     """
     require_distinct({"--port": port, "--nats-port": nats_port})
+    require_links_possible(links_last_s, artifacts)
     tls = tls_of(tls_cert, tls_key)
     configure_logging("up", level="warning")
     # a terminal or a disk that takes no text does not end the command
@@ -147,6 +154,8 @@ def command(
             behind=behind,
             nats_port=nats_port,
             data_dir=data_dir,
+            artifacts=artifacts,
+            links_last_s=links_last_s,
             lanes=wanted_lanes(lanes, catalog),
             gpus=gpus,
             quota_file=quota.absolute() if quota else None,

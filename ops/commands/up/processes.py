@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from ops.artifact_place import without_secrets
 from ops.commands.options import Shared, ordered, slowed, snapshotting
 from ops.commands.up.setup import SystemSetup
 from ops.ending import end
@@ -39,15 +40,15 @@ class Processes:
         Raises click.ClickException where this machine has no slot for the degraded worker.
         """
         self._setup, self._on_death = setup, on_death
-        self._shared = Shared(nats, setup.data_dir, setup.catalog.profile, setup.settings)
+        self._shared = Shared(nats, setup.data_dir, setup.catalog.profile, setup.settings, setup.artifacts)
         self._forks = setup.data_dir / "forks"
         self.metrics: Path = setup.data_dir / "metrics"
         self.shares_forks = (
             SHARED_FORK_SERVER not in os.environ and hasattr(os, "pidfd_open") and can_listen(self._forks)
         )
         on_store = embedded_command(setup.data_dir, setup.nats_port)
-        self.server = self._process("nats-server", on_store, secrets=secrets, inherits=[store_lock])
-        self.forks = self._process("fork-server", warmlane_command("fork-server", str(self._forks)))
+        self.server = self._process("nats-server", on_store, secrets=secrets, inherits=[store_lock], stores=False)
+        self.forks = self._process("fork-server", warmlane_command("fork-server", str(self._forks)), stores=False)
         self.gateway = self._process("gateway", warmlane_command("gateway", *self._gateway_arguments()))
         self.supervisor = self._process("supervisor", warmlane_command("supervisor", *self._supervisor_arguments()))
         slot = slots(setup.catalog.profile, lanes=setup.lane_count, gpus=setup.gpus).degraded
@@ -110,11 +111,18 @@ class Processes:
         self.forget_forks()
 
     def _process(
-        self, name: str, command: list[str], *, secrets: Mapping[str, str] | None = None, inherits: Sequence[int] = ()
+        self,
+        name: str,
+        command: list[str],
+        *,
+        secrets: Mapping[str, str] | None = None,
+        inherits: Sequence[int] = (),
+        stores: bool = True,
     ) -> Process:
         # Each process takes its password from its own file: a password in the environment is for another server. One
         # port for metrics cannot serve every worker: the gateway's page has the metrics of all.
         inherited = {variable: os.environ[variable] for variable in os.environ.keys() - set(METRICS_LISTEN)}
+        inherited = inherited if stores else without_secrets(inherited)
         environment = environment_for(None, inherited) | dict(secrets or {}) | {METRICS_FOLDER: str(self.metrics)}
         if self.shares_forks:
             environment[SHARED_FORK_SERVER] = str(self._forks)
@@ -139,6 +147,8 @@ class Processes:
         yield from setup.images.arguments()
         yield from setup.behind.arguments()
         yield from setup.overload.arguments()
+        if setup.links_last_s is not None:
+            yield from ("--download-links", f"{setup.links_last_s:g}s")
         if setup.tls is not None:
             yield from setup.tls.arguments()
         yield from self._shared.arguments()

@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from contracts.order import OrderName
 from contracts.settings import Catalog
+from ops.artifact_place import ArtifactPlace
 from ops.commands.behind import Behind, Network
 from ops.commands.images import ImageOptions
 from ops.commands.option_types import ListenHost
@@ -27,6 +28,8 @@ class SystemSetup(Struct, frozen=True, kw_only=True):
     behind: Behind
     nats_port: int
     data_dir: Path
+    artifacts: ArtifactPlace | None = None
+    links_last_s: float | None = None
     lanes: Mapping[str, int]
     gpus: int | None
     quota_file: Path | None

@@ -14,7 +14,7 @@ export function Player({ task, player }) {
   const leaving = useRef();
   const fetching = useAction(async () => {
     leaving.current = new AbortController();
-    setUrl(await videoUrl(task.links.video, leaving.current.signal));
+    setUrl(await videoUrl(ownVideo(task), leaving.current.signal));
   });
   useEffect(() => () => leaving.current?.abort(), []);
   useEffect(() => () => url?.startsWith("blob:") && URL.revokeObjectURL(url), [url]);
@@ -49,8 +49,11 @@ export function Player({ task, player }) {
   </div>`;
 }
 
+/** The video as the gateway itself sends it: the page may load nothing from elsewhere. */
+const ownVideo = (task) => `${task.links.video}?redirect=false`;
+
 async function saveVideo(task) {
-  const url = await objectUrl(task.links.video);
+  const url = await objectUrl(ownVideo(task));
   const link = document.createElement("a");
   link.href = url;
   link.download = `${task.model}-${task.id}.mp4`;
