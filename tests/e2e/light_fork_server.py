@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 import types
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from lane_worker.forking.host_messages import Fork, Ready, frame
 from lane_worker.pipelines import forkserver
@@ -25,14 +25,19 @@ def child_main(pipe: socket.socket, request: Fork) -> NoReturn:
     os._exit(0)
 
 
+# Both import torch and what is built on it.
+REPLACED: Final = ("lane_worker.pipelines.child", "lane_worker.pipelines.preload")
+
+
 class Child(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """The import of the hosts' code, which takes as long as the test wants."""
 
     def find_spec(self, name: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
-        return importlib.machinery.ModuleSpec(name, self) if name == "lane_worker.pipelines.child" else None
+        return importlib.machinery.ModuleSpec(name, self) if name in REPLACED else None
 
     def exec_module(self, module: types.ModuleType) -> None:
         module.__dict__["child_main"] = child_main
+        module.__dict__["preload"] = lambda: None
         until = os.environ.get("WARMLANE_TEST_IMPORTS_UNTIL")
         while until and not os.path.exists(until):
             time.sleep(0.02)

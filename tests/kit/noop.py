@@ -63,13 +63,14 @@ def serve_hosts(arguments: list[str]) -> None:
         "diffusers",
         "diffusers.hooks",
         "transformers",
+        "transformers.conversion_mapping",
     ):  # without a pipeline, nobody misses what takes seconds to import
         sys.modules[library] = MagicMock()
 
     import numpy as np
 
     from lane_worker.forking.host_messages import Rehearsed, WrittenVideo
-    from lane_worker.pipelines import child, forkserver
+    from lane_worker.pipelines import child, forkserver, preload
     from lane_worker.pipelines.video import Frames, write_video
 
     frames = np.zeros((1, 32, 32, 3), np.uint8)
@@ -102,6 +103,7 @@ def serve_hosts(arguments: list[str]) -> None:
     }
     for name, replacement in replaced.items():
         _replace(child, name, replacement)
+    _replace(preload, "preload", lambda: None)
     sys.argv = [FORK_SERVER, *arguments]
     forkserver.main()
 
