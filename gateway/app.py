@@ -21,11 +21,13 @@ from gateway.http import (
     images,
     listing,
     meta,
+    models,
     panel,
     problems,
     resubmission,
     tasks,
     video,
+    videos,
     webhooks,
 )
 from gateway.http.body import MAX_BODY_BYTES
@@ -115,6 +117,8 @@ def create_app(
         admin.explain_task,
         *webhooks.ROUTES,
         *images.ROUTES,
+        *videos.ROUTES,
+        *models.ROUTES,
     ]
     for handler in routes:
         if handler not in PROBES:

@@ -15,7 +15,8 @@ NESTING_MAX: Final = 16
 BESIDE_IMAGE_BYTES: Final = 128 * 1024
 _CHARACTER_BYTES_MAX: Final = 12  # one outside the basic plane, written as two escapes
 _OTHER_FIELDS_BYTES: Final = 4 * 1024
-_IMAGE_BEGINS: Final = re.compile(rb'"image"[ \t\r\n]*:[ \t\r\n]*"')
+# By the names that it has at `POST /generate` and below `/v1/videos`.
+_IMAGE_BEGINS: Final = re.compile(rb'"(?:image|image_url|(?:input|image)_reference)"[ \t\r\n]*:[ \t\r\n]*"')
 
 
 class MalformedBody(ValueError):

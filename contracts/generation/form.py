@@ -1,6 +1,6 @@
 """The fields of a form (`multipart/form-data`) as those of a JSON body. Pure."""
 
-from typing import Any, Final, get_args, get_type_hints
+from typing import Any, Final, Protocol, get_args, get_type_hints
 
 from msgspec import UnsetType
 
@@ -22,11 +22,43 @@ TEXT_FIELDS: Final = _text_fields()
 """Fields that are text whatever stands in them: a prompt of `8` is a prompt."""
 
 
-class FormFields:
+class FormTarget(Protocol):
     """Takes in the parts of a form as they end, and keeps what a JSON body of the same fields would hold."""
+
+    values: dict[str, Any]
+
+    @staticmethod
+    def is_image(name: str) -> bool:
+        """Whether the part *name* is the image of the request, if it is a file."""
+        ...
+
+    @staticmethod
+    def is_image_text(name: str) -> bool:
+        """Whether the part *name*, which is no file, may be as long as the text of an image."""
+        ...
+
+    def add_text(self, name: str, content: bytes) -> None:
+        """A part without a file. Raises MalformedBody."""
+        ...
+
+    def add_image(self, name: str, content: bytes, declared: str) -> None:
+        """The file of the image, which was declared as *declared*. Raises MalformedBody."""
+        ...
+
+
+class FormFields:
+    """The fields of `POST /generate`: a FormTarget."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
+
+    @staticmethod
+    def is_image(name: str) -> bool:
+        return name == IMAGE_FIELD
+
+    @staticmethod
+    def is_image_text(_: str) -> bool:
+        return False
 
     def add_text(self, name: str, content: bytes) -> None:
         """A part without a file. Raises MalformedBody for one that is no UTF-8, or comes twice."""
@@ -36,11 +68,11 @@ class FormFields:
             raise MalformedBody(f"the field {_named(name)} is not valid UTF-8 at byte {error.start}") from None
         self._add(name, form_value(text, is_text=name in TEXT_FIELDS))
 
-    def add_image(self, content: bytes, declared: str) -> None:
+    def add_image(self, name: str, content: bytes, declared: str) -> None:
         """The part with the file `image`. One that is empty is a form in which no file was chosen. Raises
         MalformedBody for a second one."""
         if content:
-            self._add(IMAGE_FIELD, ImageFile(content, declared))
+            self._add(name, ImageFile(content, declared))
 
     def _add(self, name: str, value: Any) -> None:
         if name in self.values:

@@ -106,14 +106,20 @@ class TaskIndex:
         caller: str | None,
         before: Place | None,
         limit: int,
+        oldest_first: bool = False,
     ) -> list[Place]:
-        """The places of at most *limit* tasks that match, newest first, starting after *before*. None matches all."""
+        """The places of at most *limit* tasks that match, newest first, starting after *before*. None matches all.
+
+        With *oldest_first* it is the other way round, and begins after *before* all the same.
+        """
         runs = [
-            shelf.irange(None, before, inclusive=(True, False), reverse=True)
+            shelf.irange(before, None, inclusive=(False, True))
+            if oldest_first
+            else shelf.irange(None, before, inclusive=(True, False), reverse=True)
             for (of_status, of_model), shelf in self._shelves.get(caller, {}).items()
             if (statuses is None or of_status in statuses) and (models is None or of_model in models)
         ]
-        return list(islice(merge(*runs, reverse=True), limit))
+        return list(islice(merge(*runs, reverse=not oldest_first), limit))
 
     def count(self, caller: str, status: TaskStatus) -> int:
         """How many tasks of *caller* are in *status*."""

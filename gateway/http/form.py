@@ -6,22 +6,26 @@ from litestar import Request
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from contracts.generation.body import MalformedBody
-from contracts.generation.form import IMAGE_FIELD, PARTS_MAX, FormFields
+from contracts.generation.form import PARTS_MAX, FormFields, FormTarget
 from gateway.http.body import MAX_BODY_BYTES, body_chunks, media_type_of, too_much_beside
 from gateway.http.problems import ProblemError
 
 FORM: Final = "multipart/form-data"
+# `data:image/png;base64,`, an object around it, and line breaks within it.
+_BEFORE_BASE64: Final = 512 * 1024
 
 
 class Part:
     """One part of a form, while it comes."""
 
-    def __init__(self, segment: MultipartSegment, most: int) -> None:
+    def __init__(self, segment: MultipartSegment, target: FormTarget, most: int) -> None:
         """*most* bytes of it are kept."""
         self.name = segment.name or ""
         self.declared = (segment.content_type or "").lower()
         # an image is told from the text of a data URI by what browsers and libraries say of a file alone
-        self.is_image = self.name == IMAGE_FIELD and (segment.filename is not None or bool(self.declared))
+        is_file = segment.filename is not None or bool(self.declared)
+        self.is_image = is_file and target.is_image(self.name)
+        self.is_image_text = not is_file and target.is_image_text(self.name)
         self.most = most
         self.content = bytearray()
 
@@ -34,9 +38,11 @@ class FormReader:
     """Parses a form from its chunks. Of an image *image_max_bytes* are kept, and one more, by which it is known to be
     too large; of all that is no image together *text_max_bytes*."""
 
-    def __init__(self, content_type: str, *, image_max_bytes: int, text_max_bytes: int) -> None:
+    def __init__(
+        self, content_type: str, *, image_max_bytes: int, text_max_bytes: int, target: FormTarget | None = None
+    ) -> None:
         self._image_most, self._text_max = image_max_bytes + 1, text_max_bytes
-        self._fields = FormFields()
+        self._fields: FormTarget = target or FormFields()
         self._part: Part | None = None
         self._text_bytes = 0
         self._error: ProblemError | None = None
@@ -71,30 +77,41 @@ class FormReader:
 
     def _take(self, event: MultipartSegment | bytes | bytearray | None) -> None:
         if isinstance(event, MultipartSegment):
-            self._part = Part(event, self._text_max)
+            self._part = Part(event, self._fields, self._text_max)
             if self._part.is_image:
                 self._part.most = self._image_most
+            elif self._part.is_image_text:
+                self._part.most = self._image_most * 4 // 3 + _BEFORE_BASE64
             else:
                 self._text_bytes += len(self._part.name)
             return
         part = self._part
         assert part is not None  # a part begins before it goes on
         if event is not None:
-            if not part.is_image:
+            if not (part.is_image or part.is_image_text):
                 self._text_bytes += len(event)
             part.add(bytes(event))
         elif part.is_image:
-            self._fields.add_image(bytes(part.content), part.declared)
+            self._fields.add_image(part.name, bytes(part.content), part.declared)
         elif self._text_bytes <= self._text_max:
             self._fields.add_text(part.name, bytes(part.content))
 
 
 async def read_form(
-    request: Request[Any, Any, Any], *, image_max_bytes: int, text_max_bytes: int, max_bytes: int = MAX_BODY_BYTES
+    request: Request[Any, Any, Any],
+    *,
+    image_max_bytes: int,
+    text_max_bytes: int,
+    max_bytes: int = MAX_BODY_BYTES,
+    target: FormTarget | None = None,
 ) -> FormReader:
-    """The form in the body of *request*, which may have *max_bytes*. Raises HTTPException (413), ProblemError."""
+    """The form in the body of *request*, which may have *max_bytes*; *target* takes its parts, or else those of
+    `POST /generate` are meant. Raises HTTPException (413), ProblemError."""
     reader = FormReader(
-        request.headers.get("content-type", ""), image_max_bytes=image_max_bytes, text_max_bytes=text_max_bytes
+        request.headers.get("content-type", ""),
+        image_max_bytes=image_max_bytes,
+        text_max_bytes=text_max_bytes,
+        target=target,
     )
     async for chunk in body_chunks(request, max_bytes=max_bytes):
         reader.feed(chunk)

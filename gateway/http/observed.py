@@ -15,7 +15,7 @@ from opentelemetry.propagate import extract
 from ops.telemetry.tracing import current_root, root
 
 ACCEPT: Final = "accept"
-MAKES_A_TASK: Final = ("POST", "/generate")
+MAKES_A_TASK: Final = frozenset({("POST", "/generate"), ("POST", "/v1/videos"), ("POST", "/v1/videos/sync")})
 
 # Probes and scrapes come every few seconds for ever, and the page is no part of anybody's task.
 _UNTRACED: Final = trace.NonRecordingSpan(trace.INVALID_SPAN_CONTEXT)
@@ -50,14 +50,14 @@ def http_plugin(routes: Iterable[object], *, traces_reads: bool = False) -> Open
 
 def changes_a_task(method: str, route: str) -> bool:
     """Whether a request of *method* to the path or template *route* makes a task, or changes one."""
-    return method not in {"GET", "HEAD", "OPTIONS"} and re.match(r"/(generate|tasks)(/|$)", route) is not None
+    return method not in {"GET", "HEAD", "OPTIONS"} and re.match(r"/(generate|tasks|v1/videos)(/|$)", route) is not None
 
 
 def with_roots(app: ASGIApp) -> ASGIApp:
     """*app*, where a request for a generation is below a root, which is sent before there is a task (ADR 0036)."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        if (scope.get("method"), scope["path"]) != MAKES_A_TASK:
+        if (scope.get("method"), scope["path"]) not in MAKES_A_TASK:
             await app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
-from litestar.types import ExceptionHandlersMap
+from litestar.types import ASGIApp, ExceptionHandlersMap, Receive, Scope, Send
 from msgspec import Struct
 
 from contracts.api.problems import OverloadLimit, Problem
@@ -16,6 +16,7 @@ from contracts.generation.errors import FieldError, InvalidRequest
 from contracts.wire import without_content
 from gateway.http.answers import JsonAnswer
 from gateway.http.noted import noted
+from gateway.videos.errors import error_body, is_below, retry_headers
 from ops.telemetry import metrics
 from ops.telemetry.tracing import current_span, failed
 
@@ -199,6 +200,11 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     "headers_too_large": ProblemKind(
         431, "The request head is too large", "The request head has more than 65536 bytes. The connection is closed."
     ),
+    "generation_failed": ProblemKind(
+        500,
+        "The task that the request waited for failed",
+        "The task failed: out_of_memory. The worker's log says more; the same request makes a new task.",
+    ),
     "internal_error": ProblemKind(
         500,
         "The gateway failed",
@@ -275,7 +281,7 @@ class ProblemError(Exception):
 
     def response(self) -> Response[Problem]:
         """The answer that carries this problem."""
-        return JsonAnswer(
+        return ProblemAnswer(
             self.problem, status_code=self.problem.status, media_type=PROBLEM_MEDIA_TYPE, headers=self.headers
         )
 
@@ -285,6 +291,26 @@ def wrong_fields(error: InvalidRequest) -> ProblemError:
     count = len(error.errors)
     detail = f"{count} field{'s are' if count > 1 else ' is'} wrong; see errors"
     return ProblemError("validation_failed", detail, errors=error.errors)
+
+
+class ProblemAnswer(JsonAnswer[Problem]):
+    """A problem in the form of the path that was asked for: below `/v1` as clients of OpenAI's API read it, wherever it
+    was raised."""
+
+    def to_asgi_response(self, app: Any, request: Request[Any, Any, Any], **_: Any) -> ASGIApp:  # type: ignore[override]
+        """What sends it."""
+        problem = self.content
+
+        async def send_it(scope: Scope, receive: Receive, send: Send) -> None:
+            answer: JsonAnswer[Any] = self
+            make = super(ProblemAnswer, self).to_asgi_response
+            if is_below(scope["path"]):
+                headers = retry_headers(problem) | self.headers
+                answer = JsonAnswer(error_body(problem), headers=headers, status_code=problem.status)
+                make = answer.to_asgi_response
+            await make(app, request)(scope, receive, send)
+
+        return send_it
 
 
 # The problems of what Litestar raises by itself, by status. Its texts are for developers; the client gets ours.

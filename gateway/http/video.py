@@ -55,7 +55,7 @@ async def get_video(
 
     Where the operator chose it, the answer is 302 with a link to the object store, which lasts for a while and needs no
     key; with `?redirect=false` the gateway sends the file itself."""
-    file = await _video(request, services, task_id)
+    file = await stored_video(request, services, task_id)
     link = await link_answer(request, services, file) if redirect else None
     return link or file_answer(request, services, file)
 
@@ -70,7 +70,7 @@ async def get_video(
 )
 async def head_video(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[None]:
     """The headers of the video without its bytes. `Range` means nothing here (RFC 9110)."""
-    return head_answer(request, await _video(request, services, task_id))
+    return head_answer(request, await stored_video(request, services, task_id))
 
 
 @get(
@@ -86,16 +86,17 @@ async def get_thumbnail(request: _Request, services: _Services, task_id: FromPat
     """The middle frame of a finished task's video as WebP, 320 pixels at most on its longer side.
 
     It is kept for as long as the video. Where a task has one, `links.thumbnail` says so."""
-    return file_answer(request, services, await _thumbnail(request, services, task_id))
+    return file_answer(request, services, await stored_thumbnail(request, services, task_id))
 
 
 @head("/tasks/{task_id:str}/thumbnail", include_in_schema=False, **needs("read"))
 async def head_thumbnail(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[None]:
     """The headers of the thumbnail without its bytes."""
-    return head_answer(request, await _thumbnail(request, services, task_id))
+    return head_answer(request, await stored_thumbnail(request, services, task_id))
 
 
-async def _video(request: _Request, services: Services, task_id: str) -> StoredFile:
+async def stored_video(request: _Request, services: Services, task_id: str) -> StoredFile:
+    """The video of a task, which is in the store. Raises ProblemError where there is none."""
     video = await _finished(request, services, task_id)
     file = StoredFile(
         path=video.path,
@@ -109,7 +110,8 @@ async def _video(request: _Request, services: Services, task_id: str) -> StoredF
     return file
 
 
-async def _thumbnail(request: _Request, services: Services, task_id: str) -> StoredFile:
+async def stored_thumbnail(request: _Request, services: Services, task_id: str) -> StoredFile:
+    """A frame of the video of a task, which is in the store. Raises ProblemError where there is none."""
     thumbnail = (await _finished(request, services, task_id)).thumbnail
     if thumbnail is None:
         raise ProblemError("no_thumbnail", "no frame of this video was kept; the video is at links.video of the task")

@@ -77,12 +77,19 @@ class Worker:
     """A work loop of anisora's lane, or of *stream*, that serves in the background, its runner and artifact store."""
 
     def __init__(
-        self, link: NatsLink, windows: Windows, folder: Path, owner: str, *, stream: str = lane_stream("anisora")
+        self,
+        link: NatsLink,
+        windows: Windows,
+        folder: Path,
+        owner: str,
+        *,
+        stream: str = lane_stream("anisora"),
+        runs: Callable[[Path], SteeredRunner] = SteeredRunner,
     ) -> None:
         scratch = Scratch(folder, slot="cpu-0", owner=owner)
         self.folder = scratch.folder
         self.artifacts = folder / "artifacts"
-        self.runner = SteeredRunner(self.folder)
+        self.runner = runs(self.folder)
         order = Order(Policy(), resident=lambda: stream.removeprefix(LANE_PREFIX).lower())
         self.loop = WorkLoop(
             link=link,

@@ -22,6 +22,7 @@ from gateway.http.access import SECURITY_SCHEME, needs_nothing
 from gateway.http.methods import head_of, options_of, with_heads_and_options
 from gateway.http.openapi.examples import problem_example
 from gateway.http.openapi.request import MODEL_QUERY, REQUEST_BODY, model_query, request_body
+from gateway.http.openapi.videos import VIDEO_REQUEST_BODY, video_request_body
 from gateway.http.problems import PROBLEMS
 from gateway.http.views import root_of
 
@@ -65,7 +66,8 @@ number of a tag, the revision, is compared, and another one is a `412`.
 ## Errors
 
 Every error is a problem document (RFC 9457, `application/problem+json`). Programs switch on `code`; a `422` lists every
-wrong field at once, in a fixed order.
+wrong field at once, in a fixed order. Below `/v1` an error has the form `{{"error": {{"message": "…", "code": "…"}}}}`,
+with the same status and `code`.
 
 | status | code | meaning |
 |---|---|---|
@@ -83,6 +85,7 @@ def openapi_config(catalog: Catalog) -> OpenAPIConfig:
             Tag(name="tasks", description="Follow, cancel and collect what was asked for."),
             Tag(name="images", description="Upload an image once, and name it in many requests."),
             Tag(name="webhooks", description="Be told, and not ask."),
+            Tag(name="videos", description="The same tasks, as clients of OpenAI's video API ask for them."),
             Tag(name="settings", description="What can be asked for."),
             Tag(name="operations", description="How the gateway is."),
             Tag(name="admin", description="What operators look at, and the switch of a model's lanes."),
@@ -91,7 +94,10 @@ def openapi_config(catalog: Catalog) -> OpenAPIConfig:
         operation_id_creator=lambda handler, method, path: handler.handler_name,  # `list_tasks`, `generate`, …
         components=Components(
             parameters={MODEL_QUERY: model_query(catalog)},
-            request_bodies={REQUEST_BODY: request_body(catalog)},
+            request_bodies={
+                REQUEST_BODY: request_body(catalog),
+                VIDEO_REQUEST_BODY: video_request_body(catalog),
+            },
             examples={code: problem_example(code) for code in PROBLEMS},
             security_schemes={SECURITY_SCHEME: _security_scheme()},
         ),

@@ -153,7 +153,7 @@ def example_problem(code: str) -> Problem:
     )
 
 
-class _NamedExample(Example):
+class NamedExample(Example):
     """Litestar takes the name of an example from its id, and then shows the id, which OpenAPI does not allow."""
 
     @property
@@ -163,4 +163,4 @@ class _NamedExample(Example):
 
 def problem_example(code: str) -> Example:
     """`example_problem` as an entry of the document."""
-    return _NamedExample(id=code, summary=PROBLEMS[code].title, value=example_problem(code))
+    return NamedExample(id=code, summary=PROBLEMS[code].title, value=example_problem(code))

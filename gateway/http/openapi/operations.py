@@ -1,6 +1,6 @@
 """What Litestar's signatures cannot say of an operation: bodies, headers, other media types, problem documents."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -50,10 +50,6 @@ def problem_responses(*codes: str, is_scoped: bool = True) -> dict[int, Response
     What any route that needs a key can answer is always among them, `forbidden` only where it *is_scoped*.
     Raises KeyError for a code that is not in `PROBLEMS`.
     """
-    by_status: dict[int, list[str]] = {}
-    anywhere = (*_ANYWHERE, "forbidden") if is_scoped else _ANYWHERE
-    for code in dict.fromkeys((*codes, *anywhere)):
-        by_status.setdefault(PROBLEMS[code].status, []).append(code)
     return {
         status: ResponseSpec(
             data_container=Problem,
@@ -62,8 +58,17 @@ def problem_responses(*codes: str, is_scoped: bool = True) -> dict[int, Response
             description=" · ".join(f"`{code}`: {PROBLEMS[code].title}." for code in group),
             examples=[problem_example(code) for code in group],
         )
-        for status, group in sorted(by_status.items())
+        for status, group in codes_by_status(codes, is_scoped=is_scoped).items()
     }
+
+
+def codes_by_status(codes: Iterable[str], *, is_scoped: bool) -> dict[int, list[str]]:
+    """*codes*, and those that any route can answer which needs a key, by their statuses in order."""
+    by_status: dict[int, list[str]] = {}
+    anywhere = (*_ANYWHERE, "forbidden") if is_scoped else _ANYWHERE
+    for code in dict.fromkeys((*codes, *anywhere)):
+        by_status.setdefault(PROBLEMS[code].status, []).append(code)
+    return dict(sorted(by_status.items()))
 
 
 def _header(description: str) -> OpenAPIHeader:
@@ -330,18 +335,29 @@ class EventsOperation(DescribedOperation):
 
 
 @dataclass
-class _FileOperation(DescribedOperation):
+class FileOperation(DescribedOperation):
     """A file of the artifact store, whole or in part."""
 
-    def _file(self, what: str, media_type: str) -> None:
+    def linked(self) -> None:
+        """The answer may be a link to the file."""
+        self._answer(302, "Where to download it, if this deployment gives links. It needs no key, and lasts a while.")
+        self.send(302, {"Location": "A URL of the object store.", "ETag": _OF_A_FILE})
+
+    def whole(self, what: str, *media_types: str) -> None:
+        """The answer is the whole file *what*."""
+        self._answer(200, f"The whole {what}.", *media_types, schema=_BYTES)
+        self.send(200, {"Content-Length": "How many bytes follow."})
+
+    def file(self, what: str, *media_types: str) -> None:
+        """The answer is the file *what*, of one of *media_types*, or a range of it."""
         self.accept(
             parameter("Range", "One range of bytes; several, or another unit, give the whole file.", "bytes=0-1023"),
             parameter("If-Range", "Honour Range only while the file has this ETag.", EXAMPLE_ETAG),
         )
         sent = {"Accept-Ranges": "`bytes`", "Content-Length": "How many bytes follow."}
         # the second is for whoever accepts no other, and what generators of clients know as bytes
-        self._answer(200, f"The whole {what}.", media_type, PLAIN_BYTES, schema=_BYTES)
-        self._answer(206, "The bytes that Range asked for.", media_type, PLAIN_BYTES, schema=_BYTES)
+        self._answer(200, f"The whole {what}.", *media_types, PLAIN_BYTES, schema=_BYTES)
+        self._answer(206, "The bytes that Range asked for.", *media_types, PLAIN_BYTES, schema=_BYTES)
         self.send(200, sent)
         self.send(206, {"ETag": _OF_A_FILE, **sent, "Content-Range": "Which bytes, of how many."})
         self.conditional(_OF_A_FILE, example=EXAMPLE_ETAG)
@@ -349,21 +365,20 @@ class _FileOperation(DescribedOperation):
 
 
 @dataclass
-class VideoOperation(_FileOperation):
+class VideoOperation(FileOperation):
     """`GET /tasks/{id}/video`: an MP4."""
 
     def __post_init__(self) -> None:
-        self._file("video", "video/mp4")
-        self._answer(302, "Where to download it, if this deployment gives links. It needs no key, and lasts a while.")
-        self.send(302, {"Location": "A URL of the object store.", "ETag": _OF_A_FILE})
+        self.file("video", "video/mp4")
+        self.linked()
 
 
 @dataclass
-class ThumbnailOperation(_FileOperation):
+class ThumbnailOperation(FileOperation):
     """`GET /tasks/{id}/thumbnail`: a WebP."""
 
     def __post_init__(self) -> None:
-        self._file("thumbnail", "image/webp")
+        self.file("thumbnail", "image/webp")
 
 
 @dataclass

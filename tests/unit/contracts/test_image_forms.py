@@ -130,7 +130,7 @@ def test_an_image_in_a_form_may_be_named_or_be_text_too() -> None:
 
 def test_a_field_that_stands_twice_is_refused() -> None:
     fields = FormFields()
-    fields.add_image(PNG, "image/png")
+    fields.add_image("image", PNG, "image/png")
     with pytest.raises(MalformedBody, match="stands twice"):
         fields.add_text("image", b"x")
 
@@ -142,5 +142,5 @@ def test_text_that_is_no_utf_8_is_refused() -> None:
 
 def test_a_form_in_which_no_file_was_chosen_has_no_image() -> None:
     fields = FormFields()
-    fields.add_image(b"", "application/octet-stream")
+    fields.add_image("image", b"", "application/octet-stream")
     assert fields.values == {}

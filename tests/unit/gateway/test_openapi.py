@@ -106,7 +106,11 @@ def test_errors_are_described_as_problems_and_as_nothing_else() -> None:
     """Litestar would add its own form of a 400 to every route with a parameter."""
     for method, path, operation in operations(TINY):
         for status, answer in operation["responses"].items():
-            if int(status) >= 400 and path not in ("/readyz", "/healthz"):
+            if int(status) >= 400 and path.startswith("/v1/"):
+                assert list(answer["content"]) == ["application/json"], (method, path, status)
+                for code, example in answer["content"]["application/json"]["examples"].items():
+                    assert (example["value"]["error"]["code"], PROBLEMS[code].status) == (code, int(status))
+            elif int(status) >= 400 and path not in ("/readyz", "/healthz"):
                 assert list(answer["content"]) == ["application/problem+json"], (method, path, status)
                 for code, example in answer["content"]["application/problem+json"]["examples"].items():
                     assert (example["value"]["code"], example["value"]["status"]) == (code, int(status))
@@ -137,6 +141,14 @@ NEEDS = {
     ("post", "/webhooks/secret/rotate"): "submit",
     ("get", "/webhooks/deliveries"): "read",
     ("post", "/webhooks/deliveries/{delivery_id}/redeliver"): "submit",
+    ("post", "/v1/videos"): "submit",
+    ("post", "/v1/videos/sync"): "submit",
+    ("get", "/v1/videos"): "read",
+    ("get", "/v1/videos/{video_id}"): "read",
+    ("delete", "/v1/videos/{video_id}"): "submit",
+    ("get", "/v1/videos/{video_id}/content"): "read",
+    ("get", "/v1/models"): "",
+    ("get", "/v1/models/{model}"): "",
     ("get", "/settings"): "",
     ("get", "/healthz"): None,
     ("get", "/readyz"): None,

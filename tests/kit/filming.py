@@ -1,0 +1,33 @@
+"""A steered worker that films: real MP4s and thumbnails, at once or when the test says so, and no torch."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from msgspec.structs import replace
+
+from contracts.tasks import GenerationTask, Progress
+from lane_worker.pipelines.thumbnail import thumbnail_of
+from lane_worker.pipelines.video import write_video
+from lane_worker.runtime.outcome import Result, Succeeded
+from tests.kit.steered import SteeredRunner
+
+FRAMES = 17
+
+
+class FilmingRunner(SteeredRunner):
+    """Ends each task with the same real video. While `may_end` is not set, the task goes on; where `result` is set,
+    the task ends with it."""
+
+    def __init__(self, scratch: Path) -> None:
+        super().__init__(scratch)
+        self.may_end.set()
+        self._frames = np.zeros((FRAMES, 64, 96, 3), np.uint8)
+
+    async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[Progress], None]) -> Result:
+        self.stopped.clear()
+        result = await super().run(task, image, on_progress)
+        if not isinstance(result, Succeeded):
+            return result
+        video = write_video(self._frames, result.path, fps=16)
+        return replace(result, video=replace(video, thumbnail=thumbnail_of(self._frames)))
