@@ -22,16 +22,21 @@ KEYS: Final = (None, None, "k", "l")
 
 
 def drive(
-    seed: int, *, actions: int = 40, is_tracing: bool = False, on_world: Callable[[World], None] | None = None
+    seed: int,
+    *,
+    actions: int = 40,
+    is_tracing: bool = False,
+    tells: bool = False,
+    on_world: Callable[[World], None] | None = None,
 ) -> World:
-    """Runs the model as *seed* says, and returns what became of it. Raises Violation.
+    """Runs the model as *seed* says, and returns what became of it. *tells*: with webhooks. Raises Violation.
 
     *on_world* is given the world before anything happens in it.
     """
     # of their own, so that they change nothing else of what a seed determines
     classes = random.Random(f"classes {seed}")
     displaces = classes.random() < DISPLACING
-    world = World(skews_s=SKEWS_S if seed % 2 else (), is_tracing=is_tracing, displaces=displaces)
+    world = World(skews_s=SKEWS_S if seed % 2 else (), is_tracing=is_tracing, displaces=displaces, tells=tells)
     if on_world is not None:
         on_world(world)
     try:

@@ -26,6 +26,7 @@ from gateway.placing.hold import CallerGone, Holds
 from gateway.placing.overload import Overloaded
 from gateway.placing.sweeper import Sweeper
 from gateway.services import Services
+from gateway.webhooks.service import WebhookOptions, Webhooks
 from lane_worker.forking.host_messages import WrittenVideo
 from lane_worker.runtime.lane_hand import LaneHand
 from lane_worker.runtime.loop import WorkLoop
@@ -41,6 +42,7 @@ from tests.kit.behind import client_of
 from tests.model.invariants import Violation
 from tests.model.model_loop import Host
 from tests.model.network import Network, StoreAway
+from tests.model.telling import SEALING_KEY
 
 if TYPE_CHECKING:
     from tests.model.world import World
@@ -194,6 +196,8 @@ class GatewayHost(ModelHost):
         )
         holds = Holds(link=link, artifacts=artifacts, tasks=tasks, sweeper=sweeper, stopping=stopping)
         await holds.start()
+        if world.tells:
+            await Webhooks(WebhookOptions(Path(), keys=SEALING_KEY), tasks=tasks, background=Background()).start(link)
         estimates = Estimates(queues=tasks.work_queues, lanes=lanes, catalog=catalog)
         admission = Admission(
             link=link,

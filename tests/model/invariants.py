@@ -50,6 +50,8 @@ class Ledger:
         self.runs: dict[tuple[str, int], list[str]] = defaultdict(list)
         self.answered: dict[str, str] = {}
         self.refused: dict[str, str] = {}
+        # which events of a task its receiver was told
+        self.told: dict[str, set[str]] = defaultdict(set)
         self.torn = TORN
         self.torn.clear()
         self.keyed: dict[str, set[str]] = defaultdict(set)
@@ -183,6 +185,20 @@ class Ledger:
         if task.id in self.refused:
             raise Violation(f"6: {task.id} was refused ({self.refused[task.id]}), and then answered {how}")
 
+    def on_told(self, task_id: str, event: str) -> None:
+        """The receiver of *task_id*'s webhook was told of *event*."""
+        self.told[task_id].add(event)
+        record = self.records.get(task_id)
+        if task_id not in self.torn and (record is None or event not in _events_of(record)):
+            raise Violation(f"11: a receiver was told {event} of {task_id}, which is {record and _end(record)}")
+
+    def check_told(self) -> None:
+        """At the end: whoever asked for it was told all that became of a task whose id a client has."""
+        for task_id in self.answered:
+            missing = _events_of(self.records[task_id]) - self.told[task_id]
+            if missing:
+                raise Violation(f"11: nobody was told {missing} of {task_id}, {_end(self.records[task_id])}")
+
     def on_refused(self, task_id: str, why: str, *, is_shared: bool) -> None:
         """A client got the answer that *task_id* will not run. *is_shared*: equal requests use the same id."""
         if task_id in self.torn or (why == "depth" and is_shared):
@@ -283,6 +299,13 @@ class Ledger:
             accepted = [task_id for task_id in ids if task_id in self.records and not self.records[task_id].was_refused]
             if len(accepted) > 1:
                 raise Violation(f"1: the key {key} was accepted as {accepted}")
+
+
+def _events_of(task: GenerationTask) -> set[str]:
+    """What a receiver is told of *task* by what its record says."""
+    ends = {TaskStatus.DONE: "task.done", TaskStatus.FAILED: "task.failed"}
+    events = {"task.claimed"} if task.claimed_at is not None else set()
+    return events | ({ends[task.status]} if task.status in ends else set())
 
 
 def _end(task: GenerationTask) -> str:

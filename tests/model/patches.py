@@ -29,6 +29,11 @@ import gateway.placing.retries
 import gateway.placing.slow_look
 import gateway.placing.sweeper
 import gateway.placing.turns
+import gateway.rules.webhook_retries
+import gateway.webhooks.delivering
+import gateway.webhooks.making
+import gateway.webhooks.progress
+import gateway.webhooks.service
 import lane_worker.runtime.attempt
 import lane_worker.runtime.claiming
 import lane_worker.runtime.held
@@ -41,6 +46,7 @@ import lane_worker.runtime.orphans
 import lane_worker.runtime.queued
 import lane_worker.runtime.scratch
 import lane_worker.runtime.settling
+import ops.background
 import ops.nats.bucket
 import ops.nats.connecting
 import ops.nats.connection
@@ -51,6 +57,7 @@ import ops.nats.server_clock
 import ops.nats.watch
 from tests.model.model_loop import HOST
 from tests.model.network import SimulatedClient, current
+from tests.model.telling import WAITS_S, PlayedLeader, PlayedSender
 
 _WITH_DATETIME: tuple[Any, ...] = (
     degraded_worker.hand,
@@ -68,6 +75,10 @@ _WITH_DATETIME: tuple[Any, ...] = (
     gateway.placing.sweeper,
     gateway.http.lookup,
     gateway.placing.cancelling,
+    gateway.webhooks.delivering,
+    gateway.webhooks.making,
+    gateway.webhooks.progress,
+    gateway.webhooks.service,
     lane_worker.runtime.claiming,
     lane_worker.runtime.lane_hand,
     lane_worker.runtime.lease,
@@ -90,6 +101,9 @@ _WITH_LOG: tuple[Any, ...] = (
     gateway.placing.leftovers,
     gateway.placing.slow_look,
     gateway.placing.sweeper,
+    gateway.webhooks.delivering,
+    gateway.webhooks.making,
+    gateway.webhooks.progress,
     lane_worker.runtime.attempt,
     lane_worker.runtime.claiming,
     lane_worker.runtime.held,
@@ -99,6 +113,7 @@ _WITH_LOG: tuple[Any, ...] = (
     lane_worker.runtime.orphans,
     lane_worker.runtime.scratch,
     lane_worker.runtime.settling,
+    ops.background,
     ops.nats.connecting,
     ops.nats.connection,
     ops.nats.pull,
@@ -180,6 +195,12 @@ def simulated_product() -> Iterator[None]:
         stack.enter_context(patch.object(lane_worker.runtime.input_image, "time", clock))
         stack.enter_context(patch.object(gateway.placing.retries, "time", clock))
         stack.enter_context(patch.object(gateway.placing.overload, "time", clock))
+        for module in (gateway.webhooks.delivering, gateway.webhooks.making, gateway.webhooks.progress):
+            stack.enter_context(patch.object(module, "time", clock))
+        stack.enter_context(patch.object(gateway.webhooks.service, "Leader", PlayedLeader))
+        stack.enter_context(patch.object(gateway.webhooks.service, "WebhookSender", PlayedSender))
+        stack.enter_context(patch.object(gateway.rules.webhook_retries, "WAITS_S", WAITS_S))
+        stack.enter_context(patch.object(gateway.rules.webhook_retries, "ATTEMPTS_MAX", 1_000))
         stack.enter_context(patch("tenacity.time", clock))
         hooks = stamina.instrumentation.get_on_retry_hooks()
         stamina.instrumentation.set_on_retry_hooks([])

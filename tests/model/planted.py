@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, Final, cast
@@ -13,11 +13,14 @@ from msgspec.structs import replace
 import gateway.placing.displacement
 import gateway.placing.sweeper
 import gateway.rules.due
+import gateway.rules.webhook_events
+import gateway.webhooks.delivering
 import lane_worker.runtime.claim
 import lane_worker.runtime.claiming
 from contracts import lifecycle
-from contracts.tasks import FailureCode, GenerationTask, Priority, encode_task
+from contracts.tasks import FailureCode, GenerationTask, Priority, TaskStatus, encode_task
 from contracts.topology import TASKS
+from contracts.webhooks import WebhookEvent
 from degraded_worker.hand import Hand
 from gateway.boards.task_board import TaskBoard
 from gateway.placing.displacement import Displacement
@@ -25,6 +28,9 @@ from gateway.placing.hold import Holds
 from gateway.placing.queueing import Queueing
 from gateway.placing.slow_look import SlowLook
 from gateway.placing.sweeper import Sweeper
+from gateway.rules.webhook_events import Happened, happened
+from gateway.rules.webhook_retries import Delivered
+from gateway.webhooks.making import Making
 from lane_worker.runtime.claim import Mine, claim_decision
 from lane_worker.runtime.claiming import Claims
 from lane_worker.runtime.held import HeldTask
@@ -367,7 +373,34 @@ def displaced_without_compare_and_set() -> AbstractContextManager[Any]:
     return patch.object(Displacement, "make_room", blind)
 
 
+def told_only_of_what_comes() -> AbstractContextManager[Any]:
+    """A gateway that takes over makes the deliveries of what it sees from then on, as behind a cursor."""
+
+    async def nothing(_: Making) -> None:
+        pass
+
+    return patch.object(Making, "_look_at_all", nothing)
+
+
+def sent_is_delivered() -> AbstractContextManager[Any]:
+    """A delivery is over when it was sent, whatever the receiver answers."""
+    return patch.object(gateway.webhooks.delivering, "verdict", lambda *_, **__: Delivered())
+
+
+def told_what_was_meant() -> AbstractContextManager[Any]:
+    """A worker's claim is told as if it had ended well already."""
+
+    def early(task: GenerationTask) -> Iterator[Happened]:
+        yield from happened(task)
+        if task.status is TaskStatus.PROCESSING and task.claimed_at is not None:
+            yield Happened(WebhookEvent.DONE, task.claimed_at)
+
+    return patch.object(gateway.rules.webhook_events, "happened", early)
+
+
 Plant = Callable[[], AbstractContextManager[Any]]
+# The invariant of webhooks: its bugs show in runs that have them.
+TOLD: Final = "11"
 # the bug, the invariant that it breaks, and the first seed that shows it
 PLANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
     (ack_before_claim, "7", 268),
@@ -391,4 +424,7 @@ PLANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
     (acked_into_the_hand, "7", 367),
     (displaces_the_claimed, "10", 170),
     (displaced_without_compare_and_set, "1", 61),
+    (told_only_of_what_comes, TOLD, 3),
+    (sent_is_delivered, TOLD, 0),
+    (told_what_was_meant, TOLD, 0),
 )

@@ -33,6 +33,7 @@ from tests.model.setting import (
     request_of,
     streams_of,
 )
+from tests.model.telling import TOLD_S, WEBHOOK, Lead
 
 # A supervisor starts again what ended, this much later.
 RESTART_S: Final = 1.0
@@ -48,9 +49,18 @@ SLOW_S: Final = 35.0
 class World:
     """The system, its clients, and what may go wrong."""
 
-    def __init__(self, *, skews_s: tuple[float, ...] = (), is_tracing: bool = False, displaces: bool = False) -> None:
-        """*displaces*: a full degraded queue makes room for a higher class (ADR 0039)."""
+    def __init__(
+        self,
+        *,
+        skews_s: tuple[float, ...] = (),
+        is_tracing: bool = False,
+        displaces: bool = False,
+        tells: bool = False,
+    ) -> None:
+        """*displaces*: a full degraded queue makes room for a higher class (ADR 0039). *tells*: each request names a
+        webhook (ADR 0044)."""
         self.network = Network()
+        self.tells, self.lead = tells, Lead()
         use(self.network)
         self.network.on_new_id = self._on_new_id
         self.loop = self.network.loop
@@ -163,7 +173,8 @@ class World:
         self.calls.append(call)
         how = "async" if is_async else "sync"
         self._note(f"{gateway}: POST {model} {how} key={key} image={image} {priority}")
-        host.spawn(partial(self._posted, host, call, request_of(model, image=image)))
+        request = request_of(model, image=image)
+        host.spawn(partial(self._posted, host, call, replace(request, webhook=WEBHOOK) if self.tells else request))
         self.check()
 
     async def _posted(self, host: GatewayHost, call: Call, request: AcceptedRequest) -> None:
@@ -445,6 +456,9 @@ class World:
         self.ledger.at_end(self.files)
         if self.ledger.slack_s:
             self.live(FOUND_S)
+        if self.tells:
+            self.live(TOLD_S)
+            self.ledger.check_told()
         for host in self.hosts.values():
             if isinstance(host, GatewayHost) and host.alive and host.is_ready:
                 self.ledger.check_memory(host.name, host.services.tasks)
