@@ -123,6 +123,21 @@ def submit(gateway: ScriptedGateway, tmp_path: Path, *arguments: str) -> Result:
     return result
 
 
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ("https://images.example.com/a.png", {"url": "https://images.example.com/a.png"}),
+        ("img_" + "0" * 32, {"ref": "img_" + "0" * 32}),
+    ],
+)
+def test_an_image_that_is_elsewhere_is_named(
+    gateway: ScriptedGateway, tmp_path: Path, named: str, expected: dict[str, str]
+) -> None:
+    gateway.script = [Answer(202, DONE, etag='"5"'), Answer(200, VIDEO)]
+    assert submit(gateway, tmp_path, "--image", named).exit_code == 0
+    assert json.loads(gateway.asked[0][3])["image"] == expected
+
+
 def test_only_what_was_given_is_sent(gateway: ScriptedGateway, tmp_path: Path) -> None:
     gateway.script = [Answer(202, DONE, etag='"5"'), Answer(200, VIDEO)]
     result = submit(gateway, tmp_path, "--num-frames", "33", "--cfg", "1.5")

@@ -367,6 +367,11 @@ ASKED: Final[dict[str, tuple[str, str, Any]]] = {
     ),
     "WARMLANE_ALLOWED_HOSTS": ("video.example.org", "allowed_hosts", ("video.example.org",)),
     "WARMLANE_CORS_ORIGINS": ("https://app.example.org", "cors_origins", ("https://app.example.org",)),
+    "WARMLANE_IMAGES_ALLOW_HOST": (
+        *("*.example.org 10.1.0.0/16", "image_hosts"),
+        ("*.example.org", ipaddress.ip_network("10.1.0.0/16")),
+    ),
+    "WARMLANE_IMAGES_KEEP": ("1h", "images_keep_s", 3_600.0),
     "WARMLANE_ACCESS_LOG": ("all", "access_log", "all"),
     "WARMLANE_TRACE_READS": ("1", "trace_reads", True),
     "WARMLANE_JAEGER_URL": ("http://127.0.0.1:16686", "jaeger_url", "http://127.0.0.1:16686"),
