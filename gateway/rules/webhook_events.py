@@ -40,11 +40,12 @@ class Target(Struct, frozen=True):
 def happened(task: GenerationTask) -> Iterator[Happened]:
     """What has happened to *task* so far that is told at least once, in its order; progress is not.
 
-    1. Nothing of a request that was refused or taken back before its caller was given the id: nobody knows it.
+    1. Nothing of a request that was refused or taken back before its caller was given the id: nobody knows it. One that
+       was cancelled while its caller was held is answered with its id, and is told as any other.
     2. `task.claimed` once a worker has begun it; of several attempts the newest one that the record names.
     3. `task.done` or `task.failed` once it has ended.
     """
-    if task.attempt == 0 and not task.promised:  # 1
+    if task.was_refused and not task.promised:  # 1
         return
     if task.claimed_at is not None:  # 2
         yield Happened(WebhookEvent.CLAIMED, task.claimed_at)

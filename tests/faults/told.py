@@ -14,7 +14,7 @@ ENDS: Final = {TaskStatus.DONE: "task.done", TaskStatus.FAILED: "task.failed"}
 
 def is_owed(task: GenerationTask) -> bool:
     """Whether somebody is to be told how *task* ended: it did, and its caller may know of it."""
-    return task.status in ENDS and (task.attempt > 0 or task.promised)
+    return task.status in ENDS and (task.promised or not task.was_refused)
 
 
 def missing(tasks: Sequence[GenerationTask], told: Sequence[Told]) -> list[str]:

@@ -243,6 +243,8 @@ class GatewayHost(ModelHost):
         ledger = self.world.ledger
         CALLER.set(call)
         caller, shared = "c", call.key is not None
+        if call.key is not None:
+            ledger.classes[call.key].add(call.priority)
         try:
             snapshot = await self.services.admission.accept(
                 request,

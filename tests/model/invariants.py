@@ -9,7 +9,7 @@ from collections.abc import Set
 from typing import Final
 
 from contracts.lifecycle import TRANSITIONS
-from contracts.tasks import HANDED_BACK_MAX, FailureCode, GenerationTask, TaskStatus, decode_task
+from contracts.tasks import HANDED_BACK_MAX, FailureCode, GenerationTask, Priority, TaskStatus, decode_task
 from contracts.topology import DEGRADED, TASKS, bucket_stream, lane_stream, work_stream
 from gateway.boards.task_board import TaskBoard
 from gateway.placing.displacement import DISPLACED_MAX
@@ -55,6 +55,8 @@ class Ledger:
         self.torn = TORN
         self.torn.clear()
         self.keyed: dict[str, set[str]] = defaultdict(set)
+        # the classes of the requests with a key: which of them became its task, gateways decide among themselves
+        self.classes: dict[str, set[Priority]] = defaultdict(set)
         # when the server stored the claim of (task, epoch)
         self._claimed_s: dict[tuple[str, int], float] = {}
         self._displaced: Counter[str] = Counter()
@@ -271,9 +273,11 @@ class Ledger:
                 raise Violation(f"1: {name} still holds {subjects}")
         stored = self._server.stream(bucket_stream(TASKS)).last_of_each()
         tasks = {task.id: task for task in (decode_task(entry.data) for entry in stored)}
+        contested = {task_id for key, ids in self.keyed.items() if len(self.classes[key]) > 1 for task_id in ids}
         for task in tasks.values():
             by = None if task.displaced_by is None else tasks.get(task.displaced_by)
-            if by is not None and by.priority.rank >= task.priority.rank and not self.torn & {task.id, by.id}:
+            is_lower = by is not None and by.priority.rank >= task.priority.rank
+            if by is not None and is_lower and not (self.torn | contested) & {task.id, by.id}:
                 raise Violation(f"10: {by.id} ({by.priority}) displaced {task.id} ({task.priority})")
             if not task.status.is_terminal:
                 raise Violation(f"1: {task.id} is {task.status} for ever")

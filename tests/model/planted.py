@@ -398,6 +398,16 @@ def told_what_was_meant() -> AbstractContextManager[Any]:
     return patch.object(gateway.rules.webhook_events, "happened", early)
 
 
+def silent_about_the_cancelled() -> AbstractContextManager[Any]:
+    """As it was: nobody is told of a task that was cancelled while its caller was held, which is answered with it."""
+
+    def before(task: GenerationTask) -> Iterator[Happened]:
+        if task.attempt or task.promised:
+            yield from happened(task)
+
+    return patch.object(gateway.rules.webhook_events, "happened", before)
+
+
 Plant = Callable[[], AbstractContextManager[Any]]
 # The invariant of webhooks: its bugs show in runs that have them.
 TOLD: Final = "11"
@@ -427,4 +437,5 @@ PLANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
     (told_only_of_what_comes, TOLD, 3),
     (sent_is_delivered, TOLD, 0),
     (told_what_was_meant, TOLD, 0),
+    (silent_about_the_cancelled, TOLD, 170),
 )

@@ -66,6 +66,9 @@ def test_a_request_that_was_refused_is_told_to_nobody() -> None:
     assert owed(refused, endpoint()) == []
     assert owed(lifecycle.withdraw(held, now=LATER), endpoint()) == []
     assert owed(done(held), endpoint()) == [("task.claimed", "ep_1"), ("task.done", "ep_1")]
+    # whoever is held when it is cancelled is answered with the task, and has its id
+    cancelled = lifecycle.fail(held, code=FailureCode.CANCELLED, message="x", now=LATER)
+    assert owed(cancelled, endpoint()) == [("task.failed", "ep_1")]
 
 
 def test_an_endpoint_gets_the_events_that_it_asked_for_since_it_was_there() -> None:
