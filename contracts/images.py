@@ -1,4 +1,4 @@
-"""Input images as the gateway sees them: a data URI, a magic number, dimensions, what is missing. Nothing is decoded.
+"""Input images as the gateway sees them: data URIs, magic numbers, dimensions, what is missing. Nothing is decoded.
 
 A file is accepted as every viewer accepts it: what is broken beside the picture is no reason to refuse it.
 """

@@ -182,7 +182,7 @@ async def test_no_header_leads_an_answer_elsewhere(header: bytes, gateway: Gatew
 @pytest.mark.parametrize(
     "form", ["http://127.0.0.1:{}/x.png", "//127.0.0.1:{}/x", "data:image/png,http://127.0.0.1:{}/"]
 )
-async def test_no_url_is_ever_fetched(form: str, http: httpx.AsyncClient) -> None:
+async def test_no_url_is_fetched_that_no_operator_allowed(form: str, http: httpx.AsyncClient) -> None:
     """Not even one inside an SVG. A server listens at the URL, and nobody connects."""
     heard = 0
 
@@ -198,6 +198,9 @@ async def test_no_url_is_ever_fetched(form: str, http: httpx.AsyncClient) -> Non
         answer = await http.post("/generate", json={"model": "anisora", "prompt": "x", "image": image})
         assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "bad_image")
         assert (await http.get("/healthz")).status_code == 200  # whatever it had begun would be under way
+    for named in ({"url": url}, {"ref": url}):
+        answer = await http.post("/generate", json={"model": "anisora", "prompt": "x", "image": named})
+        assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
     listener.close()
     assert heard == 0
 

@@ -245,7 +245,8 @@ def _image(field: ImageField) -> Schema:
                 "url",
                 r"^https?://[^\s#@]+$",
                 "ImageByAddress",
-                "The gateway fetches it before it answers, from hosts that its operator allowed.",
+                "The gateway fetches it before it answers, which may take 10 s longer, from hosts that its operator "
+                "allowed.",
             ),
         ],
         description=(
