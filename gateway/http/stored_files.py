@@ -78,6 +78,16 @@ def file_answer(request: _Request, services: Services, file: StoredFile) -> Resp
     )
 
 
+def whole_answer(request: _Request, services: Services, file: StoredFile, *, location: str) -> Response[Any]:
+    """*file*, which was made for *request* and is at *location* from now on: no range of it, and no condition."""
+    headers = file.headers | {"Content-Length": str(file.bytes), "Location": location}
+    return Stream(
+        services.artifacts.read(file.path, 0, file.bytes),
+        status_code=200,
+        headers=headers | {"Content-Type": _media_type(request, file)},
+    )
+
+
 async def link_answer(request: _Request, services: Services, file: StoredFile) -> Response[Any] | None:
     """Where to download *file* without this gateway, or 304 where the client has it already. None where this gateway
     gives no links. Whoever has the link needs no key while it lasts.

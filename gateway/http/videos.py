@@ -9,7 +9,6 @@ from litestar import Response, delete, get, head, post
 from litestar.di import NamedDependency
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, QueryParameter
-from litestar.response import Stream
 
 from contracts.api.videos import VideoDeletion, VideoJob, VideoJobPage
 from contracts.tasks import FailureCode, GenerationTask
@@ -33,7 +32,7 @@ from gateway.http.openapi.videos import (
 )
 from gateway.http.preferences import MAX_WAIT_S, Preferences
 from gateway.http.problems import ProblemError
-from gateway.http.stored_files import StoredFile, file_answer, head_answer, link_answer
+from gateway.http.stored_files import StoredFile, file_answer, head_answer, link_answer, whole_answer
 from gateway.http.submission import SUBMISSION_PROBLEMS
 from gateway.http.video import stored_thumbnail, stored_video
 from gateway.http.video_submission import read_video, submit_video
@@ -97,7 +96,8 @@ async def create_video_sync(request: CallerRequest, services: _Services) -> Resp
     task = ended.value.task
     if task.error is not None:
         raise _failed(services, task)
-    return _whole(request, services, await stored_video(request, services, task.id), task)
+    file = await stored_video(request, services, task.id)
+    return whole_answer(request, services, file, location=f"{root_of(request)}/v1/videos/{task.id}")
 
 
 @get(
@@ -343,13 +343,6 @@ def _failed(services: Services, task: GenerationTask) -> ProblemError:
     if code is FailureCode.CANCELLED:
         return ProblemError("video_failed", f"the task failed ({code}); there is no video")
     return ProblemError("generation_failed", f"the task failed ({code}): {message}")
-
-
-def _whole(request: CallerRequest, services: Services, file: StoredFile, task: GenerationTask) -> Response[Any]:
-    location = f"{root_of(request)}/v1/videos/{task.id}"
-    headers = file.headers | {"Content-Length": str(file.bytes), "Location": location}
-    content = services.artifacts.read(file.path, 0, file.bytes)
-    return Stream(content, status_code=200, media_type=file.media_type, headers=headers)
 
 
 async def _content(request: CallerRequest, services: Services, video_id: str, variant: str) -> StoredFile:

@@ -278,10 +278,11 @@ async def test_an_overloaded_queue_is_said_once_and_not_sent_again(stage: Stage)
     await stage.system.fill()
     with pytest.raises(openai.InternalServerError) as refusal:
         await stage.client().videos.create(model="phr00t", prompt="x")
+    assert len(stage.sent) == 1  # without the header it is sent three times
     error = refusal.value
     assert (error.status_code, error.code, error.type) == (503, "queue_overloaded", "server_error")
     assert "25 requests are waiting already" in error.message
-    assert (error.response.headers["x-should-retry"], len(stage.sent)) == ("false", 1)
+    assert error.response.headers["x-should-retry"] == "false"
     assert int(error.response.headers["retry-after"]) >= 1
 
 

@@ -345,7 +345,7 @@ class FileOperation(DescribedOperation):
 
     def whole(self, what: str, *media_types: str) -> None:
         """The answer is the whole file *what*."""
-        self._answer(200, f"The whole {what}.", *media_types, schema=_BYTES)
+        self._answer(200, f"The whole {what}.", *media_types, PLAIN_BYTES, schema=_BYTES)
         self.send(200, {"Content-Length": "How many bytes follow."})
 
     def file(self, what: str, *media_types: str) -> None:

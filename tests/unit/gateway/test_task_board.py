@@ -54,6 +54,8 @@ def test_newest_first_and_on_from_a_place() -> None:
     assert listed(index) == everything
     (*_, fourth) = index.newest(statuses=None, models=None, caller=None, before=None, limit=4)
     assert listed(index, before=fourth) == everything[4:]
+    assert listed(index, oldest_first=True) == everything[::-1]
+    assert listed(index, before=fourth, oldest_first=True) == everything[:3][::-1]
 
 
 class _Counted(datetime):
