@@ -181,6 +181,29 @@ async def test_a_repeated_request_needs_its_image_no_more(http: httpx.AsyncClien
     assert problem(other) == (422, "idempotency_key_reused")
 
 
+async def test_a_task_is_submitted_again_without_the_upload(http: httpx.AsyncClient, gateway: GatewayProcess) -> None:
+    image = await upload(http)
+    task = (await submit(http, {"ref": image["id"]})).json()
+    await http.delete(f"/images/{image['id']}")
+    await http.delete(f"/tasks/{task['id']}")
+    again = await http.post(f"/tasks/{task['id']}/resubmit", json={})
+    assert again.status_code == 202, again.text
+    assert stored(gateway, again.json()) == PNG
+
+
+async def test_whoever_repeats_a_request_stores_the_image_that_a_dead_gateway_did_not(
+    http: httpx.AsyncClient, gateway: GatewayProcess
+) -> None:
+    """As after a kill between the queue message and the image; the worker waits for it meanwhile."""
+    key = {"idempotency-key": "lost"}
+    image = await upload(http)
+    task = (await submit(http, {"ref": image["id"]}, **key)).json()
+    (path,) = gateway.artifacts.glob(f"images/{task['id']}.*")
+    path.unlink()
+    assert (await submit(http, {"ref": image["id"]}, **key)).json()["id"] == task["id"]
+    assert path.read_bytes() == PNG
+
+
 @pytest.mark.parametrize("ref", ["img_" + "0" * 32, "img_1", "", "../../nats", "x" * 5_000])
 async def test_a_reference_that_leads_nowhere(ref: str, http: httpx.AsyncClient) -> None:
     assert errors(await submit(http, {"ref": ref})) == [("/image/ref", "image_not_found")]
@@ -247,6 +270,22 @@ async def test_an_image_is_fetched_before_the_answer_and_the_task_holds_it(
     log = gateway.log()
     assert '"image_fetched"' in log
     assert "secret7319" not in log
+
+
+async def test_another_image_at_the_same_address_is_not_put_in_the_place_of_the_first(
+    http: httpx.AsyncClient, gateway: GatewayProcess
+) -> None:
+    key = {"idempotency-key": "changes"}
+    async with receiving(serving(PNG)) as host:
+        task = (await submit(http, {"url": host.url}, **key)).json()
+        (path,) = gateway.artifacts.glob(f"images/{task['id']}.*")
+        path.unlink()  # as after a kill of the first gateway
+        host.answer = serving(JPEG)
+        assert (await submit(http, {"url": host.url}, **key)).json()["id"] == task["id"]
+        assert not path.exists()
+        host.answer = serving(PNG)
+        assert (await submit(http, {"url": host.url}, **key)).json()["id"] == task["id"]
+        assert path.read_bytes() == PNG
 
 
 async def test_what_the_rest_of_a_request_is_refused_for_costs_no_fetch(http: httpx.AsyncClient) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from contracts.urls import parse_url
 from gateway.rules.image_hosts import NONE_ALLOWED, ImageHosts
-from ops.commands.images import ImageHostType
+from ops.commands.images import ImageHostType, ImageOptions, image_options
 
 HOSTS = ImageHosts.of(["images.example.com", "*.cdn.example", ip_network("10.1.0.0/16")])
 
@@ -75,3 +75,20 @@ def test_hosts_on_a_command_line(text: str, expected: object) -> None:
 def test_what_is_no_host(text: str) -> None:
     with pytest.raises(click.BadParameter):
         ImageHostType().convert(text, None, None)
+
+
+def test_a_gateway_is_handed_on_what_the_command_was_given() -> None:
+    """`warmlane up` writes them on the command line of its gateway."""
+    given = ImageOptions(
+        ("images.example.com", "*.cdn.example", "*", ip_network("10.1.0.0/16"), ip_network("::1")), 90.5
+    )
+    found: list[ImageOptions] = []
+
+    @click.command()
+    @image_options
+    def command(images: ImageOptions) -> None:
+        found.append(images)
+
+    assert command.main(given.arguments(), standalone_mode=False) is None
+    assert command.main(ImageOptions().arguments(), standalone_mode=False) is None
+    assert found == [given, ImageOptions()]
