@@ -11,6 +11,7 @@ Surface = dict[str, str]
 
 _SCHEMAS: Final = "#/components/schemas/"
 _OPERATORS: Final = "/admin/"
+_REQUIRED: Final = ", required"
 
 
 def surface_of(document: dict[str, Any]) -> Surface:
@@ -36,18 +37,38 @@ def surface_of(document: dict[str, Any]) -> Surface:
 def broken(promised: Surface, found: Surface) -> list[str]:
     """What *found* no longer keeps of *promised*, and what it newly demands of clients.
 
-    1. A line is gone, or says something else.
-    2. A line is new that says that clients have to send something, of an operation that was there.
+    1. A line is gone, or says something else, unless it says that clients may send more than before.
+    2. A line is new that says that clients have to send something, of an operation that was there, and not in a form of
+       its body that is new as well.
     """
     gone = [
-        f"{line}: {said}, now {found.get(line, 'gone')}" for line, said in promised.items() if found.get(line) != said
+        f"{line}: {said}, now {found.get(line, 'gone')}"
+        for line, said in promised.items()
+        if found.get(line) != said and not _takes_more(line, said, found.get(line, ""))
     ]
+    bodies = {_form_of(line) for line in promised}
     demands = [
         f"{line}: {said}, which clients do not send"
         for line, said in found.items()
-        if line not in promised and said.endswith(", required") and f"operation {line.split()[1]}" in promised
+        if line not in promised
+        and said.endswith(_REQUIRED)
+        and f"operation {line.split()[1]}" in promised
+        and (not line.startswith("body ") or _form_of(line) in bodies)
     ]
     return gone + demands
+
+
+def _takes_more(line: str, before: str, now: str) -> bool:
+    """Whether what clients may send at *line* is what they could send *before*, and more."""
+    is_sent = line.startswith(("body ", "parameter "))
+    demands = now.endswith(_REQUIRED) and not before.endswith(_REQUIRED)
+    kinds, more = (set(said.removesuffix(_REQUIRED).split(" or ")) for said in (before, now))
+    return is_sent and not demands and kinds <= more
+
+
+def _form_of(line: str) -> str:
+    """The operation and the form of its body that *line* is about."""
+    return " ".join(line.split()[:3])
 
 
 def _asked(document: dict[str, Any], name: str, operation: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -75,6 +75,10 @@ BREAKS: Final[dict[str, tuple[Change, str]]] = {
         lambda made: requests(made)[0]["required"].append("seed"),
         "body generate anisora_request seed: integer, now integer, required",
     ),
+    "a field takes less": (
+        lambda made: requests(made)[0]["properties"].update(image={"type": "string"}),
+        "body generate anisora_request image: object or string, now string",
+    ),
     "an answer has another form": (
         lambda made: generate(made)["responses"]["202"].update(content={"text/plain": {}}),
         "answer generate 202: application/json, now text/plain",
@@ -97,6 +101,10 @@ ALLOWED: Final[dict[str, Change]] = {
         {"name": "Reason", "in": "header", "required": False, "schema": {"type": "string"}}
     ),
     "a field": lambda made: requests(made)[0]["properties"].update(mood={"type": "string"}),
+    "a field takes more": lambda made: requests(made)[0]["properties"].update(fps={"type": ["integer", "string"]}),
+    "a form of the body": lambda made: requests(made).append(
+        {"title": "other_request", "properties": {"mood": {"type": "string"}}, "required": ["mood"]}
+    ),
     "a limit": lambda made: requests(made)[0]["properties"]["width"].update(maximum=128),
     "an operation": lambda made: made["paths"].update(
         {"/moods": {"post": {"operationId": "set_mood", "requestBody": {}, "responses": {}}}}
