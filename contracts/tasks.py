@@ -85,6 +85,11 @@ class GenerationParameters(Struct, frozen=True, kw_only=True, gc=False):
     cfg: float
 
 
+_LabelText = Annotated[str, Meta(max_length=64)]
+Labels = Annotated[dict[_LabelText, _LabelText], Meta(max_length=8)]
+"""The labels of a task, by key (`contracts/generation/labels.py`)."""
+
+
 class ReplacedParameter(Struct, frozen=True, kw_only=True, gc=False):
     """A fixed parameter for which the request named another value, under the enforcement `report`.
 
@@ -206,7 +211,7 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     - *withdrawn*: every caller had hung up before any of them was given the id.
     - *replaced* is what the request asked for and did not get. It is stored for whoever asks later: after an answer was
       lost, or with the same Idempotency-Key.
-    - *webhook* is whom the request asked to be told of it.
+    - *webhook* is whom the request asked to be told of it; *labels* are those that it named.
     - *traceparent* is where the trace began. *attempt_traceparent* is the span of the newest claim; whoever finds the
       worker lost ends that span in its stead.
     """
@@ -243,6 +248,7 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     withdrawn: bool = False
     replaced: tuple[ReplacedParameter, ...] = ()
     webhook: TaskWebhook | None = None
+    labels: Labels = {}
     traceparent: str | None = None
     attempt_traceparent: str | None = None
     timeline: tuple[TimelineEntry, ...] = ()

@@ -19,7 +19,15 @@ from contracts.tasks import Priority
 
 T = TypeVar("T")
 # What stands for a figure, a flag, a list or a class that is missing.
-_NOTHING: dict[Any, Any] = {int: 0, float: 0.0, bool: False, tuple: (), list: [], Priority: Priority.STANDARD.value}
+_NOTHING: dict[Any, Any] = {
+    int: 0,
+    float: 0.0,
+    bool: False,
+    tuple: (),
+    list: [],
+    dict: {},
+    Priority: Priority.STANDARD.value,
+}
 
 
 def lenient(kind: type[T]) -> type[T]:

@@ -83,7 +83,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
     where it stands, as long as it is pending; a task that moves up there is a change for event streams, and not for
     clients that wait. *swap*, on a task that ended on the degraded worker, is the proof that the card was empty before
     the model was loaded; null if the model was there already. *memory* is the host's reading after cleanup (FR-009).
-    *webhook* is whom the request asked to be told.
+    *webhook* is whom the request asked to be told, *labels* are those that it named.
     *trace_id* names its trace, null where tasks are not traced.
     """
 
@@ -97,6 +97,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
     parameters: GenerationParameters
     warnings: tuple[ParameterWarning, ...]
     webhook: TaskWebhook | None
+    labels: dict[str, str]
     created_at: datetime
     queued_at: datetime
     claimed_at: datetime | None

@@ -27,6 +27,7 @@ class WebhookTask(Struct, frozen=True, kw_only=True):
     id: str
     status: TaskStatus
     model: str
+    labels: dict[str, str]
     attempt: int
     created_at: datetime
     claimed_at: datetime | None

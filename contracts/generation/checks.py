@@ -8,6 +8,7 @@ from msgspec import UNSET
 from contracts.fields import IntegerField, NumberField, TextField, VideoGenerationConstraints
 from contracts.generation.errors import FieldError, missing, refused, shown, wrong_type
 from contracts.generation.images import image_of
+from contracts.generation.labels import labels_of
 from contracts.geometry import Size, most_frames
 from contracts.settings import ModelEntry
 from contracts.tasks import Priority
@@ -143,6 +144,7 @@ FIELD_CHECKS: Final[Mapping[str, _Check]] = {
     "cfg": lambda name, value, limits, errors: _number(name, value, limits.cfg, errors),
     "priority": lambda name, value, limits, errors: _priority(name, value, errors),
     "webhook": lambda name, value, limits, errors: _webhook(name, value, errors),
+    "labels": lambda name, value, limits, errors: labels_of(name, value, errors),
 }
 
 

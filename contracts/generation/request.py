@@ -34,6 +34,8 @@ SYNONYMS: Final[Mapping[str, str]] = {
     "negative": "negative_prompt",
     "callback_url": "webhook",
     "webhook_url": "webhook",
+    "tags": "labels",
+    "metadata": "labels",
     "text": "prompt",
     "model_id": "model",
 }
@@ -55,6 +57,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cfg: float | UnsetType = UNSET
     priority: str | UnsetType = UNSET
     webhook: dict[str, Any] | UnsetType = UNSET
+    labels: dict[str, str] | UnsetType = UNSET
 
 
 FIELDS: Final = GenerationRequest.__struct_fields__
@@ -68,7 +71,7 @@ class AcceptedRequest(Struct, frozen=True, kw_only=True):
     *fingerprint* is equal for equal requests: it decides whether an Idempotency-Key is used again for the same thing.
     *replaced* lists the fixed values that stand in the place of others, in the order of the fields. *priority* is None
     where the request names no class; it says when the task runs and not what it makes, and is not in the fingerprint.
-    *webhook* is in it: whoever repeats a request with another one means another request.
+    *webhook* and *labels* are in it: whoever repeats a request with others means another request.
 
     Where *image_source* is not None, the image did not come with the request: `with_image` completes it. The
     fingerprint has that source and not the image, so that a request can be repeated when its image is gone.
@@ -91,6 +94,7 @@ class AcceptedRequest(Struct, frozen=True, kw_only=True):
     priority: Priority | None = None
     webhook: TaskWebhook | None = None
     image_source: ImageSource | None = None
+    labels: dict[str, str] = {}
 
     def parameters(self, seed: int) -> GenerationParameters:
         """The parameters of the task; *seed* is used where the request named none.
@@ -152,10 +156,11 @@ def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
     image: tuple[ImageReference, bytes] | ImageSource | None = values.pop("image")
     priority: Priority | None = values.pop("priority")
     webhook: TaskWebhook | None = values.pop("webhook")
+    labels: dict[str, str] = values.pop("labels")
     reference, content = image if isinstance(image, tuple) else (None, None)
     source = None if isinstance(image, tuple) else image
     sent = [[each.field, _same_for_equal(body[each.field])] for each in replaced]
-    beside = [each for each in (sent, webhook) if each]
+    beside = [each for each in (sent, webhook, ["labels", labels] if labels else None) if each]
     fingerprint = msgspec.json.encode([entry.name, values, reference if source is None else source, *beside])
     return AcceptedRequest(
         model=entry.name,
@@ -166,6 +171,7 @@ def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
         priority=priority,
         webhook=webhook,
         image_source=source,
+        labels=labels,
         **values,
     )
 
@@ -194,7 +200,7 @@ def parameter_errors(parameters: GenerationParameters, entry: ModelEntry) -> lis
     values: dict[str, Any] = {}
     limits = entry.constraints
     for name in FIELDS[1:]:
-        if name not in ("image", "seed", "priority", "webhook"):
+        if name not in ("image", "seed", "priority", "webhook", "labels"):
             values[name] = FIELD_CHECKS[name](name, getattr(parameters, name), limits, errors)
         if name == LAST_OF_SIZE:
             errors.extend(size_errors(values, entry))
@@ -251,6 +257,7 @@ _EXPECTED_TYPES: Final[Mapping[str, tuple[str, tuple[type, ...]]]] = {
     "cfg": ("number", (int, float)),
     "priority": ("string", (str,)),
     "webhook": ("object", (dict,)),
+    "labels": ("object", (dict,)),
 }
 
 

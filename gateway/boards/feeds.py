@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from contracts.generation.labels import Label
 from contracts.tasks import TaskStatus
 from gateway.boards.change_log import ChangeLog, TooOld
 from gateway.boards.task_index import TaskRow
@@ -26,15 +27,18 @@ Reset = Literal["too_old", "too_much", "unknown"]
 
 
 class Wanted(Struct, frozen=True):
-    """The tasks that somebody follows: of *caller*, of *models*, in *statuses*. None is all of them."""
+    """The tasks that somebody follows: of *caller*, of *models*, in *statuses*, where None is all of them; with every
+    one of *labels*."""
 
     caller: str | None = None
     models: frozenset[str] | None = None
     statuses: frozenset[TaskStatus] | None = None
+    labels: frozenset[Label] = frozenset()
 
     def covers(self, row: TaskRow) -> bool:
         """Whether it is about the task at all, in whatever status."""
-        return self.caller in (None, row.caller) and (self.models is None or row.model in self.models)
+        is_of = self.caller in (None, row.caller) and (self.models is None or row.model in self.models)
+        return is_of and self.labels.issubset(row.labels)
 
     def has(self, status: TaskStatus) -> bool:
         """Whether tasks in *status* are followed."""

@@ -92,6 +92,7 @@ class TaskBoard:
             revision=revision,
             paths=named_paths(task),
             webhook=task.webhook is not None,
+            labels=tuple(task.labels.items()),
         )
         self.index.put(row)
         self._snapshots.put(snapshot)

@@ -3,6 +3,7 @@
 Each costs what it yields and not what there is: a million tasks of others make no listing slower. In memory, pure.
 """
 
+from collections.abc import Iterator
 from datetime import datetime
 from heapq import merge
 from itertools import islice
@@ -11,13 +12,15 @@ from typing import Any, Final
 from msgspec import Struct
 from sortedcontainers import SortedList
 
+from contracts.generation.labels import Label
 from contracts.tasks import TaskStatus
 
 Place = tuple[datetime, str]
 """Where a task stands in a listing: when it was made, and its id."""
 
 _EVERYBODY: Final = None
-_Shelves = dict[tuple[TaskStatus, str], Any]  # SortedLists of places, of one caller: as many as statuses and models
+_Shelves = dict[tuple[TaskStatus, str], Any]  # SortedLists of places: as many as statuses and models
+_Room = tuple[str | None, Label | None]  # of a caller's tasks with a label; None is everybody's, or all
 
 
 class TaskRow(Struct, frozen=True, gc=False):
@@ -33,17 +36,19 @@ class TaskRow(Struct, frozen=True, gc=False):
     revision: int
     paths: tuple[str, ...]
     webhook: bool = False
+    labels: tuple[Label, ...] = ()
 
 
 class TaskIndex:
-    """The rows. Every row stands on two shelves, its caller's and everybody's, each of one status and one model.
+    """The rows. Every row stands on two shelves, its caller's and everybody's, each of one status and one model; and
+    on two more for each of its labels.
 
     A row can be in doubt: while the bucket is read once more, the server may have lost the record (ADR 0030).
     """
 
     def __init__(self) -> None:
         self._rows: dict[str, TaskRow] = {}  # in the order in which they were written last
-        self._shelves: dict[str | None, _Shelves] = {}
+        self._shelves: dict[_Room, _Shelves] = {}
         self._doubted: set[str] = set()
 
     def __len__(self) -> int:
@@ -107,23 +112,34 @@ class TaskIndex:
         before: Place | None,
         limit: int,
         oldest_first: bool = False,
+        labels: frozenset[Label] = frozenset(),
+        since: datetime | None = None,
     ) -> list[Place]:
         """The places of at most *limit* tasks that match, newest first, starting after *before*. None matches all.
 
-        With *oldest_first* it is the other way round, and begins after *before* all the same.
+        With *oldest_first* it is the other way round, and begins after *before* all the same. A task matches that has
+        every one of *labels*, and was made at *since* or later. Of several labels, those tasks are looked at that have
+        the rarest.
         """
+        rooms = [self._shelves.get((caller, label), {}) for label in labels or (None,)]
+        rarest = min(rooms, key=lambda shelves: sum(map(len, shelves.values())))
+        low = None if since is None else (since, "")  # where no task stands: no id is empty
+        first = before if low is None else low if before is None else max(before, low)
         runs = [
-            shelf.irange(before, None, inclusive=(False, True))
+            shelf.irange(first, None, inclusive=(False, True))
             if oldest_first
-            else shelf.irange(None, before, inclusive=(True, False), reverse=True)
-            for (of_status, of_model), shelf in self._shelves.get(caller, {}).items()
+            else shelf.irange(low, before, inclusive=(True, False), reverse=True)
+            for (of_status, of_model), shelf in rarest.items()
             if (statuses is None or of_status in statuses) and (models is None or of_model in models)
         ]
-        return list(islice(merge(*runs, reverse=not oldest_first), limit))
+        places: Iterator[Place] = merge(*runs, reverse=not oldest_first)
+        if len(labels) > 1:
+            places = (place for place in places if labels.issubset(self._rows[place[1]].labels))
+        return list(islice(places, limit))
 
     def count(self, caller: str, status: TaskStatus) -> int:
         """How many tasks of *caller* are in *status*."""
-        shelves = self._shelves.get(caller, {}).items()
+        shelves = self._shelves.get((caller, None), {}).items()
         return sum(len(shelf) for (of_status, _), shelf in shelves if of_status is status)
 
     def written_before(self, moment: datetime, *, limit: int) -> list[str]:
@@ -139,20 +155,27 @@ class TaskIndex:
         return found
 
     def _shelve(self, row: TaskRow) -> None:
-        for caller in (_EVERYBODY, row.caller):
-            shelves = self._shelves.setdefault(caller, {})
+        for room in _rooms(row):
+            shelves = self._shelves.setdefault(room, {})
             shelves.setdefault((row.status, row.model), SortedList()).add((row.created_at, row.id))
 
     def _unshelve(self, row: TaskRow) -> None:
-        for caller in (_EVERYBODY, row.caller):
-            shelves = self._shelves[caller]
+        for room in _rooms(row):
+            shelves = self._shelves[room]
             shelf = shelves[row.status, row.model]
             shelf.remove((row.created_at, row.id))
             if not shelf:
                 del shelves[row.status, row.model]
-            if not shelves:  # callers come and go
-                del self._shelves[caller]
+            if not shelves:  # callers and labels come and go
+                del self._shelves[room]
 
 
-def _stands(row: TaskRow) -> tuple[str, TaskStatus, str, datetime]:
-    return row.caller, row.status, row.model, row.created_at
+def _rooms(row: TaskRow) -> Iterator[_Room]:
+    for caller in (_EVERYBODY, row.caller):
+        yield caller, None
+        for label in row.labels:
+            yield caller, label
+
+
+def _stands(row: TaskRow) -> tuple[str, TaskStatus, str, datetime, tuple[Label, ...]]:
+    return row.caller, row.status, row.model, row.created_at, row.labels

@@ -28,7 +28,7 @@ from gateway.http.event_streams import (
     with_id,
     without_id,
 )
-from gateway.http.listing import models_of, statuses_of
+from gateway.http.listing import labels_in, models_of, statuses_of
 from gateway.http.lookup import CallerRequest, shown
 from gateway.http.openapi.operations import FeedOperation, problem_responses
 from gateway.http.preferences import FEED_WAIT_MAX_S
@@ -63,10 +63,11 @@ async def follow_tasks(
     caller: NamedDependency[Caller],
     status: FromQuery[list[str] | None] = None,
     model: FromQuery[list[str] | None] = None,
+    label: FromQuery[list[str] | None] = None,
     wait: _Wait = None,
 ) -> Response[Any]:
-    """Server-sent events of every task of the key's caller (of all tasks for `admin`), or of those that `status` and
-    `model` name, as in `GET /tasks`. One stream does for a page.
+    """Server-sent events of every task of the key's caller (of all tasks for `admin`), or of those that `status`,
+    `model` and `label` name, as in `GET /tasks`. One stream does for a page.
 
     It begins with `open`, and sends what changes from then on: read `open` first, then list. `task` carries a task's
     JSON, the newest there is: states in between may be left out, the last one never. `left` names a task that is no
@@ -77,7 +78,7 @@ async def follow_tasks(
     `Last-Event-ID`, to any gateway, is sent all that changed since, before anything else. Where that is too much, or
     too long ago, it gets `reset`, and lists again. Every 15 s without an event a comment comes.
     """
-    wanted = _wanted(services, caller, status, model)
+    wanted = _wanted(services, caller, status, model, label)
     since = _since(request)
     try:
         place = services.streams.take(caller.name)
@@ -94,16 +95,23 @@ async def head_follow_tasks(
     caller: NamedDependency[Caller],
     status: FromQuery[list[str] | None] = None,
     model: FromQuery[list[str] | None] = None,
+    label: FromQuery[list[str] | None] = None,
     wait: _Wait = None,
 ) -> Response[None]:
     """The headers of the stream, which is not opened."""
-    _wanted(services, caller, status, model)
+    _wanted(services, caller, status, model, label)
     _since(request)
     return EventStream(())  # type: ignore[return-value]  # what Litestar wants declared
 
 
-def _wanted(services: Services, caller: Caller, status: list[str] | None, model: list[str] | None) -> Wanted:
-    return Wanted(caller.sees_only, models_of(model, services.catalog), statuses_of(status))
+def _wanted(
+    services: Services,
+    caller: Caller,
+    status: list[str] | None,
+    model: list[str] | None,
+    label: list[str] | None,
+) -> Wanted:
+    return Wanted(caller.sees_only, models_of(model, services.catalog), statuses_of(status), labels_in(label))
 
 
 def _since(request: CallerRequest) -> int | None:
@@ -200,6 +208,8 @@ class _Events:
             task, place = standing.task, standing.place
             is_followed = self._wanted.caller in (None, task.caller) and self._wanted.has(task.status)
             if not is_followed or (self._wanted.models is not None and task.model not in self._wanted.models):
+                continue
+            if not self._wanted.labels.issubset(task.labels.items()):
                 continue
             if self._sent_places.get(task.id) != place.position:
                 self._sent_places[task.id] = place.position

@@ -6,13 +6,16 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Final
 
+import msgspec
 from litestar import Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromQuery, QueryParameter
 
 from contracts.api.tasks import TaskPage
+from contracts.generation.labels import LABELS_MAX, BadLabel, Label, parse_label
 from contracts.settings import Catalog
 from contracts.tasks import GenerationTask, TaskStatus
+from contracts.wire import Moment
 from gateway.boards.key_board import Caller
 from gateway.http.access import needs
 from gateway.http.lookup import TASK_ID, CallerRequest, age_of, reachable, shown
@@ -37,18 +40,36 @@ async def list_tasks(
     caller: NamedDependency[Caller],
     status: FromQuery[list[str] | None] = None,
     model: FromQuery[list[str] | None] = None,
+    label: FromQuery[list[str] | None] = None,
+    created_after: FromQuery[str | None] = None,
+    created_before: FromQuery[str | None] = None,
     limit: Annotated[int, QueryParameter(name="limit", ge=1, le=PAGE_MAX)] = 20,
     cursor: FromQuery[str | None] = None,
 ) -> Response[TaskPage]:
     """The tasks of the key's caller (every task for `admin`), newest first. `next_cursor` leads to the next page; it is
-    null on the last one. With several values of a filter, repeated or with commas, a task of any of them is listed."""
-    statuses, models = statuses_of(status), models_of(model, services.catalog)
+    null on the last one.
+
+    With several values of `status` or `model`, repeated or with commas, a task of any of them is listed; with several
+    of `label`, repeated, one that has all of them. `created_after` and `created_before` bound when it was made: at or
+    after the one, before the other, so that two spans that adjoin list no task twice. The filters of a page hold for
+    its cursor: send them again with it.
+    """
+    statuses, models, labels = statuses_of(status), models_of(model, services.catalog), labels_in(label)
+    since, until = moment_of("created_after", created_after), moment_of("created_before", created_before)
     found: list[GenerationTask] = []
     before = _decode_cursor(cursor)
+    if until is not None:
+        before = (until, "") if before is None else min(before, (until, ""))
     while True:
         wanted = limit + 1 - len(found)  # one more shows whether there is another page
         places = services.tasks.index.newest(
-            statuses=statuses, models=models, caller=caller.sees_only, before=before, limit=wanted
+            statuses=statuses,
+            models=models,
+            labels=labels,
+            since=since,
+            caller=caller.sees_only,
+            before=before,
+            limit=wanted,
         )
         for place in places:
             snapshot = await reachable(services.tasks.get(place[1]))
@@ -82,6 +103,28 @@ def models_of(values: list[str] | None, catalog: Catalog) -> frozenset[str] | No
         known = _or(sorted(catalog.models))
         raise ProblemError("invalid_query", f"model: no model has this name; expected {known}, or an alias")
     return frozenset(entry.name for entry in entries if entry is not None)
+
+
+def labels_in(values: list[str] | None) -> frozenset[Label]:
+    """The filter `label`; empty without one. Raises the problem `invalid_query`."""
+    try:
+        found = frozenset(parse_label(value) for value in values or ())
+    except BadLabel as error:
+        raise ProblemError("invalid_query", f"label: {error}") from error
+    if len(found) > LABELS_MAX:
+        raise ProblemError("invalid_query", f"label: a task has at most {LABELS_MAX} labels; send no more")
+    return found
+
+
+def moment_of(name: str, value: str | None) -> datetime | None:
+    """The moment that the parameter *name* gives; None without one. Raises the problem `invalid_query`."""
+    if value is None:
+        return None
+    try:
+        return msgspec.convert(value, Moment)
+    except msgspec.ValidationError:
+        expected = "expected a moment with a time zone (RFC 3339), as in 2026-05-01T12:00:00Z; a + is written %2B"
+        raise ProblemError("invalid_query", f"{name}: {expected}") from None
 
 
 def _each(values: list[str]) -> list[str]:

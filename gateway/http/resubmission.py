@@ -63,7 +63,7 @@ async def resubmit_task(
     """Makes a new task with all parameters of a task that has ended, its image among them; that one stays as it is.
 
     `{}` keeps the seed, so that the same video comes of it, `{"seed": "new"}` draws another, and a number is used. The
-    new task belongs to the caller of the key; a webhook that the first one named is not taken over. The answer comes
+    new task belongs to the caller of the key. It has the labels of the first one, and not its webhook. The answer comes
     at once, as for `POST /generate` with `Prefer: respond-async`. Of a failed task, `{}` without an `Idempotency-Key`
     makes one new task, however often it is sent.
     """
@@ -134,6 +134,8 @@ async def _image(services: Services, task: GenerationTask) -> bytes | None:
 def _accepted(task: GenerationTask, image: bytes | None, seed: Seed, catalog: Catalog) -> AcceptedRequest:
     """The request of *task*, checked as if it came from a client: the settings may have changed since."""
     body: dict[str, Any] = {"model": task.model, **msgspec.to_builtins(task.parameters)}
+    if task.labels:
+        body["labels"] = task.labels
     del body["image"]
     had = task.parameters.image
     if had is not None and image is not None:

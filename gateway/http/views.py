@@ -50,6 +50,7 @@ def view(task: GenerationTask, place: QueuePlace | None, *, root: str = "") -> T
         parameters=task.parameters,
         warnings=tuple(_warning(each) for each in task.replaced),
         webhook=task.webhook,
+        labels=task.labels,
         created_at=task.created_at,
         queued_at=task.queued_at,
         claimed_at=task.claimed_at,

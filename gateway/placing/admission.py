@@ -243,6 +243,7 @@ class Admission:
             promised=sender.promised or route == "lane",
             replaced=request.replaced,
             webhook=request.webhook,
+            labels=request.labels,
             traceparent=sender.traceparent,
         )
         detail = f"to {route}.{request.model}{', the queue of its lane is full' if decision.lanes_passed else ''}"

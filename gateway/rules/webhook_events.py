@@ -100,6 +100,7 @@ def payload(task: GenerationTask, event: WebhookEvent, at: datetime) -> str:
         id=task.id,
         status=task.status,
         model=task.model,
+        labels=task.labels,
         attempt=task.attempt,
         created_at=task.created_at,
         claimed_at=task.claimed_at,

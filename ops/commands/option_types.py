@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 import click
 from msgspec import Struct
 
+from contracts.generation.labels import BadLabel, parse_label
+
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([KMGT])B")
 
 
@@ -24,6 +26,19 @@ class ByteSize(click.ParamType[int]):
         if match is None or float(match[1]) <= 0:
             self.fail(f"{value!r} is not a size such as 512MB or 20GB", param, ctx)
         return int(float(match[1]) * 1024 ** (1 + "KMGT".index(match[2])))
+
+
+def labels_given(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str] | None:
+    """The labels of an option that may be repeated, by key; None without one. Raises click.BadParameter."""
+    found: dict[str, str] = {}
+    for value in values:
+        try:
+            key, text = parse_label(value)
+        except BadLabel as error:
+            raise click.BadParameter(f"{value!r}: {error}", ctx, parameter) from error
+        if found.setdefault(key, text) != text:
+            raise click.BadParameter(f"{key} has one value, and not {found[key]} and {text}", ctx, parameter)
+    return found or None
 
 
 class Lanes(click.ParamType[dict[str, int]]):

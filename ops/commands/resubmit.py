@@ -51,6 +51,8 @@ def request_again(original: TaskView, parameters: Mapping[str, Any], image: Path
     body = {"model": original.model, **parameters}
     if original.priority != Priority.STANDARD:  # which gateways of an earlier version do not know
         body["priority"] = str(original.priority)  # as the gateway answered it: it may be a class of a later version
+    if original.labels:
+        body["labels"] = original.labels
     body.pop("image", None)
     had = original.parameters.image
     if had is None and image is not None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from contracts.api.tasks import TaskView
+from contracts.generation.labels import LABELS_MAX
 from contracts.images import BadImage, read_header
 from contracts.tasks import Priority
 from contracts.uploads import is_ref
@@ -19,6 +20,7 @@ from ops.commands.api.client import Client
 from ops.commands.api.options import Gateway, gateway_options
 from ops.commands.api.problems import NotWarmlane, Refused
 from ops.commands.durations import Duration
+from ops.commands.option_types import labels_given
 from ops.commands.options import trace_link_option
 from ops.commands.patience import SERVICE_UNAVAILABLE, Busy, pause_s
 from ops.commands.saving import require_writable, save
@@ -292,6 +294,14 @@ retry_option = click.option(
     "--priority",
     type=click.Choice([each.value for each in Priority]),
     help="Its class: what waits in a stricter one starts first. [default: standard, or what the API key may name]",
+)
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    callback=labels_given,
+    metavar="KEY:VALUE",
+    help=f"A name of your own, by which `warmlane tasks list --label` finds it. Up to {LABELS_MAX}, each repeated.",
 )
 @click.option(
     "--idempotency-key",

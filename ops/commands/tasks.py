@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +17,7 @@ from contracts.api.tasks import TaskView
 from ops.commands.api.client import Client
 from ops.commands.api.options import Gateway, gateway_options, task_id_of
 from ops.commands.api.problems import Refused
+from ops.commands.option_types import labels_given
 from ops.commands.saving import how_to_get, require_writable, save
 from ops.commands.submit import INTERRUPTED, Bar, out_option, reason_of, saved_line, waiting_line
 
@@ -24,6 +25,7 @@ STATUSES: Final = ("pending", "processing", "done", "failed")
 # The most that a gateway gives at once.
 PAGE: Final = 100
 CANCELLED: Final = "cancelled"
+_WITH_LABEL: Final = "Only tasks with this label; of several, repeated, those with all of them."
 _EXAMPLE: Final = "01a2075b-3fa3-767e-89f5-d9efa4b99853"
 
 
@@ -44,8 +46,17 @@ def command() -> None:
     epilog="Examples:\n\n  warmlane tasks list\n\n  warmlane tasks list --status failed --model phr00t --limit 500\n\n"
     "  warmlane tasks list --all --json | jq -r '.tasks[].id'",
 )
-@click.option("--status", type=click.Choice(STATUSES), help="Only tasks of this status.")
+@click.option(
+    "--status",
+    "statuses",
+    type=click.Choice(STATUSES),
+    multiple=True,
+    help="Only tasks of this status; several are repeated.",
+)
 @click.option("--model", help="Only tasks of this model, a name or an alias.")
+@click.option("--label", "labels", multiple=True, callback=labels_given, metavar="KEY:VALUE", help=_WITH_LABEL)
+@click.option("--created-after", metavar="TIME", help="Only tasks made then or later, as in 2026-05-01T12:00:00Z.")
+@click.option("--created-before", metavar="TIME", help="Only tasks made before then.")
 @click.option(
     "--limit", type=click.IntRange(1), default=20, show_default=True, help="How many at most, over as many pages."
 )
@@ -54,8 +65,11 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print what the gateway answers: an object as GET /tasks has it.")
 @gateway_options
 def list_command(
-    status: str | None,
+    statuses: tuple[str, ...],
     model: str | None,
+    labels: Mapping[str, str] | None,
+    created_after: str | None,
+    created_before: str | None,
     limit: int,
     everything: bool,
     cursor: str | None,
@@ -63,11 +77,18 @@ def list_command(
     gateway: Gateway,
 ) -> None:
     """List tasks, newest first: id, status, model, when it was made (UTC), and its prompt or why it failed."""
-    query = {"status": status, "model": model}
+    query: dict[str, str | list[str] | None] = {
+        "status": list(statuses) or None,
+        "model": model,
+        "label": [f"{key}:{value}" for key, value in (labels or {}).items()] or None,
+        "created_after": created_after,
+        "created_before": created_before,
+    }
+    asked = {name: value for name, value in query.items() if value is not None}
     with gateway.client() as client:
         found, following = listed(
             client,
-            {name: value for name, value in query.items() if value is not None},
+            asked,
             limit=None if everything else limit,
             cursor=cursor,
         )
@@ -77,19 +98,21 @@ def list_command(
     for each in found:
         click.echo(fitted(line_of(msgspec.convert(each, lenient(TaskView), strict=False))))
     if not found:
-        click.echo("no task" if status is model is None else "no task is like that", err=True)
+        click.echo("no task is like that" if asked else "no task", err=True)
     if following is not None:
         click.echo(f"there are more: --all, a larger --limit, or --cursor {following}", err=True)
 
 
 def listed(
-    client: Client, query: dict[str, str], *, limit: int | None, cursor: str | None
+    client: Client, query: Mapping[str, str | list[str]], *, limit: int | None, cursor: str | None
 ) -> tuple[list[dict[str, Any]], str | None]:
     """The newest *limit* tasks, or all of them, from *cursor* on, page after page; and the cursor of what follows."""
     found: list[dict[str, Any]] = []
     while True:
         wanted = PAGE if limit is None else min(PAGE, limit - len(found))
-        page = {**query, "limit": str(wanted)} | ({} if cursor is None else {"cursor": cursor})
+        page: dict[str, str | list[str]] = {**query, "limit": str(wanted)} | (
+            {} if cursor is None else {"cursor": cursor}
+        )
         tasks, cursor = client.tasks(page)
         found.extend(tasks)
         if cursor is None or (limit is not None and len(found) >= limit):
@@ -147,6 +170,8 @@ def shown(client: Client, task: TaskView) -> Iterator[str]:
     yield f"  attempt   {task.attempt}"
     yield f"  prompt    {plain(asked.prompt)}"
     yield f"  asked     {asked.width}x{asked.height}, {asked.num_frames} frames at {asked.fps} fps, seed {asked.seed}"
+    for key, value in task.labels.items():
+        yield f"  label     {plain(key)}:{plain(value)}"
     for warning in task.warnings:
         yield f"  warning   {plain(warning.message)}"
     for event in task.timeline:

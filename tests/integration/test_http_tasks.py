@@ -361,6 +361,42 @@ async def test_a_filter_takes_several_values(http: httpx.AsyncClient) -> None:
     assert pending["id"] not in await newest("status=failed,done")
 
 
+async def test_labels_and_time_filter_page_by_page(http: httpx.AsyncClient) -> None:
+    """The labels stand in the task and filter it; spans that adjoin list each task once; a cursor keeps to all that."""
+    project = f"project:{uuid.uuid4()}"
+    key, _, value = project.partition(":")
+    made = [
+        await submitted(http, labels={key: value, "shot": str(number % 2)} if number < 5 else {"shot": "1"})
+        for number in range(6)
+    ]
+    assert (made[1]["labels"], made[5]["labels"]) == ({key: value, "shot": "1"}, {"shot": "1"})
+
+    async def listed(*query: tuple[str, str]) -> list[str]:
+        found: list[str] = []
+        cursor: list[tuple[str, str]] = []
+        while True:
+            page = (await http.get("/tasks", params=[("limit", "2"), *query, *cursor])).json()
+            found += [task["id"] for task in page["tasks"]]
+            if page["next_cursor"] is None:
+                return found
+            cursor = [("cursor", page["next_cursor"])]
+
+    ids = [task["id"] for task in made]
+    assert await listed(("label", project)) == ids[4::-1]
+    assert await listed(("label", project), ("label", "shot:1")) == [ids[3], ids[1]]
+    assert await listed(("label", project), ("label", "shot:2")) == []
+    middle = made[2]["created_at"]
+    assert await listed(("label", project), ("created_before", middle)) == ids[1::-1]
+    assert await listed(("label", project), ("created_after", middle)) == ids[4:1:-1]
+    first_to_last = ("created_after", made[1]["created_at"]), ("created_before", made[4]["created_at"])
+    assert await listed(("label", project), *first_to_last) == [ids[3], ids[2], ids[1]]
+    again = await http.post(f"/tasks/{ids[0]}/resubmit", json={})
+    assert again.json()["code"] == "task_not_ended"
+    await http.delete(f"/tasks/{ids[0]}")
+    again = await http.post(f"/tasks/{ids[0]}/resubmit", json={}, headers={"content-type": "application/json"})
+    assert again.json()["labels"] == made[0]["labels"]
+
+
 def degraded_task(queued_at: datetime, **changes: Any) -> GenerationTask:
     """A task on the degraded queue. It has no message: no worker is there that could take it."""
     return pending_task(
@@ -460,7 +496,15 @@ async def test_the_swap_receipt_is_shown(http: httpx.AsyncClient, gateway_link: 
         ("status=", "status: expected pending, processing, done or failed"),
         ("model=sora", "model: no model has this name; expected anisora or phr00t"),
         ("model=anisora,", "model: no model has this name; expected anisora or phr00t"),
-        ("state=done", "'state': no such query parameter; this path takes cursor, limit, model, status"),
+        (
+            "state=done",
+            "'state': no such query parameter; this path takes created_after, created_before, cursor, label, limit, ",
+        ),
+        ("label=project", "label: expected KEY:VALUE"),
+        ("label=a:b&label=two%20words:x", "label: expected KEY:VALUE"),
+        ("created_after=yesterday", "created_after: expected a moment with a time zone (RFC 3339)"),
+        ("created_before=2026-05-01T12:00:00", "created_before: expected a moment with a time zone (RFC 3339)"),
+        ("created_before=2026-05-01T12:00:00+02:00", "a + is written %2B"),
     ],
 )
 async def test_an_impossible_listing_is_refused(query: str, message: str, http: httpx.AsyncClient) -> None:

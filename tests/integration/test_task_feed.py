@@ -98,6 +98,18 @@ async def wait(link: NatsLink, model: str = "anisora", caller: str = ANONYMOUS) 
     return task.id
 
 
+async def test_a_stream_of_a_label_carries_no_other_task(bare_system: System) -> None:
+    http = bare_system.http
+    async with page(http, label="shot:7") as seen:
+        assert await seen.next() == ("open", {"resumed": False})
+        for labels in ({"shot": "8"}, {}, {"shot": "7", "project": "spring"}):
+            body = {"model": "anisora", "prompt": "x", "labels": labels}
+            made = (await http.post("/generate", json=body, headers={"prefer": "respond-async"})).json()
+        name, sent = await seen.next()
+        assert (name, sent["id"], sent["labels"]) == ("task", made["id"], {"project": "spring", "shot": "7"})
+        await http.delete(f"/tasks/{made['id']}")
+
+
 async def test_a_page_sees_every_task_come_and_end(bare_system: System) -> None:
     http, link = bare_system.http, bare_system.link
     async with page(http) as seen:

@@ -91,6 +91,32 @@ def test_json_is_what_the_gateway_answered(gateway: ScriptedGateway) -> None:
     assert json.loads(tasks(gateway, "show", ID, "--json").stdout) == FAILED
 
 
+def test_a_list_is_asked_for_by_labels_statuses_and_time(gateway: ScriptedGateway) -> None:
+    gateway.script = [page()]
+    wanted = ["--label", "project:spring", "--label", "shot:7", "--status", "done", "--status", "failed"]
+    result = tasks(gateway, "list", *wanted, "--created-after", "2026-05-01T12:00:00+02:00", "--limit", "1")
+    assert (result.exit_code, result.stderr) == (0, "no task is like that\n")
+    assert asked(gateway) == [
+        {
+            "label": ["project:spring", "shot:7"],
+            "status": ["done", "failed"],
+            "created_after": ["2026-05-01T12:00:00+02:00"],
+            "limit": ["1"],
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"), [(["spring"], "expected KEY:VALUE"), (["a:1", "a:2"], "a has one value, and not 1 and 2")]
+)
+def test_what_is_no_label_is_said_before_anything_is_asked(
+    gateway: ScriptedGateway, labels: list[str], said: str
+) -> None:
+    result = tasks(gateway, "list", *(each for label in labels for each in ("--label", label)))
+    assert (result.exit_code, said in result.stderr) == (2, True)
+    assert asked(gateway) == []
+
+
 def test_an_empty_list_is_no_failure(gateway: ScriptedGateway) -> None:
     gateway.script = [page()]
     result = tasks(gateway, "list", "--status", "done")

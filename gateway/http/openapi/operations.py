@@ -34,7 +34,7 @@ from gateway.http.openapi.examples import (
     SWAPPED,
     problem_example,
 )
-from gateway.http.openapi.request import MODEL_QUERY, REQUEST_BODY, filter_of
+from gateway.http.openapi.request import MODEL_QUERY, REQUEST_BODY, filter_of, label_query, moment_query
 from gateway.http.preferences import FEED_WAIT_MAX_S, MAX_WAIT_S
 from gateway.http.problems import PROBLEM_MEDIA_TYPE, PROBLEMS
 from gateway.http.views import view
@@ -117,6 +117,11 @@ class DescribedOperation(Operation):
         known: dict[str, Parameter | Reference] = {
             "model": Reference(ref=f"#/components/parameters/{MODEL_QUERY}"),
             "status": filter_of("status", list(TaskStatus), "Only tasks in these states."),
+            "label": label_query(
+                "Only tasks with this label, `key:value`. Of several, repeated, those with all of them."
+            ),
+            "created_after": moment_query("created_after", "Only tasks that were made at this moment or later."),
+            "created_before": moment_query("created_before", "Only tasks that were made before this moment."),
         }
         self.parameters = [
             known.get(each.name, each) if isinstance(each, Parameter) else each for each in self.parameters or []

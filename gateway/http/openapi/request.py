@@ -21,6 +21,7 @@ from litestar.openapi.spec import (
 )
 
 from contracts.fields import Enforcement, ImageField, IntegerField, NumberField, TextField, VideoGenerationConstraints
+from contracts.generation.labels import KEY_PATTERN, LABELS_MAX, VALUE_PATTERN
 from contracts.generation.request import FIELDS
 from contracts.settings import Catalog, ModelEntry
 from contracts.tasks import Priority
@@ -105,6 +106,7 @@ def request_schema(entry: ModelEntry) -> Schema:
             "of the header Priority, else `standard`, or the highest that the API key may name.",
         ),
         "webhook": webhook_schema(),
+        "labels": labels_schema(),
     }
     required = ["model"]
     if limits.prompt.min_chars:
@@ -149,6 +151,38 @@ def webhook_schema() -> Schema:
         description="Somebody to be told of the task, at an address of their own. `GET /webhooks/secret` gives the "
         "secret that signs the messages; for an address that is registered it is that one's.",
     )
+
+
+def labels_schema() -> Schema:
+    """By what a request's caller finds its task again."""
+    return Schema(
+        type=OpenAPIType.OBJECT,
+        property_names=Schema(type=OpenAPIType.STRING, pattern=f"^{KEY_PATTERN}$"),
+        additional_properties=Schema(type=OpenAPIType.STRING, pattern=f"^{VALUE_PATTERN}$"),
+        max_properties=LABELS_MAX,
+        description="Names for your own use, which the task carries: in answers, events and webhooks. `GET /tasks` "
+        "filters by them. Put no secret there.",
+    )
+
+
+def label_query(description: str) -> Parameter:
+    """The query parameter `label`."""
+    return Parameter(
+        name="label",
+        param_in="query",
+        schema=Schema(
+            type=OpenAPIType.ARRAY,
+            items=Schema(type=OpenAPIType.STRING, pattern=f"^{KEY_PATTERN}:{VALUE_PATTERN}$"),
+            max_items=LABELS_MAX,
+        ),
+        description=description,
+    )
+
+
+def moment_query(name: str, description: str) -> Parameter:
+    """The query parameter *name*, a moment (RFC 3339)."""
+    schema = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.DATE_TIME)
+    return Parameter(name=name, param_in="query", schema=schema, description=f"{description} With a time zone.")
 
 
 def url_schema() -> Schema:
@@ -291,6 +325,7 @@ def full_request(entry: ModelEntry) -> dict[str, Any]:
         "negative_prompt": _example_text(limits.negative_prompt, "blurry, text"),
         "priority": Priority.STANDARD.value,
         "webhook": {"url": "https://example.com/warmlane", "events": ["task.done", "task.failed"]},
+        "labels": {"project": "spring"},
         "seed": limits.seed.value_when_absent if limits.seed.value_when_absent is not None else limits.seed.minimum,
     }
     if limits.image.presence != "unsupported":

@@ -140,7 +140,7 @@ export const task = {
   thumbnail: (prompt) => `A frame of “${prompt}”`,
   gone: "There is no such task: it was never accepted here, or its time is over.",
   sections: { parameters: "Parameters", timeline: "Timeline", swap: "Change of model", explain: "Why it went there", facts: "Facts" },
-  facts: { id: "Task", model: "Model", route: "Route", worker: "Worker", attempt: "Attempt", priority: "Priority", size: "Video", trace: "Trace" },
+  facts: { id: "Task", model: "Model", route: "Route", worker: "Worker", attempt: "Attempt", priority: "Priority", labels: "Labels", size: "Video", trace: "Trace" },
   routes: { lane: "its warm lane", degraded: "the shared worker" },
   videoFacts: (width, height, frames, fps, size) => `${width} × ${height}, ${frames} frames at ${fps} per second, ${size}`,
   image: (width, height, size) => `${width} × ${height}, ${size}`,

@@ -71,7 +71,7 @@ class Client:
         reply = self._requests.send("GET", _path(task_id))
         return decoded(reply, TaskView), decoded(reply, dict[str, Any])
 
-    def tasks(self, query: Mapping[str, str]) -> tuple[list[dict[str, Any]], str | None]:
+    def tasks(self, query: Mapping[str, str | list[str]]) -> tuple[list[dict[str, Any]], str | None]:
         """One page of tasks, newest first, as the gateway wrote them, and the cursor of the next page, if any."""
         reply = self._requests.send("GET", "/tasks", params=dict(query))
         page, written = decoded(reply, TaskPage), decoded(reply, dict[str, Any])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from contracts.generation.body import (
     parse_body,
 )
 from contracts.generation.errors import InvalidRequest
+from contracts.generation.labels import KEY_PATTERN, LABELS_MAX, VALUE_PATTERN
 from contracts.generation.request import FIELDS, parameter_errors
 from contracts.settings import Catalog, ModelEntry
 from contracts.tasks import Priority
@@ -47,6 +49,13 @@ def valid_text(field: TextField) -> st.SearchStrategy[str]:
     return (short | st.just("x" * field.max_chars)).filter(lambda text: len(text.strip()) >= field.min_chars)
 
 
+LABELS = st.dictionaries(
+    st.from_regex(re.compile(KEY_PATTERN, re.ASCII), fullmatch=True),
+    st.from_regex(re.compile(VALUE_PATTERN, re.ASCII), fullmatch=True),
+    max_size=LABELS_MAX,
+)
+
+
 def valid_requests(entry: ModelEntry) -> st.SearchStrategy[dict[str, Any]]:
     limits = entry.constraints
     values: dict[str, st.SearchStrategy[Any]] = {"model": st.sampled_from([entry.name, *entry.aliases])}
@@ -56,6 +65,9 @@ def valid_requests(entry: ModelEntry) -> st.SearchStrategy[dict[str, Any]]:
             continue
         if name == "webhook":  # whose address has tests of its own
             values[name] = st.just({"url": "https://receiver.example/videos"})
+            continue
+        if name == "labels":
+            values[name] = LABELS
             continue
         field = getattr(limits, name)
         if isinstance(field, ImageField):
@@ -99,6 +111,8 @@ def wrong_number(field: IntegerField | NumberField) -> st.SearchStrategy[Any]:
 def wrong_value(name: str, limits: Any) -> st.SearchStrategy[Any]:
     if name == "priority":
         return NO_TEXT | st.sampled_from(["", "urgent", "Standard", " background"])
+    if name == "labels":
+        return st.sampled_from([7, "a:b", [], {"": "x"}, {"a b": "x"}, {str(n): "x" for n in range(9)}])
     if name == "webhook":
         return st.sampled_from(["https://receiver.example/videos", 7, 1.5, True, []])
     field = getattr(limits, name)
@@ -138,6 +152,8 @@ def test_every_request_within_the_constraints_is_accepted(data: st.DataObject) -
             assert getattr(accepted, name) == body[name]
         elif name == "priority":
             assert accepted.priority is None
+        elif name == "labels":
+            assert accepted.labels == {}
         elif name == "negative_prompt":
             assert accepted.negative_prompt == (
                 entry.constraints.negative_prompt.guided_default if accepted.cfg > 1 else ""

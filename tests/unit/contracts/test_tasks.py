@@ -45,6 +45,8 @@ def within(meta: Meta) -> st.SearchStrategy[Any]:
         return st.datetimes(datetime(2000, 1, 1), datetime(2199, 12, 31), timezones=st.just(UTC))
     if meta.pattern is not None:
         return st.from_regex(meta.pattern)
+    if meta.max_length is not None:
+        return TEXT
     if isinstance(meta.le, int):
         return st.integers(meta.ge, meta.le)  # type: ignore[arg-type]  # both are whole then
     return st.floats(meta.ge, meta.le)
@@ -52,6 +54,9 @@ def within(meta: Meta) -> st.SearchStrategy[Any]:
 
 def any_of(kind: Any) -> st.SearchStrategy[Any]:
     """Any value of *kind*, as far as records use types."""
+    if get_origin(kind) is Annotated and get_origin(get_args(kind)[0]) is dict:
+        key, value = get_args(get_args(kind)[0])
+        return st.dictionaries(any_of(key), any_of(value), max_size=get_args(kind)[1].max_length)
     if get_origin(kind) is Annotated:
         return within(get_args(kind)[1])
     if kind in PLAIN:

@@ -50,6 +50,7 @@ def test_every_key_is_always_there_and_none_of_the_protocol(task: GenerationTask
         "parameters",
         "warnings",
         "webhook",
+        "labels",
         "created_at",
         "queued_at",
         "claimed_at",

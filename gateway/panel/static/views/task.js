@@ -103,6 +103,7 @@ function Facts({ task, traceUrl }) {
     worker: task.worker,
     attempt: task.attempt || null,
     priority: task.priority,
+    labels: Object.entries(task.labels ?? {}).map(([name, value]) => `${name}: ${value}`).join(", "),
     size: video && texts.videoFacts(video.width, video.height, count(video.frames), video.fps, bytes(video.bytes)),
     trace: task.trace_id && (traceUrl ? html`<a href=${traceUrl.replace("{trace_id}", task.trace_id)}>${task.trace_id}</a>` : html`<code>${task.trace_id}</code>`),
   };

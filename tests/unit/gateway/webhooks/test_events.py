@@ -1,5 +1,6 @@
 """Which deliveries a task is owed, by its record and its caller's endpoints."""
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -93,6 +94,11 @@ def test_an_address_that_is_registered_and_named_is_told_once() -> None:
     task = done(pending_task(webhook=TaskWebhook(url=URL, events=("task.done",))))
     assert owed(task, endpoint(events=("task.failed",))) == [("task.done", "ep_1")]
     assert owed(task, endpoint(events=("task.done",))) == [("task.done", "ep_1")]
+
+
+def test_a_receiver_is_told_the_labels() -> None:
+    (told,) = deliveries(claimed(pending_task(labels={"shot": "7"})), [endpoint()], NOW)
+    assert json.loads(told.payload)["data"]["labels"] == {"shot": "7"}
 
 
 def test_the_same_deliveries_come_out_however_often_one_asks() -> None:
