@@ -90,7 +90,7 @@ async def create_video_sync(request: CallerRequest, services: _Services) -> Resp
         snapshot = await submit_video(request, services, submission, until_gone=partial(until_gone, request))
         ended = await unless(until_gone(request), _ended(request, services, snapshot))
     if ended is None:
-        if submission.key is None:
+        if submission.key is None and not services.stopping.is_set():  # it was not this gateway that hung up
             await reachable(_cancelled(services, snapshot.task.id))
         raise ProblemError("malformed_body", "the caller hung up")
     task = ended.value.task

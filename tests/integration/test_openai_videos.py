@@ -31,7 +31,7 @@ from tests.kit.gateway import GatewayProcess, System, provisioned_gateway
 from tests.kit.keyed import by
 from tests.kit.samples import data_uri, picture
 from tests.kit.steered import Worker
-from tests.kit.support import BOUND_S, eventually, free_port
+from tests.kit.support import BOUND_S, KEEP_S, eventually, free_port
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -366,3 +366,20 @@ async def test_a_synchronous_client_does_it_too(stage: Stage) -> None:
             return client.videos.create_and_poll(**FOX).status
 
     assert await asyncio.to_thread(run) == "completed"
+
+
+async def test_a_gateway_that_leaves_cancels_nothing_and_says_where_the_video_will_be(stage: Stage) -> None:
+    stage.runner.may_end.clear()
+    gateway = stage.system.gateway
+    async with httpx.AsyncClient(base_url=stage.base_url, headers=by(stage.keys["alice"]), timeout=BOUND_S) as http:
+        asking = asyncio.create_task(http.post("/videos/sync", json=FOX))
+        await stage.runner.started.wait()
+        await asyncio.to_thread(gateway.stop)
+        answer = await asking
+    task_id = stage.runner.ran[-1].id
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (503, "false")
+    assert f"GET /v1/videos/{task_id}" in answer.json()["error"]["message"]
+    stage.runner.may_end.set()
+    await stage.system.becomes(task_id, TaskStatus.DONE, epoch=0)
+    await asyncio.to_thread(gateway.start, "--keep", f"{KEEP_S:g}s")
+    assert (await stage.client().videos.retrieve(task_id)).status == "completed"
