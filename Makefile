@@ -7,7 +7,7 @@ PIP_ARGS ?=
 # More arguments for `warmlane up`, and for pytest.
 UP_ARGS ?=
 PYTEST_ARGS ?=
-# More arguments for tests/bench and for tests/drills/fuzz.py, order.py, overload.py, swap.py, swap_parts.py, failover.py, regression.py and
+# More arguments for tests/bench and for tests/drills/cluster.py, fuzz.py, order.py, overload.py, swap.py, swap_parts.py, failover.py, regression.py and
 # soak.py; --help lists them. GPU_ARGS are more arguments for pytest.
 FAILOVER_ARGS ?=
 FUZZ_ARGS ?=
@@ -16,6 +16,7 @@ OVERLOAD_ARGS ?=
 SWAP_ARGS ?=
 GPU_ARGS ?=
 CHAOS_ARGS ?=
+CLUSTER_ARGS ?=
 REGRESSION_ARGS ?=
 SOAK_ARGS ?=
 BENCH_ARGS ?=
@@ -106,8 +107,8 @@ chaos: $(TEST_READY) ## Kill, stop and restart every process under load; prove t
 chaos-plants: $(TEST_READY) ## Plant bugs, each of which the checker of `make chaos` must find (about 6 minutes)
 	$(BIN)/python -m tests.drills.chaos --plants
 
-cluster: $(TEST_READY) ## Kill one of three nats-servers after the other under load, and judge what is lost (about 3 minutes)
-	$(BIN)/python -m tests.drills.cluster
+cluster: $(TEST_READY) ## Kill one of three nats-servers after the other, with two gateways on S3, and judge what is lost (about 3 minutes)
+	$(BIN)/python -m tests.drills.cluster $(CLUSTER_ARGS)
 
 observe: $(TEST_READY) ## Cause everything that an operator must be able to see, and print what was seen (about 90 seconds)
 	$(BIN)/python -m tests.drills.observe

@@ -68,8 +68,11 @@ async def get_video(
     responses=_PROBLEMS,
     **needs("read"),
 )
-async def head_video(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[None]:
-    """The headers of the video without its bytes. `Range` means nothing here (RFC 9110)."""
+async def head_video(
+    request: _Request, services: _Services, task_id: FromPath[str], redirect: _Redirect = True
+) -> Response[None]:
+    """The headers of the video without its bytes, whatever *redirect* says: a link opens for GET alone. `Range` means
+    nothing here (RFC 9110)."""
     return head_answer(request, await stored_video(request, services, task_id))
 
 

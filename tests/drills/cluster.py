@@ -1,17 +1,19 @@
-"""`make cluster`: three nats-servers that keep everything three times, killed one after the other under load.
+"""`make cluster`: three nats-servers that keep everything three times, killed one after the other under load. Two
+gateways and two workers, each with a folder of its own as on a machine of its own, share a bucket of S3.
 
 Every figure comes from outside: answers from a client, and the records that the servers hold at the end.
 """
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import json
 import subprocess
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +25,7 @@ from rich.table import Table
 
 from contracts.lanes import LaneState
 from contracts.settings import load_settings
-from contracts.tasks import GenerationTask, TaskStatus, decode_task
+from contracts.tasks import GenerationTask, TaskStatus, VideoFile, decode_task
 from contracts.topology import DEGRADED, TASKS
 from ops.ending import end
 from ops.machine.processes import warmlane_command
@@ -35,6 +37,7 @@ from ops.nats.server import find_nats_server
 from tests.kit.behind import js_of
 from tests.kit.degraded import DegradedProcess, leads
 from tests.kit.lanes import LaneProcess, heartbeat_of
+from tests.kit.s3_servers import BUCKET, Seaweed, aws_environment
 from tests.kit.support import KEEP_S, NO_TLS, as_admin, clean_environment, eventually, eventually_sync, free_port
 
 CONFIG: Final = Path(__file__).parents[2] / "ops" / "deploy" / "cluster" / "node.conf"
@@ -183,16 +186,20 @@ async def provision_three(link: NatsLink) -> None:
 
 
 class Gateway:
-    """`warmlane gateway` of a cluster."""
+    """`warmlane gateway` of a cluster, with *options* and *environment*."""
 
-    def __init__(self, nats_url: str, folder: Path) -> None:
+    def __init__(
+        self, nats_url: str, folder: Path, *options: str, environment: Mapping[str, str] | None = None
+    ) -> None:
+        folder.mkdir(exist_ok=True)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_file = folder / "gateway.log"
-        arguments = ["--port", str(self.port), "--nats-url", nats_url, "--data-dir", str(folder)]
+        arguments = ["--port", str(self.port), "--nats-url", nats_url, "--data-dir", str(folder), *options]
         with self.log_file.open("ab") as log:
             command = warmlane_command("gateway", *arguments)
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=clean_environment())
+            env = clean_environment() | dict(environment or {})
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
 
     def wait_until_answering(self) -> None:
         eventually_sync(self._answers, within_s=60)
@@ -213,14 +220,15 @@ class Gateway:
 
 
 class Load:
-    """Clients that each want one video after the other, and ask again with the same key when they are refused.
+    """Clients that each want one video after the other, and ask again with the same key when they are refused. They
+    share the gateways among them.
 
     None sends before its last task has ended, or 5 s are over: a slow machine is not overloaded, and there are always
     some that send while the cluster elects a leader.
     """
 
-    def __init__(self, http: httpx.AsyncClient, models: Sequence[str], *, clients: int = CLIENTS) -> None:
-        self._http, self._models, self._clients = http, models, clients
+    def __init__(self, https: Sequence[httpx.AsyncClient], models: Sequence[str], *, clients: int = CLIENTS) -> None:
+        self._https, self._models, self._clients = https, models, clients
         self.begun_s = self.ended_s = 0.0
         self.accepted: dict[str, float] = {}
         self.refusals: Counter[str] = Counter()
@@ -235,17 +243,18 @@ class Load:
         self.ended_s = time.monotonic()
 
     async def _client(self, number: int, stop: asyncio.Event) -> None:
+        http = self._https[number % len(self._https)]
         for turn, model in enumerate(itertools.cycle(self._models)):
-            task_id = await self._submit(model, f"client-{number}-turn-{turn}")
+            task_id = await self._submit(http, model, f"client-{number}-turn-{turn}")
             if task_id is not None:
-                await self._http.get(f"/tasks/{task_id}?wait={TASK_WAIT_S:g}")
+                await http.get(f"/tasks/{task_id}?wait={TASK_WAIT_S:g}")
             if stop.is_set():
                 return
 
-    async def _submit(self, model: str, key: str) -> str | None:
+    async def _submit(self, http: httpx.AsyncClient, model: str, key: str) -> str | None:
         begun_s = time.monotonic()
         while time.monotonic() < begun_s + PATIENCE_S:
-            response = await self._http.post(
+            response = await http.post(
                 "/generate", json={"model": model, "prompt": key} | SMALL, headers={"idempotency-key": key}
             )
             body = response.json()
@@ -266,13 +275,15 @@ class Load:
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
-    """What became of the accepted requests. *doubled*: ended more than once, or moved after its end."""
+    """What became of the accepted requests. *doubled*: ended more than once, or moved after its end. *videos*: by task,
+    what was published."""
 
     accepted: int
     done: int
     failed: Counter[str]
     lost: int
     doubled: int
+    videos: dict[str, VideoFile]
 
 
 async def outcome(link: NatsLink, accepted: Sequence[str], *, within_s: float = 90) -> Outcome:
@@ -299,7 +310,18 @@ async def outcome(link: NatsLink, accepted: Sequence[str], *, within_s: float = 
         doubled=sum(
             len(tasks) > 1 or bool(tasks and seen[task_id][-1] is not tasks[0]) for task_id, tasks in ends.items()
         ),
+        videos={task_id: tasks[-1].video for task_id, tasks in ends.items() if tasks and tasks[-1].video is not None},
     )
+
+
+async def not_served(https: Sequence[httpx.AsyncClient], videos: Mapping[str, VideoFile]) -> int:
+    """How many times a gateway does not send a video of *videos* whole: each is asked for each."""
+    missing = 0
+    for http in https:
+        for task_id, video in videos.items():
+            answer = await http.get(f"/tasks/{task_id}/video")
+            missing += answer.status_code != 200 or hashlib.sha256(answer.content).hexdigest() != video.sha256
+    return missing
 
 
 class Kill(Struct, frozen=True):
@@ -345,28 +367,52 @@ class Seen(Struct, frozen=True, kw_only=True):
     load: Load
     kills: list[Kill]
     outcome: Outcome
+    not_served: int
 
 
 @contextlib.contextmanager
-def workers(cluster: Cluster, folder: Path) -> Iterator[Gateway]:
-    """A gateway, a lane of anisora, and a degraded worker, which serves phr00t: real processes."""
-    gateway = Gateway(cluster.address, folder)
-    lane = LaneProcess(cluster.address, folder, model="anisora")
-    degraded = DegradedProcess(cluster.address, folder, "degraded-0", "cpu-0")
+def artifacts_of(kind: str, folder: Path) -> Iterator[dict[str, str]]:
+    """The environment of a process that shares the artifacts: a folder, or a bucket of a SeaweedFS of our own."""
+    if kind == "folder":
+        yield {"WARMLANE_ARTIFACTS": str(folder / "artifacts")}
+        return
+    (folder / "seaweedfs").mkdir()
+    store = Seaweed(folder / "seaweedfs")
     try:
-        gateway.wait_until_answering()
-        yield gateway
+        store.start()
+        yield {"WARMLANE_ARTIFACTS": f"s3://{BUCKET}/cluster"} | aws_environment(store.endpoint)
+    finally:
+        store.stop()
+
+
+@contextlib.contextmanager
+def system(cluster: Cluster, folder: Path, environment: Mapping[str, str]) -> Iterator[list[Gateway]]:
+    """Two gateways, a lane of anisora, and a degraded worker, which serves phr00t: real processes, and nothing in
+    common but nats-servers and artifacts."""
+    homes = {name: folder / name for name in ("gateway-0", "gateway-1", "lane", "degraded")}
+    for home in homes.values():
+        home.mkdir()
+    gateways = [Gateway(cluster.address, homes[name], environment=environment) for name in ("gateway-0", "gateway-1")]
+    lane = LaneProcess(cluster.address, homes["lane"], model="anisora", environment=environment)
+    degraded = DegradedProcess(cluster.address, homes["degraded"], "degraded-0", "cpu-0", **environment)
+    try:
+        for gateway in gateways:
+            gateway.wait_until_answering()
+        yield gateways
     finally:
         lane.stop()
         degraded.stop()
-        gateway.stop()
+        for gateway in gateways:
+            gateway.stop()
 
 
-async def measure(cluster: Cluster, folder: Path, *, seconds: float, console: Console) -> Seen:
+async def measure(
+    cluster: Cluster, folder: Path, environment: Mapping[str, str], *, seconds: float, console: Console
+) -> Seen:
     link = await NatsLink.connect(cluster.url, name="observer")
     try:
         await provision_three(link)
-        async with _started(cluster, folder) as gateway:
+        async with _started(cluster, folder, environment) as gateways, contextlib.AsyncExitStack() as leave:
 
             async def warm() -> bool:
                 lane = await heartbeat_of(link, "anisora-0")
@@ -374,28 +420,32 @@ async def measure(cluster: Cluster, folder: Path, *, seconds: float, console: Co
 
             await eventually(warm, within_s=90)
             await leads(link, "degraded-0")
-            async with httpx.AsyncClient(base_url=gateway.url, timeout=CLIENT_TIMEOUT_S) as http:
-                load = Load(http, ("anisora", "phr00t"))
-                stop = asyncio.Event()
-                sending = asyncio.create_task(load.run(stop))
-                try:
-                    kills = await kill_in_turn(cluster, link, seconds=seconds, console=console)
-                    stop.set()
-                    await sending
-                finally:
-                    await end(sending)
-            return Seen(load=load, kills=kills, outcome=await outcome(link, list(load.accepted)))
+            https = [
+                await leave.enter_async_context(httpx.AsyncClient(base_url=each.url, timeout=CLIENT_TIMEOUT_S))
+                for each in gateways
+            ]
+            load = Load(https, ("anisora", "phr00t"))
+            stop = asyncio.Event()
+            sending = asyncio.create_task(load.run(stop))
+            try:
+                kills = await kill_in_turn(cluster, link, seconds=seconds, console=console)
+                stop.set()
+                await sending
+            finally:
+                await end(sending)
+            ends = await outcome(link, list(load.accepted))
+            return Seen(load=load, kills=kills, outcome=ends, not_served=await not_served(https, ends.videos))
     finally:
         await link.close()
 
 
 @contextlib.asynccontextmanager
-async def _started(cluster: Cluster, folder: Path) -> AsyncIterator[Gateway]:
-    """`workers`, without holding up the event loop."""
-    context = workers(cluster, folder)
-    gateway = await asyncio.to_thread(context.__enter__)
+async def _started(cluster: Cluster, folder: Path, environment: Mapping[str, str]) -> AsyncIterator[list[Gateway]]:
+    """`system`, without holding up the event loop."""
+    context = system(cluster, folder, environment)
+    gateways = await asyncio.to_thread(context.__enter__)
     try:
-        yield gateway
+        yield gateways
     finally:
         await asyncio.to_thread(context.__exit__, None, None, None)
 
@@ -421,6 +471,7 @@ def judge(seen: Seen) -> list[Verdict]:
         zero(f"lost, of {ends.accepted} accepted", ends.lost),
         zero("ended twice, or moved after their end", ends.doubled),
         zero("ended without a video", sum(ends.failed.values())),
+        zero(f"not served whole, of {len(ends.videos)} videos at two gateways", seen.not_served),
         zero(f"requests that were not accepted within {PATIENCE_S:g} s", load.given_up),
         Verdict(
             "longest time without an accepted request",
@@ -456,7 +507,14 @@ def report(console: Console, seen: Seen, verdicts: Sequence[Verdict]) -> None:
 
 @click.command(epilog="Example:\n\n  python -m tests.drills.cluster --seconds 30")
 @click.option("--seconds", type=click.FloatRange(1), default=90, show_default=True, help="How long to kill servers.")
-def command(seconds: float) -> None:
+@click.option(
+    "--artifacts",
+    type=click.Choice(["seaweedfs", "folder"]),
+    default="seaweedfs",
+    show_default=True,
+    help="Where videos are: in a bucket of a SeaweedFS that is started for it, or in a folder that all share.",
+)
+def command(seconds: float, artifacts: str) -> None:
     """Run three nats-servers and a system on them, kill one after the other, and judge what came of the requests.
 
     Exit status 1 on a miss.
@@ -467,7 +525,8 @@ def command(seconds: float) -> None:
         cluster = Cluster(folder)
         try:
             cluster.start()
-            seen = asyncio.run(measure(cluster, folder, seconds=seconds, console=console))
+            with artifacts_of(artifacts, folder) as environment:
+                seen = asyncio.run(measure(cluster, folder, environment, seconds=seconds, console=console))
         finally:
             cluster.stop()
     verdicts = judge(seen)

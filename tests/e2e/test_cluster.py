@@ -134,7 +134,7 @@ async def test_a_killed_leader_under_load_loses_no_accepted_task(
         await lane.becomes(LaneState.WARM)
         await asyncio.to_thread(gateway.wait_until_answering)
         async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
-            load, stop = Load(http, ("phr00t",), clients=2), asyncio.Event()
+            load, stop = Load([http], ("phr00t",), clients=2), asyncio.Event()
             sending = asyncio.create_task(load.run(stop))
 
             async def accepts(count: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 from ops import artifact_place
 from ops.artifact_place import BucketPlace, FolderPlace, in_bucket, open_artifacts
 from ops.artifacts import CHUNK_BYTES, PART_BYTES, Artifacts, ConditionsIgnored, StorageFailed
+from ops.commands.doctor.artifacts import bucket
 from tests.kit.s3_servers import BUCKET, Moto, Seaweed, running, use
 from tests.kit.support import NO_TLS, free_port
 
@@ -194,6 +195,20 @@ async def test_a_bucket_that_is_not_there_is_refused(moto: Moto, monkeypatch: py
     use(monkeypatch, moto.endpoint)
     with pytest.raises(StorageFailed, match=r"cannot use s3://no-such-bucket .*404.*\(NoSuchBucket\)"):
         await open_artifacts(BucketPlace("no-such-bucket", ""))
+
+
+def test_doctor_asks_a_bucket_and_changes_nothing(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, moto.endpoint)
+    place = BucketPlace(BUCKET, "doctor")
+    moto.asked.clear()
+    assert bucket(place).level == "ok"
+    assert [asked.split()[0] for asked in moto.asked] == ["HEAD"]
+    moto.manner = "denies"
+    try:
+        found = bucket(place)
+    finally:
+        moto.release()
+    assert (found.what, found.level, "403 Forbidden" in found.found) == ("artifacts", "missing", True)
 
 
 @pytest.mark.parametrize("way", ["denies", "breaks", "hangs", "away"])

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -31,6 +31,8 @@ from lane_worker.runtime.lease import LeaseKeeper
 from lane_worker.runtime.outcome import GaveUp, Result, Succeeded, Unsuccessful
 from lane_worker.runtime.scratch import LOCK
 from lane_worker.runtime.settling import Settlement
+from ops import artifact_place
+from ops.artifact_place import BucketPlace, in_bucket
 from ops.artifacts import Artifacts
 from ops.nats.errors import TransportUnavailable, WrongRevision
 from ops.nats.link import NatsLink
@@ -38,6 +40,7 @@ from ops.telemetry.tracing import traceparent_of
 from tests.kit.behind import js_of
 from tests.kit.lanes import CutWire
 from tests.kit.records import DECISION, pending_task
+from tests.kit.s3_servers import BUCKET, Manner, Moto, running, use
 from tests.kit.spans import kept_spans
 from tests.kit.steered import CONTENT, MEMORY, RECEIPT, THUMBNAIL, Worker
 from tests.kit.support import NatsServer, as_admin, eventually
@@ -65,6 +68,12 @@ async def worker(link: NatsLink, windows: Windows, tmp_path: Path) -> AsyncItera
     worker = Worker(link, windows, tmp_path, "one")
     yield worker
     await worker.close()
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[Moto]:
+    with running(server := Moto()):
+        yield server
 
 
 def fresh_task() -> GenerationTask:
@@ -330,6 +339,34 @@ async def test_a_video_that_cannot_be_stored(link: NatsLink, worker: Worker) -> 
     assert failed.error is not None
     assert (failed.error.code, failed.memory, failed.swap) == (FailureCode.STORAGE_FAILED, MEMORY, RECEIPT)
     assert [path.name for path in worker.folder.iterdir()] == [LOCK]
+
+
+@pytest.mark.parametrize("manner", ["denies", "breaks", "hangs"])
+async def test_a_bucket_that_takes_no_video(
+    link: NatsLink, windows: Windows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moto: Moto, manner: Manner
+) -> None:
+    """The task ends, its memory clean and its lease kept until then; the next one is done once the bucket is back."""
+    use(monkeypatch, moto.endpoint)
+    for name, value in {"REQUEST_S": 0.5, "RETRIES_S": 0.5}.items():
+        monkeypatch.setattr(artifact_place, name, value)
+    worker = Worker(link, windows, tmp_path, "one", store=in_bucket(BucketPlace(BUCKET, "")))
+    worker.runner.may_end.set()
+    try:
+        moto.manner = manner
+        task, following = fresh_task(), replace(fresh_task(), id=OTHER_ID)
+        await queue(link, task)
+        failed = await becomes(link, task.id, TaskStatus.FAILED)
+        moto.release()
+        assert failed.error is not None
+        assert (failed.error.code, failed.memory, failed.swap) == (FailureCode.STORAGE_FAILED, MEMORY, RECEIPT)
+        assert (failed.attempt, [path.name for path in worker.folder.iterdir()]) == (1, [LOCK])
+        await queue(link, following)
+        done = await becomes(link, following.id, TaskStatus.DONE)
+        assert done.video is not None
+        assert await in_bucket(BucketPlace(BUCKET, "")).get(done.video.path) == CONTENT
+    finally:
+        moto.release()
+        await worker.close()
 
 
 async def test_a_video_is_published_also_where_its_thumbnail_cannot_be_stored(link: NatsLink, worker: Worker) -> None:

