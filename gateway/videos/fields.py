@@ -1,7 +1,7 @@
 """The fields of a request to `/v1/videos`, as those of `POST /generate`. Pure.
 
-They are OpenAI's, vLLM-Omni's under the same names, and `priority` and `webhook` of our own. What they come to is
-judged by `contracts.generation.request.validate`, like every other request; an error names the field that was sent.
+They are OpenAI's, vLLM-Omni's under the same names, and `priority`, `labels` and `webhook` of our own. What they come
+to is judged by `contracts.generation.request.validate`, like every other request; an error names the field as sent.
 """
 
 import json
@@ -37,6 +37,7 @@ FIELDS: Final = (
     "num_inference_steps",
     "guidance_scale",
     "priority",
+    "labels",
     "webhook",
     "user",
 )
@@ -52,6 +53,7 @@ _AS_THEY_ARE: Final = (
     "fps",
     "seed",
     "priority",
+    "labels",
     "webhook",
 )
 # The image, by OpenAI's name and by vLLM-Omni's.

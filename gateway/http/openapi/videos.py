@@ -115,7 +115,7 @@ def _schema(entry: ModelEntry) -> Schema:
 def _form() -> Schema:
     text = Schema(type=OpenAPIType.STRING)
     fields: dict[str, Reference | Schema] = {
-        name: text for name in FIELDS if name not in ("image_reference", "webhook")
+        name: text for name in FIELDS if name not in ("image_reference", "labels", "webhook")
     }
     fields["input_reference"] = Schema(
         type=OpenAPIType.STRING,
@@ -126,7 +126,7 @@ def _form() -> Schema:
         type=OpenAPIType.OBJECT,
         properties=fields,
         required=["prompt"],
-        description="As in JSON, each value as text; what is nested is written `webhook[url]`.",
+        description="As in JSON, each value as text; what is nested is written `webhook[url]`, `labels[project]`.",
     )
 
 

@@ -10,6 +10,7 @@ from msgspec import Struct
 from contracts.generation.body import MalformedBody
 from contracts.generation.errors import FieldError, InvalidRequest
 from contracts.generation.images import ImageByAddress, ImageByReference, ImageFile
+from contracts.generation.request import FIELDS as GENERATION_FIELDS
 from contracts.settings import Catalog
 from gateway.videos.fields import FIELDS, UnknownModel, accepted, as_named, frames_of
 from gateway.videos.forms import VideoFormFields
@@ -39,6 +40,7 @@ PHR00T = {"model": "phr00t", "prompt": "x"}
         pytest.param(PHR00T | {"seconds": "12", "fps": 4}, {"num_frames": 49}, id="longer-at-4-a-second"),
         pytest.param(PHR00T | {"seed": 7, "user": "alice"}, {"seed": 7}, id="user-means-nothing"),
         pytest.param({"model": "INDEX-anisora", "prompt": "x"}, {"model": "anisora"}, id="alias"),
+        pytest.param({**PHR00T, "labels": {"project": "spring"}}, {"labels": {"project": "spring"}}, id="labels"),
         pytest.param(PHR00T | {"priority": "background"}, {"priority": "background"}, id="priority"),
     ],
 )
@@ -162,6 +164,11 @@ def test_every_refusal_names_the_field_that_was_sent(sent: Mapping[str, Any], me
         assert message.startswith(error.pointer.removeprefix("/"))
 
 
+def test_every_field_of_a_generation_can_be_said() -> None:
+    named_otherwise = {"steps": "num_inference_steps", "cfg": "guidance_scale", "image": "input_reference"}
+    assert {named_otherwise.get(name, name) for name in GENERATION_FIELDS} <= set(FIELDS)
+
+
 def test_a_model_that_needs_an_image_says_so_by_the_clients_name() -> None:
     with pytest.raises(InvalidRequest) as refusal:
         accepted(ANISORA, PRODUCTION)
@@ -232,6 +239,11 @@ def fields_of(parts: list[FormPart]) -> dict[str, Any]:
             [part("webhook[url]", "https://a.example"), part("webhook[events][]", "task.done")],
             {"webhook": {"url": "https://a.example", "events": ["task.done"]}},
             id="nested",
+        ),
+        pytest.param(
+            [part("labels[project]", "spring"), part("labels[a.b]", "1")],
+            {"labels": {"project": "spring", "a.b": "1"}},
+            id="labels",
         ),
         pytest.param(
             [part("input_reference[image_url]", "data:")], {"input_reference": {"image_url": "data:"}}, id="url"
