@@ -18,6 +18,7 @@ from contracts.memory import MemoryReading
 from contracts.settings import load_settings
 from contracts.tasks import GenerationTask, ThumbnailFile, VideoFile, decode_task, encode_task
 from contracts.topology import TASKS
+from gateway.services import Services
 from ops.artifact_place import BucketPlace, in_bucket
 from ops.artifacts import CHUNK_BYTES, Artifacts
 from ops.commands.api.client import Client
@@ -30,6 +31,7 @@ from tests.kit.support import BOUND_S, KEEP_S, NO_TLS, as_admin, eventually
 
 PLACE = BucketPlace(BUCKET, "warmlane")
 IMAGE = data_uri(picture("PNG"))
+UNKNOWN = "01890a5d-ac96-774b-bcce-b302099a8057"
 CONTENT = bytes(range(256)) * (CHUNK_BYTES // 256) + b"and a little more"
 
 
@@ -147,6 +149,38 @@ async def test_either_gateway_serves_what_somebody_stored(
         await store.delete(stored.path)
     for http in https:
         assert (await http.get(path)).status_code == 410
+
+
+async def test_the_janitor_removes_what_no_record_names(
+    gateways: tuple[GatewayProcess, GatewayProcess],
+    https: list[httpx.AsyncClient],
+    link: NatsLink,
+    store: Artifacts,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    task_id = (await submitted(https[0]))["id"]
+    done = await finished(link, store, task_id)
+    await store.put(f"videos/{UNKNOWN}.0.mp4", b"nobody's")
+    monkeypatch.setattr("gateway.services.ORPHAN_GRACE_S", 0.0)
+    third = Services(
+        catalog=load_settings().catalog("tiny"),
+        nats=gateways[0].nats.url,
+        artifacts_dir=tmp_path,
+        artifacts=PLACE,
+        keep_s=KEEP_S,
+    )
+    async with third.running():
+        removed = 0
+
+        async def cleaned() -> bool:
+            nonlocal removed
+            removed += await third.clean()
+            return await store.size(f"videos/{UNKNOWN}.0.mp4") is None
+
+        await eventually(cleaned)
+    assert removed >= 1
+    assert {done.video_path, done.thumbnail_path} <= {each.path for each in await store.list()}
 
 
 async def test_an_image_goes_through_the_bucket(
