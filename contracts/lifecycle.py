@@ -8,13 +8,13 @@ from msgspec.structs import replace
 
 from contracts.memory import MemoryReading, SwapReceipt
 from contracts.order import words
+from contracts.progress import StepsDone
 from contracts.tasks import (
     HANDED_BACK_MAX,
     TIMELINE_MAX,
     FailureCode,
     GenerationTask,
     OrderDecision,
-    Progress,
     RoutingDecision,
     TaskError,
     TaskStatus,
@@ -96,11 +96,11 @@ def claim(
         attempt_traceparent=attempt_traceparent,
         order=order,
         lease_expires_at=now + timedelta(seconds=lease_s),
-        progress=Progress(step=0, steps=task.parameters.steps),
+        progress=StepsDone(step=0, steps=task.parameters.steps),
     )
 
 
-def renew(task: GenerationTask, *, progress: Progress, lease_s: float, now: datetime) -> GenerationTask:
+def renew(task: GenerationTask, *, progress: StepsDone, lease_s: float, now: datetime) -> GenerationTask:
     """The owner is alive: a later lease and the progress so far. The status does not change.
 
     Raises IllegalTransition when the task is not processing.
@@ -203,7 +203,7 @@ def finish(
         swap=swap,
         finished_at=now,
         lease_expires_at=None,
-        progress=Progress(step=task.parameters.steps, steps=task.parameters.steps),
+        progress=StepsDone(step=task.parameters.steps, steps=task.parameters.steps),
     )
 
 

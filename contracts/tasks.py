@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 
 from contracts.memory import MemoryReading, SwapReceipt
 from contracts.nesting import Decoder, decode_json
+from contracts.progress import StepsDone
 from contracts.webhooks import TaskWebhook
 from contracts.wire import RECORD_MAX_BYTES, Counted, Moment, Token, Unreadable, check_age, decode
 
@@ -99,13 +100,6 @@ class ReplacedParameter(Struct, frozen=True, kw_only=True, gc=False):
     field: Token
     used: int | float
     got: int | float | str
-
-
-class Progress(Struct, frozen=True, kw_only=True, gc=False):
-    """Inference steps finished, of how many."""
-
-    step: int
-    steps: int
 
 
 class TaskError(Struct, frozen=True, kw_only=True, gc=False):
@@ -239,7 +233,7 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     claimed_at: Moment | None = None
     lease_expires_at: Moment | None = None
     finished_at: Moment | None = None
-    progress: Progress | None = None
+    progress: StepsDone | None = None
     error: TaskError | None = None
     video: VideoFile | None = None
     memory: MemoryReading | None = None

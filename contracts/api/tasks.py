@@ -11,7 +11,16 @@ import msgspec
 from msgspec import Struct
 
 from contracts.memory import MemoryReading, SwapReceipt
-from contracts.tasks import GenerationParameters, Priority, Progress, TaskError, TaskStatus, TimelineEntry, VideoFile
+from contracts.progress import eta_s
+from contracts.tasks import (
+    GenerationParameters,
+    GenerationTask,
+    Priority,
+    TaskError,
+    TaskStatus,
+    TimelineEntry,
+    VideoFile,
+)
 from contracts.webhooks import TaskWebhook
 
 
@@ -24,6 +33,27 @@ class QueuePlace(Struct, frozen=True, kw_only=True):
 
     position: int
     expected_wait_s: float | None
+
+
+class Progress(Struct, frozen=True, kw_only=True):
+    """Inference steps finished, of how many, and in how many seconds the task will probably have ended.
+
+    *eta_s* follows from the steps that were measured in this attempt, and is of the moment of the answer. It is null
+    before the first step, after the last one where decoding and encoding were never measured, and once the task ended.
+    """
+
+    step: int
+    steps: int
+    eta_s: float | None
+
+    @classmethod
+    def of(cls, task: GenerationTask, now: datetime) -> "Progress | None":
+        """What callers see at *now* of how far *task* is; None before a worker began it."""
+        done = task.progress
+        if done is None:
+            return None
+        left_s = eta_s(done, now) if task.status is TaskStatus.PROCESSING else None
+        return cls(step=done.step, steps=done.steps, eta_s=None if left_s is None else round(left_s, 1))
 
 
 class VideoView(Struct, frozen=True, kw_only=True):

@@ -9,8 +9,8 @@ from datetime import datetime
 import msgspec
 from msgspec import Struct
 
-from contracts.api.tasks import VideoView
-from contracts.tasks import Progress, TaskError, TaskStatus
+from contracts.api.tasks import Progress, VideoView
+from contracts.tasks import TaskError, TaskStatus
 from contracts.webhooks import DeliveryStatus, DeliveryTry
 
 

@@ -1,9 +1,9 @@
 """What a client makes its request depend on: `If-Match` and `If-None-Match` (RFC 9110 §13). Pure.
 
 A tag of ours is `REVISION`, then what else changes the representation, then the encoding, with hyphens between: a task
-that waits has `"7-3-4.2-gzip"`, at revision 7, third in its queue, for 4.2 s, and compressed. A
-client that reads compares whole tags. A client that changes something names the revision that it has seen: what it
-changes is neither the task's place nor an encoding.
+that waits has `"7-3-4.2-gzip"`, at revision 7, third in its queue, for 4.2 s, and compressed; one that runs has
+`"9-12.5"`, with the time left. A client that reads compares whole tags. A client that changes something names the
+revision that it has seen: what it changes is neither the task's place nor an encoding.
 """
 
 from typing import Any, Final, Literal

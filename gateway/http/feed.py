@@ -196,8 +196,9 @@ class _Events:
                 self._sent_places[task.id] = view.queue.position
             return without_id("task", _json(view))
         self._sent_places.pop(task.id, None)
-        # it is the same on every stream
-        name = task.id, snapshot.revision, root_of(self._request)
+        # it is the same on every stream, for as long as what is left of one that runs counts down no further
+        second = None if task.status.is_terminal else int(datetime.now(UTC).timestamp())
+        name = task.id, snapshot.revision, root_of(self._request), second
         return self._services.texts.of(
             name, lambda: without_id("task", _json(shown(self._request, self._services, task)))
         )

@@ -92,7 +92,7 @@ async def generate(request: CallerRequest, services: NamedDependency[Services]) 
         except TooManyStreams:  # it is accepted all the same
             preferred = Preferences(responds_async=preferred.responds_async)
     task = shown(request, services, snapshot.task)
-    headers = {"location": task.links.self_, "etag": etag_of(snapshot, task.queue)} | preferred.applied
+    headers = {"location": task.links.self_, "etag": etag_of(snapshot, task)} | preferred.applied
     has_ended = preferred.wait_s is not None and snapshot.task.status.is_terminal
     return JsonAnswer(task, headers=headers, status_code=200 if has_ended else 202)
 

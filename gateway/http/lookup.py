@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 from litestar import Request
 from litestar.datastructures import State
 
-from contracts.api.tasks import QueuePlace, TaskView
+from contracts.api.tasks import TaskView
 from contracts.tasks import GenerationTask, TaskStatus
 from gateway.boards.key_board import Caller
 from gateway.boards.snapshots import Snapshot
@@ -106,13 +106,17 @@ async def until_gone(request: CallerRequest) -> None:
 
 def shown(request: CallerRequest, services: Services, task: GenerationTask) -> TaskView:
     """*task* as its caller may see it, with its place in the queue now."""
-    return view(task, services.estimates.place(task, datetime.now(UTC)), root=root_of(request))
+    now = datetime.now(UTC)
+    return view(task, services.estimates.place(task, now), now, root=root_of(request))
 
 
-def etag_of(snapshot: Snapshot, place: QueuePlace | None) -> str:
-    """The strong tag of a task's JSON, which changes with its revision, and with its *place* while it waits."""
+def etag_of(snapshot: Snapshot, task: TaskView) -> str:
+    """The strong tag of a task's JSON: its revision, with the place of one that waits, or the time left of one that
+    runs."""
+    place, progress = task.queue, task.progress
     if place is None:
-        return f'"{snapshot.revision}"'
+        left = "" if progress is None or progress.eta_s is None else f"-{progress.eta_s:g}"
+        return f'"{snapshot.revision}{left}"'
     wait = "" if place.expected_wait_s is None else f"-{place.expected_wait_s:g}"
     return f'"{snapshot.revision}-{place.position}{wait}"'
 

@@ -96,7 +96,7 @@ async def resubmit_task(
     except NOT_ACCEPTED as error:
         raise not_accepted(error, has_key=key is not None) from error
     made = shown(request, services, snapshot.task)
-    headers = {"location": made.links.self_, "etag": etag_of(snapshot, made.queue)}
+    headers = {"location": made.links.self_, "etag": etag_of(snapshot, made)}
     return JsonAnswer(made, headers=headers, status_code=202)
 
 

@@ -68,7 +68,7 @@ async def get_task(
             detail = f"{error}; ask without wait, or follow the tasks with GET /tasks/events"
             raise ProblemError("too_many_waits", detail, retry_after_s=RETRY_AFTER_S) from error
     task = shown(request, services, snapshot.task)
-    headers = applied | {"etag": etag_of(snapshot, task.queue)}
+    headers = applied | {"etag": etag_of(snapshot, task)}
     if not snapshot.task.status.is_terminal:
         headers |= age_of(services)
     return JsonAnswer(task, headers=headers)  # 304 where the client has it: `outgoing`
@@ -151,4 +151,5 @@ async def cancel_task(request: CallerRequest, services: _Services, task_id: From
     )
     if snapshot is None:
         raise no_such_task()
-    return JsonAnswer(shown(request, services, snapshot.task), headers={"etag": etag_of(snapshot, None)})
+    task = shown(request, services, snapshot.task)
+    return JsonAnswer(task, headers={"etag": etag_of(snapshot, task)})

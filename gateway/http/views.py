@@ -1,12 +1,13 @@
 """What clients see of a task and of the settings: the structs of `contracts.api`, filled in."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Final
 
 from litestar.connection import ASGIConnection
 
 from contracts.api.settings import CallerView, Mode, ModelView, PriorityView, SettingsView
-from contracts.api.tasks import ParameterWarning, QueuePlace, TaskLinks, TaskView, VideoView
+from contracts.api.tasks import ParameterWarning, Progress, QueuePlace, TaskLinks, TaskView, VideoView
 from contracts.fields import Presence
 from contracts.settings import Catalog
 from contracts.tasks import (
@@ -36,8 +37,8 @@ def task_url(root: str, task_id: str) -> str:
     return f"{root}/tasks/{task_id}"
 
 
-def view(task: GenerationTask, place: QueuePlace | None, *, root: str = "") -> TaskView:
-    """*task*, which stands in its queue at *place* (`Estimates.place`), as its caller may see it under *root*."""
+def view(task: GenerationTask, place: QueuePlace | None, now: datetime, *, root: str = "") -> TaskView:
+    """*task*, which stands in its queue at *place* (`Estimates.place`), as its caller sees it *now*, under *root*."""
     url, video = task_url(root, task.id), task.video
     return TaskView(
         id=task.id,
@@ -56,7 +57,7 @@ def view(task: GenerationTask, place: QueuePlace | None, *, root: str = "") -> T
         claimed_at=task.claimed_at,
         finished_at=task.finished_at,
         queue=place,
-        progress=task.progress,
+        progress=Progress.of(task, now),
         error=task.error,
         video=None if video is None else VideoView.of(video),
         swap=task.swap,

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from contracts.api.tasks import VideoView
+from contracts.api.tasks import Progress, VideoView
 from contracts.api.webhooks import WebhookMessage, WebhookTask, WebhookTaskLinks
 from contracts.tasks import GenerationTask, TaskError, TaskStatus
 from contracts.webhooks import (
@@ -105,7 +105,7 @@ def payload(task: GenerationTask, event: WebhookEvent, at: datetime) -> str:
         created_at=task.created_at,
         claimed_at=task.claimed_at,
         finished_at=task.finished_at,
-        progress=task.progress,
+        progress=Progress.of(task, at),
         error=None if error is None else TaskError(code=error.code, message=error.message[:REASON_MAX_CHARS]),
         video=None if task.video is None else VideoView.of(task.video),
         links=WebhookTaskLinks(

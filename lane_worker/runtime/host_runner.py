@@ -8,13 +8,15 @@ from msgspec.structs import replace
 
 from contracts.generation.request import parameter_errors
 from contracts.memory import SwapReceipt
+from contracts.progress import StepsDone
 from contracts.settings import ModelEntry
-from contracts.tasks import FailureCode, GenerationTask, Progress
-from lane_worker.forking.host_messages import Failed, Generate
+from contracts.tasks import FailureCode, GenerationTask
+from lane_worker.forking.host_messages import Failed, Finished, Generate
 from lane_worker.forking.outcome import HostLost, LoadFailed, Lost, Outcome
 from lane_worker.residence.quarantine import Quarantined
 from lane_worker.residence.residence import Residence
 from lane_worker.runtime.accounts import Accounts
+from lane_worker.runtime.after_steps import AfterSteps
 from lane_worker.runtime.ended import Ended, ended_by, ended_by_load, failure
 from lane_worker.runtime.inference_spans import record_inference
 from lane_worker.runtime.outcome import GaveUp, Result, Stopped, Succeeded, Unsuccessful
@@ -36,6 +38,7 @@ class HostRunner:
         self._models = models
         self._slot = slot
         self._scratch = scratch
+        self._after_steps = AfterSteps()
         self._task_id: str | None = None
         self._stopped = False
         self._leaving: str | None = None
@@ -52,7 +55,7 @@ class HostRunner:
         if self._task_id is not None:
             self.stop(self._task_id)
 
-    async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[Progress], None]) -> Result:
+    async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[StepsDone], None]) -> Result:
         """Runs *task*. If its host runs out of memory, it is tried once more, in a fresh host.
 
         On return memory is clean, and each try has its memory line.
@@ -91,7 +94,7 @@ class HostRunner:
         self,
         task: GenerationTask,
         image: Path | None,
-        on_progress: Callable[[Progress], None],
+        on_progress: Callable[[StepsDone], None],
         *,
         renew_because: str = "",
     ) -> Ended:
@@ -112,7 +115,7 @@ class HostRunner:
         self,
         task: GenerationTask,
         image: Path | None,
-        on_progress: Callable[[Progress], None],
+        on_progress: Callable[[StepsDone], None],
         swap: SwapReceipt | None,
     ) -> Ended:
         video_path = self._scratch / f"{task.id}.{task.epoch}.mp4"
@@ -124,11 +127,16 @@ class HostRunner:
             image_path=None if image is None else str(image),
         )
         pid = self._residence.host.pid or 0
-        steps = Steps(task, self._slot, swap, on_progress)
+        after_s = self._after_steps.expected_s(task.model, task.parameters)
+        steps = Steps(task, self._slot, swap, on_progress, after_s)
         try:
             outcome = await self._residence.host.generate(request, steps.report)
         except HostLost as error:
             outcome = Lost(task.id, str(error))
+        if isinstance(outcome, Finished) and steps.finished:
+            stepped_s = steps.finished[-1].at_s - steps.started_at.timestamp()
+            took_s = outcome.inference_s - stepped_s + outcome.encode_s
+            self._after_steps.note(task.model, task.parameters, took_s)
         self._count(outcome)
         record_inference(task, outcome, steps, host_pid=pid)
         ended = ended_by(outcome, video_path=video_path, started_at=steps.started_at, swap=steps.swap)

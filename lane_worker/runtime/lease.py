@@ -10,8 +10,8 @@ import structlog
 from nats.aio.subscription import Subscription
 
 from contracts import lifecycle
+from contracts.progress import StepsDone
 from contracts.settings import Windows
-from contracts.tasks import Progress
 from contracts.topology import TASKS
 from lane_worker.runtime.held import HeldTask, OwnershipLost
 from ops.ending import end
@@ -35,7 +35,7 @@ class LeaseKeeper:
         self._on_lost = on_lost
         self._wake = asyncio.Event()
         self._look = False
-        self._progress = held.task.progress or Progress(step=0, steps=held.task.parameters.steps)
+        self._progress = held.task.progress or StepsDone(step=0, steps=held.task.parameters.steps)
         self._keeper: asyncio.Task[None] | None = None
         self._hints: Subscription | None = None
 
@@ -56,7 +56,7 @@ class LeaseKeeper:
         """Renews no more. A renewal that is under way may still be stored, and loses to whoever writes next."""
         await end(self._keeper)
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: StepsDone) -> None:
         """The inference went on; the record follows within a second or so."""
         self._progress = progress
         self._wake.set()
@@ -113,7 +113,7 @@ class LeaseKeeper:
             except lifecycle.IllegalTransition:
                 return  # it was settled while this write waited for its turn
 
-    async def _write(self, progress: Progress) -> None:
+    async def _write(self, progress: StepsDone) -> None:
         await self._held.update(
             lambda task: lifecycle.renew(task, progress=progress, lease_s=self._windows.lease_s, now=datetime.now(UTC))
         )

@@ -28,7 +28,8 @@ from contracts.order import (
     started,
     waiting_of,
 )
-from contracts.tasks import GenerationTask, OrderDecision, Progress
+from contracts.progress import StepsDone
+from contracts.tasks import GenerationTask, OrderDecision
 from lane_worker.runtime.outcome import Result, Runner, Succeeded, Unsuccessful
 from ops.telemetry import metrics
 
@@ -180,7 +181,7 @@ class OrderedRunner:
         self._runner = runner
         self._order = order
 
-    async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[Progress], None]) -> Result:
+    async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[StepsDone], None]) -> Result:
         """As `Runner.run`."""
         self._order.starts(task, now=datetime.now(UTC))
         begun_s = time.monotonic()

@@ -8,7 +8,8 @@ from typing import Protocol
 from msgspec import Struct
 
 from contracts.memory import MemoryReading, SwapReceipt
-from contracts.tasks import FailureCode, GenerationTask, Progress
+from contracts.progress import StepsDone
+from contracts.tasks import FailureCode, GenerationTask
 from lane_worker.forking.host_messages import WrittenVideo
 
 
@@ -50,7 +51,7 @@ Result = Succeeded | Unsuccessful | Stopped | GaveUp
 class Runner(Protocol):
     """Runs one task. Memory is clean and its log line written when `run` returns, on every path (FR-008, FR-009)."""
 
-    async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[Progress], None]) -> Result:
+    async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[StepsDone], None]) -> Result:
         """Runs *task*; *image* is its input image, None where it has none or where it could not be had."""
         ...
 

@@ -7,7 +7,8 @@ import structlog
 from msgspec.structs import replace
 
 from contracts.memory import SwapReceipt
-from contracts.tasks import GenerationTask, Progress
+from contracts.progress import StepsDone, step_s
+from contracts.tasks import GenerationTask
 from lane_worker.forking.host_messages import StepFinished
 from ops.telemetry import metrics
 
@@ -15,10 +16,18 @@ log = structlog.get_logger("runner")
 
 
 class Steps:
-    """Takes the steps of *task*, which *swap* came before if any, and passes them on to *on_progress*."""
+    """Takes the steps of *task*, which *swap* came before if any, and passes them on to *on_progress*.
+
+    *after_s* is what will probably follow the last step, in seconds, where that is known.
+    """
 
     def __init__(
-        self, task: GenerationTask, slot: str, swap: SwapReceipt | None, on_progress: Callable[[Progress], None]
+        self,
+        task: GenerationTask,
+        slot: str,
+        swap: SwapReceipt | None,
+        on_progress: Callable[[StepsDone], None],
+        after_s: float | None = None,
     ) -> None:
         self.started_at = datetime.now(UTC)
         """When the inference began: when it was asked for, until its host has reported step 0."""
@@ -28,6 +37,7 @@ class Steps:
         self._task = task
         self._slot = slot
         self._on_progress = on_progress
+        self._after_s = after_s
 
     def report(self, progress: StepFinished) -> None:
         """The host has finished a step, or has begun, with step 0."""
@@ -37,7 +47,16 @@ class Steps:
             if not self.finished:
                 self._take_first(progress)
             self.finished.append(progress)
-        self._on_progress(Progress(step=progress.step, steps=progress.steps))
+        finished_s = [each.at_s for each in self.finished]
+        self._on_progress(
+            StepsDone(
+                step=progress.step,
+                steps=progress.steps,
+                step_s=step_s(self.started_at.timestamp(), finished_s),
+                at=datetime.fromtimestamp(progress.at_s, UTC),
+                after_s=self._after_s,
+            )
+        )
 
     def _take_first(self, first: StepFinished) -> None:
         """The last part of a swap: weights are read as they are touched, so a swap costs the first step too."""

@@ -75,6 +75,15 @@ def waiting_line(task: TaskView) -> str:
     return place if expected_s is None else f"{place}, about {expected_s:.0f} s"
 
 
+def progress_line(task: TaskView) -> str:
+    """What is shown of a task that runs: its step, and how long it will probably take."""
+    if task.progress is None:
+        return ""
+    step = f"step {task.progress.step} of {task.progress.steps}"
+    left_s = task.progress.eta_s
+    return step if left_s is None else f"{step}, about {left_s:.0f} s left"
+
+
 def reason_of(task: TaskView) -> str:
     """Why *task* has no video."""
     return f"{task.error.code}: {task.error.message}" if task.error else task.status
@@ -134,7 +143,7 @@ class Bar:
             return
         step, steps = task.progress.step, task.progress.steps
         what = "encoding" if step == steps else f"generating on {task.worker or task.route}"
-        self._progress.update(self._row, description=what, completed=step, total=steps, steps=f"step {step} of {steps}")
+        self._progress.update(self._row, description=what, completed=step, total=steps, steps=progress_line(task))
 
 
 class SubmitRun:

@@ -19,7 +19,7 @@ from ops.commands.api.options import Gateway, gateway_options, task_id_of
 from ops.commands.api.problems import Refused
 from ops.commands.option_types import labels_given
 from ops.commands.saving import how_to_get, require_writable, save
-from ops.commands.submit import INTERRUPTED, Bar, out_option, reason_of, saved_line, waiting_line
+from ops.commands.submit import INTERRUPTED, Bar, out_option, progress_line, reason_of, saved_line, waiting_line
 
 STATUSES: Final = ("pending", "processing", "done", "failed")
 # The most that a gateway gives at once.
@@ -165,7 +165,7 @@ def shown(client: Client, task: TaskView) -> Iterator[str]:
     if task.status == "pending":
         yield f"  queue     {waiting_line(task)}"
     if task.progress is not None and not task.has_ended:
-        yield f"  progress  step {task.progress.step} of {task.progress.steps}"
+        yield f"  progress  {progress_line(task)}"
     yield f"  model     {task.model}, {task.route}{'' if task.worker is None else f', {task.worker}'}"
     yield f"  attempt   {task.attempt}"
     yield f"  prompt    {plain(asked.prompt)}"

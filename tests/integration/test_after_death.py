@@ -8,7 +8,8 @@ import pytest
 
 from contracts import lifecycle
 from contracts.lanes import ColdStart, InHand
-from contracts.tasks import FailureCode, GenerationTask, Progress, TaskStatus, decode_task, encode_task
+from contracts.progress import StepsDone
+from contracts.tasks import FailureCode, GenerationTask, TaskStatus, decode_task, encode_task
 from contracts.topology import COLD_STARTS, TASKS, bucket_stream
 from gateway.boards.cold_starts import ColdStarts
 from ops.lanes.recovery import LostStarts, give_back, is_same_start
@@ -210,7 +211,7 @@ async def test_a_write_in_between_is_taken_into_account(
     revision = await place(link, task)
     update = link.entries.update
     claimed = processing_task("another", now=now, epoch=1)
-    renewed = lifecycle.renew(task, progress=Progress(step=1, steps=8), lease_s=60, now=now)
+    renewed = lifecycle.renew(task, progress=StepsDone(step=1, steps=8), lease_s=60, now=now)
     between = claimed if takes_over else renewed
 
     async def overtaken(*arguments: Any, **options: Any) -> int:

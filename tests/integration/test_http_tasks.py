@@ -16,7 +16,8 @@ from openapi_spec_validator import validate
 from contracts import lifecycle
 from contracts.lanes import LaneState, Leadership
 from contracts.memory import MemoryReading, SwapReceipt
-from contracts.tasks import FailureCode, GenerationTask, Progress, VideoFile, decode_task, encode_task
+from contracts.progress import StepsDone
+from contracts.tasks import FailureCode, GenerationTask, VideoFile, decode_task, encode_task
 from contracts.topology import LEADER, LEADER_KEY, TASKS, lane_stream
 from ops.nats.link import NatsLink
 from tests.integration.test_http_generate import problem
@@ -565,7 +566,7 @@ async def test_a_failed_task_keeps_its_reason(http: httpx.AsyncClient, gateway_l
     await claimed(gateway_link, task["id"])
     current, revision = await record(gateway_link, task["id"])
     failed = lifecycle.fail(
-        lifecycle.renew(current, progress=Progress(step=3, steps=8), lease_s=60, now=datetime.now(UTC)),
+        lifecycle.renew(current, progress=StepsDone(step=3, steps=8), lease_s=60, now=datetime.now(UTC)),
         code=FailureCode.OUT_OF_MEMORY,
         message="the card is full",
         now=datetime.now(UTC),
@@ -574,8 +575,35 @@ async def test_a_failed_task_keeps_its_reason(http: httpx.AsyncClient, gateway_l
     answer = (await http.get(f"/tasks/{task['id']}?wait=10")).json()
     assert (answer["error"], answer["progress"]) == (
         {"code": "out_of_memory", "message": "the card is full"},
-        {"step": 3, "steps": 8},
+        {"step": 3, "steps": 8, "eta_s": None},
     )
+
+
+async def test_a_task_that_runs_says_how_long_it_will(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:
+    """In its JSON, in its tag and on both streams; the next revision counts for who waits, and not the time passed."""
+    task = await submitted(http)
+    await claimed(gateway_link, task["id"])
+    current, revision = await record(gateway_link, task["id"])
+    url = f"/tasks/{task['id']}"
+    assert (await http.get(url)).json()["progress"] == {"step": 0, "steps": 8, "eta_s": None}
+    # as if all steps but one still had to come, of an hour each: what is left is the same all through the test
+    done = StepsDone(step=7, steps=8, step_s=3_600, at=datetime.now(UTC) - timedelta(days=1), after_s=30)
+    running = lifecycle.renew(current, progress=done, lease_s=60, now=datetime.now(UTC))
+    revision = await gateway_link.entries.update(TASKS, task["id"], encode_task(running), revision=revision)
+    answer = await http.get(url, headers={"if-none-match": f'"{revision - 1}"'}, params={"wait": "20"})
+    assert answer.json()["progress"] == {"step": 7, "steps": 8, "eta_s": 30.0}
+    assert answer.headers["etag"] == f'"{revision}-30"'
+    assert (await http.get(url, headers={"if-none-match": answer.headers["etag"]})).status_code == 304
+    for stream in (f"{url}/events", f"/tasks/events?wait=0.1&model={task['model']}"):
+        follows = {} if stream.startswith(url) else {"last-event-id": str(revision - 1)}
+        async with http.stream("GET", stream, headers=follows) as events:
+            async for line in events.aiter_lines():
+                if line.startswith("data:") and task["id"] in line:
+                    assert json.loads(line.removeprefix("data:"))["progress"]["eta_s"] == 30.0
+                    break
+            else:
+                raise AssertionError(f"{stream} says nothing of the task")
+    assert (await http.delete(url)).json()["progress"] == {"step": 7, "steps": 8, "eta_s": None}
 
 
 async def test_settings_liveness_and_readiness(http: httpx.AsyncClient) -> None:

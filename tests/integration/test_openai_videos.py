@@ -19,8 +19,9 @@ from PIL import Image
 
 from contracts.keys import Presented
 from contracts.lanes import LaneState
+from contracts.progress import StepsDone
 from contracts.settings import load_settings
-from contracts.tasks import FailureCode, Progress, TaskStatus
+from contracts.tasks import FailureCode, TaskStatus
 from contracts.topology import DEGRADED
 from lane_worker.runtime.outcome import Unsuccessful
 from ops.nats.api_keys import add
@@ -148,7 +149,7 @@ async def test_while_it_is_made_it_says_how_far_it_is_and_when_to_ask_again(stag
     begun = await client.videos.create(**FOX)
     await stage.runner.started.wait()
     assert begun.status in ("queued", "in_progress")
-    stage.runner.report(Progress(step=2, steps=8))
+    stage.runner.report(StepsDone(step=2, steps=8))
 
     async def quarter() -> Any:
         answer = await client.videos.with_raw_response.retrieve(begun.id)

@@ -117,6 +117,13 @@ def test_what_is_no_label_is_said_before_anything_is_asked(
     assert asked(gateway) == []
 
 
+def test_a_task_that_runs_is_shown_with_the_time_left(gateway: ScriptedGateway) -> None:
+    running = {**PENDING, "status": "processing", "progress": {"step": 3, "steps": 8, "eta_s": 12.4}}
+    gateway.script = [Answer(200, running), Answer(200, {**running, "progress": {"step": 3, "steps": 8}})]
+    assert "  progress  step 3 of 8, about 12 s left\n" in tasks(gateway, "show", ID).stdout
+    assert "  progress  step 3 of 8\n" in tasks(gateway, "show", ID).stdout  # of a gateway of an earlier version
+
+
 def test_an_empty_list_is_no_failure(gateway: ScriptedGateway) -> None:
     gateway.script = [page()]
     result = tasks(gateway, "list", "--status", "done")

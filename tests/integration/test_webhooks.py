@@ -8,7 +8,8 @@ import pytest
 from standardwebhooks.webhooks import WebhookVerificationError
 
 from contracts import lifecycle
-from contracts.tasks import Progress, encode_task
+from contracts.progress import StepsDone
+from contracts.tasks import encode_task
 from contracts.topology import DELIVERIES, TASKS, WEBHOOKS
 from tests.kit.gateway import GatewayProcess, System
 from tests.kit.receivers import Receiver, answering, receiving, silent
@@ -78,7 +79,7 @@ async def test_progress_is_told_where_it_is_asked_for(system: System, receiver: 
     task_id = await submit(system)
     await system.claim(task_id)
     task, revision = await system.record(task_id)
-    moved = lifecycle.renew(task, progress=Progress(step=3, steps=8), lease_s=60, now=datetime.now(UTC))
+    moved = lifecycle.renew(task, progress=StepsDone(step=3, steps=8), lease_s=60, now=datetime.now(UTC))
     await system.link.entries.update(TASKS, task_id, encode_task(moved), revision=revision)
 
     async def came() -> bool:
@@ -86,7 +87,7 @@ async def test_progress_is_told_where_it_is_asked_for(system: System, receiver: 
 
     await eventually(came)
     (told,) = receiver.of(task_id)
-    assert told.json["data"]["progress"] == {"step": 3, "steps": 8}
+    assert told.json["data"]["progress"] == {"step": 3, "steps": 8, "eta_s": None}
     await finish(system, task_id)
     await receiver.gets(task_id, "task.progress", "task.done")
 

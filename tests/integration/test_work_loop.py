@@ -14,12 +14,12 @@ from opentelemetry.trace import NonRecordingSpan
 from structlog.testing import capture_logs
 
 from contracts import lifecycle
+from contracts.progress import StepsDone
 from contracts.settings import Catalog, Windows
 from contracts.tasks import (
     FailureCode,
     GenerationTask,
     ImageReference,
-    Progress,
     TaskStatus,
     decode_task,
     encode_task,
@@ -212,12 +212,12 @@ async def test_the_lease_is_renewed_and_progress_is_recorded(link: NatsLink, wor
     await worker.runner.started.wait()
     first = (await recorded(link, task.id))[0].lease_expires_at
     assert first is not None
-    worker.runner.report(Progress(step=3, steps=8))
+    worker.runner.report(StepsDone(step=3, steps=8))
 
     async def renewed() -> bool:
         current = (await recorded(link, task.id))[0]
         assert current.lease_expires_at is not None
-        return current.lease_expires_at > first and current.progress == Progress(step=3, steps=8)
+        return current.lease_expires_at > first and current.progress == StepsDone(step=3, steps=8)
 
     await eventually(renewed)
     worker.runner.may_end.set()

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from msgspec.structs import replace
 
-from contracts.tasks import GenerationTask, Progress
+from contracts.progress import StepsDone
+from contracts.tasks import GenerationTask
 from lane_worker.pipelines.thumbnail import thumbnail_of
 from lane_worker.pipelines.video import write_video
 from lane_worker.runtime.outcome import Result, Succeeded
@@ -24,7 +25,7 @@ class FilmingRunner(SteeredRunner):
         self.may_end.set()
         self._frames = np.zeros((FRAMES, 64, 96, 3), np.uint8)
 
-    async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[Progress], None]) -> Result:
+    async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[StepsDone], None]) -> Result:
         self.stopped.clear()
         result = await super().run(task, image, on_progress)
         if not isinstance(result, Succeeded):

@@ -9,8 +9,9 @@ from typing import Final
 
 from contracts.memory import MemoryReading, SwapReceipt
 from contracts.order import Policy
+from contracts.progress import StepsDone
 from contracts.settings import Windows
-from contracts.tasks import GenerationTask, Progress
+from contracts.tasks import GenerationTask
 from contracts.topology import LANE_PREFIX, lane_stream
 from lane_worker.forking.host_messages import WrittenVideo
 from lane_worker.runtime.lane_hand import LaneHand
@@ -40,9 +41,9 @@ class SteeredRunner:
         self.may_end = asyncio.Event()
         self.stopped = asyncio.Event()
         self.result: Result | None = None
-        self.report: Callable[[Progress], None] = lambda _: None
+        self.report: Callable[[StepsDone], None] = lambda _: None
 
-    async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[Progress], None]) -> Result:
+    async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[StepsDone], None]) -> Result:
         self.ran.append(task)
         self.image = image
         self.report = on_progress

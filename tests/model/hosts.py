@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from contracts.generation.request import AcceptedRequest
 from contracts.memory import MemoryReading
-from contracts.tasks import FailureCode, GenerationTask, Priority, Progress
+from contracts.progress import StepsDone
+from contracts.tasks import FailureCode, GenerationTask, Priority
 from contracts.topology import DEGRADED, lane_stream
 from degraded_worker.hand import Hand
 from gateway.boards.key_board import ANYBODY
@@ -366,13 +367,13 @@ class WorkerHost(ModelHost):
     def stop(self, task_id: str) -> None:
         self._stopped.set()
 
-    async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[Progress], None]) -> Result:
+    async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[StepsDone], None]) -> Result:
         world, owner = self.world, self.owner
         world.ledger.on_run(task, owner)
         self._resident = task.model
         self._stopped.clear()
         outcome, run_s = world.next_run(task)
-        on_progress(Progress(step=1, steps=task.parameters.steps))
+        on_progress(StepsDone(step=1, steps=task.parameters.steps))
         try:
             async with asyncio.timeout(run_s):
                 await self._stopped.wait()

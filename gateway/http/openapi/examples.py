@@ -11,11 +11,11 @@ from contracts.api.problems import Problem
 from contracts.api.tasks import QueuePlace
 from contracts.generation.errors import FieldError
 from contracts.memory import MemoryReading, SwapReceipt
+from contracts.progress import StepsDone
 from contracts.tasks import (
     FailureCode,
     GenerationParameters,
     GenerationTask,
-    Progress,
     ReplacedParameter,
     TaskError,
     TaskStatus,
@@ -67,7 +67,7 @@ def _after_claim(**changes: Any) -> GenerationTask:
 DONE: Final = _after_claim(
     status=TaskStatus.DONE,
     finished_at=_at(0.6),
-    progress=Progress(step=8, steps=8),
+    progress=StepsDone(step=8, steps=8),
     video=VideoFile(path="", bytes=18231, sha256="9f86d081" * 8, width=96, height=64, frames=17, fps=16),
     memory=MemoryReading(rss_bytes=431_000_000, cleanup_s=0.04),
     timeline=(*PENDING.timeline, _CLAIMED, TimelineEntry(at=_at(0.6), event="finish")),
@@ -82,7 +82,7 @@ FAILED: Final = _after_claim(
 CANCELLED: Final = _after_claim(
     status=TaskStatus.FAILED,
     finished_at=_at(0.3),
-    progress=Progress(step=3, steps=8),
+    progress=StepsDone(step=3, steps=8),
     error=TaskError(code=FailureCode.CANCELLED, message="cancelled on request"),
     timeline=(*PENDING.timeline, _CLAIMED, TimelineEntry(at=_at(0.3), event="fail", detail="cancelled")),
 )
@@ -117,7 +117,6 @@ SWAPPED: Final = msgspec.structs.replace(
         TimelineEntry(at=_at(1.4), event="finish"),
     ),
 )
-EXAMPLE_PLACE: Final = QueuePlace(position=3, expected_wait_s=4.2)
 EXAMPLE_ETAG: Final = f'"{"9f86d081" * 8}"'
 
 _EXAMPLE_ERRORS: Final = [
@@ -159,6 +158,11 @@ class NamedExample(Example):
     @property
     def _exclude_fields(self) -> set[str]:
         return {"id"}
+
+
+def place_in_example(task: GenerationTask) -> QueuePlace | None:
+    """Where *task*, one of the examples, stands in its queue."""
+    return QueuePlace(position=3, expected_wait_s=4.2) if task.status is TaskStatus.PENDING else None
 
 
 def problem_example(code: str) -> Example:

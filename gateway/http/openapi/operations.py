@@ -27,11 +27,11 @@ from gateway.http.openapi.examples import (
     CANCELLED,
     DONE,
     EXAMPLE_ETAG,
-    EXAMPLE_PLACE,
     FAILED,
     PENDING,
     REPLACED,
     SWAPPED,
+    place_in_example,
     problem_example,
 )
 from gateway.http.openapi.request import MODEL_QUERY, REQUEST_BODY, filter_of, label_query, moment_query
@@ -140,7 +140,7 @@ class DescribedOperation(Operation):
     def _show(self, status: int, description: str, examples: Mapping[str, GenerationTask]) -> None:
         # as structs: in a plain dict Litestar would drop the nulls
         shown: dict[str, Example | Reference] = {
-            name: Example(summary=name, value=view(task, EXAMPLE_PLACE if task.status is TaskStatus.PENDING else None))
+            name: Example(summary=name, value=view(task, place_in_example(task), task.created_at))
             for name, task in examples.items()
         }
         response = (self.responses or {}).get(str(status))
@@ -267,7 +267,7 @@ class TaskOperation(DescribedOperation):
             parameter("Prefer", "`wait=S` is the same as the query parameter `wait`.", "wait=60"),
         )
         self.conditional(
-            "The revision of the task; while it waits, with its place and its expected wait.",
+            "The revision of the task; with place and expected wait while it waits, with the time left while it runs.",
             more=" With `wait`, the answer comes at the first change after the revision of the tag.",
         )
         self._show(

@@ -14,7 +14,7 @@ from contracts.api.settings import SettingsView
 from contracts.api.tasks import TaskPage, TaskView
 from contracts.tasks import TaskStatus
 from gateway.http.views import settings_view, view
-from tests.kit.records import pending_task, processing_task
+from tests.kit.records import NOW, pending_task, processing_task
 from tests.kit.samples import catalog
 
 
@@ -24,7 +24,7 @@ def answer(task: Any) -> dict[str, Any]:
 
 
 def test_an_answer_of_this_version_is_read_as_it_is() -> None:
-    sent = view(processing_task(), None)
+    sent = view(processing_task(), None, NOW)
     read = msgspec.convert(answer(sent), lenient(TaskView))
     assert isinstance(read, TaskView)
     assert read.status == TaskStatus.PROCESSING
@@ -32,7 +32,7 @@ def test_an_answer_of_this_version_is_read_as_it_is() -> None:
 
 
 def test_an_answer_of_a_later_version_is_read_as_far_as_it_is_known() -> None:
-    sent = answer(view(pending_task(), None))
+    sent = answer(view(pending_task(), None, NOW))
     sent |= {"status": "dreaming", "route": "moon", "more": {"x": 1}, "error": {"code": "later", "message": "m"}}
     read = msgspec.convert(sent, lenient(TaskView))
     assert (read.status, read.route, read.has_ended) == ("dreaming", "moon", False)
@@ -43,7 +43,7 @@ def test_an_answer_of_a_later_version_is_read_as_far_as_it_is_known() -> None:
 
 
 def test_a_field_that_an_earlier_version_lacks_is_empty() -> None:
-    sent = answer(view(pending_task(), None))
+    sent = answer(view(pending_task(), None, NOW))
     for name in ("queue", "warnings", "attempt", "trace_id"):
         del sent[name]
     read = msgspec.convert(sent, lenient(TaskView))
@@ -52,7 +52,7 @@ def test_a_field_that_an_earlier_version_lacks_is_empty() -> None:
 
 @pytest.mark.parametrize("name", ["id", "status", "created_at", "parameters"])
 def test_an_answer_without_its_basic_fields_is_refused(name: str) -> None:
-    sent = answer(view(pending_task(), None))
+    sent = answer(view(pending_task(), None, NOW))
     del sent[name]
     with pytest.raises(msgspec.ValidationError, match=name):
         msgspec.convert(sent, lenient(TaskView))

@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from contracts import lifecycle
 from contracts.lifecycle import TRANSITIONS, IllegalTransition, TaskEvent
 from contracts.memory import MemoryReading
-from contracts.tasks import TIMELINE_MAX, FailureCode, GenerationTask, Progress, TaskStatus, VideoFile, encode_task
+from contracts.progress import StepsDone
+from contracts.tasks import TIMELINE_MAX, FailureCode, GenerationTask, TaskStatus, VideoFile, encode_task
 from tests.kit.records import DECISION, NOW, pending_task
 
 LATER = NOW + timedelta(seconds=7)
@@ -72,7 +73,7 @@ def test_a_move_goes_as_the_table_says_or_raises_and_changes_nothing(status: Tas
 @pytest.mark.parametrize("status", [status for status in TaskStatus if status is not TaskStatus.PROCESSING])
 def test_only_a_task_in_process_has_a_lease(status: TaskStatus) -> None:
     with pytest.raises(IllegalTransition):
-        lifecycle.renew(in_status(status), progress=Progress(step=1, steps=8), lease_s=20, now=LATER)
+        lifecycle.renew(in_status(status), progress=StepsDone(step=1, steps=8), lease_s=20, now=LATER)
     with pytest.raises(IllegalTransition):
         lifecycle.release_lease(in_status(status), reason="drained", now=LATER)
 
@@ -95,16 +96,16 @@ def test_a_claim_counts_the_attempt_and_takes_the_lease() -> None:
         "worker": "anisora-1",
         "claimed_at": LATER,
         "lease_expires_at": LATER + timedelta(seconds=20),
-        "progress": Progress(step=0, steps=8),
+        "progress": StepsDone(step=0, steps=8),
     }
 
 
 def test_a_renewal_changes_lease_and_progress_only() -> None:
     before = in_status(TaskStatus.PROCESSING)
     later = LATER + timedelta(seconds=5)
-    after = lifecycle.renew(before, progress=Progress(step=3, steps=8), lease_s=20, now=later)
+    after = lifecycle.renew(before, progress=StepsDone(step=3, steps=8), lease_s=20, now=later)
     assert changes(before, after) == {
-        "progress": Progress(step=3, steps=8),
+        "progress": StepsDone(step=3, steps=8),
         "lease_expires_at": later + timedelta(seconds=20),
     }
     assert after.timeline == before.timeline
@@ -190,7 +191,7 @@ def test_the_end_of_a_task() -> None:
         "memory": MEMORY,
         "finished_at": LATER,
         "lease_expires_at": None,
-        "progress": Progress(step=8, steps=8),
+        "progress": StepsDone(step=8, steps=8),
     }
     failed = lifecycle.fail(before, code=FailureCode.OUT_OF_MEMORY, message="no room", now=LATER, memory=MEMORY)
     assert failed.error is not None

@@ -32,7 +32,7 @@ FAILED = lifecycle.fail(processing_task(), code=FailureCode.OUT_OF_MEMORY, messa
 
 
 def shown(task: GenerationTask, place: QueuePlace | None = None) -> dict[str, Any]:
-    answer = json.loads(msgspec.json.encode(view(task, place)))
+    answer = json.loads(msgspec.json.encode(view(task, place, NOW)))
     assert isinstance(answer, dict)
     return answer
 

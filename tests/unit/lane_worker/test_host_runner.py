@@ -1,6 +1,7 @@
 """What counts as the worker's own failure (ADR 0026), and what a removed input image costs."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, cast
 
@@ -9,6 +10,7 @@ from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from contracts.memory import MemoryReading, SwapReceipt
+from contracts.progress import StepsDone
 from contracts.tasks import ImageReference
 from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Cancelled, Failed, Finished, Generate, StepFinished, WrittenVideo
@@ -40,6 +42,8 @@ class ScriptedHost(Host):
         return None
 
     async def generate(self, request: Generate, on_progress: Callable[[StepFinished], None]) -> Outcome:
+        for step, at_s in enumerate((100.0, 104.0, 105.0, 106.0)):
+            on_progress(StepFinished(request.task_id, step, 3, at_s))
         return self._outcome
 
 
@@ -85,6 +89,15 @@ async def test_what_counts(outcome: Outcome | Exception, expected: Streak, tmp_p
     runner = runner_of(tmp_path, outcome)
     await runner.run(pending_task(), None, lambda _: None)
     assert runner.streak == expected
+
+
+async def test_steps_come_with_what_they_take_and_with_what_followed_the_time_before(tmp_path: Path) -> None:
+    runner, done = runner_of(tmp_path, Finished("t", VIDEO, 6.5, 1.0, MEMORY)), list[StepsDone]()
+    await runner.run(pending_task(), None, done.append)
+    await runner.run(pending_task(), None, done.append)
+    assert [(each.step, each.step_s) for each in done[:4]] == [(0, None), (1, 4.0), (2, 1.0), (3, 1.0)]
+    assert [each.after_s for each in done] == [None] * 4 + [pytest.approx(1.5)] * 4
+    assert done[3].at == datetime.fromtimestamp(106, UTC)
 
 
 async def test_a_load_that_was_refused_before_it_began_does_not_count(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ops.commands.demo.command import are_there
 from ops.commands.demo.runs import OnALane, Run
 from ops.commands.demo.tables import figures, percentile, receipts_of
 from ops.commands.demo.verdicts import judge_acceptance, judge_memory, judge_oom, judge_release
-from tests.kit.records import after, pending_task
+from tests.kit.records import NOW, after, pending_task
 from tests.kit.samples import catalog
 
 CUDA = MemoryReading(rss_bytes=1, cuda_allocated_bytes=0)
@@ -43,7 +43,7 @@ def run(
     if started_ms is not None:
         timeline = (TimelineEntry(at=after(started_ms / 1000), event="inference_started"),)
     task = replace(
-        view(pending_task(str(number), model=model, route=route), None),
+        view(pending_task(str(number), model=model, route=route), None, NOW),
         status=TaskStatus.FAILED if failure else TaskStatus.DONE,
         error=TaskError(code=FailureCode(failure), message="") if failure else None,
         worker=worker,

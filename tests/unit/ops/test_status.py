@@ -195,7 +195,7 @@ def test_submit_prints_the_trace_of_its_task(
     monkeypatch.delenv(JAEGER_VARIABLE, raising=False)
     if environment is not None:
         monkeypatch.setenv(JAEGER_VARIABLE, environment)
-    answer = msgspec.json.encode(view(processing_task(), None))
+    answer = msgspec.json.encode(view(processing_task(), None, NOW))
     task = msgspec.structs.replace(msgspec.json.decode(answer, type=TaskView), trace_id=TRACE_ID)
     with Bar(asked) as bar, Client("http://gateway") as client:
         bar.accepted(client, task)

@@ -63,12 +63,9 @@ export function shownTasks(tasks, filter, oldest) {
   return found.sort(byAge);
 }
 
-/** How many seconds a task that runs will still take, at the pace of its steps so far; null before the first one. */
-export function secondsLeft(task, nowMs) {
-  const { progress } = task;
-  if (task.status !== "processing" || !progress?.step) return null;
-  const perStepMs = (nowMs - Date.parse(task.claimed_at)) / progress.step;
-  return Math.max(0, (perStepMs * (progress.steps - progress.step)) / 1000);
+/** How many seconds a task that runs will still take, as the gateway said with its newest state; null where it does not know. */
+export function secondsLeft(task) {
+  return task.status === "processing" ? (task.progress?.eta_s ?? null) : null;
 }
 
 /** The parameters that differ between *a* and *b*, by name. */

@@ -20,7 +20,7 @@ export function progressWords(task, nowMs) {
   if (task.status === "processing") {
     if (!task.progress) return texts.preparing;
     const step = texts.step(task.progress.step, task.progress.steps);
-    const left = secondsLeft(task, nowMs);
+    const left = secondsLeft(task);
     return left === null ? step : `${step}, ${texts.left(seconds(left))}`;
   }
   if (task.status !== "pending" || !task.queue) return "";

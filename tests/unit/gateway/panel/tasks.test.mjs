@@ -50,11 +50,12 @@ test("a list is newest first, and ends where its pages do", () => {
   assert.deepEqual(ids(shownTasks(tasks, { status: "pending", model: "m" }, null)), ["d", "a"]);
 });
 
-test("the time left follows from the steps so far", () => {
-  const running = task("a", 0, { status: "processing", claimed_at: at(0), progress: { step: 2, steps: 8 } });
-  assert.equal(secondsLeft(running, Date.parse(at(10))), 30);
-  assert.equal(secondsLeft({ ...running, progress: null }, Date.parse(at(10))), null);
-  assert.equal(secondsLeft({ ...running, status: "done" }, Date.parse(at(10))), null);
+test("the time left is what the gateway says", () => {
+  const running = task("a", 0, { status: "processing", progress: { step: 2, steps: 8, eta_s: 30.5 } });
+  assert.equal(secondsLeft(running), 30.5);
+  assert.equal(secondsLeft({ ...running, progress: { step: 0, steps: 8, eta_s: null } }), null);
+  assert.equal(secondsLeft({ ...running, progress: null }), null);
+  assert.equal(secondsLeft({ ...running, status: "done" }), null);
 });
 
 test("two tasks differ where a parameter or the model does", () => {

@@ -7,7 +7,8 @@ from msgspec.structs import replace
 
 from contracts import lifecycle
 from contracts.generation.errors import FieldError
-from contracts.tasks import FailureCode, GenerationTask, Progress, TaskStatus, VideoFile
+from contracts.progress import StepsDone
+from contracts.tasks import FailureCode, GenerationTask, TaskStatus, VideoFile
 from gateway.http.problems import PROBLEMS, ProblemError
 from gateway.videos.errors import error_body, error_type, is_below, retry_headers
 from gateway.videos.objects import poll_after_ms, progress_of, seconds_of, video_of
@@ -53,7 +54,7 @@ def test_a_failure_says_why() -> None:
 
 @pytest.mark.parametrize(("step", "percent"), [(0, 0), (1, 12), (4, 50), (7, 87), (8, 99)])
 def test_no_video_is_complete_before_it_is_there(step: int, percent: int) -> None:
-    assert progress_of(replace(CLAIMED, progress=Progress(step=step, steps=8))) == percent
+    assert progress_of(replace(CLAIMED, progress=StepsDone(step=step, steps=8))) == percent
     assert TaskStatus.PROCESSING is CLAIMED.status
 
 
