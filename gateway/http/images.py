@@ -20,6 +20,7 @@ from gateway.http.answers import JsonAnswer
 from gateway.http.body import MAX_BODY_BYTES, body_chunks, media_type_of, require_media_type
 from gateway.http.form import FORM, is_form, read_form
 from gateway.http.lookup import CallerRequest
+from gateway.http.media_types import PLAIN_BYTES
 from gateway.http.openapi.images import UploadOperation
 from gateway.http.openapi.operations import KeyedOperation, problem_responses
 from gateway.http.problems import ProblemError, wrong_fields
@@ -59,7 +60,8 @@ RETRY_S: Final = 5.0
 async def add_image(request: CallerRequest, services: _Services) -> Response[ImageView]:
     """Stores an image that requests of the same caller may then name, as often as they like: `{"image": {"ref": ID}}`.
 
-    The body is the file itself, declared as what it is, or a form with the file `image`. The same bytes again have the
+    The body is the file itself, declared as what it is (`image/png`, `image/jpeg`, `image/webp`) or as
+    `application/octet-stream`, or a form with the file `image`. The same bytes again have the
     same `id`, and may stay longer from then on. Each task has its own copy, and needs the upload no more.
     """
     limits = widest_limits(services.catalog)
@@ -139,7 +141,7 @@ async def _sent(request: CallerRequest, limits: ImageField | None) -> ImageFile:
     content = bytearray()
     async for chunk in body_chunks(request, max_bytes=most):
         content += chunk
-    require_media_type(request, (*types, FORM))
+    require_media_type(request, (*types, FORM, PLAIN_BYTES))
     require_known_query(request.scope)
     return ImageFile(bytes(content), media_type_of(request))
 

@@ -64,7 +64,7 @@ AnyCase = Case[Any]
 CASES: Final = 3_000
 PICTURE: Final = Binary(picture("PNG", (32, 32)))
 IMAGE: Final = data_uri(PICTURE.data)
-KINDS: Final = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
+KINDS: Final = {"application/octet-stream": "PNG"}
 FORM: Final = "multipart/form-data"
 APPLIED: Final = (
     not_a_server_error,

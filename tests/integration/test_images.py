@@ -222,7 +222,7 @@ async def test_a_path_that_leads_nowhere(method: str, http: httpx.AsyncClient) -
         pytest.param(b"GIF89a", "image/png", (422, "validation_failed"), id="no-image"),
         pytest.param(PNG[:40], "image/png", (422, "validation_failed"), id="cut-short"),
         pytest.param(PNG, "image/gif", (415, "unsupported_media_type"), id="gif"),
-        pytest.param(PNG, "application/octet-stream", (415, "unsupported_media_type"), id="not-said"),
+        pytest.param(b"GIF89a", "application/octet-stream", (422, "validation_failed"), id="no-image-and-not-said"),
         pytest.param(PNG + b"x" * LIMITS.max_bytes, "image/png", (413, "body_too_large"), id="too-large"),
         pytest.param(part("other", PNG) + END, FORM["content-type"], (413, "body_too_large"), id="no-room-for-other"),
         pytest.param(part("image", b"x") + END, FORM["content-type"], (422, "validation_failed"), id="text"),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from litestar.openapi.spec import OpenAPIFormat, OpenAPIMediaType, OpenAPIType, RequestBody, Schema
 
 from contracts.fields import ImageField
+from gateway.http.media_types import PLAIN_BYTES
 from gateway.http.openapi.operations import DescribedOperation
 
 _FILE = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
@@ -18,14 +19,17 @@ class UploadOperation(DescribedOperation):
         form = Schema(
             type=OpenAPIType.OBJECT, properties={"image": _FILE}, required=["image"], additional_properties=False
         )
-        # what there is in any profile: which of them a model takes, GET /settings says
-        files: dict[str, OpenAPIMediaType] = {
-            media_type: OpenAPIMediaType(schema=_FILE) for media_type in ImageField("optional").media_types
-        }
+        # what there is in any profile: which of them a model takes, GET /settings says. They stand in words, since
+        # generators of clients know no media types of images
+        types = ", ".join(f"`{media_type}`" for media_type in ImageField("optional").media_types)
         self.request_body = RequestBody(
             required=True,
-            description="The file itself, declared as what it is, or a form with the file `image`.",
-            content={**files, "multipart/form-data": OpenAPIMediaType(schema=form)},
+            description=f"The file itself, declared as what it is ({types}) or as `{PLAIN_BYTES}`; or a form with the "
+            "file `image`.",
+            content={
+                PLAIN_BYTES: OpenAPIMediaType(schema=_FILE),
+                "multipart/form-data": OpenAPIMediaType(schema=form),
+            },
         )
         self.send(201, {"Location": "The path of the image."})
         self.send(503, {"Retry-After": "Seconds until another try makes sense."})
