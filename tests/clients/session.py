@@ -10,7 +10,13 @@ import sys
 from warmlane_client import AuthenticatedClient
 from warmlane_client.api.generation import generate
 from warmlane_client.api.tasks import cancel_task, get_task, get_video, list_tasks
-from warmlane_client.models import GenerateAnisoraRequest, GenerateAnisoraRequestModel, Problem, TaskStatus, TaskView
+from warmlane_client.models import (
+    GenerateJsonAnisoraRequest,
+    GenerateJsonAnisoraRequestModel,
+    Problem,
+    TaskStatus,
+    TaskView,
+)
 from warmlane_client.types import File
 
 
@@ -20,7 +26,7 @@ def say(step: str, **seen: object) -> None:
 
 def main(url: str, key: str) -> None:
     client = AuthenticatedClient(base_url=url, token=key, timeout=90)
-    body = GenerateAnisoraRequest(model=GenerateAnisoraRequestModel.ANISORA, prompt="a fox in the snow")
+    body = GenerateJsonAnisoraRequest(model=GenerateJsonAnisoraRequestModel.ANISORA, prompt="a fox in the snow")
 
     answer = generate.sync_detailed(client=client, body=body, prefer="respond-async", idempotency_key="python-session")
     task = answer.parsed
@@ -39,7 +45,7 @@ def main(url: str, key: str) -> None:
     listed = list_tasks.sync(client=client, limit=10)
     say("listed", ids=[each.id for each in listed.tasks])
 
-    wrong = generate.sync(client=client, body=GenerateAnisoraRequest(model=body.model, prompt=" ", width=7))
+    wrong = generate.sync(client=client, body=GenerateJsonAnisoraRequest(model=body.model, prompt=" ", width=7))
     assert isinstance(wrong, Problem), wrong
     say("refused", code=wrong.code, pointers=[each.pointer for each in wrong.errors])
     unknown = get_task.sync("00000000-0000-0000-0000-000000000000", client=client)

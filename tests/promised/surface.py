@@ -78,7 +78,8 @@ def _asked(document: dict[str, Any], name: str, operation: dict[str, Any]) -> It
     body = _resolved(document, operation.get("requestBody", {}))
     for media_type, content in body.get("content", {}).items():
         schema = content["schema"]
-        for variant in schema.get("oneOf", [schema]):
+        for given in schema.get("oneOf", schema.get("anyOf", [schema])):
+            variant = _resolved(document, given)
             title = variant.get("title", media_type)
             required = variant.get("required", [])
             for key, value in variant.get("properties", {}).items():

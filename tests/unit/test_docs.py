@@ -15,6 +15,9 @@ import pytest
 from contracts.settings import load_settings
 from contracts.topology import topology
 from ops.cli import COMMANDS, LazyGroup, cli
+from tests.promised.__main__ import FILE, read
+from tests.promised.surface import surface_of
+from tests.unit.gateway.test_openapi import TINY
 
 ROOT: Final = Path(__file__).parents[2]
 README: Final = ROOT / "README.md"
@@ -253,6 +256,13 @@ def test_pictures_are_small() -> None:
 
 def test_no_file_is_large() -> None:
     assert [path for path in tracked_files() if path.stat().st_size > 1024 * 1024] == []
+
+
+def test_the_promise_to_clients_is_whole() -> None:
+    """Or what came with one release could go with the next. `tests/unit/gateway/test_promised.py` holds the gateway to
+    it."""
+    lacking = sorted(surface_of(TINY).keys() - read().keys())
+    assert lacking == [], f"docs/use/versions.md: `python -m tests.promised` adds them to {FILE.name}"
 
 
 # In two pieces each, or this file would be the first to be found.
