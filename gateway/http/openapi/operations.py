@@ -264,7 +264,7 @@ class TaskOperation(DescribedOperation):
     def __post_init__(self) -> None:
         self._constrain("wait", Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=MAX_WAIT_S))
         self.accept(
-            parameter("Prefer", "`wait=S` is the same as the query parameter `wait`.", "wait=60"),
+            parameter("Prefer", "`wait=S` is the same as the query parameter `wait`; `wait` alone is 60 s.", "wait=60"),
         )
         self.conditional(
             "The revision of the task; with place and expected wait while it waits, with the time left while it runs.",
