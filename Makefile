@@ -142,23 +142,23 @@ clean: ## Remove .venv and every cache; .warmlane with its videos stays
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What the tests need includes what `make run` needs, so one who tests first does not wait again.
-$(TEST_READY): pyproject.toml constraints.txt
+$(TEST_READY): pyproject.toml clients/python/pyproject.toml constraints.txt
 	$(call build_venv)
 	@echo "Installing Warmlane and its test tools into $(VENV); the first time, torch makes this a matter of minutes."
-	$(PIP_INSTALL) -e '.[worker,server,dev]'
+	$(PIP_INSTALL) -e clients/python -e '.[worker,server,dev]'
 	@touch $(RUN_READY) $@
 
 # Beside what is there already, of a test or a run: neither has to be built anew.
-$(BENCH_READY): pyproject.toml constraints.txt
+$(BENCH_READY): pyproject.toml clients/python/pyproject.toml constraints.txt
 	$(call build_venv)
 	@echo "Installing Warmlane and what it is measured against into $(VENV); the first time, torch makes this a matter of minutes."
-	$(PIP_INSTALL) -e '.[worker,server,bench]'
+	$(PIP_INSTALL) -e clients/python -e '.[worker,server,bench]'
 	@touch $@
 
-$(RUN_READY): pyproject.toml constraints.txt
+$(RUN_READY): pyproject.toml clients/python/pyproject.toml constraints.txt
 	$(call build_venv)
 	@echo "Installing Warmlane into $(VENV); the first time, torch makes this a matter of minutes."
-	$(PIP_INSTALL) -e '.[worker,server]'
+	$(PIP_INSTALL) -e clients/python -e '.[worker,server]'
 	@touch $@
 
 # Stops with the hint that mends it, before anything is downloaded. A .venv whose Python is gone is built anew.

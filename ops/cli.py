@@ -92,7 +92,7 @@ class LazyGroup(click.Group):
                 raise  # a broken installation of Warmlane itself; the traceback says more
             raise click.ClickException(
                 f"`warmlane {cmd_name}` needs the package {error.name}, which is not installed; "
-                "pip install -c constraints.txt -e '.[worker,server]' in the checkout brings everything"
+                "pip install -c constraints.txt -e clients/python -e '.[worker,server]' in the checkout brings all"
             ) from error
         assert isinstance(command, click.Command)
         command.name = cmd_name

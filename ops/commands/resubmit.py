@@ -13,7 +13,7 @@ import click
 
 from contracts.api.tasks import TaskView
 from contracts.tasks import ImageReference, Priority
-from ops.commands.api.client import Client
+from ops.commands.api.client import CommandClient
 from ops.commands.api.options import Gateway, gateway_options, task_id_of
 from ops.commands.saving import how_to_get, require_writable, save
 from ops.commands.submit import INTERRUPTED, Bar, data_uri, out_option, reason_of, saved_line
@@ -79,11 +79,11 @@ def _same_image(task_id: str, had: ImageReference, image: Path | None) -> str:
     return uri
 
 
-def resubmit(client: Client, task_id: str, image: Path | None, out: Path | None, *, wait: bool) -> int:
+def resubmit(client: CommandClient, task_id: str, image: Path | None, out: Path | None, *, wait: bool) -> int:
     """Sends the request of *task_id* again; with *wait*, follows the new task and saves its video as `warmlane submit`
     does. Returns the exit status.
 
-    Ctrl-C leaves the new task alone. Raises NotToBeSent, click.BadParameter, NotSaved, and what `Client` raises.
+    Ctrl-C leaves the new task alone. Raises NotToBeSent, click.BadParameter, NotSaved, and what `CommandClient` raises.
     """
     original, answered = client.task(task_id)
     body = request_again(original, answered["parameters"], image, url=client.url)

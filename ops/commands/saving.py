@@ -11,7 +11,7 @@ import click
 
 from contracts.api.tasks import TaskView
 from ops.commands.addresses import DEFAULT_URL
-from ops.commands.api.client import Client
+from ops.commands.api.client import CommandClient
 from ops.commands.api.problems import DamagedVideo, Unreachable
 
 # So many bytes are written on trial where a video is to be saved, before it is made.
@@ -54,10 +54,10 @@ def require_writable(out: Path | None) -> None:
             probe.unlink(missing_ok=True)
 
 
-def save(client: Client, task: TaskView, out: Path | None) -> Path:
+def save(client: CommandClient, task: TaskView, out: Path | None) -> Path:
     """Downloads the video of *task*, which is done, to `output_path`: whole and checked, or not at all.
 
-    Raises NotSaved, and what else `Client.download` raises.
+    Raises NotSaved, and what else `CommandClient.download` raises.
     """
     path = output_path(out, task)
     try:
@@ -69,7 +69,7 @@ def save(client: Client, task: TaskView, out: Path | None) -> Path:
     return path
 
 
-def how_to_get(client: Client, task: TaskView) -> str:
+def how_to_get(client: CommandClient, task: TaskView) -> str:
     """Where the video of *task* is or will be, and the command that downloads it."""
     where = "" if client.url == DEFAULT_URL else f" --url {shlex.quote(client.url)}"
     return (

@@ -26,7 +26,7 @@ from contracts.api.admin import (
     QueuesView,
     RunningView,
 )
-from ops.commands.api.client import Client
+from ops.commands.api.client import CommandClient
 from ops.commands.api.options import Gateway, gateway_options
 from ops.commands.api.problems import Unreachable
 from ops.commands.options import trace_link_option
@@ -240,8 +240,8 @@ def span(seconds: float) -> str:
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
-def read(client: Client) -> Status:
-    """The status now. Raises what `Client` raises."""
+def read(client: CommandClient) -> Status:
+    """The status now. Raises what `CommandClient` raises."""
     return Status(
         lanes=client.get(PATHS["lanes"], LanesView),
         queue=client.get(PATHS["queue"], QueuesView),
@@ -250,7 +250,7 @@ def read(client: Client) -> Status:
     )
 
 
-def follow(client: Client, console: Console, jaeger_url: str | None = None) -> None:
+def follow(client: CommandClient, console: Console, jaeger_url: str | None = None) -> None:
     """Draws the status every second, until Ctrl-C. A gateway that is away is waited for."""
     with Live(console=console, auto_refresh=False) as live:
         while True:

@@ -16,15 +16,15 @@ from contracts.generation.labels import LABELS_MAX
 from contracts.images import BadImage, read_header
 from contracts.tasks import Priority
 from contracts.uploads import is_ref
-from ops.commands.api.client import Client
+from ops.commands.api.client import CommandClient
 from ops.commands.api.options import Gateway, gateway_options
 from ops.commands.api.problems import NotWarmlane, Refused
 from ops.commands.durations import Duration
 from ops.commands.option_types import labels_given
 from ops.commands.options import trace_link_option
-from ops.commands.patience import SERVICE_UNAVAILABLE, Busy, pause_s
 from ops.commands.saving import require_writable, save
 from ops.commands.trace import known_jaeger, trace_link
+from warmlane_client.core.retries import SERVICE_UNAVAILABLE, Busy, pause_s
 
 INTERRUPTED: Final = 130
 OVERLOADED: Final = "queue_overloaded"
@@ -126,7 +126,7 @@ class Bar:
         """Prints a line above the bar."""
         self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def accepted(self, client: Client, task: TaskView) -> None:
+    def accepted(self, client: CommandClient, task: TaskView) -> None:
         """Prints where *task* is, what the gateway changed in the request, and how to find the trace."""
         self.say(f"accepted: {client.url}/tasks/{task.id}")
         for warning in task.warnings:
@@ -149,7 +149,7 @@ class Bar:
 class SubmitRun:
     """One request: sent again where the system is busy, and followed to its end."""
 
-    def __init__(self, client: Client, body: Mapping[str, Any], key: str, *, retry_s: float = 0.0) -> None:
+    def __init__(self, client: CommandClient, body: Mapping[str, Any], key: str, *, retry_s: float = 0.0) -> None:
         """A 503 is tried again for *retry_s*, always under the same *key*."""
         self._client = client
         self._body = body
@@ -162,7 +162,7 @@ class SubmitRun:
         """Whether it is certain that no task of this request runs or waits."""
 
     def run(self, bar: "Bar") -> TaskView:
-        """The task when it has ended. Raises what `Client` raises."""
+        """The task when it has ended. Raises what `CommandClient` raises."""
         while True:
             self._tries += 1
             try:
@@ -199,7 +199,7 @@ def _busy(error: Refused | NotWarmlane) -> tuple[Busy, str]:
 
 
 def generate(
-    client: Client,
+    client: CommandClient,
     body: Mapping[str, Any],
     key: str,
     out: Path | None,
@@ -209,7 +209,7 @@ def generate(
 ) -> int:
     """Submits *body*, follows the task, saves the video. Returns the exit status.
 
-    A 503 is tried again for *retry_s*. Ctrl-C cancels the task. Raises NotSaved, and what `Client` raises.
+    A 503 is tried again for *retry_s*. Ctrl-C cancels the task. Raises NotSaved, and what `CommandClient` raises.
     """
     submission = SubmitRun(client, body, key, retry_s=retry_s)
     try:
@@ -239,7 +239,7 @@ def saved_line(path: Path, task: TaskView) -> str:
     )
 
 
-def _interrupted(client: Client, task: TaskView | None, body: Mapping[str, Any], key: str) -> str:
+def _interrupted(client: CommandClient, task: TaskView | None, body: Mapping[str, Any], key: str) -> str:
     try:
         if task is None:
             # the answer had not been read: the same request with the same key finds the task, if it was accepted

@@ -14,7 +14,7 @@ import msgspec
 
 from contracts.api.lenient import lenient
 from contracts.api.tasks import TaskView
-from ops.commands.api.client import Client
+from ops.commands.api.client import CommandClient
 from ops.commands.api.options import Gateway, gateway_options, task_id_of
 from ops.commands.api.problems import Refused
 from ops.commands.option_types import labels_given
@@ -104,7 +104,7 @@ def list_command(
 
 
 def listed(
-    client: Client, query: Mapping[str, str | list[str]], *, limit: int | None, cursor: str | None
+    client: CommandClient, query: Mapping[str, str | list[str]], *, limit: int | None, cursor: str | None
 ) -> tuple[list[dict[str, Any]], str | None]:
     """The newest *limit* tasks, or all of them, from *cursor* on, page after page; and the cursor of what follows."""
     found: list[dict[str, Any]] = []
@@ -156,7 +156,7 @@ def show_command(task_id: str, as_json: bool, gateway: Gateway) -> None:
             click.echo(line)
 
 
-def shown(client: Client, task: TaskView) -> Iterator[str]:
+def shown(client: CommandClient, task: TaskView) -> Iterator[str]:
     """*task* as lines for a person."""
     asked = task.parameters
     yield f"{task.id} is {task.status}"
@@ -209,7 +209,7 @@ def cancel_command(ctx: click.Context, /, task_ids: tuple[str, ...], gateway: Ga
     ctx.exit(1 if failed else 0)
 
 
-def cancel(client: Client, task_id: str) -> str | None:
+def cancel(client: CommandClient, task_id: str) -> str | None:
     """Cancels the task, and returns None; where it cannot, returns why. Raises Unreachable, NotWarmlane."""
     try:
         task, _ = client.task(task_id)
@@ -242,8 +242,8 @@ def download_command(ctx: click.Context, /, task_id: str, wait: bool, out: Path 
         ctx.exit(download(client, task_id, out, wait=wait))
 
 
-def download(client: Client, task_id: str, out: Path | None, *, wait: bool) -> int:
-    """Saves the video of *task_id*, and returns the exit status. Raises NotSaved, and what `Client` raises."""
+def download(client: CommandClient, task_id: str, out: Path | None, *, wait: bool) -> int:
+    """Saves the video of *task_id*, and returns the exit status. Raises NotSaved, and what `CommandClient` raises."""
     task, _ = client.task(task_id)
     try:
         if wait and not task.has_ended:

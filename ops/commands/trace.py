@@ -123,7 +123,7 @@ def fetch(client: httpx.Client, wanted: str) -> list[Mapping[str, Any]]:
 )
 def command(wanted: str, jaeger_url: str) -> None:
     """Print the trace of a task, by the task's ID or the trace's, as a tree."""
-    with web_client(jaeger_url, headers={}, ca=None, timeout=httpx.Timeout(TIMEOUT_S)) as client:
+    with web_client(jaeger_url, timeout_s=TIMEOUT_S) as client:
         traces = fetch(client, wanted)
     if not traces:
         raise click.ClickException(

@@ -1,23 +1,23 @@
 """A whole job with the client that openapi-python-client generates: submit, wait, download, and errors.
 
-`python session.py URL KEY`, where `warmlane_client` can be imported. It prints a line of JSON for each step.
+`python session.py URL KEY`, where `warmlane_generated` can be imported. It prints a line of JSON for each step.
 """
 
 import hashlib
 import json
 import sys
 
-from warmlane_client import AuthenticatedClient
-from warmlane_client.api.generation import generate
-from warmlane_client.api.tasks import cancel_task, get_task, get_video, list_tasks
-from warmlane_client.models import (
+from warmlane_generated import AuthenticatedClient
+from warmlane_generated.api.generation import generate
+from warmlane_generated.api.tasks import cancel_task, get_task, get_video, list_tasks
+from warmlane_generated.models import (
     GenerateJsonAnisoraRequest,
     GenerateJsonAnisoraRequestModel,
     Problem,
     TaskStatus,
     TaskView,
 )
-from warmlane_client.types import File
+from warmlane_generated.types import File
 
 
 def say(step: str, **seen: object) -> None:

@@ -74,6 +74,9 @@ class ScriptedGateway:
 
             def answer(self) -> None:
                 content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if self.path.endswith("/events"):  # no stream comes through here, so that the task is polled
+                    self.send_error(501)
+                    return
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 gateway.asked.append((self.command, self.path, headers, content))
                 answer = gateway.script.pop(0)
@@ -219,7 +222,7 @@ def test_a_task_that_cannot_move_is_not_followed_for_ever(
     gateway: ScriptedGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For example when the disk of the server became full after the task was accepted."""
-    monkeypatch.setattr("ops.commands.api.following.STUCK_AFTER_S", 0.0)
+    monkeypatch.setattr("ops.commands.api.client.STUCK_AFTER_S", 0.0)
     well = {"degraded_worker": True, "models": {}, "troubles": ["the queue's storage is nearly full"]}
     gateway.script = [Answer(202, PENDING, etag='"1"'), Answer(200, well), Answer(304), Answer(503, NOT_READY)]
     result = submit(gateway, tmp_path)

@@ -19,7 +19,7 @@ from contracts.lanes import LaneState, Leadership
 from contracts.tasks import FailureCode, TaskStatus, encode_task
 from contracts.topology import DEGRADED, LEADER, LEADER_KEY, TASKS
 from ops.cli import cli
-from ops.commands.api.client import Client
+from ops.commands.api.client import CommandClient
 from ops.commands.submit import INTERRUPTED, generate
 from ops.machine.processes import warmlane_command
 from tests.kit.gateway import System
@@ -55,7 +55,7 @@ async def test_a_task_is_followed_up_the_queue(bare_system: System) -> None:
     seen: list[TaskView] = []
 
     def follow() -> TaskView:
-        with Client(bare_system.gateway.url) as client:
+        with CommandClient(bare_system.gateway.url) as client:
             body = {"model": "phr00t", "prompt": "a lantern"}
             task, revision = client.submit(body, idempotency_key="follow", hold=False)
             return client.follow(task, revision, seen.append)
@@ -81,7 +81,7 @@ async def test_a_task_is_followed_up_the_queue(bare_system: System) -> None:
 
 async def test_a_held_submit_is_answered_when_a_worker_takes_it(bare_system: System) -> None:
     def submit() -> TaskView:
-        with Client(bare_system.gateway.url) as client:
+        with CommandClient(bare_system.gateway.url) as client:
             return client.submit({"model": "anisora", "prompt": "x"}, idempotency_key="held")[0]
 
     submitting = asyncio.create_task(asyncio.to_thread(submit))
@@ -152,7 +152,7 @@ async def test_the_demo_of_the_degraded_worker_leaves_the_lanes_alone(bare_syste
     assert await bare_system.depth(DEGRADED) == 0
 
 
-class _Interrupted(Client):
+class _Interrupted(CommandClient):
     """Ctrl-C comes when the gateway has answered and the answer has not been read."""
 
     def submit(self, *arguments: Any, **options: Any) -> Any:
@@ -175,7 +175,7 @@ async def test_ctrl_c_before_the_answer_is_read_cancels_the_task(
     assert task.error.code is FailureCode.CANCELLED
 
 
-class _Gone(Client):
+class _Gone(CommandClient):
     def submit(self, *_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 

@@ -109,6 +109,8 @@ async def whole_job(gateway: GatewayProcess, key: str, *command: str | Path, **e
 async def test_a_python_client_does_a_whole_job(
     keyed_gateway: tuple[GatewayProcess, str], document: Path, tmp_path: Path
 ) -> None:
+    names = tmp_path / "names.yaml"
+    names.write_text("package_name_override: warmlane_generated\n")  # `warmlane_client` is installed here
     command: list[str | Path] = [
         tool("openapi-python-client"),
         "generate",
@@ -116,6 +118,8 @@ async def test_a_python_client_does_a_whole_job(
         document,
         "--output-path",
         tmp_path / "client",
+        "--config",
+        names,
     ]
     said = runs(*command, "--fail-on-warning", cwd=tmp_path)
     assert "warning" not in said.lower(), said

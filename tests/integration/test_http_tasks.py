@@ -53,9 +53,10 @@ async def claimed(link: NatsLink, task_id: str) -> GenerationTask:
     return task
 
 
-async def finished(link: NatsLink, gateway: GatewayProcess, task_id: str) -> GenerationTask:
+async def finished(link: NatsLink, gateway: GatewayProcess, task_id: str, *, claim: bool = True) -> GenerationTask:
     """Claims and finishes the task, with CONTENT as its video."""
-    await claimed(link, task_id)
+    if claim:
+        await claimed(link, task_id)
     task, revision = await record(link, task_id)
     path = gateway.artifacts / task.video_path
     path.parent.mkdir(exist_ok=True)

@@ -24,7 +24,7 @@ from contracts.topology import DEGRADED
 from gateway.http.body import MAX_BODY_BYTES
 from gateway.server.connections import Connections, http_config
 from gateway.server.limits import Limits
-from ops.commands.api.client import Client
+from ops.commands.api.client import CommandClient
 from ops.nats.api_keys import add
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
@@ -195,7 +195,7 @@ async def test_every_address_leads_back_through_nginx(site: Site) -> None:
         direct = await anywhere.get(f"{site.gateway.url}/tasks?limit=1", headers=authorized)
         assert direct.json()["tasks"][0]["links"]["self"] == url.removeprefix("/warmlane")
 
-    with Client(site.nginx.url, key=site.key, ca=site.nginx.ca) as client:
+    with CommandClient(site.nginx.url, key=site.key, ca=site.nginx.ca) as client:
         assert {model.name for model in client.settings().models} >= set(MODELS)
 
 

@@ -21,7 +21,7 @@ from contracts.topology import TASKS
 from gateway.services import Services
 from ops.artifact_place import BucketPlace, in_bucket
 from ops.artifacts import CHUNK_BYTES, Artifacts
-from ops.commands.api.client import Client
+from ops.commands.api.client import CommandClient
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit.gateway import GatewayProcess, report_lane
@@ -216,7 +216,7 @@ async def test_links_are_given_where_the_operator_wants_them(
     assert (head.status_code, head.headers["content-length"]) == (200, str(len(CONTENT)))
 
     def download() -> None:
-        with Client(gateways[1].url) as client:
+        with CommandClient(gateways[1].url) as client:
             task, _ = client.task(path.split("/")[2])
             client.download(task, tmp_path / "video.mp4")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("contracts", "gateway", "lane_worker", "ops")
+CLIENT = "clients/python/src/warmlane_client"
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -38,7 +39,7 @@ def test_only_one_file_talks_to_nvml() -> None:
 def test_a_class_has_a_name_of_its_own() -> None:
     """Whoever searches for a class finds one."""
     places: dict[str, list[str]] = {}
-    for room in (*ROOMS, "degraded_worker"):
+    for room in (*ROOMS, "degraded_worker", CLIENT):
         for path in (ROOT / room).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(), str(path))):
                 if isinstance(node, ast.ClassDef):

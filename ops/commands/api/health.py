@@ -21,7 +21,7 @@ class GatewayHealth:
 
     def readiness(self) -> Readiness:
         """Which workers there are. Not yet ready is an answer, and not an error."""
-        return decoded(self._requests.get_whatever("/readyz"), Readiness)
+        return decoded(self._requests.readiness(), Readiness)
 
     def troubles(self) -> Sequence[str]:
         """What is wrong, as the gateway reports it; nothing where it does not answer."""

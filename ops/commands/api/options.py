@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from contracts.keys import Presented, parse_presented
 from ops.commands.addresses import DEFAULT_URL, address_of
-from ops.commands.api.client import Client
+from ops.commands.api.client import CommandClient
 from ops.commands.api.problems import KEY_VARIABLE
 from ops.nats.access import DEFAULT_DATA_DIR
 
@@ -44,9 +44,9 @@ class Gateway(Struct, frozen=True):
     ca: Path | None = None
     said_by: str = ""
 
-    def client(self) -> Client:
-        """A connection to it. Raises what `Client` raises."""
-        return Client(self.url, key=self.key, ca=self.ca, said_by=self.said_by)
+    def client(self) -> CommandClient:
+        """A connection to it. Raises what `CommandClient` raises."""
+        return CommandClient(self.url, key=self.key, ca=self.ca, said_by=self.said_by)
 
 
 def presented_key(file: Path | None) -> Presented | None:

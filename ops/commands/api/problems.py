@@ -4,12 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Final, TypeVar
 
 import click
-import httpx
 import msgspec
 
 from contracts.api.lenient import lenient
-from contracts.api.problems import Problem
 from contracts.nesting import decode_json
+from warmlane_client import ProblemDocument, Reply
 
 KEY_VARIABLE: Final = "WARMLANE_API_KEY"
 # What to do about a refusal, where the gateway cannot know it.
@@ -29,7 +28,7 @@ class Refused(click.ClickException):
     *retry_after_s* is when another try makes sense, where the gateway knows; *troubles* is what it reports as wrong.
     """
 
-    def __init__(self, problem: Problem, *, troubles: Sequence[str] = ()) -> None:
+    def __init__(self, problem: ProblemDocument, *, troubles: Sequence[str] = ()) -> None:
         super().__init__("\n".join([*problem_lines(problem), *(f"  The gateway says: {text}" for text in troubles)]))
         self.problem = problem
         self.retry_after_s = problem.retry_after_s
@@ -56,7 +55,7 @@ class DamagedVideo(click.ClickException):
     """The video that was downloaded has another hash than the task says."""
 
 
-def problem_lines(problem: Problem) -> Iterator[str]:
+def problem_lines(problem: ProblemDocument) -> Iterator[str]:
     """*problem* for a person: what it is, then one line for each wrong field."""
     yield f"{problem.title} ({problem.status} {problem.code})"
     if problem.errors:
@@ -70,29 +69,9 @@ def problem_lines(problem: Problem) -> Iterator[str]:
         yield f"  Try again in {problem.retry_after_s:g} s."
 
 
-def refusal(reply: httpx.Response) -> click.ClickException:
-    """What *reply*, which is no success, says: Refused, or NotWarmlane where no gateway wrote it."""
-    try:
-        problem = decode_json(reply.content, lenient(Problem))
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return NotWarmlane(
-            f"{reply.request.url} answered {reply.status_code}, and not as a Warmlane gateway does; check the address",
-            status=reply.status_code,
-            retry_after_s=_retry_after_s(reply),
-        )
-    if problem.retry_after_s is None:
-        problem = msgspec.structs.replace(problem, retry_after_s=_retry_after_s(reply))
-    return Refused(problem)
-
-
-def _retry_after_s(reply: httpx.Response) -> float | None:
-    header = reply.headers.get("Retry-After", "")
-    return float(header) if header.isascii() and header.isdigit() else None
-
-
-def decoded(reply: httpx.Response, kind: type[T]) -> T:
+def decoded(reply: Reply, kind: type[T]) -> T:
     """The body of *reply* as *kind*; what a newer gateway adds is ignored. Raises NotWarmlane."""
     try:
-        return decode_json(reply.content, lenient(kind))
+        return decode_json(reply.body, lenient(kind))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise NotWarmlane(f"{reply.request.url} did not answer as a Warmlane gateway does ({error})") from error
+        raise NotWarmlane(f"{reply.url} did not answer as a Warmlane gateway does ({error})") from error

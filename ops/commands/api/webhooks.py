@@ -17,7 +17,7 @@ from ops.commands.api.requests import Requests
 
 
 class WebhookCalls:
-    """The calls of `/webhooks`. Each raises what `Client` raises."""
+    """The calls of `/webhooks`. Each raises what `CommandClient` raises."""
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests

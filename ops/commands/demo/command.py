@@ -10,7 +10,7 @@ from rich.console import Console
 
 from contracts.api.health import Readiness
 from contracts.api.tasks import TaskView
-from ops.commands.api.client import Client
+from ops.commands.api.client import CommandClient
 from ops.commands.api.options import Gateway, gateway_options
 from ops.commands.demo.pictures import save_sheet
 from ops.commands.demo.runs import OnALane, Run, bodies, run_one
@@ -57,7 +57,7 @@ def are_there(readiness: Readiness, *, degraded: bool) -> bool:
     return all(model.warm for model in with_lanes)
 
 
-def wait_for_workers(console: Console, client: Client, *, degraded: bool) -> None:
+def wait_for_workers(console: Console, client: CommandClient, *, degraded: bool) -> None:
     """Waits a while for workers that still start. If they do not, the requests will show why."""
     deadline_s = time.monotonic() + WARM_UP_S
     with console.status("waiting for the degraded worker" if degraded else "waiting for the lanes to warm up"):

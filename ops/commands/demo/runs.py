@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from contracts.api.settings import ModelView
 from contracts.api.tasks import TaskView
-from ops.commands.api.client import Client
+from ops.commands.api.client import CommandClient
 from ops.commands.api.problems import Refused
 
 PROMPTS: Final = (
@@ -72,7 +72,7 @@ class OnALane(click.ClickException):
 
 
 def run_one(
-    client: Client,
+    client: CommandClient,
     number: int,
     body: Mapping[str, Any],
     out: Path,

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from contracts.api.admin import LanesView, LaneView
 from contracts.api.tasks import TaskView
-from ops.commands.api.client import Client
+from ops.commands.api.client import CommandClient
 from ops.commands.api.problems import Refused
 
 BEFORE: Final = 3
@@ -65,7 +65,7 @@ def is_complete(since_kill: Sequence[Scene]) -> bool:
     return len(since_kill) > AFTER and all(scene.route == "lane" for scene in since_kill[-AFTER:])
 
 
-def print_story(console: Console, client: Client, body: Mapping[str, Any]) -> bool:
+def print_story(console: Console, client: CommandClient, body: Mapping[str, Any]) -> bool:
     """Plays and prints the story for the model of *body*, which is sent again and again, and returns whether it ended
     well.
 
@@ -108,7 +108,7 @@ class _Claimed(Exception):
     pass
 
 
-def _await_claim(client: Client, begun: tuple[TaskView, str] | Refused) -> None:
+def _await_claim(client: CommandClient, begun: tuple[TaskView, str] | Refused) -> None:
     def look(task: TaskView) -> None:
         if task.status == "processing":
             raise _Claimed
@@ -118,7 +118,7 @@ def _await_claim(client: Client, begun: tuple[TaskView, str] | Refused) -> None:
             client.follow(*begun, look)
 
 
-def _await_move(client: Client, model: str, lane: LaneView) -> None:
+def _await_move(client: CommandClient, model: str, lane: LaneView) -> None:
     """Returns when no gateway would send a request to the dead process any more."""
 
     def serves() -> bool:
@@ -129,14 +129,14 @@ def _await_move(client: Client, model: str, lane: LaneView) -> None:
         time.sleep(LOOK_S)
 
 
-def _begin(client: Client, body: Mapping[str, Any]) -> tuple[TaskView, str] | Refused:
+def _begin(client: CommandClient, body: Mapping[str, Any]) -> tuple[TaskView, str] | Refused:
     try:
         return client.submit(body, idempotency_key=str(uuid.uuid4()))
     except Refused as error:
         return error
 
 
-def _end(client: Client, begun: tuple[TaskView, str] | Refused, sent_s: float) -> Scene:
+def _end(client: CommandClient, begun: tuple[TaskView, str] | Refused, sent_s: float) -> Scene:
     if isinstance(begun, Refused):
         outcome = f"refused: {begun.problem.code}"
         return Scene(sent_s=sent_s, took_s=time.monotonic() - sent_s, route=None, worker="", attempt=0, outcome=outcome)
@@ -151,11 +151,11 @@ def _end(client: Client, begun: tuple[TaskView, str] | Refused, sent_s: float) -
     )
 
 
-def _lanes_of(client: Client, model: str) -> list[LaneView]:
+def _lanes_of(client: CommandClient, model: str) -> list[LaneView]:
     return [lane for each in client.get("/admin/lanes", LanesView).models if each.model == model for lane in each.lanes]
 
 
-def _warm_lane(client: Client, model: str) -> LaneView:
+def _warm_lane(client: CommandClient, model: str) -> LaneView:
     lanes = _lanes_of(client, model)
     if len(lanes) != 1 or lanes[0].state not in SERVING:
         states = ", ".join(f"{lane.worker} is {lane.state}" for lane in lanes) or "it has none"

@@ -10,11 +10,11 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
 WORKDIR /build
 RUN python -m venv /venv
 
-# Dependencies first: this layer stays while they do, whatever changes in the source.
+# Dependencies first, but our own package: this layer stays while they do, whatever changes in the source.
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*project['dependencies'], sep='\n')" > requirements.txt
+print(*(each for each in project['dependencies'] if not each.startswith('warmlane-')), sep='\n')" > requirements.txt
 # hadolint ignore=SC2086  # several words
 RUN --mount=type=cache,target=/pip-cache \
     /venv/bin/pip install --constraint constraints.txt ${PIP_ARGS} --requirement requirements.txt
@@ -22,7 +22,7 @@ RUN --mount=type=cache,target=/pip-cache \
 COPY . .
 # hadolint ignore=SC2086
 RUN --mount=type=cache,target=/pip-cache \
-    /venv/bin/pip install --no-deps ${PIP_ARGS} .
+    /venv/bin/pip install --no-deps ${PIP_ARGS} ./clients/python .
 
 FROM python:3.11.14-slim-bookworm
 

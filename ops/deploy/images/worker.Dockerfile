@@ -15,11 +15,11 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
 WORKDIR /build
 RUN python -m venv /venv
 
-# Dependencies first: this layer, of several GB, stays while they do, whatever changes in the source.
+# Dependencies first, but our own package: this layer, of several GB, stays while they do, whatever changes in the source.
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*project['dependencies'], *project['optional-dependencies']['worker'], sep='\n')" > requirements.txt
+print(*(each for each in project['dependencies'] if not each.startswith('warmlane-')), *project['optional-dependencies']['worker'], sep='\n')" > requirements.txt
 # hadolint ignore=SC2086  # several words
 RUN --mount=type=cache,target=/pip-cache \
     /venv/bin/pip install --constraint constraints.txt ${PIP_ARGS} --requirement requirements.txt
@@ -27,7 +27,7 @@ RUN --mount=type=cache,target=/pip-cache \
 COPY . .
 # hadolint ignore=SC2086
 RUN --mount=type=cache,target=/pip-cache \
-    /venv/bin/pip install --no-deps ${PIP_ARGS} .
+    /venv/bin/pip install --no-deps ${PIP_ARGS} ./clients/python .
 
 FROM python:3.11.14-slim-bookworm
 

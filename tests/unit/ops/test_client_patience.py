@@ -1,8 +1,8 @@
-"""When a client tries again: numbered as in `ops.patience`."""
+"""When a client tries again: numbered as in `pause_s`."""
 
 import pytest
 
-from ops.commands.patience import Busy, pause_s
+from warmlane_client.core.retries import Busy, pause_s
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def test_dependencies_are_installed_before_the_source_is_copied(name: str) -> No
     )
     assert manifest < install < source < ours
     assert text.count("${PIP_ARGS}") == 2
+    assert "pip install --no-deps ${PIP_ARGS} ./clients/python .\n" in text
     assert 'ARG PIP_ARGS=""' in text
     # what pip was given, and kept, stays behind in the first stage
     assert [rest for instruction, rest in final_stage(IMAGES / f"{name}.Dockerfile") if instruction == "COPY"] == [
@@ -101,7 +102,7 @@ def test_the_build_sees_the_source_and_no_secret() -> None:
     let_in = {line[1:] for line in lines if line.startswith("!")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
-    needed = {"pyproject.toml", "constraints.txt", project["project"]["readme"]}
+    needed = {"pyproject.toml", "constraints.txt", "clients", project["project"]["readme"]}
     assert let_in == {*wheel["packages"], *wheel["force-include"], *needed}
     assert not any(
         fnmatch.fnmatch(name, pattern) for name in (".env", ".git", ".venv", ".warmlane") for pattern in let_in

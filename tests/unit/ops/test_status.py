@@ -26,7 +26,7 @@ from gateway.http.admin_views import (
     running_view,
 )
 from gateway.http.views import view
-from ops.commands.api.client import Client
+from ops.commands.api.client import CommandClient
 from ops.commands.options import JAEGER_VARIABLE
 from ops.commands.status import Status, screen, span
 from ops.commands.submit import Bar
@@ -197,7 +197,7 @@ def test_submit_prints_the_trace_of_its_task(
         monkeypatch.setenv(JAEGER_VARIABLE, environment)
     answer = msgspec.json.encode(view(processing_task(), None, NOW))
     task = msgspec.structs.replace(msgspec.json.decode(answer, type=TaskView), trace_id=TRACE_ID)
-    with Bar(asked) as bar, Client("http://gateway") as client:
+    with Bar(asked) as bar, CommandClient("http://gateway") as client:
         bar.accepted(client, task)
         bar.accepted(client, msgspec.structs.replace(task, trace_id=None))  # which is not traced
     assert [line for line in capsys.readouterr().err.splitlines(keepends=True) if "trace" in line] == [expected]

@@ -8,7 +8,6 @@ import pytest
 
 from ops.commands.web_client import web_client
 
-TIMEOUT = httpx.Timeout(1)
 HERE = ["http://127.0.0.1:8000", "http://localhost:8000", "http://[::1]:8000", "https://127.0.0.1:8443"]
 
 
@@ -20,7 +19,7 @@ def _bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def client(url: str) -> httpx.Client:
-    return web_client(url, headers={}, ca=None, timeout=TIMEOUT)
+    return web_client(url, timeout_s=1)
 
 
 @pytest.mark.parametrize("url", HERE)

@@ -1,0 +1,263 @@
+"""The client, for asyncio."""
+
+import asyncio
+import inspect
+import random
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from warmlane_client.core import calls
+from warmlane_client.core.answers import document
+from warmlane_client.core.downloading import Downloading
+from warmlane_client.core.effects import (
+    Call,
+    Effect,
+    Flow,
+    NoReply,
+    Open,
+    Pause,
+    Piece,
+    Read,
+    Reply,
+    Restart,
+    Seal,
+    Send,
+    Tell,
+    TellBytes,
+    TellIdle,
+    Write,
+)
+from warmlane_client.core.following import TaskWait, Wait
+from warmlane_client.core.retries import Patience
+from warmlane_client.errors import NoVideo
+from warmlane_client.models import Task, TaskList, VideoRequest
+from warmlane_client.part import PartFile
+from warmlane_client.shells import Listeners, answer_of, filed
+from warmlane_client.transport import GatewayTarget, built, why
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """Connections to one gateway, for any number of calls at a time. Close it, or use it in an `async with` block.
+
+    The calls are those of `Client`; what they are given to call may be a coroutine function, too. Whoever cancels a
+    call ends it at once; a task that was submitted goes on.
+
+    Every call raises a WarmlaneError where it fails; before that, it is tried again as its `Patience` says.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        key: str | None = None,
+        ca: Path | ssl.SSLContext | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        """The gateway at *url*, else at WARMLANE_URL, else on this machine. Shows *key*, else WARMLANE_API_KEY; trusts
+        *ca* alone where it is given, else WARMLANE_CA.
+
+        Raises Misconfigured.
+        """
+        target = GatewayTarget(url, key, ca)
+        self.url = target.url
+        self._patience = Patience() if patience is None else patience
+        self._http = target.connected(httpx.AsyncClient)
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    async def submit(
+        self,
+        request: VideoRequest | Mapping[str, Any],
+        *,
+        idempotency_key: str | None = None,
+        hold: bool = False,
+    ) -> Task:
+        """The task of *request*, which may wait. The same *idempotency_key* leads to the same task; without one a new
+        one is made, so that the tries of this call make one task.
+
+        With *hold* the answer comes when a worker has the task, up to 30 s later, or as GatewayBusy if none took it.
+        """
+        return await self._run(calls.submit(request, self._patience, idempotency_key=idempotency_key, hold=hold))
+
+    async def wait(
+        self,
+        task: Task | str,
+        *,
+        on_change: Callable[[Task], object] | None = None,
+        on_idle: Callable[[Task], object] | None = None,
+        how: Wait | None = None,
+    ) -> Task:
+        """*task*, or the one of that id, when it has ended: done or failed, which is no error here.
+
+        Calls *on_change* with each state, the first one too, and *on_idle* where it has not moved for a while. What
+        they raise ends the wait; the task goes on. A gateway that is started again meanwhile is waited for. Raises
+        WaitTimedOut as *how* says.
+        """
+        begun = await self.task(task) if isinstance(task, str) else task
+        following = TaskWait(begun, how or Wait(), self._patience)
+        return await self._run(following.until_ended(), listeners=Listeners(on_change=on_change, on_idle=on_idle))
+
+    async def task(self, task_id: str) -> Task:
+        """The task of that id. Raises NotThere."""
+        return await self._run(calls.task(task_id, self._patience))
+
+    async def tasks(
+        self,
+        *,
+        status: tuple[str, ...] = (),
+        model: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        limit: int = 20,
+        cursor: str | None = None,
+    ) -> TaskList:
+        """One page of tasks, newest first: of those *status* and *model*, with all *labels*, at most *limit* (100),
+        from *cursor* on."""
+        query = calls.listing(status=status, model=model, labels=labels, limit=limit, cursor=cursor)
+        return await self._run(calls.page(self._patience, query))
+
+    async def every_task(
+        self, *, status: tuple[str, ...] = (), model: str | None = None, labels: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Task]:
+        """All tasks that match, newest first, page after page."""
+        cursor: str | None = None
+        while True:
+            page = await self.tasks(status=status, model=model, labels=labels, limit=100, cursor=cursor)
+            for each in page.tasks:
+                yield each
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    async def cancel(self, task_id: str) -> Task:
+        """Cancels the task of that id, unless it has ended already, and returns it as it is then. Raises NotThere."""
+        return await self._run(calls.cancel(task_id, self._patience))
+
+    async def download(
+        self,
+        task: Task | str,
+        path: Path,
+        *,
+        on_bytes: Callable[[int, int], object] | None = None,
+        part: Path | None = None,
+        keep_part: bool = True,
+    ) -> Path:
+        """Saves the video of *task*, or of the one of that id, at *path*: whole and checked, or not at all. Returns
+        *path*.
+
+        *on_bytes* is told how many of how many bytes are there. Until it is whole the file is called *part*; where the
+        download is broken off, the next one goes on with it, unless *keep_part* is false.
+
+        Raises NoVideo, DownloadDamaged, PartInUse; OSError when it cannot be written.
+        """
+        found = await self.task(task) if isinstance(task, str) else task
+        if found.video is None:
+            raise NoVideo(found)
+        file = PartFile(path, part, found.video.sha256, keep=keep_part)
+        await asyncio.to_thread(file.open)  # which reads what is there
+        try:
+            flow = Downloading(found, self._patience, there=file.there).until_whole()
+            await self._run(flow, listeners=Listeners(on_bytes=on_bytes), file=file)
+        finally:
+            file.close()
+        return path
+
+    async def settings(self) -> dict[str, Any]:
+        """The models that the gateway serves, with their limits and defaults."""
+        return document(await self.request(Call(method="GET", path="/settings")))
+
+    async def request(self, call: Call, *, repeatable: bool | None = None, accept: Collection[int] = ()) -> Reply:
+        """The answer to any other *call*, with the same tries; *repeatable* says whether it may safely arrive twice,
+        by itself its method does. A status in *accept* is no error."""
+        return await self._run(calls.answered(call, self._patience, repeatable=repeatable, accept=accept))
+
+    async def _run(self, flow: Flow[T], *, listeners: Listeners | None = None, file: PartFile | None = None) -> T:
+        return await AsyncShell(self._http, listeners or Listeners(), file).run(flow)
+
+
+class AsyncShell:
+    """Carries out the effects of one flow, one after the other."""
+
+    def __init__(self, http: httpx.AsyncClient, listeners: Listeners, file: PartFile | None) -> None:
+        self._http, self._listeners, self._file = http, listeners, file
+        self._reply: httpx.Response | None = None
+        self._pieces: AsyncIterator[bytes] | None = None
+
+    async def run(self, flow: Flow[T]) -> T:
+        """What *flow* returns."""
+        outcome: Any = None
+        try:
+            while True:
+                try:
+                    effect = flow.send(outcome)
+                except StopIteration as ended:
+                    result: T = ended.value
+                    return result
+                outcome = await self._carried_out(effect)
+        finally:
+            flow.close()
+            await self._shut()
+
+    async def _carried_out(self, effect: Effect) -> Any:
+        match effect:
+            case Send(call):
+                return await self._sent(call, whole=True)
+            case Open(call):
+                return await self._sent(call, whole=False)
+            case Read():
+                return await self._read()
+            case Write() | Restart() | Seal():
+                # a disk may be slow
+                return await asyncio.to_thread(filed, effect, self._file)
+            case Tell() | TellIdle() | TellBytes():
+                told = self._listeners.told(effect)
+                if inspect.isawaitable(told):
+                    await told
+            case Pause(seconds, jitter_s):
+                await asyncio.sleep(seconds + random.uniform(0, jitter_s))  # noqa: S311  # no secret
+        return time.monotonic()
+
+    async def _sent(self, call: Call, *, whole: bool) -> Reply | NoReply:
+        await self._shut()
+        try:
+            reply = await self._http.send(built(self._http, call), stream=True)
+            if whole or not reply.is_success:
+                try:
+                    body = await reply.aread()
+                finally:
+                    await reply.aclose()
+                return answer_of(reply, body, time.monotonic())
+        except httpx.HTTPError as error:
+            return self._lost(error)
+        self._reply, self._pieces = reply, reply.aiter_bytes()
+        return answer_of(reply, b"", time.monotonic())
+
+    async def _read(self) -> Piece | NoReply:
+        assert self._pieces is not None
+        try:
+            content = await anext(self._pieces, None)
+        except httpx.HTTPError as error:
+            return self._lost(error)
+        return Piece(content=content, at_s=time.monotonic())
+
+    def _lost(self, error: httpx.HTTPError) -> NoReply:
+        return NoReply(url=str(self._http.base_url).rstrip("/"), why=why(error), at_s=time.monotonic())
+
+    async def _shut(self) -> None:
+        if self._reply is not None:
+            await self._reply.aclose()
+            self._reply = None

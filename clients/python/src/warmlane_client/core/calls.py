@@ -1,0 +1,99 @@
+"""The calls of the API that one request answers, with its retries."""
+
+import uuid
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+from urllib.parse import quote
+
+from warmlane_client.core import effects
+from warmlane_client.core.answers import failure, list_of, task_of
+from warmlane_client.core.effects import REPLY_TIMEOUT_S, Call, Flow, Reply
+from warmlane_client.core.retries import Patience, Tries
+from warmlane_client.models import Task, TaskList, VideoRequest
+
+# A gateway may hold a submit for 30 s, until a worker takes it or nobody did.
+HELD_REPLY_TIMEOUT_S: Final = 45.0
+NOT_MODIFIED: Final = 304
+# Those that do the same however often they arrive (RFC 9110).
+IDEMPOTENT: Final = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+
+
+def answered(
+    call: Call,
+    patience: Patience,
+    *,
+    repeatable: bool | None = None,
+    while_lost: bool = False,
+    accept: Collection[int] = (),
+) -> Flow[Reply]:
+    """The answer to *call*: a success, 304, or of a status in *accept*. Raises what the last try came to.
+
+    *repeatable* says whether it may safely arrive twice; by itself its method says that. *while_lost* waits for a
+    gateway that is started again.
+    """
+    may_repeat = call.method in IDEMPOTENT if repeatable is None else repeatable
+    begun_s = yield from effects.now()
+    tries = Tries(patience, repeatable=may_repeat, begun_s=begun_s, while_lost=while_lost)
+    while True:
+        outcome = yield from effects.send(call)
+        if isinstance(outcome, Reply) and (
+            outcome.is_success or outcome.status == NOT_MODIFIED or outcome.status in accept
+        ):
+            return outcome
+        error = failure(outcome)
+        pause = tries.pause_after(error, outcome.at_s)
+        if pause is None:
+            raise error
+        yield pause
+
+
+def submit(
+    request: VideoRequest | Mapping[str, Any], patience: Patience, *, idempotency_key: str | None, hold: bool
+) -> Flow[Task]:
+    """As `Client.submit`."""
+    body = request.body() if isinstance(request, VideoRequest) else dict(request)
+    headers = {"Idempotency-Key": str(uuid.uuid4()) if idempotency_key is None else idempotency_key}
+    if not hold:
+        headers["Prefer"] = "respond-async"
+    timeout_s = HELD_REPLY_TIMEOUT_S if hold else REPLY_TIMEOUT_S
+    call = Call(method="POST", path="/generate", json=body, headers=headers, reply_timeout_s=timeout_s)
+    # the key makes it safe
+    answer = yield from answered(call, patience, repeatable=True)
+    return task_of(answer)
+
+
+def task(task_id: str, patience: Patience) -> Flow[Task]:
+    """As `Client.task`."""
+    answer = yield from answered(Call(method="GET", path=task_path(task_id)), patience)
+    return task_of(answer)
+
+
+def page(patience: Patience, params: Mapping[str, str | list[str]]) -> Flow[TaskList]:
+    """As `Client.tasks`."""
+    answer = yield from answered(Call(method="GET", path="/tasks", params=params), patience)
+    return list_of(answer)
+
+
+def cancel(task_id: str, patience: Patience) -> Flow[Task]:
+    """As `Client.cancel`."""
+    answer = yield from answered(Call(method="DELETE", path=task_path(task_id)), patience)
+    return task_of(answer)
+
+
+def listing(
+    *, status: tuple[str, ...], model: str | None, labels: Mapping[str, str] | None, limit: int, cursor: str | None
+) -> dict[str, str | list[str]]:
+    """The query of `GET /tasks`."""
+    given: dict[str, str | list[str] | None] = {
+        "status": list(status) or None,
+        "model": model,
+        "label": [f"{name}:{value}" for name, value in (labels or {}).items()] or None,
+        "limit": str(limit),
+        "cursor": cursor,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def task_path(task_id: str) -> str:
+    """The path of a task; of an id that is none, too."""
+    return f"/tasks/{quote(task_id, safe='')}"

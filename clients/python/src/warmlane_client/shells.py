@@ -1,0 +1,47 @@
+"""What the shells of both clients share: neither waits for anything here."""
+
+from collections.abc import Callable
+
+import httpx
+from msgspec import Struct
+
+from warmlane_client.core.effects import Reply, Restart, Seal, Tell, TellBytes, TellIdle, Write
+from warmlane_client.models import Task
+from warmlane_client.part import PartFile
+
+
+class Listeners(Struct, frozen=True, kw_only=True):
+    """Whom the caller wants to be told."""
+
+    on_change: Callable[[Task], object] | None = None
+    on_idle: Callable[[Task], object] | None = None
+    on_bytes: Callable[[int, int], object] | None = None
+
+    def told(self, effect: Tell | TellIdle | TellBytes) -> object:
+        """What the listener of *effect* returns; an awaitable, where it is a coroutine function."""
+        match effect:
+            case Tell(task):
+                return self.on_change and self.on_change(task)
+            case TellIdle(task):
+                return self.on_idle and self.on_idle(task)
+            case TellBytes(done, total):
+                return self.on_bytes and self.on_bytes(done, total)
+
+
+def answer_of(reply: httpx.Response, body: bytes, at_s: float) -> Reply:
+    """*reply* as a flow is given it."""
+    headers = {name.lower(): value for name, value in reply.headers.items()}
+    return Reply(status=reply.status_code, url=str(reply.request.url), headers=headers, body=body, at_s=at_s)
+
+
+def filed(effect: Write | Restart | Seal, file: PartFile | None) -> bool:
+    """Carries out *effect* on *file*, which is there. For Seal, whether the hash was right. Raises OSError."""
+    assert file is not None
+    match effect:
+        case Write(content):
+            file.write(content)
+        case Restart():
+            file.restart()
+        case Seal(sha256):
+            return file.seal(sha256)
+    return True
