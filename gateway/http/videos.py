@@ -11,6 +11,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from contracts.api.videos import VideoDeletion, VideoJob, VideoJobPage
+from contracts.progress import eta_s
 from contracts.tasks import FailureCode, GenerationTask
 from gateway.boards.key_board import Caller
 from gateway.boards.open_streams import Place as OpenPlace
@@ -284,7 +285,8 @@ def _poll_after_ms(services: Services, task: GenerationTask) -> int:
     now = datetime.now(UTC)
     place = services.estimates.place(task, now)
     if place is None:
-        return poll_after_ms(wait_s=0.0, run_s=services.estimates.left_s(task, now))
+        left_s = eta_s(task.progress, now)  # of the steps of this very run, where some are measured
+        return poll_after_ms(wait_s=0.0, run_s=services.estimates.left_s(task, now) if left_s is None else left_s)
     run_s = services.tasks.work_queues.service_s(task.route, task.model)
     return poll_after_ms(wait_s=place.expected_wait_s, run_s=run_s)
 
