@@ -32,6 +32,7 @@ from gateway.images.uploads import Uploads
 from gateway.placing.admission import Admission
 from gateway.placing.estimate import Estimates
 from gateway.placing.fallbacks import Fallbacks
+from gateway.placing.forgetting import remove_deliveries
 from gateway.placing.hold import Holds
 from gateway.placing.places import Places
 from gateway.placing.slow_look import SlowLook
@@ -251,8 +252,8 @@ class Services:
                 log.exception("janitor_failed")  # the next round may succeed
 
     async def clean(self) -> int:
-        """Removes objects that no record names and uploads that expired, and forgets tasks and lanes that expired.
-        Returns how many objects.
+        """Removes objects that no record names, uploads that expired, and what forgotten tasks left; forgets tasks and
+        lanes that expired. Returns how many objects.
 
         Raises TransportUnavailable, StorageFailed.
         """
@@ -260,11 +261,19 @@ class Services:
         await self.tasks.drop_expired(keep_s=self.keep_s, now=now)
         self.lanes.drop_expired(now)
         self.webhooks.deliveries.drop_expired(ttl_s=deliveries_ttl_s(self.keep_s), now=now)
+        forgotten = self.tasks.forgotten.ids()
+        self.texts.forget(forgotten)
+        if forgotten:
+            await remove_deliveries(forgotten, link=self.link, deliveries=self.webhooks.deliveries)
         stored = await self.artifacts.list()
         grace_s = min(ORPHAN_GRACE_S, self.keep_s)
         # in a thread: with 100,000 objects, requests would wait for 0.1 s and more
         of_tasks = [item for item in stored if not is_upload(item.path)]
-        found = await asyncio.to_thread(orphans, of_tasks, self.tasks.index.paths_of, now=now, grace_s=grace_s)
+        paths_of = self.tasks.index.paths_of
+        found = await asyncio.to_thread(orphans, of_tasks, paths_of, now=now, grace_s=grace_s)
+        found_paths = {item.path for item in found}
+        left = [each for each in of_tasks if each.path not in found_paths and task_id_of(each.path) in forgotten]
+        found += orphans(left, paths_of, now=now, grace_s=0.0)
         removed = 0
         for first in range(0, len(found), JANITOR_BATCH):
             # one at a time, a busy gateway removes less than it accepts

@@ -1,6 +1,6 @@
 """The deliveries of webhooks, held in memory by watching KV `deliveries`; what is sent stays on the server."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import datetime, timedelta
 from heapq import merge
 from itertools import islice
@@ -68,6 +68,10 @@ class DeliveryBoard:
 
     def __contains__(self, delivery: str) -> bool:
         return delivery in self._known
+
+    def of_tasks(self, task_ids: Collection[str]) -> list[str]:
+        """The ids of the deliveries of those tasks."""
+        return [each.id for each in self._known.values() if each.task_id in task_ids]
 
     def pending(self) -> Iterator[WebhookDelivery]:
         """Those that are to be sent, oldest first."""

@@ -87,6 +87,11 @@ class RecentWork:
                 Swap(task_id=task.id, model=task.model, worker=task.worker, at=task.finished_at, swap=task.swap)
             )
 
+    def forget(self, task_id: str) -> None:
+        """The record of *task_id* is gone: its swap too, and what was counted of it stays."""
+        if any(each.task_id == task_id for each in self._swaps):
+            self._swaps = deque((each for each in self._swaps if each.task_id != task_id), maxlen=SWAPS_MAX)
+
     def refused(self, model: str, now: datetime) -> None:
         """This gateway refused a request for *model*, of which there is no record: the degraded queue was full."""
         minute = self._minute(now, model, "degraded", now)

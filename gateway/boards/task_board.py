@@ -13,6 +13,7 @@ from typing import Final
 from contracts.tasks import GenerationTask
 from gateway.boards.deadlines import Deadlines
 from gateway.boards.feeds import Feeds
+from gateway.boards.forgotten import ForgottenTasks
 from gateway.boards.readers import Readers
 from gateway.boards.recent_work import RecentWork
 from gateway.boards.snapshots import Snapshot, Snapshots
@@ -32,7 +33,7 @@ class TaskBoard:
 
     *work_queues* says which tasks wait and run on each work queue, *deadlines* which are to be looked at when. *index*
     has a row of every task. *readers* are those who wait for news of one, *feeds* those who follow many. *recent* is
-    what became of tasks lately. Only the board changes them.
+    what became of tasks lately, *forgotten* names those whose record was deleted. Only the board changes them.
     """
 
     def __init__(self, name: str = "gateway") -> None:
@@ -44,6 +45,7 @@ class TaskBoard:
         self.readers = Readers(self._snapshots, self.work_queues)
         self.feeds = Feeds()
         self.recent = RecentWork()
+        self.forgotten = ForgottenTasks()
         self.on_change: Callable[[Snapshot], None] = lambda _: None
         """Called with every record that is new or has changed."""
 
@@ -65,6 +67,7 @@ class TaskBoard:
 
     def _take_in(self, entry: Versioned[GenerationTask]) -> None:
         if entry.is_deleted:
+            self.forgotten.note(entry.key, entry.time)
             self._forget(entry.key)
             return
         if self.index.is_known(entry.key, entry.revision):
@@ -128,6 +131,8 @@ class TaskBoard:
         before = self.index.get(task_id)
         entry = await self._records.get(task_id)
         if entry is None or entry.is_deleted:
+            if entry is not None:
+                self.forgotten.note(task_id, entry.time)
             if before is not None and self.index.get(task_id) is before:
                 self._forget(task_id)
             return None
@@ -154,12 +159,19 @@ class TaskBoard:
             self.record(moved.task, moved.revision, datetime.now(UTC))
         return moved
 
+    async def purge(self, task_id: str, *, revision: int) -> None:
+        """Removes the record, with its history, at *revision*. Raises WrongRevision, TransportUnavailable."""
+        await self._records.purge(task_id, revision=revision)
+        self.forgotten.note(task_id, datetime.now(UTC))
+        self._forget(task_id)
+
     async def drop_expired(self, *, keep_s: float, now: datetime) -> None:
         """Forgets tasks whose record the server has dropped by age; the server sends no message of that.
 
         Others run in between. Of more than FORGOTTEN_MAX the rest is left for the next call.
         """
         oldest = now - timedelta(seconds=keep_s)
+        self.forgotten.drop_expired(keep_s=keep_s, now=now)
         expired = self.index.written_before(oldest, limit=FORGOTTEN_MAX)
         for first in range(0, len(expired), FORGOTTEN_AT_ONCE):
             for task_id in expired[first : first + FORGOTTEN_AT_ONCE]:
@@ -174,6 +186,7 @@ class TaskBoard:
         self.work_queues.forget(task_id)
         self.deadlines.forget(task_id)
         self.readers.publish_lost(task_id)
+        self.recent.forget(task_id)
         if row is not None:
             self.feeds.gone(row)
 

@@ -179,6 +179,9 @@ class Admission:
             task_id = keyed_task_id(sender.caller, sender.key, n)
             # of the server, also where one is in memory: that one may be lost (ADR 0030)
             known = await self._tasks.read(task_id)
+            if known is None and task_id in self._tasks.forgotten:
+                n += 1  # a marker stands there, for a task that is not made a second time
+                continue
             if known is None:
                 return task_id, None
             if not known.task.was_refused:

@@ -35,7 +35,7 @@ _EXAMPLE: Final = "01a2075b-3fa3-767e-89f5-d9efa4b99853"
     f"  warmlane tasks download {_EXAMPLE} --out boat.mp4"
 )
 def command() -> None:
-    """Look at tasks, cancel them, and save their videos.
+    """Look at tasks, cancel and forget them, and save their videos.
 
     With an API key these are its caller's; the scope `admin` sees those of all.
     """
@@ -220,6 +220,39 @@ def cancel(client: CommandClient, task_id: str) -> str | None:
     except Refused as error:
         return error.message
     return f"it had ended already: {task.status if task.error is None else reason_of(task)}"
+
+
+@command.command(
+    name="forget",
+    epilog=f"Examples:\n\n  warmlane tasks forget {_EXAMPLE}\n\n"
+    "  warmlane tasks forget $(warmlane tasks list --label project:spring --all --json | jq -r '.tasks[].id')",
+)
+@click.argument("task_ids", metavar="ID...", nargs=-1, required=True, callback=_ids)
+@gateway_options
+@click.pass_context
+def forget_command(ctx: click.Context, /, task_ids: tuple[str, ...], gateway: Gateway) -> None:
+    """Remove tasks that have ended, for good: record, history, video, thumbnail, image and webhook deliveries.
+
+    Backups that were taken before still hold them. One that is not there is fine, so that the command can be repeated.
+    Exit status 1 when one of them has not ended; the others are forgotten all the same.
+    """
+    failed = False
+    with gateway.client() as client:
+        for task_id in task_ids:
+            trouble = forget(client, task_id)
+            click.echo(f"forgotten {task_id}" if trouble is None else f"{task_id}: {trouble}", err=trouble is not None)
+            failed |= trouble is not None
+    ctx.exit(1 if failed else 0)
+
+
+def forget(client: CommandClient, task_id: str) -> str | None:
+    """Has the task forgotten, and returns None, also where it was gone before; where it cannot, returns why. Raises
+    Unreachable, NotWarmlane."""
+    try:
+        client.forget(task_id)
+    except Refused as error:
+        return None if error.problem.code == "task_not_found" else error.message
+    return None
 
 
 @command.command(

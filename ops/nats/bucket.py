@@ -153,3 +153,8 @@ class Bucket(Generic[T]):
     async def delete(self, key: str, *, revision: int) -> None:
         """Puts a deletion marker at *key* if it is still at *revision*. Raises WrongRevision."""
         await self._link.entries.delete(self._content.bucket, key, revision=revision)
+
+    async def purge(self, key: str, *, revision: int | None = None) -> None:
+        """Removes *key* with its history, in one write, and leaves a deletion marker; with *revision* only if it is
+        still at that one. Raises WrongRevision."""
+        await self._link.entries.purge(self._content.bucket, key, revision=revision)

@@ -76,6 +76,16 @@ class Entries:
         headers = {"KV-Operation": "DEL", Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
         await self._write(bucket, key, b"", headers)
 
+    async def purge(self, bucket: str, key: str, *, revision: int | None = None) -> None:
+        """Removes *key* with its history, in one write: only a marker stays, as `nats kv purge` leaves it.
+
+        With *revision* only if it is still at that one. Raises WrongRevision, TransportUnavailable.
+        """
+        headers = {"KV-Operation": "PURGE", Header.ROLLUP.value: "sub"}
+        if revision is not None:
+            headers[Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value] = str(revision)
+        await self._write(bucket, key, b"", headers)
+
     async def _write(self, bucket: str, key: str, value: bytes, headers: dict[str, str]) -> int:
         cuts = self._connection.cuts
         ack = await self._messages.publish(bucket_subject(bucket, key), value, headers=headers)

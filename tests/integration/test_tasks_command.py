@@ -125,6 +125,17 @@ def test_a_task_that_runs_is_shown_with_the_time_left(gateway: ScriptedGateway) 
     assert "  progress  step 3 of 8\n" in tasks(gateway, "show", ID).stdout  # of a gateway of an earlier version
 
 
+def test_tasks_are_forgotten_and_what_was_gone_before_is_fine(gateway: ScriptedGateway) -> None:
+    gateway.script = [
+        Answer(204),
+        problem(404, "task_not_found", detail="no task has this id"),
+        problem(409, "task_not_ended", detail="the task is processing; wait for it, or cancel it first"),
+    ]
+    result = tasks(gateway, "forget", ID, OTHER, ID)
+    assert (result.exit_code, result.stdout) == (1, f"forgotten {ID}\nforgotten {OTHER}\n")
+    assert "the task is processing; wait for it, or cancel it first" in result.stderr
+
+
 def test_an_empty_list_is_no_failure(gateway: ScriptedGateway) -> None:
     gateway.script = [page()]
     result = tasks(gateway, "list", "--status", "done")

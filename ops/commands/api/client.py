@@ -124,6 +124,11 @@ class CommandClient:
         with self._requests.said():
             return _view(self._client.cancel(task_id))
 
+    def forget(self, task_id: str) -> None:
+        """Has the task of that id, which has ended, forgotten. One that is gone is Refused: `task_not_found`."""
+        with self._requests.said():
+            self._client.request(Call(method="DELETE", path=f"/tasks/{quote(task_id, safe='')}/record"))
+
     def download(self, task: TaskView, path: Path, *, part: Path | None = None) -> None:
         """Saves the video of *task*, which is done, at *path*: whole and checked, or not at all.
 

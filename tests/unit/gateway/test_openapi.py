@@ -123,6 +123,7 @@ NEEDS = {
     ("get", "/tasks/events"): "read",
     ("get", "/tasks/{task_id}"): "read",
     ("delete", "/tasks/{task_id}"): "submit",
+    ("delete", "/tasks/{task_id}/record"): "submit",
     ("get", "/tasks/{task_id}/events"): "read",
     ("post", "/tasks/{task_id}/resubmit"): "submit",
     ("get", "/tasks/{task_id}/video"): "read",

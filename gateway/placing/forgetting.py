@@ -1,0 +1,90 @@
+"""Forgetting a task on request: its record, and then all that followed from it (ADR 0049).
+
+One write decides. Before it everything is there; after it the task is unknown everywhere, and whatever is left is
+removed by the janitor of any gateway, since the server keeps a marker that says that the task was forgotten.
+"""
+
+from collections.abc import Callable, Collection
+
+import structlog
+
+from contracts.tasks import GenerationTask
+from contracts.topology import work_stream, work_subject
+from gateway.boards.delivery_board import DeliveryBoard
+from gateway.boards.task_board import TaskBoard
+from ops.artifacts import Artifacts, StorageFailed
+from ops.nats.bucket import Bucket
+from ops.nats.buckets import WEBHOOK_DELIVERIES
+from ops.nats.errors import TransportUnavailable, WrongRevision
+from ops.nats.link import NatsLink
+
+log = structlog.get_logger("forgetting")
+
+
+class NotEnded(Exception):
+    """The task may still end well: it is not forgotten."""
+
+
+async def forget(
+    task_id: str,
+    *,
+    link: NatsLink,
+    tasks: TaskBoard,
+    artifacts: Artifacts,
+    deliveries: DeliveryBoard,
+    require: Callable[[int], None],
+) -> bool:
+    """Removes a task that has ended, for good. Returns False where it has no record.
+
+    1. Its queue messages, of which one may be left that nobody runs any more.
+    2. Its record with its history, in one write, at the revision that was read. *require* is called with that, and
+       raises where it must not be. From here on the task is unknown.
+    3. Its video, thumbnail and image, and the deliveries of its webhooks. What cannot be removed now, the janitor
+       removes (`Services.clean`).
+
+    Raises NotEnded, and TransportUnavailable before 3: then it may be forgotten or not, and the same call finds out.
+    """
+    while True:
+        known = await tasks.read(task_id)
+        if known is None:
+            return False
+        if not known.task.status.is_terminal:
+            raise NotEnded(known.task.status)
+        require(known.revision)
+        for route in ("lane", "degraded"):  # 1
+            stream = work_stream(route, known.task.model)
+            await link.messages.purge(stream, work_subject(route, known.task.model, task_id))
+        try:
+            await tasks.purge(task_id, revision=known.revision)  # 2
+        except WrongRevision:
+            continue
+        break
+    await _remove_objects(known.task, artifacts)  # 3
+    await remove_deliveries({task_id}, link=link, deliveries=deliveries)
+    log.info("task_forgotten", task_id=task_id, caller=known.task.caller)
+    return True
+
+
+async def _remove_objects(task: GenerationTask, artifacts: Artifacts) -> None:
+    made = task.video
+    thumbnail = None if made is None or made.thumbnail is None else made.thumbnail.path
+    for path in (task.image_path, None if made is None else made.path, thumbnail):
+        if path is not None:
+            try:
+                await artifacts.delete(path)
+            except StorageFailed as error:
+                log.warning("object_left_to_the_janitor", task_id=task.id, error=str(error))
+
+
+async def remove_deliveries(forgotten: Collection[str], *, link: NatsLink, deliveries: DeliveryBoard) -> int:
+    """Removes the deliveries of the tasks *forgotten*, those that are still to be sent among them. Returns how many.
+
+    Never raises: what is left, the janitor removes.
+    """
+    bucket, found = Bucket(link, WEBHOOK_DELIVERIES), deliveries.of_tasks(forgotten)
+    for delivery in found:
+        try:
+            await bucket.purge(delivery)
+        except TransportUnavailable as error:
+            log.warning("delivery_left_to_the_janitor", delivery=delivery, error=str(error))
+    return len(found)
