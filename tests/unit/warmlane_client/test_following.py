@@ -46,9 +46,10 @@ def test_1_what_is_known_already_is_not_told_again() -> None:
         [reply(501, b"<html>")],
         [reply(200, b"{}", content_type="application/json")],
         [reply(204)],
+        [problem(429, "too_many_streams", retry_after_s=5.0)],
         [stream(), piece(None), stream(), piece(b": still there\n\n"), lost("silent"), stream(), piece(None)],
     ],
-    ids=["refused", "no stream", "ended before", "mute"],
+    ids=["refused", "no stream", "ended before", "full", "mute"],
 )
 def test_2_where_no_stream_comes_through_the_task_is_polled(refusals: list[Reply | Piece | NoReply]) -> None:
     run = Run([*refusals, DONE])
@@ -85,6 +86,13 @@ def test_a_limited_wait_ends_in_time() -> None:
     assert raised.value.task.status == "pending"
     assert run.asked[-1].call.params == {"wait": "15"}
     assert run.now_s == 60.0
+
+
+def test_a_limited_wait_waits_no_longer_for_a_gateway_that_is_away() -> None:
+    run = Run([lost()] * 20)
+    with pytest.raises(GatewayUnreachable):
+        run.of(follow(Wait(timeout_s=10.0)))
+    assert run.now_s < 13
 
 
 def test_a_task_that_does_not_move_is_told_of() -> None:

@@ -70,10 +70,16 @@ def http_client(
         raise NotAnAddress(f"{url!r} names no host")
     # plain HTTP checks no certificate, so that no file of authorities can be missing
     verify: ssl.SSLContext | bool = trusted if trusted is not None else parsed.scheme == "https"
-    timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
-    own = is_loopback(parsed.host)
+    options: dict[str, Any] = {
+        "headers": dict(headers),
+        "verify": verify,
+        "trust_env": not is_loopback(parsed.host),
+        "timeout": httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
+        # each task that is followed has a stream: the gateway says how many there may be
+        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=20),
+    }
     try:
-        return kind(base_url=url, headers=dict(headers), verify=verify, trust_env=not own, timeout=timeout)
+        return kind(base_url=url, **options)
     except FileNotFoundError as error:
         raise _environment(_AUTHORITIES, "there is no such file; correct or unset it") from error
     except ImportError as error:

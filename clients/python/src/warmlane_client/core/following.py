@@ -10,8 +10,8 @@ from warmlane_client.core.answers import failure, task_of
 from warmlane_client.core.calls import NOT_MODIFIED, answered, task_path
 from warmlane_client.core.effects import REPLY_TIMEOUT_S, Call, Flow, NoReply, Open, Pause, Reply, Tell, TellIdle
 from warmlane_client.core.events import EventReader
-from warmlane_client.core.retries import JITTER_S, Patience, Tries, lost_pause_s
-from warmlane_client.errors import AccessDenied, GatewayUnreachable, NotThere, WaitTimedOut
+from warmlane_client.core.retries import JITTER_S, RATE_LIMITED, TOO_MANY_REQUESTS, Patience, Tries, lost_pause_s
+from warmlane_client.errors import AccessDenied, GatewayBusy, GatewayUnreachable, NotThere, WaitTimedOut
 from warmlane_client.models import Task
 
 # One long poll; a gateway answers at most 60 s late.
@@ -109,6 +109,8 @@ class TaskWait:
             if isinstance(outcome, Reply) and outcome.is_success:  # 204: it had ended; or no event stream
                 raise _NoStream
             error = failure(outcome)
+            if isinstance(error, GatewayBusy) and error.status == TOO_MANY_REQUESTS and error.code != RATE_LIMITED:
+                raise _NoStream  # as many as one caller may have are open
             pause = tries.pause_after(error, outcome.at_s)
             if pause is None:
                 if isinstance(error, AccessDenied | NotThere | GatewayUnreachable):
@@ -155,8 +157,11 @@ class TaskWait:
             headers=headers,
             reply_timeout_s=wait_s + REPLY_TIMEOUT_S,
         )
-        answer = yield from answered(call, self._patience, while_lost=True)
-        return answer
+        patience = self._patience
+        if self._wait.timeout_s is not None:  # a gateway that is away is not waited for longer than the task
+            left_s = self._wait.timeout_s - ((yield from effects.now()) - self._begun_s)
+            patience = msgspec.structs.replace(patience, lost_s=min(patience.lost_s, max(left_s, 0.0)))
+        return (yield from answered(call, patience, while_lost=True))
 
     def _becomes(self, task: Task, revision: str, at_s: float) -> Flow[None]:
         before, self._task, self._revision = self._task, msgspec.structs.replace(task, revision=revision), revision
