@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ import psutil
 
 MARKS: Final = "TESTS_STARTED_BY"
 """The variable with the marks of the test processes above, parted by commas; the nearest one's is the last."""
+EMPTY_LOOKS: Final = 3
+BETWEEN_LOOKS_S: Final = 0.2
 ROOT: Final = Path(__file__).parents[2]
 _RUN: Final = "TESTS_RUN"
 
@@ -59,11 +62,16 @@ def marked(mark: str) -> Iterator[psutil.Process]:
 
 
 def _kill_all(mark: str) -> None:
-    while found := [process for process in marked(mark) if process.status() != psutil.STATUS_ZOMBIE]:
+    """One that is between its fork and its own program has no environment that could be read: one look can miss it."""
+    empty_looks = 0
+    while empty_looks < EMPTY_LOOKS:
+        found = [process for process in marked(mark) if process.status() != psutil.STATUS_ZOMBIE]
+        empty_looks = 0 if found else empty_looks + 1
         for process in found:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         psutil.wait_procs(found, timeout=1)
+        time.sleep(BETWEEN_LOOKS_S)
 
 
 def main() -> None:
