@@ -7,12 +7,13 @@ PIP_ARGS ?=
 # More arguments for `warmlane up`, and for pytest.
 UP_ARGS ?=
 PYTEST_ARGS ?=
-# More arguments for tests/bench and for tests/drills/cluster.py, fuzz.py, order.py, overload.py, swap.py, swap_parts.py, failover.py, regression.py and
+# More arguments for tests/bench and for tests/drills/cluster.py, fuzz.py, order.py, overload.py, panel.py, swap.py, swap_parts.py, failover.py, regression.py and
 # soak.py; --help lists them. GPU_ARGS are more arguments for pytest.
 FAILOVER_ARGS ?=
 FUZZ_ARGS ?=
 ORDER_ARGS ?=
 OVERLOAD_ARGS ?=
+PANEL_ARGS ?=
 SWAP_ARGS ?=
 GPU_ARGS ?=
 CHAOS_ARGS ?=
@@ -34,7 +35,7 @@ TYPES_LOG := $(VENV)/types.log
 PYTEST = $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test tools-test lint style types fuzz numbers order overload swap windows starts lanes swap-parts gpu-test failover chaos chaos-plants cluster observe regression soak bench bench-all model audit clean
+.PHONY: help run test tools-test lint style types fuzz panel numbers order overload swap windows starts lanes swap-parts gpu-test failover chaos chaos-plants cluster observe regression soak bench bench-all model audit clean
 
 help: ## List the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +71,9 @@ types: $(TEST_READY)
 
 fuzz: $(TEST_READY) ## Send 3,000 generated requests to a gateway, and hold it to its OpenAPI document (about 1 minute)
 	$(BIN)/python -m tests.drills.fuzz $(FUZZ_ARGS)
+
+panel: $(TEST_READY) ## Measure the panel with 1,000 tasks, and a gateway with 500 open pages (about 3 minutes)
+	$(BIN)/python -m tests.drills.panel $(PANEL_ARGS)
 
 numbers: $(TEST_READY) ## Measure what the main job costs on this machine (about 2 minutes)
 	$(BIN)/python -m tests.drills.numbers

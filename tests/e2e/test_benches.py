@@ -1,5 +1,5 @@
-"""`make overload`, `make failover`, `make regression` and `make soak`, shortened: all that they judge, except how long
-things take and what grows.
+"""`make overload`, `make failover`, `make regression`, `make soak` and `make panel`, shortened: all that they judge,
+except how long things take and what grows.
 
 `make swap` is in `test_heavy_swaps.py`, which makes the heavy pipelines anyway.
 """
@@ -7,9 +7,12 @@ things take and what grows.
 import asyncio
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 from contracts.memory import SwapReceipt
@@ -18,6 +21,8 @@ from tests.drills.failover import UNSEEN, fail_over, settings_for
 from tests.drills.failover import judge as judge_failover
 from tests.drills.overload import judge as judge_overload
 from tests.drills.overload import overload
+from tests.drills.panel import judge as judge_panel
+from tests.drills.panel import measure as measure_panel
 from tests.drills.regression import judge as judge_regression
 from tests.drills.regression import result_of, send
 from tests.drills.soak import KEEP_S, NoopSystem, soak
@@ -67,21 +72,24 @@ def test_a_lane_that_dies_unnoticed_fails_no_request(tmp_path: Path) -> None:
     assert [(figure.what, figure.note) for figure in figures.values() if not figure.is_met] == []
 
 
-def test_a_short_soak_and_a_short_regression_pass(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def noop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NoopSystem]:
+    up = NoopSystem(tmp_path_factory.mktemp("noop"), "--keep", f"{KEEP_S:g}s")
+    up.start()
+    yield up
+    up.stop()
+
+
+def test_a_short_soak_and_a_short_regression_pass(noop: NoopSystem) -> None:
     """SC-004, on a system whose pipelines do nothing: it accepts every request until its server stops."""
-    up = NoopSystem(tmp_path, "--keep", f"{KEEP_S:g}s")
+    soaked = asyncio.run(soak(noop, count=200, seconds=None, clients=8, keep_s=KEEP_S, console=QUIET))
+    well = asyncio.run(send(noop.url, count=10, rate=10, console=QUIET))
+    server = noop.find("nats-server")
+    os.kill(server, signal.SIGSTOP)
     try:
-        up.start()
-        soaked = asyncio.run(soak(up, count=200, seconds=None, clients=8, keep_s=KEEP_S, console=QUIET))
-        well = asyncio.run(send(up.url, count=10, rate=10, console=QUIET))
-        server = up.find("nats-server")
-        os.kill(server, signal.SIGSTOP)
-        try:
-            stopped = asyncio.run(send(up.url, count=4, rate=10, console=QUIET))
-        finally:
-            os.kill(server, signal.SIGCONT)
+        stopped = asyncio.run(send(noop.url, count=4, rate=10, console=QUIET))
     finally:
-        up.stop()
+        os.kill(server, signal.SIGCONT)
     assert (soaked.accepted, soaked.ends, soaked.refused) == (200, {"done": 200}, {})
     assert soaked.asked == {"long polls": 20, "event streams": 14, "videos": 4}
     assert [line.what for line in judge_soak(soaked)[:3] if not line.is_met] == []
@@ -96,6 +104,14 @@ def test_a_short_soak_and_a_short_regression_pass(tmp_path: Path) -> None:
     assert stopped.answers == {("submit", 503): 4}
     missed = {figure.what for figure in judge_regression(stopped, baseline)[1:] if not figure.is_met}
     assert missed == {"accepted", "of the submits answered with 5xx"}
+
+
+def test_pages_that_stay_open_are_told_of_a_task_each(noop: NoopSystem) -> None:
+    loads, crowd = asyncio.run(measure_panel(noop, tasks=50, pages=5, loads=1, idle_s=1.0))
+    assert [line.what for line in judge_panel(loads, crowd)[1:] if not line.passed] == []
+    assert loads[0].first_cards_ms >= loads[0].first_paint_ms > 0
+    deaf = replace(crowd, heard=4)
+    assert [line.what for line in judge_panel(loads, deaf)[1:] if not line.passed] == ["pages told of a new task"]
 
 
 def test_the_judge_of_swaps_sees_a_leak() -> None:
