@@ -33,6 +33,7 @@ PAGE_SIZE: Final = 50
 # A browser opens six connections at most, and the pages of one minute do not come in one moment.
 OPENING_AT_ONCE: Final = 25
 IDLE_S: Final = 10.0
+KEPT_S: Final = 1.0
 HEARD_WITHIN_S: Final = 60.0
 STREAM: Final = "/tasks/events"
 # A client that does not name it is no browser, and gets no page.
@@ -147,17 +148,24 @@ async def gather_crowd(up: NoopSystem, asked: Sequence[str], *, pages: int, idle
     submitted = asyncio.Event()
     task_ids: list[str] = []
 
+    # A connection that the gateway may be about to close is not used again; a browser would send such a request anew.
+    limits = httpx.Limits(keepalive_expiry=KEPT_S)
+
     @contextlib.asynccontextmanager
     async def page(number: int) -> AsyncIterator[AsyncIterator[str]]:
-        async with httpx.AsyncClient(base_url=up.url, timeout=httpx.Timeout(60, read=None)) as client:
+        async with contextlib.AsyncExitStack() as stack:
+            timeout = httpx.Timeout(60, read=None)
+            client = await stack.enter_async_context(
+                httpx.AsyncClient(base_url=up.url, timeout=timeout, limits=limits, verify=False)
+            )
             async with turns:
                 for path in asked:
                     if path != STREAM:
                         (await client.get(path, headers=AS_A_BROWSER)).raise_for_status()
-            async with client.stream("GET", STREAM) as answer:
-                answer.raise_for_status()
-                is_open[number].set()
-                yield answer.aiter_lines()
+                answer = await stack.enter_async_context(client.stream("GET", STREAM))
+            answer.raise_for_status()
+            is_open[number].set()
+            yield answer.aiter_lines()
 
     async def stay(number: int) -> None:
         async with page(number) as lines:

@@ -45,16 +45,22 @@ def test_every_operation_refuses_what_it_does_not_take() -> None:
         for method, path, operation in operations(TINY):
             url = path.replace("{task_id}", TASK_ID).replace("{model}", "anisora")
             body: Any = {"json": {}} if method in ("put", "post") else {}
-            answer = client.request(method, f"{url}?x%20y=1", headers=BY_ADMIN, **body)
+            takes_types = operation.get("requestBody", {}).get("content", {"application/json": {}})
+            if "application/json" not in takes_types:  # what a body is declared as is judged first
+                body = {"content": b"x"}
+            declared = {} if "json" in body or not body else {"Content-Type": next(iter(takes_types))}
+            answer = client.request(method, f"{url}?x%20y=1", headers=BY_ADMIN | declared, **body)
             if operation.get("security") is None:
                 assert path in ("/healthz", "/readyz")
                 continue
             assert answer.status_code == 400, (method, path, answer.text)
             if method != "head":
-                assert answer.json()["code"] == "invalid_query"
+                told = answer.json()
+                told = {**told["error"], "detail": told["error"]["message"]} if path.startswith("/v1/") else told
+                assert told["code"] == "invalid_query"
                 takes = sorted(each["name"] for each in operation.get("parameters", []) if each.get("in") == "query")
                 takes += ["model"] if path in ("/tasks", "/tasks/events") else []  # a component of the document
-                assert f"takes {', '.join(sorted(takes)) or 'none'}" in answer.json()["detail"], (method, path)
+                assert f"takes {', '.join(sorted(takes)) or 'none'}" in told["detail"], (method, path)
 
 
 def test_a_wrong_media_type_is_reported_first() -> None:
