@@ -99,7 +99,7 @@ class DescribedOperation(Operation):
         """*headers* may be sent with a request."""
         self.parameters = [*(self.parameters or []), *headers]
 
-    def _constrain(self, name: str, schema: Schema) -> None:
+    def constrain(self, name: str, schema: Schema) -> None:
         """Litestar loses the limits of a parameter that may be absent."""
         for parameter in self.parameters or []:
             if isinstance(parameter, Parameter) and parameter.name == name:
@@ -262,7 +262,7 @@ class TaskOperation(DescribedOperation):
     """`GET /tasks/{id}`: waiting for a change."""
 
     def __post_init__(self) -> None:
-        self._constrain("wait", Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=MAX_WAIT_S))
+        self.constrain("wait", Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=MAX_WAIT_S))
         self.accept(
             parameter("Prefer", "`wait=S` is the same as the query parameter `wait`; `wait` alone is 60 s.", "wait=60"),
         )
@@ -296,7 +296,7 @@ class FeedOperation(DescribedOperation):
 
     def __post_init__(self) -> None:
         self._filter()
-        self._constrain("wait", Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=FEED_WAIT_MAX_S))
+        self.constrain("wait", Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=FEED_WAIT_MAX_S))
         self.accept(
             parameter(
                 "Last-Event-ID",

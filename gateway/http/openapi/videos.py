@@ -173,7 +173,7 @@ class VideoListOperation(DescribedOperation):
     """`GET /v1/videos`, and what else is asked without a body."""
 
     def __post_init__(self) -> None:
-        self._constrain("order", Schema(type=OpenAPIType.STRING, enum=["asc", "desc"], default="desc"))
+        self.constrain("order", Schema(type=OpenAPIType.STRING, enum=["asc", "desc"], default="desc"))
         self.send(503, RETRY_AFTER)
 
 
@@ -192,6 +192,6 @@ class VideoContentOperation(FileOperation):
     """`GET /v1/videos/{id}/content`: an MP4, or a WebP."""
 
     def __post_init__(self) -> None:
-        self._constrain("variant", Schema(type=OpenAPIType.STRING, enum=["video", "thumbnail"], default="video"))
+        self.constrain("variant", Schema(type=OpenAPIType.STRING, enum=["video", "thumbnail"], default="video"))
         self.file("video", "video/mp4", "image/webp")
         self.linked()
