@@ -48,7 +48,7 @@ class VideoJobPage(Struct, frozen=True, kw_only=True):
 
 
 class VideoDeletion(Struct, frozen=True, kw_only=True):
-    """What became of a `DELETE`: *deleted* is false for a video that had ended and stays until it expires."""
+    """What became of a `DELETE`: *deleted* is false for a video that ended by itself just before it was cancelled."""
 
     id: str
     object: Literal["video.deleted"] = "video.deleted"

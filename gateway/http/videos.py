@@ -39,6 +39,7 @@ from gateway.http.video import stored_thumbnail, stored_video
 from gateway.http.video_submission import read_video, submit_video
 from gateway.http.views import root_of
 from gateway.placing.cancelling import cancel
+from gateway.placing.forgetting import forget
 from gateway.services import Services
 from gateway.videos.errors import NOT_AGAIN
 from gateway.videos.objects import poll_after_ms, video_of
@@ -173,22 +174,26 @@ async def get_video_job(request: CallerRequest, services: _Services, video_id: F
 @delete(
     "/v1/videos/{video_id:str}",
     status_code=200,
-    summary="Cancel a video",
+    summary="Cancel a video, or forget it",
     tags=["videos"],
     operation_class=VideoListOperation,
     responses=error_responses("task_not_found", "transport_unavailable"),
     **needs("submit"),
 )
 async def delete_video(request: CallerRequest, services: _Services, video_id: FromPath[str]) -> Response[VideoDeletion]:
-    """Cancels a video that waits or is made. One that has ended stays until it expires: `deleted` is false then."""
+    """Cancels a video that waits or is made; one that has ended is forgotten for good, with its files: as
+    `DELETE /tasks/{id}/record`. `deleted` is false where it ended otherwise just before it was cancelled."""
     task = (await find(services, request.user, video_id)).task
-    is_cancelled = False
-    if not task.status.is_terminal:
+    if task.status.is_terminal:
+        is_deleted = await reachable(_forgotten(services, task.id))
+        if not is_deleted:
+            raise no_such_task()
+    else:
         ended = await reachable(_cancelled(services, task.id))
         if ended is None:
             raise no_such_task()
-        is_cancelled = ended.task.error is not None and ended.task.error.code is FailureCode.CANCELLED
-    return JsonAnswer(VideoDeletion(id=task.id, deleted=is_cancelled), headers={})
+        is_deleted = ended.task.error is not None and ended.task.error.code is FailureCode.CANCELLED
+    return JsonAnswer(VideoDeletion(id=task.id, deleted=is_deleted), headers={})
 
 
 _CONTENT: Final = error_responses(
@@ -302,6 +307,19 @@ async def _cancelled(services: Services, task_id: str) -> Snapshot | None:
     return await cancel(
         task_id, link=services.link, tasks=services.tasks, artifacts=services.artifacts, require=lambda _: None
     )
+
+
+async def _forgotten(services: Services, task_id: str) -> bool:
+    was_there = await forget(
+        task_id,
+        link=services.link,
+        tasks=services.tasks,
+        artifacts=services.artifacts,
+        deliveries=services.webhooks.deliveries,
+        require=lambda _: None,
+    )
+    services.texts.forget({task_id})
+    return was_there
 
 
 async def _ended(request: CallerRequest, services: Services, snapshot: Snapshot) -> Snapshot:

@@ -222,7 +222,7 @@ async def test_a_list_by_pages(stage: Stage) -> None:
     assert set(made) < set(ids)
 
 
-async def test_delete_cancels_what_lives_and_leaves_what_has_ended(stage: Stage) -> None:
+async def test_delete_cancels_what_lives_and_forgets_what_has_ended(stage: Stage) -> None:
     stage.runner.may_end.clear()
     client = stage.client()
     video = await client.videos.create(**FOX)
@@ -232,10 +232,20 @@ async def test_delete_cancels_what_lives_and_leaves_what_has_ended(stage: Stage)
     ended = await client.videos.poll(video.id)
     assert ended.error is not None
     assert (ended.status, ended.error.code) == ("failed", "cancelled")
-    assert (await client.videos.delete(video.id)).deleted is False
     with pytest.raises(openai.NotFoundError) as refusal:
         await client.videos.download_content(video.id)
     assert refusal.value.code == "video_failed"
+
+    stage.runner.may_end.set()
+    made = await client.videos.create_and_poll(**FOX)
+    for each in (video.id, made.id):
+        assert (await client.videos.delete(each)).deleted is True
+        for look in (client.videos.retrieve, client.videos.delete, client.videos.download_content):
+            with pytest.raises(openai.NotFoundError) as refusal:
+                await look(each)
+            assert refusal.value.code == "task_not_found"
+    assert not {video.id, made.id} & {each.id async for each in client.videos.list(limit=100)}
+    assert not list((stage.system.gateway.artifacts / "videos").glob(f"{made.id}.*"))
 
 
 async def test_sync_answers_the_bytes(stage: Stage, tmp_path: Path) -> None:
