@@ -20,6 +20,7 @@ OWN_SEGMENTS: Final = frozenset(
         "readyz",
         "settings",
         "tasks",
+        "v1",
         "webhooks",
     }
 )

@@ -63,7 +63,7 @@ def test_a_lane_that_dies_unnoticed_fails_no_request(tmp_path: Path) -> None:
     up = UpProcess(tmp_path, "--settings", str(settings), **shared_forks())
     try:
         up.start()
-        seen = asyncio.run(fail_over(up, [UNSEEN], rate=2, window_s=window_s, after=4))
+        seen = asyncio.run(fail_over(up, [UNSEEN], rate=2, window_s=window_s, after=10))
     finally:
         up.stop()
     figures = {figure.what.split(",")[0]: figure for figure in judge_failover(seen)}

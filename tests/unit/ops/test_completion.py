@@ -37,7 +37,7 @@ def test_the_line_of_the_runbook_makes_a_shell_complete(shell: str) -> None:
     ("typed", "expected"),
     [
         ("warmlane tra", ["trace"]),
-        ("warmlane tasks ", ["list", "show", "cancel", "download"]),
+        ("warmlane tasks ", ["list", "show", "cancel", "download", "forget"]),
         ("warmlane trace --jaeger", ["--jaeger-url"]),
         ("warmlane gateway --access-log ", ["errors", "all"]),
     ],
