@@ -109,7 +109,9 @@ class GatewayProcess:
 
 
 @contextlib.contextmanager
-def provisioned_gateway(folder: Path, *warm: str, options: Sequence[str] = ()) -> Iterator[GatewayProcess]:
+def provisioned_gateway(
+    folder: Path, *warm: str, options: Sequence[str] = (), **environment: str
+) -> Iterator[GatewayProcess]:
     """A gateway with *options* on a server with its streams and buckets. Each model of *warm* has a lane that was
     reported warm."""
     process = GatewayProcess(folder)
@@ -123,7 +125,7 @@ def provisioned_gateway(folder: Path, *warm: str, options: Sequence[str] = ()) -
         await link.close()
 
     asyncio.run(prepare())
-    process.start("--keep", f"{KEEP_S:g}s", *options)
+    process.start("--keep", f"{KEEP_S:g}s", *options, **environment)
     yield process
     process.stop()
     process.nats.stop()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, ConsoleMessage, Locator, Page, Request, async_playwright, expect
+from playwright.async_api import Browser, ConsoleMessage, JSHandle, Locator, Page, Request, async_playwright, expect
 
 from tests.kit.tools import tool
 
@@ -93,15 +93,29 @@ class Panel:
 
     async def drop(self, name: str, media_type: str, content: bytes) -> None:
         """Drops a file on the place for an image, as a hand with a mouse does."""
-        transfer = await self.page.evaluate_handle(
-            """([name, type, bytes]) => {
+        transfer = await self._transfer(name, media_type, list(content))
+        await self.page.dispatch_event(".drop", "drop", {"dataTransfer": transfer})
+
+    async def drop_bytes(self, name: str, media_type: str, size_bytes: int) -> None:
+        """Drops a file of so many zeros."""
+        transfer = await self._transfer(name, media_type, size_bytes)
+        await self.page.dispatch_event(".drop", "drop", {"dataTransfer": transfer})
+
+    async def paste(self, name: str, media_type: str, content: bytes) -> None:
+        """Pastes a file, as from a clipboard that has one."""
+        transfer = await self._transfer(name, media_type, list(content))
+        pasted = """clipboardData => dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }))"""
+        await self.page.evaluate(pasted, transfer)
+
+    async def _transfer(self, name: str, media_type: str, content: list[int] | int) -> JSHandle:
+        return await self.page.evaluate_handle(
+            """([name, type, content]) => {
                 const transfer = new DataTransfer();
-                transfer.items.add(new File([new Uint8Array(bytes)], name, { type }));
+                transfer.items.add(new File([new Uint8Array(content)], name, { type }));
                 return transfer;
             }""",
-            [name, media_type, list(content)],
+            [name, media_type, content],
         )
-        await self.page.dispatch_event(".drop", "drop", {"dataTransfer": transfer})
 
     async def barriers(self) -> list[str]:
         """What axe objects to in the page as it is now."""

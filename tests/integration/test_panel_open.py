@@ -1,0 +1,144 @@
+"""The panel on an open gateway that knows where traces are shown: images from the clipboard and too large ones, a
+trace's link, a quarantine, and the first key, which closes the gateway."""
+
+import io
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from typing import Final
+
+import httpx
+import msgspec
+import pytest
+import pytest_asyncio
+from PIL import Image
+from playwright.async_api import Browser, expect
+
+from contracts.lanes import SlotState, VideoPipelineSlot
+from contracts.topology import SLOTS
+from ops.nats.link import NatsLink
+from tests.kit.collector import Collector
+from tests.kit.gateway import GatewayProcess, provisioned_gateway
+from tests.kit.panel import Panel, chromium, panel_in
+from tests.kit.support import eventually
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
+WARM: Final = "AniSora V3.2"
+JAEGER: Final = "http://127.0.0.1:16686"
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    folder = tmp_path_factory.mktemp("gateway")
+    collector = Collector()
+    traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+    with provisioned_gateway(folder, "anisora", options=("--jaeger-url", JAEGER), **traced) as process:
+        yield process
+    collector.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    async with chromium() as found:
+        yield found
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def panel(browser: Browser, gateway: GatewayProcess) -> AsyncIterator[Panel]:
+    async with panel_in(browser, gateway.url) as found:
+        yield found
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def http(gateway: GatewayProcess) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=gateway.url) as client:
+        yield client
+
+
+async def test_an_image_from_the_clipboard_goes_with_the_request(panel: Panel, http: httpx.AsyncClient) -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (40, 24), "teal").save(content, "PNG")
+    await panel.open()
+    await panel.choose(WARM)
+    await panel.paste("boat.png", "image/png", content.getvalue())
+    await expect(panel.page.get_by_role("img", name="Preview of boat.png")).to_be_visible()
+    await panel.send("from the clipboard")
+    await expect(panel.accepted).to_have_count(1)
+    [task] = (await http.get("/tasks")).json()["tasks"]
+    image = task["parameters"]["image"]
+    assert (image["width"], image["height"], image["bytes"]) == (40, 24, len(content.getvalue()))
+
+
+async def test_an_image_that_is_too_large_is_refused_before_it_is_read(panel: Panel, http: httpx.AsyncClient) -> None:
+    """By its bytes, and by its pixels: the page says how much it has, and how much may be."""
+    settings = (await http.get("/settings")).json()
+    [limits] = [each["constraints"]["image"] for each in settings["models"] if each["title"] == WARM]
+    await panel.open()
+    await panel.choose(WARM)
+    await panel.drop_bytes("vast.png", "image/png", limits["max_bytes"] + 1)
+    said = panel.page.locator("#field-image").locator("xpath=ancestor::div[contains(@class, 'field')][1]")
+    await expect(said.locator(".error")).to_contain_text("are accepted. Choose a smaller file.")
+    side = int(limits["max_pixels"] ** 0.5) + 2
+    content = io.BytesIO()
+    Image.new("L", (side, side)).save(content, "PNG")
+    await panel.drop("wide.png", "image/png", content.getvalue())
+    await expect(said.locator(".error")).to_contain_text("pixels; at most")
+
+
+async def test_a_trace_is_linked_to_where_it_is_shown(panel: Panel, http: httpx.AsyncClient) -> None:
+    accepted = await http.post("/generate", json={"model": "anisora", "prompt": "a traced boat"})
+    task = accepted.json()
+    await panel.open(f"watch/{task['id']}")
+    assert task["trace_id"]
+    link = panel.page.get_by_role("link", name=task["trace_id"])
+    await expect(link).to_have_attribute("href", f"{JAEGER}/trace/{task['trace_id']}")
+
+
+async def test_a_quarantine_is_lifted_after_a_word_of_what_follows(panel: Panel, gateway: GatewayProcess) -> None:
+    link = await NatsLink.connect(gateway.nats.url, name="test")
+    slot = VideoPipelineSlot(
+        slot="cpu-2",
+        worker="degraded-0",
+        pid=1,
+        model=None,
+        state=SlotState.QUARANTINED,
+        since=datetime.now(UTC),
+        detail="12 MB too much",
+    )
+    await link.entries.put(SLOTS, "cpu-2", msgspec.json.encode(slot))
+    await panel.open("operate")
+    shown = panel.page.get_by_role("listitem").filter(has_text="cpu-2")
+    await expect(shown).to_contain_text("12 MB too much")
+    await shown.get_by_role("button", name="Lift the quarantine").click()
+    dialog = panel.page.get_by_role("dialog")
+    await expect(dialog).to_contain_text("may load a model on cpu-2 again, after it has measured")
+    await dialog.get_by_role("button", name="Lift the quarantine").click()
+
+    async def is_empty() -> bool:
+        stored = await link.entries.get(SLOTS, "cpu-2")
+        return stored is not None and msgspec.json.decode(stored.value or b"")["state"] == "empty"
+
+    await eventually(is_empty)
+    await expect(shown.get_by_role("button", name="Lift the quarantine")).to_have_count(0)
+    await link.close()
+
+
+async def test_the_first_key_closes_the_gateway_and_this_page_goes_on(panel: Panel, http: httpx.AsyncClient) -> None:
+    await panel.open("operate")
+    await panel.page.get_by_label("Caller").fill("owner")
+    await panel.page.get_by_role("button", name="Make a key").click()
+    dialog = panel.page.get_by_role("dialog")
+    await expect(dialog).to_contain_text("It is the first key, and it closes this gateway")
+    await dialog.get_by_role("button", name="Make a key").click()
+    await expect(dialog).to_contain_text("it is shown this once")
+    secret = (await dialog.locator("pre").inner_text()).strip()
+
+    async def is_closed() -> bool:
+        return (await http.get("/tasks")).status_code == 401
+
+    await eventually(is_closed)
+    await dialog.get_by_role("button", name="Close").click()
+    await panel.go("Watch")
+    await expect(panel.page.locator(".task-card").first).to_be_visible()
+    answer = await http.get("/tasks", headers={"Authorization": f"Bearer {secret}"})
+    assert answer.status_code == 200
+    assert all(secret not in address for address in panel.asked)
