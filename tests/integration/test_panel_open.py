@@ -122,6 +122,27 @@ async def test_a_quarantine_is_lifted_after_a_word_of_what_follows(panel: Panel,
     await link.close()
 
 
+async def test_tabs_that_nobody_sees_leave_a_browser_its_connections(
+    browser: Browser, gateway: GatewayProcess, http: httpx.AsyncClient
+) -> None:
+    """A browser has six for all its tabs. One that is seen again has missed nothing."""
+    async with panel_in(browser, gateway.url) as first:
+        await first.open("watch")
+        await expect(first.page.get_by_text("Live")).to_be_visible()
+        await first.be("hidden")
+        for _ in range(6):
+            other = Panel(await first.page.context.new_page(), gateway.url)
+            await other.open("watch")
+            await expect(other.page.get_by_text("Live")).to_be_visible()
+            await other.be("hidden")
+        accepted = await http.post("/generate", json={"model": "anisora", "prompt": "while nobody looked"})
+        assert accepted.status_code == 202
+        missed = first.page.locator(".task-card", has_text="while nobody looked")
+        assert await missed.count() == 0
+        await first.be("visible")
+        await expect(missed).to_be_visible()
+
+
 async def test_the_first_key_closes_the_gateway_and_this_page_goes_on(panel: Panel, http: httpx.AsyncClient) -> None:
     await panel.open("operate")
     await panel.page.get_by_label("Caller").fill("owner")

@@ -124,6 +124,14 @@ class Panel:
             f"{each['id']}: {[node['html'][:200] for node in each['nodes']]}" for each in found.response["violations"]
         ]
 
+    async def be(self, seen: str) -> None:
+        """The tab is `hidden`, or `visible` again: to Playwright all tabs are in front all the time."""
+        told = """seen => {
+            Object.defineProperty(document, "visibilityState", { value: seen, configurable: true });
+            document.dispatchEvent(new Event("visibilitychange"));
+        }"""
+        await self.page.evaluate(told, seen)
+
     async def picture(self, path: Path) -> None:
         await self.page.screenshot(path=path, full_page=True)
 
