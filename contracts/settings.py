@@ -165,7 +165,8 @@ class ModelEntry(Struct, frozen=True, kw_only=True):
 
 
 class Catalog(Struct, frozen=True, kw_only=True):
-    """The settings of one profile."""
+    """The settings of one profile. *keep_s* is the gateway's `--keep`, within which a request may say how long its task
+    is kept; None where no gateway runs."""
 
     profile: str
     windows: Windows
@@ -176,6 +177,7 @@ class Catalog(Struct, frozen=True, kw_only=True):
     attempts: int
     lane_queue_max_msgs: int
     models: Mapping[str, ModelEntry]
+    keep_s: float | None = None
 
     def with_lanes(self, lanes: Mapping[str, int]) -> "Catalog":
         """These settings where *lanes* per model are wanted; of a model that is not named none is."""

@@ -91,6 +91,11 @@ Labels = Annotated[dict[_LabelText, _LabelText], Meta(max_length=8)]
 """The labels of a task, by key (`contracts/generation/labels.py`)."""
 
 
+KEEP_MIN_S: Final = 60
+KEEP_MAX_S: Final = 10**10
+"""Between these, and within the operator's `--keep`, a request says how long its task is kept once it has ended."""
+
+
 class ReplacedParameter(Struct, frozen=True, kw_only=True, gc=False):
     """A fixed parameter for which the request named another value, under the enforcement `report`.
 
@@ -206,6 +211,7 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     - *replaced* is what the request asked for and did not get. It is stored for whoever asks later: after an answer was
       lost, or with the same Idempotency-Key.
     - *webhook* is whom the request asked to be told of it; *labels* are those that it named.
+    - *keep_s* is for how long the request asked to keep the task after its end; None: for the operator's `--keep`.
     - *traceparent* is where the trace began. *attempt_traceparent* is the span of the newest claim; whoever finds the
       worker lost ends that span in its stead.
     """
@@ -243,6 +249,7 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     replaced: tuple[ReplacedParameter, ...] = ()
     webhook: TaskWebhook | None = None
     labels: Labels = {}
+    keep_s: Annotated[int, Meta(ge=0, le=KEEP_MAX_S)] | None = None
     traceparent: str | None = None
     attempt_traceparent: str | None = None
     timeline: tuple[TimelineEntry, ...] = ()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+from msgspec.structs import replace
 
 from contracts.generation.body import beside_image_max_bytes
 from contracts.generation.images import widest_limits
@@ -32,7 +33,7 @@ from gateway.images.uploads import Uploads
 from gateway.placing.admission import Admission
 from gateway.placing.estimate import Estimates
 from gateway.placing.fallbacks import Fallbacks
-from gateway.placing.forgetting import remove_deliveries
+from gateway.placing.forgetting import forget_due, remove_deliveries
 from gateway.placing.hold import Holds
 from gateway.placing.places import Places
 from gateway.placing.slow_look import SlowLook
@@ -88,6 +89,7 @@ class Services:
         *jaeger_url* is where people see traces; None where that is not known. Without *webhooks* receivers may stand
         on the public internet alone. Without *images* none is fetched.
         """
+        catalog = replace(catalog, keep_s=keep_s)
         self.catalog = catalog
         self.keep_s = keep_s
         self.jaeger_url = jaeger_url
@@ -252,8 +254,8 @@ class Services:
                 log.exception("janitor_failed")  # the next round may succeed
 
     async def clean(self) -> int:
-        """Removes objects that no record names, uploads that expired, and what forgotten tasks left; forgets tasks and
-        lanes that expired. Returns how many objects.
+        """Removes tasks whose own `keep_s` is over, objects that no record names, uploads that expired, and what
+        forgotten tasks left; forgets tasks and lanes that expired. Returns how many objects without a record.
 
         Raises TransportUnavailable, StorageFailed.
         """
@@ -261,10 +263,12 @@ class Services:
         await self.tasks.drop_expired(keep_s=self.keep_s, now=now)
         self.lanes.drop_expired(now)
         self.webhooks.deliveries.drop_expired(ttl_s=deliveries_ttl_s(self.keep_s), now=now)
+        deliveries = self.webhooks.deliveries
+        await forget_due(now, link=self.link, tasks=self.tasks, artifacts=self.artifacts, deliveries=deliveries)
         forgotten = self.tasks.forgotten.ids()
         self.texts.forget(forgotten)
         if forgotten:
-            await remove_deliveries(forgotten, link=self.link, deliveries=self.webhooks.deliveries)
+            await remove_deliveries(forgotten, link=self.link, deliveries=deliveries)
         stored = await self.artifacts.list()
         grace_s = min(ORPHAN_GRACE_S, self.keep_s)
         # in a thread: with 100,000 objects, requests would wait for 0.1 s and more

@@ -113,7 +113,8 @@ class TaskView(Struct, frozen=True, kw_only=True):
     where it stands, as long as it is pending; a task that moves up there is a change for event streams, and not for
     clients that wait. *swap*, on a task that ended on the degraded worker, is the proof that the card was empty before
     the model was loaded; null if the model was there already. *memory* is the host's reading after cleanup (FR-009).
-    *webhook* is whom the request asked to be told, *labels* are those that it named.
+    *webhook* is whom the request asked to be told, *labels* are those that it named. *keep_s* is for how many seconds
+    after its end the request asked to keep it; null: for as long as `keep_s` of the settings says.
     *trace_id* names its trace, null where tasks are not traced.
     """
 
@@ -128,6 +129,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
     warnings: tuple[ParameterWarning, ...]
     webhook: TaskWebhook | None
     labels: dict[str, str]
+    keep_s: int | None
     created_at: datetime
     queued_at: datetime
     claimed_at: datetime | None

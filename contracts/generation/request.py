@@ -16,6 +16,7 @@ from contracts.fields import SEED_SPAN
 from contracts.generation.checks import FIELD_CHECKS, FIXED_VALUE, LAST_OF_SIZE, size_errors
 from contracts.generation.errors import SHOWN_CHARS_MAX, FieldError, InvalidRequest, missing, refused, shown, wrong_type
 from contracts.generation.images import IMAGE_FORMS, ImageFile, ImageSource, bad_image, judged
+from contracts.generation.keeping import KEEP_FIELD, keep_of
 from contracts.images import BadImage
 from contracts.settings import Catalog, ModelEntry
 from contracts.tasks import GenerationParameters, ImageReference, Priority, ReplacedParameter
@@ -36,6 +37,8 @@ SYNONYMS: Final[Mapping[str, str]] = {
     "webhook_url": "webhook",
     "tags": "labels",
     "metadata": "labels",
+    "ttl": "keep_s",
+    "expires_after": "keep_s",
     "text": "prompt",
     "model_id": "model",
 }
@@ -58,6 +61,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     priority: str | UnsetType = UNSET
     webhook: dict[str, Any] | UnsetType = UNSET
     labels: dict[str, str] | UnsetType = UNSET
+    keep_s: int | UnsetType | None = UNSET
 
 
 FIELDS: Final = GenerationRequest.__struct_fields__
@@ -71,7 +75,7 @@ class AcceptedRequest(Struct, frozen=True, kw_only=True):
     *fingerprint* is equal for equal requests: it decides whether an Idempotency-Key is used again for the same thing.
     *replaced* lists the fixed values that stand in the place of others, in the order of the fields. *priority* is None
     where the request names no class; it says when the task runs and not what it makes, and is not in the fingerprint.
-    *webhook* and *labels* are in it: whoever repeats a request with others means another request.
+    *webhook*, *labels* and *keep_s* are in it: whoever repeats a request with others means another request.
 
     Where *image_source* is not None, the image did not come with the request: `with_image` completes it. The
     fingerprint has that source and not the image, so that a request can be repeated when its image is gone.
@@ -95,6 +99,7 @@ class AcceptedRequest(Struct, frozen=True, kw_only=True):
     webhook: TaskWebhook | None = None
     image_source: ImageSource | None = None
     labels: dict[str, str] = {}
+    keep_s: int | None = None
 
     def parameters(self, seed: int) -> GenerationParameters:
         """The parameters of the task; *seed* is used where the request named none.
@@ -137,7 +142,11 @@ def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
         raise InvalidRequest(errors)
     values: dict[str, Any] = {}
     for name in FIELDS[1:]:
-        values[name] = FIELD_CHECKS[name](name, body.get(name, UNSET), entry.constraints, errors)
+        value = body.get(name, UNSET)
+        if name == KEEP_FIELD:  # its bound is the operator's, and not the model's
+            values[name] = keep_of(name, value, catalog.keep_s, errors)
+            continue
+        values[name] = FIELD_CHECKS[name](name, value, entry.constraints, errors)
         if name == LAST_OF_SIZE:
             errors.extend(size_errors(values, entry))
     errors.extend(_unknown_fields(body))
@@ -157,10 +166,12 @@ def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
     priority: Priority | None = values.pop("priority")
     webhook: TaskWebhook | None = values.pop("webhook")
     labels: dict[str, str] = values.pop("labels")
+    keep_s: int | None = values.pop(KEEP_FIELD)
     reference, content = image if isinstance(image, tuple) else (None, None)
     source = None if isinstance(image, tuple) else image
     sent = [[each.field, _same_for_equal(body[each.field])] for each in replaced]
-    beside = [each for each in (sent, webhook, ["labels", labels] if labels else None) if each]
+    named = ["labels", labels] if labels else None, [KEEP_FIELD, keep_s] if keep_s else None
+    beside = [each for each in (sent, webhook, *named) if each]
     fingerprint = msgspec.json.encode([entry.name, values, reference if source is None else source, *beside])
     return AcceptedRequest(
         model=entry.name,
@@ -172,6 +183,7 @@ def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
         webhook=webhook,
         image_source=source,
         labels=labels,
+        keep_s=keep_s,
         **values,
     )
 
@@ -200,7 +212,7 @@ def parameter_errors(parameters: GenerationParameters, entry: ModelEntry) -> lis
     values: dict[str, Any] = {}
     limits = entry.constraints
     for name in FIELDS[1:]:
-        if name not in ("image", "seed", "priority", "webhook", "labels"):
+        if name not in ("image", "seed", "priority", "webhook", "labels", KEEP_FIELD):
             values[name] = FIELD_CHECKS[name](name, getattr(parameters, name), limits, errors)
         if name == LAST_OF_SIZE:
             errors.extend(size_errors(values, entry))
@@ -258,6 +270,7 @@ _EXPECTED_TYPES: Final[Mapping[str, tuple[str, tuple[type, ...]]]] = {
     "priority": ("string", (str,)),
     "webhook": ("object", (dict,)),
     "labels": ("object", (dict,)),
+    KEEP_FIELD: ("whole seconds", (int, type(None))),
 }
 
 

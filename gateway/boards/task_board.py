@@ -12,6 +12,7 @@ from typing import Final
 
 from contracts.tasks import GenerationTask
 from gateway.boards.deadlines import Deadlines
+from gateway.boards.expiries import Expiries
 from gateway.boards.feeds import Feeds
 from gateway.boards.forgotten import ForgottenTasks
 from gateway.boards.readers import Readers
@@ -31,15 +32,17 @@ FORGOTTEN_MAX: Final = 100_000
 class TaskBoard:
     """Every task that has a record. `start` it before use.
 
-    *work_queues* says which tasks wait and run on each work queue, *deadlines* which are to be looked at when. *index*
-    has a row of every task. *readers* are those who wait for news of one, *feeds* those who follow many. *recent* is
-    what became of tasks lately, *forgotten* names those whose record was deleted. Only the board changes them.
+    *work_queues* says which tasks wait and run on each work queue, *deadlines* which are to be looked at when,
+    *expiries* which are to be forgotten when. *index* has a row of every task. *readers* are those who wait for news of
+    one, *feeds* those who follow many. *recent* is what became of tasks lately, *forgotten* names those whose record
+    was deleted. Only the board changes them.
     """
 
     def __init__(self, name: str = "gateway") -> None:
         """*name* is this gateway's own among those of one deployment."""
         self.work_queues = WorkQueues()
         self.deadlines = Deadlines(name)
+        self.expiries = Expiries()
         self.index = TaskIndex()
         self._snapshots = Snapshots()
         self.readers = Readers(self._snapshots, self.work_queues)
@@ -101,6 +104,7 @@ class TaskBoard:
         self._snapshots.put(snapshot)
         self.work_queues.take_in(task)
         self.deadlines.take_in(task)
+        self.expiries.take_in(task)
         self.readers.publish(snapshot)
         self.feeds.changed(before, row)
         self.recent.take_in(None if before is None else before.status, task, datetime.now(UTC))
@@ -185,6 +189,7 @@ class TaskBoard:
         self._snapshots.pop(task_id)
         self.work_queues.forget(task_id)
         self.deadlines.forget(task_id)
+        self.expiries.forget(task_id)
         self.readers.publish_lost(task_id)
         self.recent.forget(task_id)
         if row is not None:

@@ -18,6 +18,7 @@ from contracts.api.tasks import TaskView
 from contracts.fields import SEED_SPAN
 from contracts.generation.body import MalformedBody, parse_body
 from contracts.generation.errors import FieldError, InvalidRequest, refused
+from contracts.generation.keeping import KEEP_FIELD, keep_bound_s
 from contracts.generation.request import AcceptedRequest, validate
 from contracts.settings import Catalog
 from contracts.tasks import GenerationTask, Priority, TaskStatus
@@ -63,9 +64,9 @@ async def resubmit_task(
     """Makes a new task with all parameters of a task that has ended, its image among them; that one stays as it is.
 
     `{}` keeps the seed, so that the same video comes of it, `{"seed": "new"}` draws another, and a number is used. The
-    new task belongs to the caller of the key. It has the labels of the first one, and not its webhook. The answer comes
-    at once, as for `POST /generate` with `Prefer: respond-async`. Of a failed task, `{}` without an `Idempotency-Key`
-    makes one new task, however often it is sent.
+    new task belongs to the caller of the key. It has the labels and `keep_s` of the first one, and not its webhook. The
+    answer comes at once, as for `POST /generate` with `Prefer: respond-async`. Of a failed task, `{}` without an
+    `Idempotency-Key` makes one new task, however often it is sent.
     """
     body = await read_body(request, max_bytes=BODY_MAX_BYTES)
     require_json(request)
@@ -136,6 +137,8 @@ def _accepted(task: GenerationTask, image: bytes | None, seed: Seed, catalog: Ca
     body: dict[str, Any] = {"model": task.model, **msgspec.to_builtins(task.parameters)}
     if task.labels:
         body["labels"] = task.labels
+    if task.keep_s is not None and task.keep_s <= keep_bound_s(catalog.keep_s):  # else the operator's is shorter now
+        body[KEEP_FIELD] = task.keep_s
     del body["image"]
     had = task.parameters.image
     if had is not None and image is not None:

@@ -52,6 +52,7 @@ def view(task: GenerationTask, place: QueuePlace | None, now: datetime, *, root:
         warnings=tuple(_warning(each) for each in task.replaced),
         webhook=task.webhook,
         labels=task.labels,
+        keep_s=task.keep_s,
         created_at=task.created_at,
         queued_at=task.queued_at,
         claimed_at=task.claimed_at,

@@ -247,6 +247,7 @@ class Admission:
             replaced=request.replaced,
             webhook=request.webhook,
             labels=request.labels,
+            keep_s=request.keep_s,
             traceparent=sender.traceparent,
         )
         detail = f"to {route}.{request.model}{', the queue of its lane is full' if decision.lanes_passed else ''}"

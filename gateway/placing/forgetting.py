@@ -1,10 +1,14 @@
-"""Forgetting a task on request: its record, and then all that followed from it (ADR 0049).
+"""Forgetting a task, on request or when it was kept for as long as its request said: its record, and then all that
+followed from it (ADR 0049).
 
 One write decides. Before it everything is there; after it the task is unknown everywhere, and whatever is left is
 removed by the janitor of any gateway, since the server keeps a marker that says that the task was forgotten.
 """
 
+import asyncio
 from collections.abc import Callable, Collection
+from datetime import datetime
+from typing import Final
 
 import structlog
 
@@ -17,6 +21,9 @@ from ops.nats.bucket import Bucket
 from ops.nats.buckets import WEBHOOK_DELIVERIES
 from ops.nats.errors import TransportUnavailable, WrongRevision
 from ops.nats.link import NatsLink
+
+# One at a time, a busy gateway forgets fewer than it accepts.
+FORGOTTEN_AT_ONCE: Final = 32
 
 log = structlog.get_logger("forgetting")
 
@@ -63,6 +70,39 @@ async def forget(
     await remove_deliveries({task_id}, link=link, deliveries=deliveries)
     log.info("task_forgotten", task_id=task_id, caller=known.task.caller)
     return True
+
+
+async def forget_due(
+    now: datetime, *, link: NatsLink, tasks: TaskBoard, artifacts: Artifacts, deliveries: DeliveryBoard
+) -> int:
+    """Forgets every task that its request asked to keep until *now* at most. Returns how many this call removed.
+
+    Every gateway calls it; of those that come to the same task one removes it, and the others find it gone. The record
+    on the server decides, and not what was in memory. Raises TransportUnavailable: what is left is due the next time.
+    """
+    forgotten, due = 0, tasks.expiries.due(now)
+
+    async def one(task_id: str) -> bool:
+        def require(_: int) -> None:  # the board has taken in by now what was read
+            if not tasks.expiries.is_due(task_id, now):
+                raise _KeptLonger
+
+        try:
+            return await forget(
+                task_id, link=link, tasks=tasks, artifacts=artifacts, deliveries=deliveries, require=require
+            )
+        except (NotEnded, _KeptLonger):
+            return False
+
+    for first in range(0, len(due), FORGOTTEN_AT_ONCE):
+        # of a long list, other gateways have removed a part meanwhile
+        still = [each for each in due[first : first + FORGOTTEN_AT_ONCE] if tasks.expiries.is_due(each, now)]
+        forgotten += sum(await asyncio.gather(*map(one, still)))
+    return forgotten
+
+
+class _KeptLonger(Exception):
+    """The record says another moment than the one that was in memory."""
 
 
 async def _remove_objects(task: GenerationTask, artifacts: Artifacts) -> None:

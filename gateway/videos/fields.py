@@ -1,7 +1,8 @@
 """The fields of a request to `/v1/videos`, as those of `POST /generate`. Pure.
 
-They are OpenAI's, vLLM-Omni's under the same names, and `priority`, `labels` and `webhook` of our own. What they come
-to is judged by `contracts.generation.request.validate`, like every other request; an error names the field as sent.
+They are OpenAI's, vLLM-Omni's under the same names, and `priority`, `labels`, `webhook` and `keep_s` of our own. What
+they come to is judged by `contracts.generation.request.validate`, like every other request; an error names the field
+as sent.
 """
 
 import json
@@ -39,6 +40,7 @@ FIELDS: Final = (
     "priority",
     "labels",
     "webhook",
+    "keep_s",
     "user",
 )
 # The fields that mean what another one means at `POST /generate`.
@@ -55,6 +57,7 @@ _AS_THEY_ARE: Final = (
     "priority",
     "labels",
     "webhook",
+    "keep_s",
 )
 # The image, by OpenAI's name and by vLLM-Omni's.
 IMAGES: Final = ("input_reference", "image_reference")

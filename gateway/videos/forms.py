@@ -11,7 +11,7 @@ from contracts.generation.errors import shown
 from contracts.generation.images import ImageFile
 from gateway.videos.fields import IMAGES
 
-_INTEGERS: Final = frozenset({"width", "height", "num_frames", "fps", "seed", "num_inference_steps"})
+_INTEGERS: Final = frozenset({"width", "height", "num_frames", "fps", "seed", "num_inference_steps", "keep_s"})
 _NUMBERS: Final = frozenset({"guidance_scale"})
 _INTEGER: Final = re.compile(r"-?[0-9]{1,30}")
 _NUMBER: Final = re.compile(r"-?[0-9]{1,30}(\.[0-9]{1,30})?")

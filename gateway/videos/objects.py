@@ -26,15 +26,16 @@ POLLS: Final = 10
 
 
 def video_of(task: GenerationTask, *, keep_s: float) -> VideoJob:
-    """*task* in the form of the API; its record is kept for *keep_s* after the last change."""
+    """*task* in the form of the API; its record is kept for *keep_s*, or for less where its request said so."""
     parameters = task.parameters
     is_done = task.status is TaskStatus.DONE
     ended_at = task.finished_at
+    kept_s = int(keep_s) if task.keep_s is None else min(int(keep_s), task.keep_s)
     return VideoJob(
         id=task.id,
         created_at=_seconds(task.created_at),
         completed_at=_seconds(ended_at) if is_done and ended_at is not None else None,
-        expires_at=_seconds(ended_at) + int(keep_s) if ended_at is not None else None,
+        expires_at=_seconds(ended_at) + kept_s if ended_at is not None else None,
         status=STATUSES[task.status],
         progress=progress_of(task),
         model=task.model,

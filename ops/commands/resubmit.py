@@ -53,6 +53,8 @@ def request_again(original: TaskView, parameters: Mapping[str, Any], image: Path
         body["priority"] = str(original.priority)  # as the gateway answered it: it may be a class of a later version
     if original.labels:
         body["labels"] = original.labels
+    if original.keep_s is not None:
+        body["keep_s"] = original.keep_s
     body.pop("image", None)
     had = original.parameters.image
     if had is None and image is not None:

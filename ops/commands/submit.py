@@ -19,7 +19,7 @@ from contracts.uploads import is_ref
 from ops.commands.api.client import CommandClient
 from ops.commands.api.options import Gateway, gateway_options
 from ops.commands.api.problems import NotWarmlane, Refused
-from ops.commands.durations import Duration
+from ops.commands.durations import Duration, whole_seconds
 from ops.commands.option_types import labels_given
 from ops.commands.options import trace_link_option
 from ops.commands.saving import require_writable, save
@@ -311,6 +311,14 @@ retry_option = click.option(
     callback=labels_given,
     metavar="KEY:VALUE",
     help=f"A name of your own, by which `warmlane tasks list --label` finds it. Up to {LABELS_MAX}, each repeated.",
+)
+@click.option(
+    "--keep",
+    "keep_s",
+    type=Duration(),
+    callback=whole_seconds,
+    help="How long the task is kept once it has ended, as in 2h: then it is forgotten, with its video. From 1m to what "
+    "the gateway keeps. [default: as long as the gateway keeps tasks]",
 )
 @click.option(
     "--idempotency-key",

@@ -172,6 +172,8 @@ def shown(client: CommandClient, task: TaskView) -> Iterator[str]:
     yield f"  asked     {asked.width}x{asked.height}, {asked.num_frames} frames at {asked.fps} fps, seed {asked.seed}"
     for key, value in task.labels.items():
         yield f"  label     {plain(key)}:{plain(value)}"
+    if task.keep_s is not None:
+        yield f"  kept      for {task.keep_s} s after its end"
     for warning in task.warnings:
         yield f"  warning   {plain(warning.message)}"
     for event in task.timeline:

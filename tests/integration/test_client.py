@@ -143,9 +143,16 @@ def test_an_image_that_is_elsewhere_is_named(
 
 def test_only_what_was_given_is_sent(gateway: ScriptedGateway, tmp_path: Path) -> None:
     gateway.script = [Answer(202, DONE, etag='"5"'), Answer(200, VIDEO)]
-    result = submit(gateway, tmp_path, "--num-frames", "33", "--cfg", "1.5")
+    result = submit(gateway, tmp_path, "--num-frames", "33", "--cfg", "1.5", "--keep", "2h")
     assert result.exit_code == 0, result.output
-    assert json.loads(gateway.asked[0][3]) == {"model": "anisora", "prompt": "a fox", "num_frames": 33, "cfg": 1.5}
+    given = {"num_frames": 33, "cfg": 1.5, "keep_s": 7_200}
+    assert json.loads(gateway.asked[0][3]) == {"model": "anisora", "prompt": "a fox", **given}
+
+
+def test_a_task_is_kept_for_whole_seconds(gateway: ScriptedGateway, tmp_path: Path) -> None:
+    result = submit(gateway, tmp_path, "--keep", "90.5s")
+    assert result.exit_code == 2
+    assert "90.5 s is no whole number of seconds" in result.output
 
 
 def test_the_video_is_saved_and_described(gateway: ScriptedGateway, tmp_path: Path) -> None:

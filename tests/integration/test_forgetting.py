@@ -1,11 +1,14 @@
-"""A caller has a task forgotten: nothing of it is left, whoever is killed meanwhile (ADR 0049)."""
+"""A caller has a task forgotten, at once or when its own time is over: nothing of it is left, whoever is killed
+meanwhile (ADR 0049)."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from contracts.settings import Catalog
 from contracts.tasks import GenerationTask, encode_task
@@ -21,6 +24,7 @@ from tests.integration.test_task_feed import page
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess
 from tests.kit.records import pending_task
+from tests.kit.support import KEEP_S as GATEWAYS_KEEP_S
 from tests.kit.support import NatsServer, eventually
 
 KEEP_S = 300.0
@@ -127,3 +131,69 @@ async def test_what_a_gateway_left_that_was_killed_another_one_removes(
             return delivery.id not in other.webhooks.deliveries
 
         await eventually(unknown)
+
+
+async def test_a_request_says_for_how_long_within_the_operators_bound(http: httpx.AsyncClient) -> None:
+    """The task shows it, a repeated request has to say the same, and the request made once more takes it over."""
+    body, keyed = {"model": "anisora", "prompt": "x"}, {"idempotency-key": "keep-me"}
+    beyond = await http.post("/generate", json=body | {"keep_s": int(GATEWAYS_KEEP_S) + 1})
+    assert (beyond.status_code, problem(beyond)["errors"][0]["expected"]) == (
+        422,
+        {"minimum": 60, "maximum": int(GATEWAYS_KEEP_S)},
+    )
+    task = (await http.post("/generate", json=body | {"keep_s": 60}, headers=keyed)).json()
+    assert task["keep_s"] == 60
+    other = await http.post("/generate", json=body | {"keep_s": 61}, headers=keyed)
+    assert problem(other)["code"] == "idempotency_key_reused"
+    assert (await http.delete(f"/tasks/{task['id']}")).json()["keep_s"] == 60
+    again = (await http.post(f"/tasks/{task['id']}/resubmit", json={})).json()
+    assert again["keep_s"] == 60
+    video = (await http.post("/v1/videos", json=body | {"keep_s": 90})).json()
+    shown = (await http.get(f"/tasks/{video['id']}")).json()
+    assert shown["keep_s"] == 90
+    for each in (again["id"], video["id"]):
+        await http.delete(f"/tasks/{each}")
+
+
+async def test_a_task_goes_when_its_own_time_is_over_and_no_other_does(
+    services: Services, nats_server: NatsServer, catalog: Catalog, tmp_path: Path
+) -> None:
+    """Two gateways come to it at once. Those that said nothing, or whose time is not over, stay."""
+    link, folder = services.link, tmp_path / "artifacts"
+    base, ids = done_task(), [f"0199a000-0000-7000-8000-00000000000{number}" for number in range(3)]
+    ended_at = datetime.now(UTC) - timedelta(seconds=120)
+    files = {}
+    for task_id, keep_s in zip(ids, (60, None, 240), strict=True):
+        paths = [path.replace(base.id, task_id) for path in (base.video_path, base.thumbnail_path)]
+        assert base.video is not None
+        assert base.video.thumbnail is not None
+        video = replace(base.video, path=paths[0], thumbnail=replace(base.video.thumbnail, path=paths[1]))
+        task = replace(base, id=task_id, video=video, finished_at=ended_at, keep_s=keep_s)
+        assert task.image_path is not None
+        files[task_id] = [store(services, tmp_path, path, age_s=1) for path in (*paths, task.image_path)]
+        revision = await link.entries.create(TASKS, task_id, encode_task(pending_task(task_id)))
+        await link.entries.update(TASKS, task_id, encode_task(task), revision=revision)
+        delivery = told_of(task)
+        await link.entries.create(DELIVERIES, delivery.id, encode_entry(delivery))
+    other = Services(catalog=catalog, nats=nats_server.url, artifacts_dir=folder, keep_s=KEEP_S)
+    async with other.running():
+
+        async def known() -> bool:
+            return all(each.tasks.index.get(task_id) for each in (services, other) for task_id in ids)
+
+        await eventually(known)
+        await asyncio.gather(services.clean(), other.clean())
+        assert [await each.tasks.get(ids[0]) for each in (services, other)] == [None, None]
+        for task_id in ids[1:]:
+            assert await other.tasks.get(task_id) is not None
+    assert {task_id: [file.exists() for file in found] for task_id, found in files.items()} == {
+        ids[0]: [False] * 3,
+        ids[1]: [True] * 3,
+        ids[2]: [True] * 3,
+    }
+    assert await versions(link, TASKS, ids[0]) == 1  # the marker, and nothing of what was there
+    assert [await versions(link, TASKS, task_id) for task_id in ids[1:]] == [2, 2]
+    told = [
+        await link.entries.get(DELIVERIES, delivery_id(each, "task.done", requests_id("anonymous"))) for each in ids
+    ]
+    assert [each is not None and each.value is not None for each in told] == [False, True, True]

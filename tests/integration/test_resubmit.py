@@ -75,16 +75,20 @@ def test_the_same_request_is_sent_under_a_key_that_follows_from_the_id(gateway: 
         ({"priority": "standard"}, {}),
         ({"priority": "background"}, {"priority": "background"}),
         ({"priority": "added_later"}, {"priority": "added_later"}),
+        ({"keep_s": None}, {}),
+        ({"keep_s": 90}, {"keep_s": 90}),
     ],
 )
-def test_its_class_is_sent_again(gateway: ScriptedGateway, recorded: dict[str, str], sent: dict[str, str]) -> None:
-    """But for the one that all requests had before there were classes."""
+def test_its_class_and_how_long_it_is_kept_are_sent_again(
+    gateway: ScriptedGateway, recorded: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    """But for the class that all requests had before there were classes."""
     original = {name: value for name, value in FAILED.items() if name != "priority"}
     gateway.script = [Answer(200, original | recorded), Answer(202, NEW)]
     result = resubmit(gateway, "--no-wait")
     assert result.exit_code == 0, result.output
     body = json.loads(gateway.asked[1][3])
-    assert {name: value for name, value in body.items() if name == "priority"} == sent
+    assert {name: value for name, value in body.items() if name in ("priority", "keep_s")} == sent
 
 
 def test_the_image_is_sent_again_if_it_is_the_same(gateway: ScriptedGateway, tmp_path: Path) -> None:

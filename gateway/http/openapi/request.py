@@ -21,10 +21,11 @@ from litestar.openapi.spec import (
 )
 
 from contracts.fields import Enforcement, ImageField, IntegerField, NumberField, TextField, VideoGenerationConstraints
+from contracts.generation.keeping import keep_bound_s
 from contracts.generation.labels import KEY_PATTERN, LABELS_MAX, VALUE_PATTERN
 from contracts.generation.request import FIELDS
 from contracts.settings import Catalog, ModelEntry
-from contracts.tasks import Priority
+from contracts.tasks import KEEP_MIN_S, Priority
 from contracts.urls import URL_MAX_CHARS
 from contracts.webhooks import DEFAULT_EVENTS, WebhookEvent
 from gateway.http.openapi.examples import EXAMPLE_PROMPT
@@ -56,7 +57,9 @@ def request_body(catalog: Catalog) -> RequestBody:
     examples: dict[str, Example | Reference] = {}
     for entry in entries:
         examples[entry.name] = Example(summary=f"{entry.title}, as little as possible", value=least_request(entry))
-        examples[f"{entry.name}_full"] = Example(summary=f"{entry.title}, every field", value=full_request(entry))
+        examples[f"{entry.name}_full"] = Example(
+            summary=f"{entry.title}, every field", value=full_request(entry, catalog.keep_s)
+        )
     return RequestBody(
         required=True,
         description=(
@@ -66,10 +69,12 @@ def request_body(catalog: Catalog) -> RequestBody:
         ),
         content={
             "application/json": OpenAPIMediaType(
-                schema=Schema(one_of=[request_schema(entry) for entry in entries]),
+                schema=Schema(one_of=[request_schema(entry, catalog.keep_s) for entry in entries]),
                 examples=examples,
             ),
-            "multipart/form-data": OpenAPIMediaType(schema=Schema(one_of=[form_schema(entry) for entry in entries])),
+            "multipart/form-data": OpenAPIMediaType(
+                schema=Schema(one_of=[form_schema(entry, catalog.keep_s) for entry in entries])
+            ),
         },
     )
 
@@ -79,8 +84,11 @@ def request_name(entry: ModelEntry) -> str:
     return f"{entry.name}_request"
 
 
-def request_schema(entry: ModelEntry) -> Schema:
-    """The requests for one model. What JSON Schema cannot say (a product, 8 but not 8.0) is in words."""
+def request_schema(entry: ModelEntry, operators_keep_s: float | None = None) -> Schema:
+    """The requests for one model. What JSON Schema cannot say (a product, 8 but not 8.0) is in words.
+
+    The operator keeps tasks for *operators_keep_s*; None where that is not known.
+    """
     limits = entry.constraints
     number = partial(_number, enforcement=entry.enforcement)
     properties: dict[str, Reference | Schema] = {
@@ -107,6 +115,7 @@ def request_schema(entry: ModelEntry) -> Schema:
         ),
         "webhook": webhook_schema(),
         "labels": labels_schema(),
+        "keep_s": keep_schema(operators_keep_s),
     }
     required = ["model"]
     if limits.prompt.min_chars:
@@ -130,9 +139,9 @@ def request_schema(entry: ModelEntry) -> Schema:
     )
 
 
-def form_schema(entry: ModelEntry) -> Schema:
+def form_schema(entry: ModelEntry, operators_keep_s: float | None = None) -> Schema:
     """The same as a form: the image is a file."""
-    schema = request_schema(entry)
+    schema = request_schema(entry, operators_keep_s)
     schema.title = f"{schema.title}_form"
     if schema.properties and "image" in schema.properties:
         described = schema.properties["image"]
@@ -162,6 +171,18 @@ def labels_schema() -> Schema:
         max_properties=LABELS_MAX,
         description="Names for your own use, which the task carries: in answers, events and webhooks. `GET /tasks` "
         "filters by them. Put no secret there.",
+    )
+
+
+def keep_schema(operators_s: float | None) -> Schema:
+    """How long a request asks to keep its task, where the operator keeps tasks for *operators_s*."""
+    return Schema(
+        type=[OpenAPIType.INTEGER, OpenAPIType.NULL],
+        minimum=KEEP_MIN_S,
+        maximum=keep_bound_s(operators_s),
+        description="For how many seconds after its end the task is kept. Then it is forgotten, with its video, "
+        "thumbnail and image, as by `DELETE /tasks/{id}/record`. Null or absent: for as long as `keep_s` of "
+        "`GET /settings` says, which is also the most.",
     )
 
 
@@ -316,8 +337,9 @@ def least_request(entry: ModelEntry) -> dict[str, Any]:
     return {name: value for name, value in full_request(entry).items() if name in required}
 
 
-def full_request(entry: ModelEntry) -> dict[str, Any]:
-    """A valid request for *entry* with every field that it takes, in the order of the fields."""
+def full_request(entry: ModelEntry, operators_keep_s: float | None = None) -> dict[str, Any]:
+    """A valid request for *entry* with every field that it takes, in the order of the fields, where the operator keeps
+    tasks for *operators_keep_s*."""
     limits = entry.constraints
     values: dict[str, Any] = {
         "model": entry.name,
@@ -326,6 +348,7 @@ def full_request(entry: ModelEntry) -> dict[str, Any]:
         "priority": Priority.STANDARD.value,
         "webhook": {"url": "https://example.com/warmlane", "events": ["task.done", "task.failed"]},
         "labels": {"project": "spring"},
+        "keep_s": min(3_600, keep_bound_s(operators_keep_s)),
         "seed": limits.seed.value_when_absent if limits.seed.value_when_absent is not None else limits.seed.minimum,
     }
     if limits.image.presence != "unsupported":

@@ -61,7 +61,7 @@ def video_request_body(catalog: Catalog) -> RequestBody:
     examples: dict[str, Example | Reference] = {
         entry.name: Example(summary=entry.title, value=_example(entry)) for entry in entries
     }
-    every = Schema(any_of=[_schema(entry) for entry in entries])
+    every = Schema(any_of=[_schema(entry, catalog.keep_s) for entry in entries])
     return RequestBody(
         required=True,
         description=(
@@ -75,8 +75,8 @@ def video_request_body(catalog: Catalog) -> RequestBody:
     )
 
 
-def _schema(entry: ModelEntry) -> Schema:
-    own = request_schema(entry)
+def _schema(entry: ModelEntry, operators_keep_s: float | None) -> Schema:
+    own = request_schema(entry, operators_keep_s)
     known = {_SIDE_NAMES.get(name, name): schema for name, schema in (own.properties or {}).items()}
     image = known.pop("image", None)
     if image is not None:

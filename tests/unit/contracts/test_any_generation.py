@@ -19,7 +19,7 @@ from contracts.generation.errors import InvalidRequest
 from contracts.generation.labels import KEY_PATTERN, LABELS_MAX, VALUE_PATTERN
 from contracts.generation.request import FIELDS, parameter_errors
 from contracts.settings import Catalog, ModelEntry
-from contracts.tasks import Priority
+from contracts.tasks import KEEP_MAX_S, KEEP_MIN_S, Priority
 from tests.kit.requests import MODELS, PNG, PROFILES, SMALL_FRAMES, errors_of, pointers, submit
 from tests.kit.samples import catalog, data_uri
 
@@ -69,6 +69,9 @@ def valid_requests(entry: ModelEntry) -> st.SearchStrategy[dict[str, Any]]:
         if name == "labels":
             values[name] = LABELS
             continue
+        if name == "keep_s":
+            values[name] = st.none() | st.integers(KEEP_MIN_S, KEEP_MAX_S)
+            continue
         field = getattr(limits, name)
         if isinstance(field, ImageField):
             if field.presence != "unsupported":
@@ -113,6 +116,8 @@ def wrong_value(name: str, limits: Any) -> st.SearchStrategy[Any]:
         return NO_TEXT | st.sampled_from(["", "urgent", "Standard", " background"])
     if name == "labels":
         return st.sampled_from([7, "a:b", [], {"": "x"}, {"a b": "x"}, {str(n): "x" for n in range(9)}])
+    if name == "keep_s":
+        return st.sampled_from([True, 60.0, "60", [], {}, KEEP_MIN_S - 1, KEEP_MAX_S + 1])
     if name == "webhook":
         return st.sampled_from(["https://receiver.example/videos", 7, 1.5, True, []])
     field = getattr(limits, name)
@@ -150,8 +155,8 @@ def test_every_request_within_the_constraints_is_accepted(data: st.DataObject) -
             assert (None if accepted.webhook is None else accepted.webhook.url) == body.get("webhook", {}).get("url")
         elif name in body:
             assert getattr(accepted, name) == body[name]
-        elif name == "priority":
-            assert accepted.priority is None
+        elif name in ("priority", "keep_s"):
+            assert getattr(accepted, name) is None
         elif name == "labels":
             assert accepted.labels == {}
         elif name == "negative_prompt":

@@ -28,7 +28,7 @@ PROFILES = ("tiny", "production")
 
 def document_of(running: Catalog) -> dict[str, Any]:
     # the services are never started, because the document needs only the catalog
-    services = Services(catalog=running, nats="", artifacts_dir=Path(), keep_s=60)
+    services = Services(catalog=running, nats="", artifacts_dir=Path(), keep_s=7_200)
     with TestClient(create_app(services), base_url="http://127.0.0.1") as client:
         answer = client.get("/openapi.json")
         assert answer.headers["content-type"] == "application/json"

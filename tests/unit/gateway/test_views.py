@@ -51,6 +51,7 @@ def test_every_key_is_always_there_and_none_of_the_protocol(task: GenerationTask
         "warnings",
         "webhook",
         "labels",
+        "keep_s",
         "created_at",
         "queued_at",
         "claimed_at",

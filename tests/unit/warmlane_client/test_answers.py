@@ -105,8 +105,9 @@ def test_the_client_knows_every_key_of_a_task_and_of_a_problem() -> None:
 
 
 def test_only_what_was_given_is_sent() -> None:
-    request = VideoRequest(model="anisora", prompt="a fox", num_frames=33, cfg=1.5, more={"later": True})
-    assert request.body() == {"model": "anisora", "prompt": "a fox", "num_frames": 33, "cfg": 1.5, "later": True}
+    request = VideoRequest(model="anisora", prompt="a fox", num_frames=33, cfg=1.5, keep_s=90, more={"later": True})
+    given = {"num_frames": 33, "cfg": 1.5, "keep_s": 90, "later": True}
+    assert request.body() == {"model": "anisora", "prompt": "a fox", **given}
 
 
 def test_an_image_is_sent_as_what_it_is() -> None:

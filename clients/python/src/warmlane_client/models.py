@@ -21,8 +21,8 @@ _MEDIA_TYPES: Final = (
 class VideoRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One video that is asked for. What is left out is chosen by the model (`GET /settings`).
 
-    *image* is a data URI, which `image_uri` makes; or names one elsewhere, as `{"url": …}` or `{"ref": …}`. *more* are
-    fields of a later version.
+    *image* is a data URI, which `image_uri` makes; or names one elsewhere, as `{"url": …}` or `{"ref": …}`. *keep_s* is
+    for how many seconds after its end the task is kept. *more* are fields of a later version.
     """
 
     model: str
@@ -39,6 +39,7 @@ class VideoRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     priority: str | None = None
     webhook: Mapping[str, Any] | None = None
     labels: Mapping[str, str] | None = None
+    keep_s: int | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def body(self) -> dict[str, Any]:
@@ -112,6 +113,7 @@ class Task(Struct, frozen=True, kw_only=True):
     warnings: tuple[dict[str, Any], ...] = ()
     webhook: dict[str, Any] | None = None
     labels: dict[str, str] = field(default_factory=dict)
+    keep_s: int | None = None
     claimed_at: datetime | None = None
     finished_at: datetime | None = None
     queue: PlaceInQueue | None = None

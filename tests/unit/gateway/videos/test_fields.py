@@ -41,6 +41,7 @@ PHR00T = {"model": "phr00t", "prompt": "x"}
         pytest.param(PHR00T | {"seed": 7, "user": "alice"}, {"seed": 7}, id="user-means-nothing"),
         pytest.param({"model": "INDEX-anisora", "prompt": "x"}, {"model": "anisora"}, id="alias"),
         pytest.param({**PHR00T, "labels": {"project": "spring"}}, {"labels": {"project": "spring"}}, id="labels"),
+        pytest.param(PHR00T | {"keep_s": 90}, {"keep_s": 90}, id="keep"),
         pytest.param(PHR00T | {"priority": "background"}, {"priority": "background"}, id="priority"),
     ],
 )
@@ -232,6 +233,7 @@ def fields_of(parts: list[FormPart]) -> dict[str, Any]:
     ("parts", "fields"),
     [
         pytest.param([part("prompt", "8"), part("seed", "7")], {"prompt": "8", "seed": 7}, id="text-and-integer"),
+        pytest.param([part("keep_s", "90")], {"keep_s": 90}, id="keep"),
         pytest.param([part("guidance_scale", "2.5")], {"guidance_scale": 2.5}, id="number"),
         pytest.param([part("seed", "7.5"), part("fps", "")], {"seed": "7.5"}, id="no-integer-and-nothing"),
         pytest.param([part("seconds", "4"), part("size", "96x64")], {"seconds": "4", "size": "96x64"}, id="texts"),

@@ -46,6 +46,11 @@ def test_a_task_as_a_video(task: GenerationTask, shown: dict[str, Any]) -> None:
     assert (video.model, video.prompt, video.size, video.seconds) == ("anisora", "a red fox", "96x64", "1")
 
 
+@pytest.mark.parametrize(("own_s", "kept_s"), [(None, 90), (60, 60), (120, 90)])
+def test_it_expires_by_its_own_time_or_by_the_operators_which_is_shorter(own_s: int | None, kept_s: int) -> None:
+    assert video_of(replace(DONE, keep_s=own_s), keep_s=90.5).expires_at == BEGAN + 5 + kept_s
+
+
 def test_a_failure_says_why() -> None:
     error = video_of(FAILED, keep_s=60).error
     assert error is not None
