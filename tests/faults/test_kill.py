@@ -69,7 +69,7 @@ def test_kill_9_of_the_host_child_in_mid_run(up: UpProcess) -> None:
 
 
 def test_a_host_that_dies_twice_fails_the_task(up: UpProcess) -> None:
-    task = up.submit(model="phr00t")
+    task = up.submit()  # the model with the longer run: twice as long for this test to see that it runs
     for attempt in (1, 2):
         worker = running(up, task["id"], attempt=attempt)["worker"]  # the lane, and then perhaps the degraded worker
         os.kill(up.host_of(worker), signal.SIGKILL)
@@ -77,7 +77,7 @@ def test_a_host_that_dies_twice_fails_the_task(up: UpProcess) -> None:
     assert (failed["status"], failed["error"]["code"], failed["attempt"]) == ("failed", "worker_lost", 2)
     assert len(up.memory_lines(task["id"])) == 2
     eventually_sync(up.is_ready, within_s=60)
-    again = up.submit(model="phr00t", num_frames=9)
+    again = up.submit(num_frames=9)
     assert up.ended(again["id"])["status"] == "done"
 
 
