@@ -20,13 +20,14 @@ def up(slow_system: UpProcess) -> UpProcess:
     return slow_system
 
 
-def running(up: UpProcess, task_id: str, *, attempt: int = 1) -> dict[str, Any]:
-    """The task, once some step of *attempt* is finished."""
+def running(up: UpProcess, task_id: str, *, attempt: int = 1, steps: int = 0) -> dict[str, Any]:
+    """The task, once it is claimed for *attempt*, and so many steps of it are finished."""
 
     def look() -> dict[str, Any] | None:
         task = up.task(task_id)
         assert task["status"] != "done", "too fast to be killed in mid-run"
-        return task if task["status"] == "processing" and task["attempt"] == attempt else None
+        is_attempt = task["status"] == "processing" and task["attempt"] == attempt
+        return task if is_attempt and task["progress"]["step"] >= steps else None
 
     task = eventually_sync(look, within_s=60)
     assert task is not None
@@ -71,7 +72,9 @@ def test_kill_9_of_the_host_child_in_mid_run(up: UpProcess) -> None:
 def test_a_host_that_dies_twice_fails_the_task(up: UpProcess) -> None:
     task = up.submit()  # the model with the longer run: twice as long for this test to see that it runs
     for attempt in (1, 2):
-        worker = running(up, task["id"], attempt=attempt)["worker"]  # the lane, and then perhaps the degraded worker
+        # The lane, and then perhaps the degraded worker. One that finds its host dead before the load starts another
+        # one, and the attempt goes on: so it is killed in a step.
+        worker = running(up, task["id"], attempt=attempt, steps=1)["worker"]
         os.kill(up.host_of(worker), signal.SIGKILL)
     failed = up.ended(task["id"])
     assert (failed["status"], failed["error"]["code"], failed["attempt"]) == ("failed", "worker_lost", 2)
