@@ -26,6 +26,7 @@ from gateway.boards.open_streams import WAITS_PER_CALLER_MAX, WAITS_PER_GATEWAY_
 from gateway.boards.slot_board import SlotBoard
 from gateway.boards.storage import DEFAULT_LIMIT_BYTES, StorageWatch
 from gateway.boards.task_board import TaskBoard
+from gateway.boards.task_index import paths_of
 from gateway.gauges import Known, begin, gauges
 from gateway.images.fetching import ImageFetcher
 from gateway.images.sources import ImageSources
@@ -273,11 +274,11 @@ class Services:
         grace_s = min(ORPHAN_GRACE_S, self.keep_s)
         # in a thread: with 100,000 objects, requests would wait for 0.1 s and more
         of_tasks = [item for item in stored if not is_upload(item.path)]
-        paths_of = self.tasks.index.paths_of
-        found = await asyncio.to_thread(orphans, of_tasks, paths_of, now=now, grace_s=grace_s)
+        named = partial(paths_of, self.tasks.index)
+        found = await asyncio.to_thread(orphans, of_tasks, named, now=now, grace_s=grace_s)
         found_paths = {item.path for item in found}
         left = [each for each in of_tasks if each.path not in found_paths and task_id_of(each.path) in forgotten]
-        found += orphans(left, paths_of, now=now, grace_s=0.0)
+        found += orphans(left, named, now=now, grace_s=0.0)
         removed = 0
         for first in range(0, len(found), JANITOR_BATCH):
             # one at a time, a busy gateway removes less than it accepts
@@ -294,7 +295,7 @@ class Services:
     async def _remove(self, orphan: StoredObject) -> bool:
         # what is in memory may be behind: the server has the last word before anything is deleted
         snapshot = await self.tasks.read(task_id_of(orphan.path))
-        if snapshot is not None and orphan.path in self.tasks.index.paths_of(snapshot.task.id):
+        if snapshot is not None and orphan.path in paths_of(self.tasks.index, snapshot.task.id):
             return False
         await self.artifacts.delete(orphan.path)
         return True

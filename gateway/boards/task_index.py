@@ -67,11 +67,6 @@ class TaskIndex:
         known = self._rows.get(task_id)
         return known is not None and known.revision >= revision and task_id not in self._doubted
 
-    def paths_of(self, task_id: str) -> tuple[str, ...]:
-        """The objects that the record of *task_id* names; none without a record."""
-        row = self._rows.get(task_id)
-        return () if row is None else row.paths
-
     def doubt_all(self) -> None:
         """Puts every row in doubt, until it is confirmed, or put or popped."""
         self._doubted = set(self._rows)
@@ -168,6 +163,12 @@ class TaskIndex:
                 del shelves[row.status, row.model]
             if not shelves:  # callers and labels come and go
                 del self._shelves[room]
+
+
+def paths_of(index: TaskIndex, task_id: str) -> tuple[str, ...]:
+    """The objects that the record of *task_id* names; none without a record."""
+    row = index.get(task_id)
+    return () if row is None else row.paths
 
 
 def _rooms(row: TaskRow) -> Iterator[_Room]:

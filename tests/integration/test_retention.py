@@ -19,6 +19,7 @@ from contracts.tasks import GenerationTask, ImageReference, ThumbnailFile, Video
 from contracts.topology import TASKS
 from contracts.uploads import upload_path
 from gateway.boards.snapshots import Snapshot
+from gateway.boards.task_index import paths_of
 from gateway.images import uploads
 from gateway.services import Services
 from ops.nats.link import NatsLink
@@ -154,7 +155,7 @@ async def test_files_go_when_the_server_drops_the_record(services: Services, tmp
         return not any(file.exists() for file in files)
 
     await eventually(cleaned)
-    assert services.tasks.index.paths_of(task.id) == ()
+    assert paths_of(services.tasks.index, task.id) == ()
 
 
 async def test_the_file_of_a_running_task_stays(services: Services, tmp_path: Path) -> None:

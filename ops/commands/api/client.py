@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class CommandClient:
-    """A connection to one gateway. Close it with `close`, or use it in a `with` block.
+    """A connection to one gateway, for a `with` block, which closes it.
 
     Every call raises Unreachable, NotWarmlane or Refused, which click shows as errors with exit status 1.
     """
@@ -55,10 +55,6 @@ class CommandClient:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the connection."""
         self._client.close()
 
     def settings(self) -> SettingsView:

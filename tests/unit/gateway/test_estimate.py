@@ -20,6 +20,7 @@ from contracts.tasks import FailureCode, GenerationTask, ImageReference, Priorit
 from contracts.topology import DEGRADED_MAX_MSGS
 from gateway.boards.lane_board import LaneBoard
 from gateway.boards.task_board import TaskBoard
+from gateway.boards.task_index import paths_of
 from gateway.boards.work_queues import SAMPLES_MAX, WorkQueues
 from gateway.placing.estimate import Estimates, lane_wait_s
 from gateway.placing.turns import retry_after_s
@@ -334,7 +335,7 @@ def test_a_refused_task_names_no_image() -> None:
     task = replace(task, parameters=replace(task.parameters, image=image))
     board = TaskBoard()
     board.on_entry(Versioned(RECORDS, entry(task, 1)))
-    assert task.image_path in board.index.paths_of(task.id)
+    assert task.image_path in paths_of(board.index, task.id)
     refused = lifecycle.fail(task, code=FailureCode.QUEUE_OVERLOADED, message="", now=after(30))
     board.on_entry(Versioned(RECORDS, entry(refused, 2)))
-    assert board.index.paths_of(task.id) == ()
+    assert paths_of(board.index, task.id) == ()
