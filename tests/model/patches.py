@@ -56,7 +56,8 @@ import ops.nats.reader
 import ops.nats.server_clock
 import ops.nats.watch
 from tests.model.model_loop import HOST
-from tests.model.network import SimulatedClient, current
+from tests.model.network import current
+from tests.model.simulated_client import SimulatedClient
 from tests.model.telling import WAITS_S, PlayedLeader, PlayedSender
 
 _WITH_DATETIME: tuple[Any, ...] = (
