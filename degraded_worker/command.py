@@ -28,7 +28,7 @@ from ops.commands.options import (
     slot_option,
     step_seconds_option,
 )
-from ops.machine.placement import refuse_hidden
+from ops.machine.placement import given_slot, refuse_hidden
 from ops.nats.access import NatsAccess
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import require_degraded
@@ -70,6 +70,7 @@ def command(
 
     Any number may run. One leads and serves the degraded queue; the others stand by and take over within seconds.
     """
+    slot = given_slot(slot, profile)
     name = name or f"degraded-{slot}"
     data_dir = data_dir.absolute()
     configure_logging("degraded")

@@ -26,7 +26,7 @@ from ops.commands.options import (
     slot_option,
     step_seconds_option,
 )
-from ops.machine.placement import refuse_hidden
+from ops.machine.placement import given_slot, refuse_hidden
 from ops.nats.access import NatsAccess
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import require_lane
@@ -68,6 +68,7 @@ def command(
 ) -> None:
     """Run one warm lane: load a model, keep it, and serve its queue until SIGTERM, which drains."""
     started_at = process_started_at()
+    slot = given_slot(slot, profile)
     name = name or f"{model}-{slot}"
     data_dir = data_dir.absolute()
     configure_logging("lane")

@@ -92,24 +92,30 @@ def place_of(text: str) -> ArtifactPlace:
     return BucketPlace(bucket, prefix)
 
 
-async def open_artifacts(place: ArtifactPlace) -> Artifacts:
-    """The store at *place*. One in a bucket is proven first (`Artifacts.prove`), within PROVE_S.
+async def open_artifacts(place: ArtifactPlace, *, writes_videos: bool = False) -> Artifacts:
+    """The store at *place*. One in a bucket is proven first (`Artifacts.prove`), within PROVE_S; so is a folder for
+    whoever *writes_videos*: it may be a volume that was mounted read-only, or belongs to another user. A gateway
+    serves what is there from a disk that is full.
 
     Raises StorageFailed, which says what to do.
     """
     if isinstance(place, FolderPlace):
-        return Artifacts.in_folder(place.folder)
-    artifacts = in_bucket(place)
+        artifacts = Artifacts.in_folder(place.folder)
+        if not writes_videos:
+            return artifacts
+        advice = f"It has to be writable for user {os.getuid()} and to have room, on every machine with a worker"
+    else:
+        artifacts, advice = in_bucket(place), _advice(os.environ)
     try:
         async with asyncio.timeout(PROVE_S):
             await artifacts.prove()
     except ConditionsIgnored as error:
         raise ConditionsIgnored(f"cannot use {artifacts.name}: {error} (docs/operate/s3.md)") from error
     except StorageFailed as error:
-        raise StorageFailed(f"cannot use {artifacts.name}: {error}. {_advice(os.environ)}") from error
+        raise StorageFailed(f"cannot use {artifacts.name}: {error}. {advice}") from error
     except TimeoutError as error:
         what = f"it did not answer within {PROVE_S:g} s"
-        raise StorageFailed(f"cannot use {artifacts.name}: {what}. {_advice(os.environ)}") from error
+        raise StorageFailed(f"cannot use {artifacts.name}: {what}. {advice}") from error
     return artifacts
 
 

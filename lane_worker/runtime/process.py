@@ -75,7 +75,7 @@ async def connected(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, leave)
         loop.add_signal_handler(LEAVE_FOR_QUOTA, leave_for_quota)
-        store = await open_artifacts(artifacts)
+        store = await open_artifacts(artifacts, writes_videos=True)
         link = await NatsLink.connect(nats, name=f"{role}-{name}")
         try:
             await require(link, held)

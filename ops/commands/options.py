@@ -247,8 +247,8 @@ slot_option = click.option(
     default="cpu-0",
     show_default=True,
     show_envvar=True,
-    help="Where it runs: the UUID of a GPU that CUDA_VISIBLE_DEVICES does not hide, or cpu-N. One process at a time "
-    "holds a slot.",
+    help="Where it runs: the UUID of a GPU that CUDA_VISIBLE_DEVICES does not hide, or cpu-N; auto: the only card that "
+    "this container was given, or with tiny pipelines cpu- and the host's name. One process at a time holds a slot.",
 )
 
 

@@ -1,7 +1,9 @@
 """Which slots of this machine the workers get: cards, or places on the CPU."""
 
 import os
+import socket
 from collections.abc import Mapping
+from typing import Final
 
 import click
 from msgspec import Struct
@@ -9,6 +11,9 @@ from msgspec import Struct
 from contracts.settings import Catalog
 from ops.machine.nvml import DriverUnusable, list_gpus, survey, undivided_gpus
 from ops.machine.visible_cards import VISIBLE, AmbiguousOrder
+
+# Instead of a slot's name: the one that this process was given.
+AUTO: Final = "auto"
 
 
 class Slots(Struct, frozen=True):
@@ -59,6 +64,26 @@ def _cards() -> list[str]:
             "this machine has no NVIDIA card, and the degraded worker alone needs one; --profile tiny runs anywhere"
         )
     return cards
+
+
+def given_slot(slot: str, profile: str) -> str:
+    """*slot*; instead of AUTO the one that a container or a pod was given: the only card that it sees, or its only MIG
+    instance. Tiny pipelines run on a CPU slot of the host's own name, which is the pod's: no two workers of a
+    deployment have the same.
+
+    Raises click.ClickException where there is no card, or more than one.
+    """
+    if slot != AUTO:
+        return slot
+    if not needs_cards(profile):
+        return f"cpu-{socket.gethostname().partition('.')[0]}"
+    only, *others = _cards()
+    if others:
+        raise click.ClickException(
+            f"--slot auto takes the only card that a worker sees, and here are {only}, {', '.join(others)}: name one "
+            "or give this container one card alone"
+        )
+    return only
 
 
 def refuse_hidden(slot: str) -> None:

@@ -197,6 +197,14 @@ async def test_a_bucket_that_is_not_there_is_refused(moto: Moto, monkeypatch: py
         await open_artifacts(BucketPlace("no-such-bucket", ""))
 
 
+async def test_a_folder_that_takes_nothing_is_refused_to_whoever_writes_videos() -> None:
+    """As a volume that was mounted read-only. A gateway still serves what is in it."""
+    place = FolderPlace(Path("/proc"))  # nobody can write here, whoever runs the tests
+    await open_artifacts(place)
+    with pytest.raises(StorageFailed, match=rf"cannot use /proc: .* writable for user {os.getuid()} and to have room"):
+        await open_artifacts(place, writes_videos=True)
+
+
 def test_doctor_asks_a_bucket_and_changes_nothing(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, moto.endpoint)
     place = BucketPlace(BUCKET, "doctor")

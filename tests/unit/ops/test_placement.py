@@ -8,7 +8,7 @@ import pytest
 
 from contracts.settings import Catalog
 from ops.machine.nvml import GpuInfo
-from ops.machine.placement import Slots, refuse_hidden, slots, wanted_lanes
+from ops.machine.placement import Slots, given_slot, refuse_hidden, slots, wanted_lanes
 from tests.kit.fake_nvml import fake_nvml
 
 
@@ -47,6 +47,23 @@ def test_a_card_without_an_instance_is_reported(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("ops.machine.placement.undivided_gpus", lambda: ["GPU-7"])
     with pytest.raises(click.ClickException, match=r"GPU-7: in MIG mode, .*`warmlane doctor`"):
         slots("production", lanes=2, gpus=None)
+
+
+def test_a_worker_takes_the_only_card_that_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a pod: what its device plugin or its claim left it."""
+    monkeypatch.setattr("socket.gethostname", lambda: "lane-anisora-7d9f.example")
+    assert given_slot("auto", "tiny") == "cpu-lane-anisora-7d9f"
+    with fake_nvml(tmp_path, monkeypatch) as card:
+        card.set(cards=2)
+        assert given_slot("GPU-fake-2", "production") == "GPU-fake-2"
+        with pytest.raises(click.ClickException, match=r"here are GPU-fake-1, GPU-fake-2: name one or"):
+            given_slot("auto", "production")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        assert given_slot("auto", "production") == "GPU-fake-2"
+        card.set(cards=0)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        with pytest.raises(click.ClickException, match="no NVIDIA card"):
+            given_slot("auto", "production")
 
 
 def test_cards_that_the_operator_hides_are_no_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
