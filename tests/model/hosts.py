@@ -339,7 +339,7 @@ class WorkerHost(ModelHost):
         order = Order(self.world.catalog.degraded, resident=lambda: self._resident)
         source: Source = LaneHand(link, self.stream, order=order)
         if self.stream == DEGRADED:
-            source = self._hand = WatchedHand(link, order=order, owner=self.owner, leads=lambda: True)
+            source = self._hand = WatchedHand(link, order=order, owner=self.owner, leads=self._leads)
         loop = WorkLoop(
             link=link,
             artifacts=cast(Artifacts, self.world.artifacts),
@@ -355,6 +355,11 @@ class WorkerHost(ModelHost):
         never = asyncio.Event()
         while True:
             await loop.serve_one(never)
+
+    def _leads(self) -> bool:
+        """Whether nobody took its place: a leader that was stopped for so long finds out before it hands anything out,
+        by its own clock (`ops/nats/leader.py`)."""
+        return self.world.hosts.get(self.name) is self
 
     @property
     def is_idle(self) -> bool:
