@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Awaitable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
@@ -39,6 +40,17 @@ async def find(services: Services, caller: Caller, task_id: str) -> Snapshot:
     if snapshot is None or not caller.sees(snapshot.task):
         raise no_such_task()
     return await _look_if_overdue(services, snapshot)
+
+
+async def find_ended(services: Services, caller: Caller, task_id: str) -> Snapshot:
+    """The task, asked of the server where memory has it as not ended: another gateway may have said already that it is
+    done. While the server is away, memory counts. Raises ProblemError as `find`."""
+    snapshot = await find(services, caller, task_id)
+    if snapshot.task.status.is_terminal:
+        return snapshot
+    with suppress(TransportUnavailable):
+        return await services.tasks.read(task_id) or snapshot
+    return snapshot
 
 
 async def _look_if_overdue(services: Services, snapshot: Snapshot) -> Snapshot:

@@ -10,7 +10,7 @@ from litestar.params import FromPath, QueryParameter
 from contracts.tasks import TaskStatus, VideoFile
 from gateway.boards.key_board import Caller
 from gateway.http.access import Turn, needs
-from gateway.http.lookup import find
+from gateway.http.lookup import find_ended
 from gateway.http.openapi.operations import FileHeadOperation, ThumbnailOperation, VideoOperation, problem_responses
 from gateway.http.problems import ProblemError
 from gateway.http.stored_files import StoredFile, file_answer, head_answer, link_answer, require_stored
@@ -131,7 +131,7 @@ async def stored_thumbnail(request: _Request, services: Services, task_id: str) 
 
 
 async def _finished(request: _Request, services: Services, task_id: str) -> VideoFile:
-    task = (await find(services, request.user, task_id)).task
+    task = (await find_ended(services, request.user, task_id)).task
     if task.status is TaskStatus.FAILED:
         code = task.error.code if task.error else "failed"
         raise ProblemError("video_failed", f"the task failed ({code}); there is no video")

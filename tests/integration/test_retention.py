@@ -15,11 +15,13 @@ from msgspec.structs import replace
 from contracts import lifecycle
 from contracts.generation.images import ImageFile, widest_limits
 from contracts.settings import Catalog
-from contracts.tasks import GenerationTask, ImageReference, ThumbnailFile, VideoFile, encode_task
+from contracts.tasks import GenerationTask, ImageReference, TaskStatus, ThumbnailFile, VideoFile, encode_task
 from contracts.topology import TASKS
 from contracts.uploads import upload_path
+from gateway.boards.key_board import ANYBODY
 from gateway.boards.snapshots import Snapshot
 from gateway.boards.task_index import paths_of
+from gateway.http.lookup import find, find_ended
 from gateway.images import uploads
 from gateway.services import Services
 from ops.nats.link import NatsLink
@@ -79,6 +81,18 @@ async def test_orphans_go_and_what_a_record_names_stays(services: Services, tmp_
     await services.clean()
     assert [file.exists() for file in (video, image, thumbnail, fresh)] == [True] * 4
     assert [file.exists() for file in (loser, losers_thumbnail, orphan)] == [False] * 3
+
+
+async def test_a_video_that_another_gateway_shows_is_not_called_unfinished(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This gateway has not heard of the end yet: it asks the server before it says so."""
+    monkeypatch.setattr(services.tasks, "_take_in", lambda entry: None)
+    done = done_task()
+    begun = await services.tasks.create(replace(done, status=TaskStatus.PROCESSING, video=None, finished_at=None))
+    await services.link.entries.update(TASKS, done.id, encode_task(done), revision=begun.revision)
+    assert (await find(services, ANYBODY, done.id)).task.status is TaskStatus.PROCESSING
+    assert (await find_ended(services, ANYBODY, done.id)).task.video == done.video
 
 
 async def test_uploads_go_when_they_expire_and_not_before(services: Services, tmp_path: Path) -> None:
