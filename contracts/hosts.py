@@ -14,6 +14,7 @@ OWN_SEGMENTS: Final = frozenset(
         "generate",
         "healthz",
         "images",
+        "livez",
         "metrics",
         "openapi.json",
         "panel",

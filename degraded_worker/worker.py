@@ -27,6 +27,7 @@ from ops.nats.errors import TransportUnavailable
 from ops.nats.leader import Leader
 from ops.nats.link import NatsLink
 from ops.telemetry import metrics
+from ops.telemetry.probes import ProcessHealth, judged_by
 from ops.waiting import set_within, unless
 
 RETRY_FIRST_S: Final = 0.5
@@ -43,6 +44,8 @@ class DegradedWorker:
     """
 
     def __init__(self, setup: Setup) -> None:
+        self._link = setup.link
+        self._standing = ProcessHealth(False, "starting")
         self._models = setup.catalog.models
         self._windows = setup.catalog.windows
         self._name, self._slot = setup.name, setup.slot
@@ -91,6 +94,18 @@ class DegradedWorker:
 
         Raises TransportUnavailable when the server is away at the start.
         """
+        with judged_by(self.standing):
+            await self._run(stop)
+
+    def standing(self) -> ProcessHealth:
+        """How this worker stands: ready while it leads, and while it could."""
+        if not self._link.connection.is_connected:
+            return ProcessHealth(False, self._standing.state, "it is not connected to nats-server")
+        if self._display.quarantine is not None:
+            return ProcessHealth(False, "quarantined", "its slot is quarantined; `warmlane slots` says why")
+        return self._standing
+
+    async def _run(self, stop: asyncio.Event) -> None:
         await open_up(self._parts, self._models, role="degraded")
         await self._leader.start()
         displaying = asyncio.create_task(self._display.run())
@@ -100,6 +115,7 @@ class DegradedWorker:
             await asyncio.wait({serving, stopped, displaying}, return_when=asyncio.FIRST_COMPLETED)
             if displaying.done():
                 await displaying  # a quarantine would not be stored: fail, and be started again
+            self._standing = ProcessHealth(False, "leaving", "it finishes what it has in hand")
             if not serving.done():
                 await drain(
                     serving,
@@ -130,6 +146,7 @@ class DegradedWorker:
             except (SlotTaken, HostLost, TransportUnavailable) as error:
                 # a standby on another slot may do better
                 log.error("cannot_serve", slot=self._slot, error=str(error), again_in_s=wait_s)
+                self._standing = ProcessHealth(False, "cannot_serve", str(error))
                 await set_within(wait_s, stop)
                 wait_s = min(RETRY_MAX_S, wait_s * 2)
 
@@ -143,15 +160,18 @@ class DegradedWorker:
                 self._distrust.rest(pause_s)
                 words = f"{self._distrust.words()}; it serves again in {pause_s:g} s"
                 self._display.show(SlotState.EMPTY, None, words)
+                self._standing = ProcessHealth(False, "rests", words)
                 await asyncio.sleep(pause_s)
                 self._distrust.rested()
 
     async def _candidate(self) -> None:
         """Returns when this worker leads. While its slot is quarantined it does not compete."""
+        self._standing = ProcessHealth(False, "starting")
         await self._display.usable()
         self._residence.lift()
         await self._rehearse()
         log.info("stands_by", worker=self._name, slot=self._slot)
+        self._standing = ProcessHealth(True, "stands_by")
         await self._leader.campaign()
 
     async def _rehearse(self) -> None:
@@ -200,6 +220,7 @@ class DegradedWorker:
                 ready = await self._residence.open(term=self._leader.term)
                 self._scratch.remove_what_others_left()
                 await self._runner.accounts.close_for_last_holder(ready)
+                self._standing = ProcessHealth(True, "leads")
                 log.info("serves", worker=self._name, slot=self._slot, term=self._leader.term)
             await self._loop.serve_one(leave)
             if not isinstance(self._distrust.advice(), Serve):

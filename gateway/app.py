@@ -65,7 +65,7 @@ CORS_ANSWER_HEADERS: Final = [
 ]
 
 # Callers of these may add anything to the query.
-PROBES: Final = (meta.check_health, meta.check_readiness)
+PROBES: Final = (meta.check_health, meta.check_liveness, meta.check_readiness)
 
 
 def create_app(
@@ -102,6 +102,7 @@ def create_app(
         video.head_thumbnail,
         meta.get_settings,
         meta.check_health,
+        meta.check_liveness,
         meta.check_readiness,
         meta.get_metrics,
         admin.get_lanes,

@@ -6,7 +6,7 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,7 @@ from gateway.boards.storage import StorageWatch
 from gateway.rules.addresses import allowing
 from gateway.server.access_log import AccessLog
 from gateway.server.connections import Connections, http_config
+from gateway.server.gate import Gate
 from gateway.server.limits import CONNECTIONS_MAX, Limits, connections_max, raise_fd_limit
 from gateway.server.proxies import behind_proxies
 from gateway.services import Services
@@ -55,8 +56,8 @@ from ops.machine.placement import wanted_lanes
 from ops.machine.ports import listener, why_not
 from ops.machine.tls import tls_of
 from ops.nats.access import NatsAccess
+from ops.nats.awaited import LeftWaiting, once_there
 from ops.nats.errors import TransportUnavailable, UnusableServer
-from ops.nats.provisioning import NoKeys, NotProvisioned
 from ops.telemetry.export import exporting, gateway_instance, has_endpoint
 from ops.telemetry.logs import configure_logging
 
@@ -65,16 +66,6 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 # How many containers may be made and not freed before the collector looks at the youngest; Python's default is 700.
 # Every request waits for a look: 1 ms with this figure, 3 to 7 ms with ten times as many.
 GARBAGE_AFTER: Final = 2_000
-
-_CANNOT_START: Final = (
-    SettingsError,
-    TransportUnavailable,
-    UnusableServer,
-    NotProvisioned,
-    NoKeys,
-    StorageFailed,
-    BadSealingKey,
-)
 
 log = structlog.get_logger("gateway")
 
@@ -86,9 +77,9 @@ class _GatewayServer(uvicorn.Server):
     the process: uvicorn's handling raises the signal again, and what comes after `serve` would never run.
     """
 
-    def __init__(self, config: uvicorn.Config, services: Services) -> None:
+    def __init__(self, config: uvicorn.Config, on_leave: Callable[[], None]) -> None:
         super().__init__(config)
-        self._services = services
+        self.on_leave = on_leave
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -102,8 +93,40 @@ class _GatewayServer(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _leave(self, number: int) -> None:
-        self._services.stop()
+        self.on_leave()
         self.handle_exit(number, None)
+
+
+@contextlib.asynccontextmanager
+async def _served(
+    config: uvicorn.Config, listening: socket.socket, gate: Gate, new_services: Callable[[], Services]
+) -> AsyncIterator[Services]:
+    """Serves, behind the *gate* at first, and gives the services once they run. After the block it serves until a
+    signal.
+
+    Raises LeftWaiting where the signal came before; what else the services raise when they cannot start.
+    """
+
+    async def begin() -> tuple[Services, contextlib.AsyncExitStack]:
+        services = new_services()  # new ones at every try: they have not seen what a try before them saw
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(services.running())
+            return services, stack.pop_all()
+
+    stop = asyncio.Event()
+    server = _GatewayServer(config, stop.set)
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    try:
+        services, running = await once_there(begin, stop=stop, on_wait=gate.wait_for)
+        async with running:
+            server.on_leave = services.stop
+            if stop.is_set():
+                raise LeftWaiting
+            yield services
+            await serving
+    finally:
+        server.should_exit = True
+        await serving
 
 
 def settle_garbage() -> None:
@@ -185,33 +208,35 @@ def command(
         catalog = overload.on(catalog.with_lanes(wanted_lanes(lanes, catalog)))
         require_kept_long_enough(keep_s, catalog.windows)
         listening = listen(host.address, port)
-        services = Services(
-            catalog=catalog,
-            nats=nats,
-            artifacts_dir=data_dir / "artifacts",
-            artifacts=artifacts,
-            links_last_s=links_last_s,
-            keep_s=keep_s,
-            storage=StorageWatch(limit_bytes=nats_storage_bytes, store=data_dir / "nats"),
-            opens_without_keys=host.is_loopback,
-            jaeger_url=jaeger_url,
-            webhooks=WebhookOptions(data_dir, allowing(webhooks_allow), os.environ.get(KEY_VARIABLE)),
-            images=images,
-        )
         limits = Limits(connections_max=connections_max(CONNECTIONS_MAX, raise_fd_limit()))
         requests = AccessLog(logs_all=access_log == "all")
-        connections = Connections(limits, requests)
-        observes_http = has_endpoint("traces") or has_endpoint("metrics")
-        app = create_app(
-            services,
-            cors_origins=cors_origins,
-            allowed_hosts=behind.allowed_hosts,
-            observes_http=observes_http,
-            traces_reads=trace_reads,
-        )
-        served = behind_proxies(requests.around(app), behind.root_path, behind.trusted)
-        config = http_config(served, connections, tls=None if tls is None else tls.context)
-        async with services.running():
+        gate = Gate(catalog.models)
+        served = behind_proxies(requests.around(gate), behind.root_path, behind.trusted)
+        config = http_config(served, Connections(limits, requests), tls=None if tls is None else tls.context)
+
+        def new_services() -> Services:
+            return Services(
+                catalog=catalog,
+                nats=nats,
+                artifacts_dir=data_dir / "artifacts",
+                artifacts=artifacts,
+                links_last_s=links_last_s,
+                keep_s=keep_s,
+                storage=StorageWatch(limit_bytes=nats_storage_bytes, store=data_dir / "nats"),
+                opens_without_keys=host.is_loopback,
+                jaeger_url=jaeger_url,
+                webhooks=WebhookOptions(data_dir, allowing(webhooks_allow), os.environ.get(KEY_VARIABLE)),
+                images=images,
+            )
+
+        async with _served(config, listening, gate, new_services) as services:
+            app = create_app(
+                services,
+                cors_origins=cors_origins,
+                allowed_hosts=behind.allowed_hosts,
+                observes_http=has_endpoint("traces") or has_endpoint("metrics"),
+                traces_reads=trace_reads,
+            )
             if tls is None and not host.is_loopback:
                 log.warning(
                     "no_tls", risk="keys and videos can be read on their way", advice="--tls-cert and --tls-key"
@@ -230,18 +255,12 @@ def command(
                 )
             settle_garbage()
             log.info("listening", host=host.name, tls=tls is not None, port=listening.getsockname()[1])
-            await _GatewayServer(config, services).serve(sockets=[listening])
+            gate.open(app)
 
     try:
         with exporting("gateway", instance=gateway_instance(port), serves_metrics=True):
             uvloop.run(run())
-    except (
-        SettingsError,
-        TransportUnavailable,
-        UnusableServer,
-        NotProvisioned,
-        NoKeys,
-        StorageFailed,
-        BadSealingKey,
-    ) as error:
+    except LeftWaiting:
+        return
+    except (SettingsError, TransportUnavailable, UnusableServer, StorageFailed, BadSealingKey) as error:
         raise click.ClickException(str(error)) from error

@@ -25,6 +25,7 @@ from lane_worker.runtime.streak import Renew, Rest, Serve
 from lane_worker.runtime.warm_up import TooLargeForCard, warm_up_failure, warm_up_request, warm_up_size
 from lane_worker.runtime.warmth import Evict, Recycle, Stay, Step
 from ops.ending import end
+from ops.telemetry.probes import ProcessHealth, judged_by
 from ops.telemetry.tracing import span
 from ops.waiting import set_within, unless
 
@@ -34,6 +35,9 @@ RESTART_MAX_S: Final = 30.0
 TOO_LARGE_RETRY_S: Final = 600.0
 # A host that missed this many seconds of pings is given no task; one that misses `health_timeout_s` is killed.
 SILENT_S: Final = 3 * PING_S
+
+# A lane that was evicted has no model in memory, by its settings, and loads it for the next request.
+READY_STATES: Final = frozenset({LaneState.WARM, LaneState.BUSY, LaneState.EVICTED})
 
 log = structlog.get_logger("lane")
 
@@ -93,6 +97,18 @@ class LaneWorker:
         Raises SlotTaken when another process holds the card, HostLost when its host does not even start,
         TransportUnavailable when the server is away at the start.
         """
+        with judged_by(self.standing):
+            await self._run(stop, for_quota)
+
+    def standing(self) -> ProcessHealth:
+        """How the lane stands, as its heartbeat says: ready while it takes requests, or was evicted on purpose, and is
+        connected."""
+        state, detail = self._heartbeat.state, self._heartbeat.detail
+        if not self._link.connection.is_connected:
+            return ProcessHealth(False, state.value, "it is not connected to nats-server")
+        return ProcessHealth(state in READY_STATES, state.value, detail)
+
+    async def _run(self, stop: asyncio.Event, for_quota: asyncio.Event | None) -> None:
         await open_up(self._parts, [self._model.name], role="lane")
         beating = asyncio.create_task(self._heartbeat.run())
         displaying = asyncio.create_task(self._display.run())

@@ -42,9 +42,15 @@ async def get_settings(services: NamedDependency[Services], caller: NamedDepende
     )
 
 
-@get("/healthz", summary="Liveness", tags=["operations"], opt=needs_nothing())
+@get("/healthz", summary="Whether it serves", tags=["operations"], opt=needs_nothing())
 async def check_health() -> Health:
-    """200 while the process can answer."""
+    """200 once the gateway serves; 503 while it waits for what it cannot begin without."""
+    return Health(status="ok")
+
+
+@get("/livez", summary="Liveness", tags=["operations"], opt=needs_nothing())
+async def check_liveness() -> Health:
+    """200 while the process can answer, also before it serves."""
     return Health(status="ok")
 
 

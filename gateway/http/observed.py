@@ -19,7 +19,7 @@ MAKES_A_TASK: Final = frozenset({("POST", "/generate"), ("POST", "/v1/videos"), 
 
 # Probes and scrapes come every few seconds for ever, and the page is no part of anybody's task.
 _UNTRACED: Final = trace.NonRecordingSpan(trace.INVALID_SPAN_CONTEXT)
-_UNOBSERVED = ["^/healthz$", "^/readyz$", "^/metrics$", "^/docs", "^/openapi"]
+_UNOBSERVED = ["^/healthz$", "^/livez$", "^/readyz$", "^/metrics$", "^/docs", "^/openapi"]
 
 
 def http_plugin(routes: Iterable[object], *, traces_reads: bool = False) -> OpenTelemetryPlugin:

@@ -215,6 +215,11 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "The workers have more to do than they can begin in time",
         "25 requests are waiting already. Try again after the time in Retry-After.",
     ),
+    "starting": ProblemKind(
+        503,
+        "The gateway has not begun to serve yet",
+        "It waits for something; GET /readyz says for what. Try again after the time in Retry-After.",
+    ),
     "too_many_connections": ProblemKind(
         503,
         "The gateway has too many connections",

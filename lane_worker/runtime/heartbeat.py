@@ -64,6 +64,11 @@ class Heartbeat:
         self._changes += 1
         self._news.set()
 
+    @property
+    def detail(self) -> str:
+        """What was said with the state."""
+        return self._detail
+
     async def published(self) -> None:
         """Returns once everybody can know the state that was set last. `run` must be running."""
         while self._published_changes != self._changes:

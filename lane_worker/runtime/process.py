@@ -21,10 +21,10 @@ from ops.artifacts import Artifacts, StorageFailed
 from ops.machine.nvml import DriverUnusable
 from ops.machine.processes import LEAVE_FOR_QUOTA
 from ops.nats.access import NatsAccess
+from ops.nats.awaited import LeftWaiting, once_there
 from ops.nats.errors import TransportUnavailable, UnusableServer
 from ops.nats.link import NatsLink
 from ops.nats.link_health import reporting_on
-from ops.nats.provisioning import NotProvisioned
 from ops.telemetry.export import Listen, exporting
 from ops.telemetry.unreadable import Role
 
@@ -53,7 +53,8 @@ async def connected(
     with the right time and with what *require* asks for. So is the store of the *artifacts*, which takes what is
     written: no card spends minutes on a video that cannot be stored.
 
-    Raises NameHeld before anything is written, StorageFailed, and what *require* raises.
+    It waits for a server, and for what `warmlane provision` makes there. Raises LeftWaiting for a signal meanwhile;
+    NameHeld before anything is written, StorageFailed, and what else *require* raises.
     """
     stop, for_quota = asyncio.Event(), asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
@@ -76,10 +77,19 @@ async def connected(
             loop.add_signal_handler(number, leave)
         loop.add_signal_handler(LEAVE_FOR_QUOTA, leave_for_quota)
         store = await open_artifacts(artifacts, writes_videos=True)
-        link = await NatsLink.connect(nats, name=f"{role}-{name}")
+
+        async def connect() -> NatsLink:
+            link = await NatsLink.connect(nats, name=f"{role}-{name}")
+            try:
+                await require(link, held)
+                await link.clock.require()
+            except BaseException:
+                await link.close()
+                raise
+            return link
+
+        link = await once_there(connect, stop=stop)
         try:
-            await require(link, held)
-            await link.clock.require()
             async with reporting_on(link, role):
                 yield Surroundings(link, store, stop, for_quota)
         finally:
@@ -94,11 +104,12 @@ def run_to_end(role: Role, work: Coroutine[Any, Any, None], *, instance: str, li
     try:
         with exporting(role, instance=instance, listen=listen):
             uvloop.run(work)
+    except LeftWaiting:
+        return
     except (
         SettingsError,
         TransportUnavailable,
         UnusableServer,
-        NotProvisioned,
         StorageFailed,
         DriverUnusable,
         AllocatorMisconfigured,

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from functools import partial
 from pathlib import Path
 
 import click
@@ -33,13 +34,15 @@ from ops.lanes.supervisor import Supervisor
 from ops.machine.placement import slots, wanted_lanes
 from ops.machine.processes import asked_to_end, only_one
 from ops.nats.access import NatsAccess
+from ops.nats.awaited import LeftWaiting, once_there
 from ops.nats.errors import TransportUnavailable, UnusableServer
 from ops.nats.link import NatsLink
 from ops.nats.link_health import reporting_on
-from ops.nats.provisioning import NotProvisioned, require_lane
+from ops.nats.provisioning import require_lane
 from ops.telemetry.export import Listen, exporting
 from ops.telemetry.logs import configure_logging
 from ops.telemetry.metrics import lane_deaths
+from ops.telemetry.probes import ProcessHealth, judged_by
 
 
 @click.command(
@@ -92,10 +95,19 @@ def command(
 
     async def run() -> None:
         with asked_to_end() as (stop, hurry):
-            link = await NatsLink.connect(nats, name="supervisor")
+
+            async def connect() -> NatsLink:
+                link = await NatsLink.connect(nats, name="supervisor")
+                try:
+                    for model in {want.model for want in wanted}:
+                        await require_lane(link, model)
+                except BaseException:
+                    await link.close()
+                    raise
+                return link
+
+            link = await once_there(connect, stop=stop)
             try:
-                for model in {want.model for want in wanted}:
-                    await require_lane(link, model)
                 async with asyncio.TaskGroup() as group:
                     provider = ProcessProvider(
                         places.lanes,
@@ -113,7 +125,8 @@ def command(
                     drain_s = catalog.windows.drains_s(catalog.models.values())
                     supervisor = Supervisor(link, provider, wanted, limits, catalog.windows, drain_s=drain_s)
                     async with reporting_on(link, "supervisor"):
-                        await supervisor.run(stop, hurry)
+                        with judged_by(partial(_standing, link)):
+                            await supervisor.run(stop, hurry)
             finally:
                 await link.close()
 
@@ -121,5 +134,12 @@ def command(
         try:
             with exporting("supervisor", instance=socket.gethostname(), listen=listen):
                 asyncio.run(run())
-        except* (TransportUnavailable, UnusableServer, NotProvisioned) as group:
+        except* LeftWaiting:
+            pass
+        except* (TransportUnavailable, UnusableServer) as group:
             raise click.ClickException(str(group.exceptions[0])) from group
+
+
+def _standing(link: NatsLink) -> ProcessHealth:
+    is_connected = link.connection.is_connected
+    return ProcessHealth(is_connected, "supervises", "" if is_connected else "it is not connected to nats-server")

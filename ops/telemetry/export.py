@@ -139,10 +139,12 @@ def _is_asked(role: str, instance: str, stack: contextlib.ExitStack) -> bool:
 
 
 def _serve(listen: Listen) -> Callable[[], None]:
-    import prometheus_client
+    from prometheus_client import make_wsgi_app
+
+    from ops.telemetry.probes import probe_server
 
     try:
-        server, thread = prometheus_client.start_http_server(listen.port, listen.host)
+        server = probe_server(listen.host, listen.port, make_wsgi_app())
     except OSError as error:
         is_elsewhere = error.errno == errno.EADDRNOTAVAIL
         raise click.ClickException(
@@ -150,6 +152,8 @@ def _serve(listen: Listen) -> Callable[[], None]:
             + ("an address of this machine with --metrics-host" if is_elsewhere else "another port with --metrics-port")
             + (" or WARMLANE_METRICS_HOST" if is_elsewhere else " or WARMLANE_METRICS_PORT")
         ) from error
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
     log.info("metrics_served", host=listen.host, port=server.server_port)
 
     def stop() -> None:

@@ -55,9 +55,11 @@ async def test_a_swap_is_in_the_trace_of_the_request(
         done = await becomes(link, second, TaskStatus.DONE)
         async with httpx.AsyncClient() as http:
             text = (await http.get(f"http://127.0.0.1:{port}/metrics")).text
+            probes = [(await http.get(f"http://127.0.0.1:{port}/{name}")).json() for name in ("livez", "readyz")]
         assert worker.stop() == 0  # what is still to be sent is sent then
     finally:
         worker.kill()
+    assert probes == [{"ready": True, "state": "leads", "reason": ""}] * 2
     assert collector.services == {"warmlane-degraded"}
     assert collector.paths == {"/v1/traces", "/v1/metrics"}
     spans = {span.name: span for span in collector.trace(TRACE_ID)}

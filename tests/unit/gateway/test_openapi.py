@@ -110,7 +110,7 @@ def test_errors_are_described_as_problems_and_as_nothing_else() -> None:
                 assert list(answer["content"]) == ["application/json"], (method, path, status)
                 for code, example in answer["content"]["application/json"]["examples"].items():
                     assert (example["value"]["error"]["code"], PROBLEMS[code].status) == (code, int(status))
-            elif int(status) >= 400 and path not in ("/readyz", "/healthz"):
+            elif int(status) >= 400 and path not in ("/readyz", "/healthz", "/livez"):
                 assert list(answer["content"]) == ["application/problem+json"], (method, path, status)
                 for code, example in answer["content"]["application/problem+json"]["examples"].items():
                     assert (example["value"]["code"], example["value"]["status"]) == (code, int(status))
@@ -152,6 +152,7 @@ NEEDS = {
     ("get", "/v1/models/{model}"): "",
     ("get", "/settings"): "",
     ("get", "/healthz"): None,
+    ("get", "/livez"): None,
     ("get", "/readyz"): None,
     ("get", "/metrics"): "metrics",
 }
