@@ -241,6 +241,13 @@ def withdraw(task: GenerationTask, *, now: datetime) -> GenerationTask:
     return replace(failed, withdrawn=True)
 
 
+def take_back(task: GenerationTask, *, now: datetime) -> GenerationTask:
+    """pending or processing → failed: the batch that it came with was not accepted, and nobody was given its id (ADR
+    0053). Raises IllegalTransition when it has ended."""
+    failed = fail(task, code=FailureCode.CANCELLED, message="the batch that it came with was not accepted", now=now)
+    return replace(failed, withdrawn=True)
+
+
 def displace(task: GenerationTask, *, by: GenerationTask, now: datetime) -> GenerationTask:
     """pending → failed: *by*, of a higher class, takes its place on the full degraded queue (ADR 0039).
 

@@ -207,7 +207,8 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     - *displaced* is the task whose place on the full degraded queue it took; *displaced_by* is the one that took its
       own (ADR 0039).
     - *promised*: a client was given the id. From then on only a cancel may take the task back.
-    - *withdrawn*: every caller had hung up before any of them was given the id.
+    - *withdrawn*: every caller had hung up before any of them was given the id, or the batch that it came with was not
+      accepted.
     - *replaced* is what the request asked for and did not get. It is stored for whoever asks later: after an answer was
       lost, or with the same Idempotency-Key.
     - *webhook* is whom the request asked to be told of it; *labels* are those that it named.
@@ -272,10 +273,13 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def was_refused(self) -> bool:
-        """Whether it ended before anything ran and its caller was asked to try again: its key may be used again."""
-        if self.error is None or self.attempt:
+        """Whether it ended and its caller was asked to try again: its key may be used again. Nothing had run, unless it
+        was taken back with its batch."""
+        if self.error is None:
             return False
-        return self.withdrawn or self.error.code in (FailureCode.QUEUE_OVERLOADED, FailureCode.STORAGE_FAILED)
+        if self.withdrawn:
+            return True
+        return not self.attempt and self.error.code in (FailureCode.QUEUE_OVERLOADED, FailureCode.STORAGE_FAILED)
 
     @property
     def image_path(self) -> str | None:

@@ -16,6 +16,7 @@ from gateway.http import (
     admin,
     admin_keys,
     admin_slots,
+    batch,
     feed,
     forgetting,
     generate,
@@ -87,6 +88,7 @@ def create_app(
     problems.begin()
     routes: list[HTTPRouteHandler] = [
         generate.generate,
+        batch.generate_batch,
         listing.list_tasks,
         feed.follow_tasks,
         feed.head_follow_tasks,

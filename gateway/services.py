@@ -32,6 +32,7 @@ from gateway.images.fetching import ImageFetcher
 from gateway.images.sources import ImageSources
 from gateway.images.uploads import Uploads
 from gateway.placing.admission import Admission
+from gateway.placing.batches import Batches
 from gateway.placing.estimate import Estimates
 from gateway.placing.fallbacks import Fallbacks
 from gateway.placing.forgetting import forget_due, remove_deliveries
@@ -134,6 +135,7 @@ class Services:
         self.artifacts: Artifacts
         self.uploads: Uploads
         self.admission: Admission
+        self.batches: Batches
         self.sweeper: Sweeper
 
     @contextlib.asynccontextmanager
@@ -187,6 +189,15 @@ class Services:
                 catalog=self.catalog,
                 require_room=self.storage.require_room,
                 complete=sources.complete,
+            )
+            self.batches = Batches(
+                self.admission,
+                link=self.link,
+                artifacts=self.artifacts,
+                tasks=self.tasks,
+                lanes=self.lanes,
+                holds=holds,
+                overload=self.admission.overload,
             )
             await self.webhooks.start(self.link)
             await learn_refusals(self.link, self.refusals)

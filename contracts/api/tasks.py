@@ -154,6 +154,12 @@ class TaskView(Struct, frozen=True, kw_only=True):
         return next((entry.at for entry in reversed(self.timeline) if entry.event == event), None)
 
 
+class TaskBatch(Struct, frozen=True, kw_only=True):
+    """The tasks of a batch, in the order of its requests."""
+
+    tasks: tuple[TaskView, ...]
+
+
 class TaskPage(Struct, frozen=True, kw_only=True):
     """Tasks, newest first; *next_cursor* asks for the page after this one and is null on the last."""
 

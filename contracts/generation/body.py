@@ -30,17 +30,22 @@ def beside_image_max_bytes(catalog: Catalog) -> int:
     return max(BESIDE_IMAGE_BYTES, _OTHER_FIELDS_BYTES + _CHARACTER_BYTES_MAX * characters)
 
 
-def beside_image_bytes(body: bytes) -> int:
-    """How many bytes of *body* are not the text of its image, found without parsing it.
+def beside_image_bytes(body: bytes, *, images: int = 1) -> int:
+    """How many bytes of *body* are not the text of its image, or of so many *images*, found without parsing it.
 
     The image's text costs a parser milliseconds a megabyte: it becomes one string, or the parser stops there. A
     megabyte of small objects costs a quarter of a second and fifty times its size.
     """
-    begins = _IMAGE_BEGINS.search(body)
-    if begins is None:
-        return len(body)
-    ends = body.find(b'"', begins.end())
-    return begins.end() if ends < 0 else len(body) - (ends - begins.end())
+    beside, at = len(body), 0
+    for _ in range(images):
+        begins = _IMAGE_BEGINS.search(body, at)
+        if begins is None:
+            break
+        at = body.find(b'"', begins.end())
+        if at < 0:
+            return beside - (len(body) - begins.end())
+        beside -= at - begins.end()
+    return beside
 
 
 def parse_body(body: bytes) -> dict[str, Any]:

@@ -11,22 +11,24 @@ from gateway.http.problems import ProblemError
 RETRY_S: Final = 5.0
 
 
-def require_within_bounds(caller: Caller, index: TaskIndex) -> None:
-    """Raises the problem `too_many_tasks` where, by *index*, the tasks of *caller* are as many as its key allows."""
+def require_within_bounds(caller: Caller, index: TaskIndex, count: int = 1) -> None:
+    """Raises the problem `too_many_tasks` where, by *index*, the key of *caller* does not allow *count* more
+    tasks."""
     if caller.key is None:
         return
     bounds = (
-        (caller.key.max_waiting, TaskStatus.PENDING, "wait"),
-        (caller.key.max_running, TaskStatus.PROCESSING, "run"),
+        (caller.key.max_waiting, TaskStatus.PENDING, "wait", count),
+        (caller.key.max_running, TaskStatus.PROCESSING, "run", 1),  # they all wait at first
     )
-    for most, status, what in bounds:
+    for most, status, what, more in bounds:
         if most is None:
             continue
         there = index.count(caller.name, status)
-        if there >= most:
+        if there + more > most:
+            and_more = f", {more} more came" if more > 1 else ""
             raise ProblemError(
                 "too_many_tasks",
-                f"{there} tasks of yours {what}, and this key allows {most}; try again when one has ended, or cancel "
-                "one",
+                f"{there} tasks of yours {what}{and_more}, and this key allows {most}; try again when one has ended, "
+                "or cancel one",
                 retry_after_s=RETRY_S,
             )

@@ -95,12 +95,19 @@ def idempotency_key_of(request: CallerRequest) -> str | None:
     return key
 
 
-def require_reachable(services: Services, url: str) -> None:
-    """Raises the problem `validation_failed` where no webhook may go to *url*, as far as that is known without asking
-    anybody: the rest is judged when it is sent."""
+def objection_to(services: Services, url: str) -> FieldError | None:
+    """Why no webhook may go to *url*, as far as that is known without asking anybody: the rest is judged when it is
+    sent."""
     why = services.webhooks.sender.objection_at_once(parse_url(url))
-    if why is not None:
-        error = FieldError(pointer="/webhook/url", code="address_refused", message=f"webhook/url: {why}")
+    if why is None:
+        return None
+    return FieldError(pointer="/webhook/url", code="address_refused", message=f"webhook/url: {why}")
+
+
+def require_reachable(services: Services, url: str) -> None:
+    """Raises the problem `validation_failed` where `objection_to` has one."""
+    error = objection_to(services, url)
+    if error is not None:
         raise ProblemError("validation_failed", "1 field is wrong; see errors", errors=[error])
 
 

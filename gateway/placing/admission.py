@@ -59,9 +59,10 @@ class _Refused(Exception):
         self.limit: Final = limit
 
 
-class _Sender(Struct, frozen=True):
+class Submitter(Struct, frozen=True):
     """Who sends a request, and what they say beside it. *promised*: they are given the id at once, and not held.
-    *require* raises what speaks against a new task of theirs."""
+    *require* raises what speaks against a new task of theirs. Without *displaces* none of a lower class makes room for
+    it."""
 
     caller: str
     key: str | None
@@ -69,6 +70,7 @@ class _Sender(Struct, frozen=True):
     traceparent: str | None
     promised: bool
     require: Callable[[], None]
+    displaces: bool = True
 
 
 class Admission:
@@ -90,8 +92,8 @@ class Admission:
     ) -> None:
         """*require_room* raises StorageFull where the server has no room for one more request. *complete* brings the
         image of a request that only names it, and raises what speaks against it."""
-        self._require_room = require_room
-        self._complete = complete
+        self.require_room = require_room
+        self.complete = complete
         self._link = link
         self._artifacts = artifacts
         self._tasks = tasks
@@ -103,7 +105,7 @@ class Admission:
         self._queueing = Queueing(link=link, tasks=tasks)
         self._estimates = estimates
         self._refuses_expected = catalog.overload.refuse_expected
-        self._overload = Overload(tasks=tasks, estimates=estimates)
+        self.overload = Overload(tasks=tasks, estimates=estimates)
         self._displacement = Displacement(link=link, artifacts=artifacts, tasks=tasks, is_on=catalog.overload.displace)
 
     async def accept(
@@ -127,7 +129,7 @@ class Admission:
         TransportUnavailable (it may or may not run: the same key finds out), and what `complete` raises (nothing was
         written).
         """
-        sender = _Sender(caller, key, priority, traceparent, promised=until_gone is None, require=require)
+        sender = Submitter(caller, key, priority, traceparent, promised=until_gone is None, require=require)
         while True:
             snapshot = await self._submit(request, sender)
             if until_gone is None:
@@ -137,23 +139,27 @@ class Admission:
                     snapshot, is_shared=key is not None, until_gone=until_gone, hold_s=hold_s
                 )
             if is_overloaded(snapshot.task) and not snapshot.task.promised:
-                raise self._overload.late(snapshot.task)
+                raise self.overload.late(snapshot.task)
             if not snapshot.task.withdrawn:
                 return snapshot
             # the other callers of this key had hung up just before this one came
 
-    async def _submit(self, request: AcceptedRequest, sender: _Sender) -> Snapshot:
-        task_id, known = await self._identify(request, sender)
+    async def _submit(self, request: AcceptedRequest, sender: Submitter) -> Snapshot:
+        task_id, known = await self.identify(request, sender)
         if known is not None:
             return known
         sender.require()
-        self._require_room()
-        request = await self._complete(request, sender.caller)
+        self.require_room()
+        request = await self.complete(request, sender.caller)
+        return await self.place(request, sender, task_id)
+
+    async def place(self, request: AcceptedRequest, sender: Submitter, task_id: str) -> Snapshot:
+        """The task of *request*, which is complete, queued and recorded as *task_id*. Raises as `accept` does."""
         try:
             task, found = await self._queue(request, sender, task_id)
         except _Refused as refused:
             await self._fallbacks.sent(request.model, refused.decision, served=0)
-            raise self._overload.refused(refused.limit, request.model, sender.priority) from refused
+            raise self.overload.refused(refused.limit, request.model, sender.priority) from refused
         is_ours = _task_of(found).created_at == task.created_at  # and not an equal request's, which came first
         if is_ours:
             if task.route == "degraded" and task.decision is not None:
@@ -165,12 +171,12 @@ class Admission:
             # it ended before we could record it; an image that came after that has nobody to remove it
             await remove_leftovers(snapshot.task, link=self._link, artifacts=self._artifacts)
         if is_overloaded(snapshot.task):
-            raise self._overload.late(snapshot.task)
+            raise self.overload.late(snapshot.task)
         if is_ours:
             report_replaced(task)
         return snapshot
 
-    async def _identify(self, request: AcceptedRequest, sender: _Sender) -> tuple[str, Snapshot | None]:
+    async def identify(self, request: AcceptedRequest, sender: Submitter) -> tuple[str, Snapshot | None]:
         """The id of the task, and the task where the same key has made it before."""
         if sender.key is None:
             return str(uuid_utils.uuid7()), None
@@ -190,7 +196,7 @@ class Admission:
             n += 1
 
     async def _queue(
-        self, request: AcceptedRequest, sender: _Sender, task_id: str
+        self, request: AcceptedRequest, sender: Submitter, task_id: str
     ) -> tuple[GenerationTask, GenerationTask | Snapshot]:
         """The task on the queue that routing chose, and what is queued there under its id, which an equal request may
         have queued before. Raises _Refused, TransportUnavailable."""
@@ -206,22 +212,23 @@ class Admission:
             is_unknown = sender.key is None and route == "degraded"
             if is_unknown and self._refuses_expected and self._estimates.is_hopeless(task, decision.at):
                 raise _Refused(decision, "expected")
-            if not (is_unknown and self._overload.is_known_full(request.model)):
+            if not (is_unknown and self.overload.is_known_full(request.model)):
                 try:
                     return task, await self._queueing.publish(task)
                 except StreamFull:
                     if route == "lane":
                         lanes_passed = True
                         continue
-                    self._overload.note_refused()
-            if len(displaced) == DISPLACED_MAX or (made_room := await self._displacement.make_room(task)) is None:
+                    self.overload.note_refused()
+            may_displace = sender.displaces and len(displaced) < DISPLACED_MAX
+            if not may_displace or (made_room := await self._displacement.make_room(task)) is None:
                 raise _Refused(decision, "depth")
             displaced.append(made_room)
 
     def _task(
         self,
         request: AcceptedRequest,
-        sender: _Sender,
+        sender: Submitter,
         task_id: str,
         route: TaskRoute,
         decision: RoutingDecision,
@@ -272,7 +279,7 @@ class Admission:
         """*known*, which an equal request has made, and whose image may still be missing. Raises KeyReused."""
         task = _same_request(known, request).task
         if await self._images.is_missing(task):
-            await self._images.complete(task, await self._complete(request, task.caller))
+            await self._images.complete(task, await self.complete(request, task.caller))
         return known
 
 

@@ -12,6 +12,7 @@ from gateway.placing.leftovers import remove_leftovers
 from ops.artifacts import Artifacts
 from ops.nats.errors import WrongRevision
 from ops.nats.link import NatsLink
+from ops.nats.records import Change
 from ops.telemetry import metrics
 from ops.telemetry.tracing import current_span, failed, link_to, of_task, span
 
@@ -33,7 +34,15 @@ async def cancel(
         link_to(task.traceparent)
         return lifecycle.fail(task, code=FailureCode.CANCELLED, message="cancelled on request", now=datetime.now(UTC))
 
-    moved = await tasks.move(task_id, cancelled, around=_cancelling)
+    return await end_task(task_id, cancelled, link=link, tasks=tasks, artifacts=artifacts)
+
+
+async def end_task(
+    task_id: str, change: Change, *, link: NatsLink, tasks: TaskBoard, artifacts: Artifacts
+) -> Snapshot | None:
+    """The task after *change*, which ends it or leaves it; None where it has no record. Of one that waited, nothing is
+    left. Raises TransportUnavailable."""
+    moved = await tasks.move(task_id, change, around=_cancelling)
     if moved is None:
         return None
     if moved.before is not None:

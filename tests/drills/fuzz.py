@@ -286,19 +286,11 @@ def _meet(case: AnyCase, ids: Ids, chance: random.Random) -> None:
     if "model" in path and chance.random() < 0.8:
         path["model"] = chance.choice(MODELS)
     if isinstance(case.body, dict) and _is_allowed(case, ParameterLocation.BODY):
-        # to JSON Schema 8.0 is an integer, to us a mistake; its description cannot say so
-        case.body = {
-            name: int(value) if isinstance(value, float) and value.is_integer() and name != "cfg" else value
-            for name, value in case.body.items()
-        }
-        if "image" in case.body:
-            case.body["image"] = PICTURE if case.media_type == FORM else IMAGE
-        if isinstance(webhook := case.body.get("webhook"), dict):
-            case.body["webhook"] = {**webhook, "url": RECEIVER}
+        case.body = _like_ours(case.body, PICTURE if case.media_type == FORM else IMAGE)
         if case.path.startswith("/webhooks") and "url" in case.body:
             case.body["url"] = RECEIVER
-        if _is_too_large(case.body):
-            del case.body["num_frames"]
+        if isinstance(requests := case.body.get("requests"), list):
+            case.body["requests"] = [_like_ours(each, IMAGE) for each in requests if isinstance(each, dict)]
         # of the model that replaces wrong fixed values: few cases have one by chance
         if case.path == "/generate" and "anisora" in str(case.body.get("model", "")) and chance.random() < 0.8:
             case.body["steps"] = 4
@@ -313,6 +305,21 @@ def _meet(case: AnyCase, ids: Ids, chance: random.Random) -> None:
             del case.query[name]
     if case.query and "wait" in case.query and isinstance(case.query["wait"], int | float):
         case.query["wait"] = min(case.query["wait"], 0.02)
+
+
+def _like_ours(body: dict[str, Any], image: Any) -> dict[str, Any]:
+    """*body* with what its description cannot say: to JSON Schema 8.0 is an integer, to us a mistake."""
+    ours = {
+        name: int(value) if isinstance(value, float) and value.is_integer() and name != "cfg" else value
+        for name, value in body.items()
+    }
+    if "image" in ours:
+        ours["image"] = image
+    if isinstance(webhook := ours.get("webhook"), dict):
+        ours["webhook"] = {**webhook, "url": RECEIVER}
+    if _is_too_large(ours):
+        del ours["num_frames"]
+    return ours
 
 
 def _meet_video(body: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -147,6 +147,22 @@ async def test_a_cancelled_task_has_no_video(client: AsyncClient, tmp_path: Path
     with pytest.raises(NoVideo, match="cancelled"):
         await client.download(ended, tmp_path / "fox.mp4")
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_batch_is_tasks_in_its_order_or_an_error(client: AsyncClient) -> None:
+    requests: list[VideoRequest | dict[str, Any]] = [REQUEST, {"model": "phr00t", "prompt": "a lantern"}]
+    tasks = await client.submit_many(requests, idempotency_key="shots")
+    assert [task.model for task in tasks] == ["anisora", "phr00t"]
+    assert [task.id for task in await client.submit_many(requests, idempotency_key="shots")] == [
+        task.id for task in tasks
+    ]
+    with pytest.raises(WrongRequest) as refused:
+        await client.submit_many([REQUEST, {"model": "phr00t", "prompt": "x", "steps": 5}])
+    wrong = refused.value.problem.errors
+    assert wrong is not None
+    assert [each.pointer for each in wrong] == ["/requests/1/steps"]
+    for task in tasks:
+        await client.cancel(task.id)
 
 
 async def test_refusals_say_what_is_wrong(client: AsyncClient) -> None:

@@ -21,7 +21,14 @@ from contracts.settings import Catalog
 from gateway.http.access import SECURITY_SCHEME, needs_nothing
 from gateway.http.methods import head_of, options_of, with_heads_and_options
 from gateway.http.openapi.examples import problem_example
-from gateway.http.openapi.request import MODEL_QUERY, REQUEST_BODY, model_query, request_body
+from gateway.http.openapi.request import (
+    BATCH_BODY,
+    MODEL_QUERY,
+    REQUEST_BODY,
+    batch_body,
+    model_query,
+    request_body,
+)
 from gateway.http.openapi.videos import VIDEO_REQUEST_BODY, video_request_body
 from gateway.http.problems import PROBLEMS
 from gateway.http.views import root_of
@@ -96,6 +103,7 @@ def openapi_config(catalog: Catalog) -> OpenAPIConfig:
             parameters={MODEL_QUERY: model_query(catalog)},
             request_bodies={
                 REQUEST_BODY: request_body(catalog),
+                BATCH_BODY: batch_body(catalog),
                 VIDEO_REQUEST_BODY: video_request_body(catalog),
             },
             examples={code: problem_example(code) for code in PROBLEMS},

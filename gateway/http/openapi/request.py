@@ -21,6 +21,7 @@ from litestar.openapi.spec import (
 )
 
 from contracts.fields import Enforcement, ImageField, IntegerField, NumberField, TextField, VideoGenerationConstraints
+from contracts.generation.batch import BATCH_MAX, REQUESTS_FIELD
 from contracts.generation.keeping import keep_bound_s
 from contracts.generation.labels import KEY_PATTERN, LABELS_MAX, VALUE_PATTERN
 from contracts.generation.request import FIELDS
@@ -32,6 +33,7 @@ from gateway.http.openapi.examples import EXAMPLE_PROMPT
 from gateway.http.views import MODES
 
 REQUEST_BODY: Final = "GenerationRequest"
+BATCH_BODY: Final = "BatchRequest"
 MODEL_QUERY: Final = "model"
 
 
@@ -76,6 +78,27 @@ def request_body(catalog: Catalog) -> RequestBody:
                 schema=Schema(one_of=[form_schema(entry, catalog.keep_s) for entry in entries])
             ),
         },
+    )
+
+
+def batch_body(catalog: Catalog) -> RequestBody:
+    """The body of `POST /generate/batch`."""
+    items = [request_schema(entry, catalog.keep_s) for _, entry in sorted(catalog.models.items())]
+    for item in items:  # a name of its own: generators make a class of each
+        item.title = f"{item.title}_in_batch"
+    requests = Schema(type=OpenAPIType.ARRAY, items=Schema(one_of=items), min_items=1, max_items=BATCH_MAX)
+    schema = Schema(
+        title="batch_request",
+        type=OpenAPIType.OBJECT,
+        properties={REQUESTS_FIELD: requests},
+        required=[REQUESTS_FIELD],
+        additional_properties=False,
+    )
+    return RequestBody(
+        required=True,
+        description="12 MiB at most, as for one request, the images of all requests among them. Upload an image that "
+        "many of them share with `POST /images`.",
+        content={"application/json": OpenAPIMediaType(schema=schema)},
     )
 
 

@@ -119,6 +119,7 @@ def test_errors_are_described_as_problems_and_as_nothing_else() -> None:
 # The scope that each operation needs: one of a key, any key (""), or none at all (None).
 NEEDS = {
     ("post", "/generate"): "submit",
+    ("post", "/generate/batch"): "submit",
     ("get", "/tasks"): "read",
     ("get", "/tasks/events"): "read",
     ("get", "/tasks/{task_id}"): "read",

@@ -5,7 +5,7 @@ import inspect
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,6 +93,13 @@ class AsyncClient:
         With *hold* the answer comes when a worker has the task, up to 30 s later, or as GatewayBusy if none took it.
         """
         return await self._run(calls.submit(request, self._patience, idempotency_key=idempotency_key, hold=hold))
+
+    async def submit_many(
+        self, requests: Iterable[VideoRequest | Mapping[str, Any]], *, idempotency_key: str | None = None
+    ) -> tuple[Task, ...]:
+        """The tasks of up to 20 *requests*, in their order: all of them are accepted, or none is, and the error says
+        why. The same *idempotency_key* leads to the same tasks; without one a new one is made."""
+        return await self._run(calls.submit_many(requests, self._patience, idempotency_key=idempotency_key))
 
     async def wait(
         self,

@@ -3,7 +3,7 @@
 import random
 import ssl
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,6 +88,13 @@ class Client:
         With *hold* the answer comes when a worker has the task, up to 30 s later, or as GatewayBusy if none took it.
         """
         return self._run(calls.submit(request, self._patience, idempotency_key=idempotency_key, hold=hold))
+
+    def submit_many(
+        self, requests: Iterable[VideoRequest | Mapping[str, Any]], *, idempotency_key: str | None = None
+    ) -> tuple[Task, ...]:
+        """The tasks of up to 20 *requests*, in their order: all of them are accepted, or none is, and the error says
+        why. The same *idempotency_key* leads to the same tasks; without one a new one is made."""
+        return self._run(calls.submit_many(requests, self._patience, idempotency_key=idempotency_key))
 
     def wait(
         self,

@@ -26,6 +26,14 @@ def task_of(answer: Reply) -> Task:
         raise _foreign(answer, error) from error
 
 
+def batch_of(answer: Reply) -> tuple[Task, ...]:
+    """The tasks of a batch in *answer*. Raises ForeignAnswer."""
+    try:
+        return tuple(Task.of(each) for each in msgspec.convert(document(answer).get("tasks"), list[dict[str, Any]]))
+    except msgspec.ValidationError as error:
+        raise _foreign(answer, error) from error
+
+
 def list_of(answer: Reply) -> TaskList:
     """The page of tasks in *answer*. Raises ForeignAnswer."""
     page = document(answer)

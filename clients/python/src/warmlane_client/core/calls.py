@@ -1,12 +1,12 @@
 """The calls of the API that one request answers, with its retries."""
 
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
 from warmlane_client.core import effects
-from warmlane_client.core.answers import failure, list_of, task_of
+from warmlane_client.core.answers import batch_of, failure, list_of, task_of
 from warmlane_client.core.effects import REPLY_TIMEOUT_S, Call, Flow, Reply
 from warmlane_client.core.retries import Patience, Tries
 from warmlane_client.models import Task, TaskList, VideoRequest
@@ -51,8 +51,8 @@ def submit(
     request: VideoRequest | Mapping[str, Any], patience: Patience, *, idempotency_key: str | None, hold: bool
 ) -> Flow[Task]:
     """As `Client.submit`."""
-    body = request.body() if isinstance(request, VideoRequest) else dict(request)
-    headers = {"Idempotency-Key": str(uuid.uuid4()) if idempotency_key is None else idempotency_key}
+    body = _body(request)
+    headers = _named(idempotency_key)
     if not hold:
         headers["Prefer"] = "respond-async"
     timeout_s = HELD_REPLY_TIMEOUT_S if hold else REPLY_TIMEOUT_S
@@ -60,6 +60,16 @@ def submit(
     # the key makes it safe
     answer = yield from answered(call, patience, repeatable=True)
     return task_of(answer)
+
+
+def submit_many(
+    requests: Iterable[VideoRequest | Mapping[str, Any]], patience: Patience, *, idempotency_key: str | None
+) -> Flow[tuple[Task, ...]]:
+    """As `Client.submit_many`."""
+    body = {"requests": [_body(request) for request in requests]}
+    call = Call(method="POST", path="/generate/batch", json=body, headers=_named(idempotency_key))
+    answer = yield from answered(call, patience, repeatable=True)
+    return batch_of(answer)
 
 
 def task(task_id: str, patience: Patience) -> Flow[Task]:
@@ -97,3 +107,11 @@ def listing(
 def task_path(task_id: str) -> str:
     """The path of a task; of an id that is none, too."""
     return f"/tasks/{quote(task_id, safe='')}"
+
+
+def _body(request: VideoRequest | Mapping[str, Any]) -> dict[str, Any]:
+    return request.body() if isinstance(request, VideoRequest) else dict(request)
+
+
+def _named(idempotency_key: str | None) -> dict[str, str]:
+    return {"Idempotency-Key": str(uuid.uuid4()) if idempotency_key is None else idempotency_key}

@@ -1,0 +1,106 @@
+"""`POST /generate/batch`: up to 20 requests in one, all accepted or none. HTTP only."""
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from litestar import Response, post
+from litestar.di import NamedDependency
+
+from contracts.api.tasks import TaskBatch
+from contracts.generation.batch import BATCH_MAX, validate_batch, wrong_at
+from contracts.generation.body import MalformedBody, beside_image_bytes, parse_body
+from contracts.generation.errors import FieldError, InvalidRequest
+from contracts.generation.request import AcceptedRequest
+from contracts.settings import Catalog
+from gateway.http.access import needs
+from gateway.http.answers import JsonAnswer
+from gateway.http.body import read_body, require_json, too_much_beside
+from gateway.http.bounds import require_within_bounds
+from gateway.http.generate import traceparent_in
+from gateway.http.lookup import CallerRequest, shown
+from gateway.http.not_accepted import NOT_ACCEPTED, not_accepted, overloaded
+from gateway.http.openapi.batch import BatchOperation
+from gateway.http.openapi.operations import problem_responses
+from gateway.http.priority import class_of
+from gateway.http.problems import ProblemError, answer_of, wrong_fields
+from gateway.http.queries import require_known_query
+from gateway.http.submission import SUBMISSION_PROBLEMS, idempotency_key_of, objection_to
+from gateway.placing.batches import BatchItem
+from gateway.placing.overload import Overloaded
+from gateway.services import Services
+from ops.telemetry.tracing import below_root, current_root, current_span, traceparent_of
+
+# How many times as much as one request a batch may hold beside its images: prompts are seldom as long as they may.
+BESIDE_IMAGES: Final = 8
+
+
+@post(
+    "/generate/batch",
+    status_code=202,
+    summary="Submit several generations at once, all or none",
+    tags=["generation"],
+    operation_class=BatchOperation,
+    responses=problem_responses("invalid_query", *SUBMISSION_PROBLEMS),
+    **needs("submit", counts_late=True),
+)
+async def generate_batch(request: CallerRequest, services: NamedDependency[Services]) -> Response[TaskBatch]:
+    """Checks 1 to 20 requests, each as the body of `POST /generate`, and queues all of them or none.
+
+    The answer comes at once, with the tasks in the order of the requests, as for `POST /generate` with `Prefer:
+    respond-async`: a task that is not taken in time ends as `failed` with the code `queue_overloaded`. Every wrong
+    field of every request is listed; its pointer begins with the place of the request, as in `/requests/3/steps`.
+
+    Where the queues have no places for all of them, the answer is `503 queue_overloaded` and none is queued; a batch
+    takes nobody's place. It counts as one request for the rate of its key, and as all its tasks for the bounds on what
+    may wait. With an `Idempotency-Key`, the same key and body lead to the same tasks.
+    """
+    body = await read_body(request)
+    beside_images = beside_image_bytes(body, images=BATCH_MAX)
+    if beside_images > BESIDE_IMAGES * services.beside_image_max_bytes:
+        raise too_much_beside(beside_images, BESIDE_IMAGES * services.beside_image_max_bytes)
+    request.auth.take()
+    require_json(request)
+    require_known_query(request.scope)
+    key = idempotency_key_of(request)
+    accepted = await asyncio.to_thread(_accepted, body, services.catalog)
+    require_all_reachable(services, accepted)
+    named = request.headers.getall("priority", [])
+    items = [BatchItem(each, class_of(each.priority, named, request.user.key)) for each in accepted]
+    try:
+        with below_root():
+            snapshots = await services.batches.accept(
+                items,
+                caller=request.user.name,
+                key=key,
+                traceparent=traceparent_of(current_root()) or traceparent_in(request.headers.get("traceparent")),
+                require=partial(require_within_bounds, request.user, services.tasks.index),
+            )
+    except Overloaded as error:
+        return answer_of(overloaded(error, request, services))  # type: ignore[return-value]
+    except NOT_ACCEPTED as error:
+        raise not_accepted(error, has_key=key is not None) from error
+    current_span().set_attribute("warmlane.batch", len(snapshots))
+    tasks = tuple(shown(request, services, snapshot.task) for snapshot in snapshots)
+    return JsonAnswer(TaskBatch(tasks=tasks), headers={}, status_code=202)
+
+
+def require_all_reachable(services: Services, accepted: Sequence[AcceptedRequest]) -> None:
+    """Raises the problem `validation_failed` with every address to which no webhook may go."""
+    errors: list[FieldError] = []
+    for place, each in enumerate(accepted):
+        error = None if each.webhook is None else objection_to(services, each.webhook.url)
+        if error is not None:
+            errors += wrong_at(place, InvalidRequest([error])).errors
+    if errors:
+        raise wrong_fields(InvalidRequest(errors))
+
+
+def _accepted(body: bytes, catalog: Catalog) -> tuple[AcceptedRequest, ...]:
+    try:
+        return validate_batch(parse_body(body), catalog)
+    except MalformedBody as error:
+        raise ProblemError("malformed_body", str(error)) from error
+    except InvalidRequest as error:
+        raise wrong_fields(error) from error

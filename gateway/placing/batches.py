@@ -1,0 +1,143 @@
+"""Acceptance of a batch: all of its requests become tasks, or none does (ADR 0053).
+
+Each task is made as one that came alone (`Admission`). What is known beforehand refuses the whole batch before anything
+is written; where a place is gone all the same, because others were faster, what was placed is taken back.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final
+
+import structlog
+from msgspec import Struct
+
+from contracts import lifecycle
+from contracts.generation.batch import wrong_at
+from contracts.generation.errors import InvalidRequest
+from contracts.generation.request import AcceptedRequest
+from contracts.tasks import GenerationTask, Priority
+from contracts.topology import DEGRADED, work_stream
+from gateway.boards.lane_board import LaneBoard
+from gateway.boards.snapshots import Snapshot
+from gateway.boards.task_board import TaskBoard
+from gateway.placing.admission import Admission, Submitter
+from gateway.placing.cancelling import end_task
+from gateway.placing.hold import Holds
+from gateway.placing.overload import Overload
+from gateway.placing.retries import until_answered
+from gateway.rules.room import has_room
+from ops.artifacts import Artifacts
+from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
+
+# Between the key of a batch and the number of a request in it: no key of a client has a blank.
+_AT: Final = " "
+
+log = structlog.get_logger("admission")
+
+
+class BatchItem(Struct, frozen=True):
+    """A request of a batch, and its class."""
+
+    request: AcceptedRequest
+    priority: Priority
+
+
+class Batches:
+    """Turns the accepted requests of a batch into tasks."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        *,
+        link: NatsLink,
+        artifacts: Artifacts,
+        tasks: TaskBoard,
+        lanes: LaneBoard,
+        holds: Holds,
+        overload: Overload,
+    ) -> None:
+        self._admission = admission
+        self._link, self._artifacts, self._tasks = link, artifacts, tasks
+        self._lanes, self._holds, self._overload = lanes, holds, overload
+
+    async def accept(
+        self,
+        items: Sequence[BatchItem],
+        *,
+        caller: str,
+        key: str | None,
+        traceparent: str | None,
+        require: Callable[[int], None],
+    ) -> list[Snapshot]:
+        """The tasks of *items*, in their order, whose ids the caller may learn; the same ones again for the same
+        *caller* and *key*. *require* is called with how many new tasks are to be made, and raises what speaks against
+        them.
+
+        Raises what `Admission.accept` raises of one request: then none of these was accepted, but after
+        TransportUnavailable, when with a *key* some may be: the same batch with the same key finds out.
+        """
+        senders = [_sender(item, place, caller, key, traceparent) for place, item in enumerate(items)]
+        identified = [await self._admission.identify(item.request, to) for item, to in zip(items, senders, strict=True)]
+        new = [place for place, (_, known) in enumerate(identified) if known is None]
+        requests = {}
+        if new:
+            require(len(new))
+            self._admission.require_room()
+            for place in new:
+                try:
+                    requests[place] = await self._admission.complete(items[place].request, caller)
+                except InvalidRequest as wrong:
+                    raise wrong_at(place, wrong) from wrong
+            await self._require_places([items[place] for place in new])
+        snapshots = {place: known for place, (_, known) in enumerate(identified) if known is not None}
+        placed: list[Snapshot] = []
+        try:
+            for place in new:
+                made = await self._admission.place(requests[place], senders[place], identified[place][0])
+                placed.append(made)
+                snapshots[place] = made
+        except Exception as error:
+            if key is None or not isinstance(error, TransportUnavailable):
+                await self._take_back(placed)
+            raise
+        return [await self._holds.promise(snapshots[place]) for place in range(len(items))]
+
+    async def _require_places(self, items: Sequence[BatchItem]) -> None:
+        """Raises Overloaded where the queues have no places for all *items* now, TransportUnavailable."""
+        now = datetime.now(UTC)
+        routes = {item.request.model: self._lanes.route(item.request.model, now)[0] for item in items}
+        streams = [work_stream(routes[item.request.model], item.request.model) for item in items]
+        depths = {stream: await self._link.streams.depth(stream) for stream in {*streams, DEGRADED}}
+        if not has_room(streams, {stream: depth.max_msgs - depth.messages for stream, depth in depths.items()}):
+            last = items[-1]
+            raise self._overload.refused("depth", last.request.model, last.priority)
+
+    async def _take_back(self, placed: Sequence[Snapshot]) -> None:
+        """Ends the tasks that were *placed*: nobody was given their ids."""
+        for snapshot in placed:
+            task_id = snapshot.task.id
+            end = partial(end_task, task_id, _taken_back, link=self._link, tasks=self._tasks, artifacts=self._artifacts)
+            try:
+                await until_answered(end)
+            except TransportUnavailable as error:
+                log.warning("not_taken_back", task_id=task_id, error=str(error))
+            else:
+                log.info("taken_back", task_id=task_id)
+
+
+def _taken_back(task: GenerationTask, _: int) -> GenerationTask | None:
+    return None if task.status.is_terminal else lifecycle.take_back(task, now=datetime.now(UTC))
+
+
+def _sender(item: BatchItem, place: int, caller: str, key: str | None, traceparent: str | None) -> Submitter:
+    return Submitter(
+        caller=caller,
+        key=None if key is None else f"{key}{_AT}{place}",
+        priority=item.priority,
+        traceparent=traceparent,
+        promised=False,
+        require=lambda: None,
+        displaces=False,
+    )

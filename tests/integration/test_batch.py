@@ -1,0 +1,236 @@
+"""`POST /generate/batch`: all of it is accepted or nothing is (ADR 0053)."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from contracts import lifecycle
+from contracts.generation.batch import validate_batch
+from contracts.settings import Catalog
+from contracts.tasks import Priority, TaskStatus
+from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS
+from gateway.boards.snapshots import Snapshot
+from gateway.placing.admission import Admission, KeyReused
+from gateway.placing.batches import Batches, BatchItem
+from gateway.placing.overload import Overloaded
+from gateway.services import Services
+from ops.nats.link import NatsLink
+from tests.kit.behind import js_of
+from tests.kit.gateway import GatewayProcess, System, provisioned_gateway
+from tests.kit.samples import data_uri, picture
+from tests.kit.support import BOUND_S, KEEP_S, NatsServer, eventually
+
+IMAGE = data_uri(picture("PNG"))
+FOX = {"model": "anisora", "prompt": "a fox", "image": IMAGE}
+LANTERN = {"model": "phr00t", "prompt": "a lantern"}
+
+
+def batch(*requests: dict[str, Any]) -> dict[str, Any]:
+    return {"requests": list(requests)}
+
+
+def numbered(count: int, **more: Any) -> dict[str, Any]:
+    return batch(*({**LANTERN, "seed": seed} | more for seed in range(count)))
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """No model has a lane, and no worker runs."""
+    with provisioned_gateway(tmp_path_factory.mktemp("gateway")) as process:
+        yield process
+        process.nats.stop()
+
+
+@pytest.fixture
+async def system(gateway: GatewayProcess) -> AsyncIterator[System]:
+    """Its queue is empty, and is emptied afterwards."""
+    link = await NatsLink.connect(gateway.nats.url, name="test")
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=BOUND_S) as http:
+        yield System(gateway, link, http)
+        for task in await pending(http):
+            await http.delete(f"/tasks/{task['id']}")
+    await link.close()
+
+
+async def pending(http: httpx.AsyncClient) -> list[dict[str, Any]]:
+    tasks: list[dict[str, Any]] = (await http.get("/tasks?status=pending&limit=100")).json()["tasks"]
+    return tasks
+
+
+async def test_every_request_becomes_a_task_in_its_place(system: System) -> None:
+    asked = batch(FOX, LANTERN | {"priority": "background", "labels": {"take": "2"}}, LANTERN | {"seed": 7})
+    answer = await system.http.post("/generate/batch", json=asked, headers={"priority": "interactive"})
+    assert answer.status_code == 202, answer.text
+    tasks = answer.json()["tasks"]
+    assert [(task["model"], task["priority"], task["labels"]) for task in tasks] == [
+        ("anisora", "interactive", {}),
+        ("phr00t", "background", {"take": "2"}),
+        ("phr00t", "interactive", {}),
+    ]
+    assert tasks[2]["parameters"]["seed"] == 7
+    assert {task["id"] for task in await pending(system.http)} == {task["id"] for task in tasks}
+    assert await system.depth() == 3
+    for task in tasks:  # their ids were given away: nobody takes them back
+        assert (await system.record(task["id"]))[0].promised
+
+
+async def test_one_wrong_request_is_none_accepted(system: System) -> None:
+    asked = batch(FOX, LANTERN | {"steps": 5, "cfg": "x"}, LANTERN, {"model": "nobody", "prompt": "x"})
+    answer = await system.http.post("/generate/batch", json=asked)
+    assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
+    pointers = [error["pointer"] for error in answer.json()["errors"]]
+    assert pointers == ["/requests/1/steps", "/requests/1/cfg", "/requests/3/model"]
+    for reference in ({"ref": "img_" + "0" * 24}, {"url": "https://example.invalid/x.png"}):
+        answer = await system.http.post("/generate/batch", json=batch(LANTERN, FOX | {"image": reference}))
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["errors"][0]["pointer"].startswith("/requests/1/image")
+    webhook = {"url": "http://10.0.0.1/hook"}
+    answer = await system.http.post("/generate/batch", json=batch(LANTERN, LANTERN | {"webhook": webhook}))
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/requests/1/webhook/url"]
+    assert await system.depth() == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "pointer"),
+    [
+        ({}, 422, "/requests"),
+        ({"requests": {}}, 422, "/requests"),
+        ({"requests": []}, 422, "/requests"),
+        (numbered(21), 422, "/requests"),
+        ({"requests": [LANTERN], "priority": "background"}, 422, ""),
+        (batch(LANTERN, "x"), 422, "/requests/1"),  # type: ignore[arg-type]
+    ],
+)
+async def test_what_is_no_batch(system: System, body: dict[str, Any], status: int, pointer: str) -> None:
+    answer = await system.http.post("/generate/batch", json=body)
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (status, pointer)
+    assert await system.depth() == 0
+
+
+async def test_the_same_key_is_the_same_tasks_and_no_other_batch(system: System) -> None:
+    key = {"idempotency-key": "storyboard-1"}
+    asked = batch(LANTERN, LANTERN | {"seed": 1})
+    first = (await system.http.post("/generate/batch", json=asked, headers=key)).json()
+    again = await system.http.post("/generate/batch", json=asked, headers=key)
+    assert (again.status_code, [task["id"] for task in again.json()["tasks"]]) == (
+        202,
+        [task["id"] for task in first["tasks"]],
+    )
+    assert await system.depth() == 2
+    for other in (batch(LANTERN), batch(*reversed(asked["requests"])), batch(*asked["requests"], LANTERN)):
+        answer = await system.http.post("/generate/batch", json=other, headers=key)
+        assert (answer.status_code, answer.json()["code"]) == (422, "idempotency_key_reused")
+    single = await system.http.post("/generate", json=LANTERN, headers=key | {"prefer": "respond-async"})
+    assert single.status_code == 202  # a key names a request to one path
+    assert await system.depth() == 3
+
+
+async def test_a_queue_with_places_for_some_takes_none(system: System) -> None:
+    for _ in range(DEGRADED_MAX_MSGS - 4):
+        await system.submit("phr00t")
+    answer = await system.http.post("/generate/batch", json=numbered(5))
+    assert (answer.status_code, answer.json()["code"], answer.json()["limit"]) == (503, "queue_overloaded", "depth")
+    assert "retry-after" in answer.headers
+    assert await system.depth() == DEGRADED_MAX_MSGS - 4
+    assert (await system.http.post("/generate/batch", json=numbered(4))).status_code == 202
+    assert await system.depth() == DEGRADED_MAX_MSGS
+
+
+async def test_of_batches_at_once_each_is_whole(system: System) -> None:
+    answers = await asyncio.gather(*(system.http.post("/generate/batch", json=numbered(11)) for _ in range(5)))
+    accepted = [answer.json()["tasks"] for answer in answers if answer.status_code == 202]
+    assert {answer.status_code for answer in answers} <= {202, 503}
+    assert all(len(tasks) == 11 for tasks in accepted)
+    assert len(accepted) <= DEGRADED_MAX_MSGS // 11
+    assert await system.depth() == 11 * len(accepted)
+    assert {task["id"] for task in await pending(system.http)} == {task["id"] for tasks in accepted for task in tasks}
+
+
+async def test_a_batch_amid_which_its_gateway_dies_is_completed_by_its_key(system: System) -> None:
+    asked, key = batch(*(FOX | {"seed": seed} for seed in range(20))), {"idempotency-key": "storyboard-2"}
+    asking = asyncio.create_task(system.http.post("/generate/batch", json=asked, headers=key))
+
+    async def begun() -> bool:
+        return await system.depth() > 0
+
+    await eventually(begun)
+    system.gateway.kill()
+    with contextlib.suppress(httpx.HTTPError):
+        await asking
+    await asyncio.to_thread(system.gateway.start, "--keep", f"{KEEP_S:g}s")
+    answer = await system.http.post("/generate/batch", json=asked, headers=key)
+    assert answer.status_code == 202, answer.text
+    ids = {task["id"] for task in answer.json()["tasks"]}
+    assert {task["id"] for task in await pending(system.http)} == ids
+    assert (len(ids), await system.depth()) == (20, 20)
+
+
+@pytest.fixture
+async def services(
+    nats_server: NatsServer, link: NatsLink, catalog: Catalog, tmp_path: Path
+) -> AsyncIterator[Services]:
+    """The parts of a gateway."""
+    services = Services(catalog=catalog, nats=nats_server.url, artifacts_dir=tmp_path / "artifacts", keep_s=KEEP_S)
+    async with services.running():
+        yield services
+
+
+async def accepted(services: Services, body: dict[str, Any], key: str | None = None) -> list[Snapshot]:
+    items = [BatchItem(each, Priority.STANDARD) for each in validate_batch(body, services.catalog)]
+    return await services.batches.accept(items, caller="c", key=key, traceparent=None, require=lambda count: None)
+
+
+async def test_what_was_placed_is_taken_back_and_the_key_may_try_again(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def none(*_: object) -> None:
+        """Finds places for all: somebody is faster between this look and the first task."""
+
+    monkeypatch.setattr(Batches, "_require_places", none)
+    others = await accepted(services, numbered(20))
+    with pytest.raises(Overloaded):
+        await accepted(services, numbered(6), "k")
+    depth = (await js_of(services.link).stream_info(DEGRADED)).state.messages
+    assert depth == 20
+    ended = [services.tasks.index.get(row.id) for row in services.tasks.index.rows() if row.status is TaskStatus.FAILED]
+    assert len(ended) == 5
+    for other in others[:3]:
+        await services.link.messages.purge(DEGRADED, f"degraded.phr00t.{other.task.id}")
+    tasks = await accepted(services, numbered(6), "k")
+    assert {each.task.status for each in tasks} == {TaskStatus.PENDING}
+    assert await accepted(services, numbered(6), "k") == tasks
+    with pytest.raises(KeyReused):
+        await accepted(services, numbered(5), "k")
+
+
+async def test_one_that_runs_already_is_taken_back_too(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker was faster than the rest of the batch: the task is ended under its hands, and its key makes another."""
+    place = Admission.place
+    placed: list[Snapshot] = []
+
+    async def place_and_claim(self: Admission, *arguments: Any) -> Snapshot:
+        if len(placed) == 1:
+            raise Overloaded("depth", retry_after_s=1)
+        snapshot = await place(self, *arguments)
+        placed.append(snapshot)
+        moved = await services.tasks.move(
+            snapshot.task.id,
+            lambda task, _: lifecycle.claim(task, owner="o", worker="w", lease_s=20, now=task.created_at),
+        )
+        assert moved is not None
+        return snapshot
+
+    monkeypatch.setattr(Admission, "place", place_and_claim)
+    with pytest.raises(Overloaded):
+        await accepted(services, numbered(2), "k")
+    ended = await services.tasks.read(placed[0].task.id)
+    assert ended is not None
+    assert (ended.task.status, ended.task.was_refused, ended.task.attempt) == (TaskStatus.FAILED, True, 1)
+    monkeypatch.undo()
+    again = await accepted(services, numbered(2), "k")
+    assert placed[0].task.id not in {each.task.id for each in again}
