@@ -14,6 +14,7 @@ from typing import Final
 import click
 from msgspec import Struct
 
+from ops.commands.config_file import PARTS, configurable
 from ops.commands.spelling import guarded, show_everything
 from ops.telemetry.line_writer import hold_standard_descriptors
 
@@ -58,6 +59,7 @@ COMMANDS: Final[dict[str, CommandEntry]] = {
     "models": CommandEntry(
         "lane_worker.checkpoints.command:command", "Prepare published checkpoints; verify and list them."
     ),
+    "config": CommandEntry("ops.commands.config:command", "Judge and show what options, variables and a file say."),
     "status": CommandEntry("ops.commands.status:command", "Show lanes, queues, fallbacks, and where requests go."),
     "trace": CommandEntry("ops.commands.trace:command", "Print the trace of a task as a tree, from Jaeger."),
     "capacity": CommandEntry(
@@ -96,6 +98,8 @@ class LazyGroup(click.Group):
             ) from error
         assert isinstance(command, click.Command)
         command.name = cmd_name
+        if cmd_name != "config":  # which judges files itself
+            configurable(cmd_name if cmd_name in PARTS else "", command, lambda name: self.get_command(ctx, name))
         return guarded(command)
 
     def resolve_command(

@@ -17,6 +17,7 @@ from click.core import ParameterSource
 from msgspec import Struct
 
 from contracts.nesting import decode_json
+from ops.commands.config_file import CONFIG_VARIABLE
 
 FILE: Final = "up.json"
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
@@ -129,9 +130,9 @@ def address_of(kind: Kind, parameter: str, given: str | None, folder: Path, fold
     ctx = click.get_current_context()
     is_named = ctx.get_parameter_source(folder_parameter) not in {None, ParameterSource.DEFAULT}
     option = "--" + parameter.replace("_", "-")
-    by = (
-        f"WARMLANE_{parameter.upper()}"
-        if ctx.get_parameter_source(parameter) is ParameterSource.ENVIRONMENT
-        else option
-    )
+    by = option
+    if ctx.get_parameter_source(parameter) is ParameterSource.ENVIRONMENT:
+        by = f"WARMLANE_{parameter.upper()}"
+    elif ctx.get_parameter_source(parameter) is ParameterSource.DEFAULT_MAP:
+        by = ctx.meta.get(CONFIG_VARIABLE, {}).get(parameter, option)
     return chosen(kind, given, by, Found() if given is not None else find(folder, is_named=is_named), folder)
