@@ -115,6 +115,25 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end -}}
 
+{{- /* How many lanes of each model there are, as WARMLANE_LANES says it. */ -}}
+{{- define "warmlane.lanesWanted" -}}
+{{- $wanted := dict }}
+{{- range $name, $given := .Values.lanes }}
+{{- if $given }}
+{{- $model := $given.model | default $name }}
+{{- $replicas := ternary $given.replicas 1 (hasKey $given "replicas") }}
+{{- $_ := set $wanted $model (add (get $wanted $model | default 0) $replicas) }}
+{{- else }}
+{{- $_ := set $wanted $name (add (get $wanted $name | default 0) 1) }}
+{{- end }}
+{{- end }}
+{{- $words := list }}
+{{- range $model, $count := $wanted }}
+{{- $words = append $words (printf "%s=%d" $model $count) }}
+{{- end }}
+{{- join "," $words }}
+{{- end -}}
+
 {{- define "warmlane.mounts" -}}
 - {name: tmp, mountPath: /tmp}
 {{- if .Values.settings }}

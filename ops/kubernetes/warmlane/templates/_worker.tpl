@@ -67,6 +67,12 @@ spec:
         - {name: WARMLANE_SLOT, value: auto}
         - {name: WARMLANE_METRICS_HOST, value: 0.0.0.0}
         - {name: WARMLANE_METRICS_PORT, value: "9464"}
+        {{- if ne $card.by "none" }}
+        # FR-010. The image sets them too, and the pipeline host checks them once more.
+        - {name: PYTORCH_ALLOC_CONF, value: "expandable_segments:True,pinned_max_round_threshold_mb:1"}
+        - {name: PYTORCH_CUDA_ALLOC_CONF, value: "expandable_segments:True,pinned_max_round_threshold_mb:1"}
+        - {name: PYTORCH_NVML_BASED_CUDA_CHECK, value: "1"}
+        {{- end }}
         {{- include "warmlane.moreEnv" $worker.env | nindent 8 }}
       ports: [{name: metrics, containerPort: 9464}]
       startupProbe:

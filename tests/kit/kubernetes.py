@@ -1,0 +1,195 @@
+"""A real API server of Kubernetes, with its controllers and its scheduler, on free ports of the loopback. No pod runs:
+a node is an object whose status a test writes."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tests.kit.support import clean_environment, eventually_sync, free_port
+from tests.kit.tools import tool
+
+T = TypeVar("T")
+
+TOKEN: Final = "admin-of-the-tests"
+# The first start on a machine that does other things.
+WITHIN_S: Final = 120.0
+
+
+class ApiServer:
+    """etcd, kube-apiserver, kube-controller-manager and kube-scheduler in *folder*. Needs the tool `kube`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._kube = tool("kube")
+        self.url = ""
+        self.kubeconfig = folder / "kubeconfig"
+        """Of an admin."""
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Returns when a namespace that is made has its service account: the controllers work."""
+        store, peers, port = free_port(), free_port(), free_port()
+        self.url = f"https://127.0.0.1:{port}"
+        self._write_keys()
+        self._run(
+            *("etcd", "--data-dir", "etcd", "--unsafe-no-fsync", "--log-level", "error"),
+            *(f"--{kind}-client-urls=http://127.0.0.1:{store}" for kind in ("listen", "advertise")),
+            f"--listen-peer-urls=http://127.0.0.1:{peers}",
+        )
+        self._run(
+            *("kube-apiserver", "--bind-address=127.0.0.1", f"--secure-port={port}", "--cert-dir=certs"),
+            *(f"--etcd-servers=http://127.0.0.1:{store}", "--token-auth-file=tokens", "--authorization-mode=RBAC"),
+            *("--service-account-key-file=sa.pub", "--service-account-signing-key-file=sa.key"),
+            *("--service-account-issuer=https://warmlane.invalid", "--service-cluster-ip-range=10.96.0.0/16"),
+            *("--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none"),
+        )
+        eventually_sync(lambda: (self._folder / "certs" / "apiserver.crt").exists(), within_s=WITHIN_S)
+        user = {"name": "admin", "user": {"token": TOKEN}}
+        cluster = {"server": self.url, "certificate-authority": str(self._folder / "certs" / "apiserver.crt")}
+        context = {"name": "tests", "context": {"cluster": "tests", "user": "admin"}}
+        config = {"apiVersion": "v1", "kind": "Config", "users": [user], "contexts": [context]}
+        config |= {"clusters": [{"name": "tests", "cluster": cluster}], "current-context": "tests"}
+        self.kubeconfig.write_text(json.dumps(config))
+        eventually_sync(lambda: self.asked("get", "--raw", "/readyz") == "ok", within_s=WITHIN_S)
+        common = (
+            f"--kubeconfig={self.kubeconfig}",
+            "--bind-address=127.0.0.1",
+            "--secure-port=0",
+            "--leader-elect=false",
+        )
+        self._run("kube-controller-manager", *common, "--service-account-private-key-file=sa.key")
+        self._run("kube-scheduler", *common)
+        eventually_sync(lambda: self.asked("get", "serviceaccount", "default"), within_s=WITHIN_S)
+
+    def stop(self) -> None:
+        for process in reversed(self._processes):
+            process.kill()
+            process.wait(timeout=WITHIN_S)
+
+    def kubectl(self, *arguments: str, given: str | None = None) -> str:
+        """What kubectl prints. Raises AssertionError with what it says of an error."""
+        ran = self._ran(arguments, given)
+        assert ran.returncode == 0, f"kubectl {' '.join(arguments)}: {ran.stdout}{ran.stderr}"
+        return ran.stdout
+
+    def refused(self, *arguments: str, given: str | None = None) -> str:
+        """What kubectl says where it fails, as it has to."""
+        ran = self._ran(arguments, given)
+        assert ran.returncode != 0, f"kubectl {' '.join(arguments)} was taken: {ran.stdout}"
+        return ran.stderr
+
+    def asked(self, *arguments: str) -> str:
+        """What kubectl prints; nothing where it fails."""
+        ran = self._ran(arguments, None)
+        return ran.stdout if ran.returncode == 0 else ""
+
+    def get(self, *arguments: str) -> Any:
+        """The object, or the list of objects, that `kubectl get` finds."""
+        found = json.loads(self.kubectl("get", *arguments, "--output", "json"))
+        return found["items"] if found["kind"] == "List" else found
+
+    def apply(self, *objects: dict[str, Any], namespace: str = "default") -> None:
+        """Creates or changes *objects*."""
+        self.kubectl("apply", "--namespace", namespace, "--filename", "-", given=yaml.safe_dump_all(objects))
+
+    def node(self, name: str, **capacity: str) -> None:
+        """A node that is ready, and has *capacity* beside CPUs, memory and pods."""
+        every = {"cpu": "64", "memory": "512Gi", "pods": "110", "ephemeral-storage": "1Ti"} | capacity
+        self.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {HOST: name}}})
+        ready = {"type": "Ready", "status": "True", "reason": "Test", "message": ""}
+        status = {"status": {"capacity": every, "allocatable": every, "conditions": [ready]}}
+        self.kubectl("patch", "node", name, "--subresource=status", "--type=merge", f"--patch={json.dumps(status)}")
+        # what the node's own controller adds to one that has never spoken
+        self.asked("taint", "node", name, "node.kubernetes.io/not-ready-", "node.kubernetes.io/unreachable-")
+
+    def eventually(self, found: Callable[[], T]) -> T:
+        """The first of *found* that is true."""
+        return eventually_sync(found, within_s=WITHIN_S)
+
+    def _ran(self, arguments: Sequence[str], given: str | None) -> "subprocess.CompletedProcess[str]":
+        command: list[str | Path] = [self._kube, "kubectl", f"--kubeconfig={self.kubeconfig}", *arguments]
+        # its cache is the test's own, and nobody's home is read
+        env = clean_environment() | {"HOME": str(self._folder)}
+        return subprocess.run(command, capture_output=True, text=True, check=False, input=given, env=env)
+
+    def _run(self, *arguments: str) -> None:
+        with (self._folder / f"{arguments[0]}.log").open("wb") as log:
+            command: list[str | Path] = [self._kube, *arguments]
+            self._processes.append(subprocess.Popen(command, cwd=self._folder, stdout=log, stderr=log))
+
+    def _write_keys(self) -> None:
+        key = rsa.generate_private_key(public_exponent=65_537, key_size=2_048)
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        public = key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        (self._folder / "sa.key").write_bytes(private)
+        (self._folder / "sa.pub").write_bytes(public)
+        (self._folder / "tokens").write_text(f'{TOKEN},admin,1,"system:masters"\n')
+
+
+HOST: Final = "kubernetes.io/hostname"
+
+
+@contextmanager
+def api_server(folder: Path) -> Iterator[ApiServer]:
+    """A server that is up until the block ends. Skips the test where there is none to be had."""
+    server = ApiServer(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+class Helm:
+    """The chart of this checkout, as Helm sees it. Needs the tool `helm`."""
+
+    CHART: Final = Path(__file__).parents[2] / "ops" / "kubernetes" / "warmlane"
+
+    def __init__(self, folder: Path) -> None:
+        self._helm = tool("helm")
+        self._env = clean_environment() | {
+            "HOME": str(folder),
+            "PATH": os.environ["PATH"],
+            **{f"HELM_{kind}_HOME": str(folder / kind) for kind in ("CACHE", "CONFIG", "DATA")},
+        }
+
+    def lint(self, *arguments: str) -> None:
+        """Raises AssertionError with what Helm finds."""
+        ran = self._ran("lint", "--strict", "--quiet", self.CHART, *arguments)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+
+    def rendered(self, *arguments: str) -> str:
+        """The manifests. Raises AssertionError."""
+        ran = self._ran("template", "w", self.CHART, *arguments)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    def objects(self, *arguments: str) -> list[dict[str, Any]]:
+        """The objects in the manifests."""
+        return [each for each in yaml.safe_load_all(self.rendered(*arguments)) if each]
+
+    def refused(self, *arguments: str) -> str:
+        """Why Helm does not render it."""
+        ran = self._ran("template", "w", self.CHART, *arguments)
+        assert ran.returncode != 0, "it was rendered"
+        return ran.stderr
+
+    def upgrade(self, *arguments: str) -> None:
+        """Installs it as `w`, or changes that. Raises AssertionError."""
+        ran = self._ran("upgrade", "--install", "w", self.CHART, *arguments)
+        assert ran.returncode == 0, ran.stderr
+
+    def _ran(self, *command: str | Path) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([self._helm, *command], capture_output=True, text=True, check=False, env=self._env)
