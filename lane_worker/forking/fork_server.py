@@ -23,6 +23,8 @@ from ops.machine.visible_cards import VISIBLE
 from ops.nats.access import environment_for
 
 FORK_SERVER: Final = (sys.executable, "-m", "lane_worker.pipelines.forkserver")
+# A process that has closed its socket is gone within it.
+END_S: Final = 1.0
 SHARED_ANSWERS_S: Final = 5.0
 # All workers of a machine wait this long for a shared fork server that imports torch; then each imports it itself.
 SHARED_IMPORTS_S: Final = 60.0
@@ -112,12 +114,26 @@ class ForkServer:
                 answer = await asyncio.get_running_loop().sock_recv(self._control, PID.size)
                 return int(PID.unpack(answer)[0])
             except (OSError, struct.error) as error:
+                how = await self._how_it_ended()
                 await self.close()
-                raise HostLost("the fork server could not start a pipeline host; see its error output") from error
+                raise HostLost(f"the fork server could not start a pipeline host; {how}") from error
             except BaseException:
                 # the answer is still to come, and would be taken for that of the next request
                 await self.close()
                 raise
+
+    async def _how_it_ended(self) -> str:
+        """What an operator should know of its end. Who adopted it learns nothing of that."""
+        if isinstance(self._process, asyncio.subprocess.Process):
+            with contextlib.suppress(TimeoutError):  # it lives, and answered nonsense
+                async with asyncio.timeout(END_S):
+                    await self._process.wait()
+            if self._process.returncode == -signal.SIGKILL:
+                return (
+                    "it was killed (SIGKILL), as the kernel does where memory runs out: the container's memory limit, "
+                    "or the machine, is too small for it"
+                )
+        return "see its error output"
 
     async def close(self) -> None:
         """Kill and reap it. Hosts that it forked live on."""

@@ -40,6 +40,8 @@ def main() -> None:
         slot = decode_fork(body).slot
         if slot == "cpu-refused":
             return
+        if slot == "cpu-out-of-memory":  # what the kernel does to a container at its limit
+            os.kill(os.getpid(), signal.SIGKILL)
         pid = os.fork()
         if pid == 0:
             control.close()

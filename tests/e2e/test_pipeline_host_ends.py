@@ -374,6 +374,11 @@ async def test_a_fork_server_that_dies_is_reported(rogue: Callable[[str], Host])
         await rogue("cpu-refused").start()
 
 
+async def test_a_fork_server_that_the_kernel_kills_is_reported_with_what_to_do(rogue: Callable[[str], Host]) -> None:
+    with pytest.raises(HostLost, match=r"it was killed \(SIGKILL\), .*: the container's memory limit"):
+        await rogue("cpu-out-of-memory").start()
+
+
 async def test_a_dead_fork_server_is_replaced(rogue: Callable[[str], Host]) -> None:
     host = rogue("cpu-silent")
     first = (await host.start()).pid
