@@ -227,10 +227,10 @@ def condition(cluster: Cluster, kind: str) -> str:
 @drill("no card left", "A lane asks for a card (`nvidia.com/gpu`), and no node has one left.", cause="capacity_denied")
 def no_card(cluster: Cluster, load: Load, told: Told) -> None:
     cards = sum(int(node["status"]["allocatable"].get("nvidia.com/gpu", 0)) for node in cluster.objects("nodes"))
-    # whatever else a small cluster may lack
-    asks = "lanes.anisora.resources.requests.cpu=1m,lanes.anisora.resources.requests.memory=64Mi"
-    asks += ",lanes.anisora.card.by=device-plugin,lanes.anisora.replicas"
-    cluster.change("--set", f"{asks}={cards + 1}")
+    # an entry of its own, which needs little else that a small cluster may lack
+    asks = "model=anisora", "card.by=device-plugin", "resources.requests.cpu=1m", "resources.requests.memory=64Mi"
+    wanted = ",".join(f"lanes.more.{each}" for each in (*asks, f"replicas={cards + 1}"))
+    cluster.change("--set", wanted)
     try:
         found = eventually_sync(lambda: unschedulable(cluster), within_s=300)
         told.notes.append(f"{cards} cards in the cluster; the pod without one: {found}")
@@ -244,8 +244,8 @@ def unschedulable(cluster: Cluster) -> str:
     """Why a lane's pod was not put anywhere; empty where none waits for a card."""
     for pod in cluster.objects("pods", "app.kubernetes.io/component=lane"):
         for each in pod["status"].get("conditions", []):
-            if each["type"] == "PodScheduled" and each["status"] == "False" and each.get("reason") == "Unschedulable":
-                return str(each["message"]) if "nvidia.com/gpu" in each["message"] else ""
+            if each.get("reason") == "Unschedulable" and "nvidia.com/gpu" in each["message"]:
+                return str(each["message"])
     return ""
 
 

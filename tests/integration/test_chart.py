@@ -86,6 +86,16 @@ def test_a_real_api_server_takes_every_object(values: tuple[str, ...], helm: Hel
     assert taken.count("server dry run") == len([each for each in yaml.safe_load_all(rendered) if each])
 
 
+@each_values
+def test_a_namespace_that_restricts_its_pods_takes_them(values: tuple[str, ...], helm: Helm, server: ApiServer) -> None:
+    """The strictest of the Pod Security Standards; a folder of the node for the models is what it forbids."""
+    rendered = helm.rendered("--namespace=default", *values)
+    server.kubectl("label", "namespace", "default", "--overwrite", "pod-security.kubernetes.io/warn=restricted")
+    said = server.warnings("apply", "--dry-run=server", "--filename=-", given=rendered)
+    assert [each for each in said if "hostPath" not in each] == []
+    assert bool(said) == ("hostPath" in rendered)
+
+
 def test_it_would_not_take_a_field_that_there_is_not(helm: Helm, server: ApiServer) -> None:
     for right, wrong in (("readOnlyRootFilesystem", "readOnlyRootFileSystem"), ("honorLabels", "honourLabels")):
         rendered = helm.rendered(*VALUES["everything"])

@@ -80,6 +80,12 @@ class ApiServer:
         assert ran.returncode == 0, f"kubectl {' '.join(arguments)}: {ran.stdout}{ran.stderr}"
         return ran.stdout
 
+    def warnings(self, *arguments: str, given: str | None = None) -> list[str]:
+        """What the API server warns of, though it takes it."""
+        ran = self._ran(arguments, given)
+        assert ran.returncode == 0, ran.stderr
+        return [line for line in ran.stderr.splitlines() if line.startswith("Warning:")]
+
     def refused(self, *arguments: str, given: str | None = None) -> str:
         """What kubectl says where it fails, as it has to."""
         ran = self._ran(arguments, given)
