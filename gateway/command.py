@@ -54,6 +54,7 @@ from ops.commands.options import (
 from ops.commands.overload import OverloadOptions, overload_options
 from ops.machine.placement import wanted_lanes
 from ops.machine.ports import listener, why_not
+from ops.machine.secret_variables import secret_in
 from ops.machine.tls import tls_of
 from ops.nats.access import NatsAccess
 from ops.nats.awaited import LeftWaiting, once_there
@@ -225,7 +226,7 @@ def command(
                 storage=StorageWatch(limit_bytes=nats_storage_bytes, store=data_dir / "nats"),
                 opens_without_keys=host.is_loopback,
                 jaeger_url=jaeger_url,
-                webhooks=WebhookOptions(data_dir, allowing(webhooks_allow), os.environ.get(KEY_VARIABLE)),
+                webhooks=WebhookOptions(data_dir, allowing(webhooks_allow), secret_in(os.environ, KEY_VARIABLE)),
                 images=images,
             )
 

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from contracts.nesting import decode_json
+from ops.machine.secret_variables import file_variable, secret_in
 
 Role = Literal["gateway", "lane", "degraded", "supervisor", "operator", "system", "admin"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
@@ -94,14 +95,16 @@ def access(role: Role, urls: str, *, data_dir: Path, ca: Path | None = None) -> 
     """How a process of *role* speaks to the server at *urls*.
 
     1. A user in *urls*.
-    2. `WARMLANE_NATS_<ROLE>_PASSWORD`.
+    2. `WARMLANE_NATS_<ROLE>_PASSWORD`, or the file that `WARMLANE_NATS_<ROLE>_PASSWORD_FILE` names.
     3. What `warmlane up` keeps in *data_dir*, for the server that it runs.
     4. No user: a server with users refuses that, and says so.
+
+    Raises click.ClickException for a file that cannot be used.
     """
     given = NatsAccess.at(urls, ca=ca)
     if given.user is not None:  # 1
         return given
-    password = os.environ.get(password_variable(role))
+    password = secret_in(os.environ, password_variable(role))
     if password:  # 2
         return NatsAccess(urls=given.urls, user=role, password=password, ca=ca)
     kept = _read(data_dir / AUTH_FOLDER / f"{role}.json")
@@ -144,7 +147,8 @@ def inbox_prefix(user: str) -> str:
 def environment_for(role: Role | None, base: Mapping[str, str]) -> dict[str, str]:
     """*base* for a process of *role*: without the passwords of other roles. Where *role* is None, it holds no
     password."""
-    others = {password_variable(other) for other in ROLES if other != role}
+    variables = [password_variable(other) for other in ROLES if other != role]
+    others = {*variables, *map(file_variable, variables)}
     return {name: value for name, value in base.items() if name not in others}
 
 

@@ -1,11 +1,17 @@
 """Provisioning makes the server match, says what it changed, and leaves the operator's own settings alone."""
 
-import pytest
-from click.testing import CliRunner
+import asyncio
+import stat
+from pathlib import Path
 
+import pytest
+from click.testing import CliRunner, Result
+
+from contracts.keys import parse_presented
 from contracts.settings import Catalog
 from contracts.topology import DEGRADED
 from ops.commands.provision import command
+from ops.nats.api_keys import read_keys
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import NotProvisioned, differences, provision, require_provisioned, wanted
 from tests.kit.behind import js_of
@@ -81,3 +87,37 @@ async def test_existing_streams_get_their_description(link: NatsLink, catalog: C
     assert {difference.name for difference in await provision(link, want)} == {"DEGRADED", "DEGRADED/worker"}
     assert (await js_of(link).stream_info("DEGRADED")).config.description == config.description
     assert await differences(link, want) == []
+
+
+def first_key(server: NatsServer, file: Path) -> Result:
+    options = ["--nats-url", server.url, "--first-key", str(file), "--keep", f"{KEEP_S:g}s"]
+    return CliRunner().invoke(command, options)
+
+
+def test_the_first_key_is_made_once(nats_server: NatsServer, tmp_path: Path) -> None:
+    file = tmp_path / "first.key"
+    assert "no key was made" in first_key(nats_server, tmp_path / "gone" / "first.key").output
+    made = first_key(nats_server, file)
+    assert made.exit_code == 0, made.output
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    presented = parse_presented(file.read_text().strip())
+    assert presented is not None
+    assert presented.text not in made.output
+    again = first_key(nats_server, tmp_path / "second.key")
+    assert (again.exit_code, (tmp_path / "second.key").exists()) == (0, False)
+
+    async def keys() -> list[tuple[str, tuple[str, ...]]]:
+        link = await NatsLink.connect(nats_server.url, name="test")
+        found: list[tuple[str, tuple[str, ...]]] = [(key.id, key.scopes) for key in (await read_keys(link)).keys]
+        await link.close()
+        return found
+
+    assert asyncio.run(keys()) == [(presented.id, ("admin",))]
+
+
+def test_a_file_that_is_there_is_not_overwritten(nats_server: NatsServer, tmp_path: Path) -> None:
+    file = tmp_path / "first.key"
+    file.write_text("of another server")
+    refused = first_key(nats_server, file)
+    assert (refused.exit_code, file.read_text()) == (1, "of another server")
+    assert "remove it" in refused.output

@@ -20,7 +20,8 @@ from ops.nats.access import ROLES, password_variable
 ROOT: Final = Path(__file__).parents[2]
 FILE: Final = ROOT / "compose.yaml"
 IMAGES: Final = ROOT / "ops" / "deploy" / "images"
-DOCKERFILES: Final = sorted(IMAGES.glob("*.Dockerfile"))
+DOCKERFILES: Final = sorted(path for path in IMAGES.glob("*.Dockerfile") if path.name != "observe.Dockerfile")
+"""Of all that is not of others, with our configuration in it."""
 SECRETS: Final = {password_variable(role): f"pw-{role}" for role in ROLES} | {"WARMLANE_GRAFANA_PASSWORD": "pw-grafana"}
 CARDS: Final = {f"WARMLANE_{name}_GPU": f"GPU-{name.lower()}-0f1e" for name in ("ANISORA", "PHR00T", "DEGRADED")}
 # $$, ${NAME}, ${NAME:-DEFAULT} and ${NAME:?MESSAGE}; anything else with a $ is none of these.
@@ -64,15 +65,20 @@ def services(variables: Mapping[str, str]) -> dict[str, Service]:
     return found
 
 
-def chosen(found: Mapping[str, Service], profile: str) -> dict[str, Service]:
-    """Those that `docker compose --profile PROFILE up` starts."""
-    return {name: each for name, each in found.items() if profile in each.get("profiles", [profile])}
+def chosen(found: Mapping[str, Service], *profiles: str) -> dict[str, Service]:
+    """Those that `docker compose --profile PROFILE up` starts, with one or several."""
+    return {name: each for name, each in found.items() if {*profiles} & {*each.get("profiles", profiles)}}
+
+
+def builders() -> dict[str, Service]:
+    """Every image that is built here, with one service that builds it."""
+    return {each["image"]: each for each in services(SECRETS | CARDS).values() if "build" in each}
 
 
 def dockerfile(service: Service) -> Path | None:
-    """What its image is built from; None for one that is pulled."""
-    build = service.get("build")
-    return None if build is None else ROOT / build["dockerfile"]
+    """What its image is built from, by whatever service; None for one that is pulled."""
+    builder = builders().get(service["image"])
+    return None if builder is None else ROOT / builder["build"]["dockerfile"]
 
 
 def is_ours(service: Service) -> bool:
@@ -82,7 +88,9 @@ def is_ours(service: Service) -> bool:
 
 def base_images(path: Path) -> list[str]:
     """The images that a Dockerfile begins its stages with."""
-    return _STAGE.findall(path.read_text())
+    text = path.read_text()
+    stages = set(re.findall(r"^FROM \S+ AS (\S+)", text, re.MULTILINE))
+    return [image for image in _STAGE.findall(text) if image not in stages]
 
 
 def final_stage(path: Path) -> list[tuple[str, str]]:

@@ -13,7 +13,8 @@ ARG PIP_ARGS=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_CACHE_DIR=/pip-cache
 WORKDIR /build
-RUN python -m venv /venv
+# without pip, which would only be something to attack in the image
+RUN python -m venv --without-pip /venv
 
 # Dependencies first, but our own package: this layer, of several GB, stays while they do, whatever changes in the source.
 COPY pyproject.toml constraints.txt ./
@@ -21,21 +22,27 @@ RUN python -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 print(*(each for each in project['dependencies'] if not each.startswith('warmlane-')), *project['optional-dependencies']['worker'], sep='\n')" > requirements.txt
 # hadolint ignore=SC2086  # several words
-RUN --mount=type=cache,target=/pip-cache \
-    /venv/bin/pip install --constraint constraints.txt ${PIP_ARGS} --requirement requirements.txt
+RUN --mount=type=cache,target=/pip-cache --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
+    python -m pip --python /venv/bin/python install --constraint constraints.txt ${PIP_ARGS} --requirement requirements.txt \
+    && rm -rf /venv/lib/python3.11/site-packages/torch/test /venv/lib/python3.11/site-packages/torch/include
 
+# Our own packages into a folder of their own: a change of the source makes a layer of a few MB, on top of that one.
+FROM build AS ours
 COPY . .
 # hadolint ignore=SC2086
-RUN --mount=type=cache,target=/pip-cache \
-    /venv/bin/pip install --no-deps ${PIP_ARGS} ./clients/python .
+RUN --mount=type=cache,target=/pip-cache --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
+    python -m pip --python /venv/bin/python install --no-deps --prefix /ours ${PIP_ARGS} ./clients/python .
 
 FROM python:3.11.14-slim-bookworm
 
 # A new volume takes the owner of the folder that it is mounted on.
 RUN groupadd --gid 10001 warmlane \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin warmlane \
-    && install -d -o 10001 -g 10001 /data /data/artifacts
+    && install -d -o 10001 -g 10001 /data /data/artifacts /data/keys \
+    && rm -rf /usr/local/lib/python3.11/site-packages/pip* /usr/local/lib/python3.11/site-packages/setuptools* \
+        /usr/local/lib/python3.11/site-packages/wheel* /usr/local/lib/python3.11/ensurepip
 COPY --from=build /venv /venv
+COPY --from=ours /ours /venv
 # The allocator's settings are FR-010; asking for CUDA must not start it before the host forks. What libraries want to
 # cache goes to /tmp: nothing else of the container can be written. NVML, which proves a release, needs `utility`.
 ENV PATH=/venv/bin:$PATH \
@@ -47,6 +54,14 @@ ENV PATH=/venv/bin:$PATH \
     PYTORCH_NVML_BASED_CUDA_CHECK=1 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
+ARG REVISION=""
+LABEL org.opencontainers.image.title="Warmlane: lanes, degraded workers and their supervisor" \
+    org.opencontainers.image.version="0.1.0" \
+    org.opencontainers.image.revision="${REVISION}"
+
 USER 10001:10001
+# Of a worker with `--metrics-port 9464`, as compose.yaml and the chart start it.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
+    CMD ["python", "-m", "ops.commands.healthcheck", "http://127.0.0.1:9464/livez"]
 ENTRYPOINT ["warmlane"]
 CMD ["lane", "--help"]

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import click
 import pytest
+import yaml
 
 from contracts.settings import load_settings
 from contracts.topology import lane_key
@@ -79,8 +80,32 @@ def test_a_profile_chooses_one_of_each(profile: str) -> None:
     hardware = "-gpu" if profile.endswith("gpu") else ""
     lanes = {"supervisor"} if profile.startswith("supervised") else {"lane-anisora", "lane-phr00t"}
     serving = {f"{name}{hardware}" for name in {"gateway", "degraded", "degraded-standby"} | lanes}
-    always = {"nats", "provision", "otel-collector", "jaeger", "prometheus", "grafana"}
-    assert set(chosen(ALL, profile)) == serving | always
+    always = {"nats", "provision"}
+    shows = {"otel-collector", "jaeger", "prometheus", "grafana"}
+    assert set(chosen(ALL, profile)) == serving | always  # one bad tag of what only shows it stops none of them
+    assert set(chosen(ALL, profile, "observe")) == serving | always | shows
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_one_service_builds_each_image(profile: str) -> None:
+    """Of several builds of one tag each leaves another image, and `up` starts containers anew without a change."""
+    there = chosen(ALL, profile, "observe")
+    builds = [each["image"] for each in there.values() if "build" in each]
+    assert len(builds) == len(set(builds))
+    for name, each in there.items():
+        assert each["image"] in builds, name
+        assert each["pull_policy"] == ("build" if "build" in each else "never")
+    assert "build" not in ALL["admin"], "a command of an operator builds nothing"
+
+
+@each_service
+def test_a_container_has_bounds(name: str) -> None:
+    each = ALL[name]
+    assert each["pids_limit"] > 0
+    is_worker = name.startswith(("lane", "degraded", "supervisor"))
+    assert (each["mem_limit"], str(each["cpus"])) == (("0", "0") if is_worker else ("1g", "1.0"))
+    bounded = services(SECRETS | CARDS | {"WARMLANE_WORKER_MEMORY": "64g", "WARMLANE_WORKER_CPUS": "4"})[name]
+    assert not is_worker or (bounded["mem_limit"], bounded["cpus"]) == ("64g", "4")
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -162,7 +187,7 @@ def test_new_env_writes_what_is_asked_for_and_keeps_what_is_there(tmp_path: Path
 
 @each_service
 def test_a_service_holds_no_password_but_its_own(name: str) -> None:
-    held = {variable for variable, value in ALL[name].get("environment", {}).items() if value.startswith("pw-")}
+    held = {variable for variable, value in ALL[name].get("environment", {}).items() if (value or "").startswith("pw-")}
     roles: dict[str, set[str]] = {
         "nats": set(ROLES),
         "provision": {"admin"},
@@ -228,6 +253,9 @@ def test_others_are_let_in_to_the_gateway_alone() -> None:
 
 def test_monitoring_services_cannot_reach_nats_server() -> None:
     assert ALL["nats"]["networks"] == ["core"]
+    networks = yaml.safe_load(FILE.read_text())["networks"]
+    assert networks["core"] == {"internal": True}
+    assert {name for name, each in ALL.items() if "front" in each["networks"]} == {"gateway", "gateway-gpu"}
     assert {name for name, each in ALL.items() if "core" in each["networks"]} == {"nats", *OURS}
 
 
@@ -340,7 +368,8 @@ def test_its_command_and_environment_are_understood(name: str, monkeypatch: pyte
         if variable.startswith("WARMLANE_"):
             monkeypatch.delenv(variable)
     for variable, value in each["environment"].items():
-        monkeypatch.setenv(variable, here(value))
+        if value is not None:
+            monkeypatch.setenv(variable, here(value))
     context = found.make_context(str(found.name), [here(argument) for argument in arguments])
     options: dict[str, Any] = context.params
     assert options["profile"] == each["environment"]["WARMLANE_PROFILE"]
@@ -449,7 +478,7 @@ def test_its_health_is_looked_at(name: str) -> None:
 def test_the_table_of_variables_is_that_of_the_file() -> None:
     """docs/operate/deploy.md names every variable that .env may hold, with its default."""
     text = (ROOT / "docs" / "operate" / "deploy.md").read_text()
-    used = set(re.findall(r"\$\{(\w+)", FILE.read_text()))
+    used = set(re.findall(r"\$\{(\w+)", FILE.read_text())) | set(re.findall(r"^  (AWS_\w+):$", FILE.read_text(), re.M))
     shown = {match[1] for match in re.finditer(r"^\| `([A-Z]\w+)` \|", text, re.MULTILINE)}
     roles = {password_variable(role) for role in ROLES}
     assert shown == (used - roles) | {"COMPOSE_PROFILES", "WARMLANE_NATS_ROLE_PASSWORD"}

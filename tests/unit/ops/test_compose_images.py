@@ -28,7 +28,7 @@ def test_an_image_is_pinned_to_a_full_version(name: str) -> None:
     images = [ALL[name]["image"]]
     path = dockerfile(ALL[name])
     if path is not None:
-        assert ALL[name]["pull_policy"] == "build", "a name that is nobody's is never asked of a registry"
+        assert ALL[name]["pull_policy"] in ("build", "never"), "a name that is nobody's is never asked of a registry"
         images += base_images(path)
     for image in images:
         repository, _, tag = image.partition(":")
@@ -88,11 +88,14 @@ def test_dependencies_are_installed_before_the_source_is_copied(name: str) -> No
     )
     assert manifest < install < source < ours
     assert text.count("${PIP_ARGS}") == 2
-    assert "pip install --no-deps ${PIP_ARGS} ./clients/python .\n" in text
+    assert "install --no-deps --prefix /ours ${PIP_ARGS} ./clients/python .\n" in text
+    # credentials of an index are there while pip runs, and in no layer
+    assert text.count("--mount=type=secret,id=pip_conf,target=/etc/pip.conf") == 2
     assert 'ARG PIP_ARGS=""' in text
     # what pip was given, and kept, stays behind in the first stage
     assert [rest for instruction, rest in final_stage(IMAGES / f"{name}.Dockerfile") if instruction == "COPY"] == [
-        "--from=build /venv /venv"
+        "--from=build /venv /venv",
+        "--from=ours /ours /venv",
     ]
 
 

@@ -1,5 +1,6 @@
 """The services of compose.yaml that show what the others export."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,8 +11,12 @@ import yaml
 
 from tests.kit.compose import (
     ALL,
+    CARDS,
+    IMAGES,
     OURS,
     ROOT,
+    SECRETS,
+    services,
 )
 
 
@@ -24,7 +29,10 @@ def test_telemetry_arrives_where_it_is_shown() -> None:
     collector = observed("otel-collector.yaml")
     assert collector["receivers"]["otlp"]["protocols"] == {"http": {"endpoint": "0.0.0.0:4318"}}
     for each in OURS.values():
-        assert each["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://otel-collector:4318"
+        assert each["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == ""  # which counts as not set: nothing is sent
+    sent = services(SECRETS | CARDS | {"WARMLANE_OTLP_ENDPOINT": "http://otel-collector:4318"})
+    for name in OURS:
+        assert sent[name]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://otel-collector:4318"
     pipelines = collector["service"]["pipelines"]
     assert {name: pipe["exporters"] for name, pipe in pipelines.items()} == {
         "traces": ["otlp_grpc/jaeger"],
@@ -50,7 +58,7 @@ def test_telemetry_arrives_where_it_is_shown() -> None:
     sources = {source["uid"]: source["url"] for source in observed("grafana/datasources.yaml")["datasources"]}
     assert sources == {"prometheus": "http://prometheus:9090", "jaeger": "http://jaeger:16686"}
     (provider,) = observed("grafana/dashboards.yaml")["providers"]
-    assert provider["options"]["path"] in {mount["target"] for mount in ALL["grafana"]["volumes"]}
+    assert f"COPY ops/dashboards {provider['options']['path']}\n" in (IMAGES / "observe.Dockerfile").read_text()
     assert {"otel-collector", "jaeger", "prometheus", "grafana"} <= {
         name for name, each in ALL.items() if "telemetry" in each["networks"]
     }
@@ -66,12 +74,13 @@ def test_prometheus_reads_its_configuration(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("there is no promtool here (Debian: apt install --no-install-recommends prometheus)")
-    for mount in ALL["prometheus"]["volumes"]:  # as they stand in the container
-        place = tmp_path / Path(mount["target"]).relative_to("/")
-        source = ROOT / mount["source"]
-        if mount["type"] == "bind" and source.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copytree if source.is_dir() else shutil.copy)(source, place)
+    copied = re.findall(
+        r"^COPY (\S+) /(etc/prometheus/\S+)$", (IMAGES / "observe.Dockerfile").read_text(), re.MULTILINE
+    )
+    for source, target in copied:  # as they stand in the image
+        place = tmp_path / target
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (ROOT / source).is_dir() else shutil.copy)(ROOT / source, place)
     config = next(
         argument.removeprefix("--config.file=/")
         for argument in ALL["prometheus"]["command"]
