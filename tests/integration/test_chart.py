@@ -81,15 +81,15 @@ def pods(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 @each_values
 def test_a_real_api_server_takes_every_object(values: tuple[str, ...], helm: Helm, server: ApiServer) -> None:
     """Strictly: a field that it does not know is an error."""
-    rendered = helm.rendered("--namespace=default", *values)
+    rendered = helm.rendered(*values)
     taken = server.kubectl("apply", "--dry-run=server", "--validate=strict", "--filename=-", given=rendered)
-    assert taken.count("server dry run") == len([each for each in yaml.safe_load_all(rendered) if each])
+    assert taken.count("server dry run") == len(helm.objects(*values))
 
 
 @each_values
 def test_a_namespace_that_restricts_its_pods_takes_them(values: tuple[str, ...], helm: Helm, server: ApiServer) -> None:
     """The strictest of the Pod Security Standards; a folder of the node for the models is what it forbids."""
-    rendered = helm.rendered("--namespace=default", *values)
+    rendered = helm.rendered(*values)
     server.kubectl("label", "namespace", "default", "--overwrite", "pod-security.kubernetes.io/warn=restricted")
     said = server.warnings("apply", "--dry-run=server", "--filename=-", given=rendered)
     assert [each for each in said if "hostPath" not in each] == []

@@ -165,6 +165,8 @@ class Helm:
 
     def __init__(self, folder: Path) -> None:
         self._helm = tool("helm")
+        self._rendered: dict[tuple[str, ...], str] = {}
+        self._objects: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         self._env = clean_environment() | {
             "HOME": str(folder),
             "PATH": os.environ["PATH"],
@@ -177,14 +179,18 @@ class Helm:
         assert ran.returncode == 0, ran.stdout + ran.stderr
 
     def rendered(self, *arguments: str) -> str:
-        """The manifests. Raises AssertionError."""
-        ran = self._ran("template", "w", self.CHART, *arguments)
-        assert ran.returncode == 0, ran.stderr
-        return ran.stdout
+        """The manifests, rendered once for each *arguments*. Raises AssertionError."""
+        if arguments not in self._rendered:
+            ran = self._ran("template", "w", self.CHART, *arguments)
+            assert ran.returncode == 0, ran.stderr
+            self._rendered[arguments] = ran.stdout
+        return self._rendered[arguments]
 
     def objects(self, *arguments: str) -> list[dict[str, Any]]:
-        """The objects in the manifests."""
-        return [each for each in yaml.safe_load_all(self.rendered(*arguments)) if each]
+        """The objects in the manifests; not to be changed."""
+        if arguments not in self._objects:
+            self._objects[arguments] = [each for each in yaml.safe_load_all(self.rendered(*arguments)) if each]
+        return self._objects[arguments]
 
     def refused(self, *arguments: str) -> str:
         """Why Helm does not render it."""
