@@ -7,7 +7,7 @@ PIP_ARGS ?=
 # More arguments for `warmlane up`, and for pytest.
 UP_ARGS ?=
 PYTEST_ARGS ?=
-# More arguments for tests/bench and for tests/drills/cluster.py, fuzz.py, order.py, overload.py, panel.py, swap.py, swap_parts.py, failover.py, kubernetes.py,
+# More arguments for tests/bench and for tests/drills/cluster.py, services.py, fuzz.py, order.py, overload.py, panel.py, swap.py, swap_parts.py, failover.py, kubernetes.py,
 # regression.py and soak.py; --help lists them. GPU_ARGS are more arguments for pytest.
 FAILOVER_ARGS ?=
 FUZZ_ARGS ?=
@@ -19,6 +19,7 @@ GPU_ARGS ?=
 CHAOS_ARGS ?=
 CLUSTER_ARGS ?=
 KUBERNETES_ARGS ?=
+SERVICES_ARGS ?=
 REGRESSION_ARGS ?=
 SOAK_ARGS ?=
 BENCH_ARGS ?=
@@ -36,7 +37,7 @@ TYPES_LOG := $(VENV)/types.log
 PYTEST = $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test tools-test lint style types fuzz panel numbers order overload swap windows starts lanes swap-parts gpu-test failover chaos chaos-plants cluster kubernetes observe regression soak bench bench-all model audit clean
+.PHONY: help run test tools-test lint style types fuzz panel numbers order overload swap windows starts lanes swap-parts gpu-test failover chaos chaos-plants cluster kubernetes services observe regression soak bench bench-all model audit clean
 
 help: ## List the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -117,6 +118,9 @@ cluster: $(TEST_READY) ## Kill one of three nats-servers after the other, with t
 
 kubernetes: $(TEST_READY) ## Install the chart on the cluster that KUBECONFIG names, and drill it under load (about 10 minutes)
 	$(BIN)/python -m tests.drills.kubernetes $(KUBERNETES_ARGS)
+
+services: $(TEST_READY) ## Run the systemd units by a real systemd, in a Debian of its own; skipped where there can be none (about 4 minutes)
+	$(BIN)/python -m tests.drills.services $(SERVICES_ARGS)
 
 observe: $(TEST_READY) ## Cause everything that an operator must be able to see, and print what was seen (about 90 seconds)
 	$(BIN)/python -m tests.drills.observe

@@ -61,12 +61,16 @@ from ops.nats.awaited import LeftWaiting, once_there
 from ops.nats.errors import TransportUnavailable, UnusableServer
 from ops.telemetry.export import exporting, gateway_instance, has_endpoint
 from ops.telemetry.logs import configure_logging
+from ops.telemetry.probes import ProcessHealth, judged_by
+from ops.telemetry.service_manager import told_service_manager
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 # How many containers may be made and not freed before the collector looks at the youngest; Python's default is 700.
 # Every request waits for a look: 1 ms with this figure, 3 to 7 ms with ten times as many.
 GARBAGE_AFTER: Final = 2_000
+
+SERVES: Final = ProcessHealth(True, "serves")
 
 log = structlog.get_logger("gateway")
 
@@ -123,8 +127,9 @@ async def _served(
             server.on_leave = services.stop
             if stop.is_set():
                 raise LeftWaiting
-            yield services
-            await serving
+            with judged_by(lambda: SERVES):
+                yield services
+                await serving
     finally:
         server.should_exit = True
         await serving
@@ -259,7 +264,7 @@ def command(
             gate.open(app)
 
     try:
-        with exporting("gateway", instance=gateway_instance(port), serves_metrics=True):
+        with told_service_manager(), exporting("gateway", instance=gateway_instance(port), serves_metrics=True):
             uvloop.run(run())
     except LeftWaiting:
         return

@@ -26,6 +26,7 @@ from ops.nats.errors import TransportUnavailable, UnusableServer
 from ops.nats.link import NatsLink
 from ops.nats.link_health import reporting_on
 from ops.telemetry.export import Listen, exporting
+from ops.telemetry.service_manager import told_service_manager
 from ops.telemetry.unreadable import Role
 
 
@@ -102,7 +103,7 @@ def run_to_end(role: Role, work: Coroutine[Any, Any, None], *, instance: str, li
     Raises click.ClickException for what ended it, where a user can put that right.
     """
     try:
-        with exporting(role, instance=instance, listen=listen):
+        with told_service_manager(), exporting(role, instance=instance, listen=listen):
             uvloop.run(work)
     except LeftWaiting:
         return

@@ -43,6 +43,7 @@ from ops.telemetry.export import Listen, exporting
 from ops.telemetry.logs import configure_logging
 from ops.telemetry.metrics import lane_deaths
 from ops.telemetry.probes import ProcessHealth, judged_by
+from ops.telemetry.service_manager import told_service_manager
 
 
 @click.command(
@@ -132,7 +133,7 @@ def command(
 
     with only_one(data_dir, "supervisor"):
         try:
-            with exporting("supervisor", instance=socket.gethostname(), listen=listen):
+            with told_service_manager(), exporting("supervisor", instance=socket.gethostname(), listen=listen):
                 asyncio.run(run())
         except* LeftWaiting:
             pass

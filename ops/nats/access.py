@@ -96,7 +96,8 @@ def access(role: Role, urls: str, *, data_dir: Path, ca: Path | None = None) -> 
 
     1. A user in *urls*.
     2. `WARMLANE_NATS_<ROLE>_PASSWORD`, or the file that `WARMLANE_NATS_<ROLE>_PASSWORD_FILE` names.
-    3. What `warmlane up` keeps in *data_dir*, for the server that it runs.
+    3. What `warmlane up` keeps in *data_dir*, for the server that it runs; or that file as systemd handed it over
+       (`LoadCredential=`), where the folder is closed to this process.
     4. No user: a server with users refuses that, and says so.
 
     Raises click.ClickException for a file that cannot be used.
@@ -107,7 +108,7 @@ def access(role: Role, urls: str, *, data_dir: Path, ca: Path | None = None) -> 
     password = secret_in(os.environ, password_variable(role))
     if password:  # 2
         return NatsAccess(urls=given.urls, user=role, password=password, ca=ca)
-    kept = _read(data_dir / AUTH_FOLDER / f"{role}.json")
+    kept = _read(data_dir / AUTH_FOLDER / f"{role}.json") or _read(_handed_over() / f"{role}.json")
     if kept is not None and kept.url == given.urls:  # 3
         return NatsAccess(urls=given.urls, user=kept.user, password=kept.password, ca=ca)
     return given  # 4
@@ -150,6 +151,10 @@ def environment_for(role: Role | None, base: Mapping[str, str]) -> dict[str, str
     variables = [password_variable(other) for other in ROLES if other != role]
     others = {*variables, *map(file_variable, variables)}
     return {name: value for name, value in base.items() if name not in others}
+
+
+def _handed_over() -> Path:
+    return Path(os.environ.get("CREDENTIALS_DIRECTORY") or os.devnull)
 
 
 def _read(path: Path) -> _Context | None:
