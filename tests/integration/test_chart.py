@@ -167,6 +167,10 @@ def test_a_process_holds_no_password_but_its_own(values: tuple[str, ...], helm: 
         role = {"provision": "admin"}.get(component, component)
         own = {password_variable(each) for each in ROLES if role in {each, "nats"}}
         assert password_variables(pod) == own, name
+        files = {item["key"] for volume in pod["volumes"] for item in volume.get("secret", {}).get("items", [])}
+        assert files == (
+            set() if role == "nats" else {f"nats-{role}"} | ({"webhooks-key"} if role == "gateway" else set())
+        ), name
 
 
 def password_variables(pod: dict[str, Any]) -> set[str]:
@@ -202,7 +206,7 @@ def test_the_commands_understand_what_they_are_given(
         with monkeypatch.context() as patch:
             for each in container["env"]:
                 value = each.get("value", "from-the-pod")
-                if each["name"] in {"WARMLANE_SETTINGS", "WARMLANE_NATS_CA"}:
+                if each["name"] in {"WARMLANE_SETTINGS", "WARMLANE_NATS_CA"} or each["name"].endswith("_FILE"):
                     (tmp_path / "file").write_text("{}")
                     value = str(tmp_path / "file")
                 patch.setenv(each["name"], value)

@@ -79,10 +79,25 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end -}}
 
-{{- /* (dict "root" $ "role" ROLE): the password of one role of nats-server. */ -}}
-{{- define "warmlane.password" -}}
-- name: WARMLANE_NATS_{{ upper .role }}_PASSWORD
-  valueFrom: {secretKeyRef: {name: {{ include "warmlane.secret" .root }}, key: nats-{{ .role }}}}
+{{- /* (dict "role" ROLE): where a process finds the password of its role. */ -}}
+{{- define "warmlane.passwordFile" -}}
+- {name: WARMLANE_NATS_{{ upper .role }}_PASSWORD_FILE, value: /etc/warmlane/secrets/nats-{{ .role }}}
+{{- end -}}
+
+{{- define "warmlane.secretsMount" -}}
+- {name: secrets, mountPath: /etc/warmlane/secrets, readOnly: true}
+{{- end -}}
+
+{{- /* (dict "root" $ "keys" LIST): those keys of the Secret, and no other. */ -}}
+{{- define "warmlane.secretsVolume" -}}
+- name: secrets
+  secret:
+    secretName: {{ include "warmlane.secret" .root }}
+    defaultMode: 0440
+    items:
+      {{- range .keys }}
+      - {key: {{ . }}, path: {{ . }}}
+      {{- end }}
 {{- end -}}
 
 {{- /* Where artifacts are, for gateways and workers. */ -}}

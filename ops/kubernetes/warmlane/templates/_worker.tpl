@@ -61,7 +61,7 @@ spec:
       args: {{ toJson .args }}
       env:
         {{- include "warmlane.env" $root | nindent 8 }}
-        {{- include "warmlane.password" (dict "root" $root "role" .component) | nindent 8 }}
+        {{- include "warmlane.passwordFile" (dict "role" .component) | nindent 8 }}
         {{- include "warmlane.artifactsEnv" $root | nindent 8 }}
         - {name: WARMLANE_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
         - {name: WARMLANE_SLOT, value: auto}
@@ -100,6 +100,7 @@ spec:
       resources: {{- toYaml $resources | nindent 8 }}
       volumeMounts:
         - {name: data, mountPath: /data}
+        {{- include "warmlane.secretsMount" $root | nindent 8 }}
         {{- include "warmlane.mounts" $root | nindent 8 }}
         {{- include "warmlane.artifactsMount" $root | nindent 8 }}
         {{- if $root.Values.models }}
@@ -112,6 +113,7 @@ spec:
     {{- else }}
     - {name: data, emptyDir: {sizeLimit: {{ $worker.scratch }}}}
     {{- end }}
+    {{- include "warmlane.secretsVolume" (dict "root" $root "keys" (list (printf "nats-%s" .component))) | nindent 4 }}
     {{- include "warmlane.volumes" (dict "root" $root "tmp" $worker.tmp) | nindent 4 }}
     {{- include "warmlane.artifactsVolume" $root | nindent 4 }}
     {{- with $root.Values.models }}
