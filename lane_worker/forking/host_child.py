@@ -22,10 +22,24 @@ from lane_worker.forking.host_messages import (
 )
 from lane_worker.forking.outcome import HostLost
 from lane_worker.forking.process_end import process_end
+from ops.machine.cgroup import memory_limit_bytes, oom_kills
 from ops.waiting import set_within
 
 PING_S: Final = 1.0
 DEATH_S: Final = 10.0
+
+
+def how_it_died(*, before: int | None, now: int | None) -> str:
+    """What can be known of the end of a host, which is no child of its worker: whether meanwhile the kernel killed a
+    process of this container for memory, by its counter *before* and *now*."""
+    if before is None or now is None or now <= before:
+        return "the pipeline host died"
+    limit_bytes = memory_limit_bytes()
+    limit = "" if limit_bytes is None else f" of {limit_bytes / (1 << 30):.1f} GiB"
+    return (
+        f"the pipeline host was killed by the kernel (signal 9, SIGKILL): the memory limit{limit} of this container "
+        "was reached; raise it, or serve smaller videos"
+    )
 
 
 class HostChild:
@@ -38,7 +52,8 @@ class HostChild:
         self.answered_at_s = time.monotonic()
         self._reader = reader
         self._writer = writer
-        self._end = "the pipeline host died"
+        self._end = ""
+        self._oom_kills = oom_kills()
         self._messages: asyncio.Queue[FromChild | None] = asyncio.Queue()
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._ping())]
 
@@ -60,7 +75,7 @@ class HostChild:
         message = await self._messages.get()
         if message is None:
             self._messages.put_nowait(None)
-            raise HostLost(self._end)
+            raise HostLost(self._end or how_it_died(before=self._oom_kills, now=oom_kills()))
         return message
 
     async def answer(self, limit_s: float, complaint: str, overrun: type[HostLost] = HostLost) -> FromChild:
