@@ -59,11 +59,13 @@ class Host:
         fork_server: ForkServer | None = None,
         oom_dir: Path | None = None,
         oom_snapshots: int = 0,
+        worker: str = "",
     ) -> None:
         """*step_seconds* slows each step down, and *load_seconds* each load, to imitate a real card. Without
         *fork_server* it has one of its own.
 
-        When a card runs out of memory, a snapshot goes into *oom_dir*; the newest *oom_snapshots* are kept there.
+        *worker* is the name that the slot's note shows. When a card runs out of memory, a snapshot goes into *oom_dir*;
+        the newest *oom_snapshots* are kept there.
         """
         self._slot = slot
         self._lock_dir = lock_dir
@@ -71,6 +73,7 @@ class Host:
         self._models_dir = models_dir
         self._step_seconds, self._load_seconds = step_seconds, load_seconds
         self._lock_wait_s = lock_wait_s
+        self._worker = worker
         self._oom = ("", 0) if oom_dir is None else (str(oom_dir), oom_snapshots)
         self._owns_fork_server = fork_server is None
         self._fork_server = ForkServer() if fork_server is None else fork_server
@@ -111,7 +114,9 @@ class Host:
         holder = read_note(lock_path(self._lock_dir, self._slot))
         if holder is not None and may_take_over(holder, term=term):
             kill_noted(holder)
-        request = Fork(self._slot, str(self._lock_dir), self._lock_wait_s, self._role, term, *self._oom, rehearse)
+        request = Fork(
+            self._slot, str(self._lock_dir), self._lock_wait_s, self._role, term, *self._oom, rehearse, self._worker
+        )
         child = self._child = await self._fork(request)
         answer = await child.answer(self._lock_wait_s + START_S, "did not take its slot")
         match answer:

@@ -37,6 +37,8 @@ class Fork(Struct, frozen=True, tag="fork"):
     oom_dir: str = ""
     oom_snapshots: int = 0
     rehearse: tuple[Checkpoint, ...] = ()
+    worker: str = ""
+    """The name of the worker that asks, for the slot's note."""
 
 
 class Load(Struct, frozen=True, tag="load"):
@@ -204,6 +206,7 @@ FromChild = Ready | SlotBusy | Loaded | Unloaded | StepFinished | Finished | Can
 class SlotNote(Struct, frozen=True):
     """Content of a slot's lock file: who holds the slot, what is resident, and which task runs.
 
+    *worker* and *host* name the worker and its machine or container, to people; empty in a note of an earlier version.
     *pid* and *started* (clock ticks since boot; None where the system does not say) name one process for ever.
     *term* is the leadership that the process was started under, 0 in a lane. The next holder finds a task here that
     was never finished with, and writes its memory line (FR-008, FR-009).
@@ -216,6 +219,15 @@ class SlotNote(Struct, frozen=True):
     model: str | None = None
     task_id: str | None = None
     attempt: int = 0
+    worker: str = ""
+    host: str = ""
+
+    @property
+    def who(self) -> str:
+        """The holder, for people: in a container its pid means nothing to anybody else."""
+        if not self.worker:
+            return f"process {self.pid}"
+        return f"worker {self.worker} on host {self.host} (process {self.pid} there)"
 
 
 class BadMessage(ValueError):

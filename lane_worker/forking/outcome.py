@@ -25,8 +25,8 @@ class SlotTaken(Exception):
     """Another process holds the slot."""
 
     def __init__(self, slot: str, holder: SlotNote | None) -> None:
-        who = "another process" if holder is None else f"process {holder.pid}"
-        super().__init__(f"slot {slot} is held by {who}: stop that process, or give this worker another slot")
+        who = "another process" if holder is None else holder.who
+        super().__init__(f"slot {slot} is held by {who}: stop that one, or give this worker another slot")
         self.holder = holder
 
 

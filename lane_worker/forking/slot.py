@@ -10,6 +10,7 @@ No `filelock`: the descriptor is kept while the file is made anew beneath it (`k
 import fcntl
 import os
 import re
+import socket
 import threading
 import time
 from pathlib import Path
@@ -29,7 +30,7 @@ class SlotHeld(Exception):
     """Another process holds the slot, and went on holding it while this one waited."""
 
     def __init__(self, slot: str, holder: SlotNote | None) -> None:
-        super().__init__(f"slot {slot} is held by process {'(unknown)' if holder is None else holder.pid}")
+        super().__init__(f"slot {slot} is held by {'process (unknown)' if holder is None else holder.who}")
         self.holder = holder
 
 
@@ -75,19 +76,25 @@ class SlotLock:
     The file stays, since a removed one could be locked a second time; `keep` sees to that.
     """
 
-    def __init__(self, path: Path, descriptor: int, *, role: Role, term: int, unfinished: SlotNote | None) -> None:
+    def __init__(
+        self, path: Path, descriptor: int, *, role: Role, term: int, unfinished: SlotNote | None, worker: str = ""
+    ) -> None:
         self._path = path
         self._descriptor = descriptor
         self._turn = threading.Lock()
         self._line = b""
         self._role, self._term = role, term
+        self._worker, self._host = worker, socket.gethostname() if worker else ""
         self._started = process_start(os.getpid())
         self.unfinished = unfinished
         """The note of a holder that ended in the middle of a task; its memory line is still to be written (FR-009)."""
 
     @classmethod
-    def acquire(cls, lock_dir: Path, slot: str, *, role: Role, term: int, wait_s: float) -> Self:
-        """Take the lock of *slot*, trying for *wait_s* seconds (this blocks). Raises SlotHeld, OSError, ValueError."""
+    def acquire(cls, lock_dir: Path, slot: str, *, role: Role, term: int, wait_s: float, worker: str = "") -> Self:
+        """Take the lock of *slot* for *worker*, trying for *wait_s* seconds (this blocks).
+
+        Raises SlotHeld, OSError, ValueError.
+        """
         path = lock_path(lock_dir, slot)
         lock_dir.mkdir(parents=True, exist_ok=True)
         deadline_s = time.monotonic() + wait_s
@@ -100,7 +107,7 @@ class SlotLock:
             time.sleep(RETRY_S)
         last = _parse(os.pread(descriptor, 65536, 0))
         unfinished = last if last is not None and last.task_id is not None else None
-        lock = cls(path, descriptor, role=role, term=term, unfinished=unfinished)
+        lock = cls(path, descriptor, role=role, term=term, unfinished=unfinished, worker=worker)
         lock.write()
         return lock
 
@@ -114,6 +121,8 @@ class SlotLock:
             model=model,
             task_id=task_id,
             attempt=attempt,
+            worker=self._worker,
+            host=self._host,
         )
         with self._turn:
             self._line = _ENCODER.encode(note) + b"\n"

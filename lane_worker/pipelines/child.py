@@ -122,6 +122,7 @@ class _Child:
                 role=request.role,
                 term=request.term,
                 wait_s=request.lock_wait_s,
+                worker=request.worker,
             )
         except SlotHeld as error:
             self._send(SlotBusy(error.holder))

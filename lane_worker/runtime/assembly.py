@@ -81,6 +81,7 @@ def assemble(
         fork_server=fork_server,
         oom_dir=setup.data_dir / OOM_FOLDER,
         oom_snapshots=setup.oom_snapshots,
+        worker=setup.name,
     )
     display = SlotDisplay(setup.link, slot=setup.slot, worker=setup.name)
     residence = Residence(

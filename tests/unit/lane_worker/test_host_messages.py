@@ -73,8 +73,9 @@ TO_CHILD: list[tuple[m.ToChild, bytes]] = [
 FROM_CHILD: list[tuple[m.FromChild, bytes]] = [
     (
         m.Ready(9, NOTE),
-        b"\x00\x00\x00k\x84\xa4type\xa5ready\xa3pid\t\xaaunfinished\x87\xa3pid\x08\xa7startedM\xa4role"
-        b"\xa8degraded\xa4term\x05\xa5model\xa7anisora\xa7task_id\xa1t\xa7attempt\x01\xa9rehearsed\xc0",
+        b"\x00\x00\x00y\x84\xa4type\xa5ready\xa3pid\t\xaaunfinished\x89\xa3pid\x08\xa7startedM\xa4role"
+        b"\xa8degraded\xa4term\x05\xa5model\xa7anisora\xa7task_id\xa1t\xa7attempt\x01\xa6worker\xa0\xa4host\xa0"
+        b"\xa9rehearsed\xc0",
     ),
     (
         m.Ready(9, None, m.Rehearsed(0.5, "no")),
@@ -84,8 +85,8 @@ FROM_CHILD: list[tuple[m.FromChild, bytes]] = [
     (m.SlotBusy(None), b"\x00\x00\x00\x18\x82\xa4type\xa9slot_busy\xa6holder\xc0"),
     (
         m.SlotBusy(NOTE),
-        b"\x00\x00\x00[\x82\xa4type\xa9slot_busy\xa6holder\x87\xa3pid\x08\xa7startedM\xa4role\xa8degraded"
-        b"\xa4term\x05\xa5model\xa7anisora\xa7task_id\xa1t\xa7attempt\x01",
+        b"\x00\x00\x00i\x82\xa4type\xa9slot_busy\xa6holder\x89\xa3pid\x08\xa7startedM\xa4role\xa8degraded"
+        b"\xa4term\x05\xa5model\xa7anisora\xa7task_id\xa1t\xa7attempt\x01\xa6worker\xa0\xa4host\xa0",
     ),
     (
         m.Unloaded(("vae",), 7, 0.25, MEMORY),
@@ -122,9 +123,9 @@ FROM_CHILD: list[tuple[m.FromChild, bytes]] = [
     (m.Pong(7), b"\x00\x00\x00\x13\x82\xa4type\xa4pong\xa6number\x07"),
 ]
 FORK = (
-    b"\x89\xa4type\xa4fork\xa4slot\xa5cpu-0\xa8lock_dir\xa6/locks\xablock_wait_s"
+    b"\x8a\xa4type\xa4fork\xa4slot\xa5cpu-0\xa8lock_dir\xa6/locks\xablock_wait_s"
     b"\xcb@\x14\x00\x00\x00\x00\x00\x00\xa4role\xa8degraded\xa4term\x03"
-    b"\xa7oom_dir\xa4/oom\xadoom_snapshots\x02\xa8rehearse\x91" + CHECKPOINT_BYTES
+    b"\xa7oom_dir\xa4/oom\xadoom_snapshots\x02\xa8rehearse\x91" + CHECKPOINT_BYTES + b"\xa6worker\xa6lane-0"
 )
 
 
@@ -151,7 +152,7 @@ def test_the_parent_reads_what_the_child_wrote(message: m.FromChild, pinned: byt
 
 
 def test_the_request_to_the_fork_server() -> None:
-    request = m.Fork("cpu-0", "/locks", 5.0, "degraded", 3, "/oom", 2, (CHECKPOINT,))
+    request = m.Fork("cpu-0", "/locks", 5.0, "degraded", 3, "/oom", 2, (CHECKPOINT,), "lane-0")
     assert m.encode_fork(request) == FORK
     assert m.decode_fork(FORK) == request
 

@@ -1,5 +1,6 @@
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lane_worker.forking.host_messages import SlotNote
+from lane_worker.forking.outcome import SlotTaken
 from lane_worker.forking.slot import SlotHeld, SlotLock, lock_path, may_take_over, process_start, read_note
 
 SLOT = "cpu-0"
@@ -165,3 +167,14 @@ def test_a_pid_and_its_start_name_one_process() -> None:
         assert started > own
         first.kill()
     assert process_start(first.pid) is None
+
+
+def test_a_slot_is_held_by_a_worker_and_not_by_a_number(tmp_path: Path) -> None:
+    """In a container every worker is process 24."""
+    lock = SlotLock.acquire(tmp_path, SLOT, role="degraded", term=1, wait_s=0, worker="degraded-0")
+    with pytest.raises(SlotHeld) as refused:
+        SlotLock.acquire(tmp_path, SLOT, role="degraded", term=2, wait_s=0, worker="degraded-1")
+    del lock
+    who = f"worker degraded-0 on host {socket.gethostname()} (process {os.getpid()} there)"
+    assert str(refused.value) == f"slot {SLOT} is held by {who}"
+    assert str(SlotTaken(SLOT, refused.value.holder)).startswith(f"slot {SLOT} is held by {who}: stop that one")
