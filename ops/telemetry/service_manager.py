@@ -19,6 +19,8 @@ SOCKET_VARIABLE: Final = "NOTIFY_SOCKET"
 WATCHDOG_VARIABLES: Final = ("WATCHDOG_USEC", "WATCHDOG_PID")
 LOOK_EVERY_S: Final = 0.5
 LISTENS_WITHIN_S: Final = 60.0
+# A service manager that reads nothing must not keep a process from its end.
+SEND_S: Final = 1.0
 
 
 def lines_for(now: ProcessHealth, before: ProcessHealth | None, *, was_ready: bool) -> list[str]:
@@ -116,5 +118,6 @@ def _name(address: str) -> str:
 def _send(address: str, lines: list[str]) -> None:
     # a service manager that does not listen ends nothing
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to:
+        to.settimeout(SEND_S)
         to.connect(_name(address))
         to.send("\n".join(lines).encode(errors="replace"))

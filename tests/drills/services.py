@@ -306,6 +306,9 @@ def _hung(there: Machine) -> str:
         "the gateway runs anew",
         lambda: there.pid("warmlane-gateway") not in (0, before) and there.state("warmlane-gateway") == "active",
     )
+    there.run("rm", "-r", "/run/systemd/system/warmlane-gateway.service.d")
+    there.run("systemctl", "daemon-reload")
+    there.run("systemctl", "restart", "warmlane-gateway")
     return f"{took_s:.0f} s with WatchdogSec=4"
 
 

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import signal
+import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +23,7 @@ from ops.nats.api_keys import add
 from ops.nats.awaited import LeftWaiting, once_there
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, require_degraded, wanted
+from ops.telemetry.service_manager import SOCKET_VARIABLE
 from tests.kit.support import BOUND_S, KEEP_S, NatsServer, clean_environment, eventually, free_port
 from tests.kit.warm_cli import Forked
 
@@ -30,11 +33,21 @@ class WaitingGateway:
 
     def __init__(self, server: NatsServer, folder: Path) -> None:
         self.log_file = folder / "gateway.log"
+        self.told: list[str] = []
+        self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._manager.bind(str(folder / "notify"))
+        threading.Thread(target=self._listen, daemon=True).start()
         self.url = f"http://127.0.0.1:{free_port()}"
         port = self.url.rpartition(":")[2]
         options = ("--port", port, "--nats-url", server.address, "--data-dir", str(folder), "--keep", f"{KEEP_S:g}s")
+        environment = clean_environment() | {SOCKET_VARIABLE: str(folder / "notify")}
         with self.log_file.open("wb") as log:
-            self.process = Forked("gateway", *options, stdout=log, stderr=log, env=clean_environment())
+            self.process = Forked("gateway", *options, stdout=log, stderr=log, env=environment)
+
+    def _listen(self) -> None:
+        while not self.told or self.told[-1] != "STOPPING=1":
+            self.told += self._manager.recv(4096).decode().splitlines()
+        self._manager.close()
 
     async def status(self, http: httpx.AsyncClient, path: str) -> int | None:
         assert self.process.poll() is None, self.log_file.read_text()
@@ -71,6 +84,12 @@ async def test_a_gateway_waits_for_its_server_and_for_what_is_on_it(
         async def lacks_streams() -> bool:
             return "run `warmlane provision`" in (await http.get(gateway.url + "/readyz")).text
 
+        async def tells_that_it_serves() -> bool:
+            return gateway.told.count("READY=1") == 1 and "STATUS=serves" in gateway.told
+
+        async def tells_that_it_leaves() -> bool:
+            return gateway.told[-1] == "STOPPING=1"
+
         await eventually(lives)
         assert [await gateway.status(http, path) for path in ("/readyz", "/healthz", "/tasks")] == [503, 503, 503]
         nats_server.start()
@@ -78,9 +97,13 @@ async def test_a_gateway_waits_for_its_server_and_for_what_is_on_it(
         link = await NatsLink.connect(nats_server.url, name="test")
         await provision(link, wanted(catalog, keep_s=KEEP_S))
         await link.close()
+        assert "READY=1" not in gateway.told
         await eventually(serves)
+        await eventually(tells_that_it_serves)
         assert (await http.get(gateway.url + "/tasks")).json()["tasks"] == []
-    assert gateway.end() == 0
+        assert gateway.end() == 0
+        await eventually(tells_that_it_leaves)
+    assert any(line.startswith("STATUS=waiting: ") for line in gateway.told)
 
 
 async def test_a_gateway_that_waits_leaves_when_it_is_told_to(gateway: WaitingGateway) -> None:
