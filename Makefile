@@ -7,7 +7,7 @@ PIP_ARGS ?=
 # More arguments for `warmlane up`, and for pytest.
 UP_ARGS ?=
 PYTEST_ARGS ?=
-# More arguments for tests/bench and for tests/drills/cluster.py, services.py, fuzz.py, order.py, overload.py, panel.py, swap.py, swap_parts.py, failover.py, kubernetes.py,
+# More arguments for tests/bench and for tests/drills/cluster.py, containers.py, services.py, fuzz.py, order.py, overload.py, panel.py, swap.py, swap_parts.py, failover.py, kubernetes.py,
 # regression.py and soak.py; --help lists them. GPU_ARGS are more arguments for pytest.
 FAILOVER_ARGS ?=
 FUZZ_ARGS ?=
@@ -18,6 +18,7 @@ SWAP_ARGS ?=
 GPU_ARGS ?=
 CHAOS_ARGS ?=
 CLUSTER_ARGS ?=
+CONTAINERS_ARGS ?=
 KUBERNETES_ARGS ?=
 SERVICES_ARGS ?=
 REGRESSION_ARGS ?=
@@ -37,7 +38,7 @@ TYPES_LOG := $(VENV)/types.log
 PYTEST = $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test tools-test lint style types fuzz panel numbers order overload swap windows starts lanes swap-parts gpu-test failover chaos chaos-plants cluster kubernetes services observe regression soak bench bench-all model audit clean
+.PHONY: help run test tools-test lint style types fuzz panel numbers order overload swap windows starts lanes swap-parts gpu-test failover chaos chaos-plants cluster containers kubernetes services observe regression soak bench bench-all model audit clean
 
 help: ## List the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -115,6 +116,9 @@ chaos-plants: $(TEST_READY) ## Plant bugs, each of which the checker of `make ch
 
 cluster: $(TEST_READY) ## Kill one of three nats-servers after the other, with two gateways on S3, and judge what is lost (about 3 minutes)
 	$(BIN)/python -m tests.drills.cluster $(CLUSTER_ARGS)
+
+containers: $(TEST_READY) ## Build the images, start compose.yaml and drill it; skipped where there is no container engine (about 10 minutes)
+	$(BIN)/python -m tests.drills.containers $(CONTAINERS_ARGS)
 
 kubernetes: $(TEST_READY) ## Install the chart on the cluster that KUBECONFIG names, and drill it under load (about 10 minutes)
 	$(BIN)/python -m tests.drills.kubernetes $(KUBERNETES_ARGS)
