@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -40,38 +41,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return warm_cli.run(*arguments, env=clean_environment())
 
 
-@pytest.fixture
-def phr00t_only(tmp_path: Path) -> UpProcess:
-    """One lane: the other model is served by the degraded worker."""
-    up = UpProcess(tmp_path, "--lanes", "phr00t=1", "--step-seconds", "0.2")
+@pytest.fixture(scope="module")
+def phr00t_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
+    """One lane: the other model is served by the degraded worker. It imports torch for itself, so two tests
+    share it; the second one ends it."""
+    up = UpProcess(tmp_path_factory.mktemp("phr00t"), "--lanes", "phr00t=1", "--step-seconds", "0.2")
     up.start()
-    return up
-
-
-def test_ctrl_c_finishes_the_task_in_hand_and_kill_9_takes_everything_with_it(phr00t_only: UpProcess) -> None:
-    """Neither of the two leaves a process behind."""
-    up = phr00t_only
-    # the first is answered when the degraded worker has taken it: the other way round, a lane's might end before that
-    tasks = [up.submit(model="anisora", num_frames=9), up.submit(model="phr00t")]
-    eventually_sync(lambda: all(up.task(task["id"])["status"] == "processing" for task in tasks), within_s=60)
-    assert [up.task(task["id"])["worker"] for task in tasks] == ["degraded-0", "phr00t-0"]
-    below = up.below()
-    # server, gateway, supervisor, shared fork server, two workers, each with a fork server and a host
-    assert len(below) >= 10
-    assert up.interrupt() == 0
-    assert [pid for pid in below if is_running(pid)] == []
-    assert not list(up.data_dir.glob("forks*"))
-    for path in (up.data_dir / "locks").iterdir():
-        with path.open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if a process still holds it
-    up.start()  # the same folder and ports again: what was accepted before is still known
-    for task in tasks:
-        done = up.ended(task["id"])
-        assert (done["status"], done["attempt"]) == ("done", 1)
-        assert up.video(task["id"])
-    below = up.below()
-    os.kill(up.pid, signal.SIGKILL)
-    eventually_sync(lambda: not any(is_running(pid) for pid in below), within_s=60)
+    yield up
     up.stop()
 
 
@@ -105,7 +81,32 @@ def test_a_killed_supervisor_drains_its_lanes_and_is_started_again(phr00t_only: 
     assert "fork-server ended (signal 9); again in" in said
     eventually_sync(Path(forks).is_socket)  # and is there again for the next worker
     assert all(is_running(pid) for pid in (servers[1], up.host_of("degraded-0")))
-    up.stop()
+
+
+def test_ctrl_c_finishes_the_task_in_hand_and_kill_9_takes_everything_with_it(phr00t_only: UpProcess) -> None:
+    """Neither of the two leaves a process behind."""
+    up = phr00t_only
+    # the first is answered when the degraded worker has taken it: the other way round, a lane's might end before that
+    tasks = [up.submit(model="anisora", num_frames=9), up.submit(model="phr00t")]
+    eventually_sync(lambda: all(up.task(task["id"])["status"] == "processing" for task in tasks), within_s=60)
+    assert [up.task(task["id"])["worker"] for task in tasks] == ["degraded-0", "phr00t-0"]
+    below = up.below()
+    # server, gateway, supervisor, shared fork server, two workers, each with a fork server and a host
+    assert len(below) >= 10
+    assert up.interrupt() == 0
+    assert [pid for pid in below if is_running(pid)] == []
+    assert not list(up.data_dir.glob("forks*"))
+    for path in (up.data_dir / "locks").iterdir():
+        with path.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if a process still holds it
+    up.start()  # the same folder and ports again: what was accepted before is still known
+    for task in tasks:
+        done = up.ended(task["id"])
+        assert (done["status"], done["attempt"]) == ("done", 1)
+        assert up.video(task["id"])
+    below = up.below()
+    os.kill(up.pid, signal.SIGKILL)
+    eventually_sync(lambda: not any(is_running(pid) for pid in below), within_s=60)
 
 
 def test_lanes_denied_and_granted_under_load_fail_no_request(tmp_path: Path) -> None:

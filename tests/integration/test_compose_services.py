@@ -31,7 +31,7 @@ from ops.nats.link import NatsLink
 from tests.kit.collector import Collector
 from tests.kit.compose import ROOT, dockerfile, image_environment, is_ours, services
 from tests.kit.degraded import leader_of
-from tests.kit.support import as_admin, eventually, eventually_sync, free_port, require_sound
+from tests.kit.support import as_admin, eventually, eventually_sync, free_port, require_sound, shared_forks
 
 SECRETS: Final = {password_variable(role): f"pw-{role}" for role in ROLES} | {"WARMLANE_GRAFANA_PASSWORD": "pw-grafana"}
 # Of the loopback, and another one than nats.conf has: that the command line moves it is a part of what is shown.
@@ -109,6 +109,12 @@ class Composed:
         """Starts it, and leaves it running until `stop`."""
         self._start(name, self.command(name))
 
+    def start_beside(self, name: str, other: str) -> None:
+        """The same for a worker in the image and the environment of *other*, which shows that torch can be imported
+        there: this one has the fork server of all tests."""
+        assert self.environment(name) == self.environment(other)
+        self._start(name, self.command(name), **shared_forks())
+
     def start_nats(self) -> None:
         """The same for nats-server, whose image is not ours."""
         options = self._services["nats"]["command"]
@@ -119,11 +125,10 @@ class Composed:
         command = ["sh", entrypoint, *(local.get(word, self.here("nats", word)) for word in options)]
         self._start("nats", command)
 
-    def _start(self, name: str, command: list[str]) -> None:
+    def _start(self, name: str, command: list[str], **more: str) -> None:
+        environment = self.environment(name) | more
         with (self._folder / f"{name}.log").open("wb") as log:
-            self._running[name] = subprocess.Popen(
-                command, stdout=log, stderr=log, env=self.environment(name), cwd=self._folder
-            )
+            self._running[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=self._folder)
 
     def log(self, name: str) -> str:
         return (self._folder / f"{name}.log").read_text()
@@ -233,8 +238,9 @@ def test_the_services_of_the_profile_cpu_serve(composed: Composed) -> None:
     # so `docker compose up --wait` needs nothing else: the gateway does not serve others before there is a key
     key = composed.first_key.read_text().strip()
     workers = ("lane-anisora", "lane-phr00t", "degraded")
-    for name in ("gateway", *workers):
+    for name in ("gateway", "lane-anisora", "degraded"):
         composed.start(name)
+    composed.start_beside("lane-phr00t", "lane-anisora")
 
     headers = {"authorization": f"Bearer {key}"}
     url = f"http://127.0.0.1:{composed.port('gateway', '8000')}"
@@ -260,7 +266,7 @@ def test_the_services_of_the_profile_cpu_serve(composed: Composed) -> None:
         assert (ended["status"], ended["route"], ended["worker"]) == ("done", "lane", "anisora-0")
         assert http.get(ended["links"]["video"]).content[4:8] == b"ftyp"
 
-    composed.start("degraded-standby")
+    composed.start_beside("degraded-standby", "degraded")
     eventually_sync(lambda: '"stands_by"' in composed.log("degraded-standby"), within_s=60)
     leader = asyncio.run(leader_at(composed.nats_url))
     assert leader is not None
