@@ -25,7 +25,21 @@ DATA: Final = {
     "degraded_worker": set[str](),
     "gateway": {".css", ".html", ".js", ".json", ".svg", ".txt"},
     "lane_worker": {".json", ".txt"},
-    "ops": {".Dockerfile", ".conf", ".env", ".json", ".md", ".sh", ".svg", ".tpl", ".txt", ".yaml"},
+    "ops": {
+        ".Dockerfile",
+        ".conf",
+        ".env",
+        ".json",
+        ".md",
+        ".service",
+        ".sh",
+        ".svg",
+        ".target",
+        ".toml",
+        ".tpl",
+        ".txt",
+        ".yaml",
+    },
 }
 
 
