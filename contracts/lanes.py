@@ -167,7 +167,8 @@ class Leadership(Struct, frozen=True, kw_only=True):
     It expires when not refreshed.
 
     *slot* is empty for a gateway, which has none. *order* is what its order stood on at the last refresh; None for a
-    leader that has not said so.
+    leader that has not said so. *serves*: it has what it needs for that, such as the lock of its slot, which a leader
+    before it may still hold where it is stopped and cannot be ended.
     """
 
     worker: str
@@ -176,6 +177,7 @@ class Leadership(Struct, frozen=True, kw_only=True):
     pid: int
     since: Moment
     order: OrderState | None = None
+    serves: bool = True
 
 
 _HEARTBEATS: Final = Decoder(LaneHeartbeat)

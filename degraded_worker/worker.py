@@ -67,6 +67,7 @@ class DegradedWorker:
             owner=parts.owner,
             slot=setup.slot,
             order=lambda: self._order.state(datetime.now(UTC)),
+            serves_at_once=False,
         )
 
     def _ordered(
@@ -221,6 +222,7 @@ class DegradedWorker:
                 self._scratch.remove_what_others_left()
                 await self._runner.accounts.close_for_last_holder(ready)
                 self._standing = ProcessHealth(True, "leads")
+                self._leader.serve()
                 log.info("serves", worker=self._name, slot=self._slot, term=self._leader.term)
             await self._loop.serve_one(leave)
             if not isinstance(self._distrust.advice(), Serve):

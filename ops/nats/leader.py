@@ -82,8 +82,13 @@ class Leader:
         slot: str = "",
         key: str = LEADER_KEY,
         order: Callable[[], OrderState | None] = lambda: None,
+        serves_at_once: bool = True,
     ) -> None:
-        """*owner* is the nonce of this process; *worker*, and *slot* where it has one, are shown to whoever looks."""
+        """*owner* is the nonce of this process; *worker*, and *slot* where it has one, are shown to whoever looks.
+
+        Without *serves_at_once* the key says that this leader does not serve, until `serve`.
+        """
+        self._serves_at_once = serves_at_once
         self._key = key
         self._order = order
         self._bucket = Bucket(link, LEADERSHIPS, reports=False)
@@ -91,6 +96,7 @@ class Leader:
         self._standing: Standing | None = None
         self._leadership: Leadership
         self._vacant = asyncio.Event()
+        self._news = asyncio.Event()
         self._seldom = Seldom()
         link.connection.on_reconnect(self._vacant.set)
 
@@ -129,7 +135,12 @@ class Leader:
         if revision is None:
             return False
         self._leadership = Leadership(
-            worker=self._worker, owner=self._owner, slot=self._slot, pid=os.getpid(), since=datetime.now(UTC)
+            worker=self._worker,
+            owner=self._owner,
+            slot=self._slot,
+            pid=os.getpid(),
+            since=datetime.now(UTC),
+            serves=self._serves_at_once,
         )
         sent_s = time.monotonic()
         term = await self._store(revision)
@@ -137,10 +148,17 @@ class Leader:
         log.info("leads", key=self._key, worker=self._worker, slot=self._slot, term=term)
         return True
 
+    def serve(self) -> None:
+        """From now on the key says that this leader serves; everybody learns it at once."""
+        if not self._leadership.serves:
+            self._leadership = replace(self._leadership, serves=True)
+            self._news.set()
+
     async def hold(self) -> None:
         """Refreshes the key every LEADER_REFRESH_S; returns when this process leads no more."""
         while (standing := self._standing) is not None and leads(standing, now_s=time.monotonic()):
-            await asyncio.sleep(max(0.0, standing.sent_s + LEADER_REFRESH_S - time.monotonic()))
+            await set_within(max(0.0, standing.sent_s + LEADER_REFRESH_S - time.monotonic()), self._news)
+            self._news.clear()
             try:
                 sent_s = time.monotonic()
                 revision = await self._store(standing.revision)

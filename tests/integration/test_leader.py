@@ -98,6 +98,25 @@ async def test_one_of_many_leads_and_a_resignation_hands_over_at_once(link: Nats
     assert terms == sorted(set(terms)), "terms grow: the lock of the slot relies on it"
 
 
+async def test_a_leader_says_at_once_when_it_serves(link: NatsLink) -> None:
+    leader = Leader(link, worker="w", owner="o", slot="cpu-0", serves_at_once=False)
+    await leader.start()
+    await leader.campaign()
+    shown = await leadership(link)
+    assert shown is not None
+    assert not shown.serves
+    holding = asyncio.create_task(leader.hold())
+    leader.serve()
+
+    async def serves() -> bool:
+        shown = await leadership(link)
+        return shown is not None and shown.serves
+
+    await eventually(serves)
+    holding.cancel()
+    await leader.resign()
+
+
 async def test_a_leader_that_refreshes_keeps_the_key_beyond_its_time(link: NatsLink, candidates: list[Leader]) -> None:
     leader, standby, _ = candidates
     await leader.campaign()
