@@ -160,14 +160,16 @@ async def degraded(
     step_seconds: float = 0.0,
     settings: Path | None = None,
     models_dir: Path | None = None,
+    forks: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Stack]:
     """One gateway without lanes, and the degraded worker, whose inference steps take *step_seconds* longer.
 
-    It has the checkpoints of *models_dir*; without that, tiny ones of its own.
+    It has the checkpoints of *models_dir*; without that, tiny ones of its own. *forks* are variables that name a fork
+    server; without them it has one of its own, whose memory and import count among what it takes.
     """
     if models_dir is not None:
         (folder / "models").symlink_to(models_dir, target_is_directory=True)
-    async with _gateway(folder, cores, settings) as (stack, worker):
+    async with _gateway(folder, cores, settings, forks) as (stack, worker):
         command = ("degraded", "--slot", "cpu-0", "--step-seconds", f"{step_seconds:g}")
         with worker(command, lambda ready: bool(ready["degraded_worker"])) as served:
             yield replace(stack, served=(*stack.served, served))
@@ -177,7 +179,9 @@ _Worker = Callable[[Sequence[str], Callable[[dict[str, Any]], bool]], contextlib
 
 
 @contextlib.asynccontextmanager
-async def _gateway(folder: Path, cores: Cores, settings: Path | None = None) -> AsyncIterator[tuple[Stack, _Worker]]:
+async def _gateway(
+    folder: Path, cores: Cores, settings: Path | None = None, forks: Mapping[str, str] | None = None
+) -> AsyncIterator[tuple[Stack, _Worker]]:
     """A gateway, and what starts a worker of it: by the words of its command, ready when `/readyz` says so."""
     settings = settings or _settings(folder)
     port = free_port()
@@ -195,7 +199,7 @@ async def _gateway(folder: Path, cores: Cores, settings: Path | None = None) -> 
                     folder=folder,
                     cores=cores.served if command[0] == "gateway" else cores.rest,
                     is_ready=lambda: _answers(port, holds),
-                    env=environment(),
+                    env=environment(**(forks or {})),
                 )
 
             gateway = ("gateway", "--port", str(port), "--keep", f"{KEEP_S:g}s")

@@ -41,7 +41,7 @@ from tests.bench.results import OTHERS
 from tests.bench.rounds import empty_folder
 from tests.bench.stacks import BODY, Contender, Given, Stack, contenders, degraded, direct
 from tests.bench.turns import scripted, through
-from tests.kit.support import settings_file
+from tests.kit.support import settings_file, shared_forks
 
 SECONDS = 0.1
 FIGURES = {"per_s", "p50_ms", "p99_ms", "cpu_s", "busy_percent", "peak_mb", "others_percent"}
@@ -132,7 +132,7 @@ async def test_overload_and_growth_can_be_measured() -> None:
     cores = apart(usable_cores())
     async with contextlib.AsyncExitStack() as leave:
         folder = leave.enter_context(empty_folder())
-        stack = await leave.enter_async_context(degraded(folder, cores, step_seconds=0.05))
+        stack = await leave.enter_async_context(degraded(folder, cores, step_seconds=0.05, forks=shared_forks()))
         start = {each.name: each for each in shared(leave)}
         same = structs.replace(start[WARMLANE], start=lambda _: contextlib.nullcontext(stack))
         await judge_growth([same], cores)
