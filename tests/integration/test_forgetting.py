@@ -2,8 +2,9 @@
 meanwhile (ADR 0049)."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -22,12 +23,14 @@ from tests.integration.test_http_tasks import finished
 from tests.integration.test_retention import done_task, store
 from tests.integration.test_task_feed import page
 from tests.kit.behind import js_of
-from tests.kit.gateway import GatewayProcess
+from tests.kit.gateway import GatewayProcess, provisioned_gateway
 from tests.kit.records import pending_task
 from tests.kit.support import KEEP_S as GATEWAYS_KEEP_S
 from tests.kit.support import NatsServer, eventually
 
 KEEP_S = 300.0
+# A gateway looks four times in this time.
+SHORT_KEEP = "40s"
 
 
 async def versions(link: NatsLink, bucket: str, key: str) -> int:
@@ -197,3 +200,44 @@ async def test_a_task_goes_when_its_own_time_is_over_and_no_other_does(
         await link.entries.get(DELIVERIES, delivery_id(each, "task.done", requests_id("anonymous"))) for each in ids
     ]
     assert [each is not None and each.value is not None for each in told] == [False, True, True]
+
+
+@pytest.fixture
+def short_lived(tmp_path: Path) -> Iterator[GatewayProcess]:
+    """A gateway that looks for what is left every few seconds."""
+    with provisioned_gateway(tmp_path, options=("--keep", SHORT_KEEP)) as process:
+        yield process
+    process.nats.stop()
+
+
+async def test_a_gateway_that_is_killed_while_it_forgets_leaves_a_task_whole_or_gone(
+    short_lived: GatewayProcess,
+) -> None:
+    gateway = short_lived
+    link = await NatsLink.connect(gateway.nats.url, name="test")
+    body = {"model": "phr00t", "prompt": "x"}
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
+        tasks = []
+        for _ in range(12):
+            made = await http.post("/generate", json=body, headers={"prefer": "respond-async"})
+            tasks.append(await finished(link, gateway, made.json()["id"]))
+        asking = [asyncio.create_task(http.delete(f"/tasks/{task.id}/record")) for task in tasks]
+
+        async def begun() -> bool:
+            entries = [await link.entries.get(TASKS, task.id) for task in tasks]
+            return any(entry is not None and entry.value is None for entry in entries)
+
+        await eventually(begun)
+        gateway.kill()
+        await asyncio.gather(*asking, return_exceptions=True)
+        await asyncio.to_thread(gateway.start, "--keep", SHORT_KEEP)
+
+        async def whole_or_gone(task: GenerationTask) -> bool:
+            assert task.video is not None
+            answer = await http.get(f"/tasks/{task.id}/video")
+            there = (gateway.artifacts / task.video.path).exists()
+            return (answer.status_code, there) in ((200, True), (404, False))
+
+        for task in tasks:
+            await eventually(partial(whole_or_gone, task), within_s=60)
+    await link.close()
