@@ -10,6 +10,7 @@ import click
 from contracts.settings import SettingsError, load_settings
 from ops.artifact_place import ArtifactPlace
 from ops.commands.artifact_options import artifacts_option
+from ops.commands.kubernetes import lanes_in, provider_options
 from ops.commands.nats_options import nats_options
 from ops.commands.options import (
     Shared,
@@ -48,7 +49,8 @@ from ops.telemetry.service_manager import told_service_manager
 
 @click.command(
     epilog="Examples:\n\n  warmlane supervisor --gpus 3\n\n"
-    "  warmlane supervisor --lanes anisora=2,phr00t=1 --quota quota.json"
+    "  warmlane supervisor --lanes anisora=2,phr00t=1 --quota quota.json\n\n"
+    "  warmlane supervisor --provider kubernetes --namespace video --release warmlane"
 )
 @nats_options("supervisor")
 @data_dir_option
@@ -58,6 +60,7 @@ from ops.telemetry.service_manager import told_service_manager
 @lanes_option
 @gpus_option
 @quota_option
+@provider_options
 @log_size_option
 @step_seconds_option
 @load_seconds_option
@@ -72,16 +75,23 @@ def command(
     lanes: dict[str, int] | None,
     gpus: int | None,
     quota: Path | None,
+    provider: str,
+    namespace: str | None,
+    release: str | None,
     log_max_bytes: int,
     step_seconds: float,
     load_seconds: float,
     oom_snapshots: int,
     listen: Listen | None,
 ) -> None:
-    """Keep the wanted lanes running on this machine until SIGTERM, which drains them; a second one kills them.
+    """Keep the wanted lanes running until SIGTERM.
 
     A lane that dies is started again, with backoff. One that cannot be had is reported as quota_denied or
-    capacity_denied, one that dies again and again as crash_looping. Lanes end with their supervisor.
+    capacity_denied, one that dies again and again as crash_looping.
+
+    Lanes of the provider `process` are processes of this machine and end with their supervisor: SIGTERM drains them, a
+    second one kills them. Lanes of `kubernetes` are replicas of the chart's Deployments, which stay; with --lanes the
+    supervisor scales them, without it reports alone.
     """
     configure_logging("supervisor")
     data_dir = data_dir.absolute()
@@ -90,8 +100,15 @@ def command(
         limits = Quota(quota, catalog.models)
     except (SettingsError, QuotaError) as error:
         raise click.ClickException(str(error)) from error
-    wanted = in_turn(wanted_lanes(lanes, catalog))
-    places = slots(profile, lanes=len(wanted), gpus=gpus)
+    if provider == "kubernetes" and quota is not None and lanes is None:
+        raise click.UsageError("--quota needs --lanes with --provider kubernetes: without it the replicas are not ours")
+    if provider == "process" and (namespace, release) != (None, None):
+        raise click.UsageError("--namespace and --release are for --provider kubernetes")
+    in_namespace = lanes_in(namespace, release) if provider == "kubernetes" else None
+    counts = wanted_lanes(lanes, catalog)
+    wanted = in_turn(counts)
+    # a pod that supervises has no card
+    places = slots(profile, lanes=len(wanted), gpus=gpus) if in_namespace is None else None
     shared = Shared(nats, data_dir, profile, settings.absolute() if settings else None, artifacts)
 
     async def run() -> None:
@@ -109,8 +126,16 @@ def command(
 
             link = await once_there(connect, stop=stop)
             try:
+                for model in catalog.models if provider == "kubernetes" else counts:
+                    lane_deaths.begin(model)
+                if in_namespace is not None:
+                    kept = None if lanes is None else counts
+                    async with reporting_on(link, "supervisor"):
+                        await in_namespace.run(link, kept, limits, catalog.windows, stop)
+                    return
+                assert places is not None
                 async with asyncio.TaskGroup() as group:
-                    provider = ProcessProvider(
+                    processes = ProcessProvider(
                         places.lanes,
                         arguments=[
                             *slowed(step_seconds, load_seconds),
@@ -121,10 +146,8 @@ def command(
                         group=group,
                         log_max_bytes=log_max_bytes,
                     )
-                    for model in {want.model for want in wanted}:
-                        lane_deaths.begin(model)
                     drain_s = catalog.windows.drains_s(catalog.models.values())
-                    supervisor = Supervisor(link, provider, wanted, limits, catalog.windows, drain_s=drain_s)
+                    supervisor = Supervisor(link, processes, wanted, limits, catalog.windows, drain_s=drain_s)
                     async with reporting_on(link, "supervisor"):
                         with judged_by(partial(_standing, link)):
                             await supervisor.run(stop, hurry)

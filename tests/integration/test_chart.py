@@ -30,7 +30,7 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "values.yaml": (),
     **{path.name: ("--values", str(path)) for path in sorted(Helm.CHART.glob("values-*.yaml"))},
     "everything": (
-        "--set=admin.enabled=true,monitoring.scrape=operator,monitoring.gatewayKeySecret=k",
+        "--set=admin.enabled=true,supervisor.lanes.anisora=2,monitoring.scrape=operator,monitoring.gatewayKeySecret=k",
         "--set=gateway.ingress.enabled=true,gateway.ingress.host=a.example.org,nats.caConfigMap=ca",
         "--set=gateway.replicas=1,nats.persistent=false,networkPolicies.workerTo[0].ports[0].port=4318",
         f"--set-file=settings={ROOT / 'contracts' / 'inference_settings.json'}",

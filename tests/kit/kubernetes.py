@@ -65,7 +65,9 @@ class ApiServer:
             "--secure-port=0",
             "--leader-elect=false",
         )
-        self._run("kube-controller-manager", *common, "--service-account-private-key-file=sa.key")
+        # no kubelet speaks for a node: it would be lost after 50 s
+        alive = "--node-monitor-grace-period=24h"
+        self._run("kube-controller-manager", *common, "--service-account-private-key-file=sa.key", alive)
         self._run("kube-scheduler", *common)
         eventually_sync(lambda: self.asked("get", "serviceaccount", "default"), within_s=WITHIN_S)
 

@@ -15,7 +15,8 @@ RUN python -m venv --without-pip /venv
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*(each for each in project['dependencies'] if not each.startswith('warmlane-')), sep='\n')" > requirements.txt
+needed = project['dependencies'] + project['optional-dependencies']['kubernetes']; \
+print(*(each for each in needed if not each.startswith('warmlane-')), sep='\n')" > requirements.txt
 # hadolint ignore=SC2086  # several words
 RUN --mount=type=cache,target=/pip-cache --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     python -m pip --python /venv/bin/python install --constraint constraints.txt ${PIP_ARGS} --requirement requirements.txt

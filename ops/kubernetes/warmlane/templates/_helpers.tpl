@@ -204,14 +204,19 @@ annotations:
 {{- end -}}
 
 {{- define "warmlane.podCommon" -}}
+serviceAccountName: {{ include "warmlane.fullname" . }}
+automountServiceAccountToken: false
+{{ include "warmlane.podConfined" . }}
+{{- end -}}
+
+{{- /* Whose account the pod has, is said beside it. */ -}}
+{{- define "warmlane.podConfined" -}}
 {{- with .Values.images.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
   - {name: {{ . }}}
   {{- end }}
 {{- end }}
-serviceAccountName: {{ include "warmlane.fullname" . }}
-automountServiceAccountToken: false
 enableServiceLinks: false
 securityContext:
   {{- include "warmlane.podSecurity" . | nindent 2 }}

@@ -1,0 +1,99 @@
+"""What `warmlane supervisor --provider kubernetes` needs: its options, and the way to the cluster. The only part that
+needs the extra `kubernetes`, which is imported where it is asked for."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from contracts.settings import Windows
+from ops.lanes.quota import Quota
+from ops.nats.link import NatsLink
+from ops.telemetry.probes import ProcessHealth, judged_by
+
+if TYPE_CHECKING:
+    from lightkube.config.kubeconfig import SingleConfig
+
+_provider_option = click.option(
+    "--provider",
+    envvar="WARMLANE_PROVIDER",
+    type=click.Choice(["process", "kubernetes"]),
+    default="process",
+    show_default=True,
+    show_envvar=True,
+    help="Where lanes come from: processes of this machine, or the Deployments of the chart. kubernetes asks the API "
+    "server that KUBECONFIG names, or that of the pod.",
+)
+_namespace_option = click.option(
+    "--namespace",
+    envvar="WARMLANE_NAMESPACE",
+    show_envvar=True,
+    help="kubernetes: the namespace of the lanes. [default: that of the kubeconfig, or of the pod]",
+)
+_release_option = click.option(
+    "--release",
+    envvar="WARMLANE_RELEASE",
+    show_envvar=True,
+    help="kubernetes: the Helm release of the lanes. [default: any in the namespace]",
+)
+
+
+def provider_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--provider`, `--namespace` and `--release`."""
+
+    @_provider_option
+    @_namespace_option
+    @_release_option
+    @wraps(function)
+    def with_options(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return with_options
+
+
+class LanesOnKubernetes:
+    """The lanes of one namespace, of one *release* or of any."""
+
+    def __init__(self, config: "SingleConfig", namespace: str | None, release: str | None) -> None:
+        self._config, self._namespace, self._release = config, namespace, release
+
+    async def run(
+        self, link: NatsLink, wanted: Mapping[str, int] | None, quota: Quota, windows: Windows, stop: asyncio.Event
+    ) -> None:
+        """Supervises them until *stop*."""
+        from ops.lanes.kubernetes.cluster import Cluster
+        from ops.lanes.kubernetes.entrance import client_for
+        from ops.lanes.kubernetes.supervisor import ClusterSupervisor
+
+        news = asyncio.Event()
+        client = client_for(self._config, self._namespace)
+        cluster = Cluster(client, release=self._release, on_change=news.set)
+
+        def judge() -> ProcessHealth:
+            if not link.connection.is_connected:
+                return ProcessHealth(False, "supervises", "it is not connected to nats-server")
+            why = f"it cannot see the cluster: {cluster.blind}" if cluster.blind else ""
+            return ProcessHealth(not why, "supervises", why)
+
+        try:
+            with judged_by(judge):
+                await ClusterSupervisor(link, cluster, wanted, quota, windows, news=news).run(stop)
+        finally:
+            await client.close()
+
+
+def lanes_in(namespace: str | None, release: str | None) -> LanesOnKubernetes:
+    """Raises click.ClickException where there is no way to a cluster."""
+    try:
+        from ops.lanes.kubernetes.entrance import NoEntrance, entrance
+    except ImportError as error:
+        raise click.ClickException(
+            f"--provider kubernetes needs the extra kubernetes ({error}): pip install 'warmlane[kubernetes]', "
+            "from a checkout -e '.[kubernetes]'"
+        ) from error
+    try:
+        return LanesOnKubernetes(entrance(), namespace, release)
+    except NoEntrance as error:
+        raise click.ClickException(str(error)) from error
