@@ -272,7 +272,10 @@ def test_a_client_finds_the_gateway_of_every_profile_by_one_name(profile: str) -
 def test_the_gateway_has_videos_and_images_and_nothing_of_the_workers() -> None:
     for name in ("gateway", "gateway-gpu"):
         targets = {mount["target"] for mount in ALL[name]["volumes"]}
-        assert targets == {"/data/artifacts", "/etc/warmlane/inference_settings.json"}
+        # /data, because a gateway makes the key that signs webhooks there, and its root is read-only
+        assert targets == {"/data", "/data/artifacts", "/etc/warmlane/inference_settings.json"}
+        sources = {mount["source"] for mount in ALL[name]["volumes"] if mount["type"] == "volume"}
+        assert sources == {"gateway", "artifacts"}
 
 
 def test_workers_of_one_card_share_its_lock_and_no_process_numbers() -> None:
