@@ -98,7 +98,8 @@ def settings_for(folder: Path) -> Path:
 class Stage:
     """The system, the receiver, and the steps so far."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **environment: str) -> None:
+        """*environment* is added to that of `warmlane up`."""
         program = jaeger_program()
         self.jaeger = None if program is None else Jaeger(program, folder)
         self.collector = Collector(hand_on=None if self.jaeger is None else self.jaeger.take)
@@ -113,6 +114,7 @@ class Stage:
             warm=["anisora"],
             OTEL_EXPORTER_OTLP_ENDPOINT=self.collector.url,
             **EXPORTS,
+            **environment,
         )
         self.steps: dict[str, Step] = {}
 

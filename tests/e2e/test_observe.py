@@ -17,6 +17,7 @@ from ops.telemetry.page import JOB_PREFIX
 from tests.drills.observe import DOCS, Row, Stage, rows, warnings_of
 from tests.kit.collector import SeenSpan
 from tests.kit.jaeger import MISSING, Jaeger
+from tests.kit.support import shared_forks
 
 DOC = DOCS.read_text(encoding="utf-8")
 MUSTS = rows(DOC)
@@ -25,7 +26,7 @@ MUSTS = rows(DOC)
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """The system after all steps."""
-    stage = Stage(tmp_path_factory.mktemp("observe"))
+    stage = Stage(tmp_path_factory.mktemp("observe"), **shared_forks())
     try:
         asyncio.run(stage.play(lambda _: None))
         yield stage
