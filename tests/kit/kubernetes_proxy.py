@@ -37,6 +37,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self.url = ""
         self.is_away = False
+        """Whether whoever reads is cut off without an answer. A write still passes."""
         self.seen: list[str] = []
         """Method and path of each request, in their order."""
         self.instead: Callable[[str], Answer | None] = lambda _: None
@@ -63,8 +64,7 @@ class Proxy:
         assert task is not None
         self._open.add(task)
         with contextlib.suppress(asyncio.CancelledError, ConnectionError, asyncio.IncompleteReadError, httpx.HTTPError):
-            if not self.is_away:
-                await self._pass_on(reader, writer)
+            await self._pass_on(reader, writer)
         self._open.discard(task)
         writer.close()
 
@@ -74,6 +74,8 @@ class Proxy:
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         self.seen.append(f"{method} {path}")
+        if self.is_away and method == "GET":
+            return
         answer = self.instead(f"{method} {path}")
         if answer is not None:
             given = {"Content-Type": "application/json"} | answer.headers
