@@ -81,11 +81,16 @@ def judge(alternations: Sequence[Alternation]) -> list[Verdict]:
     ]
 
 
-async def alternate(folder: Path, *, count: int, leak: bool, console: Console) -> list[Alternation]:
-    """*count* swaps, each followed by a generation, in turns with the bare script."""
+async def alternate(
+    folder: Path, *, count: int, leak: bool, console: Console, shared: str | None = None
+) -> list[Alternation]:
+    """*count* swaps, each followed by a generation, in turns with the bare script.
+
+    *shared* is the socket of a fork server that has imported torch already.
+    """
     console.print("building two pipelines of several hundred MB")
     models = await asyncio.to_thread(heavy_models, folder)
-    fork_server = ForkServer(rogue_host.COMMAND if leak else FORK_SERVER)
+    fork_server = ForkServer(rogue_host.COMMAND if leak else FORK_SERVER, shared=shared)
     host = Host(slot=SLOT, lock_dir=folder / "locks", models_dir=folder, fork_server=fork_server)
     residence = Residence(host=host, slot=SLOT, models=models, probe=probe_for(SLOT), on_state=lambda *_: None)
     bare = await asyncio.create_subprocess_exec(

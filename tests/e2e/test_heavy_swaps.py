@@ -7,10 +7,12 @@ import pytest
 from rich.console import Console
 
 from contracts.lanes import SlotState
+from lane_worker.forking.fork_server import FORK_SERVER
 from ops.machine.memory import RssProbe
 from tests.bench.peers.heavy import heavy_models
 from tests.drills import swap_parts
 from tests.drills.swap import alternate, judge
+from tests.kit.support import fork_server_at
 from tests.kit.yard import CATALOG, SLOT, Yard, figures, rss
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -21,7 +23,8 @@ MB = 1_000_000
 @pytest.mark.timeout(600)  # a bound, on a machine that is busy with other tests
 async def test_every_swap_releases_a_heavy_pipeline(heavy_folder: Path) -> None:
     """FR-002: `make swap`, shortened."""
-    alternations = await alternate(heavy_folder, count=3, leak=False, console=Console(quiet=True))
+    shared = fork_server_at(FORK_SERVER)
+    alternations = await alternate(heavy_folder, count=3, leak=False, console=Console(quiet=True), shared=shared)
     assert [verdict.passed for verdict in judge(alternations)[:2]] == [True, True]
 
 
