@@ -14,7 +14,7 @@ from msgspec import Struct
 from contracts.api.problems import OverloadLimit
 from contracts.lanes import FallbackCause, FallbackEpisode, LaneState
 from contracts.settings import Catalog, ModelEntry
-from contracts.tasks import Priority, TaskStatus
+from contracts.tasks import GenerationTask, Priority, TaskStatus
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, lane_stream
 from contracts.webhooks import KEPT_EVENTS
 from gateway.boards.cold_starts import TARGET_S, ColdStarts, share_within
@@ -25,6 +25,7 @@ from gateway.boards.slot_board import SlotBoard
 from gateway.boards.storage import Storage, StorageWatch
 from gateway.boards.work_queues import WorkQueue, WorkQueues
 from gateway.placing.fallbacks import Fallbacks
+from gateway.rules.demand import demand
 from gateway.rules.webhook_retries import OUTCOMES
 from ops.nats.write_health import Refusals
 from ops.telemetry import metrics
@@ -66,6 +67,7 @@ def gauges(known: Known) -> Mapping[Observed, Source]:
         metrics.queue_depth: queues.depth,
         metrics.queue_limit: queues.limit,
         metrics.queue_oldest_age: queues.oldest_age,
+        metrics.demand: queues.demand,
         metrics.tasks_live: queues.tasks_live,
         metrics.stream_refusing: server.refusing,
         metrics.storage_used: server.storage_used,
@@ -196,10 +198,17 @@ class _Queues:
             yield max(0.0, *ages_s) if ages_s else 0.0, (name,)
 
     def tasks_live(self) -> Readings:
-        live = [task for _, queue in self._named() for task in (*queue.waiting, *queue.running)]
+        live = self._live()
         for model in self._models:
             for status in (TaskStatus.PENDING, TaskStatus.PROCESSING):
                 yield sum(task.model == model and task.status is status for task in live), (model, status.value)
+
+    def demand(self) -> Readings:
+        now, live = datetime.now(UTC), self._live()
+        return [(demand(model, live, now=now), (model,)) for model in self._models]
+
+    def _live(self) -> list[GenerationTask]:
+        return [task for _, queue in self._named() for task in (*queue.waiting, *queue.running)]
 
     def _named(self) -> Iterator[tuple[str, WorkQueue]]:
         for model in self._models:

@@ -53,6 +53,7 @@ queue_limit = Observed("warmlane.queue.limit", "queue", "How many may wait", by=
 queue_oldest_age = Observed(
     "warmlane.queue.oldest_age", "queue", "How long the next one has waited", unit="s", by=GATEWAYS
 )
+demand = Observed("warmlane.demand", "model", "Tasks that a lane runs, or that wait for one", by=GATEWAYS)
 tasks_live = Observed("warmlane.tasks.live", "model status", "Tasks that have not ended", by=GATEWAYS)
 degraded_worker_alive = Observed(
     "warmlane.degraded_worker.alive", "", "1 while a worker serves the degraded queue", by=GATEWAYS
