@@ -35,6 +35,11 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
         "--set=gateway.replicas=1,nats.persistent=false,networkPolicies.workerTo[0].ports[0].port=4318",
         f"--set-file=settings={ROOT / 'contracts' / 'inference_settings.json'}",
     ),
+    "scaled": ("--set=autoscaling.enabled=true,autoscaling.keySecret=k,lanes.anisora.scaled=true",),
+    "scaled-by-prometheus": (
+        "--set=autoscaling.enabled=true,autoscaling.trigger=prometheus,autoscaling.prometheus=http://prometheus:9090",
+        "--set=lanes.anisora.scaled=true,lanes.phr00t.scaled=true",
+    ),
     "mig-by-device-plugin": (
         "--set=profile=production,worker.card.by=device-plugin,worker.card.resource=nvidia.com/mig-3g.40gb",
     ),
@@ -260,6 +265,8 @@ def test_who_shares_a_card_shares_the_folder_of_its_lock(helm: Helm) -> None:
         ("nats.mode=both", "nats.mode is single or external"),
         ("monitoring.scrape=maybe", "monitoring.scrape is annotations, operator or none"),
         ("gateway.ingress.enabled=true", "gateway.ingress.host: the name by which clients call"),
+        ("autoscaling.enabled=true", "autoscaling.keySecret: a Secret with an API key of the scope metrics"),
+        ("autoscaling.enabled=true,autoscaling.keySecret=k,supervisor.lanes.anisora=2", "would both set the replicas"),
     ],
 )
 def test_values_that_cannot_be_are_refused_by_name(given: str, why: str, helm: Helm) -> None:
@@ -272,6 +279,30 @@ def test_a_provision_that_would_do_the_same_is_not_another_job(helm: Helm) -> No
 
     assert job() == job("--set=gateway.replicas=3")
     assert len({job(), job("--set=keep=3d"), job("--set=images.gateway.tag=next")}) == 3
+
+
+def test_a_lane_that_is_scaled_follows_its_demand_and_never_goes_to_none(helm: Helm) -> None:
+    for values in ("scaled", "scaled-by-prometheus"):
+        objects = {(each["kind"], each["metadata"]["name"]): each for each in helm.objects(*VALUES[values])}
+        lane, scaled = (
+            objects["Deployment", "w-warmlane-lane-anisora"],
+            objects["ScaledObject", "w-warmlane-lane-anisora"],
+        )
+        assert "replicas" not in lane["spec"]
+        assert scaled["spec"]["scaleTargetRef"] == {"name": "w-warmlane-lane-anisora"}
+        assert scaled["spec"]["minReplicaCount"] == 1
+        down = scaled["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
+        assert [policy["value"] for policy in down["policies"]] == [1]
+        (trigger,) = scaled["spec"]["triggers"]
+        assert 'warmlane_demand{model="anisora"}' in str(trigger["metadata"])
+        # above the longest run and its drain: a lane that is told to go finishes its task
+        assert lane["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 1_800
+    assert (
+        "replicas"
+        in {each["metadata"]["name"]: each for each in helm.objects(*VALUES["scaled"]) if each["kind"] == "Deployment"}[
+            "w-warmlane-lane-phr00t"
+        ]["spec"]
+    )
 
 
 def test_dashboards_alerts_and_the_configuration_are_those_of_the_repository(helm: Helm) -> None:
