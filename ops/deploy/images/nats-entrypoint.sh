@@ -2,12 +2,19 @@
 # nats.conf takes the passwords from the environment. Of a variable NAME_FILE, as engines and Kubernetes hand secrets
 # over, this takes what is in the file.
 set -eu
+
+refuse() {
+    echo "$1" >&2
+    exit 1
+}
+
 for role in ADMIN OPERATOR SYSTEM GATEWAY LANE DEGRADED SUPERVISOR; do
     name=WARMLANE_NATS_${role}_PASSWORD
-    eval "file=\${${name}_FILE:-}"
-    if [ -n "$file" ]; then
-        password=$(cat "$file")
-        export "$name=$password"
-    fi
+    eval "file=\${${name}_FILE:-}; given=\${$name:-}"
+    [ -n "$file" ] || continue
+    [ -z "$given" ] || refuse "$name and ${name}_FILE are both set; keep one of them"
+    password=$(cat "$file") || refuse "${name}_FILE: $file cannot be read"
+    [ -n "$password" ] || refuse "${name}_FILE: $file is empty; write the password into it"
+    export "$name=$password"
 done
 exec nats-server "$@"

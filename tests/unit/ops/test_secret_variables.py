@@ -1,6 +1,9 @@
 """Secrets from files."""
 
+import os
+import subprocess
 from pathlib import Path
+from typing import Final
 
 import click
 import pytest
@@ -8,7 +11,8 @@ import pytest
 from ops.machine.secret_variables import secret_in
 from ops.nats.access import access, environment_for
 
-NAME = "WARMLANE_NATS_LANE_PASSWORD"
+ROOT: Final = Path(__file__).parents[3]
+NAME: Final = "WARMLANE_NATS_LANE_PASSWORD"
 
 
 def test_a_secret_comes_from_its_variable_or_from_a_file(tmp_path: Path) -> None:
@@ -45,3 +49,28 @@ def test_a_role_takes_its_password_from_a_file(tmp_path: Path, monkeypatch: pyte
 
 def test_a_process_of_another_role_learns_of_no_file() -> None:
     assert environment_for("gateway", {f"{NAME}_FILE": "/run/secrets/lane", "HOME": "/"}) == {"HOME": "/"}
+
+
+def entrypoint(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The image of nats-server, with a server that says what its lanes' password is."""
+    (tmp_path / "nats-server").write_text(f'#!/bin/sh\necho "$1 ${NAME}"\n')
+    (tmp_path / "nats-server").chmod(0o755)
+    script = ROOT / "ops" / "deploy" / "images" / "nats-entrypoint.sh"
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | environment
+    return subprocess.run(["sh", str(script), "-js"], env=env, capture_output=True, text=True, check=False)
+
+
+def test_the_image_of_nats_server_takes_passwords_from_files_as_well(tmp_path: Path) -> None:
+    file, empty = tmp_path / "lane", tmp_path / "empty"
+    file.write_text("w1\n")
+    empty.write_text("\n")
+    assert entrypoint(tmp_path, **{NAME: "w0"}).stdout == "-js w0\n"
+    assert entrypoint(tmp_path, **{f"{NAME}_FILE": str(file)}).stdout == "-js w1\n"
+    for given, why in (
+        ({f"{NAME}_FILE": str(empty)}, "is empty"),
+        ({f"{NAME}_FILE": str(tmp_path / "gone")}, "cannot be read"),
+        ({f"{NAME}_FILE": str(file), NAME: "w0"}, "both set"),
+    ):
+        refused = entrypoint(tmp_path, **given)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert why in refused.stderr
