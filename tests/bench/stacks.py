@@ -203,7 +203,8 @@ async def _gateway(
                 )
 
             gateway = ("gateway", "--port", str(port), "--keep", f"{KEEP_S:g}s")
-            with process(gateway, lambda _: True) as served:
+            # while it waits for what it cannot begin without, it says that it is not connected
+            with process(gateway, lambda ready: bool(ready["nats"])) as served:
                 yield _stack(folder, port, (served,), broker, link), process
 
 

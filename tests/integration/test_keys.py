@@ -24,6 +24,7 @@ from ops.machine.tls import tls_of
 from ops.nats.api_keys import add, forget_revoked, read_keys, revoke
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
+from tests.integration.test_waiting import WaitingGateway
 from tests.kit.gateway import GatewayProcess
 from tests.kit.keyed import ASYNC, BODY, KEEP, Certificate, by, make, run
 from tests.kit.support import KEEP_S, NatsServer, clean_environment, eventually, eventually_sync, free_port
@@ -39,12 +40,19 @@ async def test_the_last_known_keys_stay_in_force_while_the_server_is_away(tmp_pa
         await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
         nats = ("--nats-url", gateway.nats.url)
 
-        # no key was ever made: a gateway for others does not start, one on the loopback is open
-        refused = await asyncio.to_thread(
-            run, "gateway", "--host", "0.0.0.0", "--port", str(free_port()), "--data-dir", str(tmp_path), *nats
-        )
-        assert refused.returncode == 1
-        assert "warmlane keys add" in refused.stderr
+        # no key was ever made: a gateway for others waits for one, one on the loopback is open
+        (tmp_path / "for-others").mkdir()
+        for_others = WaitingGateway(gateway.nats, tmp_path / "for-others", "--host", "0.0.0.0")
+        leave.callback(for_others.end)
+        async with httpx.AsyncClient(base_url=for_others.url) as http:
+
+            async def asks_for_a_key() -> bool:
+                with contextlib.suppress(httpx.TransportError):
+                    return "warmlane keys add" in (await http.get("/readyz")).text
+                return False
+
+            await eventually(asks_for_a_key)
+            assert (await http.get("/settings")).json()["code"] == "starting"
         await asyncio.to_thread(gateway.start, *KEEP)
         leave.callback(gateway.stop)
         assert '"open"' in gateway.log()

@@ -31,7 +31,7 @@ from tests.kit.warm_cli import Forked
 class WaitingGateway:
     """`warmlane gateway`, from its start on."""
 
-    def __init__(self, server: NatsServer, folder: Path) -> None:
+    def __init__(self, server: NatsServer, folder: Path, *more: str) -> None:
         self.log_file = folder / "gateway.log"
         self.told: list[str] = []
         self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -42,7 +42,7 @@ class WaitingGateway:
         options = ("--port", port, "--nats-url", server.address, "--data-dir", str(folder), "--keep", f"{KEEP_S:g}s")
         environment = clean_environment() | {SOCKET_VARIABLE: str(folder / "notify")}
         with self.log_file.open("wb") as log:
-            self.process = Forked("gateway", *options, stdout=log, stderr=log, env=environment)
+            self.process = Forked("gateway", *options, *more, stdout=log, stderr=log, env=environment)
 
     def _listen(self) -> None:
         while not self.told or self.told[-1] != "STOPPING=1":
