@@ -1,16 +1,20 @@
 """The operator's quota file, which stands for a provider's quota: `{"max_lanes": {"anisora": 1}}`."""
 
-from collections.abc import Collection, Mapping
+import asyncio
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
+import structlog
 from msgspec import Meta, Struct
 
 from contracts.nesting import decode_json
 
 # How often the file is looked at: it may change at any time.
 POLL_S: Final = 0.5
+
+log = structlog.get_logger("supervisor")
 
 
 class QuotaError(Exception):
@@ -44,6 +48,19 @@ class Quota:
         self._seen = signature
         before, self.max_lanes = self.max_lanes, self._read(self._path)
         return before != self.max_lanes
+
+    async def follow(self, on_change: Callable[[], None]) -> None:
+        """Polls the file until cancelled, logs what came of it, and calls *on_change* whenever the limits changed."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                changed = self.poll()
+            except QuotaError as error:
+                log.error("quota_ignored", error=str(error), max_lanes=dict(self.max_lanes))
+                continue
+            if changed:
+                log.info("quota_changed", max_lanes=dict(self.max_lanes))
+                on_change()
 
     def _signature(self) -> tuple[int, int, int] | None:
         try:

@@ -30,7 +30,7 @@ from ops.lanes.plan import (
     report_of,
 )
 from ops.lanes.providers import GrantedLane, LaneDenied, LaneProvider
-from ops.lanes.quota import POLL_S, Quota, QuotaError
+from ops.lanes.quota import Quota
 from ops.lanes.recovery import LostStarts, give_back
 from ops.nats.bucket import Bucket, Versioned
 from ops.nats.buckets import HEARTBEATS
@@ -168,7 +168,7 @@ class Supervisor:
         await self._lost_starts.start()
         await (await self._heartbeats.watch(self._on_entry)).wait()
         async with asyncio.TaskGroup() as group:
-            polling = group.create_task(self._poll_quota())
+            polling = group.create_task(self._quota.follow(self._ask_again))
             stopped = group.create_task(stop.wait())
             stopped.add_done_callback(lambda _: self._news.set())
             while not stop.is_set():
@@ -233,18 +233,6 @@ class Supervisor:
         lane = self._by_key.get(entry.key)
         if lane is not None and lane.hear(entry.value):
             self._news.set()
-
-    async def _poll_quota(self) -> None:
-        while True:
-            await asyncio.sleep(POLL_S)
-            try:
-                changed = self._quota.poll()
-            except QuotaError as error:
-                log.error("quota_ignored", error=str(error), max_lanes=dict(self._quota.max_lanes))
-                continue
-            if changed:
-                log.info("quota_changed", max_lanes=dict(self._quota.max_lanes))
-                self._ask_again()
 
     async def _report(self) -> bool:
         """Stores what there is to report, and does what dead lanes left undone. Returns false when that is to be tried

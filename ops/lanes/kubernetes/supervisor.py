@@ -17,7 +17,7 @@ from contracts.topology import lane_key
 from ops.ending import end
 from ops.lanes.kubernetes.cluster import Cluster
 from ops.lanes.kubernetes.reading import LaneWord, may_replace, scales, unseen, words
-from ops.lanes.quota import POLL_S, Quota, QuotaError
+from ops.lanes.quota import Quota
 from ops.lanes.recovery import give_back
 from ops.nats.bucket import Bucket, Versioned
 from ops.nats.buckets import HEARTBEATS
@@ -77,7 +77,7 @@ class ClusterSupervisor:
         self._link.connection.on_reconnect(self._news.set)
         await (await self._heartbeats.watch(self._on_entry)).wait()
         async with asyncio.TaskGroup() as group:
-            working = [group.create_task(self._cluster.follow()), group.create_task(self._poll_quota())]
+            working = [group.create_task(self._cluster.follow()), group.create_task(self._quota.follow(self._news.set))]
             stopped = group.create_task(stop.wait())
             stopped.add_done_callback(lambda _: self._news.set())
             while not stop.is_set():
@@ -185,15 +185,3 @@ class ClusterSupervisor:
             self._news.set()
         elif before is None or is_ours(entry.value) != (before.value is not None and is_ours(before.value)):
             self._news.set()
-
-    async def _poll_quota(self) -> None:
-        while True:
-            await asyncio.sleep(POLL_S)
-            try:
-                changed = self._quota.poll()
-            except QuotaError as error:
-                log.error("quota_ignored", error=str(error), max_lanes=dict(self._quota.max_lanes))
-                continue
-            if changed:
-                log.info("quota_changed", max_lanes=dict(self._quota.max_lanes))
-                self._news.set()
