@@ -26,6 +26,8 @@ _GIVEN_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 # An id of ours in a path is no secret; the rest of a key is.
 _KEY: Final = re.compile(r"(wl_[0-9a-f]{12})_[0-9a-zA-Z]+")
 PATH_MAX_CHARS: Final = 160
+# Whoever asks these is no caller: while they say 503, a line of its own says what is waited for.
+PROBES: Final = frozenset({"/healthz", "/livez", "/readyz"})
 # Lines of refusals in any window: a flood of them fills no disk, and one caller's does not hide the others'.
 WINDOW_S: Final = 10.0
 LINES_MAX: Final = 100
@@ -135,7 +137,7 @@ class AccessLog:
 
     def log_answer(self, answered: Answered) -> None:
         """Logs *answered* if it was refused, within the budget; with *logs_all* in any case."""
-        is_refused = answered.status is not None and answered.status >= 400
+        is_refused = refuses(answered)
         if not is_refused and not self._logs_all:
             return
         if is_refused and not self._budget.takes(answered.noted.key or answered.address, time.monotonic()):
@@ -148,6 +150,13 @@ class AccessLog:
     def _log_left_out(self) -> None:
         count, most = self._budget.take_left_out()
         log.warning("requests_not_logged", requests=count, callers=most, within_s=WINDOW_S)
+
+
+def refuses(answered: Answered) -> bool:
+    """Whether *answered* refused somebody, or failed; a probe that is answered 503 has learned what it asked. Pure."""
+    if answered.status is None or (answered.status == 503 and answered.path in PROBES):
+        return False
+    return answered.status >= 400
 
 
 def fields_of(answered: Answered) -> dict[str, Any]:

@@ -175,8 +175,8 @@ async def test_a_full_disk_of_the_log_fails_no_request(tmp_path: Path) -> None:
         gateway.log_file = disk.folder / "gateway.log"
         async with running(gateway) as system:
             disk.fill()
-            for number in range(15):  # of each a line of more than 200 bytes: one is cut at the end of a page
-                refused = await system.http.get(f"/tasks/{number}")
+            for number in range(15):  # of each a line of more than 300 bytes: one is cut at the end of a page
+                refused = await system.http.get(f"/tasks/{number:0>100}")
                 assert (refused.status_code, problem(refused)["code"]) == (404, "task_not_found")
             await system.lane_is(LaneState.WARM)
             assert (await system.post(prefer="respond-async")).status_code == 202

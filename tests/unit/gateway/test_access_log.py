@@ -92,7 +92,7 @@ def test_a_line_says_who_asked_for_what_and_nothing_that_is_not_known() -> None:
     assert fields_of(left) == {"request_id": "id", "status": None, "address": "unknown"}
 
 
-async def ask(log: AccessLog, app: Any, **headers: str) -> list[dict[str, Any]]:
+async def ask(log: AccessLog, app: Any, *, path: str = "/generate", **headers: str) -> list[dict[str, Any]]:
     """What *app* sends, below *log*, for a request with a query that must not be logged."""
     sent: list[dict[str, Any]] = []
 
@@ -102,7 +102,7 @@ async def ask(log: AccessLog, app: Any, **headers: str) -> list[dict[str, Any]]:
     scope = {
         "type": "http",
         "method": "POST",
-        "path": "/generate",
+        "path": path,
         "query_string": b"prompt=a+red+fox",
         "client": ("10.0.0.1", 1),
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
@@ -137,6 +137,17 @@ async def test_refusals_always_have_a_line_and_others_where_it_is_asked_for(
         assert (line["event"], line["request_id"], line["code"]) == ("request", "mine", "some_code")
         assert (line["address"], line["path"], line["status"]) == ("10.0.0.1", "/generate", status)
         assert "fox" not in json.dumps(line)
+
+
+async def test_a_probe_takes_no_line_from_the_caller_at_its_address() -> None:
+    """A gateway that waits is asked every few milliseconds by whoever started it; then its first refusals count."""
+    log = AccessLog()
+    with capture_logs() as logged:
+        for path in ("/healthz", "/readyz", "/livez") * LINES_OF_CALLER_MAX:
+            await ask(log, answering(503), path=path)
+        await ask(log, answering(404), path="/readyz")
+        await ask(log, answering(503))
+    assert [(line["path"], line["status"]) for line in logged] == [("/readyz", 404), ("/generate", 503)]
 
 
 async def test_what_the_application_raises_is_a_500() -> None:
