@@ -38,14 +38,23 @@ _release_option = click.option(
     show_envvar=True,
     help="kubernetes: the Helm release of the lanes. [default: any in the namespace]",
 )
+_deletion_cost_option = click.option(
+    "--deletion-cost",
+    envvar="WARMLANE_DELETION_COST",
+    is_flag=True,
+    show_envvar=True,
+    help="kubernetes: keep the annotation controller.kubernetes.io/pod-deletion-cost of the lanes' pods, so that a "
+    "scale-in takes an idle lane first. It needs the right to patch pods.",
+)
 
 
 def provider_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--provider`, `--namespace` and `--release`."""
+    """`--provider`, `--namespace`, `--release` and `--deletion-cost`."""
 
     @_provider_option
     @_namespace_option
     @_release_option
+    @_deletion_cost_option
     @wraps(function)
     def with_options(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
@@ -54,22 +63,28 @@ def provider_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class LanesOnKubernetes:
-    """The lanes of one namespace, of one *release* or of any."""
+    """The lanes of one namespace, of one *release* or of any. *keeps_costs*: what each pod costs to delete, too."""
 
-    def __init__(self, config: "SingleConfig", namespace: str | None, release: str | None) -> None:
+    def __init__(
+        self, config: "SingleConfig", namespace: str | None, release: str | None, *, keeps_costs: bool
+    ) -> None:
         self._config, self._namespace, self._release = config, namespace, release
+        self._keeps_costs = keeps_costs
 
     async def run(
         self, link: NatsLink, wanted: Mapping[str, int] | None, quota: Quota, windows: Windows, stop: asyncio.Event
     ) -> None:
         """Supervises them until *stop*."""
         from ops.lanes.kubernetes.cluster import Cluster
+        from ops.lanes.kubernetes.cost_keeper import CostKeeper
         from ops.lanes.kubernetes.entrance import client_for
         from ops.lanes.kubernetes.supervisor import ClusterSupervisor
 
         news = asyncio.Event()
         client = client_for(self._config, self._namespace)
         cluster = Cluster(client, release=self._release, on_change=news.set)
+
+        costs = CostKeeper(cluster) if self._keeps_costs else None
 
         def judge() -> ProcessHealth:
             if not link.connection.is_connected:
@@ -79,12 +94,12 @@ class LanesOnKubernetes:
 
         try:
             with judged_by(judge):
-                await ClusterSupervisor(link, cluster, wanted, quota, windows, news=news).run(stop)
+                await ClusterSupervisor(link, cluster, wanted, quota, windows, news=news, costs=costs).run(stop)
         finally:
             await client.close()
 
 
-def lanes_in(namespace: str | None, release: str | None) -> LanesOnKubernetes:
+def lanes_in(namespace: str | None, release: str | None, *, keeps_costs: bool) -> LanesOnKubernetes:
     """Raises click.ClickException where there is no way to a cluster."""
     try:
         from ops.lanes.kubernetes.entrance import NoEntrance, entrance
@@ -94,6 +109,6 @@ def lanes_in(namespace: str | None, release: str | None) -> LanesOnKubernetes:
             "from a checkout -e '.[kubernetes]'"
         ) from error
     try:
-        return LanesOnKubernetes(entrance(), namespace, release)
+        return LanesOnKubernetes(entrance(), namespace, release, keeps_costs=keeps_costs)
     except NoEntrance as error:
         raise click.ClickException(str(error)) from error

@@ -78,6 +78,7 @@ def command(
     provider: str,
     namespace: str | None,
     release: str | None,
+    deletion_cost: bool,
     log_max_bytes: int,
     step_seconds: float,
     load_seconds: float,
@@ -102,9 +103,9 @@ def command(
         raise click.ClickException(str(error)) from error
     if provider == "kubernetes" and quota is not None and lanes is None:
         raise click.UsageError("--quota needs --lanes with --provider kubernetes: without it the replicas are not ours")
-    if provider == "process" and (namespace, release) != (None, None):
-        raise click.UsageError("--namespace and --release are for --provider kubernetes")
-    in_namespace = lanes_in(namespace, release) if provider == "kubernetes" else None
+    if provider == "process" and ((namespace, release) != (None, None) or deletion_cost):
+        raise click.UsageError("--namespace, --release and --deletion-cost are for --provider kubernetes")
+    in_namespace = lanes_in(namespace, release, keeps_costs=deletion_cost) if provider == "kubernetes" else None
     counts = wanted_lanes(lanes, catalog)
     wanted = in_turn(counts)
     # a pod that supervises has no card

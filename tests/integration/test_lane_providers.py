@@ -16,6 +16,7 @@ import pytest
 
 from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.topology import lane_key
+from ops.lanes.kubernetes.deletion_cost import BUSY, WARM
 from ops.nats.bucket import Bucket
 from ops.nats.buckets import HEARTBEATS
 from tests.kit.gateway import System
@@ -31,6 +32,7 @@ from tests.kit.lane_providers import (
     Provider,
     supervised,
 )
+from tests.kit.support import eventually
 
 pytestmark = [pytest.mark.tools, pytest.mark.usefixtures("forks")]
 
@@ -178,6 +180,35 @@ async def test_replicas_are_kept_as_they_are_wanted(cluster: OnCluster, bare_sys
     assert cluster.replicas() == 3, "lanes stay when their supervisor leaves"
 
 
+async def test_a_scale_in_takes_the_lane_that_costs_least(
+    cluster: OnCluster, bare_system: System, tmp_path: Path
+) -> None:
+    """By the real ReplicaSet controller: first the lane that loads, then the one that is idle, and never the busy one,
+    which would be its first choice otherwise, since it has been ready for the shortest time."""
+    cluster.make_room()
+    cluster.install("--set=supervisor.lanes=null,lanes.phr00t.scaled=true")
+    scale = "scale", "deployment", ENTRY, f"--namespace={cluster.name}"
+    cluster.server.kubectl(*scale, "--replicas=3")
+    loads, warm, busy = cluster.all_placed(3)
+    now = datetime.now(UTC)
+    for name, hours in ((loads, 100), (warm, 10), (busy, 0)):
+        cluster.kubelet_says_ready(name, since=now - timedelta(hours=hours))
+    heartbeats = Bucket(bare_system.link, HEARTBEATS)
+    for name, state in ((loads, LaneState.LOADING), (warm, LaneState.WARM), (busy, LaneState.BUSY)):
+        own = LaneHeartbeat(
+            model="phr00t", worker=name, state=state, health_age_s=0.0, slot=f"GPU-{name}", pid=7, started_at=now
+        )
+        await heartbeats.put(lane_key("phr00t", name), own)
+    options, environment = cluster.options()
+    async with supervised(bare_system, tmp_path / "data", *options, "--deletion-cost", **environment):
+        costs = [(loads, ""), (warm, str(WARM)), (busy, str(BUSY))]
+        await eventually(lambda: asyncio.sleep(0, all(cluster.cost_of(name) == cost for name, cost in costs)))
+        cluster.server.kubectl(*scale, "--replicas=2")
+        assert set(await asyncio.to_thread(cluster.all_placed, 2)) == {warm, busy}
+        cluster.server.kubectl(*scale, "--replicas=1")
+        assert await asyncio.to_thread(cluster.all_placed, 1) == [busy]
+
+
 def test_the_supervisors_account_may_do_no_more_than_it_needs(cluster: OnCluster) -> None:
     account = f"--as=system:serviceaccount:{cluster.name}:w-warmlane-supervisor"
     told = cluster.server.kubectl("auth", "can-i", "--list", "--no-headers", f"--namespace={cluster.name}", account)
@@ -188,11 +219,15 @@ def test_the_supervisors_account_may_do_no_more_than_it_needs(cluster: OnCluster
     assert sorted(" ".join(line) for line in own) == [
         "deployments.apps [] [] [list watch]",
         f"deployments.apps/scale [] [{ENTRY}] [patch]",
-        "pods [] [] [list watch]",
+        "pods [] [] [list watch patch]",
     ]
-    cluster.install("--set=supervisor.lanes=null")
+    cluster.install("--set=supervisor.lanes=null,lanes.phr00t.scaled=true")
     told = cluster.server.kubectl("auth", "can-i", "--list", "--no-headers", f"--namespace={cluster.name}", account)
     assert "scale" not in told, "nobody asked it to scale"
+    assert "[list watch patch]" in told, "somebody else scales"
+    cluster.install("--set=supervisor.lanes=null")
+    told = cluster.server.kubectl("auth", "can-i", "--list", "--no-headers", f"--namespace={cluster.name}", account)
+    assert "patch" not in told, "nobody scales"
 
 
 # ── what the server cannot be made to say ────────────────────────────────────────────────────────────────────────────

@@ -7,11 +7,13 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
 from contracts.lanes import LaneHeartbeat, LaneState
 from contracts.topology import LANES
+from ops.lanes.kubernetes.deletion_cost import ANNOTATION
 from ops.machine.processes import warmlane_command
 from ops.nats.link import NatsLink
 from tests.kit.gateway import System
@@ -203,10 +205,16 @@ class OnCluster:
 
     def placed(self) -> str:
         """The pod's name, once it has a node."""
-        name: str = self.server.eventually(
-            lambda: next((each["metadata"]["name"] for each in self.pods() if each["spec"].get("nodeName")), "")
-        )
-        return name
+        return self.all_placed(1)[0]
+
+    def all_placed(self, count: int) -> list[str]:
+        """The names of the pods, once there are *count* and each has a node."""
+
+        def names() -> list[str]:
+            found = [each["metadata"]["name"] for each in self.pods() if each["spec"].get("nodeName")]
+            return found if len(found) == count else []
+
+        return self.server.eventually(names)
 
     def kubelet_says(
         self, name: str, state: dict[str, Any], last: dict[str, Any] | None = None, *, restarts: int = 0
@@ -216,6 +224,19 @@ class OnCluster:
         status = {"status": {"phase": "Running", "containerStatuses": [one]}}
         arguments = f"--namespace={self.name}", "--subresource=status", "--type=merge", f"--patch={json.dumps(status)}"
         self.server.kubectl("patch", "pod", name, *arguments)
+
+    def kubelet_says_ready(self, name: str, *, since: datetime) -> None:
+        """The pod runs, and has been ready *since* then."""
+        self.kubelet_says(name, {"running": {"startedAt": f"{since:%Y-%m-%dT%H:%M:%SZ}"}})
+        ready = {"type": "Ready", "status": "True", "lastTransitionTime": f"{since:%Y-%m-%dT%H:%M:%SZ}"}
+        status = json.dumps({"status": {"conditions": [ready]}})
+        patch = f"--namespace={self.name}", "--subresource=status", f"--patch={status}"
+        self.server.kubectl("patch", "pod", name, *patch)
+
+    def cost_of(self, name: str) -> str:
+        """What the pod's annotation says."""
+        metadata = self.server.get("pod", name, f"--namespace={self.name}")["metadata"]
+        return str(metadata.get("annotations", {}).get(ANNOTATION, ""))
 
     async def end_again_and_again(self, rig: Rig) -> None:
         await asyncio.to_thread(lambda: self.kubelet_says(self.placed(), CRASHED, OUT_OF_MEMORY, restarts=3))

@@ -12,6 +12,7 @@ from lightkube.resources.apps_v1 import Deployment as ApiDeployment
 from lightkube.resources.core_v1 import Pod as ApiPod
 
 from ops.lanes.kubernetes.objects import LABELS, MODEL_LABEL, RELEASE_LABEL, LaneDeployment, Pod, deployment, pod
+from ops.telemetry.seldom import Seldom
 
 # A watch is opened anew this often, from a new list: a connection that died without a word is not believed for longer.
 WATCH_S: Final = 60.0
@@ -21,6 +22,7 @@ RETRY_MOST_S: Final = 10.0
 # The longest pause that a Retry-After is believed.
 RETRY_AFTER_MOST_S: Final = 60.0
 GONE: Final = 410
+NOT_FOUND: Final = 404
 
 T = TypeVar("T", LaneDeployment, Pod)
 # What a call comes to when the server is away, refuses, or answers what cannot be read.
@@ -65,6 +67,7 @@ class Cluster:
             self._labels[RELEASE_LABEL] = release
         self.deployments = KnownObjects(ApiDeployment, deployment)
         self.pods = KnownObjects(ApiPod, pod)
+        self._seldom = Seldom()
 
     @property
     def was_seen(self) -> bool:
@@ -91,6 +94,22 @@ class Cluster:
             log.warning("not_scaled", deployment=name, replicas=replicas, error=_said(error))
             return
         log.info("scaled", deployment=name, replicas=replicas)
+
+    async def annotate(self, pod_name: str, annotation: str, value: str) -> float | None:
+        """Sets one annotation of a pod, and nothing else of it; None also where the pod is gone by now. Otherwise logs
+        the refusal, and returns after how many seconds to ask again."""
+        change = {"metadata": {"annotations": {annotation: value}}}
+        try:
+            found = await self._client.patch(ApiPod, pod_name, change)
+        except FAILURES as error:
+            if _status(error) == NOT_FOUND:
+                return None
+            self._seldom.log(log.warning, "not_annotated", pod=pod_name, annotation=annotation, error=_said(error))
+            return _retry_after_s(error) or RETRY_MOST_S
+        if pod_name in self.pods.objects:  # the watch may have seen it go meanwhile
+            self.pods.changed("MODIFIED", found)
+        log.debug("annotated", pod=pod_name, annotation=annotation, value=value)
+        return None
 
     async def _follow(self, known: KnownObjects[T]) -> None:
         wait_s = RETRY_FIRST_S

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -14,9 +14,14 @@ LABELS: Final[Mapping[str, str]] = {"app.kubernetes.io/component": "lane"}
 """What the Deployments of lanes and their pods are found by, beside the labels above."""
 
 
+# A release and its entry of `lanes`: what a Deployment and its pods have in common.
+Entry: TypeAlias = tuple[str | None, str | None]
+
+
 class Metadata(Struct, frozen=True, rename="camel", kw_only=True):
     name: str
     labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
     deletion_timestamp: datetime | None = None
     """When the pod has to be gone: its grace period is counted in."""
 
@@ -74,6 +79,16 @@ class Pod(Struct, frozen=True, rename="camel", kw_only=True):
         return self.metadata.labels.get(MODEL_LABEL, "")
 
     @property
+    def entry(self) -> Entry:
+        """Of which Deployment it is."""
+        return _entry(self.metadata)
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it is on its way out, or has ended."""
+        return self.metadata.deletion_timestamp is not None or self.status.phase in {"Succeeded", "Failed"}
+
+    @property
     def restarts(self) -> int:
         """How often its containers ended and were started again."""
         return sum(each.restart_count for each in self.status.container_statuses)
@@ -91,6 +106,15 @@ class LaneDeployment(Struct, frozen=True, rename="camel", kw_only=True):
     metadata: Metadata
     spec: DeploymentSpec = DeploymentSpec()
     status: DeploymentStatus = DeploymentStatus()
+
+    @property
+    def entry(self) -> Entry:
+        """What its pods have as their `entry`."""
+        return _entry(self.metadata)
+
+
+def _entry(metadata: Metadata) -> Entry:
+    return metadata.labels.get(RELEASE_LABEL), metadata.labels.get(LANE_LABEL)
 
 
 def deployment(found: Mapping[str, Any]) -> LaneDeployment:

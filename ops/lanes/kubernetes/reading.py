@@ -10,9 +10,7 @@ from msgspec import Struct
 
 from contracts.lanes import LaneState
 from ops.lanes.kubernetes.objects import (
-    LANE_LABEL,
     MODEL_LABEL,
-    RELEASE_LABEL,
     Condition,
     LaneDeployment,
     Pod,
@@ -71,10 +69,10 @@ def words(
     """
     found: list[LaneWord] = []
     for each in sorted(deployments, key=_name):
-        own = [pod for pod in pods if _entry(pod) == _entry(each)]
+        own = [pod for pod in pods if pod.entry == each.entry]
         said = [word for pod in sorted(own, key=_name) if (word := word_on(pod, now=now)) is not None]
         found += said  # 1
-        alive = sum(not _is_leaving(pod) for pod in own)
+        alive = sum(not pod.is_leaving for pod in own)
         found += _missing(each, each.spec.replicas - alive)  # 2
     for model, count in (wanted or {}).items():
         of_model = sorted((each for each in deployments if _model(each) == model), key=_name)
@@ -115,7 +113,7 @@ def word_on(pod: Pod, *, now: datetime) -> LaneWord | None:
 
     if (lost := _lost(pod, now)) is not None:  # 1
         return word(LaneState.UNHEALTHY, lost)
-    if _is_leaving(pod):
+    if pod.is_leaving:
         return None
     placed = _condition(pod.status.conditions, "PodScheduled")
     if placed is not None and placed.status == "False":
@@ -204,10 +202,6 @@ def _lost(pod: Pod, now: datetime) -> str | None:
     return None
 
 
-def _is_leaving(pod: Pod) -> bool:
-    return pod.metadata.deletion_timestamp is not None or pod.status.phase in {"Succeeded", "Failed"}
-
-
 def _how(ended: Terminated) -> str:
     return f"{_joined(ended.reason, ended.message)}, exit code {ended.exit_code}".removeprefix(", ")
 
@@ -218,10 +212,6 @@ def _condition(conditions: Sequence[Condition], kind: str) -> Condition | None:
 
 def _model(deployment: LaneDeployment) -> str:
     return deployment.metadata.labels.get(MODEL_LABEL, "")
-
-
-def _entry(of: LaneDeployment | Pod) -> tuple[str | None, str | None]:
-    return of.metadata.labels.get(RELEASE_LABEL), of.metadata.labels.get(LANE_LABEL)
 
 
 def _name(of: LaneDeployment | Pod) -> str:

@@ -16,6 +16,7 @@ from contracts.settings import Windows
 from contracts.topology import lane_key
 from ops.ending import end
 from ops.lanes.kubernetes.cluster import Cluster
+from ops.lanes.kubernetes.cost_keeper import CostKeeper
 from ops.lanes.kubernetes.reading import LaneWord, may_replace, scales, unseen, words
 from ops.lanes.quota import Quota
 from ops.lanes.recovery import give_back
@@ -59,10 +60,12 @@ class ClusterSupervisor:
         windows: Windows,
         *,
         news: asyncio.Event,
+        costs: CostKeeper | None = None,
     ) -> None:
-        """*cluster* sets *news* when it changes. *wanted* lanes of each model; None: as the Deployments have them."""
+        """*cluster* sets *news* when it changes. *wanted* lanes of each model; None: as the Deployments have them.
+        *costs* keeps what each pod costs to delete; None: nobody does."""
         self._link, self._cluster, self._wanted = link, cluster, wanted
-        self._quota, self._windows, self._news = quota, windows, news
+        self._quota, self._windows, self._news, self._costs = quota, windows, news, costs
         self._heartbeats = Bucket(link, HEARTBEATS, reports=False)
         self._heard: dict[str, Versioned[LaneHeartbeat]] = {}
         self._said: dict[str, _Said] = {}
@@ -78,6 +81,8 @@ class ClusterSupervisor:
         await (await self._heartbeats.watch(self._on_entry)).wait()
         async with asyncio.TaskGroup() as group:
             working = [group.create_task(self._cluster.follow()), group.create_task(self._quota.follow(self._news.set))]
+            if self._costs is not None:
+                working.append(group.create_task(self._costs.follow()))
             stopped = group.create_task(stop.wait())
             stopped.add_done_callback(lambda _: self._news.set())
             while not stop.is_set():
@@ -180,6 +185,8 @@ class ClusterSupervisor:
     def _on_entry(self, entry: Versioned[LaneHeartbeat]) -> None:
         before = self._heard.get(entry.key)
         self._heard[entry.key] = entry
+        if self._costs is not None and (last := entry.value or (before and before.value)):
+            self._costs.hear(last.worker, None if entry.value is None else last.state)
         if entry.value is None:
             del self._heard[entry.key]
             self._news.set()
