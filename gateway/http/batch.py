@@ -14,11 +14,11 @@ from contracts.generation.body import MalformedBody, beside_image_bytes, parse_b
 from contracts.generation.errors import FieldError, InvalidRequest
 from contracts.generation.request import AcceptedRequest
 from contracts.settings import Catalog
+from gateway.http.acceptance import sender_of
 from gateway.http.access import needs
 from gateway.http.answers import JsonAnswer
 from gateway.http.body import read_body, require_json, too_much_beside
 from gateway.http.bounds import require_within_bounds
-from gateway.http.generate import traceparent_in
 from gateway.http.lookup import CallerRequest, shown
 from gateway.http.not_accepted import NOT_ACCEPTED, not_accepted, overloaded
 from gateway.http.openapi.batch import BatchOperation
@@ -30,7 +30,7 @@ from gateway.http.submission import SUBMISSION_PROBLEMS, idempotency_key_of, obj
 from gateway.placing.batches import BatchItem
 from gateway.placing.overload import Overloaded
 from gateway.services import Services
-from ops.telemetry.tracing import below_root, current_root, current_span, traceparent_of
+from ops.telemetry.tracing import below_root, current_span
 
 # How many times as much as one request a batch may hold beside its images: prompts are seldom as long as they may.
 BESIDE_IMAGES: Final = 8
@@ -74,7 +74,7 @@ async def generate_batch(request: CallerRequest, services: NamedDependency[Servi
                 items,
                 caller=request.user.name,
                 key=key,
-                traceparent=traceparent_of(current_root()) or traceparent_in(request.headers.get("traceparent")),
+                traceparent=sender_of(request),
                 require=partial(require_within_bounds, request.user, services.tasks.index),
             )
     except Overloaded as error:

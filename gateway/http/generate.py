@@ -1,9 +1,7 @@
 """`POST /generate`: read, submit, reply. HTTP only."""
 
-import re
 import time
 from functools import partial
-from typing import Final
 
 from litestar import Response, post
 from litestar.di import NamedDependency
@@ -11,9 +9,9 @@ from litestar.openapi import ResponseSpec
 
 from contracts.api.tasks import TaskView
 from gateway.boards.open_streams import TooManyStreams
+from gateway.http.acceptance import accept
 from gateway.http.access import needs
 from gateway.http.answers import JsonAnswer
-from gateway.http.bounds import require_within_bounds
 from gateway.http.lookup import CallerRequest, awaited, etag_of, shown, until_gone
 from gateway.http.not_accepted import NOT_ACCEPTED, not_accepted, overloaded
 from gateway.http.openapi.operations import GenerateOperation, problem_responses
@@ -22,9 +20,7 @@ from gateway.http.problems import answer_of
 from gateway.http.submission import SUBMISSION_PROBLEMS, read_submission
 from gateway.placing.overload import Overloaded
 from gateway.services import Services
-from ops.telemetry.tracing import below_root, current_root, current_span, traceparent_of
-
-_TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+from ops.telemetry.tracing import current_span
 
 
 @post(
@@ -68,17 +64,15 @@ async def generate(request: CallerRequest, services: NamedDependency[Services]) 
     submission = await read_submission(request, services)
     preferred = submission.preferred
     try:
-        with below_root():
-            snapshot = await services.admission.accept(
-                submission.accepted,
-                caller=request.user.name,
-                key=submission.key,
-                priority=submission.priority,
-                traceparent=traceparent_of(current_root()) or traceparent_in(request.headers.get("traceparent")),
-                until_gone=None if preferred.responds_async else partial(until_gone, request),
-                hold_s=_left_s(preferred, since_s),
-                require=partial(require_within_bounds, request.user, services.tasks.index),
-            )
+        snapshot = await accept(
+            request,
+            services,
+            submission.accepted,
+            key=submission.key,
+            priority=submission.priority,
+            until_gone=None if preferred.responds_async else partial(until_gone, request),
+            hold_s=_left_s(preferred, since_s),
+        )
     except Overloaded as error:
         # a busy gateway answers this most often: it is returned, and not raised
         return answer_of(overloaded(error, request, services))  # type: ignore[return-value]
@@ -102,8 +96,3 @@ def _left_s(preferred: Preferences, since_s: float) -> float | None:
     if preferred.wait_s is None:
         return None
     return max(0.0, preferred.wait_s - (time.monotonic() - since_s))
-
-
-def traceparent_in(header: str | None) -> str | None:
-    """What the header `traceparent` says, where it has the form of one."""
-    return header if header is not None and _TRACEPARENT.fullmatch(header) else None

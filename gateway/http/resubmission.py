@@ -5,7 +5,6 @@ As `warmlane resubmit`, which has the image from a file of its user's; here it i
 
 import asyncio
 import base64
-from functools import partial
 from typing import Any, Final, Literal
 
 import msgspec
@@ -22,11 +21,10 @@ from contracts.generation.keeping import KEEP_FIELD, keep_bound_s
 from contracts.generation.request import AcceptedRequest, validate
 from contracts.settings import Catalog
 from contracts.tasks import GenerationTask, Priority, TaskStatus
+from gateway.http.acceptance import accept
 from gateway.http.access import needs
 from gateway.http.answers import JsonAnswer
 from gateway.http.body import read_body, require_json
-from gateway.http.bounds import require_within_bounds
-from gateway.http.generate import traceparent_in
 from gateway.http.lookup import CallerRequest, etag_of, find, shown
 from gateway.http.not_accepted import NOT_ACCEPTED, not_accepted, overloaded
 from gateway.http.openapi.operations import ResubmitOperation, problem_responses
@@ -37,7 +35,6 @@ from gateway.http.submission import SUBMISSION_PROBLEMS, idempotency_key_of
 from gateway.placing.overload import Overloaded
 from gateway.services import Services
 from ops.artifacts import StorageFailed
-from ops.telemetry.tracing import below_root, current_root, traceparent_of
 
 BODY_MAX_BYTES: Final = 4 * 1024
 NEW: Final = "new"
@@ -82,16 +79,14 @@ async def resubmit_task(
     accepted = await asyncio.to_thread(_accepted, task, await _image(services, task), seed, services.catalog)
     named = None if task.priority is Priority.STANDARD else task.priority
     try:
-        with below_root():
-            snapshot = await services.admission.accept(
-                accepted,
-                caller=request.user.name,
-                key=key,
-                priority=class_of(named, [], request.user.key),
-                traceparent=traceparent_of(current_root()) or traceparent_in(request.headers.get("traceparent")),
-                until_gone=None,
-                require=partial(require_within_bounds, request.user, services.tasks.index),
-            )
+        snapshot = await accept(
+            request,
+            services,
+            accepted,
+            key=key,
+            priority=class_of(named, [], request.user.key),
+            until_gone=None,
+        )
     except Overloaded as error:
         return answer_of(overloaded(error, request, services))  # type: ignore[return-value]
     except NOT_ACCEPTED as error:

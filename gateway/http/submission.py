@@ -1,13 +1,16 @@
-"""What a client submits to `POST /generate`: read whole, and checked in the order of refusals (`access.py`)."""
+"""What a client submits, to be made into a video: read whole, and checked in the order of refusals (`access.py`)."""
 
 import asyncio
 import re
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from contracts.generation.body import MalformedBody, beside_image_bytes, parse_body
 from contracts.generation.errors import FieldError, InvalidRequest
+from contracts.generation.form import FormTarget
 from contracts.generation.request import AcceptedRequest, validate
 from contracts.settings import Catalog
 from contracts.tasks import Priority
@@ -21,6 +24,9 @@ from gateway.http.priority import class_of
 from gateway.http.problems import ProblemError, wrong_fields
 from gateway.http.queries import require_known_query
 from gateway.services import Services
+
+# What comes of the fields of a body. Raises InvalidRequest.
+Check = Callable[[Mapping[str, Any], Catalog], AcceptedRequest]
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -51,7 +57,19 @@ class Submission(Struct, frozen=True):
 
 
 async def read_submission(request: CallerRequest, services: Services) -> Submission:
-    """What *request* submits. Nothing is written. Raises HTTPException (413), ProblemError."""
+    """What *request* submits to `POST /generate`. Nothing is written. Raises HTTPException (413), ProblemError."""
+    found = await read_checked(request, services, validate)
+    preferred = Preferences.of(request.headers.getall("prefer", []), wait_max_s=MAX_WAIT_S)
+    return replace(found, preferred=preferred)
+
+
+async def read_checked(
+    request: CallerRequest, services: Services, check: Check, *, target: FormTarget | None = None
+) -> Submission:
+    """What *request* submits, as JSON or as a form, whose parts *target* takes; *check* says what comes of its fields.
+
+    What it prefers is left out. Raises HTTPException (413), ProblemError, and what *check* raises but InvalidRequest.
+    """
     body: bytes | FormReader
     if is_form(request):
         is_costly = True
@@ -59,6 +77,7 @@ async def read_submission(request: CallerRequest, services: Services) -> Submiss
             request,
             image_max_bytes=services.image_max_bytes,
             text_max_bytes=services.beside_image_max_bytes,
+            target=target,
         )
     else:
         body = await read_body(request)
@@ -71,9 +90,8 @@ async def read_submission(request: CallerRequest, services: Services) -> Submiss
     require_media_type(request, (JSON, FORM))
     require_known_query(request.scope)
     key = idempotency_key_of(request)
-    headers = request.headers
     catalog = services.catalog
-    accepted = await asyncio.to_thread(_accepted, body, catalog) if is_costly else _accepted(body, catalog)
+    accepted = await asyncio.to_thread(_checked, body, check, catalog) if is_costly else _checked(body, check, catalog)
     if not is_costly:
         request.auth.take()
     require_to_change(conditions_of(request), None)
@@ -82,8 +100,8 @@ async def read_submission(request: CallerRequest, services: Services) -> Submiss
     return Submission(
         accepted=accepted,
         key=key,
-        priority=class_of(accepted.priority, headers.getall("priority", []), request.user.key),
-        preferred=Preferences.of(headers.getall("prefer", []), wait_max_s=MAX_WAIT_S),
+        priority=class_of(accepted.priority, request.headers.getall("priority", []), request.user.key),
+        preferred=Preferences(),
     )
 
 
@@ -111,9 +129,9 @@ def require_reachable(services: Services, url: str) -> None:
         raise ProblemError("validation_failed", "1 field is wrong; see errors", errors=[error])
 
 
-def _accepted(body: bytes | FormReader, catalog: Catalog) -> AcceptedRequest:
+def _checked(body: bytes | FormReader, check: Check, catalog: Catalog) -> AcceptedRequest:
     try:
-        return validate(body.fields() if isinstance(body, FormReader) else parse_body(body), catalog)
+        return check(body.fields() if isinstance(body, FormReader) else parse_body(body), catalog)
     except MalformedBody as error:
         raise ProblemError("malformed_body", str(error)) from error
     except InvalidRequest as error:
