@@ -4,8 +4,9 @@ import json
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -202,13 +203,8 @@ def cancel_command(ctx: click.Context, /, task_ids: tuple[str, ...], gateway: Ga
 
     Exit status 1 when one of them had ended before, or is not there; the others are cancelled all the same.
     """
-    failed = False
     with gateway.client() as client:
-        for task_id in task_ids:
-            trouble = cancel(client, task_id)
-            click.echo(f"cancelled {task_id}" if trouble is None else f"{task_id}: {trouble}", err=trouble is not None)
-            failed |= trouble is not None
-    ctx.exit(1 if failed else 0)
+        ctx.exit(_of_each(task_ids, "cancelled", partial(cancel, client)))
 
 
 def cancel(client: CommandClient, task_id: str) -> str | None:
@@ -238,13 +234,18 @@ def forget_command(ctx: click.Context, /, task_ids: tuple[str, ...], gateway: Ga
     Backups that were taken before still hold them. One that is not there is fine, so that the command can be repeated.
     Exit status 1 when one of them has not ended; the others are forgotten all the same.
     """
-    failed = False
     with gateway.client() as client:
-        for task_id in task_ids:
-            trouble = forget(client, task_id)
-            click.echo(f"forgotten {task_id}" if trouble is None else f"{task_id}: {trouble}", err=trouble is not None)
-            failed |= trouble is not None
-    ctx.exit(1 if failed else 0)
+        ctx.exit(_of_each(task_ids, "forgotten", partial(forget, client)))
+
+
+def _of_each(task_ids: Iterable[str], done: str, act: Callable[[str], str | None]) -> int:
+    """Has *act* do its work on each task, and prints that it is *done*, or why it is not. Returns the exit status."""
+    failed = 0
+    for task_id in task_ids:
+        trouble = act(task_id)
+        click.echo(f"{done} {task_id}" if trouble is None else f"{task_id}: {trouble}", err=trouble is not None)
+        failed |= trouble is not None
+    return failed
 
 
 def forget(client: CommandClient, task_id: str) -> str | None:
