@@ -9,21 +9,16 @@ import shutil
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from msgspec import Struct
 
+from contracts.checkpoints import AttentionBackend
+
 # SageAttention quantises with kernels of Triton, whichever of its functions computes
 # (https://github.com/thu-ml/SageAttention/blob/0116592f6eace985216ac3e97b40ecc200aaf101/sageattention/core.py).
-BACKENDS: Final = frozenset(
-    {
-        "sage",
-        "sage_varlen",
-        "_sage_qk_int8_pv_fp8_cuda",
-        "_sage_qk_int8_pv_fp8_cuda_sm90",
-        "_sage_qk_int8_pv_fp16_cuda",
-        "_sage_qk_int8_pv_fp16_triton",
-    }
+BACKENDS: Final[frozenset[AttentionBackend]] = frozenset(
+    name for name in get_args(AttentionBackend) if name.startswith(("sage", "_sage"))
 )
 
 

@@ -2,7 +2,7 @@
 ones."""
 
 from collections import OrderedDict
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import structlog
 
@@ -25,18 +25,7 @@ Role = Literal["gateway", "lane", "degraded", "supervisor"]
 _WORKERS: Final[tuple[Kind, ...]] = ("task", "record", "slot", "entry")
 # What a process of each role reads.
 READ: Final[dict[Role, tuple[Kind, ...]]] = {
-    "gateway": (
-        "record",
-        "heartbeat",
-        "slot",
-        "leadership",
-        "fallback_episode",
-        "cold_start",
-        "api_key",
-        "webhook_endpoint",
-        "webhook_delivery",
-        "entry",
-    ),
+    "gateway": tuple(kind for kind in get_args(Kind) if kind != "task"),
     "lane": (*_WORKERS, "heartbeat"),
     "degraded": _WORKERS,
     "supervisor": ("cold_start", "entry"),
