@@ -26,6 +26,7 @@ from ops.commands.options import (
     slot_option,
     step_seconds_option,
 )
+from ops.commands.variables import option_or_variable
 from ops.machine.placement import given_slot, refuse_hidden
 from ops.nats.access import NatsAccess
 from ops.nats.link import NatsLink
@@ -38,9 +39,7 @@ from ops.telemetry.logs import configure_logging
     epilog="Examples:\n\n  warmlane lane --model anisora\n\n"
     "  warmlane lane --model phr00t --name phr00t-1 --slot cpu-3 --nats-url nats://127.0.0.1:4222"
 )
-@click.option(
-    "--model", envvar="WARMLANE_MODEL", required=True, show_envvar=True, help="The model that this lane keeps warm."
-)
+@option_or_variable("--model", envvar="WARMLANE_MODEL", required=True, help="The model that this lane keeps warm.")
 @name_option("Name of the lane, unique and stable. [default: the model and the slot]")
 @slot_option
 @nats_options("lane")

@@ -8,6 +8,7 @@ import click
 from ops.artifact_place import ArtifactPlace, BucketPlace, FolderPlace, place_of
 from ops.commands.durations import Duration
 from ops.commands.spelling import require_text
+from ops.commands.variables import option_or_variable
 
 PLACE_VARIABLE: Final = "WARMLANE_ARTIFACTS"
 # What AWS signs for at most.
@@ -31,21 +32,19 @@ class PlaceType(click.ParamType[ArtifactPlace]):
         return place
 
 
-artifacts_option = click.option(
+artifacts_option = option_or_variable(
     "--artifacts",
     envvar=PLACE_VARIABLE,
     type=PlaceType(),
-    show_envvar=True,
     help="Where videos, thumbnails and images are: a folder, or s3://BUCKET/PREFIX, whose endpoint, region and keys "
     "come from the variables AWS_*, or from the instance. The same for every process of a deployment, and for no "
     "other deployment. [default: the folder artifacts of the data folder]",
 )
-links_option = click.option(
+links_option = option_or_variable(
     "--download-links",
     "links_last_s",
     envvar="WARMLANE_DOWNLOAD_LINKS",
     type=Duration(),
-    show_envvar=True,
     help="Answer a download with 302 and a presigned link to the bucket of --artifacts, which is good for so long: the "
     "file does not pass through the gateway then. [default: off]",
 )

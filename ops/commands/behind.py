@@ -9,6 +9,7 @@ import click
 from msgspec import Struct
 
 from contracts.hosts import OWN_SEGMENTS, host_name, path_prefix
+from ops.commands.variables import option_or_variable
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -54,13 +55,12 @@ class NetworkType(click.ParamType[Network]):
             )
 
 
-webhooks_allow_option = click.option(
+webhooks_allow_option = option_or_variable(
     "--webhooks-allow",
     "webhooks_allow",
     envvar="WARMLANE_WEBHOOKS_ALLOW",
     type=NetworkType(),
     multiple=True,
-    show_envvar=True,
     help="Deliver webhooks to this address or network too (127.0.0.0/8 is the loopback), and not only to the public "
     "internet; there plain http is allowed as well. May be repeated; the variable separates several by blanks or "
     "commas. [default: none]",
@@ -103,32 +103,29 @@ class Behind(Struct, frozen=True):
 def behind_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--root-path`, `--trusted-proxy` and `--allowed-host`; the command is given them as *behind*, a `Behind`."""
 
-    @click.option(
+    @option_or_variable(
         "--root-path",
         envvar="WARMLANE_ROOT_PATH",
         type=RootPath(),
         default="",
-        show_envvar=True,
         help="The path under which a proxy offers the API, as in /warmlane: every path in an answer begins with it, "
         "whether the proxy takes it off a request or not. [default: none]",
     )
-    @click.option(
+    @option_or_variable(
         "--trusted-proxy",
         "trusted_proxies",
         envvar="WARMLANE_TRUSTED_PROXIES",
         type=NetworkType(),
         multiple=True,
-        show_envvar=True,
         help="Believe X-Forwarded-Prefix, -For and -Proto from this address or network (10.1.0.0/16). May be "
         "repeated; the variable separates several by blanks or commas. [default: nobody's]",
     )
-    @click.option(
+    @option_or_variable(
         "--allowed-host",
         "allowed_hosts",
         envvar="WARMLANE_ALLOWED_HOSTS",
         type=HostName(),
         multiple=True,
-        show_envvar=True,
         help="As long as there is no API key: a name beside localhost by which anybody may call, as in "
         "video.example.org. May be repeated; the variable separates several by blanks or commas. "
         "[default: none]",

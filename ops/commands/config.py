@@ -24,16 +24,16 @@ from ops.commands.config_file import (
     masked,
 )
 from ops.commands.options import require_kept_long_enough
+from ops.commands.variables import option_or_variable
 from ops.lanes.quota import Quota, QuotaError
 from ops.machine.placement import wanted_lanes
 from ops.machine.tls import tls_of
 
-_file_option: Final = click.option(
+_file_option: Final = option_or_variable(
     "--config",
     "path",
     envvar=CONFIG_VARIABLE,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    show_envvar=True,
     help="The file (TOML). [default: none, and only variables and defaults count]",
 )
 

@@ -12,6 +12,7 @@ from msgspec import Struct
 from contracts.topology import DAY_S
 from ops.commands.behind import Network, split_words
 from ops.commands.durations import Duration
+from ops.commands.variables import option_or_variable
 
 _LABEL: Final = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST: Final = re.compile(rf"\*|(\*\.)?{_LABEL}(\.{_LABEL})*", re.ASCII)
@@ -62,25 +63,22 @@ class ImageOptions(Struct, frozen=True):
 def image_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--images-allow-host` and `--images-keep`; the command is given them as *images*, an `ImageOptions`."""
 
-    @click.option(
+    @option_or_variable(
         "--images-allow-host",
         "image_hosts",
         envvar="WARMLANE_IMAGES_ALLOW_HOST",
         type=ImageHostType(),
         multiple=True,
-        show_envvar=True,
         help="Fetch the image that a request names by its URL from this host, as in images.example.com, *.example.com, "
         "or * for every host of the public internet. A network, as in 10.1.0.0/16, allows addresses in it, there also "
         "by plain http. May be repeated; the variable separates several by blanks or commas. [default: none]",
     )
-    @click.option(
+    @option_or_variable(
         "--images-keep",
         "images_keep_s",
         envvar="WARMLANE_IMAGES_KEEP",
         type=Duration(),
         default="24h",
-        show_default=True,
-        show_envvar=True,
         help="How long an image that was uploaded with POST /images stays at least; twice as long at most. Tasks have "
         "copies of their own, kept as long as they are.",
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from contracts.settings import Windows
+from ops.commands.variables import option_or_variable
 from ops.lanes.quota import Quota
 from ops.nats.link import NatsLink
 from ops.telemetry.probes import ProcessHealth, judged_by
@@ -16,26 +17,22 @@ from ops.telemetry.probes import ProcessHealth, judged_by
 if TYPE_CHECKING:
     from lightkube.config.kubeconfig import SingleConfig
 
-_provider_option = click.option(
+_provider_option = option_or_variable(
     "--provider",
     envvar="WARMLANE_PROVIDER",
     type=click.Choice(["process", "kubernetes"]),
     default="process",
-    show_default=True,
-    show_envvar=True,
     help="Where lanes come from: processes of this machine, or the Deployments of the chart. kubernetes asks the API "
     "server that KUBECONFIG names, or that of the pod.",
 )
-_namespace_option = click.option(
+_namespace_option = option_or_variable(
     "--namespace",
     envvar="WARMLANE_NAMESPACE",
-    show_envvar=True,
     help="kubernetes: the namespace of the lanes. [default: that of the kubeconfig, or of the pod]",
 )
-_release_option = click.option(
+_release_option = option_or_variable(
     "--release",
     envvar="WARMLANE_RELEASE",
-    show_envvar=True,
     help="kubernetes: the Helm release of the lanes. [default: any in the namespace]",
 )
 _deletion_cost_option = click.option(

@@ -11,21 +11,20 @@ from msgspec.structs import replace
 
 from ops.commands.addresses import DEFAULT_NATS_URL, address_of
 from ops.commands.option_types import NatsUrls
+from ops.commands.variables import option_or_variable
 from ops.nats.access import DEFAULT_DATA_DIR, NatsAccess, Role, access
 
-_nats_url_option = click.option(
+_nats_url_option = option_or_variable(
     "--nats-url",
     envvar="WARMLANE_NATS_URL",
     type=NatsUrls(),
     show_default=f"of the `warmlane up` in the data folder, else {DEFAULT_NATS_URL}",
-    show_envvar=True,
     help="Where the nats-server listens; the servers of a cluster separated by commas.",
 )
-_nats_ca_option = click.option(
+_nats_ca_option = option_or_variable(
     "--nats-ca",
     envvar="WARMLANE_NATS_CA",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    show_envvar=True,
     help="Certificates (PEM) that a nats-server at tls:// is checked against. [default: those of the system]",
 )
 
@@ -36,14 +35,12 @@ def nats_access(role: Role, urls: str, *, data_dir: Path | None = None, ca: Path
     return access(role, urls, data_dir=folder, ca=ca)
 
 
-_auth_dir_option = click.option(
+_auth_dir_option = option_or_variable(
     "--data-dir",
     "auth_dir",
     envvar="WARMLANE_DATA_DIR",
     type=click.Path(path_type=Path, file_okay=False),
     default=DEFAULT_DATA_DIR,
-    show_default=True,
-    show_envvar=True,
     help="Data folder of `warmlane up`, which holds the address and the passwords of its nats-server.",
 )
 

@@ -15,98 +15,83 @@ from ops.commands.artifact_options import placed
 from ops.commands.durations import Duration
 from ops.commands.option_types import ByteSize, HostType, Lanes, ListenHost, Origin
 from ops.commands.spelling import require_text
+from ops.commands.variables import option_or_variable
 from ops.nats.access import DEFAULT_DATA_DIR, NatsAccess
 from ops.telemetry.export import METRICS_LISTEN, Listen
 
 # A process may look at a task late: by a second when a server is busy, by more when it was away.
 KEEP_MARGIN_S: Final = 10.0
-host_option = click.option(
+host_option = option_or_variable(
     "--host",
     envvar="WARMLANE_HOST",
     type=HostType(),
     default="127.0.0.1",
-    show_default=True,
-    show_envvar=True,
     help="Address to listen on, or a name for it. Any but the loopback needs an API key first: `warmlane keys add`.",
 )
-port_option = click.option(
+port_option = option_or_variable(
     "--port",
     envvar="WARMLANE_PORT",
     type=click.IntRange(1, 65_535),
     default=8000,
-    show_default=True,
-    show_envvar=True,
     help="Port of the HTTP API.",
 )
-cors_origins_option = click.option(
+cors_origins_option = option_or_variable(
     "--cors-origin",
     "cors_origins",
     envvar="WARMLANE_CORS_ORIGINS",
     type=Origin(),
     multiple=True,
-    show_envvar=True,
     help="Let pages of this origin, as in https://app.example.org, call the API from a browser. May be repeated; "
     "the variable separates several by blanks. [default: none]",
 )
 JAEGER_VARIABLE: Final = "WARMLANE_JAEGER_URL"
-trace_link_option = click.option(
+trace_link_option = option_or_variable(
     "--jaeger-url",
     envvar=JAEGER_VARIABLE,
-    show_envvar=True,
     help="Jaeger's pages: a trace is shown as a link there. [default: its ID alone]",
 )
-trace_reads_option = click.option(
+trace_reads_option = option_or_variable(
     "--trace-reads",
     envvar="WARMLANE_TRACE_READS",
     is_flag=True,
-    show_envvar=True,
     help="Trace every request, and not only those that make or change a task. [default: off]",
 )
-access_log_option = click.option(
+access_log_option = option_or_variable(
     "--access-log",
     envvar="WARMLANE_ACCESS_LOG",
     type=click.Choice(["errors", "all"]),
     default="errors",
-    show_default=True,
-    show_envvar=True,
     help="Which requests have a line in the log: those that were refused or failed, or all of them.",
 )
-tls_cert_option = click.option(
+tls_cert_option = option_or_variable(
     "--tls-cert",
     envvar="WARMLANE_TLS_CERT",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    show_envvar=True,
     help="Speak HTTPS, with the certificate (and those between it and its authority) in this PEM file.",
 )
-tls_key_option = click.option(
+tls_key_option = option_or_variable(
     "--tls-key",
     envvar="WARMLANE_TLS_KEY",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    show_envvar=True,
     help="The private key of --tls-cert, in PEM and without a passphrase.",
 )
-nats_port_option = click.option(
+nats_port_option = option_or_variable(
     "--nats-port",
     envvar="WARMLANE_NATS_PORT",
     type=click.IntRange(1, 65_535),
     default=4222,
-    show_default=True,
-    show_envvar=True,
     help="Port of the embedded nats-server.",
 )
-settings_option = click.option(
+settings_option = option_or_variable(
     "--settings",
     envvar="WARMLANE_SETTINGS",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    show_envvar=True,
     help="Inference settings (JSON) instead of the packaged ones.",
 )
-profile_option = click.option(
+profile_option = option_or_variable(
     "--profile",
     envvar="WARMLANE_PROFILE",
     default="tiny",
-    show_default=True,
-    show_envvar=True,
     help="Which checkpoints: tiny (any machine) or production.",
 )
 
@@ -117,136 +102,112 @@ def _shareable(ctx: click.Context, parameter: click.Parameter, value: Path) -> P
     return value
 
 
-data_dir_option = click.option(
+data_dir_option = option_or_variable(
     "--data-dir",
     envvar="WARMLANE_DATA_DIR",
     type=click.Path(path_type=Path, file_okay=False),
     callback=_shareable,
     default=DEFAULT_DATA_DIR,
-    show_default=True,
-    show_envvar=True,
     help="Folder of videos, streams, tiny models, locks and logs. Its path has to be UTF-8.",
 )
-keep_option = click.option(
+keep_option = option_or_variable(
     "--keep",
     "keep_s",
     envvar="WARMLANE_KEEP",
     type=Duration(),
     default="7d",
-    show_default=True,
-    show_envvar=True,
     help="How long a finished task and its video are kept; never less than a task may wait, and 10 s more.",
 )
-step_seconds_option = click.option(
+step_seconds_option = option_or_variable(
     "--step-seconds",
     envvar="WARMLANE_STEP_SECONDS",
     type=click.FloatRange(0, 3600),
     default=0.0,
-    show_default=True,
-    show_envvar=True,
     help="Make every inference step of a tiny pipeline take so long, to imitate a real card.",
 )
-load_seconds_option = click.option(
+load_seconds_option = option_or_variable(
     "--load-seconds",
     envvar="WARMLANE_LOAD_SECONDS",
     type=click.FloatRange(0, 3600),
     default=0.0,
-    show_default=True,
-    show_envvar=True,
     help="Make every load of a tiny pipeline take so long at least, to imitate a real card.",
 )
-degraded_order_option = click.option(
+degraded_order_option = option_or_variable(
     "--degraded-order",
     envvar="WARMLANE_DEGRADED_ORDER",
     type=click.Choice(ORDER_NAMES),
-    show_envvar=True,
     help="Which waiting task the degraded worker starts next: in order of arrival (fifo), or by class, swaps and "
     "callers (swap-aware). [default: as the settings say, swap-aware]",
 )
-oom_snapshots_option = click.option(
+oom_snapshots_option = option_or_variable(
     "--oom-snapshots",
     envvar="WARMLANE_OOM_SNAPSHOTS",
     type=click.IntRange(0, 100),
     default=0,
-    show_default=True,
-    show_envvar=True,
     help="When a card runs out of memory, write what lay on it to the folder oom of the data folder, for torch's "
     "memory viewer. The newest so many files are kept; 0 writes none.",
 )
-nats_storage_option = click.option(
+nats_storage_option = option_or_variable(
     "--nats-storage",
     "nats_storage_bytes",
     envvar="WARMLANE_NATS_STORAGE",
     type=ByteSize(),
     default="20GB",
-    show_default=True,
-    show_envvar=True,
     help="What nats-server may store: max_file_store of its nats.conf, which it does not report. Near it, new requests "
     "are refused, so that those in hand can end.",
 )
-log_size_option = click.option(
+log_size_option = option_or_variable(
     "--log-size",
     "log_max_bytes",
     envvar="WARMLANE_LOG_SIZE",
     type=ByteSize(),
     default="20MB",
-    show_default=True,
-    show_envvar=True,
     help="The size at which the log of a process becomes its old log. One old log is kept.",
 )
-replicas_option = click.option(
+replicas_option = option_or_variable(
     "--replicas",
     envvar="WARMLANE_REPLICAS",
     type=click.IntRange(1, 5),
-    show_envvar=True,
     help="How many servers of a cluster keep each stream and bucket. [default: 1 for new ones; others stay]",
 )
-lanes_option = click.option(
+lanes_option = option_or_variable(
     "--lanes",
     envvar="WARMLANE_LANES",
     type=Lanes(),
-    show_envvar=True,
     help="Warm lanes per model, as in anisora=1,phr00t=1; a model with 0, or not named, is left to the degraded "
     "worker. [default: as many as the settings want]",
 )
-gpus_option = click.option(
+gpus_option = option_or_variable(
     "--gpus",
     envvar="WARMLANE_GPUS",
     type=click.IntRange(1, 64),
-    show_envvar=True,
     help="Use so many of the cards that CUDA_VISIBLE_DEVICES leaves (CPU slots with tiny pipelines) at most. "
     "The first one set aside is the degraded worker's; "
     "lanes that find none are denied. [default: all cards; a CPU slot for each worker]",
 )
-quota_option = click.option(
+quota_option = option_or_variable(
     "--quota",
     envvar="WARMLANE_QUOTA",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    show_envvar=True,
     help='The most lanes per model, as in {"max_lanes": {"anisora": 1}} (JSON); may be edited at any time.',
 )
-_metrics_port_option = click.option(
+_metrics_port_option = option_or_variable(
     "--metrics-port",
     envvar=METRICS_LISTEN[0],
     type=click.IntRange(1, 65_535),
-    show_envvar=True,
     help="Serve /metrics for a Prometheus on this port. [default: it is not served]",
 )
-_metrics_host_option = click.option(
+_metrics_host_option = option_or_variable(
     "--metrics-host",
     envvar=METRICS_LISTEN[1],
     type=HostType(),
     default="127.0.0.1",
-    show_default=True,
-    show_envvar=True,
     help="Address on which /metrics is served, to whoever asks.",
 )
-slot_option = click.option(
+slot_option = option_or_variable(
     "--slot",
     envvar="WARMLANE_SLOT",
     default="cpu-0",
-    show_default=True,
-    show_envvar=True,
     help="Where it runs: the UUID of a GPU that CUDA_VISIBLE_DEVICES does not hide, or cpu-N; auto: the only card that "
     "this container was given, or with tiny pipelines cpu- and the host's name. One process at a time holds a slot.",
 )
@@ -312,4 +273,4 @@ def snapshotting(oom_snapshots: int) -> list[str]:
 
 def name_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--name`, with a help text of the command's own, which names the default."""
-    return click.option("--name", envvar="WARMLANE_NAME", show_envvar=True, help=text)
+    return option_or_variable("--name", envvar="WARMLANE_NAME", help=text)

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-import click
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from contracts.settings import Catalog
+from ops.commands.variables import option_or_variable
 
 
 class OverloadOptions(Struct, frozen=True):
@@ -32,21 +32,19 @@ class OverloadOptions(Struct, frozen=True):
 def overload_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--displace` and `--refuse-expected`; the command is given them as *overload*, an `OverloadOptions`."""
 
-    @click.option(
+    @option_or_variable(
         "--displace/--no-displace",
         "displace",
         envvar="WARMLANE_DISPLACE",
         default=None,
-        show_envvar=True,
         help="Where the degraded queue is full, let a request of a higher class take the place of a waiting one of a "
         "lower class. [default: as the settings say, no]",
     )
-    @click.option(
+    @option_or_variable(
         "--refuse-expected/--no-refuse-expected",
         "refuse_expected",
         envvar="WARMLANE_REFUSE_EXPECTED",
         default=None,
-        show_envvar=True,
         help="Refuse at once what will almost certainly not start on the degraded worker within its wait, by what was "
         "measured. [default: as the settings say, no]",
     )

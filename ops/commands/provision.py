@@ -14,6 +14,7 @@ import click
 from contracts.settings import SettingsError, load_settings
 from ops.commands.nats_options import nats_options
 from ops.commands.options import keep_option, profile_option, replicas_option, require_kept_long_enough, settings_option
+from ops.commands.variables import option_or_variable
 from ops.nats.access import NatsAccess
 from ops.nats.api_keys import add, read_keys
 from ops.nats.errors import TransportUnavailable, UnusableServer
@@ -36,11 +37,10 @@ FIRST_CALLER: Final = "first"
 @profile_option
 @keep_option
 @replicas_option
-@click.option(
+@option_or_variable(
     "--first-key",
     type=click.Path(dir_okay=False, path_type=Path),
     envvar="WARMLANE_FIRST_KEY",
-    show_envvar=True,
     help="Where no API key was ever made: make one of the scope admin, and write it into this file, which its owner "
     "alone may read.",
 )

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from contracts.nesting import loads
 from ops.commands.options import JAEGER_VARIABLE
+from ops.commands.variables import option_or_variable
 from ops.commands.web_client import web_client
 
 DEFAULT_URL: Final = "http://127.0.0.1:16686"
@@ -113,12 +114,10 @@ def fetch(client: httpx.Client, wanted: str) -> list[Mapping[str, Any]]:
     "  warmlane trace 4bf92f3577b34da6a3ce929d0e0e4736 --jaeger-url http://jaeger:16686"
 )
 @click.argument("wanted", metavar="ID")
-@click.option(
+@option_or_variable(
     "--jaeger-url",
     envvar=JAEGER_VARIABLE,
     default=DEFAULT_URL,
-    show_default=True,
-    show_envvar=True,
     help="Jaeger's query API.",
 )
 def command(wanted: str, jaeger_url: str) -> None:

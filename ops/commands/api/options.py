@@ -14,24 +14,22 @@ from contracts.keys import Presented, parse_presented
 from ops.commands.addresses import DEFAULT_URL, address_of
 from ops.commands.api.client import CommandClient
 from ops.commands.api.problems import KEY_VARIABLE
+from ops.commands.variables import option_or_variable
 from ops.nats.access import DEFAULT_DATA_DIR
 
 _TASK_ID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_url_option = click.option(
+_url_option = option_or_variable(
     "--url",
     envvar="WARMLANE_URL",
     show_default=f"of the `warmlane up` in the data folder, else {DEFAULT_URL}",
-    show_envvar=True,
     help="Where the gateway answers.",
 )
-_folder_option = click.option(
+_folder_option = option_or_variable(
     "--data-dir",
     "client_dir",
     envvar="WARMLANE_DATA_DIR",
     type=click.Path(path_type=Path, file_okay=False),
     default=DEFAULT_DATA_DIR,
-    show_default=True,
-    show_envvar=True,
     help="Data folder of `warmlane up`, where its addresses stand.",
 )
 
@@ -74,19 +72,17 @@ def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @_url_option
     @_folder_option
-    @click.option(
+    @option_or_variable(
         "--api-key-file",
         envvar="WARMLANE_API_KEY_FILE",
         type=click.Path(path_type=Path, exists=True, dir_okay=False),
-        show_envvar=True,
         # never as an option: every user of a machine sees the arguments of its processes
         help=f"File with the API key. [default: what {KEY_VARIABLE} holds]",
     )
-    @click.option(
+    @option_or_variable(
         "--ca",
         envvar="WARMLANE_CA",
         type=click.Path(path_type=Path, exists=True, dir_okay=False),
-        show_envvar=True,
         help="PEM file of the authority to trust, where the gateway's certificate is a private one.",
     )
     @functools.wraps(command)

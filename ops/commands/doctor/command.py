@@ -16,6 +16,7 @@ from ops.commands.doctor.machine import HOST, RUNNING, look
 from ops.commands.doctor.server import queue
 from ops.commands.doctor.verdicts import judge_model
 from ops.commands.options import data_dir_option, nats_port_option, port_option, profile_option, settings_option
+from ops.commands.variables import option_or_variable
 from ops.machine.nvml import DriverUnusable, survey
 from ops.machine.ports import require_distinct
 from ops.machine.visible_cards import AmbiguousOrder
@@ -48,10 +49,9 @@ def models_of(models_dir: Path, settings: Path | None, profile: str) -> Iterator
 @nats_port_option
 @settings_option
 @profile_option
-@click.option(
+@option_or_variable(
     "--nats-url",
     envvar="WARMLANE_NATS_URL",
-    show_envvar=True,
     help="A running nats-server to compare clocks with. [default: the one of the data folder, or at --nats-port]",
 )
 @click.pass_context

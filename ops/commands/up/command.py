@@ -41,6 +41,7 @@ from ops.commands.overload import OverloadOptions, overload_options
 from ops.commands.up.screen import Screen
 from ops.commands.up.setup import SystemSetup
 from ops.commands.up.stack import Stack
+from ops.commands.variables import option_or_variable
 from ops.lanes.quota import QuotaError
 from ops.machine.placement import wanted_lanes
 from ops.machine.ports import require_distinct, require_free
@@ -70,13 +71,11 @@ from ops.telemetry.logs import configure_logging
 @lanes_option
 @gpus_option
 @quota_option
-@click.option(
+@option_or_variable(
     "--standbys",
     envvar="WARMLANE_STANDBYS",
     type=click.IntRange(0, 8),
     default=0,
-    show_default=True,
-    show_envvar=True,
     help="Hot standbys of the degraded worker: one takes over when it dies.",
 )
 @settings_option
