@@ -15,7 +15,7 @@ from gateway.rules.addresses import Network, allowing
 from gateway.webhooks.sending import WebhookSender
 from tests.kit.names import NameServer
 from tests.kit.receivers import answering, endless, endless_head, receiving, silent
-from tests.kit.support import free_port
+from tests.kit.support import BOUND_S, free_port
 
 HEADERS = {"webhook-id": "x", "content-type": "application/json"}
 LOOPBACK = allowing([ip_network("127.0.0.0/8")])
@@ -102,6 +102,20 @@ async def test_an_answer_without_end_is_not_read() -> None:
         assert (await sender.send(receiver.url, HEADERS, "{}")).status == 200
 
 
+async def test_a_body_that_comes_byte_by_byte_is_not_waited_for() -> None:
+    """However long it says that it is: the sender ends the connection."""
+    ended = asyncio.Event()
+
+    async def answer(_: object, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n")
+        await dripped(writer, b"x")
+        ended.set()
+
+    async with receiving(answer) as receiver, sending(attempt_s=BOUND_S) as sender:
+        assert (await sender.send(receiver.url, HEADERS, "{}")).status == 200
+        await asyncio.wait_for(ended.wait(), BOUND_S)
+
+
 async def test_a_head_without_end_is_given_up() -> None:
     async with receiving(endless_head) as receiver, sending() as sender:
         answer = await sender.send(receiver.url, HEADERS, "{}")
@@ -115,17 +129,30 @@ async def test_whoever_never_answers_has_failed() -> None:
         assert (answer.status, bool(answer.error)) == (None, True)
 
 
-async def test_whoever_drips_has_failed_when_the_time_is_over() -> None:
-    async def drip(_: object, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            while not writer.is_closing():
-                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                await writer.drain()
-                await asyncio.sleep(0.01)
+async def dripped(writer: asyncio.StreamWriter, piece: bytes) -> None:
+    """Writes *piece* again and again, slowly, until nobody reads it any more."""
+    with contextlib.suppress(ConnectionError):
+        while not writer.is_closing():
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.01)
 
-    async with receiving(drip) as receiver, sending(attempt_s=0.3) as sender:
-        answer = await sender.send(receiver.url, HEADERS, "{}")
-        assert answer.status is None
+
+@pytest.mark.parametrize(
+    ("first", "piece"),
+    [(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), (b"HTTP/1.1 200 O", b"K"), (b"HTTP/1.1 200 OK\r\nX-Filler: ", b"x")],
+    ids=["heads", "status", "header"],
+)
+async def test_whoever_drips_has_failed_when_the_time_is_over(first: bytes, piece: bytes) -> None:
+    """Each piece comes soon after the one before: the attempt as a whole has its time."""
+
+    async def answer(_: object, writer: asyncio.StreamWriter) -> None:
+        writer.write(first)
+        await dripped(writer, piece)
+
+    async with receiving(answer) as receiver, sending(attempt_s=0.3) as sender:
+        outcome = await sender.send(receiver.url, HEADERS, "{}")
+        assert (outcome.status, outcome.error) == (None, "no answer within 0.3 s")
 
 
 async def test_nobody_there_is_an_answer_too() -> None:
