@@ -104,7 +104,7 @@ def lane_killed(cluster: Cluster, load: Load, told: Told) -> None:
 
 def restarts(cluster: Cluster, pod: str) -> int:
     """How often the kubelet has started the container of *pod* again."""
-    (state,) = json.loads(cluster.kubectl("get", "pod", pod, "--output", "json"))["status"]["containerStatuses"]
+    (state,) = cluster.one("pod", pod)["status"]["containerStatuses"]
     return int(state["restartCount"])
 
 
@@ -160,9 +160,7 @@ def nats_killed(cluster: Cluster, load: Load, told: Told) -> None:
     cause="starting|no lane|draining",
 )
 def node_drained(cluster: Cluster, load: Load, told: Told) -> None:
-    node = json.loads(cluster.kubectl("get", "pod", lane_of(cluster, "anisora"), "--output", "json"))["spec"][
-        "nodeName"
-    ]
+    node = cluster.one("pod", lane_of(cluster, "anisora"))["spec"]["nodeName"]
     # with one node, what else runs there could go nowhere
     only = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=lane"
     with told.timed("drained after"):
@@ -217,7 +215,7 @@ def condition(cluster: Cluster, kind: str) -> str:
     """What the cluster says of the lane's Deployment."""
 
     def said() -> str:
-        found = json.loads(cluster.kubectl("get", f"deployment/{NAME}-lane-anisora", "--output", "json"))
+        found = cluster.one("deployment", f"{NAME}-lane-anisora")
         conditions = {each["type"]: each for each in found["status"].get("conditions", [])}
         return f"{kind}: {conditions[kind]['message']}" if kind in conditions else ""
 
@@ -230,14 +228,10 @@ def no_card(cluster: Cluster, load: Load, told: Told) -> None:
     # an entry of its own, which needs little else that a small cluster may lack
     asks = "model=anisora", "card.by=device-plugin", "resources.requests.cpu=1m", "resources.requests.memory=64Mi"
     wanted = ",".join(f"lanes.more.{each}" for each in (*asks, f"replicas={cards + 1}"))
-    cluster.change("--set", wanted)
-    try:
+    with cluster.changed("--set", wanted):
         found = eventually_sync(lambda: unschedulable(cluster), within_s=300)
         told.notes.append(f"{cards} cards in the cluster; the pod without one: {found}")
         load.wait_for("ended", 2 * ENOUGH)
-    finally:
-        cluster.change()
-    cluster.warm()
 
 
 def unschedulable(cluster: Cluster) -> str:
@@ -252,17 +246,13 @@ def unschedulable(cluster: Cluster) -> str:
 @drill("out of memory", "A lane's memory limit is below what it needs.", cause="phr00t (unhealthy|crash_looping) ")
 def out_of_memory(cluster: Cluster, load: Load, told: Told) -> None:
     limits = "lanes.phr00t.resources.limits.memory=250Mi,lanes.phr00t.resources.requests.memory=200Mi"
-    cluster.change("--set", limits)
-    try:
+    with cluster.changed("--set", limits):
         eventually_sync(
             lambda: any(each.startswith(("phr00t unhealthy", "phr00t crash_looping")) for each in shown_in(load.said)),
             within_s=300,
         )
         told.notes.append(f"the cluster says of its containers: {', '.join(ends_of(cluster)) or 'nothing'}")
         load.wait_for("ended", 2 * ENOUGH)
-    finally:
-        cluster.change()
-    cluster.warm()
 
 
 def ends_of(cluster: Cluster) -> list[str]:

@@ -36,6 +36,11 @@ class Cluster:
         found: list[dict[str, Any]] = json.loads(self.kubectl(*arguments))["items"]
         return found
 
+    def one(self, kind: str, name: str) -> dict[str, Any]:
+        """The object of *kind* that is called *name*. Raises RuntimeError where there is none."""
+        found: dict[str, Any] = json.loads(self.kubectl("get", kind, name, "--output", "json"))
+        return found
+
     def pods(self, selector: str) -> list[str]:
         """The names of the pods that are not on their way out."""
         return [
@@ -56,6 +61,16 @@ class Cluster:
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if ran.returncode:
             raise RuntimeError(f"{' '.join(command)}: {ran.stderr.strip()}")
+
+    @contextmanager
+    def changed(self, *more: str) -> Iterator[None]:
+        """Installed with *more* within, without it and warm again after that."""
+        self.change(*more)
+        try:
+            yield
+        finally:
+            self.change()
+        self.warm()
 
     def warm(self, within: str = "30m") -> None:
         """Returns when every Deployment is rolled out, and so every lane warm."""

@@ -19,6 +19,7 @@ from gateway.placing.overload import Overloaded
 from gateway.services import Services
 from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
+from tests.kit.gateway_parts import services_on
 from tests.kit.samples import data_uri, picture
 from tests.kit.support import KEEP_S, NatsServer, eventually, settings_file
 
@@ -26,12 +27,9 @@ FIRST, SECOND = (keyed_task_id("someone", "key", n) for n in range(2))
 
 
 @pytest.fixture
-async def services(
-    nats_server: NatsServer, link: NatsLink, catalog: Catalog, tmp_path: Path
-) -> AsyncIterator[Services]:
+async def services(nats_server: NatsServer, catalog: Catalog, tmp_path: Path) -> AsyncIterator[Services]:
     """The parts of a gateway. No lane was ever heard of."""
-    services = Services(catalog=catalog, nats=nats_server.url, artifacts_dir=tmp_path / "artifacts", keep_s=KEEP_S)
-    async with services.running():
+    async with services_on(nats_server, catalog, tmp_path) as services:
         yield services
 
 

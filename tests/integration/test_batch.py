@@ -22,6 +22,7 @@ from gateway.services import Services
 from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, System, provisioned_gateway
+from tests.kit.gateway_parts import services_on
 from tests.kit.samples import data_uri, picture
 from tests.kit.support import BOUND_S, KEEP_S, NatsServer, eventually
 
@@ -171,12 +172,9 @@ async def test_a_batch_amid_which_its_gateway_dies_is_completed_by_its_key(syste
 
 
 @pytest.fixture
-async def services(
-    nats_server: NatsServer, link: NatsLink, catalog: Catalog, tmp_path: Path
-) -> AsyncIterator[Services]:
+async def services(nats_server: NatsServer, catalog: Catalog, tmp_path: Path) -> AsyncIterator[Services]:
     """The parts of a gateway."""
-    services = Services(catalog=catalog, nats=nats_server.url, artifacts_dir=tmp_path / "artifacts", keep_s=KEEP_S)
-    async with services.running():
+    async with services_on(nats_server, catalog, tmp_path) as services:
         yield services
 
 

@@ -17,13 +17,13 @@ from contracts.topology import DELIVERIES, TASKS, bucket_stream, bucket_subject
 from contracts.webhooks import WebhookDelivery, delivery_id, encode_entry, requests_id
 from gateway.services import Services
 from ops.nats.link import NatsLink
-from ops.nats.provisioning import provision, wanted
 from tests.integration.test_http_generate import problem
 from tests.integration.test_http_tasks import finished
 from tests.integration.test_retention import done_task, store
 from tests.integration.test_task_feed import page
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, provisioned_gateway
+from tests.kit.gateway_parts import services_on
 from tests.kit.records import pending_task
 from tests.kit.support import KEEP_S as GATEWAYS_KEEP_S
 from tests.kit.support import NatsServer, eventually
@@ -78,12 +78,8 @@ async def test_a_task_that_has_ended_is_forgotten_for_good(
 
 @pytest.fixture
 async def services(nats_server: NatsServer, catalog: Catalog, tmp_path: Path) -> AsyncIterator[Services]:
-    link = await NatsLink.connect(nats_server.url, name="test")
-    await provision(link, wanted(catalog, keep_s=KEEP_S))
-    await link.close()
-    made = Services(catalog=catalog, nats=nats_server.url, artifacts_dir=tmp_path / "artifacts", keep_s=KEEP_S)
-    async with made.running():
-        yield made
+    async with services_on(nats_server, catalog, tmp_path) as services:
+        yield services
 
 
 def told_of(task: GenerationTask) -> WebhookDelivery:

@@ -13,13 +13,12 @@ import httpx
 import msgspec
 
 from contracts import lifecycle
-from contracts.lanes import SlotState, VideoPipelineSlot
 from contracts.memory import SwapReceipt
 from contracts.tasks import FailureCode, GenerationTask, Priority, ThumbnailFile, VideoFile, encode_task
 from contracts.topology import SLOTS, TASKS
 from tests.integration.test_task_feed import refused
 from tests.kit.gateway import System
-from tests.kit.records import pending_task
+from tests.kit.records import pending_task, quarantined_slot
 from tests.kit.samples import data_uri, picture
 from tests.kit.support import eventually
 
@@ -114,16 +113,7 @@ async def test_a_quarantine_is_lifted_once_and_the_log_says_by_whom(bare_system:
     path = "/admin/slots/cpu-2/quarantine"
     for name in ("cpu-2", "a.b", "*"):
         refused(await bare_system.http.delete(f"/admin/slots/{name}/quarantine"), 404, "slot_not_found")
-    slot = VideoPipelineSlot(
-        slot="cpu-2",
-        worker="degraded-0",
-        pid=1,
-        model=None,
-        state=SlotState.QUARANTINED,
-        since=datetime.now(UTC),
-        detail="12 MB too much",
-    )
-    await bare_system.link.entries.put(SLOTS, "cpu-2", msgspec.json.encode(slot))
+    await bare_system.link.entries.put(SLOTS, "cpu-2", msgspec.json.encode(quarantined_slot("cpu-2")))
     answer = await bare_system.http.delete(path)
     assert (answer.status_code, answer.json()["detail"]) == (200, "12 MB too much")
     stored = await bare_system.link.entries.get(SLOTS, "cpu-2")

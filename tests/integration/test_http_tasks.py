@@ -1,7 +1,6 @@
 """`/tasks` over real HTTP: look, wait, follow, list, cancel, download."""
 
 import asyncio
-import hashlib
 import json
 import uuid
 from collections.abc import AsyncIterator
@@ -17,14 +16,14 @@ from contracts import lifecycle
 from contracts.lanes import LaneState, Leadership
 from contracts.memory import MemoryReading, SwapReceipt
 from contracts.progress import StepsDone
-from contracts.tasks import FailureCode, GenerationTask, VideoFile, decode_task, encode_task
+from contracts.tasks import FailureCode, GenerationTask, decode_task, encode_task
 from contracts.topology import LEADER, LEADER_KEY, TASKS, lane_stream
 from ops.nats.link import NatsLink
 from tests.integration.test_http_generate import problem
 from tests.kit.behind import js_of
 from tests.kit.event_source import EventSource
 from tests.kit.gateway import GatewayProcess, report_lane
-from tests.kit.records import pending_task
+from tests.kit.records import pending_task, video_of
 from tests.kit.support import eventually
 
 UNKNOWN = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -61,16 +60,9 @@ async def finished(link: NatsLink, gateway: GatewayProcess, task_id: str, *, cla
     path = gateway.artifacts / task.video_path
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(CONTENT)
-    video = VideoFile(
-        path=task.video_path,
-        bytes=len(CONTENT),
-        sha256=hashlib.sha256(CONTENT).hexdigest(),
-        width=96,
-        height=64,
-        frames=17,
-        fps=16,
+    done = lifecycle.finish(
+        task, video=video_of(task, CONTENT), memory=MemoryReading(rss_bytes=1), now=datetime.now(UTC)
     )
-    done = lifecycle.finish(task, video=video, memory=MemoryReading(rss_bytes=1), now=datetime.now(UTC))
     await link.entries.update(TASKS, task_id, encode_task(done), revision=revision)
     return done
 

@@ -24,8 +24,7 @@ from gateway.boards.task_index import paths_of
 from gateway.http.lookup import find, find_ended
 from gateway.images import uploads
 from gateway.services import Services
-from ops.nats.link import NatsLink
-from ops.nats.provisioning import provision, wanted
+from tests.kit.gateway_parts import services_on
 from tests.kit.records import pending_task
 from tests.kit.samples import picture
 from tests.kit.support import NatsServer, eventually
@@ -37,11 +36,7 @@ GONE = "0199a000-0000-7000-8000-000000000001"
 @pytest.fixture
 async def services(nats_server: NatsServer, catalog: Catalog, tmp_path: Path) -> AsyncIterator[Services]:
     """The gateway's services with a keep of a few seconds; no janitor of their own comes between in that time."""
-    link = await NatsLink.connect(nats_server.url, name="test")
-    await provision(link, wanted(catalog, keep_s=KEEP_S))
-    await link.close()
-    services = Services(catalog=catalog, nats=nats_server.url, artifacts_dir=tmp_path / "artifacts", keep_s=KEEP_S)
-    async with services.running():
+    async with services_on(nats_server, catalog, tmp_path, keep_s=KEEP_S) as services:
         yield services
 
 

@@ -16,7 +16,7 @@ from contracts import lifecycle
 from contracts.lanes import LaneState
 from contracts.memory import MemoryReading
 from contracts.settings import load_settings
-from contracts.tasks import GenerationTask, ThumbnailFile, VideoFile, decode_task, encode_task
+from contracts.tasks import GenerationTask, ThumbnailFile, decode_task, encode_task
 from contracts.topology import TASKS
 from gateway.services import Services
 from ops.artifact_place import BucketPlace, in_bucket
@@ -25,6 +25,7 @@ from ops.commands.api.client import CommandClient
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit.gateway import GatewayProcess, report_lane
+from tests.kit.records import video_of
 from tests.kit.s3_servers import BUCKET, Manner, Moto, aws_environment, running, use
 from tests.kit.samples import data_uri, picture
 from tests.kit.support import BOUND_S, KEEP_S, NO_TLS, as_admin, eventually
@@ -107,16 +108,7 @@ async def finished(link: NatsLink, store: Artifacts, task_id: str) -> Generation
     await store.put(task.video_path, CONTENT)
     await store.put(task.thumbnail_path, b"a frame")
     thumbnail = ThumbnailFile(path=task.thumbnail_path, bytes=7, sha256=hashlib.sha256(b"a frame").hexdigest())
-    video = VideoFile(
-        path=task.video_path,
-        bytes=len(CONTENT),
-        sha256=hashlib.sha256(CONTENT).hexdigest(),
-        width=96,
-        height=64,
-        frames=17,
-        fps=16,
-        thumbnail=thumbnail,
-    )
+    video = video_of(task, CONTENT, thumbnail=thumbnail)
     done = lifecycle.finish(task, video=video, memory=MemoryReading(rss_bytes=1), now=now)
     await link.entries.update(TASKS, task_id, encode_task(done), revision=entry.revision)
     return done

@@ -103,15 +103,21 @@ def spoken(pid: int, state: LaneState, *, in_hand: InHand | None = None) -> byte
     )
 
 
+async def warm(link: NatsLink, provider: HandProvider, lanes: Lanes) -> HandLane:
+    """The lane anisora-0, process 100, which has reported that it is warm."""
+    await lanes.becomes("anisora-0", LaneState.STARTING)
+    lane = provider.lanes["anisora-0"]
+    lane.pid = 100
+    await link.entries.put(LANES, "anisora.anisora-0", spoken(100, LaneState.WARM))
+    await lanes.becomes("anisora-0", LaneState.WARM)
+    return lane
+
+
 async def test_the_last_report_of_a_dead_lane_is_withdrawn(link: NatsLink, catalog: Catalog) -> None:
     """A `warm` that was on its way when the lane died is withdrawn; its successor's report is not."""
     provider = HandProvider()
     async with by_hand(link, catalog, provider) as lanes:
-        await lanes.becomes("anisora-0", LaneState.STARTING)
-        lane = provider.lanes["anisora-0"]
-        lane.pid = 100
-        await link.entries.put(LANES, "anisora.anisora-0", spoken(100, LaneState.WARM))
-        await lanes.becomes("anisora-0", LaneState.WARM)
+        lane = await warm(link, provider, lanes)
         lane.dies()
         said = await lanes.becomes("anisora-0", LaneState.STARTING)
         assert (said.pid, said.slot) == (os.getpid(), "by-hand")
@@ -134,11 +140,7 @@ async def test_a_report_of_the_successor_that_comes_in_between_wins(link: NatsLi
     """The new process reports after the supervisor has read the dead one's entry: compare-and-set refuses."""
     provider = HandProvider()
     async with by_hand(link, catalog, provider) as lanes:
-        await lanes.becomes("anisora-0", LaneState.STARTING)
-        lane = provider.lanes["anisora-0"]
-        lane.pid = 100
-        await link.entries.put(LANES, "anisora.anisora-0", spoken(100, LaneState.WARM))
-        await lanes.becomes("anisora-0", LaneState.WARM)
+        lane = await warm(link, provider, lanes)
         update = link.entries.update
 
         async def overtaken(bucket: str, key: str, value: bytes, *, revision: int, ttl_s: float | None = None) -> int:

@@ -1,13 +1,14 @@
 """Records for tests: one valid task, the moves that lead to the others, and the report of a lane."""
 
+import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from msgspec.structs import replace
 
 from contracts import lifecycle
-from contracts.lanes import LaneHeartbeat, LaneState
-from contracts.tasks import GenerationParameters, GenerationTask, RoutingDecision, TaskStatus
+from contracts.lanes import LaneHeartbeat, LaneState, SlotState, VideoPipelineSlot
+from contracts.tasks import GenerationParameters, GenerationTask, RoutingDecision, TaskStatus, VideoFile
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TASK_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -51,6 +52,26 @@ def pending_task(task_id: str = TASK_ID, **changes: Any) -> GenerationTask:
         deadline_at=after(30),
     )
     return replace(task, **changes)
+
+
+def video_of(task: GenerationTask, content: bytes, **changes: Any) -> VideoFile:
+    """The video of *task* with that *content*, as its record has it."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    video = VideoFile(path=task.video_path, bytes=len(content), sha256=sha256, width=96, height=64, frames=17, fps=16)
+    return replace(video, **changes)
+
+
+def quarantined_slot(name: str) -> VideoPipelineSlot:
+    """A slot of the degraded worker on which a host left 12 MB."""
+    return VideoPipelineSlot(
+        slot=name,
+        worker="degraded-0",
+        pid=1,
+        model=None,
+        state=SlotState.QUARANTINED,
+        since=datetime.now(UTC),
+        detail="12 MB too much",
+    )
 
 
 def lane_report(worker: str = "anisora-0", state: LaneState = LaneState.WARM, **changes: Any) -> LaneHeartbeat:

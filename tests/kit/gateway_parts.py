@@ -1,0 +1,24 @@
+"""The parts of a gateway, in the process of the test."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from contracts.settings import Catalog
+from gateway.services import Services
+from ops.nats.link import NatsLink
+from ops.nats.provisioning import provision, wanted
+from tests.kit.support import KEEP_S, NatsServer
+
+
+@contextlib.asynccontextmanager
+async def services_on(
+    server: NatsServer, catalog: Catalog, folder: Path, *, keep_s: float = KEEP_S
+) -> AsyncIterator[Services]:
+    """They run on *server*, which is provisioned first, with their artifacts in a folder in *folder*."""
+    link = await NatsLink.connect(server.url, name="test")
+    await provision(link, wanted(catalog, keep_s=keep_s))
+    await link.close()
+    services = Services(catalog=catalog, nats=server.url, artifacts_dir=folder / "artifacts", keep_s=keep_s)
+    async with services.running():
+        yield services
