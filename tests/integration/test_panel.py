@@ -1,7 +1,6 @@
 """The panel in a real browser, on a real gateway without workers: what is sent stays where it was put."""
 
 import asyncio
-import io
 import json
 import re
 from collections.abc import AsyncIterator
@@ -10,16 +9,16 @@ from typing import Any, Final
 import httpx
 import pytest
 import pytest_asyncio
-from PIL import Image
-from playwright.async_api import Browser, Locator, Route, expect
+from playwright.async_api import Browser, Route, expect
 
 from contracts.lanes import LaneState
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS
 from ops.nats.link import NatsLink
-from tests.integration.test_http_tasks import claimed
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, report_lane
 from tests.kit.panel import PHONE, Panel, chromium, panel_in
+from tests.kit.panel_stage import Stage, error_of, open_all, png
+from tests.integration.test_http_tasks import claimed
 from tests.kit.support import BOUND_S, KEEP_S, eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
@@ -32,26 +31,6 @@ TIMES: Final = "\N{MULTIPLICATION SIGN}"
 async def browser() -> AsyncIterator[Browser]:
     async with chromium() as found:
         yield found
-
-
-class Stage:
-    """A gateway whose model `phr00t` has no warm lane, a client of it, and a hand in its server."""
-
-    def __init__(self, gateway: GatewayProcess, link: NatsLink, http: httpx.AsyncClient) -> None:
-        self.gateway, self.link, self.http = gateway, link, http
-        self.earlier: set[str] = set()
-
-    async def submit(self, **fields: Any) -> dict[str, Any]:
-        body = {"model": "anisora", "prompt": "x"} | fields
-        answer = await self.http.post("/generate", json=body, headers={"prefer": "respond-async"})
-        assert answer.status_code == 202, answer.text
-        task: dict[str, Any] = answer.json()
-        return task
-
-    async def tasks(self) -> list[dict[str, Any]]:
-        """Those of this test, newest first."""
-        tasks = (await self.http.get("/tasks", params={"limit": 100})).json()["tasks"]
-        return [task for task in tasks if task["id"] not in self.earlier]
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -79,20 +58,6 @@ async def stage(gateway: GatewayProcess) -> AsyncIterator[Stage]:
 async def panel(browser: Browser, stage: Stage) -> AsyncIterator[Panel]:
     async with panel_in(browser, stage.gateway.url) as found:
         yield found
-
-
-def png(width: int = 48, height: int = 32) -> bytes:
-    content = io.BytesIO()
-    Image.new("RGB", (width, height), "orange").save(content, "PNG")
-    return content.getvalue()
-
-
-def error_of(control: Locator) -> Locator:
-    return control.locator("xpath=ancestor::div[contains(@class, 'field')][1]").locator(".error")
-
-
-async def open_all(panel: Panel) -> None:
-    await panel.page.locator("summary", has_text="Size, seed and more").click()
 
 
 async def test_every_fields_refusal_stands_at_the_field(panel: Panel, stage: Stage) -> None:
@@ -162,6 +127,58 @@ async def test_an_image_by_drop_and_its_refusals_before_it_is_sent(panel: Panel,
     (task,) = await stage.tasks()
     image = task["parameters"]["image"]
     assert (image["media_type"], image["width"], image["height"], image["bytes"]) == ("image/png", 48, 32, len(png()))
+
+
+async def test_an_image_is_judged_anew_by_the_model_that_is_chosen(browser: Browser, stage: Stage) -> None:
+    """What one model would refuse is not sent to it, and what another one accepts need not be chosen again."""
+    settings = (await stage.http.get("/settings")).json()
+    limits = {model["title"]: model["constraints"] for model in settings["models"]}
+    limits[SHARED]["image"] = limits[WARM]["image"] | {"media_types": ["image/webp"]}
+    async with panel_in(browser, stage.gateway.url) as panel:
+        await panel.page.route("**/settings", lambda route: route.fulfill(json=settings))
+        await panel.open()
+        preview = panel.page.get_by_role("img", name="Preview of boat.png")
+        refused = error_of(panel.page.locator("#field-image"))
+        await panel.choose(SHARED)
+        await panel.drop("boat.png", "image/png", png())
+        await expect(refused).to_contain_text("image/png is not accepted")
+        await panel.choose(WARM)
+        await expect(preview).to_be_visible()
+        await panel.choose(SHARED)
+        await expect(refused).to_contain_text("image/png is not accepted")
+        await panel.send("a boat drifts away")
+        assert await stage.tasks() == []
+        await panel.choose(WARM)
+        await expect(preview).to_be_visible()
+        await panel.send("a boat drifts away")
+        await expect(panel.accepted).to_have_count(1)
+
+
+async def test_the_form_says_anew_which_model_is_warm(panel: Panel, stage: Stage) -> None:
+    """A page that stays open: when the form comes back, and when the tab is seen again."""
+    warm = panel.page.locator("label.model", has_text=WARM)
+    await panel.open()
+    await expect(warm).to_contain_text("Warm: starts at once")
+    await panel.go("Watch")
+    await stage.becomes("anisora", LaneState.DRAINING)
+    await panel.go("Make")
+    await expect(warm).to_contain_text("No worker is ready for it now")
+    await panel.be("hidden")
+    await stage.becomes("anisora", LaneState.WARM)
+    await panel.be("visible")
+    await expect(warm).to_contain_text("Warm: starts at once")
+
+
+async def test_a_task_that_is_looked_at_is_heard_too(panel: Panel, stage: Stage) -> None:
+    """Also after a reload, when the page does not know any more that it was sent from here."""
+    first, second = [await stage.submit(model="phr00t", prompt=prompt) for prompt in ("a kite", "a lantern")]
+    await panel.open(f"watch/{second['id']}")
+    spoken = panel.page.locator("[aria-live=polite]")
+    await expect(spoken).to_contain_text("a lantern: Held Place 2 in the queue")
+    await stage.http.delete(first["links"]["self"])
+    await expect(spoken).to_contain_text("a lantern: Held Place 1 in the queue")
+    await stage.http.delete(second["links"]["self"])
+    await expect(spoken).to_contain_text("a lantern: Failed")
 
 
 async def test_a_held_request_shows_its_place_live(panel: Panel, stage: Stage) -> None:

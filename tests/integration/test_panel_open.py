@@ -1,24 +1,23 @@
 """The panel on an open gateway that knows where traces are shown: images from the clipboard and too large ones, a
-trace's link, a quarantine, and the first key, which closes the gateway."""
+trace's link, failed tasks, a quarantine, and the first key, which closes the gateway."""
 
 import io
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import httpx
 import msgspec
 import pytest
 import pytest_asyncio
 from PIL import Image
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 
-from contracts.lanes import SlotState, VideoPipelineSlot
 from contracts.topology import SLOTS
 from ops.nats.link import NatsLink
 from tests.kit.collector import Collector
 from tests.kit.gateway import GatewayProcess, provisioned_gateway
 from tests.kit.panel import Panel, chromium, panel_in
+from tests.kit.records import quarantined_slot
 from tests.kit.support import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
@@ -84,6 +83,52 @@ async def test_an_image_that_is_too_large_is_refused_before_it_is_read(panel: Pa
     await expect(said.locator(".error")).to_contain_text("pixels; at most")
 
 
+async def cancelled(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
+    """A task that was cancelled at once."""
+    body = {"model": "anisora"} | fields
+    accepted = await http.post("/generate", json=body, headers={"prefer": "respond-async"})
+    task: dict[str, Any] = (await http.delete(accepted.json()["links"]["self"])).json()
+    return task
+
+
+async def test_an_operator_sends_a_failed_task_again_after_a_word_of_what_follows(
+    panel: Panel, http: httpx.AsyncClient
+) -> None:
+    failed = await cancelled(http, prompt="a paper boat", seed=7)
+    await panel.open("operate")
+    await panel.page.get_by_role("button", name="Show failed tasks").click()
+    await panel.page.get_by_role("link", name="a paper boat").first.click()
+    await panel.page.get_by_role("button", name="Send again").click()
+    dialog = panel.page.get_by_role("dialog")
+    await expect(dialog).to_contain_text("A new task is made")
+    await dialog.get_by_role("button", name="Not now").click()
+    assert (await http.get("/tasks")).json()["tasks"][0]["id"] == failed["id"]
+    await panel.page.get_by_role("button", name="Send again").click()
+    assert await panel.barriers() == []
+    await dialog.get_by_role("button", name="Send again").click()
+    await expect(panel.page.locator(".detail")).to_contain_text("Waiting")
+    again, before = (await http.get("/tasks")).json()["tasks"][:2]
+    assert (before["id"], before["status"]) == (failed["id"], "failed")
+    assert again["parameters"] == before["parameters"]
+
+
+async def test_a_task_that_cannot_be_read_is_asked_for_again(panel: Panel, http: httpx.AsyncClient) -> None:
+    task = await cancelled(http, prompt="a paper boat")  # so that no event brings it
+    problem = {"title": "Away", "status": 503, "code": "transport_unavailable", "detail": "the store is away"}
+
+    async def refuse(route: Route) -> None:
+        await route.fulfill(status=503, json=problem, content_type="application/problem+json")
+
+    await panel.page.route(f"**/tasks/{task['id']}", refuse)
+    await panel.page.route("**/tasks?*", refuse)
+    await panel.open(f"watch/{task['id']}")
+    detail = panel.page.locator(".detail")
+    await expect(detail.get_by_role("alert")).to_contain_text("the store is away")
+    await panel.page.unroute(f"**/tasks/{task['id']}")
+    await detail.get_by_role("button", name="Try again").click()
+    await expect(detail).to_contain_text("It was cancelled.")
+
+
 async def test_a_trace_is_linked_to_where_it_is_shown(panel: Panel, http: httpx.AsyncClient) -> None:
     accepted = await http.post("/generate", json={"model": "anisora", "prompt": "a traced boat"})
     task = accepted.json()
@@ -95,16 +140,7 @@ async def test_a_trace_is_linked_to_where_it_is_shown(panel: Panel, http: httpx.
 
 async def test_a_quarantine_is_lifted_after_a_word_of_what_follows(panel: Panel, gateway: GatewayProcess) -> None:
     link = await NatsLink.connect(gateway.nats.url, name="test")
-    slot = VideoPipelineSlot(
-        slot="cpu-2",
-        worker="degraded-0",
-        pid=1,
-        model=None,
-        state=SlotState.QUARANTINED,
-        since=datetime.now(UTC),
-        detail="12 MB too much",
-    )
-    await link.entries.put(SLOTS, "cpu-2", msgspec.json.encode(slot))
+    await link.entries.put(SLOTS, "cpu-2", msgspec.json.encode(quarantined_slot("cpu-2")))
     await panel.open("operate")
     shown = panel.page.get_by_role("listitem").filter(has_text="cpu-2")
     await expect(shown).to_contain_text("12 MB too much")

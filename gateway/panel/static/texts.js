@@ -130,6 +130,9 @@ export const task = {
   againSame: "Again, same seed",
   againNew: "Again, new seed",
   againFailed: "Send again",
+  againTitle: "Send this task again?",
+  againEffect: (withNewSeed) =>
+    `A new task is made with its parameters and ${withNewSeed ? "a new seed" : "its seed"}; this one stays failed. The new one is yours, whoever made this one, and counts for what you may have waiting.`,
   sentAgain: "Sent again as a new task.",
   compare: "Compare",
   comparing: (count) => `${count} of 2 chosen to compare`,

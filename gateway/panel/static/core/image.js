@@ -6,7 +6,7 @@ import { bytes, count } from "./format.js";
 /**
  * @param {File} file
  * @param {{media_types: string[], max_bytes: number, max_pixels: number}} limits
- * @returns {Promise<{name: string, type: string, bitmap: ImageBitmap | null, uri: string | null, facts: string, refusal: string | null}>}
+ * @returns {Promise<{file: File, name: string, type: string, bitmap: ImageBitmap | null, uri: string | null, facts: string, refusal: string | null}>}
  */
 export async function readImage(file, limits) {
   const name = file.name || texts.pasted;
@@ -14,6 +14,7 @@ export async function readImage(file, limits) {
   const found = { type: file.type, bytes: file.size, width: bitmap?.width ?? null, height: bitmap?.height ?? null };
   const refused = imageRefusal(found, limits);
   return {
+    file, // to be read again for a model with other limits
     name,
     type: file.type,
     bitmap,

@@ -35,20 +35,21 @@ export async function begin() {
 async function refreshSettings() {
   try {
     state.update({ settings: await json("settings") });
-    state.update({ readiness: await readiness() });
   } catch (error) {
     // without a key the page asks for one; without a gateway the stream comes back, and asks again
     if (!(error instanceof Problem || error instanceof Unreachable)) throw error;
   }
 }
 
-/** Who would take a request now, by model. A gateway that is not ready says so with a 503, in the same form. */
-async function readiness() {
+/** Asks who would take a request now, by model. A gateway that is not ready says so with a 503, in the same form. */
+export async function refreshReadiness() {
+  let readiness = null;
   try {
-    return (await (await fetch("readyz")).json()).models ?? null;
+    readiness = (await (await fetch("readyz")).json()).models ?? null;
   } catch {
-    return null; // a hint, which the page can do without
+    // a hint, which the page can do without
   }
+  state.update({ readiness });
 }
 
 function onEvents(events) {
@@ -61,7 +62,10 @@ function onEvents(events) {
   tasks = withEvents(tasks, events);
   const wasAway = state.get().connection.is === "away";
   state.update({ tasks, connection: { is: "live", retryAtMs: 0 } });
-  if (wasAway) refreshSettings();
+  if (wasAway) {
+    refreshSettings();
+    refreshReadiness();
+  }
   if (listAgain) {
     const keys = Object.keys(state.get().lists);
     state.update({ lists: {} });

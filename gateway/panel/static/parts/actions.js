@@ -1,7 +1,8 @@
 /** What can be done with a task: play, download, cancel, again. */
 import { html, useEffect, useRef, useState } from "../vendor/preact-htm.js";
-import { cancelTask, objectUrl, sendAgain, videoUrl } from "../core/state.js";
 import { follow } from "../core/requests.js";
+import { cancelTask, objectUrl, sendAgain, state, videoUrl } from "../core/state.js";
+import { useStore } from "../core/store.js";
 import { task as texts } from "../texts.js";
 import { announce } from "./announce.js";
 import { Confirm, Trouble, useAction } from "./basics.js";
@@ -61,16 +62,21 @@ async function saveVideo(task) {
   setTimeout(() => URL.revokeObjectURL(url), 60_000); // the browser may still be reading it
 }
 
-/** The buttons of *task*. *onAgain* is told the new task. */
+/** The buttons of *task*. *onAgain* gets the new task. An operator is asked before a failed one is sent again. */
 export function Actions({ task, onAgain }) {
   const [isAsking, setAsking] = useState(false);
+  const [resending, setResending] = useState(null);
+  const isOperator = useStore(state, (now) => now.settings?.caller.scopes.includes("admin"));
   const saving = useAction(() => saveVideo(task));
-  const again = useAction(async (withNewSeed) => {
+  const makeAgain = async (withNewSeed) => {
     const made = await sendAgain(task, { withNewSeed });
     follow(made);
     announce(texts.sentAgain);
     onAgain?.(made);
-  });
+  };
+  const again = useAction(makeAgain);
+  // an operator sees the tasks of all callers
+  const ask = (withNewSeed) => (isOperator && task.status === "failed" ? setResending({ withNewSeed }) : again.run(withNewSeed));
   return html`<div class="actions">
     <div class="buttons">
       ${task.links.video &&
@@ -80,10 +86,10 @@ export function Actions({ task, onAgain }) {
       ${task.links.cancel &&
       html`<button type="button" class="quiet" onClick=${() => setAsking(true)}><${Icon} name="close" />${texts.cancel}</button>`}
       ${!task.links.cancel &&
-      html`<button type="button" class="quiet" disabled=${again.isBusy} onClick=${() => again.run(false)}>
+      html`<button type="button" class="quiet" disabled=${again.isBusy} onClick=${() => ask(false)}>
           <${Icon} name="again" />${task.status === "failed" ? texts.againFailed : texts.againSame}
         </button>
-        <button type="button" class="quiet" disabled=${again.isBusy} onClick=${() => again.run(true)}>
+        <button type="button" class="quiet" disabled=${again.isBusy} onClick=${() => ask(true)}>
           <${Icon} name="again" />${texts.againNew}
         </button>`}
     </div>
@@ -96,6 +102,14 @@ export function Actions({ task, onAgain }) {
       isGrave
       act=${() => cancelTask(task)}
       onClose=${() => setAsking(false)}
+    />`}
+    ${resending &&
+    html`<${Confirm}
+      title=${texts.againTitle}
+      effect=${texts.againEffect(resending.withNewSeed)}
+      yes=${texts.againFailed}
+      act=${() => makeAgain(resending.withNewSeed)}
+      onClose=${() => setResending(null)}
     />`}
   </div>`;
 }

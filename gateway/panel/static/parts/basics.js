@@ -15,6 +15,16 @@ export function useNow(everyMs, isOn = true) {
   return nowMs;
 }
 
+/** Calls *look* when its component comes into the page, and when the tab is seen again. */
+export function useSeen(look) {
+  useEffect(() => {
+    const onChange = () => document.visibilityState === "visible" && look();
+    document.addEventListener("visibilitychange", onChange);
+    look();
+    return () => document.removeEventListener("visibilitychange", onChange);
+  }, []);
+}
+
 /**
  * An action of a button: whether it is under way, what went wrong last, and what starts it.
  * @param {(...args: any[]) => Promise<void>} act

@@ -1,9 +1,10 @@
 /** How far a task is: held, queued, running by step. */
-import { html } from "../vendor/preact-htm.js";
+import { html, useEffect, useRef } from "../vendor/preact-htm.js";
 import { serverNow } from "../core/api.js";
 import { seconds } from "../core/format.js";
 import { secondsLeft } from "../core/tasks.js";
-import { task as texts } from "../texts.js";
+import { status as statuses, task as texts } from "../texts.js";
+import { announce } from "./announce.js";
 import { Badge, useNow } from "./basics.js";
 
 /** What *task* is to the one who waits for it: "held" where no lane has it and the shared worker is busy. */
@@ -27,6 +28,17 @@ export function progressWords(task, nowMs) {
   const wait = task.queue.expected_wait_s;
   const expected = wait === null ? "" : `, ${wait < 1 ? texts.startsSoon.toLowerCase() : texts.expected(seconds(wait))}`;
   return `${texts.place(task.queue.position)}${expected}`;
+}
+
+/** Says what becomes of *task*: its steps at times, and every change of its state. */
+export function useSpoken(task) {
+  const before = useRef(null);
+  useEffect(() => {
+    if (!task) return;
+    const words = `${statuses[kindOf(task)]} ${progressWords(task, serverNow())}`.trim();
+    if (words !== before.current) announce(texts.news(task.parameters.prompt, words));
+    before.current = words;
+  }, [task]);
 }
 
 /** The bar and its words, while the task has not ended. */

@@ -5,9 +5,9 @@ import { bodyOf, errorsByField, fieldsOf } from "../core/form.js";
 import { readImage } from "../core/image.js";
 import { submit } from "../core/requests.js";
 import { session } from "../core/session.js";
-import { state } from "../core/state.js";
+import { refreshReadiness, state } from "../core/state.js";
 import { useStore } from "../core/store.js";
-import { Trouble, useAction } from "../parts/basics.js";
+import { Trouble, useAction, useSeen } from "../parts/basics.js";
 import { FieldInput, focusField } from "../parts/fields.js";
 import { make as texts } from "../texts.js";
 import { Lacks } from "../parts/lacks.js";
@@ -57,8 +57,14 @@ function Form({ settings }) {
     setEntered(draft);
   };
   const take = async (file) => enter({ image: await readImage(file, imageField.limits) });
+  const choose = async (name) => {
+    const limits = fieldsOf(settings.models.find((each) => each.name === name)).find((field) => field.kind === "image")?.limits;
+    const { image } = draft;
+    enter({ model: name, ...(image && limits && { image: await readImage(image.file, limits) }) });
+  };
 
   usePasted(imageField ? take : null);
+  useSeen(refreshReadiness);
 
   const sending = useAction(async () => {
     setErrors({});
@@ -109,7 +115,7 @@ function Form({ settings }) {
     html`<div class="trouble" role="alert" tabindex="-1" ref=${summary}>
       <p>${texts.wrong(wrong)} ${(errors[""] ?? []).join(" ")}</p>
     </div>`}
-    <${ModelChoice} models=${settings.models} chosen=${model} readiness=${readiness} onChoose=${(name) => enter({ model: name })} />
+    <${ModelChoice} models=${settings.models} chosen=${model} readiness=${readiness} onChoose=${choose} />
     ${fields.filter(isFirst).map(input)}
     <details class="more">
       <summary>${texts.more}</summary>

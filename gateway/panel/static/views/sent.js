@@ -1,5 +1,5 @@
 /** What was sent from this page: accepted, refused for now, or waiting for the gateway to come back. */
-import { html, useEffect, useRef } from "../vendor/preact-htm.js";
+import { html, useEffect } from "../vendor/preact-htm.js";
 import { seconds } from "../core/format.js";
 import { dropRequest, requests, sendAnew, setGoesByItself } from "../core/requests.js";
 import { state } from "../core/state.js";
@@ -8,9 +8,8 @@ import { announce } from "../parts/announce.js";
 import { Actions, Player } from "../parts/actions.js";
 import { Badge, useNow } from "../parts/basics.js";
 import { Failure } from "../parts/failure.js";
-import { Progress, TaskBadge, kindOf, progressWords } from "../parts/progress.js";
-import { make as makeTexts, sent as texts, status as statusTexts, task as taskTexts } from "../texts.js";
-import { serverNow } from "../core/api.js";
+import { Progress, TaskBadge, useSpoken } from "../parts/progress.js";
+import { make as makeTexts, sent as texts, task as taskTexts } from "../texts.js";
 
 export function Sent() {
   const sent = useStore(requests, (now) => now.sent);
@@ -41,17 +40,6 @@ function Accepted({ id }) {
     <${Failure} task=${task} />
     <${Actions} task=${task} />
   </article>`;
-}
-
-/** Says what becomes of *task*: its steps at times, and every change of its state. */
-function useSpoken(task) {
-  const before = useRef(null);
-  useEffect(() => {
-    if (!task) return;
-    const words = `${statusTexts[kindOf(task)]} ${progressWords(task, serverNow())}`.trim();
-    if (words !== before.current) announce(taskTexts.news(task.parameters.prompt, words));
-    before.current = words;
-  }, [task]);
 }
 
 function NotAccepted({ entry }) {

@@ -9,7 +9,7 @@ import { Actions, Player } from "../parts/actions.js";
 import { Trouble, useAction } from "../parts/basics.js";
 import { Failure } from "../parts/failure.js";
 import { Icon } from "../parts/icons.js";
-import { Progress, TaskBadge } from "../parts/progress.js";
+import { Progress, TaskBadge, useSpoken } from "../parts/progress.js";
 import { SwapBar } from "../parts/swapbar.js";
 import { app, task as texts } from "../texts.js";
 import { Explain } from "./explain.js";
@@ -24,13 +24,16 @@ export function TaskDetail({ id }) {
     if (!task && isLive) asking.run();
   }, [id, isLive]);
   useEffect(() => heading.current?.focus(), [id, task === undefined]);
+  useSpoken(task);
   return html`<aside class="card detail" aria-labelledby="detail-title">
     <a class="back" href="#/watch"><${Icon} name="back" />${texts.back}</a>
     ${task
       ? html`<${Whole} task=${task} settings=${settings} heading=${heading} />`
-      : asking.error
-        ? html`<p class="empty" role="alert">${asking.error.code === "task_not_found" ? texts.gone : app.failed(asking.error.message)}</p>`
-        : html`<p class="hint">${app.loading}</p>`}
+      : asking.error?.code === "task_not_found"
+        ? html`<p class="empty" role="alert">${texts.gone}</p>`
+        : asking.error
+          ? html`<${Trouble} error=${asking.error} onAgain=${asking.run} />`
+          : html`<p class="hint">${app.loading}</p>`}
   </aside>`;
 }
 
