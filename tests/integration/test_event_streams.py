@@ -9,10 +9,10 @@ import pytest
 
 from gateway.http.event_streams import COME_BACK_S
 from ops.nats.link import NatsLink
-from tests.integration.test_http_tasks import CONTENT, claimed, finished, submitted
 from tests.kit.event_source import EventSource, Message
 from tests.kit.gateway import GatewayProcess
 from tests.kit.loopback import Talk
+from tests.kit.played import CONTENT, claimed, finished, submitted
 
 
 async def messages(stream: httpx.Response, source: EventSource) -> AsyncIterator[Message]:
@@ -140,3 +140,21 @@ async def test_a_stream_to_http_1_0_is_seen_as_it_goes(http: httpx.AsyncClient, 
                 await http.delete(f"/tasks/{task['id']}")
     await talk.close()
     assert (seen[0], seen[-1]) == ("pending", "failed")
+
+
+async def test_following_a_task(http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink) -> None:
+    task = await submitted(http)
+    seen: list[tuple[str, str]] = []
+    async with http.stream("GET", f"/tasks/{task['id']}/events") as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        last_id = ""
+        async for line in stream.aiter_lines():
+            if line.startswith("id: "):
+                last_id = line.removeprefix("id: ")
+            if line.startswith("data: "):
+                seen.append((last_id, json.loads(line.removeprefix("data: "))["status"]))
+                if len(seen) == 1:
+                    await finished(gateway_link, gateway, task["id"])
+    assert [status for _, status in seen] == ["pending", "processing", "done"]
+    again = await http.get(f"/tasks/{task['id']}/events", headers={"last-event-id": last_id})
+    assert again.status_code == 204

@@ -18,12 +18,12 @@ from contracts.webhooks import WebhookDelivery, delivery_id, encode_entry, reque
 from gateway.services import Services
 from ops.nats.link import NatsLink
 from tests.integration.test_http_generate import problem
-from tests.integration.test_http_tasks import finished
 from tests.integration.test_retention import done_task, store
 from tests.integration.test_task_feed import page
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, provisioned_gateway
 from tests.kit.gateway_parts import services_on
+from tests.kit.played import finished
 from tests.kit.records import pending_task
 from tests.kit.support import KEEP_S as GATEWAYS_KEEP_S
 from tests.kit.support import NatsServer, eventually

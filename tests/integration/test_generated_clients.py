@@ -23,8 +23,8 @@ import pytest
 from contracts.lanes import LaneState
 from ops.nats.api_keys import add
 from ops.nats.link import NatsLink
-from tests.integration.test_http_tasks import CONTENT, finished
 from tests.kit.gateway import GatewayProcess, provisioned_gateway, report_lane
+from tests.kit.played import CONTENT, finished
 from tests.kit.support import BOUND_S, NO_TLS, eventually
 from tests.kit.tools import tool
 

@@ -28,10 +28,10 @@ from ops.commands.api.client import CommandClient
 from ops.nats.api_keys import add
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
-from tests.integration.test_http_tasks import CONTENT, finished
 from tests.kit.behind import js_of
 from tests.kit.event_source import EventSource
 from tests.kit.gateway import MODELS, GatewayProcess, report_lane
+from tests.kit.played import CONTENT, finished
 from tests.kit.support import BOUND_S, KEEP_S, eventually, eventually_sync, free_port
 from tests.kit.tools import tool
 

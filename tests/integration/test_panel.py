@@ -18,7 +18,7 @@ from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, report_lane
 from tests.kit.panel import PHONE, Panel, chromium, panel_in
 from tests.kit.panel_stage import Stage, error_of, open_all, png
-from tests.integration.test_http_tasks import claimed
+from tests.kit.played import claimed
 from tests.kit.support import BOUND_S, KEEP_S, eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]

@@ -8,8 +8,8 @@ from typing import Any, Final
 import pytest
 
 from ops.nats.link import NatsLink
-from tests.integration.test_http_tasks import CONTENT, claimed, finished
 from tests.kit.gateway import GatewayProcess
+from tests.kit.played import CONTENT, claimed, finished
 from warmlane_client import (
     AsyncClient,
     Client,

@@ -18,9 +18,9 @@ from contracts.topology import TASKS
 from ops.nats.api_keys import add, revoke
 from ops.nats.link import NatsLink
 from tests.integration.test_http_generate import problem
-from tests.integration.test_http_tasks import finished
 from tests.kit.event_source import EventSource
 from tests.kit.gateway import System
+from tests.kit.played import finished
 from tests.kit.records import pending_task
 from tests.kit.support import BOUND_S, KEEP_S, eventually
 

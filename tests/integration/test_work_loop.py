@@ -2,115 +2,48 @@
 
 import asyncio
 import contextlib
-import shutil
-import time
-from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 from opentelemetry.trace import NonRecordingSpan
-from structlog.testing import capture_logs
 
 from contracts import lifecycle
 from contracts.progress import StepsDone
-from contracts.settings import Catalog, Windows
+from contracts.settings import Windows
 from contracts.tasks import (
     FailureCode,
     GenerationTask,
     ImageReference,
     TaskStatus,
-    decode_task,
     encode_task,
 )
-from contracts.topology import TASKS, bucket_stream, lane_stream, work_subject
-from lane_worker.forking.host_messages import WrittenVideo
-from lane_worker.runtime.held import HeldTask
-from lane_worker.runtime.lease import LeaseKeeper
-from lane_worker.runtime.outcome import GaveUp, Result, Succeeded, Unsuccessful
+from contracts.topology import TASKS
 from lane_worker.runtime.scratch import LOCK
-from lane_worker.runtime.settling import Settlement
-from ops import artifact_place
-from ops.artifact_place import BucketPlace, in_bucket
 from ops.artifacts import Artifacts
-from ops.nats.errors import TransportUnavailable, WrongRevision
+from ops.nats.errors import WrongRevision
 from ops.nats.link import NatsLink
 from ops.telemetry.tracing import traceparent_of
 from tests.kit.behind import js_of
-from tests.kit.lanes import CutWire
-from tests.kit.records import DECISION, pending_task
-from tests.kit.s3_servers import BUCKET, Manner, Moto, running, use
+from tests.kit.looping import (
+    OTHER_ID,
+    PROCESS,
+    STREAM,
+    becomes,
+    fresh_task,
+    queue,
+    queue_is_empty,
+    recorded,
+    windows,
+    worker,
+)
+from tests.kit.records import DECISION
 from tests.kit.spans import kept_spans
 from tests.kit.steered import CONTENT, MEMORY, RECEIPT, THUMBNAIL, Worker
-from tests.kit.support import NatsServer, as_admin, eventually
+from tests.kit.support import eventually
 
-STREAM = lane_stream("anisora")
-PROCESS = f"process {STREAM}"
-OTHER_ID = "01890a5d-ac96-774b-bcce-b302099a8058"
-VIDEO_GONE = Succeeded(
-    path=Path("/nowhere/video.mp4"),
-    video=WrittenVideo(bytes=1, sha256="0" * 64, width=96, height=64, frames=17, fps=16),
-    memory=MEMORY,
-    started_at=datetime(2026, 1, 1, tzinfo=UTC),
-    inference_s=0.1,
-    encode_s=0.1,
-)
-
-
-@pytest.fixture
-def windows(catalog: Catalog) -> Windows:
-    return replace(catalog.windows, lease_s=2.0, lease_renew_s=0.2)
-
-
-@pytest.fixture
-async def worker(link: NatsLink, windows: Windows, tmp_path: Path) -> AsyncIterator[Worker]:
-    worker = Worker(link, windows, tmp_path, "one")
-    yield worker
-    await worker.close()
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[Moto]:
-    with running(server := Moto()):
-        yield server
-
-
-def fresh_task() -> GenerationTask:
-    now = datetime.now(UTC)
-    return pending_task(created_at=now, queued_at=now, deadline_at=now + timedelta(seconds=30))
-
-
-async def queue(link: NatsLink, task: GenerationTask, *, record: bool = True, message_id: str | None = None) -> None:
-    if record:
-        await link.entries.create(TASKS, task.id, encode_task(task))
-    subject = work_subject("lane", "anisora", task.id)
-    await link.messages.publish(subject, encode_task(task), message_id=message_id or task.message_id)
-
-
-async def recorded(link: NatsLink, task_id: str) -> tuple[GenerationTask, int]:
-    entry = await link.entries.get(TASKS, task_id)
-    assert entry is not None
-    assert entry.value is not None
-    return decode_task(entry.value), entry.revision
-
-
-async def becomes(link: NatsLink, task_id: str, status: TaskStatus) -> GenerationTask:
-    async def look() -> GenerationTask | None:
-        entry = await link.entries.get(TASKS, task_id)
-        task = decode_task(entry.value) if entry is not None and entry.value is not None else None
-        return task if task is not None and task.status is status else None
-
-    task = await eventually(look)
-    assert task is not None
-    return task
-
-
-async def queue_is_empty(link: NatsLink) -> None:
-    async def look() -> bool:
-        return (await js_of(link).stream_info(STREAM)).state.messages == 0
-
-    await eventually(look)
+__all__ = ["windows", "worker"]  # fixtures
 
 
 async def test_done_means_published(link: NatsLink, worker: Worker) -> None:
@@ -269,117 +202,6 @@ async def test_a_worker_that_lost_its_task_publishes_nothing(link: NatsLink, wor
     assert (current.status, current.epoch, current.video) == (TaskStatus.PENDING, 1, None)
 
 
-@pytest.mark.parametrize(
-    ("result", "status", "code"),
-    [
-        (
-            Unsuccessful(FailureCode.OUT_OF_MEMORY, "full", MEMORY, RECEIPT),
-            TaskStatus.FAILED,
-            FailureCode.OUT_OF_MEMORY,
-        ),
-        (Unsuccessful(FailureCode.INFERENCE_TIMEOUT, "slow", None), TaskStatus.FAILED, FailureCode.INFERENCE_TIMEOUT),
-    ],
-)
-async def test_a_failure_is_settled(
-    result: Result, status: TaskStatus, code: FailureCode, link: NatsLink, worker: Worker
-) -> None:
-    worker.runner.result = result
-    worker.runner.may_end.set()
-    task = fresh_task()
-    await queue(link, task)
-    failed = await becomes(link, task.id, status)
-    assert failed.error is not None
-    assert failed.error.code is code
-    assert isinstance(result, Unsuccessful)
-    assert (failed.memory, failed.swap) == (result.memory, result.swap)
-
-
-async def test_a_folder_that_is_removed_between_two_tasks_costs_nothing(link: NatsLink, worker: Worker) -> None:
-    worker.runner.may_end.set()
-    for number in range(2):
-        task = replace(fresh_task(), id=f"{number:08d}-ac96-774b-bcce-b302099a8057")
-        await queue(link, task)
-        await becomes(link, task.id, TaskStatus.DONE)
-        shutil.rmtree(worker.folder)
-
-
-@pytest.mark.parametrize(
-    ("result", "event"),
-    [
-        pytest.param(GaveUp("the host died"), "lease_released", id="host-died"),
-        pytest.param(GaveUp("the worker is leaving", on_purpose=True), "handed_back", id="asked-to-stop"),
-        pytest.param(
-            VIDEO_GONE, "lease_released", id="video-removed"
-        ),  # by one who tidies up: the store is not at fault
-    ],
-)
-async def test_giving_up_ends_the_lease_at_once(result: Result, event: str, link: NatsLink, worker: Worker) -> None:
-    """The sweeper requeues: the worker only reports that it cannot go on (ADR 0004)."""
-    worker.runner.result = result
-    worker.runner.may_end.set()
-    task = fresh_task()
-    await queue(link, task)
-
-    async def released() -> bool:
-        current, _ = await recorded(link, task.id)
-        return current.lease_expires_at is not None and current.lease_expires_at <= datetime.now(UTC)
-
-    await eventually(released)
-    current, _ = await recorded(link, task.id)
-    assert current.status is TaskStatus.PROCESSING
-    assert (current.timeline[-1].event, current.handed_back) == (event, event == "handed_back")
-
-
-async def test_a_video_that_cannot_be_stored(link: NatsLink, worker: Worker) -> None:
-    (worker.artifacts / "videos").write_text("a file where the folder should be")
-    worker.runner.may_end.set()
-    task = fresh_task()
-    await queue(link, task)
-    failed = await becomes(link, task.id, TaskStatus.FAILED)
-    assert failed.error is not None
-    assert (failed.error.code, failed.memory, failed.swap) == (FailureCode.STORAGE_FAILED, MEMORY, RECEIPT)
-    assert [path.name for path in worker.folder.iterdir()] == [LOCK]
-
-
-@pytest.mark.parametrize("manner", ["denies", "breaks", "hangs"])
-async def test_a_bucket_that_takes_no_video(
-    link: NatsLink, windows: Windows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moto: Moto, manner: Manner
-) -> None:
-    """The task ends, its memory clean and its lease kept until then; the next one is done once the bucket is back."""
-    use(monkeypatch, moto.endpoint)
-    for name, value in {"REQUEST_S": 0.5, "RETRIES_S": 0.5}.items():
-        monkeypatch.setattr(artifact_place, name, value)
-    worker = Worker(link, windows, tmp_path, "one", store=in_bucket(BucketPlace(BUCKET, "")))
-    worker.runner.may_end.set()
-    try:
-        moto.manner = manner
-        task, following = fresh_task(), replace(fresh_task(), id=OTHER_ID)
-        await queue(link, task)
-        failed = await becomes(link, task.id, TaskStatus.FAILED)
-        moto.release()
-        assert failed.error is not None
-        assert (failed.error.code, failed.memory, failed.swap) == (FailureCode.STORAGE_FAILED, MEMORY, RECEIPT)
-        assert (failed.attempt, [path.name for path in worker.folder.iterdir()]) == (1, [LOCK])
-        await queue(link, following)
-        done = await becomes(link, following.id, TaskStatus.DONE)
-        assert done.video is not None
-        assert await in_bucket(BucketPlace(BUCKET, "")).get(done.video.path) == CONTENT
-    finally:
-        moto.release()
-        await worker.close()
-
-
-async def test_a_video_is_published_also_where_its_thumbnail_cannot_be_stored(link: NatsLink, worker: Worker) -> None:
-    (worker.artifacts / "thumbnails").write_text("a file where the folder should be")
-    worker.runner.may_end.set()
-    task = fresh_task()
-    await queue(link, task)
-    done = await becomes(link, task.id, TaskStatus.DONE)
-    assert done.video is not None
-    assert done.video.thumbnail is None
-    assert (worker.artifacts / done.video.path).read_bytes() == CONTENT
-
-
 def task_with_image() -> GenerationTask:
     image = ImageReference(sha256="ab" * 32, media_type="image/png", bytes=3, width=1, height=1)
     task = fresh_task()
@@ -503,124 +325,3 @@ async def test_a_second_attempt_is_linked_to_the_first_and_its_cancel_is_recorde
     assert (span.attributes or {})["warmlane.outcome"] == "cancelled"
     assert span.status.description == "cancelled"
     assert [event.name for event in span.events] == ["exception"]
-
-
-async def test_a_result_outlives_the_server(link: NatsLink, worker: Worker, nats_server: NatsServer) -> None:
-    """A worker does not drop a result because NATS is away."""
-    task = fresh_task()
-    await queue(link, task)
-    await worker.runner.started.wait()
-    await becomes(link, task.id, TaskStatus.PROCESSING)
-    nats_server.kill()
-    worker.runner.may_end.set()
-
-    async def stored() -> bool:
-        return (worker.artifacts / task.video_path).exists()
-
-    await eventually(stored)
-    nats_server.start()
-
-    async def done() -> bool:
-        try:
-            return (await recorded(link, task.id))[0].status is TaskStatus.DONE
-        except TransportUnavailable:
-            return False
-
-    await eventually(done)
-    assert (worker.artifacts / task.video_path).read_bytes() == CONTENT
-
-
-async def test_a_worker_leaves_though_its_claim_is_not_stored(link: NatsLink, worker: Worker) -> None:
-    """As on a full disk, where records are not stored. The message stays for whoever comes."""
-    task = fresh_task()
-    await link.entries.create(TASKS, task.id, encode_task(task))
-    config = (await js_of(link).stream_info(bucket_stream(TASKS))).config
-    await js_of(link).update_stream(config.evolve(max_bytes=1))
-    with capture_logs() as lines:
-        await link.messages.publish(
-            work_subject("lane", task.model, task.id), encode_task(task), message_id=task.message_id
-        )
-
-        async def interrupted() -> bool:
-            return any(line["event"] == "claim_interrupted" for line in lines)
-
-        await eventually(interrupted)
-        await worker.drain()
-    assert "claim_given_up" in [line["event"] for line in lines]
-    assert not worker.runner.ran
-    assert (await recorded(link, task.id))[0].status is TaskStatus.PENDING
-    assert (await js_of(link).stream_info(STREAM)).state.messages == 1
-
-
-async def test_a_worker_that_leaves_waits_for_the_server_only_so_long(
-    link: NatsLink, worker: Worker, nats_server: NatsServer
-) -> None:
-    """The result is lost then, and not the task: its lease ends, and another attempt makes it."""
-    task = fresh_task()
-    await queue(link, task)
-    await worker.runner.started.wait()
-    await becomes(link, task.id, TaskStatus.PROCESSING)
-    nats_server.kill()
-
-    assert worker.loop.waits_for_server_s(time.monotonic()) == 0, "it runs: that is waited for"
-    worker.runner.may_end.set()
-    await worker.drain(unanswered_s=0.5)
-    nats_server.start()
-
-    async def still_processing() -> bool:
-        try:
-            return (await recorded(link, task.id))[0].status is TaskStatus.PROCESSING
-        except TransportUnavailable:
-            return False
-
-    await eventually(still_processing)
-
-
-async def test_a_renewal_that_waits_for_the_settling_ends_quietly(
-    link: NatsLink, nats_server: NatsServer, windows: Windows
-) -> None:
-    """A slow server may hold up both: then nothing is left to renew, and that is no error."""
-    claimed = lifecycle.claim(fresh_task(), owner="one", worker="w", lease_s=2, now=datetime.now(UTC))
-    revision = await link.entries.create(TASKS, claimed.id, encode_task(claimed))
-    wire = CutWire(nats_server.port)
-    slow = await NatsLink.connect(as_admin(await wire.start()), name="slow")
-    held = HeldTask(slow, claimed, revision)
-    keeper = LeaseKeeper(slow, held, windows=windows, on_lost=lambda: pytest.fail("it is not lost"))
-    with capture_logs() as logs:
-        async with keeper:
-            await eventually(lambda: _at_revision(link, claimed.id, revision + 1))  # it renews
-            wire.cut()
-            settling = asyncio.create_task(
-                held.update(
-                    lambda task: lifecycle.fail(
-                        task, code=FailureCode.INFERENCE_FAILED, message="x", now=datetime.now(UTC)
-                    )
-                )
-            )
-            await asyncio.sleep(2 * windows.lease_renew_s)  # a renewal is due, and waits too
-            wire.mend()
-            assert (await settling).status is TaskStatus.FAILED
-            await asyncio.sleep(2 * windows.lease_renew_s)
-    assert [entry for entry in logs if entry["log_level"] == "error"] == []
-    await slow.close()
-    await wire.close()
-
-
-async def test_nothing_renews_a_lease_that_is_given_back(link: NatsLink, windows: Windows, tmp_path: Path) -> None:
-    """Or nobody would look at the task before the end of a lease that nobody holds."""
-    claimed = lifecycle.claim(fresh_task(), owner="one", worker="w", lease_s=2, now=datetime.now(UTC))
-    revision = await link.entries.create(TASKS, claimed.id, encode_task(claimed))
-    held = HeldTask(link, claimed, revision)
-    keeper = LeaseKeeper(link, held, windows=windows, on_lost=lambda: pytest.fail("it is not lost"))
-    settlement = Settlement(held, keeper, Artifacts.in_folder(tmp_path / "artifacts"))
-    async with keeper:
-        await eventually(lambda: _at_revision(link, claimed.id, revision + 1))  # it renews
-        await settlement.settle(GaveUp("the host died"))
-        await asyncio.sleep(5 * windows.lease_renew_s)  # renewals would be due
-    given_back, _ = await recorded(link, claimed.id)
-    assert given_back.timeline[-1].event == lifecycle.LEASE_RELEASED
-    assert given_back.lease_expires_at == given_back.timeline[-1].at
-
-
-async def _at_revision(link: NatsLink, task_id: str, revision: int) -> bool:
-    return (await recorded(link, task_id))[1] >= revision
