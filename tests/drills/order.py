@@ -167,13 +167,15 @@ def page(rows: Sequence[Row], text: str, *, name: str) -> str:
     return with_part(text, name, HEADINGS, map(cells, rows))
 
 
-def with_part(text: str, name: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """*text* with a table of *rows* in its part *name*."""
-    begin, end = f"<!-- {name}: make order -->", f"<!-- end of {name} -->"
+def with_part(
+    text: str, name: str, headings: Sequence[str], rows: Iterable[Sequence[str]], *, by: str = "make order"
+) -> str:
+    """*text* with a table of *rows* in its part *name*, which is written *by* that."""
+    begin, end = f"<!-- {name}: {by} -->", f"<!-- end of {name} -->"
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     if not rest or not after:
-        raise click.ClickException(f"{PAGE.name} has no part {begin} ... {end}; put these two lines back")
+        raise click.ClickException(f"the page has no part {begin} ... {end}; put these two lines back")
     lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
     lines += ["| " + " | ".join(each) + " |" for each in rows]
     return f"{before}{begin}\n\n" + "\n".join(lines) + f"\n\n{end}{after}"

@@ -19,6 +19,7 @@ from lane_worker.forking.host_child import DEATH_S
 from lane_worker.runtime.leaving import HAND_BACK_S, LEAVE_S
 from ops.cli import LazyGroup, cli
 from ops.nats.access import ROLES, password_variable
+from tests.drills.scaling_rules import ScaledObject
 from tests.kit.kubernetes import ApiServer, Helm, api_server
 from tests.kit.tools import Tool, tool
 
@@ -291,9 +292,17 @@ def test_a_lane_that_is_scaled_follows_its_demand_and_never_goes_to_none(helm: H
         assert "replicas" not in lane["spec"]
         assert scaled["spec"]["scaleTargetRef"] == {"name": "w-warmlane-lane-anisora"}
         assert scaled["spec"]["minReplicaCount"] == 1
-        down = scaled["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
-        assert [policy["value"] for policy in down["policies"]] == [1]
+        rules = ScaledObject.of_chart()  # as they are simulated
+        assert scaled["spec"]["maxReplicaCount"] == rules.most
+        behavior = scaled["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+        assert behavior["scaleUp"] == {"stabilizationWindowSeconds": 0}
+        assert behavior["scaleDown"] == {
+            "stabilizationWindowSeconds": rules.cool_down_s,
+            "policies": [{"type": "Pods", "value": 1, "periodSeconds": rules.cool_down_s}],
+        }
         (trigger,) = scaled["spec"]["triggers"]
+        target = trigger["metadata"].get("targetValue", trigger["metadata"].get("threshold"))
+        assert float(target) == rules.tasks_per_lane
         assert 'warmlane_demand{model="anisora"}' in str(trigger["metadata"])
         # above the longest run and its drain: a lane that is told to go finishes its task
         assert lane["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 1_800
