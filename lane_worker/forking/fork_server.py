@@ -103,14 +103,16 @@ class ForkServer:
         log.info("fork_server_started", pid=self._process.pid, shared=path)
         return True
 
-    async def fork(self, request: Fork, pipe: socket.socket) -> int:
-        """The pid of a new pipeline host that has *pipe*. Raises HostLost when the server has died,
-        AllocatorMisconfigured where it must not even start."""
+    async def fork(self, request: Fork, pipe: socket.socket, tells: socket.socket) -> int:
+        """The pid of a new pipeline host that has *pipe*; on *tells* the server tells what it ended with (`EXIT_CODE`).
+
+        Raises HostLost when the server has died, AllocatorMisconfigured where it must not even start.
+        """
         async with self._turn:
             await self.start()
             assert self._control is not None
             try:
-                socket.send_fds(self._control, [encode_fork(request)], [pipe.fileno()])
+                socket.send_fds(self._control, [encode_fork(request)], [pipe.fileno(), tells.fileno()])
                 answer = await asyncio.get_running_loop().sock_recv(self._control, PID.size)
                 return int(PID.unpack(answer)[0])
             except (OSError, struct.error) as error:

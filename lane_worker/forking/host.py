@@ -210,15 +210,16 @@ class Host:
 
     async def _fork(self, request: Fork) -> HostChild:
         ours, theirs = socket.socketpair()
+        told, tells = socket.socketpair()
+        told.setblocking(False)
         try:
-            async with asyncio.timeout(START_S):
-                pid = await self._fork_server.fork(request, theirs)
-        except TimeoutError:
+            with theirs, tells:
+                async with asyncio.timeout(START_S):
+                    pid = await self._fork_server.fork(request, theirs, tells)
+        except BaseException as error:
             ours.close()
-            raise HostLost(f"the pipeline host did not start within {START_S:g} s") from None
-        except BaseException:
-            ours.close()
+            told.close()
+            if isinstance(error, TimeoutError):
+                raise HostLost(f"the pipeline host did not start within {START_S:g} s") from None
             raise
-        finally:
-            theirs.close()
-        return await HostChild.connect(pid, ours)
+        return await HostChild.connect(pid, ours, told)

@@ -9,9 +9,12 @@ import socket
 import time
 from typing import Final, Self
 
+import structlog
+
 from lane_worker.forking.host_messages import (
     LENGTH,
     BadMessage,
+    Exit,
     FromChild,
     Ping,
     Pong,
@@ -20,46 +23,44 @@ from lane_worker.forking.host_messages import (
     decode_from_child,
     frame,
 )
+from lane_worker.forking.how_it_died import KillsForMemory, how_it_died, told_exit_code
 from lane_worker.forking.outcome import HostLost
 from lane_worker.forking.process_end import process_end
-from ops.machine.cgroup import memory_limit_bytes, oom_kills
 from ops.waiting import set_within
 
 PING_S: Final = 1.0
 DEATH_S: Final = 10.0
 
 
-def how_it_died(*, before: int | None, now: int | None) -> str:
-    """What can be known of the end of a host, which is no child of its worker: whether meanwhile the kernel killed a
-    process of this container for memory, by its counter *before* and *now*."""
-    if before is None or now is None or now <= before:
-        return "the pipeline host died"
-    limit_bytes = memory_limit_bytes()
-    limit = "" if limit_bytes is None else f" of {limit_bytes / (1 << 30):.1f} GiB"
-    return (
-        f"the pipeline host was killed by the kernel (signal 9, SIGKILL): the memory limit{limit} of this container "
-        "was reached; raise it, or serve smaller videos"
-    )
+log = structlog.get_logger("host")
 
 
 class HostChild:
-    """A running child and our end of its pipe. It is `gone` when the process has ended, and its memory with it."""
+    """A running child and our end of its pipe. It is `gone` when the process has ended, and its memory with it.
 
-    def __init__(self, pid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    The log says what it died of, unless it was to end: nobody may be waiting for a message of it.
+    """
+
+    def __init__(
+        self, pid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, told: socket.socket
+    ) -> None:
         self.pid = pid
         self._ended = process_end(pid)
         self.gone = asyncio.Event()
         self.answered_at_s = time.monotonic()
         self._reader = reader
         self._writer = writer
+        self._told = told
         self._end = ""
-        self._oom_kills = oom_kills()
+        self._is_to_end = False
+        self._kills = KillsForMemory()
         self._messages: asyncio.Queue[FromChild | None] = asyncio.Queue()
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._ping())]
 
     @classmethod
-    async def connect(cls, pid: int, pipe: socket.socket) -> Self:
-        return cls(pid, *await asyncio.open_connection(sock=pipe))
+    async def connect(cls, pid: int, pipe: socket.socket, told: socket.socket) -> Self:
+        """On *told* its fork server tells what it ended with."""
+        return cls(pid, *await asyncio.open_connection(sock=pipe), told)
 
     @property
     def is_gone(self) -> bool:
@@ -67,6 +68,7 @@ class HostChild:
 
     def send(self, message: ToChild) -> None:
         # Not drained: a child that reads nothing must not hold us up. Its deadlines end it, and the buffer with it.
+        self._is_to_end |= isinstance(message, Exit)
         if not self._writer.is_closing():
             self._writer.write(frame(message))
 
@@ -75,7 +77,7 @@ class HostChild:
         message = await self._messages.get()
         if message is None:
             self._messages.put_nowait(None)
-            raise HostLost(self._end or how_it_died(before=self._oom_kills, now=oom_kills()))
+            raise HostLost(self._end)
         return message
 
     async def answer(self, limit_s: float, complaint: str, overrun: type[HostLost] = HostLost) -> FromChild:
@@ -87,7 +89,7 @@ class HostChild:
             await self.kill()
             raise overrun(f"the pipeline host {complaint} within {limit_s:g} s and was killed") from None
         except asyncio.CancelledError:
-            self.send_signal(signal.SIGKILL)
+            self.end()
             raise
 
     async def nonsense(self, message: FromChild) -> HostLost:
@@ -95,15 +97,14 @@ class HostChild:
         await self.kill()
         return HostLost(f"the pipeline host sent an unexpected {type(message).__name__} and was killed")
 
-    def send_signal(self, number: signal.Signals) -> None:
-        # until it is gone the pid is this child's
-        if not self.is_gone:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+    def end(self) -> None:
+        """SIGKILL; its end is not waited for."""
+        self._is_to_end = True
+        self._sigkill()
 
     async def kill(self) -> None:
         """SIGKILL, and wait until it is gone. Raises HostLost when even that does not end it (a driver that hangs)."""
-        self.send_signal(signal.SIGKILL)
+        self.end()
         if not await set_within(DEATH_S, self.gone):
             raise HostLost(f"process {self.pid} survives SIGKILL; its slot stays locked until it ends")
 
@@ -114,6 +115,7 @@ class HostChild:
                 message = decode_from_child(await self._reader.readexactly(body_length(head)))
                 if isinstance(message, Pong):
                     self.answered_at_s = time.monotonic()
+                    self._kills.answers(message.number)
                 else:
                     self._messages.put_nowait(message)
         except BadMessage as error:
@@ -122,14 +124,31 @@ class HostChild:
             pass  # the usual end of the pipe
         finally:
             # A child without a pipe is of no use. And its pipe may close before its card does: only its end counts.
-            self.send_signal(signal.SIGKILL)
+            self._sigkill()
             await self._ended
             self.gone.set()
+            with self._told:
+                await self._account_for_the_end()
             self._messages.put_nowait(None)
             self._writer.close()
             self._tasks[1].cancel()
 
+    async def _account_for_the_end(self) -> None:
+        if self._is_to_end:
+            self._end = self._end or "the pipeline host was ended by its worker"
+            return
+        short_of_memory = self._kills.seen()  # before anything else can be killed
+        self._end = self._end or how_it_died(await told_exit_code(self._told), short_of_memory=short_of_memory)
+        log.error("pipeline_host_died", pid=self.pid, error=self._end)
+
     async def _ping(self) -> None:
         for number in itertools.count(1):
+            self._kills.asks(number)
             self.send(Ping(number))
             await asyncio.sleep(PING_S)
+
+    def _sigkill(self) -> None:
+        # until it is gone the pid is this child's
+        if not self.is_gone:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)

@@ -18,11 +18,14 @@ from contracts.tasks import GenerationParameters
 MAX_MESSAGE_BYTES: Final = 1 << 20
 LENGTH: Final = struct.Struct(">I")
 PID: Final = struct.Struct(">q")
+EXIT_CODE: Final = struct.Struct(">i")
+"""What a host ended with, as its fork server tells it: an exit status, or a signal's number, negative."""
 Role = Literal["lane", "degraded"]
 
 
 class Fork(Struct, frozen=True, tag="fork"):
-    """To the fork server, together with the child's end of the pipe; answered with the child's pid (`PID`).
+    """To the fork server, together with the child's end of the pipe, and a socket on which it tells what the child
+    ended with (`EXIT_CODE`); answered with the child's pid (`PID`).
 
     *role* and *term* go into the slot's note: they decide who may put this child aside (`slot.may_take_over`).
     *oom_snapshots* is how many snapshots of memory are kept in *oom_dir* after it ran out; with 0 none is made.

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +36,7 @@ class Inference:
         try:
             outcome = await self._watch()
         except BaseException:
-            self._child.send_signal(signal.SIGKILL)
+            self._child.end()
             raise
         if isinstance(outcome, Failed):
             log_snapshot(outcome, self.task_id)

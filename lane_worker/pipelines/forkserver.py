@@ -15,17 +15,19 @@ import contextlib
 import faulthandler
 import gc
 import os
+import select
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from tqdm import tqdm
 
 from lane_worker.forking.allocator import AllocatorMisconfigured, require
-from lane_worker.forking.host_messages import PID, decode_fork
+from lane_worker.forking.host_messages import EXIT_CODE, PID, decode_fork
 from ops.machine.fork_socket import importing, listen
 
 REQUEST_MAX_BYTES: Final = 65536
@@ -49,11 +51,11 @@ def main() -> None:
 
     preload()
 
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
     gc.collect()
     gc.freeze()
     gc.enable()
     if listener is not None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the forks, and nobody asks what they end with
         importing(Path(place)).replace(place)
         control = _next_worker(listener)
         _adopt(control)
@@ -70,21 +72,72 @@ def lock_progress_bars_in_process() -> None:
     tqdm.set_lock(threading.RLock())
 
 
+class _Hosts:
+    """The hosts that this process forks: each is reaped as soon as it ends, and its worker told what it ended with."""
+
+    def __init__(self) -> None:
+        self._tells: dict[int, int] = {}
+        self._woken, self._wakes = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(self._wakes, False)  # as the wakeup descriptor has to be
+        signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def reap_until(self, control: socket.socket) -> None:
+        """Returns when there is something to read on *control*."""
+        ready: list[int] = []
+        while control.fileno() not in ready:
+            ready, _, _ = select.select([control.fileno(), self._woken], [], [])
+            if self._woken in ready:
+                os.read(self._woken, 4096)
+                self._reap()
+
+    def add(self, pid: int, tells: Sequence[int]) -> None:
+        """Host *pid* was forked. *tells* is empty where its worker is of an earlier version."""
+        for descriptor in tells:
+            self._tells[pid] = descriptor
+
+    def leave(self) -> None:
+        """In a host, which is none of its parent's business from now on."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for descriptor in (self._woken, self._wakes, *self._tells.values()):
+            os.close(descriptor)
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                tells = self._tells.pop(pid, None)
+                if tells is not None:
+                    with contextlib.suppress(OSError):  # its worker is gone
+                        os.write(tells, EXIT_CODE.pack(os.waitstatus_to_exitcode(status)))
+                    os.close(tells)
+
+
 def _serve(control: socket.socket) -> None:
     """Forks a pipeline host for each request of the worker at the other end, until that is gone."""
     from lane_worker.pipelines.child import child_main
 
+    hosts = _Hosts()
     while True:
-        body, descriptors, _, _ = socket.recv_fds(control, REQUEST_MAX_BYTES, 1)
+        hosts.reap_until(control)
+        body, descriptors, _, _ = socket.recv_fds(control, REQUEST_MAX_BYTES, 2)
         if not body:  # the worker is gone
             return
+        pipe, *tells = descriptors
         request = decode_fork(body)
         pid = os.fork()
         if pid == 0:
             control.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            child_main(socket.socket(fileno=descriptors[0]), request)
-        os.close(descriptors[0])
+            hosts.leave()
+            for descriptor in tells:
+                os.close(descriptor)
+            child_main(socket.socket(fileno=pipe), request)
+        os.close(pipe)
+        hosts.add(pid, tells)
         control.sendall(PID.pack(pid))
 
 

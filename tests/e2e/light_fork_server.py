@@ -1,6 +1,7 @@
-"""A shared fork server whose hosts know no torch (`python -m tests.e2e.light_fork_server SOCKET`).
+"""A fork server whose hosts know no torch (`python -m tests.e2e.light_fork_server SOCKET`, or FD).
 
-Everything but the hosts is the product's own. A host prints what it receives to its error output until its worker ends.
+Everything but the hosts is the product's own. A host "loads" what it is told to, and fills its memory then where the
+name of its slot says so, before it answers or after.
 """
 
 import importlib.abc
@@ -12,17 +13,46 @@ import time
 import types
 from typing import Final, NoReturn
 
-from lane_worker.forking.host_messages import Fork, Ready, frame
+from contracts.memory import MemoryReading
+from lane_worker.forking.host_messages import (
+    LENGTH,
+    Exit,
+    Fork,
+    Load,
+    Loaded,
+    Ping,
+    Pong,
+    Ready,
+    body_length,
+    decode_to_child,
+    frame,
+)
 from lane_worker.pipelines import forkserver
 
 
 def child_main(pipe: socket.socket, request: Fork) -> NoReturn:
-    """Says that it is ready, and nothing else."""
+    """Says that it is ready, answers pings, and "loads"."""
     os.write(2, f"a host for {request.slot}\n".encode())
     pipe.sendall(frame(Ready(os.getpid())))
-    while pipe.recv(4096):
-        pass
+    while head := pipe.recv(LENGTH.size, socket.MSG_WAITALL):
+        match decode_to_child(pipe.recv(body_length(head), socket.MSG_WAITALL)):
+            case Ping(number):
+                pipe.sendall(frame(Pong(number)))
+            case Load(model):
+                if request.slot == "cpu-hungry":
+                    _fill_memory()
+                pipe.sendall(frame(Loaded(model, 0.0, MemoryReading(rss_bytes=1))))
+                if request.slot == "cpu-hungry-later":
+                    _fill_memory()
+            case Exit():
+                break
     os._exit(0)
+
+
+def _fill_memory() -> None:
+    held = []
+    while True:
+        held.append(b"x" * 10_000_000)
 
 
 # Both import torch and what is built on it.

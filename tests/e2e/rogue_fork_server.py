@@ -34,7 +34,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
-        body, descriptors, _, _ = socket.recv_fds(control, 65536, 1)
+        body, descriptors, _, _ = socket.recv_fds(control, 65536, 2)
         if not body:
             return
         slot = decode_fork(body).slot
@@ -56,7 +56,8 @@ def main() -> None:
                 os._exit(0)
             while True:
                 time.sleep(1)  # ignores Exit and the end of the pipe
-        os.close(descriptors[0])
+        for descriptor in descriptors:  # it never tells what a child ended with
+            os.close(descriptor)
         control.sendall(PID.pack(pid))
 
 

@@ -2,13 +2,12 @@
 
 import subprocess
 import sys
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ops.machine.cgroup import MOUNT, memory_limit_bytes, oom_kills
+from ops.machine.cgroup import memory_limit_bytes, oom_kills
+from tests.kit.cgroups import ENTER, small_cgroup
 
 V2 = {"memory.events": "low 0\nhigh 3\nmax 17\noom 2\noom_kill 2\noom_group_kill 0\n", "memory.max": "2147483648\n"}
 V1 = {
@@ -59,21 +58,8 @@ def test_no_limit_is_none(limit: str, tmp_path: Path) -> None:
     assert oom_kills(mount=tmp_path, own=tmp_path / "gone") is None
 
 
-@pytest.fixture
-def small_cgroup() -> Iterator[Path]:
-    """A cgroup of 64 MiB, where this process may make one."""
-    is_v1 = (MOUNT / "memory").is_dir()
-    folder = (MOUNT / "memory" if is_v1 else MOUNT) / f"warmlane-test-{uuid.uuid4().hex[:8]}"
-    try:
-        folder.mkdir()
-        (folder / ("memory.limit_in_bytes" if is_v1 else "memory.max")).write_text(str(64 << 20))
-    except OSError as error:
-        pytest.skip(f"no cgroup can be made here: {error}")
-    yield folder
-    folder.rmdir()
-
-
-def test_the_kernel_counts_what_it_kills(small_cgroup: Path) -> None:
-    enter = f"open('{small_cgroup}/cgroup.procs', 'w').write('0')\n"
-    done = subprocess.run([sys.executable, "-c", enter + FILL], capture_output=True, text=True, check=False)
+def test_the_kernel_counts_what_it_kills() -> None:
+    with small_cgroup(64 << 20) as folder:
+        program = ENTER.format(folder=str(folder)) + FILL
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["0", "1", "9", str(64 << 20)], done.stderr
