@@ -8,6 +8,7 @@ has to show: its writer may run with another data folder, or on another machine.
 import asyncio
 import contextlib
 import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from enum import Enum, auto
@@ -47,12 +48,20 @@ class NameHeld(Exception):
 
 
 class NameHolder(Struct, frozen=True):
-    """The process that holds a name, or held it last. One that *leaves* lets go of it soon. *name* is its own."""
+    """The process that holds a name, or held it last. One that *leaves* lets go of it soon. *name* is its own, and
+    *host* is where it runs: containers that share a data folder have pids of their own. Notes of an earlier version
+    lack it."""
 
     pid: int
     started_at: datetime
     leaves: bool = False
     name: str = ""
+    host: str = ""
+
+    @property
+    def process(self) -> str:
+        """The process, for people."""
+        return f"process {self.pid} on {f'host {self.host}' if self.host else 'this machine'}"
 
 
 class HeldName:
@@ -60,7 +69,7 @@ class HeldName:
 
     def __init__(self, path: Path, before: NameHolder | None, *, name: str) -> None:
         self._path = path
-        self._me = NameHolder(os.getpid(), process_started_at(), name=name)
+        self._me = NameHolder(os.getpid(), process_started_at(), name=name, host=socket.gethostname())
         self.before = before
         """Who held it last, and is gone."""
         self._write()
@@ -85,7 +94,7 @@ async def holding_name(data_dir: Path, name: str) -> AsyncIterator[HeldName]:
         raise ValueError(f"not a name: {name!r}")
 
     def held(by: NameHolder) -> str:
-        return _held(name, by.pid, by.started_at, "on this machine")
+        return _held(name, by.process, by.started_at)
 
     async with _holding(data_dir / FOLDER / f"{name}.lock", name, held) as ours:
         yield ours
@@ -100,7 +109,7 @@ async def holding_slot(data_dir: Path, slot: str, name: str) -> AsyncIterator[He
 
     def held(by: NameHolder) -> str:
         return (
-            f"slot {slot} has a lane: {by.name}, process {by.pid}, since {by.started_at:%Y-%m-%d %H:%M:%S} UTC; choose "
+            f"slot {slot} has a lane: {by.name}, {by.process}, since {by.started_at:%Y-%m-%d %H:%M:%S} UTC; choose "
             "another slot with --slot, or stop that lane first"
         )
 
@@ -133,9 +142,9 @@ def _read(path: Path) -> NameHolder | None:
         return None
 
 
-def _held(name: str, pid: int, since: datetime, where: str) -> str:
+def _held(name: str, process: str, since: datetime) -> str:
     return (
-        f"a worker called {name} runs already: process {pid} {where}, since {since:%Y-%m-%d %H:%M:%S} UTC; choose "
+        f"a worker called {name} runs already: {process}, since {since:%Y-%m-%d %H:%M:%S} UTC; choose "
         "another name with --name, or stop that one first"
     )
 
@@ -200,8 +209,8 @@ async def require_nobody(link: NatsLink, key: str, name: str, before: NameHolder
         if verdict is Whose.OURS:
             return
         if verdict is Whose.ANOTHERS and seen is not None:
-            where = "on this machine" if _runs_here(seen) else "on another machine"
-            raise NameHeld(_held(name, seen.pid, seen.started_at, where))
+            where = f"on host {socket.gethostname()}" if _runs_here(seen) else "on another machine"
+            raise NameHeld(_held(name, f"process {seen.pid} {where}", seen.started_at))
         await asyncio.sleep(LOOK_S)
         entry = await bucket.get(key)
 

@@ -214,7 +214,8 @@ def test_a_slot_has_one_lane_at_a_time(system: UpProcess) -> None:
     options = ["--nats-url", system.nats_url, "--data-dir", str(system.data_dir)]
     result = run("lane", "--model", "phr00t", "--name", "intruder", "--slot", "cpu-0", *options)
     assert result.returncode == 1
-    assert f"slot cpu-0 has a lane: anisora-0, process {system.find('--name anisora-0')}, since" in result.stderr
+    process = f"process {system.find('--name anisora-0')} on host {socket.gethostname()}"
+    assert f"slot cpu-0 has a lane: anisora-0, {process}, since" in result.stderr
     assert "intruder" not in system.http.get("/admin/cold_starts").text + system.http.get("/admin/lanes").text
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +41,10 @@ async def test_a_second_lane_of_a_name_is_refused_and_changes_nothing(
         revision = await link.entries.put(LANES, KEY, heartbeat(os.getpid(), process_started_at()))
         result = await asyncio.to_thread(lane, nats_server, started_in)
         assert result.returncode == 1
-        assert f"a worker called {NAME} runs already: process {os.getpid()} on this machine" in result.stderr
+        assert (
+            f"a worker called {NAME} runs already: process {os.getpid()} on host {socket.gethostname()},"
+            in result.stderr
+        )
         entry = await link.entries.get(LANES, KEY)
         assert entry is not None
         assert entry.revision == revision
@@ -54,7 +58,9 @@ async def test_a_second_lane_of_a_slot_is_refused_and_changes_nothing(
     async with holding_slot(tmp_path, "cpu-5", "phr00t-0"):
         result = await asyncio.to_thread(lane, nats_server, tmp_path)
         assert result.returncode == 1
-        assert f"slot cpu-5 has a lane: phr00t-0, process {os.getpid()}" in result.stderr
+        assert (
+            f"slot cpu-5 has a lane: phr00t-0, process {os.getpid()} on host {socket.gethostname()}," in result.stderr
+        )
         assert "choose another slot with --slot" in result.stderr
         assert await link.entries.get(LANES, KEY) is None
         assert await link.entries.get(COLD_STARTS, "anisora") is None

@@ -3,6 +3,7 @@ folder."""
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from lane_worker.runtime.name import NameHeld, NameHolder, Whose, holding_name, 
 from tests.kit.records import lane_report
 
 THEN: Final = datetime(2026, 2, 26, 12, tzinfo=UTC)
+HERE: Final = socket.gethostname()
 BEFORE: Final = NameHolder(7, THEN)
 
 
@@ -48,7 +50,7 @@ def test_whose(
 async def test_a_name_has_one_process(tmp_path: Path) -> None:
     async with holding_name(tmp_path, "anisora-0") as held:
         assert held.before is None
-        with pytest.raises(NameHeld, match=f"a worker called anisora-0 runs already: process {os.getpid()} on this"):
+        with pytest.raises(NameHeld, match=f"runs already: process {os.getpid()} on host {HERE},"):
             async with holding_name(tmp_path, "anisora-0"):
                 pass
         async with holding_name(tmp_path, "anisora-1"):
@@ -84,7 +86,7 @@ async def test_a_slot_has_one_lane(tmp_path: Path) -> None:
             order.append("successor")
 
     async with holding_slot(tmp_path, "cpu-0", "anisora-0") as held:
-        with pytest.raises(NameHeld, match=f"slot cpu-0 has a lane: anisora-0, process {os.getpid()}"):
+        with pytest.raises(NameHeld, match=f"slot cpu-0 has a lane: anisora-0, process {os.getpid()} on host {HERE},"):
             await follow()
         async with holding_slot(tmp_path, "cpu-1", "phr00t-0"):
             pass
