@@ -152,6 +152,31 @@ def test_sigstop_of_the_leader(up: UpProcess) -> None:
     assert (again["status"], again["worker"]) == ("done", leader)
 
 
+def test_readyz_follows_a_leader_that_is_frozen_and_wakes(up: UpProcess) -> None:
+    """Frozen, it holds its slot and serves nobody, and there is no standby that could."""
+    leader, standby = leader_and_standby(up)
+    host, process, other = up.host_of(leader), process_of(up, leader), process_of(up, standby)
+
+    def has_a_degraded_worker() -> bool:
+        served: bool = up.http.get("/readyz").json()["degraded_worker"]
+        return served
+
+    with nobody_restarts(up):
+        os.kill(other, signal.SIGSTOP)
+        try:
+            assert has_a_degraded_worker()
+            os.kill(process, signal.SIGSTOP)
+            eventually_sync(lambda: not has_a_degraded_worker())
+            assert is_running(host)
+            os.kill(process, signal.SIGCONT)
+            eventually_sync(has_a_degraded_worker)
+            task = up.ended(up.submit(model="phr00t", num_frames=9)["id"])
+            assert (task["status"], task["worker"]) == ("done", leader)
+        finally:
+            os.kill(process, signal.SIGCONT)
+            os.kill(other, signal.SIGCONT)
+
+
 def test_kill_9_of_the_server(up: UpProcess) -> None:
     """Work in hand is kept, and somebody leads afterwards."""
     task = running_task(up)
