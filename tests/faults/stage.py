@@ -50,8 +50,8 @@ class CountingForkServer(ForkServer):
         super().__init__(ROGUE_HOST, shared=fork_server_at(ROGUE_HOST))
         self._forked: list[int] = []
 
-    async def fork(self, request: Fork, pipe: Any) -> int:
-        pid = await super().fork(request, pipe)
+    async def fork(self, request: Fork, pipe: Any, tells: Any) -> int:
+        pid = await super().fork(request, pipe, tells)
         self._forked.append(pid)
         return pid
 
