@@ -8,7 +8,7 @@ PIP_ARGS ?=
 UP_ARGS ?=
 PYTEST_ARGS ?=
 # More arguments for tests/bench and for tests/drills/cluster.py, containers.py, services.py, fuzz.py, order.py, overload.py, panel.py, swap.py, swap_parts.py, failover.py, kubernetes.py,
-# scaling.py, regression.py and soak.py; --help lists them. GPU_ARGS are more arguments for pytest.
+# autoscaling.py, scaling.py, regression.py and soak.py; --help lists them. GPU_ARGS are more arguments for pytest.
 FAILOVER_ARGS ?=
 FUZZ_ARGS ?=
 ORDER_ARGS ?=
@@ -20,6 +20,7 @@ CHAOS_ARGS ?=
 CLUSTER_ARGS ?=
 CONTAINERS_ARGS ?=
 KUBERNETES_ARGS ?=
+AUTOSCALING_ARGS ?=
 SCALING_ARGS ?=
 SERVICES_ARGS ?=
 REGRESSION_ARGS ?=
@@ -39,7 +40,7 @@ TYPES_LOG := $(VENV)/types.log
 PYTEST = $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test tools-test lint style types fuzz panel numbers order overload swap windows starts lanes swap-parts gpu-test failover chaos chaos-plants cluster containers kubernetes scaling services observe regression soak bench bench-all model audit clean
+.PHONY: help run test tools-test lint style types fuzz panel numbers order overload swap windows starts lanes swap-parts gpu-test failover chaos chaos-plants cluster containers kubernetes autoscaling scaling services observe regression soak bench bench-all model audit clean
 
 help: ## List the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -126,6 +127,9 @@ kubernetes: $(TEST_READY) ## Install the chart on the cluster that KUBECONFIG na
 
 scaling: $(TEST_READY) ## Simulate days of traffic with lanes that follow the demand, beside lanes that are always there (about 20 seconds)
 	$(BIN)/python -m tests.drills.scaling $(SCALING_ARGS)
+
+autoscaling: $(TEST_READY) ## Let lanes follow a load by KEDA, on the cluster that KUBECONFIG names (about 8 minutes)
+	$(BIN)/python -m tests.drills.autoscaling $(AUTOSCALING_ARGS)
 
 services: $(TEST_READY) ## Run the systemd units by a real systemd, in a Debian of its own; skipped where there can be none (about 4 minutes)
 	$(BIN)/python -m tests.drills.services $(SERVICES_ARGS)

@@ -83,9 +83,9 @@ class Cluster:
         """What *command* prints in the chart's pod for operators."""
         return self.kubectl("exec", "--stdin", f"deployment/{NAME}-admin", "--", *command, given=given)
 
-    def begin(self) -> None:
+    def begin(self, *more: str) -> None:
         """Installs the chart, waits until every lane is warm, and makes a key without a limit."""
-        self.change()
+        self.change(*more)
         self.warm()
         key = self.admin("warmlane", "keys", "add", "drill", "--scope", "admin", "--rate", "0").split()[-1]
         self.admin("sh", "-c", "umask 077; cat > /tmp/key", given=key)
