@@ -28,6 +28,12 @@ PRELOADED: Final = (
     "degraded_worker.command",
     "ops.commands.keys",
     "ops.commands.up.command",
+    # what a gateway imports as it starts, by what is set and installed
+    "asgiref.sync",
+    "attrs",
+    "opentelemetry.exporter.prometheus",
+    "opentelemetry.instrumentation.asgi",
+    "opentelemetry.sdk.metrics.export",
 )
 NUMBER: Final = struct.Struct("i")
 REQUEST_MAX_BYTES: Final = 1 << 18
@@ -159,12 +165,18 @@ def _next_command(listener: socket.socket) -> list[str]:
 
 
 def main() -> None:
+    import gc
     import importlib
+
+    from litestar import Litestar
 
     from ops import cli
 
     for name in PRELOADED:
         importlib.import_module(name)
+    Litestar([])  # which imports its plugins
+    gc.collect()
+    gc.freeze()  # a fork does not look through all this again, and shares its pages
     path = Path(sys.argv[1])
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{path}.part")
