@@ -413,7 +413,7 @@ Plant = Callable[[], AbstractContextManager[Any]]
 TOLD: Final = "11"
 # the bug, the invariant that it breaks, and the first seed that shows it
 PLANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
-    (ack_before_claim, "7", 268),
+    (ack_before_claim, "7", 282),
     (epoch_not_compared, "3", 60),
     (claim_without_compare_and_set, "3", 15),
     (settle_without_compare_and_set, "1", 37),
