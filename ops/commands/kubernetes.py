@@ -35,11 +35,10 @@ _release_option = option_or_variable(
     envvar="WARMLANE_RELEASE",
     help="kubernetes: the Helm release of the lanes. [default: any in the namespace]",
 )
-_deletion_cost_option = click.option(
+_deletion_cost_option = option_or_variable(
     "--deletion-cost",
     envvar="WARMLANE_DELETION_COST",
     is_flag=True,
-    show_envvar=True,
     help="kubernetes: keep the annotation controller.kubernetes.io/pod-deletion-cost of the lanes' pods, so that a "
     "scale-in takes an idle lane first. It needs the right to patch pods.",
 )
