@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import httpx
 from msgspec import Struct
@@ -18,9 +18,10 @@ from contracts.topology import DEGRADED_MAX_MSGS, TASKS
 from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
 from tests.bench.accept import submitted
-from tests.bench.arrivals import OVERLOADED, Answer, client_of, moments, post, send
-from tests.bench.load import LoadFailed, connect, percentile, request
+from tests.bench.arrivals import Answer, client_of, moments, post, send
+from tests.bench.load import LoadFailed, connect, request
 from tests.bench.names import BARE, CAPACITY, IN_TIME, NO_OP, REFUSAL, TOO_EARLY, at_times
+from tests.bench.overload_figures import Level, When, accepted_percent, figures_of
 from tests.bench.procs import Cores, Watch
 from tests.bench.results import Part
 from tests.bench.rounds import Values, empty_folder, one_round, rotated
@@ -34,64 +35,11 @@ SLOW_STEP_S: Final = 0.35
 CALIBRATION: Final = 15
 # Of `--seconds`: how long each level is watched.
 LEVEL: Final = 2.0
-WAIT_LIMIT_S: Final = 30.0
 ENDED_S: Final = 60.0
 # So often a refused request is sent again while the load goes on: they are to be few beside it.
 AGAIN_EVERY_S: Final = 0.4
 SMALL: Final = {"seed": 7, "width": 32, "height": 32, "num_frames": 5}
-
-When = Literal["full", "half"]
 Start = Callable[[float], contextlib.AbstractAsyncContextManager[Stack]]
-
-
-class Level(Struct, frozen=True, kw_only=True):
-    """What became of the requests of *seconds*: *answers* of those that came by themselves, *again* of those that were
-    refused before and were sent again, each with whether that was after the full `Retry-After` or after half of it; and
-    the tasks that count: of a full queue those that ended meanwhile, otherwise those of *answers*."""
-
-    seconds: float
-    answers: Sequence[Answer]
-    again: Sequence[tuple[When, Answer]]
-    ended: Sequence[GenerationTask]
-
-
-def figures_of(level: Level) -> dict[str, float]:
-    """Of `tests.bench.results.FIGURES`. What nothing was measured of is left out. Pure.
-
-    Raises LoadFailed for an answer that is neither an acceptance nor a refusal by the queue.
-    """
-    other = [each for each in (*level.answers, *(answer for _, answer in level.again)) if not _is_expected(each)]
-    if other:
-        raise LoadFailed(f"{len(other)} requests were answered otherwise, as with {other[0].status} {other[0].code}")
-    refused = [each for each in level.answers if each.status != 202]
-    at_once_ms = [each.took_s * 1e3 for each in refused if each.limit == "depth"]
-    found = {
-        "goodput": sum(is_in_time(task) for task in level.ended) / level.seconds,
-        "refused_percent": 100 * len(refused) / max(1, len(level.answers)),
-    }
-    if at_once_ms:
-        found |= {"refused_p50_ms": percentile(at_once_ms, 50), "refused_p99_ms": percentile(at_once_ms, 99)}
-    for when, figure in (("full", "again_percent"), ("half", "early_percent")):
-        share = accepted_percent([answer for moment, answer in level.again if moment == when])
-        if share is not None:
-            found[figure] = share
-    return found
-
-
-def is_in_time(task: GenerationTask) -> bool:
-    """Whether it ended with a video, and a worker took it within the time for which a request may wait. Pure."""
-    if task.status is not TaskStatus.DONE or task.claimed_at is None:
-        return False
-    return (task.claimed_at - task.queued_at).total_seconds() <= WAIT_LIMIT_S
-
-
-def accepted_percent(answers: Sequence[Answer]) -> float | None:
-    """How many of them were accepted; None of nothing. Pure."""
-    return 100 * sum(each.status == 202 for each in answers) / len(answers) if answers else None
-
-
-def _is_expected(answer: Answer) -> bool:
-    return answer.status == 202 or (answer.status, answer.code) == (503, OVERLOADED)
 
 
 class Records:

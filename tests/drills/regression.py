@@ -31,7 +31,7 @@ from contracts.fields import IntegerField
 from contracts.settings import Catalog, ModelEntry, load_settings
 from tests.bench.arrivals import CLIENT_TIMEOUT_S
 from tests.bench.machine import machine, system
-from tests.drills.failover import Figure
+from tests.drills.failover_moves import Figure
 from tests.kit.system import UpProcess
 
 REQUESTS: Final = 200

@@ -17,8 +17,9 @@ from rich.console import Console
 
 from contracts.memory import SwapReceipt
 from contracts.topology import DEGRADED_MAX_MSGS
-from tests.drills.failover import UNSEEN, fail_over, settings_for
-from tests.drills.failover import judge as judge_failover
+from tests.drills.failover import fail_over, settings_for
+from tests.drills.failover_moves import UNSEEN
+from tests.drills.failover_moves import judge as judge_failover
 from tests.drills.overload import judge as judge_overload
 from tests.drills.overload import overload
 from tests.drills.panel import judge as judge_panel

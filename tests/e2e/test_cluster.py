@@ -19,7 +19,8 @@ from ops.nats.entry import Entry
 from ops.nats.errors import StreamFull, TransportUnavailable, WrongRevision
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import ProvisioningRefused, differences, provision, wanted
-from tests.drills.cluster import Cluster, Gateway, Load, outcome, provision_three, stream_leader
+from tests.drills.cluster import Load, outcome
+from tests.drills.cluster_system import Cluster, Gateway, provision_three, stream_leader
 from tests.kit.behind import js_of
 from tests.kit.lanes import Lane, SharedForkServer
 from tests.kit.support import KEEP_S, NatsServer, eventually, free_port

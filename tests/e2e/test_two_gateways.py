@@ -16,7 +16,7 @@ from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
-from tests.drills.cluster import Gateway
+from tests.drills.cluster_system import Gateway
 from tests.kit.degraded import DegradedProcess, leads
 from tests.kit.lanes import LaneProcess, heartbeat_of
 from tests.kit.s3_servers import BUCKET, SECRET, Seaweed, aws_environment, running

@@ -7,34 +7,23 @@ for what the history holds: with a gap in it, `check` says so instead.
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import cached_property
 from itertools import pairwise
 from typing import Final
-
-from msgspec import Struct
 
 from contracts.keys import ANONYMOUS
 from contracts.lifecycle import TRANSITIONS
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus, keyed_task_id
 from contracts.topology import DEGRADED, work_stream
-from ops.artifacts import task_id_of
 from tests.drills.overload import is_proven
-from tests.faults.history import Artifact, Call, Fault, History, HostProcess, Revision
+from tests.faults.history import History, HostProcess, Revision
+from tests.faults.refusals import refused_is_refused
+from tests.faults.story import GATEWAY_FAULTS, LIE, LOST, SERVER_FAULTS, STORE_FAULTS, Story, Violation
 
 # A queue's subjects are counted just after the time that the server puts on the answer.
 SAMPLE: Final = timedelta(seconds=0.2)
-# A gateway tries for 5 s to finish what it had begun; a worker's claim is shorter.
-UNDER_WAY: Final = timedelta(seconds=7)
-# This long after the server's return no gateway reports any more what the server has lost.
-NOTICED: Final = timedelta(seconds=5)
-LOST: Final = "lost: "
-LIE: Final = "a gateway says "
 # Clocks of processes against the server's, on one machine.
 SKEW: Final = timedelta(seconds=0.25)
 KEYED_TRIES: Final = 16
-SERVER_FAULTS: Final = ("kill-nats", "stop-nats", "restart-nats", "nats-disk-full", "consumer-deleted")
-GATEWAY_FAULTS: Final = ("kill-gateway", "stop-gateway", "restart-gateway")
-STORE_FAULTS: Final = ("store-full", "store-unwritable")
 # What no fault here can cause: such an end means that something else is broken.
 UNEXPECTED: Final = frozenset(
     {
@@ -44,82 +33,6 @@ UNEXPECTED: Final = frozenset(
         FailureCode.INVALID_INPUT,
     }
 )
-
-
-class Violation(Struct, frozen=True, order=True):
-    """Invariant *rule* of design §4 does not hold for *subject* (a task, a stream, a slot).
-
-    0: the history has gaps, or a gateway's watch missed a record.
-    """
-
-    rule: int
-    subject: str
-    text: str
-
-    @property
-    def of_all(self) -> bool:
-        """Whether this is promised of every task, even of one of which the server lost something."""
-        return self.text.startswith((LOST, LIE))
-
-
-class Story:
-    """A history, sorted for the questions that the rules ask."""
-
-    def __init__(self, history: History) -> None:
-        self.history = history
-        self.limits = history.limits
-
-    @cached_property
-    def lives(self) -> Mapping[str, Sequence[Revision]]:
-        """The revisions of each task, in the order in which the server stored them."""
-        lives = defaultdict(list)
-        for revision in sorted(self.history.revisions, key=lambda revision: revision.sequence):
-            lives[revision.task.id].append(revision)
-        return lives
-
-    @cached_property
-    def videos(self) -> Mapping[str, Sequence[Artifact]]:
-        """The videos of the store, by the task that their names bear."""
-        videos = defaultdict(list)
-        for artifact in self.history.artifacts:
-            if artifact.path.startswith("videos/"):
-                videos[task_id_of(artifact.path)].append(artifact)
-        return videos
-
-    @cached_property
-    def torn(self) -> frozenset[str]:
-        """The tasks of which the server lost something, or may have: a revision of each was stored in the time that is
-        lost, or so soon after it that the move of which it is a part had begun before.
-
-        What was seen of them is not promised: they may run twice, lack a message or a video, or be gone. They end.
-        """
-        every = (*self.history.revisions, *self.history.lost)
-        return frozenset(
-            revision.task.id
-            for fault in self.history.faults
-            if fault.lost_since is not None
-            for revision in every
-            if fault.lost_since <= revision.at <= fault.until + UNDER_WAY
-        )
-
-    def may_be_lost(self, at: datetime) -> bool:
-        """Whether an answer at *at* may be about something that was lost since, or came before the gateway had
-        noticed."""
-        return any(
-            fault.lost_since <= at <= fault.until + NOTICED
-            for fault in self.history.faults
-            if fault.lost_since is not None
-        )
-
-    def last(self, task_id: str) -> GenerationTask | None:
-        life = self.lives.get(task_id)
-        return life[-1].task if life else None
-
-    def faults(self, kinds: Sequence[str], since: datetime, until: datetime) -> list[Fault]:
-        """Those of *kinds* that lasted into the time from *since* to *until*."""
-        return [
-            fault for fault in self.history.faults if fault.kind in kinds and fault.at <= until and fault.until >= since
-        ]
 
 
 def check(history: History) -> list[Violation]:
@@ -413,75 +326,3 @@ def _misplaced(host: HostProcess, holders: Mapping[str, int]) -> str | None:
     if holder != host.pid:
         return f"process {host.pid} holds {host.models[0]}, and the lock of its slot is held by {holder}"
     return None
-
-
-# ── 6 ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def refused_is_refused(story: Story) -> Iterator[Violation]:
-    """6. A request that was refused leaves nothing behind and never runs (a 503 that says `outcome: unknown` excepted).
-
-    Refused at the door (a full queue, a wrong field): no record at all. Refused after a wait: its record failed and
-    was never claimed. Refused for its image: the same. A refused image is gone, unless the store or a gateway was
-    broken meanwhile. And no record is there that nobody asked for.
-    """
-    calls = defaultdict(list)
-    for call in story.history.calls:
-        if call.kind == "submit":
-            calls[call.request].append(call)
-    records = defaultdict(list)
-    for task_id, life in story.lives.items():
-        records[request_of(life[0].task)].append(task_id)
-    for request, ids in records.items():
-        asked = calls.get(request)
-        if asked is None:
-            yield from (Violation(6, task_id, "a record of what no client has asked for") for task_id in ids)
-        elif all(is_refusal(call) or not call.sent for call in asked):
-            recorded = any(call.limit in ("wait", "displaced") or call.code == "storage_unavailable" for call in asked)
-            for task_id in ids:
-                if not recorded:
-                    yield Violation(6, task_id, "it was refused at the door, and left a record")
-                yield from _never_ran(story, task_id)
-    for call in story.history.calls:
-        if call.kind == "submit" and is_refusal(call) and call.task_id:
-            yield from _never_ran(story, call.task_id)
-    yield from _images(story)
-
-
-def request_of(task: GenerationTask) -> int:
-    """The number of the request that *task* was made of; clients write it into the prompt. -1 if there is none."""
-    word = task.parameters.prompt.rsplit(" ", 1)[-1]
-    return int(word) if word.isdigit() else -1
-
-
-def is_refusal(call: Call) -> bool:
-    """Whether the answer promises that nothing will run."""
-    if call.status is None:
-        return False
-    return 400 <= call.status < 500 or call.code in ("queue_overloaded", "storage_unavailable")
-
-
-def _never_ran(story: Story, task_id: str) -> Iterator[Violation]:
-    life = story.lives.get(task_id)
-    if life is None:
-        return
-    if any(item.task.attempt or item.task.status is TaskStatus.PROCESSING for item in life):
-        yield Violation(6, task_id, "it was refused, and a worker claimed it")
-
-
-def _images(story: Story) -> Iterator[Violation]:
-    for artifact in story.history.artifacts:
-        if not artifact.path.startswith("images/"):
-            continue
-        task_id = task_id_of(artifact.path)
-        life = story.lives.get(task_id)
-        if life is not None and not life[-1].task.was_refused:
-            continue
-        broken = story.history.faults
-        since = life[0].at if life else min((fault.at for fault in broken), default=None)
-        if since is None or not story.faults((*STORE_FAULTS, *GATEWAY_FAULTS, *SERVER_FAULTS), since, _end_of(story)):
-            yield Violation(6, task_id, f"it was refused, and left {artifact.path}")
-
-
-def _end_of(story: Story) -> datetime:
-    return max(revision.at for revision in story.history.revisions)

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from contracts.tasks import GenerationTask, TaskStatus
-from tests.faults.checker import Story, Violation
 from tests.faults.history import Told
+from tests.faults.story import Story, Violation
 
 RULE: Final = 7
 ENDS: Final = {TaskStatus.DONE: "task.done", TaskStatus.FAILED: "task.failed"}

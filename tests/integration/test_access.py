@@ -1,80 +1,38 @@
 """API keys on real gateways: how long they are valid, whose tasks they show, and the order of refusals."""
 
 import asyncio
-import contextlib
 import json
-import socket
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import pytest
-from click.testing import CliRunner
 
-from contracts.keys import Presented, Scope
-from contracts.lanes import LaneState
-from contracts.settings import load_settings
+from contracts.keys import Presented
 from contracts.tasks import Priority, TaskStatus
 from contracts.topology import KEYS
 from gateway.http.admin import MODE_MAX_BYTES
-from ops.cli import cli
 from ops.nats.api_keys import add, read_keys, revoke
-from ops.nats.link import NatsLink
-from ops.nats.provisioning import provision, wanted
-from tests.kit.gateway import GatewayProcess, System, report_lane
-from tests.kit.keyed import ASYNC, BODY, KEEP, Keyed, TlsGateway, by, make, run
-from tests.kit.support import KEEP_S, eventually
+from tests.kit.gateway import System
+from tests.kit.keyed import (
+    BODY,
+    Keyed,
+    asked,
+    by,
+    every_gateway_answers,
+    exchange,
+    keyed,
+    make,
+    run,
+    submit,
+    system,
+    worn_out,
+)
+from tests.kit.support import eventually
+
+__all__ = ["keyed", "system"]  # fixtures
 
 BODY_MAX = 12 * 1024 * 1024
-
-
-@pytest.fixture(scope="module")
-def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
-    """Keys of several callers, and lanes that were reported warm."""
-    first = GatewayProcess(tmp_path_factory.mktemp("gateway"))
-    second = TlsGateway(tmp_path_factory.mktemp("tls"), beside=first)
-    first.nats.start()
-
-    async def prepare() -> dict[str, Presented]:
-        link = await NatsLink.connect(first.nats.url, name="test")
-        await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
-        for model in ("anisora", "phr00t"):
-            await report_lane(link, model, LaneState.WARM)
-        keys = {
-            "alice": await make(link, "alice", "submit", "read"),
-            "alice-reads": await make(link, "alice", "read"),
-            "bob": await make(link, "bob", "submit", "read"),
-            "operator": await make(link, "operator", "admin"),
-        }
-        await link.close()
-        return keys
-
-    keys = asyncio.run(prepare())
-    with contextlib.ExitStack() as leave:
-        leave.callback(first.nats.stop)
-        for gateway, options in ((first, []), (second, ["--host", "0.0.0.0", *second.certificate.options])):
-            gateway.start(*KEEP, *options)
-            leave.callback(gateway.stop)
-        yield Keyed(first, second, keys)
-
-
-@pytest.fixture
-async def system(keyed: Keyed) -> AsyncIterator[System]:
-    """Lanes that are warm now, and a client without a key."""
-    link = await NatsLink.connect(keyed.gateway.nats.url, name="test")
-    for model in ("anisora", "phr00t"):
-        await report_lane(link, model, LaneState.WARM)
-    async with httpx.AsyncClient(base_url=keyed.gateway.url, timeout=60) as http:
-        yield System(keyed.gateway, link, http)
-    await link.close()
-
-
-async def submit(system: System, key: Presented, **headers: str) -> str:
-    answer = await system.http.post("/generate", json=BODY, headers=by(key) | ASYNC | headers)
-    assert answer.status_code == 202, answer.text
-    task_id: str = answer.json()["id"]
-    return task_id
 
 
 # ── whose tasks ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -181,20 +139,6 @@ async def test_a_key_has_bounds_on_what_waits_and_runs_for_its_caller(system: Sy
     await eventually(runs)
 
 
-# ── in which order ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def worn_out(system: System, url: str, caller: str, *scopes: Scope) -> dict[str, str]:
-    """The headers of a key that has made all the requests that it may make."""
-    presented = await make(system.link, caller, *scopes, rate_per_s=1 / 3_600)
-
-    async def is_worn_out() -> bool:
-        return (await system.http.get(f"{url}/settings", headers=by(presented))).status_code == 429
-
-    await eventually(is_worn_out)
-    return by(presented)
-
-
 async def test_the_order_of_refusals(system: System, keyed: Keyed) -> None:
     """Each request is also wrong in all the ways that come later in the order."""
     await system.link.entries.put("control", "lanes.anisora", b"degraded")
@@ -243,17 +187,6 @@ async def test_the_order_of_refusals_of_the_switch(system: System, keyed: Keyed)
         assert answer.status_code == status, answer.text
 
 
-def exchange(port: int, head: bytes, body: bytes = b"") -> bytes:
-    """What the gateway answers to these bytes, until it hangs up or has sent one whole answer."""
-    answer = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
-        connection.sendall(head + body)
-        with contextlib.suppress(ConnectionError):
-            while b"\r\n\r\n" not in answer:
-                answer += connection.recv(65_536) or b"\r\n\r\n"
-    return answer.lower()
-
-
 @pytest.mark.parametrize("target", ["POST /generate", "PUT /admin/lanes/anisora/mode"])
 def test_without_a_key_no_body_is_waited_for(keyed: Keyed, target: str) -> None:
     """The gateway answers before one byte of the body is sent. If the length is undeclared, it also hangs up."""
@@ -295,19 +228,6 @@ async def test_a_key_over_its_rate_learns_when_to_come_back(system: System, keye
         assert (await http.get("/tasks", headers=limited)).status_code == 200
         assert (await http.get("/tasks", headers=limited)).status_code == 429
     assert (await system.http.get("/tasks", headers=by(keyed.keys["alice"]))).status_code == 200
-
-
-# ── since when, until when ───────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def every_gateway_answers(keyed: Keyed, key: Presented, status: int) -> None:
-    for gateway in (keyed.gateway, keyed.tls):
-        async with httpx.AsyncClient(base_url=gateway.url, verify=keyed.tls.certificate.trust()) as http:
-
-            async def answers(http: httpx.AsyncClient = http) -> bool:
-                return (await http.get("/settings", headers=by(key))).status_code == status
-
-            await eventually(answers)
 
 
 async def test_a_key_counts_on_every_gateway_until_it_is_revoked(system: System, keyed: Keyed) -> None:
@@ -408,14 +328,6 @@ async def test_the_commands(system: System, keyed: Keyed) -> None:
     assert (again.returncode, "was revoked already" in again.stdout) == (0, True)
     unknown = await asyncio.to_thread(run, "keys", "revoke", "ffffffffffff", *nats)
     assert (unknown.returncode, "warmlane keys list" in unknown.stderr) == (1, True)
-
-
-def asked(keyed: Keyed, *arguments: str, key: str | None, tls: bool = False, **more: str) -> tuple[int, str]:
-    """A client command in this process: its status and output."""
-    environment: dict[str, str | None] = {"WARMLANE_API_KEY": None if key is None else keyed.keys[key].text}
-    url = keyed.tls.url if tls else keyed.gateway.url
-    result = CliRunner().invoke(cli, [*arguments, "--url", url], env=environment | more)
-    return result.exit_code, result.stdout + result.stderr
 
 
 def test_client_commands_show_their_key_and_say_what_is_missing(keyed: Keyed, tmp_path: Path) -> None:

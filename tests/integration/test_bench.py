@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec import structs
 
-from tests.bench import accept, growth, overhead, overload, poll, swap
+from tests.bench import accept, growth, overhead, overload, overload_figures, poll, swap
 from tests.bench.dispatch import delays_ms
 from tests.bench.load import LoadFailed, connect, request
 from tests.bench.names import (
@@ -166,7 +166,7 @@ async def judge_overload(stack: Stack, bare: Contender, cores: Cores) -> None:
         capacity = await overload.capacity_per_s(offered, 2)
         assert capacity > 0
         level = await overload.one_level(offered, rate_per_s=20 * capacity, seconds=1.0, is_full=True)
-        found = overload.figures_of(level)
+        found = overload_figures.figures_of(level)
         assert 0 < found["refused_percent"] <= 100
         assert 0 < found["refused_p50_ms"] <= found["refused_p99_ms"]
         first, second = await overload.refused_once(offered, "full")

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ops.cli import cli
-from tests.integration.test_client import DONE, PENDING, VIDEO, Answer, ScriptedGateway, problem
 from tests.kit.samples import data_uri, picture
+from tests.kit.scripted_gateway import DONE, PENDING, VIDEO, Answer, ScriptedGateway, problem
 
 ID: Final = "019c9a4e-0000-7000-8000-000000000001"
 NEW: Final = {**PENDING, "id": "019c9a4e-0000-7000-8000-000000000002"}

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ops.cli import cli
-from tests.integration.test_client import DONE, ID, PENDING, VIDEO, Answer, ScriptedGateway, problem
+from tests.kit.scripted_gateway import DONE, ID, PENDING, VIDEO, Answer, ScriptedGateway, problem
 
 OTHER: Final = "019c9a4e-0000-7000-8000-00000000000f"
 FAILED: Final[dict[str, Any]] = {

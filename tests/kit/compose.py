@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 import yaml
 
 from ops.nats.access import ROLES, password_variable
@@ -117,3 +118,8 @@ ALL: Final = services(SECRETS | CARDS)
 """Every service, with passwords and cards."""
 OURS: Final = {name: each for name, each in ALL.items() if is_ours(each)}
 """Those that run Warmlane."""
+
+PROFILES: Final = ("cpu", "supervised", "gpu", "supervised-gpu")
+
+each_service = pytest.mark.parametrize("name", ALL)
+each_of_ours = pytest.mark.parametrize("name", OURS)

@@ -1,19 +1,29 @@
 """A system with API keys: who calls, the certificate, and a gateway that speaks HTTPS."""
 
+import asyncio
+import contextlib
+import socket
 import ssl
 import subprocess
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
+import pytest
 import trustme
+from click.testing import CliRunner
 
 from contracts.keys import Presented, Scope
+from contracts.lanes import LaneState
+from contracts.settings import load_settings
+from ops.cli import cli
 from ops.nats.api_keys import add
 from ops.nats.link import NatsLink
+from ops.nats.provisioning import provision, wanted
 from tests.kit import warm_cli
-from tests.kit.gateway import GatewayProcess
-from tests.kit.support import KEEP_S, clean_environment
+from tests.kit.gateway import GatewayProcess, System, report_lane
+from tests.kit.support import KEEP_S, clean_environment, eventually
 
 BODY = {"model": "anisora", "prompt": "a red fox"}
 ASYNC = {"prefer": "respond-async"}
@@ -76,3 +86,97 @@ class Keyed:
 
     def __init__(self, gateway: GatewayProcess, tls: TlsGateway, keys: dict[str, Presented]) -> None:
         self.gateway, self.tls, self.keys = gateway, tls, keys
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
+    """Keys of several callers, and lanes that were reported warm."""
+    first = GatewayProcess(tmp_path_factory.mktemp("gateway"))
+    second = TlsGateway(tmp_path_factory.mktemp("tls"), beside=first)
+    first.nats.start()
+
+    async def prepare() -> dict[str, Presented]:
+        link = await NatsLink.connect(first.nats.url, name="test")
+        await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
+        for model in ("anisora", "phr00t"):
+            await report_lane(link, model, LaneState.WARM)
+        keys = {
+            "alice": await make(link, "alice", "submit", "read"),
+            "alice-reads": await make(link, "alice", "read"),
+            "bob": await make(link, "bob", "submit", "read"),
+            "operator": await make(link, "operator", "admin"),
+        }
+        await link.close()
+        return keys
+
+    keys = asyncio.run(prepare())
+    with contextlib.ExitStack() as leave:
+        leave.callback(first.nats.stop)
+        for gateway, options in ((first, []), (second, ["--host", "0.0.0.0", *second.certificate.options])):
+            gateway.start(*KEEP, *options)
+            leave.callback(gateway.stop)
+        yield Keyed(first, second, keys)
+
+
+@pytest.fixture
+async def system(keyed: Keyed) -> AsyncIterator[System]:
+    """Lanes that are warm now, and a client without a key."""
+    link = await NatsLink.connect(keyed.gateway.nats.url, name="test")
+    for model in ("anisora", "phr00t"):
+        await report_lane(link, model, LaneState.WARM)
+    async with httpx.AsyncClient(base_url=keyed.gateway.url, timeout=60) as http:
+        yield System(keyed.gateway, link, http)
+    await link.close()
+
+
+async def submit(system: System, key: Presented, **headers: str) -> str:
+    answer = await system.http.post("/generate", json=BODY, headers=by(key) | ASYNC | headers)
+    assert answer.status_code == 202, answer.text
+    task_id: str = answer.json()["id"]
+    return task_id
+
+
+# ── in which order ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def worn_out(system: System, url: str, caller: str, *scopes: Scope) -> dict[str, str]:
+    """The headers of a key that has made all the requests that it may make."""
+    presented = await make(system.link, caller, *scopes, rate_per_s=1 / 3_600)
+
+    async def is_worn_out() -> bool:
+        return (await system.http.get(f"{url}/settings", headers=by(presented))).status_code == 429
+
+    await eventually(is_worn_out)
+    return by(presented)
+
+
+def exchange(port: int, head: bytes, body: bytes = b"") -> bytes:
+    """What the gateway answers to these bytes, until it hangs up or has sent one whole answer."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(head + body)
+        with contextlib.suppress(ConnectionError):
+            while b"\r\n\r\n" not in answer:
+                answer += connection.recv(65_536) or b"\r\n\r\n"
+    return answer.lower()
+
+
+# ── since when, until when ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def every_gateway_answers(keyed: Keyed, key: Presented, status: int) -> None:
+    for gateway in (keyed.gateway, keyed.tls):
+        async with httpx.AsyncClient(base_url=gateway.url, verify=keyed.tls.certificate.trust()) as http:
+
+            async def answers(http: httpx.AsyncClient = http) -> bool:
+                return (await http.get("/settings", headers=by(key))).status_code == status
+
+            await eventually(answers)
+
+
+def asked(keyed: Keyed, *arguments: str, key: str | None, tls: bool = False, **more: str) -> tuple[int, str]:
+    """A client command in this process: its status and output."""
+    environment: dict[str, str | None] = {"WARMLANE_API_KEY": None if key is None else keyed.keys[key].text}
+    url = keyed.tls.url if tls else keyed.gateway.url
+    result = CliRunner().invoke(cli, [*arguments, "--url", url], env=environment | more)
+    return result.exit_code, result.stdout + result.stderr

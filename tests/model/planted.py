@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, Final, cast
@@ -18,19 +18,13 @@ import gateway.webhooks.delivering
 import lane_worker.runtime.claim
 import lane_worker.runtime.claiming
 from contracts import lifecycle
-from contracts.tasks import FailureCode, GenerationTask, Priority, TaskStatus, encode_task
+from contracts.tasks import GenerationTask, encode_task
 from contracts.topology import TASKS
-from contracts.webhooks import WebhookEvent
 from degraded_worker.hand import Hand
-from gateway.boards.task_board import TaskBoard
-from gateway.placing.displacement import Displacement
 from gateway.placing.hold import Holds
 from gateway.placing.queueing import Queueing
 from gateway.placing.slow_look import SlowLook
 from gateway.placing.sweeper import Sweeper
-from gateway.rules.webhook_events import Happened, happened
-from gateway.rules.webhook_retries import Delivered
-from gateway.webhooks.making import Making
 from lane_worker.runtime.claim import Mine, claim_decision
 from lane_worker.runtime.claiming import Claims
 from lane_worker.runtime.held import HeldTask
@@ -40,9 +34,15 @@ from lane_worker.runtime.settling import Settlement
 from ops.nats.entries import Entries
 from ops.nats.errors import StreamFull, TransportUnavailable
 from ops.nats.link import NatsLink
-from ops.nats.records import Change, Moved
 from ops.nats.stream_proof import KnownStream, Mark, Verdict
 from ops.nats.watch import Watch
+from tests.model.planted_displacement import displaced_without_compare_and_set, displaces_the_claimed
+from tests.model.planted_webhooks import (
+    sent_is_delivered,
+    silent_about_the_cancelled,
+    told_only_of_what_comes,
+    told_what_was_meant,
+)
 
 
 def ack_before_claim() -> AbstractContextManager[Any]:
@@ -324,88 +324,6 @@ def acked_into_the_hand() -> AbstractContextManager[Any]:
         take(self, message)
 
     return patch.object(Hand, "_take", careless)
-
-
-def displaces_the_claimed() -> AbstractContextManager[Any]:
-    """A request of a higher class takes the place of whatever has not ended."""
-
-    def careless(task: GenerationTask, arrival: Priority) -> bool:
-        return task.priority.rank > arrival.rank and not task.status.is_terminal
-
-    def displace(task: GenerationTask, *, by: GenerationTask, now: datetime) -> GenerationTask:
-        return lifecycle.fail(
-            replace(task, displaced_by=by.id), code=FailureCode.QUEUE_OVERLOADED, message="displaced", now=now
-        )
-
-    stack = contextlib.ExitStack()
-    stack.enter_context(patch.object(gateway.placing.displacement, "may_be_displaced", careless))
-    stack.enter_context(patch.object(lifecycle, "displace", displace))
-    return stack
-
-
-class _BlindBoard:
-    """A task board that moves a task from what is in memory, whatever its record says."""
-
-    def __init__(self, board: TaskBoard) -> None:
-        self._board = board
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._board, name)
-
-    async def move(self, task_id: str, change: Change, **_: Any) -> Moved | None:
-        known = await self._board.get(task_id)
-        changed = None if known is None else change(known.task, known.revision)
-        if known is None or changed is None:
-            return None
-        revision = await self._board._records.put(task_id, changed)
-        self._board.record(changed, revision, changed.finished_at or changed.queued_at)
-        return Moved(changed, revision, known.task)
-
-
-def displaced_without_compare_and_set() -> AbstractContextManager[Any]:
-    """A gateway ends the task that it displaces, whatever the record says by now."""
-    make_room = Displacement.make_room
-
-    async def blind(self: Displacement, arrival: GenerationTask) -> GenerationTask | None:
-        self._tasks = cast(TaskBoard, _BlindBoard(self._tasks))
-        return await make_room(self, arrival)
-
-    return patch.object(Displacement, "make_room", blind)
-
-
-def told_only_of_what_comes() -> AbstractContextManager[Any]:
-    """A gateway that takes over makes the deliveries of what it sees from then on, as behind a cursor."""
-
-    async def nothing(_: Making) -> None:
-        pass
-
-    return patch.object(Making, "_look_at_all", nothing)
-
-
-def sent_is_delivered() -> AbstractContextManager[Any]:
-    """A delivery is over when it was sent, whatever the receiver answers."""
-    return patch.object(gateway.webhooks.delivering, "verdict", lambda *_, **__: Delivered())
-
-
-def told_what_was_meant() -> AbstractContextManager[Any]:
-    """A worker's claim is told as if it had ended well already."""
-
-    def early(task: GenerationTask) -> Iterator[Happened]:
-        yield from happened(task)
-        if task.status is TaskStatus.PROCESSING and task.claimed_at is not None:
-            yield Happened(WebhookEvent.DONE, task.claimed_at)
-
-    return patch.object(gateway.rules.webhook_events, "happened", early)
-
-
-def silent_about_the_cancelled() -> AbstractContextManager[Any]:
-    """As it was: nobody is told of a task that was cancelled while its caller was held, which is answered with it."""
-
-    def before(task: GenerationTask) -> Iterator[Happened]:
-        if task.attempt or task.promised:
-            yield from happened(task)
-
-    return patch.object(gateway.rules.webhook_events, "happened", before)
 
 
 Plant = Callable[[], AbstractContextManager[Any]]

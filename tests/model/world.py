@@ -17,7 +17,8 @@ from contracts.settings import OverloadPolicy
 from contracts.tasks import GenerationTask, Priority
 from contracts.topology import DEGRADED, LANES, TASKS, bucket_stream, bucket_subject
 from gateway.placing import slow_look
-from tests.model.hosts import CALLER, Call, GatewayHost, ModelArtifacts, ModelHost, WorkerHost
+from tests.model.artifact_store import ModelArtifacts
+from tests.model.hosts import CALLER, Call, GatewayHost, ModelHost, WorkerHost
 from tests.model.invariants import Ledger, Violation
 from tests.model.jetstream import Stored, StreamCopy
 from tests.model.model_loop import Host

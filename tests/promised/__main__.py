@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Final
 
+from tests.kit.openapi import TINY
 from tests.promised.surface import Surface, surface_of
-from tests.unit.gateway.test_openapi import TINY
 
 FILE: Final = Path(__file__).with_name("api.txt")
 

@@ -15,9 +15,9 @@ import pytest
 from contracts.settings import load_settings
 from contracts.topology import topology
 from ops.cli import COMMANDS, LazyGroup, cli
+from tests.kit.openapi import TINY
 from tests.promised.__main__ import FILE, read
 from tests.promised.surface import surface_of
-from tests.unit.gateway.test_openapi import TINY
 
 ROOT: Final = Path(__file__).parents[2]
 README: Final = ROOT / "README.md"

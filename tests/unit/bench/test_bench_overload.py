@@ -10,7 +10,7 @@ from contracts import lifecycle
 from contracts.tasks import FailureCode, GenerationTask, VideoFile
 from tests.bench.arrivals import Answer, moments
 from tests.bench.load import LoadFailed
-from tests.bench.overload import Level, When, accepted_percent, figures_of, is_in_time
+from tests.bench.overload_figures import Level, When, accepted_percent, figures_of, is_in_time
 from tests.kit.records import NOW, pending_task
 
 ACCEPTED = Answer(sent_s=0, took_s=3.0, status=202)

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from contracts import lifecycle
 from contracts.tasks import FailureCode, GenerationTask, RoutingDecision, TaskStatus
 from tests.bench.arrivals import Answer
-from tests.drills.failover import AFTER_MIN, Decided, Loss, Seen, Word, judge, move_of
+from tests.drills.failover_moves import AFTER_MIN, Decided, Loss, Seen, Word, judge, move_of
 from tests.kit.records import NOW, after, pending_task
 
 LOSS = Loss(how="lane killed", model="anisora", worker="anisora-0", at=NOW, limit_s=1)

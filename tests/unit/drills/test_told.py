@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 from contracts import lifecycle
 from contracts.tasks import FailureCode, GenerationTask
-from tests.faults.checker import Story
 from tests.faults.history import History, Limits, Revision, Told
+from tests.faults.story import Story
 from tests.faults.told import missing, told_what_ended
 from tests.kit.records import NOW, TASK_ID, pending_task
 

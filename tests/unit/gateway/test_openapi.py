@@ -1,80 +1,28 @@
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import openapi_spec_validator
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from litestar.testing import TestClient
-from openapi_schema_validator import OAS31Validator
 
 from contracts.api.tasks import TaskView
-from contracts.fields import IntegerField, NumberField, TextField
-from contracts.generation.errors import InvalidRequest
-from contracts.generation.request import FIELDS, validate
-from contracts.settings import Catalog
+from contracts.generation.request import FIELDS
 from gateway.app import create_app
-from gateway.http.openapi.request import full_request, least_request, request_body
-from gateway.http.openapi.request import request_schema as request_schema_of
 from gateway.http.problems import PROBLEMS
 from gateway.services import Services
+from tests.kit.openapi import (
+    DOCUMENTS,
+    REPORTING,
+    TINY,
+    bodies,
+    checker,
+    document_of,
+    operations,
+    request_schema,
+)
 from tests.kit.samples import catalog
-
-PROFILES = ("tiny", "production")
-
-
-def document_of(running: Catalog) -> dict[str, Any]:
-    # the services are never started, because the document needs only the catalog
-    services = Services(catalog=running, nats="", artifacts_dir=Path(), keep_s=7_200)
-    with TestClient(create_app(services), base_url="http://127.0.0.1") as client:
-        answer = client.get("/openapi.json")
-        assert answer.headers["content-type"] == "application/json"
-        found = answer.json()
-    assert isinstance(found, dict)
-    return found
-
-
-DOCUMENTS = {profile: document_of(catalog(profile)) for profile in PROFILES}
-TINY = DOCUMENTS["tiny"]
-
-
-def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for path, item in document["paths"].items():
-        for method, operation in item.items():
-            yield method, path, operation
-
-
-def bodies(node: Any) -> Iterator[dict[str, Any]]:
-    """Every described content of the document: its schema, with its examples."""
-    if isinstance(node, dict):
-        yield from node.get("content", {}).values()
-        for child in node.values():
-            yield from bodies(child)
-    elif isinstance(node, list):
-        for child in node:
-            yield from bodies(child)
-
-
-def checker(schema: dict[str, Any], document: dict[str, Any]) -> OAS31Validator:
-    return OAS31Validator({**schema, "components": document["components"]})
-
-
-def request_schema(document: dict[str, Any]) -> dict[str, Any]:
-    content = document["components"]["requestBodies"]["GenerationRequest"]["content"]
-    schema = content["application/json"]["schema"]
-    assert isinstance(schema, dict)
-    return schema
-
-
-REPORTING = document_of(catalog(enforcement="report"))
-CATALOGS = {profile: catalog(profile) for profile in PROFILES} | {"reporting": catalog(enforcement="report")}
-CHECKERS = {
-    name: checker(request_schema(document), document)
-    for name, document in (DOCUMENTS | {"reporting": REPORTING}).items()
-}
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS.values(), REPORTING], ids=[*DOCUMENTS, "reporting"])
@@ -201,15 +149,6 @@ def test_the_fixed_values_can_be_seen() -> None:
     assert anisora["num_frames"]["enum"][-1] == 81
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_the_limit_of_the_size_as_a_whole_is_described(profile: str) -> None:
-    for entry, schema in zip(
-        catalog(profile).models.values(), request_schema(DOCUMENTS[profile])["oneOf"], strict=True
-    ):
-        limit = f"width x height x num_frames is at most {entry.constraints.max_volume}; "
-        assert f"{limit}more is refused as `too_large`." in schema["description"]
-
-
 def test_where_fixed_values_are_not_enforced_the_document_says_so() -> None:
     anisora, phr00t = (schema["properties"] for schema in request_schema(REPORTING)["oneOf"])
     for field, fixed in ((anisora["steps"], 8), (phr00t["steps"], 4), (phr00t["cfg"], 1.0)):
@@ -275,83 +214,6 @@ def test_both_models_come_with_examples() -> None:
     assert list(examples) == ["anisora", "anisora_full", "phr00t", "phr00t_full"]
     assert set(examples["anisora"]["value"]) == {"model", "prompt"}
     assert set(examples["anisora_full"]["value"]) == set(FIELDS)
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("model", ["anisora", "phr00t"])
-def test_the_examples_are_accepted(profile: str, model: str) -> None:
-    running = catalog(profile)
-    for example in (least_request(running.models[model]), full_request(running.models[model])):
-        assert validate(example, running).model == model
-
-
-def near(field: Any) -> st.SearchStrategy[Any]:
-    """Values in, at and around the limits of *field*."""
-    if isinstance(field, TextField):
-        longest = "x" * field.max_chars
-        return st.sampled_from(["", " ", "\x1c", "\x85", "a", " a\n", longest, longest + "x"])
-    if isinstance(field, IntegerField | NumberField):
-        edges = [edge for edge in (field.fixed, field.default, field.minimum, field.maximum) if edge is not None]
-        step = field.step or 1
-        around = [edge + more for edge in edges for more in (-step, -1, -0.5, 0, 0.5, 1, step)]
-        return st.sampled_from(around).map(lambda value: int(value) if isinstance(field, IntegerField) else value)
-    return st.nothing()
-
-
-@st.composite
-def requests(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
-    profile = draw(st.sampled_from(sorted(CATALOGS)))
-    entry = draw(st.sampled_from(list(CATALOGS[profile].models.values())))
-    body = full_request(entry)
-    for name in draw(st.sets(st.sampled_from(FIELDS))):
-        if draw(st.booleans()):
-            body.pop(name, None)
-        else:
-            odd: st.SearchStrategy[Any] = st.sampled_from([None, True, "8", [], {}, "sora", entry.name, *entry.aliases])
-            body[name] = draw(near(getattr(entry.constraints, name, None)) | odd)
-    if draw(st.integers(0, 9)) == 0:
-        body["num_inference_steps"] = 8
-    return profile, body
-
-
-@given(requests())
-def test_the_schema_agrees_with_the_gateway(drawn: tuple[str, dict[str, Any]]) -> None:
-    """A request that fits the schema is accepted, and one that does not is refused. A schema knows no products."""
-    profile, body = drawn
-    try:
-        validate(body, CATALOGS[profile])
-    except InvalidRequest as refusal:
-        refused_for = "; ".join(error.message for error in refusal.errors if error.code != "too_large")
-    else:
-        refused_for = ""
-    assert CHECKERS[profile].is_valid(body) == (not refused_for), refused_for
-
-
-@pytest.mark.parametrize("prompt", ["", "ab", " ab", "a b", "abc", " abc ", "abcdef", "  a  "])
-def test_the_schema_agrees_with_the_gateway_about_short_texts(prompt: str) -> None:
-    replace = msgspec.structs.replace
-    running = catalog()
-    entry = running.models["phr00t"]
-    limits = replace(entry.constraints, prompt=TextField(min_chars=3, max_chars=5))
-    running = replace(running, models={"phr00t": replace(entry, constraints=limits)})
-    body = {"model": "phr00t", "prompt": prompt}
-    try:
-        validate(body, running)
-    except InvalidRequest:
-        accepted = False
-    else:
-        accepted = True
-    schema = request_body(running).to_schema()["content"]["application/json"]["schema"]
-    assert OAS31Validator(schema).is_valid(body) is accepted
-
-
-@pytest.mark.parametrize(("minimum", "first"), [(5, 5), (6, 9), (8, 9), (9, 9)])
-def test_the_values_of_4_k_plus_1_begin_within_the_limits(minimum: int, first: int) -> None:
-    replace = msgspec.structs.replace
-    entry = catalog().models["phr00t"]
-    frames = replace(entry.constraints.num_frames, minimum=minimum)
-    schema = request_schema_of(replace(entry, constraints=replace(entry.constraints, num_frames=frames)))
-    assert schema.to_schema()["properties"]["num_frames"]["enum"] == list(range(first, 82, 4))
 
 
 def test_a_task_is_described_with_every_key() -> None:

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import pytest
 
+from tests.kit.openapi import TINY
 from tests.promised.__main__ import FILE, read
 from tests.promised.surface import broken, surface_of
-from tests.unit.gateway.test_openapi import TINY
 
 HOW: Final = f"keep it, or read docs/use/versions.md; what is new goes into {FILE.name} by `python -m tests.promised`"
 

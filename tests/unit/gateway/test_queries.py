@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from litestar.testing import TestClient
 
 from gateway.http.queries import Query, objection
+from tests.kit.openapi import TINY, operations
 from tests.unit.gateway.test_access import ADMIN, BY_ADMIN, application
-from tests.unit.gateway.test_openapi import TINY, operations
 
 QUERY = Query({"status": True, "limit": False})
 TASK_ID = "019cab2e-5c00-7c3f-9b1a-2f6f0d4d7a55"
