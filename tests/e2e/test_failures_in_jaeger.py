@@ -15,7 +15,8 @@ import pytest
 
 from contracts.topology import DEGRADED_MAX_MSGS
 from ops.commands.trace import ROOT_SERVICE
-from tests.drills.observe import DOCS, settings_for
+from tests.drills.observe_sight import DOCS
+from tests.drills.observe_stage import settings_for
 from tests.kit.jaeger import Jaeger
 from tests.kit.samples import damaged, data_uri, picture
 from tests.kit.support import ROGUE_HOST, eventually_sync, fork_server_at

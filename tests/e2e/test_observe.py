@@ -14,7 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from ops.commands.trace import command as trace_command
 from ops.telemetry.metrics import CATALOGUE, ENDED_BY_GATEWAYS, ENDED_BY_WORKERS
 from ops.telemetry.page import JOB_PREFIX
-from tests.drills.observe import DOCS, Row, Stage, rows, warnings_of
+from tests.drills.observe import warnings_of
+from tests.drills.observe_sight import DOCS, Row, Sight, rows
+from tests.drills.observe_stage import Stage
+from tests.drills.observe_steps import play
 from tests.kit.collector import SeenSpan
 from tests.kit.jaeger import MISSING, Jaeger
 from tests.kit.support import shared_forks
@@ -28,7 +31,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """The system after all steps."""
     stage = Stage(tmp_path_factory.mktemp("observe"), **shared_forks())
     try:
-        asyncio.run(stage.play(lambda _: None))
+        asyncio.run(play(stage, lambda _: None))
         yield stage
     finally:
         stage.close()
@@ -36,7 +39,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 @pytest.mark.parametrize("row", MUSTS, ids=lambda row: f"{row.cause}: {row.signal.replace('`', '')}")
 def test_a_signal_shows_its_cause(stage: Stage, row: Row) -> None:
-    assert stage.seen_at_last(row)
+    assert Sight(stage).seen_at_last(row)
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,8 @@ from ops.commands.trace import ROOT_SERVICE
 from ops.machine.processes import warmlane_command
 from ops.nats.access import environment_for
 from ops.nats.link import NatsLink
-from tests.drills.observe import DOCS, settings_for
+from tests.drills.observe_sight import DOCS
+from tests.drills.observe_stage import settings_for
 from tests.kit.degraded import leading, place, setup_of, shown, task_of
 from tests.kit.jaeger import Jaeger
 from tests.kit.stuck_card import StuckCard

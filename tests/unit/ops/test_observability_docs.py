@@ -5,12 +5,14 @@ import re
 import pytest
 
 from ops.telemetry.metrics import CATALOGUE, EVERYBODY
-from tests.drills.observe import DOCS, Row, Stage, rows
+from tests.drills.observe_sight import DOCS, Row, rows
+from tests.drills.observe_steps import STEPS as ACTS
+from tests.drills.observe_steps import name_of
 from tests.unit.ops.test_dashboards import ALERTS, DASHBOARDS, panels
 
 DOC = DOCS.read_text(encoding="utf-8")
 MUSTS = rows(DOC)
-STEPS = {step.__name__.replace("_", " ") for step in Stage.STEPS}
+STEPS = {name_of(act) for act in ACTS}
 ALIKE_UNTIL = "warmlane.requests.accepted"
 
 
