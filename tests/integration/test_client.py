@@ -8,13 +8,13 @@ from typing import Any, Final
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from contracts.api.lenient import lenient
 from contracts.api.tasks import QueuePlace, TaskView
 from ops.cli import cli
 from ops.commands.submit import waiting_line
-from tests.kit.scripted_gateway import DONE, ID, PENDING, VIDEO, Answer, ScriptedGateway, problem
+from tests.kit.scripted_gateway import DONE, ID, PENDING, VIDEO, Answer, ScriptedGateway, problem, submit
 from tests.kit.small_disk import small_disk
 
 
@@ -23,13 +23,6 @@ def gateway() -> Iterator[ScriptedGateway]:
     gateway = ScriptedGateway()
     yield gateway
     gateway.close()
-
-
-def submit(gateway: ScriptedGateway, tmp_path: Path, *arguments: str) -> Result:
-    command = ["submit", "anisora", "a fox", "--url", gateway.url, "--out", str(tmp_path / "fox.mp4"), *arguments]
-    result = CliRunner().invoke(cli, command)
-    assert gateway.script == [], "an answer was not asked for"
-    return result
 
 
 @pytest.mark.parametrize(

@@ -132,3 +132,7 @@ CUT: Final = replace(fault("tail-lost", 0.05, 3), lost_since=after(0.05))
 
 def rules(history: History) -> set[int]:
     return {violation.rule for violation in check(history)}
+
+
+def good(**changes: Any) -> History:
+    return replace(GOOD, **changes)

@@ -4,7 +4,12 @@ import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Final
+
+from click.testing import CliRunner, Result
+
+from ops.cli import cli
 
 ID: Final = "019c9a4e-0000-7000-8000-0123456789ab"
 VIDEO: Final = b"not really a video"
@@ -98,3 +103,10 @@ class ScriptedGateway:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def submit(gateway: ScriptedGateway, tmp_path: Path, *arguments: str) -> Result:
+    command = ["submit", "anisora", "a fox", "--url", gateway.url, "--out", str(tmp_path / "fox.mp4"), *arguments]
+    result = CliRunner().invoke(cli, command)
+    assert gateway.script == [], "an answer was not asked for"
+    return result

@@ -37,7 +37,7 @@ def command(seconds: float, first_seed: int, one_seed: int | None) -> None:
             except Violation as violation:
                 raise click.ClickException(f"{violation}\nseed {number}; its story: --seed {number}") from violation
             steps, runs = steps + world.network.steps, runs + 1
-            outcomes.update(str(call.outcome) for call in world.calls)
+            outcomes.update(str(call.outcome) for call in world.clients.calls)
         report("random", runs, steps, time.process_time() - began_cpu_s)
         click.echo("  answers " + ", ".join(f"{answer}: {times}" for answer, times in outcomes.most_common()))
         began_s, began_cpu_s, examples = time.monotonic(), time.process_time(), 0
@@ -82,7 +82,7 @@ def describe(number: int) -> int:
             broken: Violation | None = violation
         else:
             broken = None
-    for line in worlds[0].trace:
+    for line in worlds[0].tale.trace:
         click.echo(line)
     click.echo(f"broken: {broken}" if broken is not None else "no invariant broken")
     return 0 if broken is None else 1

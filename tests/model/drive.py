@@ -63,7 +63,7 @@ def _drive(world: World, draw: random.Random, actions: int, classes: random.Rand
 
     def post() -> None:
         for _ in range(draw.randrange(1, 4) if crowded else 1):
-            world.post(
+            world.clients.post(
                 draw.choice(GATEWAYS),
                 draw.choice(models),
                 is_async=draw.random() < 0.3,
@@ -74,24 +74,24 @@ def _drive(world: World, draw: random.Random, actions: int, classes: random.Rand
 
     menu: list[tuple[int, Callable[[], object]]] = [
         (12, post),
-        (24, lambda: world.steps(choices())),
-        (3, lambda: world.hang_up(draw.randrange(8))),
-        (2, lambda: world.cancel(draw.choice(GATEWAYS), draw.randrange(8))),
-        (2, lambda: world.read(draw.choice(GATEWAYS), draw.randrange(8))),
-        (4, lambda: world.pass_time(draw.choice(SECONDS))),
-        (5, lambda: world.live(draw.choice(SECONDS))),
+        (24, lambda: world.time.steps(choices())),
+        (3, lambda: world.clients.hang_up(draw.randrange(8))),
+        (2, lambda: world.clients.cancel(draw.choice(GATEWAYS), draw.randrange(8))),
+        (2, lambda: world.clients.read(draw.choice(GATEWAYS), draw.randrange(8))),
+        (4, lambda: world.time.pass_time(draw.choice(SECONDS))),
+        (5, lambda: world.time.live(draw.choice(SECONDS))),
         (2, lambda: world.lane_says(draw.choice(MODELS), draw.randrange(2), draw.choice(LANE_STATES))),
         (3, lambda: world.runs.append(draw.choice(RUNS))),
-        (3, lambda: world.crash(draw.choice(PROCESSES))),
-        (2, lambda: world.stop(draw.choice(PROCESSES))),
-        (1, lambda: world.replace(draw.choice(PROCESSES))),
-        (2, lambda: world.go_on(draw.choice(list(world.hosts)))),
-        (2, lambda: world.cut(draw.choice(PROCESSES))),
-        (2, lambda: world.mend(draw.choice(list(world.hosts)))),
-        (1, lambda: world.delete_consumers(bucket_stream(draw.choice((TASKS, LANES))))),
-        *((2, what) for what in (world.copy_store, world.lose_tail) if loses),
-        *((1, what) for what in (world.make_anew,) if loses),
-        *((3, what) for what in (lambda: world.miss(draw.choice(GATEWAYS)),) if misses),
+        (3, lambda: world.mishaps.crash(draw.choice(PROCESSES))),
+        (2, lambda: world.mishaps.stop(draw.choice(PROCESSES))),
+        (1, lambda: world.mishaps.replace(draw.choice(PROCESSES))),
+        (2, lambda: world.mishaps.go_on(draw.choice(list(world.hosts)))),
+        (2, lambda: world.mishaps.cut(draw.choice(PROCESSES))),
+        (2, lambda: world.mishaps.mend(draw.choice(list(world.hosts)))),
+        (1, lambda: world.mishaps.delete_consumers(bucket_stream(draw.choice((TASKS, LANES))))),
+        *((2, what) for what in (world.mishaps.copy_store, world.mishaps.lose_tail) if loses),
+        *((1, what) for what in (world.mishaps.make_anew,) if loses),
+        *((3, what) for what in (lambda: world.mishaps.miss(draw.choice(GATEWAYS)),) if misses),
     ]
     weights = [weight for weight, _ in menu]
     for _ in range(actions):

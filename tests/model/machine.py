@@ -51,39 +51,39 @@ class Protocol(RuleBasedStateMachine):
     @rule(gateway=_gateways, model=_models, is_async=st.booleans(), count=st.integers(1, 3), priority=_priorities)
     def post(self, gateway: str, model: str, is_async: bool, count: int, priority: Priority) -> None:
         for _ in range(count):
-            self.it.post(gateway, model, is_async=is_async, priority=priority)
+            self.it.clients.post(gateway, model, is_async=is_async, priority=priority)
 
     @rule(gateway=_gateways, model=_models, key=st.sampled_from("kl"), image=st.booleans(), is_async=st.booleans())
     def post_with_a_key(self, gateway: str, model: str, key: str, image: bool, is_async: bool) -> None:
-        self.it.post(gateway, model, is_async=is_async, key=key, image=image)
+        self.it.clients.post(gateway, model, is_async=is_async, key=key, image=image)
 
     @rule(choices=st.binary(max_size=24))
     def steps(self, choices: bytes) -> None:
-        self.it.steps(choices)
+        self.it.time.steps(choices)
 
     @rule(choices=st.binary(min_size=8, max_size=40))
     def more_steps(self, choices: bytes) -> None:
-        self.it.steps(choices)
+        self.it.time.steps(choices)
 
     @rule(index=_indexes)
     def hang_up(self, index: int) -> None:
-        self.it.hang_up(index)
+        self.it.clients.hang_up(index)
 
     @rule(gateway=_gateways, index=_indexes)
     def cancel(self, gateway: str, index: int) -> None:
-        self.it.cancel(gateway, index)
+        self.it.clients.cancel(gateway, index)
 
     @rule(gateway=_gateways, index=_indexes)
     def read(self, gateway: str, index: int) -> None:
-        self.it.read(gateway, index)
+        self.it.clients.read(gateway, index)
 
     @rule(seconds=_seconds)
     def pass_time(self, seconds: float) -> None:
-        self.it.pass_time(seconds)
+        self.it.time.pass_time(seconds)
 
     @rule(seconds=_seconds)
     def live(self, seconds: float) -> None:
-        self.it.live(seconds)
+        self.it.time.live(seconds)
 
     @rule(model=_models, number=st.integers(0, 1), state=st.sampled_from(LANE_STATES))
     def lane_says(self, model: str, number: int, state: LaneState | None) -> None:
@@ -95,47 +95,47 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(name=_processes)
     def crash(self, name: str) -> None:
-        self.it.crash(name)
+        self.it.mishaps.crash(name)
 
     @rule(name=_processes, is_replaced=st.booleans())
     def stop(self, name: str, is_replaced: bool) -> None:
-        self.it.stop(name)
+        self.it.mishaps.stop(name)
         if is_replaced:
-            self.it.replace(name)
+            self.it.mishaps.replace(name)
 
     @rule(index=_indexes)
     def go_on(self, index: int) -> None:
         names = list(self.it.hosts)
-        self.it.go_on(names[index % len(names)])
+        self.it.mishaps.go_on(names[index % len(names)])
 
     @rule(name=_processes)
     def cut(self, name: str) -> None:
-        self.it.cut(name)
+        self.it.mishaps.cut(name)
 
     @rule(name=_gateways)
     def miss(self, name: str) -> None:
-        self.it.miss(name)
+        self.it.mishaps.miss(name)
 
     @rule()
     def copy_store(self) -> None:
-        self.it.copy_store()
+        self.it.mishaps.copy_store()
 
     @rule()
     def lose_tail(self) -> None:
-        self.it.lose_tail()
+        self.it.mishaps.lose_tail()
 
     @rule()
     def make_anew(self) -> None:
-        self.it.make_anew()
+        self.it.mishaps.make_anew()
 
     @rule(bucket=st.sampled_from((TASKS, LANES)))
     def delete_consumers(self, bucket: str) -> None:
-        self.it.delete_consumers(bucket_stream(bucket))
+        self.it.mishaps.delete_consumers(bucket_stream(bucket))
 
     @rule(index=_indexes)
     def mend(self, index: int) -> None:
         names = list(self.it.hosts)
-        self.it.mend(names[index % len(names)])
+        self.it.mishaps.mend(names[index % len(names)])
 
     def teardown(self) -> None:
         if self.world is None:

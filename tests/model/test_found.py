@@ -48,14 +48,14 @@ def no_lanes(world: World) -> None:
 
 def stop_sweepers(world: World) -> None:
     for gateway in GATEWAYS:
-        world.stop(gateway)
+        world.mishaps.stop(gateway)
 
 
 def claimed_without_ack(world: World, *, run_s: float) -> None:
     """A lane has claimed a task that it will give up; its ack is lost, and no sweeper lives."""
-    world.stop("anisora-1")  # so that the message comes again to the same worker
+    world.mishaps.stop("anisora-1")  # so that the message comes again to the same worker
     world.runs.append(("gave up", run_s))
-    world.post("gateway-0", "anisora", is_async=True)
+    world.clients.post("gateway-0", "anisora", is_async=True)
     ack = settle(world, but="ack lane.")
     assert ack is not None
     world.network.lose(ack)
@@ -66,51 +66,51 @@ def claimed_without_ack(world: World, *, run_s: float) -> None:
 def a_task_that_was_given_up_comes_again(world: World) -> None:
     """The message is delivered again before a sweeper has looked at the lease that was given back."""
     claimed_without_ack(world, run_s=1.0)
-    world.live(8.0)
+    world.time.live(8.0)
 
 
 def two_bodies_with_one_key(world: World) -> None:
     """Both are queued, each for its model, before either is recorded; the recorded one is not claimed at once."""
     for worker in ("anisora-0", "anisora-1", "phr00t-0"):
-        world.stop(worker)
-    world.post("gateway-0", "anisora", is_async=True, key="k")
-    world.post("gateway-0", "phr00t", is_async=True, key="k")
+        world.mishaps.stop(worker)
+    world.clients.post("gateway-0", "anisora", is_async=True, key="k")
+    world.clients.post("gateway-0", "phr00t", is_async=True, key="k")
     settle(world)
-    world.go_on("phr00t-0")
+    world.mishaps.go_on("phr00t-0")
     settle(world)
 
 
 def a_gateway_stops_for_longer_than_the_server_remembers(world: World) -> None:
     """Its publish is stored and unanswered; the task runs; when it tries again, the queue is full."""
     no_lanes(world)
-    world.post("gateway-0", "anisora", is_async=True)
+    world.clients.post("gateway-0", "anisora", is_async=True)
     publish = next(operation for operation in world.network.possible() if operation.what.startswith("publish degraded"))
     world.network.happen(publish, answered=False)
-    world.stop("gateway-0")
-    world.live(40.0)
-    world.stop("degraded-0")
+    world.mishaps.stop("gateway-0")
+    world.time.live(40.0)
+    world.mishaps.stop("degraded-0")
     for _ in range(3):
-        world.post("gateway-1", "anisora", is_async=True)
+        world.clients.post("gateway-1", "anisora", is_async=True)
     settle(world)
-    world.go_on("gateway-0")
+    world.mishaps.go_on("gateway-0")
     settle(world)
-    assert world.calls[0].outcome == "503 unknown"
+    assert world.clients.calls[0].outcome == "503 unknown"
 
 
 def a_claim_is_stored_too_late(world: World) -> None:
     """Sent in time and stored after the limit, its answer lost: the worker finds its own claim."""
     no_lanes(world)
-    world.stop("degraded-0")
-    world.post("gateway-0", "anisora", is_async=True)
+    world.mishaps.stop("degraded-0")
+    world.clients.post("gateway-0", "anisora", is_async=True)
     settle(world)
     stop_sweepers(world)
-    world.pass_time(29.3)
-    world.go_on("degraded-0")
+    world.time.pass_time(29.3)
+    world.mishaps.go_on("degraded-0")
     claim = settle(world, but="publish $KV.tasks")
     assert claim is not None
-    world.pass_time(1.0)
+    world.time.pass_time(1.0)
     world.network.happen(claim, answered=False)
-    world.live(1.0)
+    world.time.live(1.0)
     [task] = world.ledger.records.values()
     assert (task.status, dict(world.ledger.runs)) == (TaskStatus.FAILED, {})
 
@@ -119,62 +119,62 @@ def a_claim_that_no_watch_brings(world: World) -> None:
     """The gateway queues a task, and its record is lost on the way; the worker that takes it makes the record, of which
     neither gateway hears, and dies."""
     world.runs.append(("done", 45.0))
-    world.stop("anisora-1")
-    world.post("gateway-0", "anisora", is_async=True)
+    world.mishaps.stop("anisora-1")
+    world.clients.post("gateway-0", "anisora", is_async=True)
     for second in range(8):
         while possible := world.network.possible():
             operation = possible[0]
             host = operation.host.name if operation.host is not None else ""
             if operation.what.startswith("watch KV_tasks"):
-                world.miss(host)
+                world.mishaps.miss(host)
             elif host in GATEWAYS and operation.what.startswith("publish $KV.tasks"):
                 world.network.lose(operation)
             else:
                 world.network.happen(operation)
             world.check()
         if second == 3:
-            world.crash("anisora-0")
-        world.pass_time(1.0)
-    assert world.calls[0].outcome == "503 unknown"
+            world.mishaps.crash("anisora-0")
+        world.time.pass_time(1.0)
+    assert world.clients.calls[0].outcome == "503 unknown"
 
 
 def a_write_of_after_the_loss_is_acked_before_the_watch_looks(world: World) -> None:
     """The newest acked write is there, and an older one that was reported is not."""
-    world.copy_store()
-    world.post("gateway-0", "anisora", is_async=True)
-    world.live(5.0)
+    world.mishaps.copy_store()
+    world.clients.post("gateway-0", "anisora", is_async=True)
+    world.time.live(5.0)
     for worker in WORKERS:
-        world.cut(worker)
-    world.lose_tail()
+        world.mishaps.cut(worker)
+    world.mishaps.lose_tail()
     for _ in range(6):
-        world.post("gateway-0", "anisora", is_async=True)
+        world.clients.post("gateway-0", "anisora", is_async=True)
     settle(world, but="info KV_tasks")
 
 
 def what_was_written_before_the_watch_looked_is_lost(world: World) -> None:
     """The connection breaks, a task is made and cancelled, and the connection breaks again before the watch is back."""
-    world.post("gateway-0", "anisora", is_async=True)
-    world.live(5.0)
-    world.copy_store()
+    world.clients.post("gateway-0", "anisora", is_async=True)
+    world.time.live(5.0)
+    world.mishaps.copy_store()
     for name in (*WORKERS, "gateway-0"):
-        world.cut(name)
-    world.mend("gateway-0")
-    world.post("gateway-0", "anisora", is_async=True)
+        world.mishaps.cut(name)
+    world.mishaps.mend("gateway-0")
+    world.clients.post("gateway-0", "anisora", is_async=True)
     settle(world, but="info KV_tasks")
-    world.cancel("gateway-0", 1)
+    world.clients.cancel("gateway-0", 1)
     settle(world, but="info KV_tasks")
-    world.lose_tail()
+    world.mishaps.lose_tail()
 
 
 def a_bucket_is_made_anew_before_the_watch_follows_it(world: World) -> None:
     """The watch has proven that the bucket is the one that it followed, and has no consumer yet."""
-    world.post("gateway-0", "anisora", is_async=True)
-    world.live(5.0)
-    world.cut("gateway-1")
-    world.mend("gateway-1")
+    world.clients.post("gateway-0", "anisora", is_async=True)
+    world.time.live(5.0)
+    world.mishaps.cut("gateway-1")
+    world.mishaps.mend("gateway-1")
     settle(world, but="follow KV_tasks")
-    world.make_anew()
-    world.live(5.0)
+    world.mishaps.make_anew()
+    world.time.live(5.0)
 
 
 Story = Callable[[World], None]

@@ -1,7 +1,6 @@
 """The checker: a good history passes, and the smallest bad one for each part of each invariant does not."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -32,6 +31,7 @@ from tests.kit.histories import (
     done,
     failed,
     fault,
+    good,
     host,
     hosts,
     queue,
@@ -43,10 +43,6 @@ from tests.kit.histories import (
     waiting,
 )
 from tests.kit.records import TASK_ID, after
-
-
-def good(**changes: Any) -> History:
-    return replace(GOOD, **changes)
 
 
 @pytest.mark.parametrize(
