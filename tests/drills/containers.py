@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Final
 
 import click
-from msgspec import Struct
 
-from tests.drills.containers_engine import ROOT, TAG, Engine, copied, timed, until
+from tests.drills import containers_profiles as profiles
+from tests.drills.containers_engine import KILL, ROOT, TAG, Engine, Finding, copied, timed, until
 
 REPORT: Final = ROOT / "docs" / "operate" / "containers.md"
 SMALL_LAYER_BYTES: Final = 20_000_000
@@ -30,17 +30,6 @@ CORE: Final = frozenset({"nats", "gateway", "lane-anisora", "lane-phr00t", "degr
 SOURCE: Final = "contracts/__init__.py"
 CONFIG: Final = "nats.conf"
 MARK: Final = "# changed by the drill\n"
-# Kills the process of `warmlane` in a container, and not its init.
-KILL: Final = """
-import os, pathlib, signal
-for place in pathlib.Path("/proc").glob("[0-9]*"):
-    words = (place / "cmdline").read_bytes().split(b"\\0")
-    if any(word.endswith(b"/warmlane") for word in words) and place.name != "1":
-        os.kill(int(place.name), signal.SIGKILL)
-        break
-else:
-    raise SystemExit("no process of warmlane")
-"""
 # Runs a lane's container out of memory, without being the largest process in it.
 OOM_LIMIT: Final = "600m"
 HOG: Final = """
@@ -72,14 +61,6 @@ print(urllib.request.urlopen("http://127.0.0.1:9464/readyz", timeout=5).status)
 """
 
 
-class Finding(Struct, frozen=True):
-    """One thing that was tried: what was measured, and whether it was as it should be."""
-
-    what: str
-    measured: str
-    is_good: bool = True
-
-
 def drill(engine: Engine) -> Iterator[Finding]:
     """Does it all, in order. Raises click.ClickException where a step cannot be done at all."""
     yield from _installed(engine)
@@ -90,12 +71,16 @@ def drill(engine: Engine) -> Iterator[Finding]:
     yield from _closed(engine)
     yield from _changed(engine)
     yield from _killed(engine)
+    yield from profiles.frozen(engine)
+    yield from profiles.configured(engine)
+    yield from profiles.unavailable(engine, key)
     yield from _out_of_memory(engine)
     yield Finding("a video after all that", f"{_video(engine, key, 'phr00t'):.1f} s")
     restarted_s = timed(lambda: engine.compose("restart")) + engine.up()
     yield Finding("`restart` of everything", f"ready after {restarted_s:.0f} s")
     yield Finding("a video after that", f"{_video(engine, key, 'anisora'):.1f} s")
     yield from _stopped(engine)
+    yield from profiles.supervised(engine)
 
 
 def _video(engine: Engine, key: str, model: str) -> float:
@@ -187,7 +172,9 @@ def _killed(engine: Engine) -> Iterator[Finding]:
         def has_begun_anew(name: str = name, began: str = began) -> bool:
             return engine.started_at(name) not in ("", began)
 
-        engine.python(name, KILL, check=False)  # of the container that ends, `exec` may end with an error too
+        engine.python(
+            name, KILL.format(words=()), check=False
+        )  # of the container that ends, `exec` may end with an error too
         back_s = until(f"{name} is started again", has_begun_anew)
         ready_s = engine.up()
         yield Finding(f"SIGKILL of {name}", f"started again after {back_s:.1f} s, ready after {ready_s:.1f} s more")
@@ -241,7 +228,8 @@ def page(found: Sequence[Finding], *, engine: str, machine: str) -> str:
             "# What a container engine did with compose.yaml",
             "",
             f"`make containers` wrote this page, with {engine}, on {machine}. It builds the images from what",
-            "git has, starts the profile `cpu`, and does to it what operators do and what goes wrong.",
+            "git has, starts the profile `cpu`, and does to it what operators do and what goes wrong. Then it starts",
+            "the profile `supervised`.",
             "[deploy.md](deploy.md#what-was-tried-and-what-was-not) says what it does not try.",
             "",
             "| tried | measured | as it should be |",

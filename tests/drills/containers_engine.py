@@ -11,12 +11,33 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+from msgspec import Struct
 
 ROOT: Final = Path(__file__).parents[2]
 PROJECT: Final = "warmlane-drill"
 TAG: Final = "drill"
 """Of the images that are built, so that those of a system that runs beside keep theirs."""
 READY_WITHIN_S: Final = 900
+# Kills the process of `warmlane` in a container whose command line has all of the words, and not its init.
+KILL: Final = """
+import os, pathlib, signal
+for place in pathlib.Path("/proc").glob("[0-9]*"):
+    words = (place / "cmdline").read_text().split(chr(0))
+    is_ours = any(word.endswith("/warmlane") for word in words) and set({words!r}) <= set(words)
+    if is_ours and place.name != "1":
+        os.kill(int(place.name), signal.SIGKILL)
+        break
+else:
+    raise SystemExit("no process of warmlane")
+"""
+
+
+class Finding(Struct, frozen=True):
+    """One thing that was tried: what was measured, and whether it was as it should be."""
+
+    what: str
+    measured: str
+    is_good: bool = True
 
 
 class Engine:
@@ -25,6 +46,8 @@ class Engine:
     def __init__(self, docker: list[str], folder: Path, inside: str) -> None:
         """*folder* is the copy as this process sees it, *inside* as the engine does."""
         self._docker, self.folder, self._inside = docker, folder, inside
+        self.files = ["compose.yaml", "compose.override.yaml"]
+        """What Compose reads, as far as it is in *folder*."""
 
     def docker(self, *arguments: str, check: bool = True) -> str:
         """What `docker ARGUMENTS` prints; with *check*, it has to succeed."""
@@ -37,8 +60,8 @@ class Engine:
     def compose(self, *arguments: str, check: bool = True) -> str:
         """The same of `docker compose`."""
         here = ["compose", "--project-name", PROJECT, "--project-directory", self._inside]
-        files = [f"{self._inside}/{name}" for name in ("compose.yaml", "compose.override.yaml")]
-        named = [word for file in files if (self.folder / Path(file).name).exists() for word in ("--file", file)]
+        there = [name for name in self.files if (self.folder / name).exists()]
+        named = [word for name in there for word in ("--file", f"{self._inside}/{name}")]
         return self.docker(*here, *named, *arguments, check=check)
 
     def up(self) -> float:
@@ -125,7 +148,7 @@ def copied(folder: Path, *, port: int, network: str) -> None:
         files.extractall(folder, filter="data")
     compose = folder / "compose.yaml"
     compose.write_text(tagged(compose.read_text()))
-    with (folder / ".env").open("a") as env:
+    with (folder / ".env").open("w") as env:
         env.write(f"WARMLANE_PORT={port}\n")
     subprocess.run(["sh", "ops/deploy/new-env.sh"], cwd=folder, capture_output=True, check=True)
     if network:
