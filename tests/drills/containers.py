@@ -257,6 +257,7 @@ def main(network: str, port: int, out: Path, keep: bool) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(os.environ.get("CONTAINERS_FOLDER", scratch))
         engine = Engine(docker, folder, os.environ.get("CONTAINERS_INSIDE", str(folder)))
+        load_before = os.getloadavg()[0]
         version = json.loads(engine.docker("version", "--format", "json"))["Server"]["Version"]
         composer = engine.docker("compose", "version", "--short").strip()
         copied(folder, port=port, network=network)
@@ -267,7 +268,8 @@ def main(network: str, port: int, out: Path, keep: bool) -> None:
         finally:
             if not keep:
                 engine.down()
-    machine = f"a machine of {os.cpu_count()} processors"
+    load = f"load average {load_before:.0f} before, {os.getloadavg()[0]:.0f} at the end"
+    machine = f"a machine of {os.cpu_count()} processors ({load})"
     out.write_text(page(found, engine=f"engine {version} and Compose {composer}", machine=machine))
     click.echo(f"{out} has the report; the images have the tag {TAG}")
     sys.exit(any(not each.is_good for each in found))
