@@ -13,6 +13,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -29,7 +30,8 @@ CORE: Final = frozenset({"nats", "gateway", "lane-anisora", "lane-phr00t", "degr
 # The source that a small change is made in, and the file that git replaces.
 SOURCE: Final = "contracts/__init__.py"
 CONFIG: Final = "nats.conf"
-MARK: Final = "# changed by the drill\n"
+# another one in each run, or the build of the run before would be taken
+MARK: Final = f"# changed by the drill {uuid.uuid4().hex}\n"
 # Runs a lane's container out of memory, without being the largest process in it.
 OOM_LIMIT: Final = "600m"
 HOG: Final = """
