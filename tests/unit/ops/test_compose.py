@@ -143,6 +143,17 @@ def test_docker_compose_reads_it_as_the_tests_do(profile: str, tmp_path: Path) -
         assert composed[name].get("healthcheck", {}).get("test") == each.get("healthcheck", {}).get("test"), name
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_volume_that_workers_share_is_filled_before_they_are_there(profile: str) -> None:
+    """The engine copies what the image has at /data into an empty volume. Containers that are made at once would all do
+    it, and on an engine one of them could not be made: "file exists"."""
+    work = {"type": "volume", "source": "work", "target": "/data"}
+    mounting = {name: each for name, each in chosen(ALL, profile).items() if work in each.get("volumes", [])}
+    assert "provision" in mounting
+    for name in mounting.keys() - {"provision"}:
+        assert mounting[name]["depends_on"]["provision"]["condition"] == "service_completed_successfully"
+
+
 def test_workers_of_one_card_share_its_lock_and_no_process_numbers() -> None:
     """Design §7. In a shared PID namespace the standby would die with the leader."""
     for name, standby in (("degraded", "degraded-standby"), ("degraded-gpu", "degraded-standby-gpu")):
