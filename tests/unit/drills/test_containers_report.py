@@ -3,8 +3,8 @@
 import pytest
 from click.testing import CliRunner
 
-from tests.drills.containers import Finding, main, noisy, of_memory, page
-from tests.drills.containers_engine import tagged
+from tests.drills.containers import main, noisy, of_memory, page
+from tests.drills.containers_engine import Finding, tagged
 from tests.kit.compose import FILE, builders
 
 
