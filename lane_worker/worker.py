@@ -58,7 +58,7 @@ class LaneWorker:
             role="lane",
             stream=lane_stream(model.name),
             ordered=in_order(setup.link, lane_stream(model.name), setup.catalog.degraded),
-            on_wait=self._on_wait,
+            on_wait=lambda detail: self._status.show_start(LaneState.STARTING, detail),
             on_busy=self._on_busy,
         )
         self._scratch, self._host, self._display = parts.scratch, parts.host, parts.display
@@ -83,7 +83,7 @@ class LaneWorker:
             parts.residence,
             limit_s=self._windows.health_timeout_s,
             look_every_s=self._windows.heartbeat_s,
-            on_hang=self._on_hang,
+            on_hang=lambda silent_s: self._status.hangs(silent_s),
         )
         self._has_trouble = False
         self._demand = asyncio.Event()
@@ -297,12 +297,6 @@ class LaneWorker:
 
     def _is_loaded(self) -> bool:
         return self._residence.resident is not None
-
-    def _on_hang(self, silent_s: float) -> None:
-        self._status.show(LaneState.UNHEALTHY, f"the pipeline host did not answer for {silent_s:.0f} s")
-
-    def _on_wait(self, detail: str) -> None:
-        self._status.show_start(LaneState.STARTING, detail)
 
     def _on_busy(self, busy: bool) -> None:
         if busy:

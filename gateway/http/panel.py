@@ -20,7 +20,8 @@ from werkzeug.http import parse_accept_header
 from gateway.http.access import needs_nothing
 from gateway.http.conditions import GZIP, encoded
 from gateway.http.outgoing import GZIP_MIN_BYTES, accepts_gzip, gzipped
-from gateway.http.problems import PROBLEMS, ProblemError
+from gateway.http.problem_kinds import PROBLEMS
+from gateway.http.problems import ProblemError
 from gateway.http.views import root_of
 
 FOLDER: Final = Path(__file__).parent.parent / "panel" / "static"

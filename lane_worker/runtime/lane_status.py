@@ -38,6 +38,10 @@ class LaneStatus:
         else:
             self.show(LaneState.UNHEALTHY, error)
 
+    def hangs(self, silent_s: float) -> None:
+        """The lane's host did not answer for so long."""
+        self.show(LaneState.UNHEALTHY, f"the pipeline host did not answer for {silent_s:.0f} s")
+
     def succeeded(self) -> None:
         """The lane became warm: the failures before count no more."""
         self._failures = ()

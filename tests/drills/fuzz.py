@@ -45,7 +45,7 @@ from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.tasks import FailureCode, VideoFile, encode_task
 from contracts.topology import TASKS, lane_stream
-from gateway.http.problems import PROBLEMS
+from gateway.http.problem_kinds import PROBLEMS
 from ops.nats.api_keys import add
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted

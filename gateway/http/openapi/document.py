@@ -30,7 +30,7 @@ from gateway.http.openapi.request import (
     request_body,
 )
 from gateway.http.openapi.videos import VIDEO_REQUEST_BODY, video_request_body
-from gateway.http.problems import PROBLEMS
+from gateway.http.problem_kinds import PROBLEMS
 from gateway.http.views import root_of
 
 _DOCS_PATH: Final = "/docs"

@@ -22,7 +22,7 @@ from contracts.tasks import (
     TimelineEntry,
     VideoFile,
 )
-from gateway.http.problems import PROBLEMS, TYPE_PREFIX
+from gateway.http.problem_kinds import PROBLEMS, TYPE_PREFIX
 
 EXAMPLE_PROMPT: Final = "A paper boat sails down a rainy street, hand-drawn"
 

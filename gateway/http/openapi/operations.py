@@ -36,7 +36,8 @@ from gateway.http.openapi.examples import (
 )
 from gateway.http.openapi.request import MODEL_QUERY, REQUEST_BODY, filter_of, label_query, moment_query
 from gateway.http.preferences import FEED_WAIT_MAX_S, MAX_WAIT_S
-from gateway.http.problems import PROBLEM_MEDIA_TYPE, PROBLEMS
+from gateway.http.problem_kinds import PROBLEMS
+from gateway.http.problems import PROBLEM_MEDIA_TYPE
 from gateway.http.views import view
 
 # Any route can be called with a header that cannot be read, and any can fail. Without an entry for 400, Litestar would

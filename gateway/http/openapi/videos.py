@@ -26,7 +26,7 @@ from gateway.http.openapi.operations import (
     parameter,
 )
 from gateway.http.openapi.request import full_request, request_schema
-from gateway.http.problems import PROBLEMS
+from gateway.http.problem_kinds import PROBLEMS
 from gateway.videos.errors import error_body
 from gateway.videos.fields import FIELDS
 

@@ -10,7 +10,7 @@ from litestar.testing import TestClient
 from contracts.api.tasks import TaskView
 from contracts.generation.request import FIELDS
 from gateway.app import create_app
-from gateway.http.problems import PROBLEMS
+from gateway.http.problem_kinds import PROBLEMS
 from gateway.services import Services
 from tests.kit.openapi import (
     DOCUMENTS,

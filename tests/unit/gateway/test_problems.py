@@ -8,7 +8,8 @@ from litestar.testing import TestClient
 from structlog.testing import capture_logs
 
 from contracts.generation.errors import FieldError
-from gateway.http.problems import PROBLEMS, ProblemError, problem_handlers
+from gateway.http.problem_kinds import PROBLEMS
+from gateway.http.problems import ProblemError, problem_handlers
 
 SECRET = "zebra7319"
 

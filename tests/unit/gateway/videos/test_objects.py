@@ -9,7 +9,8 @@ from contracts import lifecycle
 from contracts.generation.errors import FieldError
 from contracts.progress import StepsDone
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus, VideoFile
-from gateway.http.problems import PROBLEMS, ProblemError
+from gateway.http.problem_kinds import PROBLEMS
+from gateway.http.problems import ProblemError
 from gateway.videos.errors import error_body, error_type, is_below, retry_headers
 from gateway.videos.objects import poll_after_ms, progress_of, seconds_of, video_of
 from tests.kit.records import NOW, TASK_ID, after, pending_task
