@@ -220,6 +220,12 @@ def _stopped(engine: Engine) -> Iterator[Finding]:
         yield Finding(f"`stop` of {name}", f"{stopped_s:.1f} s, exit code {code}", code == 0 and stopped_s < grace_s)
 
 
+def briefly(message: str) -> str:
+    """The first line of *message*, and the last, which says most of what an engine says."""
+    first, *rest = message.strip().splitlines() or ["no reason given"]
+    return " … ".join([first, *rest[-1:]])
+
+
 def page(found: Sequence[Finding], *, engine: str, machine: str) -> str:
     """The report: docs/operate/containers.md."""
     rows = [
@@ -267,6 +273,9 @@ def main(network: str, port: int, out: Path, keep: bool) -> None:
             for each in drill(engine):
                 found.append(each)
                 click.echo(f"{'ok ' if each.is_good else 'BAD'} {each.what}: {each.measured}")
+        except click.ClickException as error:
+            click.echo(f"BAD {error.message}")
+            found.append(Finding("the next step, after which nothing was tried", briefly(error.message), is_good=False))
         finally:
             if not keep:
                 engine.down()

@@ -1,5 +1,7 @@
 """`make containers`: what it reads out of logs, and its report."""
 
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
 
@@ -37,3 +39,20 @@ def test_the_report_says_what_was_not_as_it_should_be() -> None:
     found = [Finding("a", "1 s"), Finding("b", "2 | 3", is_good=False)]
     lines = page(found, engine="engine 1", machine="a machine").splitlines()
     assert lines[-2:] == ["| a | 1 s | yes |", "| b | 2 / 3 | **no** |"]
+
+
+def test_a_step_that_cannot_be_done_ends_the_drill_and_stands_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = tmp_path / "engine"
+    engine.write_text(
+        '#!/bin/sh\ncase $* in version*) echo \'{"Server": {"Version": "1"}}\';; \'compose version\'*) echo 2;; '
+        "*) echo one >&2; echo 'no room' >&2; exit 1;; esac\n"
+    )
+    engine.chmod(0o755)
+    monkeypatch.setenv("DOCKER", str(engine))
+    done = CliRunner().invoke(main, ["--out", str(tmp_path / "report.md")])
+    assert done.exit_code == 1
+    row = (tmp_path / "report.md").read_text().splitlines()[-1]
+    assert row.startswith("| the next step, after which nothing was tried | docker compose")
+    assert row.endswith("build ended with 1: … no room | **no** |")
