@@ -153,7 +153,8 @@ def rise_and_fall(cluster: Cluster, options: dict[str, Any], console: Console) -
         fell_at=fell_at,
         looks=watch.looks,
         pods=list(watch.pods.values()),
-        said=[*always.said, *more.said],
+        # what was shown of lanes is taken from the load that saw all of it
+        said=[*(line for line in more.said if line["what"] != "status"), *always.said],
         most=options["most"],
     )
 

@@ -18,8 +18,8 @@ BUSY: Final = 200
 WARM: Final = 100
 # As Kubernetes counts a pod without the annotation.
 NOTHING: Final = 0
-# A lane that takes one task after the other is not written down between two of them.
-SETTLED_S: Final = 10.0
+# A lane that takes one task after the other is not written down between two of them, which lie 0.7 s apart at most.
+SETTLED_S: Final = 3.0
 
 
 class Occupation(Struct, frozen=True):
