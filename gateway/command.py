@@ -62,7 +62,7 @@ from ops.nats.errors import TransportUnavailable, UnusableServer
 from ops.telemetry.export import exporting, gateway_instance, has_endpoint
 from ops.telemetry.logs import configure_logging
 from ops.telemetry.probes import ProcessHealth, judged_by
-from ops.telemetry.service_manager import told_service_manager
+from ops.telemetry.service_manager import reporting_to_service_manager
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -264,7 +264,7 @@ def command(
             gate.open(app)
 
     try:
-        with told_service_manager(), exporting("gateway", instance=gateway_instance(port), serves_metrics=True):
+        with reporting_to_service_manager(), exporting("gateway", instance=gateway_instance(port), serves_metrics=True):
             uvloop.run(run())
     except LeftWaiting:
         return

@@ -76,7 +76,7 @@ class Artifacts:
                 max_concurrency=PARTS_AT_ONCE,
             )
         except (OSError, BaseError) as error:
-            raise StorageFailed(_told(error)) from error
+            raise StorageFailed(_words_of(error)) from error
 
     async def put_new(self, path: str, content: bytes) -> bool:
         """Stores *content* where there is nothing yet. Of several that try, one gets True, and its content is there.
@@ -89,7 +89,7 @@ class Artifacts:
         except AlreadyExistsError:
             return False
         except (OSError, BaseError) as error:
-            raise StorageFailed(_told(error)) from error
+            raise StorageFailed(_words_of(error)) from error
         return True
 
     async def size(self, path: str) -> int | None:
@@ -142,7 +142,7 @@ class Artifacts:
                 async with self._answering():
                     page = await anext(pages, None)
             except FileNotFoundError as error:
-                raise StorageFailed(_told(error)) from error
+                raise StorageFailed(_words_of(error)) from error
             if page is None:
                 return found
             found.extend(StoredObject(item["path"], item["size"], item["last_modified"]) for item in page)
@@ -198,10 +198,10 @@ class Artifacts:
         except TimeoutError as error:
             raise StorageFailed(f"{self.name} did not answer within {self._answers_within_s or 0:g} s") from error
         except (OSError, BaseError) as error:
-            raise StorageFailed(_told(error)) from error
+            raise StorageFailed(_words_of(error)) from error
 
 
-def _told(error: Exception) -> str:
+def _words_of(error: Exception) -> str:
     # the first line says what happened; below it stand the rest of an S3 server's answer, of which its code is worth
     # keeping, and how the library's own structs look
     text = str(error).strip()

@@ -63,15 +63,15 @@ def targets(
        and signed with that endpoint's secrets.
     """
     asked = task.webhook if task.webhook is not None and event in task.webhook.events else None
-    told = False
+    is_registered = False
     for endpoint in endpoints:
         if endpoint.url is None:
             continue
         is_same = asked is not None and endpoint.url == asked.url and endpoint.disabled_at is None
-        if endpoint.takes(event, at) or (is_same and not told):
-            told = told or is_same
+        if endpoint.takes(event, at) or (is_same and not is_registered):
+            is_registered = is_registered or is_same
             yield Target(endpoint.id, endpoint.url)  # 1
-    if asked is not None and not told:
+    if asked is not None and not is_registered:
         yield Target(requests_id(task.caller), asked.url)  # 2
 
 
@@ -96,7 +96,7 @@ def deliveries(task: GenerationTask, endpoints: Iterable[WebhookEndpoint], now: 
 def payload(task: GenerationTask, event: WebhookEvent, at: datetime) -> str:
     """The body that a receiver is sent: JSON of less than 20 kB, without prompt or video."""
     error = task.error
-    told = WebhookTask(
+    data = WebhookTask(
         id=task.id,
         status=task.status,
         model=task.model,
@@ -113,7 +113,7 @@ def payload(task: GenerationTask, event: WebhookEvent, at: datetime) -> str:
             video=f"/tasks/{task.id}/video" if task.status is TaskStatus.DONE else None,
         ),
     )
-    text = msgspec.json.encode(WebhookMessage(type=event.value, timestamp=at, data=told)).decode()
+    text = msgspec.json.encode(WebhookMessage(type=event.value, timestamp=at, data=data)).decode()
     if len(text.encode()) >= PAYLOAD_MAX_BYTES:
         raise ValueError("the body of a webhook has grown beyond its bound")
     return text

@@ -33,25 +33,25 @@ class ProgressNews:
 
     def __init__(self, *, endpoints: EndpointBoard, registry: Registry, sender: WebhookSender) -> None:
         self._endpoints, self._registry, self._sender = endpoints, registry, sender
-        self._told_s: dict[str, float] = {}
+        self._sent_s: dict[str, float] = {}
         self._of_caller: Counter[str] = Counter()
         self._sending: set[asyncio.Task[None]] = set()
 
     def on_task(self, task: GenerationTask) -> None:
         """The record of *task* has changed."""
         if task.status is not TaskStatus.PROCESSING:
-            self._told_s.pop(task.id, None)
+            self._sent_s.pop(task.id, None)
             return
         if task.progress is None or not task.progress.step:
             return
         now_s, now = time.monotonic(), datetime.now(UTC)
-        if now_s - self._told_s.get(task.id, -EVERY_S) < EVERY_S:
+        if now_s - self._sent_s.get(task.id, -EVERY_S) < EVERY_S:
             return
         found = list(targets(task, self._endpoints.of(task.caller), WebhookEvent.PROGRESS, now))
         if found and self._of_caller[task.caller] + len(found) <= PER_CALLER:
-            self._told_s[task.id] = now_s
+            self._sent_s[task.id] = now_s
             for target in found:
-                self._spawn(self._tell(task, target, now))
+                self._spawn(self._send(task, target, now))
 
     async def close(self) -> None:
         """Drops what is on its way."""
@@ -63,7 +63,7 @@ class ProgressNews:
         self._sending.add(sending)
         sending.add_done_callback(self._sending.discard)
 
-    async def _tell(self, task: GenerationTask, target: Target, now: datetime) -> None:
+    async def _send(self, task: GenerationTask, target: Target, now: datetime) -> None:
         self._of_caller[task.caller] += 1
         try:
             known = await self._registry.get(target.endpoint)

@@ -103,8 +103,8 @@ class ForkServer:
         log.info("fork_server_started", pid=self._process.pid, shared=path)
         return True
 
-    async def fork(self, request: Fork, pipe: socket.socket, tells: socket.socket) -> int:
-        """The pid of a new pipeline host that has *pipe*; on *tells* the server tells what it ended with (`EXIT_CODE`).
+    async def fork(self, request: Fork, pipe: socket.socket, exit_writer: socket.socket) -> int:
+        """The pid of a new pipeline host that has *pipe*; what it ends with (`EXIT_CODE`) is written to *exit_writer*.
 
         Raises HostLost when the server has died, AllocatorMisconfigured where it must not even start.
         """
@@ -112,7 +112,7 @@ class ForkServer:
             await self.start()
             assert self._control is not None
             try:
-                socket.send_fds(self._control, [encode_fork(request)], [pipe.fileno(), tells.fileno()])
+                socket.send_fds(self._control, [encode_fork(request)], [pipe.fileno(), exit_writer.fileno()])
                 answer = await asyncio.get_running_loop().sock_recv(self._control, PID.size)
                 return int(PID.unpack(answer)[0])
             except (OSError, struct.error) as error:

@@ -210,16 +210,16 @@ class Host:
 
     async def _fork(self, request: Fork) -> HostChild:
         ours, theirs = socket.socketpair()
-        told, tells = socket.socketpair()
-        told.setblocking(False)
+        exit_reader, exit_writer = socket.socketpair()
+        exit_reader.setblocking(False)
         try:
-            with theirs, tells:
+            with theirs, exit_writer:
                 async with asyncio.timeout(START_S):
-                    pid = await self._fork_server.fork(request, theirs, tells)
+                    pid = await self._fork_server.fork(request, theirs, exit_writer)
         except BaseException as error:
             ours.close()
-            told.close()
+            exit_reader.close()
             if isinstance(error, TimeoutError):
                 raise HostLost(f"the pipeline host did not start within {START_S:g} s") from None
             raise
-        return await HostChild.connect(pid, ours, told)
+        return await HostChild.connect(pid, ours, exit_reader)

@@ -23,7 +23,7 @@ from lane_worker.forking.host_messages import (
     decode_from_child,
     frame,
 )
-from lane_worker.forking.how_it_died import KillsForMemory, how_it_died, told_exit_code
+from lane_worker.forking.how_it_died import KillsForMemory, how_it_died, reported_exit_code
 from lane_worker.forking.outcome import HostLost
 from lane_worker.forking.process_end import process_end
 from ops.waiting import set_within
@@ -42,7 +42,7 @@ class HostChild:
     """
 
     def __init__(
-        self, pid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, told: socket.socket
+        self, pid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, exit_reader: socket.socket
     ) -> None:
         self.pid = pid
         self._ended = process_end(pid)
@@ -50,7 +50,7 @@ class HostChild:
         self.answered_at_s = time.monotonic()
         self._reader = reader
         self._writer = writer
-        self._told = told
+        self._exit_reader = exit_reader
         self._end = ""
         self._is_to_end = False
         self._kills = KillsForMemory()
@@ -58,9 +58,9 @@ class HostChild:
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._ping())]
 
     @classmethod
-    async def connect(cls, pid: int, pipe: socket.socket, told: socket.socket) -> Self:
-        """On *told* its fork server tells what it ended with."""
-        return cls(pid, *await asyncio.open_connection(sock=pipe), told)
+    async def connect(cls, pid: int, pipe: socket.socket, exit_reader: socket.socket) -> Self:
+        """Its fork server says on *exit_reader* what it ended with."""
+        return cls(pid, *await asyncio.open_connection(sock=pipe), exit_reader)
 
     @property
     def is_gone(self) -> bool:
@@ -127,7 +127,7 @@ class HostChild:
             self._sigkill()
             await self._ended
             self.gone.set()
-            with self._told:
+            with self._exit_reader:
                 await self._account_for_the_end()
             self._messages.put_nowait(None)
             self._writer.close()
@@ -138,7 +138,9 @@ class HostChild:
             self._end = self._end or "the pipeline host was ended by its worker"
             return
         short_of_memory = self._kills.seen()  # before anything else can be killed
-        self._end = self._end or how_it_died(await told_exit_code(self._told), short_of_memory=short_of_memory)
+        self._end = self._end or how_it_died(
+            await reported_exit_code(self._exit_reader), short_of_memory=short_of_memory
+        )
         log.error("pipeline_host_died", pid=self.pid, error=self._end)
 
     async def _ping(self) -> None:

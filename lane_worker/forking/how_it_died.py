@@ -12,7 +12,7 @@ from lane_worker.forking.host_messages import EXIT_CODE
 from ops.machine.cgroup import memory_limit_bytes, oom_kills
 
 # The fork server hears of the end when the kernel does; one that is frozen or gone must not hold anything up.
-TOLD_S: Final = 1.0
+REPORTED_S: Final = 1.0
 
 
 class KillsForMemory:
@@ -45,12 +45,12 @@ class KillsForMemory:
         return self._before is not None and now is not None and now > self._before
 
 
-async def told_exit_code(told: socket.socket) -> int | None:
-    """What the host ended with, as its fork server tells on *told*: its exit status, or the number of the signal that
-    ended it, negative. None where the fork server does not tell, as one that is gone. Bounded by TOLD_S."""
+async def reported_exit_code(exit_reader: socket.socket) -> int | None:
+    """What the host ended with, as its fork server says on *exit_reader*: its exit status, or the number of the signal
+    that ended it, negative. None where the fork server says nothing, as one that is gone. Bounded by REPORTED_S."""
     try:
-        async with asyncio.timeout(TOLD_S):
-            (code,) = EXIT_CODE.unpack(await asyncio.get_running_loop().sock_recv(told, EXIT_CODE.size))
+        async with asyncio.timeout(REPORTED_S):
+            (code,) = EXIT_CODE.unpack(await asyncio.get_running_loop().sock_recv(exit_reader, EXIT_CODE.size))
     except (OSError, struct.error):
         return None
     return int(code)

@@ -76,7 +76,7 @@ class _Hosts:
     """The hosts that this process forks: each is reaped as soon as it ends, and its worker told what it ended with."""
 
     def __init__(self) -> None:
-        self._tells: dict[int, int] = {}
+        self._exit_writers: dict[int, int] = {}
         self._woken, self._wakes = os.pipe()
         os.set_blocking(self._woken, False)
         os.set_blocking(self._wakes, False)  # as the wakeup descriptor has to be
@@ -92,16 +92,16 @@ class _Hosts:
                 os.read(self._woken, 4096)
                 self._reap()
 
-    def add(self, pid: int, tells: Sequence[int]) -> None:
-        """Host *pid* was forked. *tells* is empty where its worker is of an earlier version."""
-        for descriptor in tells:
-            self._tells[pid] = descriptor
+    def add(self, pid: int, exit_writers: Sequence[int]) -> None:
+        """Host *pid* was forked. *exit_writers* is empty where its worker is of an earlier version."""
+        for descriptor in exit_writers:
+            self._exit_writers[pid] = descriptor
 
     def leave(self) -> None:
         """In a host, which is none of its parent's business from now on."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for descriptor in (self._woken, self._wakes, *self._tells.values()):
+        for descriptor in (self._woken, self._wakes, *self._exit_writers.values()):
             os.close(descriptor)
 
     def _reap(self) -> None:
@@ -110,11 +110,11 @@ class _Hosts:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return
-                tells = self._tells.pop(pid, None)
-                if tells is not None:
+                exit_writer = self._exit_writers.pop(pid, None)
+                if exit_writer is not None:
                     with contextlib.suppress(OSError):  # its worker is gone
-                        os.write(tells, EXIT_CODE.pack(os.waitstatus_to_exitcode(status)))
-                    os.close(tells)
+                        os.write(exit_writer, EXIT_CODE.pack(os.waitstatus_to_exitcode(status)))
+                    os.close(exit_writer)
 
 
 def _serve(control: socket.socket) -> None:
@@ -127,17 +127,17 @@ def _serve(control: socket.socket) -> None:
         body, descriptors, _, _ = socket.recv_fds(control, REQUEST_MAX_BYTES, 2)
         if not body:  # the worker is gone
             return
-        pipe, *tells = descriptors
+        pipe, *exit_writers = descriptors
         request = decode_fork(body)
         pid = os.fork()
         if pid == 0:
             control.close()
             hosts.leave()
-            for descriptor in tells:
+            for descriptor in exit_writers:
                 os.close(descriptor)
             child_main(socket.socket(fileno=pipe), request)
         os.close(pipe)
-        hosts.add(pid, tells)
+        hosts.add(pid, exit_writers)
         control.sendall(PID.pack(pid))
 
 

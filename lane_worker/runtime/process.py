@@ -21,12 +21,12 @@ from ops.artifacts import Artifacts, StorageFailed
 from ops.machine.nvml import DriverUnusable
 from ops.machine.processes import LEAVE_FOR_QUOTA
 from ops.nats.access import NatsAccess
-from ops.nats.awaited import LeftWaiting, once_there
+from ops.nats.awaited import LeftWaiting, linked_once_there
 from ops.nats.errors import TransportUnavailable, UnusableServer
 from ops.nats.link import NatsLink
 from ops.nats.link_health import reporting_on
 from ops.telemetry.export import Listen, exporting
-from ops.telemetry.service_manager import told_service_manager
+from ops.telemetry.service_manager import reporting_to_service_manager
 from ops.telemetry.unreadable import Role
 
 
@@ -79,17 +79,11 @@ async def connected(
         loop.add_signal_handler(LEAVE_FOR_QUOTA, leave_for_quota)
         store = await open_artifacts(artifacts, writes_videos=True)
 
-        async def connect() -> NatsLink:
-            link = await NatsLink.connect(nats, name=f"{role}-{name}")
-            try:
-                await require(link, held)
-                await link.clock.require()
-            except BaseException:
-                await link.close()
-                raise
-            return link
+        async def require_all(link: NatsLink) -> None:
+            await require(link, held)
+            await link.clock.require()
 
-        link = await once_there(connect, stop=stop)
+        link = await linked_once_there(nats, name=f"{role}-{name}", require=require_all, stop=stop)
         try:
             async with reporting_on(link, role):
                 yield Surroundings(link, store, stop, for_quota)
@@ -103,7 +97,7 @@ def run_to_end(role: Role, work: Coroutine[Any, Any, None], *, instance: str, li
     Raises click.ClickException for what ended it, where a user can put that right.
     """
     try:
-        with told_service_manager(), exporting(role, instance=instance, listen=listen):
+        with reporting_to_service_manager(), exporting(role, instance=instance, listen=listen):
             uvloop.run(work)
     except LeftWaiting:
         return

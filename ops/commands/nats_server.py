@@ -11,7 +11,7 @@ from ops.machine.ports import require_free
 from ops.nats.access import environment_for, make_users
 from ops.nats.server import NATS_HOST, NoNatsServer, embedded_command, embedded_url
 from ops.nats.store_lock import holding_store
-from ops.telemetry.service_manager import tell_when_listening
+from ops.telemetry.service_manager import report_when_listening
 
 
 @click.command(epilog="Examples:\n\n  warmlane nats-server\n\n  warmlane nats-server --data-dir /srv/warmlane &")
@@ -34,5 +34,5 @@ def command(data_dir: Path, nats_port: int) -> None:
         os.set_inheritable(lock, True)
         addresses = Addresses(pid=os.getpid(), command="nats-server", nats_url=embedded_url(nats_port))
         with published(data_dir, addresses, outlives=True):
-            tell_when_listening(NATS_HOST, nats_port)
+            report_when_listening(NATS_HOST, nats_port)
             os.execve(arguments[0], arguments, environment_for(None, os.environ) | users)  # noqa: S606  # our own program

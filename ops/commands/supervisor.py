@@ -35,7 +35,7 @@ from ops.lanes.supervisor import Supervisor
 from ops.machine.placement import slots, wanted_lanes
 from ops.machine.processes import asked_to_end, only_one
 from ops.nats.access import NatsAccess
-from ops.nats.awaited import LeftWaiting, once_there
+from ops.nats.awaited import LeftWaiting, linked_once_there
 from ops.nats.errors import TransportUnavailable, UnusableServer
 from ops.nats.link import NatsLink
 from ops.nats.link_health import reporting_on
@@ -44,7 +44,7 @@ from ops.telemetry.export import Listen, exporting
 from ops.telemetry.logs import configure_logging
 from ops.telemetry.metrics import lane_deaths
 from ops.telemetry.probes import ProcessHealth, judged_by
-from ops.telemetry.service_manager import told_service_manager
+from ops.telemetry.service_manager import reporting_to_service_manager
 
 
 @click.command(
@@ -115,17 +115,11 @@ def command(
     async def run() -> None:
         with asked_to_end() as (stop, hurry):
 
-            async def connect() -> NatsLink:
-                link = await NatsLink.connect(nats, name="supervisor")
-                try:
-                    for model in {want.model for want in wanted}:
-                        await require_lane(link, model)
-                except BaseException:
-                    await link.close()
-                    raise
-                return link
+            async def require_lanes(link: NatsLink) -> None:
+                for model in {want.model for want in wanted}:
+                    await require_lane(link, model)
 
-            link = await once_there(connect, stop=stop)
+            link = await linked_once_there(nats, name="supervisor", require=require_lanes, stop=stop)
             try:
                 for model in catalog.models if provider == "kubernetes" else counts:
                     lane_deaths.begin(model)
@@ -157,7 +151,7 @@ def command(
 
     with only_one(data_dir, "supervisor"):
         try:
-            with told_service_manager(), exporting("supervisor", instance=socket.gethostname(), listen=listen):
+            with reporting_to_service_manager(), exporting("supervisor", instance=socket.gethostname(), listen=listen):
                 asyncio.run(run())
         except* LeftWaiting:
             pass

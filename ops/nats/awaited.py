@@ -13,7 +13,9 @@ from typing import Final, TypeVar
 import structlog
 
 from ops.ending import end
+from ops.nats.access import NatsAccess
 from ops.nats.errors import TransportUnavailable
+from ops.nats.link import NatsLink
 from ops.nats.provisioning import NoKeys, NotProvisioned
 from ops.telemetry.probes import STARTING, ProcessHealth, judged_by
 from ops.waiting import set_within
@@ -59,6 +61,23 @@ async def once_there(
                     if waits_for:
                         log.info("waited", took_s=round(time.monotonic() - begun_s, 1))
                     return there
+
+
+async def linked_once_there(
+    nats: NatsAccess, *, name: str, require: Callable[[NatsLink], Awaitable[None]], stop: asyncio.Event
+) -> NatsLink:
+    """A connection to a server that has what *require* asks for, as `once_there`. Raises what *require* does."""
+
+    async def begin() -> NatsLink:
+        link = await NatsLink.connect(nats, name=name)
+        try:
+            await require(link)
+        except BaseException:
+            await link.close()
+            raise
+        return link
+
+    return await once_there(begin, stop=stop)
 
 
 @contextlib.asynccontextmanager

@@ -39,7 +39,7 @@ def lines_for(now: ProcessHealth, before: ProcessHealth | None, *, was_ready: bo
 
 
 @contextlib.contextmanager
-def told_service_manager() -> Iterator[None]:
+def reporting_to_service_manager() -> Iterator[None]:
     """Tells systemd how this process stands (`judged_by`) while the block runs, and after it that the process leaves.
 
     The variables are taken out of the environment: the processes that this one starts have nothing to tell.
@@ -51,7 +51,7 @@ def told_service_manager() -> Iterator[None]:
         yield
         return
     left = threading.Event()
-    threading.Thread(target=_tell, args=(address, left), name="service-manager", daemon=True).start()
+    threading.Thread(target=_report, args=(address, left), name="service-manager", daemon=True).start()
     try:
         yield
     finally:
@@ -59,7 +59,7 @@ def told_service_manager() -> Iterator[None]:
         _send(address, ["STOPPING=1"])
 
 
-def tell_when_listening(host: str, port: int) -> None:
+def report_when_listening(host: str, port: int) -> None:
     """Tells systemd that this process is ready as soon as somebody listens at *host* and *port*, from a process of its
     own: this one is about to become another program. A unit needs `NotifyAccess=all` for that."""
     address = os.environ.pop(SOCKET_VARIABLE, "")
@@ -89,7 +89,7 @@ def _wait_until_listening(host: str, port: int) -> None:
     os._exit(1)
 
 
-def _tell(address: str, left: threading.Event) -> None:
+def _report(address: str, left: threading.Event) -> None:
     before: ProcessHealth | None = None
     was_ready = False
     while not left.is_set():

@@ -29,12 +29,12 @@ from ops.ending import end
 from ops.nats.link import NatsLink
 from tests.drills.chaos_summary import Summary, report, summarize
 from tests.faults.clients import Clients, Wish, wishes
+from tests.faults.deliveries import missing
 from tests.faults.fleet import LANES, Fleet
-from tests.faults.history import Artifact, Call, FaultKind, History, HostWatcher, Limits, Told, Watcher, read_store
+from tests.faults.history import Artifact, Call, Delivered, FaultKind, History, HostWatcher, Limits, Watcher, read_store
 from tests.faults.injector import ALL_KINDS, Injector, Planned, plan
 from tests.faults.planted import PLANTED
 from tests.faults.story import Violation
-from tests.faults.told import missing
 from tests.kit.receivers import Receiver, answering
 from tests.kit.support import eventually
 
@@ -164,11 +164,11 @@ class Run:
         something, which may never come."""
         lost = {revision.task.id for revision in self.watcher.lost}
         tasks = [task for task in self.watcher.latest.values() if task.id not in lost]
-        return missing(tasks, self.told())
+        return missing(tasks, self.delivered())
 
-    def told(self) -> tuple[Told, ...]:
+    def delivered(self) -> tuple[Delivered, ...]:
         """What the receiver was sent so far."""
-        return tuple(Told(each.id, each.task_id, each.type) for each in self._receiver.received)
+        return tuple(Delivered(each.id, each.task_id, each.type) for each in self._receiver.received)
 
     async def _look(self) -> None:
         # a gateway that was killed last may still be starting
@@ -215,7 +215,7 @@ class Run:
             artifacts=self._artifacts,
             gaps=tuple(self.watcher.gaps),
             missed=tuple(line["task_id"] for line in self.fleet.log_events("record_missed")),
-            told=self.told(),
+            delivered=self.delivered(),
         )
 
 

@@ -12,10 +12,10 @@ from rich.table import Table
 from contracts.tasks import FailureCode, TaskStatus
 from contracts.topology import DEGRADED
 from tests.faults.checker import check
+from tests.faults.deliveries import delivered_what_ended
 from tests.faults.fleet import LANES, Fleet
 from tests.faults.history import FaultKind, History
 from tests.faults.story import Story, Violation
-from tests.faults.told import told_what_ended
 
 if TYPE_CHECKING:
     from tests.drills.chaos import Run
@@ -63,7 +63,7 @@ class Summary(Struct, frozen=True, kw_only=True):
 def summarize(history: History, run: "Run", *, seconds: float) -> Summary:
     """The figures of *history*, and the verdict."""
     story = Story(history)
-    violations = [*check(history), *sorted(told_what_ended(story))]
+    violations = [*check(history), *sorted(delivered_what_ended(story))]
     last = [life[-1].task for life in story.lives.values()]
     submits = [call for call in history.calls if call.kind == "submit"]
     named = {task.video.path for task in last if task.video is not None}

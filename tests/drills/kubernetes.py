@@ -31,7 +31,7 @@ for name in os.listdir("/proc"):
 """
 
 
-class Told:
+class Measured:
     """What a drill measures and notes."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Skipped(Exception):
     """The cluster cannot show this. The text says why."""
 
 
-Act = Callable[[Cluster, Load, Told], None]
+Act = Callable[[Cluster, Load, Measured], None]
 DRILLS: Final[list[tuple[Drill, Act, int | None]]] = []
 
 
@@ -72,8 +72,8 @@ def lane_of(cluster: Cluster, model: str) -> str:
 
 
 @drill("video", "Each model makes videos, with nothing happening beside.", count=6)
-def video(cluster: Cluster, load: Load, told: Told) -> None:
-    with told.timed("6 videos after"):
+def video(cluster: Cluster, load: Load, measured: Measured) -> None:
+    with measured.timed("6 videos after"):
         load.wait_for("ended", 6)
 
 
@@ -82,8 +82,8 @@ def video(cluster: Cluster, load: Load, told: Told) -> None:
     "`kubectl delete pod` of a lane in the middle of a run: it drains, and another takes its place.",
     cause="leaving|draining|starting|no lane",
 )
-def lane_deleted(cluster: Cluster, load: Load, told: Told) -> None:
-    with told.timed("warm again after"):
+def lane_deleted(cluster: Cluster, load: Load, measured: Measured) -> None:
+    with measured.timed("warm again after"):
         cluster.kubectl("delete", "pod", lane_of(cluster, "anisora"), "--wait=false")
         cluster.warm()
 
@@ -93,10 +93,10 @@ def lane_deleted(cluster: Cluster, load: Load, told: Told) -> None:
     "kill -9 of a lane's processes: the kubelet starts the container again.",
     cause="starting|no lane|silent",
 )
-def lane_killed(cluster: Cluster, load: Load, told: Told) -> None:
+def lane_killed(cluster: Cluster, load: Load, measured: Measured) -> None:
     pod = lane_of(cluster, "phr00t")
     before = restarts(cluster, pod)
-    with told.timed("warm again after"):
+    with measured.timed("warm again after"):
         cluster.kubectl("exec", pod, "--", "python", "-c", KILL, check=False)
         eventually_sync(lambda: restarts(cluster, pod) > before, within_s=WARM_S, every_s=0.2)
         cluster.kubectl("wait", "--for=condition=Ready", f"pod/{pod}", f"--timeout={WARM_S:.0f}s", timeout_s=2 * WARM_S)
@@ -109,9 +109,9 @@ def restarts(cluster: Cluster, pod: str) -> int:
 
 
 @drill("gateways rolled", "`kubectl rollout restart` of the gateways while 200 tasks run.", count=200)
-def gateways_rolled(cluster: Cluster, load: Load, told: Told) -> None:
+def gateways_rolled(cluster: Cluster, load: Load, measured: Measured) -> None:
     load.wait_for("ended", 10)
-    with told.timed("rolled after"):
+    with measured.timed("rolled after"):
         cluster.kubectl("rollout", "restart", f"deployment/{NAME}-gateway")
         cluster.kubectl("rollout", "status", f"deployment/{NAME}-gateway", "--timeout=5m")
     load.wait_for("ended", 200 - load.count("ended"), within_s=900)
@@ -122,13 +122,13 @@ def gateways_rolled(cluster: Cluster, load: Load, told: Told) -> None:
     "A model is switched to the degraded worker, and kill -9 ends all processes of its leader.",
     cause="^leader ",
 )
-def leader_killed(cluster: Cluster, load: Load, told: Told) -> None:
+def leader_killed(cluster: Cluster, load: Load, measured: Measured) -> None:
     switch = 'WARMLANE_API_KEY=$(cat /tmp/key) warmlane lane-mode anisora "$1"'
     cluster.admin("sh", "-c", switch, "switch", "degraded")
     load.wait_for("ended", ENOUGH)
     leaders = [each["leader"] for each in load.said if each["what"] == "status"]
     before = leaders[-1]
-    with told.timed("another one leads after"):
+    with measured.timed("another one leads after"):
         cluster.kubectl("exec", before, "--", "python", "-c", KILL, check=False)
         eventually_sync(
             lambda: [each["leader"] for each in load.said if each["what"] == "status"][-1] not in (before, None),
@@ -136,21 +136,21 @@ def leader_killed(cluster: Cluster, load: Load, told: Told) -> None:
         )
     load.wait_for("ended", ENOUGH)
     cluster.admin("sh", "-c", switch, "switch", "auto")
-    with told.timed("standby again after"):
+    with measured.timed("standby again after"):
         cluster.warm()
 
 
 @drill("nats-server killed", "The pod of nats-server is killed. Nothing is accepted while it is away.")
-def nats_killed(cluster: Cluster, load: Load, told: Told) -> None:
+def nats_killed(cluster: Cluster, load: Load, measured: Measured) -> None:
     pods = cluster.pods("app.kubernetes.io/component=nats")
     if not pods:
         raise Skipped("nats-server is not the chart's")
     cluster.kubectl("delete", "pod", pods[0], "--force", "--grace-period=0")
-    with told.timed("ready again after"):
+    with measured.timed("ready again after"):
         eventually_sync(lambda: cluster.kubectl("get", "pod", pods[0], "--ignore-not-found"), within_s=60)
         cluster.kubectl("wait", "--for=condition=Ready", f"pod/{pods[0]}", "--timeout=5m")
     load.wait_for("ended", ENOUGH)
-    told.seconds["longest without an accepted task"] = longest_pause_s(load.said)
+    measured.seconds["longest without an accepted task"] = longest_pause_s(load.said)
     cluster.warm()
 
 
@@ -159,11 +159,11 @@ def nats_killed(cluster: Cluster, load: Load, told: Told) -> None:
     "`kubectl drain` of the node of a lane, for lanes alone, and back.",
     cause="starting|no lane|draining",
 )
-def node_drained(cluster: Cluster, load: Load, told: Told) -> None:
+def node_drained(cluster: Cluster, load: Load, measured: Measured) -> None:
     node = cluster.one("pod", lane_of(cluster, "anisora"))["spec"]["nodeName"]
     # with one node, what else runs there could go nowhere
     only = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=lane"
-    with told.timed("drained after"):
+    with measured.timed("drained after"):
         drain = [
             "drain",
             node,
@@ -175,7 +175,7 @@ def node_drained(cluster: Cluster, load: Load, told: Told) -> None:
         ]
         cluster.kubectl(*drain, timeout_s=2_000)
     load.wait_for("ended", ENOUGH)
-    with told.timed("warm again after"):
+    with measured.timed("warm again after"):
         cluster.kubectl("uncordon", node)
         cluster.warm()
 
@@ -185,25 +185,25 @@ def node_drained(cluster: Cluster, load: Load, told: Told) -> None:
     "Another tag of the workers' image: the lanes drain and come back one by one.",
     cause="starting|no lane|draining",
 )
-def image_changed(cluster: Cluster, load: Load, told: Told) -> None:
+def image_changed(cluster: Cluster, load: Load, measured: Measured) -> None:
     tag = os.environ.get("WARMLANE_DRILL_OTHER_TAG", "")
-    with told.timed("all warm again after"):
+    with measured.timed("all warm again after"):
         cluster.change(*(["--set", f"images.worker.tag={tag}"] if tag else ["--set", "podAnnotations.drill=again"]))
         cluster.warm()
-    told.notes.append(
+    measured.notes.append(
         f"the other tag was {tag}" if tag else "no WARMLANE_DRILL_OTHER_TAG is set: an annotation was changed instead"
     )
     cluster.install()
 
 
 @drill("quota", "A ResourceQuota allows no further pod, and a second lane of anisora is wanted.", cause="quota_denied")
-def quota(cluster: Cluster, load: Load, told: Told) -> None:
+def quota(cluster: Cluster, load: Load, measured: Measured) -> None:
     ended = {"Succeeded", "Failed"}  # they count no more
     count = sum(pod["status"]["phase"] not in ended for pod in cluster.objects("pods"))
     cluster.kubectl("create", "quota", "drill", f"--hard=pods={count}")
     try:
         cluster.change("--set", "lanes.anisora.replicas=2")
-        told.notes.append(condition(cluster, "ReplicaFailure"))
+        measured.notes.append(condition(cluster, "ReplicaFailure"))
         load.wait_for("ended", 2 * ENOUGH)
     finally:
         cluster.kubectl("delete", "quota", "drill")
@@ -223,14 +223,14 @@ def condition(cluster: Cluster, kind: str) -> str:
 
 
 @drill("no card left", "A lane asks for a card (`nvidia.com/gpu`), and no node has one left.", cause="capacity_denied")
-def no_card(cluster: Cluster, load: Load, told: Told) -> None:
+def no_card(cluster: Cluster, load: Load, measured: Measured) -> None:
     cards = sum(int(node["status"]["allocatable"].get("nvidia.com/gpu", 0)) for node in cluster.objects("nodes"))
     # an entry of its own, which needs little else that a small cluster may lack
     asks = "model=anisora", "card.by=device-plugin", "resources.requests.cpu=1m", "resources.requests.memory=64Mi"
     wanted = ",".join(f"lanes.more.{each}" for each in (*asks, f"replicas={cards + 1}"))
     with cluster.changed("--set", wanted):
         found = eventually_sync(lambda: unschedulable(cluster), within_s=300)
-        told.notes.append(f"{cards} cards in the cluster; the pod without one: {found}")
+        measured.notes.append(f"{cards} cards in the cluster; the pod without one: {found}")
         load.wait_for("ended", 2 * ENOUGH)
 
 
@@ -244,14 +244,14 @@ def unschedulable(cluster: Cluster) -> str:
 
 
 @drill("out of memory", "A lane's memory limit is below what it needs.", cause="phr00t (unhealthy|crash_looping) ")
-def out_of_memory(cluster: Cluster, load: Load, told: Told) -> None:
+def out_of_memory(cluster: Cluster, load: Load, measured: Measured) -> None:
     limits = "lanes.phr00t.resources.limits.memory=250Mi,lanes.phr00t.resources.requests.memory=200Mi"
     with cluster.changed("--set", limits):
         eventually_sync(
             lambda: any(each.startswith(("phr00t unhealthy", "phr00t crash_looping")) for each in shown_in(load.said)),
             within_s=300,
         )
-        told.notes.append(f"the cluster says of its containers: {', '.join(ends_of(cluster)) or 'nothing'}")
+        measured.notes.append(f"the cluster says of its containers: {', '.join(ends_of(cluster)) or 'nothing'}")
         load.wait_for("ended", 2 * ENOUGH)
 
 
@@ -267,7 +267,7 @@ def ends_of(cluster: Cluster) -> list[str]:
 
 
 @drill("network policy", "A pod that is not Warmlane's asks nats-server for a connection.")
-def network_policy(cluster: Cluster, load: Load, told: Told) -> None:
+def network_policy(cluster: Cluster, load: Load, measured: Measured) -> None:
     ask = f"import socket; socket.create_connection(('{NAME}-nats', 4222), 5); print('connected')"
     image = cluster.objects("deployments", "app.kubernetes.io/component=gateway")[0]["spec"]["template"]["spec"][
         "containers"
@@ -282,7 +282,7 @@ def network_policy(cluster: Cluster, load: Load, told: Told) -> None:
         )
         if "connected" in cluster.kubectl("logs", "stranger", check=False):
             raise Skipped("the network plugin enforces no NetworkPolicy: a stranger reached nats-server")
-        told.notes.append("a stranger did not reach nats-server")
+        measured.notes.append("a stranger did not reach nats-server")
     finally:
         cluster.kubectl("delete", "pod", "stranger", "--wait=false")
 
@@ -292,7 +292,7 @@ def network_policy(cluster: Cluster, load: Load, told: Told) -> None:
 
 def run_one(cluster: Cluster, each: Drill, act: Act, count: int | None, options: Mapping[str, Any]) -> Outcome:
     """Does *act* under load."""
-    told = Told()
+    measured = Measured()
     skipped = broke = ""
     name = each.name.replace(" ", "-") + f"-{int(time.time())}"
     with cluster.load(
@@ -301,7 +301,7 @@ def run_one(cluster: Cluster, each: Drill, act: Act, count: int | None, options:
         if count is None:
             load.wait_for("ended", ENOUGH)
         try:
-            act(cluster, load, told)
+            act(cluster, load, measured)
         except Skipped as reason:
             skipped = str(reason)
         except (AssertionError, RuntimeError) as error:
@@ -310,7 +310,7 @@ def run_one(cluster: Cluster, each: Drill, act: Act, count: int | None, options:
             load.wait_for("ended", ENOUGH)
     if skipped:
         return Outcome(drill=each, skipped=skipped)
-    return outcome_of(each, load.said, seconds=told.seconds, notes=told.notes, broke=broke)
+    return outcome_of(each, load.said, seconds=measured.seconds, notes=measured.notes, broke=broke)
 
 
 @click.command()

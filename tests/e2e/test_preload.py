@@ -22,8 +22,8 @@ torch.set_num_threads(1)
 preload()
 before = set(sys.modules)
 models = load_settings().catalog("tiny").models.values()
-told = rehearse(to_rehearse(model.checkpoint for model in models), Path(sys.argv[1]), "cpu")
-print(told.error or sorted(set(sys.modules) - before))
+outcome = rehearse(to_rehearse(model.checkpoint for model in models), Path(sys.argv[1]), "cpu")
+print(outcome.error or sorted(set(sys.modules) - before))
 """
 
 

@@ -157,7 +157,7 @@ class Artifact(Struct, frozen=True, kw_only=True):
     frames: int
 
 
-class Told(Struct, frozen=True):
+class Delivered(Struct, frozen=True):
     """A message that the receiver of webhooks was sent: its `webhook-id`, its task, and its type."""
 
     id: str
@@ -169,7 +169,7 @@ class History(Struct, frozen=True, kw_only=True):
     """All that was observed. *gaps* says in words what the watcher missed: with a gap, nothing is proven.
 
     *lost* are revisions that the server had stored and lost again. *missed* are the tasks whose record the watch of a
-    gateway did not bring, and its slow look found. *told* is what a receiver was sent; None where there was none.
+    gateway did not bring, and its slow look found. *delivered* is what a receiver was sent; None where there was none.
     """
 
     seed: int
@@ -184,7 +184,7 @@ class History(Struct, frozen=True, kw_only=True):
     artifacts: tuple[Artifact, ...] = ()
     gaps: tuple[str, ...] = ()
     missed: tuple[str, ...] = ()
-    told: tuple[Told, ...] | None = None
+    delivered: tuple[Delivered, ...] | None = None
 
 
 class Watcher:

@@ -50,8 +50,8 @@ class CountingForkServer(ForkServer):
         super().__init__(ROGUE_HOST, shared=fork_server_at(ROGUE_HOST))
         self._forked: list[int] = []
 
-    async def fork(self, request: Fork, pipe: Any, tells: Any) -> int:
-        pid = await super().fork(request, pipe, tells)
+    async def fork(self, request: Fork, pipe: Any, exit_writer: Any) -> int:
+        pid = await super().fork(request, pipe, exit_writer)
         self._forked.append(pid)
         return pid
 

@@ -94,8 +94,8 @@ async def test_every_ended_task_is_told_whoever_is_killed(tmp_path: Path) -> Non
             for task_id in cancelled:
                 await receiver.gets(task_id, "task.failed")
             await receiver.gets(running, "task.claimed")
-            told = Counter(each.id for each in receiver.received)
-            assert len(told) == 2 * len(ids) + 1 + len(cancelled)
+            came = Counter(each.id for each in receiver.received)
+            assert len(came) == 2 * len(ids) + 1 + len(cancelled)
             for each in receiver.received:
                 each.verified(secret)
     finally:

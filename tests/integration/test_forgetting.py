@@ -82,7 +82,7 @@ async def services(nats_server: NatsServer, catalog: Catalog, tmp_path: Path) ->
         yield services
 
 
-def told_of(task: GenerationTask) -> WebhookDelivery:
+def delivery_of(task: GenerationTask) -> WebhookDelivery:
     """The delivery of its end, which is still to be sent."""
     now, endpoint = datetime.now(UTC), requests_id(task.caller)
     return WebhookDelivery(
@@ -107,7 +107,7 @@ async def test_what_a_gateway_left_that_was_killed_another_one_removes(
     link = services.link
     revision = await link.entries.create(TASKS, task.id, encode_task(pending_task(task.id)))
     revision = await link.entries.update(TASKS, task.id, encode_task(task), revision=revision)
-    delivery = told_of(task)
+    delivery = delivery_of(task)
     await link.entries.create(DELIVERIES, delivery.id, encode_entry(delivery))
     files = [
         store(services, tmp_path, path, age_s=1) for path in (task.video_path, task.thumbnail_path, task.image_path)
@@ -172,7 +172,7 @@ async def test_a_task_goes_when_its_own_time_is_over_and_no_other_does(
         files[task_id] = [store(services, tmp_path, path, age_s=1) for path in (*paths, task.image_path)]
         revision = await link.entries.create(TASKS, task_id, encode_task(pending_task(task_id)))
         await link.entries.update(TASKS, task_id, encode_task(task), revision=revision)
-        delivery = told_of(task)
+        delivery = delivery_of(task)
         await link.entries.create(DELIVERIES, delivery.id, encode_entry(delivery))
     other = Services(catalog=catalog, nats=nats_server.url, artifacts_dir=folder, keep_s=KEEP_S)
     async with other.running():
@@ -192,10 +192,10 @@ async def test_a_task_goes_when_its_own_time_is_over_and_no_other_does(
     }
     assert await versions(link, TASKS, ids[0]) == 1  # the marker, and nothing of what was there
     assert [await versions(link, TASKS, task_id) for task_id in ids[1:]] == [2, 2]
-    told = [
+    entries = [
         await link.entries.get(DELIVERIES, delivery_id(each, "task.done", requests_id("anonymous"))) for each in ids
     ]
-    assert [each is not None and each.value is not None for each in told] == [False, True, True]
+    assert [each is not None and each.value is not None for each in entries] == [False, True, True]
 
 
 @pytest.fixture

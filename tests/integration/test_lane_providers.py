@@ -211,10 +211,10 @@ async def test_a_scale_in_takes_the_lane_that_costs_least(
 
 def test_the_supervisors_account_may_do_no_more_than_it_needs(cluster: OnCluster) -> None:
     account = f"--as=system:serviceaccount:{cluster.name}:w-warmlane-supervisor"
-    told = cluster.server.kubectl("auth", "can-i", "--list", "--no-headers", f"--namespace={cluster.name}", account)
+    allowed = cluster.server.kubectl("auth", "can-i", "--list", "--no-headers", f"--namespace={cluster.name}", account)
     # what every account may: ask about itself, and read what the API is
     own = [
-        line.split() for line in told.splitlines() if "selfsubject" not in line and not line.strip().startswith("[/")
+        line.split() for line in allowed.splitlines() if "selfsubject" not in line and not line.strip().startswith("[/")
     ]
     assert sorted(" ".join(line) for line in own) == [
         "deployments.apps [] [] [list watch]",
@@ -222,12 +222,12 @@ def test_the_supervisors_account_may_do_no_more_than_it_needs(cluster: OnCluster
         "pods [] [] [list watch patch]",
     ]
     cluster.install("--set=supervisor.lanes=null,lanes.phr00t.scaled=true")
-    told = cluster.server.kubectl("auth", "can-i", "--list", "--no-headers", f"--namespace={cluster.name}", account)
-    assert "scale" not in told, "nobody asked it to scale"
-    assert "[list watch patch]" in told, "somebody else scales"
+    allowed = cluster.server.kubectl("auth", "can-i", "--list", "--no-headers", f"--namespace={cluster.name}", account)
+    assert "scale" not in allowed, "nobody asked it to scale"
+    assert "[list watch patch]" in allowed, "somebody else scales"
     cluster.install("--set=supervisor.lanes=null")
-    told = cluster.server.kubectl("auth", "can-i", "--list", "--no-headers", f"--namespace={cluster.name}", account)
-    assert "patch" not in told, "nobody scales"
+    allowed = cluster.server.kubectl("auth", "can-i", "--list", "--no-headers", f"--namespace={cluster.name}", account)
+    assert "patch" not in allowed, "nobody scales"
 
 
 # ── what the server cannot be made to say ────────────────────────────────────────────────────────────────────────────

@@ -92,17 +92,17 @@ async def test_a_gateway_that_is_killed_in_the_middle_of_a_wait(
     gateway: GatewayProcess, gateway_link: NatsLink, client: AsyncClient
 ) -> None:
     seen: list[str] = []
-    told = asyncio.Event()
+    heard = asyncio.Event()
 
     def look(now: Task) -> None:
         seen.append(now.status)
         if now.status == "processing":
-            told.set()
+            heard.set()
 
     task = await client.submit(REQUEST)
     waiting = asyncio.create_task(client.wait(task, on_change=look))
     await claimed(gateway_link, task.id)
-    await told.wait()
+    await heard.wait()
     await asyncio.to_thread(gateway.kill)
     await asyncio.to_thread(gateway.start)
     await _done(gateway, gateway_link, task.id)

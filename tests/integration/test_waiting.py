@@ -33,7 +33,7 @@ class WaitingGateway:
 
     def __init__(self, server: NatsServer, folder: Path, *more: str) -> None:
         self.log_file = folder / "gateway.log"
-        self.told: list[str] = []
+        self.reports: list[str] = []
         self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._manager.bind(str(folder / "notify"))
         threading.Thread(target=self._listen, daemon=True).start()
@@ -45,8 +45,8 @@ class WaitingGateway:
             self.process = Forked("gateway", *options, *more, stdout=log, stderr=log, env=environment)
 
     def _listen(self) -> None:
-        while not self.told or self.told[-1] != "STOPPING=1":
-            self.told += self._manager.recv(4096).decode().splitlines()
+        while not self.reports or self.reports[-1] != "STOPPING=1":
+            self.reports += self._manager.recv(4096).decode().splitlines()
         self._manager.close()
 
     async def status(self, http: httpx.AsyncClient, path: str) -> int | None:
@@ -84,11 +84,11 @@ async def test_a_gateway_waits_for_its_server_and_for_what_is_on_it(
         async def lacks_streams() -> bool:
             return "run `warmlane provision`" in (await http.get(gateway.url + "/readyz")).text
 
-        async def tells_that_it_serves() -> bool:
-            return gateway.told.count("READY=1") == 1 and "STATUS=serves" in gateway.told
+        async def reports_that_it_serves() -> bool:
+            return gateway.reports.count("READY=1") == 1 and "STATUS=serves" in gateway.reports
 
-        async def tells_that_it_leaves() -> bool:
-            return gateway.told[-1] == "STOPPING=1"
+        async def reports_that_it_leaves() -> bool:
+            return gateway.reports[-1] == "STOPPING=1"
 
         await eventually(lives)
         assert [await gateway.status(http, path) for path in ("/readyz", "/healthz", "/tasks")] == [503, 503, 503]
@@ -97,13 +97,13 @@ async def test_a_gateway_waits_for_its_server_and_for_what_is_on_it(
         link = await NatsLink.connect(nats_server.url, name="test")
         await provision(link, wanted(catalog, keep_s=KEEP_S))
         await link.close()
-        assert "READY=1" not in gateway.told
+        assert "READY=1" not in gateway.reports
         await eventually(serves)
-        await eventually(tells_that_it_serves)
+        await eventually(reports_that_it_serves)
         assert (await http.get(gateway.url + "/tasks")).json()["tasks"] == []
         assert gateway.end() == 0
-        await eventually(tells_that_it_leaves)
-    assert any(line.startswith("STATUS=waiting: ") for line in gateway.told)
+        await eventually(reports_that_it_leaves)
+    assert any(line.startswith("STATUS=waiting: ") for line in gateway.reports)
 
 
 async def test_a_gateway_that_waits_leaves_when_it_is_told_to(gateway: WaitingGateway) -> None:

@@ -1,7 +1,7 @@
 """Webhooks of a real gateway: registered, signed, delivered, tried again, given up and delivered anew."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import pytest
@@ -11,22 +11,12 @@ from contracts import lifecycle
 from contracts.progress import StepsDone
 from contracts.tasks import encode_task
 from contracts.topology import DELIVERIES, TASKS, WEBHOOKS
-from tests.kit.gateway import GatewayProcess, System
+from tests.kit.gateway import System
 from tests.kit.receivers import Receiver, answering, receiving, silent
 from tests.kit.support import eventually
-from tests.kit.webhooks import OPTIONS, allowing_gateway, deliveries, delivery, finish, register, run, submit, system_of
+from tests.kit.webhooks import OPTIONS, deliveries, delivery, finish, gateway, register, run, submit, system
 
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    with allowing_gateway(tmp_path_factory.mktemp("webhooks")) as process:
-        yield process
-
-
-@pytest.fixture
-async def system(gateway: GatewayProcess) -> AsyncIterator[System]:
-    async with system_of(gateway) as found:
-        yield found
+__all__ = ["gateway", "system"]  # fixtures
 
 
 @pytest.fixture
@@ -40,16 +30,16 @@ async def test_an_endpoint_is_told_what_becomes_of_a_task_and_can_check_who_says
 ) -> None:
     _, secret = await register(system, receiver.url)
     task_id = await run(system)
-    told = await receiver.gets(task_id, "task.claimed", "task.done")
-    for each in told:
+    came = await receiver.gets(task_id, "task.claimed", "task.done")
+    for each in came:
         body = each.verified(secret)
         assert each.headers["content-type"] == "application/json"
         assert body["data"]["id"] == task_id
-    done = next(each.json for each in told if each.type == "task.done")
+    done = next(each.json for each in came if each.type == "task.done")
     assert done["data"]["status"] == "done"
     assert done["data"]["links"] == {"self": f"/tasks/{task_id}", "video": f"/tasks/{task_id}/video"}
     with pytest.raises(WebhookVerificationError):
-        told[0].verified("whsec_" + "A" * 43 + "=")
+        came[0].verified("whsec_" + "A" * 43 + "=")
     failed_id = await submit(system)
     await system.http.delete(f"/tasks/{failed_id}")
     (failed,) = await receiver.gets(failed_id, "task.failed")
@@ -68,8 +58,8 @@ async def test_a_request_names_an_address_of_its_own(system: System, receiver: R
     # one that is registered signs with its own secret, and is told once
     _, own = await register(system, receiver.url, "task.done")
     again = await run(system, webhook={"url": receiver.url, "events": ["task.done"]})
-    (told,) = await receiver.gets(again, "task.done")
-    told.verified(own)
+    (came,) = await receiver.gets(again, "task.done")
+    came.verified(own)
     ids = [each["id"] for each in await deliveries(system) if each["task_id"] == again]
     assert len(ids) == 1
 
@@ -86,8 +76,8 @@ async def test_progress_is_told_where_it_is_asked_for(system: System, receiver: 
         return "task.progress" in receiver.types(task_id)
 
     await eventually(came)
-    (told,) = receiver.of(task_id)
-    assert told.json["data"]["progress"] == {"step": 3, "steps": 8, "eta_s": None}
+    (received,) = receiver.of(task_id)
+    assert received.json["data"]["progress"] == {"step": 3, "steps": 8, "eta_s": None}
     await finish(system, task_id)
     await receiver.gets(task_id, "task.progress", "task.done")
 
@@ -96,18 +86,18 @@ async def test_both_secrets_sign_while_a_receiver_changes_over(system: System, r
     endpoint, before = await register(system, receiver.url, "task.done")
     after = (await system.http.post(f"/webhooks/{endpoint}/rotate")).json()["secret"]
     assert (await system.http.get(f"/webhooks/{endpoint}")).json()["secrets"] == 2
-    (told,) = await receiver.gets(await run(system), "task.done")
-    assert told.verified(before) == told.verified(after)
+    (came,) = await receiver.gets(await run(system), "task.done")
+    assert came.verified(before) == came.verified(after)
     last = (await system.http.post(f"/webhooks/{endpoint}/rotate", params={"overlap_s": 0})).json()["secret"]
 
     async def one_signs() -> bool:
         return bool((await system.http.get(f"/webhooks/{endpoint}")).json()["secrets"] == 1)
 
     await eventually(one_signs)
-    (told,) = await receiver.gets(await run(system), "task.done")
-    told.verified(last)
+    (came,) = await receiver.gets(await run(system), "task.done")
+    came.verified(last)
     with pytest.raises(WebhookVerificationError):
-        told.verified(after)
+        came.verified(after)
 
 
 async def test_what_failed_is_tried_again_under_the_same_id(system: System) -> None:
@@ -128,8 +118,8 @@ async def test_what_failed_is_tried_again_under_the_same_id(system: System) -> N
 async def test_a_receiver_that_is_gone_is_disabled_and_a_good_test_enables_it(system: System) -> None:
     async with receiving(answering(410)) as receiver:
         endpoint, _ = await register(system, receiver.url, "task.done")
-        (told,) = await receiver.gets(await run(system), "task.done")
-        await delivery(system, told.id, "dead")
+        (came,) = await receiver.gets(await run(system), "task.done")
+        await delivery(system, came.id, "dead")
         shown = (await system.http.get(f"/webhooks/{endpoint}")).json()
         assert (shown["disabled_at"] is not None, shown["disabled_why"]) == (True, "it answered 410 Gone")
         receiver.answer = answering(200)
@@ -143,17 +133,17 @@ async def test_a_receiver_that_is_gone_is_disabled_and_a_good_test_enables_it(sy
         await eventually(enabled)
         await receiver.gets(await run(system), "task.done")
         # what is dead comes back when it is asked for
-        again = await system.http.post(f"/webhooks/deliveries/{told.id}/redeliver")
+        again = await system.http.post(f"/webhooks/deliveries/{came.id}/redeliver")
         assert again.json()["status"] == "pending"
-        await delivery(system, told.id, "delivered", attempts=1)
-        assert [each.id for each in receiver.received].count(told.id) == 2
+        await delivery(system, came.id, "delivered", attempts=1)
+        assert [each.id for each in receiver.received].count(came.id) == 2
 
 
 async def test_redirects_are_no_success_and_are_not_followed(system: System, receiver: Receiver) -> None:
     async with receiving(answering(302, location=receiver.url)) as redirecting:
         await register(system, redirecting.url, "task.done")
-        (told,) = await redirecting.gets(await run(system), "task.done")
-        known = await delivery(system, told.id, "pending", attempts=1)
+        (came,) = await redirecting.gets(await run(system), "task.done")
+        known = await delivery(system, came.id, "pending", attempts=1)
         assert known["last"]["status"] == 302
     assert receiver.connections == 0
 
@@ -161,8 +151,8 @@ async def test_redirects_are_no_success_and_are_not_followed(system: System, rec
 async def test_a_receiver_may_ask_for_time(system: System) -> None:
     async with receiving(answering(503, retry_after="3600")) as receiver:
         await register(system, receiver.url, "task.done")
-        (told,) = await receiver.gets(await run(system), "task.done")
-        known = await delivery(system, told.id, "pending", attempts=1)
+        (came,) = await receiver.gets(await run(system), "task.done")
+        known = await delivery(system, came.id, "pending", attempts=1)
         waits_s = datetime.fromisoformat(known["next_at"]) - datetime.fromisoformat(known["last"]["at"])
         assert 3_590 < waits_s.total_seconds() < 3_601
 
@@ -210,30 +200,30 @@ async def test_neither_secrets_nor_addresses_end_in_a_log_and_the_server_stores_
 async def test_a_removed_endpoint_gets_nothing_more(system: System) -> None:
     async with receiving(answering(500)) as receiver:
         endpoint, _ = await register(system, receiver.url, "task.done")
-        (told,) = await receiver.gets(await run(system), "task.done")
-        await delivery(system, told.id, "pending", attempts=1)
+        (came,) = await receiver.gets(await run(system), "task.done")
+        await delivery(system, came.id, "pending", attempts=1)
         assert (await system.http.delete(f"/webhooks/{endpoint}")).status_code == 204
-        known = await delivery(system, told.id, "dead")
+        known = await delivery(system, came.id, "dead")
         assert known["last"]["error"] == "the endpoint was removed"
         assert (await system.http.get(f"/webhooks/{endpoint}")).status_code == 404
-        assert len(receiver.of(told.task_id)) == 1
+        assert len(receiver.of(came.task_id)) == 1
 
 
 async def test_a_delivery_that_was_lost_on_the_way_is_made_from_the_record(system: System, receiver: Receiver) -> None:
     """Nothing says that a delivery is missing but the record itself, to the gateway that takes over."""
     await register(system, receiver.url, "task.done")
     task_id = await run(system)
-    (told,) = await receiver.gets(task_id, "task.done")
-    await delivery(system, told.id, "delivered")
-    entry = await system.link.entries.get(DELIVERIES, told.id)
+    (came,) = await receiver.gets(task_id, "task.done")
+    await delivery(system, came.id, "delivered")
+    entry = await system.link.entries.get(DELIVERIES, came.id)
     assert entry is not None
     system.gateway.kill()
     # what a gateway that dies between the end of a task and its delivery leaves behind
-    await system.link.streams.manager.purge_stream("KV_deliveries", subject=f"$KV.deliveries.{told.id}")
+    await system.link.streams.manager.purge_stream("KV_deliveries", subject=f"$KV.deliveries.{came.id}")
     await asyncio.to_thread(system.gateway.start, *OPTIONS)
 
     async def came_again() -> bool:
         return len(receiver.of(task_id)) == 2
 
     await eventually(came_again)
-    assert {each.id for each in receiver.of(task_id)} == {told.id}
+    assert {each.id for each in receiver.of(task_id)} == {came.id}

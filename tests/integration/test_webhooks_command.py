@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,25 +15,15 @@ from click.testing import CliRunner, Result
 from gateway.webhooks.sealing import new_secret
 from gateway.webhooks.signing import signed_headers
 from ops.commands.webhooks import command
-from tests.kit.gateway import GatewayProcess, System
+from tests.kit.gateway import System
 from tests.kit.receivers import answering, receiving
 from tests.kit.support import clean_environment, eventually_sync, free_port
-from tests.kit.webhooks import allowing_gateway, delivery, run, system_of
+from tests.kit.webhooks import delivery, gateway, run, system
+
+__all__ = ["gateway", "system"]  # fixtures
 
 DOC = Path(__file__).parents[2] / "docs" / "use" / "webhooks.md"
 BODY = '{"type":"task.done","timestamp":"2026-03-01T12:00:04Z","data":{"id":"t1"}}'
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    with allowing_gateway(tmp_path_factory.mktemp("webhooks")) as process:
-        yield process
-
-
-@pytest.fixture
-async def system(gateway: GatewayProcess) -> AsyncIterator[System]:
-    async with system_of(gateway) as found:
-        yield found
 
 
 async def warmlane(system: System, *words: str) -> Result:
@@ -56,14 +45,14 @@ async def test_an_endpoint_from_its_registration_to_its_end(system: System) -> N
         tested = await warmlane(system, "test", endpoint)
         assert (tested.exit_code, "answered 204" in tested.output) == (0, True), tested.output
         assert receiver.received[-1].verified(secret)["type"] == "webhook.test"
-        (told,) = await receiver.gets(await run(system), "task.done")
-        told.verified(secret)
-        await delivery(system, told.id, "delivered")
+        (came,) = await receiver.gets(await run(system), "task.done")
+        came.verified(secret)
+        await delivery(system, came.id, "delivered")
         shown = json.loads((await warmlane(system, "deliveries", "--endpoint", endpoint, "--json")).stdout)
-        assert [(each["id"], each["status"]) for each in shown["deliveries"]] == [(told.id, "delivered")]
-        assert told.id[:8] in (await warmlane(system, "deliveries")).output
-        again = await warmlane(system, "redeliver", told.id)
-        assert (again.exit_code, again.output) == (0, f"again in line: {told.id}\n")
+        assert [(each["id"], each["status"]) for each in shown["deliveries"]] == [(came.id, "delivered")]
+        assert came.id[:8] in (await warmlane(system, "deliveries")).output
+        again = await warmlane(system, "redeliver", came.id)
+        assert (again.exit_code, again.output) == (0, f"again in line: {came.id}\n")
         rotated = await warmlane(system, "rotate", endpoint)
         assert rotated.stdout.strip() not in ("", secret)
         assert (await warmlane(system, "secret")).stdout.startswith("whsec_")
@@ -76,16 +65,16 @@ async def test_what_is_dead_comes_back_at_once(system: System) -> None:
     async with receiving(answering(410)) as receiver:
         added = await warmlane(system, "add", receiver.url, "--event", "task.done")
         assert added.stdout.startswith("whsec_")
-        (told,) = await receiver.gets(await run(system), "task.done")
-        await delivery(system, told.id, "dead")
+        (came,) = await receiver.gets(await run(system), "task.done")
+        await delivery(system, came.id, "dead")
         endpoint = json.loads((await warmlane(system, "list", "--json")).stdout)["endpoints"][0]["id"]
         assert "disabled" in (await warmlane(system, "list")).output
         receiver.answer = answering(500)
         assert (await warmlane(system, "test", endpoint)).exit_code == 1
         receiver.answer = answering(200)
         assert (await warmlane(system, "test", endpoint)).exit_code == 0
-        assert told.id in (await warmlane(system, "redeliver", "--dead")).output
-        await delivery(system, told.id, "delivered")
+        assert came.id in (await warmlane(system, "redeliver", "--dead")).output
+        await delivery(system, came.id, "delivered")
 
 
 async def test_mistakes_say_what_to_do_next(system: System) -> None:
@@ -135,14 +124,14 @@ def test_the_check_of_the_page_agrees(block: int, valid: str, tmp_path: Path) ->
     def verdict(*secrets: str) -> str:
         headers = signed_headers("m1", BODY, secrets, datetime.now(UTC))
         (tmp_path / "headers").write_text("".join(f"{name}: {value}\n" for name, value in headers.items()))
-        told = subprocess.run(
+        came = subprocess.run(
             [sys.executable, str(program), str(tmp_path / "headers"), str(tmp_path / "body")],
             env=clean_environment() | {"WEBHOOK_SECRET": secret},
             capture_output=True,
             text=True,
             check=True,
         )
-        return told.stdout.strip()
+        return came.stdout.strip()
 
     assert verdict(new_secret(), secret) == valid
     assert verdict(new_secret()) == "invalid"

@@ -126,11 +126,11 @@ class Panel:
 
     async def be(self, seen: str) -> None:
         """The tab is `hidden`, or `visible` again: to Playwright all tabs are in front all the time."""
-        told = """seen => {
+        script = """seen => {
             Object.defineProperty(document, "visibilityState", { value: seen, configurable: true });
             document.dispatchEvent(new Event("visibilitychange"));
         }"""
-        await self.page.evaluate(told, seen)
+        await self.page.evaluate(script, seen)
 
     async def picture(self, path: Path) -> None:
         await self.page.screenshot(path=path, full_page=True)

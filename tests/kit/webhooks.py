@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
+import pytest
 
 from contracts import lifecycle
 from contracts.settings import load_settings
@@ -50,6 +51,18 @@ async def system_of(gateway: GatewayProcess) -> AsyncIterator[System]:
         for endpoint in (await http.get("/webhooks")).json()["endpoints"]:
             await http.delete(f"/webhooks/{endpoint['id']}")
     await link.close()
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    with allowing_gateway(tmp_path_factory.mktemp("webhooks")) as process:
+        yield process
+
+
+@pytest.fixture
+async def system(gateway: GatewayProcess) -> AsyncIterator[System]:
+    async with system_of(gateway) as found:
+        yield found
 
 
 async def register(system: System, url: str, *events: str) -> tuple[str, str]:

@@ -33,7 +33,7 @@ def command(seconds: float, first_seed: int, one_seed: int | None) -> None:
             if time.monotonic() > began_s + seconds / 2:
                 break
             try:
-                world = drive(number, tells=has_webhooks(number))
+                world = drive(number, with_webhooks=has_webhooks(number))
             except Violation as violation:
                 raise click.ClickException(f"{violation}\nseed {number}; its story: --seed {number}") from violation
             steps, runs = steps + world.network.steps, runs + 1
@@ -77,7 +77,7 @@ def describe(number: int) -> int:
     worlds: list[World] = []
     with simulated_product():
         try:
-            drive(number, is_tracing=True, tells=has_webhooks(number), on_world=worlds.append)
+            drive(number, is_tracing=True, with_webhooks=has_webhooks(number), on_world=worlds.append)
         except Violation as violation:
             broken: Violation | None = violation
         else:

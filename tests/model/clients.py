@@ -12,7 +12,7 @@ from tests.model.hosts import Call, GatewayHost
 from tests.model.setting import (
     request_of,
 )
-from tests.model.telling import WEBHOOK
+from tests.model.webhooks import WEBHOOK
 
 if TYPE_CHECKING:
     from tests.model.world import World
@@ -45,7 +45,9 @@ class Clients:
         self._world.tale.note(f"{gateway}: POST {model} {how} key={key} image={image} {priority}")
         request = request_of(model, image=image)
         host.spawn(
-            partial(self._posted, host, call, replace(request, webhook=WEBHOOK) if self._world.tells else request)
+            partial(
+                self._posted, host, call, replace(request, webhook=WEBHOOK) if self._world.with_webhooks else request
+            )
         )
         self._world.check()
 

@@ -26,17 +26,19 @@ def drive(
     *,
     actions: int = 40,
     is_tracing: bool = False,
-    tells: bool = False,
+    with_webhooks: bool = False,
     on_world: Callable[[World], None] | None = None,
 ) -> World:
-    """Runs the model as *seed* says, and returns what became of it. *tells*: with webhooks. Raises Violation.
+    """Runs the model as *seed* says, and returns what became of it. *with_webhooks*: with webhooks. Raises Violation.
 
     *on_world* is given the world before anything happens in it.
     """
     # of their own, so that they change nothing else of what a seed determines
     classes = random.Random(f"classes {seed}")
     displaces = classes.random() < DISPLACING
-    world = World(skews_s=SKEWS_S if seed % 2 else (), is_tracing=is_tracing, displaces=displaces, tells=tells)
+    world = World(
+        skews_s=SKEWS_S if seed % 2 else (), is_tracing=is_tracing, displaces=displaces, with_webhooks=with_webhooks
+    )
     if on_world is not None:
         on_world(world)
     try:

@@ -43,7 +43,7 @@ from tests.kit.behind import client_of
 from tests.model.artifact_store import _Scratch
 from tests.model.invariants import Violation
 from tests.model.model_loop import Host
-from tests.model.telling import SEALING_KEY
+from tests.model.webhooks import SEALING_KEY
 
 if TYPE_CHECKING:
     from tests.model.world import World
@@ -141,7 +141,7 @@ class GatewayHost(ModelHost):
         )
         holds = Holds(link=link, artifacts=artifacts, tasks=tasks, sweeper=sweeper, stopping=stopping)
         await holds.start()
-        if world.tells:
+        if world.with_webhooks:
             await Webhooks(WebhookOptions(Path(), keys=SEALING_KEY), tasks=tasks, background=Background()).start(link)
         estimates = Estimates(queues=tasks.work_queues, lanes=lanes, catalog=catalog)
         admission = Admission(

@@ -51,7 +51,7 @@ class Ledger:
         self.answered: dict[str, str] = {}
         self.refused: dict[str, str] = {}
         # which events of a task its receiver was told
-        self.told: dict[str, set[str]] = defaultdict(set)
+        self.delivered: dict[str, set[str]] = defaultdict(set)
         self.torn = TORN
         self.torn.clear()
         self.keyed: dict[str, set[str]] = defaultdict(set)
@@ -187,17 +187,17 @@ class Ledger:
         if task.id in self.refused:
             raise Violation(f"6: {task.id} was refused ({self.refused[task.id]}), and then answered {how}")
 
-    def on_told(self, task_id: str, event: str) -> None:
+    def on_delivered(self, task_id: str, event: str) -> None:
         """The receiver of *task_id*'s webhook was told of *event*."""
-        self.told[task_id].add(event)
+        self.delivered[task_id].add(event)
         record = self.records.get(task_id)
         if task_id not in self.torn and (record is None or event not in _events_of(record)):
             raise Violation(f"11: a receiver was told {event} of {task_id}, which is {record and _end(record)}")
 
-    def check_told(self) -> None:
+    def check_delivered(self) -> None:
         """At the end: whoever asked for it was told all that became of a task whose id a client has."""
         for task_id in self.answered:
-            missing = _events_of(self.records[task_id]) - self.told[task_id]
+            missing = _events_of(self.records[task_id]) - self.delivered[task_id]
             if missing:
                 raise Violation(f"11: nobody was told {missing} of {task_id}, {_end(self.records[task_id])}")
 

@@ -58,7 +58,7 @@ import ops.nats.watch
 from tests.model.model_loop import HOST
 from tests.model.network import current
 from tests.model.simulated_client import SimulatedClient
-from tests.model.telling import WAITS_S, PlayedLeader, PlayedSender
+from tests.model.webhooks import WAITS_S, PlayedLeader, PlayedSender
 
 _WITH_DATETIME: tuple[Any, ...] = (
     degraded_worker.hand,

@@ -38,10 +38,10 @@ from ops.nats.stream_proof import KnownStream, Mark, Verdict
 from ops.nats.watch import Watch
 from tests.model.planted_displacement import displaced_without_compare_and_set, displaces_the_claimed
 from tests.model.planted_webhooks import (
+    delivered_only_of_what_comes,
+    delivered_what_was_meant,
     sent_is_delivered,
     silent_about_the_cancelled,
-    told_only_of_what_comes,
-    told_what_was_meant,
 )
 
 
@@ -328,7 +328,7 @@ def acked_into_the_hand() -> AbstractContextManager[Any]:
 
 Plant = Callable[[], AbstractContextManager[Any]]
 # The invariant of webhooks: its bugs show in runs that have them.
-TOLD: Final = "11"
+WEBHOOKS: Final = "11"
 # the bug, the invariant that it breaks, and the first seed that shows it
 PLANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
     (ack_before_claim, "7", 282),
@@ -352,8 +352,8 @@ PLANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
     (acked_into_the_hand, "7", 367),
     (displaces_the_claimed, "10", 170),
     (displaced_without_compare_and_set, "1", 61),
-    (told_only_of_what_comes, TOLD, 3),
-    (sent_is_delivered, TOLD, 0),
-    (told_what_was_meant, TOLD, 0),
-    (silent_about_the_cancelled, TOLD, 170),
+    (delivered_only_of_what_comes, WEBHOOKS, 3),
+    (sent_is_delivered, WEBHOOKS, 0),
+    (delivered_what_was_meant, WEBHOOKS, 0),
+    (silent_about_the_cancelled, WEBHOOKS, 170),
 )

@@ -17,7 +17,7 @@ from gateway.rules.webhook_retries import Delivered
 from gateway.webhooks.making import Making
 
 
-def told_only_of_what_comes() -> AbstractContextManager[Any]:
+def delivered_only_of_what_comes() -> AbstractContextManager[Any]:
     """A gateway that takes over makes the deliveries of what it sees from then on, as behind a cursor."""
 
     async def nothing(_: Making) -> None:
@@ -31,7 +31,7 @@ def sent_is_delivered() -> AbstractContextManager[Any]:
     return patch.object(gateway.webhooks.delivering, "verdict", lambda *_, **__: Delivered())
 
 
-def told_what_was_meant() -> AbstractContextManager[Any]:
+def delivered_what_was_meant() -> AbstractContextManager[Any]:
     """A worker's claim is told as if it had ended well already."""
 
     def early(task: GenerationTask) -> Iterator[Happened]:

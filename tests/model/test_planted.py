@@ -5,16 +5,16 @@ import pytest
 from tests.model.drive import drive
 from tests.model.invariants import Violation
 from tests.model.patches import simulated_product
-from tests.model.planted import PLANTS, TOLD, Plant
+from tests.model.planted import PLANTS, WEBHOOKS, Plant
 
 # Other code takes other turns: where the seed does not show the bug any more, a search does.
 SEARCHED: int = 1_500
 
 
-def broken_by(seed: int, *, tells: bool) -> str | None:
+def broken_by(seed: int, *, with_webhooks: bool) -> str | None:
     """The number of the invariant that the run of *seed* breaks."""
     try:
-        drive(seed, tells=tells)
+        drive(seed, with_webhooks=with_webhooks)
     except Violation as violation:
         return str(violation).partition(":")[0]
     return None
@@ -23,10 +23,12 @@ def broken_by(seed: int, *, tells: bool) -> str | None:
 @pytest.mark.parametrize(("plant", "invariant", "seed"), PLANTS, ids=[plant.__name__ for plant, _, _ in PLANTS])
 def test_a_planted_bug_is_found(plant: Plant, invariant: str, seed: int) -> None:
     with simulated_product(), plant():
-        assert invariant in (broken_by(tried, tells=invariant == TOLD) for tried in (seed, *range(SEARCHED)))
+        assert invariant in (
+            broken_by(tried, with_webhooks=invariant == WEBHOOKS) for tried in (seed, *range(SEARCHED))
+        )
 
 
 def test_the_seeds_show_the_bugs_and_nothing_else() -> None:
     with simulated_product():
-        found = [broken_by(seed, tells=invariant == TOLD) for _, invariant, seed in PLANTS]
+        found = [broken_by(seed, with_webhooks=invariant == WEBHOOKS) for _, invariant, seed in PLANTS]
         assert found == [None] * len(PLANTS)

@@ -13,7 +13,7 @@ from tests.model.patches import simulated_product
 # The same ones each time: about 8 s of computing together.
 EXAMPLES: Final = 40
 SEEDS: Final = 80
-TELLING_SEEDS: Final = 20
+WEBHOOK_SEEDS: Final = 20
 
 
 def test_hypothesis_breaks_no_invariant() -> None:
@@ -37,5 +37,5 @@ def test_random_runs_break_no_invariant() -> None:
 
 def test_receivers_of_webhooks_are_told_what_became_of_their_tasks() -> None:
     with simulated_product():
-        worlds = [drive(seed, tells=True) for seed in range(TELLING_SEEDS)]
-    assert sum(len(events) for world in worlds for events in world.ledger.told.values()) > TELLING_SEEDS
+        worlds = [drive(seed, with_webhooks=True) for seed in range(WEBHOOK_SEEDS)]
+    assert sum(len(events) for world in worlds for events in world.ledger.delivered.values()) > WEBHOOK_SEEDS

@@ -33,7 +33,7 @@ from tests.model.setting import (
     streams_of,
 )
 from tests.model.tale import Tale
-from tests.model.telling import TOLD_S, Lead
+from tests.model.webhooks import DELIVERED_S, Lead
 
 # How long after everything was mended the bounds hold again: watches have caught up, and what failed is tried again.
 MENDED_S: Final = 3.0
@@ -50,12 +50,12 @@ class World:
         skews_s: tuple[float, ...] = (),
         is_tracing: bool = False,
         displaces: bool = False,
-        tells: bool = False,
+        with_webhooks: bool = False,
     ) -> None:
-        """*displaces*: a full degraded queue makes room for a higher class (ADR 0039). *tells*: each request names a
-        webhook (ADR 0044)."""
+        """*displaces*: a full degraded queue makes room for a higher class (ADR 0039). *with_webhooks*: each request
+        names one (ADR 0044)."""
         self.network = Network()
-        self.tells, self.lead = tells, Lead()
+        self.with_webhooks, self.lead = with_webhooks, Lead()
         use(self.network)
         self.network.on_new_id = self._on_new_id
         self.loop = self.network.loop
@@ -178,9 +178,9 @@ class World:
         self.ledger.at_end(self.files)
         if self.ledger.slack_s:
             self.time.live(FOUND_S)
-        if self.tells:
-            self.time.live(TOLD_S)
-            self.ledger.check_told()
+        if self.with_webhooks:
+            self.time.live(DELIVERED_S)
+            self.ledger.check_delivered()
         for host in self.hosts.values():
             if isinstance(host, GatewayHost) and host.alive and host.is_ready:
                 self.ledger.check_memory(host.name, host.services.tasks)

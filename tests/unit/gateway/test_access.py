@@ -180,11 +180,11 @@ ROUTES = [(method, path) for method, path, _ in operations(TINY)]
 ID = "0" * 12
 
 
-def assert_told(answer: httpx.Response, code: str, words: str) -> None:
+def assert_problem(answer: httpx.Response, code: str, words: str) -> None:
     """As a problem document, or in the form of OpenAI's API below /v1."""
-    told = answer.json()
-    detail = told["error"]["message"] if "error" in told else told["detail"]
-    assert (told.get("error") or told)["code"] == code
+    answered = answer.json()
+    detail = answered["error"]["message"] if "error" in answered else answered["detail"]
+    assert (answered.get("error") or answered)["code"] == code
     assert words in detail
 
 
@@ -210,7 +210,7 @@ def test_what_a_route_needs(client: TestClient[Litestar], method: str, path: str
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"].startswith("Bearer")
     if method != "head":
-        assert_told(answer, "unauthorized", "warmlane keys add")
+        assert_problem(answer, "unauthorized", "warmlane keys add")
     if not scope:
         assert client.request(method, url, headers=BY_READER).status_code == 200
         return
@@ -219,7 +219,7 @@ def test_what_a_route_needs(client: TestClient[Litestar], method: str, path: str
         assert answer.status_code == 403
         assert f'scope="{scope}"' in answer.headers["www-authenticate"]
         if method != "head":
-            assert_told(answer, "forbidden", f"scope {scope}")
+            assert_problem(answer, "forbidden", f"scope {scope}")
     # with a sufficient key, the request reaches the handler, which lacks the services that were not started
     for headers in (BY[scope], BY_ADMIN):
         assert client.request(method, url, headers=headers).status_code not in {401, 403}

@@ -55,12 +55,16 @@ def test_every_operation_refuses_what_it_does_not_take() -> None:
                 continue
             assert answer.status_code == 400, (method, path, answer.text)
             if method != "head":
-                told = answer.json()
-                told = {**told["error"], "detail": told["error"]["message"]} if path.startswith("/v1/") else told
-                assert told["code"] == "invalid_query"
+                answered = answer.json()
+                answered = (
+                    {**answered["error"], "detail": answered["error"]["message"]}
+                    if path.startswith("/v1/")
+                    else answered
+                )
+                assert answered["code"] == "invalid_query"
                 takes = sorted(each["name"] for each in operation.get("parameters", []) if each.get("in") == "query")
                 takes += ["model"] if path in ("/tasks", "/tasks/events") else []  # a component of the document
-                assert f"takes {', '.join(sorted(takes)) or 'none'}" in told["detail"], (method, path)
+                assert f"takes {', '.join(sorted(takes)) or 'none'}" in answered["detail"], (method, path)
 
 
 def test_a_wrong_media_type_is_reported_first() -> None:

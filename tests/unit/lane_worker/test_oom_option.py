@@ -32,7 +32,7 @@ class Scripted(ForkServer):
         self._answers, self._stays = answers, stays
         self._pipe: socket.socket | None = None
 
-    async def fork(self, request: Fork, pipe: socket.socket, tells: socket.socket) -> int:
+    async def fork(self, request: Fork, pipe: socket.socket, exit_writer: socket.socket) -> int:
         self.request, self._pipe = request, pipe.dup() if self._stays else None
         for answer in self._answers:
             pipe.sendall(frame(answer))

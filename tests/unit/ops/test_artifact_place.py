@@ -72,6 +72,6 @@ def test_the_endpoint_is_the_one_that_obstore_takes() -> None:
 
 def test_a_pipeline_host_is_not_told_what_opens_the_store() -> None:
     """It decodes what clients send, and runs what a checkpoint holds."""
-    told = host_environment(dict.fromkeys(SECRETS, "canary") | {"PATH": "/bin"})
-    assert "canary" not in told.values()
-    assert told["PATH"] == "/bin"
+    given = host_environment(dict.fromkeys(SECRETS, "canary") | {"PATH": "/bin"})
+    assert "canary" not in given.values()
+    assert given["PATH"] == "/bin"

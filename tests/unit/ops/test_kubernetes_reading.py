@@ -191,7 +191,9 @@ def a_deployment(
     )
 
 
-def told(*deployments: LaneDeployment, pods: tuple[Pod, ...] = (), **given: Any) -> list[tuple[str, LaneState, str]]:
+def reported(
+    *deployments: LaneDeployment, pods: tuple[Pod, ...] = (), **given: Any
+) -> list[tuple[str, LaneState, str]]:
     given = {"wanted": None, "quota": {}} | given
     return [(each.name, each.state, each.detail) for each in words(deployments, pods, now=NOW, **given)]
 
@@ -199,16 +201,16 @@ def told(*deployments: LaneDeployment, pods: tuple[Pod, ...] = (), **given: Any)
 def test_a_replica_without_a_pod_is_denied_in_the_clusters_words() -> None:
     runs = a_pod(**container({"running": {}}))
     failed = condition("ReplicaFailure", "True", "FailedCreate", QUOTA)
-    assert told(a_deployment(2, failed), pods=(runs,)) == [
+    assert reported(a_deployment(2, failed), pods=(runs,)) == [
         ("anisora-x", LaneState.STARTING, ""),
         ("w-anisora-0", LaneState.QUOTA_DENIED, f"FailedCreate: {QUOTA}"),
     ]
     other = condition("ReplicaFailure", "True", "FailedCreate", RESTRICTED)
-    assert told(a_deployment(1, other)) == [
+    assert reported(a_deployment(1, other)) == [
         ("w-anisora-0", LaneState.CAPACITY_DENIED, f"FailedCreate: {RESTRICTED}"),
     ]
     over = condition("ReplicaFailure", "False", "", "")
-    assert told(a_deployment(1, over)) == [
+    assert reported(a_deployment(1, over)) == [
         ("w-anisora-0", LaneState.STARTING, "the cluster has not made its pod yet"),
     ]
 
@@ -216,18 +218,18 @@ def test_a_replica_without_a_pod_is_denied_in_the_clusters_words() -> None:
 def test_a_pod_that_leaves_does_not_count_as_a_replica() -> None:
     failed = condition("ReplicaFailure", "True", "FailedCreate", QUOTA)
     leaving = a_pod(phase="Running", metadata=LEAVES)
-    assert told(a_deployment(1, failed), pods=(leaving,)) == [
+    assert reported(a_deployment(1, failed), pods=(leaving,)) == [
         ("w-anisora-0", LaneState.QUOTA_DENIED, f"FailedCreate: {QUOTA}")
     ]
 
 
 def test_pods_of_another_release_are_not_counted() -> None:
     other = a_pod(metadata={"labels": LABELS | {"app.kubernetes.io/instance": "other"}})
-    assert [name for name, _, _ in told(a_deployment(1), pods=(other,))] == ["w-anisora-0"]
+    assert [name for name, _, _ in reported(a_deployment(1), pods=(other,))] == ["w-anisora-0"]
 
 
 def test_wanted_lanes_beyond_the_quota_file_and_models_without_a_deployment() -> None:
-    assert told(a_deployment(1), pods=(a_pod(),), wanted={"anisora": 3, "phr00t": 1}, quota={"anisora": 1}) == [
+    assert reported(a_deployment(1), pods=(a_pod(),), wanted={"anisora": 3, "phr00t": 1}, quota={"anisora": 1}) == [
         ("anisora-x", LaneState.STARTING, ""),
         ("w-anisora-1", LaneState.QUOTA_DENIED, "the quota file allows 1 of anisora"),
         ("w-anisora-2", LaneState.QUOTA_DENIED, "the quota file allows 1 of anisora"),

@@ -12,7 +12,7 @@ import pytest
 
 from ops.nats.access import access, make_users
 from ops.telemetry.probes import HUNG, STARTING, ProcessHealth, judged_by
-from ops.telemetry.service_manager import SOCKET_VARIABLE, lines_for, told_service_manager
+from ops.telemetry.service_manager import SOCKET_VARIABLE, lines_for, reporting_to_service_manager
 
 WARM = ProcessHealth(True, "warm")
 DRAINS = ProcessHealth(False, "draining", "one\ntask")
@@ -50,7 +50,7 @@ async def test_systemd_is_told_when_it_is_ready_and_when_it_leaves(manager: sock
             found.append(manager.recv(4096))
         return found
 
-    with told_service_manager():
+    with reporting_to_service_manager():
         assert SOCKET_VARIABLE not in os.environ  # what this process starts has nothing to tell
         first = await asyncio.to_thread(read_until, b"WATCHDOG=1")
         assert b"READY=1" not in b"".join(first)
@@ -62,11 +62,11 @@ async def test_systemd_is_told_when_it_is_ready_and_when_it_leaves(manager: sock
 def test_a_program_that_tells_nothing_is_ready_when_it_listens(manager: socket.socket) -> None:
     program = (
         "import os, socket, sys\n"
-        "from ops.telemetry.service_manager import tell_when_listening\n"
+        "from ops.telemetry.service_manager import report_when_listening\n"
         "with socket.create_server(('127.0.0.1', 0)) as server:\n"
         "    server.set_inheritable(True)\n"
         "    port = server.getsockname()[1]\n"
-        "    tell_when_listening('127.0.0.1', port)\n"
+        "    report_when_listening('127.0.0.1', port)\n"
         "    os.execv(sys.executable, [sys.executable, '-c', 'input()'])\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as process:

@@ -15,12 +15,12 @@ from warmlane_client.core.effects import (
     Piece,
     Read,
     Reply,
+    Report,
+    ReportBytes,
+    ReportIdle,
     Restart,
     Seal,
     Send,
-    Tell,
-    TellBytes,
-    TellIdle,
     Write,
 )
 
@@ -62,13 +62,13 @@ def event(status: str, revision: int, **more: Any) -> bytes:
 
 
 class Run:
-    """What a flow did: *asked* are its requests, *told* the states it told of, *idle* how often nothing moved."""
+    """What a flow did: *asked* are its requests, *reported* the states it told of, *idle* how often nothing moved."""
 
     def __init__(self, outcomes: Iterable[Reply | NoReply | Piece]) -> None:
         self._outcomes = list(outcomes)
         self.now_s = 0.0
         self.asked: list[Send | Open] = []
-        self.told: list[str] = []
+        self.reported: list[str] = []
         self.pauses: list[float] = []
         self.idle = 0
         self.file = b""
@@ -95,9 +95,9 @@ class Run:
             case Pause(seconds, _):
                 self.pauses.append(seconds)
                 self.now_s += seconds
-            case Tell(task):
-                self.told.append(task.status)
-            case TellIdle():
+            case Report(task):
+                self.reported.append(task.status)
+            case ReportIdle():
                 self.idle += 1
             case Write(content):
                 self.file += content
@@ -106,7 +106,7 @@ class Run:
             case Seal():
                 self.sealed_as.append(self.file == whole)
                 return self.file == whole
-            case TellBytes() | Now():
+            case ReportBytes() | Now():
                 pass
         return self.now_s
 

@@ -21,7 +21,7 @@ def follow(how: Wait | None = None, *, lost_s: float = 60.0) -> Flow[Task]:
 def test_a_stream_is_read_to_the_end_of_the_task() -> None:
     run = Run([stream(), piece(event("pending", 1)), piece(event("processing", 2) + event("done", 3))])
     assert run.of(follow()).revision == '"3"'
-    assert run.told == ["pending", "processing", "done"]
+    assert run.reported == ["pending", "processing", "done"]
     assert run.paths() == ["/tasks/t-1/events"]
 
 
@@ -30,14 +30,14 @@ def test_1_a_stream_that_breaks_is_opened_again_from_its_last_event(end: Piece |
     run = Run([stream(), piece(event("processing", 2)), end, stream(), piece(event("done", 3))])
     assert run.of(follow()).status == "done"
     assert [headers.get("Last-Event-ID") for headers in run.headers()] == [None, "2"]
-    assert run.told == ["pending", "processing", "done"]
+    assert run.reported == ["pending", "processing", "done"]
 
 
 def test_1_what_is_known_already_is_not_told_again() -> None:
     run = Run([stream(), piece(event("pending", 1)), piece(None), stream(), piece(event("pending", 1)), lost()])
     with pytest.raises(IndexError):
         run.of(follow())
-    assert run.told == ["pending"]
+    assert run.reported == ["pending"]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_task_that_has_ended_is_not_asked_for() -> None:
     run = Run([])
     ended = Task.of(document("failed", error={"code": "cancelled", "message": ""}))
     assert run.of(TaskWait(ended, Wait(), Patience()).until_ended()) == ended
-    assert run.told == ["failed"]
+    assert run.reported == ["failed"]
 
 
 STREAM = (

@@ -24,12 +24,12 @@ from warmlane_client.core.effects import (
     Piece,
     Read,
     Reply,
+    Report,
+    ReportBytes,
+    ReportIdle,
     Restart,
     Seal,
     Send,
-    Tell,
-    TellBytes,
-    TellIdle,
     Write,
 )
 from warmlane_client.core.following import TaskWait, Wait
@@ -230,10 +230,10 @@ class AsyncShell:
             case Write() | Restart() | Seal():
                 # a disk may be slow
                 return await asyncio.to_thread(filed, effect, self._file)
-            case Tell() | TellIdle() | TellBytes():
-                told = self._listeners.told(effect)
-                if inspect.isawaitable(told):
-                    await told
+            case Report() | ReportIdle() | ReportBytes():
+                returned = self._listeners.report(effect)
+                if inspect.isawaitable(returned):
+                    await returned
             case Pause(seconds, jitter_s):
                 await asyncio.sleep(seconds + random.uniform(0, jitter_s))  # noqa: S311  # no secret
         return time.monotonic()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import httpx
 from msgspec import Struct
 
-from warmlane_client.core.effects import Reply, Restart, Seal, Tell, TellBytes, TellIdle, Write
+from warmlane_client.core.effects import Reply, Report, ReportBytes, ReportIdle, Restart, Seal, Write
 from warmlane_client.models import Task
 from warmlane_client.part import PartFile
 
@@ -17,14 +17,14 @@ class Listeners(Struct, frozen=True, kw_only=True):
     on_idle: Callable[[Task], object] | None = None
     on_bytes: Callable[[int, int], object] | None = None
 
-    def told(self, effect: Tell | TellIdle | TellBytes) -> object:
+    def report(self, effect: Report | ReportIdle | ReportBytes) -> object:
         """What the listener of *effect* returns; an awaitable, where it is a coroutine function."""
         match effect:
-            case Tell(task):
+            case Report(task):
                 return self.on_change and self.on_change(task)
-            case TellIdle(task):
+            case ReportIdle(task):
                 return self.on_idle and self.on_idle(task)
-            case TellBytes(done, total):
+            case ReportBytes(done, total):
                 return self.on_bytes and self.on_bytes(done, total)
 
 

@@ -22,12 +22,12 @@ from warmlane_client.core.effects import (
     Piece,
     Read,
     Reply,
+    Report,
+    ReportBytes,
+    ReportIdle,
     Restart,
     Seal,
     Send,
-    Tell,
-    TellBytes,
-    TellIdle,
     Write,
 )
 from warmlane_client.core.following import TaskWait, Wait
@@ -222,8 +222,8 @@ class SyncShell:
                 return self._read()
             case Write() | Restart() | Seal():
                 return filed(effect, self._file)
-            case Tell() | TellIdle() | TellBytes():
-                self._listeners.told(effect)
+            case Report() | ReportIdle() | ReportBytes():
+                self._listeners.report(effect)
             case Pause(seconds, jitter_s):
                 time.sleep(seconds + random.uniform(0, jitter_s))  # noqa: S311  # no secret
         return time.monotonic()

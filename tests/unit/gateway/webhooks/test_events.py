@@ -97,8 +97,8 @@ def test_an_address_that_is_registered_and_named_is_told_once() -> None:
 
 
 def test_a_receiver_is_told_the_labels() -> None:
-    (told,) = deliveries(claimed(pending_task(labels={"shot": "7"})), [endpoint()], NOW)
-    assert json.loads(told.payload)["data"]["labels"] == {"shot": "7"}
+    (delivery,) = deliveries(claimed(pending_task(labels={"shot": "7"})), [endpoint()], NOW)
+    assert json.loads(delivery.payload)["data"]["labels"] == {"shot": "7"}
 
 
 def test_the_same_deliveries_come_out_however_often_one_asks() -> None:

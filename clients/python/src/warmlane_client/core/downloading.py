@@ -6,7 +6,7 @@ from typing import Final
 from warmlane_client.core import effects
 from warmlane_client.core.answers import failure
 from warmlane_client.core.calls import task_path
-from warmlane_client.core.effects import Call, Flow, NoReply, Open, Reply, Restart, TellBytes, Write
+from warmlane_client.core.effects import Call, Flow, NoReply, Open, Reply, ReportBytes, Restart, Write
 from warmlane_client.core.retries import Patience, Tries
 from warmlane_client.errors import DownloadDamaged, NoVideo, RequestRefused, WarmlaneError
 from warmlane_client.models import Task, VideoMade
@@ -56,7 +56,7 @@ class Downloading:
 
     def _bytes(self) -> Flow[None]:
         tries = Tries(self._patience, repeatable=True, begun_s=(yield from effects.now()))
-        yield TellBytes(self._done, self._video.bytes)
+        yield ReportBytes(self._done, self._video.bytes)
         while self._done < self._video.bytes:
             outcome: Reply | NoReply = yield Open(
                 _call(self._task, self._video, self._done, from_gateway=self._from_gateway)
@@ -93,7 +93,7 @@ class Downloading:
                 return None
             yield Write(piece.content)
             self._done += len(piece.content)
-            yield TellBytes(self._done, self._video.bytes)
+            yield ReportBytes(self._done, self._video.bytes)
             if self._done > self._video.bytes:
                 return None
 

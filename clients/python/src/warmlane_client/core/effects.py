@@ -80,20 +80,20 @@ class Now(Struct, frozen=True):
     """The outcome is the time: seconds of a clock that never goes back."""
 
 
-class Tell(Struct, frozen=True):
-    """Tell the caller what *task* is now."""
+class Report(Struct, frozen=True):
+    """Report to the caller what *task* is now."""
 
     task: Task
 
 
-class TellIdle(Struct, frozen=True):
-    """Tell the caller that *task* has not moved for a while."""
+class ReportIdle(Struct, frozen=True):
+    """Report to the caller that *task* has not moved for a while."""
 
     task: Task
 
 
-class TellBytes(Struct, frozen=True):
-    """Tell the caller that *done* of *total* bytes are there."""
+class ReportBytes(Struct, frozen=True):
+    """Report to the caller that *done* of *total* bytes are there."""
 
     done: int
     total: int
@@ -115,7 +115,7 @@ class Seal(Struct, frozen=True):
     sha256: str
 
 
-Effect = Send | Open | Read | Pause | Now | Tell | TellIdle | TellBytes | Write | Restart | Seal
+Effect = Send | Open | Read | Pause | Now | Report | ReportIdle | ReportBytes | Write | Restart | Seal
 # What is sent back depends on the effect; the helpers below give it its type.
 Flow = Generator[Effect, Any, T]
 

@@ -8,7 +8,7 @@ from msgspec import Struct
 from warmlane_client.core import effects
 from warmlane_client.core.answers import failure, task_of
 from warmlane_client.core.calls import NOT_MODIFIED, answered, task_path
-from warmlane_client.core.effects import REPLY_TIMEOUT_S, Call, Flow, NoReply, Open, Pause, Reply, Tell, TellIdle
+from warmlane_client.core.effects import REPLY_TIMEOUT_S, Call, Flow, NoReply, Open, Pause, Reply, Report, ReportIdle
 from warmlane_client.core.events import EventReader
 from warmlane_client.core.retries import JITTER_S, RATE_LIMITED, TOO_MANY_REQUESTS, Patience, Tries, lost_pause_s
 from warmlane_client.errors import AccessDenied, GatewayBusy, GatewayUnreachable, NotThere, WaitTimedOut
@@ -64,7 +64,7 @@ class TaskWait:
         Raises WaitTimedOut after `timeout_s`, and the error of what cannot pass by itself.
         """
         self._begun_s = self._moved_s = self._looked_s = yield from effects.now()
-        yield Tell(self._task)
+        yield Report(self._task)
         streams = self._wait.stream
         while not self._task.has_ended:
             if streams and not self._shows_place:
@@ -167,7 +167,7 @@ class TaskWait:
         before, self._task, self._revision = self._task, msgspec.structs.replace(task, revision=revision), revision
         if before.document != task.document:
             self._moved_s = at_s
-            yield Tell(self._task)
+            yield Report(self._task)
 
     def _look(self, *, at_s: float) -> Flow[None]:
         """Says that nothing moves, where that is due. Raises WaitTimedOut."""
@@ -176,7 +176,7 @@ class TaskWait:
             raise WaitTimedOut(self._task, timeout_s)
         if at_s - max(self._moved_s, self._looked_s) >= self._wait.idle_s:
             self._looked_s = at_s
-            yield TellIdle(self._task)
+            yield ReportIdle(self._task)
 
     def _require_time(self, at_s: float) -> None:
         timeout_s = self._wait.timeout_s

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from contracts.tasks import GenerationTask, TaskStatus
-from tests.faults.history import Told
+from tests.faults.history import Delivered
 from tests.faults.story import Story, Violation
 
 RULE: Final = 7
@@ -17,21 +17,21 @@ def is_owed(task: GenerationTask) -> bool:
     return task.status in ENDS and (task.promised or not task.was_refused)
 
 
-def missing(tasks: Sequence[GenerationTask], told: Sequence[Told]) -> list[str]:
+def missing(tasks: Sequence[GenerationTask], delivered: Sequence[Delivered]) -> list[str]:
     """Those of *tasks* that ended, and whose end has not come yet."""
-    came = {(each.task_id, each.type) for each in told}
+    came = {(each.task_id, each.type) for each in delivered}
     return [task.id for task in tasks if is_owed(task) and (task.id, ENDS[task.status]) not in came]
 
 
-def told_what_ended(story: Story) -> Iterator[Violation]:
+def delivered_what_ended(story: Story) -> Iterator[Violation]:
     """7. A receiver is told the end of every task that ended, the one that it had, under one id, and of no other task.
 
     Not of tasks of which the server lost something: what was told of them may have been lost.
     """
-    if story.history.told is None:
+    if story.history.delivered is None:
         return
     came: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    for each in story.history.told:
+    for each in story.history.delivered:
         if each.type in ENDS.values():
             came[each.task_id].add((each.type, each.id))
     for task_id in came.keys() | story.lives.keys():

@@ -21,7 +21,7 @@ SEALING_KEY: Final = "bW9kZWxtb2RlbG1vZGVsbW9kZWxtb2RlbG1vZGVsbW8="
 # A receiver that did not answer is tried again so soon, and as often as it takes.
 WAITS_S: Final = (1.0,) * 9
 # By then all that is owed was made and sent, once everything is mended: a look at every record, and what comes of it.
-TOLD_S: Final = 45.0
+DELIVERED_S: Final = 45.0
 
 
 class Lead:
@@ -80,9 +80,9 @@ class PlayedSender:
     async def send(self, url: str, headers: Mapping[str, str], payload: str) -> WebhookAnswer:
         message: Any = loads(payload.encode())
         name, network = headers["webhook-id"], self._world.network
-        tell = lambda: self._world.ledger.on_told(message["data"]["id"], message["type"])  # noqa: E731
+        deliver = lambda: self._world.ledger.on_delivered(message["data"]["id"], message["type"])  # noqa: E731
         try:
-            await network.call(f"tell {name}", tell, lane=f"store told {name}")
+            await network.call(f"tell {name}", deliver, lane=f"store told {name}")
         except StoreAway as error:
             return WebhookAnswer(None, str(error))
         return WebhookAnswer(204)
