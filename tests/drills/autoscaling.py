@@ -3,8 +3,6 @@ follow it by Warmlane's own demand. It makes a namespace of its own and removes 
 """
 
 import json
-import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +15,7 @@ import click
 from rich.console import Console
 
 from tests.drills.autoscaling_report import LanePod, Look, Seen, judge, markdown, merged
-from tests.drills.kubernetes_cluster import CHART, NAME, Cluster, Load
+from tests.drills.kubernetes_cluster import CHART, NAME, Cluster, Load, nothing_to_drill
 from tests.kit.support import eventually_sync
 
 MODEL: Final = "anisora"
@@ -75,7 +73,7 @@ class Watch:
         return Look(
             at=datetime.now(UTC),
             wanted=lane["spec"]["replicas"],
-            demand_for_each=demand_told(found),
+            demand_for_each=demand_shown(found),
             ready=sum(_is_ready(each) for each in staying),
             staying=len(staying),
         )
@@ -86,7 +84,7 @@ def _is_ready(pod: dict[str, Any]) -> bool:
     return any((each["type"], each["status"]) == ("Ready", "True") for each in conditions)
 
 
-def demand_told(found: list[dict[str, Any]]) -> float | None:
+def demand_shown(found: list[dict[str, Any]]) -> float | None:
     """The demand for each lane, as the autoscaler was told last."""
     for each in found:
         if each["kind"] == "HorizontalPodAutoscaler":
@@ -174,9 +172,7 @@ def main(
 ) -> None:
     """Let lanes follow a load that rises and falls, by KEDA, on the cluster that KUBECONFIG names."""
     console = Console()
-    missing = [program for program in ("kubectl", "helm") if shutil.which(program) is None]
-    if missing or "KUBECONFIG" not in os.environ:
-        why = f"there is no {' and no '.join(missing)}" if missing else "KUBECONFIG names no cluster"
+    if why := nothing_to_drill():
         console.print(f"skipped: {why}. docs/kubernetes.md says what the drills need.")
         return
     cluster = Cluster(namespace, chart, helm_arguments)
@@ -187,7 +183,7 @@ def main(
         cluster.begin(*lanes(options))
         let_keda_scale(cluster, options)
         seen = rise_and_fall(cluster, options, console)
-        version = json.loads(cluster.kubectl("version", "--output", "json"))["serverVersion"]["gitVersion"]
+        version = cluster.version()
         about = {
             "Kubernetes": version,
             "nodes": str(len(cluster.objects("nodes"))),

@@ -58,15 +58,15 @@ def merged(pods: Mapping[str, LanePod], found: Sequence[Mapping[str, Any]]) -> d
         conditions = {one["type"]: one for one in each.get("status", {}).get("conditions", [])}
         ready = conditions.get("Ready", {})
         leaves = metadata.get("deletionTimestamp")
-        told = None
+        gone_at = None
         if leaves is not None:  # the grace period is counted in
-            told = moment(leaves) - timedelta(seconds=metadata.get("deletionGracePeriodSeconds", 0))
+            gone_at = moment(leaves) - timedelta(seconds=metadata.get("deletionGracePeriodSeconds", 0))
         after[metadata["name"]] = LanePod(
             name=metadata["name"],
             made_at=moment(metadata["creationTimestamp"]),
             ready_at=(before and before.ready_at)
             or (moment(ready["lastTransitionTime"]) if ready.get("status") == "True" else None),
-            told_to_go_at=(before and before.told_to_go_at) or told,
+            told_to_go_at=(before and before.told_to_go_at) or gone_at,
         )
     return after
 

@@ -3,9 +3,7 @@ happens to it. It makes a namespace of its own and removes it again. Every figur
 from the records in nats-server, and from the cluster's API.
 """
 
-import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +13,7 @@ from typing import Any, Final
 import click
 from rich.console import Console
 
-from tests.drills.kubernetes_cluster import CHART, NAME, RELEASE, Cluster, Load
+from tests.drills.kubernetes_cluster import CHART, NAME, RELEASE, Cluster, Load, nothing_to_drill
 from tests.drills.kubernetes_report import Drill, Outcome, faults_of, longest_pause_s, markdown, outcome_of, shown_in
 from tests.kit.support import eventually_sync
 
@@ -334,9 +332,7 @@ def main(
 ) -> None:
     """Install the chart on the cluster that KUBECONFIG names, and drill it under load."""
     console = Console()
-    missing = [program for program in ("kubectl", "helm") if shutil.which(program) is None]
-    if missing or "KUBECONFIG" not in os.environ:
-        why = f"there is no {' and no '.join(missing)}" if missing else "KUBECONFIG names no cluster"
+    if why := nothing_to_drill():
         console.print(f"skipped: {why}. docs/kubernetes.md says what the drills need.")
         return
     options["models"] = options["models"].split(",")
@@ -359,7 +355,7 @@ def main(
         if not keep:
             cluster.kubectl("delete", "namespace", namespace, "--wait=false")
     if out is not None:
-        version = json.loads(cluster.kubectl("version", "--output", "json"))["serverVersion"]["gitVersion"]
+        version = cluster.version()
         nodes = cluster.objects("nodes")
         about = {
             "Kubernetes": version,

@@ -1,6 +1,8 @@
 """A cluster with the chart on it, and clients inside it, as `make kubernetes` uses them."""
 
 import json
+import os
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,6 +16,13 @@ CHART: Final = Path(__file__).parents[2] / "ops" / "kubernetes" / "warmlane"
 LOAD: Final = Path(__file__).with_name("kubernetes_load.py")
 RELEASE: Final = "drill"
 NAME: Final = f"{RELEASE}-warmlane"
+
+
+def nothing_to_drill() -> str:
+    """Why there is no cluster to drill; empty where there is one."""
+    if missing := [program for program in ("kubectl", "helm") if shutil.which(program) is None]:
+        return f"there is no {' and no '.join(missing)}"
+    return "" if "KUBECONFIG" in os.environ else "KUBECONFIG names no cluster"
 
 
 class Cluster:
@@ -40,6 +49,10 @@ class Cluster:
         """The object of *kind* that is called *name*. Raises RuntimeError where there is none."""
         found: dict[str, Any] = json.loads(self.kubectl("get", kind, name, "--output", "json"))
         return found
+
+    def version(self) -> str:
+        """Of the API server."""
+        return str(json.loads(self.kubectl("version", "--output", "json"))["serverVersion"]["gitVersion"])
 
     def pods(self, selector: str) -> list[str]:
         """The names of the pods that are not on their way out."""

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from ops.commands.capacity.plots import plot_into
 from tests.drills.order import with_part
-from tests.drills.scaling_day import DAY_S, HOUR_S, Lanes, Times, Told, arrivals, simulate
+from tests.drills.scaling_day import DAY_S, HOUR_S, Counted, Lanes, Times, arrivals, simulate
 from tests.drills.scaling_rules import ScaledObject
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
@@ -72,7 +72,7 @@ def ways() -> list[Way]:
     return [
         *(Way(f"{count}, always", Lanes(first=count)) for count in range(1, MOST_FIXED + 1)),
         Way(scaled, Lanes(rules=chart)),
-        Way(f"{scaled}, nobody says which are idle", Lanes(rules=chart, tells_costs=False)),
+        Way(f"{scaled}, nobody says which are idle", Lanes(rules=chart, keeps_costs=False)),
         Way(f"{scaled}, cool-down 120 s", Lanes(rules=replace(chart, cool_down_s=120.0))),
         Way(f"{scaled}, tasksPerLane 0.5", Lanes(rules=replace(chart, tasks_per_lane=0.5))),
         Way(f"2 to {chart.most}, by demand", Lanes(first=2, rules=replace(chart, least=2))),
@@ -86,17 +86,17 @@ class Row(Struct, frozen=True, kw_only=True):
     day: str
     way: str
     days: int
-    told: Told
+    counted: Counted
 
     @property
     def warm(self) -> float:
         """The share of the requests that met a warm lane."""
-        return self.told.by_lane / self.told.came
+        return self.counted.by_lane / self.counted.came
 
     @property
     def hours(self) -> float:
         """Lane-hours of a day."""
-        return self.told.lane_hours / self.days
+        return self.counted.lane_hours / self.days
 
 
 def compare(day: str, way: Way, *, days: int = DAYS) -> Row:
@@ -105,11 +105,11 @@ def compare(day: str, way: Way, *, days: int = DAYS) -> Row:
         day=day,
         way=way.name,
         days=days,
-        told=added([simulate(KINDS[day](seed), way.lanes, way.times) for seed in range(1, days + 1)]),
+        counted=added([simulate(KINDS[day](seed), way.lanes, way.times) for seed in range(1, days + 1)]),
     )
 
 
-def added(days: Sequence[Told]) -> Told:
+def added(days: Sequence[Counted]) -> Counted:
     """The sum of *days*; lanes and demand are those of the first."""
     return replace(
         days[0],
@@ -140,17 +140,17 @@ HEADINGS: Final = (
 
 def cells(row: Row) -> tuple[str, ...]:
     """*row* as it is printed."""
-    told = row.told
+    counted = row.counted
     return (
         row.day,
         row.way,
         f"{row.warm:.1%}",
-        f"{told.by_degraded / told.came:.1%}",
-        f"{told.turned_away / told.came:.1%}",
-        f"{told.waits_s[int(0.95 * len(told.waits_s))]:.0f} s",
+        f"{counted.by_degraded / counted.came:.1%}",
+        f"{counted.turned_away / counted.came:.1%}",
+        f"{counted.waits_s[int(0.95 * len(counted.waits_s))]:.0f} s",
         f"{row.hours:.0f}",
-        f"{told.more / row.days:.0f}, {told.fewer / row.days:.0f}",
-        f"{told.busy_told_to_go / row.days:.1f}",
+        f"{counted.more / row.days:.0f}, {counted.fewer / row.days:.0f}",
+        f"{counted.busy_told_to_go / row.days:.1f}",
     )
 
 
@@ -159,21 +159,21 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     with plot_into(path, extra="bench", size_in=(9.0, 5.2), font_size=8) as figure:
         for place, day in enumerate(KINDS):
             of_day = [row for row in rows if row.day == day]
-            scaled = next(row for row in of_day if row.told.more)
+            scaled = next(row for row in of_day if row.counted.more)
             axes = figure.add_subplot(2, 2, place + 1)
-            quarters = _most_in_each_quarter(scaled.told.demand)
+            quarters = _most_in_each_quarter(scaled.counted.demand)
             hours = [quarter / 4 for quarter in range(len(quarters))]
             axes.bar(hours, quarters, width=0.25, align="edge", color="tab:blue", alpha=0.35, label="most demand")
-            moments = [*(at_s / HOUR_S for at_s, _ in scaled.told.lanes), 24.0]
-            counts = [count for _, count in scaled.told.lanes]
+            moments = [*(at_s / HOUR_S for at_s, _ in scaled.counted.lanes), 24.0]
+            counts = [count for _, count in scaled.counted.lanes]
             axes.step(moments, [*counts, counts[-1]], where="post", color="tab:orange", linewidth=0.9, label="lanes")
             axes.set(title=f"a {day} day, lanes {scaled.way}", xlabel="hour", xlim=(0, 24), ylim=(0, None))
             axes.legend(loc="upper left")
             axes = figure.add_subplot(2, 2, place + 3)
             for row in of_day:
-                colour = "tab:orange" if row.told.more else "tab:blue"
+                colour = "tab:orange" if row.counted.more else "tab:blue"
                 axes.plot(row.hours, 100 * row.warm, "o", color=colour, markersize=4)
-            fixed = [row for row in of_day if not row.told.more]
+            fixed = [row for row in of_day if not row.counted.more]
             axes.plot([row.hours for row in fixed], [100 * row.warm for row in fixed], color="tab:blue", linewidth=0.6)
             axes.set(xlabel="lane-hours a day", ylabel="met a warm lane, %", ylim=(None, 101))
             axes.set_title("blue: always as many, 1 to 6; orange: by demand")

@@ -40,15 +40,15 @@ class Times(Struct, frozen=True):
 
 
 class Lanes(Struct, frozen=True, kw_only=True):
-    """*first* lanes are warm at the beginning. Without *rules*, so many there stay. *tells_costs*: the supervisor keeps
+    """*first* lanes are warm at the beginning. Without *rules*, so many there stay. *keeps_costs*: the supervisor keeps
     what each pod costs to delete."""
 
     first: int = 1
     rules: ScaledObject | None = None
-    tells_costs: bool = True
+    keeps_costs: bool = True
 
 
-class Told(Struct, frozen=True, kw_only=True):
+class Counted(Struct, frozen=True, kw_only=True):
     """What became of one day."""
 
     came: int
@@ -77,9 +77,9 @@ def arrivals(rate_per_s: Callable[[float], float], *, most_per_s: float, seed: i
     return found
 
 
-def simulate(came: Sequence[float], lanes: Lanes, times: Times) -> Told:
+def simulate(came: Sequence[float], lanes: Lanes, times: Times) -> Counted:
     """One day, until midnight."""
-    return _Day(came, lanes, times).told()
+    return _Day(came, lanes, times).counted()
 
 
 class _Lane:
@@ -96,7 +96,7 @@ class _Lane:
 class _Day:
     def __init__(self, came: Sequence[float], lanes: Lanes, times: Times) -> None:
         self._env = simpy.Environment()
-        self._times, self._costs_told = times, lanes.tells_costs
+        self._times, self._keeps_costs = times, lanes.keeps_costs
         self._live: dict[str, GenerationTask] = {}
         self._queued: list[str] = []
         self._degraded: list[str] = []
@@ -104,7 +104,7 @@ class _Day:
         self._lanes: dict[int, _Lane] = {}
         self._numbers = iter(range(10**6))
         self._waits_s: list[float] = []
-        self._by_lane = self._by_degraded = self._turned_away = self._busy_told = 0
+        self._by_lane = self._by_degraded = self._turned_away = self._busy_gone = 0
         self._lane_s = 0.0
         self._held: list[tuple[float, int]] = []
         self._demand: list[tuple[float, int]] = []
@@ -120,9 +120,9 @@ class _Day:
         for lane in list(self._lanes.values()):
             self._lane_s += DAY_S - lane.made_s
 
-    def told(self) -> Told:
+    def counted(self) -> Counted:
         changes = () if self._autoscaler is None else self._autoscaler.changes
-        return Told(
+        return Counted(
             came=len(self._came),
             by_lane=self._by_lane,
             by_degraded=self._by_degraded,
@@ -131,7 +131,7 @@ class _Day:
             lane_hours=self._lane_s / HOUR_S,
             more=sum(max(0, change.by) for change in changes),
             fewer=sum(max(0, -change.by) for change in changes),
-            busy_told_to_go=self._busy_told,
+            busy_told_to_go=self._busy_gone,
             lanes=self._held,
             demand=self._demand,
         )
@@ -146,7 +146,7 @@ class _Day:
             self._live[name] = replace(pending_task(name), model=MODEL, queued_at=self._moment(), deadline_at=until)
             if any(lane.word.state in {LaneState.WARM, LaneState.BUSY} for lane in self._lanes.values()):
                 self._queued.append(name)
-                self._tell()
+                self._report()
                 self._env.process(self._pass_on(name))
             else:
                 self._to_degraded(name)
@@ -165,7 +165,7 @@ class _Day:
             return
         self._degraded.append(name)
         self._live[name] = replace(self._live[name], route="degraded", deadline_at=self._moment(WAIT_S))
-        self._tell()
+        self._report()
 
     def _let_go(self) -> None:
         for name in [name for name in self._degraded if self._live[name].deadline_at <= self._moment()]:
@@ -242,7 +242,7 @@ class _Day:
             Pick(
                 name=lane.name,
                 is_ready=lane.word.state is not LaneState.STARTING,
-                cost=cost_of(lane.word, now_s=now_s) if self._costs_told else 0,
+                cost=cost_of(lane.word, now_s=now_s) if self._keeps_costs else 0,
                 ready_at_s=lane.ready_s,
             )
             for lane in self._lanes.values()
@@ -250,12 +250,12 @@ class _Day:
         ]
         lane = self._lanes[picked(picks)]
         lane.leaves = True
-        self._busy_told += lane.word.state is LaneState.BUSY
-        self._tell()
+        self._busy_gone += lane.word.state is LaneState.BUSY
+        self._report()
 
     # ── beside ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         self._news.succeed()
         self._news = self._env.event()
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tests.drills.autoscaling import demand_told
+from tests.drills.autoscaling import demand_shown
 from tests.drills.autoscaling_report import LanePod, Look, Seen, judge, last_state, markdown, merged
 
 ROSE = datetime(2026, 11, 28, 1, 0, tzinfo=UTC)
@@ -115,5 +115,5 @@ def test_what_the_api_says_of_pods_is_kept_after_they_are_gone() -> None:
 def test_the_demand_that_the_autoscaler_was_told(text: str, expected: float) -> None:
     metric = {"type": "External", "external": {"current": {"averageValue": text}}}
     scaler = {"kind": "HorizontalPodAutoscaler", "status": {"currentMetrics": [metric]}}
-    assert demand_told([{"kind": "Pod"}, scaler]) == expected
-    assert demand_told([{"kind": "HorizontalPodAutoscaler", "status": {"currentMetrics": None}}]) is None
+    assert demand_shown([{"kind": "Pod"}, scaler]) == expected
+    assert demand_shown([{"kind": "HorizontalPodAutoscaler", "status": {"currentMetrics": None}}]) is None

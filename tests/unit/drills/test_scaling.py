@@ -9,7 +9,7 @@ from ops.simulation import Arrival, SimulatedLanes, first_in_first_out
 from ops.simulation import simulate as simulate_fixed
 from tests.drills.order import with_part
 from tests.drills.scaling import HEADINGS, KINDS, PAGE, PLOT, Row, added, cells, plot, ways
-from tests.drills.scaling_day import DAY_S, HOUR_S, MODEL, Lanes, Times, Told, costs_of, simulate
+from tests.drills.scaling_day import DAY_S, HOUR_S, MODEL, Counted, Lanes, Times, costs_of, simulate
 from tests.drills.scaling_rules import Autoscaler, Pick, ScaledObject, picked
 
 RULES = ScaledObject(least=1, most=20, tasks_per_lane=1, cool_down_s=600)
@@ -55,14 +55,14 @@ def test_lanes_that_are_always_there_fare_as_in_the_products_own_simulation(coun
     lanes = SimulatedLanes(count={MODEL: count}, run_s={MODEL: times.run_s})
     arrived = [Arrival(at_s=at_s, model=MODEL, to_lane=True) for at_s in came]
     other = simulate_fixed(arrived, order=first_in_first_out, costs=costs_of(times), lanes=lanes)
-    told = simulate(came, Lanes(first=count), times)
+    counted = simulate(came, Lanes(first=count), times)
     by_lane = sum(start.on_lane for start in other.starts)
-    assert (told.by_lane, told.by_degraded) == (by_lane, other.served - by_lane)
-    assert told.turned_away == len(other.refused) + len(other.expired)
-    assert told.lane_hours == pytest.approx(24 * count)
+    assert (counted.by_lane, counted.by_degraded) == (by_lane, other.served - by_lane)
+    assert counted.turned_away == len(other.refused) + len(other.expired)
+    assert counted.lane_hours == pytest.approx(24 * count)
 
 
-def of_a_day(day: str, name: str) -> Told:
+def of_a_day(day: str, name: str) -> Counted:
     (way,) = [way for way in ways() if way.name == name]
     return simulate(KINDS[day](1), way.lanes, way.times)
 
@@ -92,9 +92,9 @@ def test_the_page_and_the_plot_are_of_these_rows() -> None:
 
 
 def test_the_plot_shows_both_kinds_of_days(tmp_path: Path) -> None:
-    told = of_a_day("smooth", "1 to 6, by demand")
-    rows = [Row(day=day, way="1 to 6, by demand", days=1, told=added([told])) for day in KINDS]
-    assert cells(rows[0])[6] == f"{told.lane_hours:.0f}"
+    counted = of_a_day("smooth", "1 to 6, by demand")
+    rows = [Row(day=day, way="1 to 6, by demand", days=1, counted=added([counted])) for day in KINDS]
+    assert cells(rows[0])[6] == f"{counted.lane_hours:.0f}"
     plot(rows, tmp_path / "scaling.svg")
     drawn = (tmp_path / "scaling.svg").read_text()
     assert all(f"a {day} day, lanes 1 to 6, by demand" in drawn for day in KINDS)
