@@ -2,7 +2,9 @@
 trace's link, failed tasks, a quarantine, and the first key, which closes the gateway."""
 
 import io
+import re
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import httpx
@@ -10,14 +12,18 @@ import msgspec
 import pytest
 import pytest_asyncio
 from PIL import Image
-from playwright.async_api import Browser, Route, expect
+from playwright.async_api import Browser, Locator, Route, expect
 
-from contracts.topology import SLOTS
+from contracts import lifecycle
+from contracts.lanes import ColdStart
+from contracts.tasks import encode_task
+from contracts.topology import COLD_STARTS, SLOTS, TASKS
 from ops.nats.link import NatsLink
+from tests.integration.test_http_operate import SWAP, waiting
 from tests.kit.collector import Collector
 from tests.kit.gateway import GatewayProcess, provisioned_gateway
 from tests.kit.panel import Panel, chromium, panel_in
-from tests.kit.records import quarantined_slot
+from tests.kit.records import quarantined_slot, video_of
 from tests.kit.support import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
@@ -136,6 +142,42 @@ async def test_a_trace_is_linked_to_where_it_is_shown(panel: Panel, http: httpx.
     assert task["trace_id"]
     link = panel.page.get_by_role("link", name=task["trace_id"])
     await expect(link).to_have_attribute("href", f"{JAEGER}/trace/{task['trace_id']}")
+
+
+async def test_an_operator_sees_what_waits_what_happened_and_why(
+    panel: Panel, gateway: GatewayProcess, http: httpx.AsyncClient
+) -> None:
+    """The shared queue, the last hour, a fallback with its cause, a change of model, a cold start, and a decision."""
+    body = {"model": "phr00t", "prompt": "a lantern"}
+    asked = (await http.post("/generate", json=body, headers={"prefer": "respond-async"})).json()
+    now = datetime.now(UTC)
+    swapped = waiting(route="degraded", queued_at=now - timedelta(seconds=5))
+    swapped = lifecycle.claim(swapped, owner="o", worker="degraded-0", lease_s=60, now=now)
+    swapped = lifecycle.finish(swapped, video=video_of(swapped, b"x"), memory=None, swap=SWAP, now=now)
+    start = ColdStart(model="anisora", worker="anisora-7", started_at=now, ended_at=now, seconds=12.0)
+    link = await NatsLink.connect(gateway.nats.url, name="test")
+    await link.entries.create(TASKS, swapped.id, encode_task(swapped))
+    await link.entries.put(COLD_STARTS, "anisora", msgspec.json.encode(start))
+    await link.close()
+    await panel.open("operate")
+
+    def part(name: str) -> Locator:
+        return panel.page.get_by_role("region", name=name, exact=True)
+
+    await expect(part("The shared queue")).to_contain_text(re.compile(r"Place \d+: phr00t, standard, for \d"))
+    await expect(part("The shared queue")).to_contain_text("Nobody serves it now")
+    await expect(part("The last hour")).to_contain_text("Longest wait 5 s")
+    await expect(part("Fallbacks").get_by_role("img", name="phr00t: no warm lane")).to_be_visible()
+    await part("Fallbacks").get_by_text("as a table").click()
+    await expect(part("Fallbacks").get_by_role("row", name="phr00t")).to_contain_text("lasts")
+    await expect(part("Changes of model")).to_contain_text("phr00t \N{RIGHTWARDS ARROW} anisora")
+    await expect(part("Cold starts").get_by_role("row", name="anisora-7")).to_contain_text("12 s")
+    assert await panel.barriers() == []
+    await panel.open(f"watch/{asked['id']}")
+    reasons = panel.page.locator(".detail section", has_text="Why it went there")
+    await expect(reasons).to_contain_text("Rule 4: ")
+    await expect(reasons).to_contain_text("Worked out again from the stored inputs: the same.")
+    await http.delete(asked["links"]["self"])
 
 
 async def test_a_quarantine_is_lifted_after_a_word_of_what_follows(panel: Panel, gateway: GatewayProcess) -> None:
