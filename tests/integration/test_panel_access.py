@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Final
 
+import httpx
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
@@ -15,8 +16,9 @@ from contracts.keys import Scope as KeyScope
 from ops.nats.api_keys import add
 from ops.nats.link import NatsLink
 from tests.integration.test_nginx import OPTIONS, Site, site
+from tests.kit.keyed import by
 from tests.kit.panel import Panel, chromium, panel_in
-from tests.kit.support import KEEP_S
+from tests.kit.support import KEEP_S, eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 __all__ = ["site"]  # the fixture: a gateway, an nginx in front of it, and a key of alice's
@@ -37,9 +39,16 @@ async def panel(browser: Browser, site: Site) -> AsyncIterator[Panel]:
 
 
 async def key_of(site: Site, caller: str, *scopes: KeyScope) -> Presented:
+    """A new key, which the gateway knows."""
     link = await NatsLink.connect(site.gateway.nats.url, name="test")
     made = await add(link, caller, scopes, now=datetime.now(UTC))
     await link.close()
+    async with httpx.AsyncClient(base_url=site.gateway.url) as http:
+
+        async def is_known() -> bool:
+            return (await http.get("/settings", headers=by(made))).status_code == 200
+
+        await eventually(is_known)
     return made
 
 
