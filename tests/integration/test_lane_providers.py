@@ -199,14 +199,21 @@ async def test_a_scale_in_takes_the_lane_that_costs_least(
             model="phr00t", worker=name, state=state, health_age_s=0.0, slot=f"GPU-{name}", pid=7, started_at=now
         )
         await heartbeats.put(lane_key("phr00t", name), own)
-    options, environment = cluster.options()
-    async with supervised(bare_system, tmp_path / "data", *options, "--deletion-cost", **environment):
-        costs = [(loads, ""), (warm, str(WARM)), (busy, str(BUSY))]
-        await eventually(lambda: asyncio.sleep(0, all(cluster.cost_of(name) == cost for name, cost in costs)))
-        cluster.server.kubectl(*scale, "--replicas=2")
-        assert set(await asyncio.to_thread(cluster.all_placed, 2)) == {warm, busy}
-        cluster.server.kubectl(*scale, "--replicas=1")
-        assert await asyncio.to_thread(cluster.all_placed, 1) == [busy]
+    async with proxy_to(cluster.server.url, cluster.authority) as proxy:
+        cluster.url = proxy.url
+        slow = Answer(429, status_of(429, "TooManyRequests", "please try again later"), {"Retry-After": "1"})
+        proxy.instead = lambda asked: slow if asked.startswith("PATCH") else None
+        options, environment = cluster.options()
+        async with supervised(bare_system, tmp_path / "data", *options, "--deletion-cost", **environment) as rig:
+            await rig.logs("not_annotated", pod=busy)  # and asked no more for a second
+            assert set(cluster.costs().values()) == {""}
+            proxy.instead = lambda _: None
+            expected = {loads: "", warm: str(WARM), busy: str(BUSY)}
+            await eventually(lambda: asyncio.to_thread(lambda: cluster.costs() == expected))
+            cluster.server.kubectl(*scale, "--replicas=2")
+            assert set(await asyncio.to_thread(cluster.all_placed, 2)) == {warm, busy}
+            cluster.server.kubectl(*scale, "--replicas=1")
+            assert await asyncio.to_thread(cluster.all_placed, 1) == [busy]
 
 
 def test_the_supervisors_account_may_do_no_more_than_it_needs(cluster: OnCluster) -> None:

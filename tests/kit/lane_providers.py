@@ -233,10 +233,10 @@ class OnCluster:
         patch = f"--namespace={self.name}", "--subresource=status", f"--patch={status}"
         self.server.kubectl("patch", "pod", name, *patch)
 
-    def cost_of(self, name: str) -> str:
-        """What the pod's annotation says."""
-        metadata = self.server.get("pod", name, f"--namespace={self.name}")["metadata"]
-        return str(metadata.get("annotations", {}).get(ANNOTATION, ""))
+    def costs(self) -> dict[str, str]:
+        """What each pod costs to delete, by its annotation."""
+        found = [each["metadata"] for each in self.pods()]
+        return {each["name"]: each.get("annotations", {}).get(ANNOTATION, "") for each in found}
 
     async def end_again_and_again(self, rig: Rig) -> None:
         await asyncio.to_thread(lambda: self.kubelet_says(self.placed(), CRASHED, OUT_OF_MEMORY, restarts=3))
