@@ -192,7 +192,7 @@ def served(service: str, *inside: str, error: str = "") -> list[str]:
     ]
 
 
-DIED = " !gave_up: the pipeline host died"
+DIED = " !gave_up: the pipeline host was killed by signal 9 (SIGKILL)"
 LOST = "inference !host_lost"
 TRACES = {
     "lane": [*accepted(), *served("lane", *FINISHED)],

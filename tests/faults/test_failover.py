@@ -52,7 +52,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
     """Degraded only, with a standby. A silent worker loses its lease after 2 s."""
     folder = tmp_path_factory.mktemp("failover")
     settings = settings_file(folder, lease_s=2.0, lease_renew_s=0.5, reconnect_grace_s=1.0)
-    options = ("--lanes", "anisora=0,phr00t=0", "--standbys", "1", "--step-seconds", "0.25")
+    options = ("--lanes", "anisora=0,phr00t=0", "--standbys", "1", "--step-seconds", "0.5")
     up = UpProcess(folder, *options, "--settings", str(settings), **shared_forks())
     up.start()
     yield up
@@ -98,7 +98,7 @@ def nobody_restarts(up: UpProcess) -> Iterator[None]:
 
 
 def running_task(up: UpProcess) -> dict[str, Any]:
-    """A task that the leader runs; it takes 2 s."""
+    """A task that the leader runs; it takes 4 s, so that a busy machine kills before it has ended."""
     task = up.submit(model="anisora", num_frames=9)
 
     def look() -> dict[str, Any] | None:
@@ -113,11 +113,12 @@ def running_task(up: UpProcess) -> dict[str, Any]:
 
 def test_kill_9_of_the_leader(up: UpProcess) -> None:
     leader, standby = leader_and_standby(up)
-    task = running_task(up)
-    assert task["worker"] == leader
-    host = up.host_of(leader)
+    process = process_of(up, leader)
     with nobody_restarts(up):
-        os.kill(process_of(up, leader), signal.SIGKILL)
+        task = running_task(up)
+        assert task["worker"] == leader
+        host = up.host_of(leader)
+        os.kill(process, signal.SIGKILL)
         done = up.ended(task["id"])
     assert (done["status"], done["attempt"], done["worker"]) == ("done", 2, standby), done
     assert not is_running(host)
@@ -130,8 +131,9 @@ def test_kill_9_of_the_leader(up: UpProcess) -> None:
 def test_sigstop_of_the_leader(up: UpProcess) -> None:
     """Its child would hold the card for ever: the standby ends it. When it wakes it changes nothing, and stands by."""
     leader, standby = leader_and_standby(up)
+    process = process_of(up, leader)
     task = running_task(up)
-    host, process = up.host_of(leader), process_of(up, leader)
+    host = up.host_of(leader)
     os.kill(process, signal.SIGSTOP)
     try:
         done = up.ended(task["id"])
