@@ -33,7 +33,8 @@ class LogFile:
 
     1. A log that is larger than *max_bytes* is copied to the old one's place and then made empty. Lines stay whole,
        since each is appended in one write and the copy waits for the end of the last one, for half a second at most;
-       a line that comes between the last read and the cut, a few microseconds, is lost.
+       a line that comes between the last read and the cut, a few microseconds, is lost. So is the last one, if only its
+       first half is there, of a log that grows faster than it is copied (3).
     2. The old one goes first, so that there is room for the copy on a disk that is full.
     3. Where it cannot be copied, it may grow to HOPELESS times *max_bytes*, and is then made empty all the same.
     4. An error here is logged once, and ends nothing.
@@ -92,18 +93,21 @@ class LogFile:
 
     def _copy(self, current: BinaryIO) -> None:
         """Copies until nothing more comes and the last line is whole, or until it is too much."""
-        copied_bytes, last, looks_left = 0, b"\n", WHOLE_LINE_LOOKS
+        copied_bytes, whole_bytes, looks_left = 0, 0, WHOLE_LINE_LOOKS
         with self.old_path.open("wb") as old:
             while copied_bytes <= HOPELESS * self._max_bytes:
                 if chunk := current.read(CHUNK_BYTES):
                     old.write(chunk)
                     old.flush()
-                    copied_bytes, last = copied_bytes + len(chunk), chunk[-1:]
-                elif last == b"\n" or not looks_left:
-                    break
+                    if newline := chunk.rfind(b"\n") + 1:
+                        whole_bytes = copied_bytes + newline
+                    copied_bytes += len(chunk)
+                elif whole_bytes == copied_bytes or not looks_left:
+                    return
                 else:
                     looks_left -= 1
                     time.sleep(WHOLE_LINE_LOOK_EVERY_S)
+            old.truncate(whole_bytes or copied_bytes)
 
     def _log_once(self, event: str, error: OSError) -> None:
         if self._logged != event:

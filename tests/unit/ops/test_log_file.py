@@ -70,6 +70,16 @@ def test_the_newest_stays_whole_and_the_old_one_is_replaced(tmp_path: Path) -> N
     assert lines_of(kept.path) == [b"small\n"]
 
 
+def test_a_log_that_grows_faster_than_it_is_copied_ends_with_a_whole_line(tmp_path: Path) -> None:
+    kept = LogFile(tmp_path / "a.log", max_bytes=10)
+    with kept.open() as file:
+        file.write(b"line\n" * HOPELESS * 3 + b"the first half")
+        file.flush()
+        kept.keep_small()
+    assert kept.old_path.read_bytes() == b"line\n" * HOPELESS * 3
+    assert kept.path.read_bytes() == b""
+
+
 async def test_the_copy_waits_for_the_end_of_a_line_that_is_being_written(tmp_path: Path) -> None:
     kept = LogFile(tmp_path / "a.log", max_bytes=10)
     with kept.open() as file:
