@@ -159,5 +159,8 @@ class Mishaps:
 
 
 def ids_that_differ(now: dict[int, Stored], then: dict[int, Stored]) -> set[str]:
-    """The tasks of the messages that are in one of them and not in the other."""
-    return {(now.get(seq) or then[seq]).subject.rsplit(".", 1)[-1] for seq in now.keys() ^ then.keys()}
+    """The tasks of the messages that are in one of them and not in the other. A stream that was made anew has other
+    messages under the same numbers."""
+    differ = [seq for seq in now.keys() | then.keys() if now.get(seq) != then.get(seq)]
+    found = [stored for seq in differ for stored in (now.get(seq), then.get(seq)) if stored is not None]
+    return {stored.subject.rsplit(".", 1)[-1] for stored in found}
