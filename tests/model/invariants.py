@@ -229,8 +229,8 @@ class Ledger:
     def check_sound(self, now_s: float, sound_from_s: float, idle: Set[str]) -> None:
         """What holds where servers, sweepers and workers live and nothing goes wrong, since *sound_from_s*.
 
-        Nothing waits longer than the limit on the degraded queue, or longer than a redelivery for a worker that is
-        *idle*; nothing is long past its deadline; what has ended takes no place.
+        Nothing waits longer than the limit on the degraded queue, or, before its deadline, longer than a redelivery for
+        a worker that is *idle*; nothing is long past its deadline; what has ended takes no place.
         """
         now, sound_from = moment(now_s), moment(sound_from_s)
         for task in self.records.values():
@@ -245,7 +245,8 @@ class Ledger:
                     raise Violation(f"4: {task.id} still waits for {DEGRADED}, since {task.queued_at}")
                 if overdue_s > LOOKED_S:
                     raise Violation(f"1: {task.id} waits for {stream}, overdue since {task.deadline_at}")
-                if waited_s - self.slack_s > REDELIVERED_S and stream in idle:
+                # from its deadline on no worker may start it
+                if waited_s - self.slack_s > REDELIVERED_S and stream in idle and now < task.deadline_at:
                     raise Violation(f"7: {task.id} waits for {waited_s:.1f} s, and a worker of {stream} is idle")
             elif task.status is TaskStatus.PROCESSING and task.lease_expires_at is not None:
                 over_s = (now - max(task.lease_expires_at, sound_from)).total_seconds() - self.slack_s

@@ -6,11 +6,14 @@ from typing import Final
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from contracts.tasks import TaskStatus
 from tests.model.drive import drive
 from tests.model.jetstream import Stored
 from tests.model.machine import Protocol
 from tests.model.mishaps import ids_that_differ
 from tests.model.patches import simulated_product
+from tests.model.setting import MODELS
+from tests.model.world import World
 
 # The same ones each time: about 8 s of computing together.
 EXAMPLES: Final = 40
@@ -48,3 +51,22 @@ def test_a_bucket_made_anew_has_other_messages_under_the_same_numbers() -> None:
     first, second = (Stored(3, f"$KV.tasks.{task}", b"", {}, 0.0) for task in ("first", "second"))
     assert ids_that_differ({3: second}, {3: first}) == {"first", "second"}
     assert ids_that_differ({3: first}, {3: first}) == set()
+
+
+def test_an_idle_worker_owes_nothing_to_a_task_past_its_deadline() -> None:
+    """The worker leaves it to whoever ends it (rule 1 of the order). Found by `make model`, in story 1450."""
+    with simulated_product():
+        world = World()
+        try:
+            for model in MODELS:
+                world.lane_says(model, 0, None)
+            world.time.settle()
+            world.runs.append(("done", 30.0))  # until the moment of the deadline of the second task
+            world.clients.post("gateway-0", "anisora", is_async=True)
+            world.time.live(0.5)
+            world.clients.post("gateway-0", "anisora", is_async=True)
+            world.finish()
+        finally:
+            world.close()
+    first, second = sorted(world.ledger.records.values(), key=lambda task: task.queued_at)
+    assert (first.status, second.status) == (TaskStatus.DONE, TaskStatus.FAILED)
