@@ -73,6 +73,13 @@ class Submitter(Struct, frozen=True):
     displaces: bool = True
 
 
+class Placed(Struct, frozen=True):
+    """A task in its place. Not *is_ours*: an equal request of the same key, which came first, has made it."""
+
+    snapshot: Snapshot
+    is_ours: bool
+
+
 class Admission:
     """Turns an accepted request into a task."""
 
@@ -138,8 +145,8 @@ class Admission:
                 snapshot = await self._holds.hold(
                     snapshot, is_shared=key is not None, until_gone=until_gone, hold_s=hold_s
                 )
-            if is_overloaded(snapshot.task) and not snapshot.task.promised:
-                raise self.overload.late(snapshot.task)
+            if not snapshot.task.promised:
+                self.require_kept(snapshot.task)
             if not snapshot.task.withdrawn:
                 return snapshot
             # the other callers of this key had hung up just before this one came
@@ -151,9 +158,9 @@ class Admission:
         sender.require()
         self.require_room()
         request = await self.complete(request, sender.caller)
-        return await self.place(request, sender, task_id)
+        return (await self.place(request, sender, task_id)).snapshot
 
-    async def place(self, request: AcceptedRequest, sender: Submitter, task_id: str) -> Snapshot:
+    async def place(self, request: AcceptedRequest, sender: Submitter, task_id: str) -> Placed:
         """The task of *request*, which is complete, queued and recorded as *task_id*. Raises as `accept` does."""
         try:
             task, found = await self._queue(request, sender, task_id)
@@ -170,11 +177,18 @@ class Admission:
         if snapshot.task.was_refused:
             # it ended before we could record it; an image that came after that has nobody to remove it
             await remove_leftovers(snapshot.task, link=self._link, artifacts=self._artifacts)
-        if is_overloaded(snapshot.task):
-            raise self.overload.late(snapshot.task)
+        self.require_kept(snapshot.task)
         if is_ours:
             report_replaced(task)
-        return snapshot
+        return Placed(snapshot, is_ours)
+
+    def require_kept(self, task: GenerationTask) -> None:
+        """Raises what *task* was refused for, Overloaded or StorageFailed. Of one that was withdrawn or taken back it
+        raises nothing: whoever comes now with its key makes another."""
+        if is_overloaded(task):
+            raise self.overload.late(task)
+        if task.was_refused and not task.withdrawn and task.error is not None:
+            raise StorageFailed(task.error.message)
 
     async def identify(self, request: AcceptedRequest, sender: Submitter) -> tuple[str, Snapshot | None]:
         """The id of the task, and the task where the same key has made it before."""

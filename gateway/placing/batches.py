@@ -21,7 +21,7 @@ from contracts.topology import DEGRADED, work_stream
 from gateway.boards.lane_board import LaneBoard
 from gateway.boards.snapshots import Snapshot
 from gateway.boards.task_board import TaskBoard
-from gateway.placing.admission import Admission, Submitter
+from gateway.placing.admission import Admission, Placed, Submitter
 from gateway.placing.cancelling import end_task
 from gateway.placing.hold import Holds
 from gateway.placing.overload import Overload
@@ -95,14 +95,25 @@ class Batches:
         placed: list[Snapshot] = []
         try:
             for place in new:
-                made = await self._admission.place(requests[place], senders[place], identified[place][0])
-                placed.append(made)
-                snapshots[place] = made
+                made = await self._place(requests[place], senders[place], identified[place][0])
+                if made.is_ours:
+                    placed.append(made.snapshot)
+                snapshots[place] = made.snapshot
         except Exception as error:
             if key is None or not isinstance(error, TransportUnavailable):
                 await self._take_back(placed)
             raise
         return [await self._holds.promise(snapshots[place]) for place in range(len(items))]
+
+    async def _place(self, request: AcceptedRequest, sender: Submitter, task_id: str) -> Placed:
+        """As `Admission.place`; anew where an equal batch took its task back meanwhile."""
+        while True:
+            placed = await self._admission.place(request, sender, task_id)
+            if not placed.snapshot.task.withdrawn:
+                return placed
+            task_id, known = await self._admission.identify(request, sender)
+            if known is not None:
+                return Placed(known, is_ours=False)
 
     async def _require_places(self, items: Sequence[BatchItem]) -> None:
         """Raises Overloaded where the queues have no places for all *items* now, TransportUnavailable."""
@@ -115,7 +126,7 @@ class Batches:
             raise self._overload.refused("depth", last.request.model, last.priority)
 
     async def _take_back(self, placed: Sequence[Snapshot]) -> None:
-        """Ends the tasks that were *placed*: nobody was given their ids."""
+        """Ends the tasks that were *placed* and are of this batch alone: nobody was given their ids."""
         for snapshot in placed:
             task_id = snapshot.task.id
             end = partial(end_task, task_id, _taken_back, link=self._link, tasks=self._tasks, artifacts=self._artifacts)

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 import structlog
+from msgspec.structs import replace
 
 from contracts import lifecycle
 from contracts.generation.request import AcceptedRequest
@@ -53,7 +54,8 @@ class InputImages:
         """
         log.error("image_not_stored", task_id=task.id, error=str(error))
         try:
-            await self._tasks.create(_without_image(task))
+            # nobody was given its id, and so nobody is told of its end
+            await self._tasks.create(replace(_without_image(task), promised=False))
         except WrongRevision:
             known = await self._tasks.read(task.id)
             if known is not None:

@@ -16,7 +16,9 @@ from contracts.topology import DEGRADED, TASKS
 from gateway.boards.deadlines import Deadlines
 from gateway.boards.snapshots import Snapshot
 from gateway.placing.overload import Overloaded
+from gateway.rules.webhook_events import happened
 from gateway.services import Services
+from ops.artifacts import StorageFailed
 from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
 from tests.kit.gateway_parts import services_on
@@ -70,6 +72,10 @@ def refused(task: GenerationTask) -> GenerationTask:
     return lifecycle.fail(task, code=FailureCode.QUEUE_OVERLOADED, message="too late", now=datetime.now(UTC))
 
 
+def without_image(task: GenerationTask) -> GenerationTask:
+    return lifecycle.fail(task, code=FailureCode.STORAGE_FAILED, message="no image", now=datetime.now(UTC))
+
+
 def images(tmp_path: Path) -> list[str]:
     return [path.name.split(".")[0] for path in (tmp_path / "artifacts").rglob("*.*")]
 
@@ -85,6 +91,49 @@ async def test_a_late_worker_was_first(
     assert (raised.value.limit, raised.value.task_id) == ("wait", FIRST)
     assert images(tmp_path) == []
     assert (await js_of(services.link).stream_info(DEGRADED)).state.messages == 0
+
+
+@pytest.mark.parametrize("held", [True, False])
+async def test_the_image_of_an_equal_request_could_not_be_stored(
+    held: bool, services: Services, request_: AcceptedRequest, tmp_path: Path
+) -> None:
+    """Its gateway ended the task: this one is refused for the same, and the key may try again. Found by `make model`, in
+    story 1821: it was given the id of a task that had ended, and its receiver was told nothing."""
+    meanwhile(services, lambda task: replace(without_image(task), promised=False))
+    with pytest.raises(StorageFailed):
+        await accept(services, request_, held=held)
+    assert images(tmp_path) == []
+    assert (await js_of(services.link).stream_info(DEGRADED)).state.messages == 0
+    assert (await accept(services, request_, held=False)).task.id == SECOND
+
+
+async def test_the_image_of_an_equal_request_cannot_be_stored_while_this_one_is_held(
+    services: Services, request_: AcceptedRequest
+) -> None:
+    accepting = accept(services, request_)
+
+    async def waits() -> Snapshot | None:
+        return await services.tasks.read(FIRST)
+
+    waiting = await eventually(waits)
+    assert waiting is not None
+    ended = encode_task(without_image(waiting.task))
+    await services.link.entries.update(TASKS, FIRST, ended, revision=waiting.revision)
+    with pytest.raises(StorageFailed):
+        await accepting
+
+
+@pytest.mark.parametrize("held", [True, False])
+async def test_of_a_request_whose_image_cannot_be_stored_no_receiver_is_told(
+    held: bool, services: Services, request_: AcceptedRequest, tmp_path: Path
+) -> None:
+    """Nobody was given its id, whether it would have been given at once or not."""
+    (tmp_path / "artifacts" / "images").write_text("a file where the folder should be")
+    with pytest.raises(StorageFailed):
+        await accept(services, request_, held=held)
+    recorded = await services.tasks.read(FIRST)
+    assert recorded is not None
+    assert (recorded.task.status, list(happened(recorded.task))) == (TaskStatus.FAILED, [])
 
 
 async def test_a_held_request_is_answered_when_no_sweeper_looks(

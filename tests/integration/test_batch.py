@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import pytest
 from contracts import lifecycle
 from contracts.generation.batch import validate_batch
 from contracts.settings import Catalog
-from contracts.tasks import Priority, TaskStatus
+from contracts.tasks import Priority, TaskStatus, keyed_task_id
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS
 from gateway.boards.snapshots import Snapshot
-from gateway.placing.admission import Admission, KeyReused
+from gateway.placing.admission import Admission, KeyReused, Placed
 from gateway.placing.batches import Batches, BatchItem
 from gateway.placing.overload import Overloaded
 from gateway.services import Services
+from ops.artifacts import StorageFailed
 from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, System, provisioned_gateway
@@ -211,17 +213,17 @@ async def test_one_that_runs_already_is_taken_back_too(services: Services, monke
     place = Admission.place
     placed: list[Snapshot] = []
 
-    async def place_and_claim(self: Admission, *arguments: Any) -> Snapshot:
+    async def place_and_claim(self: Admission, *arguments: Any) -> Placed:
         if len(placed) == 1:
             raise Overloaded("depth", retry_after_s=1)
-        snapshot = await place(self, *arguments)
-        placed.append(snapshot)
+        made = await place(self, *arguments)
+        placed.append(made.snapshot)
         moved = await services.tasks.move(
-            snapshot.task.id,
+            made.snapshot.task.id,
             lambda task, _: lifecycle.claim(task, owner="o", worker="w", lease_s=20, now=task.created_at),
         )
         assert moved is not None
-        return snapshot
+        return made
 
     monkeypatch.setattr(Admission, "place", place_and_claim)
     with pytest.raises(Overloaded):
@@ -232,3 +234,49 @@ async def test_one_that_runs_already_is_taken_back_too(services: Services, monke
     monkeypatch.undo()
     again = await accepted(services, numbered(2), "k")
     assert placed[0].task.id not in {each.task.id for each in again}
+
+
+async def test_an_equal_batch_that_took_its_tasks_back_leaves_the_next_id_of_the_key(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken back after this one had looked for what its key has made."""
+    first = await accepted(services, numbered(1), "k")
+    moved = await services.tasks.move(
+        first[0].task.id, lambda task, _: lifecycle.take_back(task, now=datetime.now(UTC))
+    )
+    assert moved is not None
+    looks_too_early(monkeypatch)
+    again = await accepted(services, numbered(1), "k")
+    assert (again[0].task.status, again[0].task.promised) == (TaskStatus.PENDING, True)
+
+
+async def test_what_an_equal_batch_was_answered_with_stays(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This one joined its tasks and could not place the last of its own: it takes back what it made alone."""
+    first = await accepted(services, numbered(2), "k")
+    looks_too_early(monkeypatch)
+    place = Admission.place
+
+    async def last_fails(self: Admission, request: Any, sender: Any, task_id: str) -> Any:
+        if sender.key.endswith("1"):
+            raise StorageFailed
+        return await place(self, request, sender, task_id)
+
+    monkeypatch.setattr(Admission, "place", last_fails)
+    with pytest.raises(StorageFailed):
+        await accepted(services, numbered(2), "k")
+    monkeypatch.undo()
+    assert await accepted(services, numbered(2), "k") == first
+
+
+def looks_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each request of a batch, the first look at what its key has made finds nothing."""
+    identify = Admission.identify
+    looked = set[str | None]()
+
+    async def nothing_yet(self: Admission, request: Any, sender: Any) -> tuple[str, Snapshot | None]:
+        if sender.key in looked:
+            return await identify(self, request, sender)
+        looked.add(sender.key)
+        return keyed_task_id(sender.caller, sender.key, 0), None
+
+    monkeypatch.setattr(Admission, "identify", nothing_yet)
