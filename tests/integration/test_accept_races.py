@@ -97,8 +97,8 @@ async def test_a_late_worker_was_first(
 async def test_the_image_of_an_equal_request_could_not_be_stored(
     held: bool, services: Services, request_: AcceptedRequest, tmp_path: Path
 ) -> None:
-    """Its gateway ended the task: this one is refused for the same, and the key may try again. Found by `make model`, in
-    story 1821: it was given the id of a task that had ended, and its receiver was told nothing."""
+    """Its gateway ended the task: this one is refused for the same, and the key may try again. It was given the id of a
+    task that had ended, and its receiver was told nothing (found by `make model`, in story 1821)."""
     meanwhile(services, lambda task: replace(without_image(task), promised=False))
     with pytest.raises(StorageFailed):
         await accept(services, request_, held=held)
