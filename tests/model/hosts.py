@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from tests.model.world import World
 
 MEMORY: Final = MemoryReading(rss_bytes=1)
+# Longer than a hand waits for more messages once it has one: LOOK_S, GATHER_S.
+LOOKS_S: Final = 0.2
 
 CALLER: ContextVar["Call | None"] = ContextVar("caller", default=None)
 
@@ -253,17 +255,35 @@ class GatewayHost(ModelHost):
                 raise Violation(f"1: {task_id} was shown as ended, and now as {snapshot.task.status}")
 
 
-class WatchedHand(Hand):
-    """A hand that knows whether its worker waits for a message: it fetches also while the worker runs a task."""
+class Watched:
+    """A source that knows since when its worker waits for a message: a hand fetches also while the worker runs a task,
+    or holds one and looks for others beside it."""
 
-    waits = False
+    def __init__(self, source: Source, now_s: Callable[[], float]) -> None:
+        self._source = source
+        self._now_s = now_s
+        self._waits_since_s: float | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        return self._source.trouble
+
+    @property
+    def waits(self) -> bool:
+        """Whether its worker waits for longer than any look takes."""
+        return self._waits_since_s is not None and self._now_s() - self._waits_since_s > LOOKS_S
 
     async def next(self) -> NextMessage | None:
-        self.waits = True
-        try:
-            return await super().next()
-        finally:
-            self.waits = False
+        if self._waits_since_s is None:
+            self._waits_since_s = self._now_s()
+        found = await self._source.next()
+        if found is not None:
+            self._waits_since_s = None
+        return found
+
+    async def close(self) -> None:
+        self._waits_since_s = None
+        await self._source.close()
 
 
 class WorkerHost(ModelHost):
@@ -276,14 +296,15 @@ class WorkerHost(ModelHost):
         self.stream = DEGRADED if model == "degraded" else lane_stream(model)
         self._stopped = asyncio.Event()
         self._resident: str | None = None
-        self._hand: WatchedHand | None = None
+        self._source: Watched | None = None
 
     async def main(self) -> None:
         link = await self.connect()
         order = Order(self.world.catalog.degraded, resident=lambda: self._resident)
-        source: Source = LaneHand(link, self.stream, order=order)
+        hand: Source = LaneHand(link, self.stream, order=order)
         if self.stream == DEGRADED:
-            source = self._hand = WatchedHand(link, order=order, owner=self.owner, leads=self._leads)
+            hand = Hand(link, order=order, owner=self.owner, leads=self._leads)
+        self._source = Watched(hand, lambda: self.world.now_s)
         loop = WorkLoop(
             link=link,
             artifacts=cast(Artifacts, self.world.artifacts),
@@ -294,7 +315,7 @@ class WorkerHost(ModelHost):
             runner=OrderedRunner(self, order),
             scratch=cast(Scratch, _Scratch()),
             on_busy=lambda _: None,
-            source=source,
+            source=self._source,
         )
         never = asyncio.Event()
         while True:
@@ -308,7 +329,7 @@ class WorkerHost(ModelHost):
     @property
     def is_idle(self) -> bool:
         """Whether it waits for a message."""
-        waits = self._hand is None or self._hand.waits
+        waits = self._source is not None and self._source.waits
         return self.alive and waits and self.world.network.waits_for_messages(self)
 
     # it is the runner of its own loop

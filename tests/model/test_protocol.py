@@ -70,3 +70,20 @@ def test_an_idle_worker_owes_nothing_to_a_task_past_its_deadline() -> None:
             world.close()
     first, second = sorted(world.ledger.records.values(), key=lambda task: task.queued_at)
     assert (first.status, second.status) == (TaskStatus.DONE, TaskStatus.FAILED)
+
+
+def test_a_worker_that_looks_at_what_waits_is_not_idle() -> None:
+    """Two lanes end at one moment, and share what waits: one of them has a task in its hand, and waits 0.1 s for more.
+    Found by `make model`, in story 1855."""
+    with simulated_product():
+        world = World()
+        try:
+            world.default_run = ("done", 20.0)
+            for _ in range(2):
+                for _ in range(2):
+                    world.clients.post("gateway-0", "anisora", is_async=True)
+                world.time.settle()
+            world.finish()
+        finally:
+            world.close()
+    assert {task.status for task in world.ledger.records.values()} == {TaskStatus.DONE}
