@@ -41,7 +41,8 @@ _UNRESERVED: Final = r"A-Za-z0-9._~!$&'()*+,;=:@%/-"
 _URL: Final = re.compile(
     rf"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{{1,5}}))?"
     rf"(?P<path>/[{_UNRESERVED}]*)?(?P<query>\?[{_UNRESERVED}?]*)?",
-    re.IGNORECASE,
+    # without ASCII the long s would be a letter from a to z here, and nowhere else
+    re.ASCII | re.IGNORECASE,
 )
 _NUMBER: Final = re.compile(r"0[xX][0-9A-Fa-f]*|[0-9]+")
 

@@ -1,8 +1,9 @@
 """Connects to an address that a caller named: resolve it once, judge every address, connect to one that was judged.
 
 Whoever answers is hostile: slow, silent, endless, a redirect, or a name whose address changes between two looks. So no
-redirect is followed, and no proxy of the environment is used. How long an answer may take, and how much of it is read,
-is the business of whoever asks. Webhooks and images that are fetched both go through here, and through nothing else.
+redirect is followed or even read, no cookie is kept, and no proxy of the environment is used. How long an answer may
+take, and how much of it is read, is the business of whoever asks. Webhooks and images that are fetched both go through
+here, and through nothing else.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from ipaddress import ip_address
-from typing import Final
+from typing import Any, Final
 
 import httpx
 
@@ -59,22 +60,22 @@ class Outbound:
         self._is_used = False
 
     @cached_property
-    def _client(self) -> httpx.AsyncClient:
+    def _transport(self) -> httpx.AsyncHTTPTransport:
+        """Without a client around it, which would keep cookies by the address, for all names at it, and read where a
+        redirect leads."""
         # made when it is needed: to read the authorities is a part of a gateway's start
         self._is_used = True
         # a connection for each request: one that is kept would be taken for another name at the same address
-        return httpx.AsyncClient(
+        return httpx.AsyncHTTPTransport(
             verify=self._trusted or httpx.create_ssl_context(),
             trust_env=False,
-            follow_redirects=False,
-            timeout=httpx.Timeout(self._timeout_s, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
 
     async def close(self) -> None:
         """Ends every connection."""
         if self._is_used:
-            await self._client.aclose()
+            await self._transport.aclose()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def judged(self, url: NamedUrl) -> Sequence[Address]:
@@ -125,11 +126,13 @@ class Outbound:
     ) -> httpx.Response:
         there = httpx.URL(scheme=url.scheme, host=str(address), port=url.port, raw_path=url.target.encode())
         # the name for the certificate and for `Host`, the address for the connection
-        extensions = {} if url.literal is not None else {"sni_hostname": url.host.removesuffix(".")}
-        request = self._client.build_request(
+        extensions: dict[str, Any] = {"timeout": httpx.Timeout(self._timeout_s, connect=CONNECT_S).as_dict()}
+        if url.literal is None:
+            extensions["sni_hostname"] = url.host.removesuffix(".")
+        request = httpx.Request(
             method, there, headers={"host": url.authority, **headers}, content=content, extensions=extensions
         )
-        return await self._client.send(request, stream=True)
+        return await self._transport.handle_async_request(request)
 
     def _require(self, url: NamedUrl, addresses: Sequence[Address]) -> None:
         why = objection_to(addresses, self._allowed, is_plain=url.scheme == "http", option=self._option)

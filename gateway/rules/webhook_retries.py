@@ -78,7 +78,7 @@ def retry_after_s(header: str | None, now: datetime) -> float | None:
         return min(RETRY_AFTER_MAX_S, float(text[:9]))
     try:
         at = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # the second of numbers beyond any date
         return None
     at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
     return min(RETRY_AFTER_MAX_S, max(0.0, (at - now).total_seconds()))

@@ -76,6 +76,15 @@ async def test_what_a_host_may_answer(answer: Answer, expected: str) -> None:
             await fetch(host.url)
 
 
+async def test_a_host_that_leaves_a_cookie_does_not_get_it_back() -> None:
+    async with receiving(serving(PNG, "Set-Cookie: session=of-one; Path=/")) as host:
+        used = fetcher()
+        for _ in range(2):
+            assert (await fetch(host.url, using=used)).content == PNG
+        await used.close()
+        assert all("cookie" not in each.headers for each in host.received)
+
+
 @pytest.mark.parametrize("answer", [silent, drip])
 async def test_a_host_that_takes_its_time_is_given_up(answer: Answer) -> None:
     async with receiving(answer) as host:

@@ -88,6 +88,31 @@ async def test_a_redirect_is_not_followed(status: int) -> None:
         assert inside.connections == 0
 
 
+@pytest.mark.parametrize("location", ["http://[", "http://xn--/", "http://a:99999999/", "mailto:x@y", "a" * 70_000])
+async def test_where_a_redirect_leads_is_not_even_read(location: str) -> None:
+    async with receiving(answering(302, location=location)) as receiver, sending() as sender:
+        answer = await sender.send(receiver.url, HEADERS, "{}")
+        assert (answer.status, answer.error) == (302, "")
+
+
+async def test_what_a_receiver_leaves_is_brought_to_no_other_at_its_address() -> None:
+    """Receivers of several callers share an address, behind a provider's front: a cookie of one is not sent to another,
+    nor to itself."""
+    async with receiving(answering(204, set_cookie="session=of-one; Path=/")) as receiver, sending() as sender:
+        for host in ("127.0.0.1", "localhost", "127.0.0.1"):
+            assert (await sender.send(f"http://{host}:{receiver.port}/", HEADERS, "{}")).status == 204
+        assert all("cookie" not in each.headers for each in receiver.received)
+
+
+@pytest.mark.parametrize(
+    "asked", ["Mon, 01 Jan 2026 99999999999999999999:00:00 GMT", "Mon, 01 Jan 2026 00:00:00 +" + "9" * 17]
+)
+async def test_a_date_that_cannot_be_is_no_date(asked: str) -> None:
+    async with receiving(answering(503, retry_after=asked)) as receiver, sending() as sender:
+        answer = await sender.send(receiver.url, HEADERS, "{}")
+        assert (answer.status, answer.retry_after_s) == (503, None)
+
+
 async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     async with receiving() as proxy, receiving() as receiver:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):

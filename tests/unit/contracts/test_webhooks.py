@@ -52,6 +52,11 @@ def test_an_address_is_read(text: str, expected: NamedUrl, authority: str) -> No
         "https://[fe80::1%eth0]/",
         "https://[nonsense]/",
         "https://example.com/" + "a" * 2_048,
+        # what is one of a to z where case is ignored, and none
+        "http\u017f://example.com/",
+        "https://example.com/\u017f",
+        "https://example.com/?\u0130",
+        "https://\u212aex.example.com/",
     ],
 )
 def test_what_two_readers_could_read_differently_is_refused(text: str) -> None:

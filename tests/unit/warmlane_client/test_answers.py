@@ -34,6 +34,7 @@ HTTP_DATE = "Thu, 26 Feb 2026 12:00:30 GMT"
         ({"retry_after": HTTP_DATE}, None),
         ({"retry_after": "soon"}, None),
         ({"retry_after": "-1"}, None),
+        ({"retry_after": "Mon, 01 Jan 2026 99999999999999999999:00:00 GMT", "date": HTTP_DATE}, None),
         ({"retry_after": "٣"}, None),
     ],
 )

@@ -3,6 +3,8 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.rules.webhook_retries import (
     ATTEMPTS_MAX,
@@ -70,10 +72,22 @@ def test_a_receiver_may_ask_for_a_longer_wait_and_not_for_a_shorter_one() -> Non
         ("Sun, 01 Mar 2026 12:01:30 GMT", 90),
         ("Sun, 01 Mar 2026 11:00:00 GMT", 0),
         ("Sun, 99 Mar 2026 11:00:00 GMT", None),
+        ("Mon, 01 Jan 2026 99999999999999999999:00:00 GMT", None),
+        ("Mon, 01 Jan 2026 00:00:00 +99999999999999999", None),
+        ("Mon, 01 Jan 0001 00:00:00 +2359", 0),
     ],
 )
 def test_retry_after_is_read_as_seconds_or_as_a_date(header: str | None, expected: float | None) -> None:
     assert retry_after_s(header, NOW) == expected
+
+
+@given(
+    st.text(max_size=80)
+    | st.from_regex(r"(Mon, )?[0-9]{1,30} Jan [0-9]{1,30} [0-9]{1,30}[:.][0-9]{1,30}( [+-][0-9]{1,30})?")
+)
+def test_a_receiver_may_write_anything(header: str) -> None:
+    found = retry_after_s(header, NOW)
+    assert found is None or 0 <= found <= 86_400
 
 
 def test_outcomes_are_few() -> None:

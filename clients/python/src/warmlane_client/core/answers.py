@@ -70,7 +70,7 @@ def retry_after_s(answer: Reply) -> float | None:
     try:
         until, since = parsedate_to_datetime(text), parsedate_to_datetime(answer.headers.get("date", ""))
         return max(0.0, (until - since).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
