@@ -151,8 +151,6 @@ class Services:
             await require_provisioned(self.link, wanted(self.catalog, keep_s=self.keep_s))
             await self.link.clock.require()
             await self.keys.start(self.link)
-            slow_look = SlowLook(link=self.link, tasks=self.tasks)
-            await slow_look.begin()
             await self.tasks.start(self.link)
             await self.lanes.start(self.link)
             await self.leader.start(self.link)
@@ -204,6 +202,7 @@ class Services:
             measuring = asyncio.create_task(self.background.keep("storage", partial(self.storage.run, self.link)))
             sweeping = asyncio.create_task(self.sweeper.run(self.stopping))
             cleaning = asyncio.create_task(self.background.keep("janitor", self._janitor))
+            slow_look = SlowLook(link=self.link, tasks=self.tasks)
             comparing = asyncio.create_task(self.background.keep("slow look", slow_look.run))
             all_counted = asyncio.Event()
             counting = asyncio.create_task(

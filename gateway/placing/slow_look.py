@@ -27,21 +27,14 @@ log = structlog.get_logger("slow_look")
 
 
 class SlowLook:
-    """Compares what the server has stored in KV `tasks` with what this gateway has in memory.
-
-    `begin` it before the task board starts: what comes between is compared as well.
-    """
+    """Compares what the server has stored in KV `tasks` with what this gateway has in memory, from the first record on:
+    also what the task board read when it started. Look once the board has started."""
 
     def __init__(self, *, link: NatsLink, tasks: TaskBoard) -> None:
         self._link, self._tasks = link, tasks
         # all up to this sequence is compared
         self._compared = 0
         self._seldom = Seldom()
-
-    async def begin(self) -> None:
-        """What was written before this is the board's own business, which reads the bucket when it starts, and again
-        after the server has lost something. Raises NotFoundError, TransportUnavailable."""
-        self._compared = await self._last()
 
     async def _last(self) -> int:
         return (await self._link.streams.state(bucket_stream(TASKS))).last_seq
@@ -62,7 +55,7 @@ class SlowLook:
         """
         last = await self._last()
         if last < self._compared:  # the server lost something: the board reads the bucket again
-            self._compared = last
+            self._compared = 0
         upto = min(last, self._compared + AT_ONCE)
         if upto == self._compared or self._tasks.news_age_s():
             return 0
@@ -78,7 +71,12 @@ class SlowLook:
         return len(missed)
 
     def _behind(self, written: dict[str, int]) -> dict[str, int]:
-        return {key: revision for key, revision in written.items() if not self._tasks.index.is_known(key, revision)}
+        is_known, forgotten = self._tasks.index.is_known, self._tasks.forgotten
+        return {
+            task_id: revision
+            for task_id, revision in written.items()
+            if not is_known(task_id, revision) and task_id not in forgotten
+        }
 
     async def _is_missed(self, task_id: str) -> bool:
         # one that was deleted, has expired or cannot be read is none

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import AsyncMock, patch
 
 import pytest
 
@@ -40,10 +41,9 @@ def skipping(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.asynccontextmanager
 async def watching(link: NatsLink) -> AsyncIterator[tuple[TaskBoard, SlowLook]]:
-    """A board that has read the bucket, and a slow look that has begun there."""
+    """A board that has read the bucket, and a slow look that has compared nothing yet."""
     tasks = TaskBoard()
     look = SlowLook(link=link, tasks=tasks)
-    await look.begin()
     await tasks.start(link)
     yield tasks, look
 
@@ -57,6 +57,23 @@ async def test_what_the_watch_did_not_bring_is_read_once_and_counted(link: NatsL
         assert await look.look() == 1
         assert await look.look() == 0
         assert tasks.deadlines.due(after(60), limit=9) == ["brought", SKIPPED]
+    assert measured.value("warmlane.records.missed") == before + 1
+
+
+@pytest.mark.usefixtures("skipping")
+async def test_what_the_first_read_did_not_bring_is_found_as_well(link: NatsLink, measured: Measured) -> None:
+    """By `make model`, in story 2018: the gateway had just started again. What was deleted costs no read."""
+    before = measured.value("warmlane.records.missed")
+    for task_id in ("brought", "deleted", SKIPPED):
+        revision = await link.entries.create(TASKS, task_id, encode_task(pending_task(task_id)))
+    revision = await link.entries.put(TASKS, "deleted", encode_task(pending_task("deleted")))
+    await link.entries.delete(TASKS, "deleted", revision=revision)
+    async with watching(link) as (tasks, look):
+        read = AsyncMock(side_effect=tasks.read)
+        with patch.object(tasks, "read", read):
+            assert await look.look() == 1
+        assert tasks.index.get(SKIPPED) is not None
+    assert [each.args for each in read.await_args_list] == [(SKIPPED,)]
     assert measured.value("warmlane.records.missed") == before + 1
 
 

@@ -128,7 +128,6 @@ class GatewayHost(ModelHost):
         lanes = LaneBoard(health_timeout_s=catalog.windows.health_timeout_s, grace_s=catalog.windows.reconnect_grace_s)
         fallbacks = Fallbacks(lanes=lanes, models=catalog.models)
         second_look = slow_look.SlowLook(link=link, tasks=tasks)
-        await second_look.begin()
         await tasks.start(link)
         await lanes.start(link)
         await fallbacks.start(link)
