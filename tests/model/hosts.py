@@ -43,6 +43,7 @@ from tests.kit.behind import client_of
 from tests.model.artifact_store import _Scratch
 from tests.model.invariants import Violation
 from tests.model.model_loop import Host
+from tests.model.network import in_turn
 from tests.model.webhooks import SEALING_KEY
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class ModelHost(Host):
         self.world = world
         self.link: NatsLink | None = None
         self.is_cut = False
-        self.connected_s = 0.0
+        self.connected_s, self.connected = 0.0, 0
 
     def start(self) -> None:
         with self.world.loop.running():
@@ -100,7 +101,7 @@ class ModelHost(Host):
 
     async def connect(self) -> NatsLink:
         self.link = await NatsLink.connect("nats://simulated", name=self.name)
-        self.connected_s = self.world.now_s
+        self.connected_s, self.connected = self.world.now_s, in_turn()
         if self.is_cut:
             self.client.cut()
         return self.link

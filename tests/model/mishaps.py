@@ -6,6 +6,7 @@ from contracts.topology import TASKS, bucket_stream
 from gateway.placing import slow_look
 from tests.model.hosts import GatewayHost, ModelHost, WorkerHost
 from tests.model.jetstream import Stored, StreamCopy
+from tests.model.network import in_turn
 from tests.model.setting import (
     GATEWAYS,
 )
@@ -95,7 +96,7 @@ class Mishaps:
         host = self._world.hosts[name]
         if host.is_cut:
             self._world.tale.note(f"{name} is connected again")
-            host.is_cut, host.connected_s = False, self._world.now_s
+            host.is_cut, host.connected_s, host.connected = False, self._world.now_s, in_turn()
             if host.link is not None and host.alive:
                 host.client.mend()
             self._world.check()

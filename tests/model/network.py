@@ -28,12 +28,20 @@ TICKS_A_SECOND: Final = 1 << 20
 
 Effect = Callable[[], Any]
 
+_NUMBERS: Final = itertools.count(1)
+
+
+def in_turn() -> int:
+    """A number greater than all before it: of what happens at one moment of the model's clock it says the order."""
+    return next(_NUMBERS)
+
 
 class Operation:
     """Something that is under way between a process and the server.
 
     Of those of one process with the same *lane* only the first can happen: a connection keeps their order.
     *future* is None where nobody waits for the answer. *is_push*: it goes to the process, and not to the server.
+    *number* says which of two of one moment came first (`in_turn`).
     """
 
     __slots__ = (
@@ -45,6 +53,7 @@ class Operation:
         "lane",
         "loses_quietly",
         "made_s",
+        "number",
         "sent_s",
         "what",
     )
@@ -64,7 +73,7 @@ class Operation:
     ) -> None:
         self.what, self.effect, self.host, self.lane, self.future = what, effect, host, lane, future
         self.sent_s, self.is_push, self.loses_quietly, self.can_happen = sent_s, is_push, loses_quietly, can_happen
-        self.made_s = sent_s
+        self.made_s, self.number = sent_s, in_turn()
 
 
 class Network:
@@ -78,9 +87,9 @@ class Network:
         self.steps = 0
         self.on_new_id: Callable[[str], None] = lambda _: None
         self._ids = itertools.count(1)
-        # who an effect is of, while it happens, and when it was asked for
+        # who an effect is of, while it happens, and when and in which turn it was asked for
         self.acting: Host | None = None
-        self.asked_s = 0.0
+        self.asked_s, self.asked = 0.0, 0
 
     # ── the clock ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -187,7 +196,7 @@ class Network:
         self.under_way.remove(operation)
         self.steps += 1
         with self.loop.running():
-            self.acting, self.asked_s = operation.host, operation.made_s
+            self.acting, self.asked_s, self.asked = operation.host, operation.made_s, operation.number
             try:
                 result = operation.effect()
             except Refused as refused:
@@ -220,7 +229,7 @@ class Network:
         self.under_way.remove(operation)
         self.steps += 1
         outcome: Callable[[], None]
-        self.acting, self.asked_s = operation.host, operation.made_s
+        self.acting, self.asked_s, self.asked = operation.host, operation.made_s, operation.number
         with self.loop.running():
             try:
                 result = operation.effect()

@@ -11,8 +11,10 @@ from tests.model.drive import drive
 from tests.model.jetstream import Stored
 from tests.model.machine import Protocol
 from tests.model.mishaps import ids_that_differ
+from tests.model.network import Operation
 from tests.model.patches import simulated_product
 from tests.model.setting import MODELS
+from tests.model.test_found import settle
 from tests.model.world import World
 
 # The same ones each time: about 8 s of computing together.
@@ -87,3 +89,37 @@ def test_a_worker_that_looks_at_what_waits_is_not_idle() -> None:
         finally:
             world.close()
     assert {task.status for task in world.ledger.records.values()} == {TaskStatus.DONE}
+
+
+def test_a_write_that_was_under_way_when_the_connection_broke_was_decided_before() -> None:
+    """It may be stored when the connection stands again: the owner had had its time. Found by `make model`, in story
+    1382."""
+    with simulated_product():
+        world = World()
+        try:
+            for model in MODELS:
+                world.lane_says(model, 0, None)
+            world.runs.append(("done", 60.0))
+            world.clients.post("gateway-0", "anisora", is_async=True)
+            world.time.settle()
+            for name in ("degraded-0", "gateway-1"):
+                world.mishaps.stop(name)
+            while not (taking := written_by(world, "gateway-0")):
+                world.time.pass_time(0.5)
+                settle(world, but="publish $KV.tasks")
+            world.mishaps.cut("gateway-0")
+            world.mishaps.mend("gateway-0")
+            world.network.happen(taking[0])
+            world.check()
+            assert [task.epoch for task in world.ledger.records.values()] == [1]
+        finally:
+            world.close()
+
+
+def written_by(world: World, name: str) -> list[Operation]:
+    """Writes of records that are under way from the process *name*."""
+    return [
+        each
+        for each in world.network.under_way
+        if each.what.startswith("publish $KV.tasks") and each.host is world.hosts[name]
+    ]

@@ -104,7 +104,8 @@ class World:
         host = self.network.acting
         worker = host if isinstance(host, WorkerHost) else None
         owner, stream = (worker.owner, worker.stream) if worker is not None else (None, None)
-        if isinstance(host, GatewayHost):
+        # a write that was asked for before the connection broke may still be under way when it stands again
+        if isinstance(host, GatewayHost) and self.network.asked > host.connected:
             self.ledger.check_lease(stored, host, self.network.asked_s - host.connected_s)
         self.ledger.on_record(stored, host, owner, stream)
         task_id = stored.subject.rsplit(".", 1)[-1]
