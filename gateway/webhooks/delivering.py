@@ -9,11 +9,10 @@ from typing import Final
 import structlog
 from msgspec.structs import replace
 
-from contracts.urls import BadUrl, parse_url
-from contracts.webhooks import DeliveryTry, WebhookDelivery, WebhookEndpoint, requests_id
+from contracts.webhooks import DeliveryTry, WebhookDelivery, WebhookEndpoint
 from gateway.boards.delivery_board import DeliveryBoard
 from gateway.rules.webhook_retries import Again, Dead, Delivered, WebhookAnswer, outcome_of, verdict
-from gateway.webhooks.lineup import Lineup
+from gateway.webhooks.lineup import Lineup, receiver_of
 from gateway.webhooks.making import Making
 from gateway.webhooks.registry import NoSuchEndpoint, Registry
 from gateway.webhooks.sealing import CannotUnseal
@@ -95,13 +94,23 @@ class Delivering:
         if delivery.status != "pending" or delivery.next_at is None:
             self._lineup.drop(delivery.id)
             return
-        self._lineup.put(delivery.id, caller=delivery.caller, receiver=_receiver_of(delivery.url), at=delivery.next_at)
+        _put(self._lineup, delivery, delivery.next_at)
         self._sooner.set()
+
+    def on_endpoints(self, caller: str | None = None) -> None:
+        """The endpoints of *caller*, or of anybody, have changed: what is to be sent to one that was removed is given
+        up now, and not when it would have been sent."""
+        now = datetime.now(UTC)
+        for delivery in self._deliveries.pending():
+            if caller in (None, delivery.caller) and not self._registry.knows_receiver_of(delivery):
+                _put(self._lineup, delivery, now)
+                self._sooner.set()
 
     async def _lead(self) -> None:
         self._lineup = Lineup()
         for delivery in self._deliveries.pending():
             self.on_delivery(delivery)
+        self.on_endpoints()
         parts = [
             asyncio.create_task(self._leader.hold()),
             asyncio.create_task(self._making.run()),
@@ -152,8 +161,7 @@ class Delivering:
             self._sooner.set()
         known = self._deliveries.get(delivery)
         if again_s is not None and known is not None and known.status == "pending":
-            at = datetime.now(UTC) + timedelta(seconds=again_s)
-            lineup.put(delivery, caller=known.caller, receiver=_receiver_of(known.url), at=at)
+            _put(lineup, known, datetime.now(UTC) + timedelta(seconds=again_s))
 
     async def _deliver(self, name: str) -> None:
         # of the server: what is in memory may be a moment old, and may have been sent since
@@ -162,10 +170,11 @@ class Delivering:
         if entry is None or entry.value is None or entry.value.status != "pending":
             return
         delivery = entry.value
-        if delivery.next_at is not None and delivery.next_at > now:
+        endpoint = await self._registry.receiver_of(delivery, now=now)
+        if endpoint is not None and delivery.next_at is not None and delivery.next_at > now:
             self._deliveries.take_in(delivery, entry.revision, entry.time)
+            _put(self._lineup, delivery, delivery.next_at)
             return
-        endpoint = await self._endpoint_of(delivery, now)
         if endpoint is None or endpoint.disabled_at is not None:
             why = (
                 "the endpoint was removed" if endpoint is None else f"the endpoint is disabled: {endpoint.disabled_why}"
@@ -181,11 +190,6 @@ class Delivering:
         if isinstance(follows, Dead) and follows.disables and endpoint.url is not None:
             await self._disable(endpoint)
         await self._settle(entry, replace(delivery, attempts=attempts), answer, follows)
-
-    async def _endpoint_of(self, delivery: WebhookDelivery, now: datetime) -> WebhookEndpoint | None:
-        if delivery.endpoint == requests_id(delivery.caller):
-            return await self._registry.for_requests(delivery.caller, now=now)
-        return await self._registry.get(delivery.endpoint)
 
     async def _disable(self, endpoint: WebhookEndpoint) -> None:
         try:
@@ -250,8 +254,5 @@ def count(answer: WebhookAnswer, follows: Delivered | Again | Dead, event: str) 
         metrics.webhook_deliveries.add(event, "dead")
 
 
-def _receiver_of(url: str) -> str:
-    try:
-        return parse_url(url).authority
-    except BadUrl:
-        return ""
+def _put(lineup: Lineup, delivery: WebhookDelivery, at: datetime) -> None:
+    lineup.put(delivery.id, caller=delivery.caller, receiver=receiver_of(delivery), at=at)

@@ -10,8 +10,21 @@ from typing import Final
 
 from msgspec import Struct
 
+from contracts.urls import BadUrl, parse_url
+from contracts.webhooks import WebhookDelivery
+
 PER_RECEIVER: Final = 4
 PER_CALLER: Final = 16
+
+
+def receiver_of(delivery: WebhookDelivery) -> str:
+    """Whose places *delivery* takes: its endpoint's, so that one that is slow delays no other one of its host; of
+    addresses that requests name, which may be any number, those of the host."""
+    try:
+        authority = parse_url(delivery.url).authority
+    except BadUrl:
+        authority = ""
+    return f"{delivery.endpoint} {authority}"
 
 
 class _Entry(Struct, frozen=True):

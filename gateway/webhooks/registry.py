@@ -11,6 +11,7 @@ from contracts.webhooks import (
     ENDPOINTS_PER_CALLER_MAX,
     OVERLAP_S,
     SealedSecret,
+    WebhookDelivery,
     WebhookEndpoint,
     endpoint_id,
     requests_id,
@@ -36,7 +37,7 @@ class TooManyEndpoints(Exception):
 
 
 class Registry:
-    """Changes KV `webhooks`, by compare-and-set. Every method raises TransportUnavailable."""
+    """Changes KV `webhooks`, by compare-and-set. What is awaited raises TransportUnavailable."""
 
     def __init__(self, link: NatsLink, endpoints: EndpointBoard, sealer: Sealer) -> None:
         self._bucket = Bucket(link, ENDPOINTS)
@@ -123,6 +124,16 @@ class Registry:
             except WrongRevision:
                 continue  # another gateway was faster
             return made
+
+    async def receiver_of(self, delivery: WebhookDelivery, *, now: datetime) -> WebhookEndpoint | None:
+        """Whose secrets sign *delivery*; None where the endpoint was removed."""
+        if delivery.endpoint == requests_id(delivery.caller):
+            return await self.for_requests(delivery.caller, now=now)
+        return await self.get(delivery.endpoint)
+
+    def knows_receiver_of(self, delivery: WebhookDelivery) -> bool:
+        """As `receiver_of`, by what is in memory."""
+        return delivery.endpoint == requests_id(delivery.caller) or self._endpoints.get(delivery.endpoint) is not None
 
     def secrets_of(self, endpoint: WebhookEndpoint, now: datetime) -> tuple[str, ...]:
         """The secrets that sign now, the newest first. Raises CannotUnseal."""

@@ -126,6 +126,7 @@ class Webhooks:
         self._delivering.begin()
         if self._delivering.is_leading:
             self._making.on_caller(caller)
+            self._delivering.on_endpoints(caller)
 
     def _on_delivery(self, delivery: WebhookDelivery) -> None:
         if delivery.status == "pending":

@@ -209,6 +209,26 @@ async def test_a_removed_endpoint_gets_nothing_more(system: System) -> None:
         assert len(receiver.of(came.task_id)) == 1
 
 
+async def test_what_is_far_off_to_a_removed_endpoint_is_given_up_now(system: System) -> None:
+    """Also where a gateway takes over that did not hear of it."""
+    async with receiving(answering(503, retry_after="3600")) as receiver:
+        for has_gateway in (True, False):
+            endpoint, _ = await register(system, receiver.url, "task.done")
+            (came,) = await receiver.gets(await run(system), "task.done")
+            await delivery(system, came.id, "pending", attempts=1)
+            if has_gateway:
+                assert (await system.http.delete(f"/webhooks/{endpoint}")).status_code == 204
+            else:
+                system.gateway.kill()
+                entry = await system.link.entries.get(WEBHOOKS, endpoint)
+                assert entry is not None
+                await system.link.entries.delete(WEBHOOKS, endpoint, revision=entry.revision)
+                await asyncio.to_thread(system.gateway.start, *OPTIONS)
+            known = await delivery(system, came.id, "dead")
+            assert (known["last"]["error"], known["next_at"]) == ("the endpoint was removed", None)
+        assert len(receiver.received) == 2
+
+
 async def test_a_delivery_that_was_lost_on_the_way_is_made_from_the_record(system: System, receiver: Receiver) -> None:
     """Nothing says that a delivery is missing but the record itself, to the gateway that takes over."""
     await register(system, receiver.url, "task.done")

@@ -2,7 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
-from gateway.webhooks.lineup import Lineup
+from contracts.webhooks import WebhookDelivery, requests_id
+from gateway.webhooks.lineup import Lineup, receiver_of
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
@@ -36,6 +37,24 @@ def test_a_receiver_has_a_few_places_and_gets_them_back() -> None:
     lineup.over("a-slow-0")
     assert taken(lineup) == ["a-slow-2"]
     assert lineup.sending == 2
+
+
+def delivery_to(url: str, endpoint: str) -> WebhookDelivery:
+    return WebhookDelivery(
+        id="d", caller="a", endpoint=endpoint, url=url, task_id="t", event="task.done", payload="{}", made_at=NOW
+    )
+
+
+def test_an_endpoint_takes_no_place_of_another_one_of_its_host() -> None:
+    first, second = (receiver_of(delivery_to(f"https://a.example/{path}", f"ep_{path}")) for path in "12")
+    assert first != second
+
+
+def test_the_addresses_that_requests_name_share_the_places_of_their_host() -> None:
+    requests = requests_id("a")
+    first, second = (receiver_of(delivery_to(f"https://a.example/{path}", requests)) for path in "12")
+    assert first == second
+    assert first != receiver_of(delivery_to("https://b.example/1", requests))
 
 
 def test_a_slow_receiver_takes_no_place_of_another_one_of_its_caller() -> None:
