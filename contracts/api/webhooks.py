@@ -39,7 +39,8 @@ class WebhookTask(Struct, frozen=True, kw_only=True):
 
 
 class WebhookMessage(Struct, frozen=True, kw_only=True):
-    """The body that a receiver is sent. *timestamp* is when it happened; *data* is empty for `webhook.test`."""
+    """The body that a receiver is sent. *timestamp* is when it happened; *data* of `webhook.test` names the
+    endpoint."""
 
     type: str
     timestamp: datetime

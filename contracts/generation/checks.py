@@ -1,5 +1,6 @@
 """What each field of a request may hold, by the constraints of its model. Pure: a check adds to the list of errors."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -125,7 +126,8 @@ def webhook_events(name: str, value: Any, errors: list[FieldError]) -> tuple[str
         return None
     wrong = [each for each in value if each not in known]
     if wrong or not value:
-        errors.append(refused(name, "unknown_event", known, wrong[0] if wrong else value))
+        expected = known if wrong else f"one or more of {json.dumps(known)}"
+        errors.append(refused(name, "unknown_event", expected, wrong[0] if wrong else value))
         return None
     return tuple(event for event in known if event in value)
 

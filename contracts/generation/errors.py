@@ -5,12 +5,15 @@ No error repeats a prompt or an image.
 
 import json
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from msgspec import UNSET, Struct
 
 # How much of a caller's text an error repeats.
 SHOWN_CHARS_MAX: Final = 64
+# A body of many unknown fields is answered by the first of them and their number.
+UNKNOWN_FIELDS_MAX: Final = 32
 
 
 class FieldError(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -46,6 +49,26 @@ def refused(name: str, code: str, expected: Any, value: Any) -> FieldError:
     got = shown(value)
     message = f"{name}: expected {_phrase(expected)}, got {_json_text(got)}"
     return FieldError(pointer=f"/{name}", code=code, message=message, expected=expected, got=got)
+
+
+def unknown_fields(
+    sent: Iterable[str], fields: Sequence[str], *, meant: Callable[[str], str | None] = lambda _: None
+) -> Iterator[FieldError]:
+    """The names in *sent* that are none of *fields*, in alphabetical order, and how many more there are beyond
+    UNKNOWN_FIELDS_MAX. *meant* is the field that somebody probably meant by a name."""
+    unknown = sorted(set(sent) - set(fields))
+    hint = f"the fields are {', '.join(fields)}"
+    for name in unknown[:UNKNOWN_FIELDS_MAX]:
+        suggestion = meant(name)
+        yield FieldError(
+            pointer="/" + shown(name).replace("~", "~0").replace("/", "~1"),
+            code="unknown_field",
+            message=f"{shown(name)}: no such field; {f'did you mean {suggestion!r}?' if suggestion else hint}",
+            expected=suggestion or list(fields),
+        )
+    if len(unknown) > UNKNOWN_FIELDS_MAX:
+        message = f"{len(unknown) - UNKNOWN_FIELDS_MAX} more unknown fields; {hint}"
+        yield FieldError(pointer="", code="unknown_field", message=message, expected=list(fields))
 
 
 def _phrase(expected: Any) -> str:

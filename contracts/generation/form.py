@@ -65,7 +65,7 @@ class FormFields:
         try:
             text = content.decode()
         except UnicodeDecodeError as error:
-            raise MalformedBody(f"the field {_named(name)} is not valid UTF-8 at byte {error.start}") from None
+            raise no_text(name, error, file=IMAGE_FIELD) from None
         self._add(name, form_value(text, is_text=name in TEXT_FIELDS))
 
     def add_image(self, name: str, content: bytes, declared: str) -> None:
@@ -78,6 +78,13 @@ class FormFields:
         if name in self.values:
             raise MalformedBody(f"the field {_named(name)} stands twice in the form")
         self.values[name] = value
+
+
+def no_text(name: str, error: UnicodeDecodeError, *, file: str) -> MalformedBody:
+    """The field *name*, which takes text, is none: perhaps a file, which is sent in the field *file*."""
+    return MalformedBody(
+        f"the field {_named(name)} is not valid UTF-8 at byte {error.start}; a file is sent in the field {file!r}"
+    )
 
 
 def _named(name: str) -> str:

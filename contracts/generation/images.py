@@ -110,9 +110,16 @@ def image_of(
         return None
 
 
-def bad_image(error: BadImage) -> FieldError:
-    """What is wrong with the image of a request."""
-    return FieldError(pointer="/image", code="bad_image", message=f"image: {error}")
+def bad_image(error: BadImage, source: ImageSource | None = None) -> FieldError:
+    """What is wrong with the image of a request, which came with it, or was at *source*."""
+    match source:
+        case None:
+            name = "image"
+        case ImageByReference():
+            name = "image/ref"
+        case ImageByAddress():
+            name = "image/url"
+    return FieldError(pointer=f"/{name}", code="bad_image", message=f"{name}: {error}")
 
 
 def no_such_image(ref: str) -> FieldError:

@@ -14,7 +14,16 @@ from msgspec import UNSET, Struct, UnsetType
 
 from contracts.fields import SEED_SPAN
 from contracts.generation.checks import FIELD_CHECKS, FIXED_VALUE, LAST_OF_SIZE, size_errors
-from contracts.generation.errors import SHOWN_CHARS_MAX, FieldError, InvalidRequest, missing, refused, shown, wrong_type
+from contracts.generation.errors import (
+    SHOWN_CHARS_MAX,
+    FieldError,
+    InvalidRequest,
+    missing,
+    refused,
+    shown,
+    unknown_fields,
+    wrong_type,
+)
 from contracts.generation.images import IMAGE_FORMS, ImageFile, ImageSource, bad_image, judged
 from contracts.generation.keeping import KEEP_FIELD, keep_of
 from contracts.images import BadImage
@@ -65,8 +74,6 @@ class GenerationRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 FIELDS: Final = GenerationRequest.__struct_fields__
-# A body of many unknown fields is answered by the first of them and their number.
-UNKNOWN_FIELDS_MAX: Final = 32
 
 
 class AcceptedRequest(Struct, frozen=True, kw_only=True):
@@ -138,7 +145,7 @@ def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
     if entry is None:
         # no constraints to check against: the other fields' types and names can still be checked
         errors.extend(_type_errors(body))
-        errors.extend(_unknown_fields(body))
+        errors.extend(unknown_fields(body, FIELDS, meant=_suggestion))
         raise InvalidRequest(errors)
     values: dict[str, Any] = {}
     for name in FIELDS[1:]:
@@ -149,7 +156,7 @@ def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
         values[name] = FIELD_CHECKS[name](name, value, entry.constraints, errors)
         if name == LAST_OF_SIZE:
             errors.extend(size_errors(values, entry))
-    errors.extend(_unknown_fields(body))
+    errors.extend(unknown_fields(body, FIELDS, meant=_suggestion))
     replaced: list[ReplacedParameter] = []
     if entry.enforcement == "report":
         wrong = [error for error in errors if error.code == FIXED_VALUE]
@@ -193,7 +200,7 @@ def with_image(request: AcceptedRequest, file: ImageFile, catalog: Catalog) -> A
     try:
         image = judged(file, catalog.models[request.model].constraints.image)
     except BadImage as error:
-        raise InvalidRequest([bad_image(error)]) from error
+        raise InvalidRequest([bad_image(error, request.image_source)]) from error
     return msgspec.structs.replace(request, image=image, image_content=file.content, image_source=None)
 
 
@@ -280,27 +287,6 @@ def _type_errors(body: Mapping[str, Any]) -> Iterator[FieldError]:
     for name, (expected, types) in _EXPECTED_TYPES.items():
         if name in body and type(body[name]) not in types:
             yield wrong_type(name, expected, body[name])
-
-
-def _unknown_fields(body: Mapping[str, Any]) -> Iterator[FieldError]:
-    unknown = sorted(set(body) - set(FIELDS))
-    for name in unknown[:UNKNOWN_FIELDS_MAX]:
-        suggestion = _suggestion(name)
-        hint = f"did you mean {suggestion!r}?" if suggestion else f"the fields are {', '.join(FIELDS)}"
-        yield FieldError(
-            pointer="/" + shown(name).replace("~", "~0").replace("/", "~1"),
-            code="unknown_field",
-            message=f"{shown(name)}: no such field; {hint}",
-            expected=suggestion or list(FIELDS),
-        )
-    if len(unknown) > UNKNOWN_FIELDS_MAX:
-        more = len(unknown) - UNKNOWN_FIELDS_MAX
-        yield FieldError(
-            pointer="",
-            code="unknown_field",
-            message=f"{more} more unknown fields; the fields are {', '.join(FIELDS)}",
-            expected=list(FIELDS),
-        )
 
 
 def _suggestion(name: str) -> str | None:

@@ -19,7 +19,7 @@ class ProblemKind(Struct, frozen=True):
 PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     "malformed_body": ProblemKind(
         400,
-        "The body is not a JSON object",
+        "The body cannot be read",
         "Not valid JSON at line 1, column 12: Expecting ',' delimiter. Send one JSON object in UTF-8.",
     ),
     "invalid_query": ProblemKind(
@@ -135,7 +135,7 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "The header Content-Range says how many bytes the file has.",
     ),
     "validation_failed": ProblemKind(
-        422, "The request breaks the constraints of its model", "2 fields are wrong; errors lists each of them."
+        422, "The request has fields that are wrong", "2 fields are wrong; errors lists each of them."
     ),
     "idempotency_key_reused": ProblemKind(
         422,

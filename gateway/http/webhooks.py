@@ -20,7 +20,7 @@ from contracts.api.webhooks import (
 )
 from contracts.generation.body import MalformedBody, parse_body
 from contracts.generation.checks import webhook_events, webhook_url
-from contracts.generation.errors import FieldError
+from contracts.generation.errors import FieldError, unknown_fields
 from contracts.urls import parse_url
 from contracts.webhooks import OVERLAP_MAX_S, OVERLAP_S, WebhookDelivery, WebhookEndpoint
 from gateway.boards.key_board import Caller
@@ -290,9 +290,7 @@ def _asked(body: bytes) -> tuple[str, tuple[str, ...]]:
     absent = UNSET
     url = webhook_url("url", fields.get("url", absent), errors)
     events = webhook_events("events", fields.get("events", absent), errors)
-    if fields.keys() - {"url", "events"}:
-        message = "the fields are url and events"
-        errors.append(FieldError(pointer="", code="unknown_field", message=message, expected=["url", "events"]))
+    errors.extend(unknown_fields(fields, ("url", "events")))
     if errors or url is None or events is None:
         raise _wrong(errors)
     return url, events

@@ -50,7 +50,12 @@ def objection(address: Address, allowed: Sequence[Network], *, option: str) -> s
     4. What is not on the public internet is refused.
     """
     if isinstance(address, IPv6Address) and (address.ipv4_mapped is not None or address.scope_id is not None):  # 1
-        return f"{address} is another form of an address"
+        inside = address.ipv4_mapped
+        return (
+            f"{address} is of one link alone"
+            if inside is None
+            else f"{address} is another form of {inside}; write it so"
+        )
     if address in METADATA:  # 2
         return f"{address} hands out credentials of cloud machines"
     if is_allowed(address, allowed):  # 3

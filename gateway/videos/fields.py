@@ -8,16 +8,16 @@ as sent.
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from contracts.generation.body import MalformedBody, parse_body
-from contracts.generation.errors import FieldError, InvalidRequest, missing, refused, shown, wrong_type
+from contracts.generation.errors import FieldError, InvalidRequest, missing, refused, shown, unknown_fields, wrong_type
 from contracts.generation.images import ImageFile
-from contracts.generation.request import UNKNOWN_FIELDS_MAX, AcceptedRequest, validate
+from contracts.generation.request import AcceptedRequest, validate
 from contracts.settings import Catalog, ModelEntry
 from gateway.videos.objects import seconds_of
 
@@ -100,7 +100,7 @@ def accepted(sent: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
     _take_seconds(sent, entry, made)
     if not isinstance(sent.get("user", ""), str):
         made.errors.append(wrong_type("user", "string", sent["user"]))
-    made.errors.extend(_unknown(sent))
+    made.errors.extend(unknown_fields(sent, FIELDS))
     if entry is None:
         if "prompt" not in sent:
             made.errors.append(missing("prompt", "string"))
@@ -245,20 +245,6 @@ def _take_seconds(sent: Mapping[str, Any], entry: ModelEntry | None, made: Trans
 def _twice(name: str, other: str) -> FieldError:
     message = f"{name}: {other} says it already, and says otherwise; send one of them"
     return FieldError(pointer=f"/{name}", code="said_twice", message=message)
-
-
-def _unknown(sent: Mapping[str, Any]) -> Iterable[FieldError]:
-    unknown = sorted(set(sent) - set(FIELDS))
-    for name in unknown[:UNKNOWN_FIELDS_MAX]:
-        yield FieldError(
-            pointer="/" + shown(name).replace("~", "~0").replace("/", "~1"),
-            code="unknown_field",
-            message=f"{shown(name)}: no such field; the fields are {', '.join(FIELDS)}",
-            expected=list(FIELDS),
-        )
-    if len(unknown) > UNKNOWN_FIELDS_MAX:
-        message = f"{len(unknown) - UNKNOWN_FIELDS_MAX} more unknown fields; the fields are {', '.join(FIELDS)}"
-        yield FieldError(pointer="", code="unknown_field", message=message, expected=list(FIELDS))
 
 
 def _ordered(errors: list[FieldError]) -> list[FieldError]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from contracts.generation.body import MalformedBody
 from contracts.generation.errors import shown
+from contracts.generation.form import no_text
 from contracts.generation.images import ImageFile
 from gateway.videos.fields import IMAGES
 
@@ -72,7 +73,7 @@ def _value(name: str, part: str, content: bytes) -> Any:
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
-        raise MalformedBody(f"the part {shown(part)!a} is not valid UTF-8 at byte {error.start}") from None
+        raise no_text(part, error, file=IMAGES[0]) from None
     if name not in _INTEGERS and name not in _NUMBERS:
         return text
     if not text:

@@ -182,6 +182,16 @@ async def test_what_cannot_be_delivered_to_is_refused_at_once(system: System) ->
     assert answer.json()["errors"][0]["code"] == "unknown_event"
 
 
+async def test_a_field_that_no_endpoint_has_is_named(system: System) -> None:
+    answer = await system.http.post("/webhooks", json={"url": "http://127.0.0.1:9/", "secret": "x", "a/b": 1})
+    assert answer.status_code == 422
+    found = [(each["pointer"], each["code"], each["message"]) for each in answer.json()["errors"]]
+    assert found == [
+        (pointer, "unknown_field", f"{name}: no such field; the fields are url, events")
+        for pointer, name in (("/a~1b", "a/b"), ("/secret", "secret"))
+    ]
+
+
 async def test_neither_secrets_nor_addresses_end_in_a_log_and_the_server_stores_no_secret(
     system: System, receiver: Receiver
 ) -> None:

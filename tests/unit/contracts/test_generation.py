@@ -10,8 +10,8 @@ from contracts.fields import IntegerField, NumberField
 from contracts.generation.body import (
     parse_body,
 )
-from contracts.generation.errors import InvalidRequest
-from contracts.generation.request import FIELDS, UNKNOWN_FIELDS_MAX, parameter_errors, validate
+from contracts.generation.errors import UNKNOWN_FIELDS_MAX, InvalidRequest
+from contracts.generation.request import FIELDS, parameter_errors, validate
 from contracts.geometry import most_frames
 from tests.kit.requests import MODELS, PNG, PROFILES, errors_of, pointers, submit
 from tests.kit.samples import catalog, data_uri, picture, png_of

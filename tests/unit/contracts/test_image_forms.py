@@ -78,10 +78,16 @@ def test_an_image_that_is_only_named_is_completed_later() -> None:
     assert len({by_ref.fingerprint, by_url.fingerprint, accepted(data_uri(PNG)).fingerprint}) == 3
 
 
-def test_what_was_named_and_is_no_image_is_refused_when_it_is_completed() -> None:
+@pytest.mark.parametrize(
+    ("image", "pointer"), [({"ref": "img_1"}, "/image/ref"), ({"url": "https://a.example/x.png"}, "/image/url")]
+)
+def test_what_was_named_and_is_no_image_is_refused_where_it_was_named(image: dict[str, str], pointer: str) -> None:
+    """As what is given up while it is fetched, however much of it came at once."""
     with pytest.raises(InvalidRequest) as caught:
-        with_image(accepted({"ref": "img_1"}), ImageFile(b"GIF89a"), CATALOG)
-    assert [(error.pointer, error.code) for error in caught.value.errors] == [("/image", "bad_image")]
+        with_image(accepted(image), ImageFile(b"GIF89a"), CATALOG)
+    [error] = caught.value.errors
+    assert (error.pointer, error.code) == (pointer, "bad_image")
+    assert error.message.startswith(f"{pointer[1:]}: ")
 
 
 def test_the_widest_limits_are_those_of_models_that_take_images() -> None:
@@ -138,6 +144,11 @@ def test_a_field_that_stands_twice_is_refused() -> None:
 def test_text_that_is_no_utf_8_is_refused() -> None:
     with pytest.raises(MalformedBody, match="not valid UTF-8 at byte 1"):
         form(prompt=b"a\xff")
+
+
+def test_a_file_of_another_name_is_told_the_name_of_the_image() -> None:
+    with pytest.raises(MalformedBody, match=r"the field 'file' .*; a file is sent in the field 'image'"):
+        form(file=PNG)
 
 
 def test_a_form_in_which_no_file_was_chosen_has_no_image() -> None:

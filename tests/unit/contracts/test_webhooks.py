@@ -2,6 +2,8 @@
 
 import pytest
 
+from contracts.generation.checks import webhook_events
+from contracts.generation.errors import FieldError
 from contracts.urls import BadUrl, NamedUrl, parse_url
 from contracts.webhooks import delivery_id, requests_id
 
@@ -62,6 +64,14 @@ def test_an_address_is_read(text: str, expected: NamedUrl, authority: str) -> No
 def test_what_two_readers_could_read_differently_is_refused(text: str) -> None:
     with pytest.raises(BadUrl):
         parse_url(text)
+
+
+def test_no_events_at_all_are_no_choice() -> None:
+    errors: list[FieldError] = []
+    assert webhook_events("events", [], errors) is None
+    [error] = errors
+    assert error.code == "unknown_event"
+    assert error.message.startswith('events: expected one or more of ["task.claimed"')
 
 
 def test_ids_are_one_token_of_a_subject() -> None:

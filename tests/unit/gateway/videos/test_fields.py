@@ -263,6 +263,7 @@ def test_a_form_as_fields(parts: list[FormPart], fields: Mapping[str, Any]) -> N
     [
         ([part("prompt", "a"), part("prompt", "b")], "stands twice"),
         ([FormPart("prompt", b"\xff")], "not valid UTF-8 at byte 0"),
+        ([FormPart("image", PNG)], "; a file is sent in the field 'input_reference'"),
         ([part("a[b][c]", "x")], "none of a field"),
         ([part("webhook", "x"), part("webhook[url]", "x")], "stands twice"),
     ],
