@@ -65,6 +65,26 @@ def test_a_whole_job_in_a_thread(gateway: GatewayProcess, tmp_path: Path) -> Non
     assert [each.name for each in tmp_path.iterdir()] == ["fox.mp4"]
 
 
+async def test_tasks_are_listed_by_when_they_were_made(gateway: GatewayProcess, client: AsyncClient) -> None:
+    """In both clients alike."""
+    batch = [
+        await client.submit(VideoRequest(model="anisora", prompt="x", labels={"when": "listed"})) for _ in range(3)
+    ]
+    between: Any = {"created_after": batch[1].created_at, "created_before": batch[2].created_at}
+    assert [each.id for each in (await client.tasks(labels={"when": "listed"}, **between)).tasks] == [batch[1].id]
+    assert [each.id async for each in client.every_task(labels={"when": "listed"}, **between)] == [batch[1].id]
+
+    def in_a_thread() -> list[str]:
+        with Client(gateway.url) as other:
+            page = other.tasks(**between)
+            assert page.tasks == tuple(other.every_task(**between))
+            return [each.id for each in page.tasks]
+
+    assert await asyncio.to_thread(in_a_thread) == [batch[1].id]
+    for each in batch:
+        await client.cancel(each.id)
+
+
 async def test_a_whole_job_with_asyncio(
     gateway: GatewayProcess, gateway_link: NatsLink, client: AsyncClient, tmp_path: Path
 ) -> None:

@@ -4,7 +4,10 @@ import msgspec
 import pytest
 
 from contracts.api.problems import Problem
-from contracts.api.tasks import TaskView
+from contracts.api.tasks import Progress, QueuePlace, TaskPage, TaskView, VideoView
+from contracts.generation.errors import FieldError
+from contracts.generation.request import GenerationRequest
+from contracts.tasks import TaskError
 from tests.unit.warmlane_client.scripted import document, lost, problem, reply
 from warmlane_client import (
     AccessDenied,
@@ -12,10 +15,16 @@ from warmlane_client import (
     GatewayBusy,
     GatewayUnreachable,
     NotThere,
+    PlaceInQueue,
     ProblemDocument,
     RequestRefused,
+    StepsMade,
     Task,
+    TaskList,
+    VideoMade,
     VideoRequest,
+    WhyFailed,
+    WrongField,
     WrongRequest,
     image_uri,
 )
@@ -100,9 +109,17 @@ def test_the_client_knows_every_key_of_a_task_and_of_a_problem() -> None:
     """The package imports nothing of the server's, so this holds the two together."""
     kept = {field.name for field in msgspec.structs.fields(Task)} - {"document", "revision"}
     assert kept == {field.name for field in msgspec.structs.fields(TaskView)}
-    assert {field.name for field in msgspec.structs.fields(ProblemDocument)} == {
-        field.name for field in msgspec.structs.fields(Problem)
-    }
+    for own, server in (
+        (ProblemDocument, Problem),
+        (WrongField, FieldError),
+        (PlaceInQueue, QueuePlace),
+        (StepsMade, Progress),
+        (WhyFailed, TaskError),
+        (VideoMade, VideoView),
+        (TaskList, TaskPage),
+    ):
+        assert set(own.__struct_fields__) == set(server.__struct_fields__), own
+    assert set(VideoRequest.__struct_fields__) - {"more"} == set(GenerationRequest.__struct_fields__)
 
 
 def test_only_what_was_given_is_sent() -> None:

@@ -69,10 +69,12 @@ class PlaceInQueue(Struct, frozen=True, kw_only=True):
 
 
 class StepsMade(Struct, frozen=True, kw_only=True):
-    """How far a task is: *step* of *steps*."""
+    """How far a task is: *step* of *steps*. *eta_s* is in how many seconds it will probably have ended; None where that
+    is not known, and once it has."""
 
     step: int
     steps: int
+    eta_s: float | None = None
 
 
 class WhyFailed(Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ import random
 import ssl
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -124,21 +125,45 @@ class Client:
         status: tuple[str, ...] = (),
         model: str | None = None,
         labels: Mapping[str, str] | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
         limit: int = 20,
         cursor: str | None = None,
     ) -> TaskList:
-        """One page of tasks, newest first: of those *status* and *model*, with all *labels*, at most *limit* (100),
-        from *cursor* on."""
-        query = calls.listing(status=status, model=model, labels=labels, limit=limit, cursor=cursor)
+        """One page of tasks, newest first: of those *status* and *model*, with all *labels*, made at *created_after* or
+        later and before *created_before* (both with a time zone), at most *limit* (100), from *cursor* on."""
+        query = calls.listing(
+            status=status,
+            model=model,
+            labels=labels,
+            created_after=created_after,
+            created_before=created_before,
+            limit=limit,
+            cursor=cursor,
+        )
         return self._run(calls.page(self._patience, query))
 
     def every_task(
-        self, *, status: tuple[str, ...] = (), model: str | None = None, labels: Mapping[str, str] | None = None
+        self,
+        *,
+        status: tuple[str, ...] = (),
+        model: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
     ) -> Iterator[Task]:
         """All tasks that match, newest first, page after page."""
         cursor: str | None = None
         while True:
-            page = self.tasks(status=status, model=model, labels=labels, limit=100, cursor=cursor)
+            page = self.tasks(
+                status=status,
+                model=model,
+                labels=labels,
+                created_after=created_after,
+                created_before=created_before,
+                limit=100,
+                cursor=cursor,
+            )
             yield from page.tasks
             cursor = page.next_cursor
             if cursor is None:

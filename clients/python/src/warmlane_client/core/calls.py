@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -91,13 +92,22 @@ def cancel(task_id: str, patience: Patience) -> Flow[Task]:
 
 
 def listing(
-    *, status: tuple[str, ...], model: str | None, labels: Mapping[str, str] | None, limit: int, cursor: str | None
+    *,
+    status: tuple[str, ...],
+    model: str | None,
+    labels: Mapping[str, str] | None,
+    created_after: datetime | None,
+    created_before: datetime | None,
+    limit: int,
+    cursor: str | None,
 ) -> dict[str, str | list[str]]:
     """The query of `GET /tasks`."""
     given: dict[str, str | list[str] | None] = {
         "status": list(status) or None,
         "model": model,
         "label": [f"{name}:{value}" for name, value in (labels or {}).items()] or None,
+        "created_after": None if created_after is None else created_after.isoformat(),
+        "created_before": None if created_before is None else created_before.isoformat(),
         "limit": str(limit),
         "cursor": cursor,
     }
