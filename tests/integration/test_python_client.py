@@ -56,7 +56,8 @@ def test_a_whole_job_in_a_thread(gateway: GatewayProcess, tmp_path: Path) -> Non
         listed = client.tasks(status=("done",), model="anisora", limit=5)
         assert task.id in [each.id for each in client.every_task()]
         assert client.task(task.id) == ended or client.task(task.id).document == ended.document
-        assert client.cancel(task.id).status == "done"
+        assert client.task(task).id == task.id
+        assert client.cancel(task).status == client.cancel(task.id).status == "done"
         assert [model["name"] for model in client.settings()["models"]][:1] == ["anisora"]
     assert (ended.status, seen[0], seen[-1]) == ("done", "pending", "done")
     assert path.read_bytes() == CONTENT
@@ -82,7 +83,7 @@ async def test_tasks_are_listed_by_when_they_were_made(gateway: GatewayProcess, 
 
     assert await asyncio.to_thread(in_a_thread) == [batch[1].id]
     for each in batch:
-        await client.cancel(each.id)
+        await client.cancel(each)
 
 
 async def test_a_whole_job_with_asyncio(

@@ -120,9 +120,9 @@ class AsyncClient:
         following = TaskWait(begun, how or Wait(), self._patience)
         return await self._run(following.until_ended(), listeners=Listeners(on_change=on_change, on_idle=on_idle))
 
-    async def task(self, task_id: str) -> Task:
-        """The task of that id. Raises NotThere."""
-        return await self._run(calls.task(task_id, self._patience))
+    async def task(self, task: Task | str) -> Task:
+        """*task*, or the one of that id, as it is now. Raises NotThere."""
+        return await self._run(calls.task(task, self._patience))
 
     async def tasks(
         self,
@@ -175,9 +175,10 @@ class AsyncClient:
             if cursor is None:
                 return
 
-    async def cancel(self, task_id: str) -> Task:
-        """Cancels the task of that id, unless it has ended already, and returns it as it is then. Raises NotThere."""
-        return await self._run(calls.cancel(task_id, self._patience))
+    async def cancel(self, task: Task | str) -> Task:
+        """Cancels *task*, or the one of that id, unless it has ended already, and returns it as it is then. Raises
+        NotThere."""
+        return await self._run(calls.cancel(task, self._patience))
 
     async def download(
         self,

@@ -115,9 +115,9 @@ class Client:
         following = TaskWait(begun, how or Wait(), self._patience)
         return self._run(following.until_ended(), listeners=Listeners(on_change=on_change, on_idle=on_idle))
 
-    def task(self, task_id: str) -> Task:
-        """The task of that id. Raises NotThere."""
-        return self._run(calls.task(task_id, self._patience))
+    def task(self, task: Task | str) -> Task:
+        """*task*, or the one of that id, as it is now. Raises NotThere."""
+        return self._run(calls.task(task, self._patience))
 
     def tasks(
         self,
@@ -169,9 +169,10 @@ class Client:
             if cursor is None:
                 return
 
-    def cancel(self, task_id: str) -> Task:
-        """Cancels the task of that id, unless it has ended already, and returns it as it is then. Raises NotThere."""
-        return self._run(calls.cancel(task_id, self._patience))
+    def cancel(self, task: Task | str) -> Task:
+        """Cancels *task*, or the one of that id, unless it has ended already, and returns it as it is then. Raises
+        NotThere."""
+        return self._run(calls.cancel(task, self._patience))
 
     def download(
         self,

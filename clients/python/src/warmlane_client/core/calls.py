@@ -73,9 +73,9 @@ def submit_many(
     return batch_of(answer)
 
 
-def task(task_id: str, patience: Patience) -> Flow[Task]:
+def task(which: Task | str, patience: Patience) -> Flow[Task]:
     """As `Client.task`."""
-    answer = yield from answered(Call(method="GET", path=task_path(task_id)), patience)
+    answer = yield from answered(Call(method="GET", path=task_path(which)), patience)
     return task_of(answer)
 
 
@@ -85,9 +85,9 @@ def page(patience: Patience, params: Mapping[str, str | list[str]]) -> Flow[Task
     return list_of(answer)
 
 
-def cancel(task_id: str, patience: Patience) -> Flow[Task]:
+def cancel(which: Task | str, patience: Patience) -> Flow[Task]:
     """As `Client.cancel`."""
-    answer = yield from answered(Call(method="DELETE", path=task_path(task_id)), patience)
+    answer = yield from answered(Call(method="DELETE", path=task_path(which)), patience)
     return task_of(answer)
 
 
@@ -114,9 +114,9 @@ def listing(
     return {name: value for name, value in given.items() if value is not None}
 
 
-def task_path(task_id: str) -> str:
-    """The path of a task; of an id that is none, too."""
-    return f"/tasks/{quote(task_id, safe='')}"
+def task_path(task: Task | str) -> str:
+    """The path of a task, or of its id; of one that is none, too."""
+    return f"/tasks/{quote(task if isinstance(task, str) else task.id, safe='')}"
 
 
 def _body(request: VideoRequest | Mapping[str, Any]) -> dict[str, Any]:
