@@ -25,6 +25,7 @@ class DeliveryBoard:
     def __init__(self) -> None:
         self._known: dict[str, WebhookDelivery] = {}
         self._revisions: dict[str, int] = {}
+        self._of_task: dict[str, set[str]] = {}
         self._written: dict[str, datetime] = {}  # in the order in which they were written last
         self._shelves: dict[tuple[str | None, DeliveryStatus], Any] = {}  # SortedLists of when it was made, and its id
         self.on_change: Callable[[WebhookDelivery], None] = lambda _: None
@@ -58,6 +59,7 @@ class DeliveryBoard:
         known = replace(delivery, payload="")
         self._known[delivery.id], self._revisions[delivery.id] = known, revision
         self._written[delivery.id] = written_at
+        self._of_task.setdefault(known.task_id, set()).add(known.id)
         for shelf in self._shelves_of(known):
             shelf.add((known.made_at, known.id))
         self.on_change(known)
@@ -71,7 +73,12 @@ class DeliveryBoard:
 
     def of_tasks(self, task_ids: Collection[str]) -> list[str]:
         """The ids of the deliveries of those tasks."""
-        return [each.id for each in self._known.values() if each.task_id in task_ids]
+        return [each for task_id in task_ids for each in self._of_task.get(task_id, ())]
+
+    def tells(self, task_id: str, event: str, url: str) -> bool:
+        """Whether there is a delivery of *event* of that task to *url*, whatever became of it."""
+        found = (self._known[each] for each in self._of_task.get(task_id, ()))
+        return any((each.event, each.url) == (event, url) for each in found)
 
     def pending(self) -> Iterator[WebhookDelivery]:
         """Those that are to be sent, oldest first."""
@@ -112,6 +119,10 @@ class DeliveryBoard:
         if known is not None:
             for shelf in self._shelves_of(known):
                 shelf.discard((known.made_at, known.id))
+            of_task = self._of_task[known.task_id]
+            of_task.discard(known.id)
+            if not of_task:
+                del self._of_task[known.task_id]
 
     def _shelves_of(self, delivery: WebhookDelivery) -> Iterator[Any]:
         for caller in (_EVERYBODY, delivery.caller):

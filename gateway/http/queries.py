@@ -5,7 +5,7 @@ To ignore one would be worse: `?limt=5` would list twenty, and nobody would see 
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final, Literal, get_args, get_origin
 from urllib.parse import parse_qsl
 
 from litestar.handlers import HTTPRouteHandler
@@ -20,7 +20,7 @@ _SHOWN_CHARS: Final = 64
 
 class Query(Struct, frozen=True):
     """The parameters that a route takes, by name; True for one that may come several times. *expected* says of those
-    with limits what they may be."""
+    with limits, and of those that are one of some words, what they may be."""
 
     takes: Mapping[str, bool]
     expected: Mapping[str, str] = {}
@@ -48,7 +48,16 @@ def declare_query(handler: HTTPRouteHandler) -> None:
             if declared.ge is not None and declared.le is not None:
                 kind = "an integer" if field.annotation is int else "a number"
                 expected[declared.name or name] = f"expected {kind} from {declared.ge:g} to {declared.le:g}"
+            *others, last = _words(field.annotation) or ("",)
+            if others:
+                expected[declared.name or name] = f"expected {', '.join(others)} or {last}"
     handler.opt[QUERY] = Query(takes, expected)
+
+
+def _words(annotation: Any) -> tuple[str, ...]:
+    """The words that a parameter may be, one of several; none where it may be any text, or is no text."""
+    kinds = (annotation, *get_args(annotation))
+    return tuple(word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind))
 
 
 def require_known_query(scope: Scope) -> None:

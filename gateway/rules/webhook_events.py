@@ -1,6 +1,6 @@
 """Which events of a task are told to whom, and what a receiver reads. Pure: no clock, no I/O, no logging."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Final
 
@@ -31,10 +31,16 @@ class Happened(Struct, frozen=True):
 
 
 class Target(Struct, frozen=True):
-    """Where an event goes: a registered endpoint, or the address of the request, whose *endpoint* is its caller's."""
+    """Where an event goes: a registered endpoint, or the address of the request, whose *endpoint* is its caller's.
+    *by_request*: only because the request named the address."""
 
     endpoint: str
     url: str
+    by_request: bool = False
+
+
+Told = Callable[[WebhookEvent, str], bool]
+"""Whether somebody was told of an event of the task at an address already, or will be."""
 
 
 def happened(task: GenerationTask) -> Iterator[Happened]:
@@ -68,18 +74,31 @@ def targets(
         if endpoint.url is None:
             continue
         is_same = asked is not None and endpoint.url == asked.url and endpoint.disabled_at is None
-        if endpoint.takes(event, at) or (is_same and not is_registered):
+        takes = endpoint.takes(event, at)
+        if takes or (is_same and not is_registered):
             is_registered = is_registered or is_same
-            yield Target(endpoint.id, endpoint.url)  # 1
+            yield Target(endpoint.id, endpoint.url, by_request=not takes)  # 1
     if asked is not None and not is_registered:
-        yield Target(requests_id(task.caller), asked.url)  # 2
+        yield Target(requests_id(task.caller), asked.url, by_request=True)  # 2
 
 
-def deliveries(task: GenerationTask, endpoints: Iterable[WebhookEndpoint], now: datetime) -> Iterator[WebhookDelivery]:
-    """Every delivery that *task* is owed by what its record says now; the same ones however often one asks."""
+def deliveries(
+    task: GenerationTask,
+    endpoints: Iterable[WebhookEndpoint],
+    now: datetime,
+    *,
+    told: Told = lambda _, __: False,
+) -> Iterator[WebhookDelivery]:
+    """Every delivery that *task* is owed by what its record says now; the same ones however often one asks.
+
+    The address of the request is not told again where it was *told*, under whichever endpoint: it may have been
+    registered since, or removed.
+    """
     known = tuple(endpoints)
     for each in happened(task):
         for target in targets(task, known, each.event, each.at):
+            if target.by_request and told(each.event, target.url):
+                continue
             yield WebhookDelivery(
                 id=delivery_id(task.id, each.event, target.endpoint),
                 caller=task.caller,

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 import structlog
@@ -126,7 +127,8 @@ class Making:
         if snapshot is None:
             return
         task = snapshot.task
-        for delivery in deliveries(task, self._endpoints.of(task.caller), datetime.now(UTC)):
+        told = partial(self._deliveries.tells, task.id)
+        for delivery in deliveries(task, self._endpoints.of(task.caller), datetime.now(UTC), told=told):
             if delivery.id in self._deliveries:
                 continue
             try:

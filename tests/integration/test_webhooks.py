@@ -64,6 +64,29 @@ async def test_a_request_names_an_address_of_its_own(system: System, receiver: R
     assert len(ids) == 1
 
 
+async def test_an_address_of_a_request_is_told_once_whatever_is_registered_or_removed_later(
+    system: System, receiver: Receiver
+) -> None:
+    async def told() -> str:
+        """A task whose request names the address; what is made of those before it is made by then."""
+        task_id = await run(system, webhook={"url": receiver.url, "events": ["task.done"]})
+        await receiver.gets(task_id, "task.done")
+        return task_id
+
+    ids = [await told()]
+    endpoint, _ = await register(system, receiver.url, "task.done")
+    ids.append(await told())
+    assert (await system.http.delete(f"/webhooks/{endpoint}")).status_code == 204
+    ids.append(await told())
+    await register(system, receiver.url, "task.done")
+    ids.append(await told())
+    system.gateway.kill()
+    await asyncio.to_thread(system.gateway.start, *OPTIONS)  # it looks at every record anew
+    ids.append(await told())
+    made = [each["task_id"] for each in await deliveries(system)]
+    assert [made.count(each) for each in ids] == [1] * len(ids)
+
+
 async def test_progress_is_told_where_it_is_asked_for(system: System, receiver: Receiver) -> None:
     await register(system, receiver.url, "task.progress", "task.done")
     task_id = await submit(system)

@@ -67,6 +67,20 @@ def test_every_operation_refuses_what_it_does_not_take() -> None:
                 assert f"takes {', '.join(sorted(takes)) or 'none'}" in answered["detail"], (method, path)
 
 
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("status=gone", "status: expected pending, delivered or dead"),
+        ("status=", "status: expected pending, delivered or dead"),
+        ("limit=0", "limit: expected an integer from 1 to 1000"),
+    ],
+)
+def test_what_a_parameter_may_be_is_said(query: str, expected: str) -> None:
+    with TestClient(application(ADMIN)) as client:
+        answer = client.get(f"/webhooks/deliveries?{query}", headers=BY_ADMIN)
+        assert (answer.status_code, answer.json()["detail"]) == (400, expected)
+
+
 def test_a_wrong_media_type_is_reported_first() -> None:
     """The order of refusals: 415, then 400."""
     with TestClient(application(ADMIN)) as client:

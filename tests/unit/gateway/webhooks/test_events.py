@@ -96,6 +96,20 @@ def test_an_address_that_is_registered_and_named_is_told_once() -> None:
     assert owed(task, endpoint(events=("task.done",))) == [("task.done", "ep_1")]
 
 
+def test_the_address_of_a_request_that_was_told_is_told_no_more_by_what_is_registered_or_removed_since() -> None:
+    task = done(pending_task(webhook=TaskWebhook(url=URL, events=("task.done",))))
+
+    def told(event: WebhookEvent, url: str) -> bool:
+        return (event, url) == (WebhookEvent.DONE, URL)
+
+    late = endpoint(since=LATER + timedelta(hours=1))
+    for known in ((), (late,), (endpoint("ep_2", url="https://b.example/"), late)):
+        found = [each.endpoint for each in deliveries(task, known, LATER, told=told)]
+        assert found == [each.id for each in known if each.id == "ep_2" for _ in range(2)]
+    # an endpoint that takes the event by itself is owed it, whoever was told there
+    assert [each.event for each in deliveries(task, [endpoint()], LATER, told=told)] == ["task.claimed", "task.done"]
+
+
 def test_a_receiver_is_told_the_labels() -> None:
     (delivery,) = deliveries(claimed(pending_task(labels={"shot": "7"})), [endpoint()], NOW)
     assert json.loads(delivery.payload)["data"]["labels"] == {"shot": "7"}
