@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,8 +63,14 @@ def services(variables: Mapping[str, str]) -> dict[str, Service]:
             return [filled(value) for value in node]
         return interpolated(node, variables) if isinstance(node, str) else node
 
-    found: dict[str, Service] = filled(yaml.safe_load(FILE.read_text()))["services"]
+    found: dict[str, Service] = filled(_read())["services"]
     return found
+
+
+@cache
+def _read() -> Any:
+    """What the file says, with its variables as they are typed."""
+    return yaml.safe_load(FILE.read_text())
 
 
 def chosen(found: Mapping[str, Service], *profiles: str) -> dict[str, Service]:
