@@ -36,7 +36,8 @@ class InvalidRequest(ValueError):
 
 def missing(name: str, expected: Any) -> FieldError:
     """The field *name* is needed, and did not come."""
-    return FieldError(pointer=f"/{name}", code="missing", message=f"{name}: missing", expected=expected)
+    message = f"{name}: missing; expected {_phrase(expected)}"
+    return FieldError(pointer=f"/{name}", code="missing", message=message, expected=expected)
 
 
 def wrong_type(name: str, expected: Any, value: Any) -> FieldError:

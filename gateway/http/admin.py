@@ -275,7 +275,11 @@ def _mode(body: bytes) -> LaneMode:
     mode = next((mode for mode in MODES if fields.get("mode") == mode), None)
     errors = []
     if "mode" not in fields:
-        errors.append(FieldError(pointer="/mode", code="missing", message="mode: missing", expected=MODES))
+        errors.append(
+            FieldError(
+                pointer="/mode", code="missing", message="mode: missing; expected auto or degraded", expected=MODES
+            )
+        )
     elif mode is None:
         message = "mode: expected auto or degraded"
         errors.append(FieldError(pointer="/mode", code="not_a_choice", message=message, expected=MODES))

@@ -82,7 +82,7 @@ def test_without_a_model_the_only_one_that_can_do_it(
     if model is None:
         with pytest.raises(InvalidRequest) as refusal:
             accepted(body, running)
-        assert [error.message for error in refusal.value.errors] == ["model: missing"]
+        assert [error.message for error in refusal.value.errors] == ['model: missing; expected ["anisora", "phr00t"]']
     else:
         assert accepted(body, running).model == model
 
@@ -149,10 +149,13 @@ REFUSED = [
     pytest.param(PHR00T | {"user": 7}, ["user: expected string, got 7"], id="user"),
     pytest.param(
         {"model": "phr00t", "seconds": "x"},
-        ["prompt: missing", 'seconds: expected a number of seconds, as in 4, got "x"'],
+        [
+            "prompt: missing; expected string of 1 to 2000 characters",
+            'seconds: expected a number of seconds, as in 4, got "x"',
+        ],
         id="no-prompt",
     ),
-    pytest.param({"model": 7}, ["model: expected string, got 7", "prompt: missing"], id="no-name"),
+    pytest.param({"model": 7}, ["model: expected string, got 7", "prompt: missing; expected string"], id="no-name"),
 ]
 
 
