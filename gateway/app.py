@@ -34,10 +34,12 @@ from gateway.http import (
 )
 from gateway.http.body import MAX_BODY_BYTES
 from gateway.http.cross_origin import cross_origin
+from gateway.http.lookup import CallerRequest
 from gateway.http.methods import with_heads_and_options
 from gateway.http.openapi.document import docs_routes, openapi_config
 from gateway.http.outgoing import outgoing
 from gateway.http.queries import declare_query
+from gateway.http.straight import straight
 from gateway.services import Services
 
 # The headers that a page of another origin may send, and those of an answer that it may see.
@@ -67,6 +69,9 @@ CORS_ANSWER_HEADERS: Final = [
 
 # Callers of these may add anything to the query.
 PROBES: Final = (meta.check_health, meta.check_liveness, meta.check_readiness)
+
+# Every task comes by this one.
+STRAIGHT: Final = (generate.generate,)
 
 
 def create_app(
@@ -147,7 +152,9 @@ def create_app(
             access.access_control(
                 services.keys, access.RateLimits(), max_body_bytes=MAX_BODY_BYTES, allowed_hosts=allowed_hosts
             ),
+            straight(STRAIGHT, services),
         ],
+        request_class=CallerRequest,
         cors_config=cors,
         exception_handlers=problems.problem_handlers(),
         openapi_config=openapi_config(services.catalog),

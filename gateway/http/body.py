@@ -73,10 +73,9 @@ def require_json(request: Request[Any, Any, Any]) -> None:
 def require_media_type(request: Request[Any, Any, Any], accepted: Collection[str]) -> None:
     """Raises the problem `unsupported_media_type` unless the body is declared as one that is *accepted*, and as nothing
     around it."""
-    headers = request.headers  # Litestar looks them up anew each time
     if media_type_of(request) not in accepted:
         raise ProblemError("unsupported_media_type", f"send it as {' or '.join(accepted)}")
-    encoding = headers.get("content-encoding", "identity").strip().lower()
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         raise ProblemError(
             "unsupported_media_type",

@@ -5,10 +5,11 @@ import re
 from collections.abc import Awaitable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Final, TypeVar
 
 from litestar import Request
-from litestar.datastructures import State
+from litestar.datastructures import Headers, State
 
 from contracts.api.tasks import TaskView
 from contracts.tasks import GenerationTask, TaskStatus
@@ -24,8 +25,15 @@ from ops.waiting import unless
 TASK_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 T = TypeVar("T")
-CallerRequest = Request[Caller, Turn, State]
-"""A request that was let in."""
+
+
+class CallerRequest(Request[Caller, Turn, State]):
+    """A request that was let in."""
+
+    @cached_property
+    def headers(self) -> Headers:
+        """Found once: Litestar looks for them in the scope each time, and a route asks for eight."""
+        return Headers.from_scope(self.scope)
 
 
 async def find(services: Services, caller: Caller, task_id: str) -> Snapshot:
