@@ -97,7 +97,11 @@ class WorkQueues:
 
     def of(self, route: Literal["lane", "degraded"], model: str) -> WorkQueue:
         """The queue that carries tasks of *model* on *route*."""
-        return self._queues.setdefault(work_stream(route, model), WorkQueue())
+        name = work_stream(route, model)
+        queue = self._queues.get(name)
+        if queue is None:
+            queue = self._queues[name] = WorkQueue()
+        return queue
 
     @property
     def moves(self) -> int:

@@ -189,7 +189,10 @@ def _is_near(address: str) -> bool:
 
 def _header(scope: Scope, wanted: bytes) -> bytes:
     # of several the first one, as Litestar has it; but without making all of them text for each request
-    return next((value for name, value in scope["headers"] if name == wanted), b"")
+    for name, value in scope["headers"]:
+        if name == wanted:
+            return value
+    return b""
 
 
 def _is_too_large(declared: bytes, max_body_bytes: int) -> bool:

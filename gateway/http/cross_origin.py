@@ -16,6 +16,8 @@ _NOT_ALLOWED: Final = "pages of {!a} may not call this gateway; an operator allo
 # What a page must not do behind its reader's back.
 CHANGING: Final = frozenset({"POST", "PUT", "DELETE"})
 _VARY: Final = ("Accept-Encoding", "Origin")
+# A request without these is no page's.
+_OF_PAGES: Final = frozenset({b"origin", b"sec-fetch-site"})
 
 
 def objection(cors: CORSConfig | None, preflight: Mapping[str, str]) -> str | None:
@@ -68,7 +70,7 @@ def cross_origin(app: ASGIApp, cors: CORSConfig | None, allowed_hosts: Collectio
     """*app*, which answers what *cors* allows, with the rest refused by a problem document."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope.get("method") in CHANGING:
+        if scope.get("method") in CHANGING and not _OF_PAGES.isdisjoint([name for name, _ in scope["headers"]]):
             sent = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             if comes_from_elsewhere(sent, cors, allowed_hosts):
                 origin = sent.get("origin", "another origin")[:_SHOWN_CHARS]

@@ -71,12 +71,17 @@ class _Answer:
                 self._head = message
             return
         head, self._head = self._head, None
-        if head is not None and message["type"] == "http.response.body" and not message.get("more_body"):
+        if head is not None and message["type"] == "http.response.body" and self._is_to_finish(message):
             await self._finish(head, message["body"])
             return
         if head is not None:
             await self._send(head)
         await self._send(message)
+
+    def _is_to_finish(self, message: Any) -> bool:
+        """Whether the answer is whole with *message*, and what the client asked for may change it."""
+        is_whole = not message.get("more_body")
+        return is_whole and (len(message["body"]) >= GZIP_MIN_BYTES or self._scope.get("method") in _READING)
 
     async def _finish(self, head: Any, body: bytes) -> None:
         status, headers = head["status"], list(head["headers"])
@@ -142,4 +147,8 @@ def _asked(scope: Scope) -> dict[bytes, str]:
 
 
 def _value(headers: Any, wanted: bytes) -> bytes:
-    return next((value for name, value in headers if name.lower() == wanted), b"")
+    for name, value in headers:
+        if name.lower() == wanted:
+            found: bytes = value
+            return found
+    return b""

@@ -122,16 +122,17 @@ class AccessLog:
                 status = status or 500  # which the server answers by itself
                 raise
             finally:
-                self.log_answer(
-                    Answered(
-                        noted=noted,
-                        address=address_of(scope.get("client")),
-                        method=str(scope.get("method", "")),
-                        path=scope["path"],
-                        status=status,
-                        took_s=time.monotonic() - begun_s,
+                if self._logs_all or (status is not None and status >= 400):  # else there is nothing to say
+                    self.log_answer(
+                        Answered(
+                            noted=noted,
+                            address=address_of(scope.get("client")),
+                            method=str(scope.get("method", "")),
+                            path=scope["path"],
+                            status=status,
+                            took_s=time.monotonic() - begun_s,
+                        )
                     )
-                )
 
         return answer
 
@@ -186,8 +187,10 @@ def shown_path(path: str) -> str:
 
 def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The request's own `X-Request-Id` where it can be used, else a new one."""
-    given = next((value for name, value in headers if name == ID_HEADER), b"")
-    return given.decode("ascii") if _GIVEN_ID.fullmatch(given) else new_request_id()
+    for name, value in headers:
+        if name == ID_HEADER:
+            return value.decode("ascii") if _GIVEN_ID.fullmatch(value) else new_request_id()
+    return new_request_id()
 
 
 def new_request_id() -> str:

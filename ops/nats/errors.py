@@ -22,6 +22,8 @@ _WRONG_LAST_SEQUENCE: Final = 10071
 # In a cluster, another write of the same key is being replicated. The server decides soon which of the two won.
 UNDECIDED: Final = 10164
 NO_MESSAGE: Final = 10037
+# What nats-py raises about a call.
+OF_NATS: Final = (nats.errors.Error, OSError, TimeoutError)
 
 
 class TransportUnavailable(Exception):
@@ -45,40 +47,46 @@ class UnusableServer(Exception):
 
 
 @contextlib.contextmanager
-def stored(subject: str) -> Iterator[None]:
-    """As `translated`, for a message that is to be stored on *subject*: what it leaves is TransportUnavailable here."""
-    try:
-        with translated(subject):
-            yield
-    except StreamFull as full:
-        if is_work_subject(subject):
-            raise
-        raise TransportUnavailable(
-            f"{subject}: its stream is at a limit that Warmlane did not set; `warmlane provision --check` names it"
-        ) from full
-    except nats.js.errors.APIError as error:
-        raise TransportUnavailable(f"{subject}: {error.description}") from error
-
-
-@contextlib.contextmanager
 def translated(what: str) -> Iterator[None]:
     """Raises errors of nats-py about *what* as errors of this file. A refusal that none of those stands for stays as it
     is."""
     try:
         yield
-    except nats.js.errors.NotFoundError:
-        raise
-    except Denied as error:
-        raise NotAllowed(f"{what}: {error}") from error
-    except nats.js.errors.APIError as error:
-        if error.err_code == _STREAM_FULL and _AT_A_LIMIT.match(error.description or ""):
-            raise StreamFull(what) from error
-        if error.err_code == _WRONG_LAST_SEQUENCE:
-            raise WrongRevision(what) from error
-        if (error.code is not None and error.code >= 500) or error.err_code in (10158, UNDECIDED):
-            raise TransportUnavailable(f"{what}: {error.description}") from error
-        raise
-    except nats.errors.OutboundBufferLimitError as error:
-        raise TransportUnavailable(f"{what}: not connected to nats-server") from error
-    except (nats.errors.Error, OSError, TimeoutError) as error:
-        raise TransportUnavailable(f"{what}: {str(error) or type(error).__name__}") from error
+    except OF_NATS as error:
+        found = translation(what, error)
+        if found is error:
+            raise
+        raise found from error
+
+
+def translation(what: str, error: Exception) -> Exception:
+    """*error* of nats-py about *what*, as an error of this file; itself, where none of those stands for it. Pure."""
+    match error:
+        case nats.js.errors.NotFoundError():
+            return error
+        case Denied():
+            return NotAllowed(f"{what}: {error}")
+        case nats.js.errors.APIError():
+            if error.err_code == _STREAM_FULL and _AT_A_LIMIT.match(error.description or ""):
+                return StreamFull(what)
+            if error.err_code == _WRONG_LAST_SEQUENCE:
+                return WrongRevision(what)
+            if (error.code is not None and error.code >= 500) or error.err_code in (10158, UNDECIDED):
+                return TransportUnavailable(f"{what}: {error.description}")
+            return error
+        case nats.errors.OutboundBufferLimitError():
+            return TransportUnavailable(f"{what}: not connected to nats-server")
+        case _:
+            return TransportUnavailable(f"{what}: {str(error) or type(error).__name__}")
+
+
+def not_stored(subject: str, error: Exception) -> Exception:
+    """As `translation`, of a message that was to be stored on *subject*: what it leaves is TransportUnavailable here.
+    Pure."""
+    found = translation(subject, error)
+    if isinstance(found, StreamFull) and not is_work_subject(subject):
+        detail = "its stream is at a limit that Warmlane did not set; `warmlane provision --check` names it"
+        return TransportUnavailable(f"{subject}: {detail}")
+    if isinstance(found, nats.js.errors.APIError):
+        return TransportUnavailable(f"{subject}: {found.description}")
+    return found

@@ -12,7 +12,7 @@ from nats.js.client import JetStreamContext
 from contracts.topology import stream_of
 from ops.nats.client import REPLY_TIMEOUT_S, Ack, NatsClient
 from ops.nats.connection import Connection
-from ops.nats.errors import UNDECIDED, stored, translated
+from ops.nats.errors import OF_NATS, UNDECIDED, not_stored, translated
 from ops.nats.pull import Pull
 from ops.nats.write_health import Writes
 from ops.telemetry.metrics import consumers_made_anew
@@ -44,18 +44,17 @@ class Messages:
             all_headers[Header.MSG_ID.value] = message_id
         until_s = time.monotonic() + REPLY_TIMEOUT_S
         while True:
-            with stored(subject):
-                try:
-                    ack = await self._client.store(subject, payload, all_headers, timeout_s=REPLY_TIMEOUT_S)
-                    if self.writes:
-                        self.writes.stored(stream_of(subject))
-                    return ack
-                except nats.js.errors.BadRequestError as error:
-                    if error.err_code != UNDECIDED or time.monotonic() > until_s:
-                        raise
-                except (TimeoutError, nats.js.errors.ServiceUnavailableError) as error:
-                    self._note_failure(subject, error)
-                    raise
+            try:
+                ack = await self._client.store(subject, payload, all_headers, timeout_s=REPLY_TIMEOUT_S)
+            except OF_NATS as error:  # not by `translated`: most writes raise nothing, and would pay for it
+                if not (_is_undecided(error) and time.monotonic() <= until_s):
+                    if isinstance(error, TimeoutError | nats.js.errors.ServiceUnavailableError):
+                        self._note_failure(subject, error)
+                    raise not_stored(subject, error) from error
+            else:
+                if self.writes:
+                    self.writes.stored(stream_of(subject))
+                return ack
             await asyncio.sleep(UNDECIDED_WAIT_S)
 
     def _note_failure(self, subject: str, error: Exception) -> None:
@@ -90,3 +89,7 @@ class Messages:
             pull = Pull(self._client, await self._js.pull_subscribe_bind(consumer, stream), stream, consumer)
         consumers_made_anew.begin(stream, consumer)
         return pull
+
+
+def _is_undecided(error: Exception) -> bool:
+    return isinstance(error, nats.js.errors.BadRequestError) and error.err_code == UNDECIDED
