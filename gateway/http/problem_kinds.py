@@ -124,7 +124,7 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         'It is at "9" now; GET it and decide again.',
     ),
     "body_too_large": ProblemKind(
-        413, "The body is too large", "Send a smaller image; GET /settings names the limits of each model."
+        413, "The body is too large", "Send less. Of an image, GET /settings names the limits of each model."
     ),
     "unsupported_media_type": ProblemKind(
         415, "The body is declared as what this path does not take", "Send it as application/json."

@@ -93,7 +93,7 @@ async def add_webhook(request: CallerRequest, services: _Services) -> EndpointSe
     require_known_query(request.scope)
     url, events = _asked(body)
     request.auth.take()
-    why = await services.webhooks.sender.objection_to(parse_url(url))
+    why = await services.webhooks.objection_to(request.user.name, parse_url(url))
     if why is not None:
         raise _wrong([FieldError(pointer="/url", code="address_refused", message=f"url: {why}")])
     now = datetime.now(UTC)

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from contracts.api.webhooks import WebhookMessage
 from contracts.tasks import GenerationTask
 from contracts.topology import WEBHOOKS_LEADER_KEY
+from contracts.urls import NamedUrl
 from contracts.webhooks import TEST_EVENT, WebhookDelivery, WebhookEndpoint, encode_entry
 from gateway.boards.delivery_board import DeliveryBoard
 from gateway.boards.endpoint_board import EndpointBoard
@@ -27,6 +28,7 @@ from gateway.webhooks.registry import Registry
 from gateway.webhooks.sealing import Sealer, sealing_keys
 from gateway.webhooks.sending import WebhookSender
 from gateway.webhooks.signing import signed_headers
+from gateway.webhooks.turns import Turns
 from ops.background import Background
 from ops.ending import end
 from ops.nats.bucket import Bucket
@@ -37,6 +39,9 @@ from ops.nats.link import NatsLink
 from ops.telemetry import metrics
 
 ID_BYTES: Final = 6
+# Addresses that a caller registers or tests. Each takes a thread while its name is looked up, of those that deliveries
+# need too.
+AT_ONCE_PER_CALLER: Final = 4
 
 
 class WebhookOptions(Struct, frozen=True):
@@ -70,6 +75,7 @@ class Webhooks:
         self._delivering: Delivering
         self._making: Making
         self._progress: ProgressNews
+        self._turns = Turns(AT_ONCE_PER_CALLER)
         self._running: asyncio.Task[None] | None = None
 
     async def start(self, link: NatsLink) -> None:
@@ -133,17 +139,23 @@ class Webhooks:
             self._delivering.begin()
         self._delivering.on_delivery(delivery)
 
+    async def objection_to(self, caller: str, url: NamedUrl) -> str | None:
+        """As `WebhookSender.objection_to`, for *caller*: AT_ONCE_PER_CALLER at a time."""
+        async with self._turns.of(caller):
+            return await self.sender.objection_to(url)
+
     async def test(self, endpoint: WebhookEndpoint) -> WebhookAnswer:
         """Sends a message to *endpoint* now, whatever else is on its way; an answer of 2xx enables it again.
 
         Raises CannotUnseal, NoSuchEndpoint, TransportUnavailable.
         """
-        now = datetime.now(UTC)
-        message = WebhookMessage(type=TEST_EVENT, timestamp=now, data={"endpoint": endpoint.id})
-        body = encode_entry(message).decode()
-        name = f"test_{secrets.token_hex(ID_BYTES)}_{endpoint.id}"
-        headers = signed_headers(name, body, self.registry.secrets_of(endpoint, now), now)
-        answer = await self.sender.send(endpoint.url or "", headers, body)
+        async with self._turns.of(endpoint.caller):
+            now = datetime.now(UTC)
+            message = WebhookMessage(type=TEST_EVENT, timestamp=now, data={"endpoint": endpoint.id})
+            body = encode_entry(message).decode()
+            name = f"test_{secrets.token_hex(ID_BYTES)}_{endpoint.id}"
+            headers = signed_headers(name, body, self.registry.secrets_of(endpoint, now), now)
+            answer = await self.sender.send(endpoint.url or "", headers, body)
         metrics.webhook_attempts.add(outcome_of(answer))
         if answer.is_success:
             await self.registry.enable(endpoint.id, now=now)
