@@ -1,12 +1,12 @@
 """`warmlane webhooks`: who is told of tasks, and what became of what they were told."""
 
 from collections.abc import Iterable
-from datetime import datetime
 from typing import Final
 
 import click
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from contracts.api.webhooks import DeliveryView, EndpointSecret, EndpointView
@@ -14,6 +14,7 @@ from contracts.webhooks import OVERLAP_MAX_S, OVERLAP_S, WebhookEvent
 from ops.commands.api.options import Gateway, gateway_options
 from ops.commands.api.problems import Refused
 from ops.commands.durations import Duration
+from ops.commands.tasks import plain
 
 # The name by which `rotate` knows the secret for the addresses of requests.
 REQUESTS: Final = "requests"
@@ -89,7 +90,7 @@ def test_command(ctx: click.Context, /, endpoint: str, as_json: bool, gateway: G
     if as_json:
         _print(answer)
     else:
-        what = f"{endpoint} answered {answer.status}" if answer.status else f"{endpoint}: {answer.error}"
+        what = f"{endpoint} answered {answer.status}" if answer.status else f"{endpoint}: {plain(answer.error)}"
         click.echo(f"{what} after {answer.took_s:.3f} s", err=not answer.delivered)
     ctx.exit(0 if answer.delivered else 1)
 
@@ -164,9 +165,9 @@ def deliveries_command(status: str | None, endpoint: str | None, limit: int, as_
     if as_json:
         _print(page)
         return
-    if page.deliveries:
-        Console().print(deliveries_table(page.deliveries))
-    else:
+    for each in page.deliveries:
+        click.echo(line_of(each))
+    if not page.deliveries:
         click.echo("no delivery" if status is endpoint is None else "no delivery is like that", err=True)
     if page.more:
         click.echo("there are more: a larger --limit shows them", err=True)
@@ -231,21 +232,19 @@ def endpoints_table(endpoints: Iterable[EndpointView]) -> Table:
     for heading in ("id", "state", "address", "events", "caller", "secrets"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "id")
     for each in endpoints:
-        state = "[green]in force[/]" if each.disabled_at is None else f"[red]disabled[/]: {each.disabled_why}"
-        table.add_row(each.id, state, each.url, " ".join(each.events), each.caller, str(each.secrets))
+        state = (
+            "[green]in force[/]" if each.disabled_at is None else f"[red]disabled[/]: {escape(each.disabled_why or '')}"
+        )
+        # an address of IPv6 stands in brackets, and callers may be called anything
+        url, caller = escape(each.url), escape(each.caller)
+        table.add_row(each.id, state, url, " ".join(each.events), caller, str(each.secrets))
     return table
 
 
-def deliveries_table(deliveries: Iterable[DeliveryView]) -> Table:
-    """The deliveries, a row each."""
-    table = Table(show_header=True)
-    for heading in ("id", "status", "attempts", "last", "next (UTC)", "address"):
-        table.add_column(heading, overflow="fold")
-    for each in deliveries:
-        last = "" if each.last is None else str(each.last.status or each.last.error)
-        table.add_row(each.id, each.status, str(each.attempts), last, _moment(each.next_at), each.url)
-    return table
-
-
-def _moment(at: datetime | None) -> str:
-    return "" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
+def line_of(delivery: DeliveryView) -> str:
+    """*delivery* in one line, which is not cut: its id is copied into `redeliver`."""
+    last = delivery.last
+    came = "" if last is None else f", the last: {last.status or plain(last.error)}"
+    following = "" if delivery.next_at is None else f", the next at {delivery.next_at:%Y-%m-%d %H:%M:%S} UTC"
+    attempts = f"{delivery.attempts} attempt{'' if delivery.attempts == 1 else 's'}"
+    return f"{delivery.id}  {delivery.status:<9}  {delivery.url}  {attempts}{came}{following}"
