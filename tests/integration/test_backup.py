@@ -154,6 +154,7 @@ async def test_every_task_ends_once_after_the_server_lost_its_disk(
         )
         assert result.exit_code == 0, result.output
         assert "tasks had not ended and go on" in result.output
+        assert "forgotten since the backup are back" in result.output
         system.link = link = await NatsLink.connect(gateway.nats.url, name="test")
         assert await differences(link, wanted(catalog, keep_s=KEEP_S)) == []
         assert {task_id: await link.entries.get(TASKS, task_id) for task_id in finished} == before

@@ -61,7 +61,8 @@ def _size(manifest: BackupManifest) -> str:
 def backup_command(folder: Path, nats: NatsAccess, settings: Path | None, profile: str) -> None:
     """Save every stream and bucket into DIR, while tasks go on.
 
-    DIR must be new or empty. Videos and images are not in it: copy the artifact store afterwards.
+    DIR must be new or empty. Videos and images are not in it: copy the artifact store afterwards. It still holds tasks
+    that are forgotten later.
     """
 
     async def work(link: NatsLink, on_bytes: OnBytes) -> BackupManifest:
@@ -83,7 +84,8 @@ def backup_command(folder: Path, nats: NatsAccess, settings: Path | None, profil
 def restore_command(folder: Path, nats: NatsAccess, replicas: int | None) -> None:
     """Bring back what `warmlane backup` saved in DIR.
 
-    The server must hold none of it; start gateways and workers afterwards.
+    The server must hold none of it; start gateways and workers afterwards. Tasks that were forgotten since the backup
+    are back: forget them once more.
     """
     begun_s = time.monotonic()
     manifest, unended = _run(
@@ -91,5 +93,6 @@ def restore_command(folder: Path, nats: NatsAccess, replicas: int | None) -> Non
     )
     click.echo(
         f"restored {_size(manifest)}, as of {manifest.begun_at:%Y-%m-%d %H:%M:%S} UTC, in "
-        f"{time.monotonic() - begun_s:.1f} s; {unended} tasks had not ended and go on"
+        f"{time.monotonic() - begun_s:.1f} s; {unended} tasks had not ended and go on. "
+        "Tasks that were forgotten since the backup are back: `warmlane tasks forget` removes them once more"
     )
