@@ -57,7 +57,9 @@ def unknown_fields(
 ) -> Iterator[FieldError]:
     """The names in *sent* that are none of *fields*, in alphabetical order, and how many more there are beyond
     UNKNOWN_FIELDS_MAX. *meant* is the field that somebody probably meant by a name."""
-    unknown = sorted(set(sent) - set(fields))
+    unknown = sorted(set(sent).difference(fields))
+    if not unknown:
+        return
     hint = f"the fields are {', '.join(fields)}"
     for name in unknown[:UNKNOWN_FIELDS_MAX]:
         suggestion = meant(name)

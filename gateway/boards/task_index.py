@@ -150,9 +150,13 @@ class TaskIndex:
         return found
 
     def _shelve(self, row: TaskRow) -> None:
+        name, place = (row.status, row.model), (row.created_at, row.id)
         for room in _rooms(row):
             shelves = self._shelves.setdefault(room, {})
-            shelves.setdefault((row.status, row.model), SortedList()).add((row.created_at, row.id))
+            shelf = shelves.get(name)
+            if shelf is None:
+                shelf = shelves[name] = SortedList()
+            shelf.add(place)
 
     def _unshelve(self, row: TaskRow) -> None:
         for room in _rooms(row):

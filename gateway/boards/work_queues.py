@@ -45,13 +45,16 @@ class WorkQueue:
         return self._running.values()
 
     def ahead_of(self, task: GenerationTask) -> int:
-        """How many tasks came before *task*, which waits. Costs a binary search."""
+        """How many tasks came before *task*, which waits. Costs a binary search, unless it came last."""
+        if self._waiting and self._waiting[-1] is task:
+            return len(self._waiting) - 1
         return bisect.bisect_left(self._waiting, _turn(task), key=_turn)
 
     def add(self, task: GenerationTask) -> None:
         self.changes += 1
         if task.status is TaskStatus.PENDING:
-            ahead = bisect.bisect_right(self._waiting, _turn(task), key=_turn)
+            is_last = not self._waiting or _turn(self._waiting[-1]) <= _turn(task)
+            ahead = len(self._waiting) if is_last else bisect.bisect_right(self._waiting, _turn(task), key=_turn)
             self._kinds[task.priority, task.caller] += 1
             self.moves += ahead < len(self._waiting) or not self.is_uniform
             self._waiting.insert(ahead, task)

@@ -117,8 +117,10 @@ class Reader:
             self._standing.pop(entry.key, None)
         elif self._on_whole is None or is_whole:
             self._standing[entry.key] = entry.revision
-        with self._reported(f"{self._bucket}.{entry.key}", entry.revision):
+        try:  # and not `_reported`: this is called for every entry
             self._on_change(entry)
+        except Exception as error:
+            _report(error, f"{self._bucket}.{entry.key}", entry.revision)
 
     @contextlib.contextmanager
     def _reported(self, what: str, revision: int) -> Iterator[None]:
@@ -127,10 +129,7 @@ class Reader:
         try:
             yield
         except Exception as error:
-            # (the text of the error may repeat what stands in the entry: only its place is reported)
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            reason = f"{type(error).__name__} in {place.name}, line {place.lineno}"
-            unreadables.report("entry", what, reason, revision=revision)
+            _report(error, what, revision)
 
     def _give_all(self, entries: list[Entry], revision: int) -> None:
         if self._on_whole is not None:
@@ -155,3 +154,10 @@ class Reader:
                 self._give(entry, is_whole=False)
             else:
                 self._given[entry.key] = KnownRevision(entry.revision, entry.time)
+
+
+def _report(error: Exception, what: str, revision: int) -> None:
+    # (the text of the error may repeat what stands in the entry: only its place is reported)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    reason = f"{type(error).__name__} in {place.name}, line {place.lineno}"
+    unreadables.report("entry", what, reason, revision=revision)
