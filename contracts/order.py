@@ -136,12 +136,13 @@ def choose(
         return None
     if policy.order == "fifo":  # 2
         return Choice(able[0], (2,))
+    classes = sorted({task.priority for task in able}, key=_rank)
     turns = [
         priority
-        for priority in sorted({task.priority for task in able}, key=_rank)
+        for priority in classes
         if _is_turn_of(priority, able, loaded=loaded, costs=costs, ledger=ledger, policy=policy)
     ]
-    priority, class_rule = (turns[0], 3) if turns else (min((task.priority for task in able), key=_rank), 4)  # 3, 4
+    priority, class_rule = (turns[0], 3) if turns else (classes[0], 4)  # 3, 4
     able = [task for task in able if task.priority is priority]
     here = [task for task in able if loaded is not None and task.model == loaded.model]
     others = [task for task in able if loaded is None or task.model != loaded.model]

@@ -142,8 +142,9 @@ class _Line:
 
     def add(self, task: Waiting) -> None:
         self.waiting.append(task)
-        self.came.succeed()
-        self.came = self._env.event()
+        if self.came.callbacks:  # somebody waits for it
+            self.came.succeed()
+            self.came = self._env.event()
 
 
 class _Run:
@@ -222,23 +223,25 @@ class _Run:
     def _let_go(self) -> None:
         """What is at its deadline leaves the degraded queue."""
         line, now_s = self._degraded, self._env.now
-        for task in line.waiting:
-            if now_s >= task.deadline_s:
-                arrival = self._arrivals[task.task_id]
-                (self._withdrawn if now_s >= arrival.withdrawn_s == task.deadline_s else self._expired).append(arrival)
+        over = [task for task in line.waiting if now_s >= task.deadline_s]
+        if not over:
+            return
+        for task in over:
+            arrival = self._arrivals[task.task_id]
+            (self._withdrawn if now_s >= arrival.withdrawn_s == task.deadline_s else self._expired).append(arrival)
         line.waiting = [task for task in line.waiting if now_s < task.deadline_s]
 
     def _serve(self, line: _Line, order: ChooseNext, costs: Costs, lane: OnCard | None = None) -> Steps:
         """What waits in *line*, one after the other: on a *lane*, or on the card of the degraded worker."""
         loaded = lane
         while True:
+            now_s = self._env.now
             if lane is None:
                 self._let_go()
-            able = [task for task in line.waiting if self._env.now < task.deadline_s]
+            able = [task for task in line.waiting if now_s < task.deadline_s]
             if not able:
                 yield line.came
                 continue
-            now_s = self._env.now
             task = order(able, loaded, costs, now_s)
             line.waiting.remove(task)
             arrival = self._arrivals[task.task_id]

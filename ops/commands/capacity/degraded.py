@@ -6,8 +6,10 @@ or a shorter day.
 
 import random
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import accumulate
 from typing import Final
 
 from msgspec import Struct
@@ -60,30 +62,38 @@ def _simulated(demands: tuple[Demand, ...], per_h: tuple[float, ...], terms: Ter
         places=terms.degraded_depth,
         wait_s=terms.degraded_wait_s,
     )
+    counts = Counter(arrival.model for arrival in came)
     ends_s = max([came[-1].at_s, *(start.ended_s for start in outcome.starts)])
     busy_s = sum(start.ended_s - start.at_s for start in outcome.starts)
     return DegradedFigures(
         utilisation=busy_s / ends_s,
-        stations={model: _station(model, came, outcome, terms) for model in models},
+        stations={model: _station(model, max(1, counts[model]), outcome, terms) for model in models},
         loaded={
-            model: sum(start.swapped for start in outcome.starts if start.task.model == model) / _count(model, came)
+            model: sum(start.swapped for start in outcome.starts if start.task.model == model) / max(1, counts[model])
             for model in models
         },
     )
 
 
 def _arrivals(models: Sequence[str], per_h: Sequence[float]) -> list[Arrival]:
-    chance, at_s, found = random.Random(SEED), 0.0, []  # noqa: S311  # no secret
-    for _ in range(REQUESTS):
-        at_s += chance.expovariate(1.0) * HOUR_S / sum(per_h)
-        (model,) = chance.choices(models, per_h)
-        found.append(Arrival(at_s=at_s, model=model))
+    shares, all_per_h, at_s, found = list(accumulate(per_h)), sum(per_h), 0.0, []
+    for gap, place in _chances():
+        at_s += gap * HOUR_S / all_per_h
+        which = bisect_right(shares, place * shares[-1], 0, len(models) - 1)
+        found.append(Arrival(at_s=at_s, model=models[which]))
     return found
 
 
-def _station(model: str, came: Sequence[Arrival], outcome: Outcome, terms: Terms) -> Station:
+@cache
+def _chances() -> tuple[tuple[float, float], ...]:
+    """Of each request: the gap before it, 1 on average, and where between 0 and 1 its model is drawn."""
+    chance = random.Random(SEED)  # noqa: S311  # no secret
+    return tuple((chance.expovariate(1.0), chance.random()) for _ in range(REQUESTS))
+
+
+def _station(model: str, count: int, outcome: Outcome, terms: Terms) -> Station:
     waits_s = sorted(start.at_s - start.task.queued_s for start in outcome.starts if start.task.model == model)
-    count, step_s = _count(model, came), terms.degraded_wait_s / STEPS
+    step_s = terms.degraded_wait_s / STEPS
     return Station(
         patience_s=terms.degraded_wait_s,
         utilisation=0.0,
@@ -94,7 +104,3 @@ def _station(model: str, came: Sequence[Arrival], outcome: Outcome, terms: Terms
         step_s=step_s,
         waited_s=sum(waits_s) / count,
     )
-
-
-def _count(model: str, came: Sequence[Arrival]) -> int:
-    return max(1, sum(arrival.model == model for arrival in came))

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from contracts.settings import load_settings
 from contracts.topology import DEGRADED_MAX_MSGS
 from ops.cli import cli
+from ops.commands.capacity import model
 from ops.commands.capacity.case import case_of, compare
 from ops.commands.capacity.report import plot
 from tests.kit.support import reporting_file
@@ -33,6 +34,13 @@ def found(*arguments: str) -> dict[str, Any]:
     return document
 
 
+@pytest.fixture
+def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks for the arrivals at which both cost the same. That takes some 60 simulations, the rest takes 2, and
+    a test of other numbers need not wait for it."""
+    monkeypatch.setattr(model, "BREAK_EVEN_FACTORS", ())
+
+
 def test_the_commands_of_the_guide_print_what_it_shows() -> None:
     blocks = re.findall(r"^```console\n\$ ([^\n]+)\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
     assert blocks
@@ -43,6 +51,7 @@ def test_the_commands_of_the_guide_print_what_it_shows() -> None:
         assert printed == shown.splitlines(), typed
 
 
+@pytest.mark.usefixtures("no_search")
 @pytest.mark.parametrize(
     ("arguments", "way", "name", "places"),
     [
@@ -62,6 +71,7 @@ def test_the_numbers_in_the_guides_sentences(arguments: tuple[str, ...], way: st
     assert places in GUIDE
 
 
+@pytest.mark.usefixtures("no_search")
 def test_limits_and_lanes_come_from_the_settings(tmp_path: Path) -> None:
     path = reporting_file(tmp_path)
     settings = json.loads(path.read_text())
@@ -75,6 +85,7 @@ def test_limits_and_lanes_come_from_the_settings(tmp_path: Path) -> None:
     assert (terms["lane_wait_s"], terms["degraded_wait_s"], terms["degraded_depth"]) == (20, 19, DEGRADED_MAX_MSGS)
 
 
+@pytest.mark.usefixtures("no_search")
 def test_the_order_is_that_of_the_settings_unless_one_is_asked_for() -> None:
     assert "its order is swap-aware" in run().stdout
     quick = ["--service", "anisora=8s,phr00t=8s", "--load", "anisora=15s,phr00t=15s", "--release", "1s"]
@@ -84,6 +95,7 @@ def test_the_order_is_that_of_the_settings_unless_one_is_asked_for() -> None:
     assert aware["alone"]["total"]["videos_per_h"] > 1.1 * fifo["alone"]["total"]["videos_per_h"]
 
 
+@pytest.mark.usefixtures("no_search")
 def test_what_is_given_counts_and_what_is_not_is_marked_as_assumed() -> None:
     given = ["--arrivals", "phr00t=30", "--service", "phr00t=1.5m", "--gpu-price", "1.8", "--release", "9s"]
     document = found(*given, "--lanes", "phr00t=2")
@@ -128,6 +140,7 @@ def test_unusable_input_is_reported(arguments: list[str], message: str) -> None:
     assert message in " ".join(result.stderr.split())
 
 
+@pytest.mark.usefixtures("no_search")
 def test_of_another_model_nothing_is_assumed(tmp_path: Path) -> None:
     path = reporting_file(tmp_path)
     settings = json.loads(path.read_text())
@@ -153,6 +166,7 @@ def test_a_break_even_of_never_is_printed() -> None:
     )
 
 
+@pytest.mark.usefixtures("no_search")
 def test_a_model_that_nobody_asks_for_is_shown_without_a_mistake() -> None:
     assert run("--arrivals", "anisora=0,phr00t=6").exit_code == 0
 
@@ -161,6 +175,7 @@ def numbers(text: str) -> list[float]:
     return [float(number) for number in _NUMBER.findall(text)]
 
 
+@pytest.mark.usefixtures("no_search")
 def test_the_plot_of_the_guide_is_that_of_its_example(tmp_path: Path) -> None:
     """The same drawing; its last digits are the machine's."""
     assert run("--plot", str(tmp_path / "capacity.svg")).exit_code == 0
@@ -171,15 +186,14 @@ def test_the_plot_of_the_guide_is_that_of_its_example(tmp_path: Path) -> None:
 
 
 def test_the_plot_is_the_same_bytes_again_and_may_be_a_png(tmp_path: Path) -> None:
-    case = case_of(
-        load_settings(), arrivals={}, service={}, load={}, lanes={"phr00t": 1}, release_s=9, gpu_price_per_h=1
-    )
+    case = case_of(load_settings(), arrivals={}, service={}, load={}, lanes=None, release_s=15, gpu_price_per_h=2.5)
     for name in ("1.svg", "2.svg", "1.png"):
         plot(case, tmp_path / name)
     assert (tmp_path / "1.svg").read_bytes() == (tmp_path / "2.svg").read_bytes()
     assert (tmp_path / "1.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("no_search")
 def test_matplotlib_is_needed_for_the_plot_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run().exit_code == 0
@@ -188,6 +202,7 @@ def test_matplotlib_is_needed_for_the_plot_alone(monkeypatch: pytest.MonkeyPatch
     assert "pip install -c constraints.txt -e '.[plot]'" in " ".join(result.stderr.split())
 
 
+@pytest.mark.usefixtures("no_search")
 def test_a_plot_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     result = run("--plot", str(tmp_path / "no" / "x.svg"))
     assert result.exit_code == 1
