@@ -3,6 +3,7 @@
 import base64
 import io
 import struct
+from functools import cache
 from typing import Any
 
 from msgspec.structs import replace
@@ -13,6 +14,7 @@ from contracts.images import PNG_MAGIC
 from contracts.settings import Catalog, load_settings
 
 
+@cache
 def catalog(profile: str = "tiny", *, enforcement: Enforcement = "reject") -> Catalog:
     running = load_settings().catalog(profile)
     models = {name: replace(entry, enforcement=enforcement) for name, entry in running.models.items()}
