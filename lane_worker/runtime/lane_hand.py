@@ -94,13 +94,15 @@ class LaneHand:
             messages[task.message_id] = message
             # a lane takes an overdue task as well: whoever moves its record first wins (ADR 0007)
             waiting.append(replace(waiting_of(task), deadline_s=math.inf))
-        if len(hand) > 1:
-            is_alike = len({(task.priority, task.caller) for task in waiting}) == 1
-            self._alike_until_s = time.monotonic() + ALIKE_S if is_alike else 0.0
+        if len(hand) == 1:
+            self._order.take_only(waiting[0])
+            return NextMessage(hand[0])
+        is_alike = len({(task.priority, task.caller) for task in waiting}) == 1
+        self._alike_until_s = time.monotonic() + ALIKE_S if is_alike else 0.0
         found = self._order.choose(waiting, now=datetime.now(UTC))
         assert found is not None  # none has a deadline
         task_id, decision = found
-        return NextMessage(messages[task_id], decision if len(waiting) > 1 else None)
+        return NextMessage(messages[task_id], decision)
 
 
 async def _give_back(messages: Iterable[Msg]) -> None:

@@ -84,6 +84,13 @@ class Order:
         )
         return choice.task.task_id, decision
 
+    def take_only(self, waiting: Waiting) -> None:
+        """*waiting* is all that waits, and is claimed next: `choose` would say so too, at the price of weighing it.
+
+        A worker that was idle comes here, and its task waits for nothing else.
+        """
+        self._chosen = Choice(waiting, (2,) if self._policy.order == "fifo" else ()), (waiting,)
+
     def starts(self, task: GenerationTask, *, now: datetime) -> None:
         """*task*, which was chosen last, is claimed and starts now."""
         loaded = self._loaded(now.timestamp())

@@ -66,9 +66,15 @@ def span(
     linked. An exception that leaves the block marks the span as failed, by its class alone: its text may quote a
     request. An exception of *unless* does not: it is no failure, since somebody else was faster.
     """
-    if traceparent is None and not _is_on and not trace.get_current_span().get_span_context().is_valid:
-        return _NO_SPAN  # nobody records it, and it has nothing to hand on
+    if _is_untraced(traceparent):
+        return _NO_SPAN
     return _span(name, attributes, traceparent=traceparent, kind=kind, unless=unless, itself=itself, after=after)
+
+
+def _is_untraced(traceparent: str | None) -> bool:
+    """Whether nobody records a span below *traceparent* or, without one, the current span, and it has nothing to hand
+    on."""
+    return traceparent is None and not _is_on and not trace.get_current_span().get_span_context().is_valid
 
 
 _NO_SPAN: Final = contextlib.nullcontext[Span](trace.INVALID_SPAN)
@@ -116,6 +122,8 @@ def record(
 
     *itself* is the `traceparent` that names the span. Returns the one that does so in the end, as `traceparent_of`.
     """
+    if _is_untraced(traceparent):
+        return None
     with _known_by(itself):
         past = _tracer.start_span(
             name, context=_context(traceparent), kind=kind, attributes=_of(attributes), start_time=_ns(begun_at)

@@ -116,6 +116,22 @@ def test_only_what_was_started_is_charged() -> None:
     assert card.chosen(task("a5"), task("a3", queued_s=1, caller="two"), at_s=12)[0] == "a3"
 
 
+@pytest.mark.parametrize("policy", [Policy(), Policy(order="fifo")], ids=lambda policy: policy.order)
+@pytest.mark.parametrize("loaded", [None, "anisora", "phr00t"])
+def test_the_only_one_is_taken_as_it_would_be_chosen(policy: Policy, loaded: str | None) -> None:
+    chosen, taken = Card(policy), Card(policy)
+    for card in (chosen, taken):
+        card.run(task("a1"), from_s=0, seconds=2, result=succeeded(swapped=False))
+        card.model = loaded
+    only = task("a2", queued_s=1, caller="two")
+    assert chosen.chosen(only, at_s=3)[0] == "a2"
+    taken.order.take_only(waiting_of(only))
+    for card in (chosen, taken):
+        card.run(only, from_s=3, seconds=2, result=succeeded(swapped=False))
+    assert taken.order.state(after(5)) == chosen.order.state(after(5))
+    assert taken.order.state(after(5)).callers == {"two": 2.0}
+
+
 def test_the_decision_says_what_waited() -> None:
     card = Card(Policy(order="fifo"))
     card.model = "phr00t"
