@@ -7,6 +7,7 @@ decision, pure.
 import asyncio
 import contextlib
 import re
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from datetime import datetime, timedelta
@@ -47,11 +48,15 @@ class StoredObject(Struct, frozen=True):
 class Artifacts:
     """The artifact store of one deployment."""
 
-    def __init__(self, store: ObjectStore, name: str, *, answers_within_s: float | None = None) -> None:
-        """*name* is what errors call it. A read, a deletion or a page of a listing fails after *answers_within_s*
-        seconds, where that is given; how long a write may take is a matter of *store*."""
+    def __init__(
+        self, store: ObjectStore, name: str, *, folder: Path | None = None, answers_within_s: float | None = None
+    ) -> None:
+        """*name* is what errors call it; *folder* is where *store* keeps its files, if it does. A read, a deletion or a
+        page of a listing fails after *answers_within_s* seconds, where that is given; how long a write may take is a
+        matter of *store*."""
         self._store = store
         self.name = name
+        self._folder = folder
         self._answers_within_s = answers_within_s
 
     @classmethod
@@ -59,7 +64,8 @@ class Artifacts:
         """A store in *folder*, which is made. Raises StorageFailed."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            return cls(LocalStore(folder), str(folder))
+            _require_files(folder)
+            return cls(LocalStore(folder), str(folder), folder=folder)
         except (OSError, BaseError) as error:
             raise StorageFailed(f"cannot use {folder}: {error}") from error
 
@@ -67,6 +73,7 @@ class Artifacts:
         """Stores *content*, replacing what was there. Raises StorageFailed."""
         _require_path(path)
         try:
+            await self._make_folder_of(path)
             await obstore.put_async(
                 self._store,
                 path,
@@ -85,6 +92,7 @@ class Artifacts:
         """
         _require_path(path)
         try:
+            await self._make_folder_of(path)
             await obstore.put_async(self._store, path, content, attributes=self._attributes(path), mode="create")
         except AlreadyExistsError:
             return False
@@ -177,6 +185,11 @@ class Artifacts:
         if found != ours:
             raise StorageFailed("it does not return what was just written")
 
+    async def _make_folder_of(self, path: str) -> None:
+        """Raises OSError where there can be none: obstore would make it again and again, for ever."""
+        if self._folder is not None:
+            await asyncio.to_thread((self._folder / path).parent.mkdir, parents=True, exist_ok=True)
+
     def _attributes(self, path: str) -> dict[str, str] | None:
         if not isinstance(self._store, S3Store):  # a folder keeps none, and refuses them
             return None
@@ -199,6 +212,18 @@ class Artifacts:
             raise StorageFailed(f"{self.name} did not answer within {self._answers_within_s or 0:g} s") from error
         except (OSError, BaseError) as error:
             raise StorageFailed(_words_of(error)) from error
+
+
+def _require_files(folder: Path) -> None:
+    """Raises StorageFailed where *folder* says of a new file that it is not there, as /proc does: obstore would try
+    again and again, for ever. One that is full or read-only is none of these."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileNotFoundError as error:
+        raise StorageFailed(f"cannot use {folder}: no file can be made in it; name another folder") from error
+    except OSError:
+        pass
 
 
 def _words_of(error: Exception) -> str:

@@ -11,6 +11,8 @@ import nats.errors
 
 # The most that is handed to the socket at once. The rest stays in `_pending`, where it can still be dropped.
 WRITTEN_AT_ONCE_BYTES: Final = 65_536
+# What a server that lives is sent at the end is sent by then.
+CLOSE_S: Final = 2.0
 # Closing discards what the kernel has not sent.
 _DISCARDING: Final = struct.pack("ii", 1, 0)
 
@@ -79,6 +81,14 @@ class UnbufferedClient(nats.aio.client.Client):
         self._pending_data_size = 0
         self._abort()
         await super()._attempt_reconnect()
+
+    async def close(self) -> None:
+        """As nats-py's; what the server does not take within CLOSE_S is dropped, also by one that stands still."""
+        aborting = asyncio.get_running_loop().call_later(CLOSE_S, self._abort)
+        try:
+            await super().close()
+        finally:
+            aborting.cancel()
 
     def _abort(self) -> None:
         """Discards, as far as it can, what was written and is not yet sent: nats-py would wait until it is sent."""

@@ -15,7 +15,7 @@ from ops.artifact_place import BucketPlace, FolderPlace, in_bucket, open_artifac
 from ops.artifacts import CHUNK_BYTES, PART_BYTES, Artifacts, ConditionsIgnored, StorageFailed
 from ops.commands.doctor.artifacts import bucket
 from tests.kit.s3_servers import BUCKET, Moto, Seaweed, running, use
-from tests.kit.support import NO_TLS, free_port
+from tests.kit.support import BOUND_S, NO_TLS, free_port
 
 PATH = "videos/0198f0aa-0000-7000-8000-000000000001.0.mp4"
 # More than a page of a listing, which has 1,000.
@@ -199,10 +199,26 @@ async def test_a_bucket_that_is_not_there_is_refused(moto: Moto, monkeypatch: py
 
 async def test_a_folder_that_takes_nothing_is_refused_to_whoever_writes_videos() -> None:
     """As a volume that was mounted read-only. A gateway still serves what is in it."""
-    place = FolderPlace(Path("/proc"))  # nobody can write here, whoever runs the tests
+    place = FolderPlace(Path("/sys"))  # nobody can write here, whoever runs the tests
     await open_artifacts(place)
-    with pytest.raises(StorageFailed, match=rf"cannot use /proc: .* writable for user {os.getuid()} and to have room"):
+    with pytest.raises(StorageFailed, match=rf"cannot use /sys: .* writable for user {os.getuid()} and to have room"):
         await open_artifacts(place, writes_videos=True)
+
+
+@pytest.mark.parametrize("writes_videos", [False, True])
+async def test_a_folder_that_says_a_new_file_is_not_there_is_refused(writes_videos: bool) -> None:
+    """The library would make the folder, which is there, and try again, for ever and on a whole core."""
+    with pytest.raises(StorageFailed, match="cannot use /proc: no file can be made in it"):
+        await open_artifacts(FolderPlace(Path("/proc")), writes_videos=writes_videos)
+
+
+async def test_a_link_into_a_disk_that_is_away_is_reported(tmp_path: Path) -> None:
+    """Likewise."""
+    (tmp_path / "videos").symlink_to(tmp_path / "away")
+    artifacts = await open_artifacts(FolderPlace(tmp_path))
+    for write in (artifacts.put, artifacts.put_new):
+        with pytest.raises(StorageFailed, match="videos"):
+            await asyncio.wait_for(write("videos/x.0.mp4", b"x"), BOUND_S)
 
 
 def test_doctor_asks_a_bucket_and_changes_nothing(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:

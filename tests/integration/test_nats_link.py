@@ -17,7 +17,7 @@ from ops.nats.link_health import reporting_on
 from ops.nats.server_clock import MAX_SKEW_S
 from tests.kit.behind import client_of, js_of
 from tests.kit.measured import Measured
-from tests.kit.support import NatsServer, as_admin, eventually, free_port
+from tests.kit.support import BOUND_S, NatsServer, as_admin, eventually, free_port
 
 
 async def test_compare_and_set(link: NatsLink) -> None:
@@ -227,6 +227,20 @@ async def test_what_was_reported_as_failed_is_not_sent_later(
     await eventually(answers)
     stored = (await js_of(link).stream_info("KV_tasks")).state.messages
     assert stored < count / 2, "of 40 MB, a kernel takes some"
+
+
+async def test_a_link_to_a_server_that_stands_still_is_closed_all_the_same(nats_server: NatsServer) -> None:
+    """What the kernel does not take any more is dropped: a process that ends does not wait for a frozen server."""
+    link = await NatsLink.connect(nats_server.url, name="test")
+    nats_server.pause()
+    try:
+        await asyncio.gather(
+            *(link.entries.put(TASKS, f"stalled-{n}", bytes(200_000)) for n in range(200)), return_exceptions=True
+        )
+        client_of(link).publish_empty("last")
+        await asyncio.wait_for(link.close(), BOUND_S)
+    finally:
+        nats_server.go_on()
 
 
 def test_a_connection_that_uvloop_has_closed_is_made_anew(nats_server: NatsServer) -> None:
