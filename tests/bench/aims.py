@@ -163,19 +163,19 @@ AIMS: Final = (
 # What is known of why an aim is missed, from profiles (py-spy) on 2 cores. Shown only beside one that is.
 REASONS: Final[Mapping[str, str]] = {
     "accept_limit": "on top of the limit's work: validation and fingerprint, the routing decision, the guard, the "
-    "gateway's own writes that come back by its watch, and the bounds of connections. Next: a create under way, whose "
-    "record the watch need not decode; a hot route without Litestar's dependencies (docs/benchmarks/notes.md)",
+    "gateway's own writes that come back by its watch, and the bounds of connections. No single place is left: a "
+    "quarter of the time goes into system calls, and the rest into 940 calls of functions (docs/benchmarks/notes.md)",
     "accept_peer": "both make the same two writes. Warmlane also checks every field, routes, and keeps every task in "
     "memory, so that a poll costs the server nothing. Next: as above",
     "accept_p99": "at half of its own throughput the gateway is busy for 75 to 80 % of the time and the limit for 65 "
     "to 70, since the more it is asked at once, the less a request costs; so it is the queue of a fuller server. No "
     "pause of the collector is longer than 2 ms. What its watch brings wakes it once for each read of the socket, and "
-    "no more for each write. Next: the records of a create under way, which a third of the time are decoded again",
+    "no more for each write. Next: the records of a create under way, which a sixth of the time are decoded again",
     "poll_live": "on top of the bare handler's work: the guard, the view of the task, its place in the queue, ETag",
     "dispatch_p50": "three round trips that follow each other, and four until ADR 0037: message, claim (each acked by "
     "the nats-server), and the hop to the pipeline's process. The hop is the longest: the process shares its core with "
-    "worker, nats-server and load, and waits until the worker has nothing to do (notes.md). 2.9 to 3.3 ms were seen on "
-    "the same machine in other runs. Next: the same with a core more",
+    "worker, nats-server and load, and waits until the worker has nothing to do. 2.7 to 3.3 ms were seen on two cores "
+    "in other runs. Next: what a lane notes of a start follows the start (notes.md); the same with a core more",
     "dispatch_peer": "Celery's worker runs a function in its own process, and claims nothing; Warmlane's claims the "
     "task by an acked write, and hands it to the process that alone has the model. Next: as above",
     "dispatch_p99": "the same round trips, each of which may have to wait for a core that is taken",
