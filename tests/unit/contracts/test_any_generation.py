@@ -57,7 +57,7 @@ LABELS = st.dictionaries(
 )
 
 
-# Hypothesis looks into each new strategy: it takes half of the time where each example makes its own.
+# Hypothesis looks into each new strategy, again and again where each example makes its own.
 @cache
 def valid_requests(profile: str, model: str) -> st.SearchStrategy[dict[str, Any]]:
     entry = catalog(profile).models[model]
