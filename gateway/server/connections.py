@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from gateway.server.access_log import AccessLog, Answered, address_of
 from gateway.server.counted import CountedRequests
 from gateway.server.in_hand import RequestInHand
-from gateway.server.limits import Limits, Waits, overdue
+from gateway.server.limits import IDLE_S, Limits, Waits, overdue
 from gateway.server.one_write import OneWrite
 from gateway.server.refusal import CONNECTIONS_FULL, NO_HTTP, Answer, ConnectionRefusal, answer_of, late_body, late_head
 
@@ -246,6 +246,7 @@ def http_config(app: Any, connections: Connections, *, tls: ssl.SSLContext | Non
         proxy_headers=False,
         lifespan="off",
         loop="none",
+        timeout_keep_alive=int(IDLE_S),
         timeout_graceful_shutdown=5,
         ssl_context_factory=None if tls is None else lambda *_: tls,
     )

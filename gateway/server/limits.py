@@ -14,6 +14,9 @@ BODY_IDLE_S: Final = 10.0
 BODY_S: Final = 60.0
 UNREAD_S: Final = 30.0
 LINGER_S: Final = 2.0
+# Longer than clients keep a connection that is idle (httpx and the `openai` client 5 s, aiohttp 15 s): one that lets go
+# first never sends a request into a connection that is being closed.
+IDLE_S: Final = 20.0
 CONNECTIONS_MAX: Final = 4_096
 # Requests that came before the answer to the one before. The answers come in order, so they only wait.
 PIPELINED_MAX: Final = 16

@@ -28,7 +28,7 @@ from gateway.webhooks.registry import Registry
 from gateway.webhooks.sealing import Sealer, sealing_keys
 from gateway.webhooks.sending import WebhookSender
 from gateway.webhooks.signing import signed_headers
-from gateway.webhooks.turns import Turns
+from gateway.webhooks.turns import CallerTurns
 from ops.background import Background
 from ops.ending import end
 from ops.nats.bucket import Bucket
@@ -75,7 +75,7 @@ class Webhooks:
         self._delivering: Delivering
         self._making: Making
         self._progress: ProgressNews
-        self._turns = Turns(AT_ONCE_PER_CALLER)
+        self._turns = CallerTurns(AT_ONCE_PER_CALLER)
         self._running: asyncio.Task[None] | None = None
 
     async def start(self, link: NatsLink) -> None:

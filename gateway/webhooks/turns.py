@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 
 
-class Turns:
+class CallerTurns:
     """Whoever finds no turn waits for one of its own caller's."""
 
     def __init__(self, at_once: int) -> None:

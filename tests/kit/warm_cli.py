@@ -6,6 +6,7 @@ console script does, with arguments, environment and output files of its own. Wh
 whatever shows how a process starts or what it costs, start the real script.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -77,7 +78,8 @@ class Forked:
     def send_signal(self, number: signal.Signals) -> None:
         """Sends it a signal, unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has, and its status is on the way
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)

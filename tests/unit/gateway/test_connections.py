@@ -1,7 +1,9 @@
 import resource
 
+import httpx
 import pytest
 
+from gateway.server.connections import Connections, http_config
 from gateway.server.limits import RESERVED_FDS, Limits, Overdue, Waits, connections_max, overdue, raise_fd_limit
 
 LIMITS = Limits(head_s=10, body_idle_s=10, body_s=60, unread_s=30, linger_s=2)
@@ -50,3 +52,10 @@ def test_the_limit_of_file_descriptors_is_raised_as_far_as_it_goes() -> None:
 def test_the_look_is_fine_enough_for_every_bound() -> None:
     assert Limits().look_every_s == 0.5
     assert Limits(unread_s=0.2).look_every_s == 0.05
+
+
+def test_python_clients_let_idle_connections_go_first() -> None:
+    """Otherwise a request could use a connection that the gateway is closing."""
+    idle_s = httpx.Limits().keepalive_expiry
+    assert idle_s is not None
+    assert idle_s < http_config(None, Connections(Limits())).timeout_keep_alive

@@ -11,7 +11,7 @@ from contracts.urls import NamedUrl, parse_url
 from contracts.webhooks import WebhookEndpoint
 from gateway.rules.webhook_retries import WebhookAnswer
 from gateway.webhooks.service import AT_ONCE_PER_CALLER, WebhookOptions, Webhooks
-from gateway.webhooks.turns import Turns
+from gateway.webhooks.turns import CallerTurns
 from ops.background import Background
 
 SLOW = parse_url("https://slow.example/")
@@ -78,7 +78,7 @@ async def test_a_test_takes_a_turn_too(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 async def test_nothing_is_kept_of_a_caller_whose_turns_are_over() -> None:
-    turns = Turns(1)
+    turns = CallerTurns(1)
     async with turns.of("a"):
         assert turns.callers == 1
         with pytest.raises(RuntimeError):
