@@ -25,6 +25,7 @@ def config_of(app: Any, port: int, *, lifespan: bool = True) -> uvicorn.Config:
         proxy_headers=False,
         lifespan="on" if lifespan else "off",
         loop="none",
+        timeout_keep_alive=20,
         timeout_graceful_shutdown=5,
     )
 
