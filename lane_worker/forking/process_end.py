@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import signal
 
 import structlog
@@ -40,10 +41,17 @@ def kill_noted(noted: SlotNote) -> None:
         return
     try:
         # looked up after the descriptor was opened, so that it is of the very process that is killed
-        if noted.started is not None and process_start(noted.pid) == noted.started:
+        if noted.started is not None and process_start(noted.pid) == noted.started and not _has_ended(descriptor):
             log.warning("pipeline_host_put_aside", pid=noted.pid, term=noted.term)
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
     except ProcessLookupError:
         return
     finally:
         os.close(descriptor)
+
+
+def _has_ended(descriptor: int) -> bool:
+    """Whether the process of *descriptor* has ended. The kernel still shows it, until its parent asks how."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))

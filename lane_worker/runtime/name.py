@@ -25,6 +25,7 @@ from contracts.nesting import decode_json
 from contracts.topology import is_token
 from lane_worker.forking.slot import lock_path
 from lane_worker.runtime.cold_start import process_started_at
+from ops.machine.running import is_running
 from ops.nats.bucket import Bucket
 from ops.nats.buckets import HEARTBEATS
 from ops.nats.link import NatsLink
@@ -226,9 +227,9 @@ def _is_same(seen: LaneHeartbeat, holder: NameHolder) -> bool:
 def _runs_here(seen: LaneHeartbeat) -> bool:
     if seen.pid == os.getpid():
         return False
+    if not is_running(seen.pid):
+        return False
     try:
-        if psutil.Process(seen.pid).status() == psutil.STATUS_ZOMBIE:
-            return False
         began_at = process_started_at(seen.pid)
     except psutil.Error:
         return False

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from contracts.nesting import decode_json
+from ops.machine.running import is_running
 
 LOCK_FILE: Final = "nats.lock"
 # The nats-server of a `warmlane up` that was killed ends by itself; the next `warmlane up` waits this long for it.
@@ -94,7 +95,7 @@ def _named(text: bytes, data_dir: Path) -> StoreHolder:
         holder = decode_json(text, StoreHolder)
     except msgspec.DecodeError:  # it is being written just now
         return StoreHolder(pid=0, command="nats-server", nats_port=0)
-    if _is_running(holder.pid):
+    if is_running(holder.pid):
         return holder
     return msgspec.structs.replace(holder, pid=_server_on(data_dir.absolute() / "nats") or holder.pid)
 
@@ -102,18 +103,8 @@ def _named(text: bytes, data_dir: Path) -> StoreHolder:
 def _is_orphan(data_dir: Path) -> bool:
     """Whether the process that took the lock has ended, and only its nats-server still holds it."""
     with contextlib.suppress(OSError, msgspec.DecodeError):
-        return not _is_running(decode_json((data_dir / LOCK_FILE).read_bytes(), StoreHolder).pid)
+        return not is_running(decode_json((data_dir / LOCK_FILE).read_bytes(), StoreHolder).pid)
     return False
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _server_on(store: Path) -> int | None:

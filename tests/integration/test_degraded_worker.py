@@ -119,12 +119,12 @@ async def test_sigterm_finishes_the_task_in_hand_and_hands_over(pair: Pair, pair
     await leads(pair_link, standby.name)
     after = await becomes(pair_link, await place(pair_link, task_of("anisora", 11)), TaskStatus.DONE)
     assert after.worker == standby.name
-    # what was given back needs no putting aside
-    assert standby.log_lines("pipeline_host_put_aside") == []
     if leader is pair.first:
         pair.first = pair.worker("first")
     else:
         pair.second = pair.worker("second")
+    # what was given back needs no putting aside
+    assert standby.log_lines("pipeline_host_put_aside") == []
 
 
 async def opens_a_new_host_among_old_folders(pair: Pair, leader: DegradedProcess) -> None:

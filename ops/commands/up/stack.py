@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
-import psutil
 from rich.markup import escape
 
 from ops.background import Background
@@ -22,6 +21,7 @@ from ops.ending import end
 from ops.lanes.left_behind import forget_the_dead
 from ops.lanes.quota import POLL_S, Quota, QuotaError
 from ops.machine.processes import Process
+from ops.machine.running import is_running
 from ops.nats.access import NatsAccess, make_users, password_variable
 from ops.nats.api_keys import forget_revoked, read_keys
 from ops.nats.bucket import Bucket
@@ -101,7 +101,7 @@ class Stack:
         # on a connection of its own, so that these buckets are followed no longer than needed
         link = await NatsLink.connect(self._nats, name="up")
         try:
-            await forget_the_dead(link, is_alive=psutil.pid_exists)
+            await forget_the_dead(link, is_alive=is_running)
         finally:
             await link.close()
 
