@@ -194,7 +194,6 @@ class Services:
                 artifacts=self.artifacts,
                 tasks=self.tasks,
                 lanes=self.lanes,
-                holds=holds,
                 overload=self.admission.overload,
             )
             await self.webhooks.start(self.link)

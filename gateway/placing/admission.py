@@ -61,8 +61,8 @@ class _Refused(Exception):
 
 class Submitter(Struct, frozen=True):
     """Who sends a request, and what they say beside it. *promised*: they are given the id at once, and not held.
-    *require* raises what speaks against a new task of theirs. Without *displaces* none of a lower class makes room for
-    it."""
+    *require* raises what speaks against a new task of theirs. *in_batch*: the others of its batch may still refuse it;
+    no task makes room for it, and it is promised with them, on a lane too."""
 
     caller: str
     key: str | None
@@ -70,7 +70,7 @@ class Submitter(Struct, frozen=True):
     traceparent: str | None
     promised: bool
     require: Callable[[], None]
-    displaces: bool = True
+    in_batch: bool = False
 
 
 class Placed(Struct, frozen=True):
@@ -234,7 +234,7 @@ class Admission:
                         lanes_passed = True
                         continue
                     self.overload.note_refused()
-            may_displace = sender.displaces and len(displaced) < DISPLACED_MAX
+            may_displace = not sender.in_batch and len(displaced) < DISPLACED_MAX
             if not may_displace or (made_room := await self._displacement.make_room(task)) is None:
                 raise _Refused(decision, "depth")
             displaced.append(made_room)
@@ -264,7 +264,7 @@ class Admission:
             created_at=now,
             queued_at=now,
             deadline_at=now + timedelta(seconds=self._catalog.windows.wait_s(route)),
-            promised=sender.promised or route == "lane",
+            promised=sender.promised or (route == "lane" and not sender.in_batch),
             replaced=request.replaced,
             webhook=request.webhook,
             labels=request.labels,

@@ -4,7 +4,7 @@ Each task is made as one that came alone (`Admission`). What is known beforehand
 is written; where a place is gone all the same, because others were faster, what was placed is taken back.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final
@@ -23,7 +23,6 @@ from gateway.boards.snapshots import Snapshot
 from gateway.boards.task_board import TaskBoard
 from gateway.placing.admission import Admission, Placed, Submitter
 from gateway.placing.cancelling import end_task
-from gateway.placing.hold import Holds
 from gateway.placing.overload import Overload
 from gateway.placing.retries import until_answered
 from gateway.rules.room import has_room
@@ -55,12 +54,11 @@ class Batches:
         artifacts: Artifacts,
         tasks: TaskBoard,
         lanes: LaneBoard,
-        holds: Holds,
         overload: Overload,
     ) -> None:
         self._admission = admission
         self._link, self._artifacts, self._tasks = link, artifacts, tasks
-        self._lanes, self._holds, self._overload = lanes, holds, overload
+        self._lanes, self._overload = lanes, overload
 
     async def accept(
         self,
@@ -86,34 +84,57 @@ class Batches:
             require(len(new))
             self._admission.require_room()
             for place in new:
-                try:
-                    requests[place] = await self._admission.complete(items[place].request, caller)
-                except InvalidRequest as wrong:
-                    raise wrong_at(place, wrong) from wrong
+                requests[place] = await self._complete(place, items[place], caller)
             await self._require_places([items[place] for place in new])
         snapshots = {place: known for place, (_, known) in enumerate(identified) if known is not None}
-        placed: list[Snapshot] = []
+        ours = dict[int, Snapshot]()
         try:
             for place in new:
-                made = await self._place(requests[place], senders[place], identified[place][0])
-                if made.is_ours:
-                    placed.append(made.snapshot)
+                made = await self._admission.place(requests[place], senders[place], identified[place][0])
                 snapshots[place] = made.snapshot
+                if made.is_ours:
+                    ours[place] = made.snapshot
+            # what an equal batch made it may take back, until it is promised
+            for place in sorted(snapshots.keys() - ours.keys()):
+                kept = await self._keep(place, items[place], senders[place], snapshots[place])
+                snapshots[place] = kept.snapshot
+                if kept.is_ours:
+                    ours[place] = kept.snapshot
+            return [await self._promise(snapshots[place]) for place in range(len(items))]
         except Exception as error:
             if key is None or not isinstance(error, TransportUnavailable):
-                await self._take_back(placed)
+                await self._take_back(ours.values(), leaves_promised=key is not None)
             raise
-        return [await self._holds.promise(snapshots[place]) for place in range(len(items))]
 
-    async def _place(self, request: AcceptedRequest, sender: Submitter, task_id: str) -> Placed:
-        """As `Admission.place`; anew where an equal batch took its task back meanwhile."""
+    async def _complete(self, place: int, item: BatchItem, caller: str) -> AcceptedRequest:
+        try:
+            return await self._admission.complete(item.request, caller)
+        except InvalidRequest as wrong:
+            raise wrong_at(place, wrong) from wrong
+
+    async def _keep(self, place: int, item: BatchItem, sender: Submitter, known: Snapshot) -> Placed:
+        """*known*, which an equal batch has made, and can take back no more; made anew where it has done so."""
         while True:
-            placed = await self._admission.place(request, sender, task_id)
-            if not placed.snapshot.task.withdrawn:
-                return placed
-            task_id, known = await self._admission.identify(request, sender)
-            if known is not None:
-                return Placed(known, is_ours=False)
+            kept = await self._promise(known)
+            if not kept.task.promised:
+                self._admission.require_kept(kept.task)
+            if not kept.task.withdrawn:
+                return Placed(kept, is_ours=False)
+            task_id, again = await self._admission.identify(item.request, sender)
+            if again is None:
+                request = await self._complete(place, item, sender.caller)
+                made = await self._admission.place(request, sender, task_id)
+                if made.is_ours:
+                    return made
+                again = made.snapshot
+            known = again
+
+    async def _promise(self, snapshot: Snapshot) -> Snapshot:
+        """The task, whose id may be given to a client, unless it has ended. Raises TransportUnavailable."""
+        moved = await self._tasks.move(snapshot.task.id, _promised, known=snapshot)
+        if moved is None:
+            raise TransportUnavailable("the record is gone")
+        return Snapshot(moved.task, moved.revision)
 
     async def _require_places(self, items: Sequence[BatchItem]) -> None:
         """Raises Overloaded where the queues have no places for all *items* now, TransportUnavailable."""
@@ -125,21 +146,30 @@ class Batches:
             last = items[-1]
             raise self._overload.refused("depth", last.request.model, last.priority)
 
-    async def _take_back(self, placed: Sequence[Snapshot]) -> None:
-        """Ends the tasks that were *placed* and are of this batch alone: nobody was given their ids."""
-        for snapshot in placed:
+    async def _take_back(self, ours: Iterable[Snapshot], *, leaves_promised: bool) -> None:
+        """Ends the tasks that this batch made: nobody was given their ids. With *leaves_promised* not those that an
+        equal batch was answered with."""
+        change = partial(_taken_back, leaves_promised=leaves_promised)
+        for snapshot in ours:
             task_id = snapshot.task.id
-            end = partial(end_task, task_id, _taken_back, link=self._link, tasks=self._tasks, artifacts=self._artifacts)
+            end = partial(end_task, task_id, change, link=self._link, tasks=self._tasks, artifacts=self._artifacts)
             try:
-                await until_answered(end)
+                ended = await until_answered(end)
             except TransportUnavailable as error:
                 log.warning("not_taken_back", task_id=task_id, error=str(error))
             else:
-                log.info("taken_back", task_id=task_id)
+                if ended is not None and ended.task.withdrawn:
+                    log.info("taken_back", task_id=task_id)
 
 
-def _taken_back(task: GenerationTask, _: int) -> GenerationTask | None:
-    return None if task.status.is_terminal else lifecycle.take_back(task, now=datetime.now(UTC))
+def _promised(task: GenerationTask, _: int) -> GenerationTask | None:
+    return None if task.promised or task.status.is_terminal else lifecycle.promise(task)
+
+
+def _taken_back(task: GenerationTask, _: int, *, leaves_promised: bool) -> GenerationTask | None:
+    if task.status.is_terminal or (task.promised and leaves_promised):
+        return None
+    return lifecycle.take_back(task, now=datetime.now(UTC))
 
 
 def _sender(item: BatchItem, place: int, caller: str, key: str | None, traceparent: str | None) -> Submitter:
@@ -150,5 +180,5 @@ def _sender(item: BatchItem, place: int, caller: str, key: str | None, tracepare
         traceparent=traceparent,
         promised=False,
         require=lambda: None,
-        displaces=False,
+        in_batch=True,
     )

@@ -2,19 +2,21 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from contracts import lifecycle
 from contracts.generation.batch import validate_batch
 from contracts.settings import Catalog
 from contracts.tasks import Priority, TaskStatus, keyed_task_id
-from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS
+from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, LANES, lane_key
 from gateway.boards.snapshots import Snapshot
 from gateway.placing.admission import Admission, KeyReused, Placed
 from gateway.placing.batches import Batches, BatchItem
@@ -25,6 +27,7 @@ from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, System, provisioned_gateway
 from tests.kit.gateway_parts import services_on
+from tests.kit.records import lane_report
 from tests.kit.samples import data_uri, picture
 from tests.kit.support import BOUND_S, KEEP_S, NatsServer, eventually
 
@@ -266,6 +269,82 @@ async def test_what_an_equal_batch_was_answered_with_stays(services: Services, m
         await accepted(services, numbered(2), "k")
     monkeypatch.undo()
     assert await accepted(services, numbered(2), "k") == first
+
+
+@pytest.mark.parametrize("on_lane", [False, True], ids=["degraded", "lane"])
+async def test_what_an_equal_batch_was_answered_with_is_not_taken_back(
+    services: Services, monkeypatch: pytest.MonkeyPatch, on_lane: bool
+) -> None:
+    """It joined the first task of this batch, and made the second, which this one could not."""
+    if on_lane:
+        await report_lane(services)
+    answered: list[Snapshot] = []
+
+    async def meanwhile() -> None:
+        answered.extend(await accepted(services, numbered(2), "k"))
+        raise StorageFailed
+
+    before_the_second(monkeypatch, meanwhile)
+    with pytest.raises(StorageFailed):
+        await accepted(services, numbered(2), "k")
+    assert {each.task.route for each in answered} == {"lane" if on_lane else "degraded"}
+    assert await accepted(services, numbered(2), "k") == answered
+    assert [(each.task.status, each.task.promised) for each in answered] == [(TaskStatus.PENDING, True)] * 2
+
+
+@pytest.mark.parametrize("on_lane", [False, True], ids=["degraded", "lane"])
+async def test_what_an_equal_batch_takes_back_is_made_anew(
+    services: Services, monkeypatch: pytest.MonkeyPatch, on_lane: bool
+) -> None:
+    """This batch had joined the first task, and is answered with another."""
+    if on_lane:
+        await report_lane(services)
+
+    async def joined() -> list[Snapshot]:
+        assert tasks == []
+        tasks.extend(await accepted(services, numbered(2), "k"))
+        return tasks
+
+    tasks: list[Snapshot] = []
+    joining: list[asyncio.Task[list[Snapshot]]] = []
+    it_placed, it_may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def the_other_places() -> None:
+        if not joining:  # the first batch, which is to fail when the other has joined it
+            joining.append(asyncio.create_task(joined()))
+            await it_placed.wait()
+            raise StorageFailed
+        it_placed.set()
+        await it_may_go_on.wait()
+
+    before_the_second(monkeypatch, the_other_places, times=2)
+    with pytest.raises(StorageFailed):
+        await accepted(services, numbered(2), "k")
+    it_may_go_on.set()
+    answered = await joining[0]
+    assert [(each.task.status, each.task.promised) for each in answered] == [(TaskStatus.PENDING, True)] * 2
+    assert await accepted(services, numbered(2), "k") == answered
+
+
+async def report_lane(services: Services) -> None:
+    """From now on a lane of phr00t seems to be warm."""
+    report = msgspec.json.encode(lane_report("phr00t-0"))
+    await services.link.entries.put(LANES, lane_key("phr00t", "phr00t-0"), report)
+    await eventually(lambda: asyncio.sleep(0, services.lanes.route("phr00t", datetime.now(UTC))[0] == "lane"))
+
+
+def before_the_second(
+    monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], Awaitable[None]], *, times: int = 1
+) -> None:
+    """Calls *meanwhile* just before the second task of a batch is made, so many *times*."""
+    place, left = Admission.place, itertools.count(times, -1)
+
+    async def disturbed(self: Admission, request: Any, sender: Any, task_id: str) -> Placed:
+        if sender.key.endswith("1") and next(left) > 0:
+            await meanwhile()
+        return await place(self, request, sender, task_id)
+
+    monkeypatch.setattr(Admission, "place", disturbed)
 
 
 def looks_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
