@@ -61,7 +61,7 @@ test: style ## Run the linters, the type checker and every test
 
 # `.ci/build-tools FOLDER` builds them. `make test` does without: there these tests are skipped.
 tools-test: $(TEST_READY) ## Test with the real NATS CLI, Jaeger, Prometheus and generated clients (WARMLANE_TEST_TOOLS names their folder)
-	$(BIN)/python -m pytest -m tools -rs --numprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $$(grep -rl --include='test_*.py' 'mark[.]tools' tests) -m tools -rs --numprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 lint: style types ## Run ruff, codespell, mypy and import-linter only
 

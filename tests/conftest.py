@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,7 @@ from tests.kit.support import (
     shared_forks,
 )
 from tests.kit.system import UpProcess
+from tests.kit.tools import BUILT_BY
 
 # The same setting as in the pipeline hosts, because tests compare their results. torch reads it when it is imported.
 os.environ.setdefault("MKL_CBWR", "AUTO")
@@ -59,6 +60,19 @@ def pytest_collection_finish() -> None:
     gc.enable()
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """`make test` skips what needs a tool that is built; `make tools-test` runs what is marked `tools`. Without the
+    mark neither would run it."""
+    report = yield
+    if report.skipped and BUILT_BY in str(report.longrepr) and item.get_closest_marker("tools") is None:
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} needs a tool that is built: mark it with @pytest.mark.tools"
+    return report
 
 
 @pytest.fixture

@@ -263,11 +263,13 @@ def jaeger(stage: Stage) -> Jaeger:
     return stage.jaeger
 
 
+@pytest.mark.tools
 def test_jaeger_warns_of_nothing(jaeger: Jaeger) -> None:
     """Neither of clocks, nor of a span without its parent, nor of one that came twice."""
     assert warnings_of(jaeger) == []
 
 
+@pytest.mark.tools
 def test_jaeger_finds_a_task_by_its_id_its_model_and_its_failure(stage: Stage, jaeger: Jaeger) -> None:
     ids = {task: task_id for step in stage.steps.values() for task, task_id in step.tasks.items()}
     (trace,) = [
@@ -292,6 +294,7 @@ def test_jaeger_finds_a_task_by_its_id_its_model_and_its_failure(stage: Stage, j
         assert [each["traceID"] for each in found], task
 
 
+@pytest.mark.tools
 def test_warmlane_trace_prints_what_a_killed_lane_left(stage: Stage, jaeger: Jaeger) -> None:
     """By the id of the task, and by that of its trace, which the API answers."""
     task_id = stage.steps["lost lane"].tasks["requeued"]
@@ -307,6 +310,7 @@ def test_warmlane_trace_prints_what_a_killed_lane_left(stage: Stage, jaeger: Jae
     assert (unknown.exit_code, "has no trace" in unknown.output) == (1, True)
 
 
+@pytest.mark.tools
 def test_jaegers_service_graph(jaeger: Jaeger) -> None:
     end_ms = int(time.time() * 1e3)
     links = jaeger.get("/api/dependencies", endTs=end_ms, lookback=3_600_000)

@@ -15,6 +15,7 @@ import pytest
 
 PINS: Final = Path(__file__).parents[2] / ".ci" / "tools"
 FOLDER: Final = os.environ.get("WARMLANE_TEST_TOOLS")
+BUILT_BY: Final = ".ci/build-tools"
 _PINNED: Final = {
     "nats": "NATS_CLI",
     "jaeger": "JAEGER",
@@ -55,11 +56,11 @@ def tool(name: Tool) -> Path:
             pytest.skip(f"no {name}: it is a package of Debian's")
         return Path(found)
     if FOLDER is None:
-        pytest.skip(f"no {name}: build it with .ci/build-tools FOLDER, and set WARMLANE_TEST_TOOLS=FOLDER")
+        pytest.skip(f"no {name}: build it with {BUILT_BY} FOLDER, and set WARMLANE_TEST_TOOLS=FOLDER")
     path, said = Path(FOLDER) / name, Path(FOLDER) / f"{name}.version"
     wanted = pinned(name)
     if not path.exists() or not said.exists() or said.read_text().strip() != wanted:
-        pytest.skip(f"no {name} {wanted} in {FOLDER}: .ci/build-tools builds it, and says what it needs")
+        pytest.skip(f"no {name} {wanted} in {FOLDER}: {BUILT_BY} builds it, and says what it needs")
     return path.absolute()
 
 
