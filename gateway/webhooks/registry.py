@@ -1,5 +1,6 @@
 """The endpoints that callers register, and the secrets that sign what goes there."""
 
+import contextlib
 import secrets
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -26,6 +27,7 @@ from ops.nats.link import NatsLink
 _ID_BYTES: Final = 8
 # Of several rotations within one overlap the newest secrets sign: a header with hundreds of signatures helps nobody.
 SECRETS_MAX: Final = 4
+_TOO_MANY: Final = f"{ENDPOINTS_PER_CALLER_MAX} endpoints are registered; remove one first"
 
 
 class NoSuchEndpoint(Exception):
@@ -48,14 +50,34 @@ class Registry:
     ) -> tuple[WebhookEndpoint, str]:
         """Registers *url* for *caller*; the endpoint, and the only copy of its secret. Raises TooManyEndpoints."""
         if len(self._endpoints.of(caller)) >= ENDPOINTS_PER_CALLER_MAX:
-            raise TooManyEndpoints(f"{ENDPOINTS_PER_CALLER_MAX} endpoints are registered; remove one first")
+            raise TooManyEndpoints(_TOO_MANY)
         while True:
             made, secret = self._made(endpoint_id(secrets.token_hex(_ID_BYTES)), caller, url, events, now)
             try:
-                await self._bucket.create(made.id, made)
+                revision = await self._bucket.create(made.id, made)
             except WrongRevision:
                 continue  # the id is taken
+            await self._require_room(made, revision)
             return made, secret
+
+    async def _require_room(self, made: WebhookEndpoint, revision: int) -> None:
+        """Raises TooManyEndpoints, and removes *made* again, where its caller had as many as one may have before it.
+
+        Asked of the server after the fact: what is in memory may be behind, and of two gateways at once the later one
+        sees the other's. One that was changed since counts as older by when it was made.
+        """
+        older = [
+            entry.key
+            for entry in await self._bucket.entries()
+            if (known := entry.value) is not None
+            and known.caller == made.caller
+            and known.url is not None
+            and (entry.revision < revision or known.made_at < made.made_at)
+        ]
+        if len(older) >= ENDPOINTS_PER_CALLER_MAX:
+            with contextlib.suppress(NoSuchEndpoint):
+                await self.remove(made.id)
+            raise TooManyEndpoints(_TOO_MANY)
 
     async def rotate(
         self, endpoint: str, *, now: datetime, overlap_s: float = OVERLAP_S

@@ -1,0 +1,68 @@
+"""How many endpoints a caller may have, however many gateways it asks."""
+
+import asyncio
+from datetime import UTC, datetime
+
+from cryptography.fernet import Fernet
+
+from contracts.webhooks import ENDPOINTS_PER_CALLER_MAX, WebhookEndpoint
+from gateway.boards.endpoint_board import EndpointBoard
+from gateway.webhooks.registry import Registry, TooManyEndpoints
+from gateway.webhooks.sealing import Sealer
+from ops.nats.bucket import Bucket
+from ops.nats.buckets import ENDPOINTS
+from ops.nats.link import NatsLink
+from tests.kit.gateway import System
+from tests.kit.webhooks import gateway, register, system
+
+__all__ = ["gateway", "system"]  # fixtures
+
+URL = "http://127.0.0.1:9/hook"
+
+
+def registry_on(link: NatsLink) -> Registry:
+    """Of a gateway that has seen nothing of what is registered."""
+    return Registry(link, EndpointBoard(), Sealer(Fernet.generate_key().decode()))
+
+
+async def add(registry: Registry, caller: str = "alice") -> WebhookEndpoint | None:
+    """The new endpoint; None where there are too many."""
+    try:
+        return (await registry.add(caller, URL, (), now=datetime.now(UTC)))[0]
+    except TooManyEndpoints:
+        return None
+
+
+async def registered(link: NatsLink, caller: str = "alice") -> set[str]:
+    values = [entry.value for entry in await Bucket(link, ENDPOINTS).entries()]
+    return {value.id for value in values if value is not None and value.caller == caller and value.url is not None}
+
+
+async def test_a_gateway_that_is_behind_registers_none_too_many(link: NatsLink) -> None:
+    """A caller's secrets for the addresses of its requests are no endpoint, and neither are those of others."""
+    await registry_on(link).for_requests("alice", now=datetime.now(UTC))
+    await add(registry_on(link), "bob")
+    made = [await add(registry_on(link)) for _ in range(ENDPOINTS_PER_CALLER_MAX + 2)]
+    ids = {each.id for each in made if each is not None}
+    assert [each is not None for each in made] == [True] * ENDPOINTS_PER_CALLER_MAX + [False] * 2
+    assert await registered(link) == ids
+    await registry_on(link).remove(ids.pop())
+    assert await add(registry_on(link)) is not None
+
+
+async def test_gateways_that_register_at_once_have_none_too_many_together(link: NatsLink) -> None:
+    """Each endpoint that somebody was answered with stays, and no other one does."""
+    before = [await add(registry_on(link)) for _ in range(ENDPOINTS_PER_CALLER_MAX - 3)]
+    at_once = await asyncio.gather(*(add(registry_on(link)) for _ in range(8)))
+    answered = {each.id for each in (*before, *at_once) if each is not None}
+    assert await registered(link) == answered
+    assert len(answered) <= ENDPOINTS_PER_CALLER_MAX
+
+
+async def test_one_too_many_is_refused_with_what_to_do(system: System) -> None:
+    ids = [(await register(system, URL))[0] for _ in range(ENDPOINTS_PER_CALLER_MAX)]
+    refused = await system.http.post("/webhooks", json={"url": URL})
+    assert (refused.status_code, refused.json()["code"]) == (429, "too_many_webhooks")
+    assert "remove one first" in refused.json()["detail"]
+    assert (await system.http.delete(f"/webhooks/{ids[0]}")).status_code == 204
+    await register(system, URL)
