@@ -106,7 +106,7 @@ async def test_overhead_and_swap_can_be_measured(tmp_path: Path) -> None:
     models_dir.mkdir()
     folder.mkdir()
 
-    async with degraded(folder, cores, settings=settings, models_dir=models_dir) as stack:
+    async with degraded(folder, cores, settings=settings, models_dir=models_dir, forks=shared_forks()) as stack:
         with direct("script", folder, cores.rest, settings=settings, models_dir=models_dir) as script:
 
             def start(_: str) -> contextlib.AbstractContextManager[Script]:
