@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,19 +37,37 @@ from tests.kit.small_checkpoints import (
 from tests.kit.support import clean_environment
 
 ROOT = Path(__file__).parents[2]
+Accident = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def accident(*arguments: str | Path, under: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """A process that meets one of the accidents of `tests/kit/small_checkpoints.py`."""
-    program = [*under, sys.executable, "-m", "tests.kit.small_checkpoints", *map(str, arguments)]
-    return subprocess.run(program, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def accident(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Accident]:
+    """Runs a process that meets one of the accidents of `tests/kit/small_checkpoints.py`."""
+    program = [sys.executable, "-m", "tests.kit.small_checkpoints"]
+    with subprocess.Popen(
+        program, cwd=ROOT, env=clean_environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as forks:
+
+        def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+            folder = tmp_path_factory.mktemp("accident")
+            texts = [folder / "output", folder / "errors"]
+            assert forks.stdin is not None
+            assert forks.stdout is not None
+            print(json.dumps([*map(str, (*texts, *arguments))]), file=forks.stdin, flush=True)
+            status = int(forks.stdout.readline())
+            return subprocess.CompletedProcess(arguments, status, *(text.read_text() for text in texts))
+
+        yield run
+        forks.kill()
 
 
-def test_a_disk_that_fills_up_is_reported_and_the_work_resumes_when_there_is_room(phr00t: Path, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_is_reported_and_the_work_resumes_when_there_is_room(
+    accident: Accident, phr00t: Path, tmp_path: Path
+) -> None:
     alone = ("unshare", "--mount", "--propagation", "private")
     if subprocess.run([*alone, "mount", "-t", "tmpfs", "tmpfs", tmp_path], capture_output=True, check=False).returncode:
         pytest.skip("no file system may be mounted here")
-    done = accident("full", phr00t, tmp_path, "400k", under=alone)
+    done = accident("full", phr00t, tmp_path, "400k")
     assert done.returncode == 0, done.stderr
     first, second = json.loads(done.stdout)
     vae = f"{tmp_path}/made.part/vae/diffusion_pytorch_model.safetensors.part"
@@ -63,7 +82,7 @@ def test_a_disk_that_fills_up_is_reported_and_the_work_resumes_when_there_is_roo
     assert second["files"][f"made/{kept}"] == first["files"][f"made.part/{kept}"]
 
 
-def test_a_run_killed_within_a_write_is_resumed(phr00t: Path, tmp_path: Path) -> None:
+def test_a_run_killed_within_a_write_is_resumed(accident: Accident, phr00t: Path, tmp_path: Path) -> None:
     source, target, part = phr00t / "aio.safetensors", tmp_path / "made", tmp_path / "made.part"
     shards = [shard.path for each in plan(PHR00T, source, shard_bytes=SHARD_BYTES).shards for shard in each]
     killed = accident("killed", source, target, shards[2])

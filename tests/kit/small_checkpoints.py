@@ -1,6 +1,7 @@
 """Small files of exactly the published layouts: the same keys, fewer blocks, smaller widths. Run as a program, this
-prepares one of them, and meets with an accident."""
+forks processes that prepare one of them, and meet with an accident."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from lane_worker.pipelines.preparing.planning import plan
 from lane_worker.pipelines.preparing.writing import prepare
 from lane_worker.pipelines.tiny import ensure_tiny_pipeline
 
+CLONE_NEWNS: Final = 0x20000  # of <sched.h>; `os` has it from Python 3.12 on
 SHARD_BYTES: Final = 30_000  # of a transformer of 52 kB and more
 SMALL: Final[dict[str, dict[str, Any]]] = {
     "transformer": {
@@ -195,8 +197,11 @@ def killed(source: str, target: str, dies_in: str) -> None:
 def full(source: str, folder: str, size_bytes: str) -> None:
     """The command on a disk of *size_bytes*, mounted at *folder*, that others fill after the check; then on a larger.
 
-    Prints exit code, output and files of both runs. Mounts, so it wants a mount namespace of its own.
+    Prints exit code, output and files of both runs. What it mounts, no other process sees.
     """
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "no mount namespace")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 
     def run(size: str, *options: str) -> dict[str, Any]:
         subprocess.run(["mount", "-t", "tmpfs", *options, "-o", f"size={size}", "tmpfs", folder], check=True)
@@ -213,6 +218,23 @@ def full(source: str, folder: str, size_bytes: str) -> None:
     print(json.dumps(runs))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Forks a process for each line of input, a list of an accident and its arguments, and prints how that ended.
+
+    Its own output and errors go to the files that are named first. The imports, once for all, are what costs.
+    """
     torch.set_num_threads(1)
-    {"killed": killed, "full": full}[sys.argv[1]](*sys.argv[2:])
+    for line in sys.stdin:
+        output, errors, accident, *arguments = json.loads(line)
+        pid = os.fork()
+        if not pid:
+            for number, path in ((1, output), (2, errors)):
+                os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), number)
+            {"killed": killed, "full": full}[accident](*arguments)
+            sys.stdout.flush()
+            os._exit(0)  # to take down all that was imported takes a second
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
