@@ -22,7 +22,7 @@ FULL = 80 * GIB  # all that the fake card has
 
 
 async def test_a_falling_figure_of_the_card_proves_the_release(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
-    slot = yard.slot(tmp_path, probe=nvml())
+    slot = yard.slot(tmp_path, probe=nvml(deadline_s=60))
     await slot.residence.open()
     await slot.ready("anisora")
     card.set(used_bytes=61 * GIB, fall_bytes=10 * GIB, least_bytes=GIB)
@@ -203,7 +203,7 @@ async def test_the_base_is_read_after_the_memory_of_the_last_holder_is_gone(
     yard: Yard, card: FakeNvml, tmp_path: Path
 ) -> None:
     """The slot's last holder was killed a moment ago: its lock is free before its memory is."""
-    slot = yard.slot(tmp_path, probe=nvml())
+    slot = yard.slot(tmp_path, probe=nvml(deadline_s=60))
     card.set(used_bytes=61 * GIB, fall_bytes=6 * GIB, least_bytes=GIB)
     await slot.residence.open()
     assert (await slot.ready("phr00t")).base_bytes == GIB

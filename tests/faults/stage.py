@@ -71,9 +71,16 @@ class Stage:
         self._serving: tuple[ProbeName, asyncio.Task[None]] | None = None
         self._stop = asyncio.Event()
         self._forks = CountingForkServer()
+        self._measures: MemoryProbe | None = None
 
-    async def serve(self, probe: ProbeName) -> None:
-        """A worker with *probe* leads, and has run a task of anisora if it can. The one before has left."""
+    async def serve(self, probe: ProbeName, *, deadline_s: float) -> None:
+        """A worker with *probe* leads, and has run a task of anisora if it can. The one before has left. It gives up
+        after *deadline_s* where memory stays in use."""
+        await self._serve(probe)
+        if self._measures is not None:
+            self._measures.deadline_s = deadline_s
+
+    async def _serve(self, probe: ProbeName) -> None:
         if self._serving is not None and self._serving[0] == probe:
             return
         await self.leave()
@@ -103,11 +110,12 @@ class Stage:
             return DegradedWorker(setup)
 
     def _probe(self, name: ProbeName) -> MemoryProbe | None:
-        """The product's own; it gives up sooner."""
+        """The product's own; it looks more often."""
         self.card.set(used_bytes=GIB, init_error=INIT_ERRORS.get(name, pynvml.NVML_SUCCESS))
         probe = RssProbe() if name == "rss" else probe_for(UUID)
         if probe is not None:
-            probe.poll_s, probe.deadline_s = 0.05, 0.5
+            probe.poll_s = 0.05
+        self._measures = probe
         return probe
 
     async def submit(self, model: str, prompt: str = "a lighthouse") -> str:
