@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,19 +27,11 @@ from tests.kit.workshop import (
     finished,
     ignore,
     is_gone,
-    open_workshop,
     parameters,
     request,
 )
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def module_workshop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Workshop]:
-    """With a fork server of its own, as a worker starts it: the tests send it signals."""
-    async with open_workshop(tmp_path_factory.mktemp("host"), ForkServer()) as workshop:
-        yield workshop
 
 
 # Cancelling
@@ -199,6 +192,12 @@ async def test_the_partial_file_of_a_killed_host_is_removed(workshop: Workshop, 
     assert not part.exists()
 
 
+def ignores(pid: int, number: signal.Signals) -> bool:
+    """Whether process *pid* ignores signal *number*."""
+    (mask,) = re.findall(r"^SigIgn:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 async def test_ctrl_c_in_a_terminal_ends_neither_host_nor_fork_server(
     hosts: dict[str, Host], module_workshop: Workshop, tmp_path: Path
 ) -> None:
@@ -210,6 +209,7 @@ async def test_ctrl_c_in_a_terminal_ends_neither_host_nor_fork_server(
     os.kill(module_workshop.fork_server.pid, signal.SIGINT)
     await finished(host, request(tmp_path))
     assert not is_gone(module_workshop.fork_server.pid)
+    assert ignores(module_workshop.fork_server.pid, signal.SIGINT)
 
 
 PARENT = """
@@ -251,6 +251,9 @@ async def test_a_killed_worker_leaves_no_process_and_no_lock(workshop: Workshop,
     host_pid, server_pid, has_torch, rss_kb = json.loads(await worker.stdout.readline())
     assert not has_torch
     assert rss_kb < 60 * 1024
+    # a fork server of its own is as deaf to a terminal's Ctrl-C as the fork of a shared one
+    assert os.getpgid(server_pid) != os.getpgid(worker.pid)
+    assert ignores(server_pid, signal.SIGINT)
 
     worker.kill()
     try:
