@@ -17,7 +17,6 @@ import psutil
 import pytest
 
 from contracts.topology import CONTROL, FALLBACKS, KEYS, LANES, LEADER, SLOTS, TASKS, bucket_stream
-from ops.machine.processes import warmlane_command
 from ops.nats.access import environment_for
 from ops.nats.link import NatsLink
 from tests.kit import warm_cli
@@ -114,7 +113,9 @@ def test_lanes_denied_and_granted_under_load_fail_no_request(tmp_path: Path) -> 
     quota = tmp_path / "quota.json"
     quota.write_text('{"max_lanes": {"phr00t": 1}}')
     behind = ("--root-path", "/warmlane", "--allowed-host", "video.example.org")
-    up = UpProcess(tmp_path, "--gpus", "2", "--quota", str(quota), *behind, warm=["anisora"], **shared_forks())
+    # steps that wait: a load that goes on all the time, and leaves the processors to the lanes that start
+    options = ("--gpus", "2", "--quota", str(quota), "--step-seconds", "0.1", *behind)
+    up = UpProcess(tmp_path, *options, warm=["anisora"], **shared_forks())
     up.start()
     eventually_sync(lambda: "-so phr00t.mp4" in up.output.read_text(), within_s=60)
     said = up.output.read_text()
@@ -300,13 +301,6 @@ def test_a_settings_file_with_a_mistake_names_its_place(tmp_path: Path) -> None:
 
 def test_a_server_program_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     environment = clean_environment() | {"WARMLANE_NATS_SERVER": str(tmp_path / "missing")}
-    result = subprocess.run(
-        warmlane_command("up", "--data-dir", str(tmp_path / "data")),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=environment,
-        check=False,
-    )
+    result = warm_cli.run("up", "--data-dir", str(tmp_path / "data"), env=environment)
     assert result.returncode == 1
     assert "correct or unset it" in result.stderr
