@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ops.machine.processes import warmlane_command
+from tests.kit import warm_cli
 from tests.kit.support import clean_environment, eventually_sync, is_running, shared_forks
 from tests.kit.system import UpProcess
 
@@ -126,8 +125,7 @@ def test_kill_9_of_the_server_and_of_the_gateway(up: UpProcess) -> None:
 
 def test_the_demo_of_a_fallback(up: UpProcess) -> None:
     """A lane is killed with a request in hand: its requests degrade, come back, and none fails."""
-    command = warmlane_command("demo", "--fallback", "--url", up.url)
-    result = subprocess.run(command, capture_output=True, text=True, timeout=150, env=clean_environment())
+    result = warm_cli.run("demo", "--fallback", "--url", up.url, env=clean_environment(), timeout=150)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "requests failed" in result.stdout
     assert "attempt 2: done" in result.stdout

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,7 @@ from contracts.tasks import TaskStatus
 from contracts.topology import LANES
 from ops.machine.processes import warmlane_command
 from ops.nats.link import NatsLink
+from tests.kit import warm_cli
 from tests.kit.gateway import System, fresh_system, report_lane
 from tests.kit.reported_lanes import Lanes, starts_of
 from tests.kit.support import (
@@ -210,8 +212,7 @@ async def test_a_lane_that_cannot_start_is_no_denial(bare_system: System, tmp_pa
 def test_impossible_options_are_reported(options: list[str], expected: str, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"max_lanes": {"sora": 1}}')
     arguments = [option.format(folder=tmp_path) for option in options]
-    command = warmlane_command("supervisor", "--data-dir", str(tmp_path / "data"), *arguments)
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=clean_environment(), check=False)
+    result = warm_cli.run("supervisor", "--data-dir", str(tmp_path / "data"), *arguments, env=clean_environment())
     assert result.returncode in (1, 2)
     assert expected in result.stderr
     assert "Traceback" not in result.stderr
@@ -220,7 +221,7 @@ def test_impossible_options_are_reported(options: list[str], expected: str, tmp_
 async def test_one_supervisor_to_a_folder(bare_system: System, tmp_path: Path) -> None:
     async with supervised(bare_system, tmp_path / "data", "--gpus", "1") as rig:
         await rig.lanes.becomes("anisora-0", LaneState.CAPACITY_DENIED)
-        command = warmlane_command("supervisor", "--data-dir", str(rig.data_dir))
-        second = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
+        command = partial(warm_cli.run, "supervisor", "--data-dir", str(rig.data_dir), env=os.environ)
+        second = await asyncio.to_thread(command)
         assert second.returncode == 1
         assert "another `warmlane supervisor` uses" in second.stderr
