@@ -62,6 +62,11 @@ def pytest_collection_finish() -> None:
         torch.set_num_threads(1)
 
 
+def pytest_unconfigure() -> None:
+    """The process ends: the kernel takes back all memory at once, which is not searched for garbage first."""
+    gc.freeze()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

@@ -147,3 +147,17 @@ def test_a_shell_completes_commands_and_options(shell: str, tmp_path: Path) -> N
             terminal.type(f"{typed}\t")
             terminal.until(completed)
             terminal.type("\x15")  # the line is cleared; Ctrl-C would throw away what is typed next, too
+
+
+def test_a_command_that_ends_does_not_search_its_memory_for_garbage() -> None:
+    """That would take as long as half of its imports. What is left to search is next to nothing."""
+    program = (
+        "import gc, sys; from ops.cli import main; sys.argv = ['warmlane', 'gateway', '--help']\n"
+        "try: main()\n"
+        "finally: print(gc.get_freeze_count(), len(gc.get_objects()), file=sys.stderr)\n"
+    )
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=True)
+    frozen, left = map(int, ended.stderr.split())
+    assert frozen > 50_000
+    assert left < frozen / 100
