@@ -17,6 +17,8 @@ from tests.kit.support import BOUND_S
 _WHERE: Final = b"\x1b[6n"
 _HERE: Final = b"\x1b[9;9R"
 _IDLE_S: Final = 0.2
+# After so many idle moments an answer counts as lost.
+LOST_AFTER: Final = 10
 
 
 class Terminal:
@@ -29,6 +31,8 @@ class Terminal:
         self.process = subprocess.Popen(own, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
         os.close(theirs)
         self.said = b""
+        self._last = b""  # of a question that comes in two pieces, the first one
+        self._was_asked = False
 
     def __enter__(self) -> Self:
         return self
@@ -50,9 +54,18 @@ class Terminal:
         except OSError:  # this is how Linux reports that nobody is at the other end any more
             return b""
         self.said += more
-        for _ in range(more.count(_WHERE)):
+        heard = self._last + more
+        self._last = heard[1 - len(_WHERE) :]
+        for _ in range(heard.count(_WHERE)):
+            self._was_asked = True
             os.write(self._master, _HERE)
         return more
+
+    def answer_again(self) -> None:
+        """Says once more where the cursor is, if that was ever asked: a program that changes the terminal's mode after
+        its question throws the answer away."""
+        if self._was_asked:
+            os.write(self._master, _HERE)
 
     def until(self, text: str) -> str:
         """Returns once it has printed *text*: everything that it printed since the last call."""
@@ -66,10 +79,13 @@ class Terminal:
 
 def main() -> None:
     with Terminal(sys.argv[1:], os.environ) as terminal:
-        asked = False
+        asked, silent = False, 0
         while terminal.process.poll() is None:
             asked = asked or b"y/N" in terminal.said
-            if not terminal.read() and asked:
+            silent = 0 if terminal.read() else silent + 1
+            if silent % LOST_AFTER == LOST_AFTER - 1:
+                terminal.answer_again()
+            if silent and asked:
                 terminal.type("y\r")  # repeated until it is accepted: the terminal throws away what was typed too early
         while terminal.read():
             pass
