@@ -1,4 +1,4 @@
-"""`make chaos` for half a minute.
+"""`make chaos` for a minute.
 
 That its checker can fail is shown by `tests/unit/drills/test_checker.py` on histories, and by `make chaos-plants` on
 systems.
@@ -22,9 +22,9 @@ FAULTS = 9
 
 
 @pytest.mark.timeout(480)
-async def test_twenty_five_seconds_of_chaos_break_no_invariant(tmp_path: Path) -> None:
+async def test_forty_five_seconds_of_chaos_break_no_invariant(tmp_path: Path) -> None:
     history, summary = await chaos(
-        tmp_path, seed=SEED, seconds=25, rate=8, count=FAULTS, console=QUIET, environment=shared_forks()
+        tmp_path, seed=SEED, seconds=45, rate=8, count=FAULTS, console=QUIET, environment=shared_forks()
     )
     assert summary.violations == []
     assert (summary.lost, summary.doubled) == (0, 0)
@@ -32,7 +32,7 @@ async def test_twenty_five_seconds_of_chaos_break_no_invariant(tmp_path: Path) -
     # or the run has proven nothing
     assert summary.tasks > 100
     assert {"done", "storage_failed", "cancelled"} <= set(summary.ends), summary.ends
-    assert min(len(history.queues), len(history.hosts), len(history.calls)) > 10
+    assert min(len(history.queues), len(history.hosts), len(history.calls)) > 20
 
 
 def test_a_bug_is_planted_for_every_invariant() -> None:

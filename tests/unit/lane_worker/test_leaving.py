@@ -80,7 +80,7 @@ async def test_a_server_that_takes_nothing_is_not_waited_for_as_long_as_an_infer
         leave=task.happens,
         kill=task.kill,
         waits_for_server_s=waits_for_server_s,
-        unanswered_s=0.05,
+        unanswered_s=0.5,
     )
     assert serving.cancelled()
     assert task.happened == [], "nothing runs that could be stopped"
