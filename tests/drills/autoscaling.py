@@ -24,7 +24,8 @@ SELECTED: Final = f"app.kubernetes.io/component=lane,warmlane/model={MODEL}"
 CRD: Final = "scaledobjects.keda.sh"
 SECRET: Final = "demand"
 LOOK_EVERY_S: Final = 2.0
-# How long a load stays as it is, beyond what has to be waited for.
+# How long a load stays as it is, beyond what has to be waited for: lanes that the autoscaler would add or remove
+# without need would show in this time.
 STAYS_S: Final = 30.0
 # The autoscaler, a cold start and a cool-down for each lane, on a machine that is slow.
 FOLLOWS_S: Final = 1_800.0

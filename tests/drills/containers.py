@@ -32,7 +32,8 @@ SOURCE: Final = "contracts/__init__.py"
 CONFIG: Final = "nats.conf"
 # another one in each run, or the build of the run before would be taken
 MARK: Final = f"# changed by the drill {uuid.uuid4().hex}\n"
-# Runs a lane's container out of memory, without being the largest process in it.
+# Runs a lane's container out of memory, without being the largest process in it. It grows in small steps, and then
+# stays, so that it holds its memory while the kernel looks for what to kill.
 OOM_LIMIT: Final = "600m"
 HOG: Final = """
 import time
