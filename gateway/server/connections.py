@@ -80,11 +80,15 @@ class Connections:
         )
 
     def _look_later(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.call_later(self.limits.look_every_s, self._look, loop)
+        due_s = loop.time() + self.limits.look_every_s
+        loop.call_at(due_s, self._look, loop, due_s)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _look(self, loop: asyncio.AbstractEventLoop, due_s: float) -> None:
         now_s = loop.time()
+        stood_s = now_s - due_s  # a busy or a paused machine
         for connection in (*self._open, *self._turned_away):
+            if stood_s > self.limits.look_every_s:
+                connection.excuse(stood_s)
             connection.look(now_s)
         self._looking = bool(self._open or self._turned_away)
         if self._looking:
@@ -162,6 +166,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._waits.head_s = self.loop.time()
 
     # The bounds
+
+    def excuse(self, stood_s: float) -> None:
+        """No bound counts the last *stood_s*, in which this process did nothing."""
+        self._waits.excuse(stood_s)
 
     def look(self, now_s: float) -> None:
         """Applies the bounds, as of *now_s*."""

@@ -68,6 +68,18 @@ class Waits(Struct, kw_only=True):
             self.unread_s = now_s
         self.unsent_bytes = unsent_bytes
 
+    def excuse(self, stood_s: float) -> None:
+        """The gateway itself stood still for *stood_s*: the client may take that much longer."""
+        self.body_moved_s += stood_s
+        if self.head_s is not None:
+            self.head_s += stood_s
+        if self.body_s is not None:
+            self.body_s += stood_s
+        if self.unread_s is not None:
+            self.unread_s += stood_s
+        if self.leaving_s is not None:
+            self.leaving_s += stood_s
+
 
 Overdue = Literal["leaving", "unread", "head", "body"]
 

@@ -27,7 +27,7 @@ from ops.nats.clock import parse_time
 from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
 from tests.kit.behind import client_of, js_of
-from tests.kit.support import is_running
+from tests.kit.support import NatsServer, is_running
 
 POLL_S: Final = 0.1
 QUEUE_SAMPLE_S: Final = 0.25
@@ -217,20 +217,27 @@ class Watcher:
 
     async def catch_up(self) -> None:
         """Reads up to the last revision there is."""
-        info = await self._stream_info(bucket_stream(TASKS))
-        last = int(info["state"]["last_seq"])
+        losses = self._losses
+        last = await self._last(self._link)
+        if losses != self._losses:
+            return  # it was of before
         if last < self._next - 1:
             self.gaps.append(f"the server went back from revision {self._next - 1} to {last}")
-        losses = self._losses
-        while self._next <= last:
-            await self._read(self._next, losses)
-            if losses != self._losses:
-                return  # it was of before
-            self._next += 1
+        await self._read_to(last, losses, self._link)
 
-    def went_back(self, since: datetime) -> None:
-        """The server, which is down now, starts again without what it stored from *since* on."""
-        self._losses += 1
+    async def went_back(self, since: datetime, had: Path) -> None:
+        """The server, which is down now, starts again without what it stored from *since* on; *had* has all of it.
+
+        *had* is a folder that nats-server can be started on. What was not read in time is read there: a busy machine
+        stores faster than the watcher reads, and a task that is lost unseen would seem never to have been.
+        """
+        self._losses += 1  # what the server answered last is no longer awaited
+        server = NatsServer(had)
+        await asyncio.to_thread(server.start)
+        link = await NatsLink.connect(server.url, name="chaos-lost")
+        await self._read_to(await self._last(link), self._losses, link)
+        await link.close()
+        await asyncio.to_thread(server.stop)
         self.lost += [revision for revision in self.revisions if revision.at >= since]
         self.revisions = [revision for revision in self.revisions if revision.at < since]
         self.latest = {revision.task.id: revision.task for revision in self.revisions}
@@ -242,7 +249,7 @@ class Watcher:
     async def sample(self) -> None:
         """One look at every work stream."""
         for stream in self._streams:
-            info = await self._stream_info(stream)
+            info = await self._stream_info(stream, self._link)
             subjects: dict[str, int] = info["state"].get("subjects") or {}
             self.queues.append(
                 QueueSample(
@@ -265,9 +272,20 @@ class Watcher:
                 await self.sample()
             await asyncio.sleep(QUEUE_SAMPLE_S)
 
-    async def _read(self, sequence: int, losses: int) -> None:
+    async def _last(self, link: NatsLink) -> int:
+        info = await self._stream_info(bucket_stream(TASKS), link)
+        return int(info["state"]["last_seq"])
+
+    async def _read_to(self, last: int, losses: int, link: NatsLink) -> None:
+        while self._next <= last:
+            await self._read(self._next, losses, link)
+            if losses != self._losses:
+                return  # it was of before
+            self._next += 1
+
+    async def _read(self, sequence: int, losses: int, link: NatsLink) -> None:
         try:
-            stored = await js_of(self._link).get_msg(bucket_stream(TASKS), seq=sequence)
+            stored = await js_of(link).get_msg(bucket_stream(TASKS), seq=sequence)
         except nats.js.errors.NotFoundError:
             if losses != self._losses:
                 return
@@ -284,9 +302,9 @@ class Watcher:
         self.revisions.append(Revision(sequence=sequence, at=stored.time, task=task))
         self.latest[task.id] = task
 
-    async def _stream_info(self, stream: str) -> dict[str, Any]:
+    async def _stream_info(self, stream: str, link: NatsLink) -> dict[str, Any]:
         request = json.dumps({"subjects_filter": ">"}) if stream in self._streams else ""
-        reply = await client_of(self._link).request(f"$JS.API.STREAM.INFO.{stream}", request.encode(), timeout=2)
+        reply = await client_of(link).request(f"$JS.API.STREAM.INFO.{stream}", request.encode(), timeout=2)
         answer: dict[str, Any] = json.loads(reply.data)
         if "state" not in answer:
             raise ValueError(f"{stream}: {answer.get('error')}")

@@ -260,7 +260,8 @@ class Injector:
 
     async def _lose_tail(self, planned: Planned) -> None:
         """A power cut: kill -9, and of what came in the last seconds nothing is on the disk."""
-        nats, store, copy = self._fleet.nats, self._fleet.nats_store, self._fleet.data_dir / "nats-copy"
+        nats, store = self._fleet.nats, self._fleet.nats_store
+        copy, had = self._fleet.data_dir / "nats-copy", self._fleet.data_dir / "nats-had"
         since = datetime.now(UTC)
         if nats.pid is None:
             self.skipped.append(planned)
@@ -271,9 +272,11 @@ class Injector:
         await asyncio.sleep(planned.for_s)
         nats.kill()
         await nats.ended(within_s=10)
-        await asyncio.to_thread(shutil.rmtree, store)
+        had.mkdir()
+        await asyncio.to_thread(shutil.move, store, had)
         await asyncio.to_thread(shutil.move, copy, store)
-        self._watcher.went_back(since)
+        await self._watcher.went_back(since, had)
+        await asyncio.to_thread(shutil.rmtree, had)
         nats.start()
         self._note(planned, "nats", since, lost_since=since)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -238,6 +239,23 @@ async def test_a_client_that_does_not_read_is_cut(served: Served, talk: Talk) ->
         await asyncio.sleep(0.01)
     assert len(served.connections) == 1
     talk.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    await served.becomes_free()
+
+
+async def test_a_gateway_that_stood_still_cuts_nobody(served: Served, talk: Talk) -> None:
+    """A busy machine, a paused one: what the gateway itself did not do in that time is no fault of a client."""
+    await talk.say(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
+    slow = await Talk.to(served.port)
+    await slow.say(b"GET / HTTP/1.1\r\n")
+    assert await talk.reader.read(1)
+    time.sleep(2 * LIMITS.unread_s)  # noqa: ASYNC251  # the loop stands still
+    await asyncio.sleep(2 * LIMITS.look_every_s)
+    await slow.say(b"\r\n")
+    assert (await slow.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    assert await talk.reader.read(1 << 20)
+    assert len(served.connections) == 2
+    await slow.close()
+    await talk.close()
     await served.becomes_free()
 
 

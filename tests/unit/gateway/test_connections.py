@@ -32,6 +32,22 @@ def test_overdue(waits: Waits, now_s: float, expected: Overdue | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("waits", "expected"),
+    [
+        pytest.param(Waits(leaving_s=100), "leaving", id="leaving"),
+        pytest.param(Waits(unread_s=100), "unread", id="unread"),
+        pytest.param(Waits(head_s=100), "head", id="head"),
+        pytest.param(Waits(body_s=100, body_moved_s=1e9), "body", id="body"),
+        pytest.param(Waits(body_s=100, body_moved_s=100), "body", id="body-idle"),
+    ],
+)
+def test_a_time_in_which_the_gateway_stood_still_is_not_the_clients(waits: Waits, expected: Overdue) -> None:
+    waits.excuse(1_000)
+    assert overdue(waits, LIMITS, 1_101) is None
+    assert overdue(waits, LIMITS, 1_161) == expected
+
+
+@pytest.mark.parametrize(
     ("fds", "expected"), [(100_000, 4096), (4096 + RESERVED_FDS, 4096), (1024, 1024 - RESERVED_FDS), (10, 1)]
 )
 def test_connections_max(fds: int, expected: int) -> None:
