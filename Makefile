@@ -36,8 +36,8 @@ RUN_READY := $(VENV)/.ready-run
 TEST_READY := $(VENV)/.ready-test
 BENCH_READY := $(VENV)/.ready-bench
 TYPES_LOG := $(VENV)/types.log
-# Four processes keep two cores busy: a test mostly waits for processes that it started. A file's tests share a process.
-PYTEST = $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+# Five processes keep two cores busy: a test mostly waits for processes that it started. A file's tests share a process.
+PYTEST = $(BIN)/python -m pytest --numprocesses 5 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help run test tools-test lint style types fuzz panel numbers order overload swap windows starts lanes swap-parts gpu-test failover chaos chaos-plants cluster containers kubernetes autoscaling scaling services observe regression soak bench bench-all model audit clean

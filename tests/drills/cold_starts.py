@@ -8,7 +8,7 @@ import asyncio
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -27,9 +27,17 @@ TINY_LIMIT_S: Final = 12.0
 
 
 async def cold_starts(
-    count: int, folder: Path, *, model: str = "phr00t", on_start: Callable[[ColdStart], None] = lambda _: None
+    count: int,
+    folder: Path,
+    *,
+    model: str = "phr00t",
+    on_start: Callable[[ColdStart], None] = lambda _: None,
+    environment: Mapping[str, str] | None = None,
 ) -> list[ColdStart]:
-    """*count* lanes of *model*, one after the other: each is started, becomes warm, and leaves."""
+    """*count* lanes of *model*, one after the other: each is started, becomes warm, and leaves.
+
+    *environment* is added to theirs.
+    """
     (folder / "nats").mkdir()
     server = NatsServer(folder / "nats")
     server.start()
@@ -39,7 +47,7 @@ async def cold_starts(
         known = ColdStarts()
         await known.start(link)
         for number in range(count):
-            lane = LaneProcess(server.address, folder, model=model)
+            lane = LaneProcess(server.address, folder, model=model, environment=environment)
 
             async def is_recorded(count: int = number + 1) -> bool:
                 return len(known.newest_first()) == count

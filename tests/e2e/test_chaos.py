@@ -24,7 +24,7 @@ FAULTS = 9
 @pytest.mark.timeout(480)
 async def test_forty_five_seconds_of_chaos_break_no_invariant(tmp_path: Path) -> None:
     history, summary = await chaos(
-        tmp_path, seed=SEED, seconds=45, rate=8, count=FAULTS, console=QUIET, environment=shared_forks()
+        tmp_path, seed=SEED, seconds=45, rate=5, count=FAULTS, console=QUIET, environment=shared_forks()
     )
     assert summary.violations == []
     assert (summary.lost, summary.doubled) == (0, 0)

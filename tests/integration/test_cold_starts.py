@@ -20,7 +20,7 @@ from ops.ending import end
 from ops.nats.link import NatsLink
 from tests.drills.cold_starts import cold_starts
 from tests.kit.lanes import Lane
-from tests.kit.support import NatsServer, eventually
+from tests.kit.support import NatsServer, eventually, shared_forks
 
 
 async def known_starts(link: NatsLink) -> list[ColdStart]:
@@ -32,7 +32,7 @@ async def known_starts(link: NatsLink) -> list[ColdStart]:
 
 async def test_starts_in_a_row_are_all_warm_and_each_is_recorded(tmp_path: Path) -> None:
     """The seconds are the process's: its imports count."""
-    starts = await cold_starts(2, tmp_path)
+    starts = await cold_starts(2, tmp_path, environment=shared_forks())
     assert [start.detail for start in starts] == ["", ""]
     assert len({start.started_at for start in starts}) == 2
     for start in starts:
@@ -51,6 +51,7 @@ def test_the_start_of_a_process_is_before_its_imports() -> None:
     assert abs((process_started_at() - whole_seconds).total_seconds()) < 2  # what else the system says
 
 
+@pytest.mark.usefixtures("forks")
 async def test_a_lane_that_does_not_get_its_slot_records_that(link: NatsLink, catalog: Catalog, tmp_path: Path) -> None:
     lock = SlotLock.acquire(tmp_path / "locks", "cpu-0", role="lane", term=0, wait_s=0)
     lane = Lane(link, catalog, tmp_path)

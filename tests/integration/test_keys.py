@@ -27,7 +27,15 @@ from ops.nats.provisioning import provision, wanted
 from tests.integration.test_waiting import WaitingGateway
 from tests.kit.gateway import GatewayProcess
 from tests.kit.keyed import ASYNC, BODY, KEEP, Certificate, by, make, run
-from tests.kit.support import KEEP_S, NatsServer, clean_environment, eventually, eventually_sync, free_port
+from tests.kit.support import (
+    KEEP_S,
+    NatsServer,
+    clean_environment,
+    eventually,
+    eventually_sync,
+    free_port,
+    shared_forks,
+)
 
 
 async def test_the_last_known_keys_stay_in_force_while_the_server_is_away(tmp_path: Path) -> None:
@@ -163,7 +171,8 @@ def test_up_for_others_needs_a_key_first_and_then_speaks_https(tmp_path: Path) -
     server.stop()
     output = tmp_path / "up.log"
     with output.open("wb") as log:
-        up = subprocess.Popen(warmlane_command(*options), stdout=log, stderr=log, env=clean_environment())
+        environment = clean_environment() | shared_forks()
+        up = subprocess.Popen(warmlane_command(*options), stdout=log, stderr=log, env=environment)
     try:
         url = f"https://127.0.0.1:{port}"
 

@@ -16,7 +16,7 @@ from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS
 from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, report_lane
-from tests.kit.panel import PHONE, Panel, chromium, panel_in
+from tests.kit.panel import DESK, PHONE, Panel, chromium, panel_in
 from tests.kit.panel_stage import Stage, error_of, open_all, png
 from tests.kit.played import claimed
 from tests.kit.support import BOUND_S, KEEP_S, eventually
@@ -310,31 +310,36 @@ async def test_the_gateway_goes_and_comes_back(panel: Panel, stage: Stage) -> No
     await expect(panel.page.locator(".task-card", has_text="before")).to_contain_text("Running")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_axe_finds_nothing(browser: Browser, stage: Stage, scheme: str) -> None:
-    """In any view, at a desk and on a phone, with tasks and without, with dialogs and errors."""
+@pytest.mark.parametrize(
+    ("scheme", "viewport", "rules"),
+    [("light", DESK, ()), ("light", PHONE, ()), ("dark", DESK, ("color-contrast",))],
+    ids=["desk", "phone", "dark"],
+)
+async def test_axe_finds_nothing(
+    browser: Browser, stage: Stage, scheme: str, viewport: dict[str, int], rules: tuple[str, ...]
+) -> None:
+    """In any view, with tasks and without, with dialogs and errors. In the dark only colours differ."""
     task = await stage.submit(prompt="a paper boat")
     await stage.submit(model="phr00t", prompt="a lantern")
     await claimed(stage.link, task["id"])
     ended = await stage.submit(prompt="a red fox")
     await stage.http.delete(ended["links"]["self"])
-    for width in ({"width": 1280, "height": 900}, PHONE):
-        async with panel_in(browser, stage.gateway.url, color_scheme=scheme, viewport=width) as panel:
-            await panel.open()
-            await open_all(panel)
-            await panel.choose(WARM)
-            await panel.page.get_by_role("button", name="cURL").click()
-            await panel.send("")
-            await expect(panel.page.get_by_role("alert")).to_be_visible()
-            assert await panel.barriers() == [], "make"
-            for view in ("watch", f"watch/{ended['id']}", f"compare/{task['id']}/{ended['id']}", "operate"):
-                await panel.open(view)
-                await expect(panel.page.get_by_text("Loading\u2026")).to_have_count(0)
-                assert await panel.barriers() == [], view
-                overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-                assert await panel.page.evaluate(overflow) == 0, view
-            await panel.page.get_by_role("button", name="Send to the shared worker").first.click()
-            assert await panel.barriers() == [], "confirm"
+    async with panel_in(browser, stage.gateway.url, color_scheme=scheme, viewport=viewport) as panel:
+        await panel.open()
+        await open_all(panel)
+        await panel.choose(WARM)
+        await panel.page.get_by_role("button", name="cURL").click()
+        await panel.send("")
+        await expect(panel.page.get_by_role("alert")).to_be_visible()
+        assert await panel.barriers(*rules) == [], "make"
+        for view in ("watch", f"watch/{ended['id']}", f"compare/{task['id']}/{ended['id']}", "operate"):
+            await panel.open(view)
+            await expect(panel.page.get_by_text("Loading\u2026")).to_have_count(0)
+            assert await panel.barriers(*rules) == [], view
+            overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            assert await panel.page.evaluate(overflow) == 0, view
+        await panel.page.get_by_role("button", name="Send to the shared worker").first.click()
+        assert await panel.barriers(*rules) == [], "confirm"
 
 
 async def test_the_keyboard_alone_makes_a_video(panel: Panel, stage: Stage) -> None:

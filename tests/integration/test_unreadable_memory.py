@@ -25,6 +25,7 @@ def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
         yield card
 
 
+@pytest.mark.usefixtures("forks")
 async def test_a_lane_repeats_the_drivers_message_and_goes_on_asking(
     link: NatsLink, catalog: Catalog, card: FakeNvml, tmp_path: Path
 ) -> None:

@@ -117,9 +117,10 @@ class Panel:
             [name, media_type, content],
         )
 
-    async def barriers(self) -> list[str]:
-        """What axe objects to in the page as it is now."""
-        found = await Axe().run(self.page)
+    async def barriers(self, *rules: str) -> list[str]:
+        """What axe objects to in the page as it is now, by its rules of those names alone if there are any."""
+        only = {"runOnly": {"type": "rule", "values": rules}} if rules else {}
+        found = await Axe().run(self.page, options={"resultTypes": ["violations"]} | only)
         return [
             f"{each['id']}: {[node['html'][:200] for node in each['nodes']]}" for each in found.response["violations"]
         ]
