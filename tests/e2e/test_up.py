@@ -23,6 +23,7 @@ from tests.kit import warm_cli
 from tests.kit.behind import js_of
 from tests.kit.small_disk import small_disk
 from tests.kit.support import (
+    all_end,
     children_of,
     clean_environment,
     command_line,
@@ -70,7 +71,7 @@ def test_a_killed_supervisor_drains_its_lanes_and_is_started_again(phr00t_only: 
     os.kill(shared, signal.SIGKILL)
     assert all(is_running(pid) for pid in lanes)
     os.kill(supervisor, signal.SIGKILL)
-    eventually_sync(lambda: not any(is_running(pid) for pid in lanes), within_s=60)
+    all_end(lanes)
     done = up.ended(task["id"])
     assert (done["status"], done["attempt"]) == ("done", 1)
     eventually_sync(up.is_ready, within_s=60)
@@ -105,7 +106,7 @@ def test_ctrl_c_finishes_the_task_in_hand_and_kill_9_takes_everything_with_it(ph
         assert up.video(task["id"])
     below = up.below()
     os.kill(up.pid, signal.SIGKILL)
-    eventually_sync(lambda: not any(is_running(pid) for pid in below), within_s=60)
+    all_end(below)
 
 
 def test_lanes_denied_and_granted_under_load_fail_no_request(tmp_path: Path) -> None:

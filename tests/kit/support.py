@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -185,6 +185,23 @@ def is_running(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state not in {"Z", "X"}
+
+
+def all_end(pids: Iterable[int], *, within_s: float = 60) -> None:
+    """Returns when none of *pids* runs any more. Raises AssertionError with those that do, and where they wait."""
+    pids = list(pids)
+    try:
+        eventually_sync(lambda: not any(is_running(pid) for pid in pids), within_s=within_s)
+    except AssertionError as error:
+        left = [f"{pid} ({_waits_in(pid)}): {command_line(pid)}" for pid in pids if is_running(pid)]
+        raise AssertionError(f"after {within_s:g} s there still are: " + "; ".join(left)) from error
+
+
+def _waits_in(pid: int) -> str:
+    """What the kernel says that the threads of *pid* wait in."""
+    with contextlib.suppress(OSError):
+        return ", ".join(sorted({(task / "wchan").read_text() for task in Path(f"/proc/{pid}/task").iterdir()}))
+    return "gone"
 
 
 def children_of(pid: int) -> list[int]:
