@@ -79,7 +79,8 @@ def test_nothing_that_a_test_started_outlives_it(
 
         run.wait(170)  # without its one worker it ends by itself
         eventually_sync(lambda: not any(map(_runs, started)))
-        assert list(reaper.marked(marks.split(",")[0])) == []
+        # and what those have started since: a supervisor that still lived starts the lane again whose end it sees
+        eventually_sync(lambda: not any(reaper.marked(marks.split(",")[0])))
     finally:
         run.kill()
 
