@@ -59,6 +59,10 @@ class Rig:
         assert found is not None
         return found
 
+    async def has_only(self, model: str, *states: LaneState) -> None:
+        """Returns when the lanes of *model* are reported with those *states*. A cluster may replace a pod meanwhile."""
+        await eventually(lambda: asyncio.sleep(0, [each.state for each in self.now(model)] == [*states]))
+
     async def routes(self, model: str, outcome: str) -> None:
         """Returns when the gateway sends requests there."""
 
