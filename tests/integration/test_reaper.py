@@ -79,7 +79,7 @@ def test_nothing_that_a_test_started_outlives_it(
 
         run.wait(170)  # without its one worker it ends by itself
         eventually_sync(lambda: not any(map(_runs, started)))
-        # and what those have started since: a supervisor that still lived starts the lane again whose end it sees
+        # and what those started before they ended: a supervisor that is still there starts a lane again
         eventually_sync(lambda: not any(reaper.marked(marks.split(",")[0])))
     finally:
         run.kill()

@@ -60,7 +60,7 @@ class Rig:
         return found
 
     async def has_only(self, model: str, *states: LaneState) -> None:
-        """Returns when the lanes of *model* are reported with those *states*. A cluster may replace a pod meanwhile."""
+        """Returns when the lanes of *model* are reported with those *states*; what came before is not judged."""
         await eventually(lambda: asyncio.sleep(0, [each.state for each in self.now(model)] == [*states]))
 
     async def routes(self, model: str, outcome: str) -> None:
