@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import time
 from typing import Final
 
 import nats.errors
@@ -14,16 +15,23 @@ from nats.js.client import JetStreamContext
 from contracts.nesting import loads
 from contracts.topology import ConsumerSpec, consumer_on
 from ops.nats.client import REPLY_TIMEOUT_S, NatsClient
-from ops.nats.errors import TransportUnavailable, translated
+from ops.nats.errors import NotAllowed, TransportUnavailable, translated
 from ops.telemetry.metrics import consumers_made_anew
 
 # A fetch in flight when the server restarts hangs until its own time-out (design §10.6).
 FETCH_TIMEOUT_S: Final = 2.0
 # The pause before the next try to make a consumer anew.
 MISSING_PAUSE_S: Final = 1.0
+# A cluster elects a leader within seconds. So long a consumer without one is no reason to send tasks elsewhere, where
+# another pipeline might have to be loaded for them.
+LEADERLESS_S: Final = 15.0
 _ALREADY_THERE: Final = 10148
 
 log = structlog.get_logger("nats")
+
+
+class ConsumerRefused(TransportUnavailable):
+    """The server answered that it does not make the consumer, because its stream is gone or this user may not."""
 
 
 class Pull:
@@ -40,6 +48,7 @@ class Pull:
         self._stream, self._consumer = stream, consumer
         self._name = f"{stream}/{consumer}"
         self._was_logged = False
+        self._undecided_since_s: float | None = None
         self.trouble: str | None = None
         """Why nothing can come from here; None while all is well."""
 
@@ -52,20 +61,34 @@ class Pull:
         if self._client.lost_its_consumer(self._subscription):
             await self._make_anew()
         else:
-            self.trouble = None
+            self._is_well()
         return messages
+
+    def _is_well(self) -> None:
+        self.trouble = self._undecided_since_s = None
 
     async def _make_anew(self) -> None:
         try:
             if await make_consumer(self._client, self._stream, self._consumer):
                 log.warning("consumer_made_anew", consumer=self._name)
                 consumers_made_anew.add(self._stream, self._consumer)
-            self.trouble = None
-        except TransportUnavailable as error:
-            if self.trouble is None:  # logged once: a cluster that elects a leader refuses for seconds
-                log.warning("consumer_missing", consumer=self._name, error=str(error))
-            self.trouble = f"{self._name} is missing; run `warmlane provision`"
+            self._is_well()
+        except (ConsumerRefused, NotAllowed) as error:
+            self._report(str(error), f"{self._name} is missing; run `warmlane provision`")
             await asyncio.sleep(MISSING_PAUSE_S)
+        except TransportUnavailable as error:  # nothing is known of the consumer
+            now_s = time.monotonic()
+            self._undecided_since_s = self._undecided_since_s or now_s
+            if now_s - self._undecided_since_s >= LEADERLESS_S:
+                self._report(
+                    str(error), f"nats-server has had no leader for {self._name} for {LEADERLESS_S:.0f} s; see its log"
+                )
+            await asyncio.sleep(MISSING_PAUSE_S)
+
+    def _report(self, error: str, trouble: str) -> None:
+        if self.trouble is None:  # logged once, however long it lasts
+            log.warning("consumer_missing", consumer=self._name, error=error)
+        self.trouble = trouble
 
     async def _fetch(self, batch: int, timeout_s: float) -> list[Msg]:
         try:
@@ -92,7 +115,8 @@ class Pull:
 async def make_consumer(client: NatsClient, stream: str, name: str) -> bool:
     """Makes the consumer *name* of *stream* where it is gone, and returns whether it was.
 
-    Raises TransportUnavailable, also where the stream is gone, or this user may not make it.
+    Raises ConsumerRefused where the stream is gone, or this user may not make it, and TransportUnavailable where the
+    server did not answer, or cannot decide now.
     """
     spec = consumer_on(stream, name)
     config = consumer_config(spec).evolve(name=name)
@@ -101,9 +125,12 @@ async def make_consumer(client: NatsClient, stream: str, name: str) -> bool:
     with translated(f"{stream}/{name}"):
         reply = await client.request(subject, json.dumps(asked).encode(), timeout=REPLY_TIMEOUT_S)
     error = loads(reply.data).get("error")
-    if error is not None and error.get("err_code") != _ALREADY_THERE:
-        raise TransportUnavailable(f"{stream}/{name}: {error.get('description')}")
-    return error is None
+    if error is None:
+        return True
+    if error.get("err_code") == _ALREADY_THERE:
+        return False
+    refusal = TransportUnavailable if error.get("code", 0) >= 500 else ConsumerRefused
+    raise refusal(f"{stream}/{name}: {error.get('description')}")
 
 
 def consumer_config(spec: ConsumerSpec) -> ConsumerConfig:

@@ -8,10 +8,11 @@ from pathlib import Path
 import httpx
 import pytest
 from click.testing import CliRunner
+from structlog.testing import capture_logs
 
 from contracts.lanes import LaneState
 from contracts.settings import load_settings
-from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, LEADER, LEADER_KEY, TASKS
+from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS, LEADER, LEADER_KEY, TASKS, WORK_CONSUMER
 from ops.commands.backup.restoring import restore
 from ops.commands.backup.saving import backup
 from ops.commands.provision import command
@@ -19,6 +20,7 @@ from ops.nats.entry import Entry
 from ops.nats.errors import StreamFull, TransportUnavailable, WrongRevision
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import ProvisioningRefused, differences, provision, wanted
+from ops.nats.pull import Pull
 from tests.drills.cluster import Load, outcome
 from tests.drills.cluster_system import Cluster, Gateway, provision_three, stream_leader
 from tests.kit.behind import js_of
@@ -175,8 +177,11 @@ async def test_a_killed_leader_under_load_loses_no_accepted_task(
     await single.close()
 
 
-async def test_a_cluster_without_a_majority_answers_nobody(cluster: Cluster) -> None:
+async def test_a_cluster_without_a_majority_answers_nobody(
+    cluster: Cluster, cluster_link: NatsLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last test: it leaves one server of three."""
+    pull = await cluster_link.messages.pull(DEGRADED, WORK_CONSUMER)
     for name in ("n1", "n2"):
         cluster.nodes[name].kill()
     link = await NatsLink.connect(cluster.url, name="test")
@@ -184,4 +189,19 @@ async def test_a_cluster_without_a_majority_answers_nobody(cluster: Cluster) -> 
         await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S, replicas=3))
     with pytest.raises(TransportUnavailable):
         await link.entries.put(TASKS, "lost", b"x")
+
+    await fetch_without_leader(pull, monkeypatch)
     await link.close()
+
+
+async def fetch_without_leader(pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consumer without a leader is not called missing, and a lane is well while an election may still go on."""
+    with capture_logs() as lines:
+        while not any(line["event"] == "fetch_failed" for line in lines):
+            assert await pull.fetch() == []
+    for _ in range(2):
+        assert await pull.fetch() == []
+        assert pull.trouble is None
+    monkeypatch.setattr("ops.nats.pull.LEADERLESS_S", 1.0)
+    await pull.fetch()
+    assert pull.trouble == "nats-server has had no leader for DEGRADED/worker for 1 s; see its log"
