@@ -19,14 +19,13 @@ from lane_worker.forking.fork_server import ForkServer
 from lane_worker.forking.host import Host
 from lane_worker.forking.host_messages import Cancelled, StepFinished
 from lane_worker.forking.outcome import HostLost, LoadTimedOut, Lost, SlotTaken, TimedOut
-from tests.kit.support import eventually
+from tests.kit.support import all_end, eventually, is_running
 from tests.kit.workshop import (
     CATALOG,
     Workshop,
     files,
     finished,
     ignore,
-    is_gone,
     parameters,
     request,
 )
@@ -73,7 +72,7 @@ async def test_a_cancelled_caller_leaves_no_child(workshop: Workshop, tmp_path: 
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    await eventually(lambda: asyncio.to_thread(is_gone, pid))
+    await asyncio.to_thread(all_end, [pid])
 
 
 # Time limits
@@ -115,7 +114,7 @@ async def test_a_host_that_hangs_is_killed_and_its_health_ages(workshop: Worksho
     watcher.cancel()
     assert outcome == TimedOut("task", "step_s", 2.5, None)
     assert host.pid is None
-    await eventually(lambda: asyncio.to_thread(is_gone, pid))
+    await asyncio.to_thread(all_end, [pid])
     assert max(ages) > 2.5  # no answer came while it was stopped
 
     assert (await host.start()).unfinished is not None
@@ -208,7 +207,7 @@ async def test_ctrl_c_in_a_terminal_ends_neither_host_nor_fork_server(
     os.kill(host.pid, signal.SIGINT)
     os.kill(module_workshop.fork_server.pid, signal.SIGINT)
     await finished(host, request(tmp_path))
-    assert not is_gone(module_workshop.fork_server.pid)
+    assert is_running(module_workshop.fork_server.pid)
     assert ignores(module_workshop.fork_server.pid, signal.SIGINT)
 
 
@@ -257,7 +256,7 @@ async def test_a_killed_worker_leaves_no_process_and_no_lock(workshop: Workshop,
 
     worker.kill()
     try:
-        await eventually(lambda: asyncio.to_thread(lambda: is_gone(host_pid) and is_gone(server_pid)))
+        await asyncio.to_thread(all_end, [host_pid, server_pid])
     finally:  # if that failed, nothing else would end them
         for pid in (host_pid, server_pid):
             with contextlib.suppress(ProcessLookupError):
@@ -302,7 +301,7 @@ async def test_closing_leaves_no_process(workshop: Workshop, tmp_path: Path) -> 
     assert pid is not None
     await host.close()
     assert isinstance(await running, Lost)
-    assert is_gone(pid)
+    assert not is_running(pid)
     await host.close()
 
 
@@ -344,12 +343,12 @@ async def test_nonsense_on_the_pipe_ends_the_host(
     outcome = await host.generate(request(tmp_path), ignore)
     assert isinstance(outcome, Lost)
     assert reason in outcome.reason
-    assert is_gone(pid)
+    assert not is_running(pid)
     pid = (await host.start()).pid
     await host.load(HASTY)
     with pytest.raises(HostLost, match=reason):
         await host.unload()
-    assert is_gone(pid)
+    assert not is_running(pid)
 
 
 async def test_a_silent_host_is_killed(rogue: Callable[[str], Host], tmp_path: Path) -> None:
@@ -357,19 +356,19 @@ async def test_a_silent_host_is_killed(rogue: Callable[[str], Host], tmp_path: P
     pid = (await host.start()).pid
     await host.load(HASTY)
     assert await host.generate(request(tmp_path), ignore) == TimedOut("task", "step_s", 0.3, None)
-    assert is_gone(pid)
+    assert not is_running(pid)
     pid = (await host.start()).pid
     await host.load(HASTY)
     with pytest.raises(LoadTimedOut, match="did not load its model"):
         await host.load(HASTY)
-    assert is_gone(pid)
+    assert not is_running(pid)
 
 
 async def test_closing_a_deaf_host_kills_it(rogue: Callable[[str], Host]) -> None:
     host = rogue("cpu-silent")
     pid = (await host.start()).pid
     await host.close()
-    assert is_gone(pid)
+    assert not is_running(pid)
 
 
 async def test_a_fork_server_that_dies_is_reported(rogue: Callable[[str], Host]) -> None:
@@ -391,4 +390,4 @@ async def test_a_dead_fork_server_is_replaced(rogue: Callable[[str], Host]) -> N
     await eventually(lambda: asyncio.sleep(0, server.pid is None))
     assert host.pid == first  # the host itself lives on
     assert (await host.start()).pid != first
-    assert is_gone(first)
+    assert not is_running(first)

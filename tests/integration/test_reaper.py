@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.kit import reaper
-from tests.kit.support import SHARED_FOLDER, eventually_sync
+from tests.kit.support import SHARED_FOLDER, eventually_sync, is_running
 
 ROOT = Path(__file__).parents[2]
 TEST = """
@@ -78,14 +78,8 @@ def test_nothing_that_a_test_started_outlives_it(
         os.kill(run.pid if victim == "run" else int(worker), number)
 
         run.wait(170)  # without its one worker it ends by itself
-        eventually_sync(lambda: not any(map(_runs, started)))
+        eventually_sync(lambda: not any(map(is_running, started)))
         # and what those started before they ended: a supervisor that is still there starts a lane again
         eventually_sync(lambda: not any(reaper.marked(marks.split(",")[0])))
     finally:
         run.kill()
-
-
-def _runs(pid: int) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 from msgspec.structs import replace
 from PIL import Image
 
@@ -141,8 +140,3 @@ def encoded(folder: Path, kind: str, size: tuple[int, int], colour: str = "teal"
 
 def files(folder: Path) -> list[Path]:
     return list(folder.iterdir())
-
-
-def is_gone(pid: int) -> bool:
-    # a zombie is gone too: its parent may never wait for it
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
