@@ -147,12 +147,13 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
 
 @pytest.fixture(scope="module")
 def slow_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
-    """As `system`, but a step takes a quarter of a second, and a silent worker loses its lease after 2 s."""
+    """As `system`, but a step takes half a second, so that a task runs for 2 s and more; and a silent worker loses its
+    lease after 2 s."""
     folder = tmp_path_factory.mktemp("slow")
     settings = settings_file(
         folder, lease_s=2.0, lease_renew_s=0.5, reconnect_grace_s=1.0, heartbeat_s=1.0, health_timeout_s=60.0
     )
-    up = UpProcess(folder, "--settings", str(settings), "--step-seconds", "0.25", **shared_forks())
+    up = UpProcess(folder, "--settings", str(settings), "--step-seconds", "0.5", **shared_forks())
     up.start()
     yield up
     up.stop()

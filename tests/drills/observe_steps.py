@@ -85,9 +85,10 @@ async def cancelled_task(stage: Stage) -> None:
 
 async def lost_lane(stage: Stage) -> None:
     async with stage.step("lost lane") as step:
+        lane = stage.up.find("--name anisora-0")  # the task may have ended before it is found
         step.tasks["requeued"] = task_id = await stage.caller.submit("anisora")
         await stage.caller.runs(task_id, 1)
-        os.kill(stage.up.find("--name anisora-0"), signal.SIGKILL)
+        os.kill(lane, signal.SIGKILL)
         await stage.caller.ends(task_id, "done")
         await stage.caller.warm("anisora")
 

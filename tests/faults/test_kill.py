@@ -35,10 +35,9 @@ def running(up: UpProcess, task_id: str, *, attempt: int = 1, steps: int = 0) ->
 
 def test_kill_9_of_a_lane_worker_in_mid_run(up: UpProcess) -> None:
     """The lease runs out, the task is requeued, the worker that serves the model by then runs it: done, attempt 2."""
+    worker, host = up.find("warmlane lane --model anisora"), up.host_of("anisora-0")
     task = up.submit()
     running(up, task["id"])
-    worker = up.find("warmlane lane --model anisora")
-    host = up.host_of("anisora-0")
     os.kill(worker, signal.SIGKILL)
     eventually_sync(lambda: not is_running(host))  # the death pipe: no orphan holds the card
     done = up.ended(task["id"])
@@ -54,10 +53,9 @@ def test_kill_9_of_a_lane_worker_in_mid_run(up: UpProcess) -> None:
 
 def test_kill_9_of_the_host_child_in_mid_run(up: UpProcess) -> None:
     """Its worker notices at once, gives the lease back, and starts a new host; the task runs again, here or there."""
+    worker, host = up.find("warmlane lane --model phr00t"), up.host_of("phr00t-0")
     task = up.submit(model="phr00t")
     running(up, task["id"])
-    host = up.host_of("phr00t-0")
-    worker = up.find("warmlane lane --model phr00t")
     os.kill(host, signal.SIGKILL)
     done = up.ended(task["id"])
     assert (done["status"], done["attempt"]) == ("done", 2), done
@@ -114,10 +112,11 @@ def test_cancelling_a_running_task_stops_it_within_a_step(up: UpProcess) -> None
 
 def test_kill_9_of_the_server_and_of_the_gateway(up: UpProcess) -> None:
     """Work in hand is kept and settles afterwards; `up` starts both again."""
+    server, gateway = up.find("nats-server"), up.find("warmlane gateway")
     task = up.submit()
     running(up, task["id"])
-    os.kill(up.find("nats-server"), signal.SIGKILL)
-    os.kill(up.find("warmlane gateway"), signal.SIGKILL)
+    os.kill(server, signal.SIGKILL)
+    os.kill(gateway, signal.SIGKILL)
     eventually_sync(up.is_ready, within_s=60)
     done = up.ended(task["id"])
     assert (done["status"], done["attempt"]) == ("done", 1), done

@@ -134,11 +134,11 @@ async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(quick_syst
         await rig.lanes.becomes("phr00t-0", LaneState.WARM)
         await rig.routes("phr00t", "lane")
 
-        in_hand = (await quick_system.submit("phr00t"))["id"]
-        await rig.lanes.holds("phr00t-0", in_hand)
         (killed,) = rig.lane_pids()
         given = Path(f"/proc/{killed}/environ").read_bytes()  # its own password, and not the supervisor's
         assert (b"pw-lane" in given, b"pw-supervisor" in given, b"pw-admin" in given) == (True, False, False)
+        in_hand = (await quick_system.submit("phr00t"))["id"]
+        await rig.lanes.holds("phr00t-0", in_hand)
         os.kill(killed, signal.SIGKILL)
         # nobody waits for the end of its lease
         requeued = await quick_system.becomes(in_hand, TaskStatus.PENDING, epoch=1)
