@@ -14,17 +14,7 @@ from contracts import lifecycle
 from contracts.lanes import ColdStart, LaneState, Leadership, SlotState, decode_episode
 from contracts.settings import load_settings
 from contracts.tasks import FailureCode, TaskStatus, decode_task, encode_task
-from contracts.topology import (
-    COLD_STARTS,
-    CONTROL,
-    DEGRADED,
-    FALLBACKS,
-    LANES,
-    LEADER,
-    LEADER_KEY,
-    RETIRED,
-    TASKS,
-)
+from contracts.topology import COLD_STARTS, CONTROL, DEGRADED, FALLBACKS, LANES, LEADER, LEADER_KEY, RETIRED, TASKS
 from lane_worker.runtime.heartbeat import Heartbeat
 from lane_worker.runtime.slot_display import SlotDisplay
 from ops.ending import end

@@ -60,7 +60,10 @@ class Rig:
         return found
 
     async def has_only(self, model: str, *states: LaneState) -> None:
-        """Returns when the lanes of *model* are reported with those *states*; what came before is not judged."""
+        """Returns when the lanes of *model* are reported with those *states*; what came before is not judged.
+
+        A replica whose pod was not made yet is reported under a name of its own, beside the new pod for a moment.
+        """
         await eventually(lambda: asyncio.sleep(0, [each.state for each in self.now(model)] == [*states]))
 
     async def routes(self, model: str, outcome: str) -> None:
