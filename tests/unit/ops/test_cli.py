@@ -71,21 +71,21 @@ def test_an_unknown_command_is_a_usage_error_with_a_suggestion() -> None:
     assert re.search(r"Did you mean .*'submit'\?", result.stderr)
 
 
-def test_an_error_is_one_line_and_status_1() -> None:
+def test_an_error_is_one_line_and_status_1(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    result = run("demo", "--url", f"http://127.0.0.1:{port}")
+    result = run("demo", "--out", str(tmp_path), "--url", f"http://127.0.0.1:{port}")
     assert result.returncode == 1
     assert result.stderr.startswith(f"Error: no gateway answers at http://127.0.0.1:{port}")
     assert "warmlane up" in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [["demo"], ["submit", "anisora", "a fox", "--idempotency-key", "k1"]])
-def test_ctrl_c_ends_with_130_and_no_traceback(arguments: list[str]) -> None:
+def test_ctrl_c_ends_with_130_and_no_traceback(arguments: list[str], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(30)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        command = [sys.executable, "-m", "ops.cli", *arguments, "--url", url]
+        command = [sys.executable, "-m", "ops.cli", *arguments, "--out", str(tmp_path / "made"), "--url", url]
         process = subprocess.Popen(
             command, cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
