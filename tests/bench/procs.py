@@ -266,13 +266,6 @@ def _settle(cores: frozenset[int], parent_pid: int) -> None:
     die_with_parent(parent_pid)
 
 
-def free_port() -> int:
-    """A port of the loopback that nothing listens on now."""
-    with socket.create_server((HOST, 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
-
-
 def listens(port: int, *, greets: bytes = b"") -> bool:
     """Whether something accepts connections on *port*, and begins with *greets* by itself."""
     try:

@@ -28,8 +28,8 @@ from ops.nats.provisioning import provision, wanted
 from ops.nats.server import find_nats_server, nats_conf
 from tests.bench.load import Address, request
 from tests.bench.names import BARE, CELERY, TASKIQ, TASKIQ_KV, UVICORN, WARMLANE
-from tests.bench.procs import HOST, Cores, Script, Server, free_port, listens, script, server
-from tests.kit.support import NO_TLS
+from tests.bench.procs import HOST, Cores, Script, Server, listens, script, server
+from tests.kit.support import NO_TLS, free_port
 
 MODEL: Final = "phr00t"
 LANE: Final = f"{MODEL}-0"

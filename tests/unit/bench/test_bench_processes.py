@@ -12,10 +12,10 @@ from gateway.server.connections import Connections, http_config
 from gateway.server.limits import Limits
 from tests.bench.names import CELERY, TASKIQ, TASKIQ_KV
 from tests.bench.peers.serving import config_of
-from tests.bench.procs import Cores, NotStarted, Watch, apart, free_port, listens, server, usable_cores
+from tests.bench.procs import Cores, NotStarted, Watch, apart, listens, server, usable_cores
 from tests.bench.rounds import rotated
 from tests.bench.stacks import contenders
-from tests.kit.support import is_running
+from tests.kit.support import free_port, is_running
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from contracts.settings import load_settings
 from ops.cli import COMMANDS, INTERRUPTED, cli
-from tests.kit.support import clean_environment
+from tests.kit.support import clean_environment, free_port
 from tests.kit.terminal import Terminal
 
 ROOT = Path(__file__).parents[3]
@@ -72,8 +72,7 @@ def test_an_unknown_command_is_a_usage_error_with_a_suggestion() -> None:
 
 
 def test_an_error_is_one_line_and_status_1(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     result = run("demo", "--out", str(tmp_path), "--url", f"http://127.0.0.1:{port}")
     assert result.returncode == 1
     assert result.stderr.startswith(f"Error: no gateway answers at http://127.0.0.1:{port}")
