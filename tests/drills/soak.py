@@ -279,7 +279,7 @@ async def soak(
         asked_again=people.again,
         seconds=lasted_s,
         keep_s=keep_s,
-        processes={name: len(pids) for name, pids in sampler.pids.items()},
+        processes=sampler.processes(),
     )
 
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -48,8 +48,12 @@ class Sampler:
         self._folders: Mapping[str, float] = {}
         self._begun_s = time.monotonic()
         self.samples: list[Sample] = []
-        self.pids: defaultdict[str, set[int]] = defaultdict(set)
-        """The processes that were seen, by what they are."""
+        self._seen: dict[int, str] = {}
+
+    def processes(self) -> Counter[str]:
+        """How many processes of each kind were seen. Each counts once, as what it was last: until it is its own
+        program, a new process looks like the one that started it."""
+        return Counter(self._seen.values())
 
     async def take(self, accepted: int, *, last: bool = False) -> None:
         """One more sample; folders are looked at in every fifth of them, and in the *last* one."""
@@ -60,7 +64,7 @@ class Sampler:
                 values[f"files {name}"] += process.num_fds()
                 times = process.cpu_times()
                 values[f"cpu {name}"] += times.user + times.system
-                self.pids[name].add(process.pid)
+                self._seen[process.pid] = name
         with contextlib.suppress(TransportUnavailable):
             for info in await js_of(self._link).streams_info():
                 if info.config.name in self._names:

@@ -93,7 +93,7 @@ def test_a_short_soak_and_a_short_regression_pass(noop: NoopSystem) -> None:
         os.kill(server, signal.SIGCONT)
     assert (soaked.accepted, soaked.ends, soaked.refused) == (200, {"done": 200}, {})
     assert soaked.asked == {"long polls": 20, "event streams": 14, "videos": 4}
-    assert [line.what for line in judge_soak(soaked)[:3] if not line.is_met] == []
+    assert [line.what for line in judge_soak(soaked)[:3] if not line.is_met] == [], soaked.processes
     last = soaked.samples[-1].values
     assert last["messages KV_tasks"] >= 200
     assert last["objects artifacts"] == 2 * 200  # a video and its thumbnail

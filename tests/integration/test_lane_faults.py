@@ -253,9 +253,9 @@ async def test_sigterm_of_a_lane_with_tasks_waiting(scene: Scene) -> None:
     assert await heartbeat_of(scene.system.link, LANE) is None
 
 
-# A step lasts longer than it takes to ask the lane to stop, also on a machine that others keep busy.
+# A step lasts longer than it takes to ask the lane to stop, also where disk or cores make the server answer late.
 @pytest.mark.parametrize(
-    "scene", [{"wait_limit_s": 10.0, "drain_s": 0.2, "attempts": 1, "step_s": 1.5}], indirect=True, ids=["one"]
+    "scene", [{"wait_limit_s": 10.0, "drain_s": 0.2, "attempts": 1, "step_s": 5.0}], indirect=True, ids=["one"]
 )
 async def test_a_lane_that_is_asked_to_stop_hands_its_task_back_at_no_cost(scene: Scene) -> None:
     """ADR 0004: with one attempt allowed, the task is run again when the drain was too short for it."""
