@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Final
 
 NATS_HOST: Final = "127.0.0.1"
+# nats-server takes any free port.
+ANY_PORT: Final = -1
 
 
 class NoNatsServer(Exception):
