@@ -19,6 +19,7 @@ from contracts.topology import TASKS, bucket_stream, bucket_subject, lane_stream
 from ops.ending import end as ended
 from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
+from ops.waiting import set_within
 from tests.bench.accept import Sample
 from tests.bench.dispatch import WARM_UP, delays_ms
 from tests.bench.load import LoadFailed, connect, percentile, request
@@ -40,7 +41,7 @@ from tests.bench.procs import Cores
 from tests.bench.results import Part
 from tests.bench.rounds import Values, empty_folder, one_round, rotated
 from tests.bench.stacks import BODY, Contender, Given, Stack, say_warm
-from tests.kit.behind import client_of
+from tests.kit.behind import client_of, until_subscribed
 
 TASKS_LEVELS: Final = (FEW, SOME, MANY)
 LANES_LEVELS: Final = (1, 10, 100)
@@ -57,8 +58,8 @@ READ_S: Final = 120.0
 READS: Final = 50
 PAGE: Final = 100
 REMOVED: Final = {"KV-Operation": "DEL"}
-# So long, what the server was asked takes to be counted at most.
-SETTLE_S: Final = 0.1
+# No task has an id that ends so.
+NO_TASK: Final = "f" * 12
 WHATS: Final = (ACCEPT, POLL_LIVE, POLL_NEW, POLL_OLD, DISPATCH)
 
 
@@ -269,23 +270,30 @@ async def _until(holds: Callable[[], Awaitable[bool]], otherwise: str) -> None:
 
 
 async def reads_per_poll(grown: Grown, task_id: str) -> float:
-    """How often the server is asked for the record of *task_id*, by anybody, for each poll of it."""
-    asked = 0
+    """How often the server is asked for the record of *task_id*, by anybody, for each poll of it.
+
+    The server copies a question to this subscription after it has handed the question on, so an answer may come first.
+    It takes the questions of one connection in order. So a last one, for a task that does not exist, closes the count.
+    Raises LoadFailed.
+    """
+    asked, last, closed = 0, f"{task_id[: -len(NO_TASK)]}{NO_TASK}", asyncio.Event()
 
     async def count(question: Msg) -> None:
         nonlocal asked
         asked += task_id.encode() in question.data
+        if last.encode() in question.data:
+            closed.set()
 
     subscription = await client_of(grown.link).subscribe(f"$JS.API.STREAM.MSG.GET.{bucket_stream(TASKS)}", cb=count)
-    await client_of(grown.link).flush()
+    await until_subscribed(grown.link)
     line = await connect(grown.stack.address)
-    for _ in range(READS):
-        answer = await line.ask(request("GET", f"/tasks/{task_id}", grown.stack.address))
-        if answer.status != 200:
-            raise LoadFailed(f"the task {task_id} is not shown: {answer.body.decode(errors='replace')}")
+    for polled, status in [(task_id, 200)] * READS + [(last, 404)]:
+        answer = await line.ask(request("GET", f"/tasks/{polled}", grown.stack.address))
+        if answer.status != status:
+            raise LoadFailed(f"{polled} is answered with {answer.status}: {answer.body.decode(errors='replace')}")
     line.close()
-    await client_of(grown.link).flush()  # what was asked before has arrived here
-    await asyncio.sleep(SETTLE_S)
+    if not await set_within(READ_S, closed):
+        raise LoadFailed(f"the server was not asked for {last} within {READ_S:g} s")
     await subscription.unsubscribe()
     return asked / READS
 

@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from contracts.lanes import LaneState
 from contracts.tasks import TaskStatus, decode_task
 from ops.telemetry.tracing import TRACEPARENT
-from tests.kit.behind import client_of
+from tests.kit.behind import client_of, until_subscribed
 from tests.kit.collector import Collector, SeenSpan
 from tests.kit.degraded import DegradedProcess
 from tests.kit.gateway import GatewayProcess, System, fresh_system
@@ -64,7 +64,7 @@ async def killed_with(system: System, epoch: int) -> asyncio.Future[Msg]:
 
     for route in ("lane", "degraded"):
         await client_of(system.link).subscribe(f"{route}.anisora.*", cb=look)
-    await client_of(system.link).flush()
+    await until_subscribed(system.link)
     return seen
 
 

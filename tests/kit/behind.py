@@ -14,3 +14,11 @@ def js_of(link: NatsLink) -> JetStreamContext:
 def client_of(link: NatsLink) -> NatsClient:
     """The connection of *link*."""
     return link.connection._client
+
+
+async def until_subscribed(link: NatsLink) -> None:
+    """Returns once the server has every subscription of *link*.
+
+    nats-py's `flush` does not say so: its PING overtakes a SUB that waits to be written. A question waits behind it.
+    """
+    await client_of(link).request("$JS.API.INFO", timeout=20)
