@@ -1,4 +1,4 @@
-"""From an accepted request to its task, as every route that queues one does it."""
+"""Turns an accepted request into its task, for every route that queues one."""
 
 import re
 from functools import partial
@@ -44,10 +44,11 @@ async def accept(
 
 
 def sender_of(request: CallerRequest) -> str | None:
-    """The `traceparent` of what *request* makes: of its own span where it has one, else the one that it came with."""
+    """The `traceparent` for the task of *request*: that of its own span if it has one, else the one that it came
+    with."""
     return traceparent_of(current_root()) or _traceparent_in(request.headers.get("traceparent"))
 
 
 def _traceparent_in(header: str | None) -> str | None:
-    """What the header `traceparent` says, where it has the form of one."""
+    """The value of the header `traceparent`, if it is well formed."""
     return header if header is not None and _TRACEPARENT.fullmatch(header) else None

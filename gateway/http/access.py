@@ -1,9 +1,9 @@
 """Who may call what, judged before anything else of a request is looked at (ADR 0015).
 
-Every route says what it needs (`needs`, `needs_nothing`); one that forgets to needs `admin`. The order in which a
-request is refused is 413, 401, 403, 415, 400, 422, 429, 503: the first three of them from the headers alone, so that
-nobody without a key makes the gateway read a body; one that turns out too large only then is 413 after that. A body
-that is costly to parse is 429 before it is.
+Every route declares what it needs (`needs`, `needs_nothing`); a route that declares nothing needs `admin`. A request is
+refused in the order 413, 401, 403, 415, 400, 422, 429, 412, 503. The first three are judged from the headers alone, so
+that a client without a key cannot make the gateway read a body. A body that turns out to be too large while it is read
+is 413 only then. A body that is costly to parse is 429 before it is parsed.
 """
 
 import time
@@ -52,12 +52,12 @@ def needs_nothing() -> dict[str, Any]:
     return {_NEEDS: Needs(needs_key=False)}
 
 
-# Of a route that says nothing.
+# For a route that declares nothing.
 _MOST: Final = Needs()
 
 
 class Turn(Struct, frozen=True):
-    """Whether it is the key's turn, by its rate limit; *key* is None where there is none."""
+    """Whether *key* may make its request now, by its rate limit; *key* is None for a request without one."""
 
     key: ApiKey | None = None
     wait_s: float = 0.0
@@ -80,13 +80,13 @@ class RateLimits:
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
     def turn(self, key: ApiKey | None) -> Turn:
-        """Counts a request of *key*. One that has to wait is not counted."""
+        """Counts a request of *key*. A request that has to wait is not counted."""
         if key is None or key.burst is None:
             return Turn()
         limit = RateLimitItemPerSecond(key.burst, key.burst_s)
         if self._limiter.hit(limit, key.id):
             return Turn(key)
-        # the library reads the clock itself; in the same clock, when the oldest request of the window leaves it
+        # when the oldest request leaves the window, by the clock that the library itself reads
         free_at_s = self._limiter.get_window_stats(limit, key.id).reset_time
         return Turn(key, max(0.001, free_at_s - time.time()))
 
@@ -96,7 +96,7 @@ def access_control(
 ) -> Callable[[ASGIApp], ASGIApp]:
     """The middleware of every route: it leaves the caller in `request.user` and their turn in `request.auth`.
 
-    It is called with the route already found, before anybody reads the body or looks at parameters.
+    It runs once the route is found, and before anything reads the body or the parameters.
     """
 
     def around(app: ASGIApp) -> ASGIApp:
@@ -107,7 +107,7 @@ def access_control(
             if handler.http_methods != {"OPTIONS"}:  # Litestar answers those itself, with the methods of the path
                 wanted = handler.opt.get(_NEEDS, _MOST)
                 _admit(scope, wanted, keys, limits, allowed_hosts)
-                if not wanted.counts_late:  # one that does looks at its body first
+                if not wanted.counts_late:  # a handler that counts late looks at its body first
                     require_known_query(scope)
             await app(scope, receive, send)
 
@@ -117,7 +117,7 @@ def access_control(
 
 
 def _admit(scope: Scope, wanted: Needs, keys: KeyBoard, limits: RateLimits, allowed_hosts: Collection[str]) -> None:
-    """Raises what the request is refused with."""
+    """Raises the problem with which the request is refused."""
     if not wanted.needs_key:
         return
     sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
@@ -140,7 +140,7 @@ def _admit(scope: Scope, wanted: Needs, keys: KeyBoard, limits: RateLimits, allo
 
 
 def _note(caller: Caller | None, keys: KeyBoard, sent: Sequence[str]) -> None:
-    """For the access log: whose key it is, also of one that counts no more or is shown with a wrong secret."""
+    """Notes for the access log whose key it is, even if the key is no longer in force or comes with a wrong secret."""
     of_request = noted()
     if caller is not None:
         of_request.caller = caller.name
@@ -152,15 +152,15 @@ def _note(caller: Caller | None, keys: KeyBoard, sent: Sequence[str]) -> None:
 
 
 def is_foreign(headers: Iterable[tuple[bytes, bytes]], allowed_hosts: Collection[str]) -> bool:
-    """Whether a request without a key may be meant by somebody who is not on this machine. Pure.
+    """Whether a request without a key may come from somebody who is not on this machine. Pure.
 
-    Nobody has to be trusted for it: what a header says makes it foreign, and never near.
+    It trusts no header: a header can make a request foreign, but never local.
 
-    1. It was called by a name (Host, X-Forwarded-Host) that is neither this machine's own nor one of *allowed_hosts*.
-       A web page whose own name was made to lead to 127.0.0.1 sends that name (DNS rebinding), and its browser would
-       take the answers for the page's.
-    2. A proxy on this machine calls it by this machine's name, for somebody elsewhere (X-Forwarded-For, X-Real-IP,
-       Forwarded); with an allowed name it may.
+    1. The client called a name (Host, X-Forwarded-Host) that is neither this machine's own nor one of *allowed_hosts*.
+       A web page whose own name was made to resolve to 127.0.0.1 sends that name (DNS rebinding), and its browser would
+       treat the answers as the page's own.
+    2. A proxy on this machine called it by this machine's name for a client elsewhere (X-Forwarded-For, X-Real-IP,
+       Forwarded). Under an allowed name a proxy may do that.
     """
     called: list[bytes] = []
     is_passed_on = False
@@ -188,7 +188,7 @@ def _is_near(address: str) -> bool:
 
 
 def _header(scope: Scope, wanted: bytes) -> bytes:
-    # of several the first one, as Litestar has it; but without making all of them text for each request
+    # the first of several, as in Litestar, but without decoding all headers of each request
     for name, value in scope["headers"]:
         if name == wanted:
             return value
@@ -200,7 +200,7 @@ def _is_too_large(declared: bytes, max_body_bytes: int) -> bool:
 
 
 def unauthorized(connection: ASGIConnection[Any, Any, Any, Any]) -> ProblemError:
-    """The problem of a request without a key that counts. It does not say what was wrong with one that was sent."""
+    """The problem of a request without a valid key. It does not say what was wrong with a key that was sent."""
     if "authorization" not in connection.headers:
         return ProblemError(
             "unauthorized",

@@ -69,8 +69,8 @@ MODE_MAX_BYTES: Final = 4 * 1024
     **needs("admin"),
 )
 async def get_lanes(services: _Services) -> LanesView:
-    """Every lane with its state, every model with its switch and what routing would say of a request now, and what is
-    resident on which slot."""
+    """Every lane with its state; every model with its switch, and where a request for it would go now; and the model
+    that is resident on each slot."""
     now = datetime.now(UTC)
     return LanesView(
         now=now,
@@ -111,10 +111,10 @@ async def get_lane_mode(services: _Services, model: FromPath[str]) -> Response[M
     **needs("admin", counts_late=True),
 )
 async def set_lane_mode(request: _Request, services: _Services, model: FromPath[str]) -> Response[ModeView]:
-    """Sets the switch, which every gateway obeys within a second; tasks that are queued already stay where they are.
+    """Sets the switch. Every gateway obeys it within a second; tasks that are already queued stay where they are.
 
-    It is the same as the key `lanes.MODEL` of the bucket `control`. With `If-Match`, nothing is done if somebody else
-    has set it meanwhile.
+    This sets the key `lanes.MODEL` of the bucket `control`. With `If-Match`, nothing changes if somebody else has set
+    the switch meanwhile.
     """
     body = await read_body(request, max_bytes=MODE_MAX_BYTES)
     name = _entry(services, model).name
@@ -143,7 +143,8 @@ def _mode_answer(services: Services, model: str) -> Response[ModeView]:
     **needs("admin"),
 )
 async def get_queues(services: _Services) -> QueuesView:
-    """The depth of every work queue as the server counts it, what runs, and what the measured service times say."""
+    """Every work queue: its depth as nats-server counts it, the tasks that wait and run, and the waits to expect by
+    measured service times."""
     now = datetime.now(UTC)
     models = tuple(services.catalog.models)
     queues = [await _queue(services, "lane", (model,), now) for model in models]
@@ -194,7 +195,8 @@ async def get_cold_starts(services: _Services) -> ColdStartsView:
     **needs("admin"),
 )
 async def get_swaps(services: _Services) -> SwapsView:
-    """The newest loads on the degraded worker, each with its proof and the times of its parts."""
+    """The newest loads on the degraded worker, each with the proof that its slot was empty, and the times of its
+    parts."""
     return swaps_view(services.tasks.recent, services.catalog.models)
 
 
@@ -207,7 +209,8 @@ async def get_swaps(services: _Services) -> SwapsView:
     **needs("admin"),
 )
 async def get_history(services: _Services) -> HistoryView:
-    """How long tasks waited, and how they ended: of all gateways and workers, from the records."""
+    """How long tasks waited and how they ended, for all gateways and workers, from the task records. `overloaded` also
+    counts requests that this gateway refused without a record."""
     return history_view(services.tasks.recent, services.catalog.models, datetime.now(UTC))
 
 
@@ -220,8 +223,8 @@ async def get_history(services: _Services) -> HistoryView:
     **needs("admin"),
 )
 async def explain_task(services: _Services, caller: NamedDependency[Caller], task_id: FromPath[str]) -> ExplainView:
-    """The stored inputs of the routing decision, the rule that fired, the answer worked out again from the same inputs,
-    and what routing would say now."""
+    """The stored inputs of the routing decision, the rule that fired, the decision worked out again from the same
+    inputs, and where a new request would go now."""
     task = (await find(services, caller, task_id)).task
     return explain_view(task, services.lanes.outcome(task.model, datetime.now(UTC)))
 

@@ -43,7 +43,7 @@ KEY_MAX_BYTES: Final = 4 * 1024
     **needs("admin"),
 )
 async def list_keys(services: _Services) -> KeysView:
-    """Every key on record, revoked ones too; never a secret."""
+    """Every key on record, including revoked ones. No secret is shown."""
     return KeysView(
         is_open=services.keys.is_open,
         keys=tuple(map(key_view, services.keys.known())),
@@ -63,10 +63,10 @@ async def list_keys(services: _Services) -> KeysView:
     **needs("admin", counts_late=True),
 )
 async def make_key(request: _Request, services: _Services) -> Response[NewKeyView]:
-    """The answer has the only copy of the secret: it is stored nowhere and cannot be shown again.
+    """The answer has the only copy of the secret: the gateway does not store it and cannot show it again.
 
-    The key counts on every gateway within a second. The first one closes an open gateway for good: from then on every
-    request needs a key. It is the same as `warmlane keys add`.
+    Every gateway accepts the key within a second. The first key closes an open gateway for good: from then on every
+    request needs a key. This does the same as `warmlane keys add`.
     """
     body = await read_body(request, max_bytes=KEY_MAX_BYTES)
     require_json(request)
@@ -118,10 +118,10 @@ async def make_key(request: _Request, services: _Services) -> Response[NewKeyVie
     **needs("admin"),
 )
 async def revoke_key(request: _Request, services: _Services, key_id: FromPath[str]) -> KeyView:
-    """Within a second no gateway lets it in. A key that was revoked before is answered as it is.
+    """Within a second no gateway accepts the key. A key that was already revoked is returned unchanged.
 
-    Revoking the last key opens nothing: every request is refused then, this one too, until `warmlane keys add` makes
-    another.
+    Revoking the last key does not open the gateway: it then refuses every request, including this one, until
+    `warmlane keys add` makes another key.
     """
     if not is_token(key_id):
         raise ProblemError("key_not_found", "no key has such an id; GET /admin/keys lists them")

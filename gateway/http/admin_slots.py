@@ -32,10 +32,11 @@ from ops.nats.shown_slots import NoSuchSlot, NotQuarantined, lift
 async def lift_quarantine(
     request: Request[Caller, Turn, State], services: NamedDependency[Services], slot: FromPath[str]
 ) -> VideoPipelineSlot:
-    """Its worker loads on the slot again, at once; the answer is the slot as it was, with the reason in `detail`.
+    """The slot's worker loads on it again at once. The answer is the slot as it was, with the reason for the quarantine
+    in `detail`.
 
-    Find out first what holds the card's memory, and end it: else the next release is not proven either. It is the same
-    as `warmlane slots lift`.
+    First find out what holds the card's memory, and end it: otherwise the next release is not proven either. This does
+    the same as `warmlane slots lift`.
     """
     if not is_token(slot):
         raise ProblemError("slot_not_found", "no slot has such a name; GET /admin/lanes lists them")

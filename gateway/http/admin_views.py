@@ -80,14 +80,14 @@ def mode_view(model: str, mode: Mode) -> ModeView:
 
 
 def leader_view(leadership: Leadership | None) -> LeaderView | None:
-    """Who leads, if somebody does."""
+    """The worker that leads, if one does."""
     if leadership is None:
         return None
     return LeaderView(worker=leadership.worker, slot=leadership.slot, pid=leadership.pid, since=leadership.since)
 
 
 def order_view(leadership: Leadership | None, waiting: Iterable[GenerationTask], now: datetime) -> OrderView | None:
-    """How the leader orders those *waiting*, if it has said so."""
+    """How the leader orders the *waiting* tasks, if it has published that."""
     state = None if leadership is None else leadership.order
     if state is None:
         return None
@@ -197,7 +197,7 @@ def swaps_view(recent: RecentWork, models: Collection[str]) -> SwapsView:
 
 
 def key_view(key: ApiKey) -> KeyView:
-    """What may be shown of *key*: neither its secret nor what is stored of it."""
+    """What may be shown of *key*: neither its secret nor the hash of it that is stored."""
     return KeyView(
         id=key.id,
         caller=key.caller,
@@ -213,7 +213,7 @@ def key_view(key: ApiKey) -> KeyView:
 
 
 def estimate_view(model: str, service_s: float | None, wait_s: float | None) -> EstimateView:
-    """What was measured of one model."""
+    """The measured service time of one model, and the wait that follows from it."""
     return EstimateView(model=model, service_s=_tenths(service_s), wait_s=_tenths(wait_s))
 
 
@@ -236,7 +236,7 @@ def fallbacks_view(episodes: list[FallbackEpisode]) -> FallbacksView:
 
 
 def explain_view(task: GenerationTask, now: Route) -> ExplainView:
-    """Why *task* is where it is; *now* is what routing says of a new request for its model."""
+    """Why *task* is where it is; *now* is where a new request for its model would go."""
     decision = task.decision
     derived = None if decision is None else derive(decision, lanes_passed=decision.lanes_passed)
     return ExplainView(

@@ -1,4 +1,4 @@
-"""Answers of the two routes that are called most, and problems, made with a third of the work of Litestar's own."""
+"""JSON answers and problems, made with a third of the work of Litestar's own responses."""
 
 from collections.abc import Mapping
 from typing import Any, Final, Generic, TypeVar
@@ -14,7 +14,7 @@ JSON: Final = "application/json"
 class JsonAnswer(Response[T], Generic[T]):
     """*content* as JSON of that *media_type*, with *headers* in ASCII.
 
-    It has no cookies, no background task, and no other media type: what Litestar looks for in every response.
+    It has no cookies, no background task and no other media type, for which Litestar looks in every response.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class JsonAnswer(Response[T], Generic[T]):
         self.media_type = media_type
 
     def to_asgi_response(self, app: Any, request: Request[Any, Any, Any], **_: Any) -> ASGIApp:  # type: ignore[override]
-        """What sends it."""
+        """The ASGI application that sends it."""
         body = msgspec.json.encode(self.content)
         raw = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
         raw += ((b"content-type", str(self.media_type).encode()), (b"content-length", b"%d" % len(body)))

@@ -1,4 +1,4 @@
-"""What operators changed over HTTP, in the log: who, what, and on what."""
+"""Logs what operators change over HTTP: who changed what, and on which object."""
 
 import structlog
 from litestar import Request

@@ -32,7 +32,7 @@ from gateway.placing.overload import Overloaded
 from gateway.services import Services
 from ops.telemetry.tracing import below_root, current_span
 
-# How many times as much as one request a batch may hold beside its images: prompts are seldom as long as they may.
+# Beside its images a batch may hold so many times as much as one request: prompts are seldom as long as allowed.
 BESIDE_IMAGES: Final = 8
 
 
@@ -46,15 +46,15 @@ BESIDE_IMAGES: Final = 8
     **needs("submit", counts_late=True),
 )
 async def generate_batch(request: CallerRequest, services: NamedDependency[Services]) -> Response[TaskBatch]:
-    """Checks 1 to 20 requests, each as the body of `POST /generate`, and queues all of them or none.
+    """Checks 1 to 20 requests, each like the body of `POST /generate`, and queues all of them or none.
 
-    The answer comes at once, with the tasks in the order of the requests, as for `POST /generate` with `Prefer:
-    respond-async`: a task that is not taken in time ends as `failed` with the code `queue_overloaded`. Every wrong
-    field of every request is listed; its pointer begins with the place of the request, as in `/requests/3/steps`.
+    The answer comes at once, as for `POST /generate` with `Prefer: respond-async`, with the tasks in the order of the
+    requests. A task that no worker takes in time ends as `failed` with the code `queue_overloaded`. A `422` lists every
+    wrong field of every request; its pointer begins with the place of the request, as in `/requests/3/steps`.
 
-    Where the queues have no places for all of them, the answer is `503 queue_overloaded` and none is queued; a batch
-    takes nobody's place. It counts as one request for the rate of its key, and as all its tasks for the bounds on what
-    may wait. With an `Idempotency-Key`, the same key and body lead to the same tasks.
+    If the queues have no room for all of them, the answer is `503 queue_overloaded` and none is queued; a batch
+    displaces no waiting task. A batch counts as one request towards the rate limit of its key, and as all of its tasks
+    towards the bound on waiting tasks. With an `Idempotency-Key`, the same key and body lead to the same tasks.
     """
     body = await read_body(request)
     beside_images = beside_image_bytes(body, images=BATCH_MAX)

@@ -1,4 +1,4 @@
-"""The body of a request: read once, whole, and never more of it than may be sent."""
+"""Reads the body of a request once, and no more of it than the limit allows."""
 
 from collections.abc import AsyncIterator, Collection
 from typing import Any, Final
@@ -13,15 +13,15 @@ MAX_BODY_BYTES: Final = 12 * 1024 * 1024
 
 
 JSON: Final = "application/json"
-# From this size on a key's turn is taken before the body is parsed, and a thread parses it.
+# A larger body counts towards the key's rate limit before it is parsed, and a thread parses it.
 COSTLY_BYTES: Final = 8 * 1024
 
 
 async def read_body(request: Request[Any, Any, Any], *, max_bytes: int = MAX_BODY_BYTES) -> bytes:
-    """The whole body. More than *max_bytes* is refused as 413, before anything of the request but its key is judged.
+    """The whole body. One of more than *max_bytes* is refused as 413, before anything but the request's key is judged.
 
-    This does what `Request.body` does, without a generator and without Litestar's view of the headers, which would be a
-    tenth of a refusal's CPU time. `access_control` has judged a declared length before. Raises HTTPException (413),
+    This does what `Request.body` does, without a generator and without Litestar's view of the headers, which would take
+    a tenth of a refusal's CPU time. `access_control` has already judged a declared length. Raises HTTPException (413),
     ProblemError.
     """
     chunks: list[bytes] = []
@@ -39,7 +39,7 @@ async def read_body(request: Request[Any, Any, Any], *, max_bytes: int = MAX_BOD
 
 
 async def body_chunks(request: Request[Any, Any, Any], *, max_bytes: int) -> AsyncIterator[bytes]:
-    """The body as it comes, for whoever keeps less than all of it; otherwise as `read_body`."""
+    """The body in chunks as they come, for a reader that does not keep all of it; otherwise as `read_body`."""
     size_bytes = 0
     while True:
         event: Any = await request.receive()
@@ -54,25 +54,25 @@ async def body_chunks(request: Request[Any, Any, Any], *, max_bytes: int) -> Asy
 
 
 def too_much_beside(beside_image_bytes: int, max_bytes: int) -> ProblemError:
-    """To be raised where what is not the image is more than *max_bytes*."""
+    """The problem of a body of which more than *max_bytes* are not the image."""
     detail = f"{beside_image_bytes} bytes of it are not the image; at most {max_bytes} may be"
     return ProblemError("body_too_large", detail)
 
 
 def media_type_of(request: Request[Any, Any, Any]) -> str:
-    """As what the body is declared, in small letters and without parameters; empty where it is not."""
+    """The declared media type of the body, in lower case and without parameters; empty if none is declared."""
     declared: str = request.headers.get("content-type", "")
     return declared.partition(";")[0].strip().lower()
 
 
 def require_json(request: Request[Any, Any, Any]) -> None:
-    """Raises the problem `unsupported_media_type` unless the body is declared as JSON, and as nothing around it."""
+    """Raises the problem `unsupported_media_type` unless the body is declared as JSON, without a content encoding."""
     require_media_type(request, (JSON,))
 
 
 def require_media_type(request: Request[Any, Any, Any], accepted: Collection[str]) -> None:
-    """Raises the problem `unsupported_media_type` unless the body is declared as one that is *accepted*, and as nothing
-    around it."""
+    """Raises the problem `unsupported_media_type` unless the body is declared as an *accepted* type, without a content
+    encoding."""
     if media_type_of(request) not in accepted:
         raise ProblemError("unsupported_media_type", f"send it as {' or '.join(accepted)}")
     encoding = request.headers.get("content-encoding", "identity").strip().lower()

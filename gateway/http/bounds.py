@@ -7,7 +7,7 @@ from gateway.boards.key_board import Caller
 from gateway.boards.task_index import TaskIndex
 from gateway.http.problems import ProblemError
 
-# Nobody knows when a place becomes free.
+# The gateway cannot know when a place becomes free.
 RETRY_S: Final = 5.0
 
 

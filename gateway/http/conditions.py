@@ -1,9 +1,9 @@
 """What a client makes its request depend on: `If-Match` and `If-None-Match` (RFC 9110 §13). Pure.
 
-A tag of ours is `REVISION`, then what else changes the representation, then the encoding, with hyphens between: a task
-that waits has `"7-3-4.2-gzip"`, at revision 7, third in its queue, for 4.2 s, and compressed; one that runs has
-`"9-12.5"`, with the time left. A client that reads compares whole tags. A client that changes something names the
-revision that it has seen: what it changes is neither the task's place nor an encoding.
+A tag of this gateway is the revision, then what else changes the representation, then the encoding, with hyphens
+between. `"7-3-4.2-gzip"` is a waiting task at revision 7, third in its queue with an expected wait of 4.2 s,
+compressed. `"9-12.5"` is a running task at revision 9, with 12.5 s left. A read compares whole tags. A change compares
+revisions alone: it affects neither the task's place nor an encoding.
 """
 
 from typing import Any, Final, Literal
@@ -20,14 +20,14 @@ Verdict = Literal["go on", "not modified", "failed"]
 
 
 class Conditions(Struct, frozen=True):
-    """The conditions of one request; None for a header that it has not."""
+    """The conditions of one request; None for a header that it does not have."""
 
     if_match: ETags | None = None
     if_none_match: ETags | None = None
 
     @classmethod
     def of(cls, if_match: str | None, if_none_match: str | None) -> "Conditions":
-        """Those of two headers, each with all of its lines; None for one that is not there."""
+        """The conditions of two headers, each with all of its lines; None for an absent header."""
         return cls(_tags(if_match), _tags(if_none_match))
 
     @property
@@ -39,7 +39,7 @@ class Conditions(Struct, frozen=True):
 
 
 def to_read(conditions: Conditions, tag: str | None) -> Verdict:
-    """Whether a GET or HEAD is answered with the representation that has the strong *tag*, or none (RFC 9110 §13.2.2).
+    """How to answer a GET or HEAD of a representation that has the strong *tag*, or no tag (RFC 9110 §13.2.2).
 
     1. If-Match has no tag that is strongly equal: failed.
     2. If-None-Match has one that is weakly equal: not modified.
@@ -54,7 +54,7 @@ def to_read(conditions: Conditions, tag: str | None) -> Verdict:
 
 
 def to_change(conditions: Conditions, revision: int | None) -> Verdict:
-    """Whether what is at *revision* may be changed, or deleted; None where there is nothing that would have a revision.
+    """Whether the resource at *revision* may be changed or deleted; *revision* is None where there is no resource.
 
     1. If-Match has no strong tag of the revision: failed.
     2. If-None-Match has a tag of it, weak or strong: failed.
@@ -79,7 +79,7 @@ def conditions_of(request: Request[Any, Any, Any]) -> Conditions:
 
 
 def require_to_change(conditions: Conditions, revision: int | None) -> None:
-    """Raises the problem `precondition_failed` unless what is at *revision* may be changed."""
+    """Raises the problem `precondition_failed` unless the resource at *revision* may be changed."""
     if to_change(conditions, revision) == "failed":
         raise precondition_failed(None if revision is None else f'"{revision}"')
 
@@ -92,7 +92,7 @@ def precondition_failed(etag: str | None) -> ProblemError:
 
 
 def tag_of(etag: str) -> str:
-    """The opaque part of a strong *etag* that we made."""
+    """The opaque part of a strong *etag* of this gateway."""
     return etag[1:-1]
 
 

@@ -1,4 +1,4 @@
-"""Pages of other origins: Litestar's CORS, with a refusal that says why, and all of `Vary`."""
+"""Requests from pages of other origins: Litestar's CORS, with refusals that give the reason, and a complete `Vary`."""
 
 from collections.abc import Collection, Mapping
 from typing import Final
@@ -9,23 +9,23 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from contracts.hosts import host_name
 from gateway.http.problems import ProblemError, answer_of
 
-# What a browser may always ask for (the Fetch Standard's safelist).
+# The headers that a page may always send (the Fetch Standard's safelist).
 SAFE_HEADERS: Final = frozenset({"accept", "accept-language", "content-language", "content-type"})
 _SHOWN_CHARS: Final = 128
 _NOT_ALLOWED: Final = "pages of {!a} may not call this gateway; an operator allows them with --cors-origin"
-# What a page must not do behind its reader's back.
+# The methods that a page of another origin must not use without its reader's knowledge.
 CHANGING: Final = frozenset({"POST", "PUT", "DELETE"})
 _VARY: Final = ("Accept-Encoding", "Origin")
-# A request without these is no page's.
+# A request without these does not come from a page.
 _OF_PAGES: Final = frozenset({b"origin", b"sec-fetch-site"})
 
 
 def objection(cors: CORSConfig | None, preflight: Mapping[str, str]) -> str | None:
-    """Why a browser's question with the headers *preflight* is refused, by the first of these; None if it is not. Pure.
+    """Why a preflight request with the headers *preflight* is refused, by the first of these; None if it is not. Pure.
 
-    1. No origin is allowed, or not this one.
-    2. Its pages may not use the method.
-    3. Its pages may not send one of the headers.
+    1. No origin is allowed, or this one is not.
+    2. Pages may not use the method.
+    3. Pages may not send one of the headers.
     """
     origin = preflight.get("origin", "")
     if cors is None or not cors.is_origin_allowed(origin):  # 1
@@ -43,15 +43,17 @@ def objection(cors: CORSConfig | None, preflight: Mapping[str, str]) -> str | No
 
 
 def comes_from_elsewhere(headers: Mapping[str, str], cors: CORSConfig | None, allowed_hosts: Collection[str]) -> bool:
-    """Whether a request that changes something was made by a page of an origin that may not call. Pure.
+    """Whether a page of an origin that may not call made this request, which changes something. Pure.
 
-    A browser asks before most of what a page sends elsewhere, but not before a form or an empty `POST`. Nobody else
-    sends the headers that this looks at.
+    A browser sends a preflight request before most of what a page sends elsewhere, but not before a form or an empty
+    `POST`. Only browsers send the headers that this looks at.
 
-    1. It shows a key: a browser adds none by itself, so its page was allowed to send the header, or is our own.
-    2. The browser says that the page is of this origin, or that no page made it.
-    3. It names no origin: it is no browser's.
-    4. The origin is the one that was called, or by a name of *allowed_hosts* (behind a proxy), or one of *cors*.
+    1. It carries a key: no. A browser adds none by itself, so the page was allowed to send the header, or is the
+       gateway's own.
+    2. The browser says that the page is of this origin, or that no page made the request: no.
+    3. It names no origin: only if it has Sec-Fetch-Site, which a browser sends.
+    4. Its origin is the one that was called, or has a name of *allowed_hosts* (behind a proxy), or is one of *cors*:
+       no. Any other origin: yes.
     """
     if "authorization" in headers:  # 1
         return False
@@ -67,7 +69,7 @@ def comes_from_elsewhere(headers: Mapping[str, str], cors: CORSConfig | None, al
 
 
 def cross_origin(app: ASGIApp, cors: CORSConfig | None, allowed_hosts: Collection[str] = ()) -> ASGIApp:
-    """*app*, which answers what *cors* allows, with the rest refused by a problem document."""
+    """*app*, which answers what *cors* allows; the rest is refused with a problem document."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if scope.get("method") in CHANGING and not _OF_PAGES.isdisjoint([name for name, _ in scope["headers"]]):
@@ -79,7 +81,7 @@ def cross_origin(app: ASGIApp, cors: CORSConfig | None, allowed_hosts: Collectio
                 return
         if scope.get("method") == "OPTIONS":
             asked = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-            # without CORS, what has an origin is no question of a browser unless it names the method
+            # without CORS, an OPTIONS with an origin is a preflight request only if it also names a method
             if "origin" in asked and (cors is not None or "access-control-request-method" in asked):
                 detail = objection(cors, asked)
                 if detail is not None:
@@ -94,7 +96,8 @@ def cross_origin(app: ASGIApp, cors: CORSConfig | None, allowed_hosts: Collectio
 def _with_vary(send: Send) -> Send:
     async def varied(message: Message) -> None:
         if message["type"] == "http.response.start":
-            # also for who sends no origin, whose answer may be kept for one who does; Litestar forgets the encoding
+            # even for a client without an origin: a cache may give its answer to one that has an origin; and Litestar
+            # leaves the encoding out
             own = ", ".join(value.decode("latin-1") for name, value in message["headers"] if name == b"vary")
             names = dict.fromkeys([*filter(None, map(str.strip, own.split(","))), *_VARY])
             others = [each for each in message["headers"] if each[0] != b"vary"]

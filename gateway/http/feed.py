@@ -37,7 +37,7 @@ from gateway.http.views import root_of
 from gateway.services import Services
 from ops.nats.errors import TransportUnavailable
 
-# What changes within this time is sent together.
+# Changes within this time are sent together.
 BATCH_S: Final = 0.25
 _REVISION: Final = re.compile(r"[0-9]{1,18}")
 
@@ -67,16 +67,16 @@ async def follow_tasks(
     wait: _Wait = None,
 ) -> Response[Any]:
     """Server-sent events of every task of the key's caller (of all tasks for `admin`), or of those that `status`,
-    `model` and `label` name, as in `GET /tasks`. One stream does for a page.
+    `model` and `label` name, as in `GET /tasks`. One stream is enough for a page.
 
-    It begins with `open`, and sends what changes from then on: read `open` first, then list. `task` carries a task's
-    JSON, the newest there is: states in between may be left out, the last one never. `left` names a task that is no
-    longer in a `status` that was asked for, `gone` one whose record was removed. `places` says where tasks that wait
-    stand now, once a second at most.
+    The stream begins with `open`, and then sends every change: read `open` first, then list the tasks. `task` carries
+    the newest JSON of a task: states in between may be left out, but never the last one. `left` names a task that is no
+    longer in any of the requested `status`, `gone` a task whose record was removed. `places` says where waiting tasks
+    now stand in their queues, once a second at most.
 
-    The last event of each batch has an id, or a comment behind it has. A client that comes back with the newest one in
-    `Last-Event-ID`, to any gateway, is sent all that changed since, before anything else. Where that is too much, or
-    too long ago, it gets `reset`, and lists again. Every 15 s without an event a comment comes.
+    The last event of each batch has an id, or a comment after it has. A client that reconnects, to any gateway, with
+    the newest id in `Last-Event-ID` is first sent everything that changed since. If that is too much, or too long ago,
+    it gets `reset`, and has to list again. After 15 s without an event a comment is sent.
     """
     wanted = _wanted(services, caller, status, model, label)
     since = _since(request)
@@ -117,7 +117,7 @@ def _wanted(
 def _since(request: CallerRequest) -> int | None:
     """The revision in `Last-Event-ID`; None without one. Raises the problem `invalid_query`."""
     sent = request.headers.get("last-event-id")
-    if not sent:  # a browser sends none before the first event, and some an empty one
+    if not sent:  # a browser sends none before the first event; some send an empty one
         return None
     if not _REVISION.fullmatch(sent):
         raise ProblemError("invalid_query", "Last-Event-ID: send the id of an event of this stream, or leave it out")
@@ -140,11 +140,11 @@ async def _events(
                 idle_s = min(idle_s, until_s - clock())
             news = await feed.news(idle_s=idle_s)
             if news is None or not services.keys.still_counts(request.user):
-                return  # the gateway leaves, or the key was revoked: not a word more
+                return  # the gateway stops, or the key was revoked: nothing more is sent
             try:
                 text = await events.text(news)
             except TransportUnavailable:
-                return  # the client comes back with the id that it has, and misses nothing
+                return  # the client reconnects with the id that it has, and misses nothing
             if not text and (news.caught_up or clock() - silent_since_s >= KEEP_ALIVE_S):
                 text = STILL_THERE if news.upto is None else with_id(STILL_THERE, news.upto)
             if text:
@@ -162,7 +162,7 @@ class _Events:
         self._sent_places: dict[str, int] = {}
 
     def opened(self, feed: Feed, since: int | None) -> bytes:
-        """What comes first. It carries an id only where nothing from before is still to be sent."""
+        """The first event. It has an id only if no earlier change is still to be sent."""
         is_resumed = since is not None and not feed.is_reset
         text = without_id("open", _json(FeedOpened(resumed=is_resumed)))
         upto = self._services.tasks.feeds.upto
@@ -196,7 +196,7 @@ class _Events:
                 self._sent_places[task.id] = view.queue.position
             return without_id("task", _json(view))
         self._sent_places.pop(task.id, None)
-        # it is the same on every stream, for as long as what is left of one that runs counts down no further
+        # the text is the same on every stream; for a running task only within one second, as its time left counts down
         second = None if task.status.is_terminal else int(datetime.now(UTC).timestamp())
         name = task.id, snapshot.revision, root_of(self._request), second
         return self._services.texts.of(

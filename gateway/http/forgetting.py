@@ -1,4 +1,4 @@
-"""`DELETE /tasks/{id}/record`: a caller has a task forgotten. HTTP only."""
+"""`DELETE /tasks/{id}/record`: forgets a task that has ended. HTTP only."""
 
 from litestar import delete
 from litestar.di import NamedDependency
@@ -24,11 +24,11 @@ from gateway.services import Services
     **needs("submit"),
 )
 async def forget_task(request: CallerRequest, services: NamedDependency[Services], task_id: FromPath[str]) -> None:
-    """Removes a task that has ended, for good: its record with its history, its video, thumbnail and image, and the
-    deliveries of its webhooks, also those that were still to be sent. From then on it is unknown (404).
+    """Permanently removes a task that has ended: its record with its history, its video, thumbnail and image, and the
+    deliveries of its webhooks, including those still to be sent. From then on the task is unknown (404).
 
-    A backup that was taken before still holds it, and so do logs and traces, by its id and without its prompt. Counts
-    and times that name no task stay. When the answer is lost, send it again: `404` says that it is done."""
+    A backup that was taken before still holds the task. Logs and traces keep its id, but not its prompt. Counts and
+    times that name no task stay. If the answer is lost, send the request again: `404` says that the task is gone."""
     await find(services, request.user, task_id)
     conditions = conditions_of(request)
     try:

@@ -1,4 +1,4 @@
-"""A body of `multipart/form-data`: parsed while it streams, and no more of it kept than a request may hold."""
+"""Parses a body of `multipart/form-data` while it streams, and keeps no more of it than a request may hold."""
 
 from typing import Any, Final
 
@@ -16,13 +16,13 @@ _BEFORE_BASE64: Final = 512 * 1024
 
 
 class Part:
-    """One part of a form, while it comes."""
+    """One part of a form, while it arrives."""
 
     def __init__(self, segment: MultipartSegment, target: FormTarget, most: int) -> None:
-        """*most* bytes of it are kept."""
+        """At most *most* bytes of it are kept."""
         self.name = segment.name or ""
         self.declared = (segment.content_type or "").lower()
-        # an image is told from the text of a data URI by what browsers and libraries say of a file alone
+        # browsers and libraries give only a file a name or a type: that tells an image from the text of a data URI
         is_file = segment.filename is not None or bool(self.declared)
         self.is_image = is_file and target.is_image(self.name)
         self.is_image_text = not is_file and target.is_image_text(self.name)
@@ -30,13 +30,13 @@ class Part:
         self.content = bytearray()
 
     def add(self, chunk: bytes) -> None:
-        """Keeps of *chunk* what may be kept."""
+        """Keeps as much of *chunk* as may be kept."""
         self.content += chunk[: self.most - len(self.content)]
 
 
 class FormReader:
-    """Parses a form from its chunks. Of an image *image_max_bytes* are kept, and one more, by which it is known to be
-    too large; of all that is no image together *text_max_bytes*."""
+    """Parses a form from its chunks. It keeps *image_max_bytes* of an image, and one byte more, which shows that the
+    image is too large. Everything that is no image may have *text_max_bytes* together."""
 
     def __init__(
         self, content_type: str, *, image_max_bytes: int, text_max_bytes: int, target: FormTarget | None = None
@@ -53,7 +53,7 @@ class FormReader:
             self._error = _malformed(error)
 
     def feed(self, chunk: bytes) -> None:
-        """Takes in *chunk*. After an error the rest is passed over: what is wrong is said when all has come."""
+        """Takes in *chunk*. After an error it skips the rest; `fields` raises the error when all has come."""
         if self._error is not None or not chunk:
             return
         try:
@@ -63,7 +63,7 @@ class FormReader:
             self._error = _malformed(error)
 
     def fields(self) -> dict[str, Any]:
-        """The fields of the form, which has come whole. Raises ProblemError."""
+        """The fields of the form, once all of it has come. Raises ProblemError."""
         if self._text_bytes > self._text_max:
             raise too_much_beside(self._text_bytes, self._text_max)
         if self._error is None:
@@ -105,8 +105,8 @@ async def read_form(
     max_bytes: int = MAX_BODY_BYTES,
     target: FormTarget | None = None,
 ) -> FormReader:
-    """The form in the body of *request*, which may have *max_bytes*; *target* takes its parts, or else those of
-    `POST /generate` are meant. Raises HTTPException (413), ProblemError."""
+    """The form in the body of *request*, which may have *max_bytes*. *target* takes its parts; without it they are
+    those of `POST /generate`. Raises HTTPException (413), ProblemError."""
     reader = FormReader(
         request.headers.get("content-type", ""),
         image_max_bytes=image_max_bytes,

@@ -40,25 +40,25 @@ from ops.telemetry.tracing import current_span
     **needs("submit", counts_late=True),
 )
 async def generate(request: CallerRequest, services: NamedDependency[Services]) -> Response[TaskView]:
-    """Checks a request and queues it: for a warm lane of its model, or for the degraded worker where there is none.
+    """Checks a request and queues it: for a warm lane of its model if there is one, else for the degraded worker.
 
-    A warm lane gives an answer at once. On the degraded worker the answer comes when it takes the request, which can
-    take 30 s, or as `503` when it does not: give your client a time-out of 35 s or more. A client that hangs up before
-    gives up its place. With `Prefer: respond-async` the answer is `202` at once, and a task that is not taken in time
-    ends as `failed` with the code `queue_overloaded`.
+    With a warm lane the answer comes at once. Without one it comes when the degraded worker takes the request, which
+    can take 30 s, or as `503` when the worker does not: give your client a time-out of 35 s or more. A client that
+    hangs up before that gives up its place. With `Prefer: respond-async` the answer is `202` at once, and a task that
+    no worker takes in time ends as `failed` with the code `queue_overloaded`.
 
-    Every wrong field is listed at once, before anything is written. Where `GET /settings` gives the `enforcement`
-    `report` for a model, another number for a fixed parameter is not wrong: the fixed one is used, and `warnings` says
-    so.
+    A `422` lists every wrong field at once, before anything is written. For a model whose `enforcement` in
+    `GET /settings` is `report`, another number for a fixed parameter is not an error: the fixed value is used, and
+    `warnings` says so.
 
-    With `Prefer: wait=S` the answer comes when the task has ended, as `200`, or after S seconds, as `202`; where as
-    many requests wait as may, at once. `Preference-Applied` says whether it was waited.
+    With `Prefer: wait=S` the answer comes as `200` when the task has ended, or as `202` after S seconds. It comes at
+    once if too many requests wait already. `Preference-Applied` says whether the gateway waited.
 
-    `priority` names the class of the request: what waits in a stricter one starts first. Where the API key may not name
-    that class, the answer is `403 priority_forbidden`, and nothing is queued.
+    `priority` names the class of the request: waiting requests of a higher class start first. If the API key may not
+    name that class, the answer is `403 priority_forbidden`, and nothing is queued.
 
-    With an `Idempotency-Key`, the same key and body lead to the same task, also to one that is still held; after a `503
-    queue_overloaded` the same key makes a new task.
+    With an `Idempotency-Key`, the same key and body lead to the same task, even while the first request is still held.
+    After a `503 queue_overloaded` the same key makes a new task.
     """
     since_s = time.monotonic()
     submission = await read_submission(request, services)
@@ -74,7 +74,7 @@ async def generate(request: CallerRequest, services: NamedDependency[Services]) 
             hold_s=_left_s(preferred, since_s),
         )
     except Overloaded as error:
-        # a busy gateway answers this most often: it is returned, and not raised
+        # a busy gateway gives this answer most often: returning it costs less than raising it
         return answer_of(overloaded(error, request, services))  # type: ignore[return-value]
     except NOT_ACCEPTED as error:
         raise not_accepted(error, has_key=submission.key is not None) from error
@@ -92,7 +92,8 @@ async def generate(request: CallerRequest, services: NamedDependency[Services]) 
 
 
 def _left_s(preferred: Preferences, since_s: float) -> float | None:
-    """What is left of the wait that the client prefers, of a request that came at *since_s* by this process's clock."""
+    """What is left of the wait that the client prefers, for a request that came at *since_s* by this process's
+    clock."""
     if preferred.wait_s is None:
         return None
     return max(0.0, preferred.wait_s - (time.monotonic() - since_s))
